@@ -1,0 +1,665 @@
+#!lua name=tollbook_v1
+--[[
+The budget gate: the only writer of the ledger, its holds and its balances.
+
+Every function runs as one atomic step. Each reads and decides first and writes last, so
+that a key of the wrong type or a refused argument changes nothing. Amounts are integer
+nano-dollars; they and their sums stay below 2^53, where a Lua number is exact. Time is the
+Redis clock. A reply is an array: a code, then what the code says. ledger/gate.py maps them.
+
+Keys, all with the tag of one partition:
+  meta      hash   ledger_id, partitions, seq, last_id, trimmed_to
+  ledger    stream the events
+  holds     zset   call id -> deadline in ms
+  waiters   hash   budget -> 1 while somebody waits for its holds to settle
+  account   hash   plan, cap_nanousd, credit:<period> of one user, as the ledger assigned them
+  call      hash   st state (open | closed | settled | denied), ch content hash, h hold number,
+                   am amount held, ow worker, dl deadline ms, b budgets (one a line), u user,
+                   p period, at attempts recorded, bg attempts begun, sp spent by recorded
+                   attempts of this hold, r<h> "cost assumed" of a settled hold, d denial,
+                   m<n> f<n> x<n> marks of an attempt's events, so that a resend adds none
+  result    string the task's result as JSON
+  tail      list   of one budget: "id dS dH S H", deltas of settled and held, and both after it
+
+A budget argument is a name and "cap settled held q_ms q_n q_seq": the cap, and the baseline
+folded at ledger position Q (entry id q_ms-q_n, sequence number q_seq).
+
+Codes: OK EXISTS CONFLICT DENIED WAIT STALE AHEAD DIVERGED LEDGER WINDOW SETTLED UNKNOWN
+       MISMATCH ORPHAN. Programming errors are raised as error replies that begin with TOLLBOOK.
+]]
+
+local MAX_AMOUNT = 1000000 * 1000000000
+local EXACT = 9007199254740992
+
+local function bug(text)
+  error({ err = 'TOLLBOOK ' .. text })
+end
+
+local function int(value)
+  local n = tonumber(value)
+  if not n or n ~= math.floor(n) or n >= EXACT or n <= -EXACT then
+    bug('not an exact integer: ' .. tostring(value))
+  end
+  return n
+end
+
+local function amount_of(value)
+  local n = int(value)
+  if n < 0 or n > MAX_AMOUNT then
+    bug('amount out of bounds: ' .. tostring(value))
+  end
+  return n
+end
+
+-- tostring() writes 1e+15; money is written out in full.
+local function text(n)
+  return string.format('%.0f', int(n))
+end
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return int(t[1]) * 1000 + math.floor(int(t[2]) / 1000)
+end
+
+local function is_after(ms, n, other_ms, other_n)
+  return ms > other_ms or (ms == other_ms and n > other_n)
+end
+
+local function parse_id(id)
+  local ms, n = string.match(id, '^(%d+)%-(%d+)$')
+  return tonumber(ms), tonumber(n)
+end
+
+local function parse_budget(packed)
+  local cap, s, h, ms, n, seq = string.match(packed, '^(%d+) (%-?%d+) (%-?%d+) (%d+) (%d+) (%d+)$')
+  if not cap then
+    bug('malformed budget: ' .. packed)
+  end
+  return { cap = amount_of(cap), s = int(s), h = int(h), ms = int(ms), n = int(n), seq = int(seq) }
+end
+
+local function parse_entry(entry)
+  local ms, n, ds, dh, s, h = string.match(entry, '^(%d+)%-(%d+) (%-?%d+) (%-?%d+) (%-?%d+) (%-?%d+)$')
+  return { ms = tonumber(ms), n = tonumber(n), ds = tonumber(ds), dh = tonumber(dh), s = tonumber(s), h = tonumber(h) }
+end
+
+local function read_meta(key, ledger_id)
+  local m = redis.call('HMGET', key, 'ledger_id', 'seq', 'last_id', 'trimmed_to')
+  if m[1] ~= ledger_id then
+    return nil, { 'LEDGER', m[1] or '' }
+  end
+  local last_ms, last_n = parse_id(m[3])
+  local trim_ms, trim_n = parse_id(m[4])
+  return { key = key, seq = int(m[2]), last_ms = last_ms, last_n = last_n, trim_ms = trim_ms, trim_n = trim_n }
+end
+
+-- The tail's balance at position Q: after the newest entry at or before Q.
+local function balance_at(key, q, last)
+  if not is_after(last.ms, last.n, q.ms, q.n) then
+    return last.s, last.h
+  end
+  local first = parse_entry(redis.call('LINDEX', key, 0))
+  if is_after(first.ms, first.n, q.ms, q.n) then
+    return first.s - first.ds, first.h - first.dh
+  end
+  local low, high, at = 0, redis.call('LLEN', key) - 1, first
+  while high - low > 1 do
+    local middle = math.floor((low + high) / 2)
+    local entry = parse_entry(redis.call('LINDEX', key, middle))
+    if is_after(entry.ms, entry.n, q.ms, q.n) then
+      high = middle
+    else
+      low, at = middle, entry
+    end
+  end
+  return at.s, at.h
+end
+
+-- The exact balance of a budget now: baseline at Q plus the tail after Q, or a refusal.
+local function balance(meta, key, name, q)
+  if q.seq > meta.seq or is_after(q.ms, q.n, meta.last_ms, meta.last_n) then
+    return nil, { 'AHEAD', text(q.seq), text(meta.seq) }
+  end
+  if is_after(meta.trim_ms, meta.trim_n, q.ms, q.n) then
+    return nil, { 'STALE', name }
+  end
+  local newest = redis.call('LINDEX', key, -1)
+  if not newest then
+    return { s = q.s, h = q.h }
+  end
+  local last = parse_entry(newest)
+  local s, h = balance_at(key, q, last)
+  if s ~= q.s or h ~= q.h then
+    return nil, { 'DIVERGED', name, text(q.s), text(q.h), text(s), text(h) }
+  end
+  return { s = last.s, h = last.h }
+end
+
+-- The balance of a budget with an open hold: its tail is never empty. The baseline is for repairs.
+local function known_balance(meta, key, name, packed)
+  local newest = redis.call('LINDEX', key, -1)
+  if newest then
+    local last = parse_entry(newest)
+    return { s = last.s, h = last.h }
+  end
+  if packed == '' then
+    return nil, { 'STALE', name }
+  end
+  return balance(meta, key, name, parse_budget(packed))
+end
+
+local function known_committed(key)
+  local newest = redis.call('LINDEX', key, -1)
+  if not newest then
+    return ''
+  end
+  local last = parse_entry(newest)
+  return text(last.s + last.h)
+end
+
+local function append(meta, ledger, event)
+  meta.seq = meta.seq + 1
+  local id = redis.call('XADD', ledger, '*', 'type', event.type, 'v', '1', 'seq', text(meta.seq),
+    'user_id', event.user, 'period', event.period, 'call_id', event.call, 'attempt', event.attempt,
+    'amount', text(event.amount), 'committed', event.committed, 'payload', event.payload)
+  redis.call('HSET', meta.key, 'seq', text(meta.seq), 'last_id', id)
+  meta.last_ms, meta.last_n = parse_id(id)
+  return id
+end
+
+local function push(key, id, ds, dh, before)
+  before.s, before.h = before.s + ds, before.h + dh
+  redis.call('RPUSH', key, table.concat({ id, text(ds), text(dh), text(before.s), text(before.h) }, ' '))
+end
+
+-- Put what only the gate knows in front of a payload's own members.
+local function splice(stamps, payload)
+  local members = table.concat(stamps, ',')
+  if members == '' then
+    return payload
+  end
+  return '{' .. members .. (payload == '{}' and '}' or ',' .. string.sub(payload, 2))
+end
+
+local function stamp_budgets(stamps, names, balances, caps, delta)
+  if #names < 2 then
+    return
+  end
+  local list = {}
+  for i = 2, #names do
+    local cap = caps and ',"cap_nanousd":' .. text(caps[i]) or ''
+    list[#list + 1] = '{"budget":' .. cjson.encode(names[i]) .. cap ..
+      ',"committed_nanousd":' .. text(balances[i].s + balances[i].h + delta) .. '}'
+  end
+  stamps[#stamps + 1] = '"budgets":[' .. table.concat(list, ',') .. ']'
+end
+
+local function read_call(key)
+  local c = redis.call('HMGET', key, 'st', 'ch', 'h', 'am', 'ow', 'dl', 'b', 'u', 'p', 'at', 'bg', 'sp', 'd')
+  if not c[1] then
+    return nil
+  end
+  return { state = c[1], hash = c[2], hold = tonumber(c[3] or 0), amount = tonumber(c[4] or 0), worker = c[5] or '',
+    deadline = c[6] or '0', budgets = c[7] or '', user = c[8], period = c[9], recorded = tonumber(c[10] or 0),
+    begun = tonumber(c[11] or 0), spent = tonumber(c[12] or 0), denial = c[13] or '' }
+end
+
+-- Arguments from `from` on are budgets: a name and its packed numbers each.
+local function read_budgets(args, from)
+  local names, packed = {}, {}
+  for i = from, #args, 2 do
+    names[#names + 1] = args[i]
+    packed[#packed + 1] = args[i + 1]
+  end
+  return names, packed
+end
+
+local function tails_of(keys, from)
+  local tails = {}
+  for i = from, #keys do
+    tails[#tails + 1] = keys[i]
+  end
+  return tails
+end
+
+-- Events that tell of an attempt, three arguments each: type, attempt, payload. Each is appended once.
+local MARKS = { ['model-called'] = 'm', ['fallback-used'] = 'f' }
+
+local function append_attempts(meta, ledger, call_key, call, call_id, args, from, count, committed)
+  for i = from, from + 3 * (count - 1), 3 do
+    local kind, attempt, payload = args[i], args[i + 1], args[i + 2]
+    local mark = MARKS[kind] or bug('not an event of an attempt: ' .. kind)
+    if redis.call('HSETNX', call_key, mark .. attempt, '1') == 1 then
+      append(meta, ledger, { type = kind, user = call.user, period = call.period, call = call_id,
+        attempt = attempt, amount = 0, committed = committed, payload = payload })
+      if mark == 'm' and tonumber(attempt) > call.recorded then
+        call.recorded = tonumber(attempt)
+      end
+    end
+  end
+end
+
+local function wake(waiters, names)
+  for _, name in ipairs(names) do
+    if redis.call('HDEL', waiters, name) == 1 then
+      redis.call('PUBLISH', waiters, name)
+    end
+  end
+end
+
+-- The ledger's cap for the user's period where it assigned one, else the caller's; credit on top.
+local function cap_in_force(account, period, cap)
+  local a = redis.call('HMGET', account, 'cap_nanousd', 'credit:' .. period)
+  return math.min(int(a[1] or cap) + int(a[2] or 0), MAX_AMOUNT)
+end
+
+-- Balance every budget and hold `amount` against it.
+local function weigh(meta, tails, names, packed, account, period, amount)
+  local balances, caps, denied, waiting = {}, {}, nil, nil
+  for i, name in ipairs(names) do
+    local q = parse_budget(packed[i])
+    local b, refusal = balance(meta, tails[i], name, q)
+    if not b then
+      return nil, refusal
+    end
+    local cap = i == 1 and cap_in_force(account, period, q.cap) or q.cap
+    balances[i], caps[i] = b, cap
+    if b.s + amount > cap then
+      denied = denied or i
+    elseif b.s + b.h + amount > cap then
+      waiting = waiting or i
+    end
+  end
+  return { balances = balances, caps = caps, denied = denied, waiting = waiting }
+end
+
+local function verdict(code, names, w, i)
+  local b = w.balances[i]
+  return { code, names[i], text(b.s), text(b.h), text(w.caps[i]) }
+end
+
+local function exists(call, result_key)
+  if call.state == 'open' then
+    return { 'EXISTS', 'open', text(call.hold), text(call.amount), call.worker, call.deadline,
+      text(call.recorded), text(call.begun), text(call.spent), call.budgets, call.period }
+  end
+  return { 'EXISTS', call.state, redis.call('GET', result_key) or '', call.denial }
+end
+
+--[[ reserve: hold money for a call, against one or more budgets, all or nothing.
+KEYS meta ledger holds waiters account call result tail...
+ARGS 1 ledger_id 2 call_id 3 user_id 4 period 5 content hash 6 amount 7 worker 8 lease ms
+     9 valid from ms 10 valid until ms 11 final (1: a wait is over, refuse) 12 call ttl s 13 payload
+     14.. budgets, the user's period first
+OK id hold attempt committed cap deadline | DENIED/WAIT budget settled held cap | EXISTS ... | ... ]]
+local function reserve(keys, args)
+  local meta, refusal = read_meta(keys[1], args[1])
+  if not meta then
+    return refusal
+  end
+  local call_key, call_id, user, period = keys[6], args[2], args[3], args[4]
+  local amount, now = amount_of(args[6]), now_ms()
+  local call = read_call(call_key)
+  if call then
+    if call.hash ~= args[5] then
+      return { 'CONFLICT' }
+    elseif call.state ~= 'closed' then
+      return exists(call, keys[7])
+    end
+  end
+  if now < int(args[9]) or now >= int(args[10]) then
+    return { 'WINDOW', text(now) }
+  end
+  local names, packed = read_budgets(args, 14)
+  local tails = tails_of(keys, 8)
+  local w
+  w, refusal = weigh(meta, tails, names, packed, keys[5], period, amount)
+  if not w then
+    return refusal
+  end
+  local refused = w.denied or (args[11] == '1' and w.waiting)
+  if w.waiting and not refused then
+    redis.call('HSET', keys[4], names[w.waiting], '1')
+    return verdict('WAIT', names, w, w.waiting)
+  end
+  local attempt = (call and call.recorded or 0) + 1
+  local event = { user = user, period = period, call = call_id, attempt = text(attempt), amount = amount }
+  if refused then
+    local reply = verdict('DENIED', names, w, refused)
+    reply[6] = w.denied and 'cap' or 'wait_timeout'
+    local b = w.balances[refused]
+    event.type, event.committed = 'budget-denied', text(w.balances[1].s + w.balances[1].h)
+    event.payload = splice({ '"budget":' .. cjson.encode(names[refused]), '"cap_nanousd":' .. text(w.caps[refused]),
+      '"settled_nanousd":' .. text(b.s), '"held_nanousd":' .. text(b.h), '"reason":"' .. reply[6] .. '"' }, args[13])
+    append(meta, keys[2], event)
+    redis.call('HSET', call_key, 'st', 'denied', 'ch', args[5], 'u', user, 'p', period,
+      'd', table.concat({ names[refused], text(b.s), text(b.h), text(w.caps[refused]), text(amount), reply[6] }, ' '))
+    redis.call('EXPIRE', call_key, args[12])
+    return reply
+  end
+  local hold, deadline = (call and call.hold or 0) + 1, now + int(args[8])
+  local committed = text(w.balances[1].s + w.balances[1].h + amount)
+  local stamps = { '"hold":' .. text(hold), '"cap_nanousd":' .. text(w.caps[1]), '"deadline_ms":' .. text(deadline) }
+  stamp_budgets(stamps, names, w.balances, w.caps, amount)
+  event.type, event.committed, event.payload = 'budget-reserved', committed, splice(stamps, args[13])
+  local id = append(meta, keys[2], event)
+  for i, tail in ipairs(tails) do
+    push(tail, id, 0, amount, w.balances[i])
+  end
+  redis.call('HSET', call_key, 'st', 'open', 'ch', args[5], 'h', text(hold), 'am', text(amount), 'ow', args[7],
+    'dl', text(deadline), 'b', table.concat(names, '\n'), 'u', user, 'p', period, 'at', text(attempt - 1),
+    'bg', text(attempt), 'sp', '0')
+  redis.call('PERSIST', call_key)
+  redis.call('ZADD', keys[3], text(deadline), call_id)
+  return { 'OK', id, text(hold), text(attempt), committed, text(w.caps[1]), text(deadline) }
+end
+
+-- An open hold and the budgets it stands against, or the reason why there is none.
+local function open_hold(call_key, hold, names)
+  local call = read_call(call_key)
+  if not call then
+    return nil, { 'UNKNOWN' }
+  end
+  local settled = redis.call('HGET', call_key, 'r' .. hold)
+  if settled then
+    return nil, { 'SETTLED', settled, call.state }
+  end
+  if call.state ~= 'open' or text(call.hold) ~= hold then
+    return nil, { 'UNKNOWN' }
+  end
+  if names and table.concat(names, '\n') ~= call.budgets then
+    return nil, { 'MISMATCH', call.budgets }
+  end
+  return call
+end
+
+--[[ record: tell of attempts while the hold stays open, and extend the hold for the next one.
+KEYS meta ledger holds account call tail...
+ARGS 1 ledger_id 2 call_id 3 hold 4 attempts begun 5 spent by recorded attempts 6 extension (0: none)
+     7 number of events 8.. events, then payload of the extension, then budgets
+OK id|'' hold-amount | DENIED/WAIT budget settled held cap (events are appended, the hold is not extended) | ... ]]
+local function record(keys, args)
+  local meta, refusal = read_meta(keys[1], args[1])
+  if not meta then
+    return refusal
+  end
+  local count, extension = int(args[7]), amount_of(args[6])
+  local payload_at = 8 + 3 * count
+  local names, packed = read_budgets(args, payload_at + 1)
+  local call
+  call, refusal = open_hold(keys[5], args[3], names)
+  if not call then
+    return refusal
+  end
+  local tails, attempt = tails_of(keys, 6), args[4]
+  local extends = extension > 0 and redis.call('HEXISTS', keys[5], 'x' .. attempt) == 0
+  local w
+  if extends then
+    w, refusal = weigh(meta, tails, names, packed, keys[4], call.period, extension)
+    if not w then
+      return refusal
+    end
+  end
+  append_attempts(meta, keys[2], keys[5], call, args[2], args, 8, count, known_committed(tails[1]))
+  redis.call('HSET', keys[5], 'at', text(call.recorded), 'sp', args[5])
+  if not extends then
+    redis.call('HSET', keys[5], 'bg', attempt)
+    return { 'OK', '', text(call.amount) }
+  end
+  local refused = w.denied or w.waiting
+  if refused then
+    return verdict(w.denied and 'DENIED' or 'WAIT', names, w, refused)
+  end
+  local stamps = { '"hold":' .. args[3], '"cap_nanousd":' .. text(w.caps[1]), '"deadline_ms":' .. call.deadline }
+  stamp_budgets(stamps, names, w.balances, w.caps, extension)
+  local id = append(meta, keys[2], { type = 'budget-reserved', user = call.user, period = call.period, call = args[2],
+    attempt = attempt, amount = extension, committed = text(w.balances[1].s + w.balances[1].h + extension),
+    payload = splice(stamps, args[payload_at]) })
+  for i, tail in ipairs(tails) do
+    push(tail, id, 0, extension, w.balances[i])
+  end
+  local held = text(call.amount + extension)
+  redis.call('HSET', keys[5], 'am', held, 'x' .. attempt, '1', 'bg', attempt)
+  return { 'OK', id, held }
+end
+
+--[[ settle: replace a hold by the real cost, store the result and free the money.
+KEYS meta ledger holds waiters call result tail...
+ARGS 1 ledger_id 2 call_id 3 hold 4 cost 5 assumed part of it 6 attempt 7 final (1: the call is over)
+     8 result ('' none) 9 result ttl s 10 call ttl s 11 payload 12 number of events 13.. events, then
+     budgets (packed numbers may be '')
+OK id committed | SETTLED "cost assumed" state (nothing done) | UNKNOWN | MISMATCH | STALE ... ]]
+local function settle(keys, args)
+  local meta, refusal = read_meta(keys[1], args[1])
+  if not meta then
+    return refusal
+  end
+  local count = int(args[12])
+  local names, packed = read_budgets(args, 13 + 3 * count)
+  local call_key, cost = keys[5], amount_of(args[4])
+  local call
+  call, refusal = open_hold(call_key, args[3], names)
+  if not call then
+    return refusal
+  end
+  local tails, balances = tails_of(keys, 7), {}
+  for i, name in ipairs(names) do
+    balances[i], refusal = known_balance(meta, tails[i], name, packed[i])
+    if not balances[i] then
+      return refusal
+    end
+  end
+  append_attempts(meta, keys[2], call_key, call, args[2], args, 13, count, text(balances[1].s + balances[1].h))
+  local freed = cost - call.amount
+  local stamps = { '"hold":' .. args[3], '"hold_nanousd":' .. text(call.amount) }
+  if freed > 0 then
+    stamps[#stamps + 1] = '"overage_nanousd":' .. text(freed)
+  end
+  stamp_budgets(stamps, names, balances, nil, freed)
+  local committed = text(balances[1].s + balances[1].h + freed)
+  local id = append(meta, keys[2], { type = 'cost-recorded', user = call.user, period = call.period, call = args[2],
+    attempt = args[6], amount = cost, committed = committed, payload = splice(stamps, args[11]) })
+  for i, tail in ipairs(tails) do
+    push(tail, id, cost, -call.amount, balances[i])
+  end
+  redis.call('HSET', call_key, 'st', args[7] == '1' and 'settled' or 'closed', 'at', text(call.recorded),
+    'r' .. args[3], text(cost) .. ' ' .. text(amount_of(args[5])))
+  redis.call('EXPIRE', call_key, args[10])
+  redis.call('ZREM', keys[3], args[2])
+  if args[8] ~= '' then
+    redis.call('SET', keys[6], args[8], 'EX', args[9])
+    redis.call('PUBLISH', keys[6], args[2])
+  end
+  wake(keys[4], names)
+  return { 'OK', id, committed }
+end
+
+--[[ adjust: correct a settled hold to its true cost; repeated with the same cost it changes nothing.
+KEYS meta ledger waiters call tail...
+ARGS 1 ledger_id 2 call_id 3 hold 4 true cost 5 assumed part of it 6 attempt 7 payload
+     8 number of events 9.. events, then budgets with baselines
+OK id|'' difference | UNKNOWN | MISMATCH | STALE ... ]]
+local function adjust(keys, args)
+  local meta, refusal = read_meta(keys[1], args[1])
+  if not meta then
+    return refusal
+  end
+  local call = read_call(keys[4])
+  local settled = call and redis.call('HGET', keys[4], 'r' .. args[3])
+  if not settled then
+    return { 'UNKNOWN' }
+  end
+  local count = int(args[8])
+  local names, packed = read_budgets(args, 9 + 3 * count)
+  if table.concat(names, '\n') ~= call.budgets then
+    return { 'MISMATCH', call.budgets }
+  end
+  local cost, tails, balances = amount_of(args[4]), tails_of(keys, 5), {}
+  for i, name in ipairs(names) do
+    balances[i], refusal = known_balance(meta, tails[i], name, packed[i])
+    if not balances[i] then
+      return refusal
+    end
+  end
+  append_attempts(meta, keys[2], keys[4], call, args[2], args, 9, count, text(balances[1].s + balances[1].h))
+  redis.call('HSET', keys[4], 'at', text(call.recorded))
+  local was_cost, was_assumed = string.match(settled, '^(%d+) (%d+)$')
+  local difference, assumed = cost - int(was_cost), amount_of(args[5]) - int(was_assumed)
+  if difference == 0 and assumed == 0 then
+    return { 'OK', '', '0' }
+  end
+  local stamps = { '"hold":' .. args[3], '"assumed_nanousd":' .. text(assumed) }
+  stamp_budgets(stamps, names, balances, nil, difference)
+  local id = append(meta, keys[2], { type = 'cost-adjusted', user = call.user, period = call.period, call = args[2],
+    attempt = args[6], amount = difference, committed = text(balances[1].s + balances[1].h + difference),
+    payload = splice(stamps, args[7]) })
+  for i, tail in ipairs(tails) do
+    push(tail, id, difference, 0, balances[i])
+  end
+  redis.call('HSET', keys[4], 'r' .. args[3], text(cost) .. ' ' .. text(amount_of(args[5])))
+  wake(keys[3], names)
+  return { 'OK', id, text(difference) }
+end
+
+--[[ charge: book spend that happened outside a hold; it is recorded whatever the cap says.
+KEYS meta ledger call tail...
+ARGS 1 ledger_id 2 call_id 3 user_id 4 period 5 content hash 6 cost 7 assumed part 8 call ttl s
+     9 payload 10.. budgets with baselines
+OK id committed | EXISTS state | CONFLICT | STALE ... ]]
+local function charge(keys, args)
+  local meta, refusal = read_meta(keys[1], args[1])
+  if not meta then
+    return refusal
+  end
+  local call = read_call(keys[3])
+  if call then
+    return call.hash == args[5] and { 'EXISTS', call.state } or { 'CONFLICT' }
+  end
+  local names, packed = read_budgets(args, 10)
+  local cost, tails, balances = amount_of(args[6]), tails_of(keys, 4), {}
+  for i, name in ipairs(names) do
+    balances[i], refusal = balance(meta, tails[i], name, parse_budget(packed[i]))
+    if not balances[i] then
+      return refusal
+    end
+  end
+  local stamps, committed = {}, text(balances[1].s + balances[1].h + cost)
+  stamp_budgets(stamps, names, balances, nil, cost)
+  local id = append(meta, keys[2], { type = 'cost-recorded', user = args[3], period = args[4], call = args[2],
+    attempt = '0', amount = cost, committed = committed, payload = splice(stamps, args[9]) })
+  for i, tail in ipairs(tails) do
+    push(tail, id, cost, 0, balances[i])
+  end
+  redis.call('HSET', keys[3], 'st', 'settled', 'ch', args[5], 'h', '0', 'b', table.concat(names, '\n'),
+    'u', args[3], 'p', args[4], 'r0', text(cost) .. ' ' .. text(amount_of(args[7])))
+  redis.call('EXPIRE', keys[3], args[8])
+  return { 'OK', id, committed }
+end
+
+--[[ assign: a change of plan, cap or credit; in force from this step on.
+KEYS meta ledger account call tail
+ARGS 1 ledger_id 2 command id 3 user_id 4 period 5 content hash 6 type 7 plan ('' for credit)
+     8 cap, or credit to add 9 command ttl s 10 payload
+OK id | EXISTS | CONFLICT ]]
+local function assign(keys, args)
+  local meta, refusal = read_meta(keys[1], args[1])
+  if not meta then
+    return refusal
+  end
+  local command = read_call(keys[4])
+  if command then
+    return command.hash == args[5] and { 'EXISTS' } or { 'CONFLICT' }
+  end
+  local amount, credit = amount_of(args[8]), args[6] == 'credit-granted'
+  local granted = int(redis.call('HGET', keys[3], 'credit:' .. args[4]) or 0)
+  if credit and granted + amount > MAX_AMOUNT then
+    bug('credit out of bounds: ' .. text(granted + amount))
+  end
+  local id = append(meta, keys[2], { type = args[6], user = args[3], period = args[4], call = args[2], attempt = '0',
+    amount = credit and amount or 0, committed = known_committed(keys[5]), payload = args[10] })
+  if credit then
+    redis.call('HSET', keys[3], 'credit:' .. args[4], text(granted + amount))
+  else
+    redis.call('HSET', keys[3], 'plan', args[7], 'cap_nanousd', text(amount))
+  end
+  redis.call('HSET', keys[4], 'st', 'settled', 'ch', args[5])
+  redis.call('EXPIRE', keys[4], args[9])
+  return { 'OK', id }
+end
+
+--[[ trim: move the watermark, then drop the folded entries of the named tails at or below it.
+The newest entry stays while it carries an open hold, so that its settlement finds the balance.
+KEYS meta tail...   ARGS 1 ledger_id 2 watermark id
+OK watermark dropped | LEDGER ]]
+local function trim(keys, args)
+  local meta, refusal = read_meta(keys[1], args[1])
+  if not meta then
+    return refusal
+  end
+  local ms, n = parse_id(args[2])
+  if is_after(ms, n, meta.last_ms, meta.last_n) then
+    return { 'AHEAD', args[2], text(meta.seq) }
+  end
+  if is_after(ms, n, meta.trim_ms, meta.trim_n) then
+    redis.call('HSET', keys[1], 'trimmed_to', args[2])
+  end
+  local dropped = 0
+  for i = 2, #keys do
+    local length = redis.call('LLEN', keys[i])
+    while length > 0 do
+      local first = parse_entry(redis.call('LINDEX', keys[i], 0))
+      if is_after(first.ms, first.n, ms, n) or (length == 1 and first.h ~= 0) then
+        break
+      end
+      redis.call('LPOP', keys[i])
+      length, dropped = length - 1, dropped + 1
+    end
+  end
+  return { 'OK', args[2], text(dropped) }
+end
+
+--[[ create: make the ledger's identity, once.
+KEYS meta ledger   ARGS 1 ledger_id 2 partitions
+OK ledger_id partitions seq last_id trimmed_to | ORPHAN (a stream without its identity) ]]
+local function create(keys, args)
+  if redis.call('EXISTS', keys[1]) == 0 then
+    if redis.call('EXISTS', keys[2]) == 1 then
+      return { 'ORPHAN' }
+    end
+    redis.call('HSET', keys[1], 'ledger_id', args[1], 'partitions', args[2], 'seq', '0',
+      'last_id', '0-0', 'trimmed_to', '0-0', 'created_ms', text(now_ms()))
+  end
+  local m = redis.call('HMGET', keys[1], 'ledger_id', 'partitions', 'seq', 'last_id', 'trimmed_to')
+  return { 'OK', m[1], m[2], m[3], m[4], m[5] }
+end
+
+--[[ balance: what a call would be weighed against; changes nothing.
+KEYS meta account tail...   ARGS 1 ledger_id 2 period 3.. budgets
+OK settled held cap ... | STALE ... ]]
+local function read_balance(keys, args)
+  local meta, refusal = read_meta(keys[1], args[1])
+  if not meta then
+    return refusal
+  end
+  local names, packed = read_budgets(args, 3)
+  local w
+  w, refusal = weigh(meta, tails_of(keys, 3), names, packed, keys[2], args[2], 0)
+  if not w then
+    return refusal
+  end
+  local reply = { 'OK' }
+  for i, b in ipairs(w.balances) do
+    reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = text(b.s), text(b.h), text(w.caps[i])
+  end
+  return reply
+end
+
+redis.register_function('tollbook_v1_reserve', reserve)
+redis.register_function('tollbook_v1_record', record)
+redis.register_function('tollbook_v1_settle', settle)
+redis.register_function('tollbook_v1_adjust', adjust)
+redis.register_function('tollbook_v1_charge', charge)
+redis.register_function('tollbook_v1_assign', assign)
+redis.register_function('tollbook_v1_trim', trim)
+redis.register_function('tollbook_v1_create', create)
+redis.register_function({ function_name = 'tollbook_v1_balance', callback = read_balance, flags = { 'no-writes' } })

@@ -1,0 +1,111 @@
+"""Identifiers: users, tasks, calls, billing periods, budgets, partitions.
+
+A call's id is its task's id, so that a redelivered task is the same call.
+"""
+
+import re
+import zlib
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, StringConstraints
+
+MAX_ID_CHARACTERS: Final = 200
+# Ids stand inside Redis keys, budget names, log lines and shell commands.
+_FORBIDDEN = re.compile(r"[\s\"'\\\x00-\x1f\x7f-\x9f]")
+
+
+def check_id(value: str) -> str:
+    """Return `value` when it is 1 to 200 printable characters without spaces, quotes or backslashes.
+
+    Errors: ValueError, which pydantic turns into a validation error.
+    """
+    if not 1 <= len(value) <= MAX_ID_CHARACTERS:
+        raise ValueError(f"an id has 1 to {MAX_ID_CHARACTERS} characters, this one has {len(value)}")
+    if _FORBIDDEN.search(value) or not value.isprintable():
+        raise ValueError("an id has no spaces, quotes, backslashes or control characters")
+    return value
+
+
+Identifier = Annotated[str, AfterValidator(check_id)]
+UserId = Identifier
+TaskId = Identifier
+CallId = Identifier
+CampaignId = Identifier
+
+Period = Annotated[str, StringConstraints(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
+BudgetKind = Literal["user", "day", "campaign"]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A billing period or day in UTC: its name and its bounds in milliseconds since the epoch, end excluded."""
+
+    name: str
+    start_ms: int
+    end_ms: int
+
+
+def month_at(now_ms: int) -> Window:
+    """Return the calendar month in UTC that contains `now_ms`, named `YYYY-MM`."""
+    moment = datetime.fromtimestamp(now_ms / 1000, UTC)
+    start = datetime(moment.year, moment.month, 1, tzinfo=UTC)
+    end = datetime(moment.year + moment.month // 12, moment.month % 12 + 1, 1, tzinfo=UTC)
+    return Window(name=f"{start:%Y-%m}", start_ms=_ms(start), end_ms=_ms(end))
+
+
+def day_at(now_ms: int) -> Window:
+    """Return the day in UTC that contains `now_ms`, named `YYYY-MM-DD`."""
+    moment = datetime.fromtimestamp(now_ms / 1000, UTC)
+    start = datetime(moment.year, moment.month, moment.day, tzinfo=UTC)
+    return Window(name=f"{start:%Y-%m-%d}", start_ms=_ms(start), end_ms=_ms(start + timedelta(days=1)))
+
+
+def _ms(moment: datetime) -> int:
+    return round(moment.timestamp()) * 1000
+
+
+def budget_name(kind: BudgetKind, subject: str, window: str) -> str:
+    """Name a budget, for example `user:u42:2026-11`.
+
+    Unambiguous although a subject may hold colons: the kind and the window hold none.
+    """
+    return f"{kind}:{subject}:{window}"
+
+
+def split_budget_name(name: str) -> tuple[str, str, str]:
+    """Return (kind, subject, window) of a budget's name."""
+    kind, rest = name.split(":", 1)
+    subject, window = rest.rsplit(":", 1)
+    return kind, subject, window
+
+
+def task_id_from_entry(stream: str, entry_id: str) -> str:
+    """Return the id of a task whose publisher gave none; the same entry always has the same id."""
+    return f"{stream}-{entry_id}"
+
+
+def partition_of(user_id: str, partitions: int) -> int:
+    """Return the ledger partition of a user: CRC-32 of the UTF-8 bytes, modulo the number of partitions."""
+    return zlib.crc32(user_id.encode()) % partitions
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class EntryId:
+    """A Redis stream entry id, ordered as Redis orders it: by milliseconds, then by sequence."""
+
+    ms: int
+    seq: int
+
+    @classmethod
+    def parse(cls, text: str) -> "EntryId":
+        """Parse `1732412345678-0`. Errors: ValueError."""
+        ms, _, seq = text.partition("-")
+        return cls(int(ms), int(seq or 0))
+
+    def __str__(self) -> str:
+        return f"{self.ms}-{self.seq}"
+
+
+ZERO_ENTRY: Final = EntryId(0, 0)
