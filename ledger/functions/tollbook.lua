@@ -475,50 +475,58 @@ local function settle(keys, args)
 end
 
 --[[ adjust: correct a settled hold to its true cost; repeated with the same cost it changes nothing.
-KEYS meta ledger waiters call tail...
-ARGS 1 ledger_id 2 call_id 3 hold 4 true cost 5 assumed part of it 6 attempt 7 payload
-     8 number of events 9.. events, then budgets with baselines
-OK id|'' difference | UNKNOWN | MISMATCH | STALE ... ]]
+A late answer may bring the task's result: it is stored where the call was closed without one.
+KEYS meta ledger waiters call result tail...
+ARGS 1 ledger_id 2 call_id 3 hold 4 true cost 5 assumed part of it 6 attempt 7 result ('' none) 8 result ttl s
+     9 payload 10 number of events 11.. events, then budgets (packed numbers may be '')
+OK id|'' difference state | UNKNOWN | MISMATCH | STALE ... ]]
 local function adjust(keys, args)
   local meta, refusal = read_meta(keys[1], args[1])
   if not meta then
     return refusal
   end
-  local call = read_call(keys[4])
-  local settled = call and redis.call('HGET', keys[4], 'r' .. args[3])
+  local call_key = keys[4]
+  local call = read_call(call_key)
+  local settled = call and redis.call('HGET', call_key, 'r' .. args[3])
   if not settled then
     return { 'UNKNOWN' }
   end
-  local count = int(args[8])
-  local names, packed = read_budgets(args, 9 + 3 * count)
+  local count = int(args[10])
+  local names, packed = read_budgets(args, 11 + 3 * count)
   if table.concat(names, '\n') ~= call.budgets then
     return { 'MISMATCH', call.budgets }
   end
-  local cost, tails, balances = amount_of(args[4]), tails_of(keys, 5), {}
+  local cost, assumed, tails, balances = amount_of(args[4]), amount_of(args[5]), tails_of(keys, 6), {}
   for i, name in ipairs(names) do
     balances[i], refusal = known_balance(meta, tails[i], name, packed[i])
     if not balances[i] then
       return refusal
     end
   end
-  append_attempts(meta, keys[2], keys[4], call, args[2], args, 9, count, text(balances[1].s + balances[1].h))
-  redis.call('HSET', keys[4], 'at', text(call.recorded))
-  local was_cost, was_assumed = string.match(settled, '^(%d+) (%d+)$')
-  local difference, assumed = cost - int(was_cost), amount_of(args[5]) - int(was_assumed)
-  if difference == 0 and assumed == 0 then
-    return { 'OK', '', '0' }
+  append_attempts(meta, keys[2], call_key, call, args[2], args, 11, count, text(balances[1].s + balances[1].h))
+  redis.call('HSET', call_key, 'at', text(call.recorded))
+  if args[7] ~= '' and call.state == 'closed' and text(call.hold) == args[3] then
+    call.state = 'settled'
+    redis.call('HSET', call_key, 'st', 'settled')
+    redis.call('SET', keys[5], args[7], 'EX', args[8])
+    redis.call('PUBLISH', keys[5], args[2])
   end
-  local stamps = { '"hold":' .. args[3], '"assumed_nanousd":' .. text(assumed) }
+  local was_cost, was_assumed = string.match(settled, '^(%d+) (%d+)$')
+  local difference, less_assumed = cost - int(was_cost), assumed - int(was_assumed)
+  if difference == 0 and less_assumed == 0 then
+    return { 'OK', '', '0', call.state }
+  end
+  local stamps = { '"hold":' .. args[3], '"assumed_nanousd":' .. text(less_assumed) }
   stamp_budgets(stamps, names, balances, nil, difference)
   local id = append(meta, keys[2], { type = 'cost-adjusted', user = call.user, period = call.period, call = args[2],
     attempt = args[6], amount = difference, committed = text(balances[1].s + balances[1].h + difference),
-    payload = splice(stamps, args[7]) })
+    payload = splice(stamps, args[9]) })
   for i, tail in ipairs(tails) do
     push(tail, id, difference, 0, balances[i])
   end
-  redis.call('HSET', keys[4], 'r' .. args[3], text(cost) .. ' ' .. text(amount_of(args[5])))
+  redis.call('HSET', call_key, 'r' .. args[3], text(cost) .. ' ' .. text(assumed))
   wake(keys[3], names)
-  return { 'OK', id, text(difference) }
+  return { 'OK', id, text(difference), call.state }
 end
 
 --[[ charge: book spend that happened outside a hold; it is recorded whatever the cap says.

@@ -1,0 +1,119 @@
+"""What can go wrong with the ledger, one class for each thing a caller can do something about.
+
+LedgerError
+├── BudgetExceeded            final: the settled spend plus the call's bound passes the cap
+├── IdempotencyConflict       final: the call id was used before, with other content
+├── CallUnknown               final: no such hold; it was never opened, or its record has expired
+├── LedgerUnavailable         retry with the same call id: the outcome is unknown, a repeat changes nothing
+│   └── BaselineUnavailable   retry later: DuckDB is down or behind the watermark (being rebuilt)
+└── LedgerRefused             needs a person: no call is made until the stores agree again (G8)
+    ├── LedgerReplaced        Redis holds another ledger, or none
+    ├── LedgerAhead           DuckDB has folded events that the ledger does not have
+    ├── LedgerDiverged        DuckDB and the ledger's own balance differ
+    ├── ServerTooOld          the server has no functions
+    └── WrongPartitions       the ledger was made with another number of partitions
+"""
+
+from schemas.money import format_usd
+
+
+class LedgerError(Exception):
+    """Base of everything the ledger raises on purpose."""
+
+
+class BudgetExceeded(LedgerError):
+    """The hold would pass the cap of a budget."""
+
+    def __init__(self, *, budget: str, requested_nanousd: int, settled_nanousd: int, cap_nanousd: int) -> None:
+        super().__init__(
+            f"{budget}: a call of up to {format_usd(requested_nanousd, places=6)} does not fit, "
+            f"{format_usd(settled_nanousd, places=6)} of {format_usd(cap_nanousd)} are spent"
+        )
+        self.budget = budget
+        self.requested_nanousd = requested_nanousd
+        self.settled_nanousd = settled_nanousd
+        self.cap_nanousd = cap_nanousd
+
+
+class IdempotencyConflict(LedgerError):
+    """The same task id came with other content; the first content stands, nothing is charged."""
+
+    def __init__(self, call_id: str) -> None:
+        super().__init__(f"task id {call_id} was used before with other content; use a new task id")
+        self.call_id = call_id
+
+
+class CallUnknown(LedgerError):
+    """The ledger has no such hold: it was never opened, or its record has expired."""
+
+    def __init__(self, call_id: str, hold: int) -> None:
+        super().__init__(f"call {call_id} has no hold number {hold} on the ledger")
+        self.call_id = call_id
+        self.hold = hold
+
+
+class LedgerUnavailable(LedgerError):
+    """Redis did not answer. The outcome is unknown; repeating with the same call id is safe."""
+
+
+class BaselineUnavailable(LedgerUnavailable):
+    """No baseline can be had: DuckDB is down, or behind the watermark while it is rebuilt."""
+
+
+class LedgerRefused(LedgerError):
+    """The stores disagree or cannot serve; no call is made until a person has looked."""
+
+
+class LedgerReplaced(LedgerRefused):
+    """Redis holds another ledger than the one this process was started with, or none at all."""
+
+    def __init__(self, *, expected: str, found: str) -> None:
+        super().__init__(
+            f"Redis holds {'ledger ' + found if found else 'no ledger'}, this process works on {expected}: "
+            "Redis was emptied or replaced. Restore its data and restart, or set the DuckDB file aside "
+            "and restart to begin a new ledger"
+        )
+        self.expected = expected
+        self.found = found
+
+
+class LedgerAhead(LedgerRefused):
+    """DuckDB has folded events that the ledger does not have: Redis was restored from an old backup."""
+
+    def __init__(self, *, folded_seq: int, ledger_seq: int) -> None:
+        super().__init__(
+            f"DuckDB has folded {folded_seq} events, the ledger has only {ledger_seq}: Redis was restored from an "
+            "older backup. Restore the newer data of Redis, or set the DuckDB file aside so that it is rebuilt "
+            "from the ledger (what the lost events charged is then lost too)"
+        )
+        self.folded_seq = folded_seq
+        self.ledger_seq = ledger_seq
+
+
+class LedgerDiverged(LedgerRefused):
+    """The baseline in DuckDB differs from the ledger's own balance at the same position."""
+
+    def __init__(self, *, budget: str, baseline_nanousd: tuple[int, int], ledger_nanousd: tuple[int, int]) -> None:
+        super().__init__(
+            f"{budget}: DuckDB says settled {baseline_nanousd[0]} and held {baseline_nanousd[1]} nano-dollars, "
+            f"the ledger says {ledger_nanousd[0]} and {ledger_nanousd[1]}. Set the DuckDB file aside and restart: "
+            "it is rebuilt from the ledger"
+        )
+        self.budget = budget
+
+
+class ServerTooOld(LedgerRefused):
+    """The server cannot run functions (Redis before 7.0)."""
+
+    def __init__(self, version: str) -> None:
+        super().__init__(f"the Redis server is version {version}; Tollbook needs Redis 7.0 or later, or Valkey")
+        self.version = version
+
+
+class WrongPartitions(LedgerRefused):
+    """The number of partitions is fixed when a ledger is created."""
+
+    def __init__(self, *, configured: int, stored: int) -> None:
+        super().__init__(f"the ledger was created with {stored} partitions, the settings say {configured}")
+        self.configured = configured
+        self.stored = stored
