@@ -98,7 +98,6 @@ class Gate:
             (
                 keys.meta,
                 keys.ledger,
-                keys.holds,
                 keys.waiters,
                 keys.account(request.user_id),
                 keys.call(request.call_id),
@@ -134,7 +133,6 @@ class Gate:
             (
                 keys.meta,
                 keys.ledger,
-                keys.holds,
                 keys.account(request.user_id),
                 keys.call(request.call_id),
                 *(keys.tail(budget.name) for budget in request.budgets),
@@ -169,7 +167,6 @@ class Gate:
             (
                 keys.meta,
                 keys.ledger,
-                keys.holds,
                 keys.waiters,
                 keys.call(request.call_id),
                 keys.result(request.call_id),
@@ -225,6 +222,7 @@ class Gate:
                 self._result_ttl_s,
                 request.payload,
                 len(request.events),
+                self._idempotency_ttl_s,
                 *_flatten(request.events),
                 *_pack_names(request.budgets, baselines),
             ),
@@ -290,7 +288,7 @@ class Gate:
         keys = self.keys
         reply = await self._call(
             "balance",
-            (keys.meta, keys.account(user_id), *(keys.tail(budget.name) for budget in budgets)),
+            (keys.meta, keys.ledger, keys.account(user_id), *(keys.tail(budget.name) for budget in budgets)),
             (period, *_pack(budgets, baselines)),
         )
         if reply[0] != b"OK":
@@ -298,10 +296,12 @@ class Gate:
         numbers = [int(number) for number in reply[1:]]
         return tuple(Balance(*numbers[i : i + 3]) for i in range(0, len(numbers), 3))
 
-    async def trim(self, watermark: EntryId, budgets: Sequence[str]) -> int:
+    async def trim(self, watermark: Position, budgets: Sequence[str]) -> int:
         """Move the watermark, then drop folded tail entries at or below it; return how many went."""
         reply = await self._call(
-            "trim", (self.keys.meta, *(self.keys.tail(name) for name in budgets)), (str(watermark),)
+            "trim",
+            (self.keys.meta, self.keys.ledger, *(self.keys.tail(name) for name in budgets)),
+            (str(watermark.entry), watermark.seq),
         )
         if reply[0] != b"OK":
             raise _refusal(reply, "", 0)

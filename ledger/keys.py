@@ -17,18 +17,13 @@ class Keys:
 
     @property
     def meta(self) -> str:
-        """Hash: the ledger's identity, last sequence number and watermark."""
+        """Hash: the ledger's identity and watermark."""
         return self.prefix + "meta"
 
     @property
     def ledger(self) -> str:
         """Stream: the events."""
         return self.prefix + "ledger"
-
-    @property
-    def holds(self) -> str:
-        """Sorted set: call id by the deadline of its open hold, in milliseconds."""
-        return self.prefix + "holds"
 
     @property
     def waiters(self) -> str:
@@ -45,7 +40,7 @@ class Keys:
         return f"{self.prefix}tail:{budget}"
 
     def call(self, call_id: str) -> str:
-        """Hash: the state of one call, kept for the idempotency period."""
+        """String: the state of one call, kept for the idempotency period."""
         return f"{self.prefix}call:{call_id}"
 
     def account(self, user_id: str) -> str:

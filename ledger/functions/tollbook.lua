@@ -8,16 +8,19 @@ nano-dollars; they and their sums stay below 2^53, where a Lua number is exact. 
 Redis clock. A reply is an array: a code, then what the code says. ledger/gate.py maps them.
 
 Keys, all with the tag of one partition:
-  meta      hash   ledger_id, partitions, seq, last_id, trimmed_to
+  meta      hash   ledger_id, partitions, trimmed_to, removed (events archived and trimmed off the
+                   stream: an event's sequence number is `removed` plus its place in the stream)
   ledger    stream the events
-  holds     zset   call id -> deadline in ms
   waiters   hash   budget -> 1 while somebody waits for its holds to settle
   account   hash   plan, cap_nanousd, credit:<period> of one user, as the ledger assigned them
-  call      hash   st state (open | closed | settled | denied), ch content hash, h hold number,
-                   am amount held, ow worker, dl deadline ms, b budgets (one a line), u user,
-                   p period, at attempts recorded, bg attempts begun, sp spent by recorded
-                   attempts of this hold, r<h> "cost assumed" of a settled hold, d denial,
-                   m<n> f<n> x<n> marks of an attempt's events, so that a resend adds none
+  call      string the state of one call, in lines (one write, and readable with GET):
+                   1 state (open | closed | settled | denied), content hash, hold number,
+                     amount held, worker, deadline ms, user, period, attempts recorded,
+                     attempts begun, spent by recorded attempts of this hold
+                   2 settled holds, each "number=cost,assumed"
+                   3 marks of events of attempts (m1 f1 x2), so that a resend adds none
+                   4 the denial, "budget settled held cap amount reason"
+                   5.. the budgets of the hold
   result    string the task's result as JSON
   tail      list   of one budget: "id dS dH S H", deltas of settled and held, and both after it
 
@@ -83,14 +86,13 @@ local function parse_entry(entry)
   return { ms = tonumber(ms), n = tonumber(n), ds = tonumber(ds), dh = tonumber(dh), s = tonumber(s), h = tonumber(h) }
 end
 
-local function read_meta(key, ledger_id)
-  local m = redis.call('HMGET', key, 'ledger_id', 'seq', 'last_id', 'trimmed_to')
+local function read_meta(key, ledger, ledger_id)
+  local m = redis.call('HMGET', key, 'ledger_id', 'trimmed_to', 'removed')
   if m[1] ~= ledger_id then
     return nil, { 'LEDGER', m[1] or '' }
   end
-  local last_ms, last_n = parse_id(m[3])
-  local trim_ms, trim_n = parse_id(m[4])
-  return { key = key, seq = int(m[2]), last_ms = last_ms, last_n = last_n, trim_ms = trim_ms, trim_n = trim_n }
+  local trim_ms, trim_n = parse_id(m[2])
+  return { key = key, seq = redis.call('XLEN', ledger) + int(m[3]), trim_ms = trim_ms, trim_n = trim_n }
 end
 
 -- The tail's balance at position Q: after the newest entry at or before Q.
@@ -117,7 +119,7 @@ end
 
 -- The exact balance of a budget now: baseline at Q plus the tail after Q, or a refusal.
 local function balance(meta, key, name, q)
-  if q.seq > meta.seq or is_after(q.ms, q.n, meta.last_ms, meta.last_n) then
+  if q.seq > meta.seq then
     return nil, { 'AHEAD', text(q.seq), text(meta.seq) }
   end
   if is_after(meta.trim_ms, meta.trim_n, q.ms, q.n) then
@@ -159,12 +161,9 @@ end
 
 local function append(meta, ledger, event)
   meta.seq = meta.seq + 1
-  local id = redis.call('XADD', ledger, '*', 'type', event.type, 'v', '1', 'seq', text(meta.seq),
+  return redis.call('XADD', ledger, '*', 'type', event.type, 'v', '1', 'seq', text(meta.seq),
     'user_id', event.user, 'period', event.period, 'call_id', event.call, 'attempt', event.attempt,
     'amount', text(event.amount), 'committed', event.committed, 'payload', event.payload)
-  redis.call('HSET', meta.key, 'seq', text(meta.seq), 'last_id', id)
-  meta.last_ms, meta.last_n = parse_id(id)
-  return id
 end
 
 local function push(key, id, ds, dh, before)
@@ -195,13 +194,51 @@ local function stamp_budgets(stamps, names, balances, caps, delta)
 end
 
 local function read_call(key)
-  local c = redis.call('HMGET', key, 'st', 'ch', 'h', 'am', 'ow', 'dl', 'b', 'u', 'p', 'at', 'bg', 'sp', 'd')
-  if not c[1] then
+  local value = redis.call('GET', key)
+  if not value then
     return nil
   end
-  return { state = c[1], hash = c[2], hold = tonumber(c[3] or 0), amount = tonumber(c[4] or 0), worker = c[5] or '',
-    deadline = c[6] or '0', budgets = c[7] or '', user = c[8], period = c[9], recorded = tonumber(c[10] or 0),
-    begun = tonumber(c[11] or 0), spent = tonumber(c[12] or 0), denial = c[13] or '' }
+  local head, settled, marks, denial, budgets = string.match(value, '^([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(.*)$')
+  local state, hash, hold, amount, worker, deadline, user, period, recorded, begun, spent =
+    string.match(head, '^(%S+) (%S+) (%d+) (%d+) (%S+) (%d+) (%S+) (%S+) (%d+) (%d+) (%d+)$')
+  return { state = state, hash = hash, hold = tonumber(hold), amount = tonumber(amount), worker = worker,
+    deadline = deadline, user = user, period = period, recorded = tonumber(recorded), begun = tonumber(begun),
+    spent = tonumber(spent), settled = settled, marks = marks, denial = denial, budgets = budgets }
+end
+
+local function new_call(hash, worker, user, period)
+  return { hash = hash, hold = 0, amount = 0, worker = worker, deadline = '0', user = user, period = period,
+    recorded = 0, begun = 0, spent = 0, settled = '', marks = ' ', denial = '', budgets = '' }
+end
+
+local function write_call(key, c, ttl)
+  local head = table.concat({ c.state, c.hash, text(c.hold), text(c.amount), c.worker, c.deadline, c.user, c.period,
+    text(c.recorded), text(c.begun), text(c.spent) }, ' ')
+  local value = table.concat({ head, c.settled, c.marks, c.denial, c.budgets }, '\n')
+  if ttl then
+    redis.call('SET', key, value, 'EX', ttl)
+  else
+    redis.call('SET', key, value)
+  end
+end
+
+-- Cost and assumed part of a settled hold, or nil.
+local function settled_hold(call, hold)
+  return string.match(call.settled, ' ' .. hold .. '=(%d+),(%d+)')
+end
+
+local function set_settled(call, hold, cost, assumed)
+  call.settled = (string.gsub(call.settled, ' ' .. hold .. '=%d+,%d+', '')) ..
+    ' ' .. hold .. '=' .. text(cost) .. ',' .. text(assumed)
+end
+
+-- Whether the mark is new; then it is set.
+local function mark(call, name)
+  if string.find(call.marks, ' ' .. name .. ' ', 1, true) then
+    return false
+  end
+  call.marks = call.marks .. name .. ' '
+  return true
 end
 
 -- Arguments from `from` on are budgets: a name and its packed numbers each.
@@ -225,15 +262,15 @@ end
 -- Events that tell of an attempt, three arguments each: type, attempt, payload. Each is appended once.
 local MARKS = { ['model-called'] = 'm', ['fallback-used'] = 'f' }
 
-local function append_attempts(meta, ledger, call_key, call, call_id, args, from, count, committed)
+local function append_attempts(meta, ledger, call, call_id, args, from, count, committed)
   for i = from, from + 3 * (count - 1), 3 do
     local kind, attempt, payload = args[i], args[i + 1], args[i + 2]
-    local mark = MARKS[kind] or bug('not an event of an attempt: ' .. kind)
-    if redis.call('HSETNX', call_key, mark .. attempt, '1') == 1 then
+    local letter = MARKS[kind] or bug('not an event of an attempt: ' .. kind)
+    if mark(call, letter .. attempt) then
       append(meta, ledger, { type = kind, user = call.user, period = call.period, call = call_id,
         attempt = attempt, amount = 0, committed = committed, payload = payload })
-      if mark == 'm' and tonumber(attempt) > call.recorded then
-        call.recorded = tonumber(attempt)
+      if letter == 'm' then
+        call.recorded = math.max(call.recorded, int(attempt))
       end
     end
   end
@@ -287,42 +324,43 @@ local function exists(call, result_key)
 end
 
 --[[ reserve: hold money for a call, against one or more budgets, all or nothing.
-KEYS meta ledger holds waiters account call result tail...
+KEYS meta ledger waiters account call result tail...
 ARGS 1 ledger_id 2 call_id 3 user_id 4 period 5 content hash 6 amount 7 worker 8 lease ms
      9 valid from ms 10 valid until ms 11 final (1: a wait is over, refuse) 12 call ttl s 13 payload
      14.. budgets, the user's period first
 OK id hold attempt committed cap deadline | DENIED/WAIT budget settled held cap | EXISTS ... | ... ]]
 local function reserve(keys, args)
-  local meta, refusal = read_meta(keys[1], args[1])
+  local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
     return refusal
   end
-  local call_key, call_id, user, period = keys[6], args[2], args[3], args[4]
+  local call_key, call_id, user, period = keys[5], args[2], args[3], args[4]
   local amount, now = amount_of(args[6]), now_ms()
   local call = read_call(call_key)
   if call then
     if call.hash ~= args[5] then
       return { 'CONFLICT' }
     elseif call.state ~= 'closed' then
-      return exists(call, keys[7])
+      return exists(call, keys[6])
     end
   end
   if now < int(args[9]) or now >= int(args[10]) then
     return { 'WINDOW', text(now) }
   end
   local names, packed = read_budgets(args, 14)
-  local tails = tails_of(keys, 8)
+  local tails = tails_of(keys, 7)
   local w
-  w, refusal = weigh(meta, tails, names, packed, keys[5], period, amount)
+  w, refusal = weigh(meta, tails, names, packed, keys[4], period, amount)
   if not w then
     return refusal
   end
   local refused = w.denied or (args[11] == '1' and w.waiting)
   if w.waiting and not refused then
-    redis.call('HSET', keys[4], names[w.waiting], '1')
+    redis.call('HSET', keys[3], names[w.waiting], '1')
     return verdict('WAIT', names, w, w.waiting)
   end
-  local attempt = (call and call.recorded or 0) + 1
+  call = call or new_call(args[5], args[7], user, period)
+  local attempt = call.recorded + 1
   local event = { user = user, period = period, call = call_id, attempt = text(attempt), amount = amount }
   if refused then
     local reply = verdict('DENIED', names, w, refused)
@@ -332,26 +370,24 @@ local function reserve(keys, args)
     event.payload = splice({ '"budget":' .. cjson.encode(names[refused]), '"cap_nanousd":' .. text(w.caps[refused]),
       '"settled_nanousd":' .. text(b.s), '"held_nanousd":' .. text(b.h), '"reason":"' .. reply[6] .. '"' }, args[13])
     append(meta, keys[2], event)
-    redis.call('HSET', call_key, 'st', 'denied', 'ch', args[5], 'u', user, 'p', period,
-      'd', table.concat({ names[refused], text(b.s), text(b.h), text(w.caps[refused]), text(amount), reply[6] }, ' '))
-    redis.call('EXPIRE', call_key, args[12])
+    call.state = 'denied'
+    call.denial = table.concat({ names[refused], text(b.s), text(b.h), text(w.caps[refused]), text(amount), reply[6] }, ' ')
+    write_call(call_key, call, args[12])
     return reply
   end
-  local hold, deadline = (call and call.hold or 0) + 1, now + int(args[8])
+  local hold, deadline = call.hold + 1, text(now + int(args[8]))
   local committed = text(w.balances[1].s + w.balances[1].h + amount)
-  local stamps = { '"hold":' .. text(hold), '"cap_nanousd":' .. text(w.caps[1]), '"deadline_ms":' .. text(deadline) }
+  local stamps = { '"hold":' .. text(hold), '"cap_nanousd":' .. text(w.caps[1]), '"deadline_ms":' .. deadline }
   stamp_budgets(stamps, names, w.balances, w.caps, amount)
   event.type, event.committed, event.payload = 'budget-reserved', committed, splice(stamps, args[13])
   local id = append(meta, keys[2], event)
   for i, tail in ipairs(tails) do
     push(tail, id, 0, amount, w.balances[i])
   end
-  redis.call('HSET', call_key, 'st', 'open', 'ch', args[5], 'h', text(hold), 'am', text(amount), 'ow', args[7],
-    'dl', text(deadline), 'b', table.concat(names, '\n'), 'u', user, 'p', period, 'at', text(attempt - 1),
-    'bg', text(attempt), 'sp', '0')
-  redis.call('PERSIST', call_key)
-  redis.call('ZADD', keys[3], text(deadline), call_id)
-  return { 'OK', id, text(hold), text(attempt), committed, text(w.caps[1]), text(deadline) }
+  call.state, call.hold, call.amount, call.worker, call.deadline = 'open', hold, amount, args[7], deadline
+  call.period, call.begun, call.spent, call.budgets = period, attempt, 0, table.concat(names, '\n')
+  write_call(call_key, call)
+  return { 'OK', id, text(hold), text(attempt), committed, text(w.caps[1]), deadline }
 end
 
 -- An open hold and the budgets it stands against, or the reason why there is none.
@@ -360,9 +396,9 @@ local function open_hold(call_key, hold, names)
   if not call then
     return nil, { 'UNKNOWN' }
   end
-  local settled = redis.call('HGET', call_key, 'r' .. hold)
-  if settled then
-    return nil, { 'SETTLED', settled, call.state }
+  local cost, assumed = settled_hold(call, hold)
+  if cost then
+    return nil, { 'SETTLED', cost .. ' ' .. assumed, call.state }
   end
   if call.state ~= 'open' or text(call.hold) ~= hold then
     return nil, { 'UNKNOWN' }
@@ -374,12 +410,12 @@ local function open_hold(call_key, hold, names)
 end
 
 --[[ record: tell of attempts while the hold stays open, and extend the hold for the next one.
-KEYS meta ledger holds account call tail...
+KEYS meta ledger account call tail...
 ARGS 1 ledger_id 2 call_id 3 hold 4 attempts begun 5 spent by recorded attempts 6 extension (0: none)
      7 number of events 8.. events, then payload of the extension, then budgets
 OK id|'' hold-amount | DENIED/WAIT budget settled held cap (events are appended, the hold is not extended) | ... ]]
 local function record(keys, args)
-  local meta, refusal = read_meta(keys[1], args[1])
+  local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
     return refusal
   end
@@ -387,69 +423,71 @@ local function record(keys, args)
   local payload_at = 8 + 3 * count
   local names, packed = read_budgets(args, payload_at + 1)
   local call
-  call, refusal = open_hold(keys[5], args[3], names)
+  call, refusal = open_hold(keys[4], args[3], names)
   if not call then
     return refusal
   end
-  local tails, attempt = tails_of(keys, 6), args[4]
-  local extends = extension > 0 and redis.call('HEXISTS', keys[5], 'x' .. attempt) == 0
+  local tails, attempt = tails_of(keys, 5), args[4]
+  local extends = extension > 0 and mark(call, 'x' .. attempt)
   local w
   if extends then
-    w, refusal = weigh(meta, tails, names, packed, keys[4], call.period, extension)
+    w, refusal = weigh(meta, tails, names, packed, keys[3], call.period, extension)
     if not w then
       return refusal
     end
   end
-  append_attempts(meta, keys[2], keys[5], call, args[2], args, 8, count, known_committed(tails[1]))
-  redis.call('HSET', keys[5], 'at', text(call.recorded), 'sp', args[5])
-  if not extends then
-    redis.call('HSET', keys[5], 'bg', attempt)
-    return { 'OK', '', text(call.amount) }
-  end
-  local refused = w.denied or w.waiting
+  append_attempts(meta, keys[2], call, args[2], args, 8, count, known_committed(tails[1]))
+  call.spent = amount_of(args[5])
+  local refused = extends and (w.denied or w.waiting)
   if refused then
+    call.marks = (string.gsub(call.marks, ' x' .. attempt .. ' ', ' '))
+    write_call(keys[4], call)
     return verdict(w.denied and 'DENIED' or 'WAIT', names, w, refused)
   end
-  local stamps = { '"hold":' .. args[3], '"cap_nanousd":' .. text(w.caps[1]), '"deadline_ms":' .. call.deadline }
-  stamp_budgets(stamps, names, w.balances, w.caps, extension)
-  local id = append(meta, keys[2], { type = 'budget-reserved', user = call.user, period = call.period, call = args[2],
-    attempt = attempt, amount = extension, committed = text(w.balances[1].s + w.balances[1].h + extension),
-    payload = splice(stamps, args[payload_at]) })
-  for i, tail in ipairs(tails) do
-    push(tail, id, 0, extension, w.balances[i])
+  local id = ''
+  if extends then
+    local stamps = { '"hold":' .. args[3], '"cap_nanousd":' .. text(w.caps[1]), '"deadline_ms":' .. call.deadline }
+    stamp_budgets(stamps, names, w.balances, w.caps, extension)
+    id = append(meta, keys[2], { type = 'budget-reserved', user = call.user, period = call.period, call = args[2],
+      attempt = attempt, amount = extension, committed = text(w.balances[1].s + w.balances[1].h + extension),
+      payload = splice(stamps, args[payload_at]) })
+    for i, tail in ipairs(tails) do
+      push(tail, id, 0, extension, w.balances[i])
+    end
+    call.amount = call.amount + extension
   end
-  local held = text(call.amount + extension)
-  redis.call('HSET', keys[5], 'am', held, 'x' .. attempt, '1', 'bg', attempt)
-  return { 'OK', id, held }
+  call.begun = int(attempt)
+  write_call(keys[4], call)
+  return { 'OK', id, text(call.amount) }
 end
 
 --[[ settle: replace a hold by the real cost, store the result and free the money.
-KEYS meta ledger holds waiters call result tail...
+KEYS meta ledger waiters call result tail...
 ARGS 1 ledger_id 2 call_id 3 hold 4 cost 5 assumed part of it 6 attempt 7 final (1: the call is over)
      8 result ('' none) 9 result ttl s 10 call ttl s 11 payload 12 number of events 13.. events, then
      budgets (packed numbers may be '')
 OK id committed | SETTLED "cost assumed" state (nothing done) | UNKNOWN | MISMATCH | STALE ... ]]
 local function settle(keys, args)
-  local meta, refusal = read_meta(keys[1], args[1])
+  local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
     return refusal
   end
   local count = int(args[12])
   local names, packed = read_budgets(args, 13 + 3 * count)
-  local call_key, cost = keys[5], amount_of(args[4])
+  local call_key, cost = keys[4], amount_of(args[4])
   local call
   call, refusal = open_hold(call_key, args[3], names)
   if not call then
     return refusal
   end
-  local tails, balances = tails_of(keys, 7), {}
+  local tails, balances = tails_of(keys, 6), {}
   for i, name in ipairs(names) do
     balances[i], refusal = known_balance(meta, tails[i], name, packed[i])
     if not balances[i] then
       return refusal
     end
   end
-  append_attempts(meta, keys[2], call_key, call, args[2], args, 13, count, text(balances[1].s + balances[1].h))
+  append_attempts(meta, keys[2], call, args[2], args, 13, count, text(balances[1].s + balances[1].h))
   local freed = cost - call.amount
   local stamps = { '"hold":' .. args[3], '"hold_nanousd":' .. text(call.amount) }
   if freed > 0 then
@@ -462,15 +500,14 @@ local function settle(keys, args)
   for i, tail in ipairs(tails) do
     push(tail, id, cost, -call.amount, balances[i])
   end
-  redis.call('HSET', call_key, 'st', args[7] == '1' and 'settled' or 'closed', 'at', text(call.recorded),
-    'r' .. args[3], text(cost) .. ' ' .. text(amount_of(args[5])))
-  redis.call('EXPIRE', call_key, args[10])
-  redis.call('ZREM', keys[3], args[2])
+  call.state = args[7] == '1' and 'settled' or 'closed'
+  set_settled(call, args[3], cost, amount_of(args[5]))
+  write_call(call_key, call, args[10])
   if args[8] ~= '' then
-    redis.call('SET', keys[6], args[8], 'EX', args[9])
-    redis.call('PUBLISH', keys[6], args[2])
+    redis.call('SET', keys[5], args[8], 'EX', args[9])
+    redis.call('PUBLISH', keys[5], args[2])
   end
-  wake(keys[4], names)
+  wake(keys[3], names)
   return { 'OK', id, committed }
 end
 
@@ -478,21 +515,21 @@ end
 A late answer may bring the task's result: it is stored where the call was closed without one.
 KEYS meta ledger waiters call result tail...
 ARGS 1 ledger_id 2 call_id 3 hold 4 true cost 5 assumed part of it 6 attempt 7 result ('' none) 8 result ttl s
-     9 payload 10 number of events 11.. events, then budgets (packed numbers may be '')
+     9 payload 10 number of events 11 call ttl s 12.. events, then budgets (packed numbers may be '')
 OK id|'' difference state | UNKNOWN | MISMATCH | STALE ... ]]
 local function adjust(keys, args)
-  local meta, refusal = read_meta(keys[1], args[1])
+  local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
     return refusal
   end
   local call_key = keys[4]
   local call = read_call(call_key)
-  local settled = call and redis.call('HGET', call_key, 'r' .. args[3])
-  if not settled then
+  if not call or not settled_hold(call, args[3]) then
     return { 'UNKNOWN' }
   end
+  local was_cost, was_assumed = settled_hold(call, args[3])
   local count = int(args[10])
-  local names, packed = read_budgets(args, 11 + 3 * count)
+  local names, packed = read_budgets(args, 12 + 3 * count)
   if table.concat(names, '\n') ~= call.budgets then
     return { 'MISMATCH', call.budgets }
   end
@@ -503,29 +540,26 @@ local function adjust(keys, args)
       return refusal
     end
   end
-  append_attempts(meta, keys[2], call_key, call, args[2], args, 11, count, text(balances[1].s + balances[1].h))
-  redis.call('HSET', call_key, 'at', text(call.recorded))
+  append_attempts(meta, keys[2], call, args[2], args, 12, count, text(balances[1].s + balances[1].h))
   if args[7] ~= '' and call.state == 'closed' and text(call.hold) == args[3] then
     call.state = 'settled'
-    redis.call('HSET', call_key, 'st', 'settled')
     redis.call('SET', keys[5], args[7], 'EX', args[8])
     redis.call('PUBLISH', keys[5], args[2])
   end
-  local was_cost, was_assumed = string.match(settled, '^(%d+) (%d+)$')
-  local difference, less_assumed = cost - int(was_cost), assumed - int(was_assumed)
-  if difference == 0 and less_assumed == 0 then
-    return { 'OK', '', '0', call.state }
+  local difference, less_assumed, id = cost - int(was_cost), assumed - int(was_assumed), ''
+  if difference ~= 0 or less_assumed ~= 0 then
+    local stamps = { '"hold":' .. args[3], '"assumed_nanousd":' .. text(less_assumed) }
+    stamp_budgets(stamps, names, balances, nil, difference)
+    id = append(meta, keys[2], { type = 'cost-adjusted', user = call.user, period = call.period, call = args[2],
+      attempt = args[6], amount = difference, committed = text(balances[1].s + balances[1].h + difference),
+      payload = splice(stamps, args[9]) })
+    for i, tail in ipairs(tails) do
+      push(tail, id, difference, 0, balances[i])
+    end
+    set_settled(call, args[3], cost, assumed)
+    wake(keys[3], names)
   end
-  local stamps = { '"hold":' .. args[3], '"assumed_nanousd":' .. text(less_assumed) }
-  stamp_budgets(stamps, names, balances, nil, difference)
-  local id = append(meta, keys[2], { type = 'cost-adjusted', user = call.user, period = call.period, call = args[2],
-    attempt = args[6], amount = difference, committed = text(balances[1].s + balances[1].h + difference),
-    payload = splice(stamps, args[9]) })
-  for i, tail in ipairs(tails) do
-    push(tail, id, difference, 0, balances[i])
-  end
-  redis.call('HSET', call_key, 'r' .. args[3], text(cost) .. ' ' .. text(assumed))
-  wake(keys[3], names)
+  write_call(call_key, call, args[11])
   return { 'OK', id, text(difference), call.state }
 end
 
@@ -535,7 +569,7 @@ ARGS 1 ledger_id 2 call_id 3 user_id 4 period 5 content hash 6 cost 7 assumed pa
      9 payload 10.. budgets with baselines
 OK id committed | EXISTS state | CONFLICT | STALE ... ]]
 local function charge(keys, args)
-  local meta, refusal = read_meta(keys[1], args[1])
+  local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
     return refusal
   end
@@ -558,9 +592,10 @@ local function charge(keys, args)
   for i, tail in ipairs(tails) do
     push(tail, id, cost, 0, balances[i])
   end
-  redis.call('HSET', keys[3], 'st', 'settled', 'ch', args[5], 'h', '0', 'b', table.concat(names, '\n'),
-    'u', args[3], 'p', args[4], 'r0', text(cost) .. ' ' .. text(amount_of(args[7])))
-  redis.call('EXPIRE', keys[3], args[8])
+  call = new_call(args[5], '-', args[3], args[4])
+  call.state, call.budgets = 'settled', table.concat(names, '\n')
+  set_settled(call, '0', cost, amount_of(args[7]))
+  write_call(keys[3], call, args[8])
   return { 'OK', id, committed }
 end
 
@@ -570,7 +605,7 @@ ARGS 1 ledger_id 2 command id 3 user_id 4 period 5 content hash 6 type 7 plan ('
      8 cap, or credit to add 9 command ttl s 10 payload
 OK id | EXISTS | CONFLICT ]]
 local function assign(keys, args)
-  local meta, refusal = read_meta(keys[1], args[1])
+  local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
     return refusal
   end
@@ -590,29 +625,30 @@ local function assign(keys, args)
   else
     redis.call('HSET', keys[3], 'plan', args[7], 'cap_nanousd', text(amount))
   end
-  redis.call('HSET', keys[4], 'st', 'settled', 'ch', args[5])
-  redis.call('EXPIRE', keys[4], args[9])
+  command = new_call(args[5], '-', args[3], args[4])
+  command.state = 'settled'
+  write_call(keys[4], command, args[9])
   return { 'OK', id }
 end
 
 --[[ trim: move the watermark, then drop the folded entries of the named tails at or below it.
 The newest entry stays while it carries an open hold, so that its settlement finds the balance.
-KEYS meta tail...   ARGS 1 ledger_id 2 watermark id
-OK watermark dropped | LEDGER ]]
+KEYS meta ledger tail...   ARGS 1 ledger_id 2 watermark id 3 its sequence number
+OK watermark dropped | AHEAD folded head | LEDGER ]]
 local function trim(keys, args)
-  local meta, refusal = read_meta(keys[1], args[1])
+  local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
     return refusal
   end
   local ms, n = parse_id(args[2])
-  if is_after(ms, n, meta.last_ms, meta.last_n) then
-    return { 'AHEAD', args[2], text(meta.seq) }
+  if int(args[3]) > meta.seq then
+    return { 'AHEAD', args[3], text(meta.seq) }
   end
   if is_after(ms, n, meta.trim_ms, meta.trim_n) then
     redis.call('HSET', keys[1], 'trimmed_to', args[2])
   end
   local dropped = 0
-  for i = 2, #keys do
+  for i = 3, #keys do
     local length = redis.call('LLEN', keys[i])
     while length > 0 do
       local first = parse_entry(redis.call('LINDEX', keys[i], 0))
@@ -630,28 +666,30 @@ end
 KEYS meta ledger   ARGS 1 ledger_id 2 partitions
 OK ledger_id partitions seq last_id trimmed_to | ORPHAN (a stream without its identity) ]]
 local function create(keys, args)
+  local has_stream = redis.call('EXISTS', keys[2]) == 1
   if redis.call('EXISTS', keys[1]) == 0 then
-    if redis.call('EXISTS', keys[2]) == 1 then
+    if has_stream then
       return { 'ORPHAN' }
     end
-    redis.call('HSET', keys[1], 'ledger_id', args[1], 'partitions', args[2], 'seq', '0',
-      'last_id', '0-0', 'trimmed_to', '0-0', 'created_ms', text(now_ms()))
+    redis.call('HSET', keys[1], 'ledger_id', args[1], 'partitions', args[2], 'removed', '0', 'trimmed_to', '0-0',
+      'created_ms', text(now_ms()))
   end
-  local m = redis.call('HMGET', keys[1], 'ledger_id', 'partitions', 'seq', 'last_id', 'trimmed_to')
-  return { 'OK', m[1], m[2], m[3], m[4], m[5] }
+  local m = redis.call('HMGET', keys[1], 'ledger_id', 'partitions', 'removed', 'trimmed_to')
+  local newest = has_stream and redis.call('XREVRANGE', keys[2], '+', '-', 'COUNT', 1)[1]
+  return { 'OK', m[1], m[2], text(int(m[3]) + redis.call('XLEN', keys[2])), newest and newest[1] or '0-0', m[4] }
 end
 
 --[[ balance: what a call would be weighed against; changes nothing.
-KEYS meta account tail...   ARGS 1 ledger_id 2 period 3.. budgets
+KEYS meta ledger account tail...   ARGS 1 ledger_id 2 period 3.. budgets
 OK settled held cap ... | STALE ... ]]
 local function read_balance(keys, args)
-  local meta, refusal = read_meta(keys[1], args[1])
+  local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
     return refusal
   end
   local names, packed = read_budgets(args, 3)
   local w
-  w, refusal = weigh(meta, tails_of(keys, 3), names, packed, keys[2], args[2], 0)
+  w, refusal = weigh(meta, tails_of(keys, 4), names, packed, keys[3], args[2], 0)
   if not w then
     return refusal
   end
