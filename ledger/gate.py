@@ -142,6 +142,7 @@ class Gate:
                 request.hold,
                 request.attempts_begun,
                 request.spent_nanousd,
+                request.assumed_nanousd,
                 request.extension_nanousd,
                 len(request.events),
                 *_flatten(request.events),
@@ -381,10 +382,10 @@ def _reserve_reply(request: ReserveRequest, reply: list[bytes]) -> ReserveReply:
 def _existing_call(reply: list[bytes]) -> OpenCall | FinishedCall:
     if reply[1] == b"open":
         hold, amount = int(reply[2]), int(reply[3])
-        deadline, recorded, begun, spent = (int(number) for number in reply[5:9])
-        budgets = tuple(reply[9].decode().split("\n"))
+        deadline, recorded, begun, spent, assumed = (int(number) for number in reply[5:10])
+        budgets = tuple(reply[10].decode().split("\n"))
         return OpenCall(
-            hold, amount, reply[4].decode(), deadline, recorded, begun, spent, budgets, reply[10].decode()
+            hold, amount, reply[4].decode(), deadline, recorded, begun, spent, assumed, budgets, reply[11].decode()
         )
     denial = None
     if reply[3]:

@@ -68,7 +68,8 @@ class ReserveRequest:
 class RecordRequest:
     """Tell of attempts while a hold stays open, and extend it by `extension_nanousd` (0: not) for the next.
 
-    `attempts_begun` counts the attempt that starts now; `spent_nanousd` is what the recorded ones may have cost.
+    `attempts_begun` counts the attempt that starts now; `spent_nanousd` is what the recorded ones may have
+    cost, `assumed_nanousd` the part of it that nobody confirmed.
     """
 
     call_id: str
@@ -76,6 +77,7 @@ class RecordRequest:
     hold: int
     attempts_begun: int
     spent_nanousd: int
+    assumed_nanousd: int
     events: tuple[AttemptEvent, ...]
     budgets: tuple[BudgetCap, ...]
     extension_nanousd: int = 0
@@ -196,8 +198,14 @@ class OpenCall:
     attempts_recorded: int
     attempts_begun: int
     spent_nanousd: int
+    assumed_nanousd: int
     budgets: tuple[str, ...]
     period: str
+
+    @property
+    def may_be_under_way(self) -> bool:
+        """Whether a request may have been sent whose outcome is not on the ledger."""
+        return self.attempts_begun > self.attempts_recorded
 
 
 @dataclass(frozen=True, slots=True)

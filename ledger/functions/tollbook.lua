@@ -16,7 +16,7 @@ Keys, all with the tag of one partition:
   call      string the state of one call, in lines (one write, and readable with GET):
                    1 state (open | closed | settled | denied), content hash, hold number,
                      amount held, worker, deadline ms, user, period, attempts recorded,
-                     attempts begun, spent by recorded attempts of this hold
+                     attempts begun, spent by recorded attempts of this hold, assumed part of it
                    2 settled holds, each "number=cost,assumed"
                    3 marks of events of attempts (m1 f1 x2), so that a resend adds none
                    4 the denial, "budget settled held cap amount reason"
@@ -199,21 +199,21 @@ local function read_call(key)
     return nil
   end
   local head, settled, marks, denial, budgets = string.match(value, '^([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(.*)$')
-  local state, hash, hold, amount, worker, deadline, user, period, recorded, begun, spent =
-    string.match(head, '^(%S+) (%S+) (%d+) (%d+) (%S+) (%d+) (%S+) (%S+) (%d+) (%d+) (%d+)$')
+  local state, hash, hold, amount, worker, deadline, user, period, recorded, begun, spent, assumed =
+    string.match(head, '^(%S+) (%S+) (%d+) (%d+) (%S+) (%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%d+)$')
   return { state = state, hash = hash, hold = tonumber(hold), amount = tonumber(amount), worker = worker,
     deadline = deadline, user = user, period = period, recorded = tonumber(recorded), begun = tonumber(begun),
-    spent = tonumber(spent), settled = settled, marks = marks, denial = denial, budgets = budgets }
+    spent = tonumber(spent), assumed = tonumber(assumed), settled = settled, marks = marks, denial = denial, budgets = budgets }
 end
 
 local function new_call(hash, worker, user, period)
   return { hash = hash, hold = 0, amount = 0, worker = worker, deadline = '0', user = user, period = period,
-    recorded = 0, begun = 0, spent = 0, settled = '', marks = ' ', denial = '', budgets = '' }
+    recorded = 0, begun = 0, spent = 0, assumed = 0, settled = '', marks = ' ', denial = '', budgets = '' }
 end
 
 local function write_call(key, c, ttl)
   local head = table.concat({ c.state, c.hash, text(c.hold), text(c.amount), c.worker, c.deadline, c.user, c.period,
-    text(c.recorded), text(c.begun), text(c.spent) }, ' ')
+    text(c.recorded), text(c.begun), text(c.spent), text(c.assumed) }, ' ')
   local value = table.concat({ head, c.settled, c.marks, c.denial, c.budgets }, '\n')
   if ttl then
     redis.call('SET', key, value, 'EX', ttl)
@@ -318,7 +318,7 @@ end
 local function exists(call, result_key)
   if call.state == 'open' then
     return { 'EXISTS', 'open', text(call.hold), text(call.amount), call.worker, call.deadline,
-      text(call.recorded), text(call.begun), text(call.spent), call.budgets, call.period }
+      text(call.recorded), text(call.begun), text(call.spent), text(call.assumed), call.budgets, call.period }
   end
   return { 'EXISTS', call.state, redis.call('GET', result_key) or '', call.denial }
 end
@@ -385,7 +385,8 @@ local function reserve(keys, args)
     push(tail, id, 0, amount, w.balances[i])
   end
   call.state, call.hold, call.amount, call.worker, call.deadline = 'open', hold, amount, args[7], deadline
-  call.period, call.begun, call.spent, call.budgets = period, attempt, 0, table.concat(names, '\n')
+  call.period, call.begun, call.spent, call.assumed = period, attempt, 0, 0
+  call.budgets = table.concat(names, '\n')
   write_call(call_key, call)
   return { 'OK', id, text(hold), text(attempt), committed, text(w.caps[1]), deadline }
 end
@@ -411,16 +412,16 @@ end
 
 --[[ record: tell of attempts while the hold stays open, and extend the hold for the next one.
 KEYS meta ledger account call tail...
-ARGS 1 ledger_id 2 call_id 3 hold 4 attempts begun 5 spent by recorded attempts 6 extension (0: none)
-     7 number of events 8.. events, then payload of the extension, then budgets
+ARGS 1 ledger_id 2 call_id 3 hold 4 attempts begun 5 spent by recorded attempts 6 assumed part of it
+     7 extension (0: none) 8 number of events 9.. events, then payload of the extension, then budgets
 OK id|'' hold-amount | DENIED/WAIT budget settled held cap (events are appended, the hold is not extended) | ... ]]
 local function record(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
     return refusal
   end
-  local count, extension = int(args[7]), amount_of(args[6])
-  local payload_at = 8 + 3 * count
+  local count, extension = int(args[8]), amount_of(args[7])
+  local payload_at = 9 + 3 * count
   local names, packed = read_budgets(args, payload_at + 1)
   local call
   call, refusal = open_hold(keys[4], args[3], names)
@@ -436,8 +437,8 @@ local function record(keys, args)
       return refusal
     end
   end
-  append_attempts(meta, keys[2], call, args[2], args, 8, count, known_committed(tails[1]))
-  call.spent = amount_of(args[5])
+  append_attempts(meta, keys[2], call, args[2], args, 9, count, known_committed(tails[1]))
+  call.spent, call.assumed = amount_of(args[5]), amount_of(args[6])
   local refused = extends and (w.denied or w.waiting)
   if refused then
     call.marks = (string.gsub(call.marks, ' x' .. attempt .. ' ', ' '))

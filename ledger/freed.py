@@ -1,0 +1,92 @@
+"""Waiting for other calls' holds to settle, without a slot and in the order of arrival.
+
+The gate marks a budget when it answers WAIT and announces it when one of its holds is
+settled. Each announcement lets the first of the budget's waiters try again; one that
+got its hold lets the next try, since there may be room for more. An announcement can
+be missed (pub/sub keeps nothing), so the first waiter also tries every second.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+_log = structlog.get_logger(__name__)
+
+
+class FreedBudgets:
+    """The waiting lines of one process, one a budget."""
+
+    def __init__(self, redis: Redis, channels: Sequence[str], *, look_again_s: float = 1.0) -> None:
+        self._redis = redis
+        self._channels = tuple(channels)
+        self._look_again_s = look_again_s
+        self._lines: dict[str, deque[asyncio.Future[None]]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait now."""
+        return sum(len(line) for line in self._lines.values())
+
+    def start(self) -> None:
+        """Begin to listen. Call `aclose` to end."""
+        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._look_again())]
+
+    async def aclose(self) -> None:
+        """Stop listening; those who wait stay waiting until they are cancelled."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def wait(self, budget: str, *, is_first: bool) -> None:
+        """Wait for a turn to try again; `is_first` keeps the place of one who has just tried in vain."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        line = self._lines.setdefault(budget, deque())
+        if is_first:
+            line.appendleft(turn)
+        else:
+            line.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn in line:
+                line.remove(turn)
+            elif turn.done() and not turn.cancelled():
+                self.next(budget)  # The turn was given to one who no longer takes it.
+            raise
+
+    def next(self, budget: str) -> None:
+        """Let the first of a budget's waiters try."""
+        line = self._lines.get(budget)
+        while line:
+            turn = line.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                break
+        if line is not None and not line:
+            del self._lines[budget]
+
+    async def _look_again(self) -> None:
+        while True:
+            await asyncio.sleep(self._look_again_s)
+            for budget in list(self._lines):
+                self.next(budget)
+
+    async def _listen(self) -> None:
+        while True:
+            pubsub = self._redis.pubsub()
+            try:
+                await pubsub.subscribe(*self._channels)  # pyright: ignore[reportUnknownMemberType]
+                async for message in pubsub.listen():  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+                    if message["type"] == "message":
+                        data = message["data"]  # pyright: ignore[reportUnknownVariableType]
+                        self.next(data.decode() if isinstance(data, bytes) else str(data))  # pyright: ignore[reportUnknownArgumentType]
+            except (RedisError, OSError) as exc:
+                _log.warning("freed_budgets.connection_lost", problem=str(exc))
+                await asyncio.sleep(self._look_again_s)
+            finally:
+                await pubsub.aclose()

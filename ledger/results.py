@@ -1,0 +1,76 @@
+"""Results of tasks: stored under one key each, announced on a channel of the same name.
+
+A settled call's result is stored by the gate in the step that settles it. Only results
+that move no money (denied, invalid, ping) are put here, and never over another one.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+
+from ledger.errors import LedgerUnavailable
+from ledger.keys import Keys
+from ledger.pipeline import CommandPipeline
+from schemas.identifiers import partition_of
+from schemas.results import InferenceResult
+
+# A message on a channel can be missed while a connection is made anew, so the key is looked at as well.
+_LOOK_AGAIN_S = 1.0
+
+
+class Results:
+    """The results of one ledger. Errors of every method: LedgerUnavailable."""
+
+    def __init__(
+        self, redis: Redis, pipeline: CommandPipeline, *, namespace: str, partitions: int, ttl_s: int
+    ) -> None:
+        self._redis = redis
+        self._pipeline = pipeline
+        self._partitions = tuple(Keys(namespace, number) for number in range(partitions))
+        self._ttl_s = ttl_s
+
+    async def put(self, result: InferenceResult) -> bool:
+        """Store a result that no settlement stores; return False where the task has one already."""
+        partition = partition_of(result.user_id, len(self._partitions)) if result.user_id else 0
+        key = self._partitions[partition].result(result.task_id)
+        text = result.model_dump_json()
+        stored = await self._pipeline.execute("SET", key, text, "NX", "EX", self._ttl_s)
+        if stored is None:
+            return False
+        await self._pipeline.execute("PUBLISH", key, result.task_id)
+        return True
+
+    async def get(self, task_id: str) -> InferenceResult | None:
+        """Return a task's result, or None while there is none (or no longer)."""
+        replies = await asyncio.gather(*(self._pipeline.execute("GET", key) for key in self._keys(task_id)))
+        found = next((reply for reply in replies if reply is not None), None)
+        return None if found is None else InferenceResult.model_validate_json(found)
+
+    async def wait(self, task_id: str, timeout_s: float) -> InferenceResult | None:
+        """Return a task's result as soon as it is there, or None after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s), _subscription(self._redis, self._keys(task_id)) as channel:
+                while (result := await self.get(task_id)) is None:
+                    await channel.get_message(ignore_subscribe_messages=True, timeout=_LOOK_AGAIN_S)  # pyright: ignore[reportUnknownMemberType]
+                return result
+        except TimeoutError:
+            return await self.get(task_id)
+
+    def _keys(self, task_id: str) -> list[str]:
+        return [keys.result(task_id) for keys in self._partitions]
+
+
+@asynccontextmanager
+async def _subscription(redis: Redis, channels: list[str]) -> AsyncIterator[PubSub]:
+    pubsub = redis.pubsub()
+    try:
+        await pubsub.subscribe(*channels)  # pyright: ignore[reportUnknownMemberType]
+        yield pubsub
+    except (RedisError, OSError) as exc:
+        raise LedgerUnavailable(f"Redis did not answer ({exc})") from exc
+    finally:
+        await pubsub.aclose()
