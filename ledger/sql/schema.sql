@@ -1,0 +1,184 @@
+-- The projection of the ledger: a pure function of its events (G5).
+--
+-- Public contract: events, calls, spend, budgets, position, discrepancies. Nothing here comes from a
+-- clock or depends on where a batch ended. Money is DECIMAL(18,9) dollars, exact to the nano-dollar.
+-- `/` makes DOUBLEs in DuckDB, so nano-dollars become dollars by an exact decimal product.
+-- `events` has no index, since it is only appended to and its row groups are in order of arrival.
+
+CREATE MACRO usd(nanousd) AS (nanousd::BIGINT::DECIMAL(18, 0) * 0.000000001::DECIMAL(9, 9))::DECIMAL(18, 9);
+CREATE MACRO nanousd(dollars) AS (dollars::DECIMAL(38, 9) * 1000000000)::BIGINT;
+
+CREATE TABLE events (
+    partition INTEGER NOT NULL,
+    seq BIGINT NOT NULL,
+    id VARCHAR NOT NULL,
+    recorded_at TIMESTAMPTZ NOT NULL,
+    type VARCHAR NOT NULL,
+    v INTEGER NOT NULL,
+    user_id VARCHAR NOT NULL,
+    period VARCHAR NOT NULL,
+    call_id VARCHAR NOT NULL,
+    attempt INTEGER NOT NULL,
+    amount_usd DECIMAL(18, 9) NOT NULL,
+    committed_usd DECIMAL(18, 9),
+    kind VARCHAR,
+    hold INTEGER,
+    hold_usd DECIMAL(18, 9),
+    cap_usd DECIMAL(18, 9),
+    budget VARCHAR,
+    task_type VARCHAR,
+    stream VARCHAR,
+    plan VARCHAR,
+    campaign_id VARCHAR,
+    worker VARCHAR,
+    model VARCHAR,
+    model_used VARCHAR,
+    from_model VARCHAR,
+    outcome VARCHAR,
+    basis VARCHAR,
+    reason VARCHAR,
+    http_status INTEGER,
+    error VARCHAR,
+    latency_ms BIGINT,
+    prompt_tokens BIGINT,
+    completion_tokens BIGINT,
+    cached_tokens BIGINT,
+    reasoning_tokens BIGINT,
+    generation_id VARCHAR,
+    finish_reason VARCHAR,
+    charge_usd DECIMAL(18, 9),
+    assumed_usd DECIMAL(18, 9),
+    overage_usd DECIMAL(18, 9),
+    author VARCHAR,
+    payload JSON NOT NULL
+);
+
+-- A single key column: a point read by a two-column key does not use the index (DuckDB 1.5, November 2026).
+CREATE TABLE budgets (
+    budget VARCHAR PRIMARY KEY,
+    partition INTEGER NOT NULL,
+    kind VARCHAR NOT NULL,
+    subject VARCHAR NOT NULL,
+    "window" VARCHAR NOT NULL,
+    settled_usd DECIMAL(18, 9) NOT NULL,
+    held_usd DECIMAL(18, 9) NOT NULL,
+    cap_usd DECIMAL(18, 9),
+    last_id VARCHAR NOT NULL,
+    last_seq BIGINT NOT NULL
+);
+
+-- A view, since a call's life is spread over batches and updating its row would cost more than all else together.
+-- The keys of the grouping let a filter on call_id, user_id or period reach the events.
+CREATE VIEW calls AS
+SELECT
+    call_id,
+    user_id,
+    period,
+    arg_max(task_type, seq) AS task_type,
+    arg_max(stream, seq) AS stream,
+    arg_max(plan, seq) AS plan,
+    arg_max(campaign_id, seq) AS campaign_id,
+    arg_max(CASE type
+        WHEN 'budget-reserved' THEN 'open'
+        WHEN 'budget-denied' THEN 'denied'
+        WHEN 'cost-recorded' THEN CASE outcome WHEN 'taken_over' THEN 'closed' WHEN 'recorded' THEN 'done' ELSE outcome END
+    END, seq) AS status,
+    arg_max(reason, seq) FILTER (type IN ('budget-denied', 'cost-recorded')) AS reason,
+    count(*) FILTER (kind = 'hold') AS holds,
+    coalesce(sum(CASE type WHEN 'budget-reserved' THEN amount_usd WHEN 'cost-recorded' THEN -hold_usd END), 0)
+        ::DECIMAL(18, 9) AS held_usd,
+    coalesce(sum(amount_usd) FILTER (type IN ('cost-recorded', 'cost-adjusted')), 0)::DECIMAL(18, 9) AS cost_usd,
+    coalesce(sum(amount_usd) FILTER (type = 'cost-adjusted'), 0)::DECIMAL(18, 9) AS adjusted_usd,
+    coalesce(sum(assumed_usd), 0)::DECIMAL(18, 9) AS assumed_usd,
+    coalesce(sum(overage_usd), 0)::DECIMAL(18, 9) AS overage_usd,
+    arg_max(basis, seq) AS basis,
+    arg_max(model, seq) AS model,
+    arg_max(model_used, seq) AS model_used,
+    arg_max(generation_id, seq) AS generation_id,
+    count(*) FILTER (type = 'model-called') AS attempts,
+    count(*) FILTER (type = 'fallback-used') AS fallbacks,
+    coalesce(sum(prompt_tokens) FILTER (type = 'model-called' OR outcome = 'recorded'), 0)::BIGINT AS prompt_tokens,
+    coalesce(sum(completion_tokens) FILTER (type = 'model-called' OR outcome = 'recorded'), 0)::BIGINT
+        AS completion_tokens,
+    coalesce(sum(cached_tokens) FILTER (type = 'model-called' OR outcome = 'recorded'), 0)::BIGINT AS cached_tokens,
+    coalesce(sum(reasoning_tokens) FILTER (type = 'model-called' OR outcome = 'recorded'), 0)::BIGINT
+        AS reasoning_tokens,
+    coalesce(sum(latency_ms), 0)::BIGINT AS latency_ms,
+    arg_max(worker, seq) AS worker,
+    min(recorded_at) FILTER (type = 'budget-reserved') AS reserved_at,
+    max(recorded_at) FILTER (type = 'cost-recorded') AS settled_at,
+    partition,
+    min(seq) AS first_seq,
+    max(seq) AS last_seq
+FROM events
+WHERE type NOT IN ('plan-assigned', 'credit-granted', 'segment-sealed')
+GROUP BY partition, call_id, user_id, period;
+
+-- What `spend` counts beside the balance in `budgets`. `base_cap_usd` is the cap in force without credit.
+CREATE TABLE counters (
+    budget VARCHAR PRIMARY KEY,
+    user_id VARCHAR NOT NULL,
+    period VARCHAR NOT NULL,
+    plan VARCHAR,
+    base_cap_usd DECIMAL(18, 9),
+    credit_usd DECIMAL(18, 9) NOT NULL,
+    calls BIGINT NOT NULL,
+    denied BIGINT NOT NULL,
+    fallbacks BIGINT NOT NULL,
+    attempts BIGINT NOT NULL,
+    adjusted_usd DECIMAL(18, 9) NOT NULL,
+    assumed_usd DECIMAL(18, 9) NOT NULL,
+    overage_usd DECIMAL(18, 9) NOT NULL,
+    prompt_tokens BIGINT NOT NULL,
+    completion_tokens BIGINT NOT NULL,
+    cached_tokens BIGINT NOT NULL,
+    reasoning_tokens BIGINT NOT NULL,
+    first_at TIMESTAMPTZ NOT NULL,
+    last_at TIMESTAMPTZ NOT NULL,
+    last_seq BIGINT NOT NULL
+);
+
+CREATE VIEW spend AS
+SELECT
+    c.user_id,
+    c.period,
+    c.plan,
+    least(c.base_cap_usd + c.credit_usd, 1000000)::DECIMAL(18, 9) AS cap_usd,
+    c.credit_usd,
+    coalesce(b.settled_usd, 0)::DECIMAL(18, 9) AS spent_usd,
+    coalesce(b.held_usd, 0)::DECIMAL(18, 9) AS reserved_usd,
+    c.calls,
+    c.denied,
+    c.fallbacks,
+    c.attempts,
+    c.adjusted_usd,
+    c.assumed_usd,
+    c.overage_usd,
+    c.prompt_tokens,
+    c.completion_tokens,
+    c.cached_tokens,
+    c.reasoning_tokens,
+    c.first_at,
+    c.last_at,
+    c.last_seq
+FROM counters AS c
+LEFT JOIN budgets AS b ON b.budget = c.budget;
+
+CREATE TABLE position (
+    partition INTEGER PRIMARY KEY,
+    ledger_id VARCHAR NOT NULL,
+    id VARCHAR NOT NULL,
+    seq BIGINT NOT NULL,
+    events BIGINT NOT NULL,
+    schema_version INTEGER NOT NULL
+);
+
+CREATE TABLE discrepancies (
+    partition INTEGER NOT NULL,
+    seq BIGINT NOT NULL,
+    id VARCHAR NOT NULL,
+    budget VARCHAR NOT NULL,
+    kind VARCHAR NOT NULL,
+    stamped_usd DECIMAL(18, 9),
+    recomputed_usd DECIMAL(18, 9) NOT NULL
+);

@@ -1,0 +1,266 @@
+"""The projection in DuckDB: one file, one writer, many readers.
+
+Rows and position are written in one transaction and read in one statement, so that no
+reader sees them from different moments. The file is derived data: one that cannot be
+opened, or is of an older layout, is set aside and built anew from the ledger.
+
+All methods block; call them through asyncio.to_thread. They may be called from any thread.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Self
+
+import duckdb
+import pyarrow as pa
+import structlog
+
+from ledger.baselines import BaselinePage
+from ledger.errors import BaselineUnavailable, LedgerRefused, WrongPartitions
+from ledger.fold import LAYOUT_VERSION, Folded, LedgerMismatch, fold_incoming, statement
+from ledger.requests import Position
+from ledger.stream import Batch
+from schemas.identifiers import EntryId
+
+_log = structlog.get_logger(__name__)
+# A checkpoint rewrites much of the file: it is made when the projector is idle, not in the middle of catching up.
+_WAL_LIMIT: Final = "1GB"
+
+BASELINES_SQL: Final = (
+    "SELECT partition, id, seq, NULL AS budget, NULL::BIGINT AS settled, NULL::BIGINT AS held FROM position "
+    "UNION ALL SELECT NULL, NULL, NULL, budget, nanousd(settled_usd), nanousd(held_usd) FROM budgets WHERE budget IN "
+)
+
+
+class StoreLocked(LedgerRefused):
+    """Another process has the DuckDB file open; one projector at a time."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(
+            f"{path} is open in another process: stop the other projector, or read through its Quack server ({problem})"
+        )
+        self.path = path
+
+
+class StoreFailed(LedgerRefused):
+    """DuckDB could not do its work: the disk is full or the file is damaged. Nothing was folded."""
+
+
+class StoreClosed(BaselineUnavailable):
+    """The store was closed."""
+
+
+class Store:
+    """The projection of one ledger. Make it with `Store.open`."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, path: Path, ledger_id: str, partitions: int) -> None:
+        self.path = path
+        self.ledger_id = ledger_id
+        self.partitions = partitions
+        self._connection = connection
+        self._writer = connection.cursor()
+        self._writing = threading.Lock()
+        self._idle: list[duckdb.DuckDBPyConnection] = []
+        self._is_closed = False
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        ledger_id: str,
+        partitions: int = 1,
+        *,
+        memory_limit: str = "1GB",
+        threads: int = 2,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> Self:
+        """Open the projection at `path`, or make it.
+
+        Errors: StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        config: dict[str, Any] = {"memory_limit": memory_limit, "threads": threads}
+        connection = _connect(path, config)
+        if connection is None:
+            set_aside(path, now())
+            connection = _connect(path, config)
+        if connection is None:
+            raise StoreFailed(f"{path} cannot be made: a new file is not readable either")
+        try:
+            _prepare(connection, ledger_id, partitions)
+        except BaseException:
+            connection.close()
+            raise
+        return cls(connection, path, ledger_id, partitions)
+
+    def close(self) -> None:
+        """Fold everything into the file and close it; reads in progress end with StoreClosed."""
+        with self._writing:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            for cursor in (self._writer, *self._idle, self._connection):
+                cursor.close()
+
+    def fold(self, batch: Batch) -> Folded | None:
+        """Fold a batch read from the stream; None when it is empty.
+
+        Errors: UnreadableEvent; LedgerGap; LedgerMismatch; StoreFailed. Nothing is folded then.
+        """
+        return self.fold_table(batch.to_table(), partition=batch.partition)
+
+    def fold_table(self, table: pa.Table, *, partition: int) -> Folded | None:
+        """Fold a table of envelope columns, as `Batch.to_table` makes it. Errors: as `fold`."""
+        with self._writing:
+            self._check_open()
+            cursor = self._writer
+            cursor.register("incoming", table)
+            try:
+                cursor.begin()
+                folded = fold_incoming(cursor, partition=partition, ledger_id=self.ledger_id)
+                cursor.commit()
+            except duckdb.Error as exc:
+                _roll_back(cursor)
+                raise StoreFailed(f"DuckDB cannot fold into {self.path}: {exc}") from exc
+            except BaseException:
+                _roll_back(cursor)
+                raise
+            finally:
+                cursor.unregister("incoming")
+            return folded
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the file. Errors: StoreFailed."""
+        with self._writing:
+            self._check_open()
+            try:
+                self._writer.execute("CHECKPOINT")
+            except duckdb.Error as exc:
+                raise StoreFailed(f"DuckDB cannot write {self.path}: {exc}") from exc
+
+    def baselines(self, names: Sequence[str]) -> BaselinePage:
+        """Read budgets and positions of one moment. Errors: BaselineUnavailable."""
+        marks = ", ".join("?" * len(names)) or "NULL"
+        with self.reading() as cursor:
+            return baseline_page(cursor.execute(f"{BASELINES_SQL}({marks})", list(names)).fetchall())
+
+    def position(self, partition: int = 0) -> Position:
+        """Return where a partition's fold stands."""
+        return self.baselines(()).positions[partition]
+
+    def query(self, sql: str, params: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Run a query and return its rows; money comes back as Decimal. Errors: duckdb.Error; StoreClosed."""
+        with self.reading() as cursor:
+            # Through Arrow, since DuckDB's own conversion of timestamps needs pytz.
+            return cursor.execute(sql, list(params)).to_arrow_table().to_pylist()
+
+    @contextmanager
+    def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Lend a connection for reading. Errors: BaselineUnavailable where DuckDB gives up."""
+        self._check_open()
+        try:
+            cursor = self._idle.pop()
+        except IndexError:
+            cursor = self._connection.cursor()
+        try:
+            yield cursor
+        except (duckdb.ConnectionException, duckdb.FatalException) as exc:
+            cursor.close()
+            raise BaselineUnavailable(f"DuckDB cannot be read: {exc}") from exc
+        except BaseException:
+            cursor.close()
+            raise
+        if self._is_closed:
+            cursor.close()
+        else:
+            self._idle.append(cursor)
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """The database itself, for the Quack server."""
+        return self._connection
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise StoreClosed(f"{self.path} is closed")
+
+
+def baseline_page(rows: Sequence[Sequence[Any]]) -> BaselinePage:
+    """Make a page of the rows that BASELINES_SQL gives."""
+    return BaselinePage(
+        positions={row[0]: Position(EntryId.parse(row[1]), row[2]) for row in rows if row[3] is None},
+        balances={row[3]: (row[4], row[5]) for row in rows if row[3] is not None},
+    )
+
+
+def set_aside(path: Path, now: datetime) -> Path:
+    """Rename a file that cannot be used, and its write-ahead log, to `<name>.<utc>.bad`; return the new path."""
+    bad = path.with_name(f"{path.name}.{now:%Y%m%dT%H%M%S%fZ}.bad")
+    for suffix in ("", ".wal"):
+        source = path.with_name(path.name + suffix)
+        if source.exists():
+            source.rename(bad.with_name(bad.name + suffix))
+    _log.warning("store.set_aside", path=str(path), bad=str(bad))
+    return bad
+
+
+def _connect(path: Path, config: dict[str, Any]) -> duckdb.DuckDBPyConnection | None:
+    """Open a file and see that it can be used; None when it is damaged or of another layout."""
+    try:
+        connection = duckdb.connect(str(path), config=config)
+    except duckdb.IOException as exc:
+        if "lock" in str(exc).lower():
+            raise StoreLocked(path, str(exc).splitlines()[0]) from exc
+        if any(word in str(exc) for word in ("Permission denied", "No space", "Read-only", "Is a directory")):
+            raise StoreFailed(f"{path} cannot be opened: {exc}") from exc
+        return None
+    except duckdb.ConnectionException as exc:
+        raise StoreLocked(path, str(exc)) from exc
+    except duckdb.Error:
+        return None
+    try:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute(f"SET wal_autocheckpoint = '{_WAL_LIMIT}'")
+        tables = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+        if not tables:
+            return connection
+        versions = connection.execute("SELECT DISTINCT schema_version FROM position").fetchall()
+        # Read, since a damaged block is only found then.
+        for table in sorted(tables):
+            connection.execute(f'SELECT count(*) FROM "{table}"').fetchall()
+        if versions == [(LAYOUT_VERSION,)]:
+            return connection
+    except duckdb.Error:
+        pass
+    connection.close()
+    return None
+
+
+def _prepare(connection: duckdb.DuckDBPyConnection, ledger_id: str, partitions: int) -> None:
+    exists = connection.execute("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'position'").fetchone()
+    if exists == (0,):
+        connection.begin()
+        connection.execute(statement("schema"))
+        connection.execute(statement("comments"))
+        connection.executemany(
+            "INSERT INTO position VALUES (?, ?, '0-0', 0, 0, ?)",
+            [(partition, ledger_id, LAYOUT_VERSION) for partition in range(partitions)],
+        )
+        connection.commit()
+        return
+    stored = connection.execute("SELECT any_value(ledger_id), count(*) FROM position").fetchone()
+    assert stored is not None
+    if stored[0] != ledger_id:
+        raise LedgerMismatch(stored=stored[0], given=ledger_id)
+    if stored[1] != partitions:
+        raise WrongPartitions(configured=partitions, stored=stored[1])
+
+
+def _roll_back(cursor: duckdb.DuckDBPyConnection) -> None:
+    try:
+        cursor.rollback()
+    except duckdb.Error as exc:
+        _log.debug("store.rollback_failed", problem=str(exc))

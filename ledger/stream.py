@@ -1,0 +1,176 @@
+"""Reading a ledger partition's stream: raw entries in batches, and batches as Arrow tables.
+
+Nothing is skipped: an entry without a field, with text that is not UTF-8, or of a newer
+version stops the reading and is named. Columns are built and checked as a whole, since
+reading must keep up with folding; only a batch that fails is looked at entry by entry.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError
+
+from ledger.errors import LedgerUnavailable
+from ledger.keys import Keys
+from schemas.events import ENVELOPE_FIELDS, EVENT_VERSION
+from schemas.identifiers import ZERO_ENTRY, EntryId
+from schemas.money import MAX_NANOUSD
+from schemas.upcasters import UnreadableEvent, event_from_entry, upcast
+
+RawEntry = list[Any]  # [id, [name, value, name, value, ...]], all bytes
+
+_NAMES: Final = [{name.encode()} for name in ENVELOPE_FIELDS]
+_CURRENT: Final = {str(EVENT_VERSION).encode()}
+_TIMEOUT_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Entries of one partition in the order of the ledger, as Redis sent them."""
+
+    partition: int
+    entries: list[RawEntry]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def last_id(self) -> EntryId:
+        """The id of the last entry. Errors: IndexError when the batch is empty."""
+        return EntryId.parse(self.entries[-1][0].decode())
+
+    def to_table(self) -> pa.Table:
+        """Convert to a table of envelope columns.
+
+        Units: `amount` and `committed` in nano-dollars, `ms` since the epoch.
+        Errors: UnreadableEvent, which names the first entry at fault.
+        """
+        try:
+            return _table(self.partition, self.entries)
+        except (ValueError, TypeError, IndexError, OverflowError, pa.ArrowException) as exc:
+            raise _culprit(self.entries, exc) from exc
+
+
+class StreamReader:
+    """Reads one partition's ledger over a connection of its own.
+
+    Errors of `read_after`: LedgerUnavailable; reading again is always safe.
+    """
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._connection: AbstractConnection | None = None
+
+    async def read_after(self, after: EntryId = ZERO_ENTRY, *, count: int, block_ms: int | None = None) -> Batch:
+        """Read up to `count` entries after `after`; with `block_ms`, wait that long for the first of them."""
+        ledger = self._keys.ledger
+        if block_ms is None:
+            entries = await self._ask(0, "XRANGE", ledger, f"({after}", "+", "COUNT", count)
+        else:
+            reply = await self._ask(
+                block_ms, "XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", ledger, str(after)
+            )
+            streams = list(reply.items()) if isinstance(reply, dict) else reply  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            entries = streams[0][1] if streams else []
+        return Batch(self._keys.partition, cast("list[RawEntry]", entries or []))
+
+    async def now_ms(self) -> int:
+        """Return the server's clock, which is the ledger's."""
+        seconds, micros = await self._ask(0, "TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def aclose(self) -> None:
+        """Give the connection back."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # Disconnected, since a reply may still be on its way.
+            await connection.disconnect(nowait=True)
+            await self._redis.connection_pool.release(connection)
+
+    async def _ask(self, block_ms: int, *command: str | int) -> Any:
+        try:
+            if self._connection is None:
+                self._connection = await self._redis.connection_pool.get_connection()
+            await self._connection.send_command(*command)  # pyright: ignore[reportUnknownMemberType]
+            # Not through Redis.execute_command, which would build a dict for every entry.
+            return await self._connection.read_response(disable_decoding=True, timeout=_TIMEOUT_S + block_ms / 1000)
+        except (RedisError, OSError) as exc:
+            await self.aclose()
+            raise LedgerUnavailable(f"the ledger cannot be read ({type(exc).__name__}: {exc})") from exc
+        except BaseException:
+            await self.aclose()
+            raise
+
+
+def _table(partition: int, entries: list[RawEntry]) -> pa.Table:
+    ids, fields = zip(*entries, strict=True) if entries else ((), ())
+    columns = list(zip(*fields, strict=True)) if entries else [()] * (2 * len(ENVELOPE_FIELDS))
+    if entries and [set(names) for names in columns[0::2]] != _NAMES:
+        raise ValueError("the fields are not those of an event")
+    kind, v, seq, user_id, period, call_id, attempt, amount, committed, payload = columns[1::2]
+    if not set(v) <= _CURRENT:
+        payload = [_lift(*parts) for parts in zip(kind, v, payload, strict=True)]
+    entry_id = _text(ids)
+    parts = pc.split_pattern(entry_id, "-")
+    amounts = _integers(amount)
+    _check_bounds(amounts)
+    return pa.table(
+        {
+            "partition": pa.repeat(pa.scalar(partition, pa.int32()), len(entries)),
+            "id": entry_id,
+            "ms": pc.list_element(parts, 0).cast(pa.int64()),
+            "n": pc.list_element(parts, 1).cast(pa.int64()),
+            "seq": _integers(seq),
+            "type": _text(kind),
+            "v": _integers(v).cast(pa.int32()),
+            "user_id": _text(user_id),
+            "period": _text(period),
+            "call_id": _text(call_id),
+            "attempt": _integers(attempt).cast(pa.int32()),
+            "amount": amounts,
+            "committed": _integers([value or None for value in committed]),
+            "payload": _text(payload),
+        }
+    )
+
+
+def _text(values: Any) -> pa.Array:
+    # The cast checks that it is UTF-8.
+    return pa.array(values, pa.binary()).cast(pa.string())
+
+
+def _integers(values: Any) -> pa.Array:
+    return _text(values).cast(pa.int64())
+
+
+def _check_bounds(amounts: pa.Array) -> None:
+    bounds = pc.min_max(amounts).as_py()
+    if max(abs(bounds["min"] or 0), abs(bounds["max"] or 0)) > MAX_NANOUSD:
+        raise ValueError("an amount is out of bounds")
+
+
+def _lift(event_type: bytes, version: bytes, payload: bytes) -> bytes:
+    if version in _CURRENT:
+        return payload
+    lifted = upcast(event_type.decode(), int(version), json.loads(payload))
+    return json.dumps(lifted, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _culprit(entries: list[RawEntry], problem: Exception) -> UnreadableEvent:
+    """Find the first entry that cannot be read, the slow and thorough way."""
+    for raw_id, raw in entries:
+        entry_id = raw_id.decode("utf-8", "replace")
+        try:
+            texts = [part.decode() for part in raw]
+            event_from_entry(entry_id, dict(zip(texts[0::2], texts[1::2], strict=True)))
+        except UnreadableEvent as exc:
+            return exc
+        except ValueError as exc:
+            return UnreadableEvent(entry_id, str(exc))
+    return UnreadableEvent(entries[0][0].decode("utf-8", "replace"), f"or one of the {len(entries)} after it: {problem}")
