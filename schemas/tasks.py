@@ -57,7 +57,9 @@ class Message(BaseModel):
 
 
 ModelId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,149}$")]
-StreamName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:{}-]{0,199}$")]
+# No braces: a reply must never be appended to a key of the ledger, which all begin with one.
+STREAM_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$"
+StreamName = Annotated[str, StringConstraints(pattern=STREAM_NAME_PATTERN)]
 
 
 class Task(BaseModel):

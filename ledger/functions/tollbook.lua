@@ -701,6 +701,23 @@ local function read_balance(keys, args)
   return reply
 end
 
+--[[ renew: reset the idle time of the entries of a task stream that this consumer still owns.
+KEYS stream   ARGS 1 group 2 consumer 3.. entry ids
+the entry ids that it no longer owns ]]
+local function renew(keys, args)
+  local lost = {}
+  for i = 3, #args do
+    local pending = redis.call('XPENDING', keys[1], args[1], args[i], args[i], 1)[1]
+    if pending and pending[2] == args[2] then
+      redis.call('XCLAIM', keys[1], args[1], args[2], 0, args[i], 'JUSTID')
+    else
+      lost[#lost + 1] = args[i]
+    end
+  end
+  return lost
+end
+
+redis.register_function('tollbook_v1_renew', renew)
 redis.register_function('tollbook_v1_reserve', reserve)
 redis.register_function('tollbook_v1_record', record)
 redis.register_function('tollbook_v1_settle', settle)

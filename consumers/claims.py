@@ -1,0 +1,125 @@
+"""Claims on task entries: renewed while a task is worked on, taken over when a worker gives no sign of life.
+
+An entry stays pending in its consumer group from delivery to acknowledgement. Renewal
+resets its idle time only where this worker still owns it, in one step on the server: a
+process that was stopped for a while must not take back what others have claimed since.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import structlog
+
+from consumers.messages import Delivery
+from ledger.errors import LedgerUnavailable
+from ledger.functions import function
+from ledger.pipeline import CommandPipeline
+
+GROUP: Final = "tollbook"
+_PAGE: Final = 100
+_log = structlog.get_logger(__name__)
+
+
+class Claims:
+    """The claims of one worker on the entries it works on."""
+
+    def __init__(
+        self, pipeline: CommandPipeline, *, namespace: str, consumer: str, streams: Iterable[str], claim_after_s: float
+    ) -> None:
+        self._pipeline = pipeline
+        self._namespace = namespace
+        self._consumer = consumer
+        self._streams = tuple(streams)
+        self._claim_after_s = claim_after_s
+        self._held: dict[tuple[str, str], Delivery] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, delivery: Delivery) -> bool:
+        """Keep a delivery claimed from now on; False where this worker has it in hand already."""
+        if delivery.key in self._held:
+            return False
+        self._held[delivery.key] = delivery
+        return True
+
+    def drop(self, delivery: Delivery) -> None:
+        """No longer renew a claim."""
+        self._held.pop(delivery.key, None)
+
+    def holds(self, delivery: Delivery) -> bool:
+        """Whether the claim is still this worker's, as of the latest renewal."""
+        return delivery.key in self._held
+
+    async def ensure_groups(self) -> None:
+        """Create the consumer groups at the streams' beginning: what was published before the first start counts."""
+        for stream in self._streams:
+            try:
+                await self._pipeline.execute("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
+            except Exception as exc:
+                if "BUSYGROUP" not in str(exc):
+                    raise
+
+    async def acknowledge(self, delivery: Delivery) -> None:
+        """Tell Redis that the task is dealt with; its result is stored by now."""
+        await self._pipeline.execute("XACK", delivery.stream, GROUP, delivery.entry_id)
+        self.drop(delivery)
+
+    async def is_alive(self, consumer: str) -> bool:
+        """Whether a worker has shown a sign of life lately."""
+        return bool(await self._pipeline.execute("EXISTS", f"{self._namespace}:worker:{consumer}"))
+
+    async def show_life(self) -> None:
+        """Tell the other workers that this one lives."""
+        key = f"{self._namespace}:worker:{self._consumer}"
+        await self._pipeline.execute("SET", key, "1", "PX", round(1000 * self._claim_after_s))
+
+    async def resign(self) -> None:
+        """Tell the other workers that this one stops; they need not wait for its silence."""
+        await self._pipeline.execute("DEL", f"{self._namespace}:worker:{self._consumer}")
+
+    async def run(self, accept: Callable[[Delivery], None]) -> None:
+        """Renew claims and take over abandoned entries until cancelled."""
+        while True:
+            try:
+                await self.show_life()
+                await self.renew()
+                for stream in self._streams:
+                    for delivery in await self.take_abandoned(stream):
+                        accept(delivery)
+            except LedgerUnavailable as exc:
+                _log.warning("claims.renewal_missed", problem=str(exc))
+            await asyncio.sleep(self._claim_after_s / 3)
+
+    async def renew(self) -> None:
+        """Show a sign of life for everything in hand; entries that others own by now are dropped."""
+        for stream in self._streams:
+            mine = [entry_id for (name, entry_id) in self._held if name == stream]
+            for start in range(0, len(mine), _PAGE):
+                page = mine[start : start + _PAGE]
+                lost: list[bytes] = await self._pipeline.execute(
+                    "FCALL", function("renew"), 1, stream, GROUP, self._consumer, *page
+                )
+                for entry_id in lost:
+                    self._held.pop((stream, entry_id.decode()), None)
+                    _log.warning("claim.lost", stream=stream, entry_id=entry_id.decode())
+
+    async def take_abandoned(self, stream: str) -> list[Delivery]:
+        """Claim entries whose worker gave no sign of life, with the number of their deliveries."""
+        idle_ms = round(1000 * self._claim_after_s)
+        pending: list[Any] = await self._pipeline.execute(
+            "XPENDING", stream, GROUP, "IDLE", idle_ms, "-", "+", _PAGE
+        )
+        counts = {entry_id: count for entry_id, _, _, count in pending if (stream, entry_id.decode()) not in self._held}
+        if not counts:
+            return []
+        claimed: list[Any] = await self._pipeline.execute("XCLAIM", stream, GROUP, self._consumer, idle_ms, *counts)
+        deliveries: list[Delivery] = []
+        for entry_id, flat in claimed:
+            if flat is None:
+                continue  # The entry was deleted; the server forgets the claim.
+            fields = {flat[i]: flat[i + 1] for i in range(0, len(flat), 2)}
+            deliveries.append(Delivery(stream, entry_id.decode(), fields, counts[entry_id] + 1))
+            _log.warning("task.claimed", stream=stream, entry_id=entry_id.decode(), deliveries=counts[entry_id] + 1)
+        return deliveries

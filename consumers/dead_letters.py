@@ -1,0 +1,101 @@
+"""The dead-letter stream: tasks that cannot be executed, whole, with the reason."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import structlog
+
+from consumers.messages import Delivery, fields_as_json, fields_from_json
+from ledger.keys import dead_letters
+from ledger.pipeline import CommandPipeline
+
+Reason = Literal["invalid_task", "idempotency_conflict", "attempts_exhausted"]
+_log = structlog.get_logger(__name__)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One dead letter. `fields` are the original entry's, byte for byte."""
+
+    id: str
+    stream: str
+    entry_id: str
+    reason: str
+    error: str
+    task_id: str
+    user_id: str
+    deliveries: int
+    at_ms: int
+    fields: Mapping[bytes, bytes]
+
+
+class DeadLetters:
+    """Puts, lists, retries and drops dead letters. Errors of every method: LedgerUnavailable."""
+
+    def __init__(self, pipeline: CommandPipeline, namespace: str, *, now_ms: Callable[[], int] = _now_ms) -> None:
+        self._pipeline = pipeline
+        self.key = dead_letters(namespace)
+        self._now_ms = now_ms
+
+    async def put(
+        self, delivery: Delivery, *, reason: Reason, error: str, task_id: str, user_id: str | None = None
+    ) -> None:
+        """Append a task with the reason. A worker that dies before its acknowledgement may append it twice."""
+        await self._pipeline.execute(
+            "XADD",
+            self.key,
+            "*",
+            *("stream", delivery.stream, "entry_id", delivery.entry_id, "reason", reason, "error", error[:1000]),
+            *("task_id", task_id, "user_id", user_id or "", "deliveries", delivery.deliveries, "at", self._now_ms()),
+            *("fields", fields_as_json(delivery.fields)),
+        )
+        _log.warning("task.dead_lettered", stream=delivery.stream, entry_id=delivery.entry_id, reason=reason)
+
+    async def list(self, *, count: int = 100, after: str = "-") -> list[DeadLetter]:
+        """Return dead letters, oldest first."""
+        start = "-" if after == "-" else f"({after}"
+        entries: Any = await self._pipeline.execute("XRANGE", self.key, start, "+", "COUNT", count)
+        return [_parse(entry) for entry in entries]
+
+    async def get(self, letter_id: str) -> DeadLetter | None:
+        """Return one dead letter, or None."""
+        entries: Any = await self._pipeline.execute("XRANGE", self.key, letter_id, letter_id)
+        return _parse(entries[0]) if entries else None
+
+    async def count(self) -> int:
+        """Return how many there are."""
+        return int(await self._pipeline.execute("XLEN", self.key))
+
+    async def retry(self, letter: DeadLetter) -> str:
+        """Put the original fields on their stream again, then drop the letter; return the new entry's id."""
+        flat = [part for pair in letter.fields.items() for part in pair]
+        entry_id: bytes = await self._pipeline.execute("XADD", letter.stream, "*", *flat)
+        await self.drop(letter.id)
+        return entry_id.decode()
+
+    async def drop(self, letter_id: str) -> bool:
+        """Remove a dead letter; return whether it was there."""
+        return bool(await self._pipeline.execute("XDEL", self.key, letter_id))
+
+
+def _parse(entry: Any) -> DeadLetter:
+    letter_id, flat = entry
+    values = {flat[i].decode(): flat[i + 1].decode() for i in range(0, len(flat), 2)}
+    return DeadLetter(
+        id=letter_id.decode(),
+        stream=values["stream"],
+        entry_id=values["entry_id"],
+        reason=values["reason"],
+        error=values["error"],
+        task_id=values["task_id"],
+        user_id=values["user_id"],
+        deliveries=int(values["deliveries"]),
+        at_ms=int(values["at"]),
+        fields=fields_from_json(values["fields"]),
+    )

@@ -1,0 +1,136 @@
+"""From a stream entry to a task: every spelling a publisher may use, and nothing lost that cannot be read.
+
+Plain fields, one field `data` with JSON, FastStream's binary envelope (`__data__`).
+"""
+
+import base64
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from faststream.redis.message import bDATA_KEY
+from faststream.redis.parser import BinaryMessageFormatV1
+
+from schemas.identifiers import check_id, task_id_from_entry
+from schemas.tasks import STREAM_NAME_PATTERN, InvalidTask, Task, task_from_fields
+
+MAX_ENTRY_BYTES: Final = 2_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One delivery of one stream entry to this worker. `deliveries` counts them, this one included."""
+
+    stream: str
+    entry_id: str
+    fields: Mapping[bytes, bytes]
+    deliveries: int = 1
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether another worker had it before and gave no sign of life."""
+        return self.deliveries > 1
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells this entry from all others."""
+        return self.stream, self.entry_id
+
+
+@dataclass(frozen=True, slots=True)
+class Salvage:
+    """What can be read of a message that is not a task: enough to answer its publisher."""
+
+    task_id: str
+    user_id: str | None = None
+    reply_to: str | None = None
+
+
+def read_task(delivery: Delivery) -> tuple[str, Task]:
+    """Return the task id and the task. Errors: InvalidTask, which quotes no prompt."""
+    task = task_from_fields(_open(delivery))
+    return task.task_id or task_id_from_entry(delivery.stream, delivery.entry_id), task
+
+
+def salvage(delivery: Delivery) -> Salvage:
+    """Read ids of a malformed message where that is possible; the entry's own id stands in for the task's."""
+    try:
+        fields: Mapping[str, Any] = _open(delivery)
+        if "data" in fields and "task" not in fields:
+            document = json.loads(fields["data"]) if isinstance(fields["data"], str) else fields["data"]
+            fields = document if isinstance(document, dict) else {}
+    except (ValueError, RecursionError):
+        fields = {}
+    return Salvage(
+        task_id=_id(fields.get("task_id")) or task_id_from_entry(delivery.stream, delivery.entry_id),
+        user_id=_id(fields.get("user_id")),
+        reply_to=_stream_name(fields.get("reply_to")),
+    )
+
+
+def fields_as_json(fields: Mapping[bytes, bytes]) -> str:
+    """Return an entry's fields as JSON, nothing lost: what is not UTF-8 stands as {"base64": ...}."""
+    return json.dumps({_name(name): _value(value) for name, value in fields.items()})
+
+
+def fields_from_json(text: str) -> dict[bytes, bytes]:
+    """Undo `fields_as_json`."""
+    fields: dict[bytes, bytes] = {}
+    for name, value in json.loads(text).items():
+        raw_name = base64.b64decode(name[7:]) if name.startswith("base64:") else name.encode()
+        fields[raw_name] = base64.b64decode(value["base64"]) if isinstance(value, dict) else value.encode()  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    return fields
+
+
+def _open(delivery: Delivery) -> dict[str, Any]:
+    size = sum(len(name) + len(value) for name, value in delivery.fields.items())
+    if size > MAX_ENTRY_BYTES:
+        raise InvalidTask(f"the message has {size} bytes, at most {MAX_ENTRY_BYTES} are taken")
+    envelope = delivery.fields.get(bDATA_KEY)
+    if envelope is not None:
+        return _open_envelope(envelope)
+    try:
+        return {name.decode(): value.decode() for name, value in delivery.fields.items()}
+    except UnicodeDecodeError:
+        raise InvalidTask("the message is not UTF-8") from None
+
+
+def _open_envelope(envelope: bytes) -> dict[str, Any]:
+    try:
+        body, headers = BinaryMessageFormatV1.parse(envelope)
+        document = json.loads(body)
+    except Exception as exc:  # noqa: BLE001 - FastStream's reader fails in many ways on bytes that are not its own.
+        raise InvalidTask(f"the FastStream envelope cannot be read ({type(exc).__name__})") from None
+    if not isinstance(document, dict):
+        raise InvalidTask("the FastStream message must be a JSON object")
+    if headers.get("reply_to"):
+        document.setdefault("reply_to", headers["reply_to"])  # pyright: ignore[reportUnknownMemberType]
+    return document  # pyright: ignore[reportUnknownVariableType]
+
+
+def _id(value: object) -> str | None:
+    try:
+        return check_id(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _stream_name(value: object) -> str | None:
+    return value if isinstance(value, str) and re.fullmatch(STREAM_NAME_PATTERN, value) else None
+
+
+def _name(name: bytes) -> str:
+    try:
+        text = name.decode()
+    except UnicodeDecodeError:
+        text = "base64:"
+    return "base64:" + base64.b64encode(name).decode() if text.startswith("base64:") else text
+
+
+def _value(value: bytes) -> str | dict[str, str]:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode()}

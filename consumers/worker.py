@@ -1,0 +1,315 @@
+"""One worker: takes deliveries, runs each as a call, answers, acknowledges.
+
+A delivery holds one of its stream's slots while it works and gives it back while it
+waits, for money or for another run of the same task, so that waiting tasks never hold
+up others. It is acknowledged only when its result is stored (late acknowledgement);
+whatever goes wrong before that leaves it pending, to be claimed again.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import count
+
+import structlog
+from redis.exceptions import ResponseError
+
+from consumers.claims import Claims
+from consumers.dead_letters import DeadLetters, Reason
+from consumers.messages import Delivery, read_task, salvage
+from inference.calls import Call, CallRunner, CallTakenOver
+from inference.outcomes import failed_result
+from ledger.errors import CallUnknown, IdempotencyConflict, LedgerRefused, LedgerUnavailable
+from ledger.freed import FreedBudgets
+from ledger.pipeline import CommandPipeline
+from ledger.requests import OpenCall, Waiting
+from schemas.results import ErrorCode, InferenceResult, TaskStatus
+from schemas.routes import Route
+from schemas.tasks import InvalidTask, Task, TaskType
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLimits:
+    """Units: seconds. `most_holds` bounds how often a task is begun anew after its worker died."""
+
+    concurrency: Mapping[str, int]
+    hold_wait_s: float
+    most_holds: int
+    most_deliveries: int = 20
+    most_parked: int = 20_000
+    first_pause_s: float = 0.2
+    longest_pause_s: float = 5.0
+
+
+class Worker:
+    """Executes deliveries of the task streams. Clock and pauses come from outside."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        runner: CallRunner,
+        routes: Mapping[TaskType, Route],
+        pipeline: CommandPipeline,
+        claims: Claims,
+        freed: FreedBudgets,
+        dead_letters: DeadLetters,
+        limits: WorkerLimits,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self.name = name
+        self.claims = claims
+        self._runner = runner
+        self._routes = routes
+        self._pipeline = pipeline
+        self._freed = freed
+        self._dead_letters = dead_letters
+        self._limits = limits
+        self._now_ms = now_ms
+        self._slots = {stream: asyncio.Semaphore(number) for stream, number in limits.concurrency.items()}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._runs = count(1)
+        self._active: set[str] = set()
+        self._no_reply = frozenset((*limits.concurrency, dead_letters.key))
+
+    @property
+    def in_flight(self) -> int:
+        """Deliveries in hand, waiting ones included."""
+        return len(self._tasks)
+
+    async def take(self, delivery: Delivery) -> None:
+        """Take a new delivery as soon as its stream has a free slot; reading goes on from there."""
+        if not self.claims.add(delivery):
+            return
+        slot = self._slots[delivery.stream]
+        try:
+            await slot.acquire()
+        except asyncio.CancelledError:
+            self.claims.drop(delivery)
+            raise
+        self._start(delivery, has_slot=True)
+
+    def take_claimed(self, delivery: Delivery) -> None:
+        """Take over a delivery whose worker gave no sign of life; it waits for its slot by itself."""
+        if self.claims.add(delivery):
+            self._start(delivery, has_slot=False)
+
+    async def drain(self, grace_s: float) -> None:
+        """Let what is in flight finish for `grace_s` seconds, then cancel: holds are settled, tasks stay pending."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=grace_s)
+        left = list(self._tasks)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    def _start(self, delivery: Delivery, *, has_slot: bool) -> None:
+        task = asyncio.create_task(self._process(delivery, has_slot=has_slot))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _process(self, delivery: Delivery, *, has_slot: bool) -> None:
+        slot = _Slot(self._slots[delivery.stream], is_held=has_slot)
+        pause_s = self._limits.first_pause_s
+        try:
+            await slot.acquire()
+            while True:
+                try:
+                    return await self._execute(delivery, slot)
+                except (LedgerUnavailable, LedgerRefused, CallUnknown) as exc:
+                    # Nothing is lost while the task stays pending; it is tried again when the stores answer.
+                    _log.warning("task.held_back", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
+                    slot.release()
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, self._limits.longest_pause_s)
+                    await slot.acquire()
+        except CallTakenOver as exc:
+            _log.warning("task.taken_over", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
+        except Exception:
+            # The edge of the worker: one task's trouble must not stop the others. It stays pending.
+            _log.exception("task.crashed", entry_id=delivery.entry_id, stream=delivery.stream)
+        finally:
+            slot.release()
+            self.claims.drop(delivery)
+
+    async def _execute(self, delivery: Delivery, slot: "_Slot") -> None:
+        try:
+            task_id, task = read_task(delivery)
+        except InvalidTask as exc:
+            return await self._refuse_malformed(delivery, str(exc))
+        try:
+            result = await self._result_of(delivery, slot, task_id, task)
+        except IdempotencyConflict as exc:
+            return await self._refuse_conflict(delivery, task_id, task, str(exc))
+        if result is None:
+            return None
+        await self._answer(task.reply_to, result)
+        await self.claims.acknowledge(delivery)
+        _log.debug("task.finished", task_id=task_id, status=result.status.value)
+
+    async def _result_of(self, delivery: Delivery, slot: "_Slot", task_id: str, task: Task) -> InferenceResult | None:
+        """Return the task's result, or None where it is left pending for another time."""
+        if task.task is TaskType.PING:
+            return await self._pong(task_id, task)
+        call = self._call(delivery, task_id, task)
+        if delivery.deliveries > self._limits.most_deliveries:
+            return await self._give_up(delivery, call, None)
+        self._active.add(call.run_id)
+        try:
+            return await self._run(delivery, call, slot)
+        finally:
+            self._active.discard(call.run_id)
+
+    async def _run(self, delivery: Delivery, call: Call, slot: "_Slot") -> InferenceResult | None:
+        waits_until_ms = self._now_ms() + round(1000 * self._limits.hold_wait_s)
+        budget: str | None = None
+        pause_s = self._limits.first_pause_s
+
+        def let_next_try() -> None:
+            if budget is not None:
+                self._freed.next(budget)
+
+        while True:
+            is_final = budget is not None and self._now_ms() >= waits_until_ms
+            reply = await self._runner.run(call, is_final=is_final, on_reserved=let_next_try)
+            if isinstance(reply, InferenceResult):
+                let_next_try()
+                return reply
+            if isinstance(reply, OpenCall) and await self._may_take_over(delivery, reply):
+                if reply.hold >= self._limits.most_holds:
+                    return await self._give_up(delivery, call, reply)
+                await self._runner.take_over(call, reply)
+                continue
+            slot.release()
+            if isinstance(reply, Waiting):
+                if self._freed.waiting >= self._limits.most_parked:
+                    return None  # Too many to keep in memory; the claim loop brings it back later.
+                await self._wait_for_money(reply.budget, is_first=budget == reply.budget, until_ms=waits_until_ms)
+                budget = reply.budget
+            else:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, self._limits.longest_pause_s)
+            await slot.acquire()
+
+    async def _may_take_over(self, delivery: Delivery, found: OpenCall) -> bool:
+        """Whether the run that holds money is dead: its time is over, and its worker shows no sign of life."""
+        is_due = delivery.is_claimed or self._now_ms() > found.deadline_ms
+        owner = found.worker.rpartition(".")[0]
+        if owner == self.name:
+            return is_due and found.worker not in self._active
+        return is_due and not await self.claims.is_alive(owner)
+
+    async def _wait_for_money(self, budget: str, *, is_first: bool, until_ms: int) -> None:
+        try:
+            async with asyncio.timeout(max(0, until_ms - self._now_ms()) / 1000):
+                await self._freed.wait(budget, is_first=is_first)
+        except TimeoutError:
+            pass  # The next try is the final one.
+
+    async def _pong(self, task_id: str, task: Task) -> InferenceResult:
+        result = InferenceResult(
+            task_id=task_id,
+            status=TaskStatus.DONE,
+            content="pong",
+            user_id=task.user_id,
+            task_type=task.task.value,
+            finished_at_ms=self._now_ms(),
+            metadata=task.metadata,
+        )
+        await self._runner.results.put(result)
+        return result
+
+    async def _give_up(self, delivery: Delivery, call: Call, found: OpenCall | None) -> InferenceResult:
+        times = found.hold if found else delivery.deliveries
+        problem = f"workers died over this task {times} times; it is in the dead-letter stream"
+        result: InferenceResult | None = None
+        if found is not None:
+            result = await self._runner.take_over(call, found, give_up=problem)
+        if result is None:
+            result = failed_result(call, ErrorCode.ATTEMPTS_EXHAUSTED, problem, self._now_ms())
+            await self._runner.results.put(result)
+        await self._bury(delivery, "attempts_exhausted", problem, call.call_id, call.user_id)
+        return result
+
+    async def _refuse_malformed(self, delivery: Delivery, problem: str) -> None:
+        known = salvage(delivery)
+        await self._bury(delivery, "invalid_task", problem, known.task_id, known.user_id)
+        result = InferenceResult(
+            task_id=known.task_id,
+            status=TaskStatus.INVALID,
+            error_code=ErrorCode.INVALID_TASK,
+            error=problem,
+            user_id=known.user_id,
+            finished_at_ms=self._now_ms(),
+        )
+        await self._runner.results.put(result)
+        await self._answer(known.reply_to, result)
+        await self.claims.acknowledge(delivery)
+
+    async def _refuse_conflict(self, delivery: Delivery, task_id: str, task: Task, problem: str) -> None:
+        """The first task's result stands under its key; only the reply stream hears of the conflict."""
+        await self._bury(delivery, "idempotency_conflict", problem, task_id, task.user_id)
+        result = InferenceResult(
+            task_id=task_id,
+            status=TaskStatus.INVALID,
+            error_code=ErrorCode.IDEMPOTENCY_CONFLICT,
+            error=problem,
+            user_id=task.user_id,
+            task_type=task.task.value,
+            finished_at_ms=self._now_ms(),
+            metadata=task.metadata,
+        )
+        await self._answer(task.reply_to, result)
+        await self.claims.acknowledge(delivery)
+
+    async def _bury(self, delivery: Delivery, reason: Reason, error: str, task_id: str, user_id: str | None) -> None:
+        await self._dead_letters.put(delivery, reason=reason, error=error, task_id=task_id, user_id=user_id)
+
+    async def _answer(self, reply_to: str | None, result: InferenceResult) -> None:
+        """Append the result to the publisher's reply stream; at least once, so consumers go by `task_id`."""
+        if reply_to is None or reply_to in self._no_reply:
+            return
+        try:
+            await self._pipeline.execute(
+                "XADD", reply_to, "*", "task_id", result.task_id, "result", result.model_dump_json()
+            )
+        except ResponseError as exc:
+            # The key is no stream. The result stands under its own key, so the task is not held up for it.
+            _log.warning("reply.refused", task_id=result.task_id, reply_to=reply_to, problem=str(exc))
+
+    def _call(self, delivery: Delivery, task_id: str, task: Task) -> Call:
+        route = self._routes[task.task]
+        changes = {"model": task.model, "max_tokens": task.max_tokens, "temperature": task.temperature}
+        return Call(
+            call_id=task_id,
+            run_id=f"{self.name}.{next(self._runs)}",
+            user_id=task.user_id,
+            plan=task.plan,
+            task_type=task.task,
+            messages=task.chat(),
+            route=route.model_copy(update={name: value for name, value in changes.items() if value is not None}),
+            content_hash=task.content_hash(),
+            campaign_id=task.campaign_id,
+            stream=delivery.stream,
+            metadata=task.metadata,
+        )
+
+
+class _Slot:
+    """One place of a stream, taken and given back by one delivery."""
+
+    def __init__(self, slots: asyncio.Semaphore, *, is_held: bool) -> None:
+        self._slots = slots
+        self._is_held = is_held
+
+    async def acquire(self) -> None:
+        if not self._is_held:
+            await self._slots.acquire()
+            self._is_held = True
+
+    def release(self) -> None:
+        if self._is_held:
+            self._is_held = False
+            self._slots.release()

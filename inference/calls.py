@@ -1,0 +1,284 @@
+"""The life of one call: reserve, attempt, fall back, settle.
+
+Invariant (G3): once a request may have been sent, the hold is settled at what the
+provider reported, else at what its usage costs, else at the attempt's full bound.
+A hold always covers what its attempts may have cost plus the bound of the next.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+
+from inference.bounds import Bound, bound
+from inference.budgets import BudgetPolicy
+from inference.holds import Hold, charge_of, settle_dead_hold
+from inference.outcomes import denied_result, done_result, failed_result, finished_result
+from inference.pricing import PriceCatalogue, PriceUnknown
+from inference.provider import Attempt, ChatRequest, ProviderClient
+from inference.retry import FallBack, GiveUp, Retry, RetryPolicy
+from ledger.errors import LedgerError
+from ledger.ledger import Ledger
+from ledger.requests import (
+    AlreadySettled,
+    Denied,
+    FinishedCall,
+    OpenCall,
+    Reserved,
+    ReserveReply,
+    ReserveRequest,
+    Waiting,
+)
+from ledger.results import Results
+from schemas.events import BudgetReserved, FallbackUsed, payload_json
+from schemas.money import format_usd
+from schemas.plans import Plan
+from schemas.results import ErrorCode, InferenceResult
+from schemas.routes import Route
+from schemas.tasks import Message, TaskType
+
+_log = structlog.get_logger(__name__)
+
+# For clocks that differ and a process that is held up for a moment.
+_LEASE_SLACK_S: Final = 30
+
+
+class CallTakenOver(LedgerError):
+    """Another run of the call has taken over; its result will stand. What this run cost is on the ledger."""
+
+    def __init__(self, call_id: str) -> None:
+        super().__init__(f"call {call_id} was taken over by another worker")
+        self.call_id = call_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What is to be called for one task. `run_id` names this run of it, so that a resend is told from a rival."""
+
+    call_id: str
+    run_id: str
+    user_id: str
+    plan: Plan
+    task_type: TaskType
+    messages: tuple[Message, ...]
+    route: Route
+    content_hash: str
+    campaign_id: str | None = None
+    stream: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class CallRunner:
+    """Runs calls against the ledger and the provider. Clock and sleep are parameters."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        results: Results,
+        provider: ProviderClient,
+        prices: PriceCatalogue,
+        policy: BudgetPolicy,
+        retry: RetryPolicy,
+        attempt_timeout_s: float,
+        now_ms: Callable[[], int],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.ledger = ledger
+        self.results = results
+        self.policy = policy
+        self._provider = provider
+        self._prices = prices
+        self._retry = retry
+        self._now_ms = now_ms
+        self._sleep = sleep
+        # Every attempt at its time-out and every pause at its longest.
+        self._lease_ms = round(
+            1000 * (retry.most_attempts * attempt_timeout_s + retry.longest_pauses_s + _LEASE_SLACK_S)
+        )
+
+    async def run(
+        self, call: Call, *, is_final: bool = False, on_reserved: Callable[[], None] = lambda: None
+    ) -> InferenceResult | Waiting | OpenCall:
+        """Run a call to its result; `on_reserved` is called once its money is held.
+
+        Returns Waiting where only open holds stand in the way (try again when the budget is freed), and
+        OpenCall where another run of the same call holds money.
+        Errors: IdempotencyConflict; CallTakenOver; LedgerUnavailable; LedgerRefused.
+        """
+        try:
+            first = self._bound_of(call, call.route.model)
+        except PriceUnknown as exc:
+            return await self._without_money(failed_result(call, ErrorCode.PRICE_UNKNOWN, str(exc), self._now_ms()))
+        request, reply = await self._reserve(call, first, is_final=is_final)
+        match reply:
+            case Reserved():
+                on_reserved()
+                return await self._execute(call, Hold.opened(request, reply), first)
+            case OpenCall(worker=worker) if worker == call.run_id:
+                return await self._execute(call, Hold.found(request, reply), first)
+            case Denied():
+                return await self._without_money(denied_result(call, reply, self._now_ms()))
+            case FinishedCall():
+                return await self._finished(call, reply)
+            case Waiting() | OpenCall():
+                return reply
+
+    async def take_over(self, call: Call, found: OpenCall, *, give_up: str | None = None) -> InferenceResult | None:
+        """Settle the hold of a run that has died; with `give_up`, end the call and return its result.
+
+        Errors: CallUnknown; LedgerUnavailable; LedgerRefused.
+        """
+        result = failed_result(call, ErrorCode.ATTEMPTS_EXHAUSTED, give_up, self._now_ms()) if give_up else None
+        request = settle_dead_hold(
+            call_id=call.call_id,
+            user_id=call.user_id,
+            found=found,
+            outcome="taken_over",
+            reason=give_up or f"worker {found.worker} gave no sign of life",
+            result=result.model_dump_json() if result else "",
+        )
+        await self.ledger.settle(request)
+        _log.warning("call.taken_over", call_id=call.call_id, worker=found.worker, cost_nanousd=request.cost_nanousd)
+        return result
+
+    async def _reserve(self, call: Call, first: Bound, *, is_final: bool) -> tuple[ReserveRequest, ReserveReply]:
+        made: list[ReserveRequest] = []
+        payload = self._reserved_payload(call, first, "hold")
+
+        def make_request(now_ms: int) -> ReserveRequest:
+            window, budgets = self.policy.budgets_at(
+                now_ms, user_id=call.user_id, plan=call.plan, campaign_id=call.campaign_id
+            )
+            request = ReserveRequest(
+                call_id=call.call_id,
+                user_id=call.user_id,
+                window=window,
+                content_hash=call.content_hash,
+                amount_nanousd=first.amount_nanousd,
+                worker=call.run_id,
+                lease_ms=self._lease_ms,
+                payload=payload,
+                budgets=budgets,
+                is_final=is_final,
+            )
+            made.append(request)
+            return request
+
+        reply = await self.ledger.reserve(make_request, self._now_ms())
+        return made[-1], reply
+
+    def _reserved_payload(self, call: Call, attempt_bound: Bound, kind: Any) -> str:
+        return payload_json(
+            BudgetReserved(
+                kind=kind,
+                task_type=call.task_type.value,
+                stream=call.stream,
+                plan=call.plan.value,
+                campaign_id=call.campaign_id,
+                worker=call.run_id,
+                bound=attempt_bound.as_price(),
+            )
+        )
+
+    async def _execute(self, call: Call, hold: Hold, attempt_bound: Bound) -> InferenceResult:
+        model, failure = call.route.model, None
+        try:
+            while failure is None:
+                attempt = await self._attempt(call, hold, model, attempt_bound)
+                if attempt.outcome == "ok":
+                    return await self._settle(hold, done_result(call, hold, attempt, self._now_ms()), reason=None)
+                step = self._retry.decide(
+                    attempt, attempts_of_model=hold.attempts_of(model), has_fallback=self._has_fallback(call, model)
+                )
+                if isinstance(step, GiveUp):
+                    failure = step.reason
+                    continue
+                next_model = _fallback_of(call) if isinstance(step, FallBack) else model
+                attempt_bound = self._bound_of(call, next_model)
+                failure = await self._prepare_next(call, hold, attempt_bound, next_model, step, attempt)
+                if isinstance(step, Retry) and failure is None:
+                    await self._sleep(step.delay_s)
+                model = next_model
+        except asyncio.CancelledError:
+            # A request may be under way; whoever cancels must not leave a phantom hold behind.
+            await asyncio.shield(self._abandon(hold, attempt_bound))
+            raise
+        result = failed_result(call, ErrorCode.INFERENCE_FAILED, failure, self._now_ms(), hold)
+        return await self._settle(hold, result, reason=failure)
+
+    async def _attempt(self, call: Call, hold: Hold, model: str, attempt_bound: Bound) -> Attempt:
+        hold.begin(model)
+        attempt = await self._provider.complete(
+            ChatRequest(
+                model=model,
+                messages=call.messages,
+                max_tokens=call.route.max_tokens,
+                temperature=call.route.temperature,
+                user=call.user_id,
+            )
+        )
+        hold.finish(attempt, model, charge_of(attempt, model, attempt_bound, self._prices, self._now_ms()))
+        return attempt
+
+    async def _prepare_next(
+        self, call: Call, hold: Hold, attempt_bound: Bound, model: str, step: Retry | FallBack, failed: Attempt
+    ) -> str | None:
+        """Tell the ledger of the failed attempt and make the hold cover the next; return why it cannot, or None."""
+        extension = hold.shortage_for(attempt_bound)
+        payload = self._reserved_payload(call, attempt_bound, "extension")
+        reply = await self.ledger.record(hold.record_request(extension_nanousd=extension, payload=payload))
+        hold.told()
+        if isinstance(reply, Denied | Waiting):
+            return f"{failed.error}; {model} is not tried: {format_usd(extension, places=6)} more do not fit the cap"
+        hold.amount_nanousd = reply
+        if isinstance(step, FallBack):
+            hold.note_fallback(
+                FallbackUsed(
+                    from_model=call.route.model, to_model=model, reason=step.reason, http_status=failed.http_status
+                )
+            )
+            _log.info("call.fell_back", call_id=call.call_id, to_model=model, reason=step.reason)
+        return None
+
+    async def _settle(self, hold: Hold, result: InferenceResult, *, reason: str | None) -> InferenceResult:
+        text = result.model_dump_json()
+        outcome = "failed" if reason else "done"
+        reply = await self.ledger.settle(
+            hold.settle_request(outcome=outcome, reason=reason, result=text, is_final=True)
+        )
+        if isinstance(reply, AlreadySettled):
+            adjusted = await self.ledger.adjust(hold.adjust_request(reason="late_answer", result=text))
+            _log.warning("call.answered_late", call_id=hold.call_id, difference_nanousd=adjusted.difference_nanousd)
+            if not adjusted.is_call_over:
+                raise CallTakenOver(hold.call_id)
+        return result
+
+    async def _abandon(self, hold: Hold, attempt_bound: Bound) -> None:
+        hold.abandon(attempt_bound)
+        request = hold.settle_request(outcome="failed", reason="cancelled", result="", is_final=False)
+        await self.ledger.settle(request)
+        _log.warning("call.abandoned", call_id=hold.call_id, cost_nanousd=request.cost_nanousd)
+
+    async def _finished(self, call: Call, reply: FinishedCall) -> InferenceResult:
+        result = finished_result(call, reply, self._now_ms())
+        return await self._without_money(result) if reply.denial else result
+
+    async def _without_money(self, result: InferenceResult) -> InferenceResult:
+        """Store a result that no settlement stores; the first one of a task stands."""
+        await self.results.put(result)
+        return result
+
+    def _bound_of(self, call: Call, model: str) -> Bound:
+        return bound(call.messages, call.route.max_tokens, self._prices.price(model, self._now_ms()))
+
+    def _has_fallback(self, call: Call, model: str) -> bool:
+        fallback = call.route.fallback
+        return fallback is not None and fallback != model and self._prices.knows(fallback, self._now_ms())
+
+
+def _fallback_of(call: Call) -> str:
+    assert call.route.fallback is not None, "the policy falls back only where there is a fallback"
+    return call.route.fallback
