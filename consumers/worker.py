@@ -7,7 +7,7 @@ whatever goes wrong before that leaves it pending, to be claimed again.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -79,17 +79,17 @@ class Worker:
         """Deliveries in hand, waiting ones included."""
         return len(self._tasks)
 
-    async def take(self, delivery: Delivery) -> None:
-        """Take a new delivery as soon as its stream has a free slot; reading goes on from there."""
-        if not self.claims.add(delivery):
-            return
-        slot = self._slots[delivery.stream]
+    async def take(self, deliveries: Sequence[Delivery]) -> None:
+        """Take new deliveries of one stream, each as soon as there is a free slot; reading goes on from there."""
+        # All are claimed at once: one that waits here for long must not look abandoned.
+        waiting = [delivery for delivery in deliveries if self.claims.add(delivery)]
         try:
-            await slot.acquire()
-        except asyncio.CancelledError:
-            self.claims.drop(delivery)
-            raise
-        self._start(delivery, has_slot=True)
+            while waiting:
+                await self._slots[waiting[0].stream].acquire()
+                self._start(waiting.pop(0), has_slot=True)
+        finally:
+            for delivery in waiting:
+                self.claims.drop(delivery)
 
     def take_claimed(self, delivery: Delivery) -> None:
         """Take over a delivery whose worker gave no sign of life; it waits for its slot by itself."""

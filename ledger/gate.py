@@ -297,12 +297,12 @@ class Gate:
         numbers = [int(number) for number in reply[1:]]
         return tuple(Balance(*numbers[i : i + 3]) for i in range(0, len(numbers), 3))
 
-    async def trim(self, watermark: Position, budgets: Sequence[str]) -> int:
+    async def trim(self, watermark: EntryId, budgets: Sequence[str]) -> int:
         """Move the watermark, then drop folded tail entries at or below it; return how many went."""
         reply = await self._call(
             "trim",
             (self.keys.meta, self.keys.ledger, *(self.keys.tail(name) for name in budgets)),
-            (str(watermark.entry), watermark.seq),
+            (str(watermark),),
         )
         if reply[0] != b"OK":
             raise _refusal(reply, "", 0)

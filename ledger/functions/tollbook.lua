@@ -634,17 +634,14 @@ end
 
 --[[ trim: move the watermark, then drop the folded entries of the named tails at or below it.
 The newest entry stays while it carries an open hold, so that its settlement finds the balance.
-KEYS meta ledger tail...   ARGS 1 ledger_id 2 watermark id 3 its sequence number
-OK watermark dropped | AHEAD folded head | LEDGER ]]
+KEYS meta ledger tail...   ARGS 1 ledger_id 2 watermark id
+OK watermark dropped | LEDGER ]]
 local function trim(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
     return refusal
   end
   local ms, n = parse_id(args[2])
-  if int(args[3]) > meta.seq then
-    return { 'AHEAD', args[3], text(meta.seq) }
-  end
   if is_after(ms, n, meta.trim_ms, meta.trim_n) then
     redis.call('HSET', keys[1], 'trimmed_to', args[2])
   end

@@ -1,0 +1,65 @@
+"""The FastStream app: the task streams, read in small batches, every entry handed to the worker.
+
+Acknowledgement is the worker's (AckPolicy.MANUAL). Messages are taken raw, so that one
+that cannot be read is dead-lettered instead of staying pending for ever.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, Final
+
+from faststream import AckPolicy, FastStream
+from faststream.redis import RedisBroker, StreamSub
+from faststream.redis.message import RedisBatchStreamMessage
+
+from consumers.claims import GROUP
+from consumers.messages import Delivery
+from consumers.worker import Worker
+
+# Entries are pulled only as fast as slots get free; a batch spares FastStream's work for each message.
+_BATCH: Final = 16
+_POLL_MS: Final = 500
+
+
+class TaskApp(FastStream):
+    """A FastStream app that says when it ended by itself, as it does when its consumer group vanishes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ended = asyncio.Event()
+
+    def exit(self) -> None:
+        """Called by a subscriber that cannot go on."""
+        self.ended.set()
+
+
+def build_app(redis_url: str, worker: Worker, streams: Iterable[str]) -> TaskApp:
+    """Return the app that feeds `worker`; its consumer groups must exist already, made at 0."""
+    broker = RedisBroker(redis_url, apply_types=False, logger=None)
+    for stream in streams:
+        subscriber = broker.subscriber(
+            stream=StreamSub(
+                stream, group=GROUP, consumer=worker.name, batch=True, max_records=_BATCH, polling_interval=_POLL_MS
+            ),
+            ack_policy=AckPolicy.MANUAL,
+            parser=_parse,
+            decoder=_decode,
+            no_reply=True,
+        )
+        subscriber(worker.take)
+    return TaskApp(broker, logger=None)
+
+
+async def _parse(message: Any) -> RedisBatchStreamMessage:
+    entry_id = message["message_ids"][0].decode()
+    return RedisBatchStreamMessage(
+        raw_message=message, body=b"", message_id=entry_id, correlation_id=entry_id, group=GROUP
+    )
+
+
+async def _decode(message: Any) -> list[Delivery]:
+    raw = message.raw_message
+    return [
+        Delivery(raw["channel"], entry_id.decode(), fields)
+        for entry_id, fields in zip(raw["message_ids"], raw["data"], strict=True)
+    ]

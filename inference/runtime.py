@@ -1,0 +1,170 @@
+"""Composition root of a process that makes calls: Redis, gate, baselines, provider, prices.
+
+Clocks, ids and randomness are made here and nowhere below.
+"""
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from inference.budgets import BudgetPolicy
+from inference.calls import CallRunner
+from inference.pricing import PriceCatalogue
+from inference.provider import ProviderClient
+from inference.retry import RetryPolicy
+from inference.routing import routing_with
+from inference.settings import Settings
+from ledger.baselines import BaselineReader, Baselines
+from ledger.errors import LedgerReplaced, WrongPartitions
+from ledger.freed import FreedBudgets
+from ledger.functions import load_library
+from ledger.gate import Gate, LedgerState, create_ledger
+from ledger.keys import Keys
+from ledger.ledger import Ledger
+from ledger.pipeline import CommandPipeline
+from ledger.results import Results
+from schemas.plans import Plan
+from schemas.routes import Route
+from schemas.tasks import TaskType
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch by this machine's clock; the gate corrects it by Redis's where it matters."""
+    return time.time_ns() // 1_000_000
+
+
+def connect(redis_url: str) -> Redis:
+    """Return a client that never sends a command twice by itself."""
+    return Redis.from_url(redis_url, retry=Retry(NoBackoff(), 0), socket_keepalive=True, health_check_interval=0)
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerHandle:
+    """An opened ledger: its identity and the objects that speak to it."""
+
+    redis: Redis
+    pipeline: CommandPipeline
+    keys: tuple[Keys, ...]
+    states: tuple[LedgerState, ...]
+    results: Results
+
+    @property
+    def ledger_id(self) -> str:
+        """The identity given at creation."""
+        return self.states[0].ledger_id
+
+
+@asynccontextmanager
+async def open_ledger(
+    settings: Settings, redis_url: str, *, expected_id: str | None = None
+) -> AsyncIterator[LedgerHandle]:
+    """Open the ledger, or create it where there is none and none is expected.
+
+    Errors: LedgerUnavailable; ServerTooOld; WrongPartitions; LedgerReplaced where `expected_id` is another ledger's.
+    """
+    redis = connect(redis_url)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(redis.aclose)
+        await load_library(redis)
+        pipeline = CommandPipeline(redis)
+        stack.push_async_callback(pipeline.aclose)
+        keys = tuple(Keys(settings.namespace, number) for number in range(settings.partitions))
+        if expected_id is not None:
+            await _expect(pipeline, keys, expected_id)
+        states = [
+            await create_ledger(pipeline, key, ledger_id=expected_id or str(uuid.uuid4()), partitions=len(keys))
+            for key in keys
+        ]
+        for state in states:
+            if state.partitions != len(keys):
+                raise WrongPartitions(configured=len(keys), stored=state.partitions)
+        results = Results(
+            redis, pipeline, namespace=settings.namespace, partitions=len(keys), ttl_s=settings.result_ttl_s
+        )
+        yield LedgerHandle(redis, pipeline, keys, tuple(states), results)
+
+
+async def _expect(pipeline: CommandPipeline, keys: tuple[Keys, ...], expected_id: str) -> None:
+    """Refuse before anything is created: an emptied Redis must not get a new ledger beside an old projection."""
+    for key in keys:
+        found: bytes | None = await pipeline.execute("HGET", key.meta, "ledger_id")
+        if found is None or found.decode() != expected_id:
+            raise LedgerReplaced(expected=expected_id, found=found.decode() if found else "")
+
+
+def build_gates(handle: LedgerHandle, settings: Settings) -> tuple[Gate, ...]:
+    """Return the gates of all partitions."""
+    return tuple(
+        Gate(
+            handle.pipeline,
+            key,
+            state.ledger_id,
+            idempotency_ttl_s=settings.idempotency_ttl_s,
+            result_ttl_s=settings.result_ttl_s,
+        )
+        for key, state in zip(handle.keys, handle.states, strict=True)
+    )
+
+
+def build_ledger(handle: LedgerHandle, settings: Settings, read: BaselineReader) -> Ledger:
+    """Return the ledger with baselines read by `read`."""
+    gates = build_gates(handle, settings)
+    baselines = [
+        Baselines(read, number, monotonic=time.monotonic, max_age_s=settings.tail_keep_s / 3)
+        for number in range(len(gates))
+    ]
+    return Ledger(handle.redis, gates, baselines)
+
+
+def budget_policy(settings: Settings) -> BudgetPolicy:
+    """Return the caps in force by these settings."""
+    return BudgetPolicy(
+        plan_caps_nanousd={plan: settings.plan_cap_nanousd(plan) for plan in Plan},
+        user_caps_nanousd=settings.user_caps_nanousd,
+        day_cap_nanousd=settings.day_cap_nanousd,
+        campaign_cap_nanousd=settings.campaign_cap_nanousd,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRuntime:
+    """Everything that calls need."""
+
+    settings: Settings
+    handle: LedgerHandle
+    ledger: Ledger
+    runner: CallRunner
+    routes: dict[TaskType, Route]
+    freed: FreedBudgets
+    policy: BudgetPolicy
+
+
+@asynccontextmanager
+async def open_runtime(
+    settings: Settings, handle: LedgerHandle, read: BaselineReader
+) -> AsyncIterator[InferenceRuntime]:
+    """Put a runner together; it is closed at the end. Errors: SettingsError."""
+    async with AsyncExitStack() as stack:
+        ledger = build_ledger(handle, settings, read)
+        provider = await stack.enter_async_context(ProviderClient.from_settings(settings))
+        freed = FreedBudgets(handle.redis, [key.waiters for key in handle.keys])
+        freed.start()
+        stack.push_async_callback(freed.aclose)
+        policy = budget_policy(settings)
+        runner = CallRunner(
+            ledger=ledger,
+            results=handle.results,
+            provider=provider,
+            prices=PriceCatalogue.from_settings(settings),
+            policy=policy,
+            retry=RetryPolicy.from_settings(settings),
+            attempt_timeout_s=settings.attempt_timeout_s,
+            now_ms=now_ms,
+        )
+        yield InferenceRuntime(settings, handle, ledger, runner, routing_with(settings.routes), freed, policy)
