@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 # This file must parse on older Pythons, so that they get a sentence instead of a SyntaxError.
@@ -150,7 +150,7 @@ def pip(*arguments: str, packages: int = 0) -> None:
 
 
 @contextlib.contextmanager
-def one_at_a_time() -> Iterator[None]:
+def one_at_a_time() -> Generator[None]:
     """Hold a lock on this file: a second dev.py waits for the first one's setup instead of tearing at it."""
     import fcntl  # Not on Windows, which `main` has refused by now.
 
@@ -203,7 +203,7 @@ def become(program: str, *arguments: str, cwd: Path | None = ROOT) -> int:
         os.chdir(cwd)
     found = shutil.which(program, path=environment()["PATH"])
     if found is None:
-        raise SetupError(f"no such program in .venv or on the PATH: {program}")
+        raise SetupError(f"no such program in .venv: {program} (for development tools, first: python3 dev.py setup)")
     sys.stdout.flush()
     os.execve(found, [program, *arguments], environment())
 
@@ -321,7 +321,8 @@ COMMANDS = {
 
 
 def needed(command: str, arguments: Sequence[str]) -> str:
-    return "runtime" if command == "demo" or (command == "setup" and "runtime" in arguments) else "dev"
+    is_enough = command in ("demo", "run") or (command == "setup" and "runtime" in arguments)
+    return "runtime" if is_enough else "dev"
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:
