@@ -77,8 +77,9 @@ async def open_ledger(
         keys = tuple(Keys(settings.namespace, number) for number in range(settings.partitions))
         if expected_id is not None:
             await _expect(pipeline, keys, expected_id)
+        ledger_id = expected_id or str(uuid.uuid4())
         states = [
-            await create_ledger(pipeline, key, ledger_id=expected_id or str(uuid.uuid4()), partitions=len(keys))
+            await create_ledger(pipeline, key, ledger_id=ledger_id, partitions=len(keys))
             for key in keys
         ]
         for state in states:

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 from redis.exceptions import ResponseError
 
+from ledger.call_record import CallRecord, parse_call_record
 from ledger.errors import CallUnknown, IdempotencyConflict, LedgerAhead, LedgerDiverged, LedgerError, LedgerReplaced
 from ledger.functions import function
 from ledger.keys import Keys
@@ -98,6 +99,7 @@ class Gate:
             (
                 keys.meta,
                 keys.ledger,
+                keys.holds,
                 keys.waiters,
                 keys.account(request.user_id),
                 keys.call(request.call_id),
@@ -168,6 +170,7 @@ class Gate:
             (
                 keys.meta,
                 keys.ledger,
+                keys.holds,
                 keys.waiters,
                 keys.call(request.call_id),
                 keys.result(request.call_id),
@@ -307,6 +310,23 @@ class Gate:
         if reply[0] != b"OK":
             raise _refusal(reply, "", 0)
         return int(reply[2])
+
+    async def now_ms(self) -> int:
+        """Return the time by the Redis clock, in milliseconds since the epoch."""
+        seconds, microseconds = await self._pipeline.execute("TIME")
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    async def overdue(self, now_ms: int, count: int = 100) -> list[str]:
+        """Return call ids of open holds past their deadline, the oldest first."""
+        reply: Any = await self._pipeline.execute(
+            "ZRANGEBYSCORE", self.keys.holds, "-inf", f"({now_ms}", "LIMIT", 0, count
+        )
+        return [call_id.decode() for call_id in reply]
+
+    async def call_record(self, call_id: str) -> CallRecord | None:
+        """Return the state of a call, or None where it never was or has expired."""
+        value: bytes | None = await self._pipeline.execute("GET", self.keys.call(call_id))
+        return parse_call_record(value) if value is not None else None
 
     async def _call(self, name: str, keys: Sequence[str], arguments: Iterable[str | int]) -> list[bytes]:
         try:

@@ -26,6 +26,11 @@ class Keys:
         return self.prefix + "ledger"
 
     @property
+    def holds(self) -> str:
+        """Sorted set: call id of each open hold by its deadline, in milliseconds."""
+        return self.prefix + "holds"
+
+    @property
     def waiters(self) -> str:
         """Hash of the budgets somebody waits for; also the channel on which freed budgets are announced."""
         return self.prefix + "waiters"

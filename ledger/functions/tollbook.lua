@@ -11,6 +11,7 @@ Keys, all with the tag of one partition:
   meta      hash   ledger_id, partitions, trimmed_to, removed (events archived and trimmed off the
                    stream: an event's sequence number is `removed` plus its place in the stream)
   ledger    stream the events
+  holds     zset   call id of each open hold -> its deadline in ms
   waiters   hash   budget -> 1 while somebody waits for its holds to settle
   account   hash   plan, cap_nanousd, credit:<period> of one user, as the ledger assigned them
   call      string the state of one call, in lines (one write, and readable with GET):
@@ -324,7 +325,7 @@ local function exists(call, result_key)
 end
 
 --[[ reserve: hold money for a call, against one or more budgets, all or nothing.
-KEYS meta ledger waiters account call result tail...
+KEYS meta ledger holds waiters account call result tail...
 ARGS 1 ledger_id 2 call_id 3 user_id 4 period 5 content hash 6 amount 7 worker 8 lease ms
      9 valid from ms 10 valid until ms 11 final (1: a wait is over, refuse) 12 call ttl s 13 payload
      14.. budgets, the user's period first
@@ -334,29 +335,29 @@ local function reserve(keys, args)
   if not meta then
     return refusal
   end
-  local call_key, call_id, user, period = keys[5], args[2], args[3], args[4]
+  local call_key, call_id, user, period = keys[6], args[2], args[3], args[4]
   local amount, now = amount_of(args[6]), now_ms()
   local call = read_call(call_key)
   if call then
     if call.hash ~= args[5] then
       return { 'CONFLICT' }
     elseif call.state ~= 'closed' then
-      return exists(call, keys[6])
+      return exists(call, keys[7])
     end
   end
   if now < int(args[9]) or now >= int(args[10]) then
     return { 'WINDOW', text(now) }
   end
   local names, packed = read_budgets(args, 14)
-  local tails = tails_of(keys, 7)
+  local tails = tails_of(keys, 8)
   local w
-  w, refusal = weigh(meta, tails, names, packed, keys[4], period, amount)
+  w, refusal = weigh(meta, tails, names, packed, keys[5], period, amount)
   if not w then
     return refusal
   end
   local refused = w.denied or (args[11] == '1' and w.waiting)
   if w.waiting and not refused then
-    redis.call('HSET', keys[3], names[w.waiting], '1')
+    redis.call('HSET', keys[4], names[w.waiting], '1')
     return verdict('WAIT', names, w, w.waiting)
   end
   call = call or new_call(args[5], args[7], user, period)
@@ -388,6 +389,7 @@ local function reserve(keys, args)
   call.period, call.begun, call.spent, call.assumed = period, attempt, 0, 0
   call.budgets = table.concat(names, '\n')
   write_call(call_key, call)
+  redis.call('ZADD', keys[3], deadline, call_id)
   return { 'OK', id, text(hold), text(attempt), committed, text(w.caps[1]), deadline }
 end
 
@@ -463,7 +465,7 @@ local function record(keys, args)
 end
 
 --[[ settle: replace a hold by the real cost, store the result and free the money.
-KEYS meta ledger waiters call result tail...
+KEYS meta ledger holds waiters call result tail...
 ARGS 1 ledger_id 2 call_id 3 hold 4 cost 5 assumed part of it 6 attempt 7 final (1: the call is over)
      8 result ('' none) 9 result ttl s 10 call ttl s 11 payload 12 number of events 13.. events, then
      budgets (packed numbers may be '')
@@ -475,13 +477,13 @@ local function settle(keys, args)
   end
   local count = int(args[12])
   local names, packed = read_budgets(args, 13 + 3 * count)
-  local call_key, cost = keys[4], amount_of(args[4])
+  local call_key, cost = keys[5], amount_of(args[4])
   local call
   call, refusal = open_hold(call_key, args[3], names)
   if not call then
     return refusal
   end
-  local tails, balances = tails_of(keys, 6), {}
+  local tails, balances = tails_of(keys, 7), {}
   for i, name in ipairs(names) do
     balances[i], refusal = known_balance(meta, tails[i], name, packed[i])
     if not balances[i] then
@@ -504,11 +506,12 @@ local function settle(keys, args)
   call.state = args[7] == '1' and 'settled' or 'closed'
   set_settled(call, args[3], cost, amount_of(args[5]))
   write_call(call_key, call, args[10])
+  redis.call('ZREM', keys[3], args[2])
   if args[8] ~= '' then
-    redis.call('SET', keys[5], args[8], 'EX', args[9])
-    redis.call('PUBLISH', keys[5], args[2])
+    redis.call('SET', keys[6], args[8], 'EX', args[9])
+    redis.call('PUBLISH', keys[6], args[2])
   end
-  wake(keys[3], names)
+  wake(keys[4], names)
   return { 'OK', id, committed }
 end
 

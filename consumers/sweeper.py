@@ -1,0 +1,66 @@
+"""The sweeper: settles holds past their deadline, so that no dead call keeps money held (G2, G3).
+
+The whole hold is charged, marked `assumed`, where a request may have been sent. A late
+answer corrects it; the task itself, if it is still pending, is run again.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+
+from inference.holds import settle_dead_hold
+from ledger.errors import CallUnknown, LedgerError
+from ledger.gate import Gate
+from ledger.ledger import Ledger
+from ledger.requests import Settled
+
+_EVERY_S: Final = 5.0
+_log = structlog.get_logger(__name__)
+
+
+class Sweeper:
+    """Looks for overdue holds of all partitions, every few seconds. Any number may run."""
+
+    def __init__(self, ledger: Ledger, gates: Sequence[Gate]) -> None:
+        self._ledger = ledger
+        self._gates = tuple(gates)
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            try:
+                await self.sweep()
+            except LedgerError as exc:
+                _log.warning("sweep.missed", problem=str(exc))
+
+    async def sweep(self) -> int:
+        """Settle what is overdue now; return how many holds that were."""
+        settled = 0
+        for gate in self._gates:
+            now_ms = await gate.now_ms()
+            for call_id in await gate.overdue(now_ms):
+                settled += await self._expire(gate, call_id, now_ms)
+        return settled
+
+    async def _expire(self, gate: Gate, call_id: str, now_ms: int) -> bool:
+        record = await gate.call_record(call_id)
+        if record is None or record.state != "open" or record.hold.deadline_ms >= now_ms:
+            return False
+        request = settle_dead_hold(
+            call_id=call_id,
+            user_id=record.user_id,
+            found=record.hold,
+            outcome="expired",
+            reason="the hold's deadline has passed",
+        )
+        try:
+            reply = await self._ledger.settle(request)
+        except CallUnknown:
+            return False  # Settled by its worker in the meantime.
+        if isinstance(reply, Settled) and reply.entry_id:
+            _log.warning("hold.expired", call_id=call_id, cost_nanousd=request.cost_nanousd)
+            return True
+        return False
