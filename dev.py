@@ -136,14 +136,19 @@ def pip(*arguments: str, packages: int = 0) -> None:
     output: list[str] = []
     seen = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT) as process:
-        for line in process.stdout or ():
-            output.append(line)
-            if packages and line.startswith("Collecting "):
-                seen += 1
-                report_progress(f"{seen} of {packages}: {line.split()[1]}")
-            elif packages and line.startswith("Installing collected packages"):
-                report_progress("unpacking")
-    report_progress("")
+        try:
+            for line in process.stdout or ():
+                output.append(line)
+                if packages and line.startswith("Collecting "):
+                    seen += 1
+                    report_progress(f"{seen} of {packages}: {line.split()[1]}")
+                elif packages and line.startswith("Installing collected packages"):
+                    report_progress("unpacking")
+        except BaseException:
+            process.terminate()  # A pip that outlives us would write into the next setup.
+            raise
+        finally:
+            report_progress("")
     if process.returncode != 0:
         errors = [line for line in output if line.startswith("ERROR")] or output[-5:]
         raise SetupError(f"pip failed (exit code {process.returncode}):\n{''.join(errors).rstrip()}")
@@ -342,6 +347,10 @@ def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return parser.parse_args(arguments[:1]).command, list(arguments[1:])
 
 
+def leave(number: int, _: object) -> None:
+    sys.exit(128 + number)
+
+
 def main(arguments: Sequence[str]) -> int:
     if sys.version_info < MINIMUM:
         version = ".".join(map(str, sys.version_info[:3]))
@@ -350,6 +359,7 @@ def main(arguments: Sequence[str]) -> int:
         raise SetupError(f"Tollbook needs Python {MINIMUM[0]}.{MINIMUM[1]} or later, this is {version}{advice}")
     if os.name != "posix":
         raise SetupError("Tollbook runs on Linux and macOS; on Windows, use WSL")
+    signal.signal(signal.SIGTERM, leave)
     command, rest = parse(arguments)
     ensure_environment(needed(command, rest))
     return COMMANDS[command](rest)
