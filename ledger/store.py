@@ -29,11 +29,6 @@ _log = structlog.get_logger(__name__)
 # A checkpoint rewrites much of the file: it is made when the projector is idle, not in the middle of catching up.
 _WAL_LIMIT: Final = "1GB"
 
-BASELINES_SQL: Final = (
-    "SELECT partition, id, seq, NULL AS budget, NULL::BIGINT AS settled, NULL::BIGINT AS held FROM position "
-    "UNION ALL SELECT NULL, NULL, NULL, budget, nanousd(settled_usd), nanousd(held_usd) FROM budgets WHERE budget IN "
-)
-
 
 class StoreLocked(LedgerRefused):
     """Another process has the DuckDB file open; one projector at a time."""
@@ -115,7 +110,7 @@ class Store:
     def fold_table(self, table: pa.Table, *, partition: int) -> Folded | None:
         """Fold a table of envelope columns, as `Batch.to_table` makes it. Errors: as `fold`."""
         with self._writing:
-            self._check_open()
+            self._check_writable()
             cursor = self._writer
             cursor.register("incoming", table)
             try:
@@ -135,7 +130,7 @@ class Store:
     def checkpoint(self) -> None:
         """Move the write-ahead log into the file. Errors: StoreFailed."""
         with self._writing:
-            self._check_open()
+            self._check_writable()
             try:
                 self._writer.execute("CHECKPOINT")
             except duckdb.Error as exc:
@@ -143,9 +138,8 @@ class Store:
 
     def baselines(self, names: Sequence[str]) -> BaselinePage:
         """Read budgets and positions of one moment. Errors: BaselineUnavailable."""
-        marks = ", ".join("?" * len(names)) or "NULL"
         with self.reading() as cursor:
-            return baseline_page(cursor.execute(f"{BASELINES_SQL}({marks})", list(names)).fetchall())
+            return baseline_page(cursor.execute(baselines_sql(names)).fetchall())
 
     def position(self, partition: int = 0) -> Position:
         """Return where a partition's fold stands."""
@@ -183,13 +177,31 @@ class Store:
         """The database itself, for the Quack server."""
         return self._connection
 
+    def _check_writable(self) -> None:
+        if self._is_closed:
+            raise StoreFailed(f"{self.path} is closed")
+
     def _check_open(self) -> None:
         if self._is_closed:
             raise StoreClosed(f"{self.path} is closed")
 
 
+def baselines_sql(names: Sequence[str]) -> str:
+    """Return one statement that reads the positions and these budgets of one moment.
+
+    The names stand in the text: with parameters DuckDB (1.5, November 2026) does not use the index, and takes
+    9 ms instead of 2 for a hundred names.
+    """
+    quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names) or "NULL"
+    return (
+        "SELECT partition, id, seq, NULL::VARCHAR AS budget, NULL::BIGINT AS settled, NULL::BIGINT AS held "  # noqa: S608 - quoted.
+        "FROM position UNION ALL SELECT NULL, NULL, NULL, budget, nanousd(settled_usd), nanousd(held_usd) "
+        f"FROM budgets WHERE budget IN ({quoted})"
+    )
+
+
 def baseline_page(rows: Sequence[Sequence[Any]]) -> BaselinePage:
-    """Make a page of the rows that BASELINES_SQL gives."""
+    """Make a page of the rows that `baselines_sql` asks for."""
     return BaselinePage(
         positions={row[0]: Position(EntryId.parse(row[1]), row[2]) for row in rows if row[3] is None},
         balances={row[3]: (row[4], row[5]) for row in rows if row[3] is not None},
@@ -230,7 +242,7 @@ def _connect(path: Path, config: dict[str, Any]) -> duckdb.DuckDBPyConnection | 
         versions = connection.execute("SELECT DISTINCT schema_version FROM position").fetchall()
         # Read, since a damaged block is only found then.
         for table in sorted(tables):
-            connection.execute(f'SELECT count(*) FROM "{table}"').fetchall()
+            connection.execute(f'SELECT count(*) FROM "{table}"').fetchall()  # noqa: S608 - DuckDB's own names.
         if versions == [(LAYOUT_VERSION,)]:
             return connection
     except duckdb.Error:

@@ -73,9 +73,7 @@ class StreamReader:
         if block_ms is None:
             entries = await self._ask(0, "XRANGE", ledger, f"({after}", "+", "COUNT", count)
         else:
-            reply = await self._ask(
-                block_ms, "XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", ledger, str(after)
-            )
+            reply = await self._ask(block_ms, "XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", ledger, str(after))
             streams = list(reply.items()) if isinstance(reply, dict) else reply  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
             entries = streams[0][1] if streams else []
         return Batch(self._keys.partition, cast("list[RawEntry]", entries or []))
@@ -173,4 +171,6 @@ def _culprit(entries: list[RawEntry], problem: Exception) -> UnreadableEvent:
             return exc
         except ValueError as exc:
             return UnreadableEvent(entry_id, str(exc))
-    return UnreadableEvent(entries[0][0].decode("utf-8", "replace"), f"or one of the {len(entries)} after it: {problem}")
+    return UnreadableEvent(
+        entries[0][0].decode("utf-8", "replace"), f"or one of the {len(entries)} after it: {problem}"
+    )

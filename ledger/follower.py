@@ -1,0 +1,237 @@
+"""Following one partition of the ledger: read, fold, then let its tails be trimmed.
+
+Invariant: the watermark never passes what is committed to DuckDB. It stays some seconds
+behind, so that baselines kept by workers remain usable. Redis down is waited for; what
+cannot be folded is raised, never skipped.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from ledger.errors import LedgerAhead, LedgerError, LedgerRefused, LedgerReplaced, LedgerUnavailable
+from ledger.fold import Folded
+from ledger.keys import Keys
+from ledger.requests import Position
+from ledger.store import Store
+from ledger.stream import Batch, StreamReader
+from schemas.identifiers import EntryId
+
+Trim = Callable[[int, EntryId, Sequence[str]], Awaitable[object]]
+"""(partition, watermark, budgets): the gate's `trim` of that partition."""
+
+_log = structlog.get_logger(__name__)
+_NAMES_A_TRIM = 500
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectorSettings:
+    """How the projector reads and how far behind it keeps the watermark.
+
+    `pause_ms` is the least time between two small folds: a fold costs nearly the same for one event as for a
+    hundred. `checkpoint_events` is how many events are folded between checkpoints.
+    """
+
+    batch_events: int = 10_000
+    block_ms: int = 1_000
+    pause_ms: int = 100
+    tail_keep_ms: int = 10_000
+    checkpoint_events: int = 500_000
+    first_backoff_s: float = 0.05
+    longest_backoff_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far the fold is behind the ledger: events not yet folded, and the age of the oldest of them."""
+
+    events: int
+    seconds: float
+
+
+class Follower:
+    """Follows one partition. `Projector` runs one for each."""
+
+    def __init__(
+        self,
+        store: Store,
+        redis: Redis,
+        keys: Keys,
+        *,
+        trim: Trim,
+        settings: ProjectorSettings,
+        sleep: Callable[[float], Awaitable[None]],
+        running: asyncio.Event,
+    ) -> None:
+        self._store = store
+        self._redis = redis
+        self._keys = keys
+        self._trim = trim
+        self._settings = settings
+        self._sleep = sleep
+        self._running = running
+        self._reader = StreamReader(redis, keys)
+        self._position = Position()
+        self._touched: deque[tuple[EntryId, Iterable[str]]] = deque()
+        self._since_checkpoint = 0
+        self._is_swept = False
+        self._waiting: dict[asyncio.Future[None], EntryId] = {}
+
+    async def run(self) -> None:
+        """Follow until cancelled. Errors: LedgerRefused; UnreadableEvent."""
+        self._position = await asyncio.to_thread(self._store.position, self._keys.partition)
+        backoff_s = self._settings.first_backoff_s
+        try:
+            while True:
+                try:
+                    await self._follow()
+                except LedgerRefused:
+                    raise
+                except (LedgerError, RedisError, OSError) as exc:
+                    _log.warning("projection.redis_unavailable", partition=self._keys.partition, problem=str(exc))
+                    await self._sleep(backoff_s)
+                    backoff_s = min(2 * backoff_s, self._settings.longest_backoff_s)
+                else:
+                    backoff_s = self._settings.first_backoff_s
+        finally:
+            await self._reader.aclose()
+
+    async def _follow(self) -> None:
+        """Read, fold and trim once, reading ahead while a full batch is folded."""
+        settings = self._settings
+        await self._running.wait()
+        await self._check_identity()
+        batch = await self._reader.read_after(
+            self._position.entry, count=settings.batch_events, block_ms=settings.block_ms
+        )
+        while len(batch) == settings.batch_events:
+            ahead = asyncio.create_task(self._reader.read_after(batch.last_id, count=settings.batch_events))
+            try:
+                await self._fold(batch)
+                batch = await ahead
+            finally:
+                await _ended(ahead)
+            await self._move_watermark()
+            if not self._running.is_set():
+                return
+        await self._running.wait()
+        if batch:
+            await self._fold(batch)
+        await self._move_watermark()
+        if batch:
+            await self._sleep(settings.pause_ms / 1000)
+        elif self._since_checkpoint:
+            await self._checkpoint()
+
+    async def _check_identity(self) -> None:
+        """Refuse a ledger that is not the one folded so far, or that has lost events."""
+        stored_id, seq = await cast("Awaitable[list[Any]]", self._redis.hmget(self._keys.meta, ["ledger_id", "seq"]))
+        found = _text(stored_id or "")
+        if found != self._store.ledger_id:
+            raise LedgerReplaced(expected=self._store.ledger_id, found=found)
+        if int(seq) < self._position.seq:
+            raise LedgerAhead(folded_seq=self._position.seq, ledger_seq=int(seq))
+
+    async def _fold(self, batch: Batch) -> None:
+        folded = await asyncio.to_thread(self._store.fold, batch)
+        if folded is None:
+            return
+        self._position = folded.position
+        self._touched.append((folded.position.entry, folded.budgets))
+        self._since_checkpoint += folded.events
+        self._wake()
+        self._report(folded)
+        if self._since_checkpoint >= self._settings.checkpoint_events:
+            await self._checkpoint()
+
+    def _report(self, folded: Folded) -> None:
+        partition, seq = self._keys.partition, folded.position.seq
+        _log.debug("projection.advanced", partition=partition, events=folded.events, seq=seq)
+        if folded.discrepancies:
+            _log.error("projection.diverged", partition=partition, discrepancies=folded.discrepancies, seq=seq)
+
+    async def _checkpoint(self) -> None:
+        self._since_checkpoint = 0
+        await asyncio.to_thread(self._store.checkpoint)
+
+    async def _move_watermark(self) -> None:
+        """Trim what is folded and old enough; once after a start, every tail that is found."""
+        if not self._is_swept and self._position.seq:
+            names = [name async for name in self._tails()]
+            self._touched.appendleft((self._touched[0][0] if self._touched else self._position.entry, names))
+            self._is_swept = True
+        if not self._touched:
+            return
+        newest_ms = await self._reader.now_ms() - self._settings.tail_keep_ms
+        watermark, names = None, set[str]()
+        while self._touched and self._touched[0][0].ms <= newest_ms:
+            watermark, touched = self._touched.popleft()
+            names.update(touched)
+        if watermark is None:
+            return
+        ordered = sorted(names)
+        try:
+            for start in range(0, max(1, len(ordered)), _NAMES_A_TRIM):
+                await self._trim(self._keys.partition, watermark, ordered[start : start + _NAMES_A_TRIM])
+        except BaseException:
+            self._touched.appendleft((watermark, names))
+            raise
+        _log.debug("watermark.moved", partition=self._keys.partition, watermark=str(watermark), budgets=len(ordered))
+
+    async def _tails(self) -> AsyncIterator[str]:
+        prefix = len(self._keys.tail(""))
+        async for key in self._redis.scan_iter(match=self._keys.tail_pattern, count=1000):
+            yield _text(key)[prefix:]
+
+    async def wait_for(self, entry: EntryId) -> None:
+        """Return once the entry is folded. Errors: what `fail` was given."""
+        if entry <= self._position.entry:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[future] = entry
+        try:
+            await future
+        finally:
+            self._waiting.pop(future, None)
+
+    def _wake(self) -> None:
+        for future, entry in list(self._waiting.items()):
+            if entry <= self._position.entry and not future.done():
+                future.set_result(None)
+
+    def fail(self, problem: Exception) -> None:
+        """Give up everybody who waits."""
+        for future in list(self._waiting):
+            if not future.done():
+                future.set_exception(problem)
+
+    async def lag(self) -> Lag:
+        """Measure the lag of this partition. Errors: LedgerUnavailable."""
+        redis, keys = self._redis, self._keys
+        try:
+            seq = await cast("Awaitable[Any]", redis.hget(keys.meta, "seq"))
+            behind = max(0, int(seq or 0) - self._position.seq)
+            oldest: Any = await redis.xrange(keys.ledger, min=f"({self._position.entry}", count=1)
+            seconds, micros = cast("tuple[int, int]", await redis.time())
+        except (RedisError, OSError) as exc:
+            raise LedgerUnavailable(f"the ledger cannot be read ({exc})") from exc
+        if not oldest:
+            return Lag(behind, 0.0)
+        return Lag(behind, max(0.0, seconds + micros / 1e6 - EntryId.parse(_text(oldest[0][0])).ms / 1000))
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
+    """Cancel a task that nobody will ask any more, and see it end."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task])
