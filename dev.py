@@ -108,9 +108,10 @@ def install(kind: str, *, keep: bool, previous: Mapping[str, str]) -> None:
     packages = sum(bool(re.match(r"[a-z0-9]", line)) for line in LOCKS[kind].read_text(encoding="utf-8").splitlines())
     what = "the demo" if kind == "runtime" else "development"
     report(f"setting up .venv for {what}: {packages} packages, checked by hash; a minute the first time ...\n")
-    VENV.mkdir(exist_ok=True)
-    write_stamp({"state": "started"})
-    make_venv(clear=not keep)
+    if keep and PYTHON.exists():
+        check_usable()
+    else:
+        make_venv(clear=not keep)
     write_stamp({"state": "started"})
     pip("install", "--require-hashes", "--only-binary", ":all:", "-r", str(LOCKS[kind]), packages=packages)
     # The build backend comes from the lock as well: nothing unpinned is downloaded or run.
@@ -118,9 +119,13 @@ def install(kind: str, *, keep: bool, previous: Mapping[str, str]) -> None:
     write_stamp(wanted_stamp(kind))
 
 
+def check_usable() -> None:
+    is_new_enough = f"import sys; sys.exit(sys.version_info < {MINIMUM})"
+    if not succeeds("-c", is_new_enough) or not (succeeds("-m", "pip", "--version") or succeeds("-m", "ensurepip")):
+        raise SetupError("there is a .venv with an old Python or without pip, which dev.py did not make: remove it")
+
+
 def make_venv(*, clear: bool) -> None:
-    if not clear and PYTHON.exists() and quiet([str(PYTHON), "-m", "pip", "--version"]).returncode == 0:
-        return
     made = quiet([sys.executable, "-m", "venv", *(["--clear"] if clear else []), str(VENV)])
     if made.returncode == 0:
         return
@@ -174,6 +179,10 @@ def digest(path: Path) -> str:
 
 def quiet(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+
+
+def succeeds(*arguments: str) -> bool:
+    return quiet([str(PYTHON), *arguments]).returncode == 0
 
 
 def last_line(text: str) -> str:
