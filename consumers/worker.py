@@ -153,7 +153,13 @@ class Worker:
         """Return the task's result, or None where it is left pending for another time."""
         if task.task is TaskType.PING:
             return await self._pong(task_id, task)
-        call = self._call(delivery, task_id, task)
+        call = Call.of_task(
+            task,
+            call_id=task_id,
+            run_id=f"{self.name}.{next(self._runs)}",
+            route=self._routes[task.task],
+            stream=delivery.stream,
+        )
         if delivery.deliveries > self._limits.most_deliveries:
             return await self._give_up(delivery, call, None)
         self._active.add(call.run_id)
@@ -278,23 +284,6 @@ class Worker:
         except ResponseError as exc:
             # The key is no stream. The result stands under its own key, so the task is not held up for it.
             _log.warning("reply.refused", task_id=result.task_id, reply_to=reply_to, problem=str(exc))
-
-    def _call(self, delivery: Delivery, task_id: str, task: Task) -> Call:
-        route = self._routes[task.task]
-        changes = {"model": task.model, "max_tokens": task.max_tokens, "temperature": task.temperature}
-        return Call(
-            call_id=task_id,
-            run_id=f"{self.name}.{next(self._runs)}",
-            user_id=task.user_id,
-            plan=task.plan,
-            task_type=task.task,
-            messages=task.chat(),
-            route=route.model_copy(update={name: value for name, value in changes.items() if value is not None}),
-            content_hash=task.content_hash(),
-            campaign_id=task.campaign_id,
-            stream=delivery.stream,
-            metadata=task.metadata,
-        )
 
 
 class _Slot:

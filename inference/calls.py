@@ -14,11 +14,13 @@ import structlog
 
 from inference.bounds import Bound, bound
 from inference.budgets import BudgetPolicy
+from inference.errors import CostUnbounded
 from inference.holds import Hold, charge_of, settle_dead_hold
 from inference.outcomes import denied_result, done_result, failed_result, finished_result
-from inference.pricing import PriceCatalogue, PriceUnknown
+from inference.pricing import PriceCatalogue
 from inference.provider import Attempt, ChatRequest, ProviderClient
 from inference.retry import FallBack, GiveUp, Retry, RetryPolicy
+from inference.routing import resolve_model
 from ledger.errors import LedgerError
 from ledger.ledger import Ledger
 from ledger.requests import (
@@ -37,7 +39,7 @@ from schemas.money import format_usd
 from schemas.plans import Plan
 from schemas.results import ErrorCode, InferenceResult
 from schemas.routes import Route
-from schemas.tasks import Message, TaskType
+from schemas.tasks import Message, Task, TaskType
 
 _log = structlog.get_logger(__name__)
 
@@ -69,6 +71,26 @@ class Call:
     stream: str | None = None
     metadata: dict[str, Any] | None = None
 
+    @classmethod
+    def of_task(
+        cls, task: Task, *, call_id: str, run_id: str, route: Route, stream: str | None = None
+    ) -> "Call":
+        """Make a call of a task; what the task says of model and limits wins over the route."""
+        changes = {"model": task.model and resolve_model(task.model), "max_tokens": task.max_tokens, "temperature": task.temperature}
+        return cls(
+            call_id=call_id,
+            run_id=run_id,
+            user_id=task.user_id,
+            plan=task.plan,
+            task_type=task.task,
+            messages=task.chat(),
+            route=route.model_copy(update={name: value for name, value in changes.items() if value is not None}),
+            content_hash=task.content_hash(),
+            campaign_id=task.campaign_id,
+            stream=stream,
+            metadata=task.metadata,
+        )
+
 
 class CallRunner:
     """Runs calls against the ledger and the provider. Clock and sleep are parameters."""
@@ -90,7 +112,7 @@ class CallRunner:
         self.results = results
         self.policy = policy
         self._provider = provider
-        self._prices = prices
+        self.prices = prices
         self._retry = retry
         self._now_ms = now_ms
         self._sleep = sleep
@@ -110,7 +132,7 @@ class CallRunner:
         """
         try:
             first = self._bound_of(call, call.route.model)
-        except PriceUnknown as exc:
+        except CostUnbounded as exc:
             return await self._without_money(failed_result(call, ErrorCode.PRICE_UNKNOWN, str(exc), self._now_ms()))
         request, reply = await self._reserve(call, first, is_final=is_final)
         match reply:
@@ -220,7 +242,7 @@ class CallRunner:
                 user=call.user_id,
             )
         )
-        hold.finish(attempt, model, charge_of(attempt, model, attempt_bound, self._prices, self._now_ms()))
+        hold.finish(attempt, model, charge_of(attempt, model, attempt_bound, self.prices, self._now_ms()))
         return attempt
 
     async def _prepare_next(
@@ -272,11 +294,11 @@ class CallRunner:
         return result
 
     def _bound_of(self, call: Call, model: str) -> Bound:
-        return bound(call.messages, call.route.max_tokens, self._prices.price(model, self._now_ms()))
+        return bound(call.messages, call.route.max_tokens, self.prices.price(model, self._now_ms()))
 
     def _has_fallback(self, call: Call, model: str) -> bool:
         fallback = call.route.fallback
-        return fallback is not None and fallback != model and self._prices.knows(fallback, self._now_ms())
+        return fallback is not None and fallback != model and self.prices.knows(fallback, self._now_ms())
 
 
 def _fallback_of(call: Call) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from inference.bounds import Bound
-from inference.pricing import PriceCatalogue, PriceUnknown
+from inference.errors import PriceUnknown
+from inference.pricing import PriceCatalogue
 from inference.provider import Attempt
 from ledger.requests import (
     AdjustRequest,

@@ -3,10 +3,14 @@
 Clocks, ids and randomness are made here and nowhere below.
 """
 
+import os
+import secrets
+import socket
 import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
@@ -15,21 +19,25 @@ from redis.backoff import NoBackoff
 
 from inference.budgets import BudgetPolicy
 from inference.calls import CallRunner
+from inference.errors import AppError
 from inference.pricing import PriceCatalogue
 from inference.provider import ProviderClient
 from inference.retry import RetryPolicy
 from inference.routing import routing_with
-from inference.settings import Settings
+from inference.settings import Settings, load_settings
 from ledger.baselines import BaselineReader, Baselines
-from ledger.errors import LedgerReplaced, WrongPartitions
+from ledger.endpoint import read_endpoint
+from ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
 from ledger.freed import FreedBudgets
 from ledger.functions import load_library
 from ledger.gate import Gate, LedgerState, create_ledger
 from ledger.keys import Keys
 from ledger.ledger import Ledger
 from ledger.pipeline import CommandPipeline
+from ledger.remote import remote_reader
 from ledger.results import Results
 from schemas.plans import Plan
+from schemas.results import ErrorCode
 from schemas.routes import Route
 from schemas.tasks import TaskType
 
@@ -37,6 +45,12 @@ from schemas.tasks import TaskType
 def now_ms() -> int:
     """Milliseconds since the epoch by this machine's clock; the gate corrects it by Redis's where it matters."""
     return time.time_ns() // 1_000_000
+
+
+def process_name() -> str:
+    """Return a name no other process has: host, process id, and a random part for containers that share both."""
+    host = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname())[:40]
+    return f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 def connect(redis_url: str) -> Redis:
@@ -137,6 +151,7 @@ def budget_policy(settings: Settings) -> BudgetPolicy:
 class InferenceRuntime:
     """Everything that calls need."""
 
+    name: str
     settings: Settings
     handle: LedgerHandle
     ledger: Ledger
@@ -168,4 +183,38 @@ async def open_runtime(
             attempt_timeout_s=settings.attempt_timeout_s,
             now_ms=now_ms,
         )
-        yield InferenceRuntime(settings, handle, ledger, runner, routing_with(settings.routes), freed, policy)
+        yield InferenceRuntime(process_name(), settings, handle, ledger, runner, routing_with(settings.routes), freed, policy)
+
+
+_current: ContextVar[InferenceRuntime | None] = ContextVar("inference_runtime", default=None)
+
+
+def current_runtime() -> InferenceRuntime:
+    """Return the runtime that `connect_runtime` opened around this. Errors: AppError (LEDGER_UNAVAILABLE)."""
+    runtime = _current.get()
+    if runtime is None:
+        raise AppError(
+            ErrorCode.LEDGER_UNAVAILABLE, "no runtime is open: use `async with connect_runtime():` around the calls"
+        )
+    return runtime
+
+
+@asynccontextmanager
+async def connect_runtime(settings: Settings | None = None) -> AsyncIterator[InferenceRuntime]:
+    """Connect to a running system from another program; clients and services inside use it by default.
+
+    Redis and the projector's DuckDB are found by the settings (environment or `.env`), or by what
+    `tollbook up` left in the data directory. Errors: SettingsError; LedgerError.
+    """
+    settings = settings or load_settings()
+    endpoint = read_endpoint(settings.data_dir)
+    redis_url = settings.redis_url or (endpoint.redis_url if endpoint else None)
+    if redis_url is None:
+        raise LedgerUnavailable(f"REDIS_URL is not set and nothing runs on {settings.data_dir}; start `tollbook up`")
+    async with AsyncExitStack() as stack:
+        handle = await stack.enter_async_context(open_ledger(settings, redis_url))
+        read = remote_reader(settings.data_dir, quack_url=settings.quack_url)
+        runtime = await stack.enter_async_context(open_runtime(settings, handle, read))
+        token = _current.set(runtime)
+        stack.callback(_current.reset, token)
+        yield runtime

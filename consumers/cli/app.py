@@ -1,0 +1,77 @@
+"""The command line's frame: commands, common options, errors to exit codes.
+
+Exit codes: 0 well; 1 the command failed, or the task was not done; 2 the command line is wrong;
+4 there is no result (yet); 130 interrupted.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+import typer
+
+from consumers.cli import demo, doctor, publish, serve, spend
+
+app = typer.Typer(
+    name="tollbook",
+    help="An event-sourced spend ledger for LLM calls, with caps that hold.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo.demo)
+app.command()(serve.up)
+app.command()(serve.worker)
+app.command()(serve.projector)
+app.command("stand-in")(serve.stand_in)
+app.command()(publish.publish)
+app.command()(publish.result)
+app.command()(publish.ping)
+app.command()(spend.spend)
+app.command()(doctor.doctor)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except click.exceptions.Abort:
+        return 130
+    except click.ClickException as exc:
+        exc.show()
+        return exc.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`tollbook spend | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as exc:
+        if os.environ.get("TOLLBOOK_TRACEBACK"):
+            raise
+        problem = str(exc).strip() or type(exc).__name__
+        for line in problem.splitlines():
+            typer.echo(f"tollbook: {line}", err=True)
+        if not _is_expected(exc):
+            typer.echo(
+                f"tollbook: this is unexpected ({type(exc).__name__}); TOLLBOOK_TRACEBACK=1 shows where", err=True
+            )
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _is_expected(exc: Exception) -> bool:
+    """Whether an error says by itself what is wrong."""
+    from redis.exceptions import RedisError
+
+    from inference.errors import AppError, InferenceError
+    from ledger.embedded import EmbeddedServerError
+    from ledger.endpoint import EndpointError
+    from ledger.errors import LedgerError
+
+    return isinstance(
+        exc, AppError | InferenceError | LedgerError | EmbeddedServerError | EndpointError | RedisError | OSError
+    )

@@ -1,0 +1,103 @@
+"""How a command finds the running system: settings first, then what `up` left in the data directory."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from redis.exceptions import RedisError
+
+from inference.runtime import connect
+from inference.settings import Settings
+from ledger.endpoint import read_endpoint
+from ledger.errors import LedgerUnavailable
+from ledger.keys import Keys
+from ledger.pipeline import CommandPipeline
+from ledger.results import Results
+
+
+def find_redis_url(settings: Settings) -> str:
+    """Return the server's URL. Errors: LedgerUnavailable where none is configured and none runs."""
+    if settings.redis_url is not None:
+        return settings.redis_url
+    endpoint = read_endpoint(settings.data_dir)
+    if endpoint is None:
+        raise LedgerUnavailable(
+            f"nothing runs on {settings.data_dir} and REDIS_URL is not set; start `tollbook up`, "
+            "or set TOLLBOOK_DATA_DIR to the directory it uses"
+        )
+    return endpoint.redis_url
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A command's connection to Redis."""
+
+    redis_url: str
+    pipeline: CommandPipeline
+    results: Results
+
+
+@asynccontextmanager
+async def connected(settings: Settings) -> AsyncIterator[Connection]:
+    """Connect to the running system's Redis. Errors: LedgerUnavailable."""
+    redis_url = find_redis_url(settings)
+    redis = connect(redis_url)
+    pipeline = CommandPipeline(redis)
+    try:
+        await pipeline.execute("PING")
+        partitions = await _partitions(pipeline, settings)
+        results = Results(
+            redis, pipeline, namespace=settings.namespace, partitions=partitions, ttl_s=settings.result_ttl_s
+        )
+        yield Connection(redis_url, pipeline, results)
+    except RedisError as exc:
+        raise LedgerUnavailable(f"Redis at {redis_url} did not answer: {exc}") from exc
+    finally:
+        await pipeline.aclose()
+        await redis.aclose()
+
+
+async def _partitions(pipeline: CommandPipeline, settings: Settings) -> int:
+    """Return the ledger's own number of partitions, so that every result is found."""
+    stored: bytes | None = await pipeline.execute("HGET", Keys(settings.namespace).meta, "partitions")
+    return int(stored) if stored else settings.partitions
+
+
+def query_projection(settings: Settings, sql: str) -> list[dict[str, Any]]:
+    """Run one SELECT on the projection: through the projector that serves it, else on the file at rest.
+
+    Errors: LedgerUnavailable where there is neither.
+    """
+    endpoint = read_endpoint(settings.data_dir)
+    if settings.quack_url is not None or (endpoint is not None and endpoint.quack_url is not None):
+        from ledger.remote import open_remote
+
+        store = open_remote(settings.data_dir, quack_url=settings.quack_url)
+        try:
+            return store.query(sql)
+        finally:
+            store.close()
+    return _query_file(settings.data_dir / "tollbook.duckdb", sql)
+
+
+def _query_file(path: Path, sql: str) -> list[dict[str, Any]]:
+    if not path.exists():
+        raise LedgerUnavailable(f"there is no projection at {path}; start `tollbook up`, or set TOLLBOOK_DATA_DIR")
+    try:
+        with duckdb.connect(str(path), read_only=True) as connection:
+            return connection.execute(sql).to_arrow_table().to_pylist()
+    except duckdb.IOException as exc:
+        raise LedgerUnavailable(f"{path} is in use by a process that does not serve it: {exc}") from exc
+
+
+def gather(*steps: Any) -> Any:
+    """Run coroutines together from a command's synchronous body."""
+
+    async def together() -> Sequence[Any]:
+        return await asyncio.gather(*steps)
+
+    return asyncio.run(together())

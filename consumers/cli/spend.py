@@ -1,0 +1,94 @@
+"""`tollbook spend`: what users have spent, from the projection."""
+
+import json
+from decimal import Decimal
+from typing import Annotated, Any
+
+import typer
+
+from schemas.identifiers import check_id
+
+_COLUMNS = (
+    "user_id, period, plan, cap_usd, spent_usd, reserved_usd, calls, denied, fallbacks, assumed_usd, overage_usd"
+)
+
+
+def spend(
+    user: Annotated[str | None, typer.Argument(help="Only this user, every period.")] = None,
+    period: Annotated[str | None, typer.Option(help="Billing period, YYYY-MM; the latest by default.")] = None,
+    top: Annotated[int, typer.Option(min=1, max=10_000, help="How many users, the highest spend first.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a row.")] = False,
+) -> int:
+    """Show spend against caps, per user and billing period.
+
+    Example: tollbook spend u42
+    """
+    from consumers.cli.connect import query_projection
+    from inference.settings import load_settings
+
+    rows = query_projection(load_settings(), _sql(user, period, top))
+    if as_json:
+        typer.echo(json.dumps(rows, default=_plain))
+    elif not rows:
+        typer.echo("no spend yet")
+    else:
+        _print(rows)
+    return 0
+
+
+def _sql(user: str | None, period: str | None, top: int) -> str:
+    conditions: list[str] = []
+    if user is not None:
+        try:
+            check_id(user)
+        except ValueError as exc:
+            raise typer.BadParameter(str(exc), param_hint="user") from None
+        conditions.append(f"user_id = '{user}'")  # An id has no quotes: checked above.
+    if period is not None:
+        if len(period) != len("YYYY-MM") or not period.replace("-", "").isdigit():
+            raise typer.BadParameter("a period is written YYYY-MM", param_hint="--period")
+        conditions.append(f"period = '{period}'")
+    elif user is None:
+        conditions.append("period = (SELECT max(period) FROM spend)")
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    return f"SELECT {_COLUMNS} FROM spend {where} ORDER BY spent_usd DESC, user_id, period LIMIT {top}"  # noqa: S608
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(header_style="bold")
+    for name, justify in (
+        ("user", "left"),
+        ("period", "left"),
+        ("plan", "left"),
+        ("spent", "right"),
+        ("held", "right"),
+        ("cap", "right"),
+        ("used", "right"),
+        ("calls", "right"),
+        ("denied", "right"),
+        ("fallbacks", "right"),
+    ):
+        table.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
+    for row in rows:
+        cap: Decimal | None = row["cap_usd"]
+        used = f"{row['spent_usd'] / cap:.0%}" if cap else "-"
+        table.add_row(
+            row["user_id"],
+            row["period"],
+            row["plan"] or "-",
+            f"${row['spent_usd']:,.6f}",
+            f"${row['reserved_usd']:,.6f}",
+            f"${cap:,.2f}" if cap is not None else "-",
+            used,
+            str(row["calls"]),
+            str(row["denied"]),
+            str(row["fallbacks"]),
+        )
+    Console().print(table)
+
+
+def _plain(value: object) -> str:
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)

@@ -1,0 +1,131 @@
+"""The Python way to make one capped, recorded call.
+
+    async with connect_runtime() as runtime:
+        result = await InferenceClient("generate_draft", runtime).call("Write ...", user_id="u42", plan="trial")
+"""
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from inference.calls import Call, CallTakenOver
+from inference.errors import AppError
+from inference.runtime import InferenceRuntime, current_runtime, now_ms
+from ledger.errors import IdempotencyConflict, LedgerError
+from ledger.requests import OpenCall, Waiting
+from schemas.plans import DEFAULT_PLAN
+from schemas.results import ErrorCode, InferenceResult, TaskStatus
+from schemas.tasks import InvalidTask, Task, TaskType, task_from_fields
+
+# Another run of the same call is asked after this often; there is nothing to be woken by.
+_LOOK_AGAIN_S = 0.5
+
+
+class InferenceClient:
+    """Calls the model that serves one task type."""
+
+    def __init__(self, task: TaskType | str, runtime: InferenceRuntime | None = None) -> None:
+        """Choose the task type; without a `runtime`, the one opened by `connect_runtime` is used.
+
+        Errors: AppError (INVALID_TASK) for an unknown task type.
+        """
+        try:
+            self.task = TaskType(task)
+        except ValueError:
+            known = ", ".join(kind.value for kind in TaskType)
+            raise AppError(ErrorCode.INVALID_TASK, f"unknown task type {task!r}; known are {known}") from None
+        self._runtime = runtime
+
+    async def call(
+        self,
+        prompt: str | None = None,
+        user_id: str = "",
+        plan: str = DEFAULT_PLAN,
+        campaign_id: str | None = None,
+        *,
+        task_id: str | None = None,
+        system: str | None = None,
+        messages: Sequence[dict[str, str]] | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        model: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> InferenceResult:
+        """Make one call and return its result with `content`, `model_used`, `token_count` and `cost_usd`.
+
+        Repeating a call with the same `task_id` and content returns the stored result and costs nothing.
+        Where only other calls' holds stand in the way it waits for them, up to TOLLBOOK_HOLD_WAIT_S.
+
+        Errors: AppError with PLAN_LIMIT_REACHED, BUDGET_WAIT_TIMEOUT, INFERENCE_FAILED, PRICE_UNKNOWN,
+            INVALID_TASK, IDEMPOTENCY_CONFLICT or LEDGER_UNAVAILABLE.
+        """
+        fields = {
+            "task": self.task.value,
+            "user_id": user_id,
+            "plan": plan,
+            "campaign_id": campaign_id,
+            "task_id": task_id,
+            "prompt": prompt,
+            "system": system,
+            "messages": None if messages is None else list(messages),
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "model": model,
+            "metadata": metadata,
+        }
+        try:
+            task = task_from_fields({name: value for name, value in fields.items() if value is not None})
+        except InvalidTask as exc:
+            raise AppError(ErrorCode.INVALID_TASK, str(exc)) from exc
+        try:
+            result = await self._run(task, self._runtime or current_runtime())
+        except IdempotencyConflict as exc:
+            raise AppError(ErrorCode.IDEMPOTENCY_CONFLICT, str(exc)) from exc
+        except LedgerError as exc:
+            raise AppError(ErrorCode.LEDGER_UNAVAILABLE, str(exc)) from exc
+        if result.status is not TaskStatus.DONE:
+            raise AppError(result.error_code or ErrorCode.INFERENCE_FAILED, result.error or "the call failed", result.model_dump())
+        return result
+
+    async def _run(self, task: Task, runtime: InferenceRuntime) -> InferenceResult:
+        if task.task is TaskType.PING:
+            return InferenceResult(
+                task_id=task.task_id or str(uuid.uuid4()), status=TaskStatus.DONE, content="pong", user_id=task.user_id
+            )
+        call = self._call(task, runtime)
+        until_ms = now_ms() + round(1000 * runtime.settings.hold_wait_s)
+        budget: str | None = None
+
+        def let_next_try() -> None:
+            if budget is not None:
+                runtime.freed.next(budget)
+
+        while True:
+            is_final = budget is not None and now_ms() >= until_ms
+            try:
+                reply = await runtime.runner.run(call, is_final=is_final, on_reserved=let_next_try)
+            except CallTakenOver:
+                await asyncio.sleep(_LOOK_AGAIN_S)
+                continue
+            match reply:
+                case InferenceResult():
+                    let_next_try()
+                    return reply
+                case Waiting():
+                    try:
+                        async with asyncio.timeout(max(0, until_ms - now_ms()) / 1000):
+                            await runtime.freed.wait(reply.budget, is_first=budget == reply.budget)
+                    except TimeoutError:
+                        pass  # The next try is the final one.
+                    budget = reply.budget
+                case OpenCall():
+                    await asyncio.sleep(_LOOK_AGAIN_S)
+
+    def _call(self, task: Task, runtime: InferenceRuntime) -> Call:
+        return Call.of_task(
+            task,
+            call_id=task.task_id or str(uuid.uuid4()),
+            run_id=f"{runtime.name}.{uuid.uuid4().hex[:12]}",
+            route=runtime.routes[task.task],
+        )
