@@ -1,0 +1,1 @@
+"""The test suite: unit, contract, integration, stateful, end to end, and golden files."""
