@@ -10,11 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import pairwise
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from inference.errors import PriceUnknown
 from schemas.money import MAX_NANOUSD, nanousd_from_usd
 from schemas.usage import Usage
+
+if TYPE_CHECKING:
+    from inference.settings import Settings
 
 __all__ = ["FOREVER_MS", "TOKENS_PER_MTOK", "DatedPrice", "ModelPrice", "PriceCatalogue", "PriceTier", "PriceUnknown"]
 
@@ -108,6 +111,11 @@ class PriceCatalogue:
         self._overrides = {model.lower(): _in_order(prices) for model, prices in (overrides or {}).items()}
         self._provider = provider
         self._found: dict[str, tuple[DatedPrice, ...] | PriceUnknown] = {}
+
+    @classmethod
+    def from_settings(cls, settings: "Settings") -> "PriceCatalogue":
+        """Make the catalogue that the settings describe."""
+        return cls(settings.price_overrides, provider=settings.price_provider)
 
     def price(self, model: str, at_ms: int) -> ModelPrice:
         """Return the price of a model in force at `at_ms` (milliseconds since the epoch).
