@@ -251,7 +251,7 @@ def call(program: str, *arguments: str) -> int:
 
 
 def demo(arguments: Sequence[str]) -> int:
-    """Run the demo in a folder of its own: tollbook demo [...]."""
+    """Run the demo, from where you are: tollbook demo [...]."""
     return become("tollbook", "demo", *arguments, cwd=None)
 
 
