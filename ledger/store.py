@@ -186,6 +186,25 @@ class Store:
             raise StoreClosed(f"{self.path} is closed")
 
 
+def stored_ledger_id(path: Path) -> str | None:
+    """Return the ledger that the projection at `path` was folded from; None where there is none to be read.
+
+    Errors: StoreLocked.
+    """
+    if not path.exists():
+        return None
+    try:
+        with duckdb.connect(str(path), read_only=True) as connection:
+            row = connection.execute("SELECT any_value(ledger_id) FROM position").fetchone()
+            return row[0] if row else None
+    except duckdb.IOException as exc:
+        if "lock" in str(exc):
+            raise StoreLocked(path, str(exc)) from exc
+        return None  # Damaged: `Store.open` sets it aside.
+    except duckdb.Error:
+        return None  # An older layout, or no projection: likewise.
+
+
 def baselines_sql(names: Sequence[str]) -> str:
     """Return one statement that reads the positions and these budgets of one moment.
 
@@ -224,7 +243,7 @@ def _connect(path: Path, config: dict[str, Any]) -> duckdb.DuckDBPyConnection | 
     try:
         connection = duckdb.connect(str(path), config=config)
     except duckdb.IOException as exc:
-        if "lock" in str(exc).lower():
+        if "Could not set lock" in str(exc):
             raise StoreLocked(path, str(exc).splitlines()[0]) from exc
         if any(word in str(exc) for word in ("Permission denied", "No space", "Read-only", "Is a directory")):
             raise StoreFailed(f"{path} cannot be opened: {exc}") from exc
@@ -234,9 +253,14 @@ def _connect(path: Path, config: dict[str, Any]) -> duckdb.DuckDBPyConnection | 
     except duckdb.Error:
         return None
     try:
-        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET GLOBAL TimeZone = 'UTC'")
         connection.execute(f"SET wal_autocheckpoint = '{_WAL_LIMIT}'")
-        tables = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+        tables = {
+            row[0]
+            for row in connection.execute(
+                "SELECT table_name FROM duckdb_tables() WHERE database_name = current_database()"
+            ).fetchall()
+        }
         if not tables:
             return connection
         versions = connection.execute("SELECT DISTINCT schema_version FROM position").fetchall()

@@ -27,6 +27,7 @@ RawEntry = list[Any]  # [id, [name, value, name, value, ...]], all bytes
 _NAMES: Final = [{name.encode()} for name in ENVELOPE_FIELDS]
 _CURRENT: Final = {str(EVENT_VERSION).encode()}
 _TIMEOUT_S: Final = 30.0
+_PROBLEMS: Final = (ValueError, TypeError, IndexError, OverflowError, pa.ArrowException)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,8 @@ class Batch:
         """
         try:
             return _table(self.partition, self.entries)
-        except (ValueError, TypeError, IndexError, OverflowError, pa.ArrowException) as exc:
-            raise _culprit(self.entries, exc) from exc
+        except _PROBLEMS as exc:
+            raise _culprit(self.partition, self.entries, exc) from exc
 
 
 class StreamReader:
@@ -160,17 +161,19 @@ def _lift(event_type: bytes, version: bytes, payload: bytes) -> bytes:
     return json.dumps(lifted, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _culprit(entries: list[RawEntry], problem: Exception) -> UnreadableEvent:
-    """Find the first entry that cannot be read, the slow and thorough way."""
+def _culprit(partition: int, entries: list[RawEntry], problem: Exception) -> UnreadableEvent:
+    """Find the first entry that cannot be converted, one by one, and say what is wrong with it."""
     for raw_id, raw in entries:
         entry_id = raw_id.decode("utf-8", "replace")
         try:
-            texts = [part.decode() for part in raw]
-            event_from_entry(entry_id, dict(zip(texts[0::2], texts[1::2], strict=True)))
-        except UnreadableEvent as exc:
-            return exc
-        except ValueError as exc:
+            _table(partition, [[raw_id, raw]])
+        except _PROBLEMS as exc:
+            try:
+                texts = [part.decode() for part in raw]
+                event_from_entry(entry_id, dict(zip(texts[0::2], texts[1::2], strict=True)))
+            except UnreadableEvent as told:
+                return told
+            except ValueError as told:
+                return UnreadableEvent(entry_id, str(told))
             return UnreadableEvent(entry_id, str(exc))
-    return UnreadableEvent(
-        entries[0][0].decode("utf-8", "replace"), f"or one of the {len(entries)} after it: {problem}"
-    )
+    raise problem
