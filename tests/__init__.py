@@ -1,1 +1,1 @@
-"""The test suite: unit, contract, integration, stateful, end to end, and golden files."""
+"""The test suite. A package, so that no installed package named `tests` can take its place."""

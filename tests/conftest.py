@@ -1,0 +1,79 @@
+"""Fixtures for all tests: servers, clients. See tests/servers.py for which servers there are."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from ledger.embedded import EmbeddedServer
+from tests.servers import EMBEDDED, TestServers, describe_servers, server_kinds
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Before xdist starts its workers: they inherit the decision.
+    server_kinds()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return describe_servers()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    # The header is not shown with -q, and which servers were missing matters most in a short report.
+    terminalreporter.write_line(describe_servers())
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "every_server_url" in metafunc.fixturenames:
+        metafunc.parametrize("every_server_url", server_kinds(), indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def test_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestServers]:
+    """The servers of this process, each started when it is first used."""
+    servers = TestServers(tmp_path_factory.mktemp)
+    yield servers
+    servers.stop()
+
+
+@pytest.fixture(scope="session")
+def server_url(test_servers: TestServers) -> str:
+    """The embedded server; not emptied between tests unless `redis_client` is used."""
+    return test_servers.url(EMBEDDED)
+
+
+@pytest.fixture(scope="session")
+def every_server_url(test_servers: TestServers, request: pytest.FixtureRequest) -> str:
+    """A server of every kind there is, one after the other; for contract tests."""
+    return test_servers.url(request.param)
+
+
+@pytest.fixture
+async def redis_client(server_url: str) -> AsyncIterator[Redis]:
+    """A client of the embedded server, which is empty at the start of the test."""
+    async with Redis.from_url(server_url) as client:
+        await _empty(client)
+        yield client
+
+
+@pytest.fixture
+async def every_redis_client(every_server_url: str) -> AsyncIterator[Redis]:
+    """A client of a server of every kind, which is empty at the start of the test."""
+    async with Redis.from_url(every_server_url) as client:
+        await _empty(client)
+        yield client
+
+
+@pytest.fixture
+async def private_server(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
+    """A durable server of the test's own, which it may kill and start again."""
+    server = EmbeddedServer(tmp_path / "data", fsync="always")
+    await server.start()
+    yield server
+    await server.stop()
+
+
+async def _empty(client: Redis) -> None:
+    await client.flushall()
+    await client.function_flush()
