@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
@@ -23,7 +24,7 @@ from ledger.baselines import BaselinePage
 from ledger.embedded import EmbeddedServer
 from ledger.endpoint import Endpoint, clear_endpoint, write_endpoint
 from ledger.projector import Projector, ProjectorSettings
-from ledger.quack import QuackServer
+from ledger.quack import TOKEN_FILE, QuackServer
 from ledger.store import Store, stored_ledger_id
 
 _log = structlog.get_logger(__name__)
@@ -66,8 +67,7 @@ async def open_projection(settings: Settings, handle: LedgerHandle) -> AsyncIter
     async with AsyncExitStack() as stack:
         store = await asyncio.to_thread(Store.open, duckdb_path(settings), handle.ledger_id, len(handle.keys))
         stack.callback(store.close)
-        server = QuackServer(store, settings.data_dir, port=settings.quack_port)
-        await asyncio.to_thread(server.start)
+        server = await asyncio.to_thread(QuackServer.start, store, settings.data_dir, port=settings.quack_port)
         stack.callback(server.stop)
         gates = build_gates(handle, settings)
         projector = Projector(
@@ -77,7 +77,7 @@ async def open_projection(settings: Settings, handle: LedgerHandle) -> AsyncIter
             trim=lambda partition, watermark, budgets: gates[partition].trim(watermark, budgets),
             settings=ProjectorSettings(tail_keep_ms=round(1000 * settings.tail_keep_s)),
         )
-        yield Projection(store, projector, server.url)
+        yield Projection(store, projector, server.uri)
 
 
 def build_worker(runtime: InferenceRuntime, streams: Sequence[str], name: str) -> Worker:
@@ -197,9 +197,9 @@ async def _open_folding(settings: Settings, redis_url: str) -> AsyncIterator[tup
                 redis_url=redis_url,
                 namespace=settings.namespace,
                 quack_url=projection.quack_url,
-                token_file=str(settings.data_dir / "quack.token"),
+                token_file=settings.data_dir / TOKEN_FILE,
                 pid=os.getpid(),
-                started_at=now_ms(),
+                started_at=datetime.now(UTC),
             ),
         )
         try:

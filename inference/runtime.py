@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 
 from inference.budgets import BudgetPolicy
 from inference.calls import CallRunner
-from inference.errors import AppError
+from inference.errors import AppError, SettingsError
 from inference.pricing import PriceCatalogue
 from inference.provider import ProviderClient
 from inference.retry import RetryPolicy
@@ -138,7 +138,10 @@ def build_ledger(handle: LedgerHandle, settings: Settings, read: BaselineReader)
 
 
 def budget_policy(settings: Settings) -> BudgetPolicy:
-    """Return the caps in force by these settings."""
+    """Return the caps in force by these settings. Errors: SettingsError."""
+    if settings.campaign_cap_nanousd is not None and settings.partitions > 1:
+        # A campaign's users are spread over the partitions, and one step touches one partition only.
+        raise SettingsError(["TOLLBOOK_CAMPAIGN_CAP_USD: campaign caps need TOLLBOOK_PARTITIONS=1"])
     return BudgetPolicy(
         plan_caps_nanousd={plan: settings.plan_cap_nanousd(plan) for plan in Plan},
         user_caps_nanousd=settings.user_caps_nanousd,
@@ -177,7 +180,7 @@ async def open_runtime(
             ledger=ledger,
             results=handle.results,
             provider=provider,
-            prices=PriceCatalogue.from_settings(settings),
+            prices=PriceCatalogue(settings.price_overrides, provider=settings.price_provider),
             policy=policy,
             retry=RetryPolicy.from_settings(settings),
             attempt_timeout_s=settings.attempt_timeout_s,
@@ -213,7 +216,7 @@ async def connect_runtime(settings: Settings | None = None) -> AsyncIterator[Inf
         raise LedgerUnavailable(f"REDIS_URL is not set and nothing runs on {settings.data_dir}; start `tollbook up`")
     async with AsyncExitStack() as stack:
         handle = await stack.enter_async_context(open_ledger(settings, redis_url))
-        read = remote_reader(settings.data_dir, quack_url=settings.quack_url)
+        read = remote_reader(settings.data_dir)
         runtime = await stack.enter_async_context(open_runtime(settings, handle, read))
         token = _current.set(runtime)
         stack.callback(_current.reset, token)

@@ -50,14 +50,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as exc:
-        if os.environ.get("TOLLBOOK_TRACEBACK"):
+        if os.environ.get("TOLLBOOK_LOG_LEVEL", "").upper() == "DEBUG":
             raise
         problem = str(exc).strip() or type(exc).__name__
         for line in problem.splitlines():
             typer.echo(f"tollbook: {line}", err=True)
         if not _is_expected(exc):
             typer.echo(
-                f"tollbook: this is unexpected ({type(exc).__name__}); TOLLBOOK_TRACEBACK=1 shows where", err=True
+                f"tollbook: this is unexpected ({type(exc).__name__}); TOLLBOOK_LOG_LEVEL=DEBUG shows where", err=True
             )
         return 1
     return code if isinstance(code, int) else 0

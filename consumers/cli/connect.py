@@ -1,7 +1,6 @@
 """How a command finds the running system: settings first, then what `up` left in the data directory."""
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,10 @@ from redis.exceptions import RedisError
 from inference.runtime import connect
 from inference.settings import Settings
 from ledger.endpoint import read_endpoint
-from ledger.errors import LedgerUnavailable
+from ledger.errors import BaselineUnavailable, LedgerUnavailable
 from ledger.keys import Keys
 from ledger.pipeline import CommandPipeline
+from ledger.quack import ADDRESS_FILE, RemoteStore
 from ledger.results import Results
 
 
@@ -72,13 +72,12 @@ def query_projection(settings: Settings, sql: str) -> list[dict[str, Any]]:
 
     Errors: LedgerUnavailable where there is neither.
     """
-    endpoint = read_endpoint(settings.data_dir)
-    if settings.quack_url is not None or (endpoint is not None and endpoint.quack_url is not None):
-        from ledger.remote import open_remote
-
-        store = open_remote(settings.data_dir, quack_url=settings.quack_url)
+    if (settings.data_dir / ADDRESS_FILE).exists():
+        store = RemoteStore.open(settings.data_dir)
         try:
             return store.query(sql)
+        except BaselineUnavailable:
+            pass  # The projector was killed and left its address behind.
         finally:
             store.close()
     return _query_file(settings.data_dir / "tollbook.duckdb", sql)
@@ -92,12 +91,3 @@ def _query_file(path: Path, sql: str) -> list[dict[str, Any]]:
             return connection.execute(sql).to_arrow_table().to_pylist()
     except duckdb.IOException as exc:
         raise LedgerUnavailable(f"{path} is in use by a process that does not serve it: {exc}") from exc
-
-
-def gather(*steps: Any) -> Any:
-    """Run coroutines together from a command's synchronous body."""
-
-    async def together() -> Sequence[Any]:
-        return await asyncio.gather(*steps)
-
-    return asyncio.run(together())

@@ -53,12 +53,11 @@ def worker(
     from inference.runtime import open_ledger, open_runtime
     from ledger.remote import remote_reader
 
-    settings, names = _settings(), _streams(streams)
-    if concurrency is not None:
-        settings = settings.model_copy(update={"concurrency": dict.fromkeys(ALL_STREAMS, concurrency)})
+    names = _streams(streams)
+    settings = _settings() if concurrency is None else _settings(concurrency=concurrency)
     _require_provider(settings)
     redis_url = find_redis_url(settings)
-    read = remote_reader(settings.data_dir, quack_url=settings.quack_url)
+    read = remote_reader(settings.data_dir)
 
     async def run(stop: asyncio.Event) -> None:
         async with open_ledger(settings, redis_url) as handle, open_runtime(settings, handle, read) as runtime:
@@ -97,11 +96,11 @@ def stand_in(
     _run_until_signal(run)
 
 
-def _settings() -> "Settings":
+def _settings(**overrides: object) -> "Settings":
     from consumers.telemetry import configure_logging
     from inference.settings import load_settings
 
-    settings = load_settings()
+    settings = load_settings(**overrides)
     configure_logging(form=settings.log_format, level=settings.log_level)
     return settings
 
@@ -117,8 +116,16 @@ def _streams(names: str) -> list[str]:
     return chosen
 
 
+def can_call(settings: "Settings") -> bool:
+    """Whether a provider is configured: a key for OpenRouter, or another server, which may need none."""
+    from inference.settings import Settings
+
+    default_url = Settings.model_fields["openrouter_base_url"].default
+    return settings.openrouter_api_key is not None or settings.openrouter_base_url != default_url
+
+
 def _require_provider(settings: "Settings") -> None:
-    if settings.openrouter_api_key is None and not settings.has_own_base_url:
+    if not can_call(settings):
         typer.echo(
             "tollbook: no calls can be made: set OPENROUTER_API_KEY, or OPENROUTER_BASE_URL for another "
             "OpenAI-compatible server.\n"

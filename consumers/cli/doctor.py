@@ -1,0 +1,196 @@
+"""`tollbook doctor`: is everything there that calls need, and what to do where it is not."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from inference.settings import Settings
+
+State = Literal["ok", "warning", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found, and what to do about it."""
+
+    check: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> int:
+    """Check settings, Redis, DuckDB, prices and provider, and say what to do. Exit code 1 where a check failed.
+
+    Example: tollbook doctor
+    """
+    findings = asyncio.run(_all_findings())
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        _print(findings)
+    return 1 if any(finding.state == "failed" for finding in findings) else 0
+
+
+async def _all_findings() -> list[Finding]:
+    from inference.errors import SettingsError
+    from inference.settings import load_settings
+
+    try:
+        settings = load_settings()
+    except SettingsError as exc:
+        return [Finding("settings", "failed", problem, "correct the variable") for problem in exc.problems]
+    findings = [Finding("settings", "ok", f"data in {settings.data_dir}")]
+    for check in (_check_redis, _check_duckdb, _check_prices, _check_provider):
+        findings += [finding async for finding in check(settings)]
+    return findings
+
+
+async def _check_redis(settings: "Settings") -> AsyncIterator[Finding]:
+    from consumers.cli.connect import connected, find_redis_url
+    from inference.runtime import connect
+    from ledger.errors import LedgerError, ServerTooOld
+    from ledger.functions import check_server
+
+    try:
+        url = find_redis_url(settings)
+    except LedgerError as exc:
+        yield Finding("redis", "warning", str(exc), "`tollbook up` starts an embedded server")
+        return
+    try:
+        async with connected(settings) as connection:
+            redis = connect(url)
+            try:
+                await check_server(redis)
+                info = await redis.info()
+                config = await redis.config_get("append*")
+            finally:
+                await redis.aclose()
+            name = "Valkey" if "valkey_version" in info else "Redis"
+            version = info.get("valkey_version", info["redis_version"])
+            yield Finding("redis", "ok", f"{name} {version}")
+            yield _persistence({str(k): str(v) for k, v in config.items()}, str(info.get("maxmemory_policy", "")))
+            letters = int(await connection.pipeline.execute("XLEN", f"{settings.namespace}:dead-letters"))
+            if letters:
+                yield Finding("dead letters", "warning", f"{letters} tasks could not be executed", "look at the stream")
+    except ServerTooOld as exc:
+        yield Finding("redis", "failed", str(exc), "install Redis 7.0 or later, or unset REDIS_URL")
+    except LedgerError as exc:
+        yield Finding("redis", "failed", str(exc), "start the server, or correct REDIS_URL")
+
+
+def _persistence(config: dict[str, str], policy: str) -> Finding:
+    if policy and policy != "noeviction":
+        return Finding(
+            "persistence", "failed", f"maxmemory-policy is {policy}: keys can be evicted", "set it to noeviction"
+        )
+    if config.get("appendonly") != "yes":
+        return Finding(
+            "persistence",
+            "failed",
+            "the append-only file is off: a crash loses the ledger",
+            "set appendonly yes and appendfsync always",
+        )
+    fsync = config.get("appendfsync", "")
+    if fsync != "always":
+        return Finding(
+            "persistence", "warning", f"appendfsync is {fsync}: a crash can lose the latest writes", "set it to always"
+        )
+    return Finding("persistence", "ok", "append-only file, synced on every write")
+
+
+async def _check_duckdb(settings: "Settings") -> AsyncIterator[Finding]:
+    from consumers.cli.connect import query_projection
+    from ledger.errors import LedgerError
+
+    sql = (
+        "SELECT (SELECT sum(seq) FROM position)::BIGINT AS events, (SELECT count(*) FROM discrepancies) AS discrepancies"
+    )
+    try:
+        row = (await asyncio.to_thread(query_projection, settings, sql))[0]
+    except LedgerError as exc:
+        yield Finding("duckdb", "warning", str(exc), "`tollbook up` or `tollbook projector` makes it")
+        return
+    except Exception as exc:  # noqa: BLE001 - whatever is wrong with the file, the doctor says it.
+        yield Finding("duckdb", "failed", str(exc), "set the file aside; it is rebuilt from the ledger")
+        return
+    yield Finding("duckdb", "ok", f"{row['events'] or 0} events folded")
+    if row["discrepancies"]:
+        yield Finding(
+            "projection",
+            "failed",
+            f"{row['discrepancies']} events where the projection and the ledger disagree",
+            "see the table `discrepancies`; stop spending until it is explained",
+        )
+
+
+async def _check_prices(settings: "Settings") -> AsyncIterator[Finding]:
+    from inference.errors import CostUnbounded
+    from inference.pricing import PriceCatalogue
+    from inference.routing import routing_with
+    from inference.runtime import now_ms
+
+    prices = PriceCatalogue(settings.price_overrides, provider=settings.price_provider)
+    for task_type, route in routing_with(settings.routes).items():
+        models = [route.model, *([route.fallback] if route.fallback else [])]
+        try:
+            for model in models:
+                prices.price(model, now_ms())
+        except CostUnbounded as exc:
+            yield Finding(f"price {task_type.value}", "failed", str(exc), "set TOLLBOOK_PRICES or TOLLBOOK_ROUTES")
+        else:
+            yield Finding(f"price {task_type.value}", "ok", ", then ".join(models))
+
+
+async def _check_provider(settings: "Settings") -> AsyncIterator[Finding]:
+    from consumers.cli.serve import can_call
+    from inference.errors import ProviderRefused, ProviderUnavailable
+    from inference.provider import ProviderClient
+    from inference.routing import routing_with
+
+    if not can_call(settings):
+        yield Finding(
+            "provider", "failed", "OPENROUTER_API_KEY is not set", "set it, or try things out with `tollbook up --stand-in`"
+        )
+        return
+    async with ProviderClient.from_settings(settings) as provider:
+        try:
+            offered = set(await provider.models())
+            await provider.check_key()
+        except ProviderRefused as exc:
+            yield Finding("provider", "failed", str(exc), "check OPENROUTER_API_KEY")
+            return
+        except ProviderUnavailable as exc:
+            yield Finding("provider", "failed", str(exc), "check OPENROUTER_BASE_URL and the network")
+            return
+    yield Finding("provider", "ok", f"{settings.openrouter_base_url}, {len(offered)} models, the key is good")
+    for task_type, route in routing_with(settings.routes).items():
+        gone = [model for model in (route.model, route.fallback) if model and model not in offered]
+        if gone:
+            yield Finding(
+                f"route {task_type.value}",
+                "warning",
+                f"{', '.join(gone)} is not offered (any more)",
+                "choose another with TOLLBOOK_ROUTES",
+            )
+
+
+def _print(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    marks = {"ok": ("ok", "green"), "warning": ("look", "yellow"), "failed": ("FAILED", "bold red")}
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for finding in findings:
+        mark, style = marks[finding.state]
+        text = Text(finding.found)
+        if finding.advice:
+            text.append(f"\n→ {finding.advice}", style="dim")
+        table.add_row(Text(mark, style=style), Text(finding.check), text)
+    Console().print(table)
