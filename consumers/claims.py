@@ -30,7 +30,7 @@ class Claims:
         self._pipeline = pipeline
         self._namespace = namespace
         self._consumer = consumer
-        self._streams = tuple(streams)
+        self.streams = tuple(streams)
         self._claim_after_s = claim_after_s
         self._held: dict[tuple[str, str], Delivery] = {}
 
@@ -54,7 +54,7 @@ class Claims:
 
     async def ensure_groups(self) -> None:
         """Create the consumer groups at the streams' beginning: what was published before the first start counts."""
-        for stream in self._streams:
+        for stream in self.streams:
             try:
                 await self._pipeline.execute("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
             except Exception as exc:
@@ -85,7 +85,7 @@ class Claims:
             try:
                 await self.show_life()
                 await self.renew()
-                for stream in self._streams:
+                for stream in self.streams:
                     for delivery in await self.take_abandoned(stream):
                         accept(delivery)
             except LedgerUnavailable as exc:
@@ -94,7 +94,7 @@ class Claims:
 
     async def renew(self) -> None:
         """Show a sign of life for everything in hand; entries that others own by now are dropped."""
-        for stream in self._streams:
+        for stream in self.streams:
             mine = [entry_id for (name, entry_id) in self._held if name == stream]
             for start in range(0, len(mine), _PAGE):
                 page = mine[start : start + _PAGE]

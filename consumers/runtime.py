@@ -18,7 +18,7 @@ from consumers.claims import Claims
 from consumers.dead_letters import DeadLetters
 from consumers.sweeper import Sweeper
 from consumers.worker import Worker, WorkerLimits
-from inference.runtime import InferenceRuntime, LedgerHandle, build_gates, now_ms, open_ledger, open_runtime, process_name
+from inference.runtime import InferenceRuntime, LedgerHandle, build_gates, now_ms, open_ledger, open_runtime
 from inference.settings import Settings
 from ledger.baselines import BaselinePage
 from ledger.embedded import EmbeddedServer
@@ -109,19 +109,24 @@ def build_worker(runtime: InferenceRuntime, streams: Sequence[str], name: str) -
 
 
 async def run_worker(
-    runtime: InferenceRuntime, streams: Sequence[str], stop: asyncio.Event, *, redis_url: str, name: str | None = None
+    runtime: InferenceRuntime, streams: Sequence[str], stop: asyncio.Event, *, redis_url: str
 ) -> None:
     """Work until `stop`; then finish what is in flight within the grace period."""
-    worker = build_worker(runtime, streams, name or process_name())
+    worker = build_worker(runtime, streams, runtime.name)
+    await serve_worker(runtime, worker, stop, redis_url=redis_url)
+
+
+async def serve_worker(runtime: InferenceRuntime, worker: Worker, stop: asyncio.Event, *, redis_url: str) -> None:
+    """Feed a worker until `stop`; then finish what is in flight within the grace period."""
     claims = worker.claims
     sweeper = Sweeper(runtime.ledger, runtime.ledger.gates)
     await claims.show_life()
     background = [asyncio.create_task(claims.run(worker.take_claimed)), asyncio.create_task(sweeper.run())]
-    _log.info("worker.started", worker=worker.name, streams=list(streams))
+    _log.info("worker.started", worker=worker.name, streams=claims.streams)
     try:
         while not stop.is_set():
             await claims.ensure_groups()
-            app = build_app(redis_url, worker, streams)
+            app = build_app(redis_url, worker, claims.streams)
             await app.start()
             await _first_of(stop, app.ended)
             await app.stop()

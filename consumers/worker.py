@@ -7,6 +7,7 @@ whatever goes wrong before that leaves it pending, to be claimed again.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -60,6 +61,7 @@ class Worker:
         now_ms: Callable[[], int],
     ) -> None:
         self.name = name
+        self.finished: Counter[TaskStatus] = Counter()
         self.claims = claims
         self._runner = runner
         self._routes = routes
@@ -147,7 +149,7 @@ class Worker:
             return None
         await self._answer(task.reply_to, result)
         await self.claims.acknowledge(delivery)
-        _log.debug("task.finished", task_id=task_id, status=result.status.value)
+        self._count(result)
 
     async def _result_of(self, delivery: Delivery, slot: "_Slot", task_id: str, task: Task) -> InferenceResult | None:
         """Return the task's result, or None where it is left pending for another time."""
@@ -253,6 +255,7 @@ class Worker:
         await self._runner.results.put(result)
         await self._answer(known.reply_to, result)
         await self.claims.acknowledge(delivery)
+        self._count(result)
 
     async def _refuse_conflict(self, delivery: Delivery, task_id: str, task: Task, problem: str) -> None:
         """The first task's result stands under its key; only the reply stream hears of the conflict."""
@@ -269,6 +272,11 @@ class Worker:
         )
         await self._answer(task.reply_to, result)
         await self.claims.acknowledge(delivery)
+        self._count(result)
+
+    def _count(self, result: InferenceResult) -> None:
+        self.finished[result.status] += 1
+        _log.debug("task.finished", task_id=result.task_id, status=result.status.value)
 
     async def _bury(self, delivery: Delivery, reason: Reason, error: str, task_id: str, user_id: str | None) -> None:
         await self._dead_letters.put(delivery, reason=reason, error=error, task_id=task_id, user_id=user_id)

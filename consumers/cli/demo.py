@@ -1,0 +1,58 @@
+"""`tollbook demo`: everything at once, on this machine, with nothing to configure."""
+
+import asyncio
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    tasks: Annotated[int, typer.Option(min=1, max=200_000, help="How many tasks to publish.")] = 6000,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the data to look around afterwards.")] = False,
+    seed: Annotated[int, typer.Option(help="The same seed publishes the same tasks.")] = 7,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Run real request sizes through everything, against a local stand-in for OpenRouter, and prove the books.
+
+    Exit code 0 only if ledger and book agree. Example: tollbook demo --tasks 2000 --keep
+    """
+    from rich.console import Console
+
+    data_dir = Path("tollbook-demo") if keep else Path(tempfile.mkdtemp(prefix="tollbook-demo-"))
+    if keep and data_dir.exists():
+        raise typer.BadParameter(f"{data_dir}/ is there already; look around in it, or remove it first")
+    try:
+        return _run(tasks, data_dir, seed, Console(stderr=as_json), as_json=as_json, keep=keep)
+    finally:
+        if not keep:
+            shutil.rmtree(data_dir, ignore_errors=True)
+
+
+def _run(tasks: int, data_dir: Path, seed: int, console: "Console", *, as_json: bool, keep: bool) -> int:  # noqa: F821
+    import uvloop
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from consumers.demo import report as reporting
+    from consumers.demo.run import DemoOptions, run_demo
+    from consumers.telemetry import configure_logging
+
+    configure_logging(form="console", level="ERROR")
+    console.print("[bold]Tollbook demo[/]: 200 users, three plans, the provider is a local stand-in for OpenRouter")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        line = bar.add_task("starting", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(line, description=what, completed=done, total=total if total > 1 else None)
+
+        report = uvloop.run(run_demo(DemoOptions(tasks, data_dir, seed), show))
+    if as_json:
+        typer.echo(reporting.as_json(report))
+    else:
+        reporting.print_report(report, console)
+    if keep:
+        console.print(f"\nThe data are in {data_dir}/: TOLLBOOK_DATA_DIR={data_dir} tollbook spend", highlight=False)
+    return 0 if report.is_proven else 1
