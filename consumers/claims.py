@@ -108,9 +108,7 @@ class Claims:
     async def take_abandoned(self, stream: str) -> list[Delivery]:
         """Claim entries whose worker gave no sign of life, with the number of their deliveries."""
         idle_ms = round(1000 * self._claim_after_s)
-        pending: list[Any] = await self._pipeline.execute(
-            "XPENDING", stream, GROUP, "IDLE", idle_ms, "-", "+", _PAGE
-        )
+        pending: list[Any] = await self._pipeline.execute("XPENDING", stream, GROUP, "IDLE", idle_ms, "-", "+", _PAGE)
         counts = {entry_id: count for entry_id, _, _, count in pending if (stream, entry_id.decode()) not in self._held}
         if not counts:
             return []

@@ -108,9 +108,7 @@ def build_worker(runtime: InferenceRuntime, streams: Sequence[str], name: str) -
     )
 
 
-async def run_worker(
-    runtime: InferenceRuntime, streams: Sequence[str], stop: asyncio.Event, *, redis_url: str
-) -> None:
+async def run_worker(runtime: InferenceRuntime, streams: Sequence[str], stop: asyncio.Event, *, redis_url: str) -> None:
     """Work until `stop`; then finish what is in flight within the grace period."""
     worker = build_worker(runtime, streams, runtime.name)
     await serve_worker(runtime, worker, stop, redis_url=redis_url)

@@ -119,7 +119,8 @@ class Worker:
             await slot.acquire()
             while True:
                 try:
-                    return await self._execute(delivery, slot)
+                    await self._execute(delivery, slot)
+                    return
                 except (LedgerUnavailable, LedgerRefused, CallUnknown) as exc:
                     # Nothing is lost while the task stays pending; it is tried again when the stores answer.
                     _log.warning("task.held_back", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
@@ -129,7 +130,7 @@ class Worker:
                     await slot.acquire()
         except CallTakenOver as exc:
             _log.warning("task.taken_over", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
-        except Exception:
+        except Exception:  # noqa: BLE001 - see below.
             # The edge of the worker: one task's trouble must not stop the others. It stays pending.
             _log.exception("task.crashed", entry_id=delivery.entry_id, stream=delivery.stream)
         finally:
@@ -140,13 +141,15 @@ class Worker:
         try:
             task_id, task = read_task(delivery)
         except InvalidTask as exc:
-            return await self._refuse_malformed(delivery, str(exc))
+            await self._refuse_malformed(delivery, str(exc))
+            return
         try:
             result = await self._result_of(delivery, slot, task_id, task)
         except IdempotencyConflict as exc:
-            return await self._refuse_conflict(delivery, task_id, task, str(exc))
+            await self._refuse_conflict(delivery, task_id, task, str(exc))
+            return
         if result is None:
-            return None
+            return
         await self._answer(task.reply_to, result)
         await self.claims.acknowledge(delivery)
         self._count(result)

@@ -12,13 +12,14 @@ from typing import Any, Final
 
 import structlog
 
+from inference.attempts import Attempt, ChatRequest
 from inference.bounds import Bound, bound
 from inference.budgets import BudgetPolicy
 from inference.errors import CostUnbounded
 from inference.holds import Hold, charge_of, settle_dead_hold
 from inference.outcomes import denied_result, done_result, failed_result, finished_result
 from inference.pricing import PriceCatalogue
-from inference.provider import Attempt, ChatRequest, ProviderClient
+from inference.provider import ProviderClient
 from inference.retry import FallBack, GiveUp, Retry, RetryPolicy
 from inference.routing import resolve_model
 from ledger.errors import LedgerError
@@ -72,11 +73,13 @@ class Call:
     metadata: dict[str, Any] | None = None
 
     @classmethod
-    def of_task(
-        cls, task: Task, *, call_id: str, run_id: str, route: Route, stream: str | None = None
-    ) -> "Call":
+    def of_task(cls, task: Task, *, call_id: str, run_id: str, route: Route, stream: str | None = None) -> "Call":
         """Make a call of a task; what the task says of model and limits wins over the route."""
-        changes = {"model": task.model and resolve_model(task.model), "max_tokens": task.max_tokens, "temperature": task.temperature}
+        changes = {
+            "model": task.model and resolve_model(task.model),
+            "max_tokens": task.max_tokens,
+            "temperature": task.temperature,
+        }
         return cls(
             call_id=call_id,
             run_id=run_id,
@@ -240,6 +243,7 @@ class CallRunner:
                 max_tokens=call.route.max_tokens,
                 temperature=call.route.temperature,
                 user=call.user_id,
+                price_limit=attempt_bound,
             )
         )
         hold.finish(attempt, model, charge_of(attempt, model, attempt_bound, self.prices, self._now_ms()))

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from inference.attempts import Attempt
 from inference.bounds import Bound
 from inference.errors import PriceUnknown
 from inference.pricing import PriceCatalogue
-from inference.provider import Attempt
 from ledger.requests import (
     AdjustRequest,
     AttemptEvent,
@@ -186,9 +186,7 @@ class Hold:
         """The ledger has what there was to tell."""
         self._untold.clear()
 
-    def settle_request(
-        self, *, outcome: CostOutcome, reason: str | None, result: str, is_final: bool
-    ) -> SettleRequest:
+    def settle_request(self, *, outcome: CostOutcome, reason: str | None, result: str, is_final: bool) -> SettleRequest:
         """Settle at what the attempts cost."""
         last = self.last
         payload = CostRecorded(
@@ -240,7 +238,13 @@ class Hold:
 
 
 def settle_dead_hold(
-    *, call_id: str, user_id: str, found: OpenCall, outcome: Literal["expired", "taken_over"], reason: str, result: str = ""
+    *,
+    call_id: str,
+    user_id: str,
+    found: OpenCall,
+    outcome: Literal["expired", "taken_over"],
+    reason: str,
+    result: str = "",
 ) -> SettleRequest:
     """Settle a hold whose worker is gone: in full where a request may be under way, else at what is known (G3).
 

@@ -2,8 +2,8 @@
 
 from typing import Any, Protocol
 
+from inference.attempts import Attempt
 from inference.holds import Hold
-from inference.provider import Attempt
 from ledger.requests import Denied, FinishedCall
 from schemas.money import format_usd, usd_from_nanousd
 from schemas.results import ErrorCode, InferenceResult, TaskStatus
@@ -69,9 +69,7 @@ def denied_result(call: Described, denial: Denied, now_ms: int) -> InferenceResu
         f"{denial.budget}: a call of up to {format_usd(denial.amount_nanousd, places=6)} does not fit: "
         f"{stand} of {format_usd(denial.cap_nanousd)}"
     )
-    return InferenceResult(
-        **_description(call, now_ms), status=TaskStatus.DENIED, error_code=code, error=problem
-    )
+    return InferenceResult(**_description(call, now_ms), status=TaskStatus.DENIED, error_code=code, error=problem)
 
 
 def finished_result(call: Described, found: FinishedCall, now_ms: int) -> InferenceResult:

@@ -163,7 +163,10 @@ class Gate:
                 raise _refusal(reply, request.call_id, request.hold)
 
     async def settle(self, request: SettleRequest, baselines: Baselines = ()) -> Settled | AlreadySettled:
-        """Replace a hold by its cost and store the result. Errors: CallUnknown; BudgetsMismatch; Stale (give baselines)."""
+        """Replace a hold by its cost, store the result.
+
+        Errors: CallUnknown; BudgetsMismatch; Stale (give baselines).
+        """
         keys = self.keys
         reply = await self._call(
             "settle",
@@ -330,9 +333,7 @@ class Gate:
 
     async def _call(self, name: str, keys: Sequence[str], arguments: Iterable[str | int]) -> list[bytes]:
         try:
-            reply = await self._pipeline.execute(
-                "FCALL", function(name), len(keys), *keys, self.ledger_id, *arguments
-            )
+            reply = await self._pipeline.execute("FCALL", function(name), len(keys), *keys, self.ledger_id, *arguments)
         except ResponseError as exc:
             if "Function not found" in str(exc):
                 raise FunctionsMissing(str(exc)) from exc
@@ -342,9 +343,7 @@ class Gate:
 
 async def create_ledger(pipeline: CommandPipeline, keys: Keys, *, ledger_id: str, partitions: int) -> LedgerState:
     """Give a partition its identity, or read the one it has. Errors: LedgerReplaced for a stream without identity."""
-    reply: Any = await pipeline.execute(
-        "FCALL", function("create"), 2, keys.meta, keys.ledger, ledger_id, partitions
-    )
+    reply: Any = await pipeline.execute("FCALL", function("create"), 2, keys.meta, keys.ledger, ledger_id, partitions)
     if reply[0] != b"OK":
         raise LedgerReplaced(expected="a ledger with its identity", found="without identity")
     return LedgerState(

@@ -1,12 +1,14 @@
 """`tollbook demo`: everything at once, on this machine, with nothing to configure."""
 
-import asyncio
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def demo(
@@ -31,7 +33,7 @@ def demo(
             shutil.rmtree(data_dir, ignore_errors=True)
 
 
-def _run(tasks: int, data_dir: Path, seed: int, console: "Console", *, as_json: bool, keep: bool) -> int:  # noqa: F821
+def _run(tasks: int, data_dir: Path, seed: int, console: "Console", *, as_json: bool, keep: bool) -> int:
     import uvloop
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -108,9 +108,7 @@ async def _check_duckdb(settings: "Settings") -> AsyncIterator[Finding]:
     from consumers.cli.connect import query_projection
     from ledger.errors import LedgerError
 
-    sql = (
-        "SELECT (SELECT sum(seq) FROM position)::BIGINT AS events, (SELECT count(*) FROM discrepancies) AS discrepancies"
-    )
+    sql = "SELECT (SELECT sum(seq) FROM position)::BIGINT AS events, (SELECT count(*) FROM discrepancies) AS discrepancies"
     try:
         row = (await asyncio.to_thread(query_projection, settings, sql))[0]
     except LedgerError as exc:
@@ -155,7 +153,10 @@ async def _check_provider(settings: "Settings") -> AsyncIterator[Finding]:
 
     if not can_call(settings):
         yield Finding(
-            "provider", "failed", "OPENROUTER_API_KEY is not set", "set it, or try things out with `tollbook up --stand-in`"
+            "provider",
+            "failed",
+            "OPENROUTER_API_KEY is not set",
+            "set it, or try things out with `tollbook up --stand-in`",
         )
         return
     async with ProviderClient.from_settings(settings) as provider:

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from inference.settings import Settings
 
 ALL_STREAMS = [stream.value for stream in TaskStream]
+_EVERY_STREAM = ",".join(ALL_STREAMS)
 Streams = Annotated[str, typer.Option(help="Task streams, separated by commas.")]
 
 
 def up(
-    streams: Streams = ",".join(ALL_STREAMS),
+    streams: Streams = _EVERY_STREAM,
     with_stand_in: Annotated[
         bool, typer.Option("--stand-in", help="Call a local stand-in for OpenRouter, to try things out.")
     ] = False,
@@ -41,7 +42,7 @@ def up(
 
 
 def worker(
-    streams: Streams = ",".join(ALL_STREAMS),
+    streams: Streams = _EVERY_STREAM,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Calls in flight per stream.")] = None,
 ) -> None:
     """Run one worker process beside a projector; any number may run on one ledger.

@@ -8,9 +8,7 @@ import typer
 
 from schemas.identifiers import check_id
 
-_COLUMNS = (
-    "user_id, period, plan, cap_usd, spent_usd, reserved_usd, calls, denied, fallbacks, assumed_usd, overage_usd"
-)
+_COLUMNS = "user_id, period, plan, cap_usd, spent_usd, reserved_usd, calls, denied, fallbacks, assumed_usd, overage_usd"
 
 
 def spend(

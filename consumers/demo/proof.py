@@ -68,7 +68,7 @@ async def _rebuilt(system: System) -> Check:
         differences = await asyncio.to_thread(compare, live, other)
     finally:
         await asyncio.to_thread(other.close)
-        path.unlink(missing_ok=True)
+        await asyncio.to_thread(path.unlink, missing_ok=True)
     tables = ", ".join(difference.table for difference in differences)
     return Check(
         "the projection rebuilt from the ledger equals the live one, row for row",

@@ -19,7 +19,7 @@ from consumers.runtime import System, build_worker, open_system, serve_worker
 from inference.provider import ProviderClient
 from inference.reconcile import reconcile
 from inference.settings import Settings, load_settings
-from ledger.stream import StreamReader
+from schemas.identifiers import EntryId
 from schemas.tasks import TaskStream
 
 _PAGE: Final = 200
@@ -54,9 +54,7 @@ async def run_demo(options: DemoOptions, progress: Progress) -> Report:
             return await _run(system, settings, options, progress, base_url)
 
 
-async def _run(
-    system: System, settings: Settings, options: DemoOptions, progress: Progress, base_url: str
-) -> Report:
+async def _run(system: System, settings: Settings, options: DemoOptions, progress: Progress, base_url: str) -> Report:
     streams = [stream.value for stream in TaskStream]
     worker = build_worker(system.runtime, streams, "demo-worker")
     stop, started = asyncio.Event(), time.monotonic()
@@ -117,19 +115,9 @@ async def _add(system: System, page: list[Publication]) -> None:
 async def fold_all(system: System) -> None:
     """Return once everything now on the ledger is folded."""
     for keys in system.handle.keys:
-        reader = StreamReader(system.handle.redis, keys)
-        try:
-            newest: Any = await system.handle.redis.xrevrange(keys.ledger, count=1)  # pyright: ignore[reportUnknownMemberType]
-        finally:
-            await reader.aclose()
+        newest: Any = await system.handle.pipeline.execute("XREVRANGE", keys.ledger, "+", "-", "COUNT", 1)
         if newest:
-            await system.projection.projector.wait_for(keys.partition, _entry(newest[0][0]))
-
-
-def _entry(entry_id: bytes) -> Any:
-    from schemas.identifiers import EntryId
-
-    return EntryId.parse(entry_id.decode())
+            await system.projection.projector.wait_for(keys.partition, EntryId.parse(newest[0][0].decode()))
 
 
 async def _answered(system: System, tasks: int) -> int:

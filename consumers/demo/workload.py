@@ -56,7 +56,12 @@ def make_tasks(count: int, users: list[User], seed: int) -> Iterator[Publication
         user = draw.choices(users, cum_weights=ranks)[0]
         task_type, stream, _ = draw.choices(_MIX, [share for *_, share in _MIX])[0]
         context_tokens, generated_tokens = next(sizes)
-        fields = {"task": task_type.value, "user_id": user.user_id, "plan": user.plan.value, "task_id": f"demo-{number}"}
+        fields = {
+            "task": task_type.value,
+            "user_id": user.user_id,
+            "plan": user.plan.value,
+            "task_id": f"demo-{number}",
+        }
         if task_type is not TaskType.PING:
             fields["prompt"] = _prompt(number, context_tokens, generated_tokens)
             fields["campaign_id"] = f"campaign-{draw.randint(1, 12)}"
