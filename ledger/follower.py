@@ -186,7 +186,8 @@ class Follower:
 
     async def _tails(self) -> AsyncIterator[str]:
         prefix = len(self._keys.tail(""))
-        async for key in self._redis.scan_iter(match=self._keys.tail_pattern, count=1000):
+        pattern = self._keys.tail_pattern
+        async for key in cast("AsyncIterator[bytes]", self._redis.scan_iter(match=pattern, count=1000)):  # pyright: ignore[reportUnknownMemberType]
             yield _text(key)[prefix:]
 
     async def wait_for(self, entry: EntryId) -> None:
@@ -218,7 +219,7 @@ class Follower:
             seq = await cast("Awaitable[Any]", redis.hget(keys.meta, "seq"))
             behind = max(0, int(seq or 0) - self._position.seq)
             oldest: Any = await redis.xrange(keys.ledger, min=f"({self._position.entry}", count=1)
-            seconds, micros = cast("tuple[int, int]", await redis.time())
+            seconds, micros = await redis.time()  # pyright: ignore[reportUnknownMemberType]
         except (RedisError, OSError) as exc:
             raise LedgerUnavailable(f"the ledger cannot be read ({exc})") from exc
         if not oldest:

@@ -8,7 +8,7 @@ All methods block; call them through asyncio.to_thread. They may be called from 
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -152,7 +152,7 @@ class Store:
             return cursor.execute(sql, list(params)).to_arrow_table().to_pylist()
 
     @contextmanager
-    def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def reading(self) -> Generator[duckdb.DuckDBPyConnection]:
         """Lend a connection for reading. Errors: BaselineUnavailable where DuckDB gives up."""
         self._check_open()
         try:

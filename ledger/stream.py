@@ -6,6 +6,7 @@ reading must keep up with folding; only a batch that fails is looked at entry by
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -72,11 +73,12 @@ class StreamReader:
         """Read up to `count` entries after `after`; with `block_ms`, wait that long for the first of them."""
         ledger = self._keys.ledger
         if block_ms is None:
-            entries = await self._ask(0, "XRANGE", ledger, f"({after}", "+", "COUNT", count)
+            entries: Any = await self._ask(0, "XRANGE", ledger, f"({after}", "+", "COUNT", count)
         else:
-            reply = await self._ask(block_ms, "XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", ledger, str(after))
-            streams = list(reply.items()) if isinstance(reply, dict) else reply  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-            entries = streams[0][1] if streams else []
+            reply: Any = await self._ask(
+                block_ms, "XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", ledger, str(after)
+            )
+            entries = _streams(reply)
         return Batch(self._keys.partition, cast("list[RawEntry]", entries or []))
 
     async def now_ms(self) -> int:
@@ -96,15 +98,23 @@ class StreamReader:
         try:
             if self._connection is None:
                 self._connection = await self._redis.connection_pool.get_connection()
-            await self._connection.send_command(*command)  # pyright: ignore[reportUnknownMemberType]
+            await self._connection.send_command(*command)
             # Not through Redis.execute_command, which would build a dict for every entry.
-            return await self._connection.read_response(disable_decoding=True, timeout=_TIMEOUT_S + block_ms / 1000)
+            return cast(
+                "Any",
+                await self._connection.read_response(disable_decoding=True, timeout=_TIMEOUT_S + block_ms / 1000),
+            )
         except (RedisError, OSError) as exc:
             await self.aclose()
             raise LedgerUnavailable(f"the ledger cannot be read ({type(exc).__name__}: {exc})") from exc
         except BaseException:
             await self.aclose()
             raise
+
+
+def _streams(reply: Any) -> Any:
+    """Return the entries of the only stream: a mapping in RESP3, pairs in RESP2, None when the time is over."""
+    return next(iter(dict(reply or ()).values()), [])
 
 
 def _table(partition: int, entries: list[RawEntry]) -> pa.Table:
@@ -119,7 +129,7 @@ def _table(partition: int, entries: list[RawEntry]) -> pa.Table:
     parts = pc.split_pattern(entry_id, "-")
     amounts = _integers(amount)
     _check_bounds(amounts)
-    return pa.table(
+    return pa.table(  # pyright: ignore[reportUnknownMemberType]
         {
             "partition": pa.repeat(pa.scalar(partition, pa.int32()), len(entries)),
             "id": entry_id,
@@ -139,17 +149,18 @@ def _table(partition: int, entries: list[RawEntry]) -> pa.Table:
     )
 
 
-def _text(values: Any) -> pa.Array:
+def _text(values: Sequence[bytes | None]) -> pa.StringArray:
     # The cast checks that it is UTF-8.
-    return pa.array(values, pa.binary()).cast(pa.string())
+    checked = pa.array(values, pa.binary()).cast(pa.string())  # pyright: ignore[reportUnknownMemberType]
+    return cast("pa.StringArray", checked)
 
 
-def _integers(values: Any) -> pa.Array:
-    return _text(values).cast(pa.int64())
+def _integers(values: Sequence[bytes | None]) -> pa.Int64Array:
+    return cast("pa.Int64Array", _text(values).cast(pa.int64()))
 
 
-def _check_bounds(amounts: pa.Array) -> None:
-    bounds = pc.min_max(amounts).as_py()
+def _check_bounds(amounts: pa.Int64Array) -> None:
+    bounds = cast("dict[str, int | None]", pc.min_max(amounts).as_py())
     if max(abs(bounds["min"] or 0), abs(bounds["max"] or 0)) > MAX_NANOUSD:
         raise ValueError("an amount is out of bounds")
 

@@ -1,5 +1,6 @@
 """The fold into DuckDB: the same rows wherever batches end, and the same as a fold in plain Python."""
 
+import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def fold_in(store: Store, entries: Entries, cuts: Sequence[int] = ()) -> None:
     edges = [0, *sorted(cuts), len(entries)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         store.fold(Batch(0, entries[start:end]))
 
 
@@ -238,7 +239,7 @@ def test_an_unreadable_entry_stops_the_fold_and_is_named(
 
 
 def test_an_older_version_is_lifted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ledger.stream.upcast", lambda kind, version, payload: {**payload, "plan": "growth"})
+    monkeypatch.setattr("ledger.stream.upcast", lambda _kind, _version, payload: {**payload, "plan": "growth"})
     store.fold(Batch(0, [reserved(1, 5, 5), spoil(reserved(2, 5, 10), b"v", b"0")]))
     assert [(row["v"], row["plan"]) for row in store.query("SELECT v, plan FROM events ORDER BY seq")] == [
         (1, "trial"),

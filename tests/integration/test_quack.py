@@ -1,0 +1,231 @@
+"""Reading the projection from another process: the same answers, and nothing but reading."""
+
+import asyncio
+import json
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from ledger.errors import BaselineUnavailable
+from ledger.quack import ADDRESS_FILE, TOKEN_FILE, QuackServer, RemoteRefused, RemoteStore, load_extensions
+from ledger.store import Store
+from ledger.stream import Batch
+from tests.ledger_maker import LedgerMaker
+
+READ_ELSEWHERE = """
+import json, sys
+from pathlib import Path
+from ledger.quack import RemoteStore
+remote = RemoteStore.open(Path(sys.argv[1]))
+page = remote.baselines(json.loads(sys.argv[2]))
+print(json.dumps([page.positions[0].seq, str(page.positions[0].entry), dict(page.balances)]))
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store.open(tmp_path / "t.duckdb", "ledger-1")
+    made.fold(Batch(0, LedgerMaker(5).run(200).entries))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def server(store: Store, tmp_path: Path) -> Iterator[QuackServer]:
+    started = QuackServer.start(store, tmp_path)
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def remote(server: QuackServer, tmp_path: Path) -> Iterator[RemoteStore]:
+    opened = RemoteStore.open(tmp_path)
+    yield opened
+    opened.close()
+
+
+def test_remote_baselines_equal_local_ones(store: Store, remote: RemoteStore) -> None:
+    names = [row["budget"] for row in store.query("SELECT budget FROM budgets")]
+    assert len(names) > 5
+    assert remote.baselines([*names, "user:it's:2026-11"]) == store.baselines(names)
+    assert remote.position() == store.position()
+
+
+def test_another_process_reads_exact_integers(server: QuackServer, store: Store, tmp_path: Path) -> None:
+    names = [row["budget"] for row in store.query("SELECT budget FROM budgets LIMIT 3")]
+    arguments = [sys.executable, "-c", READ_ELSEWHERE, str(tmp_path), json.dumps(names)]
+    output = subprocess.run(arguments, check=True, capture_output=True).stdout
+    page = store.baselines(names)
+    position = page.positions[0]
+    assert json.loads(output) == [
+        position.seq,
+        str(position.entry),
+        {name: list(balance) for name, balance in page.balances.items()},
+    ]
+
+
+@pytest.mark.parametrize("table", ["events", "budgets", "calls", "spend", "position", "discrepancies"])
+def test_remote_rows_equal_local_ones(store: Store, remote: RemoteStore, table: str) -> None:
+    sql = f"SELECT * FROM {table} ORDER BY ALL"
+    rows = remote.query(sql)
+    assert rows == store.query(sql)
+    assert all(isinstance(value, Decimal) for row in rows for name, value in row.items() if name == "cost_usd")
+
+
+def test_remote_sees_what_is_folded_meanwhile(store: Store, remote: RemoteStore) -> None:
+    before = remote.position().seq
+    entries = LedgerMaker(5).run(260).entries
+    store.fold(Batch(0, entries[before:]))
+    assert remote.position().seq == len(entries) > before
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT user_id, sum(cost_usd) FROM calls GROUP BY ALL ORDER BY ALL",
+        "WITH t AS (SELECT * FROM main.events) SELECT count(*), max(recorded_at) FROM t",
+        "SELECT user_id, row_number() OVER (PARTITION BY period ORDER BY spent_usd) AS place FROM spend",
+        "FROM spend WHERE user_id LIKE 'user%' LIMIT 3",
+        "DESCRIBE spend",
+        "SHOW TABLES",
+        "SELECT nanousd(settled_usd) FROM budgets",
+        "SELECT payload->>'$.bound.model' FROM events WHERE date_trunc('day', recorded_at) < now()",
+    ],
+)
+def test_analysts_can_ask_what_they_ask(remote: RemoteStore, sql: str) -> None:
+    remote.query(sql)
+
+
+REFUSED = [
+    "DELETE FROM events",
+    "UPDATE budgets SET settled_usd = 0",
+    "INSERT INTO position SELECT 9, 'l', '0-0', 0, 0, 1",
+    "WITH t AS (SELECT 1) INSERT INTO position SELECT 9, 'l', '0-0', 0, 0, 1 RETURNING *",
+    "SELECT 1; DELETE FROM events",
+    "/* SELECT */ DELETE FROM events",
+    "MERGE INTO budgets USING (SELECT 1) AS s ON true WHEN MATCHED THEN DELETE",
+    "TRUNCATE events",
+    "DROP TABLE events",
+    "ALTER TABLE events RENAME TO gone",
+    "CREATE TABLE more (a INTEGER)",
+    "CREATE OR REPLACE MACRO usd(n) AS 0",
+    "CREATE OR REPLACE MACRO quack_guard.main.is_read_only(a, b) AS true",
+    "INSERT INTO quack_guard.main.allowed VALUES ('read_text')",
+    "EXPLAIN ANALYZE DELETE FROM events",
+    "PREPARE p AS DELETE FROM events",
+    "BEGIN",
+    "CHECKPOINT",
+    "SELECT * FROM checkpoint()",
+    "VACUUM",
+    "SET GLOBAL quack_authorization_function = 'quack_nop_authorization'",
+    "RESET GLOBAL quack_authorization_function",
+    "CALL quack_stop('quack:127.0.0.1:1')",
+    "SELECT * FROM quack_stop('quack:127.0.0.1:1')",
+    "SELECT * FROM quack_serve('quack:127.0.0.1:1', token => 'abcdefgh')",
+    "SELECT * FROM query('SELECT 1')",
+    "SELECT * FROM query_table('events')",
+    "SELECT * FROM json_execute_serialized_sql('x')",
+    "COPY events TO '{folder}/stolen.csv'",
+    "COPY (SELECT 1) TO '{folder}/stolen.csv'",
+    "COPY events FROM '{folder}/secret.csv'",
+    "EXPORT DATABASE '{folder}/stolen'",
+    "ATTACH '{folder}/other.duckdb'",
+    "SELECT * FROM '{folder}/secret.csv'",
+    'SELECT * FROM "{folder}/secret.csv"',
+    "SELECT * FROM secret.csv",
+    "SELECT * FROM read_csv('{folder}/secret.csv')",
+    "SELECT * FROM read_text('{folder}/secret.csv')",
+    "SELECT (SELECT max(content) FROM read_text('{folder}/secret.csv'))",
+    "SELECT * FROM main.read_text('{folder}/secret.csv')",
+    "SELECT * FROM glob('{folder}/*')",
+    "SELECT * FROM duckdb_secrets()",
+    "SELECT * FROM quack_guard.main.allowed",
+    "SELECT write_log('x')",
+    "SELECT sleep_ms(1)",
+    "INSTALL httpfs",
+    "LOAD httpfs",
+    "nonsense",
+]
+
+
+@pytest.mark.parametrize("sql", REFUSED)
+def test_whatever_is_not_reading_is_refused(
+    store: Store, server: QuackServer, remote: RemoteStore, tmp_path: Path, sql: str
+) -> None:
+    (tmp_path / "secret.csv").write_text("a,b\n1,2\n")
+    files = {path.name for path in tmp_path.iterdir()}
+    rows = store.query("SELECT * FROM events ORDER BY seq")
+    with pytest.raises(RemoteRefused):
+        remote.query(sql.replace("{folder}", str(tmp_path)))
+    assert store.query("SELECT * FROM events ORDER BY seq") == rows
+    assert {path.name for path in tmp_path.iterdir()} <= files | {"t.duckdb.wal"}
+    assert remote.position() == store.position()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "INSERT INTO ledger.position VALUES (9, 'l', '0-0', 0, 0, 1)",
+        "CREATE TABLE ledger.more (a INTEGER)",
+        "DROP TABLE ledger.events",
+        "DELETE FROM ledger.events",
+        "UPDATE ledger.position SET seq = 0",
+    ],
+)
+def test_an_attached_catalog_cannot_be_written(server: QuackServer, store: Store, tmp_path: Path, sql: str) -> None:
+    token = (tmp_path / TOKEN_FILE).read_text()
+    with duckdb.connect() as client:
+        load_extensions(client)
+        client.execute(f"ATTACH '{server.uri}' AS ledger (TYPE quack, TOKEN '{token}')")
+        with pytest.raises(duckdb.Error):
+            client.execute(sql)
+    assert store.query("SELECT count(*) AS n FROM position") == [{"n": 1}]
+
+
+def test_without_the_token_nothing_is_answered(server: QuackServer, tmp_path: Path) -> None:
+    with duckdb.connect() as client:
+        load_extensions(client)
+        with pytest.raises(duckdb.Error, match="Authentication failed"):
+            client.execute("SELECT * FROM quack_query(?, 'SELECT 1', token => 'guessed')", [server.uri]).fetchall()
+
+
+def test_the_token_is_made_once_and_only_its_owner_reads_it(store: Store, tmp_path: Path) -> None:
+    first = QuackServer.start(store, tmp_path)
+    token = (tmp_path / TOKEN_FILE).read_text()
+    first.stop()
+    second = QuackServer.start(store, tmp_path)
+    assert (tmp_path / TOKEN_FILE).read_text() == token
+    assert len(token) >= 40
+    assert stat.S_IMODE((tmp_path / TOKEN_FILE).stat().st_mode) == 0o600
+    second.stop()
+    assert not (tmp_path / ADDRESS_FILE).exists()
+
+
+def test_no_projector_is_an_unavailable_baseline(tmp_path: Path) -> None:
+    with pytest.raises(BaselineUnavailable, match="no projector runs"):
+        RemoteStore.open(tmp_path).baselines([])
+
+
+def test_a_client_outlives_a_restart_of_the_server(store: Store, tmp_path: Path) -> None:
+    first = QuackServer.start(store, tmp_path)
+    remote = RemoteStore.open(tmp_path)
+    assert remote.position() == store.position()
+    first.stop()
+    with pytest.raises(BaselineUnavailable):
+        remote.position()
+    second = QuackServer.start(store, tmp_path)
+    assert remote.position() == store.position()
+    second.stop()
+    remote.close()
+
+
+async def test_many_threads_read_at_once(store: Store, remote: RemoteStore) -> None:
+    names = [row["budget"] for row in store.query("SELECT budget FROM budgets")]
+    pages = await asyncio.gather(*(asyncio.to_thread(remote.baselines, names) for _ in range(30)))
+    assert all(page == store.baselines(names) for page in pages)

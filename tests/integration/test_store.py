@@ -1,0 +1,191 @@
+"""The DuckDB file: one writer, consistent readers, and what becomes of a file that cannot be used."""
+
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from ledger.errors import BaselineUnavailable, WrongPartitions
+from ledger.fold import LedgerMismatch
+from ledger.replay import compare
+from ledger.store import Store, StoreFailed, StoreLocked
+from ledger.stream import Batch
+from tests.ledger_maker import LedgerMaker
+
+HELD_BY_ANOTHER = """
+import sys, duckdb
+connection = duckdb.connect(sys.argv[1])
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def now() -> datetime:
+    return datetime(2026, 11, 24, 12, 30, tzinfo=UTC)
+
+
+def filled(path: Path, *, steps: int = 100) -> Store:
+    store = Store.open(path, "ledger-1", now=now)
+    store.fold(Batch(0, LedgerMaker(7).run(steps).entries))
+    return store
+
+
+def test_a_new_store_stands_at_the_beginning(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "deep" / "t.duckdb", "ledger-1", 3)
+    assert [store.position(partition).seq for partition in range(3)] == [0, 0, 0]
+    assert store.baselines(["user:u:2026-11", "it's"]).balances == {}
+    store.close()
+
+
+def test_a_reopened_store_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    entries = LedgerMaker(3).run(80).entries
+    store = Store.open(tmp_path / "t.duckdb", "ledger-1")
+    store.fold(Batch(0, entries[:30]))
+    store.close()
+    store = Store.open(tmp_path / "t.duckdb", "ledger-1")
+    assert store.position().seq == 30
+    store.fold(Batch(0, entries[30:]))
+    whole = Store.open(tmp_path / "whole.duckdb", "ledger-1")
+    whole.fold(Batch(0, entries))
+    assert compare(store, whole) == []
+    store.close()
+    whole.close()
+
+
+def test_what_was_folded_survives_a_crash_before_the_checkpoint(tmp_path: Path) -> None:
+    program = (
+        "import os, sys\nfrom pathlib import Path\nfrom tests.integration.test_store import filled\n"
+        "filled(Path(sys.argv[1]))\nos._exit(1)\n"
+    )
+    path = tmp_path / "t.duckdb"
+    subprocess.run([sys.executable, "-c", program, str(path)], check=False, cwd=Path.cwd())
+    reopened = Store.open(path, "ledger-1")
+    whole = filled(tmp_path / "whole.duckdb")
+    assert reopened.position().seq > 0
+    assert compare(reopened, whole) == []
+    reopened.close()
+    whole.close()
+
+
+def test_a_file_of_another_ledger_is_refused_and_left_alone(tmp_path: Path) -> None:
+    filled(tmp_path / "t.duckdb").close()
+    with pytest.raises(LedgerMismatch, match="ledger-1.*ledger-2"):
+        Store.open(tmp_path / "t.duckdb", "ledger-2")
+    with pytest.raises(WrongPartitions):
+        Store.open(tmp_path / "t.duckdb", "ledger-1", 2)
+    store = Store.open(tmp_path / "t.duckdb", "ledger-1")
+    assert store.position().seq > 0
+    store.close()
+
+
+def test_a_file_open_in_another_process_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "t.duckdb"
+    with subprocess.Popen(
+        [sys.executable, "-c", HELD_BY_ANOTHER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"open\n"
+        with pytest.raises(StoreLocked, match="another process"):
+            Store.open(path, "ledger-1")
+        other.communicate()
+    Store.open(path, "ledger-1").close()
+    assert list(tmp_path.glob("*.bad")) == []
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"this is no database" * 1000)
+
+
+def truncated(path: Path) -> None:
+    filled(path, steps=300).close()
+    path.write_bytes(path.read_bytes()[:20_000])
+
+
+def damaged_block(path: Path) -> None:
+    filled(path, steps=300).close()
+    content = bytearray(path.read_bytes())
+    for at in range(12_288, len(content), 4096):
+        content[at : at + 64] = b"\x5a" * 64
+    path.write_bytes(content)
+
+
+def older_layout(path: Path) -> None:
+    filled(path).close()
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("UPDATE position SET schema_version = 0")
+
+
+def something_else(path: Path) -> None:
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("CREATE TABLE notes (text VARCHAR)")
+
+
+@pytest.mark.parametrize("spoil", [garbage, truncated, damaged_block, older_layout, something_else])
+def test_an_unusable_file_is_set_aside_and_begun_anew(tmp_path: Path, spoil: "object") -> None:
+    path = tmp_path / "t.duckdb"
+    assert callable(spoil)
+    spoil(path)
+    before = path.read_bytes()
+    store = Store.open(path, "ledger-1", now=now)
+    assert store.position().seq == 0
+    bad = tmp_path / "t.duckdb.20261124T123000000000Z.bad"
+    assert bad.read_bytes() == before
+    store.fold(Batch(0, LedgerMaker(1).run(20).entries))
+    store.close()
+
+
+def test_readers_see_rows_and_position_of_one_moment(tmp_path: Path) -> None:
+    entries = LedgerMaker(11, users=1).run(400).entries
+    names = [f"user:user:0:{period}" for period in ("2026-10", "2026-11")]
+    expected: dict[int, dict[str, tuple[int, int]]] = {}
+    control = Store.open(tmp_path / "control.duckdb", "l")
+    steps = range(0, len(entries), 10)
+    for start in steps:
+        control.fold(Batch(0, entries[start : start + 10]))
+        page = control.baselines(names)
+        expected[page.positions[0].seq] = dict(page.balances)
+    expected[0] = {}
+    control.close()
+
+    store = Store.open(tmp_path / "t.duckdb", "l")
+    seen: list[tuple[int, dict[str, tuple[int, int]]]] = []
+    is_done = threading.Event()
+
+    def read() -> None:
+        while not is_done.is_set():
+            page = store.baselines(names)
+            seen.append((page.positions[0].seq, dict(page.balances)))
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for start in steps:
+        store.fold(Batch(0, entries[start : start + 10]))
+    is_done.set()
+    for reader in readers:
+        reader.join()
+    store.close()
+    assert len({seq for seq, _ in seen}) > 3
+    assert all(balances == expected[seq] for seq, balances in seen)
+
+
+def test_a_closed_store_reads_and_folds_no_more(tmp_path: Path) -> None:
+    store = filled(tmp_path / "t.duckdb")
+    store.close()
+    store.close()
+    with pytest.raises(BaselineUnavailable):
+        store.baselines([])
+    with pytest.raises(StoreFailed):
+        store.fold(Batch(0, []))
+
+
+def test_a_wrong_query_does_not_spoil_the_next(tmp_path: Path) -> None:
+    store = filled(tmp_path / "t.duckdb")
+    with pytest.raises(duckdb.Error):
+        store.query("SELECT nothing FROM nowhere")
+    assert store.query("SELECT count(*) AS n FROM position WHERE partition = ?", [0]) == [{"n": 1}]
+    store.close()
