@@ -1,0 +1,72 @@
+"""One HTTP request to a model: what is asked, and how it ended.
+
+Invariant (G3): `charge` says what is known of the money. "none" only where the provider
+provably charged nothing; "known" where it told a cost or the usage; "unknown" for the rest,
+which is booked at the full bound until somebody knows better.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from inference.bounds import Bound
+from schemas.events import Outcome
+from schemas.tasks import Message
+from schemas.usage import Usage
+
+Charge = Literal["none", "known", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """A completion to be asked for.
+
+    Units: `max_tokens` completion tokens, reasoning included. With a `price_limit`, OpenRouter is told to
+    use no endpoint dearer than the bound assumes; it then refuses rather than charge more than the hold.
+    """
+
+    model: str
+    messages: Sequence[Message]
+    max_tokens: int
+    temperature: float
+    user: str | None = None
+    price_limit: Bound | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """How one HTTP request ended.
+
+    `error` and `warning` are short texts of our own; nothing of the prompt, the completion or the key is in
+    them, nor any free text of the provider, which may quote the prompt.
+    `is_retryable`: the same model may answer after a pause. `may_fall_back`: another model might.
+    """
+
+    outcome: Outcome
+    charge: Charge
+    latency_ms: int
+    content: str | None = None
+    model_used: str | None = None
+    finish_reason: str | None = None
+    http_status: int | None = None
+    usage: Usage | None = None
+    reported_cost_nanousd: int | None = None
+    generation_id: str | None = None
+    error: str | None = None
+    warning: str | None = None
+    retry_after_s: float | None = None
+    is_retryable: bool = False
+    may_fall_back: bool = False
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether there is a completion."""
+        return self.outcome == "ok"
+
+    def __repr__(self) -> str:
+        # The completion stays out of tracebacks and logs (G10).
+        return (
+            f"Attempt(outcome={self.outcome!r}, charge={self.charge!r}, http_status={self.http_status}, "
+            f"error={self.error!r}, usage={self.usage!r}, reported_cost_nanousd={self.reported_cost_nanousd}, "
+            f"generation_id={self.generation_id!r}, latency_ms={self.latency_ms})"
+        )
