@@ -5,12 +5,13 @@ that cannot be read is dead-lettered instead of staying pending for ever.
 """
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from typing import Any, Final
 
 from faststream import AckPolicy, FastStream
 from faststream.redis import RedisBroker, StreamSub
-from faststream.redis.message import RedisBatchStreamMessage
+from faststream.redis.message import FAKE_CONSUMER, RedisBatchStreamMessage
 
 from consumers.claims import GROUP
 from consumers.messages import Delivery
@@ -19,6 +20,8 @@ from consumers.worker import Worker
 # Entries are pulled only as fast as slots get free; a batch spares FastStream's work for each message.
 _BATCH: Final = 16
 _POLL_MS: Final = 500
+# FastStream tells of every message at this level; what goes wrong it tells as an error.
+_log = logging.getLogger("faststream")
 
 
 class TaskApp(FastStream):
@@ -35,7 +38,7 @@ class TaskApp(FastStream):
 
 def build_app(redis_url: str, worker: Worker, streams: Iterable[str]) -> TaskApp:
     """Return the app that feeds `worker`; its consumer groups must exist already, made at 0."""
-    broker = RedisBroker(redis_url, apply_types=False, logger=None)
+    broker = RedisBroker(redis_url, apply_types=False, logger=_log, log_level=logging.DEBUG)
     for stream in streams:
         subscriber = broker.subscriber(
             stream=StreamSub(
@@ -53,7 +56,12 @@ def build_app(redis_url: str, worker: Worker, streams: Iterable[str]) -> TaskApp
 async def _parse(message: Any) -> RedisBatchStreamMessage:
     entry_id = message["message_ids"][0].decode()
     return RedisBatchStreamMessage(
-        raw_message=message, body=b"", message_id=entry_id, correlation_id=entry_id, group=GROUP
+        raw_message=message,
+        body=b"",
+        message_id=entry_id,
+        correlation_id=entry_id,
+        group=GROUP,
+        consumer=FAKE_CONSUMER,  # Acknowledging is not done through FastStream's message.
     )
 
 
