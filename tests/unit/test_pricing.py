@@ -1,0 +1,185 @@
+"""Prices: money as arithmetic from published prices, in dollars per million tokens."""
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference.pricing import FOREVER_MS, DatedPrice, ModelPrice, PriceCatalogue, PriceUnknown, price_from_usd
+from schemas.usage import Usage
+
+AUGUST_2026_MS = 1_787_000_000_000
+NOVEMBER_2026_MS = 1_795_000_000_000
+DAY_MS = 86_400_000
+
+# OpenRouter's list prices as in genai-prices 0.2.3: nano-dollars per token = dollars per million * 1000.
+HAIKU_IN, HAIKU_OUT = 250, 1_250
+SONNET_IN, SONNET_OUT, SONNET_CACHED, SONNET_WRITE = 3_000, 15_000, 300, 3_750
+MINI_IN, MINI_OUT, MINI_CACHED = 150, 600, 75
+GEMINI_PRO_IN, GEMINI_PRO_OUT, GEMINI_PRO_LONG_IN, GEMINI_PRO_LONG_OUT = 1_250, 10_000, 2_500, 15_000
+
+CATALOGUE = PriceCatalogue()
+
+
+@pytest.mark.parametrize(
+    ("model", "usage", "expected"),
+    [
+        (
+            "anthropic/claude-3-haiku",
+            {"prompt_tokens": 1000, "completion_tokens": 200},
+            1000 * HAIKU_IN + 200 * HAIKU_OUT,
+        ),
+        ("openai/gpt-4o-mini", {"prompt_tokens": 3, "completion_tokens": 5}, 3 * MINI_IN + 5 * MINI_OUT),
+        ("openai/gpt-4o-mini-2024-07-18", {"prompt_tokens": 3, "completion_tokens": 5}, 3 * MINI_IN + 5 * MINI_OUT),
+        (
+            "anthropic/claude-sonnet-4",
+            {"prompt_tokens": 1000, "completion_tokens": 10, "cached_tokens": 600, "cache_write_tokens": 100},
+            300 * SONNET_IN + 600 * SONNET_CACHED + 100 * SONNET_WRITE + 10 * SONNET_OUT,
+        ),
+        (
+            "openai/gpt-4o-mini",
+            {"prompt_tokens": 100, "completion_tokens": 50, "cached_tokens": 100, "reasoning_tokens": 40},
+            100 * MINI_CACHED + 50 * MINI_OUT,
+        ),
+        # Without a price of their own, cached tokens cost what others do.
+        ("anthropic/claude-3-haiku", {"prompt_tokens": 10, "cached_tokens": 10}, 10 * HAIKU_IN),
+        (
+            "google/gemini-2.5-pro",
+            {"prompt_tokens": 200_000, "completion_tokens": 1},
+            200_000 * GEMINI_PRO_IN + GEMINI_PRO_OUT,
+        ),
+        (
+            "google/gemini-2.5-pro",
+            {"prompt_tokens": 200_001, "completion_tokens": 1},
+            200_001 * GEMINI_PRO_LONG_IN + GEMINI_PRO_LONG_OUT,
+        ),
+        ("meta-llama/llama-3.3-70b-instruct:free", {"prompt_tokens": 10, "completion_tokens": 10}, 0),
+    ],
+)
+def test_cost_is_usage_times_the_published_price(model: str, usage: dict[str, int], expected: int) -> None:
+    assert CATALOGUE.cost(model, Usage(**usage), NOVEMBER_2026_MS) == expected
+
+
+def test_more_cached_tokens_than_prompt_are_billed_once() -> None:
+    usage = Usage(prompt_tokens=10, cached_tokens=999, cache_write_tokens=999)
+    assert CATALOGUE.cost("anthropic/claude-sonnet-4", usage, NOVEMBER_2026_MS) == 10 * SONNET_CACHED
+
+
+def test_cost_rounds_up_once_at_the_end() -> None:
+    # A third of a nano-dollar a token: three tokens of each kind are two thirds more than one, not six.
+    price = price_from_usd("m", prompt=Decimal("0.000333333"), completion=Decimal("0.000333333"))
+    assert price.cost(Usage(prompt_tokens=2, completion_tokens=2)) == 2
+    assert price.cost(Usage(prompt_tokens=1)) == 1
+    assert price.cost(Usage()) == 0
+
+
+def test_price_of_the_day_is_taken() -> None:
+    # DeepSeek V3 on OpenRouter: 0.38 and 0.89 dollars until it changed on 2026-10-19 and -20.
+    usage = Usage(prompt_tokens=1000, completion_tokens=1000)
+    assert CATALOGUE.cost("deepseek/deepseek-chat", usage, AUGUST_2026_MS) == 1000 * (380 + 890)
+    assert CATALOGUE.cost("deepseek/deepseek-chat", usage, NOVEMBER_2026_MS) == -(-1000 * (2574 + 10287) // 10)
+
+
+def test_cache_write_below_the_prompt_price_is_a_surcharge_on_it() -> None:
+    # Gemini 2.5 Flash: 0.30 dollars, and 0.0833333333333333 for storing, November 2026.
+    price = CATALOGUE.price("google/gemini-2.5-flash", NOVEMBER_2026_MS)
+    assert price.base.cache_write_nanousd_per_mtok == 300_000_000 + 83_333_334
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "acme/unheard-of",
+        "gpt-4o-mini",
+        "openai/gpt-4o-mini:nitro",
+        "openai/gpt-4o-mini:online",
+        "openai/gpt-4o-mini:free",
+        "openai/gpt-4o-mini@preset/cheap",
+        "@preset/cheap",
+        "openrouter/auto",
+        "~anthropic/claude-haiku-latest",
+        "perplexity/sonar",
+        "openai/gpt-4o-search-preview",
+        "anthropic/claude-haiku-4.5:batch",
+        "stealth/crouton-alpha",
+        "",
+    ],
+)
+def test_model_without_a_dependable_price_is_refused(model: str) -> None:
+    for _ in range(2):  # The second time from memory.
+        with pytest.raises(PriceUnknown, match="no price is known"):
+            CATALOGUE.price(model, NOVEMBER_2026_MS)
+    assert not CATALOGUE.knows(model, NOVEMBER_2026_MS)
+
+
+def test_every_listed_price_is_a_whole_number_of_at_least_zero() -> None:
+    from genai_prices import data_snapshot  # Slow to import; only this test needs it by name.
+
+    openrouter = next(each for each in data_snapshot.get_snapshot().providers if each.id == "openrouter")
+    priced = [info.id for info in openrouter.models if CATALOGUE.knows(info.id, NOVEMBER_2026_MS)]
+    assert len(priced) > 700
+    for model in priced:
+        for tier in CATALOGUE.price(model, NOVEMBER_2026_MS).tiers:
+            assert type(tier.prompt_nanousd_per_mtok) is int
+            assert min(tier.prompt_nanousd_per_mtok, tier.completion_nanousd_per_mtok) >= 0
+            if not model.endswith(":free"):
+                assert tier.prompt_nanousd_per_mtok > 0
+
+
+def test_price_that_changes_with_the_hour_is_the_dearest() -> None:
+    # DeepSeek's own prices are lower off-peak; the bound must hold at any hour.
+    own = PriceCatalogue(provider="deepseek")
+    noon, night = (own.price("deepseek-chat", NOVEMBER_2026_MS // DAY_MS * DAY_MS + hour) for hour in (0, DAY_MS // 2))
+    assert noon == night
+
+
+def test_configured_price_comes_first_and_is_dated() -> None:
+    now = NOVEMBER_2026_MS
+    first = price_from_usd("own/model", prompt=Decimal(1), completion=Decimal(2))
+    later = price_from_usd("own/model", prompt=Decimal(3), completion=Decimal(4), request=Decimal("0.01"))
+    catalogue = PriceCatalogue({"own/model": [DatedPrice(now, later), DatedPrice(FOREVER_MS, first)]})
+    usage = Usage(prompt_tokens=10, completion_tokens=10)
+    assert catalogue.cost("own/model", usage, now - 1) == 10 * 1_000 + 10 * 2_000
+    assert catalogue.cost("own/model", usage, now) == 10 * 3_000 + 10 * 4_000 + 10_000_000
+
+
+def test_dated_configured_price_follows_the_catalogue() -> None:
+    now = NOVEMBER_2026_MS
+    dearer = price_from_usd("x", prompt=Decimal(1), completion=Decimal(1))
+    catalogue = PriceCatalogue({"openai/gpt-4o-mini": [DatedPrice(now, dearer)]})
+    assert catalogue.cost("openai/gpt-4o-mini", Usage(prompt_tokens=10), now - 1) == 10 * MINI_IN
+    assert catalogue.cost("openai/gpt-4o-mini", Usage(prompt_tokens=10), now) == 10 * 1_000
+    assert catalogue.price("openai/gpt-4o-mini", now).model == "openai/gpt-4o-mini"
+
+
+def test_configured_price_not_in_force_yet_is_no_price() -> None:
+    price = price_from_usd("own/model", prompt=Decimal(1), completion=Decimal(1))
+    catalogue = PriceCatalogue({"own/model": [DatedPrice(NOVEMBER_2026_MS, price)]})
+    with pytest.raises(PriceUnknown, match="not in force yet"):
+        catalogue.price("own/model", NOVEMBER_2026_MS - 1)
+
+
+def test_configured_price_serves_models_that_the_catalogue_refuses() -> None:
+    price = price_from_usd("x", prompt=Decimal(1), completion=Decimal(1))
+    catalogue = PriceCatalogue({"openai/gpt-4o-mini:nitro": [DatedPrice(FOREVER_MS, price)]})
+    assert catalogue.knows("openai/gpt-4o-mini:nitro", NOVEMBER_2026_MS)
+
+
+def test_memory_of_names_from_outside_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference.pricing._MAX_REMEMBERED", 10)
+    catalogue = PriceCatalogue()
+    for number in range(50):
+        assert not catalogue.knows(f"acme/{number}@preset", NOVEMBER_2026_MS)
+    assert len(catalogue._found) <= 10
+
+
+counts = st.integers(0, 300_000)
+
+
+@given(prompt=counts, completion=counts, cached=counts, written=counts)
+def test_no_usage_costs_more_than_the_dearest_classes(prompt: int, completion: int, cached: int, written: int) -> None:
+    price: ModelPrice = CATALOGUE.price("google/gemini-2.5-pro", NOVEMBER_2026_MS)
+    usage = Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached, cache_write_tokens=written)
+    dear_prompt, dear_completion = price.dearest(prompt)
+    assert price.cost(usage) <= -(-(prompt * dear_prompt + completion * dear_completion) // 1_000_000)
