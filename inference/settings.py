@@ -226,8 +226,14 @@ def _unknown_names(variables: Mapping[str, object]) -> list[str]:
     for name in variables:
         if not name.upper().startswith(_PREFIX) or name.upper() in known:
             continue
-        close = get_close_matches(name.upper(), known, n=3, cutoff=0.75)
-        hint = f"; did you mean {' or '.join(close)}?" if close else "; `tollbook doctor` lists the known ones"
+        # Compared without the prefix, which would make any two names look alike.
+        endings = [other.removeprefix(_PREFIX) for other in known if other.startswith(_PREFIX)]
+        close = get_close_matches(name.upper().removeprefix(_PREFIX), endings, n=3, cutoff=0.65)
+        hint = (
+            f"; did you mean {' or '.join(_PREFIX + ending for ending in close)}?"
+            if close
+            else "; `tollbook doctor` lists the known ones"
+        )
         problems.append(f"{name}: unknown setting{hint}")
     return problems
 

@@ -1,0 +1,233 @@
+"""Settings: read once, refused whole where anything is wrong, and silent about secrets."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inference.bounds import MAX_COMPLETION_TOKENS, bound
+from inference.errors import SettingsError
+from inference.pricing import PriceCatalogue
+from inference.routing import routing_with
+from inference.settings import Settings, load_settings, settings_table
+from schemas.plans import Plan
+from schemas.tasks import Message, TaskType
+from schemas.usage import Usage
+
+SECRET = "sk-or-v1-0123456789abcdef"
+NOVEMBER_2026_MS = 1_795_000_000_000
+USD = 1_000_000_000
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+
+    for name in list(os.environ):
+        if name.startswith(("TOLLBOOK_", "OPENROUTER_")) or name == "REDIS_URL":
+            monkeypatch.delenv(name)
+
+
+def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return load_settings(env_file=None)
+
+
+def problems(monkeypatch: pytest.MonkeyPatch, **variables: str) -> tuple[str, ...]:
+    with pytest.raises(SettingsError) as caught:
+        load(monkeypatch, **variables)
+    return caught.value.problems
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    settings = load_settings(env_file=None)
+    assert settings.redis_url is None
+    assert settings.data_dir == Path("data")
+    assert settings.openrouter_base_url == "https://openrouter.ai/api/v1"
+    assert settings.is_openrouter
+    assert (settings.attempt_timeout_s, settings.claim_after_s, settings.hold_wait_s) == (60, 30, 600)
+    assert (settings.namespace, settings.partitions, settings.retries) == ("tollbook", 1, 2)
+    assert settings.result_ttl_s == 7 * 86_400
+    assert settings.idempotency_ttl_s == 40 * 86_400
+    assert {settings.concurrency_of(stream) for stream in ("scraping", "generation")} == {32}
+    assert settings.most_calls == 4 * 32
+    assert {plan: settings.plan_cap_nanousd(plan) for plan in Plan} == {
+        Plan.TRIAL: 5 * USD, Plan.STARTER: 15 * USD, Plan.GROWTH: 40 * USD,
+    }  # fmt: skip
+    assert settings.day_cap_nanousd is None
+
+
+def test_environment_wins_over_the_file_and_both_over_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("TOLLBOOK_RETRIES=5\nTOLLBOOK_PARTITIONS=4\nREDIS_URL=redis://file\nSOMETHING_ELSE=1\n")
+    monkeypatch.setenv("TOLLBOOK_RETRIES", "7")
+    monkeypatch.setenv("TOLLBOOK_PORT", "")
+    settings = load_settings(env_file=file)
+    assert (settings.retries, settings.partitions, settings.redis_url, settings.port) == (7, 4, "redis://file", None)
+
+
+def test_caller_wins_over_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TOLLBOOK_DATA_DIR", "/elsewhere")
+    assert load_settings(env_file=None, data_dir=tmp_path).data_dir == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("TOLLBOOK_CONCURENCY", "64", "TOLLBOOK_CONCURENCY: unknown setting; did you mean TOLLBOOK_CONCURRENCY?"),
+        ("TOLLBOOK_NONSENSE", "64", "TOLLBOOK_NONSENSE: unknown setting; `tollbook doctor` lists the known ones"),
+        ("TOLLBOOK_RETRIES", "many", "TOLLBOOK_RETRIES: Input should be a valid integer"),
+        ("TOLLBOOK_RETRIES", "-1", "TOLLBOOK_RETRIES: Input should be greater than or equal to 0"),
+        ("TOLLBOOK_IDEMPOTENCY_TTL_S", "2678399", "TOLLBOOK_IDEMPOTENCY_TTL_S: Input should be greater than"),
+        ("TOLLBOOK_RESULT_TTL_S", "9999999", "TOLLBOOK_RESULT_TTL_S: longer than TOLLBOOK_IDEMPOTENCY_TTL_S"),
+        ("TOLLBOOK_ATTEMPT_TIMEOUT_S", "0", "TOLLBOOK_ATTEMPT_TIMEOUT_S"),
+        ("TOLLBOOK_ATTEMPT_TIMEOUT_S", "nan", "TOLLBOOK_ATTEMPT_TIMEOUT_S"),
+        ("TOLLBOOK_NAMESPACE", "{a}", "TOLLBOOK_NAMESPACE"),
+        ("TOLLBOOK_LOG_LEVEL", "loud", "TOLLBOOK_LOG_LEVEL"),
+        ("TOLLBOOK_CONCURRENCY", "0", "TOLLBOOK_CONCURRENCY: it must be a whole number of calls"),
+        ("TOLLBOOK_CONCURRENCY", '{"generations": 3}', "'generations' is not a stream"),
+        ("TOLLBOOK_CONCURRENCY", '{"generation": 3.5}', "generation must be a whole number"),
+        ("TOLLBOOK_CONCURRENCY", "{", "TOLLBOOK_CONCURRENCY: is not JSON"),
+        ("TOLLBOOK_CAPS", '{"user": {}}', "'user' is neither users nor plans"),
+        ("TOLLBOOK_CAPS", '{"plans": {"gold": 1}}', "'gold' is not a plan"),
+        ("TOLLBOOK_CAPS", '{"users": {"a b": 1}}', "an id has no spaces"),
+        ("TOLLBOOK_CAPS", '{"users": {"u": -1}}', "u: dollars must be between"),
+        ("TOLLBOOK_CAPS", '{"users": {"u": 1, "u": 2}}', "names something twice"),
+        ("TOLLBOOK_CAPS", "5", "must be a JSON object"),
+        ("TOLLBOOK_DAY_CAP_USD", "NaN", "TOLLBOOK_DAY_CAP_USD: dollars must be a finite number"),
+        ("TOLLBOOK_DAY_CAP_USD", "five", "TOLLBOOK_DAY_CAP_USD: dollars must be a decimal number"),
+        ("TOLLBOOK_PRICES", '{"m": {"prompt": 1}}', "m: completion is missing"),
+        ("TOLLBOOK_PRICES", '{"m": {"prompt": 1, "completion": -1}}', "m: completion must be 0 to 10000"),
+        ("TOLLBOOK_PRICES", '{"m": {"prompt": 1, "completion": 1, "input": 1}}', "m: 'input' is none of"),
+        ("TOLLBOOK_PRICES", '{"m": {"prompt": 1, "completion": 1, "from": "soon"}}', "from must be a day"),
+        ("TOLLBOOK_PRICES", '{"m": []}', "needs prices that begin on different days"),
+        ("TOLLBOOK_PRICES", '{"a b": {"prompt": 1, "completion": 1}}', "is not a model id"),
+        ("TOLLBOOK_ROUTES", '{"ping": {}}', "TOLLBOOK_ROUTES: routes: 'ping' is not a task type"),
+        ("TOLLBOOK_ROUTES", '{"score_post": {"max_tokens": "lots"}}', "score_post.max_tokens"),
+        ("REDIS_URL", "http://x", "REDIS_URL: must begin with redis://"),
+        ("OPENROUTER_BASE_URL", "openrouter.ai", "OPENROUTER_BASE_URL: must be an http or https address"),
+        ("OPENROUTER_BASE_URL", "https://u:p@h/v1", "OPENROUTER_BASE_URL: must hold no user name or password"),
+        ("OPENROUTER_API_KEY", "two words", "OPENROUTER_API_KEY: must be printable ASCII"),
+    ],
+)
+def test_wrong_value_is_one_clear_line(name: str, value: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = problems(monkeypatch, **{name: value})
+    assert len(lines) == 1
+    assert problem in lines[0]
+    assert "\n" not in lines[0]
+
+
+def test_all_problems_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = problems(monkeypatch, TOLLBOOK_RETRIES="x", TOLLBOOK_TYPO="1", REDIS_URL="ftp://x")
+    assert len(lines) == 3
+
+
+def test_misspelt_name_in_the_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("TOLLBOOK_CAP={}\n")
+    with pytest.raises(SettingsError, match="did you mean TOLLBOOK_CAPS"):
+        load_settings(env_file=file)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OPENROUTER_API_KEY": SECRET + "\n"},
+        {"OPENROUTER_API_KEY": SECRET, "TOLLBOOK_RETRIES": "x"},
+        {"REDIS_URL": f"ftp://:{SECRET}@host"},
+        {"OPENROUTER_BASE_URL": f"https://user:{SECRET}@host/v1"},
+    ],
+)
+def test_no_message_shows_a_secret(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert SECRET not in "".join(problems(monkeypatch, **variables))
+
+
+def test_no_repr_shows_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, OPENROUTER_API_KEY=SECRET, REDIS_URL=f"redis://:{SECRET}@host")
+    assert SECRET not in repr(settings)
+    assert SECRET not in str(settings)
+
+
+def test_money_in_json_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(
+        monkeypatch,
+        TOLLBOOK_CAPS='{"users": {"u42": 0.1}, "plans": {"trial": "7.25"}}',
+        TOLLBOOK_DAY_CAP_USD="0.3",
+        TOLLBOOK_CAMPAIGN_CAP_USD="100",
+    )
+    assert settings.user_caps_nanousd == {"u42": USD // 10}
+    assert settings.plan_cap_nanousd(Plan.TRIAL) == 7 * USD + USD // 4
+    assert settings.plan_cap_nanousd(Plan.GROWTH) == 40 * USD
+    assert (settings.day_cap_nanousd, settings.campaign_cap_nanousd) == (3 * USD // 10, 100 * USD)
+
+
+def test_configured_prices_reach_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(
+        monkeypatch,
+        TOLLBOOK_PRICES='{"own/model": [{"prompt": 0.1, "completion": "0.2"},'
+        ' {"prompt": 1, "completion": 2, "cached": 0.5, "cache_write": 3, "request": 0.01, "from": "2026-12-01"}]}',
+    )
+    prices = PriceCatalogue.from_settings(settings)
+    usage = Usage(prompt_tokens=10, completion_tokens=10, cached_tokens=4)
+    assert prices.cost("own/model", usage, NOVEMBER_2026_MS) == 10 * 100 + 10 * 200
+    december = 1_796_083_200_000
+    assert prices.cost("own/model", usage, december - 1) == 10 * 100 + 10 * 200
+    assert prices.cost("own/model", usage, december) == 6 * 1_000 + 4 * 500 + 10 * 2_000 + 10_000_000
+
+
+def test_dearest_price_that_can_be_set_can_still_be_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, TOLLBOOK_PRICES='{"m": {"prompt": 10000, "completion": 10000, "cache_write": 9000}}')
+    price = PriceCatalogue.from_settings(settings).price("m", NOVEMBER_2026_MS)
+    bound([Message(role="user", content="x" * 1_000_000)], MAX_COMPLETION_TOKENS, price)
+
+
+def test_routes_are_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(
+        monkeypatch, TOLLBOOK_ROUTES='{"score_post": {"model": "gpt-4o-mini", "fallback": null, "temperature": 0.5}}'
+    )
+    route = routing_with(settings.routes)[TaskType.SCORE_POST]
+    assert (route.model, route.fallback, route.temperature) == ("openai/gpt-4o-mini", None, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("value", "generation", "scraping"), [("7", 7, 7), ('{"generation": 64}', 64, 32), ('{"scraping": 1}', 32, 1)]
+)
+def test_concurrency_is_one_number_or_one_for_each_stream(
+    value: str, generation: int, scraping: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load(monkeypatch, TOLLBOOK_CONCURRENCY=value)
+    assert (settings.concurrency_of("generation"), settings.concurrency_of("scraping")) == (generation, scraping)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "dialect", "is_openrouter"),
+    [
+        ("https://openrouter.ai/api/v1/", "auto", True),
+        ("https://eu.openrouter.ai/api/v1", "auto", True),
+        ("https://notopenrouter.ai/api/v1", "auto", False),
+        ("http://127.0.0.1:9000/v1", "auto", False),
+        ("http://127.0.0.1:9000/v1", "openrouter", True),
+        ("https://openrouter.ai/api/v1", "openai", False),
+    ],
+)
+def test_dialect_follows_the_address_unless_set(
+    base_url: str, dialect: str, is_openrouter: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load(monkeypatch, OPENROUTER_BASE_URL=base_url, TOLLBOOK_DIALECT=dialect)
+    assert settings.is_openrouter is is_openrouter
+    assert not settings.openrouter_base_url.endswith("/")
+
+
+def test_every_setting_is_described() -> None:
+    rows = settings_table()
+    assert len(rows) == len({name for name, _, _ in rows}) == len(Settings.model_fields)
+    for name, _, meaning in rows:
+        assert name in {"REDIS_URL", "OPENROUTER_API_KEY", "OPENROUTER_BASE_URL"} or name.startswith("TOLLBOOK_")
+        assert meaning
+        assert not name.endswith("_S") or "second" in meaning
+
+
+def test_settings_can_be_made_by_field_name() -> None:
+    values: dict[str, Any] = {"_env_file": None, "retries": 0, "namespace": "t1"}
+    assert (Settings(**values).retries, Settings(**values).namespace) == (0, "t1")
