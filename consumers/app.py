@@ -21,7 +21,7 @@ from consumers.worker import Worker
 _BATCH: Final = 16
 _POLL_MS: Final = 500
 # FastStream tells of every message at this level; what goes wrong it tells as an error.
-_log = logging.getLogger("faststream")
+_log = logging.getLogger("tollbook.faststream")
 
 
 class TaskApp(FastStream):

@@ -1,7 +1,7 @@
 """The Python way to make one capped, recorded call.
 
-    async with connect_runtime() as runtime:
-        result = await InferenceClient("generate_draft", runtime).call("Write ...", user_id="u42", plan="trial")
+async with connect_runtime() as runtime:
+    result = await InferenceClient("generate_draft", runtime).call("Write ...", user_id="u42", plan="trial")
 """
 
 import asyncio
@@ -85,7 +85,9 @@ class InferenceClient:
         except LedgerError as exc:
             raise AppError(ErrorCode.LEDGER_UNAVAILABLE, str(exc)) from exc
         if result.status is not TaskStatus.DONE:
-            raise AppError(result.error_code or ErrorCode.INFERENCE_FAILED, result.error or "the call failed", result.model_dump())
+            raise AppError(
+                result.error_code or ErrorCode.INFERENCE_FAILED, result.error or "the call failed", result.model_dump()
+            )
         return result
 
     async def _run(self, task: Task, runtime: InferenceRuntime) -> InferenceResult:

@@ -92,10 +92,7 @@ async def open_ledger(
         if expected_id is not None:
             await _expect(pipeline, keys, expected_id)
         ledger_id = expected_id or str(uuid.uuid4())
-        states = [
-            await create_ledger(pipeline, key, ledger_id=ledger_id, partitions=len(keys))
-            for key in keys
-        ]
+        states = [await create_ledger(pipeline, key, ledger_id=ledger_id, partitions=len(keys)) for key in keys]
         for state in states:
             if state.partitions != len(keys):
                 raise WrongPartitions(configured=len(keys), stored=state.partitions)
@@ -186,7 +183,9 @@ async def open_runtime(
             attempt_timeout_s=settings.attempt_timeout_s,
             now_ms=now_ms,
         )
-        yield InferenceRuntime(process_name(), settings, handle, ledger, runner, routing_with(settings.routes), freed, policy)
+        yield InferenceRuntime(
+            process_name(), settings, handle, ledger, runner, routing_with(settings.routes), freed, policy
+        )
 
 
 _current: ContextVar[InferenceRuntime | None] = ContextVar("inference_runtime", default=None)

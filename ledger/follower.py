@@ -30,6 +30,19 @@ _log = structlog.get_logger(__name__)
 _NAMES_A_TRIM = 500
 
 
+class LedgerRewritten(LedgerRefused):
+    """The last event that was folded is not on the ledger: its history is another one."""
+
+    def __init__(self, *, partition: int, position: Position) -> None:
+        super().__init__(
+            f"partition {partition}: event {position.seq} ({position.entry}), the last one folded, is not on the ledger: "
+            "Redis was restored from an older backup and written to since. Restore the newer data of Redis, or set the "
+            "DuckDB file aside so that it is rebuilt from the ledger"
+        )
+        self.partition = partition
+        self.position = position
+
+
 @dataclass(frozen=True, slots=True)
 class ProjectorSettings:
     """How the projector reads and how far behind it keeps the watermark.
@@ -130,13 +143,20 @@ class Follower:
             await self._checkpoint()
 
     async def _check_identity(self) -> None:
-        """Refuse a ledger that is not the one folded so far, or that has lost events."""
-        stored_id, seq = await cast("Awaitable[list[Any]]", self._redis.hmget(self._keys.meta, ["ledger_id", "seq"]))
-        found = _text(stored_id or "")
-        if found != self._store.ledger_id:
-            raise LedgerReplaced(expected=self._store.ledger_id, found=found)
-        if int(seq) < self._position.seq:
-            raise LedgerAhead(folded_seq=self._position.seq, ledger_seq=int(seq))
+        """Refuse a ledger that is not the one folded so far, or that has lost or replaced events."""
+        partition, position = self._keys.partition, self._position
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.hmget(self._keys.meta, ["ledger_id", "removed"])
+            pipeline.xlen(self._keys.ledger)
+            pipeline.xrange(self._keys.ledger, min=str(position.entry), max=str(position.entry), count=1)
+            (stored_id, removed), length, last_folded = cast("Any", await pipeline.execute())
+        if _text(stored_id or "") != self._store.ledger_id:
+            raise LedgerReplaced(expected=self._store.ledger_id, found=_text(stored_id or ""))
+        seq = length + int(removed or 0)
+        if seq < position.seq:
+            raise LedgerAhead(folded_seq=position.seq, ledger_seq=seq)
+        if not last_folded and position.seq > int(removed or 0):
+            raise LedgerRewritten(partition=partition, position=position)
 
     async def _fold(self, batch: Batch) -> None:
         folded = await asyncio.to_thread(self._store.fold, batch)
@@ -216,8 +236,8 @@ class Follower:
         """Measure the lag of this partition. Errors: LedgerUnavailable."""
         redis, keys = self._redis, self._keys
         try:
-            seq = await cast("Awaitable[Any]", redis.hget(keys.meta, "seq"))
-            behind = max(0, int(seq or 0) - self._position.seq)
+            removed = await cast("Awaitable[Any]", redis.hget(keys.meta, "removed"))
+            behind = max(0, int(removed or 0) + await redis.xlen(keys.ledger) - self._position.seq)
             oldest: Any = await redis.xrange(keys.ledger, min=f"({self._position.entry}", count=1)
             seconds, micros = await redis.time()  # pyright: ignore[reportUnknownMemberType]
         except (RedisError, OSError) as exc:

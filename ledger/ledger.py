@@ -146,9 +146,7 @@ class Ledger:
         return await self._with_baselines(
             user_id,
             lambda: [budget.name for budget in budgets],
-            lambda gate, baselines: gate.balance(
-                user_id=user_id, period=period, budgets=budgets, baselines=baselines
-            ),
+            lambda gate, baselines: gate.balance(user_id=user_id, period=period, budgets=budgets, baselines=baselines),
             self._patience.reserve_s,
         )
 

@@ -10,12 +10,11 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 from redis.asyncio import Redis
 
-from ledger.errors import LedgerError, LedgerUnavailable
+from ledger.errors import LedgerUnavailable
 from ledger.follower import Follower, Lag, ProjectorSettings, Trim
 from ledger.keys import Keys
 from ledger.store import Store
 from schemas.identifiers import EntryId
-from schemas.upcasters import UnreadableEvent
 
 __all__ = ["Lag", "Projector", "ProjectorSettings", "Trim"]
 
@@ -38,7 +37,7 @@ class Projector:
         settings: ProjectorSettings | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.failure: LedgerError | UnreadableEvent | None = None
+        self.failure: Exception | None = None
         self._running = asyncio.Event()
         self._running.set()
         self._followers = {
@@ -59,17 +58,17 @@ class Projector:
 
         Errors: what `failure` then holds, raised once every partition has stopped.
         """
-        stopped: Exception = LedgerUnavailable("the projector has stopped")
+        reason: Exception = LedgerUnavailable("the projector has stopped")
         try:
             async with asyncio.TaskGroup() as group:
                 for follower in self._followers.values():
                     group.create_task(follower.run())
-        except* (LedgerError, UnreadableEvent) as problems:
-            self.failure = stopped = _first(problems)
-            _log.error("projection.stopped", problem=str(stopped), kind=type(stopped).__name__)
+        except* Exception as problems:  # noqa: BLE001 - whatever it is, nothing is folded any more and it must be known.
+            self.failure = reason = _first(problems)
+            _log.error("projection.stopped", problem=str(reason), kind=type(reason).__name__)
         finally:
             for follower in self._followers.values():
-                follower.fail(stopped)
+                follower.fail(reason)
         if self.failure is not None:
             raise self.failure
 
@@ -93,6 +92,6 @@ class Projector:
         return Lag(sum(lag.events for lag in lags), max((lag.seconds for lag in lags), default=0.0))
 
 
-def _first(problems: BaseExceptionGroup[LedgerError | UnreadableEvent]) -> LedgerError | UnreadableEvent:
+def _first(problems: BaseExceptionGroup[Exception]) -> Exception:
     problem = problems.exceptions[0]
     return _first(problem) if isinstance(problem, BaseExceptionGroup) else problem

@@ -25,9 +25,7 @@ _LOOK_AGAIN_S = 1.0
 class Results:
     """The results of one ledger. Errors of every method: LedgerUnavailable."""
 
-    def __init__(
-        self, redis: Redis, pipeline: CommandPipeline, *, namespace: str, partitions: int, ttl_s: int
-    ) -> None:
+    def __init__(self, redis: Redis, pipeline: CommandPipeline, *, namespace: str, partitions: int, ttl_s: int) -> None:
         self._redis = redis
         self._pipeline = pipeline
         self._partitions = tuple(Keys(namespace, number) for number in range(partitions))

@@ -112,9 +112,10 @@ class StreamReader:
             raise
 
 
-def _streams(reply: Any) -> Any:
+def _streams(reply: Any) -> list[RawEntry]:
     """Return the entries of the only stream: a mapping in RESP3, pairs in RESP2, None when the time is over."""
-    return next(iter(dict(reply or ()).values()), [])
+    streams = cast("dict[bytes, list[RawEntry]]", dict(reply or ()))
+    return next(iter(streams.values()), [])
 
 
 def _table(partition: int, entries: list[RawEntry]) -> pa.Table:

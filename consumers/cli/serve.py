@@ -91,7 +91,7 @@ def stand_in(
     async def run(stop: asyncio.Event) -> None:
         async with StandIn(StandInConfig(port=port, latency_ms=latency_ms)) as server:
             typer.echo(f"stand-in for OpenRouter (not OpenRouter) at {server.base_url}")
-            typer.echo(f"use it with: OPENROUTER_BASE_URL={server.base_url} tollbook up")
+            typer.echo(f"use it with: OPENROUTER_BASE_URL={server.base_url} TOLLBOOK_DIALECT=openrouter tollbook up")
             await stop.wait()
 
     _run_until_signal(run)
@@ -146,7 +146,9 @@ async def _provider(settings: "Settings", *, with_stand_in: bool) -> AsyncIterat
     from inference.standin import StandIn, StandInConfig
 
     async with StandIn(StandInConfig(latency_ms=200)) as server:
-        yield settings.model_copy(update={"openrouter_base_url": server.base_url, "openrouter_api_key": None})
+        yield settings.model_copy(
+            update={"openrouter_base_url": server.base_url, "openrouter_api_key": None, "dialect": "openrouter"}
+        )
 
 
 def _announce(settings: "Settings", redis_url: str, *, with_stand_in: bool) -> None:

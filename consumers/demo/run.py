@@ -46,6 +46,7 @@ async def run_demo(options: DemoOptions, progress: Progress) -> Report:
             redis_url=None,
             data_dir=options.data_dir,
             openrouter_base_url=f"{base_url}/api/v1",
+            dialect="openrouter",
             openrouter_api_key=None,
             backoff_base_s=0.05,
             backoff_max_s=0.5,
@@ -144,7 +145,7 @@ async def stand_in_process(options: DemoOptions) -> AsyncIterator[str]:
         line = await asyncio.wait_for(process.stdout.readline(), 20)
         if not line:
             raise RuntimeError("the stand-in for OpenRouter did not start")
-        yield json.loads(line)["base_url"]
+        yield json.loads(line)["root_url"]
     finally:
         if process.returncode is None:
             process.terminate()

@@ -73,7 +73,7 @@ def test_what_was_folded_survives_a_crash_before_the_checkpoint(tmp_path: Path) 
 
 def test_a_file_of_another_ledger_is_refused_and_left_alone(tmp_path: Path) -> None:
     filled(tmp_path / "t.duckdb").close()
-    with pytest.raises(LedgerMismatch, match="ledger-1.*ledger-2"):
+    with pytest.raises(LedgerMismatch, match=r"ledger-1.*ledger-2"):
         Store.open(tmp_path / "t.duckdb", "ledger-2")
     with pytest.raises(WrongPartitions):
         Store.open(tmp_path / "t.duckdb", "ledger-1", 2)

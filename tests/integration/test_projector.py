@@ -1,0 +1,307 @@
+"""The projector on a real server with the real gate: follows, trims, waits for Redis, and stops rather than skip."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from redis.asyncio import Redis
+
+from ledger.embedded import EmbeddedServer
+from ledger.errors import LedgerAhead, LedgerReplaced
+from ledger.fold import LedgerGap
+from ledger.follower import LedgerRewritten
+from ledger.functions import function, load_library
+from ledger.keys import Keys
+from ledger.projector import Projector, ProjectorSettings
+from ledger.replay import compare, rebuild
+from ledger.store import Store
+from ledger.stream import StreamReader
+from schemas.events import ENVELOPE_FIELDS, BoundPrice, BudgetReserved, CostRecorded, payload_json
+from schemas.identifiers import ZERO_ENTRY, EntryId
+from schemas.upcasters import UnreadableEvent
+
+KEYS = Keys("test", 0)
+LEDGER = "ledger-1"
+PERIOD = "2026-11"
+CAP = 5_000_000_000
+QUICK = ProjectorSettings(pause_ms=0, block_ms=50, tail_keep_ms=0, first_backoff_s=0.01)
+
+
+class DirectGate:
+    """The gate's functions as they are called over the wire, without the code around them."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        self.store: Store | None = None
+
+    async def call(self, name: str, keys: Sequence[str], *arguments: str | int) -> list[Any]:
+        reply = await cast("Awaitable[Any]", self.redis.fcall(function(name), len(keys), *keys, LEDGER, *arguments))  # type: ignore[arg-type]
+        if reply[0] == b"LEDGER":
+            raise LedgerReplaced(expected=LEDGER, found=reply[1].decode())
+        assert reply[0] == b"OK", reply
+        return reply
+
+    async def create(self) -> None:
+        await load_library(self.redis)
+        await self.call("create", [KEYS.meta, KEYS.ledger], 1)
+
+    async def reserve(self, call_id: str, amount: int, *, user: str = "u1") -> EntryId:
+        budgets = [f"user:{user}:{PERIOD}", f"campaign:c1:{PERIOD}"]
+        payload = payload_json(BudgetReserved(
+            task_type="score_post", plan="trial", worker="w", campaign_id="c1",
+            bound=BoundPrice(model="m", prompt_tokens=1, completion_tokens=1, prompt_nanousd_per_mtok=1,
+                             completion_nanousd_per_mtok=1),
+        ))  # fmt: skip
+        keys = [KEYS.meta, KEYS.ledger, KEYS.holds, KEYS.waiters, KEYS.account(user), KEYS.call(call_id),
+                KEYS.result(call_id), *map(KEYS.tail, budgets)]  # fmt: skip
+        packed = [part for name in budgets for part in (name, self._packed(name))]
+        reply = await self.call("reserve", keys, call_id, user, PERIOD, "hash", amount, "w", 60_000, 0, 2**53 - 1, 0,
+                                3600, payload, *packed)  # fmt: skip
+        return EntryId.parse(reply[1].decode())
+
+    def _packed(self, name: str) -> str:
+        """Cap and baseline; without a store zeros at the beginning, exact as long as no tail was trimmed."""
+        if self.store is None:
+            return f"{CAP} 0 0 0 0 0"
+        page = self.store.baselines([name])
+        settled, held = page.balances.get(name, (0, 0))
+        position = page.positions[0]
+        return f"{CAP} {settled} {held} {position.entry.ms} {position.entry.seq} {position.seq}"
+
+    async def settle(self, call_id: str, cost: int, *, user: str = "u1") -> EntryId:
+        budgets = [f"user:{user}:{PERIOD}", f"campaign:c1:{PERIOD}"]
+        payload = payload_json(CostRecorded(basis="reported", outcome="done"))
+        keys = [KEYS.meta, KEYS.ledger, KEYS.holds, KEYS.waiters, KEYS.call(call_id), KEYS.result(call_id),
+                *map(KEYS.tail, budgets)]  # fmt: skip
+        packed = [part for name in budgets for part in (name, "")]
+        reply = await self.call("settle", keys, call_id, 1, cost, 0, 1, 1, "", 60, 3600, payload, 0, *packed)
+        return EntryId.parse(reply[1].decode())
+
+    async def trim(self, partition: int, watermark: EntryId, names: Sequence[str]) -> None:
+        await self.call("trim", [KEYS.meta, KEYS.ledger, *map(KEYS.tail, names)], str(watermark))
+
+    async def trimmed_to(self) -> EntryId:
+        value = await cast("Awaitable[bytes]", self.redis.hget(KEYS.meta, "trimmed_to"))
+        return EntryId.parse(value.decode())
+
+
+@pytest.fixture
+async def gate(redis_client: Redis) -> DirectGate:
+    made = DirectGate(redis_client)
+    await made.create()
+    return made
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    opened = Store.open(tmp_path / "t.duckdb", LEDGER)
+    yield opened
+    opened.close()
+
+
+@asynccontextmanager
+async def projecting(
+    store: Store, gate: DirectGate, settings: ProjectorSettings = QUICK
+) -> AsyncIterator[tuple[Projector, asyncio.Task[None]]]:
+    gate.store = store
+    projector = Projector(store, gate.redis, [KEYS], trim=gate.trim, settings=settings)
+    task = asyncio.create_task(projector.run())
+    try:
+        yield projector, task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def append_raw(redis: Redis, seq: int, **changes: str) -> EntryId:
+    payload = {"task_type": "score_post", "plan": "trial", "cap_nanousd": CAP, "hold": 1}
+    values = ("budget-reserved", "1", str(seq), "u9", PERIOD, f"c{seq}", "1", "1", str(seq), json.dumps(payload))
+    entry_id = await redis.xadd(KEYS.ledger, dict(zip(ENVELOPE_FIELDS, values, strict=True)) | changes)  # type: ignore[arg-type]
+    return EntryId.parse(entry_id.decode())
+
+
+async def test_reader_pages_through_the_stream_and_waits_at_its_head(gate: DirectGate) -> None:
+    ids = [await gate.reserve(f"c{n}", 5) for n in range(5)]
+    reader = StreamReader(gate.redis, KEYS)
+    first = await reader.read_after(count=3)
+    second = await reader.read_after(first.last_id, count=3)
+    assert [len(first), len(second), second.last_id] == [3, 2, ids[-1]]
+    assert len(await reader.read_after(ids[-1], count=3)) == 0
+    assert len(await reader.read_after(ids[-1], count=3, block_ms=1)) == 0
+    waiting = asyncio.create_task(reader.read_after(ids[-1], count=3, block_ms=10_000))
+    last = await gate.reserve("late", 5)
+    assert (await waiting).last_id == last
+    table = first.to_table()
+    assert table.column_names[:5] == ["partition", "id", "ms", "n", "seq"]
+    assert table["seq"].to_pylist() == [1, 2, 3]
+    await reader.aclose()
+
+
+async def test_projector_folds_what_the_gate_appends(gate: DirectGate, store: Store) -> None:
+    await gate.reserve("before", 100)
+    async with projecting(store, gate) as (projector, _):
+        await gate.reserve("c1", 1_000)
+        await projector.wait_for(0, await gate.settle("c1", 300))
+        page = store.baselines([f"user:u1:{PERIOD}", f"campaign:c1:{PERIOD}"])
+        assert set(page.balances.values()) == {(300, 100)}
+        assert await projector.lag() == await projector.lag()
+        assert (await projector.lag()).events == 0
+        assert store.query("SELECT * FROM discrepancies") == []
+
+
+async def test_a_live_projection_equals_a_rebuilt_one(gate: DirectGate, store: Store, tmp_path: Path) -> None:
+    async with projecting(store, gate) as (projector, _):
+        for n in range(40):
+            await gate.reserve(f"c{n}", 10 + n, user=f"u{n % 3}")
+            last = await gate.settle(f"c{n}", n, user=f"u{n % 3}") if n % 4 else await gate.reserve(f"d{n}", 7)
+        await projector.wait_for(0, last)
+    rebuilt = await rebuild(gate.redis, [KEYS], LEDGER, tmp_path / "rebuilt.duckdb", batch_events=9)
+    assert await asyncio.to_thread(compare, store, rebuilt) == []
+    assert rebuilt.position().entry == last
+    rebuilt.close()
+
+
+async def test_a_backlog_of_many_batches_is_caught_up(gate: DirectGate, store: Store) -> None:
+    for n in range(60):
+        last = await gate.reserve(f"c{n}", 1)
+    settings = ProjectorSettings(batch_events=7, pause_ms=0, block_ms=50, tail_keep_ms=0)
+    async with projecting(store, gate, settings) as (projector, _):
+        await projector.wait_for(0, last)
+    assert store.position().seq == 60
+
+
+async def test_paused_projector_folds_nothing_until_resumed(gate: DirectGate, store: Store) -> None:
+    async with projecting(store, gate) as (projector, _):
+        await projector.wait_for(0, await gate.reserve("c0", 1))
+        projector.pause()
+        last = await gate.reserve("c1", 1)
+        waiting = asyncio.create_task(projector.wait_for(0, last))
+        # Longer than a block, so that a projector that did not mind the pause would have folded.
+        await asyncio.wait([waiting], timeout=0.2)
+        assert not waiting.done()
+        lag = await projector.lag()
+        assert lag.events == 1
+        assert lag.seconds > 0.1
+        projector.resume()
+        await waiting
+    assert store.position().seq == 2
+
+
+async def wait_for_watermark(gate: DirectGate, at_least: EntryId) -> None:
+    while await gate.trimmed_to() < at_least:  # noqa: ASYNC110 - the watermark has no signal; each round asks the server.
+        await asyncio.sleep(0)
+
+
+async def test_tails_are_trimmed_up_to_what_is_folded(gate: DirectGate, store: Store) -> None:
+    async with projecting(store, gate) as (projector, _):
+        await gate.reserve("c1", 1_000)
+        open_hold = await gate.reserve("c2", 50, user="u2")
+        settled = await gate.settle("c1", 300)
+        await projector.wait_for(0, settled)
+        await wait_for_watermark(gate, settled)
+        assert open_hold < settled
+        tails = {key.decode() async for key in gate.redis.scan_iter(match=KEYS.tail_pattern)}
+    # A tail whose newest entry carries an open hold keeps it.
+    assert tails == {KEYS.tail(f"user:u2:{PERIOD}"), KEYS.tail(f"campaign:c1:{PERIOD}")}
+
+
+async def test_the_watermark_stays_behind_by_the_setting(gate: DirectGate, store: Store) -> None:
+    settings = ProjectorSettings(pause_ms=0, block_ms=20, tail_keep_ms=3_600_000)
+    async with projecting(store, gate, settings) as (projector, _):
+        for n in range(5):
+            await gate.reserve(f"c{n}", 1)
+            await projector.wait_for(0, await gate.settle(f"c{n}", 1))
+    assert await gate.trimmed_to() == ZERO_ENTRY
+    assert await cast("Awaitable[int]", gate.redis.llen(KEYS.tail(f"user:u1:{PERIOD}"))) == 10
+
+
+async def test_tails_left_by_a_former_run_are_found(gate: DirectGate, store: Store) -> None:
+    settings = ProjectorSettings(pause_ms=0, block_ms=20, tail_keep_ms=3_600_000)
+    await gate.reserve("c1", 5)
+    last = await gate.settle("c1", 5)
+    async with projecting(store, gate, settings) as (projector, _):
+        await projector.wait_for(0, last)
+    async with projecting(store, gate):
+        await wait_for_watermark(gate, last)
+    assert [key async for key in gate.redis.scan_iter(match=KEYS.tail_pattern)] == []
+
+
+async def failure_of(task: asyncio.Task[None]) -> BaseException:
+    await asyncio.wait([task], timeout=10)
+    problem = task.exception()
+    assert problem is not None
+    return problem
+
+
+async def test_an_unreadable_entry_stops_the_projector_and_is_named(gate: DirectGate, store: Store) -> None:
+    folded = await gate.reserve("c1", 5)
+    async with projecting(store, gate) as (projector, task):
+        await projector.wait_for(0, folded)
+        bad = await append_raw(gate.redis, 2, v="9")
+        waiting = asyncio.create_task(projector.wait_for(0, bad))
+        problem = await failure_of(task)
+        assert isinstance(problem, UnreadableEvent)
+        assert problem.entry_id == str(bad)
+        assert projector.failure is problem
+        with pytest.raises(UnreadableEvent):
+            await waiting
+        with pytest.raises(UnreadableEvent):
+            await projector.wait_for(0, bad)
+    assert store.position().entry == folded
+
+
+async def test_a_trimmed_stream_is_a_gap(gate: DirectGate, store: Store) -> None:
+    for n in range(4):
+        await gate.reserve(f"c{n}", 5)
+    await gate.redis.xtrim(KEYS.ledger, maxlen=2, approximate=False)
+    async with projecting(store, gate) as (projector, task):
+        assert isinstance(await failure_of(task), LedgerGap)
+        assert isinstance(projector.failure, LedgerGap)
+
+
+async def test_a_replaced_or_emptied_redis_stops_the_projector(gate: DirectGate, store: Store) -> None:
+    async with projecting(store, gate) as (projector, task):
+        await projector.wait_for(0, await gate.reserve("c1", 5))
+        await gate.redis.flushall()
+        assert isinstance(await failure_of(task), LedgerReplaced)
+
+
+async def test_a_redis_restored_from_an_older_backup_stops_the_projector(gate: DirectGate, store: Store) -> None:
+    async with projecting(store, gate) as (projector, _):
+        for n in range(3):
+            last = await gate.reserve(f"c{n}", 5)
+        await projector.wait_for(0, last)
+    await gate.redis.flushall()
+    await gate.create()
+    await gate.reserve("c0", 5)
+    async with projecting(store, gate) as (_, task):
+        assert isinstance(await failure_of(task), LedgerAhead)
+    for n in range(1, 3):
+        await gate.reserve(f"c{n}", 5)
+    async with projecting(store, gate) as (_, task):
+        assert isinstance(await failure_of(task), LedgerRewritten)
+
+
+async def test_projector_outlives_a_crash_of_redis(private_server: EmbeddedServer, store: Store) -> None:
+    async with Redis.from_url(private_server.url) as client:
+        gate = DirectGate(client)
+        await gate.create()
+        async with projecting(store, gate) as (projector, _):
+            await projector.wait_for(0, await gate.reserve("c0", 5))
+            await private_server.kill()
+            await private_server.start()
+            last = await gate.reserve("c1", 5)
+            await projector.wait_for(0, last)
+        assert store.position().seq == 2
+
+
+async def test_stopping_the_projector_ends_the_waits(gate: DirectGate, store: Store) -> None:
+    async with projecting(store, gate) as (projector, _):
+        waiting = asyncio.create_task(projector.wait_for(0, EntryId(2**52, 0)))
+        await projector.wait_for(0, await gate.reserve("c0", 5))
+    with pytest.raises(Exception, match="projector has stopped"):
+        await waiting
