@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--book", type=Path, help="file of JSON lines that keeps the billing book")
     parser.add_argument("--latency-ms", type=int, default=0, help="how long an answer takes")
     options = parser.parse_args()
-    document = json.loads(options.faults.read_text(encoding="utf-8")) if options.faults else {}
+    document: dict[str, object] = json.loads(options.faults.read_text(encoding="utf-8")) if options.faults else {}
     config = StandInConfig(
         port=options.port,
         latency_ms=options.latency_ms,

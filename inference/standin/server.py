@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
@@ -38,7 +39,9 @@ class StandIn:
         self.book = Book(self.config.book_path)
         self.faults = self.config.faults
         self.requests = 0
-        self._ids = count(len(self.book.entries) + 1)
+        # A book outlives its server: an id must not come twice, or a charge would be written over another.
+        self._run = secrets.token_hex(4)
+        self._ids = count(1)
         self._runner: web.AppRunner | None = None
         self._port = 0
         self._stopping = asyncio.Event()
@@ -88,7 +91,7 @@ class StandIn:
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         self.requests += 1
-        generation_id = f"gen-standin-{next(self._ids)}"
+        generation_id = f"gen-standin-{self._run}-{next(self._ids)}"
         if not self._is_authorised(request):
             return _reply(401, error(401, "No auth credentials found"), generation_id)
         try:
@@ -96,20 +99,21 @@ class StandIn:
             fault = check_fault(asked.fault) if asked.fault else self.faults.next()
         except BadRequest as exc:
             return _reply(exc.status, error(exc.status, str(exc)), generation_id)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             return _reply(400, error(400, str(exc)), generation_id)
         return await self._answer(request, asked, generation_id, fault)
 
     async def _answer(
         self, request: web.Request, asked: Asked, generation_id: str, fault: str | None
     ) -> web.StreamResponse:
+        status = http_fault(fault) if fault else None
+        # Charged before the wait: a client that hangs up during it pays in full, as with OpenRouter.
+        charged = 0 if status else self._charge(asked, generation_id, fault)
         delay_ms = self.config.latency_ms + (self.config.slow_ms if fault == "slow" else 0)
         if delay_ms:
             await asyncio.sleep(delay_ms / 1000)
-        status = http_fault(fault) if fault else None
         if status is not None:
             return _reply(status[0], error(status[0], "a fault of the stand-in"), generation_id, status[1])
-        charged = self._charge(asked, generation_id, fault)
         match fault:
             case "in_flight":
                 return _reply(402, error(402, "busy", {"error_type": "in_flight_budget_exhausted"}), generation_id, 1)
@@ -155,6 +159,8 @@ class StandIn:
         return web.json_response({"data": models})
 
     async def _generation(self, request: web.Request) -> web.Response:
+        if not self._is_authorised(request):
+            return _unauthorised()
         entry = self.book.entries.get(request.query.get("id", ""))
         if entry is None:
             return web.Response(status=404, body=error(404, "Generation not found"), content_type="application/json")
@@ -167,7 +173,7 @@ class StandIn:
 
     async def _key(self, request: web.Request) -> web.Response:
         if not self._is_authorised(request):
-            return web.Response(status=401, body=error(401, "No auth credentials found"))
+            return _unauthorised()
         return web.json_response({"data": {"label": "stand-in", "usage": 0, "limit": None, "is_free_tier": False}})
 
     async def _show_book(self, _: web.Request) -> web.Response:
@@ -191,6 +197,10 @@ def _reply(status: int, body: bytes, generation_id: str, retry_after_s: int | No
     if retry_after_s is not None:
         headers["Retry-After"] = str(retry_after_s)
     return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+
+
+def _unauthorised() -> web.Response:
+    return web.Response(status=401, body=error(401, "No auth credentials found"), content_type="application/json")
 
 
 def _reset(request: web.Request) -> web.Response:
