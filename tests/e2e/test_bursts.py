@@ -102,9 +102,7 @@ async def test_a_burst_with_budget_for_fifty_makes_exactly_fifty_calls(
         assert (len(done), len(refused)) == (affordable, TASKS - affordable)
         assert {result.error_code for result in refused} == {ErrorCode.PLAN_LIMIT_REACHED}
         assert {result.cost_usd for result in refused} == {0}
-        spend = (
-            await running.query(f"SELECT spent_usd, reserved_usd, calls, denied FROM spend WHERE user_id = '{USER}'")
-        )[0]
+        spend = await spend_of_burst(running)
         assert spend["spent_usd"] * 10**9 == affordable * cost
         assert (spend["reserved_usd"], spend["calls"], spend["denied"]) == (0, affordable, TASKS - affordable)
         await assert_cap_was_kept(running, cap)
@@ -140,7 +138,8 @@ async def test_a_burst_whose_costs_fit_is_served_in_full_and_holds_up_nobody(
         assert running.provider.book.totals() == {USER: TASKS * cost, "other": len(others) * cost}
         order = await running.query(
             "SELECT max(seq) FILTER (user_id = 'other') AS others_last, "
-            "min(seq) FILTER (user_id = 'burst') AS burst_first, count(*) FILTER (user_id = 'burst') AS burst FROM events WHERE type = 'cost-recorded'"
+            "min(seq) FILTER (user_id = 'burst') AS burst_first, count(*) FILTER (user_id = 'burst') AS burst "
+            "FROM events WHERE type = 'cost-recorded'"
         )
         assert order[0]["others_last"] < order[0]["burst_first"]
         assert order[0]["burst"] == TASKS
