@@ -38,7 +38,8 @@ class TaskApp(FastStream):
 
 def build_app(redis_url: str, worker: Worker, streams: Iterable[str]) -> TaskApp:
     """Return the app that feeds `worker`; its consumer groups must exist already, made at 0."""
-    broker = RedisBroker(redis_url, apply_types=False, logger=_log, log_level=logging.DEBUG)
+    # Without a socket time-out, for the reason that ledger.connection gives.
+    broker = RedisBroker(redis_url, apply_types=False, logger=_log, log_level=logging.DEBUG, socket_timeout=None)
     for stream in streams:
         subscriber = broker.subscriber(
             stream=StreamSub(

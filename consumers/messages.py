@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from faststream.redis.message import bDATA_KEY
 from faststream.redis.parser import BinaryMessageFormatV1
@@ -60,7 +60,7 @@ def salvage(delivery: Delivery) -> Salvage:
         fields: Mapping[str, Any] = _open(delivery)
         if "data" in fields and "task" not in fields:
             document = json.loads(fields["data"]) if isinstance(fields["data"], str) else fields["data"]
-            fields = document if isinstance(document, dict) else {}
+            fields = cast("dict[str, Any]", document) if isinstance(document, dict) else {}
     except (ValueError, RecursionError):
         fields = {}
     return Salvage(
@@ -80,7 +80,7 @@ def fields_from_json(text: str) -> dict[bytes, bytes]:
     fields: dict[bytes, bytes] = {}
     for name, value in json.loads(text).items():
         raw_name = base64.b64decode(name[7:]) if name.startswith("base64:") else name.encode()
-        fields[raw_name] = base64.b64decode(value["base64"]) if isinstance(value, dict) else value.encode()  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        fields[raw_name] = base64.b64decode(value["base64"]) if isinstance(value, dict) else value.encode()  # pyright: ignore[reportUnknownArgumentType]
     return fields
 
 

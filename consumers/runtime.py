@@ -5,7 +5,7 @@ Small enough to read in one sitting: what is opened, in which order, and how it 
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,7 +44,7 @@ class Projection:
 
 
 @asynccontextmanager
-async def open_redis_url(settings: Settings) -> AsyncIterator[str]:
+async def open_redis_url(settings: Settings) -> AsyncGenerator[str]:
     """Yield the URL of the configured server, or start the embedded one for as long as this is open."""
     if settings.redis_url is not None:
         yield settings.redis_url
@@ -59,7 +59,7 @@ def duckdb_path(settings: Settings) -> Path:
 
 
 @asynccontextmanager
-async def open_projection(settings: Settings, handle: LedgerHandle) -> AsyncIterator[Projection]:
+async def open_projection(settings: Settings, handle: LedgerHandle) -> AsyncGenerator[Projection]:
     """Open DuckDB, serve it to other processes and follow the ledger.
 
     Errors: StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed.
@@ -67,7 +67,7 @@ async def open_projection(settings: Settings, handle: LedgerHandle) -> AsyncIter
     async with AsyncExitStack() as stack:
         store = await asyncio.to_thread(Store.open, duckdb_path(settings), handle.ledger_id, len(handle.keys))
         stack.callback(store.close)
-        server = await asyncio.to_thread(QuackServer.start, store, settings.data_dir, port=settings.quack_port)
+        server = await asyncio.to_thread(QuackServer.start, store, settings.data_dir, port=settings.quack_port or 0)
         stack.callback(server.stop)
         gates = build_gates(handle, settings)
         projector = Projector(
@@ -158,7 +158,7 @@ class System:
 
 
 @asynccontextmanager
-async def open_system(settings: Settings) -> AsyncIterator[System]:
+async def open_system(settings: Settings) -> AsyncGenerator[System]:
     """Open server, projection and runtime, fold in the background.
 
     Errors: EmbeddedServerError; LedgerUnavailable; LedgerRefused.
@@ -187,7 +187,7 @@ async def run_projector(settings: Settings, stop: asyncio.Event) -> None:
 
 
 @asynccontextmanager
-async def _open_folding(settings: Settings, redis_url: str) -> AsyncIterator[tuple[LedgerHandle, Projection]]:
+async def _open_folding(settings: Settings, redis_url: str) -> AsyncGenerator[tuple[LedgerHandle, Projection]]:
     """Open ledger and projection and tell the other commands on this machine where they are."""
     expected_id = await asyncio.to_thread(stored_ledger_id, duckdb_path(settings))
     async with (

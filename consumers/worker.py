@@ -119,8 +119,7 @@ class Worker:
             await slot.acquire()
             while True:
                 try:
-                    await self._execute(delivery, slot)
-                    return
+                    return await self._execute(delivery, slot)
                 except (LedgerUnavailable, LedgerRefused, CallUnknown) as exc:
                     # Nothing is lost while the task stays pending; it is tried again when the stores answer.
                     _log.warning("task.held_back", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))

@@ -165,7 +165,10 @@ class Hold:
     @property
     def basis(self) -> Basis:
         """The least certain basis of what was spent."""
-        return next((basis for basis in _CERTAINTY if basis in self._bases), "released")
+        for basis in _CERTAINTY:
+            if basis in self._bases:
+                return basis
+        return "released"
 
     def record_request(self, *, extension_nanousd: int, payload: str) -> RecordRequest:
         """Tell of the attempts so far; another one begins."""

@@ -8,14 +8,12 @@ import secrets
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from inference.budgets import BudgetPolicy
 from inference.calls import CallRunner
@@ -26,6 +24,7 @@ from inference.retry import RetryPolicy
 from inference.routing import routing_with
 from inference.settings import Settings, load_settings
 from ledger.baselines import BaselineReader, Baselines
+from ledger.connection import connect
 from ledger.endpoint import read_endpoint
 from ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
 from ledger.freed import FreedBudgets
@@ -53,11 +52,6 @@ def process_name() -> str:
     return f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-def connect(redis_url: str) -> Redis:
-    """Return a client that never sends a command twice by itself."""
-    return Redis.from_url(redis_url, retry=Retry(NoBackoff(), 0), socket_keepalive=True, health_check_interval=0)
-
-
 @dataclass(frozen=True, slots=True)
 class LedgerHandle:
     """An opened ledger: its identity and the objects that speak to it."""
@@ -77,7 +71,7 @@ class LedgerHandle:
 @asynccontextmanager
 async def open_ledger(
     settings: Settings, redis_url: str, *, expected_id: str | None = None
-) -> AsyncIterator[LedgerHandle]:
+) -> AsyncGenerator[LedgerHandle]:
     """Open the ledger, or create it where there is none and none is expected.
 
     Errors: LedgerUnavailable; ServerTooOld; WrongPartitions; LedgerReplaced where `expected_id` is another ledger's.
@@ -164,7 +158,7 @@ class InferenceRuntime:
 @asynccontextmanager
 async def open_runtime(
     settings: Settings, handle: LedgerHandle, read: BaselineReader
-) -> AsyncIterator[InferenceRuntime]:
+) -> AsyncGenerator[InferenceRuntime]:
     """Put a runner together; it is closed at the end. Errors: SettingsError."""
     async with AsyncExitStack() as stack:
         ledger = build_ledger(handle, settings, read)
@@ -202,7 +196,7 @@ def current_runtime() -> InferenceRuntime:
 
 
 @asynccontextmanager
-async def connect_runtime(settings: Settings | None = None) -> AsyncIterator[InferenceRuntime]:
+async def connect_runtime(settings: Settings | None = None) -> AsyncGenerator[InferenceRuntime]:
     """Connect to a running system from another program; clients and services inside use it by default.
 
     Redis and the projector's DuckDB are found by the settings (environment or `.env`), or by what

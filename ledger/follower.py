@@ -15,6 +15,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from ledger.connection import ANSWER_TIMEOUT_S
 from ledger.errors import LedgerAhead, LedgerError, LedgerRefused, LedgerReplaced, LedgerUnavailable
 from ledger.fold import Folded
 from ledger.keys import Keys
@@ -35,9 +36,9 @@ class LedgerRewritten(LedgerRefused):
 
     def __init__(self, *, partition: int, position: Position) -> None:
         super().__init__(
-            f"partition {partition}: event {position.seq} ({position.entry}), the last one folded, is not on the ledger: "
-            "Redis was restored from an older backup and written to since. Restore the newer data of Redis, or set the "
-            "DuckDB file aside so that it is rebuilt from the ledger"
+            f"partition {partition}: event {position.seq} ({position.entry}), the last one folded, is not on the "
+            "ledger: Redis was restored from an older backup and written to since. Restore the newer data of Redis, "
+            "or set the DuckDB file aside so that it is rebuilt from the ledger"
         )
         self.partition = partition
         self.position = position
@@ -145,7 +146,7 @@ class Follower:
     async def _check_identity(self) -> None:
         """Refuse a ledger that is not the one folded so far, or that has lost or replaced events."""
         partition, position = self._keys.partition, self._position
-        async with self._redis.pipeline(transaction=False) as pipeline:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S), self._redis.pipeline(transaction=False) as pipeline:
             pipeline.hmget(self._keys.meta, ["ledger_id", "removed"])
             pipeline.xlen(self._keys.ledger)
             pipeline.xrange(self._keys.ledger, min=str(position.entry), max=str(position.entry), count=1)
@@ -183,7 +184,8 @@ class Follower:
     async def _move_watermark(self) -> None:
         """Trim what is folded and old enough; once after a start, every tail that is found."""
         if not self._is_swept and self._position.seq:
-            names = [name async for name in self._tails()]
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                names = [name async for name in self._tails()]
             self._touched.appendleft((self._touched[0][0] if self._touched else self._position.entry, names))
             self._is_swept = True
         if not self._touched:
@@ -236,10 +238,11 @@ class Follower:
         """Measure the lag of this partition. Errors: LedgerUnavailable."""
         redis, keys = self._redis, self._keys
         try:
-            removed = await cast("Awaitable[Any]", redis.hget(keys.meta, "removed"))
-            behind = max(0, int(removed or 0) + await redis.xlen(keys.ledger) - self._position.seq)
-            oldest: Any = await redis.xrange(keys.ledger, min=f"({self._position.entry}", count=1)
-            seconds, micros = await redis.time()  # pyright: ignore[reportUnknownMemberType]
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                removed = await cast("Awaitable[Any]", redis.hget(keys.meta, "removed"))
+                behind = max(0, int(removed or 0) + await redis.xlen(keys.ledger) - self._position.seq)
+                oldest: Any = await redis.xrange(keys.ledger, min=f"({self._position.entry}", count=1)
+                seconds, micros = await redis.time()  # pyright: ignore[reportUnknownMemberType]
         except (RedisError, OSError) as exc:
             raise LedgerUnavailable(f"the ledger cannot be read ({exc})") from exc
         if not oldest:

@@ -78,9 +78,9 @@ class FreedBudgets:
 
     async def _listen(self) -> None:
         while True:
-            pubsub = self._redis.pubsub()
+            pubsub = self._redis.pubsub()  # pyright: ignore[reportUnknownMemberType]
             try:
-                await pubsub.subscribe(*self._channels)  # pyright: ignore[reportUnknownMemberType]
+                await pubsub.subscribe(*self._channels)
                 async for message in pubsub.listen():  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
                     if message["type"] == "message":
                         data = message["data"]  # pyright: ignore[reportUnknownVariableType]

@@ -9,7 +9,7 @@ what is idempotent, decides.
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
@@ -68,7 +68,7 @@ class CommandPipeline:
                 await self._drop_connection()
                 problem = LedgerUnavailable(f"Redis did not answer ({type(exc).__name__}: {exc})")
                 problem.__cause__ = exc
-                replies = [problem] * len(batch)
+                replies = cast("list[Any]", [problem] * len(batch))
             except BaseException:
                 await self._drop_connection()
                 for _, future in batch:
@@ -86,12 +86,12 @@ class CommandPipeline:
         connection = self._connection
         if connection is None:
             connection = self._connection = await self._redis.connection_pool.get_connection()
-        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)  # pyright: ignore[reportUnknownMemberType, reportArgumentType]
+        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
         return [await self._read(connection) for _ in commands]
 
     async def _read(self, connection: AbstractConnection) -> Any:
         try:
-            return await connection.read_response(disable_decoding=True)
+            return cast("Any", await connection.read_response(disable_decoding=True))
         except (RedisConnectionError, RedisTimeoutError) as exc:
             # An error reply that redis-py makes a connection error; the connection itself is well.
             if isinstance(exc, BusyLoadingError):

@@ -5,7 +5,7 @@ that move no money (denied, invalid, ping) are put here, and never over another 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
@@ -53,7 +53,7 @@ class Results:
         try:
             async with asyncio.timeout(timeout_s), _subscription(self._redis, self._keys(task_id)) as channel:
                 while (result := await self.get(task_id)) is None:
-                    await channel.get_message(ignore_subscribe_messages=True, timeout=_LOOK_AGAIN_S)  # pyright: ignore[reportUnknownMemberType]
+                    await channel.get_message(ignore_subscribe_messages=True, timeout=_LOOK_AGAIN_S)
                 return result
         except TimeoutError:
             return await self.get(task_id)
@@ -63,10 +63,10 @@ class Results:
 
 
 @asynccontextmanager
-async def _subscription(redis: Redis, channels: list[str]) -> AsyncIterator[PubSub]:
-    pubsub = redis.pubsub()
+async def _subscription(redis: Redis, channels: list[str]) -> AsyncGenerator[PubSub]:
+    pubsub = redis.pubsub()  # pyright: ignore[reportUnknownMemberType]
     try:
-        await pubsub.subscribe(*channels)  # pyright: ignore[reportUnknownMemberType]
+        await pubsub.subscribe(*channels)
         yield pubsub
     except (RedisError, OSError) as exc:
         raise LedgerUnavailable(f"Redis did not answer ({exc})") from exc

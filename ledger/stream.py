@@ -115,7 +115,7 @@ class StreamReader:
 def _streams(reply: Any) -> list[RawEntry]:
     """Return the entries of the only stream: a mapping in RESP3, pairs in RESP2, None when the time is over."""
     streams = cast("dict[bytes, list[RawEntry]]", dict(reply or ()))
-    return next(iter(streams.values()), [])
+    return next(iter(streams.values()), list[RawEntry]())
 
 
 def _table(partition: int, entries: list[RawEntry]) -> pa.Table:

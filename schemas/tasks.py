@@ -6,9 +6,9 @@ and FastStream's binary envelope (opened by the consumer before it comes here).
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
@@ -171,14 +171,15 @@ def _depth(value: object) -> int:
     depth = 0
     level: list[object] = [value]
     while level and depth <= MAX_JSON_DEPTH:
-        containers = [item for item in level if isinstance(item, dict | list)]
-        depth += bool(containers)
-        level = [
-            child
-            for item in containers
-            for child in (item.values() if isinstance(item, dict) else item)  # pyright: ignore[reportUnknownVariableType]
-        ]
+        depth += any(isinstance(item, dict | list) for item in level)
+        level = [child for item in level for child in _children(item)]
     return depth
+
+
+def _children(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return cast("dict[str, object]", value).values()
+    return cast("list[object]", value) if isinstance(value, list) else ()
 
 
 def _describe(exc: ValidationError) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+from ledger.connection import connect
 from ledger.embedded import EmbeddedServer
 from tests.servers import EMBEDDED, TestServers, describe_servers, server_kinds
 
@@ -52,7 +53,7 @@ def every_server_url(test_servers: TestServers, request: pytest.FixtureRequest) 
 @pytest.fixture
 async def redis_client(server_url: str) -> AsyncIterator[Redis]:
     """A client of the embedded server, which is empty at the start of the test."""
-    async with Redis.from_url(server_url) as client:
+    async with connect(server_url) as client:
         await _empty(client)
         yield client
 
@@ -60,7 +61,7 @@ async def redis_client(server_url: str) -> AsyncIterator[Redis]:
 @pytest.fixture
 async def every_redis_client(every_server_url: str) -> AsyncIterator[Redis]:
     """A client of a server of every kind, which is empty at the start of the test."""
-    async with Redis.from_url(every_server_url) as client:
+    async with connect(every_server_url) as client:
         await _empty(client)
         yield client
 

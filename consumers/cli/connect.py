@@ -1,6 +1,6 @@
 """How a command finds the running system: settings first, then what `up` left in the data directory."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +9,8 @@ from typing import Any
 import duckdb
 from redis.exceptions import RedisError
 
-from inference.runtime import connect
 from inference.settings import Settings
+from ledger.connection import connect
 from ledger.endpoint import read_endpoint
 from ledger.errors import BaselineUnavailable, LedgerUnavailable
 from ledger.keys import Keys
@@ -42,7 +42,7 @@ class Connection:
 
 
 @asynccontextmanager
-async def connected(settings: Settings) -> AsyncIterator[Connection]:
+async def connected(settings: Settings) -> AsyncGenerator[Connection]:
     """Connect to the running system's Redis. Errors: LedgerUnavailable."""
     redis_url = find_redis_url(settings)
     redis = connect(redis_url)

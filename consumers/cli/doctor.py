@@ -53,7 +53,7 @@ async def _all_findings() -> list[Finding]:
 
 async def _check_redis(settings: "Settings") -> AsyncIterator[Finding]:
     from consumers.cli.connect import connected, find_redis_url
-    from inference.runtime import connect
+    from ledger.connection import connect
     from ledger.errors import LedgerError, ServerTooOld
     from ledger.functions import check_server
 
@@ -67,8 +67,8 @@ async def _check_redis(settings: "Settings") -> AsyncIterator[Finding]:
             redis = connect(url)
             try:
                 await check_server(redis)
-                info = await redis.info()
-                config = await redis.config_get("append*")
+                info = await redis.info()  # pyright: ignore[reportUnknownMemberType]
+                config = await redis.config_get("append*")  # pyright: ignore[reportUnknownMemberType]
             finally:
                 await redis.aclose()
             name = "Valkey" if "valkey_version" in info else "Redis"
@@ -108,7 +108,10 @@ async def _check_duckdb(settings: "Settings") -> AsyncIterator[Finding]:
     from consumers.cli.connect import query_projection
     from ledger.errors import LedgerError
 
-    sql = "SELECT (SELECT sum(seq) FROM position)::BIGINT AS events, (SELECT count(*) FROM discrepancies) AS discrepancies"
+    sql = (
+        "SELECT (SELECT sum(seq) FROM position)::BIGINT AS events, "
+        "(SELECT count(*) FROM discrepancies) AS discrepancies"
+    )
     try:
         row = (await asyncio.to_thread(query_projection, settings, sql))[0]
     except LedgerError as exc:

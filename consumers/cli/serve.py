@@ -2,10 +2,10 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -97,7 +97,7 @@ def stand_in(
     _run_until_signal(run)
 
 
-def _settings(**overrides: object) -> "Settings":
+def _settings(**overrides: Any) -> "Settings":
     from consumers.telemetry import configure_logging
     from inference.settings import load_settings
 
@@ -137,7 +137,7 @@ def _require_provider(settings: "Settings") -> None:
 
 
 @asynccontextmanager
-async def _provider(settings: "Settings", *, with_stand_in: bool) -> AsyncIterator["Settings"]:
+async def _provider(settings: "Settings", *, with_stand_in: bool) -> AsyncGenerator["Settings"]:
     """Yield settings whose provider can be called."""
     if not with_stand_in:
         _require_provider(settings)

@@ -61,8 +61,10 @@ async def make_report(
     store: Store, *, seconds: float, statuses: dict[str, int], reconciliation: Reconciliation, proof: list[Check]
 ) -> Report:
     """Read the report's tables from the projection."""
-    tables = [await asyncio.to_thread(store.query, sql) for sql in (_BY_PLAN, _TOP_USERS, _FALLBACKS, _LATENCIES)]
-    return Report(sum(statuses.values()), seconds, statuses, *tables, reconciliation, proof)
+    plans, users, fallbacks, latencies = [
+        await asyncio.to_thread(store.query, sql) for sql in (_BY_PLAN, _TOP_USERS, _FALLBACKS, _LATENCIES)
+    ]
+    return Report(sum(statuses.values()), seconds, statuses, plans, users, fallbacks, latencies, reconciliation, proof)
 
 
 def as_json(report: Report) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +131,7 @@ async def _answered(system: System, tasks: int) -> int:
 
 
 @asynccontextmanager
-async def stand_in_process(options: DemoOptions) -> AsyncIterator[str]:
+async def stand_in_process(options: DemoOptions) -> AsyncGenerator[str]:
     """Start the stand-in as a process of its own and yield its address."""
     faults = Path(__file__).with_name("faults.json")
     process = await asyncio.create_subprocess_exec(

@@ -70,7 +70,7 @@ def make_tasks(count: int, users: list[User], seed: int) -> Iterator[Publication
 
 def read_trace() -> list[tuple[int, int]]:
     """Return (context tokens, generated tokens) of each request of the excerpt."""
-    text = files(__package__).joinpath("azure_trace_excerpt.csv").read_text(encoding="ascii")
+    text = files("consumers.demo").joinpath("azure_trace_excerpt.csv").read_text(encoding="ascii")
     return [(int(row["context_tokens"]), int(row["generated_tokens"])) for row in csv.DictReader(text.splitlines())]
 
 

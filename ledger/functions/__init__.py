@@ -5,7 +5,7 @@ on one ledger. Within a version the code on the server is replaced when it diffe
 """
 
 from importlib.resources import files
-from typing import Final
+from typing import Final, cast
 
 import structlog
 from redis.asyncio import Redis
@@ -34,17 +34,17 @@ async def load_library(redis: Redis) -> None:
     """
     await check_server(redis)
     code = library_code()
-    loaded = await redis.function_list(LIBRARY, withcode=True)  # pyright: ignore[reportGeneralTypeIssues, reportUnknownVariableType, reportUnknownMemberType]
+    loaded = await redis.function_list(LIBRARY, withcode=True)
     if _code_of(loaded) == code:
         return
-    await redis.function_load(code, replace=True)  # pyright: ignore[reportGeneralTypeIssues, reportUnknownMemberType]
+    await redis.function_load(code, replace=True)
     _log.info("functions.loaded", library=LIBRARY, replaced=bool(loaded))
 
 
 async def check_server(redis: Redis) -> None:
     """Errors: ServerTooOld for a server before Redis 7.0; Valkey has functions in every version."""
     try:
-        info = await redis.info("server")
+        info = await redis.info("server")  # pyright: ignore[reportUnknownMemberType]
     except ResponseError:
         return  # INFO may be forbidden to this user; a missing FUNCTION command will say enough.
     version = str(info.get("redis_version", "0"))
@@ -61,5 +61,6 @@ def _code_of(listing: object) -> str | None:
         library = dict(zip(library[::2], library[1::2], strict=True))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     if not isinstance(library, dict):
         return None
-    code = library.get("library_code", library.get(b"library_code"))  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-    return code.decode() if isinstance(code, bytes) else code  # pyright: ignore[reportUnknownVariableType]
+    fields = cast("dict[str | bytes, object]", library)
+    code = fields.get("library_code") or fields.get(b"library_code")
+    return code.decode() if isinstance(code, bytes) else str(code)
