@@ -2,7 +2,7 @@
 
 One suite, several servers: the embedded Valkey always, a `redis-server` on the PATH, and a
 container where a Docker daemon answers. Which kinds there are is decided once, and handed to
-the worker processes in TOLLBOOK_TEST_SERVERS. Set that variable (as CI does) to demand kinds:
+the worker processes in TEST_SERVERS. Set that variable (as CI does) to demand kinds:
 one that is demanded and does not start fails the tests, it never skips them.
 """
 
@@ -26,10 +26,11 @@ EMBEDDED: Final = "embedded"
 LOCAL: Final = "redis-server"
 CONTAINER: Final = "container"
 
-_KINDS_VARIABLE: Final = "TOLLBOOK_TEST_SERVERS"
+# Not called TOLLBOOK_*: the settings, which tests load and commands inherit, refuse unknown names of that kind.
+_KINDS_VARIABLE: Final = "TEST_SERVERS"
 # "everysec" spares the disk; a test that is about durability makes a server of its own (private_server).
-_FSYNC_VARIABLE: Final = "TOLLBOOK_TEST_FSYNC"
-_IMAGE_VARIABLE: Final = "TOLLBOOK_TEST_REDIS_IMAGE"
+_FSYNC_VARIABLE: Final = "TEST_FSYNC"
+_IMAGE_VARIABLE: Final = "TEST_REDIS_IMAGE"
 _IMAGE: Final = "redis:8"
 _OLDEST_VERSION: Final = 7
 _T = TypeVar("_T")
