@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -27,6 +28,7 @@ from ledger.projector import Projector, ProjectorSettings
 from ledger.quack import TOKEN_FILE, QuackServer
 from ledger.store import Store, stored_ledger_id
 
+_CATCH_UP_S: Final = 10.0
 _log = structlog.get_logger(__name__)
 
 
@@ -168,9 +170,19 @@ async def open_system(settings: Settings) -> AsyncGenerator[System]:
         try:
             async with open_runtime(settings, handle, projection.read) as runtime:
                 yield System(redis_url, handle, projection, runtime)
+            await _catch_up(projection.projector)
         finally:
             folding.cancel()
             await asyncio.gather(folding, return_exceptions=True)
+
+
+async def _catch_up(projector: Projector) -> None:
+    """Fold what the last calls wrote, so that DuckDB at rest shows it; the next start folds what this leaves."""
+    try:
+        async with asyncio.timeout(_CATCH_UP_S):
+            await projector.catch_up()
+    except Exception as exc:  # noqa: BLE001 - nothing that is wrong with the projection may keep the system from stopping.
+        _log.warning("projection.left_behind", problem=str(exc) or type(exc).__name__)
 
 
 async def run_projector(settings: Settings, stop: asyncio.Event) -> None:
@@ -182,6 +194,7 @@ async def run_projector(settings: Settings, stop: asyncio.Event) -> None:
         stopped.cancel()
         if folding.done():
             await folding
+        await _catch_up(projection.projector)
         folding.cancel()
         await asyncio.gather(folding, return_exceptions=True)
 

@@ -234,6 +234,15 @@ class Follower:
             if not future.done():
                 future.set_exception(problem)
 
+    async def newest(self) -> EntryId:
+        """Return the newest entry on the ledger. Errors: LedgerUnavailable."""
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                entries: Any = await self._redis.xrevrange(self._keys.ledger, count=1)
+        except (RedisError, OSError) as exc:
+            raise LedgerUnavailable(f"the ledger cannot be read ({exc})") from exc
+        return EntryId.parse(_text(entries[0][0])) if entries else self._position.entry
+
     async def lag(self) -> Lag:
         """Measure the lag of this partition. Errors: LedgerUnavailable."""
         redis, keys = self._redis, self._keys

@@ -86,6 +86,14 @@ class Projector:
             raise self.failure
         await self._followers[partition].wait_for(entry)
 
+    async def catch_up(self) -> None:
+        """Return once everything that is on the ledger now is folded.
+
+        Errors: LedgerUnavailable; what stopped the projector.
+        """
+        for partition, follower in self._followers.items():
+            await self.wait_for(partition, await follower.newest())
+
     async def lag(self) -> Lag:
         """Measure the lag over all partitions. Errors: LedgerUnavailable."""
         lags = [await follower.lag() for follower in self._followers.values()]
