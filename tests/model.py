@@ -1,0 +1,410 @@
+"""A ledger in plain Python that predicts every answer of the gate. Standard library only.
+
+It knows the balances themselves, so it needs no tails to compute them; it follows the tails only
+to say when a baseline is too old to be used. Positions are sequence numbers. An answer is a
+tuple: a code, then numbers and names; `tests/stateful/gate_driver.py` puts the gate's typed
+replies into the same form. Nothing here is copied from the gate: a rule is written down as the
+contract states it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_NANOUSD = 1_000_000 * 1_000_000_000
+
+Answer = tuple[Any, ...]
+Budgets = Sequence[tuple[str, int]]
+"""Names and caps, the user's period first."""
+
+
+@dataclass(frozen=True)
+class ModelBaseline:
+    """What a reader claims: settled and held of a budget after event number `seq`."""
+
+    settled: int
+    held: int
+    seq: int
+
+
+@dataclass(frozen=True)
+class ModelEvent:
+    """An event as it must stand on the stream; `stamps` are the payload members that only the gate knows."""
+
+    type: str
+    user: str
+    period: str
+    call: str
+    attempt: int
+    amount: int
+    committed: int | None
+    stamps: dict[str, Any]
+
+
+@dataclass
+class ModelBudget:
+    settled: int = 0
+    held: int = 0
+    tail: list[int] = field(default_factory=list)
+    moves: list[tuple[int, int, int]] = field(default_factory=list)
+
+    @property
+    def committed(self) -> int:
+        return self.settled + self.held
+
+    def at(self, seq: int) -> tuple[int, int]:
+        """Settled and held after event number `seq`."""
+        known = [(settled, held) for number, settled, held in self.moves if number <= seq]
+        return known[-1] if known else (0, 0)
+
+
+@dataclass
+class ModelCall:
+    content: str
+    user: str
+    period: str
+    worker: str
+    state: str = "new"
+    hold: int = 0
+    amount: int = 0
+    recorded: int = 0
+    begun: int = 0
+    spent: int = 0
+    assumed: int = 0
+    budgets: tuple[str, ...] = ()
+    settled: dict[int, tuple[int, int]] = field(default_factory=dict)
+    told: set[tuple[str, int]] = field(default_factory=set)
+    extended: set[int] = field(default_factory=set)
+    denial: Answer | None = None
+    result: str = ""
+
+
+class LedgerModel:
+    def __init__(self) -> None:
+        self.events: list[ModelEvent] = []
+        self.calls: dict[str, ModelCall] = {}
+        self.budgets: dict[str, ModelBudget] = {}
+        self.caps: dict[str, int] = {}
+        self.credits: dict[tuple[str, str], int] = {}
+        self.watermark = 0
+
+    @property
+    def head(self) -> int:
+        return len(self.events)
+
+    @property
+    def open_calls(self) -> list[str]:
+        return [call_id for call_id, call in self.calls.items() if call.state == "open"]
+
+    def budget(self, name: str) -> ModelBudget:
+        return self.budgets.setdefault(name, ModelBudget())
+
+    def reserve(
+        self,
+        call_id: str,
+        *,
+        user: str,
+        period: str,
+        content: str,
+        amount: int,
+        worker: str,
+        budgets: Budgets,
+        baselines: Sequence[ModelBaseline],
+        is_final: bool = False,
+    ) -> Answer:
+        call = self.calls.get(call_id)
+        if call is not None and call.content != content:
+            return ("CONFLICT",)
+        if call is not None and call.state == "open":
+            return ("OPEN", call.hold, call.amount, call.worker, *self._progress(call), call.budgets, call.period)
+        if call is not None and call.state != "closed":
+            return ("FINISHED", call.state, call.result, call.denial)
+        names = [name for name, _ in budgets]
+        if refusal := self._refuse(names, baselines):
+            return refusal
+        caps = self._caps(user, period, budgets)
+        obstacle = self._obstacle(names, caps, amount)
+        if obstacle is not None and obstacle[0] == "WAIT" and not is_final:
+            return obstacle
+        call = call or ModelCall(content, user, period, worker)
+        self.calls[call_id] = call
+        attempt = call.recorded + 1
+        own = self.budget(names[0])
+        if obstacle is not None:
+            _, budget, settled, held, cap = obstacle
+            reason = "cap" if obstacle[0] == "DENIED" else "wait_timeout"
+            stamps = {
+                "budget": budget, "cap_nanousd": cap, "settled_nanousd": settled, "held_nanousd": held,
+                "reason": reason,
+            }  # fmt: skip
+            self._append("budget-denied", call, call_id, attempt, amount, own.committed, stamps, period)
+            call.state = "denied"
+            call.denial = ("DENIED", budget, settled, held, cap, amount, reason)
+            return call.denial
+        call.state, call.hold, call.amount, call.worker, call.period = "open", call.hold + 1, amount, worker, period
+        call.begun, call.spent, call.assumed, call.budgets = attempt, 0, 0, tuple(names)
+        self._hold_more(call, call_id, attempt, amount, caps)
+        return ("OK", call.hold, attempt, amount, own.committed, caps[0])
+
+    def record(
+        self,
+        call_id: str,
+        *,
+        hold: int,
+        begun: int,
+        spent: int,
+        assumed: int,
+        events: Sequence[tuple[str, int]],
+        budgets: Budgets,
+        baselines: Sequence[ModelBaseline],
+        extension: int = 0,
+    ) -> Answer:
+        names = [name for name, _ in budgets]
+        call = self.calls.get(call_id)
+        if refusal := self._no_open_hold(call, hold, names):
+            return refusal if refusal[0] == "MISMATCH" else ("UNKNOWN",)
+        assert call is not None
+        extends = extension > 0 and begun not in call.extended
+        if extends and (refusal := self._refuse(names, baselines)):
+            return refusal
+        caps = self._caps(call.user, call.period, budgets)
+        obstacle = self._obstacle(names, caps, extension) if extends else None
+        self._tell(call, call_id, events)
+        call.spent, call.assumed = spent, assumed
+        if obstacle is not None:
+            return (*obstacle, extension, "cap") if obstacle[0] == "DENIED" else obstacle
+        if extends:
+            call.extended.add(begun)
+            call.amount += extension
+            self._hold_more(call, call_id, begun, extension, caps)
+        call.begun = begun
+        return ("OK", call.amount)
+
+    def settle(
+        self,
+        call_id: str,
+        *,
+        hold: int,
+        cost: int,
+        assumed: int,
+        attempt: int,
+        is_final: bool,
+        budgets: Sequence[str],
+        result: str = "",
+        events: Sequence[tuple[str, int]] = (),
+        baselines: Sequence[ModelBaseline] = (),
+    ) -> Answer:
+        call = self.calls.get(call_id)
+        if refusal := self._no_open_hold(call, hold, budgets):
+            return ("OK AGAIN",) if refusal == ("SETTLED", cost, assumed) else refusal
+        if refusal := self._unknown_balance(budgets, baselines):
+            return refusal
+        assert call is not None
+        self._tell(call, call_id, events)
+        freed = cost - call.amount
+        stamps: dict[str, Any] = {"hold": hold, "hold_nanousd": call.amount}
+        if freed > 0:
+            stamps["overage_nanousd"] = freed
+        self._move(call.budgets, cost, -call.amount)
+        committed = self.budget(budgets[0]).committed
+        self._append(
+            "cost-recorded", call, call_id, attempt, cost, committed, stamps | self._stamp_budgets(budgets, None)
+        )
+        call.state = "settled" if is_final else "closed"
+        call.settled[hold] = (cost, assumed)
+        call.result = result or call.result
+        return ("OK", committed)
+
+    def adjust(
+        self,
+        call_id: str,
+        *,
+        hold: int,
+        cost: int,
+        assumed: int,
+        attempt: int,
+        budgets: Sequence[str],
+        result: str = "",
+        events: Sequence[tuple[str, int]] = (),
+        baselines: Sequence[ModelBaseline] = (),
+    ) -> Answer:
+        call = self.calls.get(call_id)
+        if call is None or hold not in call.settled:
+            return ("UNKNOWN",)
+        if tuple(budgets) != call.budgets:
+            return ("MISMATCH", call.budgets)
+        if refusal := self._unknown_balance(budgets, baselines):
+            return refusal
+        self._tell(call, call_id, events)
+        if result and call.state == "closed" and call.hold == hold:
+            call.state, call.result = "settled", result
+        was_cost, was_assumed = call.settled[hold]
+        difference, less_assumed = cost - was_cost, assumed - was_assumed
+        if difference or less_assumed:
+            self._move(budgets, difference, 0)
+            stamps = {"hold": hold, "assumed_nanousd": less_assumed} | self._stamp_budgets(budgets, None)
+            committed = self.budget(budgets[0]).committed
+            self._append("cost-adjusted", call, call_id, attempt, difference, committed, stamps)
+            call.settled[hold] = (cost, assumed)
+        return ("OK", difference, call.state == "settled")
+
+    def charge(
+        self,
+        call_id: str,
+        *,
+        user: str,
+        period: str,
+        content: str,
+        cost: int,
+        assumed: int,
+        budgets: Sequence[str],
+        baselines: Sequence[ModelBaseline],
+    ) -> Answer:
+        if call_id in self.calls:
+            return ("NEW", False) if self.calls[call_id].content == content else ("CONFLICT",)
+        if refusal := self._refuse(budgets, baselines):
+            return refusal
+        call = self.calls[call_id] = ModelCall(content, user, period, "-", state="settled", budgets=tuple(budgets))
+        call.settled[0] = (cost, assumed)
+        self._move(budgets, cost, 0)
+        stamps = self._stamp_budgets(budgets, None)
+        self._append("cost-recorded", call, call_id, 0, cost, self.budget(budgets[0]).committed, stamps)
+        return ("NEW", True)
+
+    def assign(
+        self, command_id: str, *, user: str, period: str, content: str, kind: str, amount: int, budget: str
+    ) -> Answer:
+        if command_id in self.calls:
+            return ("NEW", False) if self.calls[command_id].content == content else ("CONFLICT",)
+        is_credit = kind == "credit-granted"
+        command = self.calls[command_id] = ModelCall(content, user, period, "-", state="settled")
+        own = self.budget(budget)
+        committed = own.committed if own.tail else None
+        self._append(kind, command, command_id, 0, amount if is_credit else 0, committed, {})
+        if is_credit:
+            self.credits[user, period] = self.credits.get((user, period), 0) + amount
+        else:
+            self.caps[user] = amount
+        return ("NEW", True)
+
+    def balance(self, *, user: str, period: str, budgets: Budgets, baselines: Sequence[ModelBaseline]) -> Answer:
+        names = [name for name, _ in budgets]
+        if refusal := self._refuse(names, baselines):
+            return refusal
+        caps = self._caps(user, period, budgets)
+        held = [self.budget(name) for name in names]
+        return ("OK", *((budget.settled, budget.held, cap) for budget, cap in zip(held, caps, strict=True)))
+
+    def trim(self, watermark: int, names: Sequence[str]) -> Answer:
+        """Every entry at or below the watermark goes, but never the newest one of a budget with open holds."""
+        self.watermark = max(self.watermark, watermark)
+        dropped = 0
+        for name in names:
+            budget = self.budget(name)
+            kept = [seq for seq in budget.tail if seq > watermark]
+            if not kept and budget.held:
+                kept = budget.tail[-1:]
+            dropped += len(budget.tail) - len(kept)
+            budget.tail = kept
+        return ("OK", dropped)
+
+    def _progress(self, call: ModelCall) -> tuple[int, int, int, int]:
+        return call.recorded, call.begun, call.spent, call.assumed
+
+    def _caps(self, user: str, period: str, budgets: Budgets) -> list[int]:
+        caps = [cap for _, cap in budgets]
+        caps[0] = min(self.caps.get(user, caps[0]) + self.credits.get((user, period), 0), MAX_NANOUSD)
+        return caps
+
+    def _obstacle(self, names: Sequence[str], caps: Sequence[int], amount: int) -> Answer | None:
+        """The first budget that settled spend keeps the amount out of, else the first that only holds do (G9)."""
+        weighed = [(self.budget(name), name, cap) for name, cap in zip(names, caps, strict=True)]
+        for budget, name, cap in weighed:
+            if budget.settled + amount > cap:
+                return ("DENIED", name, budget.settled, budget.held, cap)
+        for budget, name, cap in weighed:
+            if budget.committed + amount > cap:
+                return ("WAIT", name, budget.settled, budget.held, cap)
+        return None
+
+    def _refuse(self, names: Sequence[str], baselines: Sequence[ModelBaseline]) -> Answer | None:
+        for name, baseline in zip(names, baselines, strict=True):
+            budget = self.budget(name)
+            if baseline.seq > self.head:
+                return ("AHEAD",)
+            if baseline.seq < self.watermark:
+                return ("STALE",)
+            if budget.tail and (baseline.settled, baseline.held) != budget.at(baseline.seq):
+                return ("DIVERGED", name)
+        return None
+
+    def _unknown_balance(self, names: Sequence[str], baselines: Sequence[ModelBaseline]) -> Answer | None:
+        """The tail alone says the balance of a budget, unless it is empty; then a baseline is needed."""
+        for index, name in enumerate(names):
+            if not self.budget(name).tail:
+                if not baselines:
+                    return ("STALE",)
+                if refusal := self._refuse([name], [baselines[index]]):
+                    return refusal
+        return None
+
+    def _no_open_hold(self, call: ModelCall | None, hold: int, names: Sequence[str]) -> Answer | None:
+        if call is None:
+            return ("UNKNOWN",)
+        if hold in call.settled:
+            return ("SETTLED", *call.settled[hold])
+        if call.state != "open" or call.hold != hold:
+            return ("UNKNOWN",)
+        if tuple(names) != call.budgets:
+            return ("MISMATCH", call.budgets)
+        return None
+
+    def _tell(self, call: ModelCall, call_id: str, events: Sequence[tuple[str, int]]) -> None:
+        for kind, attempt in events:
+            if (kind, attempt) in call.told:
+                continue
+            call.told.add((kind, attempt))
+            self._append(kind, call, call_id, attempt, 0, self.budget(call.budgets[0]).committed, {})
+            if kind == "model-called":
+                call.recorded = max(call.recorded, attempt)
+
+    def _hold_more(self, call: ModelCall, call_id: str, attempt: int, amount: int, caps: Sequence[int]) -> None:
+        self._move(call.budgets, 0, amount)
+        stamps = {"hold": call.hold, "cap_nanousd": caps[0]} | self._stamp_budgets(call.budgets, caps)
+        committed = self.budget(call.budgets[0]).committed
+        self._append("budget-reserved", call, call_id, attempt, amount, committed, stamps)
+
+    def _stamp_budgets(self, names: Sequence[str], caps: Sequence[int] | None) -> dict[str, Any]:
+        further = [
+            {
+                "budget": name,
+                **({"cap_nanousd": caps[index]} if caps else {}),
+                "committed_nanousd": self.budget(name).committed,
+            }
+            for index, name in enumerate(names)
+            if index > 0
+        ]
+        return {"budgets": further} if further else {}
+
+    def _move(self, names: Sequence[str], settled: int, held: int) -> None:
+        """Move money by the event that is appended next."""
+        for name in names:
+            budget = self.budget(name)
+            budget.settled += settled
+            budget.held += held
+            budget.tail.append(self.head + 1)
+            budget.moves.append((self.head + 1, budget.settled, budget.held))
+
+    def _append(
+        self,
+        kind: str,
+        call: ModelCall,
+        call_id: str,
+        attempt: int,
+        amount: int,
+        committed: int | None,
+        stamps: dict[str, Any],
+        period: str | None = None,
+    ) -> None:
+        event = ModelEvent(kind, call.user, period or call.period, call_id, attempt, amount, committed, stamps)
+        self.events.append(event)

@@ -1,0 +1,401 @@
+"""A state machine that drives the gate at random and holds every answer against the model.
+
+Three independent computations meet here: the gate (Lua, from baselines and tails), the model
+(from what was asked), and a fold of the stream (from what was appended). The fold also yields the
+baselines, at any position, as DuckDB would. G1, G2 and the stamps are checked on the stream alone,
+so that they hold even where the model is wrong or left out (`compares = False`).
+"""
+
+from collections import Counter
+from collections.abc import Awaitable, Sequence
+from typing import Any, ClassVar, Literal
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from ledger.requests import (
+    AdjustRequest,
+    AssignRequest,
+    AttemptEvent,
+    Baseline,
+    BudgetCap,
+    ChargeRequest,
+    Position,
+    RecordRequest,
+    ReserveRequest,
+    SettleRequest,
+)
+from schemas.identifiers import EntryId, Window
+from tests.model import Answer, LedgerModel, ModelBaseline, ModelCall
+from tests.stateful.gate_driver import GateDriver, event_of
+
+EventKind = Literal["model-called", "fallback-used"]
+Told = Sequence[tuple[EventKind, int]]
+PERIODS = ("2026-11", "2026-11", "2026-11", "2026-12")
+TOLD: tuple[tuple[EventKind, ...], ...] = ((), ("model-called",), ("model-called", "fallback-used"))
+
+users = st.sampled_from(("ann", "bob"))
+periods = st.sampled_from(PERIODS)
+kinds = st.sampled_from(((), (), ("day",), ("campaign",), ("day", "campaign")))
+amounts = st.integers(1, 12)
+caps = st.sampled_from((10, 20, 40))
+picks = st.integers(0, 11)
+# How many events old a baseline is; the second number is for the further budgets of a hold.
+lags = st.tuples(st.integers(0, 9), st.integers(0, 9))
+rarely = st.sampled_from((False, False, False, False, True))
+
+
+class StreamFold:
+    """Balances from the stream alone; `history` keeps them after every event."""
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, tuple[int, int]]] = [{}]
+        self.settlements: Counter[tuple[str, int]] = Counter()
+        self.holds: set[tuple[str, int]] = set()
+
+    def fold(self, event: dict[str, Any]) -> None:
+        kind, amount, stamps = event["type"], event["amount"], event["stamps"]
+        own = f"user:{event['user']}:{event['period']}"
+        settled = amount if kind in ("cost-recorded", "cost-adjusted") else 0
+        held = amount if kind == "budget-reserved" else -stamps.get("hold_nanousd", 0)
+        balances = dict(self.history[-1])
+        if settled or held:
+            for name in (own, *(extra["budget"] for extra in stamps.get("budgets", ()))):
+                before = balances.get(name, (0, 0))
+                balances[name] = (before[0] + settled, before[1] + held)
+        self.history.append(balances)
+        if event["committed"] is not None:
+            assert event["committed"] == sum(balances.get(own, (0, 0))), f"stamped committed differs: {event}"
+        for extra in stamps.get("budgets", ()):
+            assert extra["committed_nanousd"] == sum(balances.get(extra["budget"], (0, 0))), (
+                f"stamped committed differs: {event}"
+            )
+        self._check_guarantees(kind, event, sum(balances.get(own, (0, 0))))
+
+    def _check_guarantees(self, kind: str, event: dict[str, Any], committed: int) -> None:
+        stamps = event["stamps"]
+        if kind == "budget-reserved":
+            assert event["has_clock"]
+            assert committed <= stamps["cap_nanousd"], f"G1 is broken: {event}"
+            for extra in stamps.get("budgets", ()):
+                assert extra["committed_nanousd"] <= extra["cap_nanousd"], f"G1 is broken: {event}"
+            self.holds.add((event["call"], stamps["hold"]))
+        if kind == "cost-recorded" and "hold" in stamps:
+            self.settlements[event["call"], stamps["hold"]] += 1
+            assert self.settlements[event["call"], stamps["hold"]] == 1, f"G2 is broken: {event}"
+
+
+class GateMachine(RuleBasedStateMachine):
+    driver: ClassVar[GateDriver]
+    compares: ClassVar[bool] = True
+    steps: ClassVar[Counter[str]] = Counter()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.driver.begin()
+        self.model = LedgerModel()
+        self.folded = StreamFold()
+        self.call_ids: list[str] = []
+        self.commands: list[dict[str, Any]] = []
+        self.has_failed = False
+
+    # -- reserve
+
+    @rule(user=users, period=periods, kinds=kinds, amount=amounts, cap=caps, further_cap=caps, lags=lags, final=rarely)
+    def reserve(
+        self, user: str, period: str, kinds: Sequence[str], amount: int, cap: int, further_cap: int,
+        lags: tuple[int, int], final: bool,
+    ) -> None:  # fmt: skip
+        call_id = f"call-{len(self.call_ids)}"
+        self.call_ids.append(call_id)
+        budgets = ((f"user:{user}:{period}", cap), *((name, further_cap) for name in _further(kinds, user, period)))
+        self._reserve(call_id, user, period, budgets, amount, lags, is_final=final)
+
+    @precondition(lambda self: self.call_ids)
+    @rule(pick=picks, amount=amounts, cap=caps, period=periods, lags=lags, other_content=rarely)
+    def reserve_again(
+        self, pick: int, amount: int, cap: int, period: str, lags: tuple[int, int], other_content: bool
+    ) -> None:
+        """A redelivered task: the same call, the same user; a later attempt may fall into the next period."""
+        call_id = self._pick(pick)
+        known = self.model.calls.get(call_id)
+        user = known.user if known else "ann"
+        content = "other" if other_content else f"content-of-{call_id}"
+        self._reserve(call_id, user, period, ((f"user:{user}:{period}", cap),), amount, lags, content=content)
+
+    def _reserve(
+        self, call_id: str, user: str, period: str, budgets: tuple[tuple[str, int], ...], amount: int,
+        lags: tuple[int, int], *, is_final: bool = False, content: str | None = None,
+    ) -> None:  # fmt: skip
+        typed, modelled = self._baselines([name for name, _ in budgets], lags)
+        content = content or f"content-of-{call_id}"
+        worker = f"worker-{amount}"
+        predicted = self.model.reserve(
+            call_id, user=user, period=period, content=content, amount=amount, worker=worker,
+            budgets=budgets, baselines=modelled, is_final=is_final,
+        )  # fmt: skip
+        request = ReserveRequest(
+            call_id=call_id, user_id=user, window=Window(period, 0, 2**52), content_hash=content,
+            amount_nanousd=amount, worker=worker, lease_ms=60_000, payload='{"plan":"trial"}',
+            budgets=tuple(BudgetCap(name, cap) for name, cap in budgets), is_final=is_final,
+        )  # fmt: skip
+        self._check("reserve", self.driver.gate.reserve(request, typed), predicted)
+
+    # -- the life of a hold
+
+    @precondition(lambda self: self.call_ids)
+    @rule(
+        pick=picks, next_attempt=st.booleans(), told=st.sampled_from(TOLD), extension=st.integers(0, 8),
+        spent=st.integers(0, 8), cap=caps, lags=lags, wrong_budgets=rarely,
+    )  # fmt: skip
+    def record(
+        self, pick: int, next_attempt: bool, told: Sequence[EventKind], extension: int, spent: int, cap: int,
+        lags: tuple[int, int], wrong_budgets: bool,
+    ) -> None:  # fmt: skip
+        call_id, call = self._pick_open(pick)
+        names = _budgets_of(call, wrong=wrong_budgets)
+        begun = call.begun + next_attempt
+        events: Told = [(kind, begun) for kind in told]
+        typed, modelled = self._baselines(names, lags)
+        predicted = self.model.record(
+            call_id, hold=call.hold, begun=begun, spent=spent, assumed=spent // 2, events=events,
+            budgets=[(name, cap) for name in names], baselines=modelled, extension=extension,
+        )  # fmt: skip
+        request = RecordRequest(
+            call_id=call_id, user_id=call.user, hold=call.hold, attempts_begun=begun, spent_nanousd=spent,
+            assumed_nanousd=spent // 2, events=_attempt_events(events), extension_nanousd=extension,
+            budgets=tuple(BudgetCap(name, cap) for name in names),
+        )  # fmt: skip
+        self._check("record", self.driver.gate.record(request, typed), predicted)
+
+    @precondition(lambda self: self.call_ids)
+    @rule(
+        pick=picks, cost=st.sampled_from(("nothing", "less", "all", "more", "odd")), final=st.booleans(),
+        told=st.sampled_from(TOLD), lags=st.none() | lags, earlier_hold=rarely, wrong_budgets=rarely,
+    )  # fmt: skip
+    def settle(
+        self, pick: int, cost: str, final: bool, told: Sequence[EventKind], lags: tuple[int, int] | None,
+        earlier_hold: bool, wrong_budgets: bool,
+    ) -> None:  # fmt: skip
+        call_id, call = self._pick_open(pick)
+        names = _budgets_of(call, wrong=wrong_budgets)
+        hold = max(1, call.hold - earlier_hold)
+        nanousd = {"nothing": 0, "less": call.amount // 2, "all": call.amount, "more": call.amount + 3, "odd": 1}[cost]
+        self._settle(call_id, call, hold, nanousd, names, told, lags, is_final=final)
+
+    def _settle(
+        self, call_id: str, call: ModelCall, hold: int, cost: int, names: tuple[str, ...],
+        told: Sequence[EventKind] = (), lags: tuple[int, int] | None = None, *, is_final: bool = True,
+    ) -> None:  # fmt: skip
+        events: Told = [(kind, call.begun) for kind in told]
+        typed, modelled = self._baselines(names, lags) if lags else ((), ())
+        result = f'{{"cost":{cost}}}' if is_final else ""
+        attempt, assumed = call.begun, cost // 2
+        predicted = self.model.settle(
+            call_id, hold=hold, cost=cost, assumed=assumed, attempt=attempt, is_final=is_final, budgets=names,
+            result=result, events=events, baselines=modelled,
+        )  # fmt: skip
+        request = SettleRequest(
+            call_id=call_id, user_id=call.user, hold=hold, cost_nanousd=cost, assumed_nanousd=assumed,
+            attempt=attempt, is_final=is_final, payload='{"outcome":"done"}', budgets=names, result=result,
+            events=_attempt_events(events),
+        )  # fmt: skip
+        self._check("settle", self.driver.gate.settle(request, typed), predicted)
+
+    @precondition(lambda self: any(call.settled for call in self.model.calls.values()))
+    @rule(
+        pick=picks, cost=st.integers(0, 14), told=st.sampled_from(TOLD), has_result=st.booleans(),
+        lags=st.none() | lags, earlier_hold=rarely, wrong_budgets=rarely,
+    )  # fmt: skip
+    def adjust(
+        self, pick: int, cost: int, told: Sequence[EventKind], has_result: bool, lags: tuple[int, int] | None,
+        earlier_hold: bool, wrong_budgets: bool,
+    ) -> None:  # fmt: skip
+        settled = [call_id for call_id, call in self.model.calls.items() if call.settled]
+        call_id = settled[pick % len(settled)]
+        call = self.model.calls[call_id]
+        names = _budgets_of(call, wrong=wrong_budgets)
+        hold = min(call.settled) if earlier_hold else max(call.settled)
+        events: Told = [(kind, call.begun) for kind in told]
+        typed, modelled = self._baselines(names, lags) if lags else ((), ())
+        result, attempt, assumed = '{"late":true}' if has_result else "", call.begun, cost // 3
+        predicted = self.model.adjust(
+            call_id, hold=hold, cost=cost, assumed=assumed, attempt=attempt, budgets=names, result=result,
+            events=events, baselines=modelled,
+        )  # fmt: skip
+        request = AdjustRequest(
+            call_id=call_id, user_id=call.user, hold=hold, cost_nanousd=cost, assumed_nanousd=assumed,
+            attempt=attempt, payload='{"author":"test"}', budgets=names, result=result,
+            events=_attempt_events(events),
+        )  # fmt: skip
+        self._check("adjust", self.driver.gate.adjust(request, typed), predicted)
+
+    # -- spend without a hold, plans, credit
+
+    @rule(pick=picks, user=users, period=periods, kinds=kinds, cost=st.integers(0, 6), lags=lags, again=rarely)
+    def charge(
+        self, pick: int, user: str, period: str, kinds: Sequence[str], cost: int, lags: tuple[int, int], again: bool
+    ) -> None:
+        if again and self.call_ids:
+            call_id = self._pick(pick)
+        else:
+            call_id = f"call-{len(self.call_ids)}"
+            self.call_ids.append(call_id)
+        names = (f"user:{user}:{period}", *_further(kinds, user, period))
+        typed, modelled = self._baselines(names, lags)
+        content = f"content-of-{call_id}" if pick else "other"
+        predicted = self.model.charge(
+            call_id, user=user, period=period, content=content, cost=cost, assumed=cost, budgets=names,
+            baselines=modelled,
+        )  # fmt: skip
+        request = ChargeRequest(
+            call_id=call_id, user_id=user, period=period, content_hash=content, cost_nanousd=cost,
+            assumed_nanousd=cost, payload='{"outcome":"recorded"}', budgets=names,
+        )  # fmt: skip
+        self._check("charge", self.driver.gate.charge(request, typed), predicted)
+
+    @rule(
+        user=users, period=periods, kind=st.sampled_from(("plan-assigned", "credit-granted")),
+        amount=st.integers(0, 25), pick=picks, again=rarely, other_content=rarely,
+    )  # fmt: skip
+    def assign(
+        self, user: str, period: str, kind: Literal["plan-assigned", "credit-granted"], amount: int, pick: int,
+        again: bool, other_content: bool,
+    ) -> None:  # fmt: skip
+        command: dict[str, Any] = {
+            "command_id": f"command-{len(self.commands)}", "user": user, "period": period,
+            "content": f"content-{amount}", "kind": kind, "amount": amount, "budget": f"user:{user}:{period}",
+        }  # fmt: skip
+        if again and self.commands:
+            command = self.commands[pick % len(self.commands)] | ({"content": "other"} if other_content else {})
+        else:
+            self.commands.append(command)
+        predicted = self.model.assign(**command)
+        request = AssignRequest(
+            command_id=command["command_id"], user_id=command["user"], period=command["period"],
+            content_hash=command["content"], type=command["kind"], plan="growth",
+            amount_nanousd=command["amount"], payload="{}", budget=command["budget"],
+        )  # fmt: skip
+        self._check("assign", self.driver.gate.assign(request), predicted)
+
+    # -- the projector, and questions
+
+    @rule(back=st.integers(0, 9), users=st.sampled_from((("ann",), ("bob",), ("ann", "bob"))), kinds=kinds)
+    def trim(self, back: int, users: Sequence[str], kinds: Sequence[str]) -> None:
+        """The projector has folded all but the newest `back` events and lets the tails go up to there."""
+        watermark = max(0, self._head - back)
+        names = [f"user:{user}:{period}" for user in users for period in set(PERIODS)]
+        names += list(_further(kinds, users[0], PERIODS[0]))
+        predicted = self.model.trim(watermark, names)
+        self._check("trim", self.driver.gate.trim(self.driver.entry(watermark), names), predicted)
+
+    @rule(
+        user=users, period=periods, kinds=kinds, cap=caps, lags=lags,
+        projection=st.sampled_from(("true", "true", "wrong", "ahead")),
+    )  # fmt: skip
+    def balance(
+        self, user: str, period: str, kinds: Sequence[str], cap: int, lags: tuple[int, int], projection: str
+    ) -> None:
+        """A baseline that the tail contradicts, or that is ahead of the ledger, is refused (G8)."""
+        names = (f"user:{user}:{period}", *_further(kinds, user, period))
+        typed, modelled = self._baselines(names, lags)
+        settled, held, position = typed[0].settled_nanousd, typed[0].held_nanousd, typed[0].position
+        if projection == "wrong" and self.model.budget(names[0]).tail:
+            # Without a tail nothing could tell.
+            settled, held = settled - 1, held + 1
+        if projection == "ahead":
+            position = Position(EntryId(2**45, 0), self._head + 1)
+        typed = (Baseline(settled, held, position), *typed[1:])
+        modelled = (ModelBaseline(settled, held, position.seq), *modelled[1:])
+        predicted = self.model.balance(
+            user=user, period=period, budgets=[(name, cap) for name in names], baselines=modelled
+        )
+        budgets = [BudgetCap(name, cap) for name in names]
+        call = self.driver.gate.balance(user_id=user, period=period, budgets=budgets, baselines=typed)
+        self._check("balance", call, predicted)
+
+    # -- checks
+
+    def teardown(self) -> None:
+        if self.has_failed or not self.compares:
+            return
+        self._check_records()
+        for call_id in self.model.open_calls:
+            call = self.model.calls[call_id]
+            self._settle(call_id, call, call.hold, call.spent, call.budgets)
+        assert set(self.folded.settlements) == self.folded.holds, "G2: every hold is settled exactly once"
+        assert all(held == 0 for _, held in self.folded.history[-1].values())
+        assert self.driver.ask(self.driver.gate.overdue(2**52)) == []
+
+    def _check_records(self) -> None:
+        """The gate's own record of each call is the model's; the open ones are in the sorted set of holds."""
+        overdue = self.driver.ask(self.driver.gate.overdue(2**52, count=1_000))
+        assert sorted(overdue) == sorted(self.model.open_calls)
+        for call_id, call in self.model.calls.items():
+            found = self.driver.ask(self.driver.gate.call_record(call_id))
+            assert (found.state, found.content_hash, found.user_id) == (call.state, call.content, call.user)
+            hold = found.hold
+            assert (hold.attempts_recorded, hold.attempts_begun) == (call.recorded, call.begun)
+            assert (hold.hold, hold.spent_nanousd, hold.assumed_nanousd) == (call.hold, call.spent, call.assumed)
+
+    def _check(self, name: str, call: Awaitable[Any], predicted: Answer) -> None:
+        self.has_failed = True
+        answer, entries = self.driver.step(call)
+        self.steps[f"{name} {answer[0]}"] += 1
+        events = [event_of(entry) for entry in entries]
+        for event in events:
+            self.folded.fold(event)
+        if self.compares:
+            assert answer == predicted, f"{name}: the gate answered {answer}, the model predicts {predicted}"
+            self._compare_events(events)
+        self.has_failed = False
+
+    def _compare_events(self, events: Sequence[dict[str, Any]]) -> None:
+        first = len(self.folded.history) - 1 - len(events)
+        expected = self.model.events[first:]
+        assert [event["seq"] for event in events] == list(range(first + 1, first + 1 + len(expected)))
+        for event, wanted in zip(events, expected, strict=True):
+            assert {name: event[name] for name in vars(wanted)} == vars(wanted)
+
+    # -- choices
+
+    @property
+    def _head(self) -> int:
+        return len(self.folded.history) - 1
+
+    def _baselines(
+        self, names: Sequence[str], lags: tuple[int, int]
+    ) -> tuple[tuple[Baseline, ...], tuple[ModelBaseline, ...]]:
+        typed: list[Baseline] = []
+        modelled: list[ModelBaseline] = []
+        for index, name in enumerate(names):
+            seq = max(0, self._head - lags[min(index, 1)])
+            settled, held = self.folded.history[seq].get(name, (0, 0))
+            typed.append(Baseline(settled, held, self.driver.positions[seq]))
+            modelled.append(ModelBaseline(settled, held, seq))
+        return tuple(typed), tuple(modelled)
+
+    def _pick(self, pick: int) -> str:
+        return self.call_ids[-1 - pick % len(self.call_ids)]
+
+    def _pick_open(self, pick: int) -> tuple[str, ModelCall]:
+        """An open call most of the time, else any, even one that the ledger does not know."""
+        open_calls = self.model.open_calls
+        call_id = open_calls[pick % len(open_calls)] if open_calls and pick < 9 else self._pick(pick)
+        unknown = ModelCall("", "ann", PERIODS[0], "-", hold=1, budgets=(f"user:ann:{PERIODS[0]}",))
+        return call_id, self.model.calls.get(call_id, unknown)
+
+
+def _further(kinds: Sequence[str], user: str, period: str) -> tuple[str, ...]:
+    """Budgets beyond the user's period; the campaign's is shared by all users."""
+    names = {"day": f"day:{user}:{period}-05", "campaign": f"campaign:spring:{period}"}
+    return tuple(names[kind] for kind in kinds)
+
+
+def _budgets_of(call: ModelCall, *, wrong: bool) -> tuple[str, ...]:
+    names = call.budgets or (f"user:{call.user}:{call.period}",)
+    return (*names, f"day:{call.user}:2026-11-06") if wrong else names
+
+
+def _attempt_events(events: Told) -> tuple[AttemptEvent, ...]:
+    return tuple(AttemptEvent(kind, attempt, "{}") for kind, attempt in events)

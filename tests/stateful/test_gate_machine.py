@@ -1,0 +1,49 @@
+"""G1, G2, G6, G9: whatever is asked in whatever order, the gate answers as the model predicts."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from ledger.functions import library_code
+from tests.servers import EMBEDDED
+from tests.stateful.gate_driver import GateDriver
+from tests.stateful.gate_machine import GateMachine
+
+# Every answer that the machine can provoke; a run that never saw one of them has tested too little.
+ANSWERS = {
+    "reserve OK", "reserve DENIED", "reserve WAIT", "reserve STALE", "reserve OPEN", "reserve FINISHED",
+    "reserve CONFLICT", "record OK", "record DENIED", "record WAIT", "record STALE", "record UNKNOWN",
+    "record MISMATCH", "settle OK", "settle OK AGAIN", "settle SETTLED", "settle UNKNOWN", "settle MISMATCH",
+    "adjust OK", "adjust STALE", "adjust MISMATCH", "charge NEW", "charge STALE", "charge CONFLICT", "assign NEW",
+    "assign CONFLICT", "trim OK", "balance OK", "balance STALE", "balance DIVERGED", "balance AHEAD",
+}  # fmt: skip
+
+
+def _run(url: str, *, examples: int, steps: int) -> Counter[str]:
+    machine = type("Machine", (GateMachine,), {"driver": GateDriver(url, library_code()), "steps": Counter()})
+    profile = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+    )
+    try:
+        run_state_machine_as_test(machine, settings=profile)
+    finally:
+        machine.driver.close()
+    return machine.steps
+
+
+def test_every_answer_is_the_models(every_server_url: str, request: pytest.FixtureRequest) -> None:
+    is_embedded = request.node.callspec.params["every_server_url"] == EMBEDDED
+    seen = _run(every_server_url, examples=400 if is_embedded else 60, steps=50)
+    if is_embedded:
+        assert set(seen) >= ANSWERS
+
+
+@pytest.mark.slow
+def test_every_answer_is_the_models_in_long_lives(server_url: str) -> None:
+    seen = _run(server_url, examples=100, steps=200)
+    assert set(seen) >= ANSWERS
