@@ -81,12 +81,6 @@ def _api_key(value: SecretStr) -> SecretStr:
     return value
 
 
-def _quack_url(value: str) -> str:
-    if not value.startswith("quack:"):
-        raise ValueError("must begin with quack:")
-    return value
-
-
 def _usd_cap(value: object) -> int | None:
     return None if value is None else _nanousd(_number(value), "the cap")
 
@@ -226,7 +220,6 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
-QuackUrl = Annotated[str, AfterValidator(_quack_url)]
 ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
 UsdCap = Annotated[int | None, BeforeValidator(_usd_cap)]
 Concurrency = Annotated[ConcurrencyTable, BeforeValidator(_concurrency)]

@@ -26,7 +26,6 @@ from inference.setting_values import (
     Concurrency,
     ConcurrencyTable,
     PriceOverrides,
-    QuackUrl,
     RedisUrl,
     RouteOverrides,
     UsdCap,
@@ -60,9 +59,6 @@ class Settings(BaseSettings):
     partitions: int = _field("TOLLBOOK_PARTITIONS", 1, "ledger partitions; fixed at creation", ge=1, le=1024)
     port: Port | None = _field("TOLLBOOK_PORT", None, "port of the embedded server; unset: a free one")
     quack_port: Port | None = _field("TOLLBOOK_QUACK_PORT", None, "port of the DuckDB server; unset: a free one")
-    quack_url: QuackUrl | None = _field(
-        "TOLLBOOK_QUACK_URL", None, "DuckDB server to read from, `quack:HOST:PORT`; unset: as the data directory says"
-    )
 
     openrouter_api_key: ApiKey | None = _field("OPENROUTER_API_KEY", None, "key of the provider")
     openrouter_base_url: BaseUrl = _field(
@@ -104,7 +100,6 @@ class Settings(BaseSettings):
     stop_grace_s: float = _field(
         "TOLLBOOK_STOP_GRACE_S", 15.0, "for tasks at hand when stopping, seconds", ge=0, le=3600
     )
-    dead_letter_maxlen: int = _field("TOLLBOOK_DEAD_LETTER_MAXLEN", 100_000, "dead letters kept", ge=100)
 
     hold_wait_s: float = _field(
         "TOLLBOOK_HOLD_WAIT_S", 600.0, "waiting for other calls' holds, seconds", ge=0, le=86_400, allow_inf_nan=False

@@ -12,6 +12,7 @@ import click
 import typer
 
 from consumers.cli import demo, doctor, publish, serve, spend
+from consumers.telemetry import configure_logging
 
 app = typer.Typer(
     name="tollbook",
@@ -36,6 +37,8 @@ app.command()(doctor.doctor)
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    # Standard output is for data, whatever is logged; commands that stay set the level and form from the settings.
+    configure_logging(form="console", level="WARNING")
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
     except click.exceptions.Abort:

@@ -12,22 +12,22 @@ if TYPE_CHECKING:
 
 
 def demo(
-    tasks: Annotated[int, typer.Option(min=1, max=200_000, help="How many tasks to publish.")] = 6000,
+    tasks: Annotated[int, typer.Option(min=1, max=200_000, help="How many tasks to publish.")] = 15_000,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the data to look around afterwards.")] = False,
-    seed: Annotated[int, typer.Option(help="The same seed publishes the same tasks.")] = 7,
+    seed: Annotated[int, typer.Option(help="The same seed publishes the same tasks.")] = 325,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Run real request sizes through everything, against a local stand-in for OpenRouter, and prove the books.
 
     Exit code 0 only if ledger and book agree. Example: tollbook demo --tasks 2000 --keep
     """
-    from rich.console import Console
+    from consumers.tables import make_console
 
     data_dir = Path("tollbook-demo") if keep else Path(tempfile.mkdtemp(prefix="tollbook-demo-"))
     if keep and data_dir.exists():
         raise typer.BadParameter(f"{data_dir}/ is there already; look around in it, or remove it first")
     try:
-        return _run(tasks, data_dir, seed, Console(stderr=as_json), as_json=as_json, keep=keep)
+        return _run(tasks, data_dir, seed, make_console(stderr=as_json), as_json=as_json, keep=keep)
     finally:
         if not keep:
             shutil.rmtree(data_dir, ignore_errors=True)
@@ -42,7 +42,8 @@ def _run(tasks: int, data_dir: Path, seed: int, console: "Console", *, as_json: 
     from consumers.telemetry import configure_logging
 
     configure_logging(form="console", level="ERROR")
-    console.print("[bold]Tollbook demo[/]: 200 users, three plans, the provider is a local stand-in for OpenRouter")
+    console.print("[bold]Tollbook demo[/]: 200 users on three plans; real request sizes")
+    console.print("Provider: a local [bold]stand-in[/] for OpenRouter, with a few percent of faults")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         line = bar.add_task("starting", total=None)

@@ -185,9 +185,10 @@ async def _check_provider(settings: "Settings") -> AsyncIterator[Finding]:
 
 
 def _print(findings: list[Finding]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from consumers.tables import make_console
 
     marks = {"ok": ("ok", "green"), "warning": ("look", "yellow"), "failed": ("FAILED", "bold red")}
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -197,4 +198,4 @@ def _print(findings: list[Finding]) -> None:
         if finding.advice:
             text.append(f"\n→ {finding.advice}", style="dim")
         table.add_row(Text(mark, style=style), Text(finding.check), text)
-    Console().print(table)
+    make_console().print(table)

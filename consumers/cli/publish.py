@@ -122,9 +122,10 @@ def _show(found: InferenceResult | None, task_id: str, wait: float | None, *, as
 
 
 def _print(found: InferenceResult) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from consumers.tables import make_console
 
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
@@ -142,4 +143,4 @@ def _print(found: InferenceResult) -> None:
     for name, value in rows:
         if value is not None:
             table.add_row(name, value if isinstance(value, Text) else Text(str(value)))
-    Console().print(table)
+    make_console().print(table)

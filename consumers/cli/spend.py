@@ -53,39 +53,23 @@ def _sql(user: str | None, period: str | None, top: int) -> str:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from consumers.tables import dollars, make_console, make_table
 
-    table = Table(header_style="bold")
-    for name, justify in (
-        ("user", "left"),
-        ("period", "left"),
-        ("plan", "left"),
-        ("spent", "right"),
-        ("held", "right"),
-        ("cap", "right"),
-        ("used", "right"),
-        ("calls", "right"),
-        ("denied", "right"),
-        ("fallbacks", "right"),
-    ):
-        table.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
+    columns = ("user", "period", "plan", "spent>", "held>", "cap>", "used>", "calls>", "denied>", "fallbacks>")
+    table = make_table(columns)
     for row in rows:
         cap: Decimal | None = row["cap_usd"]
-        used = f"{row['spent_usd'] / cap:.0%}" if cap else "-"
         table.add_row(
             row["user_id"],
             row["period"],
             row["plan"] or "-",
-            f"${row['spent_usd']:,.6f}",
-            f"${row['reserved_usd']:,.6f}",
-            f"${cap:,.2f}" if cap is not None else "-",
-            used,
-            str(row["calls"]),
-            str(row["denied"]),
-            str(row["fallbacks"]),
+            dollars(row["spent_usd"], 4),
+            dollars(row["reserved_usd"], 2),
+            "-" if cap is None else dollars(cap, 2),
+            f"{row['spent_usd'] / cap:.0%}" if cap else "-",
+            *(f"{row[name]:,}" for name in ("calls", "denied", "fallbacks")),
         )
-    Console().print(table)
+    make_console().print(table)
 
 
 def _plain(value: object) -> str:

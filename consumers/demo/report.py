@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from consumers.demo.proof import Check
+from consumers.tables import dollars, make_table
 from inference.reconcile import Reconciliation
 from ledger.store import Store
 from schemas.money import format_usd
@@ -35,6 +35,8 @@ SELECT model, count(*) AS attempts, count(*) FILTER (outcome <> 'ok') AS failed,
     quantile_disc(latency_ms, 0.99) AS p99_ms
 FROM events WHERE type = 'model-called' GROUP BY model ORDER BY attempts DESC
 """
+# Characters; the tables fit a terminal of 80 columns.
+_BAR: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,37 +88,33 @@ def print_report(report: Report, console: Console) -> None:
     _print_proof(report, console)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, header_style="dim")
-    for column in columns:
-        name = column.removesuffix(">")
-        table.add_column(name, justify="right" if column.endswith(">") else "left")
-    return table
-
-
 def _plans(report: Report) -> Table:
-    table = _table("Spend by plan", "plan", "users>", "calls>", "spent>", "denied>", "users at cap>", "fallbacks>")
+    table = make_table(
+        ("plan", "users>", "calls>", "spent>", "denied>", "users at cap>", "fallbacks>"), "Spend by plan"
+    )
     for row in report.by_plan:
         numbers = (row["users"], row["calls"])
         table.add_row(
             row["plan"],
             *(f"{number:,}" for number in numbers),
-            _usd(row["spent_usd"]),
+            dollars(row["spent_usd"]),
             *(f"{row[name]:,}" for name in ("denied", "users_at_cap", "fallbacks")),
         )
     return table
 
 
 def _users(report: Report) -> Table:
-    table = _table("Top users against their caps", "user", "plan", "spent>", "cap>", "", "used>", "calls>", "denied>")
+    table = make_table(
+        ("user", "plan", "spent>", "cap>", "", "used>", "calls>", "denied>"), "Top users against their caps"
+    )
     for row in report.top_users:
         share = row["spent_usd"] / row["cap_usd"]
-        bar = Text("█" * round(share * 20), style="red" if row["denied"] else "green")
-        bar.append("░" * (20 - round(share * 20)), style="dim")
+        full = round(share * _BAR)
+        bar = Text("█" * full, style="red" if row["denied"] else "green").append("░" * (_BAR - full), style="dim")
         table.add_row(
             row["user_id"],
             row["plan"],
-            _usd(row["spent_usd"]),
+            dollars(row["spent_usd"]),
             f"${row['cap_usd']:,.2f}",
             bar,
             f"{share:.1%}",
@@ -127,14 +125,16 @@ def _users(report: Report) -> Table:
 
 
 def _fallbacks(report: Report) -> Table:
-    table = _table("Fallbacks", "from", "to", "reason", "times>")
+    table = make_table(("from", "to", "reason", "times>"), "Fallbacks")
     for row in report.fallbacks:
         table.add_row(row["from_model"], row["to_model"], row["reason"], f"{row['times']:,}")
     return table
 
 
 def _latencies(report: Report) -> Table:
-    table = _table("Attempts by model (stand-in)", "model", "attempts>", "failed>", "p50 ms>", "p95 ms>", "p99 ms>")
+    table = make_table(
+        ("model", "attempts>", "failed>", "p50 ms>", "p95 ms>", "p99 ms>"), "Attempts by model (stand-in)"
+    )
     for row in report.latencies:
         numbers = ("attempts", "failed", "p50_ms", "p95_ms", "p99_ms")
         table.add_row(row["model"], *(f"{row[name]:,}" for name in numbers))
@@ -153,10 +153,6 @@ def _print_proof(report: Report, console: Console) -> None:
     for check in report.proof:
         mark = "[green]✓[/]" if check.is_true else "[bold red]✗[/]"
         console.print(f"  {mark} {check.claim} [dim]({check.detail})[/]", highlight=False)
-
-
-def _usd(dollars: Decimal) -> str:
-    return f"${dollars:,.6f}"
 
 
 def _plain(value: object) -> object:

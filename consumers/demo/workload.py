@@ -20,7 +20,8 @@ _MIX: Final = (
     (TaskType.PING, TaskStream.MONITORING, 0.01),
 )
 _PLANS: Final = ((Plan.TRIAL, 0.55), (Plan.STARTER, 0.30), (Plan.GROWTH, 0.15))
-_ZIPF_EXPONENT: Final = 1.15
+# Steep enough that a few users reach their caps, whatever their plan.
+_ZIPF_EXPONENT: Final = 1.25
 _FILLER: Final = "The ledger remembers what the invoice forgets. "
 
 
