@@ -8,6 +8,7 @@ so that they hold even where the model is wrong or left out (`compares = False`)
 
 from collections import Counter
 from collections.abc import Awaitable, Sequence
+from dataclasses import fields
 from typing import Any, ClassVar, Literal
 
 from hypothesis import strategies as st
@@ -26,13 +27,14 @@ from ledger.requests import (
     SettleRequest,
 )
 from schemas.identifiers import EntryId, Window
-from tests.model import Answer, LedgerModel, ModelBaseline, ModelCall
+from tests.model import Answer, LedgerModel, ModelBaseline, ModelCall, ModelEvent
 from tests.stateful.gate_driver import GateDriver, event_of
 
 EventKind = Literal["model-called", "fallback-used"]
 Told = Sequence[tuple[EventKind, int]]
 PERIODS = ("2026-11", "2026-11", "2026-11", "2026-12")
 TOLD: tuple[tuple[EventKind, ...], ...] = ((), ("model-called",), ("model-called", "fallback-used"))
+MODEL_FIELDS = tuple(field.name for field in fields(ModelEvent))
 
 users = st.sampled_from(("ann", "bob"))
 periods = st.sampled_from(PERIODS)
@@ -353,9 +355,9 @@ class GateMachine(RuleBasedStateMachine):
     def _compare_events(self, events: Sequence[dict[str, Any]]) -> None:
         first = len(self.folded.history) - 1 - len(events)
         expected = self.model.events[first:]
-        assert [event["seq"] for event in events] == list(range(first + 1, first + 1 + len(expected)))
-        for event, wanted in zip(events, expected, strict=True):
-            assert {name: event[name] for name in vars(wanted)} == vars(wanted)
+        found = [{name: event[name] for name in ("seq", *MODEL_FIELDS)} for event in events]
+        wanted = [{"seq": seq, **vars(event)} for seq, event in enumerate(expected, first + 1)]
+        assert found == wanted, f"the events differ from the model's: {found}, predicted are {wanted}"
 
     # -- choices
 

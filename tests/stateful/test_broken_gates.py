@@ -1,0 +1,186 @@
+"""Tests of the tests: gates broken on purpose, each of which the state machine must catch.
+
+A variant is the gate's own source with pieces of its text replaced; where a piece is no longer
+there, the variant has to be written anew. Those that break what can be seen on the stream are
+caught without the model, by G1, G2 or the fold alone; the others by the model's prediction.
+"""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from ledger.functions import library_code
+from tests.stateful.gate_driver import GateDriver
+from tests.stateful.gate_machine import GateMachine
+
+G1 = "G1 is broken"
+G2 = "G2 is broken"
+FOLD = "stamped committed differs"
+MODEL = "the model predicts"
+EVENTS = "the events differ from the model's"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """`seen_as` is what the machine says; without the model where `by_stream` is set."""
+
+    name: str
+    replacements: tuple[tuple[str, str], ...]
+    seen_as: str
+    by_stream: bool = False
+
+    def code(self) -> str:
+        code = library_code()
+        for old, new in self.replacements:
+            assert code.count(old) == 1, f"{self.name}: the text stands {code.count(old)} times in the gate: {old}"
+            code = code.replace(old, new)
+        return code
+
+
+BROKEN = (
+    Broken(
+        "baselines below the watermark are taken",
+        (("if is_after(meta.trim_ms, meta.trim_n, q.ms, q.n) then", "if false then"),),
+        FOLD,
+        by_stream=True,
+    ),
+    Broken(
+        "tails are dropped and the watermark stays",
+        (("redis.call('HSET', keys[1], 'trimmed_to', args[2])", ""),),
+        FOLD,
+        by_stream=True,
+    ),
+    Broken(
+        "tails are dropped past the watermark",
+        (("if is_after(first.ms, first.n, ms, n) or", "if"),),
+        FOLD,
+        by_stream=True,
+    ),
+    Broken(
+        "holds do not count against the cap",
+        (("elseif b.s + b.h + amount > cap then", "elseif b.s + amount > cap then"),),
+        G1,
+        by_stream=True,
+    ),
+    Broken(
+        "one nano-dollar over the cap is let through",
+        (("elseif b.s + b.h + amount > cap then", "elseif b.s + b.h + amount > cap + 1 then"),),
+        G1,
+        by_stream=True,
+    ),
+    Broken(
+        "only the first budget is weighed",
+        (
+            ("denied = denied or i", "denied = denied or (i == 1 and i or nil)"),
+            ("waiting = waiting or i", "waiting = waiting or (i == 1 and i or nil)"),
+        ),
+        G1,
+        by_stream=True,
+    ),
+    Broken(
+        "an extension is not weighed",
+        (("local refused = extends and (w.denied or w.waiting)", "local refused = nil"),),
+        G1,
+        by_stream=True,
+    ),
+    Broken(
+        "a settled hold is settled again",
+        (
+            ("return nil, { 'SETTLED', cost .. ' ' .. assumed, call.state }", ""),
+            ("if call.state ~= 'open' or text(call.hold) ~= hold then", "if text(call.hold) ~= hold then"),
+        ),
+        G2,
+        by_stream=True,
+    ),
+    Broken(
+        "a settlement frees nothing",
+        (("push(tail, id, cost, -call.amount, balances[i])", "push(tail, id, cost, 0, balances[i])"),),
+        FOLD,
+        by_stream=True,
+    ),
+    Broken(
+        "an adjustment does not reach the tail",
+        (("push(tail, id, difference, 0, balances[i])", ""),),
+        FOLD,
+        by_stream=True,
+    ),
+    Broken(
+        "the newest entry of a tail goes while its hold is open",
+        ((" or (length == 1 and first.h ~= 0) then", " then"),),
+        MODEL,
+    ),
+    Broken(
+        "a baseline that the tail contradicts is taken",
+        (("if s ~= q.s or h ~= q.h then", "if false then"),),
+        MODEL,
+    ),
+    Broken("a projection ahead of the ledger is taken", (("if q.seq > meta.seq then", "if false then"),), MODEL),
+    Broken(
+        "a call that only holds stand in the way of is refused (G9)",
+        (("local refused = w.denied or (args[11] == '1' and w.waiting)", "local refused = w.denied or w.waiting"),),
+        MODEL,
+    ),
+    Broken(
+        "the last nano-dollar of the cap is refused (G9)",
+        (("if b.s + amount > cap then", "if b.s + amount >= cap then"),),
+        MODEL,
+    ),
+    Broken(
+        "other content under the same call id passes (G4)",
+        (("if call.hash ~= args[5] then\n      return { 'CONFLICT' }", "if false then\n      return { 'CONFLICT' }"),),
+        MODEL,
+    ),
+    Broken(
+        "a resent extension extends again",
+        (("local extends = extension > 0 and mark(call, 'x' .. attempt)", "local extends = extension > 0"),),
+        MODEL,
+    ),
+    Broken(
+        "a resent event of an attempt is appended again",
+        (("if mark(call, letter .. attempt) then", "mark(call, letter .. attempt)\n    do"),),
+        EVENTS,
+    ),
+    Broken(
+        "a repeated adjustment is booked again",
+        (("    set_settled(call, args[3], cost, assumed)\n    wake(keys[3], names)", "    wake(keys[3], names)"),),
+        MODEL,
+    ),
+    Broken(
+        "credit of one period counts in all",
+        (("'credit:' .. period)\n  return math.min", "'credit:2026-11')\n  return math.min"),),
+        MODEL,
+    ),
+    Broken("a hold's number starts anew", (("local hold, deadline = call.hold + 1,", "local hold, deadline = 1,"),), MODEL),
+)  # fmt: skip
+
+
+def _run(url: str, code: str, *, compares: bool, examples: int) -> None:
+    machine = type("Broken", (GateMachine,), {"driver": GateDriver(url, code), "compares": compares})
+    profile = settings(
+        max_examples=examples,
+        stateful_step_count=50,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        # The first failing run is enough; making it small takes longer than finding it.
+        phases=[Phase.generate],
+        report_multiple_bugs=False,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+    )
+    try:
+        run_state_machine_as_test(machine, settings=profile)
+    finally:
+        machine.driver.close()
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)
+def test_a_broken_gate_is_caught(broken: Broken, server_url: str) -> None:
+    with pytest.raises(AssertionError, match=broken.seen_as):
+        _run(server_url, broken.code(), compares=not broken.by_stream, examples=1_500)
+
+
+def test_the_gate_itself_passes_the_same_run_without_the_model(server_url: str) -> None:
+    """G1, G2: what the stream alone shows; else the variants above would be caught for another reason."""
+    _run(server_url, library_code(), compares=False, examples=200)
