@@ -1,0 +1,179 @@
+"""A whole system in the test's process, the stand-in behind it, and what tests ask of both.
+
+What a call came to is read from the ledger's stream and added up here, by nothing of the
+code under test but the reading of single events.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from consumers.runtime import System, open_system
+from inference.calls import Call, CallRunner
+from inference.provider import ProviderClient
+from inference.retry import RetryPolicy
+from inference.runtime import InferenceRuntime, now_ms
+from inference.settings import load_settings
+from inference.standin import FaultPlan, StandIn, StandInConfig
+from schemas.events import CostAdjusted, CostRecorded, Event
+from schemas.identifiers import EntryId, month_at
+from schemas.tasks import Task
+from schemas.upcasters import event_from_entry
+
+API_KEY = "sk-or-v1-very-secret"
+# "Tell me [[completion_tokens=40]]" has 32 bytes; the stand-in takes a quarter of them for
+# tokens and adds 4 for the message, the bound takes them all and adds 32 for the message and 128.
+PROMPT = "Tell me [[completion_tokens=40]]"
+PROMPT_TOKENS, COMPLETION_TOKENS = 8 + 4, 40
+PROMPT_BOUND = 32 + 32 + 128
+
+
+@dataclass(frozen=True, slots=True)
+class Calling:
+    """A running system and its provider."""
+
+    system: System
+    provider: StandIn
+
+    @property
+    def runtime(self) -> InferenceRuntime:
+        return self.system.runtime
+
+    def script(self, *faults: str | None) -> None:
+        """Say what becomes of the next requests; None is an answer."""
+        self.provider.faults = FaultPlan(script=faults)
+
+    def call(self, call_id: str = "t1", *, run_id: str = "run-1", task: str = "generate_draft", **fields: Any) -> Call:
+        """Make a call of the task's route; a model named in `fields` has no fallback."""
+        content = {"user_id": "u1", "prompt": PROMPT, **fields}
+        read = Task.model_validate({"task": task, "task_id": call_id, **content})
+        return Call.of_task(read, call_id=call_id, run_id=run_id, route=self.runtime.routes[read.task])
+
+    @asynccontextmanager
+    async def runner(
+        self, *, transport: httpx.AsyncBaseTransport | None = None, base_url: str | None = None
+    ) -> AsyncIterator[tuple[CallRunner, list[float]]]:
+        """Yield a runner like the system's own that sleeps through no pause, but notes it."""
+        runtime, pauses = self.runtime, list[float]()
+
+        async def sleep(seconds: float) -> None:
+            pauses.append(seconds)
+
+        async with ProviderClient(
+            api_key=runtime.settings.openrouter_api_key,
+            base_url=base_url or runtime.settings.openrouter_base_url,
+            is_openrouter=False,
+            attempt_timeout_s=runtime.settings.attempt_timeout_s,
+            transport=transport,
+        ) as provider:
+            yield (
+                CallRunner(
+                    ledger=runtime.ledger,
+                    results=runtime.handle.results,
+                    provider=provider,
+                    prices=runtime.runner.prices,
+                    policy=runtime.policy,
+                    retry=RetryPolicy.from_settings(runtime.settings),
+                    attempt_timeout_s=runtime.settings.attempt_timeout_s,
+                    now_ms=now_ms,
+                    sleep=sleep,
+                ),
+                pauses,
+            )
+
+    async def raw_events(self) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """Return the ledger as it is in Redis."""
+        entries: Any = await self.system.handle.redis.xrange(self.system.handle.keys[0].ledger)
+        return entries
+
+    async def events(self, call_id: str | None = None) -> list[Event]:
+        """Return the ledger's events, or those of one call."""
+        events = [
+            event_from_entry(entry_id.decode(), {name.decode(): value.decode() for name, value in fields.items()})
+            for entry_id, fields in await self.raw_events()
+        ]
+        return [event for event in events if call_id in (None, event.call_id)]
+
+    async def spent(self, user_id: str = "u1") -> int:
+        """Return what the ledger books to a user, in nano-dollars."""
+        moved = [event for event in await self.events() if isinstance(event.payload, CostRecorded | CostAdjusted)]
+        return sum(event.amount for event in moved if event.user_id == user_id)
+
+    async def assumed(self, user_id: str = "u1") -> int:
+        """Return the part of it that nobody confirmed."""
+        payloads = [event.payload for event in await self.events() if event.user_id == user_id]
+        return sum(each.assumed_nanousd for each in payloads if isinstance(each, CostRecorded | CostAdjusted))
+
+    def booked(self, user_id: str = "u1") -> int:
+        """Return what the provider's own book has of a user."""
+        return self.provider.book.totals().get(user_id, 0)
+
+    async def folded(self) -> None:
+        """Return once DuckDB has everything that is on the ledger now."""
+        entries = await self.raw_events()
+        if entries:
+            await self.system.projection.projector.wait_for(0, EntryId.parse(entries[-1][0].decode()))
+
+    async def query(self, sql: str, params: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """Ask DuckDB."""
+        return await asyncio.to_thread(self.system.projection.store.query, sql, params)
+
+    async def check_guarantees(self) -> None:
+        """Assert what must be true of every ledger on which no call is open."""
+        held = settled = 0
+        await self.folded()
+        for event in await self.events():
+            if event.type == "budget-reserved":
+                # G1
+                assert event.committed is not None
+                assert event.committed <= event.payload.cap_nanousd  # pyright: ignore[reportAttributeAccessIssue]
+        for row in await self.query("SELECT * FROM calls"):
+            held += row["held_usd"]
+        # G2: each hold is opened once and settled once.
+        opened = await self.query("SELECT call_id, hold FROM events WHERE kind = 'hold' ORDER BY ALL")
+        closed = await self.query(
+            "SELECT call_id, hold FROM events WHERE type = 'cost-recorded' AND outcome <> 'recorded' ORDER BY ALL"
+        )
+        assert (held, opened) == (0, closed)
+        # The gate's numbers and the projector's agree, event by event.
+        assert await self.query("SELECT * FROM discrepancies") == []
+        # G3: no user is charged less than the provider took; the assumptions are all that may lie between.
+        for user_id in {event.user_id for event in await self.events()} | set(self.provider.book.totals()):
+            spent, booked = await self.spent(user_id), self.booked(user_id)
+            settled += spent
+            assert spent >= booked
+            assert spent - await self.assumed(user_id) <= booked
+        rows = await self.query("SELECT coalesce(sum(spent_usd), 0) AS spent FROM spend")
+        assert rows[0]["spent"].scaleb(9) == settled
+
+
+@asynccontextmanager
+async def open_calling(
+    server_url: str, directory: Path, *, slow_ms: int = 50, **settings: Any
+) -> AsyncIterator[Calling]:
+    """Open a system on an empty server, and the stand-in that it calls.
+
+    Nothing pauses between attempts, and an attempt is given up after half a second.
+    """
+    quick = {"retries": 1, "backoff_base_s": 0.0, "attempt_timeout_s": 0.5, "openrouter_api_key": API_KEY}
+    config = StandInConfig(api_key=API_KEY, slow_ms=slow_ms)
+    async with StandIn(config) as provider:
+        loaded = load_settings(
+            env_file=None,
+            redis_url=server_url,
+            data_dir=directory / "data",
+            openrouter_base_url=provider.base_url,
+            **{**quick, **settings},
+        )
+        async with open_system(loaded) as system:
+            yield Calling(system, provider)
+
+
+def period() -> str:
+    """Return the billing period now."""
+    return month_at(now_ms()).name
