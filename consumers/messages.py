@@ -17,6 +17,7 @@ from schemas.identifiers import check_id, task_id_from_entry
 from schemas.tasks import STREAM_NAME_PATTERN, InvalidTask, Task, task_from_fields
 
 MAX_ENTRY_BYTES: Final = 2_000_000
+_SALVAGED: Final = ("task_id", "user_id", "reply_to")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +57,24 @@ def read_task(delivery: Delivery) -> tuple[str, Task]:
 
 def salvage(delivery: Delivery) -> Salvage:
     """Read ids of a malformed message where that is possible; the entry's own id stands in for the task's."""
+    fields = _readable(delivery)
+    return Salvage(
+        task_id=_id(fields.get("task_id")) or task_id_from_entry(delivery.stream, delivery.entry_id),
+        user_id=_id(fields.get("user_id")),
+        reply_to=_stream_name(fields.get("reply_to")),
+    )
+
+
+def _readable(delivery: Delivery) -> Mapping[str, Any]:
     try:
         fields: Mapping[str, Any] = _open(delivery)
         if "data" in fields and "task" not in fields:
             document = json.loads(fields["data"]) if isinstance(fields["data"], str) else fields["data"]
             fields = cast("dict[str, Any]", document) if isinstance(document, dict) else {}
     except (ValueError, RecursionError):
-        fields = {}
-    return Salvage(
-        task_id=_id(fields.get("task_id")) or task_id_from_entry(delivery.stream, delivery.entry_id),
-        user_id=_id(fields.get("user_id")),
-        reply_to=_stream_name(fields.get("reply_to")),
-    )
+        # A field that is too large or not UTF-8 does not make the others unreadable.
+        return {name: delivery.fields.get(name.encode(), b"").decode(errors="replace") for name in _SALVAGED}
+    return fields
 
 
 def fields_as_json(fields: Mapping[bytes, bytes]) -> str:

@@ -92,6 +92,8 @@ class Task(BaseModel):
             raise ValueError(f"metadata is nested deeper than {MAX_JSON_DEPTH} levels")
         if value is not None and len(json.dumps(value)) > MAX_METADATA_BYTES:
             raise ValueError(f"metadata is larger than {MAX_METADATA_BYTES} bytes of JSON")
+        # JSON can escape half of a surrogate pair, which no result can be written with.
+        json.dumps(value, ensure_ascii=False).encode()
         return value
 
     @model_validator(mode="after")
