@@ -152,8 +152,12 @@ BROKEN = (
         (("'credit:' .. period)\n  return math.min", "'credit:2026-11')\n  return math.min"),),
         MODEL,
     ),
-    Broken("a hold's number starts anew", (("local hold, deadline = call.hold + 1,", "local hold, deadline = 1,"),), MODEL),
-)  # fmt: skip
+    Broken(
+        "the number of a hold starts anew",
+        (("local hold, deadline = call.hold + 1,", "local hold, deadline = 1,"),),
+        MODEL,
+    ),
+)
 
 
 def _run(url: str, code: str, *, compares: bool, examples: int) -> None:
