@@ -22,7 +22,7 @@ from inference.pricing import PriceCatalogue
 from inference.provider import ProviderClient
 from inference.retry import FallBack, GiveUp, Retry, RetryPolicy
 from inference.routing import resolve_model
-from ledger.errors import LedgerError
+from ledger.errors import CallUnknown, LedgerError
 from ledger.ledger import Ledger
 from ledger.requests import (
     AlreadySettled,
@@ -32,10 +32,11 @@ from ledger.requests import (
     Reserved,
     ReserveReply,
     ReserveRequest,
+    SettleRequest,
     Waiting,
 )
 from ledger.results import Results
-from schemas.events import BudgetReserved, FallbackUsed, payload_json
+from schemas.events import BudgetReserved, CostRecorded, FallbackUsed, payload_json
 from schemas.money import format_usd
 from schemas.plans import Plan
 from schemas.results import ErrorCode, InferenceResult
@@ -137,7 +138,11 @@ class CallRunner:
             first = self._bound_of(call, call.route.model)
         except CostUnbounded as exc:
             return await self._without_money(failed_result(call, ErrorCode.PRICE_UNKNOWN, str(exc), self._now_ms()))
-        request, reply = await self._reserve(call, first, is_final=is_final)
+        try:
+            request, reply = await self._reserve(call, first, is_final=is_final)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._release_unsent(call))
+            raise
         match reply:
             case Reserved():
                 on_reserved()
@@ -227,12 +232,12 @@ class CallRunner:
                 if isinstance(step, Retry) and failure is None:
                     await self._sleep(step.delay_s)
                 model = next_model
+            result = failed_result(call, ErrorCode.INFERENCE_FAILED, failure, self._now_ms(), hold)
+            return await self._settle(hold, result, reason=failure)
         except asyncio.CancelledError:
             # A request may be under way; whoever cancels must not leave a phantom hold behind.
             await asyncio.shield(self._abandon(hold, attempt_bound))
             raise
-        result = failed_result(call, ErrorCode.INFERENCE_FAILED, failure, self._now_ms(), hold)
-        return await self._settle(hold, result, reason=failure)
 
     async def _attempt(self, call: Call, hold: Hold, model: str, attempt_bound: Bound) -> Attempt:
         hold.begin(model)
@@ -255,7 +260,12 @@ class CallRunner:
         """Tell the ledger of the failed attempt and make the hold cover the next; return why it cannot, or None."""
         extension = hold.shortage_for(attempt_bound)
         payload = self._reserved_payload(call, attempt_bound, "extension")
-        reply = await self.ledger.record(hold.record_request(extension_nanousd=extension, payload=payload))
+        try:
+            reply = await self.ledger.record(hold.record_request(extension_nanousd=extension, payload=payload))
+        except CallUnknown:
+            # The hold was settled meanwhile, and without one no further request may be sent.
+            await self._correct(hold, result="")
+            raise CallTakenOver(call.call_id) from None
         hold.told()
         if isinstance(reply, Denied | Waiting):
             return f"{failed.error}; {model} is not tried: {format_usd(extension, places=6)} more do not fit the cap"
@@ -275,18 +285,41 @@ class CallRunner:
         reply = await self.ledger.settle(
             hold.settle_request(outcome=outcome, reason=reason, result=text, is_final=True)
         )
-        if isinstance(reply, AlreadySettled):
-            adjusted = await self.ledger.adjust(hold.adjust_request(reason="late_answer", result=text))
-            _log.warning("call.answered_late", call_id=hold.call_id, difference_nanousd=adjusted.difference_nanousd)
-            if not adjusted.is_call_over:
-                raise CallTakenOver(hold.call_id)
+        if isinstance(reply, AlreadySettled) and not await self._correct(hold, result=text):
+            raise CallTakenOver(hold.call_id)
         return result
+
+    async def _correct(self, hold: Hold, *, result: str) -> bool:
+        """Book what a hold that somebody else has settled really cost; return whether the call is over."""
+        adjusted = await self.ledger.adjust(hold.adjust_request(reason="late_answer", result=result))
+        _log.warning("call.answered_late", call_id=hold.call_id, difference_nanousd=adjusted.difference_nanousd)
+        return adjusted.is_call_over
 
     async def _abandon(self, hold: Hold, attempt_bound: Bound) -> None:
         hold.abandon(attempt_bound)
         request = hold.settle_request(outcome="failed", reason="cancelled", result="", is_final=False)
-        await self.ledger.settle(request)
+        if isinstance(await self.ledger.settle(request), AlreadySettled):
+            await self._correct(hold, result="")
         _log.warning("call.abandoned", call_id=hold.call_id, cost_nanousd=request.cost_nanousd)
+
+    async def _release_unsent(self, call: Call) -> None:
+        """Settle at nothing what a reservation may have held whose reply nobody waited for."""
+        record = await self.ledger.gate_of(call.user_id).call_record(call.call_id)
+        if record is None or record.state != "open" or record.hold.worker != call.run_id:
+            return
+        payload = CostRecorded(basis="released", outcome="failed", reason="cancelled")
+        request = SettleRequest(
+            call_id=call.call_id,
+            user_id=call.user_id,
+            hold=record.hold.hold,
+            cost_nanousd=0,
+            assumed_nanousd=0,
+            attempt=record.hold.attempts_recorded,
+            is_final=False,
+            payload=payload_json(payload),
+            budgets=record.hold.budgets,
+        )
+        await self.ledger.settle(request)
 
     async def _finished(self, call: Call, reply: FinishedCall) -> InferenceResult:
         result = finished_result(call, reply, self._now_ms())

@@ -149,6 +149,16 @@ class Hold:
             self.spent_nanousd += bound.amount_nanousd
             self.assumed_nanousd += bound.amount_nanousd
             self._bases.add("assumed")
+            payload = ModelCalled(
+                hold=self.number,
+                model=bound.model,
+                outcome="abandoned",
+                error="cancelled",
+                latency_ms=0,
+                charge_nanousd=bound.amount_nanousd,
+                charge_basis="assumed",
+            )
+            self._tell("model-called", payload_json(payload))
 
     def note_fallback(self, payload: FallbackUsed) -> None:
         """Note a change of model; it is told with the next step."""
