@@ -13,15 +13,18 @@ from typing import Any
 
 import httpx
 
-from consumers.runtime import System, open_system
+from consumers.runtime import Projection, System, duckdb_path, open_system
 from inference.calls import Call, CallRunner
 from inference.provider import ProviderClient
 from inference.retry import RetryPolicy
-from inference.runtime import InferenceRuntime, now_ms
-from inference.settings import load_settings
+from inference.runtime import InferenceRuntime, build_gates, now_ms, open_ledger, open_runtime
+from inference.settings import Settings, load_settings
 from inference.standin import FaultPlan, StandIn, StandInConfig
-from schemas.events import CostAdjusted, CostRecorded, Event
-from schemas.identifiers import EntryId, month_at
+from ledger.projector import Projector
+from ledger.requests import AssignRequest
+from ledger.store import Store
+from schemas.events import CostAdjusted, CostRecorded, Event, PlanAssigned, payload_json
+from schemas.identifiers import EntryId, budget_name, month_at
 from schemas.tasks import Task
 from schemas.upcasters import event_from_entry
 
@@ -85,6 +88,23 @@ class Calling:
                 ),
                 pauses,
             )
+
+    async def set_cap(self, cap_nanousd: int, user_id: str = "u1") -> None:
+        """Set a user's cap on the ledger."""
+        name = period()
+        await self.runtime.ledger.assign(
+            AssignRequest(
+                command_id=f"cap-{user_id}-{cap_nanousd}",
+                user_id=user_id,
+                period=name,
+                content_hash="",
+                type="plan-assigned",
+                plan="trial",
+                amount_nanousd=cap_nanousd,
+                payload=payload_json(PlanAssigned(plan="trial", cap_nanousd=cap_nanousd, author="test", reason="test")),
+                budget=budget_name("user", user_id, name),
+            )
+        )
 
     async def raw_events(self) -> list[tuple[bytes, dict[bytes, bytes]]]:
         """Return the ledger as it is in Redis."""
@@ -154,15 +174,15 @@ class Calling:
 
 @asynccontextmanager
 async def open_calling(
-    server_url: str, directory: Path, *, slow_ms: int = 50, **settings: Any
+    server_url: str, directory: Path, *, is_served: bool = False, **settings: Any
 ) -> AsyncIterator[Calling]:
     """Open a system on an empty server, and the stand-in that it calls.
 
-    Nothing pauses between attempts, and an attempt is given up after half a second.
+    Nothing pauses between attempts, and an attempt is given up after half a second. Where `is_served`,
+    DuckDB is served to others, as `tollbook up` does; most tests need not wait for its server.
     """
     quick = {"retries": 1, "backoff_base_s": 0.0, "attempt_timeout_s": 0.5, "openrouter_api_key": API_KEY}
-    config = StandInConfig(api_key=API_KEY, slow_ms=slow_ms)
-    async with StandIn(config) as provider:
+    async with StandIn(StandInConfig(api_key=API_KEY)) as provider:
         loaded = load_settings(
             env_file=None,
             redis_url=server_url,
@@ -170,8 +190,27 @@ async def open_calling(
             openrouter_base_url=provider.base_url,
             **{**quick, **settings},
         )
-        async with open_system(loaded) as system:
+        async with open_system(loaded) if is_served else _open_unserved(loaded, server_url) as system:
             yield Calling(system, provider)
+
+
+@asynccontextmanager
+async def _open_unserved(settings: Settings, server_url: str) -> AsyncIterator[System]:
+    async with open_ledger(settings, server_url) as handle:
+        store = Store.open(duckdb_path(settings), handle.ledger_id, len(handle.keys))
+        gates = build_gates(handle, settings)
+        projector = Projector(
+            store, handle.redis, handle.keys, trim=lambda partition, *trimmed: gates[partition].trim(*trimmed)
+        )
+        projection = Projection(store, projector, quack_url="")
+        folding = asyncio.create_task(projector.run())
+        try:
+            async with open_runtime(settings, handle, projection.read) as runtime:
+                yield System(server_url, handle, projection, runtime)
+        finally:
+            folding.cancel()
+            await asyncio.gather(folding, return_exceptions=True)
+            store.close()
 
 
 def period() -> str:

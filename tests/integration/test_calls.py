@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from inference.calls import Call, CallTakenOver
 from inference.holds import settle_dead_hold
 from ledger.errors import IdempotencyConflict
-from ledger.requests import FinishedCall, OpenCall, Waiting
+from ledger.requests import OpenCall, Waiting
 from schemas.events import (
     BudgetDenied,
     BudgetReserved,
@@ -29,7 +29,7 @@ from schemas.events import (
     FallbackUsed,
     ModelCalled,
 )
-from schemas.money import nanousd_from_usd
+from schemas.money import nanousd_from_usd, usd_from_nanousd
 from schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tests.calling import API_KEY, COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
 from tests.servers import wait_until
@@ -323,7 +323,7 @@ async def test_fallback_goes_only_as_far_as_the_hold_can_be_extended(
     calling: Calling, room: int, *, fits: bool
 ) -> None:
     # G1
-    await _set_cap(calling, BOUND[SONNET] + BOUND[MINI] + room)
+    await calling.set_cap(BOUND[SONNET] + BOUND[MINI] + room)
     calling.script("hang_charged", None)
     result = await run(calling)
     failed = settled(BOUND[SONNET], "assumed", "failed", assumed=BOUND[SONNET])
@@ -339,7 +339,7 @@ async def test_fallback_goes_only_as_far_as_the_hold_can_be_extended(
 
 async def test_extension_does_not_wait_for_other_holds(calling: Calling) -> None:
     # The other call holds what the extension needs; waiting for it could be waiting for each other.
-    await _set_cap(calling, 2 * BOUND[SONNET] + BOUND[MINI] - 1)
+    await calling.set_cap(2 * BOUND[SONNET] + BOUND[MINI] - 1)
     gate, hung = asyncio.Event(), httpx.ReadTimeout("x")
     async with calling.runner(transport=Held(gate)) as (other, _):
         holding = asyncio.create_task(other.run(calling.call("other", run_id="run-2")))
@@ -355,7 +355,7 @@ async def test_extension_does_not_wait_for_other_holds(calling: Calling) -> None
 
 async def test_provider_that_charges_more_than_the_hold(calling: Calling) -> None:
     bound = PROMPT_BOUND * 3_750 + COMPLETION_TOKENS * 15_000
-    await _set_cap(calling, bound)
+    await calling.set_cap(bound)
     calling.script("overcharge")
     result = await run(calling, calling.call(max_tokens=COMPLETION_TOKENS))
     assert (result.status, nanousd_from_usd(result.cost_usd)) == (DONE, 10 * PRICE[SONNET])
@@ -370,11 +370,11 @@ async def test_provider_that_charges_more_than_the_hold(calling: Calling) -> Non
 
 
 async def test_call_over_the_cap_is_refused_with_the_numbers(calling: Calling) -> None:
-    await _set_cap(calling, BOUND[SONNET] - 1)
+    await calling.set_cap(BOUND[SONNET] - 1)
     result = await run(calling)
     assert (result.status, result.error_code) == (TaskStatus.DENIED, ErrorCode.PLAN_LIMIT_REACHED)
     assert "$0.030720" in (result.error or "")
-    assert await story(calling) == [("plan-assigned",)][:0] + [("denied", BOUND[SONNET])]
+    assert await story(calling) == [("denied", BOUND[SONNET])]
     assert calling.provider.requests == 0
     # G4: the same task again is refused with the same words.
     again = await run(calling, calling.call(run_id="run-2"))
@@ -384,7 +384,7 @@ async def test_call_over_the_cap_is_refused_with_the_numbers(calling: Calling) -
 
 async def test_call_that_only_a_hold_stands_in_the_way_of_waits_unless_it_is_final(calling: Calling) -> None:
     # G9
-    await _set_cap(calling, 2 * BOUND[SONNET] - 1)
+    await calling.set_cap(2 * BOUND[SONNET] - 1)
     gate = asyncio.Event()
     async with calling.runner(transport=Held(gate)) as (runner, _):
         holding = asyncio.create_task(runner.run(calling.call("first")))
@@ -428,18 +428,17 @@ async def test_call_that_is_under_way_elsewhere_is_not_made_twice(calling: Calli
     assert calling.provider.requests == 1
 
 
-async def test_run_finds_the_hold_whose_reply_was_lost(calling: Calling) -> None:
-    gate = asyncio.Event()
-    async with calling.runner(transport=Held(gate)) as (runner, _):
-        lost = asyncio.create_task(runner.run(calling.call()))
-        await wait_until(lambda: calling.provider.requests == 1)
-        # The same run asks again, as after a reply of Redis that never came.
-        gate.set()
-        result = await runner.run(calling.call())
-        assert isinstance(result, InferenceResult)
-        assert result.status is DONE
-        await asyncio.gather(lost, return_exceptions=True)
-    assert calling.booked() == 2 * PRICE[SONNET] == await calling.spent()
+async def test_run_finds_the_hold_that_its_own_lost_request_has_opened(calling: Calling) -> None:
+    # The first half of a run: what is left when the reply of Redis is lost.
+    async with calling.runner() as (runner, _):
+        call = calling.call()
+        bound = runner._bound_of(call, call.route.model)
+        await runner._reserve(call, bound, is_final=False)
+        assert await story(calling) == [HELD]
+        result = await runner.run(call)
+    assert isinstance(result, InferenceResult)
+    assert result.status is DONE
+    assert await story(calling) == [HELD, ok(SONNET), settled(PRICE[SONNET], "reported", "done")]
 
 
 async def test_answer_that_comes_after_its_hold_has_expired(calling: Calling) -> None:
@@ -524,7 +523,10 @@ async def test_hold_of_a_run_that_died_between_two_attempts_is_settled_at_what_i
         recorded = (await story(calling))[-1]
         hold = PRICE[SONNET] + BOUND[SONNET]
         assert recorded == settled(hold, "assumed", "taken_over", assumed=BOUND[SONNET])
-        await running
+        # The dead run was only slow. Without a hold it asks nobody any more, and its time-out changes nothing.
+        with pytest.raises(CallTakenOver):
+            await running
+    assert (calling.provider.requests, await calling.spent()) == (2, hold)
 
 
 async def test_cancelled_call_leaves_no_hold_behind(calling: Calling) -> None:
@@ -557,7 +559,7 @@ async def test_call_cancelled_during_a_pause_costs_what_its_attempts_cost(callin
         await asyncio.get_running_loop().create_future()
 
     async with calling.runner() as (runner, _):
-        runner._sleep = pause  # noqa: SLF001
+        runner._sleep = pause
         running = asyncio.create_task(runner.run(calling.call()))
         await paused.wait()
         running.cancel()
@@ -566,22 +568,29 @@ async def test_call_cancelled_during_a_pause_costs_what_its_attempts_cost(callin
     assert (await story(calling))[-1] == settled(PRICE[SONNET], "reported", "failed")
 
 
-@pytest.mark.parametrize("steps", range(0, 60, 3))
-async def test_call_cancelled_at_any_moment_leaves_no_hold_and_loses_no_money(calling: Calling, steps: int) -> None:
+async def test_call_cancelled_at_any_moment_leaves_no_hold_and_loses_no_money(calling: Calling) -> None:
     # G2, G3: check_guarantees looks for open holds and for money that the ledger does not have.
-    calling.script("error_finish", "http_400", None)
+    states: list[str | None] = []
     async with calling.runner() as (runner, _):
-        running = asyncio.create_task(runner.run(calling.call()))
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        record = await calling.runtime.ledger.gates[0].call_record("t1")
-        assert record is None or record.state != "open"
+        for steps in range(160):
+            calling.script("error_finish", "http_400", None)
+            running = asyncio.create_task(runner.run(calling.call(f"t{steps}")))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            record = await calling.runtime.ledger.gates[0].call_record(f"t{steps}")
+            states.append(record.state if record else None)
+    assert "open" not in states
+    # Early and late enough: some were never reserved, some settled.
+    assert {None, "closed", "settled"} <= set(states)
 
 
 async def test_further_budgets_are_held_against_too(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
-    caps = {"day_cap_nanousd": 1_000_000_000, "campaign_cap_nanousd": 2 * BOUND[SONNET] - 1}
+    caps: dict[str, Any] = {
+        "day_cap_nanousd": "1",
+        "campaign_cap_nanousd": f"{usd_from_nanousd(2 * BOUND[SONNET] - 1)}",
+    }
     async with open_calling(server_url, tmp_path, **caps) as calling:
         gate = asyncio.Event()
         async with calling.runner(transport=Held(gate)) as (runner, _):
@@ -607,7 +616,7 @@ async def test_burst_of_calls_with_faults_stays_within_the_cap_and_equals_the_bo
     async with open_calling(server_url, tmp_path, retries=2) as calling:
         rates = {"http_503": 0.15, "error_finish": 0.1, "reset_after_charge": 0.1, "broken_json": 0.1, "zero_cost": 0.1}
         calling.provider.faults = type(calling.provider.faults)(rates=rates, seed=3)
-        await _set_cap(calling, cap)
+        await calling.set_cap(cap)
         async with calling.runner() as (runner, _):
             results = await asyncio.gather(
                 *(runner.run(calling.call(f"t{n}", run_id=f"r{n}"), is_final=True) for n in range(60))
@@ -655,8 +664,3 @@ async def _expire(calling: Calling, call_id: str = "t1") -> None:
             call_id=call_id, user_id=record.user_id, found=record.hold, outcome="expired", reason="the deadline passed"
         )
     )
-
-
-async def _set_cap(calling: Calling, cap_nanousd: int, user_id: str = "u1") -> None:
-    """Override a user's cap, as TOLLBOOK_CAPS does."""
-    calling.runtime.policy.user_caps_nanousd[user_id] = cap_nanousd  # type: ignore[index]
