@@ -2,8 +2,9 @@
 --[[
 The budget gate: the only writer of the ledger, its holds and its balances.
 
-Every function runs as one atomic step. Each reads and decides first and writes last, so
-that a key of the wrong type or a refused argument changes nothing. Amounts are integer
+Every function runs as one atomic step. Each reads and decides first and writes last, first to
+the keys that it has not read, so that a key of the wrong type or a refused argument changes
+nothing (Redis does not undo what a function wrote before an error). Amounts are integer
 nano-dollars; they and their sums stay below 2^53, where a Lua number is exact. Time is the
 Redis clock. A reply is an array: a code, then what the code says. ledger/gate.py maps them.
 
@@ -53,6 +54,13 @@ local function amount_of(value)
     bug('amount out of bounds: ' .. tostring(value))
   end
   return n
+end
+
+local function seconds_of(value)
+  if int(value) <= 0 then
+    bug('not a positive number of seconds: ' .. value)
+  end
+  return value
 end
 
 -- tostring() writes 1e+15; money is written out in full.
@@ -263,15 +271,24 @@ end
 -- Events that tell of an attempt, three arguments each: type, attempt, payload. Each is appended once.
 local MARKS = { ['model-called'] = 'm', ['fallback-used'] = 'f' }
 
-local function append_attempts(meta, ledger, call, call_id, args, from, count, committed)
+local function read_attempts(args, from, count)
+  local events = {}
   for i = from, from + 3 * (count - 1), 3 do
-    local kind, attempt, payload = args[i], args[i + 1], args[i + 2]
-    local letter = MARKS[kind] or bug('not an event of an attempt: ' .. kind)
-    if mark(call, letter .. attempt) then
-      append(meta, ledger, { type = kind, user = call.user, period = call.period, call = call_id,
-        attempt = attempt, amount = 0, committed = committed, payload = payload })
-      if letter == 'm' then
-        call.recorded = math.max(call.recorded, int(attempt))
+    if not MARKS[args[i]] then
+      bug('not an event of an attempt: ' .. tostring(args[i]))
+    end
+    events[#events + 1] = { type = args[i], attempt = text(args[i + 1]), payload = args[i + 2] }
+  end
+  return events
+end
+
+local function append_attempts(meta, ledger, call, call_id, events, committed)
+  for _, event in ipairs(events) do
+    if mark(call, MARKS[event.type] .. event.attempt) then
+      append(meta, ledger, { type = event.type, user = call.user, period = call.period, call = call_id,
+        attempt = event.attempt, amount = 0, committed = committed, payload = event.payload })
+      if event.type == 'model-called' then
+        call.recorded = math.max(call.recorded, int(event.attempt))
       end
     end
   end
@@ -336,7 +353,7 @@ local function reserve(keys, args)
     return refusal
   end
   local call_key, call_id, user, period = keys[6], args[2], args[3], args[4]
-  local amount, now = amount_of(args[6]), now_ms()
+  local amount, ttl, now = amount_of(args[6]), seconds_of(args[12]), now_ms()
   local call = read_call(call_key)
   if call then
     if call.hash ~= args[5] then
@@ -373,7 +390,7 @@ local function reserve(keys, args)
     append(meta, keys[2], event)
     call.state = 'denied'
     call.denial = table.concat({ names[refused], text(b.s), text(b.h), text(w.caps[refused]), text(amount), reply[6] }, ' ')
-    write_call(call_key, call, args[12])
+    write_call(call_key, call, ttl)
     return reply
   end
   local hold, deadline = call.hold + 1, text(now + int(args[8]))
@@ -381,6 +398,7 @@ local function reserve(keys, args)
   local stamps = { '"hold":' .. text(hold), '"cap_nanousd":' .. text(w.caps[1]), '"deadline_ms":' .. deadline }
   stamp_budgets(stamps, names, w.balances, w.caps, amount)
   event.type, event.committed, event.payload = 'budget-reserved', committed, splice(stamps, args[13])
+  redis.call('ZADD', keys[3], deadline, call_id)
   local id = append(meta, keys[2], event)
   for i, tail in ipairs(tails) do
     push(tail, id, 0, amount, w.balances[i])
@@ -389,7 +407,6 @@ local function reserve(keys, args)
   call.period, call.begun, call.spent, call.assumed = period, attempt, 0, 0
   call.budgets = table.concat(names, '\n')
   write_call(call_key, call)
-  redis.call('ZADD', keys[3], deadline, call_id)
   return { 'OK', id, text(hold), text(attempt), committed, text(w.caps[1]), deadline }
 end
 
@@ -423,7 +440,8 @@ local function record(keys, args)
     return refusal
   end
   local count, extension = int(args[8]), amount_of(args[7])
-  local payload_at = 9 + 3 * count
+  local begun, spent, assumed = int(args[4]), amount_of(args[5]), amount_of(args[6])
+  local events, payload_at = read_attempts(args, 9, count), 9 + 3 * count
   local names, packed = read_budgets(args, payload_at + 1)
   local call
   call, refusal = open_hold(keys[4], args[3], names)
@@ -439,8 +457,8 @@ local function record(keys, args)
       return refusal
     end
   end
-  append_attempts(meta, keys[2], call, args[2], args, 9, count, known_committed(tails[1]))
-  call.spent, call.assumed = amount_of(args[5]), amount_of(args[6])
+  append_attempts(meta, keys[2], call, args[2], events, known_committed(tails[1]))
+  call.spent, call.assumed = spent, assumed
   local refused = extends and (w.denied or w.waiting)
   if refused then
     call.marks = (string.gsub(call.marks, ' x' .. attempt .. ' ', ' '))
@@ -459,7 +477,7 @@ local function record(keys, args)
     end
     call.amount = call.amount + extension
   end
-  call.begun = int(attempt)
+  call.begun = begun
   write_call(keys[4], call)
   return { 'OK', id, text(call.amount) }
 end
@@ -477,7 +495,8 @@ local function settle(keys, args)
   end
   local count = int(args[12])
   local names, packed = read_budgets(args, 13 + 3 * count)
-  local call_key, cost = keys[5], amount_of(args[4])
+  local call_key, cost, assumed, attempt = keys[5], amount_of(args[4]), amount_of(args[5]), text(args[6])
+  local events, result_ttl, call_ttl = read_attempts(args, 13, count), seconds_of(args[9]), seconds_of(args[10])
   local call
   call, refusal = open_hold(call_key, args[3], names)
   if not call then
@@ -490,7 +509,9 @@ local function settle(keys, args)
       return refusal
     end
   end
-  append_attempts(meta, keys[2], call, args[2], args, 13, count, text(balances[1].s + balances[1].h))
+  wake(keys[4], names)
+  redis.call('ZREM', keys[3], args[2])
+  append_attempts(meta, keys[2], call, args[2], events, text(balances[1].s + balances[1].h))
   local freed = cost - call.amount
   local stamps = { '"hold":' .. args[3], '"hold_nanousd":' .. text(call.amount) }
   if freed > 0 then
@@ -499,19 +520,17 @@ local function settle(keys, args)
   stamp_budgets(stamps, names, balances, nil, freed)
   local committed = text(balances[1].s + balances[1].h + freed)
   local id = append(meta, keys[2], { type = 'cost-recorded', user = call.user, period = call.period, call = args[2],
-    attempt = args[6], amount = cost, committed = committed, payload = splice(stamps, args[11]) })
+    attempt = attempt, amount = cost, committed = committed, payload = splice(stamps, args[11]) })
   for i, tail in ipairs(tails) do
     push(tail, id, cost, -call.amount, balances[i])
   end
   call.state = args[7] == '1' and 'settled' or 'closed'
-  set_settled(call, args[3], cost, amount_of(args[5]))
-  write_call(call_key, call, args[10])
-  redis.call('ZREM', keys[3], args[2])
+  set_settled(call, args[3], cost, assumed)
+  write_call(call_key, call, call_ttl)
   if args[8] ~= '' then
-    redis.call('SET', keys[6], args[8], 'EX', args[9])
+    redis.call('SET', keys[6], args[8], 'EX', result_ttl)
     redis.call('PUBLISH', keys[6], args[2])
   end
-  wake(keys[4], names)
   return { 'OK', id, committed }
 end
 
@@ -526,44 +545,48 @@ local function adjust(keys, args)
   if not meta then
     return refusal
   end
-  local call_key = keys[4]
+  local call_key, count = keys[4], int(args[10])
+  local cost, assumed, attempt = amount_of(args[4]), amount_of(args[5]), text(args[6])
+  local events, result_ttl, call_ttl = read_attempts(args, 12, count), seconds_of(args[8]), seconds_of(args[11])
   local call = read_call(call_key)
   if not call or not settled_hold(call, args[3]) then
     return { 'UNKNOWN' }
   end
   local was_cost, was_assumed = settled_hold(call, args[3])
-  local count = int(args[10])
   local names, packed = read_budgets(args, 12 + 3 * count)
   if table.concat(names, '\n') ~= call.budgets then
     return { 'MISMATCH', call.budgets }
   end
-  local cost, assumed, tails, balances = amount_of(args[4]), amount_of(args[5]), tails_of(keys, 6), {}
+  local tails, balances = tails_of(keys, 6), {}
   for i, name in ipairs(names) do
     balances[i], refusal = known_balance(meta, tails[i], name, packed[i])
     if not balances[i] then
       return refusal
     end
   end
-  append_attempts(meta, keys[2], call, args[2], args, 12, count, text(balances[1].s + balances[1].h))
+  local difference, less_assumed, id = cost - int(was_cost), assumed - int(was_assumed), ''
+  if difference < 0 then
+    wake(keys[3], names)
+  end
+  append_attempts(meta, keys[2], call, args[2], events, text(balances[1].s + balances[1].h))
   if args[7] ~= '' and call.state == 'closed' and text(call.hold) == args[3] then
     call.state = 'settled'
-    redis.call('SET', keys[5], args[7], 'EX', args[8])
+    redis.call('SET', keys[5], args[7], 'EX', result_ttl)
     redis.call('PUBLISH', keys[5], args[2])
   end
-  local difference, less_assumed, id = cost - int(was_cost), assumed - int(was_assumed), ''
   if difference ~= 0 or less_assumed ~= 0 then
     local stamps = { '"hold":' .. args[3], '"assumed_nanousd":' .. text(less_assumed) }
     stamp_budgets(stamps, names, balances, nil, difference)
     id = append(meta, keys[2], { type = 'cost-adjusted', user = call.user, period = call.period, call = args[2],
-      attempt = args[6], amount = difference, committed = text(balances[1].s + balances[1].h + difference),
+      attempt = attempt, amount = difference, committed = text(balances[1].s + balances[1].h + difference),
       payload = splice(stamps, args[9]) })
     for i, tail in ipairs(tails) do
       push(tail, id, difference, 0, balances[i])
     end
     set_settled(call, args[3], cost, assumed)
-    wake(keys[3], names)
   end
-  write_call(call_key, call, args[11])
+  -- The record of a call whose next hold is open must not expire.
+  write_call(call_key, call, call.state ~= 'open' and call_ttl or nil)
   return { 'OK', id, text(difference), call.state }
 end
 
@@ -582,7 +605,8 @@ local function charge(keys, args)
     return call.hash == args[5] and { 'EXISTS', call.state } or { 'CONFLICT' }
   end
   local names, packed = read_budgets(args, 10)
-  local cost, tails, balances = amount_of(args[6]), tails_of(keys, 4), {}
+  local cost, assumed, ttl = amount_of(args[6]), amount_of(args[7]), seconds_of(args[8])
+  local tails, balances = tails_of(keys, 4), {}
   for i, name in ipairs(names) do
     balances[i], refusal = balance(meta, tails[i], name, parse_budget(packed[i]))
     if not balances[i] then
@@ -598,8 +622,8 @@ local function charge(keys, args)
   end
   call = new_call(args[5], '-', args[3], args[4])
   call.state, call.budgets = 'settled', table.concat(names, '\n')
-  set_settled(call, '0', cost, amount_of(args[7]))
-  write_call(keys[3], call, args[8])
+  set_settled(call, '0', cost, assumed)
+  write_call(keys[3], call, ttl)
   return { 'OK', id, committed }
 end
 
@@ -617,7 +641,7 @@ local function assign(keys, args)
   if command then
     return command.hash == args[5] and { 'EXISTS' } or { 'CONFLICT' }
   end
-  local amount, credit = amount_of(args[8]), args[6] == 'credit-granted'
+  local amount, ttl, credit = amount_of(args[8]), seconds_of(args[9]), args[6] == 'credit-granted'
   local granted = int(redis.call('HGET', keys[3], 'credit:' .. args[4]) or 0)
   if credit and granted + amount > MAX_AMOUNT then
     bug('credit out of bounds: ' .. text(granted + amount))
@@ -631,7 +655,7 @@ local function assign(keys, args)
   end
   command = new_call(args[5], '-', args[3], args[4])
   command.state = 'settled'
-  write_call(keys[4], command, args[9])
+  write_call(keys[4], command, ttl)
   return { 'OK', id }
 end
 
