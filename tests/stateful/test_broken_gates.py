@@ -139,12 +139,12 @@ BROKEN = (
     ),
     Broken(
         "a resent event of an attempt is appended again",
-        (("if mark(call, letter .. attempt) then", "mark(call, letter .. attempt)\n    do"),),
+        (("if mark(call, MARKS[event.type] .. event.attempt) then", "do"),),
         EVENTS,
     ),
     Broken(
         "a repeated adjustment is booked again",
-        (("    set_settled(call, args[3], cost, assumed)\n    wake(keys[3], names)", "    wake(keys[3], names)"),),
+        (("    set_settled(call, args[3], cost, assumed)\n  end", "  end"),),
         MODEL,
     ),
     Broken(
