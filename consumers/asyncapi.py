@@ -69,7 +69,7 @@ def _as_yaml(content: dict[str, Any]) -> str:
     for part in ("channels", "operations"):
         content[part] = dict(sorted(content[part].items()))
     content["components"] = {part: dict(sorted(found.items())) for part, found in content["components"].items()}
-    # Pydantic describes what the model takes; it always writes a string, since to most readers a JSON number is a float.
+    # Pydantic describes what the model takes; it always writes a string: a JSON number is a float to many.
     content["components"]["schemas"]["InferenceResult"]["properties"]["cost_usd"] = {
         "default": "0.000000000",
         "pattern": r"^-?\d+\.\d{9}$",
