@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-import click
 import typer
 
 from consumers.cli import demo, doctor, publish, serve, spend
@@ -41,10 +40,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     configure_logging(form="console", level="WARNING")
     try:
         code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
-    except click.exceptions.Abort:
+    except typer.Abort:
         return 130
-    except click.ClickException as exc:
-        exc.show()
+    except typer.TyperException as exc:
+        # One line; the usage, which Typer would print above it, is what --help is for.
+        problem = exc.format_message().strip()
+        if problem:  # Without any argument, the help has been printed already.
+            typer.echo(f"tollbook: {problem} (see --help)", err=True)
         return exc.exit_code
     except KeyboardInterrupt:
         return 130
