@@ -194,25 +194,29 @@ class Finished:
         return json.loads(self.stdout)
 
 
-def command_environment(**variables: str) -> dict[str, str]:
+def command_environment(variables: Mapping[str, str] | None) -> dict[str, str]:
     """Return this process's environment without any setting of Tollbook's, and `variables`."""
     kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("TOLLBOOK_", "OPENROUTER_", "REDIS_URL"))
     }
-    return {**kept, "NO_COLOR": "1", "COLUMNS": "200", **variables}
+    return {**kept, "NO_COLOR": "1", "COLUMNS": "200", **(variables or {})}
 
 
 async def run_cli(
-    *arguments: str, cwd: Path, timeout_s: float = 30, stdin: str | None = None, **variables: str
+    *arguments: str,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    stdin: str | None = None,
+    timeout_s: float = 30,
 ) -> Finished:
     """Run `tollbook ...` to its end as a process of its own, in the directory `cwd`."""
     process = await asyncio.create_subprocess_exec(
         _TOLLBOOK,
         *arguments,
         cwd=cwd,
-        env=command_environment(**variables),
+        env=command_environment(env),
         stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -236,13 +240,20 @@ class StayingCommand:
         self._errors = errors
 
     @classmethod
-    async def start(cls, *arguments: str, cwd: Path, **variables: str) -> Self:
+    async def start(cls, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Self:
         """Start the command in the directory `cwd`."""
         number = len(list(cwd.parent.glob(f"{cwd.name}.*.out")))
         output, errors = (cwd.with_name(f"{cwd.name}.{number}.{kind}") for kind in ("out", "err"))
         with output.open("wb") as out, errors.open("wb") as err:
             process = await asyncio.create_subprocess_exec(
-                _TOLLBOOK, *arguments, cwd=cwd, env=command_environment(**variables), stdout=out, stderr=err
+                _TOLLBOOK,
+                *arguments,
+                cwd=cwd,
+                env=command_environment(env),
+                stdout=out,
+                stderr=err,
+                # Its own process group, so that a test can send it what a terminal sends.
+                start_new_session=True,
             )
         return cls(process, output, errors)
 

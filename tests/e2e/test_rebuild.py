@@ -74,7 +74,7 @@ async def test_up_goes_on_after_a_restart_and_executes_nothing_twice(tmp_path: P
     async with GatedStandIn() as provider:
         variables = {"OPENROUTER_BASE_URL": provider.base_url, "TOLLBOOK_DIALECT": "openrouter"}
         task = ("publish", "analysis", "score_post", "a post", "--user", "u42", "--task-id", "mine", "--json")
-        first = await StayingCommand.start("up", cwd=directory, **variables)
+        first = await StayingCommand.start("up", cwd=directory, env=variables)
         try:
             await wait_until(lambda: "Tollbook is up" in first.stdout, 30, what="up")
             done = (await run_cli(*task, "--wait", "30", cwd=directory)).json()
@@ -87,7 +87,7 @@ async def test_up_goes_on_after_a_restart_and_executes_nothing_twice(tmp_path: P
         assert spend[0]["spent_usd"] == done["cost_usd"]
         assert provider.requests == 1
 
-        second = await StayingCommand.start("up", cwd=directory, **variables)
+        second = await StayingCommand.start("up", cwd=directory, env=variables)
         try:
             await wait_until(lambda: "Tollbook is up" in second.stdout, 30, what="up again")
             assert (await run_cli("result", "mine", "--json", cwd=directory)).json() == done
