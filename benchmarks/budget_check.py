@@ -1,0 +1,140 @@
+"""Budget check: does a reserve that has to read DuckDB take longer the more events are in the projection?
+
+Every reserve is of a user whose baseline is not kept, so it reads DuckDB first: in the projector's own
+process (`tollbook up`), and from another process over Quack (`tollbook worker`). One at a time, by turns on
+the small and the large projection.
+"""
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import median, quantiles
+from typing import cast
+
+from redis.asyncio import Redis
+
+from benchmarks.load import EVENTS_A_CALL, now_ms, reserve_request, typical_entries, user_of
+from benchmarks.measure import Result, Sizes, Target
+from ledger.baselines import BaselinePage, BaselineReader, Baselines
+from ledger.connection import connect
+from ledger.embedded import EmbeddedServer
+from ledger.functions import load_library
+from ledger.gate import Gate, create_ledger
+from ledger.keys import Keys
+from ledger.ledger import Ledger
+from ledger.pipeline import CommandPipeline
+from ledger.quack import QuackServer
+from ledger.remote import remote_reader
+from ledger.requests import Reserved, ReserveRequest
+from ledger.store import Store
+from ledger.stream import Batch
+from schemas.identifiers import month_at
+
+_BATCH = 50_000
+_EVENTS_A_USER = 15
+
+
+@dataclass(frozen=True, slots=True)
+class _Projection:
+    """A projection of so many events, and the ledgers that read it: here, and over Quack."""
+
+    events: int
+    users: int
+    local: Ledger
+    remote: Ledger
+
+
+async def run(directory: Path, sizes: Sizes) -> list[Result]:
+    small_events, large_events = 999, sizes.of(1_000_000, 20_000) // EVENTS_A_CALL * EVENTS_A_CALL
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(EmbeddedServer(directory, fsync="always"))
+        redis = await stack.enter_async_context(connect(server.url))
+        await load_library(redis)
+        pipeline = CommandPipeline(redis)
+        stack.push_async_callback(pipeline.aclose)
+        small = await _projection(stack, redis, pipeline, directory / "small", small_events)
+        large = await _projection(stack, redis, pipeline, directory / "large", large_events)
+        results: list[Result] = []
+        for where, times in (("in the projector's process", sizes.of(3_000, 50)), ("over Quack", sizes.of(1_000, 20))):
+            is_local = where.startswith("in")
+            sides = [(projection, projection.local if is_local else projection.remote) for projection in (large, small)]
+            seconds = await _latencies(sides, times)
+            results += _lines(where, large_events, small_events, *seconds)
+    return results
+
+
+def _lines(
+    where: str, large_events: int, small_events: int, large: Sequence[float], small: Sequence[float]
+) -> list[Result]:
+    what = f"reserve with a fresh baseline, {where}, {large_events:,} against {small_events:,} events"
+    kinds: tuple[tuple[str, Callable[[Sequence[float]], float]], ...] = (
+        ("median", median),
+        ("p99", lambda seconds: quantiles(seconds, n=100)[98]),
+    )
+    return [
+        Result(
+            benchmark="budget_check",
+            what=f"{what}, {name}",
+            subject=1000 * of(large),
+            reference=1000 * of(small),
+            unit="ms",
+            # A percentile of a rare delay is mostly the machine's; it is shown, not judged.
+            target=Target("<=", 1.3) if name == "median" else None,
+        )
+        for name, of in kinds
+    ]
+
+
+async def _latencies(sides: Sequence[tuple[_Projection, Ledger]], times: int) -> list[list[float]]:
+    seconds: list[list[float]] = [[] for _ in sides]
+    draw = random.Random(1)
+    run_id = uuid.uuid4().hex[:8]
+    for n in range(-times // 10, times):
+        for (projection, ledger), seen in zip(sides, seconds, strict=True):
+            user = user_of(draw.randrange(projection.users))
+            started = time.perf_counter()
+            reply = await ledger.reserve(_request_maker(f"{run_id}-{n}", user, n), now_ms())
+            elapsed = time.perf_counter() - started
+            if not isinstance(reply, Reserved):
+                raise TypeError(f"not reserved: {reply}")
+            if n >= 0:  # The first tenth is to warm up.
+                seen.append(elapsed)
+    return seconds
+
+
+def _request_maker(call_id: str, user: str, n: int) -> Callable[[int], ReserveRequest]:
+    return lambda at_ms: reserve_request(call_id, user, month_at(at_ms), n)
+
+
+async def _projection(
+    stack: AsyncExitStack, redis: Redis, pipeline: CommandPipeline, directory: Path, events: int
+) -> _Projection:
+    """Fold so many events into a new file, and make a ledger in Redis whose archived part they are."""
+    ledger_id, users = str(uuid.uuid4()), max(1, events // _EVENTS_A_USER)
+    store = await asyncio.to_thread(Store.open, directory / "tollbook.duckdb", ledger_id)
+    stack.callback(store.close)
+    entries = typical_entries(events // EVENTS_A_CALL, users=users)
+    while page := list(islice(entries, _BATCH)):
+        await asyncio.to_thread(store.fold, Batch(0, page))
+    await asyncio.to_thread(store.checkpoint)
+    quack = await asyncio.to_thread(QuackServer.start, store, directory)
+    stack.callback(quack.stop)
+    keys = Keys(f"bench-{events}")
+    await create_ledger(pipeline, keys, ledger_id=ledger_id, partitions=1)
+    await cast("Awaitable[int]", redis.hset(keys.meta, "removed", str(events)))
+    gate = Gate(pipeline, keys, ledger_id, idempotency_ttl_s=3_000_000, result_ttl_s=600_000)
+
+    async def read(names: Sequence[str], /) -> BaselinePage:
+        return await asyncio.to_thread(store.baselines, names)
+
+    def ledger_with(reader: BaselineReader) -> Ledger:
+        # No baseline is young enough to be used again.
+        return Ledger(redis, [gate], [Baselines(reader, 0, monotonic=time.monotonic, max_age_s=-1.0)])
+
+    return _Projection(events, users, ledger_with(read), ledger_with(remote_reader(directory)))

@@ -1,0 +1,172 @@
+"""Calls: whole calls of one worker process against the bare HTTP client.
+
+The worker is the shipped one (`tollbook worker`) beside a projector and the embedded server that
+syncs every write, each a process of its own; tasks come from their stream. The bare client is httpx with the
+aiohttp transport and sends the same requests, with as many in flight, to the same provider, which answers at
+once. A task counts as done once it is acknowledged.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from httpx_aiohttp import HttpxAiohttpClient
+from redis.asyncio import Redis
+
+from benchmarks.load import MODEL, user_of
+from benchmarks.measure import Result, Sizes, Target, compare, in_turn
+from consumers.claims import GROUP
+from ledger.connection import connect
+from ledger.embedded import EmbeddedServer
+
+CONCURRENCY = 64
+_STREAM = "generation"
+_USERS = 500
+_PROMPT = "Write a short post about the accounting of cloud costs in the style of a weekly column. " * 3
+_START_TIMEOUT_S = 60.0
+_ROUND_TIMEOUT_S = 120.0
+
+
+async def run(directory: Path, sizes: Sizes) -> list[Result]:
+    calls, rounds = sizes.of(4_000, 200), sizes.of(5, 2)
+    await asyncio.to_thread(directory.mkdir, parents=True)
+    async with AsyncExitStack() as stack:
+        base_url = await stack.enter_async_context(_provider(directory))
+        server = await stack.enter_async_context(EmbeddedServer(directory / "redis", fsync="always"))
+        redis = await stack.enter_async_context(connect(server.url))
+        environment = {
+            "REDIS_URL": server.url,
+            "OPENROUTER_BASE_URL": base_url,
+            "TOLLBOOK_DIALECT": "openrouter",
+            "TOLLBOOK_DATA_DIR": str(directory / "data"),
+            "TOLLBOOK_CONCURRENCY": str(CONCURRENCY),
+            "TOLLBOOK_LOG_LEVEL": "warning",
+        }
+        await stack.enter_async_context(_tollbook("projector", environment=environment, directory=directory))
+        worker = _tollbook("worker", "--streams", _STREAM, environment=environment, directory=directory)
+        await stack.enter_async_context(worker)
+        client = await stack.enter_async_context(HttpxAiohttpClient(timeout=60))
+        numbers = count()
+
+        async def work() -> float:
+            return await _work(redis, calls, next(numbers))
+
+        async def bare() -> float:
+            return await _bare(client, base_url, calls)
+
+        # The first round also waits until both processes are ready.
+        await in_turn(1, work, bare)
+        worked, sent = await in_turn(rounds, work, bare)
+    return [
+        compare(
+            "calls",
+            f"whole calls of one worker against bare httpx, {CONCURRENCY} in flight",
+            worked,
+            sent,
+            unit="calls/s",
+            target=Target(">=", 0.35),
+            floor=Target(">=", 600),
+        )
+    ]
+
+
+async def _work(redis: Redis, calls: int, number: int) -> float:
+    """Publish tasks and wait until all are acknowledged; return calls a second, from the first XADD on."""
+    started = time.perf_counter()
+    pipe = redis.pipeline(transaction=False)
+    for n in range(calls):
+        pipe.xadd(
+            _STREAM,
+            {
+                "task": "generate_draft",
+                "task_id": f"bench-{number}-{n}",
+                "user_id": user_of(n % _USERS),
+                "plan": "growth",
+                "prompt": _PROMPT,
+            },
+        )
+    await pipe.execute()
+    async with asyncio.timeout(_ROUND_TIMEOUT_S):
+        while not await _is_all_done(redis):  # noqa: ASYNC110 - another process; it gives no signal.
+            await asyncio.sleep(0.02)
+    seconds = time.perf_counter() - started
+    if (finished := await redis.exists(*(_result_key(number, n) for n in range(calls)))) != calls:
+        raise ValueError(f"{finished} tasks of {calls} have a result")
+    return calls / seconds
+
+
+def _result_key(number: int, n: int) -> str:
+    return f"{{tollbook:0}}:result:bench-{number}-{n}"
+
+
+async def _is_all_done(redis: Redis) -> bool:
+    groups: list[dict[str, Any]] = await redis.xinfo_groups(_STREAM)
+    return any(group["name"] == GROUP.encode() and not group["pending"] and group["lag"] == 0 for group in groups)
+
+
+async def _bare(client: HttpxAiohttpClient, base_url: str, calls: int) -> float:
+    body = json.dumps(
+        {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": _PROMPT}],
+            "max_tokens": 2000,
+            "temperature": 0.7,
+            "user": user_of(1),
+        }
+    ).encode()
+    left = iter(range(calls))
+
+    async def work() -> None:
+        for _ in left:
+            response = await client.post(
+                f"{base_url}/chat/completions", content=body, headers={"Content-Type": "application/json"}
+            )
+            response.raise_for_status()
+            if not response.json()["choices"][0]["message"]["content"]:
+                raise ValueError("the provider's answer is empty")
+
+    started = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(CONCURRENCY)))
+    return calls / (time.perf_counter() - started)
+
+
+@asynccontextmanager
+async def _provider(directory: Path) -> AsyncIterator[str]:
+    """Run the stand-in in a process of its own and yield its base URL."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "inference.standin", cwd=directory, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        ready = await asyncio.wait_for(process.stdout.readline(), _START_TIMEOUT_S)
+        yield json.loads(ready)["base_url"]
+    finally:
+        await _end(process)
+
+
+@asynccontextmanager
+async def _tollbook(*arguments: str, environment: Mapping[str, str], directory: Path) -> AsyncIterator[None]:
+    """Run a command of Tollbook until the end, in a directory without a `.env`."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TOLLBOOK_", "OPENROUTER_"))}
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("tollbook"), *arguments, cwd=directory, env={**clean, **environment}
+    )
+    try:
+        yield
+        if process.returncode is not None:
+            raise RuntimeError(f"tollbook {arguments[0]} ended with {process.returncode}")
+    finally:
+        await _end(process)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+        await process.wait()

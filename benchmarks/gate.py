@@ -1,0 +1,147 @@
+"""Gate: reserve + settle against two plain XADDs of the same size, every write synced to disk.
+
+Both sides come from the same client at the same concurrency: the ordinary redis-py asyncio client
+with a connection for each task, and Tollbook's own pipeline, which sends what gathers in one batch.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+from benchmarks.load import RECORDED, RESERVED, reserve_request, settle_request, user_of
+from benchmarks.load import now_ms as clock_ms
+from benchmarks.measure import Result, Sizes, Target, compare, in_turn
+from ledger.embedded import EmbeddedServer
+from ledger.functions import load_library
+from ledger.gate import Gate, create_ledger
+from ledger.keys import Keys
+from ledger.pipeline import CommandPipeline
+from ledger.requests import EMPTY_BASELINE, Reserved, Settled
+from schemas.identifiers import month_at
+
+TASKS = 50
+_USERS = 1_000
+# What the gate stamps in front of the two payloads.
+_STAMPS = ('"hold":1,"cap_nanousd":40000000000,"deadline_ms":1795000000000,', '"hold":1,"hold_nanousd":31000000,')
+
+
+class _PlainClient:
+    """redis-py's own client in the pipeline's place."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def execute(self, *command: Any) -> Any:
+        return await self._redis.execute_command(*command)
+
+
+class _Pairs:
+    """Both sides over one client. `name` keeps its calls apart from those of another."""
+
+    def __init__(
+        self, name: str, gate: Gate, xadd: Callable[[str, dict[str, str]], Awaitable[Any]], pairs: int
+    ) -> None:
+        self._name = name
+        self._gate = gate
+        self._xadd = xadd
+        self._pairs = pairs
+        self._run = 0
+        self._window = month_at(clock_ms())
+
+    async def gate(self) -> float:
+        return await self._rate(self._reserve_and_settle)
+
+    async def plain(self) -> float:
+        return await self._rate(self._two_xadds)
+
+    async def _rate(self, pair: Callable[[int], Awaitable[None]]) -> float:
+        self._run += 1
+        numbers = iter(range(self._pairs))
+
+        async def work() -> None:
+            for n in numbers:
+                await pair(n)
+
+        started = time.perf_counter()
+        await asyncio.gather(*(work() for _ in range(TASKS)))
+        return self._pairs / (time.perf_counter() - started)
+
+    async def _reserve_and_settle(self, n: int) -> None:
+        request = reserve_request(f"{self._name}-{self._run}-{n}", user_of(n % _USERS), self._window, n)
+        reserved = await self._gate.reserve(request, (EMPTY_BASELINE,))
+        if not isinstance(reserved, Reserved):
+            raise TypeError(f"not reserved: {reserved}")
+        settled = await self._gate.settle(settle_request(request, reserved, n))
+        if not isinstance(settled, Settled):
+            raise TypeError(f"not settled: {settled}")
+
+    async def _two_xadds(self, n: int) -> None:
+        user, call = user_of(n % _USERS), f"{self._name}-{self._run}-{n}"
+        await self._xadd("plain", self._event("budget-reserved", user, call, 31_000_000, RESERVED.format(n=n), 0))
+        await self._xadd("plain", self._event("cost-recorded", user, call, 1_734_000, RECORDED, 1))
+
+    def _event(self, kind: str, user: str, call: str, amount: int, payload: str, stamp: int) -> dict[str, str]:
+        return {
+            "type": kind,
+            "v": "1",
+            "seq": "123456",
+            "user_id": user,
+            "period": self._window.name,
+            "call_id": call,
+            "attempt": "1",
+            "amount": str(amount),
+            "committed": "31000000",
+            "payload": "{" + _STAMPS[stamp] + payload[1:],
+        }
+
+
+async def run(directory: Path, sizes: Sizes) -> list[Result]:
+    pairs, rounds = sizes.of(8_000, 300), sizes.of(7, 2)
+    async with EmbeddedServer(directory, fsync="always") as server, Redis.from_url(server.url) as redis:
+        await load_library(redis)
+        pipeline = CommandPipeline(redis)
+        keys = Keys("bench")
+        await create_ledger(pipeline, keys, ledger_id=(ledger_id := str(uuid.uuid4())), partitions=1)
+
+        def gate_over(client: Any) -> Gate:
+            return Gate(
+                cast("CommandPipeline", client), keys, ledger_id, idempotency_ttl_s=3_000_000, result_ttl_s=600_000
+            )
+
+        async def xadd_piped(stream: str, fields: dict[str, str]) -> Any:
+            return await pipeline.execute("XADD", stream, "*", *(part for pair in fields.items() for part in pair))
+
+        async def xadd_plain(stream: str, fields: dict[str, str]) -> Any:
+            return await redis.xadd(stream, cast("Any", fields))
+
+        plain = _Pairs("plain", gate_over(_PlainClient(redis)), xadd_plain, pairs)
+        piped = _Pairs("piped", gate_over(pipeline), xadd_piped, pairs)
+        await in_turn(1, plain.gate, plain.plain, piped.gate, piped.plain)
+        await redis.config_resetstat()
+        a, b = await in_turn(rounds, plain.gate, plain.plain)
+        usec = await _usec_per_call(redis)
+        c, d = await in_turn(rounds, piped.gate, piped.plain)
+        await pipeline.aclose()
+    return [
+        compare(
+            "gate",
+            f"reserve+settle against 2 XADD, redis-py client, {TASKS} tasks",
+            a,
+            b,
+            unit="pairs/s",
+            target=Target(">=", 0.8),
+            server_usec_per_call=usec,
+        ),
+        compare("gate", f"the same over Tollbook's pipeline, {TASKS} tasks", c, d, unit="pairs/s"),
+    ]
+
+
+async def _usec_per_call(redis: Redis) -> dict[str, float]:
+    """What the server itself says a command takes, without network and sync."""
+    stats: dict[str, Any] = await redis.info("commandstats")
+    return {name: stats[f"cmdstat_{name}"]["usec_per_call"] for name in ("fcall", "xadd")}

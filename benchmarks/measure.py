@@ -1,0 +1,111 @@
+"""How things are measured: both sides in turn, several rounds, medians.
+
+A machine that is slow for a minute is slow for both sides of a round, so ratios are
+comparable between machines and runs where rates are not.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Literal
+
+Side = Callable[[], Awaitable[float]]
+"""Does one round of one side and returns its figure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """`quick` only shows that a benchmark runs: its figures are too short to mean much."""
+
+    is_quick: bool = False
+
+    def of(self, full: int, quick: int) -> int:
+        return quick if self.is_quick else full
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a figure must reach."""
+
+    bound: Literal[">=", "<="]
+    value: float
+
+    def is_met_by(self, figure: float) -> bool:
+        return figure >= self.value if self.bound == ">=" else figure <= self.value
+
+    def __str__(self) -> str:
+        return f"{self.bound} {self.value:g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One line of the report: a subject against its reference. Without a target it is there to inform."""
+
+    benchmark: str
+    what: str
+    subject: float
+    reference: float | None
+    unit: str
+    target: Target | None = None
+    floor: Target | None = None
+    rounds: tuple[float, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.reference is None else self.subject / self.reference
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the ratio reaches the target and the subject the floor, where there are any."""
+        reaches_ratio = self.target is None or self.ratio is None or self.target.is_met_by(self.ratio)
+        return reaches_ratio and (self.floor is None or self.floor.is_met_by(self.subject))
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "benchmark": self.benchmark,
+            "what": self.what,
+            "subject": self.subject,
+            "reference": self.reference,
+            "unit": self.unit,
+            "ratio": self.ratio,
+            "target": str(self.target) if self.target else None,
+            "floor": str(self.floor) if self.floor else None,
+            "is_met": self.is_met if self.target or self.floor else None,
+            "ratio_of_each_round": list(self.rounds),
+            **self.details,
+        }
+
+
+async def in_turn(rounds: int, *sides: Side) -> list[list[float]]:
+    """Run the sides one after the other, `rounds` times (ABAB); return the figures of each side."""
+    figures: list[list[float]] = [[] for _ in sides]
+    for _ in range(rounds):
+        for side, seen in zip(sides, figures, strict=True):
+            seen.append(await side())
+    return figures
+
+
+def compare(
+    benchmark: str,
+    what: str,
+    subject: Sequence[float],
+    reference: Sequence[float],
+    *,
+    unit: str,
+    target: Target | None = None,
+    floor: Target | None = None,
+    **details: Any,
+) -> Result:
+    """Make a line of two sides' rounds: medians, and the ratio of each round to show how much it varies."""
+    return Result(
+        benchmark=benchmark,
+        what=what,
+        subject=median(subject),
+        reference=median(reference),
+        unit=unit,
+        target=target,
+        floor=floor,
+        rounds=tuple(a / b for a, b in zip(subject, reference, strict=True)),
+        details={"subject_rounds": list(subject), "reference_rounds": list(reference), **details},
+    )

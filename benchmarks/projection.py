@@ -1,0 +1,97 @@
+"""Projection: folding the ledger into DuckDB against merely reading it.
+
+One side is a projector with its own reader, transactions, checkpoints and trimming, from an
+empty file to the last event; the other reads the same stream with the same reader and lets it go.
+"""
+
+import asyncio
+import shutil
+import time
+import uuid
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import Redis
+
+from benchmarks.load import EVENTS_A_CALL, typical_entries
+from benchmarks.measure import Result, Sizes, Target, compare, in_turn
+from ledger.connection import connect
+from ledger.embedded import EmbeddedServer
+from ledger.functions import load_library
+from ledger.gate import Gate, create_ledger
+from ledger.keys import Keys
+from ledger.pipeline import CommandPipeline
+from ledger.projector import Projector, ProjectorSettings
+from ledger.store import Store
+from ledger.stream import StreamReader
+from schemas.identifiers import ZERO_ENTRY, EntryId
+
+_USERS = 2_000
+_PAGE = 1_000
+
+
+async def run(directory: Path, sizes: Sizes) -> list[Result]:
+    events, rounds = EVENTS_A_CALL * sizes.of(100_000, 2_000), sizes.of(5, 2)
+    async with EmbeddedServer(directory, fsync="everysec") as server, connect(server.url) as redis:
+        await load_library(redis)
+        pipeline = CommandPipeline(redis)
+        keys = Keys("bench")
+        ledger_id = str(uuid.uuid4())
+        await create_ledger(pipeline, keys, ledger_id=ledger_id, partitions=1)
+        last = await _fill(redis, keys, events)
+        gate = Gate(pipeline, keys, ledger_id, idempotency_ttl_s=3_000_000, result_ttl_s=600_000)
+        numbers = count()
+
+        async def fold() -> float:
+            path = directory / f"round-{next(numbers)}" / "tollbook.duckdb"
+            store = await asyncio.to_thread(Store.open, path, ledger_id)
+            projector = Projector(
+                store, redis, [keys], trim=lambda _, watermark, budgets: gate.trim(watermark, budgets)
+            )
+            started = time.perf_counter()
+            folding = asyncio.create_task(projector.run())
+            await projector.wait_for(0, last)
+            seconds = time.perf_counter() - started
+            folding.cancel()
+            await asyncio.gather(folding, return_exceptions=True)
+            await asyncio.to_thread(store.close)
+            shutil.rmtree(path.parent)
+            return events / seconds
+
+        async def read() -> float:
+            reader, after, seen = StreamReader(redis, keys), ZERO_ENTRY, 0
+            started = time.perf_counter()
+            while batch := await reader.read_after(after, count=ProjectorSettings().batch_events):
+                seen, after = seen + len(batch), batch.last_id
+            seconds = time.perf_counter() - started
+            await reader.aclose()
+            if seen != events:
+                raise ValueError(f"read {seen} events of {events}")
+            return events / seconds
+
+        await in_turn(1, fold, read)
+        folded, only_read = await in_turn(rounds, fold, read)
+        await pipeline.aclose()
+    return [
+        compare(
+            "projection",
+            f"folding {events:,} events from the stream against reading them",
+            folded,
+            only_read,
+            unit="events/s",
+            target=Target(">=", 0.5),
+        )
+    ]
+
+
+async def _fill(redis: Redis, keys: Keys, events: int) -> EntryId:
+    """Append the events and return the id of the last."""
+    entries = typical_entries(events // EVENTS_A_CALL, users=_USERS)
+    replies: list[Any] = []
+    while page := list(islice(entries, _PAGE)):
+        pipe = redis.pipeline(transaction=False)
+        for entry_id, fields in page:
+            pipe.execute_command("XADD", keys.ledger, entry_id, *fields)
+        replies = await pipe.execute()
+    return EntryId.parse(replies[-1].decode())
