@@ -32,6 +32,7 @@ from ledger.requests import (
     Reserved,
     ReserveReply,
     ReserveRequest,
+    Settled,
     SettleRequest,
     Waiting,
 )
@@ -285,7 +286,7 @@ class CallRunner:
         reply = await self.ledger.settle(
             hold.settle_request(outcome=outcome, reason=reason, result=text, is_final=True)
         )
-        if isinstance(reply, AlreadySettled) and not await self._correct(hold, result=text):
+        if _was_settled_before(reply) and not await self._correct(hold, result=text):
             raise CallTakenOver(hold.call_id)
         return result
 
@@ -298,7 +299,7 @@ class CallRunner:
     async def _abandon(self, hold: Hold, attempt_bound: Bound) -> None:
         hold.abandon(attempt_bound)
         request = hold.settle_request(outcome="failed", reason="cancelled", result="", is_final=False)
-        if isinstance(await self.ledger.settle(request), AlreadySettled):
+        if _was_settled_before(await self.ledger.settle(request)):
             await self._correct(hold, result="")
         _log.warning("call.abandoned", call_id=hold.call_id, cost_nanousd=request.cost_nanousd)
 
@@ -341,3 +342,8 @@ class CallRunner:
 def _fallback_of(call: Call) -> str:
     assert call.route.fallback is not None, "the policy falls back only where there is a fallback"
     return call.route.fallback
+
+
+def _was_settled_before(reply: Settled | AlreadySettled) -> bool:
+    """Whether somebody else may have settled the hold, even at the same cost: events and result are then untold."""
+    return isinstance(reply, AlreadySettled) or not reply.entry_id

@@ -1,8 +1,10 @@
 """Reconciling: ask the provider what uncertain charges really were, and correct the ledger.
 
 Uncertain is a charge assumed at its bound, or priced from usage. It can be asked about
-where the attempt's generation id is known; what the provider does not know stays as it is
-and is listed. Repeating changes nothing, since a correction names the true cost.
+where the attempt's generation id is known; what the provider does not know, or nobody can
+ask about, stays as it is and is listed. Only what was learnt moves: an assumption about an
+attempt that died with its worker stays booked (G3). Repeating changes nothing, since a
+correction names the true cost.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,37 +21,48 @@ from schemas.events import Basis, CostAdjusted, payload_json
 from schemas.money import nanousd_from_usd
 
 Query = Callable[[str], Awaitable[list[dict[str, Any]]]]
-_REASON: Final = "reconciled"
+_WHOLLY: Final = "reconciled"
+_IN_PART: Final = "reconciled in part"
 _log = structlog.get_logger(__name__)
 
-# Every attempt of the settled holds that have an uncertain one and are not reconciled yet.
+# Every attempt of the settled holds that have an uncertain one and are not wholly reconciled, each beside what its
+# hold was booked at by those who ran it: when it was settled, or when a late answer came.
 _UNCERTAIN: Final = f"""
 WITH uncertain AS (
     SELECT call_id, hold FROM events
     WHERE type = 'model-called' AND basis IN ('assumed', 'priced') AND generation_id IS NOT NULL
+), moves AS (
+    SELECT call_id, hold, seq, amount_usd, assumed_usd, reason,
+        max(CASE WHEN type = 'cost-recorded' OR reason NOT IN ('{_WHOLLY}', '{_IN_PART}') THEN seq END)
+            OVER (PARTITION BY call_id, hold) AS booked_seq
+    FROM events WHERE type IN ('cost-recorded', 'cost-adjusted')
 ), settled AS (
-    SELECT call_id, hold, attempt FROM events WHERE type = 'cost-recorded'
+    SELECT call_id, hold, sum(amount_usd) AS booked_usd, sum(assumed_usd) AS assumed_usd FROM moves
+    WHERE seq <= booked_seq GROUP BY ALL
 ), reconciled AS (
-    SELECT call_id, hold FROM events WHERE type = 'cost-adjusted' AND reason = '{_REASON}'
+    SELECT call_id, hold FROM moves WHERE seq > booked_seq AND reason = '{_WHOLLY}'
 )
-SELECT e.call_id, e.hold, e.user_id, e.attempt, e.charge_usd, e.basis, e.generation_id
+SELECT e.call_id, e.hold, e.user_id, e.attempt, e.charge_usd, e.basis, e.generation_id, s.booked_usd, s.assumed_usd
 FROM events e
 SEMI JOIN uncertain USING (call_id, hold)
-SEMI JOIN settled USING (call_id, hold)
+JOIN settled s USING (call_id, hold)
 ANTI JOIN reconciled USING (call_id, hold)
 WHERE e.type = 'model-called'
 ORDER BY e.call_id, e.hold, e.attempt
 """  # noqa: S608 - the text has no input.
 
-_UNKNOWABLE: Final = """
-SELECT call_id, user_id, hold, amount_usd, assumed_usd, reason FROM events
-WHERE type = 'cost-recorded' AND assumed_usd > 0 ORDER BY partition, seq
+_ASSUMED: Final = """
+SELECT call_id, hold FROM events WHERE type IN ('cost-recorded', 'cost-adjusted')
+GROUP BY call_id, hold HAVING sum(assumed_usd) > 0
 """
 
 
 @dataclass(slots=True)
 class Reconciliation:
-    """What came of it. `difference_nanousd` is signed: below zero where less was charged than booked."""
+    """What came of it. `difference_nanousd` is signed: below zero where less was charged than booked.
+
+    `unknown` names the calls of which a part stays uncertain.
+    """
 
     asked: int = 0
     adjusted: int = 0
@@ -57,58 +70,80 @@ class Reconciliation:
     unknown: list[str] = field(default_factory=list[str])
 
 
+@dataclass(frozen=True, slots=True)
+class _Truth:
+    """What a hold comes to, as far as it was learnt."""
+
+    cost_nanousd: int
+    assumed_nanousd: int
+    has_learnt: bool
+    is_whole: bool
+
+
 async def reconcile(query: Query, ledger: Ledger, provider: ProviderClient, *, author: str) -> Reconciliation:
     """Correct every uncertain charge that the provider can tell about.
 
     Errors: ProviderUnavailable; ProviderRefused; LedgerUnavailable. What was corrected before stays corrected.
     """
-    rows = await query(_UNCERTAIN)
     holds: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in await query(_UNCERTAIN):
         holds.setdefault((row["call_id"], row["hold"]), []).append(row)
+    uncertain = {(row["call_id"], row["hold"]) for row in await query(_ASSUMED)}
     outcome = Reconciliation()
-    for attempts in holds.values():
-        await _reconcile_hold(attempts, ledger, provider, author, outcome)
+    for hold, attempts in holds.items():
+        truth = await _ask(attempts, provider, outcome)
+        is_certain = truth.is_whole and not truth.assumed_nanousd
+        if truth.has_learnt:
+            is_certain = await _correct(attempts, truth, ledger, author, outcome) and is_certain
+        (uncertain.discard if is_certain else uncertain.add)(hold)
+    outcome.unknown = sorted({call_id for call_id, _ in uncertain})
     return outcome
 
 
-async def _reconcile_hold(
-    attempts: Sequence[dict[str, Any]], ledger: Ledger, provider: ProviderClient, author: str, outcome: Reconciliation
-) -> None:
-    cost = assumed = 0
-    basis: Basis = "reported"
+async def _ask(attempts: Sequence[dict[str, Any]], provider: ProviderClient, outcome: Reconciliation) -> _Truth:
+    cost, assumed = (nanousd_from_usd(attempts[0][name]) for name in ("booked_usd", "assumed_usd"))
+    learnt = missed = 0
     for attempt in attempts:
-        charge, is_assumed = nanousd_from_usd(attempt["charge_usd"]), attempt["basis"] == "assumed"
-        if attempt["generation_id"] is not None and attempt["basis"] in ("assumed", "priced"):
-            outcome.asked += 1
-            known = await provider.generation(attempt["generation_id"])
-            if known is not None:
-                charge, is_assumed = known, False
-            else:
-                outcome.unknown.append(attempt["call_id"])
-        cost += charge
-        if is_assumed:
-            assumed, basis = assumed + charge, "assumed"
-    first = attempts[0]
+        if attempt["generation_id"] is None or attempt["basis"] not in ("assumed", "priced"):
+            continue
+        outcome.asked += 1
+        known = await provider.generation(attempt["generation_id"])
+        if known is None:
+            missed += 1
+            continue
+        learnt += 1
+        charge = nanousd_from_usd(attempt["charge_usd"])
+        cost += known - charge
+        assumed -= charge if attempt["basis"] == "assumed" else 0
+    return _Truth(cost, assumed, has_learnt=learnt > 0, is_whole=missed == 0)
+
+
+async def _correct(
+    attempts: Sequence[dict[str, Any]], truth: _Truth, ledger: Ledger, author: str, outcome: Reconciliation
+) -> bool:
+    """Book the truth; return whether it is booked."""
+    first, last = attempts[0], attempts[-1]
     record = await ledger.gate_of(first["user_id"]).call_record(first["call_id"])
     if record is None or record.state == "open":
-        return  # Its idempotency period is over, or another run holds money; the next time will do.
-    payload = CostAdjusted(basis=basis, reason=_REASON, author=author, generation_id=attempts[-1]["generation_id"])
+        return False  # Its idempotency period is over, or another run holds money; the next time will do.
+    basis: Basis = "assumed" if truth.assumed_nanousd else "reported"
+    reason = _WHOLLY if truth.is_whole else _IN_PART
+    payload = CostAdjusted(basis=basis, reason=reason, author=author, generation_id=last["generation_id"])
     request = AdjustRequest(
         call_id=first["call_id"],
         user_id=first["user_id"],
         hold=first["hold"],
-        cost_nanousd=cost,
-        assumed_nanousd=assumed,
-        attempt=attempts[-1]["attempt"],
+        cost_nanousd=truth.cost_nanousd,
+        assumed_nanousd=truth.assumed_nanousd,
+        attempt=last["attempt"],
         payload=payload_json(payload),
         budgets=record.hold.budgets,
     )
     try:
         adjusted = await ledger.adjust(request)
     except CallUnknown:
-        outcome.unknown.append(first["call_id"])
-        return
+        return False
     outcome.adjusted += adjusted.difference_nanousd != 0
     outcome.difference_nanousd += adjusted.difference_nanousd
     _log.info("cost.reconciled", call_id=first["call_id"], difference_nanousd=adjusted.difference_nanousd)
+    return True
