@@ -1,0 +1,176 @@
+"""What the gate writes today is what the golden files show, field for field.
+
+The files stand for ledgers that exist: a difference here means a new version of an event, with an
+upcaster and a golden file of its own, never a changed file.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from ledger.gate import Gate
+from ledger.requests import (
+    AdjustRequest,
+    AssignRequest,
+    AttemptEvent,
+    Baseline,
+    BudgetCap,
+    ChargeRequest,
+    Position,
+    RecordRequest,
+    ReserveRequest,
+    SettleRequest,
+)
+from schemas.events import (
+    BoundPrice,
+    BudgetReserved,
+    CostAdjusted,
+    CostRecorded,
+    CreditGranted,
+    EventPayload,
+    FallbackUsed,
+    ModelCalled,
+    PlanAssigned,
+    payload_json,
+)
+from schemas.identifiers import Window
+from schemas.usage import Usage
+from tests.gate_bench import open_bench
+
+GOLDEN: Final = Path(__file__).parents[1] / "golden" / "events" / "v1"
+NOTHING: Final = Baseline(0, 0, Position())
+NOVEMBER: Final = Window("2026-11", 0, 2**52)
+OWN: Final = BudgetCap("user:u42:2026-11", 15_000_000_000)
+DAY: Final = BudgetCap("day:u42:2026-11-05", 2_000_000_000)
+SPRING: Final = BudgetCap("campaign:spring:sale:2026-11", 9_000_000_000)
+LARGE: Final = "anthropic/claude-sonnet-4"
+SMALL: Final = "openai/gpt-4o-mini"
+BOUND: Final = BoundPrice(
+    model=LARGE,
+    prompt_tokens=1_200,
+    completion_tokens=2_000,
+    prompt_nanousd_per_mtok=3_000_000_000,
+    completion_nanousd_per_mtok=15_000_000_000,
+)
+# 1,200 prompt tokens at 3 dollars and 2,000 completion tokens at 15 dollars per million.
+HOLD_NANOUSD: Final = 1_200 * 3_000 + 2_000 * 15_000
+# In the order in which the scenario appends them.
+FILES: Final = (
+    "plan-assigned",
+    "credit-granted",
+    "budget-reserved",
+    "model-called.timeout",
+    "fallback-used",
+    "budget-reserved.extension",
+    "model-called",
+    "cost-recorded",
+    "cost-adjusted",
+    "budget-denied",
+    "cost-recorded.charge",
+)
+
+
+async def _write_every_event(gate: Gate) -> None:
+    names = (OWN.name, DAY.name, SPRING.name)
+    budgets, baselines = (OWN, DAY, SPRING), (NOTHING,) * 3
+    order: dict[str, Any] = {"task_type": "generate_draft", "stream": "generation", "plan": "starter"}
+    order |= {"campaign_id": "spring:sale", "worker": "host-7:1", "bound": BOUND}
+
+    async def assign(command: str, payload: PlanAssigned | CreditGranted, amount: int) -> None:
+        await gate.assign(
+            AssignRequest(
+                command_id=command,
+                user_id="u42",
+                period="2026-11",
+                content_hash="c0ffee",
+                type=payload.type,
+                plan="starter",
+                amount_nanousd=amount,
+                payload=payload_json(payload),
+                budget=OWN.name,
+            )
+        )
+
+    def reserve(call_id: str, amount: int, payload: EventPayload) -> ReserveRequest:
+        return ReserveRequest(
+            call_id=call_id, user_id="u42", window=NOVEMBER, content_hash="c0ffee", amount_nanousd=amount,
+            worker="host-7:1", lease_ms=90_000, payload=payload_json(payload), budgets=budgets,
+        )  # fmt: skip
+
+    plan = PlanAssigned(plan="starter", cap_nanousd=15_000_000_000, author="ops@example.com", reason="upgrade")
+    await assign("assign-1", plan, plan.cap_nanousd)
+    await assign("credit-1", CreditGranted(author="ops@example.com", reason="outage on 4 November"), 1_000_000_000)
+    await gate.reserve(reserve("generation-1-0", HOLD_NANOUSD, BudgetReserved(**order)), baselines)
+
+    timeout = ModelCalled(
+        hold=1, model=LARGE, outcome="timeout", error="no reply within 60 s", latency_ms=60_003,
+        charge_nanousd=HOLD_NANOUSD, charge_basis="assumed",
+    )  # fmt: skip
+    fallback = FallbackUsed(hold=1, from_model=LARGE, to_model=SMALL, reason="timeout")
+    await gate.record(
+        RecordRequest(
+            call_id="generation-1-0", user_id="u42", hold=1, attempts_begun=2, spent_nanousd=HOLD_NANOUSD,
+            assumed_nanousd=HOLD_NANOUSD, budgets=budgets, extension_nanousd=1_380_000,
+            extension_payload=payload_json(BudgetReserved(kind="extension", **order)),
+            events=(
+                AttemptEvent("model-called", 1, payload_json(timeout)),
+                AttemptEvent("fallback-used", 1, payload_json(fallback)),
+            ),
+        ),
+        baselines,
+    )  # fmt: skip
+
+    usage = Usage(prompt_tokens=1_100, completion_tokens=400, cached_tokens=1_000, reasoning_tokens=20)
+    answer = ModelCalled(
+        hold=1, model=SMALL, model_used="openai/gpt-4o-mini-2024-07-18", outcome="ok", http_status=200,
+        latency_ms=2_345, usage=usage, generation_id="gen-1795504509-Ab", charge_nanousd=1_500_000,
+        charge_basis="reported", finish_reason="stop",
+    )  # fmt: skip
+    recorded = CostRecorded(
+        basis="assumed", assumed_nanousd=HOLD_NANOUSD, outcome="done", model=answer.model_used, usage=usage,
+        generation_id=answer.generation_id,
+    )  # fmt: skip
+    await gate.settle(
+        SettleRequest(
+            call_id="generation-1-0", user_id="u42", hold=1, cost_nanousd=HOLD_NANOUSD + 1_500_000,
+            assumed_nanousd=HOLD_NANOUSD, attempt=2, is_final=True, payload=payload_json(recorded), budgets=names,
+            result="{}", events=(AttemptEvent("model-called", 2, payload_json(answer)),),
+        )
+    )  # fmt: skip
+    adjusted = CostAdjusted(basis="reported", reason="generation_looked_up", author="reconcile", generation_id="gen-2")
+    await gate.adjust(
+        AdjustRequest(
+            call_id="generation-1-0", user_id="u42", hold=1, cost_nanousd=12_000_000, assumed_nanousd=0, attempt=2,
+            payload=payload_json(adjusted), budgets=names,
+        )
+    )  # fmt: skip
+    # The gate states what stood in the way; the caller's part is the same as of a hold.
+    await gate.reserve(reserve("generation-2-0", 3_000_000_000, BudgetReserved(**order)), baselines)
+    charge = CostRecorded(basis="priced", outcome="recorded", model=SMALL, usage=Usage(prompt_tokens=10))
+    await gate.charge(
+        ChargeRequest(
+            call_id="import-1", user_id="u42", period="2026-11", content_hash="c0ffee", cost_nanousd=1_500,
+            assumed_nanousd=0, payload=payload_json(charge), budgets=names,
+        ),
+        baselines,
+    )  # fmt: skip
+
+
+def _without_clock(fields: dict[str, str]) -> dict[str, str]:
+    return fields | {"payload": re.sub(r'"deadline_ms":\d+', '"deadline_ms":0', fields["payload"])}
+
+
+async def test_the_gate_writes_what_the_golden_files_show(every_redis_client: Redis) -> None:
+    async with open_bench(every_redis_client) as bench:
+        await _write_every_event(bench.gate)
+        found = [_without_clock(fields) for fields in await bench.events()]
+    golden = [json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))["fields"] for name in FILES]
+    assert found == [_without_clock(fields) for fields in golden]
+    assert [list(fields) for fields in found] == [list(fields) for fields in golden]
+
+
+def test_every_golden_file_but_the_sealing_comes_from_the_gate() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.json")} - {"segment-sealed"} == set(FILES)

@@ -1,0 +1,136 @@
+"""Every version of every event ever written stays readable: golden files of stored entries (G7)."""
+
+import json
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import pytest
+
+from schemas.events import ENVELOPE_FIELDS, EVENT_VERSION, Event, EventPayload, parse_payload, payload_json
+from schemas.upcasters import UPCASTERS, UnreadableEvent, event_from_entry, upcast
+
+GOLDEN: Final = Path(__file__).parents[1] / "golden" / "events"
+FILES: Final = sorted(GOLDEN.glob("v*/*.json"))
+TYPES: Final = tuple(payload.model_fields["type"].default for payload in get_args(get_args(EventPayload)[0]))
+
+# What the gate puts in front of a payload; the rest of it is written by Python.
+STAMPS: Final[dict[str, tuple[str, ...]]] = {
+    "budget-reserved": ("hold", "cap_nanousd", "deadline_ms", "budgets"),
+    "budget-denied": ("budget", "cap_nanousd", "settled_nanousd", "held_nanousd", "reason"),
+    "cost-recorded": ("hold", "hold_nanousd", "overage_nanousd", "budgets"),
+    "cost-adjusted": ("hold", "assumed_nanousd", "budgets"),
+}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _event(path: Path) -> Event:
+    stored = _read(path)
+    return event_from_entry(stored["id"], stored["fields"])
+
+
+def _good() -> dict[str, str]:
+    return _read(GOLDEN / "v1" / "budget-reserved.json")["fields"]
+
+
+@pytest.mark.parametrize("version", range(1, EVENT_VERSION + 1))
+def test_every_type_and_version_has_a_golden_file(version: int) -> None:
+    found = {_read(path)["fields"]["type"] for path in FILES if path.parent.name == f"v{version}"}
+    assert found == set(TYPES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_stored_event_is_read_as_it_was_meant(path: Path) -> None:
+    stored = _read(path)
+    event = _event(path)
+    assert event.model_dump(mode="json", exclude_defaults=True) == stored["event"]
+    assert event.type == stored["fields"]["type"] == path.stem.split(".")[0]
+    assert f"v{event.v}" == path.parent.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_stored_event_of_this_version_is_written_back_to_the_same_bytes(path: Path) -> None:
+    fields, event = _read(path)["fields"], _event(path)
+    assert list(fields) == list(ENVELOPE_FIELDS)
+    if event.v < EVENT_VERSION:
+        return  # It was lifted on reading; nothing writes the old version any more.
+    assert json.loads(payload_json(event.payload)) == json.loads(fields["payload"])
+    stamps = STAMPS.get(event.type, ())
+    written = event.payload.model_dump_json(exclude={"type", *stamps}, exclude_none=True, exclude_defaults=True)
+    stamped, own = fields["payload"][: -len(written) + 1], fields["payload"][-len(written) + 1 :]
+    assert own == written[1:]
+    assert set(json.loads(stamped.rstrip(",") + "}")) <= set(stamps)
+    numbers = {"v": event.v, "seq": event.seq, "attempt": event.attempt, "amount": event.amount}
+    assert {name: fields[name] for name in numbers} == {name: str(number) for name, number in numbers.items()}
+    assert fields["committed"] == ("" if event.committed is None else str(event.committed))
+    assert (fields["user_id"], fields["period"], fields["call_id"]) == (event.user_id, event.period, event.call_id)
+
+
+@pytest.mark.parametrize("name", ENVELOPE_FIELDS)
+def test_an_entry_without_a_field_is_not_skipped(name: str) -> None:
+    fields = _good()
+    del fields[name]
+    with pytest.raises(UnreadableEvent, match=f"ledger entry 7-0 cannot be read: missing {name}"):
+        event_from_entry("7-0", fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("type", "budget-reserved2"),
+        ("v", "0"),
+        ("v", str(EVENT_VERSION + 1)),
+        ("v", "one"),
+        ("seq", "-1"),
+        ("seq", ""),
+        ("period", "2026-13"),
+        ("attempt", "-1"),
+        ("attempt", "1.0"),
+        ("amount", ""),
+        ("amount", "1e3"),
+        ("amount", str(1_000_000 * 1_000_000_000 + 1)),
+        ("committed", "much"),
+        ("payload", ""),
+        ("payload", "[]"),
+        ("payload", "{}"),
+        ("payload", '{"hold":"1"}'),
+    ],
+)
+def test_an_entry_that_is_no_event_is_not_skipped(name: str, value: str) -> None:
+    with pytest.raises(UnreadableEvent, match="ledger entry 7-0 cannot be read") as refused:
+        event_from_entry("7-0", _good() | {name: value})
+    assert refused.value.entry_id == "7-0"
+
+
+def test_an_event_of_a_newer_program_says_so() -> None:
+    with pytest.raises(UnreadableEvent, match=f"version {EVENT_VERSION + 1} is not one of 1 to {EVENT_VERSION}"):
+        event_from_entry("7-0", _good() | {"v": str(EVENT_VERSION + 1)})
+
+
+def test_members_that_this_program_does_not_know_are_passed_over() -> None:
+    fields = _good()
+    fields["payload"] = '{"invented":1,' + fields["payload"][1:]
+    assert event_from_entry("7-0", fields).payload == event_from_entry("7-0", _good()).payload
+
+
+def test_upcasters_lead_from_known_versions_to_the_next() -> None:
+    assert all(kind in TYPES and 1 <= version < EVENT_VERSION for kind, version in UPCASTERS)
+    assert upcast("budget-reserved", EVENT_VERSION, {"a": 1}) == {"a": 1}
+
+
+def test_events_have_no_field_for_what_is_private() -> None:
+    """G10: no prompt, completion, message or key has a place in an event."""
+    names = {name for payload in get_args(get_args(EventPayload)[0]) for name in payload.model_fields}
+    private = ("prompt", "content", "completion", "message", "system", "text", "api_key", "token")
+    assert not [name for name in names if name in private or name.endswith("_key")]
+
+
+def test_empty_fields_are_not_written() -> None:
+    payload = parse_payload("fallback-used", {"from_model": "a", "to_model": "b", "reason": "timeout"})
+    assert payload_json(payload) == '{"from_model":"a","to_model":"b","reason":"timeout"}'
+
+
+def test_the_time_of_an_event_is_that_of_its_id() -> None:
+    assert event_from_entry("1795504509378-3", _good()).at_ms == 1_795_504_509_378
