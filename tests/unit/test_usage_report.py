@@ -1,0 +1,143 @@
+"""What a reply says of tokens and money: counts and amounts, or nothing; never a guess."""
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference.replies import read_json
+from inference.usage_report import read_cost, read_usage
+from schemas.money import MAX_NANOUSD, MoneyError, nanousd_from_usd
+from schemas.usage import Usage
+
+TOKENS = {"prompt_tokens": 100, "completion_tokens": 50}
+
+
+def read(**fields: Any) -> tuple[Usage | None, int | None, bool]:
+    report = read_usage({**TOKENS, **fields})
+    return report.usage, report.cost_nanousd, report.warning is not None
+
+
+@pytest.mark.parametrize("reported", [None, [], "usage", 7, True, Decimal(1)])
+def test_usage_that_is_no_object_says_nothing(reported: object) -> None:
+    report = read_usage(reported)
+    assert (report.usage, report.cost_nanousd, report.warning) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("cost", "nanousd"),
+    [
+        (0, 0),
+        (Decimal("0.0"), 0),
+        (Decimal("-0.0"), 0),
+        (1, 1_000_000_000),
+        (Decimal("0.000000001"), 1),
+        # Rounded up: a part of a nano-dollar is not given away.
+        (Decimal("0.0000000001"), 1),
+        (Decimal("1.0000000001"), 1_000_000_001),
+        ("0.25", 250_000_000),
+        (1_000_000, MAX_NANOUSD),
+        (None, None),
+    ],
+)
+def test_cost_is_read_exactly(cost: object, nanousd: int | None) -> None:
+    assert read_cost(cost) == nanousd
+    assert read(cost=cost)[1:] == (nanousd, False)
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [
+        True, False, 0.5, -1, Decimal("-0.1"), Decimal("NaN"), Decimal("sNaN"), Decimal("Infinity"), 1_000_001,
+        Decimal("1e999999"), "a lot", "", [], {}, b"1",
+    ],
+)  # fmt: skip
+def test_absurd_cost_is_not_taken_and_the_usage_is(cost: object) -> None:
+    with pytest.raises(MoneyError):
+        read_cost(cost)
+    assert read(cost=cost) == (Usage(**TOKENS), None, True)
+
+
+@pytest.mark.parametrize("count", [None, True, "10", 1.0, Decimal(10), -1, 1_000_000_001, [], {}])
+@pytest.mark.parametrize("name", TOKENS)
+def test_usage_with_a_count_that_is_none_says_only_its_cost(name: str, count: object) -> None:
+    assert read(**{name: count}, cost=Decimal("0.5")) == (None, 500_000_000, False)
+
+
+@pytest.mark.parametrize(
+    ("details", "cached", "written"),
+    [
+        ({"cached_tokens": 40}, 40, 0),
+        ({"cached_tokens": 40, "cache_write_tokens": 10}, 40, 10),
+        # More than there is: a part is never larger than the whole, so no token is billed twice.
+        ({"cached_tokens": 101}, 100, 0),
+        ({"cached_tokens": 60, "cache_write_tokens": 60}, 60, 40),
+        ({"cached_tokens": -1}, 0, 0),
+        ({"cached_tokens": True}, 0, 0),
+        ({"cached_tokens": "40"}, 0, 0),
+        (None, 0, 0),
+        ([], 0, 0),
+    ],
+)
+def test_parts_of_the_prompt(details: object, cached: int, written: int) -> None:
+    usage, _, _ = read(prompt_tokens_details=details)
+    assert usage == Usage(**TOKENS, cached_tokens=cached, cache_write_tokens=written)
+
+
+@pytest.mark.parametrize(("reasoning", "read_as"), [(0, 0), (30, 30), (50, 50), (51, 50), (None, 0), (-1, 0)])
+def test_reasoning_is_a_part_of_the_completion(reasoning: object, read_as: int) -> None:
+    usage, _, _ = read(completion_tokens_details={"reasoning_tokens": reasoning})
+    assert usage == Usage(**TOKENS, reasoning_tokens=read_as)
+
+
+@pytest.mark.parametrize(
+    ("fields", "cost", "is_doubted"),
+    [
+        # With one's own provider key, `cost` is OpenRouter's fee and the provider bills the rest.
+        ({"is_byok": True, "cost": 1, "cost_details": {"upstream_inference_cost": 2}}, 3_000_000_000, False),
+        ({"is_byok": True, "cost": 0, "cost_details": {"upstream_inference_cost": 2}}, 2_000_000_000, False),
+        ({"is_byok": True, "cost": 1, "cost_details": {"upstream_inference_cost": None}}, None, True),
+        ({"is_byok": True, "cost": 1, "cost_details": {}}, None, True),
+        ({"is_byok": True, "cost": 1}, None, True),
+        ({"is_byok": True, "cost": 1, "cost_details": "free"}, None, True),
+        ({"is_byok": True, "cost": 1_000_000, "cost_details": {"upstream_inference_cost": 1}}, None, True),
+        ({"is_byok": False, "cost": 1, "cost_details": {"upstream_inference_cost": 2}}, 1_000_000_000, False),
+        ({"is_byok": "yes", "cost": 1}, 1_000_000_000, False),
+    ],
+)
+def test_cost_under_ones_own_provider_key(fields: dict[str, Any], cost: int | None, *, is_doubted: bool) -> None:
+    assert read(**fields)[1:] == (cost, is_doubted)
+
+
+def test_cost_keeps_every_digit_of_the_reply() -> None:
+    # A float would have made 0.1 + 2e-17 of it; and 0.30000000000000004 of 0.3.
+    document = read_json(b'{"prompt_tokens": 1, "completion_tokens": 1, "cost": 0.1234567891}')
+    assert read_usage(document).cost_nanousd == 123_456_790
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.decimals() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+NAMES = ["prompt_tokens", "completion_tokens", "cost", "is_byok", "prompt_tokens_details", "cost_details"]
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), JSON))
+def test_no_reply_breaks_the_reading(reported: dict[str, Any]) -> None:
+    report = read_usage(reported)
+    assert report.cost_nanousd is None or 0 <= report.cost_nanousd <= MAX_NANOUSD
+    if report.usage is not None:
+        # What was built without validation is valid.
+        assert Usage.model_validate(report.usage.model_dump()) == report.usage
+        assert report.usage.cached_tokens + report.usage.cache_write_tokens <= report.usage.prompt_tokens
+
+
+@given(st.decimals(min_value=0, max_value=1_000_000, places=12))
+def test_cost_is_never_read_too_low(usd: Decimal) -> None:
+    cost = read_cost(usd)
+    assert cost == nanousd_from_usd(usd)
+    assert cost is not None
+    assert 0 <= Decimal(cost) - usd * 1_000_000_000 < 1
