@@ -39,6 +39,7 @@ MAX_TEXT_BYTES: Final = 1_000_000
 MAX_MESSAGES: Final = 1_000
 MAX_METADATA_BYTES: Final = 16_384
 MAX_JSON_DEPTH: Final = 32
+_SHOWN_CHARACTERS: Final = 100
 # Fields that are JSON when they arrive as text in a plain stream field.
 _JSON_FIELDS: Final = ("messages", "metadata")
 
@@ -187,6 +188,7 @@ def _children(value: object) -> Iterable[object]:
 def _describe(exc: ValidationError) -> str:
     problems: list[str] = []
     for error in exc.errors(include_url=False, include_context=False, include_input=False)[:5]:
-        location = ".".join(str(part) for part in error["loc"]) or "task"
+        # The name of an unknown field is the publisher's: of any length, and perhaps with half a surrogate pair in it.
+        location = ".".join(str(part) for part in error["loc"])[:_SHOWN_CHARACTERS] or "task"
         problems.append(f"{location}: {error['msg'].removeprefix('Value error, ')}")
-    return "; ".join(problems)
+    return "; ".join(problems).encode("utf-8", "backslashreplace").decode()
