@@ -1,0 +1,380 @@
+"""A Redis server in memory that runs the project's own Lua, with the simulation's clock.
+
+Just the commands that the Lua, the workers and the simulation use, over plain dictionaries;
+test_fake_redis.py holds them to what a real server answers. What it is asked and what it
+writes on streams can be watched.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, cast
+
+import lupa.lua51
+from redis.exceptions import ResponseError
+
+Clock = Callable[[], float]
+Id = tuple[int, int]
+
+# What Redis puts around a library. A table {err=...} that is raised becomes an error reply.
+_PRELUDE = b"""
+local functions, run = {}, ...
+cjson = { encode = run.encode }
+redis = {
+  call = function(...)
+    local reply = run.call(...)
+    if reply == nil then return false end
+    return reply
+  end,
+  register_function = function(name, callback)
+    if type(name) == 'table' then
+      functions[name.function_name] = name.callback
+    else
+      functions[name] = callback
+    end
+  end,
+}
+return function(name, keys, args)
+  local callback = functions[name]
+  if not callback then return 'missing' end
+  local ok, reply = pcall(callback, keys, args)
+  if ok then return 'ok', reply end
+  if type(reply) == 'table' then return 'error', reply.err end
+  return 'error', tostring(reply)
+end
+"""
+
+
+class Library:
+    """A function library, compiled once; it works on the server that calls it."""
+
+    def __init__(self, code: str) -> None:
+        self._lua: Any = lupa.lua51.LuaRuntime(encoding=None, unpack_returned_tuples=True)
+        self._server: RedisServer | None = None
+        tools = self._lua.table_from({b"call": self._call, b"encode": _encode})
+        self._run = self._lua.execute(_PRELUDE, tools)
+        _, _, body = code.partition("\n")  # Without the line that names the library.
+        self._lua.execute(body.encode())
+
+    def run(self, server: "RedisServer", name: bytes, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
+        self._server = server
+        table = self._lua.table_from
+        outcome, *reply = self._run(name, table(keys), table(arguments))
+        match outcome:
+            case b"missing":
+                raise ResponseError("Function not found")
+            case b"error":
+                raise ResponseError(reply[0].decode())
+            case _:
+                return self._from_lua(reply[0])
+
+    def _call(self, *command: Any) -> Any:
+        assert self._server is not None
+        return self._to_lua(self._server.call([_bytes(part) for part in command]))
+
+    def _to_lua(self, reply: Any) -> Any:
+        if isinstance(reply, list):
+            # None becomes false, as in Redis.
+            return self._lua.table_from([False if part is None else self._to_lua(part) for part in cast("Any", reply)])
+        return reply
+
+    def _from_lua(self, reply: Any) -> Any:
+        if isinstance(reply, bytes | int | None):
+            return reply
+        return [self._from_lua(reply[i]) for i in range(1, len(reply) + 1)]
+
+
+@cache
+def library(code: str) -> Library:
+    """Compile a library once for all simulations."""
+    return Library(code)
+
+
+def _encode(text: bytes) -> bytes:
+    assert text.isascii()
+    return b'"' + text.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"/", b"\\/") + b'"'
+
+
+def _bytes(part: Any) -> bytes:
+    if isinstance(part, bytes):
+        return part
+    if isinstance(part, str):
+        return part.encode()
+    assert not isinstance(part, float) or part.is_integer()
+    return b"%d" % int(part)
+
+
+@dataclass(slots=True)
+class Claim:
+    """One pending entry of a consumer group."""
+
+    consumer: bytes
+    delivered_ms: int
+    count: int
+
+
+@dataclass(slots=True)
+class Group:
+    """A consumer group."""
+
+    last: Id = (0, 0)
+    pending: dict[Id, Claim] = field(default_factory=dict[Id, Claim])
+
+
+@dataclass(slots=True)
+class Stream:
+    """A stream and its groups."""
+
+    entries: dict[Id, list[bytes]] = field(default_factory=dict[Id, list[bytes]])
+    last: Id = (0, 0)
+    groups: dict[bytes, Group] = field(default_factory=dict[bytes, Group])
+
+
+class RedisServer:
+    """Keys and the commands on them.
+
+    `on_add(stream, entry_id, fields)` hears of every entry as it is appended, `on_set(key, value)` of every string;
+    `on_publish(channel, message)` delivers.
+    """
+
+    def __init__(self, clock: Clock, code: str) -> None:
+        self._clock = clock
+        self._library = library(code)
+        self._values: dict[bytes, Any] = {}
+        self._expires: dict[bytes, float] = {}
+        self.on_add: Callable[[bytes, Id, list[bytes]], None] = lambda stream, entry_id, fields: None
+        self.on_set: Callable[[bytes, bytes], None] = lambda key, value: None
+        self.on_publish: Callable[[bytes, bytes], int] = lambda channel, message: 0
+
+    def execute(self, command: Sequence[Any]) -> Any:
+        """Run one command as from a connection. Errors: ResponseError."""
+        return self.call([_bytes(part) for part in command])
+
+    def call(self, command: list[bytes]) -> Any:
+        handler = getattr(self, "_" + command[0].decode().lower())
+        return handler(*command[1:])
+
+    def keys(self) -> list[bytes]:
+        """All keys there are."""
+        return [key for key in list(self._values) if self._get_value(key) is not None]
+
+    def stream(self, key: bytes) -> Stream:
+        """A stream, made if it is not there."""
+        value = self._get_value(key)
+        if value is None:
+            value = self._values[key] = Stream()
+        assert isinstance(value, Stream)
+        return value
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    def _get_value(self, key: bytes) -> Any:
+        at_s = self._expires.get(key)
+        if at_s is not None and at_s <= self._clock():
+            self._delete(key)
+        return self._values.get(key)
+
+    def _delete(self, key: bytes) -> int:
+        self._expires.pop(key, None)
+        return int(self._values.pop(key, None) is not None)
+
+    # --- Functions and keys ---
+
+    def _fcall(self, name: bytes, count: bytes, *rest: bytes) -> Any:
+        keys, arguments = rest[: int(count)], rest[int(count) :]
+        return self._library.run(self, name, keys, arguments)
+
+    def _time(self) -> list[bytes]:
+        micros = int(self._clock() * 1_000_000)
+        return [b"%d" % (micros // 1_000_000), b"%d" % (micros % 1_000_000)]
+
+    def _exists(self, *keys: bytes) -> int:
+        return sum(self._get_value(key) is not None for key in keys)
+
+    def _del(self, *keys: bytes) -> int:
+        return sum(self._delete(key) for key in keys)
+
+    def _get(self, key: bytes) -> bytes | None:
+        return self._get_value(key)
+
+    def _set(self, key: bytes, value: bytes, *options: bytes) -> bytes | None:
+        words = [option.upper() for option in options]
+        if b"NX" in words and self._get_value(key) is not None:
+            return None
+        self._expires.pop(key, None)
+        for unit, seconds in ((b"EX", 1.0), (b"PX", 0.001)):
+            if unit in words:
+                self._expires[key] = self._clock() + int(words[words.index(unit) + 1]) * seconds
+        self._values[key] = value
+        self.on_set(key, value)
+        return b"OK"
+
+    def _publish(self, channel: bytes, message: bytes) -> int:
+        return self.on_publish(channel, message)
+
+    # --- Hashes, sorted sets, lists ---
+
+    def _hash(self, key: bytes) -> dict[bytes, bytes]:
+        return self._get_value(key) or {}
+
+    def _hget(self, key: bytes, name: bytes) -> bytes | None:
+        return self._hash(key).get(name)
+
+    def _hmget(self, key: bytes, *names: bytes) -> list[bytes | None]:
+        values = self._hash(key)
+        return [values.get(name) for name in names]
+
+    def _hset(self, key: bytes, *pairs: bytes) -> int:
+        values = self._values.setdefault(key, {})
+        before = len(values)
+        values.update(zip(pairs[::2], pairs[1::2], strict=True))
+        return len(values) - before
+
+    def _hdel(self, key: bytes, *names: bytes) -> int:
+        values = self._hash(key)
+        gone = sum(values.pop(name, None) is not None for name in names)
+        if gone and not values:
+            self._delete(key)
+        return gone
+
+    def _zadd(self, key: bytes, score: bytes, member: bytes) -> int:
+        scores = self._values.setdefault(key, {})
+        is_new = member not in scores
+        scores[member] = float(score)
+        return int(is_new)
+
+    def _zrem(self, key: bytes, member: bytes) -> int:
+        return self._hdel(key, member)
+
+    def _zrangebyscore(self, key: bytes, low: bytes, high: bytes, *limit: bytes) -> list[bytes]:
+        assert low == b"-inf"
+        assert high.startswith(b"(")
+        found = sorted((score, member) for member, score in self._hash(key).items() if score < float(high[1:]))  # pyright: ignore[reportOperatorIssue]
+        members = [member for _, member in found]
+        return members[int(limit[1]) :][: int(limit[2])] if limit else members
+
+    def _list(self, key: bytes) -> list[bytes]:
+        return self._get_value(key) or []
+
+    def _rpush(self, key: bytes, *items: bytes) -> int:
+        values = self._values.setdefault(key, [])
+        values.extend(items)
+        return len(values)
+
+    def _lpop(self, key: bytes) -> bytes | None:
+        values = self._list(key)
+        if not values:
+            return None
+        item = values.pop(0)
+        if not values:
+            self._delete(key)
+        return item
+
+    def _lindex(self, key: bytes, index: bytes) -> bytes | None:
+        values, place = self._list(key), int(index)
+        return values[place] if -len(values) <= place < len(values) else None
+
+    def _llen(self, key: bytes) -> int:
+        return len(self._list(key))
+
+    def _lrange(self, key: bytes, start: bytes, stop: bytes) -> list[bytes]:
+        assert (start, stop) == (b"0", b"-1")
+        return list(self._list(key))
+
+    # --- Streams ---
+
+    def _xadd(self, key: bytes, entry_id: bytes, *fields: bytes) -> bytes:
+        assert entry_id == b"*"
+        stream = self.stream(key)
+        now_ms, (last_ms, last_n) = self._now_ms(), stream.last
+        new = (now_ms, 0) if now_ms > last_ms else (last_ms, last_n + 1)
+        stream.last = new
+        stream.entries[new] = list(fields)
+        self.on_add(key, new, list(fields))
+        return _text(new)
+
+    def _xlen(self, key: bytes) -> int:
+        value = self._get_value(key)
+        return len(value.entries) if value else 0
+
+    def _xrange(self, key: bytes, low: bytes = b"-", high: bytes = b"+", *count: bytes) -> list[Any]:
+        assert (low, high, count) == (b"-", b"+", ())
+        value = self._get_value(key)
+        return [[_text(entry_id), list(fields)] for entry_id, fields in value.entries.items()] if value else []
+
+    def _xrevrange(self, key: bytes, high: bytes, low: bytes, *count: bytes) -> list[Any]:
+        assert (high, low) == (b"+", b"-")
+        entries = self._xrange(key)[::-1]
+        return entries[: int(count[1])] if count else entries
+
+    def _xgroup(self, verb: bytes, key: bytes, name: bytes, *rest: bytes) -> bytes:
+        assert verb.upper() == b"CREATE"
+        groups = self.stream(key).groups
+        if name in groups:
+            raise ResponseError("BUSYGROUP Consumer Group name already exists")
+        groups[name] = Group()
+        return b"OK"
+
+    def _group(self, key: bytes, name: bytes) -> tuple[Stream, Group]:
+        stream = self._get_value(key)
+        if stream is None or name not in stream.groups:
+            raise ResponseError(f"NOGROUP No such key '{key.decode()}' or consumer group '{name.decode()}'")
+        return stream, stream.groups[name]
+
+    def _xreadgroup(self, *words: bytes) -> list[Any] | None:
+        """XREADGROUP GROUP group consumer COUNT n STREAMS key >; never blocks."""
+        group_word, name, consumer, count_word, count, streams_word, key, newest = words
+        assert (group_word, count_word, streams_word, newest) == (b"GROUP", b"COUNT", b"STREAMS", b">")
+        stream, group = self._group(key, name)
+        fresh = [entry_id for entry_id in stream.entries if entry_id > group.last][: int(count)]
+        if not fresh:
+            return None
+        for entry_id in fresh:
+            group.pending[entry_id] = Claim(consumer, self._now_ms(), 1)
+        group.last = fresh[-1]
+        return [[key, [[_text(entry_id), list(stream.entries[entry_id])] for entry_id in fresh]]]
+
+    def _xack(self, key: bytes, name: bytes, *ids: bytes) -> int:
+        _, group = self._group(key, name)
+        return sum(group.pending.pop(_id(entry_id), None) is not None for entry_id in ids)
+
+    def _xpending(self, key: bytes, name: bytes, *words: bytes) -> list[Any]:
+        _, group = self._group(key, name)
+        idle_ms = 0
+        if words[0].upper() == b"IDLE":
+            idle_ms, words = int(words[1]), words[2:]
+        low, high, count = words
+        now_ms = self._now_ms()
+        found = [
+            [_text(entry_id), claim.consumer, now_ms - claim.delivered_ms, claim.count]
+            for entry_id, claim in sorted(group.pending.items())
+            if (low == b"-" or entry_id >= _id(low))
+            and (high == b"+" or entry_id <= _id(high))
+            and now_ms - claim.delivered_ms >= idle_ms
+        ]
+        return found[: int(count)]
+
+    def _xclaim(self, key: bytes, name: bytes, consumer: bytes, min_idle: bytes, *words: bytes) -> list[Any]:
+        stream, group = self._group(key, name)
+        is_just_id = words[-1].upper() == b"JUSTID"
+        now_ms, claimed = self._now_ms(), list[Any]()
+        for text in words[:-1] if is_just_id else words:
+            entry_id = _id(text)
+            claim = group.pending.get(entry_id)
+            if claim is None or now_ms - claim.delivered_ms < int(min_idle):
+                continue
+            claim.consumer, claim.delivered_ms = consumer, now_ms
+            if not is_just_id:
+                claim.count += 1
+            claimed.append(text if is_just_id else [text, list(stream.entries[entry_id])])
+        return claimed
+
+
+def _text(entry_id: Id) -> bytes:
+    return b"%d-%d" % entry_id
+
+
+def _id(text: bytes) -> Id:
+    ms, _, n = text.partition(b"-")
+    return int(ms), int(n)
