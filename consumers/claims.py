@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import structlog
+from redis.exceptions import ResponseError
 
 from consumers.messages import Delivery
 from ledger.errors import LedgerUnavailable
@@ -88,7 +89,8 @@ class Claims:
                 for stream in self.streams:
                     for delivery in await self.take_abandoned(stream):
                         accept(delivery)
-            except LedgerUnavailable as exc:
+            except (LedgerUnavailable, ResponseError) as exc:
+                # A group that vanished (DEL, FLUSHALL) is an error reply; it is made anew while this goes on.
                 _log.warning("claims.renewal_missed", problem=str(exc))
             await asyncio.sleep(self._claim_after_s / 3)
 

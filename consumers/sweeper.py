@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import structlog
+from redis.exceptions import ResponseError
 
 from inference.holds import settle_dead_hold
 from ledger.errors import CallUnknown, LedgerError
@@ -33,7 +34,7 @@ class Sweeper:
             await asyncio.sleep(_EVERY_S)
             try:
                 await self.sweep()
-            except LedgerError as exc:
+            except (LedgerError, ResponseError) as exc:
                 _log.warning("sweep.missed", problem=str(exc))
 
     async def sweep(self) -> int:
