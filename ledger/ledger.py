@@ -8,7 +8,7 @@ safe because every function of the gate is idempotent on the call id.
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import structlog
@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from ledger.baselines import Baselines
 from ledger.errors import BaselineUnavailable, LedgerReplaced, LedgerUnavailable
 from ledger.functions import load_library
-from ledger.gate import FunctionsMissing, Gate, Stale, WindowClosed
+from ledger.gate import BudgetsMismatch, FunctionsMissing, Gate, Stale, WindowClosed
 from ledger.requests import (
     Adjusted,
     AdjustRequest,
@@ -122,10 +122,19 @@ class Ledger:
         )
 
     async def adjust(self, request: AdjustRequest) -> Adjusted:
-        """Correct a settled hold to its true cost. Errors: CallUnknown."""
-        return await self._without_baselines(
-            request.user_id, request.budgets, lambda gate, baselines: gate.adjust(request, baselines)
-        )
+        """Correct a settled hold to its true cost, in the budgets it stood against. Errors: CallUnknown."""
+
+        async def adjust(budgets: tuple[str, ...]) -> Adjusted:
+            corrected = replace(request, budgets=budgets)
+            return await self._without_baselines(
+                request.user_id, budgets, lambda gate, baselines: gate.adjust(corrected, baselines)
+            )
+
+        try:
+            return await adjust(request.budgets)
+        except BudgetsMismatch as exc:
+            # The caller knew only the call's latest hold, which may stand in another period.
+            return await adjust(exc.budgets)
 
     async def charge(self, request: ChargeRequest) -> bool:
         """Book spend that happened without a hold; return whether it is new. Errors: IdempotencyConflict."""

@@ -73,6 +73,8 @@ class ModelCall:
     assumed: int = 0
     budgets: tuple[str, ...] = ()
     settled: dict[int, tuple[int, int]] = field(default_factory=dict)
+    places: dict[int, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
+    """Period and budgets of each hold, in which it is settled and corrected."""
     told: set[tuple[str, int]] = field(default_factory=set)
     extended: set[int] = field(default_factory=set)
     denial: Answer | None = None
@@ -143,6 +145,7 @@ class LedgerModel:
             return call.denial
         call.state, call.hold, call.amount, call.worker, call.period = "open", call.hold + 1, amount, worker, period
         call.begun, call.spent, call.assumed, call.budgets = attempt, 0, 0, tuple(names)
+        call.places[call.hold] = (period, call.budgets)
         self._hold_more(call, call_id, attempt, amount, caps)
         return ("OK", call.hold, attempt, amount, own.committed, caps[0])
 
@@ -169,7 +172,7 @@ class LedgerModel:
             return refusal
         caps = self._caps(call.user, call.period, budgets)
         obstacle = self._obstacle(names, caps, extension) if extends else None
-        self._tell(call, call_id, events)
+        self._tell(call, call_id, events, hold)
         call.spent, call.assumed = spent, assumed
         if obstacle is not None:
             return (*obstacle, extension, "cap") if obstacle[0] == "DENIED" else obstacle
@@ -200,7 +203,7 @@ class LedgerModel:
         if refusal := self._unknown_balance(budgets, baselines):
             return refusal
         assert call is not None
-        self._tell(call, call_id, events)
+        self._tell(call, call_id, events, hold)
         freed = cost - call.amount
         stamps: dict[str, Any] = {"hold": hold, "hold_nanousd": call.amount}
         if freed > 0:
@@ -231,11 +234,12 @@ class LedgerModel:
         call = self.calls.get(call_id)
         if call is None or hold not in call.settled:
             return ("UNKNOWN",)
-        if tuple(budgets) != call.budgets:
-            return ("MISMATCH", call.budgets)
+        period, true_budgets = call.places[hold]
+        if tuple(budgets) != true_budgets:
+            return ("MISMATCH", true_budgets)
         if refusal := self._unknown_balance(budgets, baselines):
             return refusal
-        self._tell(call, call_id, events)
+        self._tell(call, call_id, events, hold)
         if result and call.state == "closed" and call.hold == hold:
             call.state, call.result = "settled", result
         was_cost, was_assumed = call.settled[hold]
@@ -244,7 +248,7 @@ class LedgerModel:
             self._move(budgets, difference, 0)
             stamps = {"hold": hold, "assumed_nanousd": less_assumed} | self._stamp_budgets(budgets, None)
             committed = self.budget(budgets[0]).committed
-            self._append("cost-adjusted", call, call_id, attempt, difference, committed, stamps)
+            self._append("cost-adjusted", call, call_id, attempt, difference, committed, stamps, period)
             call.settled[hold] = (cost, assumed)
         return ("OK", difference, call.state == "settled")
 
@@ -265,7 +269,7 @@ class LedgerModel:
         if refusal := self._refuse(budgets, baselines):
             return refusal
         call = self.calls[call_id] = ModelCall(content, user, period, "-", state="settled", budgets=tuple(budgets))
-        call.settled[0] = (cost, assumed)
+        call.settled[0], call.places[0] = (cost, assumed), (period, tuple(budgets))
         self._move(budgets, cost, 0)
         stamps = self._stamp_budgets(budgets, None)
         self._append("cost-recorded", call, call_id, 0, cost, self.budget(budgets[0]).committed, stamps)
@@ -359,12 +363,13 @@ class LedgerModel:
             return ("MISMATCH", call.budgets)
         return None
 
-    def _tell(self, call: ModelCall, call_id: str, events: Sequence[tuple[str, int]]) -> None:
+    def _tell(self, call: ModelCall, call_id: str, events: Sequence[tuple[str, int]], hold: int) -> None:
+        period, budgets = call.places[hold]
         for kind, attempt in events:
             if (kind, attempt) in call.told:
                 continue
             call.told.add((kind, attempt))
-            self._append(kind, call, call_id, attempt, 0, self.budget(call.budgets[0]).committed, {})
+            self._append(kind, call, call_id, attempt, 0, self.budget(budgets[0]).committed, {}, period)
             if kind == "model-called":
                 call.recorded = max(call.recorded, attempt)
 

@@ -19,7 +19,8 @@ Keys, all with the tag of one partition:
                    1 state (open | closed | settled | denied), content hash, hold number,
                      amount held, worker, deadline ms, user, period, attempts recorded,
                      attempts begun, spent by recorded attempts of this hold, assumed part of it
-                   2 settled holds, each "number=cost,assumed"
+                   2 settled holds, each "number=cost,assumed", and where they stood against other budgets
+                     than the latest hold, a tab, their period, and their budgets, tabs between
                    3 marks of events of attempts (m1 f1 x2), so that a resend adds none
                    4 the denial, "budget settled held cap amount reason"
                    5.. the budgets of the hold
@@ -231,14 +232,32 @@ local function write_call(key, c, ttl)
   end
 end
 
--- Cost and assumed part of a settled hold, or nil.
+-- Cost, assumed part, period and budgets of a settled hold, or nil.
 local function settled_hold(call, hold)
-  return string.match(call.settled, ' ' .. hold .. '=(%d+),(%d+)')
+  local cost, assumed, place = string.match(call.settled, ' ' .. hold .. '=(%d+),(%d+)([^ ]*)')
+  if not cost or place == '' then
+    return cost, assumed, call.period, call.budgets
+  end
+  local period, budgets = string.match(place, '^\t([^\t]*)\t(.*)$')
+  return cost, assumed, period, (string.gsub(budgets, '\t', '\n'))
 end
 
 local function set_settled(call, hold, cost, assumed)
-  call.settled = (string.gsub(call.settled, ' ' .. hold .. '=%d+,%d+', '')) ..
-    ' ' .. hold .. '=' .. text(cost) .. ',' .. text(assumed)
+  local place = string.match(call.settled, ' ' .. hold .. '=%d+,%d+([^ ]*)') or ''
+  call.settled = (string.gsub(call.settled, ' ' .. hold .. '=%d+,%d+[^ ]*', '')) ..
+    ' ' .. hold .. '=' .. text(cost) .. ',' .. text(assumed) .. place
+end
+
+-- The next hold may fall into another period; what was settled before is corrected where it was booked.
+local function move_call(call, period, budgets)
+  if call.settled ~= '' and (call.period ~= period or call.budgets ~= budgets) then
+    local place = '\t' .. call.period .. '\t' .. string.gsub(call.budgets, '\n', '\t')
+    local settled = string.gsub(call.settled .. ' ', '(=%d+,%d+) ', function(numbers)
+      return numbers .. place .. ' '
+    end)
+    call.settled = string.sub(settled, 1, -2)
+  end
+  call.period, call.budgets = period, budgets
 end
 
 -- Whether the mark is new; then it is set.
@@ -282,10 +301,10 @@ local function read_attempts(args, from, count)
   return events
 end
 
-local function append_attempts(meta, ledger, call, call_id, events, committed)
+local function append_attempts(meta, ledger, call, call_id, period, events, committed)
   for _, event in ipairs(events) do
     if mark(call, MARKS[event.type] .. event.attempt) then
-      append(meta, ledger, { type = event.type, user = call.user, period = call.period, call = call_id,
+      append(meta, ledger, { type = event.type, user = call.user, period = period, call = call_id,
         attempt = event.attempt, amount = 0, committed = committed, payload = event.payload })
       if event.type == 'model-called' then
         call.recorded = math.max(call.recorded, int(event.attempt))
@@ -404,8 +423,8 @@ local function reserve(keys, args)
     push(tail, id, 0, amount, w.balances[i])
   end
   call.state, call.hold, call.amount, call.worker, call.deadline = 'open', hold, amount, args[7], deadline
-  call.period, call.begun, call.spent, call.assumed = period, attempt, 0, 0
-  call.budgets = table.concat(names, '\n')
+  call.begun, call.spent, call.assumed = attempt, 0, 0
+  move_call(call, period, table.concat(names, '\n'))
   write_call(call_key, call)
   return { 'OK', id, text(hold), text(attempt), committed, text(w.caps[1]), deadline }
 end
@@ -457,7 +476,7 @@ local function record(keys, args)
       return refusal
     end
   end
-  append_attempts(meta, keys[2], call, args[2], events, known_committed(tails[1]))
+  append_attempts(meta, keys[2], call, args[2], call.period, events, known_committed(tails[1]))
   call.spent, call.assumed = spent, assumed
   local refused = extends and (w.denied or w.waiting)
   if refused then
@@ -511,7 +530,7 @@ local function settle(keys, args)
   end
   wake(keys[4], names)
   redis.call('ZREM', keys[3], args[2])
-  append_attempts(meta, keys[2], call, args[2], events, text(balances[1].s + balances[1].h))
+  append_attempts(meta, keys[2], call, args[2], call.period, events, text(balances[1].s + balances[1].h))
   local freed = cost - call.amount
   local stamps = { '"hold":' .. args[3], '"hold_nanousd":' .. text(call.amount) }
   if freed > 0 then
@@ -552,10 +571,10 @@ local function adjust(keys, args)
   if not call or not settled_hold(call, args[3]) then
     return { 'UNKNOWN' }
   end
-  local was_cost, was_assumed = settled_hold(call, args[3])
+  local was_cost, was_assumed, period, budgets = settled_hold(call, args[3])
   local names, packed = read_budgets(args, 12 + 3 * count)
-  if table.concat(names, '\n') ~= call.budgets then
-    return { 'MISMATCH', call.budgets }
+  if table.concat(names, '\n') ~= budgets then
+    return { 'MISMATCH', budgets }
   end
   local tails, balances = tails_of(keys, 6), {}
   for i, name in ipairs(names) do
@@ -568,7 +587,7 @@ local function adjust(keys, args)
   if difference < 0 then
     wake(keys[3], names)
   end
-  append_attempts(meta, keys[2], call, args[2], events, text(balances[1].s + balances[1].h))
+  append_attempts(meta, keys[2], call, args[2], period, events, text(balances[1].s + balances[1].h))
   if args[7] ~= '' and call.state == 'closed' and text(call.hold) == args[3] then
     call.state = 'settled'
     redis.call('SET', keys[5], args[7], 'EX', result_ttl)
@@ -577,7 +596,7 @@ local function adjust(keys, args)
   if difference ~= 0 or less_assumed ~= 0 then
     local stamps = { '"hold":' .. args[3], '"assumed_nanousd":' .. text(less_assumed) }
     stamp_budgets(stamps, names, balances, nil, difference)
-    id = append(meta, keys[2], { type = 'cost-adjusted', user = call.user, period = call.period, call = args[2],
+    id = append(meta, keys[2], { type = 'cost-adjusted', user = call.user, period = period, call = args[2],
       attempt = attempt, amount = difference, committed = text(balances[1].s + balances[1].h + difference),
       payload = splice(stamps, args[9]) })
     for i, tail in ipairs(tails) do

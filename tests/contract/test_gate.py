@@ -16,7 +16,7 @@ from ledger.errors import LedgerAhead, LedgerDiverged, LedgerReplaced, ServerToo
 from ledger.functions import LIBRARY, library_code, load_library
 from ledger.gate import FunctionsMissing, Gate, WindowClosed, create_ledger
 from ledger.keys import Keys
-from ledger.requests import AssignRequest, Baseline, BudgetCap, OpenCall, Position, Reserved
+from ledger.requests import AssignRequest, Baseline, BudgetCap, OpenCall, Position, Reserved, ReserveRequest
 from schemas.identifiers import EntryId, Window
 from schemas.money import MAX_NANOUSD
 from tests.gate_bench import CAP, PERIOD, GateBench, open_bench
@@ -329,6 +329,36 @@ async def test_a_call_is_found_again_in_the_next_period(bench: GateBench) -> Non
     found = await bench.reserve(window=Window("2026-12", now + 1_000_000, now + 2_000_000))
     assert isinstance(found, OpenCall)
     assert found.period == PERIOD
+
+
+async def test_a_late_correction_is_booked_in_the_period_of_its_hold(bench: GateBench) -> None:
+    """G1, G3: else the money that comes back would make room in a period in which it was never spent."""
+    december = Window("2026-12", 0, 2**52)
+    own, decembers = BudgetCap(OWN, CAP), BudgetCap("user:u:2026-12", CAP)
+    nothing = [Baseline(0, 0, Position())]
+    await bench.reserve(amount=8, further=[(DAY, 9)])
+    await bench.settle(cost=8, assumed=8, final=False, budgets=BOTH_BUDGETS)
+    request = ReserveRequest(
+        call_id="a", user_id="u", window=december, content_hash="content", amount_nanousd=6, worker="second",
+        lease_ms=60_000, payload="{}", budgets=(decembers,),
+    )  # fmt: skip
+    second = await bench.gate.reserve(request, nothing)
+    assert isinstance(second, Reserved)
+    assert second.committed_nanousd == 6
+
+    assert await bench.do("adjust", cost=1, budgets=[decembers.name]) == ("MISMATCH", BOTH_BUDGETS)
+    assert await bench.do("adjust", cost=1, budgets=BOTH_BUDGETS) == ("OK", 1 - 8, False)
+    assert await bench.do("adjust", cost=2, budgets=BOTH_BUDGETS) == ("OK", 2 - 1, False)
+    assert [event["period"] for event in await bench.events()][-2:] == ["2026-11", "2026-11"]
+    balances = [
+        await bench.gate.balance(user_id="u", period=period, budgets=[budget], baselines=nothing)
+        for period, budget in (("2026-11", own), ("2026-11", BudgetCap(DAY, 9)), ("2026-12", decembers))
+    ]
+    assert [(b.settled_nanousd, b.held_nanousd) for (b,) in balances] == [(2, 0), (2, 0), (0, 6)]
+
+    assert await bench.do("settle", hold=2, cost=5, budgets=[decembers.name]) == ("OK", 5)
+    assert await bench.do("adjust", hold=2, cost=4, budgets=[decembers.name]) == ("OK", -1, True)
+    assert await bench.do("settle", cost=8, assumed=8, budgets=BOTH_BUDGETS) == ("SETTLED", 2, 0)
 
 
 async def test_an_open_hold_is_overdue_after_its_lease_until_it_is_settled(bench: GateBench) -> None:

@@ -216,8 +216,8 @@ class GateMachine(RuleBasedStateMachine):
         settled = [call_id for call_id, call in self.model.calls.items() if call.settled]
         call_id = settled[pick % len(settled)]
         call = self.model.calls[call_id]
-        names = _budgets_of(call, wrong=wrong_budgets)
         hold = min(call.settled) if earlier_hold else max(call.settled)
+        names = _budgets_of(call, wrong=pick % 2 == 0) if wrong_budgets else call.places[hold][1]
         events: Told = [(kind, call.begun) for kind in told]
         typed, modelled = self._baselines(names, lags) if lags else ((), ())
         result, attempt, assumed = '{"late":true}' if has_result else "", call.begun, cost // 3

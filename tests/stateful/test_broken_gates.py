@@ -143,6 +143,11 @@ BROKEN = (
         EVENTS,
     ),
     Broken(
+        "a correction is booked where the latest hold stands, not its own",
+        (("if not cost or place == '' then", "if true then"),),
+        MODEL,
+    ),
+    Broken(
         "a repeated adjustment is booked again",
         (("    set_settled(call, args[3], cost, assumed)\n  end", "  end"),),
         MODEL,
