@@ -1,0 +1,138 @@
+"""The dead-letter stream on a real server: whole tasks with the reason, and the way back."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import pytest
+from redis.asyncio import Redis
+
+from consumers.dead_letters import DeadLetters, Reason
+from consumers.messages import Delivery, read_task
+from ledger.pipeline import CommandPipeline
+
+NOW_MS: Final = 1_795_504_469_412
+STREAM: Final = "generation"
+# Every byte there is, in names and in values; and names that look like the way such bytes are written down.
+ODD_FIELDS: Final = {
+    bytes(range(256)): bytes(range(256)),
+    b"base64:AAAA": b'{"base64": "AAAA"}',
+    "prompt é 中 🙂".encode(): b"",
+    b"": b"\x00",
+}
+TASK: Final = {
+    b"task": b"score_post",
+    b"user_id": b"u1",
+    b"prompt": "a post é".encode(),
+    b"task_id": b"t1",
+    b"plan": b"growth",
+    b"metadata": b'{"a": [1, null]}',
+    b"reply_to": b"answers",
+    b"max_tokens": b"50",
+}
+
+
+@pytest.fixture
+async def letters(redis_client: Redis) -> AsyncIterator[DeadLetters]:
+    pipeline = CommandPipeline(redis_client)
+    yield DeadLetters(pipeline, "tollbook", now_ms=lambda: NOW_MS)
+    await pipeline.aclose()
+
+
+async def put(
+    letters: DeadLetters,
+    fields: dict[bytes, bytes],
+    *,
+    entry_id: str = "5-1",
+    reason: Reason = "invalid_task",
+    task_id: str = "t1",
+) -> None:
+    delivery = Delivery(STREAM, entry_id, fields, deliveries=3)
+    await letters.put(delivery, reason=reason, error="why", task_id=task_id, user_id="u1")
+
+
+async def test_a_letter_holds_the_whole_entry_and_the_reason(letters: DeadLetters) -> None:
+    await put(letters, ODD_FIELDS)
+    letter = (await letters.list())[0]
+    assert letter.fields == ODD_FIELDS
+    assert (letter.stream, letter.entry_id, letter.deliveries) == (STREAM, "5-1", 3)
+    assert (letter.reason, letter.error, letter.task_id, letter.user_id) == ("invalid_task", "why", "t1", "u1")
+    assert letter.at_ms == NOW_MS
+    assert await letters.get(letter.id) == letter
+
+
+async def test_a_letter_can_be_read_without_this_project(letters: DeadLetters, redis_client: Redis) -> None:
+    await put(letters, TASK)
+    entries: Any = await redis_client.xrange("tollbook:dead-letters")
+    fields = entries[0][1]
+    assert json.loads(fields[b"fields"]) == {name.decode(): value.decode() for name, value in TASK.items()}
+    assert fields[b"reason"] == b"invalid_task"
+
+
+async def test_a_long_reason_is_cut_and_the_task_is_not(letters: DeadLetters) -> None:
+    fields = {b"prompt": b"x" * 3_000_000}
+    await letters.put(Delivery(STREAM, "5-1", fields), reason="invalid_task", error="e" * 10_000, task_id="t1")
+    letter = (await letters.list())[0]
+    assert 100 <= len(letter.error) <= 1000
+    assert letter.fields == fields
+    assert letter.user_id == ""
+
+
+async def test_letters_are_listed_oldest_first_page_by_page(letters: DeadLetters) -> None:
+    for number in range(5):
+        await put(letters, TASK, entry_id=f"{number}-0")
+    assert await letters.count() == 5
+    first = await letters.list(count=3)
+    rest = await letters.list(count=3, after=first[-1].id)
+    assert [letter.entry_id for letter in first + rest] == ["0-0", "1-0", "2-0", "3-0", "4-0"]
+    assert await letters.list(after=rest[-1].id) == []
+
+
+async def test_a_dropped_letter_is_gone_and_only_that(letters: DeadLetters) -> None:
+    await put(letters, TASK, entry_id="1-0")
+    await put(letters, TASK, entry_id="2-0")
+    gone, kept = await letters.list()
+    assert await letters.drop(gone.id) is True
+    assert await letters.drop(gone.id) is False
+    assert await letters.get(gone.id) is None
+    assert [letter.id for letter in await letters.list()] == [kept.id]
+
+
+async def test_a_malformed_task_goes_back_byte_for_byte(letters: DeadLetters, redis_client: Redis) -> None:
+    await put(letters, ODD_FIELDS)
+    letter = (await letters.list())[0]
+    retried = await letters.retry(letter)
+    entries: Any = await redis_client.xrange(STREAM)
+    assert entries == [(retried.entry_id.encode(), ODD_FIELDS)]
+    assert (retried.stream, retried.task_id) == (STREAM, "t1")
+    assert await letters.count() == 0
+
+
+@pytest.mark.parametrize("reason", ["attempts_exhausted", "idempotency_conflict"])
+async def test_a_task_that_has_a_result_goes_back_under_an_id_of_its_own(
+    letters: DeadLetters, redis_client: Redis, reason: Reason
+) -> None:
+    """G4: the result under the old id stands, so the same work can only be done under another."""
+    await put(letters, TASK, reason=reason)
+    letter = (await letters.list())[0]
+    retried = await letters.retry(letter)
+    entries: Any = await redis_client.xrange(STREAM)
+    task_id, task = read_task(Delivery(STREAM, retried.entry_id, entries[0][1]))
+    _, original = read_task(Delivery(STREAM, letter.entry_id, TASK))
+    assert task_id == retried.task_id != "t1"
+    assert task.model_copy(update={"task_id": "t1"}) == original
+    assert task.content_hash() == original.content_hash()
+    assert await letters.count() == 0
+
+
+async def test_a_retry_that_is_repeated_after_a_crash_is_the_same_task(
+    letters: DeadLetters, redis_client: Redis
+) -> None:
+    """Between the new entry and the end of the letter a process can die; the task must not run twice."""
+    await put(letters, TASK, reason="attempts_exhausted", task_id="t" * 200)
+    letter = (await letters.list())[0]
+    first, second = await letters.retry(letter), await letters.retry(letter)
+    assert first.task_id == second.task_id
+    assert first.entry_id != second.entry_id
+    entries: Any = await redis_client.xrange(STREAM)
+    assert {read_task(Delivery(STREAM, "1-1", fields))[0] for _, fields in entries} == {first.task_id}
