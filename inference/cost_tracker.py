@@ -75,10 +75,12 @@ class CostTracker:
         """
         runtime, cost = self._runtime or current_runtime(), _money(cost_usd)
         chosen = _plan(plan)
-        window, budgets = runtime.policy.budgets_at(now_ms(), user_id=_user(user_id), plan=chosen, campaign_id=None)
+        call_id = f"usage-{uuid.uuid4()}" if idempotency_key is None else _id(idempotency_key, "idempotency_key")
+        user_id = _id(user_id, "user_id")
+        window, budgets = runtime.policy.budgets_at(now_ms(), user_id=user_id, plan=chosen, campaign_id=None)
         content = f"{user_id}\n{cost}\n{model}\n{reason}"
         request = ChargeRequest(
-            call_id=idempotency_key or f"usage-{uuid.uuid4()}",
+            call_id=call_id,
             user_id=user_id,
             period=window.name,
             content_hash=hashlib.sha256(content.encode()).hexdigest()[:32],
@@ -101,7 +103,9 @@ class CostTracker:
 
     async def _look(self, user_id: str, plan: str) -> tuple[UsageSummary, Balance]:
         runtime, chosen = self._runtime or current_runtime(), _plan(plan)
-        window, budgets = runtime.policy.budgets_at(now_ms(), user_id=_user(user_id), plan=chosen, campaign_id=None)
+        window, budgets = runtime.policy.budgets_at(
+            now_ms(), user_id=_id(user_id, "user_id"), plan=chosen, campaign_id=None
+        )
         try:
             balance, *_ = await runtime.ledger.balance(user_id=user_id, period=window.name, budgets=budgets[:1])
         except LedgerError as exc:
@@ -133,8 +137,8 @@ def _plan(plan: str) -> Plan:
         raise AppError(ErrorCode.INVALID_TASK, f"unknown plan {plan!r}; known are {known}") from None
 
 
-def _user(user_id: str) -> str:
+def _id(value: str, name: str) -> str:
     try:
-        return check_id(user_id)
+        return check_id(value)
     except ValueError as exc:
-        raise AppError(ErrorCode.INVALID_TASK, f"user_id: {exc}") from None
+        raise AppError(ErrorCode.INVALID_TASK, f"{name}: {exc}") from None

@@ -3,15 +3,17 @@
 Clocks, ids and randomness are made here and nowhere below.
 """
 
+import asyncio
 import os
 import secrets
 import socket
 import time
 import uuid
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Final
 
 from redis.asyncio import Redis
 
@@ -183,11 +185,20 @@ async def open_runtime(
 
 
 _current: ContextVar[InferenceRuntime | None] = ContextVar("inference_runtime", default=None)
+# Web servers run an application's start and its requests in contexts of their own: a request sees no context variable
+# that was set at start, so it gets the runtime that was opened last on its event loop.
+_opened: Final[dict[asyncio.AbstractEventLoop, list[InferenceRuntime]]] = {}
 
 
 def current_runtime() -> InferenceRuntime:
-    """Return the runtime that `connect_runtime` opened around this. Errors: AppError (LEDGER_UNAVAILABLE)."""
+    """Return the runtime that `connect_runtime` opened around this, or at the start of this application.
+
+    Errors: AppError (LEDGER_UNAVAILABLE).
+    """
+    opened = _opened.get(asyncio.get_running_loop(), [])
     runtime = _current.get()
+    if runtime not in opened:
+        runtime = opened[-1] if opened else None
     if runtime is None:
         raise AppError(
             ErrorCode.LEDGER_UNAVAILABLE, "no runtime is open: use `async with connect_runtime():` around the calls"
@@ -211,6 +222,20 @@ async def connect_runtime(settings: Settings | None = None) -> AsyncGenerator[In
         handle = await stack.enter_async_context(open_ledger(settings, redis_url))
         read = remote_reader(settings.data_dir)
         runtime = await stack.enter_async_context(open_runtime(settings, handle, read))
-        token = _current.set(runtime)
-        stack.callback(_current.reset, token)
+        stack.enter_context(_as_current(runtime))
         yield runtime
+
+
+@contextmanager
+def _as_current(runtime: InferenceRuntime) -> Generator[None]:
+    loop, before = asyncio.get_running_loop(), _current.get()
+    _opened.setdefault(loop, []).append(runtime)
+    _current.set(runtime)
+    try:
+        yield
+    finally:
+        # Not by a token: the end may come in another context than the beginning.
+        _current.set(before)
+        _opened[loop].remove(runtime)
+        if not _opened[loop]:
+            del _opened[loop]

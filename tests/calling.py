@@ -5,7 +5,7 @@ code under test but the reading of single events.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from consumers.runtime import Projection, System, duckdb_path, open_system
+from consumers.runtime import open_system
 from inference.calls import Call, CallRunner
 from inference.provider import ProviderClient
 from inference.retry import RetryPolicy
@@ -40,12 +40,10 @@ PROMPT_BOUND = 32 + 32 + 128
 class Calling:
     """A running system and its provider."""
 
-    system: System
+    runtime: InferenceRuntime
+    store: Store
+    projector: Projector
     provider: StandIn
-
-    @property
-    def runtime(self) -> InferenceRuntime:
-        return self.system.runtime
 
     def script(self, *faults: str | None) -> None:
         """Say what becomes of the next requests; None is an answer."""
@@ -60,7 +58,7 @@ class Calling:
     @asynccontextmanager
     async def runner(
         self, *, transport: httpx.AsyncBaseTransport | None = None, base_url: str | None = None
-    ) -> AsyncIterator[tuple[CallRunner, list[float]]]:
+    ) -> AsyncGenerator[tuple[CallRunner, list[float]]]:
         """Yield a runner like the system's own that sleeps through no pause, but notes it."""
         runtime, pauses = self.runtime, list[float]()
 
@@ -108,7 +106,7 @@ class Calling:
 
     async def raw_events(self) -> list[tuple[bytes, dict[bytes, bytes]]]:
         """Return the ledger as it is in Redis."""
-        entries: Any = await self.system.handle.redis.xrange(self.system.handle.keys[0].ledger)
+        entries: Any = await self.runtime.handle.redis.xrange(self.runtime.handle.keys[0].ledger)
         return entries
 
     async def events(self, call_id: str | None = None) -> list[Event]:
@@ -137,11 +135,11 @@ class Calling:
         """Return once DuckDB has everything that is on the ledger now."""
         entries = await self.raw_events()
         if entries:
-            await self.system.projection.projector.wait_for(0, EntryId.parse(entries[-1][0].decode()))
+            await self.projector.wait_for(0, EntryId.parse(entries[-1][0].decode()))
 
     async def query(self, sql: str, params: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Ask DuckDB."""
-        return await asyncio.to_thread(self.system.projection.store.query, sql, params)
+        return await asyncio.to_thread(self.store.query, sql, params)
 
     async def check_guarantees(self) -> None:
         """Assert what must be true of every ledger on which no call is open."""
@@ -175,14 +173,14 @@ class Calling:
 @asynccontextmanager
 async def open_calling(
     server_url: str, directory: Path, *, is_served: bool = False, **settings: Any
-) -> AsyncIterator[Calling]:
+) -> AsyncGenerator[Calling]:
     """Open a system on an empty server, and the stand-in that it calls.
 
     Nothing pauses between attempts, and an attempt is given up after half a second. Where `is_served`,
     DuckDB is served to others, as `tollbook up` does; most tests need not wait for its server.
     """
     quick = {"retries": 1, "backoff_base_s": 0.0, "attempt_timeout_s": 0.5, "openrouter_api_key": API_KEY}
-    async with StandIn(StandInConfig(api_key=API_KEY)) as provider:
+    async with StandIn(StandInConfig(api_key=API_KEY, slow_ms=50)) as provider:
         loaded = load_settings(
             env_file=None,
             redis_url=server_url,
@@ -190,23 +188,30 @@ async def open_calling(
             openrouter_base_url=provider.base_url,
             **{**quick, **settings},
         )
-        async with open_system(loaded) if is_served else _open_unserved(loaded, server_url) as system:
-            yield Calling(system, provider)
+        if is_served:
+            async with open_system(loaded) as system:
+                yield Calling(system.runtime, system.projection.store, system.projection.projector, provider)
+            return
+        async with _open_unserved(loaded, server_url) as (runtime, store, projector):
+            yield Calling(runtime, store, projector, provider)
 
 
 @asynccontextmanager
-async def _open_unserved(settings: Settings, server_url: str) -> AsyncIterator[System]:
+async def _open_unserved(
+    settings: Settings, server_url: str
+) -> AsyncGenerator[tuple[InferenceRuntime, Store, Projector]]:
     async with open_ledger(settings, server_url) as handle:
-        store = Store.open(duckdb_path(settings), handle.ledger_id, len(handle.keys))
+        store = Store.open(settings.data_dir / "tollbook.duckdb", handle.ledger_id, len(handle.keys))
         gates = build_gates(handle, settings)
         projector = Projector(
             store, handle.redis, handle.keys, trim=lambda partition, *trimmed: gates[partition].trim(*trimmed)
         )
-        projection = Projection(store, projector, quack_url="")
         folding = asyncio.create_task(projector.run())
         try:
-            async with open_runtime(settings, handle, projection.read) as runtime:
-                yield System(server_url, handle, projection, runtime)
+            async with open_runtime(
+                settings, handle, lambda names: asyncio.to_thread(store.baselines, names)
+            ) as opened:
+                yield opened, store, projector
         finally:
             folding.cancel()
             await asyncio.gather(folding, return_exceptions=True)

@@ -1,0 +1,260 @@
+"""The Python interface: one capped, recorded call; what it returns, what it raises, and what it leaves behind."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from inference import COST_CAPS, MODEL_ROUTING, AppError, InferenceClient
+from inference.runtime import connect_runtime, current_runtime
+from schemas.events import BudgetReserved
+from schemas.money import usd_from_nanousd
+from schemas.results import ErrorCode, InferenceResult, TaskStatus
+from schemas.tasks import TaskType
+from tests.calling import COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
+from tests.servers import wait_until
+
+PRICE = PROMPT_TOKENS * 3_000 + COMPLETION_TOKENS * 15_000
+BOUND = PROMPT_BOUND * 3_750 + 2_000 * 15_000
+
+
+@pytest.fixture
+async def calling(redis_client: Redis, server_url: str, tmp_path: Path) -> AsyncIterator[Calling]:
+    async with open_calling(server_url, tmp_path, hold_wait_s=5) as calling:
+        yield calling
+        await calling.check_guarantees()
+
+
+def draft(calling: Calling) -> InferenceClient:
+    return InferenceClient("generate_draft", calling.runtime)
+
+
+async def refusal(awaitable: Any) -> AppError:
+    with pytest.raises(AppError) as refused:
+        await awaitable
+    return refused.value
+
+
+def test_package_gives_its_public_names_without_loading_what_they_need() -> None:
+    script = (
+        "import sys, inference; assert not {'duckdb', 'httpx', 'redis', 'genai_prices'} & sys.modules.keys(); "
+        "from inference import InferenceClient, MODEL_ROUTING, COST_CAPS, CostTracker, UsageService, AppError; "
+        "assert 'genai_prices' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_package_has_no_other_names() -> None:
+    import inference
+
+    assert set(inference.__all__) == {
+        "COST_CAPS", "MODEL_ROUTING", "AppError", "CostTracker", "InferenceClient", "UsageService"
+    }  # fmt: skip
+    with pytest.raises(AttributeError, match="no attribute 'Missing'"):
+        _ = inference.Missing
+
+
+def test_routes_and_caps_are_the_documented_ones() -> None:
+    assert {"trial": Decimal(5), "starter": Decimal(15), "growth": Decimal(40)} == COST_CAPS
+    assert {
+        task.value: (route.model, route.fallback, route.max_tokens, route.temperature)
+        for task, route in MODEL_ROUTING.items()
+    } == {
+        "classify_archetype": ("anthropic/claude-3-haiku", "google/gemini-2.5-flash", 200, 0.1),
+        "generate_draft": ("anthropic/claude-sonnet-4", "openai/gpt-4o-mini", 2000, 0.7),
+        "score_post": ("anthropic/claude-3-haiku", "google/gemini-2.5-flash", 500, 0.0),
+        "extract_patterns": ("anthropic/claude-3-haiku", "google/gemini-2.5-flash", 1000, 0.2),
+    }
+
+
+async def test_call_returns_content_model_tokens_and_cost(calling: Calling) -> None:
+    result = await draft(calling).call(PROMPT, "u1", "trial", "c1")
+    assert result.content == "[stand-in] 40 tokens of nothing."
+    assert result.model_used == "anthropic/claude-sonnet-4"
+    assert result.token_count == PROMPT_TOKENS + COMPLETION_TOKENS
+    assert result.cost_usd == usd_from_nanousd(PRICE)
+    assert (result.status, result.error_code, result.error) == (TaskStatus.DONE, None, None)
+    assert await calling.spent() == calling.booked() == PRICE
+    held = (await calling.events())[0].payload
+    assert isinstance(held, BudgetReserved)
+    assert (held.plan, held.campaign_id) == ("trial", "c1")
+
+
+@pytest.mark.parametrize("task", [task for task in TaskType if task is not TaskType.PING])
+async def test_every_task_type_has_a_client(calling: Calling, task: TaskType) -> None:
+    result = await InferenceClient(task, calling.runtime).call(PROMPT, user_id="u1")
+    assert result.model_used == MODEL_ROUTING[task].model
+
+
+async def test_ping_costs_nothing(calling: Calling) -> None:
+    result = await InferenceClient("ping", calling.runtime).call()
+    assert (result.content, result.cost_usd) == ("pong", 0)
+    assert await calling.events() == []
+
+
+async def test_messages_limits_and_model_of_the_caller_win_over_the_route(calling: Calling) -> None:
+    messages = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": PROMPT}]
+    result = await draft(calling).call(
+        user_id="u1", messages=messages, max_tokens=7, model="gpt-4o-mini", metadata={"row": 3}
+    )
+    # "Be brief" has 8 bytes.
+    tokens = (2 + 4) + PROMPT_TOKENS
+    assert (result.model_used, result.token_count) == ("openai/gpt-4o-mini", tokens + 7)
+    assert result.cost_usd == usd_from_nanousd(tokens * 150 + 7 * 600)
+    assert result.metadata == {"row": 3}
+
+
+async def test_plan_limit_is_an_error_with_the_numbers(calling: Calling) -> None:
+    await calling.set_cap(BOUND - 1)
+    error = await refusal(draft(calling).call(PROMPT, "u1"))
+    assert error.code is ErrorCode.PLAN_LIMIT_REACHED
+    assert "$0.030720" in error.message
+    assert str(error).startswith("PLAN_LIMIT_REACHED: ")
+    assert calling.provider.requests == 0
+
+
+async def test_failed_inference_is_an_error_that_tells_what_it_cost(calling: Calling) -> None:
+    calling.script("error_finish", "http_503", "http_500", "http_500")
+    error = await refusal(draft(calling).call(PROMPT, "u1", task_id="t1"))
+    assert error.code is ErrorCode.INFERENCE_FAILED
+    assert (error.data["task_id"], error.data["cost_usd"]) == ("t1", usd_from_nanousd(PRICE))
+    assert await calling.spent() == calling.booked() == PRICE
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"prompt": PROMPT},
+        {"prompt": PROMPT, "user_id": "two words"},
+        {"prompt": "", "user_id": "u1"},
+        {"user_id": "u1"},
+        {"prompt": PROMPT, "user_id": "u1", "plan": "platinum"},
+        {"prompt": PROMPT, "user_id": "u1", "max_tokens": 0},
+        {"prompt": PROMPT, "user_id": "u1", "temperature": float("nan")},
+        {"prompt": PROMPT, "user_id": "u1", "messages": [{"role": "user", "content": "x"}]},
+        {"user_id": "u1", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        {"prompt": PROMPT, "user_id": "u1", "task_id": "x" * 201},
+    ],
+)
+async def test_wrong_arguments_are_refused_without_quoting_the_prompt(
+    calling: Calling, arguments: dict[str, Any]
+) -> None:
+    error = await refusal(draft(calling).call(**arguments))
+    assert error.code is ErrorCode.INVALID_TASK
+    assert PROMPT not in str(error)
+    assert await calling.events() == []
+
+
+async def test_model_without_a_price_is_refused(calling: Calling) -> None:
+    error = await refusal(draft(calling).call(PROMPT, "u1", model="no/such-model"))
+    assert error.code is ErrorCode.PRICE_UNKNOWN
+    assert calling.provider.requests == 0
+
+
+async def test_unknown_task_type_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(AppError, match="generate_draft") as refused:
+        InferenceClient("write_novel")
+    assert refused.value.code is ErrorCode.INVALID_TASK
+
+
+async def test_same_task_id_calls_the_model_once(calling: Calling) -> None:
+    # G4
+    first = await draft(calling).call(PROMPT, "u1", task_id="t1")
+    assert await draft(calling).call(PROMPT, "u1", task_id="t1") == first
+    error = await refusal(draft(calling).call(PROMPT + "!", "u1", task_id="t1"))
+    assert error.code is ErrorCode.IDEMPOTENCY_CONFLICT
+    assert calling.provider.requests == 1
+
+
+async def test_same_task_id_at_the_same_time_calls_the_model_once(calling: Calling) -> None:
+    calling.script("slow")
+    results = await asyncio.gather(*(draft(calling).call(PROMPT, "u1", task_id="t1") for _ in range(3)))
+    assert calling.provider.requests == 1
+    assert all(result == results[0] for result in results)
+
+
+async def test_calls_without_a_task_id_are_calls_of_their_own(calling: Calling) -> None:
+    await asyncio.gather(*(draft(calling).call(PROMPT, "u1") for _ in range(3)))
+    assert calling.provider.requests == 3
+    assert await calling.spent() == 3 * PRICE
+
+
+async def test_call_waits_for_the_money_that_other_calls_give_back(calling: Calling) -> None:
+    # G9: one bound fits at a time, and what the calls cost leaves room for all of them.
+    await calling.set_cap(BOUND + 4 * PRICE)
+    results = await asyncio.gather(*(draft(calling).call(PROMPT, "u1") for _ in range(5)))
+    assert [result.status for result in results] == [TaskStatus.DONE] * 5
+    assert await calling.spent() == 5 * PRICE
+
+
+async def test_wait_for_money_has_an_end(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    async with open_calling(server_url, tmp_path, hold_wait_s=0.1, attempt_timeout_s=5) as calling:
+        await calling.set_cap(2 * BOUND - 1)
+        calling.script("hang")
+        holding = asyncio.create_task(draft(calling).call(PROMPT, "u1"))
+        await wait_until(lambda: calling.provider.requests == 1)
+        error = await refusal(draft(calling).call(PROMPT, "u1"))
+        assert error.code is ErrorCode.BUDGET_WAIT_TIMEOUT
+        holding.cancel()
+        await asyncio.gather(holding, return_exceptions=True)
+        await calling.check_guarantees()
+
+
+async def test_cancelled_call_is_settled(calling: Calling) -> None:
+    # G2, G3: at its full bound, since the provider may have charged it.
+    calling.script("hang_charged")
+    running = asyncio.create_task(draft(calling).call(PROMPT, "u1", task_id="t1"))
+    await wait_until(lambda: calling.provider.requests == 1)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert await calling.spent() == await calling.assumed() == BOUND
+    # The next one is a call of the same task, and not the same charge.
+    assert (await draft(calling).call(PROMPT, "u1", task_id="t1")).status is TaskStatus.DONE
+    assert await calling.spent() == BOUND + PRICE
+
+
+async def test_call_that_times_out_around_us_is_settled(calling: Calling) -> None:
+    calling.script("hang")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await draft(calling).call(PROMPT, "u1")
+    assert await calling.spent() == BOUND
+
+
+async def test_call_is_refused_where_redis_holds_another_ledger(calling: Calling) -> None:
+    # G8
+    handle = calling.runtime.handle
+    await handle.pipeline.execute("HSET", handle.keys[0].meta, "ledger_id", "another")
+    error = await refusal(draft(calling).call(PROMPT, "u1"))
+    assert error.code is ErrorCode.LEDGER_UNAVAILABLE
+    assert "another" in error.message
+    assert calling.provider.requests == 0
+    await handle.pipeline.execute("HSET", handle.keys[0].meta, "ledger_id", handle.ledger_id)
+
+
+async def test_client_without_a_runtime_says_what_to_do() -> None:
+    error = await refusal(InferenceClient("ping").call())
+    assert error.code is ErrorCode.LEDGER_UNAVAILABLE
+    assert "connect_runtime" in error.message
+
+
+async def test_another_program_finds_the_running_system(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    async with open_calling(server_url, tmp_path, is_served=True) as calling:
+        # By what `tollbook up` left in the data directory: no Redis is configured here.
+        settings = calling.runtime.settings.model_copy(update={"redis_url": None})
+        async with connect_runtime(settings) as runtime:
+            assert current_runtime() is runtime
+            assert runtime is not calling.runtime
+            result = await InferenceClient("generate_draft").call(PROMPT, "u1")
+            assert result.cost_usd == usd_from_nanousd(PRICE)
+            assert isinstance(await calling.runtime.handle.results.get(result.task_id), InferenceResult)
+        await calling.check_guarantees()
+    with pytest.raises(AppError):
+        current_runtime()
