@@ -3,15 +3,17 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import structlog
 
-from consumers.messages import Delivery, fields_as_json, fields_from_json
+from consumers.messages import Delivery, fields_as_json, fields_from_json, read_task
 from ledger.keys import dead_letters
 from ledger.pipeline import CommandPipeline
 
 Reason = Literal["invalid_task", "idempotency_conflict", "attempts_exhausted"]
+# Of a task id, so that with its ending it is no longer than an id may be.
+_ID_KEPT: Final = 150
 _log = structlog.get_logger(__name__)
 
 
@@ -33,6 +35,15 @@ class DeadLetter:
     deliveries: int
     at_ms: int
     fields: Mapping[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """Where a retried task went, and the task id under which its result will be."""
+
+    stream: str
+    entry_id: str
+    task_id: str
 
 
 class DeadLetters:
@@ -72,12 +83,23 @@ class DeadLetters:
         """Return how many there are."""
         return int(await self._pipeline.execute("XLEN", self.key))
 
-    async def retry(self, letter: DeadLetter) -> str:
-        """Put the original fields on their stream again, then drop the letter; return the new entry's id."""
-        flat = [part for pair in letter.fields.items() for part in pair]
+    async def retry(self, letter: DeadLetter) -> Retried:
+        """Put the task on its stream again, then drop the letter.
+
+        A malformed task goes back byte for byte. One that could be read has a result under its task id, which
+        stands (G4); it runs under a new id, always the same one for this letter, so that a retry that is
+        repeated after a crash runs the task once.
+        """
+        fields, task_id = letter.fields, letter.task_id
+        if letter.reason != "invalid_task":
+            _, task = read_task(Delivery(letter.stream, letter.entry_id, letter.fields))
+            task_id = f"{task_id[:_ID_KEPT]}~retry-{letter.id}"
+            renamed = task.model_copy(update={"task_id": task_id})
+            fields = {b"data": renamed.model_dump_json(exclude_none=True).encode()}
+        flat = [part for pair in fields.items() for part in pair]
         entry_id: bytes = await self._pipeline.execute("XADD", letter.stream, "*", *flat)
         await self.drop(letter.id)
-        return entry_id.decode()
+        return Retried(stream=letter.stream, entry_id=entry_id.decode(), task_id=task_id)
 
     async def drop(self, letter_id: str) -> bool:
         """Remove a dead letter; return whether it was there."""

@@ -4,82 +4,68 @@ Small enough to read in one sitting: what is opened, in which order, and how it 
 """
 
 import asyncio
+import contextlib
 import os
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final
 
 import structlog
+from redis.exceptions import RedisError
 
 from consumers.app import build_app
 from consumers.claims import Claims
 from consumers.dead_letters import DeadLetters
+from consumers.projection import ProjectionService, duckdb_path, open_projection
+from consumers.supervisor import Child, Supervisor
 from consumers.sweeper import Sweeper
 from consumers.worker import Worker, WorkerLimits
-from inference.runtime import InferenceRuntime, LedgerHandle, build_gates, now_ms, open_ledger, open_runtime
+from inference.runtime import InferenceRuntime, LedgerHandle, now_ms, open_ledger, open_runtime
 from inference.settings import Settings
-from ledger.baselines import BaselinePage
-from ledger.embedded import EmbeddedServer
-from ledger.endpoint import Endpoint, clear_endpoint, write_endpoint
-from ledger.projector import Projector, ProjectorSettings
-from ledger.quack import TOKEN_FILE, QuackServer
-from ledger.store import Store, stored_ledger_id
+from ledger.connection import hide_password
+from ledger.embedded import EmbeddedServer, EmbeddedServerError
+from ledger.endpoint import Endpoint, clear_endpoint, read_endpoint, write_endpoint
+from ledger.errors import LedgerUnavailable
+from ledger.remote import remote_reader
+from ledger.store import stored_ledger_id
 
-_CATCH_UP_S: Final = 10.0
+_SERVER_POLL_S: Final = 0.2
+_SERVER_PAUSE_S: Final = 2.0
+_RECONNECT_S: Final = 0.5
+# For folding and closing, once the calls in flight are finished.
+_END_S: Final = 15.0
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """The DuckDB side of a running system."""
-
-    store: Store
-    projector: Projector
-    quack_url: str
-
-    async def read(self, names: Sequence[str], /) -> BaselinePage:
-        """Read baselines in this process, off the event loop."""
-        return await asyncio.to_thread(self.store.baselines, names)
 
 
 @asynccontextmanager
 async def open_redis_url(settings: Settings) -> AsyncGenerator[str]:
-    """Yield the URL of the configured server, or start the embedded one for as long as this is open."""
+    """Yield the URL of the configured server, or run the embedded one for as long as this is open."""
     if settings.redis_url is not None:
         yield settings.redis_url
         return
     async with EmbeddedServer(settings.data_dir, settings.port) as server:
-        yield server.url
+        keeping = asyncio.create_task(_keep_running(server))
+        try:
+            yield server.url
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
 
 
-def duckdb_path(settings: Settings) -> Path:
-    """Return where the projection is."""
-    return settings.data_dir / "tollbook.duckdb"
-
-
-@asynccontextmanager
-async def open_projection(settings: Settings, handle: LedgerHandle) -> AsyncGenerator[Projection]:
-    """Open DuckDB, serve it to other processes and follow the ledger.
-
-    Errors: StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed.
-    """
-    async with AsyncExitStack() as stack:
-        store = await asyncio.to_thread(Store.open, duckdb_path(settings), handle.ledger_id, len(handle.keys))
-        stack.callback(store.close)
-        server = await asyncio.to_thread(QuackServer.start, store, settings.data_dir, port=settings.quack_port or 0)
-        stack.callback(server.stop)
-        gates = build_gates(handle, settings)
-        projector = Projector(
-            store,
-            handle.redis,
-            handle.keys,
-            trim=lambda partition, watermark, budgets: gates[partition].trim(watermark, budgets),
-            settings=ProjectorSettings(tail_keep_ms=round(1000 * settings.tail_keep_s)),
-        )
-        yield Projection(store, projector, server.uri)
+async def _keep_running(server: EmbeddedServer) -> None:
+    """Start the server again whenever it has died; clients find it at the same address."""
+    while True:
+        await asyncio.sleep(_SERVER_POLL_S)
+        if server.is_running:
+            continue
+        _log.error("embedded_server.died", problem=server.problem)
+        try:
+            await server.start()
+        except EmbeddedServerError as exc:
+            _log.error("embedded_server.not_started", problem=str(exc))
+            await asyncio.sleep(_SERVER_PAUSE_S)
 
 
 def build_worker(runtime: InferenceRuntime, streams: Sequence[str], name: str) -> Worker:
@@ -125,11 +111,8 @@ async def serve_worker(runtime: InferenceRuntime, worker: Worker, stop: asyncio.
     _log.info("worker.started", worker=worker.name, streams=claims.streams)
     try:
         while not stop.is_set():
-            await claims.ensure_groups()
-            app = build_app(redis_url, worker, claims.streams)
-            await app.start()
-            await _first_of(stop, app.ended)
-            await app.stop()
+            if not await _feed(worker, stop, redis_url):
+                await _pause(stop, _RECONNECT_S)
         _log.info("worker.stopping", worker=worker.name, in_flight=worker.in_flight)
         await worker.drain(runtime.settings.stop_grace_s)
     finally:
@@ -138,6 +121,20 @@ async def serve_worker(runtime: InferenceRuntime, worker: Worker, stop: asyncio.
         await asyncio.gather(*background, return_exceptions=True)
     await claims.resign()
     _log.info("worker.stopped", worker=worker.name)
+
+
+async def _feed(worker: Worker, stop: asyncio.Event, redis_url: str) -> bool:
+    """Read the streams until `stop`, or until a group vanishes; return False where Redis did not answer."""
+    try:
+        await worker.claims.ensure_groups()
+        app = build_app(redis_url, worker, worker.claims.streams)
+        await app.start()
+    except (LedgerUnavailable, RedisError, OSError) as exc:
+        _log.warning("worker.not_connected", worker=worker.name, problem=str(exc))
+        return False
+    await _first_of(stop, app.ended)
+    await app.stop()
+    return True
 
 
 async def _first_of(*events: asyncio.Event) -> None:
@@ -151,12 +148,13 @@ async def _first_of(*events: asyncio.Event) -> None:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """Everything of `tollbook up` in one process."""
+    """Everything of `tollbook up` in one process. `folding` ends only where the projection cannot go on."""
 
     redis_url: str
     handle: LedgerHandle
-    projection: Projection
+    projection: ProjectionService
     runtime: InferenceRuntime
+    folding: asyncio.Task[None]
 
 
 @asynccontextmanager
@@ -166,59 +164,110 @@ async def open_system(settings: Settings) -> AsyncGenerator[System]:
     Errors: EmbeddedServerError; LedgerUnavailable; LedgerRefused.
     """
     async with open_redis_url(settings) as redis_url, _open_folding(settings, redis_url) as (handle, projection):
-        folding = asyncio.create_task(projection.projector.run())
+        folding = asyncio.create_task(projection.run())
         try:
             async with open_runtime(settings, handle, projection.read) as runtime:
-                yield System(redis_url, handle, projection, runtime)
-            await _catch_up(projection.projector)
+                yield System(redis_url, handle, projection, runtime, folding)
+            await projection.catch_up()
         finally:
             folding.cancel()
             await asyncio.gather(folding, return_exceptions=True)
 
 
-async def _catch_up(projector: Projector) -> None:
-    """Fold what the last calls wrote, so that DuckDB at rest shows it; the next start folds what this leaves."""
-    try:
-        async with asyncio.timeout(_CATCH_UP_S):
-            await projector.catch_up()
-    except Exception as exc:  # noqa: BLE001 - nothing that is wrong with the projection may keep the system from stopping.
-        _log.warning("projection.left_behind", problem=str(exc) or type(exc).__name__)
+async def run_system(system: System, streams: Sequence[str], stop: asyncio.Event) -> None:
+    """Work until `stop`. Errors: what stopped the projection; the calls in flight are finished first."""
+    system.folding.add_done_callback(lambda _: stop.set())
+    await run_worker(system.runtime, streams, stop, redis_url=system.redis_url)
+    if system.folding.done():
+        await system.folding
 
 
-async def run_projector(settings: Settings, stop: asyncio.Event) -> None:
+async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: bool = False) -> None:
     """Fold and serve DuckDB until `stop`. Errors: what stops the fold, and those of `open_system`."""
-    async with open_redis_url(settings) as redis_url, _open_folding(settings, redis_url) as (_, projection):
-        _log.info("projector.started", redis_url=redis_url, quack_url=projection.quack_url)
-        folding, stopped = asyncio.create_task(projection.projector.run()), asyncio.create_task(stop.wait())
-        await asyncio.wait({folding, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if folding.done():
-            await folding
-        await _catch_up(projection.projector)
-        folding.cancel()
-        await asyncio.gather(folding, return_exceptions=True)
+    async with (
+        open_redis_url(settings) as redis_url,
+        _open_folding(settings, redis_url, is_standby=is_standby) as (_, projection),
+    ):
+        _log.info("projector.started", redis_url=hide_password(redis_url), quack_url=projection.quack_url)
+        folding = asyncio.create_task(projection.run())
+        folding.add_done_callback(lambda _: stop.set())
+        try:
+            await stop.wait()
+            if folding.done():
+                await folding
+            await projection.catch_up()
+        finally:
+            folding.cancel()
+            await asyncio.gather(folding, return_exceptions=True)
+
+
+async def run_remote_worker(settings: Settings, streams: Sequence[str], stop: asyncio.Event, *, redis_url: str) -> None:
+    """Work until `stop`, with baselines from the projector's process, which also makes the ledger."""
+    read = remote_reader(settings.data_dir)
+    while not stop.is_set():
+        try:
+            async with (
+                open_ledger(settings, redis_url, may_create=False) as handle,
+                open_runtime(settings, handle, read) as runtime,
+            ):
+                return await run_worker(runtime, streams, stop, redis_url=redis_url)
+        except LedgerUnavailable as exc:
+            _log.warning("worker.not_ready", problem=str(exc))
+            await _pause(stop, _SERVER_PAUSE_S)
+    return None
+
+
+async def run_processes(
+    settings: Settings, streams: Sequence[str], workers: int, stop: asyncio.Event, announce: Callable[[str], None]
+) -> None:
+    """Run server, projector and workers as processes of their own until `stop`."""
+    async with open_redis_url(settings) as redis_url, announced(settings, redis_url):
+        environment = dict(os.environ) | {
+            "REDIS_URL": redis_url,
+            "OPENROUTER_BASE_URL": settings.openrouter_base_url,
+            "TOLLBOOK_DIALECT": settings.dialect,
+        }
+        children = [Child("projector", ("projector",))]
+        named = ",".join(streams)
+        children += [Child(f"worker {number}", ("worker", "--streams", named)) for number in range(1, workers + 1)]
+        announce(redis_url)
+        await Supervisor(children, environment, stop_timeout_s=settings.stop_grace_s + _END_S).run(stop)
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)
 
 
 @asynccontextmanager
-async def _open_folding(settings: Settings, redis_url: str) -> AsyncGenerator[tuple[LedgerHandle, Projection]]:
+async def _open_folding(
+    settings: Settings, redis_url: str, *, is_standby: bool = False
+) -> AsyncGenerator[tuple[LedgerHandle, ProjectionService]]:
     """Open ledger and projection and tell the other commands on this machine where they are."""
     expected_id = await asyncio.to_thread(stored_ledger_id, duckdb_path(settings))
     async with (
         open_ledger(settings, redis_url, expected_id=expected_id) as handle,
-        open_projection(settings, handle) as projection,
+        open_projection(settings, handle, is_standby=is_standby) as projection,
+        announced(settings, redis_url),
     ):
-        write_endpoint(
-            settings.data_dir,
-            Endpoint(
-                redis_url=redis_url,
-                namespace=settings.namespace,
-                quack_url=projection.quack_url,
-                token_file=settings.data_dir / TOKEN_FILE,
-                pid=os.getpid(),
-                started_at=datetime.now(UTC),
-            ),
-        )
-        try:
-            yield handle, projection
-        finally:
-            clear_endpoint(settings.data_dir)
+        yield handle, projection
+
+
+@asynccontextmanager
+async def announced(settings: Settings, redis_url: str) -> AsyncGenerator[None]:
+    """Tell the other commands on this machine where Redis is, unless a process above this one has."""
+    if await asyncio.to_thread(read_endpoint, settings.data_dir) is not None:
+        yield
+        return
+    endpoint = Endpoint(
+        redis_url=redis_url,
+        namespace=settings.namespace,
+        provider_url=settings.openrouter_base_url,
+        pid=os.getpid(),
+        started_at=datetime.now(UTC),
+    )
+    write_endpoint(settings.data_dir, endpoint)
+    try:
+        yield
+    finally:
+        clear_endpoint(settings.data_dir)

@@ -72,11 +72,13 @@ class LedgerHandle:
 
 @asynccontextmanager
 async def open_ledger(
-    settings: Settings, redis_url: str, *, expected_id: str | None = None
+    settings: Settings, redis_url: str, *, expected_id: str | None = None, may_create: bool = True
 ) -> AsyncGenerator[LedgerHandle]:
-    """Open the ledger, or create it where there is none and none is expected.
+    """Open the ledger, or create it where there is none, none is expected and it may be.
 
-    Errors: LedgerUnavailable; ServerTooOld; WrongPartitions; LedgerReplaced where `expected_id` is another ledger's.
+    Only a projector may: it knows whether its DuckDB belongs to another ledger.
+    Errors: LedgerUnavailable, also where there is none; ServerTooOld; WrongPartitions; LedgerReplaced where
+    `expected_id` is another ledger's.
     """
     redis = connect(redis_url)
     async with AsyncExitStack() as stack:
@@ -87,6 +89,8 @@ async def open_ledger(
         keys = tuple(Keys(settings.namespace, number) for number in range(settings.partitions))
         if expected_id is not None:
             await _expect(pipeline, keys, expected_id)
+        elif not may_create:
+            expected_id = await _found_id(pipeline, keys[0])
         ledger_id = expected_id or str(uuid.uuid4())
         states = [await create_ledger(pipeline, key, ledger_id=ledger_id, partitions=len(keys)) for key in keys]
         for state in states:
@@ -96,6 +100,15 @@ async def open_ledger(
             redis, pipeline, namespace=settings.namespace, partitions=len(keys), ttl_s=settings.result_ttl_s
         )
         yield LedgerHandle(redis, pipeline, keys, tuple(states), results)
+
+
+async def _found_id(pipeline: CommandPipeline, key: Keys) -> str:
+    found: bytes | None = await pipeline.execute("HGET", key.meta, "ledger_id")
+    if found is None:
+        raise LedgerUnavailable(
+            f"there is no ledger {key.namespace!r} in this Redis yet: `tollbook up` or `tollbook projector` makes it"
+        )
+    return found.decode()
 
 
 async def _expect(pipeline: CommandPipeline, keys: tuple[Keys, ...], expected_id: str) -> None:
@@ -219,7 +232,7 @@ async def connect_runtime(settings: Settings | None = None) -> AsyncGenerator[In
     if redis_url is None:
         raise LedgerUnavailable(f"REDIS_URL is not set and nothing runs on {settings.data_dir}; start `tollbook up`")
     async with AsyncExitStack() as stack:
-        handle = await stack.enter_async_context(open_ledger(settings, redis_url))
+        handle = await stack.enter_async_context(open_ledger(settings, redis_url, may_create=False))
         read = remote_reader(settings.data_dir)
         runtime = await stack.enter_async_context(open_runtime(settings, handle, read))
         stack.enter_context(_as_current(runtime))

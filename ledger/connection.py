@@ -7,6 +7,7 @@ out, so that a loop which was told to stop goes on. Whoever waits sets a time of
 """
 
 from typing import Final
+from urllib.parse import urlsplit, urlunsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -26,3 +27,12 @@ def connect(redis_url: str) -> Redis:
         socket_keepalive=True,
         health_check_interval=0,
     )
+
+
+def hide_password(redis_url: str) -> str:
+    """Return the URL as it may be logged."""
+    parts = urlsplit(redis_url)
+    if parts.password is None:
+        return redis_url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))

@@ -31,8 +31,7 @@ class Endpoint(BaseModel):
 
     redis_url: str = Field(repr=False)
     namespace: str
-    quack_url: str | None = None
-    token_file: Path | None = None
+    provider_url: str | None = None
     pid: int = Field(gt=0)
     started_at: AwareDatetime
 

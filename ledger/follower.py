@@ -83,6 +83,7 @@ class Follower:
         sleep: Callable[[float], Awaitable[None]],
         running: asyncio.Event,
     ) -> None:
+        self.has_folded = False
         self._store = store
         self._redis = redis
         self._keys = keys
@@ -163,7 +164,7 @@ class Follower:
         folded = await asyncio.to_thread(self._store.fold, batch)
         if folded is None:
             return
-        self._position = folded.position
+        self._position, self.has_folded = folded.position, True
         self._touched.append((folded.position.entry, folded.budgets))
         self._since_checkpoint += folded.events
         self._wake()

@@ -60,3 +60,8 @@ class Keys:
 def dead_letters(namespace: str) -> str:
     """Stream: tasks that cannot be executed, with the reason."""
     return f"{namespace}:dead-letters"
+
+
+def projector_lease(namespace: str) -> str:
+    """String: who folds the ledger, and where; gone when nobody does."""
+    return f"{namespace}:projector"

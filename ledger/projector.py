@@ -72,6 +72,11 @@ class Projector:
         if self.failure is not None:
             raise self.failure
 
+    @property
+    def has_folded(self) -> bool:
+        """Whether anything was folded since the start."""
+        return any(follower.has_folded for follower in self._followers.values())
+
     def pause(self) -> None:
         """Stop folding after the batch in hand, until `resume`."""
         self._running.clear()

@@ -28,6 +28,7 @@ from schemas.identifiers import EntryId
 _log = structlog.get_logger(__name__)
 # A checkpoint rewrites much of the file: it is made when the projector is idle, not in the middle of catching up.
 _WAL_LIMIT: Final = "1GB"
+_WANT_OF_ROOM: Final = ("No space", "quota", "File too large", "Read-only", "Permission denied", "Out of Memory")
 
 
 class StoreLocked(LedgerRefused):
@@ -42,6 +43,11 @@ class StoreLocked(LedgerRefused):
 
 class StoreFailed(LedgerRefused):
     """DuckDB could not do its work: the disk is full or the file is damaged. Nothing was folded."""
+
+    @property
+    def is_for_want_of_room(self) -> bool:
+        """Whether the same file may serve again once there is room on the disk, or permission to write."""
+        return any(words in str(self) for words in _WANT_OF_ROOM)
 
 
 class StoreClosed(BaselineUnavailable):
@@ -77,6 +83,8 @@ class Store:
         Errors: StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() and path.with_name(path.name + ".wal").exists():
+            set_aside(path, now())  # A log without its file; a new file must not be given it.
         config: dict[str, Any] = {"memory_limit": memory_limit, "threads": threads}
         connection = _connect(path, config)
         if connection is None:
@@ -128,11 +136,15 @@ class Store:
             return folded
 
     def checkpoint(self) -> None:
-        """Move the write-ahead log into the file. Errors: StoreFailed."""
+        """Move the write-ahead log into the file, unless somebody reads just now. Errors: StoreFailed."""
         with self._writing:
             self._check_writable()
             try:
                 self._writer.execute("CHECKPOINT")
+            except duckdb.TransactionException as exc:
+                # A client of the Quack server has a transaction open. Nothing is lost: the log stays, the next
+                # checkpoint takes it.
+                _log.debug("store.checkpoint_put_off", problem=str(exc))
             except duckdb.Error as exc:
                 raise StoreFailed(f"DuckDB cannot write {self.path}: {exc}") from exc
 

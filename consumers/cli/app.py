@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from consumers.cli import demo, doctor, publish, serve, spend
+from consumers.cli import dead_letters, demo, doctor, publish, reconcile, serve, spend
 from consumers.telemetry import configure_logging
 
 app = typer.Typer(
@@ -32,6 +32,8 @@ app.command()(publish.result)
 app.command()(publish.ping)
 app.command()(spend.spend)
 app.command()(doctor.doctor)
+app.command()(reconcile.reconcile)
+app.add_typer(dead_letters.app)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -77,7 +77,9 @@ async def _check_redis(settings: "Settings") -> AsyncIterator[Finding]:
             yield _persistence({str(k): str(v) for k, v in config.items()}, str(info.get("maxmemory_policy", "")))
             letters = int(await connection.pipeline.execute("XLEN", f"{settings.namespace}:dead-letters"))
             if letters:
-                yield Finding("dead letters", "warning", f"{letters} tasks could not be executed", "look at the stream")
+                yield Finding(
+                    "dead letters", "warning", f"{letters} tasks could not be executed", "`tollbook dead-letters list`"
+                )
     except ServerTooOld as exc:
         yield Finding("redis", "failed", str(exc), "install Redis 7.0 or later, or unset REDIS_URL")
     except LedgerError as exc:
@@ -153,7 +155,12 @@ async def _check_provider(settings: "Settings") -> AsyncIterator[Finding]:
     from inference.errors import ProviderRefused, ProviderUnavailable
     from inference.provider import ProviderClient
     from inference.routing import routing_with
+    from ledger.endpoint import read_endpoint
 
+    endpoint = read_endpoint(settings.data_dir)
+    if not can_call(settings) and endpoint is not None and endpoint.provider_url is not None:
+        # `up --stand-in` runs here: its provider is looked at, as the calls go to that.
+        settings = settings.model_copy(update={"openrouter_base_url": endpoint.provider_url})
     if not can_call(settings):
         yield Finding(
             "provider",

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,26 +18,38 @@ if TYPE_CHECKING:
 ALL_STREAMS = [stream.value for stream in TaskStream]
 _EVERY_STREAM = ",".join(ALL_STREAMS)
 Streams = Annotated[str, typer.Option(help="Task streams, separated by commas.")]
+Supervised = Annotated[bool, typer.Option("--supervised", hidden=True, help="Stop when standard input ends.")]
 
 
 def up(
     streams: Streams = _EVERY_STREAM,
+    workers: Annotated[
+        int, typer.Option(min=0, max=64, help="Worker processes, and one for the projector; 0: all in one process.")
+    ] = 0,
     with_stand_in: Annotated[
         bool, typer.Option("--stand-in", help="Call a local stand-in for OpenRouter, to try things out.")
     ] = False,
 ) -> None:
-    """Run everything in one process: server (unless REDIS_URL is set), workers and projector.
+    """Run everything: server (unless REDIS_URL is set), workers and projector.
 
-    Example: OPENROUTER_API_KEY=... tollbook up
+    Example: OPENROUTER_API_KEY=... tollbook up --workers 2
     """
-    from consumers.runtime import open_system, run_worker
+    from consumers.runtime import open_system, run_processes, run_system
 
     settings, names = _settings(), _streams(streams)
 
     async def run(stop: asyncio.Event) -> None:
-        async with _provider(settings, with_stand_in=with_stand_in) as chosen, open_system(chosen) as system:
-            _announce(chosen, system.redis_url, with_stand_in=with_stand_in)
-            await run_worker(system.runtime, names, stop, redis_url=system.redis_url)
+        async with _provider(settings, with_stand_in=with_stand_in) as chosen:
+
+            def announce(redis_url: str) -> None:
+                _announce(chosen, redis_url, with_stand_in=with_stand_in)
+
+            if workers:
+                await run_processes(chosen, names, workers, stop, announce)
+                return
+            async with open_system(chosen) as system:
+                announce(system.redis_url)
+                await run_system(system, names, stop)
 
     _run_until_signal(run)
 
@@ -44,30 +57,27 @@ def up(
 def worker(
     streams: Streams = _EVERY_STREAM,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Calls in flight per stream.")] = None,
+    supervised: Supervised = False,
 ) -> None:
     """Run one worker process beside a projector; any number may run on one ledger.
 
     Example: tollbook worker --streams generation --concurrency 64
     """
     from consumers.cli.connect import find_redis_url
-    from consumers.runtime import run_worker
-    from inference.runtime import open_ledger, open_runtime
-    from ledger.remote import remote_reader
+    from consumers.runtime import run_remote_worker
 
     names = _streams(streams)
-    settings = _settings() if concurrency is None else _settings(concurrency=concurrency)
-    _require_provider(settings)
+    settings = require_provider(_settings() if concurrency is None else _settings(concurrency=concurrency))
     redis_url = find_redis_url(settings)
-    read = remote_reader(settings.data_dir)
-
-    async def run(stop: asyncio.Event) -> None:
-        async with open_ledger(settings, redis_url) as handle, open_runtime(settings, handle, read) as runtime:
-            await run_worker(runtime, names, stop, redis_url=redis_url)
-
-    _run_until_signal(run)
+    _run_until_signal(lambda stop: run_remote_worker(settings, names, stop, redis_url=redis_url), supervised=supervised)
 
 
-def projector() -> None:
+def projector(
+    standby: Annotated[
+        bool, typer.Option("--standby", help="Wait while another projector works on the ledger, then take over.")
+    ] = False,
+    supervised: Supervised = False,
+) -> None:
     """Run the projector alone: it folds the ledger into DuckDB and serves that to workers and commands.
 
     Example: REDIS_URL=redis://localhost:6379 tollbook projector
@@ -75,7 +85,7 @@ def projector() -> None:
     from consumers.runtime import run_projector
 
     settings = _settings()
-    _run_until_signal(lambda stop: run_projector(settings, stop))
+    _run_until_signal(lambda stop: run_projector(settings, stop, is_standby=standby), supervised=supervised)
 
 
 def stand_in(
@@ -125,7 +135,8 @@ def can_call(settings: "Settings") -> bool:
     return settings.openrouter_api_key is not None or settings.openrouter_base_url != default_url
 
 
-def _require_provider(settings: "Settings") -> None:
+def require_provider(settings: "Settings") -> "Settings":
+    """Return the settings when a provider can be called; else say how to get one, and exit."""
     if not can_call(settings):
         typer.echo(
             "tollbook: no calls can be made: set OPENROUTER_API_KEY, or OPENROUTER_BASE_URL for another "
@@ -134,14 +145,14 @@ def _require_provider(settings: "Settings") -> None:
             err=True,
         )
         raise typer.Exit(1)
+    return settings
 
 
 @asynccontextmanager
 async def _provider(settings: "Settings", *, with_stand_in: bool) -> AsyncGenerator["Settings"]:
     """Yield settings whose provider can be called."""
     if not with_stand_in:
-        _require_provider(settings)
-        yield settings
+        yield require_provider(settings)
         return
     from inference.standin import StandIn, StandInConfig
 
@@ -161,7 +172,7 @@ def _announce(settings: "Settings", redis_url: str, *, with_stand_in: bool) -> N
     typer.echo("Ctrl-C stops it; calls in flight are finished first.")
 
 
-def _run_until_signal(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+def _run_until_signal(main: Callable[[asyncio.Event], Awaitable[None]], *, supervised: bool = False) -> None:
     """Run until it ends or SIGINT or SIGTERM comes; a second signal ends it at once."""
     import uvloop
 
@@ -177,6 +188,20 @@ def _run_until_signal(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, on_signal)
-        await main(stop)
+        watching = asyncio.create_task(_end_of_input(stop)) if supervised else None
+        try:
+            await main(stop)
+        finally:
+            if watching is not None:
+                watching.cancel()
 
     uvloop.run(run())
+
+
+async def _end_of_input(stop: asyncio.Event) -> None:
+    """Stop when the process that started this one has ended, which closes the pipe it holds."""
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    await reader.read()
+    stop.set()

@@ -4,14 +4,16 @@ The library's name carries its version: workers of two versions can run side by 
 on one ledger. Within a version the code on the server is replaced when it differs.
 """
 
+import asyncio
 from importlib.resources import files
 from typing import Final, cast
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
-from ledger.errors import ServerTooOld
+from ledger.connection import ANSWER_TIMEOUT_S
+from ledger.errors import LedgerUnavailable, ServerTooOld
 
 LIBRARY: Final = "tollbook_v1"
 _log = structlog.get_logger(__name__)
@@ -30,14 +32,18 @@ def function(name: str) -> str:
 async def load_library(redis: Redis) -> None:
     """Put the library on the server unless the same code is there.
 
-    Errors: ServerTooOld where the server has no functions.
+    Errors: ServerTooOld where the server has no functions; LedgerUnavailable.
     """
-    await check_server(redis)
     code = library_code()
-    loaded = await redis.function_list(LIBRARY, withcode=True)
-    if _code_of(loaded) == code:
-        return
-    await redis.function_load(code, replace=True)
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            await check_server(redis)
+            loaded = await redis.function_list(LIBRARY, withcode=True)
+            if _code_of(loaded) == code:
+                return
+            await redis.function_load(code, replace=True)
+    except (RedisError, OSError) as exc:
+        raise LedgerUnavailable(f"Redis cannot be prepared ({exc})") from exc
     _log.info("functions.loaded", library=LIBRARY, replaced=bool(loaded))
 
 

@@ -16,8 +16,7 @@ def endpoint(*, pid: int | None = None, started_at: datetime | None = None) -> E
     return Endpoint(
         redis_url="redis://:secret@127.0.0.1:6390/0",
         namespace="tollbook",
-        quack_url="quack:127.0.0.1:6391",
-        token_file=Path("data/quack.token"),
+        provider_url="http://127.0.0.1:8787/api/v1",
         pid=pid or os.getpid(),
         started_at=started_at or datetime.now(UTC),
     )

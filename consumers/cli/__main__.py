@@ -1,0 +1,5 @@
+"""`python -m consumers.cli` is `tollbook`."""
+
+from consumers.cli import main
+
+main()

@@ -1,0 +1,229 @@
+"""The DuckDB side of a running system: lease, file, server and fold, opened anew when the file is lost.
+
+DuckDB is derived data. A file that is deleted, truncated or damaged while it is in use is
+set aside and rebuilt from the ledger; until it has caught up, calls whose baseline it does
+not have yet fail closed. A full disk is waited out. What a person must decide (another
+ledger, a ledger older than the fold, an unreadable event) ends the projection.
+"""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import duckdb
+import structlog
+
+from inference.runtime import LedgerHandle, build_gates, process_name
+from inference.settings import Settings
+from ledger.baselines import BaselinePage
+from ledger.errors import BaselineUnavailable
+from ledger.lease import Lease
+from ledger.projector import Projector, ProjectorSettings
+from ledger.quack import QuackServer
+from ledger.store import Store, StoreFailed, set_aside
+
+_WATCH_S: Final = 1.0
+_FIRST_PAUSE_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 30.0
+_CATCH_UP_S: Final = 10.0
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """An opened projection: the file, its fold, and where other processes read it."""
+
+    store: Store
+    projector: Projector
+    quack_url: str
+
+    async def read(self, names: Sequence[str], /) -> BaselinePage:
+        """Read baselines in this process, off the event loop."""
+        return await asyncio.to_thread(self.store.baselines, names)
+
+
+def duckdb_path(settings: Settings) -> Path:
+    """Return where the projection is."""
+    return settings.data_dir / "tollbook.duckdb"
+
+
+class ProjectionService:
+    """Keeps the projection of one ledger open and folding."""
+
+    def __init__(self, settings: Settings, handle: LedgerHandle, *, now: Callable[[], datetime] | None = None) -> None:
+        self._settings = settings
+        self._handle = handle
+        self._now = now or (lambda: datetime.now(UTC))
+        self._path = duckdb_path(settings)
+        self._opened: Projection | None = None
+        self._parts = AsyncExitStack()
+        place = f"{socket.gethostname()}:{self._path.resolve()}"
+        self._lease = Lease(handle.pipeline, namespace=settings.namespace, owner=process_name(), place=place)
+
+    @property
+    def store(self) -> Store:
+        """The file that is open now. Errors: BaselineUnavailable."""
+        return self._current().store
+
+    @property
+    def projector(self) -> Projector:
+        """The fold that runs now. Errors: BaselineUnavailable."""
+        return self._current().projector
+
+    @property
+    def quack_url(self) -> str:
+        """Where other processes read it now. Errors: BaselineUnavailable."""
+        return self._current().quack_url
+
+    async def read(self, names: Sequence[str], /) -> BaselinePage:
+        """Read baselines. Errors: BaselineUnavailable, also while the file is being opened anew."""
+        return await self._current().read(names)
+
+    async def start(self, *, is_standby: bool = False) -> None:
+        """Take the lease and open the projection; `is_standby` waits for the lease.
+
+        Errors: ProjectorRunning; StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed; LedgerUnavailable.
+        """
+        if is_standby:
+            await self._lease.wait()
+        await self._open()
+        # Whoever has the file open is alone with it, so that a projector that died here need not be waited for.
+        try:
+            await self._lease.take(is_alone=True)
+        except BaseException:
+            await self._close()
+            raise
+
+    async def run(self) -> None:
+        """Fold until cancelled. Errors: what a person must look at; ProjectorRunning when another has taken over."""
+        keeping = asyncio.create_task(self._lease.keep())
+        folding = asyncio.create_task(self._fold_for_ever())
+        try:
+            await asyncio.wait({keeping, folding}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (folding, keeping):
+                if task.done():
+                    await task
+        finally:
+            keeping.cancel()
+            folding.cancel()
+            await asyncio.gather(keeping, folding, return_exceptions=True)
+
+    async def catch_up(self) -> None:
+        """Fold what the last calls wrote, so that DuckDB at rest shows it; the next start folds what this leaves."""
+        try:
+            async with asyncio.timeout(_CATCH_UP_S):
+                await self.projector.catch_up()
+        except Exception as exc:  # noqa: BLE001 - nothing that is wrong with the projection may keep the system from stopping.
+            _log.warning("projection.left_behind", problem=str(exc) or type(exc).__name__)
+
+    async def stop(self) -> None:
+        """Close the file and let the lease go."""
+        await self._close()
+        await self._lease.release()
+
+    def _current(self) -> Projection:
+        if self._opened is None:
+            raise BaselineUnavailable("the projection in DuckDB is being opened anew; try again later")
+        return self._opened
+
+    async def _fold_for_ever(self) -> None:
+        has_failed, pause_s = False, _FIRST_PAUSE_S
+        while True:
+            opened = self._current()
+            problem = await self._fold_until_lost(opened)
+            is_stuck = not opened.projector.has_folded
+            _log.error("projection.lost", problem=str(problem))
+            await self._close()
+            if is_stuck and has_failed and not problem.is_for_want_of_room:
+                await asyncio.to_thread(set_aside, self._path, self._now())
+            has_failed, pause_s = is_stuck, min(2 * pause_s, _LONGEST_PAUSE_S) if is_stuck else _FIRST_PAUSE_S
+            await self._open_again(pause_s)
+
+    async def _fold_until_lost(self, opened: Projection) -> StoreFailed:
+        """Fold as long as the file serves; return what is wrong with it. Errors: whatever else stops the fold."""
+        folding = asyncio.create_task(opened.projector.run())
+        watching = asyncio.create_task(self._watch(opened.store))
+        try:
+            await asyncio.wait({folding, watching}, return_when=asyncio.FIRST_COMPLETED)
+            await (folding if folding.done() else watching)
+        except StoreFailed as exc:
+            return exc
+        finally:
+            folding.cancel()
+            watching.cancel()
+            await asyncio.gather(folding, watching, return_exceptions=True)
+        raise AssertionError("neither the fold nor the watch ends by itself")
+
+    async def _watch(self, store: Store) -> None:
+        """Errors: StoreFailed when the file is gone, replaced, or cannot be read."""
+        file = await asyncio.to_thread(_identity, self._path)
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            if await asyncio.to_thread(_identity, self._path) != file:
+                raise StoreFailed(f"{self._path} was deleted or replaced while it was open")
+            try:
+                await asyncio.to_thread(store.baselines, [f"user:{time.monotonic()}:none"])
+            except (BaselineUnavailable, duckdb.Error) as exc:
+                raise StoreFailed(f"{self._path} cannot be read: {exc}") from exc
+
+    async def _open(self) -> None:
+        """Errors: StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed; QuackUnavailable."""
+        settings, handle = self._settings, self._handle
+        async with AsyncExitStack() as parts:
+            store = await asyncio.to_thread(Store.open, self._path, handle.ledger_id, len(handle.keys))
+            parts.push_async_callback(asyncio.to_thread, store.close)
+            server = await asyncio.to_thread(QuackServer.start, store, settings.data_dir, port=settings.quack_port or 0)
+            parts.push_async_callback(asyncio.to_thread, server.stop)
+            gates = build_gates(handle, settings)
+            projector = Projector(
+                store,
+                handle.redis,
+                handle.keys,
+                trim=lambda partition, watermark, budgets: gates[partition].trim(watermark, budgets),
+                settings=ProjectorSettings(tail_keep_ms=round(1000 * settings.tail_keep_s)),
+            )
+            self._parts = parts.pop_all()
+        self._opened = Projection(store, projector, server.uri)
+
+    async def _open_again(self, pause_s: float) -> None:
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                return await self._open()
+            except StoreFailed as exc:
+                _log.error("projection.not_opened", problem=str(exc))
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _close(self) -> None:
+        self._opened = None
+        try:
+            await self._parts.aclose()
+        except Exception as exc:  # noqa: BLE001 - a file that is lost may not let itself be closed either.
+            _log.warning("projection.close_failed", problem=str(exc))
+
+
+@asynccontextmanager
+async def open_projection(
+    settings: Settings, handle: LedgerHandle, *, is_standby: bool = False
+) -> AsyncGenerator[ProjectionService]:
+    """Open DuckDB, serve it to other processes; `run` folds. Errors: as `ProjectionService.start`."""
+    service = ProjectionService(settings, handle)
+    await service.start(is_standby=is_standby)
+    try:
+        yield service
+    finally:
+        await service.stop()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -1,0 +1,15 @@
+--[[
+The projector's lease: one projector a ledger.
+KEYS lease   ARGS 1 owner 2 place ("1" in 4: whoever had the lease at this place is dead) 3 ttl_ms 4 0|1
+OK | HELD owner place remaining_ms
+Run with EVAL; the value is "owner<newline>place".
+]]
+local held = redis.call('GET', KEYS[1])
+if held then
+  local owner, place = string.match(held, '^(.-)\n(.*)$')
+  if owner ~= ARGV[1] and not (ARGV[4] == '1' and place == ARGV[2]) then
+    return { 'HELD', owner, place, redis.call('PTTL', KEYS[1]) }
+  end
+end
+redis.call('SET', KEYS[1], ARGV[1] .. '\n' .. ARGV[2], 'PX', tonumber(ARGV[3]))
+return { 'OK' }
