@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import BusyLoadingError, DataError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -30,7 +30,7 @@ class CommandPipeline:
     """One connection's batches.
 
     Errors of `execute`: LedgerUnavailable (outcome unknown, or the server cannot serve now);
-    redis.exceptions.ResponseError for what the server refuses.
+    redis.exceptions.ResponseError for what the server refuses; DataError for what cannot be sent.
     """
 
     def __init__(self, redis: Redis, *, timeout_s: float = 30.0) -> None:
@@ -86,8 +86,15 @@ class CommandPipeline:
         connection = self._connection
         if connection is None:
             connection = self._connection = await self._redis.connection_pool.get_connection()
-        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        return [await self._read(connection) for _ in commands]
+        packed: list[bytes] = []
+        refused: dict[int, DataError] = {}
+        for index, command in enumerate(commands):
+            try:
+                packed += connection.pack_command(*command)
+            except DataError as exc:  # Our own bug; it must not pass for a lost connection, nor fail the others.
+                refused[index] = exc
+        await connection.send_packed_command(packed, check_health=False)
+        return [refused.get(index) or await self._read(connection) for index in range(len(commands))]
 
     async def _read(self, connection: AbstractConnection) -> Any:
         try:
