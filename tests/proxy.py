@@ -1,0 +1,93 @@
+"""A TCP proxy before a real server, where faults of the connection are made: replies held back, lost or never sent."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from urllib.parse import urlsplit
+
+
+class FaultyProxy:
+    """`sent` has what clients sent, a chunk each. Faults last until they are taken back."""
+
+    def __init__(self, upstream: str) -> None:
+        target = urlsplit(upstream)
+        self._host, self._port = target.hostname or "127.0.0.1", target.port or 6379
+        self._server: asyncio.Server | None = None
+        self._replies_may_pass = asyncio.Event()
+        self._replies_may_pass.set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._own_port = 0
+        self.sent: list[bytes] = []
+        self.received = asyncio.Event()
+        self.loses_replies = False
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self._own_port}/0"
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._own_port)
+        self._own_port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Refuse connections and break those there are."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self.break_connections()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def break_connections(self) -> None:
+        for writer in list(self._writers):
+            writer.close()
+        self._writers.clear()
+
+    def hold_replies(self) -> None:
+        self._replies_may_pass.clear()
+
+    def let_replies_pass(self) -> None:
+        self._replies_may_pass.set()
+
+    async def next_chunk(self) -> None:
+        """Wait until a client sends something."""
+        self.received.clear()
+        await asyncio.wait_for(self.received.wait(), 10)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        with suppress(OSError):
+            server_reader, server_writer = await asyncio.open_connection(self._host, self._port)
+            self._writers |= {writer, server_writer}
+            await asyncio.gather(
+                self._forward_commands(reader, server_writer), self._forward_replies(server_reader, writer)
+            )
+        self._tasks.discard(task)
+
+    async def _forward_commands(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(2**20):
+            writer.write(chunk)
+            self.sent.append(chunk)
+            self.received.set()
+        writer.close()
+
+    async def _forward_replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(2**20):
+            await self._replies_may_pass.wait()
+            if self.loses_replies:
+                break
+            writer.write(chunk)
+        writer.close()
+
+
+@asynccontextmanager
+async def faulty_proxy(upstream: str) -> AsyncIterator[FaultyProxy]:
+    proxy = FaultyProxy(upstream)
+    await proxy.start()
+    try:
+        yield proxy
+    finally:
+        proxy.let_replies_pass()
+        await proxy.stop()
