@@ -286,9 +286,12 @@ class CallRunner:
         reply = await self.ledger.settle(
             hold.settle_request(outcome=outcome, reason=reason, result=text, is_final=True)
         )
-        if _was_settled_before(reply) and not await self._correct(hold, result=text):
+        if not _was_settled_before(reply):
+            return result
+        if not await self._correct(hold, result=text):
             raise CallTakenOver(hold.call_id)
-        return result
+        # Where another run has ended the call meanwhile, its result is the task's, and not this one (G4).
+        return await self.results.get(hold.call_id) or result
 
     async def _correct(self, hold: Hold, *, result: str) -> bool:
         """Book what a hold that somebody else has settled really cost; return whether the call is over."""
