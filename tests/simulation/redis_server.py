@@ -51,15 +51,18 @@ class Library:
     def __init__(self, code: str) -> None:
         self._lua: Any = lupa.lua51.LuaRuntime(encoding=None, unpack_returned_tuples=True)
         self._server: RedisServer | None = None
+        self._problem: Exception | None = None
         tools = self._lua.table_from({b"call": self._call, b"encode": _encode})
         self._run = self._lua.execute(_PRELUDE, tools)
         _, _, body = code.partition("\n")  # Without the line that names the library.
         self._lua.execute(body.encode())
 
     def run(self, server: "RedisServer", name: bytes, keys: Sequence[bytes], arguments: Sequence[bytes]) -> Any:
-        self._server = server
+        self._server, self._problem = server, None
         table = self._lua.table_from
         outcome, *reply = self._run(name, table(keys), table(arguments))
+        if self._problem is not None:
+            raise self._problem  # Of a watcher; Lua's pcall has swallowed it.
         match outcome:
             case b"missing":
                 raise ResponseError("Function not found")
@@ -70,7 +73,11 @@ class Library:
 
     def _call(self, *command: Any) -> Any:
         assert self._server is not None
-        return self._to_lua(self._server.call([_bytes(part) for part in command]))
+        try:
+            return self._to_lua(self._server.call([_bytes(part) for part in command]))
+        except Exception as exc:
+            self._problem = exc
+            raise
 
     def _to_lua(self, reply: Any) -> Any:
         if isinstance(reply, list):

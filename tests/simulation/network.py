@@ -1,0 +1,232 @@
+"""The way to Redis: what is sent takes time, and connections break with the outcome unknown.
+
+`FakeRedis` stands where redis-py's client does for the project's CommandPipeline and
+FreedBudgets. A batch is executed whole, in part or not at all when its connection breaks; what
+was sent may also be executed long after the sender was told that the connection is lost.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, cast
+
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+from tests.simulation.loop import Process, VirtualLoop, current_process
+from tests.simulation.redis_server import RedisServer
+
+_LATEST_EXECUTION_S = 20.0
+_Watch = Callable[[Process, Sequence[Any], Any, bool], None]
+
+
+@dataclass
+class Faults:
+    """How often the network fails, as shares of batches sent; `latency_s` is the usual way there or back."""
+
+    broken: float = 0.0
+    silent: float = 0.0
+    slow: float = 0.0
+    message_lost: float = 0.0
+    latency_s: float = 0.001
+
+
+class Network:
+    """Connects the processes of a simulation with one server.
+
+    `watch(process, command, reply, is_told)` hears of every command as it is executed; `is_told` says whether the
+    reply gets back.
+    """
+
+    def __init__(self, loop: VirtualLoop, server: RedisServer, random: Random, faults: Faults) -> None:
+        self.loop = loop
+        self.server = server
+        self.random = random
+        self.faults = faults
+        self.watch: _Watch = lambda process, command, reply, is_told: None
+        self.on_trouble: Callable[[Process], None] = lambda process: None
+        self.down_until_s: dict[Process, float] = {}
+        self._subscribers: list[FakePubSub] = []
+        server.on_publish = self._publish
+
+    def client(self) -> "FakeRedis":
+        return FakeRedis(self)
+
+    def is_down(self, process: Process) -> bool:
+        return self.down_until_s.get(process, 0.0) > self.loop.time()
+
+    def cut(self, process: Process, seconds: float) -> None:
+        """Let a process reach nothing for a while."""
+        self.down_until_s[process] = self.loop.time() + seconds
+        self.on_trouble(process)
+        for subscriber in [each for each in self._subscribers if each.process is process]:
+            subscriber.lose_connection()
+
+    def delay_s(self) -> float:
+        if self.faults.slow and self.random.random() < self.faults.slow:
+            return self.random.uniform(0.1, 5.0)
+        return self.faults.latency_s * self.random.uniform(0.5, 2.0)
+
+    def execute(self, process: Process, command: Sequence[Any], *, is_told: bool) -> Any:
+        try:
+            reply = self.server.execute(command)
+        except ResponseError as exc:
+            reply = exc
+        self.watch(process, command, reply, is_told)
+        return reply
+
+    def subscribe(self, subscriber: "FakePubSub") -> None:
+        self._subscribers.append(subscriber)
+
+    def unsubscribe(self, subscriber: "FakePubSub") -> None:
+        if subscriber in self._subscribers:
+            self._subscribers.remove(subscriber)
+
+    def _publish(self, channel: bytes, message: bytes) -> int:
+        found = [each for each in self._subscribers if channel in each.channels]
+        for subscriber in found:
+            if self.random.random() >= self.faults.message_lost:
+                self.loop.world_later(self.delay_s(), subscriber.deliver, message)
+        return len(found)
+
+
+class Connection:
+    """One connection; a broken one stays so until the next batch, as redis-py's connects anew by itself."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._process = current_process()
+        self._replies: deque[Any] = deque()
+        self._waiting: asyncio.Future[None] | None = None
+        self._sent = 0
+
+    def pack_command(self, *command: Any) -> list[Any]:
+        return [command]
+
+    async def send_packed_command(self, commands: Sequence[Sequence[Any]], *, check_health: bool = True) -> None:
+        network, random = self._network, self._network.random
+        if network.loop.is_ending:
+            raise asyncio.CancelledError
+        if network.is_down(self._process):
+            await asyncio.sleep(0.01)
+            raise RedisConnectionError("no connection")
+        self._sent += 1
+        told, executed, late_s = len(commands), len(commands), 0.0
+        draw = random.random()
+        if draw < network.faults.broken:
+            network.on_trouble(self._process)
+            executed = random.randint(0, len(commands))
+            told = random.randint(0, executed) if executed < len(commands) else random.randint(0, executed - 1)
+            if random.random() < 0.3:
+                late_s = random.uniform(0.0, _LATEST_EXECUTION_S)
+                told = 0
+        elif draw < network.faults.broken + network.faults.silent:
+            network.on_trouble(self._process)
+            executed, told = random.choice((0, len(commands))), -1
+        batch = [tuple(command) for command in commands]
+        network.loop.world_later(network.delay_s() + late_s, self._arrive, self._sent, batch, executed, told)
+        if late_s:
+            network.loop.world_later(network.delay_s(), self._answer, self._sent, [RedisConnectionError("lost")])
+
+    def _arrive(self, number: int, batch: Sequence[Sequence[Any]], executed: int, told: int) -> None:
+        network = self._network
+        replies = [
+            network.execute(self._process, command, is_told=told == len(batch))
+            for command in batch[:executed]
+        ]
+        if told < 0 or number != self._sent:
+            return
+        answers = replies[:told]
+        if told < len(batch):
+            answers.append(RedisConnectionError("lost"))
+        network.loop.world_later(network.delay_s(), self._answer, number, answers)
+
+    def _answer(self, number: int, replies: Sequence[Any]) -> None:
+        if number != self._sent:
+            return
+        self._replies.extend(replies)
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def read_response(self, *, disable_decoding: bool = True) -> Any:
+        while not self._replies:
+            if self._network.loop.is_ending:
+                raise asyncio.CancelledError
+            self._waiting = self._network.loop.create_future()
+            await self._waiting
+        reply = self._replies.popleft()
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def disconnect(self, *, nowait: bool = False) -> None:
+        self._sent += 1
+        self._replies.clear()
+
+
+class FakeRedis:
+    """What the project uses of a redis-py client beside its pipeline: the pool, and pub/sub."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.connection_pool = self
+
+    def typed(self) -> Redis:
+        return cast("Redis", self)
+
+    async def get_connection(self) -> Connection:
+        return Connection(self._network)
+
+    async def release(self, connection: Connection) -> None:
+        pass
+
+    def pubsub(self) -> "FakePubSub":
+        return FakePubSub(self._network)
+
+
+class FakePubSub:
+    """A subscription. Messages are lost while there is no connection."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.process = current_process()
+        self.channels: tuple[bytes, ...] = ()
+        self._messages: deque[Any] = deque()
+        self._waiting: asyncio.Future[None] | None = None
+
+    async def subscribe(self, *channels: str) -> None:
+        await asyncio.sleep(self._network.delay_s())
+        if self._network.is_down(self.process):
+            raise RedisConnectionError("no connection")
+        self.channels = tuple(channel.encode() for channel in channels)
+        self._network.subscribe(self)
+
+    def listen(self) -> "FakePubSub":
+        return self
+
+    def __aiter__(self) -> "FakePubSub":
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        while not self._messages:
+            self._waiting = self._network.loop.create_future()
+            await self._waiting
+        message = self._messages.popleft()
+        if isinstance(message, Exception):
+            raise message
+        return {"type": "message", "data": message}
+
+    def deliver(self, message: Any) -> None:
+        self._messages.append(message)
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def lose_connection(self) -> None:
+        self._network.unsubscribe(self)
+        self._network.loop.world_later(0.0, self.deliver, RedisConnectionError("lost"))
+
+    async def aclose(self) -> None:
+        self._network.unsubscribe(self)

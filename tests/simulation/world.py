@@ -1,0 +1,586 @@
+"""One simulated run: workers, provider, projection and publishers on a network with faults, all drawn from a seed.
+
+The workers are the project's own code from the deliveries down to the bytes for Redis and for
+the provider. After a time of trouble everything is healed; then all must come to rest, and the
+checks of checks.py must hold.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from random import Random
+from typing import Any, Final
+
+import structlog
+
+from consumers.claims import GROUP, Claims
+from consumers.dead_letters import DeadLetters
+from consumers.messages import Delivery
+from consumers.sweeper import Sweeper
+from consumers.worker import Worker, WorkerLimits
+from inference.budgets import BudgetPolicy
+from inference.calls import CallRunner
+from inference.provider import ProviderClient
+from inference.retry import RetryPolicy
+from ledger.baselines import BaselinePage, Baselines
+from ledger.errors import LedgerUnavailable
+from ledger.freed import FreedBudgets
+from ledger.functions import function, library_code
+from ledger.gate import Gate
+from ledger.keys import Keys
+from ledger.ledger import Ledger, Patience
+from ledger.pipeline import CommandPipeline
+from ledger.requests import Position
+from ledger.results import Results
+from schemas.identifiers import EntryId
+from schemas.plans import Plan
+from schemas.routes import Route
+from schemas.tasks import TaskType
+from tests.simulation.checks import Broken, Checker, Fold, read_event
+from tests.simulation.loop import Process, VirtualLoop
+from tests.simulation.network import Connection, Faults, Network
+from tests.simulation.provider import LARGE, PRICES, SMALL, Provider, ProviderFaults
+from tests.simulation.redis_server import RedisServer
+
+STREAM: Final = "generation"
+LEDGER_ID: Final = "ledger-of-the-simulation"
+ROUTE: Final = Route(model=LARGE, fallback=SMALL, max_tokens=400, temperature=0.0)
+# What one attempt of LARGE is bounded at, about: 220 prompt tokens and 400 completion tokens.
+BOUND_NANOUSD: Final = 220 * 3_000 + 400 * 15_000
+_REST_S: Final = 40.0
+_LONGEST_S: Final = 7200.0
+_READ_COUNT: Final = 16
+
+
+def quiet_logs() -> None:
+    """Let the project log nothing but what means a bug, and raise that."""
+    structlog.configure(
+        processors=[_raise_crash], wrapper_class=structlog.make_filtering_bound_logger(40), cache_logger_on_first_use=False
+    )
+
+
+_crashes: list[str] = []
+
+
+def _raise_crash(_logger: Any, _method: str, event: dict[str, Any]) -> str:
+    import traceback
+
+    _crashes.append(f"{event}\n{traceback.format_exc()}")
+    raise structlog.DropEvent
+
+
+@dataclass
+class Plot:
+    """What is drawn from the seed before anything runs."""
+
+    users: int
+    tasks: int
+    workers: int
+    chaos_s: float
+    concurrency: int
+    caps: dict[str, int]
+    claim_after_s: float
+    attempt_timeout_s: float
+    hold_wait_s: float
+    most_holds: int
+    most_deliveries: int
+    retries: int
+    tail_keep_s: float
+    baseline_age_s: float
+    start_s: float
+    clock_skew_s: float
+    network: Faults
+    provider: ProviderFaults
+    deaths: float
+    pauses: float
+    outages: float
+    stops: float
+    projection_trouble: float
+    duplicates: float
+    credits: float
+
+    @classmethod
+    def draw(cls, random: Random) -> "Plot":
+        def some(share: float, most: float) -> float:
+            """Mostly nothing, else anything up to `most`."""
+            return random.uniform(0, most) if random.random() < share else 0.0
+
+        caps = {"user": round(BOUND_NANOUSD * random.choice((1, 1.5, 2.2, 4, 40)))}
+        if random.random() < 0.2:
+            caps["day"] = round(BOUND_NANOUSD * random.choice((1.2, 2.5)))
+        if random.random() < 0.2:
+            caps["campaign"] = round(BOUND_NANOUSD * random.choice((1.2, 3)))
+        noon = datetime(2026, 11, 17, 12, tzinfo=UTC).timestamp()
+        midnight = datetime(2026, 12, 1, tzinfo=UTC).timestamp()
+        return cls(
+            users=random.randint(1, 3),
+            tasks=random.randint(1, 8),
+            workers=random.randint(1, 3),
+            chaos_s=random.choice((10.0, 40.0, 90.0)),
+            concurrency=random.randint(1, 4),
+            caps=caps,
+            claim_after_s=random.choice((3.0, 10.0)),
+            attempt_timeout_s=random.choice((2.0, 8.0)),
+            hold_wait_s=random.choice((2.0, 20.0, 120.0)),
+            most_holds=random.randint(1, 4),
+            most_deliveries=random.choice((3, 20)),
+            retries=random.randint(0, 2),
+            tail_keep_s=random.choice((0.0, 1.0, 10.0)),
+            baseline_age_s=random.choice((0.0, 3.0, 60.0)),
+            start_s=midnight - random.uniform(0, 60) if random.random() < 0.15 else noon,
+            clock_skew_s=random.choice((0.0, 0.0, 2.0)),
+            network=Faults(
+                broken=some(0.6, 0.1),
+                silent=some(0.2, 0.02),
+                slow=some(0.3, 0.1),
+                message_lost=random.choice((0.0, 0.5, 1.0)),
+                latency_s=random.choice((0.0005, 0.05)),
+            ),
+            provider=ProviderFaults(
+                refused=some(0.4, 0.5),
+                failed_free=some(0.3, 0.3),
+                lost=some(0.4, 0.4),
+                unreachable=some(0.2, 0.3),
+                never=some(0.3, 0.3),
+                late=some(0.3, 0.3),
+            ),
+            deaths=some(0.6, 0.1),
+            pauses=some(0.4, 0.1),
+            outages=some(0.3, 0.05),
+            stops=some(0.3, 0.05),
+            projection_trouble=some(0.4, 0.1),
+            duplicates=some(0.4, 0.5),
+            credits=some(0.2, 0.05),
+        )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The code under test, or a broken copy of it."""
+
+    lua: str = field(default_factory=library_code, repr=False)
+    worker: type[Worker] = Worker
+    runner: type[CallRunner] = CallRunner
+
+
+class Projection:
+    """What stands for projector and DuckDB: folds when it is told to, and is read with a delay."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        self._fold = Fold()
+        self._touched: deque[tuple[EntryId, set[str]]] = deque()
+        self.is_down = False
+
+    def rebuild(self) -> None:
+        """Begin at nothing, as after the DuckDB file was set aside."""
+        self._fold, self._touched = Fold(), deque()
+
+    def fold(self, most: int) -> None:
+        """Fold up to `most` further events."""
+        entries = self._world.server.stream(self._world.keys.ledger.encode()).entries
+        for entry_id in [each for each in entries if each > self._fold.position][:most]:
+            event, payload = read_event(entries[entry_id])
+            before = dict(self._fold.balances)
+            self._fold.apply(entry_id, event, payload)
+            moved = {name for name, now in self._fold.balances.items() if before.get(name) != now}
+            self._touched.append((EntryId(*entry_id), moved))
+
+    def trim(self, keep_s: float) -> None:
+        """Move the watermark to what is folded and older than `keep_s`."""
+        oldest_ms = (self._world.loop.time() - keep_s) * 1000
+        watermark, names = None, set[str]()
+        while self._touched and self._touched[0][0].ms <= oldest_ms:
+            watermark, touched = self._touched.popleft()
+            names |= touched
+        if watermark is not None:
+            keys = self._world.keys
+            tails = [keys.tail(name) for name in sorted(names)]
+            self._world.command(
+                "FCALL", function("trim"), 2 + len(tails), keys.meta, keys.ledger, *tails, LEDGER_ID, str(watermark)
+            )
+
+    async def read(self, names: Sequence[str], /) -> BaselinePage:
+        """Read as workers do, over a network of its own."""
+        random = self._world.random
+        await asyncio.sleep(random.uniform(0.001, 0.01))
+        if self.is_down:
+            raise LedgerUnavailable("the projection does not answer")
+        page = BaselinePage(
+            {0: Position(EntryId(*self._fold.position), self._fold.events)},
+            {name: self._fold.balances[name] for name in names if name in self._fold.balances},
+        )
+        await asyncio.sleep(random.uniform(0.001, 0.01))
+        return page
+
+
+class World:
+    """Everything of one run."""
+
+    def __init__(self, seed: int, variant: Variant | None = None, plot: Plot | None = None) -> None:
+        self.seed = seed
+        self.random = Random(seed)
+        self.plot = plot or Plot.draw(self.random)
+        self.variant = variant or Variant()
+        self.loop = VirtualLoop(self.random, start_s=self.plot.start_s)
+        self.keys = Keys("tollbook", 0)
+        self.server = RedisServer(self.loop.time, self.variant.lua)
+        self.checker = Checker(
+            self.server,
+            self.loop.time,
+            ledger=self.keys.ledger,
+            prefix=self.keys.prefix,
+            caps=self.plot.caps,
+            claim_after_s=self.plot.claim_after_s,
+        )
+        self.network = Network(self.loop, self.server, self.random, self.plot.network)
+        self.network.watch = self.checker.on_command
+        self.network.on_trouble = self.note_trouble
+        self.provider = Provider(
+            self.loop, self.random, self.plot.provider, timeout_s=self.plot.attempt_timeout_s
+        )
+        self.provider.on_request = self._on_request
+        self.projection = Projection(self)
+        self.workers: list[Process] = []
+        self.stops: dict[Process, asyncio.Event] = {}
+        self.task_ids: list[str] = []
+        self._observer = Process("observer")
+        self._is_troubled = True
+
+    # --- Running ---
+
+    def run(self) -> None:
+        """Run to the end. Errors: Broken; Stuck."""
+        _crashes.clear()
+        try:
+            self.loop.run(self._story(), until_s=self.plot.start_s + _LONGEST_S)
+            self._raise_crashes()
+            self.checker.check_end(task_ids=self.task_ids, book=self.provider.book)
+        except BaseException:
+            self._raise_crashes()
+            raise
+        finally:
+            self.loop.end()
+
+    def _raise_crashes(self) -> None:
+        if _crashes:
+            raise Broken(f"a worker's code crashed: {_crashes[0]}")
+
+    async def _story(self) -> None:
+        plot, loop = self.plot, self.loop
+        self.command("FCALL", function("create"), 2, self.keys.meta, self.keys.ledger, LEDGER_ID, 1)
+        for _ in range(plot.workers):
+            self.start_worker()
+        publishing = loop.spawn(self._observer, self._publish())
+        folding = loop.spawn(self._observer, self._project())
+        await self._make_trouble()
+        await publishing
+        self._heal()
+        while not self._is_at_rest():
+            await asyncio.sleep(5.0)
+            if _crashes:
+                break
+        await asyncio.sleep(_REST_S)
+        while not self._is_at_rest():
+            await asyncio.sleep(5.0)
+        folding.cancel()
+
+    def command(self, *command: Any) -> Any:
+        """Run a command of nobody's."""
+        return self.network.execute(self._observer, command, is_told=False)
+
+    def note_trouble(self, process: Process) -> None:
+        self.checker.trouble_s[process] = self.loop.time()
+
+    def _on_request(self, request: Any) -> None:
+        try:
+            self.checker.on_request(request)
+        except Broken as exc:
+            self.loop.problems.append(exc)
+            raise
+
+    def _is_at_rest(self) -> bool:
+        pending = self.command("XPENDING", STREAM, GROUP, "-", "+", 100)
+        unread = self.server.stream(STREAM.encode()).last > self.server.stream(STREAM.encode()).groups[GROUP.encode()].last
+        has_holds = any(not hold.is_settled for hold in self.checker.fold.holds.values())
+        return not (pending or unread or has_holds or self.provider.under_way)
+
+    # --- Publishing and folding ---
+
+    async def _publish(self) -> None:
+        random, plot = self.random, self.plot
+        for number in range(plot.tasks):
+            if random.random() < 0.5:
+                await asyncio.sleep(random.uniform(0.0, 10.0))
+            task_id = f"t{number}"
+            self.task_ids.append(task_id)
+            fields = {
+                "task": TaskType.GENERATE_DRAFT.value,
+                "task_id": task_id,
+                "user_id": f"u{random.randrange(plot.users)}",
+                "prompt": f"[{task_id}] {'x' * random.randrange(20)}",
+                "reply_to": "replies",
+                "campaign_id": f"c{random.randrange(2)}",
+            }
+            self._add(fields)
+            while random.random() < plot.duplicates:
+                await asyncio.sleep(random.choice((0.0, 1.0, 20.0)))
+                self._add(fields if random.random() < 0.8 else {**fields, "prompt": f"[{task_id}] something else"})
+
+    def _add(self, fields: dict[str, str]) -> None:
+        self.command("XADD", STREAM, "*", *(part for pair in fields.items() for part in pair))
+
+    async def _project(self) -> None:
+        random, plot = self.random, self.plot
+        while True:
+            await asyncio.sleep(random.uniform(0.05, 1.0))
+            if self.projection.is_down:
+                continue
+            if not self._is_troubled or random.random() >= plot.projection_trouble:
+                self.projection.fold(10_000)
+            elif random.random() < 0.1:
+                self.projection.rebuild()
+            else:
+                self.projection.fold(random.randint(0, 3))
+            if random.random() < 0.3:
+                self.projection.trim(plot.tail_keep_s)
+
+    # --- Trouble ---
+
+    async def _make_trouble(self) -> None:
+        random, plot, loop = self.random, self.plot, self.loop
+        end_s = loop.time() + plot.chaos_s
+        kinds = {
+            self._kill_one: plot.deaths,
+            self._pause_one: plot.pauses,
+            self._cut_one: plot.outages,
+            self._stop_one: plot.stops,
+            self._take_projection_down: plot.projection_trouble,
+            self._grant_credit: plot.credits,
+        }
+        while loop.time() < end_s:
+            await asyncio.sleep(random.uniform(0.0, 1.0))
+            for act, share in kinds.items():
+                if random.random() < share:
+                    act()
+
+    def _living(self) -> list[Process]:
+        return [process for process in self.workers if process.is_runnable and not self.stops[process].is_set()]
+
+    def _kill_one(self) -> None:
+        if living := self._living():
+            process = self.random.choice(living)
+            self.checker.say(f"kill {process.name}")
+            self.loop.kill(process)
+            self.loop.world_later(self.random.uniform(0.0, 15.0), self.start_worker)
+
+    def _pause_one(self) -> None:
+        if living := self._living():
+            process, seconds = self.random.choice(living), self.random.choice((0.1, 5.0, 30.0, 200.0))
+            self.checker.say(f"pause {process.name} for {seconds}")
+            self.note_trouble(process)
+            self.loop.pause(process)
+            self.loop.world_later(seconds, self._resume, process)
+
+    def _resume(self, process: Process) -> None:
+        self.checker.say(f"resume {process.name}")
+        self.note_trouble(process)
+        self.loop.resume(process)
+
+    def _cut_one(self) -> None:
+        if living := self._living():
+            process, seconds = self.random.choice(living), self.random.choice((0.5, 5.0, 30.0))
+            self.checker.say(f"cut {process.name} off for {seconds}")
+            self.network.cut(process, seconds)
+            self.loop.world_later(seconds, self.note_trouble, process)
+
+    def _stop_one(self) -> None:
+        if living := self._living():
+            process = self.random.choice(living)
+            self.checker.say(f"stop {process.name}")
+            self.note_trouble(process)
+            self.stops[process].set()
+            self.loop.world_later(self.random.uniform(0.0, 15.0), self.start_worker)
+
+    def _take_projection_down(self) -> None:
+        if not self.projection.is_down:
+            self.projection.is_down = True
+            self.loop.world_later(self.random.uniform(0.0, 10.0), setattr, self.projection, "is_down", False)
+
+    def _grant_credit(self) -> None:
+        user_id, now = f"u{self.random.randrange(self.plot.users)}", datetime.fromtimestamp(self.loop.time(), UTC)
+        period, keys = f"{now:%Y-%m}", self.keys
+        command_id = f"credit-{len(self.checker.log)}"
+        touched = (keys.meta, keys.ledger, keys.account(user_id), keys.call(command_id))
+        touched += (keys.tail(f"user:{user_id}:{period}"),)
+        amount = self.random.randint(1, BOUND_NANOUSD)
+        self.command(
+            *("FCALL", function("assign"), 5, *touched, LEDGER_ID, command_id, user_id, period, "hash"),
+            *("credit-granted", "", amount, 1000, '{"author":"a","reason":"r"}'),
+        )
+
+    def _heal(self) -> None:
+        """End all trouble; what was paused goes on or is dead for ever, and somebody is there to work."""
+        self.checker.say("heal")
+        self._is_troubled = False
+        self.network.faults.broken = self.network.faults.silent = self.network.faults.slow = 0.0
+        self.projection.is_down = False
+        for process in self.workers:
+            self.network.down_until_s.pop(process, None)
+            if process.is_paused:
+                self.note_trouble(process)
+                if self.random.random() < 0.5:
+                    self._resume(process)
+                elif self.random.random() < 0.5:
+                    self.loop.kill(process)
+        self.start_worker()
+
+    # --- A worker ---
+
+    def start_worker(self) -> None:
+        process = Process(f"w{len(self.workers)}")
+        self.workers.append(process)
+        self.checker.processes[process.name] = process
+        self.note_trouble(process)
+        self.stops[process] = asyncio.Event()
+        work = self.loop.spawn(process, self._work(process, self.stops[process]))
+        work.add_done_callback(self._on_end)
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (problem := task.exception()) is not None and not self.loop.is_ending:
+            self.loop.problems.append(problem)
+
+    async def _work(self, process: Process, stop: asyncio.Event) -> None:
+        """Do what consumers.runtime.serve_worker does, with a reader of the simulation's in FastStream's place."""
+        async with self._open_worker(process) as (worker, sweeper):
+            claims = worker.claims
+            await _persist(claims.show_life)
+            await _persist(claims.ensure_groups)
+            background = [
+                asyncio.create_task(claims.run(worker.take_claimed)),
+                asyncio.create_task(sweeper.run()),
+                asyncio.create_task(self._read(process, worker)),
+            ]
+            for task in background:
+                task.add_done_callback(self._on_end)
+            await stop.wait()
+            background[-1].cancel()
+            await worker.drain(self.random.choice((0.0, 1.0, 10.0)))
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await _persist(claims.resign)
+
+    @asynccontextmanager
+    async def _open_worker(self, process: Process) -> AsyncIterator[tuple[Worker, Sweeper]]:
+        plot, random, redis = self.plot, self.random, self.network.client().typed()
+        skew_ms = round(1000 * random.uniform(-plot.clock_skew_s, plot.clock_skew_s))
+
+        def now_ms() -> int:
+            return int(self.loop.time() * 1000) + skew_ms
+
+        pipeline = CommandPipeline(redis)
+        gate = Gate(pipeline, self.keys, LEDGER_ID, idempotency_ttl_s=90_000, result_ttl_s=90_000)
+        baselines = Baselines(self.projection.read, 0, monotonic=self.loop.time, max_age_s=plot.baseline_age_s)
+        ledger = Ledger(redis, (gate,), (baselines,), patience=Patience(), jitter=random.random)
+        freed = FreedBudgets(redis, [self.keys.waiters], look_again_s=3.0)
+        freed.start()
+        provider = ProviderClient(
+            attempt_timeout_s=plot.attempt_timeout_s,
+            connect_timeout_s=1.0,
+            transport=self.provider.transport(),
+            monotonic=self.loop.time,
+            now_s=self.loop.time,
+        )
+        runner = self.variant.runner(
+            ledger=ledger,
+            results=Results(redis, pipeline, namespace="tollbook", partitions=1, ttl_s=90_000),
+            provider=provider,
+            prices=PRICES,
+            policy=BudgetPolicy(
+                plan_caps_nanousd=dict.fromkeys(Plan, plot.caps["user"]),
+                day_cap_nanousd=plot.caps.get("day"),
+                campaign_cap_nanousd=plot.caps.get("campaign"),
+            ),
+            retry=RetryPolicy(
+                retries=plot.retries, backoff_base_s=0.5, backoff_max_s=2.0, retry_after_max_s=3.0, random=random.random
+            ),
+            attempt_timeout_s=plot.attempt_timeout_s,
+            now_ms=now_ms,
+        )
+        claims = Claims(
+            pipeline,
+            namespace="tollbook",
+            consumer=process.name,
+            streams=[STREAM],
+            claim_after_s=plot.claim_after_s,
+        )
+        worker = self.variant.worker(
+            name=process.name,
+            runner=runner,
+            routes={TaskType.GENERATE_DRAFT: ROUTE},
+            pipeline=pipeline,
+            claims=claims,
+            freed=freed,
+            dead_letters=DeadLetters(pipeline, "tollbook", now_ms=now_ms),
+            limits=WorkerLimits(
+                concurrency={STREAM: plot.concurrency},
+                hold_wait_s=plot.hold_wait_s,
+                most_holds=plot.most_holds,
+                most_deliveries=plot.most_deliveries,
+            ),
+            now_ms=now_ms,
+        )
+        yield worker, Sweeper(ledger, ledger.gates)
+        await freed.aclose()
+        await provider.aclose()
+        await pipeline.aclose()
+
+    async def _read(self, process: Process, worker: Worker) -> None:
+        """Read new entries, as many as there are slots for."""
+        connection = Connection(self.network)
+        command = ("XREADGROUP", "GROUP", GROUP, process.name, "COUNT", str(_READ_COUNT), "STREAMS", STREAM, ">")
+        while True:
+            try:
+                async with asyncio.timeout(30):
+                    await connection.send_packed_command([command])
+                    reply = await connection.read_response()
+            except (OSError, TimeoutError, Exception) as exc:
+                if isinstance(exc, AssertionError):
+                    raise
+                await connection.disconnect()
+                await asyncio.sleep(1.0)
+                continue
+            if reply is None:
+                await asyncio.sleep(1.0)
+                continue
+            await worker.take(
+                [
+                    Delivery(STREAM, entry_id.decode(), {flat[i]: flat[i + 1] for i in range(0, len(flat), 2)})
+                    for entry_id, flat in reply[0][1]
+                ]
+            )
+
+
+async def _persist(step: Any) -> None:
+    while True:
+        try:
+            return await step()
+        except LedgerUnavailable:
+            await asyncio.sleep(0.5)
+
+
+def simulate(seed: int, variant: Variant | None = None) -> World:
+    """Run one seed. Errors: what is broken, with the seed; a failing seed is run alone by
+    `pytest tests/simulation --seed`, or `simulate(seed)`.
+    """
+    world = World(seed, variant)
+    try:
+        world.run()
+    except Exception as exc:
+        exc.add_note(f"seed {seed}; its last events:\n" + "\n".join(world.checker.log[-60:]))
+        raise
+    return world
