@@ -46,12 +46,15 @@ def nanousd_from_usd(usd: Decimal | str | int) -> int:
         raise MoneyError(f"dollars must be between 0 and 1,000,000, got {usd!s:.40}")
     with localcontext() as context:
         context.prec = 100
+        context.rounding = ROUND_CEILING  # For a text of more digits than that.
         return int((dollars * NANOUSD_PER_USD).to_integral_value(rounding=ROUND_CEILING))
 
 
 def usd_from_nanousd(nanousd: int) -> Decimal:
     """Convert nano-dollars to dollars, exactly, with nine decimal places."""
-    return Decimal(nanousd).scaleb(-9)
+    with localcontext() as context:
+        context.prec = 100
+        return Decimal(nanousd).scaleb(-9)
 
 
 def format_usd(nanousd: int, *, places: int = 2) -> str:
