@@ -1,0 +1,124 @@
+"""Identifiers: what may be one, billing windows, budget names, partitions, entry ids."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.identifiers import (
+    MAX_ID_CHARACTERS,
+    ZERO_ENTRY,
+    BudgetKind,
+    EntryId,
+    budget_name,
+    check_id,
+    day_at,
+    month_at,
+    partition_of,
+    split_budget_name,
+    task_id_from_entry,
+)
+
+# From 1970 to the year 9998.
+MOMENTS = st.integers(0, 253_370_764_799_000)
+
+
+def _ms(*date: int) -> int:
+    return int(datetime(*date, tzinfo=UTC).timestamp()) * 1000  # type: ignore[arg-type, misc]
+
+
+@pytest.mark.parametrize(
+    "value", ["u42", "a", "a" * MAX_ID_CHARACTERS, "user:42/7@host", "Jürgen", "用户", "{x}", "%41"]
+)
+def test_an_id_is_any_printable_word(value: str) -> None:
+    assert check_id(value) == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "", "a" * (MAX_ID_CHARACTERS + 1), "a b", " a", "a\n", "a\tb", 'a"b', "a'b", "a\\b", "a\x00", "a\x7f", "a\x85",
+        "a\u00a0b", "a\u2028b", "a\u200bb", "a\ud800", "a\ufeff",
+    ],
+)  # fmt: skip
+def test_an_id_has_no_spaces_quotes_or_control_characters(value: str) -> None:
+    with pytest.raises(ValueError, match="an id has"):
+        check_id(value)
+
+
+@pytest.mark.parametrize(
+    ("moment", "name", "start", "end"),
+    [
+        ((2026, 11, 24, 7), "2026-11", (2026, 11, 1), (2026, 12, 1)),
+        ((2026, 12, 31, 23, 59, 59), "2026-12", (2026, 12, 1), (2027, 1, 1)),
+        ((2027, 1, 1), "2027-01", (2027, 1, 1), (2027, 2, 1)),
+        ((2028, 2, 29), "2028-02", (2028, 2, 1), (2028, 3, 1)),
+    ],
+)
+def test_a_billing_period_is_a_calendar_month_in_utc(
+    moment: tuple[int, ...], name: str, start: tuple[int, ...], end: tuple[int, ...]
+) -> None:
+    month = month_at(_ms(*moment))
+    assert (month.name, month.start_ms, month.end_ms) == (name, _ms(*start), _ms(*end))
+
+
+@given(MOMENTS)
+def test_windows_contain_their_moment_and_leave_no_gap(now_ms: int) -> None:
+    for window_at in (month_at, day_at):
+        window = window_at(now_ms)
+        assert window.start_ms <= now_ms < window.end_ms
+        assert window_at(window.start_ms) == window == window_at(window.end_ms - 1)
+        assert window_at(window.end_ms).start_ms == window.end_ms
+
+
+def test_a_day_is_named_by_its_date() -> None:
+    assert day_at(_ms(2026, 11, 5, 12)).name == "2026-11-05"
+    assert day_at(_ms(2026, 11, 5)).end_ms - day_at(_ms(2026, 11, 5)).start_ms == 24 * 3_600_000
+
+
+@given(st.sampled_from(["user", "day", "campaign"]), st.text(min_size=1), st.sampled_from(["2026-11", "2026-11-05"]))
+def test_a_budgets_name_can_be_taken_apart_whatever_its_subject(kind: BudgetKind, subject: str, window: str) -> None:
+    assert split_budget_name(budget_name(kind, subject, window)) == (kind, subject, window)
+
+
+def test_a_budgets_name_is_a_contract() -> None:
+    """It stands in Redis keys, in events and in DuckDB."""
+    assert budget_name("user", "u42", "2026-11") == "user:u42:2026-11"
+
+
+def test_a_task_without_an_id_is_named_by_its_entry() -> None:
+    assert task_id_from_entry("generation", "1795504509378-0") == "generation-1795504509378-0"
+    assert check_id(task_id_from_entry("generation", "1795504509378-0"))
+
+
+def test_a_users_partition_is_the_crc_32_of_the_id() -> None:
+    """The check value of the CRC-32 standard; another function would split a user's spend."""
+    assert partition_of("123456789", 2**32) == 0xCBF43926
+    assert [partition_of(user_id, 1) for user_id in ("u1", "Jürgen")] == [0, 0]
+
+
+@given(st.text(min_size=1), st.integers(1, 64))
+def test_every_user_has_a_partition(user_id: str, partitions: int) -> None:
+    try:
+        user_id.encode()
+    except UnicodeEncodeError:
+        return  # Such a text is no id.
+    assert 0 <= partition_of(user_id, partitions) < partitions
+
+
+@given(st.tuples(st.integers(0, 2**47), st.integers(0, 2**32)), st.tuples(st.integers(0, 2**47), st.integers(0, 2**32)))
+def test_entry_ids_are_ordered_by_time_then_sequence(one: tuple[int, int], other: tuple[int, int]) -> None:
+    assert (EntryId(*one) < EntryId(*other)) == (one < other)
+    assert EntryId.parse(str(EntryId(*one))) == EntryId(*one)
+
+
+def test_an_entry_id_without_sequence_is_the_first_of_its_millisecond() -> None:
+    assert EntryId.parse("5") == EntryId(5, 0)
+    assert EntryId.parse("0-0") == ZERO_ENTRY < EntryId(0, 1)
+
+
+@pytest.mark.parametrize("text", ["", "-", "-5", "x-1", "1-x", "1-2-3", "$", ">"])
+def test_what_is_no_entry_id_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        EntryId.parse(text)
