@@ -1,0 +1,179 @@
+"""Tasks: which fields make one, which do not, and what makes two of them the same."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.plans import CAPS_NANOUSD, DEFAULT_PLAN, Plan
+from schemas.tasks import (
+    MAX_JSON_DEPTH,
+    MAX_MESSAGES,
+    MAX_METADATA_BYTES,
+    MAX_TEXT_BYTES,
+    InvalidTask,
+    Task,
+    TaskType,
+    task_from_fields,
+)
+
+SCORE = {"task": "score_post", "user_id": "u42", "prompt": "a post"}
+SECRET = "the text of the prompt"
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a post"}]
+
+
+def _nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        SCORE,
+        {"data": json.dumps(SCORE)},
+        {"data": SCORE},
+        {"task_type": "score_post", "user_id": "u42", "prompt": "a post"},
+        {**SCORE, "plan": "", "task_id": "", "max_tokens": "", "metadata": ""},
+        {"task": "score_post", "user_id": "u42", "messages": json.dumps(CHAT[1:])} | {"plan": "trial"},
+    ],
+)
+def test_spellings_of_one_task(fields: dict[str, Any]) -> None:
+    task = task_from_fields(fields)
+    assert (task.task, task.user_id, task.plan) == (TaskType.SCORE_POST, "u42", DEFAULT_PLAN)
+    assert [(message.role, message.content) for message in task.chat()] == [("user", "a post")]
+
+
+def test_every_optional_field_is_read_from_text() -> None:
+    task = task_from_fields(
+        {
+            "task": "generate_draft", "user_id": "u42", "plan": "growth", "task_id": "t-1", "campaign_id": "spring",
+            "prompt": "Write", "system": "Be brief.", "max_tokens": "300", "temperature": "0.5",
+            "model": "openai/gpt-4o-mini", "reply_to": "replies.u42", "metadata": '{"a": [1, null]}',
+        }
+    )  # fmt: skip
+    assert task == Task(
+        task=TaskType.GENERATE_DRAFT, user_id="u42", plan=Plan.GROWTH, task_id="t-1", campaign_id="spring",
+        prompt="Write", system="Be brief.", max_tokens=300, temperature=0.5, model="openai/gpt-4o-mini",
+        reply_to="replies.u42", metadata={"a": [1, None]},
+    )  # fmt: skip
+    assert [message.role for message in task.chat()] == ["system", "user"]
+
+
+def test_ping_needs_nothing_else() -> None:
+    assert task_from_fields({"task": "ping"}).user_id == "anonymous"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"task": ""}, "task: Field required"),
+        ({"task": "translate"}, "task: Input should be"),
+        ({"user_id": ""}, "user_id is missing"),
+        ({"user_id": "u 42"}, "user_id: an id has no spaces"),
+        ({"user_id": "u" * 201}, "user_id: an id has 1 to 200 characters"),
+        ({"task_id": "a'b"}, "task_id: an id has no spaces, quotes"),
+        ({"campaign_id": "a\nb"}, "campaign_id: an id has no spaces"),
+        ({"plan": "platinum"}, "plan: Input should be 'trial', 'starter' or 'growth'"),
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": None}, "give either prompt or messages"),
+        ({"messages": json.dumps(CHAT)}, "give either prompt or messages"),
+        ({"prompt": None, "messages": "[]"}, "the prompt is empty"),
+        ({"prompt": None, "messages": json.dumps(CHAT), "system": "x"}, "system goes with prompt"),
+        ({"prompt": None, "messages": "{"}, "messages: is not JSON"),
+        ({"prompt": None, "messages": '[{"role":"tool","content":"x"}]'}, "messages.0.role: Input should be"),
+        ({"prompt": None, "messages": '[{"role":"user","content":[{"type":"image_url"}]}]'}, "messages.0.content"),
+        ({"prompt": None, "messages": '[{"role":"user","content":"x","name":"y"}]'}, "messages.0.name: Extra inputs"),
+        ({"prompt": None, "messages": [CHAT[1]] * (MAX_MESSAGES + 1)}, "messages: Tuple should have at most 1000"),
+        ({"prompt": "ä" * (MAX_TEXT_BYTES // 2) + "x"}, f"the prompt has {MAX_TEXT_BYTES + 1} bytes"),
+        ({"max_tokens": "0"}, "max_tokens: Input should be greater"),
+        ({"max_tokens": "200001"}, "max_tokens: Input should be less"),
+        ({"max_tokens": "1.5"}, "max_tokens: Input should be a valid integer"),
+        ({"temperature": "nan"}, "temperature: Input should be a finite number"),
+        ({"temperature": "inf"}, "temperature: Input should be"),
+        ({"temperature": "2.1"}, "temperature: Input should be less"),
+        ({"model": "bad model"}, "model: String should match"),
+        ({"reply_to": "{tollbook:0}:ledger"}, "reply_to: String should match"),
+        ({"metadata": "[1]"}, "metadata: Input should be a valid dictionary"),
+        ({"metadata": '{"a": NaN}'}, "metadata: is not JSON"),
+        ({"metadata": json.dumps({"a": "x" * MAX_METADATA_BYTES})}, "metadata is larger than"),
+        ({"metadata": {"a": _nested(MAX_JSON_DEPTH)}}, "metadata is nested deeper than 32"),
+        ({"metadata": "[" * 100_000}, "metadata: is not JSON"),
+        ({"priority": "high"}, "priority: Extra inputs"),
+    ],
+)
+def test_what_is_no_task_says_which_field_and_quotes_no_prompt(change: dict[str, Any], problem: str) -> None:
+    """G10."""
+    fields = {**SCORE, "prompt": SECRET} | change
+    with pytest.raises(InvalidTask) as refused:
+        task_from_fields({name: value for name, value in fields.items() if value is not None})
+    assert problem in str(refused.value)
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("data", ["", "x", "[1]", "null", "1", b"\xff"])
+def test_data_that_is_no_object_is_no_task(data: Any) -> None:
+    with pytest.raises(InvalidTask):
+        task_from_fields({"data": data})
+
+
+def test_limits_themselves_are_allowed() -> None:
+    at_limits = {
+        "prompt": "ä" * (MAX_TEXT_BYTES // 2), "max_tokens": "200000", "temperature": "2",
+        "metadata": {"a": _nested(MAX_JSON_DEPTH - 1)},
+    }  # fmt: skip
+    assert task_from_fields({**SCORE, **at_limits}).max_tokens == 200_000
+
+
+SAME_WORK = [{"task_id": "t-2"}, {"reply_to": "other"}, {"metadata": '{"a":1}'}, {"plan": "trial"}]
+OTHER_WORK = [
+    {"prompt": "a post."}, {"task": "extract_patterns"}, {"user_id": "u43"}, {"plan": "growth"}, {"campaign_id": "c"},
+    {"system": "Be brief."}, {"max_tokens": "5"}, {"temperature": "0.5"}, {"model": "openai/gpt-4o"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", SAME_WORK)
+def test_what_changes_neither_the_work_nor_its_price_keeps_the_hash(change: dict[str, str]) -> None:
+    """G4: a publisher may send the same task again with another way to be answered."""
+    assert task_from_fields({**SCORE, **change}).content_hash() == task_from_fields(SCORE).content_hash()
+
+
+@pytest.mark.parametrize("change", OTHER_WORK)
+def test_other_work_has_another_hash(change: dict[str, str]) -> None:
+    """G4: the same task id with other content is a conflict."""
+    assert task_from_fields({**SCORE, **change}).content_hash() != task_from_fields(SCORE).content_hash()
+
+
+def test_the_hash_is_a_contract() -> None:
+    """It is stored with every call: a change would turn redelivered tasks into conflicts."""
+    assert task_from_fields(SCORE).content_hash() == "deaf017ccbd8f8d48de3a50ef6496338"
+
+
+def test_a_lone_surrogate_in_a_prompt_is_refused_or_hashed_but_never_a_crash() -> None:
+    try:
+        task = task_from_fields({"data": json.dumps({**SCORE, "prompt": "\ud800"})})
+    except InvalidTask:
+        return
+    assert task.content_hash()
+
+
+@given(st.dictionaries(st.sampled_from([*Task.model_fields, "data", "x"]), st.text(max_size=30), max_size=6))
+def test_any_fields_are_a_task_or_an_invalid_one(fields: dict[str, str]) -> None:
+    try:
+        task = task_from_fields(fields)
+    except InvalidTask:
+        return
+    assert task_from_fields({"data": task.model_dump_json(exclude_none=True)}) == task
+
+
+def test_caps_of_the_plans_are_the_published_ones() -> None:
+    assert {plan.value: cap for plan, cap in CAPS_NANOUSD.items()} == {
+        "trial": 5 * 10**9,
+        "starter": 15 * 10**9,
+        "growth": 40 * 10**9,
+    }
+    assert min(CAPS_NANOUSD, key=CAPS_NANOUSD.__getitem__) is DEFAULT_PLAN
