@@ -43,7 +43,7 @@ end
 
 local function int(value)
   local n = tonumber(value)
-  if not n or n ~= math.floor(n) or n >= EXACT or n <= -EXACT then
+  if not n or n % 1 ~= 0 or n >= EXACT or n <= -EXACT then
     bug('not an exact integer: ' .. tostring(value))
   end
   return n
@@ -178,7 +178,7 @@ end
 
 local function push(key, id, ds, dh, before)
   before.s, before.h = before.s + ds, before.h + dh
-  redis.call('RPUSH', key, table.concat({ id, text(ds), text(dh), text(before.s), text(before.h) }, ' '))
+  redis.call('RPUSH', key, string.format('%s %.0f %.0f %.0f %.0f', id, ds, dh, int(before.s), int(before.h)))
 end
 
 -- Put what only the gate knows in front of a payload's own members.
@@ -203,14 +203,18 @@ local function stamp_budgets(stamps, names, balances, caps, delta)
   stamps[#stamps + 1] = '"budgets":[' .. table.concat(list, ',') .. ']'
 end
 
+-- One pattern and one format for the whole record: string work is most of what a step costs.
+local CALL_PATTERN = '^(%S+) (%S+) (%d+) (%d+) (%S+) (%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%d+)' ..
+  '\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(.*)$'
+local CALL_FORMAT = '%s %s %.0f %.0f %s %s %s %s %.0f %.0f %.0f %.0f\n%s\n%s\n%s\n%s'
+
 local function read_call(key)
   local value = redis.call('GET', key)
   if not value then
     return nil
   end
-  local head, settled, marks, denial, budgets = string.match(value, '^([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(.*)$')
-  local state, hash, hold, amount, worker, deadline, user, period, recorded, begun, spent, assumed =
-    string.match(head, '^(%S+) (%S+) (%d+) (%d+) (%S+) (%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%d+)$')
+  local state, hash, hold, amount, worker, deadline, user, period, recorded, begun, spent, assumed,
+    settled, marks, denial, budgets = string.match(value, CALL_PATTERN)
   return { state = state, hash = hash, hold = tonumber(hold), amount = tonumber(amount), worker = worker,
     deadline = deadline, user = user, period = period, recorded = tonumber(recorded), begun = tonumber(begun),
     spent = tonumber(spent), assumed = tonumber(assumed), settled = settled, marks = marks, denial = denial, budgets = budgets }
@@ -222,9 +226,8 @@ local function new_call(hash, worker, user, period)
 end
 
 local function write_call(key, c, ttl)
-  local head = table.concat({ c.state, c.hash, text(c.hold), text(c.amount), c.worker, c.deadline, c.user, c.period,
-    text(c.recorded), text(c.begun), text(c.spent), text(c.assumed) }, ' ')
-  local value = table.concat({ head, c.settled, c.marks, c.denial, c.budgets }, '\n')
+  local value = string.format(CALL_FORMAT, c.state, c.hash, int(c.hold), int(c.amount), c.worker, c.deadline, c.user,
+    c.period, int(c.recorded), int(c.begun), int(c.spent), int(c.assumed), c.settled, c.marks, c.denial, c.budgets)
   if ttl then
     redis.call('SET', key, value, 'EX', ttl)
   else
