@@ -4,8 +4,10 @@ A row is a command, its arguments and its answer in the form of `tests/model.py`
 (user `u`, call `a`, cap 10, a hold of 4) are in `tests/gate_bench.py`; amounts are nano-dollars.
 """
 
+import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 import pytest
@@ -16,7 +18,8 @@ from ledger.errors import LedgerAhead, LedgerDiverged, LedgerReplaced, ServerToo
 from ledger.functions import LIBRARY, library_code, load_library
 from ledger.gate import FunctionsMissing, Gate, WindowClosed, create_ledger
 from ledger.keys import Keys
-from ledger.requests import AssignRequest, Baseline, BudgetCap, OpenCall, Position, Reserved, ReserveRequest
+from ledger.pipeline import CommandPipeline
+from ledger.requests import AssignRequest, Baseline, BudgetCap, OpenCall, Position, Reserved, ReserveRequest, Waiting
 from schemas.identifiers import EntryId, Window
 from schemas.money import MAX_NANOUSD
 from tests.gate_bench import CAP, PERIOD, GateBench, open_bench
@@ -27,6 +30,7 @@ DAY: Final = "day:u:2026-11-05"
 CAMPAIGN: Final = "campaign:spring:2026-11"
 BOTH_BUDGETS: Final = (OWN, DAY)
 ATTEMPT: Final = ("model-called",)
+NOTHING: Final = Baseline(0, 0, Position())
 
 Row = tuple[str, dict[str, Any], Answer]
 
@@ -264,6 +268,39 @@ async def bench(every_redis_client: Redis) -> AsyncIterator[GateBench]:
 async def test_answers_are_as_the_table_says(bench: GateBench, scenario: str) -> None:
     for number, (name, arguments, expected) in enumerate(SCENARIOS[scenario], 1):
         assert (number, name, await bench.do(name, **arguments)) == (number, name, expected)
+
+
+async def test_a_burst_from_many_workers_stays_within_the_cap(bench: GateBench, every_server_url: str) -> None:
+    """G1, G6, G9: all decide by the same old baseline, at once; what fits is held and the rest waits."""
+    async with AsyncExitStack() as stack:
+        gates: list[Gate] = []
+        for _ in range(5):
+            client = await stack.enter_async_context(Redis.from_url(every_server_url))
+            pipeline = CommandPipeline(client)
+            stack.push_async_callback(pipeline.aclose)
+            gates.append(Gate(pipeline, bench.keys, "ledger-1", idempotency_ttl_s=60, result_ttl_s=60))
+        replies = await asyncio.gather(
+            *(gates[number % 5].reserve(_request(f"c{number}", 3), [NOTHING]) for number in range(200))
+        )
+    held = [reply for reply in replies if isinstance(reply, Reserved)]
+    assert len(held) == CAP // 3
+    assert all(isinstance(reply, Waiting) for reply in replies if reply not in held)
+    assert sorted(reply.committed_nanousd for reply in held) == [3, 6, 9]
+    assert await bench.do("balance") == ("OK", (0, 9, CAP))
+
+
+async def test_one_call_sent_by_many_workers_at_once_is_one_hold(bench: GateBench) -> None:
+    """G4."""
+    replies = await asyncio.gather(*(bench.do("reserve", worker=f"w{number}") for number in range(50)))
+    assert Counter(reply[0] for reply in replies) == {"OK": 1, "OPEN": 49}
+    assert len(await bench.events()) == 1
+
+
+def _request(call_id: str, amount: int) -> ReserveRequest:
+    return ReserveRequest(
+        call_id=call_id, user_id="u", window=Window(PERIOD, 0, 2**52), content_hash="c", amount_nanousd=amount,
+        worker="w", lease_ms=60_000, payload="{}", budgets=(BudgetCap(OWN, CAP),),
+    )  # fmt: skip
 
 
 # -- What stands on the stream
