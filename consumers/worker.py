@@ -19,7 +19,6 @@ from consumers.claims import Claims
 from consumers.dead_letters import DeadLetters, Reason
 from consumers.messages import Delivery, read_task, salvage
 from inference.calls import Call, CallRunner, CallTakenOver
-from inference.outcomes import failed_result
 from ledger.errors import CallUnknown, IdempotencyConflict, LedgerRefused, LedgerUnavailable
 from ledger.freed import FreedBudgets
 from ledger.pipeline import CommandPipeline
@@ -164,8 +163,6 @@ class Worker:
             route=self._routes[task.task],
             stream=delivery.stream,
         )
-        if delivery.deliveries > self._limits.most_deliveries:
-            return await self._give_up(delivery, call, None)
         self._active.add(call.run_id)
         try:
             return await self._run(delivery, call, slot)
@@ -176,6 +173,7 @@ class Worker:
         waits_until_ms = self._now_ms() + round(1000 * self._limits.hold_wait_s)
         budget: str | None = None
         pause_s = self._limits.first_pause_s
+        problem = _died(delivery.deliveries) if delivery.deliveries > self._limits.most_deliveries else None
 
         def let_next_try() -> None:
             if budget is not None:
@@ -183,14 +181,19 @@ class Worker:
 
         while True:
             is_final = budget is not None and self._now_ms() >= waits_until_ms
-            reply = await self._runner.run(call, is_final=is_final, on_reserved=let_next_try)
+            reply = await self._runner.run(call, is_final=is_final, on_reserved=let_next_try, give_up=problem)
             if isinstance(reply, InferenceResult):
                 let_next_try()
+                if reply.error_code is ErrorCode.ATTEMPTS_EXHAUSTED and (problem or delivery.is_claimed):
+                    # A claimed one too: whoever gave up may have died before it could do this.
+                    await self._bury(
+                        delivery, "attempts_exhausted", reply.error or problem or "", call.call_id, call.user_id
+                    )
                 return reply
             if isinstance(reply, OpenCall) and await self._may_take_over(delivery, reply):
                 if reply.hold >= self._limits.most_holds:
-                    return await self._give_up(delivery, call, reply)
-                await self._runner.take_over(call, reply)
+                    problem = problem or _died(reply.hold)
+                await self._runner.take_over(call, reply, give_up=problem)
                 continue
             slot.release()
             if isinstance(reply, Waiting):
@@ -229,18 +232,6 @@ class Worker:
             metadata=task.metadata,
         )
         await self._runner.results.put(result)
-        return result
-
-    async def _give_up(self, delivery: Delivery, call: Call, found: OpenCall | None) -> InferenceResult:
-        times = found.hold if found else delivery.deliveries
-        problem = f"workers died over this task {times} times; it is in the dead-letter stream"
-        result: InferenceResult | None = None
-        if found is not None:
-            result = await self._runner.take_over(call, found, give_up=problem)
-        if result is None:
-            result = failed_result(call, ErrorCode.ATTEMPTS_EXHAUSTED, problem, self._now_ms())
-            await self._runner.results.put(result)
-        await self._bury(delivery, "attempts_exhausted", problem, call.call_id, call.user_id)
         return result
 
     async def _refuse_malformed(self, delivery: Delivery, problem: str) -> None:
@@ -294,6 +285,10 @@ class Worker:
         except ResponseError as exc:
             # The key is no stream. The result stands under its own key, so the task is not held up for it.
             _log.warning("reply.refused", task_id=result.task_id, reply_to=reply_to, problem=str(exc))
+
+
+def _died(times: int) -> str:
+    return f"workers died over this task {times} times; it is in the dead-letter stream"
 
 
 class _Slot:

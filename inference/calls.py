@@ -127,9 +127,17 @@ class CallRunner:
         )
 
     async def run(
-        self, call: Call, *, is_final: bool = False, on_reserved: Callable[[], None] = lambda: None
+        self,
+        call: Call,
+        *,
+        is_final: bool = False,
+        on_reserved: Callable[[], None] = lambda: None,
+        give_up: str | None = None,
     ) -> InferenceResult | Waiting | OpenCall:
         """Run a call to its result; `on_reserved` is called once its money is held.
+
+        With `give_up`, a call that is not over ends with this problem and no request. That too goes by a hold,
+        since only the ledger can rule out that another run of the call begins, or answers late (G4).
 
         Returns Waiting where only open holds stand in the way (try again when the budget is freed), and
         OpenCall where another run of the same call holds money.
@@ -147,9 +155,9 @@ class CallRunner:
         match reply:
             case Reserved():
                 on_reserved()
-                return await self._execute(call, Hold.opened(request, reply), first)
+                return await self._execute(call, Hold.opened(request, reply), first, give_up)
             case OpenCall(worker=worker) if worker == call.run_id:
-                return await self._execute(call, Hold.found(request, reply), first)
+                return await self._execute(call, Hold.found(request, reply), first, give_up)
             case Denied():
                 return await self._without_money(denied_result(call, reply, self._now_ms()))
             case FinishedCall():
@@ -159,6 +167,8 @@ class CallRunner:
 
     async def take_over(self, call: Call, found: OpenCall, *, give_up: str | None = None) -> InferenceResult | None:
         """Settle the hold of a run that has died; with `give_up`, end the call and return its result.
+
+        Returns None too where somebody else has settled the hold before; the call may then not be over.
 
         Errors: CallUnknown; LedgerUnavailable; LedgerRefused.
         """
@@ -171,7 +181,8 @@ class CallRunner:
             reason=give_up or f"worker {found.worker} gave no sign of life",
             result=result.model_dump_json() if result else "",
         )
-        await self.ledger.settle(request)
+        if _was_settled_before(await self.ledger.settle(request)):
+            return None
         _log.warning("call.taken_over", call_id=call.call_id, worker=found.worker, cost_nanousd=request.cost_nanousd)
         return result
 
@@ -214,8 +225,9 @@ class CallRunner:
             )
         )
 
-    async def _execute(self, call: Call, hold: Hold, attempt_bound: Bound) -> InferenceResult:
-        model, failure = call.route.model, None
+    async def _execute(self, call: Call, hold: Hold, attempt_bound: Bound, give_up: str | None) -> InferenceResult:
+        model, failure = call.route.model, give_up
+        code = ErrorCode.ATTEMPTS_EXHAUSTED if give_up else ErrorCode.INFERENCE_FAILED
         try:
             while failure is None:
                 attempt = await self._attempt(call, hold, model, attempt_bound)
@@ -233,7 +245,7 @@ class CallRunner:
                 if isinstance(step, Retry) and failure is None:
                     await self._sleep(step.delay_s)
                 model = next_model
-            result = failed_result(call, ErrorCode.INFERENCE_FAILED, failure, self._now_ms(), hold)
+            result = failed_result(call, code, failure, self._now_ms(), hold)
             return await self._settle(hold, result, reason=failure)
         except asyncio.CancelledError:
             # A request may be under way; whoever cancels must not leave a phantom hold behind.
@@ -330,9 +342,10 @@ class CallRunner:
         return await self._without_money(result) if reply.denial else result
 
     async def _without_money(self, result: InferenceResult) -> InferenceResult:
-        """Store a result that no settlement stores; the first one of a task stands."""
-        await self.results.put(result)
-        return result
+        """Store a result that no settlement stores; the first one of a task stands, and is returned."""
+        if await self.results.put(result):
+            return result
+        return await self.results.get(result.task_id) or result
 
     def _bound_of(self, call: Call, model: str) -> Bound:
         return bound(call.messages, call.route.max_tokens, self.prices.price(model, self._now_ms()))

@@ -74,10 +74,10 @@ def denied_result(call: Described, denial: Denied, now_ms: int) -> InferenceResu
 
 def finished_result(call: Described, found: FinishedCall, now_ms: int) -> InferenceResult:
     """The result of a call that was over before; its text may have expired, its settlement has not."""
-    if found.denial is not None:
-        return denied_result(call, found.denial, now_ms)
     if found.result:
         return InferenceResult.model_validate_json(found.result)
+    if found.denial is not None:
+        return denied_result(call, found.denial, now_ms)
     return InferenceResult(
         **_description(call, now_ms),
         status=TaskStatus.DONE,
