@@ -32,7 +32,6 @@ from schemas.tasks import TaskStream
 
 STREAMS: Final = tuple(stream.value for stream in TaskStream)
 REPLIES: Final = "replies"
-_TOLLBOOK: Final = Path(sys.executable).with_name("tollbook")
 
 Fields = Mapping[str, str]
 
@@ -194,6 +193,11 @@ class Finished:
         return json.loads(self.stdout)
 
 
+def tollbook() -> Path:
+    """Return the command as it is installed beside the interpreter."""
+    return Path(sys.executable).with_name("tollbook")
+
+
 def command_environment(variables: Mapping[str, str] | None) -> dict[str, str]:
     """Return this process's environment without any setting of Tollbook's, and `variables`."""
     kept = {
@@ -213,7 +217,7 @@ async def run_cli(
 ) -> Finished:
     """Run `tollbook ...` to its end as a process of its own, in the directory `cwd`."""
     process = await asyncio.create_subprocess_exec(
-        _TOLLBOOK,
+        tollbook(),
         *arguments,
         cwd=cwd,
         env=command_environment(env),
@@ -246,7 +250,7 @@ class StayingCommand:
         output, errors = (cwd.with_name(f"{cwd.name}.{number}.{kind}") for kind in ("out", "err"))
         with output.open("wb") as out, errors.open("wb") as err:
             process = await asyncio.create_subprocess_exec(
-                _TOLLBOOK,
+                tollbook(),
                 *arguments,
                 cwd=cwd,
                 env=command_environment(env),
