@@ -65,12 +65,14 @@ class Network:
         for subscriber in [each for each in self._subscribers if each.process is process]:
             subscriber.lose_connection()
 
-    def delay_s(self) -> float:
+    def delay_s(self, process: Process) -> float:
         if self.faults.slow and self.random.random() < self.faults.slow:
+            self.on_trouble(process)
             return self.random.uniform(0.1, 5.0)
         return self.faults.latency_s * self.random.uniform(0.5, 2.0)
 
     def execute(self, process: Process, command: Sequence[Any], *, is_told: bool) -> Any:
+        self.server.client = process
         try:
             reply = self.server.execute(command)
         except ResponseError as exc:
@@ -89,7 +91,7 @@ class Network:
         found = [each for each in self._subscribers if channel in each.channels]
         for subscriber in found:
             if self.random.random() >= self.faults.message_lost:
-                self.loop.world_later(self.delay_s(), subscriber.deliver, message)
+                self.loop.world_later(self.delay_s(subscriber.process), subscriber.deliver, message)
         return len(found)
 
 
@@ -127,9 +129,9 @@ class Connection:
             network.on_trouble(self._process)
             executed, told = random.choice((0, len(commands))), -1
         batch = [tuple(command) for command in commands]
-        network.loop.world_later(network.delay_s() + late_s, self._arrive, self._sent, batch, executed, told)
+        network.loop.world_later(network.delay_s(self._process) + late_s, self._arrive, self._sent, batch, executed, told)
         if late_s:
-            network.loop.world_later(network.delay_s(), self._answer, self._sent, [RedisConnectionError("lost")])
+            network.loop.world_later(network.delay_s(self._process), self._answer, self._sent, [RedisConnectionError("lost")])
 
     def _arrive(self, number: int, batch: Sequence[Sequence[Any]], executed: int, told: int) -> None:
         network = self._network
@@ -142,7 +144,7 @@ class Connection:
         answers = replies[:told]
         if told < len(batch):
             answers.append(RedisConnectionError("lost"))
-        network.loop.world_later(network.delay_s(), self._answer, number, answers)
+        network.loop.world_later(network.delay_s(self._process), self._answer, number, answers)
 
     def _answer(self, number: int, replies: Sequence[Any]) -> None:
         if number != self._sent:
@@ -198,7 +200,7 @@ class FakePubSub:
         self._waiting: asyncio.Future[None] | None = None
 
     async def subscribe(self, *channels: str) -> None:
-        await asyncio.sleep(self._network.delay_s())
+        await asyncio.sleep(self._network.delay_s(self.process))
         if self._network.is_down(self.process):
             raise RedisConnectionError("no connection")
         self.channels = tuple(channel.encode() for channel in channels)

@@ -141,7 +141,7 @@ class RedisServer:
     """Keys and the commands on them.
 
     `on_add(stream, entry_id, fields)` hears of every entry as it is appended, `on_set(key, value)` of every string;
-    `on_publish(channel, message)` delivers.
+    `on_publish(channel, message)` delivers. `client` is whose command is executed.
     """
 
     def __init__(self, clock: Clock, code: str) -> None:
@@ -149,6 +149,7 @@ class RedisServer:
         self._library = library(code)
         self._values: dict[bytes, Any] = {}
         self._expires: dict[bytes, float] = {}
+        self.client: object = None
         self.on_add: Callable[[bytes, Id, list[bytes]], None] = lambda stream, entry_id, fields: None
         self.on_set: Callable[[bytes, bytes], None] = lambda key, value: None
         self.on_publish: Callable[[bytes, bytes], int] = lambda channel, message: 0
