@@ -23,9 +23,14 @@ from inference.runtime import LedgerHandle, build_gates, process_name
 from inference.settings import Settings
 from ledger.baselines import BaselinePage
 from ledger.errors import BaselineUnavailable
+from ledger.keys import Keys
 from ledger.lease import Lease
 from ledger.projector import Projector, ProjectorSettings
 from ledger.quack import QuackServer
+from ledger.replay import fold_archive
+from ledger.requests import Position
+from ledger.sealing import Sealer, SealingSettings
+from ledger.segments import Archive
 from ledger.store import Store, StoreFailed, set_aside
 
 _WATCH_S: Final = 1.0
@@ -61,6 +66,7 @@ class ProjectionService:
         self._handle = handle
         self._now = now or (lambda: datetime.now(UTC))
         self._path = duckdb_path(settings)
+        self._archive = Archive(settings.archive_path)
         self._opened: Projection | None = None
         self._parts = AsyncExitStack()
         place = f"{socket.gethostname()}:{self._path.resolve()}"
@@ -102,17 +108,42 @@ class ProjectionService:
 
     async def run(self) -> None:
         """Fold until cancelled. Errors: what a person must look at; ProjectorRunning when another has taken over."""
-        keeping = asyncio.create_task(self._lease.keep())
-        folding = asyncio.create_task(self._fold_for_ever())
+        parts = [self._fold_for_ever(), self._lease.keep(), *(sealer.run() for sealer in self.sealers())]
+        tasks = [asyncio.create_task(part) for part in parts]
         try:
-            await asyncio.wait({keeping, folding}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (folding, keeping):
-                if task.done():
-                    await task
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                await task
         finally:
-            keeping.cancel()
-            folding.cancel()
-            await asyncio.gather(keeping, folding, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def sealers(self) -> list[Sealer]:
+        """Return what seals the partitions into the archive."""
+        handle, settings = self._handle, self._settings
+        limits = SealingSettings(
+            segment_events=settings.segment_events,
+            segment_age_s=settings.segment_age_s,
+            keep_s=settings.stream_keep_s,
+            keep_events=settings.stream_keep_events,
+        )
+
+        def make(keys: Keys) -> Sealer:
+            async def folded() -> Position:
+                return await asyncio.to_thread(self.store.position, keys.partition)
+
+            return Sealer(
+                handle.redis,
+                handle.pipeline,
+                keys,
+                self._archive,
+                ledger_id=handle.ledger_id,
+                settings=limits,
+                folded=folded,
+            )
+
+        return [make(keys) for keys in handle.keys]
 
     async def catch_up(self) -> None:
         """Fold what the last calls wrote, so that DuckDB at rest shows it; the next start folds what this leaves."""
@@ -178,6 +209,9 @@ class ProjectionService:
         async with AsyncExitStack() as parts:
             store = await asyncio.to_thread(Store.open, self._path, handle.ledger_id, len(handle.keys))
             parts.push_async_callback(asyncio.to_thread, store.close)
+            for keys in handle.keys:
+                # What was trimmed off the stream is folded from the archive first.
+                await asyncio.to_thread(fold_archive, store, self._archive, keys.partition)
             server = await asyncio.to_thread(QuackServer.start, store, settings.data_dir, port=settings.quack_port or 0)
             parts.push_async_callback(asyncio.to_thread, server.stop)
             gates = build_gates(handle, settings)

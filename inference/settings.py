@@ -112,6 +112,23 @@ class Settings(BaseSettings):
         "TOLLBOOK_TAIL_KEEP_S", 10.0, "folded deltas are kept for cached baselines, seconds", ge=1, le=3600
     )
 
+    archive_dir: Path | None = _field(
+        "TOLLBOOK_ARCHIVE_DIR", None, "directory of sealed segments; unset: `archive` in the data directory"
+    )
+    segment_events: int = _field("TOLLBOOK_SEGMENT_EVENTS", 100_000, "events of a sealed segment", ge=1, le=1_000_000)
+    segment_age_s: float = _field(
+        "TOLLBOOK_SEGMENT_AGE_S",
+        3600.0,
+        "a smaller segment is sealed when its first event is so old, seconds",
+        gt=0,
+    )
+    stream_keep_s: float = _field(
+        "TOLLBOOK_STREAM_KEEP_S", 7.0 * _DAY_S, "sealed events stay on the stream, seconds", ge=0
+    )
+    stream_keep_events: int = _field(
+        "TOLLBOOK_STREAM_KEEP_EVENTS", 2_000_000, "sealed events stay on the stream, at most so many", ge=0
+    )
+
     routes: Annotated[RouteOverrides, NoDecode] = _field(
         "TOLLBOOK_ROUTES", {}, 'routes, JSON: {"generate_draft": {"model": ..., "fallback": ..., "max_tokens": ...}}'
     )
@@ -149,6 +166,11 @@ class Settings(BaseSettings):
         if self.result_ttl_s > self.idempotency_ttl_s:
             raise ValueError("TOLLBOOK_RESULT_TTL_S: longer than TOLLBOOK_IDEMPOTENCY_TTL_S")
         return self
+
+    @property
+    def archive_path(self) -> Path:
+        """Where sealed segments are."""
+        return self.archive_dir or self.data_dir / "archive"
 
     @property
     def user_caps_nanousd(self) -> dict[str, int]:

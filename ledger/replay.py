@@ -1,4 +1,4 @@
-"""Rebuilding the projection from the ledger, and comparing two projections row for row (G5)."""
+"""Rebuilding the projection from archive and stream, and comparing two projections row for row (G5)."""
 
 import asyncio
 from collections.abc import Sequence
@@ -10,12 +10,14 @@ import duckdb
 from redis.asyncio import Redis
 
 from ledger.keys import Keys
+from ledger.segments import Archive, ArchiveDamaged
 from ledger.store import Store
-from ledger.stream import StreamReader
-from schemas.identifiers import ZERO_ENTRY
+from ledger.stream import StreamReader, lifted
 
 TABLES: Final = ("events", "budgets", "counters", "calls", "spend", "position", "discrepancies")
 _SHOWN: Final = 5
+# Large batches fold faster; this many stay within the store's memory limit.
+_FOLD_ROWS: Final = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +31,24 @@ class Difference:
 
 
 async def rebuild(
-    redis: Redis, keys: Sequence[Keys], ledger_id: str, into: Path, *, batch_events: int = 10_000
+    redis: Redis,
+    keys: Sequence[Keys],
+    ledger_id: str,
+    into: Path,
+    *,
+    archive: Archive | None = None,
+    batch_events: int = 10_000,
 ) -> Store:
-    """Fold the whole ledger, as Redis holds it now, into a new file; the caller closes the store.
+    """Fold the whole ledger, archive first and then the stream, into a new file; the caller closes the store.
 
-    Errors: LedgerUnavailable; LedgerGap where the stream was trimmed; UnreadableEvent; StoreFailed.
+    Errors: LedgerUnavailable; LedgerGap where the stream was trimmed and the archive lacks what is missing;
+        ArchiveDamaged; UnreadableEvent; StoreFailed.
     """
     store = await asyncio.to_thread(Store.open, into, ledger_id, len(keys))
     try:
         for partition in keys:
+            if archive is not None:
+                await asyncio.to_thread(fold_archive, store, archive, partition.partition)
             await _fold_all(StreamReader(redis, partition), store, batch_events)
     except BaseException:
         await asyncio.to_thread(store.close)
@@ -45,8 +56,26 @@ async def rebuild(
     return store
 
 
+def fold_archive(store: Store, archive: Archive, partition: int) -> int:
+    """Fold what the archive holds beyond the store's position; return how many events that were.
+
+    Errors: ArchiveDamaged; LedgerGap; UnreadableEvent; StoreFailed. Blocks.
+    """
+    folded = 0
+    for segment in archive.segments(partition):
+        if segment.manifest.ledger_id != store.ledger_id:
+            raise ArchiveDamaged(segment.path, f"belongs to ledger {segment.manifest.ledger_id}")
+        after_seq = store.position(partition).seq
+        if segment.manifest.last_seq <= after_seq:
+            continue
+        for events in segment.batches(_FOLD_ROWS, after_seq=after_seq):
+            store.fold_table(lifted(events), partition=partition)
+            folded += events.num_rows
+    return folded
+
+
 async def _fold_all(reader: StreamReader, store: Store, batch_events: int) -> None:
-    after = ZERO_ENTRY
+    after = store.position(reader.partition).entry
     try:
         while batch := await reader.read_after(after, count=batch_events):
             await asyncio.to_thread(store.fold, batch)

@@ -46,14 +46,14 @@ class Batch:
         """The id of the last entry. Errors: IndexError when the batch is empty."""
         return EntryId.parse(self.entries[-1][0].decode())
 
-    def to_table(self) -> pa.Table:
-        """Convert to a table of envelope columns.
+    def to_table(self, *, is_lifted: bool = True) -> pa.Table:
+        """Convert to a table of envelope columns, payloads lifted to the current version unless they are archived.
 
         Units: `amount` and `committed` in nano-dollars, `ms` since the epoch.
         Errors: UnreadableEvent, which names the first entry at fault.
         """
         try:
-            return _table(self.partition, self.entries)
+            return _table(self.partition, self.entries, is_lifted=is_lifted)
         except _PROBLEMS as exc:
             raise _culprit(self.partition, self.entries, exc) from exc
 
@@ -68,6 +68,11 @@ class StreamReader:
         self._redis = redis
         self._keys = keys
         self._connection: AbstractConnection | None = None
+
+    @property
+    def partition(self) -> int:
+        """The partition that is read."""
+        return self._keys.partition
 
     async def read_after(self, after: EntryId = ZERO_ENTRY, *, count: int, block_ms: int | None = None) -> Batch:
         """Read up to `count` entries after `after`; with `block_ms`, wait that long for the first of them."""
@@ -118,13 +123,13 @@ def _streams(reply: Any) -> list[RawEntry]:
     return next(iter(streams.values()), list[RawEntry]())
 
 
-def _table(partition: int, entries: list[RawEntry]) -> pa.Table:
+def _table(partition: int, entries: list[RawEntry], *, is_lifted: bool = True) -> pa.Table:
     ids, fields = zip(*entries, strict=True) if entries else ((), ())
     columns = list(zip(*fields, strict=True)) if entries else [()] * (2 * len(ENVELOPE_FIELDS))
     if entries and [set(names) for names in columns[0::2]] != _NAMES:
         raise ValueError("the fields are not those of an event")
     kind, v, seq, user_id, period, call_id, attempt, amount, committed, payload = columns[1::2]
-    if not set(v) <= _CURRENT:
+    if is_lifted and not set(v) <= _CURRENT:
         payload = [_lift(*parts) for parts in zip(kind, v, payload, strict=True)]
     entry_id = _text(ids)
     parts = pc.split_pattern(entry_id, "-")
@@ -158,6 +163,17 @@ def _text(values: Sequence[bytes | None]) -> pa.StringArray:
 
 def _integers(values: Sequence[bytes | None]) -> pa.Int64Array:
     return cast("pa.Int64Array", _text(values).cast(pa.int64()))
+
+
+def lifted(events: pa.Table) -> pa.Table:
+    """Return archived events with their payloads lifted to the current version."""
+    if set(events["v"].unique().to_pylist()) <= {EVENT_VERSION}:
+        return events
+    parts = [cast("list[Any]", events[name].to_pylist()) for name in ("type", "v", "payload")]
+    payloads = [
+        _lift(kind.encode(), str(v).encode(), payload.encode()) for kind, v, payload in zip(*parts, strict=True)
+    ]
+    return events.set_column(events.schema.get_field_index("payload"), "payload", _text(payloads))
 
 
 def _check_bounds(amounts: pa.Int64Array) -> None:

@@ -1,0 +1,50 @@
+"""The hash chain: one number that stands for every event up to a point, in order.
+
+An event's digest is SHA-256 over its canonical bytes: id, then the envelope's fields in
+their order, each as `<number of bytes>:<text>,` (a netstring, so that no two events have
+the same bytes). A chain begins with the digest of the ledger's name; each link is SHA-256
+over the head before it and the event's digest. Changing, dropping, adding or swapping an
+event changes every head after it.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Final, cast
+
+import duckdb
+import pyarrow as pa
+
+from schemas.events import ENVELOPE_FIELDS
+
+# Numbers stand in the ledger as the gate writes them, in plain decimal, so their text can be made again.
+_TEXT: Final = {"committed": "coalesce(committed::VARCHAR, '')"}
+_FIELDS: Final = [_TEXT.get(name, f"{name}::VARCHAR") for name in ("id", *ENVELOPE_FIELDS)]
+_CANONICAL: Final = " || ".join(f"strlen({field})::VARCHAR || ':' || {field} || ','" for field in _FIELDS)
+_DIGESTS: Final = f"SELECT unhex(sha256({_CANONICAL})) AS digest FROM events ORDER BY seq"  # noqa: S608 - names only.
+
+
+def genesis(ledger_id: str, partition: int) -> bytes:
+    """Return the head before a partition's first event."""
+    return hashlib.sha256(f"tollbook ledger {ledger_id} partition {partition}".encode()).digest()
+
+
+def digests(events: pa.Table) -> list[bytes]:
+    """Return the digest of each event of a table of envelope columns, in the order of `seq`."""
+    with duckdb.connect() as connection:
+        connection.register("events", events)
+        column = connection.execute(_DIGESTS).to_arrow_table()["digest"]
+    return cast("list[bytes]", column.to_pylist())
+
+
+def digest(entry_id: bytes, values: Iterable[bytes]) -> bytes:
+    """Return the digest of one event from the raw parts of its stream entry, in the order of the envelope."""
+    canonical = b"".join(b"%d:%s," % (len(part), part) for part in (entry_id, *values))
+    return hashlib.sha256(canonical).digest()
+
+
+def extend(head: bytes, links: Iterable[bytes]) -> bytes:
+    """Return the head after further events, given their digests."""
+    sha256 = hashlib.sha256
+    for link in links:
+        head = sha256(head + link).digest()
+    return head

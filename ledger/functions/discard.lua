@@ -1,0 +1,25 @@
+--[[
+Trim archived events off the stream (G7): only what is sealed, and only up to an entry whose place is known.
+Run with EVAL.
+KEYS meta ledger   ARGS 1 ledger_id 2 seq of the last event to go 3 its id
+OK removed (events gone in all) | UNSEALED sealed_seq | UNKNOWN (no such event at that place) | LEDGER ledger_id
+]]
+local m = redis.call('HMGET', KEYS[1], 'ledger_id', 'removed', 'sealed_seq')
+if m[1] ~= ARGV[1] then
+  return { 'LEDGER', m[1] or '' }
+end
+if tonumber(m[3] or '0') < tonumber(ARGV[2]) then
+  return { 'UNSEALED', m[3] or '0' }
+end
+local removed = tonumber(m[2])
+if removed >= tonumber(ARGV[2]) then
+  return { 'OK', m[2] }
+end
+local entry = redis.call('XRANGE', KEYS[2], ARGV[3], ARGV[3])[1]
+if not entry or entry[2][6] ~= ARGV[2] then
+  return { 'UNKNOWN' }
+end
+local ms, n = string.match(ARGV[3], '^(%d+)%-(%d+)$')
+removed = removed + redis.call('XTRIM', KEYS[2], 'MINID', '=', string.format('%s-%.0f', ms, tonumber(n) + 1))
+redis.call('HSET', KEYS[1], 'removed', string.format('%.0f', removed))
+return { 'OK', string.format('%.0f', removed) }

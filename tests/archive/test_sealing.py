@@ -1,0 +1,257 @@
+"""Sealing on a real server: what leaves the stream is in the archive, and a replay does not see the seam (G7, G5)."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import cast
+
+import pytest
+from redis.asyncio import Redis
+
+from ledger import chain
+from ledger.functions import load_library
+from ledger.gate import create_ledger
+from ledger.keys import Keys
+from ledger.pipeline import CommandPipeline
+from ledger.replay import compare, fold_archive, rebuild
+from ledger.requests import Position
+from ledger.sealing import ArchiveBehind, Sealer, SealingSettings
+from ledger.segments import Archive, ArchiveDamaged, check_segment
+from ledger.store import Store
+from ledger.stream import StreamReader
+from tests.ledger_maker import LedgerMaker
+
+KEYS = Keys("test", 0)
+LEDGER = "ledger-1"
+# Made events are old: only their number makes a segment due.
+NEVER = 10.0**9
+AT_ONCE = SealingSettings(segment_events=50, segment_age_s=NEVER, keep_s=0, keep_events=0)
+
+
+class Archiving:
+    """A ledger of made events on a server, its projection, and its archive."""
+
+    def __init__(self, redis: Redis, directory: Path) -> None:
+        self.redis = redis
+        self.directory = directory
+        self.archive = Archive(directory / "archive")
+        self.pipeline = CommandPipeline(redis)
+        self.store = Store.open(directory / "live.duckdb", LEDGER)
+
+    async def fill(self, steps: int, *, seed: int = 1) -> None:
+        await load_library(self.redis)
+        await create_ledger(self.pipeline, KEYS, ledger_id=LEDGER, partitions=1)
+        for entry_id, fields in LedgerMaker(seed).run(steps).entries:
+            await self.redis.xadd(KEYS.ledger, dict(zip(fields[0::2], fields[1::2], strict=True)), id=entry_id)
+        await self.fold()
+
+    async def fold(self) -> None:
+        reader = StreamReader(self.redis, KEYS)
+        while batch := await reader.read_after(self.store.position().entry, count=1000):
+            self.store.fold(batch)
+        await reader.aclose()
+
+    def sealer(self, settings: SealingSettings = AT_ONCE, archive: Archive | None = None) -> Sealer:
+        async def folded() -> Position:
+            return self.store.position()
+
+        return Sealer(
+            self.redis, self.pipeline, KEYS, archive or self.archive, ledger_id=LEDGER, settings=settings, folded=folded
+        )
+
+    async def length(self) -> int:
+        return await self.redis.xlen(KEYS.ledger)
+
+
+@pytest.fixture
+async def archiving(redis_client: Redis, tmp_path: Path) -> AsyncIterator[Archiving]:
+    made = Archiving(redis_client, tmp_path)
+    yield made
+    made.store.close()
+    await made.pipeline.aclose()
+
+
+async def seal_all(sealer: Sealer) -> int:
+    sealed = 0
+    while await sealer.seal():
+        sealed += 1
+    return sealed
+
+
+async def test_sealed_and_trimmed_events_replay_to_the_same_tables(archiving: Archiving, tmp_path: Path) -> None:
+    await archiving.fill(520)
+    events = archiving.store.position().seq
+    sealer = archiving.sealer()
+    assert await seal_all(sealer) == events // 50
+    await archiving.fold()
+    assert await sealer.trim() == 50 * (events // 50)
+    assert await archiving.length() == events % 50 + events // 50, "what is not sealed, and the news of the sealing"
+    rebuilt = await rebuild(archiving.redis, [KEYS], LEDGER, tmp_path / "r.duckdb", archive=archiving.archive)
+    assert compare(archiving.store, rebuilt) == []
+    rebuilt.close()
+
+
+async def test_the_chain_of_the_segments_is_that_of_the_raw_entries(archiving: Archiving) -> None:
+    await archiving.fill(120)
+    raw = await archiving.redis.xrange(KEYS.ledger)
+    await seal_all(archiving.sealer())
+    segments = archiving.archive.segments(0)
+    head = chain.genesis(LEDGER, 0)
+    for segment in segments:
+        assert segment.manifest.chain_before == head.hex()
+        entries = raw[segment.manifest.first_seq - 1 : segment.manifest.last_seq]
+        head = chain.extend(head, [chain.digest(entry_id, fields.values()) for entry_id, fields in entries])
+        assert segment.manifest.chain_after == head.hex()
+        check_segment(segment)
+
+
+async def test_nothing_is_sealed_before_it_is_due(archiving: Archiving) -> None:
+    await archiving.fill(30)
+    assert not await archiving.sealer().seal()
+    assert await archiving.sealer().seal(is_forced=True)
+    assert not await archiving.sealer().seal(is_forced=True), "nothing is folded beyond the segment"
+    await archiving.fold()
+    assert not await archiving.sealer(SealingSettings(segment_age_s=0)).seal(), "only the news of the sealing is left"
+
+
+async def test_an_old_event_makes_a_small_segment_due(archiving: Archiving) -> None:
+    await archiving.fill(30)
+    assert await archiving.sealer(SealingSettings(segment_age_s=0)).seal()
+
+
+async def test_what_is_not_folded_is_neither_sealed_nor_trimmed(archiving: Archiving) -> None:
+    await archiving.fill(120)
+    behind = Position(archiving.store.position().entry, 60)
+    sealer = archiving.sealer()
+    sealer._folded = lambda: _resolved(behind)
+    assert await seal_all(sealer) == 1
+    sealer._folded = lambda: _resolved(Position(behind.entry, 49))
+    assert await sealer.trim() == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "gone"),
+    [
+        (SealingSettings(segment_events=50, segment_age_s=NEVER, keep_s=10**9, keep_events=10**9), 0),
+        (SealingSettings(segment_events=50, segment_age_s=NEVER, keep_s=0, keep_events=10**9), 100),
+        (SealingSettings(segment_events=50, segment_age_s=NEVER, keep_s=10**9, keep_events=0), 100),
+        (SealingSettings(segment_events=50, segment_age_s=NEVER, keep_s=10**9, keep_events=70), 50),
+    ],
+)
+async def test_retention_is_by_age_and_by_number(archiving: Archiving, settings: SealingSettings, gone: int) -> None:
+    await archiving.fill(130)
+    sealer = archiving.sealer(settings)
+    assert await seal_all(sealer) == 2
+    assert await sealer.trim() == gone
+
+
+class Crash(Exception):
+    """Stands for a process that dies."""
+
+
+def _crash_writing_the_manifest(sealer: Sealer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def replace(self: Path, target: Path) -> None:
+        if target.suffix == ".json":
+            raise Crash
+        self.rename(target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+
+
+def _crash_writing_the_file(sealer: Sealer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def replace(self: Path, target: Path) -> None:
+        raise Crash
+
+    monkeypatch.setattr(Path, "replace", replace)
+
+
+def _crash_before_the_ledger_is_told(sealer: Sealer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def announce(*_: object) -> None:
+        raise Crash
+
+    monkeypatch.setattr(sealer, "_announce", announce)
+
+
+def _crash_after_the_ledger_is_told(sealer: Sealer, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = sealer._announce
+
+    async def announce(segment: object) -> None:
+        await cast("Callable[[object], Awaitable[None]]", real)(segment)
+        raise Crash
+
+    monkeypatch.setattr(sealer, "_announce", announce)
+
+
+def _crash_before_trimming(sealer: Sealer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def discard(*_: object) -> int:
+        raise Crash
+
+    monkeypatch.setattr(sealer, "_discard", discard)
+
+
+@pytest.mark.parametrize(
+    "crash",
+    [
+        _crash_writing_the_file,
+        _crash_writing_the_manifest,
+        _crash_before_the_ledger_is_told,
+        _crash_after_the_ledger_is_told,
+        _crash_before_trimming,
+    ],
+)
+async def test_a_crash_at_any_step_loses_nothing_and_the_next_start_goes_on(
+    archiving: Archiving,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    crash: Callable[[Sealer, pytest.MonkeyPatch], None],
+) -> None:
+    await archiving.fill(120)
+    events = archiving.store.position().seq
+    with monkeypatch.context() as patch, suppress(Crash):
+        dying = archiving.sealer()
+        crash(dying, patch)
+        await seal_all(dying)
+        await dying.trim()
+    sealer = archiving.sealer()
+    await seal_all(sealer)
+    await archiving.fold()
+    await seal_all(sealer)
+    assert await sealer.trim() == 50 * (events // 50)
+    assert not list(archiving.archive.directory.rglob(".*"))
+    segments = archiving.archive.segments(0)
+    assert [segment.manifest.first_seq for segment in segments] == list(range(1, events - events % 50, 50))
+    rebuilt = await rebuild(archiving.redis, [KEYS], LEDGER, tmp_path / "r.duckdb", archive=archiving.archive)
+    assert compare(archiving.store, rebuilt) == []
+    rebuilt.close()
+
+
+async def test_an_empty_archive_beside_a_sealed_ledger_is_refused(archiving: Archiving, tmp_path: Path) -> None:
+    await archiving.fill(120)
+    await seal_all(archiving.sealer())
+    with pytest.raises(ArchiveBehind, match="up to event 100"):
+        await archiving.sealer(archive=Archive(tmp_path / "other")).seal()
+
+
+async def test_a_damaged_segment_is_never_trimmed(archiving: Archiving) -> None:
+    await archiving.fill(120)
+    sealer = archiving.sealer()
+    await seal_all(sealer)
+    path = archiving.archive.segments(0)[0].path
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArchiveDamaged, match="not the file that was sealed"):
+        await sealer.trim()
+
+
+async def test_a_lost_projection_is_rebuilt_from_the_archive_alone(archiving: Archiving, tmp_path: Path) -> None:
+    await archiving.fill(100)
+    assert await seal_all(archiving.sealer()) == archiving.store.position().seq // 50
+    store = Store.open(tmp_path / "alone.duckdb", LEDGER)
+    assert fold_archive(store, archiving.archive, 0) == 50 * (archiving.store.position().seq // 50)
+    assert fold_archive(store, archiving.archive, 0) == 0
+    store.close()
+
+
+async def _resolved(position: Position) -> Position:
+    return position
