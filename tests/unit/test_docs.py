@@ -5,12 +5,12 @@ A table that differs is shown as it should be, to be pasted between its markers.
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
-from pytest import FixtureRequest
 
 from consumers.cli.app import app
 from inference.routing import MODEL_ROUTING
@@ -146,10 +146,10 @@ def test_every_command_is_in_the_table_and_no_other() -> None:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, request: FixtureRequest) -> Store:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     made = Store.open(tmp_path_factory.mktemp("documents") / "tollbook.duckdb", "ledger")
-    request.addfinalizer(made.close)
-    return made
+    yield made
+    made.close()
 
 
 def described(store: Store) -> dict[str, str]:
