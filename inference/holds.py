@@ -112,7 +112,7 @@ class Hold:
 
     @classmethod
     def found(cls, request: ReserveRequest, reply: OpenCall) -> "Hold":
-        """The hold that a lost reply had opened, or that another run of the call left behind."""
+        """The hold that this run had opened by a request whose reply was lost; nothing is sent under it yet."""
         caps = [budget.cap_nanousd for budget in request.budgets]
         budgets = tuple(BudgetCap(name, cap) for name, cap in zip(reply.budgets, caps, strict=True))
         return cls(
@@ -122,7 +122,7 @@ class Hold:
             reply.hold,
             reply.amount_nanousd,
             budgets,
-            attempts=reply.attempts_recorded,
+            attempts=reply.attempts_begun - 1,
             spent_nanousd=reply.spent_nanousd,
             assumed_nanousd=reply.assumed_nanousd,
         )

@@ -130,7 +130,7 @@ class LedgerModel:
             return obstacle
         call = call or ModelCall(content, user, period, worker)
         self.calls[call_id] = call
-        attempt = call.recorded + 1
+        attempt = max(call.recorded, call.begun) + 1
         own = self.budget(names[0])
         if obstacle is not None:
             _, budget, settled, held, cap = obstacle

@@ -401,7 +401,8 @@ local function reserve(keys, args)
     return verdict('WAIT', names, w, w.waiting)
   end
   call = call or new_call(args[5], args[7], user, period)
-  local attempt = call.recorded + 1
+  -- Past those that were begun and not told: what an earlier hold's worker tells late must not pass for ours.
+  local attempt = math.max(call.recorded, call.begun) + 1
   local event = { user = user, period = period, call = call_id, attempt = text(attempt), amount = amount }
   if refused then
     local reply = verdict('DENIED', names, w, refused)
