@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from ledger.connection import ANSWER_TIMEOUT_S
 from tests.simulation.loop import Process, VirtualLoop, current_process
 from tests.simulation.redis_server import RedisServer
 
@@ -47,7 +48,7 @@ class Network:
         self.random = random
         self.faults = faults
         self.watch: _Watch = lambda process, command, reply, is_told: None
-        self.on_trouble: Callable[[Process], None] = lambda process: None
+        self.on_trouble: Callable[[Process, float], None] = lambda process, lasts_s: None
         self.down_until_s: dict[Process, float] = {}
         self._subscribers: list[FakePubSub] = []
         server.on_publish = self._publish
@@ -61,13 +62,13 @@ class Network:
     def cut(self, process: Process, seconds: float) -> None:
         """Let a process reach nothing for a while."""
         self.down_until_s[process] = self.loop.time() + seconds
-        self.on_trouble(process)
+        self.on_trouble(process, seconds)
         for subscriber in [each for each in self._subscribers if each.process is process]:
             subscriber.lose_connection()
 
     def delay_s(self, process: Process) -> float:
         if self.faults.slow and self.random.random() < self.faults.slow:
-            self.on_trouble(process)
+            self.on_trouble(process, 5.0)
             return self.random.uniform(0.1, 5.0)
         return self.faults.latency_s * self.random.uniform(0.5, 2.0)
 
@@ -119,14 +120,14 @@ class Connection:
         told, executed, late_s = len(commands), len(commands), 0.0
         draw = random.random()
         if draw < network.faults.broken:
-            network.on_trouble(self._process)
+            network.on_trouble(self._process, 0.0)
             executed = random.randint(0, len(commands))
             told = random.randint(0, executed) if executed < len(commands) else random.randint(0, executed - 1)
             if random.random() < 0.3:
                 late_s = random.uniform(0.0, _LATEST_EXECUTION_S)
                 told = 0
         elif draw < network.faults.broken + network.faults.silent:
-            network.on_trouble(self._process)
+            network.on_trouble(self._process, ANSWER_TIMEOUT_S)
             executed, told = random.choice((0, len(commands))), -1
         batch = [tuple(command) for command in commands]
         network.loop.world_later(network.delay_s(self._process) + late_s, self._arrive, self._sent, batch, executed, told)

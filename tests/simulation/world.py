@@ -292,8 +292,9 @@ class World:
         """Run a command of nobody's."""
         return self.network.execute(self._observer, command, is_told=False)
 
-    def note_trouble(self, process: Process) -> None:
-        self.checker.trouble_s[process] = self.loop.time()
+    def note_trouble(self, process: Process, lasts_s: float = 0.0) -> None:
+        until_s = self.loop.time() + lasts_s
+        self.checker.trouble_s[process] = max(until_s, self.checker.trouble_s.get(process, 0.0))
 
     def _on_request(self, request: Any) -> None:
         try:
@@ -303,10 +304,12 @@ class World:
             raise
 
     def _is_at_rest(self) -> bool:
-        pending = self.command("XPENDING", STREAM, GROUP, "-", "+", 100)
-        unread = self.server.stream(STREAM.encode()).last > self.server.stream(STREAM.encode()).groups[GROUP.encode()].last
+        stream = self.server.stream(STREAM.encode())
+        group = stream.groups.get(GROUP.encode())
+        if group is None or group.pending or stream.last > group.last:
+            return False
         has_holds = any(not hold.is_settled for hold in self.checker.fold.holds.values())
-        return not (pending or unread or has_holds or self.provider.under_way)
+        return not has_holds and not self.provider.under_way
 
     # --- Publishing and folding ---
 
@@ -395,7 +398,6 @@ class World:
             process, seconds = self.random.choice(living), self.random.choice((0.5, 5.0, 30.0))
             self.checker.say(f"cut {process.name} off for {seconds}")
             self.network.cut(process, seconds)
-            self.loop.world_later(seconds, self.note_trouble, process)
 
     def _stop_one(self) -> None:
         if living := self._living():
