@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from dataclasses import dataclass
 from typing import Any, cast
 
+import pyarrow as pa
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -21,8 +22,9 @@ from ledger.fold import Folded
 from ledger.keys import Keys
 from ledger.requests import Position
 from ledger.store import Store
-from ledger.stream import Batch, StreamReader
+from ledger.stream import StreamReader
 from schemas.identifiers import EntryId
+from schemas.upcasters import UnreadableEvent
 
 Trim = Callable[[int, EntryId, Sequence[str]], Awaitable[object]]
 """(partition, watermark, budgets): the gate's `trim` of that partition."""
@@ -48,17 +50,28 @@ class LedgerRewritten(LedgerRefused):
 class ProjectorSettings:
     """How the projector reads and how far behind it keeps the watermark.
 
+    `batch_events` is how much is read at once, `most_batches` how many of them are folded at once while catching up.
     `pause_ms` is the least time between two small folds: a fold costs nearly the same for one event as for a
     hundred. `checkpoint_events` is how many events are folded between checkpoints.
     """
 
     batch_events: int = 10_000
+    most_batches: int = 5
     block_ms: int = 1_000
     pause_ms: int = 100
     tail_keep_ms: int = 10_000
     checkpoint_events: int = 500_000
     first_backoff_s: float = 0.05
     longest_backoff_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """Events to be folded in one transaction; `is_full` where more may follow at once."""
+
+    table: pa.Table
+    last_id: EntryId
+    is_full: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,27 +135,45 @@ class Follower:
         settings = self._settings
         await self._running.wait()
         await self._check_identity()
-        batch = await self._reader.read_after(
-            self._position.entry, count=settings.batch_events, block_ms=settings.block_ms
-        )
-        while len(batch) == settings.batch_events:
-            ahead = asyncio.create_task(self._reader.read_after(batch.last_id, count=settings.batch_events))
+        page = await self._read(self._position.entry, block_ms=settings.block_ms)
+        while page.is_full:
+            is_folded = asyncio.Event()
+            ahead = asyncio.create_task(self._read_until(is_folded, page.last_id))
             try:
-                await self._fold(batch)
-                batch = await ahead
+                await self._fold(page)
+                is_folded.set()
+                page = await ahead
             finally:
                 await _ended(ahead)
             await self._move_watermark()
             if not self._running.is_set():
                 return
         await self._running.wait()
-        if batch:
-            await self._fold(batch)
+        if page.table.num_rows:
+            await self._fold(page)
         await self._move_watermark()
-        if batch:
+        if page.table.num_rows:
             await self._sleep(settings.pause_ms / 1000)
         elif self._since_checkpoint:
             await self._checkpoint()
+
+    async def _read(self, after: EntryId, *, block_ms: int | None = None) -> _Page:
+        batch = await self._reader.read_after(after, count=self._settings.batch_events, block_ms=block_ms)
+        # In a thread, beside the fold of the page before: DuckDB leaves Python to others while it works.
+        table = await asyncio.to_thread(batch.to_table)
+        return _Page(table, batch.last_id if batch else after, is_full=len(batch) == self._settings.batch_events)
+
+    async def _read_until(self, is_folded: asyncio.Event, after: EntryId) -> _Page:
+        """Read on while the fold of what came before is under way: the larger a fold, the less it costs an event."""
+        page = await self._read(after)
+        tables = [page.table]
+        while page.is_full and len(tables) < self._settings.most_batches and not is_folded.is_set():
+            try:
+                page = await self._read(page.last_id)
+            except UnreadableEvent:
+                break  # It will be met again, once everything before it is folded.
+            tables.append(page.table)
+        return _Page(pa.concat_tables(tables), page.last_id, page.is_full)
 
     async def _check_identity(self) -> None:
         """Refuse a ledger that is not the one folded so far, or that has lost or replaced events."""
@@ -160,8 +191,8 @@ class Follower:
         if not last_folded and position.seq > int(removed or 0):
             raise LedgerRewritten(partition=partition, position=position)
 
-    async def _fold(self, batch: Batch) -> None:
-        folded = await asyncio.to_thread(self._store.fold, batch)
+    async def _fold(self, page: _Page) -> None:
+        folded = await asyncio.to_thread(self._store.fold_table, page.table, partition=self._keys.partition)
         if folded is None:
             return
         self._position, self.has_folded = folded.position, True
