@@ -1,5 +1,6 @@
 """The `tollbook` command as its users have it: real processes that find each other by the data directory."""
 
+import asyncio
 import json
 import os
 import signal
@@ -227,11 +228,12 @@ async def test_a_second_up_on_the_same_directory_is_refused(here: Path) -> None:
 async def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
     shown = await run_cli("--help", cwd=tmp_path)
     assert shown.code == 0
-    for name in ("demo", "up", "worker", "projector", "stand-in", "publish", "result", "ping", "spend", "doctor"):
+    names = ("demo", "up", "worker", "projector", "stand-in", "publish", "result", "ping", "spend", "doctor")
+    helped = await asyncio.gather(*(run_cli(name, "--help", cwd=tmp_path) for name in names))
+    for name, finished in zip(names, helped, strict=True):
         assert name in shown.stdout
-        helped = await run_cli(name, "--help", cwd=tmp_path)
-        assert helped.code == 0
-        assert "xample: " in helped.stdout
+        assert finished.code == 0
+        assert "xample: " in finished.stdout
 
 
 async def test_the_demo_proves_its_books(tmp_path: Path) -> None:
