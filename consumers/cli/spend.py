@@ -1,6 +1,7 @@
 """`tollbook spend`: what users have spent, from the projection."""
 
 import json
+import re
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -34,6 +35,13 @@ def spend(
     return 0
 
 
+def check_period(period: str) -> str:
+    """Return a billing period as it was given. Errors: typer.BadParameter."""
+    if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", period):
+        raise typer.BadParameter("a period is written YYYY-MM", param_hint="--period")
+    return period
+
+
 def _sql(user: str | None, period: str | None, top: int) -> str:
     conditions: list[str] = []
     if user is not None:
@@ -43,9 +51,7 @@ def _sql(user: str | None, period: str | None, top: int) -> str:
             raise typer.BadParameter(str(exc), param_hint="user") from None
         conditions.append(f"user_id = '{user}'")  # An id has no quotes: checked above.
     if period is not None:
-        if len(period) != len("YYYY-MM") or not period.replace("-", "").isdigit():
-            raise typer.BadParameter("a period is written YYYY-MM", param_hint="--period")
-        conditions.append(f"period = '{period}'")
+        conditions.append(f"period = '{check_period(period)}'")
     elif user is None:
         conditions.append("period = (SELECT max(period) FROM spend)")
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""

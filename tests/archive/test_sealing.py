@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis
@@ -93,7 +93,7 @@ async def test_sealed_and_trimmed_events_replay_to_the_same_tables(archiving: Ar
 
 async def test_the_chain_of_the_segments_is_that_of_the_raw_entries(archiving: Archiving) -> None:
     await archiving.fill(120)
-    raw = await archiving.redis.xrange(KEYS.ledger)
+    raw: Any = await archiving.redis.xrange(KEYS.ledger)
     await seal_all(archiving.sealer())
     segments = archiving.archive.segments(0)
     head = chain.genesis(LEDGER, 0)

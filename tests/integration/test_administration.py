@@ -1,0 +1,117 @@
+"""Plans, credits and corrections by people: in force at once, done once, signed on the ledger."""
+
+from collections.abc import AsyncGenerator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from inference import CostTracker, InferenceClient
+from inference.administration import Administration, NothingToCorrect, Signature
+from inference.errors import AppError
+from ledger.errors import CallUnknown, IdempotencyConflict
+from schemas.events import CostAdjusted, CreditGranted, PlanAssigned
+from schemas.plans import Plan
+from schemas.results import ErrorCode
+from tests.calling import PROMPT, Calling, open_calling
+
+DOLLAR = 1_000_000_000
+SIGNED = Signature("ann", "invoice 1043", key="k1")
+
+
+@pytest.fixture
+async def calling(redis_client: Redis, server_url: str, tmp_path: Path) -> AsyncGenerator[Calling]:
+    async with open_calling(server_url, tmp_path) as calling:
+        yield calling
+
+
+@pytest.fixture
+def administration(calling: Calling) -> Administration:
+    return Administration(calling.runtime)
+
+
+async def cap_of(calling: Calling, user_id: str, plan: str = "trial") -> Decimal:
+    return (await CostTracker(calling.runtime).get_usage_summary(user_id, plan)).cap_usd
+
+
+async def test_the_plan_on_the_ledger_wins_over_the_one_a_task_names(
+    calling: Calling, administration: Administration
+) -> None:
+    assert await administration.set_plan("u1", Plan.GROWTH, SIGNED)
+    assert await cap_of(calling, "u1", "trial") == 40
+    assert await administration.set_plan("u1", Plan.TRIAL, Signature("ann", "downgraded"))
+    assert await cap_of(calling, "u1", "growth") == 5
+    payloads = [event.payload for event in await calling.events()]
+    assert payloads[0] == PlanAssigned(plan="growth", cap_nanousd=40 * DOLLAR, author="ann", reason="invoice 1043")
+
+
+async def test_a_plan_may_have_a_cap_of_its_own(calling: Calling, administration: Administration) -> None:
+    await administration.set_plan("u1", Plan.STARTER, SIGNED, cap_nanousd=100 * DOLLAR)
+    assert await cap_of(calling, "u1") == 100
+
+
+async def test_a_credit_is_granted_once_a_key_and_adds_up(calling: Calling, administration: Administration) -> None:
+    assert await administration.grant_credit("u1", 2 * DOLLAR, SIGNED)
+    assert not await administration.grant_credit("u1", 2 * DOLLAR, SIGNED)
+    assert await cap_of(calling, "u1") == 5 + 2
+    assert await administration.grant_credit("u1", 3 * DOLLAR, Signature("ann", "again"))
+    assert await cap_of(calling, "u1") == 5 + 2 + 3
+    grants = [event for event in await calling.events() if isinstance(event.payload, CreditGranted)]
+    assert [event.amount for event in grants] == [2 * DOLLAR, 3 * DOLLAR]
+
+
+async def test_a_key_with_other_content_is_a_conflict(calling: Calling, administration: Administration) -> None:
+    await administration.grant_credit("u1", 2 * DOLLAR, SIGNED)
+    with pytest.raises(IdempotencyConflict):
+        await administration.grant_credit("u1", 3 * DOLLAR, SIGNED)
+    assert await cap_of(calling, "u1") == 5 + 2
+
+
+async def test_a_credit_counts_in_its_own_period_only(calling: Calling, administration: Administration) -> None:
+    await administration.grant_credit("u1", 2 * DOLLAR, SIGNED, period="2020-01")
+    assert await cap_of(calling, "u1") == 5
+
+
+async def test_a_refused_user_is_served_after_a_credit(calling: Calling, administration: Administration) -> None:
+    await calling.set_cap(1)
+    client = InferenceClient("generate_draft", calling.runtime)
+    with pytest.raises(AppError) as refused:
+        await client.call(PROMPT, user_id="u1", plan="trial")
+    assert refused.value.code is ErrorCode.PLAN_LIMIT_REACHED
+    await administration.grant_credit("u1", DOLLAR, SIGNED)
+    assert (await client.call(PROMPT, user_id="u1", plan="trial")).cost_usd > 0
+
+
+async def test_a_correction_states_the_true_cost_and_is_done_once(
+    calling: Calling, administration: Administration
+) -> None:
+    result = await InferenceClient("generate_draft", calling.runtime).call(PROMPT, user_id="u1", plan="trial")
+    booked = await calling.spent()
+    for before in (booked, 7):
+        done = await administration.adjust_cost(result.task_id, 7, Signature("ann", "invoice"))
+        assert (done.user_id, done.before_nanousd, done.after_nanousd) == ("u1", before, 7)
+    assert await calling.spent() == 7
+    adjusted = [event for event in await calling.events() if isinstance(event.payload, CostAdjusted)]
+    assert [event.amount for event in adjusted] == [7 - booked]
+    assert adjusted[0].payload == CostAdjusted(
+        hold=1, basis="reported", reason="invoice", author="ann", assumed_nanousd=0, generation_id=None
+    )
+
+
+async def test_recorded_usage_can_be_corrected_too(calling: Calling, administration: Administration) -> None:
+    await CostTracker(calling.runtime).record_usage("u1", "0.5", idempotency_key="order-1")
+    await administration.adjust_cost("order-1", DOLLAR, Signature("ann", "invoice"))
+    assert await calling.spent() == DOLLAR
+
+
+async def test_what_cannot_be_corrected_says_why(calling: Calling, administration: Administration) -> None:
+    with pytest.raises(CallUnknown):
+        await administration.adjust_cost("nobody", 1, SIGNED)
+    await calling.set_cap(1)
+    with pytest.raises(AppError):
+        await InferenceClient("generate_draft", calling.runtime).call(
+            PROMPT, user_id="u1", plan="trial", task_id="refused"
+        )
+    with pytest.raises(NothingToCorrect):
+        await administration.adjust_cost("refused", 1, SIGNED)
