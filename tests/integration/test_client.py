@@ -16,7 +16,6 @@ from inference.runtime import connect_runtime, current_runtime
 from schemas.events import BudgetReserved
 from schemas.money import usd_from_nanousd
 from schemas.results import ErrorCode, InferenceResult, TaskStatus
-from schemas.tasks import TaskType
 from tests.calling import COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
 from tests.servers import wait_until
 
@@ -86,10 +85,10 @@ async def test_call_returns_content_model_tokens_and_cost(calling: Calling) -> N
     assert (held.plan, held.campaign_id) == ("trial", "c1")
 
 
-@pytest.mark.parametrize("task", [task for task in TaskType if task is not TaskType.PING])
-async def test_every_task_type_has_a_client(calling: Calling, task: TaskType) -> None:
-    result = await InferenceClient(task, calling.runtime).call(PROMPT, user_id="u1")
-    assert result.model_used == MODEL_ROUTING[task].model
+async def test_every_task_type_has_a_client(calling: Calling) -> None:
+    for task in MODEL_ROUTING:
+        result = await InferenceClient(task, calling.runtime).call(PROMPT, user_id="u1")
+        assert (result.task_type, result.model_used) == (task, MODEL_ROUTING[task].model)
 
 
 async def test_ping_costs_nothing(calling: Calling) -> None:
@@ -142,13 +141,11 @@ async def test_failed_inference_is_an_error_that_tells_what_it_cost(calling: Cal
         {"prompt": PROMPT, "user_id": "u1", "task_id": "x" * 201},
     ],
 )
-async def test_wrong_arguments_are_refused_without_quoting_the_prompt(
-    calling: Calling, arguments: dict[str, Any]
-) -> None:
-    error = await refusal(draft(calling).call(**arguments))
+async def test_wrong_arguments_are_refused_without_quoting_the_prompt(arguments: dict[str, Any]) -> None:
+    # Before the runtime is asked for: there is none here.
+    error = await refusal(InferenceClient("generate_draft").call(**arguments))
     assert error.code is ErrorCode.INVALID_TASK
     assert PROMPT not in str(error)
-    assert await calling.events() == []
 
 
 async def test_model_without_a_price_is_refused(calling: Calling) -> None:

@@ -40,17 +40,17 @@ async def refusal(awaitable: Any) -> AppError:
     return refused.value
 
 
-@pytest.mark.parametrize(("plan", "cap"), [("trial", 5), ("starter", 15), ("growth", 40)])
-async def test_new_user_has_the_whole_cap_of_the_plan(tracker: CostTracker, plan: str, cap: int) -> None:
-    assert await tracker.get_usage_summary("new", plan) == UsageSummary(
-        user_id="new",
-        period=period(),
-        plan=Plan(plan),
-        cap_usd=Decimal(cap),
-        spent_usd=Decimal(0),
-        reserved_usd=Decimal(0),
-        remaining_usd=Decimal(cap),
-    )
+async def test_new_user_has_the_whole_cap_of_the_plan(tracker: CostTracker) -> None:
+    for plan, cap in (("trial", 5), ("starter", 15), ("growth", 40)):
+        assert await tracker.get_usage_summary("new", plan) == UsageSummary(
+            user_id="new",
+            period=period(),
+            plan=Plan(plan),
+            cap_usd=Decimal(cap),
+            spent_usd=Decimal(0),
+            reserved_usd=Decimal(0),
+            remaining_usd=Decimal(cap),
+        )
 
 
 async def test_user_without_a_plan_is_held_to_the_smallest_cap(tracker: CostTracker) -> None:
@@ -80,32 +80,31 @@ async def test_summary_of_a_user_asks_and_changes_nothing(calling: Calling, trac
 
 
 # Recorded spend, estimated cost -> whether it fits into the $5 of a trial.
-@pytest.mark.parametrize(
-    ("spent", "estimate", "fits"),
-    [
-        ("0", "5", True),
-        ("0", "5.000000001", False),
-        ("0", 5, True),
-        ("4.5", "0.5", True),
-        ("4.5", Decimal("0.5") + NANODOLLAR, False),
-        ("4.999999999", 0, True),
-        # Nothing is left: not even a call that costs next to nothing fits.
-        ("5", 0, False),
-        ("6", 0, False),
-    ],
-)
-async def test_budget_is_checked_to_the_nanodollar(
-    tracker: CostTracker, spent: str, estimate: Decimal | str | int, *, fits: bool
-) -> None:
-    await tracker.record_usage("u1", spent)
-    if fits:
-        summary = await tracker.check_budget("u1", estimated_cost_usd=estimate)
-        assert summary.spent_usd == Decimal(spent)
-    else:
-        error = await refusal(tracker.check_budget("u1", estimated_cost_usd=estimate))
-        assert error.code is ErrorCode.PLAN_LIMIT_REACHED
-        assert error.data == {"cap_usd": 5, "spent_usd": Decimal(spent), "reserved_usd": 0}
-        assert "$5.00" in error.message
+FITS: list[tuple[str, Decimal | str | int, bool]] = [
+    ("0", "5", True),
+    ("0", "5.000000001", False),
+    ("0", 5, True),
+    ("4.5", "0.5", True),
+    ("4.5", Decimal("0.5") + NANODOLLAR, False),
+    ("4.999999999", 0, True),
+    # Nothing is left: not even a call that costs next to nothing fits.
+    ("5", 0, False),
+    ("6", 0, False),
+]
+
+
+async def test_budget_is_checked_to_the_nanodollar(tracker: CostTracker) -> None:
+    for number, (spent, estimate, fits) in enumerate(FITS):
+        user = f"u{number}"
+        await tracker.record_usage(user, spent)
+        if fits:
+            summary = await tracker.check_budget(user, estimated_cost_usd=estimate)
+            assert summary.spent_usd == Decimal(spent)
+        else:
+            error = await refusal(tracker.check_budget(user, estimated_cost_usd=estimate))
+            assert error.code is ErrorCode.PLAN_LIMIT_REACHED, (spent, estimate)
+            assert error.data == {"cap_usd": 5, "spent_usd": Decimal(spent), "reserved_usd": 0}
+            assert "$5.00" in error.message
 
 
 async def test_check_agrees_with_the_gate_about_a_cap_set_on_the_ledger(calling: Calling, tracker: CostTracker) -> None:
@@ -162,27 +161,30 @@ async def test_part_of_a_nanodollar_is_rounded_up(calling: Calling, tracker: Cos
     assert await calling.spent() == 1
 
 
-@pytest.mark.parametrize("usd", [0.1, True, None, "-1", "nan", "1e7", Decimal("Infinity"), "a lot"])
-async def test_amount_that_is_no_money_is_refused(calling: Calling, tracker: CostTracker, usd: Any) -> None:
-    for awaitable in (tracker.record_usage("u1", usd), tracker.check_budget("u1", estimated_cost_usd=usd)):
-        assert (await refusal(awaitable)).code is ErrorCode.INVALID_TASK
+async def test_amount_that_is_no_money_is_refused(calling: Calling, tracker: CostTracker) -> None:
+    amounts: list[Any] = [0.1, True, None, "-1", "nan", "1e7", Decimal("Infinity"), "a lot"]
+    for usd in amounts:
+        for awaitable in (tracker.record_usage("u1", usd), tracker.check_budget("u1", estimated_cost_usd=usd)):
+            assert (await refusal(awaitable)).code is ErrorCode.INVALID_TASK, usd
     assert await calling.events() == []
 
 
-@pytest.mark.parametrize(("user_id", "plan"), [("", "trial"), ("two words", "trial"), ("u1", "platinum")])
-async def test_unknown_plan_or_malformed_user_is_refused(tracker: CostTracker, user_id: str, plan: str) -> None:
-    for awaitable in (
-        tracker.get_usage_summary(user_id, plan),
-        tracker.check_budget(user_id, plan),
-        tracker.record_usage(user_id, "1", plan=plan),
-    ):
-        assert (await refusal(awaitable)).code is ErrorCode.INVALID_TASK
+async def test_unknown_plan_or_malformed_user_is_refused(calling: Calling, tracker: CostTracker) -> None:
+    for user_id, plan in (("", "trial"), ("two words", "trial"), ("u1", "platinum")):
+        for awaitable in (
+            tracker.get_usage_summary(user_id, plan),
+            tracker.check_budget(user_id, plan),
+            tracker.record_usage(user_id, "1", plan=plan),
+        ):
+            assert (await refusal(awaitable)).code is ErrorCode.INVALID_TASK, (user_id, plan)
+    assert await calling.events() == []
 
 
-@pytest.mark.parametrize("key", ["", "two words", "x" * 201, "line\nbreak"])
-async def test_malformed_idempotency_key_is_refused(calling: Calling, tracker: CostTracker, key: str) -> None:
-    error = await refusal(tracker.record_usage("u1", "1", idempotency_key=key))
-    assert error.code is ErrorCode.INVALID_TASK
+async def test_malformed_idempotency_key_is_refused(calling: Calling, tracker: CostTracker) -> None:
+    # An empty one above all: taken for none, it would make every repeat a new charge.
+    for key in ("", "two words", "x" * 201, "line\nbreak"):
+        error = await refusal(tracker.record_usage("u1", "1", idempotency_key=key))
+        assert error.code is ErrorCode.INVALID_TASK, key
     assert await calling.events() == []
 
 
