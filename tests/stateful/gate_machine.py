@@ -118,8 +118,9 @@ class GateMachine(RuleBasedStateMachine):
     def reserve_again(
         self, pick: int, amount: int, cap: int, period: str, lags: tuple[int, int], other_content: bool
     ) -> None:
-        """A redelivered task: the same call, the same user; a later attempt may fall into the next period."""
-        call_id = self._pick(pick)
+        """A redelivered task: the same call, the same user; a later hold may fall into the next period."""
+        closed = [call_id for call_id, call in self.model.calls.items() if call.state == "closed"]
+        call_id = closed[pick % len(closed)] if closed and pick < 9 else self._pick(pick)
         known = self.model.calls.get(call_id)
         user = known.user if known else "ann"
         content = "other" if other_content else f"content-of-{call_id}"
@@ -147,8 +148,9 @@ class GateMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.call_ids)
     @rule(
-        pick=picks, next_attempt=st.booleans(), told=st.sampled_from(TOLD), extension=st.integers(0, 8),
-        spent=st.integers(0, 8), cap=caps, lags=lags, wrong_budgets=rarely,
+        pick=picks, next_attempt=st.booleans(), told=st.sampled_from(TOLD),
+        extension=st.sampled_from((0, 0, 1, 3, 8, 45)), spent=st.integers(0, 8), cap=caps, lags=lags,
+        wrong_budgets=rarely,
     )  # fmt: skip
     def record(
         self, pick: int, next_attempt: bool, told: Sequence[EventKind], extension: int, spent: int, cap: int,
