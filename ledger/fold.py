@@ -18,7 +18,7 @@ from schemas.identifiers import EntryId
 from schemas.upcasters import UnreadableEvent
 
 LAYOUT_VERSION: Final = 1
-_STEPS: Final = ("fold_events", "fold_moves", "fold_discrepancies", "fold_budgets", "fold_counters", "fold_position")
+_STEPS: Final = ("fold_events", "fold_moves", "fold_discrepancies", "fold_budgets", "fold_counters")
 
 
 class LedgerGap(LedgerRefused):
@@ -64,8 +64,10 @@ def statement(name: str) -> str:
     return files("ledger").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
 
 
-def fold_incoming(cursor: duckdb.DuckDBPyConnection, *, partition: int, ledger_id: str) -> Folded | None:
-    """Fold the relation `incoming`; None when it is empty.
+def fold_incoming(
+    cursor: duckdb.DuckDBPyConnection, *, partition: int, ledger_id: str, only_user_id: str | None = None
+) -> Folded | None:
+    """Fold the relation `incoming`; None when it is empty. `only_user_id` leaves out what is not that user's own.
 
     The caller has begun a transaction, and commits it or rolls it back.
     Errors: LedgerGap; LedgerMismatch; UnreadableEvent; duckdb.Error.
@@ -84,9 +86,16 @@ def fold_incoming(cursor: duckdb.DuckDBPyConnection, *, partition: int, ledger_i
         raise LedgerGap(partition=partition, folded_seq=before.seq, next_seq=_first_wrong(cursor, before.seq))
     if unreadable is not None:
         raise UnreadableEvent(unreadable, "its type is unknown, or its payload lacks a member")
+    if only_user_id is not None:
+        # Every event is checked and counted, so that the position is the ledger's.
+        cursor.execute(statement("fold_user"), {"user_id": only_user_id})
     for step in _STEPS:
         text = statement(step)
         cursor.execute(text, {"partition": partition} if "$partition" in text else None)
+    cursor.execute(
+        "UPDATE position SET id = ?, seq = ?, events = events + ? WHERE partition = ?",
+        [last_id, last_seq, events, partition],
+    )
     moved = cursor.execute("SELECT DISTINCT budget FROM moves WHERE is_move").fetchall()
     found = cursor.execute(
         "SELECT count(*) FROM discrepancies WHERE partition = ? AND seq > ?", [partition, before.seq]

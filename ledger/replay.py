@@ -1,23 +1,25 @@
 """Rebuilding the projection from archive and stream, and comparing two projections row for row (G5)."""
 
 import asyncio
-from collections.abc import Sequence
+import bisect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import duckdb
+import pyarrow as pa
 from redis.asyncio import Redis
 
 from ledger.keys import Keys
 from ledger.segments import Archive, ArchiveDamaged
+from ledger.source import ROWS, LedgerSource
 from ledger.store import Store
-from ledger.stream import StreamReader, lifted
+from ledger.stream import lifted
+from schemas.identifiers import EntryId
 
 TABLES: Final = ("events", "budgets", "counters", "calls", "spend", "position", "discrepancies")
 _SHOWN: Final = 5
-# Large batches fold faster; this many stay within the store's memory limit.
-_FOLD_ROWS: Final = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,30 +32,55 @@ class Difference:
     examples: tuple[str, ...]
 
 
-async def rebuild(
-    redis: Redis,
-    keys: Sequence[Keys],
-    ledger_id: str,
+@dataclass(frozen=True, slots=True)
+class ReplayLimits:
+    """What to replay: up to an entry, that one included; and only what is a user's own."""
+
+    until: EntryId | None = None
+    user_id: str | None = None
+
+
+async def replay(
+    source: LedgerSource,
     into: Path,
+    limits: ReplayLimits | None = None,
     *,
-    archive: Archive | None = None,
-    batch_events: int = 10_000,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Store:
-    """Fold the whole ledger, archive first and then the stream, into a new file; the caller closes the store.
+    """Fold a ledger into a new file; the caller closes the store. `progress` is told of events as they are folded.
 
     Errors: LedgerUnavailable; LedgerGap where the stream was trimmed and the archive lacks what is missing;
         ArchiveDamaged; UnreadableEvent; StoreFailed.
     """
-    store = await asyncio.to_thread(Store.open, into, ledger_id, len(keys))
+    limits = limits or ReplayLimits()
+    store = await asyncio.to_thread(Store.open, into, source.ledger_id, len(source.keys))
     try:
-        for partition in keys:
-            if archive is not None:
-                await asyncio.to_thread(fold_archive, store, archive, partition.partition)
-            await _fold_all(StreamReader(redis, partition), store, batch_events)
+        for keys in source.keys:
+            async for events in source.events(keys.partition):
+                wanted = events if limits.until is None else _up_to(events, limits.until)
+                await asyncio.to_thread(store.fold_table, wanted, partition=keys.partition, only_user_id=limits.user_id)
+                progress(wanted.num_rows)
+                if wanted.num_rows < events.num_rows:
+                    break
     except BaseException:
         await asyncio.to_thread(store.close)
         raise
     return store
+
+
+def _up_to(events: pa.Table, until: EntryId) -> pa.Table:
+    times = cast("list[int]", events["ms"].to_pylist())
+    count = bisect.bisect_left(times, until.ms)
+    while count < events.num_rows and EntryId.parse(cast("str", events["id"][count].as_py())) <= until:
+        count += 1
+    return events.slice(0, count)
+
+
+async def rebuild(
+    redis: Redis, keys: Sequence[Keys], ledger_id: str, into: Path, *, archive: Archive | None = None
+) -> Store:
+    """Fold the whole ledger, archive first and then the stream, into a new file. Errors: as `replay`."""
+    return await replay(LedgerSource(ledger_id, tuple(keys), archive, redis), into)
 
 
 def fold_archive(store: Store, archive: Archive, partition: int) -> int:
@@ -68,20 +95,10 @@ def fold_archive(store: Store, archive: Archive, partition: int) -> int:
         after_seq = store.position(partition).seq
         if segment.manifest.last_seq <= after_seq:
             continue
-        for events in segment.batches(_FOLD_ROWS, after_seq=after_seq):
+        for events in segment.batches(ROWS, after_seq=after_seq):
             store.fold_table(lifted(events), partition=partition)
             folded += events.num_rows
     return folded
-
-
-async def _fold_all(reader: StreamReader, store: Store, batch_events: int) -> None:
-    after = store.position(reader.partition).entry
-    try:
-        while batch := await reader.read_after(after, count=batch_events):
-            await asyncio.to_thread(store.fold, batch)
-            after = batch.last_id
-    finally:
-        await reader.aclose()
 
 
 def compare(first: Store, second: Store) -> list[Difference]:

@@ -115,15 +115,18 @@ class Store:
         """
         return self.fold_table(batch.to_table(), partition=batch.partition)
 
-    def fold_table(self, table: pa.Table, *, partition: int) -> Folded | None:
-        """Fold a table of envelope columns, as `Batch.to_table` makes it. Errors: as `fold`."""
+    def fold_table(self, table: pa.Table, *, partition: int, only_user_id: str | None = None) -> Folded | None:
+        """Fold a table of envelope columns, as `Batch.to_table` makes it; or only what is one user's own.
+
+        Errors: as `fold`.
+        """
         with self._writing:
             self._check_writable()
             cursor = self._writer
             cursor.register("incoming", table)
             try:
                 cursor.begin()
-                folded = fold_incoming(cursor, partition=partition, ledger_id=self.ledger_id)
+                folded = fold_incoming(cursor, partition=partition, ledger_id=self.ledger_id, only_user_id=only_user_id)
                 cursor.commit()
             except duckdb.Error as exc:
                 _roll_back(cursor)
@@ -288,8 +291,9 @@ def _connect(path: Path, config: dict[str, Any]) -> duckdb.DuckDBPyConnection | 
 
 
 def _prepare(connection: duckdb.DuckDBPyConnection, ledger_id: str, partitions: int) -> None:
-    exists = connection.execute("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'position'").fetchone()
-    if exists == (0,):
+    # Results are read to their end: one that is left open keeps a transaction, and no checkpoint is made beside it.
+    exists = connection.execute("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'position'").fetchall()
+    if exists == [(0,)]:
         connection.begin()
         connection.execute(statement("schema"))
         connection.execute(statement("comments"))
@@ -299,12 +303,13 @@ def _prepare(connection: duckdb.DuckDBPyConnection, ledger_id: str, partitions: 
         )
         connection.commit()
         return
-    stored = connection.execute("SELECT any_value(ledger_id), count(*) FROM position").fetchone()
-    assert stored is not None
-    if stored[0] != ledger_id:
-        raise LedgerMismatch(stored=stored[0], given=ledger_id)
-    if stored[1] != partitions:
-        raise WrongPartitions(configured=partitions, stored=stored[1])
+    stored_id, stored_partitions = connection.execute("SELECT any_value(ledger_id), count(*) FROM position").fetchall()[
+        0
+    ]
+    if stored_id != ledger_id:
+        raise LedgerMismatch(stored=stored_id, given=ledger_id)
+    if stored_partitions != partitions:
+        raise WrongPartitions(configured=partitions, stored=stored_partitions)
 
 
 def _roll_back(cursor: duckdb.DuckDBPyConnection) -> None:

@@ -162,7 +162,7 @@ async def test_a_live_projection_equals_a_rebuilt_one(gate: DirectGate, store: S
             await gate.reserve(f"c{n}", 10 + n, user=f"u{n % 3}")
             last = await gate.settle(f"c{n}", n, user=f"u{n % 3}") if n % 4 else await gate.reserve(f"d{n}", 7)
         await projector.wait_for(0, last)
-    rebuilt = await rebuild(gate.redis, [KEYS], LEDGER, tmp_path / "rebuilt.duckdb", batch_events=9)
+    rebuilt = await rebuild(gate.redis, [KEYS], LEDGER, tmp_path / "rebuilt.duckdb")
     assert await asyncio.to_thread(compare, store, rebuilt) == []
     assert rebuilt.position().entry == last
     rebuilt.close()

@@ -189,3 +189,18 @@ def test_a_wrong_query_does_not_spoil_the_next(tmp_path: Path) -> None:
         store.query("SELECT nothing FROM nowhere")
     assert store.query("SELECT count(*) AS n FROM position WHERE partition = ?", [0]) == [{"n": 1}]
     store.close()
+
+
+def test_a_reopened_store_can_be_checkpointed(tmp_path: Path) -> None:
+    path = tmp_path / "t.duckdb"
+    entries = LedgerMaker(3).run(80).entries
+    store = Store.open(path, "ledger-1")
+    store.fold(Batch(0, entries[:30]))
+    store.close()
+    store = Store.open(path, "ledger-1")
+    store.fold(Batch(0, entries[30:]))
+    log = path.with_name("t.duckdb.wal")
+    assert log.stat().st_size > 0
+    store.checkpoint()
+    assert not log.exists() or log.stat().st_size == 0
+    store.close()

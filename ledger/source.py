@@ -1,0 +1,98 @@
+"""The whole ledger as tables of events: the archive first, then the stream, without a seam.
+
+Reads only, beside everything that runs, and from an archive alone where there is no Redis.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Final, cast
+
+import pyarrow as pa
+from redis.asyncio import Redis
+
+from ledger.errors import LedgerRefused
+from ledger.keys import Keys
+from ledger.segments import Archive, ArchiveDamaged
+from ledger.stream import StreamReader, lifted
+from schemas.identifiers import ZERO_ENTRY, EntryId
+
+# Large tables fold faster; this many stay within a store's memory limit.
+ROWS: Final = 200_000
+_PAGE: Final = 10_000
+
+
+class NoLedger(LedgerRefused):
+    """There is neither an archive nor a stream to read."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerSource:
+    """Where a ledger's events are. Without `redis`, the archive is all there is."""
+
+    ledger_id: str
+    keys: tuple[Keys, ...]
+    archive: Archive | None = None
+    redis: Redis | None = None
+
+    @classmethod
+    def of_archive(cls, archive: Archive, *, namespace: str = "tollbook") -> "LedgerSource":
+        """Return the ledger that an archive holds. Errors: NoLedger; ArchiveDamaged."""
+        partitions = archive.partitions()
+        segments = [segment for number in partitions for segment in archive.segments(number)]
+        if not segments:
+            raise NoLedger(f"there are no segments in {archive.directory}")
+        found = {segment.manifest.ledger_id for segment in segments}
+        if len(found) > 1:
+            raise ArchiveDamaged(archive.directory, f"holds segments of several ledgers ({', '.join(sorted(found))})")
+        return cls(found.pop(), tuple(Keys(namespace, number) for number in range(max(partitions) + 1)), archive)
+
+    async def events(
+        self, partition: int, *, after_seq: int = 0, after: EntryId = ZERO_ENTRY, is_lifted: bool = True
+    ) -> AsyncGenerator[pa.Table]:
+        """Yield a partition's events after a position, in order, in tables of envelope columns.
+
+        Errors: ArchiveDamaged; LedgerUnavailable; UnreadableEvent.
+        """
+        async for events in self._archived(partition, after_seq):
+            after = EntryId.parse(events["id"][-1].as_py())
+            yield lifted(events) if is_lifted else events
+        if self.redis is not None:
+            async for events in self._streamed(self.redis, partition, after, is_lifted=is_lifted):
+                yield events
+
+    async def count(self) -> int:
+        """Return how many events there are, for a progress bar."""
+        total = 0
+        for keys in self.keys:
+            segments = await asyncio.to_thread(self.archive.segments, keys.partition) if self.archive else []
+            archived = segments[-1].manifest.last_seq if segments else 0
+            written = 0
+            if self.redis is not None:
+                removed = cast("bytes | None", await self.redis.hget(keys.meta, "removed"))
+                written = int(removed or 0) + await self.redis.xlen(keys.ledger)
+            total += max(archived, written)
+        return total
+
+    async def _archived(self, partition: int, after_seq: int) -> AsyncGenerator[pa.Table]:
+        if self.archive is None:
+            return
+        for segment in await asyncio.to_thread(self.archive.segments, partition):
+            if segment.manifest.ledger_id != self.ledger_id:
+                raise ArchiveDamaged(segment.path, f"belongs to ledger {segment.manifest.ledger_id}")
+            if segment.manifest.last_seq <= after_seq:
+                continue
+            batches = segment.batches(ROWS, after_seq=after_seq)
+            while (events := await asyncio.to_thread(next, batches, None)) is not None:
+                yield events
+
+    async def _streamed(
+        self, redis: Redis, partition: int, after: EntryId, *, is_lifted: bool
+    ) -> AsyncGenerator[pa.Table]:
+        reader = StreamReader(redis, self.keys[partition])
+        try:
+            while batch := await reader.read_after(after, count=_PAGE):
+                yield await asyncio.to_thread(batch.to_table, is_lifted=is_lifted)
+                after = batch.last_id
+        finally:
+            await reader.aclose()

@@ -1,0 +1,88 @@
+"""Replay to any point, of one user or all, over archive and stream: equal to folding the events one by one (G5)."""
+
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from ledger.replay import ReplayLimits, compare, replay
+from ledger.segments import Archive
+from ledger.source import LedgerSource, NoLedger
+from ledger.store import Store
+from ledger.stream import Batch
+from schemas.identifiers import EntryId
+from tests.archive.test_sealing import KEYS, LEDGER, Archiving, seal_all
+from tests.ledger_maker import LedgerMaker
+
+EVENTS = LedgerMaker(1).run(400).entries
+
+
+@pytest.fixture
+async def archiving(redis_client: Redis, tmp_path: Path) -> AsyncIterator[Archiving]:
+    made = Archiving(redis_client, tmp_path)
+    await made.fill(400)
+    sealer = made.sealer()
+    await seal_all(sealer)
+    await sealer.trim()
+    await made.fold()
+    yield made
+    made.store.close()
+    await made.pipeline.aclose()
+
+
+def source_of(archiving: Archiving, *, has_redis: bool = True) -> LedgerSource:
+    return LedgerSource(LEDGER, (KEYS,), archiving.archive, archiving.redis if has_redis else None)
+
+
+async def test_replay_to_random_points_has_the_committed_of_every_user_there(
+    archiving: Archiving, tmp_path: Path
+) -> None:
+    for number in random.Random(3).sample(range(1, len(EVENTS)), 20):
+        until = EntryId.parse(EVENTS[number - 1][0].decode())
+        store = await replay(source_of(archiving), tmp_path / f"{number}.duckdb", ReplayLimits(until))
+        stamped: dict[str, int] = {}
+        for _, fields in EVENTS[:number]:
+            event = dict(zip(fields[0::2], fields[1::2], strict=True))
+            if event[b"user_id"] and event[b"committed"]:
+                stamped[f"user:{event[b'user_id'].decode()}:{event[b'period'].decode()}"] = int(event[b"committed"])
+        found = store.query("SELECT budget, nanousd(settled_usd + held_usd) AS committed FROM budgets")
+        committed = {row["budget"]: row["committed"] for row in found}
+        assert {name: committed.get(name, 0) for name in stamped} == stamped
+        assert store.position().seq == number
+        store.close()
+
+
+async def test_replay_of_one_user_has_that_users_rows_and_no_others(archiving: Archiving, tmp_path: Path) -> None:
+    one = await replay(source_of(archiving), tmp_path / "one.duckdb", ReplayLimits(user_id="user:2"))
+    for table in ("spend", "calls", "events"):
+        wanted = archiving.store.query(f"SELECT * FROM {table} WHERE user_id = 'user:2' ORDER BY ALL")  # noqa: S608
+        assert wanted
+        assert one.query(f"SELECT * FROM {table} ORDER BY ALL") == wanted  # noqa: S608
+    assert one.query("FROM discrepancies") == []
+    assert one.position().seq == archiving.store.position().seq
+    one.close()
+
+
+async def test_an_archive_alone_replays_what_was_sealed(archiving: Archiving, tmp_path: Path) -> None:
+    alone = await replay(LedgerSource.of_archive(archiving.archive), tmp_path / "alone.duckdb")
+    sealed = archiving.archive.segments(0)[-1].manifest.last_seq
+    reference = Store.open(tmp_path / "reference.duckdb", LEDGER)
+    reference.fold(Batch(0, EVENTS[:sealed]))
+    assert compare(alone, reference) == []
+    alone.close()
+    reference.close()
+
+
+async def test_progress_counts_every_event(archiving: Archiving, tmp_path: Path) -> None:
+    told: list[int] = []
+    source = source_of(archiving)
+    store = await replay(source, tmp_path / "r.duckdb", progress=told.append)
+    assert sum(told) == await source.count() == store.position().seq
+    store.close()
+
+
+def test_no_archive_is_said(tmp_path: Path) -> None:
+    with pytest.raises(NoLedger):
+        LedgerSource.of_archive(Archive(tmp_path))
