@@ -29,6 +29,7 @@ from schemas.identifiers import ZERO_ENTRY, EntryId
 
 _USERS = 2_000
 _PAGE = 1_000
+_ROUND_TIMEOUT_S = 120.0
 
 
 async def run(directory: Path, sizes: Sizes) -> list[Result]:
@@ -51,7 +52,8 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
             )
             started = time.perf_counter()
             folding = asyncio.create_task(projector.run())
-            await projector.wait_for(0, last)
+            async with asyncio.timeout(_ROUND_TIMEOUT_S):
+                await projector.wait_for(0, last)
             seconds = time.perf_counter() - started
             folding.cancel()
             await asyncio.gather(folding, return_exceptions=True)
@@ -59,19 +61,24 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
             shutil.rmtree(path.parent)
             return events / seconds
 
-        async def read() -> float:
+        async def read(*, converts: bool = False) -> float:
             reader, after, seen = StreamReader(redis, keys), ZERO_ENTRY, 0
             started = time.perf_counter()
             while batch := await reader.read_after(after, count=ProjectorSettings().batch_events):
                 seen, after = seen + len(batch), batch.last_id
+                if converts:
+                    batch.to_table()
             seconds = time.perf_counter() - started
             await reader.aclose()
             if seen != events:
                 raise ValueError(f"read {seen} events of {events}")
             return events / seconds
 
+        async def read_and_convert() -> float:
+            return await read(converts=True)
+
         await in_turn(1, fold, read)
-        folded, only_read = await in_turn(rounds, fold, read)
+        folded, only_read, converted = await in_turn(rounds, fold, read, read_and_convert)
         await pipeline.aclose()
     return [
         compare(
@@ -81,7 +88,8 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
             only_read,
             unit="events/s",
             target=Target(">=", 0.5),
-        )
+        ),
+        compare("projection", "the same against reading them into columns", folded, converted, unit="events/s"),
     ]
 
 
