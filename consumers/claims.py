@@ -6,7 +6,7 @@ process that was stopped for a while must not take back what others have claimed
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Final
 
 import structlog
@@ -19,6 +19,11 @@ from ledger.pipeline import CommandPipeline
 
 GROUP: Final = "tollbook"
 _PAGE: Final = 100
+# Parts of `claim_after_s`: who is silent for the first is found within the second, and both stay below the whole.
+_SILENT: Final = 0.8
+_LOOK: Final = 0.1
+# Looks from one renewal to the next: four renewals must fail before a live worker is taken for dead.
+_RENEW_EVERY: Final = 2
 _log = structlog.get_logger(__name__)
 
 
@@ -33,6 +38,7 @@ class Claims:
         self._consumer = consumer
         self.streams = tuple(streams)
         self._claim_after_s = claim_after_s
+        self._silent_ms = round(1000 * _SILENT * claim_after_s)
         self._held: dict[tuple[str, str], Delivery] = {}
 
     def __len__(self) -> int:
@@ -74,7 +80,7 @@ class Claims:
     async def show_life(self) -> None:
         """Tell the other workers that this one lives."""
         key = f"{self._namespace}:worker:{self._consumer}"
-        await self._pipeline.execute("SET", key, "1", "PX", round(1000 * self._claim_after_s))
+        await self._pipeline.execute("SET", key, "1", "PX", self._silent_ms)
 
     async def resign(self) -> None:
         """Tell the other workers that this one stops; they need not wait for its silence."""
@@ -82,17 +88,35 @@ class Claims:
 
     async def run(self, accept: Callable[[Delivery], None]) -> None:
         """Renew claims and take over abandoned entries until cancelled."""
+        clock = asyncio.get_running_loop().time
+        renewed_at, looks_to_skip, looks_to_renewal = clock(), 0, 0
         while True:
             try:
-                await self.show_life()
-                await self.renew()
-                for stream in self.streams:
-                    for delivery in await self.take_abandoned(stream):
-                        accept(delivery)
+                is_late = clock() - renewed_at > self._claim_after_s / 2
+                if is_late or looks_to_renewal == 0:
+                    await self.show_life()
+                    await self.renew()
+                    renewed_at, looks_to_renewal = clock(), _RENEW_EVERY
+                if is_late:
+                    # Redis was away, or the machine slept: the others get time to show life, as this one did.
+                    looks_to_skip = _RENEW_EVERY + 1
+                looks_to_renewal -= 1
+                if looks_to_skip:
+                    looks_to_skip -= 1
+                else:
+                    await self._look(accept)
             except (LedgerUnavailable, ResponseError) as exc:
                 # A group that vanished (DEL, FLUSHALL) is an error reply; it is made anew while this goes on.
                 _log.warning("claims.renewal_missed", problem=str(exc))
-            await asyncio.sleep(self._claim_after_s / 3)
+            await asyncio.sleep(_LOOK * self._claim_after_s)
+
+    async def _look(self, accept: Callable[[Delivery], None]) -> None:
+        async def look_at(stream: str) -> None:
+            async for delivery in self._abandoned(stream):
+                accept(delivery)
+
+        # All streams at once, which is one round trip where there is nothing to take.
+        await asyncio.gather(*map(look_at, self.streams))
 
     async def renew(self) -> None:
         """Show a sign of life for everything in hand; entries that others own by now are dropped."""
@@ -109,12 +133,28 @@ class Claims:
 
     async def take_abandoned(self, stream: str) -> list[Delivery]:
         """Claim entries whose worker gave no sign of life, with the number of their deliveries."""
-        idle_ms = round(1000 * self._claim_after_s)
-        pending: list[Any] = await self._pipeline.execute("XPENDING", stream, GROUP, "IDLE", idle_ms, "-", "+", _PAGE)
-        counts = {entry_id: count for entry_id, _, _, count in pending if (stream, entry_id.decode()) not in self._held}
-        if not counts:
+        return [delivery async for delivery in self._abandoned(stream)]
+
+    async def _abandoned(self, stream: str) -> AsyncIterator[Delivery]:
+        start = b"-"
+        while True:
+            pending: list[Any] = await self._pipeline.execute(
+                "XPENDING", stream, GROUP, "IDLE", self._silent_ms, start, "+", _PAGE
+            )
+            for delivery in await self._claim(stream, {entry_id: count for entry_id, _, _, count in pending}):
+                yield delivery
+            if len(pending) < _PAGE:
+                return
+            ms, _, number = pending[-1][0].partition(b"-")
+            start = b"%s-%d" % (ms, int(number) + 1)
+
+    async def _claim(self, stream: str, counts: dict[bytes, int]) -> list[Delivery]:
+        wanted = [entry_id for entry_id in counts if (stream, entry_id.decode()) not in self._held]
+        if not wanted:
             return []
-        claimed: list[Any] = await self._pipeline.execute("XCLAIM", stream, GROUP, self._consumer, idle_ms, *counts)
+        claimed: list[Any] = await self._pipeline.execute(
+            "XCLAIM", stream, GROUP, self._consumer, self._silent_ms, *wanted
+        )
         deliveries: list[Delivery] = []
         for entry_id, flat in claimed:
             if flat is None:

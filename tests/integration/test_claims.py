@@ -4,6 +4,7 @@ Idle times are set with XCLAIM ... IDLE, so that nothing has to be waited for.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -131,6 +132,47 @@ async def test_a_silent_workers_tasks_are_taken_once_with_the_number_of_their_de
     await group.age(delivery)
     again = await rivals[0].take_abandoned(STREAM) or await rivals[1].take_abandoned(STREAM)
     assert again[0].deliveries == 3
+
+
+async def test_all_of_a_silent_workers_tasks_are_taken_at_once(
+    every_redis_client: Redis, pipeline: CommandPipeline
+) -> None:
+    claims, group = make_claims(pipeline, "w2"), Group(every_redis_client)
+    await claims.ensure_groups()
+    # More than two pages; the second page has nothing for this worker, since it holds that already.
+    silent = await group.deliver("w1", 250)
+    for delivery in silent[100:200]:
+        claims.add(delivery)
+    await group.age(*silent)
+    assert await claims.take_abandoned(STREAM) == [
+        Delivery(STREAM, delivery.entry_id, TASK, deliveries=2) for delivery in silent[:100] + silent[200:]
+    ]
+
+
+async def test_a_worker_whose_own_sign_of_life_came_late_gives_the_others_time_for_theirs(
+    every_redis_client: Redis, pipeline: CommandPipeline
+) -> None:
+    """After Redis was away or the machine slept, every worker looks dead to every other."""
+    claims, group = make_claims(pipeline, "w2", claim_after_s=0.5), Group(every_redis_client)
+    other = make_claims(pipeline, "w1", claim_after_s=0.5)
+    await claims.ensure_groups()
+    held = (await group.deliver("w1"))[0]
+    other.add(held)
+    accepted: list[Delivery] = []
+    running = [asyncio.create_task(each.run(accepted.append)) for each in (claims, other)]
+    try:
+        await wait_until(lambda: other.is_alive("w1"), what="the first sign of life")
+        # Nothing runs meanwhile, as on a machine that sleeps; the entry is silent for longer than it may be.
+        time.sleep(1.0)  # noqa: ASYNC251 - the loop is to stand still.
+        for _ in range(2):
+            await every_redis_client.delete("tollbook:worker:w1")
+            await wait_until(lambda: other.is_alive("w1"), what="another sign of life")
+        assert accepted == []
+        assert (await group.pending(held))[0] == "w1"
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 async def test_a_worker_does_not_take_over_what_it_has_in_hand(
