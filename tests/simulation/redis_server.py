@@ -36,7 +36,7 @@ redis = {
 }
 return function(name, keys, args)
   local callback = functions[name]
-  if not callback then return 'missing' end
+  if not callback then return 'missing', '' end
   local ok, reply = pcall(callback, keys, args)
   if ok then return 'ok', reply end
   if type(reply) == 'table' then return 'error', reply.err end

@@ -1,0 +1,175 @@
+"""The code under test broken on purpose: pieces of the gate's text replaced, or a method of worker or runner."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from consumers.messages import Delivery
+from consumers.worker import Worker
+from inference.calls import Call, CallRunner
+from inference.holds import Hold, settle_dead_hold
+from inference.outcomes import failed_result
+from ledger.functions import library_code
+from ledger.requests import OpenCall, SettleRequest, Waiting
+from schemas.results import ErrorCode, InferenceResult
+from tests.simulation.world import Variant
+
+
+@dataclass(frozen=True)
+class BrokenVariant:
+    """`seen_as` is what the checks say, a pattern; `seeds` is how many runs it may take at most."""
+
+    name: str
+    variant: Callable[[], Variant]
+    seen_as: str
+    seeds: int = 150
+
+
+def _gate(*replacements: tuple[str, str]) -> Callable[[], Variant]:
+    def make() -> Variant:
+        code = library_code()
+        for old, new in replacements:
+            assert code.count(old) == 1, f"the text stands {code.count(old)} times in the gate: {old}"
+            code = code.replace(old, new)
+        return Variant(lua=code)
+
+    return make
+
+
+class ImpatientWorker(Worker):
+    async def _may_take_over(self, delivery: Delivery, found: OpenCall) -> bool:
+        return True
+
+
+class HastyWorker(Worker):
+    async def _execute(self, delivery: Delivery, slot: Any) -> None:
+        await self.claims.acknowledge(delivery)
+        await super()._execute(delivery, slot)
+
+
+class TrustingRunner(CallRunner):
+    """Takes a dead worker's request for one that was never sent."""
+
+    async def take_over(self, call: Call, found: OpenCall, *, give_up: str | None = None) -> InferenceResult | None:
+        request: SettleRequest = settle_dead_hold(
+            call_id=call.call_id, user_id=call.user_id, found=found, outcome="taken_over", reason="dead"
+        )
+        await self.ledger.settle(replace(request, cost_nanousd=found.spent_nanousd, assumed_nanousd=0))
+
+
+class ForgetfulRunner(CallRunner):
+    """Does not look whether its hold was settled by somebody else."""
+
+    async def _correct(self, hold: Hold, *, result: str) -> bool:
+        return False
+
+
+class ResentfulRunner(CallRunner):
+    """Gives a call up without a hold, while an earlier run of it may still answer."""
+
+    async def run(
+        self,
+        call: Call,
+        *,
+        is_final: bool = False,
+        on_reserved: Callable[[], None] = lambda: None,
+        give_up: str | None = None,
+    ) -> InferenceResult | Waiting | OpenCall:
+        if give_up is None:
+            return await super().run(call, is_final=is_final, on_reserved=on_reserved)
+        result = failed_result(call, ErrorCode.ATTEMPTS_EXHAUSTED, give_up, self._now_ms())
+        await self.results.put(result)
+        return result
+
+
+class CarelessRunner(CallRunner):
+    """Begins the next attempt without telling the ledger."""
+
+    async def _prepare_next(self, *arguments: Any) -> str | None:
+        return None
+
+
+BROKEN = (
+    BrokenVariant(
+        "holds do not count against the cap",
+        _gate(("elseif b.s + b.h + amount > cap then", "elseif b.s + amount > cap then")),
+        "G1: .* its cap is",
+    ),
+    BrokenVariant(
+        "only the first budget is weighed",
+        _gate(
+            ("denied = denied or i", "denied = denied or (i == 1 and i or nil)"),
+            ("waiting = waiting or i", "waiting = waiting or (i == 1 and i or nil)"),
+        ),
+        "G1: .* its cap is",
+    ),
+    BrokenVariant(
+        "an extension is not weighed",
+        _gate(("local refused = extends and (w.denied or w.waiting)", "local refused = nil")),
+        "G1: .* its cap is",
+        seeds=600,
+    ),
+    BrokenVariant(
+        "a settlement does not look at the number of the hold",
+        _gate(
+            ("return nil, { 'SETTLED', cost .. ' ' .. assumed, call.state }", ""),
+            ("if call.state ~= 'open' or text(call.hold) ~= hold then", "if call.state ~= 'open' then"),
+        ),
+        "G2",
+        seeds=600,
+    ),
+    BrokenVariant(
+        "a baseline below the watermark is taken",
+        _gate(("if is_after(meta.trim_ms, meta.trim_n, q.ms, q.n) then", "if false then")),
+        "G1: .* the gate stamped|G1: the tail|worker's code crashed",
+    ),
+    BrokenVariant(
+        "tails are dropped and the watermark stays",
+        _gate(("redis.call('HSET', keys[1], 'trimmed_to', args[2])", "")),
+        "G1|worker's code crashed",
+    ),
+    BrokenVariant(
+        "the newest entry of a tail goes while its hold is open",
+        _gate((" or (length == 1 and first.h ~= 0) then", " then")),
+        "G6",
+    ),
+    BrokenVariant(
+        "a settlement frees nothing",
+        _gate(("push(tail, id, cost, -call.amount, balances[i])", "push(tail, id, cost, 0, balances[i])")),
+        "G1",
+    ),
+    BrokenVariant(
+        "a call that only holds stand in the way of is refused",
+        _gate(("local refused = w.denied or (args[11] == '1' and w.waiting)", "local refused = w.denied or w.waiting")),
+        "G9",
+    ),
+    BrokenVariant(
+        "a finished call may be reserved for again",
+        _gate(("elseif call.state ~= 'closed' then", "elseif call.state == 'open' then")),
+        "G4|G2",
+    ),
+    BrokenVariant(
+        "a late answer replaces the result",
+        _gate(("if args[7] ~= '' and call.state == 'closed' and text(call.hold) == args[3] then", "if args[7] ~= '' then")),
+        "G4: .* second result",
+        seeds=600,
+    ),
+    BrokenVariant(
+        "attempts of a hold are numbered as those of the one before",
+        _gate(("math.max(call.recorded, call.begun) + 1", "call.recorded + 1")),
+        "G3",
+        seeds=2000,
+    ),
+    BrokenVariant(
+        "a hold is taken over from a worker that lives",
+        lambda: Variant(worker=ImpatientWorker),
+        "G4: .* lives and is well",
+    ),
+    BrokenVariant("a task is acknowledged before its result", lambda: Variant(worker=HastyWorker), "G4: .* 0 results"),
+    BrokenVariant("dead holds are released", lambda: Variant(runner=TrustingRunner), "G3"),
+    BrokenVariant("a late answer is not booked", lambda: Variant(runner=ForgetfulRunner), "G3|not over"),
+    BrokenVariant(
+        "a call is given up without a hold", lambda: Variant(runner=ResentfulRunner), "G4: .* second result", seeds=2000
+    ),
+    BrokenVariant("a fallback is not paid for", lambda: Variant(runner=CarelessRunner), "G1|G3"),
+)

@@ -1,0 +1,89 @@
+"""Thousands of runs from seeds, each with its own faults; and broken copies of the code, each of which must be caught.
+
+A failing run names its seed. `TEST_SEEDS=923 pytest tests/simulation` runs that one alone, `TEST_SEEDS=0-20000` a range.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from tests.simulation.broken_variants import BROKEN, BrokenVariant
+from tests.simulation.checks import Broken
+from tests.simulation.loop import Stuck
+from tests.simulation.world import World, quiet_logs, simulate
+
+CHUNK = 60
+DEFAULT_SEEDS = range(8 * CHUNK)
+MORE_SEEDS = range(8 * CHUNK, 40 * CHUNK)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    quiet_logs()
+    yield
+    structlog.reset_defaults()
+
+
+def _chunks(seeds: range) -> list[range]:
+    return [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
+
+
+def _asked_for() -> list[range]:
+    asked = os.environ.get("TEST_SEEDS")
+    if not asked:
+        return _chunks(DEFAULT_SEEDS)
+    first, _, last = asked.partition("-")
+    return _chunks(range(int(first), int(last or first) + 1))
+
+
+@pytest.mark.parametrize("seeds", _asked_for(), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
+def test_the_guarantees_hold_whatever_happens(seeds: range) -> None:
+    """G1, G2, G3, G4, G6, G9: at every event, and once all is healed and at rest."""
+    for seed in seeds:
+        simulate(seed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seeds", _chunks(MORE_SEEDS), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
+def test_the_guarantees_hold_in_many_more_runs(seeds: range) -> None:
+    for seed in seeds:
+        simulate(seed)
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)
+def test_a_broken_variant_is_caught(broken: BrokenVariant) -> None:
+    variant = broken.variant()
+
+    def run_until_caught() -> None:
+        for seed in range(broken.seeds):
+            simulate(seed, variant)
+
+    with pytest.raises((Broken, Stuck), match=broken.seen_as):
+        run_until_caught()
+
+
+def test_a_seed_gives_the_same_run_every_time() -> None:
+    logs: list[list[str]] = []
+    for _ in range(2):
+        world = World(5)
+        world.run()
+        logs.append(world.checker.log)
+    assert logs[0] == logs[1]
+    assert len(logs[0]) > 10
+
+
+def test_the_runs_reach_what_they_are_for() -> None:
+    """Trouble that is drawn and never happens would prove nothing."""
+    seen: set[str] = set()
+    for seed in range(100):
+        world = simulate(seed)
+        text = "\n".join(world.checker.log)
+        for sign in ("kill ", "pause ", "cut ", "stop ", "WAIT", "STALE", "SETTLED", "taken_over", "cost-adjusted"):
+            if sign in text:
+                seen.add(sign)
+        for sign in ("expired", "abandoned", "fallback-used", '"extension"', "budget-denied", "ATTEMPTS_EXHAUSTED"):
+            if sign in text:
+                seen.add(sign)
+    assert len(seen) == 15, seen
