@@ -11,6 +11,12 @@ from ledger.embedded import EmbeddedServer
 from tests.servers import EMBEDDED, TestServers, describe_servers, server_kinds
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("tollbook")
+    group.addoption("--seed", type=int, default=0, help="seed of the chaos run (default: a new one, which is told)")
+    group.addoption("--minutes", type=float, default=5, help="how long the chaos run soaks (default: 5)")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # Before xdist starts its workers: they inherit the decision.
     server_kinds()

@@ -1,0 +1,182 @@
+"""What is drawn from the seed before anything runs: caps, tasks, faults, and what is done to whom and when."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Final, Literal
+
+from inference.standin import FAULTS
+from tests.chaos.provider import mark
+
+REPLIES: Final = "replies"
+CLAIM_AFTER_S: Final = 2.0
+ATTEMPT_TIMEOUT_S: Final = 2.0
+WORKERS: Final = tuple(f"worker {number}" for number in range(1, 5))
+STREAMS: Final = ("scraping", "analysis", "generation", "monitoring")
+CAMPAIGN_CAP_NANOUSD: Final = 40_000_000
+
+Deed = Literal["kill", "stop", "end"]
+
+
+@dataclass(frozen=True, slots=True)
+class Blow:
+    """Something that is done to a process: killed (SIGKILL), stopped and continued, or ended (SIGTERM).
+
+    Units: seconds. After `for_s` it is started again, or goes on.
+    """
+
+    at_s: float
+    target: str
+    deed: Deed
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One entry for a task stream. `kind` says what should come of it."""
+
+    at_s: float
+    stream: str
+    fields: dict[str, str]
+    kind: Literal["task", "repeat", "conflict", "malformed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A whole run. Units: nano-dollars, seconds."""
+
+    seed: int
+    chaos_s: float
+    caps_nanousd: dict[str, int]
+    publications: tuple[Publication, ...]
+    blows: tuple[Blow, ...]
+    fault_rates: dict[str, float]
+    latency_ms: int
+
+    def settings(self) -> dict[str, str]:
+        """Return the variables that every process gets."""
+        caps = {user: _usd(cap) for user, cap in self.caps_nanousd.items()}
+        return {
+            "TOLLBOOK_DIALECT": "openrouter",
+            "TOLLBOOK_CAPS": json.dumps({"users": caps}),
+            "TOLLBOOK_CAMPAIGN_CAP_USD": _usd(CAMPAIGN_CAP_NANOUSD),
+            "TOLLBOOK_CLAIM_AFTER_S": str(CLAIM_AFTER_S),
+            "TOLLBOOK_ATTEMPT_TIMEOUT_S": str(ATTEMPT_TIMEOUT_S),
+            "TOLLBOOK_RETRIES": "1",
+            "TOLLBOOK_BACKOFF_BASE_S": "0.05",
+            "TOLLBOOK_BACKOFF_MAX_S": "0.2",
+            "TOLLBOOK_RETRY_AFTER_MAX_S": "1",
+            "TOLLBOOK_HOLD_WAIT_S": "6",
+            "TOLLBOOK_TAIL_KEEP_S": "1",
+            "TOLLBOOK_STOP_GRACE_S": "1",
+            "TOLLBOOK_CONCURRENCY": "8",
+            "TOLLBOOK_LOG_FORMAT": "json",
+        }
+
+
+def draw(seed: int, *, chaos_s: float, tasks: int) -> Plot:
+    """Draw a run from its seed."""
+    dice = Random(seed)
+    users = [f"user-{number}" for number in range(max(4, tasks // 50))]
+    caps = {user: dice.randrange(1_000_000, 60_000_000) for user in users}
+    # The last fifth of the time is for blows on a system that has everything it is to work off.
+    publish_s = 0.8 * chaos_s
+    publications = [
+        publication
+        for number in range(tasks)
+        for publication in _publications(dice, seed, number, users, at_s=dice.uniform(0, publish_s))
+    ]
+    return Plot(
+        seed=seed,
+        chaos_s=chaos_s,
+        caps_nanousd=caps,
+        publications=tuple(sorted(publications, key=lambda publication: publication.at_s)),
+        blows=tuple(_blows(dice, chaos_s)),
+        fault_rates=_fault_rates(dice),
+        latency_ms=dice.choice((5, 20, 60)),
+    )
+
+
+def _publications(dice: Random, seed: int, number: int, users: Sequence[str], *, at_s: float) -> list[Publication]:
+    stream, task_id = dice.choice(STREAMS), f"s{seed}-{number}"
+    if dice.random() < 0.01:
+        return [Publication(at_s, stream, _malformed(dice, task_id), "malformed")]
+    task = dice.choices(
+        ("score_post", "classify_archetype", "extract_patterns", "generate_draft", "ping"), (50, 20, 10, 15, 5)
+    )[0]
+    fields = {
+        "task": task,
+        "task_id": task_id,
+        # A few users have most of the tasks, so that their calls meet.
+        "user_id": dice.choices(users, [1 / (rank + 1) ** 0.7 for rank in range(len(users))])[0],
+        "prompt": mark(task_id) + " a post" * dice.randrange(1, 60),
+        "reply_to": REPLIES,
+    }
+    if dice.random() < 0.1:
+        fields["campaign_id"] = f"campaign-{dice.randrange(3)}"
+    if dice.random() < 0.3:
+        fields["max_tokens"] = str(dice.randrange(20, 400))
+    made = [Publication(at_s, stream, fields, "task")]
+    # Now and then the publisher is not sure and publishes again, at once or later; or reuses an id by mistake.
+    if dice.random() < 0.08:
+        made.append(Publication(at_s + dice.choice((0.0, 0.1, 3.0)), dice.choice(STREAMS), fields, "repeat"))
+    if dice.random() < 0.01:
+        other = fields | {"prompt": fields["prompt"] + " or not"}
+        made.append(Publication(at_s + 5.0, stream, other, "conflict"))
+    return made
+
+
+def _malformed(dice: Random, task_id: str) -> dict[str, str]:
+    whole = {"task": "score_post", "task_id": task_id, "user_id": "user-0", "prompt": "a post", "reply_to": REPLIES}
+    return dice.choice(
+        (
+            whole | {"task": "do_magic"},
+            whole | {"max_tokens": "many"},
+            whole | {"plan": "gold"},
+            {"task": "score_post", "task_id": task_id},
+            {"data": "{not json"},
+            {"what": "is this"},
+        )
+    )
+
+
+def _blows(dice: Random, chaos_s: float) -> list[Blow]:
+    blows: list[Blow] = []
+    at_s = 1.0
+    while at_s < chaos_s:
+        blows.append(_blow(dice, at_s))
+        at_s += dice.uniform(0.5, 2.0)
+    return blows
+
+
+def _blow(dice: Random, at_s: float) -> Blow:
+    target, deed = dice.choices(
+        (
+            (dice.choice(WORKERS), "kill"),
+            (dice.choice(WORKERS), "stop"),
+            (dice.choice(WORKERS), "end"),
+            ("projector", "kill"),
+            ("projector", "stop"),
+            ("server", "kill"),
+            ("server", "stop"),
+            ("provider", "kill"),
+        ),
+        (6, 6, 1, 3, 1, 2, 1, 1),
+    )[0]
+    if deed == "stop" and target in WORKERS:
+        # Past the claim time, so that others take its tasks over and it wakes up as a zombie.
+        return Blow(at_s, target, deed, CLAIM_AFTER_S + dice.uniform(0.2, 4.0))
+    return Blow(at_s, target, deed, dice.uniform(0.0, 2.0))
+
+
+def _fault_rates(dice: Random) -> dict[str, float]:
+    """About one request in seven fails somehow; each kind of fault is there."""
+    weights = {name: dice.uniform(0.2, 1.0) * (0.3 if name.startswith("http_4") else 1.0) for name in FAULTS}
+    weights |= {name: weights[name] * 0.4 for name in ("hang", "hang_charged")}
+    share = 0.15 / sum(weights.values())
+    return {name: weight * share for name, weight in weights.items()}
+
+
+def _usd(nanousd: int) -> str:
+    return f"{nanousd // 1_000_000_000}.{nanousd % 1_000_000_000:09d}"

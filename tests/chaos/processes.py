@@ -1,0 +1,147 @@
+"""The processes of a run: each a real one, which can be killed, stopped, continued and started again."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ledger.embedded import EmbeddedServer
+
+_END_S: Final = 30.0
+_RESTART_S: Final = 0.5
+
+
+@dataclass(slots=True)
+class Standstill:
+    """A time in which a process did nothing. Units: milliseconds since the epoch; 0: it has not gone on yet."""
+
+    pid: int
+    from_ms: int
+    to_ms: int = 0
+
+
+class Program:
+    """One command that is to run: started anew whenever it ends by itself, which is noted."""
+
+    def __init__(self, name: str, arguments: Sequence[str], env: Mapping[str, str], directory: Path) -> None:
+        self.name = name
+        self.pids: list[int] = []
+        self.surprises: list[str] = []
+        self.standstills: list[Standstill] = []
+        self._arguments = tuple(arguments)
+        self._env = dict(env)
+        self._directory = directory
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._is_wanted = asyncio.Event()
+
+    async def start(self) -> None:
+        """Start it and keep it running."""
+        self._is_wanted.set()
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep())
+
+    async def strike(self, deed: str, for_s: float) -> None:
+        """Do it harm, and let it go on after so many seconds."""
+        if deed == "stop":
+            await self._stand_still(for_s)
+            return
+        self._is_wanted.clear()
+        self._send(signal.SIGKILL if deed == "kill" else signal.SIGTERM)
+        await asyncio.sleep(for_s)
+        self._is_wanted.set()
+
+    async def end(self) -> None:
+        """End it for good, in an orderly way; what does not end is killed, and noted."""
+        self._is_wanted.clear()
+        process = self._process
+        if process is not None and process.returncode is None:
+            self._send(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(process.wait(), _END_S)
+            except TimeoutError:
+                self.surprises.append(f"{self.name} (pid {process.pid}) did not end within {_END_S} s")
+                self._send(signal.SIGKILL)
+                await process.wait()
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+
+    async def _stand_still(self, for_s: float) -> None:
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        standstill = Standstill(process.pid, _now_ms())
+        self.standstills.append(standstill)
+        process.send_signal(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(for_s)
+        finally:
+            standstill.to_ms = _now_ms()
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGCONT)
+
+    def _send(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    async def _keep(self) -> None:
+        log = self._directory / f"{self.name.replace(' ', '-')}.log"
+        with log.open("ab") as output:
+            while True:
+                await self._is_wanted.wait()
+                self._process = await asyncio.create_subprocess_exec(
+                    *self._arguments,
+                    cwd=self._directory,
+                    env=self._env,
+                    # Where this process dies, the pipe closes and the other ends by itself (--supervised).
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+                self.pids.append(self._process.pid)
+                code = await self._process.wait()
+                if self._is_wanted.is_set():
+                    self.surprises.append(f"{self.name} (pid {self._process.pid}) ended by itself with code {code}")
+                    await asyncio.sleep(_RESTART_S)
+
+
+class Server:
+    """The embedded Valkey, with the same handles as a Program."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self.name = "server"
+        self.embedded = server
+
+    async def strike(self, deed: str, for_s: float) -> None:
+        """Do it harm, and let it go on after so many seconds."""
+        if deed == "stop" and self.embedded.pid is not None:
+            pid = self.embedded.pid
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                await asyncio.sleep(for_s)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            return
+        url = self.embedded.url
+        await self.embedded.kill()
+        await asyncio.sleep(for_s)
+        await self.embedded.start()
+        assert self.embedded.url == url, "the server has come back elsewhere"
+
+
+def tollbook(*arguments: str) -> tuple[str, ...]:
+    """Return the arguments of a `tollbook` command that is run by this interpreter."""
+    return (sys.executable, "-m", "consumers.cli", *arguments)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,296 @@
+"""One chaos run, from the first process to the last check."""
+
+import asyncio
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from ledger.connection import connect
+from ledger.embedded import EmbeddedServer
+from ledger.keys import Keys, dead_letters
+from ledger.replay import compare, rebuild
+from ledger.store import Store
+from tests.chaos.audit import Audit, Evidence, RawEvent
+from tests.chaos.plot import REPLIES, STREAMS, WORKERS, Blow, Plot
+from tests.chaos.processes import Program, Server, tollbook
+from tests.system import command_environment
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+KEYS: Final = Keys()
+_DRAIN_S: Final = 90.0
+_PAGE: Final = 2_000
+
+
+class NotDrained(AssertionError):
+    """The system did not come to rest after it was healed."""
+
+
+@dataclass
+class Chaos:
+    """A run under way."""
+
+    plot: Plot
+    directory: Path
+    server: Server
+    redis: Redis
+    provider_url: str
+    programs: dict[str, Program]
+    published: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
+    struck: int = 0
+    _events: list[RawEvent] = field(default_factory=list[RawEvent])
+
+    @property
+    def data_dir(self) -> Path:
+        return self.directory / "data"
+
+    async def unleash(self) -> None:
+        """Publish and strike as the plot has it, until both are done and everything runs again."""
+        started = time.monotonic()
+        struck = asyncio.create_task(self._strike_all(started))
+        await self._publish_all(started)
+        await struck
+        async with httpx.AsyncClient() as client:
+            await _until(lambda: self._heal_provider(client), 20, "the provider did not come back")
+
+    async def _heal_provider(self, client: httpx.AsyncClient) -> bool:
+        try:
+            reply = await client.post(self.provider_url.removesuffix("/api/v1") + "/standin/faults", json={})
+        except httpx.TransportError:
+            return False
+        return reply.is_success
+
+    async def _strike_all(self, started: float) -> None:
+        locks = {name: asyncio.Lock() for name in ("server", *self.programs)}
+
+        async def strike(blow: Blow) -> None:
+            await asyncio.sleep(max(0, started + blow.at_s - time.monotonic()))
+            target = self.server if blow.target == "server" else self.programs[blow.target]
+            async with locks[blow.target]:
+                await target.strike(blow.deed, blow.for_s)
+            self.struck += 1
+
+        await asyncio.gather(*(strike(blow) for blow in self.plot.blows))
+
+    async def _publish_all(self, started: float) -> None:
+        """Publish each in its time; where the server does not answer, publish again, as publishers do."""
+        for number, publication in enumerate(self.plot.publications):
+            await asyncio.sleep(max(0, started + publication.at_s - time.monotonic()))
+            while True:
+                try:
+                    fields: Any = publication.fields
+                    async with asyncio.timeout(10):
+                        entry_id = await self.redis.xadd(publication.stream, fields)
+                except (RedisError, OSError, TimeoutError):
+                    await asyncio.sleep(0.1)
+                else:
+                    self.published.append((publication.stream, entry_id.decode(), number))
+                    break
+
+    async def drain(self) -> None:
+        """Wait until every entry is delivered and acknowledged and no hold is open. Errors: NotDrained."""
+        await _until(self._is_at_rest, _DRAIN_S, "the system did not come to rest")
+
+    async def _is_at_rest(self) -> bool:
+        if await self.redis.zcard(KEYS.holds):
+            return False
+        for stream in STREAMS:
+            last: Any = await self.redis.xrevrange(stream, count=1)
+            groups: Any = await self.redis.xinfo_groups(stream)
+            if any(group["pending"] or group["last-delivered-id"] != last[0][0] for group in groups if last):
+                return False
+        return True
+
+    async def read_ledger(self) -> list[RawEvent]:
+        """Return every event, oldest first; those that were read before are checked to be as they were (G7)."""
+        after, events = "-", list[RawEvent]()
+        while True:
+            page: Any = await self.redis.xrange(KEYS.ledger, after, "+", count=_PAGE)
+            events += [RawEvent.read(entry_id, fields) for entry_id, fields in page]
+            if len(page) < _PAGE:
+                break
+            after = f"({page[-1][0].decode()}"
+        assert events[: len(self._events)] == self._events, "G7: events that stood on the ledger are gone or changed"
+        self._events = events
+        return events
+
+    async def evidence(self) -> Evidence:
+        """Gather what the checks need."""
+        events = await self.read_ledger()
+        results = await self._results()
+        replies: Any = await self.redis.xrange(REPLIES)
+        letters: Any = await self.redis.xrange(dead_letters(KEYS.namespace))
+        return Evidence(
+            plot=self.plot,
+            published=self.published,
+            events=events,
+            results=results,
+            replies=[(fields[b"task_id"].decode(), fields[b"result"].decode()) for _, fields in replies],
+            dead_letters=[{name.decode(): value.decode() for name, value in fields.items()} for _, fields in letters],
+            requests=_lines(self.directory / "requests.jsonl"),
+            book=_lines(self.directory / "book.jsonl"),
+            standstills=[standstill for program in self.programs.values() for standstill in program.standstills],
+        )
+
+    async def _results(self) -> dict[str, str]:
+        names: list[bytes] = [name async for name in self.redis.scan_iter(KEYS.result("*"), count=1000)]
+        values: Any = await self.redis.mget(names) if names else []
+        start = len(KEYS.result(""))
+        return {name.decode()[start:]: value.decode() for name, value in zip(names, values, strict=True)}
+
+    async def reconcile(self) -> dict[str, Any]:
+        """Run `tollbook reconcile`."""
+        process = await asyncio.create_subprocess_exec(
+            *tollbook("reconcile", "--json"),
+            cwd=self.directory,
+            env=self.environment(),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        output, errors = await process.communicate()
+        assert process.returncode == 0, f"tollbook reconcile failed: {errors.decode()}"
+        return json.loads(output)
+
+    def environment(self) -> dict[str, str]:
+        return _environment(self.plot, self.server.embedded.url, self.provider_url, self.data_dir)
+
+    async def check_projection(self) -> None:
+        """End the projector; what it leaves must be what a fold from nothing makes (G5), without a discrepancy."""
+        await self.programs["projector"].end()
+        ledger_id: Any = await self.redis.hget(KEYS.meta, "ledger_id")
+        live = await asyncio.to_thread(Store.open, self.data_dir / "tollbook.duckdb", ledger_id.decode(), 1)
+        try:
+            rebuilt = await rebuild(self.redis, [KEYS], ledger_id.decode(), self.directory / "rebuilt.duckdb")
+            try:
+                differences = await asyncio.to_thread(compare, live, rebuilt)
+                discrepancies = rebuilt.query("FROM discrepancies LIMIT 5")
+                folded = rebuilt.query("SELECT count(*) AS n FROM events")[0]["n"]
+            finally:
+                rebuilt.close()
+        finally:
+            live.close()
+        assert not differences, f"G5: the live projection is not what a rebuild gives: {differences}"
+        assert not discrepancies, f"the fold disagrees with the gate: {discrepancies}"
+        assert folded == len(self._events), f"G5: {folded} events are folded, the ledger has {len(self._events)}"
+
+
+async def run(plot: Plot, directory: Path) -> dict[str, Any]:
+    """Play a plot and check everything; return counts for the report. Errors: AssertionError."""
+    async with _opened(plot, directory) as chaos:
+        try:
+            return await _play(chaos)
+        except BaseException:
+            await _keep_evidence(chaos)
+            raise
+
+
+async def _play(chaos: Chaos) -> dict[str, Any]:
+    started = time.monotonic()
+    await chaos.unleash()
+    healed = time.monotonic()
+    await chaos.drain()
+    drained = time.monotonic()
+    evidence = await chaos.evidence()
+    before = Audit(evidence)
+    before.check()
+    for name in WORKERS:
+        await chaos.programs[name].end()
+    reconciled = await chaos.reconcile()
+    after = Audit(await chaos.evidence())
+    after.check()
+    after.check_reconciled()
+    await chaos.check_projection()
+    surprises = [surprise for program in chaos.programs.values() for surprise in program.surprises]
+    assert not surprises, f"processes ended unasked: {surprises}"
+    return {
+        **after.summary(),
+        "blows": chaos.struck,
+        "assumed_before_nanousd": before.assumed_nanousd,
+        "asked": reconciled["asked"],
+        "chaos_s": round(healed - started, 1),
+        "drain_s": round(drained - healed, 1),
+        "checks_s": round(time.monotonic() - drained, 1),
+    }
+
+
+@asynccontextmanager
+async def _opened(plot: Plot, directory: Path) -> AsyncIterator[Chaos]:
+    data_dir = directory / "data"
+    faults = directory / "faults.json"
+    faults.write_text(json.dumps({"seed": plot.seed, "rates": plot.fault_rates}), encoding="utf-8")
+    port = _free_port()
+    provider_url = f"http://127.0.0.1:{port}/api/v1"
+    async with EmbeddedServer(data_dir, fsync="always") as embedded, connect(embedded.url) as redis:
+        env = _environment(plot, embedded.url, provider_url, data_dir)
+        worker = tollbook("worker", "--streams", ",".join(STREAMS), "--supervised")
+        stand_in = (sys.executable, "-m", "tests.chaos.provider", "--port", str(port), "--faults", str(faults))
+        stand_in += ("--directory", str(directory), "--latency-ms", str(plot.latency_ms))
+        commands = {
+            "provider": stand_in,
+            "projector": tollbook("projector", "--supervised"),
+            **dict.fromkeys(WORKERS, worker),
+        }
+        programs = {name: Program(name, command, env, directory) for name, command in commands.items()}
+        try:
+            for program in programs.values():
+                await program.start()
+            yield Chaos(plot, directory, Server(embedded), redis, provider_url, programs)
+        finally:
+            # The workers first, while there is somebody to answer them.
+            for program in reversed(programs.values()):
+                await program.end()
+
+
+def _environment(plot: Plot, redis_url: str, provider_url: str, data_dir: Path) -> dict[str, str]:
+    own = {
+        "REDIS_URL": redis_url,
+        "OPENROUTER_BASE_URL": provider_url,
+        "TOLLBOOK_DATA_DIR": str(data_dir),
+        "PYTHONPATH": str(ROOT),
+    }
+    return command_environment({**plot.settings(), **own})
+
+
+async def _keep_evidence(chaos: Chaos) -> None:
+    """Write the ledger as it stands beside book and logs."""
+    events = await chaos.read_ledger()
+    with (chaos.directory / "ledger.jsonl").open("w", encoding="utf-8") as file:
+        for event in events:
+            file.write(json.dumps(event.as_dict()) + "\n")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _free_port() -> int:
+    """Return a port below the range of outgoing connections, so that nobody gets it while the provider is down."""
+    for port in range(18_000 + os.getpid() % 1000, 20_000):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
+
+
+async def _until(condition: Any, timeout_s: float, problem: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not await condition():
+        if time.monotonic() > deadline:
+            raise NotDrained(f"{problem} within {timeout_s} s")
+        await asyncio.sleep(0.1)

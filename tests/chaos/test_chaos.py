@@ -1,0 +1,47 @@
+"""The chaos run in the suite, and for as long as asked: `python3 dev.py soak --minutes 60 --seed 7`."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.plot import draw
+from tests.chaos.run import run
+
+_TASKS_PER_S = 100
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_no_guarantee_breaks_while_processes_are_killed_and_stopped(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """G1 to G7, and G9, of a whole system."""
+    await play(seed_of(request), tmp_path / "chaos", chaos_s=20, tasks=2_000)
+
+
+@pytest.mark.soak
+async def test_no_guarantee_breaks_in_a_long_run(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """The same, again and again with new seeds, until the time is over."""
+    seed, until = seed_of(request), time.monotonic() + 60 * minutes_of(request)
+    while time.monotonic() < until:
+        await play(seed, tmp_path / f"chaos-{seed}", chaos_s=60, tasks=60 * _TASKS_PER_S)
+        seed += 1
+
+
+def seed_of(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--seed")) or time.time_ns() % 1_000_000  # pyright: ignore[reportArgumentType]
+
+
+def minutes_of(request: pytest.FixtureRequest) -> float:
+    return float(request.config.getoption("--minutes"))  # pyright: ignore[reportArgumentType]
+
+
+async def play(seed: int, directory: Path, *, chaos_s: float, tasks: int) -> None:
+    directory.mkdir()
+    # Told before anything can go wrong; pytest shows it where the test fails.
+    print(f"chaos: seed {seed}, evidence in {directory}", flush=True)  # noqa: T201 - for the report of a failure.
+    summary = await run(draw(seed, chaos_s=chaos_s, tasks=tasks), directory)
+    print(f"chaos: seed {seed}: {json.dumps(summary)}", flush=True)  # noqa: T201 - as above.
+    assert summary["statuses"]["done"] > 0
