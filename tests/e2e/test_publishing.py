@@ -59,6 +59,38 @@ async def test_ping_answers_pong_and_costs_nothing(running: RunningSystem) -> No
     assert await running.query("FROM events WHERE call_id = 'ping-1'") == []
 
 
+async def answers_to(running: RunningSystem, task_id: str, *, number: int) -> list[InferenceResult]:
+    """Return the answers to one task once there are so many, repeats and all."""
+
+    async def find() -> list[InferenceResult]:
+        entries: Any = await running.redis.xrange(REPLIES)
+        texts = [fields[b"result"] for _, fields in entries if fields[b"task_id"].decode() == task_id]
+        return [InferenceResult.model_validate_json(text) for text in texts] if len(texts) >= number else []
+
+    return await wait_until(find, what=f"{number} answers to {task_id}")
+
+
+async def test_a_ping_that_is_published_twice_gets_the_same_answer(running: RunningSystem) -> None:
+    """G4."""
+    ping = {"task": "ping", "task_id": new_id(), "reply_to": REPLIES}
+    await running.publish("monitoring", [ping])
+    await result_of(running, ping["task_id"])
+    await running.publish("monitoring", [ping])
+    first, second = await answers_to(running, ping["task_id"], number=2)
+    assert first == second == await result_of(running, ping["task_id"])
+
+
+async def test_a_ping_under_the_id_of_a_call_is_a_conflict(running: RunningSystem) -> None:
+    """G4."""
+    call = {"task": "score_post", "task_id": new_id(), "user_id": "u42", "prompt": "a post", "reply_to": REPLIES}
+    await running.publish("monitoring", [call])
+    done = await result_of(running, call["task_id"])
+    await running.publish("monitoring", [{"task": "ping", "task_id": call["task_id"], "reply_to": REPLIES}])
+    answers = await answers_to(running, call["task_id"], number=2)
+    assert [answer.error_code for answer in answers] == [None, ErrorCode.IDEMPOTENCY_CONFLICT]
+    assert await result_of(running, call["task_id"]) == done
+
+
 SPELLINGS: Final = {
     "plain fields": {"task": "generate_draft", "user_id": "u42", "plan": "trial", "prompt": "Write"},
     "every optional field": {
