@@ -73,6 +73,14 @@ class Claims:
         await self._pipeline.execute("XACK", delivery.stream, GROUP, delivery.entry_id)
         self.drop(delivery)
 
+    async def give_back(self, delivery: Delivery) -> None:
+        """Leave a task pending without its counting as a delivery; it comes back when its claim has run out."""
+        await self._pipeline.execute(
+            "XCLAIM", delivery.stream, GROUP, self._consumer, 0, delivery.entry_id,
+            "RETRYCOUNT", max(0, delivery.deliveries - 1), "JUSTID",
+        )  # fmt: skip
+        self.drop(delivery)
+
     async def is_alive(self, consumer: str) -> bool:
         """Whether a worker has shown a sign of life lately."""
         return bool(await self._pipeline.execute("EXISTS", f"{self._namespace}:worker:{consumer}"))

@@ -108,6 +108,9 @@ async def serve_worker(runtime: InferenceRuntime, worker: Worker, stop: asyncio.
     sweeper = Sweeper(runtime.ledger, runtime.ledger.gates)
     await claims.show_life()
     background = [asyncio.create_task(claims.run(worker.take_claimed)), asyncio.create_task(sweeper.run())]
+    for task in background:
+        # They end only by a fault: a worker that renews no claims must not go on.
+        task.add_done_callback(lambda _: stop.set())
     _log.info("worker.started", worker=worker.name, streams=claims.streams)
     try:
         while not stop.is_set():
@@ -118,9 +121,12 @@ async def serve_worker(runtime: InferenceRuntime, worker: Worker, stop: asyncio.
     finally:
         for task in background:
             task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
+        ends = await asyncio.gather(*background, return_exceptions=True)
     await claims.resign()
     _log.info("worker.stopped", worker=worker.name)
+    for end in ends:
+        if isinstance(end, Exception):
+            raise end
 
 
 async def _feed(worker: Worker, stop: asyncio.Event, redis_url: str) -> bool:

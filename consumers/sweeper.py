@@ -41,10 +41,17 @@ class Sweeper:
         """Settle what is overdue now; return how many holds that were."""
         settled = 0
         for gate in self._gates:
-            now_ms = await gate.now_ms()
-            for call_id in await gate.overdue(now_ms):
-                settled += await self._expire(gate, call_id, now_ms)
+            settled += await self._sweep_partition(gate)
         return settled
+
+    async def _sweep_partition(self, gate: Gate) -> int:
+        """Page after page, until one in which nothing could be settled."""
+        settled, now_ms = 0, await gate.now_ms()
+        while True:
+            page = [await self._expire(gate, call_id, now_ms) for call_id in await gate.overdue(now_ms)]
+            settled += sum(page)
+            if not any(page):
+                return settled
 
     async def _expire(self, gate: Gate, call_id: str, now_ms: int) -> bool:
         record = await gate.call_record(call_id)

@@ -198,7 +198,9 @@ class Worker:
             slot.release()
             if isinstance(reply, Waiting):
                 if self._freed.waiting >= self._limits.most_parked:
-                    return None  # Too many to keep in memory; the claim loop brings it back later.
+                    # Too many to keep in memory; the claim loop brings it back later.
+                    await self.claims.give_back(delivery)
+                    return None
                 await self._wait_for_money(reply.budget, is_first=budget == reply.budget, until_ms=waits_until_ms)
                 budget = reply.budget
             else:

@@ -22,9 +22,11 @@ from inference.pricing import PriceCatalogue
 from inference.provider import ProviderClient
 from inference.retry import FallBack, GiveUp, Retry, RetryPolicy
 from inference.routing import resolve_model
-from ledger.errors import CallUnknown, LedgerError
+from ledger.errors import BaselineUnavailable, CallUnknown, LedgerError
 from ledger.ledger import Ledger
 from ledger.requests import (
+    Adjusted,
+    AdjustRequest,
     AlreadySettled,
     Denied,
     FinishedCall,
@@ -48,6 +50,8 @@ _log = structlog.get_logger(__name__)
 
 # For clocks that differ and a process that is held up for a moment.
 _LEASE_SLACK_S: Final = 30
+_CORRECTION_PATIENCE_S: Final = 300.0
+_CORRECTION_PAUSE_S: Final = 2.0
 
 
 class CallTakenOver(LedgerError):
@@ -155,6 +159,7 @@ class CallRunner:
         match reply:
             case Reserved():
                 on_reserved()
+                _note_plan(call, reply)
                 return await self._execute(call, Hold.opened(request, reply), first, give_up)
             case OpenCall(worker=worker) if worker == call.run_id:
                 return await self._execute(call, Hold.found(request, reply), first, give_up)
@@ -279,6 +284,9 @@ class CallRunner:
             # The hold was settled meanwhile, and without one no further request may be sent.
             await self._correct(hold, result="")
             raise CallTakenOver(call.call_id) from None
+        except BaselineUnavailable as exc:
+            # Without the projection no more money can be held (G8); what was spent is settled all the same (G3).
+            return f"{failed.error}; {model} is not tried: {exc}"
         hold.told()
         if isinstance(reply, Denied | Waiting):
             return f"{failed.error}; {model} is not tried: {format_usd(extension, places=6)} more do not fit the cap"
@@ -307,9 +315,22 @@ class CallRunner:
 
     async def _correct(self, hold: Hold, *, result: str) -> bool:
         """Book what a hold that somebody else has settled really cost; return whether the call is over."""
-        adjusted = await self.ledger.adjust(hold.adjust_request(reason="late_answer", result=result))
+        adjusted = await self._adjust(hold.adjust_request(reason="late_answer", result=result))
         _log.warning("call.answered_late", call_id=hold.call_id, difference_nanousd=adjusted.difference_nanousd)
         return adjusted.is_call_over
+
+    async def _adjust(self, request: AdjustRequest) -> Adjusted:
+        """Book a correction; it waits for the projection, since nobody else knows what the provider has charged."""
+        waited_s = 0.0
+        while True:
+            try:
+                return await self.ledger.adjust(request)
+            except BaselineUnavailable as exc:
+                if waited_s >= _CORRECTION_PATIENCE_S:
+                    raise
+                _log.warning("correction.held_back", call_id=request.call_id, problem=str(exc))
+                await self._sleep(_CORRECTION_PAUSE_S)
+                waited_s += _CORRECTION_PAUSE_S
 
     async def _abandon(self, hold: Hold, attempt_bound: Bound) -> None:
         hold.abandon(attempt_bound)
@@ -353,6 +374,18 @@ class CallRunner:
     def _has_fallback(self, call: Call, model: str) -> bool:
         fallback = call.route.fallback
         return fallback is not None and fallback != model and self.prices.knows(fallback, self._now_ms())
+
+
+def _note_plan(call: Call, reply: Reserved) -> None:
+    """A task may name an old plan; the ledger's word stands, and the publisher ought to know."""
+    if reply.assigned_plan not in (None, call.plan.value):
+        _log.warning(
+            "plan.mismatched",
+            call_id=call.call_id,
+            user_id=call.user_id,
+            task_plan=call.plan.value,
+            assigned_plan=reply.assigned_plan,
+        )
 
 
 def _fallback_of(call: Call) -> str:

@@ -249,7 +249,7 @@ def _unknown_names(variables: Mapping[str, object]) -> list[str]:
         hint = (
             f"; did you mean {' or '.join(_PREFIX + ending for ending in close)}?"
             if close
-            else "; `tollbook doctor` lists the known ones"
+            else "; the README lists the known ones"
         )
         problems.append(f"{name}: unknown setting{hint}")
     return problems

@@ -19,6 +19,7 @@ from ledger.errors import BaselineUnavailable, LedgerReplaced, LedgerUnavailable
 from ledger.functions import load_library
 from ledger.gate import BudgetsMismatch, FunctionsMissing, Gate, Stale, WindowClosed
 from ledger.requests import (
+    EMPTY_BASELINE,
     Adjusted,
     AdjustRequest,
     AlreadySettled,
@@ -108,6 +109,11 @@ class Ledger:
 
         Errors: CallUnknown when the hold is no longer open.
         """
+        if not request.extension_nanousd:
+            # Nothing is weighed, so that the projection need not answer.
+            unread = (EMPTY_BASELINE,) * len(request.budgets)
+            gate = self.gate_of(request.user_id)
+            return await self._repeat(lambda: gate.record(request, unread), self._patience.settle_s)
         return await self._with_baselines(
             request.user_id,
             lambda: [budget.name for budget in request.budgets],

@@ -74,7 +74,10 @@ class BoundPrice(Payload):
 
 
 class BudgetReserved(Payload):
-    """Money held for a call. `amount` is the hold, or the extension of an open hold."""
+    """Money held for a call. `amount` is the hold, or the extension of an open hold.
+
+    `plan` is what the task names; `assigned_plan`, stamped by the gate, what the ledger says, and that one counts.
+    """
 
     type: Literal["budget-reserved"] = "budget-reserved"
     kind: Literal["hold", "extension"] = "hold"
@@ -87,6 +90,7 @@ class BudgetReserved(Payload):
     campaign_id: str | None = None
     worker: str
     deadline_ms: Count = 0
+    assigned_plan: str | None = None
     bound: BoundPrice
 
 
@@ -153,6 +157,7 @@ class BudgetDenied(Payload):
     plan: str
     campaign_id: str | None = None
     worker: str
+    assigned_plan: str | None = None
     bound: BoundPrice
 
 

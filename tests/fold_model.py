@@ -90,7 +90,7 @@ class FoldModel:
             )
             | {"plan": None, "base": None},
         )
-        row["plan"] = payload.get("plan") or row["plan"]
+        row["plan"] = payload.get("assigned_plan") or payload.get("plan") or row["plan"]
         if kind == "credit-granted":
             row["credit"] += amount
         if kind == "plan-assigned":
@@ -125,7 +125,8 @@ class FoldModel:
             | {"user_id": fields["user_id"], "period": fields["period"], "first_seq": self.seq},
         )
         row["last_seq"] = self.seq
-        for name in ("plan", "campaign_id", "model_used", "worker"):
+        row["plan"] = payload.get("assigned_plan") or payload.get("plan") or row["plan"]
+        for name in ("campaign_id", "model_used", "worker"):
             row[name] = payload.get(name) or row[name]
         row["basis"] = payload.get("basis") or payload.get("charge_basis") or row["basis"]
         row["model"] = (

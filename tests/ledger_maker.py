@@ -38,6 +38,7 @@ class LedgerMaker:
         self._balances: dict[str, int] = {}
         self._credits: dict[str, int] = {}
         self._caps: dict[str, int] = {}
+        self._plans: dict[str, str] = {}
         self._open: list[Call] = []
         self._settled: list[Call] = []
         self._ms = start_ms
@@ -105,6 +106,7 @@ class LedgerMaker:
         return {
             "task_type": self._random.choice(["generate_draft", "score_post"]),
             "plan": self._random.choice(["trial", "starter", "growth"]),
+            **({"assigned_plan": self._plans[call.user]} if call.user in self._plans else {}),
             **({"campaign_id": call.campaign} if call.campaign else {}),
             **({"stream": "generation"} if self._random.random() < 0.8 else {}),
             "worker": f"host:{self._random.randrange(9)}",
@@ -243,6 +245,7 @@ class LedgerMaker:
     def assign(self) -> None:
         call = self._new_call()
         self._caps[call.user] = cap = self._random.randrange(10_000_000_000, 40_000_000_000)
+        self._plans[call.user] = "growth"
         payload = {"plan": "growth", "cap_nanousd": cap, "author": "ops", "reason": "asked"}
         self.append("plan-assigned", call, 0, payload, committed=self._known(call))
 

@@ -32,6 +32,20 @@ def find_redis_url(settings: Settings) -> str:
     return endpoint.redis_url
 
 
+def with_running_provider(settings: Settings) -> Settings:
+    """Return settings whose provider is the one that the running system calls, where none is configured here.
+
+    So `doctor` and `reconcile` ask the stand-in beside `tollbook up --stand-in`.
+    """
+    default_url = Settings.model_fields["openrouter_base_url"].default
+    if settings.openrouter_api_key is not None or settings.openrouter_base_url != default_url:
+        return settings
+    endpoint = read_endpoint(settings.data_dir)
+    if endpoint is None or endpoint.provider_url in (None, default_url):
+        return settings
+    return settings.model_copy(update={"openrouter_base_url": endpoint.provider_url, "dialect": "openrouter"})
+
+
 @dataclass(frozen=True, slots=True)
 class Connection:
     """A command's connection to Redis."""

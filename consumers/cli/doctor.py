@@ -151,16 +151,13 @@ async def _check_prices(settings: "Settings") -> AsyncIterator[Finding]:
 
 
 async def _check_provider(settings: "Settings") -> AsyncIterator[Finding]:
+    from consumers.cli.connect import with_running_provider
     from consumers.cli.serve import can_call
     from inference.errors import ProviderRefused, ProviderUnavailable
     from inference.provider import ProviderClient
     from inference.routing import routing_with
-    from ledger.endpoint import read_endpoint
 
-    endpoint = read_endpoint(settings.data_dir)
-    if not can_call(settings) and endpoint is not None and endpoint.provider_url is not None:
-        # `up --stand-in` runs here: its provider is looked at, as the calls go to that.
-        settings = settings.model_copy(update={"openrouter_base_url": endpoint.provider_url})
+    settings = with_running_provider(settings)
     if not can_call(settings):
         yield Finding(
             "provider",

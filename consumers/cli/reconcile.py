@@ -27,10 +27,11 @@ def reconcile(
     What the provider does not know stays assumed and is listed. Repeating is harmless.
     Example: tollbook reconcile
     """
+    from consumers.cli.connect import with_running_provider
     from consumers.cli.serve import require_provider
     from inference.settings import load_settings
 
-    settings = require_provider(load_settings())
+    settings = require_provider(with_running_provider(load_settings()))
     outcome, assumed = asyncio.run(_reconcile(settings, author))
     if as_json:
         typer.echo(json.dumps(asdict(outcome) | {"still_assumed": assumed}, default=str))

@@ -325,22 +325,33 @@ local function wake(waiters, names)
   end
 end
 
--- The ledger's cap for the user's period where it assigned one, else the caller's; credit on top.
+-- The ledger's cap for the user's period where it assigned one, else the caller's; credit on top. And the plan
+-- that it assigned, or ''.
 local function cap_in_force(account, period, cap)
-  local a = redis.call('HMGET', account, 'cap_nanousd', 'credit:' .. period)
-  return math.min(int(a[1] or cap) + int(a[2] or 0), MAX_AMOUNT)
+  local a = redis.call('HMGET', account, 'cap_nanousd', 'credit:' .. period, 'plan')
+  return math.min(int(a[1] or cap) + int(a[2] or 0), MAX_AMOUNT), a[3] or ''
+end
+
+-- The plan of the caller's payload is what the task names; the ledger's own word is stamped beside it.
+local function stamp_plan(stamps, plan)
+  if plan ~= '' then
+    stamps[#stamps + 1] = '"assigned_plan":' .. cjson.encode(plan)
+  end
 end
 
 -- Balance every budget and hold `amount` against it.
 local function weigh(meta, tails, names, packed, account, period, amount)
-  local balances, caps, denied, waiting = {}, {}, nil, nil
+  local balances, caps, plan, denied, waiting = {}, {}, '', nil, nil
   for i, name in ipairs(names) do
     local q = parse_budget(packed[i])
     local b, refusal = balance(meta, tails[i], name, q)
     if not b then
       return nil, refusal
     end
-    local cap = i == 1 and cap_in_force(account, period, q.cap) or q.cap
+    local cap = q.cap
+    if i == 1 then
+      cap, plan = cap_in_force(account, period, cap)
+    end
     balances[i], caps[i] = b, cap
     if b.s + amount > cap then
       denied = denied or i
@@ -348,7 +359,7 @@ local function weigh(meta, tails, names, packed, account, period, amount)
       waiting = waiting or i
     end
   end
-  return { balances = balances, caps = caps, denied = denied, waiting = waiting }
+  return { balances = balances, caps = caps, plan = plan, denied = denied, waiting = waiting }
 end
 
 local function verdict(code, names, w, i)
@@ -369,7 +380,7 @@ KEYS meta ledger holds waiters account call result tail...
 ARGS 1 ledger_id 2 call_id 3 user_id 4 period 5 content hash 6 amount 7 worker 8 lease ms
      9 valid from ms 10 valid until ms 11 final (1: a wait is over, refuse) 12 call ttl s 13 payload
      14.. budgets, the user's period first
-OK id hold attempt committed cap deadline | DENIED/WAIT budget settled held cap | EXISTS ... | ... ]]
+OK id hold attempt committed cap deadline plan ('': none assigned) | DENIED/WAIT budget settled held cap | EXISTS ... | ... ]]
 local function reserve(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -409,8 +420,10 @@ local function reserve(keys, args)
     reply[6] = w.denied and 'cap' or 'wait_timeout'
     local b = w.balances[refused]
     event.type, event.committed = 'budget-denied', text(w.balances[1].s + w.balances[1].h)
-    event.payload = splice({ '"budget":' .. cjson.encode(names[refused]), '"cap_nanousd":' .. text(w.caps[refused]),
-      '"settled_nanousd":' .. text(b.s), '"held_nanousd":' .. text(b.h), '"reason":"' .. reply[6] .. '"' }, args[13])
+    local stamps = { '"budget":' .. cjson.encode(names[refused]), '"cap_nanousd":' .. text(w.caps[refused]),
+      '"settled_nanousd":' .. text(b.s), '"held_nanousd":' .. text(b.h), '"reason":"' .. reply[6] .. '"' }
+    stamp_plan(stamps, w.plan)
+    event.payload = splice(stamps, args[13])
     append(meta, keys[2], event)
     call.state = 'denied'
     call.denial = table.concat({ names[refused], text(b.s), text(b.h), text(w.caps[refused]), text(amount), reply[6] }, ' ')
@@ -420,6 +433,7 @@ local function reserve(keys, args)
   local hold, deadline = call.hold + 1, text(now + int(args[8]))
   local committed = text(w.balances[1].s + w.balances[1].h + amount)
   local stamps = { '"hold":' .. text(hold), '"cap_nanousd":' .. text(w.caps[1]), '"deadline_ms":' .. deadline }
+  stamp_plan(stamps, w.plan)
   stamp_budgets(stamps, names, w.balances, w.caps, amount)
   event.type, event.committed, event.payload = 'budget-reserved', committed, splice(stamps, args[13])
   redis.call('ZADD', keys[3], deadline, call_id)
@@ -431,7 +445,7 @@ local function reserve(keys, args)
   call.begun, call.spent, call.assumed = attempt, 0, 0
   move_call(call, period, table.concat(names, '\n'))
   write_call(call_key, call)
-  return { 'OK', id, text(hold), text(attempt), committed, text(w.caps[1]), deadline }
+  return { 'OK', id, text(hold), text(attempt), committed, text(w.caps[1]), deadline, w.plan }
 end
 
 -- An open hold and the budgets it stands against, or the reason why there is none.
@@ -492,6 +506,7 @@ local function record(keys, args)
   local id = ''
   if extends then
     local stamps = { '"hold":' .. args[3], '"cap_nanousd":' .. text(w.caps[1]), '"deadline_ms":' .. call.deadline }
+    stamp_plan(stamps, w.plan)
     stamp_budgets(stamps, names, w.balances, w.caps, extension)
     id = append(meta, keys[2], { type = 'budget-reserved', user = call.user, period = call.period, call = args[2],
       attempt = attempt, amount = extension, committed = text(w.balances[1].s + w.balances[1].h + extension),

@@ -1,30 +1,34 @@
--- Read each payload once: its members as typed columns. Amounts stay nano-dollars here.
+-- Read each payload once: its members as typed columns. Amounts stay nano-dollars here. Of two plans, the one that
+-- the ledger assigned counts.
 CREATE OR REPLACE TEMP TABLE batch AS
-SELECT
-    partition,
-    seq,
-    id,
-    make_timestamptz(ms * 1000) AS recorded_at,
-    type,
-    v,
-    user_id,
-    period,
-    call_id,
-    attempt::INTEGER AS attempt,
-    amount,
-    committed,
-    payload,
-    'user:' || user_id || ':' || period AS account,
-    unnest(json_transform(payload, '{
-        "kind": "VARCHAR", "hold": "INTEGER", "hold_nanousd": "BIGINT", "cap_nanousd": "BIGINT", "budget": "VARCHAR",
-        "budgets": [{"budget": "VARCHAR", "cap_nanousd": "BIGINT", "committed_nanousd": "BIGINT"}],
-        "task_type": "VARCHAR", "stream": "VARCHAR", "plan": "VARCHAR", "campaign_id": "VARCHAR", "worker": "VARCHAR",
-        "bound": {"model": "VARCHAR"}, "model": "VARCHAR", "to_model": "VARCHAR", "from_model": "VARCHAR",
-        "model_used": "VARCHAR", "outcome": "VARCHAR", "basis": "VARCHAR", "charge_basis": "VARCHAR",
-        "reason": "VARCHAR", "http_status": "INTEGER", "error": "VARCHAR", "latency_ms": "BIGINT",
-        "usage": {"prompt_tokens": "BIGINT", "completion_tokens": "BIGINT", "cached_tokens": "BIGINT",
-            "reasoning_tokens": "BIGINT"},
-        "generation_id": "VARCHAR", "finish_reason": "VARCHAR", "charge_nanousd": "BIGINT",
-        "assumed_nanousd": "BIGINT", "overage_nanousd": "BIGINT", "author": "VARCHAR", "segment": "VARCHAR"
-    }'))
-FROM incoming;
+SELECT * EXCLUDE (assigned_plan) REPLACE (coalesce(assigned_plan, plan) AS plan)
+FROM (
+    SELECT
+        partition,
+        seq,
+        id,
+        make_timestamptz(ms * 1000) AS recorded_at,
+        type,
+        v,
+        user_id,
+        period,
+        call_id,
+        attempt::INTEGER AS attempt,
+        amount,
+        committed,
+        payload,
+        'user:' || user_id || ':' || period AS account,
+        unnest(json_transform(payload, '{
+            "kind": "VARCHAR", "hold": "INTEGER", "hold_nanousd": "BIGINT", "cap_nanousd": "BIGINT", "budget": "VARCHAR",
+            "budgets": [{"budget": "VARCHAR", "cap_nanousd": "BIGINT", "committed_nanousd": "BIGINT"}],
+            "task_type": "VARCHAR", "stream": "VARCHAR", "plan": "VARCHAR", "assigned_plan": "VARCHAR", "campaign_id": "VARCHAR", "worker": "VARCHAR",
+            "bound": {"model": "VARCHAR"}, "model": "VARCHAR", "to_model": "VARCHAR", "from_model": "VARCHAR",
+            "model_used": "VARCHAR", "outcome": "VARCHAR", "basis": "VARCHAR", "charge_basis": "VARCHAR",
+            "reason": "VARCHAR", "http_status": "INTEGER", "error": "VARCHAR", "latency_ms": "BIGINT",
+            "usage": {"prompt_tokens": "BIGINT", "completion_tokens": "BIGINT", "cached_tokens": "BIGINT",
+                "reasoning_tokens": "BIGINT"},
+            "generation_id": "VARCHAR", "finish_reason": "VARCHAR", "charge_nanousd": "BIGINT",
+            "assumed_nanousd": "BIGINT", "overage_nanousd": "BIGINT", "author": "VARCHAR", "segment": "VARCHAR"
+        }'))
+    FROM incoming
+);

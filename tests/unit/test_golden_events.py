@@ -15,8 +15,8 @@ TYPES: Final = tuple(payload.model_fields["type"].default for payload in get_arg
 
 # What the gate puts in front of a payload; the rest of it is written by Python.
 STAMPS: Final[dict[str, tuple[str, ...]]] = {
-    "budget-reserved": ("hold", "cap_nanousd", "deadline_ms", "budgets"),
-    "budget-denied": ("budget", "cap_nanousd", "settled_nanousd", "held_nanousd", "reason"),
+    "budget-reserved": ("hold", "cap_nanousd", "deadline_ms", "assigned_plan", "budgets"),
+    "budget-denied": ("budget", "cap_nanousd", "settled_nanousd", "held_nanousd", "reason", "assigned_plan"),
     "cost-recorded": ("hold", "hold_nanousd", "overage_nanousd", "budgets"),
     "cost-adjusted": ("hold", "assumed_nanousd", "budgets"),
 }

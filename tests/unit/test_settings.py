@@ -76,7 +76,7 @@ def test_caller_wins_over_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     ("name", "value", "problem"),
     [
         ("TOLLBOOK_CONCURENCY", "64", "TOLLBOOK_CONCURENCY: unknown setting; did you mean TOLLBOOK_CONCURRENCY?"),
-        ("TOLLBOOK_NONSENSE", "64", "TOLLBOOK_NONSENSE: unknown setting; `tollbook doctor` lists the known ones"),
+        ("TOLLBOOK_NONSENSE", "64", "TOLLBOOK_NONSENSE: unknown setting; the README lists the known ones"),
         ("TOLLBOOK_RETRIES", "many", "TOLLBOOK_RETRIES: Input should be a valid integer"),
         ("TOLLBOOK_RETRIES", "-1", "TOLLBOOK_RETRIES: Input should be greater than or equal to 0"),
         ("TOLLBOOK_IDEMPOTENCY_TTL_S", "2678399", "TOLLBOOK_IDEMPOTENCY_TTL_S: Input should be greater than"),
