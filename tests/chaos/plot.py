@@ -151,19 +151,18 @@ def _blows(dice: Random, chaos_s: float) -> list[Blow]:
 
 
 def _blow(dice: Random, at_s: float) -> Blow:
-    target, deed = dice.choices(
-        (
-            (dice.choice(WORKERS), "kill"),
-            (dice.choice(WORKERS), "stop"),
-            (dice.choice(WORKERS), "end"),
-            ("projector", "kill"),
-            ("projector", "stop"),
-            ("server", "kill"),
-            ("server", "stop"),
-            ("provider", "kill"),
-        ),
-        (6, 6, 1, 3, 1, 2, 1, 1),
-    )[0]
+    worker = dice.choice(WORKERS)
+    choices: dict[tuple[str, Deed], int] = {
+        (worker, "kill"): 6,
+        (worker, "stop"): 6,
+        (worker, "end"): 1,
+        ("projector", "kill"): 3,
+        ("projector", "stop"): 1,
+        ("server", "kill"): 2,
+        ("server", "stop"): 1,
+        ("provider", "kill"): 1,
+    }
+    target, deed = dice.choices(list(choices), list(choices.values()))[0]
     if deed == "stop" and target in WORKERS:
         # Past the claim time, so that others take its tasks over and it wakes up as a zombie.
         return Blow(at_s, target, deed, CLAIM_AFTER_S + dice.uniform(0.2, 4.0))

@@ -90,7 +90,7 @@ class Chaos:
                 try:
                     fields: Any = publication.fields
                     async with asyncio.timeout(10):
-                        entry_id = await self.redis.xadd(publication.stream, fields)
+                        entry_id: Any = await self.redis.xadd(publication.stream, fields)
                 except (RedisError, OSError, TimeoutError):
                     await asyncio.sleep(0.1)
                 else:

@@ -18,15 +18,17 @@ async def test_no_guarantee_breaks_while_processes_are_killed_and_stopped(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """G1 to G7, and G9, of a whole system."""
-    await play(seed_of(request), tmp_path / "chaos", chaos_s=20, tasks=2_000)
+    await play(seed_of(request), tmp_path, chaos_s=20, tasks=2_000)
 
 
 @pytest.mark.soak
-async def test_no_guarantee_breaks_in_a_long_run(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+async def test_no_guarantee_breaks_in_a_long_run(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> None:
     """The same, again and again with new seeds, until the time is over."""
     seed, until = seed_of(request), time.monotonic() + 60 * minutes_of(request)
     while time.monotonic() < until:
-        await play(seed, tmp_path / f"chaos-{seed}", chaos_s=60, tasks=60 * _TASKS_PER_S)
+        await play(seed, tmp_path_factory.mktemp(f"chaos-{seed}-"), chaos_s=60, tasks=60 * _TASKS_PER_S)
         seed += 1
 
 
@@ -39,7 +41,6 @@ def minutes_of(request: pytest.FixtureRequest) -> float:
 
 
 async def play(seed: int, directory: Path, *, chaos_s: float, tasks: int) -> None:
-    directory.mkdir()
     # Told before anything can go wrong; pytest shows it where the test fails.
     print(f"chaos: seed {seed}, evidence in {directory}", flush=True)  # noqa: T201 - for the report of a failure.
     summary = await run(draw(seed, chaos_s=chaos_s, tasks=tasks), directory)
