@@ -1,0 +1,1 @@
+"""What happens when parts of a system die, lie or stand still, and how it goes on."""
