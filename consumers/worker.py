@@ -252,7 +252,10 @@ class Worker:
             user_id=known.user_id,
             finished_at_ms=self._now_ms(),
         )
-        await self._runner.results.put(result)
+        if not await self._runner.results.put(result):
+            # A redelivery repeats the first answer (G4); a task that was published well under this id keeps its own.
+            stored = await self._runner.results.get(known.task_id) or result
+            result = stored if stored.status is TaskStatus.INVALID and stored.error == problem else result
         await self._answer(known.reply_to, result)
         await self.claims.acknowledge(delivery)
         self._count(result)

@@ -80,6 +80,26 @@ async def test_a_ping_that_is_published_twice_gets_the_same_answer(running: Runn
     assert first == second == await result_of(running, ping["task_id"])
 
 
+async def test_a_malformed_task_that_is_delivered_twice_gets_the_same_answer(running: RunningSystem) -> None:
+    """G4."""
+    task = {"task": "score_post", "task_id": new_id(), "user_id": "u42", "prompt": "", "reply_to": REPLIES}
+    await running.publish("monitoring", [task])
+    await result_of(running, task["task_id"])
+    await running.publish("monitoring", [task])
+    first, second = await answers_to(running, task["task_id"], number=2)
+    assert first == second == await result_of(running, task["task_id"])
+
+
+async def test_a_malformed_task_under_the_id_of_a_call_is_told_what_is_wrong(running: RunningSystem) -> None:
+    call = {"task": "score_post", "task_id": new_id(), "user_id": "u42", "prompt": "a post", "reply_to": REPLIES}
+    await running.publish("monitoring", [call])
+    done = await result_of(running, call["task_id"])
+    await running.publish("monitoring", [call | {"prompt": ""}])
+    answers = await answers_to(running, call["task_id"], number=2)
+    assert [answer.error_code for answer in answers] == [None, ErrorCode.INVALID_TASK]
+    assert await result_of(running, call["task_id"]) == done
+
+
 async def test_a_ping_under_the_id_of_a_call_is_a_conflict(running: RunningSystem) -> None:
     """G4."""
     call = {"task": "score_post", "task_id": new_id(), "user_id": "u42", "prompt": "a post", "reply_to": REPLIES}
