@@ -1,39 +1,31 @@
 """Names of the Redis keys. All keys of one partition share a hash tag, hence a cluster slot."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys of one ledger partition."""
+    """The keys of one ledger partition. Those that every step needs are made once."""
 
     namespace: str = "tollbook"
     partition: int = 0
+    prefix: str = field(init=False, repr=False, compare=False)
+    """The hash tag with which every key of the partition begins."""
+    meta: str = field(init=False, repr=False, compare=False)
+    """Hash: the ledger's identity and watermark."""
+    ledger: str = field(init=False, repr=False, compare=False)
+    """Stream: the events."""
+    holds: str = field(init=False, repr=False, compare=False)
+    """Sorted set: call id of each open hold by its deadline, in milliseconds."""
+    waiters: str = field(init=False, repr=False, compare=False)
+    """Hash of the budgets somebody waits for; also the channel on which freed budgets are announced."""
 
-    @property
-    def prefix(self) -> str:
-        """The hash tag with which every key of the partition begins."""
-        return f"{{{self.namespace}:{self.partition}}}:"
-
-    @property
-    def meta(self) -> str:
-        """Hash: the ledger's identity and watermark."""
-        return self.prefix + "meta"
-
-    @property
-    def ledger(self) -> str:
-        """Stream: the events."""
-        return self.prefix + "ledger"
-
-    @property
-    def holds(self) -> str:
-        """Sorted set: call id of each open hold by its deadline, in milliseconds."""
-        return self.prefix + "holds"
-
-    @property
-    def waiters(self) -> str:
-        """Hash of the budgets somebody waits for; also the channel on which freed budgets are announced."""
-        return self.prefix + "waiters"
+    def __post_init__(self) -> None:
+        """Make the names."""
+        prefix = f"{{{self.namespace}:{self.partition}}}:"
+        object.__setattr__(self, "prefix", prefix)
+        for name in ("meta", "ledger", "holds", "waiters"):
+            object.__setattr__(self, name, prefix + name)
 
     @property
     def tail_pattern(self) -> str:

@@ -377,9 +377,9 @@ end
 
 --[[ reserve: hold money for a call, against one or more budgets, all or nothing.
 KEYS meta ledger holds waiters account call result tail...
-ARGS 1 ledger_id 2 call_id 3 user_id 4 period 5 content hash 6 amount 7 worker 8 lease ms
-     9 valid from ms 10 valid until ms 11 final (1: a wait is over, refuse) 12 call ttl s 13 payload
-     14.. budgets, the user's period first
+ARGS 1 ledger_id 2 call_id 3 user_id 4 period 5 content hash 6 worker
+     7 "amount, lease ms, valid from ms, valid until ms, final (1: a wait is over, refuse), call ttl s"
+     8 payload 9.. budgets, the user's period first
 OK id hold attempt committed cap deadline plan ('': none assigned) | DENIED/WAIT budget settled held cap | EXISTS ... | ... ]]
 local function reserve(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
@@ -387,7 +387,9 @@ local function reserve(keys, args)
     return refusal
   end
   local call_key, call_id, user, period = keys[6], args[2], args[3], args[4]
-  local amount, ttl, now = amount_of(args[6]), seconds_of(args[12]), now_ms()
+  local amount, lease, from, til, final, ttl = string.match(args[7], '^(%S+) (%S+) (%S+) (%S+) ([01]) (%S+)$')
+  amount, lease, from, til, ttl = amount_of(amount), int(lease), int(from), int(til), seconds_of(ttl)
+  local now = now_ms()
   local call = read_call(call_key)
   if call then
     if call.hash ~= args[5] then
@@ -396,22 +398,22 @@ local function reserve(keys, args)
       return exists(call, keys[7])
     end
   end
-  if now < int(args[9]) or now >= int(args[10]) then
+  if now < from or now >= til then
     return { 'WINDOW', text(now) }
   end
-  local names, packed = read_budgets(args, 14)
+  local names, packed = read_budgets(args, 9)
   local tails = tails_of(keys, 8)
   local w
   w, refusal = weigh(meta, tails, names, packed, keys[5], period, amount)
   if not w then
     return refusal
   end
-  local refused = w.denied or (args[11] == '1' and w.waiting)
+  local refused = w.denied or (final == '1' and w.waiting)
   if w.waiting and not refused then
     redis.call('HSET', keys[4], names[w.waiting], '1')
     return verdict('WAIT', names, w, w.waiting)
   end
-  call = call or new_call(args[5], args[7], user, period)
+  call = call or new_call(args[5], args[6], user, period)
   -- Past those that were begun and not told: what an earlier hold's worker tells late must not pass for ours.
   local attempt = math.max(call.recorded, call.begun) + 1
   local event = { user = user, period = period, call = call_id, attempt = text(attempt), amount = amount }
@@ -423,25 +425,25 @@ local function reserve(keys, args)
     local stamps = { '"budget":' .. cjson.encode(names[refused]), '"cap_nanousd":' .. text(w.caps[refused]),
       '"settled_nanousd":' .. text(b.s), '"held_nanousd":' .. text(b.h), '"reason":"' .. reply[6] .. '"' }
     stamp_plan(stamps, w.plan)
-    event.payload = splice(stamps, args[13])
+    event.payload = splice(stamps, args[8])
     append(meta, keys[2], event)
     call.state = 'denied'
     call.denial = table.concat({ names[refused], text(b.s), text(b.h), text(w.caps[refused]), text(amount), reply[6] }, ' ')
     write_call(call_key, call, ttl)
     return reply
   end
-  local hold, deadline = call.hold + 1, text(now + int(args[8]))
+  local hold, deadline = call.hold + 1, text(now + lease)
   local committed = text(w.balances[1].s + w.balances[1].h + amount)
   local stamps = { '"hold":' .. text(hold), '"cap_nanousd":' .. text(w.caps[1]), '"deadline_ms":' .. deadline }
   stamp_plan(stamps, w.plan)
   stamp_budgets(stamps, names, w.balances, w.caps, amount)
-  event.type, event.committed, event.payload = 'budget-reserved', committed, splice(stamps, args[13])
+  event.type, event.committed, event.payload = 'budget-reserved', committed, splice(stamps, args[8])
   redis.call('ZADD', keys[3], deadline, call_id)
   local id = append(meta, keys[2], event)
   for i, tail in ipairs(tails) do
     push(tail, id, 0, amount, w.balances[i])
   end
-  call.state, call.hold, call.amount, call.worker, call.deadline = 'open', hold, amount, args[7], deadline
+  call.state, call.hold, call.amount, call.worker, call.deadline = 'open', hold, amount, args[6], deadline
   call.begun, call.spent, call.assumed = attempt, 0, 0
   move_call(call, period, table.concat(names, '\n'))
   write_call(call_key, call)
@@ -523,21 +525,23 @@ end
 
 --[[ settle: replace a hold by the real cost, store the result and free the money.
 KEYS meta ledger holds waiters call result tail...
-ARGS 1 ledger_id 2 call_id 3 hold 4 cost 5 assumed part of it 6 attempt 7 final (1: the call is over)
-     8 result ('' none) 9 result ttl s 10 call ttl s 11 payload 12 number of events 13.. events, then
-     budgets (packed numbers may be '')
+ARGS 1 ledger_id 2 call_id
+     3 "hold, cost, assumed part of it, attempt, final (1: the call is over), result ttl s, call ttl s, number of events"
+     4 result ('' none) 5 payload 6.. events, then budgets (packed numbers may be '')
 OK id committed | SETTLED "cost assumed" state (nothing done) | UNKNOWN | MISMATCH | STALE ... ]]
 local function settle(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
     return refusal
   end
-  local count = int(args[12])
-  local names, packed = read_budgets(args, 13 + 3 * count)
-  local call_key, cost, assumed, attempt = keys[5], amount_of(args[4]), amount_of(args[5]), text(args[6])
-  local events, result_ttl, call_ttl = read_attempts(args, 13, count), seconds_of(args[9]), seconds_of(args[10])
+  local hold, cost, assumed, attempt, final, result_ttl, call_ttl, count =
+    string.match(args[3], '^(%d+) (%S+) (%S+) (%S+) ([01]) (%S+) (%S+) (%S+)$')
+  cost, assumed, attempt, count = amount_of(cost), amount_of(assumed), text(attempt), int(count)
+  result_ttl, call_ttl = seconds_of(result_ttl), seconds_of(call_ttl)
+  local call_key, events = keys[5], read_attempts(args, 6, count)
+  local names, packed = read_budgets(args, 6 + 3 * count)
   local call
-  call, refusal = open_hold(call_key, args[3], names)
+  call, refusal = open_hold(call_key, hold, names)
   if not call then
     return refusal
   end
@@ -552,22 +556,22 @@ local function settle(keys, args)
   redis.call('ZREM', keys[3], args[2])
   append_attempts(meta, keys[2], call, args[2], call.period, events, text(balances[1].s + balances[1].h))
   local freed = cost - call.amount
-  local stamps = { '"hold":' .. args[3], '"hold_nanousd":' .. text(call.amount) }
+  local stamps = { '"hold":' .. hold, '"hold_nanousd":' .. text(call.amount) }
   if freed > 0 then
     stamps[#stamps + 1] = '"overage_nanousd":' .. text(freed)
   end
   stamp_budgets(stamps, names, balances, nil, freed)
   local committed = text(balances[1].s + balances[1].h + freed)
   local id = append(meta, keys[2], { type = 'cost-recorded', user = call.user, period = call.period, call = args[2],
-    attempt = attempt, amount = cost, committed = committed, payload = splice(stamps, args[11]) })
+    attempt = attempt, amount = cost, committed = committed, payload = splice(stamps, args[5]) })
   for i, tail in ipairs(tails) do
     push(tail, id, cost, -call.amount, balances[i])
   end
-  call.state = args[7] == '1' and 'settled' or 'closed'
-  set_settled(call, args[3], cost, assumed)
+  call.state = final == '1' and 'settled' or 'closed'
+  set_settled(call, hold, cost, assumed)
   write_call(call_key, call, call_ttl)
-  if args[8] ~= '' then
-    redis.call('SET', keys[6], args[8], 'EX', result_ttl)
+  if args[4] ~= '' then
+    redis.call('SET', keys[6], args[4], 'EX', result_ttl)
     redis.call('PUBLISH', keys[6], args[2])
   end
   return { 'OK', id, committed }

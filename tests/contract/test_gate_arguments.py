@@ -25,14 +25,16 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "balance": {},
 }
 
-# Name of a number and its place among the arguments, counted from 1 as in the gate's own comments.
-AMOUNTS = [
-    ("reserve", "amount", 6),
+# Name of a number and its place among the arguments, counted from 1 as in the gate's own comments; a pair where
+# several numbers share an argument.
+Place = int | tuple[int, int]
+AMOUNTS: list[tuple[str, str, Place]] = [
+    ("reserve", "amount", (7, 1)),
     ("record", "spent", 5),
     ("record", "assumed", 6),
     ("record", "extension", 7),
-    ("settle", "cost", 4),
-    ("settle", "assumed", 5),
+    ("settle", "cost", (3, 2)),
+    ("settle", "assumed", (3, 3)),
     ("adjust", "cost", 4),
     ("adjust", "assumed", 5),
     ("charge", "cost", 6),
@@ -40,30 +42,30 @@ AMOUNTS = [
     ("assign", "cap", 8),
     ("credit", "credit", 8),
 ]
-INTEGERS = [
-    ("reserve", "lease", 8),
-    ("reserve", "valid from", 9),
-    ("reserve", "valid until", 10),
+INTEGERS: list[tuple[str, str, Place]] = [
+    ("reserve", "lease", (7, 2)),
+    ("reserve", "valid from", (7, 3)),
+    ("reserve", "valid until", (7, 4)),
     ("record", "attempts begun", 4),
     ("record", "number of events", 8),
     ("record", "attempt of an event", 10),
-    ("settle", "attempt", 6),
-    ("settle", "number of events", 12),
-    ("settle", "attempt of an event", 14),
+    ("settle", "attempt", (3, 4)),
+    ("settle", "number of events", (3, 8)),
+    ("settle", "attempt of an event", 7),
     ("adjust", "attempt", 6),
     ("adjust", "number of events", 10),
     ("adjust", "attempt of an event", 13),
 ]
-SECONDS = [
-    ("reserve", "call ttl", 12),
-    ("settle", "result ttl", 9),
-    ("settle", "call ttl", 10),
+SECONDS: list[tuple[str, str, Place]] = [
+    ("reserve", "call ttl", (7, 6)),
+    ("settle", "result ttl", (3, 6)),
+    ("settle", "call ttl", (3, 7)),
     ("adjust", "result ttl", 8),
     ("adjust", "call ttl", 11),
     ("charge", "call ttl", 8),
     ("assign", "command ttl", 9),
 ]
-EVENT_KINDS = [("record", 9), ("settle", 13), ("adjust", 12)]
+EVENT_KINDS = [("record", 9), ("settle", 6), ("adjust", 12)]
 NOT_INTEGERS = ("", "x", "1.5", "nan", "inf", "-inf", str(2**53))
 NOT_BUDGETS = (
     "", "10", "10 0 0 0 0", "-1 0 0 0 0 0", "1.5 0 0 0 0 0", "x 0 0 0 0 0", f"{MAX_NANOUSD + 1} 0 0 0 0 0",
@@ -89,6 +91,16 @@ def _place(command: list[Any], argument: int) -> int:
     return 3 + command[2] + argument - 1
 
 
+def _put(command: list[Any], place: Place, value: str) -> None:
+    argument, number = place if isinstance(place, tuple) else (place, 0)
+    at = _place(command, argument)
+    if number:
+        numbers = str(command[at]).split(" ")
+        numbers[number - 1] = value
+        value = " ".join(numbers)
+    command[at] = value
+
+
 async def _is_refused(bench: GateBench, command: list[Any], match: str) -> None:
     before = await bench.everything()
     with pytest.raises(ResponseError, match=match):
@@ -105,27 +117,27 @@ async def test_each_command_is_taken_as_it_is(bench: GateBench, name: str) -> No
 
 @pytest.mark.parametrize(("name", "what", "argument"), AMOUNTS)
 async def test_an_amount_is_an_integer_from_zero_to_a_million_dollars(
-    bench: GateBench, name: str, what: str, argument: int
+    bench: GateBench, name: str, what: str, argument: Place
 ) -> None:
     for value in (*NOT_INTEGERS, "-1", str(MAX_NANOUSD + 1)):
         command = await _command(bench, name)
-        command[_place(command, argument)] = value
+        _put(command, argument, value)
         await _is_refused(bench, command, "TOLLBOOK")
 
 
 @pytest.mark.parametrize(("name", "what", "argument"), INTEGERS)
-async def test_a_number_is_an_exact_integer(bench: GateBench, name: str, what: str, argument: int) -> None:
+async def test_a_number_is_an_exact_integer(bench: GateBench, name: str, what: str, argument: Place) -> None:
     for value in NOT_INTEGERS:
         command = await _command(bench, name)
-        command[_place(command, argument)] = value
+        _put(command, argument, value)
         await _is_refused(bench, command, "TOLLBOOK")
 
 
 @pytest.mark.parametrize(("name", "what", "argument"), SECONDS)
-async def test_a_time_to_live_is_a_positive_integer(bench: GateBench, name: str, what: str, argument: int) -> None:
+async def test_a_time_to_live_is_a_positive_integer(bench: GateBench, name: str, what: str, argument: Place) -> None:
     for value in ("", "x", "0", "-1", "1.5"):
         command = await _command(bench, name)
-        command[_place(command, argument)] = value
+        _put(command, argument, value)
         await _is_refused(bench, command, "TOLLBOOK")
 
 

@@ -60,8 +60,8 @@ class DirectGate:
         keys = [KEYS.meta, KEYS.ledger, KEYS.holds, KEYS.waiters, KEYS.account(user), KEYS.call(call_id),
                 KEYS.result(call_id), *map(KEYS.tail, budgets)]  # fmt: skip
         packed = [part for name in budgets for part in (name, self._packed(name))]
-        reply = await self.call("reserve", keys, call_id, user, PERIOD, "hash", amount, "w", 60_000, 0, 2**53 - 1, 0,
-                                3600, payload, *packed)  # fmt: skip
+        numbers = f"{amount} 60000 0 {2**53 - 1} 0 3600"
+        reply = await self.call("reserve", keys, call_id, user, PERIOD, "hash", "w", numbers, payload, *packed)
         return EntryId.parse(reply[1].decode())
 
     def _packed(self, name: str) -> str:
@@ -79,7 +79,7 @@ class DirectGate:
         keys = [KEYS.meta, KEYS.ledger, KEYS.holds, KEYS.waiters, KEYS.call(call_id), KEYS.result(call_id),
                 *map(KEYS.tail, budgets)]  # fmt: skip
         packed = [part for name in budgets for part in (name, "")]
-        reply = await self.call("settle", keys, call_id, 1, cost, 0, 1, 1, "", 60, 3600, payload, 0, *packed)
+        reply = await self.call("settle", keys, call_id, f"1 {cost} 0 1 1 60 3600 0", "", payload, *packed)
         return EntryId.parse(reply[1].decode())
 
     async def trim(self, partition: int, watermark: EntryId, names: Sequence[str]) -> None:

@@ -119,7 +119,7 @@ BROKEN = (
     Broken("a projection ahead of the ledger is taken", (("if q.seq > meta.seq then", "if false then"),), MODEL),
     Broken(
         "a call that only holds stand in the way of is refused (G9)",
-        (("local refused = w.denied or (args[11] == '1' and w.waiting)", "local refused = w.denied or w.waiting"),),
+        (("local refused = w.denied or (final == '1' and w.waiting)", "local refused = w.denied or w.waiting"),),
         MODEL,
     ),
     Broken(
