@@ -54,21 +54,15 @@ class Program:
             return
         self._is_wanted.clear()
         self._send(signal.SIGKILL if deed == "kill" else signal.SIGTERM)
+        await self._wait()
         await asyncio.sleep(for_s)
         self._is_wanted.set()
 
     async def end(self) -> None:
         """End it for good, in an orderly way; what does not end is killed, and noted."""
         self._is_wanted.clear()
-        process = self._process
-        if process is not None and process.returncode is None:
-            self._send(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(process.wait(), _END_S)
-            except TimeoutError:
-                self.surprises.append(f"{self.name} (pid {process.pid}) did not end within {_END_S} s")
-                self._send(signal.SIGKILL)
-                await process.wait()
+        self._send(signal.SIGTERM)
+        await self._wait()
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
@@ -86,6 +80,18 @@ class Program:
             standstill.to_ms = _now_ms()
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGCONT)
+
+    async def _wait(self) -> None:
+        """Wait for the end that was asked for."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        try:
+            await asyncio.wait_for(process.wait(), _END_S)
+        except TimeoutError:
+            self.surprises.append(f"{self.name} (pid {process.pid}) did not end within {_END_S} s")
+            self._send(signal.SIGKILL)
+            await process.wait()
 
     def _send(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:

@@ -16,10 +16,11 @@ import httpx
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from ledger.comparison import compare
 from ledger.connection import connect
 from ledger.embedded import EmbeddedServer
 from ledger.keys import Keys, dead_letters
-from ledger.replay import compare, rebuild
+from ledger.replay import rebuild
 from ledger.store import Store
 from tests.chaos.audit import Audit, Evidence, RawEvent
 from tests.chaos.plot import REPLIES, STREAMS, WORKERS, Blow, Plot
