@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import duckdb
+import pyarrow as pa
 import structlog
 
 from ledger.baselines import BaselinePage
@@ -101,7 +102,11 @@ class RemoteStore:
         return self.baselines(()).positions[partition]
 
     def query(self, sql: str) -> list[dict[str, Any]]:
-        """Run a SELECT on the server and return its rows; money comes back as Decimal.
+        """Run a SELECT on the server and return its rows; money comes back as Decimal. Errors: as `table`."""
+        return self.table(sql).to_pylist()
+
+    def table(self, sql: str) -> pa.Table:
+        """Run a SELECT on the server and return what it gives.
 
         Errors: RemoteRefused; BaselineUnavailable; duckdb.Error where the query itself is wrong.
         """
@@ -115,10 +120,10 @@ class RemoteStore:
             self.close()
             return self._query(sql)
 
-    def _query(self, sql: str) -> list[dict[str, Any]]:
+    def _query(self, sql: str) -> pa.Table:
         with self._connect().cursor() as cursor:
             try:
-                return cursor.execute("FROM quack_query_by_name('ledger', ?)", [sql]).to_arrow_table().to_pylist()
+                return cursor.execute("FROM quack_query_by_name('ledger', ?)", [sql]).to_arrow_table()
             except duckdb.IOException as exc:
                 raise BaselineUnavailable(f"the projector does not answer: {_first_line(exc)}") from exc
             except duckdb.InvalidInputException as exc:

@@ -1,13 +1,12 @@
-"""Rebuilding the projection from archive and stream, and comparing two projections row for row (G5)."""
+"""Rebuilding the projection from archive and stream: all of it, up to a point, or one user's (G5)."""
 
 import asyncio
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import cast
 
-import duckdb
 import pyarrow as pa
 from redis.asyncio import Redis
 
@@ -16,28 +15,19 @@ from ledger.segments import Archive, ArchiveDamaged
 from ledger.source import ROWS, LedgerSource
 from ledger.store import Store
 from ledger.stream import lifted
-from schemas.identifiers import EntryId
-
-TABLES: Final = ("events", "budgets", "counters", "calls", "spend", "position", "discrepancies")
-_SHOWN: Final = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Rows of one table that only one of two projections has; `examples` are some of them, as text."""
-
-    table: str
-    only_first: int
-    only_second: int
-    examples: tuple[str, ...]
+from schemas.identifiers import ZERO_ENTRY, EntryId
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayLimits:
-    """What to replay: up to an entry, that one included; and only what is a user's own."""
+    """What to replay: up to an entry, that one included, or one a partition; and only what is a user's own."""
 
-    until: EntryId | None = None
+    until: EntryId | Mapping[int, EntryId] | None = None
     user_id: str | None = None
+
+    def end_of(self, partition: int) -> EntryId | None:
+        """Return the last entry of a partition that counts, or None for all of them."""
+        return self.until.get(partition, ZERO_ENTRY) if isinstance(self.until, Mapping) else self.until
 
 
 async def replay(
@@ -56,8 +46,9 @@ async def replay(
     store = await asyncio.to_thread(Store.open, into, source.ledger_id, len(source.keys))
     try:
         for keys in source.keys:
+            end = limits.end_of(keys.partition)
             async for events in source.events(keys.partition):
-                wanted = events if limits.until is None else _up_to(events, limits.until)
+                wanted = events if end is None else _up_to(events, end)
                 await asyncio.to_thread(store.fold_table, wanted, partition=keys.partition, only_user_id=limits.user_id)
                 progress(wanted.num_rows)
                 if wanted.num_rows < events.num_rows:
@@ -99,27 +90,3 @@ def fold_archive(store: Store, archive: Archive, partition: int) -> int:
             store.fold_table(lifted(events), partition=partition)
             folded += events.num_rows
     return folded
-
-
-def compare(first: Store, second: Store) -> list[Difference]:
-    """Compare two projections, every table and view, row for row; an empty list means that they are equal.
-
-    Both are copied into memory a table at a time. Blocks; call it through asyncio.to_thread.
-    """
-    connection = duckdb.connect()
-    try:
-        return [difference for table in TABLES if (difference := _compare_table(connection, table, first, second))]
-    finally:
-        connection.close()
-
-
-def _compare_table(connection: duckdb.DuckDBPyConnection, table: str, first: Store, second: Store) -> Difference | None:
-    for name, store in (("first", first), ("second", second)):
-        with store.reading() as cursor:
-            connection.register(name, cursor.table(table).to_arrow_table())
-    only_first = connection.execute("FROM first EXCEPT ALL FROM second").to_arrow_table()
-    only_second = connection.execute("FROM second EXCEPT ALL FROM first").to_arrow_table()
-    if not only_first.num_rows and not only_second.num_rows:
-        return None
-    examples = [*only_first.slice(0, _SHOWN).to_pylist(), *only_second.slice(0, _SHOWN).to_pylist()]
-    return Difference(table, only_first.num_rows, only_second.num_rows, tuple(str(row) for row in examples))

@@ -162,9 +162,13 @@ class Store:
 
     def query(self, sql: str, params: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Run a query and return its rows; money comes back as Decimal. Errors: duckdb.Error; StoreClosed."""
+        # Through Arrow, since DuckDB's own conversion of timestamps needs pytz.
+        return self.table(sql, params).to_pylist()
+
+    def table(self, sql: str, params: Sequence[Any] = ()) -> pa.Table:
+        """Run a query and return what it gives. Errors: as `query`."""
         with self.reading() as cursor:
-            # Through Arrow, since DuckDB's own conversion of timestamps needs pytz.
-            return cursor.execute(sql, list(params)).to_arrow_table().to_pylist()
+            return cursor.execute(sql, list(params)).to_arrow_table()
 
     @contextmanager
     def reading(self) -> Generator[duckdb.DuckDBPyConnection]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from consumers.runtime import System
-from ledger.replay import compare, rebuild
+from ledger.comparison import compare
+from ledger.replay import rebuild
 from schemas.money import nanousd_from_usd
 
 _SPENT: Final = "SELECT user_id, sum(spent_usd)::DECIMAL(18, 9) AS spent_usd FROM spend GROUP BY user_id"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from ledger.replay import ReplayLimits, compare, replay
+from ledger.comparison import compare
+from ledger.replay import ReplayLimits, replay
 from ledger.segments import Archive
 from ledger.source import LedgerSource, NoLedger
 from ledger.store import Store

@@ -9,11 +9,12 @@ import pytest
 from redis.asyncio import Redis
 
 from ledger import chain
+from ledger.comparison import compare
 from ledger.functions import load_library
 from ledger.gate import create_ledger
 from ledger.keys import Keys
 from ledger.pipeline import CommandPipeline
-from ledger.replay import compare, fold_archive, rebuild
+from ledger.replay import fold_archive, rebuild
 from ledger.requests import Position
 from ledger.sealing import ArchiveBehind, Sealer, SealingSettings
 from ledger.segments import Archive, ArchiveDamaged, check_segment

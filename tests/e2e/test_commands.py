@@ -15,8 +15,8 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from inference.standin import StandInConfig
+from ledger.comparison import TABLES
 from ledger.keys import Keys
-from ledger.replay import TABLES
 from schemas.results import InferenceResult
 from tests.servers import wait_until
 from tests.system import STREAMS, Finished, GatedStandIn, StayingCommand, run_cli

@@ -7,7 +7,7 @@ from typing import Final
 from redis.asyncio import Redis
 
 from inference.setting_values import CapTable
-from ledger.replay import TABLES, compare
+from ledger.comparison import TABLES, compare
 from ledger.store import Store
 from schemas.results import TaskStatus
 from tests.servers import wait_until

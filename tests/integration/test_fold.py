@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ledger.comparison import compare
 from ledger.fold import LedgerGap
-from ledger.replay import compare
 from ledger.store import Store
 from ledger.stream import Batch
 from schemas.money import MAX_NANOUSD, usd_from_nanousd

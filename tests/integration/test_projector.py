@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from redis.asyncio import Redis
 
+from ledger.comparison import compare
 from ledger.connection import connect
 from ledger.embedded import EmbeddedServer
 from ledger.errors import LedgerAhead, LedgerReplaced
@@ -18,7 +19,7 @@ from ledger.follower import LedgerRewritten
 from ledger.functions import function, load_library
 from ledger.keys import Keys
 from ledger.projector import Projector, ProjectorSettings
-from ledger.replay import compare, rebuild
+from ledger.replay import rebuild
 from ledger.store import Store
 from ledger.stream import StreamReader
 from schemas.events import ENVELOPE_FIELDS, BoundPrice, BudgetReserved, CostRecorded, payload_json

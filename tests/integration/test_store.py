@@ -9,9 +9,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from ledger.comparison import compare
 from ledger.errors import BaselineUnavailable, WrongPartitions
 from ledger.fold import LedgerMismatch
-from ledger.replay import compare
 from ledger.store import Store, StoreFailed, StoreLocked
 from ledger.stream import Batch
 from tests.ledger_maker import LedgerMaker
