@@ -19,7 +19,7 @@ from schemas.identifiers import ZERO_ENTRY, EntryId
 
 # Large tables fold faster; this many stay within a store's memory limit.
 ROWS: Final = 200_000
-_PAGE: Final = 10_000
+_PAGE: Final = 25_000
 
 
 class NoLedger(LedgerRefused):

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 from redis.exceptions import RedisError
 
 from inference.settings import Settings
+from ledger.comparison import Tables
 from ledger.connection import connect
 from ledger.endpoint import read_endpoint
 from ledger.errors import BaselineUnavailable, LedgerUnavailable
@@ -81,27 +83,39 @@ async def _partitions(pipeline: CommandPipeline, settings: Settings) -> int:
     return int(stored) if stored else settings.partitions
 
 
-def query_projection(settings: Settings, sql: str) -> list[dict[str, Any]]:
-    """Run one SELECT on the projection: through the projector that serves it, else on the file at rest.
+def open_tables(settings: Settings) -> Tables:
+    """Return the projection to be asked: through the projector that serves it, else the file at rest.
 
     Errors: LedgerUnavailable where there is neither.
     """
     if (settings.data_dir / ADDRESS_FILE).exists():
         store = RemoteStore.open(settings.data_dir)
         try:
-            return store.query(sql)
+            store.position()
         except BaselineUnavailable:
-            pass  # The projector was killed and left its address behind.
-        finally:
-            store.close()
-    return _query_file(settings.data_dir / "tollbook.duckdb", sql)
+            store.close()  # The projector was killed and left its address behind.
+        else:
+            return store
+    return _File(settings.data_dir / "tollbook.duckdb")
 
 
-def _query_file(path: Path, sql: str) -> list[dict[str, Any]]:
-    if not path.exists():
-        raise LedgerUnavailable(f"there is no projection at {path}; start `tollbook up`, or set TOLLBOOK_DATA_DIR")
-    try:
-        with duckdb.connect(str(path), read_only=True) as connection:
-            return connection.execute(sql).to_arrow_table().to_pylist()
-    except duckdb.IOException as exc:
-        raise LedgerUnavailable(f"{path} is in use by a process that does not serve it: {exc}") from exc
+def query_projection(settings: Settings, sql: str) -> list[dict[str, Any]]:
+    """Run one SELECT on the projection. Errors: as `open_tables`."""
+    return open_tables(settings).table(sql).to_pylist()
+
+
+class _File:
+    """A projection at rest, opened for each question, so that a projector may start in between."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise LedgerUnavailable(f"there is no projection at {path}; start `tollbook up`, or set TOLLBOOK_DATA_DIR")
+        self._path = path
+
+    def table(self, sql: str) -> pa.Table:
+        try:
+            with duckdb.connect(str(self._path), read_only=True) as connection:
+                connection.execute("SET TimeZone = 'UTC'")
+                return connection.execute(sql).to_arrow_table()
+        except duckdb.IOException as exc:
+            raise LedgerUnavailable(f"{self._path} is in use by a process that does not serve it: {exc}") from exc

@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import typer
 from redis.asyncio import Redis
 
-from ledger.comparison import compare
+from consumers.cli.replay import parse_moment
+from ledger.comparison import compare, compare_with_live
 from ledger.replay import ReplayLimits, replay
 from ledger.segments import Archive
 from ledger.source import LedgerSource, NoLedger
@@ -87,3 +89,36 @@ async def test_progress_counts_every_event(archiving: Archiving, tmp_path: Path)
 def test_no_archive_is_said(tmp_path: Path) -> None:
     with pytest.raises(NoLedger):
         LedgerSource.of_archive(Archive(tmp_path))
+
+
+def test_a_moment_is_a_time_or_an_entry() -> None:
+    last = 2**63 - 1
+    assert parse_moment("1764000000000-3", "--until") == EntryId(1_764_000_000_000, 3)
+    assert parse_moment("2026-11-24T12:00:00Z", "--until") == EntryId(1_795_521_600_000, last)
+    assert parse_moment("2026-11-24T13:00:00+01:00", "--until") == EntryId(1_795_521_600_000, last)
+    assert parse_moment("2026-11-24", "--until") == EntryId(1_795_478_400_000, last)
+    for wrong in ("", "yesterday", "1764", "2026-13-01"):
+        with pytest.raises(typer.BadParameter):
+            parse_moment(wrong, "--until")
+
+
+async def test_a_projection_that_folds_on_is_compared_as_far_as_it_can_be(redis_client: Redis, tmp_path: Path) -> None:
+    archiving = Archiving(redis_client, tmp_path)
+    await archiving.fill(400)
+    position = archiving.store.position()
+    replayed = await replay(source_of(archiving), tmp_path / "r.duckdb", ReplayLimits({0: position.entry}))
+    await archiving.append(LedgerMaker(1).run(480).entries[len(EVENTS) :])
+    assert archiving.store.position().seq > position.seq
+    comparison = compare_with_live(replayed, archiving.store, {0: position})
+    assert comparison.differences == []
+    assert comparison.moved_on > 0
+    assert comparison.rows > position.seq
+    with archiving.store.reading() as cursor:
+        cursor.execute(
+            "UPDATE budgets SET settled_usd = settled_usd + 1 WHERE last_seq = (SELECT min(last_seq) FROM budgets)"
+        )
+    tampered = compare_with_live(replayed, archiving.store, {0: position})
+    assert tampered.differences[0].table == "budgets"
+    replayed.close()
+    archiving.store.close()
+    await archiving.pipeline.aclose()

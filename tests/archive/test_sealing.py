@@ -42,7 +42,11 @@ class Archiving:
     async def fill(self, steps: int, *, seed: int = 1) -> None:
         await load_library(self.redis)
         await create_ledger(self.pipeline, KEYS, ledger_id=LEDGER, partitions=1)
-        for entry_id, fields in LedgerMaker(seed).run(steps).entries:
+        await self.append(LedgerMaker(seed).run(steps).entries)
+
+    async def append(self, entries: list[Any]) -> None:
+        """Put made events on the stream and fold them."""
+        for entry_id, fields in entries:
             await self.redis.xadd(KEYS.ledger, dict(zip(fields[0::2], fields[1::2], strict=True)), id=entry_id)
         await self.fold()
 

@@ -1,0 +1,193 @@
+"""`tollbook replay`: fold the ledger anew, to any point, for one user or all, and compare with what is in use."""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from consumers.cli.source import ArchiveOption
+from schemas.identifiers import EntryId, check_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inference.settings import Settings
+    from ledger.comparison import Comparison, Tables
+    from ledger.requests import Position
+    from ledger.source import LedgerSource
+    from ledger.store import Store
+
+_LAST_IN_A_MILLISECOND = 2**63 - 1
+
+
+def replay(
+    into: Annotated[Path, typer.Option(help="The DuckDB file to make; it must not exist.")] = Path("replay.duckdb"),
+    until: Annotated[
+        str | None,
+        typer.Option(help="Up to a moment (2026-11-24T12:00:00Z) or entry id (1764000000000-0), included."),
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="Only what is this user's own.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Compare with the projection in use, row for row; exit code 1 if unequal.")
+    ] = False,
+    archive: ArchiveOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Fold the ledger, archive and stream, into a new DuckDB file; nothing that runs is stopped or changed.
+
+    Example: tollbook replay --until 2026-11-01 --into october.duckdb
+    """
+    from inference.settings import load_settings
+
+    if into.exists():
+        raise typer.BadParameter(f"{into} is there already", param_hint="--into")
+    if compare and (user is not None or until is not None or archive is not None):
+        raise typer.BadParameter("--compare goes with a replay of everything", param_hint="--compare")
+    end = None if until is None else parse_moment(until, "--until")
+    if user is not None:
+        _check_user(user)
+    outcome = asyncio.run(_replay(load_settings(), into, end, user, archive, is_compared=compare, is_quiet=as_json))
+    if as_json:
+        typer.echo(json.dumps(outcome))
+    else:
+        _print(outcome)
+    return 1 if outcome.get("differences") else 0
+
+
+def parse_moment(text: str, hint: str) -> EntryId:
+    """Return the last entry id that counts: an id itself, or the end of the millisecond of a moment in UTC.
+
+    Errors: typer.BadParameter.
+    """
+    if re.fullmatch(r"\d{1,16}-\d{1,19}", text):
+        return EntryId.parse(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        problem = f"{text!r} is neither a moment (2026-11-24T12:00:00Z) nor an entry id (1764000000000-0)"
+        raise typer.BadParameter(problem, param_hint=hint) from None
+    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return EntryId(round(moment.timestamp() * 1000), _LAST_IN_A_MILLISECOND)
+
+
+async def _replay(
+    settings: "Settings",
+    into: Path,
+    until: EntryId | None,
+    user: str | None,
+    archive: Path | None,
+    *,
+    is_compared: bool,
+    is_quiet: bool,
+) -> dict[str, Any]:
+    from consumers.cli.source import open_source
+    from ledger.replay import ReplayLimits
+    from ledger.replay import replay as fold
+
+    async with open_source(settings, archive) as source:
+        positions, live = await asyncio.to_thread(_live, settings) if is_compared else (None, None)
+        ends = until if positions is None else {number: position.entry for number, position in positions.items()}
+        started = time.perf_counter()
+        with _progress(await source.count(), is_quiet=is_quiet) as advance:
+            store = await fold(source, into, ReplayLimits(ends, user), progress=advance)
+        seconds = time.perf_counter() - started
+        try:
+            outcome = await asyncio.to_thread(_summary, store, source, seconds)
+            if positions is not None and live is not None:
+                from ledger.comparison import compare_with_live
+
+                outcome |= _compared(await asyncio.to_thread(compare_with_live, store, live, positions))
+            return outcome
+        finally:
+            await asyncio.to_thread(store.close)
+
+
+def _live(settings: "Settings") -> "tuple[dict[int, Position], Tables]":
+    """Return where the projection in use stands, and a way to ask it."""
+    from consumers.cli.connect import open_tables
+    from ledger.requests import Position
+
+    live = open_tables(settings)
+    rows = live.table("SELECT partition, id, seq FROM position").to_pylist()
+    return {row["partition"]: Position(EntryId.parse(row["id"]), row["seq"]) for row in rows}, live
+
+
+def _summary(store: "Store", source: "LedgerSource", seconds: float) -> dict[str, Any]:
+    positions = store.query("SELECT partition, id, seq FROM position ORDER BY partition")
+    events = sum(row["seq"] for row in positions)
+    (counts,) = store.query(
+        "SELECT (SELECT count(*) FROM spend) AS accounts, (SELECT count(*) FROM discrepancies) AS discrepancies"
+    )
+    return {
+        "file": str(store.path),
+        "ledger_id": source.ledger_id,
+        "events": events,
+        "seconds": round(seconds, 3),
+        "events_per_second": round(events / seconds) if seconds else 0,
+        "positions": positions,
+        "accounts": counts["accounts"],
+        "discrepancies": counts["discrepancies"],
+    }
+
+
+def _compared(comparison: "Comparison") -> dict[str, Any]:
+    return {
+        "compared_rows": comparison.rows,
+        "moved_on": comparison.moved_on,
+        "differences": [
+            {"table": d.table, "only_replayed": d.only_first, "only_live": d.only_second, "examples": list(d.examples)}
+            for d in comparison.differences
+        ],
+    }
+
+
+def _print(outcome: dict[str, Any]) -> None:
+    rate = f"{outcome['seconds']:.1f} s, {outcome['events_per_second']:,}/s"
+    typer.echo(f"{outcome['events']:,} events folded ({rate}) into {outcome['file']}")
+    if outcome["discrepancies"]:
+        typer.echo(f"{outcome['discrepancies']:,} events where ledger and fold disagree: see its table discrepancies")
+    if "differences" not in outcome:
+        return
+    moved = f"; {outcome['moved_on']:,} rows had moved on meanwhile" if outcome["moved_on"] else ""
+    if not outcome["differences"]:
+        typer.echo(f"equal to the projection in use: {outcome['compared_rows']:,} rows{moved}")
+    for difference in outcome["differences"]:
+        counts = f"{difference['only_replayed']:,} rows only replayed, {difference['only_live']:,} only in use"
+        typer.echo(f"{difference['table']} differs: {counts}{moved}")
+        for example in difference["examples"]:
+            typer.echo(f"  {example}")
+
+
+@contextmanager
+def _progress(total: int, *, is_quiet: bool) -> "Generator[Callable[[int], None]]":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from consumers.tables import make_console
+
+    rate = TextColumn("{task.fields[rate]:>12}")
+    columns = (TextColumn("folding"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    started, folded = time.perf_counter(), 0
+    with Progress(*columns, console=make_console(stderr=True), transient=True, disable=is_quiet) as bar:
+        line = bar.add_task("", total=total, rate="")
+
+        def advance(events: int) -> None:
+            nonlocal folded
+            folded += events
+            rate = folded / max(time.perf_counter() - started, 1e-9)
+            bar.update(line, completed=folded, rate=f"{rate:,.0f}/s")
+
+        yield advance
+
+
+def _check_user(user: str) -> None:
+    try:
+        check_id(user)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="--user") from None
