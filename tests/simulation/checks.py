@@ -129,6 +129,7 @@ class Checker:
         self.replies: list[tuple[str, bytes]] = []
         self.processes: dict[str, Process] = {}
         self.trouble_s: dict[Process, float] = {}
+        self.stopped: set[Process] = set()
         self.log: list[str] = []
         self._server = server
         self._clock = clock
@@ -138,6 +139,7 @@ class Checker:
         self._caps = caps
         self._claim_after_s = claim_after_s
         self._result_at_s: dict[str, float] = {}
+        self._waited: set[tuple[str, object]] = set()
         # By call and process: the hold it may spend from, when the gate said so, and how long it had stood still then.
         self._allowed: dict[tuple[str, Process], tuple[int, float, float]] = {}
         server.on_add = self.on_add
@@ -166,8 +168,12 @@ class Checker:
                 self._check_caps(event, payload)
             case "budget-denied":
                 self._check_denial(event, payload, before)
-            case "cost-recorded" if payload["outcome"] == "taken_over":
-                self._check_takeover(self.fold.holds[event["call_id"], payload["hold"]])
+            case "cost-recorded" | "cost-adjusted":
+                hold = self.fold.holds[event["call_id"], payload["hold"]]
+                if hold.cost > hold.held:
+                    raise Broken(f"G1: hold {hold.number} of {hold.call_id} is {hold.held} and costs {hold.cost}")
+                if payload.get("outcome") == "taken_over":
+                    self._check_takeover(hold)
             case _:
                 pass
 
@@ -189,6 +195,8 @@ class Checker:
         counted = settled if payload["reason"] == "cap" else settled + held
         if counted + int(event["amount"]) <= self._cap_of(payload["budget"]):
             raise Broken(f"G9: {event['call_id']} is refused, {settled} + {held} + {event['amount']} is within the cap")
+        if payload["reason"] == "wait_timeout" and (event["call_id"], self._server.client) not in self._waited:
+            raise Broken(f"G9: {event['call_id']} is refused for open holds and has not waited for them")
 
     def _check_takeover(self, hold: HoldState) -> None:
         process = self.processes[hold.process_name]
@@ -221,13 +229,14 @@ class Checker:
         if not is_told:
             return
         arguments = command[3 + command[2] :]
+        if name == "reserve" and reply[0] == b"WAIT":
+            self._waited.add((arguments[1], process))
         hold: int | None = None
-        if name == "reserve" and reply[0] == b"OK":
-            hold = int(reply[2])
-        elif name == "reserve" and reply[:2] == [b"EXISTS", b"open"] and reply[4].decode() == arguments[6]:
+        is_own = reply[:2] == [b"EXISTS", b"open"] and reply[4].decode() in arguments
+        if name == "reserve" and (reply[0] == b"OK" or is_own):
             hold = int(reply[2])
         elif name == "record" and reply[0] == b"OK":
-            hold = int(arguments[2])
+            hold = max(number for call_id, number in self.fold.holds if call_id == arguments[1])
         if hold is not None:
             self._allowed[arguments[1], process] = hold, self._clock(), process.paused_s
 
@@ -259,6 +268,12 @@ class Checker:
 
     # --- At the end ---
 
+    def _was_heard(self, request: Request) -> bool:
+        """Whether the reply came to a process that never stood still, and that nobody stopped."""
+        process = request.process
+        is_well = not process.is_dead and not process.paused_s and process not in self.stopped
+        return request.is_told and is_well
+
     def check_end(self, *, task_ids: Sequence[str], book: Sequence[Request]) -> None:
         for task_id in task_ids:
             if len(self.results[task_id]) != 1:
@@ -276,14 +291,16 @@ class Checker:
             known += len(hold.requests)
             if not hold.cost - hold.assumed <= booked <= hold.cost:
                 raise Broken(
-                    f"G3: hold {hold.number} of {hold.call_id} is settled at {hold.cost}, {hold.assumed} of it assumed; "
-                    f"the provider charged {booked}"
+                    f"G3: hold {hold.number} of {hold.call_id} is settled at {hold.cost}, {hold.assumed} of it "
+                    f"assumed; the provider charged {booked}"
                 )
+            if hold.assumed and hold.requests and all(map(self._was_heard, hold.requests)):
+                raise Broken(f"G3: hold {hold.number} of {hold.call_id} stays assumed, though every answer came")
         if known != len(book):
             raise Broken(f"G3: {len(book) - known} requests stand against no hold")
         for budget, (_, held) in self.fold.balances.items():
             if held:
                 raise Broken(f"G2: {budget} has {held} held and nothing open")
-        for key in self._server.keys():
+        for key in self._server.names():
             if key.startswith(self._tail_prefix):
                 self._check_tail(key.decode())

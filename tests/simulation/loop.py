@@ -175,10 +175,10 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             runnable.pop()
         if not handle.cancelled():
             self.steps += 1
-            handle._run()  # pyright: ignore[reportAttributeAccessIssue]
+            handle._run()
 
     def _enqueue(self, handle: Handle) -> None:
-        process: Process = handle._context.get(_process, WORLD)  # pyright: ignore[reportAttributeAccessIssue]
+        process: Process = handle._context.get(_process, WORLD)
         if process.is_dead:
             return
         process.queue.append(handle)
@@ -223,9 +223,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)
 
-    def create_task(
-        self, coro: Any, *, name: str | None = None, context: Context | None = None
-    ) -> asyncio.Task[Any]:
+    def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None) -> asyncio.Task[Any]:
         self._number += 1
         task = SimulatedTask(coro, number=self._number, loop=self, name=name, context=context)
         self._tasks.append((task, context.get(_process, WORLD) if context else current_process()))

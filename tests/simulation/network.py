@@ -47,8 +47,8 @@ class Network:
         self.server = server
         self.random = random
         self.faults = faults
-        self.watch: _Watch = lambda process, command, reply, is_told: None
-        self.on_trouble: Callable[[Process, float], None] = lambda process, lasts_s: None
+        self.watch: _Watch = lambda *_: None
+        self.on_trouble: Callable[[Process, float], None] = lambda *_: None
         self.down_until_s: dict[Process, float] = {}
         self._subscribers: list[FakePubSub] = []
         server.on_publish = self._publish
@@ -130,16 +130,17 @@ class Connection:
             network.on_trouble(self._process, ANSWER_TIMEOUT_S)
             executed, told = random.choice((0, len(commands))), -1
         batch = [tuple(command) for command in commands]
-        network.loop.world_later(network.delay_s(self._process) + late_s, self._arrive, self._sent, batch, executed, told)
+        network.loop.world_later(
+            network.delay_s(self._process) + late_s, self._arrive, self._sent, batch, executed, told
+        )
         if late_s:
-            network.loop.world_later(network.delay_s(self._process), self._answer, self._sent, [RedisConnectionError("lost")])
+            network.loop.world_later(
+                network.delay_s(self._process), self._answer, self._sent, [RedisConnectionError("lost")]
+            )
 
     def _arrive(self, number: int, batch: Sequence[Sequence[Any]], executed: int, told: int) -> None:
         network = self._network
-        replies = [
-            network.execute(self._process, command, is_told=told == len(batch))
-            for command in batch[:executed]
-        ]
+        replies = [network.execute(self._process, command, is_told=told == len(batch)) for command in batch[:executed]]
         if told < 0 or number != self._sent:
             return
         answers = replies[:told]

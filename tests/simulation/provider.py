@@ -34,7 +34,7 @@ PRICES: Final = PriceCatalogue(
 
 @dataclass
 class Request:
-    """One line of the book. `charge_nanousd` is None until it is decided."""
+    """One line of the book. `charge_nanousd` is None until it is decided; `is_told` when its sender had a reply."""
 
     number: int
     call_id: str
@@ -42,6 +42,7 @@ class Request:
     process: Process
     started_s: float
     charge_nanousd: int | None = None
+    is_told: bool = False
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Provider:
         self.faults = faults
         self.timeout_s = timeout_s
         self.book: list[Request] = []
-        self.on_request: Callable[[Request], None] = lambda request: None
+        self.on_request: Callable[[Request], None] = lambda *_: None
 
     def transport(self) -> "Transport":
         return Transport(self)
@@ -157,6 +158,7 @@ class Provider:
         if isinstance(outcome, Exception):
             reply.set_exception(outcome)
         else:
+            request.is_told = True
             reply.set_result(outcome)
 
 

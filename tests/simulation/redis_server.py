@@ -49,7 +49,8 @@ class Library:
     """A function library, compiled once; it works on the server that calls it."""
 
     def __init__(self, code: str) -> None:
-        self._lua: Any = lupa.lua51.LuaRuntime(encoding=None, unpack_returned_tuples=True)
+        runtime: Any = lupa.lua51.LuaRuntime  # Its types do not know its options.
+        self._lua: Any = runtime(encoding=None, unpack_returned_tuples=True)
         self._server: RedisServer | None = None
         self._problem: Exception | None = None
         tools = self._lua.table_from({b"call": self._call, b"encode": _encode})
@@ -150,9 +151,9 @@ class RedisServer:
         self._values: dict[bytes, Any] = {}
         self._expires: dict[bytes, float] = {}
         self.client: object = None
-        self.on_add: Callable[[bytes, Id, list[bytes]], None] = lambda stream, entry_id, fields: None
-        self.on_set: Callable[[bytes, bytes], None] = lambda key, value: None
-        self.on_publish: Callable[[bytes, bytes], int] = lambda channel, message: 0
+        self.on_add: Callable[[bytes, Id, list[bytes]], None] = lambda *_: None
+        self.on_set: Callable[[bytes, bytes], None] = lambda *_: None
+        self.on_publish: Callable[[bytes, bytes], int] = lambda *_: 0
 
     def execute(self, command: Sequence[Any]) -> Any:
         """Run one command as from a connection. Errors: ResponseError."""
@@ -162,7 +163,7 @@ class RedisServer:
         handler = getattr(self, "_" + command[0].decode().lower())
         return handler(*command[1:])
 
-    def keys(self) -> list[bytes]:
+    def names(self) -> list[bytes]:
         """All keys there are."""
         return [key for key in list(self._values) if self._get_value(key) is not None]
 

@@ -1,6 +1,6 @@
 """Thousands of runs from seeds, each with its own faults; and broken copies of the code, each of which must be caught.
 
-A failing run names its seed. `TEST_SEEDS=923 pytest tests/simulation` runs that one alone, `TEST_SEEDS=0-20000` a range.
+A failing run names its seed. `TEST_SEEDS=923 pytest tests/simulation` runs that one alone, `TEST_SEEDS=0-9999` a range.
 """
 
 import os
@@ -15,8 +15,8 @@ from tests.simulation.loop import Stuck
 from tests.simulation.world import World, quiet_logs, simulate
 
 CHUNK = 60
-DEFAULT_SEEDS = range(8 * CHUNK)
-MORE_SEEDS = range(8 * CHUNK, 40 * CHUNK)
+DEFAULT_SEEDS = range(6 * CHUNK)
+MORE_SEEDS = range(6 * CHUNK, 100 * CHUNK)
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def test_a_broken_variant_is_caught(broken: BrokenVariant) -> None:
 
     def run_until_caught() -> None:
         for seed in range(broken.seeds):
-            simulate(seed, variant)
+            simulate(seed, variant, **broken.changes)
 
     with pytest.raises((Broken, Stuck), match=broken.seen_as):
         run_until_caught()
@@ -76,14 +76,9 @@ def test_a_seed_gives_the_same_run_every_time() -> None:
 
 def test_the_runs_reach_what_they_are_for() -> None:
     """Trouble that is drawn and never happens would prove nothing."""
-    seen: set[str] = set()
-    for seed in range(100):
-        world = simulate(seed)
-        text = "\n".join(world.checker.log)
-        for sign in ("kill ", "pause ", "cut ", "stop ", "WAIT", "STALE", "SETTLED", "taken_over", "cost-adjusted"):
-            if sign in text:
-                seen.add(sign)
-        for sign in ("expired", "abandoned", "fallback-used", '"extension"', "budget-denied", "ATTEMPTS_EXHAUSTED"):
-            if sign in text:
-                seen.add(sign)
-    assert len(seen) == 15, seen
+    signs = {"kill ", "pause ", "cut ", "stop ", "WAIT", "STALE", "SETTLED", "taken_over", "cost-adjusted", "expired"}
+    signs |= {"cancelled", "fallback-used", '"extension"', "budget-denied", "ATTEMPTS_EXHAUSTED"}
+    for seed in range(200):
+        log = "\n".join(simulate(seed).checker.log)
+        signs -= {sign for sign in signs if sign in log}
+    assert not signs
