@@ -14,6 +14,7 @@ CLAIM_AFTER_S: Final = 2.0
 ATTEMPT_TIMEOUT_S: Final = 2.0
 WORKERS: Final = tuple(f"worker {number}" for number in range(1, 5))
 STREAMS: Final = ("scraping", "analysis", "generation", "monitoring")
+TRIM_AFTER_S: Final = 5
 CAMPAIGN_CAP_NANOUSD: Final = 40_000_000
 
 Deed = Literal["kill", "stop", "end"]
@@ -53,6 +54,7 @@ class Plot:
     blows: tuple[Blow, ...]
     fault_rates: dict[str, float]
     latency_ms: int
+    is_trimmed: bool
 
     def settings(self) -> dict[str, str]:
         """Return the variables that every process gets."""
@@ -71,6 +73,9 @@ class Plot:
             "TOLLBOOK_TAIL_KEEP_S": "1",
             "TOLLBOOK_STOP_GRACE_S": "1",
             "TOLLBOOK_CONCURRENCY": "8",
+            "TOLLBOOK_SEGMENT_EVENTS": "500",
+            "TOLLBOOK_SEGMENT_AGE_S": "5",
+            "TOLLBOOK_STREAM_KEEP_S": str(TRIM_AFTER_S if self.is_trimmed else 86_400),
             "TOLLBOOK_LOG_FORMAT": "json",
         }
 
@@ -95,6 +100,7 @@ def draw(seed: int, *, chaos_s: float, tasks: int) -> Plot:
         blows=tuple(_blows(dice, chaos_s)),
         fault_rates=_fault_rates(dice),
         latency_ms=dice.choice((5, 20, 60)),
+        is_trimmed=dice.random() < 0.5,
     )
 
 

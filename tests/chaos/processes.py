@@ -15,15 +15,36 @@ from ledger.embedded import EmbeddedServer
 
 _END_S: Final = 30.0
 _RESTART_S: Final = 0.5
+_FOR_EVER_MS: Final = 1 << 62
+_STARTED_MS: Final = 10_000
+# A server that has come back loads its data before it answers.
+_LOADING_MS: Final = 1_000
 
 
 @dataclass(slots=True)
 class Standstill:
-    """A time in which a process did nothing. Units: milliseconds since the epoch; 0: it has not gone on yet."""
+    """A time in which a process did nothing. Units: milliseconds since the epoch."""
 
     pid: int
     from_ms: int
-    to_ms: int = 0
+    to_ms: int = _FOR_EVER_MS
+
+
+@dataclass(frozen=True, slots=True)
+class Surprise:
+    """A process that ended unasked, or did not end when asked. Units: milliseconds since the epoch."""
+
+    text: str
+    from_ms: int
+    to_ms: int
+    code: int | None = None
+
+    def is_for_want_of(self, outages: Sequence[Standstill]) -> bool:
+        """Whether it gave up at its start, with an error, since the server was away; it is then started again."""
+        is_starting = self.code == 1 and self.to_ms - self.from_ms < _STARTED_MS
+        return is_starting and any(
+            outage.from_ms <= self.to_ms and outage.to_ms + _LOADING_MS >= self.from_ms for outage in outages
+        )
 
 
 class Program:
@@ -32,7 +53,7 @@ class Program:
     def __init__(self, name: str, arguments: Sequence[str], env: Mapping[str, str], directory: Path) -> None:
         self.name = name
         self.pids: list[int] = []
-        self.surprises: list[str] = []
+        self.surprises: list[Surprise] = []
         self.standstills: list[Standstill] = []
         self._arguments = tuple(arguments)
         self._env = dict(env)
@@ -89,7 +110,9 @@ class Program:
         try:
             await asyncio.wait_for(process.wait(), _END_S)
         except TimeoutError:
-            self.surprises.append(f"{self.name} (pid {process.pid}) did not end within {_END_S} s")
+            now_ms = _now_ms()
+            text = f"{self.name} (pid {process.pid}) did not end within {_END_S} s"
+            self.surprises.append(Surprise(text, now_ms, now_ms))
             self._send(signal.SIGKILL)
             await process.wait()
 
@@ -103,6 +126,7 @@ class Program:
         with log.open("ab") as output:
             while True:
                 await self._is_wanted.wait()
+                from_ms = _now_ms()
                 self._process = await asyncio.create_subprocess_exec(
                     *self._arguments,
                     cwd=self._directory,
@@ -116,7 +140,8 @@ class Program:
                 self.pids.append(self._process.pid)
                 code = await self._process.wait()
                 if self._is_wanted.is_set():
-                    self.surprises.append(f"{self.name} (pid {self._process.pid}) ended by itself with code {code}")
+                    text = f"{self.name} (pid {self._process.pid}) ended by itself with code {code}"
+                    self.surprises.append(Surprise(text, from_ms, _now_ms(), code))
                     await asyncio.sleep(_RESTART_S)
 
 
@@ -126,11 +151,19 @@ class Server:
     def __init__(self, server: EmbeddedServer) -> None:
         self.name = "server"
         self.embedded = server
+        self.outages: list[Standstill] = []
 
     async def strike(self, deed: str, for_s: float) -> None:
         """Do it harm, and let it go on after so many seconds."""
-        if deed == "stop" and self.embedded.pid is not None:
-            pid = self.embedded.pid
+        pid = self.embedded.pid
+        assert pid is not None, f"the server has died: {self.embedded.problem}"
+        outage = Standstill(pid, _now_ms())
+        self.outages.append(outage)
+        await self._strike(deed, for_s, pid)
+        outage.to_ms = _now_ms()
+
+    async def _strike(self, deed: str, for_s: float, pid: int) -> None:
+        if deed == "stop":
             os.kill(pid, signal.SIGSTOP)
             try:
                 await asyncio.sleep(for_s)
