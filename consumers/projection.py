@@ -37,6 +37,8 @@ _WATCH_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
 _CATCH_UP_S: Final = 10.0
+# A projection that was open for so long was in order.
+_SETTLED_S: Final = 10.0
 _log = structlog.get_logger(__name__)
 
 
@@ -166,9 +168,10 @@ class ProjectionService:
     async def _fold_for_ever(self) -> None:
         has_failed, pause_s = False, _FIRST_PAUSE_S
         while True:
-            opened = self._current()
+            opened, opened_at = self._current(), time.monotonic()
             problem = await self._fold_until_lost(opened)
-            is_stuck = not opened.projector.has_folded
+            # One that folds but cannot be read, or was lost again at once, is no better than one that cannot fold.
+            is_stuck = not opened.projector.has_folded or time.monotonic() - opened_at < _SETTLED_S
             _log.error("projection.lost", problem=str(problem))
             await self._close()
             if is_stuck and has_failed and not problem.is_for_want_of_room:
