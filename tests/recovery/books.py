@@ -5,7 +5,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ledger.replay import compare, rebuild
+from ledger.comparison import compare
+from ledger.replay import rebuild
 from schemas.events import BudgetReserved, CostAdjusted, CostRecorded, Event
 from schemas.upcasters import event_from_entry
 from tests.servers import wait_until

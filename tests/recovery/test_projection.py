@@ -1,0 +1,184 @@
+"""DuckDB is lost, damaged or cannot be written while the system runs, and at its start (G5, G6, G8)."""
+
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+from redis.asyncio import Redis
+
+from ledger.errors import BaselineUnavailable
+from schemas.results import TaskStatus
+from tests.recovery.apart import running_apart
+from tests.recovery.books import check_books, events_of
+from tests.servers import wait_until
+from tests.system import REPLIES, RunningSystem, running_system
+
+STREAM: Final = "analysis"
+
+
+async def run_tasks(running: RunningSystem, name: str, *users: str, number: int = 3) -> None:
+    """Have every user's tasks done."""
+    await running.answers(await publish(running, name, *users, number=number))
+
+
+async def publish(running: RunningSystem, name: str, *users: str, number: int = 1) -> list[str]:
+    tasks = [
+        {
+            "task": "score_post",
+            "task_id": f"{name}-{user}-{n}",
+            "user_id": user,
+            "prompt": "a post",
+            "reply_to": REPLIES,
+        }
+        for user in users
+        for n in range(number)
+    ]
+    await running.publish(STREAM, tasks)
+    return [task["task_id"] for task in tasks]
+
+
+async def are_done(running: RunningSystem, task_ids: list[str]) -> bool:
+    results = [await running.system.handle.results.get(task_id) for task_id in task_ids]
+    return all(result is not None and result.status is TaskStatus.DONE for result in results)
+
+
+async def fails_closed(running: RunningSystem) -> bool:
+    try:
+        await running.system.projection.read(["user:u1"])
+    except BaselineUnavailable:
+        return True
+    return False
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def replace(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(b"garbage " * 10_000)
+    other.replace(path)
+
+
+def cut_in_half(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(0)
+
+
+def overwrite(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.write(b"garbage " * (size // 8))
+
+
+def leave_the_log_alone(path: Path) -> None:
+    path.with_name(path.name + ".wal").write_bytes(b"garbage " * 1_000)
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [delete, replace])
+async def test_a_projection_that_vanishes_while_it_runs_is_rebuilt(
+    redis_client: Redis, server_url: str, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """G5, G8: meanwhile calls fail closed; afterwards it equals a rebuilt one, and nothing is lost."""
+    data_dir = tmp_path / "data"
+    async with running_system(data_dir, server_url) as running:
+        await run_tasks(running, "before", "u1", "u2")
+        before = running.system.projection.store
+        damage(data_dir / "tollbook.duckdb")
+        await wait_until(lambda: fails_closed(running), what="the loss being seen")
+        during = await publish(running, "during", "u1", "u3")
+        assert {result.status for result in await running.answers(during)} == {TaskStatus.DONE}
+        assert running.system.projection.store is not before
+        await run_tasks(running, "after", "u2", "u4")
+        await check_books(running, tmp_path)
+
+
+@pytest.mark.parametrize("damage", [cut_in_half, empty, overwrite])
+async def test_a_projection_that_is_damaged_while_it_is_open_is_in_order_again_after_the_next_start(
+    redis_client: Redis, server_url: str, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """DuckDB may go on with what it has in memory; what it says stays true, and a file that is lost is made anew."""
+    data_dir = tmp_path / "data"
+    path = data_dir / "tollbook.duckdb"
+    async with running_system(data_dir, server_url) as running:
+        await run_tasks(running, "before", "u1", "u2")
+        await running.fold_all()
+        # Idle, DuckDB moves everything to the file.
+        await wait_until(lambda: not path.with_name(path.name + ".wal").exists(), what="a checkpoint")
+        damage(path)
+        await run_tasks(running, "after", "u1", "u3")
+        await check_books(running, tmp_path)
+        book = running.provider.book
+    async with running_system(data_dir, server_url) as running:
+        running.provider.book = book
+        await check_books(running, tmp_path)
+        await run_tasks(running, "again", "u1", "u4")
+        await check_books(running, tmp_path)
+
+
+@pytest.mark.parametrize("damage", [delete, replace, cut_in_half, empty, overwrite, leave_the_log_alone])
+async def test_a_projection_that_is_damaged_at_rest_is_set_aside_and_rebuilt(
+    redis_client: Redis, server_url: str, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    data_dir = tmp_path / "data"
+    async with running_system(data_dir, server_url) as running:
+        await run_tasks(running, "before", "u1", "u2")
+        book = running.provider.book
+    damage(data_dir / "tollbook.duckdb")
+    async with running_system(data_dir, server_url) as running:
+        running.provider.book = book
+        await run_tasks(running, "after", "u1", "u3")
+        await check_books(running, tmp_path)
+    assert bool(list(data_dir.glob("*.bad*"))) == (damage is not delete)
+
+
+async def test_while_the_file_cannot_be_opened_known_users_go_on_and_new_ones_wait(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """G6, G8: trouble that may pass is waited out; what it had is not thrown away."""
+    data_dir = tmp_path / "data"
+    path, kept = data_dir / "tollbook.duckdb", tmp_path / "kept.duckdb"
+    async with running_system(data_dir, server_url, tail_keep_s=3600.0) as running:
+        await run_tasks(running, "before", "known")
+        await running.fold_all()
+        path.rename(kept)
+        path.mkdir()
+        await wait_until(lambda: fails_closed(running), what="the loss being seen")
+        new = await publish(running, "during", "new")
+        await run_tasks(running, "during", "known")
+        assert not await are_done(running, new)
+        assert "new" not in {event.user_id for event in await events_of(running)}
+        path.rmdir()
+        kept.rename(path)
+        assert {result.status for result in await running.answers(new)} == {TaskStatus.DONE}
+        await check_books(running, tmp_path)
+    assert list(data_dir.glob("*.bad*")) == []
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
+async def test_a_full_disk_is_waited_out(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    """G6, G8: nothing is set aside for want of room, and the fold goes on where it was once there is some."""
+    async with running_apart(tmp_path / "data", server_url, tail_keep_s=3600.0) as apart:
+        running = apart.running
+        await run_tasks(running, "before", "known", number=20)
+        pid = apart.projector.process.pid
+        _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        # The log of this process, which is limited too, is far from it.
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (48_000, hard))
+        await run_tasks(running, "during", "known", number=100)
+        await wait_until(lambda: "projection.lost" in apart.projector.stderr, what="the full disk being seen")
+        assert len(apart.projector.stderr) < os.sysconf("SC_PAGESIZE") * 10
+        new = await publish(running, "during", "new")
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+        assert {result.status for result in await running.answers(new)} == {TaskStatus.DONE}
+        await apart.check_projection()
+        assert list(apart.path.parent.glob("*.bad*")) == []
