@@ -10,7 +10,7 @@ from inference.calls import Call, CallRunner
 from inference.holds import Hold, settle_dead_hold
 from inference.outcomes import failed_result
 from ledger.functions import library_code
-from ledger.requests import OpenCall, SettleRequest, Waiting
+from ledger.requests import Adjusted, AdjustRequest, OpenCall, SettleRequest, Waiting
 from schemas.results import ErrorCode, InferenceResult
 from tests.simulation.world import Variant
 
@@ -84,6 +84,13 @@ class ResentfulRunner(CallRunner):
         result = failed_result(call, ErrorCode.ATTEMPTS_EXHAUSTED, give_up, self._now_ms())
         await self.results.put(result)
         return result
+
+
+class CurtRunner(CallRunner):
+    """Books a late answer only where the projection answers at once."""
+
+    async def _adjust(self, request: AdjustRequest) -> Adjusted:
+        return await self.ledger.adjust(request)
 
 
 class CarelessRunner(CallRunner):
@@ -176,6 +183,13 @@ BROKEN = (
     BrokenVariant("dead holds are released", lambda: Variant(runner=TrustingRunner), "G3"),
     BrokenVariant(
         "a late answer is not booked", lambda: Variant(runner=ForgetfulRunner), "G3: .* stays assumed|G3: .* settled at"
+    ),
+    BrokenVariant(
+        "a late answer is dropped while the projection is down",
+        lambda: Variant(runner=CurtRunner),
+        "G3: .* stays assumed",
+        seeds=1000,
+        changes={"claim_after_s": 3.0, "outages": 0.1, "projection_trouble": 0.3, "tail_keep_s": 0.0, "deaths": 0.0},
     ),
     BrokenVariant("a call is given up without a hold", lambda: Variant(runner=ResentfulRunner), "G4", seeds=2000),
     BrokenVariant("a fallback is not paid for", lambda: Variant(runner=CarelessRunner), "G1|G3", seeds=300),
