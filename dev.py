@@ -247,6 +247,15 @@ def call(program: str, *arguments: str) -> int:
     return 128 - code if code < 0 else code
 
 
+def in_parallel(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Return pytest's options for several processes, unless the arguments say otherwise.
+
+    Three of them for two cores: much of a test is waiting for servers and processes.
+    """
+    said = any(argument.startswith(("-n", "--dist", "--pdb", "-s")) for argument in arguments)
+    return () if said else ("-n", "3", "--dist", "loadfile")
+
+
 # --- The commands ----------------------------------------------------------------------------------------------------
 
 
@@ -257,7 +266,7 @@ def demo(arguments: Sequence[str]) -> int:
 
 def test(arguments: Sequence[str]) -> int:
     """Run the tests: pytest [...]."""
-    return become("pytest", *arguments)
+    return become("pytest", *in_parallel(arguments), *arguments)
 
 
 def soak(arguments: Sequence[str]) -> int:
@@ -298,7 +307,7 @@ def check(arguments: Sequence[str]) -> int:
     if failed:
         report(f"failed: {', '.join(failed)}; the tests follow\n")
     print("== test", flush=True)
-    code = call("pytest", *arguments)
+    code = call("pytest", *in_parallel(arguments), *arguments)
     return code or bool(failed)
 
 

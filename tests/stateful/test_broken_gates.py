@@ -154,7 +154,7 @@ BROKEN = (
     ),
     Broken(
         "credit of one period counts in all",
-        (("'credit:' .. period)\n  return math.min", "'credit:2026-11')\n  return math.min"),),
+        (("'credit:' .. period, 'plan')\n  return math.min", "'credit:2026-11', 'plan')\n  return math.min"),),
         MODEL,
     ),
     Broken(
