@@ -28,6 +28,9 @@ from schemas.identifiers import EntryId
 _log = structlog.get_logger(__name__)
 # A checkpoint rewrites much of the file: it is made when the projector is idle, not in the middle of catching up.
 _WAL_LIMIT: Final = "1GB"
+# With a second thread, DuckDB (1.5, November 2026) writes what an INSERT was given twice, and the thread that waits
+# spins, taking Python's lock each time round. Readers still run beside the fold, each query on its caller's thread.
+_THREADS: Final = 1
 _WANT_OF_ROOM: Final = ("No space", "quota", "File too large", "Read-only", "Permission denied", "Out of Memory")
 
 
@@ -75,7 +78,7 @@ class Store:
         partitions: int = 1,
         *,
         memory_limit: str = "1GB",
-        threads: int = 2,
+        threads: int = _THREADS,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> Self:
         """Open the projection at `path`, or make it.
