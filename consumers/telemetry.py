@@ -17,7 +17,12 @@ def configure_logging(*, form: Literal["json", "console"], level: str) -> None:
     last: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if form == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=24)
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            pad_event_to=24,
+            # The default prints the local variables of every frame, and with them prompts and keys (G10).
+            exception_formatter=structlog.dev.plain_traceback,
+        )
     )
     tracebacks: list[structlog.typing.Processor] = [structlog.processors.format_exc_info] if form == "json" else []
     shared: list[structlog.typing.Processor] = [

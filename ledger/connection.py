@@ -6,8 +6,8 @@ socket time-out (`asyncio.wait_for`) loses a cancellation that comes as the comm
 out, so that a loop which was told to stop goes on. Whoever waits sets a time of its own.
 """
 
+import re
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -15,6 +15,8 @@ from redis.backoff import NoBackoff
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 30.0
+_PASSWORD: Final = re.compile(r"(://[^:@/]*:).*@")
+_PASSWORD_PARAMETER: Final = re.compile(r"(\w*password=)[^&]*", re.IGNORECASE)
 
 
 def connect(redis_url: str) -> Redis:
@@ -31,8 +33,6 @@ def connect(redis_url: str) -> Redis:
 
 def hide_password(redis_url: str) -> str:
     """Return the URL as it may be logged."""
-    parts = urlsplit(redis_url)
-    if parts.password is None:
-        return redis_url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+    # redis-py takes any option as a parameter too, the passwords of the server and of a TLS key among them. And
+    # a password that should have been quoted, with a ? or # in it, must not be told because it is wrong.
+    return _PASSWORD_PARAMETER.sub(r"\1***", _PASSWORD.sub(r"\1***@", redis_url))

@@ -1,0 +1,54 @@
+"""Ways in which a prompt, a completion or a password could come to light (G10)."""
+
+import json
+from typing import Literal
+
+import pytest
+import structlog
+
+from consumers.telemetry import configure_logging
+from ledger.connection import hide_password
+
+SECRET = "the-prompt-nobody-may-see"
+
+
+def _crash() -> None:
+    prompt = "-".join(("the", "prompt", "nobody", "may", "see"))
+    raise RuntimeError(f"a fault that quotes none of {len(prompt)} characters")
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_a_logged_fault_shows_no_local_variables(
+    form: Literal["console", "json"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """G10: a worker logs a fault with its traceback, whose frames hold prompts and keys."""
+    before = structlog.get_config()
+    try:
+        configure_logging(form=form, level="INFO")
+        try:
+            _crash()
+        except RuntimeError:
+            structlog.get_logger("test").exception("task.crashed")
+    finally:
+        structlog.configure(**before)
+    told = capsys.readouterr().err
+    assert "a fault that quotes none" in told
+    assert SECRET not in told
+    assert form != "json" or json.loads(told)["event"] == "task.crashed"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:hunter2@h:6379/0", "redis://:***@h:6379/0"),
+        ("redis://u:hunter2@h/0?db=1", "redis://u:***@h/0?db=1"),
+        ("redis://h:6379/0?password=hunter2", "redis://h:6379/0?password=***"),
+        ("rediss://h/0?username=u&password=hunter2&db=3", "rediss://h/0?username=u&password=***&db=3"),
+        ("unix:///run/redis.sock?password=hunter2", "unix:///run/redis.sock?password=***"),
+        ("redis://u:hun?ter#2@h/0", "redis://u:***@h/0"),
+        ("redis://h:6379/0", "redis://h:6379/0"),
+    ],
+)
+def test_a_redis_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    """G10: redis-py takes the password as a parameter of the query too."""
+    assert hide_password(url) == shown
