@@ -135,6 +135,7 @@ class Chaos:
 
     async def check_ledger(self) -> None:
         """What was read while the run went on must stand on the ledger as it was, up to what was trimmed (G7)."""
+        await self.read_ledger()  # The projector may have sealed another segment.
         left: Any = await self.redis.xrange(KEYS.ledger)
         events = [RawEvent.read(entry_id, fields) for entry_id, fields in left]
         removed: Any = await self.redis.hget(KEYS.meta, "removed")
@@ -181,8 +182,7 @@ class Chaos:
         return _environment(self.plot, self.server.embedded.url, self.provider_url, self.data_dir)
 
     async def check_projection(self) -> None:
-        """End the projector; what it leaves must be what a fold from nothing makes (G5), without a discrepancy."""
-        await self.programs["projector"].end()
+        """What the projector leaves must be what a fold from nothing makes (G5), without a discrepancy."""
         ledger_id: Any = await self.redis.hget(KEYS.meta, "ledger_id")
         live = await asyncio.to_thread(Store.open, self.data_dir / "tollbook.duckdb", ledger_id.decode(), 1)
         try:
@@ -203,8 +203,6 @@ class Chaos:
             live.close()
         assert not differences, f"G5: the live projection is not what a rebuild gives: {differences}"
         assert not discrepancies, f"the fold disagrees with the gate: {discrepancies}"
-        # The projector may have sealed a last segment as it ended.
-        await self.read_ledger()
         assert folded == len(self._events), f"G5: {folded} events are folded, the ledger has {len(self._events)}"
 
 
@@ -239,6 +237,7 @@ async def _play(chaos: Chaos) -> dict[str, Any]:
     after = Audit(await chaos.evidence())
     after.check()
     after.check_reconciled()
+    await chaos.programs["projector"].end()
     await chaos.check_ledger()
     await chaos.check_projection()
     surprises = [
