@@ -25,7 +25,7 @@ from ledger.pipeline import CommandPipeline
 from ledger.requests import OpenCall, Waiting
 from schemas.results import ErrorCode, InferenceResult, TaskStatus
 from schemas.routes import Route
-from schemas.tasks import InvalidTask, Task, TaskType
+from schemas.tasks import InvalidTask, Task, TaskStream, TaskType
 
 _log = structlog.get_logger(__name__)
 
@@ -73,7 +73,9 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._runs = count(1)
         self._active: set[str] = set()
-        self._no_reply = frozenset((*limits.concurrency, dead_letters.key))
+        # All task streams, whichever this worker serves; and what belongs to a ledger beside its partitions.
+        self._no_reply = frozenset((*limits.concurrency, *TaskStream))
+        self._own_keys = dead_letters.key.removesuffix("dead-letters")
 
     @property
     def in_flight(self) -> int:
@@ -236,8 +238,8 @@ class Worker:
         if await self._runner.results.put(result):
             return result
         # The first answer stands, to the letter (G4); an id that a call was published under is not a ping's.
-        stored = await self._runner.results.get(task_id) or result
-        if stored.task_type != TaskType.PING.value:
+        stored = await self._runner.results.get_of(task_id, task.user_id) or result
+        if (stored.task_type, stored.user_id) != (TaskType.PING.value, task.user_id):
             raise IdempotencyConflict(task_id)
         return stored
 
@@ -254,7 +256,7 @@ class Worker:
         )
         if not await self._runner.results.put(result):
             # A redelivery repeats the first answer (G4); a task that was published well under this id keeps its own.
-            stored = await self._runner.results.get(known.task_id) or result
+            stored = await self._runner.results.get_of(known.task_id, known.user_id) or result
             result = stored if stored.status is TaskStatus.INVALID and stored.error == problem else result
         await self._answer(known.reply_to, result)
         await self.claims.acknowledge(delivery)
@@ -286,7 +288,7 @@ class Worker:
 
     async def _answer(self, reply_to: str | None, result: InferenceResult) -> None:
         """Append the result to the publisher's reply stream; at least once, so consumers go by `task_id`."""
-        if reply_to is None or reply_to in self._no_reply:
+        if reply_to is None or reply_to in self._no_reply or reply_to.startswith(self._own_keys):
             return
         try:
             await self._pipeline.execute(

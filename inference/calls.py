@@ -22,7 +22,7 @@ from inference.pricing import PriceCatalogue
 from inference.provider import ProviderClient
 from inference.retry import FallBack, GiveUp, Retry, RetryPolicy
 from inference.routing import resolve_model
-from ledger.errors import BaselineUnavailable, CallUnknown, LedgerError
+from ledger.errors import BaselineUnavailable, CallUnknown, IdempotencyConflict, LedgerError
 from ledger.ledger import Ledger
 from ledger.requests import (
     Adjusted,
@@ -42,7 +42,7 @@ from ledger.results import Results
 from schemas.events import BudgetReserved, CostRecorded, FallbackUsed, payload_json
 from schemas.money import format_usd
 from schemas.plans import Plan
-from schemas.results import ErrorCode, InferenceResult
+from schemas.results import ErrorCode, InferenceResult, TaskStatus
 from schemas.routes import Route
 from schemas.tasks import Message, Task, TaskType
 
@@ -150,7 +150,7 @@ class CallRunner:
         try:
             first = self._bound_of(call, call.route.model)
         except CostUnbounded as exc:
-            return await self._without_money(failed_result(call, ErrorCode.PRICE_UNKNOWN, str(exc), self._now_ms()))
+            return await self._unpriced(call, str(exc))
         try:
             request, reply = await self._reserve(call, first, is_final=is_final)
         except asyncio.CancelledError:
@@ -164,7 +164,7 @@ class CallRunner:
             case OpenCall(worker=worker) if worker == call.run_id:
                 return await self._execute(call, Hold.found(request, reply), first, give_up)
             case Denied():
-                return await self._without_money(denied_result(call, reply, self._now_ms()))
+                return await self._denied(denied_result(call, reply, self._now_ms()))
             case FinishedCall():
                 return await self._finished(call, reply)
             case Waiting() | OpenCall():
@@ -311,7 +311,7 @@ class CallRunner:
         if not await self._correct(hold, result=text):
             raise CallTakenOver(hold.call_id)
         # Where another run has ended the call meanwhile, its result is the task's, and not this one (G4).
-        return await self.results.get(hold.call_id) or result
+        return await self.results.get_of(hold.call_id, hold.user_id) or result
 
     async def _correct(self, hold: Hold, *, result: str) -> bool:
         """Book what a hold that somebody else has settled really cost; return whether the call is over."""
@@ -360,13 +360,41 @@ class CallRunner:
 
     async def _finished(self, call: Call, reply: FinishedCall) -> InferenceResult:
         result = finished_result(call, reply, self._now_ms())
-        return await self._without_money(result) if reply.denial else result
+        if reply.denial is None:
+            return result
+        if result.status is not TaskStatus.DENIED:
+            result = denied_result(call, reply.denial, self._now_ms())
+        return await self._denied(result)
 
-    async def _without_money(self, result: InferenceResult) -> InferenceResult:
-        """Store a result that no settlement stores; the first one of a task stands, and is returned."""
+    async def _denied(self, result: InferenceResult) -> InferenceResult:
+        """Store what the ledger has decided; the first telling of it stands, and is returned.
+
+        What else may stand under the task's id (a ping's answer, a malformed task's) is not this task's result.
+        """
         if await self.results.put(result):
             return result
-        return await self.results.get(result.task_id) or result
+        stored = await self.results.get_of(result.task_id, result.user_id)
+        if stored is not None and stored.status is TaskStatus.DENIED:
+            return stored
+        await self.results.put(result, replaces=True)
+        return result
+
+    async def _unpriced(self, call: Call, problem: str) -> InferenceResult | OpenCall:
+        """Answer a call whose cost cannot be bounded. The ledger knows nothing of it, unless it once had a price."""
+        record = await self.ledger.gate_of(call.user_id).call_record(call.call_id)
+        if record is not None:
+            if record.content_hash != call.content_hash:
+                raise IdempotencyConflict(call.call_id)
+            if record.state == "open":
+                return record.hold
+        result = failed_result(call, ErrorCode.PRICE_UNKNOWN, problem, self._now_ms())
+        if await self.results.put(result):
+            return result
+        stored = await self.results.get_of(result.task_id, result.user_id) or result
+        if record is None and not _is_same_answer(stored, result):
+            # Another task's, perhaps another user's: nobody is handed the answer to what he did not ask (G4).
+            raise IdempotencyConflict(call.call_id)
+        return stored
 
     def _bound_of(self, call: Call, model: str) -> Bound:
         return bound(call.messages, call.route.max_tokens, self.prices.price(model, self._now_ms()))
@@ -374,6 +402,11 @@ class CallRunner:
     def _has_fallback(self, call: Call, model: str) -> bool:
         fallback = call.route.fallback
         return fallback is not None and fallback != model and self.prices.knows(fallback, self._now_ms())
+
+
+def _is_same_answer(stored: InferenceResult, result: InferenceResult) -> bool:
+    told = {"status", "user_id", "task_type", "error_code"}
+    return stored.model_dump(include=told) == result.model_dump(include=told)
 
 
 def _note_plan(call: Call, reply: Reserved) -> None:

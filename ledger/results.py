@@ -31,19 +31,26 @@ class Results:
         self._partitions = tuple(Keys(namespace, number) for number in range(partitions))
         self._ttl_s = ttl_s
 
-    async def put(self, result: InferenceResult) -> bool:
-        """Store a result that no settlement stores; return False where the task has one already."""
-        partition = partition_of(result.user_id, len(self._partitions)) if result.user_id else 0
-        key = self._partitions[partition].result(result.task_id)
-        text = result.model_dump_json()
-        stored = await self._pipeline.execute("SET", key, text, "NX", "EX", self._ttl_s)
+    async def put(self, result: InferenceResult, *, replaces: bool = False) -> bool:
+        """Store a result that no settlement stores; return False where the task has one already.
+
+        With `replaces` it takes the place of one that is there.
+        """
+        key = self._key(result.task_id, result.user_id)
+        condition = () if replaces else ("NX",)
+        stored = await self._pipeline.execute("SET", key, result.model_dump_json(), *condition, "EX", self._ttl_s)
         if stored is None:
             return False
         await self._pipeline.execute("PUBLISH", key, result.task_id)
         return True
 
+    async def get_of(self, task_id: str, user_id: str | None) -> InferenceResult | None:
+        """Return the result that stands where `put` would store one of this user's; None where none does."""
+        found: bytes | None = await self._pipeline.execute("GET", self._key(task_id, user_id))
+        return None if found is None else InferenceResult.model_validate_json(found)
+
     async def get(self, task_id: str) -> InferenceResult | None:
-        """Return a task's result, or None while there is none (or no longer)."""
+        """Return a task's result, whoever's it is, or None while there is none (or no longer)."""
         replies = await asyncio.gather(*(self._pipeline.execute("GET", key) for key in self._keys(task_id)))
         found = next((reply for reply in replies if reply is not None), None)
         return None if found is None else InferenceResult.model_validate_json(found)
@@ -57,6 +64,10 @@ class Results:
                 return result
         except TimeoutError:
             return await self.get(task_id)
+
+    def _key(self, task_id: str, user_id: str | None) -> str:
+        partition = partition_of(user_id, len(self._partitions)) if user_id else 0
+        return self._partitions[partition].result(task_id)
 
     def _keys(self, task_id: str) -> list[str]:
         return [keys.result(task_id) for keys in self._partitions]

@@ -1,0 +1,101 @@
+"""Answers that go where they must not: to another user, into Tollbook's own keys, under another task's id."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from consumers.runtime import build_worker, serve_worker
+from inference.setting_values import CapTable
+from ledger.keys import projector_lease
+from schemas.identifiers import partition_of
+from schemas.results import ErrorCode, TaskStatus
+from tests.servers import wait_until
+from tests.system import REPLIES, running_system
+
+STREAM = "generation"
+
+
+def make_task(task_id: str, user: str, **fields: str) -> dict[str, str]:
+    return {
+        "task": "score_post",
+        "task_id": task_id,
+        "user_id": user,
+        "prompt": "a post",
+        "reply_to": REPLIES,
+        **fields,
+    }
+
+
+async def test_nobody_is_handed_the_answer_to_another_users_task(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """G4: a model without a price is refused before the gate looks at the content; the id is another's all the same."""
+    async with running_system(tmp_path / "data", server_url) as running:
+        await running.publish(STREAM, [make_task("t1", "alice", metadata='{"secret": 1}')])
+        assert (await running.answers(["t1"]))[0].status is TaskStatus.DONE
+        await running.publish(STREAM, [make_task("t1", "mallory", model="no/price", reply_to="elsewhere")])
+        reply: Any = await running.redis.xread({"elsewhere": "0"}, block=20_000)
+        text = reply[0][1][0][1][b"result"].decode()
+        assert ErrorCode.IDEMPOTENCY_CONFLICT.value in text
+        assert "alice" not in text
+        assert "secret" not in text
+
+
+async def test_a_denied_task_is_not_answered_with_a_result_of_another_partition(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """G4: with several partitions an id may be used by users of two; a redelivery repeats the user's own answer."""
+    first, second = (next(n for n in map(str, range(99)) if partition_of(n, 3) == part) for part in (0, 2))
+    async with running_system(tmp_path / "data", server_url, partitions=3, caps=CapTable(users={second: 0})) as running:
+        await running.publish(STREAM, [make_task("t1", first)])
+        assert (await running.answers(["t1"]))[0].user_id == first
+        for number in range(2):
+            await running.publish(STREAM, [make_task("t1", second, reply_to=f"second-{number}")])
+            reply: Any = await running.redis.xread({f"second-{number}": "0"}, block=20_000)
+            text = reply[0][1][0][1][b"result"].decode()
+            assert ErrorCode.PLAN_LIMIT_REACHED.value in text
+            assert f'"user_id":"{second}"' in text
+
+
+@pytest.mark.parametrize("squatter", [{"task": "ping", "task_id": "t1"}, {"task": "nothing", "task_id": "t1"}])
+async def test_a_denial_is_told_also_where_something_else_was_answered_under_the_id(
+    redis_client: Redis, server_url: str, tmp_path: Path, squatter: dict[str, str]
+) -> None:
+    async with running_system(tmp_path / "data", server_url, caps=CapTable(users={"u1": 0})) as running:
+        await running.publish(STREAM, [{**squatter, "reply_to": "before"}])
+        assert await running.redis.xread({"before": "0"}, block=20_000)
+        await running.publish(STREAM, [make_task("t1", "u1")])
+        (answer,) = await running.answers(["t1"])
+        assert (answer.status, answer.error_code) == (TaskStatus.DENIED, ErrorCode.PLAN_LIMIT_REACHED)
+        stored = await running.system.handle.results.get("t1")
+        assert stored == answer
+
+
+@pytest.mark.parametrize(
+    "reply_to", [projector_lease("tollbook"), "tollbook:worker:w9", "tollbook:dead-letters", "analysis"]
+)
+async def test_a_reply_is_never_written_into_a_key_of_tollbooks_own(
+    redis_client: Redis, server_url: str, tmp_path: Path, reply_to: str
+) -> None:
+    """A stream in place of the lease would keep every projector from starting, a worker's key would keep it alive."""
+    async with running_system(tmp_path / "data", server_url, workers=0) as running:
+        if reply_to == projector_lease("tollbook"):
+            await redis_client.delete(reply_to)
+        # A worker that serves none of the streams that it might be made to write to.
+        runtime, stop = running.system.runtime, asyncio.Event()
+        worker = build_worker(runtime, [STREAM], "worker-0")
+        serving = asyncio.create_task(serve_worker(runtime, worker, stop, redis_url=running.system.redis_url))
+        await running.publish(STREAM, [{"task": "ping", "task_id": "p1", "reply_to": reply_to}])
+
+        async def is_acknowledged() -> bool:
+            return worker.finished[TaskStatus.DONE] == 1
+
+        try:
+            assert await wait_until(is_acknowledged, what="the ping answered")
+        finally:
+            stop.set()
+            await serving
+        assert await redis_client.type(reply_to) != b"stream"
