@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from decimal import Decimal
-from typing import Final
+from typing import IO, Final
 
 from rich import box
 from rich.console import Console
@@ -12,10 +12,10 @@ from rich.table import Table
 _UNLIMITED: Final = 400
 
 
-def make_console(*, stderr: bool = False) -> Console:
-    """Return a console for people on standard output, or on standard error."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_UNLIMITED)
+def make_console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
+    """Return a console for people on standard output, on standard error, or for a file."""
+    console = Console(stderr=stderr, highlight=False, file=file)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, file=file, width=_UNLIMITED)
 
 
 def make_table(columns: Iterable[str], title: str | None = None) -> Table:

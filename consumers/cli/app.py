@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from consumers.cli import dead_letters, demo, doctor, money, publish, reconcile, replay, serve, spend
+from consumers.cli import dead_letters, demo, doctor, money, publish, reconcile, replay, serve, spend, sql
 from consumers.telemetry import configure_logging
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app.command()(publish.publish)
 app.command()(publish.result)
 app.command()(publish.ping)
 app.command()(spend.spend)
+app.command()(sql.sql)
 app.command()(doctor.doctor)
 app.command()(reconcile.reconcile)
 app.command()(replay.replay)

@@ -1,0 +1,144 @@
+"""`tollbook sql`: one SELECT over a copy of the projection, in this process and within limits.
+
+The process gives way to others, has a bounded memory, and ends itself where DuckDB does not
+let a query be interrupted, so that no query can hold up a budget check or take the machine's memory.
+"""
+
+import os
+import resource
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+_NICE: Final = 15
+_GRACE_S: Final = 2.0
+# What reading and printing needs beside the memory of the query itself.
+_HEADROOM_BYTES: Final = 512 * 2**20
+
+
+class Format(StrEnum):
+    """How rows are written."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+def sql(
+    query: Annotated[str | None, typer.Argument(help="One SELECT; `-` reads it from standard input.")] = None,
+    form: Annotated[Format, typer.Option("--format", help="How the rows are written.")] = Format.TABLE,
+    output: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds until the query is cut off.")] = 30.0,
+    memory: Annotated[str, typer.Option(help="Memory of the query, for example 512MB or 2GB.")] = "512MB",
+    snapshot: Annotated[Path | None, typer.Option(help="Copy the whole projection to this DuckDB file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+) -> int:
+    """Ask the projection a question, while Tollbook runs or at rest; it cannot hold up a call.
+
+    Example: tollbook sql "SELECT user_id, spent_usd FROM spend ORDER BY spent_usd DESC LIMIT 10"
+    """
+    from inference.settings import load_settings
+
+    path = load_settings().data_dir / "tollbook.duckdb"
+    if (query is None) == (snapshot is None):
+        raise typer.BadParameter("give one SELECT, or --snapshot FILE", param_hint="query")
+    os.nice(_NICE)
+    if snapshot is not None:
+        return _copy(path, snapshot)
+    form = Format.JSON if as_json else form
+    if form is Format.PARQUET and output is None and sys.stdout.isatty():
+        raise typer.BadParameter("Parquet needs --output FILE", param_hint="--format")
+    text = sys.stdin.read() if query == "-" else query or ""
+    _run(path, text, form, output, timeout_s=timeout, memory=memory)
+    return 0
+
+
+def _copy(path: Path, target: Path) -> int:
+    from consumers.files import replacing
+    from ledger.snapshot import take_snapshot
+
+    with replacing(target) as part:
+        take_snapshot(path, part)
+    typer.echo(f"{target}: the projection as it is now; open it with any DuckDB 1.5, for example duckdb {target}")
+    return 0
+
+
+def _run(path: Path, text: str, form: Format, output: Path | None, *, timeout_s: float, memory: str) -> None:
+    """Errors: QueryRefused; QueryCutOff; QueryFailed; LedgerUnavailable; OSError."""
+    import duckdb
+
+    from consumers.rows import write_rows
+    from ledger.snapshot import QueryCutOff, QueryFailed, check_select, memory_bytes, open_snapshot
+
+    try:
+        limit_bytes = memory_bytes(memory)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="--memory") from None
+    check_select(text)
+    with open_snapshot(path, memory_limit=memory) as connection:
+        _limit_memory(limit_bytes)
+        too_long = f"the query was cut off after {timeout_s:g} s: narrow it, or allow more with --timeout"
+        try:
+            with _time_limit(connection, timeout_s, too_long, output):
+                write_rows(_rows(connection, text), form.value, output)
+        except duckdb.InterruptException:
+            raise QueryCutOff(too_long) from None
+        except (duckdb.OutOfMemoryException, MemoryError):
+            raise QueryCutOff(
+                f"the query was cut off at {memory} of memory: narrow it, or allow more with --memory"
+            ) from None
+        except duckdb.Error as exc:
+            raise QueryFailed(str(exc).strip().partition("\n")[0]) from exc
+
+
+def _rows(connection: "duckdb.DuckDBPyConnection", text: str) -> "pa.RecordBatchReader":
+    return connection.execute(text).to_arrow_reader(2_048)
+
+
+@contextmanager
+def _time_limit(
+    connection: "duckdb.DuckDBPyConnection", timeout_s: float, message: str, output: Path | None
+) -> Generator[None]:
+    """Interrupt the query when its time is over; end the process where that changes nothing."""
+    from consumers.files import remove_parts
+
+    def give_up() -> None:
+        # Some functions look for an interrupt only when they have done their work.
+        if output is not None:
+            remove_parts(output)
+        os.write(2, f"tollbook: {message}\n".encode())
+        os._exit(1)
+
+    timers = (threading.Timer(timeout_s, connection.interrupt), threading.Timer(timeout_s + _GRACE_S, give_up))
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+
+
+def _limit_memory(limit_bytes: int) -> None:
+    """Bound this process's memory, since DuckDB's own limit does not count what some functions take."""
+    try:
+        with Path("/proc/self/status").open(encoding="ascii") as status:
+            used = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
+    except (OSError, StopIteration):
+        return  # Linux only; elsewhere DuckDB's own limit and the time limit hold.
+    limit = used + limit_bytes + _HEADROOM_BYTES
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if hard == resource.RLIM_INFINITY or hard > limit:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
