@@ -100,12 +100,12 @@ class ProjectionService:
         """
         if is_standby:
             await self._lease.wait()
-        await self._open()
-        # Whoever has the file open is alone with it, so that a projector that died here need not be waited for.
         try:
+            await self._open()
+            # Whoever has the file open is alone with it, so that a projector that died here need not be waited for.
             await self._lease.take(is_alone=True)
         except BaseException:
-            await self._close()
+            await self.stop()
             raise
 
     async def run(self) -> None:

@@ -29,7 +29,7 @@ from ledger.embedded import EmbeddedServer, EmbeddedServerError
 from ledger.endpoint import Endpoint, clear_endpoint, read_endpoint, write_endpoint
 from ledger.errors import LedgerUnavailable
 from ledger.remote import remote_reader
-from ledger.store import stored_ledger_id
+from ledger.store import StoreLocked, stored_ledger_id
 
 _SERVER_POLL_S: Final = 0.2
 _SERVER_PAUSE_S: Final = 2.0
@@ -250,9 +250,15 @@ async def _open_folding(
     settings: Settings, redis_url: str, *, is_standby: bool = False
 ) -> AsyncGenerator[tuple[LedgerHandle, ProjectionService]]:
     """Open ledger and projection and tell the other commands on this machine where they are."""
-    expected_id = await asyncio.to_thread(stored_ledger_id, duckdb_path(settings))
+    expected_id, may_create = None, True
+    try:
+        expected_id = await asyncio.to_thread(stored_ledger_id, duckdb_path(settings))
+    except StoreLocked:
+        if not is_standby:
+            raise
+        may_create = False  # The projector that is waited for has the file, and has made the ledger.
     async with (
-        open_ledger(settings, redis_url, expected_id=expected_id) as handle,
+        open_ledger(settings, redis_url, expected_id=expected_id, may_create=may_create) as handle,
         open_projection(settings, handle, is_standby=is_standby) as projection,
         announced(settings, redis_url),
     ):
