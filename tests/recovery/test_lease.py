@@ -1,0 +1,125 @@
+"""One projector a ledger: others are refused or wait, and whoever was replaced stops by itself."""
+
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+import pytest
+from redis.asyncio import Redis
+
+from inference.settings import Settings
+from inference.standin import StandIn
+from ledger.keys import projector_lease
+from tests.recovery.apart import kill, start_projector
+from tests.servers import wait_until
+from tests.system import StayingCommand, make_settings, run_cli
+
+LEASE: Final = projector_lease("tollbook")
+
+
+class Projectors:
+    """Starts projectors of one ledger; they are killed at the end."""
+
+    def __init__(self, settings: Settings, redis_url: str, redis: Redis) -> None:
+        self.redis = redis
+        self.redis_url = redis_url
+        self.directory = settings.data_dir.parent
+        self._settings = settings
+        self._ends = AsyncExitStack()
+
+    async def start(self, *options: str, place: str = "data", waits_for: str = "projector.started") -> StayingCommand:
+        command = await start_projector(
+            self._settings, self.redis_url, *options, data_dir=self.directory / place, waits_for=waits_for
+        )
+        self._ends.push_async_callback(kill, command)
+        return command
+
+    async def lapse(self) -> None:
+        """Let the lease end now, as it does ten seconds after its owner's last sign of life."""
+        await self.redis.pexpire(LEASE, 1)
+
+    async def aclose(self) -> None:
+        await self._ends.aclose()
+
+
+@pytest.fixture
+async def projectors(redis_client: Redis, server_url: str, tmp_path: Path) -> AsyncIterator[Projectors]:
+    async with StandIn() as provider:
+        settings = make_settings(tmp_path / "data", provider, redis_url=server_url)
+        projectors = Projectors(settings, server_url, redis_client)
+        yield projectors
+        await projectors.aclose()
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("data", "is open in another process: stop the other projector"),
+        ("elsewhere", "works on this ledger. Stop it first; or start this one with --standby"),
+    ],
+)
+async def test_a_second_projector_is_refused_and_told_why(projectors: Projectors, place: str, says: str) -> None:
+    first = await projectors.start()
+    refused = await run_cli(
+        "projector",
+        cwd=projectors.directory,
+        env={"REDIS_URL": projectors.redis_url, "TOLLBOOK_DATA_DIR": str(projectors.directory / place)},
+    )
+    assert refused.code != 0
+    assert says in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert first.process.returncode is None
+
+
+async def test_a_projector_that_stops_leaves_its_place_to_the_next_at_once(projectors: Projectors) -> None:
+    first = await projectors.start()
+    await first.end()
+    assert first.process.returncode == 0, first.stderr
+    assert not await projectors.redis.exists(LEASE)
+    await projectors.start(place="elsewhere")
+
+
+async def test_a_killed_projector_is_started_again_at_its_place_without_waiting(projectors: Projectors) -> None:
+    first = await projectors.start()
+    await kill(first)
+    killed_at, lease_ms = time.monotonic(), await projectors.redis.pttl(LEASE)
+    await projectors.start()
+    assert 1000 * (time.monotonic() - killed_at) < lease_ms
+
+
+@pytest.mark.parametrize("place", ["data", "elsewhere"])
+async def test_a_standby_takes_over_from_a_killed_projector(projectors: Projectors, place: str) -> None:
+    first = await projectors.start()
+    standby = await projectors.start("--standby", place=place, waits_for="projector.standing_by")
+    assert "projector.started" not in standby.stderr
+    await kill(first)
+    await projectors.lapse()
+    await wait_until(lambda: "projector.started" in standby.stderr, what="the standby's start")
+
+
+async def test_a_projector_that_was_replaced_while_it_slept_stops_by_itself(projectors: Projectors) -> None:
+    first = await projectors.start()
+    standby = await projectors.start("--standby", place="elsewhere", waits_for="projector.standing_by")
+    first.process.send_signal(signal.SIGSTOP)
+    await projectors.lapse()
+    await wait_until(lambda: "projector.started" in standby.stderr, what="the standby's start")
+    first.process.send_signal(signal.SIGCONT)
+    assert await first.wait() != 0
+    assert "works on this ledger" in first.stderr
+    assert standby.process.returncode is None
+
+
+async def test_a_standby_that_finds_the_file_in_use_gives_the_lease_back(projectors: Projectors) -> None:
+    """Where the first only slept, it goes on."""
+    first = await projectors.start()
+    standby = await projectors.start("--standby", waits_for="projector.standing_by")
+    first.process.send_signal(signal.SIGSTOP)
+    await projectors.lapse()
+    assert await standby.wait() != 0
+    assert "is open in another process" in standby.stderr
+    first.process.send_signal(signal.SIGCONT)
+    await wait_until(lambda: projectors.redis.exists(LEASE), what="the first one's renewal")
+    assert first.process.returncode is None
