@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from consumers.cli import dead_letters, demo, doctor, money, publish, reconcile, replay, serve, spend, sql
+from consumers.cli import audit, dead_letters, demo, doctor, money, publish, reconcile, replay, serve, spend, sql
 from consumers.telemetry import configure_logging
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ app.command()(sql.sql)
 app.command()(doctor.doctor)
 app.command()(reconcile.reconcile)
 app.command()(replay.replay)
+app.add_typer(audit.app)
 app.add_typer(dead_letters.app)
 app.add_typer(money.plan_app)
 app.add_typer(money.credit_app)

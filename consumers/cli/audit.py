@@ -1,0 +1,128 @@
+"""`tollbook audit`: what happened to a call, where a user's money went, why a call was refused; searching."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from consumers.cli.source import ArchiveOption
+from schemas.identifiers import check_id
+
+if TYPE_CHECKING:
+    from ledger.audit import AuditReader
+
+app = typer.Typer(name="audit", help="Answers from the ledger itself, archive and stream.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+CallArgument = Annotated[str, typer.Argument(metavar="CALL", help="Call id, which is the task's id.")]
+
+
+@app.command()
+def call(call_id: CallArgument, archive: ArchiveOption = None, as_json: Json = False) -> int:
+    """Show the life of a call: holds, attempts, fallbacks, settlement, corrections.
+
+    Example: tollbook audit call 5f1c0e0e
+    """
+    _check(call_id, "CALL")
+
+    async def run(reader: "AuditReader") -> int:
+        from consumers.cli import audit_views
+        from ledger.audit_calls import find_call
+
+        lives = await find_call(reader, call_id)
+        if as_json:
+            typer.echo(json.dumps(audit_views.calls_document(reader, lives)))
+        else:
+            audit_views.print_calls(reader, lives)
+        return 0
+
+    return _with_reader(archive, run)
+
+
+@app.command()
+def user(
+    user_id: Annotated[str, typer.Argument(metavar="USER", help="User id.")],
+    period: Annotated[str | None, typer.Option(help="Billing period, YYYY-MM; the user's latest by default.")] = None,
+    holds: Annotated[bool, typer.Option(help="Show holds, or only what was charged, refused and changed.")] = True,
+    archive: ArchiveOption = None,
+    as_json: Json = False,
+) -> int:
+    """Show a user's statement of a billing period: every movement with the balance after it.
+
+    Exit code 1 where the gate's own sums are others. Example: tollbook audit user u42 --period 2026-11
+    """
+    from consumers.cli.spend import check_period
+
+    _check(user_id, "USER")
+    if period is not None:
+        check_period(period)
+
+    async def run(reader: "AuditReader") -> int:
+        from consumers.cli import audit_views
+        from ledger.audit_statements import make_statement
+
+        statement = await make_statement(reader, user_id, period)
+        if as_json:
+            typer.echo(json.dumps(audit_views.statement_document(reader, statement, has_holds=holds)))
+        else:
+            audit_views.print_statement(reader, statement, has_holds=holds)
+        return 1 if statement.disagreements else 0
+
+    return _with_reader(archive, run)
+
+
+@app.command()
+def explain(call_id: CallArgument, archive: ArchiveOption = None, as_json: Json = False) -> int:
+    """Explain why a call was refused, or what it was weighed against: every number at that position.
+
+    Exit code 1 where the gate's own sums are others. Example: tollbook audit explain 5f1c0e0e
+    """
+    _check(call_id, "CALL")
+
+    async def run(reader: "AuditReader") -> int:
+        from consumers.cli import audit_views
+        from ledger.audit_calls import find_call
+        from ledger.audit_explanations import explain as decisions_on
+
+        found = [(life, await decisions_on(reader, life)) for life in await find_call(reader, call_id)]
+        if as_json:
+            typer.echo(json.dumps(audit_views.explanations_document(reader, found)))
+        else:
+            audit_views.print_explanations(reader, found)
+        is_agreed = all(
+            each.is_agreed for _, decisions in found for decision in decisions for each in decision.weighings
+        )
+        return 0 if is_agreed else 1
+
+    return _with_reader(archive, run)
+
+
+def _with_reader(archive: Path | None, run: "Callable[[AuditReader], Awaitable[int]]") -> int:
+    async def read() -> int:
+        from consumers.cli.source import open_source
+        from inference.settings import load_settings
+        from ledger.audit import AuditReader
+
+        async with open_source(load_settings(), archive) as source:
+            reader = AuditReader(source)
+            try:
+                return await run(reader)
+            finally:
+                reader.close()
+
+    return asyncio.run(read())
+
+
+def _check(value: str, hint: str) -> str:
+    try:
+        return check_id(value)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint=hint) from None
+
+
+def document_of(value: Any) -> str:
+    """Return a value as JSON."""
+    return json.dumps(value)

@@ -1,0 +1,383 @@
+"""How audits are shown: as JSON documents, and as tables for people."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from consumers.cli.audit_text import (
+    bound_text,
+    budget_text,
+    cap_text,
+    event_text,
+    hold_text,
+    iso,
+    moment,
+    money,
+    movement_text,
+    places_of,
+    plain,
+    plan_text,
+    ways_out,
+)
+from consumers.tables import make_console, make_table
+from ledger.audit import AuditReader
+from ledger.audit_calls import CallLife
+from ledger.audit_explanations import Decision, Weighing
+from ledger.audit_statements import Line, Statement
+from schemas.events import BudgetDenied, BudgetReserved, CostAdjusted, Event, FallbackUsed, ModelCalled, payload_json
+from schemas.money import usd_from_nanousd
+
+
+def as_read(reader: AuditReader) -> dict[str, Any]:
+    """Return what was read: which ledger, and up to where."""
+    return {
+        "ledger_id": reader.source.ledger_id,
+        "is_archive_alone": reader.source.redis is None,
+        "partitions": [
+            {
+                "partition": number,
+                "archived_seq": reader.archived[number],
+                "seq": position.seq,
+                "id": str(position.entry),
+            }
+            for number, position in sorted(reader.positions.items())
+        ],
+    }
+
+
+def _print_read(console: Console, reader: AuditReader) -> None:
+    for number, position in sorted(reader.positions.items()):
+        archived = reader.archived[number]
+        where = f"partition {number}, " if len(reader.source.keys) > 1 else ""
+        stream = "without the stream" if reader.source.redis is None else f"stream up to event {position.seq:,}"
+        console.print(
+            Text(f" ledger {reader.source.ledger_id}: {where}archive up to event {archived:,}, {stream}", "dim")
+        )
+
+
+def _usd(nanousd: int | None) -> str | None:
+    return None if nanousd is None else f"{usd_from_nanousd(nanousd):f}"
+
+
+def _event_document(event: Event) -> dict[str, Any]:
+    headline, details = event_text(event)
+    return {
+        "seq": event.seq,
+        "id": event.id,
+        "at": iso(event),
+        "type": event.type,
+        "period": event.period,
+        "attempt": event.attempt,
+        "amount_usd": _usd(event.amount),
+        "committed_usd": _usd(event.committed),
+        "text": f"{headline}: {'; '.join(details)}",
+        "payload": json.loads(payload_json(event.payload)),
+    }
+
+
+# --- The life of a call
+
+
+def calls_document(reader: AuditReader, lives: Sequence[CallLife]) -> dict[str, Any]:
+    """Return calls for programs."""
+    return {"read": as_read(reader), "calls": [_call_document(life) for life in lives]}
+
+
+def _call_document(life: CallLife) -> dict[str, Any]:
+    order = life.orders[-1] if life.orders else None
+    return {
+        "call_id": life.call_id,
+        "user_id": life.user_id,
+        "periods": list(life.periods),
+        "status": life.status,
+        "task_type": order.task_type if order else None,
+        "stream": order.stream if order else None,
+        "campaign_id": order.campaign_id if order else None,
+        "plan": (order.assigned_plan or order.plan) if order else None,
+        "workers": list(life.workers),
+        "holds": life.count(BudgetReserved),
+        "attempts": life.count(ModelCalled),
+        "fallbacks": life.count(FallbackUsed),
+        "corrections": life.count(CostAdjusted),
+        "cost_usd": _usd(life.cost_nanousd),
+        "assumed_usd": _usd(life.assumed_nanousd),
+        "held_usd": _usd(life.held_nanousd),
+        "events": [_event_document(event) for event in life.events],
+    }
+
+
+def print_calls(reader: AuditReader, lives: Sequence[CallLife]) -> None:
+    """Print calls as timelines."""
+    console = make_console()
+    for life in lives:
+        _print_head(console, life)
+        _print_timeline(console, life)
+    _print_read(console, reader)
+
+
+def _print_head(console: Console, life: CallLife) -> None:
+    console.print()
+    console.print(Text.assemble(" ", (f"Call {life.call_id}", "bold")))
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    rows = [("user", life.user_id), ("period", ", ".join(life.periods))]
+    if life.orders:
+        order = life.orders[-1]
+        task = order.task_type + (f" on {order.stream}" if order.stream else "")
+        rows += [("task", task + (f", campaign {order.campaign_id}" if order.campaign_id else ""))]
+        rows += [("plan", plan_text(order)), ("workers", ", ".join(life.workers))]
+    if life.status:
+        rows.append(("status", _status_text(life)))
+    for name, value in rows:
+        facts.add_row(name, Text(plain(value)))
+    console.print(Padding(facts, (0, 0, 0, 1)))
+
+
+def _status_text(life: CallLife) -> str:
+    parts = [life.status]
+    if life.status != "denied" or life.cost_nanousd:
+        parts.append(f"cost {money(life.cost_nanousd)}")
+    if life.assumed_nanousd:
+        parts.append(f"{money(life.assumed_nanousd)} of it assumed")
+    if life.held_nanousd:
+        parts.append(f"{money(life.held_nanousd)} held")
+    counts = (
+        (BudgetReserved, "hold"),
+        (ModelCalled, "attempt"),
+        (FallbackUsed, "fallback"),
+        (CostAdjusted, "correction"),
+    )
+    for kind, name in counts:
+        if number := life.count(kind):
+            parts.append(f"{number} {name}{'s' if number > 1 else ''}")
+    return ", ".join(parts)
+
+
+def _print_timeline(console: Console, life: CallLife) -> None:
+    places = places_of(amount for event in life.events for amount in (event.amount, event.committed))
+    table = make_table(("time (UTC)", "after>", "what happened", "amount>", "committed>"))
+    table.columns[2].no_wrap = False
+    table.columns[2].overflow = "fold"
+    first, day = life.events[0].at_ms, ""
+    for event in life.events:
+        headline, details = event_text(event)
+        at = moment(event)
+        if f"{at:%Y-%m-%d}" != day:
+            day = f"{at:%Y-%m-%d}"
+            table.add_row(Text(day, "dim"))
+        table.add_row(
+            f"{at:%H:%M:%S}.{event.at_ms % 1000:03}",
+            f"{(event.at_ms - first) / 1000:,.3f} s",
+            _lines(headline, details),
+            money(event.amount, places) if event.amount else "",
+            "" if event.committed is None else money(event.committed, places),
+        )
+    console.print(table)
+
+
+def _lines(headline: str, details: Sequence[str]) -> Text:
+    text = Text(headline)
+    for detail in details:
+        text.append(f"\n{detail}", "dim")
+    return text
+
+
+# --- Statements
+
+
+def statement_document(reader: AuditReader, statement: Statement, *, has_holds: bool) -> dict[str, Any]:
+    """Return a statement for programs."""
+    return {
+        "read": as_read(reader),
+        "user_id": statement.user_id,
+        "period": statement.period,
+        "other_periods": list(statement.other_periods),
+        "opening": {"settled_usd": _usd(0), "held_usd": _usd(0), "cap_usd": _usd(statement.opening_cap_nanousd)},
+        "lines": [_line_document(line) for line in _shown(statement, has_holds=has_holds)],
+        "closing": {
+            "settled_usd": _usd(statement.settled_nanousd),
+            "held_usd": _usd(statement.held_nanousd),
+            "cap_usd": _usd(statement.cap_nanousd),
+        },
+    }
+
+
+def _shown(statement: Statement, *, has_holds: bool) -> list[Line]:
+    return [line for line in statement.lines if has_holds or line.event.type != "budget-reserved" or not line.is_agreed]
+
+
+def _line_document(line: Line) -> dict[str, Any]:
+    headline, details = movement_text(line.event)
+    payload = line.event.payload
+    return {
+        "seq": line.event.seq,
+        "id": line.event.id,
+        "at": iso(line.event),
+        "type": line.event.type,
+        "call_id": line.event.call_id,
+        "text": f"{headline}: {'; '.join(details)}",
+        "author": getattr(payload, "author", None),
+        "reason": getattr(payload, "reason", None),
+        "charge_usd": _usd(line.settled_change_nanousd),
+        "hold_usd": _usd(line.held_change_nanousd),
+        "settled_usd": _usd(line.settled_nanousd),
+        "held_usd": _usd(line.held_nanousd),
+        "cap_usd": _usd(line.cap_nanousd),
+        "stamped_usd": _usd(line.event.committed),
+        "is_agreed": line.is_agreed,
+    }
+
+
+def print_statement(reader: AuditReader, statement: Statement, *, has_holds: bool) -> None:
+    """Print a statement."""
+    console = make_console()
+    lines = _shown(statement, has_holds=has_holds)
+    places = places_of(
+        amount for line in lines for amount in (line.settled_change_nanousd, line.settled_nanousd, line.held_nanousd)
+    )
+    cap_places = places_of([statement.opening_cap_nanousd, *(line.cap_nanousd for line in lines)])
+    table = make_table(("time (UTC)", "movement", "amount>", "settled>", "held>", "cap>"))
+    table.columns[1].no_wrap = False
+    table.columns[1].overflow = "fold"
+
+    def add(time: str, text: Text, amount: str, settled: int, held: int, cap: int | None) -> None:
+        cap_shown = "-" if cap is None else money(cap, cap_places)
+        table.add_row(time, text, amount, money(settled, places), money(held, places), cap_shown)
+
+    add("", Text("opening", "bold"), "", 0, 0, statement.opening_cap_nanousd)
+    for line in lines:
+        amount = money(line.settled_change_nanousd, places) if line.event.type.startswith("cost") else ""
+        add(
+            f"{moment(line.event):%m-%d %H:%M:%S}",
+            _lines(*movement_text(line.event)),
+            amount,
+            line.settled_nanousd,
+            line.held_nanousd,
+            line.cap_nanousd,
+        )
+    add("", Text("closing", "bold"), "", statement.settled_nanousd, statement.held_nanousd, statement.cap_nanousd)
+    console.print()
+    console.print(Text.assemble(" ", (f"Statement of {statement.user_id}, {statement.period}", "bold")))
+    console.print(table)
+    if statement.other_periods:
+        console.print(Text(f" other periods: {', '.join(statement.other_periods)}", "dim"))
+    _print_read(console, reader)
+    for line in statement.disagreements:
+        added, stamped = line.settled_nanousd + line.held_nanousd, line.event.committed or 0
+        typer.echo(
+            f"tollbook: event {line.event.seq}: the gate wrote {money(stamped)} committed, the events before it "
+            f"add up to {money(added)}",
+            err=True,
+        )
+
+
+# --- Explanations
+
+
+def explanations_document(reader: AuditReader, found: Sequence[tuple[CallLife, Sequence[Decision]]]) -> dict[str, Any]:
+    """Return explanations for programs."""
+    return {
+        "read": as_read(reader),
+        "calls": [
+            {
+                "call_id": life.call_id,
+                "user_id": life.user_id,
+                "status": life.status,
+                "is_refused": any(decision.is_refusal for decision in decisions),
+                "decisions": [_decision_document(decision) for decision in decisions],
+            }
+            for life, decisions in found
+        ],
+    }
+
+
+def _decision_document(decision: Decision) -> dict[str, Any]:
+    payload = decision.event.payload
+    return {
+        **_event_document(decision.event),
+        "is_refusal": decision.is_refusal,
+        "reason": payload.reason if isinstance(payload, BudgetDenied) else None,
+        "budgets": [_weighing_document(weighing, decision) for weighing in decision.weighings],
+    }
+
+
+def _weighing_document(weighing: Weighing, decision: Decision) -> dict[str, Any]:
+    room = weighing.room
+    return {
+        "budget": weighing.budget,
+        "cap_usd": _usd(weighing.cap_nanousd),
+        "settled_usd": _usd(weighing.settled_nanousd),
+        "held_usd": _usd(weighing.held_nanousd),
+        "own_held_usd": _usd(weighing.own_held_nanousd),
+        "amount_usd": _usd(weighing.amount_nanousd),
+        "over_usd": _usd(weighing.over_nanousd),
+        "over_with_holds_usd": _usd(weighing.over_with_holds_nanousd),
+        "is_agreed": weighing.is_agreed,
+        "cap_text": cap_text(weighing, decision),
+        "ways_out": ways_out(weighing, decision) if decision.is_refusal else [],
+        "room": None if room is None else {"seq": room.seq, "id": room.id, "at": iso(room)},
+        "other_holds": [
+            {
+                "call_id": hold.call_id,
+                "user_id": hold.user_id,
+                "worker": hold.worker,
+                "since": iso(hold.since),
+                "amount_usd": _usd(hold.amount_nanousd),
+                "settled_at": None if hold.settled_by is None else iso(hold.settled_by),
+                "cost_usd": None if hold.settled_by is None else _usd(hold.settled_by.amount),
+            }
+            for hold in weighing.others
+        ],
+    }
+
+
+def print_explanations(reader: AuditReader, found: Sequence[tuple[CallLife, Sequence[Decision]]]) -> None:
+    """Print explanations."""
+    console = make_console()
+    for life, decisions in found:
+        console.print()
+        console.print(Text.assemble(" ", (f"Call {life.call_id} of {life.user_id}", "bold")))
+        if not any(decision.is_refusal for decision in decisions):
+            console.print(Text(f" was not refused{'' if decisions else '; no money was held for it'}"))
+        for decision in decisions:
+            _print_decision(console, decision)
+    console.print()
+    _print_read(console, reader)
+
+
+def _print_decision(console: Console, decision: Decision) -> None:
+    payload = decision.event.payload
+    assert isinstance(payload, BudgetDenied | BudgetReserved)
+    headline, _ = event_text(decision.event)
+    console.print()
+    console.print(Text(f" {iso(decision.event)}  event {decision.event.seq:,}: {headline}"))
+    console.print(Text(f" bound: {plain(payload.bound.model)}, {bound_text(payload.bound)}"))
+    for weighing in decision.weighings:
+        _print_weighing(console, weighing, decision)
+
+
+def _print_weighing(console: Console, weighing: Weighing, decision: Decision) -> None:
+    rows = [
+        ("settled", weighing.settled_nanousd, ""),
+        ("held", weighing.held_nanousd, ""),
+        ("this call", weighing.amount_nanousd, ""),
+        ("cap", weighing.cap_nanousd, cap_text(weighing, decision)),
+    ]
+    places = places_of(amount for _, amount, _ in rows)
+    table = make_table(("budget", "amount>", ""))
+    table.title = Text(f" {budget_text(weighing.budget)}", "bold")
+    for name, amount, note in rows:
+        table.add_row(name, money(amount, places), note)
+    console.print(table)
+    for hold in weighing.others:
+        console.print(Text(f"   {hold.call_id}: {money(hold.amount_nanousd)}, {hold_text(hold)}"))
+    if decision.is_refusal:
+        for way in ways_out(weighing, decision):
+            console.print(Text(f"   - {way}"))
