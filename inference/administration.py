@@ -38,8 +38,8 @@ class Signature:
     key: str | None = None
 
     def command_id(self, kind: str) -> str:
-        """Return the idempotency key of a command, in a space of its own beside the task ids."""
-        return f"{kind}-{self.key or uuid.uuid4()}"
+        """Return the idempotency key of a command: with a space, which no task id has, so that no task can take it."""
+        return f"{kind} {self.key or uuid.uuid4()}"
 
 
 @dataclass(frozen=True, slots=True)

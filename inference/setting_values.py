@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Annotated, Any, Final, cast
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
@@ -24,6 +24,7 @@ from schemas.tasks import TaskStream
 # A bound is tokens times price; this keeps it far from the largest amount the ledger can hold.
 _MAX_USD_PER_MTOK: Final = 10_000
 _PRICE_FIELDS: Final = ("prompt", "completion", "cached", "cache_write", "request")
+_REDIS_PARAMETERS: Final = ("db", "username", "password", "client_name")
 _MODEL_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,149}")
 
 
@@ -58,8 +59,22 @@ class ConcurrencyTable:
 
 
 def _redis_url(value: str) -> str:
-    if urlsplit(value).scheme not in ("redis", "rediss", "unix"):
+    parts = urlsplit(value)
+    if parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError("must begin with redis://, rediss:// or unix://")
+    try:
+        _ = parts.port
+    except ValueError:
+        # Python's own words would quote a part of a password that holds a / or a #.
+        raise ValueError("has no valid port; quote /, ?, # and @ in a password as %2F, %3F, %23 and %40") from None
+    # redis-py takes any option of its own as a parameter. Those that change how replies are read, or that send a
+    # command again, would stop the workers or book a task twice; the others are for the connection alone.
+    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in _REDIS_PARAMETERS and not (parts.scheme == "rediss" and name.startswith("ssl_")):
+            known = ", ".join(_REDIS_PARAMETERS)
+            raise ValueError(f"{name!r:.60} is not taken in a Redis address ({known}; ssl_... with rediss://)")
+        if name == "db" and not text.isdecimal():
+            raise ValueError("db must be the number of a database")
     return value
 
 

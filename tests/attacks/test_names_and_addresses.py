@@ -1,0 +1,55 @@
+"""Names and addresses that look harmless: a task that bears a command's id, parameters in the address of Redis."""
+
+import pytest
+
+from inference.administration import Signature
+from inference.errors import SettingsError
+from inference.settings import load_settings
+from schemas.identifiers import check_id
+
+
+@pytest.mark.parametrize("kind", ["plan-assigned", "credit-granted"])
+def test_no_task_can_take_the_id_of_a_command(kind: str) -> None:
+    """G4: a publisher who guesses the key of a grant must not be able to refuse it as a conflict."""
+    with pytest.raises(ValueError, match="spaces"):
+        check_id(Signature("ann", "invoice 1043", key="k1").command_id(kind))
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        # Replies would be read as other types than the workers expect: they would stand still.
+        ("redis://h/0?protocol=3", "'protocol' is not taken"),
+        ("redis://h/0?decode_responses=True", "'decode_responses' is not taken"),
+        # A command would be sent again after a lost connection, a task published twice.
+        ("redis://h/0?retry_on_timeout=True", "'retry_on_timeout' is not taken"),
+        ("redis://h/0?socket_timeout=1", "'socket_timeout' is not taken"),
+        ("redis://h/0?ssl_ca_certs=/ca.pem", "'ssl_ca_certs' is not taken"),
+        ("redis://h?db=first", "db must be the number of a database"),
+        ("redis://u:pass/word@h/0", "has no valid port"),
+        ("redis://h:123456", "has no valid port"),
+    ],
+)
+def test_an_address_that_would_break_a_promise_is_refused(
+    url: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", url)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(env_file=None)
+    (line,) = caught.value.problems
+    assert problem in line
+    assert "pass" not in line.replace("password", "")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:secret@h:6379/3",
+        "redis://h?db=3&username=u&password=secret&client_name=tollbook",
+        "rediss://h/0?ssl_ca_certs=/ca.pem",
+        "unix:///run/redis.sock?db=1",
+    ],
+)
+def test_an_address_may_say_database_login_and_certificates(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", url)
+    assert load_settings(env_file=None).redis_url == url
