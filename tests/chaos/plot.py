@@ -17,12 +17,14 @@ STREAMS: Final = ("scraping", "analysis", "generation", "monitoring")
 TRIM_AFTER_S: Final = 5
 CAMPAIGN_CAP_NANOUSD: Final = 40_000_000
 
-Deed = Literal["kill", "stop", "end"]
+Deed = Literal["kill", "stop", "end", "lose"]
 
 
 @dataclass(frozen=True, slots=True)
 class Blow:
-    """Something that is done to a process: killed (SIGKILL), stopped and continued, or ended (SIGTERM).
+    """Something that is done to a process: killed (SIGKILL), stopped and continued, ended (SIGTERM).
+
+    Or it is killed and loses its file, which for the projector is DuckDB.
 
     Units: seconds. After `for_s` it is started again, or goes on.
     """
@@ -55,6 +57,7 @@ class Plot:
     fault_rates: dict[str, float]
     latency_ms: int
     is_trimmed: bool
+    max_task_attempts: int
 
     def settings(self) -> dict[str, str]:
         """Return the variables that every process gets."""
@@ -73,6 +76,7 @@ class Plot:
             "TOLLBOOK_TAIL_KEEP_S": "1",
             "TOLLBOOK_STOP_GRACE_S": "1",
             "TOLLBOOK_CONCURRENCY": "8",
+            "TOLLBOOK_MAX_TASK_ATTEMPTS": str(self.max_task_attempts),
             "TOLLBOOK_SEGMENT_EVENTS": "500",
             "TOLLBOOK_SEGMENT_AGE_S": "5",
             "TOLLBOOK_STREAM_KEEP_S": str(TRIM_AFTER_S if self.is_trimmed else 86_400),
@@ -99,8 +103,9 @@ def draw(seed: int, *, chaos_s: float, tasks: int) -> Plot:
         publications=tuple(sorted(publications, key=lambda publication: publication.at_s)),
         blows=tuple(_blows(dice, chaos_s)),
         fault_rates=_fault_rates(dice),
-        latency_ms=dice.choice((5, 20, 60)),
+        latency_ms=dice.choice((5, 60, 250)),
         is_trimmed=dice.random() < 0.5,
+        max_task_attempts=dice.choice((1, 2, 3)),
     )
 
 
@@ -151,8 +156,12 @@ def _blows(dice: Random, chaos_s: float) -> list[Blow]:
     blows: list[Blow] = []
     at_s = 1.0
     while at_s < chaos_s:
-        blows.append(_blow(dice, at_s))
-        at_s += dice.uniform(0.5, 2.0)
+        if dice.random() < 0.1:
+            # Nobody is left to take over but those who come back.
+            blows += [Blow(at_s, worker, "kill", dice.uniform(0.0, 1.0)) for worker in WORKERS]
+        else:
+            blows.append(_blow(dice, at_s))
+        at_s += dice.uniform(0.3, 1.7)
     return blows
 
 
@@ -164,6 +173,7 @@ def _blow(dice: Random, at_s: float) -> Blow:
         (worker, "end"): 1,
         ("projector", "kill"): 3,
         ("projector", "stop"): 1,
+        ("projector", "lose"): 1,
         ("server", "kill"): 2,
         ("server", "stop"): 1,
         ("provider", "kill"): 1,

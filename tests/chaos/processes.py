@@ -50,7 +50,9 @@ class Surprise:
 class Program:
     """One command that is to run: started anew whenever it ends by itself, which is noted."""
 
-    def __init__(self, name: str, arguments: Sequence[str], env: Mapping[str, str], directory: Path) -> None:
+    def __init__(
+        self, name: str, arguments: Sequence[str], env: Mapping[str, str], directory: Path, file: Path | None = None
+    ) -> None:
         self.name = name
         self.pids: list[int] = []
         self.surprises: list[Surprise] = []
@@ -58,6 +60,7 @@ class Program:
         self._arguments = tuple(arguments)
         self._env = dict(env)
         self._directory = directory
+        self._file = file
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._is_wanted = asyncio.Event()
@@ -74,8 +77,11 @@ class Program:
             await self._stand_still(for_s)
             return
         self._is_wanted.clear()
-        self._send(signal.SIGKILL if deed == "kill" else signal.SIGTERM)
+        self._send(signal.SIGTERM if deed == "end" else signal.SIGKILL)
         await self._wait()
+        if deed == "lose" and self._file is not None:
+            for file in self._file.parent.glob(f"{self._file.name}*"):
+                file.unlink()
         await asyncio.sleep(for_s)
         self._is_wanted.set()
 

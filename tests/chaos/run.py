@@ -275,7 +275,8 @@ async def _opened(plot: Plot, directory: Path) -> AsyncIterator[Chaos]:
             "projector": tollbook("projector", "--supervised"),
             **dict.fromkeys(WORKERS, worker),
         }
-        programs = {name: Program(name, command, env, directory) for name, command in commands.items()}
+        files = {"projector": data_dir / "tollbook.duckdb"}
+        programs = {name: Program(name, command, env, directory, files.get(name)) for name, command in commands.items()}
         try:
             for program in programs.values():
                 await program.start()

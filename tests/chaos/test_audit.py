@@ -63,6 +63,7 @@ def make_evidence(*events: RawEvent, **changes: Any) -> Evidence:
         fault_rates={},
         latency_ms=0,
         is_trimmed=False,
+        max_task_attempts=3,
     )
     text = json.dumps(RESULT)
     evidence = Evidence(

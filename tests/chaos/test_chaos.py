@@ -1,6 +1,10 @@
-"""The chaos run in the suite, and for as long as asked: `python3 dev.py soak --minutes 60 --seed 7`."""
+"""The chaos run in the suite, and for as long as asked: `python3 dev.py soak --minutes 60 --seed 7`.
+
+A seed repeats what is published, done and gone wrong, and when; what meets what is up to the machine.
+"""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -18,17 +22,21 @@ async def test_no_guarantee_breaks_while_processes_are_killed_and_stopped(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """G1 to G7, and G9, of a whole system."""
-    await play(seed_of(request), tmp_path, chaos_s=20, tasks=2_000)
+    await play(seed_of(request), tmp_path, chaos_s=20)
 
 
 @pytest.mark.soak
 async def test_no_guarantee_breaks_in_a_long_run(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same, again and again with new seeds, until the time is over."""
     seed, until = seed_of(request), time.monotonic() + 60 * minutes_of(request)
     while time.monotonic() < until:
-        await play(seed, tmp_path_factory.mktemp(f"chaos-{seed}-"), chaos_s=60, tasks=60 * _TASKS_PER_S)
+        directory = tmp_path_factory.mktemp(f"chaos-{seed}-")
+        # Whoever waits for an hour wants to see that it goes on.
+        with capsys.disabled():
+            await play(seed, directory, chaos_s=60)
+        shutil.rmtree(directory)
         seed += 1
 
 
@@ -40,9 +48,11 @@ def minutes_of(request: pytest.FixtureRequest) -> float:
     return float(request.config.getoption("--minutes"))  # pyright: ignore[reportArgumentType]
 
 
-async def play(seed: int, directory: Path, *, chaos_s: float, tasks: int) -> None:
+async def play(seed: int, directory: Path, *, chaos_s: float) -> None:
     # Told before anything can go wrong; pytest shows it where the test fails.
-    print(f"chaos: seed {seed}, evidence in {directory}", flush=True)  # noqa: T201 - for the report of a failure.
-    summary = await run(draw(seed, chaos_s=chaos_s, tasks=tasks), directory)
+    print(f"\nchaos: seed {seed}, evidence in {directory}", flush=True)  # noqa: T201 - for the report of a failure.
+    summary = await run(draw(seed, chaos_s=chaos_s, tasks=round(chaos_s * _TASKS_PER_S)), directory)
     print(f"chaos: seed {seed}: {json.dumps(summary)}", flush=True)  # noqa: T201 - as above.
-    assert summary["statuses"]["done"] > 0
+    # A run in which nothing got through, or nothing went wrong, would prove nothing.
+    assert summary["statuses"]["done"] > summary["entries"] / 10
+    assert summary["blows"] > chaos_s / 4
