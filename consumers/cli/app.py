@@ -10,7 +10,20 @@ from collections.abc import Sequence
 
 import typer
 
-from consumers.cli import audit, dead_letters, demo, doctor, money, publish, reconcile, replay, serve, spend, sql
+from consumers.cli import (
+    audit,
+    dead_letters,
+    demo,
+    doctor,
+    money,
+    publish,
+    reconcile,
+    replay,
+    serve,
+    spend,
+    sql,
+    what_if,
+)
 from consumers.telemetry import configure_logging
 
 app = typer.Typer(
@@ -35,6 +48,7 @@ app.command()(sql.sql)
 app.command()(doctor.doctor)
 app.command()(reconcile.reconcile)
 app.command()(replay.replay)
+app.command()(what_if.what_if)
 app.add_typer(audit.app)
 app.add_typer(dead_letters.app)
 app.add_typer(money.plan_app)

@@ -4,8 +4,6 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,8 +14,6 @@ from consumers.cli.source import ArchiveOption
 from schemas.identifiers import EntryId, check_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from inference.settings import Settings
     from ledger.comparison import Comparison, Tables
     from ledger.requests import Position
@@ -87,6 +83,7 @@ async def _replay(
     is_compared: bool,
     is_quiet: bool,
 ) -> dict[str, Any]:
+    from consumers.cli.progress import progress
     from consumers.cli.source import open_source
     from ledger.replay import ReplayLimits
     from ledger.replay import replay as fold
@@ -95,7 +92,7 @@ async def _replay(
         positions, live = await asyncio.to_thread(_live, settings) if is_compared else (None, None)
         ends = until if positions is None else {number: position.entry for number, position in positions.items()}
         started = time.perf_counter()
-        with _progress(await source.count(), is_quiet=is_quiet) as advance:
+        with progress("folding", await source.count(), is_quiet=is_quiet) as advance:
             store = await fold(source, into, ReplayLimits(ends, user), progress=advance)
         seconds = time.perf_counter() - started
         try:
@@ -163,27 +160,6 @@ def _print(outcome: dict[str, Any]) -> None:
         typer.echo(f"{difference['table']} differs: {counts}{moved}")
         for example in difference["examples"]:
             typer.echo(f"  {example}")
-
-
-@contextmanager
-def _progress(total: int, *, is_quiet: bool) -> "Generator[Callable[[int], None]]":
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from consumers.tables import make_console
-
-    rate = TextColumn("{task.fields[rate]:>12}")
-    columns = (TextColumn("folding"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-    started, folded = time.perf_counter(), 0
-    with Progress(*columns, console=make_console(stderr=True), transient=True, disable=is_quiet) as bar:
-        line = bar.add_task("", total=total, rate="")
-
-        def advance(events: int) -> None:
-            nonlocal folded
-            folded += events
-            rate = folded / max(time.perf_counter() - started, 1e-9)
-            bar.update(line, completed=folded, rate=f"{rate:,.0f}/s")
-
-        yield advance
 
 
 def _check_user(user: str) -> None:
