@@ -5,10 +5,14 @@ their order, each as `<number of bytes>:<text>,` (a netstring, so that no two ev
 the same bytes). A chain begins with the digest of the ledger's name; each link is SHA-256
 over the head before it and the event's digest. Changing, dropping, adding or swapping an
 event changes every head after it.
+
+A segment keeps the first bytes of the head after each of its events, so that the first event
+that is not what was sealed is found exactly.
 """
 
 import hashlib
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Final, cast
 
 import duckdb
@@ -16,6 +20,7 @@ import pyarrow as pa
 
 from schemas.events import ENVELOPE_FIELDS
 
+MARK_BYTES: Final = 8
 # Numbers stand in the ledger as the gate writes them, in plain decimal, so their text can be made again.
 _TEXT: Final = {"committed": "coalesce(committed::VARCHAR, '')"}
 _FIELDS: Final = [_TEXT.get(name, f"{name}::VARCHAR") for name in ("id", *ENVELOPE_FIELDS)]
@@ -44,7 +49,10 @@ def digest(entry_id: bytes, values: Iterable[bytes]) -> bytes:
 
 def extend(head: bytes, links: Iterable[bytes]) -> bytes:
     """Return the head after further events, given their digests."""
+    return heads(head, links)[-1]
+
+
+def heads(head: bytes, links: Iterable[bytes]) -> list[bytes]:
+    """Return the head before and after each of further events, given their digests."""
     sha256 = hashlib.sha256
-    for link in links:
-        head = sha256(head + link).digest()
-    return head
+    return list(accumulate(links, lambda before, link: sha256(before + link).digest(), initial=head))

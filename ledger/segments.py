@@ -4,9 +4,10 @@
     <archive>/partition-0/000000000001-000000100000.json
 
 A segment holds whole events as they were written (payloads unlifted), sorted by id, with
-the columns of `Batch.to_table`. Its manifest binds it into the hash chain. Both are written
-under a temporary name, synced and renamed, the manifest last: a segment is there when its
-manifest is. Nothing here is ever changed afterwards.
+the columns of `Batch.to_table`, and `head`, the first bytes of the chain's head after each.
+Its manifest binds it into the hash chain. Both are written under a temporary name, synced and
+renamed, the manifest last: a segment is there when its manifest is. Nothing here is ever
+changed afterwards.
 """
 
 import contextlib
@@ -59,6 +60,10 @@ class Manifest(BaseModel):
     file_bytes: int
     schema_versions: dict[str, list[int]]
 
+    def text(self) -> str:
+        """Return what stands in the manifest's file, to the letter."""
+        return self.model_dump_json(indent=2) + "\n"
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -108,7 +113,7 @@ class Archive:
         folder = self._folder(partition)
         found: list[Segment] = []
         for path in sorted(folder.glob("*.json")):
-            manifest = _read_manifest(path)
+            manifest = read_manifest(path)
             if found and manifest.first_seq != found[-1].manifest.last_seq + 1:
                 missing = f"{found[-1].manifest.last_seq + 1} to {manifest.first_seq - 1}"
                 raise ArchiveDamaged(path, f"does not continue the segment before it: events {missing} are missing")
@@ -126,9 +131,10 @@ class Archive:
         first_seq, last_seq = seqs[0].as_py(), seqs[-1].as_py()
         name = f"{first_seq:0{_DIGITS}}-{last_seq:0{_DIGITS}}"
         path = folder / f"{name}.parquet"
+        heads = chain.heads(head, chain.digests(events))
         with _replacing(path) as draft:
             pq.write_table(  # pyright: ignore[reportUnknownMemberType]
-                events,
+                _with_marks(events, heads[1:]),
                 draft,
                 compression="zstd",
                 row_group_size=_ROW_GROUP,
@@ -144,13 +150,13 @@ class Archive:
             last_seq=last_seq,
             events=events.num_rows,
             chain_before=head.hex(),
-            chain_after=chain.extend(head, chain.digests(events)).hex(),
+            chain_after=heads[-1].hex(),
             file_sha256=file_sha256(path),
             file_bytes=path.stat().st_size,
-            schema_versions=_versions(events),
+            schema_versions=versions_of(events),
         )
         with _replacing(path.with_suffix(".json")) as draft:
-            draft.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            draft.write_text(manifest.text(), encoding="utf-8")
         return Segment(manifest, path)
 
     def _folder(self, partition: int) -> Path:
@@ -181,7 +187,8 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest and see that it belongs where it is. Errors: ArchiveDamaged."""
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except OSError as exc:
@@ -196,7 +203,13 @@ def _read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _versions(events: pa.Table) -> dict[str, list[int]]:
+def _with_marks(events: pa.Table, heads: list[bytes]) -> pa.Table:
+    marks = pa.array([head[: chain.MARK_BYTES] for head in heads], pa.binary(chain.MARK_BYTES))  # pyright: ignore[reportUnknownMemberType]
+    return events.append_column("head", marks)
+
+
+def versions_of(events: pa.Table) -> dict[str, list[int]]:
+    """Return the schema versions of each type of event, as they stand in a manifest."""
     pairs = set(zip(events["type"].to_pylist(), events["v"].to_pylist(), strict=True))
     versions: dict[str, list[int]] = {}
     for kind, version in sorted(cast("set[tuple[str, int]]", pairs)):

@@ -4,6 +4,8 @@ Reads only, beside everything that runs, and from an archive alone where there i
 """
 
 import asyncio
+import contextlib
+from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Final, cast
@@ -13,7 +15,7 @@ from redis.asyncio import Redis
 
 from ledger.errors import LedgerRefused
 from ledger.keys import Keys
-from ledger.segments import Archive, ArchiveDamaged
+from ledger.segments import Archive, ArchiveDamaged, read_manifest
 from ledger.stream import StreamReader, lifted
 from schemas.identifiers import ZERO_ENTRY, EntryId
 
@@ -46,6 +48,19 @@ class LedgerSource:
         if len(found) > 1:
             raise ArchiveDamaged(archive.directory, f"holds segments of several ledgers ({', '.join(sorted(found))})")
         return cls(found.pop(), tuple(Keys(namespace, number) for number in range(max(partitions) + 1)), archive)
+
+    @classmethod
+    def of_damaged_archive(cls, archive: Archive, *, namespace: str = "tollbook") -> "LedgerSource":
+        """As `of_archive`, where parts may be damaged: the ledger that most manifests name. Errors: NoLedger."""
+        found, partitions = Counter[str](), set[int]()
+        for path in archive.directory.glob("partition-*/*.json"):
+            with contextlib.suppress(ArchiveDamaged, ValueError):  # Told by whoever reads the segments.
+                partitions.add(int(path.parent.name.removeprefix("partition-")))
+                found[read_manifest(path).ledger_id] += 1
+        if not found:
+            raise NoLedger(f"there are no segments in {archive.directory}")
+        keys = tuple(Keys(namespace, number) for number in range(max(partitions) + 1))
+        return cls(found.most_common(1)[0][0], keys, archive)
 
     async def events(
         self, partition: int, *, after_seq: int = 0, after: EntryId = ZERO_ENTRY, is_lifted: bool = True

@@ -27,6 +27,7 @@ RawEntry = list[Any]  # [id, [name, value, name, value, ...]], all bytes
 
 _NAMES: Final = [{name.encode()} for name in ENVELOPE_FIELDS]
 _CURRENT: Final = {str(EVENT_VERSION).encode()}
+_NUMBERS: Final = ("v", "seq", "attempt", "amount", "committed")
 _TIMEOUT_S: Final = 30.0
 _PROBLEMS: Final = (ValueError, TypeError, IndexError, OverflowError, pa.ArrowException)
 
@@ -57,6 +58,17 @@ class Batch:
         except _PROBLEMS as exc:
             raise _culprit(self.partition, self.entries, exc) from exc
 
+    def first_not_plain(self, table: pa.Table) -> tuple[int, str] | None:
+        """Return place and field of the first number that is not written as the gate writes it."""
+        columns = list(zip(*(fields for _, fields in self.entries), strict=True))[1::2]
+        for name, values in zip(ENVELOPE_FIELDS, columns, strict=True):
+            if name in _NUMBERS:
+                numbers = cast("list[int | None]", table[name].unique().to_pylist())
+                plain = {b"" if number is None else b"%d" % number for number in numbers}
+                if not set(values) <= plain:
+                    return next(at for at, value in enumerate(values) if value not in plain), name
+        return None
+
 
 class StreamReader:
     """Reads one partition's ledger over a connection of its own.
@@ -74,11 +86,16 @@ class StreamReader:
         """The partition that is read."""
         return self._keys.partition
 
-    async def read_after(self, after: EntryId = ZERO_ENTRY, *, count: int, block_ms: int | None = None) -> Batch:
-        """Read up to `count` entries after `after`; with `block_ms`, wait that long for the first of them."""
+    async def read_after(
+        self, after: EntryId = ZERO_ENTRY, *, count: int, block_ms: int | None = None, until: EntryId | None = None
+    ) -> Batch:
+        """Read up to `count` entries after `after`; with `block_ms`, wait that long for the first of them.
+
+        `until` is the last entry that is wanted, where one does not wait.
+        """
         ledger = self._keys.ledger
         if block_ms is None:
-            entries: Any = await self._ask(0, "XRANGE", ledger, f"({after}", "+", "COUNT", count)
+            entries: Any = await self._ask(0, "XRANGE", ledger, f"({after}", str(until or "+"), "COUNT", count)
         else:
             reply: Any = await self._ask(
                 block_ms, "XREAD", "COUNT", count, "BLOCK", block_ms, "STREAMS", ledger, str(after)

@@ -22,6 +22,7 @@ from consumers.cli import (
     serve,
     spend,
     sql,
+    verify,
     what_if,
 )
 from consumers.telemetry import configure_logging
@@ -47,6 +48,7 @@ app.command()(spend.spend)
 app.command()(sql.sql)
 app.command()(doctor.doctor)
 app.command()(reconcile.reconcile)
+app.command()(verify.verify)
 app.command()(replay.replay)
 app.command()(what_if.what_if)
 app.add_typer(audit.app)

@@ -1,0 +1,66 @@
+"""What a verification finds wrong, and where."""
+
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+# One change early in a ledger makes many later numbers differ; the first of them say where to look.
+SHOWN_OF_A_RULE: Final = 20
+
+Kind = Literal[
+    "archive",
+    "manifest",
+    "file",
+    "chain",
+    "trust",
+    "stream",
+    "event",
+    "balance",
+    "cap",
+    "call",
+    "seal",
+    "hold",
+    "projection",
+]
+"""What was being checked: that segments follow each other; a manifest; a segment's file; the hash chain; a trusted
+head; the stream (its order, its copy of what is archived); an event by itself; stamped against recomputed balances;
+caps (G1); the life of a call (G2); `segment-sealed` events; the gate's own open holds and balances; the projection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something that is not as it must be, and where: as much of the place as is known."""
+
+    kind: Kind
+    problem: str
+    partition: int | None = None
+    segment: str | None = None
+    seq: int | None = None
+    event_id: str | None = None
+
+    def place(self) -> str:
+        """Say where it is, for people."""
+        parts = [self.segment or (None if self.partition is None else f"partition-{self.partition}")]
+        parts += [None if self.seq is None else f"event {self.seq}", self.event_id and f"id {self.event_id}"]
+        return ", ".join(part for part in parts if part)
+
+
+@dataclass(slots=True)
+class Findings:
+    """Findings in the order in which they were made."""
+
+    found: list[Finding] = field(default_factory=list[Finding])
+
+    def add(
+        self,
+        kind: Kind,
+        problem: str,
+        *,
+        partition: int | None = None,
+        segment: str | None = None,
+        seq: int | None = None,
+        event_id: str | None = None,
+    ) -> None:
+        """Note a finding."""
+        self.found.append(
+            Finding(kind=kind, problem=problem, partition=partition, segment=segment, seq=seq, event_id=event_id)
+        )

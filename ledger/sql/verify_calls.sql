@@ -1,0 +1,47 @@
+-- Every event of a call with what came before it in that call's life. The gate forgets a call a month after it was
+-- over, at the earliest; its id may then begin anew.
+CREATE OR REPLACE TEMP TABLE verify_calls AS
+WITH calls_events AS (
+    SELECT
+        partition, seq, id, epoch_ms(recorded_at) AS ms, type, user_id, period, call_id, attempt,
+        nanousd(amount_usd) AS amount, kind, coalesce(hold, 0) AS hold, nanousd(hold_usd) AS freed,
+        nanousd(overage_usd) AS overage, basis, outcome,
+        type IN ('budget-denied', 'plan-assigned', 'credit-granted') OR coalesce(outcome = 'recorded', false)
+            AND type = 'cost-recorded' AS is_single
+    FROM events
+    WHERE type <> 'segment-sealed'
+),
+gaps AS (
+    SELECT
+        *,
+        (is_single OR (kind = 'hold' AND hold = 1))
+            AND ms - lag(ms) OVER (PARTITION BY partition, call_id ORDER BY seq) >= $forgotten_ms AS is_anew
+    FROM calls_events
+),
+lives AS (
+    SELECT
+        * EXCLUDE (is_anew, ms),
+        count(*) FILTER (is_anew) OVER (PARTITION BY partition, call_id ORDER BY seq) AS life
+    FROM gaps
+)
+SELECT
+    *,
+    first_value(user_id) OVER of_life AS first_user,
+    coalesce(max(hold) FILTER (kind = 'hold') OVER before, 0) AS opened,
+    coalesce(max(hold) FILTER (type = 'cost-recorded' AND outcome <> 'recorded') OVER before, 0) AS closed,
+    coalesce(max(attempt) FILTER (type IN ('budget-reserved', 'model-called')) OVER before, 0) AS attempts,
+    coalesce(bool_or(is_single OR (type = 'cost-recorded' AND outcome = 'done')) OVER before, false) AS is_over,
+    first_value(type) OVER of_hold AS hold_type,
+    first_value(period) OVER of_hold AS hold_period,
+    coalesce(sum(amount) FILTER (type = 'budget-reserved') OVER hold_before, 0) AS held,
+    max(outcome) FILTER (type = 'cost-recorded') OVER hold_before AS settled_as,
+    coalesce(sum(amount) FILTER (type IN ('cost-recorded', 'cost-adjusted')) OVER of_hold, 0) AS cost,
+    row_number() OVER (PARTITION BY partition, call_id, life, type, attempt ORDER BY seq) AS told
+FROM lives
+WINDOW
+    of_life AS (PARTITION BY partition, call_id, life ORDER BY seq),
+    before AS (PARTITION BY partition, call_id, life ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING),
+    of_hold AS (PARTITION BY partition, call_id, life, hold ORDER BY seq),
+    hold_before AS (
+        PARTITION BY partition, call_id, life, hold ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+    );

@@ -1,0 +1,24 @@
+-- The cap in force at each hold: of a user's own period, what the ledger assigned last, with the credit granted up
+-- to then; where it assigned none, and for further budgets, the cap that was stamped.
+CREATE OR REPLACE TEMP TABLE verify_caps AS
+WITH assigned AS (
+    SELECT partition, user_id, seq, nanousd(cap_usd) AS cap
+    FROM events
+    WHERE type = 'plan-assigned'
+),
+granted AS (
+    SELECT
+        partition, user_id, period, seq,
+        sum(nanousd(amount_usd)) OVER (PARTITION BY partition, user_id, period ORDER BY seq) AS credit
+    FROM events
+    WHERE type = 'credit-granted'
+)
+SELECT
+    r.*,
+    CASE WHEN r.is_own AND a.cap IS NOT NULL THEN least(a.cap + coalesce(g.credit, 0), 1000000000000000)::BIGINT
+        ELSE r.stamped END AS cap,
+    CASE WHEN r.is_own AND a.cap IS NULL THEN coalesce(g.credit, 0) ELSE 0 END AS credit
+FROM verify_reserved AS r
+ASOF LEFT JOIN assigned AS a ON a.partition = r.partition AND a.user_id = r.user_id AND a.seq < r.seq
+ASOF LEFT JOIN granted AS g
+    ON g.partition = r.partition AND g.user_id = r.user_id AND g.period = r.period AND g.seq < r.seq;

@@ -1,0 +1,16 @@
+-- After a batch was folded: keep its moves, and what was held or refused against which cap. `batch` and `moves` are
+-- the fold's own.
+INSERT INTO verify_moves
+SELECT $partition, seq, budget, settled, held
+FROM moves
+WHERE is_move;
+
+INSERT INTO verify_reserved
+SELECT b.partition, m.seq, b.id, b.user_id, b.period, m.budget, m.budget = b.account, m.cap, m.recomputed
+FROM moves AS m
+JOIN batch AS b ON b.seq = m.seq
+WHERE b.type = 'budget-reserved'
+UNION ALL
+SELECT partition, seq, id, user_id, period, budget, true, cap_nanousd, NULL
+FROM batch
+WHERE type = 'budget-denied' AND budget = account;

@@ -1,0 +1,21 @@
+-- What a verification keeps beside the projection that it folds: each move of a budget, and each hold or refusal
+-- with the cap that the gate stamped.
+CREATE TABLE verify_moves (
+    partition INTEGER NOT NULL,
+    seq BIGINT NOT NULL,
+    budget VARCHAR NOT NULL,
+    settled BIGINT NOT NULL,
+    held BIGINT NOT NULL
+);
+
+CREATE TABLE verify_reserved (
+    partition INTEGER NOT NULL,
+    seq BIGINT NOT NULL,
+    id VARCHAR NOT NULL,
+    user_id VARCHAR NOT NULL,
+    period VARCHAR NOT NULL,
+    budget VARCHAR NOT NULL,
+    is_own BOOLEAN NOT NULL,
+    stamped BIGINT NOT NULL,
+    committed BIGINT
+);

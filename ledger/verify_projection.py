@@ -1,0 +1,120 @@
+"""Verification of the projection: the live one against the ledger folded anew, at the live one's position (G5).
+
+Budgets, counters, position and discrepancies of one moment are read whole. Events, of which
+there are many and which are only appended, are compared by a number for each block of rows;
+where two differ, the rows are read. Views are compared by their text.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+
+from ledger.comparison import Tables
+from ledger.findings import SHOWN_OF_A_RULE, Findings
+from ledger.store import Store
+
+_TABLES: Final = ("budgets", "counters", "position", "discrepancies")
+_MOMENT: Final = " UNION ALL BY NAME ".join(f"SELECT '{name}' AS relation, * FROM {name}" for name in _TABLES)  # noqa: S608
+_VIEWS: Final = "SELECT view_name, sql FROM duckdb_views() WHERE NOT internal ORDER BY view_name"
+_BLOCK: Final = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class LiveProjection:
+    """What is compared: how it is read, and its tables at one moment, the first that was looked at."""
+
+    tables: Tables
+    moment: pa.Table
+
+    @classmethod
+    def look(cls, tables: Tables) -> "LiveProjection":
+        """Read what belongs to one moment. Blocks. Errors: those of `tables`."""
+        return cls(tables, tables.table(_MOMENT))
+
+    def positions(self) -> dict[int, int]:
+        """Return how many events of each partition were folded at that moment."""
+        rows = self.moment.to_pylist()
+        return {row["partition"]: row["seq"] for row in rows if row["relation"] == "position"}
+
+    def ledger_id(self) -> str:
+        """Return the ledger that it says to be of."""
+        rows = self.moment.to_pylist()
+        return next((row["ledger_id"] for row in rows if row["relation"] == "position"), "")
+
+    def compare(self, folded: Store, findings: Findings) -> int:
+        """Compare with a fold up to the same position; return how many rows were compared."""
+        with folded.reading() as cursor:
+            cursor.register("live", self.moment)
+            cursor.register("folded", cursor.execute(_MOMENT).to_arrow_table())
+            compared = self.moment.num_rows
+            try:
+                self._compare_moment(cursor, findings)
+                compared += self._compare_events(cursor, findings)
+            finally:
+                cursor.unregister("live")
+                cursor.unregister("folded")
+            if self.tables.table(_VIEWS).to_pylist() != cursor.execute(_VIEWS).to_arrow_table().to_pylist():
+                findings.add("projection", "its views are not those of this program")
+        return compared
+
+    def _compare_moment(self, cursor: duckdb.DuckDBPyConnection, findings: Findings) -> None:
+        columns = ", ".join(f'"{name}"' for name in self.moment.schema.names)
+        for ours, theirs, says in (
+            ("live", "folded", "has a row that the ledger does not give"),
+            ("folded", "live", "lacks a row that the ledger gives"),
+        ):
+            rows = cursor.execute(
+                f"SELECT {columns} FROM {ours} EXCEPT ALL SELECT {columns} FROM {theirs} ORDER BY ALL"  # noqa: S608
+            ).to_arrow_table()
+            for row in rows.slice(0, SHOWN_OF_A_RULE).to_pylist():
+                relation = row.pop("relation")
+                shown = ", ".join(f"{name} {value}" for name, value in row.items() if value is not None)
+                findings.add("projection", f"{relation} {says}: {shown}")
+
+    def _compare_events(self, cursor: duckdb.DuckDBPyConnection, findings: Findings) -> int:
+        positions = self.positions()
+        bounds = " OR ".join(f"(e.partition = {partition} AND e.seq <= {seq})" for partition, seq in positions.items())
+        sums = (
+            f"SELECT e.partition, (e.seq - 1) // {_BLOCK} AS block, count(*) AS rows, bit_xor(hash(e)) AS mix, "  # noqa: S608
+            f"sum(hash(e)::HUGEINT) AS total FROM events AS e WHERE {bounds} GROUP BY ALL ORDER BY ALL"
+        )
+        ours, theirs = cursor.execute(sums).to_arrow_table().to_pylist(), self.tables.table(sums).to_pylist()
+        known = {(row["partition"], row["block"]): row for row in ours}
+        others = {(row["partition"], row["block"]): row for row in theirs}
+        differing = sorted(key for key in known.keys() | others.keys() if known.get(key) != others.get(key))
+        for partition, block in differing[:SHOWN_OF_A_RULE]:
+            first, last = block * _BLOCK + 1, min((block + 1) * _BLOCK, positions[partition])
+            sql = (
+                f"SELECT e.*, hash(e)::VARCHAR AS mix FROM events AS e WHERE e.partition = {partition} "  # noqa: S608
+                f"AND e.seq BETWEEN {first} AND {last} ORDER BY e.seq"
+            )
+            rows = cursor.execute(sql).to_arrow_table().to_pylist()
+            _note_rows(rows, self.tables.table(sql).to_pylist(), partition, findings)
+        if len(differing) > SHOWN_OF_A_RULE:
+            findings.add("projection", f"and {len(differing) - SHOWN_OF_A_RULE} more blocks of events differ")
+        return sum(row["rows"] for row in ours)
+
+
+def _note_rows(folded: list[dict[str, Any]], live: list[dict[str, Any]], partition: int, findings: Findings) -> None:
+    ours = {row["seq"]: row for row in folded}
+    seen: set[int] = set()
+    noted = 0
+    for row in live:
+        given = ours.get(row["seq"])
+        if given == row and row["seq"] not in seen:
+            seen.add(row["seq"])
+            continue
+        again = row["seq"] in seen
+        seen.add(row["seq"])
+        if given is None or again:
+            problem = "events has a row that the ledger does not give"
+        else:
+            names = [name for name in row if name != "mix" and row[name] != given.get(name)]
+            problem = f"events differs from the ledger in {', '.join(names)}"
+        if noted < SHOWN_OF_A_RULE:
+            findings.add("projection", problem, partition=partition, seq=row["seq"], event_id=row["id"])
+        noted += 1
+    for seq in sorted(ours.keys() - seen)[:SHOWN_OF_A_RULE]:
+        findings.add("projection", "events lacks this one", partition=partition, seq=seq, event_id=ours[seq]["id"])
