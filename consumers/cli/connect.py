@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from inference.settings import Settings
 from ledger.comparison import Tables
-from ledger.connection import connect
+from ledger.connection import connect, hide_password
 from ledger.endpoint import read_endpoint
 from ledger.errors import BaselineUnavailable, LedgerUnavailable
 from ledger.keys import Keys
@@ -71,7 +71,7 @@ async def connected(settings: Settings) -> AsyncGenerator[Connection]:
         )
         yield Connection(redis_url, pipeline, results)
     except RedisError as exc:
-        raise LedgerUnavailable(f"Redis at {redis_url} did not answer: {exc}") from exc
+        raise LedgerUnavailable(f"Redis at {hide_password(redis_url)} did not answer: {exc}") from exc
     finally:
         await pipeline.aclose()
         await redis.aclose()

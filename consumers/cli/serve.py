@@ -165,7 +165,9 @@ async def _provider(settings: "Settings", *, with_stand_in: bool) -> AsyncGenera
 def _announce(settings: "Settings", redis_url: str, *, with_stand_in: bool) -> None:
     provider = "the local stand-in for OpenRouter (not OpenRouter)" if with_stand_in else settings.openrouter_base_url
     data_dir = Path(settings.data_dir).resolve()
-    typer.echo(f"Tollbook is up. Publish to {redis_url}, for example:")
+    from ledger.connection import hide_password
+
+    typer.echo(f"Tollbook is up. Publish to {hide_password(redis_url)}, for example:")
     typer.echo("  tollbook publish generation generate_draft 'Write a haiku about ledgers.' --user u42 --wait 60")
     typer.echo(f"Provider: {provider}")
     typer.echo(f"Data:     {data_dir}")

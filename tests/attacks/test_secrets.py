@@ -1,13 +1,17 @@
 """Ways in which a prompt, a completion or a password could come to light (G10)."""
 
 import json
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import structlog
+from redis.asyncio import Redis
 
 from consumers.telemetry import configure_logging
 from ledger.connection import hide_password
+from ledger.embedded import EmbeddedServer
+from tests.system import run_cli, running_system
 
 SECRET = "the-prompt-nobody-may-see"
 
@@ -52,3 +56,17 @@ def test_a_logged_fault_shows_no_local_variables(
 def test_a_redis_url_is_shown_without_its_password(url: str, shown: str) -> None:
     """G10: redis-py takes the password as a parameter of the query too."""
     assert hide_password(url) == shown
+
+
+async def test_no_command_tells_the_password_of_redis_when_it_is_refused(
+    private_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    """G10: the error says which server, for people to copy into a ticket."""
+    async with running_system(tmp_path / "system", private_server.url), Redis.from_url(private_server.url) as redis:
+        await redis.execute_command("ACL", "SETUSER", "limited", "on", ">hunter2", "~*", "&*", "+@all", "-info", "-get")
+        limited = private_server.url.replace("redis://", "redis://limited:hunter2@")
+        for command in (("doctor",), ("result", "t1")):
+            done = await run_cli(*command, cwd=tmp_path, env={"REDIS_URL": limited})
+            assert done.code == 1
+            assert "redis://limited:***@" in done.stdout + done.stderr
+            assert "hunter2" not in done.stdout + done.stderr
