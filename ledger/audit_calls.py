@@ -99,5 +99,5 @@ async def find_call(reader: AuditReader, call_id: str) -> list[CallLife]:
     for event in await reader.events(Selection(call_ids=frozenset({call_id}))):
         by_user.setdefault(event.user_id, []).append(event)
     if not call_id or not by_user:
-        raise NotOnLedger(f"call {call_id} is not on the ledger")
+        raise NotOnLedger(f"call {call_id} is not on the ledger: nothing was held, refused or charged for it")
     return [CallLife(call_id, user_id, tuple(events)) for user_id, events in by_user.items()]

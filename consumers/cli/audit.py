@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import Awaitable, Callable
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -100,6 +102,66 @@ def explain(call_id: CallArgument, archive: ArchiveOption = None, as_json: Json 
     return _with_reader(archive, run)
 
 
+class Format(StrEnum):
+    """How what is found is written."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+@app.command()
+def find(
+    user_id: Annotated[str | None, typer.Option("--user", help="Of this user.")] = None,
+    campaign: Annotated[str | None, typer.Option(help="Of this campaign's calls.")] = None,
+    call_id: Annotated[str | None, typer.Option("--call", help="Of this call.")] = None,
+    model: Annotated[str | None, typer.Option(help="Asked for, fallen back from, or answered by this model.")] = None,
+    types: Annotated[
+        list[str] | None, typer.Option("--type", help="Of this type, e.g. cost-recorded; repeatable.")
+    ] = None,
+    outcome: Annotated[
+        str | None, typer.Option(help="Of attempts (ok, timeout ...) and settlements (done ...).")
+    ] = None,
+    reason: Annotated[str | None, typer.Option(help="With this in its reason, in whatever case.")] = None,
+    since: Annotated[str | None, typer.Option(help="From a moment (2026-11-24T12:00:00Z) or entry id on.")] = None,
+    until: Annotated[str | None, typer.Option(help="Up to a moment or entry id, included.")] = None,
+    least: Annotated[str | None, typer.Option("--min", help="Amount at least, in dollars; may be negative.")] = None,
+    most: Annotated[str | None, typer.Option("--max", help="Amount at most, in dollars.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many; of a table 100 by default.")] = None,
+    form: Annotated[
+        Format | None, typer.Option("--format", help="By default the output's suffix, else a table.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="A file to make; it must not exist.")] = None,
+    archive: ArchiveOption = None,
+    as_json: Json = False,
+) -> int:
+    """Find events by any of these filters together, with the columns of the table `events`.
+
+    Example: tollbook audit find --user u42 --type cost-recorded --min 0.10 --output costs.csv
+    """
+    from consumers.cli.audit_find import Asked, read_search, write_found
+
+    chosen = Format.JSON if as_json else form or _format_of(output)
+    if output is not None and output.exists():
+        raise typer.BadParameter(f"{output} is there already", param_hint="--output")
+    if chosen is Format.PARQUET and output is None and sys.stdout.isatty():
+        raise typer.BadParameter("Parquet needs --output FILE", param_hint="--format")
+    asked = Asked(user_id, campaign, call_id, model, tuple(types or ()), outcome, reason, since, until, least, most)
+    search = read_search(asked)
+
+    async def run(reader: "AuditReader") -> int:
+        await write_found(reader, search, chosen.value, output, limit)
+        return 0
+
+    return _with_reader(archive, run)
+
+
+def _format_of(output: Path | None) -> Format:
+    suffix = "" if output is None else output.suffix.lower().removeprefix(".")
+    return Format(suffix) if suffix in set(Format) else Format.TABLE
+
+
 def _with_reader(archive: Path | None, run: "Callable[[AuditReader], Awaitable[int]]") -> int:
     async def read() -> int:
         from consumers.cli.source import open_source
@@ -121,8 +183,3 @@ def _check(value: str, hint: str) -> str:
         return check_id(value)
     except ValueError as exc:
         raise typer.BadParameter(str(exc), param_hint=hint) from None
-
-
-def document_of(value: Any) -> str:
-    """Return a value as JSON."""
-    return json.dumps(value)

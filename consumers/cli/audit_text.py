@@ -42,8 +42,15 @@ _ENDS = {
     "done": "settled",
     "failed": "failed and settled",
     "expired": "hold expired and was settled",
-    "taken_over": "worker given up, its hold settled",
+    "taken_over": "taken over, the hold settled",
     "recorded": "spend recorded without a hold",
+}
+_CHARGES = {
+    "done": "charge",
+    "failed": "charge of a failed call",
+    "expired": "charge of an expired hold",
+    "taken_over": "charge of a dead worker",
+    "recorded": "charge without a hold",
 }
 
 
@@ -127,7 +134,7 @@ def event_text(event: Event) -> tuple[str, list[str]]:
             reason = payload.reason.replace("_", " ")
             return f"falls back to {plain(payload.to_model)}", [f"from {plain(payload.from_model)}: {reason}{status}"]
         case CostRecorded() as payload:
-            return _recorded(payload)
+            return _recorded(event, payload)
         case BudgetDenied() as payload:
             return _denied(event, payload)
         case CostAdjusted() as payload:
@@ -191,20 +198,25 @@ def _model_called(event: Event, payload: ModelCalled) -> tuple[str, list[str]]:
     ]
 
 
-def _recorded(payload: CostRecorded) -> tuple[str, list[str]]:
-    details = [_BASES[payload.basis]]
+def _recorded(event: Event, payload: CostRecorded) -> tuple[str, list[str]]:
+    details = [_basis_text(event.amount, payload)]
     if payload.reason:
         details.append(plain(payload.reason))
     if payload.hold_nanousd:
         details.append(f"hold of {money(payload.hold_nanousd)} freed")
-    if payload.assumed_nanousd:
-        details.append(f"{money(payload.assumed_nanousd)} of it assumed")
     if payload.overage_nanousd:
         details.append(f"{money(payload.overage_nanousd)} more than was held")
     if payload.outcome == "recorded":
         details += [plain(payload.model)] if payload.model else []
         details += [usage_text(payload.usage)] if payload.usage else []
     return _ENDS[payload.outcome], details
+
+
+def _basis_text(amount_nanousd: int, payload: CostRecorded) -> str:
+    """Return where a cost comes from; of several attempts only a part may be assumed."""
+    if 0 < payload.assumed_nanousd < amount_nanousd:
+        return f"{money(payload.assumed_nanousd)} of it assumed, since nobody knows"
+    return _BASES[payload.basis]
 
 
 def _denied(event: Event, payload: BudgetDenied) -> tuple[str, list[str]]:
@@ -219,23 +231,30 @@ def _denied(event: Event, payload: BudgetDenied) -> tuple[str, list[str]]:
 
 def movement_text(event: Event) -> tuple[str, list[str]]:
     """Return an event as a line of a statement."""
+    call = plain(event.call_id)
     match event.payload:
-        case BudgetReserved(kind=kind):
-            return ("hold" if kind == "hold" else "hold extended"), [event.call_id]
-        case CostRecorded(outcome=outcome, reason=reason, assumed_nanousd=assumed, overage_nanousd=overage):
-            notes = [plain(reason)] if reason else []
-            notes += [f"{money(assumed)} assumed"] if assumed else []
-            notes += [f"{money(overage)} over its hold"] if overage else []
-            ends = {"done": "charge", "recorded": "charge without a hold", "taken_over": "charge, taken over"}
-            return ends.get(outcome, f"charge, {outcome}"), [event.call_id, *notes]
+        case BudgetReserved() as payload:
+            what = "hold" if payload.kind == "hold" else "more held"
+            return f"{what}, {call}", [f"{money(event.amount)} for {plain(payload.bound.model)}"]
+        case CostRecorded() as payload:
+            return f"{_CHARGES[payload.outcome]}, {call}", _charge_notes(event, payload)
         case BudgetDenied() as payload:
-            why = f"{money(event.amount)} asked, {budget_text(payload.budget)}"
-            return ("refused" if payload.reason == "cap" else "refused after a wait"), [event.call_id, why]
+            waited = "" if payload.reason == "cap" else " after a wait"
+            return f"refused{waited}, {call}", [f"{money(event.amount)} did not fit {budget_text(payload.budget)}"]
         case CostAdjusted() as payload:
-            return "correction", [event.call_id, f"{plain(payload.author)}: {plain(payload.reason)}"]
+            return f"correction, {call}", [f"by {plain(payload.author)}: {plain(payload.reason)}"]
         case _:
-            headline, details = event_text(event)
-            return headline, details
+            return event_text(event)
+
+
+def _charge_notes(event: Event, payload: CostRecorded) -> list[str]:
+    notes = [plain(payload.model)] if payload.model else []
+    notes += [plain(payload.reason)] if payload.reason else []
+    if payload.assumed_nanousd:
+        whole = payload.assumed_nanousd == event.amount
+        notes.append("assumed" if whole else f"{money(payload.assumed_nanousd)} of it assumed")
+    notes += [f"{money(payload.overage_nanousd)} more than was held"] if payload.overage_nanousd else []
+    return notes
 
 
 def cap_text(weighing: Weighing, decision: Decision) -> str:
@@ -244,57 +263,67 @@ def cap_text(weighing: Weighing, decision: Decision) -> str:
     if cap is None or not isinstance(payload, BudgetReserved | BudgetDenied):
         return "set by configuration"
     if cap.assigned is not None and isinstance(assigned := cap.assigned.payload, PlanAssigned):
-        text = f"plan {plain(assigned.plan)}, {money(assigned.cap_nanousd)}, by {plain(assigned.author)}"
-        text += f" on {moment(cap.assigned):%Y-%m-%d} ({plain(assigned.reason)})"
+        text = f"{money(assigned.cap_nanousd)} of plan {plain(assigned.plan)}, by {plain(assigned.author)}"
+        text += f" on {moment(cap.assigned):%Y-%m-%d}: {plain(assigned.reason)}"
     else:
-        text = f"plan {plain(payload.plan)}, as the task names it"
+        text = f"{money(weighing.cap_nanousd - cap.credit_nanousd)} of plan {plain(payload.plan)}, as the task says"
     for credit in cap.credits:
-        assert isinstance(credit.payload, CreditGranted)
-        text += f"; credit {money(credit.amount)} by {plain(credit.payload.author)} ({plain(credit.payload.reason)})"
+        if isinstance(credit.payload, CreditGranted):
+            text += (
+                f"\n{money(credit.amount)} credit, by {plain(credit.payload.author)}: {plain(credit.payload.reason)}"
+            )
     return text
 
 
 def hold_text(hold: OtherHold) -> str:
-    """Return what became of another call's hold."""
+    """Return since when another call held money, and what became of it."""
+    held = f"since {moment(hold.since):%m-%d %H:%M:%S} by {plain(hold.worker)}"
     if hold.settled_by is None:
-        return "still open"
-    return f"settled at {money(hold.settled_by.amount)}"
+        return f"{held}, still open"
+    return f"{held}; settled {moment(hold.settled_by):%m-%d %H:%M:%S} at {money(hold.settled_by.amount)}"
+
+
+def verdict_text(weighing: Weighing, decision: Decision) -> str:
+    """Return what the sum came to."""
+    over, over_with_holds = weighing.over_nanousd, weighing.over_with_holds_nanousd
+    if not decision.is_refusal:
+        return f"fits: {money(-over_with_holds)} of the cap left"
+    if over > 0:
+        return f"refused: settled and this call alone are {money(over)} over the cap"
+    return f"refused when its wait was over: with others' holds it is {money(over_with_holds)} over the cap"
 
 
 def ways_out(weighing: Weighing, decision: Decision) -> list[str]:
     """Return what would have let a refused call pass."""
     payload = decision.event.payload
     assert isinstance(payload, BudgetDenied)
+    over, over_with_holds = weighing.over_nanousd, weighing.over_with_holds_nanousd
+    raised = "a cap or credit" if split_budget_name(weighing.budget)[0] == "user" else "a cap"
     ways: list[str] = []
-    raise_by = "a cap or credit higher by" if split_budget_name(weighing.budget)[0] == "user" else "a cap higher by"
-    if weighing.over_nanousd > 0:
-        text = f"{raise_by} {money(weighing.over_nanousd)}"
-        if weighing.held_nanousd:
-            text += f", once the open holds are settled; by {money(weighing.over_with_holds_nanousd)} at once"
-        ways.append(text)
-    else:
+    if over <= 0:
+        ways.append(f"{money(over_with_holds)} less held by others, of {money(weighing.held_nanousd)}")
+        ways.append(f"{raised} higher by {money(over_with_holds)}")
+    elif weighing.held_nanousd:
         ways.append(
-            f"{money(weighing.over_with_holds_nanousd)} of the {money(weighing.held_nanousd)} held by other calls "
-            "coming back before its wait was over"
+            f"{raised} higher by {money(over)} once others' holds are settled, by {money(over_with_holds)} at once"
         )
-        ways.append(f"{raise_by} {money(weighing.over_with_holds_nanousd)}")
-    ways.append(_smaller(weighing, payload.bound))
-    if weighing.room is None:
-        ways.append("no later time: there has been no room for it up to where the ledger was read")
     else:
-        seconds = (weighing.room.at_ms - decision.event.at_ms) / 1000
-        ways.append(
-            f"a later time: there was room {seconds:,.1f} s later, after event {weighing.room.seq} "
-            f"({event_text(weighing.room)[0]}, {plain(weighing.room.call_id)})"
-        )
+        ways.append(f"{raised} higher by {money(over)}")
+    ways.append(_smaller(payload.bound, weighing.amount_nanousd - (over if over > 0 else over_with_holds)))
     return ways
 
 
-def _smaller(weighing: Weighing, bound: BoundPrice) -> str:
-    room = weighing.amount_nanousd - max(
-        weighing.over_nanousd, 0 if weighing.over_nanousd > 0 else weighing.over_with_holds_nanousd
-    )
-    tokens = most_completion_tokens(bound, room) if room >= 0 else None
+def room_text(weighing: Weighing, decision: Decision) -> str:
+    """Return when there was room for what was refused."""
+    room = weighing.room
+    if room is None:
+        return "There has been no room for it since."
+    seconds = (room.at_ms - decision.event.at_ms) / 1000
+    return f"There was room for it {seconds:,.3f} s later, after event {room.seq:,}: {movement_text(room)[0]}."
+
+
+def _smaller(bound: BoundPrice, room_nanousd: int) -> str:
+    tokens = most_completion_tokens(bound, room_nanousd) if room_nanousd > 0 else None
     if not tokens:
-        return f"no smaller answer: its prompt alone leaves no room for one within {money(max(room, 0))}"
-    return f"max_tokens of at most {tokens:,} instead of {bound.completion_tokens:,} (within {money(room)})"
+        return "no shorter answer: its prompt alone does not fit"
+    return f"an answer of at most {tokens:,} tokens instead of {bound.completion_tokens:,} (max_tokens)"

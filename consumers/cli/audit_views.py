@@ -23,6 +23,8 @@ from consumers.cli.audit_text import (
     places_of,
     plain,
     plan_text,
+    room_text,
+    verdict_text,
     ways_out,
 )
 from consumers.tables import make_console, make_table
@@ -32,6 +34,9 @@ from ledger.audit_explanations import Decision, Weighing
 from ledger.audit_statements import Line, Statement
 from schemas.events import BudgetDenied, BudgetReserved, CostAdjusted, Event, FallbackUsed, ModelCalled, payload_json
 from schemas.money import usd_from_nanousd
+
+# Other calls' holds, the largest first; more than these are added up.
+_SHOWN = 10
 
 
 def as_read(reader: AuditReader) -> dict[str, Any]:
@@ -53,12 +58,10 @@ def as_read(reader: AuditReader) -> dict[str, Any]:
 
 def _print_read(console: Console, reader: AuditReader) -> None:
     for number, position in sorted(reader.positions.items()):
-        archived = reader.archived[number]
-        where = f"partition {number}, " if len(reader.source.keys) > 1 else ""
-        stream = "without the stream" if reader.source.redis is None else f"stream up to event {position.seq:,}"
-        console.print(
-            Text(f" ledger {reader.source.ledger_id}: {where}archive up to event {archived:,}, {stream}", "dim")
-        )
+        where = f", partition {number}" if len(reader.source.keys) > 1 else ""
+        archived = f"archive up to event {reader.archived[number]:,}"
+        stream = "no stream" if reader.source.redis is None else f"stream up to event {position.seq:,}"
+        console.print(Text(f" read: {archived}, {stream} (ledger {reader.source.ledger_id}{where})", "dim"))
 
 
 def _usd(nanousd: int | None) -> str | None:
@@ -137,7 +140,7 @@ def _print_head(console: Console, life: CallLife) -> None:
         rows.append(("status", _status_text(life)))
     for name, value in rows:
         facts.add_row(name, Text(plain(value)))
-    console.print(Padding(facts, (0, 0, 0, 1)))
+    console.print(Padding(facts, (0, 0, 0, 1), expand=False))
 
 
 def _status_text(life: CallLife) -> str:
@@ -145,7 +148,8 @@ def _status_text(life: CallLife) -> str:
     if life.status != "denied" or life.cost_nanousd:
         parts.append(f"cost {money(life.cost_nanousd)}")
     if life.assumed_nanousd:
-        parts.append(f"{money(life.assumed_nanousd)} of it assumed")
+        whole = life.assumed_nanousd == life.cost_nanousd
+        parts.append("assumed" if whole else f"{money(life.assumed_nanousd)} of it assumed")
     if life.held_nanousd:
         parts.append(f"{money(life.held_nanousd)} held")
     counts = (
@@ -320,7 +324,8 @@ def _weighing_document(weighing: Weighing, decision: Decision) -> dict[str, Any]
         "over_usd": _usd(weighing.over_nanousd),
         "over_with_holds_usd": _usd(weighing.over_with_holds_nanousd),
         "is_agreed": weighing.is_agreed,
-        "cap_text": cap_text(weighing, decision),
+        "cap_text": cap_text(weighing, decision).replace("\n", "; "),
+        "verdict": verdict_text(weighing, decision),
         "ways_out": ways_out(weighing, decision) if decision.is_refusal else [],
         "room": None if room is None else {"seq": room.seq, "id": room.id, "at": iso(room)},
         "other_holds": [
@@ -343,13 +348,18 @@ def print_explanations(reader: AuditReader, found: Sequence[tuple[CallLife, Sequ
     console = make_console()
     for life, decisions in found:
         console.print()
-        console.print(Text.assemble(" ", (f"Call {life.call_id} of {life.user_id}", "bold")))
-        if not any(decision.is_refusal for decision in decisions):
-            console.print(Text(f" was not refused{'' if decisions else '; no money was held for it'}"))
+        console.print(Text.assemble(" ", (f"Call {plain(life.call_id)} of {plain(life.user_id)}", "bold")))
+        if not decisions:
+            console.print(Text(" was not weighed: no money was held for it"))
+        elif not any(decision.is_refusal for decision in decisions):
+            console.print(Text(f" was not refused; {_status_text(life)}"))
         for decision in decisions:
             _print_decision(console, decision)
     console.print()
     _print_read(console, reader)
+    for _, decisions in found:
+        for decision in decisions:
+            _tell_disagreements(decision)
 
 
 def _print_decision(console: Console, decision: Decision) -> None:
@@ -357,27 +367,47 @@ def _print_decision(console: Console, decision: Decision) -> None:
     assert isinstance(payload, BudgetDenied | BudgetReserved)
     headline, _ = event_text(decision.event)
     console.print()
-    console.print(Text(f" {iso(decision.event)}  event {decision.event.seq:,}: {headline}"))
-    console.print(Text(f" bound: {plain(payload.bound.model)}, {bound_text(payload.bound)}"))
+    console.print(Text(f" {iso(decision.event)}, event {decision.event.seq:,}: {headline}"))
+    console.print(Text(f" {plain(payload.bound.model)}: {bound_text(payload.bound)}", "dim"))
     for weighing in decision.weighings:
         _print_weighing(console, weighing, decision)
 
 
 def _print_weighing(console: Console, weighing: Weighing, decision: Decision) -> None:
-    rows = [
-        ("settled", weighing.settled_nanousd, ""),
-        ("held", weighing.held_nanousd, ""),
-        ("this call", weighing.amount_nanousd, ""),
-        ("cap", weighing.cap_nanousd, cap_text(weighing, decision)),
+    rows = [("settled", weighing.settled_nanousd, "")]
+    if weighing.own_held_nanousd:
+        rows.append(("held by itself", weighing.own_held_nanousd, "for attempts before"))
+    rows += [
+        (f"held by {plain(hold.call_id)}", hold.amount_nanousd, hold_text(hold)) for hold in weighing.others[:_SHOWN]
     ]
-    places = places_of(amount for _, amount, _ in rows)
-    table = make_table(("budget", "amount>", ""))
-    table.title = Text(f" {budget_text(weighing.budget)}", "bold")
+    if rest := weighing.others[_SHOWN:]:
+        rows.append((f"held by {len(rest):,} others", sum(hold.amount_nanousd for hold in rest), "--json lists them"))
+    rows.append(("this call", weighing.amount_nanousd, ""))
+    total = sum(amount for _, amount, _ in rows)
+    places = places_of([*(amount for _, amount, _ in rows), total, weighing.cap_nanousd])
+    table = make_table((budget_text(weighing.budget), "amount>", ""))
+    for column in (table.columns[0], table.columns[2]):
+        column.no_wrap, column.overflow = False, "fold"
     for name, amount, note in rows:
-        table.add_row(name, money(amount, places), note)
+        table.add_row(Text(name), money(amount, places), Text(note, "dim"))
+    table.add_section()
+    table.add_row("together", money(total, places), Text(verdict_text(weighing, decision), "bold"))
+    table.add_row("cap", money(weighing.cap_nanousd, places), Text(cap_text(weighing, decision), "dim"))
     console.print(table)
-    for hold in weighing.others:
-        console.print(Text(f"   {hold.call_id}: {money(hold.amount_nanousd)}, {hold_text(hold)}"))
     if decision.is_refusal:
+        console.print(Text(" Any of these would have let it pass:"))
         for way in ways_out(weighing, decision):
-            console.print(Text(f"   - {way}"))
+            console.print(Padding(Text(f"- {way}"), (0, 0, 0, 3), expand=False))
+        console.print(Text(f" {room_text(weighing, decision)}"))
+
+
+def _tell_disagreements(decision: Decision) -> None:
+    for weighing in decision.weighings:
+        if not weighing.is_agreed:
+            added = weighing.settled_nanousd + weighing.held_nanousd
+            stamped = money(weighing.stamped_nanousd or 0)
+            typer.echo(
+                f"tollbook: event {decision.event.seq}: before it the gate had {stamped} committed to "
+                f"{weighing.budget}, the events before it add up to {money(added)}",
+                err=True,
+            )
