@@ -1,0 +1,310 @@
+"""A ledger that the real gate wrote, from a seed: every kind of event, of calls that end in every way.
+
+Sealed in small segments, trimmed in part, folded. What a tampering test changes, it changes in a copy.
+"""
+
+import random
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+from ledger.functions import load_library
+from ledger.gate import Gate, create_ledger
+from ledger.keys import Keys
+from ledger.pipeline import CommandPipeline
+from ledger.requests import (
+    EMPTY_BASELINE,
+    AdjustRequest,
+    AssignRequest,
+    AttemptEvent,
+    BudgetCap,
+    ChargeRequest,
+    Position,
+    RecordRequest,
+    Reserved,
+    ReserveRequest,
+    SettleRequest,
+)
+from ledger.sealing import Sealer, SealingSettings
+from ledger.segments import Archive
+from ledger.source import LedgerSource
+from ledger.store import Store
+from ledger.stream import StreamReader
+from schemas.events import (
+    BoundPrice,
+    BudgetReserved,
+    CostAdjusted,
+    CostRecorded,
+    CreditGranted,
+    FallbackUsed,
+    ModelCalled,
+    PlanAssigned,
+    payload_json,
+)
+from schemas.identifiers import Window, budget_name, day_at, month_at, partition_of
+from schemas.usage import Usage
+
+LEDGER = "ledger-of-the-gate"
+CAP = 4_000_000
+BOUND = BoundPrice(
+    model="m/large", prompt_tokens=9, completion_tokens=9, prompt_nanousd_per_mtok=1, completion_nanousd_per_mtok=1
+)
+NEVER = 10.0**9
+
+
+@dataclass
+class Open:
+    call_id: str
+    user: str
+    budgets: tuple[BudgetCap, ...]
+    hold: int
+    amount: int
+    attempt: int
+    spent: int = 0
+
+
+@dataclass
+class Settled:
+    call: Open
+    cost: int
+    is_final: bool
+    is_done: bool
+    told: set[int] = field(default_factory=set[int])
+
+
+class GateLedger:
+    """Drives the gates of a ledger at random, then seals and folds."""
+
+    def __init__(self, redis: Redis, directory: Path, seed: int, *, partitions: int = 1) -> None:
+        self.redis = redis
+        self.directory = directory
+        self.keys = tuple(Keys("gate-ledger", number) for number in range(partitions))
+        self.pipeline = CommandPipeline(redis)
+        self.archive = Archive(directory / "archive")
+        self.store = Store.open(directory / "live.duckdb", LEDGER, partitions)
+        self.source = LedgerSource(LEDGER, self.keys, self.archive, redis)
+        self._gates = [
+            Gate(self.pipeline, keys, LEDGER, idempotency_ttl_s=3_000_000, result_ttl_s=3_000) for keys in self.keys
+        ]
+        self._draw = random.Random(seed)
+        self._numbers = count(1)
+        self._open: list[Open] = []
+        self._settled: list[Settled] = []
+
+    async def begin(self) -> None:
+        await load_library(self.redis)
+        for keys in self.keys:
+            await create_ledger(self.pipeline, keys, ledger_id=LEDGER, partitions=len(self.keys))
+        now_ms = await self._gates[0].now_ms()
+        # Nothing here waits for a month to end.
+        self._window = Window(month_at(now_ms).name, 0, 2**52)
+        self._day = day_at(now_ms).name
+
+    async def aclose(self) -> None:
+        self.store.close()
+        await self.pipeline.aclose()
+
+    async def run(self, steps: int) -> None:
+        actions = (
+            [self.reserve] * 6 + [self.record] * 4 + [self.settle] * 5 + [self.reserve_again, self.deny] * 2
+            + [self.adjust, self.answer_late, self.charge, self.assign, self.credit]
+        )  # fmt: skip
+        for _ in range(steps):
+            await self._draw.choice(actions)()
+
+    async def fold(self) -> None:
+        for keys in self.keys:
+            reader = StreamReader(self.redis, keys)
+            while batch := await reader.read_after(self.store.position(keys.partition).entry, count=1_000):
+                self.store.fold(batch)
+            await reader.aclose()
+
+    async def seal(self, *, segment_events: int = 50, keep_events: int = 10**9) -> None:
+        await self.fold()
+        settings = SealingSettings(
+            segment_events=segment_events, segment_age_s=NEVER, keep_s=NEVER, keep_events=keep_events
+        )
+        for keys in self.keys:
+
+            async def folded(partition: int = keys.partition) -> Position:
+                return self.store.position(partition)
+
+            sealer = Sealer(
+                self.redis, self.pipeline, keys, self.archive, ledger_id=LEDGER, settings=settings, folded=folded
+            )  # fmt: skip
+            while await sealer.seal():
+                pass
+            await sealer.trim()
+        await self.fold()
+
+    def _gate(self, user: str) -> Gate:
+        return self._gates[partition_of(user, len(self._gates))]
+
+    def _budgets(self, user: str) -> tuple[BudgetCap, ...]:
+        names = [(budget_name("user", user, self._window.name), CAP)]
+        if user != "u0":
+            names.append((budget_name("day", user, self._day), CAP - 1_000))
+        if self._draw.random() < 0.3:
+            names.append((budget_name("campaign", f"{user}:spring", self._window.name), CAP))
+        return tuple(BudgetCap(name, cap) for name, cap in names)
+
+    async def reserve(self, *, amount: int | None = None, is_final: bool = False) -> None:
+        user = f"u{self._draw.randrange(4)}"
+        amount = amount or self._draw.randrange(10_000, 300_000)
+        await self._reserve(f"call-{next(self._numbers)}", user, self._budgets(user), amount, is_final=is_final)
+
+    async def deny(self) -> None:
+        """Ask for more than any cap leaves, or for what only open holds stand in the way of."""
+        if self._draw.random() < 0.5:
+            await self.reserve(amount=60_000_000)
+        else:
+            await self.reserve(amount=CAP * 3 // 4, is_final=True)
+
+    async def reserve_again(self) -> None:
+        closed = [each for each in self._settled if not each.is_final]
+        if closed:
+            settled = self._draw.choice(closed)
+            self._settled.remove(settled)
+            await self._reserve(settled.call.call_id, settled.call.user, settled.call.budgets, 50_000, is_final=True)
+
+    async def _reserve(
+        self, call_id: str, user: str, budgets: tuple[BudgetCap, ...], amount: int, *, is_final: bool
+    ) -> None:
+        request = ReserveRequest(
+            call_id=call_id, user_id=user, window=self._window, content_hash="c" * 32, amount_nanousd=amount,
+            worker="host:1", lease_ms=600_000, payload=self._order(), budgets=budgets, is_final=is_final,
+        )  # fmt: skip
+        reply = await self._gate(user).reserve(request, [EMPTY_BASELINE] * len(budgets))
+        if isinstance(reply, Reserved):
+            self._open.append(Open(call_id, user, budgets, reply.hold, amount, reply.attempt))
+
+    def _order(self) -> str:
+        return payload_json(
+            BudgetReserved(task_type="generate_draft", stream="generation", plan="growth", worker="host:1", bound=BOUND)
+        )
+
+    async def record(self) -> None:
+        if not self._open:
+            return
+        call = self._draw.choice(self._open)
+        if self._draw.random() < 0.4:
+            return
+        cost = self._draw.randrange(0, max(1, (call.amount - call.spent) // 3))
+        call.spent += cost
+        extension = self._draw.choice([0, 0, 20_000])
+        events = (
+            self._called(call, call.attempt, cost, "timeout"),
+            AttemptEvent(
+                "fallback-used", call.attempt,
+                payload_json(FallbackUsed(hold=call.hold, from_model="m/large", to_model="m/small", reason="timeout")),
+            ),
+        )  # fmt: skip
+        request = RecordRequest(
+            call_id=call.call_id, user_id=call.user, hold=call.hold, attempts_begun=call.attempt + 1,
+            spent_nanousd=call.spent, assumed_nanousd=0, events=events, budgets=call.budgets,
+            extension_nanousd=extension, extension_payload=self._extension(),
+        )  # fmt: skip
+        reply = await self._gate(call.user).record(request, [EMPTY_BASELINE] * len(call.budgets))
+        if isinstance(reply, int):
+            call.amount, call.attempt = reply, call.attempt + 1
+
+    def _extension(self) -> str:
+        order = BudgetReserved(
+            kind="extension", task_type="generate_draft", plan="growth", worker="host:1", bound=BOUND
+        )
+        return payload_json(order)
+
+    def _called(self, call: Open, attempt: int, cost: int, outcome: str) -> AttemptEvent:
+        called = ModelCalled(
+            hold=call.hold, model="m/large", outcome=cast("Any", outcome), latency_ms=self._draw.randrange(9_000),
+            charge_nanousd=cost, charge_basis="reported" if outcome == "ok" else "assumed",
+            usage=Usage(prompt_tokens=7, completion_tokens=self._draw.randrange(90)) if outcome == "ok" else None,
+        )  # fmt: skip
+        return AttemptEvent("model-called", attempt, payload_json(called))
+
+    async def settle(self) -> None:
+        if not self._open:
+            return
+        call = self._open.pop(self._draw.randrange(len(self._open)))
+        outcome = self._draw.choice(["done", "done", "done", "failed", "expired", "taken_over"])
+        cost = self._draw.choice([0, call.amount // 2, call.amount // 2, call.amount, call.amount + 7_000])
+        events = (self._called(call, call.attempt, cost, "ok"),) if outcome == "done" else ()
+        is_final = outcome in ("done", "failed")
+        payload = CostRecorded(
+            basis="reported" if cost else "released", outcome=cast("Any", outcome), reason=None if cost else "no money",
+            assumed_nanousd=0 if outcome == "done" else cost,
+        )  # fmt: skip
+        request = SettleRequest(
+            call_id=call.call_id, user_id=call.user, hold=call.hold, cost_nanousd=cost,
+            assumed_nanousd=payload.assumed_nanousd, attempt=call.attempt, is_final=is_final,
+            payload=payload_json(payload), budgets=tuple(budget.name for budget in call.budgets), events=events,
+        )  # fmt: skip
+        await self._gate(call.user).settle(request, [EMPTY_BASELINE] * len(call.budgets))
+        self._settled.append(Settled(call, cost, is_final, outcome == "done"))
+
+    async def adjust(self) -> None:
+        if self._settled:
+            settled = self._draw.choice(self._settled)
+            await self._adjust(settled, self._draw.randrange(0, settled.cost + 2_000), ())
+
+    async def answer_late(self) -> None:
+        """An answer after somebody else settled the hold: its attempt is told, its cost corrected."""
+        waiting = [each for each in self._settled if not each.is_done and each.call.attempt not in each.told]
+        if waiting:
+            settled = self._draw.choice(waiting)
+            settled.told.add(settled.call.attempt)
+            cost = settled.cost if self._draw.random() < 0.3 else settled.cost // 2
+            await self._adjust(settled, cost, (self._called(settled.call, settled.call.attempt, cost, "ok"),))
+
+    async def _adjust(self, settled: Settled, cost: int, events: tuple[AttemptEvent, ...]) -> None:
+        call = settled.call
+        payload = CostAdjusted(basis="reported", reason="late_answer", author="reconciler")
+        request = AdjustRequest(
+            call_id=call.call_id, user_id=call.user, hold=call.hold, cost_nanousd=cost, assumed_nanousd=0,
+            attempt=call.attempt, payload=payload_json(payload),
+            budgets=tuple(budget.name for budget in call.budgets), events=events,
+        )  # fmt: skip
+        await self._gate(call.user).adjust(request, [EMPTY_BASELINE] * len(call.budgets))
+        settled.cost = cost
+
+    async def charge(self) -> None:
+        user = f"u{self._draw.randrange(4)}"
+        budgets = tuple(budget.name for budget in self._budgets(user))
+        payload = CostRecorded(basis="reported", outcome="recorded", model="m/other")
+        request = ChargeRequest(
+            call_id=f"charge-{next(self._numbers)}", user_id=user, period=self._window.name, content_hash="c" * 32,
+            cost_nanousd=self._draw.randrange(9_000), assumed_nanousd=0, payload=payload_json(payload), budgets=budgets,
+        )  # fmt: skip
+        await self._gate(user).charge(request, [EMPTY_BASELINE] * len(budgets))
+
+    async def assign(self) -> None:
+        cap = self._draw.randrange(CAP // 2, 2 * CAP)
+        payload = payload_json(PlanAssigned(plan="starter", cap_nanousd=cap, author="ops", reason="asked"))
+        await self._assign("plan-assigned", "starter", cap, payload)
+
+    async def credit(self) -> None:
+        payload = payload_json(CreditGranted(author="ops", reason="sorry"))
+        await self._assign("credit-granted", "", self._draw.randrange(1, CAP // 9), payload)
+
+    async def _assign(self, kind: Any, plan: str, amount: int, payload: str) -> None:
+        user = self._draw.choice(["u1", "u2"])
+        request = AssignRequest(
+            command_id=f"command-{next(self._numbers)}", user_id=user, period=self._window.name, content_hash="c" * 32,
+            type=kind, plan=plan, amount_nanousd=amount, payload=payload,
+            budget=budget_name("user", user, self._window.name),
+        )  # fmt: skip
+        await self._gate(user).assign(request)
+
+
+async def gate_ledger(redis: Redis, directory: Path, seed: int, steps: int, *, partitions: int = 1) -> GateLedger:
+    """Make a ledger of `steps` steps: sealed, some of it trimmed, and then some more that is not sealed."""
+    made = GateLedger(redis, directory, seed, partitions=partitions)
+    await made.begin()
+    await made.run(steps)
+    await made.seal(keep_events=steps // 3)
+    await made.run(20)
+    await made.fold()
+    return made
