@@ -122,7 +122,8 @@ async def serve_worker(runtime: InferenceRuntime, worker: Worker, stop: asyncio.
         for task in background:
             task.cancel()
         ends = await asyncio.gather(*background, return_exceptions=True)
-    await claims.resign()
+    with contextlib.suppress(LedgerUnavailable):
+        await claims.resign()
     _log.info("worker.stopped", worker=worker.name)
     for end in ends:
         if isinstance(end, Exception):

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Final
 
 import structlog
 from redis.exceptions import ResponseError
@@ -27,6 +28,8 @@ from schemas.results import ErrorCode, InferenceResult, TaskStatus
 from schemas.routes import Route
 from schemas.tasks import InvalidTask, Task, TaskStream, TaskType
 
+# For the settlement of calls that are cut off; the ledger itself would be asked for minutes.
+_SETTLING_S: Final = 10.0
 _log = structlog.get_logger(__name__)
 
 
@@ -100,13 +103,20 @@ class Worker:
             self._start(delivery, has_slot=False)
 
     async def drain(self, grace_s: float) -> None:
-        """Let what is in flight finish for `grace_s` seconds, then cancel: holds are settled, tasks stay pending."""
+        """Let what is in flight finish for `grace_s` seconds, then cancel: holds are settled, tasks stay pending.
+
+        Where Redis does not answer, the holds are left to whoever takes the tasks over.
+        """
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=grace_s)
-        left = list(self._tasks)
+        left = set(self._tasks)
         for task in left:
             task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        if not left:
+            return
+        _, unsettled = await asyncio.wait(left, timeout=_SETTLING_S)
+        if unsettled:
+            _log.warning("worker.holds_left", number=len(unsettled))
 
     def _start(self, delivery: Delivery, *, has_slot: bool) -> None:
         task = asyncio.create_task(self._process(delivery, has_slot=has_slot))
