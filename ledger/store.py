@@ -7,6 +7,7 @@ opened, or is of an older layout, is set aside and built anew from the ledger.
 All methods block; call them through asyncio.to_thread. They may be called from any thread.
 """
 
+import hashlib
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -310,6 +311,7 @@ def _prepare(connection: duckdb.DuckDBPyConnection, ledger_id: str, partitions: 
             [(partition, ledger_id, LAYOUT_VERSION) for partition in range(partitions)],
         )
         connection.commit()
+        _make_views(connection)
         return
     stored_id, stored_partitions = connection.execute("SELECT any_value(ledger_id), count(*) FROM position").fetchall()[
         0
@@ -318,6 +320,29 @@ def _prepare(connection: duckdb.DuckDBPyConnection, ledger_id: str, partitions: 
         raise LedgerMismatch(stored=stored_id, given=ledger_id)
     if stored_partitions != partitions:
         raise WrongPartitions(configured=partitions, stored=stored_partitions)
+    try:
+        _make_views(connection)
+    except duckdb.Error as exc:
+        raise StoreFailed(f"DuckDB cannot write its views: {exc}") from exc
+
+
+def _make_views(connection: duckdb.DuckDBPyConnection) -> None:
+    """Bring the views to what ledger/sql/views.sql says, in new and older files alike; they hold no rows."""
+    text = statement("views") + statement("view_comments")
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    found = connection.execute(
+        "SELECT macro_definition FROM duckdb_functions() WHERE function_name = 'digest_of_views'"
+    ).fetchall()
+    if found == [(f"'{digest}'",)]:
+        return
+    connection.begin()
+    try:
+        connection.execute(text)
+        connection.execute(f"CREATE OR REPLACE MACRO digest_of_views() AS '{digest}'")
+        connection.commit()
+    except duckdb.Error:
+        _roll_back(connection)
+        raise
 
 
 def _roll_back(cursor: duckdb.DuckDBPyConnection) -> None:

@@ -1,6 +1,6 @@
 -- The projection of the ledger: a pure function of its events (G5).
 --
--- Public contract: events, calls, spend, budgets, position, discrepancies. Nothing here comes from a
+-- Public contract: events, calls, spend, budgets, position, discrepancies; and views.sql. Nothing here comes from a
 -- clock or depends on where a batch ended. Money is DECIMAL(18,9) dollars, exact to the nano-dollar.
 -- `/` makes DOUBLEs in DuckDB, so nano-dollars become dollars by an exact decimal product.
 -- `events` has no index, since it is only appended to and its row groups are in order of arrival.

@@ -1,0 +1,300 @@
+-- Questions that people ask of the projection, as views; they hold no rows, so the fold does not know them.
+--
+-- They are made anew whenever a file is opened for writing, so that an older file has them too. No view reads a
+-- clock (G5): where "now" matters, it is the time of the newest event that is folded. Days and hours are in UTC,
+-- whatever the session's time zone. The views of spend add up to the same total, the settled spend of all users.
+
+CREATE OR REPLACE VIEW newest_event AS
+SELECT max(make_timestamptz(split_part(id, '-', 1)::BIGINT * 1000)) AS recorded_at
+FROM position
+WHERE seq > 0;
+
+CREATE OR REPLACE VIEW spend_by_user AS
+SELECT
+    user_id,
+    count(*) AS periods,
+    sum(calls)::BIGINT AS calls,
+    sum(denied)::BIGINT AS denied,
+    sum(spent_usd)::DECIMAL(18, 9) AS spent_usd,
+    sum(assumed_usd)::DECIMAL(18, 9) AS assumed_usd,
+    sum(reserved_usd)::DECIMAL(18, 9) AS reserved_usd
+FROM spend
+GROUP BY user_id;
+
+CREATE OR REPLACE VIEW spend_by_plan AS
+SELECT
+    period,
+    plan,
+    count(*) AS calls,
+    count(DISTINCT user_id) AS users,
+    sum(cost_usd)::DECIMAL(18, 9) AS spent_usd,
+    sum(assumed_usd)::DECIMAL(18, 9) AS assumed_usd
+FROM calls
+WHERE reserved_at IS NOT NULL OR settled_at IS NOT NULL
+GROUP BY period, plan;
+
+CREATE OR REPLACE VIEW spend_by_campaign AS
+SELECT
+    period,
+    campaign_id,
+    count(*) AS calls,
+    count(DISTINCT user_id) AS users,
+    sum(cost_usd)::DECIMAL(18, 9) AS spent_usd,
+    sum(assumed_usd)::DECIMAL(18, 9) AS assumed_usd
+FROM calls
+WHERE reserved_at IS NOT NULL OR settled_at IS NOT NULL
+GROUP BY period, campaign_id;
+
+CREATE OR REPLACE VIEW spend_by_task_type AS
+SELECT
+    period,
+    task_type,
+    count(*) AS calls,
+    count(DISTINCT user_id) AS users,
+    sum(cost_usd)::DECIMAL(18, 9) AS spent_usd,
+    sum(assumed_usd)::DECIMAL(18, 9) AS assumed_usd
+FROM calls
+WHERE reserved_at IS NOT NULL OR settled_at IS NOT NULL
+GROUP BY period, task_type;
+
+-- An attempt's charge counts for its model once its hold is settled. What a hold cost beside its attempts (a worker
+-- died, a correction was made) counts for the last model that was asked under it.
+CREATE OR REPLACE VIEW spend_by_model AS
+WITH holds AS (
+    SELECT
+        partition,
+        call_id,
+        user_id,
+        period,
+        hold,
+        arg_max(model, seq) AS model,
+        sum(CASE WHEN type IN ('cost-recorded', 'cost-adjusted') THEN amount_usd WHEN type = 'model-called' THEN -charge_usd
+            ELSE 0 END) AS rest_usd,
+        coalesce(sum(prompt_tokens) FILTER (outcome = 'recorded'), 0) AS prompt_tokens,
+        coalesce(sum(completion_tokens) FILTER (outcome = 'recorded'), 0) AS completion_tokens
+    FROM events
+    WHERE type IN ('budget-reserved', 'model-called', 'fallback-used', 'cost-recorded', 'cost-adjusted')
+    GROUP BY partition, call_id, user_id, period, hold
+    HAVING bool_or(type = 'cost-recorded')
+)
+SELECT
+    period,
+    model,
+    sum(attempts)::BIGINT AS attempts,
+    sum(spent_usd)::DECIMAL(18, 9) AS spent_usd,
+    sum(prompt_tokens)::BIGINT AS prompt_tokens,
+    sum(completion_tokens)::BIGINT AS completion_tokens
+FROM (
+    SELECT
+        period,
+        model,
+        count(*) AS attempts,
+        sum(charge_usd) AS spent_usd,
+        coalesce(sum(prompt_tokens), 0) AS prompt_tokens,
+        coalesce(sum(completion_tokens), 0) AS completion_tokens
+    FROM events AS attempt
+    SEMI JOIN holds USING (partition, call_id, user_id, period, hold)
+    WHERE attempt.type = 'model-called'
+    GROUP BY period, model
+    UNION ALL
+    SELECT period, model, 0, sum(rest_usd), sum(prompt_tokens), sum(completion_tokens)
+    FROM holds
+    GROUP BY period, model
+)
+GROUP BY period, model;
+
+CREATE OR REPLACE VIEW spend_by_day AS
+SELECT
+    (recorded_at AT TIME ZONE 'UTC')::DATE AS day,
+    count(DISTINCT call_id) AS calls,
+    count(DISTINCT user_id) AS users,
+    sum(amount_usd)::DECIMAL(18, 9) AS spent_usd,
+    coalesce(sum(assumed_usd), 0)::DECIMAL(18, 9) AS assumed_usd
+FROM events
+WHERE type IN ('cost-recorded', 'cost-adjusted')
+GROUP BY day;
+
+CREATE OR REPLACE VIEW spend_by_hour AS
+SELECT
+    time_bucket(INTERVAL 1 HOUR, recorded_at) AS hour,
+    count(DISTINCT call_id) AS calls,
+    count(DISTINCT user_id) AS users,
+    sum(amount_usd)::DECIMAL(18, 9) AS spent_usd,
+    coalesce(sum(assumed_usd), 0)::DECIMAL(18, 9) AS assumed_usd
+FROM events
+WHERE type IN ('cost-recorded', 'cost-adjusted')
+GROUP BY hour;
+
+-- A period begins at the first of its month in UTC. Its first day counts as a whole one, so that the first minutes of
+-- a month do not foretell its end. The mean and the day are estimates, so they may be rounded; no decision reads them.
+CREATE OR REPLACE VIEW cap_use AS
+SELECT
+    user_id,
+    period,
+    plan,
+    cap_usd,
+    spent_usd,
+    reserved_usd,
+    (cap_usd - spent_usd)::DECIMAL(18, 9) AS left_usd,
+    (100 * spent_usd::DOUBLE / nullif(cap_usd, 0)::DOUBLE)::DECIMAL(38, 2) AS used_percent,
+    (spent_usd::DOUBLE / days)::DECIMAL(18, 9) AS mean_day_usd,
+    CASE
+        WHEN now_at >= end_at OR cap_usd IS NULL THEN NULL
+        WHEN spent_usd >= cap_usd THEN now_at::DATE
+        WHEN spent_usd <= 0 THEN NULL
+        -- Compared before it is added: a tiny spend would lead past the last date there is.
+        WHEN (cap_usd - spent_usd)::DOUBLE / (spent_usd::DOUBLE / days) < date_diff('second', now_at, end_at) / 86400
+            THEN (now_at + to_seconds((cap_usd - spent_usd)::DOUBLE / (spent_usd::DOUBLE / days) * 86400))::DATE
+    END AS runs_out_on
+FROM (
+    SELECT
+        *,
+        greatest(1, date_diff('second', start_at, least(now_at, end_at)) / 86400) AS days
+    FROM (
+        SELECT
+            spend.*,
+            newest_event.recorded_at AT TIME ZONE 'UTC' AS now_at,
+            try_strptime(period, '%Y-%m') AS start_at,
+            try_strptime(period, '%Y-%m') + INTERVAL 1 MONTH AS end_at
+        FROM spend
+        CROSS JOIN newest_event
+    )
+);
+
+CREATE OR REPLACE VIEW denials AS
+SELECT
+    recorded_at,
+    user_id,
+    period,
+    call_id,
+    plan,
+    task_type,
+    campaign_id,
+    reason,
+    budget,
+    amount_usd AS asked_usd,
+    settled_usd,
+    held_usd,
+    cap_usd,
+    (settled_usd + held_usd + amount_usd - cap_usd)::DECIMAL(18, 9) AS short_usd,
+    partition,
+    seq
+FROM (
+    SELECT
+        *,
+        usd((payload->>'$.settled_nanousd')::BIGINT) AS settled_usd,
+        usd((payload->>'$.held_nanousd')::BIGINT) AS held_usd
+    FROM events
+    WHERE type = 'budget-denied'
+);
+
+CREATE OR REPLACE VIEW fallback_rates AS
+SELECT
+    model,
+    count(*) FILTER (type = 'model-called') AS attempts,
+    count(*) FILTER (type = 'model-called' AND outcome <> 'ok') AS failed,
+    count(*) FILTER (type = 'fallback-used') AS fallbacks,
+    (100 * count(*) FILTER (type = 'fallback-used') / nullif(count(*) FILTER (type = 'model-called'), 0))
+        ::DECIMAL(38, 2) AS fallback_percent
+FROM (
+    SELECT type, outcome, CASE type WHEN 'fallback-used' THEN from_model ELSE model END AS model
+    FROM events
+    WHERE type IN ('model-called', 'fallback-used')
+)
+GROUP BY model;
+
+CREATE OR REPLACE VIEW fallback_reasons AS
+SELECT
+    from_model AS model,
+    model AS to_model,
+    reason,
+    http_status,
+    count(*) AS fallbacks,
+    (100 * count(*) / sum(count(*)) OVER (PARTITION BY from_model))::DECIMAL(38, 2) AS percent
+FROM events
+WHERE type = 'fallback-used'
+GROUP BY from_model, model, reason, http_status;
+
+-- Percentiles are latencies that were measured, not points between two.
+CREATE OR REPLACE VIEW latency_by_model AS
+SELECT
+    model,
+    count(*) AS answered,
+    min(latency_ms) AS min_ms,
+    quantile_disc(latency_ms, 0.5) AS p50_ms,
+    quantile_disc(latency_ms, 0.9) AS p90_ms,
+    quantile_disc(latency_ms, 0.95) AS p95_ms,
+    quantile_disc(latency_ms, 0.99) AS p99_ms,
+    max(latency_ms) AS max_ms
+FROM events
+WHERE type = 'model-called' AND outcome = 'ok'
+GROUP BY model;
+
+CREATE OR REPLACE VIEW token_prices AS
+SELECT
+    period,
+    model,
+    count(*) AS attempts,
+    sum(prompt_tokens)::BIGINT AS prompt_tokens,
+    sum(completion_tokens)::BIGINT AS completion_tokens,
+    sum(charge_usd)::DECIMAL(18, 9) AS charged_usd,
+    (sum(charge_usd)::DOUBLE * 1000 / nullif(sum(prompt_tokens + completion_tokens), 0))::DECIMAL(38, 9)
+        AS usd_per_1000_tokens
+FROM events
+WHERE type = 'model-called' AND prompt_tokens IS NOT NULL AND basis IN ('reported', 'priced')
+GROUP BY period, model;
+
+CREATE OR REPLACE VIEW cost_certainty AS
+SELECT
+    period,
+    count(*) AS calls,
+    count(*) FILTER (assumed_usd > 0) AS assumed_calls,
+    sum(cost_usd)::DECIMAL(18, 9) AS spent_usd,
+    (sum(cost_usd) - sum(assumed_usd))::DECIMAL(18, 9) AS confirmed_usd,
+    sum(assumed_usd)::DECIMAL(18, 9) AS assumed_usd,
+    (100 * sum(assumed_usd)::DOUBLE / nullif(sum(cost_usd), 0)::DOUBLE)::DECIMAL(38, 2) AS assumed_percent,
+    sum(adjusted_usd)::DECIMAL(18, 9) AS adjusted_usd
+FROM calls
+WHERE settled_at IS NOT NULL
+GROUP BY period;
+
+CREATE OR REPLACE VIEW open_holds AS
+SELECT
+    user_id,
+    call_id,
+    period,
+    task_type,
+    plan,
+    campaign_id,
+    worker,
+    model,
+    hold,
+    held_usd,
+    opened_at,
+    (date_diff('millisecond', opened_at, newest_event.recorded_at) / 1000)::DECIMAL(18, 3) AS open_s,
+    make_timestamptz(deadline_ms * 1000) AS expires_at,
+    partition,
+    holds.seq
+FROM (
+    SELECT
+        partition,
+        call_id,
+        user_id,
+        period,
+        hold,
+        arg_max(task_type, seq) AS task_type,
+        arg_max(plan, seq) AS plan,
+        arg_max(campaign_id, seq) AS campaign_id,
+        arg_max(worker, seq) AS worker,
+        arg_max(model, seq) AS model,
+        sum(amount_usd)::DECIMAL(18, 9) AS held_usd,
+        min(recorded_at) AS opened_at,
+        arg_max((payload->>'$.deadline_ms')::BIGINT, seq) FILTER (kind = 'hold') AS deadline_ms,
+        min(seq) AS seq
+    FROM events AS reserved
+    ANTI JOIN (SELECT partition, call_id, hold FROM events WHERE type = 'cost-recorded') AS settled
+        USING (partition, call_id, hold)
+    WHERE type = 'budget-reserved'
+    GROUP BY partition, call_id, user_id, period, hold
+) AS holds
+CROSS JOIN newest_event;
