@@ -28,7 +28,6 @@ def call(call_id: CallArgument, archive: ArchiveOption = None, as_json: Json = F
 
     Example: tollbook audit call 5f1c0e0e
     """
-    _check(call_id, "CALL")
 
     async def run(reader: "AuditReader") -> int:
         from consumers.cli import audit_views
@@ -58,7 +57,7 @@ def user(
     """
     from consumers.cli.spend import check_period
 
-    _check(user_id, "USER")
+    _check_user(user_id)
     if period is not None:
         check_period(period)
 
@@ -82,7 +81,6 @@ def explain(call_id: CallArgument, archive: ArchiveOption = None, as_json: Json 
 
     Exit code 1 where the gate's own sums are others. Example: tollbook audit explain 5f1c0e0e
     """
-    _check(call_id, "CALL")
 
     async def run(reader: "AuditReader") -> int:
         from consumers.cli import audit_views
@@ -178,8 +176,8 @@ def _with_reader(archive: Path | None, run: "Callable[[AuditReader], Awaitable[i
     return asyncio.run(read())
 
 
-def _check(value: str, hint: str) -> str:
+def _check_user(value: str) -> None:
     try:
-        return check_id(value)
+        check_id(value)
     except ValueError as exc:
-        raise typer.BadParameter(str(exc), param_hint=hint) from None
+        raise typer.BadParameter(str(exc), param_hint="USER") from None

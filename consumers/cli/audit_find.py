@@ -11,12 +11,12 @@ from typing import Any, Final, get_args
 
 import pyarrow as pa
 import typer
-from rich.text import Text
 
-from consumers.cli.audit_text import plain
+from consumers.cli.audit_text import money, places_of, plain
+from consumers.cli.entries import Entry, print_entries
 from consumers.cli.replay import parse_moment
 from consumers.rows import write_rows
-from consumers.tables import make_console, make_table
+from consumers.tables import make_console
 from ledger.audit import AuditReader, Selection
 from ledger.audit_search import Search, search
 from schemas.events import CostRecorded, EventPayload, Outcome
@@ -48,7 +48,7 @@ class Asked:
 
 def read_search(asked: Asked) -> Search:
     """Read the filters. Errors: typer.BadParameter."""
-    for value, hint in ((asked.user_id, "--user"), (asked.campaign_id, "--campaign"), (asked.call_id, "--call")):
+    for value, hint in ((asked.user_id, "--user"), (asked.campaign_id, "--campaign")):
         if value is not None:
             _check_id(value, hint)
     for name in asked.types:
@@ -114,37 +114,35 @@ async def _print_table(reader: AuditReader, wanted: Search, limit: int) -> None:
     if not rows:
         typer.echo("nothing found")
         return
+    places = places_of(_nanousd(row[name]) for row in rows[:limit] for name in ("amount_usd", "committed_usd"))
     has_partitions = len(reader.source.keys) > 1
-    columns = ["time (UTC)", "type", "user", "call", "what", "amount>", "committed>"]
-    table = make_table([*(["partition>"] if has_partitions else []), "event>", *columns])
-    for column in table.columns[-5:-2]:
-        column.no_wrap, column.overflow = False, "fold"
+    entries: list[Entry] = []
     for row in rows[:limit]:
         at: datetime = row["recorded_at"]
+        amounts = [_nanousd(row[name]) for name in ("amount_usd", "committed_usd")]
         cells = [
             f"{row['seq']:,}",
             f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}",
             row["type"],
-            Text(row["user_id"]),
-            Text(row["call_id"]),
-            Text(_what(row)),
-            _dollars(row["amount_usd"]),
-            _dollars(row["committed_usd"]),
+            *("" if amount is None else money(amount, places) for amount in amounts),
         ]
-        table.add_row(*([str(row["partition"])] if has_partitions else []), *cells)
-    make_console().print(table)
+        entries.append(Entry([*([str(row["partition"])] if has_partitions else []), *cells], [_what(row)]))
+    columns = ("event>", "time (UTC)", "type*", "amount>", "committed>")
+    console = make_console()
+    print_entries(console, (*(["partition>"] if has_partitions else []), *columns), entries)
     if len(rows) > limit:
         typer.echo(f"the first {limit:,}; --limit shows more, --format csv --output FILE writes all")
 
 
 def _what(row: dict[str, Any]) -> str:
+    whose = " ".join(plain(row[name]) for name in ("user_id", "call_id") if row[name])
     names = ("model", "outcome", "basis", "plan", "author", "reason", "error")
-    parts = [plain(str(row[name])) for name in names if row[name]]
-    return ", ".join(dict.fromkeys(parts))
+    parts = dict.fromkeys(plain(str(row[name])) for name in names if row[name])
+    return f"{whose}: {', '.join(parts)}" if parts else whose
 
 
-def _dollars(usd: Decimal | None) -> str:
-    return "" if usd is None else f"{'-' if usd < 0 else ''}${abs(usd):,.9f}"
+def _nanousd(usd: Decimal | None) -> int | None:
+    return None if usd is None else int(usd.scaleb(9))
 
 
 def _amount(dollars: str, hint: str) -> int:

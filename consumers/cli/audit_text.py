@@ -45,13 +45,7 @@ _ENDS = {
     "taken_over": "taken over, the hold settled",
     "recorded": "spend recorded without a hold",
 }
-_CHARGES = {
-    "done": "charge",
-    "failed": "charge of a failed call",
-    "expired": "charge of an expired hold",
-    "taken_over": "charge of a dead worker",
-    "recorded": "charge without a hold",
-}
+_CHARGES = {"failed": "failed", "expired": "hold expired", "taken_over": "taken over", "recorded": "without a hold"}
 
 
 def plain(text: str) -> str:
@@ -230,25 +224,34 @@ def _denied(event: Event, payload: BudgetDenied) -> tuple[str, list[str]]:
 
 
 def movement_text(event: Event) -> tuple[str, list[str]]:
-    """Return an event as a line of a statement."""
+    """Return an event as a line of a statement: its kind in a word or two, and what it is about."""
     call = plain(event.call_id)
     match event.payload:
         case BudgetReserved() as payload:
             what = "hold" if payload.kind == "hold" else "more held"
-            return f"{what}, {call}", [f"{money(event.amount)} for {plain(payload.bound.model)}"]
+            return what, [f"{call}: {money(event.amount)}, {plain(payload.bound.model)}"]
         case CostRecorded() as payload:
-            return f"{_CHARGES[payload.outcome]}, {call}", _charge_notes(event, payload)
+            return "charge", [_noted(call, _charge_notes(event, payload))]
         case BudgetDenied() as payload:
             waited = "" if payload.reason == "cap" else " after a wait"
-            return f"refused{waited}, {call}", [f"{money(event.amount)} did not fit {budget_text(payload.budget)}"]
+            return "refused", [f"{call}: {money(event.amount)} did not fit {budget_text(payload.budget)}{waited}"]
         case CostAdjusted() as payload:
-            return f"correction, {call}", [f"by {plain(payload.author)}: {plain(payload.reason)}"]
+            return "correction", [f"{call}: by {plain(payload.author)}: {plain(payload.reason)}"]
+        case PlanAssigned() as payload:
+            return "plan", [f"{plain(payload.plan)}, by {plain(payload.author)}: {plain(payload.reason)}"]
+        case CreditGranted() as payload:
+            return "credit", [f"{money(event.amount)}, by {plain(payload.author)}: {plain(payload.reason)}"]
         case _:
-            return event_text(event)
+            return event.type, [event_text(event)[0]]
+
+
+def _noted(call: str, notes: list[str]) -> str:
+    return f"{call}: {', '.join(notes)}" if notes else call
 
 
 def _charge_notes(event: Event, payload: CostRecorded) -> list[str]:
-    notes = [plain(payload.model)] if payload.model else []
+    notes = [_CHARGES[payload.outcome]] if payload.outcome in _CHARGES else []
+    notes += [plain(payload.model)] if payload.model else []
     notes += [plain(payload.reason)] if payload.reason else []
     if payload.assumed_nanousd:
         whole = payload.assumed_nanousd == event.amount
@@ -319,7 +322,12 @@ def room_text(weighing: Weighing, decision: Decision) -> str:
     if room is None:
         return "There has been no room for it since."
     seconds = (room.at_ms - decision.event.at_ms) / 1000
-    return f"There was room for it {seconds:,.3f} s later, after event {room.seq:,}: {movement_text(room)[0]}."
+    return f"There was room for it {seconds:,.3f} s later, after event {room.seq:,}: {_said(room)}."
+
+
+def _said(event: Event) -> str:
+    headline, details = movement_text(event)
+    return f"{headline}, {details[0]}"
 
 
 def _smaller(bound: BoundPrice, room_nanousd: int) -> str:

@@ -27,6 +27,7 @@ from consumers.cli.audit_text import (
     verdict_text,
     ways_out,
 )
+from consumers.cli.entries import Entry, print_entries
 from consumers.tables import make_console, make_table
 from ledger.audit import AuditReader
 from ledger.audit_calls import CallLife
@@ -35,6 +36,8 @@ from ledger.audit_statements import Line, Statement
 from schemas.events import BudgetDenied, BudgetReserved, CostAdjusted, Event, FallbackUsed, ModelCalled, payload_json
 from schemas.money import usd_from_nanousd
 
+# From this width on, a timeline also says how long after the beginning something was.
+_WIDE = 100
 # Other calls' holds, the largest first; more than these are added up.
 _SHOWN = 10
 
@@ -135,7 +138,7 @@ def _print_head(console: Console, life: CallLife) -> None:
         order = life.orders[-1]
         task = order.task_type + (f" on {order.stream}" if order.stream else "")
         rows += [("task", task + (f", campaign {order.campaign_id}" if order.campaign_id else ""))]
-        rows += [("plan", plan_text(order)), ("workers", ", ".join(life.workers))]
+        rows += [("plan", plan_text(order).removeprefix("plan ")), ("workers", ", ".join(life.workers))]
     if life.status:
         rows.append(("status", _status_text(life)))
     for name, value in rows:
@@ -166,31 +169,27 @@ def _status_text(life: CallLife) -> str:
 
 def _print_timeline(console: Console, life: CallLife) -> None:
     places = places_of(amount for event in life.events for amount in (event.amount, event.committed))
-    table = make_table(("time (UTC)", "after>", "what happened", "amount>", "committed>"))
-    table.columns[2].no_wrap = False
-    table.columns[2].overflow = "fold"
+    is_wide = console.width >= _WIDE
     first, day = life.events[0].at_ms, ""
+    entries: list[Entry] = []
     for event in life.events:
         headline, details = event_text(event)
         at = moment(event)
         if f"{at:%Y-%m-%d}" != day:
             day = f"{at:%Y-%m-%d}"
-            table.add_row(Text(day, "dim"))
-        table.add_row(
+            entries.append(Entry([day, *[""] * (3 + is_wide)]))
+        cells = [
             f"{at:%H:%M:%S}.{event.at_ms % 1000:03}",
-            f"{(event.at_ms - first) / 1000:,.3f} s",
-            _lines(headline, details),
+            *([f"{(event.at_ms - first) / 1000:,.3f} s"] if is_wide else []),
+            headline,
             money(event.amount, places) if event.amount else "",
             "" if event.committed is None else money(event.committed, places),
-        )
-    console.print(table)
-
-
-def _lines(headline: str, details: Sequence[str]) -> Text:
-    text = Text(headline)
-    for detail in details:
-        text.append(f"\n{detail}", "dim")
-    return text
+        ]
+        entries.append(Entry(cells, details))
+    console.print()
+    columns = ("time (UTC)", *(["after>"] if is_wide else []), "what happened*", "amount>", "committed>")
+    print_entries(console, columns, entries)
+    console.print()
 
 
 # --- Statements
@@ -247,29 +246,26 @@ def print_statement(reader: AuditReader, statement: Statement, *, has_holds: boo
         amount for line in lines for amount in (line.settled_change_nanousd, line.settled_nanousd, line.held_nanousd)
     )
     cap_places = places_of([statement.opening_cap_nanousd, *(line.cap_nanousd for line in lines)])
-    table = make_table(("time (UTC)", "movement", "amount>", "settled>", "held>", "cap>"))
-    table.columns[1].no_wrap = False
-    table.columns[1].overflow = "fold"
 
-    def add(time: str, text: Text, amount: str, settled: int, held: int, cap: int | None) -> None:
-        cap_shown = "-" if cap is None else money(cap, cap_places)
-        table.add_row(time, text, amount, money(settled, places), money(held, places), cap_shown)
+    def entry(time: str, text: str, amount: str, balance: tuple[int, int, int | None], details: Sequence[str]) -> Entry:
+        settled, held, cap = balance
+        shown = "-" if cap is None else money(cap, cap_places)
+        is_bold = not time
+        return Entry([time, text, amount, money(settled, places), money(held, places), shown], details, is_bold)
 
-    add("", Text("opening", "bold"), "", 0, 0, statement.opening_cap_nanousd)
+    closing = (statement.settled_nanousd, statement.held_nanousd, statement.cap_nanousd)
+    entries = [entry("", "opening", "", (0, 0, statement.opening_cap_nanousd), ())]
     for line in lines:
+        headline, details = movement_text(line.event)
         amount = money(line.settled_change_nanousd, places) if line.event.type.startswith("cost") else ""
-        add(
-            f"{moment(line.event):%m-%d %H:%M:%S}",
-            _lines(*movement_text(line.event)),
-            amount,
-            line.settled_nanousd,
-            line.held_nanousd,
-            line.cap_nanousd,
-        )
-    add("", Text("closing", "bold"), "", statement.settled_nanousd, statement.held_nanousd, statement.cap_nanousd)
+        balance = (line.settled_nanousd, line.held_nanousd, line.cap_nanousd)
+        entries.append(entry(f"{moment(line.event):%m-%d %H:%M:%S}", headline, amount, balance, details))
+    entries.append(entry("", "closing", "", closing, ()))
     console.print()
-    console.print(Text.assemble(" ", (f"Statement of {statement.user_id}, {statement.period}", "bold")))
-    console.print(table)
+    console.print(Text.assemble(" ", (f"Statement of {plain(statement.user_id)}, {statement.period}", "bold")))
+    console.print()
+    print_entries(console, ("time (UTC)", "movement*", "amount>", "settled>", "held>", "cap>"), entries)
+    console.print()
     if statement.other_periods:
         console.print(Text(f" other periods: {', '.join(statement.other_periods)}", "dim"))
     _print_read(console, reader)
