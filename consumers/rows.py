@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,9 +65,9 @@ def _write_table(reader: "pa.RecordBatchReader", file: IO[str]) -> None:
 
     from consumers.tables import make_console, make_table
 
-    fields: Iterable[Any] = reader.schema
+    fields = cast("Iterable[Any]", reader.schema)
     table = make_table(
-        f"{field.name}>" if pa.types.is_integer(field.type) or pa.types.is_decimal(field.type) else field.name
+        f"{field.name}>" if pa.types.is_integer(field.type) or pa.types.is_decimal(field.type) else str(field.name)
         for field in fields
     )
     rows = 0
@@ -83,7 +83,7 @@ def _write_table(reader: "pa.RecordBatchReader", file: IO[str]) -> None:
 
 
 def _tuples(batch: "pa.RecordBatch") -> list[tuple[Any, ...]]:
-    arrays: list[Any] = batch.columns
+    arrays = cast("list[Any]", batch.columns)  # pyright: ignore[reportUnknownMemberType]
     columns: list[list[Any]] = [array.to_pylist() for array in arrays]
     return list(zip(*columns, strict=True))
 

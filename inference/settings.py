@@ -54,7 +54,10 @@ class Settings(BaseSettings):
     )
     data_dir: Path = _field("TOLLBOOK_DATA_DIR", Path("data"), "directory of DuckDB and the embedded server")
     namespace: str = _field(
-        "TOLLBOOK_NAMESPACE", "tollbook", "first part of the ledger's Redis keys; task streams have none", pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"
+        "TOLLBOOK_NAMESPACE",
+        "tollbook",
+        "first part of the ledger's Redis keys; task streams have none",
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
     )
     partitions: int = _field("TOLLBOOK_PARTITIONS", 1, "ledger partitions; fixed at creation", ge=1, le=1024)
     port: Port | None = _field("TOLLBOOK_PORT", None, "port of the embedded server; unset: a free one")
