@@ -83,7 +83,7 @@ def _write_table(reader: "pa.RecordBatchReader", file: IO[str]) -> None:
 
 
 def _tuples(batch: "pa.RecordBatch") -> list[tuple[Any, ...]]:
-    arrays = cast("list[Any]", batch.columns)  # pyright: ignore[reportUnknownMemberType]
+    arrays = cast("list[Any]", batch.columns)
     columns: list[list[Any]] = [array.to_pylist() for array in arrays]
     return list(zip(*columns, strict=True))
 
