@@ -106,7 +106,6 @@ async def serve_worker(runtime: InferenceRuntime, worker: Worker, stop: asyncio.
     """Feed a worker until `stop`; then finish what is in flight within the grace period."""
     claims = worker.claims
     sweeper = Sweeper(runtime.ledger, runtime.ledger.gates)
-    await claims.show_life()
     background = [asyncio.create_task(claims.run(worker.take_claimed)), asyncio.create_task(sweeper.run())]
     for task in background:
         # They end only by a fault: a worker that renews no claims must not go on.
@@ -133,6 +132,7 @@ async def serve_worker(runtime: InferenceRuntime, worker: Worker, stop: asyncio.
 async def _feed(worker: Worker, stop: asyncio.Event, redis_url: str) -> bool:
     """Read the streams until `stop`, or until a group vanishes; return False where Redis did not answer."""
     try:
+        await worker.claims.show_life()
         await worker.claims.ensure_groups()
         app = build_app(redis_url, worker, worker.claims.streams)
         await app.start()
