@@ -270,7 +270,7 @@ def test(arguments: Sequence[str]) -> int:
 
 
 def soak(arguments: Sequence[str]) -> int:
-    """Run the chaos run for long: soak [--minutes 5] [--seed N], and what else pytest -m soak takes."""
+    """Run the long tests: soak [--minutes 5] [--seed N], for the chaos run, and what else pytest -m soak takes."""
     return become("pytest", "-m", "soak", "--timeout=0", *arguments)
 
 
