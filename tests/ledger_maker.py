@@ -110,7 +110,13 @@ class LedgerMaker:
             **({"campaign_id": call.campaign} if call.campaign else {}),
             **({"stream": "generation"} if self._random.random() < 0.8 else {}),
             "worker": f"host:{self._random.randrange(9)}",
-            "bound": {"model": "m/large", "prompt_tokens": 10, "completion_tokens": 20},
+            "bound": {
+                "model": "m/large",
+                "prompt_tokens": 10,
+                "completion_tokens": 20,
+                "prompt_nanousd_per_mtok": 3_000_000_000,
+                "completion_nanousd_per_mtok": 15_000_000_000,
+            },
         }
 
     def reserve(self) -> None:

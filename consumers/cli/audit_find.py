@@ -21,7 +21,7 @@ from ledger.audit import AuditReader, Selection
 from ledger.audit_search import Search, search
 from schemas.events import CostRecorded, EventPayload, Outcome
 from schemas.identifiers import check_id
-from schemas.money import MAX_NANOUSD
+from schemas.money import MAX_NANOUSD, NANOUSD_PER_USD
 
 _TYPES: Final = tuple(each.model_fields["type"].default for each in get_args(get_args(EventPayload)[0]))
 _OUTCOMES: Final = (*get_args(Outcome), *get_args(CostRecorded.model_fields["outcome"].annotation))
@@ -148,13 +148,16 @@ def _nanousd(usd: Decimal | None) -> int | None:
 def _amount(dollars: str, hint: str) -> int:
     """Return an amount in nano-dollars, which may be negative: corrections are."""
     try:
-        nanousd = Decimal(dollars) * 1_000_000_000
-        is_exact = abs(nanousd) <= MAX_NANOUSD and nanousd == nanousd.to_integral_value()
+        given = Decimal(dollars)
+        # Compared before it is scaled, since a huge exponent would make a huge integer.
+        is_amount = (
+            abs(given) <= MAX_NANOUSD // NANOUSD_PER_USD and given.scaleb(9) == given.scaleb(9).to_integral_value()
+        )
     except InvalidOperation:
-        is_exact, nanousd = False, Decimal(0)
-    if not is_exact:
+        is_amount, given = False, Decimal(0)
+    if not is_amount:
         raise typer.BadParameter(f"{dollars!r} is no amount in dollars of at most nine places", param_hint=hint)
-    return int(nanousd)
+    return int(given.scaleb(9))
 
 
 def _check_known(name: str, known: tuple[str, ...], hint: str) -> None:
