@@ -156,25 +156,26 @@ class _Partition:
     def _reserved(self, event: _Event) -> None:
         payload = event.payload
         account = self._account_of(event)
-        stamps = payload.get("budgets", ())
-        self._caps.further.update((stamp["budget"], stamp.get("cap_nanousd", 0)) for stamp in stamps)
-        if payload.get("kind") == "extension":
-            self._extended(event)
-            return
+        further = [stamp.get("cap_nanousd", 0) for stamp in payload.get("budgets", ())]
+        self._caps.further.update(zip(event.budgets[1:], further, strict=True))
         own_cap = self._caps.without_credit(account, payload.get("cap_nanousd", 0))
+        budgets = tuple(zip(event.budgets, (own_cap, *further), strict=True))
+        if payload.get("kind") == "extension":
+            self._extended(event, budgets)
+            return
         if event.hold == 1:
             self._outcome.of(account).calls += 1
         if self._is_refused(event):
             return
-        caps = (own_cap, *(stamp.get("cap_nanousd", 0) for stamp in stamps))
-        hold = self._new_hold(event, account, tuple(zip(event.budgets, caps, strict=True)), is_made=True)
+        hold = self._new_hold(event, account, budgets, is_made=True)
         self._open[event.key] = hold
         self._carry_out(hold, self._decide(hold, hold.other_amount, hold.amount, recorded="fits"))
 
-    def _extended(self, event: _Event) -> None:
+    def _extended(self, event: _Event, budgets: tuple[tuple[str, int], ...]) -> None:
         hold = self._open.get(event.key)
         if hold is None or hold.is_cut(event.attempt) or self._is_dropped(hold, event):
             return
+        hold.budgets = budgets  # The caps may have changed since the hold was made.
         price = self._price(hold, event.payload["bound"]["model"], event.ms)
         extension = event.amount
         if price is not None or hold.is_changed:
