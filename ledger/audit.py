@@ -18,13 +18,15 @@ from pydantic import ValidationError
 from ledger.errors import LedgerError, LedgerRefused
 from ledger.requests import Position
 from ledger.segments import ArchiveDamaged, Segment
-from ledger.source import ROWS, LedgerSource
+from ledger.source import LedgerSource
 from ledger.stream import lifted
 from schemas.events import Event, parse_payload
 from schemas.identifiers import EntryId, partition_of
 from schemas.upcasters import UnreadableEvent
 
 _LAST_IN_A_MILLISECOND: Final = 2**63 - 1
+# Small, since payloads of what is searched are read into columns.
+_ROWS: Final = 25_000
 # A segment may be sealed and trimmed off the stream between the look at the archive and the one at the stream.
 _LOOKS: Final = 3
 
@@ -164,7 +166,7 @@ class AuditReader:
             raise ArchiveDamaged(self.source.archive.directory, f"cannot be read ({exc})") from exc
 
     def _open(self, sql: str, parameters: list[Any]) -> pa.RecordBatchReader:
-        return self._duckdb.cursor().execute(sql, parameters).to_arrow_reader(ROWS)
+        return self._duckdb.cursor().execute(sql, parameters).to_arrow_reader(_ROWS)
 
     async def _streamed(self, partition: int, read: Position, selection: Selection) -> AsyncGenerator[pa.Table]:
         """Yield what is after the archive; of a time range, from its beginning."""

@@ -64,7 +64,8 @@ def _print_read(console: Console, reader: AuditReader) -> None:
         where = f", partition {number}" if len(reader.source.keys) > 1 else ""
         archived = f"archive up to event {reader.archived[number]:,}"
         stream = "no stream" if reader.source.redis is None else f"stream up to event {position.seq:,}"
-        console.print(Text(f" read: {archived}, {stream} (ledger {reader.source.ledger_id}{where})", "dim"))
+        text = Text(f"read: {archived}, {stream} (ledger {reader.source.ledger_id}{where})", "dim")
+        console.print(Padding(text, (0, 0, 0, 1), expand=False))
 
 
 def _usd(nanousd: int | None) -> str | None:
@@ -182,7 +183,7 @@ def _print_timeline(console: Console, life: CallLife) -> None:
             f"{at:%H:%M:%S}.{event.at_ms % 1000:03}",
             *([f"{(event.at_ms - first) / 1000:,.3f} s"] if is_wide else []),
             headline,
-            money(event.amount, places) if event.amount else "",
+            money(event.amount, places) if event.amount and event.type != "budget-denied" else "",
             "" if event.committed is None else money(event.committed, places),
         ]
         entries.append(Entry(cells, details))
