@@ -22,7 +22,7 @@ import structlog
 from inference.runtime import LedgerHandle, build_gates, process_name
 from inference.settings import Settings
 from ledger.baselines import BaselinePage
-from ledger.errors import BaselineUnavailable
+from ledger.errors import BaselineUnavailable, LedgerRefused, LedgerUnavailable
 from ledger.keys import Keys
 from ledger.lease import Lease
 from ledger.projector import Projector, ProjectorSettings
@@ -70,6 +70,7 @@ class ProjectionService:
         self._path = duckdb_path(settings)
         self._archive = Archive(settings.archive_path)
         self._opened: Projection | None = None
+        self._refusal: LedgerRefused | None = None
         self._parts = AsyncExitStack()
         place = f"{socket.gethostname()}:{self._path.resolve()}"
         self._lease = Lease(handle.pipeline, namespace=settings.namespace, owner=process_name(), place=place)
@@ -90,13 +91,19 @@ class ProjectionService:
         return self._current().quack_url
 
     async def read(self, names: Sequence[str], /) -> BaselinePage:
-        """Read baselines. Errors: BaselineUnavailable, also while the file is being opened anew."""
+        """Read baselines.
+
+        Errors: BaselineUnavailable, also while the file is being opened anew; the LedgerRefused that ended the fold.
+        """
+        if self._refusal is not None:
+            raise self._refusal
         return await self._current().read(names)
 
     async def start(self, *, is_standby: bool = False) -> None:
         """Take the lease and open the projection; `is_standby` waits for the lease.
 
-        Errors: ProjectorRunning; StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed; LedgerUnavailable.
+        Errors: ProjectorRunning; StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed; LedgerUnavailable;
+            LedgerReplaced, LedgerAhead or LedgerRewritten where the file is not of the ledger as it is now.
         """
         if is_standby:
             await self._lease.wait()
@@ -116,6 +123,9 @@ class ProjectionService:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 await task
+        except LedgerRefused as exc:
+            self._refusal = exc
+            raise
         finally:
             for task in tasks:
                 task.cancel()
@@ -207,7 +217,7 @@ class ProjectionService:
                 raise StoreFailed(f"{self._path} cannot be read: {exc}") from exc
 
     async def _open(self) -> None:
-        """Errors: StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed; QuackUnavailable."""
+        """Errors: StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed; QuackUnavailable; as `Projector.check`."""
         settings, handle = self._settings, self._handle
         async with AsyncExitStack() as parts:
             store = await asyncio.to_thread(Store.open, self._path, handle.ledger_id, len(handle.keys))
@@ -215,8 +225,6 @@ class ProjectionService:
             for keys in handle.keys:
                 # What was trimmed off the stream is folded from the archive first.
                 await asyncio.to_thread(fold_archive, store, self._archive, keys.partition)
-            server = await asyncio.to_thread(QuackServer.start, store, settings.data_dir, port=settings.quack_port or 0)
-            parts.push_async_callback(asyncio.to_thread, server.stop)
             gates = build_gates(handle, settings)
             projector = Projector(
                 store,
@@ -225,6 +233,9 @@ class ProjectionService:
                 trim=lambda partition, watermark, budgets: gates[partition].trim(watermark, budgets),
                 settings=ProjectorSettings(tail_keep_ms=round(1000 * settings.tail_keep_s)),
             )
+            await projector.check()
+            server = await asyncio.to_thread(QuackServer.start, store, settings.data_dir, port=settings.quack_port or 0)
+            parts.push_async_callback(asyncio.to_thread, server.stop)
             self._parts = parts.pop_all()
         self._opened = Projection(store, projector, server.uri)
 
@@ -233,7 +244,7 @@ class ProjectionService:
             await asyncio.sleep(pause_s)
             try:
                 return await self._open()
-            except StoreFailed as exc:
+            except (StoreFailed, LedgerUnavailable) as exc:
                 _log.error("projection.not_opened", problem=str(exc))
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 

@@ -175,6 +175,17 @@ class Follower:
             tables.append(page.table)
         return _Page(pa.concat_tables(tables), page.last_id, page.is_full)
 
+    async def check(self) -> None:
+        """See that the projection belongs to the ledger as it is, before anybody reads it.
+
+        Errors: LedgerUnavailable; LedgerReplaced; LedgerAhead; LedgerRewritten.
+        """
+        self._position = await asyncio.to_thread(self._store.position, self._keys.partition)
+        try:
+            await self._check_identity()
+        except (RedisError, OSError) as exc:
+            raise LedgerUnavailable(f"the ledger cannot be read ({exc})") from exc
+
     async def _check_identity(self) -> None:
         """Refuse a ledger that is not the one folded so far, or that has lost or replaced events."""
         partition, position = self._keys.partition, self._position

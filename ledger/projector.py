@@ -72,6 +72,14 @@ class Projector:
         if self.failure is not None:
             raise self.failure
 
+    async def check(self) -> None:
+        """See that the projection belongs to the ledger as it is, before it is served.
+
+        Errors: LedgerUnavailable; LedgerReplaced; LedgerAhead; LedgerRewritten.
+        """
+        for follower in self._followers.values():
+            await follower.check()
+
     @property
     def has_folded(self) -> bool:
         """Whether anything was folded since the start."""
