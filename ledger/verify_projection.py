@@ -5,6 +5,7 @@ there are many and which are only appended, are compared by a number for each bl
 where two differ, the rows are read. Views are compared by their text.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,38 +45,47 @@ class LiveProjection:
         return next((row["ledger_id"] for row in rows if row["relation"] == "position"), "")
 
     def compare(self, folded: Store, findings: Findings) -> int:
-        """Compare with a fold up to the same position; return how many rows were compared."""
+        """Compare with a fold that came as far as it could, up to the same position; return the rows compared.
+
+        Where it did not come so far, the events up to there are compared, which tells where the two part.
+        """
+        compared, ends = 0, dict[int, int]()
+        for partition, seq in self.positions().items():
+            reached = folded.position(partition).seq if partition < folded.partitions else 0
+            ends[partition] = min(seq, reached)
+            if reached < seq:
+                problem = f"has folded {seq} events; the ledger, as far as it could be folded, has {reached}"
+                findings.add("projection", problem, partition=partition, seq=reached + 1)
         with folded.reading() as cursor:
-            cursor.register("live", self.moment)
-            cursor.register("folded", cursor.execute(_MOMENT).to_arrow_table())
-            compared = self.moment.num_rows
-            try:
-                self._compare_moment(cursor, findings)
-                compared += self._compare_events(cursor, findings)
-            finally:
-                cursor.unregister("live")
-                cursor.unregister("folded")
+            compared += self._compare_events(cursor, ends, findings)
+            if ends == self.positions():
+                compared += self._compare_moment(cursor, findings)
             if self.tables.table(_VIEWS).to_pylist() != cursor.execute(_VIEWS).to_arrow_table().to_pylist():
                 findings.add("projection", "its views are not those of this program")
         return compared
 
-    def _compare_moment(self, cursor: duckdb.DuckDBPyConnection, findings: Findings) -> None:
+    def _compare_moment(self, cursor: duckdb.DuckDBPyConnection, findings: Findings) -> int:
+        live, folded = self.moment, cursor.execute(_MOMENT).to_arrow_table()
         columns = ", ".join(f'"{name}"' for name in self.moment.schema.names)
-        for ours, theirs, says in (
-            ("live", "folded", "has a row that the ledger does not give"),
-            ("folded", "live", "lacks a row that the ledger gives"),
+        for first, second, says in (
+            (live, folded, "has a row that the ledger does not give"),
+            (folded, live, "lacks a row that the ledger gives"),
         ):
+            cursor.register("first", first)
+            cursor.register("second", second)
             rows = cursor.execute(
-                f"SELECT {columns} FROM {ours} EXCEPT ALL SELECT {columns} FROM {theirs} ORDER BY ALL"  # noqa: S608
+                f"SELECT {columns} FROM first EXCEPT ALL SELECT {columns} FROM second ORDER BY ALL"  # noqa: S608
             ).to_arrow_table()
             for row in rows.slice(0, SHOWN_OF_A_RULE).to_pylist():
                 relation = row.pop("relation")
                 shown = ", ".join(f"{name} {value}" for name, value in row.items() if value is not None)
                 findings.add("projection", f"{relation} {says}: {shown}")
+        cursor.unregister("first")
+        cursor.unregister("second")
+        return live.num_rows
 
-    def _compare_events(self, cursor: duckdb.DuckDBPyConnection, findings: Findings) -> int:
-        positions = self.positions()
-        bounds = " OR ".join(f"(e.partition = {partition} AND e.seq <= {seq})" for partition, seq in positions.items())
+    def _compare_events(self, cursor: duckdb.DuckDBPyConnection, ends: Mapping[int, int], findings: Findings) -> int:
+        bounds = " OR ".join(f"(e.partition = {partition} AND e.seq <= {seq})" for partition, seq in ends.items())
         sums = (
             f"SELECT e.partition, (e.seq - 1) // {_BLOCK} AS block, count(*) AS rows, bit_xor(hash(e)) AS mix, "  # noqa: S608
             f"sum(hash(e)::HUGEINT) AS total FROM events AS e WHERE {bounds} GROUP BY ALL ORDER BY ALL"
@@ -85,7 +95,7 @@ class LiveProjection:
         others = {(row["partition"], row["block"]): row for row in theirs}
         differing = sorted(key for key in known.keys() | others.keys() if known.get(key) != others.get(key))
         for partition, block in differing[:SHOWN_OF_A_RULE]:
-            first, last = block * _BLOCK + 1, min((block + 1) * _BLOCK, positions[partition])
+            first, last = block * _BLOCK + 1, min((block + 1) * _BLOCK, ends[partition])
             sql = (
                 f"SELECT e.*, hash(e)::VARCHAR AS mix FROM events AS e WHERE e.partition = {partition} "  # noqa: S608
                 f"AND e.seq BETWEEN {first} AND {last} ORDER BY e.seq"
