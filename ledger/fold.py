@@ -65,11 +65,17 @@ def statement(name: str) -> str:
 
 
 def fold_incoming(
-    cursor: duckdb.DuckDBPyConnection, *, partition: int, ledger_id: str, only_user_id: str | None = None
+    cursor: duckdb.DuckDBPyConnection,
+    *,
+    partition: int,
+    ledger_id: str,
+    only_user_id: str | None = None,
+    appends_events: bool = True,
 ) -> Folded | None:
     """Fold the relation `incoming`; None when it is empty. `only_user_id` leaves out what is not that user's own.
 
-    The caller has begun a transaction, and commits it or rolls it back.
+    The caller has begun a transaction, and commits it or rolls it back. Without `appends_events`, it calls
+    `append_incoming` as well, in a transaction of another cursor.
     Errors: LedgerGap; LedgerMismatch; UnreadableEvent; duckdb.Error.
     """
     before = read_position(cursor, partition, ledger_id)
@@ -89,7 +95,7 @@ def fold_incoming(
     if only_user_id is not None:
         # Every event is checked and counted, so that the position is the ledger's.
         cursor.execute(statement("fold_user"), {"user_id": only_user_id})
-    for step in _STEPS:
+    for step in _STEPS if appends_events else _STEPS[1:]:
         text = statement(step)
         cursor.execute(text, {"partition": partition} if "$partition" in text else None)
     cursor.execute(
@@ -107,6 +113,13 @@ def fold_incoming(
         budgets=frozenset(row[0] for row in moved),
         discrepancies=found[0],
     )
+
+
+def append_incoming(cursor: duckdb.DuckDBPyConnection) -> None:
+    """Append the relation `incoming` to the events and do nothing else. Errors: duckdb.Error."""
+    # Read once, so not kept in a table.
+    cursor.execute(statement("fold_read").replace(" TEMP TABLE batch ", " TEMP VIEW batch ", 1))
+    cursor.execute(statement("fold_events"))
 
 
 def read_position(cursor: duckdb.DuckDBPyConnection, partition: int, ledger_id: str) -> Position:

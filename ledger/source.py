@@ -19,9 +19,35 @@ from ledger.segments import Archive, ArchiveDamaged, read_manifest
 from ledger.stream import StreamReader, lifted
 from schemas.identifiers import ZERO_ENTRY, EntryId
 
-# Large tables fold faster; this many stay within a store's memory limit.
-ROWS: Final = 200_000
+# Whole row groups of DuckDB (122,880 rows) are compressed straight into its file, and what is left over takes the way
+# through the write-ahead log. Two of them stay within a store's memory limit.
+ROWS: Final = 2 * 122_880
 _PAGE: Final = 25_000
+
+
+class Regrouping:
+    """Joins tables as they come, and cuts them into tables of `ROWS`; segments and pages are smaller than that."""
+
+    def __init__(self) -> None:
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+
+    def add(self, events: pa.Table) -> list[pa.Table]:
+        """Take further events, and return the tables that are full."""
+        # Segments have the chain's marks as well, which pages of the stream have not.
+        self._waiting.append(events.drop_columns(["head"]) if "head" in events.column_names else events)
+        self._rows += events.num_rows
+        if self._rows < ROWS:
+            return []
+        joined = pa.concat_tables(self._waiting)
+        full = [joined.slice(start, ROWS) for start in range(0, joined.num_rows - ROWS + 1, ROWS)]
+        self._waiting = [joined.slice(len(full) * ROWS)]
+        self._rows = self._waiting[0].num_rows
+        return full
+
+    def rest(self) -> list[pa.Table]:
+        """Return what is left at the end."""
+        return [pa.concat_tables(self._waiting)] if self._rows else []
 
 
 class NoLedger(LedgerRefused):

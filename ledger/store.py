@@ -119,28 +119,40 @@ class Store:
         """
         return self.fold_table(batch.to_table(), partition=batch.partition)
 
-    def fold_table(self, table: pa.Table, *, partition: int, only_user_id: str | None = None) -> Folded | None:
+    def fold_table(
+        self, table: pa.Table, *, partition: int, only_user_id: str | None = None, appends_events: bool = True
+    ) -> Folded | None:
         """Fold a table of envelope columns, as `Batch.to_table` makes it; or only what is one user's own.
 
         Errors: as `fold`.
         """
         with self._writing:
             self._check_writable()
-            cursor = self._writer
-            cursor.register("incoming", table)
-            try:
-                cursor.begin()
-                folded = fold_incoming(cursor, partition=partition, ledger_id=self.ledger_id, only_user_id=only_user_id)
-                cursor.commit()
-            except duckdb.Error as exc:
-                _roll_back(cursor)
-                raise StoreFailed(f"DuckDB cannot fold into {self.path}: {exc}") from exc
-            except BaseException:
-                _roll_back(cursor)
-                raise
-            finally:
-                cursor.unregister("incoming")
-            return folded
+            with self.folding(self._writer, table) as cursor:
+                return fold_incoming(
+                    cursor,
+                    partition=partition,
+                    ledger_id=self.ledger_id,
+                    only_user_id=only_user_id,
+                    appends_events=appends_events,
+                )
+
+    @contextmanager
+    def folding(self, cursor: duckdb.DuckDBPyConnection, table: pa.Table) -> Generator[duckdb.DuckDBPyConnection]:
+        """Begin a transaction that has the table as `incoming`, and commit it. Errors: StoreFailed."""
+        cursor.register("incoming", table)
+        try:
+            cursor.begin()
+            yield cursor
+            cursor.commit()
+        except duckdb.Error as exc:
+            _roll_back(cursor)
+            raise StoreFailed(f"DuckDB cannot fold into {self.path}: {exc}") from exc
+        except BaseException:
+            _roll_back(cursor)
+            raise
+        finally:
+            cursor.unregister("incoming")
 
     def checkpoint(self) -> None:
         """Move the write-ahead log into the file, unless somebody reads just now. Errors: StoreFailed."""
