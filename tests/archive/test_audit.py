@@ -25,6 +25,7 @@ from ledger.audit_calls import CallLife, find_call
 from ledger.audit_explanations import Decision, explain
 from ledger.audit_search import Search, search
 from ledger.audit_statements import make_statement
+from ledger.keys import Keys
 from ledger.requests import OpenCall
 from ledger.sealing import Sealer, SealingSettings
 from ledger.segments import Archive
@@ -40,6 +41,7 @@ from schemas.events import (
     FallbackUsed,
     ModelCalled,
 )
+from schemas.identifiers import partition_of
 from schemas.plans import Plan
 from tests.archive.test_sealing import KEYS, LEDGER, NEVER, Archiving, seal_all
 from tests.calling import COMPLETION_TOKENS, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling, period
@@ -160,6 +162,33 @@ async def test_a_sum_that_the_gate_did_not_write_is_a_disagreement(redis_client:
     assert [line.event.seq for line in (await make_statement(reader, user, of_period)).disagreements] == [index + 1]
     archiving.store.close()
     await archiving.pipeline.aclose()
+
+
+async def test_a_refusal_that_tells_of_other_sums_is_a_disagreement(archiving: Archiving) -> None:
+    """The made ledger's refusals all tell of one nano-dollar settled and nothing held."""
+    reader = reader_of(archiving)
+    denied = await reader.events(Selection(types=("budget-denied",)))
+    found = {True: 0, False: 0}
+    for event in denied[-5:]:
+        (life,) = await find_call(reader, event.call_id)
+        ((decision,),) = [await explain(reader, life)]
+        (weighing,) = decision.weighings
+        assert weighing.stamped_nanousd == 1
+        assert weighing.is_agreed == (weighing.settled_nanousd + weighing.held_nanousd == 1)
+        found[weighing.is_agreed] += 1
+    assert found[False] > 0
+
+
+async def test_of_several_partitions_the_user_s_is_read(archiving: Archiving) -> None:
+    keys = (KEYS, Keys("test", 1))
+    both = AuditReader(LedgerSource(LEDGER, keys, archiving.archive, archiving.redis))
+    alone = AuditReader(LedgerSource(LEDGER, keys, archiving.archive))
+    users = [f"user:{number}" for number in range(20)]
+    assert {tuple(both.partitions(user)) for user in users} == {(0,), (1,)}
+    for user in users:
+        assert list(both.partitions(user)) == [partition_of(user, 2)]
+        # An archive may lack the segments of a partition, and does not tell how many there are.
+        assert list(alone.partitions(user)) == [0, 1]
 
 
 # --- Missing events are not passed over
