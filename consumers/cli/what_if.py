@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from inference.settings import Settings
     from inference.what_if import Alternatives, OtherRoute, Outcome, Refusal, Totals
 
-_MOST_REFUSALS = 10
-
 
 def what_if(
     cap: Annotated[list[str] | None, typer.Option(help="Another cap of a plan, in dollars: trial=3.")] = None,
@@ -43,6 +41,9 @@ def what_if(
     user: Annotated[str | None, typer.Option(help="Report on this user alone.")] = None,
     period: Annotated[str | None, typer.Option(help="Report on this billing period alone, YYYY-MM.")] = None,
     top: Annotated[int, typer.Option(min=0, max=10_000, help="How many users, the most affected first.")] = 10,
+    refusals: Annotated[
+        int, typer.Option(min=0, max=100_000, help="How many of the calls that would have been refused, oldest first.")
+    ] = 10,
     archive: ArchiveOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
@@ -60,7 +61,7 @@ def what_if(
         _id(user, "--user")
     if period is not None:
         check_period(period)
-    outcome = asyncio.run(_walk(load_settings(), alternatives, archive, is_quiet=as_json))
+    outcome = asyncio.run(_walk(load_settings(), alternatives, archive, kept_refusals=refusals, is_quiet=as_json))
     selected = outcome.select(user_id=user, period=period)
     assumed = assumptions(alternatives, selected.total())
     if as_json:
@@ -89,7 +90,7 @@ def read_alternatives(
 
 
 async def _walk(
-    settings: "Settings", alternatives: "Alternatives", archive: "Path | None", *, is_quiet: bool
+    settings: "Settings", alternatives: "Alternatives", archive: "Path | None", *, kept_refusals: int, is_quiet: bool
 ) -> "Outcome":
     from consumers.cli.progress import progress
     from consumers.cli.source import open_source
@@ -103,6 +104,7 @@ async def _walk(
             plans={plan.value: settings.plan_cap_nanousd(plan) for plan in Plan}, users=settings.user_caps_nanousd
         ),
         hold_wait_ms=round(settings.hold_wait_s * 1000),
+        kept_refusals=kept_refusals,
     )
     async with open_source(settings, archive) as source:
         with progress("deciding", await source.count(), is_quiet=is_quiet) as advance:
@@ -208,7 +210,7 @@ def _document(outcome: "Outcome", top: int, assumed: list[str]) -> dict[str, Any
         ],
         "affected_users": len(users),
         "users": [{"user_id": user_id, **_numbers(sums)} for user_id, sums in users[:top]],
-        "first_refusals": [_refusal(refusal) for refusal in outcome.first_refusals(_MOST_REFUSALS)],
+        "first_refusals": [_refusal(refusal) for refusal in outcome.first_refusals()],
         "unexplained": outcome.unexplained,
         "assumes": assumed,
     }
@@ -267,7 +269,7 @@ def _print(outcome: "Outcome", top: int, assumed: list[str]) -> None:
     console.print(_plans_table(outcome))
     if affected := outcome.by_user():
         console.print(_users_table(affected, top))
-    if refusals := outcome.first_refusals(_MOST_REFUSALS):
+    if refusals := outcome.first_refusals():
         console.print(_refusals_table(refusals))
     for line in _notes(outcome):
         typer.echo(line)

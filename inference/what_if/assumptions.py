@@ -40,8 +40,8 @@ def assumptions(alternatives: Alternatives, total: Totals) -> list[str]:
     if total.allowed:
         said.append(
             "What a refused call would have cost is not known, since it was never made: estimated is the mean of the "
-            "calls of the same task type and plan before it, and at most its bound. The estimate takes up room under "
-            "the cap, and is not part of what would have been spent."
+            "calls of the same task type and plan before it, or its bound where there are none, and at most its bound. "
+            "The estimate takes up room under the cap, and is not part of what would have been spent."
         )
     if total.waited:
         said.append(

@@ -2,11 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Final
 
 from schemas.identifiers import EntryId
-
-_KEPT_REFUSALS: Final = 10
 
 
 @dataclass(slots=True)
@@ -85,7 +82,8 @@ class Outcome:
 
     accounts: dict[Account, Totals] = field(default_factory=dict[Account, Totals])
     refusals: list[Refusal] = field(default_factory=list[Refusal])
-    """The first of them, by account in the order of the ledger; not all."""
+    """The first ones of every account."""
+    kept_refusals: int = 10
     events: int = 0
     unexplained: int = 0
     """Recorded decisions that do not follow from the ledger's own numbers; they are left as they are."""
@@ -100,7 +98,7 @@ class Outcome:
     def add_refusal(self, refusal: Refusal) -> None:
         """Count a call that would have been refused, and keep it where it is one of its account's first."""
         totals = self.of(refusal.account)
-        if totals.newly_refused < _KEPT_REFUSALS:
+        if totals.newly_refused < self.kept_refusals:
             self.refusals.append(refusal)
         totals.newly_refused += 1
         totals.other_refused += 1
@@ -114,8 +112,9 @@ class Outcome:
         return Outcome(
             {account: totals for account, totals in self.accounts.items() if is_wanted(account)},
             [refusal for refusal in self.refusals if is_wanted(refusal.account)],
-            self.events,
-            self.unexplained,
+            kept_refusals=self.kept_refusals,
+            events=self.events,
+            unexplained=self.unexplained,
         )
 
     def by_plan(self) -> dict[str, tuple[int, Totals]]:
@@ -132,9 +131,9 @@ class Outcome:
         changed = [(user_id, totals) for user_id, totals in sums.items() if totals.is_changed]
         return dict(sorted(changed, key=lambda each: (*_weight(each[1]), each[0])))
 
-    def first_refusals(self, count: int) -> list[Refusal]:
-        """Return the first calls that would have been refused, oldest first."""
-        return sorted(self.refusals, key=lambda refusal: EntryId.parse(refusal.entry_id))[:count]
+    def first_refusals(self) -> list[Refusal]:
+        """Return the first calls that would have been refused, as many as are kept, oldest first."""
+        return sorted(self.refusals, key=lambda refusal: EntryId.parse(refusal.entry_id))[: self.kept_refusals]
 
     def total(self) -> Totals:
         """Return the sums over everything."""

@@ -34,7 +34,7 @@ _COLUMNS: Final = ("id", "ms", "type", "user_id", "period", "call_id", "attempt"
 _SKIPPED: Final = ("fallback-used", "segment-sealed")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Event:
     id: str
     ms: int
@@ -73,8 +73,9 @@ class WhatIf:
         *,
         recorded_caps: RecordedCaps | None = None,
         hold_wait_ms: int = 600_000,
+        kept_refusals: int = 10,
     ) -> None:
-        self._outcome = Outcome()
+        self._outcome = Outcome(kept_refusals=kept_refusals)
         self._alternatives = alternatives
         self._repricing = Repricing(alternatives, price_of)
         self._recorded_caps = recorded_caps or RecordedCaps()
