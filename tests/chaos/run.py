@@ -17,6 +17,7 @@ import httpx
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from consumers.claims import GROUP
 from ledger.comparison import compare
 from ledger.connection import connect
 from ledger.embedded import EmbeddedServer
@@ -104,7 +105,19 @@ class Chaos:
 
     async def drain(self) -> None:
         """Wait until every entry is delivered and acknowledged and no hold is open. Errors: NotDrained."""
-        await _until(self._is_at_rest, _DRAIN_S, "the system did not come to rest")
+        try:
+            await _until(self._is_at_rest, _DRAIN_S, "the system did not come to rest")
+        except NotDrained as exc:
+            raise NotDrained(f"{exc}; seed {self.plot.seed}\n{await self._what_is_left()}") from None
+
+    async def _what_is_left(self) -> str:
+        lines = [f"holds: {await self.redis.zrange(KEYS.holds, 0, 9, withscores=True)}"]
+        for stream in STREAMS:
+            lines.append(f"{stream}: {await self.redis.xpending(stream, GROUP)}")
+        for name in self.programs:
+            log = (self.directory / f"{name.replace(' ', '-')}.log").read_text(encoding="utf-8", errors="replace")
+            lines += [f"{name}: {line[:500]}" for line in log.splitlines()[-3:]]
+        return "\n".join(lines)
 
     async def _is_at_rest(self) -> bool:
         if await self.redis.zcard(KEYS.holds):
