@@ -302,6 +302,8 @@ async def test_projector_outlives_a_crash_of_redis(private_server: EmbeddedServe
             await projector.wait_for(0, await gate.reserve("c0", 5))
             await private_server.kill()
             await private_server.start()
+            # The client of the test may not have seen yet that its connection is gone.
+            await client.connection_pool.disconnect()
             last = await gate.reserve("c1", 5)
             await projector.wait_for(0, last)
         assert store.position().seq == 2
