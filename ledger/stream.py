@@ -25,8 +25,8 @@ from schemas.upcasters import UnreadableEvent, event_from_entry, upcast
 
 RawEntry = list[Any]  # [id, [name, value, name, value, ...]], all bytes
 
-_NAMES: Final = [{name.encode()} for name in ENVELOPE_FIELDS]
-_CURRENT: Final = {str(EVENT_VERSION).encode()}
+_NAMES: Final = [name.encode() for name in ENVELOPE_FIELDS]
+_CURRENT: Final = str(EVENT_VERSION).encode()
 _NUMBERS: Final = ("v", "seq", "attempt", "amount", "committed")
 _TIMEOUT_S: Final = 30.0
 _PROBLEMS: Final = (ValueError, TypeError, IndexError, OverflowError, pa.ArrowException)
@@ -143,10 +143,13 @@ def _streams(reply: Any) -> list[RawEntry]:
 def _table(partition: int, entries: list[RawEntry], *, is_lifted: bool = True) -> pa.Table:
     ids, fields = zip(*entries, strict=True) if entries else ((), ())
     columns = list(zip(*fields, strict=True)) if entries else [()] * (2 * len(ENVELOPE_FIELDS))
-    if entries and [set(names) for names in columns[0::2]] != _NAMES:
+    # Counted, since to compare takes a third of the time that hashing takes.
+    if len(columns) != 2 * len(_NAMES) or any(
+        found.count(name) != len(entries) for found, name in zip(columns[0::2], _NAMES, strict=True)
+    ):
         raise ValueError("the fields are not those of an event")
     kind, v, seq, user_id, period, call_id, attempt, amount, committed, payload = columns[1::2]
-    if is_lifted and not set(v) <= _CURRENT:
+    if is_lifted and v.count(_CURRENT) != len(entries):
         payload = [_lift(*parts) for parts in zip(kind, v, payload, strict=True)]
     entry_id = _text(ids)
     parts = pc.split_pattern(entry_id, "-")
@@ -200,7 +203,7 @@ def _check_bounds(amounts: pa.Int64Array) -> None:
 
 
 def _lift(event_type: bytes, version: bytes, payload: bytes) -> bytes:
-    if version in _CURRENT:
+    if version == _CURRENT:
         return payload
     lifted = upcast(event_type.decode(), int(version), json.loads(payload))
     return json.dumps(lifted, separators=(",", ":"), ensure_ascii=False).encode()
