@@ -77,9 +77,9 @@ class Hold:
         if not self.is_changed:
             return self.booked
         beyond = self.booked - self.told
-        if self.cut_from is not None and beyond > 0:
-            return self.other_told
-        if self.amount and self.other_amount != self.amount:
+        if self.cut_from is not None:
+            beyond = min(0, beyond)
+        elif self.amount and self.other_amount != self.amount:
             beyond = -(-beyond * self.other_amount // self.amount)
         return max(0, self.other_told + beyond)
 
