@@ -7,7 +7,7 @@ only what is selected stays. Missing events are never passed over in silence.
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -94,12 +94,16 @@ class Selection:
 
 
 class AuditReader:
-    """Reads selected events of one ledger. `positions` says how far each partition was read."""
+    """Reads selected events of one ledger. `positions` says how far each partition was read.
+
+    `progress` is told of events that are done with.
+    """
 
     def __init__(self, source: LedgerSource) -> None:
         self.source = source
         self.positions: dict[int, Position] = {}
         self.archived: dict[int, int] = {}
+        self.progress: Callable[[int], None] = lambda _: None
         self._duckdb = duckdb.connect(config={"memory_limit": "1GB", "threads": 2})
 
     def close(self) -> None:
@@ -133,6 +137,7 @@ class AuditReader:
             self.positions[partition] = read
             async for events in self._archived(segments, selection):
                 yield lifted(events)
+            self.progress(read.seq)
             async for events in self._streamed(partition, read, selection):
                 yield events
 
@@ -187,6 +192,7 @@ class AuditReader:
                     raise EventsMissing(partition=partition, first_seq=first_seq, last_seq=last_seq)
                 start, is_checked = Position(EntryId.parse(events["id"][-1].as_py()), last_seq), True
                 self.positions[partition] = start
+                self.progress(events.num_rows)
                 found = await asyncio.to_thread(self._select, events, selection)
                 if found.num_rows:
                     yield found

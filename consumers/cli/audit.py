@@ -3,10 +3,11 @@
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="audit", help="Answers from the ledger itself, archive and stream.", no_args_is_help=True)
 
+_Answer = TypeVar("_Answer")
+# Ledgers of fewer events are read before a bar could be seen.
+_LONG: Final = 100_000
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CallArgument = Annotated[str, typer.Argument(metavar="CALL", help="Call id, which is the task's id.")]
 
@@ -28,19 +33,17 @@ def call(call_id: CallArgument, archive: ArchiveOption = None, as_json: Json = F
 
     Example: tollbook audit call 5f1c0e0e
     """
+    from consumers.cli import audit_views
+    from ledger.audit_calls import CallLife, find_call
 
-    async def run(reader: "AuditReader") -> int:
-        from consumers.cli import audit_views
-        from ledger.audit_calls import find_call
-
-        lives = await find_call(reader, call_id)
+    def show(reader: "AuditReader", lives: list[CallLife]) -> int:
         if as_json:
             typer.echo(json.dumps(audit_views.calls_document(reader, lives)))
         else:
             audit_views.print_calls(reader, lives)
         return 0
 
-    return _with_reader(archive, run)
+    return _answer(archive, lambda reader: find_call(reader, call_id), show)
 
 
 @app.command()
@@ -55,24 +58,22 @@ def user(
 
     Exit code 1 where the gate's own sums are others. Example: tollbook audit user u42 --period 2026-11
     """
+    from consumers.cli import audit_views
     from consumers.cli.spend import check_period
+    from ledger.audit_statements import Statement, make_statement
 
     _check_user(user_id)
     if period is not None:
         check_period(period)
 
-    async def run(reader: "AuditReader") -> int:
-        from consumers.cli import audit_views
-        from ledger.audit_statements import make_statement
-
-        statement = await make_statement(reader, user_id, period)
+    def show(reader: "AuditReader", statement: Statement) -> int:
         if as_json:
             typer.echo(json.dumps(audit_views.statement_document(reader, statement, has_holds=holds)))
         else:
             audit_views.print_statement(reader, statement, has_holds=holds)
         return 1 if statement.disagreements else 0
 
-    return _with_reader(archive, run)
+    return _answer(archive, lambda reader: make_statement(reader, user_id, period), show)
 
 
 @app.command()
@@ -81,13 +82,15 @@ def explain(call_id: CallArgument, archive: ArchiveOption = None, as_json: Json 
 
     Exit code 1 where the gate's own sums are others. Example: tollbook audit explain 5f1c0e0e
     """
+    from consumers.cli import audit_views
+    from ledger.audit_calls import CallLife, find_call
+    from ledger.audit_explanations import Decision
+    from ledger.audit_explanations import explain as decisions_on
 
-    async def run(reader: "AuditReader") -> int:
-        from consumers.cli import audit_views
-        from ledger.audit_calls import find_call
-        from ledger.audit_explanations import explain as decisions_on
+    async def read(reader: "AuditReader") -> list[tuple[CallLife, list[Decision]]]:
+        return [(life, await decisions_on(reader, life)) for life in await find_call(reader, call_id)]
 
-        found = [(life, await decisions_on(reader, life)) for life in await find_call(reader, call_id)]
+    def show(reader: "AuditReader", found: list[tuple[CallLife, list[Decision]]]) -> int:
         if as_json:
             typer.echo(json.dumps(audit_views.explanations_document(reader, found)))
         else:
@@ -97,7 +100,7 @@ def explain(call_id: CallArgument, archive: ArchiveOption = None, as_json: Json 
         )
         return 0 if is_agreed else 1
 
-    return _with_reader(archive, run)
+    return _answer(archive, read, show)
 
 
 class Format(StrEnum):
@@ -148,11 +151,12 @@ def find(
     asked = Asked(user_id, campaign, call_id, model, tuple(types or ()), outcome, reason, since, until, least, most)
     search = read_search(asked)
 
-    async def run(reader: "AuditReader") -> int:
-        await write_found(reader, search, chosen.value, output, limit)
-        return 0
+    async def write() -> None:
+        async with _reading(archive) as reader:
+            await write_found(reader, search, chosen.value, output, limit)
 
-    return _with_reader(archive, run)
+    asyncio.run(write())
+    return 0
 
 
 def _format_of(output: Path | None) -> Format:
@@ -160,20 +164,36 @@ def _format_of(output: Path | None) -> Format:
     return Format(suffix) if suffix in set(Format) else Format.TABLE
 
 
-def _with_reader(archive: Path | None, run: "Callable[[AuditReader], Awaitable[int]]") -> int:
-    async def read() -> int:
-        from consumers.cli.source import open_source
-        from inference.settings import load_settings
-        from ledger.audit import AuditReader
+def _answer(
+    archive: Path | None,
+    read: "Callable[[AuditReader], Awaitable[_Answer]]",
+    show: "Callable[[AuditReader, _Answer], int]",
+) -> int:
+    """Read under a bar, then show the answer."""
+    from consumers.cli.progress import progress
 
-        async with open_source(load_settings(), archive) as source:
-            reader = AuditReader(source)
-            try:
-                return await run(reader)
-            finally:
-                reader.close()
+    async def ask() -> "tuple[AuditReader, _Answer]":
+        async with _reading(archive) as reader:
+            total = await reader.source.count()
+            with progress("reading", total, is_quiet=not sys.stderr.isatty() or total < _LONG) as advance:
+                reader.progress = advance
+                return reader, await read(reader)
 
-    return asyncio.run(read())
+    return show(*asyncio.run(ask()))
+
+
+@asynccontextmanager
+async def _reading(archive: Path | None) -> "AsyncGenerator[AuditReader]":
+    from consumers.cli.source import open_source
+    from inference.settings import load_settings
+    from ledger.audit import AuditReader
+
+    async with open_source(load_settings(), archive) as source:
+        reader = AuditReader(source)
+        try:
+            yield reader
+        finally:
+            reader.close()
 
 
 def _check_user(value: str) -> None:
