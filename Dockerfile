@@ -6,7 +6,7 @@ RUN python -m venv /venv
 # The packages first: they change less often than the project, and the layer is kept.
 COPY requirements.lock ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /venv/bin/pip install --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
+    /venv/bin/pip install --disable-pip-version-check --require-hashes --no-deps --only-binary :all: -r requirements.lock
 COPY . .
 RUN /venv/bin/pip install --disable-pip-version-check --no-deps --no-build-isolation .
 

@@ -321,6 +321,8 @@ def lock(arguments: Sequence[str]) -> int:
     common += ["--custom-compile-command", "python3 dev.py lock"]
     runtime, dev = LOCKS["runtime"].name, LOCKS["dev"].name
     # The runtime lock holds the build backend too, since the project is installed without build isolation.
+    # The runtime lock holds what the demo's user may try next, the report too.
+    common += ["--extra", "report", "--extra", "tracing"]
     code = call("uv", *common, "--group", "build", "--output-file", runtime, *arguments)
     return code or call("uv", *common, "--group", "dev", "-c", runtime, "--output-file", dev, *arguments)
 
