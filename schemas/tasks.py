@@ -108,7 +108,8 @@ class Task(BaseModel):
                 raise ValueError("system goes with prompt; put a system message into messages")
             if "user_id" not in self.model_fields_set:
                 raise ValueError("user_id is missing")
-        text_bytes = sum(len(message.content.encode()) for message in self.chat())
+        texts = [message.content for message in self.messages or ()] or [self.system or "", self.prompt or ""]
+        text_bytes = sum(len(text.encode()) for text in texts)
         if text_bytes > MAX_TEXT_BYTES:
             raise ValueError(f"the prompt has {text_bytes} bytes, at most {MAX_TEXT_BYTES} are taken")
         return self
