@@ -6,6 +6,7 @@ was sent may also be executed long after the sender was told that the connection
 """
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -234,8 +235,8 @@ class FakePubSub:
         self._network.unsubscribe(self)
 
 
-def _unpacked(command: bytes) -> tuple[bytes, ...]:
-    """A command has the form of a reply that is a list."""
+def _unpacked(command: bytes) -> tuple[str | int, ...]:
+    """Return the arguments as they were given; a command has the form of a reply that is a list."""
     reader = hiredis.Reader()
     reader.feed(command)
-    return tuple(reader.gets())
+    return tuple(int(part) if re.fullmatch(rb"0|-?[1-9]\d*", part) else part.decode() for part in reader.gets())

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Any, Final
 
+import hiredis
 import structlog
 
 from consumers.claims import GROUP, Claims
@@ -547,7 +548,8 @@ class World:
     async def _read(self, process: Process, worker: Worker) -> None:
         """Read new entries, as many as there are slots for."""
         connection = Connection(self.network)
-        command = ("XREADGROUP", "GROUP", GROUP, process.name, "COUNT", str(_READ_COUNT), "STREAMS", STREAM, ">")
+        read = ("XREADGROUP", "GROUP", GROUP, process.name, "COUNT", str(_READ_COUNT), "STREAMS", STREAM, ">")
+        command = hiredis.pack_command(read)
         while True:
             try:
                 async with asyncio.timeout(30):
