@@ -86,20 +86,20 @@ def _run(path: Path, text: str, form: Format, output: Path | None, *, timeout_s:
     except ValueError as exc:
         raise typer.BadParameter(str(exc), param_hint="--memory") from None
     check_select(text)
-    with open_snapshot(path, memory_limit=memory) as connection:
-        _limit_memory(limit_bytes)
-        too_long = f"the query was cut off after {timeout_s:g} s: narrow it, or allow more with --timeout"
-        try:
+    too_long = f"the query was cut off after {timeout_s:g} s: narrow it, or allow more with --timeout"
+    try:
+        with open_snapshot(path, memory_limit=memory) as connection:
+            _limit_memory(limit_bytes)
             with _time_limit(connection, timeout_s, too_long, output):
                 write_rows(_rows(connection, text), form.value, output)
-        except duckdb.InterruptException:
-            raise QueryCutOff(too_long) from None
-        except (duckdb.OutOfMemoryException, MemoryError):
-            raise QueryCutOff(
-                f"the query was cut off at {memory} of memory: narrow it, or allow more with --memory"
-            ) from None
-        except duckdb.Error as exc:
-            raise QueryFailed(str(exc).strip().partition("\n")[0]) from exc
+    except duckdb.InterruptException:
+        raise QueryCutOff(too_long) from None
+    except (duckdb.OutOfMemoryException, MemoryError):
+        raise QueryCutOff(
+            f"the query was cut off at {memory} of memory: narrow it, or allow more with --memory"
+        ) from None
+    except duckdb.Error as exc:
+        raise QueryFailed(str(exc).strip().partition("\n")[0]) from exc
 
 
 def _rows(connection: "duckdb.DuckDBPyConnection", text: str) -> "pa.RecordBatchReader":
