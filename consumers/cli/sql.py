@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+    from ledger.errors import LedgerError
+
 _NICE: Final = 15
 _GRACE_S: Final = 2.0
 # What reading and printing needs beside the memory of the query itself.
@@ -79,7 +81,7 @@ def _run(path: Path, text: str, form: Format, output: Path | None, *, timeout_s:
     import duckdb
 
     from consumers.rows import write_rows
-    from ledger.snapshot import QueryCutOff, QueryFailed, check_select, memory_bytes, open_snapshot
+    from ledger.snapshot import check_select, memory_bytes, open_snapshot
 
     try:
         limit_bytes = memory_bytes(memory)
@@ -92,14 +94,21 @@ def _run(path: Path, text: str, form: Format, output: Path | None, *, timeout_s:
             _limit_memory(limit_bytes)
             with _time_limit(connection, timeout_s, too_long, output):
                 write_rows(_rows(connection, text), form.value, output)
-    except duckdb.InterruptException:
-        raise QueryCutOff(too_long) from None
-    except (duckdb.OutOfMemoryException, MemoryError):
-        raise QueryCutOff(
-            f"the query was cut off at {memory} of memory: narrow it, or allow more with --memory"
-        ) from None
-    except duckdb.Error as exc:
-        raise QueryFailed(str(exc).strip().partition("\n")[0]) from exc
+    except (duckdb.Error, MemoryError, OSError) as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise  # Of what is written to, and not of the query: Arrow makes an OSError of that too.
+        raise _told(exc, too_long=too_long, memory=memory) from exc
+
+
+def _told(exc: Exception, *, too_long: str, memory: str) -> "LedgerError":
+    from ledger.snapshot import QueryCutOff, QueryFailed
+
+    text = str(exc).strip().partition("\n")[0]
+    if text.startswith("INTERRUPT"):
+        return QueryCutOff(too_long)
+    if isinstance(exc, MemoryError) or text.startswith("Out of Memory") or "allocation failure" in text:
+        return QueryCutOff(f"the query was cut off at {memory} of memory: narrow it, or allow more with --memory")
+    return QueryFailed(text)
 
 
 def _rows(connection: "duckdb.DuckDBPyConnection", text: str) -> "pa.RecordBatchReader":

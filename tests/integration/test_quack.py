@@ -11,6 +11,7 @@ from typing import Any
 
 import duckdb
 import pytest
+import structlog
 
 from ledger.errors import BaselineUnavailable
 from ledger.quack import ADDRESS_FILE, TOKEN_FILE, QuackServer, RemoteStore, load_extensions
@@ -77,21 +78,44 @@ def test_remote_sees_what_is_folded_meanwhile(store: Store, remote: RemoteStore)
     assert remote.position().seq == len(entries) > before
 
 
-def ask(data_dir: Path, uri: str, sql: str) -> list[Any]:
-    """Send a statement as anybody may who has the token."""
-    token = (data_dir / TOKEN_FILE).read_text()
-    with duckdb.connect() as client:
-        load_extensions(client)
-        client.execute(f"ATTACH '{uri}' AS ledger (TYPE quack, TOKEN '{token}')")
-        return client.execute("FROM quack_query_by_name('ledger', ?)", [sql]).fetchall()
+class Served:
+    """A projection that is served, and a client that has the token and sends what it likes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store = Store.open(folder / "t.duckdb", "ledger-1")
+        self.store.fold(Batch(0, LedgerMaker(5).run(200).entries))
+        self.server = QuackServer.start(self.store, folder)
+        self.remote = RemoteStore.open(folder)
+        self.client = duckdb.connect()
+        load_extensions(self.client)
+        token = (folder / TOKEN_FILE).read_text()
+        self.client.execute(f"ATTACH '{self.server.uri}' AS ledger (TYPE quack, TOKEN '{token}')")
+
+    def ask(self, sql: str) -> list[Any]:
+        return self.client.execute("FROM quack_query_by_name('ledger', ?)", [sql]).fetchall()
+
+    def close(self) -> None:
+        self.client.close()
+        self.remote.close()
+        self.server.stop()
+        self.store.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    made = Served(tmp_path_factory.mktemp("served"))
+    (made.folder / "secret.csv").write_text("a,b\n1,2\n")
+    yield made
+    made.close()
 
 
 @pytest.mark.parametrize(
     "names",
     [[], ["user:u:2026-11"], ["user:it's:2026-11", "a, b", "NULL", "x') OR true --", "\n", "''"], ["'" * 9, "u" * 200]],
 )
-def test_the_read_of_a_budget_check_is_answered_whatever_the_names(remote: RemoteStore, names: list[str]) -> None:
-    assert remote.baselines(names).balances == {}
+def test_the_read_of_a_budget_check_is_answered_whatever_the_names(served: Served, names: list[str]) -> None:
+    assert served.remote.baselines(names).balances == {}
 
 
 BASELINES = baselines_sql(["user:u:2026-11"])
@@ -162,17 +186,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("sql", REFUSED)
-def test_whatever_is_not_a_budget_check_is_refused(
-    store: Store, server: QuackServer, remote: RemoteStore, tmp_path: Path, sql: str
-) -> None:
-    (tmp_path / "secret.csv").write_text("a,b\n1,2\n")
-    files = {path.name for path in tmp_path.iterdir()}
-    rows = store.query("SELECT * FROM events ORDER BY seq")
+def test_whatever_is_not_a_budget_check_is_refused(served: Served, sql: str) -> None:
+    files = {path.name for path in served.folder.iterdir()}
+    rows = served.store.query("SELECT * FROM events ORDER BY seq")
     with pytest.raises(duckdb.Error, match="budget checks only: ask with tollbook sql|Authorization failed"):
-        ask(tmp_path, server.uri, sql.replace("{folder}", str(tmp_path)))
-    assert store.query("SELECT * FROM events ORDER BY seq") == rows
-    assert {path.name for path in tmp_path.iterdir()} <= files | {"t.duckdb.wal"}
-    assert remote.position() == store.position()
+        served.ask(sql.replace("{folder}", str(served.folder)))
+    assert served.store.query("SELECT * FROM events ORDER BY seq") == rows
+    assert {path.name for path in served.folder.iterdir()} <= files | {"t.duckdb.wal"}
+    assert served.remote.position() == served.store.position()
 
 
 @pytest.mark.parametrize(
@@ -185,21 +206,18 @@ def test_whatever_is_not_a_budget_check_is_refused(
         "UPDATE ledger.position SET seq = 0",
     ],
 )
-def test_an_attached_catalog_cannot_be_written(server: QuackServer, store: Store, tmp_path: Path, sql: str) -> None:
-    token = (tmp_path / TOKEN_FILE).read_text()
-    with duckdb.connect() as client:
-        load_extensions(client)
-        client.execute(f"ATTACH '{server.uri}' AS ledger (TYPE quack, TOKEN '{token}')")
-        with pytest.raises(duckdb.Error):
-            client.execute(sql)
+def test_an_attached_catalog_cannot_be_written(served: Served, sql: str) -> None:
+    with pytest.raises(duckdb.Error):
+        served.client.execute(sql)
+    store = served.store
     assert store.query("SELECT count(*) AS n, max(seq) AS seq FROM position") == [{"n": 1, "seq": store.position().seq}]
     assert store.query("SELECT count(*) AS n FROM events") == [{"n": store.position().seq}]
 
 
 @pytest.mark.parametrize("sql", ["SELECT 1", "from spend", " with t as (select 1) from t", "DESCRIBE spend"])
-def test_another_select_is_told_where_to_ask(server: QuackServer, tmp_path: Path, sql: str) -> None:
+def test_another_select_is_told_where_to_ask(served: Served, sql: str) -> None:
     with pytest.raises(duckdb.Error, match="the projector answers budget checks only: ask with tollbook sql"):
-        ask(tmp_path, server.uri, sql)
+        served.ask(sql)
 
 
 def test_without_the_token_nothing_is_answered(server: QuackServer, tmp_path: Path) -> None:
@@ -210,10 +228,13 @@ def test_without_the_token_nothing_is_answered(server: QuackServer, tmp_path: Pa
 
 
 def test_the_token_is_made_once_and_only_its_owner_reads_it(store: Store, tmp_path: Path) -> None:
-    first = QuackServer.start(store, tmp_path)
-    token = (tmp_path / TOKEN_FILE).read_text()
-    first.stop()
-    second = QuackServer.start(store, tmp_path)
+    with structlog.testing.capture_logs() as logs:
+        first = QuackServer.start(store, tmp_path)
+        token = (tmp_path / TOKEN_FILE).read_text()
+        first.stop()
+        second = QuackServer.start(store, tmp_path)
+    assert [line["event"] for line in logs] == ["quack.started"] * 2
+    assert token not in str(logs)
     assert (tmp_path / TOKEN_FILE).read_text() == token
     assert len(token) >= 40
     assert stat.S_IMODE((tmp_path / TOKEN_FILE).stat().st_mode) == 0o600
