@@ -55,6 +55,9 @@ def sql(
     path = load_settings().data_dir / "tollbook.duckdb"
     if (query is None) == (snapshot is None):
         raise typer.BadParameter("give one SELECT, or --snapshot FILE", param_hint="query")
+    for file, option in ((snapshot, "--snapshot"), (output, "--output")):
+        if file is not None and not file.parent.is_dir():
+            raise typer.BadParameter(f"there is no directory {file.parent}", param_hint=option)
     os.nice(_NICE)
     if snapshot is not None:
         return _copy(path, snapshot)

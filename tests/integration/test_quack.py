@@ -189,7 +189,7 @@ REFUSED = [
 def test_whatever_is_not_a_budget_check_is_refused(served: Served, sql: str) -> None:
     files = {path.name for path in served.folder.iterdir()}
     rows = served.store.query("SELECT * FROM events ORDER BY seq")
-    with pytest.raises(duckdb.Error, match="budget checks only: ask with tollbook sql|Authorization failed"):
+    with pytest.raises(duckdb.Error, match=r"budget checks only: ask with tollbook sql|Authorization failed"):
         served.ask(sql.replace("{folder}", str(served.folder)))
     assert served.store.query("SELECT * FROM events ORDER BY seq") == rows
     assert {path.name for path in served.folder.iterdir()} <= files | {"t.duckdb.wal"}

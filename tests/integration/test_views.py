@@ -202,8 +202,8 @@ def test_cap_use_foretells_the_day_by_the_mean_daily_spend_so_far(store: Store) 
 
 
 def test_who_came_late_in_the_month_has_spent_in_days_and_not_in_weeks(tmp_path: Path) -> None:
-    # 6 of 10 dollars within a day and a half: 4 a day, so the other 4 last one day more. Since the 1st it would be 0.24 a
-    # day, and the cap would seem to outlive the month.
+    # 6 of 10 dollars in a day and a half: 4 a day, so the other 4 last a day more. From the 1st on it would be
+    # 0.24 a day, and the cap would seem to outlive the month.
     book = Book()
     book.reserve(on(25), "u", "c", 6 * USD)
     book.settle(on(26, 12), "u", "c", 6 * USD, 6 * USD)

@@ -1,0 +1,28 @@
+"""What holds tasks back is told once a minute, however many tasks it holds back."""
+
+from structlog.testing import capture_logs
+
+from consumers.held_back import HeldBack
+from consumers.messages import Delivery
+from ledger.errors import BaselineUnavailable, LedgerUnavailable
+
+MINUTE = 60_000
+
+
+def test_each_kind_of_problem_is_told_at_once_and_then_once_a_minute() -> None:
+    now = [5]
+    held_back = HeldBack(lambda: now[0])
+    with capture_logs() as logs:
+        for at in (5, 6, MINUTE + 4, MINUTE + 5, MINUTE + 6):
+            now[0] = at
+            for number in range(100):
+                problem = BaselineUnavailable(f"no projector, {number}")
+                held_back.tell(Delivery("generation", f"{number}-0", {}), problem)
+        held_back.tell(Delivery("generation", "1-0", {}), LedgerUnavailable("no Redis"))
+    told = [line for line in logs if line["log_level"] == "warning"]
+    assert [(line["event"], line["kind"], line["times"], line["problem"]) for line in told] == [
+        ("tasks.held_back", "BaselineUnavailable", 1, "no projector, 0"),
+        ("tasks.held_back", "BaselineUnavailable", 99 + 100 + 100 + 1, "no projector, 0"),
+        ("tasks.held_back", "LedgerUnavailable", 1, "no Redis"),
+    ]
+    assert sum(line["event"] == "task.held_back" for line in logs) == 501, "at DEBUG, each one is"
