@@ -1,8 +1,8 @@
 """Queries that people write, on a copy of the projection in their own process.
 
 A heavy query must not hold up a budget check or the fold, and Quack 1.5 can neither cut a query off nor
-limit its memory (duckdb/duckdb-quack#257, November 2026). So such a query never runs in the projector: the file is
-copied, which costs 30 ms for a million events, and the copy is opened read-only, with limits, without files and
+limit its memory (duckdb/duckdb-quack#258, November 2026). So such a query never runs in the projector: the file is
+copied, which costs 0.2 s for two million events, and the copy is opened read-only, with limits, without files and
 network. The projector takes no part in it; nothing here can change the projection.
 
 All functions block.
