@@ -1,7 +1,8 @@
 """Heavy query: does a budget check take longer while somebody asks the projection heavy questions?
 
 One side reserves with a baseline read from DuckDB each time, over Quack, as workers do, while `tollbook sql`
-runs one query after the other in a process of its own, each with a copy of its own; on the other side that process is stopped. By turns, on a projection of a million events.
+runs one query after the other in a process of its own, each on a copy of its own; on the other side that
+process is stopped. By turns, on a projection of a million events.
 """
 
 import asyncio

@@ -19,6 +19,7 @@ from consumers.app import build_app
 from consumers.claims import Claims
 from consumers.dead_letters import DeadLetters
 from consumers.projection import ProjectionService, duckdb_path, open_projection
+from consumers.seldom import SeldomWarning
 from consumers.supervisor import Child, Supervisor
 from consumers.sweeper import Sweeper
 from consumers.worker import Worker, WorkerLimits
@@ -211,6 +212,7 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
 async def run_remote_worker(settings: Settings, streams: Sequence[str], stop: asyncio.Event, *, redis_url: str) -> None:
     """Work until `stop`, with baselines from the projector's process, which also makes the ledger."""
     read = remote_reader(settings.data_dir)
+    not_ready = SeldomWarning("worker.not_ready", now_ms)
     while not stop.is_set():
         try:
             async with (
@@ -219,7 +221,7 @@ async def run_remote_worker(settings: Settings, streams: Sequence[str], stop: as
             ):
                 return await run_worker(runtime, streams, stop, redis_url=redis_url)
         except LedgerUnavailable as exc:
-            _log.warning("worker.not_ready", problem=str(exc))
+            not_ready.tell(exc)
             await _pause(stop, _SERVER_PAUSE_S)
     return None
 

@@ -18,8 +18,8 @@ from redis.exceptions import ResponseError
 
 from consumers.claims import Claims
 from consumers.dead_letters import DeadLetters, Reason
-from consumers.held_back import HeldBack
 from consumers.messages import Delivery, read_task, salvage
+from consumers.seldom import SeldomWarning
 from inference.calls import Call, CallRunner, CallTakenOver
 from ledger.errors import CallUnknown, IdempotencyConflict, LedgerRefused, LedgerUnavailable
 from ledger.freed import FreedBudgets
@@ -77,7 +77,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._runs = count(1)
         self._active: set[str] = set()
-        self._held_back = HeldBack(now_ms)
+        self._held_back = SeldomWarning("tasks.held_back", now_ms)
         # All task streams, whichever this worker serves; and what belongs to a ledger beside its partitions.
         self._no_reply = frozenset((*limits.concurrency, *TaskStream))
         self._own_keys = dead_letters.key.removesuffix("dead-letters")
@@ -135,7 +135,8 @@ class Worker:
                     return await self._execute(delivery, slot)
                 except (LedgerUnavailable, LedgerRefused, CallUnknown) as exc:
                     # Nothing is lost while the task stays pending; it is tried again when the stores answer.
-                    self._held_back.tell(delivery, exc)
+                    _log.debug("task.held_back", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
+                    self._held_back.tell(exc)
                     slot.release()
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, self._limits.longest_pause_s)

@@ -40,7 +40,7 @@ class StoreLocked(LedgerRefused):
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(
-            f"{path} is open in another process: stop the other projector; to ask it something, `tollbook sql` ({problem})"
+            f"{path} is open in another process: stop the other projector, or ask with `tollbook sql` ({problem})"
         )
         self.path = path
 

@@ -138,7 +138,9 @@ async def test_a_client_of_ones_own_opens_a_copy_in_two_lines(here: Path) -> Non
     file = here / "data" / "ledger.duckdb"
     assert (await run_cli("sql", "--snapshot", str(file), cwd=here)).code == 0
     with duckdb.connect(str(file), read_only=True) as connection:
-        assert connection.execute("SELECT (SELECT sum(seq) FROM position) = count(*) FROM events").fetchall() == [(True,)]
+        assert connection.execute("SELECT (SELECT sum(seq) FROM position) = count(*) FROM events").fetchall() == [
+            (True,)
+        ]
     assert [path.name for path in (here / "data").glob(".*")] == [], "no copy is left behind"
 
 
@@ -163,17 +165,22 @@ async def test_a_heavy_query_is_cut_off(here: Path, query: str, limits: tuple[st
     assert not [path for path in (here / "data").iterdir() if "heavy" in path.name or path.name.startswith(".")]
 
 
+def shown_by_processes() -> dict[Path, bytes]:
+    """What a process list shows of this user's processes: their arguments and variables."""
+    shown: dict[Path, bytes] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if process.stat().st_uid == os.getuid():
+                shown[process] = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+        except OSError:
+            continue  # It has ended meanwhile.
+    return shown
+
+
 async def test_the_token_stands_in_its_file_alone(here: Path) -> None:
     token = (here / "data" / "quack.token").read_text()
     assert stat.S_IMODE((here / "data" / "quack.token").stat().st_mode) == 0o600
-    own = os.getuid()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if process.stat().st_uid == own:
-                shown = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
-                assert token.encode() not in shown, process
-        except OSError:
-            continue  # It has ended meanwhile.
+    assert [process for process, text in shown_by_processes().items() if token.encode() in text] == []
     rows = (await run_cli("sql", "SELECT * FROM events", "--format", "csv", cwd=here)).stdout
     assert token not in rows
 
