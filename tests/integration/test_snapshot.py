@@ -116,6 +116,19 @@ def test_what_was_committed_last_is_shown_though_no_checkpoint_was_made(path: Pa
     assert path.read_bytes() == before
 
 
+def test_a_commit_that_was_being_written_is_left_out(path: Path, tmp_path: Path) -> None:
+    """A log that ends within its first commit, as one that is copied at that moment."""
+    take_snapshot(path, tmp_path / "t.duckdb")
+    (tmp_path / "t.duckdb.wal").write_bytes(path.with_name("t.duckdb.wal").read_bytes()[:4_096])
+    with open_snapshot(path) as whole:
+        expected = whole.execute(MOMENT).fetchall()
+    take_snapshot(tmp_path / "t.duckdb", tmp_path / "copy.duckdb")
+    assert not (tmp_path / "copy.duckdb.wal").exists()
+    for copy in (tmp_path / "t.duckdb", tmp_path / "copy.duckdb"):
+        with open_snapshot(copy) as connection:
+            assert connection.execute(MOMENT).fetchall() == expected
+
+
 def test_no_projection_and_a_damaged_one_are_said(tmp_path: Path) -> None:
     with pytest.raises(LedgerUnavailable, match=r"there is no projection at .*start `tollbook up`"):
         take_snapshot(tmp_path / "none" / "t.duckdb", tmp_path / "copy.duckdb")
