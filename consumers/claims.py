@@ -27,6 +27,11 @@ _RENEW_EVERY: Final = 2
 _log = structlog.get_logger(__name__)
 
 
+def worker_key(namespace: str, consumer: str) -> str:
+    """String: there while a worker shows signs of life."""
+    return f"{namespace}:worker:{consumer}"
+
+
 class Claims:
     """The claims of one worker on the entries it works on."""
 
@@ -83,16 +88,16 @@ class Claims:
 
     async def is_alive(self, consumer: str) -> bool:
         """Whether a worker has shown a sign of life lately."""
-        return bool(await self._pipeline.execute("EXISTS", f"{self._namespace}:worker:{consumer}"))
+        return bool(await self._pipeline.execute("EXISTS", worker_key(self._namespace, consumer)))
 
     async def show_life(self) -> None:
         """Tell the other workers that this one lives."""
-        key = f"{self._namespace}:worker:{self._consumer}"
+        key = worker_key(self._namespace, self._consumer)
         await self._pipeline.execute("SET", key, "1", "PX", self._silent_ms)
 
     async def resign(self) -> None:
         """Tell the other workers that this one stops; they need not wait for its silence."""
-        await self._pipeline.execute("DEL", f"{self._namespace}:worker:{self._consumer}")
+        await self._pipeline.execute("DEL", worker_key(self._namespace, self._consumer))
 
     async def run(self, accept: Callable[[Delivery], None]) -> None:
         """Renew claims and take over abandoned entries until cancelled."""
