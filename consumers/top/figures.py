@@ -102,8 +102,8 @@ class UserFigures:
 class SpendFigures:
     """A billing period in a copy of the projection, and what the ledger has of it since.
 
-    `spent` and `held`, of all users and of each, are as of the newest event where `is_current`; else, and all other
-    numbers always, as of the copy.
+    Numbers are as of the newest event where `is_current`, else as of the copy. The lag, the discrepancies and `seq` are
+    always as of the copy, whose age is `age_s`.
     """
 
     age_s: float
@@ -113,7 +113,7 @@ class SpendFigures:
     """Events folded, over all partitions, when it was copied."""
     is_current: bool
     newer_events: int
-    """Events since the copy that are in `spent` and `held`."""
+    """Events since the copy that are in the numbers."""
     users: int
     spent_nanousd: int
     held_nanousd: int

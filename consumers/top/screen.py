@@ -13,7 +13,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from consumers.top.figures import Figures, Problem, RateFigures, RedisFigures, SpendFigures, StreamFigures, UserFigures
-from schemas.money import format_usd
+from schemas.money import NANOUSD_PER_USD, format_usd
 
 Order = Literal["spend", "use"]
 
@@ -25,6 +25,8 @@ _TALL: Final = 32
 _LEFT: Final = 41
 _LINES_A_PROBLEM: Final = 2
 _STALE_S: Final = 10.0
+# The part of a cap from which on a user is worth a look.
+_NEAR: Final = 0.9
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 _GAUGE: Final = 16
 _STYLES: Final = {"person": "bold red", "notice": "yellow"}
@@ -37,7 +39,7 @@ def draw(figures: Figures, *, width: int, height: int | None, order: Order = "sp
         _title(figures, width, keys),
         *_problems(figures.problems, width, height),
         Text(),
-        *_side_by_side(_counts(figures), _streams(figures.redis), width),
+        *_side_by_side(_counts(figures), _streams(figures.redis, is_wide=width >= _WIDE), width),
         *airy,
         *_history(figures.rates, is_tall=bool(airy)),
         *airy,
@@ -53,7 +55,7 @@ def draw(figures: Figures, *, width: int, height: int | None, order: Order = "sp
     lines += foot
     for line in lines:
         line.no_wrap = True
-        line.truncate(width)
+        line.truncate(width, overflow="ellipsis")
     return lines
 
 
@@ -64,8 +66,12 @@ def count(number: int) -> str:
 
 def money(nanousd: int) -> str:
     """Write dollars without their sign, with as many places as eight or nine characters allow; rounded up."""
-    dollars = abs(nanousd) // 1_000_000_000
+    dollars = abs(nanousd) // NANOUSD_PER_USD
     return format_usd(nanousd, places=4 if dollars < 1_000 else 2 if dollars < 100_000 else 0).replace("$", "")
+
+
+def _cap(nanousd: int) -> str:
+    return format_usd(nanousd, places=2 if nanousd < 100_000 * NANOUSD_PER_USD else 0).removeprefix("$")
 
 
 def ago(seconds: float) -> str:
@@ -178,8 +184,10 @@ def _counts(figures: Figures) -> list[Text]:
     ]
 
 
-def _streams(redis: RedisFigures | None) -> list[Text]:
-    head = Text(f"{'STREAM':<12}{'LENGTH':>8}{'WAITING':>8}{'PENDING':>8}{'OLDEST s':>10}", "dim")
+def _streams(redis: RedisFigures | None, *, is_wide: bool) -> list[Text]:
+    head = Text(
+        f"{'STREAM':<12}{'LENGTH':>8}{'WAITING':>8}{'PENDING':>8}{'OLDEST s' if is_wide else '':>10}".rstrip(), "dim"
+    )
     if redis is None:
         return [head, Text("Redis was not seen yet", "dim"), *[Text()] * 4]
     base = "dim" if redis.age_s > _STALE_S else ""
@@ -187,8 +195,8 @@ def _streams(redis: RedisFigures | None) -> list[Text]:
     def row(stream: StreamFigures) -> Text:
         oldest = "-" if stream.oldest_pending_s is None else f"{stream.oldest_pending_s:,.1f}"
         waiting = "?" if stream.waiting is None else count(stream.waiting)
-        text = f"{stream.name:<12}{count(stream.length):>8}{waiting:>8}{count(stream.pending):>8}{oldest:>10}"
-        return Text(text, base)
+        text = f"{stream.name:<12}{count(stream.length):>8}{waiting:>8}{count(stream.pending):>8}"
+        return Text(text + (f"{oldest:>10}" if is_wide else ""), base)
 
     letters = Text(f"{'dead letters':<12}{count(redis.dead_letters):>8}", "bold red" if redis.dead_letters else base)
     return [head, *map(row, redis.streams), letters]
@@ -216,11 +224,10 @@ def _state(figures: Figures) -> list[Text]:
     redis, spend = figures.redis, figures.spend
     flight = Text(" in flight ")
     if redis is not None:
-        held = "" if spend is None else f", ${money(spend.held_nanousd)} held"
-        flight.append(f"{count(redis.open_holds):>7} open holds{held} · {count(redis.pending)} tasks pending")
-        flight.append(
-            f" · {count(redis.budgets_waited_for)} budgets waited for", "" if redis.budgets_waited_for else "dim"
-        )
+        held = "" if spend is None else f" of ${money(spend.held_nanousd)}"
+        flight.append(f"{count(redis.open_holds):>7} holds{held} · {count(redis.pending)} tasks pending")
+        waited = count(redis.budgets_waited_for)
+        flight.append(f" · {waited} budgets waited for", "" if redis.budgets_waited_for else "dim")
     fold = Text(" projector ")
     if spend is not None and spend.lag_events is not None:
         seconds = "" if spend.lag_s is None else f", {spend.lag_s:,.1f} s"
@@ -256,20 +263,21 @@ def _users(spend: SpendFigures | None, order: Order, width: int, room: int) -> l
 
     def row(user: UserFigures) -> Text:
         used = user.used
-        style = "yellow" if used is not None and used >= 1 else ""
+        near = "yellow" if used is not None and used >= _NEAR else ""
         cells = [
-            shorten(user.plan or "-", 7),
-            money(user.spent_nanousd),
-            money(user.held_nanousd),
-            "-" if user.cap_nanousd is None else money(user.cap_nanousd)[:-2],
-            "-" if used is None else f"{100 * used:,.1f}",
-            count(user.denied),
-            *([count(user.calls), count(user.fallbacks)] if is_wide else []),
+            (shorten(user.plan or "-", 7), ""),
+            (money(user.spent_nanousd), ""),
+            (money(user.held_nanousd), ""),
+            ("-" if user.cap_nanousd is None else _cap(user.cap_nanousd), ""),
+            ("-" if used is None else f"{100 * used:,.1f}", near),
+            (count(user.denied), "yellow" if user.denied else ""),
+            *([(count(user.calls), ""), (count(user.fallbacks), "")] if is_wide else []),
         ]
         line = Text(f" {set_cell_size(shorten(user.user_id, name_width - 1), name_width)}")
-        line.append("".join(_right(cell, size) for cell, size in zip(cells, widths, strict=True)), style)
+        for (cell, style), size in zip(cells, widths, strict=True):
+            line.append(_right(cell, size), style)
         if gauge:
-            line.append("  ").append_text(_gauge(used or 0.0, style))
+            line.append("  ").append_text(_gauge(used or 0.0, near or "cyan"))
         return line
 
     return [head, *map(row, users[:room])]
@@ -277,23 +285,23 @@ def _users(spend: SpendFigures | None, order: Order, width: int, room: int) -> l
 
 def _gauge(used: float, style: str) -> Text:
     filled = min(_GAUGE, max(0, round(used * _GAUGE)))
-    return Text.assemble(("█" * filled, style or "cyan"), ("░" * (_GAUGE - filled), "dim"))
+    return Text.assemble(("█" * filled, style), ("░" * (_GAUGE - filled), "dim"))
 
 
 def _freshness(figures: Figures) -> Text:
     redis, rates, spend = figures.redis, figures.rates, figures.spend
     line = Text(" ")
     if redis is None or rates is None:
-        line.append("Redis: not seen", "dim")
+        line.append("Redis not seen", "dim")
     else:
-        line.append(f"Redis: {ago(redis.age_s)}", "yellow" if redis.age_s > _STALE_S else "dim")
+        line.append(f"Redis {ago(redis.age_s)}", "yellow" if redis.age_s > _STALE_S else "dim")
         newest = rates.newest_event_s
-        line.append(" · newest event: " + ("none" if newest is None else ago(newest + redis.age_s)), "dim")
+        line.append(" · last event " + ("none" if newest is None else ago(newest + redis.age_s)), "dim")
     if spend is None:
-        line.append(" · spend: not read", "dim")
+        line.append(" · spend not read", "dim")
     elif spend.is_current and redis is not None:
         events = "1 event" if spend.newer_events == 1 else f"{count(spend.newer_events)} events"
-        line.append(f" · spend: {ago(redis.age_s)} (copy {ago(spend.age_s)} + {events})", "dim")
+        line.append(f" · spend {ago(redis.age_s)} (copy {ago(spend.age_s)} + {events})", "dim")
     else:
-        line.append(f" · spend: copy {ago(spend.age_s)}", "dim" if spend.age_s <= _STALE_S else "yellow")
+        line.append(f" · spend {ago(spend.age_s)}", "dim" if spend.age_s <= _STALE_S else "yellow")
     return line

@@ -9,6 +9,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from consumers.top.figures import HISTORY_S, RateFigures
@@ -35,13 +36,18 @@ class Second:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What one event changed in a user's period."""
+    """What one event changed in a user's period, by the rules of the fold. `cap_nanousd` is the cap then in force."""
 
     seq: int
     user_id: str
     period: str
-    settled_nanousd: int
-    held_nanousd: int
+    settled_nanousd: int = 0
+    held_nanousd: int = 0
+    calls: int = 0
+    denied: int = 0
+    fallbacks: int = 0
+    cap_nanousd: int | None = None
+    plan: str | None = None
 
 
 class Tail:
@@ -87,30 +93,37 @@ class Tail:
         return list(self._moves)
 
     def _add(self, second: int, flat: list[Any]) -> None:
-        kind, seq, user_id, period = flat[1], int(flat[5]), flat[7].decode(), flat[9].decode()
+        kind, move = flat[1], partial(Move, int(flat[5]), flat[7].decode(), flat[9].decode())
         amount, payload = int(flat[15]), json.loads(flat[19])
         counts = self.seconds.setdefault(second, Second())
-        settled, held = 0, 0
         match kind:
             case b"budget-reserved":
-                held = amount
+                is_call = payload["hold"] == 1 and payload.get("kind") != "extension"
+                cap, plan = payload["cap_nanousd"], payload.get("assigned_plan", payload["plan"])
+                self._keep(move(held_nanousd=amount, calls=int(is_call), cap_nanousd=cap, plan=plan))
             case b"cost-recorded":
-                settled, held = amount, -payload.get("hold_nanousd", 0)
-                counts.finished += payload["outcome"] in _OVER
-                counts.failed += payload["outcome"] in _FAILED
+                outcome = payload["outcome"]
+                counts.finished += outcome in _OVER
+                counts.failed += outcome in _FAILED
+                counts.cost_nanousd += amount
+                held = -payload.get("hold_nanousd", 0)
+                self._keep(move(settled_nanousd=amount, held_nanousd=held, calls=int(outcome == "recorded")))
             case b"cost-adjusted":
-                settled = amount
+                counts.cost_nanousd += amount
+                self._keep(move(settled_nanousd=amount))
             case b"budget-denied":
                 counts.denied += 1
+                self._keep(move(denied=1))
             case b"fallback-used":
                 counts.fallbacks += 1
+                self._keep(move(fallbacks=1))
             case _:
                 pass
-        counts.cost_nanousd += settled
-        if settled or held:
-            self._moves.append(Move(seq, user_id, period, settled, held))
-            if len(self._moves) > _MOST_MOVES:
-                self._known_after = self._moves.popleft().seq
+
+    def _keep(self, move: Move) -> None:
+        self._moves.append(move)
+        if len(self._moves) > _MOST_MOVES:
+            self._known_after = self._moves.popleft().seq
 
 
 def rates(tails: Sequence[Tail], now_ms: int) -> RateFigures:
