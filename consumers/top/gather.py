@@ -76,7 +76,7 @@ _Signature = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Copy:
+class Copy:
     """A copy of the projection, read. While the file is as `signature` says, the copy is as of now."""
 
     at_s: float
@@ -84,12 +84,12 @@ class _Copy:
     signature: _Signature
     spend: SpendFigures
     positions: dict[int, Position]
-    seen: "_Seen | None"
+    seen: "Seen | None"
     """What Redis had said right before."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class Seen:
     """What Redis said, and when. `seqs` are the events ever appended to each partition."""
 
     at_s: float
@@ -118,7 +118,7 @@ class Gatherer:
         self._settings = settings
         self._redis = _RedisReader(settings)
         self._projection = _ProjectionReader(duckdb_path(settings))
-        self._seen: _Seen | None = None
+        self._seen: Seen | None = None
         self._lag = _Lag(-1.0, None, None)
 
     async def check(self) -> None:
@@ -159,7 +159,7 @@ class Gatherer:
         await self._projection.aclose()
         await self._redis.aclose()
 
-    async def _spend(self, copy: _Copy, seen: _Seen | None, now_s: float) -> SpendFigures:
+    async def _spend(self, copy: Copy, seen: Seen | None, now_s: float) -> SpendFigures:
         if self._lag.at_s != copy.at_s:
             self._lag = await self._measure_lag(copy)
         lag = self._lag
@@ -169,7 +169,7 @@ class Gatherer:
         moves = self._redis.moves_after({partition: position.seq for partition, position in copy.positions.items()})
         return spend if moves is None else brought_up_to_date(spend, moves, events=max(0, seen.redis.seq - spend.seq))
 
-    async def _measure_lag(self, copy: _Copy) -> "_Lag":
+    async def _measure_lag(self, copy: Copy) -> "_Lag":
         """Say how far the fold was behind what Redis said right before the copy was made."""
         seen, positions = copy.seen, copy.positions
         if seen is None or seen.redis.ledger_id != copy.spend.ledger_id:
@@ -195,7 +195,7 @@ class _RedisReader:
         self._ledger_id = ""
         self._tails: dict[int, Tail] = {}
 
-    async def look(self) -> _Seen:
+    async def look(self) -> Seen:
         url = find_redis_url(self._settings)
         if self._pipeline is None or url != self._url:
             await self.aclose()
@@ -235,7 +235,7 @@ class _RedisReader:
             return None
         return min((_ms(page[0]) for page in pages if page), default=None)
 
-    async def _ask(self, pipeline: CommandPipeline) -> _Seen:
+    async def _ask(self, pipeline: CommandPipeline) -> Seen:
         namespace, now_ms, keys = self._settings.namespace, *await self._find_ledger(pipeline)
         parts, streams, letters, lease = await asyncio.gather(
             asyncio.gather(*(_partition(pipeline, key) for key in keys)),
@@ -259,7 +259,7 @@ class _RedisReader:
             workers=workers,
             projector=None if lease is None else lease.decode().replace("\n", " at "),
         )
-        return _Seen(time.monotonic(), now_ms, redis, rates(list(self._tails.values()), now_ms), seqs)
+        return Seen(time.monotonic(), now_ms, redis, rates(list(self._tails.values()), now_ms), seqs)
 
     async def _find_ledger(self, pipeline: CommandPipeline) -> tuple[int, list[Keys]]:
         """Return the server's clock and the keys of the ledger's partitions."""
@@ -365,11 +365,11 @@ class _ProjectionReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.problem: str | None = None
-        self._copy: _Copy | None = None
-        self._copying: asyncio.Task[_Copy] | None = None
+        self._copy: Copy | None = None
+        self._copying: asyncio.Task[Copy] | None = None
         self._next_s = 0.0
 
-    async def read(self, seen: _Seen | None, *, must_copy: bool) -> _Copy | None:
+    async def read(self, seen: Seen | None, *, must_copy: bool) -> Copy | None:
         """Return the latest copy. Only the first is waited for a little; later ones come when they are made."""
         copy, now_s = self._copy, time.monotonic()
         period = month_at(_clock_ms() if seen is None else seen.now_ms).name
@@ -377,7 +377,7 @@ class _ProjectionReader:
             # The file is what was copied, so that the copy is as of now.
             self._copy = copy = replace(copy, at_s=now_s, seen=seen)
         elif self._copying is None and (must_copy or now_s >= self._next_s):
-            self._copying = asyncio.create_task(asyncio.to_thread(_read_copy, self.path, period, seen))
+            self._copying = asyncio.create_task(asyncio.to_thread(read_copy, self.path, period, seen))
         if self._copying is not None:
             is_first = copy is None and self.problem is None
             await asyncio.wait([self._copying], timeout=None if must_copy else _FIRST_COPY_S if is_first else 0)
@@ -392,7 +392,7 @@ class _ProjectionReader:
             await asyncio.wait([self._copying])
             self._take(self._copying)
 
-    def _take(self, copying: asyncio.Task[_Copy]) -> None:
+    def _take(self, copying: asyncio.Task[Copy]) -> None:
         try:
             self._copy, self.problem = copying.result(), None
         except (LedgerError, duckdb.Error, OSError) as exc:
@@ -402,7 +402,7 @@ class _ProjectionReader:
         self._next_s = time.monotonic() + max(_COPY_EVERY_S, _COPY_SHARE * took_s)
 
 
-def _read_copy(path: Path, period: str, seen: _Seen | None) -> _Copy:
+def read_copy(path: Path, period: str, seen: Seen | None) -> Copy:
     """Copy the projection and read the copy. Blocks. Errors: LedgerUnavailable; duckdb.Error; OSError."""
     at_s, signature = time.monotonic(), _signature(path, period)
     with open_snapshot(path) as connection:
@@ -431,7 +431,7 @@ def _read_copy(path: Path, period: str, seen: _Seen | None) -> _Copy:
         lag_events=None,
         lag_s=None,
     )
-    return _Copy(at_s, time.monotonic() - at_s, signature, spend, positions, seen)
+    return Copy(at_s, time.monotonic() - at_s, signature, spend, positions, seen)
 
 
 def _signature(path: Path, period: str) -> _Signature:

@@ -33,6 +33,7 @@ def _of_spend(spend: SpendFigures | None) -> Iterator[Problem]:
     if spend is None:
         return
     if spend.discrepancies:
-        yield Problem("person", f"gate and fold disagree on {spend.discrepancies:,} events: `tollbook doctor`")
+        events = "1 event" if spend.discrepancies == 1 else f"{spend.discrepancies:,} events"
+        yield Problem("person", f"gate and fold disagree ({events}): `tollbook doctor`")
     if spend.lag_s is not None and spend.lag_s > _LATE_S:
         yield Problem("notice", f"the projector is {spend.lag_s:,.0f} s behind the ledger")

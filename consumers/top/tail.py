@@ -118,9 +118,11 @@ class Tail:
                 counts.fallbacks += 1
                 self._keep(move(fallbacks=1))
             case _:
-                pass
+                self._keep(move())
 
     def _keep(self, move: Move) -> None:
+        if not (move.user_id and move.period):
+            return
         self._moves.append(move)
         if len(self._moves) > _MOST_MOVES:
             self._known_after = self._moves.popleft().seq
