@@ -64,6 +64,11 @@ def count(number: int) -> str:
     return f"{number:,}" if abs(number) < 1_000_000 else f"{number / 1e6:,.2f}M"
 
 
+def several(number: int, what: str, width: int = 0) -> str:
+    """Write how many there are of something, the number to the right of its place."""
+    return f"{count(number):>{width}} {what}{'' if number == 1 else 's'}"
+
+
 def money(nanousd: int) -> str:
     """Write dollars without their sign, with as many places as eight or nine characters allow; rounded up."""
     dollars = abs(nanousd) // NANOUSD_PER_USD
@@ -126,7 +131,11 @@ def _problems(problems: Sequence[Problem], width: int, height: int | None) -> li
     for problem in problems:
         style = _STYLES[problem.level]
         wrapped = textwrap.wrap(
-            _printable(problem.text), max(10, width - 4), max_lines=_LINES_A_PROBLEM, placeholder=" …"
+            _printable(problem.text),
+            max(10, width - 4),
+            max_lines=_LINES_A_PROBLEM,
+            placeholder=" …",
+            break_on_hyphens=False,
         )
         lines += [Text((" ! " if at == 0 else "   ") + part, style) for at, part in enumerate(wrapped)]
     return lines[:most]
@@ -222,24 +231,23 @@ def _spark(name: str, values: Sequence[int], most: str) -> Text:
 
 def _state(figures: Figures) -> list[Text]:
     redis, spend = figures.redis, figures.spend
-    flight = Text(" in flight ")
+    flight, fold = Text(" in flight "), Text(" projector ")
     if redis is not None:
         held = "" if spend is None else f" of ${money(spend.held_nanousd)}"
-        flight.append(f"{count(redis.open_holds):>7} holds{held} · {count(redis.pending)} tasks pending")
-        waited = count(redis.budgets_waited_for)
-        flight.append(f" · {waited} budgets waited for", "" if redis.budgets_waited_for else "dim")
-    fold = Text(" projector ")
+        flight.append(f"{several(redis.open_holds, 'hold', 7)}{held} · {several(redis.pending, 'task')} pending")
+        waited = several(redis.budgets_waited_for, "budget")
+        flight.append(f" · {waited} waited for", "" if redis.budgets_waited_for else "dim")
+        if redis.age_s > _STALE_S:
+            flight.stylize("dim")
     if spend is not None and spend.lag_events is not None:
         seconds = "" if spend.lag_s is None else f", {spend.lag_s:,.1f} s"
-        fold.append(f"{count(spend.lag_events):>7} events{seconds} behind")
+        fold.append(f"{several(spend.lag_events, 'event', 7)}{seconds} behind")
         fold.append(f", measured {ago(spend.age_s)}", "dim")
     elif spend is not None:
-        fold.append(f"{count(spend.seq):>7} events folded")
+        fold.append(f"{several(spend.seq, 'event', 7)} folded")
     if redis is not None:
         workers = "?" if redis.workers is None else count(redis.workers)
         fold.append(f" · workers {workers}", "yellow" if redis.workers == 0 else "")
-        if redis.age_s > _STALE_S:
-            flight.stylize("dim")
     return [flight, fold]
 
 
@@ -300,7 +308,7 @@ def _freshness(figures: Figures) -> Text:
     if spend is None:
         line.append(" · spend not read", "dim")
     elif spend.is_current and redis is not None:
-        events = "1 event" if spend.newer_events == 1 else f"{count(spend.newer_events)} events"
+        events = several(spend.newer_events, "event")
         line.append(f" · spend {ago(redis.age_s)} (copy {ago(spend.age_s)} + {events})", "dim")
     else:
         line.append(f" · spend {ago(spend.age_s)}", "dim" if spend.age_s <= _STALE_S else "yellow")

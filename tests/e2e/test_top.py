@@ -15,6 +15,8 @@ from typing import Any, Final
 import pytest
 import pytest_asyncio
 
+from consumers.top.gather import Gatherer
+from consumers.top.screen import draw
 from ledger.keys import projector_lease
 from ledger.snapshot import take_snapshot
 from tests.servers import wait_until
@@ -125,6 +127,11 @@ async def test_q_ends_it_and_gives_the_terminal_back(running: RunningSystem, her
         terminal.resize(120, 40)
         await terminal.shows("OLDEST s")
         assert len(terminal.screen.splitlines()) == 40
+        terminal.press(b"\x1a")
+        await wait_until(lambda: state_of(process.pid) == "T", what="the stop that Ctrl-Z asks for")
+        assert terminal.is_as_before(), "while it is stopped, the terminal is the shell's"
+        process.send_signal(signal.SIGCONT)
+        await wait_until(lambda: terminal.output.count(ENTER) == 2, what="the alternate screen")
         await running.redis.delete(projector_lease("tollbook"))
         await terminal.shows("! no projector runs")
         terminal.press(b"q")
@@ -149,20 +156,6 @@ async def test_every_way_out_gives_the_terminal_back(here: Path, tmp_path: Path,
             terminal.press(b"\x03")
         else:
             process.send_signal(signal.SIGTERM)
-        assert await ended(terminal, process) == 0
-
-
-async def test_ctrl_z_gives_the_terminal_back_for_as_long_as_it_is_stopped(here: Path) -> None:
-    async with top_on_a_terminal("--interval", "0.2", cwd=here) as (terminal, process):
-        await terminal.shows(" u42 ")
-        terminal.press(b"\x1a")
-        await wait_until(lambda: LEAVE in terminal.output, what="the way back from the alternate screen")
-        await wait_until(terminal.is_as_before, what="the keyboard as it was")
-        await wait_until(lambda: state_of(process.pid) == "T", what="the stop")
-        process.send_signal(signal.SIGCONT)
-        await wait_until(lambda: terminal.output.count(ENTER) == 2, what="the alternate screen")
-        await terminal.shows(" u42 ")
-        terminal.press(b"q")
         assert await ended(terminal, process) == 0
 
 
@@ -197,13 +190,19 @@ async def test_with_nothing_there_it_is_one_line_and_exit_code_1(tmp_path: Path)
     assert "geheim" not in finished.stderr
 
 
-async def test_what_was_left_of_a_system_is_shown_and_the_rest_is_told(here: Path, tmp_path: Path) -> None:
+async def test_what_was_left_of_a_system_is_shown_and_the_rest_is_told(
+    running: RunningSystem, here: Path, tmp_path: Path
+) -> None:
     """DuckDB at rest, Redis never seen."""
     copied = tmp_path / "data"
     copied.mkdir()
     await asyncio.to_thread(take_snapshot, here / "data" / "tollbook.duckdb", copied / "tollbook.duckdb")
-    finished = await run_cli("top", cwd=tmp_path)
-    assert finished.code == 0
-    assert " ! nothing runs on data" in finished.stdout
-    assert " u42 " in finished.stdout
-    assert " Redis not seen · spend now" in finished.stdout
+    settings = running.system.runtime.settings.model_copy(update={"data_dir": copied, "redis_url": None})
+    gatherer = Gatherer(settings)
+    await gatherer.check()
+    figures = await gatherer.gather(must_copy=True)
+    await gatherer.aclose()
+    shown = "\n".join(line.plain for line in draw(figures, width=80, height=24))
+    assert " ! nothing runs on " in shown
+    assert " u42 " in shown
+    assert " Redis not seen · spend now" in shown
