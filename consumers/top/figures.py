@@ -71,6 +71,7 @@ class RateFigures:
     fallbacks: int
     cost_nanousd: int
     calls_per_s: float
+    """Over the last 10 whole seconds, as is the next."""
     nanousd_per_min: int
     finished_by_second: tuple[int, ...]
     """The whole seconds of the window, oldest first."""

@@ -24,7 +24,7 @@ _WIDE: Final = 100
 _TALL: Final = 32
 _LEFT: Final = 41
 _LINES_A_PROBLEM: Final = 2
-_STALE_S: Final = 10.0
+_STALE_S: Final = 3.0
 # The part of a cap from which on a user is worth a look.
 _NEAR: Final = 0.9
 _BARS: Final = " ▁▂▃▄▅▆▇█"
@@ -116,7 +116,7 @@ def _title(figures: Figures, width: int, keys: str) -> Text:
     clock = f"{datetime.fromtimestamp(figures.at_ms / 1000, UTC):%H:%M:%S} UTC"
     right = f"{keys}   {clock}" if keys else clock
     name = " tollbook top  "
-    line = Text(name, "bold")
+    line = Text.assemble((name, "bold"))
     where = f"{figures.namespace} in {figures.data_dir}"
     room = max(0, width - len(name) - len(right) - 3)
     line.append(set_cell_size(shorten(where, room), room) + "  ", "dim")
@@ -309,7 +309,7 @@ def _freshness(figures: Figures) -> Text:
         line.append(" · spend not read", "dim")
     elif spend.is_current and redis is not None:
         events = several(spend.newer_events, "event")
-        line.append(f" · spend {ago(redis.age_s)} (copy {ago(spend.age_s)} + {events})", "dim")
+        line.append(f" · spend {ago(redis.age_s)} (copy {ago(spend.age_s).removesuffix(' ago')} + {events})", "dim")
     else:
         line.append(f" · spend {ago(spend.age_s)}", "dim" if spend.age_s <= _STALE_S else "yellow")
     return line

@@ -142,7 +142,7 @@ def rates(tails: Sequence[Tail], now_ms: int) -> RateFigures:
     found = [(second, counts) for tail in tails for second, counts in tail.seconds.items() if second >= shown.start]
     finished = tuple(sum(counts.finished for at, counts in found if at == second) for second in shown)
     costs = tuple(sum(counts.cost_nanousd for at, counts in found if at == second) for second in shown)
-    latest = finished[-_RATE_S:]
+    latest, latest_costs = finished[-_RATE_S:], costs[-_RATE_S:]
     cost = sum(counts.cost_nanousd for _, counts in found)
     newest = max((tail.newest_ms for tail in tails if tail.newest_ms is not None), default=None)
     return RateFigures(
@@ -154,7 +154,7 @@ def rates(tails: Sequence[Tail], now_ms: int) -> RateFigures:
         fallbacks=sum(counts.fallbacks for _, counts in found),
         cost_nanousd=cost,
         calls_per_s=sum(latest) / len(latest),
-        nanousd_per_min=sum(costs) * 60 // window_s,
+        nanousd_per_min=sum(latest_costs) * 60 // len(latest_costs),
         finished_by_second=finished,
         cost_by_second=costs,
         newest_event_s=None if newest is None else max(0.0, (now_ms - newest) / 1000),

@@ -281,7 +281,7 @@ def test_rates_leave_out_the_second_that_is_not_over_and_sums_take_it_in() -> No
     )
     counted = rates([tail], now_s * 1000 + 700)
     assert (counted.finished, counted.failed, counted.denied) == (4, 1, 1)
-    assert (counted.cost_nanousd, counted.nanousd_per_min) == (60 + 10 + 1 + 1 + 5, 60 + 10 + 1 + 1)
+    assert (counted.cost_nanousd, counted.nanousd_per_min) == (60 + 10 + 1 + 1 + 5, (10 + 1 + 1) * 60 // 10)
     assert counted.calls_per_s == 2 / 10
     assert counted.newest_event_s == 0.7
     assert (counted.finished_by_second[0], counted.finished_by_second[-1], len(counted.cost_by_second)) == (1, 1, 60)

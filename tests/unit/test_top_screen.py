@@ -108,7 +108,7 @@ def test_all_is_there_at_80_by_24() -> None:
  東京東京東京…東京東京東京        -    0.0013   0.0000         -      -       0
  rich                       starter 1,000,000   0.0000 1,000,000  100.0       0"""
     assert shown[2:17] == expected.splitlines()
-    assert shown[-1] == " Redis now · last event now · spend now (copy 3 s ago + 78 events)"
+    assert shown[-1] == " Redis now · last event now · spend now (copy 3 s + 78 events)"
 
 
 def test_a_wider_screen_shows_more_of_each_and_more_users() -> None:
@@ -168,7 +168,7 @@ def test_a_part_that_is_away_is_told_and_is_dim() -> None:
     )
     lines = draw(old, width=100, height=30)
     assert lines[1].plain == " ! Redis did not answer"
-    assert lines[-1].plain == " Redis 42 s ago · last event 42 s ago · spend 42 s ago (copy 3 s ago + 78 events)"
+    assert lines[-1].plain == " Redis 42 s ago · last event 42 s ago · spend 42 s ago (copy 3 s + 78 events)"
     stream = next(line for line in lines if "analysis" in line.plain)
     assert any("dim" in str(span.style) for span in stream.spans)
     never = text(replace(FIGURES, redis=None, rates=None, spend=None), 80, 24)
