@@ -141,8 +141,9 @@ class Claims:
                     "FCALL", function("renew"), 1, stream, GROUP, self._consumer, *page
                 )
                 for entry_id in lost:
-                    self._held.pop((stream, entry_id.decode()), None)
-                    _log.warning("claim.lost", stream=stream, entry_id=entry_id.decode())
+                    # One that was acknowledged while this was on its way is not in hand any more: nothing was lost.
+                    if self._held.pop((stream, entry_id.decode()), None) is not None:
+                        _log.warning("claim.lost", stream=stream, entry_id=entry_id.decode())
 
     async def take_abandoned(self, stream: str) -> list[Delivery]:
         """Claim entries whose worker gave no sign of life, with the number of their deliveries."""

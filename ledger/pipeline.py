@@ -69,7 +69,8 @@ class CommandPipeline:
                     replies = await self._exchange([command for command, _ in batch])
             except (RedisError, OSError, TimeoutError) as exc:
                 await self._drop_connection()
-                problem = LedgerUnavailable(f"Redis did not answer ({type(exc).__name__}: {exc})")
+                reason = str(exc) or f"not within {self._timeout_s:g} s"
+                problem = LedgerUnavailable(f"Redis did not answer ({type(exc).__name__}: {reason})")
                 problem.__cause__ = exc
                 replies = cast("list[Any]", [problem] * len(batch))
             except BaseException:
