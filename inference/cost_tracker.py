@@ -15,7 +15,7 @@ from inference.runtime import InferenceRuntime, current_runtime, now_ms
 from ledger.errors import IdempotencyConflict, LedgerError
 from ledger.requests import Balance, ChargeRequest
 from schemas.events import CostRecorded, payload_json
-from schemas.identifiers import check_id
+from schemas.identifiers import check_id, usage_call_id
 from schemas.money import MoneyError, format_usd, nanousd_from_usd, usd_from_nanousd
 from schemas.plans import DEFAULT_PLAN, Plan
 from schemas.results import ErrorCode
@@ -71,16 +71,18 @@ class CostTracker:
         """Record spend that was not made through Tollbook; return False where this key is recorded already.
 
         Dollars come as Decimal, string or integer; a float is refused. Rounded up to the nano-dollar.
+        Keys are no task ids: a task of the same name is another call. On the ledger the call is `usage <key>`.
+        It used to be the key itself; what was recorded so stays recorded, for as long as task ids are remembered.
         Errors: AppError (IDEMPOTENCY_CONFLICT) for the same key with other content.
         """
         runtime, cost = self._runtime or current_runtime(), _money(cost_usd)
         chosen = _plan(plan)
-        call_id = f"usage-{uuid.uuid4()}" if idempotency_key is None else _id(idempotency_key, "idempotency_key")
+        key = str(uuid.uuid4()) if idempotency_key is None else _id(idempotency_key, "idempotency_key")
         user_id = _id(user_id, "user_id")
         window, budgets = runtime.policy.budgets_at(now_ms(), user_id=user_id, plan=chosen, campaign_id=None)
         content = f"{user_id}\n{cost}\n{model}\n{reason}"
         request = ChargeRequest(
-            call_id=call_id,
+            call_id=usage_call_id(key),
             user_id=user_id,
             period=window.name,
             content_hash=hashlib.sha256(content.encode()).hexdigest()[:32],
@@ -90,6 +92,8 @@ class CostTracker:
             budgets=tuple(budget.name for budget in budgets),
         )
         try:
+            if idempotency_key is not None and await _was_recorded_as_task(runtime, key, request):
+                return False
             return await runtime.ledger.charge(request)
         except IdempotencyConflict as exc:
             raise AppError(ErrorCode.IDEMPOTENCY_CONFLICT, str(exc)) from exc
@@ -120,6 +124,20 @@ class CostTracker:
             remaining_usd=usd_from_nanousd(balance.remaining_nanousd),
         )
         return summary, balance
+
+
+async def _was_recorded_as_task(runtime: InferenceRuntime, key: str, request: ChargeRequest) -> bool:
+    """Whether the key was recorded when keys were task ids; none is any more, so that nothing can come between.
+
+    Errors: IdempotencyConflict; LedgerUnavailable.
+    """
+    record = await runtime.ledger.gate_of(request.user_id).call_record(key)
+    # What has no hold was charged without one; a task has.
+    if record is None or record.state != "settled" or record.hold.hold != 0:
+        return False
+    if record.content_hash != request.content_hash:
+        raise IdempotencyConflict(key)
+    return True
 
 
 def _money(usd: Decimal | str | int) -> int:
