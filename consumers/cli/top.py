@@ -2,14 +2,17 @@
 
 import asyncio
 import json
+import os
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 if TYPE_CHECKING:
     from consumers.top.figures import Figures
     from inference.settings import Settings
+
+_NICE: Final = 5
 
 
 def top(
@@ -25,6 +28,8 @@ def top(
     from inference.settings import load_settings
 
     settings = load_settings()
+    # Whoever watches gives way to what is watched, though not so far that a key is felt late.
+    os.nice(_NICE)
     # A log line would run into the screen; what is wrong is told on it.
     configure_logging(form="console", level="CRITICAL")
     # Not uvloop: see `run_screen`.

@@ -47,8 +47,8 @@ from schemas.identifiers import EntryId, month_at
 from schemas.tasks import TaskStream
 
 _ANSWER_S: Final = 3.0
-_PAGE: Final = 1_000
-_MOST_PAGES: Final = 10
+_PAGE: Final = 500
+_MOST_PAGES: Final = 20
 _COPY_EVERY_S: Final = 5.0
 # A copy of a large projection takes long; it may take one part in twenty of the time at most.
 _COPY_SHARE: Final = 20
