@@ -15,9 +15,9 @@ from redis.exceptions import ResponseError
 from consumers.messages import Delivery
 from ledger.errors import LedgerUnavailable
 from ledger.functions import function
+from ledger.keys import GROUP, worker_key
 from ledger.pipeline import CommandPipeline
 
-GROUP: Final = "tollbook"
 _PAGE: Final = 100
 # Parts of `claim_after_s`: who is silent for the first is found within the second, and both stay below the whole.
 _SILENT: Final = 0.8
@@ -25,11 +25,6 @@ _LOOK: Final = 0.1
 # Looks from one renewal to the next: four renewals must fail before a live worker is taken for dead.
 _RENEW_EVERY: Final = 2
 _log = structlog.get_logger(__name__)
-
-
-def worker_key(namespace: str, consumer: str) -> str:
-    """String: there while a worker shows signs of life."""
-    return f"{namespace}:worker:{consumer}"
 
 
 class Claims:

@@ -18,9 +18,7 @@ import duckdb
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from consumers.claims import GROUP, worker_key
 from consumers.cli.connect import find_redis_url
-from consumers.projection import duckdb_path
 from consumers.top.figures import (
     HISTORY_S,
     Figures,
@@ -38,7 +36,7 @@ from inference.settings import Settings
 from ledger.connection import connect, hide_password
 from ledger.endpoint import read_endpoint
 from ledger.errors import LedgerError, LedgerUnavailable
-from ledger.keys import Keys, dead_letters, projector_lease
+from ledger.keys import GROUP, Keys, dead_letters, projector_lease, worker_key
 from ledger.pipeline import CommandPipeline
 from ledger.requests import Position
 from ledger.snapshot import open_snapshot
@@ -117,7 +115,7 @@ class Gatherer:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._redis = _RedisReader(settings)
-        self._projection = _ProjectionReader(duckdb_path(settings))
+        self._projection = _ProjectionReader(settings.data_dir / "tollbook.duckdb")
         self._seen: Seen | None = None
         self._lag = _Lag(-1.0, None, None)
 
