@@ -26,7 +26,8 @@ Argument = str | bytes | int
 _TEMPORARY: Final = ("LOADING", "BUSY ", "MISCONF", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS")
 _MAX_BATCH: Final = 512
 # A tenth of the time that the packing of redis-py's asyncio client takes. Its stub (hiredis 3.5) wants a tuple of one.
-_pack: Final = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)
+pack_command: Final = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)
+"""(arguments): the bytes of a command. Errors: TypeError."""
 
 
 class CommandPipeline:
@@ -94,7 +95,7 @@ class CommandPipeline:
         refused: dict[int, DataError] = {}
         for index, command in enumerate(commands):
             try:
-                packed.append(_pack(tuple(command)))
+                packed.append(pack_command(tuple(command)))
             except TypeError as exc:  # Our own bug; it must not pass for a lost connection, nor fail the others.
                 refused[index] = DataError(str(exc))
         await connection.send_packed_command(packed, check_health=False)

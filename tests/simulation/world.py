@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Any, Final
 
-import hiredis
 import structlog
 
 from consumers.claims import GROUP, Claims
@@ -34,7 +33,7 @@ from ledger.functions import function, library_code
 from ledger.gate import Gate
 from ledger.keys import Keys
 from ledger.ledger import Ledger, Patience
-from ledger.pipeline import CommandPipeline
+from ledger.pipeline import CommandPipeline, pack_command
 from ledger.requests import Position
 from ledger.results import Results
 from schemas.identifiers import EntryId
@@ -549,7 +548,7 @@ class World:
         """Read new entries, as many as there are slots for."""
         connection = Connection(self.network)
         read = ("XREADGROUP", "GROUP", GROUP, process.name, "COUNT", str(_READ_COUNT), "STREAMS", STREAM, ">")
-        command = hiredis.pack_command(read)
+        command = pack_command(read)
         while True:
             try:
                 async with asyncio.timeout(30):
