@@ -13,10 +13,10 @@ from typing import Any, Final, cast
 from faststream.redis.message import bDATA_KEY
 from faststream.redis.parser import BinaryMessageFormatV1
 
+from schemas.entries import check_entry_size
 from schemas.identifiers import check_id, task_id_from_entry
 from schemas.tasks import STREAM_NAME_PATTERN, InvalidTask, Task, task_from_fields
 
-MAX_ENTRY_BYTES: Final = 2_000_000
 _SALVAGED: Final = ("task_id", "user_id", "reply_to")
 
 
@@ -93,8 +93,7 @@ def fields_from_json(text: str) -> dict[bytes, bytes]:
 
 def _open(delivery: Delivery) -> dict[str, Any]:
     size = sum(len(name) + len(value) for name, value in delivery.fields.items())
-    if size > MAX_ENTRY_BYTES:
-        raise InvalidTask(f"the message has {size} bytes, at most {MAX_ENTRY_BYTES} are taken")
+    check_entry_size(size)
     envelope = delivery.fields.get(bDATA_KEY)
     if envelope is not None:
         return _open_envelope(envelope)

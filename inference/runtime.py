@@ -17,6 +17,7 @@ from typing import Final
 
 from redis.asyncio import Redis
 
+from inference.address import find_redis_url
 from inference.budgets import BudgetPolicy
 from inference.calls import CallRunner
 from inference.errors import AppError, SettingsError
@@ -27,7 +28,6 @@ from inference.routing import routing_with
 from inference.settings import Settings, load_settings
 from ledger.baselines import BaselineReader, Baselines
 from ledger.connection import connect
-from ledger.endpoint import read_endpoint
 from ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
 from ledger.freed import FreedBudgets
 from ledger.functions import load_library
@@ -227,10 +227,7 @@ async def connect_runtime(settings: Settings | None = None) -> AsyncGenerator[In
     `tollbook up` left in the data directory. Errors: SettingsError; LedgerError.
     """
     settings = settings or load_settings()
-    endpoint = read_endpoint(settings.data_dir)
-    redis_url = settings.redis_url or (endpoint.redis_url if endpoint else None)
-    if redis_url is None:
-        raise LedgerUnavailable(f"REDIS_URL is not set and nothing runs on {settings.data_dir}; start `tollbook up`")
+    redis_url = find_redis_url(settings)
     async with AsyncExitStack() as stack:
         handle = await stack.enter_async_context(open_ledger(settings, redis_url, may_create=False))
         read = remote_reader(settings.data_dir)

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 from redis.exceptions import RedisError
 
+from inference.address import find_redis_url
 from inference.settings import Settings
 from ledger.comparison import Tables
 from ledger.connection import connect, hide_password
@@ -17,19 +18,6 @@ from ledger.keys import Keys
 from ledger.pipeline import CommandPipeline
 from ledger.results import Results
 from ledger.snapshot import open_snapshot
-
-
-def find_redis_url(settings: Settings) -> str:
-    """Return the server's URL. Errors: LedgerUnavailable where none is configured and none runs."""
-    if settings.redis_url is not None:
-        return settings.redis_url
-    endpoint = read_endpoint(settings.data_dir)
-    if endpoint is None:
-        raise LedgerUnavailable(
-            f"nothing runs on {settings.data_dir} and REDIS_URL is not set; start `tollbook up`, "
-            "or set TOLLBOOK_DATA_DIR to the directory it uses"
-        )
-    return endpoint.redis_url
 
 
 def with_running_provider(settings: Settings) -> Settings:

@@ -54,7 +54,8 @@ async def _all_findings() -> list[Finding]:
 
 
 async def _check_redis(settings: "Settings") -> AsyncIterator[Finding]:
-    from consumers.cli.connect import connected, find_redis_url
+    from consumers.cli.connect import connected
+    from inference.address import find_redis_url
     from ledger.connection import connect, hide_password
     from ledger.errors import LedgerError, ServerTooOld
     from ledger.functions import check_server

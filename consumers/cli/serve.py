@@ -63,8 +63,8 @@ def worker(
 
     Example: tollbook worker --streams generation --concurrency 64
     """
-    from consumers.cli.connect import find_redis_url
     from consumers.runtime import run_remote_worker
+    from inference.address import find_redis_url
 
     names = _streams(streams)
     settings = require_provider(_settings() if concurrency is None else _settings(concurrency=concurrency))
