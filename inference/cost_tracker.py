@@ -45,16 +45,24 @@ class CostTracker:
     ) -> UsageSummary:
         """Return the user's period if a call of this cost would fit now.
 
-        Errors: AppError (PLAN_LIMIT_REACHED), with the numbers in `data`.
+        Errors: AppError (PLAN_LIMIT_REACHED), with the numbers in `data`; its `is_temporary` is true where only
+            open holds stand in the way: most of that money comes back, and a task that is published waits for it.
         """
         summary, balance = await self._look(user_id, plan)
         estimate = _money(estimated_cost_usd)
-        if balance.settled_nanousd + balance.held_nanousd + max(estimate, 1) > balance.cap_nanousd:
+        settled_after = balance.settled_nanousd + max(estimate, 1)
+        if settled_after + balance.held_nanousd > balance.cap_nanousd:
             raise AppError(
                 ErrorCode.PLAN_LIMIT_REACHED,
                 f"{user_id}: {format_usd(balance.settled_nanousd, places=6)} are spent and "
                 f"{format_usd(balance.held_nanousd, places=6)} held of {format_usd(balance.cap_nanousd)}",
-                {"cap_usd": summary.cap_usd, "spent_usd": summary.spent_usd, "reserved_usd": summary.reserved_usd},
+                {
+                    "cap_usd": summary.cap_usd,
+                    "spent_usd": summary.spent_usd,
+                    "reserved_usd": summary.reserved_usd,
+                    "estimated_cost_usd": usd_from_nanousd(estimate),
+                    "is_temporary": settled_after <= balance.cap_nanousd,
+                },
             )
         return summary
 

@@ -60,15 +60,20 @@ class Results:
     async def wait(self, task_id: str, timeout_s: float) -> InferenceResult | None:
         """Return a task's result as soon as it is there, or None after `timeout_s`."""
         try:
-            async with asyncio.timeout(timeout_s), self._arrivals.expected(self._keys(task_id)) as woken:
-                while (result := await self.get(task_id)) is None:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(_LOOK_AGAIN_S):
-                            await woken.wait()
-                    woken.clear()
-                return result
+            async with asyncio.timeout(timeout_s):
+                return await self.get(task_id) or await self._arrival(task_id)
         except TimeoutError:
             return await self.get(task_id)
+
+    async def _arrival(self, task_id: str) -> InferenceResult:
+        async with self._arrivals.expected(self._keys(task_id)) as woken:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_AGAIN_S):
+                        await woken.wait()
+                woken.clear()
+                if (result := await self.get(task_id)) is not None:
+                    return result
 
     def _key(self, task_id: str, user_id: str | None) -> str:
         partition = partition_of(user_id, len(self._partitions)) if user_id else 0

@@ -103,7 +103,13 @@ async def test_budget_is_checked_to_the_nanodollar(tracker: CostTracker) -> None
         else:
             error = await refusal(tracker.check_budget(user, estimated_cost_usd=estimate))
             assert error.code is ErrorCode.PLAN_LIMIT_REACHED, (spent, estimate)
-            assert error.data == {"cap_usd": 5, "spent_usd": Decimal(spent), "reserved_usd": 0}
+            assert error.data == {
+                "cap_usd": 5,
+                "spent_usd": Decimal(spent),
+                "reserved_usd": 0,
+                "estimated_cost_usd": Decimal(estimate),
+                "is_temporary": False,
+            }
             assert "$5.00" in error.message
 
 
