@@ -6,7 +6,7 @@ It finds the running system by the same settings as `tollbook publish`, and runs
 Who the user is comes from your own log-in; here it is part of the path, so that the example stays short.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
@@ -21,7 +21,7 @@ from schemas.results import ErrorCode, InferenceResult
 
 
 @asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     """Connect once; every request shares the connections."""
     async with connect_runtime(), Publisher() as publisher:
         app.state.publisher = publisher
