@@ -284,6 +284,12 @@ WAITS: dict[str, tuple[Script, int, tuple[int, list[tuple[str, str]], int]]] = {
         10,
         (1, [], 0),
     ),
+    "who still does not fit is passed by nobody behind": (
+        # When d ends, c2 would fit and c1 does not; c1 has its turn first, when c0 ends.
+        Script().hold("c0", 4).hold("d", 4).hold("c1", 6).hold("c2", 3).settle("d", 1).settle("c0", 1).settle("c1", 2),
+        10,
+        (1 + 1 + 2, [], 0),
+    ),
     "who waits takes up no room for an attempt that it has not made": (
         Script().hold("c0", 6).hold("c1", 4).extension("c1", 1).settle("c0", 1).settle("c1", 5).hold("c2", 3),
         9,
