@@ -18,20 +18,23 @@ from schemas.events import CostRecorded, payload_json
 from schemas.identifiers import check_id, usage_call_id
 from schemas.money import MoneyError, format_usd, nanousd_from_usd, usd_from_nanousd
 from schemas.plans import DEFAULT_PLAN, Plan
-from schemas.results import ErrorCode
+from schemas.results import ErrorCode, UsdString
 
 
 @dataclass(frozen=True, slots=True)
 class UsageSummary:
-    """A user's billing period now, in dollars. `remaining_usd` is what settled spend and open holds leave."""
+    """A user's billing period now, in dollars. `remaining_usd` is what settled spend and open holds leave.
+
+    In JSON, dollars are decimal strings with nine places.
+    """
 
     user_id: str
     period: str
     plan: Plan
-    cap_usd: Decimal
-    spent_usd: Decimal
-    reserved_usd: Decimal
-    remaining_usd: Decimal
+    cap_usd: UsdString
+    spent_usd: UsdString
+    reserved_usd: UsdString
+    remaining_usd: UsdString
 
 
 class CostTracker:

@@ -88,7 +88,7 @@ async def refuse(_: Request, error: AppError) -> JSONResponse:
             status = 422
         case _:
             status = 503
-    numbers = {name: str(value) for name, value in error.data.items() if name.endswith("_usd")}
+    numbers = {name: f"{value:f}" for name, value in error.data.items() if name.endswith("_usd")}
     headers = {"Retry-After": "5"} if status in (429, 503) else None
     return JSONResponse({"code": error.code, "message": error.message, **numbers}, status, headers)
 

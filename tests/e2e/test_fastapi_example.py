@@ -68,7 +68,7 @@ async def test_a_draft_is_ordered_and_its_result_fetched_and_counted(client: htt
     usage = (await client.get("/users/u1/usage")).json()
     assert usage["spent_usd"] == result.json()["cost_usd"]
     assert Decimal(usage["spent_usd"]) > 0
-    assert (usage["cap_usd"], usage["plan"]) == ("0.080000000", "trial")
+    assert (usage["cap_usd"], usage["reserved_usd"], usage["plan"]) == ("0.080000000", "0.000000000", "trial")
     others = await client.get(f"/users/u2/drafts/{task_id}")
     assert (others.status_code, others.json()) == (404, {"detail": f"no result for {task_id}"})
 
@@ -96,6 +96,7 @@ async def test_at_the_plans_limit_the_answer_is_402_and_says_the_numbers(
     assert refused.status_code == 402
     body = refused.json()
     assert (body["code"], body["cap_usd"], body["spent_usd"]) == ("PLAN_LIMIT_REACHED", "0.080000000", "0.079900000")
+    assert body["reserved_usd"] == "0.000000000"
     assert Decimal(body["spent_usd"]) + Decimal(body["estimated_cost_usd"]) > Decimal(body["cap_usd"])
     assert "u4" in body["message"]
     assert await running.redis.xlen("generation") == published, "nothing was published"
