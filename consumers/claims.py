@@ -28,11 +28,13 @@ _log = structlog.get_logger(__name__)
 
 
 class Claims:
-    """The claims of one worker on the entries it works on."""
+    """The claims of one worker on the entries it works on. `taken` and `lost` count those that changed hands."""
 
     def __init__(
         self, pipeline: CommandPipeline, *, namespace: str, consumer: str, streams: Iterable[str], claim_after_s: float
     ) -> None:
+        self.taken = 0
+        self.lost = 0
         self._pipeline = pipeline
         self._namespace = namespace
         self._consumer = consumer
@@ -138,6 +140,7 @@ class Claims:
                 for entry_id in lost:
                     # One that was acknowledged while this was on its way is not in hand any more: nothing was lost.
                     if self._held.pop((stream, entry_id.decode()), None) is not None:
+                        self.lost += 1
                         _log.warning("claim.lost", stream=stream, entry_id=entry_id.decode())
 
     async def take_abandoned(self, stream: str) -> list[Delivery]:
@@ -170,5 +173,6 @@ class Claims:
                 continue  # The entry was deleted; the server forgets the claim.
             fields = {flat[i]: flat[i + 1] for i in range(0, len(flat), 2)}
             deliveries.append(Delivery(stream, entry_id.decode(), fields, counts[entry_id] + 1))
+            self.taken += 1
             _log.warning("task.claimed", stream=stream, entry_id=entry_id.decode(), deliveries=counts[entry_id] + 1)
         return deliveries

@@ -21,6 +21,7 @@ from inference.address import find_redis_url
 from inference.budgets import BudgetPolicy
 from inference.calls import CallRunner
 from inference.errors import AppError, SettingsError
+from inference.observer import CallObserver
 from inference.pricing import PriceCatalogue
 from inference.provider import ProviderClient
 from inference.retry import RetryPolicy
@@ -172,9 +173,9 @@ class InferenceRuntime:
 
 @asynccontextmanager
 async def open_runtime(
-    settings: Settings, handle: LedgerHandle, read: BaselineReader
+    settings: Settings, handle: LedgerHandle, read: BaselineReader, *, observer: CallObserver | None = None
 ) -> AsyncGenerator[InferenceRuntime]:
-    """Put a runner together; it is closed at the end. Errors: SettingsError."""
+    """Put a runner together; it is closed at the end. `observer` follows its calls. Errors: SettingsError."""
     async with AsyncExitStack() as stack:
         ledger = build_ledger(handle, settings, read)
         provider = await stack.enter_async_context(ProviderClient.from_settings(settings))
@@ -191,6 +192,7 @@ async def open_runtime(
             retry=RetryPolicy.from_settings(settings),
             attempt_timeout_s=settings.attempt_timeout_s,
             now_ms=now_ms,
+            observer=observer,
         )
         yield InferenceRuntime(
             process_name(), settings, handle, ledger, runner, routing_with(settings.routes), freed, policy

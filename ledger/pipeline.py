@@ -31,13 +31,15 @@ pack_command: Final = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pa
 
 
 class CommandPipeline:
-    """One connection's batches.
+    """One connection's batches. `batches` and `commands` count what was sent.
 
     Errors of `execute`: LedgerUnavailable (outcome unknown, or the server cannot serve now);
     redis.exceptions.ResponseError for what the server refuses; DataError for what cannot be sent.
     """
 
     def __init__(self, redis: Redis, *, timeout_s: float = 30.0) -> None:
+        self.batches = 0
+        self.commands = 0
         self._redis = redis
         self._timeout_s = timeout_s
         self._queue: list[tuple[Sequence[Argument], asyncio.Future[Any]]] = []
@@ -65,6 +67,8 @@ class CommandPipeline:
     async def _flush(self) -> None:
         while self._queue:
             batch, self._queue = self._queue[:_MAX_BATCH], self._queue[_MAX_BATCH:]
+            self.batches += 1
+            self.commands += len(batch)
             try:
                 async with asyncio.timeout(self._timeout_s):
                     replies = await self._exchange([command for command, _ in batch])
