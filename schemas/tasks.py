@@ -109,7 +109,8 @@ class Task(BaseModel):
     reply_to: StreamName | None = None
     metadata: dict[str, Any] | None = None
     traceparent: Annotated[str | None, BeforeValidator(traceparent_or_none)] = Field(
-        default=None, description="W3C Trace Context of the publisher; the task's spans continue it. Ignored if malformed."
+        default=None,
+        description="W3C Trace Context of the publisher; the task's spans continue it. Ignored if malformed.",
     )
     tracestate: Annotated[str | None, BeforeValidator(tracestate_or_none)] = Field(
         default=None, description="W3C tracestate, beside `traceparent`. Ignored if malformed."
@@ -157,9 +158,7 @@ class Task(BaseModel):
         `task_id`, `reply_to`, `metadata` and the trace change neither the work nor its price and are left out: a
         repeat under another trace is the same task.
         """
-        work = self.model_dump(
-            mode="json", exclude={"task_id", "reply_to", "metadata", "traceparent", "tracestate"}
-        )
+        work = self.model_dump(mode="json", exclude={"task_id", "reply_to", "metadata", "traceparent", "tracestate"})
         canonical = json.dumps(work, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
