@@ -114,7 +114,8 @@ async def _backlog(handle: LedgerHandle, stream: str) -> Backlog:
     entries, groups = await asyncio.gather(_length(handle, stream), _groups(handle, stream))
     for reply in groups:
         # A map, or by the older protocol a flat list.
-        group: dict[bytes, Any] = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
+        is_flat = isinstance(reply, list)
+        group: dict[bytes, Any] = dict(zip(reply[::2], reply[1::2], strict=True)) if is_flat else reply
         if group[b"name"] == GROUP.encode():
             return Backlog(entries, int(group[b"pending"]), group.get(b"lag"))
     # Nobody has read it yet: all of it is new to the group that will be made.

@@ -6,7 +6,8 @@ comes within `LIMIT_S`, also from a Redis or a projector that hangs, and is kept
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Iterable
 from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any, Final
@@ -25,6 +26,7 @@ from schemas.plans import CAPS_NANOUSD, DEFAULT_PLAN
 LIMIT_S: Final = 1.5
 # Of a ledger with more partitions, each answer looks at the next few.
 _PARTITIONS_AT_ONCE: Final = 4
+_PROJECTOR: Final = "start `tollbook projector`, or wait until it has caught up"
 _START: Final = "start the server, or correct REDIS_URL"
 
 
@@ -67,11 +69,12 @@ def liveness(vitals: Vitals) -> Health:
 class Readiness:
     """Answers whether a budget decision can be taken."""
 
-    def __init__(self, vitals: Vitals, *, keep_s: float = 1.0, now: Callable[[], int] = now_ms) -> None:
+    def __init__(self, vitals: Vitals) -> None:
         self._vitals = vitals
-        self._now_ms = now
+        self._now_ms = now_ms
+        self._monotonic = time.monotonic
         self._rounds = count()
-        self._once = Once(self._look, keep_s=keep_s)
+        self._once = Once(self._look)
 
     async def get(self) -> Health:
         """Return an answer that is at most a second old."""
@@ -94,15 +97,26 @@ class Readiness:
         first = next(self._rounds) * _PARTITIONS_AT_ONCE
         chosen = {(first + number) % partitions for number in range(min(partitions, _PARTITIONS_AT_ONCE))}
         decisions = asyncio.gather(*(self._decide(opened, partition) for partition in chosen))
-        problem = await _problem_of(decisions, "baseline", "start `tollbook projector`, or wait until it has caught up")
+        problem = await _problem_of(decisions, "baseline", _PROJECTOR)
         redis = Check("redis", ok=True, found="answers")
         if problem is not None:
             return [redis, problem]
-        return [
-            redis,
-            Check("ledger", ok=True, found=f"{opened.handle.ledger_id}, with its functions"),
-            Check("baseline", ok=True, found="usable"),
-        ]
+        ledger = Check("ledger", ok=True, found=f"{opened.handle.ledger_id}, with its functions")
+        return [redis, ledger, self._baseline(opened, chosen)]
+
+    def _baseline(self, opened: Opened, partitions: Iterable[int]) -> Check:
+        """Say how good the baseline is that has just served."""
+        since = [opened.ledger.baselines[partition].failing_since for partition in partitions]
+        failing = [moment for moment in since if moment is not None]
+        if not failing:
+            return Check("baseline", ok=True, found="usable")
+        return Check(
+            "baseline",
+            ok=True,
+            found=f"kept ones only, DuckDB has not answered for {self._monotonic() - min(failing):.0f} s: "
+            "calls of users not seen lately wait",
+            advice=_PROJECTOR,
+        )
 
     async def _redis(self, opened: Opened) -> None:
         await opened.handle.pipeline.execute("PING")

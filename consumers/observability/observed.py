@@ -4,8 +4,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
-from prometheus_client import CollectorRegistry
-
 from consumers.observability.exporting import open_tracing
 from consumers.observability.vitals import Part, Vitals
 from inference.errors import SettingsError
@@ -26,6 +24,8 @@ async def observed(settings: Settings, part: Part) -> AsyncGenerator[Vitals]:
         port = metrics_port_of(settings, part)
         if port is not None:
             # Imported here: what nobody asks for costs no start anything.
+            from prometheus_client import CollectorRegistry
+
             from consumers.observability.server import serve_vitals
 
             vitals.faststream = CollectorRegistry()

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from prometheus_client import CollectorRegistry
-
 from consumers.projection import ProjectionService
 from consumers.worker import Worker
 from inference.pricing import PriceCatalogue
@@ -20,6 +18,8 @@ from inference.settings import Settings
 from ledger.ledger import Ledger
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from consumers.observability.tracing import Tracing
 
 Part = Literal["up", "worker", "projector"]
@@ -45,7 +45,7 @@ class Vitals:
     part: Part
     settings: Settings
     tracing: "Tracing | None" = None
-    faststream: CollectorRegistry | None = None
+    faststream: "CollectorRegistry | None" = None
     url: str | None = None
     opened: Opened | None = None
     projection: ProjectionService | None = None
