@@ -7,7 +7,7 @@ never shown as zero.
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import duckdb
 import structlog
@@ -113,9 +113,7 @@ async def _backlogs(handle: LedgerHandle) -> dict[str, Backlog]:
 async def _backlog(handle: LedgerHandle, stream: str) -> Backlog:
     entries, groups = await asyncio.gather(_length(handle, stream), _groups(handle, stream))
     for reply in groups:
-        # A map, or by the older protocol a flat list.
-        is_flat = isinstance(reply, list)
-        group: dict[bytes, Any] = dict(zip(reply[::2], reply[1::2], strict=True)) if is_flat else reply
+        group = _as_map(reply)
         if group[b"name"] == GROUP.encode():
             return Backlog(entries, int(group[b"pending"]), group.get(b"lag"))
     # Nobody has read it yet: all of it is new to the group that will be made.
@@ -127,6 +125,14 @@ async def _groups(handle: LedgerHandle, stream: str) -> list[Any]:
         return await handle.pipeline.execute("XINFO", "GROUPS", stream)
     except ResponseError:
         return []  # There is no such stream (yet).
+
+
+def _as_map(reply: Any) -> dict[bytes, Any]:
+    """Redis sends a map, or by its older protocol a flat list."""
+    if isinstance(reply, list):
+        parts = cast("list[Any]", reply)
+        return dict(zip(parts[::2], parts[1::2], strict=True))
+    return reply
 
 
 async def _length(handle: LedgerHandle, stream: str) -> int:

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -27,14 +28,16 @@ def url_of(vitals: Vitals) -> str:
 async def wait_for(url: str, status: int) -> dict[str, str]:
     """Wait until ready is answered so, since an answer is kept for a second; return what is not well."""
 
-    async def is_told() -> tuple[dict[str, str]] | None:
+    documents: list[dict[str, Any]] = []
+
+    async def is_told() -> bool:
         found, document = await health(url, "ready")
         assert document["ready"] is (found == 200)
-        return (problems(document),) if found == status else None
+        documents.append(document)
+        return found == status
 
-    told = await wait_until(is_told, what=f"/health/ready {status}")
-    assert told is not None
-    return told[0]
+    await wait_until(is_told, what=f"/health/ready {status}")
+    return problems(documents[-1])
 
 
 async def test_a_system_is_ready_while_redis_answers(private_server: EmbeddedServer, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def targets(data_dir: Path, part: str) -> list[str]:
 
 
 def settings_of(tmp_path: Path, **values: object) -> Settings:
-    return Settings(_env_file=None, data_dir=tmp_path / "data", **values)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return Settings(_env_file=None, data_dir=tmp_path / "data", **values)  # pyright: ignore[reportCallIssue]
 
 
 async def test_nothing_but_loopback_is_listened_on_and_only_three_things_are_told(
