@@ -10,15 +10,21 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import structlog
 
 from inference.errors import SettingsError
 from inference.settings import Settings
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
+    from opentelemetry.sdk.trace.export import SpanExporter
 
     from consumers.observability.tracing import Tracing
+
+_LAST_SPANS_S: Final = 3.0
+_log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
@@ -39,24 +45,40 @@ async def open_tracing(settings: Settings) -> AsyncGenerator["Tracing | None"]:
     name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "tollbook"}
     resource = Resource.create({"service.version": version("tollbook"), **name})
     provider = TracerProvider(resource=resource, id_generator=TaskIds(), shutdown_on_exit=False)
-    provider.add_span_processor(_processor(settings))
+    exporter = _exporter(settings)
+    provider.add_span_processor(_processor(exporter, is_slow=settings.traces == "otlp"))
     try:
         yield Tracing(provider)
     finally:
-        # In a thread: a collector that does not answer is waited for, and the loop may have other ends to see to.
-        await asyncio.to_thread(provider.shutdown)
+        # In a thread: a collector that does not answer is waited for, and the loop has other ends to see to.
+        ending = asyncio.create_task(asyncio.to_thread(provider.shutdown))
+        done, _ = await asyncio.wait({ending}, timeout=_LAST_SPANS_S)
+        if not done:
+            # It tries again for as long as ten seconds; this makes it give up.
+            _log.warning("traces.not_sent", waited_s=_LAST_SPANS_S)
+            await asyncio.to_thread(exporter.shutdown)
+        await ending
 
 
-def _processor(settings: Settings) -> "SpanProcessor":
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SimpleSpanProcessor
+def _processor(exporter: "SpanExporter", *, is_slow: bool) -> "SpanProcessor":
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 
+    try:
+        return BatchSpanProcessor(exporter) if is_slow else SimpleSpanProcessor(exporter)
+    except ValueError as exc:
+        raise SettingsError([f"OTEL_BSP_*: {exc}"]) from exc
+
+
+def _exporter(settings: Settings) -> "SpanExporter":
     if settings.traces == "console":
-        return SimpleSpanProcessor(ConsoleSpanExporter(out=sys.stderr))
+        from opentelemetry.sdk.trace.export import ConsoleSpanExporter
+
+        return ConsoleSpanExporter(out=sys.stderr)
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ModuleNotFoundError as exc:
         raise SettingsError(["TOLLBOOK_TRACES: otlp needs an exporter: pip install 'tollbook[tracing]'"]) from exc
     try:
-        return BatchSpanProcessor(OTLPSpanExporter())
+        return OTLPSpanExporter()
     except ValueError as exc:
-        raise SettingsError([f"OTEL_*: {exc}"]) from exc
+        raise SettingsError([f"OTEL_EXPORTER_OTLP_*: {exc}"]) from exc

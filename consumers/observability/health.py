@@ -23,7 +23,9 @@ from ledger.requests import BudgetCap
 from schemas.identifiers import budget_name, month_at, partition_of
 from schemas.plans import CAPS_NANOUSD, DEFAULT_PLAN
 
-LIMIT_S: Final = 1.5
+_REDIS_S: Final = 0.6
+_DUCKDB_S: Final = 1.2
+LIMIT_S: Final = _REDIS_S + _DUCKDB_S
 # Of a ledger with more partitions, each answer looks at the next few.
 _PARTITIONS_AT_ONCE: Final = 4
 _PROJECTOR: Final = "start `tollbook projector`, or wait until it has caught up"
@@ -90,14 +92,14 @@ class Readiness:
         return Health(all(check.ok for check in checks), checks)
 
     async def _stores(self, opened: Opened) -> list[Check]:
-        problem = await _problem_of(self._redis(opened), "redis", _START)
+        problem = await _problem_of(self._redis(opened), "redis", _START, within_s=_REDIS_S)
         if problem is not None:
             return [problem]
         partitions = len(opened.handle.keys)
         first = next(self._rounds) * _PARTITIONS_AT_ONCE
         chosen = {(first + number) % partitions for number in range(min(partitions, _PARTITIONS_AT_ONCE))}
         decisions = asyncio.gather(*(self._decide(opened, partition) for partition in chosen))
-        problem = await _problem_of(decisions, "baseline", _PROJECTOR)
+        problem = await _problem_of(decisions, "baseline", _PROJECTOR, within_s=_DUCKDB_S)
         redis = Check("redis", ok=True, found="answers")
         if problem is not None:
             return [redis, problem]
@@ -143,13 +145,13 @@ class Readiness:
         return [Check("prices", ok=True, found=f"known for {len(routes)} routes")]
 
 
-async def _problem_of(looking: Awaitable[Any], name: str, advice: str) -> Check | None:
+async def _problem_of(looking: Awaitable[Any], name: str, advice: str, *, within_s: float) -> Check | None:
     """Return what is wrong, or None."""
     try:
-        async with asyncio.timeout(LIMIT_S / 2):
+        async with asyncio.timeout(within_s):
             await looking
     except TimeoutError:
-        return Check(name, ok=False, found=f"no answer within {LIMIT_S / 2:g} s", advice=advice)
+        return Check(name, ok=False, found=f"no answer within {within_s:g} s", advice=advice)
     except LedgerReplaced as exc:
         return Check("ledger", ok=False, found=str(exc), advice="restore the data of Redis")
     except LedgerRefused as exc:

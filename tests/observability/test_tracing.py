@@ -1,9 +1,13 @@
 """One trace for each task: from its publisher over every attempt to the acknowledgement, and nothing private in it."""
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from faststream.redis import RedisBroker
 from faststream.redis.opentelemetry import RedisTelemetryMiddleware
 from opentelemetry import trace
@@ -14,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode, format_trace_id
 from redis.asyncio import Redis
 
+from consumers.observability import exporting
 from consumers.observability.exporting import open_tracing
 from consumers.observability.tracing import TaskIds, Tracing
 from inference.settings import Settings
@@ -110,6 +115,7 @@ async def test_a_trace_is_one_tree_from_publisher_over_a_fallback_to_the_acknowl
     assert settle["tollbook.event_id"] == cost["id"]
     assert dict(root.attributes or {})["tollbook.task_id"] == "traced"
     # FastStream's span of the batch is in a trace of its own and links to the publisher's span; the task's links to it.
+    assert "payload_size" not in traced.text(), "FastStream is shown no body, whose size would be 0"
     [batch] = [span for span in traced.exporter.get_finished_spans() if span.name == "generation create"]
     assert [link.context.span_id for link in batch.links] == [published.get_span_context().span_id]
     assert [format_trace_id(link.context.trace_id) for link in root.links] == [
@@ -184,6 +190,37 @@ async def test_a_task_is_done_whatever_its_trace_says(redis_client: Redis, serve
     assert {result.status for result in results} == {TaskStatus.DONE}
     roots = [span for span in traced.exporter.get_finished_spans() if span.name == "process generation"]
     assert [span.parent for span in roots] == [None] * len(tasks)
+
+
+async def test_spans_reach_a_collector_and_a_dead_one_does_not_keep_the_process_from_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    received: list[tuple[str, bytes]] = []
+
+    async def collect(request: web.Request) -> web.Response:
+        received.append((request.path, await request.read()))
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/v1/traces", collect)
+    collector = TestServer(app)
+    await collector.start_server()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", str(collector.make_url("")))
+    monkeypatch.setattr(exporting, "_LAST_SPANS_S", 0.1)
+    settings = Settings(_env_file=None, traces="otlp")  # pyright: ignore[reportCallIssue]
+    async with open_tracing(settings) as tracing:
+        assert tracing is not None
+        with tracing.reserving(7):
+            pass
+    [(path, body)] = received
+    assert path == "/v1/traces"
+    assert b"reserve" in body
+    assert b"service.name\x12\n\n\x08tollbook" in body
+    async with asyncio.timeout(5), open_tracing(settings) as tracing:
+        assert tracing is not None
+        with tracing.reserving(7):
+            pass
+        await collector.close()
 
 
 async def test_traces_are_off_unless_they_are_asked_for(tmp_path: Path) -> None:
