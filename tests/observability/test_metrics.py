@@ -178,8 +178,8 @@ async def test_totals_are_the_same_however_often_they_were_looked_at(tmp_path: P
     from benchmarks.load import typical_entries
     from ledger.stream import Batch
 
-    entries = list(typical_entries(400, users=7))
-    fold = [Batch(0, entries[start : start + 90]) for start in range(0, len(entries), 90)]
+    entries = list(typical_entries(100, users=7))
+    fold = [Batch(0, entries[start : start + 130]) for start in range(0, len(entries), 130)]
     often, once = Totals([0]), Totals([0])
     first = Store.open(tmp_path / "first.duckdb", "ledger")
     for batch in fold:
@@ -188,7 +188,7 @@ async def test_totals_are_the_same_however_often_they_were_looked_at(tmp_path: P
         often.advance(first)
     once.advance(first)
     assert dict(often.groups("model-called")) == dict(once.groups("model-called"))
-    assert often.types == once.types == {"budget-reserved": 400, "model-called": 400, "cost-recorded": 400}
+    assert often.types == once.types == {"budget-reserved": 100, "model-called": 100, "cost-recorded": 100}
     assert (often.held_usd, often.holds_open) == (0, 0)
     calls = often.of("model-called")
     slow = first.query("SELECT count(*) FILTER (latency_ms <= 2500) AS n, sum(latency_ms) AS ms FROM events")[0]
