@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -219,17 +219,18 @@ async def run_system(system: System, streams: Sequence[str], stop: asyncio.Event
 
 async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: bool = False) -> None:
     """Fold and serve DuckDB until `stop`. Errors: what stops the fold, and those of `open_system`."""
-    async with (
-        observed(settings, "projector") as vitals,
-        open_redis_url(settings) as redis_url,
-        _open_folding(settings, redis_url, is_standby=is_standby) as (handle, projection),
-    ):
+    async with AsyncExitStack() as stack:
+        vitals = await stack.enter_async_context(observed(settings, "projector"))
+        if is_standby:
+            vitals.waiting_for = "it stands by, and folds once the projector that works now has ended"
+        redis_url = await stack.enter_async_context(open_redis_url(settings))
+        handle, projection = await stack.enter_async_context(_open_folding(settings, redis_url, is_standby=is_standby))
         _log.info("projector.started", redis_url=hide_password(redis_url), quack_url=projection.quack_url)
         folding = asyncio.create_task(projection.run())
         folding.add_done_callback(lambda _: stop.set())
-        ledger = build_ledger(handle, settings, projection.read)
-        prices = PriceCatalogue.from_settings(settings)
         try:
+            ledger = build_ledger(handle, settings, projection.read)
+            prices = PriceCatalogue.from_settings(settings)
             with vitals.open(handle, ledger, prices), vitals.folding(projection, folding):
                 await stop.wait()
             if folding.done():

@@ -85,7 +85,7 @@ class Readiness:
     async def _look(self) -> Health:
         opened = self._vitals.opened
         if opened is None:
-            return Health(ok=False, checks=(Check("process", ok=False, found=self._vitals.waiting_for, advice=_START),))
+            return Health(ok=False, checks=(Check("process", ok=False, found=self._vitals.waiting_for),))
         # Side by side, so that what hangs takes no more than its own time.
         found = await asyncio.gather(self._stores(opened), self._prices(opened))
         checks = tuple(check for part in found for check in part)

@@ -5,6 +5,7 @@ are those of the books, to the event: they outlive every process, count what a d
 nothing. A worker tells only what is its own.
 """
 
+import asyncio
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from typing import Final, get_args
@@ -53,7 +54,7 @@ class MetricsPage:
         return encode(registry), content_type
 
     async def _collect(self) -> list[Metric]:
-        facts, health = await self._facts.read(), await self._readiness.get()
+        facts, health = await asyncio.gather(self._facts.read(), self._readiness.get())
         page = Page()
         page.add("tollbook_ready", health.ok)
         page.add("tollbook_info", 1, version=version("tollbook"), part=self._vitals.part)

@@ -52,7 +52,7 @@ class Vitals:
     workers: list[Worker] = field(default_factory=list[Worker])
     background: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, "asyncio.Task[None]"])
     waiting_for: str = "it is starting"
-    """Why nothing is open, for as long as nothing is."""
+    """Why nothing is open, and what to do, for as long as nothing is."""
 
     @contextmanager
     def open(self, handle: LedgerHandle, ledger: Ledger, prices: PriceCatalogue) -> Generator[None]:
