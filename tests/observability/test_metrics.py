@@ -171,6 +171,8 @@ async def test_a_hold_is_open_while_its_call_runs_and_a_takeover_is_counted(
         await running.redis.xclaim("monitoring", GROUP, "a-dead-worker", 0, [entry_id], idle=60_000, justid=True)
         page = await scrape_until(url, "tollbook_tasks_claimed_total", 1)
         assert page.get("tollbook_holds_open") == 0
+        read = {"app_name": "tollbook", "broker": "redis", "handler": "monitoring"}
+        assert page.get("faststream_received_messages_total", **read) == 1, "a claimed entry is not read anew"
 
 
 async def test_totals_are_the_same_however_often_they_were_looked_at(tmp_path: Path) -> None:
