@@ -135,25 +135,10 @@ class Worker:
         task.add_done_callback(self._tasks.discard)
 
     async def _process(self, delivery: Delivery, *, has_slot: bool) -> None:
-        with self._observer.working(delivery) as told:
-            await self._work(delivery, told, has_slot=has_slot)
-
-    async def _work(self, delivery: Delivery, told: Told, *, has_slot: bool) -> None:
         slot = _Slot(self._slots[delivery.stream], is_held=has_slot)
-        pause_s = self._limits.first_pause_s
         try:
-            await slot.acquire()
-            while True:
-                try:
-                    return await self._execute(delivery, slot, told)
-                except (LedgerUnavailable, LedgerRefused, CallUnknown) as exc:
-                    # Nothing is lost while the task stays pending; it is tried again when the stores answer.
-                    _log.debug("task.held_back", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
-                    self._held_back.tell(exc)
-                    slot.release()
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, self._limits.longest_pause_s)
-                    await slot.acquire()
+            with self._observer.working(delivery) as told:
+                await self._work(delivery, slot, told)
         except CallTakenOver as exc:
             _log.warning("task.taken_over", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
         except Exception:  # noqa: BLE001 - see below.
@@ -162,6 +147,21 @@ class Worker:
         finally:
             slot.release()
             self.claims.drop(delivery)
+
+    async def _work(self, delivery: Delivery, slot: "_Slot", told: Told) -> None:
+        pause_s = self._limits.first_pause_s
+        await slot.acquire()
+        while True:
+            try:
+                return await self._execute(delivery, slot, told)
+            except (LedgerUnavailable, LedgerRefused, CallUnknown) as exc:
+                # Nothing is lost while the task stays pending; it is tried again when the stores answer.
+                _log.debug("task.held_back", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
+                self._held_back.tell(exc)
+                slot.release()
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, self._limits.longest_pause_s)
+                await slot.acquire()
 
     async def _execute(self, delivery: Delivery, slot: "_Slot", told: Told) -> None:
         try:

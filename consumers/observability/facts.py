@@ -13,13 +13,12 @@ import duckdb
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
-from consumers.claims import GROUP
 from consumers.observability.once import Once
 from consumers.observability.vitals import Vitals
 from inference.runtime import LedgerHandle
 from ledger.errors import LedgerError
 from ledger.follower import Lag
-from ledger.keys import dead_letters
+from ledger.keys import GROUP, dead_letters
 from ledger.totals import Totals
 from schemas.tasks import TaskStream
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from consumers.claims import GROUP
 from consumers.observability.catalogue import METRICS
 from inference.setting_values import CapTable
+from ledger.keys import GROUP
 from ledger.store import Store
 from ledger.totals import LATENCY_BUCKETS_S, Totals
 from tests.observability.pages import Samples, scrape_until
