@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from consumers.observability.vitals import Vitals
 from ledger.embedded import EmbeddedServer
-from tests.observability.pages import health, problems
+from tests.observability.pages import health, problems, scrape
 from tests.proxy import faulty_proxy
 from tests.servers import wait_until
 from tests.system import StayingCommand, running_system
@@ -67,6 +67,11 @@ async def test_a_redis_that_hangs_is_told_in_time(redis_client: Redis, server_ur
             status, document = await health(url, "ready")
             assert (status, time.monotonic() - started < TOLD_WITHIN_S) == (503, True)
             assert problems(document) == {"redis": "no answer within 0.6 s"}
+            # What is not known is left out of the metrics, never shown as zero.
+            page = await scrape(url)
+            assert page.get("tollbook_ready") == 0
+            assert "tollbook_stream_entries" not in page.text
+            assert "tollbook_projector_lag" not in page.text
         finally:
             proxy.let_replies_pass()
         assert await wait_for(url, 200) == {}
