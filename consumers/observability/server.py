@@ -57,7 +57,9 @@ async def serve_vitals(vitals: Vitals, *, host: str, port: int, data_dir: Path, 
     )
     with listening, announced_address(data_dir, name, bound, part=vitals.part):
         serving = asyncio.create_task(server.serve(sockets=[listening]))
-        _log.info("metrics.served", url=f"http://{bound}")
+        # `tollbook up` tells the address itself, once everything is up.
+        tell = _log.debug if vitals.part == "up" else _log.info
+        tell("metrics.served", url=f"http://{bound}")
         try:
             yield f"http://{bound}"
         finally:
