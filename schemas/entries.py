@@ -31,6 +31,8 @@ class TaskFields(TypedDict, total=False):
     model: str | None
     reply_to: str | None
     metadata: Mapping[str, Any] | str | None
+    traceparent: str | None
+    tracestate: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,5 +104,5 @@ def test_an_entry_of_the_largest_size_is_made_and_read() -> None:
         task_entry("generation", values, new_id="n")
 
 
-def test_every_argument_is_a_field_of_a_task() -> None:
-    assert TaskFields.__annotations__.keys() <= Task.model_fields.keys()
+def test_every_field_of_a_task_is_an_argument() -> None:
+    assert TaskFields.__annotations__.keys() == Task.model_fields.keys() - {"task", "prompt"}
