@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
+from consumers.observability.vitals import Vitals
 from consumers.runtime import System
 from inference.runtime import open_ledger, open_runtime
 from inference.settings import Settings
@@ -102,7 +103,9 @@ async def running_apart(data_dir: Path, redis_url: str, *, workers: int = 1, **v
             open_runtime(settings, handle, remote_reader(data_dir)) as runtime,
         ):
             nothing = asyncio.create_task(asyncio.Event().wait())
-            system = System(redis_url, handle, cast("Any", None), runtime, cast("Any", nothing))
+            system = System(
+                redis_url, handle, cast("Any", None), runtime, cast("Any", nothing), Vitals("worker", settings)
+            )
             apart = Apart(RunningSystem(system, provider, [], redis), settings, projector)
             try:
                 async with serving(apart.running, workers):
