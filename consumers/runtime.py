@@ -5,6 +5,7 @@ Small enough to read in one sitting: what is opened, in which order, and how it 
 
 import asyncio
 import contextlib
+import math
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -29,6 +30,7 @@ from ledger.connection import hide_password
 from ledger.embedded import EmbeddedServer, EmbeddedServerError
 from ledger.endpoint import Endpoint, clear_endpoint, read_endpoint, write_endpoint
 from ledger.errors import LedgerUnavailable
+from ledger.ledger import Patience
 from ledger.remote import remote_reader
 from ledger.store import StoreLocked, stored_ledger_id
 
@@ -37,6 +39,8 @@ _SERVER_PAUSE_S: Final = 2.0
 _RECONNECT_S: Final = 0.5
 # For folding and closing, once the calls in flight are finished.
 _END_S: Final = 15.0
+# A worker that gave up settling would forget an answer that is paid for. While Redis is away it has nothing else to do.
+_PATIENCE: Final = Patience(settle_s=math.inf)
 _log = structlog.get_logger(__name__)
 
 
@@ -174,7 +178,7 @@ async def open_system(settings: Settings) -> AsyncGenerator[System]:
     async with open_redis_url(settings) as redis_url, _open_folding(settings, redis_url) as (handle, projection):
         folding = asyncio.create_task(projection.run())
         try:
-            async with open_runtime(settings, handle, projection.read) as runtime:
+            async with open_runtime(settings, handle, projection.read, patience=_PATIENCE) as runtime:
                 yield System(redis_url, handle, projection, runtime, folding)
             await projection.catch_up()
         finally:
@@ -217,7 +221,7 @@ async def run_remote_worker(settings: Settings, streams: Sequence[str], stop: as
         try:
             async with (
                 open_ledger(settings, redis_url, may_create=False) as handle,
-                open_runtime(settings, handle, read) as runtime,
+                open_runtime(settings, handle, read, patience=_PATIENCE) as runtime,
             ):
                 return await run_worker(runtime, streams, stop, redis_url=redis_url)
         except LedgerUnavailable as exc:

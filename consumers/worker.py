@@ -21,6 +21,7 @@ from consumers.dead_letters import DeadLetters, Reason
 from consumers.messages import Delivery, read_task, salvage
 from consumers.seldom import SeldomWarning
 from inference.calls import Call, CallRunner, CallTakenOver
+from inference.outcomes import exhausted
 from ledger.errors import CallUnknown, IdempotencyConflict, LedgerRefused, LedgerUnavailable
 from ledger.freed import FreedBudgets
 from ledger.pipeline import CommandPipeline
@@ -36,7 +37,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLimits:
-    """Units: seconds. `most_holds` bounds how often a task is begun anew after its worker died."""
+    """Units: seconds. `most_holds` bounds how often a task is begun, `most_deliveries` how often it is delivered."""
 
     concurrency: Mapping[str, int]
     hold_wait_s: float
@@ -76,6 +77,7 @@ class Worker:
         self._slots = {stream: asyncio.Semaphore(number) for stream, number in limits.concurrency.items()}
         self._tasks: set[asyncio.Task[None]] = set()
         self._runs = count(1)
+        # Runs that may still send a request; of all others of this worker it is known that they do not.
         self._active: set[str] = set()
         self._held_back = SeldomWarning("tasks.held_back", now_ms)
         # All task streams, whichever this worker serves; and what belongs to a ledger beside its partitions.
@@ -128,16 +130,20 @@ class Worker:
     async def _process(self, delivery: Delivery, *, has_slot: bool) -> None:
         slot = _Slot(self._slots[delivery.stream], is_held=has_slot)
         pause_s = self._limits.first_pause_s
+        run = self._begin_run()
         try:
             await slot.acquire()
             while True:
                 try:
-                    return await self._execute(delivery, slot)
+                    return await self._execute(delivery, slot, run)
                 except (LedgerUnavailable, LedgerRefused, CallUnknown) as exc:
                     # Nothing is lost while the task stays pending; it is tried again when the stores answer.
                     _log.debug("task.held_back", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
                     self._held_back.tell(exc)
                     slot.release()
+                    if run.has_money:
+                        self._active.discard(run.id)
+                        run = self._begin_run()
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, self._limits.longest_pause_s)
                     await slot.acquire()
@@ -147,17 +153,23 @@ class Worker:
             # The edge of the worker: one task's trouble must not stop the others. It stays pending.
             _log.exception("task.crashed", entry_id=delivery.entry_id, stream=delivery.stream)
         finally:
+            self._active.discard(run.id)
             slot.release()
             self.claims.drop(delivery)
 
-    async def _execute(self, delivery: Delivery, slot: "_Slot") -> None:
+    def _begin_run(self) -> "_Run":
+        run = _Run(f"{self.name}.{next(self._runs)}")
+        self._active.add(run.id)
+        return run
+
+    async def _execute(self, delivery: Delivery, slot: "_Slot", run: "_Run") -> None:
         try:
             task_id, task = read_task(delivery)
         except InvalidTask as exc:
             await self._refuse_malformed(delivery, str(exc))
             return
         try:
-            result = await self._result_of(delivery, slot, task_id, task)
+            result = await self._result_of(delivery, slot, run, task_id, task)
         except IdempotencyConflict as exc:
             await self._refuse_conflict(delivery, task_id, task, str(exc))
             return
@@ -167,39 +179,48 @@ class Worker:
         await self.claims.acknowledge(delivery)
         self._count(result)
 
-    async def _result_of(self, delivery: Delivery, slot: "_Slot", task_id: str, task: Task) -> InferenceResult | None:
+    async def _result_of(
+        self, delivery: Delivery, slot: "_Slot", run: "_Run", task_id: str, task: Task
+    ) -> InferenceResult | None:
         """Return the task's result, or None where it is left pending for another time."""
         if task.task is TaskType.PING:
             return await self._pong(task_id, task)
         call = Call.of_task(
             task,
             call_id=task_id,
-            run_id=f"{self.name}.{next(self._runs)}",
+            run_id=run.id,
             route=self._routes[task.task],
             stream=delivery.stream,
         )
-        self._active.add(call.run_id)
-        try:
-            return await self._run(delivery, call, slot)
-        finally:
-            self._active.discard(call.run_id)
+        return await self._run(delivery, call, slot, run)
 
-    async def _run(self, delivery: Delivery, call: Call, slot: "_Slot") -> InferenceResult | None:
+    async def _run(self, delivery: Delivery, call: Call, slot: "_Slot", run: "_Run") -> InferenceResult | None:
         waits_until_ms = self._now_ms() + round(1000 * self._limits.hold_wait_s)
         budget: str | None = None
         pause_s = self._limits.first_pause_s
-        problem = _died(delivery.deliveries) if delivery.deliveries > self._limits.most_deliveries else None
+        problem = exhausted(delivery.deliveries) if delivery.deliveries > self._limits.most_deliveries else None
 
         def let_next_try() -> None:
             if budget is not None:
                 self._freed.next(budget)
 
+        def on_reserved() -> None:
+            run.has_money = True
+            let_next_try()
+
         while True:
             is_final = budget is not None and self._now_ms() >= waits_until_ms
-            reply = await self._runner.run(call, is_final=is_final, on_reserved=let_next_try, give_up=problem)
+            reply = await self._runner.run(
+                call,
+                is_final=is_final,
+                on_reserved=on_reserved,
+                give_up=problem,
+                most_holds=self._limits.most_holds,
+            )
             if isinstance(reply, InferenceResult):
                 let_next_try()
-                if reply.error_code is ErrorCode.ATTEMPTS_EXHAUSTED and (problem or delivery.is_claimed):
+                has_given_up = reply.error_code is ErrorCode.ATTEMPTS_EXHAUSTED
+                if has_given_up and (problem or run.has_money or delivery.is_claimed):
                     # A claimed one too: whoever gave up may have died before it could do this.
                     await self._bury(
                         delivery, "attempts_exhausted", reply.error or problem or "", call.call_id, call.user_id
@@ -207,7 +228,7 @@ class Worker:
                 return reply
             if isinstance(reply, OpenCall) and await self._may_take_over(delivery, reply):
                 if reply.hold >= self._limits.most_holds:
-                    problem = problem or _died(reply.hold)
+                    problem = problem or exhausted(reply.hold)
                 await self._runner.take_over(call, reply, give_up=problem)
                 continue
             slot.release()
@@ -224,11 +245,14 @@ class Worker:
             await slot.acquire()
 
     async def _may_take_over(self, delivery: Delivery, found: OpenCall) -> bool:
-        """Whether the run that holds money is dead: its time is over, and its worker shows no sign of life."""
-        is_due = delivery.is_claimed or self._now_ms() > found.deadline_ms
+        """Whether the run that holds money is dead.
+
+        One of this worker's own has ended, or is known to live. Another's is due and its worker shows no sign of life.
+        """
         owner = found.worker.rpartition(".")[0]
         if owner == self.name:
-            return is_due and found.worker not in self._active
+            return found.worker not in self._active
+        is_due = delivery.is_claimed or self._now_ms() > found.deadline_ms
         return is_due and not await self.claims.is_alive(owner)
 
     async def _wait_for_money(self, budget: str, *, is_first: bool, until_ms: int) -> None:
@@ -312,8 +336,12 @@ class Worker:
             _log.warning("reply.refused", task_id=result.task_id, reply_to=reply_to, problem=str(exc))
 
 
-def _died(times: int) -> str:
-    return f"workers died over this task {times} times; it is in the dead-letter stream"
+@dataclass(slots=True)
+class _Run:
+    """One run of a task. Until it `has_money` it sends no request, and may be repeated under the same id."""
+
+    id: str
+    has_money: bool = False
 
 
 class _Slot:

@@ -26,14 +26,14 @@ from inference.retry import RetryPolicy
 from inference.routing import routing_with
 from inference.settings import Settings, load_settings
 from ledger.baselines import BaselineReader, Baselines
-from ledger.connection import connect
+from ledger.connection import ANSWER_TIMEOUT_S, connect
 from ledger.endpoint import read_endpoint
 from ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
 from ledger.freed import FreedBudgets
 from ledger.functions import load_library
 from ledger.gate import Gate, LedgerState, create_ledger
 from ledger.keys import Keys
-from ledger.ledger import Ledger
+from ledger.ledger import Ledger, Patience
 from ledger.pipeline import CommandPipeline
 from ledger.remote import remote_reader
 from ledger.results import Results
@@ -41,6 +41,9 @@ from schemas.plans import Plan
 from schemas.results import ErrorCode
 from schemas.routes import Route
 from schemas.tasks import TaskType
+
+# A server that syncs a large batch to a slow disk is not silent.
+_LEAST_ANSWER_TIMEOUT_S: Final = 1.0
 
 
 def now_ms() -> int:
@@ -84,7 +87,7 @@ async def open_ledger(
     async with AsyncExitStack() as stack:
         stack.push_async_callback(redis.aclose)
         await load_library(redis)
-        pipeline = CommandPipeline(redis)
+        pipeline = CommandPipeline(redis, timeout_s=_answer_timeout_s(settings))
         stack.push_async_callback(pipeline.aclose)
         keys = tuple(Keys(settings.namespace, number) for number in range(settings.partitions))
         if expected_id is not None:
@@ -100,6 +103,11 @@ async def open_ledger(
             redis, pipeline, namespace=settings.namespace, partitions=len(keys), ttl_s=settings.result_ttl_s
         )
         yield LedgerHandle(redis, pipeline, keys, tuple(states), results)
+
+
+def _answer_timeout_s(settings: Settings) -> float:
+    """How long an answer of Redis is waited for: one connection that falls silent must not cost a worker its claims."""
+    return min(ANSWER_TIMEOUT_S, max(_LEAST_ANSWER_TIMEOUT_S, settings.claim_after_s / 3))
 
 
 async def _found_id(pipeline: CommandPipeline, key: Keys) -> str:
@@ -133,14 +141,16 @@ def build_gates(handle: LedgerHandle, settings: Settings) -> tuple[Gate, ...]:
     )
 
 
-def build_ledger(handle: LedgerHandle, settings: Settings, read: BaselineReader) -> Ledger:
+def build_ledger(
+    handle: LedgerHandle, settings: Settings, read: BaselineReader, *, patience: Patience | None = None
+) -> Ledger:
     """Return the ledger with baselines read by `read`."""
     gates = build_gates(handle, settings)
     baselines = [
         Baselines(read, number, monotonic=time.monotonic, max_age_s=settings.tail_keep_s / 3)
         for number in range(len(gates))
     ]
-    return Ledger(handle.redis, gates, baselines)
+    return Ledger(handle.redis, gates, baselines, patience=patience)
 
 
 def budget_policy(settings: Settings) -> BudgetPolicy:
@@ -172,11 +182,11 @@ class InferenceRuntime:
 
 @asynccontextmanager
 async def open_runtime(
-    settings: Settings, handle: LedgerHandle, read: BaselineReader
+    settings: Settings, handle: LedgerHandle, read: BaselineReader, *, patience: Patience | None = None
 ) -> AsyncGenerator[InferenceRuntime]:
     """Put a runner together; it is closed at the end. Errors: SettingsError."""
     async with AsyncExitStack() as stack:
-        ledger = build_ledger(handle, settings, read)
+        ledger = build_ledger(handle, settings, read, patience=patience)
         provider = await stack.enter_async_context(ProviderClient.from_settings(settings))
         freed = FreedBudgets(handle.redis, [key.waiters for key in handle.keys])
         freed.start()

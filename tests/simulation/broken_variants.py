@@ -46,9 +46,9 @@ class ImpatientWorker(Worker):
 
 
 class HastyWorker(Worker):
-    async def _execute(self, delivery: Delivery, slot: Any) -> None:
+    async def _execute(self, delivery: Delivery, *others: Any) -> None:
         await self.claims.acknowledge(delivery)
-        await super()._execute(delivery, slot)
+        await super()._execute(delivery, *others)
 
 
 class TrustingRunner(CallRunner):
@@ -78,6 +78,7 @@ class ResentfulRunner(CallRunner):
         is_final: bool = False,
         on_reserved: Callable[[], None] = lambda: None,
         give_up: str | None = None,
+        most_holds: int | None = None,
     ) -> InferenceResult | Waiting | OpenCall:
         if give_up is None:
             return await super().run(call, is_final=is_final, on_reserved=on_reserved)
@@ -182,7 +183,10 @@ BROKEN = (
     BrokenVariant("a task is acknowledged before its result", lambda: Variant(worker=HastyWorker), "G4: .* 0 results"),
     BrokenVariant("dead holds are released", lambda: Variant(runner=TrustingRunner), "G3"),
     BrokenVariant(
-        "a late answer is not booked", lambda: Variant(runner=ForgetfulRunner), "G3: .* stays assumed|G3: .* settled at"
+        "a late answer is not booked",
+        lambda: Variant(runner=ForgetfulRunner),
+        "G3: .* stays assumed|G3: .* settled at",
+        changes={"claim_after_s": 3.0, "outages": 0.1},
     ),
     BrokenVariant(
         "a late answer is dropped while the projection is down",
