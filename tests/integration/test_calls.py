@@ -441,6 +441,22 @@ async def test_run_finds_the_hold_that_its_own_lost_request_has_opened(calling: 
     assert await story(calling) == [HELD, ok(SONNET), settled(PRICE[SONNET], "reported", "done")]
 
 
+async def test_call_is_not_begun_more_often_than_it_may(calling: Calling) -> None:
+    """G3: also where the holds of those who died were settled by a sweeper, so that nobody had to take them over."""
+    calling.script("hang_charged")
+    async with calling.runner() as (runner, _):
+        running = asyncio.create_task(runner.run(calling.call(), most_holds=1))
+        await wait_until(lambda: calling.provider.requests == 1)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        given_up = await runner.run(calling.call(run_id="run-2"), most_holds=1)
+        assert isinstance(given_up, InferenceResult)
+        assert (given_up.status, given_up.error_code) == (FAILED, ErrorCode.ATTEMPTS_EXHAUSTED)
+        assert await runner.run(calling.call(run_id="run-3"), most_holds=1) == given_up
+    assert calling.provider.requests == 1
+    assert (await story(calling))[-1] == settled(0, "released", "failed")
+
+
 async def test_answer_that_comes_after_its_hold_has_expired(calling: Calling) -> None:
     # G3: the charge is recorded, never refused; the result is taken, since nobody else has one.
     gate = asyncio.Event()
@@ -471,6 +487,9 @@ async def test_answer_that_comes_after_another_worker_has_given_the_call_up(call
         found = await runner.run(calling.call(run_id="run-2"))
         assert isinstance(found, OpenCall)
         given_up = await runner.take_over(calling.call(run_id="run-2"), found, give_up="three workers have died")
+        # What the dead one may have cost is on the ledger, and the publisher is told.
+        assert given_up is not None
+        assert nanousd_from_usd(given_up.cost_usd) == BOUND[SONNET]
         assert given_up is not None
         assert (given_up.status, given_up.error_code) == (FAILED, ErrorCode.ATTEMPTS_EXHAUSTED)
         gate.set()
@@ -583,6 +602,11 @@ async def test_call_cancelled_at_any_moment_leaves_no_hold_and_loses_no_money(ca
             await asyncio.gather(running, return_exceptions=True)
             record = await calling.runtime.ledger.gates[0].call_record(f"t{steps}")
             states.append(record.state if record else None)
+            # G4: an answer that was heard is the task's; it is not paid for a second time.
+            is_answered = any(
+                entry[:1] == ("called",) and entry[2] == "ok" for entry in await story(calling, f"t{steps}")
+            )
+            assert not is_answered or states[-1] == "settled"
             steps += max(1, steps // 20)
     assert "open" not in states
     assert states[0] is None

@@ -51,6 +51,22 @@ class HastyWorker(Worker):
         await super()._execute(delivery, *others)
 
 
+class NamelessWorker(Worker):
+    """Takes the hold that its own lost reservation has opened for another's."""
+
+    async def _execute(self, delivery: Delivery, slot: Any, run: Any) -> None:
+        run.id = f"{self.name}.{next(self._runs)}"
+        self._active.add(run.id)
+        await super()._execute(delivery, slot, run)
+
+
+class EndlessRunner(CallRunner):
+    """Begins a task anew however many workers it has cost."""
+
+    async def run(self, call: Call, **named: Any) -> InferenceResult | Waiting | OpenCall:
+        return await super().run(call, **{**named, "most_holds": None})
+
+
 class TrustingRunner(CallRunner):
     """Takes a dead worker's request for one that was never sent."""
 
@@ -181,6 +197,19 @@ BROKEN = (
         "G4: .* lives and is well",
     ),
     BrokenVariant("a task is acknowledged before its result", lambda: Variant(worker=HastyWorker), "G4: .* 0 results"),
+    BrokenVariant(
+        "a lost reservation is taken for another worker's",
+        lambda: Variant(worker=NamelessWorker),
+        "G3: .* its worker lives and sent nothing",
+        seeds=600,
+        changes={"outages": 0.1, "deaths": 0.0, "pauses": 0.0, "stops": 0.0, "workers": 1},
+    ),
+    BrokenVariant(
+        "a task is begun anew however many workers it has cost",
+        lambda: Variant(runner=EndlessRunner),
+        "G3: .* is begun anew",
+        changes={"most_holds": 1, "stops": 0.05},
+    ),
     BrokenVariant("dead holds are released", lambda: Variant(runner=TrustingRunner), "G3"),
     BrokenVariant(
         "a late answer is not booked",

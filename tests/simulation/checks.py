@@ -176,6 +176,8 @@ class Checker:
                     raise Broken(f"G1: hold {hold.number} of {hold.call_id} is {hold.held} and costs {hold.cost}")
                 if payload.get("outcome") == "taken_over":
                     self._check_takeover(hold)
+                if payload.get("outcome") in ("taken_over", "expired") and hold.assumed:
+                    self._check_assumption(hold, payload["outcome"])
             case _:
                 pass
 
@@ -207,6 +209,15 @@ class Checker:
         since_s = self._clock() - self.trouble_s.get(process, 0.0)
         if not process.is_dead and not process.is_paused and since_s > 2 * self._claim_after_s + 5:
             raise Broken(f"G4: {hold.call_id} is taken over from {process.name}, which lives and is well")
+
+    def _check_assumption(self, hold: HoldState, outcome: str) -> None:
+        """A worker that lives knows that it sent nothing, though it may have been cut off and taken for dead."""
+        process = self.processes[hold.process_name]
+        is_well = not process.is_dead and not process.paused_s and not process.is_paused and process not in self.stopped
+        if is_well and not hold.requests and (outcome == "expired" or process is self._server.client):
+            raise Broken(
+                f"G3: hold {hold.number} of {hold.call_id} is charged for, and its worker lives and sent nothing"
+            )
 
     def on_set(self, key: bytes, value: bytes) -> None:
         if key.startswith(self._result_prefix):
