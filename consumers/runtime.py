@@ -21,6 +21,7 @@ from consumers.claims import Claims
 from consumers.dead_letters import DeadLetters
 from consumers.projection import ProjectionService, duckdb_path, open_projection
 from consumers.seldom import SeldomWarning
+from consumers.stream_owners import own_streams
 from consumers.supervisor import Child, Supervisor
 from consumers.sweeper import Sweeper
 from consumers.worker import Worker, WorkerLimits
@@ -108,8 +109,13 @@ async def run_worker(runtime: InferenceRuntime, streams: Sequence[str], stop: as
 
 
 async def serve_worker(runtime: InferenceRuntime, worker: Worker, stop: asyncio.Event, *, redis_url: str) -> None:
-    """Feed a worker until `stop`; then finish what is in flight within the grace period."""
+    """Feed a worker until `stop`; then finish what is in flight within the grace period. Errors: StreamTaken."""
     claims = worker.claims
+    # Before the claims run: they take over what is pending, whosever it is.
+    while not await _own_streams(runtime, worker):
+        await _pause(stop, _RECONNECT_S)
+        if stop.is_set():
+            return
     sweeper = Sweeper(runtime.ledger, runtime.ledger.gates)
     background = [asyncio.create_task(claims.run(worker.take_claimed)), asyncio.create_task(sweeper.run())]
     for task in background:
@@ -118,7 +124,7 @@ async def serve_worker(runtime: InferenceRuntime, worker: Worker, stop: asyncio.
     _log.info("worker.started", worker=worker.name, streams=claims.streams)
     try:
         while not stop.is_set():
-            if not await _feed(worker, stop, redis_url):
+            if not await _own_streams(runtime, worker) or not await _feed(worker, stop, redis_url):
                 await _pause(stop, _RECONNECT_S)
         _log.info("worker.stopping", worker=worker.name, in_flight=worker.in_flight)
         await worker.drain(runtime.settings.stop_grace_s)
@@ -132,6 +138,16 @@ async def serve_worker(runtime: InferenceRuntime, worker: Worker, stop: asyncio.
     for end in ends:
         if isinstance(end, Exception):
             raise end
+
+
+async def _own_streams(runtime: InferenceRuntime, worker: Worker) -> bool:
+    """Take the streams for this ledger; return False where Redis did not answer. Errors: StreamTaken."""
+    try:
+        await own_streams(runtime.handle.pipeline, worker.claims.streams, runtime.settings.namespace)
+    except (LedgerUnavailable, RedisError) as exc:
+        _log.warning("worker.not_connected", worker=worker.name, problem=str(exc))
+        return False
+    return True
 
 
 async def _feed(worker: Worker, stop: asyncio.Event, redis_url: str) -> bool:

@@ -88,9 +88,12 @@ def ping(
 
 async def _publish(stream: str, entry: dict[str, str], wait: float | None, *, as_json: bool) -> int:
     from consumers.cli.connect import connected
+    from consumers.stream_owners import check_owner
     from inference.settings import load_settings
 
-    async with connected(load_settings()) as connection:
+    settings = load_settings()
+    async with connected(settings) as connection:
+        await check_owner(connection.pipeline, stream, settings.namespace)
         flat = [part for pair in entry.items() for part in pair]
         entry_id: bytes = await connection.pipeline.execute("XADD", stream, "*", *flat)
         if wait is None:
