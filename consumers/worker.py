@@ -76,6 +76,7 @@ class Worker:
         self._now_ms = now_ms
         self._slots = {stream: asyncio.Semaphore(number) for stream, number in limits.concurrency.items()}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
         self._runs = count(1)
         # Runs that may still send a request; of all others of this worker it is known that they do not.
         self._active: set[str] = set()
@@ -96,6 +97,8 @@ class Worker:
         try:
             while waiting:
                 await self._slots[waiting[0].stream].acquire()
+                if self._is_stopping:
+                    return  # What has not begun stays pending, and is claimed by others.
                 self._start(waiting.pop(0), has_slot=True)
         finally:
             for delivery in waiting:
@@ -103,14 +106,15 @@ class Worker:
 
     def take_claimed(self, delivery: Delivery) -> None:
         """Take over a delivery whose worker gave no sign of life; it waits for its slot by itself."""
-        if self.claims.add(delivery):
+        if not self._is_stopping and self.claims.add(delivery):
             self._start(delivery, has_slot=False)
 
     async def drain(self, grace_s: float) -> None:
         """Let what is in flight finish for `grace_s` seconds, then cancel: holds are settled, tasks stay pending.
 
-        Where Redis does not answer, the holds are left to whoever takes the tasks over.
+        Nothing more is begun. Where Redis does not answer, the holds are left to whoever takes the tasks over.
         """
+        self._is_stopping = True
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=grace_s)
         left = set(self._tasks)

@@ -159,7 +159,7 @@ class CallRunner:
         try:
             request, reply = await self._reserve(call, first, is_final=is_final)
         except asyncio.CancelledError:
-            await asyncio.shield(self._release_unsent(call))
+            await _before_the_end(call, self._release_unsent(call))
             raise
         match reply:
             case Reserved():
@@ -266,7 +266,7 @@ class CallRunner:
             raise
         except (asyncio.CancelledError, Exception):
             # A request may be under way. Neither who cancels nor a fault of ours must leave a phantom hold behind.
-            await asyncio.shield(self._abandon(hold, attempt_bound))
+            await _before_the_end(call, self._abandon(hold, attempt_bound))
             raise
         return await _to_its_end(self._settle(hold, result, reason=failure))
 
@@ -425,6 +425,15 @@ async def _to_its_end(settling: Coroutine[Any, Any, InferenceResult]) -> Inferen
     except asyncio.CancelledError:
         await asyncio.wait({task})
         raise
+
+
+async def _before_the_end(call: Call, tidying: Coroutine[Any, Any, None]) -> None:
+    """Tidy up whatever comes; where the ledger does not answer, the hold is left to those who come after."""
+    try:
+        await asyncio.shield(tidying)
+    except LedgerError as exc:
+        # Raised, it would take the place of the cancellation, and the task that was to end would go on.
+        _log.warning("call.hold_left", call_id=call.call_id, problem=str(exc))
 
 
 def _exhausted(hold: int, most_holds: int | None) -> str | None:

@@ -60,8 +60,12 @@ class Calling:
     async def runner(
         self, *, transport: httpx.AsyncBaseTransport | None = None, base_url: str | None = None
     ) -> AsyncGenerator[tuple[CallRunner, list[float]]]:
-        """Yield a runner like the system's own that sleeps through no pause, but notes it."""
+        """Yield a runner like the system's own that sleeps through no pause, but notes it.
+
+        With a `transport` of its own, a test decides when answers come, however long that takes.
+        """
         runtime, pauses = self.runtime, list[float]()
+        attempt_timeout_s = runtime.settings.attempt_timeout_s if transport is None else 30.0
 
         async def sleep(seconds: float) -> None:
             pauses.append(seconds)
@@ -70,7 +74,7 @@ class Calling:
             api_key=runtime.settings.openrouter_api_key,
             base_url=base_url or runtime.settings.openrouter_base_url,
             is_openrouter=False,
-            attempt_timeout_s=runtime.settings.attempt_timeout_s,
+            attempt_timeout_s=attempt_timeout_s,
             transport=transport,
         ) as provider:
             yield (
@@ -81,7 +85,7 @@ class Calling:
                     prices=runtime.runner.prices,
                     policy=runtime.policy,
                     retry=RetryPolicy.from_settings(runtime.settings),
-                    attempt_timeout_s=runtime.settings.attempt_timeout_s,
+                    attempt_timeout_s=attempt_timeout_s,
                     now_ms=now_ms,
                     sleep=sleep,
                 ),

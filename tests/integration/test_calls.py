@@ -490,7 +490,6 @@ async def test_answer_that_comes_after_another_worker_has_given_the_call_up(call
         # What the dead one may have cost is on the ledger, and the publisher is told.
         assert given_up is not None
         assert nanousd_from_usd(given_up.cost_usd) == BOUND[SONNET]
-        assert given_up is not None
         assert (given_up.status, given_up.error_code) == (FAILED, ErrorCode.ATTEMPTS_EXHAUSTED)
         gate.set()
         await running
@@ -567,6 +566,19 @@ async def test_cancelled_call_leaves_no_hold_behind(calling: Calling) -> None:
     assert isinstance(result, InferenceResult)
     assert result.status is DONE
     assert await calling.spent() == BOUND[SONNET] + PRICE[SONNET]
+
+
+async def test_call_cancelled_while_redis_is_away_ends(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    """Whoever is told to stop stops, though it cannot look for what it may have left behind."""
+    async with open_calling(server_url, tmp_path) as calling, calling.runner() as (runner, _):
+        running = asyncio.create_task(runner.run(calling.call()))
+        with capture_logs() as logs:
+            await calling.runtime.handle.pipeline.aclose()
+            await wait_until(lambda: any(entry["event"] == "redis.answer_missed" for entry in logs))
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+    assert calling.provider.requests == 0
 
 
 async def test_call_cancelled_during_a_pause_costs_what_its_attempts_cost(calling: Calling) -> None:

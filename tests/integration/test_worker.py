@@ -11,6 +11,8 @@ from redis.asyncio import Redis
 
 from consumers.claims import GROUP
 from consumers.dead_letters import DeadLetters
+from consumers.messages import Delivery
+from consumers.runtime import build_worker
 from inference.setting_values import CapTable, ConcurrencyTable
 from schemas.results import ErrorCode, TaskStatus
 from tests.servers import wait_until
@@ -127,6 +129,17 @@ async def test_a_worker_that_may_wait_no_longer_books_its_calls_and_leaves_their
             await assert_nothing_is_left(running)
         costs = await costs_of(running, "cut-off")
         assert [cost["nanousd"] for cost in costs] == [BOUND, COST]
+
+
+async def test_a_worker_that_stops_begins_nothing_more(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    """Neither what it has read nor what it could take over; both stay for others."""
+    async with running_system(tmp_path / "data", server_url, workers=0) as running:
+        worker = build_worker(running.system.runtime, [STREAM], "stopping")
+        fields = {name.encode(): value.encode() for name, value in make_task("t1").items()}
+        await worker.drain(0.0)
+        await worker.take([Delivery(STREAM, "1-0", fields)])
+        worker.take_claimed(Delivery(STREAM, "2-0", fields, deliveries=2))
+        assert (worker.in_flight, len(worker.claims), running.provider.requests) == (0, 0, 0)
 
 
 @asynccontextmanager
