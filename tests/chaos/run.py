@@ -32,7 +32,6 @@ from tests.system import command_environment
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 KEYS: Final = Keys()
-_DRAIN_S: Final = 90.0
 _PAGE: Final = 2_000
 _WATCH_S: Final = 0.25
 _ANSWER_S: Final = 10.0
@@ -106,7 +105,7 @@ class Chaos:
     async def drain(self) -> None:
         """Wait until every entry is delivered and acknowledged and no hold is open. Errors: NotDrained."""
         try:
-            await _until(self._is_at_rest, _DRAIN_S, "the system did not come to rest")
+            await _until(self._is_at_rest, self.plot.drain_s, "the system did not come to rest")
         except NotDrained as exc:
             raise NotDrained(f"{exc}; seed {self.plot.seed}\n{await self._what_is_left()}") from None
 
