@@ -12,7 +12,7 @@ import uuid
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from redis.asyncio import Redis
@@ -178,6 +178,8 @@ class InferenceRuntime:
     routes: dict[TaskType, Route]
     freed: FreedBudgets
     policy: BudgetPolicy
+    unanswered: dict[str, str] = field(default_factory=dict[str, str])
+    """By call id: the run that asked for money and got no answer. The next run of the call goes on with what it got."""
 
 
 @asynccontextmanager
