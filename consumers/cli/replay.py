@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from consumers.cli.source import ArchiveOption
+from consumers.cli.options import ArchiveOption
 from schemas.identifiers import EntryId, check_id
 
 if TYPE_CHECKING:
