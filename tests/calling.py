@@ -21,6 +21,7 @@ from inference.retry import RetryPolicy
 from inference.runtime import InferenceRuntime, build_gates, now_ms, open_ledger, open_runtime
 from inference.settings import Settings, load_settings
 from inference.standin import FaultPlan, StandIn, StandInConfig
+from ledger.ledger import Ledger
 from ledger.projector import Projector, ProjectorSettings
 from ledger.requests import AssignRequest
 from ledger.store import Store
@@ -58,7 +59,11 @@ class Calling:
 
     @asynccontextmanager
     async def runner(
-        self, *, transport: httpx.AsyncBaseTransport | None = None, base_url: str | None = None
+        self,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        base_url: str | None = None,
+        ledger: Ledger | None = None,
     ) -> AsyncGenerator[tuple[CallRunner, list[float]]]:
         """Yield a runner like the system's own that sleeps through no pause, but notes it.
 
@@ -79,7 +84,7 @@ class Calling:
         ) as provider:
             yield (
                 CallRunner(
-                    ledger=runtime.ledger,
+                    ledger=ledger or runtime.ledger,
                     results=runtime.handle.results,
                     provider=provider,
                     prices=runtime.runner.prices,

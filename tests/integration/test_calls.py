@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from inference.calls import Call, CallTakenOver
 from inference.holds import settle_dead_hold
+from inference.runtime import build_ledger, open_ledger
 from ledger.errors import IdempotencyConflict
 from ledger.requests import OpenCall, Waiting
 from schemas.events import (
@@ -32,6 +33,7 @@ from schemas.events import (
 from schemas.money import nanousd_from_usd, usd_from_nanousd
 from schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tests.calling import API_KEY, COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
+from tests.proxy import faulty_proxy
 from tests.servers import wait_until
 
 COMPLETION = "tokens of nothing"
@@ -579,6 +581,33 @@ async def test_call_cancelled_while_redis_is_away_ends(redis_client: Redis, serv
             with pytest.raises(asyncio.CancelledError):
                 await running
     assert calling.provider.requests == 0
+
+
+async def test_answer_is_stored_though_its_call_is_cancelled_while_redis_is_away(
+    calling: Calling, server_url: str
+) -> None:
+    """G4: it is paid for; dropped, it would be paid for again."""
+    gate, settings = asyncio.Event(), calling.runtime.settings
+    async with (
+        faulty_proxy(server_url) as proxy,
+        open_ledger(settings, proxy.url, may_create=False) as handle,
+    ):
+        ledger = build_ledger(handle, settings, lambda names: asyncio.to_thread(calling.store.baselines, names))
+        async with calling.runner(transport=Held(gate), ledger=ledger) as (runner, _):
+            running = asyncio.create_task(runner.run(calling.call()))
+            await wait_until(lambda: calling.provider.requests == 1)
+            await proxy.stop()
+            with capture_logs() as logs:
+                gate.set()
+                await wait_until(lambda: any(entry["event"] == "redis.answer_missed" for entry in logs))
+                running.cancel()
+            await proxy.start()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+    stored = await calling.runtime.handle.results.get("t1")
+    assert stored is not None
+    assert stored.status is DONE
+    assert await story(calling) == [HELD, ok(SONNET), settled(PRICE[SONNET], "reported", "done")]
 
 
 async def test_call_cancelled_during_a_pause_costs_what_its_attempts_cost(calling: Calling) -> None:
