@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -29,6 +30,7 @@ from ledger.keys import Keys, dead_letters
 from schemas.identifiers import EntryId
 from schemas.results import InferenceResult
 from schemas.tasks import TaskStream
+from tests.forking import fork, run_command
 
 STREAMS: Final = tuple(stream.value for stream in TaskStream)
 REPLIES: Final = "replies"
@@ -215,7 +217,31 @@ async def run_cli(
     stdin: str | None = None,
     timeout_s: float = 30,
 ) -> Finished:
-    """Run `tollbook ...` to its end as a process of its own, in the directory `cwd`."""
+    """Run `tollbook ...` to its end as a process of its own, in the directory `cwd`.
+
+    It is forked; `run_installed` is slower, and starts what users have.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        files = [Path(directory, name) for name in ("stdin", "stdout", "stderr")]
+        for file, text in zip(files, (stdin or "", "", ""), strict=True):
+            file.write_text(text, encoding="utf-8")
+        process = await asyncio.to_thread(fork, run_command, arguments, cwd, command_environment(env), tuple(files))
+        await asyncio.to_thread(process.join, timeout_s)
+        if process.exitcode is None:
+            process.kill()
+            await asyncio.to_thread(process.join)
+            raise TimeoutError(f"tollbook {' '.join(arguments)} did not end within {timeout_s} s")
+        return Finished(process.exitcode, *(file.read_text(encoding="utf-8") for file in files[1:]))
+
+
+async def run_installed(
+    *arguments: str,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    stdin: str | None = None,
+    timeout_s: float = 30,
+) -> Finished:
+    """Run the command that is installed, as `run_cli` does."""
     process = await asyncio.create_subprocess_exec(
         tollbook(),
         *arguments,
