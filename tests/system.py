@@ -30,7 +30,7 @@ from ledger.keys import Keys, dead_letters
 from schemas.identifiers import EntryId
 from schemas.results import InferenceResult
 from schemas.tasks import TaskStream
-from tests.forking import fork, run_command
+from tests.forking import ForkedProcess, fork, run_command
 
 STREAMS: Final = tuple(stream.value for stream in TaskStream)
 REPLIES: Final = "replies"
@@ -264,17 +264,27 @@ async def run_installed(
 class StayingCommand:
     """A `tollbook` command that stays, as a process of its own. Its output goes to files, so that no pipe fills up."""
 
-    def __init__(self, process: asyncio.subprocess.Process, output: Path, errors: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process | ForkedProcess, output: Path, errors: Path) -> None:
         self.process = process
         self._output = output
         self._errors = errors
 
     @classmethod
-    async def start(cls, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Self:
-        """Start the command in the directory `cwd`."""
+    async def start(
+        cls, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, is_installed: bool = False
+    ) -> Self:
+        """Start the command in the directory `cwd`; forked, unless what is installed is asked for."""
         number = len(list(cwd.parent.glob(f"{cwd.name}.*.out")))
         output, errors = (cwd.with_name(f"{cwd.name}.{number}.{kind}") for kind in ("out", "err"))
         with output.open("wb") as out, errors.open("wb") as err:
+            if not is_installed:
+                files = (Path(os.devnull), output, errors)
+                environment = command_environment(env)
+                # Its own session, so that a test can send it what a terminal sends.
+                forked = await asyncio.to_thread(
+                    fork, run_command, arguments, cwd, environment, files, has_session=True
+                )
+                return cls(ForkedProcess(forked), output, errors)
             process = await asyncio.create_subprocess_exec(
                 tollbook(),
                 *arguments,
@@ -282,7 +292,6 @@ class StayingCommand:
                 env=command_environment(env),
                 stdout=out,
                 stderr=err,
-                # Its own process group, so that a test can send it what a terminal sends.
                 start_new_session=True,
             )
         return cls(process, output, errors)

@@ -41,7 +41,7 @@ async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Path]:
 
 
 async def started(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> StayingCommand:
-    command = await StayingCommand.start(*arguments, cwd=cwd, env=env)
+    command = await StayingCommand.start(*arguments, cwd=cwd, env=env, is_installed=True)
 
     def is_up() -> bool:
         assert command.process.returncode is None, command.stderr
