@@ -224,6 +224,24 @@ async def test_only_a_claim_that_is_still_in_hand_can_be_lost(
     assert [claims.holds(delivery) for delivery in (done, taken, kept)] == [False, False, True]
 
 
+async def test_what_is_given_back_was_not_delivered_and_is_not_taken_from_others(
+    every_redis_client: Redis, pipeline: CommandPipeline
+) -> None:
+    sleeper, rival, group = make_claims(pipeline, "w1"), make_claims(pipeline, "w2"), Group(every_redis_client)
+    await sleeper.ensure_groups()
+    given, taken = await group.deliver("w1", number=2)
+    for delivery in (given, taken):
+        sleeper.add(delivery)
+    await group.age(taken)
+    (now_rivals,) = await rival.take_abandoned(STREAM)
+    rival.add(now_rivals)
+    await sleeper.renew()
+    for delivery in (given, taken):
+        await sleeper.give_back(delivery)
+    assert (await group.pending(given))[::2] == ("w1", 0)
+    assert (await group.pending(taken))[::2] == ("w2", 2)
+
+
 async def test_acknowledged_entries_are_neither_pending_nor_held(
     every_redis_client: Redis, pipeline: CommandPipeline
 ) -> None:
