@@ -46,9 +46,9 @@ class ImpatientWorker(Worker):
 
 
 class HastyWorker(Worker):
-    async def _execute(self, delivery: Delivery, *others: Any) -> None:
+    async def _execute(self, delivery: Delivery, slot: Any, run: Any) -> None:
         await self.claims.acknowledge(delivery)
-        await super()._execute(delivery, *others)
+        await super()._execute(delivery, slot, run)
 
 
 class NamelessWorker(Worker):
