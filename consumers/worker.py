@@ -279,8 +279,8 @@ class Worker:
         if await self._runner.results.put(result):
             return result
         # The first answer stands, to the letter (G4); an id that a call was published under is not a ping's.
-        stored = await self._runner.results.get_of(task_id, task.user_id) or result
-        if (stored.task_type, stored.user_id) != (TaskType.PING.value, task.user_id):
+        stored = await self._runner.results.get_of(task_id, task.user_id)
+        if stored is None or (stored.task_type, stored.user_id) != (TaskType.PING.value, task.user_id):
             raise IdempotencyConflict(task_id)
         return stored
 

@@ -152,6 +152,8 @@ class CallRunner:
         OpenCall where another run of the same call holds money.
         Errors: IdempotencyConflict; CallTakenOver; LedgerUnavailable; LedgerRefused.
         """
+        if not await self.results.claim(call.call_id, call.user_id):
+            raise IdempotencyConflict(call.call_id)
         try:
             first = self._bound_of(call, call.route.model)
         except CostUnbounded as exc:

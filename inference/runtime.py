@@ -43,7 +43,7 @@ from schemas.routes import Route
 from schemas.tasks import TaskType
 
 # A server that syncs a large batch to a slow disk is not silent.
-_LEAST_ANSWER_TIMEOUT_S: Final = 1.0
+_LEAST_ANSWER_TIMEOUT_S: Final = 0.5
 
 
 def now_ms() -> int:
@@ -87,7 +87,7 @@ async def open_ledger(
     async with AsyncExitStack() as stack:
         stack.push_async_callback(redis.aclose)
         await load_library(redis)
-        pipeline = CommandPipeline(redis, timeout_s=_answer_timeout_s(settings))
+        pipeline = CommandPipeline(redis, timeout_s=answer_timeout_s(settings))
         stack.push_async_callback(pipeline.aclose)
         keys = tuple(Keys(settings.namespace, number) for number in range(settings.partitions))
         if expected_id is not None:
@@ -100,13 +100,21 @@ async def open_ledger(
             if state.partitions != len(keys):
                 raise WrongPartitions(configured=len(keys), stored=state.partitions)
         results = Results(
-            redis, pipeline, namespace=settings.namespace, partitions=len(keys), ttl_s=settings.result_ttl_s
+            redis,
+            pipeline,
+            namespace=settings.namespace,
+            partitions=len(keys),
+            ttl_s=settings.result_ttl_s,
+            id_ttl_s=settings.idempotency_ttl_s,
         )
         yield LedgerHandle(redis, pipeline, keys, tuple(states), results)
 
 
-def _answer_timeout_s(settings: Settings) -> float:
-    """How long an answer of Redis is waited for: one connection that falls silent must not cost a worker its claims."""
+def answer_timeout_s(settings: Settings) -> float:
+    """Return how long an answer of Redis is waited for: a connection that falls silent must cost no worker its claims.
+
+    It leaves time to renew them over another connection, within 0.8 of TOLLBOOK_CLAIM_AFTER_S.
+    """
     return min(ANSWER_TIMEOUT_S, max(_LEAST_ANSWER_TIMEOUT_S, settings.claim_after_s / 3))
 
 

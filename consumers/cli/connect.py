@@ -68,7 +68,12 @@ async def connected(settings: Settings) -> AsyncGenerator[Connection]:
         await pipeline.execute("PING")
         partitions = await _partitions(pipeline, settings)
         results = Results(
-            redis, pipeline, namespace=settings.namespace, partitions=partitions, ttl_s=settings.result_ttl_s
+            redis,
+            pipeline,
+            namespace=settings.namespace,
+            partitions=partitions,
+            ttl_s=settings.result_ttl_s,
+            id_ttl_s=settings.idempotency_ttl_s,
         )
         yield Connection(redis_url, pipeline, results)
     except RedisError as exc:

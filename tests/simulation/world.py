@@ -490,7 +490,7 @@ class World:
         def now_ms() -> int:
             return int(self.loop.time() * 1000) + skew_ms
 
-        pipeline = CommandPipeline(redis, timeout_s=max(1.0, plot.claim_after_s / 3))
+        pipeline = CommandPipeline(redis, timeout_s=plot.claim_after_s / 3)
         gate = Gate(pipeline, self.keys, LEDGER_ID, idempotency_ttl_s=90_000, result_ttl_s=90_000)
         baselines = Baselines(self.projection.read, 0, monotonic=self.loop.time, max_age_s=plot.baseline_age_s)
         ledger = Ledger(redis, (gate,), (baselines,), patience=Patience(settle_s=math.inf), jitter=random.random)
@@ -505,7 +505,7 @@ class World:
         )
         runner = self.variant.runner(
             ledger=ledger,
-            results=Results(redis, pipeline, namespace="tollbook", partitions=1, ttl_s=90_000),
+            results=Results(redis, pipeline, namespace="tollbook", partitions=1, ttl_s=90_000, id_ttl_s=90_000),
             provider=provider,
             prices=PRICES,
             policy=BudgetPolicy(
