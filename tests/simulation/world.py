@@ -551,7 +551,8 @@ class World:
         """Read new entries, as many as there are slots for."""
         connection = Connection(self.network)
         read = ("XREADGROUP", "GROUP", GROUP, process.name, "COUNT", str(_READ_COUNT), "STREAMS", STREAM, ">")
-        command = hiredis.pack_command(read)
+        pack: Any = hiredis.pack_command  # Its stub takes a tuple of one.
+        command = pack(read)
         while True:
             try:
                 async with asyncio.timeout(30):
