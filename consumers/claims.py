@@ -77,6 +77,8 @@ class Claims:
 
     async def give_back(self, delivery: Delivery) -> None:
         """Leave a task pending without its counting as a delivery; it comes back when its claim has run out."""
+        if not self.holds(delivery):
+            return  # Others have taken it over, and must not lose it again.
         await self._pipeline.execute(
             "XCLAIM", delivery.stream, GROUP, self._consumer, 0, delivery.entry_id,
             "RETRYCOUNT", max(0, delivery.deliveries - 1), "JUSTID",

@@ -5,6 +5,7 @@ Small enough to read in one sitting: what is opened, in which order, and how it 
 
 import asyncio
 import contextlib
+import math
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -34,14 +35,18 @@ from ledger.connection import hide_password
 from ledger.embedded import EmbeddedServer, EmbeddedServerError
 from ledger.endpoint import Endpoint, clear_endpoint, read_endpoint, write_endpoint
 from ledger.errors import LedgerUnavailable
+from ledger.ledger import Patience
 from ledger.remote import remote_reader
 from ledger.store import StoreLocked, stored_ledger_id
+from ledger.stream_owners import own_streams
 
 _SERVER_POLL_S: Final = 0.2
 _SERVER_PAUSE_S: Final = 2.0
 _RECONNECT_S: Final = 0.5
 # For folding and closing, once the calls in flight are finished.
 _END_S: Final = 15.0
+# A worker that gave up settling would forget an answer that is paid for. While Redis is away it has nothing else to do.
+_PATIENCE: Final = Patience(settle_s=math.inf)
 _log = structlog.get_logger(__name__)
 
 
@@ -116,8 +121,13 @@ async def run_worker(
 async def serve_worker(
     runtime: InferenceRuntime, worker: Worker, stop: asyncio.Event, *, redis_url: str, vitals: Vitals | None = None
 ) -> None:
-    """Feed a worker until `stop`; then finish what is in flight within the grace period."""
+    """Feed a worker until `stop`; then finish what is in flight within the grace period. Errors: StreamTaken."""
     claims = worker.claims
+    # Before the claims run: they take over what is pending, whosever it is.
+    while not await _own_streams(runtime, worker):
+        await _pause(stop, _RECONNECT_S)
+        if stop.is_set():
+            return
     sweeper = Sweeper(runtime.ledger, runtime.ledger.gates)
     vitals = vitals or Vitals("worker", runtime.settings)
     tasks = {
@@ -132,7 +142,7 @@ async def serve_worker(
     try:
         with vitals.working(worker, tasks):
             while not stop.is_set():
-                if not await _feed(worker, stop, redis_url, vitals):
+                if not await _own_streams(runtime, worker) or not await _feed(worker, stop, redis_url, vitals):
                     await _pause(stop, _RECONNECT_S)
             _log.info("worker.stopping", worker=worker.name, in_flight=worker.in_flight)
             await worker.drain(runtime.settings.stop_grace_s)
@@ -146,6 +156,16 @@ async def serve_worker(
     for end in ends:
         if isinstance(end, Exception):
             raise end
+
+
+async def _own_streams(runtime: InferenceRuntime, worker: Worker) -> bool:
+    """Take the streams for this ledger; return False where Redis did not answer. Errors: StreamTaken."""
+    try:
+        await own_streams(runtime.handle.pipeline, worker.claims.streams, runtime.settings.namespace)
+    except (LedgerUnavailable, RedisError) as exc:
+        _log.warning("worker.not_connected", worker=worker.name, problem=str(exc))
+        return False
+    return True
 
 
 async def _feed(worker: Worker, stop: asyncio.Event, redis_url: str, vitals: Vitals) -> bool:
@@ -200,7 +220,9 @@ async def open_system(settings: Settings, *, vitals: Vitals | None = None) -> As
     async with open_redis_url(settings) as redis_url, _open_folding(settings, redis_url) as (handle, projection):
         folding = asyncio.create_task(projection.run())
         try:
-            async with open_runtime(settings, handle, projection.read, observer=vitals.tracing) as runtime:
+            async with open_runtime(
+                settings, handle, projection.read, patience=_PATIENCE, observer=vitals.tracing
+            ) as runtime:
                 with vitals.open(handle, runtime.ledger, runtime.runner.prices), vitals.folding(projection, folding):
                     yield System(redis_url, handle, projection, runtime, folding, vitals)
             await projection.catch_up()
@@ -250,7 +272,7 @@ async def run_remote_worker(settings: Settings, streams: Sequence[str], stop: as
             try:
                 async with (
                     open_ledger(settings, redis_url, may_create=False) as handle,
-                    open_runtime(settings, handle, read, observer=vitals.tracing) as runtime,
+                    open_runtime(settings, handle, read, patience=_PATIENCE, observer=vitals.tracing) as runtime,
                 ):
                     with vitals.open(handle, runtime.ledger, runtime.runner.prices):
                         return await run_worker(runtime, streams, stop, redis_url=redis_url, vitals=vitals)

@@ -12,7 +12,7 @@ import structlog
 from redis.exceptions import ResponseError
 
 from inference.holds import settle_dead_hold
-from ledger.errors import CallUnknown, LedgerError
+from ledger.errors import BaselineUnavailable, CallUnknown, LedgerError, LedgerUnavailable
 from ledger.gate import Gate
 from ledger.ledger import Ledger
 from ledger.requests import Settled
@@ -45,13 +45,21 @@ class Sweeper:
         return settled
 
     async def _sweep_partition(self, gate: Gate) -> int:
-        """Page after page, until one in which nothing could be settled."""
-        settled, now_ms = 0, await gate.now_ms()
-        while True:
-            page = [await self._expire(gate, call_id, now_ms) for call_id in await gate.overdue(now_ms)]
-            settled += sum(page)
-            if not any(page):
-                return settled
+        """Page after page; a hold that cannot be settled now stays, and holds up none behind it."""
+        settled, left, now_ms = 0, 0, await gate.now_ms()
+        while page := await gate.overdue(now_ms, skip=left):
+            expired = sum([await self._try_to_expire(gate, call_id, now_ms) for call_id in page])
+            settled, left = settled + expired, left + len(page) - expired
+        return settled
+
+    async def _try_to_expire(self, gate: Gate, call_id: str, now_ms: int) -> bool:
+        try:
+            return await self._expire(gate, call_id, now_ms)
+        except (LedgerError, ValueError) as exc:
+            if isinstance(exc, LedgerUnavailable) and not isinstance(exc, BaselineUnavailable):
+                raise  # Redis does not answer, whichever hold it is.
+            _log.error("hold.not_expired", call_id=call_id, problem=str(exc))
+            return False
 
     async def _expire(self, gate: Gate, call_id: str, now_ms: int) -> bool:
         record = await gate.call_record(call_id)

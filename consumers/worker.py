@@ -22,6 +22,7 @@ from consumers.messages import Delivery, read_task, salvage
 from consumers.observer import TaskObserver, UnobservedTasks
 from consumers.seldom import SeldomWarning
 from inference.calls import Call, CallRunner, CallTakenOver
+from inference.outcomes import exhausted
 from ledger.errors import CallUnknown, IdempotencyConflict, LedgerRefused, LedgerUnavailable
 from ledger.freed import FreedBudgets
 from ledger.pipeline import CommandPipeline
@@ -38,7 +39,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLimits:
-    """Units: seconds. `most_holds` bounds how often a task is begun anew after its worker died."""
+    """Units: seconds. `most_holds` bounds how often a task is begun, `most_deliveries` how often it is delivered."""
 
     concurrency: Mapping[str, int]
     hold_wait_s: float
@@ -79,7 +80,9 @@ class Worker:
         self._now_ms = now_ms
         self._slots = {stream: asyncio.Semaphore(number) for stream, number in limits.concurrency.items()}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
         self._runs = count(1)
+        # Runs that may still send a request; of all others of this worker it is known that they do not.
         self._active: set[str] = set()
         self._held_back = SeldomWarning("tasks.held_back", now_ms)
         # All task streams, whichever this worker serves; and what belongs to a ledger beside its partitions.
@@ -103,6 +106,8 @@ class Worker:
         try:
             while waiting:
                 await self._slots[waiting[0].stream].acquire()
+                if self._is_stopping:
+                    return  # What has not begun stays pending, and is claimed by others.
                 self._start(waiting.pop(0), has_slot=True)
         finally:
             for delivery in waiting:
@@ -110,14 +115,15 @@ class Worker:
 
     def take_claimed(self, delivery: Delivery) -> None:
         """Take over a delivery whose worker gave no sign of life; it waits for its slot by itself."""
-        if self.claims.add(delivery):
+        if not self._is_stopping and self.claims.add(delivery):
             self._start(delivery, has_slot=False)
 
     async def drain(self, grace_s: float) -> None:
         """Let what is in flight finish for `grace_s` seconds, then cancel: holds are settled, tasks stay pending.
 
-        Where Redis does not answer, the holds are left to whoever takes the tasks over.
+        Nothing more is begun. Where Redis does not answer, the holds are left to whoever takes the tasks over.
         """
+        self._is_stopping = True
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=grace_s)
         left = set(self._tasks)
@@ -150,20 +156,32 @@ class Worker:
 
     async def _work(self, delivery: Delivery, slot: "_Slot", told: Told) -> None:
         pause_s = self._limits.first_pause_s
-        await slot.acquire()
-        while True:
-            try:
-                return await self._execute(delivery, slot, told)
-            except (LedgerUnavailable, LedgerRefused, CallUnknown) as exc:
-                # Nothing is lost while the task stays pending; it is tried again when the stores answer.
-                _log.debug("task.held_back", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
-                self._held_back.tell(exc)
-                slot.release()
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, self._limits.longest_pause_s)
-                await slot.acquire()
+        run = self._begin_run()
+        try:
+            await slot.acquire()
+            while True:
+                try:
+                    return await self._execute(delivery, slot, run, told)
+                except (LedgerUnavailable, LedgerRefused, CallUnknown) as exc:
+                    # Nothing is lost while the task stays pending; it is tried again when the stores answer.
+                    _log.debug("task.held_back", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
+                    self._held_back.tell(exc)
+                    slot.release()
+                    if run.has_money:
+                        self._active.discard(run.id)
+                        run = self._begin_run()
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, self._limits.longest_pause_s)
+                    await slot.acquire()
+        finally:
+            self._active.discard(run.id)
 
-    async def _execute(self, delivery: Delivery, slot: "_Slot", told: Told) -> None:
+    def _begin_run(self) -> "_Run":
+        run = _Run(f"{self.name}.{next(self._runs)}")
+        self._active.add(run.id)
+        return run
+
+    async def _execute(self, delivery: Delivery, slot: "_Slot", run: "_Run", told: Told) -> None:
         try:
             task_id, task = read_task(delivery)
         except InvalidTask as exc:
@@ -171,7 +189,7 @@ class Worker:
         else:
             reply_to = task.reply_to
             try:
-                result = await self._result_of(delivery, slot, task_id, task)
+                result = await self._result_of(delivery, slot, run, task_id, task)
             except IdempotencyConflict as exc:
                 result = await self._refuse_conflict(delivery, task_id, task, str(exc))
         if result is None:
@@ -182,39 +200,48 @@ class Worker:
             await self.claims.acknowledge(delivery)
         self._count(result)
 
-    async def _result_of(self, delivery: Delivery, slot: "_Slot", task_id: str, task: Task) -> InferenceResult | None:
+    async def _result_of(
+        self, delivery: Delivery, slot: "_Slot", run: "_Run", task_id: str, task: Task
+    ) -> InferenceResult | None:
         """Return the task's result, or None where it is left pending for another time."""
         if task.task is TaskType.PING:
             return await self._pong(task_id, task)
         call = Call.of_task(
             task,
             call_id=task_id,
-            run_id=f"{self.name}.{next(self._runs)}",
+            run_id=run.id,
             route=self._routes[task.task],
             stream=delivery.stream,
         )
-        self._active.add(call.run_id)
-        try:
-            return await self._run(delivery, call, slot)
-        finally:
-            self._active.discard(call.run_id)
+        return await self._run(delivery, call, slot, run)
 
-    async def _run(self, delivery: Delivery, call: Call, slot: "_Slot") -> InferenceResult | None:
+    async def _run(self, delivery: Delivery, call: Call, slot: "_Slot", run: "_Run") -> InferenceResult | None:
         waits_until_ms = self._now_ms() + round(1000 * self._limits.hold_wait_s)
         budget: str | None = None
         pause_s = self._limits.first_pause_s
-        problem = _died(delivery.deliveries) if delivery.deliveries > self._limits.most_deliveries else None
+        problem = exhausted(delivery.deliveries) if delivery.deliveries > self._limits.most_deliveries else None
 
         def let_next_try() -> None:
             if budget is not None:
                 self._freed.next(budget)
 
+        def on_reserved() -> None:
+            run.has_money = True
+            let_next_try()
+
         while True:
             is_final = budget is not None and self._now_ms() >= waits_until_ms
-            reply = await self._runner.run(call, is_final=is_final, on_reserved=let_next_try, give_up=problem)
+            reply = await self._runner.run(
+                call,
+                is_final=is_final,
+                on_reserved=on_reserved,
+                give_up=problem,
+                most_holds=self._limits.most_holds,
+            )
             if isinstance(reply, InferenceResult):
                 let_next_try()
-                if reply.error_code is ErrorCode.ATTEMPTS_EXHAUSTED and (problem or delivery.is_claimed):
+                has_given_up = reply.error_code is ErrorCode.ATTEMPTS_EXHAUSTED
+                if has_given_up and (problem or run.has_money or delivery.is_claimed):
                     # A claimed one too: whoever gave up may have died before it could do this.
                     await self._bury(
                         delivery, "attempts_exhausted", reply.error or problem or "", call.call_id, call.user_id
@@ -222,7 +249,7 @@ class Worker:
                 return reply
             if isinstance(reply, OpenCall) and await self._may_take_over(delivery, reply):
                 if reply.hold >= self._limits.most_holds:
-                    problem = problem or _died(reply.hold)
+                    problem = problem or exhausted(reply.hold)
                 await self._runner.take_over(call, reply, give_up=problem)
                 continue
             slot.release()
@@ -239,11 +266,14 @@ class Worker:
             await slot.acquire()
 
     async def _may_take_over(self, delivery: Delivery, found: OpenCall) -> bool:
-        """Whether the run that holds money is dead: its time is over, and its worker shows no sign of life."""
-        is_due = delivery.is_claimed or self._now_ms() > found.deadline_ms
+        """Whether the run that holds money is dead.
+
+        One of this worker's own has ended, or is known to live. Another's is due and its worker shows no sign of life.
+        """
         owner = found.worker.rpartition(".")[0]
         if owner == self.name:
-            return is_due and found.worker not in self._active
+            return found.worker not in self._active
+        is_due = delivery.is_claimed or self._now_ms() > found.deadline_ms
         return is_due and not await self.claims.is_alive(owner)
 
     async def _wait_for_money(self, budget: str, *, is_first: bool, until_ms: int) -> None:
@@ -266,8 +296,8 @@ class Worker:
         if await self._runner.results.put(result):
             return result
         # The first answer stands, to the letter (G4); an id that a call was published under is not a ping's.
-        stored = await self._runner.results.get_of(task_id, task.user_id) or result
-        if (stored.task_type, stored.user_id) != (TaskType.PING.value, task.user_id):
+        stored = await self._runner.results.get_of(task_id, task.user_id)
+        if stored is None or (stored.task_type, stored.user_id) != (TaskType.PING.value, task.user_id):
             raise IdempotencyConflict(task_id)
         return stored
 
@@ -323,8 +353,12 @@ class Worker:
             _log.warning("reply.refused", task_id=result.task_id, reply_to=reply_to, problem=str(exc))
 
 
-def _died(times: int) -> str:
-    return f"workers died over this task {times} times; it is in the dead-letter stream"
+@dataclass(slots=True)
+class _Run:
+    """One run of a task. Until it `has_money` it sends no request, and may be repeated under the same id."""
+
+    id: str
+    has_money: bool = False
 
 
 class _Slot:

@@ -6,7 +6,7 @@ A hold always covers what its attempts may have cost plus the bound of the next.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,9 +16,9 @@ from inference.attempts import Attempt, ChatRequest
 from inference.bounds import Bound, bound
 from inference.budgets import BudgetPolicy
 from inference.errors import CostUnbounded
-from inference.holds import Hold, charge_of, settle_dead_hold
+from inference.holds import Hold, charge_of, cost_of_dead_hold, settle_dead_hold
 from inference.observer import CallObserver, Unobserved
-from inference.outcomes import denied_result, done_result, failed_result, finished_result
+from inference.outcomes import denied_result, done_result, exhausted, failed_result, finished_result
 from inference.pricing import PriceCatalogue
 from inference.provider import ProviderClient
 from inference.retry import FallBack, GiveUp, Retry, RetryPolicy
@@ -140,16 +140,23 @@ class CallRunner:
         is_final: bool = False,
         on_reserved: Callable[[], None] = lambda: None,
         give_up: str | None = None,
+        most_holds: int | None = None,
     ) -> InferenceResult | Waiting | OpenCall:
         """Run a call to its result; `on_reserved` is called once its money is held.
 
-        With `give_up`, a call that is not over ends with this problem and no request. That too goes by a hold,
-        since only the ledger can rule out that another run of the call begins, or answers late (G4).
+        With `give_up`, a call that is not over ends with this problem and no request, as one does that has had
+        `most_holds` before. That too goes by a hold, since only the ledger can rule out that another run of the
+        call begins, or answers late (G4).
+
+        Where LedgerUnavailable is raised before `on_reserved` was called, no request was sent. The ledger may hold
+        money all the same: a repeat with the same `run_id` goes on with that hold.
 
         Returns Waiting where only open holds stand in the way (try again when the budget is freed), and
         OpenCall where another run of the same call holds money.
         Errors: IdempotencyConflict; CallTakenOver; LedgerUnavailable; LedgerRefused.
         """
+        if not await self.results.claim(call.call_id, call.user_id):
+            raise IdempotencyConflict(call.call_id)
         try:
             first = self._bound_of(call, call.route.model)
         except CostUnbounded as exc:
@@ -159,14 +166,17 @@ class CallRunner:
                 request, reply = await self._reserve(call, first, is_final=is_final)
                 told(reply)
         except asyncio.CancelledError:
-            await asyncio.shield(self._release_unsent(call))
+            await _before_the_end(call, self._release_unsent(call))
             raise
         match reply:
             case Reserved():
                 on_reserved()
                 _note_plan(call, reply)
+                give_up = give_up or _exhausted(reply.hold, most_holds)
                 return await self._execute(call, Hold.opened(request, reply), first, give_up)
             case OpenCall(worker=worker) if worker == call.run_id:
+                on_reserved()
+                give_up = give_up or _exhausted(reply.hold, most_holds)
                 return await self._execute(call, Hold.found(request, reply), first, give_up)
             case Denied():
                 return await self._denied(denied_result(call, reply, self._now_ms()))
@@ -182,7 +192,8 @@ class CallRunner:
 
         Errors: CallUnknown; LedgerUnavailable; LedgerRefused.
         """
-        result = failed_result(call, ErrorCode.ATTEMPTS_EXHAUSTED, give_up, self._now_ms()) if give_up else None
+        code, cost = ErrorCode.ATTEMPTS_EXHAUSTED, cost_of_dead_hold(found)
+        result = failed_result(call, code, give_up, self._now_ms(), cost_nanousd=cost) if give_up else None
         request = settle_dead_hold(
             call_id=call.call_id,
             user_id=call.user_id,
@@ -242,7 +253,8 @@ class CallRunner:
             while failure is None:
                 attempt = await self._attempt(call, hold, model, attempt_bound)
                 if attempt.outcome == "ok":
-                    return await self._settle(hold, done_result(call, hold, attempt, self._now_ms()), reason=None)
+                    result = done_result(call, hold, attempt, self._now_ms())
+                    break
                 step = self._retry.decide(
                     attempt, attempts_of_model=hold.attempts_of(model), has_fallback=self._has_fallback(call, model)
                 )
@@ -262,12 +274,15 @@ class CallRunner:
                 if isinstance(step, Retry) and failure is None:
                     await self._sleep(step.delay_s)
                 model = next_model
-            result = failed_result(call, code, failure, self._now_ms(), hold)
-            return await self._settle(hold, result, reason=failure)
-        except asyncio.CancelledError:
-            # A request may be under way; whoever cancels must not leave a phantom hold behind.
-            await asyncio.shield(self._abandon(hold, attempt_bound))
+            else:
+                result = failed_result(call, code, failure, self._now_ms(), cost_nanousd=hold.spent_nanousd)
+        except LedgerError:
             raise
+        except (asyncio.CancelledError, Exception):
+            # A request may be under way. Neither who cancels nor a fault of ours must leave a phantom hold behind.
+            await _before_the_end(call, self._abandon(hold, attempt_bound))
+            raise
+        return await _to_its_end(self._settle(hold, result, reason=failure))
 
     async def _attempt(self, call: Call, hold: Hold, model: str, attempt_bound: Bound) -> Attempt:
         hold.begin(model)
@@ -421,6 +436,29 @@ class CallRunner:
     def _has_fallback(self, call: Call, model: str) -> bool:
         fallback = call.route.fallback
         return fallback is not None and fallback != model and self.prices.knows(fallback, self._now_ms())
+
+
+async def _to_its_end(settling: Coroutine[Any, Any, InferenceResult]) -> InferenceResult:
+    """Let who cancels wait: an answer that is paid for and not stored would be paid for again."""
+    task = asyncio.ensure_future(settling)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
+async def _before_the_end(call: Call, tidying: Coroutine[Any, Any, None]) -> None:
+    """Tidy up whatever comes; where the ledger does not answer, the hold is left to those who come after."""
+    try:
+        await asyncio.shield(tidying)
+    except LedgerError as exc:
+        # Raised, it would take the place of the cancellation, and the task that was to end would go on.
+        _log.warning("call.hold_left", call_id=call.call_id, problem=str(exc))
+
+
+def _exhausted(hold: int, most_holds: int | None) -> str | None:
+    return exhausted(hold - 1) if most_holds is not None and hold > most_holds else None
 
 
 def _is_same_answer(stored: InferenceResult, result: InferenceResult) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from inference.calls import Call, CallTakenOver
 from inference.errors import AppError
 from inference.runtime import InferenceRuntime, current_runtime, now_ms
-from ledger.errors import IdempotencyConflict, LedgerError
+from ledger.errors import IdempotencyConflict, LedgerError, LedgerUnavailable
 from ledger.requests import OpenCall, Waiting
 from schemas.plans import DEFAULT_PLAN
 from schemas.results import ErrorCode, InferenceResult, TaskStatus
@@ -20,6 +20,7 @@ from schemas.tasks import InvalidTask, Task, TaskType, task_from_fields
 
 # Another run of the same call is asked after this often; there is nothing to be woken by.
 _LOOK_AGAIN_S = 0.5
+_MOST_REMEMBERED = 10_000
 
 
 class InferenceClient:
@@ -98,18 +99,28 @@ class InferenceClient:
         call = self._call(task, runtime)
         until_ms = now_ms() + round(1000 * runtime.settings.hold_wait_s)
         budget: str | None = None
+        has_money = False
 
         def let_next_try() -> None:
             if budget is not None:
                 runtime.freed.next(budget)
 
+        def on_reserved() -> None:
+            nonlocal has_money
+            has_money = True
+            let_next_try()
+
         while True:
             is_final = budget is not None and now_ms() >= until_ms
             try:
-                reply = await runtime.runner.run(call, is_final=is_final, on_reserved=let_next_try)
+                reply = await runtime.runner.run(call, is_final=is_final, on_reserved=on_reserved)
             except CallTakenOver:
                 await asyncio.sleep(_LOOK_AGAIN_S)
                 continue
+            except LedgerUnavailable:
+                if not has_money:
+                    _remember(runtime.unanswered, call)
+                raise
             match reply:
                 case InferenceResult():
                     let_next_try()
@@ -125,9 +136,16 @@ class InferenceClient:
                     await asyncio.sleep(_LOOK_AGAIN_S)
 
     def _call(self, task: Task, runtime: InferenceRuntime) -> Call:
+        call_id = task.task_id or str(uuid.uuid4())
         return Call.of_task(
             task,
-            call_id=task.task_id or str(uuid.uuid4()),
-            run_id=f"{runtime.name}.{uuid.uuid4().hex[:12]}",
+            call_id=call_id,
+            run_id=runtime.unanswered.pop(call_id, None) or f"{runtime.name}.{uuid.uuid4().hex[:12]}",
             route=runtime.routes[task.task],
         )
+
+
+def _remember(unanswered: dict[str, str], call: Call) -> None:
+    if len(unanswered) >= _MOST_REMEMBERED:
+        del unanswered[next(iter(unanswered))]
+    unanswered[call.call_id] = call.run_id

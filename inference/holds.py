@@ -250,6 +250,11 @@ class Hold:
         self._untold.append(AttemptEvent(kind, self.attempts, payload))
 
 
+def cost_of_dead_hold(found: OpenCall) -> int:
+    """What a hold comes to whose worker is gone: all of it where a request may be under way, else what is known."""
+    return found.amount_nanousd if found.may_be_under_way else found.spent_nanousd
+
+
 def settle_dead_hold(
     *,
     call_id: str,
@@ -263,7 +268,7 @@ def settle_dead_hold(
 
     With a `result` the call is over; without one it may be run again.
     """
-    cost = found.amount_nanousd if found.may_be_under_way else found.spent_nanousd
+    cost = cost_of_dead_hold(found)
     assumed = found.assumed_nanousd + cost - found.spent_nanousd
     basis: Basis = "assumed" if assumed else "reported" if cost else "released"
     payload = CostRecorded(basis=basis, assumed_nanousd=assumed, outcome=outcome, reason=reason)

@@ -47,13 +47,13 @@ def done_result(call: Described, hold: Hold, attempt: Attempt, now_ms: int) -> I
 
 
 def failed_result(
-    call: Described, code: ErrorCode, problem: str | None, now_ms: int, hold: Hold | None = None
+    call: Described, code: ErrorCode, problem: str | None, now_ms: int, *, cost_nanousd: int = 0
 ) -> InferenceResult:
     """No completion; what the attempts may have cost is booked all the same."""
     return InferenceResult(
         **_description(call, now_ms),
         status=TaskStatus.FAILED,
-        cost_usd=usd_from_nanousd(hold.spent_nanousd if hold else 0),
+        cost_usd=usd_from_nanousd(cost_nanousd),
         error_code=code,
         error=problem,
     )
@@ -83,6 +83,11 @@ def finished_result(call: Described, found: FinishedCall, now_ms: int) -> Infere
         status=TaskStatus.DONE,
         error="the call was settled before, its stored result has expired",
     )
+
+
+def exhausted(times: int) -> str:
+    """The problem of a task that no worker has come to an end with."""
+    return f"workers died over this task, or were stopped, {times} times; it is in the dead-letter stream"
 
 
 def _description(call: Described, now_ms: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ledger.errors import LedgerUnavailable
 from ledger.keys import Keys
 from ledger.pipeline import CommandPipeline
 from ledger.results import Results
+from ledger.stream_owners import check_owner
 from schemas.entries import TaskEntry, TaskFields, task_entry
 from schemas.results import InferenceResult
 from schemas.tasks import TaskStream, TaskType
@@ -95,8 +96,12 @@ class Publisher:
         return await self.wait(await self.publish(stream, task, prompt, **fields), timeout_s=timeout_s)
 
     async def send(self, entry: TaskEntry) -> str:
-        """Append an entry made by `new_entry`, and return the stream entry's id. Errors: TaskUnconfirmed."""
+        """Append an entry made by `new_entry`, and return the stream entry's id.
+
+        Errors: TaskUnconfirmed; StreamTaken where another Tollbook serves the stream.
+        """
         opened = self._open()
+        await opened.check_owner(entry.stream.value)
         flat = [part for pair in entry.fields.items() for part in pair]
         for tries_left in reversed(range(_TRIES)):
             try:
@@ -150,6 +155,7 @@ class _Opened:
         stack.push_async_callback(self.pipeline.aclose)
         self._results: Results | None = None
         self._is_certain = False
+        self._owned = set[str]()
         self._asking = asyncio.Lock()
 
     @classmethod
@@ -160,6 +166,12 @@ class _Opened:
         except (LedgerUnavailable, RedisError) as exc:
             raise LedgerUnavailable(f"Redis at {opened.where} does not answer: {exc}") from exc
         return opened
+
+    async def check_owner(self, stream: str) -> None:
+        """See once, for each stream, that a task on it comes to this Tollbook. Errors: StreamTaken."""
+        if stream not in self._owned:
+            await check_owner(self.pipeline, stream, self._settings.namespace)
+            self._owned.add(stream)
 
     async def results(self) -> Results:
         """Return where results are, in all partitions of the ledger; the same for all who ask."""
@@ -183,4 +195,5 @@ class _Opened:
             namespace=settings.namespace,
             partitions=partitions,
             ttl_s=settings.result_ttl_s,
+            id_ttl_s=settings.idempotency_ttl_s,
         )

@@ -26,7 +26,7 @@ _IN_PART: Final = "reconciled in part"
 _log = structlog.get_logger(__name__)
 
 # Every attempt of the settled holds that have an uncertain one and are not wholly reconciled, each beside what its
-# hold was booked at by those who ran it: when it was settled, or when a late answer came.
+# hold was booked at by those who ran it, when it was settled or when a late answer came, and what it stands at now.
 _UNCERTAIN: Final = f"""
 WITH uncertain AS (
     SELECT call_id, hold FROM events
@@ -39,13 +39,17 @@ WITH uncertain AS (
 ), settled AS (
     SELECT call_id, hold, sum(amount_usd) AS booked_usd, sum(assumed_usd) AS assumed_usd FROM moves
     WHERE seq <= booked_seq GROUP BY ALL
+), standing AS (
+    SELECT call_id, hold, sum(amount_usd) AS cost_usd, sum(assumed_usd) AS cost_assumed_usd FROM moves GROUP BY ALL
 ), reconciled AS (
     SELECT call_id, hold FROM moves WHERE seq > booked_seq AND reason = '{_WHOLLY}'
 )
-SELECT e.call_id, e.hold, e.user_id, e.attempt, e.charge_usd, e.basis, e.generation_id, s.booked_usd, s.assumed_usd
+SELECT e.call_id, e.hold, e.user_id, e.attempt, e.charge_usd, e.basis, e.generation_id,
+    s.booked_usd, s.assumed_usd, n.cost_usd, n.cost_assumed_usd
 FROM events e
 SEMI JOIN uncertain USING (call_id, hold)
 JOIN settled s USING (call_id, hold)
+JOIN standing n USING (call_id, hold)
 ANTI JOIN reconciled USING (call_id, hold)
 WHERE e.type = 'model-called'
 ORDER BY e.call_id, e.hold, e.attempt
@@ -124,8 +128,16 @@ async def _correct(
     """Book the truth; return whether it is booked."""
     first, last = attempts[0], attempts[-1]
     record = await ledger.gate_of(first["user_id"]).call_record(first["call_id"])
-    if record is None or record.state == "open":
+    standing = record.settled.get(first["hold"]) if record else None
+    if record is None or record.state == "open" or standing is None:
         return False  # Its idempotency period is over, or another run holds money; the next time will do.
+    booked = standing.cost_nanousd, standing.assumed_nanousd
+    if booked == (truth.cost_nanousd, truth.assumed_nanousd):
+        return True
+    if booked != tuple(nanousd_from_usd(first[name]) for name in ("cost_usd", "cost_assumed_usd")):
+        return (
+            False  # It was corrected since DuckDB was asked, perhaps by the call's own late answer, which knows more.
+        )
     basis: Basis = "assumed" if truth.assumed_nanousd else "reported"
     reason = _WHOLLY if truth.is_whole else _IN_PART
     payload = CostAdjusted(basis=basis, reason=reason, author=author, generation_id=last["generation_id"])

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from redis.asyncio import Redis
@@ -28,13 +28,13 @@ from inference.retry import RetryPolicy
 from inference.routing import routing_with
 from inference.settings import Settings, load_settings
 from ledger.baselines import BaselineReader, Baselines
-from ledger.connection import connect
+from ledger.connection import ANSWER_TIMEOUT_S, connect
 from ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
 from ledger.freed import FreedBudgets
 from ledger.functions import load_library
 from ledger.gate import Gate, LedgerState, create_ledger
 from ledger.keys import Keys
-from ledger.ledger import Ledger
+from ledger.ledger import Ledger, Patience
 from ledger.pipeline import CommandPipeline
 from ledger.remote import remote_reader
 from ledger.results import Results
@@ -42,6 +42,9 @@ from schemas.plans import Plan
 from schemas.results import ErrorCode
 from schemas.routes import Route
 from schemas.tasks import TaskType
+
+# A server that syncs a large batch to a slow disk is not silent.
+_LEAST_ANSWER_TIMEOUT_S: Final = 0.5
 
 
 def now_ms() -> int:
@@ -85,7 +88,7 @@ async def open_ledger(
     async with AsyncExitStack() as stack:
         stack.push_async_callback(redis.aclose)
         await load_library(redis)
-        pipeline = CommandPipeline(redis)
+        pipeline = CommandPipeline(redis, timeout_s=answer_timeout_s(settings))
         stack.push_async_callback(pipeline.aclose)
         keys = tuple(Keys(settings.namespace, number) for number in range(settings.partitions))
         if expected_id is not None:
@@ -98,9 +101,22 @@ async def open_ledger(
             if state.partitions != len(keys):
                 raise WrongPartitions(configured=len(keys), stored=state.partitions)
         results = Results(
-            redis, pipeline, namespace=settings.namespace, partitions=len(keys), ttl_s=settings.result_ttl_s
+            redis,
+            pipeline,
+            namespace=settings.namespace,
+            partitions=len(keys),
+            ttl_s=settings.result_ttl_s,
+            id_ttl_s=settings.idempotency_ttl_s,
         )
         yield LedgerHandle(redis, pipeline, keys, tuple(states), results)
+
+
+def answer_timeout_s(settings: Settings) -> float:
+    """Return how long an answer of Redis is waited for: a connection that falls silent must cost no worker its claims.
+
+    It leaves time to renew them over another connection, within 0.8 of TOLLBOOK_CLAIM_AFTER_S.
+    """
+    return min(ANSWER_TIMEOUT_S, max(_LEAST_ANSWER_TIMEOUT_S, settings.claim_after_s / 3))
 
 
 async def _found_id(pipeline: CommandPipeline, key: Keys) -> str:
@@ -134,14 +150,16 @@ def build_gates(handle: LedgerHandle, settings: Settings) -> tuple[Gate, ...]:
     )
 
 
-def build_ledger(handle: LedgerHandle, settings: Settings, read: BaselineReader) -> Ledger:
+def build_ledger(
+    handle: LedgerHandle, settings: Settings, read: BaselineReader, *, patience: Patience | None = None
+) -> Ledger:
     """Return the ledger with baselines read by `read`."""
     gates = build_gates(handle, settings)
     baselines = [
         Baselines(read, number, monotonic=time.monotonic, max_age_s=settings.tail_keep_s / 3)
         for number in range(len(gates))
     ]
-    return Ledger(handle.redis, gates, baselines)
+    return Ledger(handle.redis, gates, baselines, patience=patience)
 
 
 def budget_policy(settings: Settings) -> BudgetPolicy:
@@ -169,15 +187,22 @@ class InferenceRuntime:
     routes: dict[TaskType, Route]
     freed: FreedBudgets
     policy: BudgetPolicy
+    unanswered: dict[str, str] = field(default_factory=dict[str, str])
+    """By call id: the run that asked for money and got no answer. The next run of the call goes on with what it got."""
 
 
 @asynccontextmanager
 async def open_runtime(
-    settings: Settings, handle: LedgerHandle, read: BaselineReader, *, observer: CallObserver | None = None
+    settings: Settings,
+    handle: LedgerHandle,
+    read: BaselineReader,
+    *,
+    patience: Patience | None = None,
+    observer: CallObserver | None = None,
 ) -> AsyncGenerator[InferenceRuntime]:
     """Put a runner together; it is closed at the end. `observer` follows its calls. Errors: SettingsError."""
     async with AsyncExitStack() as stack:
-        ledger = build_ledger(handle, settings, read)
+        ledger = build_ledger(handle, settings, read, patience=patience)
         provider = await stack.enter_async_context(ProviderClient.from_settings(settings))
         freed = FreedBudgets(handle.redis, [key.waiters for key in handle.keys])
         freed.start()

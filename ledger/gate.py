@@ -310,10 +310,10 @@ class Gate:
         seconds, microseconds = await self._pipeline.execute("TIME")
         return int(seconds) * 1000 + int(microseconds) // 1000
 
-    async def overdue(self, now_ms: int, count: int = 100) -> list[str]:
-        """Return call ids of open holds past their deadline, the oldest first."""
+    async def overdue(self, now_ms: int, *, skip: int = 0, count: int = 100) -> list[str]:
+        """Return call ids of open holds past their deadline, the oldest first, without the first `skip` of them."""
         reply: Any = await self._pipeline.execute(
-            "ZRANGEBYSCORE", self.keys.holds, "-inf", f"({now_ms}", "LIMIT", 0, count
+            "ZRANGEBYSCORE", self.keys.holds, "-inf", f"({now_ms}", "LIMIT", skip, count
         )
         return [call_id.decode() for call_id in reply]
 

@@ -58,6 +58,11 @@ def dead_letters(namespace: str) -> str:
     return f"{namespace}:dead-letters"
 
 
+def task_partition(namespace: str, task_id: str) -> str:
+    """String: the partition whose gate knows the call of a task id; only where there are several partitions."""
+    return f"{namespace}:task:{task_id}"
+
+
 def projector_lease(namespace: str) -> str:
     """String: who folds the ledger, and where; gone when nobody does."""
     return f"{namespace}:projector"

@@ -10,7 +10,7 @@ import contextlib
 from redis.asyncio import Redis
 
 from ledger.arrivals import Arrivals
-from ledger.keys import Keys
+from ledger.keys import Keys, task_partition
 from ledger.pipeline import CommandPipeline
 from schemas.identifiers import partition_of
 from schemas.results import InferenceResult
@@ -22,8 +22,12 @@ _LOOK_AGAIN_S = 1.0
 class Results:
     """The results of one ledger. Errors of every method: LedgerUnavailable."""
 
-    def __init__(self, redis: Redis, pipeline: CommandPipeline, *, namespace: str, partitions: int, ttl_s: int) -> None:
+    def __init__(
+        self, redis: Redis, pipeline: CommandPipeline, *, namespace: str, partitions: int, ttl_s: int, id_ttl_s: int
+    ) -> None:
         self._arrivals = Arrivals(redis)
+        self._namespace = namespace
+        self._id_ttl_s = id_ttl_s
         self._pipeline = pipeline
         self._partitions = tuple(Keys(namespace, number) for number in range(partitions))
         self._ttl_s = ttl_s
@@ -33,11 +37,20 @@ class Results:
         """How many partitions are looked at."""
         return len(self._partitions)
 
+    async def claim(self, task_id: str, user_id: str | None) -> bool:
+        """Take a task id for a call, in the partition of its user; return False where another one has it (G4).
+
+        Within a partition the gate sees to that, in its own step; so with one partition nothing is asked.
+        """
+        return await self._is_own(task_id, user_id, "SET", self._partition(user_id), "NX", "GET", "EX", self._id_ttl_s)
+
     async def put(self, result: InferenceResult, *, replaces: bool = False) -> bool:
         """Store a result that no settlement stores; return False where the task has one already.
 
         With `replaces` it takes the place of one that is there.
         """
+        if not await self._is_own(result.task_id, result.user_id, "GET"):
+            return False
         key = self._key(result.task_id, result.user_id)
         condition = () if replaces else ("NX",)
         stored = await self._pipeline.execute("SET", key, result.model_dump_json(), *condition, "EX", self._ttl_s)
@@ -76,8 +89,18 @@ class Results:
                     return result
 
     def _key(self, task_id: str, user_id: str | None) -> str:
-        partition = partition_of(user_id, len(self._partitions)) if user_id else 0
-        return self._partitions[partition].result(task_id)
+        return self._partitions[self._partition(user_id)].result(task_id)
+
+    async def _is_own(self, task_id: str, user_id: str | None, command: str, *arguments: str | int) -> bool:
+        """Whether no other partition has a call of this id, asked by a command that answers with the one that has."""
+        if len(self._partitions) == 1:
+            return True
+        key = task_partition(self._namespace, task_id)
+        owner: bytes | None = await self._pipeline.execute(command, key, *arguments)
+        return owner is None or int(owner) == self._partition(user_id)
+
+    def _partition(self, user_id: str | None) -> int:
+        return partition_of(user_id, len(self._partitions)) if user_id else 0
 
     def _keys(self, task_id: str) -> list[str]:
         return [keys.result(task_id) for keys in self._partitions]

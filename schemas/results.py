@@ -34,7 +34,7 @@ class ErrorCode(StrEnum):
     IDEMPOTENCY_CONFLICT = "IDEMPOTENCY_CONFLICT"
     """The task id was used before, with other content."""
     ATTEMPTS_EXHAUSTED = "ATTEMPTS_EXHAUSTED"
-    """Workers died over this task too often; it is in the dead-letter stream."""
+    """Workers died over this task, or were stopped, too often; it is in the dead-letter stream."""
     LEDGER_UNAVAILABLE = "LEDGER_UNAVAILABLE"
     """Redis or DuckDB could not be asked, so no call was made."""
 

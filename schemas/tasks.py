@@ -121,7 +121,12 @@ class Task(BaseModel):
     def _metadata_is_small(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         if _depth(value) > MAX_JSON_DEPTH:
             raise ValueError(f"metadata is nested deeper than {MAX_JSON_DEPTH} levels")
-        if value is not None and len(json.dumps(value)) > MAX_METADATA_BYTES:
+        try:
+            # A number such as 1e999 is read as infinity, which no JSON can hand back.
+            size = len(json.dumps(value, allow_nan=False))
+        except TypeError:
+            raise ValueError("metadata is not JSON") from None
+        if value is not None and size > MAX_METADATA_BYTES:
             raise ValueError(f"metadata is larger than {MAX_METADATA_BYTES} bytes of JSON")
         # JSON can escape half of a surrogate pair, which no result can be written with.
         json.dumps(value, ensure_ascii=False).encode()

@@ -21,6 +21,7 @@ from inference.retry import RetryPolicy
 from inference.runtime import InferenceRuntime, build_gates, now_ms, open_ledger, open_runtime
 from inference.settings import Settings, load_settings
 from inference.standin import FaultPlan, StandIn, StandInConfig
+from ledger.ledger import Ledger
 from ledger.projector import Projector, ProjectorSettings
 from ledger.requests import AssignRequest
 from ledger.store import Store
@@ -58,10 +59,18 @@ class Calling:
 
     @asynccontextmanager
     async def runner(
-        self, *, transport: httpx.AsyncBaseTransport | None = None, base_url: str | None = None
+        self,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        base_url: str | None = None,
+        ledger: Ledger | None = None,
     ) -> AsyncGenerator[tuple[CallRunner, list[float]]]:
-        """Yield a runner like the system's own that sleeps through no pause, but notes it."""
+        """Yield a runner like the system's own that sleeps through no pause, but notes it.
+
+        With a `transport` of its own, a test decides when answers come, however long that takes.
+        """
         runtime, pauses = self.runtime, list[float]()
+        attempt_timeout_s = runtime.settings.attempt_timeout_s if transport is None else 30.0
 
         async def sleep(seconds: float) -> None:
             pauses.append(seconds)
@@ -70,18 +79,18 @@ class Calling:
             api_key=runtime.settings.openrouter_api_key,
             base_url=base_url or runtime.settings.openrouter_base_url,
             is_openrouter=False,
-            attempt_timeout_s=runtime.settings.attempt_timeout_s,
+            attempt_timeout_s=attempt_timeout_s,
             transport=transport,
         ) as provider:
             yield (
                 CallRunner(
-                    ledger=runtime.ledger,
+                    ledger=ledger or runtime.ledger,
                     results=runtime.handle.results,
                     provider=provider,
                     prices=runtime.runner.prices,
                     policy=runtime.policy,
                     retry=RetryPolicy.from_settings(runtime.settings),
-                    attempt_timeout_s=runtime.settings.attempt_timeout_s,
+                    attempt_timeout_s=attempt_timeout_s,
                     now_ms=now_ms,
                     sleep=sleep,
                 ),

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -31,6 +32,7 @@ from ledger.keys import Keys, dead_letters
 from schemas.identifiers import EntryId
 from schemas.results import InferenceResult
 from schemas.tasks import TaskStream
+from tests.forking import ForkedProcess, fork, run_command
 
 STREAMS: Final = tuple(stream.value for stream in TaskStream)
 REPLIES: Final = "replies"
@@ -220,7 +222,31 @@ async def run_cli(
     stdin: str | None = None,
     timeout_s: float = 30,
 ) -> Finished:
-    """Run `tollbook ...` to its end as a process of its own, in the directory `cwd`."""
+    """Run `tollbook ...` to its end as a process of its own, in the directory `cwd`.
+
+    It is forked; `run_installed` is slower, and starts what users have.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        files = [Path(directory, name) for name in ("stdin", "stdout", "stderr")]
+        for file, text in zip(files, (stdin or "", "", ""), strict=True):
+            file.write_text(text, encoding="utf-8")
+        process = await asyncio.to_thread(fork, run_command, arguments, cwd, command_environment(env), tuple(files))
+        await asyncio.to_thread(process.join, timeout_s)
+        if process.exitcode is None:
+            process.kill()
+            await asyncio.to_thread(process.join)
+            raise TimeoutError(f"tollbook {' '.join(arguments)} did not end within {timeout_s} s")
+        return Finished(process.exitcode, *(file.read_text(encoding="utf-8") for file in files[1:]))
+
+
+async def run_installed(
+    *arguments: str,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    stdin: str | None = None,
+    timeout_s: float = 30,
+) -> Finished:
+    """Run the command that is installed, as `run_cli` does."""
     process = await asyncio.create_subprocess_exec(
         tollbook(),
         *arguments,
@@ -243,17 +269,27 @@ async def run_cli(
 class StayingCommand:
     """A `tollbook` command that stays, as a process of its own. Its output goes to files, so that no pipe fills up."""
 
-    def __init__(self, process: asyncio.subprocess.Process, output: Path, errors: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process | ForkedProcess, output: Path, errors: Path) -> None:
         self.process = process
         self._output = output
         self._errors = errors
 
     @classmethod
-    async def start(cls, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Self:
-        """Start the command in the directory `cwd`."""
+    async def start(
+        cls, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, is_installed: bool = False
+    ) -> Self:
+        """Start the command in the directory `cwd`; forked, unless what is installed is asked for."""
         number = len(list(cwd.parent.glob(f"{cwd.name}.*.out")))
         output, errors = (cwd.with_name(f"{cwd.name}.{number}.{kind}") for kind in ("out", "err"))
         with output.open("wb") as out, errors.open("wb") as err:
+            if not is_installed:
+                files = (Path(os.devnull), output, errors)
+                environment = command_environment(env)
+                # Its own session, so that a test can send it what a terminal sends.
+                forked = await asyncio.to_thread(
+                    fork, run_command, arguments, cwd, environment, files, has_session=True
+                )
+                return cls(ForkedProcess(forked), output, errors)
             process = await asyncio.create_subprocess_exec(
                 tollbook(),
                 *arguments,
@@ -261,7 +297,6 @@ class StayingCommand:
                 env=command_environment(env),
                 stdout=out,
                 stderr=err,
-                # Its own process group, so that a test can send it what a terminal sends.
                 start_new_session=True,
             )
         return cls(process, output, errors)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
-from consumers.cli.source import ArchiveOption
+from consumers.cli.options import ArchiveOption
 from schemas.identifiers import check_id
 
 if TYPE_CHECKING:

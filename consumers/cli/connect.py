@@ -3,21 +3,24 @@
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from redis.exceptions import RedisError
 
 from inference.address import find_redis_url
 from inference.settings import Settings
-from ledger.comparison import Tables
 from ledger.connection import connect, hide_password
 from ledger.endpoint import read_endpoint
 from ledger.errors import LedgerUnavailable
 from ledger.keys import Keys
 from ledger.pipeline import CommandPipeline
 from ledger.results import Results
-from ledger.snapshot import open_snapshot
+
+# DuckDB and Arrow are loaded by the commands that read the projection; they take longer than the others take in all.
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ledger.comparison import Tables
 
 
 def with_running_provider(settings: Settings) -> Settings:
@@ -53,7 +56,12 @@ async def connected(settings: Settings) -> AsyncGenerator[Connection]:
         await pipeline.execute("PING")
         partitions = await _partitions(pipeline, settings)
         results = Results(
-            redis, pipeline, namespace=settings.namespace, partitions=partitions, ttl_s=settings.result_ttl_s
+            redis,
+            pipeline,
+            namespace=settings.namespace,
+            partitions=partitions,
+            ttl_s=settings.result_ttl_s,
+            id_ttl_s=settings.idempotency_ttl_s,
         )
         yield Connection(redis_url, pipeline, results)
     except RedisError as exc:
@@ -69,7 +77,7 @@ async def _partitions(pipeline: CommandPipeline, settings: Settings) -> int:
     return int(stored) if stored else settings.partitions
 
 
-def open_tables(settings: Settings) -> Tables:
+def open_tables(settings: Settings) -> "Tables":
     """Return the projection as it is now, whether a projector is running or not; all answers are of one moment.
 
     Errors: LedgerUnavailable where there is none.
@@ -88,9 +96,11 @@ class _Snapshot:
 
     def __init__(self, settings: Settings, parts: ExitStack | None = None) -> None:
         self._parts = parts or ExitStack()
+        from ledger.snapshot import open_snapshot
+
         path = settings.data_dir / "tollbook.duckdb"
         self._connection = self._parts.enter_context(open_snapshot(path, memory_limit="2GB", threads=2))
 
-    def table(self, sql: str) -> pa.Table:
+    def table(self, sql: str) -> "pa.Table":
         with self._connection.cursor() as cursor:
             return cursor.execute(sql).to_arrow_table()

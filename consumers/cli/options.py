@@ -1,12 +1,23 @@
-"""Options that one command takes over from another: declared once, shown and read the same in both."""
+"""Options that several commands have, and options that one command takes over from another.
+
+Each is declared once, shown and read the same in all. Nothing heavy is imported here: every start pays for it.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping
 from copy import copy
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args
 
 import typer
 from typer.models import OptionInfo
+
+ArchiveOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--archive", help="An archive alone, copied from anywhere; by default this system's archive and stream."
+    ),
+]
 
 _Command = TypeVar("_Command", bound=Callable[..., int])
 

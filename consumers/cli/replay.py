@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from consumers.cli.moments import UntilOption, parse_moment
-from consumers.cli.options import options_of, refuse_without, with_options_of
-from consumers.cli.source import ArchiveOption
+from consumers.cli.options import ArchiveOption, options_of, refuse_without, with_options_of
 from consumers.cli.what_if import what_if
 from schemas.identifiers import EntryId, check_id
 

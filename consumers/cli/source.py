@@ -3,7 +3,6 @@
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from redis.asyncio import Redis
@@ -16,13 +15,6 @@ from ledger.errors import LedgerUnavailable
 from ledger.keys import Keys
 from ledger.segments import Archive
 from ledger.source import LedgerSource, NoLedger
-
-ArchiveOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--archive", help="An archive alone, copied from anywhere; by default this system's archive and stream."
-    ),
-]
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from consumers.cli.source import ArchiveOption
+from consumers.cli.options import ArchiveOption
 
 if TYPE_CHECKING:
     from ledger.source import LedgerSource

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from consumers.cli.moments import UntilOption, parse_moment
-from consumers.cli.source import ArchiveOption
+from consumers.cli.options import ArchiveOption
 from schemas.identifiers import EntryId, check_id
 from schemas.money import MoneyError, nanousd_from_usd, usd_from_nanousd
 from schemas.plans import Plan

@@ -11,7 +11,9 @@ from tests.chaos.provider import mark
 
 REPLIES: Final = "replies"
 CLAIM_AFTER_S: Final = 2.0
-ATTEMPT_TIMEOUT_S: Final = 2.0
+# In long runs also more than workers are stopped for: only then does one that wakes up still hear what it asked for.
+ATTEMPT_TIMEOUTS_S: Final = (2.0, 8.0)
+_LONG_S: Final = 30.0
 WORKERS: Final = tuple(f"worker {number}" for number in range(1, 5))
 STREAMS: Final = ("scraping", "analysis", "generation", "monitoring")
 TRIM_AFTER_S: Final = 5
@@ -56,8 +58,14 @@ class Plot:
     blows: tuple[Blow, ...]
     fault_rates: dict[str, float]
     latency_ms: int
+    attempt_timeout_s: float
     is_trimmed: bool
     max_task_attempts: int
+
+    @property
+    def drain_s(self) -> float:
+        """How long the system may take to come to rest: for the longest lease of a hold, and to work off the rest."""
+        return 82.0 + 4 * self.attempt_timeout_s
 
     def settings(self) -> dict[str, str]:
         """Return the variables that every process gets."""
@@ -67,7 +75,7 @@ class Plot:
             "TOLLBOOK_CAPS": json.dumps({"users": caps}),
             "TOLLBOOK_CAMPAIGN_CAP_USD": _usd(CAMPAIGN_CAP_NANOUSD),
             "TOLLBOOK_CLAIM_AFTER_S": str(CLAIM_AFTER_S),
-            "TOLLBOOK_ATTEMPT_TIMEOUT_S": str(ATTEMPT_TIMEOUT_S),
+            "TOLLBOOK_ATTEMPT_TIMEOUT_S": str(self.attempt_timeout_s),
             "TOLLBOOK_RETRIES": "1",
             "TOLLBOOK_BACKOFF_BASE_S": "0.05",
             "TOLLBOOK_BACKOFF_MAX_S": "0.2",
@@ -104,6 +112,7 @@ def draw(seed: int, *, chaos_s: float, tasks: int) -> Plot:
         blows=tuple(_blows(dice, chaos_s)),
         fault_rates=_fault_rates(dice),
         latency_ms=dice.choice((5, 60, 250)),
+        attempt_timeout_s=dice.choice(ATTEMPT_TIMEOUTS_S) if chaos_s > _LONG_S else ATTEMPT_TIMEOUTS_S[0],
         is_trimmed=dice.random() < 0.5,
         max_task_attempts=dice.choice((1, 2, 3)),
     )

@@ -62,6 +62,7 @@ def make_evidence(*events: RawEvent, **changes: Any) -> Evidence:
         blows=(),
         fault_rates={},
         latency_ms=0,
+        attempt_timeout_s=2.0,
         is_trimmed=False,
         max_task_attempts=3,
     )

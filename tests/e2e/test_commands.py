@@ -20,7 +20,7 @@ from ledger.comparison import TABLES
 from ledger.keys import Keys
 from schemas.results import InferenceResult
 from tests.servers import wait_until
-from tests.system import STREAMS, Finished, GatedStandIn, StayingCommand, run_cli
+from tests.system import STREAMS, Finished, GatedStandIn, StayingCommand, run_cli, run_installed
 
 # One running system for the commands that only use it.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -41,7 +41,7 @@ async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Path]:
 
 
 async def started(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> StayingCommand:
-    command = await StayingCommand.start(*arguments, cwd=cwd, env=env)
+    command = await StayingCommand.start(*arguments, cwd=cwd, env=env, is_installed=True)
 
     def is_up() -> bool:
         assert command.process.returncode is None, command.stderr
@@ -90,8 +90,8 @@ async def test_result_finds_what_another_process_published(here: Path) -> None:
 
 
 async def test_ping_answers_pong(here: Path) -> None:
-    assert assert_only_data(await run_cli("ping", "--json", cwd=here))["content"] == "pong"
-    shown = await run_cli("ping", cwd=here)
+    assert assert_only_data(await run_installed("ping", "--json", cwd=here))["content"] == "pong"
+    shown = await run_installed("ping", cwd=here)
     assert shown.code == 0
     assert "pong" in shown.stdout
 
@@ -298,7 +298,7 @@ async def test_a_second_up_on_the_same_directory_is_refused(here: Path) -> None:
 
 
 async def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
-    shown = await run_cli("--help", cwd=tmp_path)
+    shown = await run_installed("--help", cwd=tmp_path)
     assert shown.code == 0
     names = ("demo", "up", "worker", "projector", "stand-in", "publish", "result", "ping", "spend", "doctor")
     helped = await asyncio.gather(*(run_cli(name, "--help", cwd=tmp_path) for name in names))

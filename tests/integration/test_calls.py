@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from inference.calls import Call, CallTakenOver
 from inference.holds import settle_dead_hold
+from inference.runtime import build_ledger, open_ledger
 from ledger.errors import IdempotencyConflict
 from ledger.requests import OpenCall, Waiting
 from schemas.events import (
@@ -32,6 +33,7 @@ from schemas.events import (
 from schemas.money import nanousd_from_usd, usd_from_nanousd
 from schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tests.calling import API_KEY, COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
+from tests.proxy import faulty_proxy
 from tests.servers import wait_until
 
 COMPLETION = "tokens of nothing"
@@ -441,6 +443,22 @@ async def test_run_finds_the_hold_that_its_own_lost_request_has_opened(calling: 
     assert await story(calling) == [HELD, ok(SONNET), settled(PRICE[SONNET], "reported", "done")]
 
 
+async def test_call_is_not_begun_more_often_than_it_may(calling: Calling) -> None:
+    """G3: also where the holds of those who died were settled by a sweeper, so that nobody had to take them over."""
+    calling.script("hang_charged")
+    async with calling.runner() as (runner, _):
+        running = asyncio.create_task(runner.run(calling.call(), most_holds=1))
+        await wait_until(lambda: calling.provider.requests == 1)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        given_up = await runner.run(calling.call(run_id="run-2"), most_holds=1)
+        assert isinstance(given_up, InferenceResult)
+        assert (given_up.status, given_up.error_code) == (FAILED, ErrorCode.ATTEMPTS_EXHAUSTED)
+        assert await runner.run(calling.call(run_id="run-3"), most_holds=1) == given_up
+    assert calling.provider.requests == 1
+    assert (await story(calling))[-1] == settled(0, "released", "failed")
+
+
 async def test_answer_that_comes_after_its_hold_has_expired(calling: Calling) -> None:
     # G3: the charge is recorded, never refused; the result is taken, since nobody else has one.
     gate = asyncio.Event()
@@ -471,7 +489,9 @@ async def test_answer_that_comes_after_another_worker_has_given_the_call_up(call
         found = await runner.run(calling.call(run_id="run-2"))
         assert isinstance(found, OpenCall)
         given_up = await runner.take_over(calling.call(run_id="run-2"), found, give_up="three workers have died")
+        # What the dead one may have cost is on the ledger, and the publisher is told.
         assert given_up is not None
+        assert nanousd_from_usd(given_up.cost_usd) == BOUND[SONNET]
         assert (given_up.status, given_up.error_code) == (FAILED, ErrorCode.ATTEMPTS_EXHAUSTED)
         gate.set()
         await running
@@ -550,6 +570,46 @@ async def test_cancelled_call_leaves_no_hold_behind(calling: Calling) -> None:
     assert await calling.spent() == BOUND[SONNET] + PRICE[SONNET]
 
 
+async def test_call_cancelled_while_redis_is_away_ends(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    """Whoever is told to stop stops, though it cannot look for what it may have left behind."""
+    async with open_calling(server_url, tmp_path) as calling, calling.runner() as (runner, _):
+        running = asyncio.create_task(runner.run(calling.call()))
+        with capture_logs() as logs:
+            await calling.runtime.handle.pipeline.aclose()
+            await wait_until(lambda: any(entry["event"] == "redis.answer_missed" for entry in logs))
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+    assert calling.provider.requests == 0
+
+
+async def test_answer_is_stored_though_its_call_is_cancelled_while_redis_is_away(
+    calling: Calling, server_url: str
+) -> None:
+    """G4: it is paid for; dropped, it would be paid for again."""
+    gate, settings = asyncio.Event(), calling.runtime.settings
+    async with (
+        faulty_proxy(server_url) as proxy,
+        open_ledger(settings, proxy.url, may_create=False) as handle,
+    ):
+        ledger = build_ledger(handle, settings, lambda names: asyncio.to_thread(calling.store.baselines, names))
+        async with calling.runner(transport=Held(gate), ledger=ledger) as (runner, _):
+            running = asyncio.create_task(runner.run(calling.call()))
+            await wait_until(lambda: calling.provider.requests == 1)
+            await proxy.stop()
+            with capture_logs() as logs:
+                gate.set()
+                await wait_until(lambda: any(entry["event"] == "redis.answer_missed" for entry in logs))
+                running.cancel()
+            await proxy.start()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+    stored = await calling.runtime.handle.results.get("t1")
+    assert stored is not None
+    assert stored.status is DONE
+    assert await story(calling) == [HELD, ok(SONNET), settled(PRICE[SONNET], "reported", "done")]
+
+
 async def test_call_cancelled_during_a_pause_costs_what_its_attempts_cost(calling: Calling) -> None:
     calling.script("error_finish")
     paused = asyncio.Event()
@@ -583,6 +643,11 @@ async def test_call_cancelled_at_any_moment_leaves_no_hold_and_loses_no_money(ca
             await asyncio.gather(running, return_exceptions=True)
             record = await calling.runtime.ledger.gates[0].call_record(f"t{steps}")
             states.append(record.state if record else None)
+            # G4: an answer that was heard is the task's; it is not paid for a second time.
+            is_answered = any(
+                entry[:1] == ("called",) and entry[2] == "ok" for entry in await story(calling, f"t{steps}")
+            )
+            assert not is_answered or states[-1] == "settled"
             steps += max(1, steps // 20)
     assert "open" not in states
     assert states[0] is None

@@ -160,20 +160,21 @@ async def test_a_worker_whose_own_sign_of_life_came_late_gives_the_others_time_f
     held = (await group.deliver("w1"))[0]
     other.add(held)
     accepted: list[Delivery] = []
-    running = [asyncio.create_task(each.run(accepted.append)) for each in (claims, other)]
+    running = asyncio.create_task(claims.run(accepted.append))
     try:
-        await wait_until(lambda: other.is_alive("w1"), what="the first sign of life")
+        await wait_until(lambda: claims.is_alive("w2"), what="the first sign of life")
         # Nothing runs meanwhile, as on a machine that sleeps; the entry is silent for longer than it may be.
         time.sleep(1.0)  # noqa: ASYNC251 - the loop is to stand still.
         for _ in range(2):
-            await every_redis_client.delete("tollbook:worker:w1")
-            await wait_until(lambda: other.is_alive("w1"), what="another sign of life")
-        assert accepted == []
+            # The other one wakes up a moment later.
+            await wait_until(lambda: claims.is_alive("w2"), what="another sign of life")
+            assert accepted == []
+            await other.renew()
+            await every_redis_client.delete("tollbook:worker:w2")
         assert (await group.pending(held))[0] == "w1"
     finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_a_worker_does_not_take_over_what_it_has_in_hand(
@@ -221,6 +222,24 @@ async def test_only_a_claim_that_is_still_in_hand_can_be_lost(
         await asyncio.gather(claims.acknowledge(done), claims.renew())
     assert [(line["event"], line["entry_id"]) for line in lines] == [("claim.lost", taken.entry_id)]
     assert [claims.holds(delivery) for delivery in (done, taken, kept)] == [False, False, True]
+
+
+async def test_what_is_given_back_was_not_delivered_and_is_not_taken_from_others(
+    every_redis_client: Redis, pipeline: CommandPipeline
+) -> None:
+    sleeper, rival, group = make_claims(pipeline, "w1"), make_claims(pipeline, "w2"), Group(every_redis_client)
+    await sleeper.ensure_groups()
+    given, taken = await group.deliver("w1", number=2)
+    for delivery in (given, taken):
+        sleeper.add(delivery)
+    await group.age(taken)
+    (now_rivals,) = await rival.take_abandoned(STREAM)
+    rival.add(now_rivals)
+    await sleeper.renew()
+    for delivery in (given, taken):
+        await sleeper.give_back(delivery)
+    assert (await group.pending(given))[::2] == ("w1", 0)
+    assert (await group.pending(taken))[::2] == ("w2", 2)
 
 
 async def test_acknowledged_entries_are_neither_pending_nor_held(

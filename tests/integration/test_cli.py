@@ -1,6 +1,8 @@
 """Commands against systems in odd states: in parts, killed, silent, badly configured."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -202,3 +204,10 @@ async def test_the_task_id_that_publish_makes_is_an_id(redis_client: Redis, serv
     assert [(entry_id.decode(), fields[b"task_id"].decode()) for entry_id, fields in entries] == [
         (answer["entry_id"], answer["task_id"])
     ]
+
+
+def test_the_command_starts_without_loading_what_only_some_commands_need() -> None:
+    """It is started for every look at a result; DuckDB and Redis's client alone would double the time."""
+    heavy = "{'duckdb', 'pyarrow', 'redis', 'httpx', 'faststream', 'genai_prices', 'pydantic_settings'}"
+    script = f"import sys, consumers.cli.app; assert not {heavy} & sys.modules.keys(), {heavy} & sys.modules.keys()"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -12,11 +12,13 @@ import pytest
 from redis.asyncio import Redis
 
 from inference import COST_CAPS, MODEL_ROUTING, AppError, InferenceClient
-from inference.runtime import connect_runtime, current_runtime
+from inference.runtime import connect_runtime, current_runtime, open_ledger, open_runtime
+from ledger.ledger import Patience
 from schemas.events import BudgetReserved
-from schemas.money import usd_from_nanousd
+from schemas.money import nanousd_from_usd, usd_from_nanousd
 from schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tests.calling import COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
+from tests.proxy import faulty_proxy
 from tests.servers import wait_until
 
 PRICE = PROMPT_TOKENS * 3_000 + COMPLETION_TOKENS * 15_000
@@ -73,6 +75,32 @@ def test_routes_and_caps_are_the_documented_ones() -> None:
         "score_post": ("anthropic/claude-3-haiku", "google/gemini-2.5-flash", 500, 0.0),
         "extract_patterns": ("anthropic/claude-3-haiku", "google/gemini-2.5-flash", 1000, 0.2),
     }
+
+
+async def test_repeat_goes_on_with_the_hold_that_a_lost_answer_has_left(
+    calling: Calling, server_url: str, tmp_path: Path
+) -> None:
+    """G3: nothing is charged for the first try, which sent no request; and the repeat need not wait for its hold."""
+    settings = calling.runtime.settings
+    async with (
+        faulty_proxy(server_url) as proxy,
+        open_ledger(settings, proxy.url, may_create=False) as handle,
+        open_runtime(
+            settings,
+            handle,
+            lambda names: asyncio.to_thread(calling.store.baselines, names),
+            patience=Patience(reserve_s=0.0),
+        ) as runtime,
+    ):
+        client = InferenceClient("generate_draft", runtime)
+        proxy.loses_replies = True
+        lost = await refusal(client.call(PROMPT, "u1", task_id="t1"))
+        assert lost.code is ErrorCode.LEDGER_UNAVAILABLE
+        assert [event.type for event in await calling.events()] == ["budget-reserved"]
+        proxy.loses_replies = False
+        result = await client.call(PROMPT, "u1", task_id="t1")
+        assert nanousd_from_usd(result.cost_usd) == await calling.spent() == PRICE
+    assert [event.type for event in await calling.events()] == ["budget-reserved", "model-called", "cost-recorded"]
 
 
 async def test_call_returns_content_model_tokens_and_cost(calling: Calling) -> None:

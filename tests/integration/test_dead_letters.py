@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from consumers.dead_letters import DeadLetters, Reason
 from consumers.messages import Delivery, read_task
@@ -67,6 +68,18 @@ async def test_a_letter_can_be_read_without_this_project(letters: DeadLetters, r
     fields = entries[0][1]
     assert json.loads(fields[b"fields"]) == {name.decode(): value.decode() for name, value in TASK.items()}
     assert fields[b"reason"] == b"invalid_task"
+
+
+async def test_a_letter_stays_where_its_task_cannot_be_published_again(
+    letters: DeadLetters, redis_client: Redis
+) -> None:
+    """The task is on its stream first: whoever dies in between leaves it twice, not nowhere."""
+    await put(letters, TASK)
+    await redis_client.set(STREAM, "no stream")
+    letter = (await letters.list())[0]
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await letters.retry(letter)
+    assert await letters.list() == [letter]
 
 
 async def test_a_long_reason_is_cut_and_the_task_is_not(letters: DeadLetters) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -125,6 +126,34 @@ async def test_attempt_that_died_with_its_worker_stays_booked_when_another_is_co
         assert (await reconciled(calling)).adjusted == 0
         # The worker was not dead, only slow: its answer comes, and it knows nothing of the correction.
         gate.set()
+        await running
+    assert await calling.spent() == BOUND + PRICE_OF_FALLBACK
+    outcome = await reconciled(calling)
+    assert (outcome.adjusted, outcome.unknown) == (1, [])
+    assert await calling.spent() == calling.booked() == PRICE + PRICE_OF_FALLBACK
+
+
+async def test_late_answer_that_the_projection_has_not_heard_of_is_not_overwritten(calling: Calling) -> None:
+    """G3: it comes while the provider is asked, and says more than what was asked about."""
+    calling.script("reset_mid_body", None)
+    gate = asyncio.Event()
+    async with calling.runner(transport=HeldBack(gate)) as (runner, _):
+        running = asyncio.create_task(runner.run(calling.call("t1")))
+        await wait_until(lambda: calling.provider.requests == 2)
+        found = await runner.run(calling.call("t1", run_id="run-2"))
+        assert isinstance(found, OpenCall)
+        await runner.take_over(calling.call("t1", run_id="run-2"), found)
+        await calling.folded()
+
+        async def query(sql: str) -> list[dict[str, Any]]:
+            rows = await calling.query(sql)
+            gate.set()
+            await asyncio.wait({running})
+            return rows
+
+        async with ProviderClient.from_settings(calling.runtime.settings) as provider:
+            outcome = await reconcile(query, calling.runtime.ledger, provider, author="test")
+        assert (outcome.adjusted, outcome.unknown) == (0, ["t1"])
         await running
     assert await calling.spent() == BOUND + PRICE_OF_FALLBACK
     outcome = await reconciled(calling)

@@ -34,7 +34,7 @@ async def test_nobody_who_waits_misses_an_announcement(
     draw, tasks = random.Random(seed), [f"t{number}" for number in range(100)]
     async with connect(server_url) as client:
         pipeline = CommandPipeline(client)
-        found = Results(client, pipeline, namespace="test", partitions=3, ttl_s=60)
+        found = Results(client, pipeline, namespace="test", partitions=3, ttl_s=60, id_ttl_s=60)
 
         async def wait(task_id: str) -> InferenceResult | None:
             await passes(draw)

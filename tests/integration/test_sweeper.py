@@ -166,6 +166,20 @@ async def test_a_hold_with_a_failed_attempt_behind_it_is_charged_in_full_with_it
     assert await settlements(running) == [("dead", AMOUNT, AMOUNT - known, "assumed", "expired")]
 
 
+async def test_holds_that_cannot_be_settled_hold_up_none_behind_them(running: RunningSystem) -> None:
+    """More of them than are looked at in one go, all older: without a record, and with one that nobody can read."""
+    keys, ghosts = running.keys, [f"ghost-{number}" for number in range(150)]
+    await running.redis.set(keys.call(ghosts[0]), "what is this")
+    await running.redis.zadd(keys.holds, dict.fromkeys(ghosts, 1))
+    await reserve(running, "dead", lease_ms=1)
+
+    async def is_swept() -> bool:
+        return await make_sweeper(running).sweep() == 1
+
+    assert await wait_until(is_swept, what="the sweep")
+    assert [call_id for call_id, *_ in await settlements(running)] == ["dead"]
+
+
 async def test_a_settled_call_is_no_longer_swept(running: RunningSystem) -> None:
     await reserve(running, "quick", lease_ms=1)
     await overdue(running, 1)

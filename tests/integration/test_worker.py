@@ -1,7 +1,8 @@
 """Workers on a running system: slots, waiting, stopping, and what becomes of tasks whose worker dies or sleeps."""
 
+import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,12 @@ from redis.asyncio import Redis
 
 from consumers.claims import GROUP
 from consumers.dead_letters import DeadLetters
+from consumers.messages import Delivery
+from consumers.runtime import build_worker, serve_worker
+from inference.runtime import open_runtime
 from inference.setting_values import CapTable, ConcurrencyTable
+from ledger.baselines import BaselinePage
+from ledger.errors import BaselineUnavailable
 from schemas.results import ErrorCode, TaskStatus
 from tests.servers import wait_until
 from tests.system import REPLIES, RunningSystem, StayingCommand, running_system, serving
@@ -127,6 +133,43 @@ async def test_a_worker_that_may_wait_no_longer_books_its_calls_and_leaves_their
             await assert_nothing_is_left(running)
         costs = await costs_of(running, "cut-off")
         assert [cost["nanousd"] for cost in costs] == [BOUND, COST]
+
+
+async def test_a_task_that_is_held_back_keeps_no_slot(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    """G8: no baseline can be had of one user; with one slot, the others' tasks go on."""
+    can_be_had = asyncio.Event()
+    async with running_system(
+        tmp_path / "data", server_url, workers=0, concurrency=ConcurrencyTable(default=1)
+    ) as running:
+        system = running.system
+
+        async def read(names: Sequence[str], /) -> BaselinePage:
+            if any(name.startswith("user:unread:") for name in names) and not can_be_had.is_set():
+                raise BaselineUnavailable("it cannot be had")
+            return await asyncio.to_thread(system.projection.store.baselines, names)
+
+        stop = asyncio.Event()
+        async with open_runtime(system.runtime.settings, system.handle, read) as runtime:
+            worker = build_worker(runtime, [STREAM], "single")
+            serving = asyncio.create_task(serve_worker(runtime, worker, stop, redis_url=server_url))
+            await running.publish(STREAM, [make_task("held-back", user="unread"), make_task("other")])
+            assert (await running.answers(["other"]))[0].status is TaskStatus.DONE
+            assert await running.redis.exists(running.keys.result("held-back")) == 0
+            can_be_had.set()
+            assert (await running.answers(["held-back"]))[0].status is TaskStatus.DONE
+            stop.set()
+            await serving
+
+
+async def test_a_worker_that_stops_begins_nothing_more(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    """Neither what it has read nor what it could take over; both stay for others."""
+    async with running_system(tmp_path / "data", server_url, workers=0) as running:
+        worker = build_worker(running.system.runtime, [STREAM], "stopping")
+        fields = {name.encode(): value.encode() for name, value in make_task("t1").items()}
+        await worker.drain(0.0)
+        await worker.take([Delivery(STREAM, "1-0", fields)])
+        worker.take_claimed(Delivery(STREAM, "2-0", fields, deliveries=2))
+        assert (worker.in_flight, len(worker.claims), running.provider.requests) == (0, 0, 0)
 
 
 @asynccontextmanager

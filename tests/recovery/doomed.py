@@ -1,7 +1,6 @@
 """A worker as a process of its own, forked from a process that has everything imported already: quick to start."""
 
 import asyncio
-import multiprocessing
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -13,11 +12,9 @@ from typing import Any
 from consumers.claims import GROUP
 from consumers.runtime import run_remote_worker
 from inference.settings import Settings
+from tests.forking import fork
 from tests.recovery.border import Border
 from tests.system import STREAMS, RunningSystem
-
-_forking = multiprocessing.get_context("forkserver")
-_forking.set_forkserver_preload([__name__])
 
 
 class DoomedWorker:
@@ -59,8 +56,7 @@ async def doomed_worker(running: RunningSystem, behind: Border) -> AsyncIterator
         update={"openrouter_base_url": behind.provider_url, "redis_url": None}
     )
     log = settings.data_dir.with_name("doomed.log")
-    process = _forking.Process(target=_work, args=(settings, behind.redis_url, log), daemon=True)
-    process.start()
+    process = fork(_work, settings, behind.redis_url, log)
     try:
         yield DoomedWorker(process, running)
     finally:

@@ -4,6 +4,7 @@ The worker is a process of its own that is killed when a command or request of i
 each row expects is what the ledger, the stored result, the provider's book and the publisher see in the end.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any, Final
 import pytest
 from redis.asyncio import Redis
 
+from inference.client import InferenceClient
+from inference.setting_values import CapTable
 from inference.standin import FaultPlan
 from schemas.events import CostAdjusted, CostRecorded, Event, ModelCalled
-from schemas.results import InferenceResult, TaskStatus
+from schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tests.recovery.books import check_books, events_of, is_at_rest
 from tests.recovery.border import Border, Moment
 from tests.recovery.doomed import doomed_worker
@@ -28,6 +31,9 @@ TASK_ID: Final = "t1"
 PROMPT: Final = "a post [[completion_tokens=100]]"
 COST: Final = (len(PROMPT) // 4 + 4) * 250 + 100 * 1_250
 BOUND: Final = (len(PROMPT) + 32 + 128) * 250 + 500 * 1_250
+# gemini-2.5-flash at $0.30 and $2.50 a million, and $0.383333334 to write into a cache; costs round up.
+FALLBACK_COST: Final = (len(PROMPT) // 4 + 4) * 300 + 100 * 2_500
+FALLBACK_BOUND: Final = -(-(len(PROMPT) + 32 + 128) * 383_333_334 // 10**6) + 500 * 2_500
 
 RESERVE: Final = b"tollbook_v1_reserve"
 RECORD: Final = b"tollbook_v1_record"
@@ -35,6 +41,8 @@ REQUEST: Final = b"POST /api/v1/chat/completions"
 SETTLE: Final = b"tollbook_v1_settle"
 ANSWER: Final = b"\r\n$4\r\nXADD\r\n$7\r\nreplies\r\n"
 ACK: Final = b"\r\n$4\r\nXACK\r\n"
+BURY: Final = b"\r\n$4\r\nXADD\r\n$21\r\ntollbook:dead-letters\r\n"
+PUT: Final = b"\r\n$3\r\nSET\r\n$22\r\n{tollbook:0}:result:t1\r\n"
 
 HELD: Final = ("budget-reserved", BOUND)
 CALLED: Final = ("model-called", "ok", COST)
@@ -42,6 +50,13 @@ FAILED: Final = ("model-called", "http_error", 0)
 SPENT: Final = ("cost-recorded", "reported", COST)
 ASSUMED: Final = ("cost-recorded", "assumed", BOUND)
 CORRECTED: Final = ("cost-adjusted", "reported", COST - BOUND)
+# A reply that cannot be read may have been charged, so that the fallback needs a larger hold.
+UNREAD: Final = ("model-called", "invalid_response", BOUND)
+EXTENDED: Final = ("budget-reserved", FALLBACK_BOUND)
+BOTH_ASSUMED: Final = ("cost-recorded", "assumed", BOUND + FALLBACK_BOUND)
+FELL_BACK: Final = ("fallback-used", 0)
+FALLBACK_CALLED: Final = ("model-called", "ok", FALLBACK_COST)
+FALLBACK_CORRECTED: Final = ("cost-adjusted", "assumed", FALLBACK_COST - FALLBACK_BOUND)
 GIVEN_BACK: Final = ("cost-adjusted", "released", -BOUND)
 
 # What a run leaves behind that comes to its end; one that died with a request perhaps sent; one that died so with a
@@ -49,13 +64,19 @@ GIVEN_BACK: Final = ("cost-adjusted", "released", -BOUND)
 WHOLE: Final = (HELD, CALLED, SPENT)
 LOST: Final = (HELD, ASSUMED)
 TOLD: Final = (HELD, FAILED, ASSUMED)
+LONGER: Final = (HELD, UNREAD, EXTENDED, BOTH_ASSUMED)
 LATE: Final = (CALLED, CORRECTED)
+FALLBACK_LATE: Final = (FELL_BACK, FALLBACK_CALLED, FALLBACK_CORRECTED)
 BUSY: Final = "http_503"
+BROKEN: Final = "broken_json"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`charged` counts the charges in the provider's book, `answers` what the publisher finds on its stream."""
+    """`charged` counts the charges in the provider's book, `answers` what the publisher finds on its stream.
+
+    `fallbacks` counts the charges of the fallback model, beside those.
+    """
 
     name: str
     moment: Moment
@@ -63,6 +84,7 @@ class Row:
     charged: int
     answers: int
     first_reply: str | None = None
+    fallbacks: int = 0
 
 
 def before(said: bytes) -> Moment:
@@ -92,6 +114,10 @@ DEAD: Final = (
     Row("before the failure is told",     before(RECORD),   (*LOST, *WHOLE),              1, 1, BUSY),
     Row("failure told, reply lost",       after(RECORD),    (*TOLD, *WHOLE),              1, 1, BUSY),
     Row("retried, reply lost",            SECOND_REQUEST,   (*TOLD, *WHOLE),              2, 1, BUSY),
+    # A first attempt that may have been charged, and the fallback under an extended hold.
+    Row("before the hold is extended",    before(RECORD),   (*LOST, *WHOLE),              2, 1, BROKEN),
+    Row("hold extended, reply lost",      after(RECORD),    (*LONGER, *WHOLE),            2, 1, BROKEN),
+    Row("fallback asked, reply lost",     SECOND_REQUEST,   (*LONGER, *WHOLE),            2, 1, BROKEN, 1),
 )
 
 SLOW: Final = (
@@ -107,6 +133,8 @@ SLOW: Final = (
     Row("before the failure is told",     before(RECORD),   (*LOST, *WHOLE, FAILED, GIVEN_BACK), 1, 1, BUSY),
     Row("failure told, reply late",       after(RECORD),    (*TOLD, *WHOLE, *LATE),       2, 2, BUSY),
     Row("retried, reply late",            SECOND_REQUEST,   (*TOLD, *WHOLE, *LATE),       2, 2, BUSY),
+    Row("hold extended, reply late",      after(RECORD),    (*LONGER, *WHOLE, *FALLBACK_LATE), 2, 2, BROKEN, 1),
+    Row("fallback asked, reply late",     SECOND_REQUEST,   (*LONGER, *WHOLE, *FALLBACK_LATE), 2, 2, BROKEN, 1),
 )
 # fmt: on
 
@@ -140,7 +168,7 @@ async def publish(running: RunningSystem) -> None:
 async def check(running: RunningSystem, row: Row, directory: Path) -> None:
     """See that the row came true, and that the books agree."""
     assert [summary(event) for event in await events_of(running)] == list(row.ledger)
-    assert running.provider.book.totals()[USER] == row.charged * COST
+    assert running.provider.book.totals()[USER] == row.charged * COST + row.fallbacks * FALLBACK_COST
     stored = await running.system.handle.results.get(TASK_ID)
     assert stored is not None
     assert (stored.status, stored.cost_usd * 10**9) == (TaskStatus.DONE, COST)
@@ -192,5 +220,101 @@ async def test_a_slow_workers_call_ends_at_its_true_cost(running: RunningSystem,
                 await wait_until(has_gone_on, what="what the slow worker does")
                 await is_at_rest(running)
     await check(running, row, tmp_path)
-    if row.charged == 2:
+    if row.charged == 2 and row.first_reply != BROKEN:
         assert sum(event.amount for event in await events_of(running) if event.type != "budget-reserved") == 2 * COST
+
+
+# What a worker does with a task that it cannot execute: four steps, none of which may be lost with it.
+BURYING: Final = (
+    #   the worker dies                    letters  answers
+    ("before it is dead-lettered", before(BURY), 1, 1),
+    ("dead-lettered, reply lost", after(BURY), 2, 1),
+    ("its result is stored, reply lost", after(PUT), 2, 1),
+    ("answered, reply lost", after(ANSWER), 2, 2),
+)
+
+
+@pytest.mark.parametrize(
+    ("moment", "letters", "replies"), [row[1:] for row in BURYING], ids=[row[0] for row in BURYING]
+)
+async def test_a_malformed_task_is_buried_and_answered_though_its_worker_dies(
+    running: RunningSystem, tmp_path: Path, moment: Moment, letters: int, replies: int
+) -> None:
+    """It has one result, and at least one dead letter; nothing is held or asked for."""
+    async with Border(running.system.redis_url, running.provider.base_url, moment) as border:
+        task = {"task": "do_magic", "task_id": TASK_ID, "user_id": USER, "reply_to": REPLIES}
+        await running.publish(STREAM, [task])
+        async with doomed_worker(running, border) as worker:
+            await border.is_reached()
+            await worker.kill()
+            await border.cut()
+            await worker.fall_silent()
+        async with serving(running, 1):
+            await is_at_rest(running)
+    stored = await running.system.handle.results.get(TASK_ID)
+    assert stored is not None
+    assert stored.status is TaskStatus.INVALID
+    assert await answers(running) == [stored] * replies
+    assert [letter["reason"] for letter in await running.dead_letters()] == ["invalid_task"] * letters
+    assert await events_of(running) == []
+    assert running.provider.requests == 0
+
+
+@pytest.mark.parametrize("moment", [before(BURY), after(BURY)], ids=["before the letter", "after the letter"])
+async def test_a_task_that_is_given_up_gets_its_letter_though_that_worker_dies_too(
+    redis_client: Redis, server_url: str, tmp_path: Path, moment: Moment
+) -> None:
+    """The call is over with its settlement; whoever finds it so must still bury it."""
+    async with running_system(
+        tmp_path / "data", server_url, workers=0, claim_after_s=2.0, max_task_attempts=1
+    ) as running:
+        await publish(running)
+        for at in (after(REQUEST), moment):
+            async with (
+                Border(running.system.redis_url, running.provider.base_url, at) as border,
+                doomed_worker(running, border) as worker,
+            ):
+                await border.is_reached()
+                await worker.kill()
+                await border.cut()
+                await worker.fall_silent()
+        async with serving(running, 1):
+            stored = (await running.answers([TASK_ID]))[0]
+            await is_at_rest(running)
+        assert stored.error_code is ErrorCode.ATTEMPTS_EXHAUSTED
+        letters = await running.dead_letters()
+        assert {(letter["reason"], letter["task_id"]) for letter in letters} == {("attempts_exhausted", TASK_ID)}
+        assert [summary(event) for event in await events_of(running)] == list(LOST)
+        assert running.provider.requests <= 1
+
+
+async def test_a_task_that_waits_for_money_is_not_lost_with_its_worker(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """G9: nothing is held for it, so nothing is charged for the dead worker."""
+    caps = CapTable(users={USER: 2 * BOUND - 1})
+    async with running_system(tmp_path / "data", server_url, workers=0, claim_after_s=2.0, caps=caps) as running:
+        await running.provider.shut()
+        runtime = running.system.runtime
+        client = InferenceClient("score_post", runtime)
+        first = asyncio.create_task(client.call(PROMPT, user_id=USER, task_id="first"))
+        await running.provider.wait_for_arrivals(1, user=USER)
+        await publish(running)
+        async with (
+            Border(running.system.redis_url, running.provider.base_url, after(RESERVE)) as border,
+            doomed_worker(running, border) as worker,
+        ):
+            await border.is_reached()
+            await wait_until(lambda: running.redis.hlen(running.keys.waiters), what="the gate's WAIT")
+            await worker.kill()
+            await border.cut()
+            await worker.fall_silent()
+        async with serving(running, 1):
+            await wait_until(lambda: runtime.freed.waiting == 1, what="the next worker's wait")
+            await running.provider.open()
+            await first
+            await running.answers([TASK_ID])
+            await is_at_rest(running)
+        assert [summary(event) for event in await events_of(running, TASK_ID)] == list(WHOLE)
+        assert running.provider.book.totals()[USER] == 2 * COST
+        await check_books(running, tmp_path)

@@ -46,9 +46,25 @@ class ImpatientWorker(Worker):
 
 
 class HastyWorker(Worker):
-    async def _execute(self, delivery: Delivery, slot: Any, told: Any) -> None:
+    async def _execute(self, delivery: Delivery, slot: Any, run: Any, told: Any) -> None:
         await self.claims.acknowledge(delivery)
-        await super()._execute(delivery, slot, told)
+        await super()._execute(delivery, slot, run, told)
+
+
+class NamelessWorker(Worker):
+    """Takes the hold that its own lost reservation has opened for another's."""
+
+    async def _execute(self, delivery: Delivery, slot: Any, run: Any, told: Any) -> None:
+        run.id = f"{self.name}.{next(self._runs)}"
+        self._active.add(run.id)
+        await super()._execute(delivery, slot, run, told)
+
+
+class EndlessRunner(CallRunner):
+    """Begins a task anew however many workers it has cost."""
+
+    async def run(self, call: Call, **named: Any) -> InferenceResult | Waiting | OpenCall:
+        return await super().run(call, **{**named, "most_holds": None})
 
 
 class TrustingRunner(CallRunner):
@@ -78,6 +94,7 @@ class ResentfulRunner(CallRunner):
         is_final: bool = False,
         on_reserved: Callable[[], None] = lambda: None,
         give_up: str | None = None,
+        most_holds: int | None = None,
     ) -> InferenceResult | Waiting | OpenCall:
         if give_up is None:
             return await super().run(call, is_final=is_final, on_reserved=on_reserved)
@@ -180,9 +197,25 @@ BROKEN = (
         "G4: .* lives and is well",
     ),
     BrokenVariant("a task is acknowledged before its result", lambda: Variant(worker=HastyWorker), "G4: .* 0 results"),
+    BrokenVariant(
+        "a lost reservation is taken for another worker's",
+        lambda: Variant(worker=NamelessWorker),
+        "G3: .* its worker lives and sent nothing",
+        seeds=600,
+        changes={"outages": 0.1, "deaths": 0.0, "pauses": 0.0, "stops": 0.0, "workers": 1},
+    ),
+    BrokenVariant(
+        "a task is begun anew however many workers it has cost",
+        lambda: Variant(runner=EndlessRunner),
+        "G3: .* is begun anew",
+        changes={"most_holds": 1, "stops": 0.05},
+    ),
     BrokenVariant("dead holds are released", lambda: Variant(runner=TrustingRunner), "G3"),
     BrokenVariant(
-        "a late answer is not booked", lambda: Variant(runner=ForgetfulRunner), "G3: .* stays assumed|G3: .* settled at"
+        "a late answer is not booked",
+        lambda: Variant(runner=ForgetfulRunner),
+        "G3: .* stays assumed|G3: .* settled at",
+        changes={"claim_after_s": 3.0, "outages": 0.1},
     ),
     BrokenVariant(
         "a late answer is dropped while the projection is down",

@@ -122,6 +122,7 @@ class Checker:
         prefix: str,
         caps: dict[str, int],
         claim_after_s: float,
+        most_holds: int,
     ) -> None:
         self.fold = Fold()
         self.results: dict[str, list[bytes]] = defaultdict(list)
@@ -138,6 +139,7 @@ class Checker:
         self._tail_prefix = f"{prefix}tail:".encode()
         self._caps = caps
         self._claim_after_s = claim_after_s
+        self._most_holds = most_holds
         self._result_at_s: dict[str, float] = {}
         self._waited: set[tuple[str, object]] = set()
         # By call and process: the hold it may spend from, when the gate said so, and how long it had stood still then.
@@ -174,6 +176,8 @@ class Checker:
                     raise Broken(f"G1: hold {hold.number} of {hold.call_id} is {hold.held} and costs {hold.cost}")
                 if payload.get("outcome") == "taken_over":
                     self._check_takeover(hold)
+                if payload.get("outcome") in ("taken_over", "expired") and hold.assumed:
+                    self._check_assumption(hold, payload["outcome"])
             case _:
                 pass
 
@@ -205,6 +209,15 @@ class Checker:
         since_s = self._clock() - self.trouble_s.get(process, 0.0)
         if not process.is_dead and not process.is_paused and since_s > 2 * self._claim_after_s + 5:
             raise Broken(f"G4: {hold.call_id} is taken over from {process.name}, which lives and is well")
+
+    def _check_assumption(self, hold: HoldState, outcome: str) -> None:
+        """A worker that lives knows that it sent nothing, though it may have been cut off and taken for dead."""
+        process = self.processes[hold.process_name]
+        is_well = not process.is_dead and not process.paused_s and not process.is_paused and process not in self.stopped
+        if is_well and not hold.requests and (outcome == "expired" or process is self._server.client):
+            raise Broken(
+                f"G3: hold {hold.number} of {hold.call_id} is charged for, and its worker lives and sent nothing"
+            )
 
     def on_set(self, key: bytes, value: bytes) -> None:
         if key.startswith(self._result_prefix):
@@ -256,6 +269,10 @@ class Checker:
         if allowed is None:
             raise Broken(f"G1: {request.process.name} calls for {request.call_id} without a hold")
         number, at_s, paused_s = allowed
+        if number > self._most_holds:
+            raise Broken(
+                f"G3: {request.call_id} is begun anew after {number - 1} holds, {self._most_holds} are allowed"
+            )
         hold = self.fold.holds[request.call_id, number]
         hold.requests.append(request)
         result_at_s = self._result_at_s.get(request.call_id)

@@ -6,6 +6,7 @@ checks of checks.py must hold.
 """
 
 import asyncio
+import math
 import traceback
 from collections import deque
 from collections.abc import AsyncIterator, MutableMapping, Sequence
@@ -236,6 +237,7 @@ class World:
             prefix=self.keys.prefix,
             caps=self.plot.caps,
             claim_after_s=self.plot.claim_after_s,
+            most_holds=self.plot.most_holds,
         )
         self.network = Network(self.loop, self.server, self.random, self.plot.network)
         self.network.watch = self.checker.on_command
@@ -487,10 +489,10 @@ class World:
         def now_ms() -> int:
             return int(self.loop.time() * 1000) + skew_ms
 
-        pipeline = CommandPipeline(redis)
+        pipeline = CommandPipeline(redis, timeout_s=plot.claim_after_s / 3)
         gate = Gate(pipeline, self.keys, LEDGER_ID, idempotency_ttl_s=90_000, result_ttl_s=90_000)
         baselines = Baselines(self.projection.read, 0, monotonic=self.loop.time, max_age_s=plot.baseline_age_s)
-        ledger = Ledger(redis, (gate,), (baselines,), patience=Patience(), jitter=random.random)
+        ledger = Ledger(redis, (gate,), (baselines,), patience=Patience(settle_s=math.inf), jitter=random.random)
         freed = FreedBudgets(redis, [self.keys.waiters], look_again_s=3.0)
         freed.start()
         provider = ProviderClient(
@@ -502,7 +504,7 @@ class World:
         )
         runner = self.variant.runner(
             ledger=ledger,
-            results=Results(redis, pipeline, namespace="tollbook", partitions=1, ttl_s=90_000),
+            results=Results(redis, pipeline, namespace="tollbook", partitions=1, ttl_s=90_000, id_ttl_s=90_000),
             provider=provider,
             prices=PRICES,
             policy=BudgetPolicy(

@@ -10,6 +10,7 @@ from inference.bounds import MAX_COMPLETION_TOKENS, bound
 from inference.errors import SettingsError
 from inference.pricing import PriceCatalogue
 from inference.routing import routing_with
+from inference.runtime import answer_timeout_s
 from inference.settings import Settings, load_settings, settings_table
 from schemas.plans import Plan
 from schemas.tasks import Message, TaskType
@@ -234,3 +235,11 @@ def test_every_setting_is_described() -> None:
 def test_settings_can_be_made_by_field_name() -> None:
     values: dict[str, Any] = {"_env_file": None, "retries": 0, "namespace": "t1"}
     assert (Settings(**values).retries, Settings(**values).namespace) == (0, "t1")
+
+
+@pytest.mark.parametrize("claim_after_s", [1.0, 2.0, 30.0, 86_400.0])
+def test_a_silent_connection_is_given_up_while_claims_can_still_be_renewed(claim_after_s: float) -> None:
+    """With time for three looks: others take a worker for dead at 0.8 of the claim time."""
+    timeout_s = answer_timeout_s(Settings(claim_after_s=claim_after_s))
+    assert 0.5 <= timeout_s <= 30
+    assert timeout_s + 0.3 * claim_after_s <= 0.8 * claim_after_s

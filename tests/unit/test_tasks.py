@@ -100,6 +100,8 @@ def test_ping_needs_nothing_else() -> None:
         ({"reply_to": "{tollbook:0}:ledger"}, "reply_to: String should match"),
         ({"metadata": "[1]"}, "metadata: Input should be a valid dictionary"),
         ({"metadata": '{"a": NaN}'}, "metadata: is not JSON"),
+        ({"metadata": '{"a": 1e999}'}, "metadata: Out of range float values are not JSON compliant"),
+        ({"metadata": {"a": {1}}}, "metadata: metadata is not JSON"),
         ({"metadata": json.dumps({"a": "x" * MAX_METADATA_BYTES})}, "metadata is larger than"),
         ({"metadata": {"a": _nested(MAX_JSON_DEPTH)}}, "metadata is nested deeper than 32"),
         ({"metadata": "[" * 100_000}, "metadata: is not JSON"),

@@ -1,0 +1,42 @@
+"""Who serves a task stream: one Tollbook alone of those that share a Redis database (G4).
+
+The task streams bear no namespace, since publishers need not know of any. Two Tollbooks on
+one stream would take each other's tasks and charge them to the wrong ledger; so the first one
+that serves a stream has it, and another is refused before it reads anything.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from ledger.errors import LedgerRefused
+from ledger.pipeline import CommandPipeline
+
+# Hash: task stream -> namespace. The braces keep it from being a publisher's `reply_to`.
+STREAM_OWNERS: Final = "{tollbook-streams}"
+
+
+class StreamTaken(LedgerRefused):
+    """Another Tollbook serves this task stream."""
+
+    def __init__(self, *, stream: str, owner: str, namespace: str) -> None:
+        super().__init__(
+            f"the task stream {stream} in this Redis database is served by the Tollbook {owner!r}, this one is "
+            f"{namespace!r} (TOLLBOOK_NAMESPACE): give it a database of its own, such as redis://host/1. Where "
+            f"{owner!r} has ended for good: HDEL {STREAM_OWNERS} {stream}"
+        )
+        self.stream = stream
+        self.owner = owner
+
+
+async def own_streams(pipeline: CommandPipeline, streams: Iterable[str], namespace: str) -> None:
+    """Take streams that nobody has. Errors: StreamTaken; LedgerUnavailable."""
+    for stream in streams:
+        await pipeline.execute("HSETNX", STREAM_OWNERS, stream, namespace)
+        await check_owner(pipeline, stream, namespace)
+
+
+async def check_owner(pipeline: CommandPipeline, stream: str, namespace: str) -> None:
+    """See that a task on this stream would come to this Tollbook. Errors: StreamTaken; LedgerUnavailable."""
+    owner: bytes | None = await pipeline.execute("HGET", STREAM_OWNERS, stream)
+    if owner is not None and owner.decode() != namespace:
+        raise StreamTaken(stream=stream, owner=owner.decode(), namespace=namespace)

@@ -1,0 +1,82 @@
+"""Processes that need not import anything: forked from one that has done so, and is otherwise untouched.
+
+An interpreter that starts takes half a second to import what a command needs, and the suite runs commands
+by the hundred. What is forked is a process like any other: with its own environment, directory and standard streams.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+_forking = multiprocessing.get_context("forkserver")
+_forking.set_forkserver_preload(["consumers.runtime", "consumers.cli.app", "consumers.cli.connect", "consumers.tables"])
+
+
+def fork(target: Callable[..., Any], *arguments: Any, **named: Any) -> BaseProcess:
+    """Start a process that calls `target`, which must be a module's function."""
+    process = _forking.Process(target=target, args=arguments, kwargs=named, daemon=True)
+    process.start()
+    return process
+
+
+class ForkedProcess:
+    """A forked process that a test looks after, as it does after one of asyncio's."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        assert process.pid is not None
+        self.pid: int = process.pid
+        self._process = process
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, the signal below zero, or None while it runs."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
+
+    async def wait(self) -> int:
+        """Wait for its end; return the exit code."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._process.sentinel, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(self._process.sentinel)
+        self._process.join()
+        assert self.returncode is not None
+        return self.returncode
+
+
+def run_command(
+    arguments: tuple[str, ...],
+    cwd: Path,
+    environment: Mapping[str, str],
+    files: tuple[Path, Path, Path],
+    *,
+    has_session: bool = False,
+) -> None:
+    """Be `tollbook ...` to the end; `files` are standard input, output and errors."""
+    from consumers.cli.app import run
+
+    if has_session:
+        os.setsid()
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, path in enumerate(files):
+        descriptor = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    raise SystemExit(run(arguments))
