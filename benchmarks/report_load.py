@@ -1,6 +1,6 @@
 """A ledger with something to see in a report: two months, plans, campaigns, models, failures, fallbacks, refusals.
 
-Raw entries, stamped as the gate stamps them, drawn from a seed. Users are drawn by a Zipf law, so that a few of them use most.
+Raw entries, stamped as the gate stamps them, drawn from a seed. Users are drawn by a power law: a few of them use most.
 """
 
 import bisect
@@ -57,7 +57,7 @@ class ReportLoad:
         cap, budget, call = PLANS[plan], budget_name("user", user, period), (user, period, f"call-{n}")
         before, hold = self._settled.get(budget, 0), draw.randrange(self._mean_hold // 5, 9 * self._mean_hold // 5)
         cost = hold * draw.randrange(5, 60) // 100
-        order = {"task_type": task, "stream": "generation", "plan": plan, "worker": f"host-{n % 4}"}
+        order: dict[str, Any] = {"task_type": task, "stream": "generation", "plan": plan, "worker": f"host-{n % 4}"}
         order["bound"] = {"model": model, "prompt_tokens": 300, "completion_tokens": 2_000}
         if (campaign := draw.choice(_CAMPAIGNS)) is not None:
             order["campaign_id"] = campaign
@@ -82,7 +82,7 @@ class ReportLoad:
         }  # fmt: skip
         yield "model-called", call, 0, before + hold, answered
         self._settled[budget] = before + cost
-        recorded = {"hold": 1, "hold_nanousd": hold, "basis": "reported", "outcome": "done"}
+        recorded: dict[str, Any] = {"hold": 1, "hold_nanousd": hold, "basis": "reported", "outcome": "done"}
         if draw.random() < 0.005:
             recorded |= {"basis": "assumed", "assumed_nanousd": cost}
         yield "cost-recorded", call, cost, before + cost, recorded

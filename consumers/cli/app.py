@@ -19,6 +19,7 @@ from consumers.cli import (
     publish,
     reconcile,
     replay,
+    report,
     serve,
     spend,
     sql,
@@ -48,6 +49,7 @@ app.command()(publish.ping)
 app.command()(spend.spend)
 app.command()(top.top)
 app.command()(sql.sql)
+app.command()(report.report)
 app.command()(doctor.doctor)
 app.command()(reconcile.reconcile)
 app.command()(verify.verify)

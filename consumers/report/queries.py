@@ -4,6 +4,7 @@ What was chosen travels as parameters, never as part of a statement. Money comes
 as timestamps in UTC.
 """
 
+import re
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import cache
@@ -13,8 +14,11 @@ from typing import Any, Final
 import duckdb
 import pyarrow as pa
 
+from schemas.plans import Plan
+
 NOT_NAMED: Final = "not named"
 """Chosen for calls without a campaign, or money spent elsewhere, without a plan."""
+_PLANS: Final = [plan.value for plan in Plan]
 _DENIALS: Final = 1_000
 _BARS: Final = 62
 _MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
@@ -92,7 +96,16 @@ def prepare(connection: duckdb.DuckDBPyConnection) -> None:
 def read_choices(connection: duckdb.DuckDBPyConnection) -> Choices:
     """Return what can be chosen."""
     rows: list[tuple[str, str]] = connection.execute(_statement("choices")).fetchall()
-    return Choices(*([value for kind, value in rows if kind == each] for each in ("period", "plan", "user", "campaign")))
+    by_kind = ([value for kind, value in rows if kind == each] for each in ("period", "plan", "user", "campaign"))
+    periods, plans, users, campaigns = by_kind
+    plans.sort(key=lambda plan: (_PLANS.index(plan) if plan in _PLANS else len(_PLANS), plan))
+    return Choices(periods, plans, sorted(users, key=_natural), sorted(campaigns, key=_natural))
+
+
+def _natural(name: str) -> tuple[bool, list[tuple[int, str]]]:
+    """Order names with numbers as people count: u9 before u10."""
+    parts = re.split(r"(\d+)", name)
+    return name == NOT_NAMED, [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def ask(connection: duckdb.DuckDBPyConnection, selection: Selection) -> Answers:

@@ -127,6 +127,11 @@ class Source:
             )
         return reading
 
+    def close(self) -> None:
+        """Remove what an archive was folded to."""
+        if self.folder is not None:
+            self.folder.cleanup()
+
     def _copy(self) -> Reading:
         stack = ExitStack()
         try:
@@ -150,7 +155,7 @@ class Source:
         )
 
     async def _lag(self, connection: duckdb.DuckDBPyConnection) -> tuple[int, float] | None:
-        """Return how many events are not in the copy, and the age of the oldest; None where its ledger does not answer."""
+        """Return how many events the copy lacks, and the oldest one's age; None where its ledger does not answer."""
         url = self.redis_url
         if url is None:
             # Read each time: the system may have started or ended since.
@@ -174,7 +179,7 @@ async def find_source(
     archive: Path | None = None,
     *,
     settings: Settings | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda _, __: None,
 ) -> Source:
     """Find what there is to read: `archive`, else the settings' data directory, running or at rest.
 
@@ -243,7 +248,7 @@ def _positions(connection: duckdb.DuckDBPyConnection) -> list[_Position]:
 
 
 async def _lag_of(redis: Redis, keys: Keys, at: _Position) -> tuple[int, float] | None:
-    found = cast("list[bytes | None]", await redis.hmget(keys.meta, ["ledger_id", "removed"]))  # pyright: ignore[reportGeneralTypeIssues]
+    found = cast("list[bytes | None]", await redis.hmget(keys.meta, ["ledger_id", "removed"]))
     ledger_id, removed = found
     if ledger_id is None or ledger_id.decode() != at.ledger_id:
         return None

@@ -1,0 +1,150 @@
+# /// script
+# [tool.marimo.display]
+# theme = "light"
+# ///
+"""The spend report as a marimo notebook: `tollbook report` opens it as an app, `marimo edit` for changes.
+
+    marimo edit notebooks/spend_report.py
+    marimo edit notebooks/spend_report.py -- --archive /backup/archive
+
+It only arranges. What is read, asked and drawn is in consumers/report/.
+"""
+
+import marimo
+
+app = marimo.App(width="full", app_title="Tollbook spend report")
+
+
+@app.cell
+def _():
+    from html import escape
+    from pathlib import Path
+
+    import marimo as mo
+
+    from consumers.report.app import opened_source
+    from consumers.report.charts import figures
+    from consumers.report.page import figure_html, header_html, style
+    from consumers.report.queries import Selection, ask, read_choices
+    from consumers.report.source import find_source
+    from consumers.report.tables import sheets, tiles_html
+    from consumers.report.texts import cell
+
+    # What was chosen last; it outlives a refresh, which makes the choices anew.
+    chosen = {name: mo.query_params().get(name) for name in ("period", "plan", "user", "campaign")}
+    return (
+        Path,
+        Selection,
+        ask,
+        cell,
+        chosen,
+        escape,
+        figure_html,
+        figures,
+        find_source,
+        header_html,
+        mo,
+        opened_source,
+        read_choices,
+        sheets,
+        style,
+        tiles_html,
+    )
+
+
+@app.cell
+async def _(Path, find_source, mo, opened_source):
+    # The command has opened a source already; a notebook on its own finds one.
+    _archive = mo.cli_args().get("archive")
+    source = opened_source() or await find_source(Path(_archive) if _archive else None)
+    return (source,)
+
+
+@app.cell
+def _(mo):
+    refresh = mo.ui.refresh(options=["10s", "1m", "5m"], label="Refresh")
+    return (refresh,)
+
+
+@app.cell
+async def _(read_choices, refresh, source):
+    refresh.value  # A new value means: read again.
+    reading = await source.read()
+    choices = read_choices(reading.connection)
+    return choices, reading
+
+
+@app.cell
+def _(choices, chosen, mo):
+    def _dropdown(name, label, everything, offered, *, begins_with=None):
+        wanted = chosen[name] or begins_with
+        value = wanted if wanted in offered else everything
+        return mo.ui.dropdown(
+            {everything: None, **{each: each for each in offered}},
+            value=value,
+            label=label,
+            searchable=len(offered) > 8,
+        )
+
+    selectors = mo.ui.dictionary(
+        {
+            "period": _dropdown(
+                "period", "Period", "all", [*reversed(choices.periods)], begins_with=choices.newest_period
+            ),
+            "plan": _dropdown("plan", "Plan", "all", choices.plans),
+            "user": _dropdown("user", "User", "all", choices.users),
+            "campaign": _dropdown("campaign", "Campaign", "all", choices.campaigns),
+        }
+    )
+    return (selectors,)
+
+
+@app.cell
+def _(Selection, ask, chosen, reading, selectors):
+    selection = Selection(**selectors.value)
+    chosen.update({name: value or "all" for name, value in selectors.value.items()})
+    answers = ask(reading.connection, selection)
+    return (answers,)
+
+
+@app.cell
+def _(header_html, mo, reading, refresh, selectors, style):
+    mo.vstack(
+        [
+            mo.Html(f"<style>{style()}</style>{header_html(reading.freshness)}"),
+            mo.hstack([*selectors.elements.values(), refresh], justify="start", wrap=True, gap=1.25),
+        ]
+    )
+    return
+
+
+@app.cell
+def _(answers, figure_html, figures, mo, tiles_html):
+    _drawn = "".join(
+        figure_html(figure, "" if figure.chart is None else mo.as_html(figure.chart).text)
+        for figure in figures(answers)
+    )
+    mo.Html(f'<div class="report">{tiles_html(answers)}<div class="figures">{_drawn}</div></div>')
+    return
+
+
+@app.cell
+def _(answers, cell, escape, mo, sheets):
+    def _shown(sheet):
+        if sheet.rows.num_rows == 0:
+            return mo.Html(f'<div class="report"><div class="empty">{escape(sheet.empty)}</div></div>')
+        return mo.ui.table(
+            sheet.rows,
+            format_mapping=dict.fromkeys(sheet.rows.column_names, cell),
+            selection=None,
+            page_size=10,
+            show_column_summaries=False,
+            show_data_types=False,
+        )
+
+    mo.ui.tabs({sheet.title: _shown(sheet) for sheet in sheets(answers)})
+    return
+
+
+if __name__ == "__main__":
+    app.run()
