@@ -11,7 +11,8 @@ from consumers.cli.source import ArchiveOption
 from consumers.cli.spend import check_period
 
 if TYPE_CHECKING:
-    from consumers.report.source import Reading, Source
+    from consumers.report.queries import Selection
+    from consumers.report.source import Source
 
 _EXTRA: Final = ("altair", "marimo", "vl_convert")
 _ALL: Final = "all"
@@ -43,14 +44,17 @@ def report(
             "tollbook: the report needs packages that are not installed: pip install 'tollbook[report]'", err=True
         )
         return 1
+    if html is not None and not html.parent.is_dir():
+        raise typer.BadParameter(f"there is no directory {html.parent}", param_hint="--html")
     named = {"period": period, "plan": plan, "user": user, "campaign": campaign}
     chosen = {name: value for name, value in named.items() if value is not None}
     source = asyncio.run(_find(archive))
+    # Before a browser is opened or anything written.
+    selection = asyncio.run(_selection(source, chosen))
     if html is not None:
-        asyncio.run(_write(source, chosen, html))
-        return 0
-    asyncio.run(_check(source, chosen))
-    _serve(source, chosen, port, opens_browser=browser)
+        asyncio.run(_write(source, selection, html))
+    else:
+        _serve(source, chosen, port, opens_browser=browser)
     return 0
 
 
@@ -68,47 +72,38 @@ async def _find(archive: Path | None) -> "Source":
         )
 
 
-async def _write(source: "Source", chosen: dict[str, str], path: Path) -> None:
+async def _selection(source: "Source", chosen: dict[str, str]) -> "Selection":
+    """Return what was chosen, or the newest period. Errors: NothingToReport; typer.BadParameter."""
+    from consumers.report.queries import Selection
+    from consumers.report.source import NothingToReport
+
+    choices = await source.choices()
+    if choices.newest_period is None:
+        raise NothingToReport(f"there is nothing in {source.place} to report on yet: no call was made")
+    fields: dict[str, str | None] = {"period": choices.newest_period, **chosen}
+    if fields["period"] == _ALL:
+        fields["period"] = None
+    selection = Selection(**fields)
+    try:
+        choices.check(selection)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc)) from None
+    return selection
+
+
+async def _write(source: "Source", selection: "Selection", path: Path) -> None:
     from consumers.files import replacing
     from consumers.report.page import render_page
-    from consumers.report.queries import Selection, ask
+    from consumers.report.queries import ask
 
     reading = await source.read()
     try:
-        selection = Selection(**_checked(reading, chosen))
         document = render_page(ask(reading.connection, selection), reading.freshness)
     finally:
         reading.close()
     with replacing(path) as part:
         part.write_text(document, encoding="utf-8")
     typer.echo(f"{path}: {selection.sentence}. {reading.freshness.sentence}")
-
-
-async def _check(source: "Source", chosen: dict[str, str]) -> None:
-    """See that there is something to show before a browser is opened."""
-    reading = await source.read()
-    try:
-        _checked(reading, chosen)
-    finally:
-        reading.close()
-
-
-def _checked(reading: "Reading", chosen: dict[str, str]) -> dict[str, str | None]:
-    """Return what was chosen as a selection takes it. Errors: NothingToReport; typer.BadParameter."""
-    from consumers.report.queries import Selection, read_choices
-    from consumers.report.source import NothingToReport
-
-    choices = read_choices(reading.connection)
-    if choices.newest_period is None:
-        raise NothingToReport(f"there is nothing in {reading.freshness.place} to report on yet: no call was made")
-    fields: dict[str, str | None] = {"period": choices.newest_period, **chosen}
-    if fields["period"] == _ALL:
-        fields["period"] = None
-    try:
-        choices.check(Selection(**fields))
-    except ValueError as exc:
-        raise typer.BadParameter(str(exc)) from None
-    return fields
 
 
 def _serve(source: "Source", chosen: dict[str, str], port: int, *, opens_browser: bool) -> None:

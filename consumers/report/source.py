@@ -19,7 +19,7 @@ import duckdb
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from consumers.report.queries import prepare
+from consumers.report.queries import Choices, prepare, read_choices
 from inference.settings import Settings, load_settings
 from ledger.connection import connect
 from ledger.endpoint import read_endpoint
@@ -126,6 +126,14 @@ class Source:
                 reading.freshness, kind=Kind.LIVE, behind_events=events, behind_s=seconds, read_at=datetime.now(UTC)
             )
         return reading
+
+    async def choices(self) -> Choices:
+        """Return what can be chosen, at less than the cost of a reading. Errors: as `read`."""
+        return await asyncio.to_thread(self._choices)
+
+    def _choices(self) -> Choices:
+        with open_snapshot(self.projection) as connection:
+            return read_choices(connection)
 
     def close(self) -> None:
         """Remove what an archive was folded to."""

@@ -1,12 +1,15 @@
--- What can be chosen, in the order in which it is offered.
-SELECT kind, value
-FROM (
-    SELECT DISTINCT 'period' AS kind, period AS value FROM report_calls
-    UNION ALL
-    SELECT DISTINCT 'plan', coalesce(plan, 'not named') FROM report_calls
-    UNION ALL
-    SELECT DISTINCT 'campaign', coalesce(campaign_id, 'not named') FROM report_calls
-    UNION ALL
-    SELECT DISTINCT 'user', user_id FROM report_calls
+-- What can be chosen. Asked of the projection itself, so that it can be known before anything is prepared.
+WITH orders AS (
+    SELECT DISTINCT plan, campaign_id FROM events WHERE type IN ('budget-reserved', 'budget-denied')
+    UNION
+    -- Money spent elsewhere names neither.
+    SELECT NULL, NULL FROM events WHERE type = 'cost-recorded' AND outcome = 'recorded'
 )
-ORDER BY kind, value = 'not named', value
+SELECT 'period' AS kind, period AS value FROM spend
+UNION
+SELECT 'user', user_id FROM spend
+UNION
+SELECT 'plan', coalesce(plan, 'not named') FROM orders
+UNION
+SELECT 'campaign', coalesce(campaign_id, 'not named') FROM orders
+ORDER BY ALL
