@@ -22,7 +22,7 @@ FLAGS: Final = (
 
 def load(calls: int = 3_000, *, users: int = 200) -> list[list[Any]]:
     """Two months of calls, with some at their caps."""
-    return list(ReportLoad(users=users, mean_hold_nanousd=120_000_000).entries(calls))
+    return list(ReportLoad(users=users, mean_hold_nanousd=300_000_000).entries(calls))
 
 
 def make_data_dir(path: Path, entries: Sequence[list[Any]]) -> Path:

@@ -65,7 +65,8 @@ async def _find(archive: Path | None) -> "Source":
     from consumers.tables import make_console
 
     columns = (TextColumn("folding the archive"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=make_console(stderr=True), transient=True) as bar:
+    console = make_console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task("", total=None, visible=False)
         return await find_source(
             archive, progress=lambda done, total: bar.update(line, completed=done, total=total, visible=True)

@@ -1,0 +1,262 @@
+"""`tollbook report` as a user meets it: the app and the file in a real browser, the command's errors, the notebooks."""
+
+import csv
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import nbclient
+import nbformat
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.report_data import CHROMIUM, FLAGS, describe_chromium, is_ci, load, make_archive, make_data_dir
+from tests.system import command_environment, tollbook
+
+ROOT = Path(__file__).parents[2]
+WAIT_MS = 20_000
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's directory with a data directory at rest, as `tollbook demo --keep` leaves one, and an archive."""
+    path, entries = tmp_path_factory.mktemp("home"), load()
+    make_data_dir(path / "tollbook-demo", entries)
+    make_archive(path / "archive", entries)
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        (pytest.fail if is_ci() else pytest.skip)(describe_chromium())
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield opened
+        opened.close()
+
+
+def run(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = command_environment(environment)
+    return subprocess.run(
+        [tollbook(), "report", *arguments], cwd=home, env=env, capture_output=True, text=True, check=False, timeout=90
+    )
+
+
+def ask(home: Path, sql: str) -> Any:
+    with duckdb.connect(str(home / "tollbook-demo" / "tollbook.duckdb"), read_only=True) as connection:
+        row = connection.execute(sql).fetchone()
+    assert row is not None
+    return row[0] if len(row) == 1 else row
+
+
+def spent(home: Path, condition: str) -> Decimal:
+    return ask(home, f"SELECT sum(spent_usd) FROM spend WHERE {condition}")  # noqa: S608 - the conditions below.
+
+
+def exact(amount: Decimal) -> str:
+    return f"exactly ${amount:,.9f}"
+
+
+# --- In a browser
+
+
+@pytest.fixture(scope="module")
+def app(home: Path) -> Iterator[str]:
+    """The app's address; the command ends by Ctrl-C, with exit code 0 and without a word on standard error."""
+    command = [tollbook(), "report"]
+    with subprocess.Popen(
+        command, cwd=home, env=command_environment({"BROWSER": "false"}), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = re.fullmatch(r"The spend report is at (http://127\.0\.0\.1:\d+/\?access_token=[\w-]{22})\n", line)
+            assert found is not None, line
+            yield found[1]
+            process.send_signal(signal.SIGINT)
+            code = process.wait(20)
+            assert process.stderr is not None
+            assert (code, process.stderr.read()) == (0, "")
+        finally:
+            process.kill()
+
+
+def new_page(browser: Browser, foreign: list[str], **options: Any) -> Page:
+    page = browser.new_page(**options)
+    page.set_default_timeout(WAIT_MS)
+    page.on("pageerror", lambda error: foreign.append(f"error: {error}"))
+    local = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:", "file:")
+    page.on("request", lambda request: None if request.url.startswith(local) else foreign.append(request.url))
+    return page
+
+
+def test_the_app_shows_what_sql_says_and_a_filter_changes_it(browser: Browser, app: str, home: Path) -> None:
+    foreign: list[str] = []
+    page = new_page(browser, foreign, viewport={"width": 1280, "height": 900})
+    with_token = page.request.get(app.partition("?")[0], max_redirects=0)
+    assert with_token.status != 200  # Without the token there is nothing to see.
+    page.goto(app)
+    newest = ask(home, "SELECT max(period) FROM spend")
+    value, denied = page.locator("#tile-spent .detail"), page.locator("#tile-denied .value")
+    expect(value).to_have_text(exact(spent(home, f"period = '{newest}'")), timeout=WAIT_MS)
+    refused = ask(home, f"SELECT sum(denied) FROM spend WHERE period = '{newest}'")  # noqa: S608 - a period.
+    expect(denied).to_have_text(f"{refused:,}")
+    events = ask(home, "SELECT count(*) FROM events")
+    expect(page.locator(".freshness")).to_contain_text(re.compile(rf"tollbook-demo/ at rest.* number {events:,}\."))
+    # Every chart is drawn.
+    drawn = "#figure-{} :is(canvas, svg.marks)"
+    for name in ("spend", "cap_use", "cap_classes", "models", "latency", "campaigns", "fallbacks", "denials"):
+        page.locator(drawn.format(name)).first.wait_for()
+    # The table says the same, to the nano-dollar, and can be searched.
+    ranked = f"FROM spend WHERE period = '{newest}' ORDER BY spent_usd DESC, user_id OFFSET 20"
+    user, money = ask(home, f"SELECT user_id, spent_usd {ranked}")
+    page.get_by_placeholder("Search").first.fill(user)
+    expect(page.get_by_role("row").filter(has_text=user).first).to_contain_text(f"{money:f}")
+    # Every period, then one plan of it.
+    page.get_by_label("Period").select_option(label="all")
+    expect(value).to_have_text(exact(spent(home, "true")))
+    page.get_by_label("Plan").select_option(label="starter")
+    expect(value).to_have_text(exact(spent(home, "plan = 'starter'")))
+    # A user without refusals: the empty state. The choice outlives a refresh.
+    page.get_by_label("Plan").select_option(label="all")
+    page.locator("marimo-dropdown", has_text="User").get_by_role("combobox").click()
+    page.get_by_placeholder("Search...").last.fill(user)
+    page.get_by_role("option", name=user, exact=True).click()
+    expect(value).to_have_text(exact(spent(home, f"user_id = '{user}'")))
+    expect(page.locator("#figure-denials .empty")).to_have_text("No call was denied in this selection.")
+    read_at = page.locator(".freshness").inner_text()
+    page.locator("marimo-refresh").get_by_role("button").first.click()
+    expect(page.locator(".freshness")).not_to_have_text(read_at)
+    expect(value).to_have_text(exact(spent(home, f"user_id = '{user}'")))
+    assert foreign == []
+    page.close()
+
+
+def test_the_file_stands_alone_and_its_tables_can_be_searched_sorted_and_exported(
+    browser: Browser, home: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "report.html"
+    wrote = run(home, "--html", str(file), "--archive", "archive", "--period", "all")
+    assert (wrote.returncode, wrote.stderr) == (0, "")
+    assert wrote.stdout.startswith(f"{file}: all periods. Archive archive/ alone: sealed events only.")
+    foreign: list[str] = []
+    page = new_page(browser, foreign, viewport={"width": 800, "height": 900}, offline=True, accept_downloads=True)
+    page.goto(file.as_uri())
+    expect(page.locator("#tile-spent .detail")).to_have_text(exact(spent(home, "true")))
+    assert page.locator("svg.marks").count() == 8
+    assert page.evaluate("document.documentElement.scrollWidth") <= 800
+    sheet = page.locator("#users")
+    sheet.locator("summary").click()
+    sheet.get_by_role("searchbox").fill("user-0007")
+    expect(sheet.locator(".found")).to_have_text("1 of 200 rows")
+    with page.expect_download() as download:
+        sheet.get_by_role("button", name="Export CSV").click()
+    rows = list(csv.DictReader(download.value.path().read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == 200
+    assert sum(Decimal(row["spent_usd"]) for row in rows) == spent(home, "true")
+    sheet.get_by_role("columnheader", name="denied").click()
+    most = ask(home, "SELECT sum(denied) AS n FROM spend GROUP BY user_id ORDER BY n DESC")
+    expect(sheet.locator("tbody tr:not([hidden])")).to_have_count(1)
+    assert sheet.locator("tbody tr").first.locator("td").last.text_content() == str(most)
+    assert foreign == []
+    page.close()
+
+
+# --- The command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "problem"),
+    [
+        (("--period", "2026-13"), 2, "Invalid value for --period: a period is written YYYY-MM"),
+        (("--user", "nobody"), 2, "there are no events of user nobody; there is user-0001, user-0002"),
+        (("--archive", "nowhere"), 1, "there are no segments in nowhere"),
+        (("--html", "nowhere/x.html"), 2, "Invalid value for --html: there is no directory nowhere"),
+    ],
+)
+def test_bad_input_gets_one_line(home: Path, arguments: tuple[str, ...], code: int, problem: str) -> None:
+    finished = run(home, *arguments)
+    assert (finished.returncode, finished.stdout) == (code, "")
+    assert finished.stderr.count("\n") == 1
+    assert problem in finished.stderr
+
+
+def test_without_data_it_says_where_data_would_come_from(tmp_path: Path) -> None:
+    finished = run(tmp_path)
+    assert finished.returncode == 1
+    assert re.fullmatch(
+        r"tollbook: there are no data in data/ to report on: .*tollbook demo --keep.*\n", finished.stderr
+    )
+    make_data_dir(tmp_path / "data", [])
+    assert "no call was made" in run(tmp_path).stderr
+
+
+def test_a_port_that_is_taken_is_named(home: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        finished = run(home, "--port", str(port))
+    assert (finished.returncode, finished.stderr.count("\n")) == (1, 1)
+    assert f"port {port} of 127.0.0.1 cannot be used" in finished.stderr
+
+
+def test_without_the_extra_it_says_what_to_install(home: Path) -> None:
+    # As where only `tollbook` is installed: the packages cannot be found.
+    hidden = (
+        "import sys, importlib.util as util; find = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name == 'marimo' else find(name, *rest)\n"
+        "from consumers.cli import main; sys.argv = ['tollbook', 'report']; main()"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", hidden],
+        cwd=home,
+        env=command_environment({}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 1
+    assert finished.stderr == (
+        "tollbook: the report needs packages that are not installed: pip install 'tollbook[report]'\n"
+    )
+
+
+# --- The notebooks
+
+
+def test_the_jupyter_notebook_runs_from_top_to_bottom(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = ROOT / "notebooks" / "spend.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code), "outputs are to be stripped"
+    for name, value in command_environment({"TOLLBOOK_DATA_DIR": str(home / "tollbook-demo")}).items():
+        monkeypatch.setenv(name, value)
+    client = nbclient.NotebookClient(
+        notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
+    )
+    client.execute()
+    shown = json.dumps([cell.outputs for cell in code])
+    newest = ask(home, "SELECT max(period) FROM spend")
+    assert f"${spent(home, f'period = {newest!r}'):,.9f}" in shown
+    assert shown.count("image/svg+xml") == 8
+
+
+def test_the_wheel_bears_the_notebook_that_the_command_opens() -> None:
+    import tomllib
+
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
+    included = build["targets"]["wheel"]["force-include"]
+    assert {"notebooks/spend_report.py": "consumers/report/spend_report.py"}.items() <= included.items()
+    from consumers.report.app import notebook_path
+
+    assert notebook_path() == ROOT / "notebooks" / "spend_report.py"
