@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 import uvloop
 
-from benchmarks import budget_check, calls, gate, heavy_query, projection
+from benchmarks import budget_check, calls, gate, heavy_query, projection, spend_report
 from benchmarks.machine import describe_machine, server_version
 from benchmarks.measure import Result, Sizes
 from benchmarks.report import print_report, write_json
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[Path, Sizes], Coroutine[Any, Any, list[Result]]]
     "projection": projection.run,
     "budget_check": budget_check.run,
     "heavy_query": heavy_query.run,
+    "spend_report": spend_report.run,
 }
 _DEFAULT_JSON = Path(__file__).parent / "results.json"
 

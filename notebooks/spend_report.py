@@ -111,7 +111,11 @@ def _(Selection, ask, chosen, reading, selectors):
 def _(header_html, mo, reading, refresh, selectors, style):
     mo.vstack(
         [
-            mo.Html(f"<style>{style()}</style>{header_html(reading.freshness)}"),
+            # Marimo's own margins take a quarter of a small window.
+            mo.Html(
+                f"<style>{style()} [class*='xl:px-24'] {{ padding-inline: clamp(8px, 2vw, 40px); }}</style>"
+                f"{header_html(reading.freshness)}"
+            ),
             mo.hstack([*selectors.elements.values(), refresh], justify="start", wrap=True, gap=1.25),
         ]
     )

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from ledger.connection import connect
 from ledger.embedded import EmbeddedServer
+from tests.chromium import describe_chromium
 from tests.servers import EMBEDDED, TestServers, describe_servers, server_kinds
 
 # How long an example takes says how busy the machine is, not whether the code is right.
@@ -27,13 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
     server_kinds()
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    return describe_servers()
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return [describe_servers(), describe_chromium()]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     # The header is not shown with -q, and which servers were missing matters most in a short report.
     terminalreporter.write_line(describe_servers())
+    terminalreporter.write_line(describe_chromium())
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

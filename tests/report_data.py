@@ -1,7 +1,5 @@
-"""Small ledgers for the tests of the report: a data directory at rest, an archive alone; and Chromium to look at it."""
+"""Small ledgers for the tests of the report: a data directory at rest, an archive alone."""
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,16 +11,24 @@ from ledger.store import Store
 from ledger.stream import Batch
 
 LEDGER: Final = "ledger-of-the-report"
-CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS: Final = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
+# A user id may hold whatever is printable but spaces, quotes and backslashes.
+HOSTILE: Final = "</script><script>alert(1)</script><img/src=x/onerror=alert(2)>"
 
 
 def load(calls: int = 3_000, *, users: int = 200) -> list[list[Any]]:
     """Two months of calls, with some at their caps."""
     return list(ReportLoad(users=users, mean_hold_nanousd=300_000_000).entries(calls))
+
+
+def renamed(entries: Sequence[list[Any]], names: dict[str, str]) -> list[list[Any]]:
+    """Replace names wherever they stand; for names as an attacker would choose them."""
+
+    def replace(part: bytes) -> bytes:
+        for old, new in names.items():
+            part = part.replace(old.encode(), new.encode())
+        return part
+
+    return [[entry_id, [replace(part) for part in row]] for entry_id, row in entries]
 
 
 def make_data_dir(path: Path, entries: Sequence[list[Any]]) -> Path:
@@ -40,15 +46,3 @@ def make_archive(path: Path, entries: Sequence[list[Any]], *, segment: int = 2_0
         sealed = archive.write(events, ledger_id=LEDGER, partition=0, head=head)
         head = bytes.fromhex(sealed.manifest.chain_after)
     return path
-
-
-def describe_chromium() -> str:
-    """One line for pytest's header and summary."""
-    if CHROMIUM:
-        return f"chromium: {CHROMIUM}"
-    what = "the report's tests in a browser FAIL" if is_ci() else "the report's tests in a browser are SKIPPED"
-    return f"chromium: not found, so {what} (Debian: apt-get install chromium)"
-
-
-def is_ci() -> bool:
-    return os.environ.get("CI", "").lower() == "true"

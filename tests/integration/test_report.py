@@ -28,11 +28,10 @@ from ledger.gate import create_ledger
 from ledger.keys import Keys
 from ledger.pipeline import CommandPipeline
 from tests.ledger_maker import LedgerMaker
-from tests.report_data import LEDGER, load, make_archive, make_data_dir
+from tests.report_data import HOSTILE, LEDGER, load, make_archive, make_data_dir, renamed
 
 # Every kind of event in odd orders: takeovers, overages, corrections, charges from elsewhere, open holds.
 ODD = LedgerMaker(3, users=6).run(1_500).entries
-HOSTILE = "</script><script>alert(1)</script><img/src=x/onerror=alert(2)>"
 
 
 def settings_for(data_dir: Path, **values: Any) -> Settings:
@@ -208,10 +207,7 @@ class Text(HTMLParser):
 
 
 def test_the_page_needs_nothing_else_and_a_name_cannot_break_out_of_it(tmp_path: Path) -> None:
-    entries = [
-        [entry_id, [part.replace(b"user-0001", HOSTILE.encode()).replace(b"autumn", HOSTILE.encode()) for part in row]]
-        for entry_id, row in load(300, users=3)
-    ]
+    entries = renamed(load(300, users=3), {"user-0001": HOSTILE, "autumn": HOSTILE})
     reading = asyncio.run(source_of(make_data_dir(tmp_path, entries)).read())
     answers = ask(reading.connection, Selection())
     page = render_page(answers, reading.freshness)

@@ -1,0 +1,99 @@
+"""Spend report: opening it over 2,000,000 events, and drawing it anew after a filter, without a browser.
+
+Opening is all that `tollbook report` does before the first picture: the copy of the projection, what is prepared
+from it, the questions about the newest period, and the charts as they are sent to the browser.
+"""
+
+import asyncio
+import json
+import shutil
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from benchmarks.measure import Result, Sizes, Target, in_turn
+from benchmarks.report_load import ReportLoad
+from consumers.report.charts import figures
+from consumers.report.queries import Selection, ask, read_choices
+from consumers.report.source import Reading, Source
+from ledger.rebuilding import Rebuild
+from ledger.store import Store
+from ledger.stream import Batch
+
+_USERS: Final = 2_000
+_PAGE: Final = 120_000
+_LIMIT: Final = Target("<=", 3.0)
+
+
+async def run(directory: Path, sizes: Sizes) -> list[Result]:
+    path = directory / "tollbook.duckdb"
+    events = await asyncio.to_thread(_fill, path, sizes.of(670_500, 2_000))
+    source, rounds = Source(directory, path), sizes.of(5, 1)
+    opened: list[Reading] = []
+    processor: list[float] = []
+
+    async def open_report() -> float:
+        while opened:
+            opened.pop().close()
+        started, worked = time.perf_counter(), time.process_time()
+        reading = await source.read()
+        opened.append(reading)
+        await asyncio.to_thread(_draw, reading, Selection(read_choices(reading.connection).newest_period))
+        processor.append(time.process_time() - worked)
+        return time.perf_counter() - started
+
+    def redraw(selection: Selection) -> float:
+        started = time.perf_counter()
+        _draw(opened[0], selection)
+        return time.perf_counter() - started
+
+    async def redraw_everything() -> float:
+        return await asyncio.to_thread(redraw, Selection())
+
+    async def redraw_plan() -> float:
+        return await asyncio.to_thread(redraw, Selection(plan="starter"))
+
+    async def redraw_user() -> float:
+        return await asyncio.to_thread(redraw, Selection(user="user-0007"))
+
+    sides = {
+        "opening": open_report,
+        "redrawing, everything chosen": redraw_everything,
+        "redrawing, one plan of all periods": redraw_plan,
+        "redrawing, one user": redraw_user,
+    }
+    await in_turn(1, *sides.values())
+    seconds = await in_turn(rounds, *sides.values())
+    opened.pop().close()
+    shutil.rmtree(directory)
+    return [
+        Result(
+            benchmark="spend_report",
+            what=f"{what}, {events:,} events",
+            subject=sorted(each)[len(each) // 2],
+            reference=None,
+            unit="s",
+            floor=_LIMIT,
+            details={"subject_rounds": each, "processor_s_of_opening": processor},
+        )
+        for what, each in zip(sides, seconds, strict=True)
+    ]
+
+
+def _draw(reading: Reading, selection: Selection) -> None:
+    for figure in figures(ask(reading.connection, selection)):
+        if figure.chart is not None:
+            json.dumps(figure.chart.to_dict())
+
+
+def _fill(path: Path, calls: int) -> int:
+    """Fold so many calls into a new file; return the number of their events."""
+    store = Store.open(path, "ledger-of-the-report")
+    entries = ReportLoad(users=_USERS, mean_hold_nanousd=2_500_000).entries(calls)
+    with Rebuild.of(store) as rebuild:
+        while page := list(islice(entries, _PAGE)):
+            rebuild.fold(Batch(0, page).to_table(), partition=0)
+    events = store.position().seq
+    store.close()
+    return events
