@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from consumers.demo import KEPT
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -23,7 +25,7 @@ def demo(
     """
     from consumers.tables import make_console
 
-    data_dir = Path("tollbook-demo") if keep else Path(tempfile.mkdtemp(prefix="tollbook-demo-"))
+    data_dir = KEPT if keep else Path(tempfile.mkdtemp(prefix="tollbook-demo-"))
     if keep and data_dir.exists():
         raise typer.BadParameter(f"{data_dir}/ is there already; look around in it, or remove it first")
     try:
@@ -57,5 +59,25 @@ def _run(tasks: int, data_dir: Path, seed: int, console: "Console", *, as_json: 
     else:
         reporting.print_report(report, console)
     if keep:
-        console.print(f"\nThe data are in {data_dir}/: TOLLBOOK_DATA_DIR={data_dir} tollbook spend", highlight=False)
+        console.print(f"\n{_ways_around(data_dir)}", highlight=False)
     return 0 if report.is_proven else 1
+
+
+def _ways_around(data_dir: Path) -> str:
+    from consumers.report.source import reads_demo
+    from inference.errors import SettingsError
+    from inference.settings import load_settings
+
+    setting = f"TOLLBOOK_DATA_DIR={data_dir} "
+    try:
+        report = "" if reads_demo(load_settings()) else setting
+    except SettingsError:
+        report = setting  # The demo does not go by the settings; what is wrong with them is told when they are needed.
+    lines = (
+        (f"{report}tollbook report", "the spend report in the browser"),
+        (f"{report}tollbook report --html report.html", "the same as one file"),
+        (f"{setting}tollbook spend", "spend against caps, here"),
+    )
+    width = max(len(command) for command, _ in lines)
+    shown = "\n".join(f"  {command:<{width}}  [dim]{meaning}[/]" for command, meaning in lines)
+    return f"[bold]Look around[/] (the data are in {data_dir}/)\n{shown}"

@@ -4,3 +4,9 @@ Sizes of prompts and completions are those of 4,000 real requests: an excerpt of
 LLM inference trace 2023 (code), CC-BY 4.0, from Patel et al., "Splitwise: Efficient
 Generative LLM Inference Using Phase Splitting", ISCA 2024. Users and texts are made up.
 """
+
+from pathlib import Path
+from typing import Final
+
+KEPT: Final = Path("tollbook-demo")
+"""Where `tollbook demo --keep` leaves its data; `tollbook report` finds them there."""

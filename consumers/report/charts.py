@@ -36,7 +36,8 @@ _FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 
 _BAR_PX: Final = 22
 _TWO_LINES: Final = "[split(datum.label, ' → ')[0], '→ ' + split(datum.label, ' → ')[1]]"
 _MINUTE_S, _HOUR_S = 60, 3_600
-# As much room at the left as the widest label may take, so that time axes lie below one another.
+_DOLLAR_FORMS: Final = ((0.001, "$,.6f"), (0.1, "$,.4f"), (20, "$,.2f"))
+# As much as the widest label of an amount takes.
 _LEFT_PX: Final = 58
 
 _STYLE: Final[dict[str, Any]] = {
@@ -148,7 +149,7 @@ def _latencies(a: Answers) -> Figure:
     return Figure(
         "latency",
         "Latency by model, milliseconds",
-        "Answered attempts, logarithmic scale; half took no longer than p50, 99 of 100 no longer than p99.",
+        "Of answered attempts, logarithmic; 95 of 100 took no longer than p95.",
         _latency(rows[:TOP]) if rows else None,
         "No attempt was answered in this selection.",
     )
@@ -207,7 +208,10 @@ def _over_time(
             name: row[name], "text": text, "when": f"{row['from_at']:%Y-%m-%d %H:%M:%S}",
         })  # fmt: skip
     chart = alt.Chart(_data(stacked)).mark_bar(stroke="white", strokeWidth=0.5)
-    is_money = value.endswith("_usd")
+    # Time axes lie below one another: the room at their left is the same.
+    room = {"minExtent": _LEFT_PX, "maxExtent": _LEFT_PX}
+    most = max(abs(row["top"]) for row in stacked)
+    axis = _dollar_axis(most, **room) if value.endswith("_usd") else _count_axis(**room)
     return _finished(
         chart.encode(
             x=alt.X(
@@ -219,7 +223,7 @@ def _over_time(
                 ),
             ),
             x2="to:T",
-            y=alt.Y("base:Q", title=unit, axis=_amounts(is_money=is_money, minExtent=_LEFT_PX, maxExtent=_LEFT_PX)),
+            y=alt.Y("base:Q", title=unit, axis=axis),
             y2="top:Q",
             color=_colour(name, names, colours),
             tooltip=_tips({"when": "from (UTC)", name: name, "text": unit}),
@@ -276,7 +280,7 @@ def _cap_classes(rows: Sequence[Row]) -> alt.TopLevelMixin:
             title="percent of the cap",
             axis=alt.Axis(labelAngle=0, labelOverlap=False, labelFontSize=10),
         ),
-        y=alt.Y("users:Q", title="users", axis=_amounts(is_money=False)),
+        y=alt.Y("users:Q", title="users", axis=_count_axis()),
     )
     bars = base.mark_bar(color=_BLUE).encode(tooltip=_tips({"class": "percent of the cap", "users": "users"}))
     words = base.mark_text(dy=-7, color=_INK).encode(
@@ -305,7 +309,7 @@ def _spend_bars(rows: Sequence[Row], name: str) -> alt.TopLevelMixin:
                 "spent:Q",
                 title="US dollars",
                 scale=alt.Scale(domain=[least, most * 1.22 or 1], nice=False),
-                axis=_amounts(is_money=True),
+                axis=_dollar_axis(max(most, -least)),
             ),
             y=y,
             tooltip=_tips({"label": name.removesuffix("_id"), "exact": "spent"}),
@@ -332,7 +336,7 @@ def _fallbacks(rows: Sequence[Row]) -> alt.TopLevelMixin:
         alt.Chart(_data([row for row in shown if row["fallbacks"]]))
         .mark_bar(height={"band": 0.72})
         .encode(
-            x=alt.X("from:Q", title="fallbacks", axis=_amounts(is_money=False)),
+            x=alt.X("from:Q", title="fallbacks", axis=_count_axis()),
             x2="to:Q",
             y=alt.Y("route:N", title=None, sort=order, axis=_names(labelExpr=_TWO_LINES)),
             color=_colour("reason", reasons, _FAILURES, columns=2),
@@ -399,8 +403,14 @@ def _ordered(names: Iterable[str], known: dict[str, str]) -> list[str]:
     return [name for name in known if name in found] + sorted(found - known.keys())
 
 
-def _amounts(*, is_money: bool, **more: Any) -> alt.Axis:
-    return alt.Axis(format="$~s" if is_money else "~s", tickCount=5, labelOverlap="greedy", **more)
+def _dollar_axis(most: float, **more: Any) -> alt.Axis:
+    """An axis in dollars, with cents or less where the greatest amount is small."""
+    form = next((form for limit, form in _DOLLAR_FORMS if most < limit), "$,.0f")
+    return alt.Axis(format=form, tickCount=5, labelOverlap="greedy", **more)
+
+
+def _count_axis(**more: Any) -> alt.Axis:
+    return alt.Axis(format=",d", tickCount=5, tickMinStep=1, labelOverlap="greedy", **more)
 
 
 def _names(**more: Any) -> alt.Axis:

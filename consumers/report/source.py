@@ -19,6 +19,7 @@ import duckdb
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from consumers.demo import KEPT
 from consumers.report.queries import Choices, prepare, read_choices
 from inference.settings import Settings, load_settings
 from ledger.connection import connect
@@ -31,7 +32,6 @@ from ledger.snapshot import open_snapshot
 from ledger.source import LedgerSource, NoLedger
 from schemas.identifiers import EntryId
 
-DEMO_DIRECTORY: Final = Path("tollbook-demo")
 _PROJECTION: Final = "tollbook.duckdb"
 _ANSWER_S: Final = 3.0
 _MEMORY: Final = "2GB"
@@ -70,7 +70,7 @@ class Freshness:
             case Kind.LIVE:
                 what = f"Live system on {self.place}{os.sep}"
             case Kind.AT_REST:
-                what = f"Data directory {self.place}{os.sep} at rest: no ledger answers beside it"
+                what = f"Data directory {self.place}{os.sep} at rest: no system runs on it"
             case Kind.ARCHIVE:
                 what = f"Archive {self.place}{os.sep} alone: sealed events only"
         return f"{what}. {self._newest}{self._lag} Read at {self.read_at:%Y-%m-%d %H:%M:%S} UTC."
@@ -198,9 +198,7 @@ async def find_source(
     settings = settings or load_settings()
     if archive is not None:
         return await _folded(archive, settings.namespace, progress)
-    data_dir = settings.data_dir
-    if not _holds_data(settings) and "data_dir" not in settings.model_fields_set and _is_projection(DEMO_DIRECTORY):
-        data_dir = DEMO_DIRECTORY
+    data_dir = KEPT if reads_demo(settings) else settings.data_dir
     if _is_projection(data_dir):
         return Source(data_dir, data_dir / _PROJECTION, settings.namespace, settings.redis_url)
     try:
@@ -212,8 +210,11 @@ async def find_source(
         ) from None
 
 
-def _holds_data(settings: Settings) -> bool:
-    return _is_projection(settings.data_dir) or bool(Archive(settings.archive_path).partitions())
+def reads_demo(settings: Settings) -> bool:
+    """Whether a report shows the kept demo: nobody set a data directory, and the default one holds nothing."""
+    holds_data = _is_projection(settings.data_dir) or bool(Archive(settings.archive_path).partitions())
+    is_set = {"data_dir", "archive_dir"} & settings.model_fields_set
+    return not is_set and not holds_data and _is_projection(KEPT)
 
 
 def _is_projection(data_dir: Path) -> bool:

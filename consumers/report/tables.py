@@ -62,7 +62,7 @@ def tiles(answers: Answers) -> list[Tile]:
         ),
         Tile(
             "assumed",
-            "Assumed spend, US dollars",
+            "Assumed, US dollars",
             dollars(t["assumed_usd"], 2),
             f"{percent(t['assumed_usd'], t['spent_usd'])} of the spend is not confirmed",
         ),
