@@ -32,6 +32,7 @@ def _():
 
     # What was chosen last; it outlives a refresh, which makes the choices anew.
     chosen = {name: mo.query_params().get(name) for name in ("period", "plan", "user", "campaign")}
+    opened = []
     return (
         Path,
         Selection,
@@ -44,6 +45,7 @@ def _():
         find_source,
         header_html,
         mo,
+        opened,
         opened_source,
         read_choices,
         sheets,
@@ -67,9 +69,12 @@ def _(mo):
 
 
 @app.cell
-async def _(read_choices, refresh, source):
+async def _(opened, read_choices, refresh, source):
     refresh.value  # A new value means: read again.
     reading = await source.read()
+    while opened:
+        opened.pop().close()
+    opened.append(reading)
     choices = read_choices(reading.connection)
     return choices, reading
 

@@ -186,7 +186,7 @@ def test_many_users_are_cut_to_the_fullest_and_the_rest_can_be_searched(
     assert figure.chart is not None
     assert len(figure.chart.to_dict()["layer"][0]["data"]["values"]) == charts.TOP < answers.cap_use.num_rows
     assert figure.caption.startswith(f"{charts.TOP} of {answers.cap_use.num_rows} users")
-    used = answers.cap_use["used_percent"].to_pylist()
+    used = [row["used_percent"] for row in answers.cap_use.to_pylist()]
     assert used == sorted(used, reverse=True)
 
 
