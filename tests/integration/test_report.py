@@ -339,3 +339,13 @@ def test_a_selection_describes_itself() -> None:
     }  # fmt: skip
     assert Selection("2026-11", user="u").sentence == "period 2026-11, user u"
     assert Selection().sentence == "all periods"
+
+
+def test_calls_are_those_of_the_documented_view(reading: Reading) -> None:
+    columns = "partition, call_id, user_id, period, plan, campaign_id"
+    sql = (
+        f"SELECT {columns}, reserved_at IS NOT NULL OR settled_at IS NOT NULL FROM calls "  # noqa: S608
+        f"EXCEPT ALL SELECT {columns}, is_made FROM report_calls"
+    )
+    assert reading.connection.execute(sql).fetchall() == []
+    assert one(reading, "SELECT (SELECT count(*) FROM calls) - (SELECT count(*) FROM report_calls)") == 0

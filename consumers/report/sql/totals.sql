@@ -2,7 +2,7 @@
 SELECT
     events.spent_usd,
     events.assumed_usd,
-    calls.held_usd,
+    events.held_usd,
     calls.calls,
     calls.users,
     events.attempts,
@@ -16,6 +16,8 @@ FROM (
     SELECT
         coalesce(sum(amount_usd) FILTER (type IN ('cost-recorded', 'cost-adjusted')), 0)::DECIMAL(18, 9) AS spent_usd,
         coalesce(sum(assumed_usd) FILTER (type IN ('cost-recorded', 'cost-adjusted')), 0)::DECIMAL(18, 9) AS assumed_usd,
+        coalesce(sum(CASE type WHEN 'budget-reserved' THEN amount_usd WHEN 'cost-recorded' THEN -hold_usd END), 0)
+            ::DECIMAL(18, 9) AS held_usd,
         count(*) FILTER (type = 'model-called') AS attempts,
         count(*) FILTER (type = 'model-called' AND outcome <> 'ok') AS failed,
         count(*) FILTER (type = 'fallback-used') AS fallbacks,
@@ -26,8 +28,7 @@ FROM (
 CROSS JOIN (
     SELECT
         count(*) FILTER (is_made) AS calls,
-        count(DISTINCT user_id) AS users,
-        coalesce(sum(held_usd), 0)::DECIMAL(18, 9) AS held_usd
+        count(DISTINCT user_id) AS users
     FROM chosen_calls($period, $plan, $user, $campaign)
 ) AS calls
 CROSS JOIN (
