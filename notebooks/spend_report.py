@@ -22,7 +22,7 @@ def _():
 
     import marimo as mo
 
-    from consumers.report.app import opened_source
+    from consumers.report.app import opened_source, read
     from consumers.report.charts import figures
     from consumers.report.page import figure_html, header_html, style
     from consumers.report.queries import Selection, ask, read_choices
@@ -47,6 +47,7 @@ def _():
         mo,
         opened,
         opened_source,
+        read,
         read_choices,
         sheets,
         style,
@@ -69,9 +70,9 @@ def _(mo):
 
 
 @app.cell
-async def _(opened, read_choices, refresh, source):
+async def _(opened, read, read_choices, refresh, source):
     refresh.value  # A new value means: read again.
-    reading = await source.read()
+    reading = await read(source)
     while opened:
         opened.pop().close()
     opened.append(reading)

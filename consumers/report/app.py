@@ -12,6 +12,8 @@ import socket
 import sys
 import webbrowser
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NoReturn
 from urllib.parse import urlencode
@@ -19,11 +21,14 @@ from urllib.parse import urlencode
 import marimo
 import uvicorn
 
-from consumers.report.source import Source
+from consumers.report.source import Reading, Source
 
 _LOOPBACK: Final = "127.0.0.1"
 _NOTEBOOK: Final = "spend_report.py"
+# A copy made ahead is shown if it is no older than this; a browser takes a few seconds to ask for it.
+_AHEAD_S: Final = 30.0
 _opened: list[Source] = []
+_ahead: list[Future[Reading]] = []
 
 
 class NotebookMissing(Exception):
@@ -33,6 +38,16 @@ class NotebookMissing(Exception):
 def opened_source() -> Source | None:
     """Return the source that the running app shows; None in a notebook that was opened on its own."""
     return _opened[-1] if _opened else None
+
+
+async def read(source: Source) -> Reading:
+    """Read a source; the first time, take what was read while the browser was loading. Errors: as `Source.read`."""
+    while _ahead:
+        reading = await asyncio.wrap_future(_ahead.pop())
+        if (datetime.now(UTC) - reading.freshness.read_at).total_seconds() <= _AHEAD_S:
+            return reading
+        reading.close()
+    return await source.read()
 
 
 def notebook_path() -> Path:
@@ -58,11 +73,13 @@ def serve(source: Source, chosen: dict[str, str], *, port: int, announce: Callab
     config = uvicorn.Config(builder.build(), log_level="error", timeout_graceful_shutdown=1)
     server = _Server(config, lambda: announce(url))
     _opened.append(source)
-    try:
-        asyncio.run(server.serve(sockets=[listener]))
-    finally:
-        _opened.remove(source)
-        listener.close()
+    with ThreadPoolExecutor(1, thread_name_prefix="report") as thread:
+        _ahead.append(thread.submit(lambda: asyncio.run(source.read())))
+        try:
+            asyncio.run(server.serve(sockets=[listener]))
+        finally:
+            _opened.remove(source)
+            listener.close()
 
 
 def leave(source: Source) -> NoReturn:
