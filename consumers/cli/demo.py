@@ -59,11 +59,12 @@ def _run(tasks: int, data_dir: Path, seed: int, console: "Console", *, as_json: 
     else:
         reporting.print_report(report, console)
     if keep:
-        console.print(f"\n{_ways_around(data_dir)}", highlight=False)
+        console.print(f"\n{ways_around(data_dir)}", highlight=False)
     return 0 if report.is_proven else 1
 
 
-def _ways_around(data_dir: Path) -> str:
+def ways_around(data_dir: Path) -> str:
+    """Return the commands with which to look at a kept demo from here, as text with rich's markup."""
     from consumers.report.source import reads_demo
     from inference.errors import SettingsError
     from inference.settings import load_settings
