@@ -406,11 +406,11 @@ def _ordered(names: Iterable[str], known: dict[str, str]) -> list[str]:
 def _dollar_axis(most: float, **more: Any) -> alt.Axis:
     """An axis in dollars, with cents or less where the greatest amount is small."""
     form = next((form for limit, form in _DOLLAR_FORMS if most < limit), "$,.0f")
-    return alt.Axis(format=form, tickCount=5, labelOverlap="greedy", **more)
+    return alt.Axis(format=form, tickCount=5, labelOverlap="greedy", labelSeparation=8, **more)
 
 
 def _count_axis(**more: Any) -> alt.Axis:
-    return alt.Axis(format=",d", tickCount=5, tickMinStep=1, labelOverlap="greedy", **more)
+    return alt.Axis(format=",d", tickCount=5, tickMinStep=1, labelOverlap="greedy", labelSeparation=8, **more)
 
 
 def _names(**more: Any) -> alt.Axis:

@@ -51,7 +51,7 @@ def tiles(answers: Answers) -> list[Tile]:
     """Return the numbers at the top."""
     t = answers.totals
     return [
-        Tile("spent", "Settled spend, US dollars", dollars(t["spent_usd"], 2), f"exactly {dollars(t['spent_usd'])}"),
+        Tile("spent", "Spend, US dollars", dollars(t["spent_usd"], 2), f"exactly {dollars(t['spent_usd'])}"),
         Tile("calls", "Calls", thousands(t["calls"]), f"of {_count(t['users'], 'user')}"),
         Tile("denied", "Denied calls", thousands(t["denied"]), f"of {_count(t['denied_users'], 'user')}"),
         Tile(
