@@ -14,7 +14,7 @@ from typing import Final
 
 from benchmarks.measure import Result, Sizes, Target, in_turn
 from benchmarks.report_load import ReportLoad
-from consumers.report.charts import figures
+from consumers.report.figures import figures
 from consumers.report.queries import Selection, ask, read_choices
 from consumers.report.source import Reading, Source
 from ledger.rebuilding import Rebuild

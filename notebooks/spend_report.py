@@ -23,7 +23,7 @@ def _():
     import marimo as mo
 
     from consumers.report.app import opened_source, read
-    from consumers.report.charts import figures
+    from consumers.report.figures import figures
     from consumers.report.page import figure_html, header_html, style
     from consumers.report.queries import Selection, ask, read_choices
     from consumers.report.source import find_source

@@ -6,23 +6,22 @@ Ito, which people with any kind of colour vision tell apart; a name has the same
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
 
 import altair as alt
 
-from consumers.report.queries import NOT_NAMED, Answers
-from consumers.report.texts import dollars, percent, span, thousands
+from consumers.report.queries import NOT_NAMED
+from consumers.report.texts import dollars, thousands
 
 TOP: Final = 15
 _BLUE, _ORANGE, _GREEN, _VERMILION, _SKY, _PURPLE, _GREY = (
     *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7"),
     "#8c8c8c",
 )
-_PLANS: Final = {"trial": _SKY, "starter": _BLUE, "growth": _ORANGE, NOT_NAMED: _GREY}
-_REFUSALS: Final = {"cap": _VERMILION, "wait_timeout": _ORANGE}
+PLANS: Final = {"trial": _SKY, "starter": _BLUE, "growth": _ORANGE, NOT_NAMED: _GREY}
+REFUSALS: Final = {"cap": _VERMILION, "wait_timeout": _ORANGE}
 _FAILURES: Final = {
     "timeout": _VERMILION,
     "http_error": _BLUE,
@@ -71,118 +70,7 @@ _STYLE: Final[dict[str, Any]] = {
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A chart with its words; without a chart, `empty` says why there is none."""
-
-    name: str
-    title: str
-    caption: str
-    chart: alt.TopLevelMixin | None
-    empty: str
-    is_wide: bool = False
-
-
-def figures(answers: Answers) -> list[Figure]:
-    """Draw everything, in the order in which it is read."""
-    a, per = answers, span(answers.step_s)
-    spend, denials = a.spend_over_time.to_pylist(), a.denials_over_time.to_pylist()
-    times = [row[end] for row in (*spend, *denials) for end in ("from_at", "to_at")]
-    use = [row for row in a.cap_use.to_pylist() if row["used_percent"] is not None]
-    campaign = a.selection.campaign is not None
-    return [
-        Figure(
-            "spend",
-            f"Spend over time, US dollars per {per}",
-            "By plan, at the time of settlement; corrections are included.",
-            _over_time(spend, "spent_usd", "plan", _PLANS, times, step_s=a.step_s, unit="US dollars")
-            if spend
-            else None,
-            "Nothing was settled in this selection.",
-            is_wide=True,
-        ),
-        Figure(
-            "cap_use",
-            "Cap use, percent of the cap",
-            f"{_top(use, 'users')}, the fullest first."
-            + (" Caps are not divided by campaign: all spend of these users." if campaign else ""),
-            _cap_use(use[:TOP], with_period=a.selection.period is None) if use else None,
-            "No user in this selection has a cap yet.",
-        ),
-        Figure(
-            "cap_classes",
-            "Cap use of all users, number of users",
-            "By share of the cap that is used" + ("." if a.selection.period else ", each period of a user by itself."),
-            _cap_classes(a.cap_classes.to_pylist()) if use else None,
-            "No user in this selection has a cap yet.",
-        ),
-        _models(a),
-        _latencies(a),
-        _campaigns(a),
-        _fallback_routes(a),
-        Figure(
-            "denials",
-            f"Denials over time, refused calls per {per}",
-            "By reason: cap (spent), or wait_timeout (only open holds stood in the way, for too long).",
-            _over_time(denials, "denied", "reason", _REFUSALS, times, step_s=a.step_s, unit="refused calls")
-            if denials
-            else None,
-            "No call was denied in this selection.",
-            is_wide=True,
-        ),
-    ]
-
-
-def _models(a: Answers) -> Figure:
-    rows = a.models.to_pylist()
-    return Figure(
-        "models",
-        "Spend by model, US dollars",
-        f"{_top(rows, 'models')}; a correction counts for the last model of its call.",
-        _spend_bars(rows[:TOP], "model") if rows else None,
-        "No model was asked in this selection.",
-    )
-
-
-def _latencies(a: Answers) -> Figure:
-    rows = [row for row in a.attempts.to_pylist() if row["p50_ms"] is not None]
-    return Figure(
-        "latency",
-        "Latency by model, milliseconds",
-        "Of answered attempts, logarithmic; 95 of 100 took no longer than p95.",
-        _latency(rows[:TOP]) if rows else None,
-        "No attempt was answered in this selection.",
-    )
-
-
-def _campaigns(a: Answers) -> Figure:
-    rows = a.campaigns.to_pylist()
-    unnamed = any(row["campaign_id"] == NOT_NAMED for row in rows)
-    return Figure(
-        "campaigns",
-        "Spend by campaign, US dollars",
-        f"{_top(rows, 'campaigns')}" + (f"; “{NOT_NAMED}” is spend without a campaign." if unnamed else "."),
-        _spend_bars(rows[:TOP], "campaign_id") if rows else None,
-        "Nothing was settled in this selection.",
-    )
-
-
-def _fallback_routes(a: Answers) -> Figure:
-    rows, total, attempts = a.fallbacks.to_pylist(), a.totals["fallbacks"], a.totals["attempts"]
-    return Figure(
-        "fallbacks",
-        "Fallbacks, number by reason",
-        f"{total:,} after {attempts:,} attempts ({percent(total, attempts)}).",
-        _fallbacks(rows) if rows else None,
-        "No fallback was needed in this selection.",
-    )
-
-
-def _top(rows: Sequence[object], noun: str) -> str:
-    return f"All {len(rows)} {noun}" if len(rows) <= TOP else f"{TOP} of {len(rows):,} {noun}"
-
-
-def _over_time(
+def over_time(
     rows: Sequence[Row],
     value: str,
     name: str,
@@ -232,7 +120,8 @@ def _over_time(
     )
 
 
-def _cap_use(rows: Sequence[Row], *, with_period: bool) -> alt.TopLevelMixin:
+def cap_use(rows: Sequence[Row], *, with_period: bool) -> alt.TopLevelMixin:
+    """Draw a bar for each user, up to what is used of the cap; the dashed line is the cap."""
     shown: list[Row] = [
         {
             "label": f"{row['user_id']} · {row['period']}" if with_period else row["user_id"],
@@ -246,7 +135,7 @@ def _cap_use(rows: Sequence[Row], *, with_period: bool) -> alt.TopLevelMixin:
         }
         for row in rows
     ]
-    plans = _ordered({row["plan"] for row in shown}, _PLANS)
+    plans = _ordered({row["plan"] for row in shown}, PLANS)
     most = max(100.0, *(row["used"] for row in shown))
     y = alt.Y("label:N", title=None, sort=[row["label"] for row in shown], axis=_names())
     bars = (
@@ -257,7 +146,7 @@ def _cap_use(rows: Sequence[Row], *, with_period: bool) -> alt.TopLevelMixin:
             x=alt.X("used:Q", title="percent of the cap", scale=alt.Scale(domain=[0, most * 1.45], nice=False),
                     axis=alt.Axis(values=[0, 25, 50, 75, 100])),
             y=y,
-            color=_colour("plan", plans, _PLANS),
+            color=_colour("plan", plans, PLANS),
             tooltip=_tips({"label": "user", "period": "period", "text": "used", "spent": "spent", "held": "held",
                            "out": "runs out on"}),
         )
@@ -267,7 +156,8 @@ def _cap_use(rows: Sequence[Row], *, with_period: bool) -> alt.TopLevelMixin:
     return _finished(alt.LayerChart(layer=[bars, limit, words]), height=_height(shown))
 
 
-def _cap_classes(rows: Sequence[Row]) -> alt.TopLevelMixin:
+def cap_classes(rows: Sequence[Row]) -> alt.TopLevelMixin:
+    """Draw how many users have used how much of their cap; empty classes stay in their place."""
     counts = {row["from_percent"]: row["users"] for row in rows}
     shown: list[Row] = [
         {"class": f"{low}-{low + 10}" if low < 100 else "≥ 100", "users": counts.get(low, 0), "low": low}
@@ -289,7 +179,8 @@ def _cap_classes(rows: Sequence[Row]) -> alt.TopLevelMixin:
     return _finished(alt.LayerChart(layer=[bars, words]), height=_height(range(TOP)))
 
 
-def _spend_bars(rows: Sequence[Row], name: str) -> alt.TopLevelMixin:
+def spend_bars(rows: Sequence[Row], name: str) -> alt.TopLevelMixin:
+    """Draw the spend of each model or campaign; `name` is the column that names it."""
     shown: list[Row] = [
         {
             "label": row[name],
@@ -319,7 +210,8 @@ def _spend_bars(rows: Sequence[Row], name: str) -> alt.TopLevelMixin:
     return _finished(alt.LayerChart(layer=[bars, words]), height=_height(shown))
 
 
-def _fallbacks(rows: Sequence[Row]) -> alt.TopLevelMixin:
+def fallback_routes(rows: Sequence[Row]) -> alt.TopLevelMixin:
+    """Draw the fallbacks from each model to another, by reason."""
     routes: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for row in rows:
         routes[f"{_short(row['model'])} → {_short(row['to_model'])}"][row["reason"] or NOT_NAMED] += row["fallbacks"]
@@ -346,7 +238,8 @@ def _fallbacks(rows: Sequence[Row]) -> alt.TopLevelMixin:
     )
 
 
-def _latency(rows: Sequence[Row]) -> alt.TopLevelMixin:
+def latency_ranges(rows: Sequence[Row]) -> alt.TopLevelMixin:
+    """Draw each model's p50, p95 and p99 on a line, in milliseconds."""
     order = [row["model"] for row in rows]
     # A logarithm has no zero: what took less than a millisecond is drawn at one.
     shown: list[Row] = [

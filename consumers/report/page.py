@@ -16,7 +16,7 @@ import altair as alt
 import pyarrow as pa
 import vl_convert
 
-from consumers.report.charts import Figure, figures
+from consumers.report.figures import Figure, figures
 from consumers.report.queries import Answers
 from consumers.report.source import Freshness
 from consumers.report.tables import Sheet, sheets, tiles_html

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-import consumers.report.charts as charts
+from consumers.report.charts import TOP
+from consumers.report.figures import figures
 from consumers.report.page import render_page
 from consumers.report.queries import NOT_NAMED, Answers, Selection, ask, read_choices, step_of
 from consumers.report.source import Kind, NothingToReport, Reading, Source, find_source
@@ -154,7 +155,7 @@ def test_bars_are_as_short_as_sixty_of_them_allow(span: timedelta, step_s: int) 
 
 def test_an_empty_selection_says_so_everywhere(reading: Reading) -> None:
     answers = ask(reading.connection, Selection(user="nobody"))
-    drawn = charts.figures(answers)
+    drawn = figures(answers)
     assert [figure.name for figure in drawn if figure.chart is not None] == []
     assert all(figure.empty for figure in drawn)
     assert all(sheet.empty and not sheet.rows.num_rows for sheet in sheets(answers))
@@ -163,7 +164,7 @@ def test_an_empty_selection_says_so_everywhere(reading: Reading) -> None:
 
 def test_bars_stand_on_one_another_and_corrections_hang_down(reading: Reading) -> None:
     answers = ask(reading.connection, Selection())
-    figure = next(figure for figure in charts.figures(answers) if figure.name == "spend")
+    figure = next(figure for figure in figures(answers) if figure.name == "spend")
     assert figure.chart is not None
     values = figure.chart.to_dict()["data"]["values"]
     assert sum(row["top"] - row["base"] for row in values) == pytest.approx(float(answers.totals["spent_usd"]))
@@ -182,10 +183,10 @@ def test_many_users_are_cut_to_the_fullest_and_the_rest_can_be_searched(
     opened = asyncio.run(source_of(folder).read())
     answers = ask(opened.connection, Selection())
     opened.close()
-    figure = next(figure for figure in charts.figures(answers) if figure.name == "cap_use")
+    figure = next(figure for figure in figures(answers) if figure.name == "cap_use")
     assert figure.chart is not None
-    assert len(figure.chart.to_dict()["layer"][0]["data"]["values"]) == charts.TOP < answers.cap_use.num_rows
-    assert figure.caption.startswith(f"{charts.TOP} of {answers.cap_use.num_rows} users")
+    assert len(figure.chart.to_dict()["layer"][0]["data"]["values"]) == TOP < answers.cap_use.num_rows
+    assert figure.caption.startswith(f"{TOP} of {answers.cap_use.num_rows} users")
     used = [row["used_percent"] for row in answers.cap_use.to_pylist()]
     assert used == sorted(used, reverse=True)
 
