@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from consumers.cli.source import ArchiveOption
 from consumers.cli.spend import check_period
 
 if TYPE_CHECKING:
@@ -28,7 +27,9 @@ def report(
     plan: Annotated[str | None, typer.Option(help="Only this plan.")] = None,
     user: Annotated[str | None, typer.Option(help="Only this user.")] = None,
     campaign: Annotated[str | None, typer.Option(help="Only this campaign.")] = None,
-    archive: ArchiveOption = None,
+    archive: Annotated[
+        Path | None, typer.Option(help="An archive alone, copied from anywhere, without Redis and DuckDB.")
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port on the loopback interface; 0: a free one.")] = 0,
     browser: Annotated[bool, typer.Option(help="Open a browser, where there is one.")] = True,
 ) -> int:

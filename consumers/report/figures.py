@@ -51,7 +51,7 @@ def figures(answers: Answers) -> list[Figure]:
         Figure(
             "cap_use",
             "Cap use, percent of the cap",
-            f"{_top(use, 'users')}, the fullest first."
+            f"{_top(use, 'users' if a.selection.period else 'users and periods')}, the fullest first."
             + (" Caps are not divided by campaign: all spend of these users." if campaign else ""),
             cap_use(use[:TOP], with_period=a.selection.period is None) if use else None,
             "No user in this selection has a cap yet.",
