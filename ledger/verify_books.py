@@ -67,8 +67,11 @@ class Books:
         cursor.register("incoming", incoming)
         cursor.begin()
         try:
-            fold_incoming(cursor, partition=partition, ledger_id=self.store.ledger_id)
-            self._run("verify_collect", {"partition": partition})
+            folded = fold_incoming(cursor, partition=partition, ledger_id=self.store.ledger_id)
+            if folded is not None:
+                last_seq = folded.position.seq
+                bounds = {"partition": partition, "first": last_seq - folded.events + 1, "last": last_seq}
+                self._run("verify_collect", bounds)
         except (LedgerGap, UnreadableEvent, duckdb.ConversionException, duckdb.OutOfRangeException) as exc:
             cursor.rollback()
             return self._stop(exc, partition, segment)
