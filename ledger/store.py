@@ -132,13 +132,18 @@ class Store:
         """
         with self._writing:
             self._check_writable()
-            with self.folding(self._writer, table) as cursor:
-                return fold_incoming(cursor, partition=partition, ledger_id=self.ledger_id, only_user_id=only_user_id)
+            self._writer.register("incoming", table)
+            try:
+                with self.folding(self._writer) as cursor:
+                    return fold_incoming(
+                        cursor, partition=partition, ledger_id=self.ledger_id, only_user_id=only_user_id
+                    )
+            finally:
+                self._writer.unregister("incoming")
 
     @contextmanager
-    def folding(self, cursor: duckdb.DuckDBPyConnection, table: pa.Table) -> Generator[duckdb.DuckDBPyConnection]:
-        """Begin a transaction that has the table as `incoming`, and commit it. Errors: StoreFailed."""
-        cursor.register("incoming", table)
+    def folding(self, cursor: duckdb.DuckDBPyConnection) -> Generator[duckdb.DuckDBPyConnection]:
+        """Begin a transaction and commit it. Errors: StoreFailed."""
         try:
             cursor.begin()
             yield cursor
@@ -149,8 +154,6 @@ class Store:
         except BaseException:
             _roll_back(cursor)
             raise
-        finally:
-            cursor.unregister("incoming")
 
     def checkpoint(self) -> None:
         """Move the write-ahead log into the file, unless somebody reads just now. Errors: StoreFailed."""
