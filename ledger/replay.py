@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import cast
+from typing import Final, cast
 
 import pyarrow as pa
 from redis.asyncio import Redis
@@ -21,6 +21,9 @@ from ledger.source import ROWS, LedgerSource, Regrouping
 from ledger.store import Store
 from ledger.stream import lifted
 from schemas.identifiers import ZERO_ENTRY, EntryId
+
+
+_BEGINNING: Final = Position()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ async def _fold_tables(
 
 
 async def _tables(
-    source: LedgerSource, partition: int, limits: ReplayLimits, *, after: Position = Position()
+    source: LedgerSource, partition: int, limits: ReplayLimits, *, after: Position = _BEGINNING
 ) -> AsyncGenerator[pa.Table]:
     """Yield a partition's events after a position in tables that fold well."""
     regrouping, end = Regrouping(), limits.end_of(partition)
