@@ -22,7 +22,6 @@ from ledger.store import Store
 from ledger.stream import lifted
 from schemas.identifiers import ZERO_ENTRY, EntryId
 
-
 _BEGINNING: Final = Position()
 
 

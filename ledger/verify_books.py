@@ -6,7 +6,7 @@ does within its memory limit and on disk beyond.
 """
 
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self, cast
@@ -19,6 +19,7 @@ from ledger.fold import LedgerGap, fold_incoming, statement
 from ledger.segments import Manifest
 from ledger.store import Store
 from ledger.stream import lifted
+from ledger.verify_chain import Events
 from schemas.identifiers import partition_of
 from schemas.upcasters import UnreadableEvent
 
@@ -59,13 +60,25 @@ class Books:
         finally:
             store.close()
 
-    def add(self, events: pa.Table, partition: int, segment: str | None) -> bool:
-        """Fold further events; return whether that could be done."""
+    def add(self, gathered: Sequence[Events], partition: int) -> bool:
+        """Fold further events, which follow each other; return whether that could be done."""
+        if len(gathered) > 1:
+            # Together, since a fold takes nearly the same for fifty events as for a thousand.
+            if self._fold(pa.concat_tables([events.table for events in gathered]), partition) is None:
+                return True
+        for events in gathered:
+            problem = self._fold(events.table, partition)
+            if problem is not None:
+                return self._stop(problem, partition, events.segment)
+        return True
+
+    def _fold(self, events: pa.Table, partition: int) -> Exception | None:
+        """Fold a table; return why that cannot be done."""
         cursor = self._cursor
         try:
             incoming = lifted(events)
         except (UnreadableEvent, ValueError) as exc:
-            return self._stop(exc, partition, segment)
+            return exc
         cursor.register("incoming", incoming)
         cursor.begin()
         try:
@@ -76,12 +89,12 @@ class Books:
                 self._run("verify_collect", bounds)
         except (LedgerGap, UnreadableEvent, duckdb.ConversionException, duckdb.OutOfRangeException) as exc:
             cursor.rollback()
-            return self._stop(exc, partition, segment)
+            return exc
         else:
             cursor.commit()
         finally:
             cursor.unregister("incoming")
-        return True
+        return None
 
     def seq(self, partition: int) -> int:
         """Return how far a partition was folded."""

@@ -122,7 +122,9 @@ async def assert_points_in_time(trip: RoundTrip, directory: Path, *, points: int
     for seq in random.Random(7).sample(range(1, trip.made.events), points):
         until = ReplayLimits(trip.entry(seq))
         store = await replay(trip.source, directory / f"{seq}.duckdb", until)
-        rows = store.query("SELECT budget, nanousd(settled_usd + held_usd) AS committed FROM budgets WHERE kind = 'user'")
+        rows = store.query(
+            "SELECT budget, nanousd(settled_usd + held_usd) AS committed FROM budgets WHERE kind = 'user'"
+        )
         committed = {row["budget"]: row["committed"] for row in rows}
         # A budget that only credit or refusals speak of has no row.
         assert committed == {name: sum_ for name, sum_ in trip.stamped_at(seq).items() if name in committed or sum_}
