@@ -1,4 +1,4 @@
-"""python -m benchmarks [--only NAME] [--quick | --largest] [--json FILE]: measure, print a table, exit 1 on a missed target."""
+"""python -m benchmarks [--only NAME] [--quick | --largest] [--json FILE]: measure, print, exit 1 on a missed target."""
 
 import argparse
 import logging

@@ -41,11 +41,10 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
         await put_on_stream(redis, _KEYS, made, archive, rest)
         store = await replay(LedgerSource(made.ledger_id, (_KEYS,), archive, redis), live)
         await asyncio.to_thread(store.close)
-        figures: list[dict[str, Any]] = []
-        for _ in range(rounds):
-            figures.append(await in_process("benchmarks.verify", archive.directory, server.url, live, "whole"))
+        given = (archive.directory, server.url, live)
+        figures = [await in_process("benchmarks.verify", *given, "whole") for _ in range(rounds)]
         head = archive.segments(0)[-2].manifest.chain_after
-        since = await in_process("benchmarks.verify", archive.directory, server.url, live, head)
+        since = await in_process("benchmarks.verify", *given, head)
     return [
         Result(
             benchmark="verify",
@@ -82,11 +81,10 @@ async def put_on_stream(redis: Redis, keys: Keys, made: MadeLedger, archive: Arc
     await create_ledger(pipeline, keys, ledger_id=made.ledger_id, partitions=1)
     await pipeline.aclose()
     last = archive.segments(keys.partition)[-1].manifest
-    sealed = {"removed": last.last_seq, "sealed_seq": last.last_seq, "sealed_chain": last.chain_after}
-    await redis.hset(keys.meta, mapping=sealed)
+    sealed = ["removed", last.last_seq, "sealed_seq", last.last_seq, "sealed_chain", last.chain_after]
+    await redis.hset(keys.meta, items=sealed)
     await append(redis, keys, rest)
-    holds = {call: deadline_ms for call, deadline_ms in made.open_holds()}
-    await redis.zadd(keys.holds, holds)
+    await redis.zadd(keys.holds, dict(made.open_holds()))
 
 
 async def append(redis: Redis, keys: Keys, events: Any) -> None:

@@ -25,11 +25,6 @@ MARK_BYTES: Final = 8
 _TEXT: Final = {"committed": "coalesce(committed::VARCHAR, '')"}
 _FIELDS: Final = [_TEXT.get(name, f"{name}::VARCHAR") for name in ("id", *ENVELOPE_FIELDS)]
 _PARTS: Final = ", ".join(f"strlen({field}), ':', {field}, ','" for field in _FIELDS)
-_BYTES: Final = 8
-# Numbers stand in the ledger as the gate writes them, in plain decimal, so their text can be made again.
-_TEXT: Final = {"committed": "coalesce(committed::VARCHAR, '')"}
-_FIELDS: Final = [_TEXT.get(name, f"{name}::VARCHAR") for name in ("id", *ENVELOPE_FIELDS)]
-_CANONICAL: Final = " || ".join(f"strlen({field})::VARCHAR || ':' || {field} || ','" for field in _FIELDS)
 _BYTES: Final = f"SELECT encode(concat({_PARTS})) AS bytes FROM events ORDER BY seq"  # noqa: S608 - names only.
 _ROWS: Final = 20_000
 

@@ -1,6 +1,6 @@
-"""A made ledger of every type of event goes round: onto the stream, folded, sealed, trimmed, replayed, verified (G5, G7).
+"""A made ledger of every type of event: onto the stream, folded, sealed, trimmed, replayed, verified (G5, G7).
 
-The ledger is drawn by SQL with its stamps (benchmarks/ledger.py), so that what a replay must give is known without any fold.
+It is drawn by SQL with its stamps (benchmarks/ledger.py), so that what a replay must give is known without any fold.
 """
 
 import random
@@ -81,7 +81,8 @@ class RoundTrip:
     def stamped_at(self, seq: int) -> dict[str, int]:
         """Return what the ledger itself says is committed of each user's budget at an event."""
         rows = self.made.connection.execute(
-            "SELECT 'user:user-' || user || ':' || period, arg_max(settled + held, seq) FROM plan WHERE seq <= ? GROUP BY ALL",
+            "SELECT 'user:user-' || user || ':' || period, arg_max(settled + held, seq) FROM plan "
+            "WHERE seq <= ? GROUP BY ALL",
             [seq],
         ).fetchall()
         return dict(rows)

@@ -232,11 +232,11 @@ async def test_a_rewritten_archive_is_found_by_a_head_that_was_kept(sealed: Arch
         _mend(segment, chain_before=before)
         forged = next(each for each in archive.segments(0) if each.manifest.segment == segment.manifest.segment)
         rows = forged.read().to_pylist()
-        sealed = {each.manifest.segment: each.manifest for each in archive.segments(0)}
+        manifests = {each.manifest.segment: each.manifest for each in archive.segments(0)}
         for row in rows:
             if row["type"] == "segment-sealed":
                 told = json.loads(row["payload"])
-                heads = sealed[told["segment"]].model_dump(include={"chain_before", "chain_after"})
+                heads = manifests[told["segment"]].model_dump(include={"chain_before", "chain_after"})
                 row["payload"] = json.dumps(told | heads, separators=(",", ":"))
         write(forged, rows)
         mend_chain(forged)
