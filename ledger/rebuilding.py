@@ -26,7 +26,7 @@ from ledger.fold import (
     count_incoming,
     read_position,
 )
-from ledger.segments import ArchiveDamaged, Segment, check_segment
+from ledger.segments import ArchiveDamaged, Segment, check_file, check_segment
 from ledger.source import ROW_GROUP
 from ledger.store import Store, StoreFailed
 from schemas.events import EVENT_VERSION
@@ -109,7 +109,7 @@ class Rebuild:
                 pass
         except (StoreFailed, UnreadableEvent, LedgerGap):
             for segment in segments:
-                # A segment that is not what was sealed is the better reason.
+                # A segment that was forged is the better reason.
                 check_segment(segment)
             raise
         finally:
@@ -180,6 +180,9 @@ def _read(
     segments: Sequence[Segment], first_seq: int, until: EntryId | None, cursor: duckdb.DuckDBPyConnection
 ) -> None:
     """Make `incoming` of the events of segments. Errors: ArchiveDamaged; duckdb.Error."""
+    for segment in segments:
+        # Parquet has no checksum of its own: one bit may make another amount of it.
+        check_file(segment)
     paths = ", ".join("'" + str(segment.path).replace("'", "''") + "'" for segment in segments)
     end = "true" if until is None else f"(ms < {until.ms} OR (ms = {until.ms} AND n <= {until.seq}))"
     # Neither partitions nor columns are taken from the paths' names.

@@ -62,7 +62,7 @@ class Books:
 
     def add(self, gathered: Sequence[Events], partition: int) -> bool:
         """Fold further events, which follow each other; return whether that could be done."""
-        # Together, since a fold takes nearly the same for fifty events as for a thousand; else one by one, to see which.
+        # Together, since a fold takes nearly the same for fifty events as for a thousand; else each, to see which one.
         joined = pa.concat_tables([events.table for events in gathered])
         if len(gathered) > 1 and self._fold(joined, partition) is None:
             return True

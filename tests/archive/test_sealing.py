@@ -23,6 +23,7 @@ from ledger.sealing import ArchiveBehind, Sealer, SealingSettings
 from ledger.segments import Archive, ArchiveDamaged, check_segment
 from ledger.store import Store
 from ledger.stream import StreamReader
+from schemas.identifiers import EntryId
 from tests.ledger_maker import LedgerMaker
 
 KEYS = Keys("test", 0)
@@ -202,24 +203,36 @@ async def test_a_crash_at_any_step_loses_nothing_and_the_next_start_goes_on(
 ) -> None:
     """Before and after each step: two segments are written, told and trimmed, whatever was done of it before."""
     entries = LedgerMaker(1).run(400).entries[:110]
+    position = Position(EntryId.parse(entries[-1][0].decode()), 110)
+    pipeline = CommandPipeline(redis_client)
+
+    def start(archive: Archive) -> Sealer:
+        return Sealer(
+            redis_client, pipeline, KEYS, archive,
+            ledger_id=LEDGER, settings=AT_ONCE, folded=lambda: _resolved(position),
+        )  # fmt: skip
+
     for at in count():
         await redis_client.flushall()
-        archiving = Archiving(redis_client, tmp_path / str(at))
-        await archiving.fill(0)
-        await archiving.append(entries)
+        await load_library(redis_client)
+        await create_ledger(pipeline, KEYS, ledger_id=LEDGER, partitions=1)
+        pipe = redis_client.pipeline(transaction=False)
+        for entry_id, fields in entries:
+            pipe.execute_command("XADD", KEYS.ledger, entry_id, *fields)
+        await pipe.execute()
         raw: Any = await redis_client.xrange(KEYS.ledger)
-        dying = archiving.sealer()
+        archive = Archive(tmp_path / str(at))
         with monkeypatch.context() as patch:
             dead = Dying(patch, at)
             with suppress(Crash):
+                dying = start(archive)
                 await seal_all(dying)
                 await dying.trim()
-        sealer = archiving.sealer()
+        sealer = start(archive)
         await seal_all(sealer)
-        await archiving.fold()
         assert await sealer.trim() == 100, dead.steps
-        assert not list(archiving.archive.directory.rglob(".*")), dead.steps
-        segments = archiving.archive.segments(0)
+        assert not list(archive.directory.rglob(".*")), dead.steps
+        segments = archive.segments(0)
         assert [segment.manifest.first_seq for segment in segments] == [1, 51], dead.steps
         head = chain.genesis(LEDGER, 0)
         for segment in segments:
@@ -231,10 +244,9 @@ async def test_a_crash_at_any_step_loses_nothing_and_the_next_start_goes_on(
         assert left[:10] == raw[100:], dead.steps
         told = [json.loads(fields[b"payload"])["segment"] for _, fields in left[10:]]
         assert told == [segment.manifest.segment for segment in segments], "each is told once"
-        archiving.store.close()
-        await archiving.pipeline.aclose()
         if len(dead.steps) <= at:
             break
+    await pipeline.aclose()
     one = ["write the segment", "sync", "rename", "sync", "write the manifest", "sync", "rename", "sync", "seal"]
     assert dead.steps[::2] == [*one, *one, "discard", "discard"]
 
