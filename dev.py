@@ -113,8 +113,8 @@ def install(kind: str, *, keep: bool, previous: Mapping[str, str]) -> None:
     else:
         make_venv(clear=not keep)
     write_stamp({"state": "started"})
-    # Without --no-deps, the pip of Python 3.11 (23.2) looks for the newest release of a requirement with an extra, such as
-    # `coverage[toml]`, and refuses it as unpinned. The lock is complete; `pip check` says so.
+    # Without --no-deps, the pip of Python 3.11 (23.2) looks for the newest release of a requirement with an extra, such
+    # as `coverage[toml]`, and refuses it as unpinned. The lock is complete; `pip check` says so.
     locked = ("install", "--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", str(LOCKS[kind]))
     pip(*locked, packages=packages)
     # The build backend comes from the lock as well: nothing unpinned is downloaded or run.

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 import uvloop
 
-from benchmarks import budget_check, calls, gate, projection, replay, verify
+from benchmarks import budget_check, calls, gate, heavy_query, projection, replay, verify
 from benchmarks.machine import describe_machine, server_version
 from benchmarks.measure import Result, Sizes
 from benchmarks.report import print_report, write_json
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[Path, Sizes], Coroutine[Any, Any, list[Result]]]
     "calls": calls.run,
     "projection": projection.run,
     "budget_check": budget_check.run,
+    "heavy_query": heavy_query.run,
     "replay": replay.run,
     "verify": verify.run,
 }

@@ -41,7 +41,7 @@ _EVENTS_A_USER = 15
 
 
 @dataclass(frozen=True, slots=True)
-class _Projection:
+class Projection:
     """A projection of so many events, and the ledgers that read it: here, and over Quack."""
 
     events: int
@@ -58,13 +58,13 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
         await load_library(redis)
         pipeline = CommandPipeline(redis)
         stack.push_async_callback(pipeline.aclose)
-        small = await _projection(stack, redis, pipeline, directory / "small", small_events)
-        large = await _projection(stack, redis, pipeline, directory / "large", large_events)
+        small = await open_projection(stack, redis, pipeline, directory / "small", small_events)
+        large = await open_projection(stack, redis, pipeline, directory / "large", large_events)
         results: list[Result] = []
         for where, times in (("in the projector's process", sizes.of(3_000, 50)), ("over Quack", sizes.of(1_000, 20))):
             is_local = where.startswith("in")
             sides = [(projection, projection.local if is_local else projection.remote) for projection in (large, small)]
-            seconds = await _latencies(sides, times)
+            seconds = await latencies(sides, times)
             results += _lines(where, large_events, small_events, *seconds)
     return results
 
@@ -91,7 +91,7 @@ def _lines(
     ]
 
 
-async def _latencies(sides: Sequence[tuple[_Projection, Ledger]], times: int) -> list[list[float]]:
+async def latencies(sides: Sequence[tuple[Projection, Ledger]], times: int) -> list[list[float]]:
     seconds: list[list[float]] = [[] for _ in sides]
     draw = random.Random(1)
     run_id = uuid.uuid4().hex[:8]
@@ -112,9 +112,9 @@ def _request_maker(call_id: str, user: str, n: int) -> Callable[[int], ReserveRe
     return lambda at_ms: reserve_request(call_id, user, month_at(at_ms), n)
 
 
-async def _projection(
+async def open_projection(
     stack: AsyncExitStack, redis: Redis, pipeline: CommandPipeline, directory: Path, events: int
-) -> _Projection:
+) -> Projection:
     """Fold so many events into a new file, and make a ledger in Redis whose archived part they are."""
     ledger_id, users = str(uuid.uuid4()), max(1, events // _EVENTS_A_USER)
     store = await asyncio.to_thread(Store.open, directory / "tollbook.duckdb", ledger_id)
@@ -137,4 +137,4 @@ async def _projection(
         # No baseline is young enough to be used again.
         return Ledger(redis, [gate], [Baselines(reader, 0, monotonic=time.monotonic, max_age_s=-1.0)])
 
-    return _Projection(events, users, ledger_with(read), ledger_with(remote_reader(directory)))
+    return Projection(events, users, ledger_with(read), ledger_with(remote_reader(directory)))

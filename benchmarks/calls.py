@@ -47,7 +47,7 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
             "TOLLBOOK_DIALECT": "openrouter",
             "TOLLBOOK_DATA_DIR": str(directory / "data"),
             "TOLLBOOK_CONCURRENCY": str(CONCURRENCY),
-            "TOLLBOOK_LOG_LEVEL": "warning",
+            "TOLLBOOK_LOG_LEVEL": "error",
         }
         await stack.enter_async_context(_tollbook("projector", environment=environment, directory=directory))
         worker = _tollbook("worker", "--streams", _STREAM, environment=environment, directory=directory)

@@ -6,7 +6,7 @@ that cannot be read is dead-lettered instead of staying pending for ever.
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from faststream import AckPolicy, FastStream
@@ -14,7 +14,7 @@ from faststream.redis import RedisBroker, StreamSub
 from faststream.redis.message import FAKE_CONSUMER, RedisBatchStreamMessage
 
 from consumers.claims import GROUP
-from consumers.messages import Delivery
+from consumers.messages import Delivery, trace_of
 from consumers.worker import Worker
 
 # Entries are pulled only as fast as slots get free; a batch spares FastStream's work for each message.
@@ -36,17 +36,34 @@ class TaskApp(FastStream):
         self.ended.set()
 
 
-def build_app(redis_url: str, worker: Worker, streams: Iterable[str]) -> TaskApp:
-    """Return the app that feeds `worker`; its consumer groups must exist already, made at 0."""
+def build_app(
+    redis_url: str,
+    worker: Worker,
+    streams: Iterable[str],
+    *,
+    middlewares: Sequence[Any] = (),
+    reads_traces: bool = False,
+) -> TaskApp:
+    """Return the app that feeds `worker`; its consumer groups must exist already, made at 0.
+
+    With `reads_traces`, middlewares see the publishers' trace contexts in the headers of a batch.
+    """
     # Without a socket time-out, for the reason that ledger.connection gives.
-    broker = RedisBroker(redis_url, apply_types=False, logger=_log, log_level=logging.DEBUG, socket_timeout=None)
+    broker = RedisBroker(
+        redis_url,
+        apply_types=False,
+        logger=_log,
+        log_level=logging.DEBUG,
+        socket_timeout=None,
+        middlewares=middlewares,
+    )
     for stream in streams:
         subscriber = broker.subscriber(
             stream=StreamSub(
                 stream, group=GROUP, consumer=worker.name, batch=True, max_records=_BATCH, polling_interval=_POLL_MS
             ),
             ack_policy=AckPolicy.MANUAL,
-            parser=_parse,
+            parser=_parse_traced if reads_traces else _parse,
             decoder=_decode,
             no_reply=True,
         )
@@ -66,8 +83,19 @@ async def _parse(message: Any) -> RedisBatchStreamMessage:
     )
 
 
+async def _parse_traced(message: Any) -> RedisBatchStreamMessage:
+    parsed = await _parse(message)
+    traces = {delivery.entry_id: trace_of(delivery) for delivery in _deliveries(message)}
+    # FastStream goes by correlation ids, one link each.
+    parsed.batch_headers = [{"correlation_id": entry_id, **trace} for entry_id, trace in traces.items() if trace]
+    return parsed
+
+
 async def _decode(message: Any) -> list[Delivery]:
-    raw = message.raw_message
+    return _deliveries(message.raw_message)
+
+
+def _deliveries(raw: Any) -> list[Delivery]:
     return [
         Delivery(raw["channel"], entry_id.decode(), fields)
         for entry_id, fields in zip(raw["message_ids"], raw["data"], strict=True)

@@ -15,9 +15,9 @@ from redis.exceptions import ResponseError
 from consumers.messages import Delivery
 from ledger.errors import LedgerUnavailable
 from ledger.functions import function
+from ledger.keys import GROUP, worker_key
 from ledger.pipeline import CommandPipeline
 
-GROUP: Final = "tollbook"
 _PAGE: Final = 100
 # Parts of `claim_after_s`: who is silent for the first is found within the second, and both stay below the whole.
 _SILENT: Final = 0.8
@@ -28,11 +28,13 @@ _log = structlog.get_logger(__name__)
 
 
 class Claims:
-    """The claims of one worker on the entries it works on."""
+    """The claims of one worker on the entries it works on. `taken` and `lost` count those that changed hands."""
 
     def __init__(
         self, pipeline: CommandPipeline, *, namespace: str, consumer: str, streams: Iterable[str], claim_after_s: float
     ) -> None:
+        self.taken = 0
+        self.lost = 0
         self._pipeline = pipeline
         self._namespace = namespace
         self._consumer = consumer
@@ -83,16 +85,16 @@ class Claims:
 
     async def is_alive(self, consumer: str) -> bool:
         """Whether a worker has shown a sign of life lately."""
-        return bool(await self._pipeline.execute("EXISTS", f"{self._namespace}:worker:{consumer}"))
+        return bool(await self._pipeline.execute("EXISTS", worker_key(self._namespace, consumer)))
 
     async def show_life(self) -> None:
         """Tell the other workers that this one lives."""
-        key = f"{self._namespace}:worker:{self._consumer}"
+        key = worker_key(self._namespace, self._consumer)
         await self._pipeline.execute("SET", key, "1", "PX", self._silent_ms)
 
     async def resign(self) -> None:
         """Tell the other workers that this one stops; they need not wait for its silence."""
-        await self._pipeline.execute("DEL", f"{self._namespace}:worker:{self._consumer}")
+        await self._pipeline.execute("DEL", worker_key(self._namespace, self._consumer))
 
     async def run(self, accept: Callable[[Delivery], None]) -> None:
         """Renew claims and take over abandoned entries until cancelled."""
@@ -136,8 +138,10 @@ class Claims:
                     "FCALL", function("renew"), 1, stream, GROUP, self._consumer, *page
                 )
                 for entry_id in lost:
-                    self._held.pop((stream, entry_id.decode()), None)
-                    _log.warning("claim.lost", stream=stream, entry_id=entry_id.decode())
+                    # One that was acknowledged while this was on its way is not in hand any more: nothing was lost.
+                    if self._held.pop((stream, entry_id.decode()), None) is not None:
+                        self.lost += 1
+                        _log.warning("claim.lost", stream=stream, entry_id=entry_id.decode())
 
     async def take_abandoned(self, stream: str) -> list[Delivery]:
         """Claim entries whose worker gave no sign of life, with the number of their deliveries."""
@@ -169,5 +173,6 @@ class Claims:
                 continue  # The entry was deleted; the server forgets the claim.
             fields = {flat[i]: flat[i + 1] for i in range(0, len(flat), 2)}
             deliveries.append(Delivery(stream, entry_id.decode(), fields, counts[entry_id] + 1))
+            self.taken += 1
             _log.warning("task.claimed", stream=stream, entry_id=entry_id.decode(), deliveries=counts[entry_id] + 1)
         return deliveries

@@ -13,11 +13,20 @@ from typing import Any, Final, cast
 from faststream.redis.message import bDATA_KEY
 from faststream.redis.parser import BinaryMessageFormatV1
 
+from schemas.entries import check_entry_size
 from schemas.identifiers import check_id, task_id_from_entry
-from schemas.tasks import STREAM_NAME_PATTERN, InvalidTask, Task, task_from_fields
+from schemas.tasks import (
+    STREAM_NAME_PATTERN,
+    InvalidTask,
+    Task,
+    task_from_fields,
+    traceparent_or_none,
+    tracestate_or_none,
+)
 
-MAX_ENTRY_BYTES: Final = 2_000_000
-_SALVAGED: Final = ("task_id", "user_id", "reply_to")
+_SALVAGED: Final = ("task_id", "user_id", "reply_to", "traceparent", "tracestate")
+# What FastStream puts beside the body, and a plain publisher among the fields.
+_HEADERS: Final = ("reply_to", "traceparent", "tracestate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,16 @@ def salvage(delivery: Delivery) -> Salvage:
     )
 
 
+def trace_of(delivery: Delivery) -> dict[str, str]:
+    """Return the publisher's W3C trace context, as its headers; empty where there is none that is well formed."""
+    fields = _readable(delivery)
+    parent = traceparent_or_none(fields.get("traceparent"))
+    if parent is None:
+        return {}
+    state = tracestate_or_none(fields.get("tracestate"))
+    return {"traceparent": parent, **({"tracestate": state} if state else {})}
+
+
 def _readable(delivery: Delivery) -> Mapping[str, Any]:
     try:
         fields: Mapping[str, Any] = _open(delivery)
@@ -93,8 +112,7 @@ def fields_from_json(text: str) -> dict[bytes, bytes]:
 
 def _open(delivery: Delivery) -> dict[str, Any]:
     size = sum(len(name) + len(value) for name, value in delivery.fields.items())
-    if size > MAX_ENTRY_BYTES:
-        raise InvalidTask(f"the message has {size} bytes, at most {MAX_ENTRY_BYTES} are taken")
+    check_entry_size(size)
     envelope = delivery.fields.get(bDATA_KEY)
     if envelope is not None:
         return _open_envelope(envelope)
@@ -112,8 +130,9 @@ def _open_envelope(envelope: bytes) -> dict[str, Any]:
         raise InvalidTask(f"the FastStream envelope cannot be read ({type(exc).__name__})") from None
     if not isinstance(document, dict):
         raise InvalidTask("the FastStream message must be a JSON object")
-    if headers.get("reply_to"):
-        document.setdefault("reply_to", headers["reply_to"])  # pyright: ignore[reportUnknownMemberType]
+    for name in _HEADERS:
+        if headers.get(name):
+            document.setdefault(name, headers[name])  # pyright: ignore[reportUnknownMemberType]
     return document  # pyright: ignore[reportUnknownVariableType]
 
 

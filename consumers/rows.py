@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _TABLE_ROWS: Final = 1_000
+_ANY_WIDTH: Final = 1_000_000
 
 
 def write_rows(reader: "pa.RecordBatchReader", form: str, output: Path | None) -> None:
@@ -70,16 +71,35 @@ def _write_table(reader: "pa.RecordBatchReader", file: IO[str]) -> None:
         f"{field.name}>" if pa.types.is_integer(field.type) or pa.types.is_decimal(field.type) else str(field.name)
         for field in fields
     )
+    cells: list[list[str]] = []
     rows = 0
     for batch in reader:
-        for row in _tuples(batch)[: _TABLE_ROWS - rows]:
-            table.add_row(*(Text(_cell(value)) for value in row))
+        cells += [[_printable(_cell(value)) for value in row] for row in _tuples(batch)[: _TABLE_ROWS - rows]]
         rows += batch.num_rows
         if rows > _TABLE_ROWS:
             break
-    make_console(file=file).print(table)
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
+    console = make_console(file=file)
+    if console.measure(table, options=console.options.update(width=_ANY_WIDTH)).maximum <= console.width:
+        console.print(table)
+    else:
+        _write_records(reader.schema.names, cells, file)
     if rows > _TABLE_ROWS:
         file.write(f"the first {_TABLE_ROWS:,} rows; --format csv writes them all\n")
+
+
+def _write_records(names: list[str], rows: list[list[str]], file: IO[str]) -> None:
+    """Write each column on a line of its own: a table wider than the terminal would show cut numbers and ids."""
+    width = max(len(name) for name in names)
+    for number, row in enumerate(rows, 1):
+        file.write(f"row {number:,}\n")
+        file.writelines(f"  {name:<{width}}  {cell}".rstrip() + "\n" for name, cell in zip(names, row, strict=True))
+
+
+def _printable(text: str) -> str:
+    """Return it without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
 
 
 def _tuples(batch: "pa.RecordBatch") -> list[tuple[Any, ...]]:

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -18,11 +18,17 @@ from redis.exceptions import RedisError
 from consumers.app import build_app
 from consumers.claims import Claims
 from consumers.dead_letters import DeadLetters
+from consumers.observability.broker import middlewares
+from consumers.observability.observed import described_ports, observed, ports_of_processes, setting_of
+from consumers.observability.vitals import Vitals
+from consumers.observer import TaskObserver
 from consumers.projection import ProjectionService, duckdb_path, open_projection
+from consumers.seldom import SeldomWarning
 from consumers.supervisor import Child, Supervisor
 from consumers.sweeper import Sweeper
 from consumers.worker import Worker, WorkerLimits
-from inference.runtime import InferenceRuntime, LedgerHandle, now_ms, open_ledger, open_runtime
+from inference.pricing import PriceCatalogue
+from inference.runtime import InferenceRuntime, LedgerHandle, build_ledger, now_ms, open_ledger, open_runtime
 from inference.settings import Settings
 from ledger.connection import hide_password
 from ledger.embedded import EmbeddedServer, EmbeddedServerError
@@ -68,8 +74,10 @@ async def _keep_running(server: EmbeddedServer) -> None:
             await asyncio.sleep(_SERVER_PAUSE_S)
 
 
-def build_worker(runtime: InferenceRuntime, streams: Sequence[str], name: str) -> Worker:
-    """Put a worker together for the given streams."""
+def build_worker(
+    runtime: InferenceRuntime, streams: Sequence[str], name: str, *, observer: TaskObserver | None = None
+) -> Worker:
+    """Put a worker together for the given streams; `observer` follows its tasks."""
     settings, pipeline = runtime.settings, runtime.handle.pipeline
     claims = Claims(
         pipeline,
@@ -93,30 +101,41 @@ def build_worker(runtime: InferenceRuntime, streams: Sequence[str], name: str) -
         dead_letters=DeadLetters(pipeline, settings.namespace),
         limits=limits,
         now_ms=now_ms,
+        observer=observer,
     )
 
 
-async def run_worker(runtime: InferenceRuntime, streams: Sequence[str], stop: asyncio.Event, *, redis_url: str) -> None:
+async def run_worker(
+    runtime: InferenceRuntime, streams: Sequence[str], stop: asyncio.Event, *, redis_url: str, vitals: Vitals
+) -> None:
     """Work until `stop`; then finish what is in flight within the grace period."""
-    worker = build_worker(runtime, streams, runtime.name)
-    await serve_worker(runtime, worker, stop, redis_url=redis_url)
+    worker = build_worker(runtime, streams, runtime.name, observer=vitals.tracing)
+    await serve_worker(runtime, worker, stop, redis_url=redis_url, vitals=vitals)
 
 
-async def serve_worker(runtime: InferenceRuntime, worker: Worker, stop: asyncio.Event, *, redis_url: str) -> None:
+async def serve_worker(
+    runtime: InferenceRuntime, worker: Worker, stop: asyncio.Event, *, redis_url: str, vitals: Vitals | None = None
+) -> None:
     """Feed a worker until `stop`; then finish what is in flight within the grace period."""
     claims = worker.claims
     sweeper = Sweeper(runtime.ledger, runtime.ledger.gates)
-    background = [asyncio.create_task(claims.run(worker.take_claimed)), asyncio.create_task(sweeper.run())]
+    vitals = vitals or Vitals("worker", runtime.settings)
+    tasks = {
+        "claims": asyncio.create_task(claims.run(worker.take_claimed)),
+        "sweeper": asyncio.create_task(sweeper.run()),
+    }
+    background = list(tasks.values())
     for task in background:
         # They end only by a fault: a worker that renews no claims must not go on.
         task.add_done_callback(lambda _: stop.set())
     _log.info("worker.started", worker=worker.name, streams=claims.streams)
     try:
-        while not stop.is_set():
-            if not await _feed(worker, stop, redis_url):
-                await _pause(stop, _RECONNECT_S)
-        _log.info("worker.stopping", worker=worker.name, in_flight=worker.in_flight)
-        await worker.drain(runtime.settings.stop_grace_s)
+        with vitals.working(worker, tasks):
+            while not stop.is_set():
+                if not await _feed(worker, stop, redis_url, vitals):
+                    await _pause(stop, _RECONNECT_S)
+            _log.info("worker.stopping", worker=worker.name, in_flight=worker.in_flight)
+            await worker.drain(runtime.settings.stop_grace_s)
     finally:
         for task in background:
             task.cancel()
@@ -129,12 +148,18 @@ async def serve_worker(runtime: InferenceRuntime, worker: Worker, stop: asyncio.
             raise end
 
 
-async def _feed(worker: Worker, stop: asyncio.Event, redis_url: str) -> bool:
+async def _feed(worker: Worker, stop: asyncio.Event, redis_url: str, vitals: Vitals) -> bool:
     """Read the streams until `stop`, or until a group vanishes; return False where Redis did not answer."""
     try:
         await worker.claims.show_life()
         await worker.claims.ensure_groups()
-        app = build_app(redis_url, worker, worker.claims.streams)
+        app = build_app(
+            redis_url,
+            worker,
+            worker.claims.streams,
+            middlewares=middlewares(vitals.faststream, vitals.tracing),
+            reads_traces=vitals.tracing is not None,
+        )
         await app.start()
     except (LedgerUnavailable, RedisError, OSError) as exc:
         _log.warning("worker.not_connected", worker=worker.name, problem=str(exc))
@@ -162,19 +187,22 @@ class System:
     projection: ProjectionService
     runtime: InferenceRuntime
     folding: asyncio.Task[None]
+    vitals: Vitals
 
 
 @asynccontextmanager
-async def open_system(settings: Settings) -> AsyncGenerator[System]:
-    """Open server, projection and runtime, fold in the background.
+async def open_system(settings: Settings, *, vitals: Vitals | None = None) -> AsyncGenerator[System]:
+    """Open server, projection and runtime, fold in the background; `vitals` show it where they are given.
 
     Errors: EmbeddedServerError; LedgerUnavailable; LedgerRefused.
     """
+    vitals = vitals or Vitals("up", settings)
     async with open_redis_url(settings) as redis_url, _open_folding(settings, redis_url) as (handle, projection):
         folding = asyncio.create_task(projection.run())
         try:
-            async with open_runtime(settings, handle, projection.read) as runtime:
-                yield System(redis_url, handle, projection, runtime, folding)
+            async with open_runtime(settings, handle, projection.read, observer=vitals.tracing) as runtime:
+                with vitals.open(handle, runtime.ledger, runtime.runner.prices), vitals.folding(projection, folding):
+                    yield System(redis_url, handle, projection, runtime, folding, vitals)
             await projection.catch_up()
         finally:
             folding.cancel()
@@ -184,22 +212,27 @@ async def open_system(settings: Settings) -> AsyncGenerator[System]:
 async def run_system(system: System, streams: Sequence[str], stop: asyncio.Event) -> None:
     """Work until `stop`. Errors: what stopped the projection; the calls in flight are finished first."""
     system.folding.add_done_callback(lambda _: stop.set())
-    await run_worker(system.runtime, streams, stop, redis_url=system.redis_url)
+    await run_worker(system.runtime, streams, stop, redis_url=system.redis_url, vitals=system.vitals)
     if system.folding.done():
         await system.folding
 
 
 async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: bool = False) -> None:
     """Fold and serve DuckDB until `stop`. Errors: what stops the fold, and those of `open_system`."""
-    async with (
-        open_redis_url(settings) as redis_url,
-        _open_folding(settings, redis_url, is_standby=is_standby) as (_, projection),
-    ):
+    async with AsyncExitStack() as stack:
+        vitals = await stack.enter_async_context(observed(settings, "projector"))
+        if is_standby:
+            vitals.waiting_for = "it stands by, and folds once the projector that works now has ended"
+        redis_url = await stack.enter_async_context(open_redis_url(settings))
+        handle, projection = await stack.enter_async_context(_open_folding(settings, redis_url, is_standby=is_standby))
         _log.info("projector.started", redis_url=hide_password(redis_url), quack_url=projection.quack_url)
         folding = asyncio.create_task(projection.run())
         folding.add_done_callback(lambda _: stop.set())
         try:
-            await stop.wait()
+            ledger = build_ledger(handle, settings, projection.read)
+            prices = PriceCatalogue.from_settings(settings)
+            with vitals.open(handle, ledger, prices), vitals.folding(projection, folding):
+                await stop.wait()
             if folding.done():
                 await folding
             await projection.catch_up()
@@ -211,33 +244,44 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
 async def run_remote_worker(settings: Settings, streams: Sequence[str], stop: asyncio.Event, *, redis_url: str) -> None:
     """Work until `stop`, with baselines from the projector's process, which also makes the ledger."""
     read = remote_reader(settings.data_dir)
-    while not stop.is_set():
-        try:
-            async with (
-                open_ledger(settings, redis_url, may_create=False) as handle,
-                open_runtime(settings, handle, read) as runtime,
-            ):
-                return await run_worker(runtime, streams, stop, redis_url=redis_url)
-        except LedgerUnavailable as exc:
-            _log.warning("worker.not_ready", problem=str(exc))
-            await _pause(stop, _SERVER_PAUSE_S)
+    not_ready = SeldomWarning("worker.not_ready", now_ms)
+    async with observed(settings, "worker") as vitals:
+        while not stop.is_set():
+            try:
+                async with (
+                    open_ledger(settings, redis_url, may_create=False) as handle,
+                    open_runtime(settings, handle, read, observer=vitals.tracing) as runtime,
+                ):
+                    with vitals.open(handle, runtime.ledger, runtime.runner.prices):
+                        return await run_worker(runtime, streams, stop, redis_url=redis_url, vitals=vitals)
+            except LedgerUnavailable as exc:
+                vitals.waiting_for = str(exc)
+                not_ready.tell(exc)
+                await _pause(stop, _SERVER_PAUSE_S)
     return None
 
 
 async def run_processes(
-    settings: Settings, streams: Sequence[str], workers: int, stop: asyncio.Event, announce: Callable[[str], None]
+    settings: Settings, streams: Sequence[str], workers: int, stop: asyncio.Event, announce: Callable[[str, str], None]
 ) -> None:
-    """Run server, projector and workers as processes of their own until `stop`."""
+    """Run server, projector and workers as processes of their own until `stop`; `announce` is told where they are.
+
+    Errors: SettingsError; EmbeddedServerError.
+    """
+    ports = ports_of_processes(settings, workers + 1)
     async with open_redis_url(settings) as redis_url, announced(settings, redis_url):
         environment = dict(os.environ) | {
             "REDIS_URL": redis_url,
             "OPENROUTER_BASE_URL": settings.openrouter_base_url,
             "TOLLBOOK_DIALECT": settings.dialect,
         }
-        children = [Child("projector", ("projector",))]
+        children = [Child("projector", ("projector",), setting_of(ports[0]))]
         named = ",".join(streams)
-        children += [Child(f"worker {number}", ("worker", "--streams", named)) for number in range(1, workers + 1)]
-        announce(redis_url)
+        children += [
+            Child(f"worker {number}", ("worker", "--streams", named), setting_of(ports[number]))
+            for number in range(1, workers + 1)
+        ]
+        announce(redis_url, described_ports(settings, ports))
         await Supervisor(children, environment, stop_timeout_s=settings.stop_grace_s + _END_S).run(stop)
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -23,10 +23,11 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """One process: a name for the log, and the arguments of its `tollbook` command."""
+    """One process: a name for the log, the arguments of its `tollbook` command, and settings of its own."""
 
     name: str
     arguments: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class Supervisor:
@@ -67,7 +68,7 @@ class Supervisor:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "consumers.cli", *child.arguments, "--supervised"),
             stdin=asyncio.subprocess.PIPE,
-            env=self._environment,
+            env=self._environment | dict(child.environment),
             # Ctrl-C in a terminal goes to every process in front; the children are told by this one.
             start_new_session=True,
         )

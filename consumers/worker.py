@@ -19,6 +19,8 @@ from redis.exceptions import ResponseError
 from consumers.claims import Claims
 from consumers.dead_letters import DeadLetters, Reason
 from consumers.messages import Delivery, read_task, salvage
+from consumers.observer import TaskObserver, UnobservedTasks
+from consumers.seldom import SeldomWarning
 from inference.calls import Call, CallRunner, CallTakenOver
 from ledger.errors import CallUnknown, IdempotencyConflict, LedgerRefused, LedgerUnavailable
 from ledger.freed import FreedBudgets
@@ -30,6 +32,7 @@ from schemas.tasks import InvalidTask, Task, TaskStream, TaskType
 
 # For the settlement of calls that are cut off; the ledger itself would be asked for minutes.
 _SETTLING_S: Final = 10.0
+Told = Callable[[InferenceResult], None]
 _log = structlog.get_logger(__name__)
 
 
@@ -61,8 +64,10 @@ class Worker:
         dead_letters: DeadLetters,
         limits: WorkerLimits,
         now_ms: Callable[[], int],
+        observer: TaskObserver | None = None,
     ) -> None:
         self.name = name
+        self._observer: TaskObserver = observer or UnobservedTasks()
         self.finished: Counter[TaskStatus] = Counter()
         self.claims = claims
         self._runner = runner
@@ -76,6 +81,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._runs = count(1)
         self._active: set[str] = set()
+        self._held_back = SeldomWarning("tasks.held_back", now_ms)
         # All task streams, whichever this worker serves; and what belongs to a ledger beside its partitions.
         self._no_reply = frozenset((*limits.concurrency, *TaskStream))
         self._own_keys = dead_letters.key.removesuffix("dead-letters")
@@ -84,6 +90,11 @@ class Worker:
     def in_flight(self) -> int:
         """Deliveries in hand, waiting ones included."""
         return len(self._tasks)
+
+    @property
+    def waiting(self) -> int:
+        """Tasks of this process that wait for other calls' holds."""
+        return self._freed.waiting
 
     async def take(self, deliveries: Sequence[Delivery]) -> None:
         """Take new deliveries of one stream, each as soon as there is a free slot; reading goes on from there."""
@@ -125,19 +136,9 @@ class Worker:
 
     async def _process(self, delivery: Delivery, *, has_slot: bool) -> None:
         slot = _Slot(self._slots[delivery.stream], is_held=has_slot)
-        pause_s = self._limits.first_pause_s
         try:
-            await slot.acquire()
-            while True:
-                try:
-                    return await self._execute(delivery, slot)
-                except (LedgerUnavailable, LedgerRefused, CallUnknown) as exc:
-                    # Nothing is lost while the task stays pending; it is tried again when the stores answer.
-                    _log.warning("task.held_back", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
-                    slot.release()
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, self._limits.longest_pause_s)
-                    await slot.acquire()
+            with self._observer.working(delivery) as told:
+                await self._work(delivery, slot, told)
         except CallTakenOver as exc:
             _log.warning("task.taken_over", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
         except Exception:  # noqa: BLE001 - see below.
@@ -147,21 +148,38 @@ class Worker:
             slot.release()
             self.claims.drop(delivery)
 
-    async def _execute(self, delivery: Delivery, slot: "_Slot") -> None:
+    async def _work(self, delivery: Delivery, slot: "_Slot", told: Told) -> None:
+        pause_s = self._limits.first_pause_s
+        await slot.acquire()
+        while True:
+            try:
+                return await self._execute(delivery, slot, told)
+            except (LedgerUnavailable, LedgerRefused, CallUnknown) as exc:
+                # Nothing is lost while the task stays pending; it is tried again when the stores answer.
+                _log.debug("task.held_back", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
+                self._held_back.tell(exc)
+                slot.release()
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, self._limits.longest_pause_s)
+                await slot.acquire()
+
+    async def _execute(self, delivery: Delivery, slot: "_Slot", told: Told) -> None:
         try:
             task_id, task = read_task(delivery)
         except InvalidTask as exc:
-            await self._refuse_malformed(delivery, str(exc))
-            return
-        try:
-            result = await self._result_of(delivery, slot, task_id, task)
-        except IdempotencyConflict as exc:
-            await self._refuse_conflict(delivery, task_id, task, str(exc))
-            return
+            result, reply_to = await self._refuse_malformed(delivery, str(exc))
+        else:
+            reply_to = task.reply_to
+            try:
+                result = await self._result_of(delivery, slot, task_id, task)
+            except IdempotencyConflict as exc:
+                result = await self._refuse_conflict(delivery, task_id, task, str(exc))
         if result is None:
             return
-        await self._answer(task.reply_to, result)
-        await self.claims.acknowledge(delivery)
+        told(result)
+        await self._answer(reply_to, result)
+        with self._observer.acknowledging():
+            await self.claims.acknowledge(delivery)
         self._count(result)
 
     async def _result_of(self, delivery: Delivery, slot: "_Slot", task_id: str, task: Task) -> InferenceResult | None:
@@ -253,7 +271,8 @@ class Worker:
             raise IdempotencyConflict(task_id)
         return stored
 
-    async def _refuse_malformed(self, delivery: Delivery, problem: str) -> None:
+    async def _refuse_malformed(self, delivery: Delivery, problem: str) -> tuple[InferenceResult, str | None]:
+        """Return the answer and where it goes, as far as that can be read."""
         known = salvage(delivery)
         await self._bury(delivery, "invalid_task", problem, known.task_id, known.user_id)
         result = InferenceResult(
@@ -268,14 +287,12 @@ class Worker:
             # A redelivery repeats the first answer (G4); a task that was published well under this id keeps its own.
             stored = await self._runner.results.get_of(known.task_id, known.user_id) or result
             result = stored if stored.status is TaskStatus.INVALID and stored.error == problem else result
-        await self._answer(known.reply_to, result)
-        await self.claims.acknowledge(delivery)
-        self._count(result)
+        return result, known.reply_to
 
-    async def _refuse_conflict(self, delivery: Delivery, task_id: str, task: Task, problem: str) -> None:
+    async def _refuse_conflict(self, delivery: Delivery, task_id: str, task: Task, problem: str) -> InferenceResult:
         """The first task's result stands under its key; only the reply stream hears of the conflict."""
         await self._bury(delivery, "idempotency_conflict", problem, task_id, task.user_id)
-        result = InferenceResult(
+        return InferenceResult(
             task_id=task_id,
             status=TaskStatus.INVALID,
             error_code=ErrorCode.IDEMPOTENCY_CONFLICT,
@@ -285,9 +302,6 @@ class Worker:
             finished_at_ms=self._now_ms(),
             metadata=task.metadata,
         )
-        await self._answer(task.reply_to, result)
-        await self.claims.acknowledge(delivery)
-        self._count(result)
 
     def _count(self, result: InferenceResult) -> None:
         self.finished[result.status] += 1

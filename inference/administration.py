@@ -13,7 +13,7 @@ from ledger.call_record import CallRecord
 from ledger.errors import CallUnknown, LedgerError
 from ledger.requests import AdjustRequest, AssignRequest
 from schemas.events import CostAdjusted, CreditGranted, PlanAssigned, payload_json
-from schemas.identifiers import budget_name, month_at
+from schemas.identifiers import budget_name, month_at, usage_call_id
 from schemas.plans import Plan
 
 
@@ -76,9 +76,11 @@ class Administration:
     async def adjust_cost(self, call_id: str, cost_nanousd: int, signature: Signature) -> Correction:
         """Correct what a call cost in all to `cost_nanousd`; repeated, it changes nothing.
 
+        `call_id` may also be the key of spend that an application recorded; a task of that name goes first.
+
         Errors: CallUnknown (also once the idempotency period is over); CallStillOpen; NothingToCorrect.
         """
-        record = await self._find(call_id)
+        call_id, record = await self._find(call_id)
         if record.state == "open":
             raise CallStillOpen(call_id)
         if not record.settled:
@@ -114,11 +116,12 @@ class Administration:
         )
         return await self._runtime.ledger.assign(request)
 
-    async def _find(self, call_id: str) -> CallRecord:
-        for gate in self._runtime.ledger.gates:
-            record = await gate.call_record(call_id)
-            if record is not None:
-                return record
+    async def _find(self, call_id: str) -> tuple[str, CallRecord]:
+        for name in (call_id, usage_call_id(call_id)):
+            for gate in self._runtime.ledger.gates:
+                record = await gate.call_record(name)
+                if record is not None:
+                    return name, record
         raise CallUnknown(call_id, 0)
 
     async def _adjust_hold(

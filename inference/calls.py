@@ -17,6 +17,7 @@ from inference.bounds import Bound, bound
 from inference.budgets import BudgetPolicy
 from inference.errors import CostUnbounded
 from inference.holds import Hold, charge_of, settle_dead_hold
+from inference.observer import CallObserver, Unobserved
 from inference.outcomes import denied_result, done_result, failed_result, finished_result
 from inference.pricing import PriceCatalogue
 from inference.provider import ProviderClient
@@ -102,7 +103,7 @@ class Call:
 
 
 class CallRunner:
-    """Runs calls against the ledger and the provider. Clock and sleep are parameters."""
+    """Runs calls against the ledger and the provider. Clock and sleep are parameters; `observer` follows the steps."""
 
     def __init__(
         self,
@@ -116,7 +117,9 @@ class CallRunner:
         attempt_timeout_s: float,
         now_ms: Callable[[], int],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        observer: CallObserver | None = None,
     ) -> None:
+        self._observer: CallObserver = observer or Unobserved()
         self.ledger = ledger
         self.results = results
         self.policy = policy
@@ -152,7 +155,9 @@ class CallRunner:
         except CostUnbounded as exc:
             return await self._unpriced(call, str(exc))
         try:
-            request, reply = await self._reserve(call, first, is_final=is_final)
+            with self._observer.reserving(first.amount_nanousd) as told:
+                request, reply = await self._reserve(call, first, is_final=is_final)
+                told(reply)
         except asyncio.CancelledError:
             await asyncio.shield(self._release_unsent(call))
             raise
@@ -186,7 +191,7 @@ class CallRunner:
             reason=give_up or f"worker {found.worker} gave no sign of life",
             result=result.model_dump_json() if result else "",
         )
-        if _was_settled_before(await self.ledger.settle(request)):
+        if _was_settled_before(await self._book(request)):
             return None
         _log.warning("call.taken_over", call_id=call.call_id, worker=found.worker, cost_nanousd=request.cost_nanousd)
         return result
@@ -246,7 +251,14 @@ class CallRunner:
                     continue
                 next_model = _fallback_of(call) if isinstance(step, FallBack) else model
                 attempt_bound = self._bound_of(call, next_model)
-                failure = await self._prepare_next(call, hold, attempt_bound, next_model, step, attempt)
+                with self._observer.preparing(
+                    "fallback" if isinstance(step, FallBack) else "retry",
+                    from_model=model,
+                    to_model=next_model,
+                    reason=attempt.outcome,
+                ) as told:
+                    failure = await self._prepare_next(call, hold, attempt_bound, next_model, step, attempt)
+                    told(failure)
                 if isinstance(step, Retry) and failure is None:
                     await self._sleep(step.delay_s)
                 model = next_model
@@ -259,17 +271,19 @@ class CallRunner:
 
     async def _attempt(self, call: Call, hold: Hold, model: str, attempt_bound: Bound) -> Attempt:
         hold.begin(model)
-        attempt = await self._provider.complete(
-            ChatRequest(
-                model=model,
-                messages=call.messages,
-                max_tokens=call.route.max_tokens,
-                temperature=call.route.temperature,
-                user=call.user_id,
-                price_limit=attempt_bound,
-            )
+        request = ChatRequest(
+            model=model,
+            messages=call.messages,
+            max_tokens=call.route.max_tokens,
+            temperature=call.route.temperature,
+            user=call.user_id,
+            price_limit=attempt_bound,
         )
-        hold.finish(attempt, model, charge_of(attempt, model, attempt_bound, self.prices, self._now_ms()))
+        with self._observer.attempting(model, hold.attempts) as told:
+            attempt = await self._provider.complete(request)
+            charge = charge_of(attempt, model, attempt_bound, self.prices, self._now_ms())
+            told(attempt, charge)
+        hold.finish(attempt, model, charge)
         return attempt
 
     async def _prepare_next(
@@ -303,15 +317,20 @@ class CallRunner:
     async def _settle(self, hold: Hold, result: InferenceResult, *, reason: str | None) -> InferenceResult:
         text = result.model_dump_json()
         outcome = "failed" if reason else "done"
-        reply = await self.ledger.settle(
-            hold.settle_request(outcome=outcome, reason=reason, result=text, is_final=True)
-        )
+        request = hold.settle_request(outcome=outcome, reason=reason, result=text, is_final=True)
+        reply = await self._book(request, hold)
         if not _was_settled_before(reply):
             return result
         if not await self._correct(hold, result=text):
             raise CallTakenOver(hold.call_id)
         # Where another run has ended the call meanwhile, its result is the task's, and not this one (G4).
         return await self.results.get_of(hold.call_id, hold.user_id) or result
+
+    async def _book(self, request: SettleRequest, hold: Hold | None = None) -> Settled | AlreadySettled:
+        with self._observer.settling(request, hold) as told:
+            reply = await self.ledger.settle(request)
+            told(reply)
+            return reply
 
     async def _correct(self, hold: Hold, *, result: str) -> bool:
         """Book what a hold that somebody else has settled really cost; return whether the call is over."""
@@ -335,7 +354,7 @@ class CallRunner:
     async def _abandon(self, hold: Hold, attempt_bound: Bound) -> None:
         hold.abandon(attempt_bound)
         request = hold.settle_request(outcome="failed", reason="cancelled", result="", is_final=False)
-        if _was_settled_before(await self.ledger.settle(request)):
+        if _was_settled_before(await self._book(request, hold)):
             await self._correct(hold, result="")
         _log.warning("call.abandoned", call_id=hold.call_id, cost_nanousd=request.cost_nanousd)
 
@@ -356,7 +375,7 @@ class CallRunner:
             payload=payload_json(payload),
             budgets=record.hold.budgets,
         )
-        await self.ledger.settle(request)
+        await self._book(request)
 
     async def _finished(self, call: Call, reply: FinishedCall) -> InferenceResult:
         result = finished_result(call, reply, self._now_ms())

@@ -15,23 +15,26 @@ from inference.runtime import InferenceRuntime, current_runtime, now_ms
 from ledger.errors import IdempotencyConflict, LedgerError
 from ledger.requests import Balance, ChargeRequest
 from schemas.events import CostRecorded, payload_json
-from schemas.identifiers import check_id
+from schemas.identifiers import check_id, usage_call_id
 from schemas.money import MoneyError, format_usd, nanousd_from_usd, usd_from_nanousd
 from schemas.plans import DEFAULT_PLAN, Plan
-from schemas.results import ErrorCode
+from schemas.results import ErrorCode, UsdString
 
 
 @dataclass(frozen=True, slots=True)
 class UsageSummary:
-    """A user's billing period now, in dollars. `remaining_usd` is what settled spend and open holds leave."""
+    """A user's billing period now, in dollars. `remaining_usd` is what settled spend and open holds leave.
+
+    In JSON, dollars are decimal strings with nine places.
+    """
 
     user_id: str
     period: str
     plan: Plan
-    cap_usd: Decimal
-    spent_usd: Decimal
-    reserved_usd: Decimal
-    remaining_usd: Decimal
+    cap_usd: UsdString
+    spent_usd: UsdString
+    reserved_usd: UsdString
+    remaining_usd: UsdString
 
 
 class CostTracker:
@@ -45,16 +48,24 @@ class CostTracker:
     ) -> UsageSummary:
         """Return the user's period if a call of this cost would fit now.
 
-        Errors: AppError (PLAN_LIMIT_REACHED), with the numbers in `data`.
+        Errors: AppError (PLAN_LIMIT_REACHED), with the numbers in `data`; its `is_temporary` is true where only
+            open holds stand in the way: most of that money comes back, and a task that is published waits for it.
         """
         summary, balance = await self._look(user_id, plan)
         estimate = _money(estimated_cost_usd)
-        if balance.settled_nanousd + balance.held_nanousd + max(estimate, 1) > balance.cap_nanousd:
+        settled_after = balance.settled_nanousd + max(estimate, 1)
+        if settled_after + balance.held_nanousd > balance.cap_nanousd:
             raise AppError(
                 ErrorCode.PLAN_LIMIT_REACHED,
                 f"{user_id}: {format_usd(balance.settled_nanousd, places=6)} are spent and "
                 f"{format_usd(balance.held_nanousd, places=6)} held of {format_usd(balance.cap_nanousd)}",
-                {"cap_usd": summary.cap_usd, "spent_usd": summary.spent_usd, "reserved_usd": summary.reserved_usd},
+                {
+                    "cap_usd": summary.cap_usd,
+                    "spent_usd": summary.spent_usd,
+                    "reserved_usd": summary.reserved_usd,
+                    "estimated_cost_usd": usd_from_nanousd(estimate),
+                    "is_temporary": settled_after <= balance.cap_nanousd,
+                },
             )
         return summary
 
@@ -71,16 +82,18 @@ class CostTracker:
         """Record spend that was not made through Tollbook; return False where this key is recorded already.
 
         Dollars come as Decimal, string or integer; a float is refused. Rounded up to the nano-dollar.
+        Keys are no task ids: a task of the same name is another call. On the ledger the call is `usage <key>`.
+        It used to be the key itself; what was recorded so stays recorded, for as long as task ids are remembered.
         Errors: AppError (IDEMPOTENCY_CONFLICT) for the same key with other content.
         """
         runtime, cost = self._runtime or current_runtime(), _money(cost_usd)
         chosen = _plan(plan)
-        call_id = f"usage-{uuid.uuid4()}" if idempotency_key is None else _id(idempotency_key, "idempotency_key")
+        key = str(uuid.uuid4()) if idempotency_key is None else _id(idempotency_key, "idempotency_key")
         user_id = _id(user_id, "user_id")
         window, budgets = runtime.policy.budgets_at(now_ms(), user_id=user_id, plan=chosen, campaign_id=None)
         content = f"{user_id}\n{cost}\n{model}\n{reason}"
         request = ChargeRequest(
-            call_id=call_id,
+            call_id=usage_call_id(key),
             user_id=user_id,
             period=window.name,
             content_hash=hashlib.sha256(content.encode()).hexdigest()[:32],
@@ -90,6 +103,8 @@ class CostTracker:
             budgets=tuple(budget.name for budget in budgets),
         )
         try:
+            if idempotency_key is not None and await _was_recorded_as_task(runtime, key, request):
+                return False
             return await runtime.ledger.charge(request)
         except IdempotencyConflict as exc:
             raise AppError(ErrorCode.IDEMPOTENCY_CONFLICT, str(exc)) from exc
@@ -120,6 +135,20 @@ class CostTracker:
             remaining_usd=usd_from_nanousd(balance.remaining_nanousd),
         )
         return summary, balance
+
+
+async def _was_recorded_as_task(runtime: InferenceRuntime, key: str, request: ChargeRequest) -> bool:
+    """Whether the key was recorded when keys were task ids; none is any more, so that nothing can come between.
+
+    Errors: IdempotencyConflict; LedgerUnavailable.
+    """
+    record = await runtime.ledger.gate_of(request.user_id).call_record(key)
+    # What has no hold was charged without one; a task has.
+    if record is None or record.state != "settled" or record.hold.hold != 0:
+        return False
+    if record.content_hash != request.content_hash:
+        raise IdempotencyConflict(key)
+    return True
 
 
 def _money(usd: Decimal | str | int) -> int:

@@ -3,6 +3,7 @@
 AppError                      what the Python API raises: a code of `schemas.results.ErrorCode`, a message, data
 InferenceError
 ├── SettingsError             final: correct the environment, every problem is listed
+├── ResultTimeout             wait again: the task's result was not there in time; the task goes on
 ├── CostUnbounded             final: no upper bound of the call's cost can be given, so no money is held (G8)
 │   └── PriceUnknown          final: no price is known for the model; choose another or configure one
 └── ProviderError             a question to the provider (not a completion) was not answered
@@ -41,6 +42,15 @@ class SettingsError(InferenceError):
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
+
+
+class ResultTimeout(InferenceError, TimeoutError):
+    """A task has no result yet. Nothing is lost: wait again, or look later, by `task_id`."""
+
+    def __init__(self, task_id: str, timeout_s: float) -> None:
+        super().__init__(f"no result for {task_id} after {timeout_s:g} s")
+        self.task_id = task_id
+        self.timeout_s = timeout_s
 
 
 class CostUnbounded(InferenceError):

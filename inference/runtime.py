@@ -17,9 +17,11 @@ from typing import Final
 
 from redis.asyncio import Redis
 
+from inference.address import find_redis_url
 from inference.budgets import BudgetPolicy
 from inference.calls import CallRunner
 from inference.errors import AppError, SettingsError
+from inference.observer import CallObserver
 from inference.pricing import PriceCatalogue
 from inference.provider import ProviderClient
 from inference.retry import RetryPolicy
@@ -27,7 +29,6 @@ from inference.routing import routing_with
 from inference.settings import Settings, load_settings
 from ledger.baselines import BaselineReader, Baselines
 from ledger.connection import connect
-from ledger.endpoint import read_endpoint
 from ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
 from ledger.freed import FreedBudgets
 from ledger.functions import load_library
@@ -172,9 +173,9 @@ class InferenceRuntime:
 
 @asynccontextmanager
 async def open_runtime(
-    settings: Settings, handle: LedgerHandle, read: BaselineReader
+    settings: Settings, handle: LedgerHandle, read: BaselineReader, *, observer: CallObserver | None = None
 ) -> AsyncGenerator[InferenceRuntime]:
-    """Put a runner together; it is closed at the end. Errors: SettingsError."""
+    """Put a runner together; it is closed at the end. `observer` follows its calls. Errors: SettingsError."""
     async with AsyncExitStack() as stack:
         ledger = build_ledger(handle, settings, read)
         provider = await stack.enter_async_context(ProviderClient.from_settings(settings))
@@ -191,6 +192,7 @@ async def open_runtime(
             retry=RetryPolicy.from_settings(settings),
             attempt_timeout_s=settings.attempt_timeout_s,
             now_ms=now_ms,
+            observer=observer,
         )
         yield InferenceRuntime(
             process_name(), settings, handle, ledger, runner, routing_with(settings.routes), freed, policy
@@ -227,10 +229,7 @@ async def connect_runtime(settings: Settings | None = None) -> AsyncGenerator[In
     `tollbook up` left in the data directory. Errors: SettingsError; LedgerError.
     """
     settings = settings or load_settings()
-    endpoint = read_endpoint(settings.data_dir)
-    redis_url = settings.redis_url or (endpoint.redis_url if endpoint else None)
-    if redis_url is None:
-        raise LedgerUnavailable(f"REDIS_URL is not set and nothing runs on {settings.data_dir}; start `tollbook up`")
+    redis_url = find_redis_url(settings)
     async with AsyncExitStack() as stack:
         handle = await stack.enter_async_context(open_ledger(settings, redis_url, may_create=False))
         read = remote_reader(settings.data_dir)

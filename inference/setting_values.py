@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Any, Final, Literal, cast
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
@@ -117,6 +117,17 @@ def _calls(value: object, name: str) -> int:
     if type(value) is not int or not 1 <= value <= 10_000:
         raise ValueError(f"{name} must be a whole number of calls from 1 to 10000")
     return value
+
+
+def _metrics_port(value: object) -> int | Literal["off"] | None:
+    if value is None:
+        return None
+    if value == "off":
+        return "off"
+    port = int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
+    if type(port) is not int or not 0 <= port <= 65_535:
+        raise ValueError("must be a port from 1 to 65535, 0 for a free one, or off")
+    return port
 
 
 def _routes(value: object) -> dict[str, dict[str, object]]:
@@ -237,6 +248,7 @@ RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
 UsdCap = Annotated[int | None, BeforeValidator(_usd_cap)]
+MetricsPort = Annotated[int | Literal["off"] | None, BeforeValidator(_metrics_port)]
 Concurrency = Annotated[ConcurrencyTable, BeforeValidator(_concurrency)]
 RouteOverrides = Annotated[dict[str, dict[str, Any]], BeforeValidator(_routes)]
 PriceOverrides = Annotated[dict[str, tuple[DatedPrice, ...]], BeforeValidator(_prices)]

@@ -25,6 +25,7 @@ from inference.setting_values import (
     CapTable,
     Concurrency,
     ConcurrencyTable,
+    MetricsPort,
     PriceOverrides,
     RedisUrl,
     RouteOverrides,
@@ -154,6 +155,18 @@ class Settings(BaseSettings):
     )
     campaign_cap_nanousd: Annotated[UsdCap, NoDecode] = _field(
         "TOLLBOOK_CAMPAIGN_CAP_USD", None, "cap of a campaign's period, dollars; unset: none"
+    )
+
+    metrics_port: Annotated[MetricsPort, NoDecode] = _field(
+        "TOLLBOOK_METRICS_PORT",
+        None,
+        "port of metrics and health; 0: a free one; off: none; unset: a free one with `tollbook up`, else none",
+    )
+    metrics_host: str = _field(
+        "TOLLBOOK_METRICS_HOST", "127.0.0.1", "address on which metrics and health are served", min_length=1
+    )
+    traces: Literal["off", "otlp", "console"] = _field(
+        "TOLLBOOK_TRACES", "off", "off, otlp (a collector; OTEL_* variables say where) or console"
     )
 
     log_format: Literal["json", "console"] = _field("TOLLBOOK_LOG_FORMAT", "console", "json or console")

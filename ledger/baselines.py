@@ -34,11 +34,15 @@ class BaselineReader(Protocol):
 
 
 class Baselines:
-    """The kept baselines of one partition; concurrent misses are read in one query."""
+    """The kept baselines of one partition; concurrent misses are read in one query.
+
+    `failing_since` is when reading began to fail, by `monotonic`; None while it does not.
+    """
 
     def __init__(
         self, read: BaselineReader, partition: int, *, monotonic: Callable[[], float], max_age_s: float = 3.0
     ) -> None:
+        self.failing_since: float | None = None
         self._read = read
         self._partition = partition
         self._monotonic = monotonic
@@ -83,10 +87,12 @@ class Baselines:
                 position = page.positions.get(self._partition, Position())
             except Exception as exc:  # noqa: BLE001 - whatever it is, the waiting checks must fail closed and say why.
                 problem = exc if isinstance(exc, LedgerError) else None
+                self.failing_since = self._monotonic() if self.failing_since is None else self.failing_since
                 for future in wanted.values():
                     _fail(future, problem or BaselineUnavailable(f"DuckDB could not be read ({exc})"))
                 continue
             now = self._monotonic()
+            self.failing_since = None
             self._purge(now)
             for name, future in wanted.items():
                 baseline = Baseline(*page.balances.get(name, (0, 0)), position)

@@ -11,7 +11,7 @@ from ledger.requests import Position
 
 
 class Tables(Protocol):
-    """A projection that can be asked: a store of this process, or of another one."""
+    """A projection that can be asked: a store of this process, or a copy of the one in use."""
 
     def table(self, sql: str, /) -> pa.Table:
         """Run a SELECT."""

@@ -1,6 +1,10 @@
 """Names of the Redis keys. All keys of one partition share a hash tag, hence a cluster slot."""
 
 from dataclasses import dataclass, field
+from typing import Final
+
+GROUP: Final = "tollbook"
+"""The consumer group of every task stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +61,8 @@ def dead_letters(namespace: str) -> str:
 def projector_lease(namespace: str) -> str:
     """String: who folds the ledger, and where; gone when nobody does."""
     return f"{namespace}:projector"
+
+
+def worker_key(namespace: str, consumer: str) -> str:
+    """String: there while a worker shows signs of life."""
+    return f"{namespace}:worker:{consumer}"

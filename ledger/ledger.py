@@ -81,6 +81,11 @@ class Ledger:
         """The gates, one a partition."""
         return self._gates
 
+    @property
+    def baselines(self) -> tuple[Baselines, ...]:
+        """The kept baselines, one a partition."""
+        return self._baselines
+
     def gate_of(self, user_id: str) -> Gate:
         """Return the gate of a user's partition."""
         return self._gates[partition_of(user_id, len(self._gates))]

@@ -8,9 +8,10 @@ what is idempotent, decides.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
+import hiredis
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import BusyLoadingError, DataError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
@@ -24,16 +25,21 @@ Argument = str | bytes | int
 # Redis answers these while it starts, is read-only or cannot write: nothing was done, a retry may succeed.
 _TEMPORARY: Final = ("LOADING", "BUSY ", "MISCONF", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS")
 _MAX_BATCH: Final = 512
+# A tenth of the time that the packing of redis-py's asyncio client takes. Its stub (hiredis 3.5) wants a tuple of one.
+pack_command: Final = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)
+"""(arguments): the bytes of a command. Errors: TypeError."""
 
 
 class CommandPipeline:
-    """One connection's batches.
+    """One connection's batches. `batches` and `commands` count what was sent.
 
     Errors of `execute`: LedgerUnavailable (outcome unknown, or the server cannot serve now);
     redis.exceptions.ResponseError for what the server refuses; DataError for what cannot be sent.
     """
 
     def __init__(self, redis: Redis, *, timeout_s: float = 30.0) -> None:
+        self.batches = 0
+        self.commands = 0
         self._redis = redis
         self._timeout_s = timeout_s
         self._queue: list[tuple[Sequence[Argument], asyncio.Future[Any]]] = []
@@ -61,12 +67,15 @@ class CommandPipeline:
     async def _flush(self) -> None:
         while self._queue:
             batch, self._queue = self._queue[:_MAX_BATCH], self._queue[_MAX_BATCH:]
+            self.batches += 1
+            self.commands += len(batch)
             try:
                 async with asyncio.timeout(self._timeout_s):
                     replies = await self._exchange([command for command, _ in batch])
             except (RedisError, OSError, TimeoutError) as exc:
                 await self._drop_connection()
-                problem = LedgerUnavailable(f"Redis did not answer ({type(exc).__name__}: {exc})")
+                reason = str(exc) or f"not within {self._timeout_s:g} s"
+                problem = LedgerUnavailable(f"Redis did not answer ({type(exc).__name__}: {reason})")
                 problem.__cause__ = exc
                 replies = cast("list[Any]", [problem] * len(batch))
             except BaseException:
@@ -90,9 +99,9 @@ class CommandPipeline:
         refused: dict[int, DataError] = {}
         for index, command in enumerate(commands):
             try:
-                packed += connection.pack_command(*command)
-            except DataError as exc:  # Our own bug; it must not pass for a lost connection, nor fail the others.
-                refused[index] = exc
+                packed.append(pack_command(tuple(command)))
+            except TypeError as exc:  # Our own bug; it must not pass for a lost connection, nor fail the others.
+                refused[index] = DataError(str(exc))
         await connection.send_packed_command(packed, check_health=False)
         return [refused.get(index) or await self._read(connection) for index in range(len(commands))]
 

@@ -1,8 +1,9 @@
-"""Reading the projection from other processes, through DuckDB's Quack extension.
+"""Budget checks of other processes, through DuckDB's Quack extension.
 
 DuckDB lets one process open a file for writing and no other read it, so the projector
-serves its database on the loopback interface. Clients need the token and can read only:
-ledger/sql/quack_guard.sql says how that is held. Quack by itself lets a client do anything.
+serves its database on the loopback interface. Clients need the token, and are answered the
+reads of a budget check and nothing else (ledger/sql/quack_guard.sql); queries that people
+write run on a copy (ledger/snapshot.py). Quack by itself lets a client do anything.
 
 `QuackServer.start` and all methods of `RemoteStore` block; call them through asyncio.to_thread.
 """
@@ -15,10 +16,9 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import duckdb
-import pyarrow as pa
 import structlog
 
 from ledger.baselines import BaselinePage
@@ -32,14 +32,12 @@ _HOST: Final = "127.0.0.1"
 _PORT_TRIES: Final = 5
 TOKEN_FILE: Final = "quack.token"  # noqa: S105 - the name of the file, not the token.
 ADDRESS_FILE: Final = "quack.address"
+# Stands for the names in the statement that the guard lets pass.
+_NAME: Final = "user:anybody:2026-11"
 
 
 class QuackUnavailable(LedgerError):
     """The Quack extension is not installed, or does not fit this DuckDB."""
-
-
-class RemoteRefused(LedgerError):
-    """The server does not run this statement for others: it is no SELECT, or calls what it must not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,40 +93,32 @@ class RemoteStore:
 
     def baselines(self, names: Sequence[str]) -> BaselinePage:
         """Read budgets and positions of one moment. Errors: BaselineUnavailable."""
-        return baseline_page([list(row.values()) for row in self.query(baselines_sql(names))])
-
-    def position(self, partition: int = 0) -> Position:
-        """Return where a partition's fold stands. Errors: BaselineUnavailable."""
-        return self.baselines(()).positions[partition]
-
-    def query(self, sql: str) -> list[dict[str, Any]]:
-        """Run a SELECT on the server and return its rows; money comes back as Decimal. Errors: as `table`."""
-        return self.table(sql).to_pylist()
-
-    def table(self, sql: str) -> pa.Table:
-        """Run a SELECT on the server and return what it gives.
-
-        Errors: RemoteRefused; BaselineUnavailable; duckdb.Error where the query itself is wrong.
-        """
+        sql = baselines_sql(names)
         known = self._connection
         try:
-            return self._query(sql)
+            return self._read(sql)
         except BaselineUnavailable:
             if known is None:
                 raise
             # The projector may have been restarted, at another address.
             self.close()
-            return self._query(sql)
+            return self._read(sql)
 
-    def _query(self, sql: str) -> pa.Table:
+    def position(self, partition: int = 0) -> Position:
+        """Return where a partition's fold stands. Errors: BaselineUnavailable."""
+        return self.baselines(()).positions[partition]
+
+    def _read(self, sql: str) -> BaselinePage:
         with self._connect().cursor() as cursor:
             try:
-                return cursor.execute("FROM quack_query_by_name('ledger', ?)", [sql]).to_arrow_table()
+                return baseline_page(cursor.execute("FROM quack_query_by_name('ledger', ?)", [sql]).fetchall())
             except duckdb.IOException as exc:
                 raise BaselineUnavailable(f"the projector does not answer: {_first_line(exc)}") from exc
             except duckdb.InvalidInputException as exc:
-                if "Authorization failed" in str(exc):
-                    raise RemoteRefused("the projector answers only plain SELECT statements over its tables") from exc
+                if "budget checks only" in str(exc):
+                    raise BaselineUnavailable(
+                        "the projector does not know this version's budget check: restart it together with the workers"
+                    ) from exc
                 if "connection id" in str(exc):
                     raise BaselineUnavailable("the projector was restarted") from exc
                 raise
@@ -174,10 +164,12 @@ def load_extensions(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _guard(cursor: duckdb.DuckDBPyConnection) -> None:
-    """Let others only read; once for a database."""
+    """Answer others' budget checks only; set once for a database."""
     attached = cursor.execute("SELECT count(*) FROM duckdb_databases() WHERE database_name = 'quack_guard'").fetchone()
     if attached == (0,):
         cursor.execute(statement("quack_guard"))
+        head, tail = baselines_sql([_NAME]).split(f"'{_NAME}'")
+        cursor.execute("INSERT INTO quack_guard.main.answered VALUES (?, ?)", [head, tail])
 
 
 def _listen(cursor: duckdb.DuckDBPyConnection, port: int, token: str) -> str:

@@ -1,14 +1,13 @@
 """Rebuilding the projection from archive and stream: all of it, up to a point, or one user's (G5)."""
 
 import asyncio
-import bisect
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import pyarrow as pa
 from redis.asyncio import Redis
@@ -102,13 +101,10 @@ async def _tables(
 ) -> AsyncGenerator[pa.Table]:
     """Yield a partition's events after a position in tables that fold well."""
     regrouping, end = Regrouping(), limits.end_of(partition)
-    async with aclosing(source.events(partition, after_seq=after.seq, after=after.entry)) as tables:
+    async with aclosing(source.events(partition, after_seq=after.seq, after=after.entry, until=end)) as tables:
         async for events in tables:
-            wanted = events if end is None else _up_to(events, end)
-            for table in regrouping.add(wanted):
+            for table in regrouping.add(events):
                 yield table
-            if wanted.num_rows < events.num_rows:
-                break
     for table in regrouping.rest():
         yield table
 
@@ -125,14 +121,6 @@ async def _read_ahead(tables: AsyncGenerator[pa.Table]) -> AsyncGenerator[pa.Tab
             if not ahead.done():
                 ahead.cancel()
                 await asyncio.wait([ahead])
-
-
-def _up_to(events: pa.Table, until: EntryId) -> pa.Table:
-    times = cast("list[int]", events["ms"].to_pylist())
-    count = bisect.bisect_left(times, until.ms)
-    while count < events.num_rows and EntryId.parse(cast("str", events["id"][count].as_py())) <= until:
-        count += 1
-    return events.slice(0, count)
 
 
 async def rebuild(

@@ -5,14 +5,11 @@ that move no money (denied, invalid, ping) are put here, and never over another 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+import contextlib
 
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
-from redis.exceptions import RedisError
 
-from ledger.errors import LedgerUnavailable
+from ledger.arrivals import Arrivals
 from ledger.keys import Keys
 from ledger.pipeline import CommandPipeline
 from schemas.identifiers import partition_of
@@ -26,10 +23,15 @@ class Results:
     """The results of one ledger. Errors of every method: LedgerUnavailable."""
 
     def __init__(self, redis: Redis, pipeline: CommandPipeline, *, namespace: str, partitions: int, ttl_s: int) -> None:
-        self._redis = redis
+        self._arrivals = Arrivals(redis)
         self._pipeline = pipeline
         self._partitions = tuple(Keys(namespace, number) for number in range(partitions))
         self._ttl_s = ttl_s
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions are looked at."""
+        return len(self._partitions)
 
     async def put(self, result: InferenceResult, *, replaces: bool = False) -> bool:
         """Store a result that no settlement stores; return False where the task has one already.
@@ -58,12 +60,20 @@ class Results:
     async def wait(self, task_id: str, timeout_s: float) -> InferenceResult | None:
         """Return a task's result as soon as it is there, or None after `timeout_s`."""
         try:
-            async with asyncio.timeout(timeout_s), _subscription(self._redis, self._keys(task_id)) as channel:
-                while (result := await self.get(task_id)) is None:
-                    await channel.get_message(ignore_subscribe_messages=True, timeout=_LOOK_AGAIN_S)
-                return result
+            async with asyncio.timeout(timeout_s):
+                return await self.get(task_id) or await self._arrival(task_id)
         except TimeoutError:
             return await self.get(task_id)
+
+    async def _arrival(self, task_id: str) -> InferenceResult:
+        async with self._arrivals.expected(self._keys(task_id)) as woken:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_AGAIN_S):
+                        await woken.wait()
+                woken.clear()
+                if (result := await self.get(task_id)) is not None:
+                    return result
 
     def _key(self, task_id: str, user_id: str | None) -> str:
         partition = partition_of(user_id, len(self._partitions)) if user_id else 0
@@ -71,15 +81,3 @@ class Results:
 
     def _keys(self, task_id: str) -> list[str]:
         return [keys.result(task_id) for keys in self._partitions]
-
-
-@asynccontextmanager
-async def _subscription(redis: Redis, channels: list[str]) -> AsyncGenerator[PubSub]:
-    pubsub = redis.pubsub()  # pyright: ignore[reportUnknownMemberType]
-    try:
-        await pubsub.subscribe(*channels)
-        yield pubsub
-    except (RedisError, OSError) as exc:
-        raise LedgerUnavailable(f"Redis did not answer ({exc})") from exc
-    finally:
-        await pubsub.aclose()

@@ -4,6 +4,7 @@ Reads only, beside everything that runs, and from an archive alone where there i
 """
 
 import asyncio
+import bisect
 import contextlib
 from collections import Counter
 from collections.abc import AsyncGenerator
@@ -98,12 +99,29 @@ class LedgerSource:
         return segments
 
     async def events(
-        self, partition: int, *, after_seq: int = 0, after: EntryId = ZERO_ENTRY, is_lifted: bool = True
+        self,
+        partition: int,
+        *,
+        after_seq: int = 0,
+        after: EntryId = ZERO_ENTRY,
+        until: EntryId | None = None,
+        is_lifted: bool = True,
     ) -> AsyncGenerator[pa.Table]:
-        """Yield a partition's events after a position, in order, in tables of envelope columns.
+        """Yield a partition's events after a position and up to an entry, in order, in tables of envelope columns.
 
         Errors: ArchiveDamaged; LedgerUnavailable; UnreadableEvent.
         """
+        async with contextlib.aclosing(self._all(partition, after_seq, after, is_lifted=is_lifted)) as tables:
+            async for events in tables:
+                wanted = events if until is None else _up_to(events, until)
+                if wanted.num_rows:
+                    yield wanted
+                if wanted.num_rows < events.num_rows:
+                    break
+
+    async def _all(
+        self, partition: int, after_seq: int, after: EntryId, *, is_lifted: bool
+    ) -> AsyncGenerator[pa.Table]:
         async for events in self._archived(partition, after_seq):
             after = EntryId.parse(events["id"][-1].as_py())
             yield lifted(events) if is_lifted else events
@@ -142,3 +160,11 @@ class LedgerSource:
                 after = batch.last_id
         finally:
             await reader.aclose()
+
+
+def _up_to(events: pa.Table, until: EntryId) -> pa.Table:
+    times = cast("list[int]", events["ms"].to_pylist())
+    count = bisect.bisect_left(times, until.ms)
+    while count < events.num_rows and EntryId.parse(cast("str", events["id"][count].as_py())) <= until:
+        count += 1
+    return events.slice(0, count)

@@ -42,7 +42,7 @@ class StoreLocked(LedgerRefused):
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(
-            f"{path} is open in another process: stop the other projector, or read through its Quack server ({problem})"
+            f"{path} is open in another process: stop the other projector, or ask with `tollbook sql` ({problem})"
         )
         self.path = path
 

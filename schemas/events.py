@@ -57,151 +57,183 @@ class Payload(BaseModel):
 class BudgetStamp(Payload):
     """What the gate stamps for each budget of a hold beyond the user's period."""
 
-    budget: str
-    cap_nanousd: Amount | None = None
-    committed_nanousd: int
+    budget: str = Field(
+        description="The budget's name: `day:<user_id>:<YYYY-MM-DD>` or `campaign:<campaign_id>:<YYYY-MM>`."
+    )
+    cap_nanousd: Amount | None = Field(default=None, description="Its cap, nano-dollars; only where money is held.")
+    committed_nanousd: int = Field(description="Its settled spend and open holds after the event, nano-dollars.")
 
 
 class BoundPrice(Payload):
     """The prices by which a hold was bounded, in nano-dollars per million tokens, and the tokens it allows."""
 
-    model: str
-    prompt_tokens: Count
-    completion_tokens: Count
-    prompt_nanousd_per_mtok: Count
-    completion_nanousd_per_mtok: Count
-    request_nanousd: Count = 0
+    model: str = Field(description="The model that the hold is for.")
+    prompt_tokens: Count = Field(description="Tokens of the prompt at most.")
+    completion_tokens: Count = Field(description="Tokens of the completion at most.")
+    prompt_nanousd_per_mtok: Count = Field(description="Dearest price of prompt tokens, nano-dollars for a million.")
+    completion_nanousd_per_mtok: Count = Field(
+        description="Dearest price of completion tokens, nano-dollars for a million."
+    )
+    request_nanousd: Count = Field(default=0, description="Price of a request as such, nano-dollars.")
 
 
 class BudgetReserved(Payload):
-    """Money held for a call. `amount` is the hold, or the extension of an open hold.
+    """Money is held for a call, before a request is sent, or an open hold is extended before a further attempt.
 
-    `plan` is what the task names; `assigned_plan`, stamped by the gate, what the ledger says, and that one counts.
+    `amount` is the hold, or what it grows by. `plan` is what the task names; `assigned_plan`, stamped by the gate,
+    what the ledger says, and that one counts.
     """
 
     type: Literal["budget-reserved"] = "budget-reserved"
-    kind: Literal["hold", "extension"] = "hold"
-    hold: Count = 0
-    cap_nanousd: Amount = 0
-    budgets: tuple[BudgetStamp, ...] = ()
-    task_type: str
-    stream: str | None = None
-    plan: str
-    campaign_id: str | None = None
-    worker: str
-    deadline_ms: Count = 0
-    assigned_plan: str | None = None
-    bound: BoundPrice
+    kind: Literal["hold", "extension"] = Field(
+        default="hold", description="`hold` opens one, `extension` adds to an open one before a further attempt."
+    )
+    hold: Count = Field(default=0, description="Number of the hold within its call, from 1.")
+    cap_nanousd: Amount = Field(
+        default=0, description="Cap of the user's period in force, credits included, nano-dollars."
+    )
+    budgets: tuple[BudgetStamp, ...] = Field(default=(), description="The other budgets that it is held against.")
+    task_type: str = Field(description="Type of the task.")
+    stream: str | None = Field(default=None, description="Task stream; absent where an application called by itself.")
+    plan: str = Field(description="Plan that the task names.")
+    campaign_id: str | None = Field(default=None, description="Campaign of the task.")
+    worker: str = Field(description="Worker, or run of an application, that holds the money.")
+    deadline_ms: Count = Field(
+        default=0,
+        description="When others may settle the hold, if its worker is gone; milliseconds since the epoch.",
+    )
+    assigned_plan: str | None = Field(default=None, description="Plan that the ledger has assigned to the user.")
+    bound: BoundPrice = Field(description="How the amount was bounded.")
 
 
 class ModelCalled(Payload):
-    """One HTTP request and what is known of it. `amount` is zero: money moves when the hold is settled.
+    """One HTTP request has ended, or was given up; written with the next step of its call.
 
-    `charge_nanousd` is what this attempt is booked at, by `charge_basis`.
+    `amount` is zero: money moves when the hold is settled.
     """
 
     type: Literal["model-called"] = "model-called"
-    hold: Count = 0
-    model: str
-    model_used: str | None = None
-    outcome: Outcome
-    http_status: int | None = None
-    error: str | None = None
-    latency_ms: Count
-    usage: Usage | None = None
-    generation_id: str | None = None
-    charge_nanousd: Amount
-    charge_basis: Basis
-    finish_reason: str | None = None
+    hold: Count = Field(default=0, description="Number of the hold within its call.")
+    model: str = Field(description="Model asked for.")
+    model_used: str | None = Field(default=None, description="Model that answered, as the provider says.")
+    outcome: Outcome = Field(description="How the attempt ended.")
+    http_status: int | None = Field(default=None, description="HTTP status, where there was an answer.")
+    error: str | None = Field(default=None, description="Code of the error; no text of the provider's.")
+    latency_ms: Count = Field(description="Duration of the request, milliseconds.")
+    usage: Usage | None = Field(default=None, description="Tokens as the provider reported them.")
+    generation_id: str | None = Field(default=None, description="The provider's id of the generation.")
+    charge_nanousd: Amount = Field(description="What the attempt is booked at, nano-dollars.")
+    charge_basis: Basis = Field(description="Where that cost comes from.")
+    finish_reason: str | None = Field(default=None, description="Why the model stopped.")
 
 
 class FallbackUsed(Payload):
-    """A failed attempt is followed by one with another model."""
+    """A failed attempt is followed by one with another model; written with the next step. `amount` is zero."""
 
     type: Literal["fallback-used"] = "fallback-used"
-    hold: Count = 0
-    from_model: str
-    to_model: str
-    reason: FailureReason
-    http_status: int | None = None
+    hold: Count = Field(default=0, description="Number of the hold within its call.")
+    from_model: str = Field(description="Model whose attempt failed.")
+    to_model: str = Field(description="Model that is tried next.")
+    reason: FailureReason = Field(description="How the attempt failed.")
+    http_status: int | None = Field(
+        default=None, description="HTTP status of the failed attempt, where there was an answer."
+    )
 
 
 class CostRecorded(Payload):
-    """A hold settled: `amount` is the real cost, `hold_nanousd` what is freed."""
+    """A hold is settled, once: when the call ends, or for a worker that is gone; or spend outside is recorded.
+
+    `amount` is the cost.
+    """
 
     type: Literal["cost-recorded"] = "cost-recorded"
-    hold: Count = 0
-    hold_nanousd: Amount = 0
-    budgets: tuple[BudgetStamp, ...] = ()
-    basis: Basis
-    assumed_nanousd: Amount = 0
-    overage_nanousd: Amount = 0
-    outcome: Literal["done", "failed", "expired", "taken_over", "recorded"]
-    reason: str | None = None
-    model: str | None = None
-    usage: Usage | None = None
-    generation_id: str | None = None
+    hold: Count = Field(default=0, description="Number of the hold within its call; 0 for spend without a hold.")
+    hold_nanousd: Amount = Field(default=0, description="What was held and is freed, nano-dollars.")
+    budgets: tuple[BudgetStamp, ...] = Field(default=(), description="The other budgets that are charged.")
+    basis: Basis = Field(description="Where the cost comes from; the least certain one of its attempts.")
+    assumed_nanousd: Amount = Field(
+        default=0, description="Part of the amount that nobody has confirmed, nano-dollars."
+    )
+    overage_nanousd: Amount = Field(default=0, description="Part of the amount beyond the hold, nano-dollars.")
+    outcome: Literal["done", "failed", "expired", "taken_over", "recorded"] = Field(
+        description="The call is `done` or `failed`; its hold `expired` or was `taken_over` by another worker; "
+        "or an application `recorded` its own spend."
+    )
+    reason: str | None = Field(default=None, description="Why nothing was answered, or what was recorded.")
+    model: str | None = Field(default=None, description="Model that answered last.")
+    usage: Usage | None = Field(default=None, description="Tokens of the last attempt.")
+    generation_id: str | None = Field(default=None, description="The provider's id of the last generation.")
 
 
 class BudgetDenied(Payload):
-    """A hold refused; `amount` is what was asked for."""
+    """A hold was refused; nothing was called. `amount` is what was asked for."""
 
     type: Literal["budget-denied"] = "budget-denied"
-    budget: str
-    cap_nanousd: Amount
-    settled_nanousd: int
-    held_nanousd: int
-    reason: Literal["cap", "wait_timeout"]
-    task_type: str
-    stream: str | None = None
-    plan: str
-    campaign_id: str | None = None
-    worker: str
-    assigned_plan: str | None = None
-    bound: BoundPrice
+    budget: str = Field(description="The budget that refused.")
+    cap_nanousd: Amount = Field(description="Its cap in force, nano-dollars.")
+    settled_nanousd: int = Field(description="Its settled spend, nano-dollars.")
+    held_nanousd: int = Field(description="Its open holds, nano-dollars.")
+    reason: Literal["cap", "wait_timeout"] = Field(
+        description="`cap`: settled spend and the amount pass the cap. "
+        "`wait_timeout`: other calls' holds were in the way for too long."
+    )
+    task_type: str = Field(description="Type of the task.")
+    stream: str | None = Field(default=None, description="Task stream; absent where an application called by itself.")
+    plan: str = Field(description="Plan that the task names.")
+    campaign_id: str | None = Field(default=None, description="Campaign of the task.")
+    worker: str = Field(description="Worker, or run of an application, that asked.")
+    assigned_plan: str | None = Field(default=None, description="Plan that the ledger has assigned to the user.")
+    bound: BoundPrice = Field(description="How the amount was bounded.")
 
 
 class CostAdjusted(Payload):
-    """A settled cost corrected: `amount` is the signed difference."""
+    """A settled cost is corrected: by `tollbook reconcile` or `tollbook cost adjust`, or by an answer that came late.
+
+    `amount` is the signed difference.
+    """
 
     type: Literal["cost-adjusted"] = "cost-adjusted"
-    hold: Count = 0
-    budgets: tuple[BudgetStamp, ...] = ()
-    basis: Basis
-    reason: str
-    author: str
-    generation_id: str | None = None
-    assumed_nanousd: SignedAmount = 0
+    hold: Count = Field(default=0, description="Number of the corrected hold within its call.")
+    budgets: tuple[BudgetStamp, ...] = Field(default=(), description="The other budgets that are corrected.")
+    basis: Basis = Field(description="Where the corrected cost comes from.")
+    reason: str = Field(description="Why it was corrected.")
+    author: str = Field(description="Person, application or run that corrected it.")
+    generation_id: str | None = Field(
+        default=None, description="The provider's id of the generation that was asked about."
+    )
+    assumed_nanousd: SignedAmount = Field(
+        default=0, description="Change of the part that nobody has confirmed, nano-dollars, signed."
+    )
 
 
 class PlanAssigned(Payload):
-    """A user's plan or cap set by a person or an application. `amount` is zero."""
+    """A user's plan or cap is set by a person or an application, whatever tasks name. `amount` is zero."""
 
     type: Literal["plan-assigned"] = "plan-assigned"
-    plan: str
-    cap_nanousd: Amount
-    author: str
-    reason: str
+    plan: str = Field(description="The plan.")
+    cap_nanousd: Amount = Field(description="The user's cap from here on, nano-dollars.")
+    author: str = Field(description="Person or application that set it.")
+    reason: str = Field(description="Why.")
 
 
 class CreditGranted(Payload):
-    """Room above the cap for one period; `amount` is the credit."""
+    """A user is given room above the cap for one period. `amount` is the credit."""
 
     type: Literal["credit-granted"] = "credit-granted"
-    author: str
-    reason: str
+    author: str = Field(description="Person or application that granted it.")
+    reason: str = Field(description="Why.")
 
 
 class SegmentSealed(Payload):
-    """A part of the ledger was archived; the chain head binds everything up to `last_id`."""
+    """A part of the ledger was archived; the chain's head binds everything up to `last_id`. `amount` is zero."""
 
     type: Literal["segment-sealed"] = "segment-sealed"
-    segment: str
-    first_id: str
-    last_id: str
-    events: Count
-    chain_before: str
-    chain_after: str
+    segment: str = Field(description="Name of the segment in the archive.")
+    first_id: str = Field(description="Id of its first event.")
+    last_id: str = Field(description="Id of its last event.")
+    events: Count = Field(description="How many events it has.")
+    chain_before: str = Field(description="Head of the hash chain before it, SHA-256 in hexadecimal.")
+    chain_after: str = Field(description="Head of the hash chain after it.")
 
 
 EventPayload = Annotated[

@@ -86,6 +86,11 @@ def task_id_from_entry(stream: str, entry_id: str) -> str:
     return f"{stream}-{entry_id}"
 
 
+def usage_call_id(key: str) -> str:
+    """Return the call id of spend that an application recorded under a key: with a space, which no task id has."""
+    return f"usage {key}"
+
+
 def partition_of(user_id: str, partitions: int) -> int:
     """Return the ledger partition of a user: CRC-32 of the UTF-8 bytes, modulo the number of partitions."""
     return zlib.crc32(user_id.encode()) % partitions

@@ -6,11 +6,21 @@ and FastStream's binary envelope (opened by the consumer before it comes here).
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from schemas.identifiers import CampaignId, TaskId, UserId
 from schemas.plans import DEFAULT_PLAN, Plan
@@ -61,6 +71,19 @@ ModelId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@
 # No braces: a reply must never be appended to a key of the ledger, which all begin with one.
 STREAM_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$"
 StreamName = Annotated[str, StringConstraints(pattern=STREAM_NAME_PATTERN)]
+# Version 00 of W3C Trace Context: trace id and parent id are not all zeros.
+_TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACESTATE: Final = re.compile(r"[\x20-\x7e\t]{1,512}")
+
+
+def traceparent_or_none(value: object) -> str | None:
+    """Return a W3C `traceparent`, or None for anything else: no task is refused for the sake of its trace."""
+    return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else None
+
+
+def tracestate_or_none(value: object) -> str | None:
+    """Return a W3C `tracestate` of at most 512 printable characters, or None for anything else."""
+    return value if isinstance(value, str) and _TRACESTATE.fullmatch(value) else None
 
 
 class Task(BaseModel):
@@ -85,6 +108,13 @@ class Task(BaseModel):
     model: ModelId | None = None
     reply_to: StreamName | None = None
     metadata: dict[str, Any] | None = None
+    traceparent: Annotated[str | None, BeforeValidator(traceparent_or_none)] = Field(
+        default=None,
+        description="W3C Trace Context of the publisher; the task's spans continue it. Ignored if malformed.",
+    )
+    tracestate: Annotated[str | None, BeforeValidator(tracestate_or_none)] = Field(
+        default=None, description="W3C tracestate, beside `traceparent`. Ignored if malformed."
+    )
 
     @field_validator("metadata")
     @classmethod
@@ -108,7 +138,8 @@ class Task(BaseModel):
                 raise ValueError("system goes with prompt; put a system message into messages")
             if "user_id" not in self.model_fields_set:
                 raise ValueError("user_id is missing")
-        text_bytes = sum(len(message.content.encode()) for message in self.chat())
+        texts = [message.content for message in self.messages or ()] or [self.system or "", self.prompt or ""]
+        text_bytes = sum(len(text.encode()) for text in texts)
         if text_bytes > MAX_TEXT_BYTES:
             raise ValueError(f"the prompt has {text_bytes} bytes, at most {MAX_TEXT_BYTES} are taken")
         return self
@@ -124,9 +155,10 @@ class Task(BaseModel):
         """Return a digest of everything that makes this task what it is.
 
         Stored with the call, so that the same task id with other content is seen (G4).
-        `task_id`, `reply_to` and `metadata` change neither the work nor its price and are left out.
+        `task_id`, `reply_to`, `metadata` and the trace change neither the work nor its price and are left out: a
+        repeat under another trace is the same task.
         """
-        work = self.model_dump(mode="json", exclude={"task_id", "reply_to", "metadata"})
+        work = self.model_dump(mode="json", exclude={"task_id", "reply_to", "metadata", "traceparent", "tracestate"})
         canonical = json.dumps(work, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 

@@ -13,11 +13,11 @@ class Usage(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt_tokens: TokenCount = 0
-    completion_tokens: TokenCount = 0
-    cached_tokens: TokenCount = 0
-    cache_write_tokens: TokenCount = 0
-    reasoning_tokens: TokenCount = 0
+    prompt_tokens: TokenCount = Field(default=0, description="Tokens of the prompt, cached ones included.")
+    completion_tokens: TokenCount = Field(default=0, description="Tokens of the completion, reasoning included.")
+    cached_tokens: TokenCount = Field(default=0, description="Tokens of the prompt that were read from a cache.")
+    cache_write_tokens: TokenCount = Field(default=0, description="Tokens of the prompt that were written to a cache.")
+    reasoning_tokens: TokenCount = Field(default=0, description="Tokens of the completion that were reasoning.")
 
     @property
     def total_tokens(self) -> int:

@@ -3,12 +3,17 @@
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from redis.asyncio import Redis
 
 from ledger.connection import connect
 from ledger.embedded import EmbeddedServer
 from tests.servers import EMBEDDED, TestServers, describe_servers, server_kinds
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+hypothesis.settings.register_profile("tollbook", deadline=None)
+hypothesis.settings.load_profile("tollbook")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

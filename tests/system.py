@@ -20,6 +20,8 @@ from typing import Any, Final, Self
 from aiohttp import web
 from redis.asyncio import Redis
 
+from consumers.observability.observed import observed
+from consumers.observability.tracing import Tracing
 from consumers.runtime import System, build_worker, open_system, serve_worker
 from consumers.worker import Worker
 from inference.settings import Settings
@@ -132,7 +134,7 @@ class RunningSystem:
 
 def make_settings(data_dir: Path, provider: StandIn, **values: Any) -> Settings:
     """Return settings that point at the stand-in; nothing is read from this project's `.env`."""
-    quick = {"backoff_base_s": 0.01, "backoff_max_s": 0.05, "stop_grace_s": 10.0}
+    quick = {"backoff_base_s": 0.01, "backoff_max_s": 0.05, "stop_grace_s": 10.0, "metrics_port": "off"}
     given = {
         "data_dir": data_dir,
         "openrouter_base_url": provider.base_url,
@@ -149,30 +151,33 @@ async def running_system(
     *,
     provider: GatedStandIn | None = None,
     workers: int = 1,
+    tracing: Tracing | None = None,
     **values: Any,
 ) -> AsyncIterator[RunningSystem]:
     """Run server (unless one is given), stand-in, projector and workers; `values` are settings.
 
-    At the end everything is stopped in order; a worker that failed fails the test.
+    Metrics and health are served where `metrics_port` is set, tasks are followed by `tracing`. At the end
+    everything is stopped in order; a worker that failed fails the test.
     """
     async with provider or GatedStandIn() as standin:
         settings = make_settings(data_dir, standin, redis_url=redis_url, **values)
-        async with open_system(settings) as system, Redis.from_url(system.redis_url) as redis:
-            running = RunningSystem(system, standin, [], redis)
-            async with serving(running, workers):
-                yield running
+        async with observed(settings, "up") as vitals:
+            vitals.tracing = tracing
+            async with open_system(settings, vitals=vitals) as system, Redis.from_url(system.redis_url) as redis:
+                running = RunningSystem(system, standin, [], redis)
+                async with serving(running, workers):
+                    yield running
 
 
 @asynccontextmanager
 async def serving(running: RunningSystem, workers: int) -> AsyncIterator[Sequence[Worker]]:
     """Run workers beside those that run already; they are stopped at the end."""
-    runtime, stop = running.system.runtime, asyncio.Event()
+    runtime, vitals, stop = running.system.runtime, running.system.vitals, asyncio.Event()
     names = [f"worker-{len(running.workers) + number}" for number in range(workers)]
-    made = [build_worker(runtime, STREAMS, name) for name in names]
+    made = [build_worker(runtime, STREAMS, name, observer=vitals.tracing) for name in names]
     running.workers += made
-    served = [
-        asyncio.create_task(serve_worker(runtime, worker, stop, redis_url=running.system.redis_url)) for worker in made
-    ]
+    url = running.system.redis_url
+    served = [asyncio.create_task(serve_worker(runtime, worker, stop, redis_url=url, vitals=vitals)) for worker in made]
     try:
         yield made
     finally:

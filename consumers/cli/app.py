@@ -22,6 +22,7 @@ from consumers.cli import (
     serve,
     spend,
     sql,
+    top,
     verify,
     what_if,
 )
@@ -45,6 +46,7 @@ app.command()(publish.publish)
 app.command()(publish.result)
 app.command()(publish.ping)
 app.command()(spend.spend)
+app.command()(top.top)
 app.command()(sql.sql)
 app.command()(doctor.doctor)
 app.command()(reconcile.reconcile)

@@ -14,7 +14,7 @@ import typer
 
 from consumers.cli.audit_text import money, places_of, plain
 from consumers.cli.entries import Entry, print_entries
-from consumers.cli.replay import parse_moment
+from consumers.cli.moments import parse_moment
 from consumers.rows import write_rows
 from consumers.tables import make_console
 from ledger.audit import AuditReader, Selection

@@ -1,37 +1,23 @@
 """How a command finds the running system: settings first, then what `up` left in the data directory."""
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 from redis.exceptions import RedisError
 
+from inference.address import find_redis_url
 from inference.settings import Settings
 from ledger.comparison import Tables
 from ledger.connection import connect, hide_password
 from ledger.endpoint import read_endpoint
-from ledger.errors import BaselineUnavailable, LedgerUnavailable
+from ledger.errors import LedgerUnavailable
 from ledger.keys import Keys
 from ledger.pipeline import CommandPipeline
-from ledger.quack import ADDRESS_FILE, RemoteStore
 from ledger.results import Results
-
-
-def find_redis_url(settings: Settings) -> str:
-    """Return the server's URL. Errors: LedgerUnavailable where none is configured and none runs."""
-    if settings.redis_url is not None:
-        return settings.redis_url
-    endpoint = read_endpoint(settings.data_dir)
-    if endpoint is None:
-        raise LedgerUnavailable(
-            f"nothing runs on {settings.data_dir} and REDIS_URL is not set; start `tollbook up`, "
-            "or set TOLLBOOK_DATA_DIR to the directory it uses"
-        )
-    return endpoint.redis_url
+from ledger.snapshot import open_snapshot
 
 
 def with_running_provider(settings: Settings) -> Settings:
@@ -84,38 +70,27 @@ async def _partitions(pipeline: CommandPipeline, settings: Settings) -> int:
 
 
 def open_tables(settings: Settings) -> Tables:
-    """Return the projection to be asked: through the projector that serves it, else the file at rest.
+    """Return the projection as it is now, whether a projector is running or not; all answers are of one moment.
 
-    Errors: LedgerUnavailable where there is neither.
+    Errors: LedgerUnavailable where there is none.
     """
-    if (settings.data_dir / ADDRESS_FILE).exists():
-        store = RemoteStore.open(settings.data_dir)
-        try:
-            store.position()
-        except BaselineUnavailable:
-            store.close()  # The projector was killed and left its address behind.
-        else:
-            return store
-    return _File(settings.data_dir / "tollbook.duckdb")
+    return _Snapshot(settings)
 
 
 def query_projection(settings: Settings, sql: str) -> list[dict[str, Any]]:
-    """Run one SELECT on the projection. Errors: as `open_tables`."""
-    return open_tables(settings).table(sql).to_pylist()
+    """Run one SELECT on the projection. Errors: as `open_tables`; duckdb.Error where the query is wrong."""
+    with ExitStack() as parts:
+        return _Snapshot(settings, parts).table(sql).to_pylist()
 
 
-class _File:
-    """A projection at rest, opened for each question, so that a projector may start in between."""
+class _Snapshot:
+    """A copy of the projection, kept until the process ends or `parts` are closed."""
 
-    def __init__(self, path: Path) -> None:
-        if not path.exists():
-            raise LedgerUnavailable(f"there is no projection at {path}; start `tollbook up`, or set TOLLBOOK_DATA_DIR")
-        self._path = path
+    def __init__(self, settings: Settings, parts: ExitStack | None = None) -> None:
+        self._parts = parts or ExitStack()
+        path = settings.data_dir / "tollbook.duckdb"
+        self._connection = self._parts.enter_context(open_snapshot(path, memory_limit="2GB", threads=2))
 
     def table(self, sql: str) -> pa.Table:
-        try:
-            with duckdb.connect(str(self._path), read_only=True) as connection:
-                connection.execute("SET TimeZone = 'UTC'")
-                return connection.execute(sql).to_arrow_table()
-        except duckdb.IOException as exc:
-            raise LedgerUnavailable(f"{self._path} is in use by a process that does not serve it: {exc}") from exc
+        with self._connection.cursor() as cursor:
+            return cursor.execute(sql).to_arrow_table()

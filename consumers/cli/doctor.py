@@ -4,11 +4,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
     from inference.settings import Settings
 
 State = Literal["ok", "warning", "failed"]
@@ -52,8 +54,9 @@ async def _all_findings() -> list[Finding]:
 
 
 async def _check_redis(settings: "Settings") -> AsyncIterator[Finding]:
-    from consumers.cli.connect import connected, find_redis_url
-    from ledger.connection import connect
+    from consumers.cli.connect import connected
+    from inference.address import find_redis_url
+    from ledger.connection import connect, hide_password
     from ledger.errors import LedgerError, ServerTooOld
     from ledger.functions import check_server
 
@@ -67,14 +70,10 @@ async def _check_redis(settings: "Settings") -> AsyncIterator[Finding]:
             redis = connect(url)
             try:
                 await check_server(redis)
-                info = await redis.info()  # pyright: ignore[reportUnknownMemberType]
-                config = await redis.config_get("append*")  # pyright: ignore[reportUnknownMemberType]
+                async for finding in _check_server_settings(redis, hide_password(url)):
+                    yield finding
             finally:
                 await redis.aclose()
-            name = "Valkey" if "valkey_version" in info else "Redis"
-            version = info.get("valkey_version", info["redis_version"])
-            yield Finding("redis", "ok", f"{name} {version}")
-            yield _persistence({str(k): str(v) for k, v in config.items()}, str(info.get("maxmemory_policy", "")))
             letters = int(await connection.pipeline.execute("XLEN", f"{settings.namespace}:dead-letters"))
             if letters:
                 yield Finding(
@@ -84,6 +83,34 @@ async def _check_redis(settings: "Settings") -> AsyncIterator[Finding]:
         yield Finding("redis", "failed", str(exc), "install Redis 7.0 or later, or unset REDIS_URL")
     except LedgerError as exc:
         yield Finding("redis", "failed", str(exc), "start the server, or correct REDIS_URL")
+
+
+async def _check_server_settings(redis: "Redis", url: str) -> AsyncIterator[Finding]:
+    """Say which server it is and how it keeps what it is told, as far as this user may know."""
+    from redis.exceptions import ResponseError
+
+    try:
+        info = await redis.info()  # pyright: ignore[reportUnknownMemberType]
+    except ResponseError as exc:
+        yield Finding(
+            "redis", "warning", f"{url} answers, but does not say what it is: {exc}", "allow INFO to this user"
+        )
+        info = dict[str, Any]()
+    else:
+        name = "Valkey" if "valkey_version" in info else "Redis"
+        yield Finding("redis", "ok", f"{name} {info.get('valkey_version', info['redis_version'])}")
+    try:
+        config = await redis.config_get("append*")  # pyright: ignore[reportUnknownMemberType]
+    except ResponseError as exc:
+        yield Finding(
+            "persistence",
+            "warning",
+            f"it cannot be checked: {exc}",
+            "allow CONFIG GET to this user, or see that appendonly is yes, appendfsync always, "
+            "and maxmemory-policy noeviction",
+        )
+        return
+    yield _persistence({str(k): str(v) for k, v in config.items()}, str(info.get("maxmemory_policy", "")))
 
 
 def _persistence(config: dict[str, str], policy: str) -> Finding:
@@ -112,6 +139,7 @@ async def _check_duckdb(settings: "Settings") -> AsyncIterator[Finding]:
 
     sql = (
         "SELECT (SELECT sum(seq) FROM position)::BIGINT AS events, "
+        "(SELECT any_value(ledger_id) FROM position) AS ledger_id, "
         "(SELECT count(*) FROM discrepancies) AS discrepancies"
     )
     try:
@@ -122,7 +150,7 @@ async def _check_duckdb(settings: "Settings") -> AsyncIterator[Finding]:
     except Exception as exc:  # noqa: BLE001 - whatever is wrong with the file, the doctor says it.
         yield Finding("duckdb", "failed", str(exc), "set the file aside; it is rebuilt from the ledger")
         return
-    yield Finding("duckdb", "ok", f"{row['events'] or 0} events folded")
+    yield await _belonging(settings, row["ledger_id"]) or Finding("duckdb", "ok", f"{row['events'] or 0} events folded")
     if row["discrepancies"]:
         yield Finding(
             "projection",
@@ -130,6 +158,33 @@ async def _check_duckdb(settings: "Settings") -> AsyncIterator[Finding]:
             f"{row['discrepancies']} events where the projection and the ledger disagree",
             "see the table `discrepancies`; stop spending until it is explained",
         )
+
+
+async def _belonging(settings: "Settings", folded_id: str) -> Finding | None:
+    """Return what is wrong where Redis holds another ledger than the one folded, or none; None where they agree."""
+    from redis.exceptions import ResponseError
+
+    from consumers.cli.connect import connected
+    from ledger.connection import hide_password
+    from ledger.errors import LedgerError
+    from ledger.keys import Keys
+
+    try:
+        async with connected(settings) as connection:
+            stored: bytes | None = await connection.pipeline.execute("HGET", Keys(settings.namespace).meta, "ledger_id")
+    except (LedgerError, ResponseError):
+        return None  # Told by the check of Redis.
+    found = stored.decode() if stored else None
+    if found == folded_id:
+        return None
+    return Finding(
+        "duckdb",
+        "failed",
+        f"{settings.data_dir} and Redis do not belong together: the projection is of ledger {folded_id}, "
+        f"{hide_password(connection.redis_url)} holds {'ledger ' + found if found else 'no ledger'} "
+        f"under {settings.namespace!r}",
+        "correct REDIS_URL, TOLLBOOK_NAMESPACE or TOLLBOOK_DATA_DIR; where Redis was emptied or replaced, restore it",
+    )
 
 
 async def _check_prices(settings: "Settings") -> AsyncIterator[Finding]:

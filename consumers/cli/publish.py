@@ -3,12 +3,16 @@
 import asyncio
 import json
 import uuid
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from schemas.entries import TaskEntry
 from schemas.results import InferenceResult, TaskStatus
-from schemas.tasks import InvalidTask, TaskStream, TaskType, task_from_fields
+from schemas.tasks import InvalidTask, TaskStream, TaskType
+
+if TYPE_CHECKING:
+    from inference.publisher import Publisher
 
 NO_RESULT = 4
 
@@ -38,28 +42,29 @@ def publish(
 
     Example: tollbook publish generation generate_draft "Write a haiku about ledgers." --user u42 --wait 60
     """
+    from inference.publisher import new_entry
+
     text = typer.get_text_stream("stdin").read() if prompt == "-" else prompt
-    fields = {
-        "task": task.value,
-        "user_id": user,
-        "plan": plan,
-        "task_id": task_id or str(uuid.uuid4()),
-        "campaign_id": campaign,
-        "prompt": text,
-        "system": system,
-        "messages": messages,
-        "max_tokens": None if max_tokens is None else str(max_tokens),
-        "temperature": None if temperature is None else str(temperature),
-        "model": model,
-        "reply_to": reply_to,
-        "metadata": metadata,
-    }
-    entry = {name: value for name, value in fields.items() if value}
     try:
-        task_from_fields(entry)
+        entry = new_entry(
+            stream,
+            task,
+            text,
+            user_id=user,
+            plan=plan,
+            task_id=task_id,
+            campaign_id=campaign,
+            system=system,
+            messages=messages,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            model=model,
+            reply_to=reply_to,
+            metadata=metadata,
+        )
     except InvalidTask as exc:
         raise typer.BadParameter(str(exc)) from None
-    return asyncio.run(_publish(stream.value, entry, wait, as_json=as_json))
+    return asyncio.run(_publish(entry, wait, as_json=as_json))
 
 
 def result(
@@ -82,34 +87,38 @@ def ping(
 
     Example: tollbook ping
     """
-    entry = {"task": TaskType.PING.value, "task_id": f"ping-{uuid.uuid4()}"}
-    return asyncio.run(_publish(TaskStream.MONITORING.value, entry, wait, as_json=as_json))
+    from inference.publisher import new_entry
+
+    entry = new_entry(TaskStream.MONITORING, TaskType.PING, task_id=f"ping-{uuid.uuid4()}")
+    return asyncio.run(_publish(entry, wait, as_json=as_json))
 
 
-async def _publish(stream: str, entry: dict[str, str], wait: float | None, *, as_json: bool) -> int:
-    from consumers.cli.connect import connected
-    from inference.settings import load_settings
+async def _publish(entry: TaskEntry, wait: float | None, *, as_json: bool) -> int:
+    from inference.publisher import Publisher
 
-    async with connected(load_settings()) as connection:
-        flat = [part for pair in entry.items() for part in pair]
-        entry_id: bytes = await connection.pipeline.execute("XADD", stream, "*", *flat)
+    async with Publisher() as publisher:
+        entry_id = await publisher.send(entry)
         if wait is None:
-            answer = {"task_id": entry["task_id"], "stream": stream, "entry_id": entry_id.decode()}
-            typer.echo(json.dumps(answer) if as_json else f"published {entry['task_id']} on {stream}")
+            answer = {"task_id": entry.task_id, "stream": entry.stream, "entry_id": entry_id}
+            typer.echo(json.dumps(answer) if as_json else f"published {entry.task_id} on {entry.stream}")
             return 0
-        return _show(await connection.results.wait(entry["task_id"], wait), entry["task_id"], wait, as_json=as_json)
+        return await _show(publisher, entry.task_id, wait, as_json=as_json)
 
 
 async def _result(task_id: str, wait: float | None, *, as_json: bool) -> int:
-    from consumers.cli.connect import connected
-    from inference.settings import load_settings
+    from inference.publisher import Publisher
 
-    async with connected(load_settings()) as connection:
-        found = await (connection.results.wait(task_id, wait) if wait else connection.results.get(task_id))
-        return _show(found, task_id, wait, as_json=as_json)
+    async with Publisher() as publisher:
+        return await _show(publisher, task_id, wait, as_json=as_json)
 
 
-def _show(found: InferenceResult | None, task_id: str, wait: float | None, *, as_json: bool) -> int:
+async def _show(publisher: "Publisher", task_id: str, wait: float | None, *, as_json: bool) -> int:
+    from inference.errors import ResultTimeout
+
+    try:
+        found = await (publisher.wait(task_id, timeout_s=wait) if wait else publisher.result(task_id))
+    except ResultTimeout:
+        found = None
     if found is None:
         after = f" after {wait:g} s" if wait else ""
         typer.echo(f"tollbook: no result for {task_id}{after}; is a worker running? (`tollbook doctor`)", err=True)

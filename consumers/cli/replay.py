@@ -2,15 +2,16 @@
 
 import asyncio
 import json
-import re
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from consumers.cli.moments import UntilOption, parse_moment
+from consumers.cli.options import options_of, refuse_without, with_options_of
 from consumers.cli.source import ArchiveOption
+from consumers.cli.what_if import what_if
 from schemas.identifiers import EntryId, check_id
 
 if TYPE_CHECKING:
@@ -20,28 +21,38 @@ if TYPE_CHECKING:
     from ledger.source import LedgerSource
     from ledger.store import Store
 
-_LAST_IN_A_MILLISECOND = 2**63 - 1
 
-
+@with_options_of(what_if, panel="With --what-if")
 def replay(
     into: Annotated[Path, typer.Option(help="The DuckDB file to make; it must not exist.")] = Path("replay.duckdb"),
-    until: Annotated[
-        str | None,
-        typer.Option(help="Up to a moment (2026-11-24T12:00:00Z) or entry id (1764000000000-0), included."),
-    ] = None,
+    until: UntilOption = None,
     user: Annotated[str | None, typer.Option(help="Only what is this user's own.")] = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Compare with the projection in use, row for row; exit code 1 if unequal.")
     ] = False,
     archive: ArchiveOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    is_what_if: Annotated[
+        bool,
+        typer.Option(
+            "--what-if",
+            help="Make no file: say what would have been spent and refused with other caps, prices or models.",
+        ),
+    ] = False,
+    **alternatives: Any,
 ) -> int:
     """Fold the ledger, archive and stream, into a new DuckDB file; nothing that runs is stopped or changed.
 
     Example: tollbook replay --until 2026-11-01 --into october.duckdb
+    Example: tollbook replay --what-if --cap trial=3
     """
     from inference.settings import load_settings
 
+    if is_what_if:
+        if compare or into != options_of(replay)["into"].default:
+            raise typer.BadParameter("it makes no file, and compares with none", param_hint="--what-if")
+        return what_if(until=until, user=user, archive=archive, as_json=as_json, **alternatives)
+    refuse_without("--what-if", alternatives, what_if)
     if into.exists():
         raise typer.BadParameter(f"{into} is there already", param_hint="--into")
     if compare and (user is not None or until is not None or archive is not None):
@@ -55,22 +66,6 @@ def replay(
     else:
         _print(outcome)
     return 1 if outcome.get("differences") else 0
-
-
-def parse_moment(text: str, hint: str) -> EntryId:
-    """Return the last entry id that counts: an id itself, or the end of the millisecond of a moment in UTC.
-
-    Errors: typer.BadParameter.
-    """
-    if re.fullmatch(r"\d{1,16}-\d{1,19}", text):
-        return EntryId.parse(text)
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        problem = f"{text!r} is neither a moment (2026-11-24T12:00:00Z) nor an entry id (1764000000000-0)"
-        raise typer.BadParameter(problem, param_hint=hint) from None
-    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    return EntryId(round(moment.timestamp() * 1000), _LAST_IN_A_MILLISECOND)
 
 
 async def _replay(

@@ -34,6 +34,7 @@ def up(
 
     Example: OPENROUTER_API_KEY=... tollbook up --workers 2
     """
+    from consumers.observability.observed import observed
     from consumers.runtime import open_system, run_processes, run_system
 
     settings, names = _settings(), _streams(streams)
@@ -41,14 +42,14 @@ def up(
     async def run(stop: asyncio.Event) -> None:
         async with _provider(settings, with_stand_in=with_stand_in) as chosen:
 
-            def announce(redis_url: str) -> None:
-                _announce(chosen, redis_url, with_stand_in=with_stand_in)
+            def announce(redis_url: str, metrics: str) -> None:
+                _announce(chosen, redis_url, metrics, with_stand_in=with_stand_in)
 
             if workers:
                 await run_processes(chosen, names, workers, stop, announce)
                 return
-            async with open_system(chosen) as system:
-                announce(system.redis_url)
+            async with observed(chosen, "up") as vitals, open_system(chosen, vitals=vitals) as system:
+                announce(system.redis_url, f"{vitals.url}/metrics, {vitals.url}/health/ready" if vitals.url else "")
                 await run_system(system, names, stop)
 
     _run_until_signal(run)
@@ -63,8 +64,8 @@ def worker(
 
     Example: tollbook worker --streams generation --concurrency 64
     """
-    from consumers.cli.connect import find_redis_url
     from consumers.runtime import run_remote_worker
+    from inference.address import find_redis_url
 
     names = _streams(streams)
     settings = require_provider(_settings() if concurrency is None else _settings(concurrency=concurrency))
@@ -162,7 +163,7 @@ async def _provider(settings: "Settings", *, with_stand_in: bool) -> AsyncGenera
         )
 
 
-def _announce(settings: "Settings", redis_url: str, *, with_stand_in: bool) -> None:
+def _announce(settings: "Settings", redis_url: str, metrics: str, *, with_stand_in: bool) -> None:
     provider = "the local stand-in for OpenRouter (not OpenRouter)" if with_stand_in else settings.openrouter_base_url
     data_dir = Path(settings.data_dir).resolve()
     from ledger.connection import hide_password
@@ -171,6 +172,8 @@ def _announce(settings: "Settings", redis_url: str, *, with_stand_in: bool) -> N
     typer.echo("  tollbook publish generation generate_draft 'Write a haiku about ledgers.' --user u42 --wait 60")
     typer.echo(f"Provider: {provider}")
     typer.echo(f"Data:     {data_dir}")
+    if metrics:
+        typer.echo(f"Metrics:  {metrics}")
     typer.echo("Ctrl-C stops it; calls in flight are finished first.")
 
 

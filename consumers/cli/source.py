@@ -9,7 +9,7 @@ import typer
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from consumers.cli.connect import find_redis_url
+from inference.address import find_redis_url
 from inference.settings import Settings
 from ledger.connection import connect, hide_password
 from ledger.errors import LedgerUnavailable

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+    from ledger.errors import LedgerError
+
 _NICE: Final = 15
 _GRACE_S: Final = 2.0
 # What reading and printing needs beside the memory of the query itself.
@@ -53,6 +55,9 @@ def sql(
     path = load_settings().data_dir / "tollbook.duckdb"
     if (query is None) == (snapshot is None):
         raise typer.BadParameter("give one SELECT, or --snapshot FILE", param_hint="query")
+    for file, option in ((snapshot, "--snapshot"), (output, "--output")):
+        if file is not None and not file.parent.is_dir():
+            raise typer.BadParameter(f"there is no directory {file.parent}", param_hint=option)
     os.nice(_NICE)
     if snapshot is not None:
         return _copy(path, snapshot)
@@ -79,27 +84,34 @@ def _run(path: Path, text: str, form: Format, output: Path | None, *, timeout_s:
     import duckdb
 
     from consumers.rows import write_rows
-    from ledger.snapshot import QueryCutOff, QueryFailed, check_select, memory_bytes, open_snapshot
+    from ledger.snapshot import check_select, memory_bytes, open_snapshot
 
     try:
         limit_bytes = memory_bytes(memory)
     except ValueError as exc:
         raise typer.BadParameter(str(exc), param_hint="--memory") from None
     check_select(text)
-    with open_snapshot(path, memory_limit=memory) as connection:
-        _limit_memory(limit_bytes)
-        too_long = f"the query was cut off after {timeout_s:g} s: narrow it, or allow more with --timeout"
-        try:
+    too_long = f"the query was cut off after {timeout_s:g} s: narrow it, or allow more with --timeout"
+    try:
+        with open_snapshot(path, memory_limit=memory) as connection:
+            _limit_memory(limit_bytes)
             with _time_limit(connection, timeout_s, too_long, output):
                 write_rows(_rows(connection, text), form.value, output)
-        except duckdb.InterruptException:
-            raise QueryCutOff(too_long) from None
-        except (duckdb.OutOfMemoryException, MemoryError):
-            raise QueryCutOff(
-                f"the query was cut off at {memory} of memory: narrow it, or allow more with --memory"
-            ) from None
-        except duckdb.Error as exc:
-            raise QueryFailed(str(exc).strip().partition("\n")[0]) from exc
+    except (duckdb.Error, MemoryError, OSError) as exc:
+        if isinstance(exc, OSError) and exc.errno is not None:
+            raise  # Of what is written to, and not of the query: Arrow makes an OSError of that too.
+        raise _told(exc, too_long=too_long, memory=memory) from exc
+
+
+def _told(exc: Exception, *, too_long: str, memory: str) -> "LedgerError":
+    from ledger.snapshot import QueryCutOff, QueryFailed
+
+    text = str(exc).strip().partition("\n")[0]
+    if text.startswith("INTERRUPT"):
+        return QueryCutOff(too_long)
+    if isinstance(exc, MemoryError) or text.startswith("Out of Memory") or "allocation failure" in text:
+        return QueryCutOff(f"the query was cut off at {memory} of memory: narrow it, or allow more with --memory")
+    return QueryFailed(text)
 
 
 def _rows(connection: "duckdb.DuckDBPyConnection", text: str) -> "pa.RecordBatchReader":

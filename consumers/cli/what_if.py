@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from consumers.cli.moments import UntilOption, parse_moment
 from consumers.cli.source import ArchiveOption
 from schemas.identifiers import EntryId, check_id
 from schemas.money import MoneyError, nanousd_from_usd, usd_from_nanousd
@@ -40,6 +41,7 @@ def what_if(
     ] = None,
     user: Annotated[str | None, typer.Option(help="Report on this user alone.")] = None,
     period: Annotated[str | None, typer.Option(help="Report on this billing period alone, YYYY-MM.")] = None,
+    until: UntilOption = None,
     top: Annotated[int, typer.Option(min=0, max=10_000, help="How many users, the most affected first.")] = 10,
     refusals: Annotated[
         int, typer.Option(min=0, max=100_000, help="How many of the calls that would have been refused, oldest first.")
@@ -61,7 +63,8 @@ def what_if(
         _id(user, "--user")
     if period is not None:
         check_period(period)
-    outcome = asyncio.run(_walk(load_settings(), alternatives, archive, kept_refusals=refusals, is_quiet=as_json))
+    end = None if until is None else parse_moment(until, "--until")
+    outcome = asyncio.run(_walk(load_settings(), alternatives, archive, end, kept_refusals=refusals, is_quiet=as_json))
     selected = outcome.select(user_id=user, period=period)
     assumed = assumptions(alternatives, selected.total())
     if as_json:
@@ -90,7 +93,13 @@ def read_alternatives(
 
 
 async def _walk(
-    settings: "Settings", alternatives: "Alternatives", archive: "Path | None", *, kept_refusals: int, is_quiet: bool
+    settings: "Settings",
+    alternatives: "Alternatives",
+    archive: "Path | None",
+    end: EntryId | None,
+    *,
+    kept_refusals: int,
+    is_quiet: bool,
 ) -> "Outcome":
     from consumers.cli.progress import progress
     from consumers.cli.source import open_source
@@ -109,7 +118,7 @@ async def _walk(
     async with open_source(settings, archive) as source:
         with progress("deciding", await source.count(), is_quiet=is_quiet) as advance:
             for keys in source.keys:
-                async for events in source.events(keys.partition):
+                async for events in source.events(keys.partition, until=end):
                     await asyncio.to_thread(walk.fold, events, keys.partition)
                     advance(events.num_rows)
     return walk.finish()

@@ -89,9 +89,12 @@ class Decisions:
         if not hold.is_made:
             self._totals(hold).other_refused += 1
             return
+        is_told = hold.call_id in self._refused
         self._refused[hold.call_id] = min(hold.number, self._refused.get(hold.call_id, hold.number))
         self.open.pop((hold.call_id, hold.number), None)
         self.settled.pop((hold.call_id, hold.number), None)
+        if is_told:  # A later hold of the same call was refused while this one waited; it is one call.
+            return
         _, budget, cap = self.budgets.weigh(hold, hold.other_amount)
         balance = self.budgets[budget]
         self._outcome.add_refusal(
@@ -131,7 +134,7 @@ class Decisions:
         """Make the hold cover an attempt; where that does not fit, the attempt would not have been made."""
         if extension and not hold.is_waiting:
             # An extension that was not recorded was not needed: then something is different.
-            verdict = self._decide(hold, extension, recorded or -1, recorded="fits")
+            verdict = self._decide(hold, extension, recorded, recorded="fits")
             if verdict != "fits":
                 self.cut(hold, attempt)
                 return

@@ -67,7 +67,10 @@ end
 -- tostring() writes 1e+15; money is written out in full. `%d` is half the work of `%.0f`, and exact where
 -- the server's `long` has 64 bits, which `create` makes sure of.
 local function text(n)
-  return string.format('%d', int(n))
+  if n >= EXACT or n <= -EXACT then
+    bug('not an exact integer: ' .. n)
+  end
+  return string.format('%d', n)
 end
 
 local function now_ms()
@@ -97,13 +100,24 @@ local function parse_entry(entry)
   return { ms = tonumber(ms), n = tonumber(n), ds = tonumber(ds), dh = tonumber(dh), s = tonumber(s), h = tonumber(h) }
 end
 
+-- The watermark moves seldom; it is parsed when it has moved.
+local watermark, watermark_ms, watermark_n
+
 local function read_meta(key, ledger, ledger_id)
   local m = redis.call('HMGET', key, 'ledger_id', 'trimmed_to', 'removed')
   if m[1] ~= ledger_id then
     return nil, { 'LEDGER', m[1] or '' }
   end
-  local trim_ms, trim_n = parse_id(m[2])
-  return { key = key, seq = redis.call('XLEN', ledger) + int(m[3]), trim_ms = trim_ms, trim_n = trim_n }
+  if m[2] ~= watermark then
+    watermark, watermark_ms, watermark_n = m[2], parse_id(m[2])
+  end
+  return { seq = redis.call('XLEN', ledger) + int(m[3]), trim_ms = watermark_ms, trim_n = watermark_n }
+end
+
+-- Settled and held after an entry.
+local function balance_after(entry)
+  local s, h = string.match(entry, '^%S+ %S+ %S+ (%S+) (%S+)$')
+  return { s = tonumber(s), h = tonumber(h) }
 end
 
 -- The tail's balance at position Q: after the newest entry at or before Q.
@@ -145,15 +159,14 @@ local function balance(meta, key, name, q)
   if s ~= q.s or h ~= q.h then
     return nil, { 'DIVERGED', name, text(q.s), text(q.h), text(s), text(h) }
   end
-  return { s = last.s, h = last.h }
+  return last
 end
 
 -- The balance of a budget with an open hold: its tail is never empty. The baseline is for repairs.
 local function known_balance(meta, key, name, packed)
   local newest = redis.call('LINDEX', key, -1)
   if newest then
-    local last = parse_entry(newest)
-    return { s = last.s, h = last.h }
+    return balance_after(newest)
   end
   if packed == '' then
     return nil, { 'STALE', name }
@@ -166,7 +179,7 @@ local function known_committed(key)
   if not newest then
     return ''
   end
-  local last = parse_entry(newest)
+  local last = balance_after(newest)
   return text(last.s + last.h)
 end
 
@@ -179,7 +192,7 @@ end
 
 local function push(key, id, ds, dh, before)
   before.s, before.h = before.s + ds, before.h + dh
-  redis.call('RPUSH', key, string.format('%s %d %d %d %d', id, ds, dh, int(before.s), int(before.h)))
+  redis.call('RPUSH', key, id .. string.format(' %d %d ', ds, dh) .. text(before.s) .. ' ' .. text(before.h))
 end
 
 -- Put what only the gate knows in front of a payload's own members.
@@ -227,8 +240,8 @@ local function new_call(hash, worker, user, period)
 end
 
 local function write_call(key, c, ttl)
-  local value = string.format(CALL_FORMAT, c.state, c.hash, int(c.hold), int(c.amount), c.worker, c.deadline, c.user,
-    c.period, int(c.recorded), int(c.begun), int(c.spent), int(c.assumed), c.settled, c.marks, c.denial, c.budgets)
+  local value = string.format(CALL_FORMAT, c.state, c.hash, c.hold, c.amount, c.worker, c.deadline, c.user,
+    c.period, c.recorded, c.begun, c.spent, c.assumed, c.settled, c.marks, c.denial, c.budgets)
   if ttl then
     redis.call('SET', key, value, 'EX', ttl)
   else
@@ -300,7 +313,7 @@ local function read_attempts(args, from, count)
     if not MARKS[args[i]] then
       bug('not an event of an attempt: ' .. tostring(args[i]))
     end
-    events[#events + 1] = { type = args[i], attempt = text(args[i + 1]), payload = args[i + 2] }
+    events[#events + 1] = { type = args[i], attempt = text(int(args[i + 1])), payload = args[i + 2] }
   end
   return events
 end
@@ -536,7 +549,7 @@ local function settle(keys, args)
   end
   local hold, cost, assumed, attempt, final, result_ttl, call_ttl, count =
     string.match(args[3], '^(%d+) (%S+) (%S+) (%S+) ([01]) (%S+) (%S+) (%S+)$')
-  cost, assumed, attempt, count = amount_of(cost), amount_of(assumed), text(attempt), int(count)
+  cost, assumed, attempt, count = amount_of(cost), amount_of(assumed), text(int(attempt)), int(count)
   result_ttl, call_ttl = seconds_of(result_ttl), seconds_of(call_ttl)
   local call_key, events = keys[5], read_attempts(args, 6, count)
   local names, packed = read_budgets(args, 6 + 3 * count)
@@ -589,7 +602,7 @@ local function adjust(keys, args)
     return refusal
   end
   local call_key, count = keys[4], int(args[10])
-  local cost, assumed, attempt = amount_of(args[4]), amount_of(args[5]), text(args[6])
+  local cost, assumed, attempt = amount_of(args[4]), amount_of(args[5]), text(int(args[6]))
   local events, result_ttl, call_ttl = read_attempts(args, 12, count), seconds_of(args[8]), seconds_of(args[11])
   local call = read_call(call_key)
   if not call or not settled_hold(call, args[3]) then

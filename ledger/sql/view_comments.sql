@@ -58,7 +58,7 @@ COMMENT ON COLUMN spend_by_hour.users IS 'Their users.';
 COMMENT ON COLUMN spend_by_hour.spent_usd IS 'Settled spend and corrections, in dollars.';
 COMMENT ON COLUMN spend_by_hour.assumed_usd IS 'Part of it that is an assumption, in dollars; below zero where assumptions were confirmed.';
 
-COMMENT ON VIEW cap_use IS 'One row per user and billing period: how much of the cap is used, and the day on which it will be used up at the mean daily spend so far.';
+COMMENT ON VIEW cap_use IS 'One row per user and billing period: how much of the cap is used, and the day on which it will be used up at the user''s mean daily spend so far.';
 COMMENT ON COLUMN cap_use.user_id IS 'User.';
 COMMENT ON COLUMN cap_use.period IS 'Billing period.';
 COMMENT ON COLUMN cap_use.plan IS 'Plan at the last event that names one.';
@@ -67,8 +67,8 @@ COMMENT ON COLUMN cap_use.spent_usd IS 'Settled spend, in dollars.';
 COMMENT ON COLUMN cap_use.reserved_usd IS 'Open holds, in dollars.';
 COMMENT ON COLUMN cap_use.left_usd IS 'Cap less settled spend, in dollars; below zero after an overage or a lower cap.';
 COMMENT ON COLUMN cap_use.used_percent IS 'Settled spend in percent of the cap.';
-COMMENT ON COLUMN cap_use.mean_day_usd IS 'Settled spend divided by the days of the period up to the newest event (at least one), in dollars.';
-COMMENT ON COLUMN cap_use.runs_out_on IS 'Day in UTC of the newest event plus left_usd / mean_day_usd days; NULL where that is not before the end of the period, or the period is over.';
+COMMENT ON COLUMN cap_use.mean_day_usd IS 'Settled spend divided by the days from the user''s first event of the period to the newest event or the end of the period (at least one), in dollars.';
+COMMENT ON COLUMN cap_use.runs_out_on IS 'Day in UTC of the newest event plus left_usd / mean_day_usd days, that of the newest event where nothing is left; NULL where it is not before the end of the period, or the period is over.';
 
 COMMENT ON VIEW denials IS 'One row per refused call, with the balance that refused it.';
 COMMENT ON COLUMN denials.recorded_at IS 'When it was refused.';
@@ -113,13 +113,13 @@ COMMENT ON COLUMN latency_by_model.p95_ms IS '95 of 100 took no longer.';
 COMMENT ON COLUMN latency_by_model.p99_ms IS '99 of 100 took no longer.';
 COMMENT ON COLUMN latency_by_model.max_ms IS 'Longest.';
 
-COMMENT ON VIEW token_prices IS 'One row per billing period and model asked for: what a thousand tokens really cost, over attempts that report tokens and whose charge is no assumption; later corrections are not in it.';
+COMMENT ON VIEW token_prices IS 'One row per billing period and model asked for: what a thousand tokens really cost, over attempts that report tokens and whose charge is no assumption; of a corrected hold with several attempts nobody knows which was corrected, so they are left out.';
 COMMENT ON COLUMN token_prices.period IS 'Billing period that is charged.';
 COMMENT ON COLUMN token_prices.model IS 'Model asked for.';
 COMMENT ON COLUMN token_prices.attempts IS 'Such HTTP requests.';
 COMMENT ON COLUMN token_prices.prompt_tokens IS 'Tokens of their prompts, cached ones included.';
 COMMENT ON COLUMN token_prices.completion_tokens IS 'Tokens of their completions, reasoning included.';
-COMMENT ON COLUMN token_prices.charged_usd IS 'What they are booked at, in dollars.';
+COMMENT ON COLUMN token_prices.charged_usd IS 'What they are booked at, corrections included, in dollars.';
 COMMENT ON COLUMN token_prices.usd_per_1000_tokens IS 'charged_usd for a thousand tokens of either kind, in dollars, rounded.';
 
 COMMENT ON VIEW cost_certainty IS 'One row per billing period: how much of the spend is confirmed, and how much assumed.';

@@ -67,6 +67,7 @@ WITH holds AS (
         user_id,
         period,
         hold,
+        bool_or(type = 'cost-recorded') AS is_settled,
         arg_max(model, seq) AS model,
         sum(CASE WHEN type IN ('cost-recorded', 'cost-adjusted') THEN amount_usd WHEN type = 'model-called' THEN -charge_usd
             ELSE 0 END) AS rest_usd,
@@ -75,7 +76,6 @@ WITH holds AS (
     FROM events
     WHERE type IN ('budget-reserved', 'model-called', 'fallback-used', 'cost-recorded', 'cost-adjusted')
     GROUP BY partition, call_id, user_id, period, hold
-    HAVING bool_or(type = 'cost-recorded')
 )
 SELECT
     period,
@@ -93,12 +93,14 @@ FROM (
         coalesce(sum(prompt_tokens), 0) AS prompt_tokens,
         coalesce(sum(completion_tokens), 0) AS completion_tokens
     FROM events AS attempt
-    SEMI JOIN holds USING (partition, call_id, user_id, period, hold)
+    -- Not a semi-join with the settled ones: of those there are as many as calls.
+    ANTI JOIN (FROM holds WHERE NOT is_settled) AS unsettled USING (partition, call_id, user_id, period, hold)
     WHERE attempt.type = 'model-called'
     GROUP BY period, model
     UNION ALL
     SELECT period, model, 0, sum(rest_usd), sum(prompt_tokens), sum(completion_tokens)
     FROM holds
+    WHERE is_settled
     GROUP BY period, model
 )
 GROUP BY period, model;
@@ -106,7 +108,7 @@ GROUP BY period, model;
 CREATE OR REPLACE VIEW spend_by_day AS
 SELECT
     (recorded_at AT TIME ZONE 'UTC')::DATE AS day,
-    count(DISTINCT call_id) AS calls,
+    count(DISTINCT (partition, call_id)) AS calls,
     count(DISTINCT user_id) AS users,
     sum(amount_usd)::DECIMAL(18, 9) AS spent_usd,
     coalesce(sum(assumed_usd), 0)::DECIMAL(18, 9) AS assumed_usd
@@ -117,7 +119,7 @@ GROUP BY day;
 CREATE OR REPLACE VIEW spend_by_hour AS
 SELECT
     time_bucket(INTERVAL 1 HOUR, recorded_at) AS hour,
-    count(DISTINCT call_id) AS calls,
+    count(DISTINCT (partition, call_id)) AS calls,
     count(DISTINCT user_id) AS users,
     sum(amount_usd)::DECIMAL(18, 9) AS spent_usd,
     coalesce(sum(assumed_usd), 0)::DECIMAL(18, 9) AS assumed_usd
@@ -125,8 +127,9 @@ FROM events
 WHERE type IN ('cost-recorded', 'cost-adjusted')
 GROUP BY hour;
 
--- A period begins at the first of its month in UTC. Its first day counts as a whole one, so that the first minutes of
--- a month do not foretell its end. The mean and the day are estimates, so they may be rounded; no decision reads them.
+-- A period begins at the first of its month in UTC, and for a user with the first event in it: who came on the 25th has
+-- spent in days, not in weeks. The first day counts as a whole one, so that the first minutes do not foretell the end.
+-- The mean and the day are estimates, so they may be rounded; no decision reads them.
 CREATE OR REPLACE VIEW cap_use AS
 SELECT
     user_id,
@@ -149,10 +152,11 @@ SELECT
 FROM (
     SELECT
         *,
-        greatest(1, date_diff('second', start_at, least(now_at, end_at)) / 86400) AS days
+        greatest(1, date_diff('second', greatest(start_at, begun_at), least(now_at, end_at)) / 86400) AS days
     FROM (
         SELECT
             spend.*,
+            first_at AT TIME ZONE 'UTC' AS begun_at,
             newest_event.recorded_at AT TIME ZONE 'UTC' AS now_at,
             try_strptime(period, '%Y-%m') AS start_at,
             try_strptime(period, '%Y-%m') + INTERVAL 1 MONTH AS end_at
@@ -230,18 +234,41 @@ FROM events
 WHERE type = 'model-called' AND outcome = 'ok'
 GROUP BY model;
 
+-- A correction is of a hold, so what an attempt really cost is known where its hold has no other, or no correction. A
+-- count of zero is not written into an event, so one of the two counts may be missing.
 CREATE OR REPLACE VIEW token_prices AS
+WITH corrected AS (
+    SELECT
+        partition,
+        call_id,
+        user_id,
+        period,
+        hold,
+        sum(amount_usd) FILTER (type = 'cost-adjusted') AS correction_usd,
+        count(*) FILTER (type = 'model-called') AS attempts
+    FROM events
+    SEMI JOIN (SELECT partition, call_id, user_id, period, hold FROM events WHERE type = 'cost-adjusted') AS correction
+        USING (partition, call_id, user_id, period, hold)
+    WHERE type IN ('model-called', 'cost-adjusted')
+    GROUP BY partition, call_id, user_id, period, hold
+)
 SELECT
     period,
     model,
     count(*) AS attempts,
-    sum(prompt_tokens)::BIGINT AS prompt_tokens,
-    sum(completion_tokens)::BIGINT AS completion_tokens,
-    sum(charge_usd)::DECIMAL(18, 9) AS charged_usd,
-    (sum(charge_usd)::DOUBLE * 1000 / nullif(sum(prompt_tokens + completion_tokens), 0))::DECIMAL(38, 9)
-        AS usd_per_1000_tokens
+    coalesce(sum(prompt_tokens), 0)::BIGINT AS prompt_tokens,
+    coalesce(sum(completion_tokens), 0)::BIGINT AS completion_tokens,
+    sum(charge_usd + coalesce(correction_usd, 0))::DECIMAL(18, 9) AS charged_usd,
+    (
+        sum(charge_usd + coalesce(correction_usd, 0))::DOUBLE * 1000
+        / nullif(coalesce(sum(prompt_tokens), 0) + coalesce(sum(completion_tokens), 0), 0)
+    )::DECIMAL(38, 9) AS usd_per_1000_tokens
 FROM events
-WHERE type = 'model-called' AND prompt_tokens IS NOT NULL AND basis IN ('reported', 'priced')
+LEFT JOIN corrected USING (partition, call_id, user_id, period, hold)
+WHERE type = 'model-called'
+    AND (prompt_tokens IS NOT NULL OR completion_tokens IS NOT NULL)
+    AND basis IN ('reported', 'priced')
+    AND coalesce(corrected.attempts, 1) = 1
 GROUP BY period, model;
 
 CREATE OR REPLACE VIEW cost_certainty AS

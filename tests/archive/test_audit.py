@@ -388,7 +388,7 @@ async def test_a_statement_has_every_movement_with_the_balance_after_it(scene: S
     ]
     assert lines[13:15] == [
         ("credit-granted", lines[13][1], 0, taken_over, 0, cap + 2 * CREDIT),
-        ("cost-recorded", "own", OWN, taken_over + OWN, 0, cap + 2 * CREDIT),
+        ("cost-recorded", "usage own", OWN, taken_over + OWN, 0, cap + 2 * CREDIT),
     ]
     payloads = [line.event.payload for line in statement.lines]
     assert [(each.author, each.reason) for each in payloads if isinstance(each, CostAdjusted)] == [
@@ -466,7 +466,7 @@ async def test_a_call_that_was_not_refused_says_what_it_was_weighed_against(scen
     ]
     assert [each.own_held_nanousd for each in extension.weighings] == [BOUND, BOUND]
     assert not any(decision.is_refusal for decision in (hold, extension))
-    assert await scene.decisions("own") == [], "it was recorded without a hold"
+    assert await scene.decisions("usage own") == [], "it was recorded without a hold"
 
 
 # --- The command
@@ -525,7 +525,7 @@ async def test_the_command_says_that_a_call_was_not_refused(auditor: Auditor) ->
     told = await auditor.run("explain", "plain")
     assert (told.code, "was not refused" in told.stdout) == (0, True)
     assert f"fits: ${usd(5_000_000_000 - BOUND).rstrip('0')} of the cap left" in told.stdout
-    assert "was not weighed" in (await auditor.run("explain", "own")).stdout
+    assert "was not weighed" in (await auditor.run("explain", "usage own")).stdout
 
 
 async def test_the_statement_of_the_command_closes_as_spend_says(auditor: Auditor, scene: Scene) -> None:
@@ -616,7 +616,7 @@ CASES: list[tuple[dict[str, Any], Any]] = [
     ({"campaign_id": "spring/sale", "call_id": "other"}, lambda e: e.call_id == "other"),
     ({"campaign_id": "spring/sale", "call_id": "plain"}, lambda _: False),
     ({"model": "openai/gpt-4o-mini"}, lambda e: "openai/gpt-4o-mini" in _model(e)),
-    ({"model": "m/other"}, lambda e: e.call_id == "own"),
+    ({"model": "m/other"}, lambda e: e.call_id == "usage own"),
     ({"outcome": "timeout"}, lambda e: getattr(e.payload, "outcome", None) == "timeout"),
     ({"outcome": "taken_over"}, lambda e: getattr(e.payload, "outcome", None) == "taken_over"),
     ({"reason": "INVOICE"}, lambda e: "invoice" in (getattr(e.payload, "reason", "") or "")),

@@ -8,7 +8,7 @@ import pytest
 import typer
 from redis.asyncio import Redis
 
-from consumers.cli.replay import parse_moment
+from consumers.cli.moments import parse_moment
 from ledger.comparison import compare, compare_with_live
 from ledger.replay import ReplayLimits, replay
 from ledger.segments import Archive

@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 import typer
+import typer.main
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from consumers.cli.app import app
+from consumers.cli.replay import replay
 from consumers.cli.what_if import read_alternatives
 from inference.pricing import ModelPrice, PriceCatalogue, price_from_usd
 from inference.what_if import Account, Alternatives, OtherRoute, Outcome, RecordedCaps, WhatIf
@@ -270,6 +273,85 @@ def test_a_call_that_waits_at_the_end_counts_as_neither() -> None:
     assert (total.spent_nanousd, total.other_spent_nanousd) == (6, 0)
 
 
+CAMPAIGN = f"campaign:sale:{PERIOD}"
+SALE = {CAMPAIGN: 10}
+ONE_DOLLAR = price(MODEL, "1", "1")
+# Ledger, cap, and what must come of it: spent, refusals, and how many still wait; calls wait for 30 s at most.
+WAITS: dict[str, tuple[Script, int, tuple[int, list[tuple[str, str]], int]]] = {
+    "a correction downwards lets the next one in": (
+        # 4 settled, 4 held and 4 more pass 10; with 1 settled they fit.
+        Script().hold("d", 4).settle("d", 4, assumed=4).hold("c0", 4).hold("c1", 4).adjust("d", -3),
+        10,
+        (1, [], 0),
+    ),
+    "who still does not fit is passed by nobody behind": (
+        # When d ends, c2 would fit and c1 does not; c1 has its turn first, when c0 ends.
+        Script().hold("c0", 4).hold("d", 4).hold("c1", 6).hold("c2", 3).settle("d", 1).settle("c0", 1).settle("c1", 2),
+        10,
+        (1 + 1 + 2, [], 0),
+    ),
+    "who waits takes up no room for an attempt that it has not made": (
+        Script().hold("c0", 6).hold("c1", 4).extension("c1", 1).settle("c0", 1).settle("c1", 5).hold("c2", 3),
+        9,
+        (1 + 5, [], 0),
+    ),
+    "who was refused after its time is not let in later": (
+        Script().hold("c0", 6).hold("c1", 6).later(60).settle("c0", 1).settle("c1", 1).hold("c2", 6),
+        8,
+        (1, [("c1", "wait_timeout")], 0),
+    ),
+    "who no longer fits when its time is over is refused by the cap": (
+        Script().hold("c0", 6).hold("c1", 3).charge("x", 6).later(60).charge("y", 0),
+        8,
+        (6, [("c1", "cap")], 0),
+    ),
+    "who fits when its time is over is let in": (
+        Script().hold("c0", 6).hold("c1", 4).credit(2).later(60).charge("y", 0),
+        8,
+        (0, [], 0),
+    ),
+    "a wait ends at its very moment, and those behind have their turn before a newcomer": (
+        # 29 s after c1 comes c2's credit, at 30 s c3: c1 fits 10, ends at 1, and leaves room for c2 but not for c3.
+        Script().hold("c0", 6).hold("c1", 4).settle("c1", 1).hold("c2", 3).credit(2)
+        .later(26).hold("c3", 3).settle("c2", 2),
+        8,
+        (1 + 2, [], 1),
+    ),
+    "who waits for one budget, and then for another, is woken by the other": (
+        Script().hold("a", 6).hold("w", 4, further=SALE).settle("w", 1, further=SALE)
+        .as_user("bob", plan="growth").hold("b", 9, further=SALE)
+        .as_user("ann").settle("a", 1)
+        .as_user("bob", plan="growth").settle("b", 2, further=SALE),
+        8,
+        (1 + 1 + 2, [], 0),
+    ),
+    "a call whose second hold is refused while its first one waits is one refusal, and costs nothing": (
+        Script().hold("c0", 6).hold("c1", 3).settle("c1", 3, assumed=3).hold("c1", 9, number=2)
+        .later(60).charge("y", 0).adjust("c1", -1),
+        8,
+        (0, [("c1", "cap")], 0),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WAITS)
+def test_waits_end_as_the_gate_would_end_them(case: str) -> None:
+    script, other_cap, wanted = WAITS[case]
+    outcome = decide(script.entries, cap(other_cap), hold_wait_ms=30_000)
+    total, refusals = outcome.total(), [(refusal.call_id, refusal.reason) for refusal in outcome.first_refusals()]
+    assert (total.other_spent_nanousd, refusals, total.still_waiting) == wanted
+    assert total.other_calls == total.calls - len(refusals) - total.still_waiting
+    assert total.newly_refused == len(refusals)
+
+
+def test_a_late_answer_to_a_call_that_was_refused_after_its_wait_counts_for_nothing() -> None:
+    # At a dollar a million, each call is bounded by 2,000,000 nano-dollars.
+    script = Script().hold("c0", 5).hold("c1", 5).settle("c1", 5, assumed=5).later(60).charge("x", 0).called("c1", 2)
+    changed = Alternatives(plan_caps_nanousd={"trial": 3_000_000}, prices={MODEL: ONE_DOLLAR})
+    total = decide(script.entries, changed, hold_wait_ms=30_000).total()
+    assert (total.newly_refused, total.not_repriced) == (1, 0)
+
+
 def test_a_refused_call_that_fits_is_estimated_and_takes_up_room() -> None:
     script = Script(cap=10).call("c0", 5, 3).call("c1", 5, 4)
     for number in range(2, 6):
@@ -483,32 +565,63 @@ async def test_the_command_reads_an_archive_and_prints_tables_or_json(redis_clie
     archiving = Archiving(redis_client, tmp_path)
     await archiving.fill(300)
     await seal_all(archiving.sealer())
+    entries = LedgerMaker(1).run(300).entries
+    last = archiving.archive.segments(0)[-1].manifest.last_seq - 7
     options = (
-        "what-if",
         "--archive",
         str(archiving.archive.directory),
+        "--until",
+        entries[last - 1][0].decode(),
         "--cap",
         "trial=0.01",
         "--user-cap",
         "user:1=0",
     )
-    told = (await run_cli(*options, "--json", cwd=tmp_path)).json()
-    sealed = archiving.archive.segments(0)[-1].manifest.last_seq
+    told = (await run_cli("what-if", *options, "--json", cwd=tmp_path)).json()
     wanted = decide(
-        LedgerMaker(1).run(300).entries[:sealed],
+        entries[:last],
         Alternatives(plan_caps_nanousd={"trial": 10_000_000}, user_caps_nanousd={"user:1": 0}),
     )
-    assert told["events"] == sealed
+    assert told["events"] == last
     assert Decimal(told["total"]["spent_usd"]["what_if"]) == Decimal(wanted.total().other_spent_nanousd).scaleb(-9)
     assert told["total"]["newly_refused"] == wanted.total().newly_refused > 0
     assert {plan["plan"] for plan in told["plans"]} == set(wanted.by_plan())
     assert [each["call_id"] for each in told["first_refusals"]] == [each.call_id for each in wanted.first_refusals()]
-    text = await run_cli(*options, cwd=tmp_path)
+    # The same command under its other name.
+    text = await run_cli("replay", "--what-if", *options, cwd=tmp_path)
     assert text.code == 0, text.stderr
     assert "Assumes: " in text.stdout
+    assert not (tmp_path / "replay.duckdb").exists()
     assert told["first_refusals"][0]["call_id"] in text.stdout
     archiving.store.close()
     await archiving.pipeline.aclose()
+
+
+def test_replay_takes_every_option_of_what_if_as_it_is_declared_there() -> None:
+    group: Any = typer.main.get_command(app)
+    commands = {name: {each.name: each for each in group.commands[name].params} for name in ("replay", "what-if")}
+    assert commands["what-if"].keys() <= commands["replay"].keys()
+    for name in commands["what-if"].keys() - {"user", "archive", "as_json"}:
+        ours, theirs = commands["replay"][name], commands["what-if"][name]
+        assert (ours.opts, ours.help, ours.default, ours.multiple) == (
+            theirs.opts, theirs.help, theirs.default, theirs.multiple
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cap": ["trial=3"]}, "--what-if"),
+        ({"top": 0}, "--what-if"),
+        ({"is_what_if": True, "compare": True}, "no file"),
+        ({"is_what_if": True, "into": Path("other.duckdb")}, "no file"),
+        ({"is_what_if": True, "cap": ["trial"]}, "PLAN=DOLLARS"),
+        ({"is_what_if": True, "until": "yesterday"}, "neither a moment"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(typer.BadParameter, match=words):
+        replay(**options)
 
 
 @pytest.mark.parametrize(

@@ -195,11 +195,13 @@ class Script:
         self.at_ms = 1_795_000_000_000
         self._held: dict[str, int] = {}
 
-    def hold(self, call_id: str, amount: int, *, further: Mapping[str, int] | None = None, **bound: Any) -> "Script":
+    def hold(
+        self, call_id: str, amount: int, *, number: int = 1, further: Mapping[str, int] | None = None, **bound: Any
+    ) -> "Script":
         self._held[call_id] = amount
         stamps = [{"budget": name, "cap_nanousd": cap, "committed_nanousd": 0} for name, cap in (further or {}).items()]
         return self._add(
-            "budget-reserved", call_id, amount, self._order(1, **bound) | ({"budgets": stamps} if stamps else {})
+            "budget-reserved", call_id, amount, self._order(number, **bound) | ({"budgets": stamps} if stamps else {})
         )
 
     def extension(self, call_id: str, amount: int, *, model: str = OTHER, attempt: int = 2) -> "Script":
@@ -210,10 +212,12 @@ class Script:
     def called(self, call_id: str, charge: int, *, attempt: int = 1, **fields: Any) -> "Script":
         return self._add("model-called", call_id, 0, called(charge=charge, **fields), attempt=attempt)
 
-    def settle(self, call_id: str, cost: int, *, basis: str = "reported", assumed: int = 0) -> "Script":
+    def settle(
+        self, call_id: str, cost: int, *, basis: str = "reported", assumed: int = 0, further: Iterable[str] = ()
+    ) -> "Script":
         payload = {
             "hold": 1, "hold_nanousd": self._held.pop(call_id), "basis": basis, "outcome": "done",
-            "assumed_nanousd": assumed,
+            "assumed_nanousd": assumed, "budgets": [{"budget": name, "committed_nanousd": 0} for name in further],
         }  # fmt: skip
         return self._add("cost-recorded", call_id, cost, payload)
 

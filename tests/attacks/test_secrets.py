@@ -70,3 +70,6 @@ async def test_no_command_tells_the_password_of_redis_when_it_is_refused(
             assert done.code == 1
             assert "redis://limited:***@" in done.stdout + done.stderr
             assert "hunter2" not in done.stdout + done.stderr
+            if command == ("doctor",):
+                assert "allow INFO to this user" in done.stdout, "the server runs and the address is right"
+                assert "start the server" not in done.stdout

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import stat
 from collections.abc import AsyncIterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -111,6 +112,77 @@ async def test_spend_shows_what_was_spent_to_the_nano_dollar(here: Path) -> None
     assert shown.code == 0
     assert "spender" in shown.stdout
     assert assert_only_data(await run_cli("spend", "nobody", "--json", cwd=here)) == []
+
+
+async def test_sql_answers_in_every_form_what_is_committed_while_the_system_runs(here: Path) -> None:
+    publish = ("publish", "analysis", "score_post", "a post", "--user", "asker", "--wait", "20", "--json")
+    cost = Decimal(assert_only_data(await run_cli(*publish, cwd=here))["cost_usd"])
+    query = "SELECT user_id, spent_usd, calls FROM spend WHERE user_id = 'asker'"
+
+    async def is_folded() -> bool:
+        rows = assert_only_data(await run_cli("sql", query, "--json", cwd=here))
+        return rows == [{"user_id": "asker", "spent_usd": f"{cost:.9f}", "calls": 1}]
+
+    await wait_until(is_folded, what="the projection")
+    for form in ("table", "csv", "parquet"):
+        file = here / "data" / f"rows.{form}"
+        finished = await run_cli("sql", "-", "--format", form, "--output", str(file), cwd=here, stdin=query)
+        assert (finished.code, finished.stdout, finished.stderr) == (0, "", "")
+    assert (here / "data" / "rows.csv").read_text() == f"user_id,spent_usd,calls\nasker,{cost:.9f},1\n"
+    assert f"{cost:.9f}" in (here / "data" / "rows.table").read_text()
+    parquet = duckdb.sql("FROM read_parquet(?)", params=[str(here / "data" / "rows.parquet")])
+    assert parquet.fetchall() == [("asker", cost, 1)]
+
+
+async def test_a_client_of_ones_own_opens_a_copy_in_two_lines(here: Path) -> None:
+    file = here / "data" / "ledger.duckdb"
+    assert (await run_cli("sql", "--snapshot", str(file), cwd=here)).code == 0
+    with duckdb.connect(str(file), read_only=True) as connection:
+        assert connection.execute("SELECT (SELECT sum(seq) FROM position) = count(*) FROM events").fetchall() == [
+            (True,)
+        ]
+    assert [path.name for path in (here / "data").glob(".*")] == [], "no copy is left behind"
+
+
+@pytest.mark.parametrize(
+    ("query", "limits", "says"),
+    [
+        ("SELECT count(*) FROM range(1000000) AS a, range(1000000) AS b", ("--timeout", "0.5"), "after 0.5 s"),
+        # Looks for an interrupt only at its end, so that the process must end itself.
+        ("SELECT levenshtein(repeat('ab', 1000000), repeat('ba', 1000000))", ("--timeout", "0.5"), "after 0.5 s"),
+        # Streamed, so that it is cut off while its rows are written.
+        ("SELECT * FROM range(1000000) AS a, range(1000000) AS b", ("--timeout", "0.5"), "after 0.5 s"),
+        ("SELECT string_agg(repeat('x', 1000), '') FROM range(100000000)", ("--memory", "64MB"), "at 64MB of memory"),
+        # DuckDB's own limit does not count what this takes.
+        ("SELECT printf('%2000000000d', 1)", ("--memory", "64MB"), "at 64MB of memory"),
+    ],
+)
+async def test_a_heavy_query_is_cut_off(here: Path, query: str, limits: tuple[str, ...], says: str) -> None:
+    finished = await run_cli("sql", query, *limits, "--format", "csv", "--output", "data/heavy.csv", cwd=here)
+    assert finished.code == 1
+    assert finished.stderr.startswith(f"tollbook: the query was cut off {says}: narrow it, or allow more with --")
+    assert len(finished.stderr.splitlines()) == 1
+    assert not [path for path in (here / "data").iterdir() if "heavy" in path.name or path.name.startswith(".")]
+
+
+def shown_by_processes() -> dict[Path, bytes]:
+    """What a process list shows of this user's processes: their arguments and variables."""
+    shown: dict[Path, bytes] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if process.stat().st_uid == os.getuid():
+                shown[process] = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+        except OSError:
+            continue  # It has ended meanwhile.
+    return shown
+
+
+async def test_the_token_stands_in_its_file_alone(here: Path) -> None:
+    token = (here / "data" / "quack.token").read_text()
+    assert stat.S_IMODE((here / "data" / "quack.token").stat().st_mode) == 0o600
+    assert [process for process, text in shown_by_processes().items() if token.encode() in text] == []
+    rows = (await run_cli("sql", "SELECT * FROM events", "--format", "csv", cwd=here)).stdout
+    assert token not in rows
 
 
 async def test_doctor_finds_the_running_system_well(here: Path) -> None:
@@ -339,6 +411,8 @@ async def test_logs_are_json_on_standard_error_and_hold_no_secret(tmp_path: Path
                 outputs += [finished.stdout, finished.stderr]
         finally:
             await command.end()
+    token = (directory / "data" / "quack.token").read_text()
+    assert not [text for text in (command.stdout, command.stderr, *outputs) if token in text]
     assert any(entry.fault is None for entry in provider.book.entries.values()), "the key was taken"
     lines = [json.loads(line) for line in command.stderr.splitlines()]
     events = {line["event"] for line in lines}

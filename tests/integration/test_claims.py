@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import pytest
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from consumers.claims import GROUP, Claims
 from consumers.messages import Delivery
@@ -203,6 +204,23 @@ async def test_a_claim_that_others_took_is_not_taken_back(every_redis_client: Re
     assert (await group.pending(taken))[0] == "w2"
     assert rival.holds(taken)
     assert await group.count() == 2
+
+
+async def test_only_a_claim_that_is_still_in_hand_can_be_lost(
+    every_redis_client: Redis, pipeline: CommandPipeline
+) -> None:
+    """A renewal that overtakes the reply to an acknowledgement warns of nothing."""
+    claims, rival, group = make_claims(pipeline, "w1"), make_claims(pipeline, "w2"), Group(every_redis_client)
+    await claims.ensure_groups()
+    done, taken, kept = await group.deliver("w1", 3)
+    for delivery in (done, taken, kept):
+        claims.add(delivery)
+    await group.age(taken)
+    await rival.take_abandoned(STREAM)
+    with capture_logs() as lines:
+        await asyncio.gather(claims.acknowledge(done), claims.renew())
+    assert [(line["event"], line["entry_id"]) for line in lines] == [("claim.lost", taken.entry_id)]
+    assert [claims.holds(delivery) for delivery in (done, taken, kept)] == [False, False, True]
 
 
 async def test_acknowledged_entries_are_neither_pending_nor_held(

@@ -10,6 +10,8 @@ from typing import Any, Final
 import pytest
 from redis.asyncio import Redis
 
+from ledger.keys import Keys
+from ledger.store import Store
 from schemas.identifiers import check_id
 from tests.servers import wait_until
 from tests.system import GatedStandIn, StayingCommand, command_environment, run_cli, tollbook
@@ -155,6 +157,21 @@ async def test_doctor_judges_how_the_server_keeps_its_data(
     finding = next(finding for finding in finished.json() if finding["check"] == "persistence")
     assert finding["state"] == state
     assert words in finding["found"] + finding["advice"]
+
+
+async def test_doctor_says_where_redis_and_the_data_directory_do_not_belong_together(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    await asyncio.to_thread(lambda: Store.open(tmp_path / "data" / "tollbook.duckdb", "ledger-1").close())
+    for found, words in ((None, "holds no ledger under 'tollbook'"), ("ledger-2", "holds ledger ledger-2")):
+        if found is not None:
+            await redis_client.hset(Keys().meta, mapping={"ledger_id": found, "partitions": 1})
+        finished = await run_cli("doctor", "--json", cwd=tmp_path, env={"REDIS_URL": server_url})
+        (finding,) = (finding for finding in finished.json() if finding["check"] == "duckdb")
+        assert finding["state"] == "failed"
+        assert "do not belong together: the projection is of ledger ledger-1" in finding["found"]
+        assert words in finding["found"]
+        assert "TOLLBOOK_NAMESPACE" in finding["advice"]
 
 
 async def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ async def refusal(awaitable: Any) -> AppError:
 def test_package_gives_its_public_names_without_loading_what_they_need() -> None:
     script = (
         "import sys, inference; assert not {'duckdb', 'httpx', 'redis', 'genai_prices'} & sys.modules.keys(); "
+        "from inference import Publisher, InvalidTask, ResultTimeout, TaskUnconfirmed, LedgerUnavailable; "
+        "assert not {'consumers', 'duckdb', 'faststream', 'httpx', 'genai_prices', 'pyarrow'} & sys.modules.keys(); "
         "from inference import InferenceClient, MODEL_ROUTING, COST_CAPS, CostTracker, UsageService, AppError; "
         "assert 'genai_prices' not in sys.modules"
     )
@@ -53,7 +55,8 @@ def test_package_has_no_other_names() -> None:
     import inference
 
     assert set(inference.__all__) == {
-        "COST_CAPS", "MODEL_ROUTING", "AppError", "CostTracker", "InferenceClient", "UsageService"
+        "COST_CAPS", "MODEL_ROUTING", "AppError", "CostTracker", "InferenceClient", "InvalidTask",
+        "LedgerUnavailable", "Publisher", "ResultTimeout", "TaskUnconfirmed", "UsageService",
     }  # fmt: skip
     with pytest.raises(AttributeError, match="no attribute 'Missing'"):
         _ = inference.Missing

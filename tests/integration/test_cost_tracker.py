@@ -103,7 +103,13 @@ async def test_budget_is_checked_to_the_nanodollar(tracker: CostTracker) -> None
         else:
             error = await refusal(tracker.check_budget(user, estimated_cost_usd=estimate))
             assert error.code is ErrorCode.PLAN_LIMIT_REACHED, (spent, estimate)
-            assert error.data == {"cap_usd": 5, "spent_usd": Decimal(spent), "reserved_usd": 0}
+            assert error.data == {
+                "cap_usd": 5,
+                "spent_usd": Decimal(spent),
+                "reserved_usd": 0,
+                "estimated_cost_usd": Decimal(estimate),
+                "is_temporary": False,
+            }
             assert "$5.00" in error.message
 
 
@@ -147,6 +153,31 @@ async def test_same_key_is_recorded_once(calling: Calling, tracker: CostTracker)
         arguments: dict[str, Any] = {"user_id": "u1", "cost_usd": "0.25", **changed}
         error = await refusal(tracker.record_usage(**arguments, idempotency_key="job-1"))
         assert error.code is ErrorCode.IDEMPOTENCY_CONFLICT
+    assert await calling.spent() == 250_000_000
+
+
+async def test_a_key_is_not_the_task_of_the_same_name(calling: Calling, tracker: CostTracker) -> None:
+    """Whichever comes first: neither is taken for the other, and both are paid for."""
+    client = InferenceClient("generate_draft", calling.runtime)
+    first = await client.call(PROMPT, "u1", task_id="first")
+    assert await tracker.record_usage("u1", "0.25", idempotency_key="first")
+    assert await tracker.record_usage("u1", "0.25", idempotency_key="second")
+    second = await client.call(PROMPT, "u1", task_id="second")
+    assert (first.cost_usd, second.cost_usd) == (usd_from_nanousd(PRICE),) * 2
+    assert await calling.spent() == 2 * PRICE + 2 * 250_000_000
+    settled = [event.call_id for event in await calling.events() if isinstance(event.payload, CostRecorded)]
+    assert settled == ["first", "usage first", "usage second", "second"]
+
+
+async def test_a_key_that_was_recorded_when_keys_were_task_ids_stays_recorded(
+    calling: Calling, tracker: CostTracker
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("inference.cost_tracker.usage_call_id", lambda key: key)
+        assert await tracker.record_usage("u1", "0.25", idempotency_key="job-1")
+    assert not await tracker.record_usage("u1", "0.25", idempotency_key="job-1")
+    error = await refusal(tracker.record_usage("u1", "0.26", idempotency_key="job-1"))
+    assert error.code is ErrorCode.IDEMPOTENCY_CONFLICT
     assert await calling.spent() == 250_000_000
 
 

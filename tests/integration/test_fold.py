@@ -247,11 +247,24 @@ def test_an_older_version_is_lifted(store: Store, monkeypatch: pytest.MonkeyPatc
     ]
 
 
-def test_every_table_and_column_is_described(store: Store) -> None:
-    undescribed = store.query(
-        "SELECT table_name, column_name FROM duckdb_columns() WHERE comment IS NULL AND NOT internal"
+def undescribed(store: Store) -> list[str]:
+    rows = store.query(
+        "SELECT table_name || '.' || column_name AS name FROM duckdb_columns() WHERE comment IS NULL AND NOT internal "
+        "UNION ALL SELECT table_name FROM duckdb_tables() WHERE comment IS NULL AND NOT internal "
+        "UNION ALL SELECT view_name FROM duckdb_views() WHERE comment IS NULL AND NOT internal ORDER BY name"
     )
-    assert undescribed == []
+    return [row["name"] for row in rows]
+
+
+def test_every_table_view_and_column_is_described(store: Store) -> None:
+    assert undescribed(store) == []
+
+
+def test_a_view_or_column_without_a_description_is_found(store: Store) -> None:
+    with store.reading() as cursor:
+        cursor.execute("CREATE VIEW bare AS SELECT 1 AS a")
+        cursor.execute("COMMENT ON COLUMN spend.plan IS NULL")
+    assert undescribed(store) == ["bare", "bare.a", "spend.plan"]
 
 
 def test_every_money_column_is_an_exact_decimal(store: Store) -> None:

@@ -113,6 +113,16 @@ def rows(store: Store, view: str, *columns: str) -> list[tuple[Any, ...]]:
     return [tuple(row[column] for column in columns) for row in found]
 
 
+def answers(folder: Path, book: Book, view: str, *columns: str) -> list[tuple[Any, ...]]:
+    """Return the rows of a view over a book of its own."""
+    store = Store.open(folder / "t.duckdb", "ledger")
+    try:
+        store.fold(Batch(0, book.entries))
+        return rows(store, view, *columns)
+    finally:
+        store.close()
+
+
 ANN, BOB = 2 * USD + USD + USD // 2, 4 * USD - USD
 
 
@@ -161,6 +171,9 @@ def test_spend_by_day_goes_by_the_moment_of_settlement_in_utc(store: Store) -> N
         cursor.execute("SET TimeZone = 'Pacific/Kiritimati'")  # UTC+14: its days are others.
         cursor.execute("SELECT * FROM spend_by_day ORDER BY day")
         assert [tuple(row.values()) for row in cursor.to_arrow_table().to_pylist()] == expected
+        cursor.execute("SET TimeZone = 'Asia/Kolkata'")  # UTC+5:30: its hours are others.
+        cursor.execute("SELECT epoch(hour)::BIGINT % 3600 AS rest, count(*) AS hours FROM spend_by_hour GROUP BY rest")
+        assert cursor.fetchall() == [(0, 3)]
         cursor.execute("RESET TimeZone")
 
 
@@ -174,18 +187,44 @@ def test_spend_by_hour_goes_by_the_hour_of_settlement(store: Store) -> None:
 
 
 def test_cap_use_foretells_the_day_by_the_mean_daily_spend_so_far(store: Store) -> None:
-    # The newest event is 5 days and 90 seconds after the 1st.
-    days = Decimal(5 * 86_400 + 90) / 86_400
-    means = {"ann": usd(ANN) / days, "bob": usd(BOB) / days}
+    # From the first event of each user to the newest of all.
+    newest = on(6) + timedelta(seconds=90)
+    days = {"ann": newest - on(1, 23, 50), "bob": newest - on(2, 1)}
     found = {row["user_id"]: row for row in store.query("SELECT * FROM cap_use")}
     for user, spent in (("ann", ANN), ("bob", BOB)):
-        row = found[user]
-        assert abs(row["mean_day_usd"] - means[user]) <= Decimal("0.000000001")
+        row, mean = found[user], usd(spent) / (Decimal(days[user] // timedelta(seconds=1)) / 86_400)
+        assert abs(row["mean_day_usd"] - mean) <= Decimal("0.000000001")
         assert row["left_usd"] == usd(10 * USD - spent)
-        runs_out_at = on(6) + timedelta(seconds=90, days=float(row["left_usd"] / means[user]))
-        assert row["runs_out_on"] == runs_out_at.date()
+        assert row["runs_out_on"] == (newest + timedelta(days=float(row["left_usd"] / mean))).date()
     assert [found[user]["used_percent"] for user in ("ann", "bob")] == [35, 30]
-    assert [found[user]["runs_out_on"] for user in ("ann", "bob")] == [date(2026, 11, 15), date(2026, 11, 17)]
+    # 6.5 dollars at 3.5 in 4.01 days, 7 dollars at 3 in 3.96 days.
+    assert [found[user]["runs_out_on"] for user in ("ann", "bob")] == [date(2026, 11, 13), date(2026, 11, 15)]
+
+
+def test_who_came_late_in_the_month_has_spent_in_days_and_not_in_weeks(tmp_path: Path) -> None:
+    # 6 of 10 dollars in a day and a half: 4 a day, so the other 4 last a day more. From the 1st on it would be
+    # 0.24 a day, and the cap would seem to outlive the month.
+    book = Book()
+    book.reserve(on(25), "u", "c", 6 * USD)
+    book.settle(on(26, 12), "u", "c", 6 * USD, 6 * USD)
+    assert answers(tmp_path, book, "cap_use", "mean_day_usd", "runs_out_on") == [(usd(4 * USD), date(2026, 11, 27))]
+
+
+def test_credit_counts_for_the_cap_that_runs_out(tmp_path: Path) -> None:
+    book = Book()
+    book.reserve(on(1), "u", "c", 10 * USD)
+    book.append(on(2), "credit-granted", "u", "", 5 * USD, {"author": "ops", "reason": "outage"})
+    book.settle(on(5), "u", "c", 10 * USD, 10 * USD)
+    # 10 dollars in 4 days; 5 of 15 are left for two days more. Without the credit nothing would be.
+    columns = ("cap_usd", "left_usd", "used_percent", "runs_out_on")
+    expected = [(usd(15 * USD), usd(5 * USD), percent(10, 15), date(2026, 11, 7))]
+    assert answers(tmp_path, book, "cap_use", *columns) == expected
+
+
+def test_a_cap_of_nothing_is_used_up_and_has_no_percentage(tmp_path: Path) -> None:
+    book = Book()
+    book.append(on(3), "plan-assigned", "u", "", 0, {"plan": "none", "cap_nanousd": 0, "author": "a", "reason": "r"})
+    assert answers(tmp_path, book, "cap_use", "used_percent", "runs_out_on") == [(None, date(2026, 11, 3))]
 
 
 @pytest.mark.parametrize(
@@ -209,12 +248,7 @@ def test_the_day_a_cap_runs_out_is_within_the_period_or_not_told(
     book.reserve(on(1), "u", "c", 10 * USD)
     book.settle(on(1, 1), "u", "c", spent, 10 * USD)
     book.append(newest, "segment-sealed", "", "", 0, {"segment": "s", "first_id": "1-0", "last_id": "2-0", "events": 2})
-    store = Store.open(tmp_path / "t.duckdb", "ledger")
-    try:
-        store.fold(Batch(0, book.entries))
-        assert store.query("SELECT runs_out_on FROM cap_use") == [{"runs_out_on": expected}]
-    finally:
-        store.close()
+    assert answers(tmp_path, book, "cap_use", "runs_out_on") == [(expected,)]
 
 
 def test_denials_tell_the_balance_that_refused_and_what_was_missing(store: Store) -> None:
@@ -240,13 +274,12 @@ def test_latency_percentiles_are_latencies_that_were_measured(tmp_path: Path) ->
     for number in range(100, 0, -1):
         book.called(on(1), "u", f"c{number}", LARGE, 10 * number)
     book.called(on(1), "u", "c0", LARGE, 99_999, outcome="timeout", charge_basis="assumed")  # It has no answer.
-    store = Store.open(tmp_path / "t.duckdb", "ledger")
-    try:
-        store.fold(Batch(0, book.entries))
-        columns = ("model", "answered", "min_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms")
-        assert rows(store, "latency_by_model", *columns) == [(LARGE, 100, 10, 500, 900, 950, 990, 1_000)]
-    finally:
-        store.close()
+    book.called(on(1), "u", "d1", SMALL, 7)  # One alone is every percentile.
+    columns = ("model", "answered", "min_ms", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms")
+    assert answers(tmp_path, book, "latency_by_model", *columns) == [
+        (LARGE, 100, 10, 500, 900, 950, 990, 1_000),
+        (SMALL, 1, 7, 7, 7, 7, 7, 7),
+    ]
 
 
 def test_token_prices_are_of_attempts_that_report_tokens(store: Store) -> None:
@@ -263,6 +296,55 @@ def test_token_prices_are_of_attempts_that_report_tokens(store: Store) -> None:
         ("2026-11", LARGE, 1, 600, 400, usd(2 * USD), usd(2 * USD) * 1000 / (600 + 400)),
         ("2026-11", SMALL, 1, 900, 100, usd(USD // 2), usd(USD // 2) * 1000 / (900 + 100)),
     ]
+
+
+def test_a_token_price_is_what_was_really_paid(tmp_path: Path) -> None:
+    book = Book()
+    # Three dollars for 1,000 tokens, corrected to two; a count of zero is not written.
+    book.called(on(1), "u", "c1", LARGE, 1, charge_nanousd=3 * USD, usage={"prompt_tokens": 1_000})
+    book.append(on(2), "cost-adjusted", "u", "c1", -USD, {"hold": 1, "basis": "reported", "reason": "r", "author": "a"})
+    book.called(on(1), "u", "c2", LARGE, 1, charge_nanousd=USD, usage={"completion_tokens": 500})
+    # Which of two attempts was corrected nobody knows; an assumption is no price; no tokens, no price for them.
+    for _ in range(2):
+        book.called(on(1), "u", "c3", LARGE, 1, charge_nanousd=9 * USD, **tokens(1, 1))
+    book.append(on(2), "cost-adjusted", "u", "c3", -USD, {"hold": 1, "basis": "reported", "reason": "r", "author": "a"})
+    book.called(on(1), "u", "c4", LARGE, 1, charge_nanousd=9 * USD, charge_basis="assumed", **tokens(1, 1))
+    book.called(on(1), "u", "c5", SMALL, 1, charge_nanousd=USD, **tokens(0, 0))
+    columns = ("model", "attempts", "prompt_tokens", "completion_tokens", "charged_usd", "usd_per_1000_tokens")
+    assert answers(tmp_path, book, "token_prices", *columns) == [
+        (LARGE, 2, 1_000, 500, usd(2 * USD + USD), usd((2 + 1) * USD) * 1000 / (1_000 + 500)),
+        (SMALL, 1, 0, 0, usd(USD), None),
+    ]
+
+
+def test_nothing_is_divided_by_nothing(tmp_path: Path) -> None:
+    book = Book()
+    book.reserve(on(1), "u", "c", USD)
+    book.fall_back(on(1), "u", "c", reason="timeout")  # Its attempt stands on the ledger before it; here there is none.
+    book.settle(on(1), "u", "c", 0, USD, basis="released")
+    assert answers(tmp_path, book, "fallback_rates", "model", "attempts", "fallback_percent") == [(LARGE, 0, None)]
+    # Nothing more is folded into the same file.
+    assert answers(tmp_path, Book(), "cost_certainty", "spent_usd", "assumed_percent") == [(0, None)]
+
+
+def test_calls_of_two_partitions_are_two_though_their_ids_are_one(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "t.duckdb", "ledger", 2)
+    try:
+        for partition, user, cost in ((0, "ann", USD), (1, "bob", 2 * USD)):
+            book = Book()
+            book.reserve(on(4, 23), user, "same", 4 * USD)
+            book.settle(on(4, 23, 59), user, "same", cost, 4 * USD)
+            book.reserve(on(5) + timedelta(hours=partition), user, "open", 3 * USD)
+            store.fold(Batch(partition, book.entries))
+        for view, when in (("spend_by_day", date(2026, 11, 4)), ("spend_by_hour", on(4, 23))):
+            key = view.removeprefix("spend_by_")
+            assert rows(store, view, key, "calls", "users", "spent_usd") == [(when, 2, 2, usd((1 + 2) * USD))]
+        assert rows(store, "spend_by_task_type", "calls", "spent_usd") == [(4, usd((1 + 2) * USD))]
+        assert rows(store, "spend_by_user", "user_id", "spent_usd") == [("ann", usd(USD)), ("bob", usd(2 * USD))]
+        # The newest event is of partition 1, whichever partition a hold is of.
+        assert rows(store, "open_holds", "partition", "user_id", "open_s") == [(0, "ann", 3_600), (1, "bob", 0)]
+    finally:
+        store.close()
 
 
 def test_cost_certainty_parts_the_spend(store: Store) -> None:

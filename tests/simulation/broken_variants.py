@@ -46,9 +46,9 @@ class ImpatientWorker(Worker):
 
 
 class HastyWorker(Worker):
-    async def _execute(self, delivery: Delivery, slot: Any) -> None:
+    async def _execute(self, delivery: Delivery, slot: Any, told: Any) -> None:
         await self.claims.acknowledge(delivery)
-        await super()._execute(delivery, slot)
+        await super()._execute(delivery, slot, told)
 
 
 class TrustingRunner(CallRunner):

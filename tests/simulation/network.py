@@ -6,12 +6,14 @@ was sent may also be executed long after the sender was told that the connection
 """
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, cast
 
+import hiredis
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
@@ -106,10 +108,7 @@ class Connection:
         self._waiting: asyncio.Future[None] | None = None
         self._sent = 0
 
-    def pack_command(self, *command: Any) -> list[Any]:
-        return [command]
-
-    async def send_packed_command(self, commands: Sequence[Sequence[Any]], *, check_health: bool = True) -> None:
+    async def send_packed_command(self, commands: Sequence[bytes], *, check_health: bool = True) -> None:
         network, random = self._network, self._network.random
         if network.loop.is_ending:
             raise asyncio.CancelledError
@@ -129,7 +128,7 @@ class Connection:
         elif draw < network.faults.broken + network.faults.silent:
             network.on_trouble(self._process, ANSWER_TIMEOUT_S)
             executed, told = random.choice((0, len(commands))), -1
-        batch = [tuple(command) for command in commands]
+        batch = [_unpacked(command) for command in commands]
         network.loop.world_later(
             network.delay_s(self._process) + late_s, self._arrive, self._sent, batch, executed, told
         )
@@ -234,3 +233,10 @@ class FakePubSub:
 
     async def aclose(self) -> None:
         self._network.unsubscribe(self)
+
+
+def _unpacked(command: bytes) -> tuple[str | int, ...]:
+    """Return the arguments as they were given; a command has the form of a reply that is a list."""
+    reader = hiredis.Reader()
+    reader.feed(command)
+    return tuple(int(part) if re.fullmatch(rb"0|-?[1-9]\d*", part) else part.decode() for part in reader.gets())

@@ -33,7 +33,7 @@ from ledger.functions import function, library_code
 from ledger.gate import Gate
 from ledger.keys import Keys
 from ledger.ledger import Ledger, Patience
-from ledger.pipeline import CommandPipeline
+from ledger.pipeline import CommandPipeline, pack_command
 from ledger.requests import Position
 from ledger.results import Results
 from schemas.identifiers import EntryId
@@ -547,7 +547,8 @@ class World:
     async def _read(self, process: Process, worker: Worker) -> None:
         """Read new entries, as many as there are slots for."""
         connection = Connection(self.network)
-        command = ("XREADGROUP", "GROUP", GROUP, process.name, "COUNT", str(_READ_COUNT), "STREAMS", STREAM, ">")
+        read = ("XREADGROUP", "GROUP", GROUP, process.name, "COUNT", str(_READ_COUNT), "STREAMS", STREAM, ">")
+        command = pack_command(read)
         while True:
             try:
                 async with asyncio.timeout(30):

@@ -12,7 +12,7 @@ from benchmarks.load import EVENTS_A_CALL, typical_entries
 from benchmarks.measure import Target, compare, in_turn
 from schemas.upcasters import event_from_entry
 
-NAMES = ("gate", "calls", "projection", "budget_check", "replay", "verify")
+NAMES = ("gate", "calls", "projection", "budget_check", "heavy_query", "replay", "verify")
 
 
 @pytest.mark.slow

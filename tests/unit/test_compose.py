@@ -56,6 +56,19 @@ def test_workers_start_after_a_healthy_redis_and_projector(compose: dict[str, An
         assert all(services[dependency]["healthcheck"]["test"][0] == "CMD" for dependency in needed)
 
 
+def test_the_projector_is_healthy_when_it_is_ready_and_workers_do_not_contend_for_a_port(
+    compose: dict[str, Any],
+) -> None:
+    projector, worker = compose["services"]["projector"], compose["services"]["worker"]
+    program, option, code = projector["healthcheck"]["test"][1:]
+    port = projector["environment"]["TOLLBOOK_METRICS_PORT"]
+
+    assert (program, option) == ("python", "-c")
+    assert f"http://127.0.0.1:{port}/health/ready" in code
+    assert worker["environment"]["TOLLBOOK_METRICS_PORT"] == "0"
+    assert "TOLLBOOK_METRICS_HOST" not in projector["environment"] | worker["environment"]
+
+
 def test_our_services_run_known_commands_of_one_image(compose: dict[str, Any]) -> None:
     services = compose["services"]
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import typer.main
+import yaml
 
 from consumers.cli.app import app
+from consumers.observability.catalogue import METRICS
 from inference.routing import MODEL_ROUTING
 from inference.settings import settings_table
 from ledger.keys import Keys
@@ -23,6 +25,7 @@ from schemas.results import ErrorCode, InferenceResult
 from schemas.tasks import Task, TaskStream, TaskType
 
 ROOT = Path(__file__).resolve().parents[2]
+OBSERVABILITY = ROOT / "docs" / "observability.md"
 README = ROOT / "README.md"
 DUCKDB = ROOT / "docs" / "duckdb.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -77,6 +80,22 @@ def first_column(table: str) -> list[str]:
 def test_the_table_of_settings_is_the_code_s() -> None:
     rows = [(code(name), code(default), meaning) for name, default, meaning in settings_table()]
     assert between(README, "settings") == markdown(("variable", "default", "meaning"), rows)
+
+
+def test_the_table_of_metrics_is_the_code_s() -> None:
+    rows = [
+        (code(metric.name), metric.kind, ", ".join(map(code, metric.labels)), metric.source, metric.meaning)
+        for metric in METRICS
+    ]
+    assert between(OBSERVABILITY, "metrics") == markdown(("metric", "type", "labels", "from", "meaning"), rows)
+
+
+def test_alerts_and_questions_ask_for_metrics_that_exist() -> None:
+    rules = yaml.safe_load(between(OBSERVABILITY, "alerts").removeprefix("```yaml\n").removesuffix("```"))
+    expressions = " ".join(rule["expr"] for group in rules["groups"] for rule in group["rules"])
+    known = {name for metric in METRICS for name in (metric.name, f"{metric.name}_bucket")}
+    assert len(re.findall(r"\btollbook_\w+", expressions)) >= 6
+    assert set(re.findall(r"\btollbook_\w+", expressions + text_of(OBSERVABILITY))) <= known
 
 
 def test_every_error_code_is_explained_once() -> None:

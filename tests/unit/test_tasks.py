@@ -129,7 +129,8 @@ def test_limits_themselves_are_allowed() -> None:
     assert task_from_fields({**SCORE, **at_limits}).max_tokens == 200_000
 
 
-SAME_WORK = [{"task_id": "t-2"}, {"reply_to": "other"}, {"metadata": '{"a":1}'}, {"plan": "trial"}]
+TRACE = {"traceparent": f"00-{0xABC:032x}-{0xDEF:016x}-01", "tracestate": "vendor=1"}
+SAME_WORK = [{"task_id": "t-2"}, {"reply_to": "other"}, {"metadata": '{"a":1}'}, {"plan": "trial"}, TRACE]
 OTHER_WORK = [
     {"prompt": "a post."}, {"task": "extract_patterns"}, {"user_id": "u43"}, {"plan": "growth"}, {"campaign_id": "c"},
     {"system": "Be brief."}, {"max_tokens": "5"}, {"temperature": "0.5"}, {"model": "openai/gpt-4o"},
@@ -146,6 +147,24 @@ def test_what_changes_neither_the_work_nor_its_price_keeps_the_hash(change: dict
 def test_other_work_has_another_hash(change: dict[str, str]) -> None:
     """G4: the same task id with other content is a conflict."""
     assert task_from_fields({**SCORE, **change}).content_hash() != task_from_fields(SCORE).content_hash()
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (TRACE["traceparent"], TRACE["traceparent"]),
+        (TRACE["traceparent"].upper(), None),
+        (f"01-{0xABC:032x}-{0xDEF:016x}-01-more", None),
+        (f"00-{0:032x}-{0xDEF:016x}-01", None),
+        (f"00-{0xABC:032x}-{0:016x}-01", None),
+        ("x" * 1_000_000, None),
+        (TRACE["traceparent"] + "\n", None),
+        (7, None),
+    ],
+)
+def test_a_malformed_trace_context_is_ignored_and_refuses_no_task(given: object, kept: str | None) -> None:
+    task = task_from_fields({**SCORE, "traceparent": given, "tracestate": given})
+    assert task.traceparent == kept
 
 
 def test_the_hash_is_a_contract() -> None:

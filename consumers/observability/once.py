@@ -1,0 +1,35 @@
+"""One answer for many askers: made at most once a second, and once at a time."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Once(Generic[T]):
+    """Keeps what `make` returned for `keep_s` seconds; who asks meanwhile gets that, or waits for the next one."""
+
+    def __init__(
+        self, make: Callable[[], Awaitable[T]], *, keep_s: float = 1.0, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._make = make
+        self._keep_s = keep_s
+        self._monotonic = monotonic
+        self._kept: tuple[float, T] | None = None
+        self._making: asyncio.Task[T] | None = None
+
+    async def get(self) -> T:
+        """Return an answer that is at most `keep_s` old. Errors: those of `make`, to all who wait for it."""
+        if self._kept is not None and self._monotonic() - self._kept[0] < self._keep_s:
+            return self._kept[1]
+        if self._making is None or self._making.done():
+            self._making = asyncio.create_task(self._renew())
+        # Shielded: an asker that goes away takes nothing from the others.
+        return await asyncio.shield(self._making)
+
+    async def _renew(self) -> T:
+        answer = await self._make()
+        self._kept = (self._monotonic(), answer)
+        return answer

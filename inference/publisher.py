@@ -1,0 +1,186 @@
+"""Publishing for applications: puts tasks on the streams and waits for their results.
+
+    async with Publisher() as publisher:
+        task_id = await publisher.publish("generation", "generate_draft", "Write ...", user_id="u42")
+        result = await publisher.wait(task_id, timeout_s=60)
+
+Needs Redis alone: no price, no provider, no DuckDB, and no part of the worker. A task bears its id before
+it is sent, so that sending it again is harmless: the same id with the same content is the same call (G4).
+"""
+
+import asyncio
+import uuid
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Final, Self, Unpack
+
+from redis.exceptions import RedisError
+
+from inference.address import find_redis_url
+from inference.errors import ResultTimeout
+from inference.settings import Settings, load_settings
+from ledger.connection import connect, hide_password
+from ledger.errors import LedgerUnavailable
+from ledger.keys import Keys
+from ledger.pipeline import CommandPipeline
+from ledger.results import Results
+from schemas.entries import TaskEntry, TaskFields, task_entry
+from schemas.results import InferenceResult
+from schemas.tasks import TaskStream, TaskType
+
+# A connection that was idle for long is often found dead by the first command; the second makes a new one.
+_TRIES: Final = 2
+
+
+class TaskUnconfirmed(LedgerUnavailable):
+    """Redis did not say whether it has the task. Publishing it again under `task_id` is safe, whichever is true."""
+
+    def __init__(self, task_id: str, problem: object) -> None:
+        super().__init__(f"task {task_id} may or may not have been published ({problem}); repeat it with this task_id")
+        self.task_id = task_id
+
+
+class Publisher:
+    """A connection of an application to the task streams; open it once and share it between all requests.
+
+    What is published at the same time travels together: a thousand tasks take a few round trips.
+    Errors of every method but `publish`'s own: LedgerUnavailable.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Without `settings` they are read when it is opened, from the environment and `.env`."""
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._opened: _Opened | None = None
+
+    async def __aenter__(self) -> Self:
+        """Connect. Errors: SettingsError; LedgerUnavailable where no server is found or none answers."""
+        async with AsyncExitStack() as stack:
+            self._opened = await _Opened.connect(self._settings or load_settings(), stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Send what is still queued, then close the connections."""
+        self._opened = None
+        await self._stack.aclose()
+
+    async def publish(
+        self,
+        stream: TaskStream | str,
+        task: TaskType | str,
+        prompt: str | None = None,
+        **fields: Unpack[TaskFields],
+    ) -> str:
+        """Publish a task and return its id: the given `task_id`, else a new one.
+
+        Errors: InvalidTask, before anything is sent, for what a worker would refuse; TaskUnconfirmed, with the id.
+        """
+        entry = new_entry(stream, task, prompt, **fields)
+        await self.send(entry)
+        return entry.task_id
+
+    async def publish_and_wait(
+        self,
+        stream: TaskStream | str,
+        task: TaskType | str,
+        prompt: str | None = None,
+        *,
+        timeout_s: float,
+        **fields: Unpack[TaskFields],
+    ) -> InferenceResult:
+        """Publish a task and return its result. Errors: as `publish` and `wait`."""
+        return await self.wait(await self.publish(stream, task, prompt, **fields), timeout_s=timeout_s)
+
+    async def send(self, entry: TaskEntry) -> str:
+        """Append an entry made by `new_entry`, and return the stream entry's id. Errors: TaskUnconfirmed."""
+        opened = self._open()
+        flat = [part for pair in entry.fields.items() for part in pair]
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                entry_id: bytes = await opened.pipeline.execute("XADD", entry.stream.value, "*", *flat)
+            except LedgerUnavailable as exc:
+                if not tries_left:
+                    raise TaskUnconfirmed(entry.task_id, exc) from exc
+            except RedisError as exc:
+                raise LedgerUnavailable(f"Redis at {opened.where} refuses task {entry.task_id}: {exc}") from exc
+            else:
+                return entry_id.decode()
+        raise AssertionError("the last try returns or raises")
+
+    async def result(self, task_id: str) -> InferenceResult | None:
+        """Return a task's result, or None while there is none (or no longer: they are kept for some days)."""
+        return await (await self._open().results()).get(task_id)
+
+    async def wait(self, task_id: str, *, timeout_s: float) -> InferenceResult:
+        """Return a task's result as soon as it is there: `done`, `denied`, `failed` or `invalid`.
+
+        Woken by Redis when the result is stored; a result that is there already is returned at once.
+        Errors: ResultTimeout after `timeout_s`; the task goes on, and can be waited for again.
+        """
+        found = await (await self._open().results()).wait(task_id, timeout_s)
+        if found is None:
+            raise ResultTimeout(task_id, timeout_s)
+        return found
+
+    def _open(self) -> "_Opened":
+        if self._opened is None:
+            raise LedgerUnavailable("the publisher is not open: use `async with Publisher() as publisher:`")
+        return self._opened
+
+
+def new_entry(
+    stream: TaskStream | str, task: TaskType | str, prompt: str | None = None, **fields: Unpack[TaskFields]
+) -> TaskEntry:
+    """Make a task to `send`, with an id of its own where none is given. Errors: InvalidTask."""
+    return task_entry(stream, {"task": task, "prompt": prompt, **fields}, new_id=str(uuid.uuid4()))
+
+
+class _Opened:
+    """What an open publisher works with."""
+
+    def __init__(self, settings: Settings, redis_url: str, stack: AsyncExitStack) -> None:
+        self.where = hide_password(redis_url)
+        self._settings = settings
+        self._redis = connect(redis_url)
+        stack.push_async_callback(self._redis.aclose)
+        self.pipeline = CommandPipeline(self._redis)
+        stack.push_async_callback(self.pipeline.aclose)
+        self._results: Results | None = None
+        self._is_certain = False
+        self._asking = asyncio.Lock()
+
+    @classmethod
+    async def connect(cls, settings: Settings, stack: AsyncExitStack) -> "_Opened":
+        opened = cls(settings, find_redis_url(settings), stack)
+        try:
+            await opened.pipeline.execute("PING")
+        except (LedgerUnavailable, RedisError) as exc:
+            raise LedgerUnavailable(f"Redis at {opened.where} does not answer: {exc}") from exc
+        return opened
+
+    async def results(self) -> Results:
+        """Return where results are, in all partitions of the ledger; the same for all who ask."""
+        async with self._asking:
+            # Tasks may be published before there is a ledger: until then its number of partitions is not certain.
+            if not self._is_certain:
+                meta = Keys(self._settings.namespace).meta
+                stored: bytes | None = await self.pipeline.execute("HGET", meta, "partitions")
+                self._is_certain = stored is not None
+                partitions = int(stored) if stored else self._settings.partitions
+                if self._results is None or partitions != self._results.partitions:
+                    self._results = self._results_in(partitions)
+            assert self._results is not None
+            return self._results
+
+    def _results_in(self, partitions: int) -> Results:
+        settings = self._settings
+        return Results(
+            self._redis,
+            self.pipeline,
+            namespace=settings.namespace,
+            partitions=partitions,
+            ttl_s=settings.result_ttl_s,
+        )

@@ -1,0 +1,100 @@
+"""Waiting for results to be stored: one subscription for all who wait in a process.
+
+Each result is announced on a channel named like its key. Whoever expects one looks at the key
+when woken: once the subscription stands (what came before it was announced to nobody), and at
+each announcement. An announcement can still be missed while a connection is made anew, since
+pub/sub keeps nothing; so nobody relies on being woken alone.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, cast
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+
+_RECONNECT_S: Final = 1.0
+_log = structlog.get_logger(__name__)
+
+
+class Arrivals:
+    """The channels on which somebody waits, over one connection that is there while somebody does."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._listener: asyncio.Task[None] | None = None
+        self._pubsub: PubSub | None = None
+        # Commands of one subscription must not overlap while its connection is made.
+        self._lock = asyncio.Lock()
+
+    @asynccontextmanager
+    async def expected(self, channels: Sequence[str]) -> AsyncGenerator[asyncio.Event]:
+        """Yield an event that is set whenever it is worth looking; whoever looks clears it before."""
+        woken = asyncio.Event()
+        for channel in channels:
+            self._waiting.setdefault(channel, set()).add(woken)
+        try:
+            await self._listen_to(channels)
+            yield woken
+        finally:
+            await self._leave(channels, woken)
+
+    async def _listen_to(self, channels: Sequence[str]) -> None:
+        if self._listener is None or self._listener.done():
+            self._listener = asyncio.create_task(self._listen())
+            return
+        async with self._lock:
+            if self._pubsub is not None:
+                # A lost connection is the listener's to mend, which then subscribes to everything anew.
+                with contextlib.suppress(RedisError, OSError):
+                    await self._pubsub.subscribe(*channels)
+
+    async def _leave(self, channels: Sequence[str], woken: asyncio.Event) -> None:
+        for channel in channels:
+            self._waiting[channel].discard(woken)
+        unused = [channel for channel in channels if not self._waiting[channel]]
+        for channel in unused:
+            del self._waiting[channel]
+        if not self._waiting:
+            listener, self._listener = self._listener, None
+            if listener is not None:
+                listener.cancel()
+                await asyncio.gather(listener, return_exceptions=True)
+        elif unused:
+            async with self._lock:
+                if self._pubsub is not None:
+                    # Somebody may have come for the same channel meanwhile.
+                    left = [channel for channel in unused if channel not in self._waiting]
+                    with contextlib.suppress(RedisError, OSError):
+                        if left:
+                            await self._pubsub.unsubscribe(*left)  # pyright: ignore[reportUnknownMemberType]
+
+    async def _listen(self) -> None:
+        while True:
+            pubsub = self._redis.pubsub()  # pyright: ignore[reportUnknownMemberType]
+            try:
+                async with self._lock:
+                    await pubsub.subscribe(*self._waiting)
+                    self._pubsub = pubsub
+                while True:
+                    self._wake(cast("dict[str, Any] | None", await pubsub.get_message(timeout=None)))
+            except (RedisError, OSError) as exc:
+                _log.warning("arrivals.connection_lost", problem=str(exc))
+                await asyncio.sleep(_RECONNECT_S)
+            finally:
+                if self._pubsub is pubsub:
+                    self._pubsub = None
+                await pubsub.aclose()
+
+    def _wake(self, message: dict[str, Any] | None) -> None:
+        if message is None or message["type"] not in ("subscribe", "message"):
+            return
+        channel = message["channel"]
+        name = channel.decode() if isinstance(channel, bytes) else str(channel)
+        for event in self._waiting.get(name, ()):
+            event.set()

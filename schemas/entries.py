@@ -1,0 +1,100 @@
+"""Task entries: what a publisher appends to a task stream, and the size that an entry may have.
+
+An entry is made of plain text fields and then read as a worker will read it, so that what is
+refused there is refused before it is sent, and no rule stands in two places.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypedDict
+
+from schemas.tasks import InvalidTask, Message, TaskStream, task_from_fields
+
+MAX_ENTRY_BYTES: Final = 2_000_000
+
+
+class TaskFields(TypedDict, total=False):
+    """The fields of a task beside its type and prompt, as a program gives them; None counts as absent.
+
+    Units: `max_tokens` completion tokens; `temperature` 0 to 2.
+    """
+
+    user_id: str | None
+    plan: str | None
+    task_id: str | None
+    campaign_id: str | None
+    system: str | None
+    messages: Sequence[Message | Mapping[str, str]] | str | None
+    max_tokens: int | None
+    temperature: float | None
+    model: str | None
+    reply_to: str | None
+    metadata: Mapping[str, Any] | str | None
+    traceparent: str | None
+    tracestate: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEntry:
+    """A valid task with its id and the stream it is for; `fields` are what is appended, in this order."""
+
+    stream: TaskStream
+    task_id: str
+    fields: Mapping[str, str]
+
+
+def task_entry(stream: str, values: Mapping[str, object], *, new_id: str) -> TaskEntry:
+    """Make an entry of a task's values; `new_id` is its id where they name none.
+
+    `messages` and `metadata` may be JSON text already. Errors: InvalidTask, by the rules of the worker.
+    """
+    fields = {name: _text(name, value) for name, value in {"task_id": new_id, **_given(values)}.items()}
+    check_entry_size(sum(len(part.encode("utf-8", "replace")) for pair in fields.items() for part in pair))
+    task_from_fields(fields)
+    return TaskEntry(_stream(stream), fields["task_id"], fields)
+
+
+def check_entry_size(size: int) -> None:
+    """Refuse an entry of more bytes, names and values together, than a worker takes. Errors: InvalidTask."""
+    if size > MAX_ENTRY_BYTES:
+        raise InvalidTask(f"the message has {size} bytes, at most {MAX_ENTRY_BYTES} are taken")
+
+
+def _given(values: Mapping[str, object]) -> dict[str, object]:
+    # Empty text counts as absent, as it does in a stream entry; but an empty prompt is an error, not a missing one.
+    return {name: value for name, value in values.items() if value is not None and (value != "" or name == "prompt")}
+
+
+def _text(name: str, value: object) -> str:
+    match value:
+        case str():
+            return str(value)
+        case bool() | bytes():
+            raise InvalidTask(f"{name}: must not be of the type {type(value).__name__}")
+        case int() | float():
+            return str(value)
+        case _:
+            return _json(name, value)
+
+
+def _json(name: str, value: object) -> str:
+    try:
+        return json.dumps(value, default=_plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise InvalidTask(f"{name}: cannot be written as JSON ({exc})") from None
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Message):
+        return value.model_dump()
+    if isinstance(value, Mapping):
+        return dict(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    raise TypeError(f"a {type(value).__name__} is not JSON")
+
+
+def _stream(name: str) -> TaskStream:
+    try:
+        return TaskStream(name)
+    except ValueError:
+        raise InvalidTask(f"unknown stream {name!r}; known are {', '.join(TaskStream)}") from None

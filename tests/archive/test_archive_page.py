@@ -1,0 +1,227 @@
+"""What docs/archive.md says is so: its verifier, written from the page alone, recomputes a real archive's chain."""
+
+import ast
+import asyncio
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+import pytest_asyncio
+from jsonschema import Draft202012Validator
+from redis.asyncio import Redis
+
+from consumers.event_docs import PAYLOADS
+from inference.settings import Settings
+from ledger import chain
+from ledger.segments import Archive, Manifest
+from ledger.source import LedgerSource
+from ledger.verify import Options, Verdict, verify
+from tests.archive.gate_ledger import GateLedger
+from tests.system import Finished
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+ROOT: Final = Path(__file__).parents[2]
+PAGE: Final = (ROOT / "docs" / "archive.md").read_text("utf-8")
+
+
+def between(name: str) -> str:
+    found = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", PAGE, re.DOTALL)
+    assert found, name
+    return found[1]
+
+
+def code(name: str) -> str:
+    return between(name).partition("\n")[2].removesuffix("```")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def books(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GateLedger]:
+    """Several segments of every kind of event, news of sealing among them."""
+    async with Redis.from_url(server_url) as redis:
+        await redis.flushall()
+        await redis.function_flush()
+        made = GateLedger(redis, tmp_path_factory.mktemp("page"), 11)
+        await made.begin()
+        await made.run(250)
+        await made.seal(segment_events=40)
+        await made.run(120)
+        await made.seal(segment_events=40, keep_events=50)
+        yield made
+        await made.aclose()
+
+
+async def run_verifier(archive: Path, tmp_path: Path) -> Finished:
+    script = tmp_path / "verifier.py"
+    script.write_text(code("verifier"), "utf-8")
+    # Isolated: nothing of this project can be imported by accident.
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", script, archive, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    output, errors = await process.communicate()
+    return Finished(process.returncode or 0, output.decode(), errors.decode())
+
+
+async def test_the_verifier_of_the_page_recomputes_the_chain_of_an_archive(books: GateLedger, tmp_path: Path) -> None:
+    finished = await run_verifier(books.archive.directory, tmp_path)
+    assert (finished.code, finished.stderr) == (0, "")
+    last = books.archive.segments(0)[-1].manifest
+    assert finished.stdout == f"partition-0 {last.last_seq} {last.chain_after}\n"
+    assert len(books.archive.segments(0)) >= 4
+
+
+def rewrite(path: Path, change: Any) -> None:
+    """Change events and forge the manifest's hash of the file as well."""
+    table = pq.ParquetFile(path).read()
+    rows = table.to_pylist()
+    change(rows)
+    pq.write_table(table.from_pylist(rows, table.schema), path)
+    manifest = path.with_suffix(".json")
+    document = json.loads(manifest.read_text())
+    document["file_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(document))
+
+
+def cheaper(rows: list[dict[str, Any]]) -> None:
+    rows[7]["amount"] += 1
+
+
+def swapped(rows: list[dict[str, Any]]) -> None:
+    for name in ("type", "payload", "amount", "committed", "user_id"):
+        rows[7][name], rows[8][name] = rows[8][name], rows[7][name]
+
+
+@pytest.mark.parametrize("change", [cheaper, swapped])
+async def test_the_verifier_of_the_page_names_the_first_event_that_is_not_what_was_sealed(
+    books: GateLedger, tmp_path: Path, change: Any
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(books.archive.directory, copy)
+    name = books.archive.segments(0)[1].path.name
+    rewrite(copy / "partition-0" / name, change)
+    finished = await run_verifier(copy, tmp_path)
+    assert finished.code == 1
+    assert finished.stderr.strip() == f"{copy}/partition-0/{name}: event 48 is not what was sealed"
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"), [(1, "partition-0/000000000081-.*: events are missing after 40"), (0, "missing after 0")]
+)
+async def test_the_verifier_of_the_page_misses_a_segment(
+    books: GateLedger, tmp_path: Path, lost: int, told: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(books.archive.directory, copy)
+    path = books.archive.segments(0)[lost].path
+    (copy / "partition-0" / path.name).with_suffix(".json").unlink()
+    assert re.search(told, (await run_verifier(copy, tmp_path)).stderr)
+
+
+async def test_the_worked_example_is_right() -> None:
+    given = dict(line.split(maxsplit=1) for line in code("example").strip().splitlines())
+    ledger_id = re.search(r"of the ledger `([\w-]+)`", PAGE)
+    assert ledger_id
+    genesis = hashlib.sha256(f"tollbook ledger {ledger_id[1]} partition 0".encode()).digest()
+    digest = hashlib.sha256(given["canonical"].encode()).digest()
+    head = hashlib.sha256(genesis + digest).digest()
+    assert (given["genesis"], given["digest"], given["head"]) == (genesis.hex(), digest.hex(), head.hex())
+    golden = json.loads((ROOT / "tests/golden/events/v1/credit-granted.json").read_text())
+    parts = [golden["id"].encode(), *(value.encode() for value in golden["fields"].values())]
+    assert chain.genesis(ledger_id[1], 0) == genesis
+    assert chain.digest(parts[0], parts[1:]) == digest
+
+
+async def test_the_columns_and_the_manifest_s_fields_are_the_documented_ones(books: GateLedger) -> None:
+    schema = pq.read_schema(books.archive.segments(0)[0].path)
+    documented = re.findall(r"^\| `(\w+)` \| ([\w\[\]]+) \|", between("columns"), re.MULTILINE)
+    assert documented == [(name, str(kind)) for name, kind in zip(schema.names, schema.types, strict=True)]
+    rows = re.findall(r"^\| (`.*?) \|", between("manifest"), re.MULTILINE)
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == list(Manifest.model_fields)
+
+
+async def test_what_was_sealed_is_told_by_a_later_event_as_in_the_manifest(books: GateLedger) -> None:
+    manifests = {each.manifest.segment: each.manifest for each in books.archive.segments(0)}
+    files = str(books.archive.directory / "*" / "*.parquet")
+    told = duckdb.execute(
+        "SELECT seq, payload FROM read_parquet(?) WHERE type = 'segment-sealed' ORDER BY seq", [files]
+    ).fetchall()
+    assert len(told) >= 2
+    for seq, payload in told:
+        document = json.loads(payload)
+        manifest = manifests[document["segment"]]
+        assert seq > manifest.last_seq
+        assert document == {name: getattr(manifest, name) for name in document}
+        assert set(document) == {"segment", "first_id", "last_id", "events", "chain_before", "chain_after"}
+
+
+async def test_every_event_in_the_archive_is_as_its_json_schema_says(books: GateLedger) -> None:
+    rows = duckdb.execute(
+        "SELECT type, v, payload FROM read_parquet(?)", [str(books.archive.directory / "*" / "*.parquet")]
+    ).fetchall()
+    schemas: dict[tuple[str, int], Draft202012Validator] = {}
+    for kind, v, payload in rows:
+        if (kind, v) not in schemas:
+            schemas[kind, v] = Draft202012Validator(
+                json.loads((ROOT / "docs" / "schemas" / f"v{v}" / f"{kind}.json").read_text("utf-8"))
+            )
+        schemas[kind, v].validate(json.loads(payload))
+    assert {kind for kind, _ in schemas} == PAYLOADS.keys(), "every type of event was there"
+
+
+async def test_a_copy_is_audited_alone(
+    books: GateLedger, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """What is left of a system: the archive, and a certificate that was kept elsewhere."""
+    copy, certificate = tmp_path / "archive", tmp_path / "books.json"
+    shutil.copytree(books.archive.directory, copy)
+    newest = books.archive.segments(0)[-1]
+    told = await verified(copy, tmp_path_factory.mktemp("first"))
+    assert told.is_sound
+    assert [part.head for part in told.partitions] == [newest.manifest.chain_after]
+    certificate.write_text(json.dumps(told.certificate()), "utf-8")
+    for path in (copy / "partition-0").glob(f"{newest.path.stem}.*"):
+        path.unlink()
+    shorter = await verified(copy, tmp_path_factory.mktemp("second"), against=str(certificate))
+    assert ["before the trusted head" in finding.problem for finding in shorter.findings] == [True]
+
+
+async def verified(archive: Path, directory: Path, **options: str) -> Verdict:
+    return await verify(LedgerSource.of_damaged_archive(Archive(archive)), Options(directory, **options))
+
+
+async def test_every_setting_and_every_message_of_the_page_is_the_code_s() -> None:
+    named = set(re.findall(r"`(TOLLBOOK_\w+)`", PAGE))
+    known = {str(field.validation_alias) for field in Settings.model_fields.values()}
+    assert named == {name for name in known if "SEGMENT" in name or "STREAM_KEEP" in name or "ARCHIVE" in name}
+    messages = templates("segments.py", "sealing.py")
+    for message in re.findall(r"^\| `([^`]+)`", between("problems"), re.MULTILINE):
+        part = re.compile(re.sub(r"\b[ABNM]\b|\\\.\\\.\\\.", r".*", re.escape(message)))
+        said = [template for template in messages if part.search(template) or as_pattern(template).fullmatch(message)]
+        assert said, message
+
+
+def templates(*modules: str) -> set[str]:
+    """Every text in some modules of the ledger, with an asterisk for what is put into it."""
+    found: set[str] = set()
+    for module in modules:
+        for node in ast.walk(ast.parse((ROOT / "ledger" / module).read_text("utf-8"))):
+            match node:
+                case ast.JoinedStr():
+                    parts = [part.value if isinstance(part, ast.Constant) else "*" for part in node.values]
+                    found.add("".join(map(str, parts)))
+                case ast.Constant(value=str() as text):
+                    found.add(text)
+                case _:
+                    pass
+    return found
+
+
+def as_pattern(template: str) -> re.Pattern[str]:
+    return re.compile(".+".join(map(re.escape, template.split("*"))) if template.strip("* ") else r"(?!)")

@@ -1,0 +1,151 @@
+"""Ready means that a budget decision can be taken; the answer names what is missing, in time, whatever hangs."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import Redis
+
+from consumers.observability.vitals import Vitals
+from ledger.embedded import EmbeddedServer
+from tests.observability.pages import health, problems, scrape
+from tests.proxy import faulty_proxy
+from tests.servers import wait_until
+from tests.system import StayingCommand, running_system
+
+TOLD_WITHIN_S = 2.0
+
+
+async def ready(url: str) -> int:
+    return (await health(url, "ready"))[0]
+
+
+def url_of(vitals: Vitals) -> str:
+    assert vitals.url is not None
+    return vitals.url
+
+
+async def wait_for(url: str, status: int) -> dict[str, str]:
+    """Wait until ready is answered so, since an answer is kept for a second; return what is not well."""
+
+    documents: list[dict[str, Any]] = []
+
+    async def is_told() -> bool:
+        found, document = await health(url, "ready")
+        assert document["ready"] is (found == 200)
+        documents.append(document)
+        return found == status
+
+    await wait_until(is_told, what=f"/health/ready {status}")
+    return problems(documents[-1])
+
+
+async def test_a_system_is_ready_while_redis_answers(private_server: EmbeddedServer, tmp_path: Path) -> None:
+    async with running_system(tmp_path / "system", private_server.url, metrics_port=0) as running:
+        url = url_of(running.system.vitals)
+        assert await wait_for(url, 200) == {}
+        await private_server.stop()
+        problem = await wait_for(url, 503)
+        assert list(problem) == ["redis"]
+        # To start the process again would not help, so it is not called dead.
+        assert (await health(url, "live"))[0] == 200
+        await private_server.start()
+        assert await wait_for(url, 200) == {}
+
+
+async def test_a_redis_that_hangs_is_told_in_time(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    async with (
+        faulty_proxy(server_url) as proxy,
+        running_system(tmp_path / "data", proxy.url, metrics_port=0, stop_grace_s=0.0) as running,
+    ):
+        url = url_of(running.system.vitals)
+        assert await wait_for(url, 200) == {}
+        proxy.hold_replies()
+        try:
+            assert list(await wait_for(url, 503)) == ["redis"]
+            started = time.monotonic()
+            status, document = await health(url, "ready")
+            assert (status, time.monotonic() - started < TOLD_WITHIN_S) == (503, True)
+            assert problems(document) == {"redis": "no answer within 0.6 s"}
+            # What is not known is left out of the metrics, never shown as zero.
+            page = await scrape(url)
+            assert page.get("tollbook_ready") == 0
+            assert "tollbook_stream_entries" not in page.text
+            assert "tollbook_projector_lag" not in page.text
+        finally:
+            proxy.let_replies_pass()
+        assert await wait_for(url, 200) == {}
+
+
+async def test_a_redis_that_was_emptied_or_replaced_is_not_ready(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    async with running_system(tmp_path / "data", server_url, metrics_port=0, workers=0) as running:
+        url = url_of(running.system.vitals)
+        assert await wait_for(url, 200) == {}
+        # Functions alone come back by themselves, as they do for a call.
+        await redis_client.function_flush()
+        assert await wait_for(url, 200) == {}
+        await redis_client.rename(running.keys.meta, "meta-put-aside")
+        assert "Redis holds no ledger" in (await wait_for(url, 503))["ledger"]
+        await redis_client.rename("meta-put-aside", running.keys.meta)
+
+
+async def test_a_route_without_a_price_is_not_ready(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    routes = {"score_post": {"model": "nobody/knows-this"}}
+    async with running_system(tmp_path / "data", server_url, metrics_port=0, workers=0, routes=routes) as running:
+        assert "nobody/knows-this" in (await wait_for(url_of(running.system.vitals), 503))["prices"]
+
+
+async def test_a_background_task_that_has_ended_is_death(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    async with running_system(tmp_path / "data", server_url, metrics_port=0) as running:
+        url, vitals = url_of(running.system.vitals), running.system.vitals
+        assert (await health(url, "live"))[0] == 200
+        name, task = next((name, task) for name, task in vitals.background.items() if name.startswith("sweeper"))
+        task.cancel()
+        await wait_until(task.done, what="the sweeper's end")
+        status, document = await health(url, "live")
+        assert (status, list(problems(document))) == (503, [name])
+
+
+async def test_a_worker_is_ready_once_there_is_a_projection_and_as_long_as_a_kept_baseline_serves(
+    private_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    environment = {
+        "REDIS_URL": private_server.url,
+        "TOLLBOOK_DATA_DIR": str(tmp_path / "shared"),
+        "OPENROUTER_BASE_URL": "http://127.0.0.1:9/api/v1",
+        "TOLLBOOK_METRICS_PORT": "0",
+        # A baseline is kept for a third of it.
+        "TOLLBOOK_TAIL_KEEP_S": "1",
+    }
+    worker = await StayingCommand.start("worker", cwd=tmp_path, env=environment)
+    projector: StayingCommand | None = None
+    try:
+        url = await address(tmp_path / "shared", "worker")
+        assert "there is no ledger" in (await wait_for(url, 503))["process"]
+        assert (await health(url, "live"))[0] == 200
+        projector = await StayingCommand.start("projector", cwd=tmp_path, env=environment)
+        assert await wait_for(url, 200) == {}
+        assert await wait_for(await address(tmp_path / "shared", "projector"), 200) == {}
+        projector.process.kill()
+        await projector.wait()
+
+        async def is_kept() -> bool:
+            status, document = await health(url, "ready")
+            found = next(check["found"] for check in document["checks"] if check["check"] == "baseline")
+            return status == 200 and found.startswith("kept ones only")
+
+        await wait_until(is_kept, what="word of the kept baseline")
+    finally:
+        await worker.end()
+        if projector is not None:
+            await projector.end()
+
+
+async def address(data_dir: Path, part: str) -> str:
+    """Return the address that a process has left, as Prometheus reads it."""
+    from tests.observability.test_server import targets
+
+    found = await wait_until(lambda: targets(data_dir, part), 20, what=f"the address of the {part}")
+    return f"http://{found[0]}"

@@ -1,0 +1,108 @@
+"""Task entries: what is made is what a worker reads, and what a worker refuses is not made."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from consumers.messages import Delivery, read_task
+from schemas.entries import MAX_ENTRY_BYTES, TaskFields, task_entry
+from schemas.tasks import InvalidTask, Message, Task, TaskStream
+
+POST: dict[str, Any] = {"task": "score_post", "user_id": "u1", "prompt": "a post"}
+
+
+def read(fields: dict[str, str]) -> tuple[str, Task]:
+    """Read an entry as a worker does."""
+    raw = {name.encode(): value.encode() for name, value in fields.items()}
+    return read_task(Delivery("generation", "1-0", raw))
+
+
+texts = st.one_of(st.none(), st.text(max_size=20), st.sampled_from(["trial", "growth", "u42", "post-1", "\ud800", " "]))
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+messages = st.lists(
+    st.one_of(
+        st.builds(Message, role=st.sampled_from(["user", "system"]), content=st.text(max_size=10)),
+        st.fixed_dictionaries({"role": st.sampled_from(["user", "robot"]), "content": st.text(max_size=10)}),
+    ),
+    max_size=3,
+)
+given_fields = st.fixed_dictionaries(
+    {"task": st.sampled_from(["score_post", "ping", "fly"])},
+    optional={
+        **dict.fromkeys(("user_id", "plan", "task_id", "prompt", "system", "model", "campaign_id", "reply_to"), texts),
+        "messages": st.one_of(messages, st.just("[]"), st.just("{")),
+        "max_tokens": st.one_of(st.integers(-1, 300_000), st.booleans(), st.just(1.5)),
+        "temperature": st.one_of(st.floats(), st.sampled_from([0, 1, 2, 3])),
+        "metadata": st.one_of(json_values, st.just(b"x"), st.just(object())),
+    },
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(values=given_fields)
+def test_an_entry_is_read_as_it_was_meant_or_is_not_made(values: dict[str, Any]) -> None:
+    try:
+        entry = task_entry("generation", values, new_id="new")
+    except InvalidTask:
+        return
+    task_id, task = read(dict(entry.fields))
+    assert task_id == entry.task_id == (values.get("task_id") or "new")
+    wanted = {name: value for name, value in values.items() if value is not None and (value != "" or name == "prompt")}
+    for name in ("user_id", "plan", "prompt", "system", "model", "campaign_id", "reply_to", "max_tokens"):
+        assert getattr(task, name) == wanted.get(name, Task.model_fields[name].default), name
+    assert task.temperature == values.get("temperature")
+    assert task.metadata == (json.loads(json.dumps(values["metadata"])) if "metadata" in wanted else None)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"task": "fly"}, "task: "),
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"user_id": None}, "user_id is missing"),
+        ({"user_id": ""}, "user_id is missing"),
+        ({"prompt": b"bytes"}, "prompt: must not be of the type bytes"),
+        ({"max_tokens": True}, "max_tokens: must not be of the type bool"),
+        ({"temperature": float("nan")}, "temperature: "),
+        ({"metadata": {"at": object()}}, "metadata: cannot be written as JSON"),
+        ({"metadata": {"at": float("inf")}}, "metadata: cannot be written as JSON"),
+        ({"metadata": {"at": "\ud800"}}, "metadata: "),
+        ({"metadata": [1]}, "metadata: "),
+        ({"messages": [{"role": "user", "content": "x"}]}, "either prompt or messages"),
+        ({"color": "red"}, "color: "),
+        ({"prompt": None, "messages": [{"role": "user", "content": "\x01" * 400_000}]}, "2400.*bytes, at most"),
+    ],
+)
+def test_what_a_worker_would_refuse_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidTask, match=words):
+        task_entry("generation", {**POST, **change}, new_id="new")
+
+
+def test_an_unknown_stream_is_refused() -> None:
+    with pytest.raises(InvalidTask, match="unknown stream 'tasks'; known are scraping, analysis"):
+        task_entry("tasks", POST, new_id="new")
+    assert task_entry(TaskStream.ANALYSIS, POST, new_id="new").stream is TaskStream.ANALYSIS
+
+
+def test_an_entry_of_the_largest_size_is_made_and_read() -> None:
+    values = {**POST, "prompt": None, "messages": [{"role": "user", "content": "\x01"}]}
+    size = sum(len(part) for pair in task_entry("generation", values, new_id="n").fields.items() for part in pair)
+    # Each of these characters takes six bytes of JSON and one of the text's own limit.
+    more, rest = divmod(MAX_ENTRY_BYTES - size, 6)
+    values["messages"] = [{"role": "user", "content": "\x01" * (1 + more) + "x" * rest}]
+    task_id, _ = read(dict(task_entry("generation", values, new_id="n").fields))
+    assert task_id == "n"
+    values["messages"] = [{"role": "user", "content": "\x01" * (1 + more) + "x" * (rest + 1)}]
+    with pytest.raises(InvalidTask, match=f"{MAX_ENTRY_BYTES + 1} bytes"):
+        task_entry("generation", values, new_id="n")
+
+
+def test_every_field_of_a_task_is_an_argument() -> None:
+    assert TaskFields.__annotations__.keys() == Task.model_fields.keys() - {"task", "prompt"}

@@ -1,0 +1,24 @@
+"""What lasts is told once a minute, however many tasks it holds back."""
+
+from structlog.testing import capture_logs
+
+from consumers.seldom import SeldomWarning
+from ledger.errors import BaselineUnavailable, LedgerUnavailable
+
+MINUTE = 60_000
+
+
+def test_each_kind_of_problem_is_told_at_once_and_then_once_a_minute() -> None:
+    now = [5]
+    held_back = SeldomWarning("tasks.held_back", lambda: now[0])
+    with capture_logs() as logs:
+        for at in (5, 6, MINUTE + 4, MINUTE + 5, MINUTE + 6):
+            now[0] = at
+            for number in range(100):
+                held_back.tell(BaselineUnavailable(f"no projector, {number}"))
+        held_back.tell(LedgerUnavailable("no Redis"))
+    assert [(line["event"], line["kind"], line["times"], line["problem"]) for line in logs] == [
+        ("tasks.held_back", "BaselineUnavailable", 1, "no projector, 0"),
+        ("tasks.held_back", "BaselineUnavailable", 99 + 100 + 100 + 1, "no projector, 0"),
+        ("tasks.held_back", "LedgerUnavailable", 1, "no Redis"),
+    ]
