@@ -1,4 +1,4 @@
-"""python -m benchmarks [--only NAME] [--quick] [--json FILE]: measure, print a table, exit 1 on a missed target."""
+"""python -m benchmarks [--only NAME] [--quick | --largest] [--json FILE]: measure, print, exit 1 on a missed target."""
 
 import argparse
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 import uvloop
 
-from benchmarks import budget_check, calls, gate, heavy_query, projection, spend_report
+from benchmarks import budget_check, calls, gate, heavy_query, projection, replay, spend_report, verify
 from benchmarks.machine import describe_machine, server_version
 from benchmarks.measure import Result, Sizes
 from benchmarks.report import print_report, write_json
@@ -23,6 +23,8 @@ BENCHMARKS: dict[str, Callable[[Path, Sizes], Coroutine[Any, Any, list[Result]]]
     "budget_check": budget_check.run,
     "heavy_query": heavy_query.run,
     "spend_report": spend_report.run,
+    "replay": replay.run,
+    "verify": verify.run,
 }
 _DEFAULT_JSON = Path(__file__).parent / "results.json"
 
@@ -30,11 +32,13 @@ _DEFAULT_JSON = Path(__file__).parent / "results.json"
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", action="append", choices=list(BENCHMARKS), help="run this one; may be repeated")
-    parser.add_argument("--quick", action="store_true", help="see that they run; the figures mean little")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="see that they run; the figures mean little")
+    size.add_argument("--largest", action="store_true", help="replay 5,000,000 events instead of 1,000,000")
     parser.add_argument("--json", type=Path, default=_DEFAULT_JSON, help="where to write the results")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    sizes = Sizes(is_quick=options.quick)
+    sizes = Sizes(is_quick=options.quick, is_largest=options.largest)
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="tollbook-bench-") as folder:
         machine = describe_machine(uvloop.run(server_version(Path(folder, "version"))))

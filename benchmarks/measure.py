@@ -4,6 +4,10 @@ A machine that is slow for a minute is slow for both sides of a round, so ratios
 comparable between machines and runs where rates are not.
 """
 
+import asyncio
+import json
+import resource
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -15,12 +19,15 @@ Side = Callable[[], Awaitable[float]]
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """`quick` only shows that a benchmark runs: its figures are too short to mean much."""
+    """`quick` only shows that a benchmark runs: its figures are too short to mean much. `largest` takes its time."""
 
     is_quick: bool = False
+    is_largest: bool = False
 
-    def of(self, full: int, quick: int) -> int:
-        return quick if self.is_quick else full
+    def of(self, full: int, quick: int, *, largest: int | None = None) -> int:
+        if self.is_quick:
+            return quick
+        return full if largest is None or not self.is_largest else largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +116,24 @@ def compare(
         rounds=tuple(a / b for a, b in zip(subject, reference, strict=True)),
         details={"subject_rounds": list(subject), "reference_rounds": list(reference), **details},
     )
+
+
+async def in_process(module: str, *arguments: object) -> dict[str, Any]:
+    """Run one of the benchmarks' modules as a process of its own; return the JSON that it prints last."""
+    command = (sys.executable, "-m", module, *map(str, arguments))
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    if process.returncode:
+        raise ValueError(f"{module} ended with exit code {process.returncode}")
+    return json.loads(output.splitlines()[-1])
+
+
+def median_of(figures: Sequence[dict[str, Any]], name: str) -> float:
+    return median(figure[name] for figure in figures)
+
+
+def peak_mb() -> float:
+    """Return the most memory that this process has had so far, in megabytes (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # In bytes on macOS, in kilobytes on Linux.
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -72,7 +72,7 @@ async def _calls_of_campaign(
 
 
 def _find(connection: duckdb.DuckDBPyConnection, events: pa.Table, wanted: Search) -> pa.Table:
-    _read(connection, events, statement("fold_events"))
+    _read(connection, events, statement("fold_events"), {"user_id": None})
     condition, parameters = wanted.condition()
     found = connection.execute(f"FROM events WHERE {condition} ORDER BY partition, seq", parameters)
     table = found.to_arrow_table()

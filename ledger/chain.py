@@ -24,8 +24,9 @@ MARK_BYTES: Final = 8
 # Numbers stand in the ledger as the gate writes them, in plain decimal, so their text can be made again.
 _TEXT: Final = {"committed": "coalesce(committed::VARCHAR, '')"}
 _FIELDS: Final = [_TEXT.get(name, f"{name}::VARCHAR") for name in ("id", *ENVELOPE_FIELDS)]
-_CANONICAL: Final = " || ".join(f"strlen({field})::VARCHAR || ':' || {field} || ','" for field in _FIELDS)
-_DIGESTS: Final = f"SELECT unhex(sha256({_CANONICAL})) AS digest FROM events ORDER BY seq"  # noqa: S608 - names only.
+_PARTS: Final = ", ".join(f"strlen({field}), ':', {field}, ','" for field in _FIELDS)
+_BYTES: Final = f"SELECT encode(concat({_PARTS})) AS bytes FROM events ORDER BY seq"  # noqa: S608 - names only.
+_ROWS: Final = 20_000
 
 
 def genesis(ledger_id: str, partition: int) -> bytes:
@@ -35,10 +36,13 @@ def genesis(ledger_id: str, partition: int) -> bytes:
 
 def digests(events: pa.Table) -> list[bytes]:
     """Return the digest of each event of a table of envelope columns, in the order of `seq`."""
-    with duckdb.connect() as connection:
+    # DuckDB writes the bytes, OpenSSL hashes them: it takes a fifth of the time that DuckDB's own SHA-256 takes.
+    sha256, found = hashlib.sha256, list[bytes]()
+    with duckdb.connect(config={"threads": 1}) as connection:
         connection.register("events", events)
-        column = connection.execute(_DIGESTS).to_arrow_table()["digest"]
-    return cast("list[bytes]", column.to_pylist())
+        for batch in connection.execute(_BYTES).to_arrow_reader(_ROWS):
+            found += [sha256(each).digest() for each in cast("list[bytes]", batch.column(0).to_pylist())]
+    return found
 
 
 def digest(entry_id: bytes, values: Iterable[bytes]) -> bytes:

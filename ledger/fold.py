@@ -18,7 +18,7 @@ from schemas.identifiers import EntryId
 from schemas.upcasters import UnreadableEvent
 
 LAYOUT_VERSION: Final = 1
-_STEPS: Final = ("fold_events", "fold_moves", "fold_discrepancies", "fold_budgets", "fold_counters")
+_STEPS: Final = ("fold_moves", "fold_discrepancies", "fold_balances", "fold_budgets", "fold_counts", "fold_counters")
 
 
 class LedgerGap(LedgerRefused):
@@ -58,6 +58,17 @@ class Folded:
     discrepancies: int
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How many events there are to be folded, and which."""
+
+    events: int
+    first_seq: int
+    last_seq: int
+    distinct_seqs: int
+    last_id: str
+
+
 @cache
 def statement(name: str) -> str:
     """Return the text of ledger/sql/<name>.sql."""
@@ -65,61 +76,83 @@ def statement(name: str) -> str:
 
 
 def fold_incoming(
-    cursor: duckdb.DuckDBPyConnection,
-    *,
-    partition: int,
-    ledger_id: str,
-    only_user_id: str | None = None,
-    appends_events: bool = True,
+    cursor: duckdb.DuckDBPyConnection, *, partition: int, ledger_id: str, only_user_id: str | None = None
 ) -> Folded | None:
     """Fold the relation `incoming`; None when it is empty. `only_user_id` leaves out what is not that user's own.
 
-    The caller has begun a transaction, and commits it or rolls it back. Without `appends_events`, it calls
-    `append_incoming` as well, in a transaction of another cursor.
+    The caller has begun a transaction, and commits it or rolls it back.
     Errors: LedgerGap; LedgerMismatch; UnreadableEvent; duckdb.Error.
     """
     before = read_position(cursor, partition, ledger_id)
-    try:
-        cursor.execute(statement("fold_read"))
-    except (duckdb.InvalidInputException, duckdb.ConversionException) as exc:
-        raise _unreadable(cursor, exc) from exc
-    checked = cursor.execute(statement("fold_check")).fetchone()
-    assert checked is not None
-    events, first_seq, last_seq, distinct_seqs, last_id, unreadable = checked
-    if events == 0:
+    counted = count_incoming(cursor)
+    if counted is None:
         return None
-    if first_seq != before.seq + 1 or last_seq != before.seq + events or distinct_seqs != events:
-        raise LedgerGap(partition=partition, folded_seq=before.seq, next_seq=_first_wrong(cursor, before.seq))
-    if unreadable is not None:
-        raise UnreadableEvent(unreadable, "its type is unknown, or its payload lacks a member")
-    if only_user_id is not None:
-        # Every event is checked and counted, so that the position is the ledger's.
-        cursor.execute(statement("fold_user"), {"user_id": only_user_id})
-    for step in _STEPS if appends_events else _STEPS[1:]:
-        text = statement(step)
-        cursor.execute(text, {"partition": partition} if "$partition" in text else None)
-    cursor.execute(
-        "UPDATE position SET id = ?, seq = ?, events = events + ? WHERE partition = ?",
-        [last_id, last_seq, events, partition],
+    check_order(cursor, counted, partition=partition, folded_seq=before.seq)
+    append_incoming(cursor, only_user_id=only_user_id)
+    add_up(
+        cursor,
+        partition=partition,
+        first_seq=counted.first_seq,
+        last_seq=counted.last_seq,
+        is_of_user=only_user_id is not None,
     )
+    advance(cursor, partition, counted)
     moved = cursor.execute("SELECT DISTINCT budget FROM moves WHERE is_move").fetchall()
     found = cursor.execute(
         "SELECT count(*) FROM discrepancies WHERE partition = ? AND seq > ?", [partition, before.seq]
     ).fetchone()
     assert found is not None
     return Folded(
-        position=Position(EntryId.parse(last_id), last_seq),
-        events=events,
+        position=Position(EntryId.parse(counted.last_id), counted.last_seq),
+        events=counted.events,
         budgets=frozenset(row[0] for row in moved),
         discrepancies=found[0],
     )
 
 
-def append_incoming(cursor: duckdb.DuckDBPyConnection) -> None:
-    """Append the relation `incoming` to the events and do nothing else. Errors: duckdb.Error."""
-    # Read once, so not kept in a table.
-    cursor.execute(statement("fold_read").replace(" TEMP TABLE batch ", " TEMP VIEW batch ", 1))
-    cursor.execute(statement("fold_events"))
+def count_incoming(cursor: duckdb.DuckDBPyConnection) -> Counted | None:
+    """Count the relation `incoming`; None when it is empty. Errors: duckdb.Error."""
+    row = cursor.execute(statement("fold_count")).fetchone()
+    assert row is not None
+    return Counted(*row) if row[0] else None
+
+
+def check_order(cursor: duckdb.DuckDBPyConnection, counted: Counted, *, partition: int, folded_seq: int) -> None:
+    """See that the relation `incoming` continues the ledger without gap or repeat. Errors: LedgerGap."""
+    if (counted.first_seq, counted.last_seq) != (folded_seq + 1, folded_seq + counted.events) or (
+        counted.distinct_seqs != counted.events
+    ):
+        raise LedgerGap(partition=partition, folded_seq=folded_seq, next_seq=_first_wrong(cursor, folded_seq))
+
+
+def advance(cursor: duckdb.DuckDBPyConnection, partition: int, counted: Counted) -> None:
+    """Move a partition's position past the events that were folded. Errors: duckdb.Error."""
+    cursor.execute(
+        "UPDATE position SET id = ?, seq = ?, events = events + ? WHERE partition = ?",
+        [counted.last_id, counted.last_seq, counted.events, partition],
+    )
+
+
+def append_incoming(cursor: duckdb.DuckDBPyConnection, *, only_user_id: str | None = None) -> None:
+    """Append the relation `incoming` to the events and do nothing else. Errors: UnreadableEvent; duckdb.Error."""
+    try:
+        cursor.execute(statement("fold_read"))
+        if only_user_id is not None:
+            # What is left out is checked too, so that the position is the ledger's.
+            _check_members(cursor)
+        cursor.execute(statement("fold_events"), {"user_id": only_user_id})
+    except (duckdb.InvalidInputException, duckdb.ConversionException) as exc:
+        raise _unreadable(cursor, exc) from exc
+
+
+def add_up(
+    cursor: duckdb.DuckDBPyConnection, *, partition: int, first_seq: int, last_seq: int, is_of_user: bool = False
+) -> None:
+    """Add events that were appended to budgets and counters, and note discrepancies. Errors: duckdb.Error."""
+    given = {"partition": partition, "first": first_seq, "last": last_seq, "of_user": is_of_user}
+    for step in _STEPS:
+        text = statement(step)
+        cursor.execute(text, {name: value for name, value in given.items() if f"${name}" in text})
 
 
 def read_position(cursor: duckdb.DuckDBPyConnection, partition: int, ledger_id: str) -> Position:
@@ -133,11 +166,18 @@ def read_position(cursor: duckdb.DuckDBPyConnection, partition: int, ledger_id: 
 
 
 def _first_wrong(cursor: duckdb.DuckDBPyConnection, folded_seq: int) -> int:
-    rows = cursor.execute("SELECT seq FROM batch ORDER BY seq").fetchall()
+    rows = cursor.execute("SELECT seq FROM incoming ORDER BY seq").fetchall()
     for expected, (seq,) in enumerate(rows, start=folded_seq + 1):
         if seq != expected:
             return seq
     raise AssertionError("the batch continues the ledger after all")
+
+
+def _check_members(cursor: duckdb.DuckDBPyConnection) -> None:
+    """Errors: UnreadableEvent; duckdb.Error where a payload is not JSON."""
+    row = cursor.execute(statement("fold_check")).fetchone()
+    if row is not None and row[0] is not None:
+        raise UnreadableEvent(row[0], "its type is unknown, or its payload lacks a member")
 
 
 def _unreadable(cursor: duckdb.DuckDBPyConnection, problem: duckdb.Error) -> UnreadableEvent:
@@ -145,4 +185,13 @@ def _unreadable(cursor: duckdb.DuckDBPyConnection, problem: duckdb.Error) -> Unr
     cursor.rollback()
     cursor.begin()
     row = cursor.execute("SELECT id FROM incoming WHERE NOT json_valid(payload) ORDER BY seq LIMIT 1").fetchone()
-    return UnreadableEvent(row[0] if row else "?", "its payload is not JSON" if row else str(problem))
+    if row is not None:
+        return UnreadableEvent(row[0], "its payload is not JSON")
+    try:
+        cursor.execute(statement("fold_read"))
+        _check_members(cursor)
+    except UnreadableEvent as found:
+        return found
+    except duckdb.Error as exc:
+        return UnreadableEvent("?", str(exc))
+    return UnreadableEvent("?", str(problem))

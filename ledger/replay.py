@@ -2,21 +2,26 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
 from redis.asyncio import Redis
 
 from ledger.keys import Keys
-from ledger.rebuilding import Rebuild
-from ledger.segments import Archive, ArchiveDamaged
+from ledger.rebuilding import Rebuild, are_current
+from ledger.requests import Position
+from ledger.segments import Archive, ArchiveDamaged, Segment
 from ledger.source import ROWS, LedgerSource, Regrouping
 from ledger.store import Store
 from ledger.stream import lifted
 from schemas.identifiers import ZERO_ENTRY, EntryId
+
+_BEGINNING: Final = Position()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,34 +51,57 @@ async def replay(
     limits = limits or ReplayLimits()
     store = await asyncio.to_thread(Store.open, into, source.ledger_id, len(source.keys))
     try:
-        with _folding(store, limits.user_id) as fold:
+        is_empty = not any(position.seq for position in store.baselines(()).positions.values())
+        if limits.user_id is None and is_empty:
+            await _rebuild(source, store, limits, progress)
+        else:
+            fold = partial(store.fold_table, only_user_id=limits.user_id)
             for keys in source.keys:
-                tables = _tables(source, keys.partition, limits.end_of(keys.partition))
-                async for events in _read_ahead(tables):
-                    await asyncio.to_thread(fold, events, partition=keys.partition)
-                    progress(events.num_rows)
+                await _fold_tables(_tables(source, keys.partition, limits), fold, keys.partition, progress)
     except BaseException:
         await asyncio.to_thread(store.close)
         raise
     return store
 
 
-@contextmanager
-def _folding(store: Store, user_id: str | None) -> Generator[Callable[..., object]]:
-    """Yield what folds a table: the fastest way that fits."""
-    if user_id is not None:
-        yield partial(store.fold_table, only_user_id=user_id)
-    elif any(position.seq for position in store.baselines(()).positions.values()):
-        yield store.fold_table
-    else:
-        with Rebuild.of(store) as rebuild:
-            yield rebuild.fold
+async def _rebuild(source: LedgerSource, store: Store, limits: ReplayLimits, progress: Callable[[int], None]) -> None:
+    """Fold everything in the fastest way there is: segments by DuckDB alone, the rest in tables."""
+    with Rebuild.of(store) as rebuild:
+        for keys in source.keys:
+            partition, end = keys.partition, limits.end_of(keys.partition)
+            segments = await asyncio.to_thread(_readable_segments, source, partition)
+            if segments:
+                reading = partial(rebuild.fold_segments, segments, partition=partition, until=end, progress=progress)
+                await asyncio.to_thread(reading)
+                last = segments[-1].manifest
+                if store.position(partition).seq < last.last_seq:
+                    continue
+            reached = store.position(partition)
+            tables = _tables(source, partition, limits, after=reached)
+            await _fold_tables(tables, rebuild.fold, partition, progress)
+        await asyncio.to_thread(rebuild.finish)
 
 
-async def _tables(source: LedgerSource, partition: int, end: EntryId | None) -> AsyncGenerator[pa.Table]:
-    """Yield a partition's events up to an entry in tables that fold well."""
-    regrouping = Regrouping()
-    async with aclosing(source.events(partition, until=end)) as tables:
+def _readable_segments(source: LedgerSource, partition: int) -> list[Segment]:
+    """Return the archive's segments up to the first that has events of another version. Errors: ArchiveDamaged."""
+    segments = source.segments(partition)
+    return list(takewhile(are_current, segments))
+
+
+async def _fold_tables(
+    tables: AsyncGenerator[pa.Table], fold: Callable[..., object], partition: int, progress: Callable[[int], None]
+) -> None:
+    async for events in _read_ahead(tables):
+        await asyncio.to_thread(fold, events, partition=partition)
+        progress(events.num_rows)
+
+
+async def _tables(
+    source: LedgerSource, partition: int, limits: ReplayLimits, *, after: Position = _BEGINNING
+) -> AsyncGenerator[pa.Table]:
+    """Yield a partition's events after a position in tables that fold well."""
+    regrouping, end = Regrouping(), limits.end_of(partition)
+    async with aclosing(source.events(partition, after_seq=after.seq, after=after.entry, until=end)) as tables:
         async for events in tables:
             for table in regrouping.add(events):
                 yield table

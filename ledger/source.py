@@ -16,13 +16,14 @@ from redis.asyncio import Redis
 
 from ledger.errors import LedgerRefused
 from ledger.keys import Keys
-from ledger.segments import Archive, ArchiveDamaged, read_manifest
+from ledger.segments import Archive, ArchiveDamaged, Segment, read_manifest
 from ledger.stream import StreamReader, lifted
 from schemas.identifiers import ZERO_ENTRY, EntryId
 
 # Whole row groups of DuckDB (122,880 rows) are compressed straight into its file, and what is left over takes the way
 # through the write-ahead log. Two of them stay within a store's memory limit.
-ROWS: Final = 2 * 122_880
+ROW_GROUP: Final = 122_880
+ROWS: Final = 2 * ROW_GROUP
 _PAGE: Final = 25_000
 
 
@@ -89,6 +90,14 @@ class LedgerSource:
         keys = tuple(Keys(namespace, number) for number in range(max(partitions) + 1))
         return cls(found.most_common(1)[0][0], keys, archive)
 
+    def segments(self, partition: int) -> list[Segment]:
+        """Return a partition's segments in order. Blocks. Errors: ArchiveDamaged."""
+        segments = self.archive.segments(partition) if self.archive else []
+        for segment in segments:
+            if segment.manifest.ledger_id != self.ledger_id:
+                raise ArchiveDamaged(segment.path, f"belongs to ledger {segment.manifest.ledger_id}")
+        return segments
+
     async def events(
         self,
         partition: int,
@@ -124,7 +133,7 @@ class LedgerSource:
         """Return how many events there are, for a progress bar."""
         total = 0
         for keys in self.keys:
-            segments = await asyncio.to_thread(self.archive.segments, keys.partition) if self.archive else []
+            segments = await asyncio.to_thread(self.segments, keys.partition)
             archived = segments[-1].manifest.last_seq if segments else 0
             written = 0
             if self.redis is not None:
@@ -134,11 +143,7 @@ class LedgerSource:
         return total
 
     async def _archived(self, partition: int, after_seq: int) -> AsyncGenerator[pa.Table]:
-        if self.archive is None:
-            return
-        for segment in await asyncio.to_thread(self.archive.segments, partition):
-            if segment.manifest.ledger_id != self.ledger_id:
-                raise ArchiveDamaged(segment.path, f"belongs to ledger {segment.manifest.ledger_id}")
+        for segment in await asyncio.to_thread(self.segments, partition):
             if segment.manifest.last_seq <= after_seq:
                 continue
             batches = segment.batches(ROWS, after_seq=after_seq)

@@ -32,6 +32,8 @@ _WAL_LIMIT: Final = "1GB"
 # With a second thread, DuckDB (1.5, November 2026) writes what an INSERT was given twice, and the thread that waits
 # spins, taking Python's lock each time round. Readers still run beside the fold, each query on its caller's thread.
 _THREADS: Final = 1
+# The first that has Zstandard for text.
+_STORAGE: Final = "v1.2.0"
 _WANT_OF_ROOM: Final = ("No space", "quota", "File too large", "Read-only", "Permission denied", "Out of Memory")
 
 
@@ -89,7 +91,11 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() and path.with_name(path.name + ".wal").exists():
             set_aside(path, now())  # A log without its file; a new file must not be given it.
-        config: dict[str, Any] = {"memory_limit": memory_limit, "threads": threads}
+        config: dict[str, Any] = {
+            "memory_limit": memory_limit,
+            "threads": threads,
+            "storage_compatibility_version": _STORAGE,
+        }
         connection = _connect(path, config)
         if connection is None:
             set_aside(path, now())
@@ -119,28 +125,25 @@ class Store:
         """
         return self.fold_table(batch.to_table(), partition=batch.partition)
 
-    def fold_table(
-        self, table: pa.Table, *, partition: int, only_user_id: str | None = None, appends_events: bool = True
-    ) -> Folded | None:
+    def fold_table(self, table: pa.Table, *, partition: int, only_user_id: str | None = None) -> Folded | None:
         """Fold a table of envelope columns, as `Batch.to_table` makes it; or only what is one user's own.
 
         Errors: as `fold`.
         """
         with self._writing:
             self._check_writable()
-            with self.folding(self._writer, table) as cursor:
-                return fold_incoming(
-                    cursor,
-                    partition=partition,
-                    ledger_id=self.ledger_id,
-                    only_user_id=only_user_id,
-                    appends_events=appends_events,
-                )
+            self._writer.register("incoming", table)
+            try:
+                with self.folding(self._writer) as cursor:
+                    return fold_incoming(
+                        cursor, partition=partition, ledger_id=self.ledger_id, only_user_id=only_user_id
+                    )
+            finally:
+                self._writer.unregister("incoming")
 
     @contextmanager
-    def folding(self, cursor: duckdb.DuckDBPyConnection, table: pa.Table) -> Generator[duckdb.DuckDBPyConnection]:
-        """Begin a transaction that has the table as `incoming`, and commit it. Errors: StoreFailed."""
-        cursor.register("incoming", table)
+    def folding(self, cursor: duckdb.DuckDBPyConnection) -> Generator[duckdb.DuckDBPyConnection]:
+        """Begin a transaction and commit it. Errors: StoreFailed."""
         try:
             cursor.begin()
             yield cursor
@@ -151,8 +154,6 @@ class Store:
         except BaseException:
             _roll_back(cursor)
             raise
-        finally:
-            cursor.unregister("incoming")
 
     def checkpoint(self) -> None:
         """Move the write-ahead log into the file, unless somebody reads just now. Errors: StoreFailed."""

@@ -25,7 +25,7 @@ from ledger.errors import LedgerError
 from ledger.findings import Finding, Findings
 from ledger.keys import Keys
 from ledger.segments import FORMAT, Archive
-from ledger.source import LedgerSource
+from ledger.source import ROWS, LedgerSource
 from ledger.verify_books import Books
 from ledger.verify_chain import ArchiveWalk, Chain, Events, Point, Trust
 from ledger.verify_projection import LiveProjection
@@ -180,22 +180,37 @@ class _PartitionWalk:
         self._stream: StreamWalk | None = None
         self._sealed: tuple[int, str | None] = (0, None)
         self._waiting: Events | None = None
+        self._gathered: list[Events] = []
+        self._added_seq = 0
         self._is_open = True
         """Whether events can still be added up."""
 
     async def advance(self, until_seq: int | None) -> None:
         """Go on, and add what is found up to an event, or to the end."""
-        while until_seq is None or self._books.seq(self.partition) < until_seq:
+        while until_seq is None or self._added_seq < until_seq:
             events, self._waiting = self._waiting or await self._next(), None
             if events is None:
-                return
+                break
             if until_seq is not None and events.last_seq > until_seq:
                 cut = until_seq + 1 - events.first_seq
                 self._waiting = Events(events.table.slice(cut), events.segment)
                 events = Events(events.table.slice(0, cut), events.segment)
-            if self._is_open and events.table.num_rows:
-                self._is_open = await asyncio.to_thread(self._books.add, events.table, self.partition, events.segment)
-            self._progress(events.table.num_rows)
+            if events.table.num_rows:
+                await self._add(events)
+        await self._add_gathered()
+
+    async def _add(self, events: Events) -> None:
+        self._added_seq = events.last_seq
+        if self._is_open:
+            self._gathered.append(events)
+        if sum(each.table.num_rows for each in self._gathered) >= ROWS:
+            await self._add_gathered()
+        self._progress(events.table.num_rows)
+
+    async def _add_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        if gathered:
+            self._is_open = await asyncio.to_thread(self._books.add, gathered, self.partition) and self._is_open
 
     async def finish(self, open_holds: list[dict[str, Any]]) -> int:
         """Check what is left when everything was walked; return how many of the gate's balances were compared."""

@@ -60,7 +60,7 @@ class LiveProjection:
             compared += self._compare_events(cursor, ends, findings)
             if ends == self.positions():
                 compared += self._compare_moment(cursor, findings)
-            if self.tables.table(_VIEWS).to_pylist() != cursor.execute(_VIEWS).to_arrow_table().to_pylist():
+            if self.tables.table(_VIEWS).to_pylist() not in _known_views(folded):
                 findings.add("projection", "its views are not those of this program")
         return compared
 
@@ -105,6 +105,20 @@ class LiveProjection:
         if len(differing) > SHOWN_OF_A_RULE:
             findings.add("projection", f"and {len(differing) - SHOWN_OF_A_RULE} more blocks of events differ")
         return sum(row["rows"] for row in ours)
+
+
+def _known_views(folded: Store) -> list[list[dict[str, Any]]]:
+    """Return the views' texts as they are in a file that was made just now, and in one that was opened again.
+
+    DuckDB (1.5, November 2026) prints a view's statement otherwise once it was read back from a file.
+    """
+    path, forms = folded.path.with_name("views.duckdb"), list[list[dict[str, Any]]]()
+    for _ in range(2):
+        scratch = Store.open(path, folded.ledger_id)
+        forms.append(scratch.table(_VIEWS).to_pylist())
+        scratch.close()
+    path.unlink()
+    return forms
 
 
 def _note_rows(folded: list[dict[str, Any]], live: list[dict[str, Any]], partition: int, findings: Findings) -> None:

@@ -1,6 +1,6 @@
 -- Two computations that must agree: the gate's stamp and the sum made here; and G1 at every hold.
 INSERT INTO discrepancies
-SELECT b.partition, b.seq, b.id, d.budget, d.kind, usd(d.stamped), usd(d.recomputed)
+SELECT $partition, d.seq, e.id, d.budget, d.kind, d.stamped, d.recomputed
 FROM (
     SELECT seq, budget, 'committed' AS kind, stamped, recomputed
     FROM moves
@@ -10,4 +10,4 @@ FROM (
     FROM moves
     WHERE recomputed > cap
 ) AS d
-JOIN batch AS b ON b.seq = d.seq;
+JOIN events AS e ON e.partition = $partition AND e.seq BETWEEN $first AND $last AND e.seq = d.seq;

@@ -1,4 +1,5 @@
--- Append the events themselves. Members that a type fills only by default are written out.
+-- Append the events themselves: the only time that payloads are read. Members that a type fills only by default are
+-- written out.
 INSERT INTO events BY NAME
 SELECT
     partition,
@@ -43,5 +44,6 @@ SELECT
     CASE WHEN type IN ('cost-recorded', 'cost-adjusted') THEN usd(coalesce(assumed_nanousd, 0)) END AS assumed_usd,
     CASE WHEN type = 'cost-recorded' THEN usd(coalesce(overage_nanousd, 0)) END AS overage_usd,
     author,
-    payload
-FROM batch;
+    CASE WHEN is_readable THEN payload ELSE error('unreadable') END AS payload
+FROM batch
+WHERE $user_id IS NULL OR user_id = $user_id;

@@ -1,25 +1,34 @@
--- One row for each event and budget it speaks of: what it moves, what the gate stamped, and the
+-- One row for each event of the batch and budget it speaks of: what it moves, what the gate stamped, and the
 -- balance as summed up here. The user's own budget comes from the envelope, further ones from the payload.
 -- One running sum goes over all budgets, numbered; `start` takes off what came before a budget's own rows.
 CREATE OR REPLACE TEMP TABLE moves AS
 WITH spoken AS (
-    SELECT seq, type, amount, hold_nanousd, account AS budget, committed AS stamped, cap_nanousd AS cap
-    FROM batch
-    WHERE user_id <> '' AND period <> ''
+    SELECT seq, type, amount_usd, hold_usd, 'user:' || user_id || ':' || period AS budget, committed_usd AS stamped, cap_usd
+    FROM events
+    WHERE partition = $partition AND seq BETWEEN $first AND $last AND user_id <> '' AND period <> ''
     UNION ALL
-    SELECT seq, type, amount, hold_nanousd, e.budget, e.committed_nanousd, e.cap_nanousd
-    FROM (SELECT seq, type, amount, hold_nanousd, unnest(budgets) AS e FROM batch WHERE budgets IS NOT NULL)
+    SELECT seq, type, amount_usd, hold_usd, further.budget, usd(further.committed_nanousd), usd(further.cap_nanousd)
+    FROM (
+        SELECT
+            seq, type, amount_usd, hold_usd,
+            unnest(json_transform(payload, '{"budgets": [
+                {"budget": "VARCHAR", "cap_nanousd": "BIGINT", "committed_nanousd": "BIGINT"}
+            ]}').budgets) AS further
+        FROM events
+        -- Most payloads name none. In JSON, any name may be written with escapes.
+        WHERE partition = $partition AND seq BETWEEN $first AND $last AND (contains(payload, 'budgets') OR contains(payload, '\u'))
+    )
+    WHERE NOT ($of_user AND starts_with(further.budget, 'campaign:'))
 ),
 moved AS (
     SELECT
         seq,
         budget,
         stamped,
-        CASE WHEN type = 'budget-reserved' THEN coalesce(cap, 0) END AS cap,
+        CASE WHEN type = 'budget-reserved' THEN coalesce(cap_usd, 0) END AS cap,
         type IN ('budget-reserved', 'cost-recorded', 'cost-adjusted') AS is_move,
-        CASE WHEN type IN ('cost-recorded', 'cost-adjusted') THEN amount ELSE 0 END AS settled,
-        CASE type WHEN 'budget-reserved' THEN amount WHEN 'cost-recorded' THEN -coalesce(hold_nanousd, 0)
-            ELSE 0 END AS held
+        CASE WHEN type IN ('cost-recorded', 'cost-adjusted') THEN amount_usd ELSE 0 END AS settled,
+        CASE type WHEN 'budget-reserved' THEN amount_usd WHEN 'cost-recorded' THEN -hold_usd ELSE 0 END AS held
     FROM spoken
 ),
 totals AS (
@@ -31,13 +40,14 @@ starts AS (
     SELECT
         t.budget,
         row_number() OVER numbered AS number,
-        coalesce(nanousd(b.settled_usd + b.held_usd), 0) + t.total - sum(t.total) OVER numbered AS start
+        coalesce(b.settled_usd + b.held_usd, 0) + t.total - sum(t.total) OVER numbered AS start
     FROM totals AS t
     LEFT JOIN budgets AS b ON b.budget = t.budget
     WINDOW numbered AS (ORDER BY t.budget ROWS UNBOUNDED PRECEDING)
 )
 SELECT
     m.*,
-    (s.start + sum(m.settled + m.held) OVER (ORDER BY s.number, m.seq ROWS UNBOUNDED PRECEDING))::BIGINT AS recomputed
+    (s.start + sum(m.settled + m.held) OVER (ORDER BY s.number, m.seq ROWS UNBOUNDED PRECEDING))::DECIMAL(18, 9)
+        AS recomputed
 FROM moved AS m
 JOIN starts AS s ON s.budget = m.budget;

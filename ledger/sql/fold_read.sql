@@ -1,7 +1,21 @@
--- Read each payload once: its members as typed columns. Amounts stay nano-dollars here. Of two plans, the one that
--- the ledger assigned counts.
-CREATE OR REPLACE TEMP TABLE batch AS
-SELECT * EXCLUDE (assigned_plan) REPLACE (coalesce(assigned_plan, plan) AS plan)
+-- How payloads are read: their members as typed columns. Amounts stay nano-dollars here. Of two plans, the one that
+-- the ledger assigned counts. A view, since to keep what was read costs more than to read it.
+CREATE OR REPLACE TEMP VIEW batch AS
+SELECT
+    * EXCLUDE (assigned_plan) REPLACE (coalesce(assigned_plan, plan) AS plan),
+    -- Whether it has the members that its type cannot do without.
+    coalesce(CASE type
+        WHEN 'budget-reserved' THEN task_type IS NOT NULL AND coalesce(assigned_plan, plan) IS NOT NULL
+            AND cap_nanousd IS NOT NULL
+        WHEN 'model-called' THEN outcome IS NOT NULL AND charge_nanousd IS NOT NULL AND latency_ms IS NOT NULL
+        WHEN 'fallback-used' THEN to_model IS NOT NULL AND reason IS NOT NULL
+        WHEN 'cost-recorded' THEN basis IS NOT NULL AND outcome IS NOT NULL
+        WHEN 'budget-denied' THEN budget IS NOT NULL AND cap_nanousd IS NOT NULL AND reason IS NOT NULL
+        WHEN 'cost-adjusted' THEN basis IS NOT NULL AND reason IS NOT NULL
+        WHEN 'plan-assigned' THEN coalesce(assigned_plan, plan) IS NOT NULL AND cap_nanousd IS NOT NULL
+        WHEN 'credit-granted' THEN author IS NOT NULL
+        WHEN 'segment-sealed' THEN segment IS NOT NULL
+    END, false) AS is_readable
 FROM (
     SELECT
         partition,

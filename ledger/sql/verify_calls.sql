@@ -11,18 +11,38 @@ WITH calls_events AS (
     FROM events
     WHERE type <> 'segment-sealed'
 ),
+-- Few calls last so long that they may have been forgotten in between, so that few need to be looked through for it.
+long AS (
+    SELECT partition, call_id
+    FROM calls_events
+    GROUP BY partition, call_id
+    HAVING max(ms) - min(ms) >= $forgotten_ms
+),
 gaps AS (
     SELECT
         *,
         (is_single OR (kind = 'hold' AND hold = 1))
             AND ms - lag(ms) OVER (PARTITION BY partition, call_id ORDER BY seq) >= $forgotten_ms AS is_anew
     FROM calls_events
+    SEMI JOIN long USING (partition, call_id)
 ),
 lives AS (
+    SELECT * EXCLUDE (ms), 0 AS life
+    FROM calls_events
+    ANTI JOIN long USING (partition, call_id)
+    UNION ALL
     SELECT
         * EXCLUDE (is_anew, ms),
         count(*) FILTER (is_anew) OVER (PARTITION BY partition, call_id ORDER BY seq) AS life
     FROM gaps
+),
+-- Attempts that are told more than once.
+told AS (
+    SELECT partition, call_id, life, type, attempt, min(seq) AS told_seq
+    FROM lives
+    WHERE type IN ('model-called', 'fallback-used')
+    GROUP BY partition, call_id, life, type, attempt
+    HAVING count(*) > 1
 )
 SELECT
     *,
@@ -36,8 +56,9 @@ SELECT
     coalesce(sum(amount) FILTER (type = 'budget-reserved') OVER hold_before, 0) AS held,
     max(outcome) FILTER (type = 'cost-recorded') OVER hold_before AS settled_as,
     coalesce(sum(amount) FILTER (type IN ('cost-recorded', 'cost-adjusted')) OVER of_hold, 0) AS cost,
-    row_number() OVER (PARTITION BY partition, call_id, life, type, attempt ORDER BY seq) AS told
+    coalesce(seq > told_seq, false) AS is_told_again
 FROM lives
+LEFT JOIN told USING (partition, call_id, life, type, attempt)
 WINDOW
     of_life AS (PARTITION BY partition, call_id, life ORDER BY seq),
     before AS (PARTITION BY partition, call_id, life ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING),

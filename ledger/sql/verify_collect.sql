@@ -1,20 +1,17 @@
--- After a batch was folded: keep its moves, and what was held or refused against which cap. `batch` and `moves` are
--- the fold's own.
-CREATE OR REPLACE TEMP TABLE verify_batch AS
-SELECT seq, budget, cap, settled, held, recomputed
+-- After a batch was folded: keep its moves, and what was held or refused against which cap. `moves` is the fold's own.
+INSERT INTO verify_moves
+SELECT $partition, seq, budget, nanousd(settled), nanousd(held)
 FROM moves
 WHERE is_move;
 
-INSERT INTO verify_moves
-SELECT $partition, seq, budget, settled, held
-FROM verify_batch;
-
 INSERT INTO verify_reserved
-SELECT b.partition, m.seq, b.id, b.user_id, b.period, m.budget, m.budget = b.account, m.cap, m.recomputed
-FROM verify_batch AS m
-JOIN batch AS b ON b.seq = m.seq
-WHERE b.type = 'budget-reserved'
+SELECT e.partition, e.seq, e.id, e.user_id, e.period, m.budget, m.budget = 'user:' || e.user_id || ':' || e.period,
+    nanousd(m.cap), nanousd(m.recomputed)
+FROM moves AS m
+JOIN events AS e ON e.partition = $partition AND e.seq BETWEEN $first AND $last AND e.seq = m.seq
+WHERE m.is_move AND e.type = 'budget-reserved'
 UNION ALL
-SELECT partition, seq, id, user_id, period, budget, true, cap_nanousd, NULL
-FROM batch
-WHERE type = 'budget-denied' AND budget = account;
+SELECT partition, seq, id, user_id, period, budget, true, nanousd(cap_usd), NULL
+FROM events
+WHERE partition = $partition AND seq BETWEEN $first AND $last
+    AND type = 'budget-denied' AND budget = 'user:' || user_id || ':' || period;

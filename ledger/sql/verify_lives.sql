@@ -33,7 +33,7 @@ FROM (
                 THEN format('hold {} of call {} is not the open one', hold, call_id)
             WHEN type IN ('model-called', 'fallback-used') AND settled_as = 'done'
                 THEN format('an attempt of hold {} of call {}, which is done', hold, call_id)
-            WHEN type IN ('model-called', 'fallback-used') AND told > 1
+            WHEN is_told_again
                 THEN format('attempt {} of call {} is told twice', attempt, call_id)
             WHEN type = 'cost-recorded' AND freed <> held
                 THEN format('frees {} nano-dollars, hold {} of call {} is {}', freed, hold, call_id, held)

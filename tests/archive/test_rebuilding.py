@@ -1,17 +1,23 @@
 """Folding a whole ledger side by side gives what the projector gives (G5); one that was cut off is not used."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow.parquet import write_table
 
 import ledger.source
+from ledger import chain
 from ledger.comparison import compare
 from ledger.fold import LedgerGap
 from ledger.rebuilding import Rebuild
-from ledger.source import Regrouping
+from ledger.replay import replay
+from ledger.segments import Archive, ArchiveDamaged, Segment, file_sha256
+from ledger.source import LedgerSource, Regrouping
 from ledger.store import Store
 from ledger.stream import Batch
 from schemas.upcasters import UnreadableEvent
@@ -25,7 +31,7 @@ def cut(entries: Sequence[Any], size: int) -> list[Batch]:
     return [Batch(0, list(entries[start : start + size])) for start in range(0, len(entries), size)]
 
 
-@pytest.mark.parametrize("size", [1_000_000, 250, 7])
+@pytest.mark.parametrize("size", [1_000_000, 250, 60])
 def test_a_rebuild_equals_the_live_fold_wherever_batches_end(tmp_path: Path, size: int) -> None:
     live, rebuilt = (Store.open(tmp_path / name, LEDGER) for name in ("live.duckdb", "rebuilt.duckdb"))
     for batch in cut(ENTRIES, 100):
@@ -100,3 +106,86 @@ def test_tables_are_joined_and_cut_without_loss(monkeypatch: pytest.MonkeyPatch)
     assert [table.num_rows for table in tables] == [50, 50, 50, 50]
     assert [seq for table in tables for seq in table["seq"].to_pylist()] == list(range(1, 201))
     assert regrouping.rest() == []
+
+
+def sealed(directory: Path) -> tuple[Archive, LedgerSource]:
+    """Return an archive of four segments, and the ledger that it is."""
+    archive, head = Archive(directory / "archive"), chain.genesis(LEDGER, 0)
+    for batch in cut(ENTRIES, len(ENTRIES) // 4 + 1):
+        written = archive.write(batch.to_table(is_lifted=False), ledger_id=LEDGER, partition=0, head=head)
+        head = bytes.fromhex(written.manifest.chain_after)
+    return archive, LedgerSource.of_archive(archive)
+
+
+async def test_segments_of_an_older_version_are_lifted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DuckDB reads what is current by itself; from the first older segment on, payloads go through the upcasters."""
+    monkeypatch.setattr("ledger.stream.upcast", lambda _kind, _version, payload: {**payload, "worker": "lifted"})
+    entries, older = list(ENTRIES), len(ENTRIES) * 5 // 8
+    monkeypatch.setitem(globals(), "ENTRIES", entries)
+    entries[older] = [entries[older][0], [b"0" if at == 3 else part for at, part in enumerate(entries[older][1])]]
+    _, source = sealed(tmp_path)
+    replayed = await replay(source, tmp_path / "r.duckdb")
+    live = Store.open(tmp_path / "live.duckdb", LEDGER)
+    live.fold(Batch(0, entries))
+    assert compare(replayed, live) == []
+    assert replayed.query("SELECT seq, worker FROM events WHERE v = 0") == [{"seq": older + 1, "worker": "lifted"}]
+    replayed.close()
+    live.close()
+
+
+def damage(segment: Segment) -> None:
+    content = bytearray(segment.path.read_bytes())
+    content[len(content) // 3] ^= 255
+    segment.path.write_bytes(content)
+
+
+def cut_off(segment: Segment) -> None:
+    segment.path.write_bytes(segment.path.read_bytes()[:-40])
+
+
+def lose(segment: Segment) -> None:
+    segment.path.unlink()
+
+
+def put_another(segment: Segment) -> None:
+    events = segment.read()
+    write_table(events.slice(0, events.num_rows - 3), segment.path)
+
+
+@pytest.mark.parametrize("harm", [damage, cut_off, lose, put_another])
+async def test_a_replay_names_the_segment_that_is_damaged(tmp_path: Path, harm: Callable[[Segment], None]) -> None:
+    archive, source = sealed(tmp_path)
+    segment = archive.segments(0)[2]
+    harm(segment)
+    with pytest.raises(ArchiveDamaged) as told:
+        await replay(source, tmp_path / "r.duckdb")
+    assert told.value.path == segment.path
+
+
+async def test_events_of_a_version_that_the_manifest_does_not_tell_of_are_refused(tmp_path: Path) -> None:
+    archive, source = sealed(tmp_path)
+    segment = archive.segments(0)[1]
+    events = segment.read()
+    versions = pa.array([0] * events.num_rows, pa.int32())
+    write_table(events.set_column(events.schema.get_field_index("v"), "v", versions), segment.path)
+    path = segment.path.with_suffix(".json")
+    told = {"file_sha256": file_sha256(segment.path), "file_bytes": segment.path.stat().st_size}
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+    with pytest.raises(ArchiveDamaged, match="other versions than its manifest says"):
+        await replay(source, tmp_path / "r.duckdb")
+
+
+@pytest.mark.parametrize("size", [40, 130, 1_000])
+async def test_a_replay_of_segments_equals_the_live_fold_wherever_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr("ledger.rebuilding._ROWS", size)
+    _, source = sealed(tmp_path / "o'brien=1")
+    replayed = await replay(source, tmp_path / "r.duckdb")
+    live = Store.open(tmp_path / "live.duckdb", LEDGER)
+    live.fold(Batch(0, ENTRIES))
+    assert compare(replayed, live) == []
+    seqs = [row["seq"] for row in replayed.query("SELECT seq FROM events")]
+    assert seqs == sorted(seqs), "what is appended side by side is in order"
+    replayed.close()
+    live.close()

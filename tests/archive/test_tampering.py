@@ -1,5 +1,6 @@
 """A forger changes, drops, adds or swaps one thing in a segment, a manifest or the stream: it is found where it is."""
 
+import asyncio
 import json
 import random
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from redis.asyncio import Redis
 
 from ledger import chain
+from ledger.connection import connect
 from ledger.findings import Finding
 from ledger.segments import Archive, Segment, file_sha256
 from ledger.source import LedgerSource
@@ -22,6 +24,20 @@ from ledger.verify_projection import LiveProjection
 from tests.archive.gate_ledger import GateLedger, gate_ledger
 
 Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def sealed(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    """The archive of a ledger; tests tamper with copies of it."""
+
+    async def make() -> Archive:
+        async with connect(server_url) as redis:
+            await redis.flushall()
+            made = await gate_ledger(redis, tmp_path_factory.mktemp("sealed"), 7, 400)
+            await made.aclose()
+            return made.archive
+
+    return asyncio.run(make())
 
 
 @pytest.fixture
@@ -144,9 +160,9 @@ def _mend(forged: Segment, /, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values, indent=2) + "\n")
 
 
-def copy_of(books: GateLedger, directory: Path) -> Archive:
+def copy_of(archive: Archive, directory: Path) -> Archive:
     shutil.rmtree(directory, ignore_errors=True)
-    shutil.copytree(books.archive.directory, directory)
+    shutil.copytree(archive.directory, directory)
     return Archive(directory)
 
 
@@ -161,11 +177,11 @@ def is_located(finding: Finding, told: Tampering, segment: str | None) -> bool:
 
 @pytest.mark.parametrize("mend", [mend_nothing, mend_file, mend_counts])
 async def test_one_tampered_event_of_a_segment_is_found_where_it_is(
-    books: GateLedger, tmp_path: Path, mend: Callable[[Segment], None]
+    sealed: Archive, tmp_path: Path, mend: Callable[[Segment], None]
 ) -> None:
     draw = random.Random(mend.__name__)
     for tamper in TAMPERINGS:
-        archive = copy_of(books, tmp_path / "copy")
+        archive = copy_of(sealed, tmp_path / "copy")
         segment = draw.choice(archive.segments(0))
         rows = segment.read().to_pylist()
         told = tamper(rows, draw)
@@ -182,7 +198,7 @@ async def test_a_segment_forged_with_its_whole_chain_is_found(books: GateLedger,
     draw = random.Random(11)
     segments = books.archive.segments(0)
     for tamper in TAMPERINGS:
-        archive = copy_of(books, tmp_path / "copy")
+        archive = copy_of(books.archive, tmp_path / "copy")
         segment = draw.choice(archive.segments(0))
         rows = segment.read().to_pylist()
         told = tamper(rows, draw)
@@ -199,12 +215,12 @@ async def test_a_segment_forged_with_its_whole_chain_is_found(books: GateLedger,
         assert len(segments) > 4
 
 
-async def test_a_rewritten_archive_is_found_by_a_head_that_was_kept(books: GateLedger, tmp_path: Path) -> None:
+async def test_a_rewritten_archive_is_found_by_a_head_that_was_kept(sealed: Archive, tmp_path: Path) -> None:
     """One who does not know the trusted head can make everything fit but that."""
     certificate = tmp_path / "certificate.json"
-    certificate.write_text(json.dumps((await verdict_on(books.archive, tmp_path / "v")).certificate()))
-    head = books.archive.segments(0)[-1].manifest.chain_after
-    archive = copy_of(books, tmp_path / "copy")
+    certificate.write_text(json.dumps((await verdict_on(sealed, tmp_path / "v")).certificate()))
+    head = sealed.segments(0)[-1].manifest.chain_after
+    archive = copy_of(sealed, tmp_path / "copy")
     first, *later = archive.segments(0)
     rows = first.read().to_pylist()
     row = next(row for row in rows if row["type"] == "model-called")
@@ -216,11 +232,11 @@ async def test_a_rewritten_archive_is_found_by_a_head_that_was_kept(books: GateL
         _mend(segment, chain_before=before)
         forged = next(each for each in archive.segments(0) if each.manifest.segment == segment.manifest.segment)
         rows = forged.read().to_pylist()
-        sealed = {each.manifest.segment: each.manifest for each in archive.segments(0)}
+        manifests = {each.manifest.segment: each.manifest for each in archive.segments(0)}
         for row in rows:
             if row["type"] == "segment-sealed":
                 told = json.loads(row["payload"])
-                heads = sealed[told["segment"]].model_dump(include={"chain_before", "chain_after"})
+                heads = manifests[told["segment"]].model_dump(include={"chain_before", "chain_after"})
                 row["payload"] = json.dumps(told | heads, separators=(",", ":"))
         write(forged, rows)
         mend_chain(forged)
@@ -235,10 +251,10 @@ async def test_a_rewritten_archive_is_found_by_a_head_that_was_kept(books: GateL
 # --- Manifests and whole segments.
 
 
-async def test_every_changed_member_of_a_manifest_is_found(books: GateLedger, tmp_path: Path) -> None:
+async def test_every_changed_member_of_a_manifest_is_found(sealed: Archive, tmp_path: Path) -> None:
     draw = random.Random(5)
-    for name, value in books.archive.segments(0)[0].manifest.model_dump().items():
-        archive = copy_of(books, tmp_path / "copy")
+    for name, value in sealed.segments(0)[0].manifest.model_dump().items():
+        archive = copy_of(sealed, tmp_path / "copy")
         segment = draw.choice(archive.segments(0))
         other = {
             int: lambda value: value + 1,
@@ -250,19 +266,62 @@ async def test_every_changed_member_of_a_manifest_is_found(books: GateLedger, tm
         assert segment.manifest.segment in {finding.segment for finding in verdict.findings}, (name, verdict.findings)
 
 
-async def test_a_manifest_written_otherwise_is_found(books: GateLedger, tmp_path: Path) -> None:
+async def test_a_manifest_written_otherwise_is_found(sealed: Archive, tmp_path: Path) -> None:
     for rewrite in (
         lambda text: text + " ",
         lambda text: text.replace("{", '{"extra": 1,', 1),
         lambda _: "",
         lambda _: "[]",
     ):
-        archive = copy_of(books, tmp_path / "copy")
+        archive = copy_of(sealed, tmp_path / "copy")
         segment = archive.segments(0)[2]
         path = segment.path.with_suffix(".json")
         path.write_text(rewrite(path.read_text()))
         verdict = await verdict_on(archive, tmp_path / "v")
         assert segment.manifest.segment in {finding.segment for finding in verdict.findings}
+
+
+@pytest.mark.parametrize("mend", [mend_nothing, mend_file, mend_counts])
+async def test_events_swapped_between_two_segments_are_found_in_both(
+    sealed: Archive, tmp_path: Path, mend: Callable[[Segment], None]
+) -> None:
+    draw = random.Random(mend.__name__)
+    stays = ("seq", "id", "ms", "n", "head")
+    for are_whole in (False, True):
+        archive = copy_of(sealed, tmp_path / "copy")
+        pair = draw.sample(archive.segments(0), 2)
+        rows = [segment.read().to_pylist() for segment in pair]
+        at = [draw.randrange(1, len(each)) for each in rows]
+        first, second = rows[0][at[0]], rows[1][at[1]]
+        kept = () if are_whole else stays
+        rows[0][at[0]] = {**second, **{name: first[name] for name in kept}}
+        rows[1][at[1]] = {**first, **{name: second[name] for name in kept}}
+        for segment, forged in zip(pair, rows, strict=True):
+            write(segment, forged)
+            mend(segment)
+        findings = (await verdict_on(archive, tmp_path / "v")).findings
+        for segment, seq in zip(pair, (first["seq"], second["seq"]), strict=True):
+            # What is in no order cannot be walked any further: of two events swapped whole, the earlier one is told.
+            is_walked = not are_whole or segment is min(pair, key=lambda each: each.manifest.first_seq)
+            places = {(finding.segment, finding.seq) for finding in findings}
+            assert not is_walked or (segment.manifest.segment, seq) in places, (are_whole, places)
+
+
+async def test_a_segment_of_another_ledger_is_found(sealed: Archive, tmp_path: Path) -> None:
+    """Whole and in order by itself: file, marks, manifest and chain are another ledger's."""
+    archive = copy_of(sealed, tmp_path / "copy")
+    segment = archive.segments(0)[2]
+    other = Archive(tmp_path / "other")
+    head = chain.genesis("another", 0)
+    given = other.write(segment.read().drop_columns(["head"]), ledger_id="another", partition=0, head=head)
+    for suffix in (".parquet", ".json"):
+        shutil.copy(given.path.with_suffix(suffix), segment.path.with_suffix(suffix))
+    findings = (await verdict_on(archive, tmp_path / "v")).findings
+    name = segment.manifest.segment
+    assert ("manifest", name) in {(finding.kind, finding.segment) for finding in findings}
+    assert ("chain", name, segment.manifest.first_seq) in {
+        (finding.kind, finding.segment, finding.seq) for finding in findings
+    }
 
 
 def lose_manifest(segments: list[Segment], at: int) -> None:
@@ -298,9 +357,9 @@ def copy_segment(segments: list[Segment], at: int) -> None:
 
 @pytest.mark.parametrize("harm", [lose_manifest, lose_file, lose_both, cut_file, swap_files, copy_segment])
 async def test_a_lost_or_misplaced_segment_is_found(
-    books: GateLedger, tmp_path: Path, harm: Callable[[list[Segment], int], None]
+    sealed: Archive, tmp_path: Path, harm: Callable[[list[Segment], int], None]
 ) -> None:
-    archive = copy_of(books, tmp_path / "copy")
+    archive = copy_of(sealed, tmp_path / "copy")
     segments = archive.segments(0)
     harm(segments, 2)
     verdict = await verdict_on(archive, tmp_path / "v")
@@ -311,7 +370,7 @@ async def test_a_lost_or_misplaced_segment_is_found(
 
 
 async def test_a_lost_last_segment_is_found_while_the_ledger_knows_of_it(books: GateLedger, tmp_path: Path) -> None:
-    archive = copy_of(books, tmp_path / "copy")
+    archive = copy_of(books.archive, tmp_path / "copy")
     segments = archive.segments(0)
     head = segments[-1].manifest.chain_after
     lose_both(segments, -1)
@@ -369,6 +428,21 @@ async def test_one_tampered_event_of_the_stream_is_found_where_it_is(books: Gate
     await rewrite_stream(books, original)
     shutil.rmtree(tmp_path / "v")
     assert (await verify(books.source, Options(tmp_path / "v"))).findings == [], "the original is sound"
+
+
+async def test_news_of_a_sealing_with_other_numbers_is_found(books: GateLedger, tmp_path: Path) -> None:
+    original: Any = await books.redis.xrange(books.keys[0].ledger)
+    at = next(n for n in range(len(original) - 1, 0, -1) if original[n][1][b"type"] == b"segment-sealed")
+    told = json.loads(original[at][1][b"payload"])
+    for name, value in told.items():
+        other = value + 1 if isinstance(value, int) else value[:-1] + ("0" if value[-1] != "0" else "1")
+        entries = list(original)
+        entries[at] = (original[at][0], {**original[at][1], b"payload": json.dumps(told | {name: other})})
+        await rewrite_stream(books, entries)
+        shutil.rmtree(tmp_path / "v", ignore_errors=True)
+        findings = (await verify(books.source, Options(tmp_path / "v"))).findings
+        places = {(finding.kind, finding.event_id) for finding in findings}
+        assert ("seal", original[at][0].decode()) in places, (name, findings)
 
 
 async def test_newest_events_lost_from_the_stream_are_found(books: GateLedger, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from ledger.segments import Archive
 from ledger.source import LedgerSource
+from ledger.store import Store
 from ledger.verify import NotTrusted, Options, Verdict, verify
 from ledger.verify_projection import LiveProjection
 from tests.archive.gate_ledger import LEDGER, GateLedger, gate_ledger
@@ -155,6 +156,13 @@ async def test_a_projection_that_differs_is_found(
     assert any(problem in finding.problem for finding in findings), findings
     if "seq =" in statement:
         assert findings[0].seq in (row, reserved)
+
+
+async def test_a_projection_that_was_opened_again_is_not_taken_for_another(books: GateLedger, tmp_path: Path) -> None:
+    path = books.store.path
+    books.store.close()
+    books.store = Store.open(path, LEDGER)
+    assert (await verdict_of(books, tmp_path)).findings == []
 
 
 async def test_a_projection_behind_is_compared_where_it_stands(books: GateLedger, tmp_path: Path) -> None:

@@ -1,0 +1,86 @@
+"""Replay: an archive of every type of event, folded into a new DuckDB file.
+
+Each round is a process of its own, as `tollbook replay` is, so that its peak memory is its own.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.ledger import MadeLedger
+from benchmarks.measure import Result, Sizes, Target, in_process, median_of, peak_mb
+from ledger.replay import replay
+from ledger.segments import Archive
+from ledger.source import LedgerSource
+
+_SEGMENT: Final = 100_000  # As sealed by default.
+_USERS: Final = 5_000
+
+
+async def run(directory: Path, sizes: Sizes) -> list[Result]:
+    events, rounds = sizes.of(1_000_000, 30_000, largest=5_000_000), sizes.of(3, 1, largest=2)
+    archive = directory / "archive"
+    await asyncio.to_thread(make_archive, archive, events, sizes.of(_SEGMENT, 10_000))
+    figures: list[dict[str, Any]] = []
+    for _ in range(rounds):
+        into = directory / "replay.duckdb"
+        figures.append(await in_process("benchmarks.replay", archive, into))
+        into.unlink()
+    folded = median_of(figures, "events")
+    if folded != events:
+        raise ValueError(f"replayed {folded} events of {events}")
+    return [
+        Result(
+            benchmark="replay",
+            what=f"folding {events:,} archived events into a new file",
+            subject=median_of(figures, "events_per_second"),
+            reference=None,
+            unit="events/s",
+            floor=Target(">=", 300_000),
+            details={"processes": figures},
+        ),
+        Result(
+            benchmark="replay",
+            what="peak memory of the process",
+            subject=max(figure["peak_mb"] for figure in figures),
+            reference=None,
+            unit="MB",
+            floor=Target("<=", 1_500),
+        ),
+    ]
+
+
+def make_archive(directory: Path, events: int, segment: int) -> None:
+    """Seal `events` events into whole segments."""
+    rest = MadeLedger.draw(events, users=_USERS, segment=segment).write(Archive(directory))
+    if rest.num_rows:
+        raise ValueError(f"{events} events do not fill segments of {segment}")
+
+
+async def _replay(archive: Path, into: Path) -> dict[str, Any]:
+    began, processor = time.perf_counter(), time.process_time()
+    store = await replay(LedgerSource.of_archive(Archive(archive)), into)
+    seconds, processor = time.perf_counter() - began, time.process_time() - processor
+    events = store.position().seq
+    if store.query("FROM discrepancies"):
+        raise ValueError("the made ledger is not sound")
+    store.close()
+    return {
+        "events": events,
+        "seconds": seconds,
+        "events_per_second": events / seconds,
+        "processor_us_per_event": 1e6 * processor / events,
+        "file_bytes_per_event": await asyncio.to_thread(_size, into) / events,
+        "peak_mb": peak_mb(),
+    }
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(_replay(Path(sys.argv[1]), Path(sys.argv[2])))))

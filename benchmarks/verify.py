@@ -1,0 +1,124 @@
+"""Verification of a ledger of a million events: archive, unsealed stream, and the projection in use.
+
+Each round is a process of its own, as `tollbook verify` is, so that its peak memory is its own.
+"""
+
+import asyncio
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from benchmarks.ledger import MadeLedger, as_entries
+from benchmarks.measure import Result, Sizes, Target, in_process, median_of, peak_mb
+from ledger.connection import connect
+from ledger.embedded import EmbeddedServer
+from ledger.functions import load_library
+from ledger.gate import create_ledger
+from ledger.keys import Keys
+from ledger.pipeline import CommandPipeline
+from ledger.replay import replay
+from ledger.segments import Archive
+from ledger.source import LedgerSource
+from ledger.store import Store
+from ledger.verify import Options, verify
+from ledger.verify_projection import LiveProjection
+
+_KEYS: Final = Keys("bench")
+_PAGE: Final = 1_000
+
+
+async def run(directory: Path, sizes: Sizes) -> list[Result]:
+    events, rounds = sizes.of(1_000_000, 30_000), sizes.of(2, 1)
+    archive, live = Archive(directory / "archive"), directory / "live.duckdb"
+    made = await asyncio.to_thread(MadeLedger.draw, events, segment=sizes.of(75_000, 8_000))
+    rest = await asyncio.to_thread(made.write, archive)
+    async with EmbeddedServer(directory / "server", fsync="everysec") as server, connect(server.url) as redis:
+        await put_on_stream(redis, _KEYS, made, archive, rest)
+        store = await replay(LedgerSource(made.ledger_id, (_KEYS,), archive, redis), live)
+        await asyncio.to_thread(store.close)
+        given = (archive.directory, server.url, live)
+        figures = [await in_process("benchmarks.verify", *given, "whole") for _ in range(rounds)]
+        head = archive.segments(0)[-2].manifest.chain_after
+        since = await in_process("benchmarks.verify", *given, head)
+    return [
+        Result(
+            benchmark="verify",
+            what=f"{events:,} events, {rest.num_rows:,} of them not sealed, and the projection",
+            subject=median_of(figures, "seconds"),
+            reference=None,
+            unit="s",
+            floor=Target("<=", 30),
+            details={"processes": figures},
+        ),
+        Result(
+            benchmark="verify",
+            what="the same, trusting the head of the last segment but one",
+            subject=since["seconds"],
+            reference=median_of(figures, "seconds"),
+            unit="s",
+            details={"processes": [since]},
+        ),
+        Result(
+            benchmark="verify",
+            what="peak memory of the process",
+            subject=max(figure["peak_mb"] for figure in figures),
+            reference=None,
+            unit="MB",
+            floor=Target("<=", 2_000),
+        ),
+    ]
+
+
+async def put_on_stream(redis: Redis, keys: Keys, made: MadeLedger, archive: Archive, rest: Any) -> None:
+    """Make Redis the ledger's: its stream has the events that are not sealed, and what was sealed is gone from it."""
+    await load_library(redis)
+    pipeline = CommandPipeline(redis)
+    await create_ledger(pipeline, keys, ledger_id=made.ledger_id, partitions=1)
+    await pipeline.aclose()
+    last = archive.segments(keys.partition)[-1].manifest
+    sealed = ["removed", last.last_seq, "sealed_seq", last.last_seq, "sealed_chain", last.chain_after]
+    await redis.hset(keys.meta, items=sealed)
+    await append(redis, keys, rest)
+    await redis.zadd(keys.holds, dict(made.open_holds()))
+
+
+async def append(redis: Redis, keys: Keys, events: Any) -> None:
+    """Append events to the stream as they are."""
+    entries = list(as_entries(events))
+    for start in range(0, len(entries), _PAGE):
+        pipe = redis.pipeline(transaction=False)
+        for entry_id, fields in entries[start : start + _PAGE]:
+            pipe.execute_command("XADD", keys.ledger, entry_id, *fields)
+        await pipe.execute()
+
+
+async def _verify(archive: Path, url: str, live: Path, since: str) -> dict[str, Any]:
+    began, processor = time.perf_counter(), time.process_time()
+    source = LedgerSource.of_archive(Archive(archive), namespace=_KEYS.namespace)
+    store = await asyncio.to_thread(Store.open, live, source.ledger_id)
+    directory = live.with_name("verify")
+    async with connect(url) as redis:
+        whole = LedgerSource(source.ledger_id, (_KEYS,), source.archive, redis)
+        options = Options(directory, since=None if since == "whole" else since)
+        verdict = await verify(whole, options, live=await asyncio.to_thread(LiveProjection.look, store))
+    seconds, processor = time.perf_counter() - began, time.process_time() - processor
+    shutil.rmtree(directory)
+    store.close()
+    if verdict.findings:
+        raise ValueError(f"the made ledger is not sound: {verdict.findings[:3]}")
+    return {
+        "events": verdict.events,
+        "projection_rows": verdict.projection_rows,
+        "seconds": seconds,
+        "processor_us_per_event": 1e6 * processor / verdict.events,
+        "peak_mb": peak_mb(),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(asyncio.run(_verify(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]))))

@@ -1,0 +1,8 @@
+-- What must hold before anything is folded: a batch continues the ledger without gap or repeat.
+SELECT
+    count(*) AS events,
+    min(seq) AS first_seq,
+    max(seq) AS last_seq,
+    count(DISTINCT seq) AS distinct_seqs,
+    arg_max(id, seq) AS last_id
+FROM incoming;
