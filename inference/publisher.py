@@ -10,7 +10,8 @@ it is sent, so that sending it again is harmless: the same id with the same cont
 
 import asyncio
 import uuid
-from contextlib import AsyncExitStack
+from collections.abc import Generator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from types import TracebackType
 from typing import Final, Self, Unpack
 
@@ -24,7 +25,7 @@ from ledger.errors import LedgerUnavailable
 from ledger.keys import Keys
 from ledger.pipeline import CommandPipeline
 from ledger.results import Results
-from ledger.stream_owners import check_owner
+from ledger.stream_owners import check_owner, read_owners
 from schemas.entries import TaskEntry, TaskFields, task_entry
 from schemas.results import InferenceResult
 from schemas.tasks import TaskStream, TaskType
@@ -101,7 +102,7 @@ class Publisher:
         Errors: TaskUnconfirmed; StreamTaken where another Tollbook serves the stream.
         """
         opened = self._open()
-        await opened.check_owner(entry.stream.value)
+        opened.check_owner(entry.stream)
         flat = [part for pair in entry.fields.items() for part in pair]
         for tries_left in reversed(range(_TRIES)):
             try:
@@ -117,7 +118,8 @@ class Publisher:
 
     async def result(self, task_id: str) -> InferenceResult | None:
         """Return a task's result, or None while there is none (or no longer: they are kept for some days)."""
-        return await (await self._open().results()).get(task_id)
+        with self._open().translating():
+            return await (await self._open().results()).get(task_id)
 
     async def wait(self, task_id: str, *, timeout_s: float) -> InferenceResult:
         """Return a task's result as soon as it is there: `done`, `denied`, `failed` or `invalid`.
@@ -125,7 +127,8 @@ class Publisher:
         Woken by Redis when the result is stored; a result that is there already is returned at once.
         Errors: ResultTimeout after `timeout_s`; the task goes on, and can be waited for again.
         """
-        found = await (await self._open().results()).wait(task_id, timeout_s)
+        with self._open().translating():
+            found = await (await self._open().results()).wait(task_id, timeout_s)
         if found is None:
             raise ResultTimeout(task_id, timeout_s)
         return found
@@ -155,23 +158,29 @@ class _Opened:
         stack.push_async_callback(self.pipeline.aclose)
         self._results: Results | None = None
         self._is_certain = False
-        self._owned = set[str]()
+        self._owners: Mapping[str, str] = {}
         self._asking = asyncio.Lock()
 
     @classmethod
     async def connect(cls, settings: Settings, stack: AsyncExitStack) -> "_Opened":
         opened = cls(settings, find_redis_url(settings), stack)
         try:
-            await opened.pipeline.execute("PING")
+            opened._owners = await read_owners(opened.pipeline)
         except (LedgerUnavailable, RedisError) as exc:
             raise LedgerUnavailable(f"Redis at {opened.where} does not answer: {exc}") from exc
         return opened
 
-    async def check_owner(self, stream: str) -> None:
-        """See once, for each stream, that a task on it comes to this Tollbook. Errors: StreamTaken."""
-        if stream not in self._owned:
-            await check_owner(self.pipeline, stream, self._settings.namespace)
-            self._owned.add(stream)
+    def check_owner(self, stream: TaskStream) -> None:
+        """See that a task on this stream would come to this Tollbook. Errors: StreamTaken."""
+        check_owner(self._owners, stream.value, self._settings.namespace)
+
+    @contextmanager
+    def translating(self) -> Generator[None]:
+        """Say which server refused what was asked of it. Errors: LedgerUnavailable."""
+        try:
+            yield
+        except RedisError as exc:
+            raise LedgerUnavailable(f"Redis at {self.where} refuses to answer: {exc}") from exc
 
     async def results(self) -> Results:
         """Return where results are, in all partitions of the ledger; the same for all who ask."""

@@ -5,7 +5,7 @@ one stream would take each other's tasks and charge them to the wrong ledger; so
 that serves a stream has it, and another is refused before it reads anything.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from ledger.errors import LedgerRefused
@@ -30,13 +30,23 @@ class StreamTaken(LedgerRefused):
 
 async def own_streams(pipeline: CommandPipeline, streams: Iterable[str], namespace: str) -> None:
     """Take streams that nobody has. Errors: StreamTaken; LedgerUnavailable."""
+    streams = tuple(streams)
     for stream in streams:
         await pipeline.execute("HSETNX", STREAM_OWNERS, stream, namespace)
-        await check_owner(pipeline, stream, namespace)
+    owners = await read_owners(pipeline)
+    for stream in streams:
+        check_owner(owners, stream, namespace)
 
 
-async def check_owner(pipeline: CommandPipeline, stream: str, namespace: str) -> None:
-    """See that a task on this stream would come to this Tollbook. Errors: StreamTaken; LedgerUnavailable."""
-    owner: bytes | None = await pipeline.execute("HGET", STREAM_OWNERS, stream)
-    if owner is not None and owner.decode() != namespace:
-        raise StreamTaken(stream=stream, owner=owner.decode(), namespace=namespace)
+async def read_owners(pipeline: CommandPipeline) -> Mapping[str, str]:
+    """Return the namespace that serves each stream, of those that any does. Errors: LedgerUnavailable."""
+    flat: list[bytes] | dict[bytes, bytes] = await pipeline.execute("HGETALL", STREAM_OWNERS)
+    pairs = flat.items() if isinstance(flat, dict) else zip(flat[0::2], flat[1::2], strict=True)
+    return {stream.decode(): owner.decode() for stream, owner in pairs}
+
+
+def check_owner(owners: Mapping[str, str], stream: str, namespace: str) -> None:
+    """See that a task on this stream would come to this Tollbook. Errors: StreamTaken."""
+    owner = owners.get(stream, namespace)
+    if owner != namespace:
+        raise StreamTaken(stream=stream, owner=owner, namespace=namespace)

@@ -8,6 +8,7 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -79,4 +80,6 @@ def run_command(
         descriptor = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY)
         os.dup2(descriptor, number)
         os.close(descriptor)
+    # multiprocessing has put an empty one in its place.
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it is there already, and stays to the end.
     raise SystemExit(run(arguments))

@@ -101,6 +101,7 @@ async def test_a_background_task_that_has_ended_is_death(redis_client: Redis, se
     async with running_system(tmp_path / "data", server_url, metrics_port=0) as running:
         url, vitals = url_of(running.system.vitals), running.system.vitals
         assert (await health(url, "live"))[0] == 200
+        await wait_until(lambda: "sweeper" in " ".join(vitals.background), what="the sweeper's start")
         name, task = next((name, task) for name, task in vitals.background.items() if name.startswith("sweeper"))
         task.cancel()
         await wait_until(task.done, what="the sweeper's end")

@@ -113,7 +113,7 @@ def test_the_image_runs_tollbook_as_a_plain_user_from_the_lock(dockerfile: list[
 
 def test_the_image_context_lets_in_what_the_build_needs_and_nothing_else() -> None:
     rules = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
-    packages = {"schemas", "ledger", "inference", "consumers"}
+    packages = {"schemas", "ledger", "inference", "consumers", "notebooks"}
 
     assert "*" in rules
     assert {rule[1:] for rule in rules if rule.startswith("!")} == packages | {
