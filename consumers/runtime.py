@@ -124,7 +124,7 @@ async def serve_worker(
     """Feed a worker until `stop`; then finish what is in flight within the grace period. Errors: StreamTaken."""
     claims = worker.claims
     # Before the claims run: they take over what is pending, whosever it is.
-    while not await _own_streams(runtime, worker):
+    while not await _prepare_streams(runtime, worker):
         await _pause(stop, _RECONNECT_S)
         if stop.is_set():
             return
@@ -142,7 +142,7 @@ async def serve_worker(
     try:
         with vitals.working(worker, tasks):
             while not stop.is_set():
-                if not await _own_streams(runtime, worker) or not await _feed(worker, stop, redis_url, vitals):
+                if not await _prepare_streams(runtime, worker) or not await _feed(worker, stop, redis_url, vitals):
                     await _pause(stop, _RECONNECT_S)
             _log.info("worker.stopping", worker=worker.name, in_flight=worker.in_flight)
             await worker.drain(runtime.settings.stop_grace_s)
@@ -158,10 +158,15 @@ async def serve_worker(
             raise end
 
 
-async def _own_streams(runtime: InferenceRuntime, worker: Worker) -> bool:
-    """Take the streams for this ledger; return False where Redis did not answer. Errors: StreamTaken."""
+async def _prepare_streams(runtime: InferenceRuntime, worker: Worker) -> bool:
+    """Take the streams for this ledger, with their groups; return False where Redis did not answer.
+
+    Errors: StreamTaken.
+    """
     try:
         await own_streams(runtime.handle.pipeline, worker.claims.streams, runtime.settings.namespace)
+        await worker.claims.show_life()
+        await worker.claims.ensure_groups()
     except (LedgerUnavailable, RedisError) as exc:
         _log.warning("worker.not_connected", worker=worker.name, problem=str(exc))
         return False
@@ -171,8 +176,6 @@ async def _own_streams(runtime: InferenceRuntime, worker: Worker) -> bool:
 async def _feed(worker: Worker, stop: asyncio.Event, redis_url: str, vitals: Vitals) -> bool:
     """Read the streams until `stop`, or until a group vanishes; return False where Redis did not answer."""
     try:
-        await worker.claims.show_life()
-        await worker.claims.ensure_groups()
         app = build_app(
             redis_url,
             worker,

@@ -1,5 +1,6 @@
 """Warnings of what lasts: a store that does not answer holds back every task, and is told of once a minute."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
@@ -7,6 +8,7 @@ from typing import Final
 import structlog
 
 _EVERY_MS: Final = 60_000
+_MOST_KINDS: Final = 100
 _log = structlog.get_logger(__name__)
 
 
@@ -21,10 +23,13 @@ class SeldomWarning:
 
     def tell(self, problem: Exception) -> None:
         """Warn, unless it was done lately; `times` is how often this kind of problem came since then."""
-        # By kind, since the text may name a call or an address.
-        kind, now = type(problem).__name__, self._now_ms()
+        # By how its text begins, since the rest may name a call, a number or an address.
+        name, now = type(problem).__name__, self._now_ms()
+        kind = name + re.split(r"[\d'\"(:/]", str(problem), maxsplit=1)[0]
+        if len(self._told_at) >= _MOST_KINDS:
+            self._told_at.clear()
         self._times[kind] += 1
         told_at = self._told_at.get(kind)
         if told_at is None or now - told_at >= _EVERY_MS:
             self._told_at[kind] = now
-            _log.warning(self._event, times=self._times.pop(kind), kind=kind, problem=str(problem))
+            _log.warning(self._event, times=self._times.pop(kind), kind=name, problem=str(problem))

@@ -1,10 +1,12 @@
 """Fixtures for all tests: servers, clients. See tests/servers.py for which servers there are."""
 
+import logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+import structlog
 from redis.asyncio import Redis
 
 from ledger.connection import connect
@@ -91,3 +93,13 @@ async def private_server(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
 async def _empty(client: Redis) -> None:
     await client.flushall()
     await client.function_flush()
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command that a test runs in this process logs to the test's own standard error, which is closed with it."""
+    yield
+    structlog.reset_defaults()
+    for handler in logging.getLogger().handlers[:]:
+        if isinstance(handler, logging.StreamHandler) and getattr(handler.stream, "closed", False):
+            logging.getLogger().removeHandler(handler)

@@ -1,5 +1,6 @@
 """Ready means that a budget decision can be taken; the answer names what is missing, in time, whatever hangs."""
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 from redis.asyncio import Redis
 
 from consumers.observability.vitals import Vitals
+from consumers.runtime import build_worker
 from ledger.embedded import EmbeddedServer
 from tests.observability.pages import health, problems, scrape
 from tests.proxy import faulty_proxy
 from tests.servers import wait_until
-from tests.system import StayingCommand, running_system
+from tests.system import STREAMS, StayingCommand, running_system
 
 TOLD_WITHIN_S = 2.0
 
@@ -98,15 +100,16 @@ async def test_a_route_without_a_price_is_not_ready(redis_client: Redis, server_
 
 
 async def test_a_background_task_that_has_ended_is_death(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
-    async with running_system(tmp_path / "data", server_url, metrics_port=0) as running:
+    async with running_system(tmp_path / "data", server_url, metrics_port=0, workers=0) as running:
         url, vitals = url_of(running.system.vitals), running.system.vitals
+        worker = build_worker(running.system.runtime, STREAMS, "worker-9")
+        ended = asyncio.create_task(asyncio.sleep(0))
+        await ended
         assert (await health(url, "live"))[0] == 200
-        await wait_until(lambda: "sweeper" in " ".join(vitals.background), what="the sweeper's start")
-        name, task = next((name, task) for name, task in vitals.background.items() if name.startswith("sweeper"))
-        task.cancel()
-        await wait_until(task.done, what="the sweeper's end")
-        status, document = await health(url, "live")
-        assert (status, list(problems(document))) == (503, [name])
+        # A real worker ends with its sweeper, and the process soon after it.
+        with vitals.working(worker, {"sweeper": ended}):
+            status, document = await health(url, "live")
+        assert (status, list(problems(document))) == (503, ["sweeper of worker-9"])
 
 
 async def test_a_worker_is_ready_once_there_is_a_projection_and_as_long_as_a_kept_baseline_serves(

@@ -16,9 +16,20 @@ def test_each_kind_of_problem_is_told_at_once_and_then_once_a_minute() -> None:
             now[0] = at
             for number in range(100):
                 held_back.tell(BaselineUnavailable(f"no projector, {number}"))
+        held_back.tell(BaselineUnavailable("the projector is slow"))
         held_back.tell(LedgerUnavailable("no Redis"))
     assert [(line["event"], line["kind"], line["times"], line["problem"]) for line in logs] == [
         ("tasks.held_back", "BaselineUnavailable", 1, "no projector, 0"),
         ("tasks.held_back", "BaselineUnavailable", 99 + 100 + 100 + 1, "no projector, 0"),
+        ("tasks.held_back", "BaselineUnavailable", 1, "the projector is slow"),
         ("tasks.held_back", "LedgerUnavailable", 1, "no Redis"),
     ]
+
+
+def test_kinds_without_end_are_forgotten() -> None:
+    held_back = SeldomWarning("tasks.held_back", lambda: 0)
+    with capture_logs() as logs:
+        for number in range(250):
+            held_back.tell(LedgerUnavailable("x" * number))
+        held_back.tell(LedgerUnavailable("x" * 249))
+    assert len(logs) == 250
