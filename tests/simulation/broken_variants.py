@@ -19,13 +19,15 @@ from tests.simulation.world import Variant
 class BrokenVariant:
     """`seen_as` is what the checks say, a pattern; `seeds` is how many runs it may take at most.
 
-    `changes` make the kind of trouble likelier in which it shows.
+    `known_seed` is tried first: a run in which it showed when this was written. `changes` make the kind of trouble
+    likelier in which it shows.
     """
 
     name: str
     variant: Callable[[], Variant]
     seen_as: str
     seeds: int = 300
+    known_seed: int = 0
     changes: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -145,6 +147,7 @@ BROKEN = (
         ),
         "G2|G3",
         seeds=600,
+        known_seed=191,
     ),
     BrokenVariant(
         "a baseline below the watermark is taken",
@@ -183,6 +186,7 @@ BROKEN = (
         ),
         "G4: .* second result",
         seeds=600,
+        known_seed=69,
     ),
     BrokenVariant(
         "attempts of a hold are numbered as those of the one before",
@@ -190,11 +194,13 @@ BROKEN = (
         "G3",
         seeds=600,
         changes={"claim_after_s": 3.0, "pauses": 0.15, "deaths": 0.15, "workers": 3, "most_holds": 2},
+        known_seed=184,
     ),
     BrokenVariant(
         "a hold is taken over from a worker that lives",
         lambda: Variant(worker=ImpatientWorker),
         "G4: .* lives and is well",
+        known_seed=153,
     ),
     BrokenVariant("a task is acknowledged before its result", lambda: Variant(worker=HastyWorker), "G4: .* 0 results"),
     BrokenVariant(
@@ -203,6 +209,7 @@ BROKEN = (
         "G3: .* its worker lives and sent nothing",
         seeds=600,
         changes={"outages": 0.1, "deaths": 0.0, "pauses": 0.0, "stops": 0.0, "workers": 1},
+        known_seed=306,
     ),
     BrokenVariant(
         "a task is begun anew however many workers it has cost",
@@ -223,6 +230,7 @@ BROKEN = (
         "G3: .* stays assumed",
         seeds=1000,
         changes={"claim_after_s": 3.0, "outages": 0.1, "projection_trouble": 0.3, "tail_keep_s": 0.0, "deaths": 0.0},
+        known_seed=196,
     ),
     BrokenVariant("a call is given up without a hold", lambda: Variant(runner=ResentfulRunner), "G4", seeds=2000),
     BrokenVariant("a fallback is not paid for", lambda: Variant(runner=CarelessRunner), "G1|G3", seeds=300),
