@@ -1,4 +1,4 @@
-"""python -m benchmarks [--only NAME] [--quick | --largest] [--json FILE]: measure, print, exit 1 on a missed target."""
+"""python -m benchmarks [--only NAME] [--quick] [--json FILE]: measure, print, exit 1 on a missed target."""
 
 import argparse
 import logging
@@ -32,13 +32,11 @@ _DEFAULT_JSON = Path(__file__).parent / "results.json"
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", action="append", choices=list(BENCHMARKS), help="run this one; may be repeated")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="see that they run; the figures mean little")
-    size.add_argument("--largest", action="store_true", help="replay 5,000,000 events instead of 1,000,000")
+    parser.add_argument("--quick", action="store_true", help="see that they run; the figures mean little")
     parser.add_argument("--json", type=Path, default=_DEFAULT_JSON, help="where to write the results")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    sizes = Sizes(is_quick=options.quick, is_largest=options.largest)
+    sizes = Sizes(is_quick=options.quick)
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="tollbook-bench-") as folder:
         machine = describe_machine(uvloop.run(server_version(Path(folder, "version"))))

@@ -19,15 +19,12 @@ Side = Callable[[], Awaitable[float]]
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """`quick` only shows that a benchmark runs: its figures are too short to mean much. `largest` takes its time."""
+    """`quick` only shows that a benchmark runs: its figures are too short to mean much."""
 
     is_quick: bool = False
-    is_largest: bool = False
 
-    def of(self, full: int, quick: int, *, largest: int | None = None) -> int:
-        if self.is_quick:
-            return quick
-        return full if largest is None or not self.is_largest else largest
+    def of(self, full: int, quick: int) -> int:
+        return quick if self.is_quick else full
 
 
 @dataclass(frozen=True, slots=True)

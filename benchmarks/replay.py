@@ -21,7 +21,7 @@ _USERS: Final = 5_000
 
 
 async def run(directory: Path, sizes: Sizes) -> list[Result]:
-    events, rounds = sizes.of(1_000_000, 30_000, largest=5_000_000), sizes.of(3, 1, largest=2)
+    events, rounds = sizes.of(5_000_000, 30_000), sizes.of(2, 1)
     archive = directory / "archive"
     await asyncio.to_thread(make_archive, archive, events, sizes.of(_SEGMENT, 10_000))
     figures: list[dict[str, Any]] = []

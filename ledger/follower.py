@@ -56,7 +56,7 @@ class ProjectorSettings:
     """
 
     batch_events: int = 10_000
-    most_batches: int = 5
+    most_batches: int = 13
     block_ms: int = 1_000
     pause_ms: int = 100
     tail_keep_ms: int = 10_000

@@ -176,9 +176,8 @@ def _table(partition: int, entries: list[RawEntry], *, is_lifted: bool = True) -
 
 
 def _text(values: Sequence[bytes | None]) -> pa.StringArray:
-    # The cast checks that it is UTF-8.
-    checked = pa.array(values, pa.binary()).cast(pa.string())  # pyright: ignore[reportUnknownMemberType]
-    return cast("pa.StringArray", checked)
+    # From bytes it is checked to be UTF-8.
+    return cast("pa.StringArray", pa.array(values, pa.string()))  # pyright: ignore[reportUnknownMemberType]
 
 
 def _integers(values: Sequence[bytes | None]) -> pa.Int64Array:
