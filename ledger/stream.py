@@ -177,7 +177,7 @@ def _table(partition: int, entries: list[RawEntry], *, is_lifted: bool = True) -
 
 def _text(values: Sequence[bytes | None]) -> pa.StringArray:
     # From bytes it is checked to be UTF-8.
-    return cast("pa.StringArray", pa.array(values, pa.string()))  # pyright: ignore[reportUnknownMemberType]
+    return pa.array(values, pa.string())  # pyright: ignore[reportUnknownMemberType]
 
 
 def _integers(values: Sequence[bytes | None]) -> pa.Int64Array:
