@@ -254,10 +254,10 @@ def call(program: str, *arguments: str) -> int:
 def in_parallel(arguments: Sequence[str]) -> tuple[str, ...]:
     """Return pytest's options for several processes, unless the arguments say otherwise.
 
-    Three of them for two cores: much of a test is waiting for servers and processes.
+    Four of them for two cores: much of a test is waiting for servers and processes.
     """
     said = any(argument.startswith(("-n", "--dist", "--pdb", "-s")) for argument in arguments)
-    return () if said else ("-n", "3", "--dist", "loadfile")
+    return () if said else ("-n", "4", "--dist", "loadfile")
 
 
 # --- The commands ----------------------------------------------------------------------------------------------------
