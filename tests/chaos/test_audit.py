@@ -90,6 +90,38 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
     audit.check_reconciled()
 
 
+def given_up_and_published_again(*reasons: str) -> Evidence:
+    text = json.dumps({**RESULT, "error_code": "ATTEMPTS_EXHAUSTED"})
+    good = make_evidence(*GOOD)
+    again = Publication(1, "analysis", {**TASK, "prompt": "something else"}, "conflict")
+    return replace(
+        good,
+        plot=replace(good.plot, publications=(*good.plot.publications, again)),
+        published=[*good.published, ("analysis", "2-0", 1)],
+        results={"t1": text},
+        replies=[("t1", text)],
+        dead_letters=[
+            {"task_id": "t1", "stream": "analysis", "entry_id": "2-0", "reason": reason} for reason in reasons
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    "reasons", [("idempotency_conflict", "attempts_exhausted"), ("attempts_exhausted", "idempotency_conflict")]
+)
+def test_a_task_may_be_buried_twice(reasons: tuple[str, ...]) -> None:
+    Audit(given_up_and_published_again(*reasons)).check()
+
+
+@pytest.mark.parametrize(
+    ("reason", "says"),
+    [("attempts_exhausted", "two contents of t1 were taken for one"), ("idempotency_conflict", "is no dead letter")],
+)
+def test_each_reason_must_be_among_the_dead_letters(reason: str, says: str) -> None:
+    with pytest.raises(AssertionError, match=says):
+        Audit(given_up_and_published_again(reason)).check()
+
+
 def late_request(at_ms: int) -> list[dict[str, Any]]:
     return [
         {"task_id": "t1", "generation_id": "g1", "at_ms": 1_010},
