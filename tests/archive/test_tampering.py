@@ -417,10 +417,10 @@ async def test_one_tampered_event_of_the_stream_is_found_where_it_is(books: Gate
     for tamper in (*TAMPERINGS[:-1], *TAMPERINGS[:-1], *TAMPERINGS[:-1]):
         rows = as_rows(original)
         told = tamper(rows, draw)
+        if told.what == "changed ms":
+            continue  # A stream has no time beside the id, and no two entries of one id.
         rows.sort(key=lambda row: (row["ms"], row["n"]))
         await rewrite_stream(books, as_entries(rows))
-        if told.what == "changed ms":
-            continue  # A stream has no time beside the id.
         shutil.rmtree(tmp_path / "v", ignore_errors=True)
         live = LiveProjection.look(books.store)
         findings = (await verify(books.source, Options(tmp_path / "v"), live=live)).findings
