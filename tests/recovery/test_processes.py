@@ -52,7 +52,9 @@ class Up:
         """Return what the supervisor and its children have logged."""
         # The last line may be half written.
         lines = self.command.stderr.splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}\n")]
+        # Several processes write to one file: now and then two lines come before the end of the first.
+        whole = [line for line in lines if line.startswith("{") and line.endswith("}\n")]
+        return [json.loads(part) for line in whole for part in line.strip().replace("}{", "}\n{").split("\n")]
 
     def pids(self, name: str = "") -> list[int]:
         """Return the processes that were started under a name, the latest last; or all."""
