@@ -28,6 +28,7 @@ class SeldomWarning:
         kind = name + re.split(r"[\d'\"(:/]", str(problem), maxsplit=1)[0]
         if len(self._told_at) >= _MOST_KINDS:
             self._told_at.clear()
+            self._times.clear()
         self._times[kind] += 1
         told_at = self._told_at.get(kind)
         if told_at is None or now - told_at >= _EVERY_MS:
