@@ -155,6 +155,9 @@ def _options(directory: ServerDirectory, port: int, fsync: Fsync) -> list[str]:
         "save": "",
         "appendonly": "yes",
         "appendfsync": fsync,
+        # Writing the file anew takes a core and the disk for seconds and hardly makes a ledger's file smaller;
+        # by default it begins at 64 MB, which some ten thousand calls fill.
+        "auto-aof-rewrite-min-size": "256mb",
         # A write cut short by a power failure was not acknowledged; it must not keep the ledger from starting.
         "aof-load-truncated": "yes",
         # Never evict: a ledger that forgets lets caps be passed. When memory ends, writes are refused.

@@ -27,8 +27,10 @@ Keys, all with the tag of one partition:
   result    string the task's result as JSON
   tail      list   of one budget: "id dS dH S H", deltas of settled and held, and both after it
 
-A budget argument is a name and "cap settled held q_ms q_n q_seq": the cap, and the baseline
-folded at ledger position Q (entry id q_ms-q_n, sequence number q_seq).
+A budget argument is "cap settled held q_ms q_n q_seq name": the cap, and the baseline folded at
+ledger position Q (entry id q_ms-q_n, sequence number q_seq); or, where it is only needed for
+repairs, the name alone. What is short and has no spaces shares one argument: a client takes
+longer to pack one more argument than the server to take one apart.
 
 Codes: OK EXISTS CONFLICT DENIED WAIT STALE AHEAD DIVERGED LEDGER WINDOW SETTLED UNKNOWN
        MISMATCH ORPHAN. Programming errors are raised as error replies that begin with TOLLBOOK.
@@ -87,12 +89,23 @@ local function parse_id(id)
   return tonumber(ms), tonumber(n)
 end
 
-local function parse_budget(packed)
-  local cap, s, h, ms, n, seq = string.match(packed, '^(%d+) (%-?%d+) (%-?%d+) (%d+) (%d+) (%d+)$')
-  if not cap then
-    bug('malformed budget: ' .. packed)
+-- Arguments from `from` on are budgets. Return their names, and caps and baselines of those that have them.
+local function read_budgets(args, from)
+  local names, baselines = {}, {}
+  for i = from, #args do
+    local at = i - from + 1
+    local cap, s, h, ms, n, seq, name =
+      string.match(args[i], '^(%d+) (%-?%d+) (%-?%d+) (%d+) (%d+) (%d+) (%S+)$')
+    if cap then
+      names[at] = name
+      baselines[at] = { cap = amount_of(cap), s = int(s), h = int(h), ms = int(ms), n = int(n), seq = int(seq) }
+    elseif string.find(args[i], '^%S+$') then
+      names[at] = args[i]
+    else
+      bug('malformed budget: ' .. args[i])
+    end
   end
-  return { cap = amount_of(cap), s = int(s), h = int(h), ms = int(ms), n = int(n), seq = int(seq) }
+  return names, baselines
 end
 
 local function parse_entry(entry)
@@ -144,6 +157,9 @@ end
 
 -- The exact balance of a budget now: baseline at Q plus the tail after Q, or a refusal.
 local function balance(meta, key, name, q)
+  if not q then
+    bug('a budget without its baseline: ' .. name)
+  end
   if q.seq > meta.seq then
     return nil, { 'AHEAD', text(q.seq), text(meta.seq) }
   end
@@ -163,15 +179,15 @@ local function balance(meta, key, name, q)
 end
 
 -- The balance of a budget with an open hold: its tail is never empty. The baseline is for repairs.
-local function known_balance(meta, key, name, packed)
+local function known_balance(meta, key, name, baseline)
   local newest = redis.call('LINDEX', key, -1)
   if newest then
     return balance_after(newest)
   end
-  if packed == '' then
+  if not baseline then
     return nil, { 'STALE', name }
   end
-  return balance(meta, key, name, parse_budget(packed))
+  return balance(meta, key, name, baseline)
 end
 
 local function known_committed(key)
@@ -183,11 +199,11 @@ local function known_committed(key)
   return text(last.s + last.h)
 end
 
-local function append(meta, ledger, event)
+local function append(meta, ledger, kind, user, period, call_id, attempt, amount, committed, payload)
   meta.seq = meta.seq + 1
-  return redis.call('XADD', ledger, '*', 'type', event.type, 'v', '1', 'seq', text(meta.seq),
-    'user_id', event.user, 'period', event.period, 'call_id', event.call, 'attempt', event.attempt,
-    'amount', text(event.amount), 'committed', event.committed, 'payload', event.payload)
+  return redis.call('XADD', ledger, '*', 'type', kind, 'v', '1', 'seq', text(meta.seq),
+    'user_id', user, 'period', period, 'call_id', call_id, 'attempt', attempt,
+    'amount', text(amount), 'committed', committed, 'payload', payload)
 end
 
 local function push(key, id, ds, dh, before)
@@ -286,16 +302,6 @@ local function mark(call, name)
   return true
 end
 
--- Arguments from `from` on are budgets: a name and its packed numbers each.
-local function read_budgets(args, from)
-  local names, packed = {}, {}
-  for i = from, #args, 2 do
-    names[#names + 1] = args[i]
-    packed[#packed + 1] = args[i + 1]
-  end
-  return names, packed
-end
-
 local function tails_of(keys, from)
   local tails = {}
   for i = from, #keys do
@@ -321,8 +327,7 @@ end
 local function append_attempts(meta, ledger, call, call_id, period, events, committed)
   for _, event in ipairs(events) do
     if mark(call, MARKS[event.type] .. event.attempt) then
-      append(meta, ledger, { type = event.type, user = call.user, period = period, call = call_id,
-        attempt = event.attempt, amount = 0, committed = committed, payload = event.payload })
+      append(meta, ledger, event.type, call.user, period, call_id, event.attempt, 0, committed, event.payload)
       if event.type == 'model-called' then
         call.recorded = math.max(call.recorded, int(event.attempt))
       end
@@ -353,15 +358,14 @@ local function stamp_plan(stamps, plan)
 end
 
 -- Balance every budget and hold `amount` against it.
-local function weigh(meta, tails, names, packed, account, period, amount)
+local function weigh(meta, tails, names, baselines, account, period, amount)
   local balances, caps, plan, denied, waiting = {}, {}, '', nil, nil
   for i, name in ipairs(names) do
-    local q = parse_budget(packed[i])
-    local b, refusal = balance(meta, tails[i], name, q)
+    local b, refusal = balance(meta, tails[i], name, baselines[i])
     if not b then
       return nil, refusal
     end
-    local cap = q.cap
+    local cap = baselines[i].cap
     if i == 1 then
       cap, plan = cap_in_force(account, period, cap)
     end
@@ -390,22 +394,24 @@ end
 
 --[[ reserve: hold money for a call, against one or more budgets, all or nothing.
 KEYS meta ledger holds waiters account call result tail...
-ARGS 1 ledger_id 2 call_id 3 user_id 4 period 5 content hash 6 worker
-     7 "amount, lease ms, valid from ms, valid until ms, final (1: a wait is over, refuse), call ttl s"
-     8 payload 9.. budgets, the user's period first
+ARGS 1 ledger_id 2 call_id
+     3 "user_id, period, content hash, worker, amount, lease ms, valid from ms, valid until ms,
+        final (1: a wait is over, refuse), call ttl s"
+     4 payload 5.. budgets, the user's period first
 OK id hold attempt committed cap deadline plan ('': none assigned) | DENIED/WAIT budget settled held cap | EXISTS ... | ... ]]
 local function reserve(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
     return refusal
   end
-  local call_key, call_id, user, period = keys[6], args[2], args[3], args[4]
-  local amount, lease, from, til, final, ttl = string.match(args[7], '^(%S+) (%S+) (%S+) (%S+) ([01]) (%S+)$')
+  local call_key, call_id = keys[6], args[2]
+  local user, period, hash, worker, amount, lease, from, til, final, ttl =
+    string.match(args[3], '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ([01]) (%S+)$')
   amount, lease, from, til, ttl = amount_of(amount), int(lease), int(from), int(til), seconds_of(ttl)
   local now = now_ms()
   local call = read_call(call_key)
   if call then
-    if call.hash ~= args[5] then
+    if call.hash ~= hash then
       return { 'CONFLICT' }
     elseif call.state ~= 'closed' then
       return exists(call, keys[7])
@@ -414,10 +420,10 @@ local function reserve(keys, args)
   if now < from or now >= til then
     return { 'WINDOW', text(now) }
   end
-  local names, packed = read_budgets(args, 9)
+  local names, baselines = read_budgets(args, 5)
   local tails = tails_of(keys, 8)
   local w
-  w, refusal = weigh(meta, tails, names, packed, keys[5], period, amount)
+  w, refusal = weigh(meta, tails, names, baselines, keys[5], period, amount)
   if not w then
     return refusal
   end
@@ -426,20 +432,18 @@ local function reserve(keys, args)
     redis.call('HSET', keys[4], names[w.waiting], '1')
     return verdict('WAIT', names, w, w.waiting)
   end
-  call = call or new_call(args[5], args[6], user, period)
+  call = call or new_call(hash, worker, user, period)
   -- Past those that were begun and not told: what an earlier hold's worker tells late must not pass for ours.
   local attempt = math.max(call.recorded, call.begun) + 1
-  local event = { user = user, period = period, call = call_id, attempt = text(attempt), amount = amount }
   if refused then
     local reply = verdict('DENIED', names, w, refused)
     reply[6] = w.denied and 'cap' or 'wait_timeout'
     local b = w.balances[refused]
-    event.type, event.committed = 'budget-denied', text(w.balances[1].s + w.balances[1].h)
     local stamps = { '"budget":' .. cjson.encode(names[refused]), '"cap_nanousd":' .. text(w.caps[refused]),
       '"settled_nanousd":' .. text(b.s), '"held_nanousd":' .. text(b.h), '"reason":"' .. reply[6] .. '"' }
     stamp_plan(stamps, w.plan)
-    event.payload = splice(stamps, args[8])
-    append(meta, keys[2], event)
+    append(meta, keys[2], 'budget-denied', user, period, call_id, text(attempt), amount,
+      text(w.balances[1].s + w.balances[1].h), splice(stamps, args[4]))
     call.state = 'denied'
     call.denial = table.concat({ names[refused], text(b.s), text(b.h), text(w.caps[refused]), text(amount), reply[6] }, ' ')
     write_call(call_key, call, ttl)
@@ -450,13 +454,13 @@ local function reserve(keys, args)
   local stamps = { '"hold":' .. text(hold), '"cap_nanousd":' .. text(w.caps[1]), '"deadline_ms":' .. deadline }
   stamp_plan(stamps, w.plan)
   stamp_budgets(stamps, names, w.balances, w.caps, amount)
-  event.type, event.committed, event.payload = 'budget-reserved', committed, splice(stamps, args[8])
   redis.call('ZADD', keys[3], deadline, call_id)
-  local id = append(meta, keys[2], event)
+  local id = append(meta, keys[2], 'budget-reserved', user, period, call_id, text(attempt), amount, committed,
+    splice(stamps, args[4]))
   for i, tail in ipairs(tails) do
     push(tail, id, 0, amount, w.balances[i])
   end
-  call.state, call.hold, call.amount, call.worker, call.deadline = 'open', hold, amount, args[6], deadline
+  call.state, call.hold, call.amount, call.worker, call.deadline = 'open', hold, amount, worker, deadline
   call.begun, call.spent, call.assumed = attempt, 0, 0
   move_call(call, period, table.concat(names, '\n'))
   write_call(call_key, call)
@@ -495,7 +499,7 @@ local function record(keys, args)
   local count, extension = int(args[8]), amount_of(args[7])
   local begun, spent, assumed = int(args[4]), amount_of(args[5]), amount_of(args[6])
   local events, payload_at = read_attempts(args, 9, count), 9 + 3 * count
-  local names, packed = read_budgets(args, payload_at + 1)
+  local names, baselines = read_budgets(args, payload_at + 1)
   local call
   call, refusal = open_hold(keys[4], args[3], names)
   if not call then
@@ -505,7 +509,7 @@ local function record(keys, args)
   local extends = extension > 0 and mark(call, 'x' .. attempt)
   local w
   if extends then
-    w, refusal = weigh(meta, tails, names, packed, keys[3], call.period, extension)
+    w, refusal = weigh(meta, tails, names, baselines, keys[3], call.period, extension)
     if not w then
       return refusal
     end
@@ -523,9 +527,8 @@ local function record(keys, args)
     local stamps = { '"hold":' .. args[3], '"cap_nanousd":' .. text(w.caps[1]), '"deadline_ms":' .. call.deadline }
     stamp_plan(stamps, w.plan)
     stamp_budgets(stamps, names, w.balances, w.caps, extension)
-    id = append(meta, keys[2], { type = 'budget-reserved', user = call.user, period = call.period, call = args[2],
-      attempt = attempt, amount = extension, committed = text(w.balances[1].s + w.balances[1].h + extension),
-      payload = splice(stamps, args[payload_at]) })
+    id = append(meta, keys[2], 'budget-reserved', call.user, call.period, args[2], attempt, extension,
+      text(w.balances[1].s + w.balances[1].h + extension), splice(stamps, args[payload_at]))
     for i, tail in ipairs(tails) do
       push(tail, id, 0, extension, w.balances[i])
     end
@@ -540,7 +543,7 @@ end
 KEYS meta ledger holds waiters call result tail...
 ARGS 1 ledger_id 2 call_id
      3 "hold, cost, assumed part of it, attempt, final (1: the call is over), result ttl s, call ttl s, number of events"
-     4 result ('' none) 5 payload 6.. events, then budgets (packed numbers may be '')
+     4 result ('' none) 5 payload 6.. events, then budgets (names will do)
 OK id committed | SETTLED "cost assumed" state (nothing done) | UNKNOWN | MISMATCH | STALE ... ]]
 local function settle(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
@@ -552,7 +555,7 @@ local function settle(keys, args)
   cost, assumed, attempt, count = amount_of(cost), amount_of(assumed), text(int(attempt)), int(count)
   result_ttl, call_ttl = seconds_of(result_ttl), seconds_of(call_ttl)
   local call_key, events = keys[5], read_attempts(args, 6, count)
-  local names, packed = read_budgets(args, 6 + 3 * count)
+  local names, baselines = read_budgets(args, 6 + 3 * count)
   local call
   call, refusal = open_hold(call_key, hold, names)
   if not call then
@@ -560,7 +563,7 @@ local function settle(keys, args)
   end
   local tails, balances = tails_of(keys, 7), {}
   for i, name in ipairs(names) do
-    balances[i], refusal = known_balance(meta, tails[i], name, packed[i])
+    balances[i], refusal = known_balance(meta, tails[i], name, baselines[i])
     if not balances[i] then
       return refusal
     end
@@ -575,8 +578,8 @@ local function settle(keys, args)
   end
   stamp_budgets(stamps, names, balances, nil, freed)
   local committed = text(balances[1].s + balances[1].h + freed)
-  local id = append(meta, keys[2], { type = 'cost-recorded', user = call.user, period = call.period, call = args[2],
-    attempt = attempt, amount = cost, committed = committed, payload = splice(stamps, args[5]) })
+  local id = append(meta, keys[2], 'cost-recorded', call.user, call.period, args[2], attempt, cost, committed,
+    splice(stamps, args[5]))
   for i, tail in ipairs(tails) do
     push(tail, id, cost, -call.amount, balances[i])
   end
@@ -594,7 +597,7 @@ end
 A late answer may bring the task's result: it is stored where the call was closed without one.
 KEYS meta ledger waiters call result tail...
 ARGS 1 ledger_id 2 call_id 3 hold 4 true cost 5 assumed part of it 6 attempt 7 result ('' none) 8 result ttl s
-     9 payload 10 number of events 11 call ttl s 12.. events, then budgets (packed numbers may be '')
+     9 payload 10 number of events 11 call ttl s 12.. events, then budgets (names will do)
 OK id|'' difference state | UNKNOWN | MISMATCH | STALE ... ]]
 local function adjust(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
@@ -609,13 +612,13 @@ local function adjust(keys, args)
     return { 'UNKNOWN' }
   end
   local was_cost, was_assumed, period, budgets = settled_hold(call, args[3])
-  local names, packed = read_budgets(args, 12 + 3 * count)
+  local names, baselines = read_budgets(args, 12 + 3 * count)
   if table.concat(names, '\n') ~= budgets then
     return { 'MISMATCH', budgets }
   end
   local tails, balances = tails_of(keys, 6), {}
   for i, name in ipairs(names) do
-    balances[i], refusal = known_balance(meta, tails[i], name, packed[i])
+    balances[i], refusal = known_balance(meta, tails[i], name, baselines[i])
     if not balances[i] then
       return refusal
     end
@@ -633,9 +636,8 @@ local function adjust(keys, args)
   if difference ~= 0 or less_assumed ~= 0 then
     local stamps = { '"hold":' .. args[3], '"assumed_nanousd":' .. text(less_assumed) }
     stamp_budgets(stamps, names, balances, nil, difference)
-    id = append(meta, keys[2], { type = 'cost-adjusted', user = call.user, period = period, call = args[2],
-      attempt = attempt, amount = difference, committed = text(balances[1].s + balances[1].h + difference),
-      payload = splice(stamps, args[9]) })
+    id = append(meta, keys[2], 'cost-adjusted', call.user, period, args[2], attempt, difference,
+      text(balances[1].s + balances[1].h + difference), splice(stamps, args[9]))
     for i, tail in ipairs(tails) do
       push(tail, id, difference, 0, balances[i])
     end
@@ -660,19 +662,19 @@ local function charge(keys, args)
   if call then
     return call.hash == args[5] and { 'EXISTS', call.state } or { 'CONFLICT' }
   end
-  local names, packed = read_budgets(args, 10)
+  local names, baselines = read_budgets(args, 10)
   local cost, assumed, ttl = amount_of(args[6]), amount_of(args[7]), seconds_of(args[8])
   local tails, balances = tails_of(keys, 4), {}
   for i, name in ipairs(names) do
-    balances[i], refusal = balance(meta, tails[i], name, parse_budget(packed[i]))
+    balances[i], refusal = balance(meta, tails[i], name, baselines[i])
     if not balances[i] then
       return refusal
     end
   end
   local stamps, committed = {}, text(balances[1].s + balances[1].h + cost)
   stamp_budgets(stamps, names, balances, nil, cost)
-  local id = append(meta, keys[2], { type = 'cost-recorded', user = args[3], period = args[4], call = args[2],
-    attempt = '0', amount = cost, committed = committed, payload = splice(stamps, args[9]) })
+  local id = append(meta, keys[2], 'cost-recorded', args[3], args[4], args[2], '0', cost, committed,
+    splice(stamps, args[9]))
   for i, tail in ipairs(tails) do
     push(tail, id, cost, 0, balances[i])
   end
@@ -702,8 +704,8 @@ local function assign(keys, args)
   if credit and granted + amount > MAX_AMOUNT then
     bug('credit out of bounds: ' .. text(granted + amount))
   end
-  local id = append(meta, keys[2], { type = args[6], user = args[3], period = args[4], call = args[2], attempt = '0',
-    amount = credit and amount or 0, committed = known_committed(keys[5]), payload = args[10] })
+  local id = append(meta, keys[2], args[6], args[3], args[4], args[2], '0', credit and amount or 0,
+    known_committed(keys[5]), args[10])
   if credit then
     redis.call('HSET', keys[3], 'credit:' .. args[4], text(granted + amount))
   else
@@ -771,9 +773,9 @@ local function read_balance(keys, args)
   if not meta then
     return refusal
   end
-  local names, packed = read_budgets(args, 3)
+  local names, baselines = read_budgets(args, 3)
   local w
-  w, refusal = weigh(meta, tails_of(keys, 4), names, packed, keys[3], args[2], 0)
+  w, refusal = weigh(meta, tails_of(keys, 4), names, baselines, keys[3], args[2], 0)
   if not w then
     return refusal
   end

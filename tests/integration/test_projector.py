@@ -60,27 +60,25 @@ class DirectGate:
         ))  # fmt: skip
         keys = [KEYS.meta, KEYS.ledger, KEYS.holds, KEYS.waiters, KEYS.account(user), KEYS.call(call_id),
                 KEYS.result(call_id), *map(KEYS.tail, budgets)]  # fmt: skip
-        packed = [part for name in budgets for part in (name, self._packed(name))]
-        numbers = f"{amount} 60000 0 {2**53 - 1} 0 3600"
-        reply = await self.call("reserve", keys, call_id, user, PERIOD, "hash", "w", numbers, payload, *packed)
+        terms = f"{user} {PERIOD} hash w {amount} 60000 0 {2**53 - 1} 0 3600"
+        reply = await self.call("reserve", keys, call_id, terms, payload, *map(self._budget, budgets))
         return EntryId.parse(reply[1].decode())
 
-    def _packed(self, name: str) -> str:
+    def _budget(self, name: str) -> str:
         """Cap and baseline; without a store zeros at the beginning, exact as long as no tail was trimmed."""
         if self.store is None:
-            return f"{CAP} 0 0 0 0 0"
+            return f"{CAP} 0 0 0 0 0 {name}"
         page = self.store.baselines([name])
         settled, held = page.balances.get(name, (0, 0))
         position = page.positions[0]
-        return f"{CAP} {settled} {held} {position.entry.ms} {position.entry.seq} {position.seq}"
+        return f"{CAP} {settled} {held} {position.entry.ms} {position.entry.seq} {position.seq} {name}"
 
     async def settle(self, call_id: str, cost: int, *, user: str = "u1") -> EntryId:
         budgets = [f"user:{user}:{PERIOD}", f"campaign:c1:{PERIOD}"]
         payload = payload_json(CostRecorded(basis="reported", outcome="done"))
         keys = [KEYS.meta, KEYS.ledger, KEYS.holds, KEYS.waiters, KEYS.call(call_id), KEYS.result(call_id),
                 *map(KEYS.tail, budgets)]  # fmt: skip
-        packed = [part for name in budgets for part in (name, "")]
-        reply = await self.call("settle", keys, call_id, f"1 {cost} 0 1 1 60 3600 0", "", payload, *packed)
+        reply = await self.call("settle", keys, call_id, f"1 {cost} 0 1 1 60 3600 0", "", payload, *budgets)
         return EntryId.parse(reply[1].decode())
 
     async def trim(self, partition: int, watermark: EntryId, names: Sequence[str]) -> None:

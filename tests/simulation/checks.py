@@ -245,7 +245,7 @@ class Checker:
         if name == "reserve" and reply[0] == b"WAIT":
             self._waited.add((arguments[1], process))
         hold: int | None = None
-        is_own = reply[:2] == [b"EXISTS", b"open"] and reply[4].decode() in arguments
+        is_own = reply[:2] == [b"EXISTS", b"open"] and reply[4].decode() in arguments[2].split()
         if name == "reserve" and (reply[0] == b"OK" or is_own):
             hold = int(reply[2])
         elif name == "record" and reply[0] == b"OK":

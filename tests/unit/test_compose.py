@@ -42,7 +42,12 @@ def test_redis_has_every_write_on_disk_and_evicts_nothing(compose: dict[str, Any
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))
 
     assert program == "redis-server"
-    assert options == {"--appendonly": "yes", "--appendfsync": "always", "--maxmemory-policy": "noeviction"}
+    assert options == {
+        "--appendonly": "yes",
+        "--appendfsync": "always",
+        "--auto-aof-rewrite-min-size": "256mb",
+        "--maxmemory-policy": "noeviction",
+    }
     assert redis["volumes"] == ["redis:/data"]
 
 
