@@ -106,7 +106,9 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
             unit="events/s",
             target=Target(">=", 0.5),
         ),
-        compare("projection", "the same against reading them with the projector's reader", folded, own, unit="events/s"),
+        compare(
+            "projection", "the same against reading them with the projector's reader", folded, own, unit="events/s"
+        ),
         compare("projection", "the same against reading them so into columns", folded, converted, unit="events/s"),
     ]
 
