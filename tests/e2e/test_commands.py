@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import stat
+import sys
 from collections.abc import AsyncIterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -163,6 +164,24 @@ async def test_a_heavy_query_is_cut_off(here: Path, query: str, limits: tuple[st
     assert finished.stderr.startswith(f"tollbook: the query was cut off {says}: narrow it, or allow more with --")
     assert len(finished.stderr.splitlines()) == 1
     assert not [path for path in (here / "data").iterdir() if "heavy" in path.name or path.name.startswith(".")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the scheduler's idle class and /proc are Linux's")
+async def test_a_heavy_query_gives_way_and_offers_its_processor(here: Path) -> None:
+    query = "SELECT count(*) FROM range(1000000) AS a, range(1000000) AS b"
+    command = await StayingCommand.start("sql", query, cwd=here, is_installed=True)
+    status = Path(f"/proc/{command.process.pid}/status")
+
+    def gives_way() -> bool:
+        caught = next(int(line.split()[1], 16) for line in status.read_text().splitlines() if line.startswith("SigCgt"))
+        is_idle = os.sched_getscheduler(command.process.pid) == os.SCHED_IDLE
+        return is_idle and bool(caught >> (signal.SIGALRM - 1) & 1)
+
+    try:
+        await wait_until(gives_way, 20, what="a query that gives way")
+        assert command.process.returncode is None, command.stderr
+    finally:
+        await command.end()
 
 
 def shown_by_processes() -> dict[Path, bytes]:
