@@ -25,7 +25,7 @@ def _():
     from consumers.report.app import opened_source, read
     from consumers.report.figures import figures
     from consumers.report.page import figure_html, header_html, style
-    from consumers.report.queries import Selection, ask, read_choices
+    from consumers.report.queries import Selection
     from consumers.report.source import find_source
     from consumers.report.tables import sheets, tiles_html
     from consumers.report.texts import cell
@@ -36,7 +36,6 @@ def _():
     return (
         Path,
         Selection,
-        ask,
         cell,
         chosen,
         escape,
@@ -48,7 +47,6 @@ def _():
         opened,
         opened_source,
         read,
-        read_choices,
         sheets,
         style,
         tiles_html,
@@ -70,18 +68,19 @@ def _(mo):
 
 
 @app.cell
-async def _(opened, read, read_choices, refresh, source):
+async def _(opened, read, refresh, source):
     refresh.value  # A new value means: read again.
     reading = await read(source)
     while opened:
         opened.pop().close()
     opened.append(reading)
-    choices = read_choices(reading.connection)
-    return choices, reading
+    return (reading,)
 
 
 @app.cell
-def _(choices, chosen, mo):
+def _(chosen, mo, reading):
+    _choices = reading.choices
+
     def _dropdown(name, label, everything, offered, *, begins_with=None):
         wanted = chosen[name] or begins_with
         value = wanted if wanted in offered else everything
@@ -95,21 +94,21 @@ def _(choices, chosen, mo):
     selectors = mo.ui.dictionary(
         {
             "period": _dropdown(
-                "period", "Period", "all", [*reversed(choices.periods)], begins_with=choices.newest_period
+                "period", "Period", "all", [*reversed(_choices.periods)], begins_with=_choices.newest_period
             ),
-            "plan": _dropdown("plan", "Plan", "all", choices.plans),
-            "user": _dropdown("user", "User", "all", choices.users),
-            "campaign": _dropdown("campaign", "Campaign", "all", choices.campaigns),
+            "plan": _dropdown("plan", "Plan", "all", _choices.plans),
+            "user": _dropdown("user", "User", "all", _choices.users),
+            "campaign": _dropdown("campaign", "Campaign", "all", _choices.campaigns),
         }
     )
     return (selectors,)
 
 
 @app.cell
-def _(Selection, ask, chosen, reading, selectors):
+def _(Selection, chosen, reading, selectors):
     selection = Selection(**selectors.value)
     chosen.update({name: value or "all" for name, value in selectors.value.items()})
-    answers = ask(reading.connection, selection)
+    answers = reading.ask(selection)
     return (answers,)
 
 

@@ -1,6 +1,8 @@
 """`tollbook report`: the spend report, as an app in the browser or as one file that stands alone."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -11,10 +13,11 @@ from consumers.cli.spend import check_period
 
 if TYPE_CHECKING:
     from consumers.report.queries import Selection
-    from consumers.report.source import Source
+    from consumers.report.source import Reading, Source
 
 _EXTRA: Final = ("altair", "marimo", "vl_convert")
-_ALL: Final = "all"
+# The notebook uses them too, and a browser would wait for them.
+_SHOWN_BY: Final = tuple(f"consumers.report.{name}" for name in ("figures", "page", "tables"))
 
 
 def report(
@@ -37,7 +40,7 @@ def report(
 
     Example: tollbook report --html spend.html --period 2026-11
     """
-    if period not in (None, _ALL):
+    if period not in (None, "all"):
         check_period(period)
     missing = [name for name in _EXTRA if find_spec(name) is None]
     if missing:
@@ -50,10 +53,8 @@ def report(
     named = {"period": period, "plan": plan, "user": user, "campaign": campaign}
     chosen = {name: value for name, value in named.items() if value is not None}
     source = asyncio.run(_find(archive))
-    # Before a browser is opened or anything written.
-    selection = asyncio.run(_selection(source, chosen))
     if html is not None:
-        asyncio.run(_write(source, selection, html))
+        _write(source, chosen, html)
     else:
         _serve(source, chosen, port, opens_browser=browser)
     return 0
@@ -74,33 +75,44 @@ async def _find(archive: Path | None) -> "Source":
         )
 
 
-async def _selection(source: "Source", chosen: dict[str, str]) -> "Selection":
-    """Return what was chosen, or the newest period. Errors: NothingToReport; typer.BadParameter."""
-    from consumers.report.queries import Selection
+def _read(source: "Source", chosen: dict[str, str], *modules: str) -> "tuple[Reading, Selection]":
+    """Read a source, and answer what is shown first; meanwhile import the modules that show it.
+
+    Errors: LedgerUnavailable; NothingToReport; typer.BadParameter where what was chosen is not there.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        soon = thread.submit(lambda: asyncio.run(source.read()))
+        for name in modules:
+            import_module(name)
+    reading = soon.result()
+    try:
+        selection = _selection(source, reading, chosen)
+        reading.ask(selection)
+    except BaseException:
+        reading.close()
+        raise
+    return reading, selection
+
+
+def _selection(source: "Source", reading: "Reading", chosen: dict[str, str]) -> "Selection":
     from consumers.report.source import NothingToReport
 
-    choices = await source.choices()
-    if choices.newest_period is None:
+    if reading.choices.newest_period is None:
         raise NothingToReport(f"there is nothing in {source.place} to report on yet: no call was made")
-    fields: dict[str, str | None] = {"period": choices.newest_period, **chosen}
-    if fields["period"] == _ALL:
-        fields["period"] = None
-    selection = Selection(**fields)
     try:
-        choices.check(selection)
+        return reading.choices.select(chosen)
     except ValueError as exc:
         raise typer.BadParameter(str(exc)) from None
-    return selection
 
 
-async def _write(source: "Source", selection: "Selection", path: Path) -> None:
+def _write(source: "Source", chosen: dict[str, str], path: Path) -> None:
+    reading, selection = _read(source, chosen, *_SHOWN_BY)
+
     from consumers.files import replacing
     from consumers.report.page import render_page
-    from consumers.report.queries import ask
 
-    reading = await source.read()
     try:
-        document = render_page(ask(reading.connection, selection), reading.freshness)
+        document = render_page(reading.ask(selection), reading.freshness)
     finally:
         reading.close()
     with replacing(path) as part:
@@ -109,6 +121,8 @@ async def _write(source: "Source", selection: "Selection", path: Path) -> None:
 
 
 def _serve(source: "Source", chosen: dict[str, str], port: int, *, opens_browser: bool) -> None:
+    reading, _ = _read(source, chosen, "consumers.report.app", *_SHOWN_BY)
+
     from consumers.report.app import leave, open_browser, serve
 
     def announce(url: str) -> None:
@@ -116,5 +130,5 @@ def _serve(source: "Source", chosen: dict[str, str], port: int, *, opens_browser
         if opens_browser:
             open_browser(url)
 
-    serve(source, chosen, port=port, announce=announce)
+    serve(source, reading, chosen, port=port, announce=announce)
     leave(source)

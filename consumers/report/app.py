@@ -5,6 +5,7 @@ the browser of this one, can reach the port too.
 """
 
 import asyncio
+import mimetypes
 import os
 import secrets
 import signal
@@ -12,7 +13,6 @@ import socket
 import sys
 import webbrowser
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NoReturn
@@ -20,6 +20,8 @@ from urllib.parse import urlencode
 
 import marimo
 import uvicorn
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from consumers.report.source import Reading, Source
 
@@ -27,8 +29,10 @@ _LOOPBACK: Final = "127.0.0.1"
 _NOTEBOOK: Final = "spend_report.py"
 # A copy made ahead is shown if it is no older than this; a browser takes a few seconds to ask for it.
 _AHEAD_S: Final = 30.0
+# The names of marimo's files change with their content.
+_FOR_EVER: Final = {"cache-control": "public, max-age=31536000, immutable"}
 _opened: list[Source] = []
-_ahead: list[Future[Reading]] = []
+_ahead: list[Reading] = []
 
 
 class NotebookMissing(Exception):
@@ -41,9 +45,9 @@ def opened_source() -> Source | None:
 
 
 async def read(source: Source) -> Reading:
-    """Read a source; the first time, take what was read while the browser was loading. Errors: as `Source.read`."""
+    """Read a source; the first time, take what was read before the app was opened. Errors: as `Source.read`."""
     while _ahead:
-        reading = await asyncio.wrap_future(_ahead.pop())
+        reading = _ahead.pop()
         if (datetime.now(UTC) - reading.freshness.read_at).total_seconds() <= _AHEAD_S:
             return reading
         reading.close()
@@ -59,9 +63,12 @@ def notebook_path() -> Path:
     raise NotebookMissing(f"the notebook {_NOTEBOOK} is not installed; install tollbook again")
 
 
-def serve(source: Source, chosen: dict[str, str], *, port: int, announce: Callable[[str], None]) -> None:
-    """Serve the report of a source until Ctrl-C or SIGTERM; `announce` is told its address. Port 0 takes a free one.
+def serve(
+    source: Source, reading: Reading, chosen: dict[str, str], *, port: int, announce: Callable[[str], None]
+) -> None:
+    """Serve the report of a source, with its first reading, until Ctrl-C or SIGTERM; `announce` is told its address.
 
+    Port 0 takes a free one.
     Whoever calls it should end the process afterwards by `leave`.
     Errors: OSError where the port is taken; NotebookMissing.
     """
@@ -70,16 +77,15 @@ def serve(source: Source, chosen: dict[str, str], *, port: int, announce: Callab
     listener = _listen(port)
     url = f"http://{_LOOPBACK}:{listener.getsockname()[1]}/?{urlencode({'access_token': token, **chosen})}"
     # Open pages hold their connections for ever; a second is enough for what is being sent.
-    config = uvicorn.Config(builder.build(), log_level="error", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(_with_assets(builder.build()), log_level="error", timeout_graceful_shutdown=1)
     server = _Server(config, lambda: announce(url))
     _opened.append(source)
-    with ThreadPoolExecutor(1, thread_name_prefix="report") as thread:
-        _ahead.append(thread.submit(lambda: asyncio.run(source.read())))
-        try:
-            asyncio.run(server.serve(sockets=[listener]))
-        finally:
-            _opened.remove(source)
-            listener.close()
+    _ahead.append(reading)
+    try:
+        asyncio.run(server.serve(sockets=[listener]))
+    finally:
+        _opened.remove(source)
+        listener.close()
 
 
 def leave(source: Source) -> NoReturn:
@@ -118,8 +124,30 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
+def _with_assets(app: ASGIApp) -> ASGIApp:
+    """Answer for marimo's own scripts and fonts before its sessions and middlewares do.
+
+    They are public, and the same for everybody; a page needs more than three hundred of them.
+    """
+    folder = Path(marimo.__file__).parent / "_static" / "assets"
+    files = {f"/assets/{path.name}": path for path in folder.glob("*")}
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        path = files.get(scope.get("path", "")) if scope["type"] == "http" else None
+        await (app if path is None else _file(path))(scope, receive, send)
+
+    return answer
+
+
+def _file(path: Path) -> Response:
+    # Read here and not in a thread (FileResponse), since most are of a few kilobytes.
+    return Response(path.read_bytes(), media_type=mimetypes.guess_type(path)[0], headers=_FOR_EVER)
+
+
 def _listen(port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # The protocol is named, since asyncio sends small answers at once (TCP_NODELAY) only where it is: three hundred
+    # files of marimo's page, each of which would wait for an acknowledgement.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((_LOOPBACK, port))

@@ -5,6 +5,7 @@ as timestamps in UTC.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import cache
@@ -16,6 +17,8 @@ import pyarrow as pa
 
 from schemas.plans import Plan
 
+ALL: Final = "all"
+"""Chosen for every period."""
 NOT_NAMED: Final = "not named"
 """Chosen for calls without a campaign, or money spent elsewhere, without a plan."""
 _PLANS: Final = [plan.value for plan in Plan]
@@ -61,12 +64,17 @@ class Choices:
         """The period with which a report begins."""
         return self.periods[-1] if self.periods else None
 
-    def check(self, selection: Selection) -> None:
-        """See that what was chosen is there. Errors: ValueError."""
+    def select(self, chosen: Mapping[str, str]) -> Selection:
+        """Return what was chosen; the newest period unless one is, or `all` of them. Errors: ValueError."""
+        fields: dict[str, str | None] = {"period": self.newest_period, **chosen}
+        if fields["period"] == ALL:
+            fields["period"] = None
+        selection = Selection(**fields)
         for name, value in asdict(selection).items():
             offered: list[str] = getattr(self, f"{name}s")
             if value is not None and value not in offered:
                 raise ValueError(f"there are no events of {name} {value}{_hint(offered)}")
+        return selection
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from consumers.demo import KEPT
-from consumers.report.queries import Choices, prepare, read_choices
+from consumers.report.queries import Answers, Choices, Selection, ask, prepare, read_choices
 from inference.settings import Settings, load_settings
 from ledger.connection import connect
 from ledger.endpoint import read_endpoint
@@ -99,7 +99,15 @@ class Reading:
 
     connection: duckdb.DuckDBPyConnection
     freshness: Freshness
+    choices: Choices
     _stack: ExitStack = field(repr=False)
+    _answers: Answers | None = field(default=None, repr=False)
+
+    def ask(self, selection: Selection) -> Answers:
+        """Ask everything about a selection; what was asked last is not asked again. Blocks."""
+        if self._answers is None or self._answers.selection != selection:
+            self._answers = ask(self.connection, selection)
+        return self._answers
 
     def close(self) -> None:
         """Free the copy."""
@@ -127,14 +135,6 @@ class Source:
             )
         return reading
 
-    async def choices(self) -> Choices:
-        """Return what can be chosen, at less than the cost of a reading. Errors: as `read`."""
-        return await asyncio.to_thread(self._choices)
-
-    def _choices(self) -> Choices:
-        with open_snapshot(self.projection) as connection:
-            return read_choices(connection)
-
     def close(self) -> None:
         """Remove what an archive was folded to."""
         if self.folder is not None:
@@ -145,7 +145,7 @@ class Source:
         try:
             connection = stack.enter_context(open_snapshot(self.projection, memory_limit=_MEMORY, threads=_THREADS))
             prepare(connection)
-            return Reading(connection, self._freshness(connection), stack)
+            return Reading(connection, self._freshness(connection), read_choices(connection), stack)
         except BaseException:
             stack.close()
             raise

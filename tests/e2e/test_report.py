@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import marimo
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
@@ -101,6 +102,13 @@ def test_the_app_shows_what_sql_says_and_a_filter_changes_it(browser: Browser, a
     page = new_page(browser, foreign, viewport={"width": 1280, "height": 900})
     with_token = page.request.get(app.partition("?")[0], max_redirects=0)
     assert with_token.status != 200  # Without the token there is nothing to see.
+    # But for marimo's own files, which browsers keep.
+    assets = Path(marimo.__file__).parent / "_static" / "assets"
+    asset = next(path for path in sorted(assets.iterdir()) if path.suffix == ".js")
+    answer = page.request.get(f"{app.partition('/?')[0]}/assets/{asset.name}")
+    assert (answer.status, answer.body()) == (200, asset.read_bytes())
+    assert answer.headers["content-type"].startswith("text/javascript")
+    assert "immutable" in answer.headers["cache-control"]
     page.goto(app)
     newest = ask(home, "SELECT max(period) FROM spend")
     value, denied = page.locator("#tile-spent .detail"), page.locator("#tile-denied .value")

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from consumers.report.charts import TOP
 from consumers.report.figures import figures
 from consumers.report.page import render_page
-from consumers.report.queries import NOT_NAMED, Answers, Selection, ask, read_choices, step_of
+from consumers.report.queries import NOT_NAMED, Answers, Selection, ask, step_of
 from consumers.report.source import Kind, NothingToReport, Reading, Source, find_source
 from consumers.report.tables import sheets, tiles
 from inference.settings import Settings
@@ -97,7 +97,7 @@ def test_a_report_of_everything_agrees_with_the_documented_views(reading: Readin
 
 @pytest.mark.parametrize("narrowed", ["period", "plan", "user", "campaign"])
 def test_the_parts_of_a_selection_add_up_to_the_whole(reading: Reading, narrowed: str) -> None:
-    choices = read_choices(reading.connection)
+    choices = reading.choices
     whole = ask(reading.connection, Selection())
     parts = [ask(reading.connection, Selection(**{narrowed: value})) for value in getattr(choices, f"{narrowed}s")]
     assert len(parts) > 1
@@ -130,7 +130,7 @@ def test_what_is_chosen_is_a_value_and_never_a_part_of_the_statement(reading: Re
         answers = ask(reading.connection, Selection(**{name: value}))
         assert (answers.totals["spent_usd"], answers.totals["calls"], answers.totals["denied"]) == (0, 0, 0)
         with pytest.raises(ValueError, match=f"no events of {name}"):
-            read_choices(reading.connection).check(answers.selection)
+            reading.choices.select({name: value})
 
 
 @pytest.mark.parametrize(
