@@ -26,21 +26,25 @@ _MARK: Final = "elements => elements.forEach(element => element.dataset.seen = '
 _TIMEOUT_MS: Final = 60_000
 
 
-async def open_and_choose(data_dir: Path, rounds: int) -> dict[str, list[float]]:
-    """Open the report so many times; return the seconds of each opening, and of each choice of every period."""
-    seconds: dict[str, list[float]] = {"opening": [], "choosing every period": []}
+async def open_and_choose(data_dir: Path, rounds: int, choice: tuple[str, str]) -> dict[str, list[float]]:
+    """Open the report so many times and choose (label, value); return the seconds of each opening and redrawing.
+
+    What is chosen must change every chart.
+    """
+    redrawing = f"redrawing, {choice[0].lower()} {choice[1]}"
+    seconds: dict[str, list[float]] = {"opening": [], redrawing: []}
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=list(_FLAGS))
         for _ in range(rounds):
             async with _report(data_dir) as url:
-                opened, chosen = await _visit(browser, url)
+                opened, chosen = await _visit(browser, url, choice)
             seconds["opening"].append(opened)
-            seconds["choosing every period"].append(chosen)
+            seconds[redrawing].append(chosen)
         await browser.close()
     return seconds
 
 
-async def _visit(browser: Browser, url: str) -> tuple[float, float]:
+async def _visit(browser: Browser, url: str, choice: tuple[str, str]) -> tuple[float, float]:
     context = await browser.new_context(viewport={"width": 1280, "height": 900})
     page = await context.new_page()
     page.set_default_timeout(_TIMEOUT_MS)
@@ -48,9 +52,9 @@ async def _visit(browser: Browser, url: str) -> tuple[float, float]:
     await page.goto(url)
     await _drawn(page)
     opened = time.perf_counter() - started
-    await page.locator(":is(canvas, svg.marks, .empty)").evaluate_all(_MARK)
+    await page.locator(":is(canvas, svg.marks)").evaluate_all(_MARK)
     started = time.perf_counter()
-    await page.get_by_label("Period").select_option(label="all")
+    await page.get_by_label(choice[0]).select_option(label=choice[1])
     await _drawn(page)
     chosen = time.perf_counter() - started
     await context.close()

@@ -73,7 +73,9 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
     if CHROMIUM is None:
         print("chromium is not installed, so the report is not opened in a browser", file=sys.stderr)
     else:
-        in_browser = await open_and_choose(directory, rounds)
+        in_browser = await open_and_choose(
+            directory, rounds, ("Plan", "starter") if sizes.is_quick else ("Period", "all")
+        )
         lines |= {f"in Chromium, {what}": each for what, each in in_browser.items()}
     shutil.rmtree(directory)
     return [
