@@ -29,8 +29,8 @@ Keys, all with the tag of one partition:
 
 A budget argument is "cap settled held q_ms q_n q_seq name": the cap, and the baseline folded at
 ledger position Q (entry id q_ms-q_n, sequence number q_seq); or, where it is only needed for
-repairs, the name alone. What is short and has no spaces shares one argument: a client takes
-longer to pack one more argument than the server to take one apart.
+repairs, the name alone ("user:u42:2026-11"). What is short shares one argument: a client
+takes longer to pack one more argument than the server to take one apart.
 
 Codes: OK EXISTS CONFLICT DENIED WAIT STALE AHEAD DIVERGED LEDGER WINDOW SETTLED UNKNOWN
        MISMATCH ORPHAN. Programming errors are raised as error replies that begin with TOLLBOOK.
@@ -95,11 +95,11 @@ local function read_budgets(args, from)
   for i = from, #args do
     local at = i - from + 1
     local cap, s, h, ms, n, seq, name =
-      string.match(args[i], '^(%d+) (%-?%d+) (%-?%d+) (%d+) (%d+) (%d+) (%S+)$')
+      string.match(args[i], '^(%d+) (%-?%d+) (%-?%d+) (%d+) (%d+) (%d+) (%l+:.*)$')
     if cap then
       names[at] = name
       baselines[at] = { cap = amount_of(cap), s = int(s), h = int(h), ms = int(ms), n = int(n), seq = int(seq) }
-    elseif string.find(args[i], '^%S+$') then
+    elseif string.find(args[i], '^%l+:') then
       names[at] = args[i]
     else
       bug('malformed budget: ' .. args[i])

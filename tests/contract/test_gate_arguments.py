@@ -157,6 +157,13 @@ async def test_a_budget_that_cannot_be_read_is_refused(bench: GateBench, name: s
         await _is_refused(bench, command, "TOLLBOOK")
 
 
+async def test_a_budget_of_a_user_whom_no_task_can_name_is_weighed(bench: GateBench) -> None:
+    """Readiness is asked with such a name, which has a space in it."""
+    command = await _command(bench, "balance")
+    command[-1] = "10 0 0 0 0 0 user: ready?:2026-11"
+    assert (await bench.pipeline.execute(*command))[0] == b"OK"
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 async def test_too_few_keys_are_refused(bench: GateBench, name: str) -> None:
     complete = await _command(bench, name)
