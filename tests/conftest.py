@@ -1,5 +1,6 @@
 """Fixtures for all tests: servers, clients. See tests/servers.py for which servers there are."""
 
+import gc
 import logging
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -28,6 +29,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # Before xdist starts its workers: they inherit the decision.
     server_kinds()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # What is loaded by now stays; the collector would look through it again and again.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
