@@ -21,20 +21,20 @@ from redis.asyncio import Redis
 
 from benchmarks.load import EVENTS_A_CALL, now_ms, reserve_request, typical_entries, user_of
 from benchmarks.measure import Result, Sizes, Target
-from ledger.baselines import BaselinePage, BaselineReader, Baselines
-from ledger.connection import connect
-from ledger.embedded import EmbeddedServer
-from ledger.functions import load_library
-from ledger.gate import Gate, create_ledger
-from ledger.keys import Keys
-from ledger.ledger import Ledger
-from ledger.pipeline import CommandPipeline
-from ledger.quack import QuackServer
-from ledger.remote import remote_reader
-from ledger.requests import Reserved, ReserveRequest
-from ledger.store import Store
-from ledger.stream import Batch
-from schemas.identifiers import month_at
+from tollbook.ledger.gate.baselines import BaselinePage, BaselineReader, Baselines
+from tollbook.ledger.gate.functions import load_library
+from tollbook.ledger.gate.gate import Gate, create_ledger
+from tollbook.ledger.gate.ledger import Ledger
+from tollbook.ledger.gate.requests import Reserved, ReserveRequest
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.projection.quack import QuackServer
+from tollbook.ledger.projection.remote import remote_reader
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.embedded import EmbeddedServer
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.stream import Batch
+from tollbook.schemas.identifiers import month_at
 
 _BATCH = 50_000
 _EVENTS_A_USER = 15

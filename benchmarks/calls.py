@@ -22,9 +22,9 @@ from redis.asyncio import Redis
 
 from benchmarks.load import MODEL, user_of
 from benchmarks.measure import Result, Sizes, Target, compare, in_turn
-from consumers.claims import GROUP
-from ledger.connection import connect
-from ledger.embedded import EmbeddedServer
+from tollbook.consumers.claims import GROUP
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.embedded import EmbeddedServer
 
 CONCURRENCY = 64
 _STREAM = "generation"
@@ -141,7 +141,7 @@ async def _bare(client: HttpxAiohttpClient, base_url: str, calls: int) -> float:
 async def _provider(directory: Path) -> AsyncIterator[str]:
     """Run the stand-in in a process of its own and yield its base URL."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "inference.standin", cwd=directory, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "tollbook.standin", cwd=directory, stdout=asyncio.subprocess.PIPE
     )
     try:
         assert process.stdout is not None

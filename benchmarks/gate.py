@@ -16,13 +16,13 @@ from redis.asyncio import Redis
 from benchmarks.load import RECORDED, RESERVED, reserve_request, settle_request, user_of
 from benchmarks.load import now_ms as clock_ms
 from benchmarks.measure import Result, Sizes, Target, compare, in_turn
-from ledger.embedded import EmbeddedServer
-from ledger.functions import load_library
-from ledger.gate import Gate, create_ledger
-from ledger.keys import Keys
-from ledger.pipeline import CommandPipeline
-from ledger.requests import EMPTY_BASELINE, Reserved, Settled
-from schemas.identifiers import month_at
+from tollbook.ledger.gate.functions import load_library
+from tollbook.ledger.gate.gate import Gate, create_ledger
+from tollbook.ledger.gate.requests import EMPTY_BASELINE, Reserved, Settled
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.embedded import EmbeddedServer
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.schemas.identifiers import month_at
 
 TASKS = 50
 _USERS = 1_000

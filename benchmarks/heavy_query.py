@@ -18,10 +18,10 @@ from statistics import quantiles
 from benchmarks.budget_check import Projection, latencies, open_projection
 from benchmarks.load import EVENTS_A_CALL
 from benchmarks.measure import Result, Sizes, Target, compare, in_turn
-from ledger.connection import connect
-from ledger.embedded import EmbeddedServer
-from ledger.functions import load_library
-from ledger.pipeline import CommandPipeline
+from tollbook.ledger.gate.functions import load_library
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.embedded import EmbeddedServer
+from tollbook.ledger.server.pipeline import CommandPipeline
 
 # One that only computes and would take days, and one that sorts and writes out all there is.
 _QUERIES = (

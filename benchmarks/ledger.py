@@ -12,10 +12,10 @@ from typing import Any, Final, Self, cast
 import duckdb
 import pyarrow as pa
 
-from ledger import chain
-from ledger.segments import Archive, Manifest
-from ledger.stream import Batch
-from schemas.events import ENVELOPE_FIELDS, SegmentSealed, payload_json
+from tollbook.ledger.archive import chain
+from tollbook.ledger.archive.segments import Archive, Manifest
+from tollbook.ledger.stream import Batch
+from tollbook.schemas.events import ENVELOPE_FIELDS, SegmentSealed, payload_json
 
 _SQL: Final = Path(__file__).parent / "sql"
 _SCHEMA: Final = Batch(0, []).to_table().schema

@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from ledger.requests import BudgetCap, Reserved, ReserveRequest, SettleRequest
-from schemas.events import ENVELOPE_FIELDS
-from schemas.identifiers import Window, budget_name, month_at
+from tollbook.ledger.gate.requests import BudgetCap, Reserved, ReserveRequest, SettleRequest
+from tollbook.schemas.events import ENVELOPE_FIELDS
+from tollbook.schemas.identifiers import Window, budget_name, month_at
 
 CAP = 40_000_000_000
 HOLD = 31_000_000

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from ledger.embedded import EmbeddedServer
+from tollbook.ledger.server.embedded import EmbeddedServer
 
 _PACKAGES: Final = ("redis", "hiredis", "duckdb", "pyarrow", "httpx", "aiohttp", "faststream", "uvloop")
 

@@ -19,16 +19,16 @@ from redis.asyncio import Redis
 
 from benchmarks.load import EVENTS_A_CALL, typical_entries
 from benchmarks.measure import Result, Sizes, Target, compare, in_turn
-from ledger.connection import connect
-from ledger.embedded import EmbeddedServer
-from ledger.functions import load_library
-from ledger.gate import Gate, create_ledger
-from ledger.keys import Keys
-from ledger.pipeline import CommandPipeline
-from ledger.projector import Projector, ProjectorSettings
-from ledger.store import Store
-from ledger.stream import StreamReader
-from schemas.identifiers import ZERO_ENTRY, EntryId
+from tollbook.ledger.gate.functions import load_library
+from tollbook.ledger.gate.gate import Gate, create_ledger
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.projection.projector import Projector, ProjectorSettings
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.embedded import EmbeddedServer
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.stream import StreamReader
+from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 
 _USERS = 2_000
 _PAGE = 1_000

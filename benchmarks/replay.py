@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from benchmarks.ledger import MadeLedger
 from benchmarks.measure import Result, Sizes, Target, in_process, median_of, peak_mb
-from ledger.replay import replay
-from ledger.segments import Archive
-from ledger.source import LedgerSource
+from tollbook.ledger.archive.history import LedgerSource
+from tollbook.ledger.archive.replay import replay
+from tollbook.ledger.archive.segments import Archive
 
 _SEGMENT: Final = 100_000  # As sealed by default.
 _USERS: Final = 5_000

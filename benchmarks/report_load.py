@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from schemas.events import ENVELOPE_FIELDS
-from schemas.identifiers import budget_name, month_at
+from tollbook.schemas.events import ENVELOPE_FIELDS
+from tollbook.schemas.identifiers import budget_name, month_at
 
 PLANS: Final = {"trial": 5_000_000_000, "starter": 15_000_000_000, "growth": 40_000_000_000}
 _START_MS: Final = round(datetime(2026, 10, 5, 8, tzinfo=UTC).timestamp() * 1000)

@@ -17,12 +17,12 @@ from typing import Final
 from benchmarks.measure import Result, Sizes, Target, in_turn
 from benchmarks.report_browser import CHROMIUM, open_and_choose
 from benchmarks.report_load import ReportLoad
-from consumers.report.figures import figures
-from consumers.report.queries import Selection, ask
-from consumers.report.source import Reading, Source
-from ledger.rebuilding import Rebuild
-from ledger.store import Store
-from ledger.stream import Batch
+from tollbook.ledger.archive.rebuilding import Rebuild
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.stream import Batch
+from tollbook.views.report.figures import figures
+from tollbook.views.report.queries import Selection, ask
+from tollbook.views.report.reading import Reading, Source
 
 _USERS: Final = 2_000
 _PAGE: Final = 120_000

@@ -15,18 +15,18 @@ from redis.asyncio import Redis
 
 from benchmarks.ledger import MadeLedger, as_entries
 from benchmarks.measure import Result, Sizes, Target, in_process, median_of, peak_mb
-from ledger.connection import connect
-from ledger.embedded import EmbeddedServer
-from ledger.functions import load_library
-from ledger.gate import create_ledger
-from ledger.keys import Keys
-from ledger.pipeline import CommandPipeline
-from ledger.replay import replay
-from ledger.segments import Archive
-from ledger.source import LedgerSource
-from ledger.store import Store
-from ledger.verify import Options, verify
-from ledger.verify_projection import LiveProjection
+from tollbook.audit.verification.projection import LiveProjection
+from tollbook.audit.verification.verify import Options, verify
+from tollbook.ledger.archive.history import LedgerSource
+from tollbook.ledger.archive.replay import replay
+from tollbook.ledger.archive.segments import Archive
+from tollbook.ledger.gate.functions import load_library
+from tollbook.ledger.gate.gate import create_ledger
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.embedded import EmbeddedServer
+from tollbook.ledger.server.pipeline import CommandPipeline
 
 _KEYS: Final = Keys("bench")
 _PAGE: Final = 1_000

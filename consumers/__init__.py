@@ -1,4 +1,4 @@
-"""Workers, projector and commands: what runs.
+"""What consumes streams: workers read the task streams, the projector's service reads the ledger.
 
 A FastStream app reads the task streams; every task becomes one call of `inference`.
 """

@@ -13,9 +13,9 @@ from faststream import AckPolicy, FastStream
 from faststream.redis import RedisBroker, StreamSub
 from faststream.redis.message import FAKE_CONSUMER, RedisBatchStreamMessage
 
-from consumers.claims import GROUP
-from consumers.messages import Delivery, trace_of
-from consumers.worker import Worker
+from tollbook.consumers.claims import GROUP
+from tollbook.consumers.messages import Delivery, trace_of
+from tollbook.consumers.worker import Worker
 
 # Entries are pulled only as fast as slots get free; a batch spares FastStream's work for each message.
 _BATCH: Final = 16
@@ -48,7 +48,7 @@ def build_app(
 
     With `reads_traces`, middlewares see the publishers' trace contexts in the headers of a batch.
     """
-    # Without a socket time-out, for the reason that ledger.connection gives.
+    # Without a socket time-out, for the reason that ledger/server/connection.py gives.
     broker = RedisBroker(
         redis_url,
         apply_types=False,

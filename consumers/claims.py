@@ -12,11 +12,11 @@ from typing import Any, Final
 import structlog
 from redis.exceptions import ResponseError
 
-from consumers.messages import Delivery
-from ledger.errors import LedgerUnavailable
-from ledger.functions import function
-from ledger.keys import GROUP, worker_key
-from ledger.pipeline import CommandPipeline
+from tollbook.consumers.messages import Delivery
+from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.gate.functions import function
+from tollbook.ledger.keys import GROUP, worker_key
+from tollbook.ledger.server.pipeline import CommandPipeline
 
 _PAGE: Final = 100
 # Parts of `claim_after_s`: who is silent for the first is found within the second, and both stay below the whole.

@@ -7,9 +7,9 @@ from typing import Any, Final, Literal
 
 import structlog
 
-from consumers.messages import Delivery, fields_as_json, fields_from_json, read_task
-from ledger.keys import dead_letters
-from ledger.pipeline import CommandPipeline
+from tollbook.consumers.messages import Delivery, fields_as_json, fields_from_json, read_task
+from tollbook.ledger.keys import dead_letters
+from tollbook.ledger.server.pipeline import CommandPipeline
 
 Reason = Literal["invalid_task", "idempotency_conflict", "attempts_exhausted"]
 # Of a task id, so that with its ending it is no longer than an id may be.

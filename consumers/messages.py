@@ -13,9 +13,9 @@ from typing import Any, Final, cast
 from faststream.redis.message import bDATA_KEY
 from faststream.redis.parser import BinaryMessageFormatV1
 
-from schemas.entries import check_entry_size
-from schemas.identifiers import check_id, task_id_from_entry
-from schemas.tasks import (
+from tollbook.schemas.entries import check_entry_size
+from tollbook.schemas.identifiers import check_id, task_id_from_entry
+from tollbook.schemas.tasks import (
     STREAM_NAME_PATTERN,
     InvalidTask,
     Task,

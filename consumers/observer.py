@@ -4,9 +4,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from consumers.messages import Delivery
-from inference.observer import UNOBSERVED_STEP, CallObserver, Unobserved
-from schemas.results import InferenceResult
+from tollbook.consumers.messages import Delivery
+from tollbook.inference.calls.observer import UNOBSERVED_STEP, CallObserver, Unobserved
+from tollbook.schemas.results import InferenceResult
 
 
 class TaskObserver(CallObserver, Protocol):

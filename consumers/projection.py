@@ -19,19 +19,19 @@ from typing import Final
 import duckdb
 import structlog
 
-from inference.runtime import LedgerHandle, build_gates, process_name
-from inference.settings import Settings
-from ledger.baselines import BaselinePage
-from ledger.errors import BaselineUnavailable, LedgerRefused, LedgerUnavailable
-from ledger.keys import Keys
-from ledger.lease import Lease
-from ledger.projector import Projector, ProjectorSettings
-from ledger.quack import QuackServer
-from ledger.replay import fold_archive
-from ledger.requests import Position
-from ledger.sealing import Sealer, SealingSettings
-from ledger.segments import Archive
-from ledger.store import Store, StoreFailed, set_aside
+from tollbook.inference.runtime import LedgerHandle, build_gates, process_name
+from tollbook.inference.settings import Settings
+from tollbook.ledger.archive.replay import fold_archive
+from tollbook.ledger.archive.sealing import Sealer, SealingSettings
+from tollbook.ledger.archive.segments import Archive
+from tollbook.ledger.errors import BaselineUnavailable, LedgerRefused, LedgerUnavailable
+from tollbook.ledger.gate.baselines import BaselinePage
+from tollbook.ledger.gate.requests import Position
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.projection.lease import Lease
+from tollbook.ledger.projection.projector import Projector, ProjectorSettings
+from tollbook.ledger.projection.quack import QuackServer
+from tollbook.ledger.projection.store import Store, StoreFailed, set_aside
 
 _WATCH_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 0.5

@@ -11,11 +11,11 @@ from typing import Final
 import structlog
 from redis.exceptions import ResponseError
 
-from inference.holds import settle_dead_hold
-from ledger.errors import BaselineUnavailable, CallUnknown, LedgerError, LedgerUnavailable
-from ledger.gate import Gate
-from ledger.ledger import Ledger
-from ledger.requests import Settled
+from tollbook.inference.calls.holds import settle_dead_hold
+from tollbook.ledger.errors import BaselineUnavailable, CallUnknown, LedgerError, LedgerUnavailable
+from tollbook.ledger.gate.gate import Gate
+from tollbook.ledger.gate.ledger import Ledger
+from tollbook.ledger.gate.requests import Settled
 
 _EVERY_S: Final = 5.0
 _log = structlog.get_logger(__name__)

@@ -16,20 +16,20 @@ from typing import Final
 import structlog
 from redis.exceptions import ResponseError
 
-from consumers.claims import Claims
-from consumers.dead_letters import DeadLetters, Reason
-from consumers.messages import Delivery, read_task, salvage
-from consumers.observer import TaskObserver, UnobservedTasks
-from consumers.seldom import SeldomWarning
-from inference.calls import Call, CallRunner, CallTakenOver
-from inference.outcomes import exhausted
-from ledger.errors import CallUnknown, IdempotencyConflict, LedgerRefused, LedgerUnavailable
-from ledger.freed import FreedBudgets
-from ledger.pipeline import CommandPipeline
-from ledger.requests import OpenCall, Waiting
-from schemas.results import ErrorCode, InferenceResult, TaskStatus
-from schemas.routes import Route
-from schemas.tasks import InvalidTask, Task, TaskStream, TaskType
+from tollbook.consumers.claims import Claims
+from tollbook.consumers.dead_letters import DeadLetters, Reason
+from tollbook.consumers.messages import Delivery, read_task, salvage
+from tollbook.consumers.observer import TaskObserver, UnobservedTasks
+from tollbook.consumers.throttled_warning import SeldomWarning
+from tollbook.inference.calls.outcomes import exhausted
+from tollbook.inference.calls.runner import Call, CallRunner, CallTakenOver
+from tollbook.ledger.errors import CallUnknown, IdempotencyConflict, LedgerRefused, LedgerUnavailable
+from tollbook.ledger.gate.requests import OpenCall, Waiting
+from tollbook.ledger.gate.wait_queue import FreedBudgets
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
+from tollbook.schemas.routes import Route
+from tollbook.schemas.tasks import InvalidTask, Task, TaskStream, TaskType
 
 # For the settlement of calls that are cut off; the ledger itself would be asked for minutes.
 _SETTLING_S: Final = 10.0

@@ -1,8 +1,8 @@
 """Where the running system's Redis is: what the settings say, else what `tollbook up` left in the data directory."""
 
-from inference.settings import Settings
-from ledger.endpoint import read_endpoint
-from ledger.errors import LedgerUnavailable
+from tollbook.inference.settings import Settings
+from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.server.endpoint import read_endpoint
 
 
 def find_redis_url(settings: Settings) -> str:

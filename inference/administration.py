@@ -8,13 +8,13 @@ import hashlib
 import uuid
 from dataclasses import dataclass
 
-from inference.runtime import InferenceRuntime, now_ms
-from ledger.call_record import CallRecord
-from ledger.errors import CallUnknown, LedgerError
-from ledger.requests import AdjustRequest, AssignRequest
-from schemas.events import CostAdjusted, CreditGranted, PlanAssigned, payload_json
-from schemas.identifiers import budget_name, month_at, usage_call_id
-from schemas.plans import Plan
+from tollbook.inference.runtime import InferenceRuntime, now_ms
+from tollbook.ledger.errors import CallUnknown, LedgerError
+from tollbook.ledger.gate.call_record import CallRecord
+from tollbook.ledger.gate.requests import AdjustRequest, AssignRequest
+from tollbook.schemas.events import CostAdjusted, CreditGranted, PlanAssigned, payload_json
+from tollbook.schemas.identifiers import budget_name, month_at, usage_call_id
+from tollbook.schemas.plans import Plan
 
 
 class CallStillOpen(LedgerError):

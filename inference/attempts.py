@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from inference.bounds import Bound
-from schemas.events import Outcome
-from schemas.tasks import Message
-from schemas.usage import Usage
+from tollbook.inference.bounds import Bound
+from tollbook.schemas.events import Outcome
+from tollbook.schemas.tasks import Message
+from tollbook.schemas.usage import Usage
 
 Charge = Literal["none", "known", "unknown"]
 

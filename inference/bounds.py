@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from inference.errors import CostUnbounded
-from inference.pricing import TOKENS_PER_MTOK, ModelPrice
-from schemas.events import BoundPrice
-from schemas.money import MAX_NANOUSD
-from schemas.tasks import Message
+from tollbook.inference.errors import CostUnbounded
+from tollbook.inference.prices.model_price import TOKENS_PER_MTOK, ModelPrice
+from tollbook.schemas.events import BoundPrice
+from tollbook.schemas.money import MAX_NANOUSD
+from tollbook.schemas.tasks import Message
 
 # Chat templates wrap a message in its role and a few markers: 3 to 5 tokens in OpenAI's and
 # Anthropic's, up to 10 in Llama's. A request adds the opening of the reply and, with some

@@ -9,14 +9,14 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from inference.calls import Call, CallTakenOver
-from inference.errors import AppError
-from inference.runtime import InferenceRuntime, current_runtime, now_ms
-from ledger.errors import IdempotencyConflict, LedgerError, LedgerUnavailable
-from ledger.requests import OpenCall, Waiting
-from schemas.plans import DEFAULT_PLAN
-from schemas.results import ErrorCode, InferenceResult, TaskStatus
-from schemas.tasks import InvalidTask, Task, TaskType, task_from_fields
+from tollbook.inference.calls.runner import Call, CallTakenOver
+from tollbook.inference.errors import AppError
+from tollbook.inference.runtime import InferenceRuntime, current_runtime, now_ms
+from tollbook.ledger.errors import IdempotencyConflict, LedgerError, LedgerUnavailable
+from tollbook.ledger.gate.requests import OpenCall, Waiting
+from tollbook.schemas.plans import DEFAULT_PLAN
+from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
+from tollbook.schemas.tasks import InvalidTask, Task, TaskType, task_from_fields
 
 # Another run of the same call is asked after this often; there is nothing to be woken by.
 _LOOK_AGAIN_S = 0.5

@@ -10,15 +10,15 @@ import uuid
 from dataclasses import dataclass
 from decimal import Decimal
 
-from inference.errors import AppError
-from inference.runtime import InferenceRuntime, current_runtime, now_ms
-from ledger.errors import IdempotencyConflict, LedgerError
-from ledger.requests import Balance, ChargeRequest
-from schemas.events import CostRecorded, payload_json
-from schemas.identifiers import check_id, usage_call_id
-from schemas.money import MoneyError, format_usd, nanousd_from_usd, usd_from_nanousd
-from schemas.plans import DEFAULT_PLAN, Plan
-from schemas.results import ErrorCode, UsdString
+from tollbook.inference.errors import AppError
+from tollbook.inference.runtime import InferenceRuntime, current_runtime, now_ms
+from tollbook.ledger.errors import IdempotencyConflict, LedgerError
+from tollbook.ledger.gate.requests import Balance, ChargeRequest
+from tollbook.schemas.events import CostRecorded, payload_json
+from tollbook.schemas.identifiers import check_id, usage_call_id
+from tollbook.schemas.money import MoneyError, format_usd, nanousd_from_usd, usd_from_nanousd
+from tollbook.schemas.plans import DEFAULT_PLAN, Plan
+from tollbook.schemas.results import ErrorCode, UsdString
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ since money may have been spent on it.
 
 from collections.abc import Mapping, Sequence
 
-from schemas.results import ErrorCode
+from tollbook.schemas.results import ErrorCode
 
 
 class AppError(Exception):

@@ -17,18 +17,18 @@ from typing import Final, Self, Unpack
 
 from redis.exceptions import RedisError
 
-from inference.address import find_redis_url
-from inference.errors import ResultTimeout
-from inference.settings import Settings, load_settings
-from ledger.connection import connect, hide_password
-from ledger.errors import LedgerUnavailable
-from ledger.keys import Keys
-from ledger.pipeline import CommandPipeline
-from ledger.results import Results
-from ledger.stream_owners import check_owner, read_owners
-from schemas.entries import TaskEntry, TaskFields, task_entry
-from schemas.results import InferenceResult
-from schemas.tasks import TaskStream, TaskType
+from tollbook.inference.address import find_redis_url
+from tollbook.inference.errors import ResultTimeout
+from tollbook.inference.settings import Settings, load_settings
+from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.results import Results
+from tollbook.ledger.server.connection import connect, hide_password
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.stream_owners import check_owner, read_owners
+from tollbook.schemas.entries import TaskEntry, TaskFields, task_entry
+from tollbook.schemas.results import InferenceResult
+from tollbook.schemas.tasks import TaskStream, TaskType
 
 # A connection that was idle for long is often found dead by the first command; the second makes a new one.
 _TRIES: Final = 2

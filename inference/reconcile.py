@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import structlog
 
-from inference.provider import ProviderClient
-from ledger.errors import CallUnknown
-from ledger.ledger import Ledger
-from ledger.requests import AdjustRequest
-from schemas.events import Basis, CostAdjusted, payload_json
-from schemas.money import nanousd_from_usd
+from tollbook.inference.providers.client import ProviderClient
+from tollbook.ledger.errors import CallUnknown
+from tollbook.ledger.gate.ledger import Ledger
+from tollbook.ledger.gate.requests import AdjustRequest
+from tollbook.schemas.events import Basis, CostAdjusted, payload_json
+from tollbook.schemas.money import nanousd_from_usd
 
 Query = Callable[[str], Awaitable[list[dict[str, Any]]]]
 _WHOLLY: Final = "reconciled"

@@ -12,11 +12,11 @@ from typing import Final, Protocol
 
 from pydantic import ValidationError
 
-from inference.errors import SettingsError
-from schemas.money import usd_from_nanousd
-from schemas.plans import CAPS_NANOUSD
-from schemas.routes import Route
-from schemas.tasks import TaskType
+from tollbook.inference.errors import SettingsError
+from tollbook.schemas.money import usd_from_nanousd
+from tollbook.schemas.plans import CAPS_NANOUSD
+from tollbook.schemas.routes import Route
+from tollbook.schemas.tasks import TaskType
 
 MODELS: Final[dict[str, str]] = {
     "claude-3-haiku": "anthropic/claude-3-haiku",

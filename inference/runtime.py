@@ -17,31 +17,31 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from inference.address import find_redis_url
-from inference.budgets import BudgetPolicy
-from inference.calls import CallRunner
-from inference.errors import AppError, SettingsError
-from inference.observer import CallObserver
-from inference.pricing import PriceCatalogue
-from inference.provider import ProviderClient
-from inference.retry import RetryPolicy
-from inference.routing import routing_with
-from inference.settings import Settings, load_settings
-from ledger.baselines import BaselineReader, Baselines
-from ledger.connection import ANSWER_TIMEOUT_S, connect
-from ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
-from ledger.freed import FreedBudgets
-from ledger.functions import load_library
-from ledger.gate import Gate, LedgerState, create_ledger
-from ledger.keys import Keys
-from ledger.ledger import Ledger, Patience
-from ledger.pipeline import CommandPipeline
-from ledger.remote import remote_reader
-from ledger.results import Results
-from schemas.plans import Plan
-from schemas.results import ErrorCode
-from schemas.routes import Route
-from schemas.tasks import TaskType
+from tollbook.inference.address import find_redis_url
+from tollbook.inference.calls.budgets import BudgetPolicy
+from tollbook.inference.calls.observer import CallObserver
+from tollbook.inference.calls.retry import RetryPolicy
+from tollbook.inference.calls.runner import CallRunner
+from tollbook.inference.errors import AppError, SettingsError
+from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.providers.client import ProviderClient
+from tollbook.inference.routing import routing_with
+from tollbook.inference.settings import Settings, load_settings
+from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
+from tollbook.ledger.gate.baselines import BaselineReader, Baselines
+from tollbook.ledger.gate.functions import load_library
+from tollbook.ledger.gate.gate import Gate, LedgerState, create_ledger
+from tollbook.ledger.gate.ledger import Ledger, Patience
+from tollbook.ledger.gate.wait_queue import FreedBudgets
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.projection.remote import remote_reader
+from tollbook.ledger.results import Results
+from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, connect
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.schemas.plans import Plan
+from tollbook.schemas.results import ErrorCode
+from tollbook.schemas.routes import Route
+from tollbook.schemas.tasks import TaskType
 
 # A server that syncs a large batch to a slow disk is not silent.
 _LEAST_ANSWER_TIMEOUT_S: Final = 0.5

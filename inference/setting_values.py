@@ -15,11 +15,11 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
-from inference.pricing import FOREVER_MS, DatedPrice, ModelPrice, price_from_usd
-from schemas.identifiers import check_id
-from schemas.money import MoneyError, nanousd_from_usd
-from schemas.plans import Plan
-from schemas.tasks import TaskStream
+from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelPrice, price_from_usd
+from tollbook.schemas.identifiers import check_id
+from tollbook.schemas.money import MoneyError, nanousd_from_usd
+from tollbook.schemas.plans import Plan
+from tollbook.schemas.tasks import TaskStream
 
 # A bound is tokens times price; this keeps it far from the largest amount the ledger can hold.
 _MAX_USD_PER_MTOK: Final = 10_000

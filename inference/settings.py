@@ -15,10 +15,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from inference.errors import SettingsError
-from inference.pricing import DatedPrice
-from inference.routing import routing_with
-from inference.setting_values import (
+from tollbook.inference.errors import SettingsError
+from tollbook.inference.prices.model_price import DatedPrice
+from tollbook.inference.routing import routing_with
+from tollbook.inference.setting_values import (
     ApiKey,
     BaseUrl,
     CapOverrides,
@@ -31,10 +31,12 @@ from inference.setting_values import (
     RouteOverrides,
     UsdCap,
 )
-from schemas.plans import CAPS_NANOUSD, Plan
+from tollbook.schemas.plans import CAPS_NANOUSD, Plan
 
 _DAY_S: Final = 86_400
 _PREFIX: Final = "TOLLBOOK_"
+DEMO_DATA_DIR: Final = Path("tollbook-demo")
+"""Where `tollbook demo --keep` leaves its data; commands that read find them there when there is no other data."""
 Port = Annotated[int, Field(ge=1, le=65_535)]
 
 

@@ -3,14 +3,14 @@
 Usable as a FastAPI dependency: `usage: Annotated[UsageService, Depends(UsageService)]`.
 """
 
-from inference.bounds import bound
-from inference.cost_tracker import CostTracker, UsageSummary
-from inference.errors import AppError, CostUnbounded
-from inference.runtime import current_runtime, now_ms
-from schemas.money import usd_from_nanousd
-from schemas.plans import DEFAULT_PLAN
-from schemas.results import ErrorCode
-from schemas.tasks import Message, TaskType
+from tollbook.inference.bounds import bound
+from tollbook.inference.cost_tracker import CostTracker, UsageSummary
+from tollbook.inference.errors import AppError, CostUnbounded
+from tollbook.inference.runtime import current_runtime, now_ms
+from tollbook.schemas.money import usd_from_nanousd
+from tollbook.schemas.plans import DEFAULT_PLAN
+from tollbook.schemas.results import ErrorCode
+from tollbook.schemas.tasks import Message, TaskType
 
 
 class UsageService:

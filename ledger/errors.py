@@ -14,7 +14,7 @@ LedgerError
     └── WrongPartitions       the ledger was made with another number of partitions
 """
 
-from schemas.money import format_usd
+from tollbook.schemas.money import format_usd
 
 
 class LedgerError(Exception):

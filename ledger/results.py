@@ -9,11 +9,11 @@ import contextlib
 
 from redis.asyncio import Redis
 
-from ledger.arrivals import Arrivals
-from ledger.keys import Keys, task_partition
-from ledger.pipeline import CommandPipeline
-from schemas.identifiers import partition_of
-from schemas.results import InferenceResult
+from tollbook.ledger.arrivals import Arrivals
+from tollbook.ledger.keys import Keys, task_partition
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.schemas.identifiers import partition_of
+from tollbook.schemas.results import InferenceResult
 
 # A message on a channel can be missed while a connection is made anew, so the key is looked at as well.
 _LOOK_AGAIN_S = 1.0

@@ -16,12 +16,12 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from ledger.errors import LedgerUnavailable
-from ledger.keys import Keys
-from schemas.events import ENVELOPE_FIELDS, EVENT_VERSION
-from schemas.identifiers import ZERO_ENTRY, EntryId
-from schemas.money import MAX_NANOUSD
-from schemas.upcasters import UnreadableEvent, event_from_entry, upcast
+from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.keys import Keys
+from tollbook.schemas.events import ENVELOPE_FIELDS, EVENT_VERSION
+from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
+from tollbook.schemas.money import MAX_NANOUSD
+from tollbook.schemas.upcasters import UnreadableEvent, event_from_entry, upcast
 
 RawEntry = list[Any]  # [id, [name, value, name, value, ...]], all bytes
 

@@ -8,8 +8,8 @@ that serves a stream has it, and another is refused before it reads anything.
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from ledger.errors import LedgerRefused
-from ledger.pipeline import CommandPipeline
+from tollbook.ledger.errors import LedgerRefused
+from tollbook.ledger.server.pipeline import CommandPipeline
 
 # Hash: task stream -> namespace. The braces keep it from being a publisher's `reply_to`.
 STREAM_OWNERS: Final = "{tollbook-streams}"

@@ -22,13 +22,13 @@ def _():
 
     import marimo as mo
 
-    from consumers.report.app import opened_source, read
-    from consumers.report.figures import figures
-    from consumers.report.page import figure_html, header_html, style
-    from consumers.report.queries import Selection
-    from consumers.report.source import find_source
-    from consumers.report.tables import sheets, tiles_html
-    from consumers.report.texts import cell
+    from tollbook.views.report.app import opened_source, read
+    from tollbook.views.report.figures import figures
+    from tollbook.views.report.page import figure_html, header_html, style
+    from tollbook.views.report.queries import Selection
+    from tollbook.views.report.reading import find_source
+    from tollbook.views.report.tables import sheets, tiles_html
+    from tollbook.views.report.texts import cell
 
     # What was chosen last; it outlives a refresh, which makes the choices anew.
     chosen = {name: mo.query_params().get(name) for name in ("period", "plan", "user", "campaign")}

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypedDict
 
-from schemas.tasks import InvalidTask, Message, TaskStream, task_from_fields
+from tollbook.schemas.tasks import InvalidTask, Message, TaskStream, task_from_fields
 
 MAX_ENTRY_BYTES: Final = 2_000_000
 

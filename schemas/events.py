@@ -11,9 +11,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from schemas.identifiers import EntryId, Period
-from schemas.money import MAX_NANOUSD
-from schemas.usage import Usage
+from tollbook.schemas.identifiers import EntryId, Period
+from tollbook.schemas.money import MAX_NANOUSD
+from tollbook.schemas.usage import Usage
 
 EVENT_VERSION: Final = 1
 

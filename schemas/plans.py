@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Final
 
-from schemas.money import NANOUSD_PER_USD
+from tollbook.schemas.money import NANOUSD_PER_USD
 
 
 class Plan(StrEnum):

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer
 
-from schemas.money import usd_from_nanousd
+from tollbook.schemas.money import usd_from_nanousd
 
 
 class TaskStatus(StrEnum):

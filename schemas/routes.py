@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.tasks import ModelId
+from tollbook.schemas.tasks import ModelId
 
 
 class Route(BaseModel):

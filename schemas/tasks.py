@@ -22,8 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-from schemas.identifiers import CampaignId, TaskId, UserId
-from schemas.plans import DEFAULT_PLAN, Plan
+from tollbook.schemas.identifiers import CampaignId, TaskId, UserId
+from tollbook.schemas.plans import DEFAULT_PLAN, Plan
 
 
 class TaskStream(StrEnum):

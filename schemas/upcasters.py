@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from schemas.events import ENVELOPE_FIELDS, EVENT_VERSION, Event, parse_payload
+from tollbook.schemas.events import ENVELOPE_FIELDS, EVENT_VERSION, Event, parse_payload
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 

@@ -14,21 +14,21 @@ from typing import Any
 
 import httpx
 
-from consumers.runtime import open_system
-from inference.calls import Call, CallRunner
-from inference.provider import ProviderClient
-from inference.retry import RetryPolicy
-from inference.runtime import InferenceRuntime, build_gates, now_ms, open_ledger, open_runtime
-from inference.settings import Settings, load_settings
-from inference.standin import FaultPlan, StandIn, StandInConfig
-from ledger.ledger import Ledger
-from ledger.projector import Projector, ProjectorSettings
-from ledger.requests import AssignRequest
-from ledger.store import Store
-from schemas.events import BudgetReserved, CostAdjusted, CostRecorded, Event, PlanAssigned, payload_json
-from schemas.identifiers import EntryId, budget_name, month_at
-from schemas.tasks import Task
-from schemas.upcasters import event_from_entry
+from tollbook.app.processes import open_system
+from tollbook.inference.calls.retry import RetryPolicy
+from tollbook.inference.calls.runner import Call, CallRunner
+from tollbook.inference.providers.client import ProviderClient
+from tollbook.inference.runtime import InferenceRuntime, build_gates, now_ms, open_ledger, open_runtime
+from tollbook.inference.settings import Settings, load_settings
+from tollbook.ledger.gate.ledger import Ledger
+from tollbook.ledger.gate.requests import AssignRequest
+from tollbook.ledger.projection.projector import Projector, ProjectorSettings
+from tollbook.ledger.projection.store import Store
+from tollbook.schemas.events import BudgetReserved, CostAdjusted, CostRecorded, Event, PlanAssigned, payload_json
+from tollbook.schemas.identifiers import EntryId, budget_name, month_at
+from tollbook.schemas.tasks import Task
+from tollbook.schemas.upcasters import event_from_entry
+from tollbook.standin import FaultPlan, StandIn, StandInConfig
 
 API_KEY = "sk-or-v1-very-secret"
 # "Tell me [[completion_tokens=40]]" has 32 bytes; the stand-in takes a quarter of them for

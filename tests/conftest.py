@@ -10,10 +10,10 @@ import pytest
 import structlog
 from redis.asyncio import Redis
 
-from ledger.connection import connect
-from ledger.embedded import EmbeddedServer
 from tests.chromium import describe_chromium
 from tests.servers import EMBEDDED, TestServers, describe_servers, server_kinds
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.embedded import EmbeddedServer
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("tollbook", deadline=None)

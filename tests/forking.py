@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 _forking = multiprocessing.get_context("forkserver")
-_forking.set_forkserver_preload(["consumers.runtime", "consumers.cli.app", "consumers.cli.connect", "consumers.tables"])
+_forking.set_forkserver_preload(
+    ["tollbook.app.processes", "tollbook.cli.app", "tollbook.app.connect", "tollbook.views.tables"]
+)
 
 
 def fork(target: Callable[..., Any], *arguments: Any, **named: Any) -> BaseProcess:
@@ -69,7 +71,7 @@ def run_command(
     has_session: bool = False,
 ) -> None:
     """Be `tollbook ...` to the end; `files` are standard input, output and errors."""
-    from consumers.cli.app import run
+    from tollbook.cli.app import run
 
     if has_session:
         os.setsid()

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from redis.asyncio import Redis
 
-from ledger.errors import LedgerError
-from ledger.functions import load_library
-from ledger.gate import Gate, create_ledger
-from ledger.keys import Keys
-from ledger.pipeline import Argument, CommandPipeline
-from ledger.requests import (
+from tests.model import Answer
+from tests.stateful.gate_driver import answer_of
+from tollbook.ledger.errors import LedgerError
+from tollbook.ledger.gate.functions import load_library
+from tollbook.ledger.gate.gate import Gate, create_ledger
+from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AssignRequest,
     AttemptEvent,
@@ -26,9 +26,9 @@ from ledger.requests import (
     ReserveRequest,
     SettleRequest,
 )
-from schemas.identifiers import EntryId, Window
-from tests.model import Answer
-from tests.stateful.gate_driver import answer_of
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.pipeline import Argument, CommandPipeline
+from tollbook.schemas.identifiers import EntryId, Window
 
 PERIOD = "2026-11"
 ALWAYS = Window(PERIOD, 0, 2**52)

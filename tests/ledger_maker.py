@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from schemas.events import ENVELOPE_FIELDS
+from tollbook.schemas.events import ENVELOPE_FIELDS
 
 CAP = 15_000_000_000
 PERIODS = ("2026-10", "2026-11")

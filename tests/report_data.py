@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.report_load import ReportLoad
-from ledger import chain
-from ledger.segments import Archive
-from ledger.store import Store
-from ledger.stream import Batch
+from tollbook.ledger.archive import chain
+from tollbook.ledger.archive.segments import Archive
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.stream import Batch
 
 LEDGER: Final = "ledger-of-the-report"
 # A user id may hold whatever is printable but spaces, quotes and backslashes.

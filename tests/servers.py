@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
-from ledger.embedded import EmbeddedServer, Fsync
+from tollbook.ledger.server.embedded import EmbeddedServer, Fsync
 
 EMBEDDED: Final = "embedded"
 LOCAL: Final = "redis-server"

@@ -21,18 +21,18 @@ from typing import Any, Final, Self
 from aiohttp import web
 from redis.asyncio import Redis
 
-from consumers.observability.observed import observed
-from consumers.observability.tracing import Tracing
-from consumers.runtime import System, build_worker, open_system, serve_worker
-from consumers.worker import Worker
-from inference.settings import Settings
-from inference.standin import StandIn, StandInConfig
-from inference.standin.replies import Asked
-from ledger.keys import Keys, dead_letters
-from schemas.identifiers import EntryId
-from schemas.results import InferenceResult
-from schemas.tasks import TaskStream
 from tests.forking import ForkedProcess, fork, run_command
+from tollbook.app.processes import System, build_worker, open_system, serve_worker
+from tollbook.consumers.worker import Worker
+from tollbook.inference.settings import Settings
+from tollbook.ledger.keys import Keys, dead_letters
+from tollbook.observability.observed import observed
+from tollbook.observability.tracing import Tracing
+from tollbook.schemas.identifiers import EntryId
+from tollbook.schemas.results import InferenceResult
+from tollbook.schemas.tasks import TaskStream
+from tollbook.standin import StandIn, StandInConfig
+from tollbook.standin.replies import Asked
 
 STREAMS: Final = tuple(stream.value for stream in TaskStream)
 REPLIES: Final = "replies"

@@ -14,10 +14,10 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from inference import AppError, InvalidTask, LedgerUnavailable, Publisher, ResultTimeout, UsageService
-from inference.cost_tracker import UsageSummary
-from inference.runtime import connect_runtime
-from schemas.results import ErrorCode, InferenceResult
+from tollbook import AppError, InvalidTask, LedgerUnavailable, Publisher, ResultTimeout, UsageService
+from tollbook.inference.cost_tracker import UsageSummary
+from tollbook.inference.runtime import connect_runtime
+from tollbook.schemas.results import ErrorCode, InferenceResult
 
 
 @asynccontextmanager

@@ -11,11 +11,12 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from ledger.functions import load_library
-from ledger.gate import Gate, create_ledger
-from ledger.keys import Keys
-from ledger.pipeline import CommandPipeline
-from ledger.requests import (
+from tollbook.ledger.archive.history import LedgerSource
+from tollbook.ledger.archive.sealing import Sealer, SealingSettings
+from tollbook.ledger.archive.segments import Archive
+from tollbook.ledger.gate.functions import load_library
+from tollbook.ledger.gate.gate import Gate, create_ledger
+from tollbook.ledger.gate.requests import (
     EMPTY_BASELINE,
     AdjustRequest,
     AssignRequest,
@@ -28,12 +29,11 @@ from ledger.requests import (
     ReserveRequest,
     SettleRequest,
 )
-from ledger.sealing import Sealer, SealingSettings
-from ledger.segments import Archive
-from ledger.source import LedgerSource
-from ledger.store import Store
-from ledger.stream import StreamReader
-from schemas.events import (
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.stream import StreamReader
+from tollbook.schemas.events import (
     BoundPrice,
     BudgetReserved,
     CostAdjusted,
@@ -44,8 +44,8 @@ from schemas.events import (
     PlanAssigned,
     payload_json,
 )
-from schemas.identifiers import Window, budget_name, day_at, month_at, partition_of
-from schemas.usage import Usage
+from tollbook.schemas.identifiers import Window, budget_name, day_at, month_at, partition_of
+from tollbook.schemas.usage import Usage
 
 LEDGER = "ledger-of-the-gate"
 CAP = 4_000_000

@@ -18,14 +18,14 @@ import pytest_asyncio
 from jsonschema import Draft202012Validator
 from redis.asyncio import Redis
 
-from consumers.event_docs import PAYLOADS
-from inference.settings import Settings
-from ledger import chain
-from ledger.segments import Archive, Manifest
-from ledger.source import LedgerSource
-from ledger.verify import Options, Verdict, verify
+from docs.generate.event_docs import PAYLOADS
 from tests.archive.gate_ledger import GateLedger
 from tests.system import Finished
+from tollbook.audit.verification.verify import Options, Verdict, verify
+from tollbook.inference.settings import Settings
+from tollbook.ledger.archive import chain
+from tollbook.ledger.archive.history import LedgerSource
+from tollbook.ledger.archive.segments import Archive, Manifest
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 ROOT: Final = Path(__file__).parents[2]
@@ -211,7 +211,7 @@ def templates(*modules: str) -> set[str]:
     """Every text in some modules of the ledger, with an asterisk for what is put into it."""
     found: set[str] = set()
     for module in modules:
-        for node in ast.walk(ast.parse((ROOT / "ledger" / module).read_text("utf-8"))):
+        for node in ast.walk(ast.parse((ROOT / "ledger" / "archive" / module).read_text("utf-8"))):
             match node:
                 case ast.JoinedStr():
                     parts = [part.value if isinstance(part, ast.Constant) else "*" for part in node.values]

@@ -17,22 +17,26 @@ import pytest
 import typer
 from redis.asyncio import Redis
 
-from consumers.cli.audit_find import Asked, read_search
-from inference.administration import Administration, Signature
-from inference.cost_tracker import CostTracker
-from ledger.audit import AuditReader, EventsMissing, NotOnLedger, Selection
-from ledger.audit_calls import CallLife, find_call
-from ledger.audit_explanations import Decision, explain
-from ledger.audit_search import Search, search
-from ledger.audit_statements import make_statement
-from ledger.keys import Keys
-from ledger.requests import OpenCall
-from ledger.sealing import Sealer, SealingSettings
-from ledger.segments import Archive
-from ledger.source import LedgerSource
-from ledger.store import Store
-from ledger.stream import Batch
-from schemas.events import (
+from tests.archive.test_sealing import KEYS, LEDGER, NEVER, Archiving, seal_all
+from tests.calling import COMPLETION_TOKENS, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling, period
+from tests.ledger_maker import LedgerMaker
+from tests.system import run_cli
+from tollbook.audit.calls import CallLife, find_call
+from tollbook.audit.explanations import Decision, explain
+from tollbook.audit.reader import AuditReader, EventsMissing, NotOnLedger, Selection
+from tollbook.audit.search import Search, search
+from tollbook.audit.statements import make_statement
+from tollbook.cli.audit_find import Asked, read_search
+from tollbook.inference.administration import Administration, Signature
+from tollbook.inference.cost_tracker import CostTracker
+from tollbook.ledger.archive.history import LedgerSource
+from tollbook.ledger.archive.sealing import Sealer, SealingSettings
+from tollbook.ledger.archive.segments import Archive
+from tollbook.ledger.gate.requests import OpenCall
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.stream import Batch
+from tollbook.schemas.events import (
     BudgetDenied,
     BudgetReserved,
     CostAdjusted,
@@ -41,12 +45,8 @@ from schemas.events import (
     FallbackUsed,
     ModelCalled,
 )
-from schemas.identifiers import partition_of
-from schemas.plans import Plan
-from tests.archive.test_sealing import KEYS, LEDGER, NEVER, Archiving, seal_all
-from tests.calling import COMPLETION_TOKENS, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling, period
-from tests.ledger_maker import LedgerMaker
-from tests.system import run_cli
+from tollbook.schemas.identifiers import partition_of
+from tollbook.schemas.plans import Plan
 
 STEPS = 400
 

@@ -10,18 +10,17 @@ import pyarrow as pa
 import pytest
 from pyarrow.parquet import write_table
 
-import ledger.source
-from ledger import chain
-from ledger.comparison import compare
-from ledger.fold import LedgerGap
-from ledger.rebuilding import Rebuild
-from ledger.replay import replay
-from ledger.segments import Archive, ArchiveDamaged, Segment, file_sha256
-from ledger.source import LedgerSource, Regrouping
-from ledger.store import Store
-from ledger.stream import Batch
-from schemas.upcasters import UnreadableEvent
 from tests.ledger_maker import LedgerMaker
+from tollbook.ledger.archive import chain, history
+from tollbook.ledger.archive.history import LedgerSource, Regrouping
+from tollbook.ledger.archive.rebuilding import Rebuild
+from tollbook.ledger.archive.replay import replay
+from tollbook.ledger.archive.segments import Archive, ArchiveDamaged, Segment, file_sha256
+from tollbook.ledger.projection.comparison import compare
+from tollbook.ledger.projection.fold import LedgerGap
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.stream import Batch
+from tollbook.schemas.upcasters import UnreadableEvent
 
 LEDGER = "ledger-1"
 ENTRIES = LedgerMaker(5, users=9).run(600).entries
@@ -96,7 +95,7 @@ def test_an_event_that_cannot_be_folded_ends_a_rebuild_as_it_ends_the_fold(
 
 
 def test_tables_are_joined_and_cut_without_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger.source, "ROWS", 50)
+    monkeypatch.setattr(history, "ROWS", 50)
     regrouping = Regrouping()
     sizes = (1, 48, 3, 0, 120, 28)
     bounds = [sum(sizes[:n]) for n in range(len(sizes) + 1)]
@@ -119,7 +118,9 @@ def sealed(directory: Path) -> tuple[Archive, LedgerSource]:
 
 async def test_segments_of_an_older_version_are_lifted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DuckDB reads what is current by itself; from the first older segment on, payloads go through the upcasters."""
-    monkeypatch.setattr("ledger.stream.upcast", lambda _kind, _version, payload: {**payload, "worker": "lifted"})
+    monkeypatch.setattr(
+        "tollbook.ledger.stream.upcast", lambda _kind, _version, payload: {**payload, "worker": "lifted"}
+    )
     entries, older = list(ENTRIES), len(ENTRIES) * 5 // 8
     monkeypatch.setitem(globals(), "ENTRIES", entries)
     entries[older] = [entries[older][0], [b"0" if at == 3 else part for at, part in enumerate(entries[older][1])]]
@@ -179,7 +180,7 @@ async def test_events_of_a_version_that_the_manifest_does_not_tell_of_are_refuse
 async def test_a_replay_of_segments_equals_the_live_fold_wherever_it_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr("ledger.rebuilding._ROWS", size)
+    monkeypatch.setattr("tollbook.ledger.archive.rebuilding._ROWS", size)
     _, source = sealed(tmp_path / "o'brien=1")
     replayed = await replay(source, tmp_path / "r.duckdb")
     live = Store.open(tmp_path / "live.duckdb", LEDGER)

@@ -8,16 +8,16 @@ import pytest
 import typer
 from redis.asyncio import Redis
 
-from consumers.cli.moments import parse_moment
-from ledger.comparison import compare, compare_with_live
-from ledger.replay import ReplayLimits, replay
-from ledger.segments import Archive
-from ledger.source import LedgerSource, NoLedger
-from ledger.store import Store
-from ledger.stream import Batch
-from schemas.identifiers import EntryId
 from tests.archive.test_sealing import KEYS, LEDGER, Archiving, seal_all
 from tests.ledger_maker import LedgerMaker
+from tollbook.cli.moments import parse_moment
+from tollbook.ledger.archive.history import LedgerSource, NoLedger
+from tollbook.ledger.archive.replay import ReplayLimits, replay
+from tollbook.ledger.archive.segments import Archive
+from tollbook.ledger.projection.comparison import compare, compare_with_live
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.stream import Batch
+from tollbook.schemas.identifiers import EntryId
 
 EVENTS = LedgerMaker(1).run(400).entries
 
@@ -43,7 +43,7 @@ async def test_replay_to_random_points_has_the_committed_of_every_user_there(
     archiving: Archiving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is read of the archive at once begins and ends within segments.
-    monkeypatch.setattr("ledger.rebuilding._ROWS", 70)
+    monkeypatch.setattr("tollbook.ledger.archive.rebuilding._ROWS", 70)
     for number in random.Random(3).sample(range(1, len(EVENTS)), 50):
         until = EntryId.parse(EVENTS[number - 1][0].decode())
         store = await replay(source_of(archiving), tmp_path / f"{number}.duckdb", ReplayLimits(until))

@@ -12,21 +12,21 @@ from redis.asyncio import Redis
 
 from benchmarks.ledger import MadeLedger
 from benchmarks.verify import append
-from ledger.comparison import compare
-from ledger.functions import load_library
-from ledger.gate import create_ledger
-from ledger.keys import Keys
-from ledger.pipeline import CommandPipeline
-from ledger.replay import ReplayLimits, replay
-from ledger.requests import Position
-from ledger.sealing import Sealer, SealingSettings
-from ledger.segments import Archive
-from ledger.source import LedgerSource
-from ledger.store import Store
-from ledger.stream import StreamReader
-from ledger.verify import Options, verify
-from ledger.verify_projection import LiveProjection
-from schemas.identifiers import EntryId
+from tollbook.audit.verification.projection import LiveProjection
+from tollbook.audit.verification.verify import Options, verify
+from tollbook.ledger.archive.history import LedgerSource
+from tollbook.ledger.archive.replay import ReplayLimits, replay
+from tollbook.ledger.archive.sealing import Sealer, SealingSettings
+from tollbook.ledger.archive.segments import Archive
+from tollbook.ledger.gate.functions import load_library
+from tollbook.ledger.gate.gate import create_ledger
+from tollbook.ledger.gate.requests import Position
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.projection.comparison import compare
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.stream import StreamReader
+from tollbook.schemas.identifiers import EntryId
 
 KEYS = Keys("round-trip")
 NEVER = 10.0**9
@@ -146,7 +146,7 @@ async def assert_points_in_time(trip: RoundTrip, directory: Path, *, points: int
 @pytest.fixture
 async def small(redis_client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RoundTrip]:
     # What a replay appends at once begins and ends within segments.
-    monkeypatch.setattr("ledger.rebuilding._ROWS", 5_000)
+    monkeypatch.setattr("tollbook.ledger.archive.rebuilding._ROWS", 5_000)
     trip = await went_round(redis_client, tmp_path, events=30_000, users=300, segment_events=4_000)
     yield trip
     await trip.aclose()

@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from ledger import chain
-from ledger.comparison import compare
-from ledger.functions import load_library
-from ledger.gate import create_ledger
-from ledger.keys import Keys
-from ledger.pipeline import CommandPipeline
-from ledger.replay import fold_archive, rebuild
-from ledger.requests import Position
-from ledger.sealing import ArchiveBehind, Sealer, SealingSettings
-from ledger.segments import Archive, ArchiveDamaged, check_segment
-from ledger.store import Store
-from ledger.stream import StreamReader
-from schemas.identifiers import EntryId
 from tests.ledger_maker import LedgerMaker
+from tollbook.ledger.archive import chain
+from tollbook.ledger.archive.replay import fold_archive, rebuild
+from tollbook.ledger.archive.sealing import ArchiveBehind, Sealer, SealingSettings
+from tollbook.ledger.archive.segments import Archive, ArchiveDamaged, check_segment
+from tollbook.ledger.gate.functions import load_library
+from tollbook.ledger.gate.gate import create_ledger
+from tollbook.ledger.gate.requests import Position
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.projection.comparison import compare
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.stream import StreamReader
+from tollbook.schemas.identifiers import EntryId
 
 KEYS = Keys("test", 0)
 LEDGER = "ledger-1"
@@ -167,7 +167,7 @@ class Dying:
         for name, step in (
             ("pathlib.Path.write_text", "write the manifest"),
             ("pyarrow.parquet.write_table", "write the segment"),
-            ("ledger.segments._sync", "sync"),
+            ("tollbook.ledger.archive.segments._sync", "sync"),
             ("pathlib.Path.replace", "rename"),
         ):
             owner, _, attribute = name.rpartition(".")

@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from redis.asyncio import Redis
 
-from ledger import chain
-from ledger.connection import connect
-from ledger.findings import Finding
-from ledger.segments import Archive, Segment, file_sha256
-from ledger.source import LedgerSource
-from ledger.verify import Options, Verdict, verify
-from ledger.verify_projection import LiveProjection
 from tests.archive.gate_ledger import GateLedger, gate_ledger
+from tollbook.audit.verification.findings import Finding
+from tollbook.audit.verification.projection import LiveProjection
+from tollbook.audit.verification.verify import Options, Verdict, verify
+from tollbook.ledger.archive import chain
+from tollbook.ledger.archive.history import LedgerSource
+from tollbook.ledger.archive.segments import Archive, Segment, file_sha256
+from tollbook.ledger.server.connection import connect
 
 Row = dict[str, Any]
 

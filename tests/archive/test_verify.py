@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from ledger.segments import Archive
-from ledger.source import LedgerSource
-from ledger.store import Store
-from ledger.verify import NotTrusted, Options, Verdict, verify
-from ledger.verify_projection import LiveProjection
 from tests.archive.gate_ledger import LEDGER, GateLedger, gate_ledger
+from tollbook.audit.verification.projection import LiveProjection
+from tollbook.audit.verification.verify import NotTrusted, Options, Verdict, verify
+from tollbook.ledger.archive.history import LedgerSource
+from tollbook.ledger.archive.segments import Archive
+from tollbook.ledger.projection.store import Store
 
 
 @pytest.fixture

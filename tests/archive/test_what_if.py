@@ -17,15 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from consumers.cli.app import app
-from consumers.cli.replay import replay
-from consumers.cli.what_if import read_alternatives
-from inference.pricing import ModelPrice, PriceCatalogue, price_from_usd
-from inference.what_if import Account, Alternatives, OtherRoute, Outcome, RecordedCaps, WhatIf
-from ledger.fold import LedgerGap
-from ledger.functions import library_code
-from schemas.events import BudgetDenied, CostRecorded
-from schemas.money import NANOUSD_PER_USD
 from tests.archive.test_sealing import Archiving, seal_all
 from tests.archive.what_if_ledgers import (
     MODEL,
@@ -43,6 +34,16 @@ from tests.calling import open_calling
 from tests.ledger_maker import LedgerMaker
 from tests.stateful.gate_driver import GateDriver
 from tests.system import run_cli
+from tollbook.audit.what_if import Account, Alternatives, OtherRoute, Outcome, RecordedCaps, WhatIf
+from tollbook.cli.app import app
+from tollbook.cli.replay import replay
+from tollbook.cli.what_if import read_alternatives
+from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.prices.model_price import ModelPrice, price_from_usd
+from tollbook.ledger.gate.functions import library_code
+from tollbook.ledger.projection.fold import LedgerGap
+from tollbook.schemas.events import BudgetDenied, CostRecorded
+from tollbook.schemas.money import NANOUSD_PER_USD
 
 USD = NANOUSD_PER_USD
 

@@ -8,9 +8,11 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from inference.pricing import PriceCatalogue
-from inference.what_if import Alternatives, Outcome, WhatIf
-from ledger.requests import (
+from tests.model import Answer
+from tests.stateful.gate_driver import GateDriver
+from tollbook.audit.what_if import Alternatives, Outcome, WhatIf
+from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.ledger.gate.requests import (
     EMPTY_BASELINE,
     AdjustRequest,
     AssignRequest,
@@ -20,12 +22,10 @@ from ledger.requests import (
     ReserveRequest,
     SettleRequest,
 )
-from ledger.stream import Batch
-from schemas.events import ENVELOPE_FIELDS
-from schemas.identifiers import Window
-from schemas.money import MAX_NANOUSD
-from tests.model import Answer
-from tests.stateful.gate_driver import GateDriver
+from tollbook.ledger.stream import Batch
+from tollbook.schemas.events import ENVELOPE_FIELDS
+from tollbook.schemas.identifiers import Window
+from tollbook.schemas.money import MAX_NANOUSD
 
 PERIOD: Final = "2026-11"
 MODEL: Final = "m/large"

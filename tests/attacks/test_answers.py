@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from consumers.runtime import build_worker, serve_worker
-from inference.setting_values import CapTable
-from ledger.keys import projector_lease
-from schemas.identifiers import partition_of
-from schemas.results import ErrorCode, TaskStatus
 from tests.servers import wait_until
 from tests.system import REPLIES, running_system
+from tollbook.app.processes import build_worker, serve_worker
+from tollbook.inference.setting_values import CapTable
+from tollbook.ledger.keys import projector_lease
+from tollbook.schemas.identifiers import partition_of
+from tollbook.schemas.results import ErrorCode, TaskStatus
 
 STREAM = "generation"
 

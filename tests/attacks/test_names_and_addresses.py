@@ -2,10 +2,10 @@
 
 import pytest
 
-from inference.administration import Signature
-from inference.errors import SettingsError
-from inference.settings import load_settings
-from schemas.identifiers import check_id
+from tollbook.inference.administration import Signature
+from tollbook.inference.errors import SettingsError
+from tollbook.inference.settings import load_settings
+from tollbook.schemas.identifiers import check_id
 
 
 @pytest.mark.parametrize("kind", ["plan-assigned", "credit-granted"])

@@ -8,10 +8,10 @@ import pytest
 import structlog
 from redis.asyncio import Redis
 
-from consumers.telemetry import configure_logging
-from ledger.connection import hide_password
-from ledger.embedded import EmbeddedServer
 from tests.system import run_cli, running_system
+from tollbook.ledger.server.connection import hide_password
+from tollbook.ledger.server.embedded import EmbeddedServer
+from tollbook.observability.logs import configure_logging
 
 SECRET = "the-prompt-nobody-may-see"
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
-from schemas.identifiers import task_id_from_entry
 from tests.chaos.plot import CAMPAIGN_CAP_NANOUSD, Plot, Publication
 from tests.chaos.processes import Standstill
+from tollbook.schemas.identifiers import task_id_from_entry
 
 # A worker that was not stopped asks the provider within this time after the gate let it, whatever else runs here.
 _SOON_MS: Final = 5_000

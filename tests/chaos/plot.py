@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, Literal
 
-from inference.standin import FAULTS
 from tests.chaos.provider import mark
+from tollbook.standin import FAULTS
 
 REPLIES: Final = "replies"
 CLAIM_AFTER_S: Final = 2.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ledger.embedded import EmbeddedServer
+from tollbook.ledger.server.embedded import EmbeddedServer
 
 _END_S: Final = 30.0
 _RESTART_S: Final = 0.5
@@ -185,7 +185,7 @@ class Server:
 
 def tollbook(*arguments: str) -> tuple[str, ...]:
     """Return the arguments of a `tollbook` command that is run by this interpreter."""
-    return (sys.executable, "-m", "consumers.cli", *arguments)
+    return (sys.executable, "-m", "tollbook", *arguments)
 
 
 def _now_ms() -> int:

@@ -18,8 +18,8 @@ from typing import Final
 import uvloop
 from aiohttp import web
 
-from inference.standin import FaultPlan, StandIn, StandInConfig
-from inference.standin.replies import Asked
+from tollbook.standin import FaultPlan, StandIn, StandInConfig
+from tollbook.standin.replies import Asked
 
 _MARK: Final = re.compile(rb"\[\[task=([A-Za-z0-9-]+)\]\]")
 

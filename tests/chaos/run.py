@@ -18,18 +18,18 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from consumers.claims import GROUP
-from ledger.comparison import compare
-from ledger.connection import connect
-from ledger.embedded import EmbeddedServer
-from ledger.keys import Keys, dead_letters
-from ledger.replay import rebuild
-from ledger.segments import Archive
-from ledger.store import Store
 from tests.chaos.audit import Audit, Evidence, RawEvent
 from tests.chaos.plot import REPLIES, STREAMS, WORKERS, Blow, Plot
 from tests.chaos.processes import Program, Server, tollbook
 from tests.system import command_environment
+from tollbook.consumers.claims import GROUP
+from tollbook.ledger.archive.replay import rebuild
+from tollbook.ledger.archive.segments import Archive
+from tollbook.ledger.keys import Keys, dead_letters
+from tollbook.ledger.projection.comparison import compare
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.embedded import EmbeddedServer
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 KEYS: Final = Keys()

@@ -14,16 +14,25 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from ledger.errors import LedgerAhead, LedgerDiverged, LedgerReplaced, ServerTooOld
-from ledger.functions import LIBRARY, library_code, load_library
-from ledger.gate import FunctionsMissing, Gate, WindowClosed, create_ledger
-from ledger.keys import Keys
-from ledger.pipeline import CommandPipeline
-from ledger.requests import AssignRequest, Baseline, BudgetCap, OpenCall, Position, Reserved, ReserveRequest, Waiting
-from schemas.identifiers import EntryId, Window
-from schemas.money import MAX_NANOUSD
 from tests.gate_bench import CAP, PERIOD, GateBench, open_bench
 from tests.model import Answer
+from tollbook.ledger.errors import LedgerAhead, LedgerDiverged, LedgerReplaced, ServerTooOld
+from tollbook.ledger.gate.functions import LIBRARY, library_code, load_library
+from tollbook.ledger.gate.gate import FunctionsMissing, Gate, WindowClosed, create_ledger
+from tollbook.ledger.gate.requests import (
+    AssignRequest,
+    Baseline,
+    BudgetCap,
+    OpenCall,
+    Position,
+    Reserved,
+    ReserveRequest,
+    Waiting,
+)
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.schemas.identifiers import EntryId, Window
+from tollbook.schemas.money import MAX_NANOUSD
 
 OWN: Final = "user:u:2026-11"
 DAY: Final = "day:u:2026-11-05"

@@ -7,8 +7,8 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from schemas.money import MAX_NANOUSD
 from tests.gate_bench import GateBench, open_bench
+from tollbook.schemas.money import MAX_NANOUSD
 
 OWN = "user:u:2026-11"
 DAY = ("day:u:2026-11-05", 10)

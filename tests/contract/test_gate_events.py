@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from ledger.gate import Gate
-from ledger.requests import (
+from tests.gate_bench import open_bench
+from tollbook.ledger.gate.gate import Gate
+from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AssignRequest,
     AttemptEvent,
@@ -24,7 +25,7 @@ from ledger.requests import (
     ReserveRequest,
     SettleRequest,
 )
-from schemas.events import (
+from tollbook.schemas.events import (
     BoundPrice,
     BudgetReserved,
     CostAdjusted,
@@ -36,9 +37,8 @@ from schemas.events import (
     PlanAssigned,
     payload_json,
 )
-from schemas.identifiers import Window
-from schemas.usage import Usage
-from tests.gate_bench import open_bench
+from tollbook.schemas.identifiers import Window
+from tollbook.schemas.usage import Usage
 
 GOLDEN: Final = Path(__file__).parents[1] / "golden" / "events" / "v1"
 NOTHING: Final = Baseline(0, 0, Position())

@@ -6,12 +6,12 @@ from typing import Any, Final
 import pytest
 from redis.asyncio import Redis
 
-from inference.bounds import TOKENS_PER_MESSAGE, TOKENS_PER_REQUEST
-from inference.setting_values import CapTable, ConcurrencyTable
-from inference.standin import StandInConfig
-from schemas.results import ErrorCode, TaskStatus
 from tests.servers import wait_until
 from tests.system import REPLIES, GatedStandIn, RunningSystem, running_system
+from tollbook.inference.bounds import TOKENS_PER_MESSAGE, TOKENS_PER_REQUEST
+from tollbook.inference.setting_values import CapTable, ConcurrencyTable
+from tollbook.schemas.results import ErrorCode, TaskStatus
+from tollbook.standin import StandInConfig
 
 TASKS: Final = 500
 USER: Final = "burst"

@@ -16,12 +16,12 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from inference.standin import StandInConfig
-from ledger.comparison import TABLES
-from ledger.keys import Keys
-from schemas.results import InferenceResult
 from tests.servers import wait_until
 from tests.system import STREAMS, Finished, GatedStandIn, StayingCommand, run_cli, run_installed
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.projection.comparison import TABLES
+from tollbook.schemas.results import InferenceResult
+from tollbook.standin import StandInConfig
 
 # One running system for the commands that only use it.
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -12,10 +12,10 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from inference import CostTracker
 from tests.integration.test_usage_service import Server
 from tests.servers import wait_until
 from tests.system import RunningSystem, running_system
+from tollbook import CostTracker
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 EXAMPLE: Final = Path(__file__).parents[2] / "docs" / "examples" / "fastapi_app.py"

@@ -11,14 +11,14 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from inference import InvalidTask, LedgerUnavailable, Publisher, ResultTimeout, TaskUnconfirmed
-from inference.settings import Settings
-from ledger.endpoint import Endpoint, write_endpoint
-from schemas.identifiers import check_id
-from schemas.results import ErrorCode, TaskStatus
 from tests.proxy import faulty_proxy
 from tests.servers import wait_until
 from tests.system import RunningSystem, running_system
+from tollbook import InvalidTask, LedgerUnavailable, Publisher, ResultTimeout, TaskUnconfirmed
+from tollbook.inference.settings import Settings
+from tollbook.ledger.server.endpoint import Endpoint, write_endpoint
+from tollbook.schemas.identifiers import check_id
+from tollbook.schemas.results import ErrorCode, TaskStatus
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

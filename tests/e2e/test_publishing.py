@@ -10,12 +10,12 @@ import pytest_asyncio
 from faststream.redis import RedisBroker
 from redis.asyncio import Redis
 
-from consumers.claims import GROUP
-from consumers.dead_letters import DeadLetters
-from ledger.keys import Keys
-from schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tests.servers import wait_until
 from tests.system import REPLIES, RunningSystem, running_system
+from tollbook.consumers.claims import GROUP
+from tollbook.consumers.dead_letters import DeadLetters
+from tollbook.ledger.keys import Keys
+from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 
 # One system for the whole module: that it still runs after every bad message is part of what is tested.
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -17,8 +17,8 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from schemas.results import InferenceResult, TaskStatus
 from tests.system import RunningSystem, command_environment, running_system
+from tollbook.schemas.results import InferenceResult, TaskStatus
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 README: Final = Path(__file__).parents[2] / "README.md"

@@ -6,12 +6,12 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from inference.setting_values import CapTable
-from ledger.comparison import TABLES, compare
-from ledger.store import Store
-from schemas.results import TaskStatus
 from tests.servers import wait_until
 from tests.system import REPLIES, GatedStandIn, RunningSystem, StayingCommand, run_cli, running_system
+from tollbook.inference.setting_values import CapTable
+from tollbook.ledger.projection.comparison import TABLES, compare
+from tollbook.ledger.projection.store import Store
+from tollbook.schemas.results import TaskStatus
 
 # Every way a call can end.
 PROMPTS: Final = {

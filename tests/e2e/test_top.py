@@ -15,12 +15,12 @@ from typing import Any, Final
 import pytest
 import pytest_asyncio
 
-from consumers.top.gather import Gatherer
-from consumers.top.screen import draw
-from ledger.keys import projector_lease
-from ledger.snapshot import take_snapshot
 from tests.servers import wait_until
 from tests.system import REPLIES, RunningSystem, command_environment, run_cli, running_system, tollbook
+from tollbook.ledger.keys import projector_lease
+from tollbook.ledger.projection.snapshot import take_snapshot
+from tollbook.views.top.gather import Gatherer
+from tollbook.views.top.screen import draw
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -144,7 +144,7 @@ async def test_every_way_out_gives_the_terminal_back(here: Path, tmp_path: Path,
     env = {"PYTHONPATH": str(tmp_path)}
     if way == "error":
         # Python imports this by itself: a fault in the middle of drawing.
-        fault = "import consumers.top.screen as screen\nscreen._freshness = lambda figures: 1 // 0\n"
+        fault = "import tollbook.views.top.screen as screen\nscreen._freshness = lambda figures: 1 // 0\n"
         (tmp_path / "sitecustomize.py").write_text(fault, encoding="utf-8")
     async with top_on_a_terminal("--interval", "0.2", cwd=here, env=env) as (terminal, process):
         if way == "error":

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from inference import CostTracker, InferenceClient
-from inference.administration import Administration, NothingToCorrect, Signature
-from inference.errors import AppError
-from ledger.errors import CallUnknown, IdempotencyConflict
-from schemas.events import CostAdjusted, CreditGranted, PlanAssigned
-from schemas.plans import Plan
-from schemas.results import ErrorCode
 from tests.calling import PROMPT, Calling, open_calling
+from tollbook import CostTracker, InferenceClient
+from tollbook.inference.administration import Administration, NothingToCorrect, Signature
+from tollbook.inference.errors import AppError
+from tollbook.ledger.errors import CallUnknown, IdempotencyConflict
+from tollbook.schemas.events import CostAdjusted, CreditGranted, PlanAssigned
+from tollbook.schemas.plans import Plan
+from tollbook.schemas.results import ErrorCode
 
 DOLLAR = 1_000_000_000
 SIGNED = Signature("ann", "invoice 1043", key="k1")

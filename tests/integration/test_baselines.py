@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from ledger.baselines import BaselinePage, Baselines
-from ledger.errors import BaselineUnavailable, LedgerAhead, LedgerError
-from ledger.requests import Baseline, Position
-from schemas.identifiers import EntryId
+from tollbook.ledger.errors import BaselineUnavailable, LedgerAhead, LedgerError
+from tollbook.ledger.gate.baselines import BaselinePage, Baselines
+from tollbook.ledger.gate.requests import Baseline, Position
+from tollbook.schemas.identifiers import EntryId
 
 HERE = Position(EntryId(7, 0), 7)
 ELSEWHERE = Position(EntryId(9, 0), 9)

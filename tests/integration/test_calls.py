@@ -16,12 +16,15 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from inference.calls import Call, CallTakenOver
-from inference.holds import settle_dead_hold
-from inference.runtime import build_ledger, open_ledger
-from ledger.errors import IdempotencyConflict
-from ledger.requests import OpenCall, Waiting
-from schemas.events import (
+from tests.calling import API_KEY, COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
+from tests.proxy import faulty_proxy
+from tests.servers import wait_until
+from tollbook.inference.calls.holds import settle_dead_hold
+from tollbook.inference.calls.runner import Call, CallTakenOver
+from tollbook.inference.runtime import build_ledger, open_ledger
+from tollbook.ledger.errors import IdempotencyConflict
+from tollbook.ledger.gate.requests import OpenCall, Waiting
+from tollbook.schemas.events import (
     BudgetDenied,
     BudgetReserved,
     CostAdjusted,
@@ -30,11 +33,8 @@ from schemas.events import (
     FallbackUsed,
     ModelCalled,
 )
-from schemas.money import nanousd_from_usd, usd_from_nanousd
-from schemas.results import ErrorCode, InferenceResult, TaskStatus
-from tests.calling import API_KEY, COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
-from tests.proxy import faulty_proxy
-from tests.servers import wait_until
+from tollbook.schemas.money import nanousd_from_usd, usd_from_nanousd
+from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 
 COMPLETION = "tokens of nothing"
 SONNET, MINI = "anthropic/claude-sonnet-4", "openai/gpt-4o-mini"

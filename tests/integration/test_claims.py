@@ -12,11 +12,11 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from consumers.claims import GROUP, Claims
-from consumers.messages import Delivery
-from ledger.functions import load_library
-from ledger.pipeline import CommandPipeline
 from tests.servers import wait_until
+from tollbook.consumers.claims import GROUP, Claims
+from tollbook.consumers.messages import Delivery
+from tollbook.ledger.gate.functions import load_library
+from tollbook.ledger.server.pipeline import CommandPipeline
 
 STREAM: Final = "generation"
 OTHER: Final = "analysis"

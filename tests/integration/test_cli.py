@@ -12,11 +12,11 @@ from typing import Any, Final
 import pytest
 from redis.asyncio import Redis
 
-from ledger.keys import Keys
-from ledger.store import Store
-from schemas.identifiers import check_id
 from tests.servers import wait_until
 from tests.system import GatedStandIn, StayingCommand, command_environment, run_cli, tollbook
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.projection.store import Store
+from tollbook.schemas.identifiers import check_id
 
 STREAM: Final = "analysis"
 # claude-3-haiku at $0.25 and $1.25 a million; the bound counts every byte, 32 for the message and 128 for the request.
@@ -209,5 +209,5 @@ async def test_the_task_id_that_publish_makes_is_an_id(redis_client: Redis, serv
 def test_the_command_starts_without_loading_what_only_some_commands_need() -> None:
     """It is started for every look at a result; DuckDB and Redis's client alone would double the time."""
     heavy = "{'duckdb', 'pyarrow', 'redis', 'httpx', 'faststream', 'genai_prices', 'pydantic_settings'}"
-    script = f"import sys, consumers.cli.app; assert not {heavy} & sys.modules.keys(), {heavy} & sys.modules.keys()"
+    script = f"import sys, tollbook.cli.app; assert not {heavy} & sys.modules.keys(), {heavy} & sys.modules.keys()"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

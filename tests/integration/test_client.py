@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from inference import COST_CAPS, MODEL_ROUTING, AppError, InferenceClient
-from inference.runtime import connect_runtime, current_runtime, open_ledger, open_runtime
-from ledger.ledger import Patience
-from schemas.events import BudgetReserved
-from schemas.money import nanousd_from_usd, usd_from_nanousd
-from schemas.results import ErrorCode, InferenceResult, TaskStatus
+import tollbook
 from tests.calling import COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
 from tests.proxy import faulty_proxy
 from tests.servers import wait_until
+from tollbook import COST_CAPS, MODEL_ROUTING, AppError, InferenceClient
+from tollbook.inference.runtime import connect_runtime, current_runtime, open_ledger, open_runtime
+from tollbook.ledger.gate.ledger import Patience
+from tollbook.schemas.events import BudgetReserved
+from tollbook.schemas.money import nanousd_from_usd, usd_from_nanousd
+from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 
 PRICE = PROMPT_TOKENS * 3_000 + COMPLETION_TOKENS * 15_000
 BOUND = PROMPT_BOUND * 3_750 + 2_000 * 15_000
@@ -44,24 +45,22 @@ async def refusal(awaitable: Any) -> AppError:
 
 def test_package_gives_its_public_names_without_loading_what_they_need() -> None:
     script = (
-        "import sys, inference; assert not {'duckdb', 'httpx', 'redis', 'genai_prices'} & sys.modules.keys(); "
-        "from inference import Publisher, InvalidTask, ResultTimeout, TaskUnconfirmed, LedgerUnavailable; "
+        "import sys, tollbook; assert not {'duckdb', 'httpx', 'redis', 'genai_prices'} & sys.modules.keys(); "
+        "from tollbook import Publisher, InvalidTask, ResultTimeout, TaskUnconfirmed, LedgerUnavailable; "
         "assert not {'consumers', 'duckdb', 'faststream', 'httpx', 'genai_prices', 'pyarrow'} & sys.modules.keys(); "
-        "from inference import InferenceClient, MODEL_ROUTING, COST_CAPS, CostTracker, UsageService, AppError; "
+        "from tollbook import InferenceClient, MODEL_ROUTING, COST_CAPS, CostTracker, UsageService, AppError; "
         "assert 'genai_prices' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_package_has_no_other_names() -> None:
-    import inference
-
-    assert set(inference.__all__) == {
+    assert set(tollbook.__all__) == {
         "COST_CAPS", "MODEL_ROUTING", "AppError", "CostTracker", "InferenceClient", "InvalidTask",
         "LedgerUnavailable", "Publisher", "ResultTimeout", "TaskUnconfirmed", "UsageService",
     }  # fmt: skip
     with pytest.raises(AttributeError, match="no attribute 'Missing'"):
-        _ = inference.Missing
+        _ = tollbook.Missing
 
 
 def test_routes_and_caps_are_the_documented_ones() -> None:

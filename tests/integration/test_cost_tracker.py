@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from inference import AppError, CostTracker, InferenceClient
-from inference.cost_tracker import UsageSummary
-from schemas.events import CostRecorded
-from schemas.money import usd_from_nanousd
-from schemas.plans import Plan
-from schemas.results import ErrorCode
 from tests.calling import COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling, period
 from tests.servers import wait_until
+from tollbook import AppError, CostTracker, InferenceClient
+from tollbook.inference.cost_tracker import UsageSummary
+from tollbook.schemas.events import CostRecorded
+from tollbook.schemas.money import usd_from_nanousd
+from tollbook.schemas.plans import Plan
+from tollbook.schemas.results import ErrorCode
 
 PRICE = PROMPT_TOKENS * 3_000 + COMPLETION_TOKENS * 15_000
 BOUND = PROMPT_BOUND * 3_750 + 2_000 * 15_000

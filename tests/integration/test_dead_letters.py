@@ -8,9 +8,9 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from consumers.dead_letters import DeadLetters, Reason
-from consumers.messages import Delivery, read_task
-from ledger.pipeline import CommandPipeline
+from tollbook.consumers.dead_letters import DeadLetters, Reason
+from tollbook.consumers.messages import Delivery, read_task
+from tollbook.ledger.server.pipeline import CommandPipeline
 
 NOW_MS: Final = 1_795_504_469_412
 STREAM: Final = "generation"

@@ -13,9 +13,9 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from ledger import embedded
-from ledger.embedded import EmbeddedServer, EmbeddedServerError
 from tests.servers import wait_until
+from tollbook.ledger.server import embedded
+from tollbook.ledger.server.embedded import EmbeddedServer, EmbeddedServerError
 
 _ROOT = Path(__file__).parents[2]
 
@@ -26,7 +26,7 @@ import asyncio, sys
 from pathlib import Path
 import structlog
 from redis.asyncio import Redis
-from ledger.embedded import EmbeddedServer
+from tollbook.ledger.server.embedded import EmbeddedServer
 
 structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ledger.comparison import compare
-from ledger.fold import LedgerGap
-from ledger.store import Store
-from ledger.stream import Batch
-from schemas.money import MAX_NANOUSD, usd_from_nanousd
-from schemas.upcasters import UnreadableEvent
 from tests.fold_model import TOKENS, FoldModel, usd
 from tests.ledger_maker import CAP, LedgerMaker
+from tollbook.ledger.projection.comparison import compare
+from tollbook.ledger.projection.fold import LedgerGap
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.stream import Batch
+from tollbook.schemas.money import MAX_NANOUSD, usd_from_nanousd
+from tollbook.schemas.upcasters import UnreadableEvent
 
 Entries = list[list[Any]]
 
@@ -239,7 +239,7 @@ def test_an_unreadable_entry_stops_the_fold_and_is_named(
 
 
 def test_an_older_version_is_lifted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ledger.stream.upcast", lambda _kind, _version, payload: {**payload, "plan": "growth"})
+    monkeypatch.setattr("tollbook.ledger.stream.upcast", lambda _kind, _version, payload: {**payload, "plan": "growth"})
     store.fold(Batch(0, [reserved(1, 5, 5), spoil(reserved(2, 5, 10), b"v", b"0")]))
     assert [(row["v"], row["plan"]) for row in store.query("SELECT v, plan FROM events ORDER BY seq")] == [
         (1, "trial"),

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from ledger.connection import connect
-from ledger.freed import FreedBudgets
 from tests.gate_bench import GateBench, open_bench
 from tests.proxy import faulty_proxy
 from tests.servers import wait_until
+from tollbook.ledger.gate.wait_queue import FreedBudgets
+from tollbook.ledger.server.connection import connect
 
 OWN = "user:u:2026-11"
 NEVER_S = 3_600.0

@@ -7,15 +7,13 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from ledger.baselines import BaselinePage, Baselines
-from ledger.connection import connect
-from ledger.errors import BaselineUnavailable, LedgerReplaced, LedgerUnavailable
-from ledger.functions import LIBRARY, load_library
-from ledger.gate import Gate, create_ledger
-from ledger.keys import Keys
-from ledger.ledger import Ledger, Patience
-from ledger.pipeline import CommandPipeline
-from ledger.requests import (
+from tests.proxy import FaultyProxy, faulty_proxy
+from tollbook.ledger.errors import BaselineUnavailable, LedgerReplaced, LedgerUnavailable
+from tollbook.ledger.gate.baselines import BaselinePage, Baselines
+from tollbook.ledger.gate.functions import LIBRARY, load_library
+from tollbook.ledger.gate.gate import Gate, create_ledger
+from tollbook.ledger.gate.ledger import Ledger, Patience
+from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AssignRequest,
     BudgetCap,
@@ -29,8 +27,10 @@ from ledger.requests import (
     Settled,
     SettleRequest,
 )
-from schemas.identifiers import Window, partition_of
-from tests.proxy import FaultyProxy, faulty_proxy
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.schemas.identifiers import Window, partition_of
 
 OWN = "user:u:2026-11"
 BUDGETS = (BudgetCap(OWN, 10),)

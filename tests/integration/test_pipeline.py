@@ -8,11 +8,11 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from ledger.connection import connect
-from ledger.embedded import EmbeddedServer
-from ledger.errors import LedgerUnavailable
-from ledger.pipeline import CommandPipeline
 from tests.proxy import FaultyProxy, faulty_proxy
+from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.embedded import EmbeddedServer
+from tollbook.ledger.server.pipeline import CommandPipeline
 
 
 @pytest.fixture

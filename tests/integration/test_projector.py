@@ -10,21 +10,21 @@ from typing import Any, cast
 import pytest
 from redis.asyncio import Redis
 
-from ledger.comparison import compare
-from ledger.connection import connect
-from ledger.embedded import EmbeddedServer
-from ledger.errors import LedgerAhead, LedgerReplaced
-from ledger.fold import LedgerGap
-from ledger.follower import LedgerRewritten
-from ledger.functions import function, load_library
-from ledger.keys import Keys
-from ledger.projector import Projector, ProjectorSettings
-from ledger.replay import rebuild
-from ledger.store import Store
-from ledger.stream import StreamReader
-from schemas.events import ENVELOPE_FIELDS, BoundPrice, BudgetReserved, CostRecorded, payload_json
-from schemas.identifiers import ZERO_ENTRY, EntryId
-from schemas.upcasters import UnreadableEvent
+from tollbook.ledger.archive.replay import rebuild
+from tollbook.ledger.errors import LedgerAhead, LedgerReplaced
+from tollbook.ledger.gate.functions import function, load_library
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.projection.comparison import compare
+from tollbook.ledger.projection.fold import LedgerGap
+from tollbook.ledger.projection.follower import LedgerRewritten
+from tollbook.ledger.projection.projector import Projector, ProjectorSettings
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.embedded import EmbeddedServer
+from tollbook.ledger.stream import StreamReader
+from tollbook.schemas.events import ENVELOPE_FIELDS, BoundPrice, BudgetReserved, CostRecorded, payload_json
+from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
+from tollbook.schemas.upcasters import UnreadableEvent
 
 KEYS = Keys("test", 0)
 LEDGER = "ledger-1"

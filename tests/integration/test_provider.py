@@ -18,16 +18,16 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from inference.attempts import Attempt, ChatRequest
-from inference.bounds import bound
-from inference.connection import MAX_BODY_BYTES
-from inference.errors import ProviderRefused, ProviderUnavailable
-from inference.pricing import PriceCatalogue
-from inference.provider import ProviderClient
-from inference.settings import load_settings
-from inference.standin import FaultPlan, StandIn, StandInConfig
-from schemas.tasks import Message
-from schemas.usage import Usage
+from tollbook.inference.attempts import Attempt, ChatRequest
+from tollbook.inference.bounds import bound
+from tollbook.inference.errors import ProviderRefused, ProviderUnavailable
+from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.providers.client import ProviderClient
+from tollbook.inference.providers.transport import MAX_BODY_BYTES
+from tollbook.inference.settings import load_settings
+from tollbook.schemas.tasks import Message
+from tollbook.schemas.usage import Usage
+from tollbook.standin import FaultPlan, StandIn, StandInConfig
 
 KEY, PROMPT, COMPLETION = "sk-or-v1-very-secret", "the secret prompt", "the secret completion"
 MODEL = "anthropic/claude-3-haiku"

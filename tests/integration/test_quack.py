@@ -13,16 +13,16 @@ import duckdb
 import pytest
 import structlog
 
-from ledger.errors import BaselineUnavailable
-from ledger.quack import ADDRESS_FILE, TOKEN_FILE, QuackServer, RemoteStore, load_extensions
-from ledger.store import Store, baselines_sql
-from ledger.stream import Batch
 from tests.ledger_maker import LedgerMaker
+from tollbook.ledger.errors import BaselineUnavailable
+from tollbook.ledger.projection.quack import ADDRESS_FILE, TOKEN_FILE, QuackServer, RemoteStore, load_extensions
+from tollbook.ledger.projection.store import Store, baselines_sql
+from tollbook.ledger.stream import Batch
 
 READ_ELSEWHERE = """
 import json, sys
 from pathlib import Path
-from ledger.quack import RemoteStore
+from tollbook.ledger.projection.quack import RemoteStore
 remote = RemoteStore.open(Path(sys.argv[1]))
 page = remote.baselines(json.loads(sys.argv[2]))
 print(json.dumps([page.positions[0].seq, str(page.positions[0].entry), dict(page.balances)]))

@@ -9,14 +9,14 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from inference.errors import ProviderRefused
-from inference.holds import settle_dead_hold
-from inference.provider import ProviderClient
-from inference.reconcile import Reconciliation, reconcile
-from ledger.requests import OpenCall
-from schemas.events import CostAdjusted
 from tests.calling import COMPLETION_TOKENS, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
 from tests.servers import wait_until
+from tollbook.inference.calls.holds import settle_dead_hold
+from tollbook.inference.errors import ProviderRefused
+from tollbook.inference.providers.client import ProviderClient
+from tollbook.inference.reconcile import Reconciliation, reconcile
+from tollbook.ledger.gate.requests import OpenCall
+from tollbook.schemas.events import CostAdjusted
 
 PRICE = PROMPT_TOKENS * 3_000 + COMPLETION_TOKENS * 15_000
 PRICE_OF_FALLBACK = PROMPT_TOKENS * 150 + COMPLETION_TOKENS * 600

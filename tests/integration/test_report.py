@@ -16,20 +16,20 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from consumers.report.charts import TOP
-from consumers.report.figures import figures
-from consumers.report.page import render_page
-from consumers.report.queries import NOT_NAMED, Answers, Selection, ask, step_of
-from consumers.report.source import Kind, NothingToReport, Reading, Source, find_source
-from consumers.report.tables import sheets, tiles
-from inference.settings import Settings
-from ledger.endpoint import Endpoint, write_endpoint
-from ledger.functions import load_library
-from ledger.gate import create_ledger
-from ledger.keys import Keys
-from ledger.pipeline import CommandPipeline
 from tests.ledger_maker import LedgerMaker
 from tests.report_data import HOSTILE, LEDGER, load, make_archive, make_data_dir, renamed
+from tollbook.inference.settings import Settings
+from tollbook.ledger.gate.functions import load_library
+from tollbook.ledger.gate.gate import create_ledger
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.endpoint import Endpoint, write_endpoint
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.views.report.charts import TOP
+from tollbook.views.report.figures import figures
+from tollbook.views.report.page import render_page
+from tollbook.views.report.queries import NOT_NAMED, Answers, Selection, ask, step_of
+from tollbook.views.report.reading import Kind, NothingToReport, Reading, Source, find_source
+from tollbook.views.report.tables import sheets, tiles
 
 # Every kind of event in odd orders: takeovers, overages, corrections, charges from elsewhere, open holds.
 ODD = LedgerMaker(3, users=6).run(1_500).entries

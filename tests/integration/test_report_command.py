@@ -12,13 +12,13 @@ import nbclient
 import nbformat
 import pytest
 
-from consumers.cli import app as cli
-from consumers.cli.demo import ways_around
-from consumers.demo import KEPT
-from consumers.report.app import notebook_path
-from ledger.snapshot import open_snapshot
 from tests.report_data import load, make_data_dir
 from tests.system import command_environment
+from tollbook.cli import app as cli
+from tollbook.cli.demo import ways_around
+from tollbook.inference.settings import DEMO_DATA_DIR
+from tollbook.ledger.projection.snapshot import open_snapshot
+from tollbook.views.report.app import notebook_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's directory, as `tollbook demo --keep` leaves it."""
     path = tmp_path_factory.mktemp("home")
-    make_data_dir(path / KEPT, load(1_500))
+    make_data_dir(path / DEMO_DATA_DIR, load(1_500))
     return path
 
 
@@ -78,7 +78,7 @@ def test_a_port_that_is_taken_is_named(command: Any) -> None:
 
 
 def test_without_the_extra_it_says_what_to_install(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumers.cli.report.find_spec", lambda name: None if name == "marimo" else object())
+    monkeypatch.setattr("tollbook.cli.report.find_spec", lambda name: None if name == "marimo" else object())
     expected = "tollbook: the report needs packages that are not installed: pip install 'tollbook[report]'\n"
     assert command() == (1, expected)
 
@@ -87,12 +87,12 @@ def test_a_kept_demo_says_the_commands_that_work_from_where_it_ran(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home)
-    assert "\n  tollbook report --html report.html " in ways_around(KEPT)
+    assert "\n  tollbook report --html report.html " in ways_around(DEMO_DATA_DIR)
     # Where other data are in the way, the directory is named.
     monkeypatch.setenv("TOLLBOOK_DATA_DIR", str(tmp_path))
-    assert "\n  TOLLBOOK_DATA_DIR=tollbook-demo tollbook report " in ways_around(KEPT)
+    assert "\n  TOLLBOOK_DATA_DIR=tollbook-demo tollbook report " in ways_around(DEMO_DATA_DIR)
     monkeypatch.setenv("TOLLBOOK_NONSENSE", "1")  # Told when the settings are needed; the demo needs none.
-    assert "tollbook report" in ways_around(KEPT)
+    assert "tollbook report" in ways_around(DEMO_DATA_DIR)
 
 
 def test_the_jupyter_notebook_runs_from_top_to_bottom(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,14 +100,14 @@ def test_the_jupyter_notebook_runs_from_top_to_bottom(home: Path, monkeypatch: p
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code), "outputs are to be stripped"
-    for name, value in command_environment({"TOLLBOOK_DATA_DIR": str(home / KEPT)}).items():
+    for name, value in command_environment({"TOLLBOOK_DATA_DIR": str(home / DEMO_DATA_DIR)}).items():
         monkeypatch.setenv(name, value)
     client = nbclient.NotebookClient(
         notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
     )
     client.execute()
     shown = json.dumps([cell.outputs for cell in code])
-    with open_snapshot(home / KEPT / "tollbook.duckdb") as connection:
+    with open_snapshot(home / DEMO_DATA_DIR / "tollbook.duckdb") as connection:
         sql = "SELECT sum(spent_usd) FROM spend WHERE period = (SELECT max(period) FROM spend)"
         (spent,) = connection.execute(sql).fetchone() or (Decimal(),)
     assert f"${spent:,.9f}" in shown
@@ -118,5 +118,5 @@ def test_the_jupyter_notebook_runs_from_top_to_bottom(home: Path, monkeypatch: p
 def test_the_wheel_bears_the_notebook_that_the_command_opens() -> None:
     build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
     included = build["targets"]["wheel"]["force-include"]
-    assert {"notebooks/spend_report.py": "consumers/report/spend_report.py"}.items() <= included.items()
+    assert {"notebooks/spend_report.py": "tollbook/views/report/spend_report.py"}.items() <= included.items()
     assert notebook_path() == ROOT / "notebooks" / "spend_report.py"

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from ledger import results as module
-from ledger.connection import connect
-from ledger.keys import Keys
-from ledger.pipeline import CommandPipeline
-from ledger.results import Results
-from schemas.results import InferenceResult, TaskStatus
 from tests.servers import wait_until
+from tollbook.ledger import results as module
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.results import Results
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.schemas.results import InferenceResult, TaskStatus
 
 
 def result(task_id: str) -> InferenceResult:

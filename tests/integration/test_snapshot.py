@@ -11,11 +11,11 @@ from typing import Final
 import duckdb
 import pytest
 
-from ledger.errors import LedgerUnavailable
-from ledger.snapshot import QueryRefused, check_select, memory_bytes, open_snapshot, take_snapshot
-from ledger.store import Store
-from ledger.stream import Batch
 from tests.ledger_maker import LedgerMaker
+from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.projection.snapshot import QueryRefused, check_select, memory_bytes, open_snapshot, take_snapshot
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.stream import Batch
 
 COPIES: Final = 16
 # Of one moment: every event up to the position and no other, and balances that are the sum of just these.
@@ -144,7 +144,7 @@ def test_no_projection_and_a_damaged_one_are_said(tmp_path: Path) -> None:
 COPY_WITHOUT_ROOM: Final = """
 import resource, signal, sys
 from pathlib import Path
-from ledger.snapshot import open_snapshot
+from tollbook.ledger.projection.snapshot import open_snapshot
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 with open_snapshot(Path(sys.argv[1])):

@@ -11,14 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
-from inference.pricing import PriceCatalogue
-from inference.routing import MODEL_ROUTING
-from inference.standin import FAULTS, FaultPlan, StandIn, StandInConfig
-from inference.standin.faults import STATUS_CODES
-from inference.standin.prices import PRICES, charge_nanousd
-from schemas.money import usd_from_nanousd
-from schemas.usage import Usage
 from tests.servers import wait_until
+from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.routing import MODEL_ROUTING
+from tollbook.schemas.money import usd_from_nanousd
+from tollbook.schemas.usage import Usage
+from tollbook.standin import FAULTS, FaultPlan, StandIn, StandInConfig
+from tollbook.standin.faults import STATUS_CODES
+from tollbook.standin.prices import PRICES, charge_nanousd
 
 # Nano-dollars a token as OpenRouter publishes them: prompt, completion, cached prompt.
 PUBLISHED = [

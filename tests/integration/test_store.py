@@ -9,12 +9,12 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from ledger.comparison import compare
-from ledger.errors import BaselineUnavailable, WrongPartitions
-from ledger.fold import LedgerMismatch
-from ledger.store import Store, StoreFailed, StoreLocked
-from ledger.stream import Batch
 from tests.ledger_maker import LedgerMaker
+from tollbook.ledger.errors import BaselineUnavailable, WrongPartitions
+from tollbook.ledger.projection.comparison import compare
+from tollbook.ledger.projection.fold import LedgerMismatch
+from tollbook.ledger.projection.store import Store, StoreFailed, StoreLocked
+from tollbook.ledger.stream import Batch
 
 HELD_BY_ANOTHER = """
 import sys, duckdb

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from consumers.runtime import build_worker, serve_worker
-from ledger.stream_owners import STREAM_OWNERS, StreamTaken
-from schemas.results import TaskStatus
 from tests.system import REPLIES, STREAMS, RunningSystem, run_cli, running_system
+from tollbook.app.processes import build_worker, serve_worker
+from tollbook.ledger.stream_owners import STREAM_OWNERS, StreamTaken
+from tollbook.schemas.results import TaskStatus
 
 
 async def serve(running: RunningSystem, *streams: str) -> None:

@@ -8,13 +8,20 @@ from typing import Final
 import pytest
 from redis.asyncio import Redis
 
-from consumers.sweeper import Sweeper
-from inference.runtime import now_ms
-from ledger.requests import AlreadySettled, OpenCall, RecordRequest, Reserved, ReserveRequest, SettleRequest
-from schemas.events import BoundPrice, BudgetReserved, CostRecorded, payload_json
-from schemas.plans import Plan
 from tests.servers import wait_until
 from tests.system import RunningSystem, running_system
+from tollbook.consumers.sweeper import Sweeper
+from tollbook.inference.runtime import now_ms
+from tollbook.ledger.gate.requests import (
+    AlreadySettled,
+    OpenCall,
+    RecordRequest,
+    Reserved,
+    ReserveRequest,
+    SettleRequest,
+)
+from tollbook.schemas.events import BoundPrice, BudgetReserved, CostRecorded, payload_json
+from tollbook.schemas.plans import Plan
 
 USER: Final = "u1"
 AMOUNT: Final = 1_000_000

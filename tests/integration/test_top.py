@@ -8,23 +8,23 @@ from typing import Any, Final
 import pytest
 from redis.asyncio import Redis
 
-from consumers.top.figures import Figures, Problem, UserFigures
-from consumers.top.gather import Gatherer, read_copy
-from consumers.top.spend import brought_up_to_date
-from consumers.top.tail import Tail, rates
-from inference.runtime import open_ledger
-from inference.setting_values import CapTable
-from ledger.embedded import EmbeddedServer
-from ledger.errors import LedgerUnavailable
-from ledger.keys import Keys, dead_letters, projector_lease
-from ledger.store import Store
-from ledger.stream import Batch
-from schemas.events import ENVELOPE_FIELDS
-from schemas.identifiers import EntryId
-from schemas.results import TaskStatus
 from tests.ledger_maker import PERIODS, LedgerMaker
 from tests.servers import wait_until
 from tests.system import REPLIES, GatedStandIn, RunningSystem, make_settings, running_system
+from tollbook.inference.runtime import open_ledger
+from tollbook.inference.setting_values import CapTable
+from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.keys import Keys, dead_letters, projector_lease
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.server.embedded import EmbeddedServer
+from tollbook.ledger.stream import Batch
+from tollbook.schemas.events import ENVELOPE_FIELDS
+from tollbook.schemas.identifiers import EntryId
+from tollbook.schemas.results import TaskStatus
+from tollbook.views.top.figures import Figures, Problem, UserFigures
+from tollbook.views.top.gather import Gatherer, read_copy
+from tollbook.views.top.spend import brought_up_to_date
+from tollbook.views.top.tail import Tail, rates
 
 DONE: Final = "done"
 POOR: Final = "poor"

@@ -14,13 +14,13 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 from redis.asyncio import Redis
 
-from inference import AppError, CostTracker, InferenceClient, UsageService
-from inference.cost_tracker import UsageSummary
-from inference.runtime import connect_runtime, current_runtime
-from inference.settings import Settings
-from schemas.money import usd_from_nanousd
-from schemas.results import ErrorCode
 from tests.calling import COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling, period
+from tollbook import AppError, CostTracker, InferenceClient, UsageService
+from tollbook.inference.cost_tracker import UsageSummary
+from tollbook.inference.runtime import connect_runtime, current_runtime
+from tollbook.inference.settings import Settings
+from tollbook.schemas.money import usd_from_nanousd
+from tollbook.schemas.results import ErrorCode
 
 PRICE = PROMPT_TOKENS * 3_000 + COMPLETION_TOKENS * 15_000
 BOUND = PROMPT_BOUND * 3_750 + 2_000 * 15_000

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import pytest
 
-from ledger.store import Store
-from ledger.stream import Batch
-from schemas.events import ENVELOPE_FIELDS
 from tests.ledger_maker import LedgerMaker
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.stream import Batch
+from tollbook.schemas.events import ENVELOPE_FIELDS
 
 USD: Final = 1_000_000_000
 LARGE, SMALL = "m/large", "m/small"

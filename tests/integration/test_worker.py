@@ -10,17 +10,17 @@ from typing import Any, Final
 import pytest
 from redis.asyncio import Redis
 
-from consumers.claims import GROUP
-from consumers.dead_letters import DeadLetters
-from consumers.messages import Delivery
-from consumers.runtime import build_worker, serve_worker
-from inference.runtime import open_runtime
-from inference.setting_values import CapTable, ConcurrencyTable
-from ledger.baselines import BaselinePage
-from ledger.errors import BaselineUnavailable
-from schemas.results import ErrorCode, TaskStatus
 from tests.servers import wait_until
 from tests.system import REPLIES, RunningSystem, StayingCommand, running_system, serving
+from tollbook.app.processes import build_worker, serve_worker
+from tollbook.consumers.claims import GROUP
+from tollbook.consumers.dead_letters import DeadLetters
+from tollbook.consumers.messages import Delivery
+from tollbook.inference.runtime import open_runtime
+from tollbook.inference.setting_values import CapTable, ConcurrencyTable
+from tollbook.ledger.errors import BaselineUnavailable
+from tollbook.ledger.gate.baselines import BaselinePage
+from tollbook.schemas.results import ErrorCode, TaskStatus
 
 STREAM: Final = "analysis"
 USER: Final = "u1"

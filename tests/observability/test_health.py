@@ -7,13 +7,13 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from consumers.observability.vitals import Vitals
-from consumers.runtime import build_worker
-from ledger.embedded import EmbeddedServer
 from tests.observability.pages import health, problems, scrape
 from tests.proxy import faulty_proxy
 from tests.servers import wait_until
 from tests.system import STREAMS, StayingCommand, running_system
+from tollbook.app.processes import build_worker
+from tollbook.ledger.server.embedded import EmbeddedServer
+from tollbook.observability.vitals import Vitals
 
 TOLD_WITHIN_S = 2.0
 

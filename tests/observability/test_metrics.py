@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from consumers.observability.catalogue import METRICS
-from inference.setting_values import CapTable
-from ledger.keys import GROUP
-from ledger.store import Store
-from ledger.totals import LATENCY_BUCKETS_S, Totals
 from tests.observability.pages import Samples, scrape_until
 from tests.servers import wait_until
 from tests.system import REPLIES, RunningSystem, running_system
+from tollbook.inference.setting_values import CapTable
+from tollbook.ledger.keys import GROUP
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.projection.totals import LATENCY_BUCKETS_S, Totals
+from tollbook.observability.catalogue import METRICS
 
 HAIKU, SONNET = "anthropic/claude-3-haiku", "anthropic/claude-sonnet-4"
 SECRET = "the-prompt-nobody-may-see"
@@ -178,7 +178,7 @@ async def test_a_hold_is_open_while_its_call_runs_and_a_takeover_is_counted(
 async def test_totals_are_the_same_however_often_they_were_looked_at(tmp_path: Path) -> None:
     """And a file that is lost and rebuilt adds nothing twice: a counter neither falls nor leaps."""
     from benchmarks.load import typical_entries
-    from ledger.stream import Batch
+    from tollbook.ledger.stream import Batch
 
     entries = list(typical_entries(100, users=7))
     fold = [Batch(0, entries[start : start + 130]) for start in range(0, len(entries), 130)]

@@ -10,13 +10,13 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from consumers.observability.address import announced_address, remove_abandoned
-from consumers.observability.observed import described_ports, observed, ports_of_processes
-from inference.errors import SettingsError
-from inference.settings import Settings
 from tests.observability.pages import scrape
 from tests.servers import wait_until
 from tests.system import StayingCommand, run_cli, running_system
+from tollbook.inference.errors import SettingsError
+from tollbook.inference.settings import Settings
+from tollbook.observability.address import announced_address, remove_abandoned
+from tollbook.observability.observed import described_ports, observed, ports_of_processes
 
 
 def targets(data_dir: Path, part: str) -> list[str]:

@@ -18,15 +18,15 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode, format_trace_id
 from redis.asyncio import Redis
 
-from consumers.observability import exporting
-from consumers.observability.exporting import open_tracing
-from consumers.observability.tracing import TaskIds, Tracing
-from inference.settings import Settings
-from inference.standin import StandInConfig
-from inference.standin.faults import FaultPlan
-from schemas.results import TaskStatus
 from tests.servers import wait_until
 from tests.system import REPLIES, GatedStandIn, RunningSystem, running_system, serving
+from tollbook.inference.settings import Settings
+from tollbook.observability import exporting
+from tollbook.observability.exporting import open_tracing
+from tollbook.observability.tracing import TaskIds, Tracing
+from tollbook.schemas.results import TaskStatus
+from tollbook.standin import StandInConfig
+from tollbook.standin.faults import FaultPlan
 
 SONNET, MINI = "anthropic/claude-sonnet-4", "openai/gpt-4o-mini"
 SECRET, USER = "the-prompt-nobody-may-see", "user-who-is-nobodys-business"

@@ -11,16 +11,16 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from consumers.observability.vitals import Vitals
-from consumers.runtime import System
-from inference.runtime import open_ledger, open_runtime
-from inference.settings import Settings
-from ledger.comparison import compare
-from ledger.remote import remote_reader
-from ledger.replay import rebuild
-from ledger.store import Store
 from tests.servers import wait_until
 from tests.system import GatedStandIn, RunningSystem, StayingCommand, make_settings, serving
+from tollbook.app.processes import System
+from tollbook.inference.runtime import open_ledger, open_runtime
+from tollbook.inference.settings import Settings
+from tollbook.ledger.archive.replay import rebuild
+from tollbook.ledger.projection.comparison import compare
+from tollbook.ledger.projection.remote import remote_reader
+from tollbook.ledger.projection.store import Store
+from tollbook.observability.vitals import Vitals
 
 
 @dataclass

@@ -5,12 +5,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ledger.comparison import compare
-from ledger.replay import rebuild
-from schemas.events import BudgetReserved, CostAdjusted, CostRecorded, Event
-from schemas.upcasters import event_from_entry
 from tests.servers import wait_until
 from tests.system import RunningSystem
+from tollbook.ledger.archive.replay import rebuild
+from tollbook.ledger.projection.comparison import compare
+from tollbook.schemas.events import BudgetReserved, CostAdjusted, CostRecorded, Event
+from tollbook.schemas.upcasters import event_from_entry
 
 
 async def events_of(running: RunningSystem, call_id: str | None = None) -> list[Event]:

@@ -9,12 +9,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from consumers.claims import GROUP
-from consumers.runtime import run_remote_worker
-from inference.settings import Settings
 from tests.forking import fork
 from tests.recovery.border import Border
 from tests.system import STREAMS, RunningSystem
+from tollbook.app.processes import run_remote_worker
+from tollbook.consumers.claims import GROUP
+from tollbook.inference.settings import Settings
 
 
 class DoomedWorker:

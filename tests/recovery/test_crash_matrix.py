@@ -13,16 +13,16 @@ from typing import Any, Final
 import pytest
 from redis.asyncio import Redis
 
-from inference.client import InferenceClient
-from inference.setting_values import CapTable
-from inference.standin import FaultPlan
-from schemas.events import CostAdjusted, CostRecorded, Event, ModelCalled
-from schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tests.recovery.books import check_books, events_of, is_at_rest
 from tests.recovery.border import Border, Moment
 from tests.recovery.doomed import doomed_worker
 from tests.servers import wait_until
 from tests.system import REPLIES, RunningSystem, running_system, serving
+from tollbook.inference.client import InferenceClient
+from tollbook.inference.setting_values import CapTable
+from tollbook.schemas.events import CostAdjusted, CostRecorded, Event, ModelCalled
+from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
+from tollbook.standin import FaultPlan
 
 STREAM: Final = "analysis"
 USER: Final = "u1"

@@ -8,12 +8,12 @@ from typing import Any, Final
 import pytest
 from redis.asyncio import Redis
 
-from consumers.claims import GROUP
-from consumers.dead_letters import DeadLetter, DeadLetters
-from schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tests.recovery.books import check_books, events_of, is_at_rest
 from tests.servers import wait_until
 from tests.system import REPLIES, Finished, RunningSystem, run_cli, running_system, serving
+from tollbook.consumers.claims import GROUP
+from tollbook.consumers.dead_letters import DeadLetter, DeadLetters
+from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 
 STREAM: Final = "analysis"
 NOT_UTF8: Final = {b"task": b"score_post", b"user_id": b"u1", b"prompt": b"caf\xe9 \x00\xff", b"task_id": b"latin"}

@@ -10,12 +10,12 @@ from typing import Final
 import pytest
 from redis.asyncio import Redis
 
-from inference.settings import Settings
-from inference.standin import StandIn
-from ledger.keys import projector_lease
 from tests.recovery.apart import kill, start_projector
 from tests.servers import wait_until
 from tests.system import StayingCommand, make_settings, run_cli
+from tollbook.inference.settings import Settings
+from tollbook.ledger.keys import projector_lease
+from tollbook.standin import StandIn
 
 LEASE: Final = projector_lease("tollbook")
 

@@ -15,15 +15,15 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from consumers.claims import GROUP
-from ledger.connection import connect
-from ledger.endpoint import read_endpoint
-from ledger.keys import Keys
-from schemas.events import CostAdjusted, CostRecorded
-from schemas.results import InferenceResult, TaskStatus
-from schemas.upcasters import event_from_entry
 from tests.servers import wait_until
 from tests.system import GatedStandIn, StayingCommand
+from tollbook.consumers.claims import GROUP
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.endpoint import read_endpoint
+from tollbook.schemas.events import CostAdjusted, CostRecorded
+from tollbook.schemas.results import InferenceResult, TaskStatus
+from tollbook.schemas.upcasters import event_from_entry
 
 STREAM: Final = "analysis"
 CLAIM_AFTER_S: Final = 5.0

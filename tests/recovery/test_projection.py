@@ -9,12 +9,12 @@ from typing import Final
 import pytest
 from redis.asyncio import Redis
 
-from ledger.errors import BaselineUnavailable
-from schemas.results import TaskStatus
 from tests.recovery.apart import running_apart
 from tests.recovery.books import check_books, events_of
 from tests.servers import wait_until
 from tests.system import REPLIES, RunningSystem, running_system
+from tollbook.ledger.errors import BaselineUnavailable
+from tollbook.schemas.results import TaskStatus
 
 STREAM: Final = "analysis"
 

@@ -11,19 +11,19 @@ from typing import Any, Final
 import pytest
 from redis.asyncio import Redis
 
-from consumers.runtime import open_system
-from inference.calls import Call
-from ledger.connection import connect
-from ledger.embedded import EmbeddedServer
-from ledger.errors import LedgerAhead, LedgerRefused, LedgerReplaced, LedgerUnavailable
-from ledger.follower import LedgerRewritten
-from schemas.events import BudgetReserved, CostAdjusted, CostRecorded
-from schemas.results import TaskStatus
-from schemas.tasks import Task
 from tests.proxy import faulty_proxy
 from tests.recovery.books import check_books, events_of, is_at_rest
 from tests.servers import wait_until
 from tests.system import STREAMS, RunningSystem, running_system
+from tollbook.app.processes import open_system
+from tollbook.inference.calls.runner import Call
+from tollbook.ledger.errors import LedgerAhead, LedgerRefused, LedgerReplaced, LedgerUnavailable
+from tollbook.ledger.projection.follower import LedgerRewritten
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.embedded import EmbeddedServer
+from tollbook.schemas.events import BudgetReserved, CostAdjusted, CostRecorded
+from tollbook.schemas.results import TaskStatus
+from tollbook.schemas.tasks import Task
 
 STREAM: Final = "analysis"
 USERS: Final = ("u1", "u2", "u3")

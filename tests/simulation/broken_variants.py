@@ -4,15 +4,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from consumers.messages import Delivery
-from consumers.worker import Worker
-from inference.calls import Call, CallRunner
-from inference.holds import Hold, settle_dead_hold
-from inference.outcomes import failed_result
-from ledger.functions import library_code
-from ledger.requests import Adjusted, AdjustRequest, OpenCall, SettleRequest, Waiting
-from schemas.results import ErrorCode, InferenceResult
 from tests.simulation.world import Variant
+from tollbook.consumers.messages import Delivery
+from tollbook.consumers.worker import Worker
+from tollbook.inference.calls.holds import Hold, settle_dead_hold
+from tollbook.inference.calls.outcomes import failed_result
+from tollbook.inference.calls.runner import Call, CallRunner
+from tollbook.ledger.gate.functions import library_code
+from tollbook.ledger.gate.requests import Adjusted, AdjustRequest, OpenCall, SettleRequest, Waiting
+from tollbook.schemas.results import ErrorCode, InferenceResult
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from ledger.connection import ANSWER_TIMEOUT_S
 from tests.simulation.loop import Process, VirtualLoop, current_process
 from tests.simulation.redis_server import RedisServer
+from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S
 
 _LATEST_EXECUTION_S = 20.0
 _Watch = Callable[[Process, Sequence[Any], Any, bool], None]

@@ -16,11 +16,12 @@ from typing import Any, Final
 
 import httpx
 
-from inference.bounds import TOKENS_PER_MESSAGE, TOKENS_PER_REQUEST
-from inference.pricing import FOREVER_MS, DatedPrice, PriceCatalogue, price_from_usd
-from schemas.money import usd_from_nanousd
-from schemas.usage import Usage
 from tests.simulation.loop import Process, VirtualLoop, current_process
+from tollbook.inference.bounds import TOKENS_PER_MESSAGE, TOKENS_PER_REQUEST
+from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, price_from_usd
+from tollbook.schemas.money import usd_from_nanousd
+from tollbook.schemas.usage import Usage
 
 LARGE: Final = "sim/large"
 SMALL: Final = "sim/small"

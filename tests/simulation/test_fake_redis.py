@@ -15,12 +15,12 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from ledger.errors import LedgerError
-from ledger.functions import function, library_code, load_library
-from ledger.gate import Gate, Stale, create_ledger
-from ledger.keys import Keys
-from ledger.pipeline import CommandPipeline
-from ledger.requests import (
+from tests.simulation.checks import Fold, read_event
+from tests.simulation.redis_server import RedisServer
+from tollbook.ledger.errors import LedgerError
+from tollbook.ledger.gate.functions import function, library_code, load_library
+from tollbook.ledger.gate.gate import Gate, Stale, create_ledger
+from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AssignRequest,
     AttemptEvent,
@@ -32,9 +32,9 @@ from ledger.requests import (
     ReserveRequest,
     SettleRequest,
 )
-from schemas.identifiers import EntryId, month_at
-from tests.simulation.checks import Fold, read_event
-from tests.simulation.redis_server import RedisServer
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.schemas.identifiers import EntryId, month_at
 
 KEYS = Keys("tollbook", 0)
 STREAM, GROUP = "generation", "tollbook"

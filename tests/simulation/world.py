@@ -18,34 +18,34 @@ from typing import Any, Final
 
 import structlog
 
-from consumers.claims import GROUP, Claims
-from consumers.dead_letters import DeadLetters
-from consumers.messages import Delivery
-from consumers.sweeper import Sweeper
-from consumers.worker import Worker, WorkerLimits
-from inference.budgets import BudgetPolicy
-from inference.calls import CallRunner
-from inference.provider import ProviderClient
-from inference.retry import RetryPolicy
-from ledger.baselines import BaselinePage, Baselines
-from ledger.errors import BaselineUnavailable, LedgerUnavailable
-from ledger.freed import FreedBudgets
-from ledger.functions import function, library_code
-from ledger.gate import Gate
-from ledger.keys import Keys
-from ledger.ledger import Ledger, Patience
-from ledger.pipeline import CommandPipeline, pack_command
-from ledger.requests import Position
-from ledger.results import Results
-from schemas.identifiers import EntryId
-from schemas.plans import Plan
-from schemas.routes import Route
-from schemas.tasks import TaskType
 from tests.simulation.checks import Broken, Checker, Fold, read_event
 from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.network import Connection, Faults, Network
 from tests.simulation.provider import LARGE, PRICES, SMALL, Provider, ProviderFaults
 from tests.simulation.redis_server import RedisServer
+from tollbook.consumers.claims import GROUP, Claims
+from tollbook.consumers.dead_letters import DeadLetters
+from tollbook.consumers.messages import Delivery
+from tollbook.consumers.sweeper import Sweeper
+from tollbook.consumers.worker import Worker, WorkerLimits
+from tollbook.inference.calls.budgets import BudgetPolicy
+from tollbook.inference.calls.retry import RetryPolicy
+from tollbook.inference.calls.runner import CallRunner
+from tollbook.inference.providers.client import ProviderClient
+from tollbook.ledger.errors import BaselineUnavailable, LedgerUnavailable
+from tollbook.ledger.gate.baselines import BaselinePage, Baselines
+from tollbook.ledger.gate.functions import function, library_code
+from tollbook.ledger.gate.gate import Gate
+from tollbook.ledger.gate.ledger import Ledger, Patience
+from tollbook.ledger.gate.requests import Position
+from tollbook.ledger.gate.wait_queue import FreedBudgets
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.results import Results
+from tollbook.ledger.server.pipeline import CommandPipeline, pack_command
+from tollbook.schemas.identifiers import EntryId
+from tollbook.schemas.plans import Plan
+from tollbook.schemas.routes import Route
+from tollbook.schemas.tasks import TaskType
 
 STREAM: Final = "generation"
 LEDGER_ID: Final = "ledger-of-the-simulation"
@@ -461,7 +461,7 @@ class World:
             self.loop.problems.append(problem)
 
     async def _work(self, process: Process, stop: asyncio.Event) -> None:
-        """Do what consumers.runtime.serve_worker does, with a reader of the simulation's in FastStream's place."""
+        """Do what tollbook.app.processes.serve_worker does, with a reader of the simulation's in FastStream's place."""
         async with self._open_worker(process) as (worker, sweeper):
             claims = worker.claims
             await _persist(claims.show_life)

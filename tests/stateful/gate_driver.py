@@ -12,12 +12,11 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from ledger.errors import CallUnknown, IdempotencyConflict, LedgerAhead, LedgerDiverged, LedgerError
-from ledger.functions import LIBRARY
-from ledger.gate import BudgetsMismatch, Gate, Stale, create_ledger
-from ledger.keys import Keys
-from ledger.pipeline import CommandPipeline
-from ledger.requests import (
+from tests.model import Answer
+from tollbook.ledger.errors import CallUnknown, IdempotencyConflict, LedgerAhead, LedgerDiverged, LedgerError
+from tollbook.ledger.gate.functions import LIBRARY
+from tollbook.ledger.gate.gate import BudgetsMismatch, Gate, Stale, create_ledger
+from tollbook.ledger.gate.requests import (
     Adjusted,
     AlreadySettled,
     Balance,
@@ -29,8 +28,9 @@ from ledger.requests import (
     Settled,
     Waiting,
 )
-from schemas.identifiers import ZERO_ENTRY, EntryId
-from tests.model import Answer
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 
 # Stamped by the Redis clock; checked on its own.
 _CLOCK_STAMPS = ("deadline_ms",)

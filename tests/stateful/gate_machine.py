@@ -14,7 +14,9 @@ from typing import Any, ClassVar, Literal
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from ledger.requests import (
+from tests.model import Answer, LedgerModel, ModelBaseline, ModelCall, ModelEvent
+from tests.stateful.gate_driver import GateDriver, event_of
+from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AssignRequest,
     AttemptEvent,
@@ -26,9 +28,7 @@ from ledger.requests import (
     ReserveRequest,
     SettleRequest,
 )
-from schemas.identifiers import EntryId, Window
-from tests.model import Answer, LedgerModel, ModelBaseline, ModelCall, ModelEvent
-from tests.stateful.gate_driver import GateDriver, event_of
+from tollbook.schemas.identifiers import EntryId, Window
 
 EventKind = Literal["model-called", "fallback-used"]
 Told = Sequence[tuple[EventKind, int]]

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from ledger.functions import library_code
 from tests.stateful.gate_driver import GateDriver
 from tests.stateful.gate_machine import GateMachine
+from tollbook.ledger.gate.functions import library_code
 
 G1 = "G1 is broken"
 G2 = "G2 is broken"

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from ledger.functions import library_code
 from tests.servers import EMBEDDED
 from tests.stateful.gate_driver import GateDriver
 from tests.stateful.gate_machine import GateMachine
+from tollbook.ledger.gate.functions import library_code
 
 # Every answer that the machine can provoke; a run that never saw one of them has tested too little.
 ANSWERS = {

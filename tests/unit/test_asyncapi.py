@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from consumers import asyncapi
-from schemas.results import InferenceResult
-from schemas.tasks import Task, TaskStream
+from docs.generate import asyncapi
+from tollbook.schemas.results import InferenceResult
+from tollbook.schemas.tasks import Task, TaskStream
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def described() -> dict[str, Any]:
 
 
 def test_the_committed_document_is_current() -> None:
-    assert asyncapi.DOCUMENT.read_text(encoding="utf-8") == asyncapi.document(), "run python -m consumers.asyncapi"
+    assert asyncapi.DOCUMENT.read_text(encoding="utf-8") == asyncapi.document(), "run python -m docs.generate.asyncapi"
 
 
 def test_check_tells_a_current_document_from_an_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.load import EVENTS_A_CALL, typical_entries
 from benchmarks.measure import Target, compare, in_turn
-from schemas.upcasters import event_from_entry
+from tollbook.schemas.upcasters import event_from_entry
 
 
 @dataclass(frozen=True)

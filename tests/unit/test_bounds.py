@@ -8,18 +8,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from inference.bounds import (
+from tollbook.inference.bounds import (
     MAX_NORMALISED_CHARACTERS,
     TOKENS_PER_MESSAGE,
     TOKENS_PER_REQUEST,
     bound,
     text_tokens_at_most,
 )
-from inference.errors import CostUnbounded
-from inference.pricing import ModelPrice, PriceTier, price_from_usd
-from schemas.events import BoundPrice
-from schemas.tasks import Message
-from schemas.usage import Usage
+from tollbook.inference.errors import CostUnbounded
+from tollbook.inference.prices.model_price import ModelPrice, PriceTier, price_from_usd
+from tollbook.schemas.events import BoundPrice
+from tollbook.schemas.tasks import Message
+from tollbook.schemas.usage import Usage
 
 PRICE = price_from_usd(
     "m", prompt=Decimal(3), completion=Decimal(15), cached=Decimal("0.3"), cache_write=Decimal("3.75")

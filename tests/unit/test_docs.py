@@ -13,16 +13,16 @@ import pytest
 import typer.main
 import yaml
 
-from consumers.cli.app import app
-from consumers.observability.catalogue import METRICS
-from inference.routing import MODEL_ROUTING
-from inference.settings import settings_table
-from ledger.keys import Keys
-from ledger.store import Store
-from schemas.identifiers import partition_of
-from schemas.plans import CAPS_NANOUSD
-from schemas.results import ErrorCode, InferenceResult
-from schemas.tasks import Task, TaskStream, TaskType
+from tollbook.cli.app import app
+from tollbook.inference.routing import MODEL_ROUTING
+from tollbook.inference.settings import settings_table
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.projection.store import Store
+from tollbook.observability.catalogue import METRICS
+from tollbook.schemas.identifiers import partition_of
+from tollbook.schemas.plans import CAPS_NANOUSD
+from tollbook.schemas.results import ErrorCode, InferenceResult
+from tollbook.schemas.tasks import Task, TaskStream, TaskType
 
 ROOT = Path(__file__).resolve().parents[2]
 OBSERVABILITY = ROOT / "docs" / "observability.md"
@@ -260,7 +260,10 @@ def test_a_link_leads_somewhere(page: Path, target: str) -> None:
 
 
 def test_files_that_the_readme_names_exist() -> None:
-    named = re.findall(r"`((?:tests|docs|ledger|inference|consumers|schemas|benchmarks)/[\w./-]+)`", text_of(README))
+    named = re.findall(
+        r"`((?:tests|docs|benchmarks|schemas|ledger|inference|consumers|audit|standin|observability|app|views|demo|cli)/[\w./-]+)`",
+        text_of(README),
+    )
     assert named
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing

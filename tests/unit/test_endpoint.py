@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ledger.endpoint import Endpoint, EndpointError, clear_endpoint, read_endpoint, write_endpoint
+from tollbook.ledger.server.endpoint import Endpoint, EndpointError, clear_endpoint, read_endpoint, write_endpoint
 
 
 def endpoint(*, pid: int | None = None, started_at: datetime | None = None) -> Endpoint:

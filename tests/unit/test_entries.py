@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from consumers.messages import Delivery, read_task
-from schemas.entries import MAX_ENTRY_BYTES, TaskFields, task_entry
-from schemas.tasks import InvalidTask, Message, Task, TaskStream
+from tollbook.consumers.messages import Delivery, read_task
+from tollbook.schemas.entries import MAX_ENTRY_BYTES, TaskFields, task_entry
+from tollbook.schemas.tasks import InvalidTask, Message, Task, TaskStream
 
 POST: dict[str, Any] = {"task": "score_post", "user_id": "u1", "prompt": "a post"}
 

@@ -8,8 +8,8 @@ from typing import Any, Final, cast
 import pytest
 from jsonschema import Draft202012Validator
 
-from consumers import event_docs
-from schemas.events import ENVELOPE_FIELDS, EVENT_VERSION
+from docs.generate import event_docs
+from tollbook.schemas.events import ENVELOPE_FIELDS, EVENT_VERSION
 
 FILES: Final = sorted(event_docs.GOLDEN.glob("v*/*.json"))
 Document = dict[str, Any]
@@ -33,7 +33,7 @@ def stored(path: Path) -> tuple[Document, Document, Draft202012Validator, Draft2
 
 def test_the_committed_documents_are_current() -> None:
     for path, text in event_docs.documents().items():
-        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python -m consumers.event_docs"
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python -m docs.generate.event_docs"
 
 
 def test_check_tells_current_documents_from_old_ones(monkeypatch: pytest.MonkeyPatch) -> None:

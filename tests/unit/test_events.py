@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from schemas.events import BudgetReserved, CostRecorded, ModelCalled, parse_payload, payload_json
-from schemas.money import MAX_NANOUSD
-from schemas.usage import Usage
+from tollbook.schemas.events import BudgetReserved, CostRecorded, ModelCalled, parse_payload, payload_json
+from tollbook.schemas.money import MAX_NANOUSD
+from tollbook.schemas.usage import Usage
 
 BOUND = {
     "model": "m", "prompt_tokens": 1, "completion_tokens": 2, "prompt_nanousd_per_mtok": 3,

@@ -8,9 +8,9 @@ import httpx
 import pytest
 from aiohttp.client_reqrep import ConnectionKey
 
-from inference.connection import BodyTooLarge
-from inference.faults import FOREIGN, Fault, fault_of
-from schemas.events import FailureReason
+from tollbook.inference.providers.faults import FOREIGN, Fault, fault_of
+from tollbook.inference.providers.transport import BodyTooLarge
+from tollbook.schemas.events import FailureReason
 
 SECRET = "Bearer sk-or-v1-very-secret"
 KEY = ConnectionKey("provider.test", 443, is_ssl=True, ssl=True, proxy=None, proxy_auth=None, proxy_headers_hash=None)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from ledger.functions import LIBRARY, function, library_code
+from tollbook.ledger.gate.functions import LIBRARY, function, library_code
 
 DIGEST: Final = Path(__file__).parents[1] / "golden" / f"{LIBRARY}.sha256"
 

@@ -6,8 +6,8 @@ from typing import Any, Final, get_args
 
 import pytest
 
-from schemas.events import ENVELOPE_FIELDS, EVENT_VERSION, Event, EventPayload, parse_payload, payload_json
-from schemas.upcasters import UPCASTERS, UnreadableEvent, event_from_entry, upcast
+from tollbook.schemas.events import ENVELOPE_FIELDS, EVENT_VERSION, Event, EventPayload, parse_payload, payload_json
+from tollbook.schemas.upcasters import UPCASTERS, UnreadableEvent, event_from_entry, upcast
 
 GOLDEN: Final = Path(__file__).parents[1] / "golden" / "events"
 FILES: Final = sorted(GOLDEN.glob("v*/*.json"))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.identifiers import (
+from tollbook.schemas.identifiers import (
     MAX_ID_CHARACTERS,
     ZERO_ENTRY,
     BudgetKind,

@@ -3,12 +3,25 @@
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("schemas", "ledger", "inference", "consumers")
+ROOMS = (
+    "cli",
+    "demo",
+    "views",
+    "app",
+    "observability",
+    "consumers",
+    "audit",
+    "inference",
+    "ledger",
+    "standin",
+    "schemas",
+)
 
 
 def lint_imports(project: Path) -> subprocess.CompletedProcess[str]:
@@ -30,8 +43,9 @@ def lint_imports(project: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """Copy what import-linter reads to a folder of its own."""
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tollbook", tmp_path / "tollbook", symlinks=True)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
@@ -40,17 +54,20 @@ def test_the_packages_keep_the_import_contract(project: Path) -> None:
     result = lint_imports(project)
 
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "Contracts: 3 kept, 0 broken." in result.stdout
+    assert "Contracts: 5 kept, 0 broken." in result.stdout
 
 
 @pytest.mark.parametrize(
     ("importer", "imported"),
     [
-        ("schemas", "ledger"),
-        ("schemas", "consumers"),
-        ("ledger", "inference"),
-        ("ledger", "consumers"),
-        ("inference", "consumers"),
+        *((lower, upper) for upper, lower in pairwise(ROOMS) if (upper, lower) != ("ledger", "standin")),
+        ("audit", "consumers"),
+        ("standin", "ledger"),
+        ("ledger.server", "ledger.gate"),
+        ("ledger.gate", "ledger.projection"),
+        ("ledger.projection", "ledger.archive"),
+        ("inference.prices", "inference.providers"),
+        ("inference.providers", "inference.calls"),
         ("schemas", "redis.asyncio"),
         ("schemas", "httpx"),
         ("schemas", "duckdb"),
@@ -64,10 +81,12 @@ def test_the_packages_keep_the_import_contract(project: Path) -> None:
     ],
 )
 def test_a_wrong_import_breaks_the_contract(project: Path, importer: str, imported: str) -> None:
-    violation = project / importer / "violation.py"
-    violation.write_text(f'"""Breaks the contract."""\n\nimport {imported}\n', encoding="utf-8")
+    violation = project / Path(*importer.split(".")) / "violation.py"
+    wrong = f"tollbook.{imported}" if imported.partition(".")[0] in ROOMS else imported
+    violation.write_text(f'"""Breaks the contract."""\n\nimport {wrong}\n', encoding="utf-8")
 
     result = lint_imports(project)
 
     assert result.returncode == 1, result.stdout + result.stderr
-    assert f"{importer}.violation -> {imported.partition('.')[0]}" in result.stdout
+    shown = wrong if wrong.startswith("tollbook.") else wrong.partition(".")[0]
+    assert f"tollbook.{importer}.violation -> {shown}" in " ".join(result.stdout.split())

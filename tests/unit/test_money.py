@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.money import (
+from tollbook.schemas.money import (
     MAX_NANOUSD,
     NANOUSD_PER_USD,
     MoneyError,

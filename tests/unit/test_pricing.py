@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.pricing import FOREVER_MS, DatedPrice, ModelPrice, PriceCatalogue, PriceUnknown, price_from_usd
-from schemas.usage import Usage
+from tollbook.inference.errors import PriceUnknown
+from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelPrice, price_from_usd
+from tollbook.schemas.usage import Usage
 
 AUGUST_2026_MS = 1_787_000_000_000
 NOVEMBER_2026_MS = 1_795_000_000_000
@@ -167,7 +169,7 @@ def test_configured_price_serves_models_that_the_catalogue_refuses() -> None:
 
 
 def test_memory_of_names_from_outside_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inference.pricing._MAX_REMEMBERED", 10)
+    monkeypatch.setattr("tollbook.inference.prices.catalogue._MAX_REMEMBERED", 10)
     catalogue = PriceCatalogue()
     for number in range(50):
         assert not catalogue.knows(f"acme/{number}@preset", NOVEMBER_2026_MS)

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.attempts import Attempt
-from inference.replies import read_json, read_reply, retry_after_s
-from inference.usage_report import read_usage
-from schemas.money import MAX_NANOUSD, nanousd_from_usd
-from schemas.usage import Usage
+from tollbook.inference.attempts import Attempt
+from tollbook.inference.providers.replies import read_json, read_reply, retry_after_s
+from tollbook.inference.providers.usage_report import read_usage
+from tollbook.schemas.money import MAX_NANOUSD, nanousd_from_usd
+from tollbook.schemas.usage import Usage
 
 PROMPT, COMPLETION = "the secret prompt", "the secret completion"
 

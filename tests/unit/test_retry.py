@@ -2,8 +2,8 @@
 
 import pytest
 
-from inference.attempts import Attempt
-from inference.retry import FallBack, GiveUp, Retry, RetryPolicy, Step
+from tollbook.inference.attempts import Attempt
+from tollbook.inference.calls.retry import FallBack, GiveUp, Retry, RetryPolicy, Step
 
 POLICY = RetryPolicy(retries=2, backoff_base_s=0.5, backoff_max_s=8.0, retry_after_max_s=20.0, random=lambda: 1.0)
 

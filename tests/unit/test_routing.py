@@ -4,10 +4,10 @@ from decimal import Decimal
 
 import pytest
 
-from inference.errors import SettingsError
-from inference.pricing import PriceCatalogue
-from inference.routing import COST_CAPS, MODEL_ROUTING, routing_with, unpriced_routes
-from schemas.tasks import TaskType
+from tollbook.inference.errors import SettingsError
+from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.routing import COST_CAPS, MODEL_ROUTING, routing_with, unpriced_routes
+from tollbook.schemas.tasks import TaskType
 
 NOVEMBER_2026_MS = 1_795_000_000_000
 

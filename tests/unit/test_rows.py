@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from consumers.rows import write_rows
+from tollbook.views.rows import write_rows
 
 
 def table_of(rows: list[dict[str, Any]], folder: Path) -> str:

@@ -2,8 +2,8 @@
 
 from structlog.testing import capture_logs
 
-from consumers.seldom import SeldomWarning
-from ledger.errors import BaselineUnavailable, LedgerUnavailable
+from tollbook.consumers.throttled_warning import SeldomWarning
+from tollbook.ledger.errors import BaselineUnavailable, LedgerUnavailable
 
 MINUTE = 60_000
 

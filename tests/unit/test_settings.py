@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from inference.bounds import MAX_COMPLETION_TOKENS, bound
-from inference.errors import SettingsError
-from inference.pricing import PriceCatalogue
-from inference.routing import routing_with
-from inference.runtime import answer_timeout_s
-from inference.settings import Settings, load_settings, settings_table
-from schemas.plans import Plan
-from schemas.tasks import Message, TaskType
-from schemas.usage import Usage
+from tollbook.inference.bounds import MAX_COMPLETION_TOKENS, bound
+from tollbook.inference.errors import SettingsError
+from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.routing import routing_with
+from tollbook.inference.runtime import answer_timeout_s
+from tollbook.inference.settings import Settings, load_settings, settings_table
+from tollbook.schemas.plans import Plan
+from tollbook.schemas.tasks import Message, TaskType
+from tollbook.schemas.usage import Usage
 
 SECRET = "sk-or-v1-0123456789abcdef"
 NOVEMBER_2026_MS = 1_795_000_000_000
@@ -172,7 +172,7 @@ def test_configured_prices_reach_the_catalogue(monkeypatch: pytest.MonkeyPatch) 
         TOLLBOOK_PRICES='{"own/model": [{"prompt": 0.1, "completion": "0.2"},'
         ' {"prompt": 1, "completion": 2, "cached": 0.5, "cache_write": 3, "request": 0.01, "from": "2026-12-01"}]}',
     )
-    prices = PriceCatalogue.from_settings(settings)
+    prices = PriceCatalogue(settings.price_overrides, provider=settings.price_provider)
     usage = Usage(prompt_tokens=10, completion_tokens=10, cached_tokens=4)
     assert prices.cost("own/model", usage, NOVEMBER_2026_MS) == 10 * 100 + 10 * 200
     december = 1_796_083_200_000
@@ -182,7 +182,7 @@ def test_configured_prices_reach_the_catalogue(monkeypatch: pytest.MonkeyPatch) 
 
 def test_dearest_price_that_can_be_set_can_still_be_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, TOLLBOOK_PRICES='{"m": {"prompt": 10000, "completion": 10000, "cache_write": 9000}}')
-    price = PriceCatalogue.from_settings(settings).price("m", NOVEMBER_2026_MS)
+    price = PriceCatalogue(settings.price_overrides, provider=settings.price_provider).price("m", NOVEMBER_2026_MS)
     bound([Message(role="user", content="x" * 1_000_000)], MAX_COMPLETION_TOKENS, price)
 
 

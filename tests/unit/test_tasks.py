@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.plans import CAPS_NANOUSD, DEFAULT_PLAN, Plan
-from schemas.tasks import (
+from tollbook.schemas.plans import CAPS_NANOUSD, DEFAULT_PLAN, Plan
+from tollbook.schemas.tasks import (
     MAX_JSON_DEPTH,
     MAX_MESSAGES,
     MAX_METADATA_BYTES,

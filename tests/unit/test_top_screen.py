@@ -6,7 +6,7 @@ from typing import Final
 import pytest
 from rich.cells import cell_len
 
-from consumers.top.figures import (
+from tollbook.views.top.figures import (
     Figures,
     Problem,
     RateFigures,
@@ -16,8 +16,8 @@ from consumers.top.figures import (
     UserFigures,
     as_document,
 )
-from consumers.top.problems import find_problems
-from consumers.top.screen import ago, count, draw, money, shorten
+from tollbook.views.top.problems import find_problems
+from tollbook.views.top.screen import ago, count, draw, money, shorten
 
 USD: Final = 1_000_000_000
 LONG: Final = "customer-" + "x" * 180 + "-berlin-042"

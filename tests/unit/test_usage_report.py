@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.replies import read_json
-from inference.usage_report import read_cost, read_usage
-from schemas.money import MAX_NANOUSD, MoneyError, nanousd_from_usd
-from schemas.usage import Usage
+from tollbook.inference.providers.replies import read_json
+from tollbook.inference.providers.usage_report import read_cost, read_usage
+from tollbook.schemas.money import MAX_NANOUSD, MoneyError, nanousd_from_usd
+from tollbook.schemas.usage import Usage
 
 TOKENS = {"prompt_tokens": 100, "completion_tokens": 50}
 

@@ -1,0 +1,1 @@
+"""Composition root: what is opened, in which order, and how it ends."""

@@ -1,0 +1,93 @@
+"""Runs worker and projector as processes of their own, and starts each again when it dies.
+
+A child stops by itself when this process ends, however that happens: its standard input
+is a pipe that closes then.
+"""
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+_FIRST_PAUSE_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 15.0
+# A child that lived this long has started well: the next pause is the first again.
+_SETTLED_S: Final = 30.0
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """One process: a name for the log, the arguments of its `tollbook` command, and settings of its own."""
+
+    name: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+class Supervisor:
+    """Keeps a set of children running."""
+
+    def __init__(self, children: Sequence[Child], environment: Mapping[str, str], *, stop_timeout_s: float) -> None:
+        self.running: dict[str, asyncio.subprocess.Process] = {}
+        self._children = tuple(children)
+        self._environment = dict(environment)
+        self._stop_timeout_s = stop_timeout_s
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Keep the children running until `stop`, then end them in an orderly way."""
+        keepers = [asyncio.create_task(self._keep(child, stop)) for child in self._children]
+        try:
+            await stop.wait()
+        finally:
+            await self._end()
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.gather(*keepers, return_exceptions=True)
+
+    async def _keep(self, child: Child, stop: asyncio.Event) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while not stop.is_set():
+            started = time.monotonic()
+            process = await self._spawn(child)
+            code = await process.wait()
+            if stop.is_set():
+                return
+            if time.monotonic() - started > _SETTLED_S:
+                pause_s = _FIRST_PAUSE_S
+            _log.error("process.died", name=child.name, pid=process.pid, code=code, restart_in_s=pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _spawn(self, child: Child) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tollbook", *child.arguments, "--supervised"),
+            stdin=asyncio.subprocess.PIPE,
+            env=self._environment | dict(child.environment),
+            # Ctrl-C in a terminal goes to every process in front; the children are told by this one.
+            start_new_session=True,
+        )
+        self.running[child.name] = process
+        _log.info("process.started", name=child.name, pid=process.pid)
+        return process
+
+    async def _end(self) -> None:
+        alive = [process for process in self.running.values() if process.returncode is None]
+        for process in alive:
+            process.send_signal(signal.SIGTERM)
+        if not alive:
+            return
+        _, late = await asyncio.wait(
+            [asyncio.create_task(process.wait()) for process in alive], timeout=self._stop_timeout_s
+        )
+        if late:
+            _log.warning("processes.killed", number=len(late))
+            for process in alive:
+                if process.returncode is None:
+                    process.kill()
+            await asyncio.wait(late)

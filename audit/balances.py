@@ -1,0 +1,111 @@
+"""What events do to budgets, added up anew, one by one: a computation beside the gate's and the projection's."""
+
+from dataclasses import dataclass, field
+
+from tollbook.schemas.events import (
+    BudgetDenied,
+    BudgetReserved,
+    CostAdjusted,
+    CostRecorded,
+    CreditGranted,
+    Event,
+    PlanAssigned,
+)
+from tollbook.schemas.identifiers import budget_name
+from tollbook.schemas.money import MAX_NANOUSD
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What an event does to one budget, in nano-dollars; `stamped` is what the gate says is committed after it."""
+
+    budget: str
+    settled_nanousd: int
+    held_nanousd: int
+    stamped_nanousd: int | None
+    cap_nanousd: int | None = None
+
+
+@dataclass(slots=True)
+class Balance:
+    """A budget's settled spend and open holds as they are added up, in nano-dollars."""
+
+    settled_nanousd: int = 0
+    held_nanousd: int = 0
+
+    @property
+    def committed_nanousd(self) -> int:
+        """Settled spend and open holds together."""
+        return self.settled_nanousd + self.held_nanousd
+
+    def add(self, move: Move) -> None:
+        """Go on by one event."""
+        self.settled_nanousd += move.settled_nanousd
+        self.held_nanousd += move.held_nanousd
+
+
+def account_of(event: Event) -> str:
+    """Return the budget of an event's user and period; '' where it belongs to nobody."""
+    return budget_name("user", event.user_id, event.period) if event.user_id and event.period else ""
+
+
+def moves_of(event: Event) -> list[Move]:
+    """Return what an event moves, the user's own budget first."""
+    match event.payload:
+        case BudgetReserved() as payload:
+            settled, held, cap = 0, event.amount, payload.cap_nanousd
+        case CostRecorded() as payload:
+            settled, held, cap = event.amount, -payload.hold_nanousd, None
+        case CostAdjusted() as payload:
+            settled, held, cap = event.amount, 0, None
+        case _:
+            return []
+    own = Move(account_of(event), settled, held, event.committed, cap)
+    further = [
+        Move(stamp.budget, settled, held, stamp.committed_nanousd, stamp.cap_nanousd) for stamp in payload.budgets
+    ]
+    return [own, *further]
+
+
+def move_of(event: Event, budget: str) -> Move | None:
+    """Return what an event does to one budget."""
+    return next((move for move in moves_of(event) if move.budget == budget), None)
+
+
+@dataclass(slots=True)
+class Cap:
+    """A user's cap in one period as it changes: what is assigned or named by the plan, and credit on top.
+
+    `base_nanousd` is None while nothing on the ledger has told it.
+    """
+
+    period: str
+    base_nanousd: int | None = None
+    credit_nanousd: int = 0
+    assigned: Event | None = None
+    credits: list[Event] = field(default_factory=list[Event])
+
+    @property
+    def nanousd(self) -> int | None:
+        """The cap in force."""
+        return None if self.base_nanousd is None else min(self.base_nanousd + self.credit_nanousd, MAX_NANOUSD)
+
+    def note(self, event: Event) -> None:
+        """Go on by one event of the user's, of any period: a plan outlasts the one in which it was assigned."""
+        match event.payload:
+            case PlanAssigned() as payload:
+                self.assigned, self.base_nanousd = event, payload.cap_nanousd
+            case CreditGranted() if event.period == self.period:
+                self.credits.append(event)
+                self.credit_nanousd += event.amount
+            case BudgetReserved() as payload if event.period == self.period:
+                self._take(payload.cap_nanousd)
+            case BudgetDenied() as payload if payload.budget == account_of(event) and event.period == self.period:
+                self._take(payload.cap_nanousd)
+            case _:
+                pass
+
+    def _take(self, stamped_nanousd: int) -> None:
+        # The gate's stamp includes credit, and is cut at the most that a cap can be.
+        if stamped_nanousd != self.nanousd:
+            self.base_nanousd = stamped_nanousd - self.credit_nanousd

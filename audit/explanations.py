@@ -1,0 +1,212 @@
+"""Why a call was refused, or what it was weighed against: the numbers of every budget at that position.
+
+Each is added up from the events before it, and beside it stands what the gate wrote.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from tollbook.audit.balances import Balance, Cap, account_of, move_of
+from tollbook.audit.calls import CallLife
+from tollbook.audit.reader import AuditReader, Selection
+from tollbook.schemas.events import BoundPrice, BudgetDenied, BudgetReserved, CostRecorded, Event
+from tollbook.schemas.identifiers import split_budget_name
+
+_TOKENS_PER_MTOK = 1_000_000
+_MOVES = ("budget-reserved", "cost-recorded", "cost-adjusted")
+
+
+@dataclass(slots=True)
+class OtherHold:
+    """Money that another call held, and what became of it. Nano-dollars; `settled_by` is None while it is open."""
+
+    call_id: str
+    user_id: str
+    hold: int
+    worker: str
+    since: Event
+    amount_nanousd: int
+    settled_by: Event | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighing:
+    """An amount weighed against one budget, just before the event. Nano-dollars.
+
+    `held_nanousd` is what all calls held, `own_held_nanousd` this call's part of it. `stamped_nanousd` is what the
+    gate wrote for settled and held together. `cap` says what the cap of the user's own budget is made of; `room` is
+    the later event after which a refused amount would have fit.
+    """
+
+    budget: str
+    cap_nanousd: int
+    settled_nanousd: int
+    held_nanousd: int
+    own_held_nanousd: int
+    amount_nanousd: int
+    stamped_nanousd: int | None
+    others: tuple[OtherHold, ...]
+    cap: Cap | None
+    room: Event | None
+
+    @property
+    def is_agreed(self) -> bool:
+        """Whether the gate wrote the same sum as was added up here."""
+        return self.stamped_nanousd in (None, self.settled_nanousd + self.held_nanousd)
+
+    @property
+    def over_nanousd(self) -> int:
+        """By how much settled spend and the amount pass the cap; below zero: what they leave."""
+        return self.settled_nanousd + self.amount_nanousd - self.cap_nanousd
+
+    @property
+    def over_with_holds_nanousd(self) -> int:
+        """By how much settled spend, open holds and the amount pass the cap; below zero: what they leave."""
+        return self.over_nanousd + self.held_nanousd
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One decision of the gate on a call: a hold, an extension or a refusal."""
+
+    event: Event
+    weighings: tuple[Weighing, ...]
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the call was refused."""
+        return isinstance(self.event.payload, BudgetDenied)
+
+
+@dataclass(slots=True)
+class _Account:
+    """A budget on its way through the events."""
+
+    balance: Balance = field(default_factory=Balance)
+    holds: dict[tuple[str, int], OtherHold] = field(default_factory=dict[tuple[str, int], OtherHold])
+
+    def go_on(self, event: Event, budget: str) -> None:
+        move = move_of(event, budget)
+        if move is None:
+            return
+        self.balance.add(move)
+        match event.payload:
+            case BudgetReserved() as payload:
+                key = (event.call_id, payload.hold)
+                if key in self.holds:
+                    self.holds[key].amount_nanousd += event.amount
+                else:
+                    self.holds[key] = OtherHold(
+                        event.call_id, event.user_id, payload.hold, payload.worker, event, event.amount
+                    )
+            case CostRecorded(hold=hold):
+                self.holds.pop((event.call_id, hold), None)
+            case _:
+                pass
+
+
+async def explain(reader: AuditReader, call: CallLife) -> list[Decision]:
+    """Return every decision on a call, in order. Errors: as `AuditReader.tables`."""
+    decisions = [event for event in call.events if isinstance(event.payload, BudgetReserved | BudgetDenied)]
+    if not decisions:
+        return []
+    own = await reader.events(Selection(user_id=call.user_id))
+    shared: dict[str, list[Event]] = {}
+    for budget in {name for event in decisions for name in _names(event) if name.startswith("campaign:")}:
+        texts = (budget, budget.replace("/", "\\/"))  # As Python writes it, and as Lua does.
+        found = await reader.events(Selection(types=_MOVES, payload_contains=tuple(dict.fromkeys(texts))))
+        shared[budget] = found
+    return [
+        Decision(event, tuple(_weigh(event, name, shared.get(name, own)) for name in _names(event)))
+        for event in decisions
+    ]
+
+
+def most_completion_tokens(bound: BoundPrice, room_nanousd: int) -> int | None:
+    """Return how many completion tokens such a call may have within some room; None where even none is too many."""
+    left = (room_nanousd - bound.request_nanousd) * _TOKENS_PER_MTOK
+    left -= bound.prompt_tokens * bound.prompt_nanousd_per_mtok
+    if left < 0:
+        return None
+    if not bound.completion_nanousd_per_mtok:
+        return bound.completion_tokens
+    return min(bound.completion_tokens, left // bound.completion_nanousd_per_mtok)
+
+
+def bound_nanousd(bound: BoundPrice) -> int:
+    """Return what a call of this bound can cost, rounded up."""
+    tokens = bound.prompt_tokens * bound.prompt_nanousd_per_mtok
+    tokens += bound.completion_tokens * bound.completion_nanousd_per_mtok
+    return -(-tokens // _TOKENS_PER_MTOK) + bound.request_nanousd
+
+
+def _names(event: Event) -> list[str]:
+    """Return the budgets that a decision tells of: all of a hold's, of a refusal the one that stood in the way."""
+    match event.payload:
+        case BudgetReserved() as payload:
+            return [account_of(event), *(stamp.budget for stamp in payload.budgets)]
+        case BudgetDenied() as payload:
+            return [payload.budget]
+        case _:
+            return []
+
+
+def _weigh(decision: Event, budget: str, events: list[Event]) -> Weighing:
+    account, cap = _Account(), Cap(decision.period)
+    for event in events:
+        if event.seq < decision.seq:
+            account.go_on(event, budget)
+            cap.note(event)
+    # As they were then: what comes later goes on with the account's own.
+    held = {key: replace(hold) for key, hold in account.holds.items()}
+    balance = replace(account.balance)
+    cap_nanousd, stamped = _stamps(decision, budget)
+    is_own = split_budget_name(budget)[0] == "user"
+    later = [event for event in events if event.seq > decision.seq]
+    for event in later:
+        if isinstance(event.payload, CostRecorded) and (event.call_id, event.payload.hold) in held:
+            held[event.call_id, event.payload.hold].settled_by = event
+    others = [hold for hold in held.values() if hold.call_id != decision.call_id]
+    return Weighing(
+        budget=budget,
+        cap_nanousd=cap_nanousd,
+        settled_nanousd=balance.settled_nanousd,
+        held_nanousd=balance.held_nanousd,
+        own_held_nanousd=balance.held_nanousd - sum(hold.amount_nanousd for hold in others),
+        amount_nanousd=decision.amount,
+        stamped_nanousd=stamped,
+        others=tuple(sorted(others, key=lambda hold: -hold.amount_nanousd)),
+        cap=replace(cap, credits=list(cap.credits)) if is_own else None,
+        room=_room(decision, budget, later, account, cap if is_own else None, cap_nanousd),
+    )
+
+
+def _room(
+    decision: Event, budget: str, later: list[Event], account: _Account, cap: Cap | None, cap_nanousd: int
+) -> Event | None:
+    """Return the event after which a refused amount would have fit."""
+    if not isinstance(decision.payload, BudgetDenied):
+        return None
+    if cap is not None:
+        cap.note(decision)
+    for event in later:
+        account.go_on(event, budget)
+        if cap is not None:
+            cap.note(event)
+            cap_nanousd = cap.nanousd or 0
+        if account.balance.committed_nanousd + decision.amount <= cap_nanousd:
+            return event
+    return None
+
+
+def _stamps(decision: Event, budget: str) -> tuple[int, int | None]:
+    """Return the cap and what was committed before the decision, as the gate wrote them."""
+    match decision.payload:
+        case BudgetDenied() as payload:
+            return payload.cap_nanousd, payload.settled_nanousd + payload.held_nanousd
+        case BudgetReserved() as payload:
+            move = move_of(decision, budget)
+            assert move is not None, "a hold moves each of its budgets"
+            committed = None if move.stamped_nanousd is None else move.stamped_nanousd - decision.amount
+            return move.cap_nanousd or 0, committed
+        case _:
+            raise AssertionError("only holds and refusals are decisions")

@@ -1,0 +1,239 @@
+"""Reading a ledger to answer questions: selected events of archive and stream, in order, without a seam.
+
+Nothing here depends on the projection, stops anything or writes anywhere. DuckDB reads the
+Parquet segments with the selection pushed down; the stream is read in pages, and of each
+only what is selected stays. Missing events are never passed over in silence.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+from pydantic import ValidationError
+
+from tollbook.ledger.archive.history import LedgerSource
+from tollbook.ledger.archive.segments import ArchiveDamaged, Segment
+from tollbook.ledger.errors import LedgerError, LedgerRefused
+from tollbook.ledger.gate.requests import Position
+from tollbook.ledger.stream import lifted
+from tollbook.schemas.events import Event, parse_payload
+from tollbook.schemas.identifiers import EntryId, partition_of
+from tollbook.schemas.upcasters import UnreadableEvent
+
+_LAST_IN_A_MILLISECOND: Final = 2**63 - 1
+# Small, since payloads of what is searched are read into columns.
+_ROWS: Final = 25_000
+# A segment may be sealed and trimmed off the stream between the look at the archive and the one at the stream.
+_LOOKS: Final = 3
+
+
+class NotOnLedger(LedgerError):
+    """The ledger has nothing of what was asked for."""
+
+
+class EventsMissing(LedgerRefused):
+    """Events are neither in the archive nor on the stream, so that no answer would be the whole truth."""
+
+    def __init__(self, *, partition: int, first_seq: int, last_seq: int) -> None:
+        span = f"event {first_seq} is" if first_seq == last_seq else f"events {first_seq} to {last_seq} are"
+        super().__init__(
+            f"partition {partition}: {span} neither in the archive nor on the stream; copy the missing segments "
+            "into the archive, or set TOLLBOOK_ARCHIVE_DIR to where they are"
+        )
+        self.partition = partition
+        self.first_seq = first_seq
+        self.last_seq = last_seq
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which events are wanted; what is None or empty selects everything. Amounts in nano-dollars, ends included."""
+
+    user_id: str | None = None
+    call_ids: frozenset[str] | None = None
+    types: tuple[str, ...] = ()
+    since_ms: int | None = None
+    until: EntryId | None = None
+    least_nanousd: int | None = None
+    most_nanousd: int | None = None
+    payload_contains: tuple[str, ...] = ()
+
+    def condition(self) -> tuple[str, list[Any]]:
+        """Return the selection as SQL on the envelope's columns, and its parameters."""
+        parts: list[tuple[str, list[Any]]] = []
+        if self.user_id is not None:
+            parts.append(("user_id = ?", [self.user_id]))
+        if self.call_ids is not None:
+            parts.append(("call_id IN (SELECT unnest(?::VARCHAR[]))", [sorted(self.call_ids)]))
+            if len(self.call_ids) == 1:  # As a comparison, it is weighed against each row group's statistics.
+                parts[-1] = ("call_id = ?", [*self.call_ids])
+        if self.types:
+            parts.append((f"type IN ({', '.join('?' * len(self.types))})", list(self.types)))
+        if self.since_ms is not None:
+            parts.append(("ms >= ?", [self.since_ms]))
+        if self.until is not None:
+            ms, n = self.until.ms, self.until.seq
+            parts.append(("ms <= ? AND (ms < ? OR n <= ?)", [ms, ms, n]))
+        if self.least_nanousd is not None:
+            parts.append(("amount >= ?", [self.least_nanousd]))
+        if self.most_nanousd is not None:
+            parts.append(("amount <= ?", [self.most_nanousd]))
+        if self.payload_contains:
+            tests = " OR ".join(["contains(payload, ?)"] * len(self.payload_contains))
+            parts.append((f"({tests})", list(self.payload_contains)))
+        return " AND ".join(text for text, _ in parts) or "true", [value for _, values in parts for value in values]
+
+    def may_hold(self, first: EntryId, last: EntryId) -> bool:
+        """Whether events between two entries can be selected by their time."""
+        is_after = self.since_ms is None or last.ms >= self.since_ms
+        return is_after and (self.until is None or first <= self.until)
+
+
+class AuditReader:
+    """Reads selected events of one ledger. `positions` says how far each partition was read.
+
+    `progress` is told of events that are done with.
+    """
+
+    def __init__(self, source: LedgerSource) -> None:
+        self.source = source
+        self.positions: dict[int, Position] = {}
+        self.archived: dict[int, int] = {}
+        self.progress: Callable[[int], None] = lambda _: None
+        self._duckdb = duckdb.connect(config={"memory_limit": "1GB", "threads": 2})
+
+    def close(self) -> None:
+        """Give back what reading took."""
+        self._duckdb.close()
+
+    def partitions(self, user_id: str | None) -> Iterable[int]:
+        """Return where events of a user can be."""
+        # An archive alone does not tell how many partitions the ledger has: one may have no segment yet.
+        if user_id is None or self.source.redis is None:
+            return range(len(self.source.keys))
+        return (partition_of(user_id, len(self.source.keys)),)
+
+    async def events(self, selection: Selection) -> list[Event]:
+        """Return the selected events, each partition's in order. Errors: as `tables`."""
+        found: list[Event] = []
+        async for events in self.tables(selection):
+            found += await asyncio.to_thread(_read_events, events)
+        return found
+
+    async def tables(self, selection: Selection) -> AsyncGenerator[pa.Table]:
+        """Yield the selected events in tables of envelope columns, payloads lifted to the current version.
+
+        Errors: EventsMissing; ArchiveDamaged; LedgerUnavailable; UnreadableEvent.
+        """
+        for partition in self.partitions(selection.user_id):
+            segments = await asyncio.to_thread(self._segments, partition)
+            newest = segments[-1].manifest if segments else None
+            self.archived[partition] = newest.last_seq if newest else 0
+            read = Position(EntryId.parse(newest.last_id), newest.last_seq) if newest else Position()
+            self.positions[partition] = read
+            async for events in self._archived(segments, selection):
+                yield lifted(events)
+            self.progress(read.seq)
+            async for events in self._streamed(partition, read, selection):
+                yield events
+
+    def _segments(self, partition: int) -> list[Segment]:
+        segments = self.source.archive.segments(partition) if self.source.archive else []
+        for segment in segments:
+            if segment.manifest.ledger_id != self.source.ledger_id:
+                raise ArchiveDamaged(segment.path, f"belongs to ledger {segment.manifest.ledger_id}")
+        if segments and segments[0].manifest.first_seq != 1:
+            raise EventsMissing(partition=partition, first_seq=1, last_seq=segments[0].manifest.first_seq - 1)
+        return segments
+
+    async def _archived(self, segments: list[Segment], selection: Selection) -> AsyncGenerator[pa.Table]:
+        wanted = [
+            segment.path
+            for segment in segments
+            if selection.may_hold(EntryId.parse(segment.manifest.first_id), EntryId.parse(segment.manifest.last_id))
+        ]
+        if not wanted:
+            return
+        condition, parameters = selection.condition()
+        # In the order of files and rows, which is the ledger's: DuckDB keeps the order of insertion by default.
+        sql = f"SELECT * FROM read_parquet(?, hive_partitioning = false) WHERE {condition}"  # noqa: S608 - built above.
+        try:
+            found = await asyncio.to_thread(self._open, sql, [[str(path) for path in wanted], *parameters])
+            while (batch := await asyncio.to_thread(_next_batch, found)) is not None:
+                if batch.num_rows:
+                    yield pa.Table.from_batches([batch])
+        except (duckdb.Error, pa.ArrowException, OSError) as exc:
+            assert self.source.archive is not None
+            raise ArchiveDamaged(self.source.archive.directory, f"cannot be read ({exc})") from exc
+
+    def _open(self, sql: str, parameters: list[Any]) -> pa.RecordBatchReader:
+        return self._duckdb.cursor().execute(sql, parameters).to_arrow_reader(_ROWS)
+
+    async def _streamed(self, partition: int, read: Position, selection: Selection) -> AsyncGenerator[pa.Table]:
+        """Yield what is after the archive; of a time range, from its beginning."""
+        if self.source.redis is None or (selection.until is not None and read.entry > selection.until):
+            return
+        start, is_checked = read, True
+        if selection.since_ms is not None and selection.since_ms > read.entry.ms:
+            # Where a time range begins, the number of its first event is not known.
+            start, is_checked = Position(EntryId(selection.since_ms - 1, _LAST_IN_A_MILLISECOND), read.seq), False
+        for look in range(_LOOKS):
+            async for events in self.source.events(partition, after_seq=start.seq, after=start.entry):
+                first_seq, last_seq = events["seq"][0].as_py(), events["seq"][-1].as_py()
+                if is_checked and first_seq != start.seq + 1:
+                    if look < _LOOKS - 1:
+                        break
+                    raise EventsMissing(partition=partition, first_seq=start.seq + 1, last_seq=first_seq - 1)
+                if last_seq - first_seq + 1 != events.num_rows:
+                    raise EventsMissing(partition=partition, first_seq=first_seq, last_seq=last_seq)
+                start, is_checked = Position(EntryId.parse(events["id"][-1].as_py()), last_seq), True
+                self.positions[partition] = start
+                self.progress(events.num_rows)
+                found = await asyncio.to_thread(self._select, events, selection)
+                if found.num_rows:
+                    yield found
+                if selection.until is not None and start.entry > selection.until:
+                    return
+            else:
+                return
+
+    def _select(self, events: pa.Table, selection: Selection) -> pa.Table:
+        condition, parameters = selection.condition()
+        cursor = self._duckdb.cursor()
+        cursor.register("page", events)
+        return cursor.execute(f"SELECT * FROM page WHERE {condition}", parameters).to_arrow_table()  # noqa: S608
+
+
+def _next_batch(batches: pa.RecordBatchReader) -> pa.RecordBatch | None:
+    try:
+        return batches.read_next_batch()
+    except StopIteration:
+        return None
+
+
+def _read_events(events: pa.Table) -> list[Event]:
+    return [_read_event(row) for row in events.to_pylist()]
+
+
+def _read_event(row: dict[str, Any]) -> Event:
+    try:
+        return Event(
+            id=row["id"],
+            v=row["v"],
+            seq=row["seq"],
+            user_id=row["user_id"],
+            period=row["period"],
+            call_id=row["call_id"],
+            attempt=row["attempt"],
+            amount=row["amount"],
+            committed=row["committed"],
+            payload=parse_payload(row["type"], json.loads(row["payload"])),
+        )
+    except ValidationError as exc:
+        raise UnreadableEvent(row["id"], f"{exc.error_count()} fields do not validate") from exc
+    except (TypeError, ValueError) as exc:
+        raise UnreadableEvent(row["id"], str(exc)) from exc

@@ -1,0 +1,64 @@
+"""How `replay`, `verify`, `audit` and `what-if` find the ledger: the archive, and Redis where one answers."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import typer
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from tollbook.inference.address import find_redis_url
+from tollbook.inference.settings import Settings
+from tollbook.ledger.archive.history import LedgerSource, NoLedger
+from tollbook.ledger.archive.segments import Archive
+from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.connection import connect, hide_password
+
+
+@asynccontextmanager
+async def open_source(settings: Settings, archive: Path | None = None) -> AsyncGenerator[LedgerSource]:
+    """Open the ledger: `archive` alone, or the settings' archive and stream.
+
+    Where no Redis answers, the archive alone serves, and a line on standard error says so.
+    Errors: NoLedger; ArchiveDamaged; LedgerUnavailable where there is no archive either.
+    """
+    if archive is not None:
+        yield LedgerSource.of_archive(Archive(archive), namespace=settings.namespace)
+        return
+    own = Archive(settings.archive_path)
+    try:
+        redis, source = await _with_stream(settings, own)
+    except LedgerUnavailable as exc:
+        try:
+            alone = LedgerSource.of_archive(own, namespace=settings.namespace)
+        except NoLedger:
+            raise exc from None
+        typer.echo(f"tollbook: reading the archive alone ({exc})", err=True)
+        yield alone
+        return
+    try:
+        yield source
+    finally:
+        await redis.aclose()
+
+
+async def _with_stream(settings: Settings, archive: Archive) -> tuple[Redis, LedgerSource]:
+    url = find_redis_url(settings)
+    redis = connect(url)
+    try:
+        meta = await redis.hmget(Keys(settings.namespace).meta, ["ledger_id", "partitions"])
+    except (RedisError, OSError) as exc:
+        await redis.aclose()
+        raise LedgerUnavailable(f"Redis at {hide_password(url)} does not answer ({exc})") from exc
+    ledger_id, partitions = meta
+    if ledger_id is None or partitions is None:
+        await redis.aclose()
+        raise LedgerUnavailable(f"there is no ledger {settings.namespace!r} in Redis at {hide_password(url)}")
+    keys = tuple(Keys(settings.namespace, number) for number in range(int(partitions)))
+    return redis, LedgerSource(_text(ledger_id), keys, archive, redis)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

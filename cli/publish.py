@@ -1,0 +1,155 @@
+"""`tollbook publish`, `result` and `ping`: put a task on a stream, read what came of it."""
+
+import asyncio
+import json
+import uuid
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tollbook.schemas.entries import TaskEntry
+from tollbook.schemas.results import InferenceResult, TaskStatus
+from tollbook.schemas.tasks import InvalidTask, TaskStream, TaskType
+
+if TYPE_CHECKING:
+    from tollbook.inference.publisher import Publisher
+
+NO_RESULT = 4
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Wait = Annotated[float | None, typer.Option(min=0, help="Wait up to so many seconds for the result.")]
+
+
+def publish(
+    stream: Annotated[TaskStream, typer.Argument(help="The task stream.")],
+    task: Annotated[TaskType, typer.Argument(help="What is to be done.")],
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; `-` reads it from standard input.")] = None,
+    user: Annotated[str, typer.Option("--user", "-u", help="Who is charged.")] = "",
+    plan: Annotated[str, typer.Option(help="trial, starter or growth.")] = "trial",
+    task_id: Annotated[str | None, typer.Option(help="Your own id; makes a repeat harmless.")] = None,
+    campaign: Annotated[str | None, typer.Option(help="Campaign id.")] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    messages: Annotated[str | None, typer.Option(help="JSON list of chat messages, instead of a prompt.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Completion tokens at most.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 to 2.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model id, instead of the route's.")] = None,
+    reply_to: Annotated[str | None, typer.Option(help="Stream to which the result is appended.")] = None,
+    metadata: Annotated[str | None, typer.Option(help="JSON object, handed back with the result.")] = None,
+    wait: Wait = None,
+    as_json: Json = False,
+) -> int:
+    """Put a task on a stream.
+
+    Example: tollbook publish generation generate_draft "Write a haiku about ledgers." --user u42 --wait 60
+    """
+    from tollbook.inference.publisher import new_entry
+
+    text = typer.get_text_stream("stdin").read() if prompt == "-" else prompt
+    try:
+        entry = new_entry(
+            stream,
+            task,
+            text,
+            user_id=user,
+            plan=plan,
+            task_id=task_id,
+            campaign_id=campaign,
+            system=system,
+            messages=messages,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            model=model,
+            reply_to=reply_to,
+            metadata=metadata,
+        )
+    except InvalidTask as exc:
+        raise typer.BadParameter(str(exc)) from None
+    return asyncio.run(_publish(entry, wait, as_json=as_json))
+
+
+def result(
+    task_id: Annotated[str, typer.Argument(help="The task's id.")],
+    wait: Wait = None,
+    as_json: Json = False,
+) -> int:
+    """Show a task's result. Exit code 0 done, 1 not done (denied, failed, invalid), 4 no result (yet).
+
+    Example: tollbook result 5f1c0e0e-1d1b-4a53 --wait 30 --json
+    """
+    return asyncio.run(_result(task_id, wait, as_json=as_json))
+
+
+def ping(
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the answer.")] = 10.0,
+    as_json: Json = False,
+) -> int:
+    """Send a ping through the monitoring stream and wait for a worker's "pong".
+
+    Example: tollbook ping
+    """
+    from tollbook.inference.publisher import new_entry
+
+    entry = new_entry(TaskStream.MONITORING, TaskType.PING, task_id=f"ping-{uuid.uuid4()}")
+    return asyncio.run(_publish(entry, wait, as_json=as_json))
+
+
+async def _publish(entry: TaskEntry, wait: float | None, *, as_json: bool) -> int:
+    from tollbook.inference.publisher import Publisher
+
+    async with Publisher() as publisher:
+        entry_id = await publisher.send(entry)
+        if wait is None:
+            answer = {"task_id": entry.task_id, "stream": entry.stream, "entry_id": entry_id}
+            typer.echo(json.dumps(answer) if as_json else f"published {entry.task_id} on {entry.stream}")
+            return 0
+        return await _show(publisher, entry.task_id, wait, as_json=as_json)
+
+
+async def _result(task_id: str, wait: float | None, *, as_json: bool) -> int:
+    from tollbook.inference.publisher import Publisher
+
+    async with Publisher() as publisher:
+        return await _show(publisher, task_id, wait, as_json=as_json)
+
+
+async def _show(publisher: "Publisher", task_id: str, wait: float | None, *, as_json: bool) -> int:
+    from tollbook.inference.errors import ResultTimeout
+
+    try:
+        found = await (publisher.wait(task_id, timeout_s=wait) if wait else publisher.result(task_id))
+    except ResultTimeout:
+        found = None
+    if found is None:
+        after = f" after {wait:g} s" if wait else ""
+        typer.echo(f"tollbook: no result for {task_id}{after}; is a worker running? (`tollbook doctor`)", err=True)
+        return NO_RESULT
+    if as_json:
+        typer.echo(found.model_dump_json())
+    else:
+        _print(found)
+    return 0 if found.status is TaskStatus.DONE else 1
+
+
+def _print(found: InferenceResult) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from tollbook.views.tables import make_console
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    rows: list[tuple[str, Any]] = [
+        ("task", found.task_id),
+        ("status", Text(found.status.value, style="green" if found.status is TaskStatus.DONE else "red")),
+        ("user", found.user_id),
+        ("model", found.model_used),
+        ("tokens", found.token_count or None),
+        ("cost", f"${found.cost_usd:f}"),
+        ("error", f"{found.error_code.value}: {found.error}" if found.error_code else None),
+        ("content", found.content),
+    ]
+    for name, value in rows:
+        if value is not None:
+            table.add_row(name, value if isinstance(value, Text) else Text(str(value)))
+    make_console().print(table)

@@ -1,0 +1,69 @@
+"""`tollbook reconcile`: ask the provider what uncertain charges really were."""
+
+import asyncio
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from tollbook.inference.reconcile import Reconciliation
+    from tollbook.inference.settings import Settings
+
+
+_ASSUMED: Final = """
+SELECT call_id, user_id, cost_usd, assumed_usd, reason FROM calls
+WHERE assumed_usd > 0 ORDER BY assumed_usd DESC, call_id
+"""
+
+
+def reconcile(
+    author: Annotated[str, typer.Option(help="Who asks; stands in the corrections on the ledger.")] = "tollbook",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Ask the provider about assumed and priced charges and correct the ledger to what they really were.
+
+    What the provider does not know stays assumed and is listed. Repeating is harmless.
+    Example: tollbook reconcile
+    """
+    from tollbook.app.connect import with_running_provider
+    from tollbook.cli.serve import require_provider
+    from tollbook.inference.settings import load_settings
+
+    settings = require_provider(with_running_provider(load_settings()))
+    outcome, assumed = asyncio.run(_reconcile(settings, author))
+    if as_json:
+        typer.echo(json.dumps(asdict(outcome) | {"still_assumed": assumed}, default=str))
+    else:
+        _print(outcome, assumed)
+    return 0
+
+
+async def _reconcile(settings: "Settings", author: str) -> "tuple[Reconciliation, list[dict[str, Any]]]":
+    from tollbook.app.connect import query_projection
+    from tollbook.inference.providers.client import ProviderClient
+    from tollbook.inference.reconcile import reconcile
+    from tollbook.inference.runtime import connect_runtime
+
+    async def query(sql: str) -> list[dict[str, Any]]:
+        return await asyncio.to_thread(query_projection, settings, sql)
+
+    async with connect_runtime(settings) as runtime, ProviderClient.from_settings(settings) as provider:
+        outcome = await reconcile(query, runtime.ledger, provider, author=author)
+    unknown = set(outcome.unknown)
+    return outcome, [row for row in await query(_ASSUMED) if row["call_id"] in unknown]
+
+
+def _print(outcome: "Reconciliation", assumed: list[dict[str, Any]]) -> None:
+    from tollbook.schemas.money import format_usd
+    from tollbook.views.tables import dollars, make_console, make_table
+
+    difference = format_usd(outcome.difference_nanousd, places=6)
+    typer.echo(f"{outcome.asked} charges asked about, {outcome.adjusted} calls corrected by {difference} in all")
+    if not assumed:
+        return
+    table = make_table(("call", "user", "assumed>", "reason"), "Still assumed: the provider does not know")
+    for row in assumed:
+        table.add_row(row["call_id"], row["user_id"], dollars(row["assumed_usd"]), row["reason"] or "")
+    make_console().print(table)

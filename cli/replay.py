@@ -1,0 +1,163 @@
+"""`tollbook replay`: fold the ledger anew, to any point, for one user or all, and compare with what is in use."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tollbook.cli.moments import UntilOption, parse_moment
+from tollbook.cli.options import ArchiveOption, options_of, refuse_without, with_options_of
+from tollbook.cli.what_if import what_if
+from tollbook.schemas.identifiers import EntryId, check_id
+
+if TYPE_CHECKING:
+    from tollbook.inference.settings import Settings
+    from tollbook.ledger.archive.history import LedgerSource
+    from tollbook.ledger.gate.requests import Position
+    from tollbook.ledger.projection.comparison import Comparison, Tables
+    from tollbook.ledger.projection.store import Store
+
+
+@with_options_of(what_if, panel="With --what-if")
+def replay(
+    into: Annotated[Path, typer.Option(help="The DuckDB file to make; it must not exist.")] = Path("replay.duckdb"),
+    until: UntilOption = None,
+    user: Annotated[str | None, typer.Option(help="Only what is this user's own.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Compare with the projection in use, row for row; exit code 1 if unequal.")
+    ] = False,
+    archive: ArchiveOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    is_what_if: Annotated[
+        bool,
+        typer.Option(
+            "--what-if",
+            help="Make no file: say what would have been spent and refused with other caps, prices or models.",
+        ),
+    ] = False,
+    **alternatives: Any,
+) -> int:
+    """Fold the ledger, archive and stream, into a new DuckDB file; nothing that runs is stopped or changed.
+
+    Example: tollbook replay --until 2026-11-01 --into october.duckdb
+    Example: tollbook replay --what-if --cap trial=3
+    """
+    from tollbook.inference.settings import load_settings
+
+    if is_what_if:
+        if compare or into != options_of(replay)["into"].default:
+            raise typer.BadParameter("it makes no file, and compares with none", param_hint="--what-if")
+        return what_if(until=until, user=user, archive=archive, as_json=as_json, **alternatives)
+    refuse_without("--what-if", alternatives, what_if)
+    if into.exists():
+        raise typer.BadParameter(f"{into} is there already", param_hint="--into")
+    if compare and (user is not None or until is not None or archive is not None):
+        raise typer.BadParameter("--compare goes with a replay of everything", param_hint="--compare")
+    end = None if until is None else parse_moment(until, "--until")
+    if user is not None:
+        _check_user(user)
+    outcome = asyncio.run(_replay(load_settings(), into, end, user, archive, is_compared=compare, is_quiet=as_json))
+    if as_json:
+        typer.echo(json.dumps(outcome))
+    else:
+        _print(outcome)
+    return 1 if outcome.get("differences") else 0
+
+
+async def _replay(
+    settings: "Settings",
+    into: Path,
+    until: EntryId | None,
+    user: str | None,
+    archive: Path | None,
+    *,
+    is_compared: bool,
+    is_quiet: bool,
+) -> dict[str, Any]:
+    from tollbook.cli.open_history import open_source
+    from tollbook.cli.progress import progress
+    from tollbook.ledger.archive.replay import ReplayLimits
+    from tollbook.ledger.archive.replay import replay as fold
+
+    async with open_source(settings, archive) as source:
+        positions, live = await asyncio.to_thread(_live, settings) if is_compared else (None, None)
+        ends = until if positions is None else {number: position.entry for number, position in positions.items()}
+        started = time.perf_counter()
+        with progress("folding", await source.count(), is_quiet=is_quiet) as advance:
+            store = await fold(source, into, ReplayLimits(ends, user), progress=advance)
+        seconds = time.perf_counter() - started
+        try:
+            outcome = await asyncio.to_thread(_summary, store, source, seconds)
+            if positions is not None and live is not None:
+                from tollbook.ledger.projection.comparison import compare_with_live
+
+                outcome |= _compared(await asyncio.to_thread(compare_with_live, store, live, positions))
+            return outcome
+        finally:
+            await asyncio.to_thread(store.close)
+
+
+def _live(settings: "Settings") -> "tuple[dict[int, Position], Tables]":
+    """Return where the projection in use stands, and a way to ask it."""
+    from tollbook.app.connect import open_tables
+    from tollbook.ledger.gate.requests import Position
+
+    live = open_tables(settings)
+    rows = live.table("SELECT partition, id, seq FROM position").to_pylist()
+    return {row["partition"]: Position(EntryId.parse(row["id"]), row["seq"]) for row in rows}, live
+
+
+def _summary(store: "Store", source: "LedgerSource", seconds: float) -> dict[str, Any]:
+    positions = store.query("SELECT partition, id, seq FROM position ORDER BY partition")
+    events = sum(row["seq"] for row in positions)
+    (counts,) = store.query(
+        "SELECT (SELECT count(*) FROM spend) AS accounts, (SELECT count(*) FROM discrepancies) AS discrepancies"
+    )
+    return {
+        "file": str(store.path),
+        "ledger_id": source.ledger_id,
+        "events": events,
+        "seconds": round(seconds, 3),
+        "events_per_second": round(events / seconds) if seconds else 0,
+        "positions": positions,
+        "accounts": counts["accounts"],
+        "discrepancies": counts["discrepancies"],
+    }
+
+
+def _compared(comparison: "Comparison") -> dict[str, Any]:
+    return {
+        "compared_rows": comparison.rows,
+        "moved_on": comparison.moved_on,
+        "differences": [
+            {"table": d.table, "only_replayed": d.only_first, "only_live": d.only_second, "examples": list(d.examples)}
+            for d in comparison.differences
+        ],
+    }
+
+
+def _print(outcome: dict[str, Any]) -> None:
+    rate = f"{outcome['seconds']:.1f} s, {outcome['events_per_second']:,}/s"
+    typer.echo(f"{outcome['events']:,} events folded ({rate}) into {outcome['file']}")
+    if outcome["discrepancies"]:
+        typer.echo(f"{outcome['discrepancies']:,} events where ledger and fold disagree: see its table discrepancies")
+    if "differences" not in outcome:
+        return
+    moved = f"; {outcome['moved_on']:,} rows had moved on meanwhile" if outcome["moved_on"] else ""
+    if not outcome["differences"]:
+        typer.echo(f"equal to the projection in use: {outcome['compared_rows']:,} rows{moved}")
+    for difference in outcome["differences"]:
+        counts = f"{difference['only_replayed']:,} rows only replayed, {difference['only_live']:,} only in use"
+        typer.echo(f"{difference['table']} differs: {counts}{moved}")
+        for example in difference["examples"]:
+            typer.echo(f"  {example}")
+
+
+def _check_user(user: str) -> None:
+    try:
+        check_id(user)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="--user") from None

@@ -1,0 +1,134 @@
+"""`tollbook report`: the spend report, as an app in the browser or as one file that stands alone."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from tollbook.cli.spend import check_period
+
+if TYPE_CHECKING:
+    from tollbook.views.report.queries import Selection
+    from tollbook.views.report.reading import Reading, Source
+
+_EXTRA: Final = ("altair", "marimo", "vl_convert")
+# The notebook uses them too, and a browser would wait for them.
+_SHOWN_BY: Final = tuple(f"tollbook.views.report.{name}" for name in ("figures", "page", "tables"))
+
+
+def report(
+    html: Annotated[
+        Path | None, typer.Option(help="Write the report to this file instead, which needs nothing else.")
+    ] = None,
+    period: Annotated[
+        str | None, typer.Option(help="Billing period, YYYY-MM, or `all`; the newest by default.")
+    ] = None,
+    plan: Annotated[str | None, typer.Option(help="Only this plan.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only this user.")] = None,
+    campaign: Annotated[str | None, typer.Option(help="Only this campaign.")] = None,
+    archive: Annotated[
+        Path | None, typer.Option(help="An archive alone, copied from anywhere, without Redis and DuckDB.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port on the loopback interface; 0: a free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open a browser, where there is one.")] = True,
+) -> int:
+    """Show the spend report: over time, caps, models, fallbacks, latency, denials; live, at rest, or of an archive.
+
+    Example: tollbook report --html spend.html --period 2026-11
+    """
+    if period not in (None, "all"):
+        check_period(period)
+    missing = [name for name in _EXTRA if find_spec(name) is None]
+    if missing:
+        typer.echo(
+            "tollbook: the report needs packages that are not installed: pip install 'tollbook[report]'", err=True
+        )
+        return 1
+    if html is not None and not html.parent.is_dir():
+        raise typer.BadParameter(f"there is no directory {html.parent}", param_hint="--html")
+    named = {"period": period, "plan": plan, "user": user, "campaign": campaign}
+    chosen = {name: value for name, value in named.items() if value is not None}
+    source = asyncio.run(_find(archive))
+    if html is not None:
+        _write(source, chosen, html)
+    else:
+        _serve(source, chosen, port, opens_browser=browser)
+    return 0
+
+
+async def _find(archive: Path | None) -> "Source":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from tollbook.views.report.reading import find_source
+    from tollbook.views.tables import make_console
+
+    columns = (TextColumn("folding the archive"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = make_console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        line = bar.add_task("", total=None, visible=False)
+        return await find_source(
+            archive, progress=lambda done, total: bar.update(line, completed=done, total=total, visible=True)
+        )
+
+
+def _read(source: "Source", chosen: dict[str, str], *modules: str) -> "tuple[Reading, Selection]":
+    """Read a source, and answer what is shown first; meanwhile import the modules that show it.
+
+    Errors: LedgerUnavailable; NothingToReport; typer.BadParameter where what was chosen is not there.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        soon = thread.submit(lambda: asyncio.run(source.read()))
+        for name in modules:
+            import_module(name)
+    reading = soon.result()
+    try:
+        selection = _selection(source, reading, chosen)
+        reading.ask(selection)
+    except BaseException:
+        reading.close()
+        raise
+    return reading, selection
+
+
+def _selection(source: "Source", reading: "Reading", chosen: dict[str, str]) -> "Selection":
+    from tollbook.views.report.reading import NothingToReport
+
+    if reading.choices.newest_period is None:
+        raise NothingToReport(f"there is nothing in {source.place} to report on yet: no call was made")
+    try:
+        return reading.choices.select(chosen)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc)) from None
+
+
+def _write(source: "Source", chosen: dict[str, str], path: Path) -> None:
+    reading, selection = _read(source, chosen, *_SHOWN_BY)
+
+    from tollbook.views.files import replacing
+    from tollbook.views.report.page import render_page
+
+    try:
+        document = render_page(reading.ask(selection), reading.freshness)
+    finally:
+        reading.close()
+    with replacing(path) as part:
+        part.write_text(document, encoding="utf-8")
+    typer.echo(f"{path}: {selection.sentence}. {reading.freshness.sentence}")
+
+
+def _serve(source: "Source", chosen: dict[str, str], port: int, *, opens_browser: bool) -> None:
+    reading, _ = _read(source, chosen, "tollbook.views.report.app", *_SHOWN_BY)
+
+    from tollbook.views.report.app import leave, open_browser, serve
+
+    def announce(url: str) -> None:
+        typer.echo(f"The spend report is at {url}\nCtrl-C ends it.")
+        if opens_browser:
+            open_browser(url)
+
+    serve(source, reading, chosen, port=port, announce=announce)
+    leave(source)

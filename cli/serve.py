@@ -1,0 +1,217 @@
+"""`tollbook up`, `worker`, `projector` and `stand-in`: the processes that stay."""
+
+import asyncio
+import gc
+import signal
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tollbook.schemas.tasks import TaskStream
+
+if TYPE_CHECKING:
+    from tollbook.inference.settings import Settings
+
+ALL_STREAMS = [stream.value for stream in TaskStream]
+_EVERY_STREAM = ",".join(ALL_STREAMS)
+Streams = Annotated[str, typer.Option(help="Task streams, separated by commas.")]
+Supervised = Annotated[bool, typer.Option("--supervised", hidden=True, help="Stop when standard input ends.")]
+
+
+def up(
+    streams: Streams = _EVERY_STREAM,
+    workers: Annotated[
+        int, typer.Option(min=0, max=64, help="Worker processes, and one for the projector; 0: all in one process.")
+    ] = 0,
+    with_stand_in: Annotated[
+        bool, typer.Option("--stand-in", help="Call a local stand-in for OpenRouter, to try things out.")
+    ] = False,
+) -> None:
+    """Run everything: server (unless REDIS_URL is set), workers and projector.
+
+    Example: OPENROUTER_API_KEY=... tollbook up --workers 2
+    """
+    from tollbook.app.processes import open_system, run_processes, run_system
+    from tollbook.observability.observed import observed
+
+    settings, names = _settings(), _streams(streams)
+
+    async def run(stop: asyncio.Event) -> None:
+        async with _provider(settings, with_stand_in=with_stand_in) as chosen:
+
+            def announce(redis_url: str, metrics: str) -> None:
+                _announce(chosen, redis_url, metrics, with_stand_in=with_stand_in)
+
+            if workers:
+                await run_processes(chosen, names, workers, stop, announce)
+                return
+            async with observed(chosen, "up") as vitals, open_system(chosen, vitals=vitals) as system:
+                announce(system.redis_url, f"{vitals.url}/metrics, {vitals.url}/health/ready" if vitals.url else "")
+                await run_system(system, names, stop)
+
+    _run_until_signal(run)
+
+
+def worker(
+    streams: Streams = _EVERY_STREAM,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Calls in flight per stream.")] = None,
+    supervised: Supervised = False,
+) -> None:
+    """Run one worker process beside a projector; any number may run on one ledger.
+
+    Example: tollbook worker --streams generation --concurrency 64
+    """
+    from tollbook.app.processes import run_remote_worker
+    from tollbook.inference.address import find_redis_url
+
+    names = _streams(streams)
+    settings = require_provider(_settings() if concurrency is None else _settings(concurrency=concurrency))
+    redis_url = find_redis_url(settings)
+    _run_until_signal(lambda stop: run_remote_worker(settings, names, stop, redis_url=redis_url), supervised=supervised)
+
+
+def projector(
+    standby: Annotated[
+        bool, typer.Option("--standby", help="Wait while another projector works on the ledger, then take over.")
+    ] = False,
+    supervised: Supervised = False,
+) -> None:
+    """Run the projector alone: it folds the ledger into DuckDB and serves that to workers and commands.
+
+    Example: REDIS_URL=redis://localhost:6379 tollbook projector
+    """
+    from tollbook.app.processes import run_projector
+
+    settings = _settings()
+    _run_until_signal(lambda stop: run_projector(settings, stop, is_standby=standby), supervised=supervised)
+
+
+def stand_in(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8787,
+    latency_ms: Annotated[int, typer.Option(min=0, help="How long an answer takes.")] = 200,
+) -> None:
+    """Run the local stand-in for OpenRouter: answers and bills like it, costs nothing, says nothing of worth.
+
+    Example: tollbook stand-in --port 8787
+    """
+    from tollbook.standin import StandIn, StandInConfig
+
+    async def run(stop: asyncio.Event) -> None:
+        async with StandIn(StandInConfig(port=port, latency_ms=latency_ms)) as server:
+            typer.echo(f"stand-in for OpenRouter (not OpenRouter) at {server.base_url}")
+            typer.echo(f"use it with: OPENROUTER_BASE_URL={server.base_url} TOLLBOOK_DIALECT=openrouter tollbook up")
+            await stop.wait()
+
+    _run_until_signal(run)
+
+
+def _settings(**overrides: Any) -> "Settings":
+    from tollbook.inference.settings import load_settings
+    from tollbook.observability.logs import configure_logging
+
+    settings = load_settings(**overrides)
+    configure_logging(form=settings.log_format, level=settings.log_level)
+    return settings
+
+
+def _streams(names: str) -> list[str]:
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in chosen if name not in ALL_STREAMS]
+    if unknown or not chosen:
+        raise typer.BadParameter(
+            f"{', '.join(unknown) or 'nothing'} is no task stream; they are {', '.join(ALL_STREAMS)}",
+            param_hint="--streams",
+        )
+    return chosen
+
+
+def can_call(settings: "Settings") -> bool:
+    """Whether a provider is configured: a key for OpenRouter, or another server, which may need none."""
+    from tollbook.inference.settings import Settings
+
+    default_url = Settings.model_fields["openrouter_base_url"].default
+    return settings.openrouter_api_key is not None or settings.openrouter_base_url != default_url
+
+
+def require_provider(settings: "Settings") -> "Settings":
+    """Return the settings when a provider can be called; else say how to get one, and exit."""
+    if not can_call(settings):
+        typer.echo(
+            "tollbook: no calls can be made: set OPENROUTER_API_KEY, or OPENROUTER_BASE_URL for another "
+            "OpenAI-compatible server.\n"
+            "tollbook: to try things out without a key, use the local stand-in: tollbook up --stand-in",
+            err=True,
+        )
+        raise typer.Exit(1)
+    return settings
+
+
+@asynccontextmanager
+async def _provider(settings: "Settings", *, with_stand_in: bool) -> AsyncGenerator["Settings"]:
+    """Yield settings whose provider can be called."""
+    if not with_stand_in:
+        yield require_provider(settings)
+        return
+    from tollbook.standin import StandIn, StandInConfig
+
+    async with StandIn(StandInConfig(latency_ms=200)) as server:
+        yield settings.model_copy(
+            update={"openrouter_base_url": server.base_url, "openrouter_api_key": None, "dialect": "openrouter"}
+        )
+
+
+def _announce(settings: "Settings", redis_url: str, metrics: str, *, with_stand_in: bool) -> None:
+    provider = "the local stand-in for OpenRouter (not OpenRouter)" if with_stand_in else settings.openrouter_base_url
+    data_dir = Path(settings.data_dir).resolve()
+    from tollbook.ledger.server.connection import hide_password
+
+    typer.echo(f"Tollbook is up. Publish to {hide_password(redis_url)}, for example:")
+    typer.echo("  tollbook publish generation generate_draft 'Write a haiku about ledgers.' --user u42 --wait 60")
+    typer.echo(f"Provider: {provider}")
+    typer.echo(f"Data:     {data_dir}")
+    if metrics:
+        typer.echo(f"Metrics:  {metrics}")
+    typer.echo("Ctrl-C stops it; calls in flight are finished first.")
+
+
+def _run_until_signal(main: Callable[[asyncio.Event], Awaitable[None]], *, supervised: bool = False) -> None:
+    """Run until it ends or SIGINT or SIGTERM comes; a second signal ends it at once."""
+    import uvloop
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        loop, this = asyncio.get_running_loop(), asyncio.current_task()
+        assert this is not None
+
+        def on_signal() -> None:
+            if stop.is_set():
+                this.cancel()
+            stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal)
+        watching = asyncio.create_task(_end_of_input(stop)) if supervised else None
+        try:
+            await main(stop)
+        finally:
+            if watching is not None:
+                watching.cancel()
+
+    # What is loaded by now stays. To look through it again and again takes the garbage collector 60 ms each time, in
+    # which no call moves.
+    gc.collect()
+    gc.freeze()
+    uvloop.run(run())
+
+
+async def _end_of_input(stop: asyncio.Event) -> None:
+    """Stop when the process that started this one has ended, which closes the pipe it holds."""
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    await reader.read()
+    stop.set()

@@ -1,0 +1,82 @@
+"""`tollbook spend`: what users have spent, from the projection."""
+
+import json
+import re
+from decimal import Decimal
+from typing import Annotated, Any
+
+import typer
+
+from tollbook.schemas.identifiers import check_id
+
+_COLUMNS = "user_id, period, plan, cap_usd, spent_usd, reserved_usd, calls, denied, fallbacks, assumed_usd, overage_usd"
+
+
+def spend(
+    user: Annotated[str | None, typer.Argument(help="Only this user, every period.")] = None,
+    period: Annotated[str | None, typer.Option(help="Billing period, YYYY-MM; the latest by default.")] = None,
+    top: Annotated[int, typer.Option(min=1, max=10_000, help="How many users, the highest spend first.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a row.")] = False,
+) -> int:
+    """Show spend against caps, per user and billing period.
+
+    Example: tollbook spend u42
+    """
+    from tollbook.app.connect import query_projection
+    from tollbook.inference.settings import load_settings
+
+    rows = query_projection(load_settings(), _sql(user, period, top))
+    if as_json:
+        typer.echo(json.dumps(rows, default=_plain))
+    elif not rows:
+        typer.echo("no spend yet")
+    else:
+        _print(rows)
+    return 0
+
+
+def check_period(period: str) -> str:
+    """Return a billing period as it was given. Errors: typer.BadParameter."""
+    if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", period):
+        raise typer.BadParameter("a period is written YYYY-MM", param_hint="--period")
+    return period
+
+
+def _sql(user: str | None, period: str | None, top: int) -> str:
+    conditions: list[str] = []
+    if user is not None:
+        try:
+            check_id(user)
+        except ValueError as exc:
+            raise typer.BadParameter(str(exc), param_hint="user") from None
+        conditions.append(f"user_id = '{user}'")  # An id has no quotes: checked above.
+    if period is not None:
+        conditions.append(f"period = '{check_period(period)}'")
+    elif user is None:
+        conditions.append("period = (SELECT max(period) FROM spend)")
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    return f"SELECT {_COLUMNS} FROM spend {where} ORDER BY spent_usd DESC, user_id, period LIMIT {top}"  # noqa: S608
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from tollbook.views.tables import dollars, make_console, make_table
+
+    columns = ("user", "period", "plan", "spent>", "held>", "cap>", "used>", "calls>", "denied>", "fallbacks>")
+    table = make_table(columns)
+    for row in rows:
+        cap: Decimal | None = row["cap_usd"]
+        table.add_row(
+            row["user_id"],
+            row["period"],
+            row["plan"] or "-",
+            dollars(row["spent_usd"], 4),
+            dollars(row["reserved_usd"], 2),
+            "-" if cap is None else dollars(cap, 2),
+            f"{row['spent_usd'] / cap:.0%}" if cap else "-",
+            *(f"{row[name]:,}" for name in ("calls", "denied", "fallbacks")),
+        )
+    make_console().print(table)
+
+
+def _plain(value: object) -> str:
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)

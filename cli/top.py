@@ -1,0 +1,69 @@
+"""`tollbook top`: a live view of the running system, or one snapshot of it."""
+
+import asyncio
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from tollbook.inference.settings import Settings
+    from tollbook.views.top.figures import Figures
+
+_NICE: Final = 5
+
+
+def top(
+    interval: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds from one look to the next.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Show one snapshot as plain text, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one snapshot as JSON, and end.")] = False,
+) -> int:
+    """Watch the running system: calls, money, users against caps, streams, projector. It holds up nothing.
+
+    q or Ctrl-C ends it. What each figure counts is in docs/top.md. Example: tollbook top --interval 2
+    """
+    from tollbook.inference.settings import load_settings
+    from tollbook.observability.logs import configure_logging
+
+    settings = load_settings()
+    # Whoever watches gives way to what is watched, though not so far that a key is felt late.
+    os.nice(_NICE)
+    # A log line would run into the screen; what is wrong is told on it.
+    configure_logging(form="console", level="CRITICAL")
+    # Not uvloop: see `run_screen`.
+    asyncio.run(_run(settings, interval_s=interval, once=once, as_json=as_json))
+    return 0
+
+
+async def _run(settings: "Settings", *, interval_s: float, once: bool, as_json: bool) -> None:
+    """Errors: LedgerUnavailable where there is nothing to look at."""
+    from tollbook.views.top.gather import Gatherer
+    from tollbook.views.top.loop import run_screen, terminal_console
+
+    console = terminal_console()
+    gatherer = Gatherer(settings)
+    try:
+        await gatherer.check()
+        if once or as_json or not console.is_terminal or console.is_dumb_terminal:
+            _print(await gatherer.gather(must_copy=True), as_json=as_json)
+        else:
+            await run_screen(gatherer, console, interval_s=interval_s)
+    finally:
+        await gatherer.aclose()
+
+
+def _print(figures: "Figures", *, as_json: bool) -> None:
+    from tollbook.views.tables import make_console
+    from tollbook.views.top.figures import as_document
+    from tollbook.views.top.screen import PLAIN_WIDTH, draw
+
+    if as_json:
+        typer.echo(json.dumps(as_document(figures), indent=2))
+        return
+    console = make_console()
+    width = console.width if sys.stdout.isatty() else PLAIN_WIDTH
+    for line in draw(figures, width=width, height=None):
+        line.rstrip()
+        console.print(line, soft_wrap=True)

@@ -1,5 +1,0 @@
-"""`python -m consumers.cli` is `tollbook`."""
-
-from consumers.cli import main
-
-main()

@@ -1,0 +1,159 @@
+"""Runs the demo: server, stand-in, projector and worker, tasks in, results out, proof."""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from tollbook.app.processes import System, build_worker, open_system, serve_worker
+from tollbook.demo.proof import prove
+from tollbook.demo.summary import Report, make_report
+from tollbook.demo.workload import Publication, make_tasks, make_users
+from tollbook.inference.providers.client import ProviderClient
+from tollbook.inference.reconcile import reconcile
+from tollbook.inference.settings import Settings, load_settings
+from tollbook.schemas.identifiers import EntryId
+from tollbook.schemas.tasks import TaskStream
+
+_PAGE: Final = 200
+_USERS: Final = 200
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is going on, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What to run: how many tasks, where, and by which seed."""
+
+    tasks: int
+    data_dir: Path
+    seed: int
+
+
+async def run_demo(options: DemoOptions, progress: Progress) -> Report:
+    """Run the demo and return its report. Errors: those of `open_system`; RuntimeError where the stand-in fails."""
+    async with stand_in_process(options) as base_url:
+        settings = load_settings(
+            env_file=None,
+            redis_url=None,
+            data_dir=options.data_dir,
+            openrouter_base_url=f"{base_url}/api/v1",
+            dialect="openrouter",
+            openrouter_api_key=None,
+            backoff_base_s=0.05,
+            backoff_max_s=0.5,
+        )
+        async with open_system(settings) as system:
+            return await _run(system, settings, options, progress, base_url)
+
+
+async def _run(system: System, settings: Settings, options: DemoOptions, progress: Progress, base_url: str) -> Report:
+    streams = [stream.value for stream in TaskStream]
+    worker = build_worker(system.runtime, streams, "demo-worker")
+    stop, started = asyncio.Event(), time.monotonic()
+    working = asyncio.create_task(serve_worker(system.runtime, worker, stop, redis_url=system.redis_url))
+    publishing = asyncio.create_task(_publish(system, options))
+    try:
+        while (done := worker.finished.total()) < options.tasks:
+            progress("tasks", done, options.tasks)
+            failed = next((task for task in (working, publishing) if task.done() and task.exception()), None)
+            if failed is not None:
+                await failed
+            await asyncio.sleep(0.1)
+        progress("tasks", options.tasks, options.tasks)
+        seconds = time.monotonic() - started
+    finally:
+        stop.set()
+        await asyncio.gather(working, publishing, return_exceptions=True)
+    progress("folding", 0, 1)
+    await fold_all(system)
+    async with ProviderClient.from_settings(settings) as provider:
+        reconciliation = await reconcile(
+            lambda sql: asyncio.to_thread(system.projection.store.query, sql),
+            system.runtime.ledger,
+            provider,
+            author="demo",
+        )
+    await fold_all(system)
+    progress("proving", 0, 1)
+    answered = await _answered(system, options.tasks)
+    proof = await prove(system, await read_book(base_url), options.tasks, answered)
+    return await make_report(
+        system.projection.store,
+        seconds=seconds,
+        statuses={status.value: number for status, number in worker.finished.items()},
+        reconciliation=reconciliation,
+        proof=proof,
+    )
+
+
+async def _publish(system: System, options: DemoOptions) -> None:
+    """Publish as any client would: plain fields, XADD."""
+    page: list[Publication] = []
+    for task in make_tasks(options.tasks, make_users(_USERS, options.seed), options.seed):
+        page.append(task)
+        if len(page) == _PAGE:
+            await _add(system, page)
+            page = []
+    await _add(system, page)
+
+
+async def _add(system: System, page: list[Publication]) -> None:
+    pipe = system.handle.redis.pipeline(transaction=False)
+    for task in page:
+        pipe.xadd(task.stream, dict(task.fields))  # pyright: ignore[reportArgumentType]
+    await pipe.execute()
+
+
+async def fold_all(system: System) -> None:
+    """Return once everything now on the ledger is folded."""
+    for keys in system.handle.keys:
+        newest: Any = await system.handle.pipeline.execute("XREVRANGE", keys.ledger, "+", "-", "COUNT", 1)
+        if newest:
+            await system.projection.projector.wait_for(keys.partition, EntryId.parse(newest[0][0].decode()))
+
+
+async def _answered(system: System, tasks: int) -> int:
+    key = system.handle.keys[0].result
+    found = 0
+    for start in range(0, tasks, 1000):
+        names = [key(f"demo-{number}") for number in range(start, min(start + 1000, tasks))]
+        found += int(await system.handle.pipeline.execute("EXISTS", *names))
+    return found
+
+
+@asynccontextmanager
+async def stand_in_process(options: DemoOptions) -> AsyncGenerator[str]:
+    """Start the stand-in as a process of its own and yield its address."""
+    faults = Path(__file__).with_name("faults.json")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "tollbook.standin", "--port", "0", "--seed", str(options.seed), "--faults", str(faults)),
+        *("--latency-ms", "20"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        line = await asyncio.wait_for(process.stdout.readline(), 20)
+        if not line:
+            raise RuntimeError("the stand-in for OpenRouter did not start")
+        yield json.loads(line)["root_url"]
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+async def read_book(base_url: str) -> dict[str, int]:
+    """Return the stand-in's own book: nano-dollars by user."""
+    async with httpx.AsyncClient() as client:
+        document = (await client.get(f"{base_url}/standin/book", timeout=30)).json()
+    return {user: int(total) for user, total in document["totals"].items()}

@@ -1,0 +1,1 @@
+"""One capped, recorded call: bound, hold, attempts, settlement."""

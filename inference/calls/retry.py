@@ -1,0 +1,92 @@
+"""What to do after a failed attempt: try again, fall back, or give up.
+
+A pure decision. A model that may have charged for a request without an answer is not paid a
+second time while another model can be asked.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import SystemRandom
+from typing import TYPE_CHECKING, cast
+
+from tollbook.inference.attempts import Attempt
+from tollbook.schemas.events import FailureReason
+
+if TYPE_CHECKING:
+    from tollbook.inference.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Ask the same model again after a pause in seconds."""
+
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class FallBack:
+    """Ask the fallback model, at once."""
+
+    reason: FailureReason
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Nothing more is tried; `reason` is for people."""
+
+    reason: str
+
+
+Step = Retry | FallBack | GiveUp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often and how long to try. Randomness is a parameter: a number from 0 to 1."""
+
+    retries: int = 2
+    backoff_base_s: float = 0.5
+    backoff_max_s: float = 8.0
+    retry_after_max_s: float = 20.0
+    random: Callable[[], float] = field(default=SystemRandom().random, repr=False)
+
+    @classmethod
+    def from_settings(cls, settings: "Settings") -> "RetryPolicy":
+        """Make the policy that the settings describe."""
+        return cls(
+            retries=settings.retries,
+            backoff_base_s=settings.backoff_base_s,
+            backoff_max_s=settings.backoff_max_s,
+            retry_after_max_s=settings.retry_after_max_s,
+        )
+
+    @property
+    def most_attempts(self) -> int:
+        """Attempts that one call can take, over the model and its fallback."""
+        return 2 * (self.retries + 1)
+
+    @property
+    def longest_pauses_s(self) -> float:
+        """Seconds that the pauses of one call can add up to."""
+        return 2 * self.retries * max(self.backoff_max_s, self.retry_after_max_s)
+
+    def decide(self, attempt: Attempt, *, attempts_of_model: int, has_fallback: bool) -> Step:
+        """Decide what follows a failed attempt.
+
+        `attempts_of_model` counts the attempts of this model so far, this one included; `has_fallback` says whether
+        another model is left to be asked.
+        """
+        assert not attempt.is_ok, "a completion needs no further attempt"
+        can_fall_back = has_fallback and attempt.may_fall_back
+        asked_s = attempt.retry_after_s or 0.0
+        can_retry = attempt.is_retryable and attempts_of_model <= self.retries and asked_s <= self.retry_after_max_s
+        if can_retry and not (can_fall_back and attempt.charge == "unknown"):
+            return Retry(max(asked_s, self._backoff_s(attempts_of_model)))
+        if can_fall_back:
+            return FallBack(cast(FailureReason, attempt.outcome))
+        return GiveUp(attempt.error or attempt.outcome)
+
+    def _backoff_s(self, attempts_of_model: int) -> float:
+        """Double from the base up to the longest, then take a random half of it off, so that workers spread out."""
+        longest = min(self.backoff_base_s * 2 ** (attempts_of_model - 1), self.backoff_max_s)
+        return longest * (0.5 + self.random() / 2)

@@ -1,0 +1,147 @@
+"""Reading genai-prices: its table of dated, tiered prices as exact integers.
+
+Every rule here errs on the dear side, since bounds rest on these prices. Refused are models
+whose price the table cannot state: routers and presets, which choose the model themselves;
+variants it does not list (`:nitro`, `:online`, ...); models that search the web on their own
+account and bill for it; and models without a price for text in and text out.
+"""
+
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Final
+
+from genai_prices import data_snapshot
+from genai_prices.types import ModelInfo, StartDateConstraint, TieredPrices, TimeOfDateConstraint
+from genai_prices.types import ModelPrice as ListedPrice
+
+from tollbook.inference.errors import PriceUnknown
+from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelPrice, PriceTier, tier_from_usd
+from tollbook.schemas.money import nanousd_from_usd
+
+_REFUSED_SUFFIXES: Final = {
+    ":online": "it searches the web, at a price per search",
+    ":batch": "batch prices do not hold for chat completions",
+}
+_REFUSED_PARTS: Final = {
+    "perplexity/sonar": "it searches the web, at a price per search that the catalogue does not have",
+    "-search-preview": "it searches the web, at a price per search",
+    "-deep-research": "it searches the web, at a price per search",
+}
+# Prices of what a text-only request without plugins cannot cause.
+_IRRELEVANT: Final = ("audio", "image", "video", "document", "searches")
+_RELEVANT: Final = {
+    "input_mtok",
+    "output_mtok",
+    "output_reasoning_mtok",
+    "cache_read_mtok",
+    "cache_write_mtok",
+    "cache_write_1h_mtok",
+    "requests_kcount",
+}
+
+
+def prices_of(model: str, provider_id: str) -> tuple[DatedPrice, ...]:
+    """Return the listed prices of a model, oldest first; the first was always in force.
+
+    Errors: PriceUnknown.
+    """
+    _refuse_unpriceable(model)
+    snapshot = data_snapshot.get_snapshot()
+    provider = data_snapshot.find_provider_by_id(snapshot.providers, provider_id)
+    if provider is None:
+        raise PriceUnknown(model, f"the price catalogue has no provider {provider_id}")
+    info = provider.find_model(model, all_providers=snapshot.providers)
+    if info is None:
+        raise PriceUnknown(model, f"the catalogue does not list it for {provider_id}; set one in TOLLBOOK_PRICES")
+    moments = [(FOREVER_MS, datetime.min.replace(tzinfo=UTC))]
+    for start in _start_dates(info):
+        midnight = datetime.combine(start, time.min, UTC)
+        moments.append((round(midnight.timestamp()) * 1000, midnight))
+    return tuple(DatedPrice(from_ms, _price_at(model, info, moment)) for from_ms, moment in moments)
+
+
+def _refuse_unpriceable(model: str) -> None:
+    name = model.lower()
+    for suffix, why in _REFUSED_SUFFIXES.items():
+        if name.endswith(suffix):
+            raise PriceUnknown(model, why)
+    for part, why in _REFUSED_PARTS.items():
+        if part in name:
+            raise PriceUnknown(model, why)
+    if "@" in name or name.startswith(("openrouter/", "~")):
+        raise PriceUnknown(model, "it stands for whatever model a router, preset or alias picks")
+
+
+def _conditions(info: ModelInfo) -> list[StartDateConstraint | TimeOfDateConstraint]:
+    if isinstance(info.prices, ListedPrice):
+        return []
+    return [condition.constraint for condition in info.prices if condition.constraint is not None]
+
+
+def _start_dates(info: ModelInfo) -> list[date]:
+    return sorted({each.start_date for each in _conditions(info) if isinstance(each, StartDateConstraint)})
+
+
+def _price_at(model: str, info: ModelInfo, midnight: datetime) -> ModelPrice:
+    """Return the price of a day; where it changes with the hour, the dearest of each class."""
+    moments = [midnight]
+    for each in _conditions(info):
+        if isinstance(each, TimeOfDateConstraint):
+            for clock in (each.start_time, each.end_time):
+                hour = clock.replace(tzinfo=None)
+                moments.append(midnight + timedelta(hours=hour.hour, minutes=hour.minute, seconds=hour.second))
+    prices = [_model_price(model, info.get_prices(moment)) for moment in moments]
+    return prices[0] if len(prices) == 1 else _dearest_of(model, prices)
+
+
+def _dearest_of(model: str, prices: list[ModelPrice]) -> ModelPrice:
+    starts = sorted({tier.above_prompt_tokens for price in prices for tier in price.tiers})
+    tiers: list[PriceTier] = []
+    for start in starts:
+        rivals = [price.tier_at(start + 1) for price in prices]
+        tiers.append(
+            PriceTier(
+                above_prompt_tokens=start,
+                prompt_nanousd_per_mtok=max(tier.prompt_nanousd_per_mtok for tier in rivals),
+                completion_nanousd_per_mtok=max(tier.completion_nanousd_per_mtok for tier in rivals),
+                cached_nanousd_per_mtok=max(tier.cached_nanousd_per_mtok for tier in rivals),
+                cache_write_nanousd_per_mtok=max(tier.cache_write_nanousd_per_mtok for tier in rivals),
+            )
+        )
+    return ModelPrice(model, tuple(tiers), request_nanousd=max(price.request_nanousd for price in prices))
+
+
+def _model_price(model: str, listed: ListedPrice) -> ModelPrice:
+    prices = {name: value for name, value in vars(listed).items() if value is not None and not name.startswith("_")}
+    unknown = [name for name in prices if name not in _RELEVANT and not any(part in name for part in _IRRELEVANT)]
+    if unknown:
+        raise PriceUnknown(model, f"the catalogue bills it by {', '.join(unknown)}")
+    if not prices.keys() & {"input_mtok", "output_mtok"} and model.lower().endswith(":free"):
+        return ModelPrice(model, (tier_from_usd(-1, Decimal(0), Decimal(0), None, None),))
+    if "input_mtok" not in prices or "output_mtok" not in prices:
+        raise PriceUnknown(model, "the catalogue has no price for text in and text out")
+    starts = {tier.start for value in prices.values() if isinstance(value, TieredPrices) for tier in value.tiers}
+
+    def dearest(start: int, *names: str) -> Decimal | None:
+        values = [_value_above(prices[name], start) for name in names if name in prices]
+        return max(values, default=None)
+
+    tiers = tuple(
+        tier_from_usd(
+            start,
+            dearest(start, "input_mtok") or Decimal(0),
+            dearest(start, "output_mtok", "output_reasoning_mtok") or Decimal(0),
+            dearest(start, "cache_read_mtok"),
+            dearest(start, "cache_write_mtok", "cache_write_1h_mtok"),
+        )
+        for start in sorted({-1, *starts})
+    )
+    per_thousand_requests = dearest(-1, "requests_kcount") or Decimal(0)
+    return ModelPrice(model, tiers, request_nanousd=nanousd_from_usd(per_thousand_requests / 1000))
+
+
+def _value_above(value: Decimal | TieredPrices, start: int) -> Decimal:
+    """Return the price of a request whose prompt has just more than `start` tokens."""
+    if isinstance(value, Decimal):
+        return value
+    return next((tier.price for tier in reversed(value.tiers) if start >= tier.start), value.base)

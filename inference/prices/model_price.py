@@ -1,0 +1,115 @@
+"""What a model costs: exact integers, nano-dollars per million tokens. Pure; costs round up."""
+
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import pairwise
+from typing import Final
+
+from tollbook.schemas.money import MAX_NANOUSD, nanousd_from_usd
+from tollbook.schemas.usage import Usage
+
+TOKENS_PER_MTOK: Final = 1_000_000
+FOREVER_MS: Final = -(2**62)
+"""The start of a price that was always in force."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceTier:
+    """Prices of all tokens of a request whose prompt has more than `above_prompt_tokens` tokens."""
+
+    above_prompt_tokens: int
+    prompt_nanousd_per_mtok: int
+    completion_nanousd_per_mtok: int
+    cached_nanousd_per_mtok: int
+    cache_write_nanousd_per_mtok: int
+
+    @property
+    def dearest_prompt_nanousd_per_mtok(self) -> int:
+        """The dearest class that a prompt token can fall into."""
+        return max(self.prompt_nanousd_per_mtok, self.cached_nanousd_per_mtok, self.cache_write_nanousd_per_mtok)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPrice:
+    """The price of one model. `tiers` ascend and begin with the one above minus one tokens, that is, the base."""
+
+    model: str
+    tiers: tuple[PriceTier, ...]
+    request_nanousd: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.tiers, "a price has a base tier"
+        assert self.tiers[0].above_prompt_tokens < 0, "the base tier applies to any prompt"
+        assert all(low.above_prompt_tokens < high.above_prompt_tokens for low, high in pairwise(self.tiers))
+
+    @property
+    def base(self) -> PriceTier:
+        """The prices below any long-context tier."""
+        return self.tiers[0]
+
+    def tier_at(self, prompt_tokens: int) -> PriceTier:
+        """Return the tier of a request with a prompt of this many tokens."""
+        return next(tier for tier in reversed(self.tiers) if prompt_tokens > tier.above_prompt_tokens)
+
+    def dearest(self, prompt_tokens_at_most: int) -> tuple[int, int]:
+        """Return the dearest prompt and completion price, per million, of any prompt up to this many tokens."""
+        tiers = [tier for tier in self.tiers if prompt_tokens_at_most > tier.above_prompt_tokens]
+        return (
+            max(tier.dearest_prompt_nanousd_per_mtok for tier in tiers),
+            max(tier.completion_nanousd_per_mtok for tier in tiers),
+        )
+
+    def cost(self, usage: Usage) -> int:
+        """Return the cost of one request in nano-dollars, rounded up once.
+
+        Cached and cache-write tokens are part of the prompt's, reasoning tokens of the completion's: each is
+        billed once, at its own class.
+        """
+        tier = self.tier_at(usage.prompt_tokens)
+        cached = min(usage.cached_tokens, usage.prompt_tokens)
+        written = min(usage.cache_write_tokens, usage.prompt_tokens - cached)
+        tokens_nanousd = (
+            (usage.prompt_tokens - cached - written) * tier.prompt_nanousd_per_mtok
+            + cached * tier.cached_nanousd_per_mtok
+            + written * tier.cache_write_nanousd_per_mtok
+            + usage.completion_tokens * tier.completion_nanousd_per_mtok
+        )
+        return min(-(-tokens_nanousd // TOKENS_PER_MTOK) + self.request_nanousd, MAX_NANOUSD)
+
+
+@dataclass(frozen=True, slots=True)
+class DatedPrice:
+    """A price and when it comes into force, in milliseconds since the epoch."""
+
+    from_ms: int
+    price: ModelPrice
+
+
+def price_from_usd(
+    model: str,
+    *,
+    prompt: Decimal,
+    completion: Decimal,
+    cached: Decimal | None = None,
+    cache_write: Decimal | None = None,
+    request: Decimal = Decimal(0),
+) -> ModelPrice:
+    """Make a price of dollars per million tokens and dollars per request, rounded up to the nano-dollar."""
+    base = tier_from_usd(-1, prompt, completion, cached, cache_write)
+    return ModelPrice(model, (base,), request_nanousd=nanousd_from_usd(request))
+
+
+def tier_from_usd(
+    above_prompt_tokens: int, prompt: Decimal, completion: Decimal, cached: Decimal | None, cache_write: Decimal | None
+) -> PriceTier:
+    """Make a tier of dollars per million tokens; without a price of their own, cached tokens cost what others do."""
+    if cache_write is not None and cache_write < prompt:
+        # Google's cache-write price is storage, on top of the prompt's own (genai-prices 0.2.3, November 2026).
+        cache_write += prompt
+    return PriceTier(
+        above_prompt_tokens=above_prompt_tokens,
+        prompt_nanousd_per_mtok=nanousd_from_usd(prompt),
+        completion_nanousd_per_mtok=nanousd_from_usd(completion),
+        cached_nanousd_per_mtok=nanousd_from_usd(prompt if cached is None else cached),
+        cache_write_nanousd_per_mtok=nanousd_from_usd(prompt if cache_write is None else cache_write),
+    )

@@ -1,0 +1,1 @@
+"""Speaking to a model provider: requests, replies, usage."""

@@ -1,0 +1,226 @@
+"""The provider's interface: completions, and questions about generations, models and the key.
+
+One call of `complete` is one HTTP request, which may cost money and is accounted for by whoever
+sent it. It never raises for what the provider or the network did: the Attempt tells.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self, cast
+
+import httpx
+import structlog
+from pydantic import SecretStr
+
+from tollbook.inference.attempts import Attempt, ChatRequest
+from tollbook.inference.bounds import Bound
+from tollbook.inference.errors import ProviderRefused, ProviderUnavailable
+from tollbook.inference.providers.replies import generation_id_of, read_json, read_reply
+from tollbook.inference.providers.transport import Connection, Exchange
+from tollbook.inference.providers.usage_report import read_cost
+from tollbook.schemas.money import MoneyError, format_usd, usd_from_nanousd
+
+if TYPE_CHECKING:
+    from tollbook.inference.settings import Settings
+
+__all__ = ["OPENROUTER_URL", "Attempt", "ChatRequest", "ProviderClient"]
+
+OPENROUTER_URL: Final = "https://openrouter.ai/api/v1"
+
+_log = structlog.get_logger(__name__)
+
+
+class ProviderClient:
+    """Asks OpenRouter, or another OpenAI-compatible server, for completions.
+
+    Clocks are parameters: `monotonic` measures latency, `now_s` is the time of day.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: SecretStr | None = None,
+        base_url: str = OPENROUTER_URL,
+        is_openrouter: bool = True,
+        attempt_timeout_s: float = 60.0,
+        connect_timeout_s: float = 10.0,
+        max_connections: int = 1024,
+        app_title: str = "Tollbook",
+        app_url: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
+        """Prepare a client; it connects when it is first used. Use it as an async context manager, or close it."""
+        self._connection = Connection(
+            base_url=base_url,
+            api_key=api_key,
+            app_title=app_title,
+            app_url=app_url,
+            timeout_s=attempt_timeout_s,
+            connect_timeout_s=connect_timeout_s,
+            max_connections=max_connections,
+            transport=transport,
+        )
+        self._completions_url = self._connection.url("chat/completions")
+        self._is_openrouter = is_openrouter
+        self._monotonic = monotonic
+        self._now_s = now_s
+
+    @classmethod
+    def from_settings(cls, settings: "Settings") -> Self:
+        """Make the client that the settings describe."""
+        return cls(
+            api_key=settings.openrouter_api_key,
+            base_url=settings.openrouter_base_url,
+            is_openrouter=settings.is_openrouter,
+            attempt_timeout_s=settings.attempt_timeout_s,
+            connect_timeout_s=settings.connect_timeout_s,
+            # Callers limit themselves; a queue here would only look like a provider that cannot be reached.
+            max_connections=max(2 * settings.most_calls, 1024),
+            app_title=settings.app_title,
+            app_url=settings.app_url,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the pooled connections."""
+        await self._connection.aclose()
+
+    def __repr__(self) -> str:
+        return f"ProviderClient(base_url={self._connection.base_url!r})"
+
+    async def complete(self, request: ChatRequest) -> Attempt:
+        """Send one completion request and tell how it ended.
+
+        Errors: none of the network's or the provider's; asyncio.CancelledError passes through, and the request
+            may then have been charged.
+        """
+        started = self._monotonic()
+        exchange = await self._connection.exchange("POST", self._completions_url, self._body(request))
+        attempt = self._attempt(exchange, request.model, round(1000 * (self._monotonic() - started)))
+        if attempt.warning is not None:
+            _log.warning("provider.usage_doubted", model=request.model, problem=attempt.warning)
+        return attempt
+
+    async def generation(self, generation_id: str) -> int | None:
+        """Return what a generation cost in nano-dollars; None where OpenRouter does not know it (yet).
+
+        Errors: ProviderUnavailable; ProviderRefused.
+        """
+        try:
+            data = await self._data("generation", id=generation_id)
+        except ProviderRefused as exc:
+            if exc.http_status == 404:
+                return None
+            raise
+        try:
+            return read_cost(_table(data).get("total_cost"))
+        except MoneyError as exc:
+            raise ProviderUnavailable(f"the cost of generation {generation_id} is absurd") from exc
+
+    async def models(self) -> frozenset[str]:
+        """Return the ids of the models on offer. Errors: ProviderUnavailable; ProviderRefused."""
+        data = await self._data("models")
+        if not isinstance(data, list):
+            raise ProviderUnavailable("the list of models cannot be read")
+        listed = (_table(model).get("id") for model in cast(list[Any], data))
+        return frozenset(model_id for model_id in listed if isinstance(model_id, str))
+
+    async def check_key(self) -> str:
+        """Return one line on the key, or on the server where it has no keys of OpenRouter's kind.
+
+        Errors: ProviderUnavailable; ProviderRefused (the key is wrong).
+        """
+        if not self._is_openrouter:
+            return f"{self._connection.base_url} answers, {len(await self.models())} models on offer"
+        data = await self._data("key")
+        try:
+            remaining = read_cost(_table(data).get("limit_remaining"))
+        except MoneyError:
+            return "the key is valid, its limit is used up"
+        return (
+            "the key is valid" if remaining is None else f"the key is valid, {format_usd(remaining)} left of its limit"
+        )
+
+    def _body(self, request: ChatRequest) -> bytes:
+        body: dict[str, Any] = {
+            "model": request.model,
+            "messages": [{"role": message.role, "content": message.content} for message in request.messages],
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+        }
+        if request.user is not None:
+            body["user"] = request.user
+        if self._is_openrouter:
+            # Endpoints that ignore max_tokens, or are dearer than the bound assumes, must not be chosen: the cap
+            # relies on both. OpenRouter tries dearer endpoints when a cheap one fails, unless told not to.
+            preferences: dict[str, Any] = {"require_parameters": True}
+            if request.price_limit is not None:
+                preferences["max_price"] = _max_price(request.price_limit)
+            body["provider"] = preferences
+        return json.dumps(body).encode()
+
+    def _attempt(self, exchange: Exchange, model: str, latency_ms: int) -> Attempt:
+        status, fault = exchange.status, exchange.fault
+        # A reply that broke is told by its status where that was an error, else by how it broke.
+        if status is not None and (fault is None or not 200 <= status < 300):
+            return read_reply(
+                status,
+                exchange.headers,
+                exchange.body,
+                model=model,
+                is_openrouter=self._is_openrouter,
+                latency_ms=latency_ms,
+                now_s=self._now_s(),
+            )
+        assert fault is not None, "an exchange has a status or a fault"
+        return Attempt(
+            outcome=fault.outcome,
+            charge=fault.charge,
+            error=fault.error,
+            latency_ms=latency_ms,
+            http_status=status,
+            generation_id=generation_id_of(exchange.headers),
+            is_retryable=fault.is_retryable,
+            may_fall_back=fault.may_fall_back,
+        )
+
+    async def _data(self, path: str, **parameters: str) -> Any:
+        """Return the `data` of a reply. Asking costs nothing, so failing may raise."""
+        url = self._connection.url(path, **parameters)
+        exchange = await self._connection.exchange("GET", url)
+        where = f"{self._connection.base_url}/{path}"
+        if exchange.status is None or exchange.fault is not None:
+            raise ProviderUnavailable(f"{where}: {exchange.fault.error if exchange.fault else 'no reply'}")
+        if exchange.status >= 500 or exchange.status in (408, 429):
+            raise ProviderUnavailable(f"{where}: HTTP {exchange.status}")
+        if not 200 <= exchange.status < 300:
+            raise ProviderRefused(f"{where}: HTTP {exchange.status}", http_status=exchange.status)
+        try:
+            document = read_json(exchange.body)
+        except ValueError as exc:
+            raise ProviderUnavailable(f"{where}: the reply is not JSON") from exc
+        return _table(document).get("data")
+
+
+def _table(value: object) -> dict[str, Any]:
+    return cast(dict[str, Any], value) if isinstance(value, dict) else {}
+
+
+def _max_price(bound: Bound) -> dict[str, str]:
+    """Dollars per million tokens and per request, as strings, which are exact."""
+    return {
+        "prompt": f"{usd_from_nanousd(bound.prompt_nanousd_per_mtok):f}",
+        "completion": f"{usd_from_nanousd(bound.completion_nanousd_per_mtok):f}",
+        "request": f"{usd_from_nanousd(bound.request_nanousd):f}",
+    }

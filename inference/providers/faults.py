@@ -1,0 +1,72 @@
+"""Broken requests: foreign exceptions translated to what they mean for the money.
+
+The one question is whether the request can have reached the provider. The aiohttp transport
+of httpx reports every lost connection as `httpx.ConnectTimeout`, also one that was lost after
+the request was sent (httpx-aiohttp 0.2.0, November 2026), so aiohttp's own exception, which is
+the cause, decides; httpx's does where another transport is used.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+import httpx
+
+from tollbook.inference.attempts import Charge
+from tollbook.schemas.events import Outcome
+
+FOREIGN: Final = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, aiohttp.ClientError, TimeoutError, OSError)
+"""What a request can raise; anything else is a bug of ours and is not caught."""
+
+_NEVER_CONNECTED: Final = (
+    aiohttp.ClientConnectorError,  # Refused, unreachable, name unknown, TLS handshake failed, proxy unreachable.
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.ServerFingerprintMismatch,
+    aiohttp.InvalidURL,
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+    httpx.InvalidURL,
+)
+_WRONG_FOR_GOOD: Final = (
+    aiohttp.ClientConnectorCertificateError,
+    aiohttp.InvalidURL,
+    httpx.UnsupportedProtocol,
+    httpx.InvalidURL,
+)
+_TIMED_OUT: Final = (aiohttp.ServerTimeoutError, httpx.TimeoutException, TimeoutError)
+_UNREADABLE: Final = (aiohttp.ClientResponseError, httpx.DecodingError)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a broken request comes to."""
+
+    outcome: Outcome
+    charge: Charge
+    error: str
+    is_retryable: bool = True
+    may_fall_back: bool = True
+
+
+def fault_of(exc: BaseException) -> Fault:
+    """Translate an exception of httpx, aiohttp or the event loop. The text names its class, never its message."""
+    cause = exc.__cause__ if isinstance(exc.__cause__, aiohttp.ClientError) else exc
+    name = type(cause).__name__
+    if isinstance(cause, _NEVER_CONNECTED):
+        # Another model is behind the same door, so falling back would not help.
+        return Fault(
+            "not_sent",
+            "none",
+            f"no connection to the provider ({name})",
+            is_retryable=not isinstance(cause, _WRONG_FOR_GOOD),
+            may_fall_back=False,
+        )
+    if isinstance(cause, _TIMED_OUT):
+        return Fault("timeout", "unknown", f"no complete reply in time ({name})")
+    if isinstance(cause, _UNREADABLE):
+        return Fault("invalid_response", "unknown", f"the reply is not readable HTTP ({name})")
+    return Fault("connection_error", "unknown", f"the connection broke ({name})")

@@ -1,0 +1,139 @@
+"""HTTP to one server: pooled connections, one request for one call, and nothing that raises foreign errors.
+
+Invariant: nothing is retried, redirected or repeated here, since every request may cost money.
+The key is in no repr and no error.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import httpx
+from httpx_aiohttp import HttpxAiohttpClient
+from pydantic import SecretStr
+
+from tollbook.inference.providers.faults import FOREIGN, Fault, fault_of
+
+MAX_BODY_BYTES: Final = 20 * 1024 * 1024
+
+# Shorter than the five seconds after which common servers (Node, uvicorn) drop an idle connection: a request
+# sent into a connection that is being closed is lost, and has to be booked as if it had been answered.
+_KEEP_ALIVE_S: Final = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What came back. With a `fault`, status and headers are as far as they came, and the body is empty."""
+
+    status: int | None
+    headers: Mapping[str, str]
+    body: bytes
+    fault: Fault | None = None
+
+
+class _NoCookies(httpx.Cookies):
+    """Takes no cookies: no provider needs them, and looking for them took a fifth of a call."""
+
+    def extract_cookies(self, response: httpx.Response) -> None:
+        """Leave them."""
+
+
+class _Client(HttpxAiohttpClient):
+    @property
+    def cookies(self) -> httpx.Cookies:
+        return _NO_COOKIES
+
+    @cookies.setter
+    def cookies(self, cookies: object) -> None:
+        raise NotImplementedError("cookies are not kept")
+
+
+_NO_COOKIES: Final = _NoCookies()
+
+
+class BodyTooLarge(httpx.DecodingError):
+    """The reply is larger than any completion; it is not read to its end."""
+
+
+class Connection:
+    """Connections to one server, opened when they are first needed."""
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        api_key: SecretStr | None,
+        app_title: str,
+        app_url: str | None,
+        timeout_s: float,
+        connect_timeout_s: float,
+        max_connections: int,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Units: `timeout_s` limits one whole request, from the wait for a connection to the last byte read."""
+        self.base_url = base_url.rstrip("/")
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "Accept-Encoding": "gzip, deflate",
+            "User-Agent": "tollbook",
+            "X-OpenRouter-Title": app_title,
+        }
+        if app_url:
+            headers["HTTP-Referer"] = app_url
+        if api_key is not None:
+            headers["Authorization"] = f"Bearer {api_key.get_secret_value()}"
+        self._headers = httpx.Headers(headers)
+        self._timeout_s = timeout_s
+        # Waiting for a connection ends well before the request does: one that was never sent is known as such.
+        connect_s = min(connect_timeout_s, timeout_s / 2)
+        self._extensions = {"timeout": {"connect": connect_s, "pool": connect_s, "read": timeout_s, "write": timeout_s}}
+        limits = httpx.Limits(
+            max_connections=max_connections, max_keepalive_connections=max_connections, keepalive_expiry=_KEEP_ALIVE_S
+        )
+        self._client = _Client(limits=limits, follow_redirects=False, transport=transport)
+
+    def __repr__(self) -> str:
+        return f"Connection(base_url={self.base_url!r})"
+
+    def url(self, path: str, **parameters: str) -> httpx.URL:
+        """Return the address of a path under the base."""
+        return httpx.URL(f"{self.base_url}/{path}", params=parameters or None)
+
+    async def aclose(self) -> None:
+        """Close the pooled connections."""
+        await self._client.aclose()
+
+    async def exchange(self, method: str, url: httpx.URL, content: bytes | None = None) -> Exchange:
+        """Send one request and read the reply.
+
+        Errors: none of the network's; asyncio.CancelledError passes through, the request may then have been sent.
+        """
+        request = httpx.Request(method, url, headers=self._headers, content=content, extensions=self._extensions)
+        response: httpx.Response | None = None
+        try:
+            # httpx limits the wait for each chunk only: a server that trickles would outlast it.
+            async with asyncio.timeout(self._timeout_s):
+                response = await self._client.send(request, stream=True)
+                try:
+                    body = await _read(response)
+                finally:
+                    await response.aclose()
+        except FOREIGN as exc:
+            if response is None:
+                return Exchange(None, {}, b"", fault_of(exc))
+            return Exchange(response.status_code, response.headers, b"", fault_of(exc))
+        return Exchange(response.status_code, response.headers, body)
+
+
+async def _read(response: httpx.Response) -> bytes:
+    """Read the body, at most MAX_BODY_BYTES of it once it is unpacked."""
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in response.aiter_bytes():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            raise BodyTooLarge("the reply is too large")
+    return b"".join(chunks)

@@ -1,0 +1,1 @@
+"""The archive: sealed Parquet segments, the hash chain over them, and replay from archive and stream."""

@@ -1,0 +1,221 @@
+"""Sealing: moves the ledger's past from the stream into the archive, step by step.
+
+Invariant (G7): an event leaves the stream only after it is in a segment that was read back
+and verified, is folded, and is older than what is kept. Each step can be repeated: after a
+crash at any of them, the next pass goes on where the last one stood.
+
+A pass: write the next segment; tell the ledger (`segment-sealed`); trim what may go.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+import structlog
+from redis.asyncio import Redis
+
+from tollbook.ledger.archive import chain
+from tollbook.ledger.archive.segments import Archive, Segment, check_segment
+from tollbook.ledger.errors import LedgerRefused, LedgerReplaced, LedgerUnavailable
+from tollbook.ledger.gate.requests import Position
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.packaged import packaged_text
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.stream import StreamReader
+from tollbook.schemas.events import SegmentSealed, payload_json
+from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
+
+_PAGE: Final = 10_000
+_log = structlog.get_logger(__name__)
+
+
+class ArchiveBehind(LedgerRefused):
+    """The ledger says that more is sealed than this archive holds: it belongs to another directory."""
+
+    def __init__(self, *, partition: int, sealed_seq: int, archived_seq: int) -> None:
+        super().__init__(
+            f"partition {partition}: the ledger was sealed up to event {sealed_seq}, the archive here holds events up "
+            f"to {archived_seq}. Copy the missing segments here, or set TOLLBOOK_ARCHIVE_DIR to where they are"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SealingSettings:
+    """When a segment is sealed, and how much stays on the stream.
+
+    Units: events, seconds. `keep_s` and `keep_events`: events younger than the one, or among the newest so
+    many, stay on the stream although they are sealed; what is over either limit goes.
+    """
+
+    segment_events: int = 100_000
+    segment_age_s: float = 3600.0
+    keep_s: float = 7 * 86_400.0
+    keep_events: int = 2_000_000
+    every_s: float = 10.0
+
+
+class Sealer:
+    """Seals one partition. `folded` says how far the projection has come."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        pipeline: CommandPipeline,
+        keys: Keys,
+        archive: Archive,
+        *,
+        ledger_id: str,
+        settings: SealingSettings,
+        folded: Callable[[], Awaitable[Position]],
+    ) -> None:
+        self._redis = redis
+        self._pipeline = pipeline
+        self._keys = keys
+        self._archive = archive
+        self._ledger_id = ledger_id
+        self._settings = settings
+        self._folded = folded
+        self._newest: Segment | None = None
+        self._checked: set[str] = set()
+
+    async def run(self) -> None:
+        """Seal and trim until cancelled. Errors: ArchiveBehind; ArchiveDamaged; LedgerReplaced; UnreadableEvent."""
+        while True:
+            try:
+                while await self.seal():
+                    pass
+                await self.trim()
+            except (LedgerUnavailable, OSError) as exc:
+                # Redis is away, or the disk is full: nothing is lost, the stream keeps what is not sealed.
+                _log.warning("sealing.put_off", partition=self._keys.partition, problem=str(exc))
+            await asyncio.sleep(self._settings.every_s)
+
+    async def seal(self, *, is_forced: bool = False) -> bool:
+        """Seal the next segment where it is due, or with `is_forced` all that is folded; return whether one was."""
+        newest = await self._announce_last()
+        after_seq = newest.manifest.last_seq if newest else 0
+        events = await self._due(newest, after_seq, is_forced=is_forced)
+        if events is None:
+            return False
+        head = bytes.fromhex(newest.manifest.chain_after) if newest else self._genesis()
+        segment = await asyncio.to_thread(
+            self._archive.write, events, ledger_id=self._ledger_id, partition=self._keys.partition, head=head
+        )
+        self._newest = segment
+        await self._announce(segment)
+        return True
+
+    async def trim(self) -> int:
+        """Trim sealed, verified and folded events that need not be kept; return up to which event they are gone."""
+        folded, (removed, length), now_ms = await self._folded(), await self._extent(), await self._now_ms()
+        oldest_ms = now_ms - round(1000 * self._settings.keep_s)
+        surplus_seq = removed + length - self._settings.keep_events
+        for segment in await asyncio.to_thread(self._archive.segments, self._keys.partition):
+            manifest = segment.manifest
+            if manifest.last_seq <= removed:
+                continue
+            is_over = EntryId.parse(manifest.last_id).ms < oldest_ms or manifest.last_seq <= surplus_seq
+            if not is_over or manifest.last_seq > folded.seq:
+                break
+            await asyncio.to_thread(check_segment, segment)
+            removed = await self._discard(segment)
+        return removed
+
+    async def _announce_last(self) -> Segment | None:
+        """Return the archive's last segment, told to the ledger: a crash may have come in between."""
+        if self._newest is None:
+            segments = await asyncio.to_thread(self._archive.segments, self._keys.partition)
+            self._newest = segments[-1] if segments else None
+            sealed_seq = await self._sealed_seq()
+            archived_seq = self._newest.manifest.last_seq if self._newest else 0
+            if sealed_seq > archived_seq:
+                raise ArchiveBehind(partition=self._keys.partition, sealed_seq=sealed_seq, archived_seq=archived_seq)
+            if self._newest is not None and sealed_seq < archived_seq:
+                await asyncio.to_thread(check_segment, self._newest)
+                await self._announce(self._newest)
+        return self._newest
+
+    async def _due(self, newest: Segment | None, after_seq: int, *, is_forced: bool) -> pa.Table | None:
+        """Return the events of the next segment, or None where it is not due yet."""
+        folded = await self._folded()
+        waiting = folded.seq - after_seq
+        if waiting <= 0:
+            return None
+        settings = self._settings
+        after = EntryId.parse(newest.manifest.last_id) if newest else ZERO_ENTRY
+        events = await self._read(after, min(waiting, settings.segment_events))
+        if waiting >= settings.segment_events or is_forced:
+            return events
+        # An idle ledger would else seal the news of its own sealing for ever.
+        if set(events["type"].unique().to_pylist()) == {"segment-sealed"}:
+            return None
+        age_ms = await self._now_ms() - events["ms"][0].as_py()
+        return events if age_ms >= 1000 * settings.segment_age_s else None
+
+    async def _read(self, after: EntryId, count: int) -> pa.Table:
+        reader, tables = StreamReader(self._redis, self._keys), list[pa.Table]()
+        try:
+            while count > 0:
+                batch = await reader.read_after(after, count=min(count, _PAGE))
+                if not batch:
+                    raise LedgerUnavailable("the stream has fewer events than were folded")
+                tables.append(await asyncio.to_thread(batch.to_table, is_lifted=False))
+                after, count = batch.last_id, count - len(batch)
+        finally:
+            await reader.aclose()
+        return pa.concat_tables(tables)
+
+    async def _announce(self, segment: Segment) -> None:
+        manifest = segment.manifest
+        payload = SegmentSealed(
+            segment=manifest.segment,
+            first_id=manifest.first_id,
+            last_id=manifest.last_id,
+            events=manifest.events,
+            chain_before=manifest.chain_before,
+            chain_after=manifest.chain_after,
+        )
+        numbers = (manifest.first_seq, manifest.last_seq, manifest.chain_after)
+        reply = await self._run("seal", *numbers, payload_json(payload))
+        if reply[0] == b"GAP":
+            raise ArchiveBehind(
+                partition=manifest.partition, sealed_seq=int(reply[1]), archived_seq=manifest.first_seq - 1
+            )
+        _log.info("segment.sealed", segment=manifest.segment, events=manifest.events, bytes=manifest.file_bytes)
+
+    async def _discard(self, segment: Segment) -> int:
+        manifest = segment.manifest
+        reply = await self._run("discard", manifest.last_seq, manifest.last_id)
+        if reply[0] != b"OK":
+            problem = f"its last event is not where it was sealed ({reply[0].decode()}); nothing is trimmed"
+            raise LedgerRefused(f"{manifest.segment}: {problem}")
+        _log.info("stream.trimmed", partition=manifest.partition, up_to=manifest.last_seq)
+        return int(reply[1])
+
+    async def _run(self, script: str, *arguments: str | int) -> list[bytes]:
+        code = packaged_text("tollbook.ledger.archive", f"scripts/{script}.lua")
+        keys = self._keys
+        reply: list[bytes] = await self._pipeline.execute(
+            "EVAL", code, 2, keys.meta, keys.ledger, self._ledger_id, *arguments
+        )
+        if reply[0] == b"LEDGER":
+            raise LedgerReplaced(expected=self._ledger_id, found=reply[1].decode())
+        return reply
+
+    async def _sealed_seq(self) -> int:
+        found: bytes | None = await self._pipeline.execute("HGET", self._keys.meta, "sealed_seq")
+        return int(found or 0)
+
+    async def _extent(self) -> tuple[int, int]:
+        """Return how many events are gone from the stream, and how many are on it."""
+        removed: bytes | None = await self._pipeline.execute("HGET", self._keys.meta, "removed")
+        return int(removed or 0), int(await self._pipeline.execute("XLEN", self._keys.ledger))
+
+    async def _now_ms(self) -> int:
+        seconds, micros = await self._pipeline.execute("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def _genesis(self) -> bytes:
+        return chain.genesis(self._ledger_id, self._keys.partition)

@@ -1,0 +1,112 @@
+"""Baselines: what DuckDB says of budgets, read in batches and kept for a few seconds.
+
+A kept baseline gives the exact answer as long as the tail back to its position is
+still there; the gate says STALE when it is not. So age is only a matter of economy,
+and while DuckDB cannot be asked an old baseline still serves (G6). A budget of which
+nothing is kept has no baseline then, and the check fails closed (G8).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tollbook.ledger.errors import BaselineUnavailable, LedgerError
+from tollbook.ledger.gate.requests import Baseline, Position
+
+_PURGE_AT = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class BaselinePage:
+    """Baselines read in one snapshot: per budget (settled, held) in nano-dollars; a budget without spend is absent."""
+
+    positions: Mapping[int, Position]
+    balances: Mapping[str, tuple[int, int]]
+
+
+class BaselineReader(Protocol):
+    """Where baselines come from: the projector's own DuckDB, or another process's over the network."""
+
+    def __call__(self, names: Sequence[str], /) -> Awaitable[BaselinePage]:
+        """Read budgets and positions in one snapshot. Errors: LedgerError."""
+        ...
+
+
+class Baselines:
+    """The kept baselines of one partition; concurrent misses are read in one query.
+
+    `failing_since` is when reading began to fail, by `monotonic`; None while it does not.
+    """
+
+    def __init__(
+        self, read: BaselineReader, partition: int, *, monotonic: Callable[[], float], max_age_s: float = 3.0
+    ) -> None:
+        self.failing_since: float | None = None
+        self._read = read
+        self._partition = partition
+        self._monotonic = monotonic
+        self._max_age_s = max_age_s
+        self._kept: dict[str, tuple[float, Baseline]] = {}
+        self._wanted: dict[str, asyncio.Future[Baseline]] = {}
+        self._reader: asyncio.Task[None] | None = None
+
+    async def get(self, names: Sequence[str], *, is_fresh: bool = False) -> tuple[Baseline, ...]:
+        """Return a baseline for each budget; `is_fresh` reads DuckDB again.
+
+        Errors: BaselineUnavailable where DuckDB cannot be asked and nothing is kept.
+        """
+        if not is_fresh:
+            oldest = self._monotonic() - self._max_age_s
+            kept = [self._kept.get(name) for name in names]
+            young = tuple(entry[1] for entry in kept if entry is not None and entry[0] >= oldest)
+            if len(young) == len(names):
+                return young
+        return tuple(await asyncio.gather(*(self._want(name, is_fresh=is_fresh) for name in names)))
+
+    async def _want(self, name: str, *, is_fresh: bool) -> Baseline:
+        future = self._wanted.get(name)
+        if future is None:
+            future = self._wanted[name] = asyncio.get_running_loop().create_future()
+            if self._reader is None or self._reader.done():
+                self._reader = asyncio.create_task(self._read_wanted())
+        try:
+            # Shielded, since others may wait for the same budget.
+            return await asyncio.shield(future)
+        except BaselineUnavailable:
+            kept = self._kept.get(name)
+            if kept is None or is_fresh:
+                raise
+            return kept[1]
+
+    async def _read_wanted(self) -> None:
+        while self._wanted:
+            wanted, self._wanted = self._wanted, {}
+            try:
+                page = await self._read(tuple(wanted))
+                position = page.positions.get(self._partition, Position())
+            except Exception as exc:  # noqa: BLE001 - whatever it is, the waiting checks must fail closed and say why.
+                problem = exc if isinstance(exc, LedgerError) else None
+                self.failing_since = self._monotonic() if self.failing_since is None else self.failing_since
+                for future in wanted.values():
+                    _fail(future, problem or BaselineUnavailable(f"DuckDB could not be read ({exc})"))
+                continue
+            now = self._monotonic()
+            self.failing_since = None
+            self._purge(now)
+            for name, future in wanted.items():
+                baseline = Baseline(*page.balances.get(name, (0, 0)), position)
+                self._kept[name] = (now, baseline)
+                if not future.done():
+                    future.set_result(baseline)
+
+    def _purge(self, now: float) -> None:
+        if len(self._kept) > _PURGE_AT:
+            oldest = now - self._max_age_s
+            self._kept = {name: entry for name, entry in self._kept.items() if entry[0] >= oldest}
+
+
+def _fail(future: asyncio.Future[Baseline], problem: LedgerError) -> None:
+    if not future.done():
+        future.set_exception(problem)
+        future.exception()  # Marks it as seen: the one who asked may have been cancelled.

@@ -1,0 +1,58 @@
+"""Reading the state of a call outside the gate, as the gate wrote it (see functions/tollbook.lua)."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, cast
+
+from tollbook.ledger.gate.requests import OpenCall
+
+CallState = Literal["open", "closed", "settled", "denied"]
+
+
+_SETTLED: Final = re.compile(r"(\d+)=(\d+),(\d+)(?:\t[^\t]*\t(.*))?")
+
+
+@dataclass(frozen=True, slots=True)
+class SettledHold:
+    """What a hold was settled at, as corrected since, in nano-dollars; and the budgets that paid for it."""
+
+    cost_nanousd: int
+    assumed_nanousd: int
+    budgets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """What the gate keeps of a call. `hold` describes the latest hold, whether it is open or not."""
+
+    state: CallState
+    content_hash: str
+    user_id: str
+    hold: OpenCall
+    settled: Mapping[int, SettledHold]
+
+
+def parse_call_record(value: bytes) -> CallRecord:
+    """Parse the value of a call's key. Errors: ValueError for anything the gate did not write."""
+    head, settled, _marks, _denial, *budgets = value.decode().split("\n")
+    state, content_hash, hold, amount, worker, deadline, user_id, period, *numbers = head.split(" ")
+    recorded, begun, spent, assumed = (int(number) for number in numbers)
+    return CallRecord(
+        state=cast("CallState", state),
+        content_hash=content_hash,
+        user_id=user_id,
+        hold=OpenCall(
+            int(hold), int(amount), worker, int(deadline), recorded, begun, spent, assumed, tuple(budgets), period
+        ),
+        settled=dict(_settled_hold(part, tuple(budgets)) for part in settled.split(" ") if part),
+    )
+
+
+def _settled_hold(text: str, budgets: tuple[str, ...]) -> tuple[int, SettledHold]:
+    match = _SETTLED.fullmatch(text)
+    if match is None:
+        raise ValueError(f"not a settled hold: {text!r}")
+    number, cost, assumed, place = match.groups()
+    # A hold of another period than the latest one names its own budgets.
+    return int(number), SettledHold(int(cost), int(assumed), budgets if place is None else tuple(place.split("\t")))

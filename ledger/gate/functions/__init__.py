@@ -1,0 +1,72 @@
+"""The gate's server-side code and how it gets into Redis.
+
+The library's name carries its version: workers of two versions can run side by side
+on one ledger. Within a version the code on the server is replaced when it differs.
+"""
+
+import asyncio
+from typing import Final, cast
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from tollbook.ledger.errors import LedgerUnavailable, ServerTooOld
+from tollbook.ledger.packaged import packaged_text
+from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S
+
+LIBRARY: Final = "tollbook_v1"
+_log = structlog.get_logger(__name__)
+
+
+def library_code() -> str:
+    """Return the Lua source of the function library."""
+    return packaged_text("tollbook.ledger.gate.functions", "tollbook.lua")
+
+
+def function(name: str) -> str:
+    """Return the server-side name of one of the library's functions, for example `tollbook_v1_reserve`."""
+    return f"{LIBRARY}_{name}"
+
+
+async def load_library(redis: Redis) -> None:
+    """Put the library on the server unless the same code is there.
+
+    Errors: ServerTooOld where the server has no functions; LedgerUnavailable.
+    """
+    code = library_code()
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            await check_server(redis)
+            loaded = await redis.function_list(LIBRARY, withcode=True)
+            if _code_of(loaded) == code:
+                return
+            await redis.function_load(code, replace=True)
+    except (RedisError, OSError) as exc:
+        raise LedgerUnavailable(f"Redis cannot be prepared ({exc})") from exc
+    _log.info("functions.loaded", library=LIBRARY, replaced=bool(loaded))
+
+
+async def check_server(redis: Redis) -> None:
+    """Errors: ServerTooOld for a server before Redis 7.0; Valkey has functions in every version."""
+    try:
+        info = await redis.info("server")  # pyright: ignore[reportUnknownMemberType]
+    except ResponseError:
+        return  # INFO may be forbidden to this user; a missing FUNCTION command will say enough.
+    version = str(info.get("redis_version", "0"))
+    if "valkey_version" not in info and int(version.split(".")[0]) < 7:
+        raise ServerTooOld(version)
+
+
+def _code_of(listing: object) -> str | None:
+    """Find `library_code` in a FUNCTION LIST reply, which is a map or a flat list by protocol version."""
+    if not isinstance(listing, list) or not listing:
+        return None
+    library: object = listing[0]  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(library, list):
+        library = dict(zip(library[::2], library[1::2], strict=True))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if not isinstance(library, dict):
+        return None
+    fields = cast("dict[str | bytes, object]", library)
+    code = fields.get("library_code") or fields.get(b"library_code")
+    return code.decode() if isinstance(code, bytes) else str(code)

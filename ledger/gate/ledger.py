@@ -1,0 +1,217 @@
+"""The ledger as callers use it: reserve, record, settle, adjust, charge, assign.
+
+Puts a user's partition, baselines and the gate together, so that STALE, a lost
+connection and a turn of the billing period are dealt with in one place. Repeats are
+safe because every function of the gate is idempotent on the call id.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import structlog
+from redis.asyncio import Redis
+
+from tollbook.ledger.errors import BaselineUnavailable, LedgerReplaced, LedgerUnavailable
+from tollbook.ledger.gate.baselines import Baselines
+from tollbook.ledger.gate.functions import load_library
+from tollbook.ledger.gate.gate import BudgetsMismatch, FunctionsMissing, Gate, Stale, WindowClosed
+from tollbook.ledger.gate.requests import (
+    EMPTY_BASELINE,
+    Adjusted,
+    AdjustRequest,
+    AlreadySettled,
+    AssignRequest,
+    Balance,
+    Baseline,
+    BudgetCap,
+    ChargeRequest,
+    Denied,
+    RecordRequest,
+    ReserveReply,
+    ReserveRequest,
+    Settled,
+    SettleRequest,
+    Waiting,
+)
+from tollbook.schemas.identifiers import partition_of
+
+T = TypeVar("T")
+_log = structlog.get_logger(__name__)
+_STALE_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a step is repeated while Redis does not answer, in seconds."""
+
+    reserve_s: float = 5.0
+    settle_s: float = 300.0
+    first_pause_s: float = 0.05
+    longest_pause_s: float = 2.0
+
+
+class Ledger:
+    """All partitions of one ledger.
+
+    Errors of every method: LedgerUnavailable once patience is over; BaselineUnavailable; LedgerRefused.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        gates: Sequence[Gate],
+        baselines: Sequence[Baselines],
+        *,
+        patience: Patience | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._redis = redis
+        self._gates = tuple(gates)
+        self._baselines = tuple(baselines)
+        self._patience = patience or Patience()
+        self._sleep = sleep
+        self._jitter = jitter
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """The gates, one a partition."""
+        return self._gates
+
+    @property
+    def baselines(self) -> tuple[Baselines, ...]:
+        """The kept baselines, one a partition."""
+        return self._baselines
+
+    def gate_of(self, user_id: str) -> Gate:
+        """Return the gate of a user's partition."""
+        return self._gates[partition_of(user_id, len(self._gates))]
+
+    async def reserve(self, make_request: Callable[[int], ReserveRequest], now_ms: int) -> ReserveReply:
+        """Hold money for a call; `make_request` is called again where Redis's clock is in another period.
+
+        Errors: IdempotencyConflict.
+        """
+        request = make_request(now_ms)
+
+        async def attempt(gate: Gate, baselines: Sequence[Baseline]) -> ReserveReply:
+            nonlocal request
+            try:
+                return await gate.reserve(request, baselines)
+            except WindowClosed as exc:
+                request = make_request(exc.now_ms)
+                raise Stale(request.budgets[0].name) from exc
+
+        return await self._with_baselines(
+            request.user_id, lambda: [budget.name for budget in request.budgets], attempt, self._patience.reserve_s
+        )
+
+    async def record(self, request: RecordRequest) -> int | Denied | Waiting:
+        """Tell of attempts and extend the hold; return the whole hold in nano-dollars, or why it was not extended.
+
+        Errors: CallUnknown when the hold is no longer open.
+        """
+        if not request.extension_nanousd:
+            # Nothing is weighed, so that the projection need not answer.
+            unread = (EMPTY_BASELINE,) * len(request.budgets)
+            gate = self.gate_of(request.user_id)
+            return await self._repeat(lambda: gate.record(request, unread), self._patience.settle_s)
+        return await self._with_baselines(
+            request.user_id,
+            lambda: [budget.name for budget in request.budgets],
+            lambda gate, baselines: gate.record(request, baselines),
+            self._patience.settle_s,
+        )
+
+    async def settle(self, request: SettleRequest) -> Settled | AlreadySettled:
+        """Replace a hold by its cost and store the result. Errors: CallUnknown."""
+        return await self._without_baselines(
+            request.user_id, request.budgets, lambda gate, baselines: gate.settle(request, baselines)
+        )
+
+    async def adjust(self, request: AdjustRequest) -> Adjusted:
+        """Correct a settled hold to its true cost, in the budgets it stood against. Errors: CallUnknown."""
+
+        async def adjust(budgets: tuple[str, ...]) -> Adjusted:
+            corrected = replace(request, budgets=budgets)
+            return await self._without_baselines(
+                request.user_id, budgets, lambda gate, baselines: gate.adjust(corrected, baselines)
+            )
+
+        try:
+            return await adjust(request.budgets)
+        except BudgetsMismatch as exc:
+            # The caller knew only the call's latest hold, which may stand in another period.
+            return await adjust(exc.budgets)
+
+    async def charge(self, request: ChargeRequest) -> bool:
+        """Book spend that happened without a hold; return whether it is new. Errors: IdempotencyConflict."""
+        return await self._with_baselines(
+            request.user_id,
+            lambda: request.budgets,
+            lambda gate, baselines: gate.charge(request, baselines),
+            self._patience.settle_s,
+        )
+
+    async def assign(self, request: AssignRequest) -> bool:
+        """Change a plan, cap or credit at once; return whether it is new. Errors: IdempotencyConflict."""
+        gate = self.gate_of(request.user_id)
+        return await self._repeat(lambda: gate.assign(request), self._patience.reserve_s)
+
+    async def balance(self, *, user_id: str, period: str, budgets: Sequence[BudgetCap]) -> tuple[Balance, ...]:
+        """Return what a call of this user would be weighed against now."""
+        return await self._with_baselines(
+            user_id,
+            lambda: [budget.name for budget in budgets],
+            lambda gate, baselines: gate.balance(user_id=user_id, period=period, budgets=budgets, baselines=baselines),
+            self._patience.reserve_s,
+        )
+
+    async def _with_baselines(
+        self,
+        user_id: str,
+        names: Callable[[], Sequence[str]],
+        step: Callable[[Gate, Sequence[Baseline]], Awaitable[T]],
+        patience_s: float,
+    ) -> T:
+        partition = partition_of(user_id, len(self._gates))
+        gate, kept = self._gates[partition], self._baselines[partition]
+        for tries in range(_STALE_TRIES):
+            baselines = await kept.get(names(), is_fresh=tries > 0)
+            try:
+                return await self._repeat(lambda given=baselines: step(gate, given), patience_s)
+            except Stale:
+                continue
+        raise BaselineUnavailable("DuckDB is behind the ledger's watermark: it is being rebuilt; try again later")
+
+    async def _without_baselines(
+        self, user_id: str, names: Sequence[str], step: Callable[[Gate, Sequence[Baseline]], Awaitable[T]]
+    ) -> T:
+        gate, patience_s = self.gate_of(user_id), self._patience.settle_s
+        try:
+            return await self._repeat(lambda: step(gate, ()), patience_s)
+        except Stale:
+            return await self._with_baselines(user_id, lambda: names, step, patience_s)
+
+    async def _repeat(self, step: Callable[[], Awaitable[T]], patience_s: float) -> T:
+        pause_s, waited_s, has_loaded = self._patience.first_pause_s, 0.0, False
+        while True:
+            try:
+                return await step()
+            except FunctionsMissing as exc:
+                if has_loaded:
+                    raise LedgerReplaced(expected="a ledger with its functions", found="") from exc
+                await load_library(self._redis)
+                has_loaded = True
+            except BaselineUnavailable:
+                raise
+            except LedgerUnavailable as exc:
+                if waited_s >= patience_s:
+                    raise
+                _log.warning("redis.answer_missed", problem=str(exc), waited_s=round(waited_s, 2))
+                pause = pause_s * (0.5 + self._jitter())
+                await self._sleep(pause)
+                waited_s, pause_s = waited_s + pause, min(2 * pause_s, self._patience.longest_pause_s)

@@ -1,0 +1,262 @@
+"""What is asked of the gate and what it answers: plain values, no I/O."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId, Window
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in a partition's ledger: the entry's id and its sequence number."""
+
+    entry: EntryId = ZERO_ENTRY
+    seq: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A budget's settled spend and open holds as folded into DuckDB at a position, in nano-dollars."""
+
+    settled_nanousd: int
+    held_nanousd: int
+    position: Position
+
+
+EMPTY_BASELINE = Baseline(0, 0, Position())
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetCap:
+    """A budget to hold against, and its cap in nano-dollars."""
+
+    name: str
+    cap_nanousd: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEvent:
+    """A `model-called` or `fallback-used` event that tells of one attempt; `payload` is its JSON object."""
+
+    type: Literal["model-called", "fallback-used"]
+    attempt: int
+    payload: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReserveRequest:
+    """Hold `amount_nanousd` for a call against every budget, the user's period first.
+
+    `content_hash` ties the call id to its content; `worker` names this run of the call;
+    `lease_ms` is how long the hold may stay open; `payload` is the BudgetReserved JSON object.
+    With `is_final`, a call that only open holds stand in the way of is refused instead of waiting.
+    """
+
+    call_id: str
+    user_id: str
+    window: Window
+    content_hash: str
+    amount_nanousd: int
+    worker: str
+    lease_ms: int
+    payload: str
+    budgets: tuple[BudgetCap, ...]
+    is_final: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordRequest:
+    """Tell of attempts while a hold stays open, and extend it by `extension_nanousd` (0: not) for the next.
+
+    `attempts_begun` counts the attempt that starts now; `spent_nanousd` is what the recorded ones may have
+    cost, `assumed_nanousd` the part of it that nobody confirmed.
+    """
+
+    call_id: str
+    user_id: str
+    hold: int
+    attempts_begun: int
+    spent_nanousd: int
+    assumed_nanousd: int
+    events: tuple[AttemptEvent, ...]
+    budgets: tuple[BudgetCap, ...]
+    extension_nanousd: int = 0
+    extension_payload: str = "{}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettleRequest:
+    """Replace a hold by its real cost, of which `assumed_nanousd` nobody confirmed.
+
+    `is_final` ends the call; `result` is the task's result as JSON ('' stores none).
+    """
+
+    call_id: str
+    user_id: str
+    hold: int
+    cost_nanousd: int
+    assumed_nanousd: int
+    attempt: int
+    is_final: bool
+    payload: str
+    budgets: tuple[str, ...]
+    result: str = ""
+    events: tuple[AttemptEvent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdjustRequest:
+    """Correct a settled hold to `cost_nanousd`; the difference is appended, a repeat changes nothing.
+
+    `result` is stored where the call was closed without one (the answer came after its hold had expired).
+    """
+
+    call_id: str
+    user_id: str
+    hold: int
+    cost_nanousd: int
+    assumed_nanousd: int
+    attempt: int
+    payload: str
+    budgets: tuple[str, ...]
+    result: str = ""
+    events: tuple[AttemptEvent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChargeRequest:
+    """Book spend that happened without a hold; recorded whatever the cap says."""
+
+    call_id: str
+    user_id: str
+    period: str
+    content_hash: str
+    cost_nanousd: int
+    assumed_nanousd: int
+    payload: str
+    budgets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignRequest:
+    """Change a user's plan and cap, or grant credit for a period; `command_id` is the idempotency key."""
+
+    command_id: str
+    user_id: str
+    period: str
+    content_hash: str
+    type: Literal["plan-assigned", "credit-granted"]
+    plan: str
+    amount_nanousd: int
+    payload: str
+    budget: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Money is held. `attempt` is the number of the first attempt it pays for.
+
+    `assigned_plan` is the plan that the ledger assigned to the user, whatever the task says; None where it has not.
+    """
+
+    entry_id: str
+    hold: int
+    attempt: int
+    amount_nanousd: int
+    committed_nanousd: int
+    cap_nanousd: int
+    deadline_ms: int
+    assigned_plan: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """Refused for good: settled spend plus the amount passes the cap, or the wait was over."""
+
+    budget: str
+    settled_nanousd: int
+    held_nanousd: int
+    cap_nanousd: int
+    amount_nanousd: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Only other calls' open holds stand in the way; a freed budget is announced on the waiters' channel."""
+
+    budget: str
+    settled_nanousd: int
+    held_nanousd: int
+    cap_nanousd: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCall:
+    """The call has an open hold: this run's own after a resend, else another worker's."""
+
+    hold: int
+    amount_nanousd: int
+    worker: str
+    deadline_ms: int
+    attempts_recorded: int
+    attempts_begun: int
+    spent_nanousd: int
+    assumed_nanousd: int
+    budgets: tuple[str, ...]
+    period: str
+
+    @property
+    def may_be_under_way(self) -> bool:
+        """Whether a request may have been sent whose outcome is not on the ledger."""
+        return self.attempts_begun > self.attempts_recorded
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedCall:
+    """The call is over: settled, with the stored result ('' once that has expired), or denied."""
+
+    state: Literal["settled", "denied"]
+    result: str
+    denial: Denied | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The hold is settled. `entry_id` is '' when it already was, at exactly this cost."""
+
+    entry_id: str
+    committed_nanousd: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadySettled:
+    """The hold was settled before, at another cost: by a sweeper or by the worker that took over."""
+
+    cost_nanousd: int
+    assumed_nanousd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adjusted:
+    """A settled cost corrected by `difference_nanousd`; `is_call_over` tells whether the call has its result."""
+
+    difference_nanousd: int
+    is_call_over: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """A budget now, in nano-dollars."""
+
+    settled_nanousd: int
+    held_nanousd: int
+    cap_nanousd: int
+
+    @property
+    def remaining_nanousd(self) -> int:
+        """What the cap leaves beside settled spend and open holds; never below zero."""
+        return max(0, self.cap_nanousd - self.settled_nanousd - self.held_nanousd)
+
+
+ReserveReply = Reserved | Denied | Waiting | OpenCall | FinishedCall

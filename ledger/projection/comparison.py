@@ -1,0 +1,116 @@
+"""Comparing two projections row for row (G5): two files, or a replayed one with the one that is in use."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import duckdb
+import pyarrow as pa
+
+from tollbook.ledger.gate.requests import Position
+
+
+class Tables(Protocol):
+    """A projection that can be asked: a store of this process, or a copy of the one in use."""
+
+    def table(self, sql: str, /) -> pa.Table:
+        """Run a SELECT."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What tells a table's rows apart, and up to which event a row is told."""
+
+    keys: str
+    last: str | None = "last_seq"
+    has_partition: bool = True
+
+
+_SHAPES: Final[Mapping[str, _Shape]] = {
+    "events": _Shape("partition, seq", "seq"),
+    "budgets": _Shape("budget"),
+    "counters": _Shape("budget", has_partition=False),
+    "calls": _Shape("partition, call_id, user_id, period"),
+    "spend": _Shape("user_id, period", has_partition=False),
+    "discrepancies": _Shape("partition, seq, budget", "seq"),
+    "position": _Shape("partition", None),
+}
+TABLES: Final = tuple(_SHAPES)
+_SHOWN: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Rows of one table that only one of two projections has; `examples` are some of them, as text."""
+
+    table: str
+    only_first: int
+    only_second: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What came of comparing with a projection that goes on: `rows` were compared, `moved_on` had changed since."""
+
+    differences: list[Difference]
+    rows: int
+    moved_on: int
+
+
+def compare(first: Tables, second: Tables) -> list[Difference]:
+    """Compare two projections, every table and view, row for row; an empty list means that they are equal.
+
+    Both are copied into memory a table at a time. Blocks; call it through asyncio.to_thread.
+    """
+    with duckdb.connect() as connection:
+        found = [
+            _difference(connection, name, first.table(f"FROM {name}"), second.table(f"FROM {name}")) for name in TABLES
+        ]
+    return [difference for difference in found if difference is not None]
+
+
+def compare_with_live(replayed: Tables, live: Tables, positions: Mapping[int, Position]) -> Comparison:
+    """Compare a projection replayed up to `positions` with one that folds on meanwhile.
+
+    A row that a later event has touched is left out on both sides, and counted. Blocks.
+    """
+    differences, rows, moved_on = list[Difference](), 0, 0
+    with duckdb.connect() as connection:
+        for name, shape in _SHAPES.items():
+            if shape.last is None:
+                continue
+            told = _told(shape, positions)
+            theirs = live.table(f"FROM {name} WHERE {told}")
+            connection.register("moved", live.table(f"SELECT {shape.keys} FROM {name} WHERE NOT ({told})"))  # noqa: S608
+            connection.register("replayed", replayed.table(f"FROM {name} WHERE {told}"))
+            mine = connection.execute(f"FROM replayed ANTI JOIN moved USING ({shape.keys})").to_arrow_table()
+            rows += theirs.num_rows
+            moved_on += connection.execute("SELECT count(*) FROM moved").fetchall()[0][0] if name != "events" else 0
+            difference = _difference(connection, name, mine, theirs)
+            if difference is not None:
+                differences.append(difference)
+    return Comparison(differences, rows, moved_on)
+
+
+def _told(shape: _Shape, positions: Mapping[int, Position]) -> str:
+    """Return the condition under which a row is told by the events up to the positions alone."""
+    if not shape.has_partition:
+        return f"{shape.last} <= {min(position.seq for position in positions.values())}"
+    return " OR ".join(
+        f"(partition = {partition} AND {shape.last} <= {position.seq})" for partition, position in positions.items()
+    )
+
+
+def _difference(
+    connection: duckdb.DuckDBPyConnection, name: str, first: pa.Table, second: pa.Table
+) -> Difference | None:
+    connection.register("first", first)
+    connection.register("second", second)
+    only_first = connection.execute("FROM first EXCEPT ALL FROM second").to_arrow_table()
+    only_second = connection.execute("FROM second EXCEPT ALL FROM first").to_arrow_table()
+    if not only_first.num_rows and not only_second.num_rows:
+        return None
+    examples = [*only_first.slice(0, _SHOWN).to_pylist(), *only_second.slice(0, _SHOWN).to_pylist()]
+    return Difference(name, only_first.num_rows, only_second.num_rows, tuple(str(row) for row in examples))

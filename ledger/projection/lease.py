@@ -1,0 +1,86 @@
+"""The projector's lease: one projector a ledger, whatever directory or machine it works in.
+
+Two projectors would not break a cap, since the watermark only ever rises, but each would
+drop tail entries that the other has yet to fold, and calls would fail closed. A lease that
+is not renewed ends by itself. One that was held at the same place, that is on the same DuckDB
+file, is taken over at once: who has that file open is alone with it.
+"""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
+from tollbook.ledger.keys import projector_lease
+from tollbook.ledger.packaged import packaged_text
+from tollbook.ledger.server.pipeline import CommandPipeline
+
+_TTL_MS: Final = 10_000
+_RENEWALS: Final = 4
+_log = structlog.get_logger(__name__)
+
+
+class ProjectorRunning(LedgerRefused):
+    """Another projector works on the ledger; this one would disturb it."""
+
+    def __init__(self, *, owner: str, place: str, remaining_ms: int) -> None:
+        super().__init__(
+            f"a projector ({owner}, {place}) works on this ledger. Stop it first; or start this one with --standby, "
+            f"to wait and take over. If it has died, its lease ends in {max(1, round(remaining_ms / 1000))} s"
+        )
+        self.owner = owner
+        self.place = place
+        self.remaining_ms = remaining_ms
+
+
+class Lease:
+    """One projector's claim to a ledger. Errors of every method: LedgerUnavailable."""
+
+    def __init__(self, pipeline: CommandPipeline, *, namespace: str, owner: str, place: str) -> None:
+        self.place = place
+        self._pipeline = pipeline
+        self._key = projector_lease(namespace)
+        self._owner = owner
+        self._script = packaged_text("tollbook.ledger.projection", "lease.lua")
+
+    async def take(self, *, is_alone: bool = False) -> None:
+        """Take or renew the lease; `is_alone` when nobody else can be alive at this place.
+
+        Errors: ProjectorRunning.
+        """
+        reply: list[bytes] = await self._pipeline.execute(
+            "EVAL", self._script, 1, self._key, self._owner, self.place, _TTL_MS, int(is_alone)
+        )
+        if reply[0] == b"HELD":
+            raise ProjectorRunning(owner=reply[1].decode(), place=reply[2].decode(), remaining_ms=int(reply[3]))
+
+    async def wait(self) -> None:
+        """Take the lease as soon as whoever has it lets it go or dies."""
+        is_told = False
+        while True:
+            try:
+                return await self.take()
+            except ProjectorRunning as exc:
+                if not is_told:
+                    _log.info("projector.standing_by", owner=exc.owner, place=exc.place)
+                    is_told = True
+                await asyncio.sleep(min(1.0, max(0.05, exc.remaining_ms / 1000)))
+
+    async def keep(self) -> None:
+        """Renew until cancelled. Errors: ProjectorRunning when another has taken over meanwhile."""
+        while True:
+            await asyncio.sleep(_TTL_MS / 1000 / _RENEWALS)
+            try:
+                await self.take()
+            except LedgerUnavailable as exc:
+                # Nothing is folded or trimmed without Redis either.
+                _log.warning("lease.renewal_missed", problem=str(exc))
+
+    async def release(self) -> None:
+        """Let the lease go, if it is still this projector's."""
+        try:
+            await self.take()
+            await self._pipeline.execute("DEL", self._key)
+        except (ProjectorRunning, LedgerUnavailable) as exc:
+            _log.debug("lease.not_released", problem=str(exc))

@@ -1,0 +1,209 @@
+"""Budget checks of other processes, through DuckDB's Quack extension.
+
+DuckDB lets one process open a file for writing and no other read it, so the projector
+serves its database on the loopback interface. Clients need the token, and are answered the
+reads of a budget check and nothing else (ledger/sql/quack_guard.sql); queries that people
+write run on a copy (ledger/snapshot.py). Quack by itself lets a client do anything.
+
+`QuackServer.start` and all methods of `RemoteStore` block; call them through asyncio.to_thread.
+"""
+
+import importlib.resources
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+import duckdb
+import structlog
+
+from tollbook.ledger.errors import BaselineUnavailable, LedgerError
+from tollbook.ledger.gate.baselines import BaselinePage
+from tollbook.ledger.gate.requests import Position
+from tollbook.ledger.projection.fold import statement
+from tollbook.ledger.projection.store import Store, baseline_page, baselines_sql
+
+_log = structlog.get_logger(__name__)
+_HOST: Final = "127.0.0.1"
+_PORT_TRIES: Final = 5
+TOKEN_FILE: Final = "quack.token"  # noqa: S105 - the name of the file, not the token.
+ADDRESS_FILE: Final = "quack.address"
+# Stands for the names in the statement that the guard lets pass.
+_NAME: Final = "user:anybody:2026-11"
+
+
+class QuackUnavailable(LedgerError):
+    """The Quack extension is not installed, or does not fit this DuckDB."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuackServer:
+    """A running server. It ends with `stop`, or with the store's connection."""
+
+    store: Store
+    data_dir: Path
+    uri: str
+
+    @classmethod
+    def start(cls, store: Store, data_dir: Path, *, port: int = 0) -> Self:
+        """Serve a store, read-only, and write the address and the token's file where clients look.
+
+        From here on this process's DuckDB reads and writes no file but its own database. Port 0: any free one.
+        Errors: QuackUnavailable.
+        """
+        token = _token(data_dir)
+        with store.reading() as cursor:
+            load_extensions(cursor)
+            _guard(cursor)
+            uri = _listen(cursor, port, token)
+        (data_dir / ADDRESS_FILE).write_text(uri, encoding="ascii")
+        _log.info("quack.started", uri=uri)
+        return cls(store, data_dir, uri)
+
+    def stop(self) -> None:
+        """Stop listening."""
+        (self.data_dir / ADDRESS_FILE).unlink(missing_ok=True)
+        with self.store.reading() as cursor:
+            cursor.execute("CALL quack_stop(?)", [self.uri]).fetchall()
+
+
+class RemoteStore:
+    """The projection of another process. Make it with `RemoteStore.open`; it connects when first asked."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._connecting = threading.Lock()
+        self._connection: duckdb.DuckDBPyConnection | None = None
+
+    @classmethod
+    def open(cls, data_dir: Path) -> Self:
+        """Read from the projector that uses this data directory, whenever it runs."""
+        return cls(data_dir)
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._connecting:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def baselines(self, names: Sequence[str]) -> BaselinePage:
+        """Read budgets and positions of one moment. Errors: BaselineUnavailable."""
+        sql = baselines_sql(names)
+        known = self._connection
+        try:
+            return self._read(sql)
+        except BaselineUnavailable:
+            if known is None:
+                raise
+            # The projector may have been restarted, at another address.
+            self.close()
+            return self._read(sql)
+
+    def position(self, partition: int = 0) -> Position:
+        """Return where a partition's fold stands. Errors: BaselineUnavailable."""
+        return self.baselines(()).positions[partition]
+
+    def _read(self, sql: str) -> BaselinePage:
+        with self._connect().cursor() as cursor:
+            try:
+                return baseline_page(cursor.execute("FROM quack_query_by_name('ledger', ?)", [sql]).fetchall())
+            except duckdb.IOException as exc:
+                raise BaselineUnavailable(f"the projector does not answer: {_first_line(exc)}") from exc
+            except duckdb.InvalidInputException as exc:
+                if "budget checks only" in str(exc):
+                    raise BaselineUnavailable(
+                        "the projector does not know this version's budget check: restart it together with the workers"
+                    ) from exc
+                if "connection id" in str(exc):
+                    raise BaselineUnavailable("the projector was restarted") from exc
+                raise
+
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        with self._connecting:
+            if self._connection is None:
+                self._connection = self._attach()
+            return self._connection
+
+    def _attach(self) -> duckdb.DuckDBPyConnection:
+        try:
+            uri = (self._data_dir / ADDRESS_FILE).read_text(encoding="ascii")
+            token = (self._data_dir / TOKEN_FILE).read_text(encoding="ascii")
+        except OSError as exc:
+            raise BaselineUnavailable(f"no projector runs in {self._data_dir} ({exc.strerror})") from exc
+        connection = duckdb.connect(config={"threads": 1})
+        try:
+            load_extensions(connection)
+            connection.execute("SET TimeZone = 'UTC'")
+            connection.execute(f"ATTACH '{uri}' AS ledger (TYPE quack, TOKEN '{token}')")
+        except duckdb.Error as exc:
+            connection.close()
+            raise BaselineUnavailable(f"the projector does not answer: {_first_line(exc)}") from exc
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def load_extensions(connection: duckdb.DuckDBPyConnection) -> None:
+    """Load Quack and what it needs, from their wheels and without a download. Errors: QuackUnavailable."""
+    for name in ("httpfs", "quack"):
+        try:
+            folder = importlib.resources.files(f"duckdb_extension_{name}")
+            path = folder.joinpath("extensions", f"v{duckdb.__version__}", f"{name}.duckdb_extension")
+            connection.execute(f"LOAD '{path}'")
+        except (ModuleNotFoundError, duckdb.Error) as exc:
+            raise QuackUnavailable(
+                f"DuckDB's extension {name} {duckdb.__version__} cannot be loaded ({_first_line(exc)}): "
+                f"install duckdb-extension-{name}=={duckdb.__version__}"
+            ) from exc
+
+
+def _guard(cursor: duckdb.DuckDBPyConnection) -> None:
+    """Answer others' budget checks only; set once for a database."""
+    attached = cursor.execute("SELECT count(*) FROM duckdb_databases() WHERE database_name = 'quack_guard'").fetchone()
+    if attached == (0,):
+        cursor.execute(statement("quack_guard"))
+        head, tail = baselines_sql([_NAME]).split(f"'{_NAME}'")
+        cursor.execute("INSERT INTO quack_guard.main.answered VALUES (?, ?)", [head, tail])
+
+
+def _listen(cursor: duckdb.DuckDBPyConnection, port: int, token: str) -> str:
+    problem: duckdb.Error | None = None
+    for _ in range(1 if port else _PORT_TRIES):
+        uri = f"quack:{_HOST}:{port or _free_port()}"
+        try:
+            cursor.execute("CALL quack_serve(?, token => ?)", [uri, token]).fetchall()
+        except duckdb.Error as exc:
+            problem = exc
+        else:
+            return uri
+    raise QuackUnavailable(f"the projection cannot be served: {problem}") from problem
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return probe.getsockname()[1]
+
+
+def _token(data_dir: Path) -> str:
+    """Return the token, made at the first start; only its owner can read the file."""
+    path = data_dir / TOKEN_FILE
+    data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text(encoding="ascii")
+    token = secrets.token_urlsafe(32)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(token)
+    return token
+
+
+def _first_line(problem: Exception) -> str:
+    return str(problem).partition("\n")[0]

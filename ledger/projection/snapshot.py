@@ -1,0 +1,207 @@
+"""Queries that people write, on a copy of the projection in their own process.
+
+A heavy query must not hold up a budget check or the fold, and Quack 1.5 can neither cut a query off nor
+limit its memory (duckdb/duckdb-quack#258, November 2026). So such a query never runs in the projector: the file is
+copied, which costs 0.2 s for two million events, and the copy is opened read-only, with limits, without files and
+network. The projector takes no part in it; nothing here can change the projection.
+
+All functions block.
+"""
+
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import duckdb
+
+from tollbook.ledger.errors import LedgerError, LedgerUnavailable
+from tollbook.ledger.projection.fold import statement
+
+_T = TypeVar("_T")
+_PREFIX: Final = ".snapshot-"
+_TRIES: Final = 20
+_LEFT_BEHIND_S: Final = 600.0
+# The file's header and the two headers of the database, which every checkpoint writes in turn.
+_HEADERS_BYTES: Final = 3 * 4096
+# A log of a hundred thousand events or so; the projector folds it in when it is idle.
+_LONG_LOG_BYTES: Final = 32 * 2**20
+_ROOM_BYTES: Final = 64 * 2**20
+
+
+class QueryRefused(LedgerError):
+    """The statement is not one plain SELECT over the projection."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"only one SELECT over the projection's tables and views is answered: {problem}")
+
+
+class QueryCutOff(LedgerError):
+    """The query took longer, or more memory, than it may."""
+
+
+class QueryFailed(LedgerError):
+    """DuckDB cannot run the query as it is written."""
+
+
+def check_select(sql: str) -> None:
+    """See that a statement only reads tables and calls functions that only compute. Errors: QueryRefused."""
+    with _guard().cursor() as cursor:
+        row = cursor.execute("SELECT refusal(?)", [sql]).fetchone()
+    problem = row[0] if row else "it could not be checked"
+    if problem is not None:
+        raise QueryRefused(" ".join(str(problem).split()))
+
+
+@contextmanager
+def open_snapshot(path: Path, *, memory_limit: str = "512MB", threads: int = 1) -> Generator[duckdb.DuckDBPyConnection]:
+    """Copy the projection at `path` as it is now and open the copy: read-only, no files, no other databases.
+
+    Works beside a projector and at rest, when a reader of the file itself would keep a projector from starting.
+    Errors: LedgerUnavailable where there is no projection, no room for a copy, or it is damaged;
+        duckdb.OutOfMemoryException where the limit is too low to open it.
+    """
+    _check_exists(path)
+    limits: dict[str, Any] = {"memory_limit": memory_limit, "threads": threads, "temp_directory": ""}
+    _remove_left_behind(path.parent)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=path.parent) as folder:
+        connection = _copied(path, Path(folder) / path.name, lambda copy: _open_copy(copy, limits))
+    # The folder is gone by now: what DuckDB holds open is freed when the process ends, however that ends.
+    try:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET python_enable_replacements = false")
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+        yield connection
+    finally:
+        connection.close()
+
+
+def take_snapshot(path: Path, copy: Path) -> None:
+    """Copy the projection at `path`, whether it is being written or not, to `copy`, one file of one moment.
+
+    Errors: LedgerUnavailable.
+    """
+    _check_exists(path)
+    _copied(path, copy, _merge)
+
+
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise LedgerUnavailable(f"there is no projection at {path}; start `tollbook up`, or set TOLLBOOK_DATA_DIR")
+
+
+def _copied(path: Path, copy: Path, use: Callable[[Path], _T]) -> _T:
+    """Copy file and write-ahead log of one moment, and return what `use` makes of them.
+
+    The log is copied first: what it refers to is in the file by then and stays there until a checkpoint writes a new
+    header. A record cut in two at its end is one that was not committed yet; DuckDB leaves it out.
+    """
+    problem: Exception | None = None
+    for _ in range(_TRIES):
+        try:
+            _check_room(path, copy.parent)
+            if _copy(path, copy):
+                return use(copy)
+        except duckdb.OutOfMemoryException:
+            raise
+        except (FileNotFoundError, duckdb.Error) as exc:
+            problem = exc
+        except OSError as exc:
+            raise LedgerUnavailable(f"the projection at {path} could not be copied: {exc}") from exc
+        time.sleep(0.05)  # A checkpoint is being made just now.
+    reason = "it is written to without a pause" if problem is None else str(problem).partition("\n")[0]
+    raise LedgerUnavailable(f"the projection at {path} could not be copied: {reason}") from problem
+
+
+def _check_room(path: Path, folder: Path) -> None:
+    """See that a copy leaves room for the projector and Redis, which need it more. Errors: LedgerUnavailable."""
+    size = path.stat().st_size + _size_of_log(path)
+    free = shutil.disk_usage(folder).free
+    if free < 2 * size + _ROOM_BYTES:
+        raise LedgerUnavailable(
+            f"the projection at {path} is not copied, since the disk is nearly full: "
+            f"{free / 1e6:,.0f} MB are free, the copy takes {size / 1e6:,.0f} MB"
+        )
+
+
+def _copy(path: Path, copy: Path) -> bool:
+    """Whether the copy is of one moment."""
+    log, log_copy = _log_of(path), _log_of(copy)
+    log_copy.unlink(missing_ok=True)
+    before = _headers(path)
+    if log.exists():
+        shutil.copyfile(log, log_copy)
+    shutil.copyfile(path, copy)
+    return _headers(path) == before
+
+
+def _open_copy(copy: Path, limits: dict[str, Any]) -> duckdb.DuckDBPyConnection:
+    """Open it as it is: to fold the log into it first would sync it, and Redis would wait for the disk.
+
+    A long log is folded in all the same, since DuckDB would keep what it holds in the memory of the query.
+    """
+    if _size_of_log(copy) > _LONG_LOG_BYTES:
+        _merge(copy)
+    connection = duckdb.connect(str(copy), read_only=True, config=limits)
+    try:
+        connection.execute("FROM position").fetchall()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _merge(copy: Path) -> None:
+    """Fold the log into the copy, which also shows that the copy can be read."""
+    with duckdb.connect(str(copy), config={"threads": 1}) as connection:
+        connection.execute("FROM position").fetchall()
+        connection.execute("CHECKPOINT")
+    # DuckDB leaves a log in which no commit is whole, since there is nothing to fold in.
+    _log_of(copy).unlink(missing_ok=True)
+
+
+def _size_of_log(path: Path) -> int:
+    log = _log_of(path)
+    return log.stat().st_size if log.exists() else 0
+
+
+def _headers(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEADERS_BYTES)
+
+
+def _log_of(path: Path) -> Path:
+    return path.with_name(path.name + ".wal")
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Remove copies of processes that were killed while they copied."""
+    for left in folder.glob(f"{_PREFIX}*"):
+        try:
+            is_old = time.time() - left.stat().st_mtime > _LEFT_BEHIND_S
+        except FileNotFoundError:
+            continue
+        if is_old:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@cache
+def _guard() -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect(config={"threads": 1, "memory_limit": "256MB", "temp_directory": ""})
+    connection.execute(statement("select_guard"))
+    return connection
+
+
+def memory_bytes(text: str) -> int:
+    """Return a size such as 512MB or 2GB in bytes. Errors: ValueError."""
+    units = {"MB": 10**6, "GB": 10**9}
+    found = re.fullmatch(r"(\d+)\s*(MB|GB)", text.strip().upper())
+    if found is None or int(found[1]) == 0:
+        raise ValueError(f"a size is written like 512MB or 2GB, not {text!r}")
+    return int(found[1]) * units[found[2]]

@@ -1,0 +1,1 @@
+"""The Redis server: connections, pipelined commands, and the embedded Valkey."""

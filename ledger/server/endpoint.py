@@ -1,0 +1,130 @@
+"""Where a running Tollbook is reached: a file in the data directory, for the other commands.
+
+Invariant: the file is whole or absent (written aside, then renamed), readable by its owner
+only (a Redis URL may hold a password), and believed only while the process that wrote it lives.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from tollbook.ledger.errors import LedgerError
+
+_NAME: Final = "endpoint.json"
+# Clocks are compared that tick in hundredths of a second and may be adjusted in between.
+_SLACK_S: Final = 1.0
+
+
+class EndpointError(LedgerError):
+    """The endpoint file cannot be read or written; the message says what to do."""
+
+
+class Endpoint(BaseModel):
+    """How to reach the parts of a running Tollbook."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    redis_url: str = Field(repr=False)
+    namespace: str
+    provider_url: str | None = None
+    pid: int = Field(gt=0)
+    started_at: AwareDatetime
+
+
+def write_endpoint(data_dir: Path, endpoint: Endpoint) -> None:
+    """Publish an endpoint, in place of any other.
+
+    Errors: EndpointError.
+    """
+    path = data_dir / _NAME
+    draft = path.with_name(f".{_NAME}.{os.getpid()}")
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        # Made anew, so that the mode is right also where a crash left a draft behind.
+        draft.unlink(missing_ok=True)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(endpoint.model_dump_json(indent=2) + "\n")
+        draft.replace(path)
+    except OSError as exc:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise EndpointError(f"{path} cannot be written: {exc.strerror or exc}") from exc
+
+
+def read_endpoint(data_dir: Path) -> Endpoint | None:
+    """The endpoint of the Tollbook that runs on this data directory; None where none runs.
+
+    Errors: EndpointError where the file is there but not readable, or damaged.
+    """
+    path = data_dir / _NAME
+    endpoint = _load(path)
+    if endpoint is None or not _is_alive(endpoint.pid, endpoint.started_at.timestamp()):
+        return None
+    return endpoint
+
+
+def clear_endpoint(data_dir: Path, *, pid: int | None = None) -> None:
+    """Withdraw the endpoint that process `pid` (None: this one) has published; another's stays.
+
+    Errors: EndpointError.
+    """
+    path = data_dir / _NAME
+    endpoint = _load(path)
+    if endpoint is None or endpoint.pid != (pid or os.getpid()):
+        return
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise EndpointError(f"{path} cannot be removed: {exc.strerror or exc}") from exc
+
+
+def _load(path: Path) -> Endpoint | None:
+    try:
+        return Endpoint.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        raise EndpointError(
+            f"{path} cannot be read: {exc.strerror or exc}; run this command as the user who runs Tollbook"
+        ) from exc
+    except ValidationError as exc:
+        # Only where and why: the values may hold a password.
+        first = exc.errors(include_input=False, include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise EndpointError(f"{path} is damaged ({where}: {first['msg']}): remove it and start Tollbook again") from exc
+
+
+def _is_alive(pid: int, seen_alive_s: float) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # Another user's process; it is alive.
+        pass
+    except OverflowError:
+        return False
+    return not _is_zombie_or_younger(pid, seen_alive_s)
+
+
+def _is_zombie_or_younger(pid: int, moment_s: float) -> bool:
+    """Whether the pid now belongs to nobody, or to a process that began after `moment_s` (Unix time).
+
+    Containers use the same few pids again at each start. Only Linux can tell; elsewhere, False.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        # The name in parentheses may itself hold spaces; see proc(5) for the fields after it.
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+        state, start_ticks = fields[0], int(fields[19])
+    except (OSError, IndexError, ValueError):
+        return False
+    booted_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    started_s = booted_s + start_ticks / os.sysconf("SC_CLK_TCK")
+    return state == "Z" or started_s > moment_s + _SLACK_S

@@ -1,0 +1,128 @@
+"""Commands of many tasks over one connection, batched as they come.
+
+While one batch is on its way, the commands issued meanwhile gather for the next: a
+worker with a hundred calls in flight makes few round trips, and a server that syncs
+its log on every write syncs once for a batch. Nothing is ever sent twice: a lost
+connection fails the whole batch with LedgerUnavailable, and the caller, who knows
+what is idempotent, decides.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Final, cast
+
+import hiredis
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import BusyLoadingError, DataError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from tollbook.ledger.errors import LedgerUnavailable
+
+Argument = str | bytes | int
+
+# Redis answers these while it starts, is read-only or cannot write: nothing was done, a retry may succeed.
+_TEMPORARY: Final = ("LOADING", "BUSY ", "MISCONF", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS")
+_MAX_BATCH: Final = 512
+# A tenth of the time that the packing of redis-py's asyncio client takes. Its stub (hiredis 3.5) wants a tuple of one.
+pack_command: Final = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)
+"""(arguments): the bytes of a command. Errors: TypeError."""
+
+
+class CommandPipeline:
+    """One connection's batches. `batches` and `commands` count what was sent.
+
+    Errors of `execute`: LedgerUnavailable (outcome unknown, or the server cannot serve now);
+    redis.exceptions.ResponseError for what the server refuses; DataError for what cannot be sent.
+    """
+
+    def __init__(self, redis: Redis, *, timeout_s: float = 30.0) -> None:
+        self.batches = 0
+        self.commands = 0
+        self._redis = redis
+        self._timeout_s = timeout_s
+        self._queue: list[tuple[Sequence[Argument], asyncio.Future[Any]]] = []
+        self._connection: AbstractConnection | None = None
+        self._flusher: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    async def execute(self, *command: Argument) -> Any:
+        """Send one command and return the reply: bytes, int, list or None."""
+        if self._is_closed:
+            raise LedgerUnavailable("the connection to Redis is closed")
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._queue.append((command, future))
+        if self._flusher is None or self._flusher.done():
+            self._flusher = asyncio.create_task(self._flush())
+        return await future
+
+    async def aclose(self) -> None:
+        """Send what is queued, then give the connection back."""
+        self._is_closed = True
+        if self._flusher is not None:
+            await asyncio.gather(self._flusher, return_exceptions=True)
+        await self._drop_connection()
+
+    async def _flush(self) -> None:
+        while self._queue:
+            batch, self._queue = self._queue[:_MAX_BATCH], self._queue[_MAX_BATCH:]
+            self.batches += 1
+            self.commands += len(batch)
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    replies = await self._exchange([command for command, _ in batch])
+            except (RedisError, OSError, TimeoutError) as exc:
+                await self._drop_connection()
+                reason = str(exc) or f"not within {self._timeout_s:g} s"
+                problem = LedgerUnavailable(f"Redis did not answer ({type(exc).__name__}: {reason})")
+                problem.__cause__ = exc
+                replies = cast("list[Any]", [problem] * len(batch))
+            except BaseException:
+                await self._drop_connection()
+                for _, future in batch:
+                    future.cancel()
+                raise
+            for (_, future), reply in zip(batch, replies, strict=True):
+                if future.done():  # The task that asked was cancelled; its command was sent all the same.
+                    continue
+                if isinstance(reply, BaseException):
+                    future.set_exception(reply)
+                else:
+                    future.set_result(reply)
+
+    async def _exchange(self, commands: list[Sequence[Argument]]) -> list[Any]:
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = await self._redis.connection_pool.get_connection()
+        packed: list[bytes] = []
+        refused: dict[int, DataError] = {}
+        for index, command in enumerate(commands):
+            try:
+                packed.append(pack_command(tuple(command)))
+            except TypeError as exc:  # Our own bug; it must not pass for a lost connection, nor fail the others.
+                refused[index] = DataError(str(exc))
+        await connection.send_packed_command(packed, check_health=False)
+        return [refused.get(index) or await self._read(connection) for index in range(len(commands))]
+
+    async def _read(self, connection: AbstractConnection) -> Any:
+        try:
+            return cast("Any", await connection.read_response(disable_decoding=True))
+        except (RedisConnectionError, RedisTimeoutError) as exc:
+            # An error reply that redis-py makes a connection error; the connection itself is well.
+            if isinstance(exc, BusyLoadingError):
+                return LedgerUnavailable(f"Redis cannot serve now: {exc}")
+            raise
+        except ResponseError as exc:
+            return LedgerUnavailable(f"Redis cannot serve now: {exc}") if _is_temporary(exc) else exc
+
+    async def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+            await self._redis.connection_pool.release(connection)
+
+
+def _is_temporary(exc: ResponseError) -> bool:
+    # redis-py takes the code off the text of the errors it has a class for.
+    return isinstance(exc, ReadOnlyError | OutOfMemoryError) or str(exc).startswith(_TEMPORARY)

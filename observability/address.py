@@ -1,0 +1,58 @@
+"""Where the metrics of running processes are found: one file each, as Prometheus's `file_sd_configs` reads them.
+
+Invariant: a file is there while its process lives. Each holds a lock on its own, which the kernel lets go however the
+process ends; whoever starts or is scraped removes those that nobody holds. That goes by no process id, which means
+nothing between containers that share a data directory.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tollbook.ledger.errors import LedgerError
+
+_FOLDER: Final = "metrics"
+
+
+class AddressError(LedgerError):
+    """The address cannot be written; the message says where and why."""
+
+
+@contextmanager
+def announced_address(data_dir: Path, name: str, address: str, *, part: str) -> Generator[Path]:
+    """Write the address for as long as this is open. Errors: AddressError."""
+    folder = data_dir / _FOLDER
+    path, draft = folder / f"{name}.json", folder / f".{name}.{os.getpid()}"
+    document = [{"targets": [address], "labels": {"part": part}}]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(data_dir)
+        file = draft.open("w", encoding="utf-8")
+    except OSError as exc:
+        raise AddressError(f"{draft} cannot be written: {exc.strerror or exc}") from exc
+    with file:
+        # Before the file has its name: nobody may find it without its lock.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(document) + "\n")
+        file.flush()
+        draft.replace(path)
+        try:
+            yield path
+        finally:
+            # Unless another has taken the name over meanwhile.
+            with contextlib.suppress(OSError):
+                if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                    path.unlink()
+
+
+def remove_abandoned(data_dir: Path) -> None:
+    """Remove the files of processes that have ended without doing so themselves."""
+    for path in (data_dir / _FOLDER).glob("*.json"):
+        with contextlib.suppress(OSError), path.open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()

@@ -1,0 +1,84 @@
+"""Where spans go: off, to a collector over OTLP, or to standard error.
+
+OpenTelemetry's own variables say the rest: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES,
+OTEL_TRACES_SAMPLER, OTEL_SDK_DISABLED and so on. While traces are off, nothing of this is imported.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from tollbook.inference.errors import SettingsError
+from tollbook.inference.settings import Settings
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import SpanProcessor
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+    from tollbook.observability.tracing import Tracing
+
+_LAST_SPANS_S: Final = 3.0
+_log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def open_tracing(settings: Settings) -> AsyncGenerator["Tracing | None"]:
+    """Yield what follows tasks, or None where traces are off; the last spans are sent at the end.
+
+    Errors: SettingsError where the exporter is not installed, or its variables are wrong.
+    """
+    if settings.traces == "off":
+        yield None
+        return
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+
+    from tollbook.observability.tracing import TaskIds, Tracing
+
+    # The SDK's own default is "unknown_service".
+    name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "tollbook"}
+    resource = Resource.create({"service.version": version("tollbook"), **name})
+    provider = TracerProvider(resource=resource, id_generator=TaskIds(), shutdown_on_exit=False)
+    exporter = _exporter(settings)
+    provider.add_span_processor(_processor(exporter, is_slow=settings.traces == "otlp"))
+    try:
+        yield Tracing(provider)
+    finally:
+        # In a thread: a collector that does not answer is waited for, and the loop has other ends to see to.
+        ending = asyncio.create_task(asyncio.to_thread(provider.shutdown))
+        done, _ = await asyncio.wait({ending}, timeout=_LAST_SPANS_S)
+        if not done:
+            # It tries again for as long as ten seconds; this makes it give up.
+            _log.warning("traces.not_sent", waited_s=_LAST_SPANS_S)
+            await asyncio.to_thread(exporter.shutdown)
+        await ending
+
+
+def _processor(exporter: "SpanExporter", *, is_slow: bool) -> "SpanProcessor":
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+
+    try:
+        return BatchSpanProcessor(exporter) if is_slow else SimpleSpanProcessor(exporter)
+    except ValueError as exc:
+        raise SettingsError([f"OTEL_BSP_*: {exc}"]) from exc
+
+
+def _exporter(settings: Settings) -> "SpanExporter":
+    if settings.traces == "console":
+        from opentelemetry.sdk.trace.export import ConsoleSpanExporter
+
+        return ConsoleSpanExporter(out=sys.stderr)
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    except ModuleNotFoundError as exc:
+        raise SettingsError(["TOLLBOOK_TRACES: otlp needs an exporter: pip install 'tollbook[tracing]'"]) from exc
+    try:
+        return OTLPSpanExporter()
+    except ValueError as exc:
+        raise SettingsError([f"OTEL_EXPORTER_OTLP_*: {exc}"]) from exc

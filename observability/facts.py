@@ -1,0 +1,138 @@
+"""What is read for one page of metrics: Redis, the projection, the lag. Each is bounded in time and may be missing.
+
+A part that does not answer leaves its metrics out, which Prometheus sees as absent; a number that is not known is
+never shown as zero.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar, cast
+
+import duckdb
+import structlog
+from redis.exceptions import RedisError, ResponseError
+
+from tollbook.inference.runtime import LedgerHandle
+from tollbook.ledger.errors import LedgerError
+from tollbook.ledger.keys import GROUP, dead_letters
+from tollbook.ledger.projection.follower import Lag
+from tollbook.ledger.projection.totals import Totals
+from tollbook.observability.single_flight import Once
+from tollbook.observability.vitals import Vitals
+from tollbook.schemas.tasks import TaskStream
+
+T = TypeVar("T")
+LIMIT_S: Final = 2.0
+# A process that starts far behind (its DuckDB file was lost) would show counters that climb from nothing: Prometheus
+# would take the whole ledger for what was spent in these minutes. They are shown from the first moment they are true.
+_NEAR_S: Final = 60.0
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """One task stream: entries on it, delivered and not acknowledged, and not yet delivered (None: unknown)."""
+
+    entries: int
+    pending: int
+    unread: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What could be read; None for what could not."""
+
+    backlogs: dict[str, Backlog] | None
+    dead_letters: int | None
+    lag: Lag | None
+    discrepancies: int | None
+    totals: Totals | None
+
+
+class FactReader:
+    """Reads the facts of one process. What is the whole ledger's is told by the process that folds it alone."""
+
+    def __init__(self, vitals: Vitals) -> None:
+        self._vitals = vitals
+        self._totals: Totals | None = None
+        self._advancing = Once(self._advance, keep_s=0.0)
+        self._was_near = False
+
+    async def read(self) -> Facts:
+        """Read everything at once, within `LIMIT_S`."""
+        opened, projection = self._vitals.opened, self._vitals.projection
+        if opened is None or projection is None:
+            return Facts(None, None, None, None, None)
+        handle = opened.handle
+        streams, letters, lag, folded = await asyncio.gather(
+            _within("streams", _backlogs(handle)),
+            _within("dead letters", _length(handle, dead_letters(handle.keys[0].namespace))),
+            _within("lag", self._lag()),
+            _within("projection", self._advancing.get()),
+        )
+        discrepancies, totals = folded or (None, None)
+        self._was_near = self._was_near or (lag is not None and lag.seconds < _NEAR_S)
+        return Facts(streams, letters, lag, discrepancies, totals if self._was_near else None)
+
+    async def _lag(self) -> Lag:
+        assert self._vitals.projection is not None
+        return await self._vitals.projection.projector.lag()
+
+    async def _advance(self) -> tuple[int, Totals]:
+        projection, opened = self._vitals.projection, self._vitals.opened
+        assert projection is not None
+        assert opened is not None
+        if self._totals is None:
+            self._totals = Totals(keys.partition for keys in opened.handle.keys)
+        totals, store = self._totals, projection.store
+
+        def advance() -> int:
+            totals.advance(store)
+            return int(store.query("SELECT count(*) AS number FROM discrepancies")[0]["number"])
+
+        return await asyncio.to_thread(advance), totals
+
+
+async def _within(what: str, reading: Awaitable[T]) -> T | None:
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            return await reading
+    except (LedgerError, RedisError, OSError, TimeoutError, duckdb.Error) as exc:
+        # Those who ask come again in seconds; what is wrong is logged by the part that it is wrong with.
+        _log.debug("metrics.not_read", what=what, problem=str(exc) or type(exc).__name__)
+        return None
+
+
+async def _backlogs(handle: LedgerHandle) -> dict[str, Backlog]:
+    found = await asyncio.gather(*(_backlog(handle, stream.value) for stream in TaskStream))
+    return {stream.value: backlog for stream, backlog in zip(TaskStream, found, strict=True)}
+
+
+async def _backlog(handle: LedgerHandle, stream: str) -> Backlog:
+    entries, groups = await asyncio.gather(_length(handle, stream), _groups(handle, stream))
+    for reply in groups:
+        group = _as_map(reply)
+        if group[b"name"] == GROUP.encode():
+            return Backlog(entries, int(group[b"pending"]), group.get(b"lag"))
+    # Nobody has read it yet: all of it is new to the group that will be made.
+    return Backlog(entries, 0, entries)
+
+
+async def _groups(handle: LedgerHandle, stream: str) -> list[Any]:
+    try:
+        return await handle.pipeline.execute("XINFO", "GROUPS", stream)
+    except ResponseError:
+        return []  # There is no such stream (yet).
+
+
+def _as_map(reply: Any) -> dict[bytes, Any]:
+    """Redis sends a map, or by its older protocol a flat list."""
+    if isinstance(reply, list):
+        parts = cast("list[Any]", reply)
+        return dict(zip(parts[::2], parts[1::2], strict=True))
+    return reply
+
+
+async def _length(handle: LedgerHandle, stream: str) -> int:
+    return int(await handle.pipeline.execute("XLEN", stream))

@@ -1,0 +1,187 @@
+"""The page of metrics: what was read, as Prometheus takes it.
+
+Money, calls and attempts are counted off the ledger's own events by the process that folds them, so that the numbers
+are those of the books, to the event: they outlive every process, count what a dead worker did, and cost a worker
+nothing. A worker tells only what is its own.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from typing import Final, get_args
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from tollbook.inference.routing import resolve_model, routing_with
+from tollbook.inference.settings import Settings
+from tollbook.ledger.projection.totals import LATENCY_BUCKETS_S, Sums, Totals
+from tollbook.observability.catalogue import BY_NAME
+from tollbook.observability.facts import FactReader, Facts
+from tollbook.observability.health import Readiness
+from tollbook.observability.page import Page, plain
+from tollbook.observability.single_flight import Once
+from tollbook.observability.vitals import Vitals
+from tollbook.schemas.events import Basis
+from tollbook.schemas.results import TaskStatus
+
+OTHER: Final = "other"
+"""The label of every model that neither a route nor the configured prices name: a task may name any."""
+
+# What OpenRouter documents; another provider may make up numbers of its own.
+_STATUSES: Final = frozenset((400, 401, 402, 403, 404, 408, 413, 422, 429, 500, 502, 503, 504, 524, 529))
+
+
+class MetricsPage:
+    """Makes the page, at most once a second."""
+
+    def __init__(self, vitals: Vitals, readiness: Readiness) -> None:
+        self._vitals = vitals
+        self._readiness = readiness
+        self._facts = FactReader(vitals)
+        self._models = known_models(vitals.settings)
+        self._once = Once(self._collect)
+
+    async def render(self, accept: str) -> tuple[bytes, str]:
+        """Return the page and its content type, as the client accepts it: OpenMetrics, or Prometheus's own format."""
+        families = await self._once.get()
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Collected(families))
+        ProcessCollector(registry=registry)
+        encode, content_type = choose_encoder(accept)
+        return encode(registry), content_type
+
+    async def _collect(self) -> list[Metric]:
+        facts, health = await asyncio.gather(self._facts.read(), self._readiness.get())
+        page = Page()
+        page.add("tollbook_ready", health.ok)
+        page.add("tollbook_info", 1, version=version("tollbook"), part=self._vitals.part)
+        _add_facts(page, facts)
+        if facts.totals is not None:
+            _add_totals(page, facts.totals, self._models)
+        _add_own(page, self._vitals)
+        return [*page.families(), *_faststream(self._vitals.faststream)]
+
+
+class _Collected(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def known_models(settings: Settings) -> frozenset[str]:
+    """Return the model ids that get a label of their own: those of the routes and of the configured prices."""
+    routes = routing_with(settings.routes).values()
+    routed = [model for route in routes for model in (route.model, route.fallback) if model]
+    return frozenset([*routed, *(resolve_model(name) for name in settings.price_overrides)])
+
+
+def _add_facts(page: Page, facts: Facts) -> None:
+    for stream, backlog in (facts.backlogs or {}).items():
+        page.add("tollbook_stream_entries", backlog.entries, stream=stream)
+        page.add("tollbook_stream_pending", backlog.pending, stream=stream)
+        if backlog.unread is not None:
+            page.add("tollbook_stream_unread", backlog.unread, stream=stream)
+    if facts.dead_letters is not None:
+        page.add("tollbook_dead_letters", facts.dead_letters)
+    if facts.lag is not None:
+        page.add("tollbook_projector_lag_events", facts.lag.events)
+        page.add("tollbook_projector_lag_seconds", facts.lag.seconds)
+    if facts.discrepancies is not None:
+        page.add("tollbook_discrepancies", facts.discrepancies)
+
+
+def _add_totals(page: Page, totals: Totals, models: frozenset[str]) -> None:
+    for kind, number in totals.types.items():
+        page.add("tollbook_ledger_events_total", number, type=kind)
+    _add_money(page, totals)
+    _add_attempts(page, totals, models)
+    for reason in ("cap", "wait_timeout"):
+        page.add("tollbook_denied_total", 0, reason=reason)
+    for group, sums in totals.groups("budget-denied"):
+        page.add("tollbook_denied_total", sums.events, reason=group.reason)
+    for group, sums in totals.groups("fallback-used"):
+        page.add("tollbook_fallbacks_total", sums.events, model=_label(group.model, models), reason=group.reason)
+
+
+def _add_money(page: Page, totals: Totals) -> None:
+    settled, corrected = totals.of("cost-recorded"), totals.of("cost-adjusted")
+    page.add("tollbook_holds_open", totals.holds_open)
+    page.add("tollbook_held_usd", float(totals.held_usd))
+    page.add("tollbook_holds_total", sum(s.events for g, s in totals.groups("budget-reserved") if g.kind == "hold"))
+    for basis in get_args(Basis):
+        page.add("tollbook_settled_usd_total", 0, basis=basis)
+    for group, sums in totals.groups("cost-recorded"):
+        page.add("tollbook_settled_usd_total", float(sums.usd), basis=group.basis)
+        page.add("tollbook_settlements_total", sums.events, basis=group.basis, outcome=group.outcome)
+    page.add("tollbook_corrected_usd_total", float(corrected.usd), direction="up")
+    page.add("tollbook_corrected_usd_total", float(corrected.less_usd), direction="down")
+    page.add("tollbook_assumed_usd_total", float(settled.assumed_usd))
+    page.add("tollbook_unconfirmed_usd", float(settled.assumed_usd + corrected.assumed_usd))
+    page.add("tollbook_overage_usd_total", float(settled.overage_usd))
+
+
+def _add_attempts(page: Page, totals: Totals, models: frozenset[str]) -> None:
+    by_model: dict[str, Sums] = {}
+    for group, sums in totals.groups("model-called"):
+        model = _label(group.model, models)
+        page.add("tollbook_attempts_total", sums.events, model=model, outcome=group.outcome)
+        if group.outcome != "ok":
+            status = _status(group.http_status, group.outcome)
+            page.add("tollbook_provider_errors_total", sums.events, model=model, status=status)
+        if group.outcome != "abandoned":
+            by_model.setdefault(model, Sums()).add(sums)
+        page.add("tollbook_attempt_charges_usd_total", float(sums.charge_usd), model=model)
+        page.add("tollbook_tokens_total", sums.prompt_tokens, model=model, kind="prompt")
+        page.add("tollbook_tokens_total", sums.completion_tokens, model=model, kind="completion")
+    for model, sums in by_model.items():
+        buckets = [(str(bound), number) for bound, number in zip(LATENCY_BUCKETS_S, sums.within, strict=True)]
+        page.add_histogram(
+            "tollbook_attempt_duration_seconds", [*buckets, ("+Inf", sums.events)], sums.latency_ms / 1000, model=model
+        )
+
+
+def _add_own(page: Page, vitals: Vitals) -> None:
+    opened = vitals.opened
+    if opened is not None:
+        page.add("tollbook_redis_batches_total", opened.handle.pipeline.batches)
+        page.add("tollbook_redis_commands_total", opened.handle.pipeline.commands)
+    for worker in vitals.workers:
+        for status in TaskStatus:
+            page.add("tollbook_tasks_finished_total", worker.finished[status], status=status.value)
+        page.add("tollbook_tasks_in_flight", worker.in_flight)
+        page.add("tollbook_tasks_claimed_total", worker.claims.taken)
+        page.add("tollbook_claims_lost_total", worker.claims.lost)
+    if vitals.workers:
+        # The waiting lines are the process's, not one worker's.
+        page.add("tollbook_tasks_waiting", vitals.workers[0].waiting)
+
+
+def _faststream(registry: CollectorRegistry | None) -> Iterator[Metric]:
+    """Yield what FastStream counts rightly here. The rest of its middleware's metrics are not true of this worker.
+
+    It takes a task for acknowledged, and no longer in process, once `Worker.take` has it; it sees an empty body; and
+    nothing is published through it.
+    """
+    for family in registry.collect() if registry is not None else ():
+        metric = BY_NAME.get(family.name) or BY_NAME.get(f"{family.name}_total")
+        if metric is not None and family.samples:
+            # The moment at which a series began is one more sample of each that nobody asks for.
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            family.documentation = plain(metric.meaning)
+            yield family
+
+
+def _label(model: str, known: frozenset[str]) -> str:
+    return model if model in known else OTHER
+
+
+def _status(http_status: int, outcome: str) -> str:
+    if http_status == 0:
+        return outcome
+    # An error told with status 200 is none of HTTP's.
+    return outcome if http_status < 400 else str(http_status) if http_status in _STATUSES else OTHER

@@ -1,0 +1,80 @@
+"""Opens what observes a process: traces where they are asked for, and the server of metrics and health."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+from tollbook.inference.errors import SettingsError
+from tollbook.inference.runtime import process_name
+from tollbook.inference.settings import Settings
+from tollbook.observability.exporting import open_tracing
+from tollbook.observability.vitals import Part, Vitals
+
+_PORTS: Final = 65_536
+
+
+@asynccontextmanager
+async def observed(settings: Settings, part: Part) -> AsyncGenerator[Vitals]:
+    """Yield the vitals of this process, and show them for as long as this is open.
+
+    Errors: SettingsError where the port cannot be had or the exporter is not installed; AddressError.
+    """
+    async with AsyncExitStack() as stack:
+        vitals = Vitals(part, settings, tracing=await stack.enter_async_context(open_tracing(settings)))
+        port = metrics_port_of(settings, part)
+        if port is not None:
+            # Imported here: what nobody asks for costs no start anything.
+            from prometheus_client import CollectorRegistry
+
+            from tollbook.observability.server import serve_vitals
+
+            vitals.faststream = CollectorRegistry()
+            vitals.url = await stack.enter_async_context(
+                serve_vitals(
+                    vitals,
+                    host=settings.metrics_host,
+                    port=port,
+                    data_dir=settings.data_dir,
+                    name=f"{part}-{process_name()}",
+                )
+            )
+        yield vitals
+
+
+def metrics_port_of(settings: Settings, part: Part) -> int | None:
+    """Return the port of metrics and health, 0 for a free one, None for no server."""
+    port = settings.metrics_port
+    if port is None:
+        # `tollbook up` is a person at a terminal, who is told the address; a service is configured.
+        return 0 if part == "up" else None
+    return None if port == "off" else port
+
+
+def ports_of_processes(settings: Settings, processes: int) -> list[int | None]:
+    """Return a port for each process of `tollbook up --workers`: one after the other, or 0 for free ones; None: none.
+
+    Errors: SettingsError where there are not so many.
+    """
+    first = metrics_port_of(settings, "up")
+    if not first:
+        return [first] * processes
+    if first + processes > _PORTS:
+        raise SettingsError([f"TOLLBOOK_METRICS_PORT: {first} leaves no room for {processes} processes"])
+    return list(range(first, first + processes))
+
+
+def setting_of(port: int | None) -> dict[str, str]:
+    """Return the environment with which a process takes this port."""
+    return {"TOLLBOOK_METRICS_PORT": "off" if port is None else str(port)}
+
+
+def described_ports(settings: Settings, ports: Sequence[int | None]) -> str:
+    """Say where these processes, the projector first, are asked; '' where they are not."""
+    first, last = ports[0], ports[-1]
+    if first is None or last is None:
+        return ""
+    if first == 0:
+        return f"one address for each process in {settings.data_dir.resolve() / 'metrics'}"
+    host = settings.metrics_host
+    workers = f"{last}" if len(ports) == 2 else f"{first + 1} to {last}"
+    return f"http://{host}:{first} (projector), the same on port {workers} (workers)"

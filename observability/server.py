@@ -1,0 +1,95 @@
+"""Serves metrics and health in the process's own event loop.
+
+So an answer shows that the loop turns. Nothing here handles signals or logs requests; the
+process's own stop ends it, and the kernel closes its socket with the process.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uvicorn
+
+from tollbook.inference.errors import SettingsError
+from tollbook.observability.address import announced_address
+from tollbook.observability.asgi import ObservabilityApp
+from tollbook.observability.vitals import Vitals
+
+# Where all addresses are listened on, this machine's own is one of them.
+_LOOPBACK_OF: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is bound to it here.
+_log = structlog.get_logger(__name__)
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Leave signals to the process that this runs in."""
+        yield
+
+
+@asynccontextmanager
+async def serve_vitals(vitals: Vitals, *, host: str, port: int, data_dir: Path, name: str) -> AsyncGenerator[str]:
+    """Serve until closed; yield the address as a URL. Port 0: a free one.
+
+    Errors: SettingsError where the address cannot be listened on; AddressError.
+    """
+    listening = _listen(host, port)
+    bound = _shown(_LOOPBACK_OF.get(host, host), listening.getsockname()[1])
+    server = _Server(
+        uvicorn.Config(
+            ObservabilityApp(vitals),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            http="h11",
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=64,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=1,
+        )
+    )
+    with listening, announced_address(data_dir, name, bound, part=vitals.part):
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        # `tollbook up` tells the address itself, once everything is up.
+        tell = _log.debug if vitals.part == "up" else _log.info
+        tell("metrics.served", url=f"http://{bound}")
+        try:
+            yield f"http://{bound}"
+        finally:
+            server.should_exit = True
+            await asyncio.gather(serving, return_exceptions=True)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    problem: OSError | None = None
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as exc:
+        raise SettingsError([f"TOLLBOOK_METRICS_HOST: {host} is no address of this machine ({exc.strerror})"]) from exc
+    for family, kind, protocol, _, address in found:
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            # At once, so that nobody who has the address is refused while the rest starts.
+            listening.listen()
+        except OSError as exc:
+            listening.close()
+            problem = exc
+        else:
+            return listening
+    assert problem is not None, "every name that is found has an address"
+    raise SettingsError(
+        [f"TOLLBOOK_METRICS_PORT: {_shown(host, port)} cannot be listened on: {problem.strerror or problem}"]
+    ) from problem
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

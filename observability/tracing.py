@@ -1,0 +1,265 @@
+"""Traces: one for each task, from its publisher over every attempt to the acknowledgement.
+
+A task's span continues the publisher's `traceparent`. Without one the trace's id is made of the stream entry, so that
+every delivery of a task is in one trace, whichever process it came to; a later delivery also links to the one before.
+Spans bear ids, names, numbers and codes: no text of a prompt, a completion, a key or an error message, and no user's
+id. Nothing of a trace is written to the ledger, which is for ever and not its publisher's to write in.
+"""
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from hashlib import blake2b
+from typing import Final, Literal
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+from tollbook.consumers.messages import Delivery, trace_of
+from tollbook.inference.attempts import Attempt
+from tollbook.inference.calls.holds import Charge, Hold
+from tollbook.inference.calls.observer import AttemptTold
+from tollbook.ledger.gate.requests import (
+    AlreadySettled,
+    Denied,
+    OpenCall,
+    Reserved,
+    ReserveReply,
+    Settled,
+    SettleRequest,
+    Waiting,
+)
+from tollbook.schemas.results import InferenceResult, TaskStatus
+
+_PROPAGATOR: Final = TraceContextTextMapPropagator()
+_ids: ContextVar[tuple[int | None, int | None]] = ContextVar("span_ids", default=(None, None))
+Attributes = Mapping[str, AttributeValue | None]
+
+
+class TaskIds(RandomIdGenerator):
+    """Random ids, but for the span of a delivery, whose ids follow from the entry."""
+
+    def generate_trace_id(self) -> int:
+        """Return the delivery's trace id where one is being begun."""
+        return _ids.get()[0] or super().generate_trace_id()
+
+    def generate_span_id(self) -> int:
+        """Return the delivery's span id where one is being begun."""
+        return _ids.get()[1] or super().generate_span_id()
+
+
+class Tracing:
+    """Follows tasks and the steps of their calls. `provider` must have been made with `TaskIds`."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self.provider = provider
+        self._tracer = provider.get_tracer("tollbook")
+
+    @contextmanager
+    def working(self, delivery: Delivery) -> Generator[Callable[[InferenceResult], None]]:
+        """One delivery of a task, until it is acknowledged or left."""
+        headers = trace_of(delivery)
+        # Not this process's own context: what reads the streams is no part of the task.
+        parent = _PROPAGATOR.extract(headers, context=Context())
+        before = trace.get_current_span(parent).get_span_context()
+        trace_id = before.trace_id if before.is_valid else _trace_id(delivery)
+        reading = trace.get_current_span().get_span_context()
+        links = [Link(reading, {"tollbook.link": "read_in"})] if reading.is_valid else []
+        if delivery.is_claimed:
+            previous = SpanContext(
+                trace_id, _span_id(delivery, delivery.deliveries - 1), is_remote=True, trace_flags=TraceFlags(1)
+            )
+            links.append(Link(previous, {"tollbook.link": "previous_delivery"}))
+        token = _ids.set((trace_id, _span_id(delivery, delivery.deliveries)))
+        try:
+            span = self._tracer.start_span(
+                f"process {delivery.stream}",
+                parent,
+                SpanKind.CONSUMER,
+                links=links,
+                attributes={
+                    "messaging.system": "redis",
+                    "messaging.operation.type": "process",
+                    "messaging.destination.name": delivery.stream,
+                    "messaging.message.id": delivery.entry_id,
+                    "tollbook.deliveries": delivery.deliveries,
+                },
+            )
+        finally:
+            _ids.reset(token)
+
+        def told(result: InferenceResult) -> None:
+            _set(
+                span,
+                {
+                    "tollbook.task_id": result.task_id,
+                    "tollbook.task_type": result.task_type,
+                    "tollbook.status": result.status.value,
+                    "error.type": result.error_code.value if result.error_code else None,
+                },
+            )
+            if result.status in (TaskStatus.FAILED, TaskStatus.INVALID):
+                span.set_status(Status(StatusCode.ERROR))
+
+        with _inside(span):
+            yield told
+
+    @contextmanager
+    def acknowledging(self) -> Generator[None]:
+        """The task is dealt with."""
+        with self._step("acknowledge"):
+            yield
+
+    @contextmanager
+    def reserving(self, amount_nanousd: int) -> Generator[Callable[[ReserveReply], None]]:
+        """Money is being held for a call."""
+        with self._step("reserve", {"tollbook.amount_nanousd": amount_nanousd}) as span:
+
+            def told(reply: ReserveReply) -> None:
+                _set(span, {"tollbook.reply": _kind_of(reply)})
+                match reply:
+                    case Reserved() | OpenCall():
+                        _set(span, {"tollbook.hold": reply.hold})
+                    case Denied():
+                        _set(span, {"tollbook.reason": reply.reason})
+                    case _:
+                        pass
+
+            yield told
+
+    @contextmanager
+    def attempting(self, model: str, number: int) -> Generator[AttemptTold]:
+        """One HTTP request."""
+        attributes = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.request.model": model,
+            "tollbook.attempt": number,
+        }
+        with self._step(f"chat {model}", attributes, kind=SpanKind.CLIENT) as span:
+
+            def told(attempt: Attempt, charge: Charge) -> None:
+                _set(
+                    span,
+                    {
+                        "tollbook.outcome": attempt.outcome,
+                        "tollbook.cost_nanousd": charge.nanousd,
+                        "tollbook.basis": charge.basis,
+                        "http.response.status_code": attempt.http_status,
+                        "gen_ai.response.id": attempt.generation_id,
+                        "gen_ai.response.model": attempt.model_used,
+                        "gen_ai.response.finish_reasons": [attempt.finish_reason] if attempt.finish_reason else None,
+                        "gen_ai.usage.input_tokens": attempt.usage.prompt_tokens if attempt.usage else None,
+                        "gen_ai.usage.output_tokens": attempt.usage.completion_tokens if attempt.usage else None,
+                    },
+                )
+                if not attempt.is_ok:
+                    _fail(span, attempt.outcome)
+
+            yield told
+
+    @contextmanager
+    def preparing(
+        self, step: Literal["retry", "fallback"], *, from_model: str, to_model: str, reason: str
+    ) -> Generator[Callable[[str | None], None]]:
+        """The hold is extended for the next attempt."""
+        attributes = {
+            "tollbook.from_model": from_model,
+            "gen_ai.request.model": to_model,
+            "tollbook.reason": reason,
+        }
+        with self._step(step, attributes) as span:
+
+            def told(failure: str | None) -> None:
+                if failure is not None:
+                    _fail(span, "not_prepared")
+
+            yield told
+
+    @contextmanager
+    def settling(
+        self, request: SettleRequest, hold: Hold | None
+    ) -> Generator[Callable[[Settled | AlreadySettled], None]]:
+        """A hold is being replaced by its cost."""
+        attributes = {
+            "tollbook.hold": request.hold,
+            "tollbook.cost_nanousd": request.cost_nanousd,
+            "tollbook.assumed_nanousd": request.assumed_nanousd,
+            "tollbook.basis": hold.basis if hold else None,
+            "tollbook.is_final": request.is_final,
+        }
+        with self._step("settle", attributes) as span:
+
+            def told(reply: Settled | AlreadySettled) -> None:
+                is_new = isinstance(reply, Settled) and bool(reply.entry_id)
+                _set(span, {"tollbook.reply": "settled" if is_new else "settled_before"})
+                if isinstance(reply, Settled) and reply.entry_id:
+                    _set(span, {"tollbook.event_id": reply.entry_id})
+
+            yield told
+
+    @contextmanager
+    def _step(
+        self, name: str, attributes: Attributes | None = None, *, kind: SpanKind = SpanKind.INTERNAL
+    ) -> Generator[Span]:
+        span = self._tracer.start_span(name, kind=kind, attributes=_known(attributes or {}))
+        with _inside(span):
+            yield span
+
+
+@contextmanager
+def _inside(span: Span) -> Generator[None]:
+    """Make the span the current one and end it; of an error only the kind is told: its text may quote anything."""
+    try:
+        with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+            yield
+    except BaseException as exc:
+        _fail(span, type(exc).__name__)
+        raise
+    finally:
+        span.end()
+
+
+def _fail(span: Span, kind: str) -> None:
+    span.set_attribute("error.type", kind)
+    span.set_status(Status(StatusCode.ERROR))
+
+
+def _set(span: Span, attributes: Attributes) -> None:
+    span.set_attributes(_known(attributes))
+
+
+def _known(attributes: Attributes) -> dict[str, AttributeValue]:
+    return {name: value for name, value in attributes.items() if value is not None}
+
+
+def _kind_of(reply: ReserveReply) -> str:
+    match reply:
+        case Reserved():
+            return "reserved"
+        case Denied():
+            return "denied"
+        case Waiting():
+            return "waiting"
+        case OpenCall():
+            return "open"
+        case _:
+            return "finished"
+
+
+def _trace_id(delivery: Delivery) -> int:
+    return _digest(16, delivery.stream, delivery.entry_id)
+
+
+def _span_id(delivery: Delivery, number: int) -> int:
+    # A task that was given back unworked counts as not delivered, and its next delivery has the same id.
+    return _digest(8, delivery.stream, delivery.entry_id, str(number))
+
+
+def _digest(size: int, *parts: str) -> int:
+    # Never 0, which is no id.
+    return int.from_bytes(blake2b("\0".join(parts).encode(), digest_size=size).digest()) | 1

@@ -1,0 +1,93 @@
+"""What runs in this process, for metrics and health to look at.
+
+The parts are put here as they are opened and taken away as they close; nobody but the
+composition root writes here, and the parts know nothing of it.
+"""
+
+import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from tollbook.consumers.projection import ProjectionService
+from tollbook.consumers.worker import Worker
+from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.runtime import LedgerHandle
+from tollbook.inference.settings import Settings
+from tollbook.ledger.gate.ledger import Ledger
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from tollbook.observability.tracing import Tracing
+
+Part = Literal["up", "worker", "projector"]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A ledger that is open here, with what a budget decision needs."""
+
+    handle: LedgerHandle
+    ledger: Ledger
+    prices: PriceCatalogue
+
+
+@dataclass(eq=False)
+class Vitals:
+    """The living parts of one process.
+
+    `faststream` holds what FastStream's middleware counts, and `url` says where all of this is shown; None where
+    nobody asks for metrics. `tracing` follows tasks; None where nobody does.
+    """
+
+    part: Part
+    settings: Settings
+    tracing: "Tracing | None" = None
+    faststream: "CollectorRegistry | None" = None
+    url: str | None = None
+    opened: Opened | None = None
+    projection: ProjectionService | None = None
+    workers: list[Worker] = field(default_factory=list[Worker])
+    background: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, "asyncio.Task[None]"])
+    waiting_for: str = "it is starting"
+    """Why nothing is open, and what to do, for as long as nothing is."""
+
+    @contextmanager
+    def open(self, handle: LedgerHandle, ledger: Ledger, prices: PriceCatalogue) -> Generator[None]:
+        """Show an opened ledger for as long as it is open."""
+        self.opened = Opened(handle, ledger, prices)
+        try:
+            yield
+        finally:
+            self.opened, self.waiting_for = None, "it is stopping"
+
+    @contextmanager
+    def folding(self, projection: ProjectionService, task: "asyncio.Task[None]") -> Generator[None]:
+        """Show a projection that is folded here."""
+        self.projection = projection
+        try:
+            with self._running({"projection": task}):
+                yield
+        finally:
+            self.projection = None
+
+    @contextmanager
+    def working(self, worker: Worker, tasks: dict[str, "asyncio.Task[None]"]) -> Generator[None]:
+        """Show a worker and what it runs in the background."""
+        self.workers.append(worker)
+        try:
+            with self._running({f"{name} of {worker.name}": task for name, task in tasks.items()}):
+                yield
+        finally:
+            self.workers.remove(worker)
+
+    @contextmanager
+    def _running(self, tasks: dict[str, "asyncio.Task[None]"]) -> Generator[None]:
+        self.background |= tasks
+        try:
+            yield
+        finally:
+            for name in tasks:
+                del self.background[name]

@@ -1,0 +1,126 @@
+"""Requests and replies in the shapes of OpenRouter's chat completions."""
+
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from tollbook.standin.prices import PRICES, charge_nanousd
+
+_COMPLETION_TOKENS: Final = re.compile(r"\[\[completion_tokens=(\d{1,6})\]\]")
+_FAULT: Final = re.compile(r"\[\[fault=([a-z0-9_:]{1,40})\]\]")
+_TOKENS_PER_MESSAGE: Final = 4
+_BYTES_PER_TOKEN: Final = 4
+_DEFAULT_MAX_TOKENS: Final = 256
+
+
+class BadRequest(Exception):
+    """The request is refused with this status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that can be answered, and what it comes to."""
+
+    model: str
+    user: str
+    prompt_tokens: int
+    completion_tokens: int
+    is_cut: bool
+    fault: str | None
+
+    @property
+    def price_nanousd(self) -> int:
+        """The list price, in nano-dollars."""
+        return charge_nanousd(self.model, prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens)
+
+
+def read_request(document: Any) -> Asked:
+    """Read a request as OpenRouter would. Errors: BadRequest.
+
+    Prompt tokens are a quarter of the bytes, rounded up, and four a message; completion tokens are drawn from
+    the text's checksum, or what the mark `[[completion_tokens=N]]` in it says, at most `max_tokens`.
+    """
+    if not isinstance(document, dict):
+        raise BadRequest(400, "the body is not a JSON object")
+    body = cast(Mapping[str, Any], document)
+    model, messages = body.get("model"), body.get("messages")
+    if not isinstance(model, str) or not isinstance(messages, list) or not messages:
+        raise BadRequest(400, "model and messages are required")
+    if model not in PRICES:
+        raise BadRequest(404, f"No endpoints found for {model}.")
+    texts = [_content(message) for message in cast(list[Any], messages)]
+    text = "\n".join(texts)
+    max_tokens = body.get("max_tokens", _DEFAULT_MAX_TOKENS)
+    if type(max_tokens) is not int or max_tokens < 1:
+        raise BadRequest(400, "max_tokens must be a positive integer")
+    mark = _COMPLETION_TOKENS.search(text)
+    wanted = int(mark[1]) if mark else 8 + zlib.crc32(text.encode()) % 192
+    fault = _FAULT.search(text)
+    return Asked(
+        model=model,
+        user=str(body.get("user", "")),
+        prompt_tokens=sum(-(-len(part.encode()) // _BYTES_PER_TOKEN) + _TOKENS_PER_MESSAGE for part in texts),
+        completion_tokens=max(1, min(wanted, max_tokens)),
+        is_cut=wanted > max_tokens,
+        fault=fault[1] if fault else None,
+    )
+
+
+def _content(message: Any) -> str:
+    content = cast(dict[str, Any], message).get("content") if isinstance(message, dict) else None
+    if not isinstance(content, str):
+        raise BadRequest(400, "messages have a role and a text content")
+    return content
+
+
+def usd_literal(nanousd: int) -> str:
+    """Return dollars as an exact JSON number."""
+    return f"{nanousd // 1_000_000_000}.{nanousd % 1_000_000_000:09d}"
+
+
+def completion(asked: Asked, generation_id: str, charged_nanousd: int, fault: str | None) -> bytes:
+    """Return the body of a completion, with what the fault leaves out or twists."""
+    choice: dict[str, Any] = {
+        "index": 0,
+        "finish_reason": "length" if asked.is_cut else "stop",
+        "message": {"role": "assistant", "content": f"[stand-in] {asked.completion_tokens} tokens of nothing."},
+    }
+    if fault == "error_finish":
+        choice = {"index": 0, "finish_reason": "error", "error": {"code": 502, "message": "provider failed"}}
+    document: dict[str, Any] = {
+        "id": generation_id,
+        "provider": "stand-in",
+        "model": asked.model,
+        "object": "chat.completion",
+        "created": 0,
+        "choices": [choice],
+    }
+    head = json.dumps(document)
+    if fault == "missing_usage":
+        return head.encode()
+    total = asked.prompt_tokens + asked.completion_tokens
+    # The cost is written as text, since a float could not hold it exactly.
+    cost = {"missing_cost": "", "null_cost": ', "cost": null'}.get(
+        fault or "", f', "cost": {usd_literal(charged_nanousd)}'
+    )
+    usage = (
+        f'{{"prompt_tokens": {asked.prompt_tokens}, "completion_tokens": {asked.completion_tokens}, '
+        f'"total_tokens": {total}, "prompt_tokens_details": {{"cached_tokens": 0}}, '
+        f'"completion_tokens_details": {{"reasoning_tokens": 0}}{cost}}}'
+    )
+    return f'{head[:-1]}, "usage": {usage}}}'.encode()
+
+
+def error(code: int, message: str, metadata: Mapping[str, Any] | None = None) -> bytes:
+    """Return the body of an error."""
+    detail: dict[str, Any] = {"code": code, "message": message}
+    if metadata is not None:
+        detail["metadata"] = dict(metadata)
+    return json.dumps({"error": detail}).encode()

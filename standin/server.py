@@ -1,0 +1,219 @@
+"""The stand-in's HTTP server: OpenRouter's endpoints, and `/standin/` to look into it and to make it fail."""
+
+import asyncio
+import json
+import secrets
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from aiohttp import web
+
+from tollbook.standin.book import Book, Entry
+from tollbook.standin.faults import FAULTS, FaultPlan, check_fault, http_fault
+from tollbook.standin.prices import PRICES
+from tollbook.standin.replies import Asked, BadRequest, completion, error, read_request, usd_literal
+
+_MOST_BYTES: Final = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class StandInConfig:
+    """Port 0 takes a free one. With an `api_key`, requests without it are refused."""
+
+    port: int = 0
+    latency_ms: int = 0
+    slow_ms: int = 500
+    faults: FaultPlan = field(default_factory=FaultPlan)
+    book_path: Path | None = None
+    api_key: str | None = None
+
+
+class StandIn:
+    """The server on 127.0.0.1; use it with `async with`. `base_url` ends in /api/v1, as OpenRouter's does."""
+
+    def __init__(self, config: StandInConfig | None = None) -> None:
+        self.config = config or StandInConfig()
+        self.book = Book(self.config.book_path)
+        self.faults = self.config.faults
+        self.requests = 0
+        # A book outlives its server: an id must not come twice, or a charge would be written over another.
+        self._run = secrets.token_hex(4)
+        self._ids = count(1)
+        self._runner: web.AppRunner | None = None
+        self._port = 0
+        self._stopping = asyncio.Event()
+
+    @property
+    def root_url(self) -> str:
+        """The server's address."""
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def base_url(self) -> str:
+        """What OPENROUTER_BASE_URL is set to."""
+        return f"{self.root_url}/api/v1"
+
+    async def start(self) -> None:
+        """Listen. Errors: OSError where the port is taken."""
+        app = web.Application(client_max_size=_MOST_BYTES)
+        app.router.add_post("/api/v1/chat/completions", self._complete)
+        app.router.add_get("/api/v1/models", self._models)
+        app.router.add_get("/api/v1/generation", self._generation)
+        app.router.add_get("/api/v1/key", self._key)
+        app.router.add_get("/standin/book", self._show_book)
+        app.router.add_get("/standin/health", self._health)
+        app.router.add_post("/standin/faults", self._set_faults)
+        # A client that hangs up cancels its handler, as a hang would otherwise outlive the test.
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.config.port)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Stop listening; hanging requests are let go."""
+        self._stopping.set()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        self.book.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        self.requests += 1
+        generation_id = f"gen-standin-{self._run}-{next(self._ids)}"
+        if not self._is_authorised(request):
+            return _reply(401, error(401, "No auth credentials found"), generation_id)
+        try:
+            asked = read_request(json.loads(await request.read()))
+            fault = check_fault(asked.fault) if asked.fault else self.faults.next()
+        except BadRequest as exc:
+            return _reply(exc.status, error(exc.status, str(exc)), generation_id)
+        except (ValueError, RecursionError) as exc:
+            return _reply(400, error(400, str(exc)), generation_id)
+        return await self._answer(request, asked, generation_id, fault)
+
+    async def _answer(
+        self, request: web.Request, asked: Asked, generation_id: str, fault: str | None
+    ) -> web.StreamResponse:
+        status = http_fault(fault) if fault else None
+        # Charged before the wait: a client that hangs up during it pays in full, as with OpenRouter.
+        charged = 0 if status else self._charge(asked, generation_id, fault)
+        delay_ms = self.config.latency_ms + (self.config.slow_ms if fault == "slow" else 0)
+        if delay_ms:
+            await asyncio.sleep(delay_ms / 1000)
+        if status is not None:
+            return _reply(status[0], error(status[0], "a fault of the stand-in"), generation_id, status[1])
+        match fault:
+            case "in_flight":
+                return _reply(402, error(402, "busy", {"error_type": "in_flight_budget_exhausted"}), generation_id, 1)
+            case "hang" | "hang_charged":
+                await self._stopping.wait()
+                return _reply(503, error(503, "stopping"), generation_id)
+            case "reset_before_charge" | "reset_after_charge":
+                return _reset(request)
+            case "reset_mid_body":
+                return await _reset_mid_body(request, generation_id)
+            case "broken_json":
+                return _reply(200, completion(asked, generation_id, charged, None)[:-20], generation_id)
+            case "html_body":
+                return _reply(200, b"<html><body>Bad gateway</body></html>", generation_id)
+            case "error_in_200":
+                return _reply(200, error(502, "provider failed"), generation_id)
+            case _:
+                return _reply(200, completion(asked, generation_id, charged, fault), generation_id)
+
+    def _charge(self, asked: Asked, generation_id: str, fault: str | None) -> int:
+        if fault is not None and not FAULTS[fault]:
+            return 0
+        charged = asked.price_nanousd * (10 if fault == "overcharge" else 1)
+        self.book.charge(
+            Entry(
+                generation_id,
+                asked.user,
+                asked.model,
+                asked.prompt_tokens,
+                asked.completion_tokens,
+                charged,
+                fault,
+            )
+        )
+        return charged
+
+    def _is_authorised(self, request: web.Request) -> bool:
+        key = self.config.api_key
+        return key is None or request.headers.get("Authorization") == f"Bearer {key}"
+
+    async def _models(self, _: web.Request) -> web.Response:
+        models = [{"id": model, "description": "A stand-in, not OpenRouter"} for model in PRICES]
+        return web.json_response({"data": models})
+
+    async def _generation(self, request: web.Request) -> web.Response:
+        if not self._is_authorised(request):
+            return _unauthorised()
+        entry = self.book.entries.get(request.query.get("id", ""))
+        if entry is None:
+            return web.Response(status=404, body=error(404, "Generation not found"), content_type="application/json")
+        text = (
+            f'{{"data": {{"id": "{entry.generation_id}", "model": "{entry.model}", '
+            f'"total_cost": {usd_literal(entry.charged_nanousd)}, "tokens_prompt": {entry.prompt_tokens}, '
+            f'"tokens_completion": {entry.completion_tokens}}}}}'
+        )
+        return web.Response(text=text, content_type="application/json")
+
+    async def _key(self, request: web.Request) -> web.Response:
+        if not self._is_authorised(request):
+            return _unauthorised()
+        return web.json_response({"data": {"label": "stand-in", "usage": 0, "limit": None, "is_free_tier": False}})
+
+    async def _show_book(self, _: web.Request) -> web.Response:
+        entries = [asdict(entry) for entry in self.book.entries.values()]
+        return web.json_response({"totals": self.book.totals(), "requests": self.requests, "entries": entries})
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "ok", "is": "a stand-in, not OpenRouter"})
+
+    async def _set_faults(self, request: web.Request) -> web.Response:
+        try:
+            document: Any = await request.json()
+            self.faults = FaultPlan.from_json(document)
+        except (TypeError, ValueError) as exc:
+            return web.json_response({"error": str(exc)}, status=400)
+        return web.json_response({"status": "ok"})
+
+
+def _reply(status: int, body: bytes, generation_id: str, retry_after_s: int | None = None) -> web.Response:
+    headers = {"X-Generation-Id": generation_id}
+    if retry_after_s is not None:
+        headers["Retry-After"] = str(retry_after_s)
+    return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+
+
+def _unauthorised() -> web.Response:
+    return web.Response(status=401, body=error(401, "No auth credentials found"), content_type="application/json")
+
+
+def _reset(request: web.Request) -> web.Response:
+    """Break the connection at once, without an answer."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=500)
+
+
+async def _reset_mid_body(request: web.Request, generation_id: str) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"X-Generation-Id": generation_id, "Content-Length": "500"})
+    await response.prepare(request)
+    await response.write(b'{"id": "')
+    if request.transport is not None:
+        request.transport.close()
+    return response

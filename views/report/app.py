@@ -1,0 +1,157 @@
+"""The notebook as an app on the loopback interface, in this process.
+
+Whoever knows the address may read: it bears a token made for this run, since other users of the machine, and pages in
+the browser of this one, can reach the port too.
+"""
+
+import asyncio
+import mimetypes
+import os
+import secrets
+import signal
+import socket
+import sys
+import webbrowser
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, NoReturn
+from urllib.parse import urlencode
+
+import marimo
+import uvicorn
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tollbook.views.report.reading import Reading, Source
+
+_LOOPBACK: Final = "127.0.0.1"
+_NOTEBOOK: Final = "spend_report.py"
+# A copy made ahead is shown if it is no older than this; a browser takes a few seconds to ask for it.
+_AHEAD_S: Final = 30.0
+# The names of marimo's files change with their content.
+_FOR_EVER: Final = {"cache-control": "public, max-age=31536000, immutable"}
+_opened: list[Source] = []
+_ahead: list[Reading] = []
+
+
+class NotebookMissing(Exception):
+    """The notebook is neither in the package nor in a checkout."""
+
+
+def opened_source() -> Source | None:
+    """Return the source that the running app shows; None in a notebook that was opened on its own."""
+    return _opened[-1] if _opened else None
+
+
+async def read(source: Source) -> Reading:
+    """Read a source; the first time, take what was read before the app was opened. Errors: as `Source.read`."""
+    while _ahead:
+        reading = _ahead.pop()
+        if (datetime.now(UTC) - reading.freshness.read_at).total_seconds() <= _AHEAD_S:
+            return reading
+        reading.close()
+    return await source.read()
+
+
+def notebook_path() -> Path:
+    """Return the notebook: beside this file where Tollbook is installed, in notebooks/ in a checkout."""
+    here = Path(__file__).resolve().parent
+    for path in (here / _NOTEBOOK, here.parents[1] / "notebooks" / _NOTEBOOK):
+        if path.exists():
+            return path
+    raise NotebookMissing(f"the notebook {_NOTEBOOK} is not installed; install tollbook again")
+
+
+def serve(
+    source: Source, reading: Reading, chosen: dict[str, str], *, port: int, announce: Callable[[str], None]
+) -> None:
+    """Serve the report of a source, with its first reading, until Ctrl-C or SIGTERM; `announce` is told its address.
+
+    Port 0 takes a free one.
+    Whoever calls it should end the process afterwards by `leave`.
+    Errors: OSError where the port is taken; NotebookMissing.
+    """
+    token = secrets.token_urlsafe(16)
+    builder = marimo.create_asgi_app(quiet=True, token=token).with_app(path="", root=str(notebook_path()))
+    listener = _listen(port)
+    url = f"http://{_LOOPBACK}:{listener.getsockname()[1]}/?{urlencode({'access_token': token, **chosen})}"
+    # Open pages hold their connections for ever; a second is enough for what is being sent.
+    config = uvicorn.Config(_with_assets(builder.build()), log_level="error", timeout_graceful_shutdown=1)
+    server = _Server(config, lambda: announce(url))
+    _opened.append(source)
+    _ahead.append(reading)
+    try:
+        asyncio.run(server.serve(sockets=[listener]))
+    finally:
+        _opened.remove(source)
+        listener.close()
+
+
+def leave(source: Source) -> NoReturn:
+    """End the process: the threads in which marimo runs notebooks wait for the next request and do not end (0.25)."""
+    source.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def open_browser(url: str) -> bool:
+    """Open the address where there is a screen to open it on; return whether."""
+    has_screen = sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    if not has_screen or os.environ.get("SSH_CONNECTION"):
+        return False
+    try:
+        return webbrowser.open(url)
+    except webbrowser.Error:
+        return False
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # marimo has set itself on Ctrl-C by now, to ask whether one is sure, and then does not stop this server.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._stop)
+        if self.started:
+            self._announce()
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+
+def _with_assets(app: ASGIApp) -> ASGIApp:
+    """Answer for marimo's own scripts and fonts before its sessions and middlewares do.
+
+    They are public, and the same for everybody; a page needs more than three hundred of them.
+    """
+    folder = Path(marimo.__file__).parent / "_static" / "assets"
+    files = {f"/assets/{path.name}": path for path in folder.glob("*")}
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        path = files.get(scope.get("path", "")) if scope["type"] == "http" else None
+        await (app if path is None else _file(path))(scope, receive, send)
+
+    return answer
+
+
+def _file(path: Path) -> Response:
+    # Read here and not in a thread (FileResponse), since most are of a few kilobytes.
+    return Response(path.read_bytes(), media_type=mimetypes.guess_type(path)[0], headers=_FOR_EVER)
+
+
+def _listen(port: int) -> socket.socket:
+    # The protocol is named, since asyncio sends small answers at once (TCP_NODELAY) only where it is: three hundred
+    # files of marimo's page, each of which would wait for an acknowledgement.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((_LOOPBACK, port))
+    except OSError as exc:
+        listener.close()
+        raise OSError(f"port {port} of {_LOOPBACK} cannot be used: {exc.strerror}") from exc
+    return listener

@@ -1,0 +1,268 @@
+"""What a report reads: a running system, a data directory at rest, or an archive alone; and how fresh that is.
+
+A report works on a copy of the projection, made in one moment beside a projector that may be writing
+(ledger/snapshot.py). An archive has no projection, so it is folded into a temporary file first.
+"""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, cast
+
+import duckdb
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from tollbook.inference.settings import DEMO_DATA_DIR, Settings, load_settings
+from tollbook.ledger.archive.history import LedgerSource, NoLedger
+from tollbook.ledger.archive.replay import replay
+from tollbook.ledger.archive.segments import Archive
+from tollbook.ledger.errors import LedgerError
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.projection.snapshot import open_snapshot
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.endpoint import read_endpoint
+from tollbook.schemas.identifiers import EntryId
+from tollbook.views.report.queries import Answers, Choices, Selection, ask, prepare, read_choices
+
+_PROJECTION: Final = "tollbook.duckdb"
+_ANSWER_S: Final = 3.0
+_MEMORY: Final = "2GB"
+_THREADS: Final = 2
+
+
+class NothingToReport(LedgerError):
+    """There is no projection and no archive, or nothing in it."""
+
+
+class Kind(StrEnum):
+    """Where the numbers come from."""
+
+    LIVE = "live"
+    AT_REST = "at rest"
+    ARCHIVE = "archive"
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """How new the numbers are. Times are UTC; `behind_events` is known beside a ledger that answers only."""
+
+    kind: Kind
+    place: Path
+    events: int
+    partitions: int
+    newest_at: datetime | None
+    read_at: datetime
+    behind_events: int | None = None
+    behind_s: float | None = None
+
+    @property
+    def sentence(self) -> str:
+        """What is read and how fresh it is, for people."""
+        match self.kind:
+            case Kind.LIVE:
+                what = f"Live system on {self.place}{os.sep}"
+            case Kind.AT_REST:
+                what = f"Data directory {self.place}{os.sep} at rest: no system runs on it"
+            case Kind.ARCHIVE:
+                what = f"Archive {self.place}{os.sep} alone: sealed events only"
+        return f"{what}. {self._newest}{self._lag} Read at {self.read_at:%Y-%m-%d %H:%M:%S} UTC."
+
+    @property
+    def _newest(self) -> str:
+        if self.newest_at is None:
+            return "No event yet."
+        number = f"number {self.events:,}"
+        if self.partitions > 1:
+            number = f"{self.events:,} in all, {self.partitions} partitions"
+        return f"Newest event: {self.newest_at:%Y-%m-%d %H:%M:%S} UTC, {number}."
+
+    @property
+    def _lag(self) -> str:
+        if self.behind_events is None:
+            return ""
+        if self.behind_events == 0:
+            return " Nothing is behind the ledger."
+        return f" Behind the ledger: {self.behind_events:,} events, {self.behind_s or 0:,.1f} s."
+
+
+@dataclass(slots=True)
+class Reading:
+    """A copy of the projection that is ready to be asked (see queries.py). Close it."""
+
+    connection: duckdb.DuckDBPyConnection
+    freshness: Freshness
+    choices: Choices
+    _stack: ExitStack = field(repr=False)
+    _answers: Answers | None = field(default=None, repr=False)
+
+    def ask(self, selection: Selection) -> Answers:
+        """Ask everything about a selection; what was asked last is not asked again. Blocks."""
+        if self._answers is None or self._answers.selection != selection:
+            self._answers = ask(self.connection, selection)
+        return self._answers
+
+    def close(self) -> None:
+        """Free the copy."""
+        self._stack.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Something to read again and again: a file with a projection, and the ledger beside it while one answers."""
+
+    place: Path
+    projection: Path
+    namespace: str = "tollbook"
+    redis_url: str | None = field(default=None, repr=False)
+    # Where an archive was folded to; it is removed with the last use of it.
+    folder: "tempfile.TemporaryDirectory[str] | None" = field(default=None, repr=False)
+
+    async def read(self) -> Reading:
+        """Copy the projection as it is now. Errors: LedgerUnavailable where it cannot be copied."""
+        reading = await asyncio.to_thread(self._copy)
+        if self.folder is None and (lag := await self._lag(reading.connection)) is not None:
+            events, seconds = lag
+            reading.freshness = replace(
+                reading.freshness, kind=Kind.LIVE, behind_events=events, behind_s=seconds, read_at=datetime.now(UTC)
+            )
+        return reading
+
+    def close(self) -> None:
+        """Remove what an archive was folded to."""
+        if self.folder is not None:
+            self.folder.cleanup()
+
+    def _copy(self) -> Reading:
+        stack = ExitStack()
+        try:
+            connection = stack.enter_context(open_snapshot(self.projection, memory_limit=_MEMORY, threads=_THREADS))
+            prepare(connection)
+            return Reading(connection, self._freshness(connection), read_choices(connection), stack)
+        except BaseException:
+            stack.close()
+            raise
+
+    def _freshness(self, connection: duckdb.DuckDBPyConnection) -> Freshness:
+        positions = _positions(connection)
+        newest = max((at.entry for at in positions if at.seq), default=None)
+        return Freshness(
+            Kind.AT_REST if self.folder is None else Kind.ARCHIVE,
+            self.place,
+            sum(at.seq for at in positions),
+            len(positions),
+            None if newest is None else datetime.fromtimestamp(newest.ms / 1000, UTC),
+            datetime.now(UTC),
+        )
+
+    async def _lag(self, connection: duckdb.DuckDBPyConnection) -> tuple[int, float] | None:
+        """Return how many events the copy lacks, and the oldest one's age; None where its ledger does not answer."""
+        url = self.redis_url
+        if url is None:
+            # Read each time: the system may have started or ended since.
+            endpoint = read_endpoint(self.place)
+            url = None if endpoint is None else endpoint.redis_url
+        if url is None:
+            return None
+        positions = _positions(connection)
+        try:
+            async with asyncio.timeout(_ANSWER_S), connect(url) as redis:
+                lags = [await _lag_of(redis, Keys(self.namespace, at.partition), at) for at in positions]
+        except (RedisError, OSError, TimeoutError):
+            return None
+        known = [lag for lag in lags if lag is not None]
+        if len(known) < len(lags) or not known:
+            return None
+        return sum(events for events, _ in known), max(seconds for _, seconds in known)
+
+
+async def find_source(
+    archive: Path | None = None,
+    *,
+    settings: Settings | None = None,
+    progress: Callable[[int, int], None] = lambda _, __: None,
+) -> Source:
+    """Find what there is to read: `archive`, else the settings' data directory, running or at rest.
+
+    A data directory without a projection is read from its archive. Where no data directory is set and the default one
+    holds nothing, a kept demo in the current directory serves. `progress` is told of events folded, and of how many.
+    Errors: NothingToReport; SettingsError; ArchiveDamaged; LedgerGap; UnreadableEvent.
+    """
+    settings = settings or load_settings()
+    if archive is not None:
+        return await _folded(archive, settings.namespace, progress)
+    data_dir = DEMO_DATA_DIR if reads_demo(settings) else settings.data_dir
+    if _is_projection(data_dir):
+        return Source(data_dir, data_dir / _PROJECTION, settings.namespace, settings.redis_url)
+    try:
+        return await _folded(settings.archive_path, settings.namespace, progress)
+    except NothingToReport:
+        raise NothingToReport(
+            f"there are no data in {data_dir}{os.sep} to report on: start `tollbook up`, try `tollbook demo --keep`, "
+            "set TOLLBOOK_DATA_DIR, or give --archive"
+        ) from None
+
+
+def reads_demo(settings: Settings) -> bool:
+    """Whether a report shows the kept demo: nobody set a data directory, and the default one holds nothing."""
+    holds_data = _is_projection(settings.data_dir) or bool(Archive(settings.archive_path).partitions())
+    is_set = {"data_dir", "archive_dir"} & settings.model_fields_set
+    return not is_set and not holds_data and _is_projection(DEMO_DATA_DIR)
+
+
+def _is_projection(data_dir: Path) -> bool:
+    return (data_dir / _PROJECTION).exists()
+
+
+async def _folded(archive: Path, namespace: str, progress: Callable[[int, int], None]) -> Source:
+    """Fold an archive into a temporary file."""
+    try:
+        ledger = LedgerSource.of_archive(Archive(archive), namespace=namespace)
+    except NoLedger as exc:
+        raise NothingToReport(str(exc)) from None
+    total, done = await ledger.count(), 0
+
+    def advance(events: int) -> None:
+        nonlocal done
+        done += events
+        progress(done, total)
+
+    folder = tempfile.TemporaryDirectory(prefix="tollbook-report-")
+    path = Path(folder.name) / _PROJECTION
+    store = await replay(ledger, path, progress=advance)
+    await asyncio.to_thread(store.close)
+    return Source(archive, path, namespace, folder=folder)
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    partition: int
+    ledger_id: str
+    entry: EntryId
+    seq: int
+
+
+def _positions(connection: duckdb.DuckDBPyConnection) -> list[_Position]:
+    rows: list[tuple[int, str, str, int]] = connection.execute(
+        "SELECT partition, ledger_id, id, seq FROM position ORDER BY partition"
+    ).fetchall()
+    return [_Position(number, ledger_id, EntryId.parse(entry), seq) for number, ledger_id, entry, seq in rows]
+
+
+async def _lag_of(redis: Redis, keys: Keys, at: _Position) -> tuple[int, float] | None:
+    found = cast("list[bytes | None]", await redis.hmget(keys.meta, ["ledger_id", "removed"]))
+    ledger_id, removed = found
+    if ledger_id is None or ledger_id.decode() != at.ledger_id:
+        return None
+    behind = int(removed or 0) + await redis.xlen(keys.ledger) - at.seq
+    oldest: Any = await redis.xrange(keys.ledger, min=f"({at.entry}", count=1)
+    seconds, micros = await redis.time()  # pyright: ignore[reportUnknownMemberType]
+    if behind <= 0 or not oldest:
+        return 0, 0.0
+    return behind, max(0.0, seconds + micros / 1e6 - EntryId.parse(oldest[0][0].decode()).ms / 1000)
