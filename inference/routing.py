@@ -1,9 +1,8 @@
-"""Routes: which model serves which task type.
+"""Routing: which model serves which task type.
 
-Model ids stand in one table, `MODELS`, under short names; routes and overrides may use
-either. The defaults are the documented ones. The models they name are being retired in the
-course of 2026 (checked November 2026), so every route can be overridden, and `tollbook
-doctor` tells which models the provider no longer offers.
+Model ids stand in one table, `MODELS`, under short names; routes and overrides may use either. The defaults are the
+documented ones. Their providers retire these models in the course of 2026 (checked November 2026), so every route can
+be overridden, and `tollbook doctor` says which models the provider no longer offers.
 """
 
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 from tollbook.inference.errors import SettingsError
 from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.plans import CAPS_NANOUSD
+from tollbook.schemas.problems import problems_of, unknown_name
 from tollbook.schemas.routes import Route
 from tollbook.schemas.tasks import TaskType
 
@@ -42,7 +42,7 @@ MODEL_ROUTING: Final[dict[TaskType, Route]] = {
 """The default routes. `ping` has none: it calls no model."""
 
 COST_CAPS: Final[dict[str, Decimal]] = {
-    # One place of decimals more than needed would print as $5.000000000.
+    # Two decimal places, since nine would print as 5.000000000.
     plan.value: usd_from_nanousd(cap).quantize(Decimal("0.01"))
     for plan, cap in CAPS_NANOUSD.items()
 }
@@ -50,7 +50,7 @@ COST_CAPS: Final[dict[str, Decimal]] = {
 
 
 class PriceBook(Protocol):
-    """What knows prices."""
+    """Knows the prices of models."""
 
     def knows(self, model: str, at_ms: int) -> bool:
         """Whether a price of the model is known."""
@@ -58,7 +58,7 @@ class PriceBook(Protocol):
 
 
 def resolve_model(name: str) -> str:
-    """Return the model id of a short name; anything else is taken for an id."""
+    """Return the model id of a short name; any other name is returned as it is."""
     return MODELS.get(name, name)
 
 
@@ -66,15 +66,17 @@ def routing_with(overrides: Mapping[str, Mapping[str, object]]) -> dict[TaskType
     """Return the default routes with some of their fields replaced.
 
     `overrides` maps task types to any of `model`, `fallback` (null for none), `max_tokens`, `temperature`.
-    Errors: SettingsError, one line for each field at fault.
+    Errors: SettingsError, one line for each problem.
     """
     routing = dict(MODEL_ROUTING)
     problems: list[str] = []
     for name, fields in overrides.items():
         task_type = _task_type(name)
         if task_type is None:
-            known = ", ".join(sorted(routed.value for routed in MODEL_ROUTING))
-            problems.append(f"routes: {name!r} is not a task type with a route ({known})")
+            known = [routed.value for routed in MODEL_ROUTING]
+            problems.append(
+                "'ping' calls no model and has no route" if name == "ping" else unknown_name("task type", name, known)
+            )
             continue
         merged: dict[str, object] = {**MODEL_ROUTING[task_type].model_dump(), **fields}
         for field in ("model", "fallback"):
@@ -83,17 +85,14 @@ def routing_with(overrides: Mapping[str, Mapping[str, object]]) -> dict[TaskType
         try:
             routing[task_type] = Route.model_validate(merged)
         except ValidationError as exc:
-            problems += [
-                f"routes: {name}.{'.'.join(map(str, error['loc']))}: {error['msg']}"
-                for error in exc.errors(include_url=False, include_input=False)
-            ]
+            problems += problems_of(exc, Route, root=name)
     if problems:
         raise SettingsError(problems)
     return routing
 
 
 def unpriced_routes(routing: Mapping[TaskType, Route], prices: PriceBook, at_ms: int) -> list[str]:
-    """Return one line for each model on a route whose price is not known; such a call would be refused (G8)."""
+    """Return one line for each model of a route without a known price; its calls would be refused (G8)."""
     return [
         f"{task_type.value}: no price is known for its {role} {model}"
         for task_type, route in routing.items()

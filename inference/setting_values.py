@@ -1,7 +1,7 @@
-"""Values of settings that have a form of their own: addresses, money, JSON tables.
+"""Settings with a format of their own: addresses, money, JSON tables.
 
-JSON is read with `parse_float=Decimal`, so that no price or cap is ever a float.
-Messages name what is wrong and never quote a value that may hold a password or a key.
+JSON is read with `parse_float=Decimal`, so that no price or cap is ever a float. Every validator raises a ValueError
+that follows the name of its setting; no message shows a value that may hold a password or a key (G10).
 """
 
 import json
@@ -17,20 +17,21 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelPrice, price_from_usd
 from tollbook.schemas.identifiers import check_id
-from tollbook.schemas.money import MoneyError, nanousd_from_usd
+from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, MoneyError, nanousd_from_usd
 from tollbook.schemas.plans import Plan
-from tollbook.schemas.tasks import TaskStream
+from tollbook.schemas.problems import shown, unknown_name
+from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS, TaskStream
 
-# A bound is tokens times price; this keeps it far from the largest amount the ledger can hold.
+# A bound is tokens times price; this limit keeps it far below the largest amount that the ledger can hold.
 _MAX_USD_PER_MTOK: Final = 10_000
+_MAX_CAP_USD: Final = MAX_NANOUSD // NANOUSD_PER_USD
 _PRICE_FIELDS: Final = ("prompt", "completion", "cached", "cache_write", "request")
 _REDIS_PARAMETERS: Final = ("db", "username", "password", "client_name")
-_MODEL_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,149}")
 
 
 @dataclass(frozen=True, slots=True)
 class CapTable:
-    """Caps in nano-dollars that replace a plan's, for single users or for whole plans."""
+    """Caps in nano-dollars of single users, and of plans where they replace the plan's own."""
 
     users: Mapping[str, int] = field(default_factory=dict[str, int])
     plans: Mapping[Plan, int] = field(default_factory=dict[Plan, int])
@@ -41,17 +42,17 @@ class CapTable:
 
 @dataclass(frozen=True, slots=True)
 class ConcurrencyTable:
-    """Calls in flight, for every stream and for single ones."""
+    """Concurrent calls of one worker, by stream; `default` is for the streams that are not named."""
 
     default: int = 32
     streams: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def of(self, stream: str) -> int:
-        """Return the number for one stream."""
+        """Return the concurrent calls for one stream."""
         return self.streams.get(stream, self.default)
 
     def total(self) -> int:
-        """Return the number over the four task streams."""
+        """Return the concurrent calls for all task streams together."""
         return sum(self.of(stream.value) for stream in TaskStream)
 
     def __str__(self) -> str:
@@ -65,16 +66,19 @@ def _redis_url(value: str) -> str:
     try:
         _ = parts.port
     except ValueError:
-        # Python's own words would quote a part of a password that holds a / or a #.
-        raise ValueError("has no valid port; quote /, ?, # and @ in a password as %2F, %3F, %23 and %40") from None
-    # redis-py takes any option of its own as a parameter. Those that change how replies are read, or that send a
-    # command again, would stop the workers or book a task twice; the others are for the connection alone.
+        # Python's own message would quote a part of a password that holds a / or a #.
+        raise ValueError("has no valid port; write /, ?, # and @ in a password as %2F, %3F, %23 and %40") from None
+    # redis-py takes any option of its own as a parameter. Some change how replies are read, or send a command again:
+    # they would stop the workers or book a task twice. Only options of the connection are safe.
     for name, text in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in _REDIS_PARAMETERS and not (parts.scheme == "rediss" and name.startswith("ssl_")):
-            known = ", ".join(_REDIS_PARAMETERS)
-            raise ValueError(f"{name!r:.60} is not taken in a Redis address ({known}; ssl_... with rediss://)")
+        is_known = name in _REDIS_PARAMETERS or (parts.scheme == "rediss" and name.startswith("ssl_"))
+        if not is_known and "@" in parts.query + parts.fragment:
+            # The "parameter" is a part of a password that holds a ?, so it is not shown.
+            raise ValueError("has an @ after a ?; write /, ?, # and @ in a password as %2F, %3F, %23 and %40")
+        if not is_known:
+            raise ValueError(f"{unknown_name('parameter', name, _REDIS_PARAMETERS)}; ssl_... with rediss://")
         if name == "db" and not text.isdecimal():
-            raise ValueError("db must be the number of a database")
+            raise ValueError("'db' must be the number of a database")
     return value
 
 
@@ -83,21 +87,21 @@ def _base_url(value: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be an http or https address such as https://openrouter.ai/api/v1")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("must hold no user name or password; the key goes into OPENROUTER_API_KEY")
+        raise ValueError("must hold no user name and no password; put the key into OPENROUTER_API_KEY")
     if parts.query or parts.fragment:
-        raise ValueError("must have no query and no fragment")
+        raise ValueError("must have no query (?...) and no fragment (#...)")
     return value.rstrip("/")
 
 
 def _api_key(value: SecretStr) -> SecretStr:
-    # It goes into a header, where a line break would be an injection and other characters an error at every call.
+    # The key becomes a header: a line break would be an injection, and other characters an error at every call.
     if not re.fullmatch(r"[\x21-\x7e]{1,1000}", value.get_secret_value()):
-        raise ValueError("must be printable ASCII without spaces or line breaks")
+        raise ValueError("must be 1 to 1000 printable ASCII characters without spaces and line breaks")
     return value
 
 
 def _usd_cap(value: object) -> int | None:
-    return None if value is None else _nanousd(_number(value), "the cap")
+    return None if value is None else _nanousd(value)
 
 
 def _concurrency(value: object) -> ConcurrencyTable:
@@ -105,17 +109,17 @@ def _concurrency(value: object) -> ConcurrencyTable:
         return value
     parsed = _json(value) if isinstance(value, str) else value
     if not isinstance(parsed, dict):
-        return ConcurrencyTable(default=_calls(parsed, "it"))
-    known = [stream.value for stream in TaskStream]
+        return ConcurrencyTable(default=_calls(parsed))
     table = cast(dict[str, object], parsed)
-    if unknown := [name for name in table if name not in known]:
-        raise ValueError(f"{unknown[0]!r} is not a stream ({', '.join(known)})")
-    return ConcurrencyTable(streams={name: _calls(count, name) for name, count in table.items()})
+    for name in table:
+        if name not in list(TaskStream):
+            raise ValueError(unknown_name("stream", name, list(TaskStream)))
+    return ConcurrencyTable(streams={name: _calls(count, f"{name!r} ") for name, count in table.items()})
 
 
-def _calls(value: object, name: str) -> int:
+def _calls(value: object, subject: str = "") -> int:
     if type(value) is not int or not 1 <= value <= 10_000:
-        raise ValueError(f"{name} must be a whole number of calls from 1 to 10000")
+        raise ValueError(f"{subject}must be a whole number of calls from 1 to 10000, not {shown(value)}")
     return value
 
 
@@ -126,61 +130,74 @@ def _metrics_port(value: object) -> int | Literal["off"] | None:
         return "off"
     port = int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
     if type(port) is not int or not 0 <= port <= 65_535:
-        raise ValueError("must be a port from 1 to 65535, 0 for a free one, or off")
+        raise ValueError(f"must be a port from 1 to 65535, 0 for a free one, or 'off', not {shown(value)}")
     return port
 
 
 def _routes(value: object) -> dict[str, dict[str, object]]:
-    table = _object(value, "it")
-    # A float is what a temperature is; it was read as a Decimal with the rest.
+    # A temperature is a float; it was read as a Decimal with the rest.
     return {
-        name: {key: float(item) if isinstance(item, Decimal) else item for key, item in _object(fields, name).items()}
-        for name, fields in table.items()
+        name: {
+            key: float(item) if isinstance(item, Decimal) else item
+            for key, item in _object(fields, f"{name!r} ").items()
+        }
+        for name, fields in _object(value).items()
     }
 
 
 def _caps(value: object) -> CapTable:
     if isinstance(value, CapTable):
         return value
-    table = _object(value, "it")
-    if unknown := [name for name in table if name not in ("users", "plans")]:
-        raise ValueError(f"{unknown[0]!r} is neither users nor plans")
-    users = {
-        check_id(user): _nanousd(_number(usd), user) for user, usd in _object(table.get("users", {}), "users").items()
-    }
+    table = _object(value)
+    for name in table:
+        if name not in ("users", "plans"):
+            raise ValueError(unknown_name("field", name, ("users", "plans")))
+    users: dict[str, int] = {}
+    for user_id, usd in _object(table.get("users", {}), "'users' ").items():
+        users[_user_id(user_id)] = _nanousd(usd, f"the cap of user {user_id!r} ")
     plans: dict[Plan, int] = {}
-    for name, usd in _object(table.get("plans", {}), "plans").items():
+    for name, usd in _object(table.get("plans", {}), "'plans' ").items():
         if name not in list(Plan):
-            raise ValueError(f"{name!r} is not a plan ({', '.join(Plan)})")
-        plans[Plan(name)] = _nanousd(_number(usd), name)
+            raise ValueError(unknown_name("plan", name, list(Plan)))
+        plans[Plan(name)] = _nanousd(usd, f"the cap of plan {name!r} ")
     return CapTable(users, plans)
+
+
+def _user_id(value: str) -> str:
+    try:
+        return check_id(value)
+    except ValueError as exc:
+        raise ValueError(f"a user id {exc}") from None
 
 
 def _prices(value: object) -> dict[str, tuple[DatedPrice, ...]]:
     prices: dict[str, tuple[DatedPrice, ...]] = {}
-    for model, entry in _object(value, "it").items():
-        if not _MODEL_ID.fullmatch(model):
-            raise ValueError(f"{model!r:.60} is not a model id")
+    for model, entry in _object(value).items():
+        if not re.fullmatch(MODEL_ID_PATTERN, model):
+            raise ValueError(f"{shown(model)} must be {MODEL_ID_WORDS}")
         entries = cast(list[object], entry) if isinstance(entry, list) else [entry]
-        dated = [
-            each if isinstance(each, DatedPrice) else _dated_price(model, _object(each, model)) for each in entries
-        ]
+        dated = [each if isinstance(each, DatedPrice) else _dated_price(model, each) for each in entries]
         starts = [each.from_ms for each in dated]
         if not dated or len(set(starts)) != len(starts):
-            raise ValueError(f"{model}: needs prices that begin on different days")
+            raise ValueError(f"{model!r} must have one price or more, each with another 'from' day")
         prices[model] = tuple(sorted(dated, key=lambda each: each.from_ms))
     return prices
 
 
-def _dated_price(model: str, fields: dict[str, Any]) -> DatedPrice:
-    if unknown := [name for name in fields if name not in (*_PRICE_FIELDS, "from")]:
-        raise ValueError(f"{model}: {unknown[0]!r} is none of {', '.join(_PRICE_FIELDS)}, from")
-    if missing := [name for name in ("prompt", "completion") if name not in fields]:
-        raise ValueError(f"{model}: {missing[0]} is missing")
-    usd = {name: _number(fields[name]) for name in _PRICE_FIELDS if fields.get(name) is not None}
-    for name, amount in usd.items():
-        if not 0 <= amount <= _MAX_USD_PER_MTOK:
-            raise ValueError(f"{model}: {name} must be 0 to {_MAX_USD_PER_MTOK} dollars")
+def _dated_price(model: str, entry: object) -> DatedPrice:
+    fields = _object(entry, f"{model!r} ")
+    known = (*_PRICE_FIELDS, "from")
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"{model!r} has an {unknown_name('field', name, known)}")
+    for name in ("prompt", "completion"):
+        if fields.get(name) is None:
+            raise ValueError(f"{name!r} of {model!r} is missing")
+    usd = {
+        name: _usd(fields[name], f"{name!r} of {model!r} ", _MAX_USD_PER_MTOK)
+        for name in _PRICE_FIELDS
+        if fields.get(name) is not None
+    }
     price: ModelPrice = price_from_usd(
         model,
         prompt=usd["prompt"],
@@ -198,49 +215,55 @@ def _midnight_ms(model: str, day: object) -> int:
     try:
         midnight = datetime.combine(date.fromisoformat(str(day)), time.min, UTC)
     except ValueError:
-        raise ValueError(f"{model}: from must be a day such as 2026-12-01 (UTC)") from None
+        raise ValueError(f"'from' of {model!r} must be a day in UTC such as '2026-12-01', not {shown(day)}") from None
     return round(midnight.timestamp()) * 1000
 
 
-def _number(value: object) -> Decimal:
-    if isinstance(value, bool | float) or not isinstance(value, Decimal | int | str):
-        raise ValueError("dollars must be a decimal number")  # noqa: TRY004 - pydantic turns only ValueErrors into lines.
+def _nanousd(value: object, subject: str = "") -> int:
+    return nanousd_from_usd(_usd(value, subject, _MAX_CAP_USD))
+
+
+def _usd(value: object, subject: str, maximum: int) -> Decimal:
+    """Return dollars as a number. Errors: ValueError for floats, bools, NaN, negatives and more than the maximum."""
     try:
-        number = Decimal(value)
-    except ArithmeticError:
-        raise ValueError("dollars must be a decimal number") from None
-    if not number.is_finite():
-        raise ValueError("dollars must be a finite number")
-    return number
+        # The money boundary decides what is an amount at all.
+        nanousd_from_usd(cast(Decimal, value))
+        dollars = Decimal(cast(Decimal, value))
+    except MoneyError:
+        dollars = None
+    if dollars is None or dollars > maximum:
+        raise ValueError(f"{subject}must be dollars from 0 to {maximum}, not {shown(value)}")
+    return dollars
 
 
-def _nanousd(usd: Decimal, name: str) -> int:
-    try:
-        return nanousd_from_usd(usd)
-    except MoneyError as exc:
-        raise ValueError(f"{name}: {exc}") from None
-
-
-def _object(value: object, name: str) -> dict[str, Any]:
+def _object(value: object, subject: str = "") -> dict[str, Any]:
     parsed = _json(value) if isinstance(value, str) else value
     if not isinstance(parsed, dict):
-        raise ValueError(f"{name} must be a JSON object")  # noqa: TRY004 - as above.
+        raise ValueError(f"{subject}must be a JSON object, not {shown(parsed)}")  # noqa: TRY004 - pydantic turns only ValueErrors into problems.
     return cast(dict[str, Any], parsed)
 
 
 def _json(text: str) -> object:
     try:
-        return json.loads(text, parse_float=Decimal, object_pairs_hook=_without_repeats)
+        return json.loads(text, parse_float=Decimal, parse_int=_int, object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as exc:
-        raise ValueError(f"is not JSON (character {exc.pos + 1}: {exc.msg})") from None
+        raise ValueError(f"is not JSON (character {exc.pos + 1})") from None
     except RecursionError:
         raise ValueError("is nested too deeply") from None
+
+
+def _int(digits: str) -> int:
+    if len(digits) > 100:
+        raise ValueError(f"has a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise ValueError("names something twice")
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"names {shown(twice)} twice")
     return table
 
 

@@ -1,18 +1,16 @@
-"""Settings: the environment and `.env`, checked once at start.
+"""Settings: the environment and `.env`, checked once at the start.
 
-A name that is misspelt would silently leave a default in force, and defaults cost money:
-unknown `TOLLBOOK_*` variables are refused. No message shows a value that may be secret.
+A misspelt name would silently leave a default in force, and defaults cost money, so an unknown `TOLLBOOK_*` variable
+is refused. No message shows a value that may be secret (G10).
 """
 
 import os
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tollbook.inference.errors import SettingsError
@@ -32,147 +30,173 @@ from tollbook.inference.setting_values import (
     UsdCap,
 )
 from tollbook.schemas.plans import CAPS_NANOUSD, Plan
+from tollbook.schemas.problems import Expected, closest_name, problems_of
 
 _DAY_S: Final = 86_400
 _PREFIX: Final = "TOLLBOOK_"
 DEMO_DATA_DIR: Final = Path("tollbook-demo")
-"""Where `tollbook demo --keep` leaves its data; commands that read find them there when there is no other data."""
+"""Where `tollbook demo --keep` leaves its data. Commands that read use it when there is no other data."""
 Port = Annotated[int, Field(ge=1, le=65_535)]
+Namespace = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"),
+    Expected("1 to 64 of the characters a-z 0-9 . _ -, with a letter or a digit first"),
+]
+AppTitle = Annotated[
+    str, StringConstraints(pattern=r"^[\x20-\x7e]{0,100}$"), Expected("at most 100 printable ASCII characters")
+]
+AppUrl = Annotated[
+    str, StringConstraints(pattern=r"^https?://[\x21-\x7e]{1,200}$"), Expected("an http or https address")
+]
+ProviderId = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$"), Expected("a provider's id such as 'openrouter' or 'openai'")
+]
 
 
 def _field(name: str, default: Any, description: str, **limits: Any) -> Any:
     return Field(default=default, validation_alias=name, description=description, **limits)
 
 
+def _seconds(name: str, default: float, description: str, **limits: float) -> Any:
+    return _field(name, default, f"{description}, seconds", allow_inf_nan=False, **limits)
+
+
 class Settings(BaseSettings):
-    """Everything that can be set. Durations are seconds unless the description says otherwise."""
+    """All settings. A name that ends in `_s` is a duration in seconds."""
 
     model_config = SettingsConfigDict(
         env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True, populate_by_name=True,
-        hide_input_in_errors=True,
+        hide_input_in_errors=True
     )  # fmt: skip
 
     redis_url: RedisUrl | None = _field(
-        "REDIS_URL", None, "Redis 7.0 or later, or Valkey; unset: an embedded Valkey is started", repr=False
+        "REDIS_URL", None, "address of Redis 7.0 or later, or Valkey; unset: an embedded Valkey is started", repr=False
     )
-    data_dir: Path = _field("TOLLBOOK_DATA_DIR", Path("data"), "directory of DuckDB and the embedded server")
-    namespace: str = _field(
-        "TOLLBOOK_NAMESPACE",
-        "tollbook",
-        "first part of the ledger's Redis keys; task streams have none",
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
+    data_dir: Path = _field("TOLLBOOK_DATA_DIR", Path("data"), "directory of the DuckDB file and the embedded server")
+    namespace: Namespace = _field(
+        "TOLLBOOK_NAMESPACE", "tollbook", "name of the ledger in its Redis keys; task streams do not have it"
     )
-    partitions: int = _field("TOLLBOOK_PARTITIONS", 1, "ledger partitions; fixed at creation", ge=1, le=1024)
+    partitions: int = _field(
+        "TOLLBOOK_PARTITIONS", 1, "number of ledger partitions; fixed when the ledger is created", ge=1, le=1024
+    )
     port: Port | None = _field("TOLLBOOK_PORT", None, "port of the embedded server; unset: a free one")
     quack_port: Port | None = _field("TOLLBOOK_QUACK_PORT", None, "port of the DuckDB server; unset: a free one")
 
-    openrouter_api_key: ApiKey | None = _field("OPENROUTER_API_KEY", None, "key of the provider")
+    openrouter_api_key: ApiKey | None = _field("OPENROUTER_API_KEY", None, "API key of the provider")
     openrouter_base_url: BaseUrl = _field(
-        "OPENROUTER_BASE_URL", "https://openrouter.ai/api/v1", "OpenRouter or any OpenAI-compatible server"
+        "OPENROUTER_BASE_URL",
+        "https://openrouter.ai/api/v1",
+        "address of OpenRouter or of another OpenAI-compatible server",
     )
     dialect: Literal["auto", "openrouter", "openai"] = _field(
-        "TOLLBOOK_DIALECT", "auto", "whether OpenRouter's own request fields are sent; auto: to openrouter.ai only"
+        "TOLLBOOK_DIALECT", "auto", "openrouter: send OpenRouter's own request fields; auto: only to openrouter.ai"
     )
-    app_title: str = _field(
-        "TOLLBOOK_APP_TITLE", "Tollbook", "name shown in OpenRouter's rankings", pattern=r"^[\x20-\x7e]{0,100}$"
+    app_title: AppTitle = _field("TOLLBOOK_APP_TITLE", "Tollbook", "name of the application in OpenRouter's rankings")
+    app_url: AppUrl | None = _field("TOLLBOOK_APP_URL", None, "address of the application in OpenRouter's rankings")
+    attempt_timeout_s: float = _seconds(
+        "TOLLBOOK_ATTEMPT_TIMEOUT_S", 60.0, "maximum duration of one HTTP request", gt=0, le=3600
     )
-    app_url: str | None = _field(
-        "TOLLBOOK_APP_URL", None, "address shown in OpenRouter's rankings", pattern=r"^https?://[\x21-\x7e]{1,200}$"
+    connect_timeout_s: float = _seconds(
+        "TOLLBOOK_CONNECT_TIMEOUT_S", 10.0, "maximum wait for a connection to the provider", gt=0, le=300
     )
-    attempt_timeout_s: float = _field(
-        "TOLLBOOK_ATTEMPT_TIMEOUT_S", 60.0, "one HTTP request, seconds in all", gt=0, le=3600, allow_inf_nan=False
+    retries: int = _field("TOLLBOOK_RETRIES", 2, "retries of a failed request, per model", ge=0, le=10)
+    backoff_base_s: float = _seconds(
+        "TOLLBOOK_BACKOFF_BASE_S", 0.5, "pause before the first retry, doubled for each further one", ge=0, le=60
     )
-    connect_timeout_s: float = _field(
-        "TOLLBOOK_CONNECT_TIMEOUT_S", 10.0, "connecting, seconds", gt=0, le=300, allow_inf_nan=False
-    )
-    retries: int = _field("TOLLBOOK_RETRIES", 2, "tries after the first, per model", ge=0, le=10)
-    backoff_base_s: float = _field(
-        "TOLLBOOK_BACKOFF_BASE_S", 0.5, "first pause between tries, doubled each time, seconds", ge=0, le=60
-    )
-    backoff_max_s: float = _field("TOLLBOOK_BACKOFF_MAX_S", 8.0, "longest pause, seconds", ge=0, le=300)
-    retry_after_max_s: float = _field(
-        "TOLLBOOK_RETRY_AFTER_MAX_S", 20.0, "longest pause a provider may ask for, seconds", ge=0, le=600
+    backoff_max_s: float = _seconds("TOLLBOOK_BACKOFF_MAX_S", 8.0, "maximum pause before a retry", ge=0, le=300)
+    retry_after_max_s: float = _seconds(
+        "TOLLBOOK_RETRY_AFTER_MAX_S", 20.0, "maximum pause that a provider's Retry-After is followed for", ge=0, le=600
     )
 
     concurrency: Annotated[Concurrency, NoDecode] = _field(
         "TOLLBOOK_CONCURRENCY",
         ConcurrencyTable(),
-        'calls in flight a stream and worker; a number, or JSON: {"generation": 64}',
+        'concurrent calls per stream and worker; a number, or JSON: {"generation": 64}',
     )
-    claim_after_s: float = _field(
-        "TOLLBOOK_CLAIM_AFTER_S", 30.0, "a task without a sign of life is taken over, seconds", ge=1, le=86_400
+    claim_after_s: float = _seconds(
+        "TOLLBOOK_CLAIM_AFTER_S",
+        30.0,
+        "a task whose worker gives no sign of life for so long is given to another worker",
+        ge=1,
+        le=86_400,
     )
-    max_task_attempts: int = _field("TOLLBOOK_MAX_TASK_ATTEMPTS", 3, "workers a task may cost", ge=1, le=100)
-    stop_grace_s: float = _field(
-        "TOLLBOOK_STOP_GRACE_S", 15.0, "for tasks at hand when stopping, seconds", ge=0, le=3600
+    max_task_attempts: int = _field(
+        "TOLLBOOK_MAX_TASK_ATTEMPTS", 3, "attempts before a task is dead-lettered", ge=1, le=100
+    )
+    stop_grace_s: float = _seconds(
+        "TOLLBOOK_STOP_GRACE_S", 15.0, "time for running tasks to finish when a worker is stopped", ge=0, le=3600
     )
 
-    hold_wait_s: float = _field(
-        "TOLLBOOK_HOLD_WAIT_S", 600.0, "waiting for other calls' holds, seconds", ge=0, le=86_400, allow_inf_nan=False
+    hold_wait_s: float = _seconds(
+        "TOLLBOOK_HOLD_WAIT_S", 600.0, "maximum wait for money that other calls hold", ge=0, le=86_400
     )
-    result_ttl_s: int = _field("TOLLBOOK_RESULT_TTL_S", 7 * _DAY_S, "results are kept, seconds", ge=60)
+    result_ttl_s: int = _field("TOLLBOOK_RESULT_TTL_S", 7 * _DAY_S, "how long results are kept, seconds", ge=60)
     idempotency_ttl_s: int = _field(
-        "TOLLBOOK_IDEMPOTENCY_TTL_S", 40 * _DAY_S, "task ids are remembered, seconds; 31 days at least", ge=31 * _DAY_S
+        "TOLLBOOK_IDEMPOTENCY_TTL_S",
+        40 * _DAY_S,
+        "how long task ids are remembered, seconds; at least 31 days",
+        ge=31 * _DAY_S,
     )
-    tail_keep_s: float = _field(
-        "TOLLBOOK_TAIL_KEEP_S", 10.0, "folded deltas are kept for cached baselines, seconds", ge=1, le=3600
+    tail_keep_s: float = _seconds(
+        "TOLLBOOK_TAIL_KEEP_S",
+        10.0,
+        "how long the tail keeps folded entries for workers with an older baseline",
+        ge=1,
+        le=3600,
     )
 
     archive_dir: Path | None = _field(
         "TOLLBOOK_ARCHIVE_DIR", None, "directory of sealed segments; unset: `archive` in the data directory"
     )
-    segment_events: int = _field("TOLLBOOK_SEGMENT_EVENTS", 100_000, "events of a sealed segment", ge=1, le=1_000_000)
-    segment_age_s: float = _field(
-        "TOLLBOOK_SEGMENT_AGE_S",
-        3600.0,
-        "a smaller segment is sealed when its first event is so old, seconds",
-        gt=0,
+    segment_events: int = _field("TOLLBOOK_SEGMENT_EVENTS", 100_000, "events in a full segment", ge=1, le=1_000_000)
+    segment_age_s: float = _seconds(
+        "TOLLBOOK_SEGMENT_AGE_S", 3600.0, "a segment that is not full is sealed when its first event is this old", gt=0
     )
-    stream_keep_s: float = _field(
-        "TOLLBOOK_STREAM_KEEP_S", 7.0 * _DAY_S, "sealed events stay on the stream, seconds", ge=0
+    stream_keep_s: float = _seconds(
+        "TOLLBOOK_STREAM_KEEP_S", 7.0 * _DAY_S, "how long sealed events stay on the ledger stream", ge=0
     )
     stream_keep_events: int = _field(
-        "TOLLBOOK_STREAM_KEEP_EVENTS", 2_000_000, "sealed events stay on the stream, at most so many", ge=0
+        "TOLLBOOK_STREAM_KEEP_EVENTS", 2_000_000, "maximum number of sealed events on the ledger stream", ge=0
     )
 
     routes: Annotated[RouteOverrides, NoDecode] = _field(
-        "TOLLBOOK_ROUTES", {}, 'routes, JSON: {"generate_draft": {"model": ..., "fallback": ..., "max_tokens": ...}}'
+        "TOLLBOOK_ROUTES",
+        {},
+        'routes by task type, JSON: {"generate_draft": {"model": ..., "fallback": ..., "max_tokens": ...}}',
     )
     prices: Annotated[PriceOverrides, NoDecode] = _field(
         "TOLLBOOK_PRICES",
         {},
-        'dollars per million tokens, JSON: {"my/model": {"prompt": 0.5, "completion": 1.5, "from": "2026-12-01"}}',
+        "prices in dollars per million tokens, JSON: "
+        '{"my/model": {"prompt": 0.5, "completion": 1.5, "from": "2026-12-01"}}',
     )
-    price_provider: str = _field(
-        "TOLLBOOK_PRICE_PROVIDER",
-        "openrouter",
-        "whose prices are taken from the catalogue",
-        pattern=r"^[a-z0-9-]{1,40}$",
+    price_provider: ProviderId = _field(
+        "TOLLBOOK_PRICE_PROVIDER", "openrouter", "provider whose prices are taken from the price catalogue"
     )
     caps: Annotated[CapOverrides, NoDecode] = _field(
         "TOLLBOOK_CAPS", CapTable(), 'caps in dollars, JSON: {"users": {"u42": 100}, "plans": {"trial": 3}}'
     )
     day_cap_nanousd: Annotated[UsdCap, NoDecode] = _field(
-        "TOLLBOOK_DAY_CAP_USD", None, "cap of a user's day (UTC), dollars; unset: none"
+        "TOLLBOOK_DAY_CAP_USD", None, "cap per user and day (UTC), dollars; unset: none"
     )
     campaign_cap_nanousd: Annotated[UsdCap, NoDecode] = _field(
-        "TOLLBOOK_CAMPAIGN_CAP_USD", None, "cap of a campaign's period, dollars; unset: none"
+        "TOLLBOOK_CAMPAIGN_CAP_USD", None, "cap per campaign and billing period, dollars; unset: none"
     )
 
     metrics_port: Annotated[MetricsPort, NoDecode] = _field(
         "TOLLBOOK_METRICS_PORT",
         None,
-        "port of metrics and health; 0: a free one; off: none; unset: a free one with `tollbook up`, else none",
+        "port of metrics and health; 0: a free one; off: none; unset: a free one for `tollbook up`, else none",
     )
-    metrics_host: str = _field(
-        "TOLLBOOK_METRICS_HOST", "127.0.0.1", "address on which metrics and health are served", min_length=1
-    )
+    metrics_host: str = _field("TOLLBOOK_METRICS_HOST", "127.0.0.1", "address of metrics and health", min_length=1)
     traces: Literal["off", "otlp", "console"] = _field(
-        "TOLLBOOK_TRACES", "off", "off, otlp (a collector; OTEL_* variables say where) or console"
+        "TOLLBOOK_TRACES", "off", "where traces are sent: off, otlp (a collector, set by OTEL_* variables) or console"
     )
 
-    log_format: Literal["json", "console"] = _field("TOLLBOOK_LOG_FORMAT", "console", "json or console")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = _field("TOLLBOOK_LOG_LEVEL", "INFO", "least level shown")
+    log_format: Literal["json", "console"] = _field("TOLLBOOK_LOG_FORMAT", "console", "log format: json or console")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = _field(
+        "TOLLBOOK_LOG_LEVEL", "INFO", "lowest level that is logged: DEBUG, INFO, WARNING or ERROR"
+    )
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -182,17 +206,20 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "Settings":
         if self.result_ttl_s > self.idempotency_ttl_s:
-            raise ValueError("TOLLBOOK_RESULT_TTL_S: longer than TOLLBOOK_IDEMPOTENCY_TTL_S")
+            raise ValueError(
+                f"TOLLBOOK_RESULT_TTL_S: must be at most TOLLBOOK_IDEMPOTENCY_TTL_S ({self.idempotency_ttl_s}), "
+                f"not {self.result_ttl_s}"
+            )
         return self
 
     @property
     def archive_path(self) -> Path:
-        """Where sealed segments are."""
+        """Directory of the sealed segments."""
         return self.archive_dir or self.data_dir / "archive"
 
     @property
     def user_caps_nanousd(self) -> dict[str, int]:
-        """Caps of single users."""
+        """Caps of single users, in nano-dollars."""
         return dict(self.caps.users)
 
     @property
@@ -202,37 +229,39 @@ class Settings(BaseSettings):
 
     @property
     def is_openrouter(self) -> bool:
-        """Whether the provider is taken for OpenRouter, whose own request fields it understands."""
+        """Whether OpenRouter's own request fields are sent."""
         if self.dialect != "auto":
             return self.dialect == "openrouter"
         host = self.openrouter_base_url.split("://", 1)[1].split("/", 1)[0].split(":", 1)[0]
         return host == "openrouter.ai" or host.endswith(".openrouter.ai")
 
     @property
-    def most_calls(self) -> int:
-        """Calls that one worker can have in flight over all streams."""
+    def max_calls(self) -> int:
+        """Concurrent calls of one worker, over all streams."""
         return self.concurrency.total()
 
     def plan_cap_nanousd(self, plan: Plan) -> int:
-        """Return the cap of a plan's period."""
+        """Return a plan's cap per billing period, in nano-dollars."""
         return self.caps.plans.get(plan, CAPS_NANOUSD[plan])
 
     def concurrency_of(self, stream: str) -> int:
-        """Return how many calls of a stream one worker has in flight."""
+        """Return the concurrent calls of one worker for a stream."""
         return self.concurrency.of(stream)
 
 
 def load_settings(*, env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
-    """Read the settings; `overrides` (field names) win over the environment, that over `env_file`.
+    """Read the settings. `overrides` (field names) win over the environment, and that over `env_file`.
 
     Errors: SettingsError, one line for each problem.
     """
-    problems = _unknown_names(os.environ) + _unknown_names(dotenv_values(env_file) if env_file else {})
+    problems = _unknown_names(os.environ) + _unknown_names(_variables_of(env_file))
     try:
         values: dict[str, Any] = {"_env_file": env_file, **overrides}
         settings = Settings(**values)
     except ValidationError as exc:
-        raise SettingsError([*problems, *(_line(error) for error in exc.errors(include_url=False))]) from None
+        raise SettingsError(
+            [*problems, *problems_of(exc, Settings, subject=_subject, limit=exc.error_count())]
+        ) from None
     try:
         routing_with(settings.routes)
     except SettingsError as exc:
@@ -243,7 +272,7 @@ def load_settings(*, env_file: Path | None = Path(".env"), **overrides: Any) -> 
 
 
 def settings_table() -> list[tuple[str, str, str]]:
-    """Return (variable, default, meaning) of every setting, for the README and `doctor`."""
+    """Return (variable, default, meaning) of every setting, for the documentation."""
     rows: list[tuple[str, str, str]] = []
     for field in Settings.model_fields.values():
         default = "" if field.default is None or field.default == {} else str(field.default)
@@ -251,30 +280,27 @@ def settings_table() -> list[tuple[str, str, str]]:
     return rows
 
 
-def _known_names() -> list[str]:
-    return [str(field.validation_alias) for field in Settings.model_fields.values()]
+def _variables_of(env_file: Path | None) -> Mapping[str, object]:
+    try:
+        return dotenv_values(env_file) if env_file else {}
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
+        raise SettingsError([f"{env_file} cannot be read: {reason}"]) from exc
 
 
 def _unknown_names(variables: Mapping[str, object]) -> list[str]:
-    known = _known_names()
+    known = [str(field.validation_alias) for field in Settings.model_fields.values()]
+    # Compared without the prefix, which would make any two names look alike.
+    endings = [name.removeprefix(_PREFIX) for name in known if name.startswith(_PREFIX)]
     problems: list[str] = []
     for name in variables:
-        if not name.upper().startswith(_PREFIX) or name.upper() in known:
-            continue
-        # Compared without the prefix, which would make any two names look alike.
-        endings = [other.removeprefix(_PREFIX) for other in known if other.startswith(_PREFIX)]
-        close = get_close_matches(name.upper().removeprefix(_PREFIX), endings, n=3, cutoff=0.65)
-        hint = (
-            f"; did you mean {' or '.join(_PREFIX + ending for ending in close)}?"
-            if close
-            else "; the README lists the known ones"
-        )
-        problems.append(f"{name}: unknown setting{hint}")
+        if name.upper().startswith(_PREFIX) and name.upper() not in known:
+            closest = closest_name(name[len(_PREFIX) :], endings)
+            hint = f"did you mean {_PREFIX}{closest}?" if closest else "the documentation lists all settings"
+            problems.append(f"{name}: unknown setting; {hint}")
     return problems
 
 
-def _line(error: ErrorDetails) -> str:
-    message = error["msg"].removeprefix("Value error, ")
-    field = Settings.model_fields.get(str(error["loc"][0])) if error["loc"] else None
-    name = str(field.validation_alias) if field else str(error["loc"][0]) if error["loc"] else ""
-    return f"{name}: {message}" if name else message
+def _subject(path: str) -> str:
+    field = Settings.model_fields.get(path)
+    return f"{field.validation_alias if field else path}: "

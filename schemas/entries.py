@@ -1,7 +1,7 @@
 """Task entries: what a publisher appends to a task stream, and the size that an entry may have.
 
-An entry is made of plain text fields and then read as a worker will read it, so that what is
-refused there is refused before it is sent, and no rule stands in two places.
+An entry is made of plain text fields and then read as a worker reads it. So what a worker would refuse is refused
+before it is sent, and each rule stands in one place.
 """
 
 import json
@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypedDict
 
+from tollbook.schemas.problems import unknown_name
 from tollbook.schemas.tasks import InvalidTask, Message, TaskStream, task_from_fields
 
 MAX_ENTRY_BYTES: Final = 2_000_000
 
 
 class TaskFields(TypedDict, total=False):
-    """The fields of a task beside its type and prompt, as a program gives them; None counts as absent.
+    """The fields of a task beside its type and prompt, as a program gives them. None counts as absent.
 
     Units: `max_tokens` completion tokens; `temperature` 0 to 2.
     """
@@ -37,7 +38,7 @@ class TaskFields(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class TaskEntry:
-    """A valid task with its id and the stream it is for; `fields` are what is appended, in this order."""
+    """A valid task with its id and its stream. `fields` are what is appended, in this order."""
 
     stream: TaskStream
     task_id: str
@@ -45,9 +46,9 @@ class TaskEntry:
 
 
 def task_entry(stream: str, values: Mapping[str, object], *, new_id: str) -> TaskEntry:
-    """Make an entry of a task's values; `new_id` is its id where they name none.
+    """Make an entry of a task's values; `new_id` is the task's id if they name none.
 
-    `messages` and `metadata` may be JSON text already. Errors: InvalidTask, by the rules of the worker.
+    `messages` and `metadata` may be JSON text already. Errors: InvalidTask, for what a worker would refuse.
     """
     fields = {name: _text(name, value) for name, value in {"task_id": new_id, **_given(values)}.items()}
     check_entry_size(sum(len(part.encode("utf-8", "replace")) for pair in fields.items() for part in pair))
@@ -56,13 +57,13 @@ def task_entry(stream: str, values: Mapping[str, object], *, new_id: str) -> Tas
 
 
 def check_entry_size(size: int) -> None:
-    """Refuse an entry of more bytes, names and values together, than a worker takes. Errors: InvalidTask."""
+    """Refuse an entry that is too large; `size` is the bytes of its names and values. Errors: InvalidTask."""
     if size > MAX_ENTRY_BYTES:
-        raise InvalidTask(f"the message has {size} bytes, at most {MAX_ENTRY_BYTES} are taken")
+        raise InvalidTask(f"the message must have at most {MAX_ENTRY_BYTES} bytes, not {size}")
 
 
 def _given(values: Mapping[str, object]) -> dict[str, object]:
-    # Empty text counts as absent, as it does in a stream entry; but an empty prompt is an error, not a missing one.
+    # Empty text counts as absent, as it does in a stream entry. An empty prompt is an error of its own.
     return {name: value for name, value in values.items() if value is not None and (value != "" or name == "prompt")}
 
 
@@ -71,7 +72,7 @@ def _text(name: str, value: object) -> str:
         case str():
             return str(value)
         case bool() | bytes():
-            raise InvalidTask(f"{name}: must not be of the type {type(value).__name__}")
+            raise InvalidTask(f"'{name}' must be text, a number or what JSON can hold, not {type(value).__name__}")
         case int() | float():
             return str(value)
         case _:
@@ -81,8 +82,8 @@ def _text(name: str, value: object) -> str:
 def _json(name: str, value: object) -> str:
     try:
         return json.dumps(value, default=_plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise InvalidTask(f"{name}: cannot be written as JSON ({exc})") from None
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidTask(f"'{name}' must hold only what JSON can hold, without NaN and infinities") from None
 
 
 def _plain(value: object) -> object:
@@ -97,4 +98,4 @@ def _stream(name: str) -> TaskStream:
     try:
         return TaskStream(name)
     except ValueError:
-        raise InvalidTask(f"unknown stream {name!r}; known are {', '.join(TaskStream)}") from None
+        raise InvalidTask(unknown_name("stream", name, list(TaskStream))) from None

@@ -1,4 +1,4 @@
-"""Identifiers: users, tasks, calls, billing periods, budgets, partitions.
+"""Identifiers: users, tasks, billing periods, budgets, partitions, stream entries.
 
 A call's id is its task's id, so that a redelivered task is the same call.
 """
@@ -11,36 +11,37 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, StringConstraints
 
+from tollbook.schemas.problems import Expected
+
 MAX_ID_CHARACTERS: Final = 200
-# Ids stand inside Redis keys, budget names, log lines and shell commands.
+# Ids are parts of Redis keys, budget names, log lines and shell commands.
 _FORBIDDEN = re.compile(r"[\s\"'\\\x00-\x1f\x7f-\x9f]")
 
 
 def check_id(value: str) -> str:
-    """Return `value` when it is 1 to 200 printable characters without spaces, quotes or backslashes.
+    """Return `value` if it is 1 to 200 printable characters without spaces, quotes or backslashes.
 
-    Errors: ValueError, which pydantic turns into a validation error.
+    Errors: ValueError, whose text says what the id must be and follows the name of its field.
     """
     if not 1 <= len(value) <= MAX_ID_CHARACTERS:
-        raise ValueError(f"an id has 1 to {MAX_ID_CHARACTERS} characters, this one has {len(value)}")
+        raise ValueError(f"must have 1 to {MAX_ID_CHARACTERS} characters, not {len(value)}")
     if _FORBIDDEN.search(value) or not value.isprintable():
-        raise ValueError("an id has no spaces, quotes, backslashes or control characters")
+        raise ValueError(f"must have no spaces, quotes, backslashes or control characters, not {value!r}")
     return value
 
 
 Identifier = Annotated[str, AfterValidator(check_id)]
 UserId = Identifier
 TaskId = Identifier
-CallId = Identifier
 CampaignId = Identifier
 
-Period = Annotated[str, StringConstraints(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]
+Period = Annotated[str, StringConstraints(pattern=r"^\d{4}-(0[1-9]|1[0-2])$"), Expected("a month such as '2026-11'")]
 BudgetKind = Literal["user", "day", "campaign"]
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A billing period or day in UTC: its name and its bounds in milliseconds since the epoch, end excluded."""
+    """A billing period or a day, in UTC. Bounds are milliseconds since the epoch; the end is excluded."""
 
     name: str
     start_ms: int
@@ -67,9 +68,9 @@ def _ms(moment: datetime) -> int:
 
 
 def budget_name(kind: BudgetKind, subject: str, window: str) -> str:
-    """Name a budget, for example `user:u42:2026-11`.
+    """Return a budget's name, for example `user:u42:2026-11`.
 
-    Unambiguous although a subject may hold colons: the kind and the window hold none.
+    It can be split again although a subject may hold colons: the kind and the window hold none.
     """
     return f"{kind}:{subject}:{window}"
 
@@ -82,12 +83,12 @@ def split_budget_name(name: str) -> tuple[str, str, str]:
 
 
 def task_id_from_entry(stream: str, entry_id: str) -> str:
-    """Return the id of a task whose publisher gave none; the same entry always has the same id."""
+    """Return the id of a task whose publisher gave none. The same entry always gets the same id."""
     return f"{stream}-{entry_id}"
 
 
 def usage_call_id(key: str) -> str:
-    """Return the call id of spend that an application recorded under a key: with a space, which no task id has."""
+    """Return the call id of spend that an application recorded under a key. It has a space, as no task id can."""
     return f"usage {key}"
 
 

@@ -1,12 +1,14 @@
-"""Routes: which model serves which task type, with which limits, and what stands in when it fails."""
+"""Routes: the model of a task type, its limits, and the model that is called when the first one fails."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tollbook.schemas.tasks import ModelId
 
 
 class Route(BaseModel):
-    """Model, fallback and sampling limits of one task type.
+    """Model, fallback and request parameters of one task type.
 
     Units: `max_tokens` completion tokens; `temperature` 0 to 2.
     """
@@ -17,3 +19,9 @@ class Route(BaseModel):
     fallback: ModelId | None
     max_tokens: int = Field(ge=1, le=200_000)
     temperature: float = Field(ge=0, le=2, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _falls_back_to_another_model(self) -> Self:
+        if self.fallback == self.model:
+            raise ValueError(f"the fallback is the model itself, {self.model}: name another model, or null for none")
+        return self

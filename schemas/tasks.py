@@ -1,7 +1,7 @@
 """Tasks: what a publisher puts on a stream, and how its fields are read.
 
-Three spellings are one message: plain stream fields, one field `data` holding JSON,
-and FastStream's binary envelope (opened by the consumer before it comes here).
+A message comes as plain stream fields or as one field `data` with JSON. A consumer opens FastStream's binary
+envelope before the message comes here.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from pydantic import (
 
 from tollbook.schemas.identifiers import CampaignId, TaskId, UserId
 from tollbook.schemas.plans import DEFAULT_PLAN, Plan
+from tollbook.schemas.problems import UTF8_WORDS, Expected, as_text, problems_of, shown
 
 
 class TaskStream(StrEnum):
@@ -36,7 +37,7 @@ class TaskStream(StrEnum):
 
 
 class TaskType(StrEnum):
-    """What is to be done; picks the route. `ping` answers "pong" and costs nothing."""
+    """What the model is asked to do; it selects the route. `ping` answers "pong", calls no model and is free."""
 
     CLASSIFY_ARCHETYPE = "classify_archetype"
     GENERATE_DRAFT = "generate_draft"
@@ -49,41 +50,53 @@ MAX_TEXT_BYTES: Final = 1_000_000
 MAX_MESSAGES: Final = 1_000
 MAX_METADATA_BYTES: Final = 16_384
 MAX_JSON_DEPTH: Final = 32
-_SHOWN_CHARACTERS: Final = 100
-# Fields that are JSON when they arrive as text in a plain stream field.
+# Fields that are JSON text in a plain stream field.
 _JSON_FIELDS: Final = ("messages", "metadata")
 
 
 class InvalidTask(ValueError):
-    """The message cannot be read as a task; the text says which field and why, and quotes no prompt."""
+    """The message is not a valid task. The text names each wrong field, and quotes no prompt (G10)."""
 
 
 class Message(BaseModel):
-    """One chat message. Content is text only: images, audio and files cannot be bounded in cost yet."""
+    """One chat message. Content is text only: the cost of images, audio and files has no bound yet."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: str = Field(repr=False)
 
 
-ModelId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,149}$")]
-# No braces: a reply must never be appended to a key of the ledger, which all begin with one.
+MODEL_ID_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,149}$"
+MODEL_ID_WORDS: Final = "a model id such as 'openai/gpt-4o-mini' (1 to 150 letters, digits and any of . _ : / @ -)"
+ModelId = Annotated[str, StringConstraints(pattern=MODEL_ID_PATTERN), Expected(MODEL_ID_WORDS)]
+# No braces: every key of the ledger begins with one, and a reply must never be appended to such a key.
 STREAM_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$"
-StreamName = Annotated[str, StringConstraints(pattern=STREAM_NAME_PATTERN)]
+StreamName = Annotated[
+    str,
+    StringConstraints(pattern=STREAM_NAME_PATTERN),
+    Expected("a stream name of 1 to 200 letters, digits and any of . _ : -"),
+]
 # Version 00 of W3C Trace Context: trace id and parent id are not all zeros.
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACESTATE: Final = re.compile(r"[\x20-\x7e\t]{1,512}")
 
 
 def traceparent_or_none(value: object) -> str | None:
-    """Return a W3C `traceparent`, or None for anything else: no task is refused for the sake of its trace."""
+    """Return a valid W3C `traceparent`, or None for anything else: a wrong trace never refuses a task."""
     return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else None
 
 
 def tracestate_or_none(value: object) -> str | None:
     """Return a W3C `tracestate` of at most 512 printable characters, or None for anything else."""
     return value if isinstance(value, str) and _TRACESTATE.fullmatch(value) else None
+
+
+def _number(value: object) -> object:
+    # To Python, and so to pydantic, true is the number 1.
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {shown(value)}")  # noqa: TRY004 - pydantic turns only ValueErrors into problems.
+    return value
 
 
 class Task(BaseModel):
@@ -100,14 +113,16 @@ class Task(BaseModel):
     plan: Plan = DEFAULT_PLAN
     task_id: TaskId | None = None
     campaign_id: CampaignId | None = None
-    prompt: str | None = None
-    system: str | None = None
-    messages: tuple[Message, ...] | None = Field(default=None, max_length=MAX_MESSAGES)
-    max_tokens: int | None = Field(default=None, ge=1, le=200_000)
-    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    prompt: str | None = Field(default=None, repr=False)
+    system: str | None = Field(default=None, repr=False)
+    messages: tuple[Message, ...] | None = Field(default=None, max_length=MAX_MESSAGES, repr=False)
+    max_tokens: Annotated[int | None, BeforeValidator(_number)] = Field(default=None, ge=1, le=200_000)
+    temperature: Annotated[float | None, BeforeValidator(_number)] = Field(
+        default=None, ge=0, le=2, allow_inf_nan=False
+    )
     model: ModelId | None = None
     reply_to: StreamName | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = Field(default=None, repr=False)
     traceparent: Annotated[str | None, BeforeValidator(traceparent_or_none)] = Field(
         default=None,
         description="W3C Trace Context of the publisher; the task's spans continue it. Ignored if malformed.",
@@ -120,33 +135,41 @@ class Task(BaseModel):
     @classmethod
     def _metadata_is_small(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         if _depth(value) > MAX_JSON_DEPTH:
-            raise ValueError(f"metadata is nested deeper than {MAX_JSON_DEPTH} levels")
+            raise ValueError(f"must not be nested deeper than {MAX_JSON_DEPTH} levels")
         try:
-            # A number such as 1e999 is read as infinity, which no JSON can hand back.
             size = len(json.dumps(value, allow_nan=False))
         except TypeError:
-            raise ValueError("metadata is not JSON") from None
+            raise ValueError("must hold only what JSON can hold") from None
+        except ValueError:
+            # JSON text reads a number such as 1e999 as infinity, and no result could write it again.
+            raise ValueError("must hold only finite numbers that JSON can hold") from None
         if value is not None and size > MAX_METADATA_BYTES:
-            raise ValueError(f"metadata is larger than {MAX_METADATA_BYTES} bytes of JSON")
-        # JSON can escape half of a surrogate pair, which no result can be written with.
-        json.dumps(value, ensure_ascii=False).encode()
+            raise ValueError(f"must have at most {MAX_METADATA_BYTES} bytes as JSON, not {size}")
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            # JSON can escape half of a surrogate pair, and no result could write it again.
+            raise ValueError(f"must be {UTF8_WORDS}") from None
         return value
 
     @model_validator(mode="after")
     def _has_one_input(self) -> Self:
         if self.task is not TaskType.PING:
             if (self.prompt is None) == (self.messages is None):
-                raise ValueError("give either prompt or messages")
+                raise ValueError(f"give {'one' if self.prompt is None else 'only one'} of 'prompt' and 'messages'")
             if self.prompt == "" or self.messages == ():
-                raise ValueError("the prompt is empty")
+                raise ValueError(f"'{'messages' if self.prompt is None else 'prompt'}' must not be empty")
             if self.messages is not None and self.system is not None:
-                raise ValueError("system goes with prompt; put a system message into messages")
+                raise ValueError("'system' goes with 'prompt' only; put a system message into 'messages'")
             if "user_id" not in self.model_fields_set:
-                raise ValueError("user_id is missing")
+                raise ValueError("'user_id' is missing")
         texts = [message.content for message in self.messages or ()] or [self.system or "", self.prompt or ""]
-        text_bytes = sum(len(text.encode()) for text in texts)
+        try:
+            text_bytes = sum(len(text.encode()) for text in texts)
+        except UnicodeEncodeError:
+            raise ValueError(f"the prompt must be {UTF8_WORDS}") from None
         if text_bytes > MAX_TEXT_BYTES:
-            raise ValueError(f"the prompt has {text_bytes} bytes, at most {MAX_TEXT_BYTES} are taken")
+            raise ValueError(f"the prompt must have at most {MAX_TEXT_BYTES} bytes, not {text_bytes}")
         return self
 
     def chat(self) -> tuple[Message, ...]:
@@ -157,11 +180,11 @@ class Task(BaseModel):
         return (*system, Message(role="user", content=self.prompt or ""))
 
     def content_hash(self) -> str:
-        """Return a digest of everything that makes this task what it is.
+        """Return a digest of what the task asks for and of who pays.
 
         Stored with the call, so that the same task id with other content is seen (G4).
-        `task_id`, `reply_to`, `metadata` and the trace change neither the work nor its price and are left out: a
-        repeat under another trace is the same task.
+        `task_id`, `reply_to`, `metadata` and the trace are left out: they change neither the work nor its price, so a
+        repeat with another trace is the same task.
         """
         work = self.model_dump(mode="json", exclude={"task_id", "reply_to", "metadata", "traceparent", "tracestate"})
         canonical = json.dumps(work, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -169,10 +192,7 @@ class Task(BaseModel):
 
 
 def task_from_fields(fields: Mapping[str, Any]) -> Task:
-    """Read a task from a stream entry's fields.
-
-    Errors: InvalidTask, with the fields at fault and no text of the prompt.
-    """
+    """Read a task from the fields of a stream entry. Errors: InvalidTask, which names each wrong field."""
     document: Mapping[str, Any] = fields
     if "data" in fields and "task" not in fields:
         document = _json_object(fields["data"], name="data")
@@ -185,13 +205,13 @@ def task_from_fields(fields: Mapping[str, Any]) -> Task:
     try:
         return Task.model_validate(values)
     except ValidationError as exc:
-        raise InvalidTask(_describe(exc)) from None
+        raise InvalidTask(as_text(problems_of(exc, Task))) from None
 
 
 def _json_object(text: object, *, name: str) -> dict[str, Any]:
     value = _parse_json(text, name=name) if isinstance(text, str) else text
     if not isinstance(value, dict):
-        raise InvalidTask(f"{name}: must be a JSON object")
+        raise InvalidTask(f"'{name}' must be a JSON object")
     return value  # pyright: ignore[reportUnknownVariableType]
 
 
@@ -199,7 +219,8 @@ def _parse_json(text: str, *, name: str) -> object:
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as exc:
-        raise InvalidTask(f"{name}: is not JSON ({type(exc).__name__})") from None
+        where = f" (character {exc.pos + 1})" if isinstance(exc, json.JSONDecodeError) else ""
+        raise InvalidTask(f"'{name}' is not JSON{where}") from None
 
 
 def _refuse_constant(constant: str) -> None:
@@ -207,7 +228,7 @@ def _refuse_constant(constant: str) -> None:
 
 
 def _depth(value: object) -> int:
-    """Return how deep lists and objects are nested, stopping just past the limit."""
+    """Return how deep lists and objects are nested; counting stops just past the limit."""
     depth = 0
     level: list[object] = [value]
     while level and depth <= MAX_JSON_DEPTH:
@@ -220,12 +241,3 @@ def _children(value: object) -> Iterable[object]:
     if isinstance(value, dict):
         return cast("dict[str, object]", value).values()
     return cast("list[object]", value) if isinstance(value, list) else ()
-
-
-def _describe(exc: ValidationError) -> str:
-    problems: list[str] = []
-    for error in exc.errors(include_url=False, include_context=False, include_input=False)[:5]:
-        # The name of an unknown field is the publisher's: of any length, and perhaps with half a surrogate pair in it.
-        location = ".".join(str(part) for part in error["loc"])[:_SHOWN_CHARACTERS] or "task"
-        problems.append(f"{location}: {error['msg'].removeprefix('Value error, ')}")
-    return "; ".join(problems).encode("utf-8", "backslashreplace").decode()

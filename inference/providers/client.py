@@ -79,7 +79,7 @@ class ProviderClient:
             attempt_timeout_s=settings.attempt_timeout_s,
             connect_timeout_s=settings.connect_timeout_s,
             # Callers limit themselves; a queue here would only look like a provider that cannot be reached.
-            max_connections=max(2 * settings.most_calls, 1024),
+            max_connections=max(2 * settings.max_calls, 1024),
             app_title=settings.app_title,
             app_url=settings.app_url,
         )

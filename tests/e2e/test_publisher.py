@@ -118,8 +118,8 @@ async def test_what_a_worker_would_refuse_is_not_sent(running: RunningSystem, pu
     wrong: list[tuple[str, str, str | None, dict[str, Any], str]] = [
         ("generation", "write_novel", "x", {"user_id": "u1"}, "task: "),
         ("nowhere", "ping", None, {}, "unknown stream 'nowhere'"),
-        ("generation", "score_post", "x", {}, "user_id is missing"),
-        ("generation", "score_post", "", {"user_id": "u1"}, "the prompt is empty"),
+        ("generation", "score_post", "x", {}, "'user_id' is missing"),
+        ("generation", "score_post", "", {"user_id": "u1"}, "'prompt' must not be empty"),
         ("generation", "score_post", "x", {"user_id": "u 1"}, "user_id: "),
         ("generation", "score_post", "x" * 1_000_001, {"user_id": "u1"}, "1000001 bytes"),
         ("generation", "score_post", "x", {"user_id": "u1", "metadata": {"at": object()}}, "metadata: cannot be"),

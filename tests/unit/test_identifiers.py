@@ -43,7 +43,7 @@ def test_an_id_is_any_printable_word(value: str) -> None:
     ],
 )  # fmt: skip
 def test_an_id_has_no_spaces_quotes_or_control_characters(value: str) -> None:
-    with pytest.raises(ValueError, match="an id has"):
+    with pytest.raises(ValueError, match="must have"):
         check_id(value)
 
 

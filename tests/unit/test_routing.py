@@ -49,13 +49,21 @@ def test_override_replaces_the_named_fields_only_and_knows_short_names() -> None
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        ({"generate_drafts": {}}, "'generate_drafts' is not a task type with a route"),
-        ({"ping": {"model": "x"}}, "'ping' is not a task type with a route"),
-        ({"score_post": {"max_token": 5}}, "score_post.max_token"),
-        ({"score_post": {"max_tokens": 0}}, "score_post.max_tokens"),
-        ({"score_post": {"temperature": 3}}, "score_post.temperature"),
-        ({"score_post": {"model": "two words"}}, "score_post.model"),
-        ({"score_post": {"model": None}}, "score_post.model"),
+        (
+            {"generate_drafts": {}},
+            "unknown task type 'generate_drafts'; did you mean 'generate_draft'? Known: classify_archetype",
+        ),
+        ({"ping": {"model": "x"}}, "'ping' calls no model and has no route"),
+        ({"score_post": {"max_token": 5}}, "unknown field 'max_token' in 'score_post'; did you mean 'max_tokens'?"),
+        ({"score_post": {"max_tokens": 0}}, "'score_post.max_tokens' must be a whole number from 1 to 200000, not 0"),
+        ({"score_post": {"temperature": 3}}, "'score_post.temperature' must be a number from 0 to 2, not 3"),
+        ({"score_post": {"model": "two words"}}, "'score_post.model' must be a model id such as"),
+        ({"score_post": {"model": None}}, "'score_post.model' must be a model id such as"),
+        (
+            {"score_post": {"model": "gemini-flash"}},
+            "'score_post': the fallback is the model itself, google/gemini-2.5-flash",
+        ),
+        ({"score_post": {"model": "a/b", "fallback": "a/b"}}, "'score_post': the fallback is the model itself, a/b"),
     ],
 )
 def test_wrong_override_is_named(overrides: dict[str, dict[str, object]], problem: str) -> None:
