@@ -6,23 +6,21 @@ only what is selected stays. Missing events are never passed over in silence.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
-from pydantic import ValidationError
 
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.segments import ArchiveDamaged, Segment
 from tollbook.ledger.errors import LedgerError, LedgerRefused
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.stream import lifted
-from tollbook.schemas.events import Event, parse_payload
+from tollbook.schemas.events import Event
 from tollbook.schemas.identifiers import EntryId, partition_of
-from tollbook.schemas.upcasters import UnreadableEvent
+from tollbook.schemas.upcasters import UnreadableEvent, event_from_columns, payload_object
 
 _LAST_IN_A_MILLISECOND: Final = 2**63 - 1
 # Small, since payloads of what is searched are read into columns.
@@ -221,19 +219,7 @@ def _read_events(events: pa.Table) -> list[Event]:
 
 def _read_event(row: dict[str, Any]) -> Event:
     try:
-        return Event(
-            id=row["id"],
-            v=row["v"],
-            seq=row["seq"],
-            user_id=row["user_id"],
-            period=row["period"],
-            call_id=row["call_id"],
-            attempt=row["attempt"],
-            amount=row["amount"],
-            committed=row["committed"],
-            payload=parse_payload(row["type"], json.loads(row["payload"])),
-        )
-    except ValidationError as exc:
-        raise UnreadableEvent(row["id"], f"{exc.error_count()} fields do not validate") from exc
-    except (TypeError, ValueError) as exc:
+        payload = payload_object(row["payload"])
+    except ValueError as exc:
         raise UnreadableEvent(row["id"], str(exc)) from exc
+    return event_from_columns(row, payload)

@@ -4,6 +4,7 @@ LedgerError
 ├── BudgetExceeded            final: the settled spend plus the call's bound passes the cap
 ├── IdempotencyConflict       final: the call id was used before, with other content
 ├── CallUnknown               final: no such hold; it was never opened, or its record has expired
+├── ResultUnreadable          final: what is stored as a task's result is not one
 ├── LedgerUnavailable         retry with the same call id: the outcome is unknown, a repeat changes nothing
 │   └── BaselineUnavailable   retry later: DuckDB is down or behind the watermark (being rebuilt)
 └── LedgerRefused             needs a person: no call is made until the stores agree again (G8)
@@ -50,6 +51,14 @@ class CallUnknown(LedgerError):
         super().__init__(f"call {call_id} has no hold number {hold} on the ledger")
         self.call_id = call_id
         self.hold = hold
+
+
+class ResultUnreadable(LedgerError):
+    """What is stored under a task's result key is not a result: another program wrote it."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"the key {key} does not hold a task's result ({problem}); another program wrote it")
+        self.key = key
 
 
 class LedgerUnavailable(LedgerError):

@@ -7,12 +7,15 @@ that move no money (denied, invalid, ping) are put here, and never over another 
 import asyncio
 import contextlib
 
+from pydantic import ValidationError
 from redis.asyncio import Redis
 
 from tollbook.ledger.arrivals import Arrivals
+from tollbook.ledger.errors import ResultUnreadable
 from tollbook.ledger.keys import Keys, task_partition
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.identifiers import partition_of
+from tollbook.schemas.problems import as_text, problems_of
 from tollbook.schemas.results import InferenceResult
 
 # A message on a channel can be missed while a connection is made anew, so the key is looked at as well.
@@ -20,7 +23,7 @@ _LOOK_AGAIN_S = 1.0
 
 
 class Results:
-    """The results of one ledger. Errors of every method: LedgerUnavailable."""
+    """The results of one ledger. Errors of every method: LedgerUnavailable; ResultUnreadable."""
 
     def __init__(
         self, redis: Redis, pipeline: CommandPipeline, *, namespace: str, partitions: int, ttl_s: int, id_ttl_s: int
@@ -61,14 +64,15 @@ class Results:
 
     async def get_of(self, task_id: str, user_id: str | None) -> InferenceResult | None:
         """Return the result that stands where `put` would store one of this user's; None where none does."""
-        found: bytes | None = await self._pipeline.execute("GET", self._key(task_id, user_id))
-        return None if found is None else InferenceResult.model_validate_json(found)
+        key = self._key(task_id, user_id)
+        found: bytes | None = await self._pipeline.execute("GET", key)
+        return None if found is None else _read(key, found)
 
     async def get(self, task_id: str) -> InferenceResult | None:
         """Return a task's result, whoever's it is, or None while there is none (or no longer)."""
-        replies = await asyncio.gather(*(self._pipeline.execute("GET", key) for key in self._keys(task_id)))
-        found = next((reply for reply in replies if reply is not None), None)
-        return None if found is None else InferenceResult.model_validate_json(found)
+        keys = self._keys(task_id)
+        replies = await asyncio.gather(*(self._pipeline.execute("GET", key) for key in keys))
+        return next((_read(key, found) for key, found in zip(keys, replies, strict=True) if found is not None), None)
 
     async def wait(self, task_id: str, timeout_s: float) -> InferenceResult | None:
         """Return a task's result as soon as it is there, or None after `timeout_s`."""
@@ -104,3 +108,11 @@ class Results:
 
     def _keys(self, task_id: str) -> list[str]:
         return [keys.result(task_id) for keys in self._partitions]
+
+
+def _read(key: str, found: bytes) -> InferenceResult:
+    try:
+        return InferenceResult.model_validate_json(found)
+    except ValidationError as exc:
+        # No value is shown: a result holds a completion (G10).
+        raise ResultUnreadable(key, as_text(problems_of(exc, InferenceResult, shows_values=False))) from exc

@@ -6,10 +6,9 @@ number of the hold, the cap in force and the further budgets. The rest is writte
 Prompts, completions and keys have no field here, on purpose (G10).
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 
 from tollbook.schemas.identifiers import EntryId, Period
 from tollbook.schemas.money import MAX_NANOUSD
@@ -249,8 +248,6 @@ EventPayload = Annotated[
     Field(discriminator="type"),
 ]
 
-_PAYLOAD: TypeAdapter[EventPayload] = TypeAdapter(EventPayload)
-
 
 class Event(BaseModel):
     """One ledger event.
@@ -286,8 +283,3 @@ class Event(BaseModel):
 def payload_json(payload: EventPayload) -> str:
     """Return the payload as the JSON object that stands in a ledger entry, without its type and empty fields."""
     return payload.model_dump_json(exclude={"type"}, exclude_none=True, exclude_defaults=True)
-
-
-def parse_payload(event_type: str, document: Mapping[str, Any]) -> EventPayload:
-    """Validate a payload of the current version. Errors: pydantic.ValidationError."""
-    return _PAYLOAD.validate_python({**document, "type": event_type})

@@ -6,7 +6,7 @@ its field is declared with `repr=False`: such a field holds a prompt or a secret
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from difflib import get_close_matches
 from enum import Enum
@@ -74,6 +74,7 @@ def problems_of(
     root: str = "",
     subject: Callable[[str], str] = lambda path: f"'{path}' ",
     limit: int = MAX_PROBLEMS,
+    shows_values: bool = True,
 ) -> list[str]:
     """Return a sentence for each problem of an input that `model`, a pydantic model or a union of them, refuses.
 
@@ -82,7 +83,10 @@ def problems_of(
     """
     details = error.errors(include_url=False)
     found = [(each, *_places(each, _Place(root, model))) for each in details[:limit]]
-    sentences = [_sentence(each, place, parent, subject) for each, place, parent in found]
+    sentences = [
+        _sentence(each, place if shows_values else replace(place, is_private=True), parent, subject)
+        for each, place, parent in found
+    ]
     for each, _, parent in found:
         if each["type"] == "extra_forbidden" and closest_name(str(each["loc"][-1]), _fields(parent)) is None:
             sentences.append(f"known fields: {', '.join(_fields(parent))}")
@@ -144,6 +148,10 @@ def _sentence(error: ErrorDetails, place: _Place, parent: _Place, subject: Calla
             return f"{about}{cause}" if error["loc"] or not about else f"'{place.path}': {cause}"
         case "string_unicode":
             return f"{about}must be {UTF8_WORDS}"
+        case "union_tag_invalid":
+            return f"{about}has the unknown type {shown(error.get('ctx', {}).get('tag'))}"
+        case "union_tag_not_found":
+            return f"{about}has no type"
         case "json_invalid":
             return f"{about or 'the text '}is not JSON"
         case _:

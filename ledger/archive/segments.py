@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tollbook.ledger.archive import chain
 from tollbook.ledger.errors import LedgerError
+from tollbook.schemas.problems import as_text, problems_of
 
 FORMAT: Final = 1
 _DIGITS: Final = 12
@@ -199,8 +200,7 @@ def read_manifest(path: Path) -> Manifest:
     except OSError as exc:
         raise ArchiveDamaged(path, f"cannot be read ({exc.strerror})") from exc
     except ValidationError as exc:
-        problem = exc.errors(include_url=False, include_input=False)[0]
-        raise ArchiveDamaged(path, f"is no manifest ({'.'.join(map(str, problem['loc']))}: {problem['msg']})") from exc
+        raise ArchiveDamaged(path, f"is no manifest ({as_text(problems_of(exc, Manifest))})") from exc
     if manifest.format != FORMAT:
         raise ArchiveDamaged(path, f"is of format {manifest.format}; this program reads format {FORMAT}")
     if manifest.segment != f"{path.parent.name}/{path.stem}":

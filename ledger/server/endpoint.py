@@ -14,6 +14,7 @@ from typing import Final
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from tollbook.ledger.errors import LedgerError
+from tollbook.schemas.problems import as_text, problems_of
 
 _NAME: Final = "endpoint.json"
 # Clocks are compared that tick in hundredths of a second and may be adjusted in between.
@@ -93,10 +94,9 @@ def _load(path: Path) -> Endpoint | None:
             f"{path} cannot be read: {exc.strerror or exc}; run this command as the user who runs Tollbook"
         ) from exc
     except ValidationError as exc:
-        # Only where and why: the values may hold a password.
-        first = exc.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise EndpointError(f"{path} is damaged ({where}: {first['msg']}): remove it and start Tollbook again") from exc
+        # No value is shown: it may hold a password.
+        problem = as_text(problems_of(exc, Endpoint, shows_values=False))
+        raise EndpointError(f"{path} is damaged ({problem}): remove it and start Tollbook again") from exc
 
 
 def _is_alive(pid: int, seen_alive_s: float) -> bool:

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from tests.servers import wait_until
 from tollbook.ledger import results as module
+from tollbook.ledger.errors import ResultUnreadable
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.results import Results
 from tollbook.ledger.server.connection import connect
@@ -72,3 +73,25 @@ async def is_subscribed(redis: Redis, task_id: str) -> bool:
 
 async def nobody_subscribed(redis: Redis) -> bool:
     return not await redis.client_list(_type="pubsub")
+
+
+async def test_what_another_program_wrote_under_a_results_key_is_told_and_not_shown(
+    redis_client: Redis, server_url: str
+) -> None:
+    """G10: it may be anything."""
+    key = Keys("test", 0).result("t1")
+    async with connect(server_url) as client:
+        pipeline = CommandPipeline(client)
+        results = Results(client, pipeline, namespace="test", partitions=1, ttl_s=60, id_ttl_s=60)
+        for text, problem in (
+            ("{", "is not JSON"),
+            ('{"task_id": "t1", "status": "a secret"}', "'status' must be one of"),
+        ):
+            await redis_client.set(key, text)
+            with pytest.raises(ResultUnreadable, match=problem) as refused:
+                await results.get("t1")
+            with pytest.raises(ResultUnreadable):
+                await results.get_of("t1", None)
+            assert key in str(refused.value)
+            assert "a secret" not in str(refused.value)
+        await pipeline.aclose()

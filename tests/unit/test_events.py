@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from tollbook.schemas.events import BudgetReserved, CostRecorded, ModelCalled, parse_payload, payload_json
+from tollbook.schemas.events import BudgetReserved, CostRecorded, EventPayload, ModelCalled, payload_json
 from tollbook.schemas.money import MAX_NANOUSD
 from tollbook.schemas.usage import Usage
 
@@ -22,6 +22,10 @@ RESERVED: dict[str, Any] = {"task_type": "score_post", "plan": "trial", "worker"
 DOCUMENTS = {
     "model-called": CALLED, "cost-recorded": RECORDED, "cost-adjusted": ADJUSTED, "budget-reserved": RESERVED,
 }  # fmt: skip
+
+
+def parse_payload(kind: str, document: dict[str, Any]) -> EventPayload:
+    return TypeAdapter[EventPayload](EventPayload).validate_python({**document, "type": kind})
 
 
 @pytest.mark.parametrize("kind", DOCUMENTS)

@@ -1,12 +1,13 @@
 """Every version of every event ever written stays readable: golden files of stored entries (G7)."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Final, get_args
 
 import pytest
 
-from tollbook.schemas.events import ENVELOPE_FIELDS, EVENT_VERSION, Event, EventPayload, parse_payload, payload_json
+from tollbook.schemas.events import ENVELOPE_FIELDS, EVENT_VERSION, Event, EventPayload, FallbackUsed, payload_json
 from tollbook.schemas.upcasters import UPCASTERS, UnreadableEvent, event_from_entry, upcast
 
 GOLDEN: Final = Path(__file__).parents[1] / "golden" / "events"
@@ -72,40 +73,43 @@ def test_a_stored_event_of_this_version_is_written_back_to_the_same_bytes(path: 
 def test_an_entry_without_a_field_is_not_skipped(name: str) -> None:
     fields = _good()
     del fields[name]
-    with pytest.raises(UnreadableEvent, match=f"ledger entry 7-0 cannot be read: missing {name}"):
+    with pytest.raises(UnreadableEvent, match=f"ledger entry 7-0 cannot be read: it has no {name}"):
         event_from_entry("7-0", fields)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "problem"),
     [
-        ("type", "budget-reserved2"),
-        ("v", "0"),
-        ("v", str(EVENT_VERSION + 1)),
-        ("v", "one"),
-        ("seq", "-1"),
-        ("seq", ""),
-        ("period", "2026-13"),
-        ("attempt", "-1"),
-        ("attempt", "1.0"),
-        ("amount", ""),
-        ("amount", "1e3"),
-        ("amount", str(1_000_000 * 1_000_000_000 + 1)),
-        ("committed", "much"),
-        ("payload", ""),
-        ("payload", "[]"),
-        ("payload", "{}"),
-        ("payload", '{"hold":"1"}'),
+        ("type", "budget-reserved2", "'payload' has the unknown type 'budget-reserved2'"),
+        ("v", "0", "its version is 0"),
+        ("v", str(EVENT_VERSION + 1), "install a newer one"),
+        ("v", "one", "'v' must be a whole number, not 'one'"),
+        ("seq", "-1", "'seq' must be a whole number of at least 0, not -1"),
+        ("seq", "", "'seq' must be a whole number, not ''"),
+        ("period", "2026-13", "'period' must be a month such as '2026-11', not '2026-13'"),
+        ("attempt", "-1", "'attempt' must be a whole number of at least 0, not -1"),
+        ("attempt", "1.0", "'attempt' must be a whole number, not '1.0'"),
+        ("amount", "", "'amount' must be a whole number, not ''"),
+        ("amount", "1e3", "'amount' must be a whole number, not '1e3'"),
+        ("amount", str(1_000_000 * 1_000_000_000 + 1), "'amount' must be a whole number from -10{15} to 10{15}, not 10{14}1"),
+        ("committed", "much", "'committed' must be a whole number, not 'much'"),
+        ("payload", "", "its payload is not JSON"),
+        ("payload", "[]", "its payload must be a JSON object"),
+        ("payload", "{}", "'payload.task_type' is missing"),
+        ("payload", '{"hold":"1"}', "'payload.hold' must be a whole number of at least 0, not '1'"),
     ],
 )
-def test_an_entry_that_is_no_event_is_not_skipped(name: str, value: str) -> None:
+def test_an_entry_that_is_no_event_is_not_skipped(name: str, value: str, problem: str) -> None:
     with pytest.raises(UnreadableEvent, match="ledger entry 7-0 cannot be read") as refused:
         event_from_entry("7-0", _good() | {name: value})
     assert refused.value.entry_id == "7-0"
+    assert re.search(problem, str(refused.value))
 
 
 def test_an_event_of_a_newer_program_says_so() -> None:
-    with pytest.raises(UnreadableEvent, match=f"version {EVENT_VERSION + 1} is not one of 1 to {EVENT_VERSION}"):
+    with pytest.raises(
+        UnreadableEvent, match=f"version is {EVENT_VERSION + 1}, and this program knows 1 to {EVENT_VERSION}"
+    ):
         event_from_entry("7-0", _good() | {"v": str(EVENT_VERSION + 1)})
 
 
@@ -128,7 +132,7 @@ def test_events_have_no_field_for_what_is_private() -> None:
 
 
 def test_empty_fields_are_not_written() -> None:
-    payload = parse_payload("fallback-used", {"from_model": "a", "to_model": "b", "reason": "timeout"})
+    payload = FallbackUsed(from_model="a", to_model="b", reason="timeout")
     assert payload_json(payload) == '{"from_model":"a","to_model":"b","reason":"timeout"}'
 
 
