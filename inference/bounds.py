@@ -82,7 +82,7 @@ def prompt_tokens_at_most(messages: Sequence[Message]) -> int:
 
 
 def bound(messages: Sequence[Message], max_tokens: int, price: ModelPrice) -> Bound:
-    """Bound the cost of one attempt: every token at the dearest class that it can fall into.
+    """Bound the cost of one attempt: every token at the highest price that it can have.
 
     Units: `max_tokens` completion tokens, reasoning included, as it is sent to the provider.
     Errors: CostUnbounded where there is no message, `max_tokens` limits nothing, or the bound passes 1,000,000 USD.
@@ -92,7 +92,7 @@ def bound(messages: Sequence[Message], max_tokens: int, price: ModelPrice) -> Bo
     if not messages:
         raise CostUnbounded("a call needs at least one message")
     prompt_tokens = prompt_tokens_at_most(messages)
-    prompt_price, completion_price = price.dearest(prompt_tokens)
+    prompt_price, completion_price = price.max_prices(prompt_tokens)
     tokens_nanousd = prompt_tokens * prompt_price + max_tokens * completion_price
     amount = -(-tokens_nanousd // TOKENS_PER_MTOK) + price.request_nanousd
     if amount > MAX_NANOUSD:

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelPrice, price_from_usd
 from tollbook.schemas.identifiers import check_id
-from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, MoneyError, nanousd_from_usd
+from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, MoneyError, check_nanousd, nanousd_from_usd
 from tollbook.schemas.plans import Plan
 from tollbook.schemas.problems import shown, unknown_name
 from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS, TaskStream
@@ -35,6 +35,11 @@ class CapTable:
 
     users: Mapping[str, int] = field(default_factory=dict[str, int])
     plans: Mapping[Plan, int] = field(default_factory=dict[Plan, int])
+
+    def __post_init__(self) -> None:
+        for kind, caps in (("user", self.users), ("plan", self.plans)):
+            for name, cap_nanousd in caps.items():
+                check_nanousd(cap_nanousd, name=f"the cap of {kind} {name}")
 
     def __str__(self) -> str:
         return ""

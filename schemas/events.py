@@ -32,6 +32,8 @@ ENVELOPE_FIELDS: Final = (
 
 Amount = Annotated[int, Field(strict=True, ge=0, le=MAX_NANOUSD)]
 SignedAmount = Annotated[int, Field(strict=True, ge=-MAX_NANOUSD, le=MAX_NANOUSD)]
+Balance = Annotated[int, Field(strict=True)]
+"""A sum of amounts, nano-dollars: the bound of one amount does not hold for it."""
 Count = Annotated[int, Field(strict=True, ge=0)]
 
 Basis = Literal["reported", "priced", "assumed", "released"]
@@ -60,7 +62,7 @@ class BudgetStamp(Payload):
         description="The budget's name: `day:<user_id>:<YYYY-MM-DD>` or `campaign:<campaign_id>:<YYYY-MM>`."
     )
     cap_nanousd: Amount | None = Field(default=None, description="Its cap, nano-dollars; only where money is held.")
-    committed_nanousd: int = Field(description="Its settled spend and open holds after the event, nano-dollars.")
+    committed_nanousd: Balance = Field(description="Its settled spend and open holds after the event, nano-dollars.")
 
 
 class BoundPrice(Payload):
@@ -170,8 +172,8 @@ class BudgetDenied(Payload):
     type: Literal["budget-denied"] = "budget-denied"
     budget: str = Field(description="The budget that refused.")
     cap_nanousd: Amount = Field(description="Its cap in force, nano-dollars.")
-    settled_nanousd: int = Field(description="Its settled spend, nano-dollars.")
-    held_nanousd: int = Field(description="Its open holds, nano-dollars.")
+    settled_nanousd: Balance = Field(description="Its settled spend, nano-dollars.")
+    held_nanousd: Balance = Field(description="Its open holds, nano-dollars.")
     reason: Literal["cap", "wait_timeout"] = Field(
         description="`cap`: settled spend and the amount pass the cap. "
         "`wait_timeout`: other calls' holds were in the way for too long."
@@ -266,7 +268,7 @@ class Event(BaseModel):
     call_id: str
     attempt: Count
     amount: SignedAmount
-    committed: int | None
+    committed: Balance | None
     payload: EventPayload
 
     @property

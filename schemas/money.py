@@ -1,11 +1,13 @@
 """Money is an integer number of nano-dollars (1e-9 USD); no float ever holds it.
 
-Amounts are bounded by 1,000,000 USD: Lua, which runs the gate, holds numbers as
-doubles, exact to 2**53, and the bound leaves a factor of nine in hand for sums.
+Every function refuses what is no exact amount: bools, floats, NaN. Amounts are at most 1,000,000 USD: the gate runs in
+Lua, whose numbers are doubles and exact up to 2**53, so that sums of nine such amounts are still exact.
 """
 
 from decimal import ROUND_CEILING, Decimal, InvalidOperation, localcontext
 from typing import Final
+
+from tollbook.schemas.problems import shown
 
 NANOUSD_PER_USD: Final = 1_000_000_000
 MAX_NANOUSD: Final = 1_000_000 * NANOUSD_PER_USD
@@ -16,51 +18,54 @@ class MoneyError(ValueError):
 
 
 def check_nanousd(value: int, *, name: str = "amount", minimum: int = 0) -> int:
-    """Return `value` when it is an integer in [minimum, MAX_NANOUSD].
+    """Return `value` if it is an integer from `minimum` to MAX_NANOUSD.
 
-    Errors: MoneyError for bools, floats, anything below the minimum or past 1,000,000 USD.
+    Errors: MoneyError, also for bools and floats.
     """
-    if type(value) is not int:
-        raise MoneyError(f"{name} must be an integer number of nano-dollars, got {value!r}")
-    if not minimum <= value <= MAX_NANOUSD:
-        raise MoneyError(f"{name} must be between {minimum} and {MAX_NANOUSD} nano-dollars, got {value}")
+    if type(value) is not int or not minimum <= value <= MAX_NANOUSD:
+        raise MoneyError(
+            f"{name} must be a whole number of nano-dollars from {minimum} to {MAX_NANOUSD}, not {shown(value)}"
+        )
     return value
 
 
 def nanousd_from_usd(usd: Decimal | str | int) -> int:
     """Convert dollars to nano-dollars, rounded up to the next nano-dollar.
 
-    Floats are refused: parse provider JSON with `parse_float=Decimal`.
-    Errors: MoneyError for floats, bools, NaN, infinities, negatives and amounts past the bound.
+    A float is refused, since it is not exact: parse a provider's JSON with `parse_float=Decimal`.
+    Errors: MoneyError for floats, bools, NaN, infinities, negatives and amounts over 1,000,000 USD.
     """
     if isinstance(usd, bool) or not isinstance(usd, Decimal | str | int):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise MoneyError(f"dollars must be a Decimal, a string or an integer, got {type(usd).__name__}")
+        raise MoneyError(f"dollars must be a Decimal, text or an integer, not {type(usd).__name__}")
     try:
         dollars = Decimal(usd)
     except InvalidOperation as exc:
-        raise MoneyError(f"not a number of dollars: {usd!r}") from exc
-    if not dollars.is_finite():
-        raise MoneyError(f"not a finite number of dollars: {usd!r}")
+        raise MoneyError(f"dollars must be a decimal number, not {shown(usd)}") from exc
     # Compared before it is scaled, since a huge exponent would make a huge integer.
-    if not 0 <= dollars <= MAX_NANOUSD // NANOUSD_PER_USD:
-        raise MoneyError(f"dollars must be between 0 and 1,000,000, got {usd!s:.40}")
+    if not dollars.is_finite() or not 0 <= dollars <= MAX_NANOUSD // NANOUSD_PER_USD:
+        raise MoneyError(f"dollars must be from 0 to 1,000,000, not {shown(usd)}")
     with localcontext() as context:
         context.prec = 100
-        context.rounding = ROUND_CEILING  # For a text of more digits than that.
+        context.rounding = ROUND_CEILING  # For text of more digits than that.
         return int((dollars * NANOUSD_PER_USD).to_integral_value(rounding=ROUND_CEILING))
 
 
 def usd_from_nanousd(nanousd: int) -> Decimal:
-    """Convert nano-dollars to dollars, exactly, with nine decimal places."""
+    """Convert nano-dollars to dollars, exactly, with nine decimal places. Errors: MoneyError for what is no integer."""
+    if type(nanousd) is not int:
+        raise MoneyError(f"nano-dollars must be a whole number, not {shown(nanousd)}")
     with localcontext() as context:
         context.prec = 100
         return Decimal(nanousd).scaleb(-9)
 
 
 def format_usd(nanousd: int, *, places: int = 2) -> str:
-    """Format for people, for example `$1,234.57`; rounds up, so that a spend is never shown too low."""
+    """Format for people, for example `$1,234.57`. Rounds up, so that spend is never shown too low.
+
+    Errors: MoneyError for what is no integer.
+    """
     with localcontext() as context:
         context.prec = 100
         quantum = Decimal(1).scaleb(-places)
-        dollars = usd_from_nanousd(abs(nanousd)).quantize(quantum, rounding=ROUND_CEILING)
+        dollars = abs(usd_from_nanousd(nanousd)).quantize(quantum, rounding=ROUND_CEILING)
     return f"{'-' if nanousd < 0 else ''}${dollars:,}"

@@ -20,5 +20,5 @@ CAPS_NANOUSD: Final[dict[Plan, int]] = {
     Plan.GROWTH: 40 * NANOUSD_PER_USD,
 }
 
-# A user nobody has told us about is held to the smallest cap, never to none.
+# A user whose plan is not known has the smallest cap, never none.
 DEFAULT_PLAN: Final = Plan.TRIAL

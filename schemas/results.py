@@ -1,4 +1,4 @@
-"""What a task came to: the record a publisher reads back."""
+"""Results of tasks: the record that a publisher reads."""
 
 from decimal import Decimal
 from enum import StrEnum
@@ -19,24 +19,24 @@ class TaskStatus(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """Every reason for which a task can end without a completion; the list is exhaustive."""
+    """Every reason for which a task ends without a completion; the list is complete."""
 
     PLAN_LIMIT_REACHED = "PLAN_LIMIT_REACHED"
-    """The settled spend plus the call's own bound passes the cap."""
+    """Settled spend plus the upper bound of the call's cost exceeds the cap."""
     BUDGET_WAIT_TIMEOUT = "BUDGET_WAIT_TIMEOUT"
-    """Only other calls' open holds stood in the way, for longer than the setting allows."""
+    """Other calls held the money that was left, for longer than TOLLBOOK_HOLD_WAIT_S."""
     INFERENCE_FAILED = "INFERENCE_FAILED"
-    """The model and its fallback failed, or a fallback could not be paid for."""
+    """The model and its fallback failed, or there was no money for the fallback."""
     PRICE_UNKNOWN = "PRICE_UNKNOWN"
-    """No price is known for the model, so its cost cannot be bounded."""
+    """No price is known for the model, so the call's cost has no upper bound."""
     INVALID_TASK = "INVALID_TASK"
-    """The message is malformed: a missing field, an unknown type or plan, a number out of bounds."""
+    """The message is not a valid task: a field is missing, unknown or has a wrong value."""
     IDEMPOTENCY_CONFLICT = "IDEMPOTENCY_CONFLICT"
-    """The task id was used before, with other content."""
+    """The task id was used before with other content."""
     ATTEMPTS_EXHAUSTED = "ATTEMPTS_EXHAUSTED"
-    """Workers died over this task, or were stopped, too often; it is in the dead-letter stream."""
+    """The task's last allowed attempt failed with its worker; the task is in the dead-letter stream."""
     LEDGER_UNAVAILABLE = "LEDGER_UNAVAILABLE"
-    """Redis or DuckDB could not be asked, so no call was made."""
+    """Redis or DuckDB did not answer, so no call was made."""
 
 
 def _plain_decimal(value: Decimal) -> str:

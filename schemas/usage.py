@@ -1,15 +1,16 @@
-"""Token usage as a provider reports it: a numeric boundary that lets only counts through."""
+"""Token usage as a provider reports it: only counts are accepted, no bools, floats or negatives."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# A count beyond any model's context is a broken reply, not usage.
-TokenCount = Annotated[int, Field(strict=True, ge=0, le=1_000_000_000)]
+# A larger count than any model's context is a broken reply, not usage.
+MAX_TOKEN_COUNT: Final = 1_000_000_000
+TokenCount = Annotated[int, Field(strict=True, ge=0, le=MAX_TOKEN_COUNT)]
 
 
 class Usage(BaseModel):
-    """Tokens of one attempt. Cached tokens are part of the prompt's, reasoning tokens of the completion's."""
+    """Tokens of one attempt. Cached tokens are part of the prompt tokens, reasoning tokens of the completion tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -21,5 +22,5 @@ class Usage(BaseModel):
 
     @property
     def total_tokens(self) -> int:
-        """Prompt and completion together."""
+        """Prompt and completion tokens together."""
         return self.prompt_tokens + self.completion_tokens

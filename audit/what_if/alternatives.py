@@ -65,7 +65,7 @@ class BoundTokens:
 
     def cost_at_most(self, price: ModelPrice) -> int:
         """Return the bound of an attempt at this price, as a reservation is bounded, in nano-dollars."""
-        prompt_price, completion_price = price.dearest(self.prompt)
+        prompt_price, completion_price = price.max_prices(self.prompt)
         tokens_nanousd = self.prompt * prompt_price + self.completion * completion_price
         return min(-(-tokens_nanousd // TOKENS_PER_MTOK) + price.request_nanousd, MAX_NANOUSD)
 

@@ -1,9 +1,7 @@
-"""Finding the price of a model.
+"""The catalogue of prices: configured prices first, then genai-prices' bundled table, read without any network.
 
-The catalogue is genai-prices' bundled table, read without any network. Prices from the
-configuration come first; they may be dated, and the latest one in force counts. What a
-provider reports wins over anything computed here. Never guesses: a model without a price,
-or one whose price the catalogue cannot state, raises PriceUnknown (G8).
+Prices may be dated; the latest one in force counts. It never guesses: a model without a price, or with a price that
+the table cannot state, raises PriceUnknown (G8). A cost that the provider reports wins over one computed here.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,14 +12,14 @@ from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelPrice
 from tollbook.schemas.usage import Usage
 
-# Model names come from publishers; what is remembered of them is bounded.
-_MAX_REMEMBERED: Final = 10_000
+# Model names come from publishers, so the number of cached ones is limited.
+_MAX_CACHED_MODELS: Final = 10_000
 
 
 class PriceCatalogue:
-    """Prices of models by id. The first look-up imports the catalogue (half a second); later ones are microseconds.
+    """Prices of models by id. The first look-up imports genai-prices (half a second); later ones take microseconds.
 
-    `provider` is the catalogue's name of who sells: OpenRouter resells models at prices of its own.
+    `provider` is the table's id of the seller: OpenRouter sells other providers' models at prices of its own.
     """
 
     def __init__(self, overrides: Mapping[str, Sequence[DatedPrice]] | None = None, *, provider: str = "openrouter"):
@@ -30,10 +28,7 @@ class PriceCatalogue:
         self._found: dict[str, tuple[DatedPrice, ...] | PriceUnknown] = {}
 
     def price(self, model: str, at_ms: int) -> ModelPrice:
-        """Return the price of a model in force at `at_ms` (milliseconds since the epoch).
-
-        Errors: PriceUnknown, with the reason.
-        """
+        """Return a model's price in force at `at_ms`, milliseconds since the epoch. Errors: PriceUnknown."""
         found = self._found.get(model)
         if found is None:
             found = self._look_up(model)
@@ -56,14 +51,8 @@ class PriceCatalogue:
         """Return what this usage costs in nano-dollars, rounded up once. Errors: PriceUnknown."""
         return self.price(model, at_ms).cost(usage)
 
-    def warm(self, models: Iterable[str]) -> None:
-        """Look prices up before the first call needs them; unknown ones are left to that call."""
-        for model in models:
-            if model not in self._found:
-                self._look_up(model)
-
     def _look_up(self, model: str) -> tuple[DatedPrice, ...] | PriceUnknown:
-        # Imported here: it loads the catalogue, which commands that price nothing should not wait for.
+        # Imported here, since it loads the whole table, which most commands do not need.
         from tollbook.inference.prices.genai_prices_table import prices_of
 
         found: tuple[DatedPrice, ...] | PriceUnknown
@@ -72,13 +61,13 @@ class PriceCatalogue:
             found = _named(model, overrides)
         else:
             try:
-                # Configured prices that begin later follow the catalogue's; they replace what it has from then on.
+                # Configured prices replace the table's from the day on which the first of them begins.
                 listed = prices_of(model, self._provider)
                 before = [dated for dated in listed if not overrides or dated.from_ms < overrides[0].from_ms]
                 found = _named(model, (*before, *overrides))
             except PriceUnknown as exc:
                 found = _named(model, overrides) if overrides else exc
-        if len(self._found) >= _MAX_REMEMBERED:
+        if len(self._found) >= _MAX_CACHED_MODELS:
             self._found.clear()
         self._found[model] = found
         return found
@@ -89,5 +78,5 @@ def _in_order(prices: Sequence[DatedPrice]) -> tuple[DatedPrice, ...]:
 
 
 def _named(model: str, prices: Iterable[DatedPrice]) -> tuple[DatedPrice, ...]:
-    """Put the asked-for id on the prices: it is what is sent to the provider and written into the ledger."""
+    """Set the model id that was asked for: it is sent to the provider and written into the ledger."""
     return tuple(DatedPrice(dated.from_ms, replace(dated.price, model=model)) for dated in prices)

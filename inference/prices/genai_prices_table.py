@@ -1,9 +1,8 @@
-"""Reading genai-prices: its table of dated, tiered prices as exact integers.
+"""The table of genai-prices, read as exact integers: dated prices in tiers.
 
-Every rule here errs on the dear side, since bounds rest on these prices. Refused are models
-whose price the table cannot state: routers and presets, which choose the model themselves;
-variants it does not list (`:nitro`, `:online`, ...); models that search the web on their own
-account and bill for it; and models without a price for text in and text out.
+Every rule here errs on the high side, since bounds rest on these prices. Models whose price the table cannot state are
+refused: routers and presets, which choose the model themselves; variants that it does not list (`:nitro`, `:online`);
+models that bill for web searches of their own; and models without a price for text in and text out.
 """
 
 from datetime import UTC, date, datetime, time, timedelta
@@ -19,15 +18,15 @@ from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelP
 from tollbook.schemas.money import nanousd_from_usd
 
 _REFUSED_SUFFIXES: Final = {
-    ":online": "it searches the web, at a price per search",
-    ":batch": "batch prices do not hold for chat completions",
+    ":online": "it bills for each web search",
+    ":batch": "batch prices are not valid for chat completions",
 }
 _REFUSED_PARTS: Final = {
-    "perplexity/sonar": "it searches the web, at a price per search that the catalogue does not have",
-    "-search-preview": "it searches the web, at a price per search",
-    "-deep-research": "it searches the web, at a price per search",
+    "perplexity/sonar": "it bills for each web search, at a price that the catalogue does not have",
+    "-search-preview": "it bills for each web search",
+    "-deep-research": "it bills for each web search",
 }
-# Prices of what a text-only request without plugins cannot cause.
+# Prices of what a text-only request without plugins does not use.
 _IRRELEVANT: Final = ("audio", "image", "video", "document", "searches")
 _RELEVANT: Final = {
     "input_mtok",
@@ -41,18 +40,15 @@ _RELEVANT: Final = {
 
 
 def prices_of(model: str, provider_id: str) -> tuple[DatedPrice, ...]:
-    """Return the listed prices of a model, oldest first; the first was always in force.
-
-    Errors: PriceUnknown.
-    """
+    """Return a model's listed prices, oldest first; the first has no beginning. Errors: PriceUnknown."""
     _refuse_unpriceable(model)
     snapshot = data_snapshot.get_snapshot()
     provider = data_snapshot.find_provider_by_id(snapshot.providers, provider_id)
     if provider is None:
-        raise PriceUnknown(model, f"the price catalogue has no provider {provider_id}")
+        raise PriceUnknown(model, f"the price catalogue has no provider {provider_id}; correct TOLLBOOK_PRICE_PROVIDER")
     info = provider.find_model(model, all_providers=snapshot.providers)
     if info is None:
-        raise PriceUnknown(model, f"the catalogue does not list it for {provider_id}; set one in TOLLBOOK_PRICES")
+        raise PriceUnknown(model, f"the price catalogue does not list it for {provider_id}; set it in TOLLBOOK_PRICES")
     moments = [(FOREVER_MS, datetime.min.replace(tzinfo=UTC))]
     for start in _start_dates(info):
         midnight = datetime.combine(start, time.min, UTC)
@@ -69,7 +65,7 @@ def _refuse_unpriceable(model: str) -> None:
         if part in name:
             raise PriceUnknown(model, why)
     if "@" in name or name.startswith(("openrouter/", "~")):
-        raise PriceUnknown(model, "it stands for whatever model a router, preset or alias picks")
+        raise PriceUnknown(model, "it is a router, preset or alias, which can pick any model")
 
 
 def _conditions(info: ModelInfo) -> list[StartDateConstraint | TimeOfDateConstraint]:
@@ -83,7 +79,7 @@ def _start_dates(info: ModelInfo) -> list[date]:
 
 
 def _price_at(model: str, info: ModelInfo, midnight: datetime) -> ModelPrice:
-    """Return the price of a day; where it changes with the hour, the dearest of each class."""
+    """Return the price of a day; where prices change with the hour, the highest of each class of tokens."""
     moments = [midnight]
     for each in _conditions(info):
         if isinstance(each, TimeOfDateConstraint):
@@ -91,21 +87,21 @@ def _price_at(model: str, info: ModelInfo, midnight: datetime) -> ModelPrice:
                 hour = clock.replace(tzinfo=None)
                 moments.append(midnight + timedelta(hours=hour.hour, minutes=hour.minute, seconds=hour.second))
     prices = [_model_price(model, info.get_prices(moment)) for moment in moments]
-    return prices[0] if len(prices) == 1 else _dearest_of(model, prices)
+    return prices[0] if len(prices) == 1 else _highest_of(model, prices)
 
 
-def _dearest_of(model: str, prices: list[ModelPrice]) -> ModelPrice:
+def _highest_of(model: str, prices: list[ModelPrice]) -> ModelPrice:
     starts = sorted({tier.above_prompt_tokens for price in prices for tier in price.tiers})
     tiers: list[PriceTier] = []
     for start in starts:
-        rivals = [price.tier_at(start + 1) for price in prices]
+        choices = [price.tier_at(start + 1) for price in prices]
         tiers.append(
             PriceTier(
                 above_prompt_tokens=start,
-                prompt_nanousd_per_mtok=max(tier.prompt_nanousd_per_mtok for tier in rivals),
-                completion_nanousd_per_mtok=max(tier.completion_nanousd_per_mtok for tier in rivals),
-                cached_nanousd_per_mtok=max(tier.cached_nanousd_per_mtok for tier in rivals),
-                cache_write_nanousd_per_mtok=max(tier.cache_write_nanousd_per_mtok for tier in rivals),
+                prompt_nanousd_per_mtok=max(tier.prompt_nanousd_per_mtok for tier in choices),
+                completion_nanousd_per_mtok=max(tier.completion_nanousd_per_mtok for tier in choices),
+                cached_nanousd_per_mtok=max(tier.cached_nanousd_per_mtok for tier in choices),
+                cache_write_nanousd_per_mtok=max(tier.cache_write_nanousd_per_mtok for tier in choices),
             )
         )
     return ModelPrice(model, tuple(tiers), request_nanousd=max(price.request_nanousd for price in prices))
@@ -115,28 +111,28 @@ def _model_price(model: str, listed: ListedPrice) -> ModelPrice:
     prices = {name: value for name, value in vars(listed).items() if value is not None and not name.startswith("_")}
     unknown = [name for name in prices if name not in _RELEVANT and not any(part in name for part in _IRRELEVANT)]
     if unknown:
-        raise PriceUnknown(model, f"the catalogue bills it by {', '.join(unknown)}")
+        raise PriceUnknown(model, f"it is billed by {', '.join(unknown)} too")
     if not prices.keys() & {"input_mtok", "output_mtok"} and model.lower().endswith(":free"):
         return ModelPrice(model, (tier_from_usd(-1, Decimal(0), Decimal(0), None, None),))
     if "input_mtok" not in prices or "output_mtok" not in prices:
-        raise PriceUnknown(model, "the catalogue has no price for text in and text out")
+        raise PriceUnknown(model, "the price catalogue has no price for text in and text out")
     starts = {tier.start for value in prices.values() if isinstance(value, TieredPrices) for tier in value.tiers}
 
-    def dearest(start: int, *names: str) -> Decimal | None:
+    def highest(start: int, *names: str) -> Decimal | None:
         values = [_value_above(prices[name], start) for name in names if name in prices]
         return max(values, default=None)
 
     tiers = tuple(
         tier_from_usd(
             start,
-            dearest(start, "input_mtok") or Decimal(0),
-            dearest(start, "output_mtok", "output_reasoning_mtok") or Decimal(0),
-            dearest(start, "cache_read_mtok"),
-            dearest(start, "cache_write_mtok", "cache_write_1h_mtok"),
+            highest(start, "input_mtok") or Decimal(0),
+            highest(start, "output_mtok", "output_reasoning_mtok") or Decimal(0),
+            highest(start, "cache_read_mtok"),
+            highest(start, "cache_write_mtok", "cache_write_1h_mtok"),
         )
         for start in sorted({-1, *starts})
     )
-    per_thousand_requests = dearest(-1, "requests_kcount") or Decimal(0)
+    per_thousand_requests = highest(-1, "requests_kcount") or Decimal(0)
     return ModelPrice(model, tiers, request_nanousd=nanousd_from_usd(per_thousand_requests / 1000))
 
 

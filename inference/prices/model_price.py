@@ -1,4 +1,4 @@
-"""What a model costs: exact integers, nano-dollars per million tokens. Pure; costs round up."""
+"""Prices of models: exact integers, nano-dollars per million tokens. Pure; costs round up."""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -10,12 +10,12 @@ from tollbook.schemas.usage import Usage
 
 TOKENS_PER_MTOK: Final = 1_000_000
 FOREVER_MS: Final = -(2**62)
-"""The start of a price that was always in force."""
+"""When a price without a date came into force: before any moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceTier:
-    """Prices of all tokens of a request whose prompt has more than `above_prompt_tokens` tokens."""
+    """Prices for all tokens of a request whose prompt has more than `above_prompt_tokens` tokens."""
 
     above_prompt_tokens: int
     prompt_nanousd_per_mtok: int
@@ -24,14 +24,14 @@ class PriceTier:
     cache_write_nanousd_per_mtok: int
 
     @property
-    def dearest_prompt_nanousd_per_mtok(self) -> int:
-        """The dearest class that a prompt token can fall into."""
+    def max_prompt_nanousd_per_mtok(self) -> int:
+        """The highest price that a prompt token can have, cached or not."""
         return max(self.prompt_nanousd_per_mtok, self.cached_nanousd_per_mtok, self.cache_write_nanousd_per_mtok)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPrice:
-    """The price of one model. `tiers` ascend and begin with the one above minus one tokens, that is, the base."""
+    """The price of one model. `tiers` ascend; the first, above -1 prompt tokens, is for any prompt."""
 
     model: str
     tiers: tuple[PriceTier, ...]
@@ -42,28 +42,23 @@ class ModelPrice:
         assert self.tiers[0].above_prompt_tokens < 0, "the base tier applies to any prompt"
         assert all(low.above_prompt_tokens < high.above_prompt_tokens for low, high in pairwise(self.tiers))
 
-    @property
-    def base(self) -> PriceTier:
-        """The prices below any long-context tier."""
-        return self.tiers[0]
-
     def tier_at(self, prompt_tokens: int) -> PriceTier:
-        """Return the tier of a request with a prompt of this many tokens."""
+        """Return the tier for a prompt of this many tokens."""
         return next(tier for tier in reversed(self.tiers) if prompt_tokens > tier.above_prompt_tokens)
 
-    def dearest(self, prompt_tokens_at_most: int) -> tuple[int, int]:
-        """Return the dearest prompt and completion price, per million, of any prompt up to this many tokens."""
-        tiers = [tier for tier in self.tiers if prompt_tokens_at_most > tier.above_prompt_tokens]
+    def max_prices(self, max_prompt_tokens: int) -> tuple[int, int]:
+        """Return the highest prompt and completion price of any prompt up to this size, nano-dollars per Mtok."""
+        tiers = [tier for tier in self.tiers if max_prompt_tokens > tier.above_prompt_tokens]
         return (
-            max(tier.dearest_prompt_nanousd_per_mtok for tier in tiers),
+            max(tier.max_prompt_nanousd_per_mtok for tier in tiers),
             max(tier.completion_nanousd_per_mtok for tier in tiers),
         )
 
     def cost(self, usage: Usage) -> int:
         """Return the cost of one request in nano-dollars, rounded up once.
 
-        Cached and cache-write tokens are part of the prompt's, reasoning tokens of the completion's: each is
-        billed once, at its own class.
+        Each token is billed once: cached and cache-write tokens, which are part of the prompt, at their own price;
+        reasoning tokens, which are part of the completion, at the completion's.
         """
         tier = self.tier_at(usage.prompt_tokens)
         cached = min(usage.cached_tokens, usage.prompt_tokens)
@@ -79,7 +74,7 @@ class ModelPrice:
 
 @dataclass(frozen=True, slots=True)
 class DatedPrice:
-    """A price and when it comes into force, in milliseconds since the epoch."""
+    """A price, and when it comes into force, in milliseconds since the epoch."""
 
     from_ms: int
     price: ModelPrice
@@ -94,7 +89,7 @@ def price_from_usd(
     cache_write: Decimal | None = None,
     request: Decimal = Decimal(0),
 ) -> ModelPrice:
-    """Make a price of dollars per million tokens and dollars per request, rounded up to the nano-dollar."""
+    """Make a price of dollars per million tokens and dollars per request, rounded up. Errors: MoneyError."""
     base = tier_from_usd(-1, prompt, completion, cached, cache_write)
     return ModelPrice(model, (base,), request_nanousd=nanousd_from_usd(request))
 
@@ -102,14 +97,18 @@ def price_from_usd(
 def tier_from_usd(
     above_prompt_tokens: int, prompt: Decimal, completion: Decimal, cached: Decimal | None, cache_write: Decimal | None
 ) -> PriceTier:
-    """Make a tier of dollars per million tokens; without a price of their own, cached tokens cost what others do."""
+    """Make a tier of dollars per million tokens; without a price of their own, cached tokens cost as much as others.
+
+    Errors: MoneyError.
+    """
+    prices = [nanousd_from_usd(prompt if usd is None else usd) for usd in (prompt, completion, cached, cache_write)]
     if cache_write is not None and cache_write < prompt:
-        # Google's cache-write price is storage, on top of the prompt's own (genai-prices 0.2.3, November 2026).
-        cache_write += prompt
+        # Google's cache-write price is for storage, on top of the prompt's price (genai-prices 0.2.3, November 2026).
+        prices[3] = nanousd_from_usd(cache_write + prompt)
     return PriceTier(
         above_prompt_tokens=above_prompt_tokens,
-        prompt_nanousd_per_mtok=nanousd_from_usd(prompt),
-        completion_nanousd_per_mtok=nanousd_from_usd(completion),
-        cached_nanousd_per_mtok=nanousd_from_usd(prompt if cached is None else cached),
-        cache_write_nanousd_per_mtok=nanousd_from_usd(prompt if cache_write is None else cache_write),
+        prompt_nanousd_per_mtok=prices[0],
+        completion_nanousd_per_mtok=prices[1],
+        cached_nanousd_per_mtok=prices[2],
+        cache_write_nanousd_per_mtok=prices[3],
     )

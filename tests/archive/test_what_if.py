@@ -416,8 +416,8 @@ def test_the_price_that_was_recorded_changes_nothing() -> None:
 
 
 def listed_bound(listed: ModelPrice) -> int:
-    dearest = listed.dearest(1_000)
-    return sum(dearest) // 1_000
+    highest = listed.max_prices(1_000)
+    return sum(highest) // 1_000
 
 
 PRICE_CASES: dict[str, tuple[Script, int]] = {

@@ -97,7 +97,7 @@ def test_tokens_of_a_text_at_most(text: str, tokens: int) -> None:
     assert text_tokens_at_most(text) == tokens
 
 
-def test_bound_is_arithmetic_on_the_dearest_prices() -> None:
+def test_bound_is_arithmetic_on_the_highest_prices() -> None:
     most = bound([user("x" * 100), user("y" * 50)], 200, PRICE)
     prompt_tokens = TOKENS_PER_REQUEST + 2 * TOKENS_PER_MESSAGE + 150
     assert most.amount_nanousd == prompt_tokens * 3_750 + 200 * 15_000

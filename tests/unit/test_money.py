@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from tollbook.inference.prices.model_price import price_from_usd
+from tollbook.inference.setting_values import CapTable
+from tollbook.schemas.events import Event, FallbackUsed
 from tollbook.schemas.money import (
     MAX_NANOUSD,
     NANOUSD_PER_USD,
@@ -18,6 +22,7 @@ from tollbook.schemas.money import (
     nanousd_from_usd,
     usd_from_nanousd,
 )
+from tollbook.schemas.plans import Plan
 
 LARGEST_EXACT_IN_LUA = 2**53
 
@@ -27,7 +32,7 @@ LARGEST_EXACT_IN_LUA = 2**53
     [
         (0, 0),
         (1, 1_000_000_000),
-        ("0.25", 250_000_000),
+        ("0.25", NANOUSD_PER_USD // 4),
         (Decimal("0.000000001"), 1),
         (Decimal("0.0000000001"), 1),
         (Decimal("0.0000000010"), 1),
@@ -35,7 +40,8 @@ LARGEST_EXACT_IN_LUA = 2**53
         (Decimal("1e-400"), 1),
         (Decimal("-0"), 0),
         (Decimal("1.5E+3"), 1_500 * NANOUSD_PER_USD),
-        ("0.000795", 795_000),
+        ("0.000795", 795 * NANOUSD_PER_USD // 1_000_000),
+        ("0.1", NANOUSD_PER_USD // 10),
         ("1." + 150 * "0" + "1", NANOUSD_PER_USD + 1),
         (1_000_000, MAX_NANOUSD),
         ("1000000.000000000", MAX_NANOUSD),
@@ -90,8 +96,42 @@ def test_an_amount_that_is_no_bounded_integer_is_refused(value: Any) -> None:
         check_nanousd(value, name="hold")
 
 
+@pytest.mark.parametrize(
+    "value", [True, False, 1.0, 0.1, float("nan"), float("inf"), Decimal(1), Decimal("NaN"), "1", None]
+)
+def test_only_whole_nanodollars_become_dollars(value: Any) -> None:
+    for convert in (usd_from_nanousd, format_usd):
+        with pytest.raises(MoneyError, match="nano-dollars must be a whole number, not "):
+            convert(value)
+
+
+@pytest.mark.parametrize("name", ["prompt", "completion", "cached", "cache_write", "request"])
+@pytest.mark.parametrize("value", [0.1, True, Decimal("NaN"), Decimal("Infinity"), Decimal(-1), "-0.1"])
+def test_a_price_that_is_no_amount_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(MoneyError, match="dollars must be"):
+        price_from_usd("m", **({"prompt": Decimal(1), "completion": Decimal(1)} | {name: value}))
+
+
+@pytest.mark.parametrize("value", [0.1, True, "1", -1, Decimal(1), MAX_NANOUSD + 1])
+def test_a_cap_that_is_no_amount_is_refused(value: Any) -> None:
+    tables: list[dict[str, Any]] = [{"users": {"u1": value}}, {"plans": {Plan.TRIAL: value}}]
+    for caps in tables:
+        with pytest.raises(MoneyError, match=r"the cap of (user u1|plan trial) must be a whole number of nano-dollars"):
+            CapTable(**caps)
+
+
+@pytest.mark.parametrize("name", ["amount", "committed"])
+@pytest.mark.parametrize("value", [0.1, True, "1", Decimal(1), float("nan")])
+def test_an_event_holds_whole_nanodollars(name: str, value: Any) -> None:
+    fields = {"id": "1-0", "v": 1, "seq": 1, "user_id": "u", "period": "2026-11", "call_id": "c", "attempt": 0}
+    amounts = {"amount": 0, "committed": 0, name: value}
+    payload = FallbackUsed(from_model="a", to_model="b", reason="timeout")
+    with pytest.raises(ValidationError):
+        Event.model_validate({**fields, **amounts, "payload": payload})
+
+
 def test_a_minimum_may_be_asked_for() -> None:
-    with pytest.raises(MoneyError, match="between 1 and"):
+    with pytest.raises(MoneyError, match="from 1 to"):
         check_nanousd(0, minimum=1)
 
 

@@ -86,7 +86,7 @@ def test_price_of_the_day_is_taken() -> None:
 def test_cache_write_below_the_prompt_price_is_a_surcharge_on_it() -> None:
     # Gemini 2.5 Flash: 0.30 dollars, and 0.0833333333333333 for storing, November 2026.
     price = CATALOGUE.price("google/gemini-2.5-flash", NOVEMBER_2026_MS)
-    assert price.base.cache_write_nanousd_per_mtok == 300_000_000 + 83_333_334
+    assert price.tiers[0].cache_write_nanousd_per_mtok == 300_000_000 + 83_333_334
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_every_listed_price_is_a_whole_number_of_at_least_zero() -> None:
                 assert tier.prompt_nanousd_per_mtok > 0
 
 
-def test_price_that_changes_with_the_hour_is_the_dearest() -> None:
+def test_price_that_changes_with_the_hour_is_the_highest() -> None:
     # DeepSeek's own prices are lower off-peak; the bound must hold at any hour.
     own = PriceCatalogue(provider="deepseek")
     noon, night = (own.price("deepseek-chat", NOVEMBER_2026_MS // DAY_MS * DAY_MS + hour) for hour in (0, DAY_MS // 2))
@@ -169,7 +169,7 @@ def test_configured_price_serves_models_that_the_catalogue_refuses() -> None:
 
 
 def test_memory_of_names_from_outside_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tollbook.inference.prices.catalogue._MAX_REMEMBERED", 10)
+    monkeypatch.setattr("tollbook.inference.prices.catalogue._MAX_CACHED_MODELS", 10)
     catalogue = PriceCatalogue()
     for number in range(50):
         assert not catalogue.knows(f"acme/{number}@preset", NOVEMBER_2026_MS)
@@ -180,8 +180,8 @@ counts = st.integers(0, 300_000)
 
 
 @given(prompt=counts, completion=counts, cached=counts, written=counts)
-def test_no_usage_costs_more_than_the_dearest_classes(prompt: int, completion: int, cached: int, written: int) -> None:
+def test_no_usage_costs_more_than_the_highest_prices(prompt: int, completion: int, cached: int, written: int) -> None:
     price: ModelPrice = CATALOGUE.price("google/gemini-2.5-pro", NOVEMBER_2026_MS)
     usage = Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached, cache_write_tokens=written)
-    dear_prompt, dear_completion = price.dearest(prompt)
-    assert price.cost(usage) <= -(-(prompt * dear_prompt + completion * dear_completion) // 1_000_000)
+    high_prompt, high_completion = price.max_prices(prompt)
+    assert price.cost(usage) <= -(-(prompt * high_prompt + completion * high_completion) // 1_000_000)

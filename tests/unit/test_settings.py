@@ -241,7 +241,7 @@ def test_configured_prices_reach_the_catalogue(monkeypatch: pytest.MonkeyPatch) 
     assert prices.cost("own/model", usage, december) == 6 * 1_000 + 4 * 500 + 10 * 2_000 + 10_000_000
 
 
-def test_dearest_price_that_can_be_set_can_still_be_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_highest_price_that_can_be_set_can_still_be_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, TOLLBOOK_PRICES='{"m": {"prompt": 10000, "completion": 10000, "cache_write": 9000}}')
     price = PriceCatalogue(settings.price_overrides, provider=settings.price_provider).price("m", NOVEMBER_2026_MS)
     bound([Message(role="user", content="x" * 1_000_000)], MAX_COMPLETION_TOKENS, price)
