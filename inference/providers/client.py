@@ -1,7 +1,7 @@
-"""The provider's interface: completions, and questions about generations, models and the key.
+"""The provider's client: completions, and questions about generations, models and the key.
 
-One call of `complete` is one HTTP request, which may cost money and is accounted for by whoever
-sent it. It never raises for what the provider or the network did: the Attempt tells.
+One call of `complete` is one HTTP request, which may cost money; its caller accounts for it (G3). It raises nothing for
+what the provider or the network did: the Attempt says how the request ended.
 """
 
 import json
@@ -53,7 +53,7 @@ class ProviderClient:
         monotonic: Callable[[], float] = time.monotonic,
         now_s: Callable[[], float] = time.time,
     ) -> None:
-        """Prepare a client; it connects when it is first used. Use it as an async context manager, or close it."""
+        """Prepare a client; it connects at its first request. Use it as an async context manager, or close it."""
         self._connection = Connection(
             base_url=base_url,
             api_key=api_key,
@@ -78,7 +78,7 @@ class ProviderClient:
             is_openrouter=settings.is_openrouter,
             attempt_timeout_s=settings.attempt_timeout_s,
             connect_timeout_s=settings.connect_timeout_s,
-            # Callers limit themselves; a queue here would only look like a provider that cannot be reached.
+            # Callers limit their concurrency; a wait for a connection would look like a provider that is unreachable.
             max_connections=max(2 * settings.max_calls, 1024),
             app_title=settings.app_title,
             app_url=settings.app_url,
@@ -100,7 +100,7 @@ class ProviderClient:
         return f"ProviderClient(base_url={self._connection.base_url!r})"
 
     async def complete(self, request: ChatRequest) -> Attempt:
-        """Send one completion request and tell how it ended.
+        """Send one completion request and return how it ended.
 
         Errors: none of the network's or the provider's; asyncio.CancelledError passes through, and the request
             may then have been charged.
@@ -126,10 +126,10 @@ class ProviderClient:
         try:
             return read_cost(_table(data).get("total_cost"))
         except MoneyError as exc:
-            raise ProviderUnavailable(f"the cost of generation {generation_id} is absurd") from exc
+            raise ProviderUnavailable(f"the cost of generation {generation_id} is no amount of money") from exc
 
     async def models(self) -> frozenset[str]:
-        """Return the ids of the models on offer. Errors: ProviderUnavailable; ProviderRefused."""
+        """Return the ids of the models that the provider offers. Errors: ProviderUnavailable; ProviderRefused."""
         data = await self._data("models")
         if not isinstance(data, list):
             raise ProviderUnavailable("the list of models cannot be read")
@@ -137,17 +137,17 @@ class ProviderClient:
         return frozenset(model_id for model_id in listed if isinstance(model_id, str))
 
     async def check_key(self) -> str:
-        """Return one line on the key, or on the server where it has no keys of OpenRouter's kind.
+        """Return one line about the key, or about the server if it is not OpenRouter.
 
         Errors: ProviderUnavailable; ProviderRefused (the key is wrong).
         """
         if not self._is_openrouter:
-            return f"{self._connection.base_url} answers, {len(await self.models())} models on offer"
+            return f"{self._connection.base_url} answers and offers {len(await self.models())} models"
         data = await self._data("key")
         try:
             remaining = read_cost(_table(data).get("limit_remaining"))
         except MoneyError:
-            return "the key is valid, its limit is used up"
+            return "the key is valid, but its limit is used up"
         return (
             "the key is valid" if remaining is None else f"the key is valid, {format_usd(remaining)} left of its limit"
         )
@@ -162,8 +162,8 @@ class ProviderClient:
         if request.user is not None:
             body["user"] = request.user
         if self._is_openrouter:
-            # Endpoints that ignore max_tokens, or are dearer than the bound assumes, must not be chosen: the cap
-            # relies on both. OpenRouter tries dearer endpoints when a cheap one fails, unless told not to.
+            # G1: the cap relies on endpoints that obey max_tokens and cost no more than the bound assumes. Unless told
+            # not to, OpenRouter tries more expensive endpoints when a cheap one fails (November 2026).
             preferences: dict[str, Any] = {"require_parameters": True}
             if request.price_limit is not None:
                 preferences["max_price"] = _max_price(request.price_limit)
@@ -172,7 +172,7 @@ class ProviderClient:
 
     def _attempt(self, exchange: Exchange, model: str, latency_ms: int) -> Attempt:
         status, fault = exchange.status, exchange.fault
-        # A reply that broke is told by its status where that was an error, else by how it broke.
+        # Of a reply that broke, an error status says more than how it broke.
         if status is not None and (fault is None or not 200 <= status < 300):
             return read_reply(
                 status,
@@ -196,7 +196,7 @@ class ProviderClient:
         )
 
     async def _data(self, path: str, **parameters: str) -> Any:
-        """Return the `data` of a reply. Asking costs nothing, so failing may raise."""
+        """Return the `data` of a reply. Errors: ProviderUnavailable; ProviderRefused. Nothing is charged."""
         url = self._connection.url(path, **parameters)
         exchange = await self._connection.exchange("GET", url)
         where = f"{self._connection.base_url}/{path}"
@@ -218,7 +218,7 @@ def _table(value: object) -> dict[str, Any]:
 
 
 def _max_price(bound: Bound) -> dict[str, str]:
-    """Dollars per million tokens and per request, as strings, which are exact."""
+    """Return dollars per million tokens and per request, as strings, which are exact."""
     return {
         "prompt": f"{usd_from_nanousd(bound.prompt_nanousd_per_mtok):f}",
         "completion": f"{usd_from_nanousd(bound.completion_nanousd_per_mtok):f}",

@@ -1,9 +1,8 @@
-"""Broken requests: foreign exceptions translated to what they mean for the money.
+"""Faults of requests: the exceptions of httpx and aiohttp, translated to what they mean for the money.
 
-The one question is whether the request can have reached the provider. The aiohttp transport
-of httpx reports every lost connection as `httpx.ConnectTimeout`, also one that was lost after
-the request was sent (httpx-aiohttp 0.2.0, November 2026), so aiohttp's own exception, which is
-the cause, decides; httpx's does where another transport is used.
+What matters is whether the request can have reached the provider. httpx-aiohttp reports every lost connection as
+`httpx.ConnectTimeout`, also one that was lost after the request was sent (0.2.0, November 2026). So aiohttp's own
+exception, which is its cause, decides; httpx's decides where another transport is used.
 """
 
 from dataclasses import dataclass
@@ -15,10 +14,17 @@ import httpx
 from tollbook.inference.attempts import Charge
 from tollbook.schemas.events import Outcome
 
-FOREIGN: Final = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, aiohttp.ClientError, TimeoutError, OSError)
-"""What a request can raise; anything else is a bug of ours and is not caught."""
+REQUEST_ERRORS: Final = (
+    httpx.HTTPError,
+    httpx.InvalidURL,
+    httpx.StreamError,
+    aiohttp.ClientError,
+    TimeoutError,
+    OSError,
+)
+"""What a request can raise. Anything else is a bug of ours and is not caught."""
 
-_NEVER_CONNECTED: Final = (
+_NOT_CONNECTED: Final = (
     aiohttp.ClientConnectorError,  # Refused, unreachable, name unknown, TLS handshake failed, proxy unreachable.
     aiohttp.ConnectionTimeoutError,
     aiohttp.ClientHttpProxyError,
@@ -31,7 +37,7 @@ _NEVER_CONNECTED: Final = (
     httpx.UnsupportedProtocol,
     httpx.InvalidURL,
 )
-_WRONG_FOR_GOOD: Final = (
+_PERMANENT: Final = (
     aiohttp.ClientConnectorCertificateError,
     aiohttp.InvalidURL,
     httpx.UnsupportedProtocol,
@@ -43,7 +49,7 @@ _UNREADABLE: Final = (aiohttp.ClientResponseError, httpx.DecodingError)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What a broken request comes to."""
+    """How a broken request ended, and what it may have cost."""
 
     outcome: Outcome
     charge: Charge
@@ -53,16 +59,16 @@ class Fault:
 
 
 def fault_of(exc: BaseException) -> Fault:
-    """Translate an exception of httpx, aiohttp or the event loop. The text names its class, never its message."""
+    """Translate an exception of httpx, aiohttp or the event loop. The text names its class, never its message (G10)."""
     cause = exc.__cause__ if isinstance(exc.__cause__, aiohttp.ClientError) else exc
     name = type(cause).__name__
-    if isinstance(cause, _NEVER_CONNECTED):
-        # Another model is behind the same door, so falling back would not help.
+    if isinstance(cause, _NOT_CONNECTED):
+        # Another model is at the same address, so a fallback would not help.
         return Fault(
             "not_sent",
             "none",
             f"no connection to the provider ({name})",
-            is_retryable=not isinstance(cause, _WRONG_FOR_GOOD),
+            is_retryable=not isinstance(cause, _PERMANENT),
             may_fall_back=False,
         )
     if isinstance(cause, _TIMED_OUT):

@@ -1,8 +1,8 @@
-"""Reading the provider's replies: from status, headers and body to an Attempt.
+"""The provider's replies: an Attempt is made of status, headers and body.
 
-A 200 can carry an error, and an error status can carry a charge; see `inference/attempts.py`
-for what `charge` promises. The provider's own texts are never passed on: they may quote the
-prompt (OpenRouter's moderation errors do). Only its machine words are.
+A reply with status 200 can be an error, and one with an error status can be charged; `inference/attempts.py` says what
+`charge` means. The provider's messages are never passed on, since they may quote the prompt, as OpenRouter's moderation
+errors do (G10). Its error codes are.
 """
 
 import json
@@ -15,16 +15,17 @@ from typing import Any, Final, cast
 from tollbook.inference.attempts import Attempt, Charge
 from tollbook.inference.providers.usage_report import UsageReport, read_usage
 
-# Floats become Decimals, so that a cost is exact; NaN and infinities too, to be refused as money and nothing more.
+# Floats become Decimals, so that a cost is exact. NaN and infinities do too: they are then refused as a cost, and the
+# rest of the reply is still read.
 _DECODER: Final = json.JSONDecoder(parse_float=Decimal, parse_constant=Decimal)
 _WORD: Final = re.compile(r"[a-z][a-z0-9_.-]{1,63}")
 _NAME: Final = re.compile(r"[\x21-\x7e]{1,200}")
 
 _TRANSIENT: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
-# The request was taken on and nobody saw its end: it may have been billed in full.
-_END_UNSEEN: Final = frozenset({408, 499, 504, 520, 524})
-_IN_FLIGHT: Final = "in_flight_budget_exhausted"
-_LONGEST_RETRY_AFTER_S: Final = 86_400.0
+# The provider accepted the request, but its end is not known: it may have been billed in full.
+_END_UNKNOWN: Final = frozenset({408, 499, 504, 520, 524})
+_IN_FLIGHT_BUDGET: Final = "in_flight_budget_exhausted"
+_MAX_RETRY_AFTER_S: Final = 86_400.0
 
 
 def read_json(body: bytes) -> Any:
@@ -32,7 +33,7 @@ def read_json(body: bytes) -> Any:
     try:
         return _DECODER.decode(body.decode())
     except (RecursionError, ArithmeticError) as exc:
-        raise ValueError("not JSON that can be read") from exc
+        raise ValueError("the body is not JSON") from exc
 
 
 def read_reply(
@@ -45,7 +46,7 @@ def read_reply(
     latency_ms: int,
     now_s: float,
 ) -> Attempt:
-    """Read a whole reply. `now_s` is the time of day, for a Retry-After that is a date without a Date beside it."""
+    """Read a whole reply. `now_s` is the time of day, for a Retry-After that is a date in a reply without a Date."""
     try:
         parsed = read_json(body)
     except ValueError:
@@ -70,12 +71,12 @@ def read_reply(
 
 
 def generation_id_of(headers: Mapping[str, str]) -> str | None:
-    """Return OpenRouter's id of the request: it is in the headers, so it is known even when the body breaks."""
+    """Return OpenRouter's id of the request. It is a header, so it is known even if the body does not arrive."""
     return _name(headers.get("x-generation-id"))
 
 
 def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
-    """Return the pause that the provider asks for, at most a day; None where it asks for none."""
+    """Return the pause that the provider asks for, in seconds, at most a day; None where it asks for none."""
     value = headers.get("retry-after")
     if value is None:
         return None
@@ -88,8 +89,8 @@ def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
             seconds = parsedate_to_datetime(value).timestamp() - start_s
         except (ValueError, OverflowError):
             return None
-    # A NaN compares false with everything, so it ends up here as None.
-    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER_S) if seconds == seconds else None
+    # NaN is not equal to itself.
+    return min(max(seconds, 0.0), _MAX_RETRY_AFTER_S) if seconds == seconds else None
 
 
 def _refusal(
@@ -102,10 +103,10 @@ def _refusal(
 ) -> Attempt:
     error = _dict(document.get("error")) if document else None
     words = _words(error)
-    # A bare 5xx comes from something in between, which cannot know what became of the request.
-    is_end_unseen = status in _END_UNSEEN or (status >= 500 and error is None)
-    charge: Charge = "known" if _is_told(report) else "unknown" if is_end_unseen else "none"
-    is_retryable, may_fall_back = _what_next(status, words, error)
+    # A 5xx without an error object comes from a proxy, which cannot know how the request ended.
+    is_end_unknown = status in _END_UNKNOWN or (status >= 500 and error is None)
+    charge: Charge = "known" if _is_reported(report) else "unknown" if is_end_unknown else "none"
+    is_retryable, may_fall_back = _next_steps(status, words, error)
     return Attempt(
         outcome="http_error",
         charge=charge,
@@ -130,27 +131,31 @@ def _completion(
     message = _dict(choice.get("message")) if choice else None
     content = message.get("content") if message else None
     if not isinstance(content, str) or not content:
-        told = f" (finish reason {common['finish_reason']})" if common["finish_reason"] else ""
-        return _unreadable(f"the reply has no completion{told}", common)
+        reason = f" (finish reason {common['finish_reason']})" if common["finish_reason"] else ""
+        return _unreadable(f"the reply has no completion{reason}", common)
     usage = report.usage
     if usage and report.cost_nanousd is None and not (usage.prompt_tokens and usage.completion_tokens):
-        # No prompt is empty and neither is this completion: a server that counts nothing must not make it free.
-        common.update(usage=None, warning="the reported usage is zero and was not taken")
+        # Neither the prompt nor the completion is empty: a server that counts no tokens must not make the call free.
+        common.update(usage=None, warning="the reported usage is zero and was ignored")
         report = UsageReport(None, None)
     common["model_used"] = common["model_used"] or model
-    return Attempt(outcome="ok", charge="known" if _is_told(report) else "unknown", content=_text(content), **common)
+    return Attempt(
+        outcome="ok", charge="known" if _is_reported(report) else "unknown", content=_text(content), **common
+    )
 
 
 def _failure(error: dict[str, Any] | None, report: UsageReport, common: dict[str, Any], is_openrouter: bool) -> Attempt:
-    """An error inside a 200. OpenRouter bills no reply that ends in an error ("zero completion insurance", 2026)."""
+    """Read an error in a 200. OpenRouter bills no reply that ends in an error ("zero completion insurance", 2026)."""
     code, words = _code(error), _words(error)
     is_insured = is_openrouter or code is not None
-    charge: Charge = "known" if _is_told(report) else "none" if is_insured and code not in _END_UNSEEN else "unknown"
-    is_retryable, may_fall_back = _what_next(code or 500, words, error)
+    charge: Charge = (
+        "known" if _is_reported(report) else "none" if is_insured and code not in _END_UNKNOWN else "unknown"
+    )
+    is_retryable, may_fall_back = _next_steps(code or 500, words, error)
     return Attempt(
         outcome="provider_error",
         charge=charge,
-        error=" ".join(["the provider failed", *([str(code)] if code else []), *words]),
+        error=" ".join(["the provider reported an error", *([str(code)] if code else []), *words]),
         is_retryable=is_retryable,
         may_fall_back=may_fall_back,
         **common,
@@ -158,10 +163,10 @@ def _failure(error: dict[str, Any] | None, report: UsageReport, common: dict[str
 
 
 def _unreadable(problem: str, common: dict[str, Any]) -> Attempt:
-    is_told = common["usage"] is not None or common["reported_cost_nanousd"] is not None
+    is_reported = common["usage"] is not None or common["reported_cost_nanousd"] is not None
     return Attempt(
         outcome="invalid_response",
-        charge="known" if is_told else "unknown",
+        charge="known" if is_reported else "unknown",
         error=problem,
         is_retryable=True,
         may_fall_back=True,
@@ -169,19 +174,19 @@ def _unreadable(problem: str, common: dict[str, Any]) -> Attempt:
     )
 
 
-def _what_next(code: int, words: list[str], error: dict[str, Any] | None) -> tuple[bool, bool]:
-    """Return whether the same model may answer after a pause, and whether another model might."""
+def _next_steps(code: int, words: list[str], error: dict[str, Any] | None) -> tuple[bool, bool]:
+    """Return whether the same model may answer after a pause, and whether another model may."""
     if code == 401:
         return False, False
     if code == 402:
-        is_transient = _IN_FLIGHT in words or _IN_FLIGHT in str(error and error.get("message"))
-        # A cheaper model may fit into what is left of the account.
+        is_transient = _IN_FLIGHT_BUDGET in words or _IN_FLIGHT_BUDGET in str(error and error.get("message"))
+        # The account may have enough money left for a cheaper model.
         return is_transient, True
     return code in _TRANSIENT, True
 
 
 def _words(error: dict[str, Any] | None) -> list[str]:
-    """Return the machine words of an error, such as `rate_limit_exceeded`."""
+    """Return the error codes that are words, such as `rate_limit_exceeded`."""
     if error is None:
         return []
     metadata = _dict(error.get("metadata")) or {}
@@ -196,7 +201,7 @@ def _code(error: dict[str, Any] | None) -> int | None:
     return code if type(code) is int and 100 <= code <= 999 else None
 
 
-def _is_told(report: UsageReport) -> bool:
+def _is_reported(report: UsageReport) -> bool:
     return report.usage is not None or report.cost_nanousd is not None
 
 
@@ -209,7 +214,7 @@ def _name(value: object) -> str | None:
 
 
 def _text(content: str) -> str:
-    """Return text that can be stored: a lone surrogate, which JSON can spell, has no UTF-8."""
+    """Return text that UTF-8 can encode: JSON can escape half of a surrogate pair, which is replaced."""
     if content.isascii():
         return content
     return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,7 +1,7 @@
-"""HTTP to one server: pooled connections, one request for one call, and nothing that raises foreign errors.
+"""HTTP to one server over pooled connections. No exception of the network leaves this module.
 
-Invariant: nothing is retried, redirected or repeated here, since every request may cost money.
-The key is in no repr and no error.
+Invariant: nothing is retried, redirected or repeated here, since every request may cost money (G3). The key is in no
+repr and no error (G10).
 """
 
 import asyncio
@@ -13,18 +13,18 @@ import httpx
 from httpx_aiohttp import HttpxAiohttpClient
 from pydantic import SecretStr
 
-from tollbook.inference.providers.faults import FOREIGN, Fault, fault_of
+from tollbook.inference.providers.faults import REQUEST_ERRORS, Fault, fault_of
 
 MAX_BODY_BYTES: Final = 20 * 1024 * 1024
 
-# Shorter than the five seconds after which common servers (Node, uvicorn) drop an idle connection: a request
-# sent into a connection that is being closed is lost, and has to be booked as if it had been answered.
+# Shorter than the five seconds after which common servers (Node, uvicorn) close an idle connection: a request that is
+# sent while the connection closes is lost, and is charged as if it had been answered.
 _KEEP_ALIVE_S: Final = 4.0
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What came back. With a `fault`, status and headers are as far as they came, and the body is empty."""
+    """The reply to one request. With a `fault`, status and headers are there if they came; the body is empty."""
 
     status: int | None
     headers: Mapping[str, str]
@@ -33,10 +33,10 @@ class Exchange:
 
 
 class _NoCookies(httpx.Cookies):
-    """Takes no cookies: no provider needs them, and looking for them took a fifth of a call."""
+    """Keeps no cookies: no provider needs them, and looking for them took a fifth of a call's time."""
 
     def extract_cookies(self, response: httpx.Response) -> None:
-        """Leave them."""
+        """Do nothing."""
 
 
 class _Client(HttpxAiohttpClient):
@@ -53,11 +53,11 @@ _NO_COOKIES: Final = _NoCookies()
 
 
 class BodyTooLarge(httpx.DecodingError):
-    """The reply is larger than any completion; it is not read to its end."""
+    """The reply is larger than any completion and is not read to its end."""
 
 
 class Connection:
-    """Connections to one server, opened when they are first needed."""
+    """Pooled connections to one server, opened when they are first needed."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Connection:
         max_connections: int,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """Units: `timeout_s` limits one whole request, from the wait for a connection to the last byte read."""
+        """Prepare connections. `timeout_s` limits a whole request, from the wait for a connection to the last byte."""
         self.base_url = base_url.rstrip("/")
         headers = {
             "Content-Type": "application/json",
@@ -86,7 +86,8 @@ class Connection:
             headers["Authorization"] = f"Bearer {api_key.get_secret_value()}"
         self._headers = httpx.Headers(headers)
         self._timeout_s = timeout_s
-        # Waiting for a connection ends well before the request does: one that was never sent is known as such.
+        # The wait for a connection ends well before the request's time does, so that a request which was never sent
+        # is known not to be charged.
         connect_s = min(connect_timeout_s, timeout_s / 2)
         self._extensions = {"timeout": {"connect": connect_s, "pool": connect_s, "read": timeout_s, "write": timeout_s}}
         limits = httpx.Limits(
@@ -98,7 +99,7 @@ class Connection:
         return f"Connection(base_url={self.base_url!r})"
 
     def url(self, path: str, **parameters: str) -> httpx.URL:
-        """Return the address of a path under the base."""
+        """Return the URL of a path under the base URL."""
         return httpx.URL(f"{self.base_url}/{path}", params=parameters or None)
 
     async def aclose(self) -> None:
@@ -108,19 +109,20 @@ class Connection:
     async def exchange(self, method: str, url: httpx.URL, content: bytes | None = None) -> Exchange:
         """Send one request and read the reply.
 
-        Errors: none of the network's; asyncio.CancelledError passes through, the request may then have been sent.
+        Errors: none of the network's, they are the reply's `fault`. asyncio.CancelledError passes through; the request
+            may then have been sent.
         """
         request = httpx.Request(method, url, headers=self._headers, content=content, extensions=self._extensions)
         response: httpx.Response | None = None
         try:
-            # httpx limits the wait for each chunk only: a server that trickles would outlast it.
+            # httpx limits only the wait for each chunk, which a slow server could repeat for ever.
             async with asyncio.timeout(self._timeout_s):
                 response = await self._client.send(request, stream=True)
                 try:
                     body = await _read(response)
                 finally:
                     await response.aclose()
-        except FOREIGN as exc:
+        except REQUEST_ERRORS as exc:
             if response is None:
                 return Exchange(None, {}, b"", fault_of(exc))
             return Exchange(response.status_code, response.headers, b"", fault_of(exc))
@@ -128,7 +130,7 @@ class Connection:
 
 
 async def _read(response: httpx.Response) -> bytes:
-    """Read the body, at most MAX_BODY_BYTES of it once it is unpacked."""
+    """Return the unpacked body. Errors: BodyTooLarge for more than MAX_BODY_BYTES."""
     chunks: list[bytes] = []
     size = 0
     async for chunk in response.aiter_bytes():

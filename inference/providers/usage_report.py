@@ -1,18 +1,16 @@
-"""What a reply says of tokens and money: counts and amounts only, or nothing."""
+"""What a reply reports of tokens and cost. What is no count and no amount of money is not accepted."""
 
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, cast
 
 from tollbook.schemas.money import MoneyError, check_nanousd, nanousd_from_usd
-from tollbook.schemas.usage import Usage
-
-_MOST_TOKENS: Final = 1_000_000_000
+from tollbook.schemas.usage import MAX_TOKEN_COUNT, Usage
 
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """The usage and the cost of a reply, each None where it is not told, or not credibly."""
+    """The usage and the cost of a reply; None where it is not reported, or cannot be right."""
 
     usage: Usage | None
     cost_nanousd: int | None
@@ -44,35 +42,35 @@ def read_usage(reported: object) -> UsageReport:
 
 
 def read_cost(usd: object) -> int | None:
-    """Return a cost in nano-dollars; None where there is none. Errors: MoneyError where it is absurd."""
+    """Return a cost in nano-dollars; None where there is none. Errors: MoneyError where it is no amount of money."""
     if usd is None:
         return None
     if isinstance(usd, Decimal | int | str):
         return nanousd_from_usd(usd)
-    raise MoneyError("not a number")
+    raise MoneyError("the cost is not a number")
 
 
 def _cost(fields: dict[str, Any]) -> tuple[int | None, str | None]:
     try:
         cost = read_cost(fields.get("cost"))
-        # With one's own provider key, `cost` is OpenRouter's fee; the provider bills the rest (November 2026).
+        # With the user's own provider key, `cost` is OpenRouter's fee, and the provider bills the rest (November 2026).
         if cost is not None and fields.get("is_byok") is True:
             details = cast(dict[str, Any], fields.get("cost_details") or {})
             upstream = read_cost(details.get("upstream_inference_cost"))
             if upstream is None:
-                return None, "the cost under the provider's own key is not told"
+                return None, "the cost under the user's own provider key is not reported"
             cost = check_nanousd(cost + upstream)
     except (MoneyError, AttributeError):
-        return None, "the reported cost is absurd and was not taken"
+        return None, "the reported cost is no amount of money and was ignored"
     return cost, None
 
 
 def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None
+    return value if type(value) is int and 0 <= value <= MAX_TOKEN_COUNT else None
 
 
 def _detail(details: object, name: str) -> int:
-    """Return a part of the tokens; one that is not told counts as none, which is the dear reading."""
+    """Return how many tokens are of one kind. Not reported counts as none, which gives the higher cost."""
     if not isinstance(details, dict):
         return 0
     return _count(cast(dict[str, Any], details).get(name)) or 0

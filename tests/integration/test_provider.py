@@ -550,6 +550,6 @@ async def test_doubtful_cost_is_logged_with_its_model_only() -> None:
             "event": "provider.usage_doubted",
             "log_level": "warning",
             "model": MODEL,
-            "problem": "the reported cost is absurd and was not taken",
+            "problem": "the reported cost is no amount of money and was ignored",
         }
     ]

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from aiohttp.client_reqrep import ConnectionKey
 
-from tollbook.inference.providers.faults import FOREIGN, Fault, fault_of
+from tollbook.inference.providers.faults import REQUEST_ERRORS, Fault, fault_of
 from tollbook.inference.providers.transport import BodyTooLarge
 from tollbook.schemas.events import FailureReason
 
@@ -105,7 +105,7 @@ def test_reply_that_cannot_be_read_may_have_been_charged(error: Exception) -> No
 
 @pytest.mark.parametrize("error", ALL, ids=names(ALL))
 def test_error_is_caught_named_and_never_quoted(error: Exception) -> None:
-    assert isinstance(error, FOREIGN)
+    assert isinstance(error, REQUEST_ERRORS)
     fault = fault_of(error)
     cause = error.__cause__ or error
     assert f"({type(cause).__name__})" in fault.error
@@ -122,7 +122,7 @@ def test_cause_that_is_not_of_aiohttp_does_not_decide() -> None:
 
 @pytest.mark.parametrize("error", [ValueError(), KeyError(), ZeroDivisionError(), AssertionError()])
 def test_bugs_of_ours_are_not_among_what_is_caught(error: Exception) -> None:
-    assert not isinstance(error, FOREIGN)
+    assert not isinstance(error, REQUEST_ERRORS)
 
 
 def test_fault_can_be_tried_again_unless_it_says_otherwise() -> None:
