@@ -19,6 +19,7 @@ from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.segments import ArchiveDamaged, Segment
 from tollbook.ledger.errors import LedgerError, LedgerRefused
 from tollbook.ledger.gate.requests import Position
+from tollbook.ledger.projection.database import connect
 from tollbook.ledger.stream import lifted
 from tollbook.schemas.events import Event, parse_payload
 from tollbook.schemas.identifiers import EntryId, partition_of
@@ -104,7 +105,7 @@ class AuditReader:
         self.positions: dict[int, Position] = {}
         self.archived: dict[int, int] = {}
         self.progress: Callable[[int], None] = lambda _: None
-        self._duckdb = duckdb.connect(config={"memory_limit": "1GB", "threads": 2})
+        self._duckdb = connect(config={"memory_limit": "1GB", "threads": 2})
 
     def close(self) -> None:
         """Give back what reading took."""

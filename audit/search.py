@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from tollbook.audit.reader import AuditReader, Selection
 from tollbook.ledger.packaged import packaged_text
+from tollbook.ledger.projection.database import connect
 from tollbook.ledger.projection.fold import statement
 
 
@@ -44,7 +45,7 @@ async def search(reader: AuditReader, wanted: Search) -> AsyncGenerator[pa.Table
 
     At least one table, which may be empty. Errors: as `AuditReader.tables`.
     """
-    with duckdb.connect(config={"memory_limit": "1GB", "threads": 2}) as connection:
+    with connect(config={"memory_limit": "1GB", "threads": 2}) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute(statement("schema"))
         yield connection.execute("FROM events").to_arrow_table()

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, cast
 
-import duckdb
 import pyarrow as pa
 
 from tollbook.audit.verification.findings import Findings, Kind
@@ -27,6 +26,7 @@ from tollbook.ledger.archive.segments import (
     versions_of,
 )
 from tollbook.ledger.packaged import packaged_text
+from tollbook.ledger.projection.database import connect
 from tollbook.ledger.stream import Batch
 from tollbook.schemas.identifiers import EntryId
 
@@ -324,7 +324,7 @@ class ArchiveWalk:
 def check_order(events: pa.Table, chain_: Chain, *, segment: str | None) -> bool:
     """See that the events continue the partition's, in the order of number and id; note the first that does not."""
     last = EntryId.parse(chain_.last_id)
-    with duckdb.connect(config={"threads": 1}) as connection:
+    with connect(config={"threads": 1}) as connection:
         connection.register("incoming", _only(events, "seq", "id", "ms", "n", "partition"))
         given = {"seq": chain_.seq, "ms": last.ms, "n": last.seq, "partition": chain_.partition}
         row = connection.execute(_sql("verify_order"), given).fetchone()

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from tollbook.ledger.archive.history import ROW_GROUP
 from tollbook.ledger.archive.segments import ArchiveDamaged, Segment, check_file, check_segment
+from tollbook.ledger.projection.database import StoreFailed
 from tollbook.ledger.projection.fold import (
     LAYOUT_VERSION,
     Counted,
@@ -28,7 +29,7 @@ from tollbook.ledger.projection.fold import (
     count_incoming,
     read_position,
 )
-from tollbook.ledger.projection.store import Store, StoreFailed
+from tollbook.ledger.projection.store import Store
 from tollbook.schemas.events import EVENT_VERSION
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.upcasters import UnreadableEvent

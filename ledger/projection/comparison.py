@@ -8,6 +8,7 @@ import duckdb
 import pyarrow as pa
 
 from tollbook.ledger.gate.requests import Position
+from tollbook.ledger.projection.database import connect
 
 
 class Tables(Protocol):
@@ -64,7 +65,7 @@ def compare(first: Tables, second: Tables) -> list[Difference]:
 
     Both are copied into memory a table at a time. Blocks; call it through asyncio.to_thread.
     """
-    with duckdb.connect() as connection:
+    with connect() as connection:
         found = [
             _difference(connection, name, first.table(f"FROM {name}"), second.table(f"FROM {name}")) for name in TABLES
         ]
@@ -77,7 +78,7 @@ def compare_with_live(replayed: Tables, live: Tables, positions: Mapping[int, Po
     A row that a later event has touched is left out on both sides, and counted. Blocks.
     """
     differences, rows, moved_on = list[Difference](), 0, 0
-    with duckdb.connect() as connection:
+    with connect() as connection:
         for name, shape in _SHAPES.items():
             if shape.last is None:
                 continue

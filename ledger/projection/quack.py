@@ -24,6 +24,7 @@ import structlog
 from tollbook.ledger.errors import BaselineUnavailable, LedgerError
 from tollbook.ledger.gate.baselines import BaselinePage
 from tollbook.ledger.gate.requests import Position
+from tollbook.ledger.projection.database import connect, read_error
 from tollbook.ledger.projection.fold import statement
 from tollbook.ledger.projection.store import Store, baseline_page, baselines_sql
 
@@ -109,19 +110,14 @@ class RemoteStore:
         return self.baselines(()).positions[partition]
 
     def _read(self, sql: str) -> BaselinePage:
-        with self._connect().cursor() as cursor:
-            try:
+        connection = self._connect()
+        try:
+            with connection.cursor() as cursor:
                 return baseline_page(cursor.execute("FROM quack_query_by_name('ledger', ?)", [sql]).fetchall())
-            except duckdb.IOException as exc:
-                raise BaselineUnavailable(f"the projector does not answer: {_first_line(exc)}") from exc
-            except duckdb.InvalidInputException as exc:
-                if "budget checks only" in str(exc):
-                    raise BaselineUnavailable(
-                        "the projector does not know this version's budget check: restart it together with the workers"
-                    ) from exc
-                if "connection id" in str(exc):
-                    raise BaselineUnavailable("the projector was restarted") from exc
-                raise
+        except duckdb.Error as exc:
+            is_closed = connection is not self._connection
+            problem = read_error(exc, "the connection to the projector", is_closed=is_closed)
+            raise (problem if is_closed else BaselineUnavailable(f"the projector {_reason(exc)}")) from exc
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         with self._connecting:
@@ -135,7 +131,7 @@ class RemoteStore:
             token = (self._data_dir / TOKEN_FILE).read_text(encoding="ascii")
         except OSError as exc:
             raise BaselineUnavailable(f"no projector runs in {self._data_dir} ({exc.strerror})") from exc
-        connection = duckdb.connect(config={"threads": 1})
+        connection = connect(config={"threads": 1})
         try:
             load_extensions(connection)
             connection.execute("SET TimeZone = 'UTC'")
@@ -203,6 +199,15 @@ def _token(data_dir: Path) -> str:
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write(token)
     return token
+
+
+def _reason(problem: duckdb.Error) -> str:
+    """Say why the projector did not answer, after "the projector"."""
+    if "budget checks only" in str(problem):
+        return "does not know this version's budget check: restart it together with the workers"
+    if "connection id" in str(problem):
+        return "was restarted"
+    return f"does not answer: {_first_line(problem)}"
 
 
 def _first_line(problem: Exception) -> str:

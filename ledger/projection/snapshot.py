@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 import duckdb
 
 from tollbook.ledger.errors import LedgerError, LedgerUnavailable
+from tollbook.ledger.projection.database import connect
 from tollbook.ledger.projection.fold import statement
 
 _T = TypeVar("_T")
@@ -148,7 +149,7 @@ def _open_copy(copy: Path, limits: dict[str, Any]) -> duckdb.DuckDBPyConnection:
     """
     if _size_of_log(copy) > _LONG_LOG_BYTES:
         _merge(copy)
-    connection = duckdb.connect(str(copy), read_only=True, config=limits)
+    connection = connect(copy, read_only=True, config=limits)
     try:
         connection.execute("FROM position").fetchall()
     except BaseException:
@@ -159,7 +160,7 @@ def _open_copy(copy: Path, limits: dict[str, Any]) -> duckdb.DuckDBPyConnection:
 
 def _merge(copy: Path) -> None:
     """Fold the log into the copy, which also shows that the copy can be read."""
-    with duckdb.connect(str(copy), config={"threads": 1}) as connection:
+    with connect(copy, config={"threads": 1}) as connection:
         connection.execute("FROM position").fetchall()
         connection.execute("CHECKPOINT")
     # DuckDB leaves a log in which no commit is whole, since there is nothing to fold in.
@@ -193,7 +194,7 @@ def _remove_left_behind(folder: Path) -> None:
 
 @cache
 def _guard() -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect(config={"threads": 1, "memory_limit": "256MB", "temp_directory": ""})
+    connection = connect(config={"threads": 1, "memory_limit": "256MB", "temp_directory": ""})
     connection.execute(statement("select_guard"))
     return connection
 
