@@ -77,7 +77,6 @@ class Repricing:
         self._prices = alternatives.prices
         self._routes = alternatives.routes
         self._price_of = price_of
-        self.is_active = alternatives.changes_prices
 
     def drops_fallback(self, task_type: str) -> bool:
         """Whether calls of this type would have had no fallback."""

@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from tollbook.audit.what_if.books import Budgets, Hold, Means, Verdict
+from tollbook.audit.what_if.budgets import Budgets, Hold, Means, Verdict
 from tollbook.audit.what_if.totals import Account, Outcome, Refusal, Totals
 
 

@@ -19,7 +19,7 @@ from tollbook.audit.what_if.alternatives import (
     Repricing,
     charge_at,
 )
-from tollbook.audit.what_if.books import Budgets, Caps, Hold
+from tollbook.audit.what_if.budgets import Budgets, Caps, Hold
 from tollbook.audit.what_if.decisions import Decisions
 from tollbook.audit.what_if.totals import Account, Outcome
 from tollbook.inference.prices.model_price import ModelPrice
