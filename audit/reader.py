@@ -20,7 +20,7 @@ from tollbook.ledger.archive.segments import ArchiveDamaged, Segment
 from tollbook.ledger.errors import LedgerError, LedgerRefused
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.projection.database import connect
-from tollbook.ledger.stream import lifted
+from tollbook.ledger.stream import upcast_table
 from tollbook.schemas.events import Event, parse_payload
 from tollbook.schemas.identifiers import EntryId, partition_of
 from tollbook.schemas.upcasters import UnreadableEvent
@@ -137,7 +137,7 @@ class AuditReader:
             read = Position(EntryId.parse(newest.last_id), newest.last_seq) if newest else Position()
             self.positions[partition] = read
             async for events in self._archived(segments, selection):
-                yield lifted(events)
+                yield upcast_table(events)
             self.progress(read.seq)
             async for events in self._streamed(partition, read, selection):
                 yield events

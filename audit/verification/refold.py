@@ -20,7 +20,7 @@ from tollbook.ledger.archive.segments import Manifest
 from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.projection.fold import LedgerGap, fold_incoming
 from tollbook.ledger.projection.store import Store
-from tollbook.ledger.stream import lifted
+from tollbook.ledger.stream import upcast_table
 from tollbook.schemas.identifiers import partition_of
 from tollbook.schemas.upcasters import UnreadableEvent
 
@@ -75,7 +75,7 @@ class Refold:
         """Fold a table; return the problem if it cannot be folded."""
         cursor = self._cursor
         try:
-            incoming = lifted(events)
+            incoming = upcast_table(events)
         except (UnreadableEvent, ValueError) as exc:
             return exc
         cursor.register("incoming", incoming)

@@ -158,7 +158,7 @@ class StreamWalk:
         )
 
     def _table(self, batch: Batch) -> pa.Table:
-        table = batch.to_table(is_lifted=False)
+        table = batch.to_table(is_upcast=False)
         found = batch.first_not_plain(table)
         if found is not None:
             row, name = found

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from tollbook.ledger.archive.segments import Archive, ArchiveDamaged, Segment, read_manifest
 from tollbook.ledger.errors import LedgerRefused
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.stream import StreamReader, lifted
+from tollbook.ledger.stream import StreamReader, upcast_table
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 
 # Whole row groups of DuckDB (122,880 rows) are compressed straight into its file, and what is left over takes the way
@@ -105,13 +105,13 @@ class LedgerSource:
         after_seq: int = 0,
         after: EntryId = ZERO_ENTRY,
         until: EntryId | None = None,
-        is_lifted: bool = True,
+        is_upcast: bool = True,
     ) -> AsyncGenerator[pa.Table]:
         """Yield a partition's events after a position and up to an entry, in order, in tables of envelope columns.
 
         Errors: ArchiveDamaged; LedgerUnavailable; UnreadableEvent.
         """
-        async with contextlib.aclosing(self._all(partition, after_seq, after, is_lifted=is_lifted)) as tables:
+        async with contextlib.aclosing(self._all(partition, after_seq, after, is_upcast=is_upcast)) as tables:
             async for events in tables:
                 wanted = events if until is None else _up_to(events, until)
                 if wanted.num_rows:
@@ -120,13 +120,13 @@ class LedgerSource:
                     break
 
     async def _all(
-        self, partition: int, after_seq: int, after: EntryId, *, is_lifted: bool
+        self, partition: int, after_seq: int, after: EntryId, *, is_upcast: bool
     ) -> AsyncGenerator[pa.Table]:
         async for events in self._archived(partition, after_seq):
             after = EntryId.parse(events["id"][-1].as_py())
-            yield lifted(events) if is_lifted else events
+            yield upcast_table(events) if is_upcast else events
         if self.redis is not None:
-            async for events in self._streamed(self.redis, partition, after, is_lifted=is_lifted):
+            async for events in self._streamed(self.redis, partition, after, is_upcast=is_upcast):
                 yield events
 
     async def count(self) -> int:
@@ -151,12 +151,12 @@ class LedgerSource:
                 yield events
 
     async def _streamed(
-        self, redis: Redis, partition: int, after: EntryId, *, is_lifted: bool
+        self, redis: Redis, partition: int, after: EntryId, *, is_upcast: bool
     ) -> AsyncGenerator[pa.Table]:
         reader = StreamReader(redis, self.keys[partition])
         try:
             while batch := await reader.read_after(after, count=_PAGE):
-                yield await asyncio.to_thread(batch.to_table, is_lifted=is_lifted)
+                yield await asyncio.to_thread(batch.to_table, is_upcast=is_upcast)
                 after = batch.last_id
         finally:
             await reader.aclose()

@@ -18,7 +18,7 @@ from tollbook.ledger.archive.segments import Archive, ArchiveDamaged, Segment
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.store import Store
-from tollbook.ledger.stream import lifted
+from tollbook.ledger.stream import upcast_table
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 
 _BEGINNING: Final = Position()
@@ -150,5 +150,5 @@ def _archived(store: Store, archive: Archive, partition: int) -> Generator[pa.Ta
         if segment.manifest.last_seq <= after_seq:
             continue
         for events in segment.batches(ROWS, after_seq=after_seq):
-            yield from regrouping.add(lifted(events))
+            yield from regrouping.add(upcast_table(events))
     yield from regrouping.rest()

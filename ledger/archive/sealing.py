@@ -22,6 +22,7 @@ from tollbook.ledger.errors import LedgerRefused, LedgerReplaced, LedgerUnavaila
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.packaged import packaged_text
+from tollbook.ledger.server.connection import time_ms
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.events import SegmentSealed, payload_json
@@ -161,7 +162,7 @@ class Sealer:
                 batch = await reader.read_after(after, count=min(count, _PAGE))
                 if not batch:
                     raise LedgerUnavailable("the stream has fewer events than were folded")
-                tables.append(await asyncio.to_thread(batch.to_table, is_lifted=False))
+                tables.append(await asyncio.to_thread(batch.to_table, is_upcast=False))
                 after, count = batch.last_id, count - len(batch)
         finally:
             await reader.aclose()
@@ -214,8 +215,7 @@ class Sealer:
         return int(removed or 0), int(await self._pipeline.execute("XLEN", self._keys.ledger))
 
     async def _now_ms(self) -> int:
-        seconds, micros = await self._pipeline.execute("TIME")
-        return int(seconds) * 1000 + int(micros) // 1000
+        return time_ms(await self._pipeline.execute("TIME"))
 
     def _genesis(self) -> bytes:
         return chain.genesis(self._ledger_id, self._keys.partition)

@@ -191,7 +191,7 @@ def _prepare(connection: duckdb.DuckDBPyConnection, ledger_id: str, partitions: 
         0
     ]
     if stored_id != ledger_id:
-        raise LedgerMismatch(stored=stored_id, given=ledger_id)
+        raise LedgerMismatch(stored=stored_id, given=ledger_id)  # G8
     if stored_partitions != partitions:
         raise WrongPartitions(configured=partitions, stored=stored_partitions)
     try:

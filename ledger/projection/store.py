@@ -103,7 +103,7 @@ class Store:
         try:
             cursor.begin()
             yield cursor
-            cursor.commit()
+            cursor.commit()  # G5
         except duckdb.Error as exc:
             roll_back(cursor)
             raise StoreFailed(f"DuckDB cannot fold into {self.path}: {exc}") from exc
@@ -130,7 +130,7 @@ class Store:
             return baseline_page(cursor.execute(baselines_sql(names)).fetchall())
 
     def position(self, partition: int = 0) -> Position:
-        """Return where a partition's fold stands."""
+        """Return a partition's position."""
         return self.baselines(()).positions[partition]
 
     def query(self, sql: str, params: Sequence[Any] = ()) -> list[dict[str, Any]]:
