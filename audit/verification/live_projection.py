@@ -76,7 +76,7 @@ class LiveProjection:
             rows = cursor.execute(
                 f"SELECT {columns} FROM first EXCEPT ALL SELECT {columns} FROM second ORDER BY ALL"  # noqa: S608
             ).to_arrow_table()
-            for row in rows.slice(0, SHOWN_OF_A_RULE).to_pylist():
+            for row in rows.slice(0, SHOWN_OF_A_RULE).to_pylist():  # audits G5
                 relation = row.pop("relation")
                 shown = ", ".join(f"{name} {value}" for name, value in row.items() if value is not None)
                 findings.add("projection", f"{relation} {says}: {shown}")
@@ -94,7 +94,7 @@ class LiveProjection:
         known = {(row["partition"], row["block"]): row for row in ours}
         others = {(row["partition"], row["block"]): row for row in theirs}
         differing = sorted(key for key in known.keys() | others.keys() if known.get(key) != others.get(key))
-        for partition, block in differing[:SHOWN_OF_A_RULE]:
+        for partition, block in differing[:SHOWN_OF_A_RULE]:  # audits G5
             first, last = block * _BLOCK + 1, min((block + 1) * _BLOCK, ends[partition])
             sql = (
                 f"SELECT e.*, hash(e)::VARCHAR AS mix FROM events AS e WHERE e.partition = {partition} "  # noqa: S608

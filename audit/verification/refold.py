@@ -21,7 +21,7 @@ from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.projection.fold import LedgerGap, fold_incoming
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.stream import upcast_table
-from tollbook.schemas.identifiers import partition_of
+from tollbook.schemas.identifiers import describe_budget, partition_of
 from tollbook.schemas.upcasters import UnreadableEvent
 
 # The shortest time for which the gate keeps the record of a finished call: the least TOLLBOOK_IDEMPOTENCY_TTL_S.
@@ -108,10 +108,11 @@ class Refold:
         for kind, rule in _RULES:
             rows = self._cursor.execute(_sql(rule)).fetchall()
             broken = [row for row in rows if row[1] > trusted.get(row[0], 0)]
-            for partition, seq, entry_id, problem in broken[:SHOWN_OF_A_RULE]:
-                self.findings.add(
-                    kind, problem or "is not as the gate writes it", partition=partition, seq=seq, event_id=entry_id
-                )
+            for partition, seq, entry_id, budget, problem in broken[:SHOWN_OF_A_RULE]:
+                text = problem or "is not as the gate writes it"
+                if budget is not None:
+                    text = f"{describe_budget(budget)}: {text}"
+                self.findings.add(kind, text, partition=partition, seq=seq, event_id=entry_id)
             if len(broken) > SHOWN_OF_A_RULE:
                 self.findings.add(kind, f"and {len(broken) - SHOWN_OF_A_RULE} more of this rule")
         self._check_partitions()
@@ -130,18 +131,18 @@ class Refold:
             expected = next(waiting, None)
             problem = None
             if manifest is None:
-                problem = f"tells of segment {announced.get('segment')}, which is not in the archive"
+                problem = f"names segment {announced.get('segment')}, which is not in the archive"
             elif manifest != expected:
-                problem = f"tells of segment {manifest.segment} out of turn"
+                problem = f"names segment {manifest.segment} out of order"
             else:
                 announced_seq = manifest.last_seq
                 facts = manifest.model_dump(include={"first_id", "last_id", "events", "chain_before", "chain_after"})
                 names = [name for name, value in facts.items() if announced.get(name, 0) != value]
                 if names:
-                    problem = f"tells of another {', '.join(names)} of {manifest.segment} than its manifest"
+                    problem = f"states another {', '.join(names)} of {manifest.segment} than its manifest"
                 elif manifest.last_seq >= seq:
-                    problem = f"tells of {manifest.segment} before its last event"
-            if problem:
+                    problem = f"names {manifest.segment} before its last event"
+            if problem:  # audits G7
                 self.findings.add("seal", problem, partition=partition, seq=seq, event_id=entry_id)
         if sealed_seq is not None and announced_seq < sealed_seq:
             problem = f"the ledger was sealed up to event {sealed_seq}, `segment-sealed` events up to {announced_seq}"

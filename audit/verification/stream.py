@@ -132,7 +132,7 @@ class StreamWalk:
             return  # Trimmed meanwhile. The sealer trims only what it has read back and verified.
         streamed = pa.concat_tables(tables) if tables else archived.slice(0, 0)
         self.compared += archived.num_rows
-        if not streamed.equals(archived):
+        if not streamed.equals(archived):  # audits G7
             self._note_difference(streamed, archived, events.segment)
 
     def _note_difference(self, streamed: pa.Table, archived: pa.Table, segment: str | None) -> None:
@@ -188,7 +188,7 @@ async def check_gate(
                 continue
             compared += 1
             given = balances[name][:2]
-            if (int(settled), int(held)) != given:
+            if (int(settled), int(held)) != given:  # audits G6
                 problem = (
                     f"{describe_budget(name)}: the gate has {settled} settled and {held} held, "
                     f"the events give {given[0]} and {given[1]}"
@@ -201,10 +201,10 @@ def check_open(open_holds: list[dict[str, Any]], end: StreamEnd, partition: int,
     """Compare the gate's list of open holds with those of the events (G2)."""
     recorded = {str(hold["call_id"]): hold for hold in open_holds if hold["partition"] == partition}
     for call_id, hold in recorded.items():
-        if call_id not in end.open_calls:
+        if call_id not in end.open_calls:  # audits G3
             problem = f"hold {hold['hold']} of call {call_id} is open, and the gate does not know it"
             findings.add("hold", problem, partition=partition, seq=hold["seq"], event_id=hold["id"])
-    for call_id in sorted(end.open_calls - set(recorded)):
+    for call_id in sorted(end.open_calls - set(recorded)):  # audits G2
         findings.add("hold", f"the gate has an open hold of call {call_id}, the events have none", partition=partition)
 
 

@@ -155,12 +155,12 @@ class _PartitionWalk:
         if end is None or redis is None:
             return 0
         self._check_sealed(end.sealed_seq, end.sealed_chain)
-        if self._chain.seq != end.seq:
+        if self._chain.seq != end.seq:  # audits G7
             if not (self._archive.is_broken or self._stream is None or self._stream.is_broken):
                 problem = f"the ledger has {end.seq} events by Redis, {self._chain.seq} are in archive and stream"
                 self._findings.add("stream", problem, partition=self.partition, seq=min(end.seq, self._chain.seq) + 1)
             return 0
-        if self._chain.last_id != end.generated_id:
+        if self._chain.last_id != end.generated_id:  # audits G7
             problem = f"the newest entries were removed: the last that Redis wrote was {end.generated_id}"
             self._findings.add("stream", problem, partition=self.partition, seq=end.seq + 1, event_id=end.generated_id)
         if not self._is_open:
