@@ -30,8 +30,8 @@ from tollbook.inference.runtime import InferenceRuntime, LedgerHandle, build_led
 from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.ledger import Patience
+from tollbook.ledger.projection.database import StoreLocked, stored_ledger_id
 from tollbook.ledger.projection.remote import remote_reader
-from tollbook.ledger.projection.store import StoreLocked, stored_ledger_id
 from tollbook.ledger.server.connection import hide_password
 from tollbook.ledger.server.embedded import EmbeddedServer, EmbeddedServerError
 from tollbook.ledger.server.endpoint import Endpoint, clear_endpoint, read_endpoint, write_endpoint

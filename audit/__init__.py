@@ -1,1 +1,1 @@
-"""Reads the ledger to answer questions and to prove it sound. Never writes to it."""
+"""Reads the ledger to answer questions and to verify it. Never writes to it."""

@@ -1,4 +1,4 @@
-"""What events do to budgets, added up anew, one by one: a computation beside the gate's and the projection's."""
+"""Balances and caps added up from the events one by one, independently of the gate and the projection."""
 
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ from tollbook.schemas.money import MAX_NANOUSD
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What an event does to one budget, in nano-dollars; `stamped` is what the gate says is committed after it."""
+    """What an event does to one budget, in nano-dollars; `stamped` is the committed sum that the gate wrote."""
 
     budget: str
     settled_nanousd: int
@@ -28,7 +28,7 @@ class Move:
 
 @dataclass(slots=True)
 class Balance:
-    """A budget's settled spend and open holds as they are added up, in nano-dollars."""
+    """A budget's settled spend and open holds, in nano-dollars."""
 
     settled_nanousd: int = 0
     held_nanousd: int = 0
@@ -39,13 +39,13 @@ class Balance:
         return self.settled_nanousd + self.held_nanousd
 
     def add(self, move: Move) -> None:
-        """Go on by one event."""
+        """Add what an event moved."""
         self.settled_nanousd += move.settled_nanousd
         self.held_nanousd += move.held_nanousd
 
 
 def account_of(event: Event) -> str:
-    """Return the budget of an event's user and period; '' where it belongs to nobody."""
+    """Return the budget of an event's user and period; '' if it has no user."""
     return budget_name("user", event.user_id, event.period) if event.user_id and event.period else ""
 
 
@@ -74,9 +74,9 @@ def move_of(event: Event, budget: str) -> Move | None:
 
 @dataclass(slots=True)
 class Cap:
-    """A user's cap in one period as it changes: what is assigned or named by the plan, and credit on top.
+    """A user's cap in one period as it changes: the assigned cap or the plan's, and credit on top.
 
-    `base_nanousd` is None while nothing on the ledger has told it.
+    `base_nanousd` is None while no event has stated it.
     """
 
     period: str
@@ -91,7 +91,7 @@ class Cap:
         return None if self.base_nanousd is None else min(self.base_nanousd + self.credit_nanousd, MAX_NANOUSD)
 
     def note(self, event: Event) -> None:
-        """Go on by one event of the user's, of any period: a plan outlasts the one in which it was assigned."""
+        """Take an event of the user, of any period: an assigned plan stays in force in later periods."""
         match event.payload:
             case PlanAssigned() as payload:
                 self.assigned, self.base_nanousd = event, payload.cap_nanousd
@@ -106,6 +106,6 @@ class Cap:
                 pass
 
     def _take(self, stamped_nanousd: int) -> None:
-        # The gate's stamp includes credit, and is cut at the most that a cap can be.
+        # The gate's stamp includes credit, and is limited to the highest possible cap.
         if stamped_nanousd != self.nanousd:
             self.base_nanousd = stamped_nanousd - self.credit_nanousd

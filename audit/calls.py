@@ -1,4 +1,4 @@
-"""The life of a call: every event of it, in order, and what they come to."""
+"""The life of a call: all of its events, in order, and their sums."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from tollbook.schemas.events import (
 
 @dataclass(frozen=True, slots=True)
 class CallLife:
-    """A call of one user. Amounts in nano-dollars; `status` as in the view `calls`, '' for a command of a person."""
+    """A call of one user. Amounts in nano-dollars; `status` as in the view `calls`, '' for a person's command."""
 
     call_id: str
     user_id: str
@@ -24,7 +24,7 @@ class CallLife:
 
     @property
     def status(self) -> str:
-        """How the call stands: open, done, failed, expired, closed (taken over, not run again yet) or denied."""
+        """The call's status: open, done, failed, expired, closed (taken over, not run again yet) or denied."""
         status = ""
         for event in self.events:
             match event.payload:
@@ -44,33 +44,33 @@ class CallLife:
 
     @property
     def orders(self) -> tuple[BudgetReserved | BudgetDenied, ...]:
-        """What was asked for: holds, extensions and denials."""
+        """The decisions asked of the gate: holds, extensions and denials."""
         return tuple(each for event in self.events if isinstance(each := event.payload, BudgetReserved | BudgetDenied))
 
     @property
     def workers(self) -> tuple[str, ...]:
-        """Who claimed the call, in order."""
+        """The workers that claimed the call, in order."""
         return tuple(dict.fromkeys(order.worker for order in self.orders))
 
     @property
     def periods(self) -> tuple[str, ...]:
-        """The billing periods that it was charged to."""
+        """The billing periods that the call was charged to."""
         return tuple(dict.fromkeys(event.period for event in self.events))
 
     @property
     def cost_nanousd(self) -> int:
-        """What it cost in all, corrections included."""
+        """The cost, corrections included."""
         return sum(event.amount for event in self.events if isinstance(event.payload, CostRecorded | CostAdjusted))
 
     @property
     def assumed_nanousd(self) -> int:
-        """The part of the cost that nobody confirmed."""
+        """The unconfirmed part of the cost."""
         payloads = [event.payload for event in self.events]
         return sum(each.assumed_nanousd for each in payloads if isinstance(each, CostRecorded | CostAdjusted))
 
     @property
     def held_nanousd(self) -> int:
-        """What is still held for it."""
+        """The money that is still held for the call."""
         held = 0
         for event in self.events:
             match event.payload:
@@ -91,7 +91,7 @@ class CallLife:
 
 
 async def find_call(reader: AuditReader, call_id: str) -> list[CallLife]:
-    """Return a call's life; more than one where users of several partitions used the same id.
+    """Return a call's life; more than one if users of several partitions used the same id.
 
     Errors: NotOnLedger; as `AuditReader.tables`.
     """

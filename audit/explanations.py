@@ -1,6 +1,6 @@
-"""Why a call was refused, or what it was weighed against: the numbers of every budget at that position.
+"""Why a call was held or refused: the numbers of every budget at that position.
 
-Each is added up from the events before it, and beside it stands what the gate wrote.
+Each number is added up from the events before the decision, and shown beside what the gate wrote.
 """
 
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ _MOVES = ("budget-reserved", "cost-recorded", "cost-adjusted")
 
 @dataclass(slots=True)
 class OtherHold:
-    """Money that another call held, and what became of it. Nano-dollars; `settled_by` is None while it is open."""
+    """Another call's hold, in nano-dollars, and the event that settled it; None while it is open."""
 
     call_id: str
     user_id: str
@@ -30,10 +30,10 @@ class OtherHold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weighing:
-    """An amount weighed against one budget, just before the event. Nano-dollars.
+    """An amount and one budget, just before the decision. Nano-dollars.
 
     `held_nanousd` is what all calls held, `own_held_nanousd` this call's part of it. `stamped_nanousd` is what the
-    gate wrote for settled and held together. `cap` says what the cap of the user's own budget is made of; `room` is
+    gate wrote for settled and held together. `cap` is how the cap of the user's own budget is made up; `room` is
     the later event after which a refused amount would have fit.
     """
 
@@ -50,17 +50,17 @@ class Weighing:
 
     @property
     def is_agreed(self) -> bool:
-        """Whether the gate wrote the same sum as was added up here."""
-        return self.stamped_nanousd in (None, self.settled_nanousd + self.held_nanousd)
+        """Whether the gate wrote the same sum as the one added up here."""
+        return self.stamped_nanousd in (None, self.settled_nanousd + self.held_nanousd)  # audits G6
 
     @property
     def over_nanousd(self) -> int:
-        """By how much settled spend and the amount pass the cap; below zero: what they leave."""
+        """How far settled spend and the amount pass the cap; below zero, the room that they leave."""
         return self.settled_nanousd + self.amount_nanousd - self.cap_nanousd
 
     @property
     def over_with_holds_nanousd(self) -> int:
-        """By how much settled spend, open holds and the amount pass the cap; below zero: what they leave."""
+        """How far settled spend, open holds and the amount pass the cap; below zero, the room that they leave."""
         return self.over_nanousd + self.held_nanousd
 
 
@@ -79,12 +79,12 @@ class Decision:
 
 @dataclass(slots=True)
 class _Account:
-    """A budget on its way through the events."""
+    """A budget's balance and open holds, event by event."""
 
     balance: Balance = field(default_factory=Balance)
     holds: dict[tuple[str, int], OtherHold] = field(default_factory=dict[tuple[str, int], OtherHold])
 
-    def go_on(self, event: Event, budget: str) -> None:
+    def apply(self, event: Event, budget: str) -> None:
         move = move_of(event, budget)
         if move is None:
             return
@@ -112,7 +112,7 @@ async def explain(reader: AuditReader, call: CallLife) -> list[Decision]:
     own = await reader.events(Selection(user_id=call.user_id))
     shared: dict[str, list[Event]] = {}
     for budget in {name for event in decisions for name in _names(event) if name.startswith("campaign:")}:
-        texts = (budget, budget.replace("/", "\\/"))  # As Python writes it, and as Lua does.
+        texts = (budget, budget.replace("/", "\\/"))  # As written by Python, and by Lua.
         found = await reader.events(Selection(types=_MOVES, payload_contains=tuple(dict.fromkeys(texts))))
         shared[budget] = found
     return [
@@ -122,7 +122,7 @@ async def explain(reader: AuditReader, call: CallLife) -> list[Decision]:
 
 
 def most_completion_tokens(bound: BoundPrice, room_nanousd: int) -> int | None:
-    """Return how many completion tokens such a call may have within some room; None where even none is too many."""
+    """Return how many completion tokens fit into the room; None if not even the prompt fits."""
     left = (room_nanousd - bound.request_nanousd) * _TOKENS_PER_MTOK
     left -= bound.prompt_tokens * bound.prompt_nanousd_per_mtok
     if left < 0:
@@ -133,14 +133,14 @@ def most_completion_tokens(bound: BoundPrice, room_nanousd: int) -> int | None:
 
 
 def bound_nanousd(bound: BoundPrice) -> int:
-    """Return what a call of this bound can cost, rounded up."""
+    """Return the most that a call with this bound can cost, rounded up."""
     tokens = bound.prompt_tokens * bound.prompt_nanousd_per_mtok
     tokens += bound.completion_tokens * bound.completion_nanousd_per_mtok
     return -(-tokens // _TOKENS_PER_MTOK) + bound.request_nanousd
 
 
 def _names(event: Event) -> list[str]:
-    """Return the budgets that a decision tells of: all of a hold's, of a refusal the one that stood in the way."""
+    """Return the budgets that a decision names: all those of a hold, or the one that refused."""
     match event.payload:
         case BudgetReserved() as payload:
             return [account_of(event), *(stamp.budget for stamp in payload.budgets)]
@@ -154,9 +154,9 @@ def _weigh(decision: Event, budget: str, events: list[Event]) -> Weighing:
     account, cap = _Account(), Cap(decision.period)
     for event in events:
         if event.seq < decision.seq:
-            account.go_on(event, budget)
+            account.apply(event, budget)
             cap.note(event)
-    # As they were then: what comes later goes on with the account's own.
+    # Copies as of then, since later events change the account.
     held = {key: replace(hold) for key, hold in account.holds.items()}
     balance = replace(account.balance)
     cap_nanousd, stamped = _stamps(decision, budget)
@@ -189,7 +189,7 @@ def _room(
     if cap is not None:
         cap.note(decision)
     for event in later:
-        account.go_on(event, budget)
+        account.apply(event, budget)
         if cap is not None:
             cap.note(event)
             cap_nanousd = cap.nanousd or 0

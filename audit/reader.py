@@ -1,8 +1,8 @@
-"""Reading a ledger to answer questions: selected events of archive and stream, in order, without a seam.
+"""Reading selected events of a ledger: archive first, then the stream, in order, without gap or overlap.
 
-Nothing here depends on the projection, stops anything or writes anywhere. DuckDB reads the
-Parquet segments with the selection pushed down; the stream is read in pages, and of each
-only what is selected stays. Missing events are never passed over in silence.
+Needs no projection, and does not slow or change the running system. DuckDB reads the Parquet
+segments with the selection pushed down; the stream is read in pages, of which only selected
+events are kept. Missing events are always reported.
 """
 
 import asyncio
@@ -17,24 +17,25 @@ from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.segments import ArchiveDamaged, Segment
 from tollbook.ledger.errors import LedgerError, LedgerRefused
 from tollbook.ledger.gate.requests import Position
-from tollbook.ledger.stream import lifted
+from tollbook.ledger.projection.database import connect
+from tollbook.ledger.stream import upcast_table
 from tollbook.schemas.events import Event
 from tollbook.schemas.identifiers import EntryId, partition_of
 from tollbook.schemas.upcasters import UnreadableEvent, event_from_columns, payload_object
 
 _LAST_IN_A_MILLISECOND: Final = 2**63 - 1
-# Small, since payloads of what is searched are read into columns.
+# Small, since a search reads the payloads into columns.
 _ROWS: Final = 25_000
-# A segment may be sealed and trimmed off the stream between the look at the archive and the one at the stream.
-_LOOKS: Final = 3
+# A segment may be sealed and trimmed off the stream after the archive was read and before the stream is.
+_MAX_READS: Final = 3
 
 
 class NotOnLedger(LedgerError):
-    """The ledger has nothing of what was asked for."""
+    """The ledger has no event of what was asked for."""
 
 
 class EventsMissing(LedgerRefused):
-    """Events are neither in the archive nor on the stream, so that no answer would be the whole truth."""
+    """Events are neither in the archive nor on the stream, so an answer would be incomplete."""
 
     def __init__(self, *, partition: int, first_seq: int, last_seq: int) -> None:
         span = f"event {first_seq} is" if first_seq == last_seq else f"events {first_seq} to {last_seq} are"
@@ -49,15 +50,15 @@ class EventsMissing(LedgerRefused):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which events are wanted; what is None or empty selects everything. Amounts in nano-dollars, ends included."""
+    """Which events are wanted; what is None or empty does not restrict. Amounts in nano-dollars, bounds inclusive."""
 
     user_id: str | None = None
     call_ids: frozenset[str] | None = None
     types: tuple[str, ...] = ()
     since_ms: int | None = None
     until: EntryId | None = None
-    least_nanousd: int | None = None
-    most_nanousd: int | None = None
+    min_nanousd: int | None = None
+    max_nanousd: int | None = None
     payload_contains: tuple[str, ...] = ()
 
     def condition(self) -> tuple[str, list[Any]]:
@@ -67,7 +68,7 @@ class Selection:
             parts.append(("user_id = ?", [self.user_id]))
         if self.call_ids is not None:
             parts.append(("call_id IN (SELECT unnest(?::VARCHAR[]))", [sorted(self.call_ids)]))
-            if len(self.call_ids) == 1:  # As a comparison, it is weighed against each row group's statistics.
+            if len(self.call_ids) == 1:  # DuckDB compares `=` with the statistics of each row group, and skips most.
                 parts[-1] = ("call_id = ?", [*self.call_ids])
         if self.types:
             parts.append((f"type IN ({', '.join('?' * len(self.types))})", list(self.types)))
@@ -76,25 +77,25 @@ class Selection:
         if self.until is not None:
             ms, n = self.until.ms, self.until.seq
             parts.append(("ms <= ? AND (ms < ? OR n <= ?)", [ms, ms, n]))
-        if self.least_nanousd is not None:
-            parts.append(("amount >= ?", [self.least_nanousd]))
-        if self.most_nanousd is not None:
-            parts.append(("amount <= ?", [self.most_nanousd]))
+        if self.min_nanousd is not None:
+            parts.append(("amount >= ?", [self.min_nanousd]))
+        if self.max_nanousd is not None:
+            parts.append(("amount <= ?", [self.max_nanousd]))
         if self.payload_contains:
             tests = " OR ".join(["contains(payload, ?)"] * len(self.payload_contains))
             parts.append((f"({tests})", list(self.payload_contains)))
         return " AND ".join(text for text, _ in parts) or "true", [value for _, values in parts for value in values]
 
     def may_hold(self, first: EntryId, last: EntryId) -> bool:
-        """Whether events between two entries can be selected by their time."""
+        """Whether the selection's time range reaches between two entries."""
         is_after = self.since_ms is None or last.ms >= self.since_ms
         return is_after and (self.until is None or first <= self.until)
 
 
 class AuditReader:
-    """Reads selected events of one ledger. `positions` says how far each partition was read.
+    """Reads selected events of one ledger.
 
-    `progress` is told of events that are done with.
+    `positions` is how far each partition was read; `progress` is called with numbers of events that were read.
     """
 
     def __init__(self, source: LedgerSource) -> None:
@@ -102,15 +103,15 @@ class AuditReader:
         self.positions: dict[int, Position] = {}
         self.archived: dict[int, int] = {}
         self.progress: Callable[[int], None] = lambda _: None
-        self._duckdb = duckdb.connect(config={"memory_limit": "1GB", "threads": 2})
+        self._duckdb = connect(config={"memory_limit": "1GB", "threads": 2})
 
     def close(self) -> None:
-        """Give back what reading took."""
+        """Close the connection to DuckDB."""
         self._duckdb.close()
 
     def partitions(self, user_id: str | None) -> Iterable[int]:
-        """Return where events of a user can be."""
-        # An archive alone does not tell how many partitions the ledger has: one may have no segment yet.
+        """Return the partitions in which a user's events can be."""
+        # An archive alone does not show how many partitions the ledger has: one may have no segment yet.
         if user_id is None or self.source.redis is None:
             return range(len(self.source.keys))
         return (partition_of(user_id, len(self.source.keys)),)
@@ -123,7 +124,7 @@ class AuditReader:
         return found
 
     async def tables(self, selection: Selection) -> AsyncGenerator[pa.Table]:
-        """Yield the selected events in tables of envelope columns, payloads lifted to the current version.
+        """Yield the selected events in tables of envelope columns, payloads upcast to the current version.
 
         Errors: EventsMissing; ArchiveDamaged; LedgerUnavailable; UnreadableEvent.
         """
@@ -134,7 +135,7 @@ class AuditReader:
             read = Position(EntryId.parse(newest.last_id), newest.last_seq) if newest else Position()
             self.positions[partition] = read
             async for events in self._archived(segments, selection):
-                yield lifted(events)
+                yield upcast_table(events)
             self.progress(read.seq)
             async for events in self._streamed(partition, read, selection):
                 yield events
@@ -157,7 +158,7 @@ class AuditReader:
         if not wanted:
             return
         condition, parameters = selection.condition()
-        # In the order of files and rows, which is the ledger's: DuckDB keeps the order of insertion by default.
+        # The order of files and rows is the ledger's, and DuckDB keeps it by default.
         sql = f"SELECT * FROM read_parquet(?, hive_partitioning = false) WHERE {condition}"  # noqa: S608 - built above.
         try:
             found = await asyncio.to_thread(self._open, sql, [[str(path) for path in wanted], *parameters])
@@ -172,18 +173,18 @@ class AuditReader:
         return self._duckdb.cursor().execute(sql, parameters).to_arrow_reader(_ROWS)
 
     async def _streamed(self, partition: int, read: Position, selection: Selection) -> AsyncGenerator[pa.Table]:
-        """Yield what is after the archive; of a time range, from its beginning."""
+        """Yield the events after the archive; with a time range, from its beginning."""
         if self.source.redis is None or (selection.until is not None and read.entry > selection.until):
             return
         start, is_checked = read, True
         if selection.since_ms is not None and selection.since_ms > read.entry.ms:
-            # Where a time range begins, the number of its first event is not known.
+            # The number of the first event in a time range is not known.
             start, is_checked = Position(EntryId(selection.since_ms - 1, _LAST_IN_A_MILLISECOND), read.seq), False
-        for look in range(_LOOKS):
+        for number in range(_MAX_READS):
             async for events in self.source.events(partition, after_seq=start.seq, after=start.entry):
                 first_seq, last_seq = events["seq"][0].as_py(), events["seq"][-1].as_py()
                 if is_checked and first_seq != start.seq + 1:
-                    if look < _LOOKS - 1:
+                    if number < _MAX_READS - 1:
                         break
                     raise EventsMissing(partition=partition, first_seq=start.seq + 1, last_seq=first_seq - 1)
                 if last_seq - first_seq + 1 != events.num_rows:

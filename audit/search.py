@@ -1,4 +1,4 @@
-"""Searching the ledger: events as the public table `events` has them, by every filter at once."""
+"""Searching the ledger: events as in the public table `events`, by all filters at once."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -10,15 +10,16 @@ import pyarrow as pa
 
 from tollbook.audit.reader import AuditReader, Selection
 from tollbook.ledger.packaged import packaged_text
+from tollbook.ledger.projection.database import connect
 from tollbook.ledger.projection.fold import statement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """What is looked for; None and empty ask for nothing.
+    """What is searched for; what is None or empty does not restrict.
 
-    `model` is one that was asked for, fallen back from, or that answered. `reason` is a part of a reason, in
-    whatever case. `campaign_id` finds every event of the campaign's calls.
+    `model` was asked for, was fallen back from, or answered. `reason` is a part of a reason, in any case.
+    `campaign_id` finds every event of the campaign's calls.
     """
 
     selection: Selection = field(default_factory=Selection)
@@ -28,7 +29,7 @@ class Search:
     reason: str | None = None
 
     def condition(self) -> tuple[str, list[Any]]:
-        """Return as SQL on `events` what the selection does not say."""
+        """Return the filters beside the selection, as SQL on `events`, and their parameters."""
         parts: list[tuple[str, list[Any]]] = []
         if self.model is not None:
             parts.append(("? IN (model, model_used, from_model)", [self.model]))
@@ -44,7 +45,7 @@ async def search(reader: AuditReader, wanted: Search) -> AsyncGenerator[pa.Table
 
     At least one table, which may be empty. Errors: as `AuditReader.tables`.
     """
-    with duckdb.connect(config={"memory_limit": "1GB", "threads": 2}) as connection:
+    with connect(config={"memory_limit": "1GB", "threads": 2}) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute(statement("schema"))
         yield connection.execute("FROM events").to_arrow_table()
@@ -61,7 +62,7 @@ async def search(reader: AuditReader, wanted: Search) -> AsyncGenerator[pa.Table
 async def _calls_of_campaign(
     reader: AuditReader, connection: duckdb.DuckDBPyConnection, campaign_id: str, selection: Selection
 ) -> frozenset[str]:
-    """Return the calls that name a campaign, or were booked to its budget, whenever that was."""
+    """Return the calls that name a campaign or were booked to its budget, at any time."""
     types = ("budget-reserved", "budget-denied", "cost-recorded")
     calls: set[str] = set()
     async for events in reader.tables(Selection(user_id=selection.user_id, call_ids=selection.call_ids, types=types)):

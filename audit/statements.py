@@ -6,13 +6,13 @@ from tollbook.audit.balances import Balance, Cap, account_of, move_of
 from tollbook.audit.reader import AuditReader, NotOnLedger, Selection
 from tollbook.schemas.events import Event
 
-# What a request and a change of model are is part of a call's life; money moves when its hold is settled.
+# Requests and fallbacks move no money; that happens when their hold is settled.
 _NO_LINES = ("model-called", "fallback-used")
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One movement and what stands after it, in nano-dollars."""
+    """One movement and the balance after it, in nano-dollars."""
 
     event: Event
     settled_change_nanousd: int
@@ -23,14 +23,14 @@ class Line:
 
     @property
     def is_agreed(self) -> bool:
-        """Whether the gate stamped the same sum as was added up here."""
+        """Whether the gate stamped the same sum as the one added up here."""
         stamped = self.event.committed
-        return stamped is None or stamped == self.settled_nanousd + self.held_nanousd
+        return stamped is None or stamped == self.settled_nanousd + self.held_nanousd  # audits G6
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A user's period. It opens with nothing spent, since a cap is for one period."""
+    """A user's period. It begins with nothing spent, since a cap is for one period."""
 
     user_id: str
     period: str
@@ -40,22 +40,22 @@ class Statement:
 
     @property
     def settled_nanousd(self) -> int:
-        """What is spent at the end."""
+        """Settled spend at the end."""
         return self.lines[-1].settled_nanousd
 
     @property
     def held_nanousd(self) -> int:
-        """What is held at the end."""
+        """Open holds at the end."""
         return self.lines[-1].held_nanousd
 
     @property
     def cap_nanousd(self) -> int | None:
-        """The cap at the end; None where no event has told it."""
+        """The cap at the end; None if no event has stated it."""
         return self.lines[-1].cap_nanousd
 
     @property
     def disagreements(self) -> tuple[Line, ...]:
-        """Lines on which the gate stamped another sum."""
+        """Lines for which the gate stamped another sum."""
         return tuple(line for line in self.lines if not line.is_agreed)
 
 

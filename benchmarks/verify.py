@@ -15,8 +15,8 @@ from redis.asyncio import Redis
 
 from benchmarks.ledger import MadeLedger, as_entries
 from benchmarks.measure import Result, Sizes, Target, in_process, median_of, peak_mb
-from tollbook.audit.verification.projection import LiveProjection
-from tollbook.audit.verification.verify import Options, verify
+from tollbook.audit.verification.live_projection import LiveProjection
+from tollbook.audit.verification.verification import Options, verify
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.replay import replay
 from tollbook.ledger.archive.segments import Archive

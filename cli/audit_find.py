@@ -61,8 +61,8 @@ def read_search(asked: Asked) -> Search:
         types=asked.types,
         since_ms=None if asked.since is None else parse_moment(asked.since, "--since").ms,
         until=None if asked.until is None else parse_moment(asked.until, "--until"),
-        least_nanousd=None if asked.least_usd is None else _amount(asked.least_usd, "--min"),
-        most_nanousd=None if asked.most_usd is None else _amount(asked.most_usd, "--max"),
+        min_nanousd=None if asked.least_usd is None else _amount(asked.least_usd, "--min"),
+        max_nanousd=None if asked.most_usd is None else _amount(asked.most_usd, "--max"),
     )
     return Search(
         selection=selection,

@@ -15,8 +15,8 @@ import typer
 from tollbook.cli.options import ArchiveOption
 
 if TYPE_CHECKING:
-    from tollbook.audit.verification.projection import LiveProjection
-    from tollbook.audit.verification.verify import Verdict
+    from tollbook.audit.verification.certificates import Verdict
+    from tollbook.audit.verification.live_projection import LiveProjection
     from tollbook.ledger.archive.history import LedgerSource
 
 _SHOWN = 50
@@ -56,7 +56,7 @@ def verify(
 
 
 async def _verify(archive: Path | None, since: str | None, against: str | None) -> "Verdict":
-    from tollbook.audit.verification.verify import Options, verify
+    from tollbook.audit.verification.verification import Options, verify
 
     async with _opened(archive) as (source, live):
         with (
@@ -70,7 +70,7 @@ async def _verify(archive: Path | None, since: str | None, against: str | None) 
 @asynccontextmanager
 async def _opened(archive: Path | None) -> "AsyncGenerator[tuple[LedgerSource, LiveProjection | None]]":
     from tollbook.app.connect import open_tables
-    from tollbook.audit.verification.projection import LiveProjection
+    from tollbook.audit.verification.live_projection import LiveProjection
     from tollbook.cli.open_history import open_source
     from tollbook.inference.settings import load_settings
     from tollbook.ledger.archive.history import LedgerSource

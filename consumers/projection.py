@@ -28,10 +28,11 @@ from tollbook.ledger.errors import BaselineUnavailable, LedgerRefused, LedgerUna
 from tollbook.ledger.gate.baselines import BaselinePage
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.keys import Keys
+from tollbook.ledger.projection.database import StoreFailed, set_aside
 from tollbook.ledger.projection.lease import Lease
 from tollbook.ledger.projection.projector import Projector, ProjectorSettings
 from tollbook.ledger.projection.quack import QuackServer
-from tollbook.ledger.projection.store import Store, StoreFailed, set_aside
+from tollbook.ledger.projection.store import PROJECTION_FILE, Store
 
 _WATCH_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 0.5
@@ -57,7 +58,7 @@ class Projection:
 
 def duckdb_path(settings: Settings) -> Path:
     """Return where the projection is."""
-    return settings.data_dir / "tollbook.duckdb"
+    return settings.data_dir / PROJECTION_FILE
 
 
 class ProjectionService:
@@ -184,7 +185,7 @@ class ProjectionService:
             is_stuck = not opened.projector.has_folded or time.monotonic() - opened_at < _SETTLED_S
             _log.error("projection.lost", problem=str(problem))
             await self._close()
-            if is_stuck and has_failed and not problem.is_for_want_of_room:
+            if is_stuck and has_failed and not problem.is_recoverable:
                 await asyncio.to_thread(set_aside, self._path, self._now())
             has_failed, pause_s = is_stuck, min(2 * pause_s, _LONGEST_PAUSE_S) if is_stuck else _FIRST_PAUSE_S
             await self._open_again(pause_s)

@@ -1,9 +1,9 @@
-"""Waiting for results to be stored: one subscription for all who wait in a process.
+"""Waiting for results: one subscription for all waiting tasks of a process.
 
-Each result is announced on a channel named like its key. Whoever expects one looks at the key
-when woken: once the subscription stands (what came before it was announced to nobody), and at
-each announcement. An announcement can still be missed while a connection is made anew, since
-pub/sub keeps nothing; so nobody relies on being woken alone.
+Each result is announced on a channel with the name of its key. Whoever waits for one reads the key
+when woken: once the subscription is in place (earlier announcements were missed), and at each
+announcement. An announcement can still be missed while the connection is made again, since
+pub/sub keeps nothing; so a waiting task must also read the key from time to time.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Arrivals:
-    """The channels on which somebody waits, over one connection that is there while somebody does."""
+    """The channels with waiting tasks, over one connection that is open while there are any."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -34,7 +34,7 @@ class Arrivals:
 
     @asynccontextmanager
     async def expected(self, channels: Sequence[str]) -> AsyncGenerator[asyncio.Event]:
-        """Yield an event that is set whenever it is worth looking; whoever looks clears it before."""
+        """Yield an event that is set when a result may have arrived; clear it before reading the key."""
         woken = asyncio.Event()
         for channel in channels:
             self._waiting.setdefault(channel, set()).add(woken)
@@ -50,7 +50,7 @@ class Arrivals:
             return
         async with self._lock:
             if self._pubsub is not None:
-                # A lost connection is the listener's to mend, which then subscribes to everything anew.
+                # The listener repairs a lost connection, and then subscribes to all channels again.
                 with contextlib.suppress(RedisError, OSError):
                     await self._pubsub.subscribe(*channels)
 
@@ -68,7 +68,7 @@ class Arrivals:
         elif unused:
             async with self._lock:
                 if self._pubsub is not None:
-                    # Somebody may have come for the same channel meanwhile.
+                    # Another task may wait for the same channel by now.
                     left = [channel for channel in unused if channel not in self._waiting]
                     with contextlib.suppress(RedisError, OSError):
                         if left:

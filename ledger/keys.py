@@ -9,7 +9,7 @@ GROUP: Final = "tollbook"
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys of one ledger partition. Those that every step needs are made once."""
+    """The keys of one ledger partition. The ones that every step needs are made once."""
 
     namespace: str = "tollbook"
     partition: int = 0
@@ -22,7 +22,7 @@ class Keys:
     holds: str = field(init=False, repr=False, compare=False)
     """Sorted set: call id of each open hold by its deadline, in milliseconds."""
     waiters: str = field(init=False, repr=False, compare=False)
-    """Hash of the budgets somebody waits for; also the channel on which freed budgets are announced."""
+    """Hash of the budgets that calls wait for; also the channel on which freed budgets are announced."""
 
     def __post_init__(self) -> None:
         """Make the names."""
@@ -41,7 +41,7 @@ class Keys:
         return f"{self.prefix}tail:{budget}"
 
     def call(self, call_id: str) -> str:
-        """String: the state of one call, kept for the idempotency period."""
+        """String: the record of one call, kept for the idempotency period."""
         return f"{self.prefix}call:{call_id}"
 
     def account(self, user_id: str) -> str:
@@ -59,15 +59,15 @@ def dead_letters(namespace: str) -> str:
 
 
 def task_partition(namespace: str, task_id: str) -> str:
-    """String: the partition whose gate knows the call of a task id; only where there are several partitions."""
+    """String: the partition that has the call of a task id; only if there are several partitions."""
     return f"{namespace}:task:{task_id}"
 
 
 def projector_lease(namespace: str) -> str:
-    """String: who folds the ledger, and where; gone when nobody does."""
+    """String: who folds the ledger, and where; absent while nobody does."""
     return f"{namespace}:projector"
 
 
 def worker_key(namespace: str, consumer: str) -> str:
-    """String: there while a worker shows signs of life."""
+    """String: present while a worker is alive."""
     return f"{namespace}:worker:{consumer}"

@@ -1,4 +1,4 @@
-"""Lua and SQL that are shipped as files beside the modules that run them."""
+"""Lua and SQL files, shipped beside the modules that run them."""
 
 from functools import cache
 from importlib.resources import files

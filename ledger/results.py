@@ -1,7 +1,7 @@
 """Results of tasks: stored under one key each, announced on a channel of the same name.
 
-A settled call's result is stored by the gate in the step that settles it. Only results
-that move no money (denied, invalid, ping) are put here, and never over another one.
+The gate stores a settled call's result in the step that settles it. Only results that
+move no money (denied, invalid, ping) are stored here, and they never replace another one.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from tollbook.schemas.identifiers import partition_of
 from tollbook.schemas.problems import as_text, problems_of
 from tollbook.schemas.results import InferenceResult
 
-# A message on a channel can be missed while a connection is made anew, so the key is looked at as well.
-_LOOK_AGAIN_S = 1.0
+# An announcement can be missed while the connection is made again, so the key is read from time to time as well.
+_READ_AGAIN_S = 1.0
 
 
 class Results:
@@ -37,20 +37,20 @@ class Results:
 
     @property
     def partitions(self) -> int:
-        """How many partitions are looked at."""
+        """How many partitions there are."""
         return len(self._partitions)
 
     async def claim(self, task_id: str, user_id: str | None) -> bool:
-        """Take a task id for a call, in the partition of its user; return False where another one has it (G4).
+        """Claim a task id for a call, in the partition of its user; return False if another partition has it (G4).
 
-        Within a partition the gate sees to that, in its own step; so with one partition nothing is asked.
+        Within a partition the gate does that in its own step, so with one partition nothing is sent.
         """
         return await self._is_own(task_id, user_id, "SET", self._partition(user_id), "NX", "GET", "EX", self._id_ttl_s)
 
     async def put(self, result: InferenceResult, *, replaces: bool = False) -> bool:
-        """Store a result that no settlement stores; return False where the task has one already.
+        """Store a result that no settlement stores; return False if the task has one already.
 
-        With `replaces` it takes the place of one that is there.
+        With `replaces`, an existing result is replaced.
         """
         if not await self._is_own(result.task_id, result.user_id, "GET"):
             return False
@@ -75,7 +75,7 @@ class Results:
         return next((_read(key, found) for key, found in zip(keys, replies, strict=True) if found is not None), None)
 
     async def wait(self, task_id: str, timeout_s: float) -> InferenceResult | None:
-        """Return a task's result as soon as it is there, or None after `timeout_s`."""
+        """Return a task's result as soon as it is stored, or None after `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 return await self.get(task_id) or await self._arrival(task_id)
@@ -86,7 +86,7 @@ class Results:
         async with self._arrivals.expected(self._keys(task_id)) as woken:
             while True:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_AGAIN_S):
+                    async with asyncio.timeout(_READ_AGAIN_S):
                         await woken.wait()
                 woken.clear()
                 if (result := await self.get(task_id)) is not None:
@@ -96,12 +96,12 @@ class Results:
         return self._partitions[self._partition(user_id)].result(task_id)
 
     async def _is_own(self, task_id: str, user_id: str | None, command: str, *arguments: str | int) -> bool:
-        """Whether no other partition has a call of this id, asked by a command that answers with the one that has."""
+        """Whether no other partition has a call of this id; `command` returns the partition that has it."""
         if len(self._partitions) == 1:
             return True
         key = task_partition(self._namespace, task_id)
         owner: bytes | None = await self._pipeline.execute(command, key, *arguments)
-        return owner is None or int(owner) == self._partition(user_id)
+        return owner is None or int(owner) == self._partition(user_id)  # G4
 
     def _partition(self, user_id: str | None) -> int:
         return partition_of(user_id, len(self._partitions)) if user_id else 0

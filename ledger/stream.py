@@ -1,8 +1,8 @@
 """Reading a ledger partition's stream: raw entries in batches, and batches as Arrow tables.
 
 Nothing is skipped: an entry without a field, with text that is not UTF-8, or of a newer
-version stops the reading and is named. Columns are built and checked as a whole, since
-reading must keep up with folding; only a batch that fails is looked at entry by entry.
+version stops the reading, and the error names it. Columns are built and checked as a whole,
+since reading must keep up with folding; only a batch that fails is checked entry by entry.
 """
 
 import json
@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.connection import time_ms
 from tollbook.schemas.events import ENVELOPE_FIELDS, EVENT_VERSION
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 from tollbook.schemas.money import MAX_NANOUSD
@@ -47,19 +48,19 @@ class Batch:
         """The id of the last entry. Errors: IndexError when the batch is empty."""
         return EntryId.parse(self.entries[-1][0].decode())
 
-    def to_table(self, *, is_lifted: bool = True) -> pa.Table:
-        """Convert to a table of envelope columns, payloads lifted to the current version unless they are archived.
+    def to_table(self, *, is_upcast: bool = True) -> pa.Table:
+        """Convert to a table of envelope columns, by default with payloads upcast to the current version.
 
-        Units: `amount` and `committed` in nano-dollars, `ms` since the epoch.
-        Errors: UnreadableEvent, which names the first entry at fault.
+        The archive keeps them as written (`is_upcast=False`). Units: `amount` and `committed` in nano-dollars, `ms`
+        since the epoch. Errors: UnreadableEvent, which names the first entry at fault.
         """
         try:
-            return _table(self.partition, self.entries, is_lifted=is_lifted)
+            return _table(self.partition, self.entries, is_upcast=is_upcast)
         except _PROBLEMS as exc:
             raise _culprit(self.partition, self.entries, exc) from exc
 
     def first_not_plain(self, table: pa.Table) -> tuple[int, str] | None:
-        """Return place and field of the first number that is not written as the gate writes it."""
+        """Return row and field of the first number that is not written as the gate writes it."""
         columns = list(zip(*(fields for _, fields in self.entries), strict=True))[1::2]
         for name, values in zip(ENVELOPE_FIELDS, columns, strict=True):
             if name in _NUMBERS:
@@ -89,9 +90,9 @@ class StreamReader:
     async def read_after(
         self, after: EntryId = ZERO_ENTRY, *, count: int, block_ms: int | None = None, until: EntryId | None = None
     ) -> Batch:
-        """Read up to `count` entries after `after`; with `block_ms`, wait that long for the first of them.
+        """Read up to `count` entries after `after`; with `block_ms`, wait that long for the first one.
 
-        `until` is the last entry that is wanted, where one does not wait.
+        `until` is the last entry wanted; it has no effect with `block_ms`.
         """
         ledger = self._keys.ledger
         if block_ms is None:
@@ -104,9 +105,8 @@ class StreamReader:
         return Batch(self._keys.partition, cast("list[RawEntry]", entries or []))
 
     async def now_ms(self) -> int:
-        """Return the server's clock, which is the ledger's."""
-        seconds, micros = await self._ask(0, "TIME")
-        return int(seconds) * 1000 + int(micros) // 1000
+        """Return the Redis clock, which is the ledger's."""
+        return time_ms(await self._ask(0, "TIME"))
 
     async def aclose(self) -> None:
         """Give the connection back."""
@@ -135,22 +135,22 @@ class StreamReader:
 
 
 def _streams(reply: Any) -> list[RawEntry]:
-    """Return the entries of the only stream: a mapping in RESP3, pairs in RESP2, None when the time is over."""
+    """Return the entries of the only stream: a mapping in RESP3, pairs in RESP2, None after the timeout."""
     streams = cast("dict[bytes, list[RawEntry]]", dict(reply or ()))
     return next(iter(streams.values()), list[RawEntry]())
 
 
-def _table(partition: int, entries: list[RawEntry], *, is_lifted: bool = True) -> pa.Table:
+def _table(partition: int, entries: list[RawEntry], *, is_upcast: bool = True) -> pa.Table:
     ids, fields = zip(*entries, strict=True) if entries else ((), ())
     columns = list(zip(*fields, strict=True)) if entries else [()] * (2 * len(ENVELOPE_FIELDS))
-    # Counted, since to compare takes a third of the time that hashing takes.
+    # Counted, since comparing takes a third of the time that hashing takes.
     if len(columns) != 2 * len(_NAMES) or any(
         found.count(name) != len(entries) for found, name in zip(columns[0::2], _NAMES, strict=True)
     ):
         raise ValueError("the fields are not those of an event")
     kind, v, seq, user_id, period, call_id, attempt, amount, committed, payload = columns[1::2]
-    if is_lifted and v.count(_CURRENT) != len(entries):
-        payload = [_lift(*parts) for parts in zip(kind, v, payload, strict=True)]
+    if is_upcast and v.count(_CURRENT) != len(entries):
+        payload = [_upcast(*parts) for parts in zip(kind, v, payload, strict=True)]
     entry_id = _text(ids)
     parts = pc.split_pattern(entry_id, "-")
     amounts = _integers(amount)
@@ -176,7 +176,7 @@ def _table(partition: int, entries: list[RawEntry], *, is_lifted: bool = True) -
 
 
 def _text(values: Sequence[bytes | None]) -> pa.StringArray:
-    # From bytes it is checked to be UTF-8.
+    # Arrow checks that the bytes are UTF-8.
     return pa.array(values, pa.string())  # pyright: ignore[reportUnknownMemberType]
 
 
@@ -184,13 +184,13 @@ def _integers(values: Sequence[bytes | None]) -> pa.Int64Array:
     return cast("pa.Int64Array", _text(values).cast(pa.int64()))
 
 
-def lifted(events: pa.Table) -> pa.Table:
-    """Return archived events with their payloads lifted to the current version."""
+def upcast_table(events: pa.Table) -> pa.Table:
+    """Return archived events with their payloads upcast to the current version."""
     if set(events["v"].unique().to_pylist()) <= {EVENT_VERSION}:
         return events
     parts = [cast("list[Any]", events[name].to_pylist()) for name in ("type", "v", "payload")]
     payloads = [
-        _lift(kind.encode(), str(v).encode(), payload.encode()) for kind, v, payload in zip(*parts, strict=True)
+        _upcast(kind.encode(), str(v).encode(), payload.encode()) for kind, v, payload in zip(*parts, strict=True)
     ]
     return events.set_column(events.schema.get_field_index("payload"), "payload", _text(payloads))
 
@@ -201,15 +201,15 @@ def _check_bounds(amounts: pa.Int64Array) -> None:
         raise ValueError("an amount is out of bounds")
 
 
-def _lift(event_type: bytes, version: bytes, payload: bytes) -> bytes:
+def _upcast(event_type: bytes, version: bytes, payload: bytes) -> bytes:
     if version == _CURRENT:
         return payload
-    lifted = upcast(event_type.decode(), int(version), json.loads(payload))
-    return json.dumps(lifted, separators=(",", ":"), ensure_ascii=False).encode()
+    current = upcast(event_type.decode(), int(version), json.loads(payload))
+    return json.dumps(current, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _culprit(partition: int, entries: list[RawEntry], problem: Exception) -> UnreadableEvent:
-    """Find the first entry that cannot be converted, one by one, and say what is wrong with it."""
+    """Find the first entry that cannot be converted, and what is wrong with it."""
     for raw_id, raw in entries:
         entry_id = raw_id.decode("utf-8", "replace")
         try:
@@ -218,9 +218,9 @@ def _culprit(partition: int, entries: list[RawEntry], problem: Exception) -> Unr
             try:
                 texts = [part.decode() for part in raw]
                 event_from_entry(entry_id, dict(zip(texts[0::2], texts[1::2], strict=True)))
-            except UnreadableEvent as told:
-                return told
-            except ValueError as told:
-                return UnreadableEvent(entry_id, str(told))
+            except UnreadableEvent as problem_of_entry:
+                return problem_of_entry
+            except ValueError as found:
+                return UnreadableEvent(entry_id, str(found))
             return UnreadableEvent(entry_id, str(exc))
     raise problem

@@ -1,8 +1,8 @@
-"""Who serves a task stream: one Tollbook alone of those that share a Redis database (G4).
+"""Which Tollbook serves a task stream: exactly one of those that share a Redis database (G4).
 
-The task streams bear no namespace, since publishers need not know of any. Two Tollbooks on
-one stream would take each other's tasks and charge them to the wrong ledger; so the first one
-that serves a stream has it, and another is refused before it reads anything.
+Names of task streams have no namespace, since publishers need not know it. Two Tollbooks on
+one stream would take each other's tasks and charge them to the wrong ledger. So the first one
+that serves a stream owns it, and another is refused before it reads anything.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,15 +21,15 @@ class StreamTaken(LedgerRefused):
     def __init__(self, *, stream: str, owner: str, namespace: str) -> None:
         super().__init__(
             f"the task stream {stream} in this Redis database is served by the Tollbook {owner!r}, this one is "
-            f"{namespace!r} (TOLLBOOK_NAMESPACE): give it a database of its own, such as redis://host/1. Where "
-            f"{owner!r} has ended for good: HDEL {STREAM_OWNERS} {stream}"
+            f"{namespace!r} (TOLLBOOK_NAMESPACE): give it a database of its own, such as redis://host/1. If "
+            f"{owner!r} is gone for good: HDEL {STREAM_OWNERS} {stream}"
         )
         self.stream = stream
         self.owner = owner
 
 
 async def own_streams(pipeline: CommandPipeline, streams: Iterable[str], namespace: str) -> None:
-    """Take streams that nobody has. Errors: StreamTaken; LedgerUnavailable."""
+    """Become the owner of streams that have none. Errors: StreamTaken; LedgerUnavailable."""
     streams = tuple(streams)
     for stream in streams:
         await pipeline.execute("HSETNX", STREAM_OWNERS, stream, namespace)
@@ -39,14 +39,14 @@ async def own_streams(pipeline: CommandPipeline, streams: Iterable[str], namespa
 
 
 async def read_owners(pipeline: CommandPipeline) -> Mapping[str, str]:
-    """Return the namespace that serves each stream, of those that any does. Errors: LedgerUnavailable."""
+    """Return the namespace that serves each stream. Errors: LedgerUnavailable."""
     flat: list[bytes] | dict[bytes, bytes] = await pipeline.execute("HGETALL", STREAM_OWNERS)
     pairs = flat.items() if isinstance(flat, dict) else zip(flat[0::2], flat[1::2], strict=True)
     return {stream.decode(): owner.decode() for stream, owner in pairs}
 
 
 def check_owner(owners: Mapping[str, str], stream: str, namespace: str) -> None:
-    """See that a task on this stream would come to this Tollbook. Errors: StreamTaken."""
+    """Check that this Tollbook would get a task of this stream. Errors: StreamTaken."""
     owner = owners.get(stream, namespace)
-    if owner != namespace:
+    if owner != namespace:  # G4
         raise StreamTaken(stream=stream, owner=owner, namespace=namespace)

@@ -42,7 +42,7 @@ def make_data_dir(path: Path, entries: Sequence[list[Any]]) -> Path:
 def make_archive(path: Path, entries: Sequence[list[Any]], *, segment: int = 2_000) -> Path:
     archive, head = Archive(path), chain.genesis(LEDGER, 0)
     for start in range(0, len(entries), segment):
-        events = Batch(0, list(entries[start : start + segment])).to_table(is_lifted=False)
+        events = Batch(0, list(entries[start : start + segment])).to_table(is_upcast=False)
         sealed = archive.write(events, ledger_id=LEDGER, partition=0, head=head)
         head = bytes.fromhex(sealed.manifest.chain_after)
     return path

@@ -1,5 +1,5 @@
--- A hold stands against all its budgets with the same amount, and is settled and corrected in all of them.
-SELECT partition, min(seq) AS seq, arg_min(id, seq) AS id,
+-- A hold is held, settled and corrected with the same amount in all its budgets.
+SELECT partition, min(seq) AS seq, arg_min(id, seq) AS id, NULL AS budget,
     format('hold {} of call {} moves its budgets by different amounts', hold, call_id) AS problem
 FROM (
     SELECT
@@ -10,5 +10,5 @@ FROM (
     GROUP BY c.partition, c.call_id, c.life, c.hold, m.budget
 )
 GROUP BY partition, call_id, life, hold
-HAVING min(held) <> max(held) OR min(settled) <> max(settled)
+HAVING min(held) <> max(held) OR min(settled) <> max(settled) -- audits G1
 ORDER BY partition, seq;

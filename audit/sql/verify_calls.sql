@@ -1,5 +1,5 @@
--- Every event of a call with what came before it in that call's life. The gate forgets a call a month after it was
--- over, at the earliest; its id may then begin anew.
+-- Every event of a call, with what came before it in that call's life. The record of a finished call expires, after a
+-- month at the earliest; its id may then begin a new life.
 CREATE OR REPLACE TEMP TABLE verify_calls AS
 WITH calls_events AS (
     SELECT
@@ -11,7 +11,7 @@ WITH calls_events AS (
     FROM events
     WHERE type <> 'segment-sealed'
 ),
--- Few calls last so long that they may have been forgotten in between, so that few need to be looked through for it.
+-- Only calls that last longer than that may have expired in between. They are few, so only these are searched for gaps.
 long AS (
     SELECT partition, call_id
     FROM calls_events
@@ -22,7 +22,7 @@ gaps AS (
     SELECT
         *,
         (is_single OR (kind = 'hold' AND hold = 1))
-            AND ms - lag(ms) OVER (PARTITION BY partition, call_id ORDER BY seq) >= $forgotten_ms AS is_anew
+            AND ms - lag(ms) OVER (PARTITION BY partition, call_id ORDER BY seq) >= $forgotten_ms AS begins_again
     FROM calls_events
     SEMI JOIN long USING (partition, call_id)
 ),
@@ -32,13 +32,13 @@ lives AS (
     ANTI JOIN long USING (partition, call_id)
     UNION ALL
     SELECT
-        * EXCLUDE (is_anew, ms),
-        count(*) FILTER (is_anew) OVER (PARTITION BY partition, call_id ORDER BY seq) AS life
+        * EXCLUDE (begins_again, ms),
+        count(*) FILTER (begins_again) OVER (PARTITION BY partition, call_id ORDER BY seq) AS life
     FROM gaps
 ),
--- Attempts that are told more than once.
-told AS (
-    SELECT partition, call_id, life, type, attempt, min(seq) AS told_seq
+-- Attempts that are recorded more than once.
+repeated AS (
+    SELECT partition, call_id, life, type, attempt, min(seq) AS recorded_seq
     FROM lives
     WHERE type IN ('model-called', 'fallback-used')
     GROUP BY partition, call_id, life, type, attempt
@@ -56,9 +56,9 @@ SELECT
     coalesce(sum(amount) FILTER (type = 'budget-reserved') OVER hold_before, 0) AS held,
     max(outcome) FILTER (type = 'cost-recorded') OVER hold_before AS settled_as,
     coalesce(sum(amount) FILTER (type IN ('cost-recorded', 'cost-adjusted')) OVER of_hold, 0) AS cost,
-    coalesce(seq > told_seq, false) AS is_told_again
+    coalesce(seq > recorded_seq, false) AS is_repeated
 FROM lives
-LEFT JOIN told USING (partition, call_id, life, type, attempt)
+LEFT JOIN repeated USING (partition, call_id, life, type, attempt)
 WINDOW
     of_life AS (PARTITION BY partition, call_id, life ORDER BY seq),
     before AS (PARTITION BY partition, call_id, life ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING),

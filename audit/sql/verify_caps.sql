@@ -1,5 +1,5 @@
--- The cap in force at each hold: of a user's own period, what the ledger assigned last, with the credit granted up
--- to then; where it assigned none, and for further budgets, the cap that was stamped.
+-- The cap in force at each hold. For a user's own period, it is the cap that the ledger assigned last, with the credit
+-- granted up to then; without an assigned cap, and for other budgets, it is the cap that was stamped.
 CREATE OR REPLACE TEMP TABLE verify_caps AS
 WITH assigned AS (
     SELECT partition, user_id, seq, nanousd(cap_usd) AS cap

@@ -1,4 +1,4 @@
--- After a batch was folded: keep its moves, and what was held or refused against which cap. `moves` is the fold's own.
+-- After a batch was folded: keep its moves, and its holds and refusals with their caps. `moves` is a table of the fold.
 INSERT INTO verify_moves
 SELECT $partition, seq, budget, nanousd(settled), nanousd(held)
 FROM moves

@@ -1,4 +1,4 @@
--- A refusal says what was settled and held, and that must be so; and that the amount did not fit (G9).
+-- A refusal states what was settled and held, which must be true; and the amount must not have fit.
 WITH denied AS (
     SELECT
         partition, seq, id, budget, reason, nanousd(amount_usd) AS amount, nanousd(cap_usd) AS cap,
@@ -20,14 +20,14 @@ joined AS (
     FROM denied AS d
     ASOF LEFT JOIN sums AS s ON s.partition = d.partition AND s.budget = d.budget AND s.seq < d.seq
 )
-SELECT partition, seq, id,
+SELECT partition, seq, id, budget,
     CASE
         WHEN settled IS DISTINCT FROM true_settled OR held IS DISTINCT FROM true_held
-            THEN format('says that {} was settled and {} held of {}, it was {} and {}',
-                settled, held, budget, true_settled, true_held)
-        ELSE format('refuses {} nano-dollars that fit into {}', amount, budget)
+            THEN format('the refusal states {} nano-dollars settled and {} held, it was {} and {}',
+                settled, held, true_settled, true_held)
+        ELSE format('{} nano-dollars are refused that fit', amount)
     END AS problem
 FROM joined
 WHERE settled IS DISTINCT FROM true_settled OR held IS DISTINCT FROM true_held
-    OR CASE reason WHEN 'cap' THEN settled + amount <= cap ELSE settled + held + amount <= cap END
+    OR CASE reason WHEN 'cap' THEN settled + amount <= cap ELSE settled + held + amount <= cap END -- audits G9
 ORDER BY partition, seq;

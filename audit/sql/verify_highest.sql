@@ -1,5 +1,5 @@
--- The certificate of G1: for each budget, where it was committed highest and under which cap; and the least room that
--- any hold left under the cap in force at that moment.
+-- For the certificate: the highest committed amount of each budget, its place and its cap; and the least room that any
+-- hold left under the cap in force at that moment.
 SELECT
     budget,
     any_value(partition) AS partition,

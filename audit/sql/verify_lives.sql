@@ -1,11 +1,11 @@
--- What the gate would not have appended (G2): the first rule that an event breaks.
-SELECT partition, seq, id, problem
+-- Events that the gate would not have appended, with the first rule that each one breaks.
+SELECT partition, seq, id, NULL AS budget, problem
 FROM (
     SELECT
         partition, seq, id,
         CASE
             WHEN user_id <> first_user THEN format('call {} is of user {}', call_id, first_user)
-            WHEN is_over AND (is_single OR kind IS NOT NULL)
+            WHEN is_over AND (is_single OR kind IS NOT NULL) -- audits G4
                 THEN format('call {} was over before', call_id)
             WHEN is_single AND (opened > 0 AND type <> 'budget-denied' OR opened > closed)
                 THEN format('call {} has holds', call_id)
@@ -27,15 +27,15 @@ FROM (
                 THEN format('call {} has no hold {}', call_id, hold)
             WHEN period <> hold_period
                 THEN format('hold {} of call {} is of period {}', hold, call_id, hold_period)
-            WHEN (kind = 'extension' OR type = 'cost-recorded') AND settled_as IS NOT NULL
+            WHEN (kind = 'extension' OR type = 'cost-recorded') AND settled_as IS NOT NULL -- audits G2
                 THEN format('hold {} of call {} is settled', hold, call_id)
             WHEN (kind = 'extension' OR type = 'cost-recorded') AND hold <> opened
                 THEN format('hold {} of call {} is not the open one', hold, call_id)
             WHEN type IN ('model-called', 'fallback-used') AND settled_as = 'done'
                 THEN format('an attempt of hold {} of call {}, which is done', hold, call_id)
-            WHEN is_told_again
-                THEN format('attempt {} of call {} is told twice', attempt, call_id)
-            WHEN type = 'cost-recorded' AND freed <> held
+            WHEN is_repeated -- audits G4
+                THEN format('attempt {} of call {} is recorded twice', attempt, call_id)
+            WHEN type = 'cost-recorded' AND freed <> held -- audits G2
                 THEN format('frees {} nano-dollars, hold {} of call {} is {}', freed, hold, call_id, held)
             WHEN type = 'cost-recorded' AND overage <> greatest(amount - freed, 0)
                 THEN format('says {} nano-dollars over the hold, it is {}', overage, greatest(amount - freed, 0))

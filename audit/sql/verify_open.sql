@@ -1,4 +1,4 @@
--- Holds that are not settled, as the events say.
+-- Holds that are not settled, by the events.
 SELECT
     partition, call_id, any_value(user_id) AS user_id, any_value(period) AS period, hold,
     (sum(amount) FILTER (type = 'budget-reserved'))::BIGINT AS amount_nanousd, min(seq) AS seq, arg_min(id, seq) AS id

@@ -1,4 +1,4 @@
--- The first of a table's events that does not continue the partition's: by its number, its id, its time columns.
+-- The first event of a table that does not continue the partition, by its number, its id or its time columns.
 WITH numbered AS (
     SELECT *, row_number() OVER () AS row
     FROM incoming

@@ -1,5 +1,5 @@
--- What a verification keeps beside the projection that it folds: each move of a budget, and each hold or refusal
--- with the cap that the gate stamped.
+-- What a verification keeps beside the projection that it folds: each move of a budget, and each hold or refusal with
+-- the cap that the gate stamped.
 CREATE TABLE verify_moves (
     partition INTEGER NOT NULL,
     seq BIGINT NOT NULL,

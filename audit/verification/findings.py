@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-# One change early in a ledger makes many later numbers differ; the first of them say where to look.
+# One change early in a ledger makes many later numbers differ; the first ones show where to look.
 SHOWN_OF_A_RULE: Final = 20
 
 Kind = Literal[
@@ -22,13 +22,13 @@ Kind = Literal[
     "projection",
 ]
 """What was being checked: that segments follow each other; a manifest; a segment's file; the hash chain; a trusted
-head; the stream (its order, its copy of what is archived); an event by itself; stamped against recomputed balances;
+head; the stream (its order, its copy of archived events); an event by itself; stamped and recomputed balances;
 caps (G1); the life of a call (G2); `segment-sealed` events; the gate's own open holds and balances; the projection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something that is not as it must be, and where: as much of the place as is known."""
+    """Something that is wrong, and as much of its place as is known."""
 
     kind: Kind
     problem: str
@@ -38,7 +38,7 @@ class Finding:
     event_id: str | None = None
 
     def place(self) -> str:
-        """Say where it is, for people."""
+        """Return the place in words."""
         parts = [self.segment or (None if self.partition is None else f"partition-{self.partition}")]
         parts += [None if self.seq is None else f"event {self.seq}", self.event_id and f"id {self.event_id}"]
         return ", ".join(part for part in parts if part)
@@ -46,7 +46,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Findings:
-    """Findings in the order in which they were made."""
+    """Findings, in the order in which they were found."""
 
     found: list[Finding] = field(default_factory=list[Finding])
 
@@ -60,7 +60,7 @@ class Findings:
         seq: int | None = None,
         event_id: str | None = None,
     ) -> None:
-        """Note a finding."""
+        """Add a finding."""
         self.found.append(
             Finding(kind=kind, problem=problem, partition=partition, segment=segment, seq=seq, event_id=event_id)
         )

@@ -1,7 +1,7 @@
-"""Verification of a partition's stream: its end at one moment, its entries, its copy of what is archived.
+"""Verification of a partition's stream: its entries, its copy of archived events, and the gate's own balances.
 
-Reads beside the gate, the projector and the sealer, and stops nothing: what is appended after
-the end was looked up is left for the next time.
+Reads while the gate, the projector and the sealer work. What is appended after the end was
+looked up is left for the next verification.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from tollbook.audit.verification.findings import Findings
 from tollbook.ledger.errors import LedgerReplaced
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.stream import Batch, StreamReader
-from tollbook.schemas.identifiers import EntryId
+from tollbook.schemas.identifiers import EntryId, describe_budget
 from tollbook.schemas.upcasters import UnreadableEvent
 
 _PAGE: Final = 10_000
@@ -24,7 +24,7 @@ _PAGE: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class StreamEnd:
-    """What Redis says of a partition at one moment: `seq` events in all, `removed` of them gone from the stream."""
+    """What Redis holds of a partition at one moment: `seq` events in all, `removed` of them trimmed off the stream."""
 
     seq: int
     last_id: str
@@ -36,7 +36,7 @@ class StreamEnd:
 
 
 async def stream_end(redis: Redis, keys: Keys, ledger_id: str) -> StreamEnd:
-    """Look up the end of a partition's stream, and what goes with it. Errors: LedgerReplaced; RedisError."""
+    """Look up the end of a partition's stream. Errors: LedgerReplaced; RedisError."""
     ledger = keys.ledger
     commands: list[tuple[str | int, ...]] = [
         ("HMGET", keys.meta, "ledger_id", "removed", "sealed_seq", "sealed_chain"),
@@ -81,11 +81,11 @@ class StreamWalk:
         await self._reader.aclose()
 
     async def removed(self) -> int:
-        """Return how many events are gone from the stream by now."""
+        """Return how many events have been trimmed off the stream by now."""
         return int(cast("bytes | None", await self._redis.hget(self._keys.meta, "removed")) or 0)
 
     async def next_events(self) -> Events | None:
-        """Return the next events beyond the archive; None where the stream ends or breaks, or was trimmed past them."""
+        """Return the next events beyond the archive; None if the stream ends or breaks, or was trimmed past them."""
         left = self.end.seq - self._chain.seq
         if left <= 0:
             return None
@@ -115,7 +115,7 @@ class StreamWalk:
         return Events(table, None)
 
     async def compare(self, events: Events, after: str) -> None:
-        """Hold the stream's copy of archived events, those after the entry `after`, against the archive's."""
+        """Compare the stream's copy of archived events, those after the entry `after`, with the archive's."""
         removed = self.end.removed
         if removed >= events.last_seq:
             return
@@ -129,10 +129,10 @@ class StreamWalk:
             self._findings.add("stream", str(exc), partition=self._chain.partition, event_id=exc.entry_id)
             return
         if await self.removed() > removed:
-            return  # Trimmed meanwhile, which the sealer does only after it compared.
+            return  # Trimmed meanwhile. The sealer trims only what it has read back and verified.
         streamed = pa.concat_tables(tables) if tables else archived.slice(0, 0)
         self.compared += archived.num_rows
-        if not streamed.equals(archived):
+        if not streamed.equals(archived):  # audits G7
             self._note_difference(streamed, archived, events.segment)
 
     def _note_difference(self, streamed: pa.Table, archived: pa.Table, segment: str | None) -> None:
@@ -158,7 +158,7 @@ class StreamWalk:
         )
 
     def _table(self, batch: Batch) -> pa.Table:
-        table = batch.to_table(is_lifted=False)
+        table = batch.to_table(is_upcast=False)
         found = batch.first_not_plain(table)
         if found is not None:
             row, name = found
@@ -175,7 +175,7 @@ class StreamWalk:
 async def check_gate(
     redis: Redis, keys: Keys, balances: dict[str, tuple[int, int, str]], end: StreamEnd, findings: Findings
 ) -> int:
-    """Hold the gate's own balances of budgets against those of the events; return how many were there to compare."""
+    """Compare the gate's own balances with those of the events; return how many were compared."""
     names, compared = list(balances), 0
     for start in range(0, len(names), 1_000):
         page = names[start : start + 1_000]
@@ -188,22 +188,23 @@ async def check_gate(
                 continue
             compared += 1
             given = balances[name][:2]
-            if (int(settled), int(held)) != given:
+            if (int(settled), int(held)) != given:  # audits G6
                 problem = (
-                    f"{name}: the gate has {settled} settled and {held} held, the events give {given[0]} and {given[1]}"
+                    f"{describe_budget(name)}: the gate has {settled} settled and {held} held, "
+                    f"the events give {given[0]} and {given[1]}"
                 )
                 findings.add("hold", problem, partition=keys.partition, event_id=entry_id)
     return compared
 
 
 def check_open(open_holds: list[dict[str, Any]], end: StreamEnd, partition: int, findings: Findings) -> None:
-    """Hold the gate's list of open holds against those of the events (G2)."""
-    told = {str(hold["call_id"]): hold for hold in open_holds if hold["partition"] == partition}
-    for call_id, hold in told.items():
-        if call_id not in end.open_calls:
+    """Compare the gate's list of open holds with those of the events (G2)."""
+    recorded = {str(hold["call_id"]): hold for hold in open_holds if hold["partition"] == partition}
+    for call_id, hold in recorded.items():
+        if call_id not in end.open_calls:  # audits G3
             problem = f"hold {hold['hold']} of call {call_id} is open, and the gate does not know it"
             findings.add("hold", problem, partition=partition, seq=hold["seq"], event_id=hold["id"])
-    for call_id in sorted(end.open_calls - set(told)):
+    for call_id in sorted(end.open_calls - set(recorded)):  # audits G2
         findings.add("hold", f"the gate has an open hold of call {call_id}, the events have none", partition=partition)
 
 

@@ -1,6 +1,6 @@
-"""What a what-if changes: caps, prices, routes. Pure values and the rules by which they replace what was recorded.
+"""The changes of a what-if: caps, prices, routes, and the rules by which they replace what was recorded.
 
-Invariant: whatever is not named keeps what the ledger recorded, to the nano-dollar.
+Invariant: what is not changed keeps the recorded amount, to the nano-dollar.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ class OtherRoute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternatives:
-    """What would have been different. Caps in nano-dollars; prices by model id in lower case; routes by task type."""
+    """What is changed. Caps in nano-dollars; prices by model id in lower case; routes by task type."""
 
     plan_caps_nanousd: Mapping[str, int] = field(default_factory=dict[str, int])
     user_caps_nanousd: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -35,7 +35,7 @@ class Alternatives:
 
     @property
     def changes_prices(self) -> bool:
-        """Whether any attempt could cost something else."""
+        """Whether an attempt could have another cost."""
         return bool(self.prices or self.routes)
 
     def __bool__(self) -> bool:
@@ -45,7 +45,7 @@ class Alternatives:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedCaps:
-    """The caps that the settings give: by them a user's own cap is told from the plan's."""
+    """The caps in the settings, which tell a user's own cap from the plan's."""
 
     plans: Mapping[str, int] = field(default_factory=lambda: {plan.value: cap for plan, cap in CAPS_NANOUSD.items()})
     users: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -58,7 +58,7 @@ class RecordedCaps:
 
 @dataclass(frozen=True, slots=True)
 class BoundTokens:
-    """The most tokens that an attempt of a call can have; the same for every model."""
+    """The most tokens that an attempt of a call can have, taken as the same for every model."""
 
     prompt: int
     completion: int
@@ -71,13 +71,12 @@ class BoundTokens:
 
 
 class Repricing:
-    """Other prices of what was recorded; None wherever the recorded amount stands."""
+    """The changed price of an attempt; None where the recorded amount is kept."""
 
     def __init__(self, alternatives: Alternatives, price_of: PriceOf) -> None:
         self._prices = alternatives.prices
         self._routes = alternatives.routes
         self._price_of = price_of
-        self.is_active = alternatives.changes_prices
 
     def drops_fallback(self, task_type: str) -> bool:
         """Whether calls of this type would have had no fallback."""
@@ -85,7 +84,7 @@ class Repricing:
         return route is not None and not route.has_fallback
 
     def price(self, model: str, at_ms: int, *, task_type: str = "", is_fallback: bool = False) -> ModelPrice | None:
-        """Return the other price of an attempt at `model`, or None where nothing about it is changed."""
+        """Return the changed price of an attempt at `model`, or None if it is not changed."""
         route = self._routes.get(task_type)
         other = None if route is None else route.fallback if is_fallback else route.model
         asked = model if other is None else other
@@ -98,9 +97,9 @@ class Repricing:
 def charge_at(
     price: ModelPrice, *, basis: str, usage: Mapping[str, int] | None, tokens: BoundTokens | None
 ) -> int | None:
-    """Price an attempt anew by its recorded tokens; None where they are not known.
+    """Price an attempt again by its recorded tokens; None if they are not known.
 
-    An attempt that was assumed at its bound is assumed at its new bound; one that was not charged still is not.
+    An attempt that was assumed at its bound is assumed at the new bound; one that was not charged is not charged.
     """
     if basis == "released":
         return 0

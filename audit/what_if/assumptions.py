@@ -1,11 +1,11 @@
-"""What a what-if takes for granted, in plain words; only what bears on the changes that were asked for."""
+"""The assumptions of a what-if, in plain words: only those that matter for the given changes."""
 
 from tollbook.audit.what_if.alternatives import Alternatives
 from tollbook.audit.what_if.totals import Totals
 
 
 def assumptions(alternatives: Alternatives, total: Totals) -> list[str]:
-    """Return one sentence or two for each assumption."""
+    """Return one or two sentences for each assumption."""
     if not alternatives:
         return ["Nothing is changed, so this is what was recorded."]
     said = [

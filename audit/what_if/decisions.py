@@ -1,20 +1,20 @@
-"""The decisions of a what-if: who gets money, waits or is refused, by the gate's rules on the other books."""
+"""The decisions of a what-if: which calls get a hold, wait or are refused, by the gate's rules."""
 
 from collections import deque
 
-from tollbook.audit.what_if.books import Budgets, Hold, Means, Verdict
+from tollbook.audit.what_if.budgets import Budgets, Hold, Means, Verdict
 from tollbook.audit.what_if.totals import Account, Outcome, Refusal, Totals
 
 
 class Decisions:
-    """One partition's calls: the open ones, those that wait, and what became of the others."""
+    """One partition's calls: open, waiting, settled and refused."""
 
     def __init__(self, budgets: Budgets, outcome: Outcome, hold_wait_ms: int) -> None:
         self.budgets = budgets
         self.open: dict[tuple[str, int], Hold] = {}
-        # Settled ones that cost something else, or that a late answer may still correct.
+        # Settled ones with another cost, or that a late answer may still correct.
         self.settled: dict[tuple[str, int], Hold] = {}
-        # From which of its holds on a call would not have been made.
+        # By call: its first hold that would have been refused.
         self._refused: dict[str, int] = {}
         self._outcome = outcome
         self._hold_wait_ms = hold_wait_ms
@@ -24,24 +24,24 @@ class Decisions:
         self._freed: list[str] = []
 
     def is_refused(self, call_id: str, hold: int | None) -> bool:
-        """Whether a call would have ended at this hold or an earlier one; at any, where none is named."""
+        """Whether a call would have been refused at this hold or an earlier one; at any hold if none is named."""
         refused = self._refused.get(call_id)
         return refused is not None and (hold is None or hold >= refused)
 
     def count_waiting(self) -> None:
-        """Count the calls of which nothing was decided."""
+        """Count the calls that still wait."""
         for _, hold in self._waits:
             if hold.is_waiting:
                 self._totals(hold).still_waiting += 1
 
     def ask(self, hold: Hold, *, recorded: Verdict, is_final: bool = False) -> None:
-        """Decide on a hold as the gate would, and carry it out; `recorded` is what the gate did decide."""
+        """Decide on a hold as the gate would, and carry it out; `recorded` is the gate's recorded decision."""
         self._carry_out(hold, self._decide(hold, hold.other_amount, hold.amount, recorded=recorded, is_final=is_final))
 
     def _decide(
         self, hold: Hold, amount: int, recorded_amount: int, *, recorded: Verdict, is_final: bool = False
     ) -> Verdict:
-        """Return what the gate would answer; what it did answer stands where nothing is different."""
+        """Return the gate's answer; if nothing differs from what was recorded, the recorded answer."""
         verdict, _, _ = self.budgets.weigh(hold, amount)
         if is_final and verdict == "wait":
             verdict = "denied"
@@ -51,7 +51,7 @@ class Decisions:
         return recorded
 
     def _carry_out(self, hold: Hold, verdict: Verdict) -> None:
-        """Let the hold begin, refuse it, or make it wait its turn."""
+        """Open the hold, refuse it, or queue it."""
         match verdict:
             case "fits":
                 self._begin(hold)
@@ -75,7 +75,7 @@ class Decisions:
             totals.allowed += 1
             totals.estimate_nanousd += estimate
             totals.at_most_nanousd += hold.other_amount
-            # What it would have cost is not known, but that it would have taken room is.
+            # Its cost is not known, but it would have taken room under the cap.
             self.budgets.move(hold.names, settled=estimate)
             return
         if hold.number == 1:
@@ -89,11 +89,11 @@ class Decisions:
         if not hold.is_made:
             self._totals(hold).other_refused += 1
             return
-        is_told = hold.call_id in self._refused
+        is_counted = hold.call_id in self._refused
         self._refused[hold.call_id] = min(hold.number, self._refused.get(hold.call_id, hold.number))
         self.open.pop((hold.call_id, hold.number), None)
         self.settled.pop((hold.call_id, hold.number), None)
-        if is_told:  # A later hold of the same call was refused while this one waited; it is one call.
+        if is_counted:  # A later hold of the same call was refused while this one waited; they are one call.
             return
         _, budget, cap = self.budgets.weigh(hold, hold.other_amount)
         balance = self.budgets[budget]
@@ -113,7 +113,7 @@ class Decisions:
         )
 
     def settle(self, hold: Hold) -> None:
-        """Replace a hold by what it would have cost."""
+        """Replace a hold by the cost that it would have had."""
         self.open.pop((hold.call_id, hold.number), None)
         hold.other_booked = hold.other_cost()
         if hold.is_changed:
@@ -124,16 +124,16 @@ class Decisions:
         self.book(hold.account, hold.names, hold.other_booked)
 
     def book(self, account: Account, names: list[str], nanousd: int) -> None:
-        """Book spend, or less of it."""
+        """Book spend; a negative amount reduces it."""
         self._outcome.of(account).other_spent_nanousd += nanousd
         self.budgets.move(names, settled=nanousd)
         if nanousd < 0:
             self._freed += names
 
     def extend(self, hold: Hold, extension: int, attempt: int, *, recorded: int = 0) -> None:
-        """Make the hold cover an attempt; where that does not fit, the attempt would not have been made."""
+        """Extend the hold for an attempt; if that does not fit, the attempt would not have been made."""
         if extension and not hold.is_waiting:
-            # An extension that was not recorded was not needed: then something is different.
+            # An extension that was not recorded was not needed then, so something differs.
             verdict = self._decide(hold, extension, recorded, recorded="fits")
             if verdict != "fits":
                 self.cut(hold, attempt)
@@ -147,7 +147,7 @@ class Decisions:
         self._totals(hold).cut_short += 1
 
     def wake(self) -> None:
-        """Give those their turn who wait for what was freed, in their order; who still does not fit blocks the rest."""
+        """Try the holds that wait for freed money, in order; one that still does not fit blocks those behind it."""
         while self._freed:
             if not self._queues:
                 self._freed.clear()
@@ -170,7 +170,7 @@ class Decisions:
                 del self._queues[name]
 
     def end_waits(self, now_ms: int) -> None:
-        """Decide for good on those that have waited as long as they may."""
+        """Decide for good on the holds whose wait is over."""
         while self._waits and (not self._waits[0][1].is_waiting or self._waits[0][0] <= now_ms):
             _, hold = self._waits.popleft()
             if hold.is_waiting:

@@ -1,4 +1,4 @@
-"""What a what-if counts: beside each other what was recorded and what would have been. Nano-dollars."""
+"""The sums of a what-if: what was recorded beside what would have been. Nano-dollars."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -8,9 +8,9 @@ from tollbook.schemas.identifiers import EntryId
 
 @dataclass(slots=True)
 class Totals:
-    """Sums over some calls. `other_*` is what would have been; `allowed` were refused and would have fitted.
+    """Sums over some calls. `other_*` is what would have been; `allowed` calls were refused and would have fit.
 
-    Nobody knows what an allowed call would have cost: `estimate` is what its like cost on average, `at_most` its bound.
+    The cost of an allowed call is not known: `estimate` is the average cost of similar calls, `at_most` its bound.
     """
 
     calls: int = 0
@@ -30,7 +30,7 @@ class Totals:
 
     @property
     def difference_nanousd(self) -> int:
-        """What would have been spent more, or less than zero; estimates left out."""
+        """How much more would have been spent, without estimates; below zero if less."""
         return self.other_spent_nanousd - self.spent_nanousd
 
     @property
@@ -53,7 +53,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Account:
-    """Whose calls are counted together: a user's, in one period, on one plan."""
+    """Calls counted together: those of a user, in one period, on one plan."""
 
     user_id: str
     period: str
@@ -78,7 +78,7 @@ class Refusal:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a what-if comes to."""
+    """The result of a what-if."""
 
     accounts: dict[Account, Totals] = field(default_factory=dict[Account, Totals])
     refusals: list[Refusal] = field(default_factory=list[Refusal])
@@ -86,17 +86,17 @@ class Outcome:
     kept_refusals: int = 10
     events: int = 0
     unexplained: int = 0
-    """Recorded decisions that do not follow from the ledger's own numbers; they are left as they are."""
+    """Recorded decisions that do not follow from the ledger's own numbers; they are kept as recorded."""
 
     def of(self, account: Account) -> Totals:
-        """Return the sums of an account, to be added to."""
+        """Return the sums of an account, which the caller may add to."""
         found = self.accounts.get(account)
         if found is None:
             found = self.accounts[account] = Totals()
         return found
 
     def add_refusal(self, refusal: Refusal) -> None:
-        """Count a call that would have been refused, and keep it where it is one of its account's first."""
+        """Count a call that would have been refused, and keep it if it is one of its account's first."""
         totals = self.of(refusal.account)
         if totals.newly_refused < self.kept_refusals:
             self.refusals.append(refusal)
@@ -104,7 +104,7 @@ class Outcome:
         totals.other_refused += 1
 
     def select(self, *, user_id: str | None = None, period: str | None = None) -> "Outcome":
-        """Return only what concerns a user, a period, or both."""
+        """Return the part of a user, a period, or both."""
 
         def is_wanted(account: Account) -> bool:
             return user_id in (None, account.user_id) and period in (None, account.period)
@@ -126,7 +126,7 @@ class Outcome:
         return {plan: (len(users[plan]), sums[plan]) for plan in sorted(sums)}
 
     def by_user(self) -> dict[str, Totals]:
-        """Return the sums of every user for whom something is changed, the most affected first."""
+        """Return the sums of every user with a change, the most affected first."""
         sums = _grouped((account.user_id, totals) for account, totals in self.accounts.items())
         changed = [(user_id, totals) for user_id, totals in sums.items() if totals.is_changed]
         return dict(sorted(changed, key=lambda each: (*_weight(each[1]), each[0])))

@@ -1,7 +1,7 @@
-"""The walk of a what-if over the ledger: every event in its order, every decision taken anew by the gate's rules.
+"""The walk of a what-if over the ledger: each event in order, each decision made again by the gate's rules.
 
-Where nothing that a decision rests on differs from what was recorded, the recorded one stands. So
-without alternatives the outcome is the recorded one, whatever the ledger holds.
+If nothing that a decision depends on differs from what was recorded, the recorded decision is kept.
+So without alternatives, the outcome is always the recorded one.
 """
 
 import json
@@ -19,7 +19,7 @@ from tollbook.audit.what_if.alternatives import (
     Repricing,
     charge_at,
 )
-from tollbook.audit.what_if.books import Budgets, Caps, Hold
+from tollbook.audit.what_if.budgets import Budgets, Caps, Hold
 from tollbook.audit.what_if.decisions import Decisions
 from tollbook.audit.what_if.totals import Account, Outcome
 from tollbook.inference.prices.model_price import ModelPrice
@@ -28,10 +28,10 @@ from tollbook.schemas.identifiers import budget_name, day_at
 from tollbook.schemas.upcasters import UnreadableEvent
 
 NO_PLAN: Final = "-"
-"""Stands for the plan of users of whom the ledger names none."""
+"""Stands for the plan of users without a plan on the ledger."""
 
 _COLUMNS: Final = ("id", "ms", "type", "user_id", "period", "call_id", "attempt", "amount", "payload")
-# They say nothing of money that other events do not say.
+# They add nothing about money to the other events.
 _SKIPPED: Final = ("fallback-used", "segment-sealed")
 
 
@@ -65,7 +65,7 @@ class _Event:
 
 
 class WhatIf:
-    """Takes a ledger's events, each partition's in its order, and says what would have been."""
+    """Takes a ledger's events, in order within each partition, and returns what would have been."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class WhatIf:
         self._partitions: dict[int, _Partition] = {}
 
     def fold(self, events: pa.Table, partition: int = 0) -> None:
-        """Go on with a table of envelope columns. Errors: PriceUnknown; LedgerGap; UnreadableEvent."""
+        """Take the next table of envelope columns. Errors: PriceUnknown; LedgerGap; UnreadableEvent."""
         walk = self._partitions.get(partition)
         if walk is None:
             caps = Caps(self._alternatives, self._recorded_caps)
@@ -105,7 +105,7 @@ class WhatIf:
         self._outcome.events += events.num_rows
 
     def finish(self) -> Outcome:
-        """Return what it comes to; calls that still wait are counted as such."""
+        """Return the outcome; calls that still wait are counted as such."""
         for walk in self._partitions.values():
             walk.count_waiting()
         return self._outcome
@@ -133,14 +133,14 @@ class _Partition:
         }
 
     def apply(self, event: _Event) -> None:
-        """Go on with the next event."""
+        """Apply the next event."""
         self._decisions.end_waits(event.ms)
         self.handlers[event.type](event)
         self._move_recorded(event)
         self._decisions.wake()
 
     def count_waiting(self) -> None:
-        """Count the calls of which nothing was decided."""
+        """Count the calls that still wait."""
         self._decisions.count_waiting()
 
     def _reserved(self, event: _Event) -> None:
@@ -170,7 +170,7 @@ class _Partition:
         extension = event.amount
         if price is not None or hold.is_changed:
             bound = hold.next_bound(event.amount) if price is None else hold.tokens.cost_at_most(price)
-            extension = max(0, hold.other_told + bound - hold.other_amount)
+            extension = max(0, hold.other_charged + bound - hold.other_amount)
         self._decisions.extend(hold, extension, event.attempt, recorded=event.amount)
         hold.amount += event.amount
 
@@ -182,12 +182,12 @@ class _Partition:
         price = self._price(hold, payload["model"], event.ms)
         is_left_out = hold.is_cut(event.attempt) or self._is_dropped(hold, event)
         if price is not None and not is_left_out and not hold.is_ended:
-            missing = hold.other_told + hold.tokens.cost_at_most(price) - hold.other_amount
+            missing = hold.other_charged + hold.tokens.cost_at_most(price) - hold.other_amount
             self._decisions.extend(hold, max(0, missing), event.attempt)
             is_left_out = hold.is_cut(event.attempt)
-        hold.told += charge
+        hold.charged += charge
         if not is_left_out:
-            hold.other_told += (
+            hold.other_charged += (
                 charge if price is None else self._recharge(hold.account, price, payload, hold.tokens, charge)
             )
 
@@ -206,7 +206,7 @@ class _Partition:
             self._decisions.settle(hold)
 
     def _charge(self, event: _Event, account: Account) -> None:
-        """Book spend without a hold; it is recorded whatever the cap says."""
+        """Book spend without a hold; it is recorded even if it passes the cap."""
         cost, payload = event.amount, event.payload
         price = self._repricing.price(payload["model"], event.ms) if payload.get("model") else None
         if price is not None:
@@ -236,7 +236,7 @@ class _Partition:
             return
         own, refusing, cap = event.account_budget, payload["budget"], payload["cap_nanousd"]
         own_cap = self._caps.without_credit(account, cap) if refusing == own else self._caps.recorded(account)
-        # The event names no other budget; the call would have been held against the same as others were.
+        # The event names no other budget; the call would have been held against the same budgets as others.
         day = budget_name("day", event.user_id, day_at(event.ms).name)
         campaign = budget_name("campaign", payload.get("campaign_id") or "", event.period)
         caps = {name: self._caps.further[name] for name in (day, campaign) if name in self._caps.further}
@@ -285,7 +285,7 @@ class _Partition:
         )
 
     def _account_of(self, event: _Event) -> Account:
-        """Return where an event is counted: on the plan that it names, else on the user's last one."""
+        """Return the account of an event: with the plan that it names, otherwise the user's last one."""
         plan = event.payload.get("assigned_plan") or event.payload.get("plan")
         if plan is None:
             plan = self._plans.get(event.user_id, NO_PLAN)
@@ -297,7 +297,7 @@ class _Partition:
         return self._decisions.is_refused(event.call_id, None if event.type == "budget-denied" else event.hold)
 
     def _is_dropped(self, hold: Hold, event: _Event) -> bool:
-        """Whether an attempt is a fallback that there would not have been; if so, the call ends before it."""
+        """Whether an attempt is a fallback that would not have been made; if so, the call ends before it."""
         model = event.payload["bound"]["model"] if event.type == "budget-reserved" else event.payload["model"]
         is_dropped = model != hold.model and self._repricing.drops_fallback(hold.task_type)
         if is_dropped and hold.cut_from is None:

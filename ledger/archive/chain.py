@@ -1,4 +1,4 @@
-"""The hash chain: one number that stands for every event up to a point, in order.
+"""The hash chain: one hash that covers every event up to a point, in order.
 
 An event's digest is SHA-256 over its canonical bytes: id, then the envelope's fields in
 their order, each as `<number of bytes>:<text>,` (a netstring, so that no two events have
@@ -6,8 +6,8 @@ the same bytes). A chain begins with the digest of the ledger's name; each link 
 over the head before it and the event's digest. Changing, dropping, adding or swapping an
 event changes every head after it.
 
-A segment keeps the first bytes of the head after each of its events, so that the first event
-that is not what was sealed is found exactly.
+A segment keeps the first bytes of the head after each of its events, so that verification
+finds exactly the first event that is not what was sealed.
 """
 
 import hashlib
@@ -15,13 +15,13 @@ from collections.abc import Iterable
 from itertools import accumulate
 from typing import Final, cast
 
-import duckdb
 import pyarrow as pa
 
+from tollbook.ledger.projection.database import connect
 from tollbook.schemas.events import ENVELOPE_FIELDS
 
 MARK_BYTES: Final = 8
-# Numbers stand in the ledger as the gate writes them, in plain decimal, so their text can be made again.
+# The gate writes numbers in plain decimal, so their text can be made again from the number.
 _TEXT: Final = {"committed": "coalesce(committed::VARCHAR, '')"}
 _FIELDS: Final = [_TEXT.get(name, f"{name}::VARCHAR") for name in ("id", *ENVELOPE_FIELDS)]
 _PARTS: Final = ", ".join(f"strlen({field}), ':', {field}, ','" for field in _FIELDS)
@@ -36,9 +36,9 @@ def genesis(ledger_id: str, partition: int) -> bytes:
 
 def digests(events: pa.Table) -> list[bytes]:
     """Return the digest of each event of a table of envelope columns, in the order of `seq`."""
-    # DuckDB writes the bytes, OpenSSL hashes them: it takes a fifth of the time that DuckDB's own SHA-256 takes.
+    # DuckDB writes the bytes and OpenSSL hashes them, in a fifth of the time that DuckDB's own SHA-256 takes.
     sha256, found = hashlib.sha256, list[bytes]()
-    with duckdb.connect(config={"threads": 1}) as connection:
+    with connect(config={"threads": 1}) as connection:
         connection.register("events", events)
         for batch in connection.execute(_BYTES).to_arrow_reader(_ROWS):
             found += [sha256(each).digest() for each in cast("list[bytes]", batch.column(0).to_pylist())]

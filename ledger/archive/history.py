@@ -1,6 +1,6 @@
-"""The whole ledger as tables of events: the archive first, then the stream, without a seam.
+"""The whole ledger as tables of events: the archive first, then the stream, without gap or overlap.
 
-Reads only, beside everything that runs, and from an archive alone where there is no Redis.
+Only reads, also while the system runs; without Redis, from the archive alone.
 """
 
 import asyncio
@@ -17,26 +17,26 @@ from redis.asyncio import Redis
 from tollbook.ledger.archive.segments import Archive, ArchiveDamaged, Segment, read_manifest
 from tollbook.ledger.errors import LedgerRefused
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.stream import StreamReader, lifted
+from tollbook.ledger.stream import StreamReader, upcast_table
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 
-# Whole row groups of DuckDB (122,880 rows) are compressed straight into its file, and what is left over takes the way
-# through the write-ahead log. Two of them stay within a store's memory limit.
+# Whole row groups of DuckDB (122,880 rows) are compressed straight into its file; the rest goes through the write-ahead
+# log. Two row groups fit into a store's memory limit.
 ROW_GROUP: Final = 122_880
 ROWS: Final = 2 * ROW_GROUP
 _PAGE: Final = 25_000
 
 
 class Regrouping:
-    """Joins tables as they come, and cuts them into tables of `ROWS`; segments and pages are smaller than that."""
+    """Joins tables as they come into tables of `ROWS`, since segments and pages are smaller than that."""
 
     def __init__(self) -> None:
         self._waiting: list[pa.Table] = []
         self._rows = 0
 
     def add(self, events: pa.Table) -> list[pa.Table]:
-        """Take further events, and return the tables that are full."""
-        # Segments have the chain's marks as well, which pages of the stream have not.
+        """Take the next events, and return the tables that are full."""
+        # Segments have the chain's marks as well; pages of the stream do not.
         self._waiting.append(events.drop_columns(["head"]) if "head" in events.column_names else events)
         self._rows += events.num_rows
         if self._rows < ROWS:
@@ -48,7 +48,7 @@ class Regrouping:
         return full
 
     def rest(self) -> list[pa.Table]:
-        """Return what is left at the end."""
+        """Return the last table, which is not full."""
         return [pa.concat_tables(self._waiting)] if self._rows else []
 
 
@@ -58,7 +58,7 @@ class NoLedger(LedgerRefused):
 
 @dataclass(frozen=True, slots=True)
 class LedgerSource:
-    """Where a ledger's events are. Without `redis`, the archive is all there is."""
+    """Where a ledger's events are. Without `redis`, only the archive is read."""
 
     ledger_id: str
     keys: tuple[Keys, ...]
@@ -79,10 +79,10 @@ class LedgerSource:
 
     @classmethod
     def of_damaged_archive(cls, archive: Archive, *, namespace: str = "tollbook") -> "LedgerSource":
-        """As `of_archive`, where parts may be damaged: the ledger that most manifests name. Errors: NoLedger."""
+        """As `of_archive`, if parts may be damaged: the ledger that most manifests name. Errors: NoLedger."""
         found, partitions = Counter[str](), set[int]()
         for path in archive.directory.glob("partition-*/*.json"):
-            with contextlib.suppress(ArchiveDamaged, ValueError):  # Told by whoever reads the segments.
+            with contextlib.suppress(ArchiveDamaged, ValueError):  # Reported by whoever reads the segments.
                 partitions.add(int(path.parent.name.removeprefix("partition-")))
                 found[read_manifest(path).ledger_id] += 1
         if not found:
@@ -105,13 +105,13 @@ class LedgerSource:
         after_seq: int = 0,
         after: EntryId = ZERO_ENTRY,
         until: EntryId | None = None,
-        is_lifted: bool = True,
+        is_upcast: bool = True,
     ) -> AsyncGenerator[pa.Table]:
         """Yield a partition's events after a position and up to an entry, in order, in tables of envelope columns.
 
         Errors: ArchiveDamaged; LedgerUnavailable; UnreadableEvent.
         """
-        async with contextlib.aclosing(self._all(partition, after_seq, after, is_lifted=is_lifted)) as tables:
+        async with contextlib.aclosing(self._all(partition, after_seq, after, is_upcast=is_upcast)) as tables:
             async for events in tables:
                 wanted = events if until is None else _up_to(events, until)
                 if wanted.num_rows:
@@ -120,13 +120,13 @@ class LedgerSource:
                     break
 
     async def _all(
-        self, partition: int, after_seq: int, after: EntryId, *, is_lifted: bool
+        self, partition: int, after_seq: int, after: EntryId, *, is_upcast: bool
     ) -> AsyncGenerator[pa.Table]:
         async for events in self._archived(partition, after_seq):
             after = EntryId.parse(events["id"][-1].as_py())
-            yield lifted(events) if is_lifted else events
+            yield upcast_table(events) if is_upcast else events
         if self.redis is not None:
-            async for events in self._streamed(self.redis, partition, after, is_lifted=is_lifted):
+            async for events in self._streamed(self.redis, partition, after, is_upcast=is_upcast):
                 yield events
 
     async def count(self) -> int:
@@ -151,12 +151,12 @@ class LedgerSource:
                 yield events
 
     async def _streamed(
-        self, redis: Redis, partition: int, after: EntryId, *, is_lifted: bool
+        self, redis: Redis, partition: int, after: EntryId, *, is_upcast: bool
     ) -> AsyncGenerator[pa.Table]:
         reader = StreamReader(redis, self.keys[partition])
         try:
             while batch := await reader.read_after(after, count=_PAGE):
-                yield await asyncio.to_thread(batch.to_table, is_lifted=is_lifted)
+                yield await asyncio.to_thread(batch.to_table, is_upcast=is_upcast)
                 after = batch.last_id
         finally:
             await reader.aclose()

@@ -1,8 +1,8 @@
-"""Folding a whole ledger into a new file, with both of two cores.
+"""Folding a whole ledger into a new file, on two cores.
 
-Most of a fold is to append events, which can be done side by side; they are added up in order, while
-the next ones are appended. Segments are read by DuckDB itself. Rows and position are so of one moment
-only at the end: until then the file is marked as unfinished, and `Store.open` sets aside one that was cut off.
+Most of the work is appending events, which is done in parallel; they are added up in order, while
+the next ones are appended. Segments are read by DuckDB itself. Rows and position agree only at the
+end: until then the file is marked as unfinished, and `Store.open` sets an unfinished file aside.
 """
 
 from collections import deque
@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from tollbook.ledger.archive.history import ROW_GROUP
 from tollbook.ledger.archive.segments import ArchiveDamaged, Segment, check_file, check_segment
+from tollbook.ledger.projection.database import StoreFailed
 from tollbook.ledger.projection.fold import (
     LAYOUT_VERSION,
     Counted,
@@ -28,15 +29,15 @@ from tollbook.ledger.projection.fold import (
     count_incoming,
     read_position,
 )
-from tollbook.ledger.projection.store import Store, StoreFailed
+from tollbook.ledger.projection.store import Store
 from tollbook.schemas.events import EVENT_VERSION
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.upcasters import UnreadableEvent
 
 _UNFINISHED: Final = 0
 _LANES: Final = 2
-# What is appended in one transaction: whole row groups, which are compressed straight into the file. A segment that
-# reaches over the end is read twice, so that the more at once, the less is.
+# The rows appended in one transaction: whole row groups, which are compressed straight into the file. A segment that
+# reaches past the end is read twice, so larger transactions read less.
 _ROWS: Final = 3 * ROW_GROUP
 
 _Prepare = Callable[[duckdb.DuckDBPyConnection], object]
@@ -52,12 +53,12 @@ class Rebuild:
         self._lanes = ThreadPoolExecutor(_LANES)
         self._cursors = deque(store.connection.cursor() for _ in range(_LANES))
         self._waiting: tuple[int, Counted] | None = None
-        """Partition and events of a table that was appended and is not added up yet."""
+        """Partition and events of a table that was appended but not added up yet."""
 
     @classmethod
     @contextmanager
     def of(cls, store: Store) -> Generator[Self]:
-        """Fill an empty store; it stays unfinished where that ends with an error. Errors: StoreFailed."""
+        """Fill an empty store; it stays marked as unfinished after an error. Errors: StoreFailed."""
         rebuild = cls(store)
         try:
             rebuild._mark(_UNFINISHED)
@@ -70,7 +71,7 @@ class Rebuild:
                 cursor.close()
 
     def fold(self, table: pa.Table, *, partition: int) -> None:
-        """Fold a table of envelope columns, while the one before is added up. Errors: as `Store.fold_table`."""
+        """Append a table of envelope columns, while the one before is added up. Errors: as `Store.fold_table`."""
         appending = self._lanes.submit(
             self._append, lambda cursor: cursor.register("incoming", table), partition, self._end_of(partition), None
         )
@@ -92,7 +93,7 @@ class Rebuild:
         until: EntryId | None = None,
         progress: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Fold the next segments, whose events are of the current version; `until` is the last entry that counts.
+        """Fold the next segments, all of the current version; `until` is the last entry to fold.
 
         Errors: ArchiveDamaged; and as `Store.fold_table`.
         """
@@ -109,7 +110,7 @@ class Rebuild:
                 pass
         except (StoreFailed, UnreadableEvent, LedgerGap):
             for segment in segments:
-                # A segment that was forged is the better reason.
+                # If a segment was forged, that is the better reason.
                 check_segment(segment)
             raise
         finally:
@@ -129,7 +130,7 @@ class Rebuild:
                 check_order(cursor, counted, partition=partition, folded_seq=folded_seq)
                 append_incoming(cursor)
                 if before is not None:
-                    # What follows an error is not appended: `result` raises it here, too.
+                    # If the one before failed, nothing is appended: `result` raises its error here, too.
                     before.result()
                 return counted
         except duckdb.Error as exc:
@@ -181,11 +182,11 @@ def _read(
 ) -> None:
     """Make `incoming` of the events of segments. Errors: ArchiveDamaged; duckdb.Error."""
     for segment in segments:
-        # Parquet has no checksum of its own: one bit may make another amount of it.
+        # Parquet has no checksum of its own: one changed bit may change an amount.
         check_file(segment)
     paths = ", ".join("'" + str(segment.path).replace("'", "''") + "'" for segment in segments)
     end = "true" if until is None else f"(ms < {until.ms} OR (ms = {until.ms} AND n <= {until.seq}))"
-    # Neither partitions nor columns are taken from the paths' names.
+    # Columns are not read from the paths.
     cursor.execute(
         f"CREATE OR REPLACE TEMP VIEW incoming AS SELECT * EXCLUDE (head) "  # noqa: S608 - paths, quoted, and numbers.
         f"FROM read_parquet([{paths}], hive_partitioning = false) "

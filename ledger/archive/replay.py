@@ -1,4 +1,4 @@
-"""Rebuilding the projection from archive and stream: all of it, up to a point, or one user's (G5)."""
+"""Rebuilding the projection from archive and stream: the whole, up to a point, or one user's part (G5)."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
@@ -18,7 +18,7 @@ from tollbook.ledger.archive.segments import Archive, ArchiveDamaged, Segment
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.store import Store
-from tollbook.ledger.stream import lifted
+from tollbook.ledger.stream import upcast_table
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 
 _BEGINNING: Final = Position()
@@ -26,13 +26,13 @@ _BEGINNING: Final = Position()
 
 @dataclass(frozen=True, slots=True)
 class ReplayLimits:
-    """What to replay: up to an entry, that one included, or one a partition; and only what is a user's own."""
+    """What to replay: up to an entry (inclusive), one for all partitions or for each; and one user's events alone."""
 
     until: EntryId | Mapping[int, EntryId] | None = None
     user_id: str | None = None
 
     def end_of(self, partition: int) -> EntryId | None:
-        """Return the last entry of a partition that counts, or None for all of them."""
+        """Return the last entry of a partition to replay, or None for all of them."""
         return self.until.get(partition, ZERO_ENTRY) if isinstance(self.until, Mapping) else self.until
 
 
@@ -43,9 +43,9 @@ async def replay(
     *,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Store:
-    """Fold a ledger into a new file; the caller closes the store. `progress` is told of events as they are folded.
+    """Fold a ledger into a new file; the caller closes the store. `progress` is called with numbers of folded events.
 
-    Errors: LedgerUnavailable; LedgerGap where the stream was trimmed and the archive lacks what is missing;
+    Errors: LedgerUnavailable; LedgerGap if the stream was trimmed and the archive lacks the trimmed events;
         ArchiveDamaged; UnreadableEvent; StoreFailed.
     """
     limits = limits or ReplayLimits()
@@ -65,7 +65,7 @@ async def replay(
 
 
 async def _rebuild(source: LedgerSource, store: Store, limits: ReplayLimits, progress: Callable[[int], None]) -> None:
-    """Fold everything in the fastest way there is: segments by DuckDB alone, the rest in tables."""
+    """Fold everything in the fastest way: segments by DuckDB alone, the rest in tables."""
     with Rebuild.of(store) as rebuild:
         for keys in source.keys:
             partition, end = keys.partition, limits.end_of(keys.partition)
@@ -83,7 +83,7 @@ async def _rebuild(source: LedgerSource, store: Store, limits: ReplayLimits, pro
 
 
 def _readable_segments(source: LedgerSource, partition: int) -> list[Segment]:
-    """Return the archive's segments up to the first that has events of another version. Errors: ArchiveDamaged."""
+    """Return the archive's segments before the first that has events of another version. Errors: ArchiveDamaged."""
     segments = source.segments(partition)
     return list(takewhile(are_current, segments))
 
@@ -110,7 +110,7 @@ async def _tables(
 
 
 async def _read_ahead(tables: AsyncGenerator[pa.Table]) -> AsyncGenerator[pa.Table]:
-    """Yield the tables, each while the next one is being read."""
+    """Yield the tables; while one is used, the next is read."""
     async with aclosing(tables):
         ahead = asyncio.create_task(anext(tables, None))
         try:
@@ -131,7 +131,7 @@ async def rebuild(
 
 
 def fold_archive(store: Store, archive: Archive, partition: int) -> int:
-    """Fold what the archive holds beyond the store's position; return how many events that were.
+    """Fold the archive's events after the store's position; return how many.
 
     Errors: ArchiveDamaged; LedgerGap; UnreadableEvent; StoreFailed. Blocks.
     """
@@ -150,5 +150,5 @@ def _archived(store: Store, archive: Archive, partition: int) -> Generator[pa.Ta
         if segment.manifest.last_seq <= after_seq:
             continue
         for events in segment.batches(ROWS, after_seq=after_seq):
-            yield from regrouping.add(lifted(events))
+            yield from regrouping.add(upcast_table(events))
     yield from regrouping.rest()

@@ -1,10 +1,10 @@
-"""Sealing: moves the ledger's past from the stream into the archive, step by step.
+"""Sealing: moves old events from the stream into the archive, step by step.
 
 Invariant (G7): an event leaves the stream only after it is in a segment that was read back
 and verified, is folded, and is older than what is kept. Each step can be repeated: after a
-crash at any of them, the next pass goes on where the last one stood.
+crash, the next pass continues where the last one stopped.
 
-A pass: write the next segment; tell the ledger (`segment-sealed`); trim what may go.
+A pass: write the next segment; record it on the ledger (`segment-sealed`); trim what may go.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from tollbook.ledger.errors import LedgerRefused, LedgerReplaced, LedgerUnavaila
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.packaged import packaged_text
+from tollbook.ledger.server.connection import time_ms
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.events import SegmentSealed, payload_json
@@ -32,7 +33,7 @@ _log = structlog.get_logger(__name__)
 
 
 class ArchiveBehind(LedgerRefused):
-    """The ledger says that more is sealed than this archive holds: it belongs to another directory."""
+    """More is sealed by the ledger than this archive holds: the ledger's archive is another directory."""
 
     def __init__(self, *, partition: int, sealed_seq: int, archived_seq: int) -> None:
         super().__init__(
@@ -43,10 +44,9 @@ class ArchiveBehind(LedgerRefused):
 
 @dataclass(frozen=True, slots=True)
 class SealingSettings:
-    """When a segment is sealed, and how much stays on the stream.
+    """When a segment is sealed, and how much stays on the stream. Units: events, seconds.
 
-    Units: events, seconds. `keep_s` and `keep_events`: events younger than the one, or among the newest so
-    many, stay on the stream although they are sealed; what is over either limit goes.
+    Sealed events stay on the stream while they are younger than `keep_s` and among the newest `keep_events`.
     """
 
     segment_events: int = 100_000
@@ -57,7 +57,7 @@ class SealingSettings:
 
 
 class Sealer:
-    """Seals one partition. `folded` says how far the projection has come."""
+    """Seals one partition. `folded` returns the projection's position."""
 
     def __init__(
         self,
@@ -88,12 +88,12 @@ class Sealer:
                     pass
                 await self.trim()
             except (LedgerUnavailable, OSError) as exc:
-                # Redis is away, or the disk is full: nothing is lost, the stream keeps what is not sealed.
-                _log.warning("sealing.put_off", partition=self._keys.partition, problem=str(exc))
+                # Redis is down, or the disk is full: nothing is lost, the stream keeps what is not sealed.
+                _log.warning("sealing.postponed", partition=self._keys.partition, problem=str(exc))
             await asyncio.sleep(self._settings.every_s)
 
     async def seal(self, *, is_forced: bool = False) -> bool:
-        """Seal the next segment where it is due, or with `is_forced` all that is folded; return whether one was."""
+        """Seal the next segment if it is due, with `is_forced` in any case; return whether one was sealed."""
         newest = await self._announce_last()
         after_seq = newest.manifest.last_seq if newest else 0
         events = await self._due(newest, after_seq, is_forced=is_forced)
@@ -108,7 +108,7 @@ class Sealer:
         return True
 
     async def trim(self) -> int:
-        """Trim sealed, verified and folded events that need not be kept; return up to which event they are gone."""
+        """Trim sealed, verified and folded events that need not be kept; return the last event that is trimmed."""
         folded, (removed, length), now_ms = await self._folded(), await self._extent(), await self._now_ms()
         oldest_ms = now_ms - round(1000 * self._settings.keep_s)
         surplus_seq = removed + length - self._settings.keep_events
@@ -117,20 +117,20 @@ class Sealer:
             if manifest.last_seq <= removed:
                 continue
             is_over = EntryId.parse(manifest.last_id).ms < oldest_ms or manifest.last_seq <= surplus_seq
-            if not is_over or manifest.last_seq > folded.seq:
+            if not is_over or manifest.last_seq > folded.seq:  # G7
                 break
-            await asyncio.to_thread(check_segment, segment)
+            await asyncio.to_thread(check_segment, segment)  # G7
             removed = await self._discard(segment)
         return removed
 
     async def _announce_last(self) -> Segment | None:
-        """Return the archive's last segment, told to the ledger: a crash may have come in between."""
+        """Return the archive's last segment, recorded on the ledger if a crash has prevented that."""
         if self._newest is None:
             segments = await asyncio.to_thread(self._archive.segments, self._keys.partition)
             self._newest = segments[-1] if segments else None
             sealed_seq = await self._sealed_seq()
             archived_seq = self._newest.manifest.last_seq if self._newest else 0
-            if sealed_seq > archived_seq:
+            if sealed_seq > archived_seq:  # G8
                 raise ArchiveBehind(partition=self._keys.partition, sealed_seq=sealed_seq, archived_seq=archived_seq)
             if self._newest is not None and sealed_seq < archived_seq:
                 await asyncio.to_thread(check_segment, self._newest)
@@ -138,7 +138,7 @@ class Sealer:
         return self._newest
 
     async def _due(self, newest: Segment | None, after_seq: int, *, is_forced: bool) -> pa.Table | None:
-        """Return the events of the next segment, or None where it is not due yet."""
+        """Return the events of the next segment, or None if it is not due yet."""
         folded = await self._folded()
         waiting = folded.seq - after_seq
         if waiting <= 0:
@@ -161,7 +161,7 @@ class Sealer:
                 batch = await reader.read_after(after, count=min(count, _PAGE))
                 if not batch:
                     raise LedgerUnavailable("the stream has fewer events than were folded")
-                tables.append(await asyncio.to_thread(batch.to_table, is_lifted=False))
+                tables.append(await asyncio.to_thread(batch.to_table, is_upcast=False))
                 after, count = batch.last_id, count - len(batch)
         finally:
             await reader.aclose()
@@ -209,13 +209,12 @@ class Sealer:
         return int(found or 0)
 
     async def _extent(self) -> tuple[int, int]:
-        """Return how many events are gone from the stream, and how many are on it."""
+        """Return how many events were trimmed off the stream, and how many are on it."""
         removed: bytes | None = await self._pipeline.execute("HGET", self._keys.meta, "removed")
         return int(removed or 0), int(await self._pipeline.execute("XLEN", self._keys.ledger))
 
     async def _now_ms(self) -> int:
-        seconds, micros = await self._pipeline.execute("TIME")
-        return int(seconds) * 1000 + int(micros) // 1000
+        return time_ms(await self._pipeline.execute("TIME"))
 
     def _genesis(self) -> bytes:
         return chain.genesis(self._ledger_id, self._keys.partition)

@@ -3,11 +3,11 @@
     <archive>/partition-0/000000000001-000000100000.parquet
     <archive>/partition-0/000000000001-000000100000.json
 
-A segment holds whole events as they were written (payloads unlifted), sorted by id, with
-the columns of `Batch.to_table`, and `head`, the first bytes of the chain's head after each.
+A segment holds whole events as they were written (payloads not upcast), sorted by id, with
+the columns of `Batch.to_table`, and `head`, the first bytes of the chain's head after each event.
 Its manifest binds it into the hash chain. Both are written under a temporary name, synced and
-renamed, the manifest last: a segment is there when its manifest is. Nothing here is ever
-changed afterwards.
+renamed, the manifest last: a segment exists if its manifest does. Nothing here is changed
+afterwards.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _READ: Final = 1 << 20
 
 
 class ArchiveDamaged(LedgerError):
-    """A part of the archive is not what was sealed; the message names the file and what is wrong."""
+    """A part of the archive is not what was sealed; the message names the file and the problem."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
@@ -42,7 +42,7 @@ class ArchiveDamaged(LedgerError):
 
 
 class Manifest(BaseModel):
-    """What a segment holds and where it stands in the chain. Hashes are hexadecimal SHA-256."""
+    """What a segment holds, and its place in the chain. Hashes are hexadecimal SHA-256."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,7 +62,7 @@ class Manifest(BaseModel):
     schema_versions: dict[str, list[int]]
 
     def text(self) -> str:
-        """Return what stands in the manifest's file, to the letter."""
+        """Return the exact content of the manifest's file."""
         return self.model_dump_json(indent=2) + "\n"
 
 
@@ -122,7 +122,7 @@ class Archive:
         return found
 
     def write(self, events: pa.Table, *, ledger_id: str, partition: int, head: bytes) -> Segment:
-        """Seal a table of events as the next segment; `head` is the chain's before it.
+        """Seal a table of events as the next segment; `head` is the chain's head before it.
 
         What a crash has left half written is written again. Errors: OSError (disk full, no permission).
         """
@@ -165,22 +165,22 @@ class Archive:
 
 
 def check_segment(segment: Segment) -> None:
-    """Read a segment back and see that it is what its manifest says. Errors: ArchiveDamaged."""
+    """Read a segment back and check that it is what its manifest says. Errors: ArchiveDamaged."""
     check_file(segment)
     manifest, events = segment.manifest, segment.read()
     head = chain.extend(bytes.fromhex(manifest.chain_before), chain.digests(events))
-    if head.hex() != manifest.chain_after or events.num_rows != manifest.events:
+    if head.hex() != manifest.chain_after or events.num_rows != manifest.events:  # G7
         raise ArchiveDamaged(segment.path, "does not give the chain head that its manifest says")
 
 
 def check_file(segment: Segment) -> None:
-    """See that a segment's file is the one that its manifest tells of. Errors: ArchiveDamaged."""
+    """Check that a segment's file is the one that its manifest describes. Errors: ArchiveDamaged."""
     manifest, path = segment.manifest, segment.path
     try:
         is_same = path.stat().st_size == manifest.file_bytes and file_sha256(path) == manifest.file_sha256
     except OSError as exc:
         raise ArchiveDamaged(path, f"cannot be read ({exc.strerror})") from exc
-    if not is_same:
+    if not is_same:  # G7
         raise ArchiveDamaged(path, "is not the file that was sealed")
 
 
@@ -194,7 +194,7 @@ def file_sha256(path: Path) -> str:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest and see that it belongs where it is. Errors: ArchiveDamaged."""
+    """Read a manifest and check that it belongs where it is. Errors: ArchiveDamaged."""
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except OSError as exc:
@@ -214,7 +214,7 @@ def _with_marks(events: pa.Table, heads: list[bytes]) -> pa.Table:
 
 
 def versions_of(events: pa.Table) -> dict[str, list[int]]:
-    """Return the schema versions of each type of event, as they stand in a manifest."""
+    """Return the schema versions of each type of event, as a manifest lists them."""
     pairs = set(zip(events["type"].to_pylist(), events["v"].to_pylist(), strict=True))
     versions: dict[str, list[int]] = {}
     for kind, version in sorted(cast("set[tuple[str, int]]", pairs)):
@@ -224,7 +224,7 @@ def versions_of(events: pa.Table) -> dict[str, list[int]]:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Generator[Path]:
-    """Yield a temporary name; what was written there is synced and takes the name `path` in one step."""
+    """Yield a temporary path; what is written there is synced, and renamed to `path` in one step."""
     draft = path.with_name(f".{path.name}.draft")
     try:
         yield draft

@@ -1,9 +1,9 @@
-"""Baselines: what DuckDB says of budgets, read in batches and kept for a few seconds.
+"""Baselines: the balances of budgets in DuckDB, read in batches and kept for a few seconds.
 
 A kept baseline gives the exact answer as long as the tail back to its position is
-still there; the gate says STALE when it is not. So age is only a matter of economy,
-and while DuckDB cannot be asked an old baseline still serves (G6). A budget of which
-nothing is kept has no baseline then, and the check fails closed (G8).
+still there; the gate answers STALE if it is not. So an old baseline is never wrong, and
+while DuckDB cannot be read it is still used (G6). A budget without a kept baseline
+then fails closed (G8).
 """
 
 import asyncio
@@ -19,14 +19,14 @@ _PURGE_AT = 50_000
 
 @dataclass(frozen=True, slots=True)
 class BaselinePage:
-    """Baselines read in one snapshot: per budget (settled, held) in nano-dollars; a budget without spend is absent."""
+    """Baselines read in one snapshot: (settled, held) in nano-dollars by budget; budgets without spend are absent."""
 
     positions: Mapping[int, Position]
     balances: Mapping[str, tuple[int, int]]
 
 
 class BaselineReader(Protocol):
-    """Where baselines come from: the projector's own DuckDB, or another process's over the network."""
+    """Reads baselines: from this process's DuckDB, or from the projector's."""
 
     def __call__(self, names: Sequence[str], /) -> Awaitable[BaselinePage]:
         """Read budgets and positions in one snapshot. Errors: LedgerError."""
@@ -36,7 +36,7 @@ class BaselineReader(Protocol):
 class Baselines:
     """The kept baselines of one partition; concurrent misses are read in one query.
 
-    `failing_since` is when reading began to fail, by `monotonic`; None while it does not.
+    `failing_since` is when reading began to fail, by `monotonic`; None while it works.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Baselines:
     async def get(self, names: Sequence[str], *, is_fresh: bool = False) -> tuple[Baseline, ...]:
         """Return a baseline for each budget; `is_fresh` reads DuckDB again.
 
-        Errors: BaselineUnavailable where DuckDB cannot be asked and nothing is kept.
+        Errors: BaselineUnavailable if DuckDB cannot be read and no baseline is kept.
         """
         if not is_fresh:
             oldest = self._monotonic() - self._max_age_s
@@ -71,13 +71,13 @@ class Baselines:
             if self._reader is None or self._reader.done():
                 self._reader = asyncio.create_task(self._read_wanted())
         try:
-            # Shielded, since others may wait for the same budget.
+            # Shielded, since other calls may wait for the same budget.
             return await asyncio.shield(future)
         except BaselineUnavailable:
             kept = self._kept.get(name)
             if kept is None or is_fresh:
                 raise
-            return kept[1]
+            return kept[1]  # G6
 
     async def _read_wanted(self) -> None:
         while self._wanted:
@@ -89,7 +89,7 @@ class Baselines:
                 problem = exc if isinstance(exc, LedgerError) else None
                 self.failing_since = self._monotonic() if self.failing_since is None else self.failing_since
                 for future in wanted.values():
-                    _fail(future, problem or BaselineUnavailable(f"DuckDB could not be read ({exc})"))
+                    _fail(future, problem or BaselineUnavailable(f"DuckDB could not be read ({exc})"))  # G8
                 continue
             now = self._monotonic()
             self.failing_since = None
@@ -109,4 +109,4 @@ class Baselines:
 def _fail(future: asyncio.Future[Baseline], problem: LedgerError) -> None:
     if not future.done():
         future.set_exception(problem)
-        future.exception()  # Marks it as seen: the one who asked may have been cancelled.
+        future.exception()  # Marks it as retrieved: the task that asked may have been cancelled.

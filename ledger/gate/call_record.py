@@ -1,4 +1,4 @@
-"""Reading the state of a call outside the gate, as the gate wrote it (see functions/tollbook.lua)."""
+"""The record of a call, as the gate writes it. Its layout is described in functions/tollbook.lua."""
 
 import re
 from collections.abc import Mapping
@@ -9,13 +9,12 @@ from tollbook.ledger.gate.requests import OpenCall
 
 CallState = Literal["open", "closed", "settled", "denied"]
 
-
 _SETTLED: Final = re.compile(r"(\d+)=(\d+),(\d+)(?:\t[^\t]*\t(.*))?")
 
 
 @dataclass(frozen=True, slots=True)
 class SettledHold:
-    """What a hold was settled at, as corrected since, in nano-dollars; and the budgets that paid for it."""
+    """The cost of a settled hold, corrections included, in nano-dollars; and the budgets that paid for it."""
 
     cost_nanousd: int
     assumed_nanousd: int
@@ -24,7 +23,7 @@ class SettledHold:
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """What the gate keeps of a call. `hold` describes the latest hold, whether it is open or not."""
+    """What the gate keeps of a call. `hold` is the latest hold, open or not."""
 
     state: CallState
     content_hash: str
@@ -34,7 +33,7 @@ class CallRecord:
 
 
 def parse_call_record(value: bytes) -> CallRecord:
-    """Parse the value of a call's key. Errors: ValueError for anything the gate did not write."""
+    """Parse the value of a call's key. Errors: ValueError for anything that the gate did not write."""
     head, settled, _marks, _denial, *budgets = value.decode().split("\n")
     state, content_hash, hold, amount, worker, deadline, user_id, period, *numbers = head.split(" ")
     recorded, begun, spent, assumed = (int(number) for number in numbers)
@@ -54,5 +53,5 @@ def _settled_hold(text: str, budgets: tuple[str, ...]) -> tuple[int, SettledHold
     if match is None:
         raise ValueError(f"not a settled hold: {text!r}")
     number, cost, assumed, place = match.groups()
-    # A hold of another period than the latest one names its own budgets.
+    # A hold of another period than the latest one lists its own budgets.
     return int(number), SettledHold(int(cost), int(assumed), budgets if place is None else tuple(place.split("\t")))

@@ -1,25 +1,21 @@
-"""Typed calls of the gate's functions, one partition each.
+"""Typed calls of the gate's functions, for one partition.
 
-Arguments and replies only: what the codes mean for a caller is in `ledger/budgets.py`.
-Every function is idempotent on the call id, so a repeat after LedgerUnavailable is safe.
+Packs arguments; replies.py reads the answers, and ledger.py repeats what can be repeated. Every
+function is idempotent on the call id, so a repeat after LedgerUnavailable is safe.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from redis.exceptions import ResponseError
 
 from tollbook.ledger.errors import (
-    CallUnknown,
-    IdempotencyConflict,
-    LedgerAhead,
-    LedgerDiverged,
-    LedgerError,
     LedgerReplaced,
 )
 from tollbook.ledger.gate.call_record import CallRecord, parse_call_record
 from tollbook.ledger.gate.functions import function
+from tollbook.ledger.gate.replies import FunctionsMissing, denied, refusal, reserve_reply, waiting
 from tollbook.ledger.gate.requests import (
     Adjusted,
     AdjustRequest,
@@ -31,11 +27,8 @@ from tollbook.ledger.gate.requests import (
     BudgetCap,
     ChargeRequest,
     Denied,
-    FinishedCall,
-    OpenCall,
     Position,
     RecordRequest,
-    Reserved,
     ReserveReply,
     ReserveRequest,
     Settled,
@@ -43,34 +36,9 @@ from tollbook.ledger.gate.requests import (
     Waiting,
 )
 from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.connection import time_ms
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.identifiers import EntryId
-
-Baselines = Sequence[Baseline]
-
-
-class Stale(LedgerError):
-    """The baseline is older than the tail; read DuckDB again."""
-
-
-class WindowClosed(LedgerError):
-    """By the Redis clock the billing period is another one; make the request anew for `now_ms`."""
-
-    def __init__(self, now_ms: int) -> None:
-        super().__init__(f"the billing period of the request does not contain {now_ms}")
-        self.now_ms = now_ms
-
-
-class FunctionsMissing(LedgerError):
-    """The server has lost the function library (it was emptied or replaced); load it and look again."""
-
-
-class BudgetsMismatch(LedgerError):
-    """The hold stands against other budgets than the caller named; `budgets` are the true ones."""
-
-    def __init__(self, budgets: tuple[str, ...]) -> None:
-        super().__init__(f"the hold stands against {', '.join(budgets)}")
-        self.budgets = budgets
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +66,7 @@ class Gate:
         self._idempotency_ttl_s = idempotency_ttl_s
         self._result_ttl_s = result_ttl_s
 
-    async def reserve(self, request: ReserveRequest, baselines: Baselines) -> ReserveReply:
+    async def reserve(self, request: ReserveRequest, baselines: Sequence[Baseline]) -> ReserveReply:
         """Hold money for a call, or say why not. Errors: IdempotencyConflict; WindowClosed."""
         keys = self.keys
         reply = await self._call(
@@ -115,7 +83,7 @@ class Gate:
             ),
             (
                 request.call_id,
-                # In one argument, since redis-py takes half a microsecond to pack each.
+                # One argument, since redis-py takes half a microsecond to pack each.
                 f"{request.user_id} {request.window.name} {request.content_hash} {request.worker} "
                 f"{request.amount_nanousd} {request.lease_ms} {request.window.start_ms} {request.window.end_ms} "
                 f"{int(request.is_final)} {self._idempotency_ttl_s}",
@@ -123,12 +91,12 @@ class Gate:
                 *_pack(request.budgets, baselines),
             ),
         )
-        return _reserve_reply(request, reply)
+        return reserve_reply(request, reply)
 
-    async def record(self, request: RecordRequest, baselines: Baselines) -> int | Denied | Waiting:
-        """Tell of attempts and extend the hold; return the whole hold in nano-dollars, or why it was not extended.
+    async def record(self, request: RecordRequest, baselines: Sequence[Baseline]) -> int | Denied | Waiting:
+        """Record attempts and extend the hold; return the whole hold in nano-dollars, or why it was not extended.
 
-        Errors: CallUnknown when the hold is no longer open.
+        Errors: CallUnknown if the hold is no longer open.
         """
         keys = self.keys
         reply = await self._call(
@@ -157,16 +125,16 @@ class Gate:
             case b"OK":
                 return int(reply[2])
             case b"DENIED":
-                return _denied(reply[1:], request.extension_nanousd, "cap")
+                return denied(reply[1:], request.extension_nanousd, "cap")
             case b"WAIT":
-                return _waiting(reply)
+                return waiting(reply)
             case _:
-                raise _refusal(reply, request.call_id, request.hold)
+                raise refusal(reply, request.call_id, request.hold)
 
-    async def settle(self, request: SettleRequest, baselines: Baselines = ()) -> Settled | AlreadySettled:
-        """Replace a hold by its cost, store the result.
+    async def settle(self, request: SettleRequest, baselines: Sequence[Baseline] = ()) -> Settled | AlreadySettled:
+        """Replace a hold by its cost and store the result.
 
-        Errors: CallUnknown; BudgetsMismatch; Stale (give baselines).
+        Errors: CallUnknown; BudgetsMismatch; Stale (repeat with baselines).
         """
         keys = self.keys
         reply = await self._call(
@@ -199,10 +167,13 @@ class Gate:
                     return Settled("", None)
                 return AlreadySettled(cost, assumed)
             case _:
-                raise _refusal(reply, request.call_id, request.hold)
+                raise refusal(reply, request.call_id, request.hold)
 
-    async def adjust(self, request: AdjustRequest, baselines: Baselines = ()) -> Adjusted:
-        """Correct a settled hold to its true cost. Errors: CallUnknown; BudgetsMismatch; Stale (give baselines)."""
+    async def adjust(self, request: AdjustRequest, baselines: Sequence[Baseline] = ()) -> Adjusted:
+        """Correct a settled hold to its true cost.
+
+        Errors: CallUnknown; BudgetsMismatch; Stale (repeat with baselines).
+        """
         keys = self.keys
         reply = await self._call(
             "adjust",
@@ -230,10 +201,10 @@ class Gate:
             ),
         )
         if reply[0] != b"OK":
-            raise _refusal(reply, request.call_id, request.hold)
+            raise refusal(reply, request.call_id, request.hold)
         return Adjusted(int(reply[2]), is_call_over=reply[3] == b"settled")
 
-    async def charge(self, request: ChargeRequest, baselines: Baselines) -> bool:
+    async def charge(self, request: ChargeRequest, baselines: Sequence[Baseline]) -> bool:
         """Book spend without a hold; return whether it is new. Errors: IdempotencyConflict."""
         keys = self.keys
         reply = await self._call(
@@ -253,7 +224,7 @@ class Gate:
         )
         if reply[0] in (b"OK", b"EXISTS"):
             return reply[0] == b"OK"
-        raise _refusal(reply, request.call_id, 0)
+        raise refusal(reply, request.call_id, 0)
 
     async def assign(self, request: AssignRequest) -> bool:
         """Change a plan, cap or credit at once; return whether it is new. Errors: IdempotencyConflict."""
@@ -281,12 +252,12 @@ class Gate:
         )
         if reply[0] in (b"OK", b"EXISTS"):
             return reply[0] == b"OK"
-        raise _refusal(reply, request.command_id, 0)
+        raise refusal(reply, request.command_id, 0)
 
     async def balance(
-        self, *, user_id: str, period: str, budgets: Sequence[BudgetCap], baselines: Baselines
+        self, *, user_id: str, period: str, budgets: Sequence[BudgetCap], baselines: Sequence[Baseline]
     ) -> tuple[Balance, ...]:
-        """Return what a call would be weighed against now, with the caps in force; changes nothing."""
+        """Return the balances and caps that a call would be compared with now; changes nothing."""
         keys = self.keys
         reply = await self._call(
             "balance",
@@ -294,35 +265,34 @@ class Gate:
             (period, *_pack(budgets, baselines)),
         )
         if reply[0] != b"OK":
-            raise _refusal(reply, user_id, 0)
+            raise refusal(reply, user_id, 0)
         numbers = [int(number) for number in reply[1:]]
         return tuple(Balance(*numbers[i : i + 3]) for i in range(0, len(numbers), 3))
 
     async def trim(self, watermark: EntryId, budgets: Sequence[str]) -> int:
-        """Move the watermark, then drop folded tail entries at or below it; return how many went."""
+        """Move the watermark, then drop folded tail entries at or below it; return how many were dropped."""
         reply = await self._call(
             "trim",
             (self.keys.meta, self.keys.ledger, *(self.keys.tail(name) for name in budgets)),
             (str(watermark),),
         )
         if reply[0] != b"OK":
-            raise _refusal(reply, "", 0)
+            raise refusal(reply, "", 0)
         return int(reply[2])
 
     async def now_ms(self) -> int:
         """Return the time by the Redis clock, in milliseconds since the epoch."""
-        seconds, microseconds = await self._pipeline.execute("TIME")
-        return int(seconds) * 1000 + int(microseconds) // 1000
+        return time_ms(await self._pipeline.execute("TIME"))
 
     async def overdue(self, now_ms: int, *, skip: int = 0, count: int = 100) -> list[str]:
-        """Return call ids of open holds past their deadline, the oldest first, without the first `skip` of them."""
+        """Return the call ids of open holds past their deadline, oldest first; `skip` of them, then up to `count`."""
         reply: Any = await self._pipeline.execute(
             "ZRANGEBYSCORE", self.keys.holds, "-inf", f"({now_ms}", "LIMIT", skip, count
         )
         return [call_id.decode() for call_id in reply]
 
     async def call_record(self, call_id: str) -> CallRecord | None:
-        """Return the state of a call, or None where it never was or has expired."""
+        """Return the record of a call; None if there was none or it has expired."""
         value: bytes | None = await self._pipeline.execute("GET", self.keys.call(call_id))
         return parse_call_record(value) if value is not None else None
 
@@ -337,7 +307,10 @@ class Gate:
 
 
 async def create_ledger(pipeline: CommandPipeline, keys: Keys, *, ledger_id: str, partitions: int) -> LedgerState:
-    """Give a partition its identity, or read the one it has. Errors: LedgerReplaced for a stream without identity."""
+    """Give a partition its identity, or read the one it has.
+
+    Errors: LedgerReplaced for a stream without identity.
+    """
     reply: Any = await pipeline.execute("FCALL", function("create"), 2, keys.meta, keys.ledger, ledger_id, partitions)
     if reply[0] != b"OK":
         raise LedgerReplaced(expected="a ledger with its identity", found="without identity")
@@ -349,12 +322,12 @@ async def create_ledger(pipeline: CommandPipeline, keys: Keys, *, ledger_id: str
     )
 
 
-def _pack(budgets: Sequence[BudgetCap], baselines: Baselines) -> Iterable[str]:
+def _pack(budgets: Sequence[BudgetCap], baselines: Sequence[Baseline]) -> Iterable[str]:
     for budget, baseline in zip(budgets, baselines, strict=True):
         yield _budget(budget.name, budget.cap_nanousd, baseline)
 
 
-def _pack_names(names: Sequence[str], baselines: Baselines) -> Iterable[str]:
+def _pack_names(names: Sequence[str], baselines: Sequence[Baseline]) -> Iterable[str]:
     if not baselines:
         return names
     return (_budget(name, 0, baseline) for name, baseline in zip(names, baselines, strict=True))
@@ -373,69 +346,3 @@ def _flatten(events: Sequence[AttemptEvent]) -> Iterable[str | int]:
         yield event.type
         yield event.attempt
         yield event.payload
-
-
-def _reserve_reply(request: ReserveRequest, reply: list[bytes]) -> ReserveReply:
-    match reply[0]:
-        case b"OK":
-            hold, attempt, committed, cap, deadline = (int(number) for number in reply[2:7])
-            amount, plan = request.amount_nanousd, reply[7].decode() or None
-            return Reserved(reply[1].decode(), hold, attempt, amount, committed, cap, deadline, plan)
-        case b"DENIED":
-            return _denied(reply[1:], request.amount_nanousd, reply[5].decode())
-        case b"WAIT":
-            return _waiting(reply)
-        case b"EXISTS":
-            return _existing_call(reply)
-        case b"WINDOW":
-            raise WindowClosed(int(reply[1]))
-        case _:
-            raise _refusal(reply, request.call_id, 0)
-
-
-def _existing_call(reply: list[bytes]) -> OpenCall | FinishedCall:
-    if reply[1] == b"open":
-        hold, amount = int(reply[2]), int(reply[3])
-        deadline, recorded, begun, spent, assumed = (int(number) for number in reply[5:10])
-        budgets = tuple(reply[10].decode().split("\n"))
-        return OpenCall(
-            hold, amount, reply[4].decode(), deadline, recorded, begun, spent, assumed, budgets, reply[11].decode()
-        )
-    denial = None
-    if reply[3]:
-        fields = reply[3].split()
-        denial = _denied(fields[:4], int(fields[4]), fields[5].decode())
-    state = cast("Literal['settled', 'denied']", reply[1].decode())
-    return FinishedCall(state, reply[2].decode(), denial)
-
-
-def _denied(fields: Sequence[bytes], amount_nanousd: int, reason: str) -> Denied:
-    settled, held, cap = (int(number) for number in fields[1:4])
-    return Denied(fields[0].decode(), settled, held, cap, amount_nanousd, reason)
-
-
-def _waiting(reply: list[bytes]) -> Waiting:
-    settled, held, cap = (int(number) for number in reply[2:5])
-    return Waiting(reply[1].decode(), settled, held, cap)
-
-
-def _refusal(reply: list[bytes], call_id: str, hold: int) -> LedgerError:
-    words = [word.decode() for word in reply[1:]]
-    match reply[0]:
-        case b"STALE":
-            return Stale(words[0])
-        case b"LEDGER":
-            return LedgerReplaced(expected="another ledger", found=words[0])
-        case b"AHEAD":
-            return LedgerAhead(folded_seq=int(words[0]), ledger_seq=int(words[1]))
-        case b"DIVERGED":
-            s, h, ledger_s, ledger_h = (int(number) for number in words[1:])
-            return LedgerDiverged(budget=words[0], baseline_nanousd=(s, h), ledger_nanousd=(ledger_s, ledger_h))
-        case b"CONFLICT":
-            return IdempotencyConflict(call_id)
-        case b"MISMATCH":
-            return BudgetsMismatch(tuple(words[0].split("\n")))
-        case b"UNKNOWN" | b"SETTLED":
-            return CallUnknown(call_id, hold)
-        case code:
-            raise AssertionError(f"the gate answered {code!r}")

@@ -1,7 +1,7 @@
 """The ledger as callers use it: reserve, record, settle, adjust, charge, assign.
 
-Puts a user's partition, baselines and the gate together, so that STALE, a lost
-connection and a turn of the billing period are dealt with in one place. Repeats are
+Joins a user's partition, its baselines and its gate, so that stale baselines, lost
+connections and the change of the billing period are handled in one place. Repeats are
 safe because every function of the gate is idempotent on the call id.
 """
 
@@ -17,7 +17,8 @@ from redis.asyncio import Redis
 from tollbook.ledger.errors import BaselineUnavailable, LedgerReplaced, LedgerUnavailable
 from tollbook.ledger.gate.baselines import Baselines
 from tollbook.ledger.gate.functions import load_library
-from tollbook.ledger.gate.gate import BudgetsMismatch, FunctionsMissing, Gate, Stale, WindowClosed
+from tollbook.ledger.gate.gate import Gate
+from tollbook.ledger.gate.replies import BudgetsMismatch, FunctionsMissing, Stale, WindowClosed
 from tollbook.ledger.gate.requests import (
     EMPTY_BASELINE,
     Adjusted,
@@ -45,18 +46,18 @@ _STALE_TRIES = 3
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a step is repeated while Redis does not answer, in seconds."""
+    """How long a step is repeated while Redis does not answer, and the pauses in between."""
 
     reserve_s: float = 5.0
     settle_s: float = 300.0
     first_pause_s: float = 0.05
-    longest_pause_s: float = 2.0
+    max_pause_s: float = 2.0
 
 
 class Ledger:
     """All partitions of one ledger.
 
-    Errors of every method: LedgerUnavailable once patience is over; BaselineUnavailable; LedgerRefused.
+    Errors of every method: LedgerUnavailable once the time of `Patience` is over; BaselineUnavailable; LedgerRefused.
     """
 
     def __init__(
@@ -78,12 +79,12 @@ class Ledger:
 
     @property
     def gates(self) -> tuple[Gate, ...]:
-        """The gates, one a partition."""
+        """The gates, one per partition."""
         return self._gates
 
     @property
     def baselines(self) -> tuple[Baselines, ...]:
-        """The kept baselines, one a partition."""
+        """The kept baselines, by partition."""
         return self._baselines
 
     def gate_of(self, user_id: str) -> Gate:
@@ -91,7 +92,7 @@ class Ledger:
         return self._gates[partition_of(user_id, len(self._gates))]
 
     async def reserve(self, make_request: Callable[[int], ReserveRequest], now_ms: int) -> ReserveReply:
-        """Hold money for a call; `make_request` is called again where Redis's clock is in another period.
+        """Hold money for a call; `make_request` is called again if the Redis clock is in another period.
 
         Errors: IdempotencyConflict.
         """
@@ -110,12 +111,12 @@ class Ledger:
         )
 
     async def record(self, request: RecordRequest) -> int | Denied | Waiting:
-        """Tell of attempts and extend the hold; return the whole hold in nano-dollars, or why it was not extended.
+        """Record attempts and extend the hold; return the whole hold in nano-dollars, or why it was not extended.
 
-        Errors: CallUnknown when the hold is no longer open.
+        Errors: CallUnknown if the hold is no longer open.
         """
         if not request.extension_nanousd:
-            # Nothing is weighed, so that the projection need not answer.
+            # No cap is checked, so the projection need not answer.
             unread = (EMPTY_BASELINE,) * len(request.budgets)
             gate = self.gate_of(request.user_id)
             return await self._repeat(lambda: gate.record(request, unread), self._patience.settle_s)
@@ -144,7 +145,7 @@ class Ledger:
         try:
             return await adjust(request.budgets)
         except BudgetsMismatch as exc:
-            # The caller knew only the call's latest hold, which may stand in another period.
+            # The caller knew the budgets of the call's latest hold, which may be in another period.
             return await adjust(exc.budgets)
 
     async def charge(self, request: ChargeRequest) -> bool:
@@ -162,7 +163,7 @@ class Ledger:
         return await self._repeat(lambda: gate.assign(request), self._patience.reserve_s)
 
     async def balance(self, *, user_id: str, period: str, budgets: Sequence[BudgetCap]) -> tuple[Balance, ...]:
-        """Return what a call of this user would be weighed against now."""
+        """Return the balances and caps that a call of this user would be compared with now."""
         return await self._with_baselines(
             user_id,
             lambda: [budget.name for budget in budgets],
@@ -183,9 +184,9 @@ class Ledger:
             baselines = await kept.get(names(), is_fresh=tries > 0)
             try:
                 return await self._repeat(lambda given=baselines: step(gate, given), patience_s)
-            except Stale:
+            except Stale:  # G6
                 continue
-        raise BaselineUnavailable("DuckDB is behind the ledger's watermark: it is being rebuilt; try again later")
+        raise BaselineUnavailable("DuckDB is behind the ledger's watermark, since it is being rebuilt: try again later")
 
     async def _without_baselines(
         self, user_id: str, names: Sequence[str], step: Callable[[Gate, Sequence[Baseline]], Awaitable[T]]
@@ -214,4 +215,4 @@ class Ledger:
                 _log.warning("redis.answer_missed", problem=str(exc), waited_s=round(waited_s, 2))
                 pause = pause_s * (0.5 + self._jitter())
                 await self._sleep(pause)
-                waited_s, pause_s = waited_s + pause, min(2 * pause_s, self._patience.longest_pause_s)
+                waited_s, pause_s = waited_s + pause, min(2 * pause_s, self._patience.max_pause_s)

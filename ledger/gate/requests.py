@@ -1,4 +1,4 @@
-"""What is asked of the gate and what it answers: plain values, no I/O."""
+"""Requests to the gate and its answers: plain values, no I/O."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -36,7 +36,7 @@ class BudgetCap:
 
 @dataclass(frozen=True, slots=True)
 class AttemptEvent:
-    """A `model-called` or `fallback-used` event that tells of one attempt; `payload` is its JSON object."""
+    """A `model-called` or `fallback-used` event of one attempt; `payload` is its JSON object."""
 
     type: Literal["model-called", "fallback-used"]
     attempt: int
@@ -47,9 +47,9 @@ class AttemptEvent:
 class ReserveRequest:
     """Hold `amount_nanousd` for a call against every budget, the user's period first.
 
-    `content_hash` ties the call id to its content; `worker` names this run of the call;
+    `content_hash` binds the call id to its content; `worker` names this run of the call;
     `lease_ms` is how long the hold may stay open; `payload` is the BudgetReserved JSON object.
-    With `is_final`, a call that only open holds stand in the way of is refused instead of waiting.
+    With `is_final`, a call is refused even if only open holds are in the way.
     """
 
     call_id: str
@@ -66,10 +66,10 @@ class ReserveRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordRequest:
-    """Tell of attempts while a hold stays open, and extend it by `extension_nanousd` (0: not) for the next.
+    """Record attempts while a hold stays open, and extend it by `extension_nanousd` (0: not) for the next.
 
-    `attempts_begun` counts the attempt that starts now; `spent_nanousd` is what the recorded ones may have
-    cost, `assumed_nanousd` the part of it that nobody confirmed.
+    `attempts_begun` includes the attempt that starts now; `spent_nanousd` is what the recorded ones may have
+    cost, `assumed_nanousd` the unconfirmed part of it.
     """
 
     call_id: str
@@ -86,7 +86,7 @@ class RecordRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettleRequest:
-    """Replace a hold by its real cost, of which `assumed_nanousd` nobody confirmed.
+    """Replace a hold by its cost; `assumed_nanousd` is the unconfirmed part of it.
 
     `is_final` ends the call; `result` is the task's result as JSON ('' stores none).
     """
@@ -106,9 +106,9 @@ class SettleRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdjustRequest:
-    """Correct a settled hold to `cost_nanousd`; the difference is appended, a repeat changes nothing.
+    """Correct a settled hold to `cost_nanousd`. The difference is appended; a repeat changes nothing.
 
-    `result` is stored where the call was closed without one (the answer came after its hold had expired).
+    `result` is stored if the call was closed without one: the answer came after the hold had expired.
     """
 
     call_id: str
@@ -125,7 +125,7 @@ class AdjustRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChargeRequest:
-    """Book spend that happened without a hold; recorded whatever the cap says."""
+    """Book spend that happened without a hold; it is recorded even if it passes the cap."""
 
     call_id: str
     user_id: str
@@ -154,9 +154,9 @@ class AssignRequest:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """Money is held. `attempt` is the number of the first attempt it pays for.
+    """Money is held. `attempt` is the number of the first attempt that it pays for.
 
-    `assigned_plan` is the plan that the ledger assigned to the user, whatever the task says; None where it has not.
+    `assigned_plan` is the plan that the ledger assigned to the user, if it did; it overrides the task's plan.
     """
 
     entry_id: str
@@ -171,7 +171,7 @@ class Reserved:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """Refused for good: settled spend plus the amount passes the cap, or the wait was over."""
+    """The call is refused for good: settled spend plus the amount passes the cap, or the wait was over."""
 
     budget: str
     settled_nanousd: int
@@ -183,7 +183,7 @@ class Denied:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Only other calls' open holds stand in the way; a freed budget is announced on the waiters' channel."""
+    """Only other calls' open holds are in the way; freed money is announced on the waiters' channel."""
 
     budget: str
     settled_nanousd: int
@@ -193,7 +193,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class OpenCall:
-    """The call has an open hold: this run's own after a resend, else another worker's."""
+    """The call has an open hold: this run's own after a repeat, otherwise another worker's."""
 
     hold: int
     amount_nanousd: int
@@ -208,13 +208,13 @@ class OpenCall:
 
     @property
     def may_be_under_way(self) -> bool:
-        """Whether a request may have been sent whose outcome is not on the ledger."""
+        """Whether a provider request may have been sent whose outcome is not on the ledger."""
         return self.attempts_begun > self.attempts_recorded
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedCall:
-    """The call is over: settled, with the stored result ('' once that has expired), or denied."""
+    """The call is over: settled, with the stored result ('' if that has expired), or denied."""
 
     state: Literal["settled", "denied"]
     result: str
@@ -223,7 +223,7 @@ class FinishedCall:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The hold is settled. `entry_id` is '' when it already was, at exactly this cost."""
+    """The hold is settled. `entry_id` is '' if it already was, at exactly this cost."""
 
     entry_id: str
     committed_nanousd: int | None
@@ -231,7 +231,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class AlreadySettled:
-    """The hold was settled before, at another cost: by a sweeper or by the worker that took over."""
+    """The hold was settled before at another cost, by the sweeper or the worker that took over."""
 
     cost_nanousd: int
     assumed_nanousd: int
@@ -239,7 +239,7 @@ class AlreadySettled:
 
 @dataclass(frozen=True, slots=True)
 class Adjusted:
-    """A settled cost corrected by `difference_nanousd`; `is_call_over` tells whether the call has its result."""
+    """A settled cost was corrected by `difference_nanousd`; `is_call_over` if the call has its result."""
 
     difference_nanousd: int
     is_call_over: bool
@@ -255,7 +255,7 @@ class Balance:
 
     @property
     def remaining_nanousd(self) -> int:
-        """What the cap leaves beside settled spend and open holds; never below zero."""
+        """The cap less settled spend and open holds; never below zero."""
         return max(0, self.cap_nanousd - self.settled_nanousd - self.held_nanousd)
 
 

@@ -1,1 +1,1 @@
-"""The projection: the ledger folded into DuckDB, served to budget checks, copied for queries."""
+"""The projection: the ledger folded into DuckDB, served to budget checks, and copied for queries."""

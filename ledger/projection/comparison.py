@@ -1,4 +1,4 @@
-"""Comparing two projections row for row (G5): two files, or a replayed one with the one that is in use."""
+"""Comparing two projections row by row (G5): two files, or a replayed one with the live one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,10 +8,11 @@ import duckdb
 import pyarrow as pa
 
 from tollbook.ledger.gate.requests import Position
+from tollbook.ledger.projection.database import connect
 
 
 class Tables(Protocol):
-    """A projection that can be asked: a store of this process, or a copy of the one in use."""
+    """A projection that can be queried: a store of this process, or a copy of the live one."""
 
     def table(self, sql: str, /) -> pa.Table:
         """Run a SELECT."""
@@ -20,7 +21,7 @@ class Tables(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What tells a table's rows apart, and up to which event a row is told."""
+    """The columns that identify a table's rows, and the column of the last event that changed a row."""
 
     keys: str
     last: str | None = "last_seq"
@@ -42,7 +43,7 @@ _SHOWN: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Rows of one table that only one of two projections has; `examples` are some of them, as text."""
+    """Rows of one table that only one of the two projections has; `examples` are some of them, as text."""
 
     table: str
     only_first: int
@@ -52,7 +53,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What came of comparing with a projection that goes on: `rows` were compared, `moved_on` had changed since."""
+    """The result of comparing with a live projection: `rows` were compared, `moved_on` had changed since."""
 
     differences: list[Difference]
     rows: int
@@ -60,11 +61,11 @@ class Comparison:
 
 
 def compare(first: Tables, second: Tables) -> list[Difference]:
-    """Compare two projections, every table and view, row for row; an empty list means that they are equal.
+    """Compare every table and view of two projections row by row; an empty list means that they are equal.
 
     Both are copied into memory a table at a time. Blocks; call it through asyncio.to_thread.
     """
-    with duckdb.connect() as connection:
+    with connect() as connection:
         found = [
             _difference(connection, name, first.table(f"FROM {name}"), second.table(f"FROM {name}")) for name in TABLES
         ]
@@ -72,19 +73,19 @@ def compare(first: Tables, second: Tables) -> list[Difference]:
 
 
 def compare_with_live(replayed: Tables, live: Tables, positions: Mapping[int, Position]) -> Comparison:
-    """Compare a projection replayed up to `positions` with one that folds on meanwhile.
+    """Compare a projection replayed up to `positions` with one that goes on folding.
 
-    A row that a later event has touched is left out on both sides, and counted. Blocks.
+    A row that a later event has changed is left out on both sides, and counted. Blocks.
     """
     differences, rows, moved_on = list[Difference](), 0, 0
-    with duckdb.connect() as connection:
+    with connect() as connection:
         for name, shape in _SHAPES.items():
             if shape.last is None:
                 continue
-            told = _told(shape, positions)
-            theirs = live.table(f"FROM {name} WHERE {told}")
-            connection.register("moved", live.table(f"SELECT {shape.keys} FROM {name} WHERE NOT ({told})"))  # noqa: S608
-            connection.register("replayed", replayed.table(f"FROM {name} WHERE {told}"))
+            is_folded = _condition(shape, positions)
+            theirs = live.table(f"FROM {name} WHERE {is_folded}")
+            connection.register("moved", live.table(f"SELECT {shape.keys} FROM {name} WHERE NOT ({is_folded})"))  # noqa: S608
+            connection.register("replayed", replayed.table(f"FROM {name} WHERE {is_folded}"))
             mine = connection.execute(f"FROM replayed ANTI JOIN moved USING ({shape.keys})").to_arrow_table()
             rows += theirs.num_rows
             moved_on += connection.execute("SELECT count(*) FROM moved").fetchall()[0][0] if name != "events" else 0
@@ -94,8 +95,8 @@ def compare_with_live(replayed: Tables, live: Tables, positions: Mapping[int, Po
     return Comparison(differences, rows, moved_on)
 
 
-def _told(shape: _Shape, positions: Mapping[int, Position]) -> str:
-    """Return the condition under which a row is told by the events up to the positions alone."""
+def _condition(shape: _Shape, positions: Mapping[int, Position]) -> str:
+    """Return the SQL condition for rows that no event after the positions has changed."""
     if not shape.has_partition:
         return f"{shape.last} <= {min(position.seq for position in positions.values())}"
     return " OR ".join(
@@ -110,7 +111,7 @@ def _difference(
     connection.register("second", second)
     only_first = connection.execute("FROM first EXCEPT ALL FROM second").to_arrow_table()
     only_second = connection.execute("FROM second EXCEPT ALL FROM first").to_arrow_table()
-    if not only_first.num_rows and not only_second.num_rows:
+    if not only_first.num_rows and not only_second.num_rows:  # audits G5
         return None
     examples = [*only_first.slice(0, _SHOWN).to_pylist(), *only_second.slice(0, _SHOWN).to_pylist()]
     return Difference(name, only_first.num_rows, only_second.num_rows, tuple(str(row) for row in examples))

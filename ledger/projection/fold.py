@@ -1,8 +1,8 @@
 """The fold: one batch of events into the projection, in one transaction, by SQL.
 
-Invariant (G5): the projection after a fold depends on the events folded so far and on
-nothing else, wherever batches end; rows and position change together. The statements are
-in ledger/sql; the input is any relation `incoming` with the envelope columns.
+Invariant (G5): the projection after a fold depends only on the events folded so far, not on
+where batches end; rows and position change together. The statements are in sql/; the input is
+any relation `incoming` with the envelope columns.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _STEPS: Final = ("fold_moves", "fold_discrepancies", "fold_balances", "fold_budg
 
 
 class LedgerGap(LedgerRefused):
-    """The next event does not continue the ledger where the fold stands: events are missing, or come again."""
+    """The next event does not follow the last one folded: events are missing, or come again."""
 
     def __init__(self, *, partition: int, folded_seq: int, next_seq: int) -> None:
         problem = "is missing" if next_seq > folded_seq else "comes again"
@@ -49,7 +49,7 @@ class LedgerMismatch(LedgerRefused):
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """What one fold did: the position now reached, and the budgets whose balance moved."""
+    """The result of one fold: the position reached, and the budgets whose balance changed."""
 
     position: Position
     events: int
@@ -59,7 +59,7 @@ class Folded:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """How many events there are to be folded, and which."""
+    """How many events are to be folded, and which."""
 
     events: int
     first_seq: int
@@ -76,7 +76,7 @@ def statement(name: str) -> str:
 def fold_incoming(
     cursor: duckdb.DuckDBPyConnection, *, partition: int, ledger_id: str, only_user_id: str | None = None
 ) -> Folded | None:
-    """Fold the relation `incoming`; None when it is empty. `only_user_id` leaves out what is not that user's own.
+    """Fold the relation `incoming`; None if it is empty. With `only_user_id`, that user's events alone.
 
     The caller has begun a transaction, and commits it or rolls it back.
     Errors: LedgerGap; LedgerMismatch; UnreadableEvent; duckdb.Error.
@@ -109,18 +109,20 @@ def fold_incoming(
 
 
 def count_incoming(cursor: duckdb.DuckDBPyConnection) -> Counted | None:
-    """Count the relation `incoming`; None when it is empty. Errors: duckdb.Error."""
+    """Count the relation `incoming`; None if it is empty. Errors: duckdb.Error."""
     row = cursor.execute(statement("fold_count")).fetchone()
     assert row is not None
     return Counted(*row) if row[0] else None
 
 
 def check_order(cursor: duckdb.DuckDBPyConnection, counted: Counted, *, partition: int, folded_seq: int) -> None:
-    """See that the relation `incoming` continues the ledger without gap or repeat. Errors: LedgerGap."""
+    """Check that the relation `incoming` continues the ledger without gap or repeat. Errors: LedgerGap."""
     if (counted.first_seq, counted.last_seq) != (folded_seq + 1, folded_seq + counted.events) or (
         counted.distinct_seqs != counted.events
     ):
-        raise LedgerGap(partition=partition, folded_seq=folded_seq, next_seq=_first_wrong(cursor, folded_seq))
+        raise LedgerGap(  # G5
+            partition=partition, folded_seq=folded_seq, next_seq=_first_wrong(cursor, folded_seq)
+        )
 
 
 def advance(cursor: duckdb.DuckDBPyConnection, partition: int, counted: Counted) -> None:
@@ -136,7 +138,7 @@ def append_incoming(cursor: duckdb.DuckDBPyConnection, *, only_user_id: str | No
     try:
         cursor.execute(statement("fold_read"))
         if only_user_id is not None:
-            # What is left out is checked too, so that the position is the ledger's.
+            # Events that are left out are checked too, since the position counts them.
             _check_members(cursor)
         cursor.execute(statement("fold_events"), {"user_id": only_user_id})
     except (duckdb.InvalidInputException, duckdb.ConversionException) as exc:
@@ -154,12 +156,12 @@ def add_up(
 
 
 def read_position(cursor: duckdb.DuckDBPyConnection, partition: int, ledger_id: str) -> Position:
-    """Return where a partition's fold stands. Errors: LedgerMismatch; LookupError for a partition not there."""
+    """Return a partition's position. Errors: LedgerMismatch; LookupError for an unknown partition."""
     row = cursor.execute("SELECT ledger_id, id, seq FROM position WHERE partition = ?", [partition]).fetchone()
     if row is None:
         raise LookupError(f"the DuckDB file has no partition {partition}")
     if row[0] != ledger_id:
-        raise LedgerMismatch(stored=row[0], given=ledger_id)
+        raise LedgerMismatch(stored=row[0], given=ledger_id)  # G8
     return Position(EntryId.parse(row[1]), row[2])
 
 
@@ -179,7 +181,7 @@ def _check_members(cursor: duckdb.DuckDBPyConnection) -> None:
 
 
 def _unreadable(cursor: duckdb.DuckDBPyConnection, problem: duckdb.Error) -> UnreadableEvent:
-    # The failed statement has aborted the transaction; the search needs one of its own.
+    # The failed statement has aborted the transaction; the search needs a new one.
     cursor.rollback()
     cursor.begin()
     row = cursor.execute("SELECT id FROM incoming WHERE NOT json_valid(payload) ORDER BY seq LIMIT 1").fetchone()

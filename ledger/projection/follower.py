@@ -1,13 +1,10 @@
-"""Following one partition of the ledger: read, fold, then let its tails be trimmed.
+"""Following one partition of the ledger: read, fold, then move its watermark.
 
-Invariant: the watermark never passes what is committed to DuckDB. It stays some seconds
-behind, so that baselines kept by workers remain usable. Redis down is waited for; what
-cannot be folded is raised, never skipped.
+While Redis is down, the follower waits; what cannot be folded is raised, never skipped.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,20 +18,17 @@ from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.fold import Folded
 from tollbook.ledger.projection.store import Store
-from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S
+from tollbook.ledger.projection.watermark import Trim, Watermark
+from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, time_ms
 from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.upcasters import UnreadableEvent
 
-Trim = Callable[[int, EntryId, Sequence[str]], Awaitable[object]]
-"""(partition, watermark, budgets): the gate's `trim` of that partition."""
-
 _log = structlog.get_logger(__name__)
-_NAMES_A_TRIM = 500
 
 
 class LedgerRewritten(LedgerRefused):
-    """The last event that was folded is not on the ledger: its history is another one."""
+    """The last event that was folded is not on the ledger: the ledger has another history."""
 
     def __init__(self, *, partition: int, position: Position) -> None:
         super().__init__(
@@ -48,26 +42,26 @@ class LedgerRewritten(LedgerRefused):
 
 @dataclass(frozen=True, slots=True)
 class ProjectorSettings:
-    """How the projector reads and how far behind it keeps the watermark.
+    """How the projector reads, and how far behind it keeps the watermark.
 
-    `batch_events` is how much is read at once, `most_batches` how many of them are folded at once while catching up.
-    `pause_ms` is the least time between two small folds: a fold costs nearly the same for one event as for a
-    hundred. `checkpoint_events` is how many events are folded between checkpoints.
+    `batch_events` are read at once; while catching up, up to `max_batches` of them are folded at once.
+    `pause_ms` is the shortest time between two small folds, since a fold costs nearly as much for one event as for
+    a hundred. `checkpoint_events` are folded between two checkpoints.
     """
 
     batch_events: int = 10_000
-    most_batches: int = 13
+    max_batches: int = 13
     block_ms: int = 1_000
     pause_ms: int = 100
     tail_keep_ms: int = 10_000
     checkpoint_events: int = 500_000
     first_backoff_s: float = 0.05
-    longest_backoff_s: float = 2.0
+    max_backoff_s: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """Events to be folded in one transaction; `is_full` where more may follow at once."""
+    """Events to fold in one transaction; `is_full` if more may be on the stream already."""
 
     table: pa.Table
     last_id: EntryId
@@ -76,7 +70,7 @@ class _Page:
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """How far the fold is behind the ledger: events not yet folded, and the age of the oldest of them."""
+    """How far the fold is behind the ledger: the events not yet folded, and the age of the oldest one."""
 
     events: int
     seconds: float
@@ -100,15 +94,13 @@ class Follower:
         self._store = store
         self._redis = redis
         self._keys = keys
-        self._trim = trim
         self._settings = settings
         self._sleep = sleep
         self._running = running
         self._reader = StreamReader(redis, keys)
+        self._watermark = Watermark(redis, keys, trim=trim, keep_ms=settings.tail_keep_ms, now_ms=self._reader.now_ms)
         self._position = Position()
-        self._touched: deque[tuple[EntryId, Iterable[str]]] = deque()
         self._since_checkpoint = 0
-        self._is_swept = False
         self._waiting: dict[asyncio.Future[None], EntryId] = {}
 
     async def run(self) -> None:
@@ -124,14 +116,14 @@ class Follower:
                 except (LedgerError, RedisError, OSError) as exc:
                     _log.warning("projection.redis_unavailable", partition=self._keys.partition, problem=str(exc))
                     await self._sleep(backoff_s)
-                    backoff_s = min(2 * backoff_s, self._settings.longest_backoff_s)
+                    backoff_s = min(2 * backoff_s, self._settings.max_backoff_s)
                 else:
                     backoff_s = self._settings.first_backoff_s
         finally:
             await self._reader.aclose()
 
     async def _follow(self) -> None:
-        """Read, fold and trim once, reading ahead while a full batch is folded."""
+        """Read, fold and trim once; while a full batch is folded, read the next."""
         settings = self._settings
         await self._running.wait()
         await self._check_identity()
@@ -144,14 +136,14 @@ class Follower:
                 is_folded.set()
                 page = await ahead
             finally:
-                await _ended(ahead)
-            await self._move_watermark()
+                await _cancel(ahead)
+            await self._watermark.move(self._position)
             if not self._running.is_set():
                 return
         await self._running.wait()
         if page.table.num_rows:
             await self._fold(page)
-        await self._move_watermark()
+        await self._watermark.move(self._position)
         if page.table.num_rows:
             await self._sleep(settings.pause_ms / 1000)
         elif self._since_checkpoint:
@@ -159,24 +151,24 @@ class Follower:
 
     async def _read(self, after: EntryId, *, block_ms: int | None = None) -> _Page:
         batch = await self._reader.read_after(after, count=self._settings.batch_events, block_ms=block_ms)
-        # In a thread, beside the fold of the page before: DuckDB leaves Python to others while it works.
+        # In a thread, while the page before is folded: DuckDB releases Python's lock while it works.
         table = await asyncio.to_thread(batch.to_table)
         return _Page(table, batch.last_id if batch else after, is_full=len(batch) == self._settings.batch_events)
 
     async def _read_until(self, is_folded: asyncio.Event, after: EntryId) -> _Page:
-        """Read on while the fold of what came before is under way: the larger a fold, the less it costs an event."""
+        """Read on while the page before is being folded: the larger a fold, the less it costs per event."""
         page = await self._read(after)
         tables = [page.table]
-        while page.is_full and len(tables) < self._settings.most_batches and not is_folded.is_set():
+        while page.is_full and len(tables) < self._settings.max_batches and not is_folded.is_set():
             try:
                 page = await self._read(page.last_id)
             except UnreadableEvent:
-                break  # It will be met again, once everything before it is folded.
+                break  # It is read again once everything before it is folded.
             tables.append(page.table)
         return _Page(pa.concat_tables(tables), page.last_id, page.is_full)
 
     async def check(self) -> None:
-        """See that the projection belongs to the ledger as it is, before anybody reads it.
+        """Check that the projection belongs to the ledger as it is now, before anybody reads it.
 
         Errors: LedgerUnavailable; LedgerReplaced; LedgerAhead; LedgerRewritten.
         """
@@ -187,19 +179,19 @@ class Follower:
             raise LedgerUnavailable(f"the ledger cannot be read ({exc})") from exc
 
     async def _check_identity(self) -> None:
-        """Refuse a ledger that is not the one folded so far, or that has lost or replaced events."""
+        """Refuse a ledger other than the one folded so far, or one that has lost or replaced events."""
         partition, position = self._keys.partition, self._position
         async with asyncio.timeout(ANSWER_TIMEOUT_S), self._redis.pipeline(transaction=False) as pipeline:
             pipeline.hmget(self._keys.meta, ["ledger_id", "removed"])
             pipeline.xlen(self._keys.ledger)
             pipeline.xrange(self._keys.ledger, min=str(position.entry), max=str(position.entry), count=1)
             (stored_id, removed), length, last_folded = cast("Any", await pipeline.execute())
-        if _text(stored_id or "") != self._store.ledger_id:
+        if _text(stored_id or "") != self._store.ledger_id:  # G8
             raise LedgerReplaced(expected=self._store.ledger_id, found=_text(stored_id or ""))
         seq = length + int(removed or 0)
-        if seq < position.seq:
+        if seq < position.seq:  # G8
             raise LedgerAhead(folded_seq=position.seq, ledger_seq=seq)
-        if not last_folded and position.seq > int(removed or 0):
+        if not last_folded and position.seq > int(removed or 0):  # G8
             raise LedgerRewritten(partition=partition, position=position)
 
     async def _fold(self, page: _Page) -> None:
@@ -207,7 +199,7 @@ class Follower:
         if folded is None:
             return
         self._position, self.has_folded = folded.position, True
-        self._touched.append((folded.position.entry, folded.budgets))
+        self._watermark.note(folded)
         self._since_checkpoint += folded.events
         self._wake()
         self._report(folded)
@@ -223,37 +215,6 @@ class Follower:
     async def _checkpoint(self) -> None:
         self._since_checkpoint = 0
         await asyncio.to_thread(self._store.checkpoint)
-
-    async def _move_watermark(self) -> None:
-        """Trim what is folded and old enough; once after a start, every tail that is found."""
-        if not self._is_swept and self._position.seq:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                names = [name async for name in self._tails()]
-            self._touched.appendleft((self._touched[0][0] if self._touched else self._position.entry, names))
-            self._is_swept = True
-        if not self._touched:
-            return
-        newest_ms = await self._reader.now_ms() - self._settings.tail_keep_ms
-        watermark, names = None, set[str]()
-        while self._touched and self._touched[0][0].ms <= newest_ms:
-            watermark, touched = self._touched.popleft()
-            names.update(touched)
-        if watermark is None:
-            return
-        ordered = sorted(names)
-        try:
-            for start in range(0, max(1, len(ordered)), _NAMES_A_TRIM):
-                await self._trim(self._keys.partition, watermark, ordered[start : start + _NAMES_A_TRIM])
-        except BaseException:
-            self._touched.appendleft((watermark, names))
-            raise
-        _log.debug("watermark.moved", partition=self._keys.partition, watermark=str(watermark), budgets=len(ordered))
-
-    async def _tails(self) -> AsyncIterator[str]:
-        prefix = len(self._keys.tail(""))
-        pattern = self._keys.tail_pattern
-        async for key in cast("AsyncIterator[bytes]", self._redis.scan_iter(match=pattern, count=1000)):  # pyright: ignore[reportUnknownMemberType]
-            yield _text(key)[prefix:]
 
     async def wait_for(self, entry: EntryId) -> None:
         """Return once the entry is folded. Errors: what `fail` was given."""
@@ -272,7 +233,7 @@ class Follower:
                 future.set_result(None)
 
     def fail(self, problem: Exception) -> None:
-        """Give up everybody who waits."""
+        """Fail every `wait_for` that still waits."""
         for future in list(self._waiting):
             if not future.done():
                 future.set_exception(problem)
@@ -294,20 +255,20 @@ class Follower:
                 removed = await cast("Awaitable[Any]", redis.hget(keys.meta, "removed"))
                 behind = max(0, int(removed or 0) + await redis.xlen(keys.ledger) - self._position.seq)
                 oldest: Any = await redis.xrange(keys.ledger, min=f"({self._position.entry}", count=1)
-                seconds, micros = await redis.time()  # pyright: ignore[reportUnknownMemberType]
+                now_ms = time_ms(await redis.time())  # pyright: ignore[reportUnknownMemberType]
         except (RedisError, OSError) as exc:
             raise LedgerUnavailable(f"the ledger cannot be read ({exc})") from exc
         if not oldest:
             return Lag(behind, 0.0)
-        return Lag(behind, max(0.0, seconds + micros / 1e6 - EntryId.parse(_text(oldest[0][0])).ms / 1000))
+        return Lag(behind, max(0, now_ms - EntryId.parse(_text(oldest[0][0])).ms) / 1000)
 
 
 def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-async def _ended(task: asyncio.Task[Any]) -> None:
-    """Cancel a task that nobody will ask any more, and see it end."""
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel a task whose result is not needed, and wait for its end."""
     if not task.done():
         task.cancel()
         await asyncio.wait([task])

@@ -1,8 +1,8 @@
 --[[
-The projector's lease: one projector a ledger.
-KEYS lease   ARGS 1 owner 2 place ("1" in 4: whoever had the lease at this place is dead) 3 ttl_ms 4 0|1
-OK | HELD owner place remaining_ms
-Run with EVAL; the value is "owner<newline>place".
+Take or renew the projector's lease. Run with EVAL; the value of the key is "owner<newline>place".
+KEYS lease
+ARGS 1 owner 2 place 3 ttl ms 4 1: whoever had the lease at this place is dead, 0: perhaps not
+OK | HELD owner place remaining-ms
 ]]
 local held = redis.call('GET', KEYS[1])
 if held then

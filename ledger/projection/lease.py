@@ -1,9 +1,9 @@
-"""The projector's lease: one projector a ledger, whatever directory or machine it works in.
+"""The projector's lease: one projector per ledger, on whatever machine and in whatever directory.
 
-Two projectors would not break a cap, since the watermark only ever rises, but each would
-drop tail entries that the other has yet to fold, and calls would fail closed. A lease that
-is not renewed ends by itself. One that was held at the same place, that is on the same DuckDB
-file, is taken over at once: who has that file open is alone with it.
+Two projectors would not break a cap, since the watermark only ever rises. But each would
+drop tail entries that the other has not folded yet, and calls would fail closed. A lease that
+is not renewed ends by itself. A lease held at the same place, that is on the same DuckDB file,
+is taken over at once: whoever has that file open is its only user.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ _log = structlog.get_logger(__name__)
 
 
 class ProjectorRunning(LedgerRefused):
-    """Another projector works on the ledger; this one would disturb it."""
+    """Another projector works on the ledger."""
 
     def __init__(self, *, owner: str, place: str, remaining_ms: int) -> None:
         super().__init__(
-            f"a projector ({owner}, {place}) works on this ledger. Stop it first; or start this one with --standby, "
+            f"a projector ({owner}, {place}) works on this ledger: stop it first, or start this one with --standby "
             f"to wait and take over. If it has died, its lease ends in {max(1, round(remaining_ms / 1000))} s"
         )
         self.owner = owner
@@ -35,7 +35,7 @@ class ProjectorRunning(LedgerRefused):
 
 
 class Lease:
-    """One projector's claim to a ledger. Errors of every method: LedgerUnavailable."""
+    """One projector's lease of a ledger. Errors of every method: LedgerUnavailable."""
 
     def __init__(self, pipeline: CommandPipeline, *, namespace: str, owner: str, place: str) -> None:
         self.place = place
@@ -45,7 +45,7 @@ class Lease:
         self._script = packaged_text("tollbook.ledger.projection", "lease.lua")
 
     async def take(self, *, is_alone: bool = False) -> None:
-        """Take or renew the lease; `is_alone` when nobody else can be alive at this place.
+        """Take or renew the lease; `is_alone` if no other projector can be alive at this place.
 
         Errors: ProjectorRunning.
         """
@@ -56,29 +56,29 @@ class Lease:
             raise ProjectorRunning(owner=reply[1].decode(), place=reply[2].decode(), remaining_ms=int(reply[3]))
 
     async def wait(self) -> None:
-        """Take the lease as soon as whoever has it lets it go or dies."""
-        is_told = False
+        """Take the lease as soon as the projector that has it releases it or dies."""
+        is_logged = False
         while True:
             try:
                 return await self.take()
             except ProjectorRunning as exc:
-                if not is_told:
+                if not is_logged:
                     _log.info("projector.standing_by", owner=exc.owner, place=exc.place)
-                    is_told = True
+                    is_logged = True
                 await asyncio.sleep(min(1.0, max(0.05, exc.remaining_ms / 1000)))
 
     async def keep(self) -> None:
-        """Renew until cancelled. Errors: ProjectorRunning when another has taken over meanwhile."""
+        """Renew until cancelled. Errors: ProjectorRunning if another has taken over meanwhile."""
         while True:
             await asyncio.sleep(_TTL_MS / 1000 / _RENEWALS)
             try:
                 await self.take()
             except LedgerUnavailable as exc:
-                # Nothing is folded or trimmed without Redis either.
+                # Without Redis, nothing is folded or trimmed either.
                 _log.warning("lease.renewal_missed", problem=str(exc))
 
     async def release(self) -> None:
-        """Let the lease go, if it is still this projector's."""
+        """Release the lease, if it is still this projector's."""
         try:
             await self.take()
             await self._pipeline.execute("DEL", self._key)

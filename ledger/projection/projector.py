@@ -1,7 +1,7 @@
 """The projector: folds every partition of the ledger into DuckDB as it grows.
 
-Its only state is the position in DuckDB, committed with the rows. What cannot be folded
-stops it and is kept as the reason; nothing is ever skipped.
+Its only state is the position in DuckDB, committed with the rows. An event that cannot be
+folded stops it, and `failure` says why; nothing is ever skipped.
 """
 
 import asyncio
@@ -12,8 +12,9 @@ from redis.asyncio import Redis
 
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.projection.follower import Follower, Lag, ProjectorSettings, Trim
+from tollbook.ledger.projection.follower import Follower, Lag, ProjectorSettings
 from tollbook.ledger.projection.store import Store
+from tollbook.ledger.projection.watermark import Trim
 from tollbook.schemas.identifiers import EntryId
 
 __all__ = ["Lag", "Projector", "ProjectorSettings", "Trim"]
@@ -24,7 +25,7 @@ _log = structlog.get_logger(__name__)
 class Projector:
     """Folds all partitions of one ledger.
 
-    `failure` is why a partition is no longer folded, None while all is well.
+    `failure` is why a partition is no longer folded; None while all are.
     """
 
     def __init__(
@@ -63,8 +64,8 @@ class Projector:
             async with asyncio.TaskGroup() as group:
                 for follower in self._followers.values():
                     group.create_task(follower.run())
-        except* Exception as problems:  # noqa: BLE001 - whatever it is, nothing is folded any more and it must be known.
-            self.failure = reason = _first(problems)
+        except* Exception as problems:  # noqa: BLE001 - whatever it is, folding has stopped and the reason must be known.
+            self.failure = reason = _first(problems)  # G8
             _log.error("projection.stopped", problem=str(reason), kind=type(reason).__name__)
         finally:
             for follower in self._followers.values():
@@ -73,7 +74,7 @@ class Projector:
             raise self.failure
 
     async def check(self) -> None:
-        """See that the projection belongs to the ledger as it is, before it is served.
+        """Check that the projection belongs to the ledger as it is now, before it is served.
 
         Errors: LedgerUnavailable; LedgerReplaced; LedgerAhead; LedgerRewritten.
         """
@@ -86,7 +87,7 @@ class Projector:
         return any(follower.has_folded for follower in self._followers.values())
 
     def pause(self) -> None:
-        """Stop folding after the batch in hand, until `resume`."""
+        """Stop folding after the current batch, until `resume`."""
         self._running.clear()
 
     def resume(self) -> None:
@@ -100,7 +101,7 @@ class Projector:
         await self._followers[partition].wait_for(entry)
 
     async def catch_up(self) -> None:
-        """Return once everything that is on the ledger now is folded.
+        """Return once everything on the ledger now is folded.
 
         Errors: LedgerUnavailable; what stopped the projector.
         """

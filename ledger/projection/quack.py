@@ -1,9 +1,9 @@
 """Budget checks of other processes, through DuckDB's Quack extension.
 
-DuckDB lets one process open a file for writing and no other read it, so the projector
-serves its database on the loopback interface. Clients need the token, and are answered the
-reads of a budget check and nothing else (ledger/sql/quack_guard.sql); queries that people
-write run on a copy (ledger/snapshot.py). Quack by itself lets a client do anything.
+While one process has a DuckDB file open for writing, no other can read it, so the projector
+serves its database on the loopback interface. Clients need the token, and may only send the
+reads of a budget check (sql/quack_guard.sql), since Quack by itself lets a client do anything;
+queries that people write run on a copy (snapshot.py).
 
 `QuackServer.start` and all methods of `RemoteStore` block; call them through asyncio.to_thread.
 """
@@ -24,6 +24,7 @@ import structlog
 from tollbook.ledger.errors import BaselineUnavailable, LedgerError
 from tollbook.ledger.gate.baselines import BaselinePage
 from tollbook.ledger.gate.requests import Position
+from tollbook.ledger.projection.database import connect, read_error
 from tollbook.ledger.projection.fold import statement
 from tollbook.ledger.projection.store import Store, baseline_page, baselines_sql
 
@@ -32,17 +33,17 @@ _HOST: Final = "127.0.0.1"
 _PORT_TRIES: Final = 5
 TOKEN_FILE: Final = "quack.token"  # noqa: S105 - the name of the file, not the token.
 ADDRESS_FILE: Final = "quack.address"
-# Stands for the names in the statement that the guard lets pass.
+# Stands for the names in the statement that the guard lets through.
 _NAME: Final = "user:anybody:2026-11"
 
 
 class QuackUnavailable(LedgerError):
-    """The Quack extension is not installed, or does not fit this DuckDB."""
+    """The Quack extension is not installed, or not for this version of DuckDB."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuackServer:
-    """A running server. It ends with `stop`, or with the store's connection."""
+    """A running server. It ends with `stop`, or when the store is closed."""
 
     store: Store
     data_dir: Path
@@ -50,9 +51,9 @@ class QuackServer:
 
     @classmethod
     def start(cls, store: Store, data_dir: Path, *, port: int = 0) -> Self:
-        """Serve a store, read-only, and write the address and the token's file where clients look.
+        """Serve a store, read-only, and write the files of address and token where clients look for them.
 
-        From here on this process's DuckDB reads and writes no file but its own database. Port 0: any free one.
+        From then on, this process's DuckDB reads and writes no file but its own database. Port 0: any free one.
         Errors: QuackUnavailable.
         """
         token = _token(data_dir)
@@ -72,7 +73,7 @@ class QuackServer:
 
 
 class RemoteStore:
-    """The projection of another process. Make it with `RemoteStore.open`; it connects when first asked."""
+    """The projection of another process. Make it with `RemoteStore.open`; it connects when it is first read."""
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
@@ -81,7 +82,7 @@ class RemoteStore:
 
     @classmethod
     def open(cls, data_dir: Path) -> Self:
-        """Read from the projector that uses this data directory, whenever it runs."""
+        """Read from the projector of this data directory, whenever it runs."""
         return cls(data_dir)
 
     def close(self) -> None:
@@ -92,7 +93,7 @@ class RemoteStore:
             connection.close()
 
     def baselines(self, names: Sequence[str]) -> BaselinePage:
-        """Read budgets and positions of one moment. Errors: BaselineUnavailable."""
+        """Read budgets and positions, all of one moment. Errors: BaselineUnavailable."""
         sql = baselines_sql(names)
         known = self._connection
         try:
@@ -100,28 +101,23 @@ class RemoteStore:
         except BaselineUnavailable:
             if known is None:
                 raise
-            # The projector may have been restarted, at another address.
+            # The projector may have been restarted at another address.
             self.close()
             return self._read(sql)
 
     def position(self, partition: int = 0) -> Position:
-        """Return where a partition's fold stands. Errors: BaselineUnavailable."""
+        """Return a partition's position. Errors: BaselineUnavailable."""
         return self.baselines(()).positions[partition]
 
     def _read(self, sql: str) -> BaselinePage:
-        with self._connect().cursor() as cursor:
-            try:
+        connection = self._connect()
+        try:
+            with connection.cursor() as cursor:
                 return baseline_page(cursor.execute("FROM quack_query_by_name('ledger', ?)", [sql]).fetchall())
-            except duckdb.IOException as exc:
-                raise BaselineUnavailable(f"the projector does not answer: {_first_line(exc)}") from exc
-            except duckdb.InvalidInputException as exc:
-                if "budget checks only" in str(exc):
-                    raise BaselineUnavailable(
-                        "the projector does not know this version's budget check: restart it together with the workers"
-                    ) from exc
-                if "connection id" in str(exc):
-                    raise BaselineUnavailable("the projector was restarted") from exc
-                raise
+        except duckdb.Error as exc:
+            is_closed = connection is not self._connection
+            problem = read_error(exc, "the connection to the projector", is_closed=is_closed)
+            raise (problem if is_closed else BaselineUnavailable(f"the projector {_reason(exc)}")) from exc
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         with self._connecting:
@@ -135,7 +131,7 @@ class RemoteStore:
             token = (self._data_dir / TOKEN_FILE).read_text(encoding="ascii")
         except OSError as exc:
             raise BaselineUnavailable(f"no projector runs in {self._data_dir} ({exc.strerror})") from exc
-        connection = duckdb.connect(config={"threads": 1})
+        connection = connect(config={"threads": 1})
         try:
             load_extensions(connection)
             connection.execute("SET TimeZone = 'UTC'")
@@ -150,7 +146,7 @@ class RemoteStore:
 
 
 def load_extensions(connection: duckdb.DuckDBPyConnection) -> None:
-    """Load Quack and what it needs, from their wheels and without a download. Errors: QuackUnavailable."""
+    """Load Quack and what it needs from their wheels, without a download. Errors: QuackUnavailable."""
     for name in ("httpfs", "quack"):
         try:
             folder = importlib.resources.files(f"duckdb_extension_{name}")
@@ -164,7 +160,7 @@ def load_extensions(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _guard(cursor: duckdb.DuckDBPyConnection) -> None:
-    """Answer others' budget checks only; set once for a database."""
+    """Answer only budget checks from now on; set once per database."""
     attached = cursor.execute("SELECT count(*) FROM duckdb_databases() WHERE database_name = 'quack_guard'").fetchone()
     if attached == (0,):
         cursor.execute(statement("quack_guard"))
@@ -192,17 +188,26 @@ def _free_port() -> int:
 
 
 def _token(data_dir: Path) -> str:
-    """Return the token, made at the first start; only its owner can read the file."""
+    """Return the token, which is made at the first start in a file that only its owner can read."""
     path = data_dir / TOKEN_FILE
     data_dir.mkdir(parents=True, exist_ok=True)
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # G10
     except FileExistsError:
         return path.read_text(encoding="ascii")
     token = secrets.token_urlsafe(32)
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write(token)
     return token
+
+
+def _reason(problem: duckdb.Error) -> str:
+    """Say why the projector did not answer, after "the projector"."""
+    if "budget checks only" in str(problem):
+        return "does not know this version's budget check: restart it together with the workers"
+    if "connection id" in str(problem):
+        return "was restarted"
+    return f"does not answer: {_first_line(problem)}"
 
 
 def _first_line(problem: Exception) -> str:

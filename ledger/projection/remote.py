@@ -1,4 +1,4 @@
-"""Baselines from the projector's process, wherever it runs at the moment."""
+"""Reading baselines from the projector's process."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ _ANSWER_S: Final = 5.0
 
 
 def remote_reader(data_dir: Path) -> BaselineReader:
-    """Return a reader of baselines; it finds the projector anew after that has restarted.
+    """Return a reader of baselines; it connects again after the projector has restarted.
 
     A projector that does not answer within five seconds counts as down.
     """
     store = RemoteStore.open(data_dir)
-    # A thread of its own: one that hangs on a stopped projector must not use up those that others need.
+    # A thread of its own: one that waits for a stopped projector must not use up the threads that others need.
     thread = ThreadPoolExecutor(1, thread_name_prefix="baselines")
 
     async def read(names: Sequence[str], /) -> BaselinePage:

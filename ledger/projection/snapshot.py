@@ -1,9 +1,9 @@
-"""Queries that people write, on a copy of the projection in their own process.
+"""Queries that people write, run on a copy of the projection in their own process.
 
-A heavy query must not hold up a budget check or the fold, and Quack 1.5 can neither cut a query off nor
+A heavy query must not delay a budget check or the fold, and Quack 1.5 can neither interrupt a query nor
 limit its memory (duckdb/duckdb-quack#258, November 2026). So such a query never runs in the projector: the file is
-copied, which costs 0.2 s for two million events, and the copy is opened read-only, with limits, without files and
-network. The projector takes no part in it; nothing here can change the projection.
+copied, which takes 0.2 s for two million events, and the copy is opened read-only, with limits, and without access to
+files and network. The projector is not involved, and nothing here can change the projection.
 
 All functions block.
 """
@@ -21,15 +21,16 @@ from typing import Any, Final, TypeVar
 import duckdb
 
 from tollbook.ledger.errors import LedgerError, LedgerUnavailable
+from tollbook.ledger.projection.database import connect
 from tollbook.ledger.projection.fold import statement
 
 _T = TypeVar("_T")
 _PREFIX: Final = ".snapshot-"
 _TRIES: Final = 20
 _LEFT_BEHIND_S: Final = 600.0
-# The file's header and the two headers of the database, which every checkpoint writes in turn.
+# The file's header and the two headers of the database; each checkpoint writes one of the two in turn.
 _HEADERS_BYTES: Final = 3 * 4096
-# A log of a hundred thousand events or so; the projector folds it in when it is idle.
+# The log of about a hundred thousand events; the projector checkpoints it when it is idle.
 _LONG_LOG_BYTES: Final = 32 * 2**20
 _ROOM_BYTES: Final = 64 * 2**20
 
@@ -42,7 +43,7 @@ class QueryRefused(LedgerError):
 
 
 class QueryCutOff(LedgerError):
-    """The query took longer, or more memory, than it may."""
+    """The query took more time or memory than it may."""
 
 
 class QueryFailed(LedgerError):
@@ -50,7 +51,7 @@ class QueryFailed(LedgerError):
 
 
 def check_select(sql: str) -> None:
-    """See that a statement only reads tables and calls functions that only compute. Errors: QueryRefused."""
+    """Check that a statement only reads tables and calls functions that only compute. Errors: QueryRefused."""
     with _guard().cursor() as cursor:
         row = cursor.execute("SELECT refusal(?)", [sql]).fetchone()
     problem = row[0] if row else "it could not be checked"
@@ -62,16 +63,16 @@ def check_select(sql: str) -> None:
 def open_snapshot(path: Path, *, memory_limit: str = "512MB", threads: int = 1) -> Generator[duckdb.DuckDBPyConnection]:
     """Copy the projection at `path` as it is now and open the copy: read-only, no files, no other databases.
 
-    Works beside a projector and at rest, when a reader of the file itself would keep a projector from starting.
-    Errors: LedgerUnavailable where there is no projection, no room for a copy, or it is damaged;
-        duckdb.OutOfMemoryException where the limit is too low to open it.
+    Works whether a projector runs or not; reading the file itself would keep a projector from starting.
+    Errors: LedgerUnavailable if there is no projection, no room for a copy, or it is damaged;
+        duckdb.OutOfMemoryException if the limit is too low to open it.
     """
     _check_exists(path)
     limits: dict[str, Any] = {"memory_limit": memory_limit, "threads": threads, "temp_directory": ""}
     _remove_left_behind(path.parent)
     with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=path.parent) as folder:
         connection = _copied(path, Path(folder) / path.name, lambda copy: _open_copy(copy, limits))
-    # The folder is gone by now: what DuckDB holds open is freed when the process ends, however that ends.
+    # The folder is removed by now: the system frees what DuckDB holds open when the process ends, however it ends.
     try:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET python_enable_replacements = false")
@@ -83,7 +84,7 @@ def open_snapshot(path: Path, *, memory_limit: str = "512MB", threads: int = 1) 
 
 
 def take_snapshot(path: Path, copy: Path) -> None:
-    """Copy the projection at `path`, whether it is being written or not, to `copy`, one file of one moment.
+    """Copy the projection at `path`, even while it is written, to the single file `copy`, all of one moment.
 
     Errors: LedgerUnavailable.
     """
@@ -99,8 +100,8 @@ def _check_exists(path: Path) -> None:
 def _copied(path: Path, copy: Path, use: Callable[[Path], _T]) -> _T:
     """Copy file and write-ahead log of one moment, and return what `use` makes of them.
 
-    The log is copied first: what it refers to is in the file by then and stays there until a checkpoint writes a new
-    header. A record cut in two at its end is one that was not committed yet; DuckDB leaves it out.
+    The log is copied first: what it refers to is in the file by then, and stays there until a checkpoint writes a new
+    header. A record that is cut off at its end was not committed yet; DuckDB leaves it out.
     """
     problem: Exception | None = None
     for _ in range(_TRIES):
@@ -114,13 +115,13 @@ def _copied(path: Path, copy: Path, use: Callable[[Path], _T]) -> _T:
             problem = exc
         except OSError as exc:
             raise LedgerUnavailable(f"the projection at {path} could not be copied: {exc}") from exc
-        time.sleep(0.05)  # A checkpoint is being made just now.
-    reason = "it is written to without a pause" if problem is None else str(problem).partition("\n")[0]
+        time.sleep(0.05)  # A checkpoint was made meanwhile.
+    reason = "it is written to all the time" if problem is None else str(problem).partition("\n")[0]
     raise LedgerUnavailable(f"the projection at {path} could not be copied: {reason}") from problem
 
 
 def _check_room(path: Path, folder: Path) -> None:
-    """See that a copy leaves room for the projector and Redis, which need it more. Errors: LedgerUnavailable."""
+    """Check that a copy leaves enough room for the projector and Redis. Errors: LedgerUnavailable."""
     size = path.stat().st_size + _size_of_log(path)
     free = shutil.disk_usage(folder).free
     if free < 2 * size + _ROOM_BYTES:
@@ -131,7 +132,7 @@ def _check_room(path: Path, folder: Path) -> None:
 
 
 def _copy(path: Path, copy: Path) -> bool:
-    """Whether the copy is of one moment."""
+    """Copy log and file; return whether the copy is of one moment."""
     log, log_copy = _log_of(path), _log_of(copy)
     log_copy.unlink(missing_ok=True)
     before = _headers(path)
@@ -142,13 +143,13 @@ def _copy(path: Path, copy: Path) -> bool:
 
 
 def _open_copy(copy: Path, limits: dict[str, Any]) -> duckdb.DuckDBPyConnection:
-    """Open it as it is: to fold the log into it first would sync it, and Redis would wait for the disk.
+    """Open a copy as it is: merging the log first would sync it to disk, and Redis would wait for the disk.
 
-    A long log is folded in all the same, since DuckDB would keep what it holds in the memory of the query.
+    A long log is merged all the same, since DuckDB would keep its content in the query's memory.
     """
     if _size_of_log(copy) > _LONG_LOG_BYTES:
         _merge(copy)
-    connection = duckdb.connect(str(copy), read_only=True, config=limits)
+    connection = connect(copy, read_only=True, config=limits)
     try:
         connection.execute("FROM position").fetchall()
     except BaseException:
@@ -158,11 +159,11 @@ def _open_copy(copy: Path, limits: dict[str, Any]) -> duckdb.DuckDBPyConnection:
 
 
 def _merge(copy: Path) -> None:
-    """Fold the log into the copy, which also shows that the copy can be read."""
-    with duckdb.connect(str(copy), config={"threads": 1}) as connection:
+    """Merge the log into the copy, which also shows that the copy can be read."""
+    with connect(copy, config={"threads": 1}) as connection:
         connection.execute("FROM position").fetchall()
         connection.execute("CHECKPOINT")
-    # DuckDB leaves a log in which no commit is whole, since there is nothing to fold in.
+    # DuckDB leaves a log without a complete commit, since there is nothing to merge.
     _log_of(copy).unlink(missing_ok=True)
 
 
@@ -193,7 +194,7 @@ def _remove_left_behind(folder: Path) -> None:
 
 @cache
 def _guard() -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect(config={"threads": 1, "memory_limit": "256MB", "temp_directory": ""})
+    connection = connect(config={"threads": 1, "memory_limit": "256MB", "temp_directory": ""})
     connection.execute(statement("select_guard"))
     return connection
 

@@ -1,8 +1,8 @@
-"""What the ledger adds up to: money, calls and attempts, by the few things that tell them apart.
+"""Totals of the ledger for metrics: money, calls and attempts, by type, model, outcome and reason.
 
-Kept by adding what is new since the last look, so that a look costs what was folded in between and not what the
-ledger holds. The totals are a function of the ledger up to a position, as the projection is: they neither start anew
-with a process nor depend on which file they were read from.
+Each reading adds only the events folded since the last one, so its cost does not grow with the ledger. Like the
+projection, the totals depend only on the ledger up to a position (G5): they do not restart with a process, and any
+file of the same ledger gives the same totals.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ from tollbook.ledger.projection.fold import statement
 from tollbook.ledger.projection.store import Store
 
 LATENCY_BUCKETS_S: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
-"""Upper bounds of the latency's classes; what took longer is counted by the number of attempts alone."""
+"""Upper bounds of the latency classes; longer attempts are counted only in the number of attempts."""
 
 _SUMS: Final = (
     "events",
@@ -32,7 +32,7 @@ _SUMS: Final = (
 
 
 class Group(NamedTuple):
-    """What tells events apart; '' and 0 where the type has no such thing."""
+    """The columns by which events are grouped; '' and 0 where a type has no such column."""
 
     type: str
     model: str
@@ -75,7 +75,7 @@ class Totals:
         self._groups: dict[Group, Sums] = {}
 
     def advance(self, store: Store) -> None:
-        """Add what was folded since; a file that is being rebuilt adds nothing until it is past what was seen. Blocks.
+        """Add the events folded since; a file being rebuilt adds nothing until it is past what was seen. Blocks.
 
         Errors: duckdb.Error; StoreClosed; BaselineUnavailable.
         """
@@ -107,7 +107,7 @@ class Totals:
 
     @property
     def held_usd(self) -> Decimal:
-        """What is held now: reserved and not freed."""
+        """Money held now: reserved and not freed."""
         return self.of("budget-reserved").usd - self.of("cost-recorded").freed_usd
 
     @property

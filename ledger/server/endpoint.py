@@ -1,7 +1,7 @@
 """Where a running Tollbook is reached: a file in the data directory, for the other commands.
 
-Invariant: the file is whole or absent (written aside, then renamed), readable by its owner
-only (a Redis URL may hold a password), and believed only while the process that wrote it lives.
+Invariant: the file is complete or absent (written aside, then renamed), readable by its owner
+only (a Redis URL may hold a password), and used only while the process that wrote it lives.
 """
 
 import contextlib
@@ -46,9 +46,10 @@ def write_endpoint(data_dir: Path, endpoint: Endpoint) -> None:
     draft = path.with_name(f".{_NAME}.{os.getpid()}")
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        # Made anew, so that the mode is right also where a crash left a draft behind.
+        # Made again, so that the mode is right even if a crash left a draft behind.
         draft.unlink(missing_ok=True)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # G10
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(endpoint.model_dump_json(indent=2) + "\n")
         draft.replace(path)
     except OSError as exc:
@@ -58,9 +59,9 @@ def write_endpoint(data_dir: Path, endpoint: Endpoint) -> None:
 
 
 def read_endpoint(data_dir: Path) -> Endpoint | None:
-    """The endpoint of the Tollbook that runs on this data directory; None where none runs.
+    """Return the endpoint of the Tollbook that runs on this data directory; None if none runs.
 
-    Errors: EndpointError where the file is there but not readable, or damaged.
+    Errors: EndpointError if the file exists but is not readable, or is damaged.
     """
     path = data_dir / _NAME
     endpoint = _load(path)
@@ -70,7 +71,7 @@ def read_endpoint(data_dir: Path) -> Endpoint | None:
 
 
 def clear_endpoint(data_dir: Path, *, pid: int | None = None) -> None:
-    """Withdraw the endpoint that process `pid` (None: this one) has published; another's stays.
+    """Remove the endpoint that process `pid` (None: this one) has published; another process's stays.
 
     Errors: EndpointError.
     """
@@ -115,7 +116,7 @@ def _is_alive(pid: int, seen_alive_s: float) -> bool:
 def _is_zombie_or_younger(pid: int, moment_s: float) -> bool:
     """Whether the pid now belongs to nobody, or to a process that began after `moment_s` (Unix time).
 
-    Containers use the same few pids again at each start. Only Linux can tell; elsewhere, False.
+    Containers use the same few pids again at each start. Only Linux shows it; elsewhere, False.
     """
     if sys.platform != "linux":
         return False

@@ -1,8 +1,8 @@
 """Start a server that ends when the process that started it ends. Linux only; run by path, never imported.
 
-The death signal must be set in the child between fork and exec. Python's `preexec_fn` does that,
-but can deadlock in a process with threads (DuckDB has several), so this small program does it
-and then becomes the server. It keeps its pid, its lock and its output.
+The death signal must be set in the child between fork and exec. Python's `preexec_fn` can do that,
+but may deadlock in a process with threads (DuckDB has several). So this small program does it, and
+then becomes the server, with the same pid, lock and output.
 
 Arguments: the pid of the parent, the server's binary, the server's arguments.
 """
@@ -18,7 +18,7 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def main() -> None:
-    """Replace this process by the server."""
+    """Set the death signal, and replace this process by the server."""
     parent, *command = sys.argv[1:]
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     # A parent that died before the signal was set sends none.

@@ -1,10 +1,9 @@
-"""Commands of many tasks over one connection, batched as they come.
+"""Commands of many tasks over one connection, sent in batches.
 
-While one batch is on its way, the commands issued meanwhile gather for the next: a
-worker with a hundred calls in flight makes few round trips, and a server that syncs
-its log on every write syncs once for a batch. Nothing is ever sent twice: a lost
-connection fails the whole batch with LedgerUnavailable, and the caller, who knows
-what is idempotent, decides.
+While one batch is on its way, new commands gather for the next: a worker with a hundred
+concurrent calls makes few round trips, and a server that syncs its log on every write
+syncs once per batch. Nothing is sent twice: a lost connection fails the whole batch with
+LedgerUnavailable, and the caller, who knows what is idempotent, decides.
 """
 
 import asyncio
@@ -22,10 +21,10 @@ from tollbook.ledger.errors import LedgerUnavailable
 
 Argument = str | bytes | int
 
-# Redis answers these while it starts, is read-only or cannot write: nothing was done, a retry may succeed.
+# Redis answers these while it starts or cannot write: nothing was done, and a retry may succeed.
 _TEMPORARY: Final = ("LOADING", "BUSY ", "MISCONF", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS")
 _MAX_BATCH: Final = 512
-# A tenth of the time that the packing of redis-py's asyncio client takes. Its stub (hiredis 3.5) wants a tuple of one.
+# Takes a tenth of the time of redis-py's own packing. The stub of hiredis 3.5 asks for a tuple of one element.
 pack_command: Final = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)
 """(arguments): the bytes of a command. Errors: TypeError."""
 
@@ -84,7 +83,7 @@ class CommandPipeline:
                     future.cancel()
                 raise
             for (_, future), reply in zip(batch, replies, strict=True):
-                if future.done():  # The task that asked was cancelled; its command was sent all the same.
+                if future.done():  # The task was cancelled; its command was sent all the same.
                     continue
                 if isinstance(reply, BaseException):
                     future.set_exception(reply)
@@ -100,7 +99,7 @@ class CommandPipeline:
         for index, command in enumerate(commands):
             try:
                 packed.append(pack_command(tuple(command)))
-            except TypeError as exc:  # Our own bug; it must not pass for a lost connection, nor fail the others.
+            except TypeError as exc:  # A bug of ours; it must not look like a lost connection, nor fail the others.
                 refused[index] = DataError(str(exc))
         await connection.send_packed_command(packed, check_health=False)
         return [refused.get(index) or await self._read(connection) for index in range(len(commands))]
@@ -109,7 +108,7 @@ class CommandPipeline:
         try:
             return cast("Any", await connection.read_response(disable_decoding=True))
         except (RedisConnectionError, RedisTimeoutError) as exc:
-            # An error reply that redis-py makes a connection error; the connection itself is well.
+            # An error reply that redis-py turns into a connection error; the connection itself is fine.
             if isinstance(exc, BusyLoadingError):
                 return LedgerUnavailable(f"Redis cannot serve now: {exc}")
             raise
@@ -124,5 +123,5 @@ class CommandPipeline:
 
 
 def _is_temporary(exc: ResponseError) -> bool:
-    # redis-py takes the code off the text of the errors it has a class for.
+    # redis-py removes the code from the text of errors that it has a class for.
     return isinstance(exc, ReadOnlyError | OutOfMemoryError) or str(exc).startswith(_TEMPORARY)

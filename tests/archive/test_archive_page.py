@@ -21,7 +21,8 @@ from redis.asyncio import Redis
 from docs.generate.event_docs import PAYLOADS
 from tests.archive.gate_ledger import GateLedger
 from tests.system import Finished
-from tollbook.audit.verification.verify import Options, Verdict, verify
+from tollbook.audit.verification.certificates import Verdict
+from tollbook.audit.verification.verification import Options, verify
 from tollbook.inference.settings import Settings
 from tollbook.ledger.archive import chain
 from tollbook.ledger.archive.history import LedgerSource

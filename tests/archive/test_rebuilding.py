@@ -111,7 +111,7 @@ def sealed(directory: Path) -> tuple[Archive, LedgerSource]:
     """Return an archive of four segments, and the ledger that it is."""
     archive, head = Archive(directory / "archive"), chain.genesis(LEDGER, 0)
     for batch in cut(ENTRIES, len(ENTRIES) // 4 + 1):
-        written = archive.write(batch.to_table(is_lifted=False), ledger_id=LEDGER, partition=0, head=head)
+        written = archive.write(batch.to_table(is_upcast=False), ledger_id=LEDGER, partition=0, head=head)
         head = bytes.fromhex(written.manifest.chain_after)
     return archive, LedgerSource.of_archive(archive)
 

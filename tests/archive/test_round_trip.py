@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 
 from benchmarks.ledger import MadeLedger
 from benchmarks.verify import append
-from tollbook.audit.verification.projection import LiveProjection
-from tollbook.audit.verification.verify import Options, verify
+from tollbook.audit.verification.live_projection import LiveProjection
+from tollbook.audit.verification.verification import Options, verify
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.replay import ReplayLimits, replay
 from tollbook.ledger.archive.sealing import Sealer, SealingSettings

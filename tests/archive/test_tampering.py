@@ -15,9 +15,10 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.archive.gate_ledger import GateLedger, gate_ledger
+from tollbook.audit.verification.certificates import Verdict
 from tollbook.audit.verification.findings import Finding
-from tollbook.audit.verification.projection import LiveProjection
-from tollbook.audit.verification.verify import Options, Verdict, verify
+from tollbook.audit.verification.live_projection import LiveProjection
+from tollbook.audit.verification.verification import Options, verify
 from tollbook.ledger.archive import chain
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.segments import Archive, Segment, file_sha256

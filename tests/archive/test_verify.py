@@ -10,8 +10,9 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.archive.gate_ledger import LEDGER, GateLedger, gate_ledger
-from tollbook.audit.verification.projection import LiveProjection
-from tollbook.audit.verification.verify import NotTrusted, Options, Verdict, verify
+from tollbook.audit.verification.certificates import NotTrusted, Verdict
+from tollbook.audit.verification.live_projection import LiveProjection
+from tollbook.audit.verification.verification import Options, verify
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.projection.store import Store

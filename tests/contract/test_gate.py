@@ -18,7 +18,8 @@ from tests.gate_bench import CAP, PERIOD, GateBench, open_bench
 from tests.model import Answer
 from tollbook.ledger.errors import LedgerAhead, LedgerDiverged, LedgerReplaced, ServerTooOld
 from tollbook.ledger.gate.functions import LIBRARY, library_code, load_library
-from tollbook.ledger.gate.gate import FunctionsMissing, Gate, WindowClosed, create_ledger
+from tollbook.ledger.gate.gate import Gate, create_ledger
+from tollbook.ledger.gate.replies import FunctionsMissing, WindowClosed
 from tollbook.ledger.gate.requests import (
     AssignRequest,
     Baseline,

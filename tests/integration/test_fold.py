@@ -238,7 +238,7 @@ def test_an_unreadable_entry_stops_the_fold_and_is_named(
     assert store.position().seq == 1
 
 
-def test_an_older_version_is_lifted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_version_is_upcast(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tollbook.ledger.stream.upcast", lambda _kind, _version, payload: {**payload, "plan": "growth"})
     store.fold(Batch(0, [reserved(1, 5, 5), spoil(reserved(2, 5, 10), b"v", b"0")]))
     assert [(row["v"], row["plan"]) for row in store.query("SELECT v, plan FROM events ORDER BY seq")] == [

@@ -110,7 +110,7 @@ async def bench(redis_client: Redis, server_url: str) -> AsyncIterator[Bench]:
             client,
             [gate],
             [Baselines(projection, 0, monotonic=lambda: 0.0)],
-            patience=Patience(reserve_s=1.0, settle_s=10.0, first_pause_s=0.1, longest_pause_s=0.4),
+            patience=Patience(reserve_s=1.0, settle_s=10.0, first_pause_s=0.1, max_pause_s=0.4),
             sleep=pauses,
             jitter=lambda: 0.5,
         )

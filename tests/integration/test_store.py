@@ -1,10 +1,14 @@
 """The DuckDB file: one writer, consistent readers, and what becomes of a file that cannot be used."""
 
+import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import duckdb
 import pytest
@@ -12,8 +16,9 @@ import pytest
 from tests.ledger_maker import LedgerMaker
 from tollbook.ledger.errors import BaselineUnavailable, WrongPartitions
 from tollbook.ledger.projection.comparison import compare
+from tollbook.ledger.projection.database import StoreClosed, StoreFailed, StoreLocked
 from tollbook.ledger.projection.fold import LedgerMismatch
-from tollbook.ledger.projection.store import Store, StoreFailed, StoreLocked
+from tollbook.ledger.projection.store import Store
 from tollbook.ledger.stream import Batch
 
 HELD_BY_ANOTHER = """
@@ -181,6 +186,82 @@ def test_a_closed_store_reads_and_folds_no_more(tmp_path: Path) -> None:
         store.baselines([])
     with pytest.raises(StoreFailed):
         store.fold(Batch(0, []))
+
+
+READS: Final[dict[str, Callable[[duckdb.DuckDBPyConnection], object]]] = {
+    "execute": lambda cursor: cursor.execute("FROM position"),
+    "fetchall": lambda cursor: cursor.fetchall(),
+    "fetchmany": lambda cursor: cursor.fetchmany(10),
+    "to_arrow_table": lambda cursor: cursor.to_arrow_table(),
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_read_during_which_the_store_is_closed_says_so(tmp_path: Path, read: str) -> None:
+    store = filled(tmp_path / "t.duckdb")
+    is_reading, is_closed = threading.Event(), threading.Event()
+
+    def fetch() -> None:
+        with store.reading() as cursor:
+            cursor.execute("FROM range(100_000)")
+            assert cursor.fetchmany(1) == [(0,)]
+            is_reading.set()
+            assert is_closed.wait(30)
+            READS[read](cursor)
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(fetch)
+        assert is_reading.wait(30)
+        store.close()
+        is_closed.set()
+        with pytest.raises(StoreClosed, match=r"t\.duckdb is closed"):
+            reading.result(30)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [duckdb.ConnectionException, duckdb.FatalException, duckdb.InternalException, duckdb.InterruptException,
+     duckdb.InvalidInputException, duckdb.IOException, duckdb.TransactionException],
+)  # fmt: skip
+def test_whatever_duckdb_raises_once_the_store_is_closed_is_one_error(
+    tmp_path: Path, problem: type[duckdb.Error]
+) -> None:
+    store = filled(tmp_path / "t.duckdb")
+
+    def read() -> None:
+        with store.reading():
+            store.close()
+            raise problem("as DuckDB puts it")
+
+    with pytest.raises(StoreClosed):
+        read()
+
+
+def test_a_database_that_fails_is_told_from_a_wrong_query(tmp_path: Path) -> None:
+    store = filled(tmp_path / "t.duckdb")
+    with pytest.raises(BaselineUnavailable, match="cannot read"), store.reading():
+        raise duckdb.FatalException("the database was invalidated")
+    with pytest.raises(duckdb.BinderException), store.reading() as cursor:
+        cursor.execute("SELECT nothing FROM position")
+    store.close()
+
+
+def test_no_connection_draws_a_progress_bar() -> None:
+    """DuckDB draws one by default in a process without a main script, as a worker made by `multiprocessing` is."""
+    program = (
+        "from tollbook.ledger.projection.database import connect\nconnection = connect()\n"
+        "for each in (connection, connection.cursor()):\n"
+        "    print(each.execute(\"SELECT current_setting('enable_progress_bar')\").fetchall())\n"
+    )
+    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert output == "[(False,)]\n[(False,)]\n"
+
+
+@pytest.mark.parametrize("room", ["ledger", "audit"])
+def test_every_connection_is_made_in_one_place(room: str) -> None:
+    sources = (Path(__file__).parents[2] / room).rglob("*.py")
+    found = [path for path in sources if re.search(r"duckdb\.connect\(|from duckdb import", path.read_text("utf-8"))]
+    assert [path.name for path in found] == (["database.py"] if room == "ledger" else [])
 
 
 def test_a_wrong_query_does_not_spoil_the_next(tmp_path: Path) -> None:

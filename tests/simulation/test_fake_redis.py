@@ -19,7 +19,8 @@ from tests.simulation.checks import Fold, read_event
 from tests.simulation.redis_server import RedisServer
 from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.gate.functions import function, library_code, load_library
-from tollbook.ledger.gate.gate import Gate, Stale, create_ledger
+from tollbook.ledger.gate.gate import Gate, create_ledger
+from tollbook.ledger.gate.replies import Stale
 from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AssignRequest,

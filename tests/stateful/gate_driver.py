@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 from tests.model import Answer
 from tollbook.ledger.errors import CallUnknown, IdempotencyConflict, LedgerAhead, LedgerDiverged, LedgerError
 from tollbook.ledger.gate.functions import LIBRARY
-from tollbook.ledger.gate.gate import BudgetsMismatch, Gate, Stale, create_ledger
+from tollbook.ledger.gate.gate import Gate, create_ledger
+from tollbook.ledger.gate.replies import BudgetsMismatch, Stale
 from tollbook.ledger.gate.requests import (
     Adjusted,
     AlreadySettled,

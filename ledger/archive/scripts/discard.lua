@@ -1,14 +1,14 @@
 --[[
-Trim archived events off the stream (G7): only what is sealed, and only up to an entry whose place is known.
+Trim archived events off the stream: only sealed ones, and only up to an entry whose place is known.
 Run with EVAL.
-KEYS meta ledger   ARGS 1 ledger_id 2 seq of the last event to go 3 its id
-OK removed (events gone in all) | UNSEALED sealed_seq | UNKNOWN (no such event at that place) | LEDGER ledger_id
+KEYS meta ledger   ARGS 1 ledger_id 2 sequence number of the last event to trim 3 its entry id
+OK removed (events trimmed in all) | UNSEALED sealed_seq | UNKNOWN (no such event at that place) | LEDGER ledger_id
 ]]
 local m = redis.call('HMGET', KEYS[1], 'ledger_id', 'removed', 'sealed_seq')
-if m[1] ~= ARGV[1] then
+if m[1] ~= ARGV[1] then -- G8
   return { 'LEDGER', m[1] or '' }
 end
-if tonumber(m[3] or '0') < tonumber(ARGV[2]) then
+if tonumber(m[3] or '0') < tonumber(ARGV[2]) then -- G7
   return { 'UNSEALED', m[3] or '0' }
 end
 local removed = tonumber(m[2])
@@ -16,7 +16,7 @@ if removed >= tonumber(ARGV[2]) then
   return { 'OK', m[2] }
 end
 local entry = redis.call('XRANGE', KEYS[2], ARGV[3], ARGV[3])[1]
-if not entry or entry[2][6] ~= ARGV[2] then
+if not entry or entry[2][6] ~= ARGV[2] then -- G7
   return { 'UNKNOWN' }
 end
 local ms, n = string.match(ARGV[3], '^(%d+)%-(%d+)$')

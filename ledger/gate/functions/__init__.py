@@ -1,7 +1,7 @@
-"""The gate's server-side code and how it gets into Redis.
+"""The gate's server-side code, and loading it into Redis.
 
-The library's name carries its version: workers of two versions can run side by side
-on one ledger. Within a version the code on the server is replaced when it differs.
+The library's name has its version, so that workers of two versions can run side by side
+on one ledger. Within a version, code on the server that differs is replaced.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ def function(name: str) -> str:
 
 
 async def load_library(redis: Redis) -> None:
-    """Put the library on the server unless the same code is there.
+    """Load the library into the server unless the same code is there.
 
-    Errors: ServerTooOld where the server has no functions; LedgerUnavailable.
+    Errors: ServerTooOld if the server has no functions; LedgerUnavailable.
     """
     code = library_code()
     try:
@@ -52,10 +52,10 @@ async def check_server(redis: Redis) -> None:
     try:
         info = await redis.info("server")  # pyright: ignore[reportUnknownMemberType]
     except ResponseError:
-        return  # INFO may be forbidden to this user; a missing FUNCTION command will say enough.
+        return  # INFO may be forbidden to this user; FUNCTION fails if it is missing.
     version = str(info.get("redis_version", "0"))
     if "valkey_version" not in info and int(version.split(".")[0]) < 7:
-        raise ServerTooOld(version)
+        raise ServerTooOld(version)  # G8
 
 
 def _code_of(listing: object) -> str | None:

@@ -2,38 +2,56 @@
 --[[
 The budget gate: the only writer of the ledger, its holds and its balances.
 
-Every function runs as one atomic step. Each reads and decides first and writes last, first to
-the keys that it has not read, so that a key of the wrong type or a refused argument changes
-nothing (Redis does not undo what a function wrote before an error). Amounts are integer
+Every function runs as one atomic step. Each reads and decides first and writes last, and its first
+write goes to a key that it has not read. So a key of the wrong type or a refused argument changes
+nothing: Redis does not undo what a function wrote before an error. Amounts are integer
 nano-dollars; they and their sums stay below 2^53, where a Lua number is exact. Time is the
-Redis clock. A reply is an array: a code, then what the code says. ledger/gate.py maps them.
+Redis clock. A reply is an array: a code, then its values; ledger/gate/replies.py reads them.
+A comment with the number of a guarantee, such as G1, stands on the line that enforces it.
 
-Keys, all with the tag of one partition:
-  meta      hash   ledger_id, partitions, trimmed_to, removed (events archived and trimmed off the
+Keys, all with the hash tag of one partition:
+  meta      hash   ledger_id, partitions, trimmed_to (the watermark), removed (events trimmed off the
                    stream: an event's sequence number is `removed` plus its place in the stream)
   ledger    stream the events
   holds     zset   call id of each open hold -> its deadline in ms
-  waiters   hash   budget -> 1 while somebody waits for its holds to settle
+  waiters   hash   budget -> 1 while a call waits for its holds to settle
   account   hash   plan, cap_nanousd, credit:<period> of one user, as the ledger assigned them
-  call      string the state of one call, in lines (one write, and readable with GET):
+  call      string the record of one call, in lines (one write, and readable with GET; the only
+                   other reader is ledger/gate/call_record.py):
                    1 state (open | closed | settled | denied), content hash, hold number,
                      amount held, worker, deadline ms, user, period, attempts recorded,
                      attempts begun, spent by recorded attempts of this hold, assumed part of it
-                   2 settled holds, each "number=cost,assumed", and where they stood against other budgets
-                     than the latest hold, a tab, their period, and their budgets, tabs between
-                   3 marks of events of attempts (m1 f1 x2), so that a resend adds none
+                   2 settled holds, each "number=cost,assumed"; if they stood against other budgets
+                     than the latest hold, followed by a tab, their period, and their budgets, with
+                     tabs between
+                   3 marks of recorded attempt events (m1 f1 x2), so that a repeat adds none
                    4 the denial, "budget settled held cap amount reason"
                    5.. the budgets of the hold
   result    string the task's result as JSON
-  tail      list   of one budget: "id dS dH S H", deltas of settled and held, and both after it
+  tail      list   of one budget: "id dS dH S H": deltas of settled and held, and both after it
 
 A budget argument is "cap settled held q_ms q_n q_seq name": the cap, and the baseline folded at
-ledger position Q (entry id q_ms-q_n, sequence number q_seq); or, where it is only needed for
-repairs, the name alone ("user:u42:2026-11"). What is short shares one argument: a client
-takes longer to pack one more argument than the server to take one apart.
+ledger position Q (entry id q_ms-q_n, sequence number q_seq); or, where the baseline is needed only
+if the tail is empty, the name alone ("user:u42:2026-11"). Short values share one argument: a client
+takes longer to pack one more argument than the server to split one.
 
-Codes: OK EXISTS CONFLICT DENIED WAIT STALE AHEAD DIVERGED LEDGER WINDOW SETTLED UNKNOWN
-       MISMATCH ORPHAN. Programming errors are raised as error replies that begin with TOLLBOOK.
+Codes:
+  OK        done; the values depend on the function
+  EXISTS    done before, by an earlier call of the function with the same id
+  CONFLICT  the id was used before with other content
+  DENIED    settled spend and the amount pass the cap, or the wait is over: budget settled held cap
+  WAIT      only open holds are in the way: budget settled held cap
+  STALE     the baseline is older than the tail: budget
+  AHEAD     the projection has folded events that the ledger does not have: folded seq, ledger seq
+  DIVERGED  the baseline differs from the tail at the same position: budget, its settled and held, the tail's
+  LEDGER    the keys belong to another ledger: its id
+  WINDOW    by the Redis clock, the request's period is over or has not begun: now in ms
+  SETTLED   the hold is settled already: "cost assumed", state
+  UNKNOWN   no such hold
+  MISMATCH  the hold stands against other budgets: their names, by line
+  ORPHAN    there is a stream without the ledger's identity
+Every function but create and renew may answer LEDGER; those that take baselines, STALE, AHEAD and DIVERGED.
+Programming errors are raised as error replies that begin with TOLLBOOK.
 ]]
 
 local MAX_AMOUNT = 1000000 * 1000000000
@@ -66,8 +84,8 @@ local function seconds_of(value)
   return value
 end
 
--- tostring() writes 1e+15; money is written out in full. `%d` is half the work of `%.0f`, and exact where
--- the server's `long` has 64 bits, which `create` makes sure of.
+-- tostring() writes 1e+15; money is written out in full. `%d` is half the work of `%.0f`, and exact if
+-- the server's `long` has 64 bits, which `create` checks.
 local function text(n)
   if n >= EXACT or n <= -EXACT then
     bug('not an exact integer: ' .. n)
@@ -89,7 +107,7 @@ local function parse_id(id)
   return tonumber(ms), tonumber(n)
 end
 
--- Arguments from `from` on are budgets. Return their names, and caps and baselines of those that have them.
+-- Arguments from `from` on are budgets. Return their names, and the caps and baselines of those that have them.
 local function read_budgets(args, from)
   local names, baselines = {}, {}
   for i = from, #args do
@@ -113,12 +131,12 @@ local function parse_entry(entry)
   return { ms = tonumber(ms), n = tonumber(n), ds = tonumber(ds), dh = tonumber(dh), s = tonumber(s), h = tonumber(h) }
 end
 
--- The watermark moves seldom; it is parsed when it has moved.
+-- The watermark moves rarely; it is parsed when it has moved.
 local watermark, watermark_ms, watermark_n
 
 local function read_meta(key, ledger, ledger_id)
   local m = redis.call('HMGET', key, 'ledger_id', 'trimmed_to', 'removed')
-  if m[1] ~= ledger_id then
+  if m[1] ~= ledger_id then -- G8
     return nil, { 'LEDGER', m[1] or '' }
   end
   if m[2] ~= watermark then
@@ -155,15 +173,15 @@ local function balance_at(key, q, last)
   return at.s, at.h
 end
 
--- The exact balance of a budget now: baseline at Q plus the tail after Q, or a refusal.
+-- The exact balance of a budget now, or a refusal: the baseline at Q plus the tail after Q.
 local function balance(meta, key, name, q)
   if not q then
     bug('a budget without its baseline: ' .. name)
   end
-  if q.seq > meta.seq then
+  if q.seq > meta.seq then -- G8
     return nil, { 'AHEAD', text(q.seq), text(meta.seq) }
   end
-  if is_after(meta.trim_ms, meta.trim_n, q.ms, q.n) then
+  if is_after(meta.trim_ms, meta.trim_n, q.ms, q.n) then -- G6
     return nil, { 'STALE', name }
   end
   local newest = redis.call('LINDEX', key, -1)
@@ -172,13 +190,13 @@ local function balance(meta, key, name, q)
   end
   local last = parse_entry(newest)
   local s, h = balance_at(key, q, last)
-  if s ~= q.s or h ~= q.h then
+  if s ~= q.s or h ~= q.h then -- G8
     return nil, { 'DIVERGED', name, text(q.s), text(q.h), text(s), text(h) }
   end
   return last
 end
 
--- The balance of a budget with an open hold: its tail is never empty. The baseline is for repairs.
+-- The balance of a budget with an open hold. Its tail is never empty; the baseline is there in case it was lost.
 local function known_balance(meta, key, name, baseline)
   local newest = redis.call('LINDEX', key, -1)
   if newest then
@@ -203,7 +221,7 @@ local function append(meta, ledger, kind, user, period, call_id, attempt, amount
   meta.seq = meta.seq + 1
   return redis.call('XADD', ledger, '*', 'type', kind, 'v', '1', 'seq', text(meta.seq),
     'user_id', user, 'period', period, 'call_id', call_id, 'attempt', attempt,
-    'amount', text(amount), 'committed', committed, 'payload', payload)
+    'amount', text(amount), 'committed', committed, 'payload', payload) -- G7
 end
 
 local function push(key, id, ds, dh, before)
@@ -211,7 +229,7 @@ local function push(key, id, ds, dh, before)
   redis.call('RPUSH', key, id .. string.format(' %d %d ', ds, dh) .. text(before.s) .. ' ' .. text(before.h))
 end
 
--- Put what only the gate knows in front of a payload's own members.
+-- Put the members that only the gate knows in front of a payload's own.
 local function splice(stamps, payload)
   local members = table.concat(stamps, ',')
   if members == '' then
@@ -281,7 +299,7 @@ local function set_settled(call, hold, cost, assumed)
     ' ' .. hold .. '=' .. text(cost) .. ',' .. text(assumed) .. place
 end
 
--- The next hold may fall into another period; what was settled before is corrected where it was booked.
+-- The next hold may stand in another period. Earlier holds keep theirs: they are corrected where they were booked.
 local function move_call(call, period, budgets)
   if call.settled ~= '' and (call.period ~= period or call.budgets ~= budgets) then
     local place = '\t' .. call.period .. '\t' .. string.gsub(call.budgets, '\n', '\t')
@@ -293,9 +311,9 @@ local function move_call(call, period, budgets)
   call.period, call.budgets = period, budgets
 end
 
--- Whether the mark is new; then it is set.
+-- Set a mark; return whether it is new.
 local function mark(call, name)
-  if string.find(call.marks, ' ' .. name .. ' ', 1, true) then
+  if string.find(call.marks, ' ' .. name .. ' ', 1, true) then -- G4
     return false
   end
   call.marks = call.marks .. name .. ' '
@@ -310,7 +328,7 @@ local function tails_of(keys, from)
   return tails
 end
 
--- Events that tell of an attempt, three arguments each: type, attempt, payload. Each is appended once.
+-- Events of attempts, three arguments each: type, attempt, payload. Each is appended once.
 local MARKS = { ['model-called'] = 'm', ['fallback-used'] = 'f' }
 
 local function read_attempts(args, from, count)
@@ -343,21 +361,22 @@ local function wake(waiters, names)
   end
 end
 
--- The ledger's cap for the user's period where it assigned one, else the caller's; credit on top. And the plan
--- that it assigned, or ''.
+-- The cap in force for the user's period, and the assigned plan or '': the cap is the one that the ledger assigned,
+-- or else the caller's, with credit on top.
 local function cap_in_force(account, period, cap)
   local a = redis.call('HMGET', account, 'cap_nanousd', 'credit:' .. period, 'plan')
   return math.min(int(a[1] or cap) + int(a[2] or 0), MAX_AMOUNT), a[3] or ''
 end
 
--- The plan of the caller's payload is what the task names; the ledger's own word is stamped beside it.
+-- The plan in the caller's payload is the one that the task names; the assigned one is stamped beside it.
 local function stamp_plan(stamps, plan)
   if plan ~= '' then
     stamps[#stamps + 1] = '"assigned_plan":' .. cjson.encode(plan)
   end
 end
 
--- Balance every budget and hold `amount` against it.
+-- Compare every budget's balance and `amount` with its cap. A budget of which settled spend alone leaves no room
+-- denies the call; one in which only open holds are in the way makes it wait.
 local function weigh(meta, tails, names, baselines, account, period, amount)
   local balances, caps, plan, denied, waiting = {}, {}, '', nil, nil
   for i, name in ipairs(names) do
@@ -370,9 +389,9 @@ local function weigh(meta, tails, names, baselines, account, period, amount)
       cap, plan = cap_in_force(account, period, cap)
     end
     balances[i], caps[i] = b, cap
-    if b.s + amount > cap then
+    if b.s + amount > cap then -- G1 G9
       denied = denied or i
-    elseif b.s + b.h + amount > cap then
+    elseif b.s + b.h + amount > cap then -- G1 G9
       waiting = waiting or i
     end
   end
@@ -396,9 +415,12 @@ end
 KEYS meta ledger holds waiters account call result tail...
 ARGS 1 ledger_id 2 call_id
      3 "user_id, period, content hash, worker, amount, lease ms, valid from ms, valid until ms,
-        final (1: a wait is over, refuse), call ttl s"
-     4 payload 5.. budgets, the user's period first
-OK id hold attempt committed cap deadline plan ('': none assigned) | DENIED/WAIT budget settled held cap | EXISTS ... | ... ]]
+        final (1: the wait is over, deny instead of WAIT), call ttl s"
+     4 payload 5.. budgets with baselines, the user's period first
+OK id hold attempt committed cap deadline-ms plan ('': none assigned)
+| DENIED budget settled held cap reason (cap | wait_timeout) | WAIT budget settled held cap
+| EXISTS open hold amount worker deadline-ms recorded begun spent assumed budgets period
+| EXISTS settled|denied result denial | CONFLICT | WINDOW now-ms ]]
 local function reserve(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -411,9 +433,9 @@ local function reserve(keys, args)
   local now = now_ms()
   local call = read_call(call_key)
   if call then
-    if call.hash ~= hash then
+    if call.hash ~= hash then -- G4
       return { 'CONFLICT' }
-    elseif call.state ~= 'closed' then
+    elseif call.state ~= 'closed' then -- G2 G4
       return exists(call, keys[7])
     end
   end
@@ -433,7 +455,7 @@ local function reserve(keys, args)
     return verdict('WAIT', names, w, w.waiting)
   end
   call = call or new_call(hash, worker, user, period)
-  -- Past those that were begun and not told: what an earlier hold's worker tells late must not pass for ours.
+  -- After those that were begun and not recorded: a late report of an earlier hold's worker must not count as ours.
   local attempt = math.max(call.recorded, call.begun) + 1
   if refused then
     local reply = verdict('DENIED', names, w, refused)
@@ -454,7 +476,7 @@ local function reserve(keys, args)
   local stamps = { '"hold":' .. text(hold), '"cap_nanousd":' .. text(w.caps[1]), '"deadline_ms":' .. deadline }
   stamp_plan(stamps, w.plan)
   stamp_budgets(stamps, names, w.balances, w.caps, amount)
-  redis.call('ZADD', keys[3], deadline, call_id)
+  redis.call('ZADD', keys[3], deadline, call_id) -- G3
   local id = append(meta, keys[2], 'budget-reserved', user, period, call_id, text(attempt), amount, committed,
     splice(stamps, args[4]))
   for i, tail in ipairs(tails) do
@@ -467,7 +489,7 @@ local function reserve(keys, args)
   return { 'OK', id, text(hold), text(attempt), committed, text(w.caps[1]), deadline, w.plan }
 end
 
--- An open hold and the budgets it stands against, or the reason why there is none.
+-- The call of an open hold, or a refusal.
 local function open_hold(call_key, hold, names)
   local call = read_call(call_key)
   if not call then
@@ -475,9 +497,9 @@ local function open_hold(call_key, hold, names)
   end
   local cost, assumed = settled_hold(call, hold)
   if cost then
-    return nil, { 'SETTLED', cost .. ' ' .. assumed, call.state }
+    return nil, { 'SETTLED', cost .. ' ' .. assumed, call.state } -- G2
   end
-  if call.state ~= 'open' or text(call.hold) ~= hold then
+  if call.state ~= 'open' or text(call.hold) ~= hold then -- G2
     return nil, { 'UNKNOWN' }
   end
   if names and table.concat(names, '\n') ~= call.budgets then
@@ -486,11 +508,12 @@ local function open_hold(call_key, hold, names)
   return call
 end
 
---[[ record: tell of attempts while the hold stays open, and extend the hold for the next one.
+--[[ record: record attempts while the hold stays open, and extend the hold for the next one.
 KEYS meta ledger account call tail...
 ARGS 1 ledger_id 2 call_id 3 hold 4 attempts begun 5 spent by recorded attempts 6 assumed part of it
-     7 extension (0: none) 8 number of events 9.. events, then payload of the extension, then budgets
-OK id|'' hold-amount | DENIED/WAIT budget settled held cap (events are appended, the hold is not extended) | ... ]]
+     7 extension (0: none) 8 number of events 9.. events, then payload of the extension, then budgets with baselines
+OK id|'' hold-amount | DENIED/WAIT budget settled held cap (events are appended, the hold is not extended)
+| SETTLED cost-assumed state | UNKNOWN | MISMATCH budgets ]]
 local function record(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -516,7 +539,7 @@ local function record(keys, args)
   end
   append_attempts(meta, keys[2], call, args[2], call.period, events, known_committed(tails[1]))
   call.spent, call.assumed = spent, assumed
-  local refused = extends and (w.denied or w.waiting)
+  local refused = extends and (w.denied or w.waiting) -- G1
   if refused then
     call.marks = (string.gsub(call.marks, ' x' .. attempt .. ' ', ' '))
     write_call(keys[4], call)
@@ -534,17 +557,17 @@ local function record(keys, args)
     end
     call.amount = call.amount + extension
   end
-  call.begun = begun
+  call.begun = begun -- G3
   write_call(keys[4], call)
   return { 'OK', id, text(call.amount) }
 end
 
---[[ settle: replace a hold by the real cost, store the result and free the money.
+--[[ settle: replace a hold by its cost, store the result, and free the rest of the hold.
 KEYS meta ledger holds waiters call result tail...
 ARGS 1 ledger_id 2 call_id
      3 "hold, cost, assumed part of it, attempt, final (1: the call is over), result ttl s, call ttl s, number of events"
-     4 result ('' none) 5 payload 6.. events, then budgets (names will do)
-OK id committed | SETTLED "cost assumed" state (nothing done) | UNKNOWN | MISMATCH | STALE ... ]]
+     4 result ('': none) 5 payload 6.. events, then budgets (names, or with baselines after STALE)
+OK id committed | SETTLED cost-assumed state (nothing is changed) | UNKNOWN | MISMATCH budgets ]]
 local function settle(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -584,7 +607,7 @@ local function settle(keys, args)
     push(tail, id, cost, -call.amount, balances[i])
   end
   call.state = final == '1' and 'settled' or 'closed'
-  set_settled(call, hold, cost, assumed)
+  set_settled(call, hold, cost, assumed) -- G2
   write_call(call_key, call, call_ttl)
   if args[4] ~= '' then
     redis.call('SET', keys[6], args[4], 'EX', result_ttl)
@@ -593,12 +616,12 @@ local function settle(keys, args)
   return { 'OK', id, committed }
 end
 
---[[ adjust: correct a settled hold to its true cost; repeated with the same cost it changes nothing.
-A late answer may bring the task's result: it is stored where the call was closed without one.
+--[[ adjust: correct a settled hold to its true cost. A repeat with the same cost changes nothing.
+A late answer may bring the task's result; it is stored if the call was closed without one.
 KEYS meta ledger waiters call result tail...
-ARGS 1 ledger_id 2 call_id 3 hold 4 true cost 5 assumed part of it 6 attempt 7 result ('' none) 8 result ttl s
-     9 payload 10 number of events 11 call ttl s 12.. events, then budgets (names will do)
-OK id|'' difference state | UNKNOWN | MISMATCH | STALE ... ]]
+ARGS 1 ledger_id 2 call_id 3 hold 4 true cost 5 assumed part of it 6 attempt 7 result ('': none) 8 result ttl s
+     9 payload 10 number of events 11 call ttl s 12.. events, then budgets (names, or with baselines after STALE)
+OK id|'' difference state | UNKNOWN | MISMATCH budgets ]]
 local function adjust(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -628,12 +651,12 @@ local function adjust(keys, args)
     wake(keys[3], names)
   end
   append_attempts(meta, keys[2], call, args[2], period, events, text(balances[1].s + balances[1].h))
-  if args[7] ~= '' and call.state == 'closed' and text(call.hold) == args[3] then
+  if args[7] ~= '' and call.state == 'closed' and text(call.hold) == args[3] then -- G4
     call.state = 'settled'
     redis.call('SET', keys[5], args[7], 'EX', result_ttl)
     redis.call('PUBLISH', keys[5], args[2])
   end
-  if difference ~= 0 or less_assumed ~= 0 then
+  if difference ~= 0 or less_assumed ~= 0 then -- G3
     local stamps = { '"hold":' .. args[3], '"assumed_nanousd":' .. text(less_assumed) }
     stamp_budgets(stamps, names, balances, nil, difference)
     id = append(meta, keys[2], 'cost-adjusted', call.user, period, args[2], attempt, difference,
@@ -652,7 +675,7 @@ end
 KEYS meta ledger call tail...
 ARGS 1 ledger_id 2 call_id 3 user_id 4 period 5 content hash 6 cost 7 assumed part 8 call ttl s
      9 payload 10.. budgets with baselines
-OK id committed | EXISTS state | CONFLICT | STALE ... ]]
+OK id committed | EXISTS state | CONFLICT ]]
 local function charge(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -660,7 +683,7 @@ local function charge(keys, args)
   end
   local call = read_call(keys[3])
   if call then
-    return call.hash == args[5] and { 'EXISTS', call.state } or { 'CONFLICT' }
+    return call.hash == args[5] and { 'EXISTS', call.state } or { 'CONFLICT' } -- G4
   end
   local names, baselines = read_budgets(args, 10)
   local cost, assumed, ttl = amount_of(args[6]), amount_of(args[7]), seconds_of(args[8])
@@ -685,10 +708,10 @@ local function charge(keys, args)
   return { 'OK', id, committed }
 end
 
---[[ assign: a change of plan, cap or credit; in force from this step on.
+--[[ assign: change a user's plan, cap or credit, in force from this step on.
 KEYS meta ledger account call tail
 ARGS 1 ledger_id 2 command id 3 user_id 4 period 5 content hash 6 type 7 plan ('' for credit)
-     8 cap, or credit to add 9 command ttl s 10 payload
+     8 cap, or credit to add, in nano-dollars 9 command ttl s 10 payload
 OK id | EXISTS | CONFLICT ]]
 local function assign(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
@@ -697,7 +720,7 @@ local function assign(keys, args)
   end
   local command = read_call(keys[4])
   if command then
-    return command.hash == args[5] and { 'EXISTS' } or { 'CONFLICT' }
+    return command.hash == args[5] and { 'EXISTS' } or { 'CONFLICT' } -- G4
   end
   local amount, ttl, credit = amount_of(args[8]), seconds_of(args[9]), args[6] == 'credit-granted'
   local granted = int(redis.call('HGET', keys[3], 'credit:' .. args[4]) or 0)
@@ -719,8 +742,8 @@ end
 
 --[[ trim: move the watermark, then drop the folded entries of the named tails at or below it.
 The newest entry stays while it carries an open hold, so that its settlement finds the balance.
-KEYS meta ledger tail...   ARGS 1 ledger_id 2 watermark id
-OK watermark dropped | LEDGER ]]
+KEYS meta ledger tail...   ARGS 1 ledger_id 2 watermark, an entry id
+OK watermark dropped-entries ]]
 local function trim(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -735,7 +758,7 @@ local function trim(keys, args)
     local length = redis.call('LLEN', keys[i])
     while length > 0 do
       local first = parse_entry(redis.call('LINDEX', keys[i], 0))
-      if is_after(first.ms, first.n, ms, n) or (length == 1 and first.h ~= 0) then
+      if is_after(first.ms, first.n, ms, n) or (length == 1 and first.h ~= 0) then -- G6
         break
       end
       redis.call('LPOP', keys[i])
@@ -745,9 +768,9 @@ local function trim(keys, args)
   return { 'OK', args[2], text(dropped) }
 end
 
---[[ create: make the ledger's identity, once.
+--[[ create: give the ledger its identity, once; a ledger that has one keeps it.
 KEYS meta ledger   ARGS 1 ledger_id 2 partitions
-OK ledger_id partitions seq last_id trimmed_to | ORPHAN (a stream without its identity) ]]
+OK ledger_id partitions seq last_id trimmed_to | ORPHAN ]]
 local function create(keys, args)
   if string.format('%d', EXACT - 1) ~= '9007199254740991' then
     bug('this server was built for 32 bits and cannot write amounts of money')
@@ -755,7 +778,7 @@ local function create(keys, args)
   local has_stream = redis.call('EXISTS', keys[2]) == 1
   if redis.call('EXISTS', keys[1]) == 0 then
     if has_stream then
-      return { 'ORPHAN' }
+      return { 'ORPHAN' } -- G8
     end
     redis.call('HSET', keys[1], 'ledger_id', args[1], 'partitions', args[2], 'removed', '0', 'trimmed_to', '0-0',
       'created_ms', text(now_ms()))
@@ -765,9 +788,9 @@ local function create(keys, args)
   return { 'OK', m[1], m[2], text(int(m[3]) + redis.call('XLEN', keys[2])), newest and newest[1] or '0-0', m[4] }
 end
 
---[[ balance: what a call would be weighed against; changes nothing.
-KEYS meta ledger account tail...   ARGS 1 ledger_id 2 period 3.. budgets
-OK settled held cap ... | STALE ... ]]
+--[[ balance: the balances and caps that a call would be compared with; changes nothing.
+KEYS meta ledger account tail...   ARGS 1 ledger_id 2 period 3.. budgets with baselines
+OK settled held cap, for each budget ]]
 local function read_balance(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -786,9 +809,9 @@ local function read_balance(keys, args)
   return reply
 end
 
---[[ renew: reset the idle time of the entries of a task stream that this consumer still owns.
+--[[ renew: reset the idle time of those entries of a task stream that this consumer still owns.
 KEYS stream   ARGS 1 group 2 consumer 3.. entry ids
-the entry ids that it no longer owns ]]
+The entry ids that it no longer owns. ]]
 local function renew(keys, args)
   local lost = {}
   for i = 3, #args do

@@ -1,4 +1,4 @@
--- In two steps, as fold_counters.sql.
+-- In two steps, for the reason given in fold_counters.sql.
 UPDATE budgets AS b SET
     settled_usd = b.settled_usd + m.settled,
     held_usd = b.held_usd + m.held,

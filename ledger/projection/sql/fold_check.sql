@@ -1,4 +1,4 @@
--- Every event has the members that its type cannot do without: the first that has not.
+-- The first event that lacks a member that its type requires.
 SELECT arg_min(id, seq) AS unreadable
 FROM batch
 WHERE NOT is_readable;

@@ -1,4 +1,4 @@
--- What must hold before anything is folded: a batch continues the ledger without gap or repeat.
+-- For the check before a fold: a batch must continue the ledger without gap or repeat.
 SELECT
     count(*) AS events,
     min(seq) AS first_seq,

@@ -1,5 +1,5 @@
--- In two steps, since DuckDB (1.5, November 2026) updates rows one by one where they do not come in the table's order,
--- as they do not from ON CONFLICT.
+-- In two steps, since DuckDB (1.5, November 2026) updates rows one by one if they do not come in the table's order,
+-- and from ON CONFLICT they do not.
 UPDATE counters AS k SET
     plan = coalesce(c.plan, k.plan),
     base_cap_usd = coalesce(c.base_cap_usd, k.base_cap_usd),

@@ -1,6 +1,6 @@
 -- What the batch adds to each user's counters of a period.
--- The cap in force is kept without credit, since credit adds to whatever cap comes later. A stamp of the
--- gate includes the credit up to then; the cap of a plan does not.
+-- The cap is kept without credit, since credit is added to whatever cap comes later. The cap that the gate stamps
+-- includes the credit up to then; the cap of an assigned plan does not.
 CREATE OR REPLACE TEMP TABLE counts AS
 WITH counted AS (
     SELECT

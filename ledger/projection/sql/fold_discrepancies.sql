@@ -1,13 +1,13 @@
--- Two computations that must agree: the gate's stamp and the sum made here; and G1 at every hold.
+-- The gate's stamp and the sum made here must agree; and at every hold, the sum must be within the cap.
 INSERT INTO discrepancies
 SELECT $partition, d.seq, e.id, d.budget, d.kind, d.stamped, d.recomputed
 FROM (
     SELECT seq, budget, 'committed' AS kind, stamped, recomputed
     FROM moves
-    WHERE stamped <> recomputed OR (is_move AND stamped IS NULL)
+    WHERE stamped <> recomputed OR (is_move AND stamped IS NULL) -- audits G6
     UNION ALL
     SELECT seq, budget, 'cap', cap, recomputed
     FROM moves
-    WHERE recomputed > cap
+    WHERE recomputed > cap -- audits G1
 ) AS d
 JOIN events AS e ON e.partition = $partition AND e.seq BETWEEN $first AND $last AND e.seq = d.seq;

@@ -1,5 +1,5 @@
--- Append the events themselves: the only time that payloads are read. Members that a type fills only by default are
--- written out.
+-- Append the events themselves. Payloads are read only here; members that were left out because they have their
+-- default value are written out.
 INSERT INTO events BY NAME
 SELECT
     partition,

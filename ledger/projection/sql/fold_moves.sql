@@ -1,8 +1,8 @@
--- One row for each event of the batch and budget it speaks of: what it moves, what the gate stamped, and the
+-- One row for each event of the batch and each budget that it names: what it moves, what the gate stamped, and the
 -- balance as summed up here. The user's own budget comes from the envelope, further ones from the payload.
--- One running sum goes over all budgets, numbered; `start` takes off what came before a budget's own rows.
+-- One running sum goes over all budgets in turn; `start` subtracts what came before a budget's own rows.
 CREATE OR REPLACE TEMP TABLE moves AS
-WITH spoken AS (
+WITH named AS (
     SELECT seq, type, amount_usd, hold_usd, 'user:' || user_id || ':' || period AS budget, committed_usd AS stamped, cap_usd
     FROM events
     WHERE partition = $partition AND seq BETWEEN $first AND $last AND user_id <> '' AND period <> ''
@@ -29,7 +29,7 @@ moved AS (
         type IN ('budget-reserved', 'cost-recorded', 'cost-adjusted') AS is_move,
         CASE WHEN type IN ('cost-recorded', 'cost-adjusted') THEN amount_usd ELSE 0 END AS settled,
         CASE type WHEN 'budget-reserved' THEN amount_usd WHEN 'cost-recorded' THEN -hold_usd ELSE 0 END AS held
-    FROM spoken
+    FROM named
 ),
 totals AS (
     SELECT budget, sum(settled + held) AS total

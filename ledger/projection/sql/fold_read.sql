@@ -1,9 +1,9 @@
--- How payloads are read: their members as typed columns. Amounts stay nano-dollars here. Of two plans, the one that
--- the ledger assigned counts. A view, since to keep what was read costs more than to read it.
+-- How payloads are read: their members as typed columns. Amounts stay nano-dollars here. A plan that the ledger
+-- assigned overrides the task's. A view, since storing the result costs more than reading it again.
 CREATE OR REPLACE TEMP VIEW batch AS
 SELECT
     * EXCLUDE (assigned_plan) REPLACE (coalesce(assigned_plan, plan) AS plan),
-    -- Whether it has the members that its type cannot do without.
+    -- Whether it has the members that its type requires.
     coalesce(CASE type
         WHEN 'budget-reserved' THEN task_type IS NOT NULL AND coalesce(assigned_plan, plan) IS NOT NULL
             AND cap_nanousd IS NOT NULL
@@ -31,7 +31,6 @@ FROM (
         amount,
         committed,
         payload,
-        'user:' || user_id || ':' || period AS account,
         unnest(json_transform(payload, '{
             "kind": "VARCHAR", "hold": "INTEGER", "hold_nanousd": "BIGINT", "cap_nanousd": "BIGINT", "budget": "VARCHAR",
             "budgets": [{"budget": "VARCHAR", "cap_nanousd": "BIGINT", "committed_nanousd": "BIGINT"}],

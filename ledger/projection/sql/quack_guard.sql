@@ -1,9 +1,9 @@
 -- What another process may ask through Quack: the baselines of a budget check, and nothing else.
 --
--- A heavy query here would hold up budget checks and the fold, and Quack 1.5 can neither cut a query off nor limit its
--- memory. So a statement must be the one that ledger/store.py makes, with any budgets' names in it; whatever else comes
--- is refused, by NULL. Of that Quack tells no reason, so another SELECT is replaced by an error that says where to ask.
--- The guard lives in a database of its own, beside the projection.
+-- A heavy query here would delay budget checks and the fold, and Quack 1.5 can neither interrupt a query nor limit its
+-- memory. So a statement must be the one made by projection/store.py, with any budget names in it; everything else is
+-- refused by NULL. Quack gives no reason for that, so another SELECT is replaced by an error that says where to ask.
+-- The guard is in a database of its own, beside the projection.
 ATTACH ':memory:' AS quack_guard;
 
 CREATE TABLE quack_guard.main.answered (head VARCHAR, tail VARCHAR);
@@ -25,8 +25,8 @@ CREATE MACRO quack_guard.main.only_baselines(session_id, query) AS (
                 || 'UNION ALL SELECT schema_name, view_name, ''view'' FROM duckdb_views()'
         )
             THEN query
-        -- Only of a query does Quack run what comes back. Of an append, which comes here as an INSERT, anything but
-        -- NULL lets it pass.
+        -- Quack runs what is returned for a query. An append arrives here as an INSERT, and any value but NULL would
+        -- let it pass.
         WHEN regexp_matches(query, '^(?i)\s*(SELECT|FROM|WITH|DESCRIBE|SHOW)\b')
             THEN 'SELECT error(''the projector answers budget checks only: ask with tollbook sql'')'
     END
@@ -35,6 +35,6 @@ CREATE MACRO quack_guard.main.only_baselines(session_id, query) AS (
 
 SET GLOBAL quack_authorization_function = 'quack_guard.main.only_baselines';
 
--- Names of Python variables are not tables here, and files are out of reach for whatever the guard overlooks.
+-- Names of Python variables are not tables here; and if the guard overlooks something, it still reaches no file.
 SET GLOBAL python_enable_replacements = false;
 SET GLOBAL enable_external_access = false;

@@ -2,10 +2,10 @@
 --
 -- Public contract: events, calls, spend, budgets, position, discrepancies; and views.sql. Nothing here comes from a
 -- clock or depends on where a batch ended. Money is DECIMAL(18,9) dollars, exact to the nano-dollar.
--- `/` makes DOUBLEs in DuckDB, so nano-dollars become dollars by an exact decimal product. The way back takes whole
--- dollars and fraction apart, since a product of both needs more digits than a machine word has, and 40 times as long.
--- `events` has no index, since it is only appended to and its row groups are in order of arrival. Its payloads take a
--- third of the room in Zstandard, and less time, than in what DuckDB chooses by itself.
+-- `/` makes DOUBLEs in DuckDB, so nano-dollars become dollars by an exact decimal product. The way back converts whole
+-- dollars and fraction separately: a product of both needs more digits than a machine word has, and takes 40 times as
+-- long. `events` has no index, since it is only appended to and its row groups are in order of arrival. With Zstandard
+-- its payloads need a third of the room, and less time, than with the compression that DuckDB chooses by itself.
 
 CREATE MACRO usd(nanousd) AS (nanousd::BIGINT::DECIMAL(18, 0) * 0.000000001::DECIMAL(9, 9))::DECIMAL(18, 9);
 CREATE MACRO fraction(dollars) AS (dollars::DECIMAL(18, 9) - trunc(dollars::DECIMAL(18, 9)))::DECIMAL(9, 9);
@@ -71,8 +71,8 @@ CREATE TABLE budgets (
     last_seq BIGINT NOT NULL
 );
 
--- A view, since a call's life is spread over batches and updating its row would cost more than all else together.
--- The keys of the grouping let a filter on call_id, user_id or period reach the events.
+-- A view, since a call's events are spread over batches, and updating its row would cost more than the rest of the
+-- fold. Grouped by these keys, so that a filter on call_id, user_id or period is applied to the events.
 CREATE VIEW calls AS
 SELECT
     call_id,

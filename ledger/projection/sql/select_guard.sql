@@ -1,8 +1,8 @@
--- Whether a statement only reads the projection, for queries that people write.
+-- Whether a statement written by a person only reads the projection.
 --
--- The statement is parsed, not matched as text: json_serialize_sql knows only SELECT. A SELECT can still
--- call functions that read files, and a table name can be a file's, so every function must be on the list and every
--- table a plain name. Anything that fails or is NULL is refused. It runs on a connection of its own without data.
+-- The statement is parsed, not matched as text: json_serialize_sql accepts only SELECT. A SELECT can still
+-- call functions that read files, and a table name can be that of a file, so every function must be on the list and
+-- every table a plain name. Anything that fails or is NULL is refused. It runs on a connection of its own, without data.
 CREATE TABLE allowed AS
 SELECT DISTINCT function_name AS name
 FROM duckdb_functions()

@@ -1,5 +1,6 @@
--- What the events after a position add to the totals of a partition: one row for each combination that metrics tell apart.
--- The latency classes are put in by ledger/totals.py. `reason` is free text where a call failed; only where it is one of a fixed list does it stand here.
+-- What the events after a position add to the totals of a partition: one row for each group of the metrics.
+-- projection/totals.py puts in the latency classes. `reason` is free text for a failed call; it is used here only for
+-- types whose reasons are a fixed list.
 SELECT
     type,
     coalesce(CASE type WHEN 'model-called' THEN model WHEN 'fallback-used' THEN from_model END, '') AS model,

@@ -1,4 +1,4 @@
-"""The books of a what-if: budgets, caps and holds, each as recorded and as it would have been. Nano-dollars."""
+"""Budgets, caps and holds of a what-if, each as recorded and as it would have been. Nano-dollars."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Balance:
 
 @dataclass(slots=True)
 class Hold:
-    """A hold, or the wish for one. Amounts as recorded, and as they would be (`other_`)."""
+    """A hold, or a request for one. Amounts as recorded, and as they would be (`other_`)."""
 
     entry_id: str
     ms: int
@@ -39,13 +39,13 @@ class Hold:
     model: str
     tokens: BoundTokens
     budgets: tuple[tuple[str, int], ...]
-    """Names, and caps as recorded; for the user's own, which is the first, without credit."""
+    """Names and recorded caps. The user's own is the first; its cap is without credit."""
     amount: int
     other_amount: int
     is_made: bool
-    """Whether the call was made; otherwise it was refused."""
-    told: int = 0
-    other_told: int = 0
+    """Whether the call was made; it was refused otherwise."""
+    charged: int = 0
+    other_charged: int = 0
     booked: int = 0
     other_booked: int = 0
     cut_from: int | None = None
@@ -56,8 +56,8 @@ class Hold:
 
     @property
     def is_changed(self) -> bool:
-        """Whether it would have held or cost something else."""
-        return self.other_amount != self.amount or self.other_told != self.told or self.cut_from is not None
+        """Whether it would have held or cost another amount."""
+        return self.other_amount != self.amount or self.other_charged != self.charged or self.cut_from is not None
 
     @property
     def names(self) -> list[str]:
@@ -69,24 +69,24 @@ class Hold:
         return self.cut_from is not None and attempt >= self.cut_from
 
     def next_bound(self, extension: int) -> int:
-        """Return the recorded bound of an attempt for which the hold had to be extended by so much."""
-        return self.amount + extension - self.told
+        """Return the recorded bound of an attempt for which the hold was extended by this amount."""
+        return self.amount + extension - self.charged
 
     def other_cost(self) -> int:
-        """What it comes to: its attempts, and what was booked beyond them in the ratio of the holds."""
+        """Return its cost: its attempts, and what was booked beyond them, scaled by the ratio of the holds."""
         if not self.is_changed:
             return self.booked
-        beyond = self.booked - self.told
+        beyond = self.booked - self.charged
         if self.cut_from is not None:
             beyond = min(0, beyond)
         elif self.amount and self.other_amount != self.amount:
             beyond = -(-beyond * self.other_amount // self.amount)
-        return max(0, self.other_told + beyond)
+        return max(0, self.other_charged + beyond)
 
 
 @dataclass(slots=True)
 class Means:
-    """What calls of a task type and plan came to on average, so far."""
+    """The average cost of calls of a task type and plan, so far."""
 
     sums: dict[tuple[str, str], list[int]] = field(default_factory=dict[tuple[str, str], list[int]])
 
@@ -98,7 +98,7 @@ class Means:
             total[1] += 1
 
     def estimate(self, hold: Hold) -> int:
-        """Return the mean of its like, of any plan where its own has none, and its bound where there is none at all."""
+        """Return the mean of similar calls: of its plan, otherwise of any plan; without any, its bound."""
         for plan in (hold.account.plan, ""):
             if found := self.sums.get((hold.task_type, plan)):
                 return min(-(-found[0] // found[1]), hold.other_amount)
@@ -107,32 +107,32 @@ class Means:
 
 @dataclass(slots=True)
 class Caps:
-    """What the ledger says of users' caps so far, and the caps that are in force instead."""
+    """Users' caps on the ledger so far, and the caps that are in force instead."""
 
     alternatives: Alternatives
     settings: RecordedCaps
     further: dict[str, int] = field(default_factory=dict[str, int])
-    """The caps of budgets beside the users' own, as they were last seen."""
+    """The last recorded caps of budgets other than the users' own."""
     _assigned: dict[str, tuple[str, int]] = field(default_factory=dict[str, tuple[str, int]])
     _credits: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     _last: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
 
     def assign(self, user_id: str, plan: str, cap: int) -> None:
-        """Note an assignment."""
+        """Take an assignment."""
         self._assigned[user_id] = (plan, cap)
 
     def grant(self, user_id: str, period: str, credit: int) -> None:
-        """Note a credit."""
+        """Take a credit."""
         self._credits[user_id, period] = self._credits.get((user_id, period), 0) + credit
 
     def without_credit(self, account: Account, recorded_cap: int) -> int:
-        """Take the credit so far off a recorded cap, and remember what is left."""
+        """Return a recorded cap less the credit so far, and remember it."""
         key = (account.user_id, account.period)
         self._last[key] = left = recorded_cap - self._credits.get(key, 0)
         return left
 
     def recorded(self, account: Account) -> int:
-        """Return the cap, without credit, of a user's period where an event does not say it."""
+        """Return the cap, without credit, of a user's period if an event does not state it."""
         known = self._last.get((account.user_id, account.period))
         if known is not None:
             return known
@@ -141,11 +141,11 @@ class Caps:
         return self.settings.users.get(account.user_id, self.settings.plans.get(account.plan, 0))
 
     def is_changed(self, account: Account, recorded_cap: int) -> bool:
-        """Whether another cap is in force than the recorded one, given without credit."""
+        """Whether another cap is in force than the recorded one, which is given without credit."""
         return self._base(account, recorded_cap) != recorded_cap
 
     def in_force(self, account: Account, recorded_cap: int) -> int:
-        """Return the cap that is in force instead of a recorded one without credit; credit is on top again."""
+        """Return the cap in force, credit included, instead of a recorded one without credit."""
         credit = self._credits.get((account.user_id, account.period), 0)
         return min(self._base(account, recorded_cap) + credit, MAX_NANOUSD)
 
@@ -158,7 +158,7 @@ class Caps:
         return recorded_cap
 
     def _is_own(self, user_id: str) -> bool:
-        """Whether the user has a cap that is not the plan's; other plans' caps do not touch it."""
+        """Whether the user has a cap of their own; a plan's changed cap does not change it."""
         if user_id in self._assigned:
             return not self.settings.is_of_plan(*self._assigned[user_id])
         return user_id in self.settings.users
@@ -172,28 +172,28 @@ class Budgets:
     _balances: dict[str, Balance] = field(default_factory=dict[str, Balance])
 
     def __getitem__(self, name: str) -> Balance:
-        """Return a budget's balance, which may be moved."""
+        """Return a budget's balance, which the caller may change."""
         found = self._balances.get(name)
         if found is None:
             found = self._balances[name] = Balance()
         return found
 
     def move(self, names: Sequence[str], *, settled: int = 0, held: int = 0) -> None:
-        """Move what would have been."""
+        """Change the balances that would have been."""
         for name in names:
             balance = self[name]
             balance.settled += settled
             balance.held += held
 
     def move_recorded(self, names: Sequence[str], *, settled: int = 0, held: int = 0) -> None:
-        """Move what was recorded."""
+        """Change the recorded balances."""
         for name in names:
             balance = self[name]
             balance.recorded_settled += settled
             balance.recorded_held += held
 
     def weigh(self, hold: Hold, amount: int) -> tuple[Verdict, str, int]:
-        """Return what the gate would answer, and the budget that decides it, with its cap."""
+        """Return the gate's answer, and the budget that decides it, with its cap."""
         waiting: tuple[str, int] | None = None
         for index, (name, recorded_cap) in enumerate(hold.budgets):
             cap = recorded_cap if index else self.caps.in_force(hold.account, recorded_cap)
@@ -205,7 +205,7 @@ class Budgets:
         return ("wait", *waiting) if waiting else ("fits", *hold.budgets[0])
 
     def are_as_recorded(self, hold: Hold) -> bool:
-        """Whether nothing on which the gate decided is different: neither a balance nor a cap."""
+        """Whether the balances and caps on which the gate decided are as recorded."""
         if self.caps.is_changed(hold.account, hold.budgets[0][1]):
             return False
         return all(self[name].is_as_recorded for name, _ in hold.budgets)

@@ -1,8 +1,8 @@
-"""Verification of the projection: the live one against the ledger folded anew, at the live one's position (G5).
+"""Verification of the projection: the live one is compared with the ledger folded again, at the same position (G5).
 
-Budgets, counters, position and discrepancies of one moment are read whole. Events, of which
-there are many and which are only appended, are compared by a number for each block of rows;
-where two differ, the rows are read. Views are compared by their text.
+Budgets, counters, position and discrepancies of one moment are read whole. Events are many and
+only appended, so they are compared by a hash for each block of rows; the rows of blocks that
+differ are read. Views are compared by their text.
 """
 
 from collections.abc import Mapping
@@ -24,14 +24,14 @@ _BLOCK: Final = 4_096
 
 @dataclass(frozen=True, slots=True)
 class LiveProjection:
-    """What is compared: how it is read, and its tables at one moment, the first that was looked at."""
+    """The projection to compare: how it is read, and its small tables as they were at one moment."""
 
     tables: Tables
     moment: pa.Table
 
     @classmethod
     def look(cls, tables: Tables) -> "LiveProjection":
-        """Read what belongs to one moment. Blocks. Errors: those of `tables`."""
+        """Read the small tables, all at one moment. Blocks. Errors: those of `tables`."""
         return cls(tables, tables.table(_MOMENT))
 
     def positions(self) -> dict[int, int]:
@@ -40,14 +40,14 @@ class LiveProjection:
         return {row["partition"]: row["seq"] for row in rows if row["relation"] == "position"}
 
     def ledger_id(self) -> str:
-        """Return the ledger that it says to be of."""
+        """Return the id of the ledger that it was folded from, by its own account."""
         rows = self.moment.to_pylist()
         return next((row["ledger_id"] for row in rows if row["relation"] == "position"), "")
 
     def compare(self, folded: Store, findings: Findings) -> int:
-        """Compare with a fold that came as far as it could, up to the same position; return the rows compared.
+        """Compare with a fold up to the same position; return how many rows were compared.
 
-        Where it did not come so far, the events up to there are compared, which tells where the two part.
+        If the fold had to stop earlier, the events up to there are compared, which shows where the two differ.
         """
         compared, ends = 0, dict[int, int]()
         for partition, seq in self.positions().items():
@@ -76,7 +76,7 @@ class LiveProjection:
             rows = cursor.execute(
                 f"SELECT {columns} FROM first EXCEPT ALL SELECT {columns} FROM second ORDER BY ALL"  # noqa: S608
             ).to_arrow_table()
-            for row in rows.slice(0, SHOWN_OF_A_RULE).to_pylist():
+            for row in rows.slice(0, SHOWN_OF_A_RULE).to_pylist():  # audits G5
                 relation = row.pop("relation")
                 shown = ", ".join(f"{name} {value}" for name, value in row.items() if value is not None)
                 findings.add("projection", f"{relation} {says}: {shown}")
@@ -94,7 +94,7 @@ class LiveProjection:
         known = {(row["partition"], row["block"]): row for row in ours}
         others = {(row["partition"], row["block"]): row for row in theirs}
         differing = sorted(key for key in known.keys() | others.keys() if known.get(key) != others.get(key))
-        for partition, block in differing[:SHOWN_OF_A_RULE]:
+        for partition, block in differing[:SHOWN_OF_A_RULE]:  # audits G5
             first, last = block * _BLOCK + 1, min((block + 1) * _BLOCK, ends[partition])
             sql = (
                 f"SELECT e.*, hash(e)::VARCHAR AS mix FROM events AS e WHERE e.partition = {partition} "  # noqa: S608
@@ -108,9 +108,9 @@ class LiveProjection:
 
 
 def _known_views(folded: Store) -> list[list[dict[str, Any]]]:
-    """Return the views' texts as they are in a file that was made just now, and in one that was opened again.
+    """Return the views' texts in a new file, and in one that was opened again.
 
-    DuckDB (1.5, November 2026) prints a view's statement otherwise once it was read back from a file.
+    DuckDB (1.5, November 2026) prints a view's statement differently once it was read back from a file.
     """
     path, forms = folded.path.with_name("views.duckdb"), list[list[dict[str, Any]]]()
     for _ in range(2):

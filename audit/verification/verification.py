@@ -1,106 +1,38 @@
-"""Verification: walks the whole ledger and proves what is promised (G1, G2, G5, G7), or says where it is not so.
+"""Verification: reads the whole ledger and proves its guarantees (G1, G2, G5, G7), or reports where they fail.
 
-Of the archive, every byte is covered by the hash chain. The stream's unsealed part is not in
-the chain yet: it is covered by its numbering, by the balances that the gate stamped, by the
-rules of a call's life, by the gate's own balances and open holds, and by the projection. A
-certificate keeps the head over that part too, so that the next verification can hold it against
-what was sealed since.
+Every byte of the archive is covered by the hash chain. The stream's unsealed part is not in the
+chain yet: it is checked by its numbering, the balances that the gate stamped, the rules of a
+call's life, the gate's own balances and open holds, and the projection.
 
-Nothing is stopped and nothing is written but a temporary file. One who can rewrite archive,
-stream and projection together, with all hashes, is found only by a head that was kept elsewhere:
-give the last certificate.
+Does not slow or stop the running system, and writes nothing but a temporary file.
 """
 
 import asyncio
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import duckdb
-
-from tollbook.audit.verification.books import Books
-from tollbook.audit.verification.chain import ArchiveWalk, Chain, Events, Point, Trust
-from tollbook.audit.verification.findings import Finding, Findings
-from tollbook.audit.verification.projection import LiveProjection
+from tollbook.audit.verification.archive_walk import ArchiveWalk
+from tollbook.audit.verification.certificates import PartitionResult, Trust, Verdict, load_trust
+from tollbook.audit.verification.chain import Chain, Events
+from tollbook.audit.verification.findings import Findings
+from tollbook.audit.verification.live_projection import LiveProjection
+from tollbook.audit.verification.refold import Refold
 from tollbook.audit.verification.stream import StreamWalk, check_gate, check_open, stream_end
 from tollbook.ledger.archive.history import ROWS, LedgerSource
-from tollbook.ledger.archive.segments import FORMAT, Archive
-from tollbook.ledger.errors import LedgerError
+from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.keys import Keys
 
-CERTIFICATE: Final = 1
 MEMORY_LIMIT: Final = "1GB"
-
-
-class NotTrusted(LedgerError):
-    """What was given as a certificate or head is neither."""
-
-
-@dataclass(frozen=True, slots=True)
-class PartitionResult:
-    """What was walked of a partition: the heads are over everything, and over what is sealed."""
-
-    partition: int
-    events: int
-    first_id: str | None
-    last_id: str
-    head: str | None
-    segments: int
-    sealed_events: int
-    sealed_head: str | None
-    trusted_events: int
-    compared_with_stream: int
-    unsealed_events: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What was verified, and what was found. `is_sound` only where nothing was found."""
-
-    ledger_id: str
-    partitions: list[PartitionResult]
-    highest: list[dict[str, Any]]
-    open_holds: list[dict[str, Any]]
-    findings: list[Finding]
-    projection_rows: int | None
-    gate_balances: int | None
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether nothing was found."""
-        return not self.findings
-
-    @property
-    def events(self) -> int:
-        """How many events were walked."""
-        return sum(partition.events for partition in self.partitions)
-
-    def certificate(self) -> dict[str, Any]:
-        """Return the verdict as it is kept: the same ledger gives the same certificate."""
-        own = ("events", "first_id", "last_id", "head", "segments", "sealed_events", "sealed_head")
-        return {
-            "certificate": CERTIFICATE,
-            "verdict": "sound" if self.is_sound else "damaged",
-            "ledger_id": self.ledger_id,
-            "versions": {"tollbook": version("tollbook"), "duckdb": duckdb.__version__, "segments": FORMAT},
-            "events": self.events,
-            "partitions": [
-                {"partition": each.partition, **{name: getattr(each, name) for name in own}} for each in self.partitions
-            ],
-            "open_holds": self.open_holds,
-            "highest": self.highest,
-            "findings": [asdict(finding) for finding in self.findings],
-        }
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to take as given. `since`: what lies before is not checked again. `against`: a head that must be met.
+    """What is trusted, and where the temporary file goes (`directory`).
 
-    Each is the path of a certificate, or a head in hexadecimal. `directory` is for the temporary file.
+    `since` and `against` are each the path of a certificate, or a head in hexadecimal. Both must be on the chain;
+    what lies before `since` is not checked again.
     """
 
     directory: Path
@@ -116,27 +48,27 @@ async def verify(
     live: LiveProjection | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Verdict:
-    """Verify a ledger; `live` is the projection to compare, looked up before.
+    """Verify a ledger; `live` is the projection to compare it with, read before.
 
     Errors: LedgerUnavailable; LedgerReplaced; NotTrusted; RedisError; OSError.
     """
     findings = Findings()
-    trust = _trust(source, options)
+    trust = load_trust(source, since=options.since, against=options.against)
     partitions = len(source.keys)
-    with Books.open(
+    with Refold.open(
         options.directory, source.ledger_id, partitions, findings, memory_limit=options.memory_limit
-    ) as books:
-        walks = [_PartitionWalk(source, keys, books, trust, progress) for keys in source.keys]
+    ) as refold:
+        walks = [_PartitionWalk(source, keys, refold, trust, progress) for keys in source.keys]
         projection_rows = None
         try:
             if live is not None:
                 for walk in walks:
                     await walk.advance(live.positions().get(walk.partition, 0))
-                projection_rows = await _compare(live, source, books)
+                projection_rows = await _compare(live, source, refold)
             for walk in walks:
                 await walk.advance(None)
-            await asyncio.to_thread(books.check, trust.skip_until)
-            highest, open_holds = await asyncio.to_thread(lambda: (books.highest(), books.open_holds()))
+            await asyncio.to_thread(refold.check, trust.skip_until)
+            highest, open_holds = await asyncio.to_thread(lambda: (refold.highest(), refold.open_holds()))
             balances = [await walk.finish(open_holds) for walk in walks]
         finally:
             for walk in walks:
@@ -154,26 +86,26 @@ async def verify(
         )
 
 
-async def _compare(live: LiveProjection, source: LedgerSource, books: Books) -> int | None:
+async def _compare(live: LiveProjection, source: LedgerSource, refold: Refold) -> int | None:
     if live.ledger_id() != source.ledger_id:
-        books.findings.add("projection", f"is of ledger {live.ledger_id()}, not of {source.ledger_id}")
+        refold.findings.add("projection", f"is of ledger {live.ledger_id()}, not of {source.ledger_id}")
         return None
-    return await asyncio.to_thread(live.compare, books.store, books.findings)
+    return await asyncio.to_thread(live.compare, refold.store, refold.findings)
 
 
 class _PartitionWalk:
-    """Goes over one partition, archive first and then the stream, and adds it to the books."""
+    """Reads one partition, archive first and then the stream, and folds it again."""
 
     def __init__(
-        self, source: LedgerSource, keys: Keys, books: Books, trust: Trust, progress: Callable[[int], None]
+        self, source: LedgerSource, keys: Keys, refold: Refold, trust: Trust, progress: Callable[[int], None]
     ) -> None:
         self.partition = keys.partition
         self._source = source
         self._keys = keys
-        self._books = books
-        self._findings = books.findings
+        self._refold = refold
+        self._findings = refold.findings
         self._progress = progress
-        self._chain = Chain(source.ledger_id, keys.partition, books.findings, trust)
+        self._chain = Chain(source.ledger_id, keys.partition, refold.findings, trust)
         archive = source.archive or Archive(Path("/nonexistent"))
         self._archive = ArchiveWalk(archive, source.ledger_id, self._chain)
         self._segments: Iterator[Events] = iter(())
@@ -186,7 +118,7 @@ class _PartitionWalk:
         """Whether events can still be added up."""
 
     async def advance(self, until_seq: int | None) -> None:
-        """Go on, and add what is found up to an event, or to the end."""
+        """Read on and fold, up to an event or to the end."""
         while until_seq is None or self._added_seq < until_seq:
             events, self._waiting = self._waiting or await self._next(), None
             if events is None:
@@ -210,35 +142,35 @@ class _PartitionWalk:
     async def _add_gathered(self) -> None:
         gathered, self._gathered = self._gathered, []
         if gathered:
-            self._is_open = await asyncio.to_thread(self._books.add, gathered, self.partition) and self._is_open
+            self._is_open = await asyncio.to_thread(self._refold.add, gathered, self.partition) and self._is_open
 
     async def finish(self, open_holds: list[dict[str, Any]]) -> int:
-        """Check what is left when everything was walked; return how many of the gate's balances were compared."""
+        """Check the end of the partition; return how many of the gate's balances were compared."""
         self._chain.end()
         end = None if self._stream is None else self._stream.end
         if self._is_open:
             sealed_seq = None if end is None else end.sealed_seq
-            await asyncio.to_thread(self._books.check_seals, self.partition, self._archive.manifests, sealed_seq)
+            await asyncio.to_thread(self._refold.check_seals, self.partition, self._archive.manifests, sealed_seq)
         redis = self._source.redis
         if end is None or redis is None:
             return 0
         self._check_sealed(end.sealed_seq, end.sealed_chain)
-        if self._chain.seq != end.seq:
+        if self._chain.seq != end.seq:  # audits G7
             if not (self._archive.is_broken or self._stream is None or self._stream.is_broken):
                 problem = f"the ledger has {end.seq} events by Redis, {self._chain.seq} are in archive and stream"
                 self._findings.add("stream", problem, partition=self.partition, seq=min(end.seq, self._chain.seq) + 1)
             return 0
-        if self._chain.last_id != end.generated_id:
+        if self._chain.last_id != end.generated_id:  # audits G7
             problem = f"the newest entries were removed: the last that Redis wrote was {end.generated_id}"
             self._findings.add("stream", problem, partition=self.partition, seq=end.seq + 1, event_id=end.generated_id)
         if not self._is_open:
             return 0
         check_open(open_holds, end, self.partition, self._findings)
-        balances = await asyncio.to_thread(self._books.balances, self.partition, end.removed)
+        balances = await asyncio.to_thread(self._refold.balances, self.partition, end.removed)
         return await check_gate(redis, self._keys, balances, end, self._findings)
 
     def result(self) -> PartitionResult:
-        """Return what was walked."""
+        """Return what was read."""
         stream, head = self._stream, self._chain.head
         return PartitionResult(
             partition=self.partition,
@@ -260,7 +192,7 @@ class _PartitionWalk:
             await self._stream.aclose()
 
     async def _next(self) -> Events | None:
-        """Return the next events of archive or stream, in which a segment may appear while we read."""
+        """Return the next events of archive or stream. A new segment may appear in between."""
         redis = self._source.redis
         if self._stream is None and redis is not None:
             end = await stream_end(redis, self._keys, self._source.ledger_id)
@@ -300,49 +232,3 @@ class _PartitionWalk:
             problem = f"the ledger was told the head {sealed_chain} of it, its manifest says another"
             segment = last[sealed_seq].segment
             self._findings.add("chain", problem, partition=self.partition, segment=segment, seq=sealed_seq)
-
-
-def _trust(source: LedgerSource, options: Options) -> Trust:
-    trust = Trust()
-    for given, is_skipped in ((options.since, True), (options.against, False)):
-        if given is None:
-            continue
-        if len(given) == 64 and set(given) <= set("0123456789abcdef"):
-            trust.heads.add(given)
-            if is_skipped:
-                trust.skip_until |= _ends_with(source, given)
-            continue
-        for partition, point in _points(Path(given), source.ledger_id):
-            trust.points.setdefault(partition, []).append(point)
-            if is_skipped:
-                trust.skip_until[partition] = point.seq
-    return trust
-
-
-def _points(path: Path, ledger_id: str) -> Iterator[tuple[int, Point]]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if document["certificate"] != CERTIFICATE or document["ledger_id"] != ledger_id:
-            raise NotTrusted(f"{path} is the certificate of another ledger or format")
-        for each in document["partitions"]:
-            for seq, head in ((each["sealed_events"], each["sealed_head"]), (each["events"], each["head"])):
-                if head is not None:
-                    yield each["partition"], Point(int(seq), str(head))
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise NotTrusted(f"{path} is neither a certificate nor a head of 64 hexadecimal digits ({exc})") from exc
-
-
-def _ends_with(source: LedgerSource, head: str) -> dict[int, int]:
-    """Return up to which event a head reaches, where a segment ends with it."""
-    archive = source.archive
-    if archive is None:
-        return {}
-    for keys in source.keys:
-        for path in archive.directory.glob(f"partition-{keys.partition}/*.json"):
-            try:
-                document = json.loads(path.read_bytes())
-                if document["chain_after"] == head:
-                    return {keys.partition: int(document["last_seq"])}
-            except (OSError, ValueError, KeyError, TypeError):
-                continue  # Told by the walk.
-    return {}

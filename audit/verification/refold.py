@@ -1,8 +1,8 @@
-"""Verification of what the events mean: they are folded anew, and held against the rules of the gate.
+"""Verification of what the events mean: they are folded again, and checked by the rules of the gate.
 
-The fold is the projector's own, into a temporary DuckDB; beside it, what the rules need is kept.
-They are checked at the end, by SQL over the whole ledger (ledger/sql/verify_*.sql), which DuckDB
-does within its memory limit and on disk beyond.
+The fold is the projector's own, into a temporary DuckDB file; what the rules need is kept beside
+it. The rules are SQL over the whole ledger (audit/sql/verify_*.sql), run at the end; DuckDB stays
+within its memory limit and uses the disk beyond that.
 """
 
 import json
@@ -20,11 +20,11 @@ from tollbook.ledger.archive.segments import Manifest
 from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.projection.fold import LedgerGap, fold_incoming
 from tollbook.ledger.projection.store import Store
-from tollbook.ledger.stream import lifted
-from tollbook.schemas.identifiers import partition_of
+from tollbook.ledger.stream import upcast_table
+from tollbook.schemas.identifiers import describe_budget, partition_of
 from tollbook.schemas.upcasters import UnreadableEvent
 
-# The shortest time for which the gate remembers a call that is over (TOLLBOOK_IDEMPOTENCY_TTL_S is no less).
+# The shortest time for which the gate keeps the record of a finished call: the least TOLLBOOK_IDEMPOTENCY_TTL_S.
 FORGOTTEN_MS: Final = 31 * 86_400_000
 _RULES: Final[tuple[tuple[Kind, str], ...]] = (
     ("balance", "verify_stamps"),
@@ -35,14 +35,12 @@ _RULES: Final[tuple[tuple[Kind, str], ...]] = (
 )
 
 
-class Books:
-    """The ledger folded anew. Make it with `Books.open`; all methods block."""
+class Refold:
+    """The ledger folded again. Make it with `Refold.open`; all methods block."""
 
     def __init__(self, store: Store, findings: Findings) -> None:
         self.store = store
         self.findings = findings
-        self.is_complete = True
-        """Whether every event could be added up; else what the rules say is left out."""
         self._cursor = store.connection.cursor()
         self._cursor.execute(_sql("verify_schema"))
 
@@ -55,15 +53,15 @@ class Books:
         store = Store.open(directory / "verify.duckdb", ledger_id, partitions, memory_limit=memory_limit)
         try:
             store.connection.execute("SET preserve_insertion_order = false")
-            # Nobody will open the file again.
+            # The file is never opened again.
             store.connection.execute("PRAGMA disable_checkpoint_on_shutdown")
             yield cls(store, findings)
         finally:
             store.close()
 
     def add(self, gathered: Sequence[Events], partition: int) -> bool:
-        """Fold further events, which follow each other; return whether that could be done."""
-        # Together, since a fold takes nearly the same for fifty events as for a thousand; else each, to see which one.
+        """Fold the next events; return False, and report it, if they cannot be folded."""
+        # All at once, since a fold takes nearly as long for fifty events as for a thousand. If that fails, one by one.
         joined = pa.concat_tables([events.table for events in gathered])
         if len(gathered) > 1 and self._fold(joined, partition) is None:
             return True
@@ -74,10 +72,10 @@ class Books:
         return True
 
     def _fold(self, events: pa.Table, partition: int) -> Exception | None:
-        """Fold a table; return why that cannot be done."""
+        """Fold a table; return the problem if it cannot be folded."""
         cursor = self._cursor
         try:
-            incoming = lifted(events)
+            incoming = upcast_table(events)
         except (UnreadableEvent, ValueError) as exc:
             return exc
         cursor.register("incoming", incoming)
@@ -102,55 +100,56 @@ class Books:
         return self.store.position(partition).seq
 
     def check(self, trusted: Mapping[int, int]) -> None:
-        """Hold everything that was folded against the rules; what lies in the trusted part is not told."""
-        # Only here, where much is sorted and little written.
+        """Check everything that was folded by the rules; findings in the trusted part are left out."""
+        # A second thread only here, where much is sorted and little written.
         self._cursor.execute("SET threads = 2")
         self._cursor.execute(_sql("verify_caps"))
         self._cursor.execute(_sql("verify_calls"), {"forgotten_ms": FORGOTTEN_MS})
         for kind, rule in _RULES:
             rows = self._cursor.execute(_sql(rule)).fetchall()
-            told = [row for row in rows if row[1] > trusted.get(row[0], 0)]
-            for partition, seq, entry_id, problem in told[:SHOWN_OF_A_RULE]:
-                self.findings.add(
-                    kind, problem or "is not as the gate writes it", partition=partition, seq=seq, event_id=entry_id
-                )
-            if len(told) > SHOWN_OF_A_RULE:
-                self.findings.add(kind, f"and {len(told) - SHOWN_OF_A_RULE} more of this rule")
+            broken = [row for row in rows if row[1] > trusted.get(row[0], 0)]
+            for partition, seq, entry_id, budget, problem in broken[:SHOWN_OF_A_RULE]:
+                text = problem or "is not as the gate writes it"
+                if budget is not None:
+                    text = f"{describe_budget(budget)}: {text}"
+                self.findings.add(kind, text, partition=partition, seq=seq, event_id=entry_id)
+            if len(broken) > SHOWN_OF_A_RULE:
+                self.findings.add(kind, f"and {len(broken) - SHOWN_OF_A_RULE} more of this rule")
         self._check_partitions()
 
     def check_seals(self, partition: int, manifests: Mapping[str, Manifest], sealed_seq: int | None) -> None:
-        """Hold the news of sealing against the manifests; `sealed_seq` is up to where the ledger was told."""
+        """Compare `segment-sealed` events with the manifests; `sealed_seq` is the gate's own last sealed event."""
         rows = self._cursor.execute(
             "SELECT seq, id, payload FROM events WHERE type = 'segment-sealed' AND partition = ? ORDER BY seq",
             [partition],
         ).fetchall()
         waiting = iter(sorted(manifests.values(), key=lambda manifest: manifest.first_seq))
-        told_seq = 0
+        announced_seq = 0
         for seq, entry_id, payload in rows:
-            told = cast("dict[str, Any]", json.loads(payload))
-            manifest = manifests.get(told.get("segment", ""))
+            announced = cast("dict[str, Any]", json.loads(payload))
+            manifest = manifests.get(announced.get("segment", ""))
             expected = next(waiting, None)
             problem = None
             if manifest is None:
-                problem = f"tells of segment {told.get('segment')}, which is not in the archive"
+                problem = f"names segment {announced.get('segment')}, which is not in the archive"
             elif manifest != expected:
-                problem = f"tells of segment {manifest.segment} out of turn"
+                problem = f"names segment {manifest.segment} out of order"
             else:
-                told_seq = manifest.last_seq
+                announced_seq = manifest.last_seq
                 facts = manifest.model_dump(include={"first_id", "last_id", "events", "chain_before", "chain_after"})
-                names = [name for name, value in facts.items() if told.get(name, 0) != value]
+                names = [name for name, value in facts.items() if announced.get(name, 0) != value]
                 if names:
-                    problem = f"tells of another {', '.join(names)} of {manifest.segment} than its manifest"
+                    problem = f"states another {', '.join(names)} of {manifest.segment} than its manifest"
                 elif manifest.last_seq >= seq:
-                    problem = f"tells of {manifest.segment} before its last event"
-            if problem:
+                    problem = f"names {manifest.segment} before its last event"
+            if problem:  # audits G7
                 self.findings.add("seal", problem, partition=partition, seq=seq, event_id=entry_id)
-        if sealed_seq is not None and told_seq < sealed_seq:
-            problem = f"the ledger was sealed up to event {sealed_seq}, the news of it reaches to event {told_seq}"
+        if sealed_seq is not None and announced_seq < sealed_seq:
+            problem = f"the ledger was sealed up to event {sealed_seq}, `segment-sealed` events up to {announced_seq}"
             self.findings.add("seal", problem, partition=partition)
 
     def highest(self) -> list[dict[str, Any]]:
-        """Return where each budget was committed highest; after `check`."""
+        """Return the highest committed amount of each budget; after `check`."""
         return self._rows("verify_highest")
 
     def open_holds(self) -> list[dict[str, Any]]:
@@ -184,7 +183,6 @@ class Books:
         return self._cursor.execute(_sql(name)).to_arrow_table().to_pylist()
 
     def _stop(self, problem: Exception, partition: int, segment: str | None) -> bool:
-        self.is_complete = False
         entry_id = problem.entry_id if isinstance(problem, UnreadableEvent) else None
         seq = self.seq(partition) + 1 if entry_id is None else None
         text = f"from here on balances, caps and calls are not checked: {problem}"
