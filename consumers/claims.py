@@ -124,7 +124,7 @@ class Claims:
 
     async def _look(self, accept: Callable[[Delivery], None]) -> None:
         async def look_at(stream: str) -> None:
-            async for delivery in self._abandoned(stream):
+            async for delivery in self.abandoned(stream):
                 accept(delivery)
 
         # All streams at once, which is one round trip where there is nothing to take.
@@ -145,11 +145,8 @@ class Claims:
                         self.lost += 1
                         _log.warning("claim.lost", stream=stream, entry_id=entry_id.decode())
 
-    async def take_abandoned(self, stream: str) -> list[Delivery]:
-        """Claim entries whose worker gave no sign of life, with the number of their deliveries."""
-        return [delivery async for delivery in self._abandoned(stream)]
-
-    async def _abandoned(self, stream: str) -> AsyncIterator[Delivery]:
+    async def abandoned(self, stream: str) -> AsyncIterator[Delivery]:
+        """Claim entries whose worker gave no sign of life, page by page, with the number of their deliveries."""
         start = b"-"
         while True:
             pending: list[Any] = await self._pipeline.execute(

@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 from redis.exceptions import ResponseError
 
-from tollbook.inference.calls.holds import settle_dead_hold
+from tollbook.inference.calls.earlier_runs import settle_dead_hold
 from tollbook.ledger.errors import BaselineUnavailable, CallUnknown, LedgerError, LedgerUnavailable
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger

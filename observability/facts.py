@@ -18,8 +18,8 @@ from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.keys import GROUP, dead_letters
 from tollbook.ledger.projection.follower import Lag
 from tollbook.ledger.projection.totals import Totals
-from tollbook.observability.single_flight import Once
-from tollbook.observability.vitals import Vitals
+from tollbook.observability.process_state import ProcessState
+from tollbook.observability.single_flight import SingleFlight
 from tollbook.schemas.tasks import TaskStream
 
 T = TypeVar("T")
@@ -53,15 +53,15 @@ class Facts:
 class FactReader:
     """Reads the facts of one process. What is the whole ledger's is told by the process that folds it alone."""
 
-    def __init__(self, vitals: Vitals) -> None:
-        self._vitals = vitals
+    def __init__(self, state: ProcessState) -> None:
+        self._state = state
         self._totals: Totals | None = None
-        self._advancing = Once(self._advance, keep_s=0.0)
+        self._advancing = SingleFlight(self._advance, keep_s=0.0)
         self._was_near = False
 
     async def read(self) -> Facts:
         """Read everything at once, within `LIMIT_S`."""
-        opened, projection = self._vitals.opened, self._vitals.projection
+        opened, projection = self._state.open_ledger, self._state.projection
         if opened is None or projection is None:
             return Facts(None, None, None, None, None)
         handle = opened.handle
@@ -76,11 +76,11 @@ class FactReader:
         return Facts(streams, letters, lag, discrepancies, totals if self._was_near else None)
 
     async def _lag(self) -> Lag:
-        assert self._vitals.projection is not None
-        return await self._vitals.projection.projector.lag()
+        assert self._state.projection is not None
+        return await self._state.projection.projector.lag()
 
     async def _advance(self) -> tuple[int, Totals]:
-        projection, opened = self._vitals.projection, self._vitals.opened
+        projection, opened = self._state.projection, self._state.open_ledger
         assert projection is not None
         assert opened is not None
         if self._totals is None:

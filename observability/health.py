@@ -18,8 +18,8 @@ from tollbook.inference.routing import routing_with, unpriced_routes
 from tollbook.inference.runtime import now_ms
 from tollbook.ledger.errors import BaselineUnavailable, LedgerRefused, LedgerReplaced, LedgerUnavailable
 from tollbook.ledger.gate.requests import BudgetCap
-from tollbook.observability.single_flight import Once
-from tollbook.observability.vitals import Opened, Vitals
+from tollbook.observability.process_state import OpenLedger, ProcessState
+from tollbook.observability.single_flight import SingleFlight
 from tollbook.schemas.identifiers import budget_name, month_at, partition_of
 from tollbook.schemas.plans import CAPS_NANOUSD, DEFAULT_PLAN
 
@@ -54,7 +54,7 @@ class Health:
         return [{key: value for key, value in asdict(check).items() if value != ""} for check in self.checks]
 
 
-def liveness(vitals: Vitals) -> Health:
+def liveness(state: ProcessState) -> Health:
     """Whether what runs in the background still runs; that there is an answer shows that the event loop turns.
 
     A projection that is stuck, or waits for Redis, is not dead: to start it again would not help.
@@ -63,7 +63,7 @@ def liveness(vitals: Vitals) -> Health:
         Check(name, ok=False, found="has ended", advice="see the log; start the process again")
         if task.done()
         else Check(name, ok=True, found="runs")
-        for name, task in vitals.background.items()
+        for name, task in state.background.items()
     )
     return Health(all(check.ok for check in checks), checks)
 
@@ -71,27 +71,27 @@ def liveness(vitals: Vitals) -> Health:
 class Readiness:
     """Answers whether a budget decision can be taken."""
 
-    def __init__(self, vitals: Vitals) -> None:
-        self._vitals = vitals
+    def __init__(self, state: ProcessState) -> None:
+        self._state = state
         self._now_ms = now_ms
         self._monotonic = time.monotonic
         self._rounds = count()
-        self._once = Once(self._look)
+        self._flight = SingleFlight(self._look)
 
     async def get(self) -> Health:
         """Return an answer that is at most a second old."""
-        return await self._once.get()
+        return await self._flight.get()
 
     async def _look(self) -> Health:
-        opened = self._vitals.opened
+        opened = self._state.open_ledger
         if opened is None:
-            return Health(ok=False, checks=(Check("process", ok=False, found=self._vitals.waiting_for),))
+            return Health(ok=False, checks=(Check("process", ok=False, found=self._state.waiting_for),))
         # Side by side, so that what hangs takes no more than its own time.
         found = await asyncio.gather(self._stores(opened), self._prices(opened))
         checks = tuple(check for part in found for check in part)
         return Health(all(check.ok for check in checks), checks)
 
-    async def _stores(self, opened: Opened) -> list[Check]:
+    async def _stores(self, opened: OpenLedger) -> list[Check]:
         problem = await _problem_of(self._redis(opened), "redis", _START, within_s=_REDIS_S)
         if problem is not None:
             return [problem]
@@ -106,7 +106,7 @@ class Readiness:
         ledger = Check("ledger", ok=True, found=f"{opened.handle.ledger_id}, with its functions")
         return [redis, ledger, self._baseline(opened, chosen)]
 
-    def _baseline(self, opened: Opened, partitions: Iterable[int]) -> Check:
+    def _baseline(self, opened: OpenLedger, partitions: Iterable[int]) -> Check:
         """Say how good the baseline is that has just served."""
         since = [opened.ledger.baselines[partition].failing_since for partition in partitions]
         failing = [moment for moment in since if moment is not None]
@@ -120,18 +120,18 @@ class Readiness:
             advice=_PROJECTOR,
         )
 
-    async def _redis(self, opened: Opened) -> None:
+    async def _redis(self, opened: OpenLedger) -> None:
         await opened.handle.pipeline.execute("PING")
 
-    async def _decide(self, opened: Opened, partition: int) -> None:
+    async def _decide(self, opened: OpenLedger, partition: int) -> None:
         """Weigh a call as the gate would, for a user whom no task can name."""
         user = _probe_user(partition, len(opened.handle.keys))
         period = month_at(self._now_ms()).name
         budget = BudgetCap(budget_name("user", user, period), CAPS_NANOUSD[DEFAULT_PLAN])
         await opened.ledger.balance(user_id=user, period=period, budgets=[budget])
 
-    async def _prices(self, opened: Opened) -> list[Check]:
-        routes = routing_with(self._vitals.settings.routes)
+    async def _prices(self, opened: OpenLedger) -> list[Check]:
+        routes = routing_with(self._state.settings.routes)
         # In a thread: the first look-up loads the catalogue, which takes half a second.
         looking = asyncio.to_thread(unpriced_routes, routes, opened.prices, self._now_ms())
         try:

@@ -22,8 +22,8 @@ from tollbook.observability.catalogue import BY_NAME
 from tollbook.observability.facts import FactReader, Facts
 from tollbook.observability.health import Readiness
 from tollbook.observability.page import Page, plain
-from tollbook.observability.single_flight import Once
-from tollbook.observability.vitals import Vitals
+from tollbook.observability.process_state import ProcessState
+from tollbook.observability.single_flight import SingleFlight
 from tollbook.schemas.events import Basis
 from tollbook.schemas.results import TaskStatus
 
@@ -37,16 +37,16 @@ _STATUSES: Final = frozenset((400, 401, 402, 403, 404, 408, 413, 422, 429, 500, 
 class MetricsPage:
     """Makes the page, at most once a second."""
 
-    def __init__(self, vitals: Vitals, readiness: Readiness) -> None:
-        self._vitals = vitals
+    def __init__(self, state: ProcessState, readiness: Readiness) -> None:
+        self._state = state
         self._readiness = readiness
-        self._facts = FactReader(vitals)
-        self._models = known_models(vitals.settings)
-        self._once = Once(self._collect)
+        self._facts = FactReader(state)
+        self._models = known_models(state.settings)
+        self._pages = SingleFlight(self._collect)
 
     async def render(self, accept: str) -> tuple[bytes, str]:
         """Return the page and its content type, as the client accepts it: OpenMetrics, or Prometheus's own format."""
-        families = await self._once.get()
+        families = await self._pages.get()
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Collected(families))
         ProcessCollector(registry=registry)
@@ -57,12 +57,12 @@ class MetricsPage:
         facts, health = await asyncio.gather(self._facts.read(), self._readiness.get())
         page = Page()
         page.add("tollbook_ready", health.ok)
-        page.add("tollbook_info", 1, version=version("tollbook"), part=self._vitals.part)
+        page.add("tollbook_info", 1, version=version("tollbook"), part=self._state.part)
         _add_facts(page, facts)
         if facts.totals is not None:
             _add_totals(page, facts.totals, self._models)
-        _add_own(page, self._vitals)
-        return [*page.families(), *_faststream(self._vitals.faststream)]
+        _add_own(page, self._state)
+        return [*page.families(), *_faststream(self._state.faststream)]
 
 
 class _Collected(Collector):
@@ -145,20 +145,20 @@ def _add_attempts(page: Page, totals: Totals, models: frozenset[str]) -> None:
         )
 
 
-def _add_own(page: Page, vitals: Vitals) -> None:
-    opened = vitals.opened
+def _add_own(page: Page, state: ProcessState) -> None:
+    opened = state.open_ledger
     if opened is not None:
         page.add("tollbook_redis_batches_total", opened.handle.pipeline.batches)
         page.add("tollbook_redis_commands_total", opened.handle.pipeline.commands)
-    for worker in vitals.workers:
+    for worker in state.workers:
         for status in TaskStatus:
             page.add("tollbook_tasks_finished_total", worker.finished[status], status=status.value)
         page.add("tollbook_tasks_in_flight", worker.in_flight)
         page.add("tollbook_tasks_claimed_total", worker.claims.taken)
         page.add("tollbook_claims_lost_total", worker.claims.lost)
-    if vitals.workers:
+    if state.workers:
         # The waiting lines are the process's, not one worker's.
-        page.add("tollbook_tasks_waiting", vitals.workers[0].waiting)
+        page.add("tollbook_tasks_waiting", state.workers[0].waiting)
 
 
 def _faststream(registry: CollectorRegistry | None) -> Iterator[Metric]:

@@ -18,7 +18,7 @@ import uvicorn
 from tollbook.inference.errors import SettingsError
 from tollbook.observability.address import announced_address
 from tollbook.observability.asgi import ObservabilityApp
-from tollbook.observability.vitals import Vitals
+from tollbook.observability.process_state import ProcessState
 
 # Where all addresses are listened on, this machine's own is one of them.
 _LOOPBACK_OF: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is bound to it here.
@@ -33,7 +33,7 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serve_vitals(vitals: Vitals, *, host: str, port: int, data_dir: Path, name: str) -> AsyncGenerator[str]:
+async def serve_metrics(state: ProcessState, *, host: str, port: int, data_dir: Path, name: str) -> AsyncGenerator[str]:
     """Serve until closed; yield the address as a URL. Port 0: a free one.
 
     Errors: SettingsError where the address cannot be listened on; AddressError.
@@ -42,7 +42,7 @@ async def serve_vitals(vitals: Vitals, *, host: str, port: int, data_dir: Path, 
     bound = _shown(_LOOPBACK_OF.get(host, host), listening.getsockname()[1])
     server = _Server(
         uvicorn.Config(
-            ObservabilityApp(vitals),
+            ObservabilityApp(state),
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -55,10 +55,10 @@ async def serve_vitals(vitals: Vitals, *, host: str, port: int, data_dir: Path, 
             timeout_graceful_shutdown=1,
         )
     )
-    with listening, announced_address(data_dir, name, bound, part=vitals.part):
+    with listening, announced_address(data_dir, name, bound, part=state.part):
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         # `tollbook up` tells the address itself, once everything is up.
-        tell = _log.debug if vitals.part == "up" else _log.info
+        tell = _log.debug if state.part == "up" else _log.info
         tell("metrics.served", url=f"http://{bound}")
         try:
             yield f"http://{bound}"

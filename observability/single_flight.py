@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Once(Generic[T]):
+class SingleFlight(Generic[T]):
     """Keeps what `make` returned for `keep_s` seconds; who asks meanwhile gets that, or waits for the next one."""
 
     def __init__(

@@ -154,7 +154,7 @@ class AssignRequest:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """Money is held. `attempt` is the number of the first attempt it pays for.
+    """Money is held against `budgets`. `attempt` is the number of the first attempt it pays for.
 
     `assigned_plan` is the plan that the ledger assigned to the user, whatever the task says; None where it has not.
     """
@@ -166,6 +166,7 @@ class Reserved:
     committed_nanousd: int
     cap_nanousd: int
     deadline_ms: int
+    budgets: tuple[BudgetCap, ...]
     assigned_plan: str | None = None
 
 

@@ -39,6 +39,11 @@ def make_claims(pipeline: CommandPipeline, consumer: str, *, claim_after_s: floa
     )
 
 
+async def take_abandoned(claims: Claims) -> list[Delivery]:
+    """Claim what is abandoned on `STREAM`."""
+    return [delivery async for delivery in claims.abandoned(STREAM)]
+
+
 class Group:
     """One consumer group and what is pending in it."""
 
@@ -108,10 +113,10 @@ async def test_a_live_workers_tasks_are_not_taken(every_redis_client: Redis, pip
     await owner.ensure_groups()
     delivery = (await group.deliver("w1"))[0]
     owner.add(delivery)
-    assert await rival.take_abandoned(STREAM) == []
+    assert await take_abandoned(rival) == []
     await group.age(delivery)
     await owner.renew()
-    assert await rival.take_abandoned(STREAM) == []
+    assert await take_abandoned(rival) == []
     assert (await group.pending(delivery))[0] == "w1"
 
 
@@ -123,7 +128,7 @@ async def test_a_silent_workers_tasks_are_taken_once_with_the_number_of_their_de
     await rivals[0].ensure_groups()
     silent, fresh = await group.deliver("w1"), await group.deliver("w1")
     await group.age(*silent)
-    taken = await asyncio.gather(*(rival.take_abandoned(STREAM) for rival in rivals))
+    taken = await asyncio.gather(*(take_abandoned(rival) for rival in rivals))
     assert sorted(len(deliveries) for deliveries in taken) == [0, 1]
     delivery = next(deliveries[0] for deliveries in taken if deliveries)
     assert delivery == Delivery(STREAM, silent[0].entry_id, TASK, deliveries=2)
@@ -131,7 +136,7 @@ async def test_a_silent_workers_tasks_are_taken_once_with_the_number_of_their_de
     assert (await group.pending(fresh[0]))[0] == "w1"
 
     await group.age(delivery)
-    again = await rivals[0].take_abandoned(STREAM) or await rivals[1].take_abandoned(STREAM)
+    again = await take_abandoned(rivals[0]) or await take_abandoned(rivals[1])
     assert again[0].deliveries == 3
 
 
@@ -145,7 +150,7 @@ async def test_all_of_a_silent_workers_tasks_are_taken_at_once(
     for delivery in silent[100:200]:
         claims.add(delivery)
     await group.age(*silent)
-    assert await claims.take_abandoned(STREAM) == [
+    assert await take_abandoned(claims) == [
         Delivery(STREAM, delivery.entry_id, TASK, deliveries=2) for delivery in silent[:100] + silent[200:]
     ]
 
@@ -185,7 +190,7 @@ async def test_a_worker_does_not_take_over_what_it_has_in_hand(
     held, lost = await group.deliver("w1", 2)
     claims.add(held)
     await group.age(held, lost)
-    assert [delivery.entry_id for delivery in await claims.take_abandoned(STREAM)] == [lost.entry_id]
+    assert [delivery.entry_id for delivery in await take_abandoned(claims)] == [lost.entry_id]
     assert not claims.add(held), "it is in hand already"
 
 
@@ -197,7 +202,7 @@ async def test_a_claim_that_others_took_is_not_taken_back(every_redis_client: Re
     for delivery in (taken, done, kept):
         sleeper.add(delivery)
     await group.age(taken, done)
-    for delivery in await rival.take_abandoned(STREAM):
+    for delivery in await take_abandoned(rival):
         rival.add(delivery)
     await rival.acknowledge(done)
     await sleeper.renew()
@@ -217,7 +222,7 @@ async def test_only_a_claim_that_is_still_in_hand_can_be_lost(
     for delivery in (done, taken, kept):
         claims.add(delivery)
     await group.age(taken)
-    await rival.take_abandoned(STREAM)
+    await take_abandoned(rival)
     with capture_logs() as lines:
         await asyncio.gather(claims.acknowledge(done), claims.renew())
     assert [(line["event"], line["entry_id"]) for line in lines] == [("claim.lost", taken.entry_id)]
@@ -233,7 +238,7 @@ async def test_what_is_given_back_was_not_delivered_and_is_not_taken_from_others
     for delivery in (given, taken):
         sleeper.add(delivery)
     await group.age(taken)
-    (now_rivals,) = await rival.take_abandoned(STREAM)
+    (now_rivals,) = await take_abandoned(rival)
     rival.add(now_rivals)
     await sleeper.renew()
     for delivery in (given, taken):
@@ -259,7 +264,7 @@ async def test_an_entry_that_was_deleted_is_not_executed(every_redis_client: Red
     gone, there = await group.deliver("w1", 2)
     await group.age(gone, there)
     await every_redis_client.xdel(STREAM, gone.entry_id)
-    assert [delivery.entry_id for delivery in await claims.take_abandoned(STREAM)] == [there.entry_id]
+    assert [delivery.entry_id for delivery in await take_abandoned(claims)] == [there.entry_id]
 
 
 async def test_a_sign_of_life_fades_and_resigning_ends_it_at_once(

@@ -8,37 +8,37 @@ from tollbook.inference.errors import SettingsError
 from tollbook.inference.runtime import process_name
 from tollbook.inference.settings import Settings
 from tollbook.observability.exporting import open_tracing
-from tollbook.observability.vitals import Part, Vitals
+from tollbook.observability.process_state import Part, ProcessState
 
 _PORTS: Final = 65_536
 
 
 @asynccontextmanager
-async def observed(settings: Settings, part: Part) -> AsyncGenerator[Vitals]:
-    """Yield the vitals of this process, and show them for as long as this is open.
+async def observe_process(settings: Settings, part: Part) -> AsyncGenerator[ProcessState]:
+    """Yield the state of this process, and show them for as long as this is open.
 
     Errors: SettingsError where the port cannot be had or the exporter is not installed; AddressError.
     """
     async with AsyncExitStack() as stack:
-        vitals = Vitals(part, settings, tracing=await stack.enter_async_context(open_tracing(settings)))
+        state = ProcessState(part, settings, tracing=await stack.enter_async_context(open_tracing(settings)))
         port = metrics_port_of(settings, part)
         if port is not None:
             # Imported here: what nobody asks for costs no start anything.
             from prometheus_client import CollectorRegistry
 
-            from tollbook.observability.server import serve_vitals
+            from tollbook.observability.server import serve_metrics
 
-            vitals.faststream = CollectorRegistry()
-            vitals.url = await stack.enter_async_context(
-                serve_vitals(
-                    vitals,
+            state.faststream = CollectorRegistry()
+            state.url = await stack.enter_async_context(
+                serve_metrics(
+                    state,
                     host=settings.metrics_host,
                     port=port,
                     data_dir=settings.data_dir,
                     name=f"{part}-{process_name()}",
                 )
             )
-        yield vitals
+        yield state
 
 
 def metrics_port_of(settings: Settings, part: Part) -> int | None:
