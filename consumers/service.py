@@ -146,7 +146,7 @@ async def _prepare_streams(runtime: InferenceRuntime, worker: Worker) -> bool:
     """
     try:
         await own_streams(runtime.handle.pipeline, worker.claims.streams, runtime.settings.namespace)
-        await worker.claims.show_life()
+        await worker.claims.heartbeat()
         await worker.claims.ensure_groups()
     except (LedgerUnavailable, RedisError) as exc:
         _log.warning("worker.not_connected", worker=worker.name, problem=str(exc))

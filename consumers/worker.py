@@ -117,7 +117,7 @@ class Worker:
                 self.claims.drop(delivery)
 
     def take_claimed(self, delivery: Delivery) -> None:
-        """Take over a delivery whose worker gave no sign of life; it waits for its slot by itself."""
+        """Take over a delivery whose worker is silent; it waits for its slot by itself."""
         if not self._is_stopping and self.claims.add(delivery):
             self._start(delivery, has_slot=False)
 
@@ -241,7 +241,8 @@ class Worker:
     async def _is_dead(self, delivery: Delivery, found: OpenCall) -> bool:
         """Whether the run that holds money is dead.
 
-        One of this worker's own has ended, or is known to live. Another's is due and its worker shows no sign of life.
+        Of this worker's own runs it is known which are active. Another's is dead once it is due and its worker has no
+        heartbeat.
         """
         run = RunId.parse(found.worker)
         if run.process == self.name:

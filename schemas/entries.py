@@ -7,11 +7,9 @@ refused there is refused before it is sent, and no rule stands in two places.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypedDict
+from typing import Any, TypedDict
 
-from tollbook.schemas.tasks import InvalidTask, Message, TaskStream, task_from_fields
-
-MAX_ENTRY_BYTES: Final = 2_000_000
+from tollbook.schemas.tasks import InvalidTask, Message, TaskStream, check_entry_size, task_from_fields
 
 
 class TaskFields(TypedDict, total=False):
@@ -53,12 +51,6 @@ def task_entry(stream: str, values: Mapping[str, object], *, new_id: str) -> Tas
     check_entry_size(sum(len(part.encode("utf-8", "replace")) for pair in fields.items() for part in pair))
     task_from_fields(fields)
     return TaskEntry(_stream(stream), fields["task_id"], fields)
-
-
-def check_entry_size(size: int) -> None:
-    """Refuse an entry of more bytes, names and values together, than a worker takes. Errors: InvalidTask."""
-    if size > MAX_ENTRY_BYTES:
-        raise InvalidTask(f"the message has {size} bytes, at most {MAX_ENTRY_BYTES} are taken")
 
 
 def _given(values: Mapping[str, object]) -> dict[str, object]:

@@ -31,7 +31,6 @@ def check_id(value: str) -> str:
 Identifier = Annotated[str, AfterValidator(check_id)]
 UserId = Identifier
 TaskId = Identifier
-CallId = Identifier
 CampaignId = Identifier
 
 Period = Annotated[str, StringConstraints(pattern=r"^\d{4}-(0[1-9]|1[0-2])$")]

@@ -37,9 +37,10 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BudgetPolicy:
-    """Caps in nano-dollars: per plan and period, per user where overridden, and optional further ones.
+    """The caps in force, in nano-dollars.
 
-    The user's period always; the user's day and the campaign's period where a cap is configured.
+    A call is always held against the user's billing period, whose cap is the user's own or the plan's. It is held
+    against the user's day and the campaign's billing period too where a cap is set for them.
     """
 
     plan_caps_nanousd: Mapping[Plan, int] = field(default_factory=lambda: dict(CAPS_NANOUSD))
@@ -48,13 +49,16 @@ class BudgetPolicy:
     campaign_cap_nanousd: int | None = None
 
     def cap_of(self, user_id: str, plan: Plan) -> int:
-        """Return the cap of a user's period; the ledger's own assignment, if any, wins over it in the gate."""
+        """Return the cap of a user's billing period. A plan assigned on the ledger wins over it, in the gate."""
         return self.user_caps_nanousd.get(user_id, self.plan_caps_nanousd[plan])
 
     def budgets_at(
         self, now_ms: int, *, user_id: str, plan: Plan, campaign_id: str | None
     ) -> tuple[Window, tuple[BudgetCap, ...]]:
-        """Return the window in which these budgets are valid, named after the period, and the budgets, user's first."""
+        """Return the budgets of a call, the user's period first, and the window for which they are valid.
+
+        The window bears the name of the billing period.
+        """
         month = month_at(now_ms)
         budgets = [BudgetCap(budget_name("user", user_id, month.name), self.cap_of(user_id, plan))]
         window = month

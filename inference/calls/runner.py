@@ -80,7 +80,7 @@ class CallRunner:
         try:
             while failure is None:
                 attempt = await self._attempt(call, hold)
-                if attempt.is_ok:
+                if attempt.outcome == "ok":
                     result = done_result(call, attempt, self._now_ms(), cost_nanousd=hold.spent_nanousd)
                     break
                 failure = await self._after_failure(call, hold, attempt)

@@ -6,7 +6,7 @@ Every function is idempotent on the call id, so a repeat after LedgerUnavailable
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 from redis.exceptions import ResponseError
 
@@ -47,6 +47,10 @@ from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.identifiers import EntryId
 
 Baselines = Sequence[Baseline]
+# The server-side names, made once: every step of every call needs one.
+_FUNCTIONS: Final = {
+    name: function(name) for name in ("reserve", "record", "settle", "adjust", "charge", "assign", "balance", "trim")
+}
 
 
 class Stale(LedgerError):
@@ -328,7 +332,9 @@ class Gate:
 
     async def _call(self, name: str, keys: Sequence[str], arguments: Iterable[str | int]) -> list[bytes]:
         try:
-            reply = await self._pipeline.execute("FCALL", function(name), len(keys), *keys, self.ledger_id, *arguments)
+            reply = await self._pipeline.execute(
+                "FCALL", _FUNCTIONS[name], len(keys), *keys, self.ledger_id, *arguments
+            )
         except ResponseError as exc:
             if "Function not found" in str(exc):
                 raise FunctionsMissing(str(exc)) from exc

@@ -13,9 +13,10 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from tests.servers import wait_until
-from tollbook.consumers.claims import GROUP, Claims
+from tollbook.consumers.claims import Claims
 from tollbook.consumers.messages import Delivery
 from tollbook.ledger.gate.functions import load_library
+from tollbook.ledger.keys import GROUP
 from tollbook.ledger.server.pipeline import CommandPipeline
 
 STREAM: Final = "generation"
@@ -272,7 +273,7 @@ async def test_a_sign_of_life_fades_and_resigning_ends_it_at_once(
 ) -> None:
     claims = make_claims(pipeline, "w1")
     assert not await claims.is_alive("w1")
-    await claims.show_life()
+    await claims.heartbeat()
     assert await claims.is_alive("w1")
     assert not await claims.is_alive("w2")
     assert 0 < await every_redis_client.pttl("tollbook:worker:w1") <= 1000 * CLAIM_AFTER_S

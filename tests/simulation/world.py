@@ -23,7 +23,7 @@ from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.network import Connection, Faults, Network
 from tests.simulation.provider import LARGE, PRICES, SMALL, Provider, ProviderFaults
 from tests.simulation.redis_server import RedisServer
-from tollbook.consumers.claims import GROUP, Claims
+from tollbook.consumers.claims import Claims
 from tollbook.consumers.dead_letters import DeadLetters
 from tollbook.consumers.messages import Delivery
 from tollbook.consumers.sweeper import Sweeper
@@ -39,7 +39,7 @@ from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger, Patience
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.gate.wait_queue import BudgetWaitQueue
-from tollbook.ledger.keys import Keys
+from tollbook.ledger.keys import GROUP, Keys
 from tollbook.ledger.results import Results
 from tollbook.ledger.server.pipeline import CommandPipeline, pack_command
 from tollbook.schemas.identifiers import EntryId
@@ -465,7 +465,7 @@ class World:
         """Do what `serve_worker` does, with a reader of the simulation's in FastStream's place."""
         async with self._open_worker(process) as (worker, sweeper):
             claims = worker.claims
-            await _persist(claims.show_life)
+            await _persist(claims.heartbeat)
             await _persist(claims.ensure_groups)
             background = [
                 asyncio.create_task(claims.run(worker.take_claimed)),
