@@ -1,6 +1,6 @@
 """Composition root of the processes: projection, worker, and both in one (`tollbook up`).
 
-Small enough to read in one sitting: what is opened, in which order, and how it ends.
+It says what is opened, in which order, and how it ends; the work itself is done in the rooms below.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ from tollbook.ledger.projection.store import StoreLocked, stored_ledger_id
 from tollbook.ledger.server.connection import hide_password
 from tollbook.ledger.server.embedded import EmbeddedServer, EmbeddedServerError
 from tollbook.ledger.server.endpoint import Endpoint, clear_endpoint, read_endpoint, write_endpoint
-from tollbook.observability.process import described_ports, observe_process, ports_of_processes, setting_of
+from tollbook.observability.process import describe_ports, observe_process, port_setting, ports_of_processes
 from tollbook.observability.process_state import ProcessState
 
 _SERVER_POLL_S: Final = 0.2
 _SERVER_PAUSE_S: Final = 2.0
 # For folding and closing, once the calls in flight are finished.
-_END_S: Final = 15.0
-# A worker that gave up settling would forget an answer that is paid for. While Redis is away it has nothing else to do.
+_CLOSING_S: Final = 15.0
+# A worker that gave up settling would forget an answer that is paid for. While Redis is away it has no other work.
 _PATIENCE: Final = Patience(settle_s=math.inf)
 _log = structlog.get_logger(__name__)
 
@@ -71,7 +71,7 @@ async def _keep_running(server: EmbeddedServer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """Everything of `tollbook up` in one process. `folding` ends only where the projection cannot go on."""
+    """The open parts of `tollbook up` in one process. `folding` ends only if the projection cannot go on."""
 
     redis_url: str
     handle: LedgerHandle
@@ -83,12 +83,12 @@ class System:
 
 @asynccontextmanager
 async def open_system(settings: Settings, *, state: ProcessState | None = None) -> AsyncGenerator[System]:
-    """Open server, projection and runtime, fold in the background; `state` show it where they are given.
+    """Open server, projection and runtime, fold in the background; `state` shows it to metrics and health.
 
     Errors: EmbeddedServerError; LedgerUnavailable; LedgerRefused.
     """
     state = state or ProcessState("up", settings)
-    async with open_redis_url(settings) as redis_url, _open_folding(settings, redis_url) as (handle, projection):
+    async with open_redis_url(settings) as redis_url, _open_projection(settings, redis_url) as (handle, projection):
         folding = asyncio.create_task(projection.run())
         try:
             async with open_runtime(
@@ -103,7 +103,7 @@ async def open_system(settings: Settings, *, state: ProcessState | None = None) 
 
 
 async def run_system(system: System, streams: Sequence[str], stop: asyncio.Event) -> None:
-    """Work until `stop`. Errors: what stopped the projection; the calls in flight are finished first."""
+    """Work until `stop`, or until the projection ends; calls in flight are finished first. Errors: what ended it."""
     system.folding.add_done_callback(lambda _: stop.set())
     await _run_worker(system.runtime, streams, stop, redis_url=system.redis_url, state=system.state)
     if system.folding.done():
@@ -122,9 +122,10 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
     async with AsyncExitStack() as stack:
         state = await stack.enter_async_context(observe_process(settings, "projector"))
         if is_standby:
-            state.waiting_for = "it stands by, and folds once the projector that works now has ended"
+            state.waiting_for = "it is on standby, and folds once the current projector has ended"
         redis_url = await stack.enter_async_context(open_redis_url(settings))
-        handle, projection = await stack.enter_async_context(_open_folding(settings, redis_url, is_standby=is_standby))
+        opening = _open_projection(settings, redis_url, is_standby=is_standby)
+        handle, projection = await stack.enter_async_context(opening)
         _log.info("projector.started", redis_url=hide_password(redis_url), quack_url=projection.quack_url)
         folding = asyncio.create_task(projection.run())
         folding.add_done_callback(lambda _: stop.set())
@@ -164,50 +165,52 @@ async def run_remote_worker(settings: Settings, streams: Sequence[str], stop: as
 async def run_processes(
     settings: Settings, streams: Sequence[str], workers: int, stop: asyncio.Event, announce: Callable[[str, str], None]
 ) -> None:
-    """Run server, projector and workers as processes of their own until `stop`; `announce` is told where they are.
+    """Run server, projector and workers as processes of their own until `stop`.
+
+    `announce` is called with the URL of Redis and the addresses of their metrics.
 
     Errors: SettingsError; EmbeddedServerError.
     """
     ports = ports_of_processes(settings, workers + 1)
-    async with open_redis_url(settings) as redis_url, announced(settings, redis_url):
+    async with open_redis_url(settings) as redis_url, announced_endpoint(settings, redis_url):
         environment = dict(os.environ) | {
             "REDIS_URL": redis_url,
             "OPENROUTER_BASE_URL": settings.openrouter_base_url,
             "TOLLBOOK_DIALECT": settings.dialect,
         }
-        children = [Child("projector", ("projector",), setting_of(ports[0]))]
+        children = [Child("projector", ("projector",), port_setting(ports[0]))]
         named = ",".join(streams)
         children += [
-            Child(f"worker {number}", ("worker", "--streams", named), setting_of(ports[number]))
+            Child(f"worker {number}", ("worker", "--streams", named), port_setting(ports[number]))
             for number in range(1, workers + 1)
         ]
-        announce(redis_url, described_ports(settings, ports))
-        await Supervisor(children, environment, stop_timeout_s=settings.stop_grace_s + _END_S).run(stop)
+        announce(redis_url, describe_ports(settings, ports))
+        await Supervisor(children, environment, stop_timeout_s=settings.stop_grace_s + _CLOSING_S).run(stop)
 
 
 @asynccontextmanager
-async def _open_folding(
+async def _open_projection(
     settings: Settings, redis_url: str, *, is_standby: bool = False
 ) -> AsyncGenerator[tuple[LedgerHandle, ProjectionService]]:
-    """Open ledger and projection and tell the other commands on this machine where they are."""
+    """Open ledger and projection, and announce them to the other commands on this machine."""
     expected_id, may_create = None, True
     try:
         expected_id = await asyncio.to_thread(stored_ledger_id, duckdb_path(settings))
     except StoreLocked:
         if not is_standby:
             raise
-        may_create = False  # The projector that is waited for has the file, and has made the ledger.
+        may_create = False  # The projector that has the file open has created the ledger.
     async with (
         open_ledger(settings, redis_url, expected_id=expected_id, may_create=may_create) as handle,
         open_projection(settings, handle, is_standby=is_standby) as projection,
-        announced(settings, redis_url),
+        announced_endpoint(settings, redis_url),
     ):
         yield handle, projection
 
 
 @asynccontextmanager
-async def announced(settings: Settings, redis_url: str) -> AsyncGenerator[None]:
-    """Tell the other commands on this machine where Redis is, unless a process above this one has."""
+async def announced_endpoint(settings: Settings, redis_url: str) -> AsyncGenerator[None]:
+    """Announce the address of Redis to the other commands on this machine, unless a parent process has."""
     if await asyncio.to_thread(read_endpoint, settings.data_dir) is not None:
         yield
         return

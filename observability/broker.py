@@ -1,4 +1,4 @@
-"""FastStream's own middlewares on the broker, made to fit how this worker reads.
+"""FastStream's own middlewares on the broker, adapted to how this worker reads.
 
 They wrap `Worker.take`, which returns as soon as each task of a batch has a slot; what becomes of the tasks they do not
 see. Entries taken over from a dead worker never pass through FastStream at all. `metrics.py` shows of their numbers

@@ -1,9 +1,9 @@
 """Traces: one for each task, from its publisher over every attempt to the acknowledgement.
 
-A task's span continues the publisher's `traceparent`. Without one the trace's id is made of the stream entry, so that
-every delivery of a task is in one trace, whichever process it came to; a later delivery also links to the one before.
-Spans bear ids, names, numbers and codes: no text of a prompt, a completion, a key or an error message, and no user's
-id. Nothing of a trace is written to the ledger, which is for ever and not its publisher's to write in.
+A task's span continues the publisher's `traceparent`. Without one the trace id is made from the stream entry, so that
+every delivery of a task is in one trace, in whichever process; a later delivery also links to the one before. Spans
+have ids, names, numbers and codes: no text of a prompt, a completion, a key or an error message, and no user id (G10).
+Nothing of a trace is written to the ledger.
 """
 
 from collections.abc import Callable, Generator, Mapping
@@ -42,7 +42,7 @@ Attributes = Mapping[str, AttributeValue | None]
 
 
 class TaskIds(RandomIdGenerator):
-    """Random ids, but for the span of a delivery, whose ids follow from the entry."""
+    """Random ids, except for the span of a delivery, whose ids follow from the entry."""
 
     def generate_trace_id(self) -> int:
         """Return the delivery's trace id where one is being begun."""
@@ -64,7 +64,7 @@ class Tracing:
     def working(self, delivery: Delivery) -> Generator[Callable[[InferenceResult], None]]:
         """One delivery of a task, until it is acknowledged or left."""
         headers = trace_of(delivery)
-        # Not this process's own context: what reads the streams is no part of the task.
+        # Not this process's own context: reading the streams is no part of the task.
         parent = _PROPAGATOR.extract(headers, context=Context())
         before = trace.get_current_span(parent).get_span_context()
         trace_id = before.trace_id if before.is_valid else _trace_id(delivery)
@@ -111,7 +111,7 @@ class Tracing:
 
     @contextmanager
     def acknowledging(self) -> Generator[None]:
-        """The task is dealt with."""
+        """The task is being acknowledged."""
         with self._step("acknowledge"):
             yield
 

@@ -16,7 +16,7 @@ from tests.system import StayingCommand, run_cli, running_system
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.settings import Settings
 from tollbook.observability.address import announced_address, remove_abandoned
-from tollbook.observability.process import described_ports, observe_process, ports_of_processes
+from tollbook.observability.process import describe_ports, observe_process, ports_of_processes
 
 
 def targets(data_dir: Path, part: str) -> list[str]:
@@ -115,6 +115,6 @@ def test_each_process_of_up_gets_a_port_of_its_own(
 ) -> None:
     settings = settings_of(tmp_path, metrics_port=setting)
     assert ports_of_processes(settings, 3) == ports
-    assert described_ports(settings, ports).startswith(described)
+    assert describe_ports(settings, ports).startswith(described)
     with pytest.raises(SettingsError, match="leaves no room"):
         ports_of_processes(settings_of(tmp_path, metrics_port=65_534), 3)
