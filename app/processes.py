@@ -1,10 +1,9 @@
 """Composition root of the processes: projection, worker, and both in one (`tollbook up`).
 
-Small enough to read in one sitting: what is opened, in which order, and how it ends.
+It says what is opened, in which order, and how it ends; the work itself is done in the rooms below.
 """
 
 import asyncio
-import contextlib
 import math
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -14,17 +13,11 @@ from datetime import UTC, datetime
 from typing import Final
 
 import structlog
-from redis.exceptions import RedisError
 
 from tollbook.app.supervisor import Child, Supervisor
-from tollbook.consumers.app import build_app
-from tollbook.consumers.claims import Claims
-from tollbook.consumers.dead_letters import DeadLetters
-from tollbook.consumers.observer import TaskObserver
 from tollbook.consumers.projection import ProjectionService, duckdb_path, open_projection
-from tollbook.consumers.sweeper import Sweeper
-from tollbook.consumers.throttled_warning import SeldomWarning
-from tollbook.consumers.worker import Worker, WorkerLimits
+from tollbook.consumers.service import build_worker, pause, serve_worker
+from tollbook.consumers.throttled_warning import ThrottledWarning
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.runtime import InferenceRuntime, LedgerHandle, build_ledger, now_ms, open_ledger, open_runtime
 from tollbook.inference.settings import Settings
@@ -35,17 +28,14 @@ from tollbook.ledger.projection.remote import remote_reader
 from tollbook.ledger.server.connection import hide_password
 from tollbook.ledger.server.embedded import EmbeddedServer, EmbeddedServerError
 from tollbook.ledger.server.endpoint import Endpoint, clear_endpoint, read_endpoint, write_endpoint
-from tollbook.ledger.stream_owners import own_streams
-from tollbook.observability.broker import middlewares
-from tollbook.observability.observed import described_ports, observed, ports_of_processes, setting_of
-from tollbook.observability.vitals import Vitals
+from tollbook.observability.process import describe_ports, observe_process, port_setting, ports_of_processes
+from tollbook.observability.process_state import ProcessState
 
 _SERVER_POLL_S: Final = 0.2
 _SERVER_PAUSE_S: Final = 2.0
-_RECONNECT_S: Final = 0.5
 # For folding and closing, once the calls in flight are finished.
-_END_S: Final = 15.0
-# A worker that gave up settling would forget an answer that is paid for. While Redis is away it has nothing else to do.
+_CLOSING_S: Final = 15.0
+# A worker that gave up settling would forget an answer that is paid for. While Redis is away it has no other work.
 _PATIENCE: Final = Patience(settle_s=math.inf)
 _log = structlog.get_logger(__name__)
 
@@ -79,155 +69,33 @@ async def _keep_running(server: EmbeddedServer) -> None:
             await asyncio.sleep(_SERVER_PAUSE_S)
 
 
-def build_worker(
-    runtime: InferenceRuntime, streams: Sequence[str], name: str, *, observer: TaskObserver | None = None
-) -> Worker:
-    """Put a worker together for the given streams; `observer` follows its tasks."""
-    settings, pipeline = runtime.settings, runtime.handle.pipeline
-    claims = Claims(
-        pipeline,
-        namespace=settings.namespace,
-        consumer=name,
-        streams=streams,
-        claim_after_s=settings.claim_after_s,
-    )
-    limits = WorkerLimits(
-        concurrency={stream: settings.concurrency_of(stream) for stream in streams},
-        hold_wait_s=settings.hold_wait_s,
-        most_holds=settings.max_task_attempts,
-    )
-    return Worker(
-        name=name,
-        runner=runtime.runner,
-        routes=runtime.routes,
-        pipeline=pipeline,
-        claims=claims,
-        freed=runtime.freed,
-        dead_letters=DeadLetters(pipeline, settings.namespace),
-        limits=limits,
-        now_ms=now_ms,
-        observer=observer,
-    )
-
-
-async def run_worker(
-    runtime: InferenceRuntime, streams: Sequence[str], stop: asyncio.Event, *, redis_url: str, vitals: Vitals
-) -> None:
-    """Work until `stop`; then finish what is in flight within the grace period."""
-    worker = build_worker(runtime, streams, runtime.name, observer=vitals.tracing)
-    await serve_worker(runtime, worker, stop, redis_url=redis_url, vitals=vitals)
-
-
-async def serve_worker(
-    runtime: InferenceRuntime, worker: Worker, stop: asyncio.Event, *, redis_url: str, vitals: Vitals | None = None
-) -> None:
-    """Feed a worker until `stop`; then finish what is in flight within the grace period. Errors: StreamTaken."""
-    claims = worker.claims
-    # Before the claims run: they take over what is pending, whosever it is.
-    while not await _prepare_streams(runtime, worker):
-        await _pause(stop, _RECONNECT_S)
-        if stop.is_set():
-            return
-    sweeper = Sweeper(runtime.ledger, runtime.ledger.gates)
-    vitals = vitals or Vitals("worker", runtime.settings)
-    tasks = {
-        "claims": asyncio.create_task(claims.run(worker.take_claimed)),
-        "sweeper": asyncio.create_task(sweeper.run()),
-    }
-    background = list(tasks.values())
-    for task in background:
-        # They end only by a fault: a worker that renews no claims must not go on.
-        task.add_done_callback(lambda _: stop.set())
-    _log.info("worker.started", worker=worker.name, streams=claims.streams)
-    try:
-        with vitals.working(worker, tasks):
-            while not stop.is_set():
-                if not await _prepare_streams(runtime, worker) or not await _feed(worker, stop, redis_url, vitals):
-                    await _pause(stop, _RECONNECT_S)
-            _log.info("worker.stopping", worker=worker.name, in_flight=worker.in_flight)
-            await worker.drain(runtime.settings.stop_grace_s)
-    finally:
-        for task in background:
-            task.cancel()
-        ends = await asyncio.gather(*background, return_exceptions=True)
-    with contextlib.suppress(LedgerUnavailable):
-        await claims.resign()
-    _log.info("worker.stopped", worker=worker.name)
-    for end in ends:
-        if isinstance(end, Exception):
-            raise end
-
-
-async def _prepare_streams(runtime: InferenceRuntime, worker: Worker) -> bool:
-    """Take the streams for this ledger, with their groups; return False where Redis did not answer.
-
-    Errors: StreamTaken.
-    """
-    try:
-        await own_streams(runtime.handle.pipeline, worker.claims.streams, runtime.settings.namespace)
-        await worker.claims.show_life()
-        await worker.claims.ensure_groups()
-    except (LedgerUnavailable, RedisError) as exc:
-        _log.warning("worker.not_connected", worker=worker.name, problem=str(exc))
-        return False
-    return True
-
-
-async def _feed(worker: Worker, stop: asyncio.Event, redis_url: str, vitals: Vitals) -> bool:
-    """Read the streams until `stop`, or until a group vanishes; return False where Redis did not answer."""
-    try:
-        app = build_app(
-            redis_url,
-            worker,
-            worker.claims.streams,
-            middlewares=middlewares(vitals.faststream, vitals.tracing),
-            reads_traces=vitals.tracing is not None,
-        )
-        await app.start()
-    except (LedgerUnavailable, RedisError, OSError) as exc:
-        _log.warning("worker.not_connected", worker=worker.name, problem=str(exc))
-        return False
-    await _first_of(stop, app.ended)
-    await app.stop()
-    return True
-
-
-async def _first_of(*events: asyncio.Event) -> None:
-    waits = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-
-
 @dataclass(frozen=True, slots=True)
 class System:
-    """Everything of `tollbook up` in one process. `folding` ends only where the projection cannot go on."""
+    """The open parts of `tollbook up` in one process. `folding` ends only if the projection cannot go on."""
 
     redis_url: str
     handle: LedgerHandle
     projection: ProjectionService
     runtime: InferenceRuntime
     folding: asyncio.Task[None]
-    vitals: Vitals
+    state: ProcessState
 
 
 @asynccontextmanager
-async def open_system(settings: Settings, *, vitals: Vitals | None = None) -> AsyncGenerator[System]:
-    """Open server, projection and runtime, fold in the background; `vitals` show it where they are given.
+async def open_system(settings: Settings, *, state: ProcessState | None = None) -> AsyncGenerator[System]:
+    """Open server, projection and runtime, fold in the background; `state` shows it to metrics and health.
 
     Errors: EmbeddedServerError; LedgerUnavailable; LedgerRefused.
     """
-    vitals = vitals or Vitals("up", settings)
-    async with open_redis_url(settings) as redis_url, _open_folding(settings, redis_url) as (handle, projection):
+    state = state or ProcessState("up", settings)
+    async with open_redis_url(settings) as redis_url, _open_projection(settings, redis_url) as (handle, projection):
         folding = asyncio.create_task(projection.run())
         try:
             async with open_runtime(
-                settings, handle, projection.read, patience=_PATIENCE, observer=vitals.tracing
+                settings, handle, projection.read, patience=_PATIENCE, observer=state.tracing
             ) as runtime:
-                with vitals.open(handle, runtime.ledger, runtime.runner.prices), vitals.folding(projection, folding):
-                    yield System(redis_url, handle, projection, runtime, folding, vitals)
+                with state.open(handle, runtime.ledger, runtime.prices), state.folding(projection, folding):
+                    yield System(redis_url, handle, projection, runtime, folding, state)
             await projection.catch_up()
         finally:
             folding.cancel()
@@ -235,28 +103,36 @@ async def open_system(settings: Settings, *, vitals: Vitals | None = None) -> As
 
 
 async def run_system(system: System, streams: Sequence[str], stop: asyncio.Event) -> None:
-    """Work until `stop`. Errors: what stopped the projection; the calls in flight are finished first."""
+    """Work until `stop`, or until the projection ends; calls in flight are finished first. Errors: what ended it."""
     system.folding.add_done_callback(lambda _: stop.set())
-    await run_worker(system.runtime, streams, stop, redis_url=system.redis_url, vitals=system.vitals)
+    await _run_worker(system.runtime, streams, stop, redis_url=system.redis_url, state=system.state)
     if system.folding.done():
         await system.folding
+
+
+async def _run_worker(
+    runtime: InferenceRuntime, streams: Sequence[str], stop: asyncio.Event, *, redis_url: str, state: ProcessState
+) -> None:
+    worker = build_worker(runtime, streams, runtime.name, observer=state.tracing)
+    await serve_worker(runtime, worker, stop, redis_url=redis_url, observer=state)
 
 
 async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: bool = False) -> None:
     """Fold and serve DuckDB until `stop`. Errors: what stops the fold, and those of `open_system`."""
     async with AsyncExitStack() as stack:
-        vitals = await stack.enter_async_context(observed(settings, "projector"))
+        state = await stack.enter_async_context(observe_process(settings, "projector"))
         if is_standby:
-            vitals.waiting_for = "it stands by, and folds once the projector that works now has ended"
+            state.waiting_for = "it is on standby, and folds once the current projector has ended"
         redis_url = await stack.enter_async_context(open_redis_url(settings))
-        handle, projection = await stack.enter_async_context(_open_folding(settings, redis_url, is_standby=is_standby))
+        opening = _open_projection(settings, redis_url, is_standby=is_standby)
+        handle, projection = await stack.enter_async_context(opening)
         _log.info("projector.started", redis_url=hide_password(redis_url), quack_url=projection.quack_url)
         folding = asyncio.create_task(projection.run())
         folding.add_done_callback(lambda _: stop.set())
         try:
             ledger = build_ledger(handle, settings, projection.read)
             prices = PriceCatalogue(settings.price_overrides, provider=settings.price_provider)
-            with vitals.open(handle, ledger, prices), vitals.folding(projection, folding):
+            with state.open(handle, ledger, prices), state.folding(projection, folding):
                 await stop.wait()
             if folding.done():
                 await folding
@@ -269,75 +145,72 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
 async def run_remote_worker(settings: Settings, streams: Sequence[str], stop: asyncio.Event, *, redis_url: str) -> None:
     """Work until `stop`, with baselines from the projector's process, which also makes the ledger."""
     read = remote_reader(settings.data_dir)
-    not_ready = SeldomWarning("worker.not_ready", now_ms)
-    async with observed(settings, "worker") as vitals:
+    not_ready = ThrottledWarning("worker.not_ready", now_ms)
+    async with observe_process(settings, "worker") as state:
         while not stop.is_set():
             try:
                 async with (
                     open_ledger(settings, redis_url, may_create=False) as handle,
-                    open_runtime(settings, handle, read, patience=_PATIENCE, observer=vitals.tracing) as runtime,
+                    open_runtime(settings, handle, read, patience=_PATIENCE, observer=state.tracing) as runtime,
                 ):
-                    with vitals.open(handle, runtime.ledger, runtime.runner.prices):
-                        return await run_worker(runtime, streams, stop, redis_url=redis_url, vitals=vitals)
+                    with state.open(handle, runtime.ledger, runtime.prices):
+                        return await _run_worker(runtime, streams, stop, redis_url=redis_url, state=state)
             except LedgerUnavailable as exc:
-                vitals.waiting_for = str(exc)
-                not_ready.tell(exc)
-                await _pause(stop, _SERVER_PAUSE_S)
+                state.waiting_for = str(exc)
+                not_ready.warn(exc)
+                await pause(stop, _SERVER_PAUSE_S)
     return None
 
 
 async def run_processes(
     settings: Settings, streams: Sequence[str], workers: int, stop: asyncio.Event, announce: Callable[[str, str], None]
 ) -> None:
-    """Run server, projector and workers as processes of their own until `stop`; `announce` is told where they are.
+    """Run server, projector and workers as processes of their own until `stop`.
+
+    `announce` is called with the URL of Redis and the addresses of their metrics.
 
     Errors: SettingsError; EmbeddedServerError.
     """
     ports = ports_of_processes(settings, workers + 1)
-    async with open_redis_url(settings) as redis_url, announced(settings, redis_url):
+    async with open_redis_url(settings) as redis_url, announced_endpoint(settings, redis_url):
         environment = dict(os.environ) | {
             "REDIS_URL": redis_url,
             "OPENROUTER_BASE_URL": settings.openrouter_base_url,
             "TOLLBOOK_DIALECT": settings.dialect,
         }
-        children = [Child("projector", ("projector",), setting_of(ports[0]))]
+        children = [Child("projector", ("projector",), port_setting(ports[0]))]
         named = ",".join(streams)
         children += [
-            Child(f"worker {number}", ("worker", "--streams", named), setting_of(ports[number]))
+            Child(f"worker {number}", ("worker", "--streams", named), port_setting(ports[number]))
             for number in range(1, workers + 1)
         ]
-        announce(redis_url, described_ports(settings, ports))
-        await Supervisor(children, environment, stop_timeout_s=settings.stop_grace_s + _END_S).run(stop)
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(stop.wait(), seconds)
+        announce(redis_url, describe_ports(settings, ports))
+        await Supervisor(children, environment, stop_timeout_s=settings.stop_grace_s + _CLOSING_S).run(stop)
 
 
 @asynccontextmanager
-async def _open_folding(
+async def _open_projection(
     settings: Settings, redis_url: str, *, is_standby: bool = False
 ) -> AsyncGenerator[tuple[LedgerHandle, ProjectionService]]:
-    """Open ledger and projection and tell the other commands on this machine where they are."""
+    """Open ledger and projection, and announce them to the other commands on this machine."""
     expected_id, may_create = None, True
     try:
         expected_id = await asyncio.to_thread(stored_ledger_id, duckdb_path(settings))
     except StoreLocked:
         if not is_standby:
             raise
-        may_create = False  # The projector that is waited for has the file, and has made the ledger.
+        may_create = False  # The projector that has the file open has created the ledger.
     async with (
         open_ledger(settings, redis_url, expected_id=expected_id, may_create=may_create) as handle,
         open_projection(settings, handle, is_standby=is_standby) as projection,
-        announced(settings, redis_url),
+        announced_endpoint(settings, redis_url),
     ):
         yield handle, projection
 
 
 @asynccontextmanager
-async def announced(settings: Settings, redis_url: str) -> AsyncGenerator[None]:
-    """Tell the other commands on this machine where Redis is, unless a process above this one has."""
+async def announced_endpoint(settings: Settings, redis_url: str) -> AsyncGenerator[None]:
+    """Announce the address of Redis to the other commands on this machine, unless a parent process has."""
     if await asyncio.to_thread(read_endpoint, settings.data_dir) is not None:
         yield
         return

@@ -1,7 +1,6 @@
-"""Runs worker and projector as processes of their own, and starts each again when it dies.
+"""Runs worker and projector as child processes, and restarts each that dies.
 
-A child stops by itself when this process ends, however that happens: its standard input
-is a pipe that closes then.
+A child stops by itself when this process ends, however that happens: its standard input is a pipe that closes then.
 """
 
 import asyncio
@@ -15,15 +14,15 @@ from typing import Final
 import structlog
 
 _FIRST_PAUSE_S: Final = 0.5
-_LONGEST_PAUSE_S: Final = 15.0
-# A child that lived this long has started well: the next pause is the first again.
-_SETTLED_S: Final = 30.0
+_MAX_PAUSE_S: Final = 15.0
+# A child that ran for this long has started well: the next pause is the first again.
+_STABLE_S: Final = 30.0
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """One process: a name for the log, the arguments of its `tollbook` command, and settings of its own."""
+    """One child: a name for the log, the arguments of its `tollbook` command, and its own settings."""
 
     name: str
     arguments: tuple[str, ...]
@@ -40,17 +39,17 @@ class Supervisor:
         self._stop_timeout_s = stop_timeout_s
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Keep the children running until `stop`, then end them in an orderly way."""
-        keepers = [asyncio.create_task(self._keep(child, stop)) for child in self._children]
+        """Keep the children running until `stop`, then terminate them; those that do not stop in time are killed."""
+        restarters = [asyncio.create_task(self._keep_running(child, stop)) for child in self._children]
         try:
             await stop.wait()
         finally:
-            await self._end()
-            for keeper in keepers:
-                keeper.cancel()
-            await asyncio.gather(*keepers, return_exceptions=True)
+            await self._terminate()
+            for restarter in restarters:
+                restarter.cancel()
+            await asyncio.gather(*restarters, return_exceptions=True)
 
-    async def _keep(self, child: Child, stop: asyncio.Event) -> None:
+    async def _keep_running(self, child: Child, stop: asyncio.Event) -> None:
         pause_s = _FIRST_PAUSE_S
         while not stop.is_set():
             started = time.monotonic()
@@ -58,25 +57,25 @@ class Supervisor:
             code = await process.wait()
             if stop.is_set():
                 return
-            if time.monotonic() - started > _SETTLED_S:
+            if time.monotonic() - started > _STABLE_S:
                 pause_s = _FIRST_PAUSE_S
             _log.error("process.died", name=child.name, pid=process.pid, code=code, restart_in_s=pause_s)
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
     async def _spawn(self, child: Child) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tollbook", *child.arguments, "--supervised"),
             stdin=asyncio.subprocess.PIPE,
             env=self._environment | dict(child.environment),
-            # Ctrl-C in a terminal goes to every process in front; the children are told by this one.
+            # Ctrl-C in a terminal goes to the whole foreground group; this process passes it on to the children.
             start_new_session=True,
         )
         self.running[child.name] = process
         _log.info("process.started", name=child.name, pid=process.pid)
         return process
 
-    async def _end(self) -> None:
+    async def _terminate(self) -> None:
         alive = [process for process in self.running.values() if process.returncode is None]
         for process in alive:
             process.send_signal(signal.SIGTERM)

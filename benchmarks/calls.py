@@ -22,7 +22,7 @@ from redis.asyncio import Redis
 
 from benchmarks.load import MODEL, user_of
 from benchmarks.measure import Result, Sizes, Target, compare, in_turn
-from tollbook.consumers.claims import GROUP
+from tollbook.ledger.keys import GROUP
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 

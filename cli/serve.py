@@ -36,7 +36,7 @@ def up(
     Example: OPENROUTER_API_KEY=... tollbook up --workers 2
     """
     from tollbook.app.processes import open_system, run_processes, run_system
-    from tollbook.observability.observed import observed
+    from tollbook.observability.process import observe_process
 
     settings, names = _settings(), _streams(streams)
 
@@ -49,8 +49,8 @@ def up(
             if workers:
                 await run_processes(chosen, names, workers, stop, announce)
                 return
-            async with observed(chosen, "up") as vitals, open_system(chosen, vitals=vitals) as system:
-                announce(system.redis_url, f"{vitals.url}/metrics, {vitals.url}/health/ready" if vitals.url else "")
+            async with observe_process(chosen, "up") as state, open_system(chosen, state=state) as system:
+                announce(system.redis_url, f"{state.url}/metrics, {state.url}/health/ready" if state.url else "")
                 await run_system(system, names, stop)
 
     _run_until_signal(run)

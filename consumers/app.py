@@ -1,7 +1,7 @@
-"""The FastStream app: the task streams, read in small batches, every entry handed to the worker.
+"""The FastStream app: reads the task streams in small batches and hands every entry to the worker.
 
-Acknowledgement is the worker's (AckPolicy.MANUAL). Messages are taken raw, so that one
-that cannot be read is dead-lettered instead of staying pending for ever.
+The worker acknowledges (AckPolicy.MANUAL). Messages are taken raw, so that one that cannot be read is dead-lettered
+instead of staying pending for ever.
 """
 
 import asyncio
@@ -13,19 +13,19 @@ from faststream import AckPolicy, FastStream
 from faststream.redis import RedisBroker, StreamSub
 from faststream.redis.message import FAKE_CONSUMER, RedisBatchStreamMessage
 
-from tollbook.consumers.claims import GROUP
 from tollbook.consumers.messages import Delivery, trace_of
 from tollbook.consumers.worker import Worker
+from tollbook.ledger.keys import GROUP
 
-# Entries are pulled only as fast as slots get free; a batch spares FastStream's work for each message.
+# Entries are read only as fast as slots get free. In a batch, FastStream's own work is done once for all of them.
 _BATCH: Final = 16
 _POLL_MS: Final = 500
-# FastStream tells of every message at this level; what goes wrong it tells as an error.
+# FastStream logs every message at debug level; what goes wrong it logs as an error.
 _log = logging.getLogger("tollbook.faststream")
 
 
 class TaskApp(FastStream):
-    """A FastStream app that says when it ended by itself, as it does when its consumer group vanishes."""
+    """A FastStream app; `ended` is set when it ends by itself, as it does when its consumer group vanishes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

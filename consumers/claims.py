@@ -1,8 +1,8 @@
-"""Claims on task entries: renewed while a task is worked on, taken over when a worker gives no sign of life.
+"""Claims on task entries: renewed while a task is worked on, taken over from workers whose heartbeat has stopped.
 
-An entry stays pending in its consumer group from delivery to acknowledgement. Renewal
-resets its idle time only where this worker still owns it, in one step on the server: a
-process that was stopped for a while must not take back what others have claimed since.
+An entry stays pending in its consumer group from delivery to acknowledgement. Renewal resets its idle time only where
+this worker still owns it, in one step on the server: a process that was stopped for a while must not take back what
+others have claimed since.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from tollbook.ledger.keys import GROUP, worker_key
 from tollbook.ledger.server.pipeline import CommandPipeline
 
 _PAGE: Final = 100
-# Parts of `claim_after_s`: who is silent for the first is found within the second, and both stay below the whole.
-_SILENT: Final = 0.8
-_LOOK: Final = 0.1
-# Looks from one renewal to the next: four renewals must fail before a live worker is taken for dead.
-_RENEW_EVERY: Final = 2
+# Parts of `claim_after_s`: a worker that is silent for the first is found within the second; together less than one.
+_SILENT_PART: Final = 0.8
+_SCAN_PART: Final = 0.1
+# Scans from one renewal to the next: four renewals must fail before a live worker is taken for dead.
+_SCANS_PER_RENEWAL: Final = 2
 _log = structlog.get_logger(__name__)
 
 
@@ -40,14 +40,14 @@ class Claims:
         self._consumer = consumer
         self.streams = tuple(streams)
         self._claim_after_s = claim_after_s
-        self._silent_ms = round(1000 * _SILENT * claim_after_s)
+        self._silent_ms = round(1000 * _SILENT_PART * claim_after_s)
         self._held: dict[tuple[str, str], Delivery] = {}
 
     def __len__(self) -> int:
         return len(self._held)
 
     def add(self, delivery: Delivery) -> bool:
-        """Keep a delivery claimed from now on; False where this worker has it in hand already."""
+        """Keep a delivery claimed from now on; return False where this worker has it in hand already."""
         if delivery.key in self._held:
             return False
         self._held[delivery.key] = delivery
@@ -66,17 +66,17 @@ class Claims:
         for stream in self.streams:
             try:
                 await self._pipeline.execute("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
-            except Exception as exc:
+            except ResponseError as exc:
                 if "BUSYGROUP" not in str(exc):
                     raise
 
     async def acknowledge(self, delivery: Delivery) -> None:
-        """Tell Redis that the task is dealt with; its result is stored by now."""
+        """Acknowledge a task whose result is stored."""
         await self._pipeline.execute("XACK", delivery.stream, GROUP, delivery.entry_id)
         self.drop(delivery)
 
     async def give_back(self, delivery: Delivery) -> None:
-        """Leave a task pending without its counting as a delivery; it comes back when its claim has run out."""
+        """Leave a task pending, and do not count this delivery; it comes back when its claim has run out."""
         if not self.holds(delivery):
             return  # Others have taken it over, and must not lose it again.
         await self._pipeline.execute(
@@ -86,52 +86,52 @@ class Claims:
         self.drop(delivery)
 
     async def is_alive(self, consumer: str) -> bool:
-        """Whether a worker has shown a sign of life lately."""
+        """Whether a worker has a heartbeat."""
         return bool(await self._pipeline.execute("EXISTS", worker_key(self._namespace, consumer)))
 
-    async def show_life(self) -> None:
-        """Tell the other workers that this one lives."""
+    async def heartbeat(self) -> None:
+        """Show the other workers that this one is alive."""
         key = worker_key(self._namespace, self._consumer)
         await self._pipeline.execute("SET", key, "1", "PX", self._silent_ms)
 
     async def resign(self) -> None:
-        """Tell the other workers that this one stops; they need not wait for its silence."""
+        """Show the other workers that this one has stopped, so that they need not wait for its silence."""
         await self._pipeline.execute("DEL", worker_key(self._namespace, self._consumer))
 
     async def run(self, accept: Callable[[Delivery], None]) -> None:
         """Renew claims and take over abandoned entries until cancelled."""
         clock = asyncio.get_running_loop().time
-        renewed_at, looks_to_skip, looks_to_renewal = clock(), 0, 0
+        renewed_at, scans_to_skip, scans_to_renewal = clock(), 0, 0
         while True:
             try:
                 is_late = clock() - renewed_at > self._claim_after_s / 2
-                if is_late or looks_to_renewal == 0:
-                    await self.show_life()
+                if is_late or scans_to_renewal == 0:
+                    await self.heartbeat()
                     await self.renew()
-                    renewed_at, looks_to_renewal = clock(), _RENEW_EVERY
+                    renewed_at, scans_to_renewal = clock(), _SCANS_PER_RENEWAL
                 if is_late:
-                    # Redis was away, or the machine slept: the others get time to show life, as this one did.
-                    looks_to_skip = _RENEW_EVERY + 1
-                looks_to_renewal -= 1
-                if looks_to_skip:
-                    looks_to_skip -= 1
+                    # Redis was away, or the machine slept: the others get time for a heartbeat, as this one did.
+                    scans_to_skip = _SCANS_PER_RENEWAL + 1
+                scans_to_renewal -= 1
+                if scans_to_skip:
+                    scans_to_skip -= 1
                 else:
-                    await self._look(accept)
+                    await self._scan(accept)
             except (LedgerUnavailable, ResponseError) as exc:
                 # A group that vanished (DEL, FLUSHALL) is an error reply; it is made anew while this goes on.
                 _log.warning("claims.renewal_missed", problem=str(exc))
-            await asyncio.sleep(_LOOK * self._claim_after_s)
+            await asyncio.sleep(_SCAN_PART * self._claim_after_s)
 
-    async def _look(self, accept: Callable[[Delivery], None]) -> None:
-        async def look_at(stream: str) -> None:
-            async for delivery in self._abandoned(stream):
+    async def _scan(self, accept: Callable[[Delivery], None]) -> None:
+        async def scan(stream: str) -> None:
+            async for delivery in self.abandoned(stream):
                 accept(delivery)
 
         # All streams at once, which is one round trip where there is nothing to take.
-        await asyncio.gather(*map(look_at, self.streams))
+        await asyncio.gather(*map(scan, self.streams))
 
     async def renew(self) -> None:
-        """Show a sign of life for everything in hand; entries that others own by now are dropped."""
+        """Renew the claim on everything in hand; entries that others own by now are dropped."""
         for stream in self.streams:
             mine = [entry_id for (name, entry_id) in self._held if name == stream]
             for start in range(0, len(mine), _PAGE):
@@ -145,11 +145,8 @@ class Claims:
                         self.lost += 1
                         _log.warning("claim.lost", stream=stream, entry_id=entry_id.decode())
 
-    async def take_abandoned(self, stream: str) -> list[Delivery]:
-        """Claim entries whose worker gave no sign of life, with the number of their deliveries."""
-        return [delivery async for delivery in self._abandoned(stream)]
-
-    async def _abandoned(self, stream: str) -> AsyncIterator[Delivery]:
+    async def abandoned(self, stream: str) -> AsyncIterator[Delivery]:
+        """Claim entries whose worker is silent, page by page, and yield them with the number of their deliveries."""
         start = b"-"
         while True:
             pending: list[Any] = await self._pipeline.execute(

@@ -13,12 +13,12 @@ from typing import Any, Final, cast
 from faststream.redis.message import bDATA_KEY
 from faststream.redis.parser import BinaryMessageFormatV1
 
-from tollbook.schemas.entries import check_entry_size
 from tollbook.schemas.identifiers import check_id, task_id_from_entry
 from tollbook.schemas.tasks import (
     STREAM_NAME_PATTERN,
     InvalidTask,
     Task,
+    check_entry_size,
     task_from_fields,
     traceparent_or_none,
     tracestate_or_none,

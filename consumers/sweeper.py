@@ -1,7 +1,7 @@
 """The sweeper: settles holds past their deadline, so that no dead call keeps money held (G2, G3).
 
-The whole hold is charged, marked `assumed`, where a request may have been sent. A late
-answer corrects it; the task itself, if it is still pending, is run again.
+The whole hold is charged, marked `assumed`, where a request may have been sent. A late answer corrects it; the task
+itself, if it is still pending, is run again.
 """
 
 import asyncio
@@ -11,18 +11,18 @@ from typing import Final
 import structlog
 from redis.exceptions import ResponseError
 
-from tollbook.inference.calls.holds import settle_dead_hold
+from tollbook.inference.calls.earlier_runs import settle_dead_hold
 from tollbook.ledger.errors import BaselineUnavailable, CallUnknown, LedgerError, LedgerUnavailable
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import Settled
 
-_EVERY_S: Final = 5.0
+_INTERVAL_S: Final = 5.0
 _log = structlog.get_logger(__name__)
 
 
 class Sweeper:
-    """Looks for overdue holds of all partitions, every few seconds. Any number may run."""
+    """Settles the overdue holds of all partitions, every few seconds. Any number may run."""
 
     def __init__(self, ledger: Ledger, gates: Sequence[Gate]) -> None:
         self._ledger = ledger
@@ -31,7 +31,7 @@ class Sweeper:
     async def run(self) -> None:
         """Sweep until cancelled."""
         while True:
-            await asyncio.sleep(_EVERY_S)
+            await asyncio.sleep(_INTERVAL_S)
             try:
                 await self.sweep()
             except (LedgerError, ResponseError) as exc:
@@ -45,14 +45,14 @@ class Sweeper:
         return settled
 
     async def _sweep_partition(self, gate: Gate) -> int:
-        """Page after page; a hold that cannot be settled now stays, and holds up none behind it."""
+        """Go page by page; a hold that cannot be settled now is left, and does not delay those after it."""
         settled, left, now_ms = 0, 0, await gate.now_ms()
         while page := await gate.overdue(now_ms, skip=left):
-            expired = sum([await self._try_to_expire(gate, call_id, now_ms) for call_id in page])
+            expired = sum([await self._try_expire(gate, call_id, now_ms) for call_id in page])
             settled, left = settled + expired, left + len(page) - expired
         return settled
 
-    async def _try_to_expire(self, gate: Gate, call_id: str, now_ms: int) -> bool:
+    async def _try_expire(self, gate: Gate, call_id: str, now_ms: int) -> bool:
         try:
             return await self._expire(gate, call_id, now_ms)
         except (LedgerError, ValueError) as exc:

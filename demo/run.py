@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import httpx
 
-from tollbook.app.processes import System, build_worker, open_system, serve_worker
+from tollbook.app.processes import System, open_system
+from tollbook.consumers.service import build_worker, serve_worker
 from tollbook.demo.proof import prove
 from tollbook.demo.summary import Report, make_report
 from tollbook.demo.workload import Publication, make_tasks, make_users

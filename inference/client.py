@@ -9,11 +9,12 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from tollbook.inference.calls.runner import Call, CallTakenOver
+from tollbook.inference.calls.call import Call, RunId
+from tollbook.inference.calls.reservations import WaitLimits
+from tollbook.inference.calls.runner import CallTakenOver
 from tollbook.inference.errors import AppError
-from tollbook.inference.runtime import InferenceRuntime, current_runtime, now_ms
+from tollbook.inference.runtime import InferenceRuntime, current_runtime
 from tollbook.ledger.errors import IdempotencyConflict, LedgerError, LedgerUnavailable
-from tollbook.ledger.gate.requests import OpenCall, Waiting
 from tollbook.schemas.plans import DEFAULT_PLAN
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tollbook.schemas.tasks import InvalidTask, Task, TaskType, task_from_fields
@@ -97,55 +98,34 @@ class InferenceClient:
                 task_id=task.task_id or str(uuid.uuid4()), status=TaskStatus.DONE, content="pong", user_id=task.user_id
             )
         call = self._call(task, runtime)
-        until_ms = now_ms() + round(1000 * runtime.settings.hold_wait_s)
-        budget: str | None = None
-        has_money = False
-
-        def let_next_try() -> None:
-            if budget is not None:
-                runtime.freed.next(budget)
-
-        def on_reserved() -> None:
-            nonlocal has_money
-            has_money = True
-            let_next_try()
-
+        limits = WaitLimits(
+            hold_wait_s=runtime.settings.hold_wait_s, first_pause_s=_LOOK_AGAIN_S, max_pause_s=_LOOK_AGAIN_S
+        )
         while True:
-            is_final = budget is not None and now_ms() >= until_ms
             try:
-                reply = await runtime.runner.run(call, is_final=is_final, on_reserved=on_reserved)
+                acquired = await runtime.reservations.acquire(call, limits)
+            except LedgerUnavailable:
+                _remember(runtime.unanswered, call)
+                raise
+            if acquired.hold is None:
+                assert acquired.result is not None, "a program's calls may all wait"
+                return acquired.result
+            try:
+                return await runtime.runner.run(call, acquired.hold)
             except CallTakenOver:
                 await asyncio.sleep(_LOOK_AGAIN_S)
-                continue
-            except LedgerUnavailable:
-                if not has_money:
-                    _remember(runtime.unanswered, call)
-                raise
-            match reply:
-                case InferenceResult():
-                    let_next_try()
-                    return reply
-                case Waiting():
-                    try:
-                        async with asyncio.timeout(max(0, until_ms - now_ms()) / 1000):
-                            await runtime.freed.wait(reply.budget, is_first=budget == reply.budget)
-                    except TimeoutError:
-                        pass  # The next try is the final one.
-                    budget = reply.budget
-                case OpenCall():
-                    await asyncio.sleep(_LOOK_AGAIN_S)
 
     def _call(self, task: Task, runtime: InferenceRuntime) -> Call:
         call_id = task.task_id or str(uuid.uuid4())
         return Call.of_task(
             task,
             call_id=call_id,
-            run_id=runtime.unanswered.pop(call_id, None) or f"{runtime.name}.{uuid.uuid4().hex[:12]}",
+            run_id=runtime.unanswered.pop(call_id, None) or RunId(runtime.name, uuid.uuid4().hex[:12]),
             route=runtime.routes[task.task],
         )
 
 
-def _remember(unanswered: dict[str, str], call: Call) -> None:
+def _remember(unanswered: dict[str, RunId], call: Call) -> None:
     if len(unanswered) >= _MOST_REMEMBERED:
         del unanswered[next(iter(unanswered))]
     unanswered[call.call_id] = call.run_id

@@ -18,10 +18,11 @@ from typing import Final
 from redis.asyncio import Redis
 
 from tollbook.inference.address import find_redis_url
-from tollbook.inference.calls.budgets import BudgetPolicy
-from tollbook.inference.calls.observer import CallObserver
+from tollbook.inference.calls.call import RunId
+from tollbook.inference.calls.reservations import BudgetPolicy, Reservations
 from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner
+from tollbook.inference.calls.steps import CallObserver
 from tollbook.inference.errors import AppError, SettingsError
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
@@ -32,7 +33,7 @@ from tollbook.ledger.gate.baselines import BaselineReader, Baselines
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import Gate, LedgerState, create_ledger
 from tollbook.ledger.gate.ledger import Ledger, Patience
-from tollbook.ledger.gate.wait_queue import FreedBudgets
+from tollbook.ledger.gate.wait_queue import BudgetWaitQueue
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.remote import remote_reader
 from tollbook.ledger.results import Results
@@ -175,7 +176,7 @@ def budget_policy(settings: Settings) -> BudgetPolicy:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceRuntime:
     """Everything that calls need."""
 
@@ -183,12 +184,13 @@ class InferenceRuntime:
     settings: Settings
     handle: LedgerHandle
     ledger: Ledger
+    reservations: Reservations
     runner: CallRunner
+    prices: PriceCatalogue
     routes: dict[TaskType, Route]
-    freed: FreedBudgets
     policy: BudgetPolicy
-    unanswered: dict[str, str] = field(default_factory=dict[str, str])
-    """By call id: the run that asked for money and got no answer. The next run of the call goes on with what it got."""
+    unanswered: dict[str, RunId] = field(default_factory=dict[str, RunId])
+    """By call id: the run that asked for money and got no answer; a repeat of the call goes on with its hold."""
 
 
 @asynccontextmanager
@@ -204,23 +206,40 @@ async def open_runtime(
     async with AsyncExitStack() as stack:
         ledger = build_ledger(handle, settings, read, patience=patience)
         provider = await stack.enter_async_context(ProviderClient.from_settings(settings))
-        freed = FreedBudgets(handle.redis, [key.waiters for key in handle.keys])
-        freed.start()
-        stack.push_async_callback(freed.aclose)
-        policy = budget_policy(settings)
+        queue = BudgetWaitQueue(handle.redis, [key.waiters for key in handle.keys])
+        queue.start()
+        stack.push_async_callback(queue.aclose)
+        policy, retry = budget_policy(settings), RetryPolicy.from_settings(settings)
+        prices = PriceCatalogue(settings.price_overrides, provider=settings.price_provider)
+        reservations = Reservations(
+            ledger=ledger,
+            results=handle.results,
+            prices=prices,
+            policy=policy,
+            queue=queue,
+            max_call_s=retry.max_call_s(settings.attempt_timeout_s),
+            now_ms=now_ms,
+            observer=observer,
+        )
         runner = CallRunner(
             ledger=ledger,
             results=handle.results,
             provider=provider,
-            prices=PriceCatalogue(settings.price_overrides, provider=settings.price_provider),
-            policy=policy,
-            retry=RetryPolicy.from_settings(settings),
-            attempt_timeout_s=settings.attempt_timeout_s,
+            prices=prices,
+            retry=retry,
             now_ms=now_ms,
             observer=observer,
         )
         yield InferenceRuntime(
-            process_name(), settings, handle, ledger, runner, routing_with(settings.routes), freed, policy
+            name=process_name(),
+            settings=settings,
+            handle=handle,
+            ledger=ledger,
+            reservations=reservations,
+            runner=runner,
+            prices=prices,
+            routes=routing_with(settings.routes),
+            policy=policy,
         )
 
 

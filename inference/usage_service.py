@@ -40,7 +40,7 @@ class UsageService:
             return await self.get_usage_for_user(user_id, plan)
         route = runtime.routes[task_type]
         try:
-            price = runtime.runner.prices.price(route.model, now_ms())
+            price = runtime.prices.price(route.model, now_ms())
             cost = bound((Message(role="user", content=prompt),), route.max_tokens, price).amount_nanousd
         except CostUnbounded as exc:
             raise AppError(ErrorCode.PRICE_UNKNOWN, str(exc)) from exc

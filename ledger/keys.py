@@ -71,3 +71,8 @@ def projector_lease(namespace: str) -> str:
 def worker_key(namespace: str, consumer: str) -> str:
     """String: present while a worker is alive."""
     return f"{namespace}:worker:{consumer}"
+
+
+def is_reserved_key(namespace: str, key: str) -> bool:
+    """Whether a key is one of those that belong to a ledger beside its partitions."""
+    return key.startswith(f"{namespace}:")

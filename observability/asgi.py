@@ -8,7 +8,7 @@ import structlog
 
 from tollbook.observability.health import Health, Readiness, liveness
 from tollbook.observability.metrics import MetricsPage
-from tollbook.observability.vitals import Vitals
+from tollbook.observability.process_state import ProcessState
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -23,10 +23,10 @@ _log = structlog.get_logger(__name__)
 class ObservabilityApp:
     """Answers GET and HEAD, and nothing else."""
 
-    def __init__(self, vitals: Vitals) -> None:
-        self._vitals = vitals
-        self._readiness = Readiness(vitals)
-        self._metrics = MetricsPage(vitals, self._readiness)
+    def __init__(self, state: ProcessState) -> None:
+        self._state = state
+        self._readiness = Readiness(state)
+        self._metrics = MetricsPage(state, self._readiness)
 
     async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -53,7 +53,7 @@ class ObservabilityApp:
                 body, content_type = await self._metrics.render(_accept(scope))
                 return 200, content_type, body
             case "/health/live":
-                return _health("live", liveness(self._vitals))
+                return _health("live", liveness(self._state))
             case "/health/ready":
                 return _health("ready", await self._readiness.get())
             case "":

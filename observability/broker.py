@@ -1,7 +1,7 @@
-"""FastStream's own middlewares on the broker, made to fit how this worker reads.
+"""FastStream's own middlewares on the broker, adapted to how this worker reads.
 
-They wrap `Worker.take`, which a batch leaves as soon as each of its tasks has a slot; what becomes of the tasks they do
-not see. Entries taken over from a dead worker never pass through FastStream at all. `metrics.py` shows of their numbers
+They wrap `Worker.take`, which returns as soon as each task of a batch has a slot; what becomes of the tasks they do not
+see. Entries taken over from a dead worker never pass through FastStream at all. `metrics.py` shows of their numbers
 only those that are true here.
 """
 
@@ -19,14 +19,14 @@ APP_NAME: Final = "tollbook"
 _BODY_SIZE: Final = "messaging.message.payload_size_bytes"
 
 
-def middlewares(
+def broker_middlewares(
     registry: "CollectorRegistry | None", tracing: "Tracing | None"
 ) -> "Sequence[RedisPrometheusMiddleware | TelemetryMiddleware[Any]]":
     """Return what counts, into `registry`, the batches that are read, and what traces them; each where it is asked for.
 
     The span of a batch is of a trace of its own, linked to the publishers' spans: its tasks belong to theirs.
     """
-    # Imported here: what nobody asks for costs no start anything.
+    # Imported here: what nobody asks for need not be loaded.
     found: list[Any] = []
     if registry is not None:
         from faststream.redis.prometheus import RedisPrometheusMiddleware

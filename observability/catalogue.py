@@ -1,8 +1,8 @@
-"""Every metric that Tollbook tells: name, type, labels, meaning. docs/observability.md shows this table.
+"""Every metric that Tollbook exposes: name, type, labels, meaning. docs/observability.md shows this table.
 
-Names and units are Prometheus's conventions. Dollars are floats here, which no sum of money is anywhere else: nothing
-is decided by a metric, and the exact number stands in DuckDB. No label is a user's, a task's or a campaign's: each has
-a short, fixed list of values.
+Names and units follow Prometheus's conventions. Dollars are floats here, as nowhere else: no decision uses a metric,
+and the exact number is in DuckDB. No label is a user's, a task's or a campaign's: each has a short, fixed list of
+values.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
 Source = Literal["ledger", "streams", "worker", "process", "faststream"]
-"""Who tells it: what folds the ledger (`ledger`, `streams`), what works (`worker`, `faststream`), or each process."""
+"""Who exposes it: what folds the ledger (`ledger`, `streams`), workers (`worker`, `faststream`), or each process."""
 
 
 @dataclass(frozen=True, slots=True)

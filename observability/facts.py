@@ -1,7 +1,7 @@
-"""What is read for one page of metrics: Redis, the projection, the lag. Each is bounded in time and may be missing.
+"""What is read for one page of metrics: Redis, the projection, the lag. Each has a time limit and may be missing.
 
-A part that does not answer leaves its metrics out, which Prometheus sees as absent; a number that is not known is
-never shown as zero.
+If a part does not answer, its metrics are left out, which Prometheus sees as absent; an unknown number is never shown
+as zero.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.keys import GROUP, dead_letters
 from tollbook.ledger.projection.follower import Lag
 from tollbook.ledger.projection.totals import Totals
-from tollbook.observability.single_flight import Once
-from tollbook.observability.vitals import Vitals
+from tollbook.observability.process_state import ProcessState
+from tollbook.observability.single_flight import SingleFlight
 from tollbook.schemas.tasks import TaskStream
 
 T = TypeVar("T")
 LIMIT_S: Final = 2.0
-# A process that starts far behind (its DuckDB file was lost) would show counters that climb from nothing: Prometheus
-# would take the whole ledger for what was spent in these minutes. They are shown from the first moment they are true.
+# A process that starts far behind (its DuckDB file was lost) would show counters that rise from zero: Prometheus would
+# count the whole ledger as spent in these minutes. So they are shown once the fold has caught up.
 _NEAR_S: Final = 60.0
 _log = structlog.get_logger(__name__)
 
@@ -51,17 +51,17 @@ class Facts:
 
 
 class FactReader:
-    """Reads the facts of one process. What is the whole ledger's is told by the process that folds it alone."""
+    """Reads the facts of one process. Those of the whole ledger are read only by the process that folds it."""
 
-    def __init__(self, vitals: Vitals) -> None:
-        self._vitals = vitals
+    def __init__(self, state: ProcessState) -> None:
+        self._state = state
         self._totals: Totals | None = None
-        self._advancing = Once(self._advance, keep_s=0.0)
+        self._advancing = SingleFlight(self._advance, keep_s=0.0)
         self._was_near = False
 
     async def read(self) -> Facts:
         """Read everything at once, within `LIMIT_S`."""
-        opened, projection = self._vitals.opened, self._vitals.projection
+        opened, projection = self._state.open_ledger, self._state.projection
         if opened is None or projection is None:
             return Facts(None, None, None, None, None)
         handle = opened.handle
@@ -76,11 +76,11 @@ class FactReader:
         return Facts(streams, letters, lag, discrepancies, totals if self._was_near else None)
 
     async def _lag(self) -> Lag:
-        assert self._vitals.projection is not None
-        return await self._vitals.projection.projector.lag()
+        assert self._state.projection is not None
+        return await self._state.projection.projector.lag()
 
     async def _advance(self) -> tuple[int, Totals]:
-        projection, opened = self._vitals.projection, self._vitals.opened
+        projection, opened = self._state.projection, self._state.open_ledger
         assert projection is not None
         assert opened is not None
         if self._totals is None:
@@ -99,7 +99,7 @@ async def _within(what: str, reading: Awaitable[T]) -> T | None:
         async with asyncio.timeout(LIMIT_S):
             return await reading
     except (LedgerError, RedisError, OSError, TimeoutError, duckdb.Error) as exc:
-        # Those who ask come again in seconds; what is wrong is logged by the part that it is wrong with.
+        # The next scrape comes in seconds; the part that failed logs why.
         _log.debug("metrics.not_read", what=what, problem=str(exc) or type(exc).__name__)
         return None
 
@@ -115,7 +115,7 @@ async def _backlog(handle: LedgerHandle, stream: str) -> Backlog:
         group = _as_map(reply)
         if group[b"name"] == GROUP.encode():
             return Backlog(entries, int(group[b"pending"]), group.get(b"lag"))
-    # Nobody has read it yet: all of it is new to the group that will be made.
+    # Nobody has read it yet: all of it will be new to the group.
     return Backlog(entries, 0, entries)
 
 

@@ -1,8 +1,8 @@
-"""Whether this process lives, and whether a budget decision can be taken here now.
+"""Whether this process is alive, and whether a budget decision can be taken here now.
 
-Ready is asked as a call would ask, by the gate's own `balance` with a baseline, so that
-nothing is called ready that would be refused; it holds and appends nothing. The answer
-comes within `LIMIT_S`, also from a Redis or a projector that hangs, and is kept for a second.
+Readiness asks what a call would ask, the gate's own `balance` with a baseline, so that nothing is ready that would be
+refused; it holds and appends nothing. The answer comes within `LIMIT_S`, even if Redis or the projector hangs, and is
+kept for a second.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from tollbook.inference.routing import routing_with, unpriced_routes
 from tollbook.inference.runtime import now_ms
 from tollbook.ledger.errors import BaselineUnavailable, LedgerRefused, LedgerReplaced, LedgerUnavailable
 from tollbook.ledger.gate.requests import BudgetCap
-from tollbook.observability.single_flight import Once
-from tollbook.observability.vitals import Opened, Vitals
+from tollbook.observability.process_state import OpenLedger, ProcessState
+from tollbook.observability.single_flight import SingleFlight
 from tollbook.schemas.identifiers import budget_name, month_at, partition_of
 from tollbook.schemas.plans import CAPS_NANOUSD, DEFAULT_PLAN
 
-_REDIS_S: Final = 0.6
-_DUCKDB_S: Final = 1.2
-LIMIT_S: Final = _REDIS_S + _DUCKDB_S
+_REDIS_LIMIT_S: Final = 0.6
+_DUCKDB_LIMIT_S: Final = 1.2
+LIMIT_S: Final = _REDIS_LIMIT_S + _DUCKDB_LIMIT_S
 # Of a ledger with more partitions, each answer looks at the next few.
 _PARTITIONS_AT_ONCE: Final = 4
 _PROJECTOR: Final = "start `tollbook projector`, or wait until it has caught up"
@@ -34,7 +34,7 @@ _START: Final = "start the server, or correct REDIS_URL"
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at; `advice` where it is not well."""
+    """One check: what was found, and `advice` where something is wrong."""
 
     check: str
     ok: bool
@@ -44,26 +44,26 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """An answer: well or not, and why."""
+    """An answer with its checks."""
 
     ok: bool
     checks: tuple[Check, ...]
 
     def documents(self) -> list[dict[str, Any]]:
-        """Return the checks as what is sent."""
+        """Return the checks as JSON objects."""
         return [{key: value for key, value in asdict(check).items() if value != ""} for check in self.checks]
 
 
-def liveness(vitals: Vitals) -> Health:
-    """Whether what runs in the background still runs; that there is an answer shows that the event loop turns.
+def liveness(state: ProcessState) -> Health:
+    """Whether the background tasks still run; that there is an answer shows that the event loop runs.
 
-    A projection that is stuck, or waits for Redis, is not dead: to start it again would not help.
+    A projection that is stuck, or waits for Redis, is not dead: a restart would not help.
     """
     checks = tuple(
         Check(name, ok=False, found="has ended", advice="see the log; start the process again")
         if task.done()
         else Check(name, ok=True, found="runs")
-        for name, task in vitals.background.items()
+        for name, task in state.background.items()
     )
     return Health(all(check.ok for check in checks), checks)
 
@@ -71,43 +71,43 @@ def liveness(vitals: Vitals) -> Health:
 class Readiness:
     """Answers whether a budget decision can be taken."""
 
-    def __init__(self, vitals: Vitals) -> None:
-        self._vitals = vitals
+    def __init__(self, state: ProcessState) -> None:
+        self._state = state
         self._now_ms = now_ms
         self._monotonic = time.monotonic
         self._rounds = count()
-        self._once = Once(self._look)
+        self._flight = SingleFlight(self._check)
 
     async def get(self) -> Health:
         """Return an answer that is at most a second old."""
-        return await self._once.get()
+        return await self._flight.get()
 
-    async def _look(self) -> Health:
-        opened = self._vitals.opened
+    async def _check(self) -> Health:
+        opened = self._state.open_ledger
         if opened is None:
-            return Health(ok=False, checks=(Check("process", ok=False, found=self._vitals.waiting_for),))
-        # Side by side, so that what hangs takes no more than its own time.
+            return Health(ok=False, checks=(Check("process", ok=False, found=self._state.waiting_for),))
+        # Concurrently, so that a check that hangs takes no more than its own time.
         found = await asyncio.gather(self._stores(opened), self._prices(opened))
         checks = tuple(check for part in found for check in part)
         return Health(all(check.ok for check in checks), checks)
 
-    async def _stores(self, opened: Opened) -> list[Check]:
-        problem = await _problem_of(self._redis(opened), "redis", _START, within_s=_REDIS_S)
+    async def _stores(self, opened: OpenLedger) -> list[Check]:
+        problem = await _problem_of(self._ping(opened), "redis", _START, within_s=_REDIS_LIMIT_S)
         if problem is not None:
             return [problem]
         partitions = len(opened.handle.keys)
         first = next(self._rounds) * _PARTITIONS_AT_ONCE
         chosen = {(first + number) % partitions for number in range(min(partitions, _PARTITIONS_AT_ONCE))}
         decisions = asyncio.gather(*(self._decide(opened, partition) for partition in chosen))
-        problem = await _problem_of(decisions, "baseline", _PROJECTOR, within_s=_DUCKDB_S)
+        problem = await _problem_of(decisions, "baseline", _PROJECTOR, within_s=_DUCKDB_LIMIT_S)
         redis = Check("redis", ok=True, found="answers")
         if problem is not None:
             return [redis, problem]
         ledger = Check("ledger", ok=True, found=f"{opened.handle.ledger_id}, with its functions")
         return [redis, ledger, self._baseline(opened, chosen)]
 
-    def _baseline(self, opened: Opened, partitions: Iterable[int]) -> Check:
-        """Say how good the baseline is that has just served."""
+    def _baseline(self, opened: OpenLedger, partitions: Iterable[int]) -> Check:
+        """Describe the baseline that was just used."""
         since = [opened.ledger.baselines[partition].failing_since for partition in partitions]
         failing = [moment for moment in since if moment is not None]
         if not failing:
@@ -120,18 +120,18 @@ class Readiness:
             advice=_PROJECTOR,
         )
 
-    async def _redis(self, opened: Opened) -> None:
+    async def _ping(self, opened: OpenLedger) -> None:
         await opened.handle.pipeline.execute("PING")
 
-    async def _decide(self, opened: Opened, partition: int) -> None:
-        """Weigh a call as the gate would, for a user whom no task can name."""
+    async def _decide(self, opened: OpenLedger, partition: int) -> None:
+        """Weigh a call as the gate would, for a user id that no task can have."""
         user = _probe_user(partition, len(opened.handle.keys))
         period = month_at(self._now_ms()).name
         budget = BudgetCap(budget_name("user", user, period), CAPS_NANOUSD[DEFAULT_PLAN])
         await opened.ledger.balance(user_id=user, period=period, budgets=[budget])
 
-    async def _prices(self, opened: Opened) -> list[Check]:
-        routes = routing_with(self._vitals.settings.routes)
+    async def _prices(self, opened: OpenLedger) -> list[Check]:
+        routes = routing_with(self._state.settings.routes)
         # In a thread: the first look-up loads the catalogue, which takes half a second.
         looking = asyncio.to_thread(unpriced_routes, routes, opened.prices, self._now_ms())
         try:
@@ -161,11 +161,11 @@ async def _problem_of(looking: Awaitable[Any], name: str, advice: str, *, within
     except (LedgerUnavailable, OSError) as exc:
         return Check("redis", ok=False, found=str(exc), advice=_START)
     except RedisError as exc:
-        # What the server answers to a user who may not do what Tollbook needs.
+        # The server's answer to a user who lacks a permission that Tollbook needs.
         return Check("functions", ok=False, found=str(exc), advice="let the Redis user load and call functions")
     return None
 
 
 def _probe_user(partition: int, partitions: int) -> str:
-    """A user id of the partition; with a space in it, so that it is nobody's."""
+    """Return a user id of the partition; it has a space, so that it is nobody's."""
     return next(name for name in (f"health {n}" for n in count()) if partition_of(name, partitions) == partition)

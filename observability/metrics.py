@@ -1,8 +1,8 @@
-"""The page of metrics: what was read, as Prometheus takes it.
+"""The page of metrics, in Prometheus's format.
 
-Money, calls and attempts are counted off the ledger's own events by the process that folds them, so that the numbers
-are those of the books, to the event: they outlive every process, count what a dead worker did, and cost a worker
-nothing. A worker tells only what is its own.
+Money, calls and attempts are counted from the ledger's events by the process that folds them. So the numbers equal the
+ledger's, to the event: they outlive every process, include what a dead worker did, and take no time of a worker. A
+worker exposes only what is its own.
 """
 
 import asyncio
@@ -22,31 +22,31 @@ from tollbook.observability.catalogue import BY_NAME
 from tollbook.observability.facts import FactReader, Facts
 from tollbook.observability.health import Readiness
 from tollbook.observability.page import Page, plain
-from tollbook.observability.single_flight import Once
-from tollbook.observability.vitals import Vitals
+from tollbook.observability.process_state import ProcessState
+from tollbook.observability.single_flight import SingleFlight
 from tollbook.schemas.events import Basis
 from tollbook.schemas.results import TaskStatus
 
 OTHER: Final = "other"
-"""The label of every model that neither a route nor the configured prices name: a task may name any."""
+"""The label of every model that neither a route nor the configured prices name, since a task may name any."""
 
-# What OpenRouter documents; another provider may make up numbers of its own.
+# Those that OpenRouter documents (November 2026); another provider may invent numbers.
 _STATUSES: Final = frozenset((400, 401, 402, 403, 404, 408, 413, 422, 429, 500, 502, 503, 504, 524, 529))
 
 
 class MetricsPage:
     """Makes the page, at most once a second."""
 
-    def __init__(self, vitals: Vitals, readiness: Readiness) -> None:
-        self._vitals = vitals
+    def __init__(self, state: ProcessState, readiness: Readiness) -> None:
+        self._state = state
         self._readiness = readiness
-        self._facts = FactReader(vitals)
-        self._models = known_models(vitals.settings)
-        self._once = Once(self._collect)
+        self._facts = FactReader(state)
+        self._models = known_models(state.settings)
+        self._pages = SingleFlight(self._collect)
 
     async def render(self, accept: str) -> tuple[bytes, str]:
         """Return the page and its content type, as the client accepts it: OpenMetrics, or Prometheus's own format."""
-        families = await self._once.get()
+        families = await self._pages.get()
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Collected(families))
         ProcessCollector(registry=registry)
@@ -57,12 +57,12 @@ class MetricsPage:
         facts, health = await asyncio.gather(self._facts.read(), self._readiness.get())
         page = Page()
         page.add("tollbook_ready", health.ok)
-        page.add("tollbook_info", 1, version=version("tollbook"), part=self._vitals.part)
+        page.add("tollbook_info", 1, version=version("tollbook"), part=self._state.part)
         _add_facts(page, facts)
         if facts.totals is not None:
             _add_totals(page, facts.totals, self._models)
-        _add_own(page, self._vitals)
-        return [*page.families(), *_faststream(self._vitals.faststream)]
+        _add_process(page, self._state)
+        return [*page.families(), *_faststream(self._state.faststream)]
 
 
 class _Collected(Collector):
@@ -145,32 +145,32 @@ def _add_attempts(page: Page, totals: Totals, models: frozenset[str]) -> None:
         )
 
 
-def _add_own(page: Page, vitals: Vitals) -> None:
-    opened = vitals.opened
+def _add_process(page: Page, state: ProcessState) -> None:
+    opened = state.open_ledger
     if opened is not None:
         page.add("tollbook_redis_batches_total", opened.handle.pipeline.batches)
         page.add("tollbook_redis_commands_total", opened.handle.pipeline.commands)
-    for worker in vitals.workers:
+    for worker in state.workers:
         for status in TaskStatus:
             page.add("tollbook_tasks_finished_total", worker.finished[status], status=status.value)
         page.add("tollbook_tasks_in_flight", worker.in_flight)
         page.add("tollbook_tasks_claimed_total", worker.claims.taken)
         page.add("tollbook_claims_lost_total", worker.claims.lost)
-    if vitals.workers:
-        # The waiting lines are the process's, not one worker's.
-        page.add("tollbook_tasks_waiting", vitals.workers[0].waiting)
+    if state.workers:
+        # The queues are the process's, not one worker's.
+        page.add("tollbook_tasks_waiting", state.workers[0].waiting)
 
 
 def _faststream(registry: CollectorRegistry | None) -> Iterator[Metric]:
-    """Yield what FastStream counts rightly here. The rest of its middleware's metrics are not true of this worker.
+    """Yield what FastStream counts correctly here. The rest of its middleware's metrics are wrong for this worker.
 
-    It takes a task for acknowledged, and no longer in process, once `Worker.take` has it; it sees an empty body; and
+    It counts a task as acknowledged, and no longer in process, once `Worker.take` has it; it sees an empty body; and
     nothing is published through it.
     """
     for family in registry.collect() if registry is not None else ():
         metric = BY_NAME.get(family.name) or BY_NAME.get(f"{family.name}_total")
         if metric is not None and family.samples:
-            # The moment at which a series began is one more sample of each that nobody asks for.
+            # When a series began is one more sample of each, which nobody needs.
             family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
             family.documentation = plain(metric.meaning)
             yield family
@@ -183,5 +183,5 @@ def _label(model: str, known: frozenset[str]) -> str:
 def _status(http_status: int, outcome: str) -> str:
     if http_status == 0:
         return outcome
-    # An error told with status 200 is none of HTTP's.
+    # An error reported with status 200 is none of HTTP's.
     return outcome if http_status < 400 else str(http_status) if http_status in _STATUSES else OTHER

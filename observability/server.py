@@ -1,7 +1,6 @@
-"""Serves metrics and health in the process's own event loop.
+"""Serves metrics and health in the process's own event loop, so that an answer shows that the loop runs.
 
-So an answer shows that the loop turns. Nothing here handles signals or logs requests; the
-process's own stop ends it, and the kernel closes its socket with the process.
+Nothing here handles signals or logs requests. It is closed with the process.
 """
 
 import asyncio
@@ -18,9 +17,9 @@ import uvicorn
 from tollbook.inference.errors import SettingsError
 from tollbook.observability.address import announced_address
 from tollbook.observability.asgi import ObservabilityApp
-from tollbook.observability.vitals import Vitals
+from tollbook.observability.process_state import ProcessState
 
-# Where all addresses are listened on, this machine's own is one of them.
+# Where all addresses are listened on, the loopback address is one of them.
 _LOOPBACK_OF: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is bound to it here.
 _log = structlog.get_logger(__name__)
 
@@ -33,7 +32,7 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serve_vitals(vitals: Vitals, *, host: str, port: int, data_dir: Path, name: str) -> AsyncGenerator[str]:
+async def serve_metrics(state: ProcessState, *, host: str, port: int, data_dir: Path, name: str) -> AsyncGenerator[str]:
     """Serve until closed; yield the address as a URL. Port 0: a free one.
 
     Errors: SettingsError where the address cannot be listened on; AddressError.
@@ -42,7 +41,7 @@ async def serve_vitals(vitals: Vitals, *, host: str, port: int, data_dir: Path, 
     bound = _shown(_LOOPBACK_OF.get(host, host), listening.getsockname()[1])
     server = _Server(
         uvicorn.Config(
-            ObservabilityApp(vitals),
+            ObservabilityApp(state),
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -55,11 +54,11 @@ async def serve_vitals(vitals: Vitals, *, host: str, port: int, data_dir: Path, 
             timeout_graceful_shutdown=1,
         )
     )
-    with listening, announced_address(data_dir, name, bound, part=vitals.part):
+    with listening, announced_address(data_dir, name, bound, part=state.part):
         serving = asyncio.create_task(server.serve(sockets=[listening]))
-        # `tollbook up` tells the address itself, once everything is up.
-        tell = _log.debug if vitals.part == "up" else _log.info
-        tell("metrics.served", url=f"http://{bound}")
+        # `tollbook up` prints the address itself, once everything is up.
+        log = _log.debug if state.part == "up" else _log.info
+        log("metrics.served", url=f"http://{bound}")
         try:
             yield f"http://{bound}"
         finally:
@@ -78,7 +77,7 @@ def _listen(host: str, port: int) -> socket.socket:
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
-            # At once, so that nobody who has the address is refused while the rest starts.
+            # At once, so that nobody who knows the address is refused while the rest starts.
             listening.listen()
         except OSError as exc:
             listening.close()

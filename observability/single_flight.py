@@ -1,4 +1,4 @@
-"""One answer for many askers: made at most once a second, and once at a time."""
+"""One answer for many callers: made once at a time, and at most once in a while."""
 
 import asyncio
 import time
@@ -8,8 +8,8 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Once(Generic[T]):
-    """Keeps what `make` returned for `keep_s` seconds; who asks meanwhile gets that, or waits for the next one."""
+class SingleFlight(Generic[T]):
+    """Keeps what `make` returned for `keep_s` seconds. Callers get that, or wait together for the next one."""
 
     def __init__(
         self, make: Callable[[], Awaitable[T]], *, keep_s: float = 1.0, monotonic: Callable[[], float] = time.monotonic
@@ -26,7 +26,7 @@ class Once(Generic[T]):
             return self._kept[1]
         if self._making is None or self._making.done():
             self._making = asyncio.create_task(self._renew())
-        # Shielded: an asker that goes away takes nothing from the others.
+        # Shielded: a caller that is cancelled takes nothing from the others.
         return await asyncio.shield(self._making)
 
     async def _renew(self) -> T:

@@ -1,9 +1,9 @@
 """Traces: one for each task, from its publisher over every attempt to the acknowledgement.
 
-A task's span continues the publisher's `traceparent`. Without one the trace's id is made of the stream entry, so that
-every delivery of a task is in one trace, whichever process it came to; a later delivery also links to the one before.
-Spans bear ids, names, numbers and codes: no text of a prompt, a completion, a key or an error message, and no user's
-id. Nothing of a trace is written to the ledger, which is for ever and not its publisher's to write in.
+A task's span continues the publisher's `traceparent`. Without one the trace id is made from the stream entry, so that
+every delivery of a task is in one trace, in whichever process; a later delivery also links to the one before. Spans
+have ids, names, numbers and codes: no text of a prompt, a completion, a key or an error message, and no user id (G10).
+Nothing of a trace is written to the ledger.
 """
 
 from collections.abc import Callable, Generator, Mapping
@@ -23,7 +23,7 @@ from opentelemetry.util.types import AttributeValue
 from tollbook.consumers.messages import Delivery, trace_of
 from tollbook.inference.attempts import Attempt
 from tollbook.inference.calls.holds import Charge, Hold
-from tollbook.inference.calls.observer import AttemptTold
+from tollbook.inference.calls.steps import RecordAttempt
 from tollbook.ledger.gate.requests import (
     AlreadySettled,
     Denied,
@@ -42,7 +42,7 @@ Attributes = Mapping[str, AttributeValue | None]
 
 
 class TaskIds(RandomIdGenerator):
-    """Random ids, but for the span of a delivery, whose ids follow from the entry."""
+    """Random ids, except for the span of a delivery, whose ids follow from the entry."""
 
     def generate_trace_id(self) -> int:
         """Return the delivery's trace id where one is being begun."""
@@ -64,7 +64,7 @@ class Tracing:
     def working(self, delivery: Delivery) -> Generator[Callable[[InferenceResult], None]]:
         """One delivery of a task, until it is acknowledged or left."""
         headers = trace_of(delivery)
-        # Not this process's own context: what reads the streams is no part of the task.
+        # Not this process's own context: reading the streams is no part of the task.
         parent = _PROPAGATOR.extract(headers, context=Context())
         before = trace.get_current_span(parent).get_span_context()
         trace_id = before.trace_id if before.is_valid else _trace_id(delivery)
@@ -93,7 +93,7 @@ class Tracing:
         finally:
             _ids.reset(token)
 
-        def told(result: InferenceResult) -> None:
+        def record_outcome(result: InferenceResult) -> None:
             _set(
                 span,
                 {
@@ -107,11 +107,11 @@ class Tracing:
                 span.set_status(Status(StatusCode.ERROR))
 
         with _inside(span):
-            yield told
+            yield record_outcome
 
     @contextmanager
     def acknowledging(self) -> Generator[None]:
-        """The task is dealt with."""
+        """The task is being acknowledged."""
         with self._step("acknowledge"):
             yield
 
@@ -120,7 +120,7 @@ class Tracing:
         """Money is being held for a call."""
         with self._step("reserve", {"tollbook.amount_nanousd": amount_nanousd}) as span:
 
-            def told(reply: ReserveReply) -> None:
+            def record_outcome(reply: ReserveReply) -> None:
                 _set(span, {"tollbook.reply": _kind_of(reply)})
                 match reply:
                     case Reserved() | OpenCall():
@@ -130,10 +130,10 @@ class Tracing:
                     case _:
                         pass
 
-            yield told
+            yield record_outcome
 
     @contextmanager
-    def attempting(self, model: str, number: int) -> Generator[AttemptTold]:
+    def attempting(self, model: str, number: int) -> Generator[RecordAttempt]:
         """One HTTP request."""
         attributes = {
             "gen_ai.operation.name": "chat",
@@ -142,7 +142,7 @@ class Tracing:
         }
         with self._step(f"chat {model}", attributes, kind=SpanKind.CLIENT) as span:
 
-            def told(attempt: Attempt, charge: Charge) -> None:
+            def record_outcome(attempt: Attempt, charge: Charge) -> None:
                 _set(
                     span,
                     {
@@ -160,7 +160,7 @@ class Tracing:
                 if not attempt.is_ok:
                     _fail(span, attempt.outcome)
 
-            yield told
+            yield record_outcome
 
     @contextmanager
     def preparing(
@@ -174,11 +174,11 @@ class Tracing:
         }
         with self._step(step, attributes) as span:
 
-            def told(failure: str | None) -> None:
+            def record_outcome(failure: str | None) -> None:
                 if failure is not None:
                     _fail(span, "not_prepared")
 
-            yield told
+            yield record_outcome
 
     @contextmanager
     def settling(
@@ -194,13 +194,13 @@ class Tracing:
         }
         with self._step("settle", attributes) as span:
 
-            def told(reply: Settled | AlreadySettled) -> None:
+            def record_outcome(reply: Settled | AlreadySettled) -> None:
                 is_new = isinstance(reply, Settled) and bool(reply.entry_id)
                 _set(span, {"tollbook.reply": "settled" if is_new else "settled_before"})
                 if isinstance(reply, Settled) and reply.entry_id:
                     _set(span, {"tollbook.event_id": reply.entry_id})
 
-            yield told
+            yield record_outcome
 
     @contextmanager
     def _step(
@@ -213,7 +213,7 @@ class Tracing:
 
 @contextmanager
 def _inside(span: Span) -> Generator[None]:
-    """Make the span the current one and end it; of an error only the kind is told: its text may quote anything."""
+    """Make the span the current one and end it; only the kind of an error is recorded: its text may quote anything."""
     try:
         with trace.use_span(span, record_exception=False, set_status_on_exception=False):
             yield

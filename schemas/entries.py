@@ -7,12 +7,10 @@ before it is sent, and each rule stands in one place.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypedDict
+from typing import Any, TypedDict
 
 from tollbook.schemas.problems import unknown_name
-from tollbook.schemas.tasks import InvalidTask, Message, TaskStream, task_from_fields
-
-MAX_ENTRY_BYTES: Final = 2_000_000
+from tollbook.schemas.tasks import InvalidTask, Message, TaskStream, check_entry_size, task_from_fields
 
 
 class TaskFields(TypedDict, total=False):
@@ -54,12 +52,6 @@ def task_entry(stream: str, values: Mapping[str, object], *, new_id: str) -> Tas
     check_entry_size(sum(len(part.encode("utf-8", "replace")) for pair in fields.items() for part in pair))
     task_from_fields(fields)
     return TaskEntry(_stream(stream), fields["task_id"], fields)
-
-
-def check_entry_size(size: int) -> None:
-    """Refuse an entry that is too large; `size` is the bytes of its names and values. Errors: InvalidTask."""
-    if size > MAX_ENTRY_BYTES:
-        raise InvalidTask(f"the message must have at most {MAX_ENTRY_BYTES} bytes, not {size}")
 
 
 def _given(values: Mapping[str, object]) -> dict[str, object]:

@@ -39,11 +39,7 @@ class ErrorCode(StrEnum):
     """Redis or DuckDB did not answer, so no call was made."""
 
 
-def _plain_decimal(value: Decimal) -> str:
-    return f"{value:f}"
-
-
-UsdString = Annotated[Decimal, PlainSerializer(_plain_decimal, return_type=str, when_used="json")]
+UsdString = Annotated[Decimal, PlainSerializer("{:f}".format, return_type=str, when_used="json")]
 
 
 class InferenceResult(BaseModel):

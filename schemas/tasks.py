@@ -46,6 +46,7 @@ class TaskType(StrEnum):
     PING = "ping"
 
 
+MAX_ENTRY_BYTES: Final = 2_000_000
 MAX_TEXT_BYTES: Final = 1_000_000
 MAX_MESSAGES: Final = 1_000
 MAX_METADATA_BYTES: Final = 16_384
@@ -189,6 +190,12 @@ class Task(BaseModel):
         work = self.model_dump(mode="json", exclude={"task_id", "reply_to", "metadata", "traceparent", "tracestate"})
         canonical = json.dumps(work, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def check_entry_size(size: int) -> None:
+    """Refuse an entry of more bytes, names and values together, than a worker takes. Errors: InvalidTask."""
+    if size > MAX_ENTRY_BYTES:
+        raise InvalidTask(f"the message must have at most {MAX_ENTRY_BYTES} bytes, not {size}")
 
 
 def task_from_fields(fields: Mapping[str, Any]) -> Task:

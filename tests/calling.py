@@ -15,17 +15,22 @@ from typing import Any
 import httpx
 
 from tollbook.app.processes import open_system
+from tollbook.inference.calls.call import Call, RunId
+from tollbook.inference.calls.holds import Hold
+from tollbook.inference.calls.reservations import Reservations, WaitLimits
 from tollbook.inference.calls.retry import RetryPolicy
-from tollbook.inference.calls.runner import Call, CallRunner
+from tollbook.inference.calls.runner import CallRunner
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.runtime import InferenceRuntime, build_gates, now_ms, open_ledger, open_runtime
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.gate.ledger import Ledger
-from tollbook.ledger.gate.requests import AssignRequest
+from tollbook.ledger.gate.requests import AssignRequest, OpenCall, Waiting
+from tollbook.ledger.gate.wait_queue import BudgetWaitQueue
 from tollbook.ledger.projection.projector import Projector, ProjectorSettings
 from tollbook.ledger.projection.store import Store
 from tollbook.schemas.events import BudgetReserved, CostAdjusted, CostRecorded, Event, PlanAssigned, payload_json
 from tollbook.schemas.identifiers import EntryId, budget_name, month_at
+from tollbook.schemas.results import InferenceResult
 from tollbook.schemas.tasks import Task
 from tollbook.schemas.upcasters import event_from_entry
 from tollbook.standin import FaultPlan, StandIn, StandInConfig
@@ -36,6 +41,35 @@ API_KEY = "sk-or-v1-very-secret"
 PROMPT = "Tell me [[completion_tokens=40]]"
 PROMPT_TOKENS, COMPLETION_TOKENS = 8 + 4, 40
 PROMPT_BOUND = 32 + 32 + 128
+
+
+@dataclass(frozen=True, slots=True)
+class SingleTry:
+    """Reserves once, and makes the call where it got money; who would have to wait is told so."""
+
+    reservations: Reservations
+    runner: CallRunner
+
+    async def run(
+        self, call: Call, *, is_final: bool = False, max_attempts: int | None = None
+    ) -> InferenceResult | Waiting | OpenCall:
+        """Run a call; with `max_attempts` by way of `acquire`, which waits."""
+        if max_attempts is not None:
+            acquired = await self.reservations.acquire(call, WaitLimits(hold_wait_s=0.0, max_attempts=max_attempts))
+            if acquired.hold is None:
+                assert acquired.result is not None
+                return acquired.result
+            return await self.runner.run(call, acquired.hold, give_up=acquired.give_up)
+        reply = await self.reserve(call, is_final=is_final)
+        return await self.runner.run(call, reply) if isinstance(reply, Hold) else reply
+
+    async def reserve(self, call: Call, *, is_final: bool = False) -> Hold | InferenceResult | Waiting | OpenCall:
+        """Do the first half of a run: what is left when the reply of Redis is lost."""
+        return await self.reservations.reserve(call, is_final=is_final)
+
+    async def take_over(self, call: Call, found: OpenCall, *, give_up: str | None = None) -> None:
+        """Settle the hold of a run that is dead."""
+        await self.reservations.take_over(call, found, give_up=give_up)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +89,8 @@ class Calling:
         """Make a call of the task's route; a model named in `fields` has no fallback."""
         content = {"user_id": "u1", "prompt": PROMPT, **fields}
         read = Task.model_validate({"task": task, "task_id": call_id, **content})
-        return Call.of_task(read, call_id=call_id, run_id=run_id, route=self.runtime.routes[read.task])
+        route = self.runtime.routes[read.task]
+        return Call.of_task(read, call_id=call_id, run_id=RunId("test", run_id), route=route)
 
     @asynccontextmanager
     async def runner(
@@ -64,7 +99,7 @@ class Calling:
         transport: httpx.AsyncBaseTransport | None = None,
         base_url: str | None = None,
         ledger: Ledger | None = None,
-    ) -> AsyncGenerator[tuple[CallRunner, list[float]]]:
+    ) -> AsyncGenerator[tuple[SingleTry, list[float]]]:
         """Yield a runner like the system's own that sleeps through no pause, but notes it.
 
         With a `transport` of its own, a test decides when answers come, however long that takes.
@@ -82,20 +117,20 @@ class Calling:
             attempt_timeout_s=attempt_timeout_s,
             transport=transport,
         ) as provider:
-            yield (
-                CallRunner(
-                    ledger=ledger or runtime.ledger,
-                    results=runtime.handle.results,
-                    provider=provider,
-                    prices=runtime.runner.prices,
-                    policy=runtime.policy,
-                    retry=RetryPolicy.from_settings(runtime.settings),
-                    attempt_timeout_s=attempt_timeout_s,
-                    now_ms=now_ms,
-                    sleep=sleep,
-                ),
-                pauses,
+            retry = RetryPolicy.from_settings(runtime.settings)
+            shared: dict[str, Any] = {
+                "ledger": ledger or runtime.ledger,
+                "results": runtime.handle.results,
+                "prices": runtime.prices,
+                "now_ms": now_ms,
+            }
+            reservations = Reservations(
+                policy=runtime.policy,
+                queue=BudgetWaitQueue(runtime.handle.redis, []),
+                max_call_s=retry.max_call_s(attempt_timeout_s),
+                **shared,
             )
+            yield SingleTry(reservations, CallRunner(provider=provider, retry=retry, sleep=sleep, **shared)), pauses
 
     async def set_cap(self, cap_nanousd: int, user_id: str = "u1") -> None:
         """Set a user's cap on the ledger."""

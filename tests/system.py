@@ -22,11 +22,12 @@ from aiohttp import web
 from redis.asyncio import Redis
 
 from tests.forking import ForkedProcess, fork, run_command
-from tollbook.app.processes import System, build_worker, open_system, serve_worker
+from tollbook.app.processes import System, open_system
+from tollbook.consumers.service import build_worker, serve_worker
 from tollbook.consumers.worker import Worker
 from tollbook.inference.settings import Settings
 from tollbook.ledger.keys import Keys, dead_letters
-from tollbook.observability.observed import observed
+from tollbook.observability.process import observe_process
 from tollbook.observability.tracing import Tracing
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.results import InferenceResult
@@ -163,9 +164,9 @@ async def running_system(
     """
     async with provider or GatedStandIn() as standin:
         settings = make_settings(data_dir, standin, redis_url=redis_url, **values)
-        async with observed(settings, "up") as vitals:
-            vitals.tracing = tracing
-            async with open_system(settings, vitals=vitals) as system, Redis.from_url(system.redis_url) as redis:
+        async with observe_process(settings, "up") as state:
+            state.tracing = tracing
+            async with open_system(settings, state=state) as system, Redis.from_url(system.redis_url) as redis:
                 running = RunningSystem(system, standin, [], redis)
                 async with serving(running, workers):
                     yield running
@@ -174,12 +175,14 @@ async def running_system(
 @asynccontextmanager
 async def serving(running: RunningSystem, workers: int) -> AsyncIterator[Sequence[Worker]]:
     """Run workers beside those that run already; they are stopped at the end."""
-    runtime, vitals, stop = running.system.runtime, running.system.vitals, asyncio.Event()
+    runtime, state, stop = running.system.runtime, running.system.state, asyncio.Event()
     names = [f"worker-{len(running.workers) + number}" for number in range(workers)]
-    made = [build_worker(runtime, STREAMS, name, observer=vitals.tracing) for name in names]
+    made = [build_worker(runtime, STREAMS, name, observer=state.tracing) for name in names]
     running.workers += made
     url = running.system.redis_url
-    served = [asyncio.create_task(serve_worker(runtime, worker, stop, redis_url=url, vitals=vitals)) for worker in made]
+    served = [
+        asyncio.create_task(serve_worker(runtime, worker, stop, redis_url=url, observer=state)) for worker in made
+    ]
     try:
         yield made
     finally:

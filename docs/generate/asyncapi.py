@@ -16,7 +16,7 @@ from faststream.redis import RedisBroker, StreamSub
 from faststream.specification import AsyncAPI
 from pydantic import BaseModel, Field, Json
 
-from tollbook.consumers.claims import GROUP
+from tollbook.ledger.keys import GROUP
 from tollbook.schemas.identifiers import TaskId
 from tollbook.schemas.results import InferenceResult
 from tollbook.schemas.tasks import Task, TaskStream

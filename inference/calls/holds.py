@@ -1,10 +1,9 @@
-"""The open hold of one call: what it covers, what its attempts cost, what is still to be told.
+"""The open hold of one call: what it covers, what its attempts cost, and which events are still to be recorded.
 
-Plain bookkeeping without I/O; `inference/calls.py` drives it. Every number is nano-dollars.
+Plain bookkeeping without I/O; the runner drives it. Every number of money is nano-dollars.
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,23 +15,18 @@ from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AttemptEvent,
     BudgetCap,
-    OpenCall,
     RecordRequest,
-    Reserved,
-    ReserveRequest,
     SettleRequest,
 )
 from tollbook.schemas.events import Basis, CostAdjusted, CostRecorded, FallbackUsed, ModelCalled, payload_json
 
 # Which basis names the whole, when attempts were charged on different ones: the least certain.
-_CERTAINTY: tuple[Basis, ...] = ("assumed", "priced", "reported", "released")
-
-CostOutcome = Literal["done", "failed", "expired", "taken_over", "recorded"]
+_LEAST_CERTAIN_FIRST: tuple[Basis, ...] = ("assumed", "priced", "reported", "released")
 
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What one attempt is booked at, and why."""
+    """What one attempt is charged at, and why."""
 
     nanousd: int
     basis: Basis
@@ -43,10 +37,10 @@ class Charge:
         return self.nanousd if self.basis == "assumed" else 0
 
 
-def charge_of(attempt: Attempt, model: str, bound: Bound, prices: PriceCatalogue, now_ms: int) -> Charge:
+def charge_of(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: int) -> Charge:
     """Price an attempt: what the provider reports, else its usage priced, else its full bound (G3).
 
-    An explicit zero is a price. An attempt that provably was not charged is released.
+    `bound` is of this attempt. An explicit zero is a price. An attempt that provably was not charged is released.
     """
     if attempt.charge == "none":
         return Charge(0, "released")
@@ -54,134 +48,107 @@ def charge_of(attempt: Attempt, model: str, bound: Bound, prices: PriceCatalogue
         return Charge(attempt.reported_cost_nanousd, "reported")
     if attempt.charge == "known" and attempt.usage is not None:
         try:
-            return Charge(prices.cost(model, attempt.usage, now_ms), "priced")
+            return Charge(prices.cost(bound.model, attempt.usage, now_ms), "priced")
         except PriceUnknown:
             pass  # The catalogue lost the model since the hold was made; the bound still covers it.
     return Charge(bound.amount_nanousd, "assumed")
 
 
-def model_called(attempt: Attempt, model: str, hold: int, charge: Charge) -> ModelCalled:
-    """Describe an attempt for the ledger; nothing of the prompt or the completion."""
-    return ModelCalled(
-        hold=hold,
-        model=model,
-        model_used=attempt.model_used,
-        outcome=attempt.outcome,
-        http_status=attempt.http_status,
-        error=attempt.error,
-        latency_ms=attempt.latency_ms,
-        usage=attempt.usage,
-        generation_id=attempt.generation_id,
-        charge_nanousd=charge.nanousd,
-        charge_basis=charge.basis,
-        finish_reason=attempt.finish_reason,
-    )
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Hold:
-    """One open hold. `attempts` counts the call's attempts over all its holds."""
+    """One open hold. `bound` is of the attempt that it pays for next; `attempts` counts the call's over all its holds.
+
+    `run` is the run that opened it, as the ledger has it; `budgets` are the names of those it stands against.
+    """
 
     call_id: str
     user_id: str
-    worker: str
+    run: str
     number: int
     amount_nanousd: int
     budgets: tuple[BudgetCap, ...]
+    bound: Bound
     attempts: int
     spent_nanousd: int = 0
     assumed_nanousd: int = 0
     last: Attempt | None = None
     _bases: set[Basis] = field(default_factory=set[Basis])
-    _models: Counter[str] = field(default_factory=Counter[str])
-    _untold: list[AttemptEvent] = field(default_factory=list[AttemptEvent])
-    _is_under_way: bool = False
+    _attempts_by_model: Counter[str] = field(default_factory=Counter[str])
+    _pending_events: list[AttemptEvent] = field(default_factory=list[AttemptEvent])
+    _is_attempting: bool = False
 
-    @classmethod
-    def opened(cls, request: ReserveRequest, reply: Reserved) -> "Hold":
-        """The hold that a reservation opened."""
-        return cls(
-            request.call_id,
-            request.user_id,
-            request.worker,
-            reply.hold,
-            reply.amount_nanousd,
-            request.budgets,
-            attempts=reply.attempt - 1,
-        )
-
-    @classmethod
-    def found(cls, request: ReserveRequest, reply: OpenCall) -> "Hold":
-        """The hold that this run had opened by a request whose reply was lost; nothing is sent under it yet."""
-        caps = [budget.cap_nanousd for budget in request.budgets]
-        budgets = tuple(BudgetCap(name, cap) for name, cap in zip(reply.budgets, caps, strict=True))
-        return cls(
-            request.call_id,
-            request.user_id,
-            request.worker,
-            reply.hold,
-            reply.amount_nanousd,
-            budgets,
-            attempts=reply.attempts_begun - 1,
-            spent_nanousd=reply.spent_nanousd,
-            assumed_nanousd=reply.assumed_nanousd,
-        )
-
-    def begin(self, model: str) -> None:
+    def begin_attempt(self) -> None:
         """Count an attempt that starts now."""
         self.attempts += 1
-        self._models[model] += 1
-        self._is_under_way = True
+        self._attempts_by_model[self.bound.model] += 1
+        self._is_attempting = True
 
-    def finish(self, attempt: Attempt, model: str, charge: Charge) -> None:
-        """Book the attempt under way."""
-        self._is_under_way = False
+    def finish_attempt(self, attempt: Attempt, charge: Charge) -> None:
+        """Charge the attempt in flight."""
+        self._is_attempting = False
         self.last = attempt
-        self.spent_nanousd += charge.nanousd
-        self.assumed_nanousd += charge.assumed_nanousd
-        self._bases.add(charge.basis)
-        self._tell("model-called", payload_json(model_called(attempt, model, self.number, charge)))
-
-    def abandon(self, bound: Bound) -> None:
-        """Book an attempt whose reply nobody will read, if one is under way, at its full bound."""
-        if self._is_under_way:
-            self._is_under_way = False
-            self.spent_nanousd += bound.amount_nanousd
-            self.assumed_nanousd += bound.amount_nanousd
-            self._bases.add("assumed")
-            payload = ModelCalled(
+        self._charge(charge)
+        self._add_event(
+            "model-called",
+            ModelCalled(
                 hold=self.number,
-                model=bound.model,
+                model=self.bound.model,
+                model_used=attempt.model_used,
+                outcome=attempt.outcome,
+                http_status=attempt.http_status,
+                error=attempt.error,
+                latency_ms=attempt.latency_ms,
+                usage=attempt.usage,
+                generation_id=attempt.generation_id,
+                charge_nanousd=charge.nanousd,
+                charge_basis=charge.basis,
+                finish_reason=attempt.finish_reason,
+            ),
+        )
+
+    def abandon_attempt(self) -> None:
+        """Charge an attempt whose reply nobody will read, if one is in flight, at its full bound (G3)."""
+        if not self._is_attempting:
+            return
+        self._is_attempting = False
+        charge = Charge(self.bound.amount_nanousd, "assumed")
+        self._charge(charge)
+        self._add_event(
+            "model-called",
+            ModelCalled(
+                hold=self.number,
+                model=self.bound.model,
                 outcome="abandoned",
                 error="cancelled",
                 latency_ms=0,
-                charge_nanousd=bound.amount_nanousd,
-                charge_basis="assumed",
-            )
-            self._tell("model-called", payload_json(payload))
+                charge_nanousd=charge.nanousd,
+                charge_basis=charge.basis,
+            ),
+        )
 
     def note_fallback(self, payload: FallbackUsed) -> None:
-        """Note a change of model; it is told with the next step."""
-        self._tell("fallback-used", payload_json(payload.model_copy(update={"hold": self.number})))
+        """Note a change of model; it is recorded with the next step."""
+        self._add_event("fallback-used", payload.model_copy(update={"hold": self.number}))
 
     def attempts_of(self, model: str) -> int:
         """How often a model was tried under this hold."""
-        return self._models[model]
+        return self._attempts_by_model[model]
 
-    def shortage_for(self, bound: Bound) -> int:
-        """What is missing for another attempt of this bound."""
-        return max(0, self.spent_nanousd + bound.amount_nanousd - self.amount_nanousd)
+    @property
+    def shortage_nanousd(self) -> int:
+        """What is missing for the next attempt."""
+        return max(0, self.spent_nanousd + self.bound.amount_nanousd - self.amount_nanousd)
 
     @property
     def basis(self) -> Basis:
         """The least certain basis of what was spent."""
-        for basis in _CERTAINTY:
+        for basis in _LEAST_CERTAIN_FIRST:
             if basis in self._bases:
                 return basis
         return "released"
 
-    def record_request(self, *, extension_nanousd: int, payload: str) -> RecordRequest:
-        """Tell of the attempts so far; another one begins."""
+    def record_request(self, *, extension_payload: str) -> RecordRequest:
+        """Record the attempts so far, and extend the hold for the next, which begins."""
         return RecordRequest(
             call_id=self.call_id,
             user_id=self.user_id,
@@ -189,17 +156,19 @@ class Hold:
             attempts_begun=self.attempts + 1,
             spent_nanousd=self.spent_nanousd,
             assumed_nanousd=self.assumed_nanousd,
-            events=tuple(self._untold),
+            events=tuple(self._pending_events),
             budgets=self.budgets,
-            extension_nanousd=extension_nanousd,
-            extension_payload=payload,
+            extension_nanousd=self.shortage_nanousd,
+            extension_payload=extension_payload,
         )
 
-    def told(self) -> None:
-        """The ledger has what there was to tell."""
-        self._untold.clear()
+    def mark_recorded(self) -> None:
+        """Note that the pending events are on the ledger."""
+        self._pending_events.clear()
 
-    def settle_request(self, *, outcome: CostOutcome, reason: str | None, result: str, is_final: bool) -> SettleRequest:
+    def settle_request(
+        self, *, outcome: Literal["done", "failed"], reason: str | None, result: str, is_final: bool
+    ) -> SettleRequest:
         """Settle at what the attempts cost."""
         last = self.last
         payload = CostRecorded(
@@ -220,9 +189,9 @@ class Hold:
             attempt=self.attempts,
             is_final=is_final,
             payload=payload_json(payload),
-            budgets=_names(self.budgets),
+            budgets=tuple([budget.name for budget in self.budgets]),
             result=result,
-            events=tuple(self._untold),
+            events=tuple(self._pending_events),
         )
 
     def adjust_request(self, *, reason: str, result: str) -> AdjustRequest:
@@ -230,7 +199,7 @@ class Hold:
         payload = CostAdjusted(
             basis=self.basis,
             reason=reason,
-            author=self.worker,
+            author=self.run,
             generation_id=self.last.generation_id if self.last else None,
         )
         return AdjustRequest(
@@ -241,50 +210,15 @@ class Hold:
             assumed_nanousd=self.assumed_nanousd,
             attempt=self.attempts,
             payload=payload_json(payload),
-            budgets=_names(self.budgets),
+            budgets=tuple([budget.name for budget in self.budgets]),
             result=result,
-            events=tuple(self._untold),
+            events=tuple(self._pending_events),
         )
 
-    def _tell(self, kind: Literal["model-called", "fallback-used"], payload: str) -> None:
-        self._untold.append(AttemptEvent(kind, self.attempts, payload))
+    def _charge(self, charge: Charge) -> None:
+        self.spent_nanousd += charge.nanousd
+        self.assumed_nanousd += charge.assumed_nanousd
+        self._bases.add(charge.basis)
 
-
-def cost_of_dead_hold(found: OpenCall) -> int:
-    """What a hold comes to whose worker is gone: all of it where a request may be under way, else what is known."""
-    return found.amount_nanousd if found.may_be_under_way else found.spent_nanousd
-
-
-def settle_dead_hold(
-    *,
-    call_id: str,
-    user_id: str,
-    found: OpenCall,
-    outcome: Literal["expired", "taken_over"],
-    reason: str,
-    result: str = "",
-) -> SettleRequest:
-    """Settle a hold whose worker is gone: in full where a request may be under way, else at what is known (G3).
-
-    With a `result` the call is over; without one it may be run again.
-    """
-    cost = cost_of_dead_hold(found)
-    assumed = found.assumed_nanousd + cost - found.spent_nanousd
-    basis: Basis = "assumed" if assumed else "reported" if cost else "released"
-    payload = CostRecorded(basis=basis, assumed_nanousd=assumed, outcome=outcome, reason=reason)
-    return SettleRequest(
-        call_id=call_id,
-        user_id=user_id,
-        hold=found.hold,
-        cost_nanousd=cost,
-        assumed_nanousd=assumed,
-        attempt=found.attempts_begun,
-        is_final=bool(result),
-        payload=payload_json(payload),
-        budgets=found.budgets,
-        result=result,
-    )
-
-
-def _names(budgets: Sequence[BudgetCap]) -> tuple[str, ...]:
-    return tuple(budget.name for budget in budgets)
+    def _add_event(self, kind: Literal["model-called", "fallback-used"], payload: ModelCalled | FallbackUsed) -> None:
+        self._pending_events.append(AttemptEvent(kind, self.attempts, payload_json(payload)))

@@ -61,14 +61,18 @@ class RetryPolicy:
         )
 
     @property
-    def most_attempts(self) -> int:
-        """Attempts that one call can take, over the model and its fallback."""
+    def max_requests(self) -> int:
+        """Requests that one call can take, to the model and its fallback."""
         return 2 * (self.retries + 1)
 
     @property
-    def longest_pauses_s(self) -> float:
+    def max_pauses_s(self) -> float:
         """Seconds that the pauses of one call can add up to."""
         return 2 * self.retries * max(self.backoff_max_s, self.retry_after_max_s)
+
+    def max_call_s(self, attempt_timeout_s: float) -> float:
+        """Return the seconds that one call can take: every request at its time-out, every pause at its longest."""
+        return self.max_requests * attempt_timeout_s + self.max_pauses_s
 
     def decide(self, attempt: Attempt, *, attempts_of_model: int, has_fallback: bool) -> Step:
         """Decide what follows a failed attempt.
@@ -87,6 +91,6 @@ class RetryPolicy:
         return GiveUp(attempt.error or attempt.outcome)
 
     def _backoff_s(self, attempts_of_model: int) -> float:
-        """Double from the base up to the longest, then take a random half of it off, so that workers spread out."""
+        """Double from the base up to the maximum; take up to half of it off at random, so that workers spread out."""
         longest = min(self.backoff_base_s * 2 ** (attempts_of_model - 1), self.backoff_max_s)
         return longest * (0.5 + self.random() / 2)

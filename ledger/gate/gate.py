@@ -6,7 +6,7 @@ function is idempotent on the call id, so a repeat after LedgerUnavailable is sa
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from redis.exceptions import ResponseError
 
@@ -39,6 +39,11 @@ from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.connection import time_ms
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.identifiers import EntryId
+
+# The server-side names, made once: every step of every call needs one.
+_FUNCTIONS: Final = {
+    name: function(name) for name in ("reserve", "record", "settle", "adjust", "charge", "assign", "balance", "trim")
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +303,9 @@ class Gate:
 
     async def _call(self, name: str, keys: Sequence[str], arguments: Iterable[str | int]) -> list[bytes]:
         try:
-            reply = await self._pipeline.execute("FCALL", function(name), len(keys), *keys, self.ledger_id, *arguments)
+            reply = await self._pipeline.execute(
+                "FCALL", _FUNCTIONS[name], len(keys), *keys, self.ledger_id, *arguments
+            )
         except ResponseError as exc:
             if "Function not found" in str(exc):
                 raise FunctionsMissing(str(exc)) from exc

@@ -53,7 +53,7 @@ def reserve_reply(request: ReserveRequest, reply: list[bytes]) -> ReserveReply:
         case b"OK":
             hold, attempt, committed, cap, deadline = (int(number) for number in reply[2:7])
             amount, plan = request.amount_nanousd, reply[7].decode() or None
-            return Reserved(reply[1].decode(), hold, attempt, amount, committed, cap, deadline, plan)
+            return Reserved(reply[1].decode(), hold, attempt, amount, committed, cap, deadline, request.budgets, plan)
         case b"DENIED":
             return denied(reply[1:], request.amount_nanousd, reply[5].decode())
         case b"WAIT":

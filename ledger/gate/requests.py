@@ -154,7 +154,7 @@ class AssignRequest:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """Money is held. `attempt` is the number of the first attempt that it pays for.
+    """Money is held against `budgets`. `attempt` is the number of the first attempt it pays for.
 
     `assigned_plan` is the plan that the ledger assigned to the user, if it did; it overrides the task's plan.
     """
@@ -166,6 +166,7 @@ class Reserved:
     committed_nanousd: int
     cap_nanousd: int
     deadline_ms: int
+    budgets: tuple[BudgetCap, ...]
     assigned_plan: str | None = None
 
 

@@ -1,9 +1,8 @@
 """Waiting for other calls' holds to settle, without a slot and in the order of arrival.
 
-The gate marks a budget when it answers WAIT and announces it when one of its holds is
-settled. Each announcement lets the first of the budget's waiters try again; one that
-got its hold lets the next try, since there may be room for more. An announcement can
-be missed (pub/sub keeps nothing), so the first waiter also tries every second.
+The gate marks a budget when it answers WAIT and announces it when one of its holds is settled. Each announcement lets
+the first of the budget's waiters try again; one that got its hold lets the next try, since there may be room for more.
+An announcement can be missed (pub/sub keeps nothing), so the first waiter also tries every second.
 """
 
 import asyncio
@@ -17,24 +16,24 @@ from redis.exceptions import RedisError
 _log = structlog.get_logger(__name__)
 
 
-class FreedBudgets:
-    """The waiting lines of one process, one a budget."""
+class BudgetWaitQueue:
+    """The calls of one process that wait for money, in one queue for each budget."""
 
-    def __init__(self, redis: Redis, channels: Sequence[str], *, look_again_s: float = 1.0) -> None:
+    def __init__(self, redis: Redis, channels: Sequence[str], *, retry_every_s: float = 1.0) -> None:
         self._redis = redis
         self._channels = tuple(channels)
-        self._look_again_s = look_again_s
-        self._lines: dict[str, deque[asyncio.Future[None]]] = {}
+        self._retry_every_s = retry_every_s
+        self._queues: dict[str, deque[asyncio.Future[None]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def waiting(self) -> int:
         """How many calls wait now."""
-        return sum(len(line) for line in self._lines.values())
+        return sum(len(queue) for queue in self._queues.values())
 
     def start(self) -> None:
         """Begin to listen. Call `aclose` to end."""
-        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._look_again())]
+        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._retry())]
 
     async def aclose(self) -> None:
         """Stop listening; those who wait stay waiting until they are cancelled."""
@@ -45,35 +44,35 @@ class FreedBudgets:
     async def wait(self, budget: str, *, is_first: bool) -> None:
         """Wait for a turn to try again; `is_first` keeps the place of one who has just tried in vain."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        line = self._lines.setdefault(budget, deque())
+        queue = self._queues.setdefault(budget, deque())
         if is_first:
-            line.appendleft(turn)
+            queue.appendleft(turn)
         else:
-            line.append(turn)
+            queue.append(turn)
         try:
             await turn
         except asyncio.CancelledError:
-            if turn in line:
-                line.remove(turn)
+            if turn in queue:
+                queue.remove(turn)
             elif turn.done() and not turn.cancelled():
                 self.next(budget)  # The turn was given to one who no longer takes it.
             raise
 
     def next(self, budget: str) -> None:
         """Let the first of a budget's waiters try."""
-        line = self._lines.get(budget)
-        while line:
-            turn = line.popleft()
+        queue = self._queues.get(budget)
+        while queue:
+            turn = queue.popleft()
             if not turn.done():
                 turn.set_result(None)
                 break
-        if line is not None and not line:
-            del self._lines[budget]
+        if queue is not None and not queue:
+            del self._queues[budget]
 
-    async def _look_again(self) -> None:
+    async def _retry(self) -> None:
         while True:
-            await asyncio.sleep(self._look_again_s)
-            for budget in list(self._lines):
+            await asyncio.sleep(self._retry_every_s)
+            for budget in list(self._queues):
                 self.next(budget)
 
     async def _listen(self) -> None:
@@ -86,7 +85,7 @@ class FreedBudgets:
                         data = message["data"]  # pyright: ignore[reportUnknownVariableType]
                         self.next(data.decode() if isinstance(data, bytes) else str(data))  # pyright: ignore[reportUnknownArgumentType]
             except (RedisError, OSError) as exc:
-                _log.warning("freed_budgets.connection_lost", problem=str(exc))
-                await asyncio.sleep(self._look_again_s)
+                _log.warning("budget_wait_queue.connection_lost", problem=str(exc))
+                await asyncio.sleep(self._retry_every_s)
             finally:
                 await pubsub.aclose()

@@ -308,7 +308,7 @@ class Scene:
     async def _hold(self, call_id: str) -> None:
         call = self.calling.call(call_id)
         async with self.calling.runner() as (runner, _):
-            await runner._reserve(call, runner._bound_of(call, call.route.model), is_final=False)
+            await runner.reserve(call)
 
     async def _take_over(self, call_id: str) -> None:
         call = self.calling.call(call_id, run_id="run-2")
@@ -405,7 +405,7 @@ async def test_the_life_of_a_call_has_every_event_of_it(scene: Scene) -> None:
     assert [event.seq for event in life.events] == list(range(4, 11))
     assert (life.status, life.cost_nanousd, life.assumed_nanousd, life.held_nanousd) == ("done", CORRECTED, 0, 0)
     dead = await scene.life("dies")
-    assert dead.workers == ("run-1", "run-2")
+    assert dead.workers == ("test.run-1", "test.run-2")
     assert [event.type for event in dead.events] == ["budget-reserved", "cost-recorded", "budget-denied"]
     assert dead.events[0].seq <= 15 < dead.events[-1].seq, "across the seam"
     assert (dead.status, dead.cost_nanousd, dead.assumed_nanousd) == ("denied", BOUND, BOUND)
@@ -449,7 +449,7 @@ async def test_a_refusal_is_explained_with_the_numbers_at_that_position(scene: S
 async def test_of_others_holds_it_is_told_what_became_of_them(scene: Scene) -> None:
     ((weighing,), *_) = [decision.weighings for decision in await scene.decisions("too-long")]
     (hold,) = weighing.others
-    assert (hold.user_id, hold.worker, hold.amount_nanousd) == ("u1", "run-1", BOUND)
+    assert (hold.user_id, hold.worker, hold.amount_nanousd) == ("u1", "test.run-1", BOUND)
     assert hold.settled_by is not None
     assert isinstance(hold.settled_by.payload, CostRecorded)
     assert hold.settled_by.payload.outcome == "taken_over"

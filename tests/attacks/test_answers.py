@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from tests.servers import wait_until
 from tests.system import REPLIES, running_system
-from tollbook.app.processes import build_worker, serve_worker
+from tollbook.consumers.service import build_worker, serve_worker
 from tollbook.inference.setting_values import CapTable
 from tollbook.ledger.keys import projector_lease
 from tollbook.schemas.identifiers import partition_of

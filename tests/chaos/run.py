@@ -22,10 +22,9 @@ from tests.chaos.audit import Audit, Evidence, RawEvent
 from tests.chaos.plot import REPLIES, STREAMS, WORKERS, Blow, Plot
 from tests.chaos.processes import Program, Server, tollbook
 from tests.system import command_environment
-from tollbook.consumers.claims import GROUP
 from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.archive.segments import Archive
-from tollbook.ledger.keys import Keys, dead_letters
+from tollbook.ledger.keys import GROUP, Keys, dead_letters
 from tollbook.ledger.projection.comparison import compare
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.server.connection import connect

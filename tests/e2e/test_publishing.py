@@ -12,9 +12,8 @@ from redis.asyncio import Redis
 
 from tests.servers import wait_until
 from tests.system import REPLIES, RunningSystem, running_system
-from tollbook.consumers.claims import GROUP
 from tollbook.consumers.dead_letters import DeadLetters
-from tollbook.ledger.keys import Keys
+from tollbook.ledger.keys import GROUP, Keys
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 
 # One system for the whole module: that it still runs after every bad message is part of what is tested.

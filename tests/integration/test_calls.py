@@ -19,8 +19,9 @@ from structlog.testing import capture_logs
 from tests.calling import API_KEY, COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
 from tests.proxy import faulty_proxy
 from tests.servers import wait_until
-from tollbook.inference.calls.holds import settle_dead_hold
-from tollbook.inference.calls.runner import Call, CallTakenOver
+from tollbook.inference.calls.call import Call
+from tollbook.inference.calls.earlier_runs import settle_dead_hold
+from tollbook.inference.calls.runner import CallTakenOver
 from tollbook.inference.runtime import build_ledger, open_ledger
 from tollbook.ledger.errors import IdempotencyConflict
 from tollbook.ledger.gate.requests import OpenCall, Waiting
@@ -411,12 +412,6 @@ async def test_same_task_with_other_content_is_a_conflict(calling: Calling) -> N
     assert calling.provider.requests == 1
 
 
-async def test_call_is_reserved_before_it_is_announced(calling: Calling) -> None:
-    seen: list[int] = []
-    await run(calling, on_reserved=lambda: seen.append(calling.provider.requests))
-    assert seen == [0]
-
-
 async def test_call_that_is_under_way_elsewhere_is_not_made_twice(calling: Calling) -> None:
     gate = asyncio.Event()
     async with calling.runner(transport=Held(gate)) as (runner, _):
@@ -424,18 +419,16 @@ async def test_call_that_is_under_way_elsewhere_is_not_made_twice(calling: Calli
         await wait_until(lambda: calling.provider.requests == 1)
         found = await runner.run(calling.call(run_id="run-2"))
         assert isinstance(found, OpenCall)
-        assert (found.worker, found.amount_nanousd, found.may_be_under_way) == ("run-1", BOUND[SONNET], True)
+        assert (found.worker, found.amount_nanousd, found.may_be_under_way) == ("test.run-1", BOUND[SONNET], True)
         gate.set()
         assert isinstance(await first, InferenceResult)
     assert calling.provider.requests == 1
 
 
 async def test_run_finds_the_hold_that_its_own_lost_request_has_opened(calling: Calling) -> None:
-    # The first half of a run: what is left when the reply of Redis is lost.
     async with calling.runner() as (runner, _):
         call = calling.call()
-        bound = runner._bound_of(call, call.route.model)
-        await runner._reserve(call, bound, is_final=False)
+        await runner.reserve(call)
         assert await story(calling) == [HELD]
         result = await runner.run(call)
     assert isinstance(result, InferenceResult)
@@ -447,14 +440,14 @@ async def test_call_is_not_begun_more_often_than_it_may(calling: Calling) -> Non
     """G3: also where the holds of those who died were settled by a sweeper, so that nobody had to take them over."""
     calling.script("hang_charged")
     async with calling.runner() as (runner, _):
-        running = asyncio.create_task(runner.run(calling.call(), most_holds=1))
+        running = asyncio.create_task(runner.run(calling.call(), max_attempts=1))
         await wait_until(lambda: calling.provider.requests == 1)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        given_up = await runner.run(calling.call(run_id="run-2"), most_holds=1)
+        given_up = await runner.run(calling.call(run_id="run-2"), max_attempts=1)
         assert isinstance(given_up, InferenceResult)
         assert (given_up.status, given_up.error_code) == (FAILED, ErrorCode.ATTEMPTS_EXHAUSTED)
-        assert await runner.run(calling.call(run_id="run-3"), most_holds=1) == given_up
+        assert await runner.run(calling.call(run_id="run-3"), max_attempts=1) == given_up
     assert calling.provider.requests == 1
     assert (await story(calling))[-1] == settled(0, "released", "failed")
 
@@ -488,7 +481,8 @@ async def test_answer_that_comes_after_another_worker_has_given_the_call_up(call
         await wait_until(lambda: calling.provider.requests == 1)
         found = await runner.run(calling.call(run_id="run-2"))
         assert isinstance(found, OpenCall)
-        given_up = await runner.take_over(calling.call(run_id="run-2"), found, give_up="three workers have died")
+        await runner.take_over(calling.call(run_id="run-2"), found, give_up="three workers have died")
+        given_up = await calling.runtime.handle.results.get("t1")
         # What the dead one may have cost is on the ledger, and the publisher is told.
         assert given_up is not None
         assert nanousd_from_usd(given_up.cost_usd) == BOUND[SONNET]
@@ -512,7 +506,7 @@ async def test_answer_that_comes_while_another_worker_makes_the_call_anew(callin
         await wait_until(lambda: calling.provider.requests == 1)
         found = await alive.run(calling.call(run_id="run-2"))
         assert isinstance(found, OpenCall)
-        assert await alive.take_over(calling.call(run_id="run-2"), found) is None
+        await alive.take_over(calling.call(run_id="run-2"), found)
         second = asyncio.create_task(alive.run(calling.call(run_id="run-2")))
         await wait_until(lambda: calling.provider.requests == 2)
         gates[0].set()
@@ -619,7 +613,7 @@ async def test_call_cancelled_during_a_pause_costs_what_its_attempts_cost(callin
         await asyncio.get_running_loop().create_future()
 
     async with calling.runner() as (runner, _):
-        runner._sleep = pause
+        runner.runner._sleep = pause
         running = asyncio.create_task(runner.run(calling.call()))
         await paused.wait()
         running.cancel()

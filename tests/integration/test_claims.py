@@ -13,9 +13,10 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from tests.servers import wait_until
-from tollbook.consumers.claims import GROUP, Claims
+from tollbook.consumers.claims import Claims
 from tollbook.consumers.messages import Delivery
 from tollbook.ledger.gate.functions import load_library
+from tollbook.ledger.keys import GROUP
 from tollbook.ledger.server.pipeline import CommandPipeline
 
 STREAM: Final = "generation"
@@ -37,6 +38,11 @@ def make_claims(pipeline: CommandPipeline, consumer: str, *, claim_after_s: floa
     return Claims(
         pipeline, namespace="tollbook", consumer=consumer, streams=(STREAM, OTHER), claim_after_s=claim_after_s
     )
+
+
+async def take_abandoned(claims: Claims) -> list[Delivery]:
+    """Claim what is abandoned on `STREAM`."""
+    return [delivery async for delivery in claims.abandoned(STREAM)]
 
 
 class Group:
@@ -108,10 +114,10 @@ async def test_a_live_workers_tasks_are_not_taken(every_redis_client: Redis, pip
     await owner.ensure_groups()
     delivery = (await group.deliver("w1"))[0]
     owner.add(delivery)
-    assert await rival.take_abandoned(STREAM) == []
+    assert await take_abandoned(rival) == []
     await group.age(delivery)
     await owner.renew()
-    assert await rival.take_abandoned(STREAM) == []
+    assert await take_abandoned(rival) == []
     assert (await group.pending(delivery))[0] == "w1"
 
 
@@ -123,7 +129,7 @@ async def test_a_silent_workers_tasks_are_taken_once_with_the_number_of_their_de
     await rivals[0].ensure_groups()
     silent, fresh = await group.deliver("w1"), await group.deliver("w1")
     await group.age(*silent)
-    taken = await asyncio.gather(*(rival.take_abandoned(STREAM) for rival in rivals))
+    taken = await asyncio.gather(*(take_abandoned(rival) for rival in rivals))
     assert sorted(len(deliveries) for deliveries in taken) == [0, 1]
     delivery = next(deliveries[0] for deliveries in taken if deliveries)
     assert delivery == Delivery(STREAM, silent[0].entry_id, TASK, deliveries=2)
@@ -131,7 +137,7 @@ async def test_a_silent_workers_tasks_are_taken_once_with_the_number_of_their_de
     assert (await group.pending(fresh[0]))[0] == "w1"
 
     await group.age(delivery)
-    again = await rivals[0].take_abandoned(STREAM) or await rivals[1].take_abandoned(STREAM)
+    again = await take_abandoned(rivals[0]) or await take_abandoned(rivals[1])
     assert again[0].deliveries == 3
 
 
@@ -145,7 +151,7 @@ async def test_all_of_a_silent_workers_tasks_are_taken_at_once(
     for delivery in silent[100:200]:
         claims.add(delivery)
     await group.age(*silent)
-    assert await claims.take_abandoned(STREAM) == [
+    assert await take_abandoned(claims) == [
         Delivery(STREAM, delivery.entry_id, TASK, deliveries=2) for delivery in silent[:100] + silent[200:]
     ]
 
@@ -185,7 +191,7 @@ async def test_a_worker_does_not_take_over_what_it_has_in_hand(
     held, lost = await group.deliver("w1", 2)
     claims.add(held)
     await group.age(held, lost)
-    assert [delivery.entry_id for delivery in await claims.take_abandoned(STREAM)] == [lost.entry_id]
+    assert [delivery.entry_id for delivery in await take_abandoned(claims)] == [lost.entry_id]
     assert not claims.add(held), "it is in hand already"
 
 
@@ -197,7 +203,7 @@ async def test_a_claim_that_others_took_is_not_taken_back(every_redis_client: Re
     for delivery in (taken, done, kept):
         sleeper.add(delivery)
     await group.age(taken, done)
-    for delivery in await rival.take_abandoned(STREAM):
+    for delivery in await take_abandoned(rival):
         rival.add(delivery)
     await rival.acknowledge(done)
     await sleeper.renew()
@@ -217,7 +223,7 @@ async def test_only_a_claim_that_is_still_in_hand_can_be_lost(
     for delivery in (done, taken, kept):
         claims.add(delivery)
     await group.age(taken)
-    await rival.take_abandoned(STREAM)
+    await take_abandoned(rival)
     with capture_logs() as lines:
         await asyncio.gather(claims.acknowledge(done), claims.renew())
     assert [(line["event"], line["entry_id"]) for line in lines] == [("claim.lost", taken.entry_id)]
@@ -233,7 +239,7 @@ async def test_what_is_given_back_was_not_delivered_and_is_not_taken_from_others
     for delivery in (given, taken):
         sleeper.add(delivery)
     await group.age(taken)
-    (now_rivals,) = await rival.take_abandoned(STREAM)
+    (now_rivals,) = await take_abandoned(rival)
     rival.add(now_rivals)
     await sleeper.renew()
     for delivery in (given, taken):
@@ -259,7 +265,7 @@ async def test_an_entry_that_was_deleted_is_not_executed(every_redis_client: Red
     gone, there = await group.deliver("w1", 2)
     await group.age(gone, there)
     await every_redis_client.xdel(STREAM, gone.entry_id)
-    assert [delivery.entry_id for delivery in await claims.take_abandoned(STREAM)] == [there.entry_id]
+    assert [delivery.entry_id for delivery in await take_abandoned(claims)] == [there.entry_id]
 
 
 async def test_a_sign_of_life_fades_and_resigning_ends_it_at_once(
@@ -267,7 +273,7 @@ async def test_a_sign_of_life_fades_and_resigning_ends_it_at_once(
 ) -> None:
     claims = make_claims(pipeline, "w1")
     assert not await claims.is_alive("w1")
-    await claims.show_life()
+    await claims.heartbeat()
     assert await claims.is_alive("w1")
     assert not await claims.is_alive("w2")
     assert 0 < await every_redis_client.pttl("tollbook:worker:w1") <= 1000 * CLAIM_AFTER_S

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from tests.calling import COMPLETION_TOKENS, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
 from tests.servers import wait_until
-from tollbook.inference.calls.holds import settle_dead_hold
+from tollbook.inference.calls.earlier_runs import settle_dead_hold
 from tollbook.inference.errors import ProviderRefused
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.reconcile import Reconciliation, reconcile

@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.system import REPLIES, STREAMS, RunningSystem, run_cli, running_system
-from tollbook.app.processes import build_worker, serve_worker
+from tollbook.consumers.service import build_worker, serve_worker
 from tollbook.ledger.stream_owners import STREAM_OWNERS, StreamTaken
 from tollbook.schemas.results import TaskStatus
 

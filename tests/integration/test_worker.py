@@ -12,14 +12,14 @@ from redis.asyncio import Redis
 
 from tests.servers import wait_until
 from tests.system import REPLIES, RunningSystem, StayingCommand, running_system, serving
-from tollbook.app.processes import build_worker, serve_worker
-from tollbook.consumers.claims import GROUP
 from tollbook.consumers.dead_letters import DeadLetters
 from tollbook.consumers.messages import Delivery
+from tollbook.consumers.service import build_worker, serve_worker
 from tollbook.inference.runtime import open_runtime
 from tollbook.inference.setting_values import CapTable, ConcurrencyTable
 from tollbook.ledger.errors import BaselineUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage
+from tollbook.ledger.keys import GROUP
 from tollbook.schemas.results import ErrorCode, TaskStatus
 
 STREAM: Final = "analysis"

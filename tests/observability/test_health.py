@@ -11,9 +11,9 @@ from tests.observability.pages import health, problems, scrape
 from tests.proxy import faulty_proxy
 from tests.servers import wait_until
 from tests.system import STREAMS, StayingCommand, running_system
-from tollbook.app.processes import build_worker
+from tollbook.consumers.service import build_worker
 from tollbook.ledger.server.embedded import EmbeddedServer
-from tollbook.observability.vitals import Vitals
+from tollbook.observability.process_state import ProcessState
 
 TOLD_WITHIN_S = 2.0
 
@@ -22,9 +22,9 @@ async def ready(url: str) -> int:
     return (await health(url, "ready"))[0]
 
 
-def url_of(vitals: Vitals) -> str:
-    assert vitals.url is not None
-    return vitals.url
+def url_of(state: ProcessState) -> str:
+    assert state.url is not None
+    return state.url
 
 
 async def wait_for(url: str, status: int) -> dict[str, str]:
@@ -44,7 +44,7 @@ async def wait_for(url: str, status: int) -> dict[str, str]:
 
 async def test_a_system_is_ready_while_redis_answers(private_server: EmbeddedServer, tmp_path: Path) -> None:
     async with running_system(tmp_path / "system", private_server.url, metrics_port=0) as running:
-        url = url_of(running.system.vitals)
+        url = url_of(running.system.state)
         assert await wait_for(url, 200) == {}
         await private_server.stop()
         problem = await wait_for(url, 503)
@@ -60,7 +60,7 @@ async def test_a_redis_that_hangs_is_told_in_time(redis_client: Redis, server_ur
         faulty_proxy(server_url) as proxy,
         running_system(tmp_path / "data", proxy.url, metrics_port=0, stop_grace_s=0.0) as running,
     ):
-        url = url_of(running.system.vitals)
+        url = url_of(running.system.state)
         assert await wait_for(url, 200) == {}
         proxy.hold_replies()
         try:
@@ -83,7 +83,7 @@ async def test_a_redis_that_was_emptied_or_replaced_is_not_ready(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     async with running_system(tmp_path / "data", server_url, metrics_port=0, workers=0) as running:
-        url = url_of(running.system.vitals)
+        url = url_of(running.system.state)
         assert await wait_for(url, 200) == {}
         # Functions alone come back by themselves, as they do for a call.
         await redis_client.function_flush()
@@ -96,18 +96,18 @@ async def test_a_redis_that_was_emptied_or_replaced_is_not_ready(
 async def test_a_route_without_a_price_is_not_ready(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     routes = {"score_post": {"model": "nobody/knows-this"}}
     async with running_system(tmp_path / "data", server_url, metrics_port=0, workers=0, routes=routes) as running:
-        assert "nobody/knows-this" in (await wait_for(url_of(running.system.vitals), 503))["prices"]
+        assert "nobody/knows-this" in (await wait_for(url_of(running.system.state), 503))["prices"]
 
 
 async def test_a_background_task_that_has_ended_is_death(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with running_system(tmp_path / "data", server_url, metrics_port=0, workers=0) as running:
-        url, vitals = url_of(running.system.vitals), running.system.vitals
+        url, state = url_of(running.system.state), running.system.state
         worker = build_worker(running.system.runtime, STREAMS, "worker-9")
         ended = asyncio.create_task(asyncio.sleep(0))
         await ended
         assert (await health(url, "live"))[0] == 200
         # A real worker ends with its sweeper, and the process soon after it.
-        with vitals.working(worker, {"sweeper": ended}):
+        with state.working(worker, {"sweeper": ended}):
             status, document = await health(url, "live")
         assert (status, list(problems(document))) == (503, ["sweeper of worker-9"])
 

@@ -54,7 +54,7 @@ async def test_the_page_tells_what_sql_tells_of_the_same_ledger(
     caps = CapTable(users={"poor-user": 1})
     values: dict[str, Any] = {"metrics_port": 0, "caps": caps, "retries": 1}
     async with running_system(tmp_path / "data", server_url, **values) as running:
-        url = running.system.vitals.url
+        url = running.system.state.url
         assert url is not None
         # One more batch than fits in a read, a message that is no task, and a redelivery of a finished task.
         await running.publish("analysis", [*TASKS, {"task": "score_post", "bogus": SECRET, "user_id": USER}])
@@ -151,7 +151,7 @@ async def test_a_hold_is_open_while_its_call_runs_and_a_takeover_is_counted(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     async with running_system(tmp_path / "data", server_url, metrics_port=0, claim_after_s=1.0) as running:
-        url = running.system.vitals.url
+        url = running.system.state.url
         assert url is not None
         await running.provider.shut()
         # One entry that another worker has read and let lie: it does not come by way of FastStream.

@@ -16,7 +16,7 @@ from tests.system import StayingCommand, run_cli, running_system
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.settings import Settings
 from tollbook.observability.address import announced_address, remove_abandoned
-from tollbook.observability.observed import described_ports, observed, ports_of_processes
+from tollbook.observability.process import describe_ports, observe_process, ports_of_processes
 
 
 def targets(data_dir: Path, part: str) -> list[str]:
@@ -33,7 +33,7 @@ async def test_nothing_but_loopback_is_listened_on_and_only_three_things_are_tol
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     async with running_system(tmp_path / "data", server_url, metrics_port=0, workers=0) as running:
-        url = running.system.vitals.url
+        url = running.system.state.url
         assert url is not None
         port = httpx.URL(url).port
         assert httpx.URL(url).host == "127.0.0.1"
@@ -77,8 +77,10 @@ async def test_a_process_is_found_by_its_file_and_leaves_nothing_behind_when_it_
         remove_abandoned(data_dir)
         assert list((data_dir / "metrics").iterdir()) == []
         # The port is free at once, also for a server that wants this very one.
-        async with observed(settings_of(tmp_path, metrics_port=int(address.rpartition(":")[2])), "worker") as vitals:
-            assert vitals.url == f"http://{address}"
+        async with observe_process(
+            settings_of(tmp_path, metrics_port=int(address.rpartition(":")[2])), "worker"
+        ) as state:
+            assert state.url == f"http://{address}"
         assert targets(data_dir, "worker") == []
 
 
@@ -113,6 +115,6 @@ def test_each_process_of_up_gets_a_port_of_its_own(
 ) -> None:
     settings = settings_of(tmp_path, metrics_port=setting)
     assert ports_of_processes(settings, 3) == ports
-    assert described_ports(settings, ports).startswith(described)
+    assert describe_ports(settings, ports).startswith(described)
     with pytest.raises(SettingsError, match="leaves no room"):
         ports_of_processes(settings_of(tmp_path, metrics_port=65_534), 3)

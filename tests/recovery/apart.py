@@ -20,7 +20,7 @@ from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.projection.comparison import compare
 from tollbook.ledger.projection.remote import remote_reader
 from tollbook.ledger.projection.store import Store
-from tollbook.observability.vitals import Vitals
+from tollbook.observability.process_state import ProcessState
 
 
 @dataclass
@@ -104,7 +104,7 @@ async def running_apart(data_dir: Path, redis_url: str, *, workers: int = 1, **v
         ):
             nothing = asyncio.create_task(asyncio.Event().wait())
             system = System(
-                redis_url, handle, cast("Any", None), runtime, cast("Any", nothing), Vitals("worker", settings)
+                redis_url, handle, cast("Any", None), runtime, cast("Any", nothing), ProcessState("worker", settings)
             )
             apart = Apart(RunningSystem(system, provider, [], redis), settings, projector)
             try:

@@ -13,8 +13,8 @@ from tests.forking import fork
 from tests.recovery.border import Border
 from tests.system import STREAMS, RunningSystem
 from tollbook.app.processes import run_remote_worker
-from tollbook.consumers.claims import GROUP
 from tollbook.inference.settings import Settings
+from tollbook.ledger.keys import GROUP
 
 
 class DoomedWorker:

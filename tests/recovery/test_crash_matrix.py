@@ -310,7 +310,7 @@ async def test_a_task_that_waits_for_money_is_not_lost_with_its_worker(
             await border.cut()
             await worker.fall_silent()
         async with serving(running, 1):
-            await wait_until(lambda: runtime.freed.waiting == 1, what="the next worker's wait")
+            await wait_until(lambda: runtime.reservations.waiting == 1, what="the next worker's wait")
             await running.provider.open()
             await first
             await running.answers([TASK_ID])

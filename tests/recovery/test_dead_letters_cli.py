@@ -11,8 +11,8 @@ from redis.asyncio import Redis
 from tests.recovery.books import check_books, events_of, is_at_rest
 from tests.servers import wait_until
 from tests.system import REPLIES, Finished, RunningSystem, run_cli, running_system, serving
-from tollbook.consumers.claims import GROUP
 from tollbook.consumers.dead_letters import DeadLetter, DeadLetters
+from tollbook.ledger.keys import GROUP
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 
 STREAM: Final = "analysis"

@@ -17,8 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.servers import wait_until
 from tests.system import GatedStandIn, StayingCommand
-from tollbook.consumers.claims import GROUP
-from tollbook.ledger.keys import Keys
+from tollbook.ledger.keys import GROUP, Keys
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.endpoint import read_endpoint
 from tollbook.schemas.events import CostAdjusted, CostRecorded

@@ -16,7 +16,7 @@ from tests.recovery.books import check_books, events_of, is_at_rest
 from tests.servers import wait_until
 from tests.system import STREAMS, RunningSystem, running_system
 from tollbook.app.processes import open_system
-from tollbook.inference.calls.runner import Call
+from tollbook.inference.calls.call import Call, RunId
 from tollbook.ledger.errors import LedgerAhead, LedgerRefused, LedgerReplaced, LedgerUnavailable
 from tollbook.ledger.projection.follower import LedgerRewritten
 from tollbook.ledger.server.connection import connect
@@ -124,9 +124,9 @@ async def why_calls_are_refused(running: RunningSystem) -> str:
     before = running.provider.requests
     task = Task.model_validate({"task": "score_post", "user_id": "somebody", "prompt": "a post"})
     runtime = running.system.runtime
-    call = Call.of_task(task, call_id="refused", run_id="test", route=runtime.routes[task.task])
+    call = Call.of_task(task, call_id="refused", run_id=RunId("test", "1"), route=runtime.routes[task.task])
     with pytest.raises(LedgerRefused) as refused:
-        await runtime.runner.run(call)
+        await runtime.reservations.reserve(call)
     assert running.provider.requests == before
     return str(refused.value)
 

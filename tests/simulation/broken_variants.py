@@ -7,12 +7,14 @@ from typing import Any
 from tests.simulation.world import Variant
 from tollbook.consumers.messages import Delivery
 from tollbook.consumers.worker import Worker
-from tollbook.inference.calls.holds import Hold, settle_dead_hold
-from tollbook.inference.calls.outcomes import failed_result
-from tollbook.inference.calls.runner import Call, CallRunner
+from tollbook.inference.calls.call import Call, RunId, failed_result
+from tollbook.inference.calls.earlier_runs import settle_dead_hold
+from tollbook.inference.calls.holds import Hold
+from tollbook.inference.calls.reservations import Acquired, Reservations, WaitLimits
+from tollbook.inference.calls.runner import CallRunner
 from tollbook.ledger.gate.functions import library_code
-from tollbook.ledger.gate.requests import Adjusted, AdjustRequest, OpenCall, SettleRequest, Waiting
-from tollbook.schemas.results import ErrorCode, InferenceResult
+from tollbook.ledger.gate.requests import Adjusted, AdjustRequest, OpenCall, SettleRequest
+from tollbook.schemas.results import ErrorCode
 
 
 @dataclass(frozen=True)
@@ -43,40 +45,40 @@ def _gate(*replacements: tuple[str, str]) -> Callable[[], Variant]:
 
 
 class ImpatientWorker(Worker):
-    async def _may_take_over(self, delivery: Delivery, found: OpenCall) -> bool:
+    async def _is_dead(self, delivery: Delivery, found: OpenCall) -> bool:
         return True
 
 
 class HastyWorker(Worker):
-    async def _execute(self, delivery: Delivery, slot: Any, run: Any, told: Any) -> None:
+    async def _execute(self, delivery: Delivery, slot: Any, run: Any, record_result: Any) -> None:
         await self.claims.acknowledge(delivery)
-        await super()._execute(delivery, slot, run, told)
+        await super()._execute(delivery, slot, run, record_result)
 
 
 class NamelessWorker(Worker):
     """Takes the hold that its own lost reservation has opened for another's."""
 
-    async def _execute(self, delivery: Delivery, slot: Any, run: Any, told: Any) -> None:
-        run.id = f"{self.name}.{next(self._runs)}"
-        self._active.add(run.id)
-        await super()._execute(delivery, slot, run, told)
+    async def _execute(self, delivery: Delivery, slot: Any, run: Any, record_result: Any) -> None:
+        run.id = RunId(self.name, str(next(self._run_numbers)))
+        self._active_runs.add(run.id)
+        await super()._execute(delivery, slot, run, record_result)
 
 
-class EndlessRunner(CallRunner):
+class EndlessReservations(Reservations):
     """Begins a task anew however many workers it has cost."""
 
-    async def run(self, call: Call, **named: Any) -> InferenceResult | Waiting | OpenCall:
-        return await super().run(call, **{**named, "most_holds": None})
+    async def acquire(self, call: Call, limits: WaitLimits, **named: Any) -> Acquired:
+        return await super().acquire(call, replace(limits, max_attempts=None), **named)
 
 
-class TrustingRunner(CallRunner):
+class TrustingReservations(Reservations):
     """Takes a dead worker's request for one that was never sent."""
 
-    async def take_over(self, call: Call, found: OpenCall, *, give_up: str | None = None) -> InferenceResult | None:
+    async def take_over(self, call: Call, found: OpenCall, *, give_up: str | None = None) -> None:
         request: SettleRequest = settle_dead_hold(
             call_id=call.call_id, user_id=call.user_id, found=found, outcome="taken_over", reason="dead"
         )
-        await self.ledger.settle(replace(request, cost_nanousd=found.spent_nanousd, assumed_nanousd=0))
+        await self._ledger.settle(replace(request, cost_nanousd=found.spent_nanousd, assumed_nanousd=0))
 
 
 class ForgetfulRunner(CallRunner):
@@ -86,30 +88,22 @@ class ForgetfulRunner(CallRunner):
         return False
 
 
-class ResentfulRunner(CallRunner):
+class ResentfulReservations(Reservations):
     """Gives a call up without a hold, while an earlier run of it may still answer."""
 
-    async def run(
-        self,
-        call: Call,
-        *,
-        is_final: bool = False,
-        on_reserved: Callable[[], None] = lambda: None,
-        give_up: str | None = None,
-        most_holds: int | None = None,
-    ) -> InferenceResult | Waiting | OpenCall:
+    async def acquire(self, call: Call, limits: WaitLimits, *, give_up: str | None = None, **named: Any) -> Acquired:
         if give_up is None:
-            return await super().run(call, is_final=is_final, on_reserved=on_reserved)
+            return await super().acquire(call, limits, **named)
         result = failed_result(call, ErrorCode.ATTEMPTS_EXHAUSTED, give_up, self._now_ms())
-        await self.results.put(result)
-        return result
+        await self._results.put(result)
+        return Acquired(result=result, give_up=give_up)
 
 
 class CurtRunner(CallRunner):
     """Books a late answer only where the projection answers at once."""
 
     async def _adjust(self, request: AdjustRequest) -> Adjusted:
-        return await self.ledger.adjust(request)
+        return await self._ledger.adjust(request)
 
 
 class CarelessRunner(CallRunner):
@@ -193,7 +187,7 @@ BROKEN = (
         _gate(("math.max(call.recorded, call.begun) + 1", "call.recorded + 1")),
         "G3",
         seeds=600,
-        changes={"claim_after_s": 3.0, "pauses": 0.15, "deaths": 0.15, "workers": 3, "most_holds": 2},
+        changes={"claim_after_s": 3.0, "pauses": 0.15, "deaths": 0.15, "workers": 3, "max_attempts": 2},
         known_seed=184,
     ),
     BrokenVariant(
@@ -213,11 +207,11 @@ BROKEN = (
     ),
     BrokenVariant(
         "a task is begun anew however many workers it has cost",
-        lambda: Variant(runner=EndlessRunner),
+        lambda: Variant(reservations=EndlessReservations),
         "G3: .* is begun anew",
-        changes={"most_holds": 1, "stops": 0.05},
+        changes={"max_attempts": 1, "stops": 0.05},
     ),
-    BrokenVariant("dead holds are released", lambda: Variant(runner=TrustingRunner), "G3"),
+    BrokenVariant("dead holds are released", lambda: Variant(reservations=TrustingReservations), "G3"),
     BrokenVariant(
         "a late answer is not booked",
         lambda: Variant(runner=ForgetfulRunner),
@@ -232,6 +226,8 @@ BROKEN = (
         changes={"claim_after_s": 3.0, "outages": 0.1, "projection_trouble": 0.3, "tail_keep_s": 0.0, "deaths": 0.0},
         known_seed=196,
     ),
-    BrokenVariant("a call is given up without a hold", lambda: Variant(runner=ResentfulRunner), "G4", seeds=2000),
+    BrokenVariant(
+        "a call is given up without a hold", lambda: Variant(reservations=ResentfulReservations), "G4", seeds=2000
+    ),
     BrokenVariant("a fallback is not paid for", lambda: Variant(runner=CarelessRunner), "G1|G3", seeds=300),
 )

@@ -122,7 +122,7 @@ class Checker:
         prefix: str,
         caps: dict[str, int],
         claim_after_s: float,
-        most_holds: int,
+        max_attempts: int,
     ) -> None:
         self.fold = Fold()
         self.results: dict[str, list[bytes]] = defaultdict(list)
@@ -139,7 +139,7 @@ class Checker:
         self._tail_prefix = f"{prefix}tail:".encode()
         self._caps = caps
         self._claim_after_s = claim_after_s
-        self._most_holds = most_holds
+        self._max_attempts = max_attempts
         self._result_at_s: dict[str, float] = {}
         self._waited: set[tuple[str, object]] = set()
         # By call and process: the hold it may spend from, when the gate said so, and how long it had stood still then.
@@ -269,9 +269,9 @@ class Checker:
         if allowed is None:
             raise Broken(f"G1: {request.process.name} calls for {request.call_id} without a hold")
         number, at_s, paused_s = allowed
-        if number > self._most_holds:
+        if number > self._max_attempts:
             raise Broken(
-                f"G3: {request.call_id} is begun anew after {number - 1} holds, {self._most_holds} are allowed"
+                f"G3: {request.call_id} is begun anew after {number - 1} holds, {self._max_attempts} are allowed"
             )
         hold = self.fold.holds[request.call_id, number]
         hold.requests.append(request)

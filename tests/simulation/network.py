@@ -1,7 +1,7 @@
 """The way to Redis: what is sent takes time, and connections break with the outcome unknown.
 
 `FakeRedis` stands where redis-py's client does for the project's CommandPipeline and
-FreedBudgets. A batch is executed whole, in part or not at all when its connection breaks; what
+BudgetWaitQueue. A batch is executed whole, in part or not at all when its connection breaks; what
 was sent may also be executed long after the sender was told that the connection is lost.
 """
 

@@ -23,12 +23,12 @@ from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.network import Connection, Faults, Network
 from tests.simulation.provider import LARGE, PRICES, SMALL, Provider, ProviderFaults
 from tests.simulation.redis_server import RedisServer
-from tollbook.consumers.claims import GROUP, Claims
+from tollbook.consumers.claims import Claims
 from tollbook.consumers.dead_letters import DeadLetters
 from tollbook.consumers.messages import Delivery
 from tollbook.consumers.sweeper import Sweeper
 from tollbook.consumers.worker import Worker, WorkerLimits
-from tollbook.inference.calls.budgets import BudgetPolicy
+from tollbook.inference.calls.reservations import BudgetPolicy, Reservations, WaitLimits
 from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner
 from tollbook.inference.providers.client import ProviderClient
@@ -38,8 +38,8 @@ from tollbook.ledger.gate.functions import function, library_code
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger, Patience
 from tollbook.ledger.gate.requests import Position
-from tollbook.ledger.gate.wait_queue import FreedBudgets
-from tollbook.ledger.keys import Keys
+from tollbook.ledger.gate.wait_queue import BudgetWaitQueue
+from tollbook.ledger.keys import GROUP, Keys
 from tollbook.ledger.results import Results
 from tollbook.ledger.server.pipeline import CommandPipeline, pack_command
 from tollbook.schemas.identifiers import EntryId
@@ -87,8 +87,8 @@ class Plot:
     claim_after_s: float
     attempt_timeout_s: float
     hold_wait_s: float
-    most_holds: int
-    most_deliveries: int
+    max_attempts: int
+    max_deliveries: int
     retries: int
     tail_keep_s: float
     baseline_age_s: float
@@ -127,8 +127,8 @@ class Plot:
             claim_after_s=random.choice((3.0, 10.0)),
             attempt_timeout_s=random.choice((2.0, 8.0)),
             hold_wait_s=random.choice((2.0, 20.0, 120.0)),
-            most_holds=random.randint(1, 4),
-            most_deliveries=random.choice((3, 20)),
+            max_attempts=random.randint(1, 4),
+            max_deliveries=random.choice((3, 20)),
             retries=random.randint(0, 2),
             tail_keep_s=random.choice((0.0, 1.0, 10.0)),
             baseline_age_s=random.choice((0.0, 3.0, 60.0)),
@@ -165,6 +165,7 @@ class Variant:
 
     lua: str = field(default_factory=library_code, repr=False)
     worker: type[Worker] = Worker
+    reservations: type[Reservations] = Reservations
     runner: type[CallRunner] = CallRunner
 
 
@@ -237,7 +238,7 @@ class World:
             prefix=self.keys.prefix,
             caps=self.plot.caps,
             claim_after_s=self.plot.claim_after_s,
-            most_holds=self.plot.most_holds,
+            max_attempts=self.plot.max_attempts,
         )
         self.network = Network(self.loop, self.server, self.random, self.plot.network)
         self.network.watch = self.checker.on_command
@@ -461,10 +462,10 @@ class World:
             self.loop.problems.append(problem)
 
     async def _work(self, process: Process, stop: asyncio.Event) -> None:
-        """Do what tollbook.app.processes.serve_worker does, with a reader of the simulation's in FastStream's place."""
+        """Do what `serve_worker` does, with a reader of the simulation's in FastStream's place."""
         async with self._open_worker(process) as (worker, sweeper):
             claims = worker.claims
-            await _persist(claims.show_life)
+            await _persist(claims.heartbeat)
             await _persist(claims.ensure_groups)
             background = [
                 asyncio.create_task(claims.run(worker.take_claimed)),
@@ -493,8 +494,8 @@ class World:
         gate = Gate(pipeline, self.keys, LEDGER_ID, idempotency_ttl_s=90_000, result_ttl_s=90_000)
         baselines = Baselines(self.projection.read, 0, monotonic=self.loop.time, max_age_s=plot.baseline_age_s)
         ledger = Ledger(redis, (gate,), (baselines,), patience=Patience(settle_s=math.inf), jitter=random.random)
-        freed = FreedBudgets(redis, [self.keys.waiters], look_again_s=3.0)
-        freed.start()
+        queue = BudgetWaitQueue(redis, [self.keys.waiters], retry_every_s=3.0)
+        queue.start()
         provider = ProviderClient(
             attempt_timeout_s=plot.attempt_timeout_s,
             connect_timeout_s=1.0,
@@ -502,21 +503,25 @@ class World:
             monotonic=self.loop.time,
             now_s=self.loop.time,
         )
-        runner = self.variant.runner(
+        retry = RetryPolicy(
+            retries=plot.retries, backoff_base_s=0.5, backoff_max_s=2.0, retry_after_max_s=3.0, random=random.random
+        )
+        results = Results(redis, pipeline, namespace="tollbook", partitions=1, ttl_s=90_000, id_ttl_s=90_000)
+        reservations = self.variant.reservations(
             ledger=ledger,
-            results=Results(redis, pipeline, namespace="tollbook", partitions=1, ttl_s=90_000, id_ttl_s=90_000),
-            provider=provider,
+            results=results,
             prices=PRICES,
             policy=BudgetPolicy(
                 plan_caps_nanousd=dict.fromkeys(Plan, plot.caps["user"]),
                 day_cap_nanousd=plot.caps.get("day"),
                 campaign_cap_nanousd=plot.caps.get("campaign"),
             ),
-            retry=RetryPolicy(
-                retries=plot.retries, backoff_base_s=0.5, backoff_max_s=2.0, retry_after_max_s=3.0, random=random.random
-            ),
-            attempt_timeout_s=plot.attempt_timeout_s,
+            queue=queue,
+            max_call_s=retry.max_call_s(plot.attempt_timeout_s),
             now_ms=now_ms,
+        )
+        runner = self.variant.runner(
+            ledger=ledger, results=results, provider=provider, prices=PRICES, retry=retry, now_ms=now_ms
         )
         claims = Claims(
             pipeline,
@@ -525,24 +530,24 @@ class World:
             streams=[STREAM],
             claim_after_s=plot.claim_after_s,
         )
+        waiting = WaitLimits(hold_wait_s=plot.hold_wait_s, max_attempts=plot.max_attempts, max_parked=20_000)
         worker = self.variant.worker(
             name=process.name,
+            reservations=reservations,
             runner=runner,
             routes={TaskType.GENERATE_DRAFT: ROUTE},
             pipeline=pipeline,
+            results=results,
             claims=claims,
-            freed=freed,
             dead_letters=DeadLetters(pipeline, "tollbook", now_ms=now_ms),
             limits=WorkerLimits(
-                concurrency={STREAM: plot.concurrency},
-                hold_wait_s=plot.hold_wait_s,
-                most_holds=plot.most_holds,
-                most_deliveries=plot.most_deliveries,
+                concurrency={STREAM: plot.concurrency}, waiting=waiting, max_deliveries=plot.max_deliveries
             ),
+            namespace="tollbook",
             now_ms=now_ms,
         )
         yield worker, Sweeper(ledger, ledger.gates)
-        await freed.aclose()
+        await queue.aclose()
         await provider.aclose()
         await pipeline.aclose()
 

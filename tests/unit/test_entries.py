@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tollbook.consumers.messages import Delivery, read_task
-from tollbook.schemas.entries import MAX_ENTRY_BYTES, TaskFields, task_entry
-from tollbook.schemas.tasks import InvalidTask, Message, Task, TaskStream
+from tollbook.schemas.entries import TaskFields, task_entry
+from tollbook.schemas.tasks import MAX_ENTRY_BYTES, InvalidTask, Message, Task, TaskStream
 
 POST: dict[str, Any] = {"task": "score_post", "user_id": "u1", "prompt": "a post"}
 

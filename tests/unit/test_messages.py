@@ -10,8 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tollbook.consumers.messages import Delivery, Salvage, fields_as_json, fields_from_json, read_task, salvage
-from tollbook.schemas.entries import MAX_ENTRY_BYTES
-from tollbook.schemas.tasks import InvalidTask
+from tollbook.schemas.tasks import MAX_ENTRY_BYTES, InvalidTask
 
 STREAM: Final = "generation"
 ENTRY: Final = "1795504469412-3"

@@ -67,7 +67,7 @@ def test_pause_has_a_ceiling() -> None:
 def test_without_retries_the_fallback_is_next() -> None:
     policy = RetryPolicy(retries=0)
     assert policy.decide(BUSY, attempts_of_model=1, has_fallback=True) == FallBack("http_error")
-    assert policy.most_attempts == 2
+    assert policy.max_requests == 2
 
 
 def test_promised_limits_hold_on_the_longest_way() -> None:
@@ -81,5 +81,5 @@ def test_promised_limits_hold_on_the_longest_way() -> None:
             attempts += 1
             step = POLICY.decide(slow, attempts_of_model=of_model, has_fallback=has_fallback)
             pauses += step.delay_s if isinstance(step, Retry) else 0
-    assert attempts == POLICY.most_attempts
-    assert pauses <= POLICY.longest_pauses_s
+    assert attempts == POLICY.max_requests
+    assert pauses <= POLICY.max_pauses_s

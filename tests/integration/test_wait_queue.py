@@ -1,4 +1,4 @@
-"""Waiting lines: in the order of arrival, woken by the gate's announcements, and by the clock where one was missed."""
+"""Waiting for money: in the order of arrival, woken by the gate's announcements, else by the clock."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from tests.gate_bench import GateBench, open_bench
 from tests.proxy import faulty_proxy
 from tests.servers import wait_until
-from tollbook.ledger.gate.wait_queue import FreedBudgets
+from tollbook.ledger.gate.wait_queue import BudgetWaitQueue
 from tollbook.ledger.server.connection import connect
 
 OWN = "user:u:2026-11"
@@ -23,25 +23,25 @@ async def bench(redis_client: Redis) -> AsyncIterator[GateBench]:
 
 
 @pytest.fixture
-async def freed(bench: GateBench) -> AsyncIterator[FreedBudgets]:
+async def queue(bench: GateBench) -> AsyncIterator[BudgetWaitQueue]:
     """Listens to announcements only."""
-    freed = FreedBudgets(bench.redis, [bench.keys.waiters], look_again_s=NEVER_S)
-    freed.start()
+    queue = BudgetWaitQueue(bench.redis, [bench.keys.waiters], retry_every_s=NEVER_S)
+    queue.start()
     await _wait_until_heard(bench)
-    yield freed
-    await freed.aclose()
+    yield queue
+    await queue.aclose()
 
 
 async def _wait_until_heard(bench: GateBench) -> None:
     await wait_until(lambda: bench.redis.publish(bench.keys.waiters, "nobody"), what="the subscription")
 
 
-async def _line(freed: FreedBudgets, *names: str, budget: str = OWN) -> tuple[list[str], list[asyncio.Task[None]]]:
-    """Let waiters line up; the list tells who had a turn."""
+async def _queued(queue: BudgetWaitQueue, *names: str, budget: str = OWN) -> tuple[list[str], list[asyncio.Task[None]]]:
+    """Let waiters queue up; the list tells who had a turn."""
     turns: list[str] = []
 
     async def wait(name: str) -> None:
-        await freed.wait(budget, is_first=False)
+        await queue.wait(budget, is_first=False)
         turns.append(name)
 
     tasks = [asyncio.create_task(wait(name)) for name in names]
@@ -56,70 +56,70 @@ async def _settled(tasks: list[asyncio.Task[None]]) -> None:
 
 
 async def test_turns_are_given_in_the_order_of_arrival(bench: GateBench) -> None:
-    freed = FreedBudgets(bench.redis, [])
-    turns, tasks = await _line(freed, "first", "second", "third")
-    assert freed.waiting == 3
+    queue = BudgetWaitQueue(bench.redis, [])
+    turns, tasks = await _queued(queue, "first", "second", "third")
+    assert queue.waiting == 3
     for _ in tasks:
-        freed.next(OWN)
+        queue.next(OWN)
     await asyncio.gather(*tasks)
     assert turns == ["first", "second", "third"]
-    assert freed.waiting == 0
+    assert queue.waiting == 0
 
 
 async def test_one_budget_does_not_wake_those_who_wait_for_another(bench: GateBench) -> None:
     """G9: waiting does not block other users."""
-    freed = FreedBudgets(bench.redis, [])
-    turns, tasks = await _line(freed, "mine")
-    others, other_tasks = await _line(freed, "other", budget="user:v:2026-11")
-    freed.next("user:v:2026-11")
-    freed.next("user:nobody:2026-11")
+    queue = BudgetWaitQueue(bench.redis, [])
+    turns, tasks = await _queued(queue, "mine")
+    others, other_tasks = await _queued(queue, "other", budget="user:v:2026-11")
+    queue.next("user:v:2026-11")
+    queue.next("user:nobody:2026-11")
     await asyncio.gather(*other_tasks)
     assert (turns, others) == ([], ["other"])
     await _settled(tasks)
 
 
 async def test_one_who_tried_in_vain_keeps_the_first_place(bench: GateBench) -> None:
-    freed = FreedBudgets(bench.redis, [])
-    turns, tasks = await _line(freed, "second")
+    queue = BudgetWaitQueue(bench.redis, [])
+    turns, tasks = await _queued(queue, "second")
 
     async def again() -> None:
-        await freed.wait(OWN, is_first=True)
+        await queue.wait(OWN, is_first=True)
         turns.append("first")
 
     tasks.append(asyncio.create_task(again()))
     await asyncio.sleep(0)
-    freed.next(OWN)
-    freed.next(OWN)
+    queue.next(OWN)
+    queue.next(OWN)
     await asyncio.gather(*tasks)
     assert turns == ["first", "second"]
 
 
-async def test_one_who_leaves_the_line_is_passed_over(bench: GateBench) -> None:
-    freed = FreedBudgets(bench.redis, [])
-    turns, tasks = await _line(freed, "first", "second")
+async def test_one_who_leaves_the_queue_is_passed_over(bench: GateBench) -> None:
+    queue = BudgetWaitQueue(bench.redis, [])
+    turns, tasks = await _queued(queue, "first", "second")
     tasks[0].cancel()
     await asyncio.gather(tasks[0], return_exceptions=True)
-    assert freed.waiting == 1
-    freed.next(OWN)
+    assert queue.waiting == 1
+    queue.next(OWN)
     await tasks[1]
     assert turns == ["second"]
 
 
 async def test_a_turn_that_is_no_longer_taken_goes_to_the_next(bench: GateBench) -> None:
-    """Else a hold that was freed would help nobody until the next look."""
-    freed = FreedBudgets(bench.redis, [])
-    turns, tasks = await _line(freed, "first", "second")
-    freed.next(OWN)
+    """Else a hold that was queue would help nobody until the next look."""
+    queue = BudgetWaitQueue(bench.redis, [])
+    turns, tasks = await _queued(queue, "first", "second")
+    queue.next(OWN)
     tasks[0].cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert turns == ["second"]
 
 
-async def test_a_settlement_wakes_the_first_who_waits(bench: GateBench, freed: FreedBudgets) -> None:
+async def test_a_settlement_wakes_the_first_who_waits(bench: GateBench, queue: BudgetWaitQueue) -> None:
     """G9: the money that comes back is used at once."""
     await bench.reserve(amount=8)
     assert (await bench.do("reserve", call="b"))[0] == "WAIT"
-    turns, tasks = await _line(freed, "first", "second")
+    turns, tasks = await _queued(queue, "first", "second")
     await bench.settle(cost=2)
     await asyncio.wait_for(tasks[0], 10)
     assert turns == ["first"]
@@ -127,12 +127,12 @@ async def test_a_settlement_wakes_the_first_who_waits(bench: GateBench, freed: F
     await _settled(tasks[1:])
 
 
-async def test_a_cost_corrected_downwards_wakes_too(bench: GateBench, freed: FreedBudgets) -> None:
+async def test_a_cost_corrected_downwards_wakes_too(bench: GateBench, queue: BudgetWaitQueue) -> None:
     await bench.reserve(amount=5)
     await bench.settle(cost=5)
     await bench.reserve(call="b", amount=4)
     assert (await bench.do("reserve", call="c", amount=3))[0] == "WAIT"
-    turns, tasks = await _line(freed, "first")
+    turns, tasks = await _queued(queue, "first")
     await bench.adjust(cost=1)
     await asyncio.wait_for(tasks[0], 10)
     assert turns == ["first"]
@@ -140,28 +140,28 @@ async def test_a_cost_corrected_downwards_wakes_too(bench: GateBench, freed: Fre
 
 
 async def test_a_missed_announcement_is_made_up_for_by_the_clock(bench: GateBench) -> None:
-    freed = FreedBudgets(bench.redis, ["a channel where nothing is announced"], look_again_s=0.01)
-    freed.start()
-    turns, tasks = await _line(freed, "first", "second")
+    queue = BudgetWaitQueue(bench.redis, ["a channel where nothing is announced"], retry_every_s=0.01)
+    queue.start()
+    turns, tasks = await _queued(queue, "first", "second")
     await asyncio.wait_for(asyncio.gather(*tasks), 10)
     assert turns == ["first", "second"]
-    await freed.aclose()
+    await queue.aclose()
 
 
 async def test_listening_goes_on_after_a_lost_connection(bench: GateBench, server_url: str) -> None:
     async with faulty_proxy(server_url) as proxy, connect(proxy.url) as client:
-        freed = FreedBudgets(client, [bench.keys.waiters], look_again_s=0.01)
-        freed.start()
+        queue = BudgetWaitQueue(client, [bench.keys.waiters], retry_every_s=0.01)
+        queue.start()
         await _wait_until_heard(bench)
         proxy.break_connections()
         await wait_until(lambda: sum(b"SUBSCRIBE" in chunk for chunk in proxy.sent) == 2, what="a new subscription")
         await _wait_until_heard(bench)
-        await freed.aclose()
+        await queue.aclose()
 
 
-async def test_the_end_of_listening_leaves_those_who_wait_to_themselves(freed: FreedBudgets) -> None:
-    turns, tasks = await _line(freed, "first")
-    await freed.aclose()
-    assert (turns, freed.waiting) == ([], 1)
+async def test_the_end_of_listening_leaves_those_who_wait_to_themselves(queue: BudgetWaitQueue) -> None:
+    turns, tasks = await _queued(queue, "first")
+    await queue.aclose()
+    assert (turns, queue.waiting) == ([], 1)
     await _settled(tasks)
-    assert freed.waiting == 0
+    assert queue.waiting == 0

@@ -1,14 +1,14 @@
 """What runs in this process, for metrics and health to look at.
 
-The parts are put here as they are opened and taken away as they close; nobody but the
-composition root writes here, and the parts know nothing of it.
+The composition root puts the parts here as they are opened and takes them away as they close; nobody else writes here,
+and the parts know nothing of it.
 """
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tollbook.consumers.projection import ProjectionService
 from tollbook.consumers.worker import Worker
@@ -16,6 +16,7 @@ from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.runtime import LedgerHandle
 from tollbook.inference.settings import Settings
 from tollbook.ledger.gate.ledger import Ledger
+from tollbook.observability.broker import broker_middlewares
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -26,7 +27,7 @@ Part = Literal["up", "worker", "projector"]
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenLedger:
     """A ledger that is open here, with what a budget decision needs."""
 
     handle: LedgerHandle
@@ -35,11 +36,12 @@ class Opened:
 
 
 @dataclass(eq=False)
-class Vitals:
-    """The living parts of one process.
+class ProcessState:
+    """The open parts of one process.
 
-    `faststream` holds what FastStream's middleware counts, and `url` says where all of this is shown; None where
-    nobody asks for metrics. `tracing` follows tasks; None where nobody does.
+    `faststream` holds what FastStream's middleware counts, and `url` says where metrics are served; None where nobody
+    asks for them. `tracing` follows tasks; None where nobody does. `waiting_for` says why nothing is open, and what to
+    do, for as long as nothing is.
     """
 
     part: Part
@@ -47,21 +49,30 @@ class Vitals:
     tracing: "Tracing | None" = None
     faststream: "CollectorRegistry | None" = None
     url: str | None = None
-    opened: Opened | None = None
+    open_ledger: OpenLedger | None = None
     projection: ProjectionService | None = None
     workers: list[Worker] = field(default_factory=list[Worker])
     background: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, "asyncio.Task[None]"])
     waiting_for: str = "it is starting"
-    """Why nothing is open, and what to do, for as long as nothing is."""
+
+    @property
+    def middlewares(self) -> Sequence[Any]:
+        """FastStream middlewares that count and trace what is read, as far as that is asked for."""
+        return broker_middlewares(self.faststream, self.tracing)
+
+    @property
+    def reads_traces(self) -> bool:
+        """Whether the middlewares want the publishers' trace contexts."""
+        return self.tracing is not None
 
     @contextmanager
     def open(self, handle: LedgerHandle, ledger: Ledger, prices: PriceCatalogue) -> Generator[None]:
         """Show an opened ledger for as long as it is open."""
-        self.opened = Opened(handle, ledger, prices)
+        self.open_ledger = OpenLedger(handle, ledger, prices)
         try:
             yield
         finally:
-            self.opened, self.waiting_for = None, "it is stopping"
+            self.open_ledger, self.waiting_for = None, "it is stopping"
 
     @contextmanager
     def folding(self, projection: ProjectionService, task: "asyncio.Task[None]") -> Generator[None]:

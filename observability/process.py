@@ -1,4 +1,4 @@
-"""Opens what observes a process: traces where they are asked for, and the server of metrics and health."""
+"""Observing a process: tracing and the server of metrics and health, opened as the settings ask, and their ports."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -8,68 +8,68 @@ from tollbook.inference.errors import SettingsError
 from tollbook.inference.runtime import process_name
 from tollbook.inference.settings import Settings
 from tollbook.observability.exporting import open_tracing
-from tollbook.observability.vitals import Part, Vitals
+from tollbook.observability.process_state import Part, ProcessState
 
-_PORTS: Final = 65_536
+_MAX_PORTS: Final = 65_536
 
 
 @asynccontextmanager
-async def observed(settings: Settings, part: Part) -> AsyncGenerator[Vitals]:
-    """Yield the vitals of this process, and show them for as long as this is open.
+async def observe_process(settings: Settings, part: Part) -> AsyncGenerator[ProcessState]:
+    """Yield the state of this process, and serve it for as long as this is open.
 
     Errors: SettingsError where the port cannot be had or the exporter is not installed; AddressError.
     """
     async with AsyncExitStack() as stack:
-        vitals = Vitals(part, settings, tracing=await stack.enter_async_context(open_tracing(settings)))
+        state = ProcessState(part, settings, tracing=await stack.enter_async_context(open_tracing(settings)))
         port = metrics_port_of(settings, part)
         if port is not None:
-            # Imported here: what nobody asks for costs no start anything.
+            # Imported here: what nobody asks for need not be loaded.
             from prometheus_client import CollectorRegistry
 
-            from tollbook.observability.server import serve_vitals
+            from tollbook.observability.server import serve_metrics
 
-            vitals.faststream = CollectorRegistry()
-            vitals.url = await stack.enter_async_context(
-                serve_vitals(
-                    vitals,
+            state.faststream = CollectorRegistry()
+            state.url = await stack.enter_async_context(
+                serve_metrics(
+                    state,
                     host=settings.metrics_host,
                     port=port,
                     data_dir=settings.data_dir,
                     name=f"{part}-{process_name()}",
                 )
             )
-        yield vitals
+        yield state
 
 
 def metrics_port_of(settings: Settings, part: Part) -> int | None:
     """Return the port of metrics and health, 0 for a free one, None for no server."""
     port = settings.metrics_port
     if port is None:
-        # `tollbook up` is a person at a terminal, who is told the address; a service is configured.
+        # `tollbook up` prints the address to a person at a terminal; a service is configured.
         return 0 if part == "up" else None
     return None if port == "off" else port
 
 
 def ports_of_processes(settings: Settings, processes: int) -> list[int | None]:
-    """Return a port for each process of `tollbook up --workers`: one after the other, or 0 for free ones; None: none.
+    """Return a port for each process of `tollbook up --workers`: consecutive ones, 0 for free ones, None for no server.
 
-    Errors: SettingsError where there are not so many.
+    Errors: SettingsError where there are not that many.
     """
     first = metrics_port_of(settings, "up")
     if not first:
         return [first] * processes
-    if first + processes > _PORTS:
+    if first + processes > _MAX_PORTS:
         raise SettingsError([f"TOLLBOOK_METRICS_PORT: {first} leaves no room for {processes} processes"])
     return list(range(first, first + processes))
 
 
-def setting_of(port: int | None) -> dict[str, str]:
+def port_setting(port: int | None) -> dict[str, str]:
     """Return the environment with which a process takes this port."""
     return {"TOLLBOOK_METRICS_PORT": "off" if port is None else str(port)}
 
 
-def described_ports(settings: Settings, ports: Sequence[int | None]) -> str:
-    """Say where these processes, the projector first, are asked; '' where they are not."""
+def describe_ports(settings: Settings, ports: Sequence[int | None]) -> str:
+    """Say where the metrics of these processes, the projector's first, are served; '' where they are not."""
     first, last = ports[0], ports[-1]
     if first is None or last is None:
         return ""

@@ -1,0 +1,82 @@
+"""Answers that need no call: to a ping, to a message that is no task, to an id that was used for another task.
+
+Invariant (G4): the first answer under a task's id stands, to the letter.
+"""
+
+from collections.abc import Callable
+
+from tollbook.consumers.dead_letters import DeadLetters
+from tollbook.consumers.messages import Delivery, salvage
+from tollbook.ledger.errors import IdempotencyConflict
+from tollbook.ledger.results import Results
+from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
+from tollbook.schemas.tasks import Task, TaskType
+
+
+class Answers:
+    """Stores such answers, and puts what cannot be executed on the dead-letter stream.
+
+    Errors of every method: LedgerUnavailable.
+    """
+
+    def __init__(self, results: Results, dead_letters: DeadLetters, now_ms: Callable[[], int]) -> None:
+        self._results = results
+        self._dead_letters = dead_letters
+        self._now_ms = now_ms
+
+    async def ping(self, task_id: str, task: Task) -> InferenceResult:
+        """Answer a ping. Errors: IdempotencyConflict where the id is another task's."""
+        result = InferenceResult(
+            task_id=task_id,
+            status=TaskStatus.DONE,
+            content="pong",
+            user_id=task.user_id,
+            task_type=task.task.value,
+            finished_at_ms=self._now_ms(),
+            metadata=task.metadata,
+        )
+        if await self._results.put(result):
+            return result
+        stored = await self._results.get_of(task_id, task.user_id)
+        if stored is None or (stored.task_type, stored.user_id) != (TaskType.PING.value, task.user_id):
+            raise IdempotencyConflict(task_id)
+        return stored
+
+    async def malformed(self, delivery: Delivery, problem: str) -> tuple[InferenceResult, str | None]:
+        """Refuse a message that is no task; return the answer and where it goes, as far as that can be read."""
+        known = salvage(delivery)
+        await self._dead_letters.put(
+            delivery, reason="invalid_task", error=problem, task_id=known.task_id, user_id=known.user_id
+        )
+        result = InferenceResult(
+            task_id=known.task_id,
+            status=TaskStatus.INVALID,
+            error_code=ErrorCode.INVALID_TASK,
+            error=problem,
+            user_id=known.user_id,
+            finished_at_ms=self._now_ms(),
+        )
+        if not await self._results.put(result):
+            # A redelivery repeats the first answer; a well-formed task that was published under this id keeps its own.
+            stored = await self._results.get_of(known.task_id, known.user_id) or result
+            result = stored if stored.status is TaskStatus.INVALID and stored.error == problem else result
+        return result, known.reply_to
+
+    async def conflict(self, delivery: Delivery, task_id: str, task: Task, problem: str) -> InferenceResult:
+        """Refuse a task whose id was used for another one.
+
+        That one's result stands under its key; only the reply stream tells of the conflict.
+        """
+        await self._dead_letters.put(
+            delivery, reason="idempotency_conflict", error=problem, task_id=task_id, user_id=task.user_id
+        )
+        return InferenceResult(
+            task_id=task_id,
+            status=TaskStatus.INVALID,
+            error_code=ErrorCode.IDEMPOTENCY_CONFLICT,
+            error=problem,
+            user_id=task.user_id,
+            task_type=task.task.value,
+            finished_at_ms=self._now_ms(),
+            metadata=task.metadata,
+        )

@@ -1,0 +1,182 @@
+"""Serving a worker: its streams are taken, read and kept alive until it is told to stop.
+
+What is pending belongs to a live consumer (see claims.py), so the claims run as long as the worker works; where one of
+its background tasks ends, which is a fault, the worker stops.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final, Protocol
+
+import structlog
+from redis.exceptions import RedisError
+
+from tollbook.consumers.app import build_app
+from tollbook.consumers.claims import Claims
+from tollbook.consumers.dead_letters import DeadLetters
+from tollbook.consumers.observer import TaskObserver
+from tollbook.consumers.sweeper import Sweeper
+from tollbook.consumers.worker import Worker, WorkerLimits
+from tollbook.inference.calls.reservations import WaitLimits
+from tollbook.inference.runtime import InferenceRuntime, now_ms
+from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.stream_owners import own_streams
+
+_RECONNECT_S: Final = 0.5
+# Tasks of one process that may wait for money; beyond, they are left on their streams.
+_MAX_PARKED: Final = 20_000
+_log = structlog.get_logger(__name__)
+
+
+class ServiceObserver(Protocol):
+    """Watches what serves a worker."""
+
+    @property
+    def middlewares(self) -> Sequence[Any]:
+        """FastStream middlewares around reading."""
+        ...
+
+    @property
+    def reads_traces(self) -> bool:
+        """Whether the middlewares want the publishers' trace contexts."""
+        ...
+
+    def working(self, worker: Worker, tasks: dict[str, asyncio.Task[None]]) -> AbstractContextManager[None]:
+        """A worker is served, with these tasks in the background."""
+        ...
+
+
+class _Unobserved:
+    middlewares = ()
+    reads_traces = False
+
+    def working(self, worker: Worker, tasks: dict[str, asyncio.Task[None]]) -> AbstractContextManager[None]:  # noqa: ARG002
+        return contextlib.nullcontext()
+
+
+def build_worker(
+    runtime: InferenceRuntime, streams: Sequence[str], name: str, *, observer: TaskObserver | None = None
+) -> Worker:
+    """Put a worker together for the given streams; `observer` follows its tasks."""
+    settings, handle = runtime.settings, runtime.handle
+    claims = Claims(
+        handle.pipeline,
+        namespace=settings.namespace,
+        consumer=name,
+        streams=streams,
+        claim_after_s=settings.claim_after_s,
+    )
+    limits = WorkerLimits(
+        concurrency={stream: settings.concurrency_of(stream) for stream in streams},
+        waiting=WaitLimits(
+            hold_wait_s=settings.hold_wait_s, max_attempts=settings.max_task_attempts, max_parked=_MAX_PARKED
+        ),
+    )
+    return Worker(
+        name=name,
+        reservations=runtime.reservations,
+        runner=runtime.runner,
+        routes=runtime.routes,
+        pipeline=handle.pipeline,
+        results=handle.results,
+        claims=claims,
+        dead_letters=DeadLetters(handle.pipeline, settings.namespace),
+        limits=limits,
+        namespace=settings.namespace,
+        now_ms=now_ms,
+        observer=observer,
+    )
+
+
+async def serve_worker(
+    runtime: InferenceRuntime,
+    worker: Worker,
+    stop: asyncio.Event,
+    *,
+    redis_url: str,
+    observer: ServiceObserver | None = None,
+) -> None:
+    """Feed a worker until `stop`; then finish what is in flight within the grace period. Errors: StreamTaken."""
+    observer = observer or _Unobserved()
+    claims = worker.claims
+    # Before the claims run: they take over what is pending, whosever it is.
+    while not await _prepare_streams(runtime, worker):
+        await pause(stop, _RECONNECT_S)
+        if stop.is_set():
+            return
+    tasks = {
+        "claims": asyncio.create_task(claims.run(worker.take_claimed)),
+        "sweeper": asyncio.create_task(Sweeper(runtime.ledger, runtime.ledger.gates).run()),
+    }
+    for task in tasks.values():
+        # They end only by a fault: a worker that renews no claims must not go on.
+        task.add_done_callback(lambda _: stop.set())
+    _log.info("worker.started", worker=worker.name, streams=claims.streams)
+    try:
+        with observer.working(worker, tasks):
+            while not stop.is_set():
+                if not await _prepare_streams(runtime, worker) or not await _feed(worker, stop, redis_url, observer):
+                    await pause(stop, _RECONNECT_S)
+            _log.info("worker.stopping", worker=worker.name, in_flight=worker.in_flight)
+            await worker.drain(runtime.settings.stop_grace_s)
+    finally:
+        for task in tasks.values():
+            task.cancel()
+        ends = await asyncio.gather(*tasks.values(), return_exceptions=True)
+    with contextlib.suppress(LedgerUnavailable):
+        await claims.resign()
+    _log.info("worker.stopped", worker=worker.name)
+    for end in ends:
+        if isinstance(end, Exception):
+            raise end
+
+
+async def pause(stop: asyncio.Event, seconds: float) -> None:
+    """Return after so many seconds, or at `stop`."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)
+
+
+async def _prepare_streams(runtime: InferenceRuntime, worker: Worker) -> bool:
+    """Take the streams for this ledger, with their groups; return False where Redis did not answer.
+
+    Errors: StreamTaken.
+    """
+    try:
+        await own_streams(runtime.handle.pipeline, worker.claims.streams, runtime.settings.namespace)
+        await worker.claims.heartbeat()
+        await worker.claims.ensure_groups()
+    except (LedgerUnavailable, RedisError) as exc:
+        _log.warning("worker.not_connected", worker=worker.name, problem=str(exc))
+        return False
+    return True
+
+
+async def _feed(worker: Worker, stop: asyncio.Event, redis_url: str, observer: ServiceObserver) -> bool:
+    """Read the streams until `stop`, or until a group vanishes; return False where Redis did not answer."""
+    try:
+        app = build_app(
+            redis_url,
+            worker,
+            worker.claims.streams,
+            middlewares=observer.middlewares,
+            reads_traces=observer.reads_traces,
+        )
+        await app.start()
+    except (LedgerUnavailable, RedisError, OSError) as exc:
+        _log.warning("worker.not_connected", worker=worker.name, problem=str(exc))
+        return False
+    await _first_of(stop, app.ended)
+    await app.stop()
+    return True
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

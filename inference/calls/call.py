@@ -1,0 +1,138 @@
+"""One call: what is asked of which model and for whom, which run of it this is, and the results it can have."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tollbook.inference.attempts import Attempt
+from tollbook.inference.routing import resolve_model
+from tollbook.ledger.gate.requests import Denied, FinishedCall
+from tollbook.schemas.money import format_usd, usd_from_nanousd
+from tollbook.schemas.plans import Plan
+from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
+from tollbook.schemas.routes import Route
+from tollbook.schemas.tasks import Message, Task, TaskType
+
+
+@dataclass(frozen=True, slots=True)
+class RunId:
+    """Names one run of a call by the process it is in, so that a resend can be told from a rival.
+
+    The ledger records it as text, with each hold.
+    """
+
+    process: str
+    run: str
+
+    def __str__(self) -> str:
+        return f"{self.process}.{self.run}"
+
+    @classmethod
+    def parse(cls, text: str) -> "RunId":
+        """Read what `str` wrote; the name of the process may have dots."""
+        process, _, run = text.rpartition(".")
+        return cls(process, run)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What is to be called for one task."""
+
+    call_id: str
+    run_id: RunId
+    user_id: str
+    plan: Plan
+    task_type: TaskType
+    messages: tuple[Message, ...]
+    route: Route
+    content_hash: str
+    campaign_id: str | None = None
+    stream: str | None = None
+    metadata: dict[str, Any] | None = None
+
+    @classmethod
+    def of_task(cls, task: Task, *, call_id: str, run_id: RunId, route: Route, stream: str | None = None) -> "Call":
+        """Make a call of a task; the task's own model and limits win over the route's."""
+        changes = {
+            "model": task.model and resolve_model(task.model),
+            "max_tokens": task.max_tokens,
+            "temperature": task.temperature,
+        }
+        return cls(
+            call_id=call_id,
+            run_id=run_id,
+            user_id=task.user_id,
+            plan=task.plan,
+            task_type=task.task,
+            messages=task.chat(),
+            route=route.model_copy(update={name: value for name, value in changes.items() if value is not None}),
+            content_hash=task.content_hash(),
+            campaign_id=task.campaign_id,
+            stream=stream,
+            metadata=task.metadata,
+        )
+
+
+def done_result(call: Call, attempt: Attempt, now_ms: int, *, cost_nanousd: int) -> InferenceResult:
+    """The completion; the cost is the whole call's, failed attempts included."""
+    return InferenceResult(
+        **_description(call, now_ms),
+        status=TaskStatus.DONE,
+        content=attempt.content,
+        model_used=attempt.model_used,
+        token_count=attempt.usage.total_tokens if attempt.usage else 0,
+        cost_usd=usd_from_nanousd(cost_nanousd),
+    )
+
+
+def failed_result(
+    call: Call, code: ErrorCode, problem: str | None, now_ms: int, *, cost_nanousd: int = 0
+) -> InferenceResult:
+    """No completion; the cost is what the attempts are charged at all the same."""
+    return InferenceResult(
+        **_description(call, now_ms),
+        status=TaskStatus.FAILED,
+        cost_usd=usd_from_nanousd(cost_nanousd),
+        error_code=code,
+        error=problem,
+    )
+
+
+def denied_result(call: Call, denial: Denied, now_ms: int) -> InferenceResult:
+    """Refused by the cap, with the numbers that decided."""
+    if denial.reason == "wait_timeout":
+        code, stand = ErrorCode.BUDGET_WAIT_TIMEOUT, f"{format_usd(denial.held_nanousd, places=6)} stayed held"
+    else:
+        code, stand = ErrorCode.PLAN_LIMIT_REACHED, f"{format_usd(denial.settled_nanousd, places=6)} are spent"
+    problem = (
+        f"{denial.budget}: a call of up to {format_usd(denial.amount_nanousd, places=6)} does not fit: "
+        f"{stand} of {format_usd(denial.cap_nanousd)}"
+    )
+    return InferenceResult(**_description(call, now_ms), status=TaskStatus.DENIED, error_code=code, error=problem)
+
+
+def finished_result(call: Call, found: FinishedCall, now_ms: int) -> InferenceResult:
+    """The result of a call that is over; its text may have expired, its settlement has not."""
+    if found.result:
+        return InferenceResult.model_validate_json(found.result)
+    if found.denial is not None:
+        return denied_result(call, found.denial, now_ms)
+    return InferenceResult(
+        **_description(call, now_ms),
+        status=TaskStatus.DONE,
+        error="the call was settled before, its stored result has expired",
+    )
+
+
+def exhausted(times: int) -> str:
+    """Return why a task that no worker has finished is given up."""
+    return f"workers died over this task, or were stopped, {times} times; it is in the dead-letter stream"
+
+
+def _description(call: Call, now_ms: int) -> dict[str, Any]:
+    return {
+        "task_id": call.call_id,
+        "user_id": call.user_id,
+        "task_type": call.task_type.value,
+        "metadata": call.metadata,
+        "finished_at_ms": now_ms,
+    }

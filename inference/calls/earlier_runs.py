@@ -1,0 +1,158 @@
+"""What earlier runs of a call have left: a result, a refusal, the hold of a run that died or was cut off.
+
+Invariant (G3): a hold whose run is dead is settled in full where a request may be in flight, else at what is known.
+Invariant (G4): the first answer to a call stands.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import structlog
+
+from tollbook.inference.calls.call import Call, denied_result, failed_result, finished_result
+from tollbook.inference.calls.steps import CallObserver, settle_observed
+from tollbook.ledger.errors import IdempotencyConflict
+from tollbook.ledger.gate.ledger import Ledger
+from tollbook.ledger.gate.requests import Denied, FinishedCall, OpenCall, SettleRequest
+from tollbook.ledger.results import Results
+from tollbook.schemas.events import Basis, CostRecorded, payload_json
+from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
+
+_log = structlog.get_logger(__name__)
+
+
+def settle_dead_hold(
+    *,
+    call_id: str,
+    user_id: str,
+    found: OpenCall,
+    outcome: Literal["expired", "taken_over"],
+    reason: str,
+    result: str = "",
+) -> SettleRequest:
+    """Settle the hold of a dead run: all of it where a request may be in flight, else what is known (G3).
+
+    With a `result` the call is over; without one it may be run again.
+    """
+    cost = _cost_of(found)
+    assumed = found.assumed_nanousd + cost - found.spent_nanousd
+    basis: Basis = "assumed" if assumed else "reported" if cost else "released"
+    payload = CostRecorded(basis=basis, assumed_nanousd=assumed, outcome=outcome, reason=reason)
+    return SettleRequest(
+        call_id=call_id,
+        user_id=user_id,
+        hold=found.hold,
+        cost_nanousd=cost,
+        assumed_nanousd=assumed,
+        attempt=found.attempts_begun,
+        is_final=bool(result),
+        payload=payload_json(payload),
+        budgets=found.budgets,
+        result=result,
+    )
+
+
+def _cost_of(found: OpenCall) -> int:
+    return found.amount_nanousd if found.may_be_under_way else found.spent_nanousd
+
+
+class EarlierRuns:
+    """Ends what other runs of a call have begun, and repeats what they have answered.
+
+    Errors of every method: LedgerUnavailable; LedgerRefused.
+    """
+
+    def __init__(self, ledger: Ledger, results: Results, observer: CallObserver, now_ms: Callable[[], int]) -> None:
+        self._ledger = ledger
+        self._results = results
+        self._observer = observer
+        self._now_ms = now_ms
+
+    async def take_over(self, call: Call, found: OpenCall, *, give_up: str | None = None) -> None:
+        """Settle the hold of a run that has died, unless somebody else has; `give_up` ends the call with this problem.
+
+        Errors: CallUnknown.
+        """
+        code = ErrorCode.ATTEMPTS_EXHAUSTED
+        result = failed_result(call, code, give_up, self._now_ms(), cost_nanousd=_cost_of(found)) if give_up else None
+        request = settle_dead_hold(
+            call_id=call.call_id,
+            user_id=call.user_id,
+            found=found,
+            outcome="taken_over",
+            reason=give_up or f"worker {found.worker} gave no sign of life",
+            result=result.model_dump_json() if result else "",
+        )
+        if await settle_observed(self._ledger, self._observer, request):
+            cost_nanousd = request.cost_nanousd
+            _log.warning("call.taken_over", call_id=call.call_id, worker=found.worker, cost_nanousd=cost_nanousd)
+
+    async def release_unsent(self, call: Call) -> None:
+        """Settle at zero what a reservation of this run may have held whose reply nobody waited for."""
+        record = await self._ledger.gate_of(call.user_id).call_record(call.call_id)
+        if record is None or record.state != "open" or record.hold.worker != str(call.run_id):
+            return
+        payload = CostRecorded(basis="released", outcome="failed", reason="cancelled")
+        request = SettleRequest(
+            call_id=call.call_id,
+            user_id=call.user_id,
+            hold=record.hold.hold,
+            cost_nanousd=0,
+            assumed_nanousd=0,
+            attempt=record.hold.attempts_recorded,
+            is_final=False,
+            payload=payload_json(payload),
+            budgets=record.hold.budgets,
+        )
+        await settle_observed(self._ledger, self._observer, request)
+
+    async def finished(self, call: Call, found: FinishedCall) -> InferenceResult:
+        """Return the result of a call that is over."""
+        result = finished_result(call, found, self._now_ms())
+        if found.denial is None:
+            return result
+        if result.status is not TaskStatus.DENIED:
+            result = denied_result(call, found.denial, self._now_ms())
+        return await self._store_denial(result)
+
+    async def denied(self, call: Call, denial: Denied) -> InferenceResult:
+        """Return the result of a call that the gate has refused."""
+        return await self._store_denial(denied_result(call, denial, self._now_ms()))
+
+    async def _store_denial(self, result: InferenceResult) -> InferenceResult:
+        """Store what the ledger has decided; where that was done before, the stored one stands, and is returned.
+
+        What else may stand under the task's id (a ping's answer, a malformed task's) is not this task's result.
+        """
+        if await self._results.put(result):
+            return result
+        stored = await self._results.get_of(result.task_id, result.user_id)
+        if stored is not None and stored.status is TaskStatus.DENIED:
+            return stored
+        await self._results.put(result, replaces=True)
+        return result
+
+    async def unpriced(self, call: Call, problem: str) -> InferenceResult | OpenCall:
+        """Answer a call whose cost cannot be bounded. The ledger has it only if its model once had a price.
+
+        Errors: IdempotencyConflict.
+        """
+        record = await self._ledger.gate_of(call.user_id).call_record(call.call_id)
+        if record is not None:
+            if record.content_hash != call.content_hash:
+                raise IdempotencyConflict(call.call_id)
+            if record.state == "open":
+                return record.hold
+        result = failed_result(call, ErrorCode.PRICE_UNKNOWN, problem, self._now_ms())
+        if await self._results.put(result):
+            return result
+        stored = await self._results.get_of(result.task_id, result.user_id) or result
+        if record is None and not _is_same_answer(stored, result):
+            # Another task's, perhaps another user's: nobody is given the answer to what he did not ask (G4).
+            raise IdempotencyConflict(call.call_id)
+        return stored
+
+
+def _is_same_answer(stored: InferenceResult, result: InferenceResult) -> bool:
+    compared = {"status", "user_id", "task_type", "error_code"}
+    return stored.model_dump(include=compared) == result.model_dump(include=compared)
