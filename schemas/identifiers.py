@@ -81,6 +81,14 @@ def split_budget_name(name: str) -> tuple[str, str, str]:
     return kind, subject, window
 
 
+def describe_budget(name: str) -> str:
+    """Describe a budget for people, for example `user u42, period 2026-11` or `user u42, day 2026-11-24`."""
+    kind, subject, window = split_budget_name(name)
+    if kind == "day":
+        return f"user {subject}, day {window}"
+    return f"{kind} {subject}, period {window}"
+
+
 def task_id_from_entry(stream: str, entry_id: str) -> str:
     """Return the id of a task whose publisher gave none; the same entry always has the same id."""
     return f"{stream}-{entry_id}"

@@ -14,6 +14,7 @@ from tollbook.schemas.identifiers import (
     budget_name,
     check_id,
     day_at,
+    describe_budget,
     month_at,
     partition_of,
     split_budget_name,
@@ -122,3 +123,15 @@ def test_an_entry_id_without_sequence_is_the_first_of_its_millisecond() -> None:
 def test_what_is_no_entry_id_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         EntryId.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "window", "described"),
+    [
+        ("user", "2026-11", "user team:7, period 2026-11"),
+        ("day", "2026-11-24", "user team:7, day 2026-11-24"),
+        ("campaign", "2026-11", "campaign team:7, period 2026-11"),
+    ],
+)
+def test_a_budget_is_described_by_its_user_or_campaign(kind: BudgetKind, window: str, described: str) -> None:
+    assert describe_budget(budget_name(kind, "team:7", window)) == described
