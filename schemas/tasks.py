@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from tollbook.schemas.errors import AppError
 from tollbook.schemas.identifiers import CampaignId, TaskId, UserId
 from tollbook.schemas.plans import DEFAULT_PLAN, Plan
 
@@ -54,8 +55,10 @@ _SHOWN_CHARACTERS: Final = 100
 _JSON_FIELDS: Final = ("messages", "metadata")
 
 
-class InvalidTask(ValueError):
+class InvalidTask(AppError):
     """The message cannot be read as a task; the text says which field and why, and quotes no prompt."""
+
+    code = "INVALID_TASK"
 
 
 class Message(BaseModel):

@@ -19,7 +19,7 @@ from tollbook.inference.calls.holds import Hold, charge_of, cost_of_dead_hold, s
 from tollbook.inference.calls.observer import CallObserver, Unobserved
 from tollbook.inference.calls.outcomes import denied_result, done_result, exhausted, failed_result, finished_result
 from tollbook.inference.calls.retry import FallBack, GiveUp, Retry, RetryPolicy
-from tollbook.inference.errors import CostUnbounded
+from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.routing import resolve_model
@@ -159,7 +159,7 @@ class CallRunner:
             raise IdempotencyConflict(call.call_id)
         try:
             first = self._bound_of(call, call.route.model)
-        except CostUnbounded as exc:
+        except PriceUnknown as exc:
             return await self._unpriced(call, str(exc))
         try:
             with self._observer.reserving(first.amount_nanousd) as told:
