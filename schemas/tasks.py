@@ -25,6 +25,7 @@ from pydantic import (
 from tollbook.schemas.errors import AppError
 from tollbook.schemas.identifiers import CampaignId, TaskId, UserId
 from tollbook.schemas.plans import DEFAULT_PLAN, Plan
+from tollbook.schemas.results import ErrorCode
 
 
 class TaskStream(StrEnum):
@@ -55,10 +56,10 @@ _SHOWN_CHARACTERS: Final = 100
 _JSON_FIELDS: Final = ("messages", "metadata")
 
 
-class InvalidTask(AppError):
+class InvalidTask(AppError, ValueError):
     """The message cannot be read as a task; the text says which field and why, and quotes no prompt."""
 
-    code = "INVALID_TASK"
+    code = ErrorCode.INVALID_TASK
 
 
 class Message(BaseModel):

@@ -11,13 +11,20 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from tollbook import AppError, PlanLimitReached, Publisher, UsageService, connect_runtime
-from tollbook.inference.cost_tracker import UsageSummary
-from tollbook.schemas.results import InferenceResult
+from tollbook import (
+    AppError,
+    InferenceResult,
+    PlanLimitReached,
+    Publisher,
+    ResultTimeout,
+    UsageService,
+    UsageSummary,
+    connect_runtime,
+)
 
 
 @asynccontextmanager
@@ -71,7 +78,7 @@ async def show_draft(
     """Return a draft's result, waiting for it up to `wait_s` seconds; 404 while there is none, or it is another's."""
     result = await tasks.wait(task_id, timeout_s=wait_s)
     if result.user_id != user_id:
-        raise HTTPException(404, f"no result for {task_id}")
+        raise ResultTimeout(task_id, wait_s)
     return result
 
 

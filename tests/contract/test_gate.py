@@ -483,7 +483,8 @@ async def test_a_baseline_that_the_tail_contradicts_is_refused(bench: GateBench)
     await bench.reserve()
     with pytest.raises(
         LedgerDiverged,
-        match=r"settled \$0.000000004 and held \$0.000000000, the ledger says settled \$0.000000000 and held \$0.000000004",
+        match=r"settled \$0.000000004 and held \$0.000000000, the ledger says "
+        r"settled \$0.000000000 and held \$0.000000004",
     ):
         await bench.reserve("b", baselines=[Baseline(4, 0, await bench.head())])
 
