@@ -100,11 +100,6 @@ def _is_expected(exc: Exception) -> bool:
     """Whether an error says by itself what is wrong."""
     from redis.exceptions import RedisError
 
-    from tollbook.inference.errors import AppError, InferenceError
-    from tollbook.ledger.errors import LedgerError
-    from tollbook.ledger.server.embedded import EmbeddedServerError
-    from tollbook.ledger.server.endpoint import EndpointError
+    from tollbook.schemas.errors import AppError
 
-    return isinstance(
-        exc, AppError | InferenceError | LedgerError | EmbeddedServerError | EndpointError | RedisError | OSError
-    )
+    return isinstance(exc, AppError | RedisError | OSError)

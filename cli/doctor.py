@@ -188,7 +188,7 @@ async def _belonging(settings: "Settings", folded_id: str) -> Finding | None:
 
 
 async def _check_prices(settings: "Settings") -> AsyncIterator[Finding]:
-    from tollbook.inference.errors import CostUnbounded
+    from tollbook.inference.errors import PriceUnknown
     from tollbook.inference.prices.catalogue import PriceCatalogue
     from tollbook.inference.routing import routing_with
     from tollbook.inference.runtime import now_ms
@@ -199,7 +199,7 @@ async def _check_prices(settings: "Settings") -> AsyncIterator[Finding]:
         try:
             for model in models:
                 prices.price(model, now_ms())
-        except CostUnbounded as exc:
+        except PriceUnknown as exc:
             yield Finding(f"price {task_type.value}", "failed", str(exc), "set TOLLBOOK_PRICES or TOLLBOOK_ROUTES")
         else:
             yield Finding(f"price {task_type.value}", "ok", ", then ".join(models))
@@ -207,13 +207,12 @@ async def _check_prices(settings: "Settings") -> AsyncIterator[Finding]:
 
 async def _check_provider(settings: "Settings") -> AsyncIterator[Finding]:
     from tollbook.app.connect import with_running_provider
-    from tollbook.cli.serve import can_call
     from tollbook.inference.errors import ProviderRefused, ProviderUnavailable
     from tollbook.inference.providers.client import ProviderClient
     from tollbook.inference.routing import routing_with
 
     settings = with_running_provider(settings)
-    if not can_call(settings):
+    if not settings.has_provider:
         yield Finding(
             "provider",
             "failed",

@@ -116,7 +116,7 @@ def _run(
     key: str | None,
 ) -> dict[str, Any]:
     from tollbook.inference.administration import Administration, Signature
-    from tollbook.inference.runtime import connect_runtime
+    from tollbook.inference.current_runtime import connect_runtime, using_runtime
 
     if not reason.strip():
         raise typer.BadParameter("say why", param_hint="--reason")
@@ -125,7 +125,7 @@ def _run(
     signature = Signature(author or getpass.getuser(), reason.strip()[:500], key)
 
     async def connect() -> dict[str, Any]:
-        async with connect_runtime() as runtime:
+        async with connect_runtime(), using_runtime() as runtime:
             return await command(Administration(runtime), signature)
 
     return asyncio.run(connect())

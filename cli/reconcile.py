@@ -42,14 +42,18 @@ def reconcile(
 
 async def _reconcile(settings: "Settings", author: str) -> "tuple[Reconciliation, list[dict[str, Any]]]":
     from tollbook.app.connect import query_projection
+    from tollbook.inference.current_runtime import connect_runtime, using_runtime
     from tollbook.inference.providers.client import ProviderClient
     from tollbook.inference.reconcile import reconcile
-    from tollbook.inference.runtime import connect_runtime
 
     async def query(sql: str) -> list[dict[str, Any]]:
         return await asyncio.to_thread(query_projection, settings, sql)
 
-    async with connect_runtime(settings) as runtime, ProviderClient.from_settings(settings) as provider:
+    async with (
+        connect_runtime(settings),
+        using_runtime() as runtime,
+        ProviderClient.from_settings(settings) as provider,
+    ):
         outcome = await reconcile(query, runtime.ledger, provider, author=author)
     unknown = set(outcome.unknown)
     return outcome, [row for row in await query(_ASSUMED) if row["call_id"] in unknown]

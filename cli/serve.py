@@ -129,17 +129,9 @@ def _streams(names: str) -> list[str]:
     return chosen
 
 
-def can_call(settings: "Settings") -> bool:
-    """Whether a provider is configured: a key for OpenRouter, or another server, which may need none."""
-    from tollbook.inference.settings import Settings
-
-    default_url = Settings.model_fields["openrouter_base_url"].default
-    return settings.openrouter_api_key is not None or settings.openrouter_base_url != default_url
-
-
 def require_provider(settings: "Settings") -> "Settings":
     """Return the settings when a provider can be called; else say how to get one, and exit."""
-    if not can_call(settings):
+    if not settings.has_provider:
         typer.echo(
             "tollbook: no calls can be made: set OPENROUTER_API_KEY, or OPENROUTER_BASE_URL for another "
             "OpenAI-compatible server.\n"

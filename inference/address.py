@@ -2,14 +2,20 @@
 
 from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import LedgerUnavailable
-from tollbook.ledger.server.endpoint import read_endpoint
+from tollbook.ledger.server.endpoint import EndpointError, read_endpoint
 
 
 def find_redis_url(settings: Settings) -> str:
-    """Return the server's URL. Errors: LedgerUnavailable where none is configured and none runs."""
+    """Return the server's URL.
+
+    Errors: LedgerUnavailable where none is configured and none runs, or what `tollbook up` left cannot be read.
+    """
     if settings.redis_url is not None:
         return settings.redis_url
-    endpoint = read_endpoint(settings.data_dir)
+    try:
+        endpoint = read_endpoint(settings.data_dir)
+    except EndpointError as exc:
+        raise LedgerUnavailable(exc.message) from exc
     if endpoint is None:
         raise LedgerUnavailable(
             f"nothing runs on {settings.data_dir} and REDIS_URL is not set; start `tollbook up`, "

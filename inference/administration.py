@@ -122,7 +122,7 @@ class Administration:
                 record = await gate.call_record(name)
                 if record is not None:
                     return name, record
-        raise CallUnknown(call_id, 0)
+        raise CallUnknown(call_id)
 
     async def _adjust_hold(
         self, call_id: str, record: CallRecord, number: int, cost_nanousd: int, signature: Signature

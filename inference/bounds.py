@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tollbook.inference.errors import CostUnbounded
+from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.prices.model_price import TOKENS_PER_MTOK, ModelPrice
 from tollbook.schemas.events import BoundPrice
 from tollbook.schemas.money import MAX_NANOUSD
@@ -85,18 +85,18 @@ def bound(messages: Sequence[Message], max_tokens: int, price: ModelPrice) -> Bo
     """Bound the cost of one attempt: every token at the highest price that it can have.
 
     Units: `max_tokens` completion tokens, reasoning included, as it is sent to the provider.
-    Errors: CostUnbounded where there is no message, `max_tokens` limits nothing, or the bound passes 1,000,000 USD.
+    Errors: PriceUnknown where there is no message, `max_tokens` limits nothing, or the bound passes 1,000,000 USD.
     """
     if type(max_tokens) is not int or not 1 <= max_tokens <= MAX_COMPLETION_TOKENS:
-        raise CostUnbounded(f"max_tokens must be an integer from 1 to {MAX_COMPLETION_TOKENS}, got {max_tokens!r}")
+        raise PriceUnknown(f"max_tokens must be an integer from 1 to {MAX_COMPLETION_TOKENS}, got {max_tokens!r}")
     if not messages:
-        raise CostUnbounded("a call needs at least one message")
+        raise PriceUnknown("a call needs at least one message")
     prompt_tokens = prompt_tokens_at_most(messages)
     prompt_price, completion_price = price.max_prices(prompt_tokens)
     tokens_nanousd = prompt_tokens * prompt_price + max_tokens * completion_price
     amount = -(-tokens_nanousd // TOKENS_PER_MTOK) + price.request_nanousd
     if amount > MAX_NANOUSD:
-        raise CostUnbounded(f"a call of {price.model} could cost {amount} nano-dollars, more than 1,000,000 USD")
+        raise PriceUnknown(f"a call of {price.model} could cost {amount} nano-dollars, more than 1,000,000 USD")
     return Bound(
         model=price.model,
         prompt_tokens=prompt_tokens,

@@ -1,7 +1,9 @@
-"""The Python way to make one capped, recorded call.
+"""One capped, recorded call from Python.
 
-async with connect_runtime() as runtime:
-    result = await InferenceClient("generate_draft", runtime).call("Write ...", user_id="u42", plan="trial")
+    async with connect_runtime():
+        result = await InferenceClient("generate_draft").call("Write ...", user_id="u42", plan="trial")
+
+The caller's process asks the provider itself; the ledger decides and records as it does for a worker.
 """
 
 import asyncio
@@ -12,31 +14,33 @@ from typing import Any
 from tollbook.inference.calls.call import Call, RunId
 from tollbook.inference.calls.reservations import WaitLimits
 from tollbook.inference.calls.runner import CallTakenOver
-from tollbook.inference.errors import AppError
-from tollbook.inference.runtime import InferenceRuntime, current_runtime
-from tollbook.ledger.errors import IdempotencyConflict, LedgerError, LedgerUnavailable
+from tollbook.inference.current_runtime import using_runtime
+from tollbook.inference.errors import SettingsError, error_of
+from tollbook.inference.runtime import InferenceRuntime
+from tollbook.inference.settings import Settings
+from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.schemas.plans import DEFAULT_PLAN
-from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
+from tollbook.schemas.results import InferenceResult, TaskStatus
 from tollbook.schemas.tasks import InvalidTask, Task, TaskType, task_from_fields
 
 # Another run of the same call is asked after this often; there is nothing to be woken by.
 _LOOK_AGAIN_S = 0.5
-_MOST_REMEMBERED = 10_000
+_MAX_REMEMBERED = 10_000
 
 
 class InferenceClient:
-    """Calls the model that serves one task type."""
+    """Makes calls of one task type."""
 
     def __init__(self, task: TaskType | str, runtime: InferenceRuntime | None = None) -> None:
         """Choose the task type; without a `runtime`, the one opened by `connect_runtime` is used.
 
-        Errors: AppError (INVALID_TASK) for an unknown task type.
+        Errors: InvalidTask for an unknown task type.
         """
         try:
             self.task = TaskType(task)
         except ValueError:
             known = ", ".join(kind.value for kind in TaskType)
-            raise AppError(ErrorCode.INVALID_TASK, f"unknown task type {task!r}; known are {known}") from None
+            raise InvalidTask(f"unknown task type {task!r}; known are {known}") from None
         self._runtime = runtime
 
     async def call(
@@ -59,8 +63,8 @@ class InferenceClient:
         Repeating a call with the same `task_id` and content returns the stored result and costs nothing.
         Where only other calls' holds stand in the way it waits for them, up to TOLLBOOK_HOLD_WAIT_S.
 
-        Errors: AppError with PLAN_LIMIT_REACHED, BUDGET_WAIT_TIMEOUT, INFERENCE_FAILED, PRICE_UNKNOWN,
-            INVALID_TASK, IDEMPOTENCY_CONFLICT or LEDGER_UNAVAILABLE.
+        Errors: InvalidTask; SettingsError without a provider's key; PlanLimitReached; BudgetWaitTimeout;
+            PriceUnknown; InferenceFailed; AttemptsExhausted; IdempotencyConflict; LedgerUnavailable; LedgerRefused.
         """
         fields = {
             "task": self.task.value,
@@ -76,20 +80,11 @@ class InferenceClient:
             "model": model,
             "metadata": metadata,
         }
-        try:
-            task = task_from_fields({name: value for name, value in fields.items() if value is not None})
-        except InvalidTask as exc:
-            raise AppError(ErrorCode.INVALID_TASK, str(exc)) from exc
-        try:
-            result = await self._run(task, self._runtime or current_runtime())
-        except IdempotencyConflict as exc:
-            raise AppError(ErrorCode.IDEMPOTENCY_CONFLICT, str(exc)) from exc
-        except LedgerError as exc:
-            raise AppError(ErrorCode.LEDGER_UNAVAILABLE, str(exc)) from exc
+        task = task_from_fields({name: value for name, value in fields.items() if value is not None})
+        async with using_runtime(self._runtime) as runtime:
+            result = await self._run(task, runtime)
         if result.status is not TaskStatus.DONE:
-            raise AppError(
-                result.error_code or ErrorCode.INFERENCE_FAILED, result.error or "the call failed", result.model_dump()
-            )
+            raise error_of(result)
         return result
 
     async def _run(self, task: Task, runtime: InferenceRuntime) -> InferenceResult:
@@ -97,6 +92,7 @@ class InferenceClient:
             return InferenceResult(
                 task_id=task.task_id or str(uuid.uuid4()), status=TaskStatus.DONE, content="pong", user_id=task.user_id
             )
+        _require_provider(runtime.settings)
         call = self._call(task, runtime)
         limits = WaitLimits(
             hold_wait_s=runtime.settings.hold_wait_s, first_pause_s=_LOOK_AGAIN_S, max_pause_s=_LOOK_AGAIN_S
@@ -125,7 +121,17 @@ class InferenceClient:
         )
 
 
+def _require_provider(settings: Settings) -> None:
+    if not settings.has_provider:
+        raise SettingsError(
+            [
+                "OPENROUTER_API_KEY: not set; set it, or OPENROUTER_BASE_URL for another server "
+                "(`tollbook stand-in` starts one to try things out)"
+            ]
+        )
+
+
 def _remember(unanswered: dict[str, RunId], call: Call) -> None:
-    if len(unanswered) >= _MOST_REMEMBERED:
+    if len(unanswered) >= _MAX_REMEMBERED:
         del unanswered[next(iter(unanswered))]
     unanswered[call.call_id] = call.run_id

@@ -1,8 +1,8 @@
-"""Budget questions and book-keeping for calls that an application makes by itself.
+"""Budget checks and recorded spend, for calls that an application makes without Tollbook.
 
-`InferenceClient` needs none of this: it checks and records every call in one step each.
-A check alone cannot keep a cap, since another call may pass between check and spending;
-only a hold does. What was spent outside is recorded all the same, whatever the cap says.
+`InferenceClient` needs none of this: it reserves and settles by itself. A check alone cannot keep a cap, since
+another call may be made between the check and the spending; only a hold does. Spend that happened is recorded
+whatever the cap says.
 """
 
 import hashlib
@@ -10,15 +10,18 @@ import uuid
 from dataclasses import dataclass
 from decimal import Decimal
 
-from tollbook.inference.errors import AppError
-from tollbook.inference.runtime import InferenceRuntime, current_runtime, now_ms
-from tollbook.ledger.errors import IdempotencyConflict, LedgerError
+from tollbook.inference.calls.call import describe_shortage
+from tollbook.inference.current_runtime import using_runtime
+from tollbook.inference.errors import PlanLimitReached
+from tollbook.inference.runtime import InferenceRuntime, now_ms
+from tollbook.ledger.errors import IdempotencyConflict
 from tollbook.ledger.gate.requests import Balance, ChargeRequest
 from tollbook.schemas.events import CostRecorded, payload_json
 from tollbook.schemas.identifiers import check_id, usage_call_id
-from tollbook.schemas.money import MoneyError, format_usd, nanousd_from_usd, usd_from_nanousd
+from tollbook.schemas.money import MoneyError, nanousd_from_usd, usd_from_nanousd
 from tollbook.schemas.plans import DEFAULT_PLAN, Plan
-from tollbook.schemas.results import ErrorCode, UsdString
+from tollbook.schemas.results import UsdString
+from tollbook.schemas.tasks import InvalidTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,10 @@ class UsageSummary:
 
 
 class CostTracker:
-    """Asks for budgets and records spend. Errors of every method: AppError (LEDGER_UNAVAILABLE, INVALID_TASK)."""
+    """Checks budgets and records spend.
+
+    Errors of every method: InvalidTask for an argument; LedgerUnavailable; LedgerRefused.
+    """
 
     def __init__(self, runtime: InferenceRuntime | None = None) -> None:
         self._runtime = runtime
@@ -48,17 +54,20 @@ class CostTracker:
     ) -> UsageSummary:
         """Return the user's period if a call of this cost would fit now.
 
-        Errors: AppError (PLAN_LIMIT_REACHED), with the numbers in `data`; its `is_temporary` is true where only
-            open holds stand in the way: most of that money comes back, and a task that is published waits for it.
+        Errors: PlanLimitReached, with the amounts in `data`; `is_temporary` where only open holds stand in the way.
         """
-        summary, balance = await self._look(user_id, plan)
         estimate = _money(estimated_cost_usd)
+        summary, balance, budget = await self._look(user_id, plan)
         settled_after = balance.settled_nanousd + max(estimate, 1)
         if settled_after + balance.held_nanousd > balance.cap_nanousd:
-            raise AppError(
-                ErrorCode.PLAN_LIMIT_REACHED,
-                f"{user_id}: {format_usd(balance.settled_nanousd, places=6)} are spent and "
-                f"{format_usd(balance.held_nanousd, places=6)} held of {format_usd(balance.cap_nanousd)}",
+            raise PlanLimitReached(
+                describe_shortage(
+                    budget,
+                    requested_nanousd=estimate,
+                    settled_nanousd=balance.settled_nanousd,
+                    held_nanousd=balance.held_nanousd,
+                    cap_nanousd=balance.cap_nanousd,
+                ),
                 {
                     "cap_usd": summary.cap_usd,
                     "spent_usd": summary.spent_usd,
@@ -82,49 +91,41 @@ class CostTracker:
         """Record spend that was not made through Tollbook; return False where this key is recorded already.
 
         Dollars come as Decimal, string or integer; a float is refused. Rounded up to the nano-dollar.
-        Keys are no task ids: a task of the same name is another call. On the ledger the call is `usage <key>`.
-        It used to be the key itself; what was recorded so stays recorded, for as long as task ids are remembered.
-        Errors: AppError (IDEMPOTENCY_CONFLICT) for the same key with other content.
+        A key is no task id: a task of the same name is another call. On the ledger the call is `usage <key>`.
+        Errors: IdempotencyConflict for the same key with other content.
         """
-        runtime, cost = self._runtime or current_runtime(), _money(cost_usd)
-        chosen = _plan(plan)
+        cost, chosen = _money(cost_usd), _plan(plan)
         key = str(uuid.uuid4()) if idempotency_key is None else _id(idempotency_key, "idempotency_key")
         user_id = _id(user_id, "user_id")
-        window, budgets = runtime.policy.budgets_at(now_ms(), user_id=user_id, plan=chosen, campaign_id=None)
         content = f"{user_id}\n{cost}\n{model}\n{reason}"
-        request = ChargeRequest(
-            call_id=usage_call_id(key),
-            user_id=user_id,
-            period=window.name,
-            content_hash=hashlib.sha256(content.encode()).hexdigest()[:32],
-            cost_nanousd=cost,
-            assumed_nanousd=0,
-            payload=payload_json(CostRecorded(basis="reported", outcome="recorded", reason=reason, model=model)),
-            budgets=tuple(budget.name for budget in budgets),
-        )
-        try:
-            if idempotency_key is not None and await _was_recorded_as_task(runtime, key, request):
-                return False
-            return await runtime.ledger.charge(request)
-        except IdempotencyConflict as exc:
-            raise AppError(ErrorCode.IDEMPOTENCY_CONFLICT, str(exc)) from exc
-        except LedgerError as exc:
-            raise AppError(ErrorCode.LEDGER_UNAVAILABLE, str(exc)) from exc
+        async with using_runtime(self._runtime) as runtime:
+            window, budgets = runtime.policy.budgets_at(now_ms(), user_id=user_id, plan=chosen, campaign_id=None)
+            request = ChargeRequest(
+                call_id=usage_call_id(key),
+                user_id=user_id,
+                period=window.name,
+                content_hash=hashlib.sha256(content.encode()).hexdigest()[:32],
+                cost_nanousd=cost,
+                assumed_nanousd=0,
+                payload=payload_json(CostRecorded(basis="reported", outcome="recorded", reason=reason, model=model)),
+                budgets=tuple(budget.name for budget in budgets),
+            )
+            try:
+                return await runtime.ledger.charge(request)
+            except IdempotencyConflict as exc:
+                raise IdempotencyConflict(key, kind="idempotency key") from exc
 
     async def get_usage_summary(self, user_id: str, plan: str = DEFAULT_PLAN) -> UsageSummary:
         """Return the user's billing period as the gate sees it now: exact, however far the projector is behind."""
-        summary, _ = await self._look(user_id, plan)
+        summary, _, _ = await self._look(user_id, plan)
         return summary
 
-    async def _look(self, user_id: str, plan: str) -> tuple[UsageSummary, Balance]:
-        runtime, chosen = self._runtime or current_runtime(), _plan(plan)
-        window, budgets = runtime.policy.budgets_at(
-            now_ms(), user_id=_id(user_id, "user_id"), plan=chosen, campaign_id=None
-        )
-        try:
+    async def _look(self, user_id: str, plan: str) -> tuple[UsageSummary, Balance, str]:
+        """Return the user's period, its balance, and the name of its budget."""
+        user_id, chosen = _id(user_id, "user_id"), _plan(plan)
+        async with using_runtime(self._runtime) as runtime:
+            window, budgets = runtime.policy.budgets_at(now_ms(), user_id=user_id, plan=chosen, campaign_id=None)
             balance, *_ = await runtime.ledger.balance(user_id=user_id, period=window.name, budgets=budgets[:1])
-        except LedgerError as exc:
-            raise AppError(ErrorCode.LEDGER_UNAVAILABLE, str(exc)) from exc
         summary = UsageSummary(
             user_id=user_id,
             period=window.name,
@@ -134,28 +135,14 @@ class CostTracker:
             reserved_usd=usd_from_nanousd(balance.held_nanousd),
             remaining_usd=usd_from_nanousd(balance.remaining_nanousd),
         )
-        return summary, balance
-
-
-async def _was_recorded_as_task(runtime: InferenceRuntime, key: str, request: ChargeRequest) -> bool:
-    """Whether the key was recorded when keys were task ids; none is any more, so that nothing can come between.
-
-    Errors: IdempotencyConflict; LedgerUnavailable.
-    """
-    record = await runtime.ledger.gate_of(request.user_id).call_record(key)
-    # What has no hold was charged without one; a task has.
-    if record is None or record.state != "settled" or record.hold.hold != 0:
-        return False
-    if record.content_hash != request.content_hash:
-        raise IdempotencyConflict(key)
-    return True
+        return summary, balance, budgets[0].name
 
 
 def _money(usd: Decimal | str | int) -> int:
     try:
         return nanousd_from_usd(usd)
     except MoneyError as exc:
-        raise AppError(ErrorCode.INVALID_TASK, str(exc)) from exc
+        raise InvalidTask(str(exc)) from exc
 
 
 def _plan(plan: str) -> Plan:
@@ -163,11 +150,11 @@ def _plan(plan: str) -> Plan:
         return Plan(plan)
     except ValueError:
         known = ", ".join(known.value for known in Plan)
-        raise AppError(ErrorCode.INVALID_TASK, f"unknown plan {plan!r}; known are {known}") from None
+        raise InvalidTask(f"unknown plan {plan!r}; known are {known}") from None
 
 
 def _id(value: str, name: str) -> str:
     try:
         return check_id(value)
     except ValueError as exc:
-        raise AppError(ErrorCode.INVALID_TASK, f"{name}: {exc}") from None
+        raise InvalidTask(f"{name}: {exc}") from None

@@ -1,82 +1,131 @@
-"""What can go wrong with an inference, one class for each thing a caller can do something about.
+"""Errors of calls, prices, settings and the provider; `schemas.errors` draws the whole tree.
 
-AppError                      what the Python API raises: a code of `schemas.results.ErrorCode`, a message, data
-InferenceError
-├── SettingsError             final: correct the environment, every problem is listed
-├── ResultTimeout             wait again: the task's result was not there in time; the task goes on
-├── CostUnbounded             final: no upper bound of the call's cost can be given, so no money is held (G8)
-│   └── PriceUnknown          final: no price is known for the model; choose another or configure one
-└── ProviderError             a question to the provider (not a completion) was not answered
-    ├── ProviderUnavailable   retry later: nothing was charged
-    └── ProviderRefused       final: the key or the request is refused
-
-A completion that fails raises nothing: it is an `Attempt` whose outcome says how it ended,
-since money may have been spent on it.
+Only the Python interface raises what a call came to. Below it, a completion that fails is an `Attempt` whose outcome
+says how it ended, since money may have been spent on it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Self, assert_never
 
-from tollbook.schemas.results import ErrorCode
-
-
-class AppError(Exception):
-    """A call did not produce a completion.
-
-    `code` is the machine's reason, `message` the person's, `data` holds the numbers behind it.
-    """
-
-    def __init__(self, code: ErrorCode, message: str, data: Mapping[str, object] | None = None) -> None:
-        super().__init__(f"{code.value}: {message}")
-        self.code = code
-        self.message = message
-        self.data: dict[str, object] = dict(data or {})
+from tollbook.ledger.errors import IdempotencyConflict, LedgerUnavailable
+from tollbook.schemas.errors import AppError
+from tollbook.schemas.results import ErrorCode, InferenceResult
+from tollbook.schemas.tasks import InvalidTask
 
 
-class InferenceError(Exception):
-    """Base of everything the inference package raises on purpose, beside AppError."""
+class SettingsError(AppError):
+    """The settings cannot be used; one line for each problem, and none of them shows a secret."""
 
-
-class SettingsError(InferenceError):
-    """The settings cannot be used; one line for each problem, none of them shows a secret."""
+    code = "SETTINGS_INVALID"
 
     def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
+        super().__init__("\n".join(problems), {"problems": list(problems)})
         self.problems = tuple(problems)
 
 
-class ResultTimeout(InferenceError, TimeoutError):
+class PlanLimitReached(AppError):
+    """The call does not fit the cap: settled spend plus the most that it could cost passes it."""
+
+    code = ErrorCode.PLAN_LIMIT_REACHED
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether only open holds are in the way: most of that money comes back, and a published task waits for it."""
+        return bool(self.data.get("is_temporary"))
+
+
+class BudgetWaitTimeout(AppError):
+    """Only other calls' open holds stood in the way, for longer than TOLLBOOK_HOLD_WAIT_S."""
+
+    code = ErrorCode.BUDGET_WAIT_TIMEOUT
+
+
+class PriceUnknown(AppError):
+    """No upper bound of the call's cost can be given, so no money can be held for it and no call is made (G8)."""
+
+    code = ErrorCode.PRICE_UNKNOWN
+
+    @classmethod
+    def of_model(cls, model: str, why: str) -> Self:
+        """Return the error for a model without a usable price."""
+        return cls(f"no price is known for model {model}: {why}", {"model": model})
+
+
+class InferenceFailed(AppError):
+    """The model and its fallback failed, or the fallback could not be paid for. `data` is the call's result."""
+
+    code = ErrorCode.INFERENCE_FAILED
+
+
+class AttemptsExhausted(AppError):
+    """Workers ended over this task too often; it is in the dead-letter stream."""
+
+    code = ErrorCode.ATTEMPTS_EXHAUSTED
+
+
+class ResultTimeout(AppError, TimeoutError):
     """A task has no result yet. Nothing is lost: wait again, or look later, by `task_id`."""
 
+    code = "RESULT_TIMEOUT"
+
     def __init__(self, task_id: str, timeout_s: float) -> None:
-        super().__init__(f"no result for {task_id} after {timeout_s:g} s")
+        super().__init__(f"no result for {task_id} after {timeout_s:g} s", {"task_id": task_id, "timeout_s": timeout_s})
         self.task_id = task_id
         self.timeout_s = timeout_s
 
 
-class CostUnbounded(InferenceError):
-    """No upper bound of a call's cost can be given, so no money can be held for it."""
+class TaskUnconfirmed(LedgerUnavailable):
+    """Redis did not say whether it has the task. Publishing it again under `task_id` is safe, whichever is true."""
+
+    def __init__(self, task_id: str, problem: object) -> None:
+        super().__init__(
+            f"task {task_id} may or may not have been published ({problem}); publish it again with this task_id",
+            {"task_id": task_id},
+        )
+        self.task_id = task_id
 
 
-class PriceUnknown(CostUnbounded):
-    """No price is known for the model, so a call of it cannot be bounded."""
-
-    def __init__(self, model: str, why: str) -> None:
-        super().__init__(f"no price is known for model {model}: {why}")
-        self.model = model
-        self.why = why
-
-
-class ProviderError(InferenceError):
+class ProviderError(AppError):
     """The provider did not answer a question that is not a completion."""
+
+    code = "PROVIDER_ERROR"
 
 
 class ProviderUnavailable(ProviderError):
     """The provider could not be reached or failed; nothing was charged, a retry is safe."""
 
+    code = "PROVIDER_UNAVAILABLE"
+
 
 class ProviderRefused(ProviderError):
     """The provider refused the key or the request."""
 
+    code = "PROVIDER_REFUSED"
+
     def __init__(self, message: str, *, http_status: int) -> None:
-        super().__init__(message)
+        super().__init__(message, {"http_status": http_status})
         self.http_status = http_status
+
+
+def error_of(result: InferenceResult) -> AppError:
+    """Return the error that tells what a result without a completion came to; its fields are the error's `data`."""
+    message, data = result.error or f"the task is {result.status}", result.model_dump()
+    match result.error_code:
+        case ErrorCode.PLAN_LIMIT_REACHED:
+            return PlanLimitReached(message, data)
+        case ErrorCode.BUDGET_WAIT_TIMEOUT:
+            return BudgetWaitTimeout(message, data)
+        case ErrorCode.PRICE_UNKNOWN:
+            return PriceUnknown(message, data)
+        case ErrorCode.INVALID_TASK:
+            return InvalidTask(message, data)
+        case ErrorCode.IDEMPOTENCY_CONFLICT:
+            return IdempotencyConflict(result.task_id)
+        case ErrorCode.ATTEMPTS_EXHAUSTED:
+            return AttemptsExhausted(message, data)
+        case ErrorCode.LEDGER_UNAVAILABLE:
+            return LedgerUnavailable(message, data)
+        case ErrorCode.INFERENCE_FAILED | None:
+            return InferenceFailed(message, data)
+        case _:
+            assert_never(result.error_code)

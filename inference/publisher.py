@@ -4,26 +4,25 @@
         task_id = await publisher.publish("generation", "generate_draft", "Write ...", user_id="u42")
         result = await publisher.wait(task_id, timeout_s=60)
 
-Needs Redis alone: no price, no provider, no DuckDB, and no part of the worker. A task bears its id before
-it is sent, so that sending it again is harmless: the same id with the same content is the same call (G4).
+Needs Redis alone: no price, no provider, no DuckDB, and no part of the worker. A task has its id before it is
+sent, so that sending it again is harmless: the same id with the same content is the same call (G4).
 """
 
 import asyncio
 import uuid
-from collections.abc import Generator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Final, Self, Unpack
 
-from redis.exceptions import RedisError
-
 from tollbook.inference.address import find_redis_url
-from tollbook.inference.errors import ResultTimeout
+from tollbook.inference.errors import ResultTimeout, TaskUnconfirmed
+from tollbook.inference.on_demand import OnDemand
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.results import Results
-from tollbook.ledger.server.connection import connect, hide_password
+from tollbook.ledger.server.connection import connect, translating_redis_errors
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.stream_owners import check_owner, read_owners
 from tollbook.schemas.entries import TaskEntry, TaskFields, task_entry
@@ -34,40 +33,32 @@ from tollbook.schemas.tasks import TaskStream, TaskType
 _TRIES: Final = 2
 
 
-class TaskUnconfirmed(LedgerUnavailable):
-    """Redis did not say whether it has the task. Publishing it again under `task_id` is safe, whichever is true."""
-
-    def __init__(self, task_id: str, problem: object) -> None:
-        super().__init__(f"task {task_id} may or may not have been published ({problem}); repeat it with this task_id")
-        self.task_id = task_id
-
-
 class Publisher:
     """A connection of an application to the task streams; open it once and share it between all requests.
 
+    It connects when it is first used, and again until Redis answers: an application may start before Redis does.
     What is published at the same time travels together: a thousand tasks take a few round trips.
-    Errors of every method but `publish`'s own: LedgerUnavailable.
+    Errors of every method: LedgerUnavailable.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
         """Without `settings` they are read when it is opened, from the environment and `.env`."""
         self._settings = settings
-        self._stack = AsyncExitStack()
-        self._opened: _Opened | None = None
+        self._connection: OnDemand[_Connection] | None = None
 
     async def __aenter__(self) -> Self:
-        """Connect. Errors: SettingsError; LedgerUnavailable where no server is found or none answers."""
-        async with AsyncExitStack() as stack:
-            self._opened = await _Opened.connect(self._settings or load_settings(), stack)
-            self._stack = stack.pop_all()
+        """Read the settings; nothing is connected yet. Errors: SettingsError."""
+        settings = self._settings or load_settings()
+        self._connection = OnDemand(lambda stack: _Connection.open(settings, stack))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Send what is still queued, then close the connections."""
-        self._opened = None
-        await self._stack.aclose()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.aclose()
 
     async def publish(
         self,
@@ -101,25 +92,23 @@ class Publisher:
 
         Errors: TaskUnconfirmed; StreamTaken where another Tollbook serves the stream.
         """
-        opened = self._open()
-        opened.check_owner(entry.stream)
-        flat = [part for pair in entry.fields.items() for part in pair]
-        for tries_left in reversed(range(_TRIES)):
-            try:
-                entry_id: bytes = await opened.pipeline.execute("XADD", entry.stream.value, "*", *flat)
-            except LedgerUnavailable as exc:
-                if not tries_left:
-                    raise TaskUnconfirmed(entry.task_id, exc) from exc
-            except RedisError as exc:
-                raise LedgerUnavailable(f"Redis at {opened.where} refuses task {entry.task_id}: {exc}") from exc
-            else:
-                return entry_id.decode()
+        async with self._connected() as connection:
+            connection.check_owner(entry.stream)
+            flat = [part for pair in entry.fields.items() for part in pair]
+            for tries_left in reversed(range(_TRIES)):
+                try:
+                    entry_id: bytes = await connection.pipeline.execute("XADD", entry.stream.value, "*", *flat)
+                except LedgerUnavailable as exc:
+                    if not tries_left:
+                        raise TaskUnconfirmed(entry.task_id, exc) from exc
+                else:
+                    return entry_id.decode()
         raise AssertionError("the last try returns or raises")
 
     async def result(self, task_id: str) -> InferenceResult | None:
         """Return a task's result, or None while there is none (or no longer: they are kept for some days)."""
-        with self._open().translating():
-            return await (await self._open().results()).get(task_id)
+        async with self._connected() as connection:
+            return await (await connection.results()).get(task_id)
 
     async def wait(self, task_id: str, *, timeout_s: float) -> InferenceResult:
         """Return a task's result as soon as it is there: `done`, `denied`, `failed` or `invalid`.
@@ -127,16 +116,18 @@ class Publisher:
         Woken by Redis when the result is stored; a result that is there already is returned at once.
         Errors: ResultTimeout after `timeout_s`; the task goes on, and can be waited for again.
         """
-        with self._open().translating():
-            found = await (await self._open().results()).wait(task_id, timeout_s)
+        async with self._connected() as connection:
+            found = await (await connection.results()).wait(task_id, timeout_s)
         if found is None:
             raise ResultTimeout(task_id, timeout_s)
         return found
 
-    def _open(self) -> "_Opened":
-        if self._opened is None:
+    @asynccontextmanager
+    async def _connected(self) -> "AsyncGenerator[_Connection]":
+        if self._connection is None:
             raise LedgerUnavailable("the publisher is not open: use `async with Publisher() as publisher:`")
-        return self._opened
+        with translating_redis_errors():
+            yield await self._connection.get()
 
 
 def new_entry(
@@ -146,11 +137,10 @@ def new_entry(
     return task_entry(stream, {"task": task, "prompt": prompt, **fields}, new_id=str(uuid.uuid4()))
 
 
-class _Opened:
-    """What an open publisher works with."""
+class _Connection:
+    """What a connected publisher works with."""
 
     def __init__(self, settings: Settings, redis_url: str, stack: AsyncExitStack) -> None:
-        self.where = hide_password(redis_url)
         self._settings = settings
         self._redis = connect(redis_url)
         stack.push_async_callback(self._redis.aclose)
@@ -162,25 +152,14 @@ class _Opened:
         self._asking = asyncio.Lock()
 
     @classmethod
-    async def connect(cls, settings: Settings, stack: AsyncExitStack) -> "_Opened":
-        opened = cls(settings, find_redis_url(settings), stack)
-        try:
-            opened._owners = await read_owners(opened.pipeline)
-        except (LedgerUnavailable, RedisError) as exc:
-            raise LedgerUnavailable(f"Redis at {opened.where} does not answer: {exc}") from exc
-        return opened
+    async def open(cls, settings: Settings, stack: AsyncExitStack) -> "_Connection":
+        connection = cls(settings, find_redis_url(settings), stack)
+        connection._owners = await read_owners(connection.pipeline)
+        return connection
 
     def check_owner(self, stream: TaskStream) -> None:
         """See that a task on this stream would come to this Tollbook. Errors: StreamTaken."""
         check_owner(self._owners, stream.value, self._settings.namespace)
-
-    @contextmanager
-    def translating(self) -> Generator[None]:
-        """Say which server refused what was asked of it. Errors: LedgerUnavailable."""
-        try:
-            yield
-        except RedisError as exc:
-            raise LedgerUnavailable(f"Redis at {self.where} refuses to answer: {exc}") from exc
 
     async def results(self) -> Results:
         """Return where results are, in all partitions of the ledger; the same for all who ask."""

@@ -3,31 +3,28 @@
 Clocks, ids and randomness are made here and nowhere below.
 """
 
-import asyncio
 import os
 import secrets
 import socket
 import time
 import uuid
-from collections.abc import AsyncGenerator, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from contextvars import ContextVar
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 from redis.asyncio import Redis
 
-from tollbook.inference.address import find_redis_url
 from tollbook.inference.calls.call import RunId
 from tollbook.inference.calls.reservations import BudgetPolicy, Reservations
 from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner
 from tollbook.inference.calls.steps import CallObserver
-from tollbook.inference.errors import AppError, SettingsError
+from tollbook.inference.errors import SettingsError
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.routing import routing_with
-from tollbook.inference.settings import Settings, load_settings
+from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
 from tollbook.ledger.gate.baselines import BaselineReader, Baselines
 from tollbook.ledger.gate.functions import load_library
@@ -35,12 +32,10 @@ from tollbook.ledger.gate.gate import Gate, LedgerState, create_ledger
 from tollbook.ledger.gate.ledger import Ledger, Patience
 from tollbook.ledger.gate.wait_queue import BudgetWaitQueue
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.projection.remote import remote_reader
 from tollbook.ledger.results import Results
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, connect
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.plans import Plan
-from tollbook.schemas.results import ErrorCode
 from tollbook.schemas.routes import Route
 from tollbook.schemas.tasks import TaskType
 
@@ -241,57 +236,3 @@ async def open_runtime(
             routes=routing_with(settings.routes),
             policy=policy,
         )
-
-
-_current: ContextVar[InferenceRuntime | None] = ContextVar("inference_runtime", default=None)
-# Web servers run an application's start and its requests in contexts of their own: a request sees no context variable
-# that was set at start, so it gets the runtime that was opened last on its event loop.
-_opened: Final[dict[asyncio.AbstractEventLoop, list[InferenceRuntime]]] = {}
-
-
-def current_runtime() -> InferenceRuntime:
-    """Return the runtime that `connect_runtime` opened around this, or at the start of this application.
-
-    Errors: AppError (LEDGER_UNAVAILABLE).
-    """
-    opened = _opened.get(asyncio.get_running_loop(), [])
-    runtime = _current.get()
-    if runtime not in opened:
-        runtime = opened[-1] if opened else None
-    if runtime is None:
-        raise AppError(
-            ErrorCode.LEDGER_UNAVAILABLE, "no runtime is open: use `async with connect_runtime():` around the calls"
-        )
-    return runtime
-
-
-@asynccontextmanager
-async def connect_runtime(settings: Settings | None = None) -> AsyncGenerator[InferenceRuntime]:
-    """Connect to a running system from another program; clients and services inside use it by default.
-
-    Redis and the projector's DuckDB are found by the settings (environment or `.env`), or by what
-    `tollbook up` left in the data directory. Errors: SettingsError; LedgerError.
-    """
-    settings = settings or load_settings()
-    redis_url = find_redis_url(settings)
-    async with AsyncExitStack() as stack:
-        handle = await stack.enter_async_context(open_ledger(settings, redis_url, may_create=False))
-        read = remote_reader(settings.data_dir)
-        runtime = await stack.enter_async_context(open_runtime(settings, handle, read))
-        stack.enter_context(_as_current(runtime))
-        yield runtime
-
-
-@contextmanager
-def _as_current(runtime: InferenceRuntime) -> Generator[None]:
-    loop, before = asyncio.get_running_loop(), _current.get()
-    _opened.setdefault(loop, []).append(runtime)
-    _current.set(runtime)
-    try:
-        yield
-    finally:
-        # Not by a token: the end may come in another context than the beginning.
-        _current.set(before)
-        _opened[loop].remove(runtime)
-        if not _opened[loop]:
-            del _opened[loop]

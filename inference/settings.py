@@ -228,6 +228,12 @@ class Settings(BaseSettings):
         return dict(self.prices)
 
     @property
+    def has_provider(self) -> bool:
+        """Whether calls can be made: with a key, or to another server than OpenRouter, which may need none."""
+        default_url = type(self).model_fields["openrouter_base_url"].default
+        return self.openrouter_api_key is not None or self.openrouter_base_url != default_url
+
+    @property
     def is_openrouter(self) -> bool:
         """Whether OpenRouter's own request fields are sent."""
         if self.dialect != "auto":

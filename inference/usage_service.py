@@ -5,18 +5,17 @@ Usable as a FastAPI dependency: `usage: Annotated[UsageService, Depends(UsageSer
 
 from tollbook.inference.bounds import bound
 from tollbook.inference.cost_tracker import CostTracker, UsageSummary
-from tollbook.inference.errors import AppError, CostUnbounded
-from tollbook.inference.runtime import current_runtime, now_ms
+from tollbook.inference.current_runtime import using_runtime
+from tollbook.inference.runtime import now_ms
 from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.plans import DEFAULT_PLAN
-from tollbook.schemas.results import ErrorCode
-from tollbook.schemas.tasks import Message, TaskType
+from tollbook.schemas.tasks import InvalidTask, Message, TaskType
 
 
 class UsageService:
-    """Answers what a user has spent and whether an action would fit. Takes no arguments, so that Depends can make it.
+    """Says what a user has spent, and whether an action would fit. Takes no arguments, so that Depends can make it.
 
-    Errors of every method: AppError (LEDGER_UNAVAILABLE, INVALID_TASK).
+    Errors of every method: InvalidTask for an argument; LedgerUnavailable; LedgerRefused.
     """
 
     async def get_usage_for_user(self, user_id: str, plan: str = DEFAULT_PLAN) -> UsageSummary:
@@ -28,20 +27,18 @@ class UsageService:
     ) -> UsageSummary:
         """Return the user's period if a task of the type `action` with this prompt would fit now.
 
-        Weighed is the call's upper bound, as the gate will weigh it; the gate decides anew for the call itself.
-        Errors: AppError (PLAN_LIMIT_REACHED; PRICE_UNKNOWN; INVALID_TASK for an unknown action).
+        The call's upper bound is checked, as the gate will check it; the gate decides again for the call itself.
+        Errors: PlanLimitReached; PriceUnknown.
         """
         try:
             task_type = TaskType(action)
         except ValueError:
-            raise AppError(ErrorCode.INVALID_TASK, f"unknown action {action!r}") from None
-        runtime = current_runtime()
+            known = ", ".join(kind.value for kind in TaskType)
+            raise InvalidTask(f"unknown action {action!r}; known are {known}") from None
         if task_type is TaskType.PING:
             return await self.get_usage_for_user(user_id, plan)
-        route = runtime.routes[task_type]
-        try:
+        async with using_runtime() as runtime:
+            route = runtime.routes[task_type]
             price = runtime.prices.price(route.model, now_ms())
             cost = bound((Message(role="user", content=prompt),), route.max_tokens, price).amount_nanousd
-        except CostUnbounded as exc:
-            raise AppError(ErrorCode.PRICE_UNKNOWN, str(exc)) from exc
         return await CostTracker().check_budget(user_id, plan, estimated_cost_usd=usd_from_nanousd(cost))

@@ -12,13 +12,11 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, cast
 
-import structlog
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 _RECONNECT_S: Final = 1.0
-_log = structlog.get_logger(__name__)
 
 
 class Arrivals:
@@ -84,7 +82,10 @@ class Arrivals:
                 while True:
                     self._wake(cast("dict[str, Any] | None", await pubsub.get_message(timeout=None)))
             except (RedisError, OSError) as exc:
-                _log.warning("arrivals.connection_lost", problem=str(exc))
+                # Imported here: it loads Rich, for which an application that only publishes should not wait.
+                import structlog
+
+                structlog.get_logger(__name__).warning("arrivals.connection_lost", problem=str(exc))
                 await asyncio.sleep(_RECONNECT_S)
             finally:
                 if self._pubsub is pubsub:

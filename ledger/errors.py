@@ -1,7 +1,6 @@
-"""What can go wrong with the ledger, one class for each thing a caller can do something about.
+"""Errors of the ledger, one class for each thing a caller can do something about.
 
-LedgerError
-├── BudgetExceeded            final: the settled spend plus the call's bound passes the cap
+LedgerError, in the public tree that `schemas.errors` draws
 ├── IdempotencyConflict       final: the call id was used before, with other content
 ├── CallUnknown               final: no such hold; it was never opened, or its record has expired
 ├── ResultUnreadable          final: what is stored as a task's result is not one
@@ -15,40 +14,36 @@ LedgerError
     └── WrongPartitions       the ledger was made with another number of partitions
 """
 
+from tollbook.schemas.errors import AppError
+from tollbook.schemas.identifiers import describe_budget
 from tollbook.schemas.money import format_usd
+from tollbook.schemas.results import ErrorCode
 
 
-class LedgerError(Exception):
-    """Base of everything the ledger raises on purpose."""
+class LedgerError(AppError):
+    """Base of every error that the ledger raises on purpose."""
 
-
-class BudgetExceeded(LedgerError):
-    """The hold would pass the cap of a budget."""
-
-    def __init__(self, *, budget: str, requested_nanousd: int, settled_nanousd: int, cap_nanousd: int) -> None:
-        super().__init__(
-            f"{budget}: a call of up to {format_usd(requested_nanousd, places=6)} does not fit, "
-            f"{format_usd(settled_nanousd, places=6)} of {format_usd(cap_nanousd)} are spent"
-        )
-        self.budget = budget
-        self.requested_nanousd = requested_nanousd
-        self.settled_nanousd = settled_nanousd
-        self.cap_nanousd = cap_nanousd
+    code = "LEDGER_ERROR"
 
 
 class IdempotencyConflict(LedgerError):
-    """The same task id came with other content; the first content stands, nothing is charged."""
+    """The same id came with other content; the first content stands, nothing is charged."""
 
-    def __init__(self, call_id: str) -> None:
-        super().__init__(f"task id {call_id} was used before with other content; use a new task id")
+    code = ErrorCode.IDEMPOTENCY_CONFLICT
+
+    def __init__(self, call_id: str, *, kind: str = "task id") -> None:
+        super().__init__(f"{kind} {call_id} was used before with other content; use a new {kind}", {"id": call_id})
         self.call_id = call_id
 
 
 class CallUnknown(LedgerError):
-    """The ledger has no such hold: it was never opened, or its record has expired."""
+    """The ledger has no such call, or no such hold of it: it was never opened, or its record has expired."""
 
-    def __init__(self, call_id: str, hold: int) -> None:
-        super().__init__(f"call {call_id} has no hold number {hold} on the ledger")
+    code = "CALL_UNKNOWN"
+
+    def __init__(self, call_id: str, hold: int | None = None) -> None:
+        subject = f"call {call_id}" if hold is None else f"call {call_id} with a hold number {hold}"
+        super().__init__(f"there is no {subject} on the ledger: it never was, or its record has expired")
         self.call_id = call_id
         self.hold = hold
 
@@ -62,7 +57,9 @@ class ResultUnreadable(LedgerError):
 
 
 class LedgerUnavailable(LedgerError):
-    """Redis did not answer. The outcome is unknown; repeating with the same call id is safe."""
+    """Redis or the projection did not answer. The outcome is unknown; repeating with the same call id is safe."""
+
+    code = ErrorCode.LEDGER_UNAVAILABLE
 
 
 class BaselineUnavailable(LedgerUnavailable):
@@ -71,6 +68,8 @@ class BaselineUnavailable(LedgerUnavailable):
 
 class LedgerRefused(LedgerError):
     """The stores disagree or cannot serve; no call is made until a person has looked."""
+
+    code = ErrorCode.LEDGER_UNAVAILABLE
 
 
 class LedgerReplaced(LedgerRefused):
@@ -104,9 +103,8 @@ class LedgerDiverged(LedgerRefused):
 
     def __init__(self, *, budget: str, baseline_nanousd: tuple[int, int], ledger_nanousd: tuple[int, int]) -> None:
         super().__init__(
-            f"{budget}: DuckDB says settled {baseline_nanousd[0]} and held {baseline_nanousd[1]} nano-dollars, "
-            f"the ledger says {ledger_nanousd[0]} and {ledger_nanousd[1]}. Set the DuckDB file aside and restart: "
-            "it is rebuilt from the ledger"
+            f"{describe_budget(budget)}: DuckDB says {_amounts(*baseline_nanousd)}, the ledger says "
+            f"{_amounts(*ledger_nanousd)}. Set the DuckDB file aside and restart: it is rebuilt from the ledger"
         )
         self.budget = budget
 
@@ -126,3 +124,7 @@ class WrongPartitions(LedgerRefused):
         super().__init__(f"the ledger was created with {stored} partitions, the settings say {configured}")
         self.configured = configured
         self.stored = stored
+
+
+def _amounts(settled_nanousd: int, held_nanousd: int) -> str:
+    return f"settled {format_usd(settled_nanousd, places=9)} and held {format_usd(held_nanousd, places=9)}"

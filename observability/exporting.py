@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tollbook.observability.tracing import Tracing
 
 _LAST_SPANS_S: Final = 3.0
+_NOT_INSTALLED: Final = "TOLLBOOK_TRACES: OpenTelemetry is not installed: pip install 'tollbook[tracing]'"
 _log = structlog.get_logger(__name__)
 
 
@@ -31,15 +32,18 @@ _log = structlog.get_logger(__name__)
 async def open_tracing(settings: Settings) -> AsyncGenerator["Tracing | None"]:
     """Yield what follows tasks, or None where traces are off; the last spans are sent at the end.
 
-    Errors: SettingsError where the exporter is not installed, or its variables are wrong.
+    Errors: SettingsError where OpenTelemetry is not installed, or its variables are wrong.
     """
     if settings.traces == "off":
         yield None
         return
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
+    try:
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
 
-    from tollbook.observability.tracing import TaskIds, Tracing
+        from tollbook.observability.tracing import TaskIds, Tracing
+    except ModuleNotFoundError as exc:
+        raise SettingsError([_NOT_INSTALLED]) from exc
 
     # The SDK's own default is "unknown_service".
     name = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "tollbook"}
@@ -77,7 +81,7 @@ def _exporter(settings: Settings) -> "SpanExporter":
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ModuleNotFoundError as exc:
-        raise SettingsError(["TOLLBOOK_TRACES: otlp needs an exporter: pip install 'tollbook[tracing]'"]) from exc
+        raise SettingsError([_NOT_INSTALLED]) from exc
     try:
         return OTLPSpanExporter()
     except ValueError as exc:

@@ -22,9 +22,11 @@ from pydantic import (
     model_validator,
 )
 
+from tollbook.schemas.errors import AppError
 from tollbook.schemas.identifiers import CampaignId, TaskId, UserId
 from tollbook.schemas.plans import DEFAULT_PLAN, Plan
 from tollbook.schemas.problems import UTF8_WORDS, Expected, as_text, problems_of, shown
+from tollbook.schemas.results import ErrorCode
 
 
 class TaskStream(StrEnum):
@@ -55,8 +57,10 @@ MAX_JSON_DEPTH: Final = 32
 _JSON_FIELDS: Final = ("messages", "metadata")
 
 
-class InvalidTask(ValueError):
+class InvalidTask(AppError, ValueError):
     """The message is not a valid task. The text names each wrong field, and quotes no prompt (G10)."""
+
+    code = ErrorCode.INVALID_TASK
 
 
 class Message(BaseModel):

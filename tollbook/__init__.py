@@ -2,55 +2,84 @@
 
     from tollbook import InferenceClient, Publisher, MODEL_ROUTING, COST_CAPS
 
-These are the public names. Importing this package does no work; a name is loaded when it is first used.
+These are the public names. Importing the package loads nothing else; a name's module is loaded when it is first used.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from tollbook.inference.client import InferenceClient
-    from tollbook.inference.cost_tracker import CostTracker
-    from tollbook.inference.errors import AppError, ResultTimeout
-    from tollbook.inference.publisher import Publisher, TaskUnconfirmed
+    from tollbook.inference.cost_tracker import CostTracker, UsageSummary
+    from tollbook.inference.current_runtime import connect_runtime
+    from tollbook.inference.errors import (
+        AttemptsExhausted,
+        BudgetWaitTimeout,
+        InferenceFailed,
+        PlanLimitReached,
+        PriceUnknown,
+        ProviderError,
+        ProviderRefused,
+        ProviderUnavailable,
+        ResultTimeout,
+        SettingsError,
+        TaskUnconfirmed,
+    )
+    from tollbook.inference.publisher import Publisher
     from tollbook.inference.routing import COST_CAPS, MODEL_ROUTING
     from tollbook.inference.usage_service import UsageService
-    from tollbook.ledger.errors import LedgerUnavailable
+    from tollbook.ledger.errors import (
+        BaselineUnavailable,
+        CallUnknown,
+        IdempotencyConflict,
+        LedgerError,
+        LedgerRefused,
+        LedgerUnavailable,
+    )
+    from tollbook.schemas.errors import AppError
+    from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
     from tollbook.schemas.tasks import InvalidTask
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "COST_CAPS",
-    "MODEL_ROUTING",
-    "AppError",
-    "CostTracker",
-    "InferenceClient",
-    "InvalidTask",
-    "LedgerUnavailable",
-    "Publisher",
-    "ResultTimeout",
-    "TaskUnconfirmed",
-    "UsageService",
-]
+    "COST_CAPS", "MODEL_ROUTING", "AppError", "AttemptsExhausted", "BaselineUnavailable", "BudgetWaitTimeout",
+    "CallUnknown", "CostTracker", "ErrorCode", "IdempotencyConflict", "InferenceClient", "InferenceFailed",
+    "InferenceResult", "InvalidTask", "LedgerError", "LedgerRefused", "LedgerUnavailable", "PlanLimitReached",
+    "PriceUnknown", "ProviderError", "ProviderRefused", "ProviderUnavailable", "Publisher", "ResultTimeout",
+    "SettingsError", "TaskStatus", "TaskUnconfirmed", "UsageService", "UsageSummary", "connect_runtime",
+]  # fmt: skip
 
-_MODULES = {
-    "InferenceClient": "tollbook.inference.client",
-    "CostTracker": "tollbook.inference.cost_tracker",
-    "AppError": "tollbook.inference.errors",
-    "ResultTimeout": "tollbook.inference.errors",
-    "Publisher": "tollbook.inference.publisher",
-    "TaskUnconfirmed": "tollbook.inference.publisher",
-    "COST_CAPS": "tollbook.inference.routing",
-    "MODEL_ROUTING": "tollbook.inference.routing",
-    "UsageService": "tollbook.inference.usage_service",
-    "LedgerUnavailable": "tollbook.ledger.errors",
-    "InvalidTask": "tollbook.schemas.tasks",
-}
+_NAMES: Final = {
+    "tollbook.inference.client": ("InferenceClient",),
+    "tollbook.inference.cost_tracker": ("CostTracker", "UsageSummary"),
+    "tollbook.inference.current_runtime": ("connect_runtime",),
+    "tollbook.inference.errors": (
+        "AttemptsExhausted", "BudgetWaitTimeout", "InferenceFailed", "PlanLimitReached", "PriceUnknown",
+        "ProviderError", "ProviderRefused", "ProviderUnavailable", "ResultTimeout", "SettingsError",
+        "TaskUnconfirmed",
+    ),
+    "tollbook.inference.publisher": ("Publisher",),
+    "tollbook.inference.routing": ("COST_CAPS", "MODEL_ROUTING"),
+    "tollbook.inference.usage_service": ("UsageService",),
+    "tollbook.ledger.errors": (
+        "BaselineUnavailable", "CallUnknown", "IdempotencyConflict", "LedgerError", "LedgerRefused",
+        "LedgerUnavailable",
+    ),
+    "tollbook.schemas.errors": ("AppError",),
+    "tollbook.schemas.results": ("ErrorCode", "InferenceResult", "TaskStatus"),
+    "tollbook.schemas.tasks": ("InvalidTask",),
+}  # fmt: skip
+_MODULES: Final = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name from its module."""
     if name not in _MODULES:
         raise AttributeError(f"module 'tollbook' has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    return globals().setdefault(name, getattr(import_module(_MODULES[name]), name))
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *__all__})

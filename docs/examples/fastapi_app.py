@@ -2,7 +2,8 @@
 
     uvicorn --app-dir docs/examples fastapi_app:app
 
-It finds the running system by the same settings as `tollbook publish`, and runs on the projector's machine.
+It finds the running system by the same settings as `tollbook publish`, and runs on the projector's machine. It may
+start before Redis or the projector does: until they answer, it answers 503.
 Who the user is comes from your own log-in; here it is part of the path, so that the example stays short.
 """
 
@@ -10,19 +11,25 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from tollbook import AppError, InvalidTask, LedgerUnavailable, Publisher, ResultTimeout, UsageService
-from tollbook.inference.cost_tracker import UsageSummary
-from tollbook.inference.runtime import connect_runtime
-from tollbook.schemas.results import ErrorCode, InferenceResult
+from tollbook import (
+    AppError,
+    InferenceResult,
+    PlanLimitReached,
+    Publisher,
+    ResultTimeout,
+    UsageService,
+    UsageSummary,
+    connect_runtime,
+)
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-    """Connect once; every request shares the connections."""
+    """Open once what every request shares; it connects with the first request."""
     async with connect_runtime(), Publisher() as publisher:
         app.state.publisher = publisher
         yield
@@ -69,38 +76,29 @@ async def show_draft(
     user_id: str, task_id: str, tasks: Tasks, wait_s: Annotated[float, Query(ge=0, le=60)] = 0
 ) -> InferenceResult:
     """Return a draft's result, waiting for it up to `wait_s` seconds; 404 while there is none, or it is another's."""
-    try:
-        result = await tasks.wait(task_id, timeout_s=wait_s)
-    except ResultTimeout as error:
-        raise HTTPException(404, str(error)) from error
+    result = await tasks.wait(task_id, timeout_s=wait_s)
     if result.user_id != user_id:
-        raise HTTPException(404, f"no result for {task_id}")
+        raise ResultTimeout(task_id, wait_s)
     return result
+
+
+STATUS = {
+    "PLAN_LIMIT_REACHED": 402,
+    "RESULT_TIMEOUT": 404,
+    "INVALID_TASK": 422,
+    "IDEMPOTENCY_CONFLICT": 422,
+}
 
 
 @app.exception_handler(AppError)
 async def refuse(_: Request, error: AppError) -> JSONResponse:
-    """Say why a call was refused: 402 at the plan's limit, 429 while only other calls' holds are in the way."""
-    match error.code:
-        case ErrorCode.PLAN_LIMIT_REACHED:
-            status = 429 if error.data.get("is_temporary") else 402
-        case ErrorCode.INVALID_TASK | ErrorCode.IDEMPOTENCY_CONFLICT:
-            status = 422
-        case _:
-            status = 503
-    numbers = {name: f"{value:f}" for name, value in error.data.items() if name.endswith("_usd")}
+    """Say why there is no answer, with the amounts behind it; where a retry may help, say when.
+
+    A draft with a `request_id` can be sent again without being paid twice.
+    """
+    # 429: only open calls are in the way, which give most of their money back. Unlisted codes: no ledger, no price.
+    is_temporary = isinstance(error, PlanLimitReached) and error.is_temporary
+    status = 429 if is_temporary else STATUS.get(error.code, 503)
+    amounts = {name: f"{value:f}" for name, value in error.data.items() if name.endswith("_usd")}
     headers = {"Retry-After": "5"} if status in (429, 503) else None
-    return JSONResponse({"code": error.code, "message": error.message, **numbers}, status, headers)
-
-
-@app.exception_handler(InvalidTask)
-async def reject(_: Request, error: InvalidTask) -> JSONResponse:
-    """Say which field cannot be taken."""
-    return JSONResponse({"code": ErrorCode.INVALID_TASK, "message": str(error)}, 422)
-
-
-@app.exception_handler(LedgerUnavailable)
-async def put_off(_: Request, error: LedgerUnavailable) -> JSONResponse:
-    """Ask the client to come again; a draft with a `request_id` can be sent again without being paid twice."""
-    body = {"code": ErrorCode.LEDGER_UNAVAILABLE, "message": str(error)}
-    return JSONResponse(body, 503, {"Retry-After": "5"})
+    return JSONResponse({"code": error.code, "message": error.message, **amounts}, status, headers)

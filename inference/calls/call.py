@@ -6,6 +6,7 @@ from typing import Any
 from tollbook.inference.attempts import Attempt
 from tollbook.inference.routing import resolve_model
 from tollbook.ledger.gate.requests import Denied, FinishedCall
+from tollbook.schemas.identifiers import describe_budget
 from tollbook.schemas.money import format_usd, usd_from_nanousd
 from tollbook.schemas.plans import Plan
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
@@ -99,15 +100,29 @@ def failed_result(
 
 def denied_result(call: Call, denial: Denied, now_ms: int) -> InferenceResult:
     """Refused by the cap, with the numbers that decided."""
-    if denial.reason == "wait_timeout":
-        code, stand = ErrorCode.BUDGET_WAIT_TIMEOUT, f"{format_usd(denial.held_nanousd, places=6)} stayed held"
-    else:
-        code, stand = ErrorCode.PLAN_LIMIT_REACHED, f"{format_usd(denial.settled_nanousd, places=6)} are spent"
-    problem = (
-        f"{denial.budget}: a call of up to {format_usd(denial.amount_nanousd, places=6)} does not fit: "
-        f"{stand} of {format_usd(denial.cap_nanousd)}"
+    is_timeout = denial.reason == "wait_timeout"
+    code = ErrorCode.BUDGET_WAIT_TIMEOUT if is_timeout else ErrorCode.PLAN_LIMIT_REACHED
+    problem = describe_shortage(
+        denial.budget,
+        requested_nanousd=denial.amount_nanousd,
+        settled_nanousd=denial.settled_nanousd,
+        held_nanousd=denial.held_nanousd,
+        cap_nanousd=denial.cap_nanousd,
     )
     return InferenceResult(**_description(call, now_ms), status=TaskStatus.DENIED, error_code=code, error=problem)
+
+
+def describe_shortage(
+    budget: str, *, requested_nanousd: int, settled_nanousd: int, held_nanousd: int, cap_nanousd: int
+) -> str:
+    """Say whose call does not fit which cap, and what stands in its way."""
+    requested, settled, held = (
+        format_usd(amount, places=6) for amount in (requested_nanousd, settled_nanousd, held_nanousd)
+    )
+    return (
+        f"{describe_budget(budget)}: a call of up to {requested} does not fit the cap of {format_usd(cap_nanousd)}, "
+        f"of which {settled} are spent and {held} held by open calls"
+    )
 
 
 def finished_result(call: Call, found: FinishedCall, now_ms: int) -> InferenceResult:

@@ -18,7 +18,7 @@ from tollbook.inference.calls.call import Call, exhausted
 from tollbook.inference.calls.earlier_runs import EarlierRuns
 from tollbook.inference.calls.holds import Hold
 from tollbook.inference.calls.steps import CallObserver, Unobserved, cleanup_shielded
-from tollbook.inference.errors import CostUnbounded
+from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.ledger.errors import IdempotencyConflict
 from tollbook.ledger.gate.ledger import Ledger
@@ -194,7 +194,7 @@ class Reservations:
             raise IdempotencyConflict(call.call_id)
         try:
             first = bound_attempt(call, call.route.model, self._prices, self._now_ms())
-        except CostUnbounded as exc:
+        except PriceUnknown as exc:
             return await self._earlier_runs.unpriced(call, str(exc))
         try:
             with self._observer.reserving(first.amount_nanousd) as record_outcome:
@@ -275,7 +275,7 @@ class Reservations:
 
 
 def bound_attempt(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -> Bound:
-    """Bound what one attempt of a call can cost. Errors: CostUnbounded."""
+    """Bound what one attempt of a call can cost. Errors: PriceUnknown."""
     return bound(call.messages, call.route.max_tokens, prices.price(model, now_ms))
 
 

@@ -33,11 +33,11 @@ class PriceCatalogue:
         if found is None:
             found = self._look_up(model)
         if isinstance(found, PriceUnknown):
-            raise PriceUnknown(found.model, found.why)
+            raise PriceUnknown(found.message, found.data)
         for dated in reversed(found):
             if dated.from_ms <= at_ms:
                 return dated.price
-        raise PriceUnknown(model, "its configured price is not in force yet")
+        raise PriceUnknown.of_model(model, "its configured price is not in force yet")
 
     def knows(self, model: str, at_ms: int) -> bool:
         """Whether a price of the model is known."""

@@ -45,10 +45,14 @@ def prices_of(model: str, provider_id: str) -> tuple[DatedPrice, ...]:
     snapshot = data_snapshot.get_snapshot()
     provider = data_snapshot.find_provider_by_id(snapshot.providers, provider_id)
     if provider is None:
-        raise PriceUnknown(model, f"the price catalogue has no provider {provider_id}; correct TOLLBOOK_PRICE_PROVIDER")
+        raise PriceUnknown.of_model(
+            model, f"the price catalogue has no provider {provider_id}; correct TOLLBOOK_PRICE_PROVIDER"
+        )
     info = provider.find_model(model, all_providers=snapshot.providers)
     if info is None:
-        raise PriceUnknown(model, f"the price catalogue does not list it for {provider_id}; set it in TOLLBOOK_PRICES")
+        raise PriceUnknown.of_model(
+            model, f"the price catalogue does not list it for {provider_id}; set it in TOLLBOOK_PRICES"
+        )
     moments = [(FOREVER_MS, datetime.min.replace(tzinfo=UTC))]
     for start in _start_dates(info):
         midnight = datetime.combine(start, time.min, UTC)
@@ -60,12 +64,12 @@ def _refuse_unpriceable(model: str) -> None:
     name = model.lower()
     for suffix, why in _REFUSED_SUFFIXES.items():
         if name.endswith(suffix):
-            raise PriceUnknown(model, why)
+            raise PriceUnknown.of_model(model, why)
     for part, why in _REFUSED_PARTS.items():
         if part in name:
-            raise PriceUnknown(model, why)
+            raise PriceUnknown.of_model(model, why)
     if "@" in name or name.startswith(("openrouter/", "~")):
-        raise PriceUnknown(model, "it is a router, preset or alias, which can pick any model")
+        raise PriceUnknown.of_model(model, "it is a router, preset or alias, which can pick any model")
 
 
 def _conditions(info: ModelInfo) -> list[StartDateConstraint | TimeOfDateConstraint]:
@@ -111,11 +115,11 @@ def _model_price(model: str, listed: ListedPrice) -> ModelPrice:
     prices = {name: value for name, value in vars(listed).items() if value is not None and not name.startswith("_")}
     unknown = [name for name in prices if name not in _RELEVANT and not any(part in name for part in _IRRELEVANT)]
     if unknown:
-        raise PriceUnknown(model, f"it is billed by {', '.join(unknown)} too")
+        raise PriceUnknown.of_model(model, f"it is billed by {', '.join(unknown)} too")
     if not prices.keys() & {"input_mtok", "output_mtok"} and model.lower().endswith(":free"):
         return ModelPrice(model, (tier_from_usd(-1, Decimal(0), Decimal(0), None, None),))
     if "input_mtok" not in prices or "output_mtok" not in prices:
-        raise PriceUnknown(model, "the price catalogue has no price for text in and text out")
+        raise PriceUnknown.of_model(model, "the price catalogue has no price for text in and text out")
     starts = {tier.start for value in prices.values() if isinstance(value, TieredPrices) for tier in value.tiers}
 
     def highest(start: int, *names: str) -> Decimal | None:

@@ -1,4 +1,4 @@
-"""How Tollbook makes its Redis clients.
+"""The one way in which Tollbook makes a Redis client, and what an error of it means.
 
 Two features of redis-py (8.1, read in November 2026) are switched off, since each breaks a
 guarantee: it sends a command again after a lost connection, and under Python 3.11 its
@@ -7,17 +7,23 @@ sent, so that a loop which was told to stop goes on. Callers set timeouts of the
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+
+from tollbook.ledger.errors import LedgerUnavailable
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 30.0
 _PASSWORD: Final = re.compile(r"(://[^:@/]*:).*@")
 _PASSWORD_PARAMETER: Final = re.compile(r"(\w*password=)[^&]*", re.IGNORECASE)
+# Redis explains some refusals, such as protected mode, in a page of text; the first sentence says what it is.
+_REST_OF_TEXT: Final = re.compile(r"(\.\s|\n).*", re.DOTALL)
 
 
 def connect(redis_url: str) -> Redis:
@@ -43,3 +49,27 @@ def time_ms(reply: Sequence[bytes | int]) -> int:
     """Return the reply of TIME in milliseconds since the epoch."""
     seconds, microseconds = reply
     return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def unavailable(exc: BaseException) -> LedgerUnavailable:
+    """Return what an error of redis-py, or of the network below it, means to a caller; raise it `from exc`."""
+    text = _REST_OF_TEXT.sub("", str(exc)) or type(exc).__name__
+    match exc:
+        case AuthenticationError():
+            return LedgerUnavailable(
+                f"Redis refused the log-in ({text}): REDIS_URL takes a user and a password, "
+                "redis://USER:PASSWORD@HOST:PORT/0"
+            )
+        case ResponseError():
+            return LedgerUnavailable(f"Redis refused a command ({text})")
+        case _:
+            return LedgerUnavailable(f"Redis did not answer ({type(exc).__name__}: {text})")
+
+
+@contextmanager
+def translating_redis_errors() -> Generator[None]:
+    """Raise LedgerUnavailable for an error of redis-py."""
+    try:
+        yield
+    except RedisError as exc:
+        raise unavailable(exc) from exc

@@ -18,6 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.server.connection import unavailable
 
 Argument = str | bytes | int
 
@@ -73,8 +74,7 @@ class CommandPipeline:
                     replies = await self._exchange([command for command, _ in batch])
             except (RedisError, OSError, TimeoutError) as exc:
                 await self._drop_connection()
-                reason = str(exc) or f"not within {self._timeout_s:g} s"
-                problem = LedgerUnavailable(f"Redis did not answer ({type(exc).__name__}: {reason})")
+                problem = unavailable(exc if str(exc) else TimeoutError(f"not within {self._timeout_s:g} s"))
                 problem.__cause__ = exc
                 replies = cast("list[Any]", [problem] * len(batch))
             except BaseException:

@@ -482,7 +482,11 @@ async def test_a_baseline_ahead_of_the_ledger_is_refused(bench: GateBench) -> No
 async def test_a_baseline_that_the_tail_contradicts_is_refused(bench: GateBench) -> None:
     """G8: the stores disagree."""
     await bench.reserve()
-    with pytest.raises(LedgerDiverged, match="DuckDB says settled 4 and held 0 nano-dollars, the ledger says 0 and 4"):
+    with pytest.raises(
+        LedgerDiverged,
+        match=r"settled \$0.000000004 and held \$0.000000000, the ledger says "
+        r"settled \$0.000000000 and held \$0.000000004",
+    ):
         await bench.reserve("b", baselines=[Baseline(4, 0, await bench.head())])
 
 

@@ -1,7 +1,8 @@
 """The example application of the documents, against a running system."""
 
 import importlib.util
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from tests.integration.test_usage_service import Server
+from tests.proxy import faulty_proxy
 from tests.servers import wait_until
 from tests.system import RunningSystem, running_system
 from tollbook import CostTracker
@@ -41,18 +43,30 @@ def load_example() -> ModuleType:
     return module
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(running: RunningSystem, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[httpx.AsyncClient]:
+@asynccontextmanager
+async def served(
+    running: RunningSystem, directory: Path, redis_url: str | None = None
+) -> AsyncGenerator[httpx.AsyncClient]:
     """The application as it is written: its settings come from the environment."""
     settings = running.system.runtime.settings
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        patch.chdir(directory)
         patch.setenv("TOLLBOOK_DATA_DIR", str(settings.data_dir))
-        patch.setenv("REDIS_URL", running.system.redis_url)
+        patch.setenv("REDIS_URL", redis_url or running.system.redis_url)
         patch.setenv("OPENROUTER_BASE_URL", settings.openrouter_base_url)
         patch.setenv("TOLLBOOK_CAPS", '{"plans": {"trial": "0.08"}}')
         async with Server(load_example().app).run() as client:
             yield client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(running: RunningSystem, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[httpx.AsyncClient]:
+    async with served(running, tmp_path_factory.mktemp("elsewhere")) as client:
+        yield client
+
+
+def no_result(task_id: str) -> dict[str, str]:
+    return {"code": "RESULT_TIMEOUT", "message": f"no result for {task_id} after 0 s"}
 
 
 async def order(client: httpx.AsyncClient, user: str, **draft: Any) -> httpx.Response:
@@ -70,7 +84,7 @@ async def test_a_draft_is_ordered_and_its_result_fetched_and_counted(client: htt
     assert Decimal(usage["spent_usd"]) > 0
     assert (usage["cap_usd"], usage["reserved_usd"], usage["plan"]) == ("0.080000000", "0.000000000", "trial")
     others = await client.get(f"/users/u2/drafts/{task_id}")
-    assert (others.status_code, others.json()) == (404, {"detail": f"no result for {task_id}"})
+    assert (others.status_code, others.json()) == (404, no_result(task_id)), "as if there were none"
 
 
 async def test_a_request_that_is_sent_again_is_the_same_draft(
@@ -98,7 +112,8 @@ async def test_at_the_plans_limit_the_answer_is_402_and_says_the_numbers(
     assert (body["code"], body["cap_usd"], body["spent_usd"]) == ("PLAN_LIMIT_REACHED", "0.080000000", "0.079900000")
     assert body["reserved_usd"] == "0.000000000"
     assert Decimal(body["spent_usd"]) + Decimal(body["estimated_cost_usd"]) > Decimal(body["cap_usd"])
-    assert "u4" in body["message"]
+    assert "user u4" in body["message"]
+    assert "does not fit the cap of $0.08, of which $0.079900 are spent" in body["message"]
     assert await running.redis.xlen("generation") == published, "nothing was published"
 
 
@@ -111,7 +126,7 @@ async def test_while_only_open_holds_are_in_the_way_the_answer_is_429_and_later_
     refused = await order(client, "u5")
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5")
     waiting = await client.get(f"/users/u5/drafts/{tasks[0]}")
-    assert (waiting.status_code, waiting.json()) == (404, {"detail": f"no result for {tasks[0]} after 0 s"})
+    assert (waiting.status_code, waiting.json()) == (404, no_result(tasks[0]))
     await running.provider.open()
     for task_id in tasks:
         assert (await client.get(f"/users/u5/drafts/{task_id}", params={"wait_s": 10})).json()["status"] == "done"
@@ -135,3 +150,19 @@ async def test_without_a_ledger_the_answer_is_503(running: RunningSystem, client
         assert (refused.status_code, refused.json()["code"]) == (503, "LEDGER_UNAVAILABLE")
     finally:
         await running.redis.rename("kept", running.keys.meta)
+
+
+async def test_it_starts_before_redis_does_and_answers_503_until_then(running: RunningSystem, tmp_path: Path) -> None:
+    async with faulty_proxy(running.system.redis_url) as proxy:
+        await proxy.stop()
+        async with served(running, tmp_path, proxy.url) as client:
+            for response in (
+                await client.get("/users/u8/usage"),
+                await order(client, "u8"),
+                await client.get("/users/u8/drafts/t1"),
+            ):
+                assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
+                assert response.json()["code"] == "LEDGER_UNAVAILABLE"
+            await proxy.start()
+            assert (await client.get("/users/u8/usage")).status_code == 200
+            assert (await order(client, "u8")).status_code == 202

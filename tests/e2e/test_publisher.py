@@ -137,6 +137,7 @@ async def test_a_task_whose_confirmation_was_lost_is_sent_again_and_executed_onc
         faulty_proxy(running.system.redis_url) as proxy,
         Publisher(settings_of(running, redis_url=proxy.url)) as publisher,
     ):
+        await publisher.publish("monitoring", "ping")
         proxy.hold_replies()
         publishing = asyncio.create_task(publisher.publish("generation", "score_post", "a post", user_id="torn"))
         await proxy.next_chunk()
@@ -155,6 +156,7 @@ async def test_a_task_that_cannot_be_confirmed_says_under_which_id_to_repeat_it(
         faulty_proxy(running.system.redis_url) as proxy,
         Publisher(settings_of(running, redis_url=proxy.url)) as publisher,
     ):
+        await publisher.publish("monitoring", "ping")
         await proxy.stop()
         with pytest.raises(TaskUnconfirmed) as lost:
             await publisher.publish("generation", "score_post", "a post", user_id="away")
@@ -167,6 +169,21 @@ async def test_a_task_that_cannot_be_confirmed_says_under_which_id_to_repeat_it(
             "generation", "score_post", "a post", user_id="away", task_id=lost.value.task_id, timeout_s=10
         )
     assert (result.task_id, result.status) == (lost.value.task_id, TaskStatus.DONE)
+
+
+async def test_a_publisher_opens_without_redis_and_connects_once_there_is_one(running: RunningSystem) -> None:
+    async with faulty_proxy(running.system.redis_url) as proxy:
+        await proxy.stop()
+        async with Publisher(settings_of(running, redis_url=proxy.url)) as publisher:
+            refusals = await asyncio.gather(
+                *(publisher.publish("monitoring", "ping") for _ in range(3)),
+                publisher.result("t1"),
+                publisher.wait("t1", timeout_s=5),
+                return_exceptions=True,
+            )
+            assert [type(refusal) for refusal in refusals] == [LedgerUnavailable] * 5, "nothing was sent"
+            await proxy.start()
+            assert (await publisher.publish_and_wait("monitoring", "ping", timeout_s=10)).content == "pong"
 
 
 async def test_who_waits_hears_of_a_result_over_a_subscription_that_broke(running: RunningSystem) -> None:
@@ -212,10 +229,12 @@ async def test_a_refusal_of_the_server_is_told_and_not_tried_again(running: Runn
 async def test_a_server_is_found_in_the_data_directory_or_its_absence_told(
     running: RunningSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(LedgerUnavailable, match="start `tollbook up`"):
-        await Publisher(settings_of(running, redis_url=None, data_dir=tmp_path)).__aenter__()
-    with pytest.raises(LedgerUnavailable, match="does not answer") as refused:
-        await Publisher(settings_of(running, redis_url="redis://:secret@127.0.0.1:1/0")).__aenter__()
+    async with Publisher(settings_of(running, redis_url=None, data_dir=tmp_path)) as publisher:
+        with pytest.raises(LedgerUnavailable, match="start `tollbook up`"):
+            await publisher.publish("monitoring", "ping")
+    async with Publisher(settings_of(running, redis_url="redis://:secret@127.0.0.1:1/0")) as publisher:
+        with pytest.raises(LedgerUnavailable, match=r"Redis did not answer .*127\.0\.0\.1:1") as refused:
+            await publisher.publish("monitoring", "ping")
     assert "secret" not in str(refused.value)
     write_endpoint(
         tmp_path / "data",

@@ -15,9 +15,19 @@ from fastapi.responses import JSONResponse
 from redis.asyncio import Redis
 
 from tests.calling import COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling, period
-from tollbook import AppError, CostTracker, InferenceClient, UsageService
+from tollbook import (
+    AppError,
+    CostTracker,
+    InferenceClient,
+    InvalidTask,
+    LedgerUnavailable,
+    PlanLimitReached,
+    PriceUnknown,
+    UsageService,
+    connect_runtime,
+)
 from tollbook.inference.cost_tracker import UsageSummary
-from tollbook.inference.runtime import connect_runtime, current_runtime
+from tollbook.inference.current_runtime import current_runtime
 from tollbook.inference.settings import Settings
 from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.results import ErrorCode
@@ -56,10 +66,10 @@ async def test_action_is_weighed_as_the_gate_will_weigh_it(calling: Calling, roo
             assert summary.cap_usd == usd_from_nanousd(BOUND)
             assert (await InferenceClient("generate_draft").call(PROMPT, "u1")).content
         else:
-            with pytest.raises(AppError) as refused:
+            with pytest.raises(PlanLimitReached) as refused:
                 await usage.check_action_limit("u1", "generate_draft", prompt=PROMPT)
             assert refused.value.code is ErrorCode.PLAN_LIMIT_REACHED
-            with pytest.raises(AppError) as refused:
+            with pytest.raises(PlanLimitReached) as refused:
                 await InferenceClient("generate_draft").call(PROMPT, "u1")
             assert refused.value.code is ErrorCode.PLAN_LIMIT_REACHED
 
@@ -68,7 +78,7 @@ async def test_action_that_costs_nothing_is_never_refused(calling: Calling) -> N
     async with connected(calling) as usage:
         await CostTracker().record_usage("u1", "5")
         assert (await usage.check_action_limit("u1", "ping")).remaining_usd == 0
-        with pytest.raises(AppError) as refused:
+        with pytest.raises(PlanLimitReached) as refused:
             await usage.check_action_limit("u1", "score_post")
         assert refused.value.code is ErrorCode.PLAN_LIMIT_REACHED
 
@@ -76,7 +86,7 @@ async def test_action_that_costs_nothing_is_never_refused(calling: Calling) -> N
 async def test_malformed_question_is_refused(calling: Calling) -> None:
     async with connected(calling) as usage:
         for arguments in (("u1", "fly", "trial"), ("u 1", "ping", "trial"), ("u1", "ping", "platinum")):
-            with pytest.raises(AppError) as refused:
+            with pytest.raises(InvalidTask) as refused:
                 await usage.check_action_limit(*arguments)
             assert refused.value.code is ErrorCode.INVALID_TASK
 
@@ -87,13 +97,13 @@ async def test_action_whose_model_has_no_price_is_refused(redis_client: Redis, s
         open_calling(server_url, tmp_path, is_served=True, routes=routes) as calling,
         connected(calling) as usage,
     ):
-        with pytest.raises(AppError) as refused:
+        with pytest.raises(PriceUnknown) as refused:
             await usage.check_action_limit("u1", "score_post")
     assert refused.value.code is ErrorCode.PRICE_UNKNOWN
 
 
 async def test_service_without_a_runtime_says_what_to_do() -> None:
-    with pytest.raises(AppError, match="connect_runtime") as refused:
+    with pytest.raises(LedgerUnavailable, match="connect_runtime") as refused:
         await UsageService().get_usage_for_user("u1")
     assert refused.value.code is ErrorCode.LEDGER_UNAVAILABLE
 
@@ -178,19 +188,19 @@ async def test_service_is_a_dependency_of_fastapi(calling: Calling) -> None:
         assert (response.status_code, response.json()["code"]) == (402, "PLAN_LIMIT_REACHED")
         assert (await client.get("/usage/two words")).json()["code"] == "INVALID_TASK"
     assert calling.booked() == PRICE
-    with pytest.raises(AppError, match="connect_runtime"):
-        current_runtime()
+    with pytest.raises(LedgerUnavailable, match="connect_runtime"):
+        await current_runtime()
 
 
 async def test_runtime_of_the_nearest_connection_is_used(calling: Calling) -> None:
     async with connect_runtime(calling.runtime.settings) as outer:
         async with connect_runtime(calling.runtime.settings) as inner:
-            assert current_runtime() is inner
-        assert current_runtime() is outer
+            assert await current_runtime() is await inner.get()
+        assert await current_runtime() is await outer.get()
 
         async def of_a_task() -> object:
             async with connect_runtime(calling.runtime.settings) as own:
-                return current_runtime() is own
+                return await current_runtime() is await own.get()
 
         assert await asyncio.gather(of_a_task(), of_a_task()) == [True, True]
-        assert current_runtime() is outer
+        assert await current_runtime() is await outer.get()

@@ -15,7 +15,7 @@ from tollbook.inference.bounds import (
     bound,
     text_tokens_at_most,
 )
-from tollbook.inference.errors import CostUnbounded
+from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.prices.model_price import ModelPrice, PriceTier, price_from_usd
 from tollbook.schemas.events import BoundPrice
 from tollbook.schemas.tasks import Message
@@ -134,18 +134,18 @@ def test_long_context_price_counts_where_the_prompt_could_reach_it(characters: i
 
 @pytest.mark.parametrize("max_tokens", [0, -1, True, 1.5, 1_000_001, None])
 def test_limit_that_limits_nothing_is_refused(max_tokens: object) -> None:
-    with pytest.raises(CostUnbounded, match="max_tokens"):
+    with pytest.raises(PriceUnknown, match="max_tokens"):
         bound([user("x")], max_tokens, PRICE)  # pyright: ignore[reportArgumentType]
 
 
 def test_no_message_is_refused() -> None:
-    with pytest.raises(CostUnbounded, match="at least one message"):
+    with pytest.raises(PriceUnknown, match="at least one message"):
         bound([], 10, PRICE)
 
 
 def test_bound_past_what_the_ledger_can_hold_is_refused() -> None:
     price = price_from_usd("m", prompt=Decimal(1_000_000), completion=Decimal(1_000_000))
-    with pytest.raises(CostUnbounded, match="more than 1,000,000 USD"):
+    with pytest.raises(PriceUnknown, match="more than 1,000,000 USD"):
         bound([user("x" * 1000)], 1_000_000, price)
 
 

@@ -152,6 +152,8 @@ def test_sums_of_the_largest_amounts_stay_exact_in_lua() -> None:
         (1_500, 9, "$0.000001500"),
         (-1, 2, "-$0.01"),
         (MAX_NANOUSD, 0, "$1,000,000"),
+        (4, 9, "$0.000000004"),
+        (0, 9, "$0.000000000"),
     ],
 )
 def test_people_never_see_a_spend_too_low(nanousd: int, places: int, text: str) -> None:

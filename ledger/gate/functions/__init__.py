@@ -11,9 +11,9 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from tollbook.ledger.errors import LedgerUnavailable, ServerTooOld
+from tollbook.ledger.errors import ServerTooOld
 from tollbook.ledger.packaged import packaged_text
-from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S
+from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, unavailable
 
 LIBRARY: Final = "tollbook_v1"
 _log = structlog.get_logger(__name__)
@@ -43,7 +43,7 @@ async def load_library(redis: Redis) -> None:
                 return
             await redis.function_load(code, replace=True)
     except (RedisError, OSError) as exc:
-        raise LedgerUnavailable(f"Redis cannot be prepared ({exc})") from exc
+        raise unavailable(exc) from exc
     _log.info("functions.loaded", library=LIBRARY, replaced=bool(loaded))
 
 

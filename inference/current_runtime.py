@@ -1,0 +1,92 @@
+"""The runtime of an application, which its clients and services use without being given it.
+
+    async with connect_runtime():
+        result = await InferenceClient("generate_draft").call("Write ...", user_id="u42")
+
+Invariant: it belongs to one event loop, and is gone when its `async with` ends.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from typing import Final
+
+from tollbook.inference.address import find_redis_url
+from tollbook.inference.on_demand import OnDemand
+from tollbook.inference.runtime import InferenceRuntime, open_ledger, open_runtime
+from tollbook.inference.settings import Settings, load_settings
+from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.projection.remote import remote_reader
+from tollbook.ledger.server.connection import translating_redis_errors
+
+_current: ContextVar[OnDemand[InferenceRuntime] | None] = ContextVar("inference_runtime", default=None)
+# Web servers run an application's start and its requests in contexts of their own: a request sees no context variable
+# that was set at start, so it gets the runtime that was opened last on its event loop.
+_opened: Final[dict[asyncio.AbstractEventLoop, list[OnDemand[InferenceRuntime]]]] = {}
+
+
+@asynccontextmanager
+async def connect_runtime(settings: Settings | None = None) -> AsyncGenerator[OnDemand[InferenceRuntime]]:
+    """Let the clients and services inside use the running system.
+
+    Redis and the projector's DuckDB are found by the settings (environment or `.env`), or by what `tollbook up` left
+    in the data directory: when a call first needs them, and again by each call until they answer.
+    So an application starts without them, and its calls raise LedgerUnavailable meanwhile.
+
+    Errors: SettingsError.
+    """
+    settings = settings or load_settings()
+
+    async def open_connected(stack: AsyncExitStack) -> InferenceRuntime:
+        redis_url = find_redis_url(settings)
+        with translating_redis_errors():
+            handle = await stack.enter_async_context(open_ledger(settings, redis_url, may_create=False))
+            return await stack.enter_async_context(open_runtime(settings, handle, remote_reader(settings.data_dir)))
+
+    runtime = OnDemand(open_connected)
+    try:
+        with _as_current(runtime):
+            yield runtime
+    finally:
+        await runtime.aclose()
+
+
+async def current_runtime() -> InferenceRuntime:
+    """Return the runtime that `connect_runtime` opened around this, or at the start of this application.
+
+    Errors: LedgerUnavailable, also where none was opened; LedgerRefused; SettingsError.
+    """
+    opened = _opened.get(asyncio.get_running_loop(), [])
+    runtime = _current.get()
+    if runtime not in opened:
+        runtime = opened[-1] if opened else None
+    if runtime is None:
+        raise LedgerUnavailable("no runtime is open: use `async with connect_runtime():` around the calls")
+    return await runtime.get()
+
+
+@asynccontextmanager
+async def using_runtime(runtime: InferenceRuntime | None = None) -> AsyncGenerator[InferenceRuntime]:
+    """Yield the given runtime, else the current one; an error of Redis inside becomes LedgerUnavailable.
+
+    Errors: as `current_runtime`.
+    """
+    runtime = runtime or await current_runtime()
+    with translating_redis_errors():
+        yield runtime
+
+
+@contextmanager
+def _as_current(runtime: OnDemand[InferenceRuntime]) -> Generator[None]:
+    loop, before = asyncio.get_running_loop(), _current.get()
+    _opened.setdefault(loop, []).append(runtime)
+    _current.set(runtime)
+    try:
+        yield
+    finally:
+        # Not by a token: the end may come in another context than the beginning.
+        _current.set(before)
+        _opened[loop].remove(runtime)
+        if not _opened[loop]:
+            del _opened[loop]

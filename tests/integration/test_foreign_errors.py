@@ -1,0 +1,157 @@
+"""Redis, DuckDB and settings that fail reach an application as errors of the public tree, and as nothing else."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from tollbook import (
+    AppError,
+    BaselineUnavailable,
+    CostTracker,
+    InferenceClient,
+    LedgerUnavailable,
+    Publisher,
+    SettingsError,
+    UsageService,
+    connect_runtime,
+)
+from tollbook.inference.runtime import open_ledger
+from tollbook.inference.settings import Settings, load_settings
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.embedded import EmbeddedServer
+
+PASSWORD = "correct-horse"
+
+
+def publishing(publisher: Publisher) -> dict[str, Callable[[], Awaitable[object]]]:
+    """Return every public method of a publisher that asks Redis."""
+    return {
+        "publish": lambda: publisher.publish("monitoring", "ping"),
+        "publish_and_wait": lambda: publisher.publish_and_wait("monitoring", "ping", timeout_s=5),
+        "result": lambda: publisher.result("t1"),
+        "wait": lambda: publisher.wait("t1", timeout_s=5),
+    }
+
+
+def calling() -> dict[str, Callable[[], Awaitable[object]]]:
+    """Return every public method of the classes that use the runtime."""
+    tracker, usage = CostTracker(), UsageService()
+    return {
+        "call": lambda: InferenceClient("score_post").call("a post", "u1"),
+        "check_budget": lambda: tracker.check_budget("u1"),
+        "record_usage": lambda: tracker.record_usage("u1", "0.1"),
+        "get_usage_summary": lambda: tracker.get_usage_summary("u1"),
+        "get_usage_for_user": lambda: usage.get_usage_for_user("u1"),
+        "check_action_limit": lambda: usage.check_action_limit("u1", "score_post", prompt="a post"),
+    }
+
+
+async def refusals(settings: Settings) -> dict[str, AppError]:
+    """Return what each public method raises, by its name."""
+    async with connect_runtime(settings), Publisher(settings) as publisher:
+        methods = {**publishing(publisher), **calling()}
+        outcomes = await asyncio.gather(*(method() for method in methods.values()), return_exceptions=True)
+    errors: dict[str, AppError] = {}
+    for name, outcome in zip(methods, outcomes, strict=True):
+        assert isinstance(outcome, AppError), (name, outcome)
+        errors[name] = outcome
+    return errors
+
+
+def settings_for(redis_url: str | None, data_dir: Path) -> Settings:
+    return load_settings(env_file=None, redis_url=redis_url, data_dir=data_dir, openrouter_api_key="sk-or-v1-test")
+
+
+@asynccontextmanager
+async def speaker_of_http() -> AsyncGenerator[str]:
+    """Serve what is no Redis."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+
+
+@pytest.mark.parametrize("url", ["redis://:hidden@127.0.0.1:1/0", "redis://:hidden@no-such-host.invalid:6379/0"])
+async def test_a_server_that_is_not_there(tmp_path: Path, url: str) -> None:
+    for name, error in (await refusals(settings_for(url, tmp_path))).items():
+        assert type(error) is LedgerUnavailable, name
+        assert error.message.startswith("Redis did not answer"), name
+        assert "hidden" not in error.message, name
+
+
+async def test_a_server_that_is_no_redis(tmp_path: Path) -> None:
+    async with speaker_of_http() as url:
+        errors = await refusals(settings_for(url, tmp_path))
+    assert {type(error) for error in errors.values()} == {LedgerUnavailable}
+
+
+async def test_a_server_that_wants_a_password(tmp_path: Path, private_server: EmbeddedServer) -> None:
+    async with Redis.from_url(private_server.url) as redis:
+        await redis.config_set("requirepass", PASSWORD)
+    address = private_server.url.removeprefix("redis://")
+    for url in (private_server.url, f"redis://:wrong-horse@{address}"):
+        for name, error in (await refusals(settings_for(url, tmp_path))).items():
+            assert type(error) is LedgerUnavailable, name
+            assert "Redis refused the log-in" in error.message, name
+            assert "REDIS_URL takes a user and a password" in error.message, name
+            assert "wrong-horse" not in error.message, name
+    async with Redis.from_url(f"redis://:{PASSWORD}@{address}") as redis:
+        await redis.config_set("requirepass", "")
+
+
+async def test_a_user_who_may_not_do_what_is_needed(tmp_path: Path, private_server: EmbeddedServer) -> None:
+    async with Redis.from_url(private_server.url) as redis:
+        await redis.execute_command("ACL", "SETUSER", "guest", "on", f">{PASSWORD}", "~*", "+info", "+ping")
+    url = f"redis://guest:{PASSWORD}@{private_server.url.removeprefix('redis://')}"
+    for name, error in (await refusals(settings_for(url, tmp_path))).items():
+        assert type(error) is LedgerUnavailable, name
+        assert "Redis refused a command" in error.message, name
+
+
+async def test_keys_that_hold_something_else(tmp_path: Path, redis_client: Redis, server_url: str) -> None:
+    await redis_client.set(Keys().meta, "no hash")
+    await redis_client.set("monitoring", "no stream")
+    for name, error in (await refusals(settings_for(server_url, tmp_path))).items():
+        assert type(error) is LedgerUnavailable, name
+        assert "Redis refused a command (WRONGTYPE" in error.message, name
+
+
+async def test_no_ledger_and_no_projection(tmp_path: Path, redis_client: Redis, server_url: str) -> None:
+    settings = settings_for(server_url, tmp_path)
+    async with connect_runtime(settings):
+        for method in calling().values():
+            with pytest.raises(LedgerUnavailable, match="there is no ledger"):
+                await method()
+    async with open_ledger(settings, server_url), connect_runtime(settings):
+        for method in calling().values():
+            with pytest.raises(BaselineUnavailable, match="no projector runs"):
+                await method()
+
+
+async def test_a_system_that_does_not_run_or_left_a_damaged_file(tmp_path: Path) -> None:
+    settings = settings_for(None, tmp_path)
+    assert all("start `tollbook up`" in error.message for error in (await refusals(settings)).values())
+    (tmp_path / "endpoint.json").write_text("{")
+    for name, error in (await refusals(settings)).items():
+        assert type(error) is LedgerUnavailable, name
+        assert "is damaged" in error.message, name
+
+
+async def test_settings_that_are_wrong_are_told_before_anything_is_connected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REDIS_URL", "http://127.0.0.1:6379")
+    for opening in (connect_runtime(), Publisher()):
+        with pytest.raises(SettingsError, match="REDIS_URL") as refused:
+            await opening.__aenter__()
+        assert refused.value.code == "SETTINGS_INVALID"
