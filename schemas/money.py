@@ -68,4 +68,4 @@ def format_usd(nanousd: int, *, places: int = 2) -> str:
         context.prec = 100
         quantum = Decimal(1).scaleb(-places)
         dollars = abs(usd_from_nanousd(nanousd)).quantize(quantum, rounding=ROUND_CEILING)
-    return f"{'-' if nanousd < 0 else ''}${dollars:,}"
+    return f"{'-' if nanousd < 0 else ''}${dollars:,f}"
