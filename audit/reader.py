@@ -105,6 +105,7 @@ class AuditReader:
         self.archived: dict[int, int] = {}
         self.progress: Callable[[int], None] = lambda _: None
         self._duckdb = duckdb.connect(config={"memory_limit": "1GB", "threads": 2})
+        self._duckdb.execute("SET enable_progress_bar = false")  # It would be written into the answer.
 
     def close(self) -> None:
         """Give back what reading took."""

@@ -45,7 +45,7 @@ async def search(reader: AuditReader, wanted: Search) -> AsyncGenerator[pa.Table
     At least one table, which may be empty. Errors: as `AuditReader.tables`.
     """
     with duckdb.connect(config={"memory_limit": "1GB", "threads": 2}) as connection:
-        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
         connection.execute(statement("schema"))
         yield connection.execute("FROM events").to_arrow_table()
         selection = wanted.selection

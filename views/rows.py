@@ -4,6 +4,7 @@ Money stays exact: a decimal is a string in JSON and all its places in CSV. A fi
 """
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -48,7 +49,7 @@ def write_rows(reader: "pa.RecordBatchReader", form: Format, output: Path | None
 
     with nullcontext(None) if output is None else replacing(output) as part:
         if form is Format.PARQUET:
-            _write_parquet(reader, part)
+            _write_parquet(reader, part or sys.stdout.buffer)
             return
         write = _TEXT_FORMS[form]
         if part is None:
@@ -58,10 +59,21 @@ def write_rows(reader: "pa.RecordBatchReader", form: Format, output: Path | None
             write(reader, file)
 
 
-def _write_parquet(reader: "pa.RecordBatchReader", part: Path | None) -> None:
+def table_as_bytes(table: "pa.Table", form: Format) -> bytes:
+    """Return all rows of a table as the content of a file."""
+    if form is Format.PARQUET:
+        buffer = io.BytesIO()
+        _write_parquet(table.to_reader(), buffer)
+        return buffer.getvalue()
+    file = io.StringIO()
+    _TEXT_FORMS[form](table.to_reader(), file)
+    return file.getvalue().encode()
+
+
+def _write_parquet(reader: "pa.RecordBatchReader", file: IO[bytes] | Path) -> None:
     from pyarrow import parquet
 
-    with parquet.ParquetWriter(sys.stdout.buffer if part is None else part, reader.schema) as writer:
+    with parquet.ParquetWriter(file, reader.schema) as writer:
         for batch in reader:
             writer.write_batch(batch)
 

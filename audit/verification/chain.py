@@ -325,6 +325,7 @@ def check_order(events: pa.Table, chain_: Chain, *, segment: str | None) -> bool
     """See that the events continue the partition's, in the order of number and id; note the first that does not."""
     last = EntryId.parse(chain_.last_id)
     with duckdb.connect(config={"threads": 1}) as connection:
+        connection.execute("SET enable_progress_bar = false")
         connection.register("incoming", _only(events, "seq", "id", "ms", "n", "partition"))
         given = {"seq": chain_.seq, "ms": last.ms, "n": last.seq, "partition": chain_.partition}
         row = connection.execute(_sql("verify_order"), given).fetchone()

@@ -16,9 +16,9 @@ from tollbook.views.top.figures import (
     UserFigures,
     as_document,
 )
+from tollbook.views.top.formats import ago, count, money, shorten
 from tollbook.views.top.problems import find_problems
 from tollbook.views.top.screen import draw
-from tollbook.views.top.texts import ago, count, money, shorten
 
 USD: Final = 1_000_000_000
 LONG: Final = "customer-" + "x" * 180 + "-berlin-042"

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tollbook.views.tables import printable, utc, wrap
 from tollbook.views.top.figures import HISTORY_S, Figures, Problem, RateFigures, RedisFigures, StreamFigures
-from tollbook.views.top.texts import ago, count, money, several, shorten
+from tollbook.views.top.formats import ago, count, money, several, shorten
 from tollbook.views.top.users import Order, users_table
 
 PLAIN_WIDTH: Final = 120

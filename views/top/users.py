@@ -9,7 +9,7 @@ from rich.text import Text
 
 from tollbook.views.tables import percent_used, printable
 from tollbook.views.top.figures import SpendFigures, UserFigures
-from tollbook.views.top.texts import cap_text, count, money, shorten
+from tollbook.views.top.formats import cap_text, count, money, shorten
 
 Order = Literal["spend", "use"]
 
