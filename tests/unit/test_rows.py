@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tollbook.views import tables
-from tollbook.views.rows import Format, format_of, write_rows
+from tollbook.views.rows import Format, format_of, table_as_bytes, write_rows
 
 
 def written(rows: list[dict[str, Any]], folder: Path, form: Format) -> str:
@@ -92,3 +93,10 @@ def test_the_ending_of_a_file_names_the_format(name: str, form: str) -> None:
 def test_an_ending_that_names_no_format_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the ending \.xlsx names no format; give --format table, json"):
         format_of(Path("a.xlsx"))
+
+
+def test_a_table_as_bytes_is_what_a_file_would_hold() -> None:
+    table = pa.Table.from_pylist([{"user_id": "@ann", "held_usd": Decimal("0.000000000")}])
+    assert table_as_bytes(table, Format.CSV) == b"user_id,held_usd\n'@ann,0.000000000\n"
+    assert table_as_bytes(table, Format.JSON) == b'[{"user_id": "@ann", "held_usd": "0.000000000"}]\n'
+    assert pq.read_table(pa.BufferReader(table_as_bytes(table, Format.PARQUET))) == table
