@@ -1,27 +1,28 @@
-"""`tollbook audit`: what happened to a call, where a user's money went, why a call was refused; searching."""
+"""`tollbook audit`: the life of a call, a user's statement, why a call was refused, and a search for events."""
 
 import asyncio
 import json
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
 from tollbook.cli.options import ArchiveOption
+from tollbook.cli.row_options import FormatOption, choose_format
 from tollbook.schemas.identifiers import check_id
 
 if TYPE_CHECKING:
     from tollbook.audit.reader import AuditReader
 
-app = typer.Typer(name="audit", help="Answers from the ledger itself, archive and stream.", no_args_is_help=True)
+app = typer.Typer(name="audit", help="Answer questions from the ledger: archive and stream.", no_args_is_help=True)
 
 _Answer = TypeVar("_Answer")
 # Ledgers of fewer events are read before a bar could be seen.
 _LONG: Final = 100_000
+_MOVEMENTS: Final = 50
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CallArgument = Annotated[str, typer.Argument(metavar="CALL", help="Call id, which is the task's id.")]
@@ -34,13 +35,14 @@ def call(call_id: CallArgument, archive: ArchiveOption = None, as_json: Json = F
     Example: tollbook audit call 5f1c0e0e
     """
     from tollbook.audit.calls import CallLife, find_call
-    from tollbook.cli import audit_views
+    from tollbook.views.audit.documents import calls_document
+    from tollbook.views.audit.screens import print_calls
 
     def show(reader: "AuditReader", lives: list[CallLife]) -> int:
         if as_json:
-            typer.echo(json.dumps(audit_views.calls_document(reader, lives)))
+            typer.echo(json.dumps(calls_document(reader, lives)))
         else:
-            audit_views.print_calls(reader, lives)
+            print_calls(reader, lives)
         return 0
 
     return _answer(archive, lambda reader: find_call(reader, call_id), show)
@@ -51,26 +53,36 @@ def user(
     user_id: Annotated[str, typer.Argument(metavar="USER", help="User id.")],
     period: Annotated[str | None, typer.Option(help="Billing period, YYYY-MM; the user's latest by default.")] = None,
     holds: Annotated[bool, typer.Option(help="Show holds, or only what was charged, refused and changed.")] = True,
+    last: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"How many movements, the newest; {_MOVEMENTS} by default, all of them with --json."),
+    ] = None,
     archive: ArchiveOption = None,
     as_json: Json = False,
 ) -> int:
-    """Show a user's statement of a billing period: every movement with the balance after it.
+    """Show a user's statement of a billing period: the newest movements, with the balance after each.
 
-    Exit code 1 where the gate's own sums are others. Example: tollbook audit user u42 --period 2026-11
+    Exit code 1 if the gate's balances differ. Example: tollbook audit user u42 --period 2026-11
     """
     from tollbook.audit.statements import Statement, make_statement
-    from tollbook.cli import audit_views
     from tollbook.cli.spend import check_period
+    from tollbook.views.audit.documents import statement_document
+    from tollbook.views.audit.screens import print_statement, statement_problems
 
     _check_user(user_id)
     if period is not None:
         check_period(period)
 
     def show(reader: "AuditReader", statement: Statement) -> int:
+        lines = [
+            each for each in statement.lines if holds or each.event.type != "budget-reserved" or not each.is_agreed
+        ]
+        shown = lines[-(last or (len(lines) if as_json else _MOVEMENTS)) :]
         if as_json:
-            typer.echo(json.dumps(audit_views.statement_document(reader, statement, has_holds=holds)))
+            typer.echo(json.dumps(statement_document(reader, statement, shown)))
         else:
-            audit_views.print_statement(reader, statement, has_holds=holds)
+            print_statement(reader, statement, shown, left_out=len(lines) - len(shown))
+            _tell(statement_problems(statement))
         return 1 if statement.disagreements else 0
 
     return _answer(archive, lambda reader: make_statement(reader, user_id, period), show)
@@ -80,36 +92,29 @@ def user(
 def explain(call_id: CallArgument, archive: ArchiveOption = None, as_json: Json = False) -> int:
     """Explain why a call was refused, or what it was weighed against: every number at that position.
 
-    Exit code 1 where the gate's own sums are others. Example: tollbook audit explain 5f1c0e0e
+    Exit code 1 if the gate's balances differ. Example: tollbook audit explain 5f1c0e0e
     """
     from tollbook.audit.calls import CallLife, find_call
     from tollbook.audit.explanations import Decision
     from tollbook.audit.explanations import explain as decisions_on
-    from tollbook.cli import audit_views
+    from tollbook.views.audit.documents import explanations_document
+    from tollbook.views.audit.screens import explanation_problems, print_explanations
 
     async def read(reader: "AuditReader") -> list[tuple[CallLife, list[Decision]]]:
         return [(life, await decisions_on(reader, life)) for life in await find_call(reader, call_id)]
 
     def show(reader: "AuditReader", found: list[tuple[CallLife, list[Decision]]]) -> int:
         if as_json:
-            typer.echo(json.dumps(audit_views.explanations_document(reader, found)))
+            typer.echo(json.dumps(explanations_document(reader, found)))
         else:
-            audit_views.print_explanations(reader, found)
+            print_explanations(reader, found)
+            _tell(explanation_problems(found))
         is_agreed = all(
             each.is_agreed for _, decisions in found for decision in decisions for each in decision.weighings
         )
         return 0 if is_agreed else 1
 
     return _answer(archive, read, show)
-
-
-class Format(StrEnum):
-    """How what is found is written."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
-    PARQUET = "parquet"
 
 
 @app.command()
@@ -130,10 +135,8 @@ def find(
     least: Annotated[str | None, typer.Option("--min", help="Amount at least, in dollars; may be negative.")] = None,
     most: Annotated[str | None, typer.Option("--max", help="Amount at most, in dollars.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many; of a table 100 by default.")] = None,
-    form: Annotated[
-        Format | None, typer.Option("--format", help="By default the output's suffix, else a table.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option(help="A file to make; it must not exist.")] = None,
+    form: FormatOption = None,
+    output: Annotated[Path | None, typer.Option(help="Write to this new file instead of standard output.")] = None,
     archive: ArchiveOption = None,
     as_json: Json = False,
 ) -> int:
@@ -141,27 +144,26 @@ def find(
 
     Example: tollbook audit find --user u42 --type cost-recorded --min 0.10 --output costs.csv
     """
-    from tollbook.cli.audit_find import Asked, read_search, write_found
+    from tollbook.cli.audit_find import Asked, read_search
+    from tollbook.views.audit.found import write_found
 
-    chosen = Format.JSON if as_json else form or _format_of(output)
+    chosen = choose_format(form, output, as_json=as_json)
     if output is not None and output.exists():
-        raise typer.BadParameter(f"{output} is there already", param_hint="--output")
-    if chosen is Format.PARQUET and output is None and sys.stdout.isatty():
-        raise typer.BadParameter("Parquet needs --output FILE", param_hint="--format")
+        raise typer.BadParameter(f"{output} already exists", param_hint="--output")
     asked = Asked(user_id, campaign, call_id, model, tuple(types or ()), outcome, reason, since, until, least, most)
     search = read_search(asked)
 
     async def write() -> None:
         async with _reading(archive) as reader:
-            await write_found(reader, search, chosen.value, output, limit)
+            await write_found(reader, search, chosen, output, limit)
 
     asyncio.run(write())
     return 0
 
 
-def _format_of(output: Path | None) -> Format:
-    suffix = "" if output is None else output.suffix.lower().removeprefix(".")
-    return Format(suffix) if suffix in set(Format) else Format.TABLE
+def _tell(problems: list[str]) -> None:
+    for problem in problems:
+        typer.echo(f"tollbook: {problem}", err=True)
 
 
 def _answer(

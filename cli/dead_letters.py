@@ -142,21 +142,15 @@ def _document(letter: "DeadLetter", *, whole: bool = False) -> dict[str, Any]:
 
 
 def _print(letters: "list[DeadLetter]", *, total: int) -> None:
-    from rich.markup import escape
+    from tollbook.views.tables import Printer, Row, printable, utc
 
-    from tollbook.views.tables import make_console, make_table
-
-    table = make_table(("id", "at (UTC)", "reason", "stream", "task", "error"))
-    for letter in letters:
-        at = datetime.fromtimestamp(letter.at_ms / 1000, UTC)
-        table.add_row(
-            letter.id,
-            f"{at:%m-%d %H:%M:%S}",
-            letter.reason,
-            letter.stream,
-            escape(letter.task_id),
-            escape(letter.error),
+    rows = [
+        Row(
+            [letter.id, f"{utc(letter.at_ms):%m-%d %H:%M:%S}", letter.reason, printable(letter.stream)],
+            [f"{printable(letter.task_id)}: {printable(letter.error)}"],
         )
-    make_console().print(table)
+        for letter in letters
+    ]
+    Printer().table(("id", "time (UTC)", "reason", "stream"), rows)
     if total > len(letters):
         typer.echo(f"{len(letters)} of {total}; --count shows more")

@@ -12,6 +12,8 @@ from tollbook.inference.settings import DEMO_DATA_DIR
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tollbook.views.tables import Printer
+
 
 def demo(
     tasks: Annotated[int, typer.Option(min=1, max=200_000, help="How many tasks to publish.")] = 15_000,
@@ -19,15 +21,15 @@ def demo(
     seed: Annotated[int, typer.Option(help="The same seed publishes the same tasks.")] = 325,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Run real request sizes through everything, against a local stand-in for OpenRouter, and prove the books.
+    """Run tasks of real sizes against a local stand-in for OpenRouter, and prove that the books agree.
 
-    Exit code 0 only if ledger and book agree. Example: tollbook demo --tasks 2000 --keep
+    Exit code 0 only if they do. Example: tollbook demo --tasks 2000 --keep
     """
     from tollbook.views.tables import make_console
 
     data_dir = DEMO_DATA_DIR if keep else Path(tempfile.mkdtemp(prefix="tollbook-demo-"))
     if keep and data_dir.exists():
-        raise typer.BadParameter(f"{data_dir}/ is there already; look around in it, or remove it first")
+        raise typer.BadParameter(f"{data_dir}/ already exists; look around in it, or remove it first")
     try:
         return _run(tasks, data_dir, seed, make_console(stderr=as_json), as_json=as_json, keep=keep)
     finally:
@@ -41,10 +43,15 @@ def _run(tasks: int, data_dir: Path, seed: int, console: "Console", *, as_json: 
 
     from tollbook.demo import summary as reporting
     from tollbook.demo.run import DemoOptions, run_demo
+    from tollbook.demo.workload import count_users, plan_caps_nanousd
     from tollbook.observability.logs import configure_logging
+    from tollbook.schemas.money import format_usd
+    from tollbook.views.tables import Printer
 
     configure_logging(form="console", level="ERROR")
-    console.print("[bold]Tollbook demo[/]: 200 users on three plans; real request sizes")
+    caps = ", ".join(f"{plan} {format_usd(cap)}" for plan, cap in plan_caps_nanousd(tasks).items())
+    console.print(f"[bold]Tollbook demo[/]: {count_users(tasks):,} users on three plans; sizes of real requests")
+    console.print(f"Caps of the plans, for {tasks:,} tasks: {caps}")
     console.print("Provider: a local [bold]stand-in[/] for OpenRouter, with a few percent of faults")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -57,14 +64,31 @@ def _run(tasks: int, data_dir: Path, seed: int, console: "Console", *, as_json: 
     if as_json:
         typer.echo(reporting.as_json(report))
     else:
-        reporting.print_report(report, console)
-    if keep:
-        console.print(f"\n{ways_around(data_dir)}", highlight=False)
+        reporting.print_report(report, Printer())
+        print_next_steps(Printer(), data_dir if keep else None, tasks)
     return 0 if report.is_proven else 1
 
 
-def ways_around(data_dir: Path) -> str:
-    """Return the commands with which to look at a kept demo from here, as text with rich's markup."""
+def print_next_steps(printer: "Printer", data_dir: Path | None, tasks: int) -> None:
+    """Say what to try next: with the kept data, or with a system of one's own."""
+    steps = [("tollbook up --stand-in", "run it yourself, still free of charge"), ("tollbook --help", "every command")]
+    if data_dir is None:
+        steps.insert(0, (f"tollbook demo --tasks {tasks} --keep", "the same again, and keep the data"))
+    else:
+        steps = [*ways_around(data_dir), *steps]
+    printer.line()
+    printer.text("Try next" if data_dir is None else f"Try next (the data are in {data_dir}/)", "bold")
+    widest = max(len(command) for command, _ in steps)
+    if widest + 45 <= printer.width:
+        printer.facts(steps, indent=3)
+    else:
+        for command, meaning in steps:
+            printer.line(f"   {command}")
+            printer.text(meaning, "dim", indent=5)
+
+
+def ways_around(data_dir: Path) -> list[tuple[str, str]]:
+    """Return the commands with which to look at a kept demo from here, and what each shows."""
     from tollbook.inference.errors import SettingsError
     from tollbook.inference.settings import load_settings
     from tollbook.views.report.reading import reads_demo
@@ -73,12 +97,11 @@ def ways_around(data_dir: Path) -> str:
     try:
         report = "" if reads_demo(load_settings()) else setting
     except SettingsError:
-        report = setting  # The demo does not go by the settings; what is wrong with them is told when they are needed.
-    lines = (
+        report = setting  # The demo does not read the settings; a mistake in them is told by commands that do.
+    refused = "SELECT call_id FROM events WHERE type = 'budget-denied' LIMIT 1"
+    return [
         (f"{report}tollbook report", "the spend report in the browser"),
         (f"{report}tollbook report --html report.html", "the same as one file"),
         (f"{setting}tollbook spend", "spend against caps, here"),
-    )
-    width = max(len(command) for command, _ in lines)
-    shown = "\n".join(f"  {command:<{width}}  [dim]{meaning}[/]" for command, meaning in lines)
-    return f"[bold]Look around[/] (the data are in {data_dir}/)\n{shown}"
+        (f'{setting}tollbook sql "{refused}"', "a call that was refused; `tollbook audit explain` says why"),
+    ]

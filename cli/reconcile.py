@@ -61,13 +61,17 @@ async def _reconcile(settings: "Settings", author: str) -> "tuple[Reconciliation
 
 def _print(outcome: "Reconciliation", assumed: list[dict[str, Any]]) -> None:
     from tollbook.schemas.money import format_usd
-    from tollbook.views.tables import dollars, make_console, make_table
+    from tollbook.views.tables import Printer, Row, dollars, printable
 
     difference = format_usd(outcome.difference_nanousd, places=6)
     typer.echo(f"{outcome.asked} charges asked about, {outcome.adjusted} calls corrected by {difference} in all")
     if not assumed:
         return
-    table = make_table(("call", "user", "assumed>", "reason"), "Still assumed: the provider does not know")
-    for row in assumed:
-        table.add_row(row["call_id"], row["user_id"], dollars(row["assumed_usd"]), row["reason"] or "")
-    make_console().print(table)
+    rows = [
+        Row(
+            [row["call_id"], row["user_id"], dollars(row["assumed_usd"])],
+            [printable(row["reason"])] if row["reason"] else (),
+        )
+        for row in assumed
+    ]
+    Printer().table(("call", "user", "assumed>"), rows, "Still assumed: the provider does not know")

@@ -1,6 +1,7 @@
 """`tollbook report`: the spend report, as an app in the browser or as one file that stands alone."""
 
 import asyncio
+import re
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.util import find_spec
@@ -33,7 +34,11 @@ def report(
     archive: Annotated[
         Path | None, typer.Option(help="An archive alone, copied from anywhere, without Redis and DuckDB.")
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port on the loopback interface; 0: a free one.")] = 0,
+    host: Annotated[str, typer.Option(help="Address to listen on; only this machine by default.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 0,
+    base_path: Annotated[
+        str, typer.Option(help="Path under which a proxy passes requests on unchanged, for example /spend.")
+    ] = "",
     browser: Annotated[bool, typer.Option(help="Open a browser, where there is one.")] = True,
 ) -> int:
     """Show the spend report: over time, caps, models, fallbacks, latency, denials; live, at rest, or of an archive.
@@ -50,13 +55,15 @@ def report(
         return 1
     if html is not None and not html.parent.is_dir():
         raise typer.BadParameter(f"there is no directory {html.parent}", param_hint="--html")
+    if not re.fullmatch(r"(/[\w.~-]+)*/?", base_path):
+        raise typer.BadParameter("a base path is written like /spend", param_hint="--base-path")
     named = {"period": period, "plan": plan, "user": user, "campaign": campaign}
     chosen = {name: value for name, value in named.items() if value is not None}
     source = asyncio.run(_find(archive))
     if html is not None:
         _write(source, chosen, html)
     else:
-        _serve(source, chosen, port, opens_browser=browser)
+        _serve(source, chosen, host, port, base_path.rstrip("/"), opens_browser=browser)
     return 0
 
 
@@ -120,15 +127,17 @@ def _write(source: "Source", chosen: dict[str, str], path: Path) -> None:
     typer.echo(f"{path}: {selection.sentence}. {reading.freshness.sentence}")
 
 
-def _serve(source: "Source", chosen: dict[str, str], port: int, *, opens_browser: bool) -> None:
+def _serve(
+    source: "Source", chosen: dict[str, str], host: str, port: int, base_path: str, *, opens_browser: bool
+) -> None:
     reading, _ = _read(source, chosen, "tollbook.views.report.app", *_SHOWN_BY)
 
-    from tollbook.views.report.app import leave, open_browser, serve
+    from tollbook.views.report.app import Address, leave, open_browser, serve
 
     def announce(url: str) -> None:
         typer.echo(f"The spend report is at {url}\nCtrl-C ends it.")
         if opens_browser:
             open_browser(url)
 
-    serve(source, reading, chosen, port=port, announce=announce)
+    serve(source, reading, chosen, Address(host, port, base_path), announce=announce)
     leave(source)

@@ -16,7 +16,7 @@ def spend(
     user: Annotated[str | None, typer.Argument(help="Only this user, every period.")] = None,
     period: Annotated[str | None, typer.Option(help="Billing period, YYYY-MM; the latest by default.")] = None,
     top: Annotated[int, typer.Option(min=1, max=10_000, help="How many users, the highest spend first.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one object a row.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array of objects.")] = False,
 ) -> int:
     """Show spend against caps, per user and billing period.
 
@@ -31,7 +31,7 @@ def spend(
     elif not rows:
         typer.echo("no spend yet")
     else:
-        _print(rows)
+        _print(rows, user)
     return 0
 
 
@@ -58,24 +58,24 @@ def _sql(user: str | None, period: str | None, top: int) -> str:
     return f"SELECT {_COLUMNS} FROM spend {where} ORDER BY spent_usd DESC, user_id, period LIMIT {top}"  # noqa: S608
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
-    from tollbook.views.tables import dollars, make_console, make_table
+def _print(rows: list[dict[str, Any]], user: str | None) -> None:
+    from tollbook.views.tables import Printer, dollars, percent_used
 
-    columns = ("user", "period", "plan", "spent>", "held>", "cap>", "used>", "calls>", "denied>", "fallbacks>")
-    table = make_table(columns)
-    for row in rows:
+    def cells(row: dict[str, Any]) -> list[str]:
         cap: Decimal | None = row["cap_usd"]
-        table.add_row(
-            row["user_id"],
-            row["period"],
+        return [
+            row["user_id" if user is None else "period"],
             row["plan"] or "-",
             dollars(row["spent_usd"], 4),
-            dollars(row["reserved_usd"], 2),
+            dollars(row["reserved_usd"], 4),
             "-" if cap is None else dollars(cap, 2),
-            f"{row['spent_usd'] / cap:.0%}" if cap else "-",
-            *(f"{row[name]:,}" for name in ("calls", "denied", "fallbacks")),
-        )
-    make_console().print(table)
+            "-" if cap is None else percent_used(row["spent_usd"], cap),
+            *(f"{row[name]:,}" for name in ("denied", "calls", "fallbacks")),
+        ]
+
+    first, title = ("user", f"Spend in {rows[0]['period']}") if user is None else ("period", f"Spend of {user}")
+    columns = (first, "plan?", "spent>", "held>", "cap>", "used>", "denied>?", "calls>?", "fallbacks>?")
+    Printer().table(columns, [cells(row) for row in rows], title)
 
 
 def _plain(value: object) -> str:

@@ -3,24 +3,21 @@
 import asyncio
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tollbook.cli.moments import UntilOption, parse_moment
 from tollbook.cli.options import ArchiveOption
 from tollbook.schemas.identifiers import EntryId, check_id
-from tollbook.schemas.money import MoneyError, nanousd_from_usd, usd_from_nanousd
+from tollbook.schemas.money import MoneyError, nanousd_from_usd
 from tollbook.schemas.plans import Plan
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rich.table import Table
-
-    from tollbook.audit.what_if import Alternatives, OtherRoute, Outcome, Refusal, Totals
+    from tollbook.audit.what_if import Alternatives, OtherRoute, Outcome
     from tollbook.inference.prices.model_price import ModelPrice
     from tollbook.inference.settings import Settings
 
@@ -57,6 +54,7 @@ def what_if(
     from tollbook.audit.what_if.assumptions import assumptions
     from tollbook.cli.spend import check_period
     from tollbook.inference.settings import load_settings
+    from tollbook.views.what_if import print_what_if, what_if_document
 
     alternatives = read_alternatives(cap or (), user_cap or (), price or (), route or (), fallback or ())
     if user is not None:
@@ -68,9 +66,9 @@ def what_if(
     selected = outcome.select(user_id=user, period=period)
     assumed = assumptions(alternatives, selected.total())
     if as_json:
-        typer.echo(json.dumps(_document(selected, top, assumed)))
+        typer.echo(json.dumps(what_if_document(selected, top, assumed)))
     else:
-        _print(selected, top, assumed)
+        print_what_if(selected, top, assumed)
     return 0
 
 
@@ -122,9 +120,6 @@ async def _walk(
                     await asyncio.to_thread(walk.fold, events, keys.partition)
                     advance(events.num_rows)
     return walk.finish()
-
-
-# --- Options
 
 
 def _split(text: str, hint: str, form: str) -> tuple[str, str]:
@@ -204,171 +199,3 @@ def _amount(dollars: str, hint: str) -> int:
         return nanousd_from_usd(dollars)
     except MoneyError as exc:
         raise typer.BadParameter(str(exc), param_hint=hint) from None
-
-
-# --- Output
-
-
-def _document(outcome: "Outcome", top: int, assumed: list[str]) -> dict[str, Any]:
-    users = list(outcome.by_user().items())
-    return {
-        "events": outcome.events,
-        "total": _numbers(outcome.total()),
-        "plans": [
-            {"plan": plan, "users": count, **_numbers(sums)} for plan, (count, sums) in outcome.by_plan().items()
-        ],
-        "affected_users": len(users),
-        "users": [{"user_id": user_id, **_numbers(sums)} for user_id, sums in users[:top]],
-        "first_refusals": [_refusal(refusal) for refusal in outcome.first_refusals()],
-        "unexplained": outcome.unexplained,
-        "assumes": assumed,
-    }
-
-
-def _numbers(sums: "Totals") -> dict[str, Any]:
-    return {
-        "calls": {"recorded": sums.calls, "what_if": sums.other_calls},
-        "refused": {"recorded": sums.refused, "what_if": sums.other_refused},
-        "spent_usd": {"recorded": _usd(sums.spent_nanousd), "what_if": _usd(sums.other_spent_nanousd)},
-        "difference_usd": _usd(sums.difference_nanousd),
-        "newly_refused": sums.newly_refused,
-        "newly_allowed": sums.allowed,
-        "newly_allowed_estimate_usd": _usd(sums.estimate_nanousd),
-        "newly_allowed_at_most_usd": _usd(sums.at_most_nanousd),
-        "waited": sums.waited,
-        "still_waiting": sums.still_waiting,
-        "cut_short": sums.cut_short,
-        "not_repriced": sums.not_repriced,
-    }
-
-
-def _refusal(refusal: "Refusal") -> dict[str, Any]:
-    return {
-        "id": refusal.entry_id,
-        "at": _moment(refusal.entry_id),
-        "user_id": refusal.account.user_id,
-        "period": refusal.account.period,
-        "plan": refusal.account.plan,
-        "call_id": refusal.call_id,
-        "task_type": refusal.task_type,
-        "budget": refusal.budget,
-        "amount_usd": _usd(refusal.amount_nanousd),
-        "settled_usd": _usd(refusal.settled_nanousd),
-        "held_usd": _usd(refusal.held_nanousd),
-        "cap_usd": _usd(refusal.cap_nanousd),
-        "reason": refusal.reason,
-    }
-
-
-def _usd(nanousd: int) -> str:
-    return f"{usd_from_nanousd(nanousd):f}"
-
-
-def _moment(entry_id: str) -> str:
-    return datetime.fromtimestamp(EntryId.parse(entry_id).ms / 1000, UTC).isoformat(timespec="milliseconds")
-
-
-def _print(outcome: "Outcome", top: int, assumed: list[str]) -> None:
-    from tollbook.views.tables import make_console
-
-    console = make_console()
-    if not outcome.accounts:
-        typer.echo("no calls on the ledger for this")
-        return
-    console.print(_plans_table(outcome))
-    if affected := outcome.by_user():
-        console.print(_users_table(affected, top))
-    if refusals := outcome.first_refusals():
-        console.print(_refusals_table(refusals))
-    for line in _notes(outcome):
-        typer.echo(line)
-    typer.echo(f"Assumes: {' '.join(assumed)}")
-
-
-_SUMS = (
-    "calls>",
-    "what if>",
-    "refused>",
-    "what if>",
-    "spent>",
-    "what if>",
-    "difference>",
-    "allowed>",
-    "about>",
-    "at most>",
-)
-
-
-def _plans_table(outcome: "Outcome") -> "Table":
-    from tollbook.views.tables import make_table
-
-    table = make_table(("plan", "users>", *_SUMS), "By plan: recorded, and what if")
-    plans = outcome.by_plan()
-    for plan, (users, sums) in plans.items():
-        table.add_row(plan, f"{users:,}", *_cells(sums))
-    if len(plans) > 1:
-        table.add_section()
-        table.add_row("all", "", *_cells(outcome.total()))
-    return table
-
-
-def _users_table(affected: "dict[str, Totals]", top: int) -> "Table":
-    from tollbook.views.tables import make_table
-
-    shown = min(top, len(affected))
-    table = make_table(("user", *_SUMS), f"Most affected: {shown:,} of {len(affected):,} users")
-    for user_id, sums in list(affected.items())[:top]:
-        table.add_row(user_id, *_cells(sums))
-    return table
-
-
-def _cells(sums: "Totals") -> list[str]:
-    from tollbook.views.tables import dollars
-
-    def money(nanousd: int) -> str:
-        return dollars(usd_from_nanousd(nanousd), 4)
-
-    counts = (sums.calls, sums.other_calls, sums.refused, sums.other_refused)
-    estimates = (money(sums.estimate_nanousd), money(sums.at_most_nanousd)) if sums.allowed else ("-", "-")
-    return [
-        *(f"{count:,}" for count in counts),
-        money(sums.spent_nanousd),
-        money(sums.other_spent_nanousd),
-        money(sums.difference_nanousd),
-        f"{sums.allowed:,}",
-        *estimates,
-    ]
-
-
-def _refusals_table(refusals: "list[Refusal]") -> "Table":
-    from tollbook.views.tables import dollars, make_table
-
-    columns = ("at (UTC)", "user", "plan", "call", "task", "asked for>", "settled>", "cap>", "budget")
-    table = make_table(columns, "First calls that would have been refused")
-    for refusal in refusals:
-        amounts = (refusal.amount_nanousd, refusal.settled_nanousd, refusal.cap_nanousd)
-        table.add_row(
-            _moment(refusal.entry_id).removesuffix("+00:00").replace("T", " "),
-            refusal.account.user_id,
-            refusal.account.plan,
-            refusal.call_id,
-            refusal.task_type,
-            *(dollars(usd_from_nanousd(amount), 4) for amount in amounts),
-            refusal.budget,
-        )
-    return table
-
-
-def _notes(outcome: "Outcome") -> list[str]:
-    total = outcome.total()
-    notes = (
-        (total.waited, "calls would have waited for other calls' holds"),
-        (total.still_waiting, "calls would still be waiting at the end of the ledger; they count as neither"),
-        (total.cut_short, "calls would have ended before a retry or fallback that was made"),
-        (
-            total.not_repriced,
-            "charges could not be priced anew, since their tokens are not known; they stay as recorded",
-        ),
-        (outcome.unexplained, "recorded decisions do not follow from the ledger's own numbers; see `tollbook verify`"),
-    )
-    return [f"{count:,} {text}" for count, text in notes if count]

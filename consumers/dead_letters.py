@@ -1,6 +1,5 @@
 """The dead-letter stream: tasks that cannot be executed, whole, with the reason."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -8,6 +7,7 @@ from typing import Any, Final, Literal
 import structlog
 
 from tollbook.consumers.messages import Delivery, fields_as_json, fields_from_json, read_task
+from tollbook.ledger.clock import now_ms
 from tollbook.ledger.keys import dead_letters
 from tollbook.ledger.server.pipeline import CommandPipeline
 
@@ -15,10 +15,6 @@ Reason = Literal["invalid_task", "idempotency_conflict", "attempts_exhausted"]
 # Of a task id, so that with its ending it is no longer than an id may be.
 _ID_KEPT: Final = 150
 _log = structlog.get_logger(__name__)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +45,7 @@ class Retried:
 class DeadLetters:
     """Puts, lists, retries and drops dead letters. Errors of every method: LedgerUnavailable."""
 
-    def __init__(self, pipeline: CommandPipeline, namespace: str, *, now_ms: Callable[[], int] = _now_ms) -> None:
+    def __init__(self, pipeline: CommandPipeline, namespace: str, *, now_ms: Callable[[], int] = now_ms) -> None:
         self._pipeline = pipeline
         self.key = dead_letters(namespace)
         self._now_ms = now_ms

@@ -16,15 +16,15 @@ from tollbook.app.processes import System, open_system
 from tollbook.consumers.service import build_worker, serve_worker
 from tollbook.demo.proof import prove
 from tollbook.demo.summary import Report, make_report
-from tollbook.demo.workload import Publication, make_tasks, make_users
+from tollbook.demo.workload import Publication, count_users, make_tasks, make_users, plan_caps_nanousd
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.reconcile import reconcile
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.schemas.identifiers import EntryId
+from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.tasks import TaskStream
 
 _PAGE: Final = 200
-_USERS: Final = 200
 
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, how much of it is done, and how much there is."""
@@ -41,6 +41,7 @@ class DemoOptions:
 
 async def run_demo(options: DemoOptions, progress: Progress) -> Report:
     """Run the demo and return its report. Errors: those of `open_system`; RuntimeError where the stand-in fails."""
+    caps = {plan.value: str(usd_from_nanousd(cap)) for plan, cap in plan_caps_nanousd(options.tasks).items()}
     async with stand_in_process(options) as base_url:
         settings = load_settings(
             env_file=None,
@@ -49,6 +50,7 @@ async def run_demo(options: DemoOptions, progress: Progress) -> Report:
             openrouter_base_url=f"{base_url}/api/v1",
             dialect="openrouter",
             openrouter_api_key=None,
+            caps=json.dumps({"plans": caps}),
             backoff_base_s=0.05,
             backoff_max_s=0.5,
         )
@@ -99,7 +101,7 @@ async def _run(system: System, settings: Settings, options: DemoOptions, progres
 async def _publish(system: System, options: DemoOptions) -> None:
     """Publish as any client would: plain fields, XADD."""
     page: list[Publication] = []
-    for task in make_tasks(options.tasks, make_users(_USERS, options.seed), options.seed):
+    for task in make_tasks(options.tasks, make_users(count_users(options.tasks), options.seed), options.seed):
         page.append(task)
         if len(page) == _PAGE:
             await _add(system, page)

@@ -1,20 +1,17 @@
-"""What the demo shows at its end: read from the projection with SQL, printed for people or as JSON."""
+"""What the demo shows at its end, read from the projection with SQL: for people, and as JSON."""
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import Any, Final
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from tollbook.demo.proof import Check
 from tollbook.inference.reconcile import Reconciliation
 from tollbook.ledger.projection.store import Store
 from tollbook.schemas.money import format_usd
-from tollbook.views.tables import dollars, make_table
+from tollbook.views.tables import Printer, dollars, percent_used
 
 _BY_PLAN: Final = """
 SELECT plan, count(*) AS users, sum(calls)::BIGINT AS calls, sum(spent_usd)::DECIMAL(18, 9) AS spent_usd,
@@ -35,8 +32,7 @@ SELECT model, count(*) AS attempts, count(*) FILTER (outcome <> 'ok') AS failed,
     quantile_disc(latency_ms, 0.99) AS p99_ms
 FROM events WHERE type = 'model-called' GROUP BY model ORDER BY attempts DESC
 """
-# Characters; the tables fit a terminal of 80 columns.
-_BAR: Final = 10
+_GAUGE: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,84 +71,68 @@ def as_json(report: Report) -> str:
     return json.dumps(document, default=_plain, indent=2)
 
 
-def print_report(report: Report, console: Console) -> None:
+def print_report(report: Report, printer: Printer) -> None:
     """Print the report for people."""
     ended = ", ".join(f"{number:,} {status}" for status, number in sorted(report.statuses.items()))
     rate = report.tasks / report.seconds if report.seconds else 0
-    console.print(f"\n[bold]{report.tasks:,} tasks[/] in {report.seconds:.1f} s ({rate:,.0f}/s): {ended}\n")
-    console.print(_plans(report))
-    console.print(_users(report))
+    printer.line()
+    printer.text(f"{report.tasks:,} tasks in {report.seconds:.1f} s ({rate:,.0f}/s): {ended}", "bold")
+    _print_plans(report, printer)
+    _print_users(report, printer)
     if report.fallbacks:
-        console.print(_fallbacks(report))
-    console.print(_latencies(report))
-    _print_proof(report, console)
+        rows = [(row["from_model"], row["to_model"], row["reason"], f"{row['times']:,}") for row in report.fallbacks]
+        printer.table(("from", "to", "reason", "times>"), rows, "Fallbacks")
+    _print_attempts(report, printer)
+    _print_proof(report, printer)
 
 
-def _plans(report: Report) -> Table:
-    table = make_table(
-        ("plan", "users>", "calls>", "spent>", "denied>", "users at cap>", "fallbacks>"), "Spend by plan"
-    )
-    for row in report.by_plan:
-        numbers = (row["users"], row["calls"])
-        table.add_row(
+def _print_plans(report: Report, printer: Printer) -> None:
+    rows = [
+        (
             row["plan"],
-            *(f"{number:,}" for number in numbers),
+            f"{row['users']:,}",
+            f"{row['calls']:,}",
             dollars(row["spent_usd"]),
             *(f"{row[name]:,}" for name in ("denied", "users_at_cap", "fallbacks")),
         )
-    return table
+        for row in report.by_plan
+    ]
+    columns = ("plan", "users>", "calls>", "spent>", "denied>", "users denied>", "fallbacks>")
+    printer.table(columns, rows, "Spend by plan")
 
 
-def _users(report: Report) -> Table:
-    table = make_table(
-        ("user", "plan", "spent>", "cap>", "", "used>", "calls>", "denied>"), "Top users against their caps"
-    )
+def _print_users(report: Report, printer: Printer) -> None:
+    rows: list[Sequence[str]] = []
     for row in report.top_users:
-        share = row["spent_usd"] / row["cap_usd"]
-        full = round(share * _BAR)
-        bar = Text("█" * full, style="red" if row["denied"] else "green").append("░" * (_BAR - full), style="dim")
-        table.add_row(
-            row["user_id"],
-            row["plan"],
-            dollars(row["spent_usd"]),
-            f"${row['cap_usd']:,.2f}",
-            bar,
-            f"{share:.1%}",
-            f"{row['calls']:,}",
-            f"{row['denied']:,}",
-        )
-    return table
+        spent, cap = row["spent_usd"], row["cap_usd"]
+        filled = min(_GAUGE, int(spent / cap * _GAUGE))
+        gauge = "█" * filled + "░" * (_GAUGE - filled)
+        counts = (f"{row['calls']:,}", f"{row['denied']:,}")
+        used = percent_used(spent, cap, places=1)
+        rows.append((row["user_id"], row["plan"], dollars(spent), dollars(cap, 2), gauge, used, *counts))
+    columns = ("user", "plan", "spent>", "cap>", "", "used>", "calls>", "denied>")
+    printer.table(columns, rows, "Users who spent most, against their caps")
 
 
-def _fallbacks(report: Report) -> Table:
-    table = make_table(("from", "to", "reason", "times>"), "Fallbacks")
-    for row in report.fallbacks:
-        table.add_row(row["from_model"], row["to_model"], row["reason"], f"{row['times']:,}")
-    return table
+def _print_attempts(report: Report, printer: Printer) -> None:
+    names = ("attempts", "failed", "p50_ms", "p95_ms", "p99_ms")
+    rows = [(row["model"], *(f"{row[name]:,}" for name in names)) for row in report.latencies]
+    columns = ("model", "attempts>", "failed>", "p50 ms>", "p95 ms>", "p99 ms>")
+    printer.table(columns, rows, "Attempts by model, answered by the stand-in")
 
 
-def _latencies(report: Report) -> Table:
-    table = make_table(
-        ("model", "attempts>", "failed>", "p50 ms>", "p95 ms>", "p99 ms>"), "Attempts by model (stand-in)"
-    )
-    for row in report.latencies:
-        numbers = ("attempts", "failed", "p50_ms", "p95_ms", "p99_ms")
-        table.add_row(row["model"], *(f"{row[name]:,}" for name in numbers))
-    return table
-
-
-def _print_proof(report: Report, console: Console) -> None:
+def _print_proof(report: Report, printer: Printer) -> None:
     asked = report.reconciliation
-    console.print("[bold]Proof[/]")
+    printer.line()
+    printer.text("Proof", "bold")
     if asked.asked:
-        console.print(
-            f"  {asked.asked} charges were uncertain (no usage or no readable answer); the provider was asked, "
-            f"{asked.adjusted} corrected by {format_usd(asked.difference_nanousd, places=6)}",
-            highlight=False,
+        printer.text(
+            f"  {asked.asked} charges were uncertain (no usage, or an answer that cannot be read). The provider was "
+            f"asked: {asked.adjusted} were corrected, by {format_usd(asked.difference_nanousd, places=6)} in all.",
+            hang=2,
         )
     for check in report.proof:
-        mark = "[green]✓[/]" if check.is_true else "[bold red]✗[/]"
-        console.print(f"  {mark} {check.claim} [dim]({check.detail})[/]", highlight=False)
+        printer.text(f"{'✓' if check.is_true else '✗'} {check.claim} ({check.detail})", indent=3, hang=2)
 
 
 def _plain(value: object) -> object:

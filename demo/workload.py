@@ -8,7 +8,8 @@ from importlib.resources import files
 from itertools import accumulate, cycle
 from typing import Final
 
-from tollbook.schemas.plans import Plan
+from tollbook.schemas.money import NANOUSD_PER_USD
+from tollbook.schemas.plans import CAPS_NANOUSD, Plan
 from tollbook.schemas.tasks import TaskStream, TaskType
 
 # One line a task type: the stream it comes by and its share of the tasks.
@@ -22,6 +23,11 @@ _MIX: Final = (
 _PLANS: Final = ((Plan.TRIAL, 0.55), (Plan.STARTER, 0.30), (Plan.GROWTH, 0.15))
 # Steep enough that a few users reach their caps, whatever their plan.
 _ZIPF_EXPONENT: Final = 1.25
+# So many tasks spend enough for a few users to reach the caps of the real plans.
+_TASKS_OF_FULL_CAPS: Final = 15_000
+_CENT: Final = NANOUSD_PER_USD // 100
+# One call fits even the smallest cap.
+_MIN_CAP: Final = 5 * _CENT
 _FILLER: Final = "The ledger remembers what the invoice forgets. "
 
 
@@ -39,6 +45,22 @@ class Publication:
 
     stream: str
     fields: dict[str, str]
+
+
+def plan_caps_nanousd(tasks: int) -> dict[Plan, int]:
+    """Return the plans' caps for a demo of so many tasks: a smaller demo has smaller caps, in whole cents.
+
+    So some users reach their caps in a demo of any size.
+    """
+    part = min(tasks, _TASKS_OF_FULL_CAPS)
+    return {
+        plan: max(_MIN_CAP, cap * part // _TASKS_OF_FULL_CAPS // _CENT * _CENT) for plan, cap in CAPS_NANOUSD.items()
+    }
+
+
+def count_users(tasks: int) -> int:
+    """Return how many users share so many tasks: fewer in a small demo, so that each has several."""
+    return min(200, max(4, tasks // 75))
 
 
 def make_users(count: int, seed: int) -> list[User]:

@@ -25,6 +25,7 @@ from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.routing import routing_with
 from tollbook.inference.settings import Settings
+from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
 from tollbook.ledger.gate.baselines import BaselineReader, Baselines
 from tollbook.ledger.gate.functions import load_library
@@ -41,11 +42,6 @@ from tollbook.schemas.tasks import TaskType
 
 # A server that syncs a large batch to a slow disk is not silent.
 _LEAST_ANSWER_TIMEOUT_S: Final = 0.5
-
-
-def now_ms() -> int:
-    """Milliseconds since the epoch by this machine's clock; the gate corrects it by Redis's where it matters."""
-    return time.time_ns() // 1_000_000
 
 
 def process_name() -> str:

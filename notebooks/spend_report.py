@@ -7,7 +7,7 @@
     marimo edit notebooks/spend_report.py
     marimo edit notebooks/spend_report.py -- --archive /backup/archive
 
-It only arranges. What is read, asked and drawn is in consumers/report/.
+It only arranges. What is read, asked and drawn is in views/report/.
 """
 
 import marimo
@@ -29,11 +29,13 @@ def _():
     from tollbook.views.report.reading import find_source
     from tollbook.views.report.tables import sheets, tiles_html
     from tollbook.views.report.texts import cell
+    from tollbook.views.rows import Format, table_as_bytes
 
     # What was chosen last; it outlives a refresh, which makes the choices anew.
     chosen = {name: mo.query_params().get(name) for name in ("period", "plan", "user", "campaign")}
     opened = []
     return (
+        Format,
         Path,
         Selection,
         cell,
@@ -49,6 +51,7 @@ def _():
         read,
         sheets,
         style,
+        table_as_bytes,
         tiles_html,
     )
 
@@ -138,18 +141,26 @@ def _(answers, figure_html, figures, mo, tiles_html):
 
 
 @app.cell
-def _(answers, cell, escape, mo, sheets):
+def _(Format, answers, cell, escape, mo, sheets, table_as_bytes):
+    def _download(sheet, form):
+        return mo.download(
+            lambda: table_as_bytes(sheet.rows, form), filename=f"{sheet.name}.{form.value}", label=form.value.upper()
+        )
+
     def _shown(sheet):
         if sheet.rows.num_rows == 0:
             return mo.Html(f'<div class="report"><div class="empty">{escape(sheet.empty)}</div></div>')
-        return mo.ui.table(
+        table = mo.ui.table(
             sheet.rows,
             format_mapping=dict.fromkeys(sheet.rows.column_names, cell),
             selection=None,
             page_size=10,
             show_column_summaries=False,
             show_data_types=False,
+            show_download=False,
         )
+        forms = (Format.CSV, Format.JSON, Format.PARQUET)
+        return mo.vstack([table, mo.hstack([_download(sheet, form) for form in forms], justify="start")])
 
     mo.ui.tabs({sheet.title: _shown(sheet) for sheet in sheets(answers)})
     return

@@ -4,6 +4,7 @@ Every function refuses what is no exact amount: bools, floats, NaN. Amounts are 
 Lua, whose numbers are doubles and exact up to 2**53, so that sums of nine such amounts are still exact.
 """
 
+from collections.abc import Iterable
 from decimal import ROUND_CEILING, Decimal, InvalidOperation, localcontext
 from typing import Final
 
@@ -59,11 +60,34 @@ def usd_from_nanousd(nanousd: int) -> Decimal:
         return Decimal(nanousd).scaleb(-9)
 
 
-def format_usd(nanousd: int, *, places: int = 2) -> str:
-    """Format for people, for example `$1,234.57`. Rounds up, so that spend is never shown too low.
+def nanousd_from_decimal(usd: Decimal) -> int:
+    """Convert a `DECIMAL(18,9)` of DuckDB, which may be a sum or negative, to nano-dollars, exactly."""
+    with localcontext() as context:
+        context.prec = 100
+        return int(usd.scaleb(9))
 
+
+def usd_text(nanousd: int) -> str:
+    """Write dollars with all nine decimal places, as in JSON documents."""
+    return f"{usd_from_nanousd(nanousd):f}"
+
+
+def exact_places(amounts: Iterable[int | None]) -> int:
+    """Return how many decimal places show all these amounts in nano-dollars exactly; at least two."""
+    places = 2
+    for amount in amounts:
+        while places < 9 and amount is not None and amount % 10 ** (9 - places):
+            places += 1
+    return places
+
+
+def format_usd(nanousd: int, *, places: int | None = 2) -> str:
+    """Format for people, for example `$1,234.57`; rounds up, so that a spend is never shown too low.
+
+    Without `places`, the amount has as many as it needs to be exact, at least two.
     Errors: MoneyError for what is no integer.
     """
+    places = exact_places([nanousd]) if places is None else places
     with localcontext() as context:
         context.prec = 100
         quantum = Decimal(1).scaleb(-places)

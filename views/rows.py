@@ -4,12 +4,14 @@ Money stays exact: a decimal is a string in JSON and all its places in CSV. A fi
 """
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from datetime import date, datetime
 from decimal import Decimal
+from enum import StrEnum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, cast
 
@@ -17,16 +19,37 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _TABLE_ROWS: Final = 1_000
-_ANY_WIDTH: Final = 1_000_000
+# A spreadsheet takes a cell that begins with one of these for a formula (OWASP, CSV injection; November 2026).
+_FORMULA_MARKS: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
-def write_rows(reader: "pa.RecordBatchReader", form: str, output: Path | None) -> None:
-    """Write all rows as `form` says, to a file or to standard output."""
+class Format(StrEnum):
+    """How rows are written."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+def format_of(output: Path | None) -> Format:
+    """Return the format that a file's ending names; a table without an ending or with `.txt`. Errors: ValueError."""
+    ending = "" if output is None else output.suffix.lower().removeprefix(".")
+    if ending in ("", "txt"):
+        return Format.TABLE
+    try:
+        return Format(ending)
+    except ValueError:
+        raise ValueError(f"the ending .{ending} names no format; give --format {', '.join(Format)}") from None
+
+
+def write_rows(reader: "pa.RecordBatchReader", form: Format, output: Path | None) -> None:
+    """Write all rows to a file or to standard output."""
     from tollbook.views.files import replacing
 
     with nullcontext(None) if output is None else replacing(output) as part:
-        if form == "parquet":
-            _write_parquet(reader, part)
+        if form is Format.PARQUET:
+            _write_parquet(reader, part or sys.stdout.buffer)
             return
         write = _TEXT_FORMS[form]
         if part is None:
@@ -36,10 +59,21 @@ def write_rows(reader: "pa.RecordBatchReader", form: str, output: Path | None) -
             write(reader, file)
 
 
-def _write_parquet(reader: "pa.RecordBatchReader", part: Path | None) -> None:
+def table_as_bytes(table: "pa.Table", form: Format) -> bytes:
+    """Return all rows of a table as the content of a file."""
+    if form is Format.PARQUET:
+        buffer = io.BytesIO()
+        _write_parquet(table.to_reader(), buffer)
+        return buffer.getvalue()
+    file = io.StringIO()
+    _TEXT_FORMS[form](table.to_reader(), file)
+    return file.getvalue().encode()
+
+
+def _write_parquet(reader: "pa.RecordBatchReader", file: IO[bytes] | Path) -> None:
     from pyarrow import parquet
 
-    with parquet.ParquetWriter(sys.stdout.buffer if part is None else part, reader.schema) as writer:
+    with parquet.ParquetWriter(file, reader.schema) as writer:
         for batch in reader:
             writer.write_batch(batch)
 
@@ -55,51 +89,36 @@ def _write_json(reader: "pa.RecordBatchReader", file: IO[str]) -> None:
 
 def _write_csv(reader: "pa.RecordBatchReader", file: IO[str]) -> None:
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(reader.schema.names)
+    writer.writerow([neutralise(name) for name in reader.schema.names])
     for batch in reader:
-        writer.writerows([_cell(value) for value in row] for row in _tuples(batch))
+        writer.writerows([neutralise(value) for value in row] for row in _tuples(batch))
+
+
+def neutralise(value: object) -> str:
+    """Write a value as a cell of CSV that no spreadsheet takes for a formula; numbers stay as they are."""
+    cell = cell_text(value)
+    return f"'{cell}" if isinstance(value, str) and cell.startswith(_FORMULA_MARKS) else cell
 
 
 def _write_table(reader: "pa.RecordBatchReader", file: IO[str]) -> None:
     import pyarrow as pa
-    from rich.text import Text
 
-    from tollbook.views.tables import make_console, make_table
+    from tollbook.views.tables import Column, Printer, printable
 
-    fields = cast("Iterable[Any]", reader.schema)
-    table = make_table(
-        f"{field.name}>" if pa.types.is_integer(field.type) or pa.types.is_decimal(field.type) else str(field.name)
-        for field in fields
-    )
+    columns = [
+        Column(printable(field.name), is_right=pa.types.is_integer(field.type) or pa.types.is_decimal(field.type))
+        for field in cast("Iterable[Any]", reader.schema)
+    ]
     cells: list[list[str]] = []
-    rows = 0
+    count = 0
     for batch in reader:
-        cells += [[_printable(_cell(value)) for value in row] for row in _tuples(batch)[: _TABLE_ROWS - rows]]
-        rows += batch.num_rows
-        if rows > _TABLE_ROWS:
+        cells += [[printable(cell_text(value)) for value in row] for row in _tuples(batch)[: _TABLE_ROWS - count]]
+        count += batch.num_rows
+        if count > _TABLE_ROWS:
             break
-    for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
-    console = make_console(file=file)
-    if console.measure(table, options=console.options.update(width=_ANY_WIDTH)).maximum <= console.width:
-        console.print(table)
-    else:
-        _write_records(reader.schema.names, cells, file)
-    if rows > _TABLE_ROWS:
-        file.write(f"the first {_TABLE_ROWS:,} rows; --format csv writes them all\n")
-
-
-def _write_records(names: list[str], rows: list[list[str]], file: IO[str]) -> None:
-    """Write each column on a line of its own: a table wider than the terminal would show cut numbers and ids."""
-    width = max(len(name) for name in names)
-    for number, row in enumerate(rows, 1):
-        file.write(f"row {number:,}\n")
-        file.writelines(f"  {name:<{width}}  {cell}".rstrip() + "\n" for name, cell in zip(names, row, strict=True))
-
-
-def _printable(text: str) -> str:
-    """Return it without what would steer a terminal."""
-    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
+    Printer(file).table(columns, cells)
+    if count > _TABLE_ROWS:
+        file.write(f"the first {_TABLE_ROWS:,} rows; --format csv writes all of them\n")
 
 
 def _tuples(batch: "pa.RecordBatch") -> list[tuple[Any, ...]]:
@@ -108,7 +127,8 @@ def _tuples(batch: "pa.RecordBatch") -> list[tuple[Any, ...]]:
     return list(zip(*columns, strict=True))
 
 
-def _cell(value: object) -> str:
+def cell_text(value: object) -> str:
+    """Write a value as text: nothing for NULL, JSON for nested values, all places of a decimal."""
     if value is None:
         return ""
     if isinstance(value, dict | list):
@@ -122,8 +142,8 @@ def _text(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime | date) else str(value)
 
 
-_TEXT_FORMS: Final[dict[str, Callable[["pa.RecordBatchReader", IO[str]], None]]] = {
-    "table": _write_table,
-    "json": _write_json,
-    "csv": _write_csv,
+_TEXT_FORMS: Final[dict[Format, Callable[["pa.RecordBatchReader", IO[str]], None]]] = {
+    Format.TABLE: _write_table,
+    Format.JSON: _write_json,
+    Format.CSV: _write_csv,
 }

@@ -542,6 +542,17 @@ async def test_the_statement_of_the_command_closes_as_spend_says(auditor: Audito
     movements = Counter(found)
     assert movements == {"charge": 5, "refused": 3, "credit": 2, "correction": 1, "plan": 1}
     assert "by eva: invoice of November" in told.stdout
+    # The newest movements alone: what went before is brought forward, and how many they are is said.
+    told = await auditor.run("user", "u1", "--no-holds", "--last", "2")
+    lines = [line for line in told.stdout.splitlines() if re.match(r" \d\d-\d\d ", line)]
+    assert len(lines) == 2
+    assert "brought forward" in told.stdout
+    assert "10 earlier movements are left out; --last 12 shows all" in told.stdout
+    last = (await auditor.run("user", "u1", "--no-holds", "--last", "2", "--json")).json()
+    assert last["closing"] == document["closing"]
+    assert [line["seq"] for line in last["lines"]] == [
+        line["seq"] for line in document["lines"] if line["type"] != "budget-reserved"
+    ][-2:]
 
 
 async def test_an_archive_copied_elsewhere_answers_without_a_server(auditor: Auditor, scene: Scene) -> None:

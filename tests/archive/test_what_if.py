@@ -43,7 +43,9 @@ from tollbook.inference.prices.model_price import ModelPrice, price_from_usd
 from tollbook.ledger.gate.functions import library_code
 from tollbook.ledger.projection.fold import LedgerGap
 from tollbook.schemas.events import BudgetDenied, CostRecorded
-from tollbook.schemas.money import NANOUSD_PER_USD
+from tollbook.schemas.money import NANOUSD_PER_USD, format_usd
+from tollbook.views import tables
+from tollbook.views.what_if import print_what_if
 
 USD = NANOUSD_PER_USD
 
@@ -560,6 +562,28 @@ async def test_a_system_run_under_the_other_cap_spends_and_refuses_what_the_what
     outcome = decide(entries, cap(5_500_000), kept_refusals=20, recorded_caps=RecordedCaps(plans={"trial": USD}))
     assert [refusal.call_id for refusal in outcome.first_refusals()] == refused
     assert {user: outcome.select(user_id=user).total().other_spent_nanousd for user in spent} == spent
+
+
+@pytest.mark.parametrize("width", [40, 80, 140])
+def test_whole_amounts_and_ids_are_printed_at_every_width(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tables, "_UNLIMITED", width)
+    outcome = decide(LedgerMaker(1).run(300).entries, cap(10_000_000), kept_refusals=20)
+    print_what_if(outcome, 10, ["Something."])
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+    assert [line for line in shown.splitlines() if line != line.rstrip()] == []
+    total = outcome.total()
+    amounts = [total.spent_nanousd, total.other_spent_nanousd, total.difference_nanousd]
+    amounts += [sums.other_spent_nanousd for sums in outcome.by_user().values()]
+    for amount in amounts:
+        assert format_usd(amount, places=4) in shown
+    text = "".join(shown.split())
+    for refusal in outcome.first_refusals():
+        assert refusal.call_id in text
+        assert format_usd(refusal.amount_nanousd, places=None) in text
 
 
 async def test_the_command_reads_an_archive_and_prints_tables_or_json(redis_client: Redis, tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 import csv
 import re
 import signal
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -67,8 +70,14 @@ def exact(amount: Decimal) -> str:
 
 @pytest.fixture(scope="module")
 def app(home: Path) -> Iterator[str]:
-    """The app's address; the command ends by Ctrl-C, with exit code 0 and without a word on standard error."""
-    command = [tollbook(), "report"]
+    with served(home) as url:
+        yield url
+
+
+@contextmanager
+def served(home: Path, *options: str) -> Iterator[str]:
+    """Yield the app's address; the command ends by Ctrl-C, with exit code 0 and without a word on standard error."""
+    command = [tollbook(), "report", *options]
     with subprocess.Popen(
         command, cwd=home, env=command_environment({"BROWSER": "false"}), stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -76,7 +85,9 @@ def app(home: Path) -> Iterator[str]:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            found = re.fullmatch(r"The spend report is at (http://127\.0\.0\.1:\d+/\?access_token=[\w-]{22})\n", line)
+            found = re.fullmatch(
+                r"The spend report is at (http://127\.0\.0\.1:\d+(?:/[a-z]+)?/\?access_token=[\w-]{22})\n", line
+            )
             assert found is not None, line
             yield found[1]
             process.send_signal(signal.SIGINT)
@@ -146,6 +157,53 @@ def test_the_app_shows_what_sql_says_and_a_filter_changes_it(browser: Browser, a
     page.close()
 
 
+def test_behind_a_proxy_it_is_served_under_a_base_path(browser: Browser, home: Path) -> None:
+    """The proxy has an address of its own and passes everything on unchanged, web sockets too."""
+    with served(home, "--base-path", "/spend/", "--host", "0.0.0.0") as url, proxied(url) as outside:  # noqa: S104
+        assert "/spend/?access_token=" in outside
+        foreign: list[str] = []
+        page = new_page(browser, foreign, viewport={"width": 1280, "height": 900})
+        assert page.request.get(outside.replace("/spend/", "/"), max_redirects=0).status == 404
+        paths: list[str] = []
+        page.on("request", lambda request: paths.append(request.url))
+        page.goto(outside)
+        newest = ask(home, "SELECT max(period) FROM spend")
+        expect(page.locator("#tile-spent .detail")).to_have_text(
+            exact(spent(home, f"period = '{newest}'")), timeout=WAIT_MS
+        )
+        origin = outside.partition("/spend/")[0]
+        assert [each for each in paths if each.startswith("http") and not each.startswith(f"{origin}/spend/")] == []
+        assert foreign == []
+        page.close()
+
+
+@contextmanager
+def proxied(url: str) -> Iterator[str]:
+    """Yield the address at another port, from which every byte is passed on."""
+    port = int(url.split(":")[2].partition("/")[0])
+
+    def pass_on(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                target.sendall(data)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def accept(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                inside = listener.accept()[0]
+                outside = socket.create_connection(("127.0.0.1", port))
+                for pair in ((inside, outside), (outside, inside)):
+                    threading.Thread(target=pass_on, args=pair, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        yield url.replace(f":{port}/", f":{listener.getsockname()[1]}/")
+        listener.shutdown(socket.SHUT_RDWR)
+
+
 def test_the_file_stands_alone_and_its_tables_can_be_searched_sorted_and_exported(
     browser: Browser, home: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +226,10 @@ def test_the_file_stands_alone_and_its_tables_can_be_searched_sorted_and_exporte
     rows = list(csv.DictReader(download.value.path().read_text(encoding="utf-8").splitlines()))
     assert HOSTILE in {row["user_id"] for row in rows}
     assert sum(Decimal(row["spent_usd"]) for row in rows) == spent(home, "true")
+    made = """<table><tr><td>=1+1</td><td>@x</td><td class='number'>-2.5</td><td>a"b</td></tr></table>"""
+    assert page.evaluate(f"csv(new DOMParser().parseFromString({made!r}, 'text/html').querySelector('table'))") == (
+        '\'=1+1,\'@x,-2.5,"a""b"\n'
+    )
     sheet.get_by_role("columnheader", name="denied").click()
     most = ask(home, "SELECT sum(denied) AS n FROM spend GROUP BY user_id ORDER BY n DESC")
     expect(sheet.locator("tbody tr:not([hidden])")).to_have_count(1)

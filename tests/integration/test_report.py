@@ -229,6 +229,21 @@ def test_the_page_needs_nothing_else_and_a_name_cannot_break_out_of_it(tmp_path:
     assert exact <= set(seen.texts)
 
 
+def test_the_charts_library_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    reading = asyncio.run(source_of(make_data_dir(tmp_path, load(30, users=3))).read())
+    answers = ask(reading.connection, Selection())
+    page = render_page(answers, reading.freshness)
+    (kept,) = (tmp_path / "cache" / "tollbook").iterdir()
+    monkeypatch.setattr("vl_convert.javascript_bundle", lambda *_: pytest.fail("it is kept"))
+    assert render_page(answers, reading.freshness) == page
+    # What could end the element is not taken, wherever it comes from.
+    kept.write_text("</script>", encoding="utf-8")
+    monkeypatch.setattr("vl_convert.javascript_bundle", lambda *_: "made anew")
+    assert "<script>made anew</script>" in render_page(answers, reading.freshness)
+    reading.close()
+
+
 # --- What is read
 
 

@@ -22,7 +22,8 @@ from tollbook.schemas.events import ENVELOPE_FIELDS
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.results import TaskStatus
 from tollbook.views.top.figures import Figures, Problem, UserFigures
-from tollbook.views.top.gather import Gatherer, read_copy
+from tollbook.views.top.gather import Gatherer
+from tollbook.views.top.projection_reader import read_copy
 from tollbook.views.top.spend import brought_up_to_date
 from tollbook.views.top.tail import Tail, rates
 

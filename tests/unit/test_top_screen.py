@@ -16,8 +16,9 @@ from tollbook.views.top.figures import (
     UserFigures,
     as_document,
 )
+from tollbook.views.top.formats import ago, count, money, shorten
 from tollbook.views.top.problems import find_problems
-from tollbook.views.top.screen import ago, count, draw, money, shorten
+from tollbook.views.top.screen import draw
 
 USD: Final = 1_000_000_000
 LONG: Final = "customer-" + "x" * 180 + "-berlin-042"
@@ -100,13 +101,13 @@ def test_all_is_there_at_80_by_24() -> None:
  fallbacks                    5        321  dead letters       0
  calls                                                             ▁█ most 8/s
  in flight      32 holds of $0.5000 · 32 tasks pending · 3 budgets waited for
- projector      12 events, 0.1 s behind, measured 3 s ago · workers 4
+ projector      12 events, 0.1 s behind · measured 3 s ago · workers 4
 
  USER  204, by spend           PLAN   SPENT $   HELD $     CAP $ USED %  DENIED
  u42                         growth   38.0000   0.5000     40.00   95.0       3
  customer-xxx…x-berlin-042    trial    5.0000   0.0000      5.00  100.0      12
  東京東京東京…東京東京東京        -    0.0013   0.0000         -      -       0
- rich                       starter 1,000,000   0.0000 1,000,000  100.0       0"""
+ rich                       starter 1,000,000   0.0000 1,000,000   99.9       0"""
     assert shown[2:17] == expected.splitlines()
     assert shown[-1] == " Redis now · last event now · spend now (copy 3 s + 78 events)"
 
@@ -121,8 +122,8 @@ def test_a_wider_screen_shows_more_of_each_and_more_users() -> None:
     assert shown[10].endswith("█ most 1.0000/s")
     users = [line for line in shown if line.startswith(" u")]
     assert len(users) == 22
-    assert users[0].split() == ["u0", "trial", "9.9000", "0.0000", "10.00", "99.0", "0", "0", "0", "█" * 16]
-    assert users[10].split()[-1] == "█" * 14 + "░" * 2
+    assert users[0].split() == ["u0", "trial", "9.9000", "0.0000", "10.00", "99.0", "0", "0", "0", "█" * 7 + "░"]
+    assert users[10].split()[-1] == "█" * 7 + "░"
 
 
 def test_the_other_order_is_by_the_part_of_the_cap() -> None:
@@ -139,6 +140,24 @@ def test_no_size_is_too_small_and_no_line_too_wide(figures: Figures) -> None:
             lines = draw(told, width=width, height=height, keys="q quit  s order")
             assert len(lines) == height
             assert max(cell_len(line.plain) for line in lines) <= width
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 140])
+def test_whole_ids_and_amounts_are_shown_at_every_width(width: int) -> None:
+    ids = [f"{number}00139e8-62f1-509b-a9c7-4345f78771c1" for number in range(4)]
+    users = tuple(replace(user, user_id=user_id) for user, user_id in zip(USERS, ids, strict=True))
+    shown = text(replace(FIGURES, spend=replace(SPEND, by_spend=users)), width, 60)
+    for part in (*ids, "38.0000", "1,000,000", "95.0", "99.9", "1,042.00", "123,456", "measured 3 s ago"):
+        assert part in shown
+    assert "…" not in shown.partition("\n")[2]
+
+
+def test_ids_that_would_look_the_same_without_their_middle_are_shown_whole() -> None:
+    ids = ["x" * 60 + middle + "y" * 60 for middle in "ab"]
+    users = tuple(replace(USERS[0], user_id=user_id) for user_id in ids)
+    shown = text(replace(FIGURES, spend=replace(SPEND, by_spend=users)), 80, 40)
+    for user_id in ids:
+        assert f" {user_id[:79]}\n {user_id[79:]}\n" in shown
 
 
 def test_red_is_for_a_person_and_yellow_for_a_look() -> None:
@@ -188,7 +207,7 @@ def test_what_others_wrote_does_not_steer_the_terminal() -> None:
     spend = replace(SPEND, by_spend=users)
     shown = text(replace(FIGURES, data_dir=nasty, spend=spend, problems=(Problem("person", nasty),)), 80, 24)
     assert shown.replace("\n", "").isprintable()
-    assert "a [2Jb 31mc" in shown
+    assert "a\\x1b[2Jb\\x9b31mc" in shown
 
 
 def test_the_middle_of_a_long_id_goes() -> None:

@@ -1,4 +1,4 @@
-"""The notebook as an app on the loopback interface, in this process.
+"""The notebook as an app, in this process: on the loopback interface unless another is chosen.
 
 Whoever knows the address may read: it bears a token made for this run, since other users of the machine, and pages in
 the browser of this one, can reach the port too.
@@ -13,6 +13,7 @@ import socket
 import sys
 import webbrowser
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NoReturn
@@ -25,7 +26,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tollbook.views.report.reading import Reading, Source
 
-_LOOPBACK: Final = "127.0.0.1"
+LOOPBACK: Final = "127.0.0.1"
+_EVERY_INTERFACE: Final = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on.
 _NOTEBOOK: Final = "spend_report.py"
 # A copy made ahead is shown if it is no older than this; a browser takes a few seconds to ask for it.
 _AHEAD_S: Final = 30.0
@@ -63,21 +65,33 @@ def notebook_path() -> Path:
     raise NotebookMissing(f"the notebook {_NOTEBOOK} is not installed; install tollbook again")
 
 
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the app is served. `base_path` is what a proxy in front of it leaves in the path: empty, or `/name`."""
+
+    host: str = LOOPBACK
+    port: int = 0
+    base_path: str = ""
+
+
 def serve(
-    source: Source, reading: Reading, chosen: dict[str, str], *, port: int, announce: Callable[[str], None]
+    source: Source, reading: Reading, chosen: dict[str, str], address: Address, *, announce: Callable[[str], None]
 ) -> None:
     """Serve the report of a source, with its first reading, until Ctrl-C or SIGTERM; `announce` is told its address.
 
-    Port 0 takes a free one.
-    Whoever calls it should end the process afterwards by `leave`.
-    Errors: OSError where the port is taken; NotebookMissing.
+    Port 0 takes a free one. Whoever calls it should end the process afterwards by `leave`.
+    Errors: OSError where the address cannot be used; NotebookMissing.
     """
     token = secrets.token_urlsafe(16)
-    builder = marimo.create_asgi_app(quiet=True, token=token).with_app(path="", root=str(notebook_path()))
-    listener = _listen(port)
-    url = f"http://{_LOOPBACK}:{listener.getsockname()[1]}/?{urlencode({'access_token': token, **chosen})}"
+    builder = marimo.create_asgi_app(quiet=True, token=token)
+    app = builder.with_app(path=address.base_path, root=str(notebook_path())).build()
+    listener = _listen(address)
+    shown = LOOPBACK if address.host in _EVERY_INTERFACE else address.host
+    host = f"[{shown}]" if ":" in shown else shown
+    query = urlencode({"access_token": token, **chosen})
+    url = f"http://{host}:{listener.getsockname()[1]}{address.base_path}/?{query}"
     # Open pages hold their connections for ever; a second is enough for what is being sent.
-    config = uvicorn.Config(_with_assets(builder.build()), log_level="error", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(_with_assets(app, address.base_path), log_level="error", timeout_graceful_shutdown=1)
     server = _Server(config, lambda: announce(url))
     _opened.append(source)
     _ahead.append(reading)
@@ -124,13 +138,13 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _with_assets(app: ASGIApp) -> ASGIApp:
+def _with_assets(app: ASGIApp, base_path: str) -> ASGIApp:
     """Answer for marimo's own scripts and fonts before its sessions and middlewares do.
 
     They are public, and the same for everybody; a page needs more than three hundred of them.
     """
     folder = Path(marimo.__file__).parent / "_static" / "assets"
-    files = {f"/assets/{path.name}": path for path in folder.glob("*")}
+    files = {f"{base_path}/assets/{path.name}": path for path in folder.glob("*")}
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         path = files.get(scope.get("path", "")) if scope["type"] == "http" else None
@@ -144,14 +158,19 @@ def _file(path: Path) -> Response:
     return Response(path.read_bytes(), media_type=mimetypes.guess_type(path)[0], headers=_FOR_EVER)
 
 
-def _listen(port: int) -> socket.socket:
+def _listen(address: Address) -> socket.socket:
+    """Errors: OSError, which names the address."""
+    try:
+        (family, *_, place), *_ = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except socket.gaierror as exc:
+        raise OSError(f"the host {address.host} is not known: {exc.strerror}") from exc
     # The protocol is named, since asyncio sends small answers at once (TCP_NODELAY) only where it is: three hundred
     # files of marimo's page, each of which would wait for an acknowledgement.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((_LOOPBACK, port))
+        listener.bind(place)
     except OSError as exc:
         listener.close()
-        raise OSError(f"port {port} of {_LOOPBACK} cannot be used: {exc.strerror}") from exc
+        raise OSError(f"port {address.port} of {address.host} cannot be used: {exc.strerror}") from exc
     return listener

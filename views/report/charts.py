@@ -13,7 +13,8 @@ from typing import Any, Final
 import altair as alt
 
 from tollbook.views.report.queries import NOT_NAMED
-from tollbook.views.report.texts import dollars, thousands
+from tollbook.views.report.texts import thousands
+from tollbook.views.tables import dollars, percent_used
 
 TOP: Final = 15
 _BLUE, _ORANGE, _GREEN, _VERMILION, _SKY, _PURPLE, _GREY = (
@@ -89,7 +90,7 @@ def over_time(
         place = (row["from_at"], amount < 0)
         base = reached[place]
         reached[place] = base + amount
-        text = dollars(amount) if value.endswith("_usd") else thousands(row[value])
+        text = dollars(amount, 9) if value.endswith("_usd") else thousands(row[value])
         stacked.append({
             "from": _utc_ms(row["from_at"]), "to": _utc_ms(row["to_at"]),
             "base": float(base), "top": float(base + amount),
@@ -127,9 +128,9 @@ def cap_use(rows: Sequence[Row], *, with_period: bool) -> alt.TopLevelMixin:
             "label": f"{row['user_id']} · {row['period']}" if with_period else row["user_id"],
             "used": float(row["used_percent"]),
             "plan": row["plan"] or NOT_NAMED,
-            "text": f"{row['used_percent']:.1f} % of {dollars(row['cap_usd'], 2)}",
-            "spent": dollars(row["spent_usd"]),
-            "held": dollars(row["reserved_usd"]),
+            "text": f"{percent_used(row['spent_usd'], row['cap_usd'], places=1)} of {dollars(row['cap_usd'], 2)}",
+            "spent": dollars(row["spent_usd"], 9),
+            "held": dollars(row["reserved_usd"], 9),
             "out": str(row["runs_out_on"] or "not in this period"),
             "period": row["period"],
         }
@@ -186,7 +187,7 @@ def spend_bars(rows: Sequence[Row], name: str) -> alt.TopLevelMixin:
             "label": row[name],
             "spent": float(row["spent_usd"]),
             "text": dollars(row["spent_usd"], 2 if abs(row["spent_usd"]) >= 1 else 4),
-            "exact": dollars(row["spent_usd"]),
+            "exact": dollars(row["spent_usd"], 9),
         }
         for row in rows
     ]

@@ -6,9 +6,11 @@ for (const [name, spec] of Object.entries(specs)) vegaEmbed(`#chart-${name}`, sp
 
 const compare = new Intl.Collator("en", { numeric: true }).compare;
 
+// As views/rows.py writes it: no spreadsheet takes a cell of text for a formula; numbers stay as they are.
 function csv(table) {
-  const quoted = (cell) => (/[",\r\n]/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell);
-  return [...table.rows].map((row) => [...row.cells].map((cell) => quoted(cell.textContent)).join(",")).join("\n") + "\n";
+  const safe = (cell) => (!cell.classList.contains("number") && /^[=+\-@\t\r]/.test(cell.textContent) ? "'" : "") + cell.textContent;
+  const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+  return [...table.rows].map((row) => [...row.cells].map((cell) => quoted(safe(cell))).join(",")).join("\n") + "\n";
 }
 
 for (const sheet of document.querySelectorAll("details.sheet")) {

@@ -5,9 +5,12 @@ are chosen by publishers; they are escaped wherever they stand, in the data of c
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from html import escape
+from importlib import metadata
 from pathlib import Path
 from string import Template
 from typing import Any, cast
@@ -16,6 +19,7 @@ import altair as alt
 import pyarrow as pa
 import vl_convert
 
+from tollbook.views.files import replacing
 from tollbook.views.report.figures import Figure, figures
 from tollbook.views.report.queries import Answers
 from tollbook.views.report.reading import Freshness
@@ -98,9 +102,24 @@ def _table_html(rows: pa.Table) -> str:
 
 
 def _library() -> str:
+    """Return the charts' library, which takes a second or more to put together, so that it is kept between runs."""
     version = alt.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]
-    library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", version)
-    assert not re.search("</script|<!--", library, re.IGNORECASE), "it would end the element that it stands in"
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    kept = caches / "tollbook" / f"vega-embed-{metadata.version('vl-convert-python')}-{version}.js"
+    try:
+        return _checked(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        library = _checked(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", version))
+    with suppress(OSError):  # A home that cannot be written to costs the next run a second.
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(kept) as part:
+            part.write_text(library, encoding="utf-8")
+    return library
+
+
+def _checked(library: str) -> str:
+    if re.search("</script|<!--", library, re.IGNORECASE):
+        raise ValueError("the charts' library would end the element that it stands in")
     return library
 
 

@@ -6,7 +6,8 @@ from html import escape
 import pyarrow as pa
 
 from tollbook.views.report.queries import Answers
-from tollbook.views.report.texts import dollars, percent, thousands
+from tollbook.views.report.texts import percent, thousands
+from tollbook.views.tables import dollars
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def tiles(answers: Answers) -> list[Tile]:
     """Return the numbers at the top."""
     t = answers.totals
     return [
-        Tile("spent", "Spend, US dollars", dollars(t["spent_usd"], 2), f"exactly {dollars(t['spent_usd'])}"),
+        Tile("spent", "Spend, US dollars", dollars(t["spent_usd"], 2), f"exactly {dollars(t['spent_usd'], 9)}"),
         Tile("calls", "Calls", thousands(t["calls"]), f"of {_count(t['users'], 'user')}"),
         Tile("denied", "Denied calls", thousands(t["denied"]), f"of {_count(t['denied_users'], 'user')}"),
         Tile(

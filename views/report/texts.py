@@ -1,16 +1,12 @@
-"""Numbers as people read them; dollars keep every place."""
+"""Numbers and values of a report as people read them."""
 
-from datetime import date, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
 
+from tollbook.views.rows import cell_text
+
 _STEPS: Final = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
-
-
-def dollars(amount: Decimal, places: int | None = None) -> str:
-    """Write an amount exactly, or rounded to some places, the sign before the currency."""
-    text = f"{abs(amount):,.9f}" if places is None else f"{abs(amount):,.{places}f}"
-    return f"{'-' if amount < 0 else ''}${text}"
 
 
 def thousands(number: int) -> str:
@@ -31,15 +27,5 @@ def span(seconds: int) -> str:
 
 
 def cell(value: Any) -> str:
-    """Write a value of a table; a decimal has all its places."""
-    match value:
-        case None:
-            return ""
-        case Decimal():
-            return f"{value:f}"
-        case datetime():
-            return f"{value:%Y-%m-%d %H:%M:%S}"
-        case date():
-            return value.isoformat()
-        case _:
-            return str(value)
+    """Write a value of a table; a decimal has all its places, a time no fractions of a second."""
+    return f"{value:%Y-%m-%d %H:%M:%S}" if isinstance(value, datetime) else cell_text(value)

@@ -19,7 +19,8 @@ from rich.text import Text
 
 from tollbook.views.top.figures import Figures
 from tollbook.views.top.gather import Gatherer
-from tollbook.views.top.screen import Order, draw
+from tollbook.views.top.screen import draw
+from tollbook.views.top.users import Order
 
 _KEYS: Final = "q quit  s order"
 _ENTER: Final = "\x1b[?1049h\x1b[?25l\x1b[2J"

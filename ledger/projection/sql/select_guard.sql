@@ -24,6 +24,7 @@ CREATE MACRO refusal(query) AS (
     SELECT CASE
         WHEN (tree->>'$.error')::BOOLEAN IS DISTINCT FROM false
             THEN CASE WHEN tree->>'$.error_type' = 'parser' THEN tree->>'$.error_message' ELSE 'it is no SELECT' END
+        WHEN json_array_length(tree, '$.statements') = 0 THEN 'it is empty'
         WHEN json_array_length(tree, '$.statements') IS DISTINCT FROM 1 THEN 'it is more than one statement'
         WHEN len(list_filter(tree->>'$..catalog_name', lambda c: c NOT IN ('', 'main'))) IS DISTINCT FROM 0
             THEN 'it names another database'

@@ -1,7 +1,6 @@
-"""The words of an audit: events, decisions and amounts as sentences for people, exact to the nano-dollar."""
+"""Events, decisions and amounts of an audit as sentences for people, exact to the nano-dollar."""
 
-from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import assert_never
 
 from tollbook.audit.explanations import Decision, OtherHold, Weighing, bound_nanousd, most_completion_tokens
@@ -19,14 +18,15 @@ from tollbook.schemas.events import (
     SegmentSealed,
 )
 from tollbook.schemas.identifiers import split_budget_name
-from tollbook.schemas.money import usd_from_nanousd
+from tollbook.schemas.money import format_usd
 from tollbook.schemas.usage import Usage
+from tollbook.views.tables import printable, utc
 
 _OUTCOMES = {
     "ok": "answered",
     "http_error": "refused by the provider",
     "provider_error": "failed at the provider",
-    "invalid_response": "answered with what is no answer",
+    "invalid_response": "answered with something that is not an answer",
     "timeout": "timed out",
     "connection_error": "lost its connection",
     "not_sent": "was never sent",
@@ -35,7 +35,7 @@ _OUTCOMES = {
 _BASES = {
     "reported": "as the provider reported",
     "priced": "priced from its usage",
-    "assumed": "assumed, since nobody knows",
+    "assumed": "assumed, the cost is unknown",
     "released": "nothing was spent",
 }
 _ENDS = {
@@ -48,29 +48,21 @@ _ENDS = {
 _CHARGES = {"failed": "failed", "expired": "hold expired", "taken_over": "taken over", "recorded": "without a hold"}
 
 
-def plain(text: str) -> str:
-    """Return a text that people wrote without what could steer a terminal."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+def _usd(nanousd: int) -> str:
+    return format_usd(nanousd, places=None)
 
 
-def places_of(amounts: Iterable[int | None]) -> int:
-    """Return how many decimal places show all these amounts exactly; at least two."""
-    places = 2
-    for amount in amounts:
-        while places < 9 and amount is not None and amount % 10 ** (9 - places):
-            places += 1
-    return places
+def _signed(nanousd: int) -> str:
+    return f"{'+' if nanousd > 0 else ''}{_usd(nanousd)}"
 
 
-def money(nanousd: int, places: int | None = None, *, is_signed: bool = False) -> str:
-    """Write an amount exactly, with as many places as it needs, or with so many."""
-    digits = f"{usd_from_nanousd(abs(nanousd)):,.{places_of([nanousd]) if places is None else places}f}"
-    return f"{'-' if nanousd < 0 else '+' if is_signed and nanousd else ''}${digits}"
+def _by(payload: CostAdjusted | PlanAssigned | CreditGranted) -> str:
+    return f"by {printable(payload.author)}: {printable(payload.reason)}"
 
 
 def moment(event: Event) -> datetime:
     """Return when an event was written."""
-    return datetime.fromtimestamp(event.at_ms / 1000, UTC)
+    return utc(event.at_ms)
 
 
 def iso(event: Event) -> str:
@@ -93,12 +85,12 @@ def budget_text(name: str) -> str:
 def bound_text(bound: BoundPrice) -> str:
     """Return how a bound was calculated."""
     parts = [
-        f"{bound.prompt_tokens:,} prompt tokens x {money(bound.prompt_nanousd_per_mtok)}/M",
-        f"{bound.completion_tokens:,} completion tokens x {money(bound.completion_nanousd_per_mtok)}/M",
+        f"{bound.prompt_tokens:,} prompt tokens x {_usd(bound.prompt_nanousd_per_mtok)}/M",
+        f"{bound.completion_tokens:,} completion tokens x {_usd(bound.completion_nanousd_per_mtok)}/M",
     ]
     if bound.request_nanousd:
-        parts.append(f"{money(bound.request_nanousd)} a request")
-    return f"{' + '.join(parts)} = {money(bound_nanousd(bound))}"
+        parts.append(f"{_usd(bound.request_nanousd)} a request")
+    return f"{' + '.join(parts)} = {_usd(bound_nanousd(bound))}"
 
 
 def usage_text(usage: Usage) -> str:
@@ -126,23 +118,25 @@ def event_text(event: Event) -> tuple[str, list[str]]:
         case FallbackUsed() as payload:
             status = f", HTTP {payload.http_status}" if payload.http_status else ""
             reason = payload.reason.replace("_", " ")
-            return f"falls back to {plain(payload.to_model)}", [f"from {plain(payload.from_model)}: {reason}{status}"]
+            return f"falls back to {printable(payload.to_model)}", [
+                f"from {printable(payload.from_model)}: {reason}{status}"
+            ]
         case CostRecorded() as payload:
             return _recorded(event, payload)
         case BudgetDenied() as payload:
             return _denied(event, payload)
         case CostAdjusted() as payload:
-            details = [f"by {plain(payload.author)}: {plain(payload.reason)}"]
+            details = [_by(payload)]
             if payload.assumed_nanousd:
-                details.append(f"assumed part {money(payload.assumed_nanousd, is_signed=True)}")
+                details.append(f"assumed part {_signed(payload.assumed_nanousd)}")
             if payload.generation_id:
-                details.append(f"generation {plain(payload.generation_id)}")
+                details.append(f"generation {printable(payload.generation_id)}")
             return f"corrected, {_BASES[payload.basis]}", details
         case PlanAssigned() as payload:
-            headline = f"plan {plain(payload.plan)}, cap {money(payload.cap_nanousd)}"
-            return headline, [f"by {plain(payload.author)}: {plain(payload.reason)}"]
+            headline = f"plan {printable(payload.plan)}, cap {_usd(payload.cap_nanousd)}"
+            return headline, [_by(payload)]
         case CreditGranted() as payload:
-            return f"credit of {money(event.amount)}", [f"by {plain(payload.author)}: {plain(payload.reason)}"]
+            return f"credit of {_usd(event.amount)}", [_by(payload)]
         case SegmentSealed() as payload:
             return f"sealed {payload.segment}", [f"{payload.events:,} events, {payload.first_id} to {payload.last_id}"]
         case _:
@@ -151,17 +145,17 @@ def event_text(event: Event) -> tuple[str, list[str]]:
 
 def _reserved(event: Event, payload: BudgetReserved) -> tuple[str, list[str]]:
     verb = "held" if payload.kind == "hold" else "held in addition"
-    worker = plain(payload.worker)
+    worker = printable(payload.worker)
     details = [
-        f"{plain(payload.bound.model)}: {bound_text(payload.bound)}",
+        f"{printable(payload.bound.model)}: {bound_text(payload.bound)}",
         f"{'claimed by' if payload.kind == 'hold' else 'by'} {worker}, {plan_text(payload)}, "
-        f"cap {money(payload.cap_nanousd)}",
+        f"cap {_usd(payload.cap_nanousd)}",
     ]
     for stamp in payload.budgets:
-        cap = "" if stamp.cap_nanousd is None else f" of {money(stamp.cap_nanousd)}"
-        details.append(f"{budget_text(stamp.budget)}: {money(stamp.committed_nanousd)}{cap} committed")
+        cap = "" if stamp.cap_nanousd is None else f" of {_usd(stamp.cap_nanousd)}"
+        details.append(f"{budget_text(stamp.budget)}: {_usd(stamp.committed_nanousd)}{cap} committed")
     if payload.deadline_ms:
-        due = datetime.fromtimestamp(payload.deadline_ms / 1000, UTC)
+        due = utc(payload.deadline_ms)
         details.append(f"hold {payload.hold} is due by {due:%H:%M:%S}")
     return f"{verb} for attempt {event.attempt}", details
 
@@ -169,23 +163,23 @@ def _reserved(event: Event, payload: BudgetReserved) -> tuple[str, list[str]]:
 def plan_text(payload: BudgetReserved | BudgetDenied) -> str:
     """Return the plan that counts, and the one that the task names where it is another."""
     if payload.assigned_plan in (None, payload.plan):
-        return f"plan {plain(payload.plan)}"
-    return f"plan {plain(payload.assigned_plan or '')} (the task says {plain(payload.plan)})"
+        return f"plan {printable(payload.plan)}"
+    return f"plan {printable(payload.assigned_plan or '')} (the task says {printable(payload.plan)})"
 
 
 def _model_called(event: Event, payload: ModelCalled) -> tuple[str, list[str]]:
     status = f" (HTTP {payload.http_status})" if payload.http_status and payload.outcome != "ok" else ""
-    details = [f"{plain(payload.model)}, {payload.latency_ms:,} ms"]
+    details = [f"{printable(payload.model)}, {payload.latency_ms:,} ms"]
     if payload.model_used and payload.model_used != payload.model:
-        details[0] += f", answered by {plain(payload.model_used)}"
+        details[0] += f", answered by {printable(payload.model_used)}"
     if payload.error:
-        details.append(plain(payload.error))
+        details.append(printable(payload.error))
     if payload.usage is not None:
         details.append(usage_text(payload.usage))
-    details.append(f"booked at {money(payload.charge_nanousd)}: {_BASES[payload.charge_basis]}")
-    ending = [f"finish reason {plain(payload.finish_reason)}"] if payload.finish_reason else []
+    details.append(f"charged at {_usd(payload.charge_nanousd)}: {_BASES[payload.charge_basis]}")
+    ending = [f"finish reason {printable(payload.finish_reason)}"] if payload.finish_reason else []
     if payload.generation_id:
-        ending.append(f"generation {plain(payload.generation_id)}")
+        ending.append(f"generation {printable(payload.generation_id)}")
     return f"attempt {event.attempt} {_OUTCOMES[payload.outcome]}{status}", [
         *details,
         *([", ".join(ending)] * bool(ending)),
@@ -195,13 +189,13 @@ def _model_called(event: Event, payload: ModelCalled) -> tuple[str, list[str]]:
 def _recorded(event: Event, payload: CostRecorded) -> tuple[str, list[str]]:
     details = [_basis_text(event.amount, payload)]
     if payload.reason:
-        details.append(plain(payload.reason))
+        details.append(printable(payload.reason))
     if payload.hold_nanousd:
-        details.append(f"hold of {money(payload.hold_nanousd)} freed")
+        details.append(f"hold of {_usd(payload.hold_nanousd)} freed")
     if payload.overage_nanousd:
-        details.append(f"{money(payload.overage_nanousd)} more than was held")
+        details.append(f"{_usd(payload.overage_nanousd)} more than was held")
     if payload.outcome == "recorded":
-        details += [plain(payload.model)] if payload.model else []
+        details += [printable(payload.model)] if payload.model else []
         details += [usage_text(payload.usage)] if payload.usage else []
     return _ENDS[payload.outcome], details
 
@@ -209,38 +203,38 @@ def _recorded(event: Event, payload: CostRecorded) -> tuple[str, list[str]]:
 def _basis_text(amount_nanousd: int, payload: CostRecorded) -> str:
     """Return where a cost comes from; of several attempts only a part may be assumed."""
     if 0 < payload.assumed_nanousd < amount_nanousd:
-        return f"{money(payload.assumed_nanousd)} of it assumed, since nobody knows"
+        return f"{_usd(payload.assumed_nanousd)} of it assumed, the cost is unknown"
     return _BASES[payload.basis]
 
 
 def _denied(event: Event, payload: BudgetDenied) -> tuple[str, list[str]]:
     headline = "refused" if payload.reason == "cap" else "refused after waiting for others' holds"
     return headline, [
-        f"asked for {money(event.amount)}: {plain(payload.bound.model)}, {bound_text(payload.bound)}",
-        f"{budget_text(payload.budget)}: {money(payload.settled_nanousd)} settled, {money(payload.held_nanousd)} held, "
-        f"cap {money(payload.cap_nanousd)}",
-        f"asked by {plain(payload.worker)}, {plan_text(payload)}",
+        f"asked for {_usd(event.amount)}: {printable(payload.bound.model)}, {bound_text(payload.bound)}",
+        f"{budget_text(payload.budget)}: {_usd(payload.settled_nanousd)} settled, {_usd(payload.held_nanousd)} held, "
+        f"cap {_usd(payload.cap_nanousd)}",
+        f"asked by {printable(payload.worker)}, {plan_text(payload)}",
     ]
 
 
 def movement_text(event: Event) -> tuple[str, list[str]]:
     """Return an event as a line of a statement: its kind in a word or two, and what it is about."""
-    call = plain(event.call_id)
+    call = printable(event.call_id)
     match event.payload:
         case BudgetReserved() as payload:
             what = "hold" if payload.kind == "hold" else "more held"
-            return what, [f"{call}: {money(event.amount)}, {plain(payload.bound.model)}"]
+            return what, [f"{call}: {_usd(event.amount)}, {printable(payload.bound.model)}"]
         case CostRecorded() as payload:
             return "charge", [_noted(call, _charge_notes(event, payload))]
         case BudgetDenied() as payload:
             waited = "" if payload.reason == "cap" else " after a wait"
-            return "refused", [f"{call}: {money(event.amount)} did not fit {budget_text(payload.budget)}{waited}"]
+            return "refused", [f"{call}: {_usd(event.amount)} did not fit {budget_text(payload.budget)}{waited}"]
         case CostAdjusted() as payload:
-            return "correction", [f"{call}: by {plain(payload.author)}: {plain(payload.reason)}"]
+            return "correction", [f"{call}: {_by(payload)}"]
         case PlanAssigned() as payload:
-            return "plan", [f"{plain(payload.plan)}, by {plain(payload.author)}: {plain(payload.reason)}"]
+            return "plan", [f"{printable(payload.plan)}, {_by(payload)}"]
         case CreditGranted() as payload:
-            return "credit", [f"{money(event.amount)}, by {plain(payload.author)}: {plain(payload.reason)}"]
+            return "credit", [f"{_usd(event.amount)}, {_by(payload)}"]
         case _:
             return event.type, [event_text(event)[0]]
 
@@ -251,12 +245,12 @@ def _noted(call: str, notes: list[str]) -> str:
 
 def _charge_notes(event: Event, payload: CostRecorded) -> list[str]:
     notes = [_CHARGES[payload.outcome]] if payload.outcome in _CHARGES else []
-    notes += [plain(payload.model)] if payload.model else []
-    notes += [plain(payload.reason)] if payload.reason else []
+    notes += [printable(payload.model)] if payload.model else []
+    notes += [printable(payload.reason)] if payload.reason else []
     if payload.assumed_nanousd:
         whole = payload.assumed_nanousd == event.amount
-        notes.append("assumed" if whole else f"{money(payload.assumed_nanousd)} of it assumed")
-    notes += [f"{money(payload.overage_nanousd)} more than was held"] if payload.overage_nanousd else []
+        notes.append("assumed" if whole else f"{_usd(payload.assumed_nanousd)} of it assumed")
+    notes += [f"{_usd(payload.overage_nanousd)} more than was held"] if payload.overage_nanousd else []
     return notes
 
 
@@ -266,34 +260,32 @@ def cap_text(weighing: Weighing, decision: Decision) -> str:
     if cap is None or not isinstance(payload, BudgetReserved | BudgetDenied):
         return "set by configuration"
     if cap.assigned is not None and isinstance(assigned := cap.assigned.payload, PlanAssigned):
-        text = f"{money(assigned.cap_nanousd)} of plan {plain(assigned.plan)}, by {plain(assigned.author)}"
-        text += f" on {moment(cap.assigned):%Y-%m-%d}: {plain(assigned.reason)}"
+        text = f"{_usd(assigned.cap_nanousd)} of plan {printable(assigned.plan)}, by {printable(assigned.author)}"
+        text += f" on {moment(cap.assigned):%Y-%m-%d}: {printable(assigned.reason)}"
     else:
-        text = f"{money(weighing.cap_nanousd - cap.credit_nanousd)} of plan {plain(payload.plan)}, as the task says"
+        text = f"{_usd(weighing.cap_nanousd - cap.credit_nanousd)} of plan {printable(payload.plan)}, as the task says"
     for credit in cap.credits:
         if isinstance(credit.payload, CreditGranted):
-            text += (
-                f"\n{money(credit.amount)} credit, by {plain(credit.payload.author)}: {plain(credit.payload.reason)}"
-            )
+            text += f"\n{_usd(credit.amount)} credit, {_by(credit.payload)}"
     return text
 
 
 def hold_text(hold: OtherHold) -> str:
     """Return since when another call held money, and what became of it."""
-    held = f"since {moment(hold.since):%m-%d %H:%M:%S} by {plain(hold.worker)}"
+    held = f"since {moment(hold.since):%m-%d %H:%M:%S} by {printable(hold.worker)}"
     if hold.settled_by is None:
         return f"{held}, still open"
-    return f"{held}; settled {moment(hold.settled_by):%m-%d %H:%M:%S} at {money(hold.settled_by.amount)}"
+    return f"{held}; settled {moment(hold.settled_by):%m-%d %H:%M:%S} at {_usd(hold.settled_by.amount)}"
 
 
 def verdict_text(weighing: Weighing, decision: Decision) -> str:
     """Return what the sum came to."""
     over, over_with_holds = weighing.over_nanousd, weighing.over_with_holds_nanousd
     if not decision.is_refusal:
-        return f"fits: {money(-over_with_holds)} of the cap left"
+        return f"fits: {_usd(-over_with_holds)} of the cap left"
     if over > 0:
-        return f"refused: settled and this call alone are {money(over)} over the cap"
-    return f"refused when its wait was over: with others' holds it is {money(over_with_holds)} over the cap"
+        return f"refused: settled and this call alone are {_usd(over)} over the cap"
+    return f"refused when its wait was over: with others' holds it is {_usd(over_with_holds)} over the cap"
 
 
 def ways_out(weighing: Weighing, decision: Decision) -> list[str]:
@@ -304,14 +296,14 @@ def ways_out(weighing: Weighing, decision: Decision) -> list[str]:
     raised = "a cap or credit" if split_budget_name(weighing.budget)[0] == "user" else "a cap"
     ways: list[str] = []
     if over <= 0:
-        ways.append(f"{money(over_with_holds)} less held by others, of {money(weighing.held_nanousd)}")
-        ways.append(f"{raised} higher by {money(over_with_holds)}")
+        ways.append(f"{_usd(over_with_holds)} less held by others, of {_usd(weighing.held_nanousd)}")
+        ways.append(f"{raised} higher by {_usd(over_with_holds)}")
     elif weighing.held_nanousd:
         ways.append(
-            f"{raised} higher by {money(over)} once others' holds are settled, by {money(over_with_holds)} at once"
+            f"{raised} higher by {_usd(over)} once others' holds are settled, by {_usd(over_with_holds)} at once"
         )
     else:
-        ways.append(f"{raised} higher by {money(over)}")
+        ways.append(f"{raised} higher by {_usd(over)}")
     ways.append(_smaller(payload.bound, weighing.amount_nanousd - (over if over > 0 else over_with_holds)))
     return ways
 

@@ -1,0 +1,118 @@
+"""The table of users on the live view."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from rich.cells import cell_len, chop_cells, set_cell_size
+from rich.text import Text
+
+from tollbook.views.tables import percent_used, printable
+from tollbook.views.top.figures import SpendFigures, UserFigures
+from tollbook.views.top.formats import cap_text, count, money, shorten
+
+Order = Literal["spend", "use"]
+
+# The part of a cap from which on a user is worth a look.
+_NEAR: Final = 0.9
+_GAUGE: Final = 8
+_MIN_NAME: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    head: str
+    width: int
+    cell: Callable[[UserFigures], str]
+    is_worth_a_look: Callable[[UserFigures], bool] = lambda _: False
+
+
+def _is_near(user: UserFigures) -> bool:
+    return user.used is not None and user.used >= _NEAR
+
+
+def _used(user: UserFigures) -> str:
+    if not user.cap_nanousd:
+        return "-"
+    return percent_used(user.spent_nanousd, user.cap_nanousd, places=1).removesuffix("%")
+
+
+def _gauge(user: UserFigures) -> str:
+    filled = min(_GAUGE, max(0, int((user.used or 0.0) * _GAUGE)))
+    return "█" * filled + "░" * (_GAUGE - filled)
+
+
+# As they stand on the screen, and the order in which they are given room.
+_COLUMNS: Final = {
+    "plan": _Column("PLAN", 8, lambda user: shorten(user.plan or "-", 7)),
+    "spent": _Column("SPENT $", 10, lambda user: money(user.spent_nanousd)),
+    "held": _Column("HELD $", 9, lambda user: money(user.held_nanousd)),
+    "cap": _Column("CAP $", 10, lambda user: "-" if user.cap_nanousd is None else cap_text(user.cap_nanousd)),
+    "used": _Column("USED %", 7, _used, _is_near),
+    "denied": _Column("DENIED", 8, lambda user: count(user.denied), lambda user: bool(user.denied)),
+    "calls": _Column("CALLS", 9, lambda user: count(user.calls)),
+    "fallbacks": _Column("FALLBACKS", 10, lambda user: count(user.fallbacks)),
+    "gauge": _Column("", _GAUGE + 2, _gauge, _is_near),
+}
+_FIRST: Final = ("spent", "used", "cap", "denied", "plan", "held", "calls", "gauge", "fallbacks")
+_NEEDED: Final = 2
+
+
+def users_table(spend: SpendFigures | None, order: Order, *, width: int, room: int) -> list[Text]:
+    """Draw the table: its head, and as many users as there is room for below it in `room` lines.
+
+    An id is shown whole, beside as many columns as there is room for, or on a line of its own above them. Ids that are
+    wider than the screen lose their middle, unless two of them would look the same then.
+    """
+    if spend is None:
+        return [_head("USER", _MIN_NAME, []), Text(" the projection was not read yet", "dim")][: room + 1]
+    title = f"USER  {count(spend.users)}, by {'spend' if order == 'spend' else 'part of cap'}"
+    users = (spend.by_spend if order == "spend" else spend.by_use)[:room]
+    if not users:
+        return [_head(title, cell_len(title), []), Text(" no spend yet", "dim")][: room + 1]
+    ids = [printable(user.user_id) for user in users]
+    longest = max(_MIN_NAME, cell_len(title), *(size for size in map(cell_len, ids) if size < width))
+    columns = _fitting(width - 2 - longest)
+    name_width = width - 2 - sum(column.width for column in columns)
+    names = [shorten(each, name_width - 1) for each in ids]
+    if len(columns) <= _NEEDED or len(set(names)) < len(set(ids)):
+        return _stacked(title, users, ids, width)[: room + 1]
+    rows = [
+        Text(f" {set_cell_size(name, name_width)}") + _figures(user, columns)
+        for name, user in zip(names, users, strict=True)
+    ]
+    return [_head(title, name_width, columns), *rows][: room + 1]
+
+
+def _stacked(title: str, users: Sequence[UserFigures], ids: Sequence[str], width: int) -> list[Text]:
+    columns = _fitting(width - 2)
+    lines = [_head(title, width - 1, []), _head("", 0, columns)]
+    for user, name in zip(users, ids, strict=True):
+        lines += [Text(f" {part}") for part in chop_cells(name, max(2, width - 1))]
+        lines.append(Text(" ") + _figures(user, columns))
+    return lines
+
+
+def _fitting(room: int) -> list[_Column]:
+    """Return the columns that fit, as they stand on the screen."""
+    chosen: list[str] = []
+    for name in _FIRST:
+        room -= _COLUMNS[name].width
+        if room < 0:
+            break
+        chosen.append(name)
+    return [column for name, column in _COLUMNS.items() if name in chosen]
+
+
+def _head(title: str, name_width: int, columns: Sequence[_Column]) -> Text:
+    heads = "".join(f"{column.head:>{column.width}}" for column in columns)
+    return Text(f" {set_cell_size(shorten(title, name_width), name_width)}{heads}", "dim")
+
+
+def _figures(user: UserFigures, columns: Sequence[_Column]) -> Text:
+    line = Text()
+    for column in columns:
+        cell = column.cell(user)
+        style = "yellow" if column.is_worth_a_look(user) else ""
+        line.append(" " * max(0, column.width - cell_len(cell)) + cell, style)
+    return line
