@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tollbook.inference.settings import DEMO_DATA_DIR
+from tollbook.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,17 +17,23 @@ def demo(
     tasks: Annotated[int, typer.Option(min=1, max=200_000, help="How many tasks to publish.")] = 15_000,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the data to look around afterwards.")] = False,
     seed: Annotated[int, typer.Option(help="The same seed publishes the same tasks.")] = 325,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> int:
-    """Run real request sizes through everything, against a local stand-in for OpenRouter, and prove the books.
+    """Run everything on this machine, with nothing to configure, and prove the books.
 
-    Exit code 0 only if ledger and book agree. Example: tollbook demo --tasks 2000 --keep
+    Tasks of real sizes go through all parts, against a local stand-in for OpenRouter. Exit code 0 only if the ledger
+    and the provider's own book agree.
+
+    Example: tollbook demo --tasks 2000 --keep
     """
+    from tollbook.inference.settings import DEMO_DATA_DIR
     from tollbook.views.tables import make_console
 
     data_dir = DEMO_DATA_DIR if keep else Path(tempfile.mkdtemp(prefix="tollbook-demo-"))
     if keep and data_dir.exists():
-        raise typer.BadParameter(f"{data_dir}/ is there already; look around in it, or remove it first")
+        raise typer.BadParameter(
+            f"{data_dir}/ already exists: look around in it, or remove it first", param_hint="--keep"
+        )
     try:
         return _run(tasks, data_dir, seed, make_console(stderr=as_json), as_json=as_json, keep=keep)
     finally:
@@ -64,19 +70,20 @@ def _run(tasks: int, data_dir: Path, seed: int, console: "Console", *, as_json: 
 
 
 def ways_around(data_dir: Path) -> str:
-    """Return the commands with which to look at a kept demo from here, as text with rich's markup."""
+    """Return the commands with which to look at a kept demo from the current directory, with Rich's markup."""
+    from tollbook.app.connect import data_settings
     from tollbook.inference.errors import SettingsError
     from tollbook.inference.settings import load_settings
-    from tollbook.views.report.reading import reads_demo
 
     setting = f"TOLLBOOK_DATA_DIR={data_dir} "
     try:
-        report = "" if reads_demo(load_settings()) else setting
+        if data_settings(load_settings()).data_dir == data_dir:
+            setting = ""
     except SettingsError:
-        report = setting  # The demo does not go by the settings; what is wrong with them is told when they are needed.
+        pass  # The demo does not use the settings; a command that does will say what is wrong with them.
     lines = (
-        (f"{report}tollbook report", "the spend report in the browser"),
-        (f"{report}tollbook report --html report.html", "the same as one file"),
+        (f"{setting}tollbook report", "the spend report in the browser"),
+        (f"{setting}tollbook report --html report.html", "the same as one file"),
         (f"{setting}tollbook spend", "spend against caps, here"),
     )
     width = max(len(command) for command, _ in lines)

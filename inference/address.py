@@ -1,18 +1,22 @@
 """Where the running system's Redis is: what the settings say, else what `tollbook up` left in the data directory."""
 
-from tollbook.inference.settings import Settings
+from typing import TYPE_CHECKING
+
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.server.endpoint import read_endpoint
 
+if TYPE_CHECKING:
+    from tollbook.inference.settings import Settings
 
-def find_redis_url(settings: Settings) -> str:
+
+def find_redis_url(settings: "Settings") -> str:
     """Return the server's URL. Errors: LedgerUnavailable where none is configured and none runs."""
     if settings.redis_url is not None:
         return settings.redis_url
     endpoint = read_endpoint(settings.data_dir)
     if endpoint is None:
         raise LedgerUnavailable(
-            f"nothing runs on {settings.data_dir} and REDIS_URL is not set; start `tollbook up`, "
-            "or set TOLLBOOK_DATA_DIR to the directory it uses"
+            f"nothing runs on {settings.data_dir}, and REDIS_URL is not set: start `tollbook up`, "
+            "or set TOLLBOOK_DATA_DIR to the directory that it uses"
         )
     return endpoint.redis_url

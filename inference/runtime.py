@@ -22,6 +22,7 @@ from tollbook.inference.calls.budgets import BudgetPolicy
 from tollbook.inference.calls.observer import CallObserver
 from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner
+from tollbook.inference.clock import now_ms
 from tollbook.inference.errors import AppError, SettingsError
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
@@ -45,11 +46,6 @@ from tollbook.schemas.tasks import TaskType
 
 # A server that syncs a large batch to a slow disk is not silent.
 _LEAST_ANSWER_TIMEOUT_S: Final = 0.5
-
-
-def now_ms() -> int:
-    """Milliseconds since the epoch by this machine's clock; the gate corrects it by Redis's where it matters."""
-    return time.time_ns() // 1_000_000
 
 
 def process_name() -> str:

@@ -12,13 +12,14 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, cast
 
-import structlog
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
+from tollbook.ledger.logs import LazyLogger
+
 _RECONNECT_S: Final = 1.0
-_log = structlog.get_logger(__name__)
+_log = LazyLogger(__name__)
 
 
 class Arrivals:

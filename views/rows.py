@@ -64,7 +64,7 @@ def _write_table(reader: "pa.RecordBatchReader", file: IO[str]) -> None:
     import pyarrow as pa
     from rich.text import Text
 
-    from tollbook.views.tables import make_console, make_table
+    from tollbook.views.tables import make_console, make_table, printable
 
     fields = cast("Iterable[Any]", reader.schema)
     table = make_table(
@@ -74,7 +74,7 @@ def _write_table(reader: "pa.RecordBatchReader", file: IO[str]) -> None:
     cells: list[list[str]] = []
     rows = 0
     for batch in reader:
-        cells += [[_printable(_cell(value)) for value in row] for row in _tuples(batch)[: _TABLE_ROWS - rows]]
+        cells += [[printable(_cell(value)) for value in row] for row in _tuples(batch)[: _TABLE_ROWS - rows]]
         rows += batch.num_rows
         if rows > _TABLE_ROWS:
             break
@@ -95,11 +95,6 @@ def _write_records(names: list[str], rows: list[list[str]], file: IO[str]) -> No
     for number, row in enumerate(rows, 1):
         file.write(f"row {number:,}\n")
         file.writelines(f"  {name:<{width}}  {cell}".rstrip() + "\n" for name, cell in zip(names, row, strict=True))
-
-
-def _printable(text: str) -> str:
-    """Return it without what would steer a terminal."""
-    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
 
 
 def _tuples(batch: "pa.RecordBatch") -> list[tuple[Any, ...]]:
