@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from tollbook.cli.commands import LazyGroup
-from tollbook.cli.problems import describe, describe_usage, is_expected
+from tollbook.cli.problems import asks_for_help, describe, describe_usage, is_expected
 
 
 def _print_version(is_asked: bool) -> None:
@@ -53,12 +53,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 130
     except typer.TyperException as exc:
         # One line; the usage, which Typer would print above it, is what --help is for.
-        if problem := describe_usage(exc):  # Without any argument, the help has been printed already.
-            typer.echo(f"tollbook: {problem}", err=True)
+        typer.echo(exc.format_message() if asks_for_help(exc) else f"tollbook: {describe_usage(exc)}", err=True)
         return exc.exit_code
-    except BrokenPipeError:
-        # The reader of our output has gone (`tollbook spend | head -1`).
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit) as exc:
+        # Typer makes an exit of a broken pipe; it also ends so itself, having shown a shell's completion.
+        if isinstance(exc, SystemExit) and not isinstance(exc.__context__, BrokenPipeError):
+            return exc.code if isinstance(exc.code, int) else 0
+        # The reader of our output has gone (`tollbook spend | head -1`). Nothing is left to be written at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception as exc:
         if os.environ.get("TOLLBOOK_LOG_LEVEL", "").upper() == "DEBUG":

@@ -75,7 +75,8 @@ class LazyGroup(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None and name is not None:
             _set_examples_apart(command)
-            _set_up_logging(COMMANDS[name])
+            if not {"-h", "--help"} & set(rest):
+                _set_up_logging(COMMANDS[name])
         return name, command, rest
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
