@@ -13,7 +13,7 @@ from tollbook.inference.address import find_redis_url
 from tollbook.inference.settings import DEMO_DATA_DIR, Settings
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.server.endpoint import read_endpoint
-from tollbook.ledger.server.refusals import explain
+from tollbook.ledger.server.refusals import reason_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,17 +86,13 @@ async def connected(settings: Settings) -> AsyncGenerator[Connection]:
     from tollbook.ledger.server.pipeline import CommandPipeline
 
     redis_url = find_redis_url(settings)
-    try:
-        redis = connect(redis_url)
-    except (RedisError, TypeError, ValueError) as exc:
-        # redis-py checks an address while it makes the client of it.
-        raise LedgerUnavailable(f"REDIS_URL {hide_password(redis_url)} cannot be used: {exc}") from exc
+    redis = connect(redis_url)
     pipeline = CommandPipeline(redis)
     try:
         await pipeline.execute("PING")
         yield Connection(redis_url, pipeline)
-    except RedisError as exc:
-        raise LedgerUnavailable(f"Redis at {hide_password(redis_url)}: {explain(exc)}") from exc
+    except (RedisError, LedgerUnavailable) as exc:
+        raise LedgerUnavailable(f"Redis at {hide_password(redis_url)}: {reason_of(exc)}") from None
     finally:
         await pipeline.aclose()
         await redis.aclose()

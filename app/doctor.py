@@ -19,7 +19,7 @@ from tollbook.ledger.errors import LedgerError, ServerTooOld
 from tollbook.ledger.gate.functions import check_server
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.connection import connect, hide_password
-from tollbook.ledger.server.refusals import explain
+from tollbook.ledger.server.refusals import reason_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -72,9 +72,9 @@ async def _check_redis(settings: Settings) -> AsyncIterator[Finding]:
     except ServerTooOld as exc:
         yield Finding("redis", "failed", str(exc), "install Redis 7.0 or later, or unset REDIS_URL")
     except LedgerError as exc:
-        yield Finding("redis", "failed", explain(exc))
+        yield Finding("redis", "failed", reason_of(exc))
     except RedisError as exc:
-        yield Finding("redis", "failed", explain(exc))
+        yield Finding("redis", "failed", reason_of(exc))
 
 
 async def _check_server_settings(redis: "Redis", url: str) -> AsyncIterator[Finding]:

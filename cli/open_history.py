@@ -15,7 +15,7 @@ from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.connection import connect, hide_password
-from tollbook.ledger.server.refusals import explain
+from tollbook.ledger.server.refusals import reason_of
 
 
 @asynccontextmanager
@@ -52,7 +52,7 @@ async def _with_stream(settings: Settings, archive: Archive) -> tuple[Redis, Led
         meta = await redis.hmget(Keys(settings.namespace).meta, ["ledger_id", "partitions"])
     except (RedisError, OSError) as exc:
         await redis.aclose()
-        raise LedgerUnavailable(f"Redis at {hide_password(url)}: {explain(exc)}") from exc
+        raise LedgerUnavailable(f"Redis at {hide_password(url)}: {reason_of(exc)}") from None
     ledger_id, partitions = meta
     if ledger_id is None or partitions is None:
         await redis.aclose()

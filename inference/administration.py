@@ -11,6 +11,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from redis.exceptions import RedisError
+
 from tollbook.inference.address import find_redis_url
 from tollbook.inference.clock import now_ms as clock_ms
 from tollbook.inference.settings import Settings, load_settings
@@ -21,8 +23,9 @@ from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import AdjustRequest, AssignRequest
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.connection import connect, hide_password
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.server.refusals import reason_of
 from tollbook.schemas.events import CostAdjusted, CreditGranted, PlanAssigned, payload_json
 from tollbook.schemas.identifiers import budget_name, month_at, usage_call_id
 from tollbook.schemas.plans import Plan
@@ -176,13 +179,17 @@ async def connect_administration(settings: Settings | None = None) -> AsyncGener
     """
     settings = settings or load_settings()
     async with AsyncExitStack() as stack:
-        redis = connect(find_redis_url(settings))
+        redis_url = find_redis_url(settings)
+        redis = connect(redis_url)
         stack.push_async_callback(redis.aclose)
         pipeline = CommandPipeline(redis)
         stack.push_async_callback(pipeline.aclose)
-        found: list[bytes | None] = await pipeline.execute(
-            "HMGET", Keys(settings.namespace).meta, "ledger_id", "partitions"
-        )
+        try:
+            found: list[bytes | None] = await pipeline.execute(
+                "HMGET", Keys(settings.namespace).meta, "ledger_id", "partitions"
+            )
+        except (RedisError, LedgerUnavailable) as exc:
+            raise LedgerUnavailable(f"Redis at {hide_password(redis_url)}: {reason_of(exc)}") from None
         ledger_id, partitions = found
         if ledger_id is None or partitions is None:
             raise LedgerUnavailable(

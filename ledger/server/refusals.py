@@ -5,8 +5,9 @@ class for; so they are known by their words (Redis 7 and 8, Valkey 9, redis-py 8
 """
 
 import re
-from collections.abc import Iterator
 from typing import Final
+
+from tollbook.ledger.errors import LedgerUnavailable
 
 # Words of Redis, of redis-py or of the operating system -> what they mean here. The first that is found counts.
 _MEANINGS: Final[tuple[tuple[str, str], ...]] = (
@@ -23,7 +24,7 @@ _MEANINGS: Final[tuple[tuple[str, str], ...]] = (
         r"noauth|authentication required|authenticated before",
         "it wants a password: set REDIS_URL to redis://:PASSWORD@HOST:PORT",
     ),
-    (r"connection refused", "nothing listens there: start Redis, or correct REDIS_URL"),
+    (r"connection refused|connect call failed", "nothing listens there: start Redis, or correct REDIS_URL"),
     (
         r"name or service not known|nodename nor servname|name resolution|no address associated",
         "there is no such host: correct REDIS_URL",
@@ -45,32 +46,36 @@ _NO_PERMISSION: Final = re.compile(r"no permissions? to (?:run|access) (.+?)(?: 
 _MAX_LENGTH: Final = 200
 
 
-def explain(exc: BaseException) -> str:
-    """Return the message of an error that Redis or its client caused, in one line and with what to do.
+def reason_of(exc: BaseException) -> str:
+    """Return why Redis did not do what was asked, and what to do."""
+    root = _root(exc)
+    return str(exc) if root is None else _meaning(f"{type(root).__name__}: {root}")
 
-    Of an error of ours, what it says for itself stays (the address, the task).
+
+def explain(exc: BaseException) -> str:
+    """Return an error's message, with the part of it that is Redis' or its client's in one line and with what to do.
+
+    What an error of ours says for itself stays (the address, the task).
     """
-    text = str(exc)
-    root = next((each for each in _chain(exc) if _is_foreign(each)), None)
+    root = _root(exc)
     if root is None:
-        return text
-    told = str(root)
-    reason = _meaning(f"{type(root).__name__}: {told}")
+        return str(exc)
+    reason, told = reason_of(exc), str(root)
     if root is exc:
         return f"Redis refuses: {reason}"
-    text = text.replace(f"Redis did not answer ({type(root).__name__}: {told})", reason).replace(told, reason)
+    text = str(exc).replace(f"Redis did not answer ({type(root).__name__}: {told})", reason).replace(told, reason)
     return " ".join(text.split())
 
 
-def _chain(exc: BaseException) -> Iterator[BaseException]:
-    found: BaseException | None = exc
-    while found is not None:
-        yield found
+def _root(exc: BaseException) -> BaseException | None:
+    """Return the error of Redis or of its client that is behind another; None where there is none."""
+    found, is_ours = exc, isinstance(exc, LedgerUnavailable)
+    while True:
+        if type(found).__module__.startswith("redis.") or (is_ours and isinstance(found, OSError)):
+            return found
+        if found.__cause__ is None:
+            return None
         found = found.__cause__
-
-
-def _is_foreign(exc: BaseException) -> bool:
-    return type(exc).__module__.startswith("redis.") or isinstance(exc, OSError)
 
 
 def _meaning(told: str) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import typer
-import typer.main
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis

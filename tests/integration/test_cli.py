@@ -372,3 +372,22 @@ async def test_replay_compares_again_and_again_and_leaves_no_file(tmp_path: Path
         unknown = await run_cli("cost", "adjust", "nope", "1", "--reason", "r", cwd=directory, env=env)
         assert unknown.code == 1
         assert "there is no call nope on the ledger" in unknown.stderr
+
+
+# REDIS_URL -> words of what is wrong with it.
+ADDRESSES: Final[dict[str, str]] = {
+    "redis://127.0.0.1:1": "nothing listens there",
+    "redis://nowhere.invalid:6379": "there is no such host",
+    "unix:///nowhere/redis.sock": "there is no such socket",
+    "rediss://127.0.0.1:1?ssl_foo=1": "ssl_foo",
+}
+
+
+@pytest.mark.parametrize("url", ADDRESSES)
+async def test_an_address_that_does_not_work_is_told_in_one_line(url: str, tmp_path: Path) -> None:
+    for arguments in (("result", "t1"), ("dead-letters", "list"), ("plan", "set", "u1", "growth", "--reason", "r")):
+        finished = await run_cli(*arguments, cwd=tmp_path, env={"REDIS_URL": url})
+        assert (finished.code, finished.stdout) == (1, "")
+        assert len(finished.stderr.splitlines()) == 1, finished.stderr
+        assert url in finished.stderr
+        assert ADDRESSES[url] in finished.stderr

@@ -12,7 +12,7 @@ from tests.recovery.books import check_books, events_of, is_at_rest
 from tests.servers import wait_until
 from tests.system import REPLIES, Finished, RunningSystem, run_cli, running_system, serving
 from tollbook.consumers.claims import GROUP
-from tollbook.consumers.dead_letters import DeadLetter, DeadLetters
+from tollbook.consumers.dead_letters import DeadLetter, DeadLetters, Reason
 from tollbook.consumers.messages import Delivery
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 
@@ -136,13 +136,12 @@ async def test_dead_letters_are_chosen_by_filters_and_changed_only_when_that_is_
 ) -> None:
     letters = letters_of(idle)
     uuid = "0b8f3a3e-6a6f-4d0e-9a55-1f7f5a1c9e77"
-    for number, (stream, reason, user) in enumerate(
-        [
-            ("analysis", "attempts_exhausted", uuid),
-            ("generation", "attempts_exhausted", "u2"),
-            ("analysis", "invalid_task", "u2"),
-        ]
-    ):
+    put: list[tuple[str, Reason, str]] = [
+        ("analysis", "attempts_exhausted", uuid),
+        ("generation", "attempts_exhausted", "u2"),
+        ("analysis", "invalid_task", "u2"),
+    ]
+    for number, (stream, reason, user) in enumerate(put):
         fields = {b"task": b"score_post", b"user_id": user.encode(), b"prompt": b"a post"}
         await letters.put(
             Delivery(stream, f"{number + 1}-0", fields), reason=reason, error="why", task_id=f"t{number}", user_id=user

@@ -15,7 +15,7 @@ PROTECTED_MODE = (
 )
 TOLD: dict[str, tuple[RedisError, str]] = {
     "nobody listens": (
-        RedisConnectionError("Error 111 connecting to 127.0.0.1:1. Connection refused."),
+        RedisConnectionError("Error 111 connecting to 127.0.0.1:1. Connect call failed ('127.0.0.1', 1)."),
         "nothing listens there",
     ),
     "no such host": (RedisConnectionError("Error -2 connecting to x:6379. Name or service not known."), "no such host"),
