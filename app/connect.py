@@ -1,26 +1,29 @@
-"""How a command finds the running system: settings first, then what `up` left in the data directory."""
+"""How a command finds the running system and its data: settings first, then what `up` left in the data directory.
+
+What only some commands need is imported where it is used: Redis' client and DuckDB take longer to load than the
+light commands take in all.
+"""
 
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
-
 from tollbook.inference.address import find_redis_url
-from tollbook.inference.settings import Settings
+from tollbook.inference.settings import DEMO_DATA_DIR, Settings
 from tollbook.ledger.errors import LedgerUnavailable
-from tollbook.ledger.keys import Keys
-from tollbook.ledger.results import Results
-from tollbook.ledger.server.connection import connect, hide_password
 from tollbook.ledger.server.endpoint import read_endpoint
-from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.server.refusals import reason_of
 
-# DuckDB and Arrow are loaded by the commands that read the projection; they take longer than the others take in all.
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa
 
     from tollbook.ledger.projection.comparison import Tables
+    from tollbook.ledger.server.pipeline import CommandPipeline
+
+_PROJECTION = "tollbook.duckdb"
 
 
 def with_running_provider(settings: Settings) -> Settings:
@@ -28,13 +31,37 @@ def with_running_provider(settings: Settings) -> Settings:
 
     So `doctor` and `reconcile` ask the stand-in beside `tollbook up --stand-in`.
     """
-    default_url = Settings.model_fields["openrouter_base_url"].default
-    if settings.openrouter_api_key is not None or settings.openrouter_base_url != default_url:
+    if settings.has_provider:
         return settings
     endpoint = read_endpoint(settings.data_dir)
-    if endpoint is None or endpoint.provider_url in (None, default_url):
+    if endpoint is None or endpoint.provider_url in (None, _default_provider_url()):
         return settings
     return settings.model_copy(update={"openrouter_base_url": endpoint.provider_url, "dialect": "openrouter"})
+
+
+def _default_provider_url() -> str:
+    return Settings.model_fields["openrouter_base_url"].default
+
+
+def data_settings(settings: Settings) -> Settings:
+    """Return the settings with which a command reads: those of a kept demo, where there is nothing else to read.
+
+    A demo (`tollbook demo --keep`) in the current directory serves where nobody set a data directory or a Redis, and
+    the default data directory holds nothing.
+    """
+    is_set = {"data_dir", "archive_dir", "redis_url"} & settings.model_fields_set
+    if is_set or _holds_data(settings.data_dir, settings.archive_path) or not (DEMO_DATA_DIR / _PROJECTION).exists():
+        return settings
+    return settings.model_copy(update={"data_dir": DEMO_DATA_DIR})
+
+
+def _holds_data(data_dir: "Path", archive: "Path") -> bool:
+    # A system that has just started has an endpoint before it has a projection.
+    return (
+        (data_dir / _PROJECTION).exists()
+        or read_endpoint(data_dir) is not None
+        or any(archive.glob("partition-*/*.json"))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,39 +69,28 @@ class Connection:
     """A command's connection to Redis."""
 
     redis_url: str
-    pipeline: CommandPipeline
-    results: Results
+    pipeline: "CommandPipeline"
 
 
 @asynccontextmanager
 async def connected(settings: Settings) -> AsyncGenerator[Connection]:
-    """Connect to the running system's Redis. Errors: LedgerUnavailable."""
+    """Connect to the running system's Redis. Errors: LedgerUnavailable, which says what to do."""
+    from redis.exceptions import RedisError
+
+    from tollbook.ledger.server.connection import connect, hide_password
+    from tollbook.ledger.server.pipeline import CommandPipeline
+
     redis_url = find_redis_url(settings)
     redis = connect(redis_url)
     pipeline = CommandPipeline(redis)
     try:
         await pipeline.execute("PING")
-        partitions = await _partitions(pipeline, settings)
-        results = Results(
-            redis,
-            pipeline,
-            namespace=settings.namespace,
-            partitions=partitions,
-            ttl_s=settings.result_ttl_s,
-            id_ttl_s=settings.idempotency_ttl_s,
-        )
-        yield Connection(redis_url, pipeline, results)
-    except RedisError as exc:
-        raise LedgerUnavailable(f"Redis at {hide_password(redis_url)} did not answer: {exc}") from exc
+        yield Connection(redis_url, pipeline)
+    except (RedisError, LedgerUnavailable) as exc:
+        raise LedgerUnavailable(f"Redis at {hide_password(redis_url)}: {reason_of(exc)}") from None
     finally:
         await pipeline.aclose()
         await redis.aclose()
-
-
-async def _partitions(pipeline: CommandPipeline, settings: Settings) -> int:
-    """Return the ledger's own number of partitions, so that every result is found."""
-    stored: bytes | None = await pipeline.execute("HGET", Keys(settings.namespace).meta, "partitions")
-    return int(stored) if stored else settings.partitions
 
 
 def open_tables(settings: Settings) -> "Tables":
@@ -88,7 +104,7 @@ def open_tables(settings: Settings) -> "Tables":
 def query_projection(settings: Settings, sql: str) -> list[dict[str, Any]]:
     """Run one SELECT on the projection. Errors: as `open_tables`; duckdb.Error where the query is wrong."""
     with ExitStack() as parts:
-        return _Snapshot(settings, parts).table(sql).to_pylist()
+        return _Snapshot(settings, parts).rows(sql)
 
 
 class _Snapshot:
@@ -98,9 +114,16 @@ class _Snapshot:
         self._parts = parts or ExitStack()
         from tollbook.ledger.projection.snapshot import open_snapshot
 
-        path = settings.data_dir / "tollbook.duckdb"
+        path = settings.data_dir / _PROJECTION
         self._connection = self._parts.enter_context(open_snapshot(path, memory_limit="2GB", threads=2))
 
     def table(self, sql: str) -> "pa.Table":
         with self._connection.cursor() as cursor:
             return cursor.execute(sql).to_arrow_table()
+
+    def rows(self, sql: str) -> list[dict[str, Any]]:
+        """Return the rows of a query, without Arrow, which takes as long to load as a small query takes."""
+        with self._connection.cursor() as cursor:
+            cursor.execute(sql)
+            names = [column[0] for column in cursor.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
-from tollbook.cli.options import ArchiveOption
+from tollbook.cli.options import ArchiveOption, data_settings
 from tollbook.cli.row_options import FormatOption, choose_format
 from tollbook.schemas.identifiers import check_id
 
@@ -188,9 +188,8 @@ def _answer(
 async def _reading(archive: Path | None) -> "AsyncGenerator[AuditReader]":
     from tollbook.audit.reader import AuditReader
     from tollbook.cli.open_history import open_source
-    from tollbook.inference.settings import load_settings
 
-    async with open_source(load_settings(), archive) as source:
+    async with open_source(data_settings(), archive) as source:
         reader = AuditReader(source)
         try:
             yield reader

@@ -3,50 +3,84 @@
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable
+import shutil
+import sys
+import textwrap
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from tollbook.cli.moments import parse_since
+from tollbook.cli.options import JsonOption, check_id, load_redis_alone
+from tollbook.views.tables import printable
+
 if TYPE_CHECKING:
-    from tollbook.consumers.dead_letters import DeadLetter, DeadLetters
+    from tollbook.consumers.dead_letters import DeadLetter, DeadLetters, Selection
 
-app = typer.Typer(name="dead-letters", help="Tasks that could not be executed.", no_args_is_help=True)
+app = typer.Typer(help="Tasks that could not be executed.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Ids = Annotated[list[str], typer.Argument(help="Ids of dead letters, as `dead-letters list` shows them.")]
+_REASONS: Final = ("invalid_task", "idempotency_conflict", "attempts_exhausted")
+_INDENT: Final = " " * 4
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="Id of a dead letter, as `dead-letters list` shows it.")]
+Ids = Annotated[
+    list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of dead letters, as `dead-letters list` shows them.")
+]
+All = Annotated[bool, typer.Option("--all", help="All dead letters, or all that the filters leave.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Stream = Annotated[str | None, typer.Option(help="Only tasks of this stream.")]
+ReasonFilter = Annotated[str | None, typer.Option(help=f"Only for this reason: {', '.join(_REASONS)}.")]
+User = Annotated[str | None, typer.Option(help="Only tasks of this user.")]
+Since = Annotated[
+    str | None, typer.Option(help="Only those that were put here since then: 2026-11-24, 2026-11-24T12:00:00Z.")
+]
 
 
 @app.command("list")
 def list_letters(
     count: Annotated[int, typer.Option(min=1, max=100_000, help="How many at most, the oldest first.")] = 50,
-    as_json: Json = False,
+    is_all: Annotated[bool, typer.Option("--all", help="Show all, however many.")] = False,
+    stream: Stream = None,
+    reason: ReasonFilter = None,
+    user: User = None,
+    since: Since = None,
+    as_json: JsonOption = False,
 ) -> int:
     """List dead letters.
 
-    Example: tollbook dead-letters list
+    Example: tollbook dead-letters list --reason attempts_exhausted --since 2026-11-24
     """
+    selection = _selection(stream, reason, user, since)
 
     async def run(letters: "DeadLetters") -> int:
-        found = await letters.list(count=count)
+        found = [letter async for letter in letters.select(selection)]
+        shown = found if is_all else found[:count]
         if as_json:
-            typer.echo(json.dumps([_document(letter) for letter in found]))
-        elif found:
-            _print(found, total=await letters.count())
-        else:
+            typer.echo(json.dumps([_document(letter) for letter in shown]))
+            return 0
+        for letter in shown:
+            for line in _lines(letter):
+                typer.echo(line)
+        if not found:
             typer.echo("no dead letters")
+        elif len(found) > len(shown):
+            typer.echo(f"{len(shown):,} of {len(found):,} dead letters; --all shows all")
+        else:
+            typer.echo(_number(len(found)))
         return 0
 
     return _with_letters(run)
 
 
 @app.command()
-def show(letter_id: Annotated[str, typer.Argument(metavar="ID")], as_json: Json = False) -> int:
+def show(letter_id: Id, as_json: JsonOption = False) -> int:
     """Show one dead letter, with the task as it was published (prompt included).
 
     Example: tollbook dead-letters show 1764000000000-0
     """
+    load_redis_alone()
 
     async def run(letters: "DeadLetters") -> int:
         document = _document(await _get(letters, letter_id), whole=True)
@@ -57,46 +91,137 @@ def show(letter_id: Annotated[str, typer.Argument(metavar="ID")], as_json: Json 
             if name == "fields":
                 typer.echo("fields:")
                 for field, content in value.items():
-                    typer.echo(f"  {field}: {content}")
-            else:
-                typer.echo(f"{name}: {value}")
+                    lines = "\n    ".join(printable(line) for line in content.splitlines())
+                    typer.echo(f"  {printable(field)}: {lines}")
+            elif value is not None:
+                typer.echo(f"{name}: {printable(str(value))}")
         return 0
 
     return _with_letters(run)
 
 
 @app.command()
-def retry(letter_ids: Ids, as_json: Json = False) -> int:
+def retry(
+    letter_ids: Ids = None,
+    is_all: All = False,
+    stream: Stream = None,
+    reason: ReasonFilter = None,
+    user: User = None,
+    since: Since = None,
+    unchanged: Annotated[
+        bool, typer.Option("--unchanged", help="Put each entry back byte for byte, malformed ones too.")
+    ] = False,
+    yes: Yes = False,
+    as_json: JsonOption = False,
+) -> int:
     """Put tasks on their streams again and drop their letters.
 
-    A malformed task goes back as it was. One whose workers died, or whose task id was used before, runs under a new
-    task id, which is printed: the result under the old id stands. Example: tollbook dead-letters retry 1764000000000-0
+    Each runs under a new task id, which is printed: the result under the old id stands. A malformed task would fail
+    again, so it stays where it is, and the exit code is 1.
+
+    Example: tollbook dead-letters retry 1764000000000-0
+    Example: tollbook dead-letters retry --all --reason attempts_exhausted --since 2026-11-24
     """
+    chosen = _Choice(letter_ids, _selection(stream, reason, user, since), is_all=is_all)
 
     async def run(letters: "DeadLetters") -> int:
-        for letter in [await _get(letters, letter_id) for letter_id in letter_ids]:
-            done = await letters.retry(letter)
+        from tollbook.schemas.tasks import InvalidTask
+
+        found = await chosen.find(letters)
+        chosen.confirm(found, "retry", yes=yes)
+        stay = 0
+        for letter in found:
+            try:
+                done = await letters.retry(letter, unchanged=unchanged)
+            except InvalidTask as exc:
+                stay += 1
+                answer = {"letter": letter.id, "error": str(exc)}
+                if as_json:
+                    typer.echo(json.dumps(answer))
+                else:
+                    typer.echo(f"tollbook: {letter.id} stays: it is malformed ({exc})", err=True)
+                continue
             answer = {"letter": letter.id, "stream": done.stream, "entry_id": done.entry_id, "task_id": done.task_id}
             typer.echo(json.dumps(answer) if as_json else f"{letter.id}: on {done.stream} again as task {done.task_id}")
-        return 0
+        if stay and not as_json:
+            advice = "publish corrected tasks and drop these, or retry with --unchanged"
+            typer.echo(f"tollbook: {stay:,} of {_number(len(found))} would fail again: {advice}", err=True)
+        elif chosen.is_bulk and not as_json:
+            typer.echo(f"{_number(len(found))} retried")
+        return 1 if stay else 0
 
     return _with_letters(run)
 
 
 @app.command()
-def drop(letter_ids: Ids) -> int:
+def drop(
+    letter_ids: Ids = None,
+    is_all: All = False,
+    stream: Stream = None,
+    reason: ReasonFilter = None,
+    user: User = None,
+    since: Since = None,
+    yes: Yes = False,
+) -> int:
     """Remove dead letters for good.
 
     Example: tollbook dead-letters drop 1764000000000-0
+    Example: tollbook dead-letters drop --all --user u42 --yes
     """
+    chosen = _Choice(letter_ids, _selection(stream, reason, user, since), is_all=is_all)
 
     async def run(letters: "DeadLetters") -> int:
-        for letter in [await _get(letters, letter_id) for letter_id in letter_ids]:
+        found = await chosen.find(letters)
+        chosen.confirm(found, "drop", yes=yes)
+        for letter in found:
             await letters.drop(letter.id)
             typer.echo(f"{letter.id}: dropped")
+        if chosen.is_bulk:
+            typer.echo(f"{_number(len(found))} dropped")
         return 0
 
     return _with_letters(run)
+
+
+class _Choice:
+    """The dead letters that a command is for: those named, or all that the filters leave."""
+
+    def __init__(self, ids: Sequence[str] | None, selection: "Selection", *, is_all: bool) -> None:
+        from tollbook.consumers.dead_letters import Selection
+
+        self._ids = ids or ()
+        self._selection = selection
+        self.is_bulk = is_all
+        if ids and (is_all or selection != Selection()):
+            raise typer.BadParameter("give ids, or --all with filters", param_hint="ID")
+        if not ids and not is_all:
+            raise typer.BadParameter("give the ids of dead letters, or --all", param_hint="ID")
+
+    async def find(self, letters: "DeadLetters") -> "list[DeadLetter]":
+        """Return them, oldest first. Errors: typer.BadParameter for an id of none."""
+        if self._ids:
+            return [await _get(letters, each) for each in self._ids]
+        return [letter async for letter in letters.select(self._selection)]
+
+    def confirm(self, found: "Sequence[DeadLetter]", verb: str, *, yes: bool) -> None:
+        """Ask before many are changed. Errors: typer.Exit where the answer is no; typer.BadParameter."""
+        if not self.is_bulk or yes or not found:
+            return
+        if not sys.stdin.isatty():
+            raise typer.BadParameter(f"this would {verb} {_number(len(found))}: say --yes", param_hint="--all")
+        if not typer.confirm(f"{verb.capitalize()} {_number(len(found))}?", err=True):
+            raise typer.Exit(1)
+
+
+def _selection(stream: str | None, reason: str | None, user: str | None, since: str | None) -> "Selection":
+    load_redis_alone()
+    from tollbook.consumers.dead_letters import Selection
+
+    if reason is not None and reason not in _REASONS:
+        raise typer.BadParameter(f"{reason!r:.80} is none of {', '.join(_REASONS)}", param_hint="--reason")
+    if user is not None:
+        check_id(user, "--user")
+    return Selection(stream, reason, user, None if since is None else parse_since(since, "--since"))
 
 
 def _with_letters(run: "Callable[[DeadLetters], Awaitable[int]]") -> int:
@@ -114,7 +239,7 @@ def _with_letters(run: "Callable[[DeadLetters], Awaitable[int]]") -> int:
 
 async def _get(letters: "DeadLetters", letter_id: str) -> "DeadLetter":
     if not re.fullmatch(r"\d{1,20}-\d{1,20}", letter_id):
-        raise typer.BadParameter(f"{letter_id!r} is no id; ids look like 1764000000000-0", param_hint="ID")
+        raise typer.BadParameter(f"{letter_id!r:.80} is no id; ids look like 1764000000000-0", param_hint="ID")
     letter = await letters.get(letter_id)
     if letter is None:
         raise typer.BadParameter(f"there is no dead letter {letter_id}", param_hint="ID")
@@ -141,16 +266,22 @@ def _document(letter: "DeadLetter", *, whole: bool = False) -> dict[str, Any]:
     return document
 
 
-def _print(letters: "list[DeadLetter]", *, total: int) -> None:
-    from tollbook.views.tables import Printer, Row, printable, utc
+def _lines(letter: "DeadLetter") -> Iterator[str]:
+    """Return a letter for people. Ids are whole at any width; only the error is wrapped."""
+    at = datetime.fromtimestamp(letter.at_ms / 1000, UTC)
+    yield f"{letter.id}  {at:%Y-%m-%d %H:%M:%S} UTC  {letter.stream}  {letter.reason}"
+    user = f"  user {letter.user_id}" if letter.user_id else ""
+    yield f"{_INDENT}task {printable(letter.task_id)}{printable(user)}"
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    yield from textwrap.wrap(
+        printable(letter.error),
+        width,
+        initial_indent=_INDENT,
+        subsequent_indent=_INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
-    rows = [
-        Row(
-            [letter.id, f"{utc(letter.at_ms):%m-%d %H:%M:%S}", letter.reason, printable(letter.stream)],
-            [f"{printable(letter.task_id)}: {printable(letter.error)}"],
-        )
-        for letter in letters
-    ]
-    Printer().table(("id", "time (UTC)", "reason", "stream"), rows)
-    if total > len(letters):
-        typer.echo(f"{len(letters)} of {total}; --count shows more")
+
+def _number(count: int) -> str:
+    return f"{count:,} dead letter{'' if count == 1 else 's'}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tollbook.inference.settings import DEMO_DATA_DIR
+from tollbook.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,17 +19,23 @@ def demo(
     tasks: Annotated[int, typer.Option(min=1, max=200_000, help="How many tasks to publish.")] = 15_000,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the data to look around afterwards.")] = False,
     seed: Annotated[int, typer.Option(help="The same seed publishes the same tasks.")] = 325,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> int:
-    """Run tasks of real sizes against a local stand-in for OpenRouter, and prove that the books agree.
+    """Run everything on this machine, with nothing to configure, and prove the books.
 
-    Exit code 0 only if they do. Example: tollbook demo --tasks 2000 --keep
+    Tasks of real sizes go through all parts, against a local stand-in for OpenRouter. Exit code 0 only if the ledger
+    and the provider's own book agree.
+
+    Example: tollbook demo --tasks 2000 --keep
     """
+    from tollbook.inference.settings import DEMO_DATA_DIR
     from tollbook.views.tables import make_console
 
     data_dir = DEMO_DATA_DIR if keep else Path(tempfile.mkdtemp(prefix="tollbook-demo-"))
     if keep and data_dir.exists():
-        raise typer.BadParameter(f"{data_dir}/ already exists; look around in it, or remove it first")
+        raise typer.BadParameter(
+            f"{data_dir}/ already exists: look around in it, or remove it first", param_hint="--keep"
+        )
     try:
         return _run(tasks, data_dir, seed, make_console(stderr=as_json), as_json=as_json, keep=keep)
     finally:
@@ -89,19 +95,20 @@ def print_next_steps(printer: "Printer", data_dir: Path | None, tasks: int) -> N
 
 def ways_around(data_dir: Path) -> list[tuple[str, str]]:
     """Return the commands with which to look at a kept demo from here, and what each shows."""
+    from tollbook.app.connect import data_settings
     from tollbook.inference.errors import SettingsError
     from tollbook.inference.settings import load_settings
-    from tollbook.views.report.reading import reads_demo
 
     setting = f"TOLLBOOK_DATA_DIR={data_dir} "
     try:
-        report = "" if reads_demo(load_settings()) else setting
+        if data_settings(load_settings()).data_dir == data_dir:
+            setting = ""
     except SettingsError:
-        report = setting  # The demo does not read the settings; a mistake in them is told by commands that do.
+        pass  # The demo does not use the settings; a command that does will say what is wrong with them.
     refused = "SELECT call_id FROM events WHERE type = 'budget-denied' LIMIT 1"
     return [
-        (f"{report}tollbook report", "the spend report in the browser"),
-        (f"{report}tollbook report --html report.html", "the same as one file"),
+        (f"{setting}tollbook report", "the spend report in the browser"),
+        (f"{setting}tollbook report --html report.html", "the same as one file"),
         (f"{setting}tollbook spend", "spend against caps, here"),
         (f'{setting}tollbook sql "{refused}"', "a call that was refused; `tollbook audit explain` says why"),
     ]

@@ -1,31 +1,43 @@
-"""Moments on the command line, as places on the ledger."""
+"""Moments on the command line, as places on the ledger or as milliseconds since the epoch."""
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from tollbook.schemas.identifiers import EntryId
+if TYPE_CHECKING:
+    from tollbook.schemas.identifiers import EntryId
 
-_LAST_IN_A_MILLISECOND = 2**63 - 1
+_LAST_IN_A_MILLISECOND: Final = 2**63 - 1
 
 UntilOption = Annotated[
     str | None, typer.Option(help="Up to a moment (2026-11-24T12:00:00Z) or entry id (1764000000000-0), included.")
 ]
 
 
-def parse_moment(text: str, hint: str) -> EntryId:
+def parse_moment(text: str, hint: str) -> "EntryId":
     """Return the last entry id that counts: an id itself, or the end of the millisecond of a moment in UTC.
 
     Errors: typer.BadParameter.
     """
+    from tollbook.schemas.identifiers import EntryId
+
     if re.fullmatch(r"\d{1,16}-\d{1,19}", text):
         return EntryId.parse(text)
+    moment_ms = _moment_ms(text, "neither a moment (2026-11-24T12:00:00Z) nor an entry id (1764000000000-0)", hint)
+    return EntryId(moment_ms, _LAST_IN_A_MILLISECOND)
+
+
+def parse_since(text: str, hint: str) -> int:
+    """Return a moment in milliseconds since the epoch, in UTC where it names no zone. Errors: typer.BadParameter."""
+    return _moment_ms(text, "no moment, such as 2026-11-24 or 2026-11-24T12:00:00Z", hint)
+
+
+def _moment_ms(text: str, problem: str, hint: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        problem = f"{text!r} is neither a moment (2026-11-24T12:00:00Z) nor an entry id (1764000000000-0)"
-        raise typer.BadParameter(problem, param_hint=hint) from None
+        raise typer.BadParameter(f"{text!r:.80} is {problem}", param_hint=hint) from None
     moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    return EntryId(round(moment.timestamp() * 1000), _LAST_IN_A_MILLISECOND)
+    return round(moment.timestamp() * 1000)

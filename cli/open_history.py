@@ -1,4 +1,4 @@
-"""How `replay`, `verify`, `audit` and `what-if` find the ledger: the archive, and Redis where one answers."""
+"""How `replay`, `verify`, `audit` and `what-if` find the ledger: the archive, and the stream where Redis answers."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -15,13 +15,14 @@ from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.connection import connect, hide_password
+from tollbook.ledger.server.refusals import reason_of
 
 
 @asynccontextmanager
 async def open_source(settings: Settings, archive: Path | None = None) -> AsyncGenerator[LedgerSource]:
     """Open the ledger: `archive` alone, or the settings' archive and stream.
 
-    Where no Redis answers, the archive alone serves, and a line on standard error says so.
+    Where no Redis answers, the archive alone is read, and a line on standard error says so.
     Errors: NoLedger; ArchiveDamaged; LedgerUnavailable where there is no archive either.
     """
     if archive is not None:
@@ -51,7 +52,7 @@ async def _with_stream(settings: Settings, archive: Archive) -> tuple[Redis, Led
         meta = await redis.hmget(Keys(settings.namespace).meta, ["ledger_id", "partitions"])
     except (RedisError, OSError) as exc:
         await redis.aclose()
-        raise LedgerUnavailable(f"Redis at {hide_password(url)} does not answer ({exc})") from exc
+        raise LedgerUnavailable(f"Redis at {hide_password(url)}: {reason_of(exc)}") from None
     ledger_id, partitions = meta
     if ledger_id is None or partitions is None:
         await redis.aclose()

@@ -1,16 +1,18 @@
-"""Options that several commands have, and options that one command takes over from another.
+"""Options that several commands have, and the values that people give for them.
 
-Each is declared once, shown and read the same in all. Nothing heavy is imported here: every start pays for it.
+Nothing heavy is imported here: every command waits for it.
 """
 
-import inspect
-from collections.abc import Callable, Mapping
-from copy import copy
+import sys
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.models import OptionInfo
+
+from tollbook.schemas.money import MoneyError, nanousd_from_usd
+
+if TYPE_CHECKING:
+    from tollbook.inference.settings import Settings
 
 ArchiveOption = Annotated[
     Path | None,
@@ -18,47 +20,50 @@ ArchiveOption = Annotated[
         "--archive", help="An archive alone, copied from anywhere; by default this system's archive and stream."
     ),
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-_Command = TypeVar("_Command", bound=Callable[..., int])
+
+def data_settings() -> "Settings":
+    """Return the settings with which a command reads; a line on standard error says where they are a kept demo's."""
+    from tollbook.app.connect import data_settings as with_data
+    from tollbook.inference.settings import load_settings
+
+    settings = load_settings()
+    chosen = with_data(settings)
+    if chosen is not settings:
+        typer.echo(f"tollbook: reading the demo's data in {chosen.data_dir}/", err=True)
+    return chosen
 
 
-def with_options_of(other: Callable[..., int], *, panel: str) -> Callable[[_Command], _Command]:
-    """Give a command the options of `other` that it does not declare itself; it gets them as keywords.
+def load_redis_alone() -> None:
+    """Load Redis' client for a light command.
 
-    In its help they stand under the heading `panel`.
+    Where OpenTelemetry is installed, redis-py 8.1 loads its SDK, for metrics that are off; that takes a third of the
+    time.
     """
-
-    def extend(command: _Command) -> _Command:
-        signature = inspect.signature(command, eval_str=True)
-        own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-        names = {each.name for each in own}
-        added = [_in_panel(each, panel) for each in options_of(other).values() if each.name not in names]
-        # Typer reads a command by its signature.
-        cast("Any", command).__signature__ = signature.replace(parameters=[*own, *added])
-        return command
-
-    return extend
+    sdk = "opentelemetry.sdk.metrics"
+    if sdk in sys.modules or "redis" in sys.modules:
+        return
+    sys.modules[sdk] = None  # pyright: ignore[reportArgumentType] - Python's way to say that there is no such module.
+    try:
+        import redis.asyncio  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    finally:
+        del sys.modules[sdk]
 
 
-def options_of(command: Callable[..., int]) -> Mapping[str, inspect.Parameter]:
-    """Return a command's options by name."""
-    return inspect.signature(command, eval_str=True).parameters
+def check_id(value: str, hint: str) -> str:
+    """Return an id as it was given. Errors: typer.BadParameter, which names `hint`."""
+    from tollbook.schemas.identifiers import check_id as check
+
+    try:
+        return check(value)
+    except ValueError as exc:
+        raise typer.BadParameter(f"{exc}: {value!r:.80}", param_hint=hint) from None
 
 
-def refuse_without(flag: str, values: Mapping[str, object], command: Callable[..., int]) -> None:
-    """Refuse options of `command` that were given although they mean nothing without `flag`.
-
-    Errors: typer.BadParameter, which names the first of them.
-    """
-    for name, value in values.items():
-        if value not in (None, [], options_of(command)[name].default):
-            option = f"--{name.replace('_', '-')}"
-            raise typer.BadParameter(f"it goes with {flag}", param_hint=option)
-
-
-def _in_panel(option: inspect.Parameter, panel: str) -> inspect.Parameter:
-    kind, info = get_args(option.annotation)
-    shown = copy(cast("OptionInfo", info))
-    shown.rich_help_panel = panel
-    annotation = cast("Any", Annotated)[kind, shown]
-    return option.replace(annotation=annotation, kind=inspect.Parameter.KEYWORD_ONLY)
+def check_usd(dollars: str, hint: str) -> int:
+    """Return an amount in nano-dollars. Errors: typer.BadParameter, which names `hint`."""
+    try:
+        return nanousd_from_usd(dollars)
+    except MoneyError as exc:
+        raise typer.BadParameter(str(exc), param_hint=hint) from None

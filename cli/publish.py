@@ -7,41 +7,43 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tollbook.cli.options import JsonOption, load_redis_alone
 from tollbook.schemas.entries import TaskEntry
 from tollbook.schemas.results import InferenceResult, TaskStatus
 from tollbook.schemas.tasks import InvalidTask, TaskStream, TaskType
+from tollbook.views.tables import printable
 
 if TYPE_CHECKING:
     from tollbook.inference.publisher import Publisher
 
 NO_RESULT = 4
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Wait = Annotated[float | None, typer.Option(min=0, help="Wait up to so many seconds for the result.")]
 
 
 def publish(
     stream: Annotated[TaskStream, typer.Argument(help="The task stream.")],
-    task: Annotated[TaskType, typer.Argument(help="What is to be done.")],
+    task: Annotated[TaskType, typer.Argument(help="The task type.")],
     prompt: Annotated[str | None, typer.Argument(help="The prompt; `-` reads it from standard input.")] = None,
-    user: Annotated[str, typer.Option("--user", "-u", help="Who is charged.")] = "",
+    user: Annotated[str, typer.Option("--user", "-u", help="User who is charged.")] = "",
     plan: Annotated[str, typer.Option(help="trial, starter or growth.")] = "trial",
-    task_id: Annotated[str | None, typer.Option(help="Your own id; makes a repeat harmless.")] = None,
+    task_id: Annotated[str | None, typer.Option(help="An id of your own; with it a repeat is harmless.")] = None,
     campaign: Annotated[str | None, typer.Option(help="Campaign id.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     messages: Annotated[str | None, typer.Option(help="JSON list of chat messages, instead of a prompt.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Completion tokens at most.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Completion tokens, at most.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 to 2.")] = None,
     model: Annotated[str | None, typer.Option(help="Model id, instead of the route's.")] = None,
     reply_to: Annotated[str | None, typer.Option(help="Stream to which the result is appended.")] = None,
     metadata: Annotated[str | None, typer.Option(help="JSON object, handed back with the result.")] = None,
     wait: Wait = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> int:
     """Put a task on a stream.
 
     Example: tollbook publish generation generate_draft "Write a haiku about ledgers." --user u42 --wait 60
     """
+    load_redis_alone()
     from tollbook.inference.publisher import new_entry
 
     text = typer.get_text_stream("stdin").read() if prompt == "-" else prompt
@@ -70,9 +72,11 @@ def publish(
 def result(
     task_id: Annotated[str, typer.Argument(help="The task's id.")],
     wait: Wait = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> int:
-    """Show a task's result. Exit code 0 done, 1 not done (denied, failed, invalid), 4 no result (yet).
+    """Show a task's result.
+
+    Exit code 0: done; 1: denied, failed or invalid; 4: there is no result (yet).
 
     Example: tollbook result 5f1c0e0e-1d1b-4a53 --wait 30 --json
     """
@@ -81,12 +85,13 @@ def result(
 
 def ping(
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the answer.")] = 10.0,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> int:
     """Send a ping through the monitoring stream and wait for a worker's "pong".
 
     Example: tollbook ping
     """
+    load_redis_alone()
     from tollbook.inference.publisher import new_entry
 
     entry = new_entry(TaskStream.MONITORING, TaskType.PING, task_id=f"ping-{uuid.uuid4()}")
@@ -106,6 +111,7 @@ async def _publish(entry: TaskEntry, wait: float | None, *, as_json: bool) -> in
 
 
 async def _result(task_id: str, wait: float | None, *, as_json: bool) -> int:
+    load_redis_alone()
     from tollbook.inference.publisher import Publisher
 
     async with Publisher() as publisher:
@@ -131,25 +137,20 @@ async def _show(publisher: "Publisher", task_id: str, wait: float | None, *, as_
 
 
 def _print(found: InferenceResult) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from tollbook.views.tables import make_console
-
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
+    code = found.error_code.value if found.error_code else ""
     rows: list[tuple[str, Any]] = [
         ("task", found.task_id),
-        ("status", Text(found.status.value, style="green" if found.status is TaskStatus.DONE else "red")),
+        ("status", found.status.value),
         ("user", found.user_id),
         ("model", found.model_used),
         ("tokens", found.token_count or None),
         ("cost", f"${found.cost_usd:f}"),
-        ("error", f"{found.error_code.value}: {found.error}" if found.error_code else None),
+        ("error", f"{code}: {(found.error or '').removeprefix(code).lstrip(': ')}" if code else None),
         ("content", found.content),
     ]
     for name, value in rows:
         if value is not None:
-            table.add_row(name, value if isinstance(value, Text) else Text(str(value)))
-    make_console().print(table)
+            first, *rest = [printable(line) for line in str(value).splitlines()] or [""]
+            typer.echo(f"{typer.style(f'{name:<9}', bold=True)}{first}")
+            for line in rest:
+                typer.echo(f"{'':<9}{line}")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from tollbook.cli.options import JsonOption
+
 if TYPE_CHECKING:
     from tollbook.inference.reconcile import Reconciliation
     from tollbook.inference.settings import Settings
@@ -19,13 +21,15 @@ WHERE assumed_usd > 0 ORDER BY assumed_usd DESC, call_id
 
 
 def reconcile(
-    author: Annotated[str, typer.Option(help="Who asks; stands in the corrections on the ledger.")] = "tollbook",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    author: Annotated[str, typer.Option(help="Who asks; stands on the ledger with each correction.")] = "tollbook",
+    as_json: JsonOption = False,
 ) -> int:
-    """Ask the provider about assumed and priced charges and correct the ledger to what they really were.
+    """Ask the provider what assumed and priced charges really were, and correct the ledger.
 
     What the provider does not know stays assumed and is listed. Repeating is harmless.
+
     Example: tollbook reconcile
+    Example: tollbook reconcile --author ann --json
     """
     from tollbook.app.connect import with_running_provider
     from tollbook.cli.serve import require_provider

@@ -2,16 +2,15 @@
 
 import asyncio
 import json
+import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from tollbook.cli.moments import UntilOption, parse_moment
-from tollbook.cli.options import ArchiveOption, options_of, refuse_without, with_options_of
-from tollbook.cli.what_if import what_if
-from tollbook.schemas.identifiers import EntryId, check_id
+from tollbook.cli.options import ArchiveOption, JsonOption, check_id, data_settings
 
 if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
@@ -19,47 +18,44 @@ if TYPE_CHECKING:
     from tollbook.ledger.gate.requests import Position
     from tollbook.ledger.projection.comparison import Comparison, Tables
     from tollbook.ledger.projection.store import Store
+    from tollbook.schemas.identifiers import EntryId
 
 
-@with_options_of(what_if, panel="With --what-if")
+_DEFAULT_FILE: Final = Path("replay.duckdb")
+
+
 def replay(
-    into: Annotated[Path, typer.Option(help="The DuckDB file to make; it must not exist.")] = Path("replay.duckdb"),
+    into: Annotated[
+        Path | None,
+        typer.Option(help=f"The DuckDB file to make; it must not exist. [default: {_DEFAULT_FILE}; --compare: none]"),
+    ] = None,
     until: UntilOption = None,
-    user: Annotated[str | None, typer.Option(help="Only what is this user's own.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only what belongs to this user.")] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Compare with the projection in use, row for row; exit code 1 if unequal.")
+        bool,
+        typer.Option("--compare", help="Compare with the projection in use, row for row; exit code 1 if they differ."),
     ] = False,
     archive: ArchiveOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    is_what_if: Annotated[
-        bool,
-        typer.Option(
-            "--what-if",
-            help="Make no file: say what would have been spent and refused with other caps, prices or models.",
-        ),
-    ] = False,
-    **alternatives: Any,
+    as_json: JsonOption = False,
 ) -> int:
-    """Fold the ledger, archive and stream, into a new DuckDB file; nothing that runs is stopped or changed.
+    """Fold the ledger, archive and stream, into a new DuckDB file. The running system is not stopped or changed.
 
     Example: tollbook replay --until 2026-11-01 --into october.duckdb
-    Example: tollbook replay --what-if --cap trial=3
+    Example: tollbook replay --compare
     """
-    from tollbook.inference.settings import load_settings
-
-    if is_what_if:
-        if compare or into != options_of(replay)["into"].default:
-            raise typer.BadParameter("it makes no file, and compares with none", param_hint="--what-if")
-        return what_if(until=until, user=user, archive=archive, as_json=as_json, **alternatives)
-    refuse_without("--what-if", alternatives, what_if)
-    if into.exists():
-        raise typer.BadParameter(f"{into} is there already", param_hint="--into")
+    target = into or (None if compare else _DEFAULT_FILE)
+    if target is not None and target.exists():
+        raise typer.BadParameter(f"{target} already exists: name another file, or remove it", param_hint="--into")
     if compare and (user is not None or until is not None or archive is not None):
-        raise typer.BadParameter("--compare goes with a replay of everything", param_hint="--compare")
+        raise typer.BadParameter("cannot be combined with --until, --user or --archive", param_hint="--compare")
     end = None if until is None else parse_moment(until, "--until")
     if user is not None:
-        _check_user(user)
-    outcome = asyncio.run(_replay(load_settings(), into, end, user, archive, is_compared=compare, is_quiet=as_json))
+        check_id(user, "--user")
+    settings = data_settings()
+    with tempfile.TemporaryDirectory(prefix="tollbook-replay-") as folder:
+        file = target or Path(folder) / _DEFAULT_FILE
+        outcome = asyncio.run(_replay(settings, file, end, user, archive, is_compared=compare, is_quiet=as_json))
+    outcome["file"] = None if target is None else str(target)
     if as_json:
         typer.echo(json.dumps(outcome))
     else:
@@ -70,7 +66,7 @@ def replay(
 async def _replay(
     settings: "Settings",
     into: Path,
-    until: EntryId | None,
+    until: "EntryId | None",
     user: str | None,
     archive: Path | None,
     *,
@@ -104,6 +100,7 @@ def _live(settings: "Settings") -> "tuple[dict[int, Position], Tables]":
     """Return where the projection in use stands, and a way to ask it."""
     from tollbook.app.connect import open_tables
     from tollbook.ledger.gate.requests import Position
+    from tollbook.schemas.identifiers import EntryId
 
     live = open_tables(settings)
     rows = live.table("SELECT partition, id, seq FROM position").to_pylist()
@@ -117,7 +114,6 @@ def _summary(store: "Store", source: "LedgerSource", seconds: float) -> dict[str
         "SELECT (SELECT count(*) FROM spend) AS accounts, (SELECT count(*) FROM discrepancies) AS discrepancies"
     )
     return {
-        "file": str(store.path),
         "ledger_id": source.ledger_id,
         "events": events,
         "seconds": round(seconds, 3),
@@ -141,9 +137,10 @@ def _compared(comparison: "Comparison") -> dict[str, Any]:
 
 def _print(outcome: dict[str, Any]) -> None:
     rate = f"{outcome['seconds']:.1f} s, {outcome['events_per_second']:,}/s"
-    typer.echo(f"{outcome['events']:,} events folded ({rate}) into {outcome['file']}")
+    into = f" into {outcome['file']}" if outcome["file"] else ""
+    typer.echo(f"{outcome['events']:,} events folded ({rate}){into}")
     if outcome["discrepancies"]:
-        typer.echo(f"{outcome['discrepancies']:,} events where ledger and fold disagree: see its table discrepancies")
+        typer.echo(f"{outcome['discrepancies']:,} events where ledger and fold disagree: see its table `discrepancies`")
     if "differences" not in outcome:
         return
     moved = f"; {outcome['moved_on']:,} rows had moved on meanwhile" if outcome["moved_on"] else ""
@@ -154,10 +151,3 @@ def _print(outcome: dict[str, Any]) -> None:
         typer.echo(f"{difference['table']} differs: {counts}{moved}")
         for example in difference["examples"]:
             typer.echo(f"  {example}")
-
-
-def _check_user(user: str) -> None:
-    try:
-        check_id(user)
-    except ValueError as exc:
-        raise typer.BadParameter(str(exc), param_hint="--user") from None

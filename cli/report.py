@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from tollbook.cli.spend import check_period
-
 if TYPE_CHECKING:
     from tollbook.views.report.queries import Selection
     from tollbook.views.report.reading import Reading, Source
@@ -23,7 +21,7 @@ _SHOWN_BY: Final = tuple(f"tollbook.views.report.{name}" for name in ("figures",
 
 def report(
     html: Annotated[
-        Path | None, typer.Option(help="Write the report to this file instead, which needs nothing else.")
+        Path | None, typer.Option(help="Write the report to this file, which can be opened anywhere.")
     ] = None,
     period: Annotated[
         str | None, typer.Option(help="Billing period, YYYY-MM, or `all`; the newest by default.")
@@ -41,11 +39,16 @@ def report(
     ] = "",
     browser: Annotated[bool, typer.Option(help="Open a browser, where there is one.")] = True,
 ) -> int:
-    """Show the spend report: over time, caps, models, fallbacks, latency, denials; live, at rest, or of an archive.
+    """Show the spend report: spend over time, caps, models, fallbacks, latency and denials.
 
+    It reads the running system, a data directory in which nothing runs, or an archive.
+
+    Example: tollbook report
     Example: tollbook report --html spend.html --period 2026-11
     """
-    if period not in (None, "all"):
+    from tollbook.cli.spend import check_period
+
+    if period is not None and period != "all":
         check_period(period)
     missing = [name for name in _EXTRA if find_spec(name) is None]
     if missing:
@@ -83,9 +86,9 @@ async def _find(archive: Path | None) -> "Source":
 
 
 def _read(source: "Source", chosen: dict[str, str], *modules: str) -> "tuple[Reading, Selection]":
-    """Read a source, and answer what is shown first; meanwhile import the modules that show it.
+    """Read a source and answer the first questions; meanwhile import the modules that show the answers.
 
-    Errors: LedgerUnavailable; NothingToReport; typer.BadParameter where what was chosen is not there.
+    Errors: LedgerUnavailable; NothingToReport; typer.BadParameter if what was chosen is not there.
     """
     with ThreadPoolExecutor(1) as thread:
         soon = thread.submit(lambda: asyncio.run(source.read()))

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 ALL_STREAMS = [stream.value for stream in TaskStream]
 _EVERY_STREAM = ",".join(ALL_STREAMS)
 Streams = Annotated[str, typer.Option(help="Task streams, separated by commas.")]
-Supervised = Annotated[bool, typer.Option("--supervised", hidden=True, help="Stop when standard input ends.")]
+Supervised = Annotated[bool, typer.Option("--supervised", hidden=True, help="Stop when standard input closes.")]
 
 
 def up(
     streams: Streams = _EVERY_STREAM,
     workers: Annotated[
-        int, typer.Option(min=0, max=64, help="Worker processes, and one for the projector; 0: all in one process.")
+        int, typer.Option(min=0, max=64, help="Worker processes, beside one for the projector; 0: all in one process.")
     ] = 0,
     with_stand_in: Annotated[
         bool, typer.Option("--stand-in", help="Call a local stand-in for OpenRouter, to try things out.")
@@ -58,7 +58,7 @@ def up(
 
 def worker(
     streams: Streams = _EVERY_STREAM,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Calls in flight per stream.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Concurrent calls per stream.")] = None,
     supervised: Supervised = False,
 ) -> None:
     """Run one worker process beside a projector; any number may run on one ledger.
@@ -92,9 +92,11 @@ def projector(
 
 def stand_in(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8787,
-    latency_ms: Annotated[int, typer.Option(min=0, help="How long an answer takes.")] = 200,
+    latency_ms: Annotated[int, typer.Option(min=0, help="How long an answer takes, in milliseconds.")] = 200,
 ) -> None:
-    """Run the local stand-in for OpenRouter: answers and bills like it, costs nothing, says nothing of worth.
+    """Run the local stand-in for OpenRouter: it answers and bills like OpenRouter.
+
+    It is free; its answers are placeholders.
 
     Example: tollbook stand-in --port 8787
     """
@@ -123,7 +125,7 @@ def _streams(names: str) -> list[str]:
     unknown = [name for name in chosen if name not in ALL_STREAMS]
     if unknown or not chosen:
         raise typer.BadParameter(
-            f"{', '.join(unknown) or 'nothing'} is no task stream; they are {', '.join(ALL_STREAMS)}",
+            f"{', '.join(unknown) or 'nothing'} is no task stream; the task streams are {', '.join(ALL_STREAMS)}",
             param_hint="--streams",
         )
     return chosen
@@ -167,11 +169,11 @@ def _announce(settings: "Settings", redis_url: str, metrics: str, *, with_stand_
     typer.echo(f"Data:     {data_dir}")
     if metrics:
         typer.echo(f"Metrics:  {metrics}")
-    typer.echo("Ctrl-C stops it; calls in flight are finished first.")
+    typer.echo("Ctrl-C stops it, after the calls in flight are done.")
 
 
 def _run_until_signal(main: Callable[[asyncio.Event], Awaitable[None]], *, supervised: bool = False) -> None:
-    """Run until it ends or SIGINT or SIGTERM comes; a second signal ends it at once."""
+    """Run `main` until it ends. SIGINT or SIGTERM sets its event; a second signal cancels it."""
     import uvloop
 
     async def run() -> None:
@@ -193,15 +195,14 @@ def _run_until_signal(main: Callable[[asyncio.Event], Awaitable[None]], *, super
             if watching is not None:
                 watching.cancel()
 
-    # What is loaded by now stays. To look through it again and again takes the garbage collector 60 ms each time, in
-    # which no call moves.
+    # What is loaded by now stays. Each time the garbage collector looks through it, no call moves for 60 ms.
     gc.collect()
     gc.freeze()
     uvloop.run(run())
 
 
 async def _end_of_input(stop: asyncio.Event) -> None:
-    """Stop when the process that started this one has ended, which closes the pipe it holds."""
+    """Stop when the process that started this one has ended: that closes the pipe."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)

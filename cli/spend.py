@@ -23,9 +23,9 @@ def spend(
     Example: tollbook spend u42
     """
     from tollbook.app.connect import query_projection
-    from tollbook.inference.settings import load_settings
+    from tollbook.cli.options import data_settings
 
-    rows = query_projection(load_settings(), _sql(user, period, top))
+    rows = query_projection(data_settings(), _sql(user, period, top))
     if as_json:
         typer.echo(json.dumps(rows, default=_plain))
     elif not rows:

@@ -22,12 +22,12 @@ def sql(
 
     Example: tollbook sql "SELECT user_id, spent_usd FROM spend ORDER BY spent_usd DESC LIMIT 10"
     """
-    from tollbook.inference.settings import load_settings
+    from tollbook.cli.options import data_settings
     from tollbook.ledger.projection.snapshot import memory_bytes
     from tollbook.views.limited_query import give_way, write_query
 
     give_way()
-    path = load_settings().data_dir / "tollbook.duckdb"
+    path = data_settings().data_dir / "tollbook.duckdb"
     if (query is None) == (snapshot is None):
         raise typer.BadParameter("give one SELECT, or --snapshot FILE", param_hint="query")
     if snapshot is not None:

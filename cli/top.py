@@ -24,10 +24,10 @@ def top(
 
     q or Ctrl-C ends it. What each figure counts is in docs/top.md. Example: tollbook top --interval 2
     """
-    from tollbook.inference.settings import load_settings
+    from tollbook.cli.options import data_settings
     from tollbook.observability.logs import configure_logging
 
-    settings = load_settings()
+    settings = data_settings()
     # Whoever watches gives way to what is watched, though not so far that a key is felt late.
     os.nice(_NICE)
     # A log line would run into the screen; what is wrong is told on it.

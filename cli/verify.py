@@ -2,17 +2,16 @@
 
 import asyncio
 import json
-import sys
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tollbook.cli.options import ArchiveOption
+from tollbook.cli.options import ArchiveOption, JsonOption, data_settings
 
 if TYPE_CHECKING:
     from tollbook.audit.verification.certificates import Verdict
@@ -26,19 +25,19 @@ def verify(
     archive: ArchiveOption = None,
     since: Annotated[
         str | None,
-        typer.Option(help="A certificate's file, or a head: what lies before it is trusted and not checked again."),
+        typer.Option(help="A certificate's file, or a head: what comes before it is trusted and not checked again."),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(help="A certificate's file, or a head, that the chain must pass; everything is checked."),
+        typer.Option(help="A certificate's file, or a head, that the chain must contain; everything is checked."),
     ] = None,
     certificate: Annotated[Path | None, typer.Option(help="Write the certificate to this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the certificate and what was walked as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> int:
-    """Walk the whole ledger and prove that it is whole, that no cap was passed, that every hold is settled or open.
+    """Read the whole ledger and prove that it is whole, that no cap was passed, and that every hold is settled or open.
 
-    Nothing is stopped or changed. The stream's events that are not sealed yet are in no segment, so that their order,
-    balances and meaning are checked, and their head is in the certificate. Exit code 0 only where nothing was found.
+    The running system is not stopped or changed. Events that are not in a sealed segment yet are checked for order,
+    balances and meaning; the certificate holds their head. Exit code 0 only if nothing was found.
 
     Example: tollbook verify --certificate books.json
     """
@@ -57,14 +56,15 @@ def verify(
 
 async def _verify(archive: Path | None, since: str | None, against: str | None) -> "Verdict":
     from tollbook.audit.verification.verification import Options, verify
+    from tollbook.cli.progress import progress
 
     async with _opened(archive) as (source, live):
         with (
             tempfile.TemporaryDirectory(prefix="tollbook-verify-") as folder,
-            _progress(await _count(source)) as progress,
+            progress("verifying", await _count(source), is_quiet=False) as advance,
         ):
             options = Options(Path(folder), since=since, against=against)
-            return await verify(source, options, live=live, progress=progress)
+            return await verify(source, options, live=live, progress=advance)
 
 
 @asynccontextmanager
@@ -72,7 +72,6 @@ async def _opened(archive: Path | None) -> "AsyncGenerator[tuple[LedgerSource, L
     from tollbook.app.connect import open_tables
     from tollbook.audit.verification.live_projection import LiveProjection
     from tollbook.cli.open_history import open_source
-    from tollbook.inference.settings import load_settings
     from tollbook.ledger.archive.history import LedgerSource
     from tollbook.ledger.archive.segments import Archive
     from tollbook.ledger.errors import LedgerUnavailable
@@ -80,11 +79,13 @@ async def _opened(archive: Path | None) -> "AsyncGenerator[tuple[LedgerSource, L
     if archive is not None:
         yield LedgerSource.of_damaged_archive(Archive(archive)), None
         return
-    settings = load_settings()
+    settings = data_settings()
     async with open_source(settings) as source:
         if source.redis is None:
-            # Half a ledger is not proven by the other half; who means the archive says so.
-            raise LedgerUnavailable("without the stream only an archive can be verified: --archive DIR")
+            # The archive is only a part of the ledger; it is proven alone only where that was asked for.
+            raise LedgerUnavailable(
+                f"without Redis only the archive can be verified: tollbook verify --archive {settings.archive_path}"
+            )
         has_projection = (settings.data_dir / "tollbook.duckdb").exists()
         yield source, await asyncio.to_thread(LiveProjection.look, open_tables(settings)) if has_projection else None
 
@@ -95,22 +96,7 @@ async def _count(source: "LedgerSource") -> int | None:
     try:
         return await source.count()
     except ArchiveDamaged:
-        return None  # Told by the walk.
-
-
-@contextmanager
-def _progress(total: int | None) -> Generator[Callable[[int], None]]:
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from tollbook.views.tables import make_console
-
-    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TextColumn("events"), TimeElapsedColumn())
-    with Progress(*columns, console=make_console(stderr=True), transient=True) as bar:
-        task = bar.add_task("verifying", total=total)
-        yield lambda events: bar.advance(task, events)
+        return None  # `verify` reports it.
 
 
 def _print(verdict: "Verdict") -> None:
@@ -121,18 +107,18 @@ def _print(verdict: "Verdict") -> None:
     typer.echo(f"  archive     {sealed:,} events in {sum(part.segments for part in parts):,} segments, chained by hash")
     trusted = sum(part.trusted_events for part in parts)
     if trusted:
-        typer.echo(f"              {trusted:,} of them taken as trusted")
+        typer.echo(f"              {trusted:,} of them trusted, not checked again")
     if verdict.gate_balances is not None:
         unsealed = sum(part.unsealed_events for part in parts)
         typer.echo(f"  stream      {compared:,} archived events compared with their copy on the stream")
-        typer.echo(f"              {unsealed:,} not sealed yet: no segment binds them; order and meaning were checked")
-        typer.echo(f"  gate        {verdict.gate_balances:,} of its own balances compared, and its list of open holds")
+        typer.echo(f"              {unsealed:,} not sealed yet: checked for order and meaning")
+        typer.echo(f"  gate        {verdict.gate_balances:,} balances compared, and its list of open holds")
     typer.echo(
-        f"  caps        {len(verdict.highest):,} budgets, at every hold; {len(verdict.open_holds):,} holds are open"
+        f"  caps        {len(verdict.highest):,} budgets checked at every hold; {len(verdict.open_holds):,} holds open"
     )
     rows = verdict.projection_rows
     typer.echo(
-        f"  projection  {'not compared' if rows is None else f'{rows:,} rows compared with the ledger folded anew'}"
+        f"  projection  {'not compared' if rows is None else f'{rows:,} rows compared with a new fold of the ledger'}"
     )
     for part in parts:
         typer.echo(f"  head        {part.head or 'unknown'} (partition {part.partition}, event {part.events:,})")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tollbook.cli.moments import UntilOption, parse_moment
-from tollbook.cli.options import ArchiveOption
+from tollbook.cli.options import ArchiveOption, data_settings
 from tollbook.schemas.identifiers import EntryId, check_id
 from tollbook.schemas.money import MoneyError, nanousd_from_usd
 from tollbook.schemas.plans import Plan
@@ -53,7 +53,6 @@ def what_if(
     """
     from tollbook.audit.what_if.assumptions import assumptions
     from tollbook.cli.spend import check_period
-    from tollbook.inference.settings import load_settings
     from tollbook.views.what_if import print_what_if, what_if_document
 
     alternatives = read_alternatives(cap or (), user_cap or (), price or (), route or (), fallback or ())
@@ -62,7 +61,7 @@ def what_if(
     if period is not None:
         check_period(period)
     end = None if until is None else parse_moment(until, "--until")
-    outcome = asyncio.run(_walk(load_settings(), alternatives, archive, end, kept_refusals=refusals, is_quiet=as_json))
+    outcome = asyncio.run(_walk(data_settings(), alternatives, archive, end, kept_refusals=refusals, is_quiet=as_json))
     selected = outcome.select(user_id=user, period=period)
     assumed = assumptions(alternatives, selected.total())
     if as_json:

@@ -1,20 +1,19 @@
 """The dead-letter stream: tasks that cannot be executed, whole, with the reason."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-import structlog
-
 from tollbook.consumers.messages import Delivery, fields_as_json, fields_from_json, read_task
-from tollbook.ledger.clock import now_ms
 from tollbook.ledger.keys import dead_letters
+from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.server.pipeline import CommandPipeline
 
 Reason = Literal["invalid_task", "idempotency_conflict", "attempts_exhausted"]
 # Of a task id, so that with its ending it is no longer than an id may be.
 _ID_KEPT: Final = 150
-_log = structlog.get_logger(__name__)
+_PAGE: Final = 1_000
+_log = LazyLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +33,25 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """Which dead letters; what is None does not matter. `since_ms`: dead-lettered at that moment or later."""
+
+    stream: str | None = None
+    reason: str | None = None
+    user_id: str | None = None
+    since_ms: int | None = None
+
+    def has(self, letter: DeadLetter) -> bool:
+        """Whether a letter is one of them."""
+        return (
+            self.stream in (None, letter.stream)
+            and self.reason in (None, letter.reason)
+            and self.user_id in (None, letter.user_id)
+            and (self.since_ms is None or letter.at_ms >= self.since_ms)
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Retried:
     """Where a retried task went, and the task id under which its result will be."""
 
@@ -45,7 +63,7 @@ class Retried:
 class DeadLetters:
     """Puts, lists, retries and drops dead letters. Errors of every method: LedgerUnavailable."""
 
-    def __init__(self, pipeline: CommandPipeline, namespace: str, *, now_ms: Callable[[], int] = now_ms) -> None:
+    def __init__(self, pipeline: CommandPipeline, namespace: str, *, now_ms: Callable[[], int] = clock_ms) -> None:
         self._pipeline = pipeline
         self.key = dead_letters(namespace)
         self._now_ms = now_ms
@@ -75,19 +93,30 @@ class DeadLetters:
         entries: Any = await self._pipeline.execute("XRANGE", self.key, letter_id, letter_id)
         return _parse(entries[0]) if entries else None
 
+    async def select(self, selection: Selection) -> AsyncGenerator[DeadLetter]:
+        """Yield the dead letters of a selection, oldest first."""
+        after = "-"
+        while page := await self.list(count=_PAGE, after=after):
+            for letter in page:
+                if selection.has(letter):
+                    yield letter
+            after = page[-1].id
+
     async def count(self) -> int:
         """Return how many there are."""
         return int(await self._pipeline.execute("XLEN", self.key))
 
-    async def retry(self, letter: DeadLetter) -> Retried:
+    async def retry(self, letter: DeadLetter, *, unchanged: bool = False) -> Retried:
         """Put the task on its stream again, then drop the letter.
 
-        A malformed task goes back byte for byte. One that could be read has a result under its task id, which
-        stands (G4); it runs under a new id, always the same one for this letter, so that a retry that is
-        repeated after a crash runs the task once.
+        It has a result under its task id, which stands (G4). So it runs under a new id, always the same one for this
+        letter: a retry that is repeated after a crash runs the task once. With `unchanged` the entry goes back byte
+        for byte.
+
+        Errors: InvalidTask where the task cannot be read, so that it would only be dead-lettered again.
         """
         fields, task_id = letter.fields, letter.task_id
-        if letter.reason != "invalid_task":
+        if not unchanged:
             _, task = read_task(Delivery(letter.stream, letter.entry_id, letter.fields))
             task_id = f"{task_id[:_ID_KEPT]}~retry-{letter.id}"
             renamed = task.model_copy(update={"task_id": task_id})

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from faststream.redis.message import bDATA_KEY
 from faststream.redis.parser import BinaryMessageFormatV1
 
 from tollbook.schemas.identifiers import check_id, task_id_from_entry
@@ -24,6 +23,7 @@ from tollbook.schemas.tasks import (
     tracestate_or_none,
 )
 
+_ENVELOPE: Final = b"__data__"
 _SALVAGED: Final = ("task_id", "user_id", "reply_to", "traceparent", "tracestate")
 # What FastStream puts beside the body, and a plain publisher among the fields.
 _HEADERS: Final = ("reply_to", "traceparent", "tracestate")
@@ -113,7 +113,7 @@ def fields_from_json(text: str) -> dict[bytes, bytes]:
 def _open(delivery: Delivery) -> dict[str, Any]:
     size = sum(len(name) + len(value) for name, value in delivery.fields.items())
     check_entry_size(size)
-    envelope = delivery.fields.get(bDATA_KEY)
+    envelope = delivery.fields.get(_ENVELOPE)
     if envelope is not None:
         return _open_envelope(envelope)
     try:
@@ -123,6 +123,8 @@ def _open(delivery: Delivery) -> dict[str, Any]:
 
 
 def _open_envelope(envelope: bytes) -> dict[str, Any]:
+    # Here, since `tollbook dead-letters` reads messages too, and FastStream takes long to load.
+
     try:
         body, headers = BinaryMessageFormatV1.parse(envelope)
         document = json.loads(body)

@@ -1,11 +1,15 @@
 """Where the running system's Redis is: what the settings say, else what `tollbook up` left in the data directory."""
 
-from tollbook.inference.settings import Settings
+from typing import TYPE_CHECKING
+
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.server.endpoint import EndpointError, read_endpoint
 
+if TYPE_CHECKING:
+    from tollbook.inference.settings import Settings
 
-def find_redis_url(settings: Settings) -> str:
+
+def find_redis_url(settings: "Settings") -> str:
     """Return the server's URL.
 
     Errors: LedgerUnavailable where none is configured and none runs, or what `tollbook up` left cannot be read.
@@ -18,7 +22,7 @@ def find_redis_url(settings: Settings) -> str:
         raise LedgerUnavailable(exc.message) from exc
     if endpoint is None:
         raise LedgerUnavailable(
-            f"nothing runs on {settings.data_dir} and REDIS_URL is not set; start `tollbook up`, "
-            "or set TOLLBOOK_DATA_DIR to the directory it uses"
+            f"nothing runs on {settings.data_dir}, and REDIS_URL is not set: start `tollbook up`, "
+            "or set TOLLBOOK_DATA_DIR to the directory that it uses"
         )
     return endpoint.redis_url

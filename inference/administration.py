@@ -5,23 +5,45 @@ all amounts are, in force in the gate from the step that appends it, and visible
 """
 
 import hashlib
+import time
 import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from tollbook.inference.runtime import InferenceRuntime, now_ms
-from tollbook.ledger.errors import CallUnknown, LedgerError
+from redis.exceptions import RedisError
+
+from tollbook.inference.address import find_redis_url
+from tollbook.inference.settings import Settings, load_settings
+from tollbook.ledger.clock import now_ms as clock_ms
+from tollbook.ledger.errors import CallUnknown, LedgerError, LedgerUnavailable
+from tollbook.ledger.gate.baselines import BaselinePage, Baselines
 from tollbook.ledger.gate.call_record import CallRecord
+from tollbook.ledger.gate.gate import Gate
+from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import AdjustRequest, AssignRequest
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.connection import connect, hide_password
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.server.refusals import reason_of
 from tollbook.schemas.events import CostAdjusted, CreditGranted, PlanAssigned, payload_json
 from tollbook.schemas.identifiers import budget_name, month_at, usage_call_id
 from tollbook.schemas.plans import Plan
 
 
-class CallStillOpen(LedgerError):
-    """A call is corrected once it is settled; this one still holds money."""
+class CallNotFound(CallUnknown):
+    """No call and no recorded spend of this name is on the ledger, or its record has expired."""
 
     def __init__(self, call_id: str) -> None:
-        super().__init__(f"call {call_id} is not settled yet; correct it when it is")
+        super().__init__(call_id, 0)
+        self.args = (f"there is no call {call_id} on the ledger, or it is too old to be corrected",)
+
+
+class CallStillOpen(LedgerError):
+    """The call still holds money; it can be corrected when it is settled."""
+
+    def __init__(self, call_id: str) -> None:
+        super().__init__(f"call {call_id} still runs: correct it when it is settled")
         self.call_id = call_id
 
 
@@ -31,7 +53,7 @@ class NothingToCorrect(LedgerError):
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Who changes something, and why. `key` makes a repeat harmless; without one, each command is a new one."""
+    """Who changes something, and why. `key` makes a repeat harmless; without one, each command is new."""
 
     author: str
     reason: str
@@ -54,22 +76,30 @@ class Correction:
 class Administration:
     """Changes by people. Errors of every method: IdempotencyConflict; LedgerUnavailable; LedgerRefused."""
 
-    def __init__(self, runtime: InferenceRuntime) -> None:
-        self._runtime = runtime
+    def __init__(
+        self, ledger: Ledger, plan_caps_nanousd: Mapping[Plan, int], *, now_ms: Callable[[], int] = clock_ms
+    ) -> None:
+        self._ledger = ledger
+        self._plan_caps_nanousd = plan_caps_nanousd
+        self._now_ms = now_ms
+
+    def plan_cap_nanousd(self, plan: Plan) -> int:
+        """Return the cap of a plan's billing period."""
+        return self._plan_caps_nanousd[plan]
 
     async def set_plan(self, user_id: str, plan: Plan, signature: Signature, *, cap_nanousd: int | None = None) -> bool:
         """Put a user on a plan, with the plan's cap or another; return whether that is new.
 
-        From here on the ledger's word stands, whatever plan a task names.
+        From then on it counts, whatever plan a task names.
         """
-        cap = self._runtime.policy.plan_caps_nanousd[plan] if cap_nanousd is None else cap_nanousd
+        cap = self.plan_cap_nanousd(plan) if cap_nanousd is None else cap_nanousd
         payload = PlanAssigned(plan=plan.value, cap_nanousd=cap, author=signature.author, reason=signature.reason)
         return await self._assign("plan-assigned", user_id, plan.value, cap, payload_json(payload), signature, None)
 
     async def grant_credit(
         self, user_id: str, amount_nanousd: int, signature: Signature, *, period: str | None = None
     ) -> bool:
-        """Give a user room above the cap for one period, the present one by default; return whether that is new."""
+        """Give a user credit above the cap for one period, the present one by default; return whether that is new."""
         payload = payload_json(CreditGranted(author=signature.author, reason=signature.reason))
         return await self._assign("credit-granted", user_id, "", amount_nanousd, payload, signature, period)
 
@@ -78,7 +108,7 @@ class Administration:
 
         `call_id` may also be the key of spend that an application recorded; a task of that name goes first.
 
-        Errors: CallUnknown (also once the idempotency period is over); CallStillOpen; NothingToCorrect.
+        Errors: CallNotFound (also once the idempotency period is over); CallStillOpen; NothingToCorrect.
         """
         call_id, record = await self._find(call_id)
         if record.state == "open":
@@ -101,7 +131,7 @@ class Administration:
     async def _assign(
         self, kind: str, user_id: str, plan: str, amount: int, payload: str, signature: Signature, period: str | None
     ) -> bool:
-        period = period or month_at(now_ms()).name
+        period = period or month_at(self._now_ms()).name
         content = "\n".join((kind, user_id, plan, str(amount), period, signature.author, signature.reason))
         request = AssignRequest(
             command_id=signature.command_id(kind),
@@ -114,15 +144,15 @@ class Administration:
             payload=payload,
             budget=budget_name("user", user_id, period),
         )
-        return await self._runtime.ledger.assign(request)
+        return await self._ledger.assign(request)
 
     async def _find(self, call_id: str) -> tuple[str, CallRecord]:
         for name in (call_id, usage_call_id(call_id)):
-            for gate in self._runtime.ledger.gates:
+            for gate in self._ledger.gates:
                 record = await gate.call_record(name)
                 if record is not None:
                     return name, record
-        raise CallUnknown(call_id)
+        raise CallNotFound(call_id)
 
     async def _adjust_hold(
         self, call_id: str, record: CallRecord, number: int, cost_nanousd: int, signature: Signature
@@ -138,4 +168,50 @@ class Administration:
             payload=payload_json(payload),
             budgets=record.settled[number].budgets,
         )
-        await self._runtime.ledger.adjust(request)
+        await self._ledger.adjust(request)
+
+
+@asynccontextmanager
+async def connect_administration(settings: Settings | None = None) -> AsyncGenerator[Administration]:
+    """Connect to a running system's ledger; it needs no provider, and DuckDB only where the gate asks for it.
+
+    Errors: SettingsError; LedgerUnavailable, also where there is no ledger yet.
+    """
+    settings = settings or load_settings()
+    async with AsyncExitStack() as stack:
+        redis_url = find_redis_url(settings)
+        redis = connect(redis_url)
+        stack.push_async_callback(redis.aclose)
+        pipeline = CommandPipeline(redis)
+        stack.push_async_callback(pipeline.aclose)
+        try:
+            found: list[bytes | None] = await pipeline.execute(
+                "HMGET", Keys(settings.namespace).meta, "ledger_id", "partitions"
+            )
+        except (RedisError, LedgerUnavailable) as exc:
+            raise LedgerUnavailable(f"Redis at {hide_password(redis_url)}: {reason_of(exc)}") from None
+        ledger_id, partitions = found
+        if ledger_id is None or partitions is None:
+            raise LedgerUnavailable(
+                f"there is no ledger {settings.namespace!r} in this Redis yet: `tollbook up` or `tollbook projector` "
+                "makes it"
+            )
+        gates = [
+            Gate(
+                pipeline,
+                Keys(settings.namespace, number),
+                ledger_id.decode(),
+                idempotency_ttl_s=settings.idempotency_ttl_s,
+                result_ttl_s=settings.result_ttl_s,
+            )
+            for number in range(int(partitions))
+        ]
+
+        async def read(names: Sequence[str], /) -> BaselinePage:
+            # DuckDB is loaded here: the gate asks for a baseline only where its tail does not reach back.
+            from tollbook.ledger.projection.remote import remote_reader
+
+            return await remote_reader(settings.data_dir)(names)
+
+        baselines = [Baselines(read, number, monotonic=time.monotonic, max_age_s=0.0) for number in range(len(gates))]
+        yield Administration(Ledger(redis, gates, baselines), {plan: settings.plan_cap_nanousd(plan) for plan in Plan})

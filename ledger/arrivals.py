@@ -16,7 +16,10 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
+from tollbook.ledger.logs import LazyLogger
+
 _RECONNECT_S: Final = 1.0
+_log = LazyLogger(__name__)
 
 
 class Arrivals:

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import structlog
 from redis.asyncio import Redis
 
 from tollbook.ledger.errors import BaselineUnavailable, LedgerReplaced, LedgerUnavailable
@@ -37,10 +36,11 @@ from tollbook.ledger.gate.requests import (
     SettleRequest,
     Waiting,
 )
+from tollbook.ledger.logs import LazyLogger
 from tollbook.schemas.identifiers import partition_of
 
 T = TypeVar("T")
-_log = structlog.get_logger(__name__)
+_log = LazyLogger(__name__)
 _STALE_TRIES = 3
 
 

@@ -27,15 +27,26 @@ _REST_OF_TEXT: Final = re.compile(r"(\.\s|\n).*", re.DOTALL)
 
 
 def connect(redis_url: str) -> Redis:
-    """Return a client that never repeats a command by itself and can be cancelled at any moment."""
-    return Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-        redis_url,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=None,
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        socket_keepalive=True,
-        health_check_interval=0,
-    )
+    """Return a client that never repeats a command by itself and can be cancelled at any moment.
+
+    Errors: LedgerUnavailable for an address that redis-py cannot use. Nothing is sent yet.
+    """
+    # A Unix socket has no keep-alive, and redis-py refuses to be told of one.
+    network = {} if redis_url.startswith("unix:") else {"socket_keepalive": True}
+    try:
+        redis = Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
+            redis_url,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=None,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            health_check_interval=0,
+            **network,
+        )
+        # What is wrong with the address is otherwise found by the first command, as a TypeError.
+        redis.connection_pool.make_connection()
+    except (TypeError, ValueError, RedisError) as exc:
+        raise LedgerUnavailable(f"{hide_password(redis_url)} cannot be used as REDIS_URL: {exc}") from exc
+    return redis
 
 
 def hide_password(redis_url: str) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import typer
-import typer.main
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
@@ -35,8 +34,6 @@ from tests.ledger_maker import LedgerMaker
 from tests.stateful.gate_driver import GateDriver
 from tests.system import run_cli
 from tollbook.audit.what_if import Account, Alternatives, OtherRoute, Outcome, RecordedCaps, WhatIf
-from tollbook.cli.app import app
-from tollbook.cli.replay import replay
 from tollbook.cli.what_if import read_alternatives
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.prices.model_price import ModelPrice, price_from_usd
@@ -612,41 +609,12 @@ async def test_the_command_reads_an_archive_and_prints_tables_or_json(redis_clie
     assert told["total"]["newly_refused"] == wanted.total().newly_refused > 0
     assert {plan["plan"] for plan in told["plans"]} == set(wanted.by_plan())
     assert [each["call_id"] for each in told["first_refusals"]] == [each.call_id for each in wanted.first_refusals()]
-    # The same command under its other name.
-    text = await run_cli("replay", "--what-if", *options, cwd=tmp_path)
+    text = await run_cli("what-if", *options, cwd=tmp_path)
     assert text.code == 0, text.stderr
     assert "Assumes: " in text.stdout
-    assert not (tmp_path / "replay.duckdb").exists()
     assert told["first_refusals"][0]["call_id"] in text.stdout
     archiving.store.close()
     await archiving.pipeline.aclose()
-
-
-def test_replay_takes_every_option_of_what_if_as_it_is_declared_there() -> None:
-    group: Any = typer.main.get_command(app)
-    commands = {name: {each.name: each for each in group.commands[name].params} for name in ("replay", "what-if")}
-    assert commands["what-if"].keys() <= commands["replay"].keys()
-    for name in commands["what-if"].keys() - {"user", "archive", "as_json"}:
-        ours, theirs = commands["replay"][name], commands["what-if"][name]
-        assert (ours.opts, ours.help, ours.default, ours.multiple) == (
-            theirs.opts, theirs.help, theirs.default, theirs.multiple
-        )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"cap": ["trial=3"]}, "--what-if"),
-        ({"top": 0}, "--what-if"),
-        ({"is_what_if": True, "compare": True}, "no file"),
-        ({"is_what_if": True, "into": Path("other.duckdb")}, "no file"),
-        ({"is_what_if": True, "cap": ["trial"]}, "PLAN=DOLLARS"),
-        ({"is_what_if": True, "until": "yesterday"}, "neither a moment"),
-    ],
-)
-def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(typer.BadParameter, match=words):
-        replay(**options)
 
 
 @pytest.mark.parametrize(

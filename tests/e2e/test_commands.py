@@ -1,8 +1,8 @@
 """The `tollbook` command as its users have it: real processes that find each other by the data directory."""
 
-import asyncio
 import json
 import os
+import re
 import signal
 import stat
 import sys
@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 
 from tests.servers import wait_until
 from tests.system import STREAMS, Finished, GatedStandIn, StayingCommand, run_cli, run_installed
+from tollbook.cli.commands import COMMANDS, load_command
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.comparison import TABLES
 from tollbook.schemas.results import InferenceResult
@@ -319,12 +320,17 @@ async def test_a_second_up_on_the_same_directory_is_refused(here: Path) -> None:
 async def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
     shown = await run_installed("--help", cwd=tmp_path)
     assert shown.code == 0
-    names = ("demo", "up", "worker", "projector", "stand-in", "publish", "result", "ping", "spend", "doctor")
-    helped = await asyncio.gather(*(run_cli(name, "--help", cwd=tmp_path) for name in names))
-    for name, finished in zip(names, helped, strict=True):
-        assert name in shown.stdout
-        assert finished.code == 0
-        assert "xample: " in finished.stdout
+    for name, entry in COMMANDS.items():
+        assert f"  {name} " in shown.stdout
+        assert entry.summary.split()[0] in shown.stdout
+        command = load_command(name)
+        names = [(name, child) for child in command.commands] if hasattr(command, "commands") else [(name,)]
+        for arguments in names:
+            finished = await run_cli(*arguments, "--help", cwd=tmp_path)
+            assert finished.code == 0
+            assert re.search(rf"^  Examples?:\n    .*tollbook {' '.join(arguments)}", finished.stdout, re.MULTILINE), (
+                arguments
+            )
 
 
 async def test_the_demo_proves_its_books(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -206,8 +207,187 @@ async def test_the_task_id_that_publish_makes_is_an_id(redis_client: Redis, serv
     ]
 
 
-def test_the_command_starts_without_loading_what_only_some_commands_need() -> None:
-    """It is started for every look at a result; DuckDB and Redis's client alone would double the time."""
-    heavy = "{'duckdb', 'pyarrow', 'redis', 'httpx', 'faststream', 'genai_prices', 'pydantic_settings'}"
-    script = f"import sys, tollbook.cli.app; assert not {heavy} & sys.modules.keys(), {heavy} & sys.modules.keys()"
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+# What takes long to load; each command loads what it needs of it.
+HEAVY: Final = frozenset(
+    {
+        "aiohttp", "asyncio", "duckdb", "faststream", "genai_prices", "httpx", "opentelemetry.sdk", "prometheus_client",
+        "pyarrow", "pydantic", "pydantic_settings", "redis", "rich", "structlog", "uvloop",
+    }
+)  # fmt: skip
+SETTINGS: Final = {"asyncio", "pydantic", "pydantic_settings"}
+LOADED: Final[dict[tuple[str, ...], set[str]]] = {
+    ("--version",): set(),
+    ("--help",): set(),
+    ("spend", "--help"): {"pydantic"},  # Typer reads options with it.
+    ("dead-letters", "list", "--help"): {"asyncio", "pydantic"},
+    ("what-if", "--help"): {"asyncio", "pydantic"},
+    ("result", "t1"): SETTINGS | {"redis"},
+    ("publish", "analysis", "score_post", "a post", "--user", "u1"): SETTINGS | {"redis"},
+    ("plan", "set", "u1", "growth", "--reason", "r"): SETTINGS | {"redis"},
+    ("dead-letters", "list"): SETTINGS | {"redis"},
+    ("spend", "u1"): SETTINGS | {"duckdb"},
+}
+
+
+@pytest.mark.parametrize("arguments", LOADED, ids=" ".join)
+def test_a_command_loads_only_what_it_needs(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """Not by the clock: what a command loads is nearly all of the time that it takes to answer."""
+    script = (
+        "import sys\n"
+        "from tollbook.cli.app import run\n"
+        f"run({list(arguments)!r})\n"
+        f"print(*sorted({set(HEAVY)!r} & sys.modules.keys()))"
+    )
+    command = (sys.executable, "-c", script)
+    finished = subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=tmp_path, env=command_environment(None)
+    )
+    assert set(finished.stdout.splitlines()[-1].split()) <= LOADED[arguments], finished.stdout
+
+
+# Shell -> how it asks, and how a name and its description stand in the answer.
+SHELLS: Final[dict[str, Any]] = {
+    "bash": lambda words: {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))},
+    "zsh": lambda words: {"_TYPER_COMPLETE_ARGS": words},
+    "fish": lambda words: {"_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+}
+COMPLETIONS: Final[dict[str, set[str]]] = {
+    "tollbook sp": {"spend"},
+    "tollbook dead-letters r": {"retry"},
+    "tollbook spend --p": {"--period"},
+    "tollbook credit grant --r": {"--reason"},
+    "tollbook publish gen": {"generation"},
+    "tollbook plan set u42 g": {"growth"},
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+async def test_a_shell_completes_commands_options_and_values(shell: str, tmp_path: Path) -> None:
+    for words, expected in COMPLETIONS.items():
+        env = {"_TOLLBOOK_COMPLETE": f"complete_{shell}", **SHELLS[shell](words)}
+        finished = await run_cli(cwd=tmp_path, env=env)
+        assert finished.code == 0, finished
+        assert all(name in finished.stdout for name in expected), (words, finished.stdout)
+        assert "audit" not in finished.stdout
+    shown = await run_cli("--show-completion", cwd=tmp_path, env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"})
+    assert "--show-completion" in shown.stderr, "it asks which shell, where it cannot see it"
+
+
+@pytest.mark.parametrize("command", [(tollbook(),), (sys.executable, "-m", "tollbook")])
+def test_the_version_is_printed(command: tuple[str, ...]) -> None:
+    finished = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert finished.stdout == f"tollbook {version('tollbook')}\n"
+
+
+def shell(line: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of a shell in which `tollbook` is the command."""
+    return subprocess.run(
+        ["bash", "-c", f'set -o pipefail; tollbook() {{ {tollbook()} "$@"; }}; {line}'],
+        cwd=cwd,
+        env=command_environment(env),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def make_projection(path: Path) -> None:
+    path.parent.mkdir()
+    Store.open(path, "ledger-1").close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "tollbook --help | true",
+        "tollbook doctor --json | head -1; [ ${PIPESTATUS[0]} -lt 2 ]",
+        'tollbook sql "SELECT range AS n FROM range(100000)" | head -1',
+        'tollbook sql "SELECT range AS n FROM range(100000)" --format csv | head -1',
+        "tollbook sql 'SELECT chr(233) AS c' | cat",
+        "tollbook spend >&-",
+    ],
+)
+def test_a_reader_that_goes_away_or_a_poor_terminal_is_no_error(line: str, tmp_path: Path) -> None:
+    make_projection(tmp_path / "data" / "tollbook.duckdb")
+    finished = shell(line, tmp_path, PYTHONIOENCODING="ascii")
+    assert (finished.returncode, finished.stderr) == (0, ""), finished
+
+
+def test_commands_that_read_find_a_kept_demo_where_there_is_nothing_else(tmp_path: Path) -> None:
+    make_projection(tmp_path / "tollbook-demo" / "tollbook.duckdb")
+    for line in ("tollbook spend", "tollbook sql 'SELECT 1'"):
+        finished = shell(line, tmp_path)
+        assert (finished.returncode, finished.stderr) == (0, "tollbook: reading the demo's data in tollbook-demo/\n")
+    # Not where somebody said what to read, or there is something.
+    assert "data/tollbook.duckdb" in shell("tollbook spend", tmp_path, REDIS_URL="redis://127.0.0.1:1").stderr
+    assert "nowhere/tollbook.duckdb" in shell("tollbook spend", tmp_path, TOLLBOOK_DATA_DIR="nowhere").stderr
+    make_projection(tmp_path / "data" / "tollbook.duckdb")
+    assert shell("tollbook spend", tmp_path).stderr == ""
+
+
+async def test_doctor_tells_of_a_fallback_that_is_the_routes_own_model(tmp_path: Path) -> None:
+    routes = '{"score_post": {"model": "openai/gpt-4o-mini", "fallback": "gpt-4o-mini"}}'
+    finished = await run_cli("doctor", "--json", cwd=tmp_path, env={"TOLLBOOK_ROUTES": routes})
+    told = [finding for finding in finished.json() if "own model" in finding["found"] + finding.get("advice", "")]
+    assert told, finished.stdout
+
+
+# The end of a command line -> words of the one line that refuses it.
+REFUSED: Final[dict[str, str]] = {
+    "credit grant u1 -2.50 --reason r": "a credit must be greater than zero, got -2.50",
+    "credit grant u1 0 --reason r": "a credit must be greater than zero, got 0",
+    "cost adjust t1 -1 --reason r": "a cost cannot be negative, got -1",
+    "spnd": "did you mean 'spend'?",
+    "dead-letters lst": "did you mean 'list'?",
+    "dead-letters list --resaon x": "did you mean --reason?",
+    "publish generaton ping": "did you mean generation?",
+    "spend --top none": "--top: 'none' is not a whole number",
+    "up --workers 65": "--workers: '65' is too large: it must be 64 or less",
+    "spend --nothing": "(see `tollbook spend --help`)",
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+async def test_a_wrong_command_line_is_refused_in_one_line_that_helps(line: str, tmp_path: Path) -> None:
+    finished = await run_cli(*line.split(), cwd=tmp_path)
+    assert (finished.code, finished.stdout) == (2, "")
+    assert len(finished.stderr.splitlines()) == 1
+    assert REFUSED[line] in finished.stderr
+    assert ("--help" in finished.stderr) == ("--help" in REFUSED[line])
+
+
+async def test_replay_compares_again_and_again_and_leaves_no_file(tmp_path: Path) -> None:
+    env = {"TOLLBOOK_CLAIM_AFTER_S": "5"}
+    directory = tmp_path / "here"
+    directory.mkdir()
+    async with staying("up", "--stand-in", until="Tollbook is up", cwd=directory, env=env):
+        assert (await run_cli(*publish("t1", "--wait", "20"), cwd=directory, env=env)).code == 0
+        for _ in range(2):
+            compared = await run_cli("replay", "--compare", cwd=directory, env=env)
+            assert compared.code == 0, compared
+            assert "equal to the projection in use" in compared.stdout
+        assert [path.name for path in directory.iterdir()] == ["data"]
+        cap = await run_cli("plan", "set", "u1", "growth", "--cap", "500", "--reason", "r", cwd=directory, env=env)
+        assert cap.stdout == "u1 is on plan growth, with a cap of $500.00 a billing period\n"
+        unknown = await run_cli("cost", "adjust", "nope", "1", "--reason", "r", cwd=directory, env=env)
+        assert unknown.code == 1
+        assert "there is no call nope on the ledger" in unknown.stderr
+
+
+# REDIS_URL -> words of what is wrong with it.
+ADDRESSES: Final[dict[str, str]] = {
+    "redis://127.0.0.1:1": "nothing listens there",
+    "redis://nowhere.invalid:6379": "there is no such host",
+    "unix:///nowhere/redis.sock": "there is no such socket",
+    "rediss://127.0.0.1:1?ssl_foo=1": "ssl_foo",
+}
+
+
+@pytest.mark.parametrize("url", ADDRESSES)
+async def test_an_address_that_does_not_work_is_told_in_one_line(url: str, tmp_path: Path) -> None:
+    for arguments in (("result", "t1"), ("dead-letters", "list"), ("plan", "set", "u1", "growth", "--reason", "r")):
+        finished = await run_cli(*arguments, cwd=tmp_path, env={"REDIS_URL": url})
+        assert (finished.code, finished.stdout) == (1, "")
+        assert len(finished.stderr.splitlines()) == 1, finished.stderr
+        assert url in finished.stderr
+        assert ADDRESSES[url] in finished.stderr

@@ -11,6 +11,7 @@ from redis.exceptions import ResponseError
 from tollbook.consumers.dead_letters import DeadLetters, Reason
 from tollbook.consumers.messages import Delivery, read_task
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.schemas.tasks import InvalidTask
 
 NOW_MS: Final = 1_795_504_469_412
 STREAM: Final = "generation"
@@ -111,10 +112,15 @@ async def test_a_dropped_letter_is_gone_and_only_that(letters: DeadLetters) -> N
     assert [letter.id for letter in await letters.list()] == [kept.id]
 
 
-async def test_a_malformed_task_goes_back_byte_for_byte(letters: DeadLetters, redis_client: Redis) -> None:
+async def test_a_malformed_task_goes_back_only_where_that_is_asked_for_and_byte_for_byte(
+    letters: DeadLetters, redis_client: Redis
+) -> None:
     await put(letters, ODD_FIELDS)
     letter = (await letters.list())[0]
-    retried = await letters.retry(letter)
+    with pytest.raises(InvalidTask, match="not UTF-8"):
+        await letters.retry(letter)
+    assert await letters.list() == [letter]
+    retried = await letters.retry(letter, unchanged=True)
     entries: Any = await redis_client.xrange(STREAM)
     assert entries == [(retried.entry_id.encode(), ODD_FIELDS)]
     assert (retried.stream, retried.task_id) == (STREAM, "t1")

@@ -46,13 +46,14 @@ def command(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "code", "problem"),
     [
-        (("--period", "2026-13"), 2, "Invalid value for --period: a period is written YYYY-MM"),
+        (("--period", "2026-13"), 2, "--period: a period is written YYYY-MM"),
         (("--user", "nobody"), 2, "there are no events of user nobody; there is "),
         (("--period", "2025-01"), 2, "there are no events of period 2025-01; there is 2026-10, 2026-11"),
         (("--archive", "nowhere"), 1, "there are no segments in nowhere"),
         (("--base-path", "spend"), 2, "Invalid value for --base-path: a base path is written like /spend"),
         (("--host", "nowhere.invalid"), 1, "the host nowhere.invalid is not known"),
         (("--html", "nowhere/x.html"), 2, "Invalid value for --html: there is no directory nowhere"),
+        (("--html", "nowhere/x.html"), 2, "--html: there is no directory nowhere"),
     ],
 )
 def test_bad_input_gets_one_line(command: Any, arguments: tuple[str, ...], code: int, problem: str) -> None:

@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 from tests.recovery.books import check_books, events_of, is_at_rest
 from tests.servers import wait_until
 from tests.system import REPLIES, Finished, RunningSystem, run_cli, running_system, serving
-from tollbook.consumers.dead_letters import DeadLetter, DeadLetters
+from tollbook.consumers.dead_letters import DeadLetter, DeadLetters, Reason
+from tollbook.consumers.messages import Delivery
 from tollbook.ledger.keys import GROUP
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 
@@ -87,14 +88,20 @@ async def test_malformed_tasks_are_listed_shown_retried_and_dropped(running: Run
     assert "prompt" not in listed.stdout
     table = await cli("dead-letters", "list", "--count", "1")
     assert latin.id in table.stdout
-    assert "1 of 2; --count shows more" in table.stdout
+    assert "1 of 2 dead letters; --all shows all" in table.stdout
 
     shown = (await cli("dead-letters", "show", nobodys.id, "--json")).json()
     assert shown["fields"] == {name.decode(): value.decode() for name, value in NO_USER.items()}
     assert "prompt: né [bold]" in (await cli("dead-letters", "show", nobodys.id)).stdout
     assert "caf\ufffd" in (await cli("dead-letters", "show", latin.id)).stdout
 
-    retried = await cli("dead-letters", "retry", latin.id, "--json")
+    refused = await cli("dead-letters", "retry", latin.id, nobodys.id)
+    assert (refused.code, refused.stdout) == (1, "")
+    assert f"{latin.id} stays: it is malformed (the message is not UTF-8)" in refused.stderr
+    assert "2 of 2 dead letters would fail again" in refused.stderr
+    assert [letter.id for letter in await letters_of(running).list()] == [latin.id, nobodys.id]
+
+    retried = await cli("dead-letters", "retry", latin.id, "--unchanged", "--json")
     assert retried.code == 0, retried.stderr
     answer = retried.json()
     assert (answer["letter"], answer["stream"], answer["task_id"]) == (latin.id, STREAM, "latin")
@@ -122,6 +129,53 @@ async def test_a_letter_that_is_not_there_is_said_so_and_nothing_is_done(
     assert refused.code == 2
     assert says in refused.stderr
     assert await letters_of(running).count() == 1
+
+
+async def test_dead_letters_are_chosen_by_filters_and_changed_only_when_that_is_confirmed(
+    idle: RunningSystem, cli: Cli
+) -> None:
+    letters = letters_of(idle)
+    uuid = "0b8f3a3e-6a6f-4d0e-9a55-1f7f5a1c9e77"
+    put: list[tuple[str, Reason, str]] = [
+        ("analysis", "attempts_exhausted", uuid),
+        ("generation", "attempts_exhausted", "u2"),
+        ("analysis", "invalid_task", "u2"),
+    ]
+    for number, (stream, reason, user) in enumerate(put):
+        fields = {b"task": b"score_post", b"user_id": user.encode(), b"prompt": b"a post"}
+        await letters.put(
+            Delivery(stream, f"{number + 1}-0", fields), reason=reason, error="why", task_id=f"t{number}", user_id=user
+        )
+    first, second, third = await letters.list()
+    listed: dict[tuple[str, ...], list[DeadLetter]] = {
+        (): [first, second, third],
+        ("--stream", "analysis"): [first, third],
+        ("--reason", "attempts_exhausted", "--user", "u2"): [second],
+        ("--since", "2001-01-01"): [first, second, third],
+        ("--since", "2101-01-01T00:00:00Z"): [],
+    }
+    for filters, expected in listed.items():
+        found = await cli("dead-letters", "list", *filters, "--json")
+        assert [letter["id"] for letter in found.json()] == [letter.id for letter in expected], filters
+    shown = (await cli("dead-letters", "list", "--user", uuid)).stdout
+    assert first.id in shown
+    assert f"user {uuid}" in shown
+    assert "1 dead letter\n" in shown
+
+    for command in (("drop", "--all"), ("retry", "--all", "--user", "u2")):
+        asked = await cli("dead-letters", *command)
+        assert asked.code == 2
+        assert f"this would {command[0]} {3 if command[0] == 'drop' else 2} dead letters: say --yes" in asked.stderr
+    for command in (("drop",), ("drop", first.id, "--all"), ("retry", first.id, "--user", "u2")):
+        assert (await cli("dead-letters", *command)).code == 2
+    assert await letters.count() == 3
+
+    retried = await cli("dead-letters", "retry", "--all", "--stream", "generation", "--yes")
+    assert retried.code == 0, retried.stderr
+    assert f"{second.id}: on generation again as task t1~retry-{second.id}\n1 dead letter retried" in retried.stdout
+    dropped = await cli("dead-letters", "drop", "--all", "--yes")
+    assert dropped.stdout.splitlines() == [f"{first.id}: dropped", f"{third.id}: dropped", "2 dead letters dropped"]
+    assert await letters.count() == 0
 
 
 async def test_a_task_whose_workers_died_is_retried_under_a_new_id_and_runs_once(

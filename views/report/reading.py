@@ -19,7 +19,8 @@ import duckdb
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from tollbook.inference.settings import DEMO_DATA_DIR, Settings, load_settings
+from tollbook.app.connect import data_settings
+from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.archive.history import LedgerSource, NoLedger
 from tollbook.ledger.archive.replay import replay
 from tollbook.ledger.archive.segments import Archive
@@ -197,7 +198,8 @@ async def find_source(
     settings = settings or load_settings()
     if archive is not None:
         return await _folded(archive, settings.namespace, progress)
-    data_dir = DEMO_DATA_DIR if reads_demo(settings) else settings.data_dir
+    settings = data_settings(settings)
+    data_dir = settings.data_dir
     if _is_projection(data_dir):
         return Source(data_dir, data_dir / _PROJECTION, settings.namespace, settings.redis_url)
     try:
@@ -207,13 +209,6 @@ async def find_source(
             f"there are no data in {data_dir}{os.sep} to report on: start `tollbook up`, try `tollbook demo --keep`, "
             "set TOLLBOOK_DATA_DIR, or give --archive"
         ) from None
-
-
-def reads_demo(settings: Settings) -> bool:
-    """Whether a report shows the kept demo: nobody set a data directory, and the default one holds nothing."""
-    holds_data = _is_projection(settings.data_dir) or bool(Archive(settings.archive_path).partitions())
-    is_set = {"data_dir", "archive_dir"} & settings.model_fields_set
-    return not is_set and not holds_data and _is_projection(DEMO_DATA_DIR)
 
 
 def _is_projection(data_dir: Path) -> bool:

@@ -7,16 +7,16 @@ on one ledger. Within a version, code on the server that differs is replaced.
 import asyncio
 from typing import Final, cast
 
-import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from tollbook.ledger.errors import ServerTooOld
+from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, unavailable
 
 LIBRARY: Final = "tollbook_v1"
-_log = structlog.get_logger(__name__)
+_log = LazyLogger(__name__)
 
 
 def library_code() -> str:

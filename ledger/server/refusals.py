@@ -1,0 +1,88 @@
+"""Redis' refusals in one line each: what is wrong, and what to do.
+
+Redis answers some of them with eight lines, and redis-py takes the code off the text of the errors that it has a
+class for; so they are known by their words (Redis 7 and 8, Valkey 9, redis-py 8.1; November 2026).
+"""
+
+import re
+from typing import Final
+
+from tollbook.ledger.errors import LedgerUnavailable
+
+# Words of Redis, of redis-py or of the operating system -> what they mean here. The first that is found counts.
+_MEANINGS: Final[tuple[tuple[str, str], ...]] = (
+    (r"protected mode", "it is in protected mode: give it a password (requirepass), or connect from its own machine"),
+    (
+        r"without any password configured|no password is set",
+        "it has no password, but REDIS_URL gives one: remove it from REDIS_URL",
+    ),
+    (
+        r"wrongpass|invalid username-password|invalid password",
+        "the user name or the password is wrong: correct REDIS_URL (redis://USER:PASSWORD@HOST:PORT)",
+    ),
+    (
+        r"noauth|authentication required|authenticated before",
+        "it wants a password: set REDIS_URL to redis://:PASSWORD@HOST:PORT",
+    ),
+    (r"connection refused|connect call failed", "nothing listens there: start Redis, or correct REDIS_URL"),
+    (
+        r"name or service not known|nodename nor servname|name resolution|no address associated",
+        "there is no such host: correct REDIS_URL",
+    ),
+    (r"no route to host|network is unreachable", "the host cannot be reached: check the network, or correct REDIS_URL"),
+    (r"no such file or directory", "there is no such socket: start Redis, or correct REDIS_URL"),
+    (r"timeout connecting|timed out|not within", "no answer in time: check the address, the network and the server"),
+    (r"wrong_version_number|record layer failure", "it does not speak TLS: use redis:// instead of rediss://"),
+    (r"certificate", "its TLS certificate is not trusted: name the authority with ?ssl_ca_certs=FILE in REDIS_URL"),
+    (r"db index is out of range|invalid db index|select is not allowed", "it has no such database: correct REDIS_URL"),
+    (r"protocol error|invalidresponse", "what answers there is not Redis: correct REDIS_URL"),
+    (r"loading the dataset", "it is loading its data: try again in a moment"),
+    (r"maxmemory|oom command", "its memory is used up: raise maxmemory"),
+    (r"read only replica|readonly", "it is a read-only replica: set REDIS_URL to the primary"),
+    (r"misconf|unable to persist", "it cannot write to its disk: see the server's log"),
+    (r"busy redis is busy|busy valkey is busy", "it is busy with another script: try again in a moment"),
+)
+_NO_PERMISSION: Final = re.compile(r"no permissions? to (?:run|access) (.+?)(?: command)?\.?$", re.IGNORECASE)
+_MAX_LENGTH: Final = 200
+
+
+def reason_of(exc: BaseException) -> str:
+    """Return why Redis did not do what was asked, and what to do."""
+    root = _root(exc)
+    return str(exc) if root is None else _meaning(f"{type(root).__name__}: {root}")
+
+
+def explain(exc: BaseException) -> str:
+    """Return an error's message, with the part of it that is Redis' or its client's in one line and with what to do.
+
+    What an error of ours says for itself stays (the address, the task).
+    """
+    root = _root(exc)
+    if root is None:
+        return str(exc)
+    reason, told = reason_of(exc), str(root)
+    if root is exc:
+        return f"Redis refuses: {reason}"
+    text = str(exc).replace(f"Redis did not answer ({type(root).__name__}: {told})", reason).replace(told, reason)
+    return " ".join(text.split())
+
+
+def _root(exc: BaseException) -> BaseException | None:
+    """Return the error of Redis or of its client that is behind another; None where there is none."""
+    found, is_ours = exc, isinstance(exc, LedgerUnavailable)
+    while True:
+        if type(found).__module__.startswith("redis.") or (is_ours and isinstance(found, OSError)):
+            return found
+        if found.__cause__ is None:
+            return None
+        found = found.__cause__
+
+
+def _meaning(told: str) -> str:
+    for words, meaning in _MEANINGS:
+        if re.search(words, told, re.IGNORECASE):
+            return meaning
+    line = " ".join(told.partition(": ")[2].split())
+    if refused := _NO_PERMISSION.search(line):
+        return f"this user may not use {refused[1]}: allow it with ACL SETUSER, or use another user in REDIS_URL"
+    return line[:_MAX_LENGTH]
