@@ -136,7 +136,7 @@ def _run(
     key: str | None,
 ) -> dict[str, Any]:
     load_redis_alone()
-    from tollbook.inference.administration import Signature
+    from tollbook.inference.administration import Signature, connect_administration
 
     if not reason.strip():
         raise typer.BadParameter("say why", param_hint="--reason")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from tollbook.consumers.messages import Delivery, fields_as_json, fields_from_json, read_task
+from tollbook.ledger.clock import now_ms as clock_ms
 from tollbook.ledger.keys import dead_letters
 from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.server.pipeline import CommandPipeline
