@@ -111,7 +111,7 @@ async def explain(reader: AuditReader, call: CallLife) -> list[Decision]:
         return []
     own = await reader.events(Selection(user_id=call.user_id))
     shared: dict[str, list[Event]] = {}
-    for budget in {name for event in decisions for name in _names(event) if name.startswith("campaign:")}:
+    for budget in {name for event in decisions for name in _names(event) if split_budget_name(name)[0] == "campaign"}:
         texts = (budget, budget.replace("/", "\\/"))  # As written by Python, and by Lua.
         found = await reader.events(Selection(types=_MOVES, payload_contains=tuple(dict.fromkeys(texts))))
         shared[budget] = found
