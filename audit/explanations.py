@@ -121,7 +121,7 @@ async def explain(reader: AuditReader, call: CallLife) -> list[Decision]:
     ]
 
 
-def most_completion_tokens(bound: BoundPrice, room_nanousd: int) -> int | None:
+def max_completion_tokens(bound: BoundPrice, room_nanousd: int) -> int | None:
     """Return how many completion tokens fit into the room; None if not even the prompt fits."""
     left = (room_nanousd - bound.request_nanousd) * _TOKENS_PER_MTOK
     left -= bound.prompt_tokens * bound.prompt_nanousd_per_mtok
