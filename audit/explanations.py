@@ -111,7 +111,7 @@ async def explain(reader: AuditReader, call: CallLife) -> list[Decision]:
         return []
     own = await reader.events(Selection(user_id=call.user_id))
     shared: dict[str, list[Event]] = {}
-    for budget in {name for event in decisions for name in _names(event) if name.startswith("campaign:")}:
+    for budget in {name for event in decisions for name in _names(event) if split_budget_name(name)[0] == "campaign"}:
         texts = (budget, budget.replace("/", "\\/"))  # As written by Python, and by Lua.
         found = await reader.events(Selection(types=_MOVES, payload_contains=tuple(dict.fromkeys(texts))))
         shared[budget] = found
@@ -121,7 +121,7 @@ async def explain(reader: AuditReader, call: CallLife) -> list[Decision]:
     ]
 
 
-def most_completion_tokens(bound: BoundPrice, room_nanousd: int) -> int | None:
+def max_completion_tokens(bound: BoundPrice, room_nanousd: int) -> int | None:
     """Return how many completion tokens fit into the room; None if not even the prompt fits."""
     left = (room_nanousd - bound.request_nanousd) * _TOKENS_PER_MTOK
     left -= bound.prompt_tokens * bound.prompt_nanousd_per_mtok

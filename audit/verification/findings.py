@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 # One change early in a ledger makes many later numbers differ; the first ones show where to look.
-SHOWN_OF_A_RULE: Final = 20
+MAX_SHOWN_PER_RULE: Final = 20
 
 Kind = Literal[
     "archive",

@@ -12,7 +12,7 @@ from typing import Any, Final
 import duckdb
 import pyarrow as pa
 
-from tollbook.audit.verification.findings import SHOWN_OF_A_RULE, Findings
+from tollbook.audit.verification.findings import MAX_SHOWN_PER_RULE, Findings
 from tollbook.ledger.projection.comparison import Tables
 from tollbook.ledger.projection.store import Store
 
@@ -76,7 +76,7 @@ class LiveProjection:
             rows = cursor.execute(
                 f"SELECT {columns} FROM first EXCEPT ALL SELECT {columns} FROM second ORDER BY ALL"  # noqa: S608
             ).to_arrow_table()
-            for row in rows.slice(0, SHOWN_OF_A_RULE).to_pylist():  # audits G5
+            for row in rows.slice(0, MAX_SHOWN_PER_RULE).to_pylist():  # audits G5
                 relation = row.pop("relation")
                 shown = ", ".join(f"{name} {value}" for name, value in row.items() if value is not None)
                 findings.add("projection", f"{relation} {says}: {shown}")
@@ -94,7 +94,7 @@ class LiveProjection:
         known = {(row["partition"], row["block"]): row for row in ours}
         others = {(row["partition"], row["block"]): row for row in theirs}
         differing = sorted(key for key in known.keys() | others.keys() if known.get(key) != others.get(key))
-        for partition, block in differing[:SHOWN_OF_A_RULE]:  # audits G5
+        for partition, block in differing[:MAX_SHOWN_PER_RULE]:  # audits G5
             first, last = block * _BLOCK + 1, min((block + 1) * _BLOCK, ends[partition])
             sql = (
                 f"SELECT e.*, hash(e)::VARCHAR AS mix FROM events AS e WHERE e.partition = {partition} "  # noqa: S608
@@ -102,8 +102,8 @@ class LiveProjection:
             )
             rows = cursor.execute(sql).to_arrow_table().to_pylist()
             _note_rows(rows, self.tables.table(sql).to_pylist(), partition, findings)
-        if len(differing) > SHOWN_OF_A_RULE:
-            findings.add("projection", f"and {len(differing) - SHOWN_OF_A_RULE} more blocks of events differ")
+        if len(differing) > MAX_SHOWN_PER_RULE:
+            findings.add("projection", f"and {len(differing) - MAX_SHOWN_PER_RULE} more blocks of events differ")
         return sum(row["rows"] for row in ours)
 
 
@@ -137,8 +137,8 @@ def _note_rows(folded: list[dict[str, Any]], live: list[dict[str, Any]], partiti
         else:
             names = [name for name in row if name != "mix" and row[name] != given.get(name)]
             problem = f"events differs from the ledger in {', '.join(names)}"
-        if noted < SHOWN_OF_A_RULE:
+        if noted < MAX_SHOWN_PER_RULE:
             findings.add("projection", problem, partition=partition, seq=row["seq"], event_id=row["id"])
         noted += 1
-    for seq in sorted(ours.keys() - seen)[:SHOWN_OF_A_RULE]:
+    for seq in sorted(ours.keys() - seen)[:MAX_SHOWN_PER_RULE]:
         findings.add("projection", "events lacks this one", partition=partition, seq=seq, event_id=ours[seq]["id"])

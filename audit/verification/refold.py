@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from tollbook.audit.verification.chain import Events
-from tollbook.audit.verification.findings import SHOWN_OF_A_RULE, Findings, Kind
+from tollbook.audit.verification.findings import MAX_SHOWN_PER_RULE, Findings, Kind
 from tollbook.ledger.archive.segments import Manifest
 from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.projection.fold import LedgerGap, fold_incoming
@@ -108,13 +108,13 @@ class Refold:
         for kind, rule in _RULES:
             rows = self._cursor.execute(_sql(rule)).fetchall()
             broken = [row for row in rows if row[1] > trusted.get(row[0], 0)]
-            for partition, seq, entry_id, budget, problem in broken[:SHOWN_OF_A_RULE]:
+            for partition, seq, entry_id, budget, problem in broken[:MAX_SHOWN_PER_RULE]:
                 text = problem or "is not as the gate writes it"
                 if budget is not None:
                     text = f"{describe_budget(budget)}: {text}"
                 self.findings.add(kind, text, partition=partition, seq=seq, event_id=entry_id)
-            if len(broken) > SHOWN_OF_A_RULE:
-                self.findings.add(kind, f"and {len(broken) - SHOWN_OF_A_RULE} more of this rule")
+            if len(broken) > MAX_SHOWN_PER_RULE:
+                self.findings.add(kind, f"and {len(broken) - MAX_SHOWN_PER_RULE} more of this rule")
         self._check_partitions()
 
     def check_seals(self, partition: int, manifests: Mapping[str, Manifest], sealed_seq: int | None) -> None:

@@ -229,6 +229,6 @@ class _PartitionWalk:
             problem = f"the ledger was sealed up to event {sealed_seq}, no segment ends there"
             self._findings.add("archive", problem, partition=self.partition, seq=sealed_seq)
         elif last[sealed_seq].chain_after != sealed_chain:
-            problem = f"the ledger was told the head {sealed_chain} of it, its manifest says another"
+            problem = f"the ledger has the head {sealed_chain} for it, its manifest has another"
             segment = last[sealed_seq].segment
             self._findings.add("chain", problem, partition=self.partition, segment=segment, seq=sealed_seq)

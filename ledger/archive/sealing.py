@@ -148,7 +148,7 @@ class Sealer:
         events = await self._read(after, min(waiting, settings.segment_events))
         if waiting >= settings.segment_events or is_forced:
             return events
-        # An idle ledger would else seal the news of its own sealing for ever.
+        # Otherwise an idle ledger would seal its own `segment-sealed` events for ever.
         if set(events["type"].unique().to_pylist()) == {"segment-sealed"}:
             return None
         age_ms = await self._now_ms() - events["ms"][0].as_py()

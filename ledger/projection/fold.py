@@ -41,7 +41,7 @@ class LedgerMismatch(LedgerRefused):
     def __init__(self, *, stored: str, given: str) -> None:
         super().__init__(
             f"the DuckDB file holds ledger {stored}, Redis holds {given}: one of them was replaced. Restore the one "
-            "that belongs here, or set the DuckDB file aside so that it is built anew"
+            "that belongs here, or set the DuckDB file aside so that it is rebuilt"
         )
         self.stored = stored
         self.given = given

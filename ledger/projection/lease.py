@@ -1,4 +1,4 @@
-"""The projector's lease: one projector per ledger, on whatever machine and in whatever directory.
+"""The projector's lease: one projector per ledger, on any machine and in any directory.
 
 Two projectors would not break a cap, since the watermark only ever rises. But each would
 drop tail entries that the other has not folded yet, and calls would fail closed. A lease that

@@ -27,6 +27,7 @@ from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.projection.database import connect, read_error
 from tollbook.ledger.projection.fold import statement
 from tollbook.ledger.projection.store import Store, baseline_page, baselines_sql
+from tollbook.schemas.identifiers import budget_name
 
 _log = structlog.get_logger(__name__)
 _HOST: Final = "127.0.0.1"
@@ -34,7 +35,7 @@ _PORT_TRIES: Final = 5
 TOKEN_FILE: Final = "quack.token"  # noqa: S105 - the name of the file, not the token.
 ADDRESS_FILE: Final = "quack.address"
 # Stands for the names in the statement that the guard lets through.
-_NAME: Final = "user:anybody:2026-11"
+_NAME: Final = budget_name("user", "anybody", "2026-11")
 
 
 class QuackUnavailable(LedgerError):

@@ -18,6 +18,7 @@ from tollbook.ledger.projection.comparison import compare
 from tollbook.ledger.projection.fold import LedgerGap
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.stream import Batch
+from tollbook.schemas.identifiers import budget_name
 from tollbook.schemas.money import MAX_NANOUSD, usd_from_nanousd
 from tollbook.schemas.upcasters import UnreadableEvent
 
@@ -274,3 +275,8 @@ def test_every_money_column_is_an_exact_decimal(store: Store) -> None:
     assert types == [{"data_type": "DECIMAL(18,9)"}]
     floats = store.query("SELECT * FROM duckdb_columns() WHERE data_type IN ('DOUBLE', 'FLOAT') AND NOT internal")
     assert floats == []
+
+
+def test_sql_names_a_user_s_budget_as_the_gate_s_callers_do(store: Store) -> None:
+    named = store.query("SELECT user_budget('team:7', '2026-11') AS name")
+    assert named == [{"name": budget_name("user", "team:7", "2026-11")}]

@@ -31,7 +31,7 @@ async def test_nobody_who_waits_misses_an_announcement(
     redis_client: Redis, server_url: str, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     # Nobody looks again by himself: one announcement that is missed fails the test.
-    monkeypatch.setattr(module, "_LOOK_AGAIN_S", 3_600)
+    monkeypatch.setattr(module, "_READ_AGAIN_S", 3_600)
     draw, tasks = random.Random(seed), [f"t{number}" for number in range(100)]
     async with connect(server_url) as client:
         pipeline = CommandPipeline(client)

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import assert_never
 
-from tollbook.audit.explanations import Decision, OtherHold, Weighing, bound_nanousd, most_completion_tokens
+from tollbook.audit.explanations import Decision, OtherHold, Weighing, bound_nanousd, max_completion_tokens
 from tollbook.schemas.events import (
     BoundPrice,
     BudgetDenied,
@@ -323,7 +323,7 @@ def _said(event: Event) -> str:
 
 
 def _smaller(bound: BoundPrice, room_nanousd: int) -> str:
-    tokens = most_completion_tokens(bound, room_nanousd) if room_nanousd > 0 else None
+    tokens = max_completion_tokens(bound, room_nanousd) if room_nanousd > 0 else None
     if not tokens:
         return "no shorter answer: its prompt alone does not fit"
     return f"an answer of at most {tokens:,} tokens instead of {bound.completion_tokens:,} (max_tokens)"

@@ -7,7 +7,7 @@ write goes to a key that it has not read. So a key of the wrong type or a refuse
 nothing: Redis does not undo what a function wrote before an error. Amounts are integer
 nano-dollars; they and their sums stay below 2^53, where a Lua number is exact. Time is the
 Redis clock. A reply is an array: a code, then its values; ledger/gate/replies.py reads them.
-A comment with the number of a guarantee, such as G1, stands on the line that enforces it.
+A line that enforces a guarantee has its number as a comment, such as G1.
 
 Keys, all with the hash tag of one partition:
   meta      hash   ledger_id, partitions, trimmed_to (the watermark), removed (events trimmed off the
@@ -299,7 +299,7 @@ local function set_settled(call, hold, cost, assumed)
     ' ' .. hold .. '=' .. text(cost) .. ',' .. text(assumed) .. place
 end
 
--- The next hold may stand in another period. Earlier holds keep theirs: they are corrected where they were booked.
+-- The next hold may be in another period. Earlier holds keep theirs: they are corrected where they were booked.
 local function move_call(call, period, budgets)
   if call.settled ~= '' and (call.period ~= period or call.budgets ~= budgets) then
     local place = '\t' .. call.period .. '\t' .. string.gsub(call.budgets, '\n', '\t')
@@ -671,7 +671,7 @@ local function adjust(keys, args)
   return { 'OK', id, text(difference), call.state }
 end
 
---[[ charge: book spend that happened outside a hold; it is recorded whatever the cap says.
+--[[ charge: book spend that happened outside a hold; it is recorded even if it passes the cap.
 KEYS meta ledger call tail...
 ARGS 1 ledger_id 2 call_id 3 user_id 4 period 5 content hash 6 cost 7 assumed part 8 call ttl s
      9 payload 10.. budgets with baselines

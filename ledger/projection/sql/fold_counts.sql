@@ -5,7 +5,7 @@ CREATE OR REPLACE TEMP TABLE counts AS
 WITH counted AS (
     SELECT
         *,
-        'user:' || user_id || ':' || period AS account,
+        user_budget(user_id, period) AS account,
         type IN ('budget-reserved', 'plan-assigned') OR (type = 'budget-denied' AND budget = account) AS is_stamp,
         type = 'model-called' OR coalesce(outcome = 'recorded', false) AS has_tokens
     FROM events

@@ -3,7 +3,7 @@
 -- One running sum goes over all budgets in turn; `start` subtracts what came before a budget's own rows.
 CREATE OR REPLACE TEMP TABLE moves AS
 WITH named AS (
-    SELECT seq, type, amount_usd, hold_usd, 'user:' || user_id || ':' || period AS budget, committed_usd AS stamped, cap_usd
+    SELECT seq, type, amount_usd, hold_usd, user_budget(user_id, period) AS budget, committed_usd AS stamped, cap_usd
     FROM events
     WHERE partition = $partition AND seq BETWEEN $first AND $last AND user_id <> '' AND period <> ''
     UNION ALL

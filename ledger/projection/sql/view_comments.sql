@@ -1,12 +1,12 @@
--- What the columns of the views mean; made anew together with them.
+-- Descriptions of the views and their columns; made again together with the views.
 
-COMMENT ON VIEW newest_event IS 'When the newest folded event was appended; what the other views take for now.';
+COMMENT ON VIEW newest_event IS 'When the newest folded event was appended; the other views use it as the current time.';
 COMMENT ON COLUMN newest_event.recorded_at IS 'By the Redis clock; NULL before the first event.';
 
 COMMENT ON VIEW spend_by_user IS 'One row per user, all periods together; by period, see spend.';
 COMMENT ON COLUMN spend_by_user.user_id IS 'User.';
 COMMENT ON COLUMN spend_by_user.periods IS 'Billing periods with any event.';
-COMMENT ON COLUMN spend_by_user.calls IS 'Calls that were let through.';
+COMMENT ON COLUMN spend_by_user.calls IS 'Calls that were allowed.';
 COMMENT ON COLUMN spend_by_user.denied IS 'Calls refused.';
 COMMENT ON COLUMN spend_by_user.spent_usd IS 'Settled spend, in dollars.';
 COMMENT ON COLUMN spend_by_user.assumed_usd IS 'Part of the spend that is an assumption, in dollars.';
@@ -14,8 +14,8 @@ COMMENT ON COLUMN spend_by_user.reserved_usd IS 'Open holds, in dollars.';
 
 COMMENT ON VIEW spend_by_plan IS 'Spend per billing period and plan.';
 COMMENT ON COLUMN spend_by_plan.period IS 'Billing period that is charged.';
-COMMENT ON COLUMN spend_by_plan.plan IS 'Plan of the user at the call''s last hold; NULL for money spent elsewhere.';
-COMMENT ON COLUMN spend_by_plan.calls IS 'Calls that were let through.';
+COMMENT ON COLUMN spend_by_plan.plan IS 'Plan of the user at the call''s last hold; NULL for spend without a hold.';
+COMMENT ON COLUMN spend_by_plan.calls IS 'Calls that were allowed.';
 COMMENT ON COLUMN spend_by_plan.users IS 'Users with such a call.';
 COMMENT ON COLUMN spend_by_plan.spent_usd IS 'Settled spend, corrections included, in dollars.';
 COMMENT ON COLUMN spend_by_plan.assumed_usd IS 'Part of the spend that is an assumption, in dollars.';
@@ -23,20 +23,20 @@ COMMENT ON COLUMN spend_by_plan.assumed_usd IS 'Part of the spend that is an ass
 COMMENT ON VIEW spend_by_campaign IS 'Spend per billing period and campaign.';
 COMMENT ON COLUMN spend_by_campaign.period IS 'Billing period that is charged.';
 COMMENT ON COLUMN spend_by_campaign.campaign_id IS 'Campaign of the task; NULL where it names none.';
-COMMENT ON COLUMN spend_by_campaign.calls IS 'Calls that were let through.';
+COMMENT ON COLUMN spend_by_campaign.calls IS 'Calls that were allowed.';
 COMMENT ON COLUMN spend_by_campaign.users IS 'Users with such a call.';
 COMMENT ON COLUMN spend_by_campaign.spent_usd IS 'Settled spend, corrections included, in dollars.';
 COMMENT ON COLUMN spend_by_campaign.assumed_usd IS 'Part of the spend that is an assumption, in dollars.';
 
 COMMENT ON VIEW spend_by_task_type IS 'Spend per billing period and task type.';
 COMMENT ON COLUMN spend_by_task_type.period IS 'Billing period that is charged.';
-COMMENT ON COLUMN spend_by_task_type.task_type IS 'Type of the task; NULL for money spent elsewhere.';
-COMMENT ON COLUMN spend_by_task_type.calls IS 'Calls that were let through.';
+COMMENT ON COLUMN spend_by_task_type.task_type IS 'Type of the task; NULL for spend without a hold.';
+COMMENT ON COLUMN spend_by_task_type.calls IS 'Calls that were allowed.';
 COMMENT ON COLUMN spend_by_task_type.users IS 'Users with such a call.';
 COMMENT ON COLUMN spend_by_task_type.spent_usd IS 'Settled spend, corrections included, in dollars.';
 COMMENT ON COLUMN spend_by_task_type.assumed_usd IS 'Part of the spend that is an assumption, in dollars.';
 
-COMMENT ON VIEW spend_by_model IS 'Spend per billing period and model asked for: each settled attempt at what it is booked at; the rest of a hold (a worker died, a correction) at its last model.';
+COMMENT ON VIEW spend_by_model IS 'Spend per billing period and model asked for: the charge of each settled attempt; what a hold cost beyond its attempts (a worker died, a correction) counts for its last model.';
 COMMENT ON COLUMN spend_by_model.period IS 'Billing period that is charged.';
 COMMENT ON COLUMN spend_by_model.model IS 'Model asked for.';
 COMMENT ON COLUMN spend_by_model.attempts IS 'HTTP requests whose hold is settled.';
@@ -52,7 +52,7 @@ COMMENT ON COLUMN spend_by_day.spent_usd IS 'Settled spend and corrections, in d
 COMMENT ON COLUMN spend_by_day.assumed_usd IS 'Part of it that is an assumption, in dollars; below zero where assumptions were confirmed.';
 
 COMMENT ON VIEW spend_by_hour IS 'Spend per hour in which it was settled or corrected.';
-COMMENT ON COLUMN spend_by_hour.hour IS 'Beginning of the hour, in UTC.';
+COMMENT ON COLUMN spend_by_hour.hour IS 'Start of the hour, in UTC.';
 COMMENT ON COLUMN spend_by_hour.calls IS 'Calls that were settled or corrected.';
 COMMENT ON COLUMN spend_by_hour.users IS 'Their users.';
 COMMENT ON COLUMN spend_by_hour.spent_usd IS 'Settled spend and corrections, in dollars.';
@@ -66,7 +66,7 @@ COMMENT ON COLUMN cap_use.cap_usd IS 'Cap in force, credit included, in dollars.
 COMMENT ON COLUMN cap_use.spent_usd IS 'Settled spend, in dollars.';
 COMMENT ON COLUMN cap_use.reserved_usd IS 'Open holds, in dollars.';
 COMMENT ON COLUMN cap_use.left_usd IS 'Cap less settled spend, in dollars; below zero after an overage or a lower cap.';
-COMMENT ON COLUMN cap_use.used_percent IS 'Settled spend in percent of the cap.';
+COMMENT ON COLUMN cap_use.used_percent IS 'Settled spend as a percentage of the cap.';
 COMMENT ON COLUMN cap_use.mean_day_usd IS 'Settled spend divided by the days from the user''s first event of the period to the newest event or the end of the period (at least one), in dollars.';
 COMMENT ON COLUMN cap_use.runs_out_on IS 'Day in UTC of the newest event plus left_usd / mean_day_usd days, that of the newest event where nothing is left; NULL where it is not before the end of the period, or the period is over.';
 
@@ -78,22 +78,22 @@ COMMENT ON COLUMN denials.call_id IS 'Call; the id of its task.';
 COMMENT ON COLUMN denials.plan IS 'Plan of the user.';
 COMMENT ON COLUMN denials.task_type IS 'Type of the task.';
 COMMENT ON COLUMN denials.campaign_id IS 'Campaign of the task.';
-COMMENT ON COLUMN denials.reason IS 'cap: settled spend and this call pass the cap; wait_timeout: only open holds stood in the way, for too long.';
+COMMENT ON COLUMN denials.reason IS 'cap: settled spend and this call pass the cap; wait_timeout: only open holds were in the way, for too long.';
 COMMENT ON COLUMN denials.budget IS 'Budget that refused: kind, subject and window joined by colons.';
 COMMENT ON COLUMN denials.asked_usd IS 'Upper bound of the call, in dollars.';
 COMMENT ON COLUMN denials.settled_usd IS 'Settled spend of that budget then, in dollars.';
 COMMENT ON COLUMN denials.held_usd IS 'Open holds of that budget then, in dollars.';
 COMMENT ON COLUMN denials.cap_usd IS 'Cap of that budget, in dollars.';
-COMMENT ON COLUMN denials.short_usd IS 'What was missing: settled, held and asked, less the cap, in dollars.';
+COMMENT ON COLUMN denials.short_usd IS 'What was missing: settled, held and asked amounts less the cap, in dollars.';
 COMMENT ON COLUMN denials.partition IS 'Partition of the ledger.';
 COMMENT ON COLUMN denials.seq IS 'Number of the event.';
 
 COMMENT ON VIEW fallback_rates IS 'One row per model asked for: how often its attempts fail and are followed by a fallback.';
 COMMENT ON COLUMN fallback_rates.model IS 'Model asked for.';
 COMMENT ON COLUMN fallback_rates.attempts IS 'HTTP requests.';
-COMMENT ON COLUMN fallback_rates.failed IS 'Of these, without an answer that could be used.';
+COMMENT ON COLUMN fallback_rates.failed IS 'Of these, without a usable answer.';
 COMMENT ON COLUMN fallback_rates.fallbacks IS 'Fallbacks from this model to another.';
-COMMENT ON COLUMN fallback_rates.fallback_percent IS 'Fallbacks in percent of the attempts.';
+COMMENT ON COLUMN fallback_rates.fallback_percent IS 'Fallbacks as a percentage of the attempts.';
 
 COMMENT ON VIEW fallback_reasons IS 'One row per model, fallback model, reason and HTTP status of fallbacks.';
 COMMENT ON COLUMN fallback_reasons.model IS 'Model that failed.';
@@ -101,25 +101,25 @@ COMMENT ON COLUMN fallback_reasons.to_model IS 'Model tried next.';
 COMMENT ON COLUMN fallback_reasons.reason IS 'How the attempt failed.';
 COMMENT ON COLUMN fallback_reasons.http_status IS 'HTTP status, where there was one.';
 COMMENT ON COLUMN fallback_reasons.fallbacks IS 'Fallbacks.';
-COMMENT ON COLUMN fallback_reasons.percent IS 'In percent of the model''s fallbacks.';
+COMMENT ON COLUMN fallback_reasons.percent IS 'Percentage of the model''s fallbacks.';
 
 COMMENT ON VIEW latency_by_model IS 'One row per model asked for: latencies of attempts that were answered, in milliseconds.';
 COMMENT ON COLUMN latency_by_model.model IS 'Model asked for.';
 COMMENT ON COLUMN latency_by_model.answered IS 'HTTP requests that were answered.';
 COMMENT ON COLUMN latency_by_model.min_ms IS 'Shortest.';
-COMMENT ON COLUMN latency_by_model.p50_ms IS '50 of 100 took no longer.';
-COMMENT ON COLUMN latency_by_model.p90_ms IS '90 of 100 took no longer.';
-COMMENT ON COLUMN latency_by_model.p95_ms IS '95 of 100 took no longer.';
-COMMENT ON COLUMN latency_by_model.p99_ms IS '99 of 100 took no longer.';
+COMMENT ON COLUMN latency_by_model.p50_ms IS '50 percent took no longer.';
+COMMENT ON COLUMN latency_by_model.p90_ms IS '90 percent took no longer.';
+COMMENT ON COLUMN latency_by_model.p95_ms IS '95 percent took no longer.';
+COMMENT ON COLUMN latency_by_model.p99_ms IS '99 percent took no longer.';
 COMMENT ON COLUMN latency_by_model.max_ms IS 'Longest.';
 
-COMMENT ON VIEW token_prices IS 'One row per billing period and model asked for: what a thousand tokens really cost, over attempts that report tokens and whose charge is no assumption; of a corrected hold with several attempts nobody knows which was corrected, so they are left out.';
+COMMENT ON VIEW token_prices IS 'One row per billing period and model asked for: the true price of a thousand tokens, over attempts that report tokens and whose charge is not assumed. Corrected holds with several attempts are left out, since it is not known which attempt was corrected.';
 COMMENT ON COLUMN token_prices.period IS 'Billing period that is charged.';
 COMMENT ON COLUMN token_prices.model IS 'Model asked for.';
 COMMENT ON COLUMN token_prices.attempts IS 'Such HTTP requests.';
 COMMENT ON COLUMN token_prices.prompt_tokens IS 'Tokens of their prompts, cached ones included.';
 COMMENT ON COLUMN token_prices.completion_tokens IS 'Tokens of their completions, reasoning included.';
-COMMENT ON COLUMN token_prices.charged_usd IS 'What they are booked at, corrections included, in dollars.';
+COMMENT ON COLUMN token_prices.charged_usd IS 'Their charges, corrections included, in dollars.';
 COMMENT ON COLUMN token_prices.usd_per_1000_tokens IS 'charged_usd for a thousand tokens of either kind, in dollars, rounded.';
 
 COMMENT ON VIEW cost_certainty IS 'One row per billing period: how much of the spend is confirmed, and how much assumed.';
@@ -129,7 +129,7 @@ COMMENT ON COLUMN cost_certainty.assumed_calls IS 'Calls with an assumption in t
 COMMENT ON COLUMN cost_certainty.spent_usd IS 'Settled spend, corrections included, in dollars.';
 COMMENT ON COLUMN cost_certainty.confirmed_usd IS 'Part that the provider reported or that was priced from its usage, in dollars.';
 COMMENT ON COLUMN cost_certainty.assumed_usd IS 'Part that is an assumption, in dollars.';
-COMMENT ON COLUMN cost_certainty.assumed_percent IS 'Assumed part in percent of the spend.';
+COMMENT ON COLUMN cost_certainty.assumed_percent IS 'Assumed part as a percentage of the spend.';
 COMMENT ON COLUMN cost_certainty.adjusted_usd IS 'Sum of the corrections, in dollars.';
 
 COMMENT ON VIEW open_holds IS 'One row per open hold, and for how long it has been open.';

@@ -1,8 +1,11 @@
--- Questions that people ask of the projection, as views; they hold no rows, so the fold does not know them.
+-- Common questions about the projection, as views. They hold no rows, and the fold does not use them.
 --
--- They are made anew whenever a file is opened for writing, so that an older file has them too. No view reads a
--- clock (G5): where "now" matters, it is the time of the newest event that is folded. Days and hours are in UTC,
--- whatever the session's time zone. The views of spend add up to the same total, the settled spend of all users.
+-- They are made again when a file is opened for writing after this text has changed, so older files get them too. No
+-- view reads a clock (G5): "now" is the time of the newest event that is folded. Days and hours are in UTC, in any time
+-- zone of the session. All views of spend add up to the same total, the settled spend of all users.
+
+-- The name of a user's budget, as made by budget_name() in schemas/identifiers.py.
+CREATE OR REPLACE MACRO user_budget(user_id, period) AS 'user:' || user_id || ':' || period;
 
 CREATE OR REPLACE VIEW newest_event AS
 SELECT max(make_timestamptz(split_part(id, '-', 1)::BIGINT * 1000)) AS recorded_at
@@ -57,8 +60,8 @@ FROM calls
 WHERE reserved_at IS NOT NULL OR settled_at IS NOT NULL
 GROUP BY period, task_type;
 
--- An attempt's charge counts for its model once its hold is settled. What a hold cost beside its attempts (a worker
--- died, a correction was made) counts for the last model that was asked under it.
+-- An attempt's charge counts for its model once its hold is settled. What a hold cost beyond its attempts (a worker
+-- died, a correction was made) counts for the last model that it asked.
 CREATE OR REPLACE VIEW spend_by_model AS
 WITH holds AS (
     SELECT
@@ -93,7 +96,7 @@ FROM (
         coalesce(sum(prompt_tokens), 0) AS prompt_tokens,
         coalesce(sum(completion_tokens), 0) AS completion_tokens
     FROM events AS attempt
-    -- Not a semi-join with the settled ones: of those there are as many as calls.
+    -- An anti-join with the unsettled holds, since there are as many settled ones as calls.
     ANTI JOIN (FROM holds WHERE NOT is_settled) AS unsettled USING (partition, call_id, user_id, period, hold)
     WHERE attempt.type = 'model-called'
     GROUP BY period, model
@@ -127,9 +130,9 @@ FROM events
 WHERE type IN ('cost-recorded', 'cost-adjusted')
 GROUP BY hour;
 
--- A period begins at the first of its month in UTC, and for a user with the first event in it: who came on the 25th has
--- spent in days, not in weeks. The first day counts as a whole one, so that the first minutes do not foretell the end.
--- The mean and the day are estimates, so they may be rounded; no decision reads them.
+-- A period begins on the first of its month in UTC, and for each user with the first event in it: a user who came on the
+-- 25th has spent for days, not for weeks. The first day counts as a whole one, so that the estimate does not rest on a
+-- few minutes. The mean and the day are estimates and may be rounded; no decision reads them.
 CREATE OR REPLACE VIEW cap_use AS
 SELECT
     user_id,
@@ -145,7 +148,7 @@ SELECT
         WHEN now_at >= end_at OR cap_usd IS NULL THEN NULL
         WHEN spent_usd >= cap_usd THEN now_at::DATE
         WHEN spent_usd <= 0 THEN NULL
-        -- Compared before it is added: a tiny spend would lead past the last date there is.
+        -- Compared before it is added: with a tiny spend, the date would be out of range.
         WHEN (cap_usd - spent_usd)::DOUBLE / (spent_usd::DOUBLE / days) < date_diff('second', now_at, end_at) / 86400
             THEN (now_at + to_seconds((cap_usd - spent_usd)::DOUBLE / (spent_usd::DOUBLE / days) * 86400))::DATE
     END AS runs_out_on
@@ -219,7 +222,7 @@ FROM events
 WHERE type = 'fallback-used'
 GROUP BY from_model, model, reason, http_status;
 
--- Percentiles are latencies that were measured, not points between two.
+-- Percentiles are measured latencies, not values interpolated between two.
 CREATE OR REPLACE VIEW latency_by_model AS
 SELECT
     model,
@@ -234,8 +237,8 @@ FROM events
 WHERE type = 'model-called' AND outcome = 'ok'
 GROUP BY model;
 
--- A correction is of a hold, so what an attempt really cost is known where its hold has no other, or no correction. A
--- count of zero is not written into an event, so one of the two counts may be missing.
+-- A correction is made for a hold, so an attempt's true cost is known if its hold has no other attempt or no correction.
+-- A count of zero is not written into an event, so one of the two counts may be missing.
 CREATE OR REPLACE VIEW token_prices AS
 WITH corrected AS (
     SELECT
