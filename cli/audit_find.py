@@ -20,6 +20,7 @@ from tollbook.cli.moments import parse_moment
 from tollbook.schemas.events import CostRecorded, EventPayload, Outcome
 from tollbook.schemas.identifiers import check_id
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD
+from tollbook.schemas.problems import unknown_name
 from tollbook.views.rows import write_rows
 from tollbook.views.tables import make_console
 
@@ -162,7 +163,7 @@ def _amount(dollars: str, hint: str) -> int:
 
 def _check_known(name: str, known: tuple[str, ...], hint: str) -> None:
     if name not in known:
-        raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}", param_hint=hint)
+        raise typer.BadParameter(unknown_name(hint.removeprefix("--"), name, known), param_hint=hint)
 
 
 def _check_id(value: str, hint: str) -> None:

@@ -15,6 +15,7 @@ from tollbook.inference.runtime import InferenceRuntime, current_runtime, now_ms
 from tollbook.ledger.errors import IdempotencyConflict, LedgerError, LedgerUnavailable
 from tollbook.ledger.gate.requests import OpenCall, Waiting
 from tollbook.schemas.plans import DEFAULT_PLAN
+from tollbook.schemas.problems import unknown_name
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tollbook.schemas.tasks import InvalidTask, Task, TaskType, task_from_fields
 
@@ -34,8 +35,7 @@ class InferenceClient:
         try:
             self.task = TaskType(task)
         except ValueError:
-            known = ", ".join(kind.value for kind in TaskType)
-            raise AppError(ErrorCode.INVALID_TASK, f"unknown task type {task!r}; known are {known}") from None
+            raise AppError(ErrorCode.INVALID_TASK, unknown_name("task type", task, list(TaskType))) from None
         self._runtime = runtime
 
     async def call(

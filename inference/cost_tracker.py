@@ -18,6 +18,7 @@ from tollbook.schemas.events import CostRecorded, payload_json
 from tollbook.schemas.identifiers import check_id, usage_call_id
 from tollbook.schemas.money import MoneyError, format_usd, nanousd_from_usd, usd_from_nanousd
 from tollbook.schemas.plans import DEFAULT_PLAN, Plan
+from tollbook.schemas.problems import unknown_name
 from tollbook.schemas.results import ErrorCode, UsdString
 
 
@@ -162,12 +163,11 @@ def _plan(plan: str) -> Plan:
     try:
         return Plan(plan)
     except ValueError:
-        known = ", ".join(known.value for known in Plan)
-        raise AppError(ErrorCode.INVALID_TASK, f"unknown plan {plan!r}; known are {known}") from None
+        raise AppError(ErrorCode.INVALID_TASK, unknown_name("plan", plan, list(Plan))) from None
 
 
 def _id(value: str, name: str) -> str:
     try:
         return check_id(value)
     except ValueError as exc:
-        raise AppError(ErrorCode.INVALID_TASK, f"{name}: {exc}") from None
+        raise AppError(ErrorCode.INVALID_TASK, f"'{name}' {exc}") from None
