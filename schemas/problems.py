@@ -64,7 +64,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def unknown_name(kind: str, name: str, known: Collection[str]) -> str:
     """Return the sentence for a name that is not known, for example of a plan: the closest one, and all known ones."""
     suggestion = did_you_mean(name, known)
-    return f"unknown {kind} {shown(name)}{suggestion}{' Known:' if suggestion else '; known:'} {', '.join(known)}"
+    return f"unknown {kind} {_shown_name(name)}{suggestion}{' Known:' if suggestion else '; known:'} {', '.join(known)}"
 
 
 def problems_of(
@@ -121,6 +121,10 @@ def shown(value: object) -> str:
             return _kind(value)
 
 
+def _shown_name(name: str) -> str:
+    return repr(name) if len(name) <= _MAX_SHOWN_CHARACTERS else f"of {len(name)} characters"
+
+
 def _letters(name: str) -> str:
     return _NOT_ALPHANUMERIC.sub("", name.lower())
 
@@ -142,12 +146,12 @@ def _sentence(error: ErrorDetails, place: _Place, parent: _Place, subject: Calla
         case "extra_forbidden":
             name = str(error["loc"][-1])
             where = f" in '{parent.path}'" if parent.path else ""
-            return f"unknown field {shown(name)}{where}{did_you_mean(name, _fields(parent))}"
+            return f"unknown field {_shown_name(name)}{where}{did_you_mean(name, _fields(parent))}"
         case "value_error" if type(cause) is ValueError:
             # A validator of the whole model says itself what is wrong with which field.
             return f"{about}{cause}" if error["loc"] or not about else f"'{place.path}': {cause}"
         case "string_unicode":
-            return f"{about}must be {UTF8_WORDS}"
+            return f"{about or 'the name of a field '}must be {UTF8_WORDS}"
         case "union_tag_invalid":
             return f"{about}has the unknown type {shown(error.get('ctx', {}).get('tag'))}"
         case "union_tag_not_found":
