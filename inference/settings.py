@@ -29,8 +29,9 @@ from tollbook.inference.setting_values import (
     RouteOverrides,
     UsdCap,
 )
+from tollbook.schemas.expectations import Expected
 from tollbook.schemas.plans import CAPS_NANOUSD, Plan
-from tollbook.schemas.problems import Expected, closest_name, problems_of
+from tollbook.schemas.problems import closest_name, problems_of
 
 _DAY_S: Final = 86_400
 _PREFIX: Final = "TOLLBOOK_"

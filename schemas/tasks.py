@@ -22,9 +22,10 @@ from pydantic import (
     model_validator,
 )
 
+from tollbook.schemas.expectations import Expected
 from tollbook.schemas.identifiers import CampaignId, TaskId, UserId
 from tollbook.schemas.plans import DEFAULT_PLAN, Plan
-from tollbook.schemas.problems import UTF8_WORDS, Expected, as_text, problems_of, shown
+from tollbook.schemas.problems import UTF8_WORDS, as_text, problems_of, shown
 
 
 class TaskStream(StrEnum):
