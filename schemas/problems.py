@@ -169,7 +169,12 @@ def _but(place: _Place, value: object) -> str:
 def _step(place: _Place, part: str | int) -> _Place:
     """Return what stands at one part of an error's location."""
     kinds = [kind for kind in alternatives_of(place.annotation)[0] if kind is not type(None)]
-    path = f"{place.path}[{part}]" if isinstance(part, int) else f"{place.path}.{part}".removeprefix(".")
+    if isinstance(part, int):
+        path = f"{place.path}[{part}]"
+    else:
+        # In a table, the user chose the name.
+        is_plain = part.isprintable() and len(part) <= _MAX_SHOWN_CHARACTERS
+        path = f"{place.path}.{part if is_plain else _shown_name(part)}".removeprefix(".")
     for kind in kinds:
         if is_model(kind):
             if (field := _field(kind, part)) is not None:

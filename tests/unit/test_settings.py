@@ -173,6 +173,8 @@ def test_caller_wins_over_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ("REDIS_URL", "http://x", "REDIS_URL: must begin with redis://"),
         ("OPENROUTER_BASE_URL", "openrouter.ai", "OPENROUTER_BASE_URL: must be an http or https address"),
         ("OPENROUTER_BASE_URL", "https://u:p@h/v1", "OPENROUTER_BASE_URL: must hold no user name and no password"),
+        ("OPENROUTER_BASE_URL", "https://[h/v1", "OPENROUTER_BASE_URL: is not a valid address"),
+        ("OPENROUTER_BASE_URL", "http://h:x/v1", "OPENROUTER_BASE_URL: must have a port from 1 to 65535, or none"),
         ("OPENROUTER_API_KEY", "two words", "OPENROUTER_API_KEY: must be 1 to 1000 printable ASCII"),
     ],
 )
@@ -202,6 +204,10 @@ def test_misspelt_name_in_the_file_is_refused(tmp_path: Path) -> None:
         {"OPENROUTER_API_KEY": SECRET, "TOLLBOOK_RETRIES": "x"},
         {"REDIS_URL": f"ftp://:{SECRET}@host"},
         {"OPENROUTER_BASE_URL": f"https://user:{SECRET}@host/v1"},
+        {"OPENROUTER_BASE_URL": f"https://user:{SECRET}\u2100@host/v1"},
+        {"OPENROUTER_BASE_URL": f"https://user:{SECRET}@[host/v1"},
+        {"REDIS_URL": f"redis://:{SECRET}\u2100@host"},
+        {"REDIS_URL": f"redis://:{SECRET}@[host"},
     ],
 )
 def test_no_message_shows_a_secret(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
