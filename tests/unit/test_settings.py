@@ -185,6 +185,17 @@ def test_wrong_value_is_one_clear_line(name: str, value: str, problem: str, monk
     assert "\n" not in lines[0]
 
 
+def test_a_misspelt_override_is_refused_as_a_variable_is() -> None:
+    with pytest.raises(SettingsError, match="unknown setting 'retriez'; did you mean 'retries'\\? Known: redis_url"):
+        load_settings(env_file=None, retriez=3)
+
+
+def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"TOLLBOOK_RETRIES=\xff\n")
+    with pytest.raises(SettingsError, match=r"\.env cannot be read: it is not UTF-8"):
+        load_settings(env_file=tmp_path / ".env")
+
+
 def test_all_problems_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = problems(monkeypatch, TOLLBOOK_RETRIES="x", TOLLBOOK_TYPO="1", REDIS_URL="ftp://x")
     assert len(lines) == 3
