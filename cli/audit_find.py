@@ -12,6 +12,7 @@ from tollbook.cli.moments import parse_moment
 from tollbook.schemas.events import CostRecorded, EventPayload, Outcome
 from tollbook.schemas.identifiers import check_id
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD
+from tollbook.schemas.problems import unknown_name
 
 _TYPES: Final = tuple(each.model_fields["type"].default for each in get_args(get_args(EventPayload)[0]))
 _OUTCOMES: Final = (*get_args(Outcome), *get_args(CostRecorded.model_fields["outcome"].annotation))
@@ -80,7 +81,7 @@ def _amount(dollars: str, hint: str) -> int:
 
 def _check_known(name: str, known: tuple[str, ...], hint: str) -> None:
     if name not in known:
-        raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}", param_hint=hint)
+        raise typer.BadParameter(unknown_name(hint.removeprefix("--"), name, known), param_hint=hint)
 
 
 def _check_id(value: str, hint: str) -> None:

@@ -13,6 +13,7 @@ from tollbook.cli.options import ArchiveOption, data_settings
 from tollbook.schemas.identifiers import EntryId, check_id
 from tollbook.schemas.money import MoneyError, nanousd_from_usd
 from tollbook.schemas.plans import Plan
+from tollbook.schemas.problems import unknown_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,7 +132,7 @@ def _split(text: str, hint: str, form: str) -> tuple[str, str]:
 def _plan_cap(text: str) -> tuple[str, int]:
     plan, dollars = _split(text, "--cap", "PLAN=DOLLARS")
     if plan not in list(Plan):
-        raise typer.BadParameter(f"{plan!r} is not a plan ({', '.join(Plan)})", param_hint="--cap")
+        raise typer.BadParameter(unknown_name("plan", plan, list(Plan)), param_hint="--cap")
     return plan, _amount(dollars, "--cap")
 
 
@@ -182,7 +183,7 @@ def _task(name: str, hint: str) -> str:
 
     known = [task_type.value for task_type in MODEL_ROUTING]
     if name not in known:
-        raise typer.BadParameter(f"{name!r} is not a task type with a route ({', '.join(known)})", param_hint=hint)
+        raise typer.BadParameter(unknown_name("task type", name, known), param_hint=hint)
     return name
 
 

@@ -20,6 +20,7 @@ from tollbook.inference.runtime import InferenceRuntime
 from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.schemas.plans import DEFAULT_PLAN
+from tollbook.schemas.problems import unknown_name
 from tollbook.schemas.results import InferenceResult, TaskStatus
 from tollbook.schemas.tasks import InvalidTask, Task, TaskType, task_from_fields
 
@@ -39,8 +40,7 @@ class InferenceClient:
         try:
             self.task = TaskType(task)
         except ValueError:
-            known = ", ".join(kind.value for kind in TaskType)
-            raise InvalidTask(f"unknown task type {task!r}; known are {known}") from None
+            raise InvalidTask(unknown_name("task type", task, list(TaskType))) from None
         self._runtime = runtime
 
     async def call(

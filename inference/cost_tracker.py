@@ -20,6 +20,7 @@ from tollbook.schemas.events import CostRecorded, payload_json
 from tollbook.schemas.identifiers import check_id, usage_call_id
 from tollbook.schemas.money import MoneyError, nanousd_from_usd, usd_from_nanousd
 from tollbook.schemas.plans import DEFAULT_PLAN, Plan
+from tollbook.schemas.problems import unknown_name
 from tollbook.schemas.results import UsdString
 from tollbook.schemas.tasks import InvalidTask
 
@@ -149,12 +150,11 @@ def _plan(plan: str) -> Plan:
     try:
         return Plan(plan)
     except ValueError:
-        known = ", ".join(known.value for known in Plan)
-        raise InvalidTask(f"unknown plan {plan!r}; known are {known}") from None
+        raise InvalidTask(unknown_name("plan", plan, list(Plan))) from None
 
 
 def _id(value: str, name: str) -> str:
     try:
         return check_id(value)
     except ValueError as exc:
-        raise InvalidTask(f"{name}: {exc}") from None
+        raise InvalidTask(f"'{name}' {exc}") from None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, cast
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
@@ -64,8 +64,16 @@ class ConcurrencyTable:
         return str(self.default)
 
 
+def _split_url(value: str) -> SplitResult:
+    try:
+        return urlsplit(value)
+    except ValueError:
+        # Python's own message would quote the host part, which may hold a password.
+        raise ValueError("is not a valid address") from None
+
+
 def _redis_url(value: str) -> str:
-    parts = urlsplit(value)
+    parts = _split_url(value)
     if parts.scheme not in ("redis", "rediss", "unix"):
         raise ValueError("must begin with redis://, rediss:// or unix://")
     try:
@@ -88,13 +96,17 @@ def _redis_url(value: str) -> str:
 
 
 def _base_url(value: str) -> str:
-    parts = urlsplit(value)
+    parts = _split_url(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be an http or https address such as https://openrouter.ai/api/v1")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must hold no user name and no password; put the key into OPENROUTER_API_KEY")
     if parts.query or parts.fragment:
         raise ValueError("must have no query (?...) and no fragment (#...)")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("must have a port from 1 to 65535, or none") from None
     return value.rstrip("/")
 
 

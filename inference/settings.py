@@ -29,8 +29,9 @@ from tollbook.inference.setting_values import (
     RouteOverrides,
     UsdCap,
 )
+from tollbook.schemas.expectations import Expected
 from tollbook.schemas.plans import CAPS_NANOUSD, Plan
-from tollbook.schemas.problems import Expected, closest_name, problems_of
+from tollbook.schemas.problems import closest_name, problems_of, unknown_name
 
 _DAY_S: Final = 86_400
 _PREFIX: Final = "TOLLBOOK_"
@@ -261,6 +262,9 @@ def load_settings(*, env_file: Path | None = Path(".env"), **overrides: Any) -> 
     Errors: SettingsError, one line for each problem.
     """
     problems = _unknown_names(os.environ) + _unknown_names(_variables_of(env_file))
+    problems += [
+        unknown_name("setting", name, Settings.model_fields) for name in overrides.keys() - Settings.model_fields
+    ]
     try:
         values: dict[str, Any] = {"_env_file": env_file, **overrides}
         settings = Settings(**values)

@@ -9,6 +9,7 @@ from tollbook.inference.current_runtime import using_runtime
 from tollbook.inference.runtime import now_ms
 from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.plans import DEFAULT_PLAN
+from tollbook.schemas.problems import unknown_name
 from tollbook.schemas.tasks import InvalidTask, Message, TaskType
 
 
@@ -33,8 +34,7 @@ class UsageService:
         try:
             task_type = TaskType(action)
         except ValueError:
-            known = ", ".join(kind.value for kind in TaskType)
-            raise InvalidTask(f"unknown action {action!r}; known are {known}") from None
+            raise InvalidTask(unknown_name("action", action, list(TaskType))) from None
         if task_type is TaskType.PING:
             return await self.get_usage_for_user(user_id, plan)
         async with using_runtime() as runtime:

@@ -1,9 +1,8 @@
 """Ledger events: one envelope for all, one typed payload for each type.
 
-An event is one entry of a ledger stream. The gate, inside Redis, stamps what only it
-knows: the entry's id (the ledger's clock), `seq`, `committed`, and in payloads the
-number of the hold, the cap in force and the further budgets. The rest is written here.
-Prompts, completions and keys have no field here, on purpose (G10).
+An event is one entry of a ledger stream. The gate, inside Redis, adds what only it knows: the entry's id (the ledger's
+clock), `seq`, `committed`, and in payloads the number of the hold, the cap in force and the further budgets. The rest
+is written here. Prompts, completions and keys have no field, on purpose (G10).
 """
 
 from typing import Annotated, Final, Literal
@@ -16,7 +15,7 @@ from tollbook.schemas.usage import Usage
 
 EVENT_VERSION: Final = 1
 
-# The order of an entry's fields. Redis stores repeated names once when the order never changes.
+# The order of an entry's fields. Redis stores repeated names once if the order is always the same.
 ENVELOPE_FIELDS: Final = (
     "type",
     "v",
@@ -33,56 +32,59 @@ ENVELOPE_FIELDS: Final = (
 Amount = Annotated[int, Field(strict=True, ge=0, le=MAX_NANOUSD)]
 SignedAmount = Annotated[int, Field(strict=True, ge=-MAX_NANOUSD, le=MAX_NANOUSD)]
 Balance = Annotated[int, Field(strict=True)]
-"""A sum of amounts, nano-dollars: the bound of one amount does not hold for it."""
+"""A sum of amounts, in nano-dollars; it may be larger than one amount can be."""
 Count = Annotated[int, Field(strict=True, ge=0)]
 
 Basis = Literal["reported", "priced", "assumed", "released"]
-"""Where a cost comes from: the provider said it; priced from its usage; assumed at the bound
-because nobody knows (a worker died, a connection broke); released since nothing was spent."""
+"""Where a cost comes from. `reported`: by the provider. `priced`: computed from the usage that the provider reported.
+`assumed`: the upper bound, since the cost is unknown (a worker died, a connection broke). `released`: nothing was
+spent."""
 
 Outcome = Literal[
     "ok", "http_error", "provider_error", "invalid_response", "timeout", "connection_error", "not_sent", "abandoned"
 ]
-"""How an attempt ended. `not_sent`: the connection was never made, so nothing can have been charged.
-`abandoned`: the worker stopped before the reply came."""
+"""How an attempt ended. `not_sent`: there was no connection, so nothing was charged. `abandoned`: the worker stopped
+before the reply came."""
 
 FailureReason = Literal["http_error", "provider_error", "invalid_response", "timeout", "connection_error", "not_sent"]
 
 
 class Payload(BaseModel):
-    """Base of all payloads; unknown fields of a later minor change are ignored, not refused."""
+    """Base of all payloads. Unknown fields are ignored, since a later version may add some."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class BudgetStamp(Payload):
-    """What the gate stamps for each budget of a hold beyond the user's period."""
+    """What the gate adds for each budget of a hold beside the user's billing period."""
 
     budget: str = Field(
         description="The budget's name: `day:<user_id>:<YYYY-MM-DD>` or `campaign:<campaign_id>:<YYYY-MM>`."
     )
-    cap_nanousd: Amount | None = Field(default=None, description="Its cap, nano-dollars; only where money is held.")
+    cap_nanousd: Amount | None = Field(
+        default=None, description="Its cap, nano-dollars; only in events that hold money."
+    )
     committed_nanousd: Balance = Field(description="Its settled spend and open holds after the event, nano-dollars.")
 
 
 class BoundPrice(Payload):
-    """The prices by which a hold was bounded, in nano-dollars per million tokens, and the tokens it allows."""
+    """How the upper bound of a hold was computed: the tokens, and the prices in nano-dollars per million tokens."""
 
     model: str = Field(description="The model that the hold is for.")
-    prompt_tokens: Count = Field(description="Tokens of the prompt at most.")
-    completion_tokens: Count = Field(description="Tokens of the completion at most.")
-    prompt_nanousd_per_mtok: Count = Field(description="Dearest price of prompt tokens, nano-dollars for a million.")
+    prompt_tokens: Count = Field(description="Upper bound of the prompt tokens.")
+    completion_tokens: Count = Field(description="Upper bound of the completion tokens.")
+    prompt_nanousd_per_mtok: Count = Field(description="Highest price of prompt tokens, nano-dollars per million.")
     completion_nanousd_per_mtok: Count = Field(
-        description="Dearest price of completion tokens, nano-dollars for a million."
+        description="Highest price of completion tokens, nano-dollars per million."
     )
-    request_nanousd: Count = Field(default=0, description="Price of a request as such, nano-dollars.")
+    request_nanousd: Count = Field(default=0, description="Price of the request itself, nano-dollars.")
 
 
 class BudgetReserved(Payload):
-    """Money is held for a call, before a request is sent, or an open hold is extended before a further attempt.
+    """Money is held for a call before a request is sent, or an open hold is extended before a further attempt.
 
-    `amount` is the hold, or what it grows by. `plan` is what the task names; `assigned_plan`, stamped by the gate,
-    what the ledger says, and that one counts.
+    `amount` is the hold, or what is added to it. `plan` is the plan that the task names; if the ledger has assigned
+    another one, the gate adds it as `assigned_plan`, and that one is in force.
     """
 
     type: Literal["budget-reserved"] = "budget-reserved"
@@ -91,9 +93,11 @@ class BudgetReserved(Payload):
     )
     hold: Count = Field(default=0, description="Number of the hold within its call, from 1.")
     cap_nanousd: Amount = Field(
-        default=0, description="Cap of the user's period in force, credits included, nano-dollars."
+        default=0, description="Cap of the user's billing period in force, credits included, nano-dollars."
     )
-    budgets: tuple[BudgetStamp, ...] = Field(default=(), description="The other budgets that it is held against.")
+    budgets: tuple[BudgetStamp, ...] = Field(
+        default=(), description="The other budgets that the money is held against."
+    )
     task_type: str = Field(description="Type of the task.")
     stream: str | None = Field(default=None, description="Task stream; absent where an application called by itself.")
     plan: str = Field(description="Plan that the task names.")
@@ -101,14 +105,14 @@ class BudgetReserved(Payload):
     worker: str = Field(description="Worker, or run of an application, that holds the money.")
     deadline_ms: Count = Field(
         default=0,
-        description="When others may settle the hold, if its worker is gone; milliseconds since the epoch.",
+        description="When others may settle the hold if its worker is gone, milliseconds since the epoch.",
     )
     assigned_plan: str | None = Field(default=None, description="Plan that the ledger has assigned to the user.")
     bound: BoundPrice = Field(description="How the amount was bounded.")
 
 
 class ModelCalled(Payload):
-    """One HTTP request has ended, or was given up; written with the next step of its call.
+    """One HTTP request has ended or was abandoned; written with the next step of its call.
 
     `amount` is zero: money moves when the hold is settled.
     """
@@ -118,12 +122,12 @@ class ModelCalled(Payload):
     model: str = Field(description="Model asked for.")
     model_used: str | None = Field(default=None, description="Model that answered, as the provider says.")
     outcome: Outcome = Field(description="How the attempt ended.")
-    http_status: int | None = Field(default=None, description="HTTP status, where there was an answer.")
+    http_status: int | None = Field(default=None, description="HTTP status, if there was a reply.")
     error: str | None = Field(default=None, description="Code of the error; no text of the provider's.")
     latency_ms: Count = Field(description="Duration of the request, milliseconds.")
     usage: Usage | None = Field(default=None, description="Tokens as the provider reported them.")
     generation_id: str | None = Field(default=None, description="The provider's id of the generation.")
-    charge_nanousd: Amount = Field(description="What the attempt is booked at, nano-dollars.")
+    charge_nanousd: Amount = Field(description="What the attempt is charged, nano-dollars.")
     charge_basis: Basis = Field(description="Where that cost comes from.")
     finish_reason: str | None = Field(default=None, description="Why the model stopped.")
 
@@ -137,37 +141,35 @@ class FallbackUsed(Payload):
     to_model: str = Field(description="Model that is tried next.")
     reason: FailureReason = Field(description="How the attempt failed.")
     http_status: int | None = Field(
-        default=None, description="HTTP status of the failed attempt, where there was an answer."
+        default=None, description="HTTP status of the failed attempt, if there was a reply."
     )
 
 
 class CostRecorded(Payload):
-    """A hold is settled, once: when the call ends, or for a worker that is gone; or spend outside is recorded.
+    """A hold is settled, once (G2): when its call ends, or when its worker is gone. Or an application records spend.
 
     `amount` is the cost.
     """
 
     type: Literal["cost-recorded"] = "cost-recorded"
     hold: Count = Field(default=0, description="Number of the hold within its call; 0 for spend without a hold.")
-    hold_nanousd: Amount = Field(default=0, description="What was held and is freed, nano-dollars.")
+    hold_nanousd: Amount = Field(default=0, description="What was held and is now released, nano-dollars.")
     budgets: tuple[BudgetStamp, ...] = Field(default=(), description="The other budgets that are charged.")
-    basis: Basis = Field(description="Where the cost comes from; the least certain one of its attempts.")
-    assumed_nanousd: Amount = Field(
-        default=0, description="Part of the amount that nobody has confirmed, nano-dollars."
-    )
-    overage_nanousd: Amount = Field(default=0, description="Part of the amount beyond the hold, nano-dollars.")
+    basis: Basis = Field(description="Where the cost comes from; of several attempts, the least certain one.")
+    assumed_nanousd: Amount = Field(default=0, description="Part of the amount that is assumed, nano-dollars.")
+    overage_nanousd: Amount = Field(default=0, description="Part of the amount that exceeds the hold, nano-dollars.")
     outcome: Literal["done", "failed", "expired", "taken_over", "recorded"] = Field(
         description="The call is `done` or `failed`; its hold `expired` or was `taken_over` by another worker; "
         "or an application `recorded` its own spend."
     )
-    reason: str | None = Field(default=None, description="Why nothing was answered, or what was recorded.")
+    reason: str | None = Field(default=None, description="Why the call failed, or what was recorded.")
     model: str | None = Field(default=None, description="Model that answered last.")
     usage: Usage | None = Field(default=None, description="Tokens of the last attempt.")
     generation_id: str | None = Field(default=None, description="The provider's id of the last generation.")
 
 
 class BudgetDenied(Payload):
-    """A hold was refused; nothing was called. `amount` is what was asked for."""
+    """A hold was refused and no request was sent. `amount` is what was to be held."""
 
     type: Literal["budget-denied"] = "budget-denied"
     budget: str = Field(description="The budget that refused.")
@@ -175,8 +177,8 @@ class BudgetDenied(Payload):
     settled_nanousd: Balance = Field(description="Its settled spend, nano-dollars.")
     held_nanousd: Balance = Field(description="Its open holds, nano-dollars.")
     reason: Literal["cap", "wait_timeout"] = Field(
-        description="`cap`: settled spend and the amount pass the cap. "
-        "`wait_timeout`: other calls' holds were in the way for too long."
+        description="`cap`: settled spend plus the amount exceeds the cap. "
+        "`wait_timeout`: other calls held the money for too long."
     )
     task_type: str = Field(description="Type of the task.")
     stream: str | None = Field(default=None, description="Task stream; absent where an application called by itself.")
@@ -188,7 +190,7 @@ class BudgetDenied(Payload):
 
 
 class CostAdjusted(Payload):
-    """A settled cost is corrected: by `tollbook reconcile` or `tollbook cost adjust`, or by an answer that came late.
+    """A settled cost is corrected by `tollbook reconcile`, by `tollbook cost adjust`, or by a reply that came late.
 
     `amount` is the signed difference.
     """
@@ -202,13 +204,11 @@ class CostAdjusted(Payload):
     generation_id: str | None = Field(
         default=None, description="The provider's id of the generation that was asked about."
     )
-    assumed_nanousd: SignedAmount = Field(
-        default=0, description="Change of the part that nobody has confirmed, nano-dollars, signed."
-    )
+    assumed_nanousd: SignedAmount = Field(default=0, description="Change of the assumed part, nano-dollars, signed.")
 
 
 class PlanAssigned(Payload):
-    """A user's plan or cap is set by a person or an application, whatever tasks name. `amount` is zero."""
+    """A person or an application sets a user's plan or cap, whatever plan tasks name. `amount` is zero."""
 
     type: Literal["plan-assigned"] = "plan-assigned"
     plan: str = Field(description="The plan.")
@@ -218,7 +218,7 @@ class PlanAssigned(Payload):
 
 
 class CreditGranted(Payload):
-    """A user is given room above the cap for one period. `amount` is the credit."""
+    """A user may spend more than the cap in one billing period. `amount` is the credit."""
 
     type: Literal["credit-granted"] = "credit-granted"
     author: str = Field(description="Person or application that granted it.")
@@ -226,13 +226,13 @@ class CreditGranted(Payload):
 
 
 class SegmentSealed(Payload):
-    """A part of the ledger was archived; the chain's head binds everything up to `last_id`. `amount` is zero."""
+    """A part of the ledger was archived; `chain_after` covers every event up to `last_id`. `amount` is zero."""
 
     type: Literal["segment-sealed"] = "segment-sealed"
     segment: str = Field(description="Name of the segment in the archive.")
     first_id: str = Field(description="Id of its first event.")
     last_id: str = Field(description="Id of its last event.")
-    events: Count = Field(description="How many events it has.")
+    events: Count = Field(description="Number of its events.")
     chain_before: str = Field(description="Head of the hash chain before it, SHA-256 in hexadecimal.")
     chain_after: str = Field(description="Head of the hash chain after it.")
 
@@ -254,8 +254,8 @@ EventPayload = Annotated[
 class Event(BaseModel):
     """One ledger event.
 
-    Units: `amount` and `committed` in nano-dollars; `committed` is the user's settled spend and open
-    holds in `period` after the event, None where the gate does not know it (no hold open, nothing moved).
+    Units: `amount` and `committed` in nano-dollars. `committed` is the user's settled spend plus open holds in `period`
+    after the event; None where no money moved and the gate did not read it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -283,5 +283,5 @@ class Event(BaseModel):
 
 
 def payload_json(payload: EventPayload) -> str:
-    """Return the payload as the JSON object that stands in a ledger entry, without its type and empty fields."""
+    """Return a payload as the JSON of a ledger entry, without its type and its empty fields."""
     return payload.model_dump_json(exclude={"type"}, exclude_none=True, exclude_defaults=True)

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, StringConstraints
 
-from tollbook.schemas.problems import Expected
+from tollbook.schemas.expectations import Expected
 
 MAX_ID_CHARACTERS: Final = 200
 # Ids are parts of Redis keys, budget names, log lines and shell commands.

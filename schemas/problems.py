@@ -9,28 +9,19 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from difflib import get_close_matches
-from enum import Enum
-from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Final, Literal, Union, cast, get_args, get_origin
+from typing import Any, Final, get_args
 
-from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from pydantic import AwareDatetime, BaseModel, SecretStr, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+
+from tollbook.schemas.expectations import alternatives_of, choices_of, expectation, is_a, is_model
 
 MAX_PROBLEMS: Final = 5
 _MAX_SHOWN_CHARACTERS: Final = 100
 _MIN_LIKENESS: Final = 0.6
 UTF8_WORDS: Final = "text that UTF-8 can encode (this has half of a surrogate pair)"
 _NOT_ALPHANUMERIC: Final = re.compile(r"[^a-z0-9]")
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """Says in words what a type takes, where its constraints do not: `Annotated[str, ..., Expected("a model id")]`."""
-
-    words: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +55,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def unknown_name(kind: str, name: str, known: Collection[str]) -> str:
     """Return the sentence for a name that is not known, for example of a plan: the closest one, and all known ones."""
     suggestion = did_you_mean(name, known)
-    return f"unknown {kind} {shown(name)}{suggestion}{' Known:' if suggestion else '; known:'} {', '.join(known)}"
+    return f"unknown {kind} {_shown_name(name)}{suggestion}{' Known:' if suggestion else '; known:'} {', '.join(known)}"
 
 
 def problems_of(
@@ -121,6 +112,10 @@ def shown(value: object) -> str:
             return _kind(value)
 
 
+def _shown_name(name: str) -> str:
+    return repr(name) if len(name) <= _MAX_SHOWN_CHARACTERS else f"of {len(name)} characters"
+
+
 def _letters(name: str) -> str:
     return _NOT_ALPHANUMERIC.sub("", name.lower())
 
@@ -142,12 +137,12 @@ def _sentence(error: ErrorDetails, place: _Place, parent: _Place, subject: Calla
         case "extra_forbidden":
             name = str(error["loc"][-1])
             where = f" in '{parent.path}'" if parent.path else ""
-            return f"unknown field {shown(name)}{where}{did_you_mean(name, _fields(parent))}"
+            return f"unknown field {_shown_name(name)}{where}{did_you_mean(name, _fields(parent))}"
         case "value_error" if type(cause) is ValueError:
             # A validator of the whole model says itself what is wrong with which field.
             return f"{about}{cause}" if error["loc"] or not about else f"'{place.path}': {cause}"
         case "string_unicode":
-            return f"{about}must be {UTF8_WORDS}"
+            return f"{about or 'the name of a field '}must be {UTF8_WORDS}"
         case "union_tag_invalid":
             return f"{about}has the unknown type {shown(error.get('ctx', {}).get('tag'))}"
         case "union_tag_not_found":
@@ -160,29 +155,34 @@ def _sentence(error: ErrorDetails, place: _Place, parent: _Place, subject: Calla
 
 
 def _fields(place: _Place) -> list[str]:
-    return [name for model in _types(place.annotation)[0] if _is_model(model) for name in model.model_fields]
+    return [name for model in alternatives_of(place.annotation)[0] if is_model(model) for name in model.model_fields]
 
 
 def _but(place: _Place, value: object) -> str:
     if place.is_private and isinstance(value, str | int | float):
         return "" if isinstance(value, str) else f", not {_kind(value)}"
-    choices = _choices(place.annotation)
+    choices = choices_of(place.annotation)
     suggestion = did_you_mean(value, choices) if isinstance(value, str) and choices else ""
     return f", not {shown(value)}{suggestion}"
 
 
 def _step(place: _Place, part: str | int) -> _Place:
     """Return what stands at one part of an error's location."""
-    kinds = [kind for kind in _types(place.annotation)[0] if kind is not type(None)]
-    path = f"{place.path}[{part}]" if isinstance(part, int) else f"{place.path}.{part}".removeprefix(".")
+    kinds = [kind for kind in alternatives_of(place.annotation)[0] if kind is not type(None)]
+    if isinstance(part, int):
+        path = f"{place.path}[{part}]"
+    else:
+        # In a table, the user chose the name.
+        is_plain = part.isprintable() and len(part) <= _MAX_SHOWN_CHARACTERS
+        path = f"{place.path}.{part if is_plain else _shown_name(part)}".removeprefix(".")
     for kind in kinds:
-        if _is_model(kind):
+        if is_model(kind):
             if (field := _field(kind, part)) is not None:
                 return _Place(path, field.annotation, tuple(field.metadata), is_private=not field.repr)
             if any(part in get_args(each.annotation) for each in kind.model_fields.values()):
                 # pydantic's name for one of several models, which is no part of what the user wrote.
                 return _Place(place.path, kind)
-        elif _is_a(kind, Sequence if isinstance(part, int) else Mapping):
+        elif is_a(kind, Sequence if isinstance(part, int) else Mapping):
             items = get_args(kind)
             return _Place(path, items[isinstance(part, str)] if items else Any, is_private=place.is_private)
     return place if len(kinds) > 1 else _Place(path, Any, is_private=True)
@@ -192,106 +192,6 @@ def _field(model: type[BaseModel], part: str | int) -> FieldInfo | None:
     fields = model.model_fields
     by_alias = (field for field in fields.values() if part in (field.alias, field.validation_alias))
     return fields.get(str(part)) or next(by_alias, None)
-
-
-def expectation(annotation: Any, marks: Sequence[Any] = ()) -> str:
-    """Return in words what an annotated type takes, for example `a whole number from 1 to 200000`."""
-    kinds, inner = _types(annotation)
-    every = [*_flat(marks), *inner]
-    words = [mark.words for mark in every if isinstance(mark, Expected)]
-    if words:
-        return words[0]
-    if choices := _choices(annotation):
-        return f"one of {', '.join(map(repr, choices))}" if len(choices) > 1 else repr(choices[0])
-    kind = next((each for each in kinds if each is not type(None)), Any)
-    for python, noun in _NOUNS.items():
-        if _is_a(kind, python):
-            return noun + _limits(every, is_number=python in _NUMBERS)
-    return "a JSON object" if _is_model(kind) else "a valid value"
-
-
-_NUMBERS: Final = (int, float, Decimal)
-# bool is an int to Python, so it comes first.
-_NOUNS: Final[Mapping[type, str]] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    Decimal: "a number",
-    str: "text",
-    SecretStr: "text",
-    Path: "a path",
-    cast(type, AwareDatetime): "a time with its zone, such as '2026-11-24T07:00:00Z'",
-    Mapping: "a JSON object",
-    Sequence: "a list",
-}
-
-
-def _limits(marks: Iterable[Any], *, is_number: bool) -> str:
-    limits: dict[type, Any] = {}
-    for mark in marks:
-        for kind, name in (
-            (Ge, "ge"),
-            (Gt, "gt"),
-            (Le, "le"),
-            (Lt, "lt"),
-            (MinLen, "min_length"),
-            (MaxLen, "max_length"),
-        ):
-            if isinstance(mark, kind):
-                limits[kind] = getattr(mark, name)
-    if not is_number:
-        return _lengths(limits)
-    if Ge in limits and Le in limits:
-        return f" from {limits[Ge]} to {limits[Le]}"
-    words = {Ge: "at least", Gt: "greater than", Le: "at most", Lt: "less than"}
-    told = " and ".join(f"{words[kind]} {limits[kind]}" for kind in words if kind in limits)
-    return f" {'of ' if told.startswith('at') else ''}{told}" if told else ""
-
-
-def _lengths(limits: Mapping[type, int]) -> str:
-    if MaxLen in limits:
-        return f" with at most {limits[MaxLen]} entries"
-    return " that is not empty" if MinLen in limits else ""
-
-
-def _choices(annotation: Any) -> list[str]:
-    """Return the texts that an enumeration or a literal type takes."""
-    found: list[str] = []
-    for kind in _types(annotation)[0]:
-        if get_origin(kind) is Literal:
-            found += [str(value) for value in get_args(kind)]
-        elif isinstance(kind, type) and issubclass(kind, Enum):
-            found += [str(member.value) for member in kind]
-    return found
-
-
-def _types(annotation: Any) -> tuple[list[Any], list[Any]]:
-    """Return the alternatives of a type and the constraints on them."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        base, *marks = get_args(annotation)
-        kinds, inner = _types(base)
-        return kinds, [*_flat(marks), *inner]
-    if origin in (Union, UnionType):
-        parts = [_types(each) for each in get_args(annotation)]
-        return [kind for kinds, _ in parts for kind in kinds], [mark for _, marks in parts for mark in marks]
-    return [annotation], []
-
-
-def _flat(marks: Iterable[Any]) -> list[Any]:
-    flat: list[Any] = []
-    for mark in marks:
-        flat += mark.metadata if isinstance(mark, FieldInfo) else [mark]
-    return flat
-
-
-def _is_model(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def _is_a(kind: Any, python: type) -> bool:
-    actual = get_origin(kind) or kind
-    return isinstance(actual, type) and issubclass(actual, python)
 
 
 def _kind(value: object) -> str:

@@ -23,9 +23,10 @@ from pydantic import (
 )
 
 from tollbook.schemas.errors import AppError
+from tollbook.schemas.expectations import Expected
 from tollbook.schemas.identifiers import CampaignId, TaskId, UserId
 from tollbook.schemas.plans import DEFAULT_PLAN, Plan
-from tollbook.schemas.problems import UTF8_WORDS, Expected, as_text, problems_of, shown
+from tollbook.schemas.problems import UTF8_WORDS, as_text, problems_of, shown
 from tollbook.schemas.results import ErrorCode
 
 

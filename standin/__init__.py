@@ -1,8 +1,7 @@
-"""A local stand-in for OpenRouter: answers and bills like it, with faults on demand.
+"""A local stand-in for OpenRouter, for demos and tests: answers and bills like it, and fails on demand.
 
-It is not OpenRouter: its completions are filler text and its money is play money. It is
-for demos and tests. Its billing book is its own, kept apart from everything that
-Tollbook computes, so that the two can be compared.
+It is not OpenRouter: its completions are filler text, and nobody pays. It computes its billing book itself and takes no
+price or cost from Tollbook, so that the book and the ledger can be compared.
 """
 
 from tollbook.standin.faults import FAULTS, FaultPlan

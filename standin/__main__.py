@@ -1,4 +1,4 @@
-"""`python -m tollbook.standin`: the stand-in as a process; prints one line of JSON when it listens."""
+"""`python -m tollbook.standin`: the stand-in as a process. It prints one line of JSON when it is ready."""
 
 import argparse
 import asyncio
@@ -17,20 +17,28 @@ from tollbook.standin.server import StandIn, StandInConfig
 def main() -> None:
     """Parse the command line and serve until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m tollbook.standin", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the faults")
+    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0: a free one")
+    parser.add_argument("--seed", type=int, default=1, help="seed from which faults are drawn")
     parser.add_argument("--faults", type=Path, help='JSON file: {"rates": {"http_503": 0.01}, "script": [...]}')
-    parser.add_argument("--book", type=Path, help="file of JSON lines that keeps the billing book")
-    parser.add_argument("--latency-ms", type=int, default=0, help="how long an answer takes")
+    parser.add_argument("--book", type=Path, help="file that keeps the billing book, as JSON lines")
+    parser.add_argument("--latency-ms", type=int, default=0, help="time until a reply is sent, milliseconds")
     options = parser.parse_args()
-    document: dict[str, object] = json.loads(options.faults.read_text(encoding="utf-8")) if options.faults else {}
     config = StandInConfig(
         port=options.port,
         latency_ms=options.latency_ms,
-        faults=FaultPlan.from_json({"seed": options.seed} | document),
+        faults=_fault_plan(parser, options.faults, options.seed),
         book_path=options.book,
     )
     uvloop.run(_serve(config))
+
+
+def _fault_plan(parser: argparse.ArgumentParser, path: Path | None, seed: int) -> FaultPlan:
+    try:
+        return FaultPlan.from_json(json.loads(path.read_text(encoding="utf-8")) if path else {}, seed=seed)
+    except OSError as exc:
+        parser.error(f"--faults: {path} cannot be read: {exc.strerror}")
+    except ValueError as exc:
+        parser.error(f"--faults: {'it is not JSON' if isinstance(exc, json.JSONDecodeError) else exc}")
 
 
 async def _serve(config: StandInConfig) -> None:

@@ -1,4 +1,4 @@
-"""The stand-in's billing book: append-only, in memory, and in a file of JSON lines where one is named."""
+"""The stand-in's billing book: append-only, in memory, and in a file of JSON lines if one is named."""
 
 import json
 from collections import Counter
@@ -20,7 +20,7 @@ class Entry:
 
 
 class Book:
-    """Every charge, by generation. A file makes it survive a kill: each line is written before the answer."""
+    """Every charge, by generation id. A line is written before the reply is sent, so the file survives a kill."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.entries: dict[str, Entry] = {}
@@ -36,14 +36,14 @@ class Book:
             self.entries[entry.generation_id] = entry
 
     def charge(self, entry: Entry) -> None:
-        """Write a charge down."""
+        """Record a charge."""
         self.entries[entry.generation_id] = entry
         if self._file is not None:
             self._file.write(json.dumps(asdict(entry)) + "\n")
             self._file.flush()
 
     def totals(self) -> dict[str, int]:
-        """Return nano-dollars by user."""
+        """Return what each user was charged, in nano-dollars."""
         totals: Counter[str] = Counter()
         for entry in self.entries.values():
             totals[entry.user] += entry.charged_nanousd

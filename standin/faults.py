@@ -1,22 +1,26 @@
-"""What the stand-in can do wrong, by name, and when.
+"""Faults that the stand-in can simulate, by name, and the plan that says when.
 
-A fault is drawn by rate from a seeded generator, taken from a script in order, or asked for
-by the prompt itself with `[[fault=NAME]]`. `http_NNN:S` adds a Retry-After of S seconds.
+A fault is drawn by its rate from a seeded generator, taken from a script in order, or asked for by the prompt itself
+with `[[fault=NAME]]`. `http_NNN:S` adds a Retry-After of S seconds.
 """
 
 import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tollbook.schemas.problems import as_text, problems_of, unknown_name
 
 STATUS_CODES: Final = (400, 401, 402, 403, 404, 408, 413, 422, 429, 500, 502, 503, 524, 529)
 _HTTP: Final = re.compile(r"http_(\d{3})(?::(\d+))?")
 
-# Name -> whether the request is charged all the same.
+# Name -> whether the request is charged although it fails.
 FAULTS: Final[dict[str, bool]] = {
     **{f"http_{code}": False for code in STATUS_CODES},
-    "in_flight": False,  # 402 with in_flight_budget_exhausted: transient.
+    "in_flight": False,  # Status 402 with in_flight_budget_exhausted, which is transient.
     "slow": True,  # Answers after `slow_ms`.
     "hang": False,  # Never answers.
     "hang_charged": True,
@@ -36,22 +40,35 @@ FAULTS: Final[dict[str, bool]] = {
 
 
 def check_fault(name: str) -> str:
-    """Return `name` when it is a fault. Errors: ValueError."""
+    """Return `name` if it is a fault. Errors: ValueError."""
     match = _HTTP.fullmatch(name)
     if name not in FAULTS and not (match and int(match[1]) in STATUS_CODES):
-        raise ValueError(f"unknown fault {name!r}; known are {', '.join(FAULTS)}")
+        raise ValueError(unknown_name("fault", name, FAULTS))
     return name
 
 
 def http_fault(name: str) -> tuple[int, int | None] | None:
-    """Return (status, Retry-After seconds) of a status fault, None for the others."""
+    """Return (status, Retry-After seconds) of a fault `http_...`, None for the others."""
     match = _HTTP.fullmatch(name)
     return (int(match[1]), int(match[2]) if match[2] else None) if match else None
 
 
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class _Document(BaseModel):
+    """A plan as JSON."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rates: dict[str, Share] = {}
+    script: tuple[str | None, ...] = ()
+    seed: int | None = None
+
+
 @dataclass
 class FaultPlan:
-    """Which faults come when. `rates` are shares of requests; `script` is used up first, None being no fault."""
+    """Which requests get which fault. `rates` are shares of requests; `script` is used up first, None is no fault."""
 
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
     script: Sequence[str | None] = ()
@@ -61,14 +78,18 @@ class FaultPlan:
         for name in (*self.rates, *(name for name in self.script if name)):
             check_fault(name)
         if any(rate < 0 for rate in self.rates.values()) or sum(self.rates.values()) > 1:
-            raise ValueError("the rates of faults are shares of the requests and add up to 1 at most")
+            raise ValueError("rates must be shares of requests: each at least 0, all together at most 1")
         self._draw = random.Random(self.seed)  # noqa: S311 - repeatable, not secret.
         self._left = list(self.script)
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "FaultPlan":
-        """Read a plan. Errors: ValueError; TypeError for unknown members."""
-        return cls(**document)
+    def from_json(cls, document: object, *, seed: int = 1) -> "FaultPlan":
+        """Read a plan; `seed` is used if the plan has none. Errors: ValueError."""
+        try:
+            read = _Document.model_validate(document)
+        except ValidationError as exc:
+            raise ValueError(as_text(problems_of(exc, _Document))) from None
+        return cls(read.rates, read.script, seed if read.seed is None else read.seed)
 
     def next(self) -> str | None:
         """Return the fault of the next request, or None."""

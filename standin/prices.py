@@ -1,7 +1,7 @@
 """The stand-in's own price list: nano-dollars per million tokens, from OpenRouter's published prices (2025).
 
-Written down here and not taken from the catalogue that Tollbook uses, so that the
-provider's book and the ledger are two computations and not one.
+It stands here and is not taken from Tollbook's price catalogue, so that the provider's book and the ledger are computed
+independently.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _USD: Final = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class ListPrice:
-    """Nano-dollars per million tokens."""
+    """Prices in nano-dollars per million tokens."""
 
     prompt: int
     completion: int
@@ -28,7 +28,7 @@ PRICES: Final[dict[str, ListPrice]] = {
 
 
 def charge_nanousd(model: str, *, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> int:
-    """Return what a request costs, rounded up to the next nano-dollar. Errors: KeyError for an unlisted model."""
+    """Return a request's cost by model, rounded up to the next nano-dollar. Errors: KeyError if it is not listed."""
     price = PRICES[model]
     total = (
         (prompt_tokens - cached_tokens) * price.prompt

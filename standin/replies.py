@@ -17,7 +17,7 @@ _DEFAULT_MAX_TOKENS: Final = 256
 
 
 class BadRequest(Exception):
-    """The request is refused with this status."""
+    """The request is refused with an HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -25,8 +25,8 @@ class BadRequest(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request that can be answered, and what it comes to."""
+class CompletionRequest:
+    """A request that can be answered, and the tokens that it uses."""
 
     model: str
     user: str
@@ -37,15 +37,15 @@ class Asked:
 
     @property
     def price_nanousd(self) -> int:
-        """The list price, in nano-dollars."""
+        """The cost by the price list, in nano-dollars."""
         return charge_nanousd(self.model, prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens)
 
 
-def read_request(document: Any) -> Asked:
+def read_request(document: Any) -> CompletionRequest:
     """Read a request as OpenRouter would. Errors: BadRequest.
 
-    Prompt tokens are a quarter of the bytes, rounded up, and four a message; completion tokens are drawn from
-    the text's checksum, or what the mark `[[completion_tokens=N]]` in it says, at most `max_tokens`.
+    A message has a quarter of its bytes as prompt tokens, rounded up, and four more. Completion tokens are drawn from
+    the text's checksum, or are what the mark `[[completion_tokens=N]]` in it says, at most `max_tokens`.
     """
     if not isinstance(document, dict):
         raise BadRequest(400, "the body is not a JSON object")
@@ -63,7 +63,7 @@ def read_request(document: Any) -> Asked:
     mark = _COMPLETION_TOKENS.search(text)
     wanted = int(mark[1]) if mark else 8 + zlib.crc32(text.encode()) % 192
     fault = _FAULT.search(text)
-    return Asked(
+    return CompletionRequest(
         model=model,
         user=str(body.get("user", "")),
         prompt_tokens=sum(-(-len(part.encode()) // _BYTES_PER_TOKEN) + _TOKENS_PER_MESSAGE for part in texts),
@@ -85,8 +85,8 @@ def usd_literal(nanousd: int) -> str:
     return f"{nanousd // 1_000_000_000}.{nanousd % 1_000_000_000:09d}"
 
 
-def completion(asked: Asked, generation_id: str, charged_nanousd: int, fault: str | None) -> bytes:
-    """Return the body of a completion, with what the fault leaves out or twists."""
+def completion(asked: CompletionRequest, generation_id: str, charged_nanousd: int, fault: str | None) -> bytes:
+    """Return the body of a completion, with what the fault leaves out or changes."""
     choice: dict[str, Any] = {
         "index": 0,
         "finish_reason": "length" if asked.is_cut else "stop",
@@ -106,7 +106,7 @@ def completion(asked: Asked, generation_id: str, charged_nanousd: int, fault: st
     if fault == "missing_usage":
         return head.encode()
     total = asked.prompt_tokens + asked.completion_tokens
-    # The cost is written as text, since a float could not hold it exactly.
+    # The JSON is written by hand from here, since a float could not hold the cost exactly.
     cost = {"missing_cost": "", "null_cost": ', "cost": null'}.get(
         fault or "", f', "cost": {usd_literal(charged_nanousd)}'
     )

@@ -1,4 +1,4 @@
-"""The stand-in's HTTP server: OpenRouter's endpoints, and `/standin/` to look into it and to make it fail."""
+"""The stand-in's HTTP server: OpenRouter's endpoints, and `/standin/` to read its book and to make it fail."""
 
 import asyncio
 import json
@@ -14,14 +14,14 @@ from aiohttp import web
 from tollbook.standin.book import Book, Entry
 from tollbook.standin.faults import FAULTS, FaultPlan, check_fault, http_fault
 from tollbook.standin.prices import PRICES
-from tollbook.standin.replies import Asked, BadRequest, completion, error, read_request, usd_literal
+from tollbook.standin.replies import BadRequest, CompletionRequest, completion, error, read_request, usd_literal
 
-_MOST_BYTES: Final = 32 * 1024 * 1024
+_MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class StandInConfig:
-    """Port 0 takes a free one. With an `api_key`, requests without it are refused."""
+    """How the stand-in behaves. Port 0 takes a free one. With an `api_key`, requests without it are refused."""
 
     port: int = 0
     latency_ms: int = 0
@@ -32,14 +32,14 @@ class StandInConfig:
 
 
 class StandIn:
-    """The server on 127.0.0.1; use it with `async with`. `base_url` ends in /api/v1, as OpenRouter's does."""
+    """The server on 127.0.0.1; use it with `async with`. `base_url` ends with /api/v1, as OpenRouter's does."""
 
     def __init__(self, config: StandInConfig | None = None) -> None:
         self.config = config or StandInConfig()
         self.book = Book(self.config.book_path)
         self.faults = self.config.faults
         self.requests = 0
-        # A book outlives its server: an id must not come twice, or a charge would be written over another.
+        # A book outlives its server, so the ids of two servers must differ: a charge would replace another.
         self._run = secrets.token_hex(4)
         self._ids = count(1)
         self._runner: web.AppRunner | None = None
@@ -48,17 +48,17 @@ class StandIn:
 
     @property
     def root_url(self) -> str:
-        """The server's address."""
+        """The server's URL."""
         return f"http://127.0.0.1:{self._port}"
 
     @property
     def base_url(self) -> str:
-        """What OPENROUTER_BASE_URL is set to."""
+        """The value for OPENROUTER_BASE_URL."""
         return f"{self.root_url}/api/v1"
 
     async def start(self) -> None:
-        """Listen. Errors: OSError where the port is taken."""
-        app = web.Application(client_max_size=_MOST_BYTES)
+        """Listen. Errors: OSError if the port is taken."""
+        app = web.Application(client_max_size=_MAX_BODY_BYTES)
         app.router.add_post("/api/v1/chat/completions", self._complete)
         app.router.add_get("/api/v1/models", self._models)
         app.router.add_get("/api/v1/generation", self._generation)
@@ -66,7 +66,7 @@ class StandIn:
         app.router.add_get("/standin/book", self._show_book)
         app.router.add_get("/standin/health", self._health)
         app.router.add_post("/standin/faults", self._set_faults)
-        # A client that hangs up cancels its handler, as a hang would otherwise outlive the test.
+        # A client that disconnects cancels its handler; a request that hangs would outlive the test otherwise.
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.config.port)
@@ -74,7 +74,7 @@ class StandIn:
         self._port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
-        """Stop listening; hanging requests are let go."""
+        """Stop listening; requests that hang are answered with an error."""
         self._stopping.set()
         if self._runner is not None:
             await self._runner.cleanup()
@@ -104,10 +104,10 @@ class StandIn:
         return await self._answer(request, asked, generation_id, fault)
 
     async def _answer(
-        self, request: web.Request, asked: Asked, generation_id: str, fault: str | None
+        self, request: web.Request, asked: CompletionRequest, generation_id: str, fault: str | None
     ) -> web.StreamResponse:
         status = http_fault(fault) if fault else None
-        # Charged before the wait: a client that hangs up during it pays in full, as with OpenRouter.
+        # Charged before the wait: a client that disconnects meanwhile pays in full, as with OpenRouter.
         charged = 0 if status else self._charge(asked, generation_id, fault)
         delay_ms = self.config.latency_ms + (self.config.slow_ms if fault == "slow" else 0)
         if delay_ms:
@@ -133,7 +133,7 @@ class StandIn:
             case _:
                 return _reply(200, completion(asked, generation_id, charged, fault), generation_id)
 
-    def _charge(self, asked: Asked, generation_id: str, fault: str | None) -> int:
+    def _charge(self, asked: CompletionRequest, generation_id: str, fault: str | None) -> int:
         if fault is not None and not FAULTS[fault]:
             return 0
         charged = asked.price_nanousd * (10 if fault == "overcharge" else 1)
@@ -187,8 +187,9 @@ class StandIn:
         try:
             document: Any = await request.json()
             self.faults = FaultPlan.from_json(document)
-        except (TypeError, ValueError) as exc:
-            return web.json_response({"error": str(exc)}, status=400)
+        except ValueError as exc:
+            problem = "the body is not JSON" if isinstance(exc, json.JSONDecodeError) else str(exc)
+            return web.json_response({"error": problem}, status=400)
         return web.json_response({"status": "ok"})
 
 
@@ -204,7 +205,7 @@ def _unauthorised() -> web.Response:
 
 
 def _reset(request: web.Request) -> web.Response:
-    """Break the connection at once, without an answer."""
+    """Break the connection at once, without a reply."""
     if request.transport is not None:
         request.transport.abort()
     return web.Response(status=500)

@@ -33,7 +33,7 @@ from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.results import InferenceResult
 from tollbook.schemas.tasks import TaskStream
 from tollbook.standin import StandIn, StandInConfig
-from tollbook.standin.replies import Asked
+from tollbook.standin.replies import CompletionRequest
 
 STREAMS: Final = tuple(stream.value for stream in TaskStream)
 REPLIES: Final = "replies"
@@ -67,7 +67,7 @@ class GatedStandIn(StandIn):
             await self._change.wait_for(lambda: self.arrived[user] >= number)
 
     async def _answer(
-        self, request: web.Request, asked: Asked, generation_id: str, fault: str | None
+        self, request: web.Request, asked: CompletionRequest, generation_id: str, fault: str | None
     ) -> web.StreamResponse:
         async with self._change:
             self.arrived[asked.user] += 1

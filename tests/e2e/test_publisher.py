@@ -116,14 +116,20 @@ async def test_a_denied_task_is_a_result_and_not_an_error(running: RunningSystem
 async def test_what_a_worker_would_refuse_is_not_sent(running: RunningSystem, publisher: Publisher) -> None:
     length = await running.redis.xlen("generation")
     wrong: list[tuple[str, str, str | None, dict[str, Any], str]] = [
-        ("generation", "write_novel", "x", {"user_id": "u1"}, "task: "),
+        ("generation", "write_novel", "x", {"user_id": "u1"}, "'task' must be one of"),
         ("nowhere", "ping", None, {}, "unknown stream 'nowhere'"),
         ("generation", "score_post", "x", {}, "'user_id' is missing"),
         ("generation", "score_post", "", {"user_id": "u1"}, "'prompt' must not be empty"),
-        ("generation", "score_post", "x", {"user_id": "u 1"}, "user_id: "),
-        ("generation", "score_post", "x" * 1_000_001, {"user_id": "u1"}, "1000001 bytes"),
-        ("generation", "score_post", "x", {"user_id": "u1", "metadata": {"at": object()}}, "metadata: cannot be"),
-        ("generation", "score_post", "x", {"user_id": "u1", "color": "red"}, "color: "),
+        ("generation", "score_post", "x", {"user_id": "u 1"}, "'user_id' must have"),
+        ("generation", "score_post", "x" * 1_000_001, {"user_id": "u1"}, "at most 1000000 bytes, not 1000001"),
+        (
+            "generation",
+            "score_post",
+            "x",
+            {"user_id": "u1", "metadata": {"at": object()}},
+            "'metadata' must hold only what JSON",
+        ),
+        ("generation", "score_post", "x", {"user_id": "u1", "color": "red"}, "unknown field 'color'"),
     ]
     for stream, task, prompt, fields, words in wrong:
         with pytest.raises(InvalidTask, match=words):

@@ -191,8 +191,8 @@ MALFORMED: Final[dict[str, tuple[dict[bytes, bytes], str]]] = {
     "empty prompt": (GOOD | {b"prompt": b""}, "prompt"),
     "prompt and messages": (GOOD | {b"messages": b'[{"role": "user", "content": "x"}]'}, "prompt"),
     "unknown field": (GOOD | {b"max_token": b"5"}, "max_token"),
-    "unknown field with half a character": ({b"data": b'{"task": "ping", "\\ud800": 1}'}, "string"),
-    "unknown field of 1 MB": (GOOD | {b"x" * 1_000_000: b"1"}, "xxx: Extra"),
+    "unknown field with half a character": ({b"data": b'{"task": "ping", "\\ud800": 1}'}, "name of a field"),
+    "unknown field of 1 MB": (GOOD | {b"x" * 1_000_000: b"1"}, "unknown field of 1000000 characters"),
     "messages are not JSON": (without(b"prompt") | {b"messages": b"[{"}, "messages"),
     "messages are no list": (without(b"prompt") | {b"messages": b'{"role": "user"}'}, "messages"),
     "a message with an image": (
@@ -217,7 +217,7 @@ MALFORMED: Final[dict[str, tuple[dict[bytes, bytes], str]]] = {
     "metadata with half a character": (GOOD | {b"metadata": b'{"a": "\\ud800"}'}, "metadata"),
     "metadata with NaN": (GOOD | {b"metadata": b'{"a": NaN}'}, "metadata"),
     "prompt with half a character": (
-        {b"data": json.dumps({"task": "score_post", "user_id": "u1", "prompt": "\ud800"}).encode()}, "surrogates"
+        {b"data": json.dumps({"task": "score_post", "user_id": "u1", "prompt": "\ud800"}).encode()}, "UTF-8 can encode"
     ),
     "a user id of 10,000 characters": (GOOD | {b"user_id": b"u" * 10_000}, "user_id"),
     "a user id with a line break": (GOOD | {b"user_id": b"u1\nINFO forged"}, "user_id"),

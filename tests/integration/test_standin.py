@@ -353,19 +353,24 @@ async def test_answers_are_the_same_for_the_same_prompt() -> None:
 
 
 @pytest.mark.parametrize(
-    "document",
+    ("document", "problem"),
     [
-        {"rates": {"no_such_fault": 0.1}},
-        {"rates": {"hang": -0.1}},
-        {"rates": {"hang": 0.6, "slow": 0.6}},
-        {"script": ["http_999"]},
-        {"script": ["http_418"]},
-        {"no_such_member": 1},
+        ({"rates": {"no_such_fault": 0.1}}, "unknown fault 'no_such_fault'; known: http_400, "),
+        ({"rates": {"over-charge": 0.1}}, "unknown fault 'over-charge'; did you mean 'overcharge'?"),
+        ({"rates": {"hang": -0.1}}, "'rates.hang' must be a number from 0 to 1, not -0.1"),
+        ({"rates": {"hang": 0.6, "slow": 0.6}}, "rates must be shares of requests"),
+        ({"rates": 1}, "'rates' must be a JSON object, not 1"),
+        ({"script": ["http_999"]}, "unknown fault 'http_999'"),
+        ({"script": ["http_418"]}, "unknown fault 'http_418'"),
+        ({"script": "hang"}, "'script' must be a list, not 'hang'"),
+        ({"scripts": 1}, "unknown field 'scripts'; did you mean 'script'?"),
+        ([], "the input must be a JSON object, not a list"),
     ],
 )
-async def test_wrong_fault_plan_is_refused_and_the_old_one_stays(document: dict[str, Any]) -> None:
+async def test_wrong_fault_plan_is_refused_and_the_old_one_stays(document: Any, problem: str) -> None:
     async with standin(faults=FaultPlan(script=["http_500"])) as (_, client):
-        assert (await client.post("/standin/faults", json=document)).status_code == 400
+        refused = await client.post("/standin/faults", json=document)
+        assert (refused.status_code, refused.json()["error"][: len(problem)]) == (400, problem)
         assert (await ask(client)).status_code == 500
 
 

@@ -173,6 +173,8 @@ def test_caller_wins_over_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ("REDIS_URL", "http://x", "REDIS_URL: must begin with redis://"),
         ("OPENROUTER_BASE_URL", "openrouter.ai", "OPENROUTER_BASE_URL: must be an http or https address"),
         ("OPENROUTER_BASE_URL", "https://u:p@h/v1", "OPENROUTER_BASE_URL: must hold no user name and no password"),
+        ("OPENROUTER_BASE_URL", "https://[h/v1", "OPENROUTER_BASE_URL: is not a valid address"),
+        ("OPENROUTER_BASE_URL", "http://h:x/v1", "OPENROUTER_BASE_URL: must have a port from 1 to 65535, or none"),
         ("OPENROUTER_API_KEY", "two words", "OPENROUTER_API_KEY: must be 1 to 1000 printable ASCII"),
     ],
 )
@@ -181,6 +183,17 @@ def test_wrong_value_is_one_clear_line(name: str, value: str, problem: str, monk
     assert len(lines) == 1
     assert problem in lines[0]
     assert "\n" not in lines[0]
+
+
+def test_a_misspelt_override_is_refused_as_a_variable_is() -> None:
+    with pytest.raises(SettingsError, match="unknown setting 'retriez'; did you mean 'retries'\\? Known: redis_url"):
+        load_settings(env_file=None, retriez=3)
+
+
+def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"TOLLBOOK_RETRIES=\xff\n")
+    with pytest.raises(SettingsError, match=r"\.env cannot be read: it is not UTF-8"):
+        load_settings(env_file=tmp_path / ".env")
 
 
 def test_all_problems_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +215,10 @@ def test_misspelt_name_in_the_file_is_refused(tmp_path: Path) -> None:
         {"OPENROUTER_API_KEY": SECRET, "TOLLBOOK_RETRIES": "x"},
         {"REDIS_URL": f"ftp://:{SECRET}@host"},
         {"OPENROUTER_BASE_URL": f"https://user:{SECRET}@host/v1"},
+        {"OPENROUTER_BASE_URL": f"https://user:{SECRET}\u2100@host/v1"},
+        {"OPENROUTER_BASE_URL": f"https://user:{SECRET}@[host/v1"},
+        {"REDIS_URL": f"redis://:{SECRET}\u2100@host"},
+        {"REDIS_URL": f"redis://:{SECRET}@[host"},
     ],
 )
 def test_no_message_shows_a_secret(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
