@@ -150,7 +150,13 @@ class Claims:
             for start in range(0, len(mine), _PAGE):
                 page = mine[start : start + _PAGE]
                 lost: list[bytes] = await self._pipeline.execute(
-                    "FCALL", function("renew"), 1, stream, GROUP, self._consumer, *page
+                    "FCALL",
+                    function("renew"),
+                    1,
+                    stream,
+                    GROUP,
+                    self._consumer,
+                    *page,  # G4
                 )
                 for entry_id in lost:
                     # One that was acknowledged while this was on its way is not in hand any more: nothing was lost.

@@ -85,7 +85,7 @@ class _Truth:
 
 
 async def reconcile(query: Query, ledger: Ledger, provider: ProviderClient, *, author: str) -> Reconciliation:
-    """Correct every uncertain charge that the provider can tell about.
+    """Correct every uncertain charge of which the provider knows the cost.
 
     Errors: ProviderUnavailable; ProviderRefused; LedgerUnavailable. What was corrected before stays corrected.
     """
