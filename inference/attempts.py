@@ -14,7 +14,7 @@ from tollbook.schemas.events import Outcome
 from tollbook.schemas.tasks import Message
 from tollbook.schemas.usage import Usage
 
-Charge = Literal["none", "known", "unknown"]
+ChargeStatus = Literal["none", "known", "unknown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class Attempt:
     """
 
     outcome: Outcome
-    charge: Charge
+    charge: ChargeStatus
     latency_ms: int
     content: str | None = None
     model_used: str | None = None

@@ -12,7 +12,7 @@ from typing import Final
 import aiohttp
 import httpx
 
-from tollbook.inference.attempts import Charge
+from tollbook.inference.attempts import ChargeStatus
 from tollbook.schemas.events import Outcome
 
 FOREIGN: Final = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, aiohttp.ClientError, TimeoutError, OSError)
@@ -46,7 +46,7 @@ class Fault:
     """What a broken request comes to."""
 
     outcome: Outcome
-    charge: Charge
+    charge: ChargeStatus
     error: str
     is_retryable: bool = True
     may_fall_back: bool = True

@@ -12,7 +12,7 @@ from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, cast
 
-from tollbook.inference.attempts import Attempt, Charge
+from tollbook.inference.attempts import Attempt, ChargeStatus
 from tollbook.inference.providers.usage_report import UsageReport, read_usage
 
 # Floats become Decimals, so that a cost is exact; NaN and infinities too, to be refused as money and nothing more.
@@ -104,7 +104,7 @@ def _refusal(
     words = _words(error)
     # A bare 5xx comes from something in between, which cannot know what became of the request.
     is_end_unseen = status in _END_UNSEEN or (status >= 500 and error is None)
-    charge: Charge = "known" if _is_told(report) else "unknown" if is_end_unseen else "none"
+    charge: ChargeStatus = "known" if _is_told(report) else "unknown" if is_end_unseen else "none"
     is_retryable, may_fall_back = _what_next(status, words, error)
     return Attempt(
         outcome="http_error",
@@ -145,7 +145,9 @@ def _failure(error: dict[str, Any] | None, report: UsageReport, common: dict[str
     """An error inside a 200. OpenRouter bills no reply that ends in an error ("zero completion insurance", 2026)."""
     code, words = _code(error), _words(error)
     is_insured = is_openrouter or code is not None
-    charge: Charge = "known" if _is_told(report) else "none" if is_insured and code not in _END_UNSEEN else "unknown"
+    charge: ChargeStatus = (
+        "known" if _is_told(report) else "none" if is_insured and code not in _END_UNSEEN else "unknown"
+    )
     is_retryable, may_fall_back = _what_next(code or 500, words, error)
     return Attempt(
         outcome="provider_error",
