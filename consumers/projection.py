@@ -109,7 +109,7 @@ class ProjectionService:
             await self._lease.wait()
         try:
             await self._open()
-            # DuckDB lets only one process open the file, so the lease of a projector that died here need not be waited for.
+            # Only one process can open the file, so the lease of a projector that died here need not be waited for.
             await self._lease.take(is_alone=True)
         except BaseException:
             await self.stop()
@@ -252,7 +252,7 @@ class ProjectionService:
         self._opened = None
         try:
             await self._parts.aclose()
-        except Exception as exc:  # noqa: BLE001 - a file that is lost may not let itself be closed either.
+        except Exception as exc:  # noqa: BLE001 - a lost file may fail to close, too.
             _log.warning("projection.close_failed", problem=str(exc))
 
 
