@@ -35,7 +35,7 @@ class Answers:
             finished_at_ms=self._now_ms(),
             metadata=task.metadata,
         )
-        if await self._results.put(result):
+        if await self._results.put(result):  # G4
             return result
         stored = await self._results.get_of(task_id, task.user_id)
         if stored is None or (stored.task_type, stored.user_id) != (TaskType.PING.value, task.user_id):
@@ -56,7 +56,7 @@ class Answers:
             user_id=known.user_id,
             finished_at_ms=self._now_ms(),
         )
-        if not await self._results.put(result):
+        if not await self._results.put(result):  # G4
             # A redelivery repeats the first answer; a well-formed task that was published under this id keeps its own.
             stored = await self._results.get_of(known.task_id, known.user_id) or result
             result = stored if stored.status is TaskStatus.INVALID and stored.error == problem else result
@@ -65,7 +65,7 @@ class Answers:
     async def conflict(self, delivery: Delivery, task_id: str, task: Task, problem: str) -> InferenceResult:
         """Refuse a task whose id was used for another one.
 
-        That one's result stands under its key; only the reply stream tells of the conflict.
+        That one's result stays under its key; only the reply stream reports the conflict.
         """
         await self._dead_letters.put(
             delivery, reason="idempotency_conflict", error=problem, task_id=task_id, user_id=task.user_id

@@ -6,7 +6,7 @@ others have claimed since.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import structlog
@@ -28,10 +28,21 @@ _log = structlog.get_logger(__name__)
 
 
 class Claims:
-    """The claims of one worker on the entries it works on. `taken` and `lost` count those that changed hands."""
+    """The claims of one worker on the entries it works on. `taken` and `lost` count those that changed hands.
+
+    `monotonic` is a clock in seconds, the event loop's unless given.
+    """
 
     def __init__(
-        self, pipeline: CommandPipeline, *, namespace: str, consumer: str, streams: Iterable[str], claim_after_s: float
+        self,
+        pipeline: CommandPipeline,
+        *,
+        namespace: str,
+        consumer: str,
+        streams: Iterable[str],
+        claim_after_s: float,
+        monotonic: Callable[[], float] | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.taken = 0
         self.lost = 0
@@ -40,6 +51,8 @@ class Claims:
         self._consumer = consumer
         self.streams = tuple(streams)
         self._claim_after_s = claim_after_s
+        self._monotonic = monotonic
+        self._sleep = sleep
         self._silent_ms = round(1000 * _SILENT_PART * claim_after_s)
         self._held: dict[tuple[str, str], Delivery] = {}
 
@@ -100,7 +113,7 @@ class Claims:
 
     async def run(self, accept: Callable[[Delivery], None]) -> None:
         """Renew claims and take over abandoned entries until cancelled."""
-        clock = asyncio.get_running_loop().time
+        clock = self._monotonic or asyncio.get_running_loop().time
         renewed_at, scans_to_skip, scans_to_renewal = clock(), 0, 0
         while True:
             try:
@@ -120,7 +133,7 @@ class Claims:
             except (LedgerUnavailable, ResponseError) as exc:
                 # A group that vanished (DEL, FLUSHALL) is an error reply; it is made anew while this goes on.
                 _log.warning("claims.renewal_missed", problem=str(exc))
-            await asyncio.sleep(_SCAN_PART * self._claim_after_s)
+            await self._sleep(_SCAN_PART * self._claim_after_s)
 
     async def _scan(self, accept: Callable[[Delivery], None]) -> None:
         async def scan(stream: str) -> None:
@@ -137,7 +150,13 @@ class Claims:
             for start in range(0, len(mine), _PAGE):
                 page = mine[start : start + _PAGE]
                 lost: list[bytes] = await self._pipeline.execute(
-                    "FCALL", function("renew"), 1, stream, GROUP, self._consumer, *page
+                    "FCALL",
+                    function("renew"),
+                    1,
+                    stream,
+                    GROUP,
+                    self._consumer,
+                    *page,  # G4
                 )
                 for entry_id in lost:
                     # One that was acknowledged while this was on its way is not in hand any more: nothing was lost.

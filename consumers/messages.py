@@ -45,7 +45,7 @@ class Delivery:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What tells this entry from all others."""
+        """What identifies this entry."""
         return self.stream, self.entry_id
 
 

@@ -1,9 +1,9 @@
-"""The DuckDB side of a running system: lease, file, server and fold, opened anew when the file is lost.
+"""The projector's service: lease, DuckDB file, server and fold; reopened when the file is lost.
 
-DuckDB is derived data. A file that is deleted, truncated or damaged while it is in use is
-set aside and rebuilt from the ledger; until it has caught up, calls whose baseline it does
-not have yet fail closed. A full disk is waited out. What a person must decide (another
-ledger, a ledger older than the fold, an unreadable event) ends the projection.
+DuckDB is derived data. A file that is deleted, truncated or damaged while it is in use is set aside and rebuilt from
+the ledger; until it has caught up, calls whose baseline it does not have yet fail closed (G8). With a full disk it
+waits for room. What a person must decide (another ledger, a ledger older than the fold, an unreadable event) ends the
+projection.
 """
 
 import asyncio
@@ -36,10 +36,10 @@ from tollbook.ledger.projection.store import PROJECTION_FILE, Store
 
 _WATCH_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 0.5
-_LONGEST_PAUSE_S: Final = 30.0
-_CATCH_UP_S: Final = 10.0
-# A projection that was open for so long was in order.
-_SETTLED_S: Final = 10.0
+_MAX_PAUSE_S: Final = 30.0
+_CATCH_UP_LIMIT_S: Final = 10.0
+# A projection that was open for this long was in order.
+_STABLE_S: Final = 10.0
 _log = structlog.get_logger(__name__)
 
 
@@ -94,7 +94,7 @@ class ProjectionService:
     async def read(self, names: Sequence[str], /) -> BaselinePage:
         """Read baselines.
 
-        Errors: BaselineUnavailable, also while the file is being opened anew; the LedgerRefused that ended the fold.
+        Errors: BaselineUnavailable, also while the file is being reopened; the LedgerRefused that ended the fold.
         """
         if self._refusal is not None:
             raise self._refusal
@@ -110,15 +110,15 @@ class ProjectionService:
             await self._lease.wait()
         try:
             await self._open()
-            # Whoever has the file open is alone with it, so that a projector that died here need not be waited for.
+            # Only one process can open the file, so the lease of a projector that died here need not be waited for.
             await self._lease.take(is_alone=True)
         except BaseException:
             await self.stop()
             raise
 
     async def run(self) -> None:
-        """Fold until cancelled. Errors: what a person must look at; ProjectorRunning when another has taken over."""
-        parts = [self._fold_for_ever(), self._lease.keep(), *(sealer.run() for sealer in self.sealers())]
+        """Fold until cancelled. Errors: what a person must decide; ProjectorRunning when another has taken over."""
+        parts = [self._fold_forever(), self._lease.keep(), *(sealer.run() for sealer in self.sealers())]
         tasks = [asyncio.create_task(part) for part in parts]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -159,39 +159,39 @@ class ProjectionService:
         return [make(keys) for keys in handle.keys]
 
     async def catch_up(self) -> None:
-        """Fold what the last calls wrote, so that DuckDB at rest shows it; the next start folds what this leaves."""
+        """Fold what the last calls wrote, so that DuckDB shows it after the stop; the next start folds what is left."""
         try:
-            async with asyncio.timeout(_CATCH_UP_S):
+            async with asyncio.timeout(_CATCH_UP_LIMIT_S):
                 await self.projector.catch_up()
-        except Exception as exc:  # noqa: BLE001 - nothing that is wrong with the projection may keep the system from stopping.
+        except Exception as exc:  # noqa: BLE001 - no fault of the projection may keep the system from stopping.
             _log.warning("projection.left_behind", problem=str(exc) or type(exc).__name__)
 
     async def stop(self) -> None:
-        """Close the file and let the lease go."""
+        """Close the file and release the lease."""
         await self._close()
         await self._lease.release()
 
     def _current(self) -> Projection:
         if self._opened is None:
-            raise BaselineUnavailable("the projection in DuckDB is being opened anew; try again later")
+            raise BaselineUnavailable("the projection in DuckDB is being reopened; try again later")
         return self._opened
 
-    async def _fold_for_ever(self) -> None:
+    async def _fold_forever(self) -> None:
         has_failed, pause_s = False, _FIRST_PAUSE_S
         while True:
             opened, opened_at = self._current(), time.monotonic()
             problem = await self._fold_until_lost(opened)
-            # One that folds but cannot be read, or was lost again at once, is no better than one that cannot fold.
-            is_stuck = not opened.projector.has_folded or time.monotonic() - opened_at < _SETTLED_S
+            # A file that folds but cannot be read, or is lost again at once, is no better than one that cannot fold.
+            is_stuck = not opened.projector.has_folded or time.monotonic() - opened_at < _STABLE_S
             _log.error("projection.lost", problem=str(problem))
             await self._close()
             if is_stuck and has_failed and not problem.is_recoverable:
                 await asyncio.to_thread(set_aside, self._path, self._now())
-            has_failed, pause_s = is_stuck, min(2 * pause_s, _LONGEST_PAUSE_S) if is_stuck else _FIRST_PAUSE_S
-            await self._open_again(pause_s)
+            has_failed, pause_s = is_stuck, min(2 * pause_s, _MAX_PAUSE_S) if is_stuck else _FIRST_PAUSE_S
+            await self._reopen(pause_s)
 
     async def _fold_until_lost(self, opened: Projection) -> StoreFailed:
-        """Fold as long as the file serves; return what is wrong with it. Errors: whatever else stops the fold."""
+        """Fold until the file fails; return what is wrong with it. Errors: whatever else stops the fold."""
         folding = asyncio.create_task(opened.projector.run())
         watching = asyncio.create_task(self._watch(opened.store))
         try:
@@ -240,20 +240,20 @@ class ProjectionService:
             self._parts = parts.pop_all()
         self._opened = Projection(store, projector, server.uri)
 
-    async def _open_again(self, pause_s: float) -> None:
+    async def _reopen(self, pause_s: float) -> None:
         while True:
             await asyncio.sleep(pause_s)
             try:
                 return await self._open()
             except (StoreFailed, LedgerUnavailable) as exc:
                 _log.error("projection.not_opened", problem=str(exc))
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
     async def _close(self) -> None:
         self._opened = None
         try:
             await self._parts.aclose()
-        except Exception as exc:  # noqa: BLE001 - a file that is lost may not let itself be closed either.
+        except Exception as exc:  # noqa: BLE001 - a lost file may fail to close, too.
             _log.warning("projection.close_failed", problem=str(exc))
 
 

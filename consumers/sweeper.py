@@ -73,7 +73,7 @@ class Sweeper:
             reason="the hold's deadline has passed",
         )
         try:
-            reply = await self._ledger.settle(request)
+            reply = await self._ledger.settle(request)  # G3
         except CallUnknown:
             return False  # Settled by its worker in the meantime.
         if isinstance(reply, Settled) and reply.entry_id:

@@ -166,7 +166,7 @@ class Worker:
             while True:
                 try:
                     return await self._execute(delivery, slot, run, record_result)
-                except (LedgerUnavailable, LedgerRefused, CallUnknown) as exc:
+                except (LedgerUnavailable, LedgerRefused, CallUnknown) as exc:  # G8
                     _log.debug("task.held_back", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
                     self._held_back.warn(exc)
                 async with slot.given_back():
@@ -200,7 +200,7 @@ class Worker:
         record_result(result)
         await self._reply(reply_to, result)
         with self._observer.acknowledging():
-            await self.claims.acknowledge(delivery)
+            await self.claims.acknowledge(delivery)  # G3
         self.finished[result.status] += 1
         _log.debug("task.finished", task_id=result.task_id, status=result.status.value)
 
@@ -246,7 +246,7 @@ class Worker:
         """
         run = RunId.parse(found.worker)
         if run.process == self.name:
-            return run not in self._active_runs
+            return run not in self._active_runs  # G4
         is_due = delivery.is_claimed or self._now_ms() > found.deadline_ms
         return is_due and not await self.claims.is_alive(run.process)
 

@@ -1,8 +1,8 @@
 """One HTTP request to a model: what is asked, and how it ended.
 
-Invariant (G3): `charge` says what is known of the money. "none" only where the provider
-provably charged nothing; "known" where it told a cost or the usage; "unknown" for the rest,
-which is booked at the full bound until somebody knows better.
+Invariant (G3): `charge` says what is known of the cost. "none" only where the provider provably charged nothing;
+"known" where it reported a cost or the usage; "unknown" for the rest, which is charged at the upper bound until it is
+corrected.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from tollbook.schemas.events import Outcome
 from tollbook.schemas.tasks import Message
 from tollbook.schemas.usage import Usage
 
-Charge = Literal["none", "known", "unknown"]
+ChargeStatus = Literal["none", "known", "unknown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
     """A completion to be asked for.
 
-    Units: `max_tokens` completion tokens, reasoning included. With a `price_limit`, OpenRouter is told to
-    use no endpoint dearer than the bound assumes; it then refuses rather than charge more than the hold.
+    Units: `max_tokens` completion tokens, reasoning included. With a `price_limit`, OpenRouter uses no endpoint that
+    is more expensive than the bound assumes: it refuses rather than charge more than the hold.
     """
 
     model: str
@@ -43,7 +43,7 @@ class Attempt:
     """
 
     outcome: Outcome
-    charge: Charge
+    charge: ChargeStatus
     latency_ms: int
     content: str | None = None
     model_used: str | None = None

@@ -1,10 +1,8 @@
-"""Reconciling: ask the provider what uncertain charges really were, and correct the ledger.
+"""Reconciling: ask the provider for the actual cost of uncertain charges, and correct the ledger.
 
-Uncertain is a charge assumed at its bound, or priced from usage. It can be asked about
-where the attempt's generation id is known; what the provider does not know, or nobody can
-ask about, stays as it is and is listed. Only what was learnt moves: an assumption about an
-attempt that died with its worker stays booked (G3). Repeating changes nothing, since a
-correction names the true cost.
+A charge is uncertain if it was assumed at its bound, or priced from usage. The provider can be asked if the attempt's
+generation id is known; all other uncertain charges stay as they are, and are listed. An assumption about an attempt
+that died with its worker stays booked (G3). Repeating changes nothing, since a correction names the whole cost.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -63,9 +61,9 @@ GROUP BY call_id, hold HAVING sum(assumed_usd) > 0
 
 @dataclass(slots=True)
 class Reconciliation:
-    """What came of it. `difference_nanousd` is signed: below zero where less was charged than booked.
+    """The outcome. `difference_nanousd` is signed: below zero where less was charged than booked.
 
-    `unknown` names the calls of which a part stays uncertain.
+    `unknown`: ids of the calls of which a part stays uncertain.
     """
 
     asked: int = 0
@@ -75,17 +73,17 @@ class Reconciliation:
 
 
 @dataclass(frozen=True, slots=True)
-class _Truth:
-    """What a hold comes to, as far as it was learnt."""
+class _ActualCost:
+    """What a hold costs, as far as the provider knows."""
 
     cost_nanousd: int
     assumed_nanousd: int
-    has_learnt: bool
-    is_whole: bool
+    is_known: bool
+    is_complete: bool
 
 
 async def reconcile(query: Query, ledger: Ledger, provider: ProviderClient, *, author: str) -> Reconciliation:
-    """Correct every uncertain charge that the provider can tell about.
+    """Correct every uncertain charge of which the provider knows the cost.
 
     Errors: ProviderUnavailable; ProviderRefused; LedgerUnavailable. What was corrected before stays corrected.
     """
@@ -95,18 +93,18 @@ async def reconcile(query: Query, ledger: Ledger, provider: ProviderClient, *, a
     uncertain = {(row["call_id"], row["hold"]) for row in await query(_ASSUMED)}
     outcome = Reconciliation()
     for hold, attempts in holds.items():
-        truth = await _ask(attempts, provider, outcome)
-        is_certain = truth.is_whole and not truth.assumed_nanousd
-        if truth.has_learnt:
-            is_certain = await _correct(attempts, truth, ledger, author, outcome) and is_certain
+        actual = await _ask(attempts, provider, outcome)
+        is_certain = actual.is_complete and not actual.assumed_nanousd
+        if actual.is_known:
+            is_certain = await _correct(attempts, actual, ledger, author, outcome) and is_certain
         (uncertain.discard if is_certain else uncertain.add)(hold)
     outcome.unknown = sorted({call_id for call_id, _ in uncertain})
     return outcome
 
 
-async def _ask(attempts: Sequence[dict[str, Any]], provider: ProviderClient, outcome: Reconciliation) -> _Truth:
+async def _ask(attempts: Sequence[dict[str, Any]], provider: ProviderClient, outcome: Reconciliation) -> _ActualCost:
     cost, assumed = (nanousd_from_usd(attempts[0][name]) for name in ("booked_usd", "assumed_usd"))
-    learnt = missed = 0
+    found = missed = 0
     for attempt in attempts:
         if attempt["generation_id"] is None or attempt["basis"] not in ("assumed", "priced"):
             continue
@@ -115,38 +113,37 @@ async def _ask(attempts: Sequence[dict[str, Any]], provider: ProviderClient, out
         if known is None:
             missed += 1
             continue
-        learnt += 1
+        found += 1
         charge = nanousd_from_usd(attempt["charge_usd"])
         cost += known - charge
         assumed -= charge if attempt["basis"] == "assumed" else 0
-    return _Truth(cost, assumed, has_learnt=learnt > 0, is_whole=missed == 0)
+    return _ActualCost(cost, assumed, is_known=found > 0, is_complete=missed == 0)
 
 
 async def _correct(
-    attempts: Sequence[dict[str, Any]], truth: _Truth, ledger: Ledger, author: str, outcome: Reconciliation
+    attempts: Sequence[dict[str, Any]], actual: _ActualCost, ledger: Ledger, author: str, outcome: Reconciliation
 ) -> bool:
-    """Book the truth; return whether it is booked."""
+    """Book the actual cost; return whether it is booked."""
     first, last = attempts[0], attempts[-1]
     record = await ledger.gate_of(first["user_id"]).call_record(first["call_id"])
     standing = record.settled.get(first["hold"]) if record else None
     if record is None or record.state == "open" or standing is None:
-        return False  # Its idempotency period is over, or another run holds money; the next time will do.
+        return False  # Its idempotency period is over, or another run holds money: the next time may succeed.
     booked = standing.cost_nanousd, standing.assumed_nanousd
-    if booked == (truth.cost_nanousd, truth.assumed_nanousd):
+    if booked == (actual.cost_nanousd, actual.assumed_nanousd):
         return True
     if booked != tuple(nanousd_from_usd(first[name]) for name in ("cost_usd", "cost_assumed_usd")):
-        return (
-            False  # It was corrected since DuckDB was asked, perhaps by the call's own late answer, which knows more.
-        )
-    basis: Basis = "assumed" if truth.assumed_nanousd else "reported"
-    reason = _WHOLLY if truth.is_whole else _IN_PART
+        # It was corrected since DuckDB was read, perhaps by the call's own late answer, which knows more.
+        return False
+    basis: Basis = "assumed" if actual.assumed_nanousd else "reported"
+    reason = _WHOLLY if actual.is_complete else _IN_PART
     payload = CostAdjusted(basis=basis, reason=reason, author=author, generation_id=last["generation_id"])
     request = AdjustRequest(
         call_id=first["call_id"],
         user_id=first["user_id"],
         hold=first["hold"],
-        cost_nanousd=truth.cost_nanousd,
-        assumed_nanousd=truth.assumed_nanousd,
+        cost_nanousd=actual.cost_nanousd,
+        assumed_nanousd=actual.assumed_nanousd,
         attempt=last["attempt"],
         payload=payload_json(payload),
         budgets=record.hold.budgets,

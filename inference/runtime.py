@@ -41,7 +41,7 @@ from tollbook.schemas.routes import Route
 from tollbook.schemas.tasks import TaskType
 
 # A server that syncs a large batch to a slow disk is not silent.
-_LEAST_ANSWER_TIMEOUT_S: Final = 0.5
+_MIN_ANSWER_TIMEOUT_S: Final = 0.5
 
 
 def process_name() -> str:
@@ -84,9 +84,9 @@ async def open_ledger(
         stack.push_async_callback(pipeline.aclose)
         keys = tuple(Keys(settings.namespace, number) for number in range(settings.partitions))
         if expected_id is not None:
-            await _expect(pipeline, keys, expected_id)
+            await _check_ledger_id(pipeline, keys, expected_id)
         elif not may_create:
-            expected_id = await _found_id(pipeline, keys[0])
+            expected_id = await _stored_ledger_id(pipeline, keys[0])
         ledger_id = expected_id or str(uuid.uuid4())
         states = [await create_ledger(pipeline, key, ledger_id=ledger_id, partitions=len(keys)) for key in keys]
         for state in states:
@@ -108,10 +108,10 @@ def answer_timeout_s(settings: Settings) -> float:
 
     It leaves time to renew them over another connection, within 0.8 of TOLLBOOK_CLAIM_AFTER_S.
     """
-    return min(ANSWER_TIMEOUT_S, max(_LEAST_ANSWER_TIMEOUT_S, settings.claim_after_s / 3))
+    return min(ANSWER_TIMEOUT_S, max(_MIN_ANSWER_TIMEOUT_S, settings.claim_after_s / 3))
 
 
-async def _found_id(pipeline: CommandPipeline, key: Keys) -> str:
+async def _stored_ledger_id(pipeline: CommandPipeline, key: Keys) -> str:
     found: bytes | None = await pipeline.execute("HGET", key.meta, "ledger_id")
     if found is None:
         raise LedgerUnavailable(
@@ -120,7 +120,7 @@ async def _found_id(pipeline: CommandPipeline, key: Keys) -> str:
     return found.decode()
 
 
-async def _expect(pipeline: CommandPipeline, keys: tuple[Keys, ...], expected_id: str) -> None:
+async def _check_ledger_id(pipeline: CommandPipeline, keys: tuple[Keys, ...], expected_id: str) -> None:
     """Refuse before anything is created: an emptied Redis must not get a new ledger beside an old projection."""
     for key in keys:
         found: bytes | None = await pipeline.execute("HGET", key.meta, "ledger_id")

@@ -53,7 +53,7 @@ def settle_dead_hold(
 
 
 def _cost_of(found: OpenCall) -> int:
-    return found.amount_nanousd if found.may_be_under_way else found.spent_nanousd
+    return found.amount_nanousd if found.may_be_under_way else found.spent_nanousd  # G3
 
 
 class EarlierRuns:
@@ -124,7 +124,7 @@ class EarlierRuns:
 
         What else may stand under the task's id (a ping's answer, a malformed task's) is not this task's result.
         """
-        if await self._results.put(result):
+        if await self._results.put(result):  # G4
             return result
         stored = await self._results.get_of(result.task_id, result.user_id)
         if stored is not None and stored.status is TaskStatus.DENIED:
@@ -148,8 +148,8 @@ class EarlierRuns:
             return result
         stored = await self._results.get_of(result.task_id, result.user_id) or result
         if record is None and not _is_same_answer(stored, result):
-            # Another task's, perhaps another user's: nobody is given the answer to what he did not ask (G4).
-            raise IdempotencyConflict(call.call_id)
+            # Another task's, perhaps another user's: nobody is given the answer to what they did not ask.
+            raise IdempotencyConflict(call.call_id)  # G4
         return stored
 
 

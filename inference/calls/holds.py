@@ -51,7 +51,7 @@ def charge_of(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: in
             return Charge(prices.cost(bound.model, attempt.usage, now_ms), "priced")
         except PriceUnknown:
             pass  # The catalogue lost the model since the hold was made; the bound still covers it.
-    return Charge(bound.amount_nanousd, "assumed")
+    return Charge(bound.amount_nanousd, "assumed")  # G3
 
 
 @dataclass(slots=True, kw_only=True)
@@ -111,7 +111,7 @@ class Hold:
         if not self._is_attempting:
             return
         self._is_attempting = False
-        charge = Charge(self.bound.amount_nanousd, "assumed")
+        charge = Charge(self.bound.amount_nanousd, "assumed")  # G3
         self._charge(charge)
         self._add_event(
             "model-called",
@@ -158,7 +158,7 @@ class Hold:
             assumed_nanousd=self.assumed_nanousd,
             events=tuple(self._pending_events),
             budgets=self.budgets,
-            extension_nanousd=self.shortage_nanousd,
+            extension_nanousd=self.shortage_nanousd,  # G1
             extension_payload=extension_payload,
         )
 

@@ -168,7 +168,7 @@ class Reservations:
             if isinstance(reply, Waiting) and limits.max_parked is not None and self.waiting >= limits.max_parked:
                 return Acquired()
             match reply:
-                case Waiting():
+                case Waiting():  # G9
                     async with while_waiting():
                         await self._wait_for_turn(reply.budget, is_first=budget == reply.budget, until_ms=until_ms)
                     budget = reply.budget
@@ -190,11 +190,11 @@ class Reservations:
         where another run of the call holds money.
         Errors: IdempotencyConflict.
         """
-        if not await self._results.claim(call.call_id, call.user_id):
+        if not await self._results.claim(call.call_id, call.user_id):  # G4
             raise IdempotencyConflict(call.call_id)
         try:
             first = bound_attempt(call, call.route.model, self._prices, self._now_ms())
-        except PriceUnknown as exc:
+        except PriceUnknown as exc:  # G8
             return await self._earlier_runs.unpriced(call, str(exc))
         try:
             with self._observer.reserving(first.amount_nanousd) as record_outcome:
@@ -202,7 +202,7 @@ class Reservations:
                     lambda now_ms: self._request(call, first, now_ms, is_final=is_final), self._now_ms()
                 )
                 record_outcome(reply)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # G2
             await cleanup_shielded(call.call_id, self._earlier_runs.release_unsent(call))
             raise
         match reply:

@@ -88,12 +88,12 @@ class CallRunner:
                 result = failed_result(call, code, failure, self._now_ms(), cost_nanousd=hold.spent_nanousd)
         except LedgerError:
             raise
-        except (asyncio.CancelledError, Exception):
+        except (asyncio.CancelledError, Exception):  # G2 G3
             # A request may be in flight. Neither who cancels nor a fault of ours may leave a phantom hold behind.
             await cleanup_shielded(call.call_id, self._abandon(hold))
             raise
         # Who cancels waits: an answer that is paid for and not stored would be paid for again.
-        return await complete_shielded(self._settle(hold, result, reason=failure))
+        return await complete_shielded(self._settle(hold, result, reason=failure))  # G3 G4
 
     async def _attempt(self, call: Call, hold: Hold) -> Attempt:
         hold.begin_attempt()
@@ -144,7 +144,7 @@ class CallRunner:
         except CallUnknown:
             # The hold was settled meanwhile, and without one no further request may be sent.
             await self._correct(hold, result="")
-            raise CallTakenOver(call.call_id) from None
+            raise CallTakenOver(call.call_id) from None  # G3
         except BaselineUnavailable as exc:
             # Without the projection no more money can be held (G8); what was spent is settled all the same (G3).
             return f"{failed.error}; {model} is not tried: {exc}"
@@ -170,8 +170,8 @@ class CallRunner:
             return result
         if not await self._correct(hold, result=text):
             raise CallTakenOver(hold.call_id)
-        # Where another run has ended the call meanwhile, its result is the task's, and not this one (G4).
-        return await self._results.get_of(hold.call_id, hold.user_id) or result
+        # Where another run has ended the call meanwhile, its result is the task's, and not this one.
+        return await self._results.get_of(hold.call_id, hold.user_id) or result  # G4
 
     async def _abandon(self, hold: Hold) -> None:
         """Settle a hold whose run ends here, without a result: the call may be run again."""

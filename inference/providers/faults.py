@@ -11,7 +11,7 @@ from typing import Final
 import aiohttp
 import httpx
 
-from tollbook.inference.attempts import Charge
+from tollbook.inference.attempts import ChargeStatus
 from tollbook.schemas.events import Outcome
 
 REQUEST_ERRORS: Final = (
@@ -52,7 +52,7 @@ class Fault:
     """How a broken request ended, and what it may have cost."""
 
     outcome: Outcome
-    charge: Charge
+    charge: ChargeStatus
     error: str
     is_retryable: bool = True
     may_fall_back: bool = True

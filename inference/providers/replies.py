@@ -12,7 +12,7 @@ from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, cast
 
-from tollbook.inference.attempts import Attempt, Charge
+from tollbook.inference.attempts import Attempt, ChargeStatus
 from tollbook.inference.providers.usage_report import UsageReport, read_usage
 
 # Floats become Decimals, so that a cost is exact. NaN and infinities do too: they are then refused as a cost, and the
@@ -105,7 +105,7 @@ def _refusal(
     words = _words(error)
     # A 5xx without an error object comes from a proxy, which cannot know how the request ended.
     is_end_unknown = status in _END_UNKNOWN or (status >= 500 and error is None)
-    charge: Charge = "known" if _is_reported(report) else "unknown" if is_end_unknown else "none"
+    charge: ChargeStatus = "known" if _is_reported(report) else "unknown" if is_end_unknown else "none"
     is_retryable, may_fall_back = _next_steps(status, words, error)
     return Attempt(
         outcome="http_error",
@@ -148,7 +148,7 @@ def _failure(error: dict[str, Any] | None, report: UsageReport, common: dict[str
     """Read an error in a 200. OpenRouter bills no reply that ends in an error ("zero completion insurance", 2026)."""
     code, words = _code(error), _words(error)
     is_insured = is_openrouter or code is not None
-    charge: Charge = (
+    charge: ChargeStatus = (
         "known" if _is_reported(report) else "none" if is_insured and code not in _END_UNKNOWN else "unknown"
     )
     is_retryable, may_fall_back = _next_steps(code or 500, words, error)

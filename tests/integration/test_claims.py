@@ -4,7 +4,6 @@ Idle times are set with XCLAIM ... IDLE, so that nothing has to be waited for.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -156,27 +155,64 @@ async def test_all_of_a_silent_workers_tasks_are_taken_at_once(
     ]
 
 
-async def test_a_worker_whose_own_sign_of_life_came_late_gives_the_others_time_for_theirs(
+class Steps:
+    """Clock and sleep of a worker's claims: the test says when the next scan begins, and how late it is."""
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+        self._begin = asyncio.Event()
+        self._is_asleep = asyncio.Event()
+
+    def monotonic(self) -> float:
+        return self._now_s
+
+    async def sleep(self, _seconds: float) -> None:
+        self._is_asleep.set()
+        await self._begin.wait()
+        self._begin.clear()
+
+    async def scan(self, *, after_s: float = 0.0) -> None:
+        """Let so many seconds pass, and one scan be made."""
+        await self._is_asleep.wait()
+        self._is_asleep.clear()
+        self._now_s += after_s
+        self._begin.set()
+        await self._is_asleep.wait()
+
+
+async def test_a_worker_whose_own_heartbeat_came_late_gives_the_others_time_for_theirs(
     every_redis_client: Redis, pipeline: CommandPipeline
 ) -> None:
     """After Redis was away or the machine slept, every worker looks dead to every other."""
-    claims, group = make_claims(pipeline, "w2", claim_after_s=0.5), Group(every_redis_client)
-    other = make_claims(pipeline, "w1", claim_after_s=0.5)
+    steps, group, accepted = Steps(), Group(every_redis_client), list[Delivery]()
+    claims = Claims(
+        pipeline,
+        namespace="tollbook",
+        consumer="w2",
+        streams=[STREAM],
+        claim_after_s=CLAIM_AFTER_S,
+        monotonic=steps.monotonic,
+        sleep=steps.sleep,
+    )
+    other = make_claims(pipeline, "w1")
     await claims.ensure_groups()
-    held = (await group.deliver("w1"))[0]
+    held, abandoned = await group.deliver("w1", 2)
     other.add(held)
-    accepted: list[Delivery] = []
     running = asyncio.create_task(claims.run(accepted.append))
     try:
-        await wait_until(lambda: claims.is_alive("w2"), what="the first sign of life")
-        # Nothing runs meanwhile, as on a machine that sleeps; the entry is silent for longer than it may be.
-        time.sleep(1.0)  # noqa: ASYNC251 - the loop is to stand still.
+        await steps.scan()
+        # All slept meanwhile: both entries are silent for longer than they may be.
+        await group.age(held, abandoned)
+        await every_redis_client.delete("tollbook:worker:w2")
+        await steps.scan(after_s=LONG_MS / 1000)
+        assert await claims.is_alive("w2")
         for _ in range(2):
-            # The other one wakes up a moment later.
-            await wait_until(lambda: claims.is_alive("w2"), what="another sign of life")
+            await steps.scan()
             assert accepted == []
-            await other.renew()
-            await every_redis_client.delete("tollbook:worker:w2")
+        # The other one wakes up a moment later, and renews what it has in hand.
+        await other.renew()
+        await steps.scan()
+        assert [delivery.entry_id for delivery in accepted] == [abandoned.entry_id]
         assert (await group.pending(held))[0] == "w1"
     finally:
         running.cancel()
