@@ -136,13 +136,7 @@ def test_the_command_runs_everything_from_the_applications_folder(
     programs = environment_with_inference
     run(programs / "tollbook", "demo", "--tasks", "40", "--json", cwd=folder, PYTHONPATH=".")
     assert "stand-in" in run(programs / "python", "-m", "tollbook", "--help", cwd=folder)
-    refused = subprocess.run(
-        [programs / "tollbook", "report"],
-        cwd=folder,
-        env={"PATH": str(programs)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command, path = [programs / "tollbook", "report"], {"PATH": str(programs)}
+    refused = subprocess.run(command, cwd=folder, env=path, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert "tollbook[report]" in refused.stderr
