@@ -128,7 +128,7 @@ def served(programs: Path, folder: Path, environment: dict[str, str]) -> Iterato
         process.communicate(timeout=30)
 
 
-def test_the_command_runs_everything_from_the_applications_folder(
+def test_the_commands_run_from_the_applications_folder(
     application: tuple[Path, str], environment_with_inference: Path
 ) -> None:
     """A base install runs `up`, workers and commands."""
@@ -136,7 +136,18 @@ def test_the_command_runs_everything_from_the_applications_folder(
     programs = environment_with_inference
     run(programs / "tollbook", "demo", "--tasks", "40", "--json", cwd=folder, PYTHONPATH=".")
     assert "stand-in" in run(programs / "python", "-m", "tollbook", "--help", cwd=folder)
-    command, path = [programs / "tollbook", "report"], {"PATH": str(programs)}
-    refused = subprocess.run(command, cwd=folder, env=path, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("extra", "arguments", "variables"),
+    [("report", ["report"], {}), ("tracing", ["up", "--stand-in"], {"TOLLBOOK_TRACES": "console"})],
+)
+def test_what_needs_an_extra_names_it(
+    installed: Path, tmp_path: Path, extra: str, arguments: list[str], variables: dict[str, str]
+) -> None:
+    refused = subprocess.run(
+        [installed / "tollbook", *arguments], cwd=tmp_path, env={"PATH": str(installed)} | variables,
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
     assert refused.returncode == 1
-    assert "tollbook[report]" in refused.stderr
+    assert f"pip install 'tollbook[{extra}]'" in refused.stderr
