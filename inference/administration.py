@@ -9,7 +9,7 @@ import uuid
 from dataclasses import dataclass
 
 from tollbook.inference.runtime import InferenceRuntime, now_ms
-from tollbook.ledger.errors import CallUnknown, LedgerError
+from tollbook.ledger.errors import CallUnknown, IdempotencyConflict, LedgerError
 from tollbook.ledger.gate.call_record import CallRecord
 from tollbook.ledger.gate.requests import AdjustRequest, AssignRequest
 from tollbook.schemas.events import CostAdjusted, CreditGranted, PlanAssigned, payload_json
@@ -114,7 +114,10 @@ class Administration:
             payload=payload,
             budget=budget_name("user", user_id, period),
         )
-        return await self._runtime.ledger.assign(request)
+        try:
+            return await self._runtime.ledger.assign(request)
+        except IdempotencyConflict as exc:
+            raise IdempotencyConflict(signature.key or request.command_id, kind="key") from exc
 
     async def _find(self, call_id: str) -> tuple[str, CallRecord]:
         for name in (call_id, usage_call_id(call_id)):

@@ -4,9 +4,9 @@ from typing import Any, Protocol
 
 from tollbook.inference.attempts import Attempt
 from tollbook.inference.calls.holds import Hold
+from tollbook.inference.errors import describe_shortage
 from tollbook.ledger.gate.requests import Denied, FinishedCall
-from tollbook.schemas.identifiers import describe_budget
-from tollbook.schemas.money import format_usd, usd_from_nanousd
+from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tollbook.schemas.tasks import TaskType
 
@@ -72,19 +72,6 @@ def denied_result(call: Described, denial: Denied, now_ms: int) -> InferenceResu
         cap_nanousd=denial.cap_nanousd,
     )
     return InferenceResult(**_description(call, now_ms), status=TaskStatus.DENIED, error_code=code, error=problem)
-
-
-def describe_shortage(
-    budget: str, *, requested_nanousd: int, settled_nanousd: int, held_nanousd: int, cap_nanousd: int
-) -> str:
-    """Say whose call does not fit which cap, and what stands in its way."""
-    requested, settled, held = (
-        format_usd(amount, places=6) for amount in (requested_nanousd, settled_nanousd, held_nanousd)
-    )
-    return (
-        f"{describe_budget(budget)}: a call of up to {requested} does not fit the cap of {format_usd(cap_nanousd)}, "
-        f"of which {settled} are spent and {held} held by open calls"
-    )
 
 
 def finished_result(call: Described, found: FinishedCall, now_ms: int) -> InferenceResult:
