@@ -7,12 +7,14 @@ import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 import tollbook
+from tests.packaging.conftest import ROOT
 from tollbook import AppError
 from tollbook.schemas import errors
 from tollbook.schemas.results import ErrorCode
@@ -92,7 +94,8 @@ def test_type_checkers_see_the_same_names() -> None:
 
 
 def test_the_version_has_one_source() -> None:
-    assert tollbook.__version__ == version("tollbook")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert tollbook.__version__ == version("tollbook") == project["version"]
 
 
 def test_the_public_errors_are_the_drawn_tree() -> None:
