@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from tollbook.inference.address import find_redis_url
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.clock import now_ms as clock_ms
-from tollbook.ledger.errors import CallUnknown, LedgerError, LedgerUnavailable
+from tollbook.ledger.errors import CallUnknown, IdempotencyConflict, LedgerError, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
 from tollbook.ledger.gate.call_record import CallRecord
 from tollbook.ledger.gate.gate import Gate
@@ -144,7 +144,10 @@ class Administration:
             payload=payload,
             budget=budget_name("user", user_id, period),
         )
-        return await self._ledger.assign(request)
+        try:
+            return await self._ledger.assign(request)
+        except IdempotencyConflict as exc:
+            raise IdempotencyConflict(signature.key or request.command_id, kind="key") from exc
 
     async def _find(self, call_id: str) -> tuple[str, CallRecord]:
         for name in (call_id, usage_call_id(call_id)):

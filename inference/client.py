@@ -24,7 +24,7 @@ from tollbook.schemas.problems import unknown_name
 from tollbook.schemas.results import InferenceResult, TaskStatus
 from tollbook.schemas.tasks import InvalidTask, Task, TaskType, task_from_fields
 
-# Another run of the same call is asked after this often; there is nothing to be woken by.
+# Nothing announces the end of another run of the same call, so it is looked for this often.
 _LOOK_AGAIN_S = 0.5
 _MAX_REMEMBERED = 10_000
 

@@ -10,9 +10,8 @@ import uuid
 from dataclasses import dataclass
 from decimal import Decimal
 
-from tollbook.inference.calls.call import describe_shortage
 from tollbook.inference.current_runtime import using_runtime
-from tollbook.inference.errors import PlanLimitReached
+from tollbook.inference.errors import PlanLimitReached, describe_shortage
 from tollbook.inference.runtime import InferenceRuntime, now_ms
 from tollbook.ledger.errors import IdempotencyConflict
 from tollbook.ledger.gate.requests import Balance, ChargeRequest

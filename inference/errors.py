@@ -9,6 +9,8 @@ from typing import Self, assert_never
 
 from tollbook.ledger.errors import IdempotencyConflict, LedgerUnavailable
 from tollbook.schemas.errors import AppError
+from tollbook.schemas.identifiers import describe_budget
+from tollbook.schemas.money import format_usd
 from tollbook.schemas.results import ErrorCode, InferenceResult
 from tollbook.schemas.tasks import InvalidTask
 
@@ -105,6 +107,19 @@ class ProviderRefused(ProviderError):
     def __init__(self, message: str, *, http_status: int) -> None:
         super().__init__(message, {"http_status": http_status})
         self.http_status = http_status
+
+
+def describe_shortage(
+    budget: str, *, requested_nanousd: int, settled_nanousd: int, held_nanousd: int, cap_nanousd: int
+) -> str:
+    """Say whose call does not fit which cap, and what stands in its way."""
+    requested, settled, held = (
+        format_usd(amount, places=6) for amount in (requested_nanousd, settled_nanousd, held_nanousd)
+    )
+    return (
+        f"{describe_budget(budget)}: a call of up to {requested} does not fit the cap of {format_usd(cap_nanousd)}, "
+        f"of which {settled} are spent and {held} held by open calls"
+    )
 
 
 def error_of(result: InferenceResult) -> AppError:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
     from tollbook.schemas.tasks import InvalidTask
 
-__version__ = "0.1.0"
+    __version__: str
 
 __all__ = [
     "COST_CAPS", "MODEL_ROUTING", "AppError", "AttemptsExhausted", "BaselineUnavailable", "BudgetWaitTimeout",
@@ -74,7 +74,9 @@ _MODULES: Final = {name: module for module, names in _NAMES.items() for name in 
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its module."""
+    """Load a public name from its module, and `__version__` from the metadata of the installed distribution."""
+    if name == "__version__":
+        return globals().setdefault(name, import_module("importlib.metadata").version("tollbook"))
     if name not in _MODULES:
         raise AttributeError(f"module 'tollbook' has no attribute {name!r}")
     return globals().setdefault(name, getattr(import_module(_MODULES[name]), name))

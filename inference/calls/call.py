@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tollbook.inference.attempts import Attempt
+from tollbook.inference.errors import describe_shortage
 from tollbook.inference.routing import resolve_model
 from tollbook.ledger.gate.requests import Denied, FinishedCall
-from tollbook.schemas.identifiers import describe_budget
-from tollbook.schemas.money import format_usd, usd_from_nanousd
+from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.plans import Plan
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tollbook.schemas.routes import Route
@@ -110,19 +110,6 @@ def denied_result(call: Call, denial: Denied, now_ms: int) -> InferenceResult:
         cap_nanousd=denial.cap_nanousd,
     )
     return InferenceResult(**_description(call, now_ms), status=TaskStatus.DENIED, error_code=code, error=problem)
-
-
-def describe_shortage(
-    budget: str, *, requested_nanousd: int, settled_nanousd: int, held_nanousd: int, cap_nanousd: int
-) -> str:
-    """Say whose call does not fit which cap, and what stands in its way."""
-    requested, settled, held = (
-        format_usd(amount, places=6) for amount in (requested_nanousd, settled_nanousd, held_nanousd)
-    )
-    return (
-        f"{describe_budget(budget)}: a call of up to {requested} does not fit the cap of {format_usd(cap_nanousd)}, "
-        f"of which {settled} are spent and {held} held by open calls"
-    )
 
 
 def finished_result(call: Call, found: FinishedCall, now_ms: int) -> InferenceResult:

@@ -23,7 +23,7 @@ ANSWER_TIMEOUT_S: Final = 30.0
 _PASSWORD: Final = re.compile(r"(://[^:@/]*:).*@")
 _PASSWORD_PARAMETER: Final = re.compile(r"(\w*password=)[^&]*", re.IGNORECASE)
 # Redis explains some refusals, such as protected mode, in a page of text; the first sentence says what it is.
-_REST_OF_TEXT: Final = re.compile(r"(\.\s|\n).*", re.DOTALL)
+_MAX_TEXT: Final = 200
 
 
 def connect(redis_url: str) -> Redis:
@@ -64,7 +64,8 @@ def time_ms(reply: Sequence[bytes | int]) -> int:
 
 def unavailable(exc: BaseException) -> LedgerUnavailable:
     """Return what an error of redis-py, or of the network below it, means to a caller; raise it `from exc`."""
-    text = _REST_OF_TEXT.sub("", str(exc)) or type(exc).__name__
+    text = str(exc) or type(exc).__name__
+    text = text if len(text) <= _MAX_TEXT else re.split(r"[.\n]\s", text)[0][:_MAX_TEXT]
     match exc:
         case AuthenticationError():
             return LedgerUnavailable(

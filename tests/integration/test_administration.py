@@ -63,7 +63,7 @@ async def test_a_credit_is_granted_once_a_key_and_adds_up(calling: Calling, admi
 
 async def test_a_key_with_other_content_is_a_conflict(calling: Calling, administration: Administration) -> None:
     await administration.grant_credit("u1", 2 * DOLLAR, SIGNED)
-    with pytest.raises(IdempotencyConflict):
+    with pytest.raises(IdempotencyConflict, match=f"^key {SIGNED.key} was used before with other content"):
         await administration.grant_credit("u1", 3 * DOLLAR, SIGNED)
     assert await cap_of(calling, "u1") == 5 + 2
 

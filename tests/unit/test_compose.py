@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-import tollbook
-
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {"demo", "up", "worker", "projector", "publish", "result", "spend", "ping", "doctor"}
 OURS = ("projector", "worker", "cli")
@@ -82,7 +80,7 @@ def test_our_services_run_known_commands_of_one_image(compose: dict[str, Any]) -
     assert services["projector"]["command"] == ["projector"]
     assert services["worker"]["command"] == ["worker"]
     assert {"projector", "worker"} <= COMMANDS
-    assert {services[name]["image"] for name in OURS} == {f"tollbook:{tollbook.__version__}"}
+    assert {services[name]["image"] for name in OURS} == {f"tollbook:{project()['version']}"}
 
 
 def test_workers_can_read_what_the_projector_serves(compose: dict[str, Any]) -> None:
