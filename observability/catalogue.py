@@ -1,4 +1,4 @@
-"""Every metric that Tollbook tells: name, type, labels, meaning. docs/observability.md shows this table.
+"""Every metric that Tollbook tells: name, type, labels, meaning. docs/reference/metrics.md shows this table.
 
 Names and units are Prometheus's conventions. Dollars are floats here, which no sum of money is anywhere else: nothing
 is decided by a metric, and the exact number stands in DuckDB. No label is a user's, a task's or a campaign's: each has

@@ -1,6 +1,6 @@
 """What if: the recorded ledger decided again under other caps, prices or routes.
 
-Pure: no I/O, no clock, no randomness. `docs/what-if.md` says what is assumed.
+Pure: no I/O, no clock, no randomness. `docs/auditors/what-if.md` says what is assumed.
 """
 
 from tollbook.audit.what_if.alternatives import Alternatives, OtherRoute, RecordedCaps

@@ -11,7 +11,7 @@ from tollbook.views.report.texts import dollars, percent, thousands
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A table with its title; the columns are named as in docs/duckdb.md."""
+    """A table with its title; the columns are named as in docs/reference/tables.md."""
 
     name: str
     title: str
