@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tollbook.inference.errors import AppError, ResultTimeout
     from tollbook.inference.publisher import Publisher, TaskUnconfirmed
     from tollbook.inference.routing import COST_CAPS, MODEL_ROUTING
+    from tollbook.inference.runtime import connect_runtime
     from tollbook.inference.usage_service import UsageService
     from tollbook.ledger.errors import LedgerUnavailable
     from tollbook.schemas.tasks import InvalidTask
@@ -32,6 +33,7 @@ __all__ = [
     "ResultTimeout",
     "TaskUnconfirmed",
     "UsageService",
+    "connect_runtime",
 ]
 
 _MODULES = {
@@ -44,6 +46,7 @@ _MODULES = {
     "COST_CAPS": "tollbook.inference.routing",
     "MODEL_ROUTING": "tollbook.inference.routing",
     "UsageService": "tollbook.inference.usage_service",
+    "connect_runtime": "tollbook.inference.runtime",
     "LedgerUnavailable": "tollbook.ledger.errors",
     "InvalidTask": "tollbook.schemas.tasks",
 }

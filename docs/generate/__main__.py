@@ -8,12 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from docs.generate import asyncapi, commands, event_docs, tables
+from docs.generate import asyncapi, commands, event_docs, navigation, tables
 
 
 def documents() -> dict[Path, str]:
     """Return every generated document, with its text."""
-    return {**tables.documents(), **commands.documents(), **event_docs.documents(), **asyncapi.documents()}
+    generators = (tables, commands, event_docs, asyncapi, navigation)
+    return {path: text for generator in generators for path, text in generator.documents().items()}
 
 
 def main(arguments: Sequence[str]) -> int:

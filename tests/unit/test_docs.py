@@ -329,6 +329,12 @@ def test_the_readme_fits_on_one_page() -> None:
     assert len(text_of(README).splitlines()) <= 110
 
 
+def test_the_readme_names_every_extra() -> None:
+    extras = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]["optional-dependencies"]
+    named = first_column(part(README, "extras"))
+    assert sorted(named) == sorted(["tollbook", *(f"tollbook[{extra}]" for extra in extras)])
+
+
 def test_the_guarantees_are_kept_audited_and_tested_somewhere() -> None:
     rows = [line.split(" | ") for line in part(GUARANTEES, "guarantees").splitlines()[2:]]
     assert [row[0] for row in rows] == [f"| G{number}" for number in range(1, len(rows) + 1)]
