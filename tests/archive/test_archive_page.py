@@ -1,4 +1,4 @@
-"""What docs/reference/archive.md says is so: its verifier, written from the page alone, recomputes a real archive's chain."""
+"""docs/reference/archive.md is true: its verifier, written from the page alone, recomputes a real archive's chain."""
 
 import ast
 import asyncio
