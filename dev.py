@@ -283,6 +283,14 @@ def bench(arguments: Sequence[str]) -> int:
     return become("python", "-m", "benchmarks", *arguments)
 
 
+def docs(arguments: Sequence[str]) -> int:
+    """Write the generated documents and build the site into site/: docs [--serve]."""
+    code = call("python", "-m", "docs.generate")
+    if code == 0 and "--serve" in arguments:
+        return become("zensical", "serve")
+    return code or call("zensical", "build", "--strict", "--clean")
+
+
 def lint(arguments: Sequence[str]) -> int:
     """Check format and style: ruff (lint --fix mends what it can)."""
     if "--fix" in arguments:
@@ -342,7 +350,8 @@ def setup(arguments: Sequence[str]) -> int:
 
 
 COMMANDS = {
-    command.__name__: command for command in (demo, run, test, soak, bench, lint, types, imports, check, lock, setup)
+    command.__name__: command
+    for command in (demo, run, test, soak, bench, docs, lint, types, imports, check, lock, setup)
 }
 
 

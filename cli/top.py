@@ -22,7 +22,7 @@ def top(
 ) -> int:
     """Watch the running system: calls, money, users against caps, streams, projector. It holds up nothing.
 
-    q or Ctrl-C ends it. What each figure counts is in docs/top.md. Example: tollbook top --interval 2
+    q or Ctrl-C ends it. What each figure counts is in docs/operators/top.md. Example: tollbook top --interval 2
     """
     from tollbook.cli.options import data_settings
     from tollbook.observability.logs import configure_logging

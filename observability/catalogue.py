@@ -1,4 +1,4 @@
-"""Every metric that Tollbook exposes: name, type, labels, meaning. docs/observability.md shows this table.
+"""Every metric that Tollbook exposes: name, type, labels, meaning. docs/reference/metrics.md shows this table.
 
 Names and units follow Prometheus's conventions. Dollars are floats here, as nowhere else: no decision uses a metric,
 and the exact number is in DuckDB. No label is a user's, a task's or a campaign's: each has a short, fixed list of

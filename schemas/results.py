@@ -48,17 +48,29 @@ class InferenceResult(BaseModel):
     `cost_usd` is a decimal string in JSON (dollars, nine places), exact to the nano-dollar.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     task_id: str
+    """The task's id."""
     status: TaskStatus
+    """How the task ended: `done`, `denied`, `failed` or `invalid`."""
     content: str | None = None
+    """The model's answer, for a task that is `done`."""
     model_used: str | None = None
+    """The model that answered, as the provider named it."""
     token_count: int = 0
+    """Prompt and completion tokens of the attempt that answered."""
     cost_usd: UsdString = usd_from_nanousd(0)
+    """The cost of all attempts in dollars: a decimal string with nine places."""
     error_code: ErrorCode | None = None
+    """Why there is no answer: one of the error codes."""
     error: str | None = None
+    """The same in words."""
     user_id: str | None = None
+    """Who was charged."""
     task_type: str | None = None
+    """The task type, as in the task."""
     finished_at_ms: int | None = None
+    """When the task ended, milliseconds since the epoch."""
     metadata: dict[str, Any] | None = None
+    """The task's `metadata`, unchanged."""

@@ -112,30 +112,40 @@ class Task(BaseModel):
     Either `prompt` (with an optional `system`) or `messages`; `ping` needs neither.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     task: TaskType
+    """What to do: a task type. The name `task_type` is accepted too."""
     user_id: UserId = "anonymous"
+    """Who is charged. Required, except for `ping`."""
     plan: Plan = DEFAULT_PLAN
+    """The user's plan, which decides the cap."""
     task_id: TaskId | None = None
+    """Your own id, which makes a repeat harmless. Without one it is `<stream>-<entry id>`."""
     campaign_id: CampaignId | None = None
+    """The campaign, for reports and for a campaign's cap."""
     prompt: str | None = Field(default=None, repr=False)
+    """The text for the model. Give exactly one of `prompt` and `messages`."""
     system: str | None = Field(default=None, repr=False)
+    """A system prompt, beside `prompt`."""
     messages: tuple[Message, ...] | None = Field(default=None, max_length=MAX_MESSAGES, repr=False)
+    """Chat messages instead of a prompt, as JSON: `[{"role": "user", "content": "..."}]`. Text only."""
     max_tokens: Annotated[int | None, BeforeValidator(_number)] = Field(default=None, ge=1, le=200_000)
+    """Maximum completion tokens, instead of the route's."""
     temperature: Annotated[float | None, BeforeValidator(_number)] = Field(
         default=None, ge=0, le=2, allow_inf_nan=False
     )
+    """Sampling temperature, 0 to 2, instead of the route's."""
     model: ModelId | None = None
+    """Model id, instead of the route's."""
     reply_to: StreamName | None = None
+    """A stream to which the result is appended."""
     metadata: dict[str, Any] | None = Field(default=None, repr=False)
-    traceparent: Annotated[str | None, BeforeValidator(traceparent_or_none)] = Field(
-        default=None,
-        description="W3C Trace Context of the publisher; the task's spans continue it. Ignored if malformed.",
-    )
-    tracestate: Annotated[str | None, BeforeValidator(tracestate_or_none)] = Field(
-        default=None, description="W3C tracestate, beside `traceparent`. Ignored if malformed."
-    )
+    """A JSON object of up to 16 KiB, returned with the result."""
+    traceparent: Annotated[str | None, BeforeValidator(traceparent_or_none)] = None
+    """W3C Trace Context of the publisher; the task's spans continue it. Ignored if malformed."""
+    tracestate: Annotated[str | None, BeforeValidator(tracestate_or_none)] = None
+    """W3C tracestate, beside `traceparent`. Ignored if malformed."""
 
     @field_validator("metadata")
     @classmethod

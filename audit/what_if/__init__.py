@@ -1,6 +1,6 @@
 """What-if: the recorded ledger decided again with other caps, prices or routes.
 
-Pure: no I/O, no clock, no randomness. `docs/what-if.md` lists the assumptions.
+Pure: no I/O, no clock, no randomness. `docs/auditors/what-if.md` lists the assumptions.
 """
 
 from tollbook.audit.what_if.alternatives import Alternatives, OtherRoute, RecordedCaps

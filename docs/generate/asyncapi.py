@@ -1,13 +1,10 @@
 """The AsyncAPI 3 document of the task streams and of the reply to a task, made from the real payload models.
 
-`python -m docs.generate.asyncapi` writes docs/asyncapi.yaml; `--check` only says whether it is current.
-Nothing is connected and nothing is consumed: the broker made here exists to be described.
-Needs PyYAML, which only development installs.
+Nothing is connected and nothing is consumed: the broker made here exists only to be described.
+Needs PyYAML, which only a development environment has.
 """
 
 import json
-import sys
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +18,7 @@ from tollbook.schemas.identifiers import TaskId
 from tollbook.schemas.results import InferenceResult
 from tollbook.schemas.tasks import Task, TaskStream
 
-DOCUMENT: Final = Path(__file__).resolve().parents[2] / "docs" / "asyncapi.yaml"
+DOCUMENT: Final = Path(__file__).resolve().parents[1] / "reference" / "asyncapi.yaml"
 
 _TASKS: Final = (
     "Redis Stream of tasks. An entry holds the task's fields as plain text, `messages` and `metadata` as JSON; or one "
@@ -39,6 +36,11 @@ class Reply(BaseModel):
 
     task_id: TaskId
     result: Json[InferenceResult] = Field(description="The result as JSON text.")
+
+
+def documents() -> dict[Path, str]:
+    """Return the document, with its text."""
+    return {DOCUMENT: document()}
 
 
 def document() -> str:
@@ -70,7 +72,9 @@ def _as_yaml(content: dict[str, Any]) -> str:
         content[part] = dict(sorted(content[part].items()))
     content["components"] = {part: dict(sorted(found.items())) for part, found in content["components"].items()}
     # Pydantic describes what the model takes; it always writes a string: a JSON number is a float to many.
-    content["components"]["schemas"]["InferenceResult"]["properties"]["cost_usd"] = {
+    properties = content["components"]["schemas"]["InferenceResult"]["properties"]
+    properties["cost_usd"] = {
+        "description": properties["cost_usd"]["description"],
         "default": "0.000000000",
         "pattern": r"^-?\d+\.\d{9}$",
         "title": "Cost Usd",
@@ -81,17 +85,3 @@ def _as_yaml(content: dict[str, Any]) -> str:
 
 async def _execute(task: Task) -> None:
     """Run one task under the user's budget."""
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Write the document, or with `--check` compare it; return the exit code."""
-    text = document()
-    if "--check" in arguments:
-        is_current = DOCUMENT.exists() and DOCUMENT.read_text(encoding="utf-8") == text
-        return 0 if is_current else 1
-    DOCUMENT.write_text(text, encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,37 +1,31 @@
-"""The description of every event, made from the payload models: docs/events.md and the JSON Schemas in docs/schemas.
+"""The description of every event, made from the payload models: a page, and a JSON Schema for each event.
 
-`python -m docs.generate.event_docs` writes them; `--check` only says whether they are current. Works in a checkout
-of the project, whose golden files are the examples.
-
-Only this version's schemas are written. Those of a version that nothing writes any more stay as they were made:
-entries of that version are still on ledgers, and are held against them by the golden files.
+The examples are the golden files of the tests. Only the current version's schemas are made. Those of an older version
+stay as they are: ledgers still hold entries of that version, and the golden files are checked against its schemas.
 """
 
 import inspect
 import json
-import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
+from docs.generate.markdown import table, with_part
 from tollbook.schemas.events import ENVELOPE_FIELDS, EVENT_VERSION, EventPayload, Payload
 from tollbook.schemas.upcasters import event_from_entry
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-PAGE: Final = ROOT / "docs" / "events.md"
-SCHEMAS: Final = ROOT / "docs" / "schemas"
+PAGE: Final = ROOT / "docs" / "reference" / "events.md"
+SCHEMAS: Final = ROOT / "docs" / "reference" / "schemas"
 GOLDEN: Final = ROOT / "tests" / "golden" / "events"
 
 PAYLOADS: Final[dict[str, type[Payload]]] = {
     payload.model_fields["type"].default: payload
     for payload in cast("tuple[type[Payload], ...]", get_args(get_args(EventPayload)[0]))
 }
-_BEGIN: Final = "<!-- events -->\n"
-_END: Final = "\n<!-- /events -->"
-
 _WHOLE: Final = r"^(0|[1-9][0-9]*)$"
 _SIGNED: Final = r"^(0|-?[1-9][0-9]*)$"
 _ENVELOPE: Final[dict[str, tuple[dict[str, Any], str]]] = {
@@ -65,9 +59,7 @@ def documents() -> dict[Path, str]:
     found = {SCHEMAS / "envelope.json": _as_json(envelope_schema())}
     for kind in PAYLOADS:
         found[SCHEMAS / f"v{EVENT_VERSION}" / f"{kind}.json"] = _as_json(payload_schema(kind))
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(_BEGIN)
-    found[PAGE] = before + _BEGIN + page() + _END + rest.partition(_END)[2]
+    found[PAGE] = with_part(PAGE.read_text(encoding="utf-8"), "events", page())
     return found
 
 
@@ -90,7 +82,7 @@ def envelope_schema() -> dict[str, Any]:
 def payload_schema(kind: str) -> dict[str, Any]:
     """Return the schema of a type's payload in this version.
 
-    Fields that it does not name are allowed: a reader passes over what a later minor change has added.
+    Fields that it does not name are allowed: a reader ignores what a later version adds.
     """
     schema = PAYLOADS[kind].model_json_schema(schema_generator=_Untitled)
     # The type stands in the envelope, not in the payload.
@@ -100,10 +92,10 @@ def payload_schema(kind: str) -> dict[str, Any]:
 
 
 def page() -> str:
-    """Return what is generated of the page: a part for each event, then the objects that they share."""
+    """Return the generated part of the page: a section for each event, then the objects that they share."""
     schemas = {kind: payload_schema(kind) for kind in PAYLOADS}
     shared = {name: part for schema in schemas.values() for name, part in schema.get("$defs", {}).items()}
-    parts = ["## The envelope", _table(("field", "form", "meaning"), _envelope_rows())]
+    parts = ["## The envelope", table(("field", "form", "meaning"), _envelope_rows())]
     for kind, schema in schemas.items():
         parts += [f"## `{kind}`", _filled(schema["description"]), _fields(schema), _example(kind)]
     for name, part in sorted(shared.items()):
@@ -141,7 +133,7 @@ def _fields(schema: Mapping[str, Any]) -> str:
         (f"`{name}`", _form(name, rule), _default(name, rule, required), rule.get("description", ""))
         for name, rule in schema["properties"].items()
     )
-    return _table(("field", "form", "absent means", "meaning"), rows)
+    return table(("field", "form", "absent means", "meaning"), rows)
 
 
 def _form(name: str, rule: Mapping[str, Any]) -> str:
@@ -199,26 +191,5 @@ def _without(document: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in document.items() if name not in names}
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = (head, tuple("---" for _ in head), *rows)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
 def _as_json(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Write the documents, or with `--check` compare them; return the exit code."""
-    made = documents()
-    if "--check" in arguments:
-        is_current = all(path.exists() and path.read_text(encoding="utf-8") == text for path, text in made.items())
-        return 0 if is_current else 1
-    for path, text in made.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

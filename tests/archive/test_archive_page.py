@@ -1,4 +1,4 @@
-"""What docs/archive.md says is so: its verifier, written from the page alone, recomputes a real archive's chain."""
+"""docs/reference/archive.md is true: its verifier, written from the page alone, recomputes a real archive's chain."""
 
 import ast
 import asyncio
@@ -30,7 +30,7 @@ from tollbook.ledger.archive.segments import Archive, Manifest
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 ROOT: Final = Path(__file__).parents[2]
-PAGE: Final = (ROOT / "docs" / "archive.md").read_text("utf-8")
+PAGE: Final = (ROOT / "docs" / "reference" / "archive.md").read_text("utf-8")
 
 
 def between(name: str) -> str:
@@ -170,7 +170,7 @@ async def test_every_event_in_the_archive_is_as_its_json_schema_says(books: Gate
     for kind, v, payload in rows:
         if (kind, v) not in schemas:
             schemas[kind, v] = Draft202012Validator(
-                json.loads((ROOT / "docs" / "schemas" / f"v{v}" / f"{kind}.json").read_text("utf-8"))
+                json.loads((ROOT / "docs" / "reference" / "schemas" / f"v{v}" / f"{kind}.json").read_text("utf-8"))
             )
         schemas[kind, v].validate(json.loads(payload))
     assert {kind for kind, _ in schemas} == PAYLOADS.keys(), "every type of event was there"

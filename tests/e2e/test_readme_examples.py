@@ -1,4 +1,4 @@
-"""The examples of publishing in the README, run as they stand there, against a running system.
+"""The examples for publishers, run as the documents show them, against a running system.
 
 What an example needs may be missing on a desk: then its test is skipped and says why. Where CI=true it fails.
 """
@@ -17,11 +17,15 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
+from docs.generate.markdown import between
 from tests.system import RunningSystem, command_environment, running_system
 from tollbook.schemas.results import InferenceResult, TaskStatus
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-README: Final = Path(__file__).parents[2] / "README.md"
+ROOT: Final = Path(__file__).parents[2]
+README: Final = ROOT / "README.md"
+PUBLISH: Final = ROOT / "docs" / "publishers" / "publish.md"
+RESULTS: Final = ROOT / "docs" / "publishers" / "results.md"
 # The last version that runs on Node 18, which Debian 12 has.
 NODE_REDIS: Final = "redis@5.8.2"
 
@@ -35,11 +39,9 @@ async def running(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> 
         yield system
 
 
-def example(name: str) -> str:
+def example(name: str, page: Path = PUBLISH) -> str:
     """The code block between `<!-- name -->` and `<!-- /name -->`."""
-    found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```\n<!-- /{name} -->", README.read_text("utf-8"), re.DOTALL)
-    assert found, f"README.md has no example {name}"
-    return found[1]
+    return between(page.read_text("utf-8"), name).partition("\n")[2].removesuffix("```")
 
 
 def needs(program: str) -> str:
@@ -80,16 +82,45 @@ async def result_of(running: RunningSystem, task_id: str) -> InferenceResult:
     return result
 
 
-async def test_redis_cli_publishes(running: RunningSystem, tmp_path: Path) -> None:
+async def test_redis_cli_publishes_and_reads_the_result(running: RunningSystem, tmp_path: Path) -> None:
     needs("redis-cli")
     assert re.fullmatch(r"\d+-\d+\n", await run(running, "sh", "-ec", example("redis-cli"), cwd=tmp_path))
     result = await result_of(running, "post-17")
     assert (result.status, result.user_id, result.task_type) == (TaskStatus.DONE, "u42", "generate_draft")
+    printed = await run(running, "sh", "-ec", example("redis-cli", RESULTS), cwd=tmp_path)
+    assert InferenceResult.model_validate_json(printed) == result
 
 
-async def test_the_publisher_publishes_and_waits(running: RunningSystem, tmp_path: Path) -> None:
-    printed = await run(running, sys.executable, "-c", example("publisher"), cwd=tmp_path)
+async def test_redis_cli_publishes_json(running: RunningSystem, tmp_path: Path) -> None:
+    needs("redis-cli")
+    assert re.fullmatch(r"\d+-\d+\n", await run(running, "sh", "-ec", example("redis-cli json"), cwd=tmp_path))
+    result = await result_of(running, "post-20")
+    assert (result.status, result.metadata) == (TaskStatus.DONE, {"post": 18})
+
+
+@pytest.mark.parametrize("page", [PUBLISH, README], ids=lambda page: page.name)
+async def test_the_publisher_publishes_and_waits(running: RunningSystem, tmp_path: Path, page: Path) -> None:
+    code = example("publisher") if page == PUBLISH else first_python(page)
+    printed = await run(running, sys.executable, "-c", code, cwd=tmp_path)
     assert re.fullmatch(r"done \[stand-in\] .+ 0\.\d{9}\n", printed)
+
+
+async def test_the_publisher_says_that_redis_is_away(running: RunningSystem, tmp_path: Path) -> None:
+    """The example's own handler for it runs, not a traceback."""
+    away = "redis://127.0.0.1:1/0"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", example("publisher"), cwd=tmp_path,
+        env=command_environment({"REDIS_URL": away}), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    output, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    assert "127.0.0.1:1" in output.decode()
+
+
+def first_python(page: Path) -> str:
+    found = re.search(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    assert found
+    return found[1]
 
 
 async def test_node_publishes_and_waits(

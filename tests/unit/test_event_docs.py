@@ -31,18 +31,6 @@ def stored(path: Path) -> tuple[Document, Document, Draft202012Validator, Draft2
     return fields, json.loads(fields["payload"]), *validators(path.parent.name, fields["type"])
 
 
-def test_the_committed_documents_are_current() -> None:
-    for path, text in event_docs.documents().items():
-        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python -m docs.generate.event_docs"
-
-
-def test_check_tells_current_documents_from_old_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert event_docs.main(["--check"]) == 0
-    changed = {**event_docs.documents(), event_docs.PAGE: "old"}
-    monkeypatch.setattr(event_docs, "documents", lambda: changed)
-    assert event_docs.main(["--check"]) == 1
-
-
 def test_every_type_has_a_schema_of_every_version_and_no_schema_is_left_over() -> None:
     found = {path.relative_to(event_docs.SCHEMAS).as_posix() for path in event_docs.SCHEMAS.rglob("*.json")}
     versions = range(1, EVENT_VERSION + 1)

@@ -12,7 +12,7 @@ from tollbook.views.tables import dollars
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A table with its title; the columns are named as in docs/duckdb.md."""
+    """A table with its title; the columns are named as in docs/reference/tables.md."""
 
     name: str
     title: str
