@@ -107,7 +107,8 @@ def shown(value: object) -> str:
         case int():
             return str(value) if value.bit_length() <= 3 * _MAX_SHOWN_CHARACTERS else "a number of over 90 digits"
         case float() | Decimal():
-            return str(value)[:_MAX_SHOWN_CHARACTERS]
+            text = str(value)
+            return text if len(text) <= _MAX_SHOWN_CHARACTERS else f"a number of {len(text)} characters"
         case _:
             return _kind(value)
 
