@@ -145,7 +145,7 @@ def _metrics_port(value: object) -> int | Literal["off"] | None:
         return None
     if value == "off":
         return "off"
-    port = int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
+    port = int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,5}", value) else value
     if type(port) is not int or not 0 <= port <= 65_535:
         raise ValueError(f"must be a port from 1 to 65535, 0 for a free one, or 'off', not {shown(value)}")
     return port
@@ -156,7 +156,7 @@ def _routes(value: object) -> dict[str, dict[str, object]]:
     return {
         name: {
             key: float(item) if isinstance(item, Decimal) else item
-            for key, item in _object(fields, f"{name!r} ").items()
+            for key, item in _object(fields, f"{shown(name)} ").items()
         }
         for name, fields in _object(value).items()
     }
@@ -171,7 +171,7 @@ def _caps(value: object) -> CapTable:
             raise ValueError(unknown_name("field", name, ("users", "plans")))
     users: dict[str, int] = {}
     for user_id, usd in _object(table.get("users", {}), "'users' ").items():
-        users[_user_id(user_id)] = _nanousd(usd, f"the cap of user {user_id!r} ")
+        users[_user_id(user_id)] = _nanousd(usd, f"the cap of user {shown(user_id)} ")
     plans: dict[Plan, int] = {}
     for name, usd in _object(table.get("plans", {}), "'plans' ").items():
         if name not in list(Plan):

@@ -26,7 +26,7 @@ def check_id(value: str) -> str:
     if not 1 <= len(value) <= MAX_ID_CHARACTERS:
         raise ValueError(f"must have 1 to {MAX_ID_CHARACTERS} characters, not {len(value)}")
     if _FORBIDDEN.search(value) or not value.isprintable():
-        raise ValueError(f"must have no spaces, quotes, backslashes or control characters, not {value!r}")
+        raise ValueError("must have no spaces, quotes, backslashes or control characters")
     return value
 
 

@@ -65,17 +65,18 @@ def problems_of(
     root: str = "",
     subject: Callable[[str], str] = lambda path: f"'{path}' ",
     limit: int = MAX_PROBLEMS,
-    shows_values: bool = True,
+    hides: Callable[[object], bool] = lambda value: False,  # noqa: ARG005 - by default, nothing is hidden.
 ) -> list[str]:
     """Return a sentence for each problem of an input that `model`, a pydantic model or a union of them, refuses.
 
     `root` is the path of the input in what the user wrote; `subject` begins a sentence about a path. A validator's own
     ValueError says what is wrong with its field ("must have no spaces"), or, for the whole model, a whole sentence.
+    Values and names of which `hides` is true are not shown (G10).
     """
     details = error.errors(include_url=False)
     found = [(each, *_places(each, _Place(root, model))) for each in details[:limit]]
     sentences = [
-        _sentence(each, place if shows_values else replace(place, is_private=True), parent, subject)
+        _sentence(each, replace(place, is_private=True) if hides(each["input"]) else place, parent, subject, hides)
         for each, place, parent in found
     ]
     for each, _, parent in found:
@@ -107,7 +108,8 @@ def shown(value: object) -> str:
         case int():
             return str(value) if value.bit_length() <= 3 * _MAX_SHOWN_CHARACTERS else "a number of over 90 digits"
         case float() | Decimal():
-            return str(value)[:_MAX_SHOWN_CHARACTERS]
+            text = str(value)
+            return text if len(text) <= _MAX_SHOWN_CHARACTERS else f"a number of {len(text)} characters"
         case _:
             return _kind(value)
 
@@ -128,7 +130,13 @@ def _places(error: ErrorDetails, whole: _Place) -> tuple[_Place, _Place]:
     return place, parent
 
 
-def _sentence(error: ErrorDetails, place: _Place, parent: _Place, subject: Callable[[str], str]) -> str:
+def _sentence(
+    error: ErrorDetails,
+    place: _Place,
+    parent: _Place,
+    subject: Callable[[str], str],
+    hides: Callable[[object], bool],
+) -> str:
     about = subject(place.path) if place.path else ""
     cause = error.get("ctx", {}).get("error")
     match error["type"]:
@@ -137,7 +145,8 @@ def _sentence(error: ErrorDetails, place: _Place, parent: _Place, subject: Calla
         case "extra_forbidden":
             name = str(error["loc"][-1])
             where = f" in '{parent.path}'" if parent.path else ""
-            return f"unknown field {_shown_name(name)}{where}{did_you_mean(name, _fields(parent))}"
+            which = f"of {len(name)} characters" if hides(name) else _shown_name(name)
+            return f"unknown field {which}{where}{did_you_mean(name, _fields(parent))}"
         case "value_error" if type(cause) is ValueError:
             # A validator of the whole model says itself what is wrong with which field.
             return f"{about}{cause}" if error["loc"] or not about else f"'{place.path}': {cause}"

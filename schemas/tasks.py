@@ -7,7 +7,7 @@ envelope before the message comes here.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self, cast
 
@@ -54,6 +54,8 @@ MAX_TEXT_BYTES: Final = 1_000_000
 MAX_MESSAGES: Final = 1_000
 MAX_METADATA_BYTES: Final = 16_384
 MAX_JSON_DEPTH: Final = 32
+_MAX_HARMLESS: Final = 3
+"""A shorter text says nothing of a prompt that holds it too."""
 # Fields that are JSON text in a plain stream field.
 _JSON_FIELDS: Final = ("messages", "metadata")
 
@@ -227,7 +229,30 @@ def task_from_fields(fields: Mapping[str, Any]) -> Task:
     try:
         return Task.model_validate(values)
     except ValidationError as exc:
-        raise InvalidTask(as_text(problems_of(exc, Task))) from None
+        raise InvalidTask(as_text(problems_of(exc, Task, hides=_may_be_prompt(values)))) from None
+
+
+def _may_be_prompt(values: Mapping[str, Any]) -> Callable[[object], bool]:
+    """Return whether a text may be part of the prompt, also where it stands in another field by mistake (G10)."""
+    texts: list[str] = []
+    level: list[object] = [values.get("prompt"), values.get("system"), values.get("messages")]
+    while level:
+        texts += [item for item in level if isinstance(item, str) and item]
+        level = [child for item in level for child in _children(_without_role(item))]
+
+    def is_part(value: object) -> bool:
+        if not isinstance(value, str):
+            return False
+        has_space = any(character.isspace() for character in value)
+        return has_space or (len(value) > _MAX_HARMLESS and any(value in text or text in value for text in texts))
+
+    return is_part
+
+
+def _without_role(item: object) -> object:
+    if not isinstance(item, dict):
+        return item
+    return {name: value for name, value in cast("dict[str, object]", item).items() if name != "role"}
 
 
 def _json_object(text: object, *, name: str) -> dict[str, Any]:

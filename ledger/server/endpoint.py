@@ -96,7 +96,7 @@ def _load(path: Path) -> Endpoint | None:
         ) from exc
     except ValidationError as exc:
         # No value is shown: it may hold a password.
-        problem = as_text(problems_of(exc, Endpoint, shows_values=False))
+        problem = as_text(problems_of(exc, Endpoint, hides=lambda _: True))
         raise EndpointError(f"{path} is damaged ({problem}): remove it and start Tollbook again") from exc
 
 

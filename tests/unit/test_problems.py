@@ -250,6 +250,16 @@ def test_a_message_of_many_problems_is_bounded() -> None:
         {"metadata": json.dumps(SECRET)},
         {"max_tokens": [SECRET]},
         {"propmt": SECRET},
+        {"plan": SECRET},
+        {"task": SECRET},
+        {"user_id": SECRET},
+        {"model": SECRET},
+        {"max_tokens": SECRET},
+        {SECRET: "1"},
+        {"prompt": "oneword", "plan": "oneword"},
+        {"prompt": "oneword", "oneword": "1"},
+        {"prompt": None, "messages": [{"role": "user", "content": "oneword"}], "plan": "oneword"},
+        {"prompt": None, "messages": [{"role": "oneword", "content": "oneword"}]},
     ],
 )
 def test_no_problem_shows_a_prompt(fields: dict[str, Any]) -> None:
@@ -257,6 +267,7 @@ def test_no_problem_shows_a_prompt(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidTask) as refused:
         task_from_fields({name: value for name, value in {**VALID[Task], **fields}.items() if value is not None})
     assert SECRET not in str(refused.value)
+    assert "oneword" not in str(refused.value)
 
 
 def test_no_repr_of_a_task_shows_its_prompt() -> None:

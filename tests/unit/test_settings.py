@@ -1,6 +1,7 @@
 """Settings: read once, refused whole where anything is wrong, and silent about secrets."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,36 @@ def test_a_file_that_cannot_be_read_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"TOLLBOOK_RETRIES=\xff\n")
     with pytest.raises(SettingsError, match=r"\.env cannot be read: it is not UTF-8"):
         load_settings(env_file=tmp_path / ".env")
+
+
+FOREIGN = re.compile(
+    r"Input should|Value error|Field required|should (be|have|match)|digits. for|Invalid|codec|invalid"
+)
+ODD_VALUES = [
+    "x" * 5_000, "1" * 5_000, "[", '"', "{}", "[]", "null", "true", "NaN", "-1", "1e999", "1." + "0" * 500 + "1", " ",
+    '{"a": 1}', '{"users": {"' + "u" * 500 + '": -1}}', '{"score_post": {"' + "u" * 500 + '": -1}}',
+    '{"m": {"prompt": 1e999}}',
+    '{"plans": [1]}', '{"m": [{"prompt": 1, "completion": 1, "from": 20261201}]}', "https://[", "redis://h:x",
+    "\u0130",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [str(field.validation_alias) for field in Settings.model_fields.values()])
+@pytest.mark.parametrize("value", ODD_VALUES, ids=range(len(ODD_VALUES)))
+def test_any_value_is_taken_or_refused_in_one_plain_line(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: tuple[str, ...] = ()
+    try:
+        load(monkeypatch, **{name: value})
+    except SettingsError as exc:
+        lines = exc.problems
+    assert len(lines) <= 1 or name == "TOLLBOOK_ROUTES"
+    for line in lines:
+        assert line.startswith(f"{name}: ")
+        assert not FOREIGN.search(line), line
+        assert line.isprintable()
+        assert len(line) < 400
 
 
 def test_all_problems_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

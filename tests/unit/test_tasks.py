@@ -75,7 +75,7 @@ def test_ping_needs_nothing_else() -> None:
         ({"task": "translate"}, "'task' must be one of 'classify_archetype', 'generate_draft', 'score_post'"),
         ({"task": "scor-post"}, "not 'scor-post'; did you mean 'score_post'?"),
         ({"user_id": ""}, "'user_id' is missing"),
-        ({"user_id": "u 42"}, "'user_id' must have no spaces, quotes, backslashes or control characters, not 'u 42'"),
+        ({"user_id": "u 42"}, "'user_id' must have no spaces, quotes, backslashes or control characters"),
         ({"user_id": "u" * 201}, "'user_id' must have 1 to 200 characters, not 201"),
         ({"task_id": "a'b"}, "'task_id' must have no spaces, quotes"),
         ({"campaign_id": "a\nb"}, "'campaign_id' must have no spaces"),
