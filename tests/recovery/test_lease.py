@@ -57,7 +57,7 @@ async def projectors(redis_client: Redis, server_url: str, tmp_path: Path) -> As
     ("place", "says"),
     [
         ("data", "is open in another process: stop the other projector"),
-        ("elsewhere", "works on this ledger. Stop it first; or start this one with --standby"),
+        ("elsewhere", "works on this ledger: stop it first, or start this one with --standby"),
     ],
 )
 async def test_a_second_projector_is_refused_and_told_why(projectors: Projectors, place: str, says: str) -> None:
