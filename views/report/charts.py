@@ -34,7 +34,15 @@ _PERCENTILES: Final = {"p50": _BLUE, "p95": _ORANGE, "p99": _VERMILION}
 _INK, _FAINT, _LINE = "#1f2933", "#52606d", "#e4e7eb"
 _FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', Arial, sans-serif"
 _BAR_PX: Final = 22
+_TWO_LINES_PX: Final = 34
 _TWO_LINES: Final = "[split(datum.label, ' → ')[0], '→ ' + split(datum.label, ' → ')[1]]"
+_LONG_NAME: Final = 28
+_HALVES: Final = (
+    f"length(datum.label) > {_LONG_NAME} ? [slice(datum.label, 0, ceil(length(datum.label) / 2)), "
+    "slice(datum.label, ceil(length(datum.label) / 2))] : datum.label"
+)
+# What the words at the end of a bar take: a percentage and a cap, an amount.
+_CAP_WORDS_PX, _AMOUNT_PX = 130, 75
 _MINUTE_S, _HOUR_S = 60, 3_600
 _DOLLAR_FORMS: Final = ((0.001, "$,.6f"), (0.1, "$,.4f"), (20, "$,.2f"))
 # As much as the widest label of an amount takes.
@@ -144,8 +152,8 @@ def cap_use(rows: Sequence[Row], *, with_period: bool) -> alt.TopLevelMixin:
         .mark_bar(height={"band": 0.72})
         .encode(
             # Room for the words at the end of the fullest bar.
-            x=alt.X("used:Q", title="percent of the cap", scale=alt.Scale(domain=[0, most * 1.45], nice=False),
-                    axis=alt.Axis(values=[0, 25, 50, 75, 100])),
+            x=alt.X("used:Q", title="percent of the cap", scale=_with_room(0, most, _CAP_WORDS_PX),
+                    axis=alt.Axis(values=[0, 25, 50, 75, 100], labelOverlap="greedy")),
             y=y,
             color=_colour("plan", plans, PLANS),
             tooltip=_tips({"label": "user", "period": "period", "text": "used", "spent": "spent", "held": "held",
@@ -154,7 +162,7 @@ def cap_use(rows: Sequence[Row], *, with_period: bool) -> alt.TopLevelMixin:
     )  # fmt: skip
     words = _words([{**row, "end": max(row["used"], 100)} for row in shown], y)
     limit = alt.Chart(_data([{"limit": 100}])).mark_rule(color=_INK, strokeDash=[4, 3]).encode(x="limit:Q")
-    return _finished(alt.LayerChart(layer=[bars, limit, words]), height=_height(shown))
+    return _finished(alt.LayerChart(layer=[bars, limit, words]), height=_height(shown, (row["label"] for row in shown)))
 
 
 def cap_classes(rows: Sequence[Row]) -> alt.TopLevelMixin:
@@ -200,7 +208,7 @@ def spend_bars(rows: Sequence[Row], name: str) -> alt.TopLevelMixin:
             x=alt.X(
                 "spent:Q",
                 title="US dollars",
-                scale=alt.Scale(domain=[least, most * 1.22 or 1], nice=False),
+                scale=_with_room(least, most, _AMOUNT_PX),
                 axis=_dollar_axis(max(most, -least)),
             ),
             y=y,
@@ -208,7 +216,7 @@ def spend_bars(rows: Sequence[Row], name: str) -> alt.TopLevelMixin:
         )
     )
     words = _words([{**row, "end": max(row["spent"], 0)} for row in shown], y)
-    return _finished(alt.LayerChart(layer=[bars, words]), height=_height(shown))
+    return _finished(alt.LayerChart(layer=[bars, words]), height=_height(shown, (row["label"] for row in shown)))
 
 
 def fallback_routes(rows: Sequence[Row]) -> alt.TopLevelMixin:
@@ -266,7 +274,7 @@ def latency_ranges(rows: Sequence[Row]) -> alt.TopLevelMixin:
             tooltip=_tips({"model": "model", "share": "percentile", "text": "latency"}),
         )
     )
-    return _finished(alt.LayerChart(layer=[line, points]), height=_height(order))
+    return _finished(alt.LayerChart(layer=[line, points]), height=_height(order, order))
 
 
 def _words(shown: Sequence[Row], y: alt.Y) -> alt.Chart:
@@ -308,15 +316,24 @@ def _count_axis(**more: Any) -> alt.Axis:
 
 
 def _names(**more: Any) -> alt.Axis:
+    """An axis of names; a long one, such as a UUID, stands on two lines."""
+    more = {"labelExpr": _HALVES, **more}
     return alt.Axis(labelLimit=190, ticks=False, domain=False, labelPadding=6, **more)
+
+
+def _with_room(least: float, most: float, room_px: int) -> alt.Scale:
+    """A scale that leaves room for the words at the end of the longest bar, however narrow the chart is."""
+    end = f"{least} + {(most - least) or 1} * width / max(width / 8, width - {room_px})"
+    return alt.Scale(domainMin=least, domainMax=alt.ExprRef(end), nice=False)
 
 
 def _tips(titles: dict[str, str]) -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{name}:N", title=title) for name, title in titles.items()]
 
 
-def _height(rows: Sequence[object]) -> int:
-    return max(3, len(rows)) * _BAR_PX
+def _height(rows: Sequence[object], names: Iterable[str] = ()) -> int:
+    bar_px = _BAR_PX if all(len(name) <= _LONG_NAME for name in names) else _TWO_LINES_PX
+    return max(3, len(rows)) * bar_px
 
 
 def _time_title(times: Sequence[datetime]) -> str:
