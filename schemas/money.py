@@ -89,4 +89,4 @@ def format_usd(nanousd: int, *, places: int | None = 2) -> str:
         context.prec = 100
         quantum = Decimal(1).scaleb(-places)
         dollars = usd_from_nanousd(abs(nanousd)).quantize(quantum, rounding=ROUND_CEILING)
-    return f"{'-' if nanousd < 0 else ''}${dollars:,}"
+    return f"{'-' if nanousd < 0 else ''}${dollars:,f}"

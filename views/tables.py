@@ -165,7 +165,7 @@ class _Form:
         first: list[str] = []
         indent = " "
         if self.is_stacked:
-            first, indent = [" " + cells[0]], "   "
+            first, indent = [" " + cells[0]] if cells[0] else [], "   "
             wrapped = wrapped[1:]
         shown = self.columns[self.is_stacked :], self.widths[self.is_stacked :]
         height = max((len(lines) for lines in wrapped), default=0) or 1

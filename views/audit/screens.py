@@ -236,7 +236,7 @@ def print_found(rows: Sequence[dict[str, Any]], *, has_partitions: bool) -> None
             *("" if amount is None else format_usd(amount, places=places) for amount in amounts),
         ]
         shown.append(Row(cells, [_what(row)]))
-    columns = ("event>", "time (UTC)", "type*", "amount>", "committed>")
+    columns = ("event>", "time (UTC)", "type", "amount>", "committed>?")
     Printer().table((*(["partition>"] if has_partitions else []), *columns), shown)
 
 
