@@ -97,11 +97,10 @@ def ways_around(data_dir: Path) -> list[tuple[str, str]]:
     try:
         report = "" if reads_demo(load_settings()) else setting
     except SettingsError:
-        report = setting  # The demo does not read the settings; a mistake in them is told by commands that do.
-    refused = "SELECT call_id FROM events WHERE type = 'budget-denied' LIMIT 1"
+        report = setting  # The demo does not need the settings; commands that do say what is wrong in them.
     return [
         (f"{report}tollbook report", "the spend report in the browser"),
         (f"{report}tollbook report --html report.html", "the same as one file"),
         (f"{setting}tollbook spend", "spend against caps, here"),
-        (f'{setting}tollbook sql "{refused}"', "a call that was refused; `tollbook audit explain` says why"),
+        (f'{setting}tollbook sql "FROM denials"', "every refusal, with the numbers that decided it"),
     ]

@@ -217,7 +217,7 @@ def _pad(text: str, width: int, *, is_right: bool = False) -> str:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Break a text between words into lines of at most so many cells; only a word wider than a line is broken."""
+    """Break a text between words into lines of at most `width` cells; only a word wider than a line is broken."""
     width = max(1, width)
     lines: list[str] = []
     if "\n" in text:

@@ -191,7 +191,7 @@ async def find_source(
     """Find what there is to read: `archive`, else the settings' data directory, running or at rest.
 
     A data directory without a projection is read from its archive. Where no data directory is set and the default one
-    holds nothing, a kept demo in the current directory serves. `progress` is told of events folded, and of how many.
+    is empty, a kept demo in the current directory is read. `progress` gets the number of events folded and their total.
     Errors: NothingToReport; SettingsError; ArchiveDamaged; LedgerGap; UnreadableEvent.
     """
     settings = settings or load_settings()
@@ -210,7 +210,7 @@ async def find_source(
 
 
 def reads_demo(settings: Settings) -> bool:
-    """Whether a report shows the kept demo: nobody set a data directory, and the default one holds nothing."""
+    """Whether a report shows the kept demo: no data directory is set, and the default one is empty."""
     holds_data = _is_projection(settings.data_dir) or bool(Archive(settings.archive_path).partitions())
     is_set = {"data_dir", "archive_dir"} & settings.model_fields_set
     return not is_set and not holds_data and _is_projection(DEMO_DATA_DIR)
