@@ -10,19 +10,15 @@ from tollbook.audit.reader import AuditReader
 from tollbook.audit.statements import Line, Statement
 from tollbook.schemas.events import BudgetDenied, BudgetReserved, CostAdjusted, FallbackUsed, ModelCalled
 from tollbook.schemas.money import exact_places, format_usd, nanousd_from_decimal
+from tollbook.views.audit.decision_texts import cap_text, hold_text, room_text, verdict_text, ways_out
 from tollbook.views.audit.texts import (
     bound_text,
     budget_text,
-    cap_text,
     event_text,
-    hold_text,
     iso,
     moment,
     movement_text,
     plan_text,
-    room_text,
-    verdict_text,
-    ways_out,
 )
 from tollbook.views.tables import Printer, Row, printable
 
