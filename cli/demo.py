@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tollbook.inference.settings import DEMO_DATA_DIR
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -25,6 +23,7 @@ def demo(
 
     Exit code 0 only if they do. Example: tollbook demo --tasks 2000 --keep
     """
+    from tollbook.inference.settings import DEMO_DATA_DIR
     from tollbook.views.tables import make_console
 
     data_dir = DEMO_DATA_DIR if keep else Path(tempfile.mkdtemp(prefix="tollbook-demo-"))

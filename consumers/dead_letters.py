@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 import structlog
 
 from tollbook.consumers.messages import Delivery, fields_as_json, fields_from_json, read_task
-from tollbook.ledger.clock import now_ms
+from tollbook.inference.clock import now_ms as clock_ms
 from tollbook.ledger.keys import dead_letters
 from tollbook.ledger.server.pipeline import CommandPipeline
 
@@ -45,7 +45,7 @@ class Retried:
 class DeadLetters:
     """Puts, lists, retries and drops dead letters. Errors of every method: LedgerUnavailable."""
 
-    def __init__(self, pipeline: CommandPipeline, namespace: str, *, now_ms: Callable[[], int] = now_ms) -> None:
+    def __init__(self, pipeline: CommandPipeline, namespace: str, *, now_ms: Callable[[], int] = clock_ms) -> None:
         self._pipeline = pipeline
         self.key = dead_letters(namespace)
         self._now_ms = now_ms

@@ -22,12 +22,12 @@ from tollbook.inference.calls.budgets import BudgetPolicy
 from tollbook.inference.calls.observer import CallObserver
 from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner
+from tollbook.inference.clock import now_ms
 from tollbook.inference.errors import AppError, SettingsError
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.routing import routing_with
 from tollbook.inference.settings import Settings, load_settings
-from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
 from tollbook.ledger.gate.baselines import BaselineReader, Baselines
 from tollbook.ledger.gate.functions import load_library

@@ -264,8 +264,15 @@ def percent_used(spent: Decimal | int, cap: Decimal | int, *, places: int = 0) -
 
 
 def make_console(*, stderr: bool = False) -> "Console":
-    """Return a console for progress bars and for what is drawn."""
+    """Return a console for progress bars and for what is drawn.
+
+    Errors of its `print`: BrokenPipeError if the reader has gone; Rich itself would end the process with code 1.
+    """
     from rich.console import Console
 
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_UNLIMITED)
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    console = Output(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Output(stderr=stderr, highlight=False, width=_UNLIMITED)

@@ -7,8 +7,8 @@ nothing: the figures carry the problem, beside what was seen last.
 import time
 from dataclasses import dataclass, replace
 
+from tollbook.inference.clock import now_ms
 from tollbook.inference.settings import Settings
-from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.server.endpoint import read_endpoint
 from tollbook.schemas.identifiers import month_at

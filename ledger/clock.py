@@ -1,8 +1,0 @@
-"""The clock of this machine: the one place where it is read as milliseconds since the epoch."""
-
-import time
-
-
-def now_ms() -> int:
-    """Return milliseconds since the epoch by this machine's clock. The gate goes by Redis's clock where it matters."""
-    return time.time_ns() // 1_000_000
