@@ -25,7 +25,7 @@ _LONG: Final = 100_000
 _MOVEMENTS: Final = 50
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-CallArgument = Annotated[str, typer.Argument(metavar="CALL", help="Call id, which is the task's id.")]
+CallArgument = Annotated[str, typer.Argument(metavar="CALL", help="Call id: the id of the task.")]
 
 
 @app.command()
@@ -52,7 +52,7 @@ def call(call_id: CallArgument, archive: ArchiveOption = None, as_json: Json = F
 def user(
     user_id: Annotated[str, typer.Argument(metavar="USER", help="User id.")],
     period: Annotated[str | None, typer.Option(help="Billing period, YYYY-MM; the user's latest by default.")] = None,
-    holds: Annotated[bool, typer.Option(help="Show holds, or only what was charged, refused and changed.")] = True,
+    holds: Annotated[bool, typer.Option(help="Show holds too, or only charges, refusals and changes.")] = True,
     last: Annotated[
         int | None,
         typer.Option(min=1, help=f"How many movements, the newest; {_MOVEMENTS} by default, all of them with --json."),
@@ -119,28 +119,33 @@ def explain(call_id: CallArgument, archive: ArchiveOption = None, as_json: Json 
 
 @app.command()
 def find(
-    user_id: Annotated[str | None, typer.Option("--user", help="Of this user.")] = None,
-    campaign: Annotated[str | None, typer.Option(help="Of this campaign's calls.")] = None,
-    call_id: Annotated[str | None, typer.Option("--call", help="Of this call.")] = None,
-    model: Annotated[str | None, typer.Option(help="Asked for, fallen back from, or answered by this model.")] = None,
+    user_id: Annotated[str | None, typer.Option("--user", help="Only events of this user.")] = None,
+    campaign: Annotated[str | None, typer.Option(help="Only calls of this campaign.")] = None,
+    call_id: Annotated[str | None, typer.Option("--call", help="Only events of this call.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="This model was asked for, answered, or was fallen back from.")
+    ] = None,
     types: Annotated[
-        list[str] | None, typer.Option("--type", help="Of this type, e.g. cost-recorded; repeatable.")
+        list[str] | None,
+        typer.Option("--type", help="This event type, e.g. cost-recorded; may be given several times."),
     ] = None,
     outcome: Annotated[
-        str | None, typer.Option(help="Of attempts (ok, timeout ...) and settlements (done ...).")
+        str | None, typer.Option(help="Outcome of an attempt (ok, timeout ...) or a settlement (done ...).")
     ] = None,
-    reason: Annotated[str | None, typer.Option(help="With this in its reason, in whatever case.")] = None,
-    since: Annotated[str | None, typer.Option(help="From a moment (2026-11-24T12:00:00Z) or entry id on.")] = None,
-    until: Annotated[str | None, typer.Option(help="Up to a moment or entry id, included.")] = None,
-    least: Annotated[str | None, typer.Option("--min", help="Amount at least, in dollars; may be negative.")] = None,
-    most: Annotated[str | None, typer.Option("--max", help="Amount at most, in dollars.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many; of a table 100 by default.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Text in the reason; upper and lower case are the same.")] = None,
+    since: Annotated[str | None, typer.Option(help="From this time (2026-11-24T12:00:00Z) or entry id on.")] = None,
+    until: Annotated[str | None, typer.Option(help="Up to this time or entry id, included.")] = None,
+    least: Annotated[str | None, typer.Option("--min", help="Smallest amount in dollars; may be negative.")] = None,
+    most: Annotated[str | None, typer.Option("--max", help="Largest amount in dollars.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="How many events at most; 100 by default in a table.")
+    ] = None,
     form: FormatOption = None,
     output: Annotated[Path | None, typer.Option(help="Write to this new file instead of standard output.")] = None,
     archive: ArchiveOption = None,
     as_json: Json = False,
 ) -> int:
-    """Find events by any of these filters together, with the columns of the table `events`.
+    """Find events that match all of these filters, with the columns of the table `events`.
 
     Example: tollbook audit find --user u42 --type cost-recorded --min 0.10 --output costs.csv
     """

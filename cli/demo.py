@@ -104,11 +104,10 @@ def ways_around(data_dir: Path) -> list[tuple[str, str]]:
         if data_settings(load_settings()).data_dir == data_dir:
             setting = ""
     except SettingsError:
-        pass  # The demo does not use the settings; a command that does will say what is wrong with them.
-    refused = "SELECT call_id FROM events WHERE type = 'budget-denied' LIMIT 1"
+        pass  # The demo does not need the settings; commands that do say what is wrong in them.
     return [
         (f"{setting}tollbook report", "the spend report in the browser"),
         (f"{setting}tollbook report --html report.html", "the same as one file"),
         (f"{setting}tollbook spend", "spend against caps, here"),
-        (f'{setting}tollbook sql "{refused}"', "a call that was refused; `tollbook audit explain` says why"),
+        (f'{setting}tollbook sql "FROM denials"', "every refusal, with the numbers that decided it"),
     ]

@@ -30,14 +30,14 @@ def report(
     user: Annotated[str | None, typer.Option(help="Only this user.")] = None,
     campaign: Annotated[str | None, typer.Option(help="Only this campaign.")] = None,
     archive: Annotated[
-        Path | None, typer.Option(help="An archive alone, copied from anywhere, without Redis and DuckDB.")
+        Path | None, typer.Option(help="Read an archive only, for example a copy, without Redis and DuckDB.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; only this machine by default.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 0,
     base_path: Annotated[
         str, typer.Option(help="Path under which a proxy passes requests on unchanged, for example /spend.")
     ] = "",
-    browser: Annotated[bool, typer.Option(help="Open a browser, where there is one.")] = True,
+    browser: Annotated[bool, typer.Option(help="Open a browser if there is one.")] = True,
 ) -> int:
     """Show the spend report: spend over time, caps, models, fallbacks, latency and denials.
 

@@ -16,11 +16,11 @@ _NICE: Final = 5
 
 
 def top(
-    interval: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds from one look to the next.")] = 1.0,
+    interval: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds between updates.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Show one snapshot as plain text, and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one snapshot as JSON, and end.")] = False,
 ) -> int:
-    """Watch the running system: calls, money, users against caps, streams, projector. It holds up nothing.
+    """Watch the running system: calls, money, users against caps, streams, projector. It is not slowed by this.
 
     q or Ctrl-C ends it. What each figure counts is in docs/operators/top.md. Example: tollbook top --interval 2
     """
@@ -30,7 +30,7 @@ def top(
     settings = data_settings()
     # Whoever watches gives way to what is watched, though not so far that a key is felt late.
     os.nice(_NICE)
-    # A log line would run into the screen; what is wrong is told on it.
+    # A log line would run into the screen, which shows problems itself.
     configure_logging(form="console", level="CRITICAL")
     # Not uvloop: see `run_screen`.
     asyncio.run(_run(settings, interval_s=interval, once=once, as_json=as_json))

@@ -32,22 +32,22 @@ def what_if(
     ] = None,
     route: Annotated[
         list[str] | None,
-        typer.Option(help="Other models for a task type, as if they had answered the same: TASK=MODEL[,FALLBACK]."),
+        typer.Option(help="Other models for a task type, with the recorded answers: TASK=MODEL[,FALLBACK]."),
     ] = None,
     fallback: Annotated[
         list[str] | None, typer.Option(help="Another fallback for a task type: TASK=MODEL, or TASK=none.")
     ] = None,
-    user: Annotated[str | None, typer.Option(help="Report on this user alone.")] = None,
-    period: Annotated[str | None, typer.Option(help="Report on this billing period alone, YYYY-MM.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only this user.")] = None,
+    period: Annotated[str | None, typer.Option(help="Only this billing period, YYYY-MM.")] = None,
     until: UntilOption = None,
     top: Annotated[int, typer.Option(min=0, max=10_000, help="How many users, the most affected first.")] = 10,
     refusals: Annotated[
-        int, typer.Option(min=0, max=100_000, help="How many of the calls that would have been refused, oldest first.")
+        int, typer.Option(min=0, max=100_000, help="How many of the calls that would be refused, oldest first.")
     ] = 10,
     archive: ArchiveOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Say what would have been spent and refused with other caps, prices or fallbacks; nothing is changed.
+    """Show what would have been spent and refused with other caps, prices or fallbacks. Nothing is changed.
 
     Every option that changes something can be given several times.
     Example: tollbook what-if --cap trial=3 --price claude-3-haiku=0.8,4

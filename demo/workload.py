@@ -48,7 +48,7 @@ class Publication:
 
 
 def plan_caps_nanousd(tasks: int) -> dict[Plan, int]:
-    """Return the plans' caps for a demo of so many tasks: a smaller demo has smaller caps, in whole cents.
+    """Return the plans' caps for a demo with this number of tasks, in whole cents: smaller demos have smaller caps.
 
     So some users reach their caps in a demo of any size.
     """
@@ -59,7 +59,7 @@ def plan_caps_nanousd(tasks: int) -> dict[Plan, int]:
 
 
 def count_users(tasks: int) -> int:
-    """Return how many users share so many tasks: fewer in a small demo, so that each has several."""
+    """Return how many users share the tasks: fewer in a small demo, so that each has several."""
     return min(200, max(4, tasks // 75))
 
 

@@ -30,10 +30,11 @@ _HEADROOM_BYTES: Final = 512 * 2**20
 
 
 def give_way() -> None:
-    """Take what processor time others leave, so that a budget check that wakes up need not wait for a query.
+    """Use only processor time that others leave, so that a budget check does not wait for a query.
 
-    Priority alone does not do it on Linux: it counts within a session only (autogroup), and whoever wakes up in another
-    one waits for the next tick, 4 ms on many machines. So the query offers its processor a thousand times a second.
+    Priority alone is not enough on Linux: it counts within a session only (autogroup), and a process that wakes up in
+    another session waits for the next tick, 4 ms on many machines. So the query offers its processor a thousand times
+    a second.
     """
     os.nice(_NICE)
     if sys.platform != "linux":

@@ -116,9 +116,10 @@ def _write_table(reader: "pa.RecordBatchReader", file: IO[str]) -> None:
         count += batch.num_rows
         if count > _TABLE_ROWS:
             break
-    Printer(file).table(columns, cells)
+    printer = Printer(file)
+    printer.table(columns, cells)
     if count > _TABLE_ROWS:
-        file.write(f"the first {_TABLE_ROWS:,} rows; --format csv writes all of them\n")
+        printer.text(f"the first {_TABLE_ROWS:,} rows; --format csv writes all of them", indent=0)
 
 
 def _tuples(batch: "pa.RecordBatch") -> list[tuple[Any, ...]]:

@@ -165,7 +165,7 @@ class _Form:
         first: list[str] = []
         indent = " "
         if self.is_stacked:
-            first, indent = [" " + cells[0]], "   "
+            first, indent = [" " + cells[0]] if cells[0] else [], "   "
             wrapped = wrapped[1:]
         shown = self.columns[self.is_stacked :], self.widths[self.is_stacked :]
         height = max((len(lines) for lines in wrapped), default=0) or 1
@@ -217,7 +217,7 @@ def _pad(text: str, width: int, *, is_right: bool = False) -> str:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Break a text between words into lines of at most so many cells; only a word wider than a line is broken."""
+    """Break a text between words into lines of at most `width` cells; only a word wider than a line is broken."""
     width = max(1, width)
     lines: list[str] = []
     if "\n" in text:
@@ -264,8 +264,15 @@ def percent_used(spent: Decimal | int, cap: Decimal | int, *, places: int = 0) -
 
 
 def make_console(*, stderr: bool = False) -> "Console":
-    """Return a console for progress bars and for what is drawn."""
+    """Return a console for progress bars and for what is drawn.
+
+    Errors of its `print`: BrokenPipeError if the reader has gone; Rich itself would end the process with code 1.
+    """
     from rich.console import Console
 
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_UNLIMITED)
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    console = Output(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Output(stderr=stderr, highlight=False, width=_UNLIMITED)

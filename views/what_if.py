@@ -74,7 +74,7 @@ def print_what_if(outcome: Outcome, top: int, assumed: list[str]) -> None:
     if len(plans) > 1:
         first, *others = _rows(outcome.total(), "all", "")
         rows += [Row(first.cells, style=first.style, has_rule=True), *others]
-    printer.table(("plan", "users>", *_COLUMNS), rows, "By plan")
+    printer.table(("plan", "users>?", *_COLUMNS), rows, "By plan")
     if affected := outcome.by_user():
         shown = list(affected.items())[:top]
         rows = [row for user_id, sums in shown for row in _rows(sums, printable(user_id))]
@@ -82,7 +82,11 @@ def print_what_if(outcome: Outcome, top: int, assumed: list[str]) -> None:
         printer.table(("user", *_COLUMNS), rows, title)
     if refusals := outcome.first_refusals():
         columns = ("time (UTC)", "asked for>", "settled>", "cap>")
-        printer.table(columns, [_refusal_row(each) for each in refusals], "First calls that would have been refused")
+        places = exact_places(
+            amount for each in refusals for amount in (each.amount_nanousd, each.settled_nanousd, each.cap_nanousd)
+        )
+        rows = [_refusal_row(each, places) for each in refusals]
+        printer.table(columns, rows, "First calls that would have been refused")
     printer.line()
     for line in _notes(outcome):
         printer.text(line, hang=2)
@@ -107,12 +111,12 @@ def _rows(sums: Totals, *names: str) -> list[Row]:
     ]
 
 
-def _refusal_row(refusal: Refusal) -> Row:
+def _refusal_row(refusal: Refusal, places: int) -> Row:
     amounts = (refusal.amount_nanousd, refusal.settled_nanousd, refusal.cap_nanousd)
     at = f"{utc(EntryId.parse(refusal.entry_id).ms):%Y-%m-%d %H:%M:%S}"
     whose = f"{printable(refusal.account.user_id)} {printable(refusal.call_id)}"
     what = f"{printable(refusal.task_type)}, plan {printable(refusal.account.plan)}, {budget_text(refusal.budget)}"
-    return Row([at, *(format_usd(amount, places=exact_places(amounts)) for amount in amounts)], [f"{whose}: {what}"])
+    return Row([at, *(format_usd(amount, places=places) for amount in amounts)], [f"{whose}: {what}"])
 
 
 def _notes(outcome: "Outcome") -> list[str]:

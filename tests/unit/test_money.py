@@ -144,6 +144,9 @@ def test_sums_of_the_largest_amounts_stay_exact_in_lua() -> None:
     ("nanousd", "places", "text"),
     [
         (0, 2, "$0.00"),
+        (0, 9, "$0.000000000"),
+        (0, None, "$0.00"),
+        (-1_234_500_000, None, "-$1.2345"),
         (1, 2, "$0.01"),
         (10_000_000, 2, "$0.01"),
         (10_000_001, 2, "$0.02"),
@@ -153,8 +156,7 @@ def test_sums_of_the_largest_amounts_stay_exact_in_lua() -> None:
         (-1, 2, "-$0.01"),
         (MAX_NANOUSD, 0, "$1,000,000"),
         (4, 9, "$0.000000004"),
-        (0, 9, "$0.000000000"),
     ],
 )
-def test_people_never_see_a_spend_too_low(nanousd: int, places: int, text: str) -> None:
+def test_people_never_see_a_spend_too_low(nanousd: int, places: int | None, text: str) -> None:
     assert format_usd(nanousd, places=places) == text

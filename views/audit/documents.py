@@ -18,7 +18,8 @@ from tollbook.schemas.events import (
     payload_json,
 )
 from tollbook.schemas.money import usd_text
-from tollbook.views.audit.texts import cap_text, event_text, iso, movement_text, verdict_text, ways_out
+from tollbook.views.audit.decision_texts import cap_text, verdict_text, ways_out
+from tollbook.views.audit.texts import event_text, iso, movement_text
 
 
 def calls_document(reader: AuditReader, lives: Sequence[CallLife]) -> dict[str, Any]:

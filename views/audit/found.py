@@ -1,7 +1,6 @@
 """Writes what a search finds, page by page, while the search goes on."""
 
 import asyncio
-import sys
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing
 from pathlib import Path
@@ -13,6 +12,7 @@ from tollbook.audit.reader import AuditReader
 from tollbook.audit.search import Search, search
 from tollbook.views.audit.screens import print_found
 from tollbook.views.rows import Format, write_rows
+from tollbook.views.tables import Printer
 
 _TABLE_ROWS: Final = 100
 _ALL: Final = 2**62
@@ -59,8 +59,8 @@ async def _print_table(reader: AuditReader, wanted: Search, limit: int) -> None:
     async for table in _limited(search(reader, wanted), limit + 1):
         rows += table.to_pylist()
     if not rows:
-        sys.stdout.write("nothing found\n")
+        Printer().line("nothing found")
         return
     print_found(rows[:limit], has_partitions=len(reader.source.keys) > 1)
     if len(rows) > limit:
-        sys.stdout.write(f"the first {limit:,}; --limit shows more, --output FILE.csv writes all\n")
+        Printer().text(f"the first {limit:,}; --limit shows more, --output FILE.csv writes all", indent=0)

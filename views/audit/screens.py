@@ -10,19 +10,15 @@ from tollbook.audit.reader import AuditReader
 from tollbook.audit.statements import Line, Statement
 from tollbook.schemas.events import BudgetDenied, BudgetReserved, CostAdjusted, FallbackUsed, ModelCalled
 from tollbook.schemas.money import exact_places, format_usd, nanousd_from_decimal
+from tollbook.views.audit.decision_texts import cap_text, hold_text, room_text, verdict_text, ways_out
 from tollbook.views.audit.texts import (
     bound_text,
     budget_text,
-    cap_text,
     event_text,
-    hold_text,
     iso,
     moment,
     movement_text,
     plan_text,
-    room_text,
-    verdict_text,
-    ways_out,
 )
 from tollbook.views.tables import Printer, Row, printable
 
@@ -236,7 +232,7 @@ def print_found(rows: Sequence[dict[str, Any]], *, has_partitions: bool) -> None
             *("" if amount is None else format_usd(amount, places=places) for amount in amounts),
         ]
         shown.append(Row(cells, [_what(row)]))
-    columns = ("event>", "time (UTC)", "type*", "amount>", "committed>")
+    columns = ("event>", "time (UTC)", "type", "amount>", "committed>?")
     Printer().table((*(["partition>"] if has_partitions else []), *columns), shown)
 
 

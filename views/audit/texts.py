@@ -1,9 +1,9 @@
-"""Events, decisions and amounts of an audit as sentences for people, exact to the nano-dollar."""
+"""Events of an audit as sentences for people, with amounts exact to the nano-dollar."""
 
 from datetime import datetime
 from typing import assert_never
 
-from tollbook.audit.explanations import Decision, OtherHold, Weighing, bound_nanousd, max_completion_tokens
+from tollbook.audit.explanations import bound_nanousd
 from tollbook.schemas.events import (
     BoundPrice,
     BudgetDenied,
@@ -48,15 +48,17 @@ _ENDS = {
 _CHARGES = {"failed": "failed", "expired": "hold expired", "taken_over": "taken over", "recorded": "without a hold"}
 
 
-def _usd(nanousd: int) -> str:
+def exact_usd(nanousd: int) -> str:
+    """Write an amount with as many places as it needs."""
     return format_usd(nanousd, places=None)
 
 
 def _signed(nanousd: int) -> str:
-    return f"{'+' if nanousd > 0 else ''}{_usd(nanousd)}"
+    return f"{'+' if nanousd > 0 else ''}{exact_usd(nanousd)}"
 
 
-def _by(payload: CostAdjusted | PlanAssigned | CreditGranted) -> str:
+def signature_text(payload: CostAdjusted | PlanAssigned | CreditGranted) -> str:
+    """Return who changed something, and why."""
     return f"by {printable(payload.author)}: {printable(payload.reason)}"
 
 
@@ -85,12 +87,12 @@ def budget_text(name: str) -> str:
 def bound_text(bound: BoundPrice) -> str:
     """Return how a bound was calculated."""
     parts = [
-        f"{bound.prompt_tokens:,} prompt tokens x {_usd(bound.prompt_nanousd_per_mtok)}/M",
-        f"{bound.completion_tokens:,} completion tokens x {_usd(bound.completion_nanousd_per_mtok)}/M",
+        f"{bound.prompt_tokens:,} prompt tokens x {exact_usd(bound.prompt_nanousd_per_mtok)}/M",
+        f"{bound.completion_tokens:,} completion tokens x {exact_usd(bound.completion_nanousd_per_mtok)}/M",
     ]
     if bound.request_nanousd:
-        parts.append(f"{_usd(bound.request_nanousd)} a request")
-    return f"{' + '.join(parts)} = {_usd(bound_nanousd(bound))}"
+        parts.append(f"{exact_usd(bound.request_nanousd)} a request")
+    return f"{' + '.join(parts)} = {exact_usd(bound_nanousd(bound))}"
 
 
 def usage_text(usage: Usage) -> str:
@@ -126,17 +128,17 @@ def event_text(event: Event) -> tuple[str, list[str]]:
         case BudgetDenied() as payload:
             return _denied(event, payload)
         case CostAdjusted() as payload:
-            details = [_by(payload)]
+            details = [signature_text(payload)]
             if payload.assumed_nanousd:
                 details.append(f"assumed part {_signed(payload.assumed_nanousd)}")
             if payload.generation_id:
                 details.append(f"generation {printable(payload.generation_id)}")
             return f"corrected, {_BASES[payload.basis]}", details
         case PlanAssigned() as payload:
-            headline = f"plan {printable(payload.plan)}, cap {_usd(payload.cap_nanousd)}"
-            return headline, [_by(payload)]
+            headline = f"plan {printable(payload.plan)}, cap {exact_usd(payload.cap_nanousd)}"
+            return headline, [signature_text(payload)]
         case CreditGranted() as payload:
-            return f"credit of {_usd(event.amount)}", [_by(payload)]
+            return f"credit of {exact_usd(event.amount)}", [signature_text(payload)]
         case SegmentSealed() as payload:
             return f"sealed {payload.segment}", [f"{payload.events:,} events, {payload.first_id} to {payload.last_id}"]
         case _:
@@ -149,11 +151,11 @@ def _reserved(event: Event, payload: BudgetReserved) -> tuple[str, list[str]]:
     details = [
         f"{printable(payload.bound.model)}: {bound_text(payload.bound)}",
         f"{'claimed by' if payload.kind == 'hold' else 'by'} {worker}, {plan_text(payload)}, "
-        f"cap {_usd(payload.cap_nanousd)}",
+        f"cap {exact_usd(payload.cap_nanousd)}",
     ]
     for stamp in payload.budgets:
-        cap = "" if stamp.cap_nanousd is None else f" of {_usd(stamp.cap_nanousd)}"
-        details.append(f"{budget_text(stamp.budget)}: {_usd(stamp.committed_nanousd)}{cap} committed")
+        cap = "" if stamp.cap_nanousd is None else f" of {exact_usd(stamp.cap_nanousd)}"
+        details.append(f"{budget_text(stamp.budget)}: {exact_usd(stamp.committed_nanousd)}{cap} committed")
     if payload.deadline_ms:
         due = utc(payload.deadline_ms)
         details.append(f"hold {payload.hold} is due by {due:%H:%M:%S}")
@@ -176,7 +178,7 @@ def _model_called(event: Event, payload: ModelCalled) -> tuple[str, list[str]]:
         details.append(printable(payload.error))
     if payload.usage is not None:
         details.append(usage_text(payload.usage))
-    details.append(f"charged at {_usd(payload.charge_nanousd)}: {_BASES[payload.charge_basis]}")
+    details.append(f"charged at {exact_usd(payload.charge_nanousd)}: {_BASES[payload.charge_basis]}")
     ending = [f"finish reason {printable(payload.finish_reason)}"] if payload.finish_reason else []
     if payload.generation_id:
         ending.append(f"generation {printable(payload.generation_id)}")
@@ -191,9 +193,9 @@ def _recorded(event: Event, payload: CostRecorded) -> tuple[str, list[str]]:
     if payload.reason:
         details.append(printable(payload.reason))
     if payload.hold_nanousd:
-        details.append(f"hold of {_usd(payload.hold_nanousd)} freed")
+        details.append(f"hold of {exact_usd(payload.hold_nanousd)} freed")
     if payload.overage_nanousd:
-        details.append(f"{_usd(payload.overage_nanousd)} more than was held")
+        details.append(f"{exact_usd(payload.overage_nanousd)} more than was held")
     if payload.outcome == "recorded":
         details += [printable(payload.model)] if payload.model else []
         details += [usage_text(payload.usage)] if payload.usage else []
@@ -203,16 +205,16 @@ def _recorded(event: Event, payload: CostRecorded) -> tuple[str, list[str]]:
 def _basis_text(amount_nanousd: int, payload: CostRecorded) -> str:
     """Return where a cost comes from; of several attempts only a part may be assumed."""
     if 0 < payload.assumed_nanousd < amount_nanousd:
-        return f"{_usd(payload.assumed_nanousd)} of it assumed, the cost is unknown"
+        return f"{exact_usd(payload.assumed_nanousd)} of it assumed, the cost is unknown"
     return _BASES[payload.basis]
 
 
 def _denied(event: Event, payload: BudgetDenied) -> tuple[str, list[str]]:
     headline = "refused" if payload.reason == "cap" else "refused after waiting for others' holds"
     return headline, [
-        f"asked for {_usd(event.amount)}: {printable(payload.bound.model)}, {bound_text(payload.bound)}",
-        f"{budget_text(payload.budget)}: {_usd(payload.settled_nanousd)} settled, {_usd(payload.held_nanousd)} held, "
-        f"cap {_usd(payload.cap_nanousd)}",
+        f"asked for {exact_usd(event.amount)}: {printable(payload.bound.model)}, {bound_text(payload.bound)}",
+        f"{budget_text(payload.budget)}: {exact_usd(payload.settled_nanousd)} settled, "
+        f"{exact_usd(payload.held_nanousd)} held, cap {exact_usd(payload.cap_nanousd)}",
         f"asked by {printable(payload.worker)}, {plan_text(payload)}",
     ]
 
@@ -223,18 +225,18 @@ def movement_text(event: Event) -> tuple[str, list[str]]:
     match event.payload:
         case BudgetReserved() as payload:
             what = "hold" if payload.kind == "hold" else "more held"
-            return what, [f"{call}: {_usd(event.amount)}, {printable(payload.bound.model)}"]
+            return what, [f"{call}: {exact_usd(event.amount)}, {printable(payload.bound.model)}"]
         case CostRecorded() as payload:
             return "charge", [_noted(call, _charge_notes(event, payload))]
         case BudgetDenied() as payload:
             waited = "" if payload.reason == "cap" else " after a wait"
-            return "refused", [f"{call}: {_usd(event.amount)} did not fit {budget_text(payload.budget)}{waited}"]
+            return "refused", [f"{call}: {exact_usd(event.amount)} did not fit {budget_text(payload.budget)}{waited}"]
         case CostAdjusted() as payload:
-            return "correction", [f"{call}: {_by(payload)}"]
+            return "correction", [f"{call}: {signature_text(payload)}"]
         case PlanAssigned() as payload:
-            return "plan", [f"{printable(payload.plan)}, {_by(payload)}"]
+            return "plan", [f"{printable(payload.plan)}, {signature_text(payload)}"]
         case CreditGranted() as payload:
-            return "credit", [f"{_usd(event.amount)}, {_by(payload)}"]
+            return "credit", [f"{exact_usd(event.amount)}, {signature_text(payload)}"]
         case _:
             return event.type, [event_text(event)[0]]
 
@@ -249,81 +251,6 @@ def _charge_notes(event: Event, payload: CostRecorded) -> list[str]:
     notes += [printable(payload.reason)] if payload.reason else []
     if payload.assumed_nanousd:
         whole = payload.assumed_nanousd == event.amount
-        notes.append("assumed" if whole else f"{_usd(payload.assumed_nanousd)} of it assumed")
-    notes += [f"{_usd(payload.overage_nanousd)} more than was held"] if payload.overage_nanousd else []
+        notes.append("assumed" if whole else f"{exact_usd(payload.assumed_nanousd)} of it assumed")
+    notes += [f"{exact_usd(payload.overage_nanousd)} more than was held"] if payload.overage_nanousd else []
     return notes
-
-
-def cap_text(weighing: Weighing, decision: Decision) -> str:
-    """Return what a cap is made of."""
-    payload, cap = decision.event.payload, weighing.cap
-    if cap is None or not isinstance(payload, BudgetReserved | BudgetDenied):
-        return "set by configuration"
-    if cap.assigned is not None and isinstance(assigned := cap.assigned.payload, PlanAssigned):
-        text = f"{_usd(assigned.cap_nanousd)} of plan {printable(assigned.plan)}, by {printable(assigned.author)}"
-        text += f" on {moment(cap.assigned):%Y-%m-%d}: {printable(assigned.reason)}"
-    else:
-        text = f"{_usd(weighing.cap_nanousd - cap.credit_nanousd)} of plan {printable(payload.plan)}, as the task says"
-    for credit in cap.credits:
-        if isinstance(credit.payload, CreditGranted):
-            text += f"\n{_usd(credit.amount)} credit, {_by(credit.payload)}"
-    return text
-
-
-def hold_text(hold: OtherHold) -> str:
-    """Return since when another call held money, and what became of it."""
-    held = f"since {moment(hold.since):%m-%d %H:%M:%S} by {printable(hold.worker)}"
-    if hold.settled_by is None:
-        return f"{held}, still open"
-    return f"{held}; settled {moment(hold.settled_by):%m-%d %H:%M:%S} at {_usd(hold.settled_by.amount)}"
-
-
-def verdict_text(weighing: Weighing, decision: Decision) -> str:
-    """Return what the sum came to."""
-    over, over_with_holds = weighing.over_nanousd, weighing.over_with_holds_nanousd
-    if not decision.is_refusal:
-        return f"fits: {_usd(-over_with_holds)} of the cap left"
-    if over > 0:
-        return f"refused: settled and this call alone are {_usd(over)} over the cap"
-    return f"refused when its wait was over: with others' holds it is {_usd(over_with_holds)} over the cap"
-
-
-def ways_out(weighing: Weighing, decision: Decision) -> list[str]:
-    """Return what would have let a refused call pass."""
-    payload = decision.event.payload
-    assert isinstance(payload, BudgetDenied)
-    over, over_with_holds = weighing.over_nanousd, weighing.over_with_holds_nanousd
-    raised = "a cap or credit" if split_budget_name(weighing.budget)[0] == "user" else "a cap"
-    ways: list[str] = []
-    if over <= 0:
-        ways.append(f"{_usd(over_with_holds)} less held by others, of {_usd(weighing.held_nanousd)}")
-        ways.append(f"{raised} higher by {_usd(over_with_holds)}")
-    elif weighing.held_nanousd:
-        ways.append(
-            f"{raised} higher by {_usd(over)} once others' holds are settled, by {_usd(over_with_holds)} at once"
-        )
-    else:
-        ways.append(f"{raised} higher by {_usd(over)}")
-    ways.append(_smaller(payload.bound, weighing.amount_nanousd - (over if over > 0 else over_with_holds)))
-    return ways
-
-
-def room_text(weighing: Weighing, decision: Decision) -> str:
-    """Return when there was room for what was refused."""
-    room = weighing.room
-    if room is None:
-        return "There has been no room for it since."
-    seconds = (room.at_ms - decision.event.at_ms) / 1000
-    return f"There was room for it {seconds:,.3f} s later, after event {room.seq:,}: {_said(room)}."
-
-
-def _said(event: Event) -> str:
-    headline, details = movement_text(event)
-    return f"{headline}, {details[0]}"
-
-
-def _smaller(bound: BoundPrice, room_nanousd: int) -> str:
-    tokens = max_completion_tokens(bound, room_nanousd) if room_nanousd > 0 else None
-    if not tokens:
-        return "no shorter answer: its prompt alone does not fit"
-    return f"an answer of at most {tokens:,} tokens instead of {bound.completion_tokens:,} (max_tokens)"

@@ -1,7 +1,7 @@
 """The notebook as an app, in this process: on the loopback interface unless another is chosen.
 
-Whoever knows the address may read: it bears a token made for this run, since other users of the machine, and pages in
-the browser of this one, can reach the port too.
+The address contains a token made for this run. Without it nothing is shown, since other users of the machine, and
+other pages in its browser, can reach the port too.
 """
 
 import asyncio
@@ -77,9 +77,9 @@ class Address:
 def serve(
     source: Source, reading: Reading, chosen: dict[str, str], address: Address, *, announce: Callable[[str], None]
 ) -> None:
-    """Serve the report of a source, with its first reading, until Ctrl-C or SIGTERM; `announce` is told its address.
+    """Serve the report of a source, with its first reading, until Ctrl-C or SIGTERM; `announce` gets its address.
 
-    Port 0 takes a free one. Whoever calls it should end the process afterwards by `leave`.
+    Port 0 takes a free one. The caller should end the process afterwards by `leave`.
     Errors: OSError where the address cannot be used; NotebookMissing.
     """
     token = secrets.token_urlsafe(16)

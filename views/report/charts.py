@@ -5,70 +5,54 @@ Ito, which people with any kind of colour vision tell apart; a name has the same
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 
 import altair as alt
 
+from tollbook.views.report.chart_parts import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    SKY,
+    VERMILION,
+    Row,
+    bar_ends,
+    colour,
+    count_axis,
+    data,
+    dollar_axis,
+    finished,
+    height_of,
+    names_axis,
+    ordered,
+    scale_with_room,
+    tooltips,
+)
 from tollbook.views.report.queries import NOT_NAMED
 from tollbook.views.report.texts import thousands
 from tollbook.views.tables import dollars, percent_used
 
 TOP: Final = 15
-_BLUE, _ORANGE, _GREEN, _VERMILION, _SKY, _PURPLE, _GREY = (
-    *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7"),
-    "#8c8c8c",
-)
-PLANS: Final = {"trial": _SKY, "starter": _BLUE, "growth": _ORANGE, NOT_NAMED: _GREY}
-REFUSALS: Final = {"cap": _VERMILION, "wait_timeout": _ORANGE}
+PLANS: Final = {"trial": SKY, "starter": BLUE, "growth": ORANGE, NOT_NAMED: GREY}
+REFUSALS: Final = {"cap": VERMILION, "wait_timeout": ORANGE}
 _FAILURES: Final = {
-    "timeout": _VERMILION,
-    "http_error": _BLUE,
-    "invalid_response": _ORANGE,
-    "connection_error": _GREEN,
+    "timeout": VERMILION,
+    "http_error": BLUE,
+    "invalid_response": ORANGE,
+    "connection_error": GREEN,
 }
-_SPARE: Final = (_PURPLE, _GREEN, _GREY, _SKY, _BLUE, _ORANGE, _VERMILION)
-_PERCENTILES: Final = {"p50": _BLUE, "p95": _ORANGE, "p99": _VERMILION}
-_INK, _FAINT, _LINE = "#1f2933", "#52606d", "#e4e7eb"
-_FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', Arial, sans-serif"
-_BAR_PX: Final = 22
+_PERCENTILES: Final = {"p50": BLUE, "p95": ORANGE, "p99": VERMILION}
 _TWO_LINES: Final = "[split(datum.label, ' → ')[0], '→ ' + split(datum.label, ' → ')[1]]"
+# What the words at the end of a bar take: a percentage and a cap, an amount.
+_CAP_WORDS_PX, _AMOUNT_PX = 130, 75
 _MINUTE_S, _HOUR_S = 60, 3_600
-_DOLLAR_FORMS: Final = ((0.001, "$,.6f"), (0.1, "$,.4f"), (20, "$,.2f"))
 # As much as the widest label of an amount takes.
 _LEFT_PX: Final = 58
-
-_STYLE: Final[dict[str, Any]] = {
-    "font": _FONT,
-    "autosize": {"type": "fit-x", "contains": "padding"},
-    "padding": 4,
-    "view": {"stroke": None},
-    "axis": {
-        "labelColor": _INK,
-        "titleColor": _FAINT,
-        "titleFontWeight": "normal",
-        "labelFontSize": 12,
-        "titleFontSize": 12,
-        "titlePadding": 8,
-        "gridColor": _LINE,
-        "domainColor": "#9aa5b1",
-        "tickColor": "#9aa5b1",
-    },
-    "legend": {
-        "orient": "top",
-        "labelColor": _INK,
-        "labelFontSize": 12,
-        "symbolSize": 110,
-        "symbolType": "square",
-        "offset": 6,
-        "padding": 0,
-    },
-    "text": {"fontSize": 12},
-}
-
-Row = dict[str, Any]
 
 
 def over_time(
@@ -82,7 +66,7 @@ def over_time(
     unit: str,
 ) -> alt.TopLevelMixin:
     """Bars from the beginning to the end of their bucket, one on another; what is below zero hangs down."""
-    names = _ordered({row[name] for row in rows}, colours)
+    names = ordered({row[name] for row in rows}, colours)
     stacked: list[Row] = []
     reached: dict[tuple[datetime, bool], Decimal] = defaultdict(Decimal)
     for row in sorted(rows, key=lambda row: names.index(row[name])):
@@ -96,12 +80,12 @@ def over_time(
             "base": float(base), "top": float(base + amount),
             name: row[name], "text": text, "when": f"{row['from_at']:%Y-%m-%d %H:%M:%S}",
         })  # fmt: skip
-    chart = alt.Chart(_data(stacked)).mark_bar(stroke="white", strokeWidth=0.5)
+    chart = alt.Chart(data(stacked)).mark_bar(stroke="white", strokeWidth=0.5)
     # Time axes lie below one another: the room at their left is the same.
     room = {"minExtent": _LEFT_PX, "maxExtent": _LEFT_PX}
     most = max(abs(row["top"]) for row in stacked)
-    axis = _dollar_axis(most, **room) if value.endswith("_usd") else _count_axis(**room)
-    return _finished(
+    axis = dollar_axis(most, **room) if value.endswith("_usd") else count_axis(**room)
+    return finished(
         chart.encode(
             x=alt.X(
                 "from:T",
@@ -114,8 +98,8 @@ def over_time(
             x2="to:T",
             y=alt.Y("base:Q", title=unit, axis=axis),
             y2="top:Q",
-            color=_colour(name, names, colours),
-            tooltip=_tips({"when": "from (UTC)", name: name, "text": unit}),
+            color=colour(name, names, colours),
+            tooltip=tooltips({"when": "from (UTC)", name: name, "text": unit}),
         ),
         height=230,
     )
@@ -136,25 +120,25 @@ def cap_use(rows: Sequence[Row], *, with_period: bool) -> alt.TopLevelMixin:
         }
         for row in rows
     ]
-    plans = _ordered({row["plan"] for row in shown}, PLANS)
+    plans = ordered({row["plan"] for row in shown}, PLANS)
     most = max(100.0, *(row["used"] for row in shown))
-    y = alt.Y("label:N", title=None, sort=[row["label"] for row in shown], axis=_names())
+    y = alt.Y("label:N", title=None, sort=[row["label"] for row in shown], axis=names_axis())
     bars = (
-        alt.Chart(_data(shown))
+        alt.Chart(data(shown))
         .mark_bar(height={"band": 0.72})
         .encode(
             # Room for the words at the end of the fullest bar.
-            x=alt.X("used:Q", title="percent of the cap", scale=alt.Scale(domain=[0, most * 1.45], nice=False),
-                    axis=alt.Axis(values=[0, 25, 50, 75, 100])),
+            x=alt.X("used:Q", title="percent of the cap", scale=scale_with_room(0, most, _CAP_WORDS_PX),
+                    axis=alt.Axis(values=[0, 25, 50, 75, 100], labelOverlap="greedy")),
             y=y,
-            color=_colour("plan", plans, PLANS),
-            tooltip=_tips({"label": "user", "period": "period", "text": "used", "spent": "spent", "held": "held",
+            color=colour("plan", plans, PLANS),
+            tooltip=tooltips({"label": "user", "period": "period", "text": "used", "spent": "spent", "held": "held",
                            "out": "runs out on"}),
         )
     )  # fmt: skip
-    words = _words([{**row, "end": max(row["used"], 100)} for row in shown], y)
-    limit = alt.Chart(_data([{"limit": 100}])).mark_rule(color=_INK, strokeDash=[4, 3]).encode(x="limit:Q")
-    return _finished(alt.LayerChart(layer=[bars, limit, words]), height=_height(shown))
+    ends = bar_ends([{**row, "end": max(row["used"], 100)} for row in shown], y)
+    limit = alt.Chart(data([{"limit": 100}])).mark_rule(color=INK, strokeDash=[4, 3]).encode(x="limit:Q")
+    return finished(alt.LayerChart(layer=[bars, limit, ends]), height=height_of(shown, (row["label"] for row in shown)))
 
 
 def cap_classes(rows: Sequence[Row]) -> alt.TopLevelMixin:
@@ -164,20 +148,20 @@ def cap_classes(rows: Sequence[Row]) -> alt.TopLevelMixin:
         {"class": f"{low}-{low + 10}" if low < 100 else "≥ 100", "users": counts.get(low, 0), "low": low}
         for low in range(0, 101, 10)
     ]
-    base = alt.Chart(_data(shown)).encode(
+    base = alt.Chart(data(shown)).encode(
         x=alt.X(
             "class:N",
             sort=[row["class"] for row in shown],
             title="percent of the cap",
             axis=alt.Axis(labelAngle=0, labelOverlap=False, labelFontSize=10),
         ),
-        y=alt.Y("users:Q", title="users", axis=_count_axis()),
+        y=alt.Y("users:Q", title="users", axis=count_axis()),
     )
-    bars = base.mark_bar(color=_BLUE).encode(tooltip=_tips({"class": "percent of the cap", "users": "users"}))
-    words = base.mark_text(dy=-7, color=_INK).encode(
+    bars = base.mark_bar(color=BLUE).encode(tooltip=tooltips({"class": "percent of the cap", "users": "users"}))
+    words = base.mark_text(dy=-7, color=INK).encode(
         text=alt.Text("users:Q", format=","), opacity=alt.condition("datum.users > 0", alt.value(1), alt.value(0))
     )
-    return _finished(alt.LayerChart(layer=[bars, words]), height=_height(range(TOP)))
+    return finished(alt.LayerChart(layer=[bars, words]), height=height_of(range(TOP)))
 
 
 def spend_bars(rows: Sequence[Row], name: str) -> alt.TopLevelMixin:
@@ -191,24 +175,24 @@ def spend_bars(rows: Sequence[Row], name: str) -> alt.TopLevelMixin:
         }
         for row in rows
     ]
-    y = alt.Y("label:N", title=None, sort=[row["label"] for row in shown], axis=_names())
+    y = alt.Y("label:N", title=None, sort=[row["label"] for row in shown], axis=names_axis())
     most, least = max(0.0, *(row["spent"] for row in shown)), min(0.0, *(row["spent"] for row in shown))
     bars = (
-        alt.Chart(_data(shown))
-        .mark_bar(color=_BLUE, height={"band": 0.72})
+        alt.Chart(data(shown))
+        .mark_bar(color=BLUE, height={"band": 0.72})
         .encode(
             x=alt.X(
                 "spent:Q",
                 title="US dollars",
-                scale=alt.Scale(domain=[least, most * 1.22 or 1], nice=False),
-                axis=_dollar_axis(max(most, -least)),
+                scale=scale_with_room(least, most, _AMOUNT_PX),
+                axis=dollar_axis(max(most, -least)),
             ),
             y=y,
-            tooltip=_tips({"label": name.removesuffix("_id"), "exact": "spent"}),
+            tooltip=tooltips({"label": name.removesuffix("_id"), "exact": "spent"}),
         )
     )
-    words = _words([{**row, "end": max(row["spent"], 0)} for row in shown], y)
-    return _finished(alt.LayerChart(layer=[bars, words]), height=_height(shown))
+    ends = bar_ends([{**row, "end": max(row["spent"], 0)} for row in shown], y)
+    return finished(alt.LayerChart(layer=[bars, ends]), height=height_of(shown, (row["label"] for row in shown)))
 
 
 def fallback_routes(rows: Sequence[Row]) -> alt.TopLevelMixin:
@@ -217,7 +201,7 @@ def fallback_routes(rows: Sequence[Row]) -> alt.TopLevelMixin:
     for row in rows:
         routes[f"{_short(row['model'])} → {_short(row['to_model'])}"][row["reason"] or NOT_NAMED] += row["fallbacks"]
     order = sorted(routes, key=lambda route: -sum(routes[route].values()))[:TOP]
-    reasons = _ordered({reason for route in order for reason in routes[route]}, _FAILURES)
+    reasons = ordered({reason for route in order for reason in routes[route]}, _FAILURES)
     shown: list[Row] = []
     for route in order:
         reached = 0
@@ -225,17 +209,17 @@ def fallback_routes(rows: Sequence[Row]) -> alt.TopLevelMixin:
             count = routes[route].get(reason, 0)
             shown.append({"route": route, "reason": reason, "from": reached, "to": reached + count, "fallbacks": count})
             reached += count
-    return _finished(
-        alt.Chart(_data([row for row in shown if row["fallbacks"]]))
+    return finished(
+        alt.Chart(data([row for row in shown if row["fallbacks"]]))
         .mark_bar(height={"band": 0.72})
         .encode(
-            x=alt.X("from:Q", title="fallbacks", axis=_count_axis()),
+            x=alt.X("from:Q", title="fallbacks", axis=count_axis()),
             x2="to:Q",
-            y=alt.Y("route:N", title=None, sort=order, axis=_names(labelExpr=_TWO_LINES)),
-            color=_colour("reason", reasons, _FAILURES, columns=2),
-            tooltip=_tips({"route": "route", "reason": "reason", "fallbacks": "fallbacks"}),
+            y=alt.Y("route:N", title=None, sort=order, axis=names_axis(labelExpr=_TWO_LINES)),
+            color=colour("reason", reasons, _FAILURES, columns=2),
+            tooltip=tooltips({"route": "route", "reason": "reason", "fallbacks": "fallbacks"}),
         ),
-        height=2 * _height(order),
+        height=2 * height_of(order),
     )
 
 
@@ -249,74 +233,24 @@ def latency_ranges(rows: Sequence[Row]) -> alt.TopLevelMixin:
         for name in _PERCENTILES
     ]
     ranges = [{"model": row["model"], "from": max(1, row["p50_ms"]), "to": max(1, row["p99_ms"])} for row in rows]
-    y = alt.Y("model:N", title=None, sort=order, axis=_names())
+    y = alt.Y("model:N", title=None, sort=order, axis=names_axis())
     x = alt.X("ms:Q", title="milliseconds", scale=alt.Scale(type="log", nice=True),
               axis=alt.Axis(tickCount=5, format=",", labelOverlap="greedy"))  # fmt: skip
-    line = alt.Chart(_data(ranges)).mark_rule(color="#9aa5b1", strokeWidth=3).encode(x="from:Q", x2="to:Q", y=y)
+    line = alt.Chart(data(ranges)).mark_rule(color="#9aa5b1", strokeWidth=3).encode(x="from:Q", x2="to:Q", y=y)
     points = (
-        alt.Chart(_data(shown))
+        alt.Chart(data(shown))
         .mark_point(filled=True, size=90, opacity=1)
         .encode(
             x=x,
             y=y,
-            color=_colour("share", list(_PERCENTILES), _PERCENTILES),
+            color=colour("share", list(_PERCENTILES), _PERCENTILES),
             shape=alt.Shape(
                 "share:N", scale=alt.Scale(domain=list(_PERCENTILES), range=["circle", "square", "triangle-right"])
             ),
-            tooltip=_tips({"model": "model", "share": "percentile", "text": "latency"}),
+            tooltip=tooltips({"model": "model", "share": "percentile", "text": "latency"}),
         )
     )
-    return _finished(alt.LayerChart(layer=[line, points]), height=_height(order))
-
-
-def _words(shown: Sequence[Row], y: alt.Y) -> alt.Chart:
-    """Write each row's text to the right of its `end`."""
-    return alt.Chart(_data(shown)).mark_text(align="left", dx=5, color=_INK).encode(x="end:Q", y=y, text="text:N")
-
-
-def _finished(chart: alt.Chart | alt.LayerChart, *, height: int) -> alt.TopLevelMixin:
-    return chart.properties(width="container", height=height, background="transparent", config=_STYLE)
-
-
-def _data(rows: Iterable[Row]) -> alt.Data:
-    return alt.Data(values=list(rows))
-
-
-def _colour(name: str, names: Sequence[str], colours: dict[str, str], *, columns: int = 6) -> alt.Color:
-    spare = iter(_SPARE * (1 + len(names) // len(_SPARE)))
-    return alt.Color(
-        f"{name}:N",
-        scale=alt.Scale(domain=list(names), range=[colours.get(each) or next(spare) for each in names]),
-        legend=alt.Legend(title=None, columns=columns),
-    )
-
-
-def _ordered(names: Iterable[str], known: dict[str, str]) -> list[str]:
-    """Return the names as the palette has them, unknown ones after those by name."""
-    found = set(names)
-    return [name for name in known if name in found] + sorted(found - known.keys())
-
-
-def _dollar_axis(most: float, **more: Any) -> alt.Axis:
-    """An axis in dollars, with cents or less where the greatest amount is small."""
-    form = next((form for limit, form in _DOLLAR_FORMS if most < limit), "$,.0f")
-    return alt.Axis(format=form, tickCount=5, labelOverlap="greedy", labelSeparation=8, **more)
-
-
-def _count_axis(**more: Any) -> alt.Axis:
-    return alt.Axis(format=",d", tickCount=5, tickMinStep=1, labelOverlap="greedy", labelSeparation=8, **more)
-
-
-def _names(**more: Any) -> alt.Axis:
-    return alt.Axis(labelLimit=190, ticks=False, domain=False, labelPadding=6, **more)
-
-
-def _tips(titles: dict[str, str]) -> list[alt.Tooltip]:
-    return [alt.Tooltip(f"{name}:N", title=title) for name, title in titles.items()]
-
-
-def _height(rows: Sequence[object]) -> int:
-    return max(3, len(rows)) * _BAR_PX
+    return finished(alt.LayerChart(layer=[line, points]), height=height_of(order, order))
 
 
 def _time_title(times: Sequence[datetime]) -> str:

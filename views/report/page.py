@@ -1,7 +1,7 @@
 """The report as one HTML file that needs nothing else: charts, their library, tables and style are all in it.
 
 Its content policy forbids every request, so that it can be sent to somebody and opened anywhere. Names in the ledger
-are chosen by publishers; they are escaped wherever they stand, in the data of charts too.
+are chosen by publishers, so they are escaped everywhere, also in the data of charts.
 """
 
 import json

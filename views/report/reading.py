@@ -192,7 +192,7 @@ async def find_source(
     """Find what there is to read: `archive`, else the settings' data directory, running or at rest.
 
     A data directory without a projection is read from its archive. Where no data directory is set and the default one
-    holds nothing, a kept demo in the current directory serves. `progress` is told of events folded, and of how many.
+    is empty, a kept demo in the current directory is read. `progress` gets the number of events folded and their total.
     Errors: NothingToReport; SettingsError; ArchiveDamaged; LedgerGap; UnreadableEvent.
     """
     settings = settings or load_settings()

@@ -25,7 +25,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class StreamFigures:
-    """One task stream. `waiting` entries were delivered to nobody yet; None where the server cannot tell."""
+    """One task stream. `waiting` entries were not delivered yet; None if the server cannot tell."""
 
     name: str
     length: int

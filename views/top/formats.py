@@ -37,7 +37,7 @@ def ago(seconds: float) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """Cut out the middle of a text that is wider than so many cells; both ends of an id say something."""
+    """Cut out the middle of a text that is wider than `width` cells, since both ends of an id matter."""
     text = printable(text)
     if cell_len(text) <= width:
         return text

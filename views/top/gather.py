@@ -1,7 +1,7 @@
 """Everything that the live view shows, gathered from Redis and from a copy of the projection.
 
-Made not to be felt: see `redis_reader` and `projection_reader`. Nothing here raises because a part is away: what is
-wrong is told with the figures, beside what was seen last.
+It does not slow the running system (see `redis_reader` and `projection_reader`). A part that cannot be read raises
+nothing: the figures carry the problem, beside what was seen last.
 """
 
 import time
@@ -70,10 +70,10 @@ class Gatherer:
             rates=None if seen is None else replace(seen.rates, age_s=now_s - seen.at_s),
             spend=None if copy is None else await self._spend(copy, seen, now_s),
         )
-        told = () if problem is None else (problem,)
+        problems = [] if problem is None else [problem]
         if self._projection.problem is not None:
-            told = (*told, Problem("person", self._projection.problem))
-        return replace(figures, problems=(*told, *find_problems(figures, is_answered=problem is None)))
+            problems.append(Problem("person", self._projection.problem))
+        return replace(figures, problems=(*problems, *find_problems(figures, is_answered=problem is None)))
 
     async def aclose(self) -> None:
         """Let go of Redis; a copy that is being made is waited for, since its folder is removed with it."""

@@ -1,4 +1,4 @@
-"""The live view on a terminal: the alternate screen, the keyboard, and the loop that draws until it is told to stop.
+"""The live view on a terminal: the alternate screen, the keyboard, and the loop that draws until a key or signal.
 
 The terminal is given back as it was on every way out: a key, an error, and every signal that can be caught. A screen
 is written in one piece over the last one, so that nothing flickers.

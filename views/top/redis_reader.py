@@ -44,7 +44,7 @@ class Seen:
 
 
 class RedisReader:
-    """Asks Redis, wherever it is now. Errors of `look`: LedgerUnavailable, where no ledger can be seen."""
+    """Asks Redis, and finds it again if its address changes. `look` raises LedgerUnavailable if there is no ledger."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

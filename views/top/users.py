@@ -76,7 +76,7 @@ def users_table(spend: SpendFigures | None, order: Order, *, width: int, room: i
     name_width = width - 2 - sum(column.width for column in columns)
     names = [shorten(each, name_width - 1) for each in ids]
     if len(columns) <= _NEEDED or len(set(names)) < len(set(ids)):
-        return _stacked(title, users, ids, width)[: room + 1]
+        return _stacked(title, users, ids, width, room)[: room + 1]
     rows = [
         Text(f" {set_cell_size(name, name_width)}") + _figures(user, columns)
         for name, user in zip(names, users, strict=True)
@@ -84,12 +84,14 @@ def users_table(spend: SpendFigures | None, order: Order, *, width: int, room: i
     return [_head(title, name_width, columns), *rows][: room + 1]
 
 
-def _stacked(title: str, users: Sequence[UserFigures], ids: Sequence[str], width: int) -> list[Text]:
+def _stacked(title: str, users: Sequence[UserFigures], ids: Sequence[str], width: int, room: int) -> list[Text]:
     columns = _fitting(width - 2)
     lines = [_head(title, width - 1, []), _head("", 0, columns)]
     for user, name in zip(users, ids, strict=True):
-        lines += [Text(f" {part}") for part in chop_cells(name, max(2, width - 1))]
-        lines.append(Text(" ") + _figures(user, columns))
+        parts = chop_cells(name, max(2, width - 1))
+        if len(lines) + len(parts) > room:
+            break
+        lines += [*(Text(f" {part}") for part in parts), Text(" ") + _figures(user, columns)]
     return lines
 
 
