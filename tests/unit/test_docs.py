@@ -140,7 +140,9 @@ def commands_of(command: Any, name: str = "") -> dict[str, Any]:
     if not hasattr(command, "commands"):
         return {name: command}
     found: dict[str, Any] = {}
-    for child, each in command.commands.items():
+    context = typer.Context(command)
+    for child in command.list_commands(context):
+        each = command.get_command(context, child)
         found |= commands_of(each, f"{name} {child}".strip())
     return found
 
