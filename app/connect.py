@@ -102,7 +102,7 @@ def open_tables(settings: Settings) -> "Tables":
 
 
 def query_projection(settings: Settings, sql: str) -> list[dict[str, Any]]:
-    """Run one SELECT on the projection. Errors: as `open_tables`; duckdb.Error where the query is wrong."""
+    """Run one SELECT on the projection. Errors: as `open_tables`; duckdb.Error if the query is wrong."""
     with ExitStack() as parts:
         return _Snapshot(settings, parts).rows(sql)
 

@@ -67,7 +67,10 @@ async def _check_redis(settings: Settings) -> AsyncIterator[Finding]:
             letters = int(await connection.pipeline.execute("XLEN", f"{settings.namespace}:dead-letters"))
             if letters:
                 yield Finding(
-                    "dead letters", "warning", f"{letters} tasks could not be executed", "`tollbook dead-letters list`"
+                    "dead letters",
+                    "warning",
+                    f"{letters:,} task{'' if letters == 1 else 's'} could not be executed",
+                    "`tollbook dead-letters list`",
                 )
     except ServerTooOld as exc:
         yield Finding("redis", "failed", str(exc), "install Redis 7.0 or later, or unset REDIS_URL")

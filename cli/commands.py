@@ -31,11 +31,11 @@ class Entry(NamedTuple):
 
 
 COMMANDS: Final[Mapping[str, Entry]] = {
-    "demo": Entry("demo:demo", "Run everything on this machine with a local stand-in, and prove the books."),
-    "up": Entry("serve:up", "Run everything: Redis (unless REDIS_URL is set), workers and projector."),
-    "worker": Entry("serve:worker", "Run one worker process; any number may run on one ledger."),
+    "demo": Entry("demo:demo", "Run everything here with a stand-in, and prove the books."),
+    "up": Entry("serve:up", "Run everything: server, workers and projector."),
+    "worker": Entry("serve:worker", "Run a worker; any number may run on one ledger."),
     "projector": Entry("serve:projector", "Run the projector, which folds the ledger into DuckDB."),
-    "stand-in": Entry("serve:stand_in", "Run a local server that answers like OpenRouter, free of charge."),
+    "stand-in": Entry("serve:stand_in", "Run a local server that answers like OpenRouter, for free."),
     "publish": Entry("publish:publish", "Put a task on a stream.", logs=False),
     "result": Entry("publish:result", "Show a task's result.", logs=False),
     "ping": Entry("publish:ping", "Send a ping and wait for a worker's answer.", logs=False),

@@ -26,7 +26,7 @@ _INDENT: Final = " " * 4
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="Id of a dead letter, as `dead-letters list` shows it.")]
 Ids = Annotated[
-    list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of dead letters, as `dead-letters list` shows them.")
+    list[str] | None, typer.Argument(metavar="ID", help="Ids of dead letters, as `dead-letters list` shows them.")
 ]
 All = Annotated[bool, typer.Option("--all", help="All dead letters, or all that the filters leave.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -50,7 +50,7 @@ def list_letters(
 ) -> int:
     """List dead letters.
 
-    Example: tollbook dead-letters list --reason attempts_exhausted --since 2026-11-24
+    Example: tollbook dead-letters list --user u42 --since 2026-11-24
     """
     selection = _selection(stream, reason, user, since)
 
@@ -120,7 +120,7 @@ def retry(
     again, so it stays where it is, and the exit code is 1.
 
     Example: tollbook dead-letters retry 1764000000000-0
-    Example: tollbook dead-letters retry --all --reason attempts_exhausted --since 2026-11-24
+    Example: tollbook dead-letters retry --all --reason attempts_exhausted --yes
     """
     chosen = _Choice(letter_ids, _selection(stream, reason, user, since), is_all=is_all)
 
@@ -270,8 +270,9 @@ def _lines(letter: "DeadLetter") -> Iterator[str]:
     """Return a letter for people. Ids are whole at any width; only the error is wrapped."""
     at = datetime.fromtimestamp(letter.at_ms / 1000, UTC)
     yield f"{letter.id}  {at:%Y-%m-%d %H:%M:%S} UTC  {letter.stream}  {letter.reason}"
-    user = f"  user {letter.user_id}" if letter.user_id else ""
-    yield f"{_INDENT}task {printable(letter.task_id)}{printable(user)}"
+    yield f"{_INDENT}task {printable(letter.task_id)}"
+    if letter.user_id:
+        yield f"{_INDENT}user {printable(letter.user_id)}"
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
     yield from textwrap.wrap(
         printable(letter.error),

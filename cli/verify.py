@@ -113,9 +113,8 @@ def _print(verdict: "Verdict") -> None:
         typer.echo(f"  stream      {compared:,} archived events compared with their copy on the stream")
         typer.echo(f"              {unsealed:,} not sealed yet: checked for order and meaning")
         typer.echo(f"  gate        {verdict.gate_balances:,} balances compared, and its list of open holds")
-    typer.echo(
-        f"  caps        {len(verdict.highest):,} budgets checked at every hold; {len(verdict.open_holds):,} holds open"
-    )
+    budgets = f"{len(verdict.highest):,} budget{'s' * (len(verdict.highest) != 1)}"
+    typer.echo(f"  caps        {budgets} checked at every hold; {len(verdict.open_holds):,} holds open")
     rows = verdict.projection_rows
     typer.echo(
         f"  projection  {'not compared' if rows is None else f'{rows:,} rows compared with a new fold of the ledger'}"

@@ -115,8 +115,12 @@ def _copied(path: Path, copy: Path, use: Callable[[Path], _T]) -> _T:
             problem = exc
         except OSError as exc:
             raise LedgerUnavailable(f"the projection at {path} could not be copied: {exc}") from exc
-        time.sleep(0.05)  # A checkpoint was made meanwhile.
-    reason = "it is written to all the time" if problem is None else str(problem).partition("\n")[0]
+        time.sleep(0.05)  # A checkpoint is being made just now.
+    if isinstance(problem, duckdb.CatalogException) or "not a valid DuckDB database" in str(problem):
+        raise LedgerUnavailable(
+            f"{path} is empty or no projection: move it away and start `tollbook up`, which rebuilds it from the ledger"
+        ) from problem
+    reason = "it is written to without a pause" if problem is None else str(problem).partition("\n")[0]
     raise LedgerUnavailable(f"the projection at {path} could not be copied: {reason}") from problem
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+import duckdb
 import pytest
 from redis.asyncio import Redis
 
@@ -391,3 +392,15 @@ async def test_an_address_that_does_not_work_is_told_in_one_line(url: str, tmp_p
         assert len(finished.stderr.splitlines()) == 1, finished.stderr
         assert url in finished.stderr
         assert ADDRESSES[url] in finished.stderr
+
+
+def test_a_file_that_is_no_projection_is_told_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "tollbook.duckdb"
+    path.touch()
+    assert "data/tollbook.duckdb is empty or no projection: move it away" in shell("tollbook spend", tmp_path).stderr
+    path.unlink()
+    duckdb.connect(str(path)).close()
+    finished = shell("tollbook spend", tmp_path)
+    assert "data/tollbook.duckdb is empty or no projection: move it away" in finished.stderr
+    assert len(finished.stderr.splitlines()) == 1
