@@ -33,6 +33,8 @@ _FSYNC_VARIABLE: Final = "TEST_FSYNC"
 _IMAGE_VARIABLE: Final = "TEST_REDIS_IMAGE"
 _IMAGE: Final = "redis:8"
 _OLDEST_VERSION: Final = 7
+# How long a test waits for what must happen. It only ends a run that hangs: a busy machine may take this long.
+PATIENCE_S: Final = 60.0
 _T = TypeVar("_T")
 
 
@@ -111,7 +113,7 @@ class TestServers:
 
 
 async def wait_until(
-    condition: Callable[[], Awaitable[_T] | _T], timeout_s: float = 10.0, *, what: str = "the condition"
+    condition: Callable[[], Awaitable[_T] | _T], timeout_s: float = PATIENCE_S, *, what: str = "the condition"
 ) -> _T:
     """Ask `condition`, plain or async, until what it returns is true; return that.
 

@@ -39,6 +39,7 @@ def source_of(archiving: Archiving, *, has_redis: bool = True) -> LedgerSource:
     return LedgerSource(LEDGER, (KEYS,), archiving.archive, archiving.redis if has_redis else None)
 
 
+@pytest.mark.slow
 async def test_replay_to_random_points_has_the_committed_of_every_user_there(
     archiving: Archiving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

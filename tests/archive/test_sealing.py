@@ -197,6 +197,7 @@ class Dying:
             raise Crash
 
 
+@pytest.mark.slow
 async def test_a_crash_at_any_step_loses_nothing_and_the_next_start_goes_on(
     redis_client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ async def verdict_of(books: GateLedger, tmp_path: Path, **options: Any) -> Verdi
     return await verify(books.source, Options(directory, **options), live=LiveProjection.look(books.store))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partitions", [1, 3])
 @pytest.mark.parametrize("seed", range(4))
 async def test_nothing_is_found_on_what_the_gate_wrote(
@@ -75,6 +76,7 @@ async def test_the_same_ledger_gives_the_same_certificate(books: GateLedger, tmp
     assert first == second
 
 
+@pytest.mark.slow
 async def test_what_a_certificate_covers_need_not_be_checked_again(books: GateLedger, tmp_path: Path) -> None:
     kept = tmp_path / "certificate.json"
     kept.write_text(json.dumps((await verdict_of(books, tmp_path)).certificate()))
@@ -117,6 +119,7 @@ async def test_what_is_no_certificate_is_refused(books: GateLedger, tmp_path: Pa
         await verdict_of(books, tmp_path, since=str(tmp_path / given))
 
 
+@pytest.mark.slow
 async def test_an_archive_alone_verifies_elsewhere(books: GateLedger, tmp_path: Path) -> None:
     shutil.copytree(books.archive.directory, tmp_path / "elsewhere")
     source = LedgerSource.of_archive(Archive(tmp_path / "elsewhere"))
@@ -129,6 +132,7 @@ async def test_an_archive_alone_verifies_elsewhere(books: GateLedger, tmp_path: 
 # --- What is wrong beside archive and stream.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "problem"),
     [

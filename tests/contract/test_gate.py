@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError
 
 from tests.gate_bench import CAP, PERIOD, GateBench, open_bench
 from tests.model import Answer
+from tests.servers import PATIENCE_S
 from tollbook.ledger.errors import LedgerAhead, LedgerDiverged, LedgerReplaced, ServerTooOld
 from tollbook.ledger.gate.functions import LIBRARY, library_code, load_library
 from tollbook.ledger.gate.gate import FunctionsMissing, Gate, WindowClosed, create_ledger
@@ -451,9 +452,9 @@ async def test_a_result_is_announced_under_its_key(bench: GateBench) -> None:
         await channel.subscribe(bench.keys.result("a"))
         await bench.reserve()
         await bench.settle()
-        message = await channel.get_message(ignore_subscribe_messages=False, timeout=10)
+        message = await channel.get_message(ignore_subscribe_messages=False, timeout=PATIENCE_S)
         while message is not None and message["type"] != "message":
-            message = await channel.get_message(timeout=10)
+            message = await channel.get_message(timeout=PATIENCE_S)
     assert message is not None
     assert message["data"] == b"a"
     assert await bench.redis.get(bench.keys.result("a")) == b'{"done":1}'

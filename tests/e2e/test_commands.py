@@ -49,7 +49,7 @@ async def started(*arguments: str, cwd: Path, env: Mapping[str, str] | None = No
         return IS_UP in command.stdout
 
     try:
-        await wait_until(is_up, 30, what="`tollbook up`")
+        await wait_until(is_up, what="`tollbook up`")
     except BaseException:
         await command.end()
         raise
@@ -178,7 +178,7 @@ async def test_a_heavy_query_gives_way_and_offers_its_processor(here: Path) -> N
         return is_idle and bool(caught >> (signal.SIGALRM - 1) & 1)
 
     try:
-        await wait_until(gives_way, 20, what="a query that gives way")
+        await wait_until(gives_way, what="a query that gives way")
         assert command.process.returncode is None, command.stderr
     finally:
         await command.end()

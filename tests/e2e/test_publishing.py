@@ -321,7 +321,7 @@ async def assert_nothing_is_left(running: RunningSystem) -> None:
         group = next(g for g in await running.redis.xinfo_groups(STREAM) if g["name"] == GROUP.encode())
         return not group["pending"] and not group["lag"]
 
-    assert await wait_until(is_done, timeout_s=5, what="every task acknowledged")
+    assert await wait_until(is_done, what="every task acknowledged")
     assert await running.redis.zcard(running.keys.holds) == 0
 
 

@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
+from tests.servers import PATIENCE_S
 from tests.system import RunningSystem, command_environment, running_system
 from tollbook.schemas.results import InferenceResult, TaskStatus
 
@@ -64,7 +65,7 @@ async def run(running: RunningSystem, *command: str | Path, cwd: Path) -> str:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             output, errors = await process.communicate()
     except TimeoutError:
         process.kill()

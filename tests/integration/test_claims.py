@@ -288,7 +288,7 @@ async def test_claims_go_on_after_the_groups_have_vanished(
         lives = await wait_until(lambda: claims.is_alive("w1"), what="a sign of life")
         assert lives
         await every_redis_client.delete("tollbook:worker:w1")
-        await wait_until(lambda: claims.is_alive("w1"), 2, what="another sign of life, without the group")
+        await wait_until(lambda: claims.is_alive("w1"), what="another sign of life, without the group")
         await claims.ensure_groups()
         delivery = (await group.deliver("w0"))[0]
         await group.age(delivery)

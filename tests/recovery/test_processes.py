@@ -25,6 +25,8 @@ from tollbook.schemas.events import CostAdjusted, CostRecorded
 from tollbook.schemas.results import InferenceResult, TaskStatus
 from tollbook.schemas.upcasters import event_from_entry
 
+pytestmark = pytest.mark.slow
+
 STREAM: Final = "analysis"
 CLAIM_AFTER_S: Final = 5.0
 KEYS: Final = Keys("tollbook", 0)
@@ -81,7 +83,7 @@ class Up:
 
     async def become_done(self, task_ids: list[str]) -> None:
         """Return once all these tasks have a completion."""
-        await wait_until(lambda: self.are_done(task_ids), 40, what=f"completions of {task_ids}")
+        await wait_until(lambda: self.are_done(task_ids), what=f"completions of {task_ids}")
 
     async def pending_of(self, pid: int) -> int:
         """Return how many tasks a worker process has in hand."""
@@ -95,7 +97,7 @@ class Up:
             pending: Any = await self.redis.xpending(STREAM, GROUP)
             return pending["pending"] == 0 and await self.redis.zcard(KEYS.holds) == 0
 
-        await wait_until(is_at_rest, 30, what="every task acknowledged and every hold settled")
+        await wait_until(is_at_rest, what="every task acknowledged and every hold settled")
         spent, assumed = Counter[str](), Counter[str]()
         entries: Any = await self.redis.xrange(KEYS.ledger)
         for entry_id, fields in entries:
@@ -124,7 +126,7 @@ async def up(directory: Path, *, workers: int) -> AsyncIterator[Up]:
         }
         command = await StayingCommand.start("up", "--workers", str(workers), cwd=directory, env=variables)
         try:
-            await wait_until(lambda: command.stderr.count("worker.started") == workers, 40, what="the workers' start")
+            await wait_until(lambda: command.stderr.count("worker.started") == workers, what="the workers' start")
             endpoint = read_endpoint(directory / "data")
             assert endpoint is not None
             async with connect(endpoint.redis_url) as redis:
@@ -136,7 +138,7 @@ async def up(directory: Path, *, workers: int) -> AsyncIterator[Up]:
         except BaseException:
             await command.end()
             raise
-        await wait_until(lambda: not any(map(is_alive, pids)), 30, what=f"the end of {pids}")
+        await wait_until(lambda: not any(map(is_alive, pids)), what=f"the end of {pids}")
         assert command.process.returncode in (0, -signal.SIGKILL), command.stderr
 
 
@@ -167,7 +169,7 @@ async def test_a_killed_worker_is_replaced_and_its_tasks_are_taken_over_in_time(
         await running.provider.open()
         await running.become_done(task_ids)
         await wait_until(lambda: len(running.pids()) == 4, what="the new worker")
-        await wait_until(lambda: running.command.stderr.count("worker.started") == 3, 20, what="its start")
+        await wait_until(lambda: running.command.stderr.count("worker.started") == 3, what="its start")
         await running.check_books()
 
 
