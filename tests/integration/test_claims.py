@@ -4,7 +4,6 @@ Idle times are set with XCLAIM ... IDLE, so that nothing has to be waited for.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from tests.loop_clock import LoopClock
 from tests.servers import wait_until
 from tollbook.consumers.claims import GROUP, Claims
 from tollbook.consumers.messages import Delivery
@@ -21,6 +21,7 @@ from tollbook.ledger.server.pipeline import CommandPipeline
 STREAM: Final = "generation"
 OTHER: Final = "analysis"
 CLAIM_AFTER_S: Final = 30.0
+LOOK_EVERY_S: Final = 0.1 * CLAIM_AFTER_S + 0.001
 LONG_MS: Final = 60_000
 TASK: Final = {b"task": b"ping"}
 
@@ -151,26 +152,38 @@ async def test_all_of_a_silent_workers_tasks_are_taken_at_once(
 
 
 async def test_a_worker_whose_own_sign_of_life_came_late_gives_the_others_time_for_theirs(
-    every_redis_client: Redis, pipeline: CommandPipeline
+    every_redis_client: Redis, pipeline: CommandPipeline, loop_clock: LoopClock
 ) -> None:
     """After Redis was away or the machine slept, every worker looks dead to every other."""
-    claims, group = make_claims(pipeline, "w2", claim_after_s=0.5), Group(every_redis_client)
-    other = make_claims(pipeline, "w1", claim_after_s=0.5)
+    claims, other, group = make_claims(pipeline, "w2"), make_claims(pipeline, "w1"), Group(every_redis_client)
     await claims.ensure_groups()
     held = (await group.deliver("w1"))[0]
     other.add(held)
     accepted: list[Delivery] = []
     running = asyncio.create_task(claims.run(accepted.append))
+
+    async def show_life_after(*pauses_s: float) -> None:
+        await every_redis_client.delete("tollbook:worker:w2")
+        for pause_s in pauses_s:
+            loop_clock.advance(pause_s)
+            for _ in range(10):
+                await asyncio.sleep(0)
+        await wait_until(lambda: claims.is_alive("w2"), what="a sign of life")
+
     try:
         await wait_until(lambda: claims.is_alive("w2"), what="the first sign of life")
-        # Nothing runs meanwhile, as on a machine that sleeps; the entry is silent for longer than it may be.
-        time.sleep(1.0)  # noqa: ASYNC251 - the loop is to stand still.
-        for _ in range(2):
-            # The other one wakes up a moment later.
-            await wait_until(lambda: claims.is_alive("w2"), what="another sign of life")
-            assert accepted == []
-            await other.renew()
-            await every_redis_client.delete("tollbook:worker:w2")
+        # The machine sleeps, so the entry is silent for longer than it may be.
+        await group.age(held)
+        await show_life_after(CLAIM_AFTER_S)
+        await show_life_after(LOOK_EVERY_S, LOOK_EVERY_S)
+        assert accepted == []
+        # The other one wakes up a moment later. From now on, only what is really silent is taken.
+        await other.renew()
+        silent = (await group.deliver("w3"))[0]
+        await group.age(silent)
+        loop_clock.advance(LOOK_EVERY_S)
+        await wait_until(lambda: accepted, what="the take-over")
+        assert [delivery.entry_id for delivery in accepted] == [silent.entry_id]
         assert (await group.pending(held))[0] == "w1"
     finally:
         running.cancel()
