@@ -27,6 +27,7 @@ from tollbook.app.processes import System, build_worker, open_system, serve_work
 from tollbook.consumers.worker import Worker
 from tollbook.inference.settings import Settings
 from tollbook.ledger.keys import Keys, dead_letters
+from tollbook.ledger.server.connection import connect
 from tollbook.observability.observed import observed
 from tollbook.observability.tracing import Tracing
 from tollbook.schemas.identifiers import EntryId
@@ -166,7 +167,7 @@ async def running_system(
         settings = make_settings(data_dir, standin, redis_url=redis_url, **values)
         async with observed(settings, "up") as vitals:
             vitals.tracing = tracing
-            async with open_system(settings, vitals=vitals) as system, Redis.from_url(system.redis_url) as redis:
+            async with open_system(settings, vitals=vitals) as system, connect(system.redis_url) as redis:
                 running = RunningSystem(system, standin, [], redis)
                 async with serving(running, workers):
                     yield running

@@ -86,6 +86,7 @@ async def seal_all(sealer: Sealer) -> int:
     return sealed
 
 
+@pytest.mark.slow
 async def test_sealed_and_trimmed_events_replay_to_the_same_tables(archiving: Archiving, tmp_path: Path) -> None:
     await archiving.fill(520)
     events = archiving.store.position().seq

@@ -98,6 +98,7 @@ async def test_what_a_certificate_covers_need_not_be_checked_again(books: GateLe
     assert (alone.findings, alone.partitions[0].trusted_events) == ([], head.last_seq)
 
 
+@pytest.mark.slow
 async def test_a_certificate_binds_what_was_not_sealed_then(books: GateLedger, tmp_path: Path) -> None:
     kept = tmp_path / "certificate.json"
     kept.write_text(json.dumps((await verdict_of(books, tmp_path)).certificate()))
@@ -169,6 +170,7 @@ async def test_a_projection_that_was_opened_again_is_not_taken_for_another(books
     assert (await verdict_of(books, tmp_path)).findings == []
 
 
+@pytest.mark.slow
 async def test_a_projection_behind_is_compared_where_it_stands(books: GateLedger, tmp_path: Path) -> None:
     live = LiveProjection.look(books.store)
     at = books.store.position().seq

@@ -162,6 +162,7 @@ def works(draw: st.DrawFn) -> Work:
     return Work(calls, steps)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(work=works(), other_cap=st.integers(0, 40))
 def test_another_cap_decides_as_the_real_gate_does_under_it(driver: GateDriver, work: Work, other_cap: int) -> None:
@@ -562,6 +563,7 @@ async def test_a_system_run_under_the_other_cap_spends_and_refuses_what_the_what
     assert {user: outcome.select(user_id=user).total().other_spent_nanousd for user in spent} == spent
 
 
+@pytest.mark.slow
 async def test_the_command_reads_an_archive_and_prints_tables_or_json(redis_client: Redis, tmp_path: Path) -> None:
     archiving = Archiving(redis_client, tmp_path)
     await archiving.fill(300)

@@ -31,6 +31,7 @@ from tollbook.ledger.gate.requests import (
     Waiting,
 )
 from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.identifiers import EntryId, Window
 from tollbook.schemas.money import MAX_NANOUSD
@@ -285,7 +286,7 @@ async def test_a_burst_from_many_workers_stays_within_the_cap(bench: GateBench, 
     async with AsyncExitStack() as stack:
         gates: list[Gate] = []
         for _ in range(5):
-            client = await stack.enter_async_context(Redis.from_url(every_server_url))
+            client = await stack.enter_async_context(connect(every_server_url))
             pipeline = CommandPipeline(client)
             stack.push_async_callback(pipeline.aclose)
             gates.append(Gate(pipeline, bench.keys, "ledger-1", idempotency_ttl_s=60, result_ttl_s=60))

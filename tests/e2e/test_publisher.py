@@ -16,6 +16,7 @@ from tests.servers import PATIENCE_S, wait_until
 from tests.system import RunningSystem, running_system
 from tollbook import InvalidTask, LedgerUnavailable, Publisher, ResultTimeout, TaskUnconfirmed
 from tollbook.inference.settings import Settings
+from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.endpoint import Endpoint, write_endpoint
 from tollbook.schemas.identifiers import check_id
 from tollbook.schemas.results import ErrorCode, TaskStatus
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningSystem]:
-    async with Redis.from_url(server_url) as client:
+    async with connect(server_url) as client:
         await client.flushall()
         await client.function_flush()
     async with running_system(tmp_path_factory.mktemp("publisher") / "data", server_url) as system:
@@ -201,7 +202,7 @@ async def test_a_publisher_that_is_not_open_says_so(running: RunningSystem) -> N
 
 async def test_a_refusal_of_the_server_is_told_and_not_tried_again(running: RunningSystem) -> None:
     other = running.system.redis_url.rpartition("/")[0] + "/1"
-    async with Redis.from_url(other) as redis, Publisher(settings_of(running, redis_url=other)) as publisher:
+    async with connect(other) as redis, Publisher(settings_of(running, redis_url=other)) as publisher:
         await redis.set("scraping", "no stream")
         with pytest.raises(LedgerUnavailable, match="WRONGTYPE") as refused:
             await publisher.publish("scraping", "ping")

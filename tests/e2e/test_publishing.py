@@ -15,6 +15,7 @@ from tests.system import REPLIES, RunningSystem, running_system
 from tollbook.consumers.claims import GROUP
 from tollbook.consumers.dead_letters import DeadLetters
 from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.connection import connect
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 
 # One system for the whole module: that it still runs after every bad message is part of what is tested.
@@ -28,7 +29,7 @@ _numbers = count()
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningSystem]:
-    async with Redis.from_url(server_url) as client:
+    async with connect(server_url) as client:
         await client.flushall()
         await client.function_flush()
         await client.xadd("scraping", EARLY)  # pyright: ignore[reportArgumentType]

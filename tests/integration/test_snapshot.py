@@ -92,6 +92,7 @@ def copy(path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
+@pytest.mark.slow
 def test_a_copy_is_of_one_moment_while_folds_and_checkpoints_go_on(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "t.duckdb", "ledger")
     seen: list[int] = []
