@@ -1,37 +1,43 @@
 #!/usr/bin/env python3
-"""Everything a checkout of Tollbook can do, from one file that needs nothing but Python 3.11.
+"""Everything a checkout of Tollbook can do, from one file that needs nothing but Python 3.11 with venv and pip.
 
     python3 dev.py demo             see it work, without a key, a container or a server
     python3 dev.py run -- tollbook spend --json
 
-Each command first sees to the environment in `.venv`: made when missing, filled from a lock file in which every
-package is pinned by hash, and left alone when it is already right.
+Each command first makes the environment in `.venv`, unless it is there. uv fills it from uv.lock, in which every
+package is pinned by hash; uv itself is installed from the same lock.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Generator, Mapping, Sequence
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 # This file must parse on older Pythons, so that they get a sentence instead of a SyntaxError.
 MINIMUM = (3, 11)
 ROOT = Path(__file__).resolve().parent
+LOCK = ROOT / "uv.lock"
 VENV = ROOT / ".venv"
 BIN = VENV / "bin"
 PYTHON = BIN / "python"
-STAMP = VENV / "tollbook-setup.json"
-LOCKS = {"runtime": ROOT / "requirements.lock", "dev": ROOT / "requirements-dev.lock"}
+UV = BIN / "uv"
+STAMP = VENV / "tollbook-setup"
+# The lock must serve everybody: never a mirror that a machine's settings name.
+PUBLIC_INDEX = "https://pypi.org/simple"
+# What uv installs for each kind of environment. "runtime" keeps what else is there, so that `demo` does not remove
+# what `test` has installed; "dev" removes what is not in the lock.
+KINDS = {
+    "runtime": ("--no-dev", "--group", "build", "--all-extras", "--inexact"),
+    "dev": ("--all-groups", "--all-extras"),
+}
 
 
 class SetupError(Exception):
@@ -42,167 +48,87 @@ class SetupError(Exception):
 
 
 def ensure_environment(kind: str) -> None:
-    """Make `.venv` hold at least the packages of `kind` ("runtime" or "dev") and the project itself.
+    """Make `.venv` hold the packages of `kind` and the project itself; of kind "uv", only uv.
 
-    The stamp is removed first and written last, so an interrupted setup is done again from nothing.
+    The stamp says "started" until everything is installed, so that an interrupted setup is done again from nothing.
     Errors: SetupError.
     """
-    if is_ready(kind):
-        return
-    with one_at_a_time():
-        if is_ready(kind):
-            return  # Another dev.py has just done it.
-        stamp = read_stamp()
-        started = time.monotonic()
-        install(kind, keep=may_be_extended(stamp), previous=stamp)
-        report(f"environment ready in {time.monotonic() - started:.0f} s\n")
-
-
-def is_ready(kind: str) -> bool:
-    """Whether the last finished setup had the same Python, place, lock and project as are here now."""
-    stamp = read_stamp()
-    held = str(stamp.get("kind"))
-    return held in (kind, "dev") and stamp == wanted_stamp(held) and PYTHON.exists()
-
-
-def wanted_stamp(kind: str) -> dict[str, str]:
-    return {
-        "state": "finished",
-        "kind": kind,
-        "root": str(ROOT),
-        "lock": digest(LOCKS[kind]),
-        "project": digest(ROOT / "pyproject.toml"),
-    }
-
-
-def read_stamp() -> dict[str, str]:
-    try:
-        return json.loads(STAMP.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def write_stamp(content: Mapping[str, str]) -> None:
-    """Replace the stamp in one step: a reader sees the old one or the new one, never half of one."""
-    fresh = STAMP.with_suffix(".new")
-    fresh.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    fresh.replace(STAMP)
-
-
-def may_be_extended(stamp: Mapping[str, str]) -> bool:
-    """Whether pip may add to what is there: it was finished, here, and from the lock as it is now.
-
-    An environment that somebody else made (no stamp) is filled too, never deleted.
-    """
-    if not stamp:
-        return True
-    kind = stamp.get("kind", "")
-    if stamp.get("state") != "finished" or kind not in LOCKS or not PYTHON.exists():
-        return False
-    return stamp.get("root") == str(ROOT) and stamp.get("lock") == digest(LOCKS[kind])
-
-
-def install(kind: str, *, keep: bool, previous: Mapping[str, str]) -> None:
-    if previous.get("state") == "finished" and previous.get("kind") == "dev":
-        kind = "dev"  # What `test` has installed is not taken away by `demo`.
-    packages = sum(bool(re.match(r"[a-z0-9]", line)) for line in LOCKS[kind].read_text(encoding="utf-8").splitlines())
-    what = "the demo" if kind == "runtime" else "development"
-    report(f"setting up .venv for {what}: {packages} packages, checked by hash; a minute the first time ...\n")
-    if keep and PYTHON.exists():
-        check_usable()
-    else:
-        make_venv(clear=not keep)
-    write_stamp({"state": "started"})
-    # Without --no-deps, the pip of Python 3.11 (23.2) looks for the newest release of a requirement with an extra, such
-    # as `coverage[toml]`, and refuses it as unpinned. The lock is complete; `pip check` says so.
-    locked = ("install", "--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", str(LOCKS[kind]))
-    pip(*locked, packages=packages)
-    # The build backend comes from the lock as well: nothing unpinned is downloaded or run.
-    pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
-    pip("check")
-    write_stamp(wanted_stamp(kind))
-
-
-def check_usable() -> None:
-    is_new_enough = f"import sys; sys.exit(sys.version_info < {MINIMUM})"
-    if not succeeds("-c", is_new_enough) or not (succeeds("-m", "pip", "--version") or succeeds("-m", "ensurepip")):
-        raise SetupError("there is a .venv with an old Python or without pip, which dev.py did not make: remove it")
-
-
-def make_venv(*, clear: bool) -> None:
-    made = quiet([sys.executable, "-m", "venv", *(["--clear"] if clear else []), str(VENV)])
-    if made.returncode == 0:
-        return
-    if "ensurepip" in made.stdout or "No module named venv" in made.stdout:
-        package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
-        raise SetupError(f"this Python has no venv module; on Debian and Ubuntu: apt-get install {package}")
-    raise SetupError(f"python -m venv failed: {last_line(made.stdout)}")
-
-
-def pip(*arguments: str, packages: int = 0) -> None:
-    """Run pip in `.venv` under the user's own pip settings; on a terminal, show how far it is."""
-    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments]
-    output: list[str] = []
-    seen = 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT) as process:
-        try:
-            for line in process.stdout or ():
-                output.append(line)
-                if packages and line.startswith("Collecting "):
-                    seen += 1
-                    report_progress(f"{seen} of {packages}: {line.split()[1]}")
-                elif packages and line.startswith("Installing collected packages"):
-                    report_progress("unpacking")
-        except BaseException:
-            process.terminate()  # A pip that outlives us would write into the next setup.
-            raise
-        finally:
-            report_progress("")
-    if process.returncode != 0:
-        errors = [line for line in output if line.startswith("ERROR")] or output[-5:]
-        raise SetupError(f"pip failed (exit code {process.returncode}):\n{''.join(errors).rstrip()}")
-
-
-@contextlib.contextmanager
-def one_at_a_time() -> Generator[None]:
-    """Hold a lock on this file: a second dev.py waits for the first one's setup instead of tearing at it."""
     import fcntl  # Not on Windows, which `main` has refused by now.
 
+    if kind not in ("uv", *KINDS):
+        raise SetupError(f"there is no environment of kind {kind!r}; there are: uv, {', '.join(KINDS)}")
+    # A second dev.py waits for the first one's setup.
     with Path(__file__).open("rb") as own_file:
-        try:
-            fcntl.flock(own_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report("another dev.py is setting up .venv; waiting for it ...\n")
-            fcntl.flock(own_file, fcntl.LOCK_EX)
-        yield
+        fcntl.flock(own_file, fcntl.LOCK_EX)
+        stamp = STAMP.read_text(encoding="utf-8") if STAMP.exists() else ""
+        if PYTHON.exists() and stamp in (finished(kind), finished("dev")):
+            return
+        is_copied = not stamp.endswith(f" {ROOT}")  # Its scripts still start the Python of the other folder.
+        if stamp and (stamp.startswith("started ") or is_copied):
+            shutil.rmtree(VENV)
+        report(f"setting up .venv ({kind}) ...")
+        ensure_uv()
+        if kind != "uv":
+            STAMP.write_text(f"started {ROOT}", encoding="utf-8")
+            sync(*KINDS[kind])
+            STAMP.write_text(finished(kind), encoding="utf-8")
+        report("the environment is ready")
 
 
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def finished(kind: str) -> str:
+    """Return the stamp of a finished environment; an environment that somebody else made has none."""
+    content = hashlib.sha256(LOCK.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    return f"{kind} {content} {ROOT}"
+
+
+def ensure_uv() -> None:
+    """Make `.venv` if it is missing, and install the locked release of uv in it, checked by hash.
+
+    Errors: SetupError.
+    """
+    version, hashes = locked("uv")
+    if UV.exists() and quiet([str(UV), "--version"]).stdout.split()[1:2] == [version]:
+        return
+    # On an environment that is there already, this adds pip and leaves the rest.
+    made = quiet([sys.executable, "-m", "venv", str(VENV)])
+    if made.returncode != 0:
+        python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+        hint = f"; on Debian and Ubuntu: apt-get install {python}-venv" if "ensurepip" in made.stdout else ""
+        raise SetupError(f"python -m venv failed{hint}:\n{made.stdout.strip()}")
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as requirements:
+        requirements.write(f"uv=={version} " + " ".join(f"--hash={digest}" for digest in hashes))
+        requirements.flush()
+        options = ["--disable-pip-version-check", "--require-hashes", "--no-deps", "--only-binary", ":all:"]
+        installed = quiet([str(PYTHON), "-m", "pip", "install", *options, "-r", requirements.name])
+    if installed.returncode != 0:
+        raise SetupError(f"pip could not install uv {version}:\n{installed.stdout.strip()}")
+
+
+def locked(name: str) -> tuple[str, list[str]]:
+    """Return the version of a package in uv.lock, and the hashes of its wheels."""
+    import tomllib  # Not in the older Pythons that get a sentence from `main`.
+
+    packages = tomllib.loads(LOCK.read_text(encoding="utf-8"))["package"]
+    package = next(package for package in packages if package["name"] == name)
+    return package["version"], [wheel["hash"] for wheel in package["wheels"]]
+
+
+def sync(*options: str) -> None:
+    # On a terminal uv shows how far it is; elsewhere only what went wrong.
+    quietness = [] if sys.stderr.isatty() else ["--quiet"]
+    command = [str(UV), "sync", "--frozen", "--no-python-downloads", *quietness, *options]
+    # stdout belongs to the command that comes after.
+    if subprocess.run(command, cwd=ROOT, env=environment(), stdout=sys.stderr, check=False).returncode != 0:
+        raise SetupError("uv could not install the packages of uv.lock; its message is above")
 
 
 def quiet(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
 
 
-def succeeds(*arguments: str) -> bool:
-    return quiet([str(PYTHON), *arguments]).returncode == 0
-
-
-def last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["(it said nothing)"])[-1]
-
-
 def report(text: str) -> None:
     """Say something about the environment on stderr: stdout belongs to the command."""
-    sys.stderr.write(f"dev.py: {text}")
-    sys.stderr.flush()
-
-
-def report_progress(text: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K  {text[:70]}" if text else "\r\x1b[K")
-        sys.stderr.flush()
+    print(f"dev.py: {text}", file=sys.stderr, flush=True)
 
 
 # --- Running things in it --------------------------------------------------------------------------------------------
@@ -211,7 +137,8 @@ def report_progress(text: str) -> None:
 def environment() -> dict[str, str]:
     """The caller's environment as an activated `.venv` would have it."""
     child = {**os.environ, "VIRTUAL_ENV": str(VENV), "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
-    child.pop("PYTHONHOME", None)
+    for name in ("PYTHONHOME", "UV_PROJECT_ENVIRONMENT"):
+        child.pop(name, None)
     return child
 
 
@@ -233,21 +160,15 @@ def call(program: str, *arguments: str) -> int:
     Errors: KeyboardInterrupt after the program has ended.
     """
     sys.stdout.flush()
-    stopped = False
-
-    def stop(number: int, _: object) -> None:
-        nonlocal stopped
-        stopped = True
-        if number == signal.SIGTERM:
-            process.terminate()
-
     with subprocess.Popen([str(BIN / program), *arguments], cwd=ROOT, env=environment()) as process:
-        previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        code = process.wait()
-    for number, handler in previous.items():
-        signal.signal(number, handler)
-    if stopped:
-        raise KeyboardInterrupt
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            raise
+        except SystemExit:
+            process.terminate()
+            raise
     return 128 - code if code < 0 else code
 
 
@@ -256,8 +177,8 @@ def in_parallel(arguments: Sequence[str]) -> tuple[str, ...]:
 
     Four of them for two cores: much of a test is waiting for servers and processes.
     """
-    said = any(argument.startswith(("-n", "--dist", "--pdb", "-s")) for argument in arguments)
-    return () if said else ("-n", "4", "--dist", "loadfile")
+    chosen = any(argument.startswith(("-n", "--dist", "--pdb", "-s")) for argument in arguments)
+    return () if chosen else ("-n", "4", "--dist", "loadfile")
 
 
 # --- The commands ----------------------------------------------------------------------------------------------------
@@ -269,12 +190,12 @@ def demo(arguments: Sequence[str]) -> int:
 
 
 def test(arguments: Sequence[str]) -> int:
-    """Run the tests: pytest [...]."""
+    """Run the tests that take under three minutes: pytest [...]. The long ones: test -m slow."""
     return become("pytest", *in_parallel(arguments), *arguments)
 
 
 def soak(arguments: Sequence[str]) -> int:
-    """Run the long tests: soak [--minutes 5] [--seed N], for the chaos run, and what else pytest -m soak takes."""
+    """Run the tests that load the machine for minutes: soak [--minutes 5] [--seed N] for chaos; else as pytest."""
     return become("pytest", "-m", "soak", "--timeout=0", *arguments)
 
 
@@ -309,30 +230,22 @@ def imports(arguments: Sequence[str]) -> int:
 
 
 def check(arguments: Sequence[str]) -> int:
-    """Run lint, types, imports and test, each even when one before it failed; what CI runs. Arguments go to pytest."""
-    steps = (("lint", lint, ()), ("types", types, ()), ("imports", imports, ()))
+    """Run lint, types, imports and test, each even when one before it failed. Arguments go to pytest."""
     failed: list[str] = []
-    for name, step, step_arguments in steps:
-        print(f"== {name}", flush=True)
-        if step(step_arguments) != 0:
-            failed.append(name)
+    for step in (lint, types, imports):
+        print(f"== {step.__name__}", flush=True)
+        if step(()) != 0:
+            failed.append(step.__name__)
     if failed:
-        report(f"failed: {', '.join(failed)}; the tests follow\n")
+        report(f"failed: {', '.join(failed)}; the tests follow")
     print("== test", flush=True)
     code = call("pytest", *in_parallel(arguments), *arguments)
     return code or bool(failed)
 
 
 def lock(arguments: Sequence[str]) -> int:
-    """Resolve both locks anew: lock [--upgrade] [--upgrade-package NAME]."""
-    common = ["pip", "compile", "pyproject.toml", "--universal", "--generate-hashes", "--quiet", "--no-emit-index-url"]
-    common += ["--custom-compile-command", "python3 dev.py lock"]
-    runtime, dev = LOCKS["runtime"].name, LOCKS["dev"].name
-    # The runtime lock holds the build backend too, since the project is installed without build isolation.
-    # The runtime lock holds what the demo's user may try next, the report too.
-    common += ["--extra", "report", "--extra", "tracing"]
-    code = call("uv", *common, "--group", "build", "--output-file", runtime, *arguments)
-    return code or call("uv", *common, "--group", "dev", "-c", runtime, "--output-file", dev, *arguments)
+    """Resolve uv.lock anew: uv lock [--upgrade] [--upgrade-package NAME]."""
+    return call("uv", "lock", "--default-index", PUBLIC_INDEX, *arguments)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -344,8 +257,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def setup(arguments: Sequence[str]) -> int:
-    """Make or mend the environment and stop: setup [runtime]."""
-    print(f"{PYTHON} is ready")
+    """Make or mend the environment and stop: setup [runtime | uv]. `uv` installs uv alone, for the image."""
+    print(f"{UV if 'uv' in arguments else PYTHON} is ready")
     return 0
 
 
@@ -359,8 +272,9 @@ COMMANDS = {
 
 
 def needed(command: str, arguments: Sequence[str]) -> str:
-    is_enough = command in ("demo", "run") or (command == "setup" and "runtime" in arguments)
-    return "runtime" if is_enough else "dev"
+    if command == "setup" and arguments:
+        return arguments[0]
+    return "runtime" if command in ("demo", "run") else "dev"
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -1,5 +1,6 @@
-"""Fixtures for all tests: servers, clients. See tests/servers.py for which servers there are."""
+"""Fixtures for all tests: servers, clients, a clock. See tests/servers.py for which servers there are."""
 
+import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator, Iterator
@@ -11,6 +12,7 @@ import structlog
 from redis.asyncio import Redis
 
 from tests.chromium import describe_chromium
+from tests.loop_clock import LoopClock
 from tests.servers import EMBEDDED, TestServers, describe_servers, server_kinds
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
@@ -95,6 +97,12 @@ async def private_server(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
     await server.start()
     yield server
     await server.stop()
+
+
+@pytest.fixture
+async def loop_clock() -> LoopClock:
+    """The clock of the test's own event loop, to be set forward."""
+    return LoopClock(asyncio.get_running_loop())
 
 
 async def _empty(client: Redis) -> None:

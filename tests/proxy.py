@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
+from tests.servers import PATIENCE_S
+
 
 class FaultyProxy:
     """`sent` has what clients sent, a chunk each. Faults last until they are taken back."""
@@ -52,7 +54,7 @@ class FaultyProxy:
     async def next_chunk(self) -> None:
         """Wait until a client sends something."""
         self.received.clear()
-        await asyncio.wait_for(self.received.wait(), 10)
+        await asyncio.wait_for(self.received.wait(), PATIENCE_S)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

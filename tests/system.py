@@ -22,11 +22,13 @@ from aiohttp import web
 from redis.asyncio import Redis
 
 from tests.forking import ForkedProcess, fork, run_command
+from tests.servers import PATIENCE_S
 from tollbook.app.processes import System, open_system
 from tollbook.consumers.service import build_worker, serve_worker
 from tollbook.consumers.worker import Worker
 from tollbook.inference.settings import Settings
 from tollbook.ledger.keys import Keys, dead_letters
+from tollbook.ledger.server.connection import connect
 from tollbook.observability.process import observe_process
 from tollbook.observability.tracing import Tracing
 from tollbook.schemas.identifiers import EntryId
@@ -63,7 +65,7 @@ class GatedStandIn(StandIn):
 
     async def wait_for_arrivals(self, number: int, *, user: str) -> None:
         """Return once so many requests of a user have arrived, counted from the start."""
-        async with asyncio.timeout(30), self._change:
+        async with asyncio.timeout(PATIENCE_S), self._change:
             await self._change.wait_for(lambda: self.arrived[user] >= number)
 
     async def _answer(
@@ -99,7 +101,7 @@ class RunningSystem:
             pipe.xadd(stream, dict(task))  # pyright: ignore[reportArgumentType]
         return [entry_id.decode() for entry_id in await pipe.execute()]
 
-    async def answers(self, task_ids: Iterable[str], *, timeout_s: float = 60) -> list[InferenceResult]:
+    async def answers(self, task_ids: Iterable[str], *, timeout_s: float = PATIENCE_S) -> list[InferenceResult]:
         """Wait until every one of these tasks is answered on the stream `REPLIES`; return the answers in this order."""
         wanted = list(task_ids)
         async with asyncio.timeout(timeout_s):
@@ -166,7 +168,7 @@ async def running_system(
         settings = make_settings(data_dir, standin, redis_url=redis_url, **values)
         async with observe_process(settings, "up") as state:
             state.tracing = tracing
-            async with open_system(settings, state=state) as system, Redis.from_url(system.redis_url) as redis:
+            async with open_system(settings, state=state) as system, connect(system.redis_url) as redis:
                 running = RunningSystem(system, standin, [], redis)
                 async with serving(running, workers):
                     yield running
@@ -223,7 +225,7 @@ async def run_cli(
     cwd: Path,
     env: Mapping[str, str] | None = None,
     stdin: str | None = None,
-    timeout_s: float = 30,
+    timeout_s: float = PATIENCE_S,
 ) -> Finished:
     """Run `tollbook ...` to its end as a process of its own, in the directory `cwd`.
 
@@ -247,7 +249,7 @@ async def run_installed(
     cwd: Path,
     env: Mapping[str, str] | None = None,
     stdin: str | None = None,
-    timeout_s: float = 30,
+    timeout_s: float = PATIENCE_S,
 ) -> Finished:
     """Run the command that is installed, as `run_cli` does."""
     process = await asyncio.create_subprocess_exec(
@@ -318,7 +320,7 @@ class StayingCommand:
         """Send SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
 
-    async def wait(self, timeout_s: float = 30) -> int:
+    async def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for the end; return the exit code."""
         async with asyncio.timeout(timeout_s):
             return await self.process.wait()

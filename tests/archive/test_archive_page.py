@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 from jsonschema import Draft202012Validator
-from redis.asyncio import Redis
 
 from docs.generate.event_docs import PAYLOADS
 from tests.archive.gate_ledger import GateLedger
@@ -27,6 +26,7 @@ from tollbook.inference.settings import Settings
 from tollbook.ledger.archive import chain
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.segments import Archive, Manifest
+from tollbook.ledger.server.connection import connect
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 ROOT: Final = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def code(name: str) -> str:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def books(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GateLedger]:
     """Several segments of every kind of event, news of sealing among them."""
-    async with Redis.from_url(server_url) as redis:
+    async with connect(server_url) as redis:
         await redis.flushall()
         await redis.function_flush()
         made = GateLedger(redis, tmp_path_factory.mktemp("page"), 11)
@@ -70,6 +70,7 @@ async def run_verifier(archive: Path, tmp_path: Path) -> Finished:
     return Finished(process.returncode or 0, output.decode(), errors.decode())
 
 
+@pytest.mark.slow
 async def test_the_verifier_of_the_page_recomputes_the_chain_of_an_archive(books: GateLedger, tmp_path: Path) -> None:
     finished = await run_verifier(books.archive.directory, tmp_path)
     assert (finished.code, finished.stderr) == (0, "")
@@ -176,6 +177,7 @@ async def test_every_event_in_the_archive_is_as_its_json_schema_says(books: Gate
     assert {kind for kind, _ in schemas} == PAYLOADS.keys(), "every type of event was there"
 
 
+@pytest.mark.slow
 async def test_a_copy_is_audited_alone(
     books: GateLedger, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

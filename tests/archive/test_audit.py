@@ -653,6 +653,7 @@ async def all_events(scene: Scene) -> list[Event]:
     return await scene.reader.events(Selection())
 
 
+@pytest.mark.slow
 async def test_filters_find_these_events_and_no_others(scene: Scene) -> None:
     events = await all_events(scene)
     for filters, is_wanted in CASES:
@@ -668,6 +669,7 @@ async def test_a_time_range_holds_both_of_its_ends(scene: Scene) -> None:
         assert await found_by(scene, since=since.id, until=until.id) == expected
 
 
+@pytest.mark.slow
 async def test_every_form_has_the_same_rows(auditor: Auditor) -> None:
     wanted = ("find", "--user", "u1")
     rows = (await auditor.run(*wanted, "--format", "json")).json()

@@ -176,6 +176,7 @@ async def test_events_of_a_version_that_the_manifest_does_not_tell_of_are_refuse
         await replay(source, tmp_path / "r.duckdb")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [40, 130, 1_000])
 async def test_a_replay_of_segments_equals_the_live_fold_wherever_it_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int

@@ -39,6 +39,7 @@ def source_of(archiving: Archiving, *, has_redis: bool = True) -> LedgerSource:
     return LedgerSource(LEDGER, (KEYS,), archiving.archive, archiving.redis if has_redis else None)
 
 
+@pytest.mark.slow
 async def test_replay_to_random_points_has_the_committed_of_every_user_there(
     archiving: Archiving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_moment_is_a_time_or_an_entry() -> None:
             parse_moment(wrong, "--until")
 
 
+@pytest.mark.slow
 async def test_a_projection_that_folds_on_is_compared_as_far_as_it_can_be(redis_client: Redis, tmp_path: Path) -> None:
     archiving = Archiving(redis_client, tmp_path)
     await archiving.fill(400)

@@ -28,6 +28,8 @@ from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.identifiers import EntryId
 
+pytestmark = pytest.mark.slow
+
 KEYS = Keys("round-trip")
 NEVER = 10.0**9
 # Folded live in pages that fit neither segments nor what a replay reads at once.

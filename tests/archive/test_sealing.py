@@ -86,6 +86,7 @@ async def seal_all(sealer: Sealer) -> int:
     return sealed
 
 
+@pytest.mark.slow
 async def test_sealed_and_trimmed_events_replay_to_the_same_tables(archiving: Archiving, tmp_path: Path) -> None:
     await archiving.fill(520)
     events = archiving.store.position().seq
@@ -197,6 +198,7 @@ class Dying:
             raise Crash
 
 
+@pytest.mark.slow
 async def test_a_crash_at_any_step_loses_nothing_and_the_next_start_goes_on(
     redis_client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

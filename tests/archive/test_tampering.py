@@ -24,6 +24,8 @@ from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.segments import Archive, Segment, file_sha256
 from tollbook.ledger.server.connection import connect
 
+pytestmark = pytest.mark.slow
+
 Row = dict[str, Any]
 
 

@@ -31,6 +31,7 @@ async def verdict_of(books: GateLedger, tmp_path: Path, **options: Any) -> Verdi
     return await verify(books.source, Options(directory, **options), live=LiveProjection.look(books.store))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partitions", [1, 3])
 @pytest.mark.parametrize("seed", range(4))
 async def test_nothing_is_found_on_what_the_gate_wrote(
@@ -76,6 +77,7 @@ async def test_the_same_ledger_gives_the_same_certificate(books: GateLedger, tmp
     assert first == second
 
 
+@pytest.mark.slow
 async def test_what_a_certificate_covers_need_not_be_checked_again(books: GateLedger, tmp_path: Path) -> None:
     kept = tmp_path / "certificate.json"
     kept.write_text(json.dumps((await verdict_of(books, tmp_path)).certificate()))
@@ -97,6 +99,7 @@ async def test_what_a_certificate_covers_need_not_be_checked_again(books: GateLe
     assert (alone.findings, alone.partitions[0].trusted_events) == ([], head.last_seq)
 
 
+@pytest.mark.slow
 async def test_a_certificate_binds_what_was_not_sealed_then(books: GateLedger, tmp_path: Path) -> None:
     kept = tmp_path / "certificate.json"
     kept.write_text(json.dumps((await verdict_of(books, tmp_path)).certificate()))
@@ -118,6 +121,7 @@ async def test_what_is_no_certificate_is_refused(books: GateLedger, tmp_path: Pa
         await verdict_of(books, tmp_path, since=str(tmp_path / given))
 
 
+@pytest.mark.slow
 async def test_an_archive_alone_verifies_elsewhere(books: GateLedger, tmp_path: Path) -> None:
     shutil.copytree(books.archive.directory, tmp_path / "elsewhere")
     source = LedgerSource.of_archive(Archive(tmp_path / "elsewhere"))
@@ -130,6 +134,7 @@ async def test_an_archive_alone_verifies_elsewhere(books: GateLedger, tmp_path: 
 # --- What is wrong beside archive and stream.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "problem"),
     [
@@ -166,6 +171,7 @@ async def test_a_projection_that_was_opened_again_is_not_taken_for_another(books
     assert (await verdict_of(books, tmp_path)).findings == []
 
 
+@pytest.mark.slow
 async def test_a_projection_behind_is_compared_where_it_stands(books: GateLedger, tmp_path: Path) -> None:
     live = LiveProjection.look(books.store)
     at = books.store.position().seq

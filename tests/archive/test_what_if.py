@@ -161,6 +161,7 @@ def works(draw: st.DrawFn) -> Work:
     return Work(calls, steps)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(work=works(), other_cap=st.integers(0, 40))
 def test_another_cap_decides_as_the_real_gate_does_under_it(driver: GateDriver, work: Work, other_cap: int) -> None:
@@ -583,6 +584,7 @@ def test_whole_amounts_and_ids_are_printed_at_every_width(
         assert format_usd(refusal.amount_nanousd, places=None) in text
 
 
+@pytest.mark.slow
 async def test_the_command_reads_an_archive_and_prints_tables_or_json(redis_client: Redis, tmp_path: Path) -> None:
     archiving = Archiving(redis_client, tmp_path)
     await archiving.fill(300)

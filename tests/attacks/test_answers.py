@@ -37,7 +37,7 @@ async def test_nobody_is_handed_the_answer_to_another_users_task(
         await running.publish(STREAM, [make_task("t1", "alice", metadata='{"secret": 1}')])
         assert (await running.answers(["t1"]))[0].status is TaskStatus.DONE
         await running.publish(STREAM, [make_task("t1", "mallory", model="no/price", reply_to="elsewhere")])
-        reply: Any = await running.redis.xread({"elsewhere": "0"}, block=20_000)
+        reply: Any = await running.redis.xread({"elsewhere": "0"}, block=60_000)
         text = reply[0][1][0][1][b"result"].decode()
         assert ErrorCode.IDEMPOTENCY_CONFLICT.value in text
         assert "alice" not in text
@@ -55,7 +55,7 @@ async def test_a_task_id_is_one_tasks_also_where_its_users_are_in_two_partitions
         done = (await running.answers(["t1"]))[0]
         assert done.status is TaskStatus.DONE
         await running.publish(STREAM, [make_task("t1", second, **{"reply_to": "second", **other})])
-        reply: Any = await running.redis.xread({"second": "0"}, block=20_000)
+        reply: Any = await running.redis.xread({"second": "0"}, block=60_000)
         text = reply[0][1][0][1][b"result"].decode()
         code = ErrorCode.INVALID_TASK if "plan" in other else ErrorCode.IDEMPOTENCY_CONFLICT
         assert code.value in text
@@ -64,7 +64,7 @@ async def test_a_task_id_is_one_tasks_also_where_its_users_are_in_two_partitions
         assert running.provider.requests == 1
         # The first user's own repeat is still answered.
         await running.publish(STREAM, [make_task("t1", first, reply_to="again")])
-        reply = await running.redis.xread({"again": "0"}, block=20_000)
+        reply = await running.redis.xread({"again": "0"}, block=60_000)
         assert reply[0][1][0][1][b"result"].decode() == done.model_dump_json()
 
 
@@ -74,7 +74,7 @@ async def test_a_denial_is_told_also_where_something_else_was_answered_under_the
 ) -> None:
     async with running_system(tmp_path / "data", server_url, caps=CapTable(users={"u1": 0})) as running:
         await running.publish(STREAM, [{**squatter, "reply_to": "before"}])
-        assert await running.redis.xread({"before": "0"}, block=20_000)
+        assert await running.redis.xread({"before": "0"}, block=60_000)
         await running.publish(STREAM, [make_task("t1", "u1")])
         (answer,) = await running.answers(["t1"])
         assert (answer.status, answer.error_code) == (TaskStatus.DENIED, ErrorCode.PLAN_LIMIT_REACHED)

@@ -6,10 +6,9 @@ from typing import Literal
 
 import pytest
 import structlog
-from redis.asyncio import Redis
 
 from tests.system import run_cli, running_system
-from tollbook.ledger.server.connection import hide_password
+from tollbook.ledger.server.connection import connect, hide_password
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.observability.logs import configure_logging
 
@@ -62,7 +61,7 @@ async def test_no_command_tells_the_password_of_redis_when_it_is_refused(
     private_server: EmbeddedServer, tmp_path: Path
 ) -> None:
     """G10: the error says which server, for people to copy into a ticket."""
-    async with running_system(tmp_path / "system", private_server.url), Redis.from_url(private_server.url) as redis:
+    async with running_system(tmp_path / "system", private_server.url), connect(private_server.url) as redis:
         await redis.execute_command("ACL", "SETUSER", "limited", "on", ">hunter2", "~*", "&*", "+@all", "-info", "-get")
         limited = private_server.url.replace("redis://", "redis://limited:hunter2@")
         for command in (("doctor",), ("result", "t1")):

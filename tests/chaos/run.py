@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from tests.chaos.audit import Audit, Evidence, RawEvent
 from tests.chaos.plot import REPLIES, STREAMS, WORKERS, Blow, Plot
 from tests.chaos.processes import Program, Server, tollbook
+from tests.servers import PATIENCE_S
 from tests.system import command_environment
 from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.archive.segments import Archive
@@ -54,6 +55,7 @@ class Chaos:
     published: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
     struck: int = 0
     _events: list[RawEvent] = field(default_factory=list[RawEvent])
+    _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def data_dir(self) -> Path:
@@ -67,7 +69,7 @@ class Chaos:
         await struck
         # The client's own idle connections are from before the server's latest death, and it repeats nothing.
         await self.redis.connection_pool.disconnect(inuse_connections=False)
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
             await _until(lambda: self._heal_provider(client), 20, "the provider did not come back")
 
     async def _heal_provider(self, client: httpx.AsyncClient) -> bool:
@@ -96,7 +98,7 @@ class Chaos:
             while True:
                 try:
                     fields: Any = publication.fields
-                    async with asyncio.timeout(10):
+                    async with asyncio.timeout(_ANSWER_S):
                         entry_id: Any = await self.redis.xadd(publication.stream, fields)
                 except (RedisError, OSError, TimeoutError):
                     await asyncio.sleep(0.1)
@@ -145,12 +147,13 @@ class Chaos:
 
     async def read_ledger(self) -> list[RawEvent]:
         """Return every event ever appended, oldest first."""
-        while True:
-            after = f"({self._events[-1].id}" if self._events else "-"
-            page: Any = await self.redis.xrange(KEYS.ledger, after, "+", count=_PAGE)
-            self._events += [RawEvent.read(entry_id, fields) for entry_id, fields in page]
-            if len(page) < _PAGE:
-                return list(self._events)
+        async with self._reading:
+            while True:
+                after = f"({self._events[-1].id}" if self._events else "-"
+                page: Any = await self.redis.xrange(KEYS.ledger, after, "+", count=_PAGE)
+                self._events += [RawEvent.read(entry_id, fields) for entry_id, fields in page]
+                if len(page) < _PAGE:
+                    return list(self._events)
 
     async def check_ledger(self) -> None:
         """What was read while the run went on must stand on the ledger as it was, up to what was trimmed (G7)."""
@@ -243,20 +246,20 @@ async def _play(chaos: Chaos) -> dict[str, Any]:
         await chaos.unleash()
         healed = time.monotonic()
         await chaos.drain()
+        drained = time.monotonic()
+        before = Audit(await chaos.evidence())
+        before.check()
+        for name in WORKERS:
+            await chaos.programs[name].end()
+        reconciled = await chaos.reconcile()
+        after = Audit(await chaos.evidence())
+        after.check()
+        after.check_reconciled()
+        await chaos.programs["projector"].end()
     finally:
+        # Not before the projector has ended, which archives and trims until then.
         stop.set()
         await watching
-    drained = time.monotonic()
-    evidence = await chaos.evidence()
-    before = Audit(evidence)
-    before.check()
-    for name in WORKERS:
-        await chaos.programs[name].end()
-    reconciled = await chaos.reconcile()
-    after = Audit(await chaos.evidence())
-    after.check()
-    after.check_reconciled()
-    await chaos.programs["projector"].end()
     await chaos.check_ledger()
     await chaos.check_projection()
     surprises = [

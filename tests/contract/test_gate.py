@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError
 
 from tests.gate_bench import CAP, PERIOD, GateBench, open_bench
 from tests.model import Answer
+from tests.servers import PATIENCE_S
 from tollbook.ledger.errors import LedgerAhead, LedgerDiverged, LedgerReplaced, ServerTooOld
 from tollbook.ledger.gate.functions import LIBRARY, library_code, load_library
 from tollbook.ledger.gate.gate import Gate, create_ledger
@@ -31,6 +32,7 @@ from tollbook.ledger.gate.requests import (
     Waiting,
 )
 from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.identifiers import EntryId, Window
 from tollbook.schemas.money import MAX_NANOUSD
@@ -285,7 +287,7 @@ async def test_a_burst_from_many_workers_stays_within_the_cap(bench: GateBench, 
     async with AsyncExitStack() as stack:
         gates: list[Gate] = []
         for _ in range(5):
-            client = await stack.enter_async_context(Redis.from_url(every_server_url))
+            client = await stack.enter_async_context(connect(every_server_url))
             pipeline = CommandPipeline(client)
             stack.push_async_callback(pipeline.aclose)
             gates.append(Gate(pipeline, bench.keys, "ledger-1", idempotency_ttl_s=60, result_ttl_s=60))
@@ -452,9 +454,9 @@ async def test_a_result_is_announced_under_its_key(bench: GateBench) -> None:
         await channel.subscribe(bench.keys.result("a"))
         await bench.reserve()
         await bench.settle()
-        message = await channel.get_message(ignore_subscribe_messages=False, timeout=10)
+        message = await channel.get_message(ignore_subscribe_messages=False, timeout=PATIENCE_S)
         while message is not None and message["type"] != "message":
-            message = await channel.get_message(timeout=10)
+            message = await channel.get_message(timeout=PATIENCE_S)
     assert message is not None
     assert message["data"] == b"a"
     assert await bench.redis.get(bench.keys.result("a")) == b'{"done":1}'

@@ -14,13 +14,13 @@ from typing import Any, Final
 import duckdb
 import pytest
 import pytest_asyncio
-from redis.asyncio import Redis
 
 from tests.servers import wait_until
 from tests.system import STREAMS, Finished, GatedStandIn, StayingCommand, run_cli, run_installed
 from tollbook.cli.commands import COMMANDS, load_command
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.comparison import TABLES
+from tollbook.ledger.server.connection import connect
 from tollbook.schemas.results import InferenceResult
 from tollbook.standin import StandInConfig
 
@@ -50,7 +50,7 @@ async def started(*arguments: str, cwd: Path, env: Mapping[str, str] | None = No
         return IS_UP in command.stdout
 
     try:
-        await wait_until(is_up, 30, what="`tollbook up`")
+        await wait_until(is_up, what="`tollbook up`")
     except BaseException:
         await command.end()
         raise
@@ -146,6 +146,7 @@ async def test_a_client_of_ones_own_opens_a_copy_in_two_lines(here: Path) -> Non
     assert [path.name for path in (here / "data").glob(".*")] == [], "no copy is left behind"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("query", "limits", "says"),
     [
@@ -179,7 +180,7 @@ async def test_a_heavy_query_gives_way_and_offers_its_processor(here: Path) -> N
         return is_idle and bool(caught >> (signal.SIGALRM - 1) & 1)
 
     try:
-        await wait_until(gives_way, 20, what="a query that gives way")
+        await wait_until(gives_way, what="a query that gives way")
         assert command.process.returncode is None, command.stderr
     finally:
         await command.end()
@@ -333,6 +334,7 @@ async def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
             )
 
 
+@pytest.mark.slow
 async def test_the_demo_proves_its_books(tmp_path: Path) -> None:
     """G1, G2, G3, G5 over 300 tasks with faults; exit code 0 only where every claim holds. Some are refused."""
     finished = await run_cli("demo", "--tasks", "300", "--json", cwd=tmp_path, timeout_s=60)
@@ -347,7 +349,7 @@ async def test_the_demo_proves_its_books(tmp_path: Path) -> None:
 async def test_a_graceful_stop_finishes_and_settles_what_is_in_flight(server_url: str, tmp_path: Path) -> None:
     """SIGTERM: no hold, no pending task and no unanswered publisher is left behind (G2)."""
     tasks = [{"task": "score_post", "task_id": f"t{n}", "user_id": "u1", "prompt": "a post"} for n in range(8)]
-    async with GatedStandIn() as provider, Redis.from_url(server_url) as redis_client:
+    async with GatedStandIn() as provider, connect(server_url) as redis_client:
         await redis_client.flushall()
         await redis_client.function_flush()
         await provider.shut()
@@ -424,7 +426,7 @@ async def test_logs_are_json_on_standard_error_and_hold_no_secret(tmp_path: Path
         try:
             endpoint = next(line for line in command.stdout.splitlines() if "redis://" in line)
             url = next(word for word in endpoint.split() if word.startswith("redis://")).rstrip(",")
-            async with Redis.from_url(url) as redis:
+            async with connect(url) as redis:
                 malformed = {"task": "score_post", "user_id": "u1", "prompt": secret, "task_id": "bad", "plan": secret}
                 await redis.xadd("analysis", malformed)  # pyright: ignore[reportArgumentType]
                 for fault in ("", "[[fault=http_400]]", "[[fault=broken_json]]", "[[fault=error_finish]]"):

@@ -11,13 +11,13 @@ from typing import Any, Final
 import httpx
 import pytest
 import pytest_asyncio
-from redis.asyncio import Redis
 
 from tests.integration.test_usage_service import Server
 from tests.proxy import faulty_proxy
 from tests.servers import wait_until
 from tests.system import RunningSystem, running_system
 from tollbook import CostTracker
+from tollbook.ledger.server.connection import connect
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 EXAMPLE: Final = Path(__file__).parents[2] / "docs" / "examples" / "fastapi_app.py"
@@ -25,7 +25,7 @@ EXAMPLE: Final = Path(__file__).parents[2] / "docs" / "examples" / "fastapi_app.
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningSystem]:
-    async with Redis.from_url(server_url) as client:
+    async with connect(server_url) as client:
         await client.flushall()
         await client.function_flush()
     # Room for two drafts' bounds of 30,000,000 nano-dollars and a bit, but not for three.

@@ -12,10 +12,11 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from tests.proxy import faulty_proxy
-from tests.servers import wait_until
+from tests.servers import PATIENCE_S, wait_until
 from tests.system import RunningSystem, running_system
 from tollbook import InvalidTask, LedgerUnavailable, Publisher, ResultTimeout, TaskUnconfirmed
 from tollbook.inference.settings import Settings
+from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.endpoint import Endpoint, write_endpoint
 from tollbook.schemas.identifiers import check_id
 from tollbook.schemas.results import ErrorCode, TaskStatus
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningSystem]:
-    async with Redis.from_url(server_url) as client:
+    async with connect(server_url) as client:
         await client.flushall()
         await client.function_flush()
     async with running_system(tmp_path_factory.mktemp("publisher") / "data", server_url) as system:
@@ -44,12 +45,12 @@ def settings_of(running: RunningSystem, **changes: Any) -> Settings:
 
 async def test_a_task_is_published_and_its_result_awaited(running: RunningSystem, publisher: Publisher) -> None:
     task_id = await publisher.publish("generation", "generate_draft", "Write", user_id="u1", metadata={"post": 18})
-    result = await publisher.wait(task_id, timeout_s=10)
+    result = await publisher.wait(task_id, timeout_s=PATIENCE_S)
     assert (result.status, result.user_id, result.metadata) == (TaskStatus.DONE, "u1", {"post": 18})
     assert result.task_id == task_id == check_id(task_id)
     assert await publisher.result(task_id) == result
     again = await publisher.publish_and_wait(
-        "generation", "generate_draft", "Write", user_id="u1", task_id=task_id, timeout_s=10
+        "generation", "generate_draft", "Write", user_id="u1", task_id=task_id, timeout_s=PATIENCE_S
     )
     assert again == result, "the same task is not executed twice"
     assert sum(entry.user == "u1" for entry in running.provider.book.entries.values()) == 1
@@ -65,8 +66,8 @@ async def test_a_thousand_tasks_at_once_share_few_round_trips_and_one_subscripti
         # A batch of 512 commands is read in several chunks of the network's; a command of its own each would be 1,000.
         assert len(proxy.sent) < 100
         before = await subscribers(running.redis)
-        late = asyncio.create_task(publisher.wait("never", timeout_s=30))
-        results = await asyncio.gather(*(publisher.wait(task_id, timeout_s=30) for task_id in ids))
+        late = asyncio.create_task(publisher.wait("never", timeout_s=PATIENCE_S))
+        results = await asyncio.gather(*(publisher.wait(task_id, timeout_s=PATIENCE_S) for task_id in ids))
         assert [result.task_id for result in results] == ids
         assert {result.content for result in results} == {"pong"}
         assert await subscribers(running.redis) == before + 1
@@ -87,7 +88,7 @@ async def is_subscribed(redis: Redis, number: int) -> bool:
 async def test_a_result_wakes_who_waits_and_nobody_polls_for_it(running: RunningSystem, publisher: Publisher) -> None:
     await running.provider.shut("slow")
     task_id = await publisher.publish("generation", "score_post", "a post", user_id="slow")
-    waiting = asyncio.create_task(publisher.wait(task_id, timeout_s=20))
+    waiting = asyncio.create_task(publisher.wait(task_id, timeout_s=PATIENCE_S))
     await running.provider.wait_for_arrivals(1, user="slow")
     before = await commands_of(running.redis, "get")
     with pytest.raises(ResultTimeout) as late:
@@ -108,7 +109,7 @@ async def commands_of(redis: Redis, name: str) -> int:
 async def test_a_denied_task_is_a_result_and_not_an_error(running: RunningSystem, publisher: Publisher) -> None:
     dear = {"max_tokens": 200_000, "model": "anthropic/claude-opus-4"}
     result = await publisher.publish_and_wait(
-        "generation", "generate_draft", "Write", user_id="poor", timeout_s=10, **dear
+        "generation", "generate_draft", "Write", user_id="poor", timeout_s=PATIENCE_S, **dear
     )
     assert (result.status, result.error_code) == (TaskStatus.DENIED, ErrorCode.PLAN_LIMIT_REACHED)
 
@@ -150,7 +151,7 @@ async def test_a_task_whose_confirmation_was_lost_is_sent_again_and_executed_onc
         await wait_until(lambda: published(running.redis, "torn"), what="the task on the stream")
         proxy.break_connections()
         proxy.let_replies_pass()
-        result = await publisher.wait(await publishing, timeout_s=10)
+        result = await publisher.wait(await publishing, timeout_s=PATIENCE_S)
         assert result.status is TaskStatus.DONE
         assert len(await published(running.redis, "torn")) == 2, "it was sent twice"
         await wait_until(lambda: is_acknowledged(running), what="both acknowledged")
@@ -169,10 +170,10 @@ async def test_a_task_that_cannot_be_confirmed_says_under_which_id_to_repeat_it(
         assert isinstance(lost.value, LedgerUnavailable)
         assert lost.value.task_id in str(lost.value)
         with pytest.raises(LedgerUnavailable):
-            await publisher.wait("t1", timeout_s=5)
+            await publisher.wait("t1", timeout_s=PATIENCE_S)
         await proxy.start()
         result = await publisher.publish_and_wait(
-            "generation", "score_post", "a post", user_id="away", task_id=lost.value.task_id, timeout_s=10
+            "generation", "score_post", "a post", user_id="away", task_id=lost.value.task_id, timeout_s=PATIENCE_S
         )
     assert (result.task_id, result.status) == (lost.value.task_id, TaskStatus.DONE)
 
@@ -196,7 +197,7 @@ async def test_who_waits_hears_of_a_result_over_a_subscription_that_broke(runnin
     await running.provider.shut("broken")
     async with Publisher(settings_of(running)) as publisher:
         task_id = await publisher.publish("generation", "score_post", "a post", user_id="broken")
-        waiting = asyncio.create_task(publisher.wait(task_id, timeout_s=20))
+        waiting = asyncio.create_task(publisher.wait(task_id, timeout_s=PATIENCE_S))
         await running.provider.wait_for_arrivals(1, user="broken")
         channel = running.keys.result(task_id)
         await wait_until(lambda: has_listeners(running.redis, channel, 1), what="the subscription")
@@ -217,14 +218,14 @@ async def test_a_publisher_that_is_not_open_says_so(running: RunningSystem) -> N
     with pytest.raises(LedgerUnavailable, match="async with"):
         await publisher.publish("monitoring", "ping")
     async with publisher:
-        assert await publisher.publish_and_wait("monitoring", "ping", timeout_s=10)
+        assert await publisher.publish_and_wait("monitoring", "ping", timeout_s=PATIENCE_S)
     with pytest.raises(LedgerUnavailable, match="async with"):
         await publisher.publish("monitoring", "ping")
 
 
 async def test_a_refusal_of_the_server_is_told_and_not_tried_again(running: RunningSystem) -> None:
     other = running.system.redis_url.rpartition("/")[0] + "/1"
-    async with Redis.from_url(other) as redis, Publisher(settings_of(running, redis_url=other)) as publisher:
+    async with connect(other) as redis, Publisher(settings_of(running, redis_url=other)) as publisher:
         await redis.set("scraping", "no stream")
         with pytest.raises(LedgerUnavailable, match="WRONGTYPE") as refused:
             await publisher.publish("scraping", "ping")
@@ -252,7 +253,7 @@ async def test_a_server_is_found_in_the_data_directory_or_its_absence_told(
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     async with Publisher() as publisher:
-        assert (await publisher.publish_and_wait("monitoring", "ping", timeout_s=10)).content == "pong"
+        assert (await publisher.publish_and_wait("monitoring", "ping", timeout_s=PATIENCE_S)).content == "pong"
 
 
 async def published(redis: Redis, user_id: str) -> list[dict[bytes, bytes]]:

@@ -14,6 +14,7 @@ from tests.servers import wait_until
 from tests.system import REPLIES, RunningSystem, running_system
 from tollbook.consumers.dead_letters import DeadLetters
 from tollbook.ledger.keys import GROUP, Keys
+from tollbook.ledger.server.connection import connect
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 
 # One system for the whole module: that it still runs after every bad message is part of what is tested.
@@ -27,7 +28,7 @@ _numbers = count()
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningSystem]:
-    async with Redis.from_url(server_url) as client:
+    async with connect(server_url) as client:
         await client.flushall()
         await client.function_flush()
         await client.xadd("scraping", EARLY)  # pyright: ignore[reportArgumentType]
@@ -320,7 +321,7 @@ async def assert_nothing_is_left(running: RunningSystem) -> None:
         group = next(g for g in await running.redis.xinfo_groups(STREAM) if g["name"] == GROUP.encode())
         return not group["pending"] and not group["lag"]
 
-    assert await wait_until(is_done, timeout_s=5, what="every task acknowledged")
+    assert await wait_until(is_done, what="every task acknowledged")
     assert await running.redis.zcard(running.keys.holds) == 0
 
 

@@ -15,10 +15,11 @@ from typing import Final
 
 import pytest
 import pytest_asyncio
-from redis.asyncio import Redis
 
 from docs.generate.markdown import between
+from tests.servers import PATIENCE_S
 from tests.system import RunningSystem, command_environment, running_system
+from tollbook.ledger.server.connection import connect
 from tollbook.schemas.results import InferenceResult, TaskStatus
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -32,7 +33,7 @@ NODE_REDIS: Final = "redis@5.8.2"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningSystem]:
-    async with Redis.from_url(server_url) as client:
+    async with connect(server_url) as client:
         await client.flushall()
         await client.function_flush()
     async with running_system(tmp_path_factory.mktemp("examples") / "data", server_url) as system:
@@ -66,7 +67,7 @@ async def run(running: RunningSystem, *command: str | Path, cwd: Path) -> str:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             output, errors = await process.communicate()
     except TimeoutError:
         process.kill()

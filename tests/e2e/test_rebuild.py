@@ -76,7 +76,7 @@ async def test_up_goes_on_after_a_restart_and_executes_nothing_twice(tmp_path: P
         task = ("publish", "analysis", "score_post", "a post", "--user", "u42", "--task-id", "mine", "--json")
         first = await StayingCommand.start("up", cwd=directory, env=variables)
         try:
-            await wait_until(lambda: "Tollbook is up" in first.stdout, 30, what="up")
+            await wait_until(lambda: "Tollbook is up" in first.stdout, what="up")
             done = (await run_cli(*task, "--wait", "30", cwd=directory)).json()
             assert done["status"] == "done"
         finally:
@@ -89,7 +89,7 @@ async def test_up_goes_on_after_a_restart_and_executes_nothing_twice(tmp_path: P
 
         second = await StayingCommand.start("up", cwd=directory, env=variables)
         try:
-            await wait_until(lambda: "Tollbook is up" in second.stdout, 30, what="up again")
+            await wait_until(lambda: "Tollbook is up" in second.stdout, what="up again")
             assert (await run_cli("result", "mine", "--json", cwd=directory)).json() == done
             again = await run_cli(*task, "--wait", "30", cwd=directory)
             assert again.json() == done

@@ -21,6 +21,8 @@ from tests.chromium import CHROMIUM, FLAGS, describe_chromium, is_ci
 from tests.report_data import HOSTILE, load, make_archive, make_data_dir, renamed
 from tests.system import command_environment, tollbook
 
+pytestmark = pytest.mark.slow
+
 WAIT_MS = 20_000
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 import pytest_asyncio
 
-from tests.servers import wait_until
+from tests.servers import PATIENCE_S, wait_until
 from tests.system import REPLIES, RunningSystem, command_environment, run_cli, running_system, tollbook
 from tollbook.ledger.keys import projector_lease
 from tollbook.ledger.projection.snapshot import take_snapshot
@@ -76,7 +76,7 @@ class Terminal:
         return termios.tcgetattr(self._slave) == self.settings
 
     async def shows(self, text: str) -> None:
-        await wait_until(lambda: text in self.screen, 20, what=f"{text!r} on the screen")
+        await wait_until(lambda: text in self.screen, what=f"{text!r} on the screen")
 
 
 @asynccontextmanager
@@ -107,7 +107,7 @@ async def top_on_a_terminal(
 
 async def ended(terminal: Terminal, process: asyncio.subprocess.Process) -> int:
     """Wait for the end; see that the terminal is as it was."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         code = await process.wait()
     await wait_until(lambda: LEAVE in terminal.output, what="the way back from the alternate screen")
     assert terminal.output.count(ENTER) == terminal.output.count(LEAVE)

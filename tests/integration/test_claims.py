@@ -21,6 +21,7 @@ from tollbook.ledger.server.pipeline import CommandPipeline
 STREAM: Final = "generation"
 OTHER: Final = "analysis"
 CLAIM_AFTER_S: Final = 30.0
+LOOK_EVERY_S: Final = 0.1 * CLAIM_AFTER_S + 0.001
 LONG_MS: Final = 60_000
 TASK: Final = {b"task": b"ping"}
 
@@ -199,6 +200,7 @@ async def test_a_worker_whose_own_heartbeat_came_late_gives_the_others_time_for_
     held, abandoned = await group.deliver("w1", 2)
     other.add(held)
     running = asyncio.create_task(claims.run(accepted.append))
+
     try:
         await steps.scan()
         # All slept meanwhile: both entries are silent for longer than they may be.
@@ -330,7 +332,7 @@ async def test_claims_go_on_after_the_groups_have_vanished(
         lives = await wait_until(lambda: claims.is_alive("w1"), what="a sign of life")
         assert lives
         await every_redis_client.delete("tollbook:worker:w1")
-        await wait_until(lambda: claims.is_alive("w1"), 2, what="another sign of life, without the group")
+        await wait_until(lambda: claims.is_alive("w1"), what="another sign of life, without the group")
         await claims.ensure_groups()
         delivery = (await group.deliver("w0"))[0]
         await group.age(delivery)

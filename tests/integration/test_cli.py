@@ -37,7 +37,7 @@ async def staying(*arguments: str, until: str, cwd: Path, env: dict[str, str]) -
         return until in command.stdout + command.stderr
 
     try:
-        await wait_until(is_ready, 30, what=f"`tollbook {' '.join(arguments)}`")
+        await wait_until(is_ready, what=f"`tollbook {' '.join(arguments)}`")
         yield command
     finally:
         await command.end()

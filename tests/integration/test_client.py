@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from tests.calling import COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling, period
 from tests.proxy import faulty_proxy
-from tests.servers import wait_until
+from tests.servers import PATIENCE_S, wait_until
 from tollbook import (
     COST_CAPS,
     MODEL_ROUTING,
@@ -225,7 +225,7 @@ async def test_call_waits_for_the_money_that_other_calls_give_back(calling: Call
 
 
 async def test_wait_for_money_has_an_end(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
-    async with open_calling(server_url, tmp_path, hold_wait_s=0.1, attempt_timeout_s=5) as calling:
+    async with open_calling(server_url, tmp_path, hold_wait_s=0.1, attempt_timeout_s=PATIENCE_S) as calling:
         await calling.set_cap(2 * BOUND - 1)
         calling.script("hang")
         holding = asyncio.create_task(draft(calling).call(PROMPT, "u1"))
@@ -253,10 +253,16 @@ async def test_cancelled_call_is_settled(calling: Calling) -> None:
 
 
 async def test_call_that_times_out_around_us_is_settled(calling: Calling) -> None:
+    async def call_until_the_provider_hangs() -> None:
+        async with asyncio.timeout(None) as limit:
+            running = asyncio.create_task(draft(calling).call(PROMPT, "u1"))
+            await wait_until(lambda: calling.provider.requests == 1)
+            limit.reschedule(0)
+            await running
+
     calling.script("hang")
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.1):
-            await draft(calling).call(PROMPT, "u1")
+        await call_until_the_provider_hangs()
     assert await calling.spent() == BOUND
 
 

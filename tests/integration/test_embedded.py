@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from tests.servers import wait_until
 from tollbook.ledger.server import embedded
+from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer, EmbeddedServerError
 
 _ROOT = Path(__file__).parents[2]
@@ -32,11 +33,11 @@ structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 async def start(server):
     await server.start()
-    async with Redis.from_url(server.url) as client:
+    async with connect(server.url) as client:
         await client.set("survives", "yes")
 
 async def answers(server):
-    async with Redis.from_url(server.url) as client:
+    async with connect(server.url) as client:
         return await client.ping()
 
 async def main():
@@ -87,12 +88,12 @@ def is_alive(pid: int) -> bool:
 
 
 async def read(url: str, key: str) -> bytes | str | None:
-    async with Redis.from_url(url) as client:
+    async with connect(url) as client:
         return await client.get(key)
 
 
 async def test_data_survive_a_stop(private_server: EmbeddedServer) -> None:
-    async with Redis.from_url(private_server.url) as client:
+    async with connect(private_server.url) as client:
         await client.set("key", "value")
     await private_server.stop()
     assert not private_server.is_running
@@ -118,43 +119,43 @@ async def test_every_acknowledged_write_survives_a_kill(private_server: Embedded
     assert all(isinstance(outcome, RedisError | OSError) for outcome in outcomes)
 
     await private_server.start()
-    async with Redis.from_url(private_server.url) as client:
+    async with connect(private_server.url) as client:
         stored = {entry_id for entry_id, _ in await client.xrange("stream") or ()}
     assert len(acknowledged) >= 500
     assert set(acknowledged) <= stored
 
 
 async def test_functions_survive_a_kill(private_server: EmbeddedServer) -> None:
-    async with Redis.from_url(private_server.url) as client:
+    async with connect(private_server.url) as client:
         await client.function_load(
             "#!lua name=mine\nredis.register_function('answer', function() return 42 end)", replace=True
         )
     await private_server.kill()
     await private_server.start()
-    async with Redis.from_url(private_server.url) as client:
+    async with connect(private_server.url) as client:
         assert await client.fcall("answer", 0) == 42
 
 
 async def test_start_waits_until_everything_is_loaded(private_server: EmbeddedServer) -> None:
-    async with Redis.from_url(private_server.url) as client:
+    async with connect(private_server.url) as client:
         await client.eval("for i = 1, 300000 do redis.call('SET', 'key:' .. i, i) end", 0)
     await private_server.kill()
     await private_server.start()
-    async with Redis.from_url(private_server.url) as client:
+    async with connect(private_server.url) as client:
         assert await client.dbsize() == 300_000
 
 
 async def test_a_write_cut_short_at_the_end_of_the_file_does_not_keep_the_server_from_starting(
     private_server: EmbeddedServer, tmp_path: Path
 ) -> None:
-    async with Redis.from_url(private_server.url) as client:
+    async with connect(private_server.url) as client:
         await client.set("whole", "1")
     await private_server.kill()
     (tail,) = (tmp_path / "data/valkey/appendonlydir").glob("*.incr.aof")
     with tail.open("ab") as file:
         file.write(b"*3\r\n$3\r\nSET\r\n$4\r\nhal")
     await private_server.start()
-    async with Redis.from_url(private_server.url) as client:
+    async with connect(private_server.url) as client:
         assert await client.keys() == [b"whole"]
 
 
@@ -213,7 +214,7 @@ async def test_a_second_start_on_one_directory_is_refused(private_server: Embedd
     with pytest.raises(EmbeddedServerError, match=rf"another Tollbook \(pid {os.getpid()}\)"):
         await second.start()
     await second.stop()
-    async with Redis.from_url(private_server.url) as client:
+    async with connect(private_server.url) as client:
         assert await client.ping()
 
 

@@ -57,6 +57,7 @@ def settled(seq: int, cost: int, held: int, committed: int) -> list[Any]:
     return entry(seq, "cost-recorded", cost, committed, payload)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32), steps=st.integers(1, 120), data=st.data())
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_fold_does_not_depend_on_where_batches_end(

@@ -8,6 +8,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from tests.loop_clock import LoopClock
 from tests.proxy import FaultyProxy, faulty_proxy
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.server.connection import connect
@@ -135,13 +136,16 @@ async def test_one_who_stops_waiting_takes_no_others_reply(
     assert await redis_client.get("n") == b"5", "a command that was issued is sent although nobody waits"
 
 
-async def test_a_server_that_does_not_answer_in_time_is_given_up(proxy: FaultyProxy) -> None:
+async def test_a_server_that_does_not_answer_in_time_is_given_up(proxy: FaultyProxy, loop_clock: LoopClock) -> None:
     async with connect(proxy.url) as client:
-        pipeline = CommandPipeline(client, timeout_s=0.05)
+        pipeline = CommandPipeline(client, timeout_s=600)
         await pipeline.execute("PING")
         proxy.hold_replies()
+        late = _start(pipeline, "ECHO", "late")
+        await proxy.next_chunk()
+        loop_clock.advance(601)
         with pytest.raises(LedgerUnavailable, match="TimeoutError"):
-            await pipeline.execute("ECHO", "late")
+            await late
         proxy.let_replies_pass()
         # The late reply must not be taken for this one's.
         assert await pipeline.execute("ECHO", "next") == b"next"

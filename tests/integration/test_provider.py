@@ -18,6 +18,8 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+from tests.loop_clock import LoopClock
+from tests.servers import PATIENCE_S, wait_until
 from tollbook.inference.attempts import Attempt, ChatRequest
 from tollbook.inference.bounds import bound
 from tollbook.inference.errors import ProviderRefused, ProviderUnavailable
@@ -36,6 +38,7 @@ MARKED = f"{PROMPT} [[completion_tokens=40]]"
 PRICE = (-(-len(MARKED) // 4) + 4) * 250 + 40 * 1_250
 
 # Fault of the stand-in -> outcome, charge, may be asked again, may fall back.
+ATTEMPT_TIMEOUT_S = 600.0
 FAULTS: list[tuple[str, str, str, bool, bool]] = [
     ("http_400", "http_error", "none", False, True),
     ("http_401", "http_error", "none", False, False),
@@ -119,7 +122,7 @@ async def standin(*script: str | None, **config: Any) -> AsyncIterator[tuple[Sta
 
 
 def client(**changes: Any) -> ProviderClient:
-    values: dict[str, Any] = {"api_key": SecretStr(KEY), "is_openrouter": False, "attempt_timeout_s": 5.0}
+    values: dict[str, Any] = {"api_key": SecretStr(KEY), "is_openrouter": False, "attempt_timeout_s": ATTEMPT_TIMEOUT_S}
     return ProviderClient(**{**values, "base_url": "http://provider.test/v1", **changes})
 
 
@@ -157,10 +160,14 @@ async def test_completion_over_a_socket() -> None:
 
 @pytest.mark.parametrize(("fault", "outcome", "charge", "is_retryable", "may_fall_back"), FAULTS)
 async def test_fault_is_classified(
-    fault: str, outcome: str, charge: str, is_retryable: bool, may_fall_back: bool
+    fault: str, outcome: str, charge: str, is_retryable: bool, may_fall_back: bool, loop_clock: LoopClock
 ) -> None:
-    async with standin(fault) as (server, _), client(base_url=server.base_url, attempt_timeout_s=0.3) as provider:
-        attempt = await provider.complete(request())
+    async with standin(fault) as (server, provider):
+        asked = asyncio.create_task(provider.complete(request()))
+        if outcome == "timeout":
+            await wait_until(lambda: server.requests == 1)
+            loop_clock.advance(ATTEMPT_TIMEOUT_S + 1)
+        attempt = await asked
         assert (attempt.outcome, attempt.charge) == (outcome, charge)
         assert (attempt.is_retryable, attempt.may_fall_back) == (is_retryable, may_fall_back)
         assert (attempt.content, attempt.is_ok) == (None, False)
@@ -235,13 +242,17 @@ async def test_server_that_closes_before_it_answers() -> None:
     assert (attempt.outcome, attempt.charge) == ("connection_error", "unknown")
 
 
-async def test_pool_without_a_free_connection_has_sent_nothing() -> None:
+async def test_pool_without_a_free_connection_has_sent_nothing(loop_clock: LoopClock) -> None:
     async with (
         standin("hang") as (server, _),
-        client(base_url=server.base_url, max_connections=1, attempt_timeout_s=1, connect_timeout_s=0.1) as provider,
+        client(base_url=server.base_url, max_connections=1, connect_timeout_s=PATIENCE_S) as provider,
     ):
-        first, second = await asyncio.gather(provider.complete(request()), provider.complete(request()))
-        assert {first.outcome, second.outcome} == {"timeout", "not_sent"}
+        first, second = (asyncio.create_task(provider.complete(request())) for _ in range(2))
+        await wait_until(lambda: server.requests == 1)
+        loop_clock.advance(PATIENCE_S + 1)
+        assert (await second).outcome == "not_sent"
+        loop_clock.advance(ATTEMPT_TIMEOUT_S + 1)
+        assert (await first).outcome == "timeout"
         assert server.requests == 1
 
 
@@ -303,10 +314,10 @@ async def test_cancelling_passes_through() -> None:
 async def test_body_that_trickles_is_cut_at_the_limit_of_the_whole_attempt() -> None:
     body = Trickle(b'{"id": "', is_endless=True)
     attempt = await complete(
-        httpx.Response(200, headers={"X-Generation-Id": "gen-1"}, stream=body), attempt_timeout_s=0.1
+        httpx.Response(200, headers={"X-Generation-Id": "gen-1"}, stream=body), attempt_timeout_s=0.5
     )
     assert (attempt.outcome, attempt.charge, attempt.generation_id) == ("timeout", "unknown", "gen-1")
-    assert attempt.latency_ms >= 100
+    assert attempt.latency_ms >= 500
     assert body.is_closed
 
 

@@ -207,6 +207,7 @@ class Text(HTMLParser):
         self.texts.append(data)
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else_and_a_name_cannot_break_out_of_it(tmp_path: Path) -> None:
     entries = renamed(load(300, users=3), {"user-0001": HOSTILE, "autumn": HOSTILE})
     reading = asyncio.run(source_of(make_data_dir(tmp_path, entries)).read())

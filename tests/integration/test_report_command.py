@@ -98,6 +98,7 @@ def test_a_kept_demo_says_the_commands_that_work_from_where_it_ran(
     assert "TOLLBOOK_DATA_DIR=tollbook-demo tollbook report" in dict(ways_around(DEMO_DATA_DIR))
 
 
+@pytest.mark.slow
 def test_the_jupyter_notebook_runs_from_top_to_bottom(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = ROOT / "notebooks" / "spend.ipynb"
     notebook = nbformat.read(path, as_version=4)

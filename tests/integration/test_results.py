@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from tests.servers import wait_until
+from tests.servers import PATIENCE_S, wait_until
 from tollbook.ledger import results as module
 from tollbook.ledger.errors import ResultUnreadable
 from tollbook.ledger.keys import Keys
@@ -59,7 +59,7 @@ async def test_nobody_who_waits_misses_an_announcement(
         waits: list[Any] = [wait(task_id) for task_id in tasks for _ in range(2)]
         others: list[Any] = [put(task_id) for task_id in tasks] + [give_up() for _ in range(200)]
         draw.shuffle(others)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             got = await asyncio.gather(*waits, *others)
         assert got[: len(waits)] == [result(task_id) for task_id in tasks for _ in range(2)]
         await wait_until(lambda: nobody_subscribed(redis_client), what="the subscription closed")

@@ -61,6 +61,7 @@ def test_a_reopened_store_goes_on_where_it_stopped(tmp_path: Path) -> None:
     whole.close()
 
 
+@pytest.mark.slow
 def test_what_was_folded_survives_a_crash_before_the_checkpoint(tmp_path: Path) -> None:
     program = (
         "import os, sys\nfrom pathlib import Path\nfrom tests.integration.test_store import filled\n"
@@ -143,6 +144,7 @@ def test_an_unusable_file_is_set_aside_and_begun_anew(tmp_path: Path, spoil: "ob
     store.close()
 
 
+@pytest.mark.slow
 def test_readers_see_rows_and_position_of_one_moment(tmp_path: Path) -> None:
     entries = LedgerMaker(11, users=1).run(400).entries
     names = [f"user:user:0:{period}" for period in ("2026-10", "2026-11")]

@@ -217,5 +217,5 @@ async def test_money_that_a_dead_call_held_serves_others_within_the_sweepers_int
         async def is_swept() -> bool:
             return await running.redis.zcard(running.keys.holds) == 0
 
-        assert await wait_until(is_swept, 12, what="the sweep")
+        assert await wait_until(is_swept, what="the sweep")
         assert [outcome for *_, outcome in await settlements(running)] == ["expired"]

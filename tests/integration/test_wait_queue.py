@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from tests.gate_bench import GateBench, open_bench
 from tests.proxy import faulty_proxy
-from tests.servers import wait_until
+from tests.servers import PATIENCE_S, wait_until
 from tollbook.ledger.gate.wait_queue import BudgetWaitQueue
 from tollbook.ledger.server.connection import connect
 
@@ -121,7 +121,7 @@ async def test_a_settlement_wakes_the_first_who_waits(bench: GateBench, queue: B
     assert (await bench.do("reserve", call="b"))[0] == "WAIT"
     turns, tasks = await _queued(queue, "first", "second")
     await bench.settle(cost=2)
-    await asyncio.wait_for(tasks[0], 10)
+    await asyncio.wait_for(tasks[0], PATIENCE_S)
     assert turns == ["first"]
     assert (await bench.do("reserve", call="b"))[0] == "OK"
     await _settled(tasks[1:])
@@ -134,7 +134,7 @@ async def test_a_cost_corrected_downwards_wakes_too(bench: GateBench, queue: Bud
     assert (await bench.do("reserve", call="c", amount=3))[0] == "WAIT"
     turns, tasks = await _queued(queue, "first")
     await bench.adjust(cost=1)
-    await asyncio.wait_for(tasks[0], 10)
+    await asyncio.wait_for(tasks[0], PATIENCE_S)
     assert turns == ["first"]
     assert (await bench.do("reserve", call="c", amount=3))[0] == "OK"
 
@@ -143,7 +143,7 @@ async def test_a_missed_announcement_is_made_up_for_by_the_clock(bench: GateBenc
     queue = BudgetWaitQueue(bench.redis, ["a channel where nothing is announced"], retry_every_s=0.01)
     queue.start()
     turns, tasks = await _queued(queue, "first", "second")
-    await asyncio.wait_for(asyncio.gather(*tasks), 10)
+    await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE_S)
     assert turns == ["first", "second"]
     await queue.aclose()
 

@@ -188,7 +188,7 @@ async def worker_process(running: RunningSystem, directory: Path) -> AsyncIterat
         },
     )
     try:
-        await wait_until(lambda: "worker.started" in command.stderr, 20, what="`tollbook worker`")
+        await wait_until(lambda: "worker.started" in command.stderr, what="`tollbook worker`")
         yield command
     finally:
         if command.process.returncode is None:

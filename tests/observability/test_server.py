@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.observability.pages import scrape
-from tests.servers import wait_until
+from tests.servers import PATIENCE_S, wait_until
 from tests.system import StayingCommand, run_cli, running_system
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.settings import Settings
@@ -40,7 +40,7 @@ async def test_nothing_but_loopback_is_listened_on_and_only_three_things_are_tol
         # A server on all addresses would answer here too.
         with pytest.raises(OSError, match="Connect call failed"):
             await asyncio.open_connection("127.0.0.2", port)
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
             for path in ("/", "/metrics", "/health/live", "/health/ready"):
                 assert (await client.get(path)).status_code == 200, path
                 assert (await client.head(path)).content == b""
@@ -64,7 +64,7 @@ async def test_a_process_is_found_by_its_file_and_leaves_nothing_behind_when_it_
         }
         command = await StayingCommand.start("worker", cwd=tmp_path, env=environment)
         try:
-            [address] = await wait_until(lambda: targets(data_dir, "worker"), 20, what="the worker's address")
+            [address] = await wait_until(lambda: targets(data_dir, "worker"), what="the worker's address")
             remove_abandoned(data_dir)
             assert targets(data_dir, "worker") == [address], "the file of a process that lives stays"
             await scrape(f"http://{address}")

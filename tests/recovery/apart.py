@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from redis.asyncio import Redis
-
 from tests.servers import wait_until
 from tests.system import GatedStandIn, RunningSystem, StayingCommand, make_settings, serving
 from tollbook.app.processes import System
@@ -20,6 +18,7 @@ from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.projection.comparison import compare
 from tollbook.ledger.projection.remote import remote_reader
 from tollbook.ledger.projection.store import Store
+from tollbook.ledger.server.connection import connect
 from tollbook.observability.process_state import ProcessState
 
 
@@ -95,7 +94,7 @@ async def kill(command: StayingCommand) -> None:
 @asynccontextmanager
 async def running_apart(data_dir: Path, redis_url: str, *, workers: int = 1, **values: Any) -> AsyncIterator[Apart]:
     """Run stand-in, projector process and workers on a server that is there."""
-    async with GatedStandIn() as provider, Redis.from_url(redis_url) as redis:
+    async with GatedStandIn() as provider, connect(redis_url) as redis:
         settings = make_settings(data_dir, provider, redis_url=redis_url, **values)
         projector = await start_projector(settings, redis_url)
         async with (

@@ -32,7 +32,7 @@ async def is_at_rest(running: RunningSystem) -> None:
         held = [await running.redis.zcard(keys.holds) for keys in running.system.handle.keys]
         return not any(held) and await running.pending() == 0
 
-    await wait_until(is_done, 30, what="every task acknowledged and every hold settled")
+    await wait_until(is_done, what="every task acknowledged and every hold settled")
 
 
 async def check_books(running: RunningSystem, directory: Path) -> None:

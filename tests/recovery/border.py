@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
+from tests.servers import PATIENCE_S
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:
@@ -68,7 +70,7 @@ class Border:
 
     async def is_reached(self) -> None:
         """Return once the border has closed."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await self.reached.wait()
 
     def open(self) -> None:

@@ -24,6 +24,8 @@ from tollbook.schemas.events import CostAdjusted, CostRecorded, Event, ModelCall
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tollbook.standin import FaultPlan
 
+pytestmark = pytest.mark.slow
+
 STREAM: Final = "analysis"
 USER: Final = "u1"
 TASK_ID: Final = "t1"

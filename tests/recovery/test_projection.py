@@ -16,6 +16,8 @@ from tests.system import REPLIES, RunningSystem, running_system
 from tollbook.ledger.errors import BaselineUnavailable
 from tollbook.schemas.results import TaskStatus
 
+pytestmark = pytest.mark.slow
+
 STREAM: Final = "analysis"
 
 

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from tests.proxy import faulty_proxy
 from tests.recovery.books import check_books, events_of, is_at_rest
-from tests.servers import wait_until
+from tests.servers import PATIENCE_S, wait_until
 from tests.system import STREAMS, RunningSystem, running_system
 from tollbook.app.processes import open_system
 from tollbook.inference.calls.call import Call, RunId
@@ -49,7 +49,7 @@ async def become_done(running: RunningSystem, task_ids: Sequence[str]) -> None:
             return all(result is not None and result.status is TaskStatus.DONE for result in results)
         return False
 
-    await wait_until(are_done, 60, what="a completion of every task")
+    await wait_until(are_done, what="a completion of every task")
 
 
 async def check_once(running: RunningSystem, directory: Path, tasks: int) -> None:
@@ -82,6 +82,7 @@ async def test_redis_is_restarted_under_load(private_server: EmbeddedServer, tmp
         await check_once(running, tmp_path, len(task_ids))
 
 
+@pytest.mark.slow
 async def test_replies_are_lost_under_load(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     """What is sent again is done once."""
     async with (
@@ -140,14 +141,14 @@ async def test_an_emptied_redis_is_refused_until_somebody_decides(
         await running.fold_all()
         await redis_client.flushall()
         with pytest.raises(LedgerReplaced, match="Restore its data and restart, or set the DuckDB file aside"):
-            await asyncio.wait_for(asyncio.shield(running.system.folding), 20)
+            await asyncio.wait_for(asyncio.shield(running.system.folding), PATIENCE_S)
         assert "Redis was emptied or replaced" in await why_calls_are_refused(running)
 
         # The groups are made again, so that what is published now is not lost; it stays pending.
         async def are_groups_there() -> bool:
             return all([await redis_client.exists(stream) for stream in STREAMS])
 
-        await wait_until(are_groups_there, 20, what="the groups")
+        await wait_until(are_groups_there, what="the groups")
         after = await publish(server_url, "after", 2)
         book, requests = running.provider.book, running.provider.requests
         settings = running.system.runtime.settings
@@ -167,6 +168,7 @@ async def test_an_emptied_redis_is_refused_until_somebody_decides(
         await check_once(running, tmp_path, len(after))
 
 
+@pytest.mark.slow
 async def test_a_redis_that_was_restored_from_an_older_state_is_refused(
     private_server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -187,7 +189,7 @@ async def test_a_redis_that_was_restored_from_an_older_state_is_refused(
         await asyncio.to_thread(shutil.copytree, backup, valkey)
         await private_server.start()
         with pytest.raises(LedgerAhead, match="restored from an older backup"):
-            await asyncio.wait_for(asyncio.shield(running.system.folding), 20)
+            await asyncio.wait_for(asyncio.shield(running.system.folding), PATIENCE_S)
         assert "older backup" in await why_calls_are_refused(running)
         settings = running.system.runtime.settings
     with pytest.raises(LedgerAhead, match="restored from an older backup"):
@@ -201,6 +203,7 @@ async def test_a_redis_that_was_restored_from_an_older_state_is_refused(
             pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "on", "off", "error"),
     [("maxmemory", "1", "0", "OOM"), ("min-replicas-to-write", "1", "0", "NOREPLICAS")],

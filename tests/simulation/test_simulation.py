@@ -14,6 +14,8 @@ from tests.simulation.checks import Broken
 from tests.simulation.loop import Stuck
 from tests.simulation.world import World, quiet_logs, simulate
 
+pytestmark = pytest.mark.slow
+
 CHUNK = 60
 DEFAULT_SEEDS = range(6 * CHUNK)
 MORE_SEEDS = range(6 * CHUNK, 100 * CHUNK)

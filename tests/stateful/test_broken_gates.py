@@ -15,6 +15,8 @@ from tests.stateful.gate_driver import GateDriver
 from tests.stateful.gate_machine import GateMachine
 from tollbook.ledger.gate.functions import library_code
 
+pytestmark = pytest.mark.slow
+
 G1 = "G1 is broken"
 G2 = "G2 is broken"
 FOLD = "stamped committed differs"

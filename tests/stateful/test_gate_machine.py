@@ -38,6 +38,12 @@ def _run(url: str, *, examples: int, steps: int, is_repeatable: bool) -> Counter
     return machine.steps
 
 
+def test_the_answers_are_the_models_in_a_few_lives(every_server_url: str) -> None:
+    """What one runs while working; the long runs below see every answer."""
+    assert _run(every_server_url, examples=30, steps=50, is_repeatable=True)
+
+
+@pytest.mark.slow
 def test_every_answer_is_the_models(every_server_url: str, request: pytest.FixtureRequest) -> None:
     is_embedded = request.node.callspec.params["every_server_url"] == EMBEDDED
     seen = _run(every_server_url, examples=400 if is_embedded else 60, steps=50, is_repeatable=True)

@@ -30,11 +30,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
     """All of them, in one process: most of what each needs is the start of an interpreter."""
     path = tmp_path_factory.mktemp("benchmarks") / "results.json"
     command = [sys.executable, "-m", "benchmarks", "--quick", "--json", str(path)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert path.exists(), run.stderr
     return Measured(run, json.loads(path.read_text(encoding="utf-8"))["results"])
 
 
+# The first one waits for all of them; longer on a machine with much else to do.
+@pytest.mark.timeout(900)
 @pytest.mark.slow
 def test_the_exit_code_says_whether_the_targets_are_met(measured: Measured) -> None:
     targets = [result["is_met"] for result in measured.results if result["is_met"] is not None]

@@ -1,7 +1,6 @@
 """compose.yaml and the image keep the promises that can be read off them without a container engine."""
 
 import json
-import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -113,7 +112,10 @@ def test_the_image_runs_tollbook_as_a_plain_user_from_the_lock(dockerfile: list[
 
     assert program in project()["scripts"]
     assert dockerfile.index("USER tollbook") < dockerfile.index(entrypoint)
-    assert any(re.search(r"pip install .*--require-hashes .*-r requirements\.lock", line) for line in dockerfile)
+    installed = [line for line in dockerfile if " uv sync " in line.replace("/", " ")]
+    assert len(installed) == 2
+    assert all("--frozen --no-dev" in line for line in installed)
+    assert not any("pip install" in line for line in dockerfile)
 
 
 def test_the_image_context_lets_in_what_the_build_needs_and_nothing_else() -> None:
@@ -137,7 +139,8 @@ def test_the_image_context_lets_in_what_the_build_needs_and_nothing_else() -> No
     assert "*" in rules
     assert {rule[1:] for rule in rules if rule.startswith("!")} == packages | {
         "pyproject.toml",
-        "requirements.lock",
+        "uv.lock",
+        "dev.py",
         "LICENSE",
         "README.md",
     }
