@@ -145,6 +145,7 @@ def build_gates(handle: LedgerHandle, settings: Settings) -> tuple[Gate, ...]:
             state.ledger_id,
             idempotency_ttl_s=settings.idempotency_ttl_s,
             result_ttl_s=settings.result_ttl_s,
+            seen=state.head.entry,
         )
         for key, state in zip(handle.keys, handle.states, strict=True)
     )

@@ -11,12 +11,14 @@ from typing import Any, Literal, cast
 from redis.exceptions import ResponseError
 
 from tollbook.ledger.errors import (
+    CallsStopped,
     CallUnknown,
     IdempotencyConflict,
     LedgerAhead,
     LedgerDiverged,
     LedgerError,
     LedgerReplaced,
+    LedgerWentBack,
 )
 from tollbook.ledger.gate.call_record import CallRecord, parse_call_record
 from tollbook.ledger.gate.functions import function
@@ -44,9 +46,11 @@ from tollbook.ledger.gate.requests import (
 )
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.pipeline import CommandPipeline
-from tollbook.schemas.identifiers import EntryId
+from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 
 Baselines = Sequence[Baseline]
+# Their first answer beside OK is the id of the event that they appended, or nothing where there was none to append.
+_APPENDING = frozenset({"reserve", "record", "settle", "adjust", "charge", "assign"})
 
 
 class Stale(LedgerError):
@@ -86,20 +90,31 @@ class LedgerState:
 class Gate:
     """The gate of one partition.
 
-    Errors of every method: LedgerUnavailable, LedgerReplaced, LedgerAhead, LedgerDiverged, Stale, FunctionsMissing.
+    Errors of every method: LedgerUnavailable, LedgerReplaced, LedgerWentBack, LedgerAhead, LedgerDiverged, Stale,
+        FunctionsMissing.
     """
 
     def __init__(
-        self, pipeline: CommandPipeline, keys: Keys, ledger_id: str, *, idempotency_ttl_s: int, result_ttl_s: int
+        self,
+        pipeline: CommandPipeline,
+        keys: Keys,
+        ledger_id: str,
+        *,
+        idempotency_ttl_s: int,
+        result_ttl_s: int,
+        seen: EntryId = ZERO_ENTRY,
     ) -> None:
+        """`seen` is the newest event that this process knows to be on the ledger; the gate keeps it up to date."""
         self.keys = keys
         self.ledger_id = ledger_id
+        self.seen = seen
+        self._identity = f"{ledger_id} {seen}"
         self._pipeline = pipeline
         self._idempotency_ttl_s = idempotency_ttl_s
         self._result_ttl_s = result_ttl_s
 
     async def reserve(self, request: ReserveRequest, baselines: Baselines) -> ReserveReply:
-        """Hold money for a call, or say why not. Errors: IdempotencyConflict; WindowClosed."""
+        """Hold money for a call, or say why not. Errors: IdempotencyConflict; WindowClosed; CallsStopped."""
         keys = self.keys
         reply = await self._call(
             "reserve",
@@ -328,12 +343,28 @@ class Gate:
 
     async def _call(self, name: str, keys: Sequence[str], arguments: Iterable[str | int]) -> list[bytes]:
         try:
-            reply = await self._pipeline.execute("FCALL", function(name), len(keys), *keys, self.ledger_id, *arguments)
+            # Whoever has seen more than the ledger now has is told so, and nothing is written (G1, G4).
+            reply = await self._pipeline.execute("FCALL", function(name), len(keys), *keys, self._identity, *arguments)
         except ResponseError as exc:
             if "Function not found" in str(exc):
                 raise FunctionsMissing(str(exc)) from exc
             raise
+        if name in _APPENDING and reply[0] == b"OK" and reply[1]:
+            self.see(EntryId.parse(reply[1].decode()))
         return cast("list[bytes]", reply)
+
+    def see(self, entry: EntryId) -> None:
+        """Remember an event that is on the ledger, if it is the newest one yet."""
+        if entry > self.seen:
+            self.seen, self._identity = entry, f"{self.ledger_id} {entry}"
+
+    async def stop_calls(self, reason: str) -> None:
+        """Let no call begin in this partition until it is called again with an empty reason; writes no event."""
+        reply: Any = await self._pipeline.execute(
+            "FCALL", function("stop"), 1, self.keys.meta, self.ledger_id, " ".join(reason.split())
+        )
+        if reply[0] != b"OK":
+            raise _refusal(reply, "", 0)
 
 
 async def create_ledger(pipeline: CommandPipeline, keys: Keys, *, ledger_id: str, partitions: int) -> LedgerState:
@@ -426,6 +457,10 @@ def _refusal(reply: list[bytes], call_id: str, hold: int) -> LedgerError:
             return Stale(words[0])
         case b"LEDGER":
             return LedgerReplaced(expected="another ledger", found=words[0])
+        case b"BACK":
+            return LedgerWentBack(EntryId.parse(words[0]))
+        case b"STOPPED":
+            return CallsStopped(words[0])
         case b"AHEAD":
             return LedgerAhead(folded_seq=int(words[0]), ledger_seq=int(words[1]))
         case b"DIVERGED":
