@@ -46,7 +46,7 @@ class ServerPolicy:
         if self.role == "slave":
             return "the Redis server is a replica and takes no writes: connect to its primary"
         if self.eviction is not None and self.eviction != "noeviction":
-            return f"the Redis server may evict keys (maxmemory-policy is {self.eviction}): set maxmemory-policy noeviction"
+            return f"the Redis server may evict keys: set its maxmemory-policy, now {self.eviction}, to noeviction"
         if self.memory_limit_bytes and self.used_memory_bytes >= _MEMORY_LIMIT * self.memory_limit_bytes:
             return (
                 f"the Redis server is nearly full ({self.used_memory_bytes:,} of {self.memory_limit_bytes:,} bytes): "
@@ -68,9 +68,7 @@ class ServerPolicy:
                 "the Redis server keeps no append-only file, so a crash loses the ledger: "
                 "set appendonly yes and appendfsync always"
             )
-        return (
-            f"appendfsync is {self.fsync}, so a crash of the Redis server loses its last writes: set appendfsync always"
-        )
+        return f"a crash of the Redis server loses its last writes: set appendfsync, now {self.fsync}, to always"
 
 
 async def read_policy(redis: Redis) -> ServerPolicy:

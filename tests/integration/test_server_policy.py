@@ -39,7 +39,6 @@ async def test_the_embedded_server_is_safe(redis: Redis) -> None:
         ),
         ("appendfsync", "everysec", "set appendfsync, now everysec, to always"),
         ("appendfsync", "no", "set appendfsync, now no, to always"),
-        ("appendonly", "no", "keeps no append-only file"),
         ("maxmemory", "1mb", "is nearly full"),
     ],
 )
@@ -79,6 +78,15 @@ async def test_a_server_that_does_not_tell_is_refused_unless_that_is_allowed(
         strict.check()
     lenient.check()
     assert not lenient.policy.is_synced
+
+
+async def test_a_server_without_an_append_only_file_is_refused(redis: Redis) -> None:
+    await redis.config_set("appendonly", "no")
+    watch = ServerWatch(redis, allow_unsynced=False)
+    await watch.look()
+
+    with pytest.raises(ServerUnsafe, match="keeps no append-only file"):
+        watch.check()
 
 
 async def test_eviction_is_refused_whatever_is_allowed(redis: Redis) -> None:
