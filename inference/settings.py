@@ -56,6 +56,11 @@ class Settings(BaseSettings):
         "REDIS_URL", None, "Redis 7.0 or later, or Valkey; unset: an embedded Valkey is started", repr=False
     )
     data_dir: Path = _field("TOLLBOOK_DATA_DIR", Path("data"), "directory of DuckDB and the embedded server")
+    allow_unsynced: bool = _field(
+        "TOLLBOOK_ALLOW_UNSYNCED",
+        False,
+        "1: use a server that does not sync every write, or does not say so; a crash of it can lose holds and charges",
+    )
     namespace: str = _field(
         "TOLLBOOK_NAMESPACE",
         "tollbook",

@@ -66,6 +66,7 @@ class Ledger:
         baselines: Sequence[Baselines],
         *,
         patience: Patience | None = None,
+        check_server: Callable[[], None] = lambda: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -73,6 +74,7 @@ class Ledger:
         self._gates = tuple(gates)
         self._baselines = tuple(baselines)
         self._patience = patience or Patience()
+        self._check_server = check_server
         self._sleep = sleep
         self._jitter = jitter
 
@@ -93,8 +95,9 @@ class Ledger:
     async def reserve(self, make_request: Callable[[int], ReserveRequest], now_ms: int) -> ReserveReply:
         """Hold money for a call; `make_request` is called again where Redis's clock is in another period.
 
-        Errors: IdempotencyConflict.
+        Errors: IdempotencyConflict; ServerUnsafe, and what else `check_server` refuses calls for.
         """
+        self._check_server()  # G8
         request = make_request(now_ms)
 
         async def attempt(gate: Gate, baselines: Sequence[Baseline]) -> ReserveReply:

@@ -5,6 +5,8 @@ one that is full or a replica refuses writes. Each of these stops new calls befo
 """
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -125,3 +127,17 @@ class ServerWatch:
         while True:
             await asyncio.sleep(self._interval_s)
             await self.look()
+
+
+@asynccontextmanager
+async def watched_server(redis: Redis, *, allow_unsynced: bool) -> AsyncGenerator[ServerWatch]:
+    """Look at a server, and go on looking while this is open. Errors: ServerUnsafe where it is unsafe at the start."""
+    watch = ServerWatch(redis, allow_unsynced=allow_unsynced)
+    await watch.look()
+    watch.check()
+    looking = asyncio.create_task(watch.run())
+    try:
+        yield watch
+    finally:
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)

@@ -1,10 +1,14 @@
 """A server that may lose what it was told takes no calls, at start and while it runs (G8)."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from redis.asyncio import Redis
 
+from tollbook.inference.runtime import build_ledger, open_ledger
+from tollbook.inference.settings import Settings
+from tollbook.ledger.gate.baselines import BaselinePage
+from tollbook.ledger.gate.requests import ReserveRequest
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.server.policy import ServerPolicy, ServerUnsafe, ServerWatch, read_policy
@@ -120,3 +124,31 @@ def test_calls_stop_before_the_server_is_full(used: int, limit: int, is_refused:
 def test_a_replica_takes_no_calls() -> None:
     policy = ServerPolicy("noeviction", 1, 0, has_append_only_file=True, fsync="always", role="slave")
     assert "is a replica" in str(policy.refusal(allow_unsynced=True))
+
+
+async def test_no_ledger_is_opened_on_a_server_that_may_lose_it(private_server: EmbeddedServer, redis: Redis) -> None:
+    settings = Settings.model_validate({"redis_url": private_server.url, "allow_unsynced": False})
+    await redis.config_set("appendfsync", "everysec")
+
+    with pytest.raises(ServerUnsafe, match="TOLLBOOK_ALLOW_UNSYNCED=1"):
+        async with open_ledger(settings, private_server.url):
+            pytest.fail("it was opened")
+
+
+async def test_no_call_begins_once_the_server_may_evict(private_server: EmbeddedServer, redis: Redis) -> None:
+    settings = Settings.model_validate({"redis_url": private_server.url, "allow_unsynced": False})
+    async with open_ledger(settings, private_server.url) as handle:
+        ledger = build_ledger(handle, settings, no_baselines)
+        await redis.config_set("maxmemory-policy", "allkeys-lru")
+        await handle.server.look()
+
+        with pytest.raises(ServerUnsafe, match="may evict keys"):
+            await ledger.reserve(unused_request, 0)
+
+
+def unused_request(_: int) -> ReserveRequest:
+    raise AssertionError("refused before it is made")
+
+
+async def no_baselines(_: Sequence[str], /) -> BaselinePage:
+    raise AssertionError("refused before they are read")
