@@ -22,6 +22,7 @@ import structlog
 from tollbook.ledger.errors import BaselineUnavailable, LedgerRefused, WrongPartitions
 from tollbook.ledger.gate.baselines import BaselinePage
 from tollbook.ledger.gate.requests import Position
+from tollbook.ledger.private_files import make_private_folder
 from tollbook.ledger.projection.fold import LAYOUT_VERSION, Folded, LedgerMismatch, fold_incoming, statement
 from tollbook.ledger.stream import Batch
 from tollbook.schemas.identifiers import EntryId
@@ -88,7 +89,7 @@ class Store:
 
         Errors: StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         if not path.exists() and path.with_name(path.name + ".wal").exists():
             set_aside(path, now())  # A log without its file; a new file must not be given it.
         config: dict[str, Any] = {

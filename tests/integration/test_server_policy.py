@@ -70,7 +70,7 @@ async def test_a_server_that_does_not_tell_is_refused_unless_that_is_allowed(
 ) -> None:
     """Managed servers deny CONFIG."""
     await redis.execute_command("ACL", "SETUSER", "plain", "on", ">secret", "~*", "&*", "+@all", "-config")
-    client = connect(private_server.url.replace("redis://", "redis://plain:secret@"))
+    client = connect(f"redis://plain:secret@{private_server.url.rpartition('@')[2]}")
     try:
         strict, lenient = (ServerWatch(client, allow_unsynced=allowed) for allowed in (False, True))
         await strict.look()
