@@ -12,7 +12,7 @@ class FaultyProxy:
     def __init__(self, upstream: str) -> None:
         target = urlsplit(upstream)
         self._host, self._port = target.hostname or "127.0.0.1", target.port or 6379
-        self._password = f":{target.password}@" if target.password else ""
+        self._password = f"{target.username}:{target.password}@" if target.password else ""
         self._server: asyncio.Server | None = None
         self._replies_may_pass = asyncio.Event()
         self._replies_may_pass.set()

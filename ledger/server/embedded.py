@@ -83,7 +83,7 @@ class EmbeddedServer:
         """The URL for Redis clients, with the password. It stays the same over restarts while the port is free."""
         if self._port is None:
             raise EmbeddedServerError("the embedded server was not started")
-        return f"redis://:{self._directory.password}@{HOST}:{self._port}/0"
+        return f"redis://default:{self._directory.password}@{HOST}:{self._port}/0"
 
     @property
     def pid(self) -> int | None:
