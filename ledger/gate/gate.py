@@ -4,6 +4,7 @@ Arguments and replies only: what the codes mean for a caller is in `ledger/budge
 Every function is idempotent on the call id, so a repeat after LedgerUnavailable is safe.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -358,6 +359,24 @@ class Gate:
         if entry > self.seen:
             self.seen, self._identity = entry, f"{self.ledger_id} {entry}"
 
+    async def note_unbooked(self, request: SettleRequest) -> None:
+        """Note beside the ledger what a call has cost whose hold the ledger lost: numbers, and no completion (G10)."""
+        noted = {
+            "call_id": request.call_id,
+            "hold": request.hold,
+            "user_id": request.user_id,
+            "budgets": request.budgets,
+            "cost_nanousd": request.cost_nanousd,
+            "assumed_nanousd": request.assumed_nanousd,
+            "attempt": request.attempt,
+            "payload": json.loads(request.payload),
+        }
+        await self._pipeline.execute("HSET", self.keys.unbooked, _unbooked_field(request), json.dumps(noted))
+
+    async def forget_unbooked(self, request: SettleRequest) -> None:
+        """Take back the note of a cost that is booked."""
+        await self._pipeline.execute("HDEL", self.keys.unbooked, _unbooked_field(request))
+
     async def stop_calls(self, reason: str) -> None:
         """Let no call begin in this partition until it is called again with an empty reason; writes no event."""
         reply: Any = await self._pipeline.execute(
@@ -378,6 +397,10 @@ async def create_ledger(pipeline: CommandPipeline, keys: Keys, *, ledger_id: str
         head=Position(EntryId.parse(reply[4].decode()), int(reply[3])),
         trimmed_to=EntryId.parse(reply[5].decode()),
     )
+
+
+def _unbooked_field(request: SettleRequest) -> str:
+    return f"{request.call_id} {request.hold}"
 
 
 def _pack(budgets: Sequence[BudgetCap], baselines: Baselines) -> Iterable[str]:

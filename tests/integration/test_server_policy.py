@@ -1,6 +1,7 @@
 """A server that may lose what it was told takes no calls, at start and while it runs (G8)."""
 
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -52,7 +53,7 @@ async def test_a_setting_that_is_changed_while_it_runs_stops_calls_until_it_is_c
     watch = ServerWatch(redis, allow_unsynced=False)
     await watch.look()
     watch.check()
-    before = (await redis.config_get(name))[name]
+    before: Any = (await redis.config_get(name))[name]
 
     await redis.config_set(name, value)
     await watch.look()

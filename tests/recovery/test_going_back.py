@@ -1,7 +1,7 @@
 """Redis goes back in time under a running system: no call is made until its newer data is there again (G1, G4, G8)."""
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from redis.asyncio import Redis
@@ -74,7 +74,7 @@ async def test_a_restored_backup_stops_workers_and_projector_until_the_newer_dat
         await wait_until(lambda: apart.projector.process.returncode is not None, 30, what="the end of the projector")
         assert apart.projector.process.returncode == 1
         assert "the ledger has only" in apart.projector.stderr
-        stopped = await redis_client.hget(apart.running.system.handle.keys[0].meta, "stopped")
+        stopped: Any = await redis_client.hget(apart.running.system.handle.keys[0].meta, "stopped")
         assert b"the ledger has only" in (stopped or b"")
         assert apart.running.provider.arrived.total() == paid
 
