@@ -81,9 +81,9 @@ async def read_policy(redis: Redis) -> ServerPolicy:
         except ResponseError:
             info = {}
         try:
-            config: dict[str, str] = await redis.config_get("appendfsync")  # pyright: ignore[reportUnknownMemberType]
+            config: Any = await redis.config_get("appendfsync")  # pyright: ignore[reportUnknownMemberType]
         except ResponseError:
-            config = {}
+            config = dict[str, str]()
     return ServerPolicy(
         eviction=info.get("maxmemory_policy"),
         used_memory_bytes=int(info.get("used_memory", 0)),
