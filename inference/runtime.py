@@ -36,6 +36,7 @@ from tollbook.ledger.keys import Keys
 from tollbook.ledger.results import Results
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, connect
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.server.policy import ServerWatch, watched_server
 from tollbook.schemas.plans import Plan
 from tollbook.schemas.routes import Route
 from tollbook.schemas.tasks import TaskType
@@ -59,6 +60,7 @@ class LedgerHandle:
     keys: tuple[Keys, ...]
     states: tuple[LedgerState, ...]
     results: Results
+    server: ServerWatch
 
     @property
     def ledger_id(self) -> str:
@@ -73,13 +75,14 @@ async def open_ledger(
     """Open the ledger, or create it where there is none, none is expected and it may be.
 
     Only a projector may: it knows whether its DuckDB belongs to another ledger.
-    Errors: LedgerUnavailable, also where there is none; ServerTooOld; WrongPartitions; LedgerReplaced where
-    `expected_id` is another ledger's.
+    Errors: LedgerUnavailable, also where there is none; ServerTooOld; ServerUnsafe; WrongPartitions; LedgerReplaced
+    where `expected_id` is another ledger's.
     """
     redis = connect(redis_url)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(redis.aclose)
         await load_library(redis)
+        server = await stack.enter_async_context(watched_server(redis, allow_unsynced=settings.allow_unsynced))
         pipeline = CommandPipeline(redis, timeout_s=answer_timeout_s(settings))
         stack.push_async_callback(pipeline.aclose)
         keys = tuple(Keys(settings.namespace, number) for number in range(settings.partitions))
@@ -100,7 +103,7 @@ async def open_ledger(
             ttl_s=settings.result_ttl_s,
             id_ttl_s=settings.idempotency_ttl_s,
         )
-        yield LedgerHandle(redis, pipeline, keys, tuple(states), results)
+        yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server)
 
 
 def answer_timeout_s(settings: Settings) -> float:
@@ -137,6 +140,7 @@ def build_gates(handle: LedgerHandle, settings: Settings) -> tuple[Gate, ...]:
             state.ledger_id,
             idempotency_ttl_s=settings.idempotency_ttl_s,
             result_ttl_s=settings.result_ttl_s,
+            seen=state.head.entry,
         )
         for key, state in zip(handle.keys, handle.states, strict=True)
     )
@@ -151,7 +155,7 @@ def build_ledger(
         Baselines(read, number, monotonic=time.monotonic, max_age_s=settings.tail_keep_s / 3)
         for number in range(len(gates))
     ]
-    return Ledger(handle.redis, gates, baselines, patience=patience)
+    return Ledger(handle.redis, gates, baselines, patience=patience, check_server=handle.server.check)
 
 
 def budget_policy(settings: Settings) -> BudgetPolicy:

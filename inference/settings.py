@@ -80,6 +80,11 @@ class Settings(BaseSettings):
     partitions: int = _field(
         "TOLLBOOK_PARTITIONS", 1, "number of ledger partitions; fixed when the ledger is created", ge=1, le=1024
     )
+    allow_unsynced: bool = _field(
+        "TOLLBOOK_ALLOW_UNSYNCED",
+        False,
+        "1: use a server that does not sync every write, or does not say so; a crash of it can lose holds and charges",
+    )
     port: Port | None = _field("TOLLBOOK_PORT", None, "port of the embedded server; unset: a free one")
     quack_port: Port | None = _field("TOLLBOOK_QUACK_PORT", None, "port of the DuckDB server; unset: a free one")
 

@@ -8,6 +8,8 @@ LedgerError, in the public tree that `schemas.errors` draws
 │   └── BaselineUnavailable   retry later: DuckDB is down or behind the watermark (being rebuilt)
 └── LedgerRefused             needs a person: no call is made until the stores agree again (G8)
     ├── LedgerReplaced        Redis holds another ledger, or none
+    ├── LedgerWentBack        an event that this process was told of is no longer on the ledger
+    ├── CallsStopped          the projector stopped for cause, and with it all calls
     ├── LedgerAhead           DuckDB has folded events that the ledger does not have
     ├── LedgerDiverged        DuckDB and the ledger's own balance differ
     ├── ServerTooOld          the server has no functions
@@ -15,7 +17,7 @@ LedgerError, in the public tree that `schemas.errors` draws
 """
 
 from tollbook.schemas.errors import AppError
-from tollbook.schemas.identifiers import describe_budget
+from tollbook.schemas.identifiers import EntryId, describe_budget
 from tollbook.schemas.money import format_usd
 from tollbook.schemas.results import ErrorCode
 
@@ -83,6 +85,25 @@ class LedgerReplaced(LedgerRefused):
         )
         self.expected = expected
         self.found = found
+
+
+class LedgerWentBack(LedgerRefused):
+    """An event that this process was told of is not on the ledger any more: a restored backup, or a failover."""
+
+    def __init__(self, seen: EntryId) -> None:
+        super().__init__(
+            f"event {seen}, which this process was told of, is no longer on the ledger: Redis was restored from an "
+            "older backup, or a failover lost its last writes. Nothing is written until Redis has its newer data again"
+        )
+        self.seen = seen
+
+
+class CallsStopped(LedgerRefused):
+    """The projector stopped because the stores disagree; it says why, and lets calls begin again once they agree."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"no call may begin: {reason}")
+        self.reason = reason
 
 
 class LedgerAhead(LedgerRefused):

@@ -36,6 +36,11 @@ class Keys:
         """Glob for all tails of the partition."""
         return self.tail("*")
 
+    @property
+    def unbooked(self) -> str:
+        """Hash: costs of calls whose hold the ledger lost, by call id and hold; booked once the ledger is in order."""
+        return f"{self.prefix}unbooked"
+
     def tail(self, budget: str) -> str:
         """List: deltas of one budget that the projector may not have folded yet."""
         return f"{self.prefix}tail:{budget}"

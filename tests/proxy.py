@@ -14,6 +14,7 @@ class FaultyProxy:
     def __init__(self, upstream: str) -> None:
         target = urlsplit(upstream)
         self._host, self._port = target.hostname or "127.0.0.1", target.port or 6379
+        self._password = f"{target.username}:{target.password}@" if target.password else ""
         self._server: asyncio.Server | None = None
         self._replies_may_pass = asyncio.Event()
         self._replies_may_pass.set()
@@ -26,7 +27,7 @@ class FaultyProxy:
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self._own_port}/0"
+        return f"redis://{self._password}127.0.0.1:{self._own_port}/0"
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._own_port)

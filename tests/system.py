@@ -217,7 +217,8 @@ def command_environment(variables: Mapping[str, str] | None) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("TOLLBOOK_", "OPENROUTER_", "REDIS_URL"))
     }
-    return {**kept, "NO_COLOR": "1", "COLUMNS": "200", **(variables or {})}
+    # The suite's servers spare the disk (tests/servers.py).
+    return {**kept, "TOLLBOOK_ALLOW_UNSYNCED": "1", "NO_COLOR": "1", "COLUMNS": "200", **(variables or {})}
 
 
 async def run_cli(

@@ -4,6 +4,7 @@ Packs arguments; replies.py reads the answers, and ledger.py repeats what can be
 function is idempotent on the call id, so a repeat after LedgerUnavailable is safe.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -38,12 +39,14 @@ from tollbook.ledger.gate.requests import (
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.connection import time_ms
 from tollbook.ledger.server.pipeline import CommandPipeline
-from tollbook.schemas.identifiers import EntryId
+from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 
 # The server-side names, made once: every step of every call needs one.
 _FUNCTIONS: Final = {
     name: function(name) for name in ("reserve", "record", "settle", "adjust", "charge", "assign", "balance", "trim")
 }
+# After OK, they answer the id of the event that they appended, or nothing if there was none to append.
+_APPENDING_FUNCTIONS: Final = frozenset({"reserve", "record", "settle", "adjust", "charge", "assign"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +62,31 @@ class LedgerState:
 class Gate:
     """The gate of one partition.
 
-    Errors of every method: LedgerUnavailable, LedgerReplaced, LedgerAhead, LedgerDiverged, Stale, FunctionsMissing.
+    Errors of every method: LedgerUnavailable, LedgerReplaced, LedgerWentBack, LedgerAhead, LedgerDiverged, Stale,
+        FunctionsMissing.
     """
 
     def __init__(
-        self, pipeline: CommandPipeline, keys: Keys, ledger_id: str, *, idempotency_ttl_s: int, result_ttl_s: int
+        self,
+        pipeline: CommandPipeline,
+        keys: Keys,
+        ledger_id: str,
+        *,
+        idempotency_ttl_s: int,
+        result_ttl_s: int,
+        seen: EntryId = ZERO_ENTRY,
     ) -> None:
+        """`seen` is the newest event that this process knows to be on the ledger; the gate keeps it up to date."""
         self.keys = keys
         self.ledger_id = ledger_id
+        self.seen = seen
+        self._identity = f"{ledger_id} {seen}"
         self._pipeline = pipeline
         self._idempotency_ttl_s = idempotency_ttl_s
         self._result_ttl_s = result_ttl_s
 
     async def reserve(self, request: ReserveRequest, baselines: Sequence[Baseline]) -> ReserveReply:
-        """Hold money for a call, or say why not. Errors: IdempotencyConflict; WindowClosed."""
+        """Hold money for a call, or say why not. Errors: IdempotencyConflict; WindowClosed; CallsStopped."""
         keys = self.keys
         reply = await self._call(
             "reserve",
@@ -303,14 +317,48 @@ class Gate:
 
     async def _call(self, name: str, keys: Sequence[str], arguments: Iterable[str | int]) -> list[bytes]:
         try:
+            # A process that has seen more than the ledger now has is told so, and nothing is written.
             reply = await self._pipeline.execute(
-                "FCALL", _FUNCTIONS[name], len(keys), *keys, self.ledger_id, *arguments
+                "FCALL", _FUNCTIONS[name], len(keys), *keys, self._identity, *arguments
             )
         except ResponseError as exc:
             if "Function not found" in str(exc):
                 raise FunctionsMissing(str(exc)) from exc
             raise
+        if name in _APPENDING_FUNCTIONS and reply[0] == b"OK" and reply[1]:
+            self.see(EntryId.parse(reply[1].decode()))
         return cast("list[bytes]", reply)
+
+    def see(self, entry: EntryId) -> None:
+        """Remember an event that is on the ledger, if it is the newest one yet."""
+        if entry > self.seen:
+            self.seen, self._identity = entry, f"{self.ledger_id} {entry}"
+
+    async def note_unbooked(self, request: SettleRequest) -> None:
+        """Note beside the ledger what a call has cost whose hold the ledger lost: numbers, and no completion (G10)."""
+        noted = {
+            "call_id": request.call_id,
+            "hold": request.hold,
+            "user_id": request.user_id,
+            "budgets": request.budgets,
+            "cost_nanousd": request.cost_nanousd,
+            "assumed_nanousd": request.assumed_nanousd,
+            "attempt": request.attempt,
+            "payload": json.loads(request.payload),
+        }
+        await self._pipeline.execute("HSET", self.keys.unbooked, _unbooked_field(request), json.dumps(noted))
+
+    async def forget_unbooked(self, request: SettleRequest) -> None:
+        """Take back the note of a cost that is booked."""
+        await self._pipeline.execute("HDEL", self.keys.unbooked, _unbooked_field(request))
+
+    async def stop_calls(self, reason: str) -> None:
+        """Let no call begin in this partition until it is called again with an empty reason; writes no event."""
+        reply: Any = await self._pipeline.execute(
+            "FCALL", function("stop"), 1, self.keys.meta, self.ledger_id, " ".join(reason.split())
+        )
+        if reply[0] != b"OK":
+            raise refusal(reply, "", 0)
 
 
 async def create_ledger(pipeline: CommandPipeline, keys: Keys, *, ledger_id: str, partitions: int) -> LedgerState:
@@ -327,6 +375,10 @@ async def create_ledger(pipeline: CommandPipeline, keys: Keys, *, ledger_id: str
         head=Position(EntryId.parse(reply[4].decode()), int(reply[3])),
         trimmed_to=EntryId.parse(reply[5].decode()),
     )
+
+
+def _unbooked_field(request: SettleRequest) -> str:
+    return f"{request.call_id} {request.hold}"
 
 
 def _pack(budgets: Sequence[BudgetCap], baselines: Sequence[Baseline]) -> Iterable[str]:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from redis.asyncio import Redis
 
-from tollbook.ledger.errors import BaselineUnavailable, LedgerReplaced, LedgerUnavailable
+from tollbook.ledger.errors import BaselineUnavailable, LedgerReplaced, LedgerUnavailable, LedgerWentBack
 from tollbook.ledger.gate.baselines import Baselines
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import Gate
@@ -67,6 +67,7 @@ class Ledger:
         baselines: Sequence[Baselines],
         *,
         patience: Patience | None = None,
+        check_server: Callable[[], None] = lambda: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -74,6 +75,7 @@ class Ledger:
         self._gates = tuple(gates)
         self._baselines = tuple(baselines)
         self._patience = patience or Patience()
+        self._check_server = check_server
         self._sleep = sleep
         self._jitter = jitter
 
@@ -94,8 +96,9 @@ class Ledger:
     async def reserve(self, make_request: Callable[[int], ReserveRequest], now_ms: int) -> ReserveReply:
         """Hold money for a call; `make_request` is called again if the Redis clock is in another period.
 
-        Errors: IdempotencyConflict.
+        Errors: IdempotencyConflict; ServerUnsafe, and what else `check_server` refuses calls for.
         """
+        self._check_server()  # G8
         request = make_request(now_ms)
 
         async def attempt(gate: Gate, baselines: Sequence[Baseline]) -> ReserveReply:
@@ -128,10 +131,31 @@ class Ledger:
         )
 
     async def settle(self, request: SettleRequest) -> Settled | AlreadySettled:
-        """Replace a hold by its cost and store the result. Errors: CallUnknown."""
-        return await self._without_baselines(
-            request.user_id, request.budgets, lambda gate, baselines: gate.settle(request, baselines)
-        )
+        """Replace a hold by its cost and store the result. Errors: CallUnknown.
+
+        While the ledger lacks an event that this process was told of, the hold may be missing although the money is
+        spent: the cost is noted beside the ledger and settled once the newer data is back (G3).
+        """
+        gate, patience = self.gate_of(request.user_id), self._patience
+        pause_s, waited_s, is_noted = patience.first_pause_s, 0.0, False
+        while True:
+            try:
+                reply = await self._without_baselines(
+                    request.user_id, request.budgets, lambda gate, baselines: gate.settle(request, baselines)
+                )
+            except LedgerWentBack as exc:
+                if not is_noted:
+                    _log.error("settlement.kept", call_id=request.call_id, problem=str(exc))
+                    await self._repeat(lambda: gate.note_unbooked(request), patience.settle_s)
+                    is_noted = True
+                if waited_s >= patience.settle_s:
+                    raise
+                await self._sleep(pause_s)
+                waited_s, pause_s = waited_s + pause_s, min(2 * pause_s, patience.max_pause_s)
+            else:
+                if is_noted:
+                    await self._repeat(lambda: gate.forget_unbooked(request), patience.settle_s)
+                return reply
 
     async def adjust(self, request: AdjustRequest) -> Adjusted:
         """Correct a settled hold to its true cost, in the budgets it stood against. Errors: CallUnknown."""

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import Literal, cast
 
 from tollbook.ledger.errors import (
+    CallsStopped,
     CallUnknown,
     IdempotencyConflict,
     LedgerAhead,
     LedgerDiverged,
     LedgerError,
     LedgerReplaced,
+    LedgerWentBack,
 )
 from tollbook.ledger.gate.requests import (
     Denied,
@@ -20,7 +22,7 @@ from tollbook.ledger.gate.requests import (
     ReserveRequest,
     Waiting,
 )
-from tollbook.schemas.identifiers import describe_budget
+from tollbook.schemas.identifiers import EntryId, describe_budget
 
 
 class Stale(LedgerError):
@@ -102,6 +104,10 @@ def refusal(reply: list[bytes], call_id: str, hold: int) -> LedgerError:
             return Stale(words[0])
         case b"LEDGER":
             return LedgerReplaced(expected="another ledger", found=words[0])
+        case b"BACK":
+            return LedgerWentBack(EntryId.parse(words[0]))
+        case b"STOPPED":
+            return CallsStopped(words[0])
         case b"AHEAD":
             return LedgerAhead(folded_seq=int(words[0]), ledger_seq=int(words[1]))
         case b"DIVERGED":

@@ -16,6 +16,7 @@ import duckdb
 import structlog
 
 from tollbook.ledger.errors import BaselineUnavailable, LedgerError, LedgerRefused, WrongPartitions
+from tollbook.ledger.private_files import make_private_folder
 from tollbook.ledger.projection.fold import LAYOUT_VERSION, LedgerMismatch, statement
 
 _log = structlog.get_logger(__name__)
@@ -106,7 +107,7 @@ def open_database(
 
     Errors: StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(path.parent)
     if not path.exists() and path.with_name(path.name + ".wal").exists():
         set_aside(path, now())  # A log without its file; a new file must not be given it.
     config = {"storage_compatibility_version": _STORAGE, **config}

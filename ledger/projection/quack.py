@@ -9,7 +9,6 @@ queries that people write run on a copy (snapshot.py).
 """
 
 import importlib.resources
-import os
 import secrets
 import socket
 import threading
@@ -24,6 +23,7 @@ import structlog
 from tollbook.ledger.errors import BaselineUnavailable, LedgerError
 from tollbook.ledger.gate.baselines import BaselinePage
 from tollbook.ledger.gate.requests import Position
+from tollbook.ledger.private_files import make_private_folder, read_private, write_private
 from tollbook.ledger.projection.database import connect, read_error
 from tollbook.ledger.projection.fold import statement
 from tollbook.ledger.projection.store import Store, baseline_page, baselines_sql
@@ -191,15 +191,10 @@ def _free_port() -> int:
 def _token(data_dir: Path) -> str:
     """Return the token, which is made at the first start in a file that only its owner can read."""
     path = data_dir / TOKEN_FILE
-    data_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # G10
-    except FileExistsError:
-        return path.read_text(encoding="ascii")
-    token = secrets.token_urlsafe(32)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(token)
-    return token
+    make_private_folder(data_dir)
+    if not path.exists():
+        write_private(path, secrets.token_urlsafe(32))
+    return read_private(path)
 
 
 def _reason(problem: duckdb.Error) -> str:

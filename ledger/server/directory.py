@@ -10,6 +10,7 @@ server can be told from one in use. Neither lock can be stale, whatever happens 
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from tollbook.ledger.errors import LedgerError
+from tollbook.ledger.private_files import make_private_folder, read_private, write_private
 
 _LOG_LIMIT_BYTES: Final = 16 << 20
 # Below this, Valkey cannot create the files that it starts with.
@@ -52,13 +54,14 @@ class ServerDirectory:
         if self._owner_lock is not None:
             return
         with self._translated():
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(self.path.parent)
+            make_private_folder(self.path)
             lock = _try_lock(self.path / "owner.lock")
             if lock is None:
                 owner = (self.path / "owner.lock").read_text("ascii", "replace").strip() or "unknown"
                 raise EmbeddedServerError(
                     f"another Tollbook (pid {owner}) runs the embedded server on {self.path}: stop it, "
-                    f"or use its server with REDIS_URL=redis://127.0.0.1:{self.port or 'PORT'}"
+                    "or use its server: `tollbook url` prints where it is"
                 )
             self._owner_lock = lock
             _write(lock, str(os.getpid()))
@@ -95,10 +98,31 @@ class ServerDirectory:
         except (OSError, ValueError):
             return None
 
+    @property
+    def password(self) -> str:
+        """The password of this directory's server, made at its first start.
+
+        Errors: EmbeddedServerError where it cannot be read or written.
+        """
+        path = self.path / "password"
+        with self._translated():
+            if not path.exists():
+                write_private(path, secrets.token_urlsafe(32))
+            return read_private(path).strip()
+
+    @property
+    def config(self) -> Path:
+        """The server's configuration; it holds the password, which a command line would show to every user."""
+        path = self.path / "valkey.conf"
+        password = self.password
+        with self._translated():
+            write_private(path, f"requirepass {password}\n")
+        return path
+
     def keep_port(self, port: int) -> None:
         """Write the port down before the server starts, so that an orphan can always be reached."""
         with self._translated():
-            (self.path / "port").write_text(f"{port}\n", "ascii")
+            write_private(self.path / "port", f"{port}\n")
 
     @property
     def is_disk_full(self) -> bool:
@@ -142,7 +166,7 @@ class ServerDirectory:
 
 
 def _try_lock(path: Path) -> int | None:
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -5,9 +5,8 @@ on every write by default), and a directory never has two servers. The server en
 process that started it; if that was killed and the server is still running, the next start
 shuts the orphan down first. It listens on the loopback interface only.
 
-A password would not help: it would have to be in the same data directory, and whoever can
-read that can read the data. On a machine with users who are not trusted, set REDIS_URL to a
-server with a password.
+It asks for a password, which lies in a file of the directory that only its owner may read: other users of the machine
+can connect to the port, and get no further.
 """
 
 import asyncio
@@ -26,6 +25,7 @@ from typing import Any, Final, Self
 import structlog
 from redis.exceptions import RedisError
 
+from tollbook.ledger.server.connection import hide_password
 from tollbook.ledger.server.directory import EmbeddedServerError, ServerDirectory
 from tollbook.ledger.server.process import HOST, POLL_S, Fsync, ServerProcess, ask, client_of, spawn
 
@@ -79,10 +79,10 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """The URL for Redis clients. It stays the same after a restart if the port is free."""
+        """The URL for Redis clients, with the password. It stays the same over restarts while the port is free."""
         if self._port is None:
             raise EmbeddedServerError("the embedded server was not started")
-        return f"redis://{HOST}:{self._port}/0"
+        return f"redis://default:{self._directory.password}@{HOST}:{self._port}/0"
 
     @property
     def pid(self) -> int | None:
@@ -125,7 +125,7 @@ class EmbeddedServer:
         except BaseException:
             await self.stop()
             raise
-        _log.info("embedded_server.started", url=self.url, server_pid=self.pid, fsync=self._fsync)
+        _log.info("embedded_server.started", url=hide_password(self.url), server_pid=self.pid, fsync=self._fsync)
 
     async def stop(self) -> None:
         """Stop the server in an orderly way and wait for its end. No effect if none runs."""
@@ -164,7 +164,7 @@ class EmbeddedServer:
         port = self._directory.port
         if port is None:
             return
-        async with client_of(port) as client:
+        async with client_of(self._directory, port) as client:
             reply = await ask(client, "CONFIG", "GET", "dir")
             # Another program may have the port by now; only a server on this directory is shut down.
             if str(self._directory.path) in map(_text, reply.values()):
@@ -187,7 +187,7 @@ class EmbeddedServer:
 
     async def _wait_until_ready(self, process: ServerProcess, port: int, deadline: float) -> None:
         """Return when the server is ready, or has ended because its port was taken."""
-        async with client_of(port) as client:
+        async with client_of(self._directory, port) as client:
             while process.is_running:
                 fraction = await process.loaded_fraction(client)
                 if fraction == 1:

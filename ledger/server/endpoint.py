@@ -4,7 +4,6 @@ Invariant: the file is complete or absent (written aside, then renamed), readabl
 only (a Redis URL may hold a password), and used only while the process that wrote it lives.
 """
 
-import contextlib
 import os
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Final
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from tollbook.ledger.errors import LedgerError
+from tollbook.ledger.private_files import make_private_folder, read_private, write_private
 from tollbook.schemas.problems import as_text, problems_of
 
 _NAME: Final = "endpoint.json"
@@ -43,18 +43,10 @@ def write_endpoint(data_dir: Path, endpoint: Endpoint) -> None:
     Errors: EndpointError.
     """
     path = data_dir / _NAME
-    draft = path.with_name(f".{_NAME}.{os.getpid()}")
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        # Made again, so that the mode is right even if a crash left a draft behind.
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # G10
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(endpoint.model_dump_json(indent=2) + "\n")
-        draft.replace(path)
+        make_private_folder(data_dir)
+        write_private(path, endpoint.model_dump_json(indent=2) + "\n")
     except OSError as exc:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
         raise EndpointError(f"{path} cannot be written: {exc.strerror or exc}") from exc
 
 
@@ -87,7 +79,7 @@ def clear_endpoint(data_dir: Path, *, pid: int | None = None) -> None:
 
 def _load(path: Path) -> Endpoint | None:
     try:
-        return Endpoint.model_validate_json(path.read_bytes())
+        return Endpoint.model_validate_json(read_private(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:

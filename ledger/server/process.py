@@ -20,6 +20,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from tollbook.ledger.private_files import append_private
 from tollbook.ledger.server import launcher
 from tollbook.ledger.server.directory import EmbeddedServerError, ServerDirectory
 
@@ -109,19 +110,20 @@ def spawn(directory: ServerDirectory, *, binary: Path, port: int, fsync: Fsync, 
 
     Errors: EmbeddedServerError.
     """
-    command = [str(binary), *_options(directory, port, fsync)]
-    # The kernel sends the signal when the thread that started the process ends, so it must be the main thread.
+    command = [str(binary), str(directory.config), *_options(directory, port, fsync)]
+    # The kernel sends the signal when the thread ends that started the process, so only the main thread will do.
     if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
         command = [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), *command]
     log_offset = directory.log_size()
     try:
-        with directory.log.open("ab") as log:
+        with append_private(directory.log) as log:
             process = subprocess.Popen(  # noqa: S603 - The command is made above.
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=directory.path,
+                umask=0o077,
                 env={"GLIBC_TUNABLES": _MALLOC} | os.environ,
                 pass_fds=(server_lock,),
                 # Ctrl-C in a terminal is for Tollbook, which needs the server for its orderly stop.
@@ -132,9 +134,16 @@ def spawn(directory: ServerDirectory, *, binary: Path, port: int, fsync: Fsync, 
     return ServerProcess(process, directory, log_offset)
 
 
-def client_of(port: int) -> Redis:
-    """Return a client that gives up soon: a starting server refuses or is busy, and is asked again."""
-    return Redis(host=HOST, port=port, retry=Retry(NoBackoff(), 0), socket_timeout=1, socket_connect_timeout=1)
+def client_of(directory: ServerDirectory, port: int) -> Redis:
+    """A client that gives up soon: a server that starts refuses or is busy, and its starter asks again."""
+    return Redis(
+        host=HOST,
+        port=port,
+        password=directory.password,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=1,
+        socket_connect_timeout=1,
+    )
 
 
 async def ask(client: Redis, *command: str) -> dict[Any, Any]:

@@ -63,7 +63,7 @@ async def test_no_command_tells_the_password_of_redis_when_it_is_refused(
     """G10: the error says which server, for people to copy into a ticket."""
     async with running_system(tmp_path / "system", private_server.url), connect(private_server.url) as redis:
         await redis.execute_command("ACL", "SETUSER", "limited", "on", ">hunter2", "~*", "&*", "+@all", "-info", "-get")
-        limited = private_server.url.replace("redis://", "redis://limited:hunter2@")
+        limited = f"redis://limited:hunter2@{private_server.url.rpartition('@')[2]}"
         for command in (("doctor",), ("result", "t1")):
             done = await run_cli(*command, cwd=tmp_path, env={"REDIS_URL": limited})
             assert done.code == 1

@@ -119,7 +119,7 @@ async def test_ping_without_a_worker_gives_up_and_says_what_to_look_at(
 async def test_no_password_of_the_server_is_shown(server_url: str, tmp_path: Path) -> None:
     """G10: a URL that does not work is what people paste into tickets."""
     password = "zzpasswordzz"
-    refused = server_url.replace("redis://", f"redis://nobody:{password}@")
+    refused = f"redis://nobody:{password}@{server_url.rpartition('@')[2]}"
     for env in ({"REDIS_URL": refused}, {"REDIS_URL": f"redis://:{password}@127.0.0.1:1/0"}):
         given = {**env, "OPENROUTER_BASE_URL": "http://127.0.0.1:1/v1"}
         for arguments in (("ping",), ("result", "x"), ("doctor",)):

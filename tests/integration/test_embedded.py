@@ -229,7 +229,7 @@ async def test_the_port_is_kept_while_it_is_free(private_server: EmbeddedServer,
     await private_server.stop()
     async with EmbeddedServer(tmp_path / "data") as server:
         assert server.url == url
-    with socket.create_server(("127.0.0.1", int(url.split(":")[2].removesuffix("/0")))):
+    with socket.create_server(("127.0.0.1", int(url.rpartition(":")[2].removesuffix("/0")))):
         async with EmbeddedServer(tmp_path / "data") as server:
             assert server.url != url
 

@@ -1,5 +1,6 @@
 """The ledger as callers use it: STALE, lost connections, lost libraries and a turn of the period are dealt with."""
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -341,3 +342,30 @@ async def test_a_user_is_always_in_the_same_partition(bench: Bench) -> None:
     users = [f"user-{number}" for number in range(100)]
     assert [ledger.gate_of(user) for user in users] == [gates[partition_of(user, 4)] for user in users]
     assert {ledger.gate_of(user).keys.partition for user in users} == {0, 1, 2, 3}
+
+
+async def test_a_paid_answer_waits_while_the_ledger_lacks_its_hold_and_is_booked_once(bench: Bench) -> None:
+    """G3: the ledger went back to before the hold; the request had been sent."""
+    await bench.ledger.reserve(lambda _: _reserve(), 0)
+    newer = {key: await bench.redis.dump(key) async for key in bench.redis.scan_iter()}
+    noted: dict[Any, Any] = {}
+
+    async def restore_the_newer_data() -> None:
+        bench.pauses.end = None
+        noted.update(await bench.redis.hgetall(bench.gate.keys.unbooked))
+        await bench.redis.delete(bench.gate.keys.ledger, bench.gate.keys.call("a"))
+        for key, value in newer.items():
+            await bench.redis.restore(key, 0, value or b"", replace=True)
+
+    bench.pauses.at, bench.pauses.end = 1.0, restore_the_newer_data
+    await bench.redis.delete(bench.gate.keys.call("a"), bench.gate.keys.tail(OWN))
+    await bench.redis.xtrim(bench.gate.keys.ledger, maxlen=0, approximate=False)
+
+    settled = await bench.ledger.settle(_settle(cost=3))
+
+    assert isinstance(settled, Settled)
+    assert settled.committed_nanousd == 3
+    assert json.loads(noted[b"a 1"])["cost_nanousd"] == 3
+    assert "result" not in json.loads(noted[b"a 1"]), "the note has no completion (G10)"
+    assert not await bench.redis.exists(bench.gate.keys.unbooked)
+    assert await bench.types() == ["budget-reserved", "cost-recorded"]

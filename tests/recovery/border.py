@@ -86,7 +86,8 @@ class Border:
 
     def _url(self, name: str) -> str:
         port = self._servers[name].sockets[0].getsockname()[1]
-        return self._upstreams[name]._replace(netloc=f"127.0.0.1:{port}").geturl()
+        user, at, _ = self._upstreams[name].netloc.rpartition("@")
+        return self._upstreams[name]._replace(netloc=f"{user}{at}127.0.0.1:{port}").geturl()
 
     async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int) -> None:
         task = asyncio.current_task()

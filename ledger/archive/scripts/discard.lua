@@ -21,5 +21,5 @@ if not entry or entry[2][6] ~= ARGV[2] then -- G7
 end
 local ms, n = string.match(ARGV[3], '^(%d+)%-(%d+)$')
 removed = removed + redis.call('XTRIM', KEYS[2], 'MINID', '=', string.format('%s-%.0f', ms, tonumber(n) + 1))
-redis.call('HSET', KEYS[1], 'removed', string.format('%.0f', removed))
+redis.call('HSET', KEYS[1], 'removed', string.format('%.0f', removed), 'removed_to', ARGV[3])
 return { 'OK', string.format('%.0f', removed) }

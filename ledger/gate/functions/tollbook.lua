@@ -11,7 +11,8 @@ A line that enforces a guarantee has its number as a comment, such as G1.
 
 Keys, all with the hash tag of one partition:
   meta      hash   ledger_id, partitions, trimmed_to (the watermark), removed (events trimmed off the
-                   stream: an event's sequence number is `removed` plus its place in the stream)
+                   stream: an event's sequence number is `removed` plus its place in the stream),
+                   removed_to (id of the last of them), stopped (why no call may begin; absent if calls may)
   ledger    stream the events
   holds     zset   call id of each open hold -> its deadline in ms
   waiters   hash   budget -> 1 while a call waits for its holds to settle
@@ -30,6 +31,9 @@ Keys, all with the hash tag of one partition:
   result    string the task's result as JSON
   tail      list   of one budget: "id dS dH S H": deltas of settled and held, and both after it
 
+The first argument is "ledger_id seen": the id of the newest event that the caller was ever told of, or 0-0. Where
+that event is neither on the stream nor archived, the ledger went back in time, and nothing is written.
+
 A budget argument is "cap settled held q_ms q_n q_seq name": the cap, and the baseline folded at
 ledger position Q (entry id q_ms-q_n, sequence number q_seq); or, where the baseline is needed only
 if the tail is empty, the name alone ("user:u42:2026-11"). Short values share one argument: a client
@@ -45,12 +49,14 @@ Codes:
   AHEAD     the projection has folded events that the ledger does not have: folded seq, ledger seq
   DIVERGED  the baseline differs from the tail at the same position: budget, its settled and held, the tail's
   LEDGER    the keys belong to another ledger: its id
+  BACK      the ledger lacks an event that the caller was told of: the event's id
+  STOPPED   no call may begin: why
   WINDOW    by the Redis clock, the request's period is over or has not begun: now in ms
   SETTLED   the hold is settled already: "cost assumed", state
   UNKNOWN   no such hold
   MISMATCH  the hold stands against other budgets: their names, by line
   ORPHAN    there is a stream without the ledger's identity
-Every function but create and renew may answer LEDGER; those that take baselines, STALE, AHEAD and DIVERGED.
+Every function but create and renew may answer LEDGER, and but stop, BACK; those that take baselines, STALE, AHEAD and DIVERGED.
 Programming errors are raised as error replies that begin with TOLLBOOK.
 ]]
 
@@ -134,15 +140,42 @@ end
 -- The watermark moves rarely; it is parsed when it has moved.
 local watermark, watermark_ms, watermark_n
 
-local function read_meta(key, ledger, ledger_id)
-  local m = redis.call('HMGET', key, 'ledger_id', 'trimmed_to', 'removed')
-  if m[1] ~= ledger_id then -- G8
+-- What was looked for last, by ledger: the commands of one batch all name the same event.
+local found = {}
+
+-- Whether an event that the caller was told of is still part of the ledger: on the stream, or archived off it.
+local function has_event(ledger, id, seq, removed_to)
+  local last = found[ledger]
+  if last and last.id == id and seq >= last.seq then
+    return true
+  end
+  if #redis.call('XRANGE', ledger, id, id, 'COUNT', 1) == 0 then
+    local ms, n = parse_id(id)
+    local removed_ms, removed_n = parse_id(removed_to or '0-0')
+    if is_after(ms, n, removed_ms, removed_n) then
+      return false
+    end
+  end
+  found[ledger] = { id = id, seq = seq }
+  return true
+end
+
+local function read_meta(key, ledger, identity)
+  local m = redis.call('HMGET', key, 'ledger_id', 'trimmed_to', 'removed', 'removed_to', 'stopped')
+  local ledger_id, seen = string.match(identity, '^(%S+) (%S+)$')
+  if m[1] ~= (ledger_id or identity) then -- G8
     return nil, { 'LEDGER', m[1] or '' }
   end
   if m[2] ~= watermark then
     watermark, watermark_ms, watermark_n = m[2], parse_id(m[2])
   end
-  return { seq = redis.call('XLEN', ledger) + int(m[3]), trim_ms = watermark_ms, trim_n = watermark_n }
+  local seq = redis.call('XLEN', ledger) + int(m[3])
+  if not seen or seen == '0-0' then
+    found[ledger] = nil -- What is kept stands for an unbroken row of callers that have looked.
+  elseif not has_event(ledger, seen, seq, m[4]) then -- G1 G4
+    return nil, { 'BACK', seen }
+  end
+  return { seq = seq, trim_ms = watermark_ms, trim_n = watermark_n, stopped = m[5] }
 end
 
 -- Settled and held after an entry.
@@ -430,6 +463,9 @@ local function reserve(keys, args)
   local user, period, hash, worker, amount, lease, from, til, final, ttl =
     string.match(args[3], '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ([01]) (%S+)$')
   amount, lease, from, til, ttl = amount_of(amount), int(lease), int(from), int(til), seconds_of(ttl)
+  if meta.stopped then -- G8
+    return { 'STOPPED', meta.stopped }
+  end
   local now = now_ms()
   local call = read_call(call_key)
   if call then
@@ -768,6 +804,23 @@ local function trim(keys, args)
   return { 'OK', args[2], text(dropped) }
 end
 
+--[[ stop: let no call begin, and say why; without a reason, let calls begin again. No event: nothing may be
+appended to a ledger that went back in time.
+KEYS meta   ARGS 1 ledger_id 2 reason ('': begin again)
+OK | LEDGER ]]
+local function stop(keys, args)
+  local ledger_id = redis.call('HGET', keys[1], 'ledger_id')
+  if ledger_id ~= args[1] then -- G8
+    return { 'LEDGER', ledger_id or '' }
+  end
+  if args[2] == '' then
+    redis.call('HDEL', keys[1], 'stopped')
+  else
+    redis.call('HSET', keys[1], 'stopped', args[2])
+  end
+  return { 'OK' }
+end
+
 --[[ create: give the ledger its identity, once; a ledger that has one keeps it.
 KEYS meta ledger   ARGS 1 ledger_id 2 partitions
 OK ledger_id partitions seq last_id trimmed_to | ORPHAN ]]
@@ -834,4 +887,5 @@ redis.register_function('tollbook_v1_charge', charge)
 redis.register_function('tollbook_v1_assign', assign)
 redis.register_function('tollbook_v1_trim', trim)
 redis.register_function('tollbook_v1_create', create)
+redis.register_function('tollbook_v1_stop', stop)
 redis.register_function({ function_name = 'tollbook_v1_balance', callback = read_balance, flags = { 'no-writes' } })

@@ -1,0 +1,47 @@
+"""Files and folders that only the user who runs Tollbook may read.
+
+Nothing is opened through a symbolic link, and a file is replaced by renaming: another user of the machine can neither
+read what is here nor have it written somewhere else.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+
+def make_private_folder(path: Path) -> None:
+    """Make a folder, with its parents, that only its owner may enter; one that others may enter is closed to them.
+
+    Errors: OSError.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.stat()
+    if status.st_uid == os.getuid() and status.st_mode & 0o077:
+        path.chmod(0o700)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Put a file in place of any other, in one step. Errors: OSError."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        # Made anew, so that the mode is right also where a crash left a draft behind.
+        draft.unlink(missing_ok=True)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+        draft.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
+
+
+def read_private(path: Path) -> str:
+    """Read a file, not through a link. Errors: OSError."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as file:
+        return file.read()
+
+
+def append_private(path: Path) -> BinaryIO:
+    """Open a file to append to it, made where it is missing, not through a link. Errors: OSError."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600), "ab")

@@ -1,0 +1,143 @@
+"""Whether a Redis server can be trusted with the ledger, and how that is watched while it runs.
+
+A server that may evict keys forgets which calls were made; one that does not sync its writes forgets holds in a crash;
+one that is full or a replica refuses writes. Each of these stops new calls before money is held (G8).
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from tollbook.ledger.errors import LedgerRefused
+from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S
+
+WATCH_INTERVAL_S: Final = 10.0
+# Calls stop here, so that what is open can still be settled.
+_MEMORY_LIMIT: Final = 0.9
+_log = structlog.get_logger(__name__)
+
+
+class ServerUnsafe(LedgerRefused):
+    """The server may lose what it was told, or cannot take more; no call is made until that is changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPolicy:
+    """What a server says of itself; None where this user may not know. Sizes are bytes; no limit is 0."""
+
+    eviction: str | None = None
+    used_memory_bytes: int = 0
+    memory_limit_bytes: int = 0
+    has_append_only_file: bool | None = None
+    fsync: str | None = None
+    role: str | None = None
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether every write is known to be on disk before it is answered."""
+        return bool(self.has_append_only_file) and self.fsync == "always"
+
+    def refusal(self, *, allow_unsynced: bool) -> str | None:
+        """Return why no call may be made on this server and what to do, or None where calls may be made."""
+        if self.role == "slave":
+            return "the Redis server is a replica and takes no writes: connect to its primary"
+        if self.eviction is not None and self.eviction != "noeviction":
+            return f"the Redis server may evict keys: set its maxmemory-policy, now {self.eviction}, to noeviction"
+        if self.memory_limit_bytes and self.used_memory_bytes >= _MEMORY_LIMIT * self.memory_limit_bytes:
+            return (
+                f"the Redis server is nearly full ({self.used_memory_bytes:,} of {self.memory_limit_bytes:,} bytes): "
+                "raise maxmemory, or lower TOLLBOOK_STREAM_KEEP_EVENTS"
+            )
+        if not self.is_synced and not allow_unsynced:
+            return f"{self.unsynced_reason()}, or set TOLLBOOK_ALLOW_UNSYNCED=1 to accept that loss"
+        return None
+
+    def unsynced_reason(self) -> str:
+        """Return why a crash of the server can lose holds and charges, and what to set."""
+        if self.has_append_only_file is None or (self.has_append_only_file and self.fsync is None):
+            return (
+                "the Redis server does not say whether it syncs its writes: allow this user INFO and CONFIG GET, "
+                "see that appendonly is yes and appendfsync always"
+            )
+        if not self.has_append_only_file:
+            return (
+                "the Redis server keeps no append-only file, so a crash loses the ledger: "
+                "set appendonly yes and appendfsync always"
+            )
+        return f"a crash of the Redis server loses its last writes: set appendfsync, now {self.fsync}, to always"
+
+
+async def read_policy(redis: Redis) -> ServerPolicy:
+    """Ask a server what it is. Errors: RedisError or OSError where it does not answer."""
+    async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        try:
+            info: dict[str, Any] = await redis.info()  # pyright: ignore[reportUnknownMemberType]
+        except ResponseError:
+            info = {}
+        try:
+            config: Any = await redis.config_get("appendfsync")  # pyright: ignore[reportUnknownMemberType]
+        except ResponseError:
+            config = dict[str, str]()
+    return ServerPolicy(
+        eviction=info.get("maxmemory_policy"),
+        used_memory_bytes=int(info.get("used_memory", 0)),
+        memory_limit_bytes=int(info.get("maxmemory", 0)),
+        has_append_only_file=bool(info["aof_enabled"]) if "aof_enabled" in info else None,
+        fsync=config.get("appendfsync"),
+        role=info.get("role"),
+    )
+
+
+class ServerWatch:
+    """Looks at a server again and again; `check` refuses while what was seen last is unsafe."""
+
+    def __init__(self, redis: Redis, *, allow_unsynced: bool, interval_s: float = WATCH_INTERVAL_S) -> None:
+        self._redis = redis
+        self._allow_unsynced = allow_unsynced
+        self._interval_s = interval_s
+        self._refusal: str | None = None
+        self.policy = ServerPolicy()
+
+    def check(self) -> None:
+        """Errors: ServerUnsafe, with the reason and what to do."""
+        if self._refusal is not None:
+            raise ServerUnsafe(self._refusal)
+
+    async def look(self) -> None:
+        """Look now. What cannot be asked keeps its last verdict: a server that does not answer takes no call either."""
+        try:
+            self.policy = await read_policy(self._redis)
+        except (RedisError, OSError, TimeoutError) as exc:
+            _log.debug("server.not_asked", problem=str(exc))
+            return
+        before, self._refusal = self._refusal, self.policy.refusal(allow_unsynced=self._allow_unsynced)
+        if self._refusal is not None and self._refusal != before:
+            _log.error("server.refused", problem=self._refusal)
+        elif self._refusal is None and before is not None:
+            _log.info("server.accepted")
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            await self.look()
+
+
+@asynccontextmanager
+async def watched_server(redis: Redis, *, allow_unsynced: bool) -> AsyncGenerator[ServerWatch]:
+    """Look at a server, and go on looking while this is open. Errors: ServerUnsafe where it is unsafe at the start."""
+    watch = ServerWatch(redis, allow_unsynced=allow_unsynced)
+    await watch.look()
+    watch.check()
+    looking = asyncio.create_task(watch.run())
+    try:
+        yield watch
+    finally:
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)

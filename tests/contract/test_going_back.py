@@ -1,0 +1,137 @@
+"""A ledger that went back in time is noticed by the gate of whoever has seen more, before anything is written.
+
+The ledger is taken back by putting older values of all its keys in their place, as a restored backup does.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.gate_bench import CAP, GateBench, open_bench
+from tollbook.ledger.errors import CallsStopped, LedgerWentBack
+from tollbook.ledger.gate.gate import Gate
+from tollbook.ledger.gate.requests import Baseline, BudgetCap, Position, Reserved
+
+NOTHING: Final = [Baseline(0, 0, Position())]
+
+
+@pytest.fixture
+async def bench(redis_client: Redis) -> AsyncIterator[GateBench]:
+    async with open_bench(redis_client) as bench:
+        yield bench
+
+
+async def go_back(redis: Redis, before: dict[bytes, bytes | None]) -> None:
+    """Put every key of the ledger back to what it was."""
+    for key in [key async for key in redis.scan_iter()]:
+        await redis.delete(key)
+    for key, value in before.items():
+        assert value is not None
+        await redis.restore(key, 0, value)
+
+
+def another_process(bench: GateBench) -> Gate:
+    """A gate that knows nothing but the ledger as it is now."""
+    return Gate(bench.pipeline, bench.keys, "ledger-1", idempotency_ttl_s=3_600, result_ttl_s=600)
+
+
+STEPS: dict[str, Callable[[GateBench], Awaitable[object]]] = {
+    "reserve": lambda bench: bench.reserve("new"),
+    "reserve again what was lost": lambda bench: bench.reserve("lost"),
+    "record": lambda bench: bench.record("kept", extension=1),
+    "settle": lambda bench: bench.settle("kept"),
+    "settle what was lost": lambda bench: bench.settle("lost"),
+    "adjust": lambda bench: bench.adjust("settled", cost=1),
+    "charge": lambda bench: bench.charge("elsewhere"),
+    "balance": lambda bench: bench.gate.balance(
+        user_id="u", period="2026-11", budgets=[BudgetCap("user:u:2026-11", CAP)], baselines=NOTHING
+    ),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_no_step_is_taken_on_a_ledger_that_lacks_an_event_we_were_told_of(bench: GateBench, step: str) -> None:
+    await bench.reserve("settled", amount=1)
+    await bench.settle("settled", cost=1)
+    await bench.reserve("kept", amount=1)
+    before = await bench.everything()
+    await bench.reserve("lost", amount=1)
+    await go_back(bench.redis, before)
+
+    with pytest.raises(LedgerWentBack, match="is no longer on the ledger"):
+        await STEPS[step](bench)
+
+    assert await bench.everything() == before
+
+
+async def test_it_is_noticed_after_others_have_written_past_the_lost_event(bench: GateBench) -> None:
+    """The position alone would look right again."""
+    await bench.reserve("kept", amount=1)
+    before = await bench.everything()
+    await bench.reserve("lost", amount=1)
+    await go_back(bench.redis, before)
+    own, bench.gate = bench.gate, another_process(bench)
+    for call in ("b", "c", "d"):
+        assert isinstance(await bench.reserve(call, amount=1), Reserved)
+    written, bench.gate = await bench.everything(), own
+
+    with pytest.raises(LedgerWentBack):
+        await bench.reserve("e", amount=1)
+
+    assert await bench.everything() == written
+
+
+async def test_it_is_noticed_by_an_idle_process_that_had_just_looked(bench: GateBench) -> None:
+    """What the server keeps of the last look must not outlive the history that it was made in."""
+    await bench.reserve("kept", amount=1)
+    before = await bench.everything()
+    await bench.reserve("lost", amount=1)
+    assert await bench.do("balance") == ("OK", (0, 2, CAP))
+    await go_back(bench.redis, before)
+    own, bench.gate = bench.gate, another_process(bench)
+    for call in ("b", "c"):
+        await bench.reserve(call, amount=1)
+    bench.gate = own
+
+    with pytest.raises(LedgerWentBack):
+        await bench.reserve("d", amount=1)
+
+
+async def test_calls_go_on_once_the_newer_data_is_back(bench: GateBench) -> None:
+    await bench.reserve("kept", amount=1)
+    before = await bench.everything()
+    await bench.reserve("lost", amount=1)
+    newer = await bench.everything()
+    await go_back(bench.redis, before)
+    with pytest.raises(LedgerWentBack):
+        await bench.settle("lost")
+    await go_back(bench.redis, newer)
+
+    assert await bench.do("settle", call="lost", cost=1) == ("OK", 1 + 1)
+
+
+async def test_an_event_that_was_archived_and_trimmed_is_not_missed(bench: GateBench) -> None:
+    """Sealing is not going back: `removed_to` says up to where the stream was trimmed."""
+    await bench.reserve("a", amount=1)
+    await bench.settle("a", cost=1)
+    head = await bench.head()
+    await bench.redis.xtrim(bench.keys.ledger, maxlen=0, approximate=False)
+    await bench.redis.hset(bench.keys.meta, mapping={"removed": head.seq, "removed_to": str(head.entry)})
+
+    assert isinstance(await bench.reserve("b", amount=1), Reserved)
+
+
+async def test_stopped_calls_begin_no_more_and_what_runs_is_settled(bench: GateBench) -> None:
+    await bench.reserve("running", amount=1)
+    await bench.gate.stop_calls("DuckDB has folded 9 events,\nthe ledger has only 1")
+    before = await bench.events()
+
+    with pytest.raises(CallsStopped, match="no call may begin: DuckDB has folded 9 events, the ledger has only 1"):
+        await bench.reserve("new", amount=1)
+    assert await bench.events() == before
+    assert await bench.do("settle", call="running", cost=1) == ("OK", 1)
+
+    await bench.gate.stop_calls("")
+    assert isinstance(await bench.reserve("new", amount=1), Reserved)
