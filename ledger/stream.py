@@ -5,7 +5,9 @@ version stops the reading, and the error names it. Columns are built and checked
 since reading must keep up with folding; only a batch that fails is checked entry by entry.
 """
 
+import asyncio
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -121,11 +123,11 @@ class StreamReader:
             if self._connection is None:
                 self._connection = await self._redis.connection_pool.get_connection()
             await self._connection.send_command(*command)
-            # Not through Redis.execute_command, which would build a dict for every entry.
-            return cast(
-                "Any",
-                await self._connection.read_response(disable_decoding=True, timeout=_TIMEOUT_S + block_ms / 1000),
-            )
+            # A time-out around the reading: with one of redis-py's own (8.1) it returns None and keeps the connection,
+            # whose next command then gets the late reply of this one.
+            async with asyncio.timeout(_TIMEOUT_S + block_ms / 1000):
+                # Not through Redis.execute_command, which would build a dict for every entry.
+                return cast("Any", await self._connection.read_response(disable_decoding=True, timeout=math.inf))
         except (RedisError, OSError) as exc:
             await self.aclose()
             raise LedgerUnavailable(f"the ledger cannot be read ({type(exc).__name__}: {exc})") from exc
