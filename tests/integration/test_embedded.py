@@ -33,11 +33,11 @@ structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 async def start(server):
     await server.start()
-    async with connect(server.url) as client:
+    async with Redis.from_url(server.url) as client:
         await client.set("survives", "yes")
 
 async def answers(server):
-    async with connect(server.url) as client:
+    async with Redis.from_url(server.url) as client:
         return await client.ping()
 
 async def main():
