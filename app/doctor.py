@@ -179,7 +179,7 @@ async def _check_same_ledger(settings: Settings, folded_id: str) -> Finding | No
 
 
 async def _check_routes(settings: Settings) -> AsyncIterator[Finding]:
-    """Say which models serve a task type, and whether their prices are known and the fallback is of any use."""
+    """Say which models serve a task type, and whether their prices are known."""
     prices = PriceCatalogue(settings.price_overrides, provider=settings.price_provider)
     for task_type, route in routing_with(settings.routes).items():
         name = f"price {task_type.value}"
@@ -191,13 +191,6 @@ async def _check_routes(settings: Settings) -> AsyncIterator[Finding]:
             yield Finding(name, "failed", str(exc), "set TOLLBOOK_PRICES or TOLLBOOK_ROUTES")
         else:
             yield Finding(name, "ok", ", then ".join(models))
-        if route.model == route.fallback:
-            yield Finding(
-                f"route {task_type.value}",
-                "warning",
-                f"its fallback is its own model, {route.model}: when that fails, nothing else is tried",
-                "name another fallback in TOLLBOOK_ROUTES",
-            )
 
 
 async def _check_provider(settings: Settings) -> AsyncIterator[Finding]:

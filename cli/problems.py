@@ -7,8 +7,6 @@ from typing import Any
 
 import typer
 
-from tollbook.ledger.server.refusals import explain
-
 
 def describe_usage(exc: typer.TyperException) -> str:
     """Return what is wrong with a command line, in one line; with the command whose help can help, where it can."""
@@ -36,6 +34,9 @@ def describe(exc: Exception) -> list[str]:
     """Return what an error says, a line for each problem."""
     if isinstance(exc, OSError) and exc.strerror:
         return [f"{exc.strerror}: {exc.filename}" if exc.filename else exc.strerror]
+    # Here, since it loads pydantic, which `--version` and `--help` do not need.
+    from tollbook.ledger.server.refusals import explain
+
     if exc.__cause__ is not None or not type(exc).__module__.startswith("tollbook."):
         return [explain(exc) or type(exc).__name__]
     return str(exc).strip().splitlines()

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from faststream.redis.parser import BinaryMessageFormatV1
-
 from tollbook.schemas.identifiers import check_id, task_id_from_entry
 from tollbook.schemas.tasks import (
     STREAM_NAME_PATTERN,
@@ -124,6 +122,9 @@ def _open(delivery: Delivery) -> dict[str, Any]:
 
 def _open_envelope(envelope: bytes) -> dict[str, Any]:
     # Here, since `tollbook dead-letters` reads messages too, and FastStream takes long to load.
+
+    # Here, since `tollbook dead-letters` reads messages too, and FastStream takes long to load.
+    from faststream.redis.parser import BinaryMessageFormatV1
 
     try:
         body, headers = BinaryMessageFormatV1.parse(envelope)

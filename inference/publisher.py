@@ -22,7 +22,7 @@ from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.results import Results
-from tollbook.ledger.server.connection import connect, translating_redis_errors
+from tollbook.ledger.server.connection import connect, hide_password, translating_redis_errors
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.stream_owners import check_owner, read_owners
 from tollbook.schemas.entries import TaskEntry, TaskFields, task_entry
@@ -127,7 +127,14 @@ class Publisher:
         if self._connection is None:
             raise LedgerUnavailable("the publisher is not open: use `async with Publisher() as publisher:`")
         with translating_redis_errors():
-            yield await self._connection.get()
+            connection = await self._connection.get()
+        try:
+            with translating_redis_errors():
+                yield connection
+        except TaskUnconfirmed:
+            raise
+        except LedgerUnavailable as exc:
+            raise LedgerUnavailable(f"Redis at {connection.where}: {exc.message}") from exc.__cause__
 
 
 def new_entry(
@@ -142,6 +149,7 @@ class _Connection:
 
     def __init__(self, settings: Settings, redis_url: str, stack: AsyncExitStack) -> None:
         self._settings = settings
+        self.where = hide_password(redis_url)
         self._redis = connect(redis_url)
         stack.push_async_callback(self._redis.aclose)
         self.pipeline = CommandPipeline(self._redis)
@@ -153,8 +161,12 @@ class _Connection:
 
     @classmethod
     async def open(cls, settings: Settings, stack: AsyncExitStack) -> "_Connection":
-        connection = cls(settings, find_redis_url(settings), stack)
-        connection._owners = await read_owners(connection.pipeline)
+        redis_url = find_redis_url(settings)
+        connection = cls(settings, redis_url, stack)
+        try:
+            connection._owners = await read_owners(connection.pipeline)
+        except LedgerUnavailable as exc:
+            raise LedgerUnavailable(f"Redis at {connection.where}: {exc.message}") from exc.__cause__
         return connection
 
     def check_owner(self, stream: TaskStream) -> None:

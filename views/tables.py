@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import IO, TYPE_CHECKING, Final
 
-from rich.cells import cell_len, chop_cells
-
 from tollbook.schemas.money import format_usd, nanousd_from_decimal
 
 if TYPE_CHECKING:
@@ -216,6 +214,16 @@ def _pad(text: str, width: int, *, is_right: bool = False) -> str:
     return room + text if is_right else text + room
 
 
+def cell_len(text: str) -> int:
+    """Return how many cells of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    # Here, since few texts need it, and Rich takes longer to load than a light command to answer.
+    from rich.cells import cell_len as measured
+
+    return measured(text)
+
+
 def wrap(text: str, width: int) -> list[str]:
     """Break a text between words into lines of at most `width` cells; only a word wider than a line is broken."""
     width = max(1, width)
@@ -231,9 +239,17 @@ def wrap(text: str, width: int) -> list[str]:
             continue
         if line:
             lines.append(line)
-        *whole, line = chop_cells(word, width) or [""]
+        *whole, line = _chopped(word, width)
         lines += whole
     return [*lines, line] if line else lines
+
+
+def _chopped(word: str, width: int) -> list[str]:
+    if cell_len(word) <= width:
+        return [word]
+    from rich.cells import chop_cells
+
+    return chop_cells(word, width) or [""]
 
 
 def printable(text: str) -> str:

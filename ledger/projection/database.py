@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import duckdb
-import structlog
 
 from tollbook.ledger.errors import BaselineUnavailable, LedgerError, LedgerRefused, WrongPartitions
+from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.private_files import make_private_folder
 from tollbook.ledger.projection.fold import LAYOUT_VERSION, LedgerMismatch, statement
 
-_log = structlog.get_logger(__name__)
+_log = LazyLogger(__name__)
 # A checkpoint rewrites much of the file, so it is made when the projector is idle and not while it catches up.
 _WAL_LIMIT: Final = "1GB"
 # The first storage version that compresses text with Zstandard.

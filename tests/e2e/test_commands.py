@@ -424,8 +424,8 @@ async def test_logs_are_json_on_standard_error_and_hold_no_secret(tmp_path: Path
         command = await started("up", cwd=directory, env=variables)
         outputs: list[str] = []
         try:
-            endpoint = next(line for line in command.stdout.splitlines() if "redis://" in line)
-            url = next(word for word in endpoint.split() if word.startswith("redis://")).rstrip(",")
+            assert "redis://default:***@" in command.stdout
+            url = (await run_cli("url", cwd=directory, env=variables)).stdout.strip()
             async with connect(url) as redis:
                 malformed = {"task": "score_post", "user_id": "u1", "prompt": secret, "task_id": "bad", "plan": secret}
                 await redis.xadd("analysis", malformed)  # pyright: ignore[reportArgumentType]
@@ -440,7 +440,8 @@ async def test_logs_are_json_on_standard_error_and_hold_no_secret(tmp_path: Path
         finally:
             await command.end()
     token = (directory / "data" / "quack.token").read_text()
-    assert not [text for text in (command.stdout, command.stderr, *outputs) if token in text]
+    password = (directory / "data" / "valkey" / "password").read_text()
+    assert not [text for text in (command.stdout, command.stderr, *outputs) if token in text or password in text]
     assert any(entry.fault is None for entry in provider.book.entries.values()), "the key was taken"
     lines = [json.loads(line) for line in command.stderr.splitlines()]
     events = {line["event"] for line in lines}

@@ -224,7 +224,7 @@ async def test_malformed_idempotency_key_is_refused(calling: Calling, tracker: C
     for key in ("", "two words", "x" * 201, "line\nbreak"):
         error = await refusal(tracker.record_usage("u1", "1", idempotency_key=key))
         assert isinstance(error, InvalidTask), key
-        assert "idempotency_key: " in error.message
+        assert "'idempotency_key' " in error.message
     assert await calling.events() == []
 
 

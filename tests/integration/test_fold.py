@@ -215,13 +215,13 @@ def spoil(raw: list[Any], name: bytes, value: bytes | None) -> list[Any]:
 @pytest.mark.parametrize(
     ("name", "value", "problem"),
     [
-        (b"committed", None, "missing committed"),
+        (b"committed", None, "it has no committed"),
         (b"user_id", b"\xff\xfe", "utf-8"),
-        (b"v", b"2", "newer program"),
-        (b"v", b"0", "version 0"),
+        (b"v", b"2", "install a newer one"),
+        (b"v", b"0", "its version is 0"),
         (b"type", b"budget-forgotten", "type is unknown"),
         (b"amount", b"1.5", "1.5"),
-        (b"amount", b"1000000000000001", "validate"),
+        (b"amount", b"1000000000000001", "must be a whole number"),
         (b"payload", b'{"hold":', "not JSON"),
         (b"payload", b"[]", "lacks a member"),
         (b"payload", b'{"hold":1}', "lacks a member"),

@@ -84,7 +84,7 @@ async def speaker_of_http() -> AsyncGenerator[str]:
 async def test_a_server_that_is_not_there(tmp_path: Path, url: str) -> None:
     for name, error in (await refusals(settings_for(url, tmp_path))).items():
         assert type(error) is LedgerUnavailable, name
-        assert error.message.startswith("Redis did not answer"), name
+        assert "Redis did not answer" in error.message, name
         assert "hidden" not in error.message, name
 
 
@@ -95,23 +95,19 @@ async def test_a_server_that_is_no_redis(tmp_path: Path) -> None:
 
 
 async def test_a_server_that_wants_a_password(tmp_path: Path, private_server: EmbeddedServer) -> None:
-    async with Redis.from_url(private_server.url) as redis:
-        await redis.config_set("requirepass", PASSWORD)
-    address = private_server.url.removeprefix("redis://")
-    for url in (private_server.url, f"redis://:wrong-horse@{address}"):
+    address = private_server.url.rpartition("@")[2]
+    for url in (f"redis://{address}", f"redis://:wrong-horse@{address}"):
         for name, error in (await refusals(settings_for(url, tmp_path))).items():
             assert type(error) is LedgerUnavailable, name
             assert "Redis refused the log-in" in error.message, name
             assert "REDIS_URL takes a user and a password" in error.message, name
             assert "wrong-horse" not in error.message, name
-    async with Redis.from_url(f"redis://:{PASSWORD}@{address}") as redis:
-        await redis.config_set("requirepass", "")
 
 
 async def test_a_user_who_may_not_do_what_is_needed(tmp_path: Path, private_server: EmbeddedServer) -> None:
     async with Redis.from_url(private_server.url) as redis:
         await redis.execute_command("ACL", "SETUSER", "guest", "on", f">{PASSWORD}", "~*", "+info", "+ping")
-    url = f"redis://guest:{PASSWORD}@{private_server.url.removeprefix('redis://')}"
+    url = f"redis://guest:{PASSWORD}@{private_server.url.rpartition('@')[2]}"
     for name, error in (await refusals(settings_for(url, tmp_path))).items():
         assert type(error) is LedgerUnavailable, name
         assert "Redis refused a command" in error.message, name

@@ -50,9 +50,8 @@ def command(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         (("--user", "nobody"), 2, "there are no events of user nobody; there is "),
         (("--period", "2025-01"), 2, "there are no events of period 2025-01; there is 2026-10, 2026-11"),
         (("--archive", "nowhere"), 1, "there are no segments in nowhere"),
-        (("--base-path", "spend"), 2, "Invalid value for --base-path: a base path is written like /spend"),
+        (("--base-path", "spend"), 2, "--base-path: a base path is written like /spend"),
         (("--host", "nowhere.invalid"), 1, "the host nowhere.invalid is not known"),
-        (("--html", "nowhere/x.html"), 2, "Invalid value for --html: there is no directory nowhere"),
         (("--html", "nowhere/x.html"), 2, "--html: there is no directory nowhere"),
     ],
 )

@@ -16,6 +16,7 @@ from tollbook.inference.setting_values import CapTable
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.keys import Keys, dead_letters, projector_lease
 from tollbook.ledger.projection.store import Store
+from tollbook.ledger.server.connection import hide_password
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.stream import Batch
 from tollbook.schemas.events import ENVELOPE_FIELDS
@@ -174,7 +175,7 @@ async def test_a_refused_command_is_told_and_ends_nothing(redis_client: Redis, s
             await gatherer.aclose()
     assert figures.redis is None
     assert [problem.text for problem in figures.problems] == [
-        f"Redis at {server_url} refuses: WRONGTYPE Operation against a key holding the wrong kind of value",
+        f"Redis at {hide_password(server_url)} refuses: WRONGTYPE Operation against a key holding the wrong kind of value",  # noqa: E501
         f"there is no projection at {tmp_path}/tollbook.duckdb; start `tollbook up`, or set TOLLBOOK_DATA_DIR",
     ]
 

@@ -308,9 +308,12 @@ class RedisServer:
         return len(value.entries) if value else 0
 
     def _xrange(self, key: bytes, low: bytes = b"-", high: bytes = b"+", *count: bytes) -> list[Any]:
-        assert (low, high, count) == (b"-", b"+", ())
         value = self._get_value(key)
-        return [[_text(entry_id), list(fields)] for entry_id, fields in value.entries.items()] if value else []
+        entries = [[_text(entry_id), list(fields)] for entry_id, fields in value.entries.items()] if value else []
+        if (low, high, count) == (b"-", b"+", ()):
+            return entries
+        assert low == high, "a range is all entries, or one"
+        return [entry for entry in entries if entry[0] == low]
 
     def _xrevrange(self, key: bytes, high: bytes, low: bytes, *count: bytes) -> list[Any]:
         assert (high, low) == (b"+", b"-")

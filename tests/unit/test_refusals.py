@@ -4,7 +4,7 @@ import pytest
 from redis.exceptions import AuthenticationError, InvalidResponse, NoPermissionError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from tollbook.inference.publisher import TaskUnconfirmed
+from tollbook.inference.errors import TaskUnconfirmed
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.server.refusals import explain
 
@@ -57,5 +57,5 @@ def test_what_our_own_errors_say_stays() -> None:
     lost = TaskUnconfirmed("t1", "Redis did not answer (ConnectionError: Connection refused.)")
     lost.__cause__ = RedisConnectionError("Connection refused.")
     assert explain(lost).startswith("task t1 may or may not have been published (nothing listens there")
-    assert explain(lost).endswith("repeat it with this task_id")
+    assert explain(lost).endswith("publish it again with this task_id")
     assert explain(LedgerUnavailable("the publisher is not open")) == "the publisher is not open"

@@ -42,7 +42,7 @@ GUARANTEES: Final = {
     ),
     "G9": (
         "tests/integration/test_client.py::test_call_waits_for_the_money_that_other_calls_give_back",
-        "tests/integration/test_freed.py::test_a_settlement_wakes_the_first_who_waits",
+        "tests/integration/test_wait_queue.py::test_a_settlement_wakes_the_first_who_waits",
     ),
     "G10": (
         "tests/unit/test_golden_events.py::test_events_have_no_field_for_what_is_private",

@@ -1,0 +1,15 @@
+"""`tollbook url`: where publishers and other clients find the running system's Redis."""
+
+import typer
+
+
+def url() -> int:
+    """Print the address of Redis, with its password; logs and other commands hide it.
+
+    Example: redis-cli -u "$(tollbook url)" XLEN generation
+    """
+    from tollbook.inference.address import find_redis_url
+    from tollbook.inference.settings import load_settings
+
+    typer.echo(find_redis_url(load_settings()))
+    return 0
