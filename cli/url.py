@@ -6,7 +6,7 @@ import typer
 def url() -> int:
     """Print the address of Redis, with its password; logs and other commands hide it.
 
-    Example: redis-cli -u "$(tollbook url)" XLEN generation
+    Example: tollbook url
     """
     from tollbook.inference.address import find_redis_url
     from tollbook.inference.settings import load_settings

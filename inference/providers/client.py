@@ -162,9 +162,9 @@ class ProviderClient:
         if request.user is not None:
             body["user"] = request.user
         if self._is_openrouter:
-            # G1: the cap relies on endpoints that obey max_tokens and cost no more than the bound assumes. Unless told
+            # The cap relies on endpoints that obey max_tokens and cost no more than the bound assumes. Unless told
             # not to, OpenRouter tries more expensive endpoints when a cheap one fails (November 2026).
-            preferences: dict[str, Any] = {"require_parameters": True}
+            preferences: dict[str, Any] = {"require_parameters": True}  # G1
             if request.price_limit is not None:
                 preferences["max_price"] = _max_price(request.price_limit)
             body["provider"] = preferences

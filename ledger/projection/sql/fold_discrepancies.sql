@@ -4,7 +4,7 @@ SELECT $partition, d.seq, e.id, d.budget, d.kind, d.stamped, d.recomputed
 FROM (
     SELECT seq, budget, 'committed' AS kind, stamped, recomputed
     FROM moves
-    WHERE stamped <> recomputed OR (is_move AND stamped IS NULL) -- audits G6
+    WHERE stamped <> recomputed OR (is_move AND stamped IS NULL) -- audits G6 G8
     UNION ALL
     SELECT seq, budget, 'cap', cap, recomputed
     FROM moves
