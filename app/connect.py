@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tollbook.inference.address import find_redis_url
 from tollbook.inference.settings import DEMO_DATA_DIR, Settings
 from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.projection import PROJECTION_FILE
 from tollbook.ledger.server.endpoint import read_endpoint
 from tollbook.ledger.server.refusals import reason_of
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
     from tollbook.ledger.projection.comparison import Tables
     from tollbook.ledger.server.pipeline import CommandPipeline
-
-_PROJECTION = "tollbook.duckdb"
 
 
 def with_running_provider(settings: Settings) -> Settings:
@@ -50,7 +49,11 @@ def data_settings(settings: Settings) -> Settings:
     the default data directory holds nothing.
     """
     is_set = {"data_dir", "archive_dir", "redis_url"} & settings.model_fields_set
-    if is_set or _holds_data(settings.data_dir, settings.archive_path) or not (DEMO_DATA_DIR / _PROJECTION).exists():
+    if (
+        is_set
+        or _holds_data(settings.data_dir, settings.archive_path)
+        or not (DEMO_DATA_DIR / PROJECTION_FILE).exists()
+    ):
         return settings
     return settings.model_copy(update={"data_dir": DEMO_DATA_DIR})
 
@@ -58,7 +61,7 @@ def data_settings(settings: Settings) -> Settings:
 def _holds_data(data_dir: "Path", archive: "Path") -> bool:
     # A system that has just started has an endpoint before it has a projection.
     return (
-        (data_dir / _PROJECTION).exists()
+        (data_dir / PROJECTION_FILE).exists()
         or read_endpoint(data_dir) is not None
         or any(archive.glob("partition-*/*.json"))
     )
@@ -114,7 +117,7 @@ class _Snapshot:
         self._parts = parts or ExitStack()
         from tollbook.ledger.projection.snapshot import open_snapshot
 
-        path = settings.data_dir / _PROJECTION
+        path = settings.projection_path
         self._connection = self._parts.enter_context(open_snapshot(path, memory_limit="2GB", threads=2))
 
     def table(self, sql: str) -> "pa.Table":

@@ -27,7 +27,7 @@ def sql(
     from tollbook.views.limited_query import give_way, write_query
 
     give_way()
-    path = data_settings().data_dir / "tollbook.duckdb"
+    path = data_settings().projection_path
     if (query is None) == (snapshot is None):
         raise typer.BadParameter("give one SELECT, or --snapshot FILE", param_hint="query")
     if snapshot is not None:

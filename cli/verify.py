@@ -86,7 +86,7 @@ async def _opened(archive: Path | None) -> "AsyncGenerator[tuple[LedgerSource, L
             raise LedgerUnavailable(
                 f"without Redis only the archive can be verified: tollbook verify --archive {settings.archive_path}"
             )
-        has_projection = (settings.data_dir / "tollbook.duckdb").exists()
+        has_projection = settings.projection_path.exists()
         yield source, await asyncio.to_thread(LiveProjection.look, open_tables(settings)) if has_projection else None
 
 

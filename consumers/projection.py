@@ -32,7 +32,7 @@ from tollbook.ledger.projection.database import StoreFailed, set_aside
 from tollbook.ledger.projection.lease import Lease, ProjectorRunning
 from tollbook.ledger.projection.projector import Projector, ProjectorSettings
 from tollbook.ledger.projection.quack import QuackServer
-from tollbook.ledger.projection.store import PROJECTION_FILE, Store
+from tollbook.ledger.projection.store import Store
 
 _WATCH_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 0.5
@@ -58,7 +58,7 @@ class Projection:
 
 def duckdb_path(settings: Settings) -> Path:
     """Return where the projection is."""
-    return settings.data_dir / PROJECTION_FILE
+    return settings.projection_path
 
 
 class ProjectionService:

@@ -29,6 +29,7 @@ from tollbook.inference.setting_values import (
     RouteOverrides,
     UsdCap,
 )
+from tollbook.ledger.projection import PROJECTION_FILE
 from tollbook.schemas.expectations import Expected
 from tollbook.schemas.plans import CAPS_NANOUSD, Plan
 from tollbook.schemas.problems import closest_name, problems_of, unknown_name
@@ -217,6 +218,11 @@ class Settings(BaseSettings):
                 f"not {self.result_ttl_s}"
             )
         return self
+
+    @property
+    def projection_path(self) -> Path:
+        """The projection's file."""
+        return self.data_dir / PROJECTION_FILE
 
     @property
     def archive_path(self) -> Path:

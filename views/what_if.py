@@ -3,9 +3,8 @@
 from typing import Any
 
 from tollbook.audit.what_if import Outcome, Refusal, Totals
-from tollbook.schemas.identifiers import EntryId
+from tollbook.schemas.identifiers import EntryId, describe_budget
 from tollbook.schemas.money import exact_places, format_usd, usd_text
-from tollbook.views.audit.texts import budget_text
 from tollbook.views.tables import Printer, Row, printable, utc
 
 _COLUMNS = ("", "calls>", "refused>", "spent>")
@@ -115,7 +114,7 @@ def _refusal_row(refusal: Refusal, places: int) -> Row:
     amounts = (refusal.amount_nanousd, refusal.settled_nanousd, refusal.cap_nanousd)
     at = f"{utc(EntryId.parse(refusal.entry_id).ms):%Y-%m-%d %H:%M:%S}"
     whose = f"{printable(refusal.account.user_id)} {printable(refusal.call_id)}"
-    what = f"{printable(refusal.task_type)}, plan {printable(refusal.account.plan)}, {budget_text(refusal.budget)}"
+    what = f"{printable(refusal.task_type)}, plan {printable(refusal.account.plan)}, {describe_budget(refusal.budget)}"
     return Row([at, *(format_usd(amount, places=places) for amount in amounts)], [f"{whose}: {what}"])
 
 

@@ -24,9 +24,6 @@ from tollbook.ledger.projection.fold import Folded, fold_incoming
 from tollbook.ledger.stream import Batch
 from tollbook.schemas.identifiers import EntryId
 
-PROJECTION_FILE: Final = "tollbook.duckdb"
-"""The name of the projection's file in the data directory."""
-
 _log = structlog.get_logger(__name__)
 # With a second thread, DuckDB (1.5, November 2026) writes the data of an INSERT twice, and the thread that waits
 # spins and takes Python's lock each time. Readers still run beside the fold, each query on its caller's thread.

@@ -9,11 +9,11 @@ from tollbook.audit.explanations import Decision, Weighing
 from tollbook.audit.reader import AuditReader
 from tollbook.audit.statements import Line, Statement
 from tollbook.schemas.events import BudgetDenied, BudgetReserved, CostAdjusted, FallbackUsed, ModelCalled
+from tollbook.schemas.identifiers import describe_budget
 from tollbook.schemas.money import exact_places, format_usd, nanousd_from_decimal
 from tollbook.views.audit.decision_texts import cap_text, hold_text, room_text, verdict_text, ways_out
 from tollbook.views.audit.texts import (
     bound_text,
-    budget_text,
     event_text,
     iso,
     moment,
@@ -173,7 +173,7 @@ def explanation_problems(found: Sequence[tuple[CallLife, Sequence[Decision]]]) -
     """Return where the gate stamped another balance than the events add up to."""
     return [
         f"event {decision.event.seq}: before it the gate had {format_usd(each.stamped_nanousd or 0, places=None)} "
-        f"committed to {budget_text(each.budget)}, the events before it add up to "
+        f"committed to {describe_budget(each.budget)}, the events before it add up to "
         f"{format_usd(each.settled_nanousd + each.held_nanousd, places=None)}"
         for _, decisions in found
         for decision in decisions
@@ -210,7 +210,7 @@ def _print_weighing(printer: Printer, weighing: Weighing, decision: Decision) ->
     verdict, cap = verdict_text(weighing, decision), cap_text(weighing, decision)
     rows.append(Row(["together", format_usd(total, places=places), verdict], style="bold", has_rule=True))
     rows.append(Row(["cap", format_usd(weighing.cap_nanousd, places=places), cap]))
-    printer.table((budget_text(weighing.budget), "amount>", "note*"), rows)
+    printer.table((describe_budget(weighing.budget), "amount>", "note*"), rows)
     if decision.is_refusal:
         printer.line()
         printer.text("Any of these would have let it pass:")

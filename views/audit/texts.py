@@ -17,7 +17,7 @@ from tollbook.schemas.events import (
     PlanAssigned,
     SegmentSealed,
 )
-from tollbook.schemas.identifiers import split_budget_name
+from tollbook.schemas.identifiers import describe_budget
 from tollbook.schemas.money import format_usd
 from tollbook.schemas.usage import Usage
 from tollbook.views.tables import printable, utc
@@ -70,18 +70,6 @@ def moment(event: Event) -> datetime:
 def iso(event: Event) -> str:
     """Return when an event was written, as ISO 8601 in UTC."""
     return f"{moment(event):%Y-%m-%dT%H:%M:%S}.{event.at_ms % 1000:03}Z"
-
-
-def budget_text(name: str) -> str:
-    """Return a budget in words."""
-    kind, subject, window = split_budget_name(name)
-    match kind:
-        case "user":
-            return f"{subject}'s period {window}"
-        case "day":
-            return f"{subject}'s day {window}"
-        case _:
-            return f"{kind} {subject} in {window}"
 
 
 def bound_text(bound: BoundPrice) -> str:
@@ -155,7 +143,7 @@ def _reserved(event: Event, payload: BudgetReserved) -> tuple[str, list[str]]:
     ]
     for stamp in payload.budgets:
         cap = "" if stamp.cap_nanousd is None else f" of {exact_usd(stamp.cap_nanousd)}"
-        details.append(f"{budget_text(stamp.budget)}: {exact_usd(stamp.committed_nanousd)}{cap} committed")
+        details.append(f"{describe_budget(stamp.budget)}: {exact_usd(stamp.committed_nanousd)}{cap} committed")
     if payload.deadline_ms:
         due = utc(payload.deadline_ms)
         details.append(f"hold {payload.hold} is due by {due:%H:%M:%S}")
@@ -213,7 +201,7 @@ def _denied(event: Event, payload: BudgetDenied) -> tuple[str, list[str]]:
     headline = "refused" if payload.reason == "cap" else "refused after waiting for others' holds"
     return headline, [
         f"asked for {exact_usd(event.amount)}: {printable(payload.bound.model)}, {bound_text(payload.bound)}",
-        f"{budget_text(payload.budget)}: {exact_usd(payload.settled_nanousd)} settled, "
+        f"{describe_budget(payload.budget)}: {exact_usd(payload.settled_nanousd)} settled, "
         f"{exact_usd(payload.held_nanousd)} held, cap {exact_usd(payload.cap_nanousd)}",
         f"asked by {printable(payload.worker)}, {plan_text(payload)}",
     ]
@@ -230,7 +218,8 @@ def movement_text(event: Event) -> tuple[str, list[str]]:
             return "charge", [_noted(call, _charge_notes(event, payload))]
         case BudgetDenied() as payload:
             waited = "" if payload.reason == "cap" else " after a wait"
-            return "refused", [f"{call}: {exact_usd(event.amount)} did not fit {budget_text(payload.budget)}{waited}"]
+            refused = f"{exact_usd(event.amount)} did not fit {describe_budget(payload.budget)}{waited}"
+            return "refused", [f"{call}: {refused}"]
         case CostAdjusted() as payload:
             return "correction", [f"{call}: {signature_text(payload)}"]
         case PlanAssigned() as payload:

@@ -26,13 +26,13 @@ from tollbook.ledger.archive.replay import replay
 from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.keys import Keys
+from tollbook.ledger.projection import PROJECTION_FILE
 from tollbook.ledger.projection.snapshot import open_snapshot
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.endpoint import read_endpoint
 from tollbook.schemas.identifiers import EntryId
 from tollbook.views.report.queries import Answers, Choices, Selection, ask, prepare, read_choices
 
-_PROJECTION: Final = "tollbook.duckdb"
 _ANSWER_S: Final = 3.0
 _MEMORY: Final = "2GB"
 _THREADS: Final = 2
@@ -201,7 +201,7 @@ async def find_source(
     settings = data_settings(settings)
     data_dir = settings.data_dir
     if _is_projection(data_dir):
-        return Source(data_dir, data_dir / _PROJECTION, settings.namespace, settings.redis_url)
+        return Source(data_dir, data_dir / PROJECTION_FILE, settings.namespace, settings.redis_url)
     try:
         return await _folded(settings.archive_path, settings.namespace, progress)
     except NothingToReport:
@@ -212,7 +212,7 @@ async def find_source(
 
 
 def _is_projection(data_dir: Path) -> bool:
-    return (data_dir / _PROJECTION).exists()
+    return (data_dir / PROJECTION_FILE).exists()
 
 
 async def _folded(archive: Path, namespace: str, progress: Callable[[int, int], None]) -> Source:
@@ -229,7 +229,7 @@ async def _folded(archive: Path, namespace: str, progress: Callable[[int, int], 
         progress(done, total)
 
     folder = tempfile.TemporaryDirectory(prefix="tollbook-report-")
-    path = Path(folder.name) / _PROJECTION
+    path = Path(folder.name) / PROJECTION_FILE
     store = await replay(ledger, path, progress=advance)
     await asyncio.to_thread(store.close)
     return Source(archive, path, namespace, folder=folder)

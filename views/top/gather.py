@@ -37,7 +37,7 @@ class Gatherer:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._redis = RedisReader(settings)
-        self._projection = ProjectionReader(settings.data_dir / "tollbook.duckdb")
+        self._projection = ProjectionReader(settings.projection_path)
         self._seen: Seen | None = None
         self._lag = _Lag(-1.0, None, None)
 
