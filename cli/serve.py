@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import signal
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -175,6 +176,9 @@ def _announce(settings: "Settings", redis_url: str, metrics: str, *, with_stand_
 def _run_until_signal(main: Callable[[asyncio.Event], Awaitable[None]], *, supervised: bool = False) -> None:
     """Run `main` until it ends. SIGINT or SIGTERM sets its event; a second signal cancels it."""
     import uvloop
+
+    # What these processes write (the projection, the archive) is for their own user only.
+    os.umask(0o077)
 
     async def run() -> None:
         stop = asyncio.Event()

@@ -441,6 +441,8 @@ async def test_logs_are_json_on_standard_error_and_hold_no_secret(tmp_path: Path
             await command.end()
     token = (directory / "data" / "quack.token").read_text()
     password = (directory / "data" / "valkey" / "password").read_text()
+    data = [directory / "data", *(directory / "data").rglob("*")]
+    assert [path for path in data if stat.S_IMODE(path.stat().st_mode) & 0o077] == [], "closed to other users"
     assert not [text for text in (command.stdout, command.stderr, *outputs) if token in text or password in text]
     assert any(entry.fault is None for entry in provider.book.entries.values()), "the key was taken"
     lines = [json.loads(line) for line in command.stderr.splitlines()]
