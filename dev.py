@@ -190,7 +190,11 @@ def demo(arguments: Sequence[str]) -> int:
 
 
 def test(arguments: Sequence[str]) -> int:
-    """Run the tests that take under three minutes: pytest [...]. The long ones: test -m slow."""
+    """Run the tests that take under three minutes: pytest [...]. The long ones: test --slow."""
+    if "--slow" in arguments:
+        # Some long tests are for the soak alone.
+        rest = [argument for argument in arguments if argument != "--slow"]
+        arguments = ["-m", "slow and not soak", *rest]
     return become("pytest", *in_parallel(arguments), *arguments)
 
 

@@ -24,12 +24,12 @@ from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.replay import fold_archive
 from tollbook.ledger.archive.sealing import Sealer, SealingSettings
 from tollbook.ledger.archive.segments import Archive
-from tollbook.ledger.errors import BaselineUnavailable, LedgerError, LedgerRefused, LedgerUnavailable
+from tollbook.ledger.errors import BaselineUnavailable, LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.database import StoreFailed, set_aside
-from tollbook.ledger.projection.lease import Lease, ProjectorRunning
+from tollbook.ledger.projection.lease import Lease
 from tollbook.ledger.projection.projector import Projector, ProjectorSettings
 from tollbook.ledger.projection.quack import QuackServer
 from tollbook.ledger.projection.store import Store
@@ -70,7 +70,6 @@ class ProjectionService:
         self._now = now or (lambda: datetime.now(UTC))
         self._path = duckdb_path(settings)
         self._archive = Archive(settings.archive_path)
-        self._gates = build_gates(handle, settings)
         self._opened: Projection | None = None
         self._refusal: LedgerRefused | None = None
         self._parts = AsyncExitStack()
@@ -125,12 +124,8 @@ class ProjectionService:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 await task
-        except ProjectorRunning:
-            raise  # Another one folds now; calls go on.
-        except Exception as exc:
-            if isinstance(exc, LedgerRefused):
-                self._refusal = exc
-            await self._stop_calls(exc)
+        except LedgerRefused as exc:
+            self._refusal = exc
             raise
         finally:
             for task in tasks:
@@ -231,38 +226,19 @@ class ProjectionService:
             for keys in handle.keys:
                 # What was trimmed off the stream is folded from the archive first.
                 await asyncio.to_thread(fold_archive, store, self._archive, keys.partition)
+            gates = build_gates(handle, settings)
             projector = Projector(
                 store,
                 handle.redis,
                 handle.keys,
-                trim=lambda partition, watermark, budgets: self._gates[partition].trim(watermark, budgets),
+                trim=lambda partition, watermark, budgets: gates[partition].trim(watermark, budgets),
                 settings=ProjectorSettings(tail_keep_ms=round(1000 * settings.tail_keep_s)),
             )
-            await self._check(projector)
+            await projector.check()
             server = await asyncio.to_thread(QuackServer.start, store, settings.data_dir, port=settings.quack_port or 0)
             parts.push_async_callback(asyncio.to_thread, server.stop)
             self._parts = parts.pop_all()
         self._opened = Projection(store, projector, server.uri)
-
-    async def _check(self, projector: Projector) -> None:
-        """See that the stores agree, and let calls begin. Errors: as `Projector.check`; then no call may begin."""
-        try:
-            await projector.check()
-        except LedgerRefused as exc:
-            await self._stop_calls(exc)
-            raise
-        for gate in self._gates:
-            await gate.stop_calls("")
-
-    async def _stop_calls(self, problem: Exception) -> None:
-        """Let no call begin anywhere while nothing is folded for this reason (G8)."""
-        reason = f"the projector has stopped: {str(problem) or type(problem).__name__}"
-        for gate in self._gates:
-            try:
-                await gate.stop_calls(reason)
-            except LedgerError as exc:
-                # Another ledger's calls are not ours to stop; and where Redis does not answer, none begin anyway.
-                _log.warning("calls.not_stopped", partition=gate.keys.partition, problem=str(exc))
 
     async def _reopen(self, pause_s: float) -> None:
         while True:

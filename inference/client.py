@@ -18,7 +18,7 @@ from tollbook.inference.current_runtime import using_runtime
 from tollbook.inference.errors import SettingsError, error_of
 from tollbook.inference.runtime import InferenceRuntime
 from tollbook.inference.settings import Settings
-from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
 from tollbook.schemas.plans import DEFAULT_PLAN
 from tollbook.schemas.problems import unknown_name
 from tollbook.schemas.results import InferenceResult, TaskStatus
@@ -100,7 +100,8 @@ class InferenceClient:
         while True:
             try:
                 acquired = await runtime.reservations.acquire(call, limits)
-            except LedgerUnavailable:
+            except (LedgerUnavailable, LedgerRefused):
+                # The reply to a hold may have been lost before the refusal: a repeat goes on with that hold.
                 _remember(runtime.unanswered, call)
                 raise
             if acquired.hold is None:

@@ -11,14 +11,11 @@ from typing import BinaryIO
 
 
 def make_private_folder(path: Path) -> None:
-    """Make a folder, with its parents, that only its owner may enter; one that others may enter is closed to them.
+    """Make a folder, with its parents, that only its owner may enter. One that exists stays as it is.
 
     Errors: OSError.
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = path.stat()
-    if status.st_uid == os.getuid() and status.st_mode & 0o077:
-        path.chmod(0o700)
 
 
 def write_private(path: Path, text: str) -> None:
@@ -29,6 +26,8 @@ def write_private(path: Path, text: str) -> None:
         draft.unlink(missing_ok=True)
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         draft.replace(path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -86,7 +86,7 @@ class Gate:
         self._result_ttl_s = result_ttl_s
 
     async def reserve(self, request: ReserveRequest, baselines: Sequence[Baseline]) -> ReserveReply:
-        """Hold money for a call, or say why not. Errors: IdempotencyConflict; WindowClosed; CallsStopped."""
+        """Hold money for a call, or say why not. Errors: IdempotencyConflict; WindowClosed."""
         keys = self.keys
         reply = await self._call(
             "reserve",
@@ -351,14 +351,6 @@ class Gate:
     async def forget_unbooked(self, request: SettleRequest) -> None:
         """Take back the note of a cost that is booked."""
         await self._pipeline.execute("HDEL", self.keys.unbooked, _unbooked_field(request))
-
-    async def stop_calls(self, reason: str) -> None:
-        """Let no call begin in this partition until it is called again with an empty reason; writes no event."""
-        reply: Any = await self._pipeline.execute(
-            "FCALL", function("stop"), 1, self.keys.meta, self.ledger_id, " ".join(reason.split())
-        )
-        if reply[0] != b"OK":
-            raise refusal(reply, "", 0)
 
 
 async def create_ledger(pipeline: CommandPipeline, keys: Keys, *, ledger_id: str, partitions: int) -> LedgerState:

@@ -106,7 +106,7 @@ class ServerDirectory:
         """
         path = self.path / "password"
         with self._translated():
-            if not path.exists():
+            if not path.exists() or not path.stat().st_size:
                 write_private(path, secrets.token_urlsafe(32))
             return read_private(path).strip()
 

@@ -66,12 +66,13 @@ def test_another_user_reads_nothing() -> None:
     assert "Permission denied" in tried.stderr
 
 
-def test_a_folder_that_others_may_enter_is_closed_to_them(tmp_path: Path) -> None:
+def test_a_folder_that_exists_stays_as_it_is(tmp_path: Path) -> None:
+    """Its owner may share it on purpose; what is made in it is private all the same."""
     folder = tmp_path / "data"
     folder.mkdir(mode=0o755)
     folder.chmod(0o755)
     make_private_folder(folder)
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
 
 
 def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:

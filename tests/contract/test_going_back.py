@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.gate_bench import CAP, GateBench, open_bench
-from tollbook.ledger.errors import CallsStopped, LedgerWentBack
+from tollbook.ledger.errors import LedgerWentBack
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.requests import Baseline, BudgetCap, Position, Reserved
 
@@ -121,17 +121,3 @@ async def test_an_event_that_was_archived_and_trimmed_is_not_missed(bench: GateB
     await bench.redis.hset(bench.keys.meta, mapping={"removed": head.seq, "removed_to": str(head.entry)})
 
     assert isinstance(await bench.reserve("b", amount=1), Reserved)
-
-
-async def test_stopped_calls_begin_no_more_and_what_runs_is_settled(bench: GateBench) -> None:
-    await bench.reserve("running", amount=1)
-    await bench.gate.stop_calls("DuckDB has folded 9 events,\nthe ledger has only 1")
-    before = await bench.events()
-
-    with pytest.raises(CallsStopped, match="no call may begin: DuckDB has folded 9 events, the ledger has only 1"):
-        await bench.reserve("new", amount=1)
-    assert await bench.events() == before
-    assert await bench.do("settle", call="running", cost=1) == ("OK", 1)
-
-    await bench.gate.stop_calls("")
-    assert isinstance(await bench.reserve("new", amount=1), Reserved)

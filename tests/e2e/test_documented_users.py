@@ -60,7 +60,7 @@ async def test_tollbook_and_a_publisher_work_as_their_own_users(urls: dict[str, 
                 ("GET", running.keys.call("t1")),
                 ("SET", running.keys.result("t1"), "{}"),
                 ("XRANGE", "generation", "-", "+"),
-                ("FCALL", "tollbook_v1_assign", 0),
+                ("FCALL", "tollbook_v2_assign", 0),
                 ("FLUSHALL",),
             ):
                 with pytest.raises(NoPermissionError):

@@ -10,7 +10,7 @@ from zipfile import ZipFile
 import pytest
 
 import tollbook
-from tests.packaging.conftest import ROOT, Distributions, environment, run
+from tests.packaging.conftest import ROOT, UV, Distributions, environment, run
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +90,9 @@ print(json.dumps({"files": files, "version": version("tollbook"), "attribute": t
 
 
 def test_the_editable_install_has_the_same_files_as_the_installed_wheel(installed: Path, tmp_path: Path) -> None:
-    editable = environment(tmp_path / "venv", "--no-deps", "--editable", ROOT)
+    # The project is built without isolation (pyproject.toml), so its build backend must be there.
+    editable = environment(tmp_path / "venv", "hatchling")
+    run(UV, "pip", "install", "--quiet", "--python", editable / "python", "--no-deps", "--editable", ROOT, cwd=ROOT)
     of_wheel, of_checkout = (
         json.loads(run(programs / "python", "-c", LIST_FILES, cwd=tmp_path)) for programs in (installed, editable)
     )

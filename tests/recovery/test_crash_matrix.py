@@ -37,10 +37,10 @@ BOUND: Final = (len(PROMPT) + 32 + 128) * 250 + 500 * 1_250
 FALLBACK_COST: Final = (len(PROMPT) // 4 + 4) * 300 + 100 * 2_500
 FALLBACK_BOUND: Final = -(-(len(PROMPT) + 32 + 128) * 383_333_334 // 10**6) + 500 * 2_500
 
-RESERVE: Final = b"tollbook_v1_reserve"
-RECORD: Final = b"tollbook_v1_record"
+RESERVE: Final = b"tollbook_v2_reserve"
+RECORD: Final = b"tollbook_v2_record"
 REQUEST: Final = b"POST /api/v1/chat/completions"
-SETTLE: Final = b"tollbook_v1_settle"
+SETTLE: Final = b"tollbook_v2_settle"
 ANSWER: Final = b"\r\n$4\r\nXADD\r\n$7\r\nreplies\r\n"
 ACK: Final = b"\r\n$4\r\nXACK\r\n"
 BURY: Final = b"\r\n$4\r\nXADD\r\n$21\r\ntollbook:dead-letters\r\n"

@@ -79,5 +79,5 @@ def test_ci_runs_the_readmes_tests_and_then_those_that_they_leave_out() -> None:
     recipes = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     line = next(line for line in recipes.splitlines() if line.startswith("for recipe in "))
 
-    assert line.endswith(' test "test -m slow"; do')
+    assert line.endswith(' test "test --slow"; do')
     assert "python3 dev.py test " in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, unavailable
 
-LIBRARY: Final = "tollbook_v1"
+LIBRARY: Final = "tollbook_v2"
 _log = LazyLogger(__name__)
 
 
@@ -25,7 +25,7 @@ def library_code() -> str:
 
 
 def function(name: str) -> str:
-    """Return the server-side name of one of the library's functions, for example `tollbook_v1_reserve`."""
+    """Return the server-side name of one of the library's functions, for example `tollbook_v2_reserve`."""
     return f"{LIBRARY}_{name}"
 
 

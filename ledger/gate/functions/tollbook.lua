@@ -1,4 +1,4 @@
-#!lua name=tollbook_v1
+#!lua name=tollbook_v2
 --[[
 The budget gate: the only writer of the ledger, its holds and its balances.
 
@@ -12,7 +12,7 @@ A line that enforces a guarantee has its number as a comment, such as G1.
 Keys, all with the hash tag of one partition:
   meta      hash   ledger_id, partitions, trimmed_to (the watermark), removed (events trimmed off the
                    stream: an event's sequence number is `removed` plus its place in the stream),
-                   removed_to (id of the last of them), stopped (why no call may begin; absent if calls may)
+                   removed_to (id of the last of them)
   ledger    stream the events
   holds     zset   call id of each open hold -> its deadline in ms
   waiters   hash   budget -> 1 while a call waits for its holds to settle
@@ -50,13 +50,12 @@ Codes:
   DIVERGED  the baseline differs from the tail at the same position: budget, its settled and held, the tail's
   LEDGER    the keys belong to another ledger: its id
   BACK      the ledger lacks an event that the caller was told of: the event's id
-  STOPPED   no call may begin: why
   WINDOW    by the Redis clock, the request's period is over or has not begun: now in ms
   SETTLED   the hold is settled already: "cost assumed", state
   UNKNOWN   no such hold
   MISMATCH  the hold stands against other budgets: their names, by line
   ORPHAN    there is a stream without the ledger's identity
-Every function but create and renew may answer LEDGER, and but stop, BACK; those that take baselines, STALE, AHEAD and DIVERGED.
+Every function but create and renew may answer LEDGER and BACK; those that take baselines, STALE, AHEAD and DIVERGED.
 Programming errors are raised as error replies that begin with TOLLBOOK.
 ]]
 
@@ -161,7 +160,7 @@ local function has_event(ledger, id, seq, removed_to)
 end
 
 local function read_meta(key, ledger, identity)
-  local m = redis.call('HMGET', key, 'ledger_id', 'trimmed_to', 'removed', 'removed_to', 'stopped')
+  local m = redis.call('HMGET', key, 'ledger_id', 'trimmed_to', 'removed', 'removed_to')
   local ledger_id, seen = string.match(identity, '^(%S+) (%S+)$')
   if m[1] ~= (ledger_id or identity) then -- G8
     return nil, { 'LEDGER', m[1] or '' }
@@ -175,7 +174,7 @@ local function read_meta(key, ledger, identity)
   elseif not has_event(ledger, seen, seq, m[4]) then -- G1 G4
     return nil, { 'BACK', seen }
   end
-  return { seq = seq, trim_ms = watermark_ms, trim_n = watermark_n, stopped = m[5] }
+  return { seq = seq, trim_ms = watermark_ms, trim_n = watermark_n }
 end
 
 -- Settled and held after an entry.
@@ -463,9 +462,6 @@ local function reserve(keys, args)
   local user, period, hash, worker, amount, lease, from, til, final, ttl =
     string.match(args[3], '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ([01]) (%S+)$')
   amount, lease, from, til, ttl = amount_of(amount), int(lease), int(from), int(til), seconds_of(ttl)
-  if meta.stopped then -- G8
-    return { 'STOPPED', meta.stopped }
-  end
   local now = now_ms()
   local call = read_call(call_key)
   if call then
@@ -804,23 +800,6 @@ local function trim(keys, args)
   return { 'OK', args[2], text(dropped) }
 end
 
---[[ stop: let no call begin, and say why; without a reason, let calls begin again. No event: nothing may be
-appended to a ledger that went back in time.
-KEYS meta   ARGS 1 ledger_id 2 reason ('': begin again)
-OK | LEDGER ]]
-local function stop(keys, args)
-  local ledger_id = redis.call('HGET', keys[1], 'ledger_id')
-  if ledger_id ~= args[1] then -- G8
-    return { 'LEDGER', ledger_id or '' }
-  end
-  if args[2] == '' then
-    redis.call('HDEL', keys[1], 'stopped')
-  else
-    redis.call('HSET', keys[1], 'stopped', args[2])
-  end
-  return { 'OK' }
-end
-
 --[[ create: give the ledger its identity, once; a ledger that has one keeps it.
 KEYS meta ledger   ARGS 1 ledger_id 2 partitions
 OK ledger_id partitions seq last_id trimmed_to | ORPHAN ]]
@@ -878,14 +857,13 @@ local function renew(keys, args)
   return lost
 end
 
-redis.register_function('tollbook_v1_renew', renew)
-redis.register_function('tollbook_v1_reserve', reserve)
-redis.register_function('tollbook_v1_record', record)
-redis.register_function('tollbook_v1_settle', settle)
-redis.register_function('tollbook_v1_adjust', adjust)
-redis.register_function('tollbook_v1_charge', charge)
-redis.register_function('tollbook_v1_assign', assign)
-redis.register_function('tollbook_v1_trim', trim)
-redis.register_function('tollbook_v1_create', create)
-redis.register_function('tollbook_v1_stop', stop)
-redis.register_function({ function_name = 'tollbook_v1_balance', callback = read_balance, flags = { 'no-writes' } })
+redis.register_function('tollbook_v2_renew', renew)
+redis.register_function('tollbook_v2_reserve', reserve)
+redis.register_function('tollbook_v2_record', record)
+redis.register_function('tollbook_v2_settle', settle)
+redis.register_function('tollbook_v2_adjust', adjust)
+redis.register_function('tollbook_v2_charge', charge)
+redis.register_function('tollbook_v2_assign', assign)
+redis.register_function('tollbook_v2_trim', trim)
+redis.register_function('tollbook_v2_create', create)
+redis.register_function({ function_name = 'tollbook_v2_balance', callback = read_balance, flags = { 'no-writes' } })
