@@ -6,6 +6,7 @@ be read, or has an older layout, is set aside and built again from the ledger.
 All functions block.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from datetime import datetime
@@ -64,7 +65,9 @@ def connect(
     connection = duckdb.connect(":memory:" if path is None else str(path), read_only=read_only, config=config or {})
     # In a process without a main script, DuckDB (1.5, November 2026) draws a progress bar on stdout after two seconds.
     # The option belongs to one connection; cursors made from it have it off.
-    connection.execute("SET enable_progress_bar = false")
+    # In a notebook without ipywidgets it can draw none, and refuses the option.
+    with contextlib.suppress(duckdb.InvalidInputException):
+        connection.execute("SET enable_progress_bar = false")
     return connection
 
 
