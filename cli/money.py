@@ -22,7 +22,7 @@ credit_app = typer.Typer(help="Credit above the cap.", no_args_is_help=True)
 cost_app = typer.Typer(help="Corrections of costs.", no_args_is_help=True)
 
 User = Annotated[str, typer.Argument(metavar="USER", help="User id.")]
-Reason = Annotated[str, typer.Option(help="Why; stands on the ledger.")]
+Reason = Annotated[str, typer.Option(help="The reason; recorded on the ledger.")]
 Author = Annotated[str | None, typer.Option(help="Who; your login name by default.")]
 Key = Annotated[str | None, typer.Option(help="Idempotency key: the same key and content is done once.")]
 

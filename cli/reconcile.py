@@ -21,7 +21,7 @@ WHERE assumed_usd > 0 ORDER BY assumed_usd DESC, call_id
 
 
 def reconcile(
-    author: Annotated[str, typer.Option(help="Who asks; stands on the ledger with each correction.")] = "tollbook",
+    author: Annotated[str, typer.Option(help="Who asks; recorded on the ledger with each correction.")] = "tollbook",
     as_json: JsonOption = False,
 ) -> int:
     """Ask the provider what assumed and priced charges really were, and correct the ledger.

@@ -91,7 +91,7 @@ class LedgerWentBack(LedgerRefused):
 
     def __init__(self, seen: EntryId) -> None:
         super().__init__(
-            f"event {seen}, which this process was told of, is no longer on the ledger: Redis was restored from an "
+            f"event {seen}, which this process has seen, is no longer on the ledger: Redis was restored from an "
             "older backup, or a failover lost its last writes. Nothing is written until Redis has its newer data again"
         )
         self.seen = seen
