@@ -14,7 +14,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from tollbook.ledger.errors import LedgerRefused
+from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S
 
 WATCH_INTERVAL_S: Final = 10.0
@@ -102,11 +102,14 @@ class ServerWatch:
         self._allow_unsynced = allow_unsynced
         self._interval_s = interval_s
         self._refusal: str | None = None
+        self._has_looked = False
         self.policy = ServerPolicy()
 
     def check(self) -> None:
-        """Errors: ServerUnsafe, with the reason and what to do."""
-        if self._refusal is not None:
+        """Errors: ServerUnsafe, with the reason and what to do; LedgerUnavailable until it has been looked at."""
+        if not self._has_looked:  # G8
+            raise LedgerUnavailable("the Redis server did not answer when asked whether it keeps its data")
+        if self._refusal is not None:  # G8
             raise ServerUnsafe(self._refusal)
 
     async def look(self) -> None:
@@ -116,6 +119,7 @@ class ServerWatch:
         except (RedisError, OSError, TimeoutError) as exc:
             _log.debug("server.not_asked", problem=str(exc))
             return
+        self._has_looked = True
         before, self._refusal = self._refusal, self.policy.refusal(allow_unsynced=self._allow_unsynced)
         if self._refusal is not None and self._refusal != before:
             _log.error("server.refused", problem=self._refusal)

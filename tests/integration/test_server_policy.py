@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 
 from tollbook.inference.runtime import build_ledger, open_ledger
 from tollbook.inference.settings import Settings
+from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage
 from tollbook.ledger.gate.requests import ReserveRequest
 from tollbook.ledger.server.connection import connect
@@ -100,6 +101,15 @@ async def test_eviction_is_refused_whatever_is_allowed(redis: Redis) -> None:
     await watch.look()
 
     with pytest.raises(ServerUnsafe, match="now volatile-lru, to noeviction"):
+        watch.check()
+
+
+async def test_a_server_that_was_never_looked_at_takes_no_calls(redis: Redis, private_server: EmbeddedServer) -> None:
+    watch = ServerWatch(redis, allow_unsynced=True)
+    await private_server.stop()
+    await watch.look()
+
+    with pytest.raises(LedgerUnavailable, match="did not answer when asked"):
         watch.check()
 
 
