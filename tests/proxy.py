@@ -1,7 +1,7 @@
 """A TCP proxy before a real server, where faults of the connection are made: replies held back, lost or never sent."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
@@ -64,8 +64,12 @@ class FaultyProxy:
         with suppress(OSError):
             server_reader, server_writer = await asyncio.open_connection(self._host, self._port)
             self._writers |= {writer, server_writer}
+            # A side that resets its connection, since it left something unread, ends with an error: the other side
+            # must be closed then too, else the server keeps a client that is gone.
             await asyncio.gather(
-                self._forward_commands(reader, server_writer), self._forward_replies(server_reader, writer)
+                _closing(server_writer, self._forward_commands(reader, server_writer)),
+                _closing(writer, self._forward_replies(server_reader, writer)),
+                return_exceptions=True,
             )
         self._tasks.discard(task)
 
@@ -74,7 +78,6 @@ class FaultyProxy:
             writer.write(chunk)
             self.sent.append(chunk)
             self.received.set()
-        writer.close()
 
     async def _forward_replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(2**20):
@@ -82,6 +85,12 @@ class FaultyProxy:
             if self.loses_replies:
                 break
             writer.write(chunk)
+
+
+async def _closing(writer: asyncio.StreamWriter, forwarding: Awaitable[None]) -> None:
+    try:
+        await forwarding
+    finally:
         writer.close()
 
 
