@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
-from tollbook.cli.options import ArchiveOption, data_settings
+from tollbook.cli.options import ArchiveOption, JsonOption, check_id, check_period, data_settings
 from tollbook.cli.row_options import FormatOption, choose_format
-from tollbook.schemas.identifiers import check_id
 
 if TYPE_CHECKING:
     from tollbook.audit.reader import AuditReader
@@ -24,12 +23,11 @@ _Answer = TypeVar("_Answer")
 _LONG: Final = 100_000
 _MOVEMENTS: Final = 50
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CallArgument = Annotated[str, typer.Argument(metavar="CALL", help="Call id: the id of the task.")]
 
 
 @app.command()
-def call(call_id: CallArgument, archive: ArchiveOption = None, as_json: Json = False) -> int:
+def call(call_id: CallArgument, archive: ArchiveOption = None, as_json: JsonOption = False) -> int:
     """Show the life of a call: holds, attempts, fallbacks, settlement, corrections.
 
     Example: tollbook audit call 5f1c0e0e
@@ -58,20 +56,18 @@ def user(
         typer.Option(min=1, help=f"How many movements, the newest; {_MOVEMENTS} by default, all of them with --json."),
     ] = None,
     archive: ArchiveOption = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> int:
     """Show a user's statement of a billing period: the newest movements, with the balance after each.
 
     Exit code 1 if the gate's balances differ. Example: tollbook audit user u42 --period 2026-11
     """
     from tollbook.audit.statements import Statement, make_statement
-    from tollbook.cli.spend import check_period
     from tollbook.views.audit.documents import statement_document
     from tollbook.views.audit.screens import print_statement, statement_problems
 
-    _check_user(user_id)
-    if period is not None:
-        check_period(period)
+    check_id(user_id, "USER")
+    check_period(period)
 
     def show(reader: "AuditReader", statement: Statement) -> int:
         lines = [
@@ -89,7 +85,7 @@ def user(
 
 
 @app.command()
-def explain(call_id: CallArgument, archive: ArchiveOption = None, as_json: Json = False) -> int:
+def explain(call_id: CallArgument, archive: ArchiveOption = None, as_json: JsonOption = False) -> int:
     """Explain why a call was refused, or what it was weighed against: every number at that position.
 
     Exit code 1 if the gate's balances differ. Example: tollbook audit explain 5f1c0e0e
@@ -143,20 +139,31 @@ def find(
     form: FormatOption = None,
     output: Annotated[Path | None, typer.Option(help="Write to this new file instead of standard output.")] = None,
     archive: ArchiveOption = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> int:
     """Find events that match all of these filters, with the columns of the table `events`.
 
     Example: tollbook audit find --user u42 --type cost-recorded --min 0.10 --output costs.csv
     """
-    from tollbook.cli.audit_find import Asked, read_search
+    from tollbook.cli.audit_find import read_search
     from tollbook.views.audit.found import write_found
 
     chosen = choose_format(form, output, as_json=as_json)
     if output is not None and output.exists():
         raise typer.BadParameter(f"{output} already exists", param_hint="--output")
-    asked = Asked(user_id, campaign, call_id, model, tuple(types or ()), outcome, reason, since, until, least, most)
-    search = read_search(asked)
+    search = read_search(
+        user_id=user_id,
+        campaign_id=campaign,
+        call_id=call_id,
+        model=model,
+        types=types or (),
+        outcome=outcome,
+        reason=reason,
+        since=since,
+        until=until,
+        least_usd=least,
+        most_usd=most,
+    )
 
     async def write() -> None:
         async with _reading(archive) as reader:
@@ -200,10 +207,3 @@ async def _reading(archive: Path | None) -> "AsyncGenerator[AuditReader]":
             yield reader
         finally:
             reader.close()
-
-
-def _check_user(value: str) -> None:
-    try:
-        check_id(value)
-    except ValueError as exc:
-        raise typer.BadParameter(str(exc), param_hint="USER") from None

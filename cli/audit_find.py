@@ -1,6 +1,6 @@
-"""The filters of `tollbook audit find` as people write them, and what is found, as they want it."""
+"""The filters of `tollbook audit find`, as people write them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Final, get_args
 
@@ -9,59 +9,47 @@ import typer
 from tollbook.audit.reader import Selection
 from tollbook.audit.search import Search
 from tollbook.cli.moments import parse_moment
+from tollbook.cli.options import check_id
 from tollbook.schemas.events import CostRecorded, EventPayload, Outcome
-from tollbook.schemas.identifiers import check_id
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD
 from tollbook.schemas.problems import unknown_name
 
 _TYPES: Final = tuple(each.model_fields["type"].default for each in get_args(get_args(EventPayload)[0]))
 _OUTCOMES: Final = (*get_args(Outcome), *get_args(CostRecorded.model_fields["outcome"].annotation))
-_TABLE_ROWS: Final = 100
-_ALL: Final = 2**62
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """The filters as they were given."""
-
-    user_id: str | None
-    campaign_id: str | None
-    call_id: str | None
-    model: str | None
-    types: tuple[str, ...]
-    outcome: str | None
-    reason: str | None
-    since: str | None
-    until: str | None
-    least_usd: str | None
-    most_usd: str | None
-
-
-def read_search(asked: Asked) -> Search:
-    """Read the filters. Errors: typer.BadParameter."""
-    for value, hint in ((asked.user_id, "--user"), (asked.campaign_id, "--campaign")):
+def read_search(
+    *,
+    user_id: str | None = None,
+    campaign_id: str | None = None,
+    call_id: str | None = None,
+    model: str | None = None,
+    types: Sequence[str] = (),
+    outcome: str | None = None,
+    reason: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    least_usd: str | None = None,
+    most_usd: str | None = None,
+) -> Search:
+    """Read the filters as they were given. Errors: typer.BadParameter."""
+    for value, hint in ((user_id, "--user"), (campaign_id, "--campaign")):
         if value is not None:
-            _check_id(value, hint)
-    for name in asked.types:
+            check_id(value, hint)
+    for name in types:
         _check_known(name, _TYPES, "--type")
-    if asked.outcome is not None:
-        _check_known(asked.outcome, _OUTCOMES, "--outcome")
+    if outcome is not None:
+        _check_known(outcome, _OUTCOMES, "--outcome")
     selection = Selection(
-        user_id=asked.user_id,
-        call_ids=None if asked.call_id is None else frozenset({asked.call_id}),
-        types=asked.types,
-        since_ms=None if asked.since is None else parse_moment(asked.since, "--since").ms,
-        until=None if asked.until is None else parse_moment(asked.until, "--until"),
-        min_nanousd=None if asked.least_usd is None else _amount(asked.least_usd, "--min"),
-        max_nanousd=None if asked.most_usd is None else _amount(asked.most_usd, "--max"),
+        user_id=user_id,
+        call_ids=None if call_id is None else frozenset({call_id}),
+        types=tuple(types),
+        since_ms=None if since is None else parse_moment(since, "--since").ms,
+        until=None if until is None else parse_moment(until, "--until"),
+        min_nanousd=None if least_usd is None else _amount(least_usd, "--min"),
+        max_nanousd=None if most_usd is None else _amount(most_usd, "--max"),
     )
-    return Search(
-        selection=selection,
-        campaign_id=asked.campaign_id,
-        model=asked.model,
-        outcome=asked.outcome,
-        reason=asked.reason,
-    )
+    return Search(selection=selection, campaign_id=campaign_id, model=model, outcome=outcome, reason=reason)
 
 
 def _amount(dollars: str, hint: str) -> int:
@@ -82,10 +70,3 @@ def _amount(dollars: str, hint: str) -> int:
 def _check_known(name: str, known: tuple[str, ...], hint: str) -> None:
     if name not in known:
         raise typer.BadParameter(unknown_name(hint.removeprefix("--"), name, known), param_hint=hint)
-
-
-def _check_id(value: str, hint: str) -> None:
-    try:
-        check_id(value)
-    except ValueError as exc:
-        raise typer.BadParameter(str(exc), param_hint=hint) from None

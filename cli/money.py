@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from tollbook.cli.options import JsonOption, check_id, check_usd, load_redis_alone
+from tollbook.cli.options import JsonOption, check_id, check_period, check_usd, load_redis_alone
 from tollbook.schemas.money import format_usd
 from tollbook.schemas.plans import Plan
 
@@ -83,13 +83,11 @@ def grant_credit(
 
     Example: tollbook credit grant u42 2.50 --reason "sorry for the outage" --key outage-2026-11
     """
-    from tollbook.cli.spend import check_period
-
     check_id(user, "USER")
     amount_nanousd = check_usd(amount, "AMOUNT")
     if amount_nanousd == 0:
         raise typer.BadParameter(f"a credit must be greater than zero, got {amount}", param_hint="AMOUNT")
-    chosen = None if period is None else check_period(period)
+    chosen = check_period(period)
 
     async def run(administration: "Administration", signature: "Signature") -> dict[str, Any]:
         is_new = await administration.grant_credit(user, amount_nanousd, signature, period=chosen)

@@ -3,6 +3,7 @@
 Nothing heavy is imported here: every command waits for it.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -59,6 +60,13 @@ def check_id(value: str, hint: str) -> str:
         return check(value)
     except ValueError as exc:
         raise typer.BadParameter(f"{exc}: {value!r:.80}", param_hint=hint) from None
+
+
+def check_period(period: str | None) -> str | None:
+    """Return a billing period as it was given, if one was. Errors: typer.BadParameter, which names --period."""
+    if period is not None and not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", period):
+        raise typer.BadParameter("a period is written YYYY-MM", param_hint="--period")
+    return period
 
 
 def check_usd(dollars: str, hint: str) -> int:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from tollbook.cli.options import check_period
+
 if TYPE_CHECKING:
     from tollbook.views.report.queries import Selection
     from tollbook.views.report.reading import Reading, Source
@@ -46,9 +48,7 @@ def report(
     Example: tollbook report
     Example: tollbook report --html spend.html --period 2026-11
     """
-    from tollbook.cli.spend import check_period
-
-    if period is not None and period != "all":
+    if period != "all":
         check_period(period)
     missing = [name for name in _EXTRA if find_spec(name) is None]
     if missing:

@@ -1,13 +1,12 @@
 """`tollbook spend`: what users have spent, from the projection."""
 
 import json
-import re
 from decimal import Decimal
 from typing import Annotated, Any
 
 import typer
 
-from tollbook.schemas.identifiers import check_id
+from tollbook.cli.options import check_id, check_period, data_settings
 
 _COLUMNS = "user_id, period, plan, cap_usd, spent_usd, reserved_usd, calls, denied, fallbacks, assumed_usd, overage_usd"
 
@@ -23,7 +22,6 @@ def spend(
     Example: tollbook spend u42
     """
     from tollbook.app.connect import query_projection
-    from tollbook.cli.options import data_settings
 
     rows = query_projection(data_settings(), _sql(user, period, top))
     if as_json:
@@ -35,21 +33,10 @@ def spend(
     return 0
 
 
-def check_period(period: str) -> str:
-    """Return a billing period as it was given. Errors: typer.BadParameter."""
-    if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", period):
-        raise typer.BadParameter("a period is written YYYY-MM", param_hint="--period")
-    return period
-
-
 def _sql(user: str | None, period: str | None, top: int) -> str:
     conditions: list[str] = []
     if user is not None:
-        try:
-            check_id(user)
-        except ValueError as exc:
-            raise typer.BadParameter(str(exc), param_hint="user") from None
-        conditions.append(f"user_id = '{user}'")  # An id has no quotes: checked above.
+        conditions.append(f"user_id = '{check_id(user, 'USER')}'")  # An id has no quotes.
     if period is not None:
         conditions.append(f"period = '{check_period(period)}'")
     elif user is None:

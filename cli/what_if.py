@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tollbook.cli.moments import UntilOption, parse_moment
-from tollbook.cli.options import ArchiveOption, data_settings
-from tollbook.schemas.identifiers import EntryId, check_id
-from tollbook.schemas.money import MoneyError, nanousd_from_usd
+from tollbook.cli.options import ArchiveOption, JsonOption, check_id, check_period, check_usd, data_settings
+from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.plans import Plan
 from tollbook.schemas.problems import unknown_name
 
@@ -45,7 +44,7 @@ def what_if(
         int, typer.Option(min=0, max=100_000, help="How many of the calls that would be refused, oldest first.")
     ] = 10,
     archive: ArchiveOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> int:
     """Show what would have been spent and refused with other caps, prices or fallbacks. Nothing is changed.
 
@@ -53,14 +52,12 @@ def what_if(
     Example: tollbook what-if --cap trial=3 --price claude-3-haiku=0.8,4
     """
     from tollbook.audit.what_if.assumptions import assumptions
-    from tollbook.cli.spend import check_period
     from tollbook.views.what_if import print_what_if, what_if_document
 
     alternatives = read_alternatives(cap or (), user_cap or (), price or (), route or (), fallback or ())
     if user is not None:
-        _id(user, "--user")
-    if period is not None:
-        check_period(period)
+        check_id(user, "--user")
+    check_period(period)
     end = None if until is None else parse_moment(until, "--until")
     outcome = asyncio.run(_walk(data_settings(), alternatives, archive, end, kept_refusals=refusals, is_quiet=as_json))
     selected = outcome.select(user_id=user, period=period)
@@ -133,12 +130,12 @@ def _plan_cap(text: str) -> tuple[str, int]:
     plan, dollars = _split(text, "--cap", "PLAN=DOLLARS")
     if plan not in list(Plan):
         raise typer.BadParameter(unknown_name("plan", plan, list(Plan)), param_hint="--cap")
-    return plan, _amount(dollars, "--cap")
+    return plan, check_usd(dollars, "--cap")
 
 
 def _user_cap(text: str) -> tuple[str, int]:
     user_id, dollars = _split(text, "--user-cap", "USER=DOLLARS")
-    return _id(user_id, "--user-cap"), _amount(dollars, "--user-cap")
+    return check_id(user_id, "--user-cap"), check_usd(dollars, "--user-cap")
 
 
 def _price(text: str) -> "tuple[str, ModelPrice]":
@@ -150,7 +147,7 @@ def _price(text: str) -> "tuple[str, ModelPrice]":
     if len(parts) != 2:
         raise typer.BadParameter(f"{text!r} is not written MODEL=PROMPT,COMPLETION", param_hint="--price")
     for part in parts:
-        _amount(part, "--price")
+        check_usd(part, "--price")
     prompt, completion = (Decimal(part) for part in parts)
     model = resolve_model(name)
     return model.lower(), price_from_usd(model, prompt=prompt, completion=completion)
@@ -185,17 +182,3 @@ def _task(name: str, hint: str) -> str:
     if name not in known:
         raise typer.BadParameter(unknown_name("task type", name, known), param_hint=hint)
     return name
-
-
-def _id(value: str, hint: str) -> str:
-    try:
-        return check_id(value)
-    except ValueError as exc:
-        raise typer.BadParameter(str(exc), param_hint=hint) from None
-
-
-def _amount(dollars: str, hint: str) -> int:
-    try:
-        return nanousd_from_usd(dollars)
-    except MoneyError as exc:
-        raise typer.BadParameter(str(exc), param_hint=hint) from None

@@ -5,8 +5,10 @@ repr and no error (G10).
 """
 
 import asyncio
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import httpx
@@ -93,7 +95,7 @@ class Connection:
         limits = httpx.Limits(
             max_connections=max_connections, max_keepalive_connections=max_connections, keepalive_expiry=_KEEP_ALIVE_S
         )
-        self._client = _Client(limits=limits, follow_redirects=False, transport=transport)
+        self._client = _Client(verify=_tls_context(), limits=limits, follow_redirects=False, transport=transport)
 
     def __repr__(self) -> str:
         return f"Connection(base_url={self.base_url!r})"
@@ -127,6 +129,12 @@ class Connection:
                 return Exchange(None, {}, b"", fault_of(exc))
             return Exchange(response.status_code, response.headers, b"", fault_of(exc))
         return Exchange(response.status_code, response.headers, body)
+
+
+@cache
+def _tls_context() -> ssl.SSLContext:
+    """Read the trusted authorities once for all connections of the process: it takes 50 ms."""
+    return httpx.create_ssl_context()
 
 
 async def _read(response: httpx.Response) -> bytes:

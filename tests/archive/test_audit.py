@@ -5,7 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from decimal import Decimal
 from io import StringIO
 from pathlib import Path
@@ -26,7 +26,7 @@ from tollbook.audit.explanations import Decision, explain
 from tollbook.audit.reader import AuditReader, EventsMissing, NotOnLedger, Selection
 from tollbook.audit.search import Search, search
 from tollbook.audit.statements import make_statement
-from tollbook.cli.audit_find import Asked, read_search
+from tollbook.cli.audit_find import read_search
 from tollbook.inference.administration import Administration, Signature
 from tollbook.inference.cost_tracker import CostTracker
 from tollbook.ledger.archive.history import LedgerSource
@@ -601,7 +601,7 @@ async def test_what_is_not_on_the_ledger_is_one_clear_line(auditor: Auditor) -> 
 )
 def test_a_filter_that_means_nothing_is_refused(filters: dict[str, Any], option: str) -> None:
     with pytest.raises(typer.BadParameter) as refused:
-        read_search(asked_for(**filters))
+        read_search(**filters)
     assert refused.value.param_hint == option
 
 
@@ -637,14 +637,9 @@ CASES: list[tuple[dict[str, Any], Any]] = [
 ]
 
 
-def asked_for(**filters: Any) -> Asked:
-    names = [each.name for each in fields(Asked)]
-    return Asked(**{**dict.fromkeys(names), "types": (), **filters})
-
-
 async def found_by(scene: Scene, **filters: Any) -> list[int]:
     found: list[Any] = []
-    async for table in search(scene.reader, read_search(asked_for(**filters))):
+    async for table in search(scene.reader, read_search(**filters)):
         found += table["seq"].to_pylist()
     return found
 
