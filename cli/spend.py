@@ -22,10 +22,11 @@ def spend(
     Example: tollbook spend u42
     """
     from tollbook.app.connect import query_projection
+    from tollbook.views.rows import plain_text
 
     rows = query_projection(data_settings(), _sql(user, period, top))
     if as_json:
-        typer.echo(json.dumps(rows, default=_plain))
+        typer.echo(json.dumps(rows, default=plain_text))
     elif not rows:
         typer.echo("no spend yet")
     else:
@@ -63,7 +64,3 @@ def _print(rows: list[dict[str, Any]], user: str | None) -> None:
     first, title = ("user", f"Spend in {rows[0]['period']}") if user is None else ("period", f"Spend of {user}")
     columns = (first, "plan?", "spent>", "held>", "cap>", "used>", "denied>?", "calls>?", "fallbacks>?")
     Printer().table(columns, [cells(row) for row in rows], title)
-
-
-def _plain(value: object) -> str:
-    return f"{value:f}" if isinstance(value, Decimal) else str(value)

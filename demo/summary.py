@@ -4,13 +4,13 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from decimal import Decimal
 from typing import Any, Final
 
 from tollbook.demo.proof import Check
 from tollbook.inference.reconcile import Reconciliation
 from tollbook.ledger.projection.store import Store
 from tollbook.schemas.money import format_usd
+from tollbook.views.rows import plain_text
 from tollbook.views.tables import Printer, dollars, percent_used
 
 _BY_PLAN: Final = """
@@ -68,7 +68,7 @@ async def make_report(
 def as_json(report: Report) -> str:
     """Return the report as JSON; dollars are decimal strings."""
     document = asdict(report) | {"is_proven": report.is_proven, "provider": "stand-in"}
-    return json.dumps(document, default=_plain, indent=2)
+    return json.dumps(document, default=plain_text, indent=2)
 
 
 def print_report(report: Report, printer: Printer) -> None:
@@ -133,7 +133,3 @@ def _print_proof(report: Report, printer: Printer) -> None:
         )
     for check in report.proof:
         printer.text(f"{'✓' if check.is_true else '✗'} {check.claim} ({check.detail})", indent=3, hang=2)
-
-
-def _plain(value: object) -> object:
-    return f"{value:f}" if isinstance(value, Decimal) else str(value)

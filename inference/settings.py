@@ -10,27 +10,33 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.prices.model_price import DatedPrice
 from tollbook.inference.routing import routing_with
-from tollbook.inference.setting_values import (
+from tollbook.inference.setting_addresses import (
     ApiKey,
+    AppTitle,
+    AppUrl,
     BaseUrl,
+    MetricsPort,
+    Namespace,
+    Port,
+    ProviderId,
+    RedisUrl,
+)
+from tollbook.inference.setting_tables import (
     CapOverrides,
     CapTable,
     Concurrency,
     ConcurrencyTable,
-    MetricsPort,
     PriceOverrides,
-    RedisUrl,
     RouteOverrides,
     UsdCap,
 )
 from tollbook.ledger.projection import PROJECTION_FILE
-from tollbook.schemas.expectations import Expected
 from tollbook.schemas.plans import CAPS_NANOUSD, Plan
 from tollbook.schemas.problems import closest_name, problems_of, unknown_name
 
@@ -38,21 +44,6 @@ _DAY_S: Final = 86_400
 _PREFIX: Final = "TOLLBOOK_"
 DEMO_DATA_DIR: Final = Path("tollbook-demo")
 """Where `tollbook demo --keep` leaves its data. Commands that read use it when there is no other data."""
-Port = Annotated[int, Field(ge=1, le=65_535)]
-Namespace = Annotated[
-    str,
-    StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"),
-    Expected("1 to 64 of the characters a-z 0-9 . _ -, with a letter or a digit first"),
-]
-AppTitle = Annotated[
-    str, StringConstraints(pattern=r"^[\x20-\x7e]{0,100}$"), Expected("at most 100 printable ASCII characters")
-]
-AppUrl = Annotated[
-    str, StringConstraints(pattern=r"^https?://[\x21-\x7e]{1,200}$"), Expected("an http or https address")
-]
-ProviderId = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$"), Expected("a provider's id such as 'openrouter' or 'openai'")
-]
 
 
 def _field(name: str, default: Any, description: str, **limits: Any) -> Any:

@@ -82,7 +82,7 @@ def _write_json(reader: "pa.RecordBatchReader", file: IO[str]) -> None:
     separator = "["
     for batch in reader:
         for row in batch.to_pylist():
-            file.write(separator + json.dumps(row, default=_text))
+            file.write(separator + json.dumps(row, default=plain_text))
             separator = ",\n"
     file.write("[]\n" if separator == "[" else "]\n")
 
@@ -133,11 +133,12 @@ def cell_text(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, dict | list):
-        return json.dumps(value, default=_text)
-    return value if isinstance(value, str) else _text(value)
+        return json.dumps(value, default=plain_text)
+    return value if isinstance(value, str) else plain_text(value)
 
 
-def _text(value: object) -> str:
+def plain_text(value: object) -> str:
+    """Write a value that JSON has no form for: all places of a decimal, a time in ISO 8601."""
     if isinstance(value, Decimal):
         return f"{value:f}"
     return value.isoformat() if isinstance(value, datetime | date) else str(value)

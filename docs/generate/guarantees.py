@@ -5,7 +5,7 @@ afterwards with `audits G1`.
 """
 
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -22,13 +22,17 @@ def documents() -> dict[Path, str]:
     return {PAGE: _ROW.sub(_row, PAGE.read_text(encoding="utf-8"))}
 
 
-def code_lines() -> Iterator[tuple[str, int, str]]:
-    """Yield file, number and text of every line of the project's code."""
-    for room in ROOMS:
-        for path in sorted((ROOT / room).rglob("*")):
-            if path.suffix in (".py", ".lua", ".sql"):
-                for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-                    yield str(path.relative_to(ROOT)), number, line
+@cache
+def code_lines() -> tuple[tuple[str, int, str], ...]:
+    """Return file, number and text of every line of the project's code that could bear a mark."""
+    return tuple(
+        (str(path.relative_to(ROOT)), number, line)
+        for room in ROOMS
+        for path in sorted((ROOT / room).rglob("*"))
+        if path.suffix in (".py", ".lua", ".sql")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if "G" in line
+    )
 
 
 def marked_files(guarantee: str, *, audited: bool) -> list[str]:

@@ -49,8 +49,10 @@ class Archiving:
 
     async def append(self, entries: list[Any]) -> None:
         """Put made events on the stream and fold them."""
+        pipe = self.redis.pipeline(transaction=False)
         for entry_id, fields in entries:
-            await self.redis.xadd(KEYS.ledger, dict(zip(fields[0::2], fields[1::2], strict=True)), id=entry_id)
+            pipe.xadd(KEYS.ledger, dict(zip(fields[0::2], fields[1::2], strict=True)), id=entry_id)
+        await pipe.execute()
         await self.fold()
 
     async def fold(self) -> None:

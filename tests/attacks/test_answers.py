@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from tests.servers import wait_until
 from tests.system import REPLIES, running_system
 from tollbook.consumers.service import build_worker, serve_worker
-from tollbook.inference.setting_values import CapTable
+from tollbook.inference.setting_tables import CapTable
 from tollbook.ledger.keys import projector_lease
 from tollbook.schemas.identifiers import partition_of
 from tollbook.schemas.results import ErrorCode, TaskStatus

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from tests.servers import wait_until
 from tests.system import REPLIES, GatedStandIn, RunningSystem, running_system
 from tollbook.inference.bounds import TOKENS_PER_MESSAGE, TOKENS_PER_REQUEST
-from tollbook.inference.setting_values import CapTable, ConcurrencyTable
+from tollbook.inference.setting_tables import CapTable, ConcurrencyTable
 from tollbook.schemas.results import ErrorCode, TaskStatus
 from tollbook.standin import StandInConfig
 

@@ -346,6 +346,7 @@ async def test_the_demo_proves_its_books(tmp_path: Path) -> None:
     assert names_in(tmp_path) == [], "without --keep, nothing is left"
 
 
+@pytest.mark.slow
 async def test_a_graceful_stop_finishes_and_settles_what_is_in_flight(server_url: str, tmp_path: Path) -> None:
     """SIGTERM: no hold, no pending task and no unanswered publisher is left behind (G2)."""
     tasks = [{"task": "score_post", "task_id": f"t{n}", "user_id": "u1", "prompt": "a post"} for n in range(8)]
@@ -388,6 +389,7 @@ async def test_a_graceful_stop_finishes_and_settles_what_is_in_flight(server_url
             await command.end()
 
 
+@pytest.mark.slow
 async def test_ctrl_c_reaches_the_whole_process_group_and_harms_nothing(tmp_path: Path) -> None:
     """A terminal sends SIGINT to the embedded server too; calls in flight must still be settled there."""
     directory = tmp_path / "here"

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from tests.servers import wait_until
 from tests.system import REPLIES, GatedStandIn, RunningSystem, StayingCommand, run_cli, running_system
-from tollbook.inference.setting_values import CapTable
+from tollbook.inference.setting_tables import CapTable
 from tollbook.ledger.projection.comparison import TABLES, compare
 from tollbook.ledger.projection.store import Store
 from tollbook.schemas.results import TaskStatus

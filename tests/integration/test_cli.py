@@ -51,6 +51,7 @@ def publish(task_id: str, *more: str) -> tuple[str, ...]:
     return ("publish", STREAM, "score_post", PROMPT, "--user", "u1", "--task-id", task_id, "--json", *more)
 
 
+@pytest.mark.slow
 async def test_projector_and_worker_run_as_processes_of_their_own_and_the_projector_may_die(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -79,6 +80,7 @@ async def test_projector_and_worker_run_as_processes_of_their_own_and_the_projec
             assert spent.json()[0]["spent_usd"] == done["cost_usd"]
 
 
+@pytest.mark.slow
 async def test_everything_goes_on_after_up_was_killed_in_the_middle_of_its_calls(tmp_path: Path) -> None:
     """G2, G3, G4: `kill -9` takes server, projector and worker at once."""
     directory = tmp_path / "here"
@@ -297,6 +299,7 @@ def make_projection(path: Path) -> None:
     Store.open(path, "ledger-1").close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [

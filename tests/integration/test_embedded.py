@@ -179,6 +179,7 @@ async def test_the_settings_are_those_of_a_ledger(private_server: EmbeddedServer
     assert (settings["maxmemory-policy"], settings["bind"]) == ("noeviction", "127.0.0.1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["main", "thread"])
 async def test_a_new_start_takes_over_after_the_owner_was_killed(tmp_path: Path, how: str) -> None:
     async with owner_process(how, tmp_path) as (owner, server_pid, url):
@@ -199,6 +200,7 @@ async def test_the_server_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
         await wait_until(lambda: not is_alive(server_pid), what="the end of the server")
 
 
+@pytest.mark.slow
 async def test_an_interrupt_in_the_terminal_leaves_the_server_to_its_owner(tmp_path: Path) -> None:
     async with owner_process("main", tmp_path) as (owner, server_pid, _):
         # As a terminal does: to the whole group of processes.

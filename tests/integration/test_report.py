@@ -230,6 +230,7 @@ def test_the_page_needs_nothing_else_and_a_name_cannot_break_out_of_it(tmp_path:
     assert exact <= set(seen.texts)
 
 
+@pytest.mark.slow
 def test_the_charts_library_is_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     reading = asyncio.run(source_of(make_data_dir(tmp_path, load(30, users=3))).read())

@@ -12,7 +12,7 @@ from tests.ledger_maker import PERIODS, LedgerMaker
 from tests.servers import wait_until
 from tests.system import REPLIES, GatedStandIn, RunningSystem, make_settings, running_system
 from tollbook.inference.runtime import open_ledger
-from tollbook.inference.setting_values import CapTable
+from tollbook.inference.setting_tables import CapTable
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.keys import Keys, dead_letters, projector_lease
 from tollbook.ledger.projection.store import Store

@@ -16,7 +16,7 @@ from tollbook.consumers.dead_letters import DeadLetters
 from tollbook.consumers.messages import Delivery
 from tollbook.consumers.service import build_worker, serve_worker
 from tollbook.inference.runtime import open_runtime
-from tollbook.inference.setting_values import CapTable, ConcurrencyTable
+from tollbook.inference.setting_tables import CapTable, ConcurrencyTable
 from tollbook.ledger.errors import BaselineUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage
 from tollbook.ledger.keys import GROUP
@@ -221,6 +221,7 @@ async def test_a_killed_workers_tasks_are_taken_over_and_its_calls_are_charged(
         assert running.provider.arrived[USER] == 2 * len(tasks)
 
 
+@pytest.mark.slow
 async def test_a_task_that_kills_its_workers_is_dead_lettered_and_can_be_retried(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from tests.observability.pages import Samples, scrape_until
 from tests.servers import wait_until
 from tests.system import REPLIES, RunningSystem, running_system
-from tollbook.inference.setting_values import CapTable
+from tollbook.inference.setting_tables import CapTable
 from tollbook.ledger.keys import GROUP
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.projection.totals import LATENCY_BUCKETS_S, Totals

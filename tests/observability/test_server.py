@@ -51,6 +51,7 @@ async def test_nothing_but_loopback_is_listened_on_and_only_three_things_are_tol
             assert found.text.endswith("# EOF\n")
 
 
+@pytest.mark.slow
 async def test_a_process_is_found_by_its_file_and_leaves_nothing_behind_when_it_is_killed(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from tests.recovery.doomed import doomed_worker
 from tests.servers import wait_until
 from tests.system import REPLIES, RunningSystem, running_system, serving
 from tollbook.inference.client import InferenceClient
-from tollbook.inference.setting_values import CapTable
+from tollbook.inference.setting_tables import CapTable
 from tollbook.schemas.events import CostAdjusted, CostRecorded, Event, ModelCalled
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tollbook.standin import FaultPlan

@@ -207,6 +207,7 @@ async def test_a_task_whose_workers_died_is_retried_under_a_new_id_and_runs_once
         await check_books(idle, tmp_path)
 
 
+@pytest.mark.slow
 async def test_reconcile_corrects_what_the_provider_knows_and_lists_the_rest(
     running: RunningSystem, cli: Cli, tmp_path: Path
 ) -> None:

@@ -99,6 +99,7 @@ async def test_a_standby_takes_over_from_a_killed_projector(projectors: Projecto
     await wait_until(lambda: "projector.started" in standby.stderr, what="the standby's start")
 
 
+@pytest.mark.slow
 async def test_a_projector_that_was_replaced_while_it_slept_stops_by_itself(projectors: Projectors) -> None:
     first = await projectors.start()
     standby = await projectors.start("--standby", place="elsewhere", waits_for="projector.standing_by")
@@ -111,6 +112,7 @@ async def test_a_projector_that_was_replaced_while_it_slept_stops_by_itself(proj
     assert standby.process.returncode is None
 
 
+@pytest.mark.slow
 async def test_a_standby_that_finds_the_file_in_use_gives_the_lease_back(projectors: Projectors) -> None:
     """Where the first only slept, it goes on."""
     first = await projectors.start()

@@ -70,6 +70,7 @@ async def check_once(running: RunningSystem, directory: Path, tasks: int) -> Non
     assert spent == running.provider.book.totals()
 
 
+@pytest.mark.slow
 async def test_redis_is_restarted_under_load(private_server: EmbeddedServer, tmp_path: Path) -> None:
     async with running_system(tmp_path / "data", private_server.url, workers=2) as running:
         task_ids: list[str] = []

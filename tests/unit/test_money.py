@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tollbook.inference.prices.model_price import price_from_usd
-from tollbook.inference.setting_values import CapTable
+from tollbook.inference.setting_tables import CapTable
 from tollbook.schemas.events import Event, FallbackUsed
 from tollbook.schemas.money import (
     MAX_NANOUSD,

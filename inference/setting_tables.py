@@ -1,7 +1,7 @@
-"""Settings with a format of their own: addresses, money, JSON tables.
+"""Settings that are money or tables: caps, prices, routes, concurrency.
 
 JSON is read with `parse_float=Decimal`, so that no price or cap is ever a float. Every validator raises a ValueError
-that follows the name of its setting; no message shows a value that may hold a password or a key (G10).
+that follows the name of its setting.
 """
 
 import json
@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from typing import Annotated, Any, Final, Literal, cast
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from typing import Annotated, Any, Final, cast
 
-from pydantic import AfterValidator, BeforeValidator, SecretStr
+from pydantic import BeforeValidator
 
 from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelPrice, price_from_usd
 from tollbook.schemas.identifiers import check_id
@@ -26,7 +25,6 @@ from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS, TaskStream
 _MAX_USD_PER_MTOK: Final = 10_000
 _MAX_CAP_USD: Final = MAX_NANOUSD // NANOUSD_PER_USD
 _PRICE_FIELDS: Final = ("prompt", "completion", "cached", "cache_write", "request")
-_REDIS_PARAMETERS: Final = ("db", "username", "password", "client_name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,59 +62,6 @@ class ConcurrencyTable:
         return str(self.default)
 
 
-def _split_url(value: str) -> SplitResult:
-    try:
-        return urlsplit(value)
-    except ValueError:
-        # Python's own message would quote the host part, which may hold a password.
-        raise ValueError("is not a valid address") from None
-
-
-def _redis_url(value: str) -> str:
-    parts = _split_url(value)
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        raise ValueError("must begin with redis://, rediss:// or unix://")
-    try:
-        _ = parts.port
-    except ValueError:
-        # Python's own message would quote a part of a password that holds a / or a #.
-        raise ValueError("has no valid port; write /, ?, # and @ in a password as %2F, %3F, %23 and %40") from None
-    # redis-py takes any option of its own as a parameter. Some change how replies are read, or send a command again:
-    # they would stop the workers or book a task twice. Only options of the connection are safe.
-    for name, text in parse_qsl(parts.query, keep_blank_values=True):
-        is_known = name in _REDIS_PARAMETERS or (parts.scheme == "rediss" and name.startswith("ssl_"))
-        if not is_known and "@" in parts.query + parts.fragment:
-            # The "parameter" is a part of a password that holds a ?, so it is not shown.
-            raise ValueError("has an @ after a ?; write /, ?, # and @ in a password as %2F, %3F, %23 and %40")
-        if not is_known:
-            raise ValueError(f"{unknown_name('parameter', name, _REDIS_PARAMETERS)}; ssl_... with rediss://")
-        if name == "db" and not text.isdecimal():
-            raise ValueError("'db' must be the number of a database")
-    return value
-
-
-def _base_url(value: str) -> str:
-    parts = _split_url(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be an http or https address such as https://openrouter.ai/api/v1")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("must hold no user name and no password; put the key into OPENROUTER_API_KEY")
-    if parts.query or parts.fragment:
-        raise ValueError("must have no query (?...) and no fragment (#...)")
-    try:
-        _ = parts.port
-    except ValueError:
-        raise ValueError("must have a port from 1 to 65535, or none") from None
-    return value.rstrip("/")
-
-
-def _api_key(value: SecretStr) -> SecretStr:
-    # The key becomes a header: a line break would be an injection, and other characters an error at every call.
-    if not re.fullmatch(r"[\x21-\x7e]{1,1000}", value.get_secret_value()):
-        raise ValueError("must be 1 to 1000 printable ASCII characters without spaces and line breaks")
-    return value
-
-
 def _usd_cap(value: object) -> int | None:
     return None if value is None else _nanousd(value)
 
@@ -138,17 +83,6 @@ def _calls(value: object, subject: str = "") -> int:
     if type(value) is not int or not 1 <= value <= 10_000:
         raise ValueError(f"{subject}must be a whole number of calls from 1 to 10000, not {shown(value)}")
     return value
-
-
-def _metrics_port(value: object) -> int | Literal["off"] | None:
-    if value is None:
-        return None
-    if value == "off":
-        return "off"
-    port = int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,5}", value) else value
-    if type(port) is not int or not 0 <= port <= 65_535:
-        raise ValueError(f"must be a port from 1 to 65535, 0 for a free one, or 'off', not {shown(value)}")
-    return port
 
 
 def _routes(value: object) -> dict[str, dict[str, object]]:
@@ -284,11 +218,7 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return table
 
 
-RedisUrl = Annotated[str, AfterValidator(_redis_url)]
-BaseUrl = Annotated[str, AfterValidator(_base_url)]
-ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
 UsdCap = Annotated[int | None, BeforeValidator(_usd_cap)]
-MetricsPort = Annotated[int | Literal["off"] | None, BeforeValidator(_metrics_port)]
 Concurrency = Annotated[ConcurrencyTable, BeforeValidator(_concurrency)]
 RouteOverrides = Annotated[dict[str, dict[str, Any]], BeforeValidator(_routes)]
 PriceOverrides = Annotated[dict[str, tuple[DatedPrice, ...]], BeforeValidator(_prices)]

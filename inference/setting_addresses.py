@@ -1,0 +1,101 @@
+"""Settings that are addresses, ports, keys or names.
+
+Every validator raises a ValueError that follows the name of its setting. No message shows a value that may hold a
+password or a key (G10).
+"""
+
+import re
+from typing import Annotated, Final, Literal
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints
+
+from tollbook.schemas.expectations import Expected
+from tollbook.schemas.problems import shown, unknown_name
+
+_REDIS_PARAMETERS: Final = ("db", "username", "password", "client_name")
+
+
+def _split_url(value: str) -> SplitResult:
+    try:
+        return urlsplit(value)
+    except ValueError:
+        # Python's own message would quote the host part, which may hold a password.
+        raise ValueError("is not a valid address") from None
+
+
+def _redis_url(value: str) -> str:
+    parts = _split_url(value)
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("must begin with redis://, rediss:// or unix://")
+    try:
+        _ = parts.port
+    except ValueError:
+        # Python's own message would quote a part of a password that holds a / or a #.
+        raise ValueError("has no valid port; write /, ?, # and @ in a password as %2F, %3F, %23 and %40") from None
+    # redis-py takes any option of its own as a parameter. Some change how replies are read, or send a command again:
+    # they would stop the workers or book a task twice. Only options of the connection are safe.
+    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+        is_known = name in _REDIS_PARAMETERS or (parts.scheme == "rediss" and name.startswith("ssl_"))
+        if not is_known and "@" in parts.query + parts.fragment:
+            # The "parameter" is a part of a password that holds a ?, so it is not shown.
+            raise ValueError("has an @ after a ?; write /, ?, # and @ in a password as %2F, %3F, %23 and %40")
+        if not is_known:
+            raise ValueError(f"{unknown_name('parameter', name, _REDIS_PARAMETERS)}; ssl_... with rediss://")
+        if name == "db" and not text.isdecimal():
+            raise ValueError("'db' must be the number of a database")
+    return value
+
+
+def _base_url(value: str) -> str:
+    parts = _split_url(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http or https address such as https://openrouter.ai/api/v1")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must hold no user name and no password; put the key into OPENROUTER_API_KEY")
+    if parts.query or parts.fragment:
+        raise ValueError("must have no query (?...) and no fragment (#...)")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("must have a port from 1 to 65535, or none") from None
+    return value.rstrip("/")
+
+
+def _api_key(value: SecretStr) -> SecretStr:
+    # The key becomes a header: a line break would be an injection, and other characters an error at every call.
+    if not re.fullmatch(r"[\x21-\x7e]{1,1000}", value.get_secret_value()):
+        raise ValueError("must be 1 to 1000 printable ASCII characters without spaces and line breaks")
+    return value
+
+
+def _metrics_port(value: object) -> int | Literal["off"] | None:
+    if value is None:
+        return None
+    if value == "off":
+        return "off"
+    port = int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,5}", value) else value
+    if type(port) is not int or not 0 <= port <= 65_535:
+        raise ValueError(f"must be a port from 1 to 65535, 0 for a free one, or 'off', not {shown(value)}")
+    return port
+
+
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+BaseUrl = Annotated[str, AfterValidator(_base_url)]
+ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
+MetricsPort = Annotated[int | Literal["off"] | None, BeforeValidator(_metrics_port)]
+Port = Annotated[int, Field(ge=1, le=65_535)]
+Namespace = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"),
+    Expected("1 to 64 of the characters a-z 0-9 . _ -, with a letter or a digit first"),
+]
+AppTitle = Annotated[
+    str, StringConstraints(pattern=r"^[\x20-\x7e]{0,100}$"), Expected("at most 100 printable ASCII characters")
+]
+AppUrl = Annotated[
+    str, StringConstraints(pattern=r"^https?://[\x21-\x7e]{1,200}$"), Expected("an http or https address")
+]
+ProviderId = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$"), Expected("a provider's id such as 'openrouter' or 'openai'")
+]
