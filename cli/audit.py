@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
-from tollbook.cli.options import ArchiveOption, data_settings
+from tollbook.cli.options import ArchiveOption, UserArgument, data_settings, read_call, read_id
 from tollbook.cli.row_options import FormatOption, choose_format
-from tollbook.schemas.identifiers import check_id
 
 if TYPE_CHECKING:
     from tollbook.audit.reader import AuditReader
@@ -25,7 +24,7 @@ _LONG: Final = 100_000
 _MOVEMENTS: Final = 50
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-CallArgument = Annotated[str, typer.Argument(metavar="CALL", help="Call id: the id of the task.")]
+CallArgument = Annotated[str, typer.Argument(metavar="CALL", help="Call id: the id of the task.", callback=read_call)]
 
 
 @app.command()
@@ -50,7 +49,7 @@ def call(call_id: CallArgument, archive: ArchiveOption = None, as_json: Json = F
 
 @app.command()
 def user(
-    user_id: Annotated[str, typer.Argument(metavar="USER", help="User id.")],
+    user_id: UserArgument,
     period: Annotated[str | None, typer.Option(help="Billing period, YYYY-MM; the user's latest by default.")] = None,
     holds: Annotated[bool, typer.Option(help="Show holds too, or only charges, refusals and changes.")] = True,
     last: Annotated[
@@ -69,7 +68,6 @@ def user(
     from tollbook.views.audit.documents import statement_document
     from tollbook.views.audit.screens import print_statement, statement_problems
 
-    _check_user(user_id)
     if period is not None:
         check_period(period)
 
@@ -119,9 +117,9 @@ def explain(call_id: CallArgument, archive: ArchiveOption = None, as_json: Json 
 
 @app.command()
 def find(
-    user_id: Annotated[str | None, typer.Option("--user", help="Only events of this user.")] = None,
-    campaign: Annotated[str | None, typer.Option(help="Only calls of this campaign.")] = None,
-    call_id: Annotated[str | None, typer.Option("--call", help="Only events of this call.")] = None,
+    user_id: Annotated[str | None, typer.Option("--user", help="Only events of this user.", callback=read_id)] = None,
+    campaign: Annotated[str | None, typer.Option(help="Only calls of this campaign.", callback=read_id)] = None,
+    call_id: Annotated[str | None, typer.Option("--call", help="Only events of this call.", callback=read_call)] = None,
     model: Annotated[
         str | None, typer.Option(help="This model was asked for, answered, or was fallen back from.")
     ] = None,
@@ -200,10 +198,3 @@ async def _reading(archive: Path | None) -> "AsyncGenerator[AuditReader]":
             yield reader
         finally:
             reader.close()
-
-
-def _check_user(value: str) -> None:
-    try:
-        check_id(value)
-    except ValueError as exc:
-        raise typer.BadParameter(str(exc), param_hint="USER") from None

@@ -10,7 +10,6 @@ from tollbook.audit.reader import Selection
 from tollbook.audit.search import Search
 from tollbook.cli.moments import parse_moment
 from tollbook.schemas.events import CostRecorded, EventPayload, Outcome
-from tollbook.schemas.identifiers import check_id
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD
 from tollbook.schemas.problems import unknown_name
 
@@ -39,9 +38,6 @@ class Asked:
 
 def read_search(asked: Asked) -> Search:
     """Read the filters. Errors: typer.BadParameter."""
-    for value, hint in ((asked.user_id, "--user"), (asked.campaign_id, "--campaign")):
-        if value is not None:
-            _check_id(value, hint)
     for name in asked.types:
         _check_known(name, _TYPES, "--type")
     if asked.outcome is not None:
@@ -82,10 +78,3 @@ def _amount(dollars: str, hint: str) -> int:
 def _check_known(name: str, known: tuple[str, ...], hint: str) -> None:
     if name not in known:
         raise typer.BadParameter(unknown_name(hint.removeprefix("--"), name, known), param_hint=hint)
-
-
-def _check_id(value: str, hint: str) -> None:
-    try:
-        check_id(value)
-    except ValueError as exc:
-        raise typer.BadParameter(str(exc), param_hint=hint) from None

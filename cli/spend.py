@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from tollbook.schemas.identifiers import check_id
+from tollbook.cli.options import read_id
 
 _COLUMNS = "user_id, period, plan, cap_usd, spent_usd, reserved_usd, calls, denied, fallbacks, assumed_usd, overage_usd"
 
 
 def spend(
-    user: Annotated[str | None, typer.Argument(help="Only this user, every period.")] = None,
+    user: Annotated[str | None, typer.Argument(help="Only this user, every period.", callback=read_id)] = None,
     period: Annotated[str | None, typer.Option(help="Billing period, YYYY-MM; the latest by default.")] = None,
     top: Annotated[int, typer.Option(min=1, max=10_000, help="How many users, the highest spend first.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array of objects.")] = False,
@@ -45,11 +45,7 @@ def check_period(period: str) -> str:
 def _sql(user: str | None, period: str | None, top: int) -> str:
     conditions: list[str] = []
     if user is not None:
-        try:
-            check_id(user)
-        except ValueError as exc:
-            raise typer.BadParameter(str(exc), param_hint="user") from None
-        conditions.append(f"user_id = '{user}'")  # An id has no quotes: checked above.
+        conditions.append(f"user_id = '{user}'")  # An id has no quotes: `read_id` has checked it.
     if period is not None:
         conditions.append(f"period = '{check_period(period)}'")
     elif user is None:

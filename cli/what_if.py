@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tollbook.cli.moments import UntilOption, parse_moment
-from tollbook.cli.options import ArchiveOption, data_settings
-from tollbook.schemas.identifiers import EntryId, check_id
+from tollbook.cli.options import ArchiveOption, check_id, data_settings, read_id
+from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.money import MoneyError, nanousd_from_usd
 from tollbook.schemas.plans import Plan
 from tollbook.schemas.problems import unknown_name
@@ -37,7 +37,7 @@ def what_if(
     fallback: Annotated[
         list[str] | None, typer.Option(help="Another fallback for a task type: TASK=MODEL, or TASK=none.")
     ] = None,
-    user: Annotated[str | None, typer.Option(help="Only this user.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only this user.", callback=read_id)] = None,
     period: Annotated[str | None, typer.Option(help="Only this billing period, YYYY-MM.")] = None,
     until: UntilOption = None,
     top: Annotated[int, typer.Option(min=0, max=10_000, help="How many users, the most affected first.")] = 10,
@@ -57,8 +57,6 @@ def what_if(
     from tollbook.views.what_if import print_what_if, what_if_document
 
     alternatives = read_alternatives(cap or (), user_cap or (), price or (), route or (), fallback or ())
-    if user is not None:
-        _id(user, "--user")
     if period is not None:
         check_period(period)
     end = None if until is None else parse_moment(until, "--until")
@@ -138,7 +136,7 @@ def _plan_cap(text: str) -> tuple[str, int]:
 
 def _user_cap(text: str) -> tuple[str, int]:
     user_id, dollars = _split(text, "--user-cap", "USER=DOLLARS")
-    return _id(user_id, "--user-cap"), _amount(dollars, "--user-cap")
+    return check_id(user_id, "--user-cap"), _amount(dollars, "--user-cap")
 
 
 def _price(text: str) -> "tuple[str, ModelPrice]":
@@ -185,13 +183,6 @@ def _task(name: str, hint: str) -> str:
     if name not in known:
         raise typer.BadParameter(unknown_name("task type", name, known), param_hint=hint)
     return name
-
-
-def _id(value: str, hint: str) -> str:
-    try:
-        return check_id(value)
-    except ValueError as exc:
-        raise typer.BadParameter(str(exc), param_hint=hint) from None
 
 
 def _amount(dollars: str, hint: str) -> int:
