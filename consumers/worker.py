@@ -88,6 +88,8 @@ class Worker:
         self._run_numbers = count(1)
         # Runs that may still send a request; of all others of this worker it is known that they do not.
         self._active_runs: set[RunId] = set()
+        # Bound once: to make a logger takes half the time of a line.
+        self._log = _log.bind()
         self._held_back = ThrottledWarning("tasks.held_back", now_ms)
         # All task streams, whichever this worker serves.
         self._task_streams = frozenset((*limits.concurrency, *TaskStream))
@@ -159,13 +161,13 @@ class Worker:
 
     async def _persist(self, delivery: Delivery, slot: "_Slot", record_result: RecordResult) -> None:
         """Execute a delivery, and again while the stores do not answer: nothing is lost while it stays pending."""
-        pause_s = self._limits.waiting.first_pause_s
+        pause_s, taken_at_ms = self._limits.waiting.first_pause_s, self._now_ms()
         run = self._begin_run()
         try:
             await slot.acquire()
             while True:
                 try:
-                    return await self._execute(delivery, slot, run, record_result)
+                    return await self._execute(delivery, slot, run, record_result, taken_at_ms)
                 except (LedgerUnavailable, LedgerRefused, CallUnknown) as exc:  # G8
                     _log.debug("task.held_back", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
                     self._held_back.warn(exc)
@@ -183,7 +185,9 @@ class Worker:
         self._active_runs.add(run.id)
         return run
 
-    async def _execute(self, delivery: Delivery, slot: "_Slot", run: "_Run", record_result: RecordResult) -> None:
+    async def _execute(
+        self, delivery: Delivery, slot: "_Slot", run: "_Run", record_result: RecordResult, taken_at_ms: int
+    ) -> None:
         """Read the task, make its call, answer, acknowledge."""
         try:
             task_id, task = read_task(delivery)
@@ -204,7 +208,22 @@ class Worker:
         with self._observer.acknowledging():
             await self.claims.acknowledge(delivery)  # G3
         self.finished[result.status] += 1
-        _log.debug("task.finished", task_id=result.task_id, status=result.status.value)
+        self._log_finished(result, seconds=(self._now_ms() - taken_at_ms) / 1000)
+
+    def _log_finished(self, result: InferenceResult, *, seconds: float) -> None:
+        """Say what became of a task. A malformed message is no task: its dead letter has a line of its own."""
+        log = self._log.debug if result.error_code is ErrorCode.INVALID_TASK else self._log.info
+        log(
+            "task.finished",
+            task_id=result.task_id,
+            user_id=result.user_id,
+            task_type=result.task_type,
+            model=result.model_used,
+            status=result.status.value,
+            cost_usd=f"{result.cost_usd:f}",
+            tokens=result.token_count,
+            seconds=seconds,
+        )
 
     async def _result_of(
         self, delivery: Delivery, task_id: str, task: Task, slot: "_Slot", run: "_Run"

@@ -58,7 +58,7 @@ def test_an_entry_is_read_as_it_was_meant_or_is_not_made(values: dict[str, Any])
     wanted = {name: value for name, value in values.items() if value is not None and (value != "" or name == "prompt")}
     for name in ("user_id", "plan", "prompt", "system", "model", "campaign_id", "reply_to", "max_tokens"):
         meant = wanted.get(name, Task.model_fields[name].default)
-        is_id = name in ("user_id", "campaign_id") and meant is not None
+        is_id = name in ("user_id", "campaign_id") and isinstance(meant, str)
         assert getattr(task, name) == (normalise_id(meant) if is_id else meant), name
     assert task.temperature == values.get("temperature")
     assert task.metadata == (json.loads(json.dumps(values["metadata"])) if "metadata" in wanted else None)
