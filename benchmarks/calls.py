@@ -3,7 +3,7 @@
 The worker is the shipped one (`tollbook worker`) beside a projector and the embedded server that
 syncs every write, each a process of its own; tasks come from their stream. The bare client is httpx with the
 aiohttp transport and sends the same requests, with as many in flight, to the same provider, which answers at
-once. A task counts as done once it is acknowledged.
+once. A task counts as done once it is acknowledged. The log is written to a file, a line for each task.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
             "TOLLBOOK_DIALECT": "openrouter",
             "TOLLBOOK_DATA_DIR": str(directory / "data"),
             "TOLLBOOK_CONCURRENCY": str(CONCURRENCY),
-            "TOLLBOOK_LOG_LEVEL": "error",
+            "TOLLBOOK_LOG_FORMAT": "json",
         }
         await stack.enter_async_context(_tollbook("projector", environment=environment, directory=directory))
         worker = _tollbook("worker", "--streams", _STREAM, environment=environment, directory=directory)
@@ -155,9 +155,14 @@ async def _provider(directory: Path) -> AsyncIterator[str]:
 async def _tollbook(*arguments: str, environment: Mapping[str, str], directory: Path) -> AsyncIterator[None]:
     """Run a command of Tollbook until the end, in a directory without a `.env`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("TOLLBOOK_", "OPENROUTER_"))}
-    process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("tollbook"), *arguments, cwd=directory, env={**clean, **environment}
-    )
+    with (directory / f"{arguments[0]}.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            Path(sys.executable).with_name("tollbook"),
+            *arguments,
+            cwd=directory,
+            env={**clean, **environment},
+            stderr=log,
+        )
     try:
         yield
         if process.returncode is not None:

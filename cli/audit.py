@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
-from tollbook.cli.options import ArchiveOption, JsonOption, check_id, check_period, data_settings
+from tollbook.cli.options import (
+    ArchiveOption,
+    JsonOption,
+    UserArgument,
+    check_period,
+    data_settings,
+    read_call,
+    read_id,
+)
 from tollbook.cli.row_options import FormatOption, choose_format
 
 if TYPE_CHECKING:
@@ -23,7 +31,7 @@ _Answer = TypeVar("_Answer")
 _LONG: Final = 100_000
 _MOVEMENTS: Final = 50
 
-CallArgument = Annotated[str, typer.Argument(metavar="CALL", help="Call id: the id of the task.")]
+CallArgument = Annotated[str, typer.Argument(metavar="CALL", help="Call id: the id of the task.", callback=read_call)]
 
 
 @app.command()
@@ -48,7 +56,7 @@ def call(call_id: CallArgument, archive: ArchiveOption = None, as_json: JsonOpti
 
 @app.command()
 def user(
-    user_id: Annotated[str, typer.Argument(metavar="USER", help="User id.")],
+    user_id: UserArgument,
     period: Annotated[str | None, typer.Option(help="Billing period, YYYY-MM; the user's latest by default.")] = None,
     holds: Annotated[bool, typer.Option(help="Show holds too, or only charges, refusals and changes.")] = True,
     last: Annotated[
@@ -66,7 +74,6 @@ def user(
     from tollbook.views.audit.documents import statement_document
     from tollbook.views.audit.screens import print_statement, statement_problems
 
-    check_id(user_id, "USER")
     check_period(period)
 
     def show(reader: "AuditReader", statement: Statement) -> int:
@@ -115,9 +122,9 @@ def explain(call_id: CallArgument, archive: ArchiveOption = None, as_json: JsonO
 
 @app.command()
 def find(
-    user_id: Annotated[str | None, typer.Option("--user", help="Only events of this user.")] = None,
-    campaign: Annotated[str | None, typer.Option(help="Only calls of this campaign.")] = None,
-    call_id: Annotated[str | None, typer.Option("--call", help="Only events of this call.")] = None,
+    user_id: Annotated[str | None, typer.Option("--user", help="Only events of this user.", callback=read_id)] = None,
+    campaign: Annotated[str | None, typer.Option(help="Only calls of this campaign.", callback=read_id)] = None,
+    call_id: Annotated[str | None, typer.Option("--call", help="Only events of this call.", callback=read_call)] = None,
     model: Annotated[
         str | None, typer.Option(help="This model was asked for, answered, or was fallen back from.")
     ] = None,

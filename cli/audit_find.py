@@ -9,7 +9,6 @@ import typer
 from tollbook.audit.reader import Selection
 from tollbook.audit.search import Search
 from tollbook.cli.moments import parse_moment
-from tollbook.cli.options import check_id
 from tollbook.schemas.events import CostRecorded, EventPayload, Outcome
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD
 from tollbook.schemas.problems import unknown_name
@@ -33,9 +32,6 @@ def read_search(
     most_usd: str | None = None,
 ) -> Search:
     """Read the filters as they were given. Errors: typer.BadParameter."""
-    for value, hint in ((user_id, "--user"), (campaign_id, "--campaign")):
-        if value is not None:
-            check_id(value, hint)
     for name in types:
         _check_known(name, _TYPES, "--type")
     if outcome is not None:

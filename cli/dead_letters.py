@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from tollbook.cli.moments import parse_since
-from tollbook.cli.options import JsonOption, check_id, load_redis_alone
+from tollbook.cli.options import JsonOption, load_redis_alone, read_id
 from tollbook.views.tables import printable
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ All = Annotated[bool, typer.Option("--all", help="All dead letters, or all that 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Stream = Annotated[str | None, typer.Option(help="Only tasks of this stream.")]
 ReasonFilter = Annotated[str | None, typer.Option(help=f"Only for this reason: {', '.join(_REASONS)}.")]
-User = Annotated[str | None, typer.Option(help="Only tasks of this user.")]
+User = Annotated[str | None, typer.Option(help="Only tasks of this user.", callback=read_id)]
 Since = Annotated[
     str | None, typer.Option(help="Only those that were put here since then: 2026-11-24, 2026-11-24T12:00:00Z.")
 ]
@@ -219,8 +219,6 @@ def _selection(stream: str | None, reason: str | None, user: str | None, since: 
 
     if reason is not None and reason not in _REASONS:
         raise typer.BadParameter(f"{reason!r:.80} is none of {', '.join(_REASONS)}", param_hint="--reason")
-    if user is not None:
-        check_id(user, "--user")
     return Selection(stream, reason, user, None if since is None else parse_since(since, "--since"))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from tollbook.cli.options import JsonOption, check_id, check_period, check_usd, load_redis_alone
+from tollbook.cli.options import JsonOption, UserArgument, check_period, check_usd, load_redis_alone, read_call, read_id
 from tollbook.schemas.money import format_usd
 from tollbook.schemas.plans import Plan
 
@@ -21,10 +21,11 @@ plan_app = typer.Typer(help="Users' plans.", no_args_is_help=True)
 credit_app = typer.Typer(help="Credit above the cap.", no_args_is_help=True)
 cost_app = typer.Typer(help="Corrections of costs.", no_args_is_help=True)
 
-User = Annotated[str, typer.Argument(metavar="USER", help="User id.")]
 Reason = Annotated[str, typer.Option(help="The reason; recorded on the ledger.")]
 Author = Annotated[str | None, typer.Option(help="Who; your login name by default.")]
-Key = Annotated[str | None, typer.Option(help="Idempotency key: the same key and content is done once.")]
+Key = Annotated[
+    str | None, typer.Option(help="Idempotency key: the same key and content is done once.", callback=read_id)
+]
 
 
 class _AmountCommand(TyperCommand):
@@ -43,7 +44,7 @@ class _AmountCommand(TyperCommand):
 
 @plan_app.command("set")
 def set_plan(
-    user: User,
+    user: UserArgument,
     plan: Annotated[Plan, typer.Argument(metavar="PLAN", help="The plan from now on: trial, starter or growth.")],
     reason: Reason,
     cap: Annotated[str | None, typer.Option(help="Cap of a billing period in dollars, instead of the plan's.")] = None,
@@ -56,7 +57,6 @@ def set_plan(
     Example: tollbook plan set u42 growth --reason "upgraded, invoice 1043"
     Example: tollbook plan set u42 growth --cap 500 --reason "contract of November"
     """
-    check_id(user, "USER")
     given_nanousd = None if cap is None else check_usd(cap, "--cap")
 
     async def run(administration: "Administration", signature: "Signature") -> dict[str, Any]:
@@ -71,7 +71,7 @@ def set_plan(
 
 @credit_app.command("grant", cls=_AmountCommand)
 def grant_credit(
-    user: User,
+    user: UserArgument,
     amount: Annotated[str, typer.Argument(metavar="AMOUNT", help="Dollars, for example 2.50.")],
     reason: Reason,
     period: Annotated[str | None, typer.Option(help="Billing period, YYYY-MM; the present one by default.")] = None,
@@ -83,7 +83,6 @@ def grant_credit(
 
     Example: tollbook credit grant u42 2.50 --reason "sorry for the outage" --key outage-2026-11
     """
-    check_id(user, "USER")
     amount_nanousd = check_usd(amount, "AMOUNT")
     if amount_nanousd == 0:
         raise typer.BadParameter(f"a credit must be greater than zero, got {amount}", param_hint="AMOUNT")
@@ -100,7 +99,7 @@ def grant_credit(
 
 @cost_app.command("adjust", cls=_AmountCommand)
 def adjust_cost(
-    call: Annotated[str, typer.Argument(metavar="CALL", help="Call id, which is the task's id.")],
+    call: Annotated[str, typer.Argument(metavar="CALL", help="Call id, which is the task's id.", callback=read_call)],
     cost: Annotated[str, typer.Argument(metavar="COST", help="What the call really cost in all, in dollars.")],
     reason: Reason,
     author: Author = None,
@@ -138,8 +137,6 @@ def _run(
 
     if not reason.strip():
         raise typer.BadParameter("say why", param_hint="--reason")
-    if key is not None:
-        check_id(key, "--key")
     signature = Signature(author or _login_name(), reason.strip()[:500], key)
 
     async def connect() -> dict[str, Any]:

@@ -24,6 +24,24 @@ ArchiveOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def read_id(value: str | None) -> str | None:
+    """Return an id in the spelling in which it is kept; a callback of every option that names a user or a campaign.
+
+    Errors: typer.BadParameter.
+    """
+    return None if value is None else check_id(value)
+
+
+def read_call(value: str | None) -> str | None:
+    """Return a call's id in the spelling in which it is kept; it may also be a command's or an application's."""
+    from tollbook.schemas.identifiers import normalise_id
+
+    return None if value is None else normalise_id(value)
+
+
+UserArgument = Annotated[str, typer.Argument(metavar="USER", help="User id.", callback=read_id)]
+
+
 def data_settings() -> "Settings":
     """Return the settings with which a command reads; a line on standard error says where they are a kept demo's."""
     from tollbook.app.connect import data_settings as with_data
@@ -52,8 +70,11 @@ def load_redis_alone() -> None:
         del sys.modules[sdk]
 
 
-def check_id(value: str, hint: str) -> str:
-    """Return an id as it was given. Errors: typer.BadParameter, which names `hint`."""
+def check_id(value: str, hint: str | None = None) -> str:
+    """Return an id in the spelling in which it is kept.
+
+    Errors: typer.BadParameter, which names `hint`; without one, the option whose callback this is.
+    """
     from tollbook.schemas.identifiers import check_id as check
 
     try:

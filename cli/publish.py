@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tollbook.cli.options import JsonOption, load_redis_alone
+from tollbook.cli.options import JsonOption, load_redis_alone, read_call
 from tollbook.schemas.entries import TaskEntry
 from tollbook.schemas.results import InferenceResult, TaskStatus
 from tollbook.schemas.tasks import InvalidTask, TaskStream, TaskType
@@ -70,7 +70,7 @@ def publish(
 
 
 def result(
-    task_id: Annotated[str, typer.Argument(help="The task's id.")],
+    task_id: Annotated[str, typer.Argument(help="The task's id.", callback=read_call)],
     wait: Wait = None,
     as_json: JsonOption = False,
 ) -> int:

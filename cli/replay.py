@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from tollbook.cli.moments import UntilOption, parse_moment
-from tollbook.cli.options import ArchiveOption, JsonOption, check_id, data_settings
+from tollbook.cli.options import ArchiveOption, JsonOption, data_settings, read_id
 
 if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
@@ -30,7 +30,7 @@ def replay(
         typer.Option(help=f"The DuckDB file to make; it must not exist. [default: {_DEFAULT_FILE}; --compare: none]"),
     ] = None,
     until: UntilOption = None,
-    user: Annotated[str | None, typer.Option(help="Only what belongs to this user.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only what belongs to this user.", callback=read_id)] = None,
     compare: Annotated[
         bool,
         typer.Option("--compare", help="Compare with the projection in use, row for row; exit code 1 if they differ."),
@@ -49,8 +49,6 @@ def replay(
     if compare and (user is not None or until is not None or archive is not None):
         raise typer.BadParameter("cannot be combined with --until, --user or --archive", param_hint="--compare")
     end = None if until is None else parse_moment(until, "--until")
-    if user is not None:
-        check_id(user, "--user")
     settings = data_settings()
     with tempfile.TemporaryDirectory(prefix="tollbook-replay-") as folder:
         file = target or Path(folder) / _DEFAULT_FILE

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from tollbook.cli.options import check_period
+from tollbook.cli.options import check_period, read_id
 
 if TYPE_CHECKING:
     from tollbook.views.report.queries import Selection
@@ -29,8 +29,8 @@ def report(
         str | None, typer.Option(help="Billing period, YYYY-MM, or `all`; the newest by default.")
     ] = None,
     plan: Annotated[str | None, typer.Option(help="Only this plan.")] = None,
-    user: Annotated[str | None, typer.Option(help="Only this user.")] = None,
-    campaign: Annotated[str | None, typer.Option(help="Only this campaign.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only this user.", callback=read_id)] = None,
+    campaign: Annotated[str | None, typer.Option(help="Only this campaign.", callback=read_id)] = None,
     archive: Annotated[
         Path | None, typer.Option(help="Read an archive only, for example a copy, without Redis and DuckDB.")
     ] = None,

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from tollbook.cli.options import check_id, check_period, data_settings
+from tollbook.cli.options import check_period, data_settings, read_id
 
 _COLUMNS = "user_id, period, plan, cap_usd, spent_usd, reserved_usd, calls, denied, fallbacks, assumed_usd, overage_usd"
 
 
 def spend(
-    user: Annotated[str | None, typer.Argument(help="Only this user, every period.")] = None,
+    user: Annotated[str | None, typer.Argument(help="Only this user, every period.", callback=read_id)] = None,
     period: Annotated[str | None, typer.Option(help="Billing period, YYYY-MM; the latest by default.")] = None,
     top: Annotated[int, typer.Option(min=1, max=10_000, help="How many users, the highest spend first.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array of objects.")] = False,
@@ -37,7 +37,7 @@ def spend(
 def _sql(user: str | None, period: str | None, top: int) -> str:
     conditions: list[str] = []
     if user is not None:
-        conditions.append(f"user_id = '{check_id(user, 'USER')}'")  # An id has no quotes.
+        conditions.append(f"user_id = '{user}'")  # An id has no quotes: `read_id` has checked it.
     if period is not None:
         conditions.append(f"period = '{check_period(period)}'")
     elif user is None:

@@ -73,7 +73,7 @@ class DeadLetters:
         self, delivery: Delivery, *, reason: Reason, error: str, task_id: str, user_id: str | None = None
     ) -> None:
         """Append a task with the reason. A worker that dies before its acknowledgement may append it twice."""
-        await self._pipeline.execute(
+        letter_id: bytes = await self._pipeline.execute(
             "XADD",
             self.key,
             "*",
@@ -81,7 +81,14 @@ class DeadLetters:
             *("task_id", task_id, "user_id", user_id or "", "deliveries", delivery.deliveries, "at", self._now_ms()),
             *("fields", fields_as_json(delivery.fields)),
         )
-        _log.warning("task.dead_lettered", stream=delivery.stream, entry_id=delivery.entry_id, reason=reason)
+        _log.warning(
+            "task.dead_lettered",
+            letter=letter_id.decode(),
+            reason=reason,
+            task_id=task_id,
+            stream=delivery.stream,
+            entry_id=delivery.entry_id,
+        )
 
     async def list(self, *, count: int = 100, after: str = "-") -> list[DeadLetter]:
         """Return dead letters, oldest first."""

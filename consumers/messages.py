@@ -5,17 +5,17 @@ Plain fields, one field `data` with JSON, FastStream's binary envelope (`__data_
 
 import base64
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from tollbook.schemas.identifiers import check_id, task_id_from_entry
+from tollbook.schemas.json_text import RepeatedKey, parse_json
 from tollbook.schemas.tasks import (
-    STREAM_NAME_PATTERN,
     InvalidTask,
     Task,
     check_entry_size,
+    reply_stream_or_none,
     task_from_fields,
     traceparent_or_none,
     tracestate_or_none,
@@ -68,7 +68,7 @@ def salvage(delivery: Delivery) -> Salvage:
     return Salvage(
         task_id=_id(fields.get("task_id")) or task_id_from_entry(delivery.stream, delivery.entry_id),
         user_id=_id(fields.get("user_id")),
-        reply_to=_stream_name(fields.get("reply_to")),
+        reply_to=reply_stream_or_none(fields.get("reply_to")),
     )
 
 
@@ -122,13 +122,13 @@ def _open(delivery: Delivery) -> dict[str, Any]:
 
 def _open_envelope(envelope: bytes) -> dict[str, Any]:
     # Here, since `tollbook dead-letters` reads messages too, and FastStream takes long to load.
-
-    # Here, since `tollbook dead-letters` reads messages too, and FastStream takes long to load.
     from faststream.redis.parser import BinaryMessageFormatV1
 
     try:
         body, headers = BinaryMessageFormatV1.parse(envelope)
-        document = json.loads(body)
+        document = parse_json(body)
+    except RepeatedKey as exc:
+        raise InvalidTask(f"the FastStream message {exc}") from None
     except Exception as exc:  # noqa: BLE001 - FastStream's reader fails in many ways on bytes that are not its own.
         raise InvalidTask(f"the FastStream envelope cannot be read ({type(exc).__name__})") from None
     if not isinstance(document, dict):
@@ -144,10 +144,6 @@ def _id(value: object) -> str | None:
         return check_id(value) if isinstance(value, str) else None
     except ValueError:
         return None
-
-
-def _stream_name(value: object) -> str | None:
-    return value if isinstance(value, str) and re.fullmatch(STREAM_NAME_PATTERN, value) else None
 
 
 def _name(name: bytes) -> str:

@@ -145,7 +145,8 @@ async def _prepare_streams(runtime: InferenceRuntime, worker: Worker) -> bool:
     Errors: StreamTaken.
     """
     try:
-        await own_streams(runtime.handle.pipeline, worker.claims.streams, runtime.settings.namespace)
+        owners = await own_streams(runtime.handle.pipeline, worker.claims.streams, runtime.settings.namespace)
+        worker.share_database_with(owners.values())
         await worker.claims.heartbeat()
         await worker.claims.ensure_groups()
     except (LedgerUnavailable, RedisError) as exc:

@@ -7,7 +7,7 @@ acknowledgement); whatever goes wrong before that leaves it pending, to be claim
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,7 @@ from tollbook.ledger.results import Results
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tollbook.schemas.routes import Route
-from tollbook.schemas.tasks import InvalidTask, Task, TaskStream, TaskType
+from tollbook.schemas.tasks import RESERVED_STREAM_WORDS, InvalidTask, Task, TaskStream, TaskType
 
 # For the settlement of calls that are cut off; the ledger itself would be asked for minutes.
 _SETTLING_S: Final = 10.0
@@ -80,7 +80,7 @@ class Worker:
         self._dead_letters = dead_letters
         self._answers = Answers(results, dead_letters, now_ms)
         self._limits = limits
-        self._namespace = namespace
+        self._namespaces = {namespace}
         self._now_ms = now_ms
         self._slots = {stream: asyncio.Semaphore(number) for stream, number in limits.concurrency.items()}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -88,6 +88,8 @@ class Worker:
         self._run_numbers = count(1)
         # Runs that may still send a request; of all others of this worker it is known that they do not.
         self._active_runs: set[RunId] = set()
+        # Bound once: to make a logger takes half the time of a line.
+        self._log = _log.bind()
         self._held_back = ThrottledWarning("tasks.held_back", now_ms)
         # All task streams, whichever this worker serves.
         self._task_streams = frozenset((*limits.concurrency, *TaskStream))
@@ -159,13 +161,13 @@ class Worker:
 
     async def _persist(self, delivery: Delivery, slot: "_Slot", record_result: RecordResult) -> None:
         """Execute a delivery, and again while the stores do not answer: nothing is lost while it stays pending."""
-        pause_s = self._limits.waiting.first_pause_s
+        pause_s, taken_at_ms = self._limits.waiting.first_pause_s, self._now_ms()
         run = self._begin_run()
         try:
             await slot.acquire()
             while True:
                 try:
-                    return await self._execute(delivery, slot, run, record_result)
+                    return await self._execute(delivery, slot, run, record_result, taken_at_ms)
                 except (LedgerUnavailable, LedgerRefused, CallUnknown) as exc:  # G8
                     _log.debug("task.held_back", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
                     self._held_back.warn(exc)
@@ -183,10 +185,14 @@ class Worker:
         self._active_runs.add(run.id)
         return run
 
-    async def _execute(self, delivery: Delivery, slot: "_Slot", run: "_Run", record_result: RecordResult) -> None:
+    async def _execute(
+        self, delivery: Delivery, slot: "_Slot", run: "_Run", record_result: RecordResult, taken_at_ms: int
+    ) -> None:
         """Read the task, make its call, answer, acknowledge."""
         try:
             task_id, task = read_task(delivery)
+            if self._is_reserved(task.reply_to):
+                raise InvalidTask(f"'reply_to' {RESERVED_STREAM_WORDS} {task.reply_to!r} is")  # noqa: TRY301 - as a field that cannot be read.
         except InvalidTask as exc:
             result, reply_to = await self._answers.malformed(delivery, str(exc))
         else:
@@ -202,7 +208,22 @@ class Worker:
         with self._observer.acknowledging():
             await self.claims.acknowledge(delivery)  # G3
         self.finished[result.status] += 1
-        _log.debug("task.finished", task_id=result.task_id, status=result.status.value)
+        self._log_finished(result, seconds=(self._now_ms() - taken_at_ms) / 1000)
+
+    def _log_finished(self, result: InferenceResult, *, seconds: float) -> None:
+        """Say what became of a task. A malformed message is no task: its dead letter has a line of its own."""
+        log = self._log.debug if result.error_code is ErrorCode.INVALID_TASK else self._log.info
+        log(
+            "task.finished",
+            task_id=result.task_id,
+            user_id=result.user_id,
+            task_type=result.task_type,
+            model=result.model_used,
+            status=result.status.value,
+            cost_usd=f"{result.cost_usd:f}",
+            tokens=result.token_count,
+            seconds=seconds,
+        )
 
     async def _result_of(
         self, delivery: Delivery, task_id: str, task: Task, slot: "_Slot", run: "_Run"
@@ -250,10 +271,20 @@ class Worker:
         is_due = delivery.is_claimed or self._now_ms() > found.deadline_ms
         return is_due and not await self.claims.is_alive(run.process)
 
+    def _is_reserved(self, reply_to: str | None) -> bool:
+        """Whether a stream for replies is a Tollbook's own: this one's, or another's that shares the database."""
+        return reply_to is not None and (
+            reply_to in self._task_streams or any(is_reserved_key(name, reply_to) for name in self._namespaces)
+        )
+
+    def share_database_with(self, namespaces: Iterable[str]) -> None:
+        """Take no stream that begins as the keys of these ledgers do for one of replies."""
+        self._namespaces |= set(namespaces)
+
     async def _reply(self, reply_to: str | None, result: InferenceResult) -> None:
         """Append the result to the publisher's reply stream; at least once, so consumers go by `task_id`."""
-        if reply_to is None or reply_to in self._task_streams or is_reserved_key(self._namespace, reply_to):
-            return
+        if reply_to is None or self._is_reserved(reply_to):
+            return  # Of a malformed task, which has its answer under its own key.
         try:
             await self._pipeline.execute(
                 "XADD", reply_to, "*", "task_id", result.task_id, "result", result.model_dump_json()

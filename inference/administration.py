@@ -27,7 +27,7 @@ from tollbook.ledger.server.connection import connect, hide_password
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.refusals import reason_of
 from tollbook.schemas.events import CostAdjusted, CreditGranted, PlanAssigned, payload_json
-from tollbook.schemas.identifiers import budget_name, month_at, usage_call_id
+from tollbook.schemas.identifiers import budget_name, check_id, month_at, normalise_id, usage_call_id
 from tollbook.schemas.plans import Plan
 
 
@@ -59,6 +59,11 @@ class Signature:
     reason: str
     key: str | None = None
 
+    def __post_init__(self) -> None:
+        """Keep names in their one spelling."""
+        object.__setattr__(self, "author", normalise_id(self.author))
+        object.__setattr__(self, "key", self.key and normalise_id(self.key))
+
     def command_id(self, kind: str) -> str:
         """Return the idempotency key of a command: with a space, which no task id has, so that no task can take it."""
         return f"{kind} {self.key or uuid.uuid4()}"
@@ -74,7 +79,11 @@ class Correction:
 
 
 class Administration:
-    """Changes by people. Errors of every method: IdempotencyConflict; LedgerUnavailable; LedgerRefused."""
+    """Changes by people.
+
+    Errors of every method: ValueError for an id that none can have; IdempotencyConflict; LedgerUnavailable;
+        LedgerRefused.
+    """
 
     def __init__(
         self, ledger: Ledger, plan_caps_nanousd: Mapping[Plan, int], *, now_ms: Callable[[], int] = clock_ms
@@ -92,6 +101,7 @@ class Administration:
 
         From then on it counts, whatever plan a task names.
         """
+        user_id = check_id(user_id)
         cap = self.plan_cap_nanousd(plan) if cap_nanousd is None else cap_nanousd
         payload = PlanAssigned(plan=plan.value, cap_nanousd=cap, author=signature.author, reason=signature.reason)
         return await self._assign("plan-assigned", user_id, plan.value, cap, payload_json(payload), signature, None)
@@ -100,6 +110,7 @@ class Administration:
         self, user_id: str, amount_nanousd: int, signature: Signature, *, period: str | None = None
     ) -> bool:
         """Give a user credit above the cap for one period, the present one by default; return whether that is new."""
+        user_id = check_id(user_id)
         payload = payload_json(CreditGranted(author=signature.author, reason=signature.reason))
         return await self._assign("credit-granted", user_id, "", amount_nanousd, payload, signature, period)
 
@@ -110,7 +121,7 @@ class Administration:
 
         Errors: CallNotFound (also once the idempotency period is over); CallStillOpen; NothingToCorrect.
         """
-        call_id, record = await self._find(call_id)
+        call_id, record = await self._find(normalise_id(call_id))
         if record.state == "open":
             raise CallStillOpen(call_id)
         if not record.settled:

@@ -20,14 +20,15 @@ from tollbook.inference.errors import ResultTimeout, TaskUnconfirmed
 from tollbook.inference.on_demand import OnDemand
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.errors import LedgerUnavailable
-from tollbook.ledger.keys import Keys
+from tollbook.ledger.keys import Keys, is_reserved_key
 from tollbook.ledger.results import Results
 from tollbook.ledger.server.connection import connect, hide_password, translating_redis_errors
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.stream_owners import check_owner, read_owners
 from tollbook.schemas.entries import TaskEntry, TaskFields, task_entry
+from tollbook.schemas.identifiers import normalise_id
 from tollbook.schemas.results import InferenceResult
-from tollbook.schemas.tasks import TaskStream, TaskType
+from tollbook.schemas.tasks import RESERVED_STREAM_WORDS, InvalidTask, TaskStream, TaskType
 
 # A connection that was idle for long is often found dead by the first command; the second makes a new one.
 _TRIES: Final = 2
@@ -90,10 +91,12 @@ class Publisher:
     async def send(self, entry: TaskEntry) -> str:
         """Append an entry made by `new_entry`, and return the stream entry's id.
 
-        Errors: TaskUnconfirmed; StreamTaken where another Tollbook serves the stream.
+        Errors: TaskUnconfirmed; StreamTaken where another Tollbook serves the stream; InvalidTask where `reply_to`
+            is a key of a Tollbook in this database.
         """
         async with self._connected() as connection:
             connection.check_owner(entry.stream)
+            connection.check_reply(entry.fields.get("reply_to"))
             flat = [part for pair in entry.fields.items() for part in pair]
             for tries_left in reversed(range(_TRIES)):
                 try:
@@ -108,7 +111,7 @@ class Publisher:
     async def result(self, task_id: str) -> InferenceResult | None:
         """Return a task's result, or None while there is none (or no longer: they are kept for some days)."""
         async with self._connected() as connection:
-            return await (await connection.results()).get(task_id)
+            return await (await connection.results()).get(normalise_id(task_id))
 
     async def wait(self, task_id: str, *, timeout_s: float) -> InferenceResult:
         """Return a task's result as soon as it is there: `done`, `denied`, `failed` or `invalid`.
@@ -117,7 +120,7 @@ class Publisher:
         Errors: ResultTimeout after `timeout_s`; the task goes on, and can be waited for again.
         """
         async with self._connected() as connection:
-            found = await (await connection.results()).wait(task_id, timeout_s)
+            found = await (await connection.results()).wait(normalise_id(task_id), timeout_s)
         if found is None:
             raise ResultTimeout(task_id, timeout_s)
         return found
@@ -172,6 +175,12 @@ class _Connection:
     def check_owner(self, stream: TaskStream) -> None:
         """See that a task on this stream would come to this Tollbook. Errors: StreamTaken."""
         check_owner(self._owners, stream.value, self._settings.namespace)
+
+    def check_reply(self, reply_to: str | None) -> None:
+        """See that a worker would take this stream for replies. Errors: InvalidTask."""
+        namespaces = {self._settings.namespace, *self._owners.values()}
+        if reply_to is not None and any(is_reserved_key(name, reply_to) for name in namespaces):
+            raise InvalidTask(f"'reply_to' {RESERVED_STREAM_WORDS} {reply_to!r} is")
 
     async def results(self) -> Results:
         """Return where results are, in all partitions of the ledger; the same for all who ask."""

@@ -4,7 +4,6 @@ JSON is read with `parse_float=Decimal`, so that no price or cap is ever a float
 that follows the name of its setting.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pydantic import BeforeValidator
 
 from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelPrice, price_from_usd
 from tollbook.schemas.identifiers import check_id
+from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, MoneyError, check_nanousd, nanousd_from_usd
 from tollbook.schemas.plans import Plan
 from tollbook.schemas.problems import shown, unknown_name
@@ -105,7 +105,10 @@ def _caps(value: object) -> CapTable:
             raise ValueError(unknown_name("field", name, ("users", "plans")))
     users: dict[str, int] = {}
     for user_id, usd in _object(table.get("users", {}), "'users' ").items():
-        users[_user_id(user_id)] = _nanousd(usd, f"the cap of user {shown(user_id)} ")
+        normal_id = _user_id(user_id)
+        if normal_id in users:
+            raise ValueError(f"names user {shown(normal_id)} twice, in two spellings of Unicode")
+        users[normal_id] = _nanousd(usd, f"the cap of user {shown(user_id)} ")
     plans: dict[Plan, int] = {}
     for name, usd in _object(table.get("plans", {}), "'plans' ").items():
         if name not in list(Plan):
@@ -196,9 +199,9 @@ def _object(value: object, subject: str = "") -> dict[str, Any]:
 
 def _json(text: str) -> object:
     try:
-        return json.loads(text, parse_float=Decimal, parse_int=_int, object_pairs_hook=_without_repeats)
-    except json.JSONDecodeError as exc:
-        raise ValueError(f"is not JSON (character {exc.pos + 1})") from None
+        return parse_json(text, parse_float=Decimal, parse_int=_int, parse_constant=float)
+    except (NotJson, RepeatedKey) as exc:
+        raise ValueError(str(exc)) from None
     except RecursionError:
         raise ValueError("is nested too deeply") from None
 
@@ -207,15 +210,6 @@ def _int(digits: str) -> int:
     if len(digits) > 100:
         raise ValueError(f"has a number of {len(digits)} digits")
     return int(digits)
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"names {shown(twice)} twice")
-    return table
 
 
 UsdCap = Annotated[int | None, BeforeValidator(_usd_cap)]

@@ -28,14 +28,18 @@ class StreamTaken(LedgerRefused):
         self.owner = owner
 
 
-async def own_streams(pipeline: CommandPipeline, streams: Iterable[str], namespace: str) -> None:
-    """Become the owner of streams that have none. Errors: StreamTaken; LedgerUnavailable."""
+async def own_streams(pipeline: CommandPipeline, streams: Iterable[str], namespace: str) -> Mapping[str, str]:
+    """Become the owner of streams that have none; return the namespace of each stream, others' too.
+
+    Errors: StreamTaken; LedgerUnavailable.
+    """
     streams = tuple(streams)
     for stream in streams:
         await pipeline.execute("HSETNX", STREAM_OWNERS, stream, namespace)
     owners = await read_owners(pipeline)
     for stream in streams:
         check_owner(owners, stream, namespace)
+    return owners
 
 
 async def read_owners(pipeline: CommandPipeline) -> Mapping[str, str]:

@@ -50,8 +50,10 @@ def task_entry(stream: str, values: Mapping[str, object], *, new_id: str) -> Tas
     """
     fields = {name: _text(name, value) for name, value in {"task_id": new_id, **_given(values)}.items()}
     check_entry_size(sum(len(part.encode("utf-8", "replace")) for pair in fields.items() for part in pair))
-    task_from_fields(fields)
-    return TaskEntry(_stream(stream), fields["task_id"], fields)
+    task = task_from_fields(fields)
+    # Ids go out in the spelling in which they are kept.
+    ids = {name: getattr(task, name) for name in ("task_id", "user_id", "campaign_id") if name in fields}
+    return TaskEntry(_stream(stream), ids["task_id"], {**fields, **ids})
 
 
 def _given(values: Mapping[str, object]) -> dict[str, object]:

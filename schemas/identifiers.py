@@ -4,6 +4,7 @@ A call's id is its task's id, so that a redelivered task is the same call.
 """
 
 import re
+import unicodedata
 import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,20 +15,39 @@ from pydantic import AfterValidator, StringConstraints
 from tollbook.schemas.expectations import Expected
 
 MAX_ID_CHARACTERS: Final = 200
+# Composing makes at most one character of four (Unicode 14 and 15, for example U+1F82). Longer text is not composed at
+# all: a long run of accents takes Python a time that grows with its square.
+_MAX_UNCOMPOSED: Final = 4 * MAX_ID_CHARACTERS
 # Ids are parts of Redis keys, budget names, log lines and shell commands.
 _FORBIDDEN = re.compile(r"[\s\"'\\\x00-\x1f\x7f-\x9f]")
+# What Python calls printable and nobody sees: Unicode's Default_Ignorable_Code_Point, and the empty Braille cell.
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
+)
 
 
 def check_id(value: str) -> str:
-    """Return `value` if it is 1 to 200 printable characters without spaces, quotes or backslashes.
+    """Return an id in the one spelling (Unicode NFC) in which it is kept, compared and hashed.
 
+    It has 1 to 200 printable and visible characters, counted in that spelling, without spaces, quotes or backslashes.
+    Compatibility forms stay apart: a ligature, a full-width letter or a Cyrillic letter is not the Latin one.
     Errors: ValueError, whose text says what the id must be and follows the name of its field.
     """
-    if not 1 <= len(value) <= MAX_ID_CHARACTERS:
-        raise ValueError(f"must have 1 to {MAX_ID_CHARACTERS} characters, not {len(value)}")
-    if _FORBIDDEN.search(value) or not value.isprintable():
+    id_ = normalise_id(value)
+    if not 1 <= len(id_) <= MAX_ID_CHARACTERS:
+        raise ValueError(f"must have 1 to {MAX_ID_CHARACTERS} characters, not {len(id_)}")
+    if _FORBIDDEN.search(id_) or not id_.isprintable():
         raise ValueError("must have no spaces, quotes, backslashes or control characters")
-    return value
+    if not id_.isascii() and _INVISIBLE.search(id_):
+        raise ValueError("must have no invisible characters")
+    return id_
+
+
+def normalise_id(value: str) -> str:
+    """Return an id's one spelling (Unicode NFC), to look it up; text that is too long for an id stays as it is."""
+    if value.isascii() or len(value) > _MAX_UNCOMPOSED:
+        return value
+    return unicodedata.normalize("NFC", value)
 
 
 Identifier = Annotated[str, AfterValidator(check_id)]

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self, cast
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -25,6 +26,7 @@ from pydantic import (
 from tollbook.schemas.errors import AppError
 from tollbook.schemas.expectations import Expected
 from tollbook.schemas.identifiers import CampaignId, TaskId, UserId
+from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
 from tollbook.schemas.plans import DEFAULT_PLAN, Plan
 from tollbook.schemas.problems import UTF8_WORDS, as_text, problems_of, shown
 from tollbook.schemas.results import ErrorCode
@@ -79,11 +81,35 @@ MODEL_ID_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,149}$"
 MODEL_ID_WORDS: Final = "a model id such as 'openai/gpt-4o-mini' (1 to 150 letters, digits and any of . _ : / @ -)"
 ModelId = Annotated[str, StringConstraints(pattern=MODEL_ID_PATTERN), Expected(MODEL_ID_WORDS)]
 # No braces: every key of the ledger begins with one, and a reply must never be appended to such a key.
-STREAM_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$"
-StreamName = Annotated[
+_STREAM_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$"
+# The keys of a Tollbook of any namespace beside its ledger: see `ledger/keys.py`.
+_TOLLBOOK_KEY: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}:(dead-letters|projector|worker|task)(:|$)")
+RESERVED_STREAM_WORDS: Final = "must be no stream and no key of a Tollbook, as"
+
+
+def check_reply_stream(name: str) -> str:
+    """Return the name of a stream for replies, unless it is a task stream or the form of a key of any Tollbook.
+
+    A reply there would be taken for a task or a dead letter, or would break a lease. Errors: ValueError.
+    """
+    if name in list(TaskStream) or _TOLLBOOK_KEY.match(name):
+        raise ValueError(f"{RESERVED_STREAM_WORDS} {name!r} is")
+    return name
+
+
+def reply_stream_or_none(value: object) -> str | None:
+    """Return the name of a stream for replies, or None for anything else."""
+    try:
+        return check_reply_stream(value) if isinstance(value, str) and re.match(_STREAM_NAME_PATTERN, value) else None
+    except ValueError:
+        return None
+
+
+ReplyStream = Annotated[
     str,
-    StringConstraints(pattern=STREAM_NAME_PATTERN),
+    StringConstraints(pattern=_STREAM_NAME_PATTERN),
     Expected("a stream name of 1 to 200 letters, digits and any of . _ : -"),
+    AfterValidator(check_reply_stream),
 ]
 # Version 00 of W3C Trace Context: trace id and parent id are not all zeros.
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -140,8 +166,8 @@ class Task(BaseModel):
     """Sampling temperature, 0 to 2, instead of the route's."""
     model: ModelId | None = None
     """Model id, instead of the route's."""
-    reply_to: StreamName | None = None
-    """A stream to which the result is appended."""
+    reply_to: ReplyStream | None = None
+    """A stream to which the result is appended: none of Tollbook's own."""
     metadata: dict[str, Any] | None = Field(default=None, repr=False)
     """A JSON object of up to 16 KiB, returned with the result."""
     traceparent: Annotated[str | None, BeforeValidator(traceparent_or_none)] = None
@@ -264,14 +290,11 @@ def _json_object(text: object, *, name: str) -> dict[str, Any]:
 
 def _parse_json(text: str, *, name: str) -> object:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as exc:
-        where = f" (character {exc.pos + 1})" if isinstance(exc, json.JSONDecodeError) else ""
-        raise InvalidTask(f"'{name}' is not JSON{where}") from None
-
-
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+        return parse_json(text)
+    except (RepeatedKey, NotJson) as exc:
+        raise InvalidTask(f"'{name}' {exc}") from None
+    except (ValueError, RecursionError):
+        raise InvalidTask(f"'{name}' is not JSON") from None
 
 
 def _depth(value: object) -> int:

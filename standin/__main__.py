@@ -10,6 +10,7 @@ from pathlib import Path
 
 import uvloop
 
+from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
 from tollbook.standin.faults import FaultPlan
 from tollbook.standin.server import StandIn, StandInConfig
 
@@ -34,11 +35,11 @@ def main() -> None:
 
 def _fault_plan(parser: argparse.ArgumentParser, path: Path | None, seed: int) -> FaultPlan:
     try:
-        return FaultPlan.from_json(json.loads(path.read_text(encoding="utf-8")) if path else {}, seed=seed)
+        return FaultPlan.from_json(parse_json(path.read_text(encoding="utf-8")) if path else {}, seed=seed)
     except OSError as exc:
         parser.error(f"--faults: {path} cannot be read: {exc.strerror}")
     except ValueError as exc:
-        parser.error(f"--faults: {'it is not JSON' if isinstance(exc, json.JSONDecodeError) else exc}")
+        parser.error(f"--faults: it {exc}" if isinstance(exc, NotJson | RepeatedKey) else f"--faults: {exc}")
 
 
 async def _serve(config: StandInConfig) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 
 from aiohttp import web
 
+from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
 from tollbook.standin.book import Book, Entry
 from tollbook.standin.faults import FAULTS, FaultPlan, check_fault, http_fault
 from tollbook.standin.prices import PRICES
@@ -185,10 +186,10 @@ class StandIn:
 
     async def _set_faults(self, request: web.Request) -> web.Response:
         try:
-            document: Any = await request.json()
+            document: Any = parse_json(await request.read())
             self.faults = FaultPlan.from_json(document)
         except ValueError as exc:
-            problem = "the body is not JSON" if isinstance(exc, json.JSONDecodeError) else str(exc)
+            problem = f"the body {exc}" if isinstance(exc, NotJson | RepeatedKey) else str(exc)
             return web.json_response({"error": problem}, status=400)
         return web.json_response({"status": "ok"})
 

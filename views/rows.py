@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _TABLE_ROWS: Final = 1_000
-# A spreadsheet takes a cell that begins with one of these for a formula (OWASP, CSV injection; November 2026).
-_FORMULA_MARKS: Final = ("=", "+", "-", "@", "\t", "\r")
+# A spreadsheet takes a cell that begins with one of these for a formula, in some languages also the full-width forms
+# (OWASP, CSV injection; November 2026).
+_FORMULA_MARKS: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 class Format(StrEnum):

@@ -5,7 +5,6 @@ what was sealed since. One who can rewrite archive, stream and projection togeth
 hashes, is found only by a head that was kept elsewhere: give the last certificate.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from tollbook.audit.verification.findings import Finding
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.segments import FORMAT
 from tollbook.ledger.errors import LedgerError
+from tollbook.schemas.json_text import parse_json
 
 CERTIFICATE: Final = 1
 """The version of a certificate's format."""
@@ -128,7 +128,7 @@ def load_trust(source: LedgerSource, *, since: str | None, against: str | None) 
 
 def _points(path: Path, ledger_id: str) -> Iterator[tuple[int, Point]]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
         if document["certificate"] != CERTIFICATE or document["ledger_id"] != ledger_id:
             raise NotTrusted(f"{path} is the certificate of another ledger or format")
         for each in document["partitions"]:
@@ -147,7 +147,7 @@ def _ends_with(source: LedgerSource, head: str) -> dict[int, int]:
     for keys in source.keys:
         for path in archive.directory.glob(f"partition-{keys.partition}/*.json"):
             try:
-                document = json.loads(path.read_bytes())
+                document = parse_json(path.read_bytes())
                 if document["chain_after"] == head:
                     return {keys.partition: int(document["last_seq"])}
             except (OSError, ValueError, KeyError, TypeError):

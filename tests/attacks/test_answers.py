@@ -9,11 +9,15 @@ from redis.asyncio import Redis
 
 from tests.servers import wait_until
 from tests.system import REPLIES, running_system
+from tollbook import CostTracker, Publisher
 from tollbook.consumers.service import build_worker, serve_worker
 from tollbook.inference.setting_tables import CapTable
+from tollbook.inference.settings import Settings
 from tollbook.ledger.keys import projector_lease
-from tollbook.schemas.identifiers import partition_of
+from tollbook.ledger.stream_owners import STREAM_OWNERS
+from tollbook.schemas.identifiers import check_id, partition_of
 from tollbook.schemas.results import ErrorCode, TaskStatus
+from tollbook.schemas.tasks import InvalidTask
 
 STREAM = "generation"
 
@@ -83,7 +87,17 @@ async def test_a_denial_is_told_also_where_something_else_was_answered_under_the
 
 
 @pytest.mark.parametrize(
-    "reply_to", [projector_lease("tollbook"), "tollbook:worker:w9", "tollbook:dead-letters", "analysis"]
+    "reply_to",
+    [
+        projector_lease("tollbook"),
+        "tollbook:worker:w9",
+        "tollbook:dead-letters",
+        "analysis",
+        "tollbook:what-may-come",
+        # Of another Tollbook in the same database.
+        "acme:dead-letters",
+        "acme:what-may-come",
+    ],
 )
 async def test_a_reply_is_never_written_into_a_key_of_tollbooks_own(
     redis_client: Redis, server_url: str, tmp_path: Path, reply_to: str
@@ -92,6 +106,7 @@ async def test_a_reply_is_never_written_into_a_key_of_tollbooks_own(
     async with running_system(tmp_path / "data", server_url, workers=0) as running:
         if reply_to == projector_lease("tollbook"):
             await redis_client.delete(reply_to)
+        await redis_client.hset(STREAM_OWNERS, "scraping", "acme")
         # A worker that serves none of the streams that it might be made to write to.
         runtime, stop = running.system.runtime, asyncio.Event()
         worker = build_worker(runtime, [STREAM], "worker-0")
@@ -99,11 +114,45 @@ async def test_a_reply_is_never_written_into_a_key_of_tollbooks_own(
         await running.publish(STREAM, [{"task": "ping", "task_id": "p1", "reply_to": reply_to}])
 
         async def is_acknowledged() -> bool:
-            return worker.finished[TaskStatus.DONE] == 1
+            return worker.finished[TaskStatus.INVALID] == 1
 
         try:
-            assert await wait_until(is_acknowledged, what="the ping answered")
+            assert await wait_until(is_acknowledged, what="the task refused")
         finally:
             stop.set()
             await serving
-        assert await redis_client.type(reply_to) != b"stream"
+        letters = await running.dead_letters()
+        assert [letter["reason"] for letter in letters] == ["invalid_task"]
+        assert f"'reply_to' must be no stream and no key of a Tollbook, as '{reply_to}' is" in letters[0]["error"]
+        if reply_to != "tollbook:dead-letters":
+            assert await redis_client.type(reply_to) != b"stream"
+
+
+async def test_a_publisher_refuses_a_key_of_a_tollbook_before_anything_is_sent(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    await redis_client.hset(STREAM_OWNERS, "scraping", "acme")
+    async with Publisher(Settings(redis_url=server_url)) as publisher:
+        for reply_to in ("tollbook:what-may-come", "acme:what-may-come", "acme:task:t1", "analysis"):
+            with pytest.raises(InvalidTask, match="'reply_to' must be no stream and no key of a Tollbook"):
+                await publisher.publish(STREAM, "score_post", "a post", user_id="u1", reply_to=reply_to)
+    assert not await redis_client.exists(STREAM)
+
+
+async def test_two_spellings_of_a_user_are_one_user_with_one_cap(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """G1: through the stream, the Python API, and the setting that names the user."""
+    spellings = ("rene\u0301", "ren\u00e9")
+    caps = CapTable(users={check_id(spellings[0]): 0})
+    async with running_system(tmp_path / "data", server_url, caps=caps) as running:
+        await running.publish(STREAM, [make_task(f"t-{n}", user) for n, user in enumerate(spellings)])
+        answers = await running.answers(["t-0", "t-1"])
+        assert [(each.status, each.user_id) for each in answers] == [(TaskStatus.DENIED, spellings[1])] * 2
+        tracker = CostTracker(running.system.runtime)
+        for user in spellings:
+            await tracker.record_usage(user, 1)
+        for user in spellings:
+            summary = await tracker.get_usage_summary(user)
+            assert (summary.user_id, summary.spent_usd, summary.cap_usd) == (spellings[1], 2, 0)
+        assert await running.query("SELECT DISTINCT user_id FROM spend") == [{"user_id": spellings[1]}]

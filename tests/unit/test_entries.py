@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tollbook.consumers.messages import Delivery, read_task
 from tollbook.schemas.entries import TaskFields, task_entry
+from tollbook.schemas.identifiers import normalise_id
 from tollbook.schemas.tasks import MAX_ENTRY_BYTES, InvalidTask, Message, Task, TaskStream
 
 POST: dict[str, Any] = {"task": "score_post", "user_id": "u1", "prompt": "a post"}
@@ -53,10 +54,12 @@ def test_an_entry_is_read_as_it_was_meant_or_is_not_made(values: dict[str, Any])
     except InvalidTask:
         return
     task_id, task = read(dict(entry.fields))
-    assert task_id == entry.task_id == (values.get("task_id") or "new")
+    assert task_id == entry.task_id == normalise_id(values.get("task_id") or "new")
     wanted = {name: value for name, value in values.items() if value is not None and (value != "" or name == "prompt")}
     for name in ("user_id", "plan", "prompt", "system", "model", "campaign_id", "reply_to", "max_tokens"):
-        assert getattr(task, name) == wanted.get(name, Task.model_fields[name].default), name
+        meant = wanted.get(name, Task.model_fields[name].default)
+        is_id = name in ("user_id", "campaign_id") and isinstance(meant, str)
+        assert getattr(task, name) == (normalise_id(meant) if is_id else meant), name
     assert task.temperature == values.get("temperature")
     assert task.metadata == (json.loads(json.dumps(values["metadata"])) if "metadata" in wanted else None)
 
@@ -109,3 +112,14 @@ def test_an_entry_of_the_largest_size_is_made_and_read() -> None:
 
 def test_every_field_of_a_task_is_an_argument() -> None:
     assert TaskFields.__annotations__.keys() == Task.model_fields.keys() - {"task", "prompt"}
+
+
+def test_an_entry_has_its_ids_in_the_spelling_in_which_they_are_kept() -> None:
+    entry = task_entry("generation", {**POST, "user_id": "rene\u0301", "campaign_id": "e\u0301"}, new_id="e\u0301")
+    assert (entry.task_id, entry.fields["user_id"], entry.fields["campaign_id"]) == ("\u00e9", "ren\u00e9", "\u00e9")
+    assert entry.fields["task_id"] == entry.task_id
+
+
+def test_metadata_whose_keys_are_the_same_as_json_makes_no_entry() -> None:
+    with pytest.raises(InvalidTask, match="'metadata' has the key '1' twice"):
+        task_entry("generation", {**POST, "metadata": {1: "a", "1": "b"}}, new_id="new")

@@ -1,5 +1,6 @@
 """Identifiers: what may be one, billing windows, budget names, partitions, entry ids."""
 
+import unicodedata
 from datetime import UTC, datetime
 
 import pytest
@@ -16,6 +17,7 @@ from tollbook.schemas.identifiers import (
     day_at,
     describe_budget,
     month_at,
+    normalise_id,
     partition_of,
     split_budget_name,
     task_id_from_entry,
@@ -30,7 +32,20 @@ def _ms(*date: int) -> int:
 
 
 @pytest.mark.parametrize(
-    "value", ["u42", "a", "a" * MAX_ID_CHARACTERS, "user:42/7@host", "Jürgen", "用户", "{x}", "%41"]
+    "value",
+    [
+        "u42",
+        "a",
+        "a" * MAX_ID_CHARACTERS,
+        "user:42/7@host",
+        "Jürgen",
+        "用户",
+        "{x}",
+        "%41",
+        "\ufb01",
+        "\uff41",
+        "\u2764",
+    ],
 )
 def test_an_id_is_any_printable_word(value: str) -> None:
     assert check_id(value) == value
@@ -40,12 +55,56 @@ def test_an_id_is_any_printable_word(value: str) -> None:
     "value",
     [
         "", "a" * (MAX_ID_CHARACTERS + 1), "a b", " a", "a\n", "a\tb", 'a"b', "a'b", "a\\b", "a\x00", "a\x7f", "a\x85",
-        "a\u00a0b", "a\u2028b", "a\u200bb", "a\ud800", "a\ufeff",
+        "a\u00a0b", "a\u2028b", "a\u200bb", "a\ud800", "a\ufeff", "a\u200db", "a\u202eb", "a\u00adb",
+        # Python calls these printable, and nobody sees them.
+        "a\u034f", "\u3164", "\uffa0", "a\u115f", "a\ufe0f", "a\U000e0101", "a\u180b", "a\u17b4", "\u2800",
+        # Composed, they are what is refused: U+2000 is a space of another name.
+        "a\u2000b",
     ],
 )  # fmt: skip
 def test_an_id_has_no_spaces_quotes_or_control_characters(value: str) -> None:
     with pytest.raises(ValueError, match="must have"):
         check_id(value)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("rene\u0301", "ren\u00e9"),
+        # Accents in another order, a Korean syllable in parts, the sign for angstrom.
+        ("a\u0323\u0301", "a\u0301\u0323"), ("\u1112\u1161\u11ab", "\ud55c"), ("\u212b", "\u00c5"),
+    ],
+)  # fmt: skip
+def test_two_spellings_of_an_id_are_one(one: str, other: str) -> None:
+    """G1: they were two users with two caps."""
+    assert check_id(one) == check_id(other) == normalise_id(one) == unicodedata.normalize("NFC", other)
+
+
+@given(st.text(min_size=1, max_size=5))
+def test_an_id_that_is_kept_is_spelled_as_it_is_kept(value: str) -> None:
+    try:
+        kept = check_id(value)
+    except ValueError:
+        return
+    assert check_id(kept) == normalise_id(kept) == kept
+
+
+def test_characters_are_counted_in_the_spelling_that_is_kept() -> None:
+    assert check_id("e\u0301" * MAX_ID_CHARACTERS) == "\u00e9" * MAX_ID_CHARACTERS
+    # U+0958 is two characters when it is composed.
+    with pytest.raises(ValueError, match=f"characters, not {MAX_ID_CHARACTERS + 1}$"):
+        check_id("\u0958" + "a" * (MAX_ID_CHARACTERS - 1))
+
+
+def test_a_long_run_of_accents_is_not_composed() -> None:
+    """It would take minutes: the accents are sorted, each against each."""
+    with pytest.raises(ValueError, match="characters, not 1000001"):
+        check_id("e" + "\u0301\u0323" * 500_000)
+
+
+def test_what_looks_alike_stays_apart() -> None:
+    """Only what Unicode calls the same text is: compatibility forms and other alphabets are other ids."""
+    assert len({check_id(each) for each in ("fi", "\ufb01", "FI", "\uff46\uff49", "f\u0456")}) == 5
 
 
 @pytest.mark.parametrize(

@@ -153,3 +153,19 @@ def test_any_entry_is_a_task_or_an_invalid_one_that_can_be_answered(fields: dict
 @example({b"\xff": b"\xff", b"base64:/w==": b"x"})
 def test_fields_come_back_from_json_byte_for_byte(fields: dict[bytes, bytes]) -> None:
     assert fields_from_json(fields_as_json(fields)) == fields
+
+
+def test_a_faststream_message_that_names_a_field_twice_is_refused_with_its_name() -> None:
+    twice = envelope(TASK)[b"__data__"].replace(b'"prompt"', b'"user_id"')
+    with pytest.raises(InvalidTask, match="the FastStream message has the key 'user_id' twice"):
+        read_task(delivery({b"__data__": twice}))
+
+
+@pytest.mark.parametrize("reply_to", ["generation", "other:dead-letters", "other:task:t-1", "{other:0}:ledger"])
+def test_no_answer_to_a_malformed_message_goes_to_a_stream_of_a_tollbook(reply_to: str) -> None:
+    assert salvage(delivery(plain({"task": "fly", "reply_to": reply_to}))).reply_to is None
+
+
+def test_the_answer_to_a_malformed_message_has_its_ids_as_they_are_kept() -> None:
+    known = salvage(delivery(plain({"task": "fly", "task_id": "e\u0301", "user_id": "rene\u0301"})))
+    assert (known.task_id, known.user_id) == ("\u00e9", "ren\u00e9")

@@ -58,7 +58,7 @@ def test_no_value_steers_the_terminal(tmp_path: Path) -> None:
 def test_csv_holds_no_formula_and_every_place_of_a_number(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"=cmd": f"{mark}1", "amount": Decimal("0.000000000") - number, "count": -1}
-        for number, mark in enumerate("=+-@\t\r'x")
+        for number, mark in enumerate("=+-@\t\r'x\uff1d")
     ]
     assert written(rows, tmp_path, Format.CSV).split("\n") == [
         "'=cmd,amount,count",
@@ -70,6 +70,7 @@ def test_csv_holds_no_formula_and_every_place_of_a_number(tmp_path: Path) -> Non
         "'\r1,-5.000000000,-1",
         "'1,-6.000000000,-1",
         "x1,-7.000000000,-1",
+        "'\uff1d1,-8.000000000,-1",
         "",
     ]
 

@@ -1,5 +1,6 @@
 """Tasks: which fields make one, which do not, and what makes two of them the same."""
 
+import inspect
 import json
 from typing import Any
 
@@ -7,6 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tollbook.ledger import keys
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.stream_owners import STREAM_OWNERS
 from tollbook.schemas.plans import CAPS_NANOUSD, DEFAULT_PLAN, Plan
 from tollbook.schemas.tasks import (
     MAX_JSON_DEPTH,
@@ -15,6 +19,7 @@ from tollbook.schemas.tasks import (
     MAX_TEXT_BYTES,
     InvalidTask,
     Task,
+    TaskStream,
     TaskType,
     task_from_fields,
 )
@@ -111,6 +116,15 @@ def test_ping_needs_nothing_else() -> None:
         ({"temperature": "2.1"}, "'temperature' must be a number from 0 to 2, not '2.1'"),
         ({"model": "bad model"}, "'model' must be a model id such as 'openai/gpt-4o-mini'"),
         ({"reply_to": "{tollbook:0}:ledger"}, "'reply_to' must be a stream name"),
+        ({"reply_to": "generation"}, "'reply_to' must be no stream and no key of a Tollbook, as 'generation' is"),
+        ({"reply_to": "other:dead-letters"}, "'reply_to' must be no stream and no key of a Tollbook"),
+        ({"metadata": '{"a": 1, "b": [{"x": 1, "x": 2}]}'}, "'metadata' has the key 'x' twice"),
+        ({"metadata": '{"a": 1, "\\u0061": 2}'}, "'metadata' has the key 'a' twice"),
+        ({"metadata": f'{{"{SECRET}": 1, "{SECRET}": 2}}'}, f"'metadata' has a key of {len(SECRET)} characters twice"),
+        (
+            {"prompt": None, "messages": '[{"role": "user", "role": "system", "content": "x"}]'},
+            "'messages' has the key 'role' twice",
+        ),
         ({"metadata": "[1]"}, "'metadata' must be a JSON object, not a list"),
         ({"metadata": '{"a": NaN}'}, "'metadata' is not JSON"),
         ({"metadata": '{"a": 1e999}'}, "'metadata' must hold only finite numbers"),
@@ -217,3 +231,40 @@ def test_caps_of_the_plans_are_the_published_ones() -> None:
         "growth": 40 * 10**9,
     }
     assert min(CAPS_NANOUSD, key=CAPS_NANOUSD.__getitem__) is DEFAULT_PLAN
+
+
+def test_data_that_names_a_field_twice_is_refused_with_its_name() -> None:
+    """One reader takes the first value, another the last: two users for one task."""
+    with pytest.raises(InvalidTask, match=r"^'data' has the key 'user_id' twice$"):
+        task_from_fields({"data": '{"task": "score_post", "user_id": "ann", "prompt": "x", "user_id": "bob"}'})
+
+
+def test_two_spellings_of_one_task_are_one_task() -> None:
+    """G4, G1: the same user, the same id, the same content."""
+    one, other = (
+        task_from_fields({**SCORE, "user_id": user, "task_id": f"t-{user}", "campaign_id": user})
+        for user in ("rene\u0301", "ren\u00e9")
+    )
+    assert one == other
+    assert one.content_hash() == other.content_hash()
+
+
+@pytest.mark.parametrize("namespace", ["tollbook", "acme", "a.b_c-d", "0"])
+def test_no_key_of_any_ledger_is_a_stream_for_replies(namespace: str) -> None:
+    names = [
+        *map(str, TaskStream), STREAM_OWNERS, keys.dead_letters(namespace), keys.projector_lease(namespace),
+        keys.worker_key(namespace, "w"), keys.task_partition(namespace, "t"), Keys(namespace).ledger,
+    ]  # fmt: skip
+    # Whoever adds a key adds it here.
+    made = {name for name, made in inspect.getmembers(keys, inspect.isfunction) if made.__module__ == keys.__name__}
+    assert made - {"is_reserved_key", "dataclass", "field"} == {
+        "dead_letters", "projector_lease", "worker_key", "task_partition",
+    }  # fmt: skip
+    for name in names:
+        with pytest.raises(InvalidTask, match="'reply_to' must be"):
+            task_from_fields({**SCORE, "reply_to": name})
+
+
+@pytest.mark.parametrize("name", ["replies", "tollbook-replies", "app:results", "worker:7", "a:tasks", "generations"])
+def test_any_other_stream_is_one_for_replies(name: str) -> None:
+    assert task_from_fields({**SCORE, "reply_to": name}).reply_to == name

@@ -8,7 +8,7 @@ const compare = new Intl.Collator("en", { numeric: true }).compare;
 
 // As views/rows.py writes it: no spreadsheet takes a cell of text for a formula; numbers stay as they are.
 function csv(table) {
-  const safe = (cell) => (!cell.classList.contains("number") && /^[=+\-@\t\r]/.test(cell.textContent) ? "'" : "") + cell.textContent;
+  const safe = (cell) => (!cell.classList.contains("number") && /^[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/.test(cell.textContent) ? "'" : "") + cell.textContent;
   const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
   return [...table.rows].map((row) => [...row.cells].map((cell) => quoted(safe(cell))).join(",")).join("\n") + "\n";
 }
