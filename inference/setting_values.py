@@ -26,6 +26,7 @@ from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS, TaskStream
 _MAX_USD_PER_MTOK: Final = 10_000
 _MAX_CAP_USD: Final = MAX_NANOUSD // NANOUSD_PER_USD
 _PRICE_FIELDS: Final = ("prompt", "completion", "cached", "cache_write", "request")
+_MAX_KEEP_S: Final = 10 * 366 * 86_400
 _REDIS_PARAMETERS: Final = ("db", "username", "password", "client_name")
 
 
@@ -269,6 +270,18 @@ def _json(text: str) -> object:
         raise ValueError("is nested too deeply") from None
 
 
+def _seconds_or_off(given: object) -> float | None:
+    if given is None or given == "off":
+        return None
+    try:
+        seconds = float(str(given))
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= _MAX_KEEP_S:
+        raise ValueError(f"must be a number of seconds from 0 to {_MAX_KEEP_S}, or off, not {shown(given)}")
+    return seconds
+
+
 def _int(digits: str) -> int:
     if len(digits) > 100:
         raise ValueError(f"has a number of {len(digits)} digits")
@@ -288,6 +301,7 @@ RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
 UsdCap = Annotated[int | None, BeforeValidator(_usd_cap)]
+KeepSeconds = Annotated[float | None, BeforeValidator(_seconds_or_off)]
 MetricsPort = Annotated[int | Literal["off"] | None, BeforeValidator(_metrics_port)]
 Concurrency = Annotated[ConcurrencyTable, BeforeValidator(_concurrency)]
 RouteOverrides = Annotated[dict[str, dict[str, Any]], BeforeValidator(_routes)]
