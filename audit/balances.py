@@ -8,8 +8,10 @@ from tollbook.schemas.events import (
     CostAdjusted,
     CostRecorded,
     CreditGranted,
+    CreditRevoked,
     Event,
     PlanAssigned,
+    PlanCleared,
 )
 from tollbook.schemas.identifiers import budget_name
 from tollbook.schemas.money import MAX_NANOUSD
@@ -95,7 +97,10 @@ class Cap:
         match event.payload:
             case PlanAssigned() as payload:
                 self.assigned, self.base_nanousd = event, payload.cap_nanousd
-            case CreditGranted() if event.period == self.period:
+            case PlanCleared():
+                # What tasks name is in force again; until the next event states that cap, the last one is shown.
+                self.assigned = None
+            case CreditGranted() | CreditRevoked() if event.period == self.period:
                 self.credits.append(event)
                 self.credit_nanousd += event.amount
             case BudgetReserved() as payload if event.period == self.period:

@@ -173,7 +173,7 @@ def find(
     )
 
     async def write() -> None:
-        async with _reading(archive) as reader:
+        async with open_reader(archive) as reader:
             await write_found(reader, search, chosen, output, limit)
 
     asyncio.run(write())
@@ -194,7 +194,7 @@ def _answer(
     from tollbook.cli.progress import progress
 
     async def ask() -> "tuple[AuditReader, _Answer]":
-        async with _reading(archive) as reader:
+        async with open_reader(archive) as reader:
             total = await reader.source.count()
             with progress("reading", total, is_quiet=not sys.stderr.isatty() or total < _LONG) as advance:
                 reader.progress = advance
@@ -204,7 +204,8 @@ def _answer(
 
 
 @asynccontextmanager
-async def _reading(archive: Path | None) -> "AsyncGenerator[AuditReader]":
+async def open_reader(archive: Path | None = None) -> "AsyncGenerator[AuditReader]":
+    """Open the ledger for reading: this system's, or an archive alone. Errors: as `open_source`."""
     from tollbook.audit.reader import AuditReader
     from tollbook.cli.open_history import open_source
 

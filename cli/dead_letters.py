@@ -48,7 +48,7 @@ def list_letters(
     since: Since = None,
     as_json: JsonOption = False,
 ) -> int:
-    """List dead letters.
+    """List dead letters. How many were dropped, since there were too many or they were too old, is said beside it.
 
     Example: tollbook dead-letters list --user u42 --since 2026-11-24
     """
@@ -57,6 +57,9 @@ def list_letters(
     async def run(letters: "DeadLetters") -> int:
         found = [letter async for letter in letters.select(selection)]
         shown = found if is_all else found[:count]
+        if dropped := await letters.dropped():
+            text = f"{_number(dropped)} dropped so far, the oldest first: TOLLBOOK_DEAD_LETTERS_MAX and _KEEP_S"
+            typer.echo(f"tollbook: {text}", err=True)
         if as_json:
             typer.echo(json.dumps([_document(letter) for letter in shown]))
             return 0

@@ -1,143 +1,90 @@
-"""`tollbook plan set`, `credit grant` and `cost adjust`: changes by people, with author and reason."""
+"""What the commands that move money have in common: who and why, showing and asking first, running, telling."""
 
 import asyncio
 import getpass
 import json
 import re
+import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from typer.core import TyperCommand
 
-from tollbook.cli.options import JsonOption, UserArgument, check_period, check_usd, load_redis_alone, read_call, read_id
-from tollbook.schemas.money import format_usd
-from tollbook.schemas.plans import Plan
+from tollbook.cli.options import check_usd, load_redis_alone, read_id
+from tollbook.schemas.money import NANOUSD_PER_USD, format_usd
 
 if TYPE_CHECKING:
     from tollbook.inference.administration import Administration, Signature
 
-plan_app = typer.Typer(help="Users' plans.", no_args_is_help=True)
-credit_app = typer.Typer(help="Credit above the cap.", no_args_is_help=True)
-cost_app = typer.Typer(help="Corrections of costs.", no_args_is_help=True)
-
-Reason = Annotated[str, typer.Option(help="The reason; recorded on the ledger.")]
-Author = Annotated[str | None, typer.Option(help="Who; your login name by default.")]
-Key = Annotated[
+ReasonOption = Annotated[str, typer.Option(help="The reason; recorded on the ledger.")]
+AuthorOption = Annotated[str | None, typer.Option(help="Who; your login name by default.")]
+KeyOption = Annotated[
     str | None, typer.Option(help="Idempotency key: the same key and content is done once.", callback=read_id)
 ]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, however much it is.")]
+
+# What an amount of each command cannot be.
+_RULES: Final = {
+    "grant": "a credit must be greater than zero",
+    "revoke": "what is taken back is given as an amount above zero",
+    "adjust": "a cost cannot be negative",
+}
 
 
-class _AmountCommand(TyperCommand):
+class AmountCommand(TyperCommand):
     """A command whose argument is an amount: `-2.50` is a negative amount, not an unknown option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        negative = next((each for each in args if re.fullmatch(r"-\.?\d[\d.,]*", each)), None)
+        """Read the command line, and say what is wrong with a negative amount."""
+        negative = next((each for each in args if re.fullmatch(r"-\$?\.?\d\S*", each)), None)
         try:
             return super().parse_args(ctx, args)
         except typer.TyperException as exc:
             if negative is None or not hasattr(exc, "option_name"):
                 raise
-            rule = "a credit must be greater than zero" if self.name == "grant" else "a cost cannot be negative"
-            raise typer.BadParameter(f"{rule}, got {negative}") from None
+            raise typer.BadParameter(f"{_RULES[self.name or 'adjust']}, got {negative}") from None
 
 
-@plan_app.command("set")
-def set_plan(
-    user: UserArgument,
-    plan: Annotated[Plan, typer.Argument(metavar="PLAN", help="The plan from now on: trial, starter or growth.")],
-    reason: Reason,
-    cap: Annotated[str | None, typer.Option(help="Cap of a billing period in dollars, instead of the plan's.")] = None,
-    author: Author = None,
-    key: Key = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Put a user on a plan. From now on it counts, whatever plan the user's tasks name.
+def check_amount(amount: str, hint: str, command: str) -> int:
+    """Return an amount above zero in nano-dollars. Errors: typer.BadParameter."""
+    if re.fullmatch(r"-\$?\.?\d\S*", amount):
+        raise typer.BadParameter(f"{_RULES[command]}, got {amount}", param_hint=hint)
+    nanousd = check_usd(amount, hint)
+    if nanousd == 0:
+        raise typer.BadParameter(f"{_RULES[command]}, got {amount}", param_hint=hint)
+    return nanousd
 
-    Example: tollbook plan set u42 growth --reason "upgraded, invoice 1043"
-    Example: tollbook plan set u42 growth --cap 500 --reason "contract of November"
+
+def confirm(text: str, moved_nanousd: int, *, yes: bool) -> None:
+    """Show what will be done and ask, if it moves more than the settings say; without a terminal, refuse.
+
+    Errors: typer.Exit where the answer is no; typer.BadParameter.
     """
-    given_nanousd = None if cap is None else check_usd(cap, "--cap")
+    from tollbook.inference.settings import load_settings
 
-    async def run(administration: "Administration", signature: "Signature") -> dict[str, Any]:
-        cap_nanousd = administration.plan_cap_nanousd(plan) if given_nanousd is None else given_nanousd
-        is_new = await administration.set_plan(user, plan, signature, cap_nanousd=cap_nanousd)
-        return {"user_id": user, "plan": plan.value, "cap_nanousd": cap_nanousd, "is_new": is_new}
-
-    done = _run(run, author, reason, key)
-    cap_usd = format_usd(done["cap_nanousd"])
-    return _show(done, f"{user} is on plan {plan.value}, with a cap of {cap_usd} a billing period", as_json=as_json)
-
-
-@credit_app.command("grant", cls=_AmountCommand)
-def grant_credit(
-    user: UserArgument,
-    amount: Annotated[str, typer.Argument(metavar="AMOUNT", help="Dollars, for example 2.50.")],
-    reason: Reason,
-    period: Annotated[str | None, typer.Option(help="Billing period, YYYY-MM; the present one by default.")] = None,
-    author: Author = None,
-    key: Key = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Give a user credit above the cap, for one billing period.
-
-    Example: tollbook credit grant u42 2.50 --reason "sorry for the outage" --key outage-2026-11
-    """
-    amount_nanousd = check_usd(amount, "AMOUNT")
-    if amount_nanousd == 0:
-        raise typer.BadParameter(f"a credit must be greater than zero, got {amount}", param_hint="AMOUNT")
-    chosen = check_period(period)
-
-    async def run(administration: "Administration", signature: "Signature") -> dict[str, Any]:
-        is_new = await administration.grant_credit(user, amount_nanousd, signature, period=chosen)
-        return {"user_id": user, "amount_nanousd": amount_nanousd, "is_new": is_new}
-
-    done = _run(run, author, reason, key)
-    when = f"in {chosen}" if chosen else "in the present billing period"
-    return _show(done, f"{user} has {format_usd(amount_nanousd)} more to spend {when}", as_json=as_json)
+    limit_usd = load_settings().confirm_usd
+    if yes or moved_nanousd <= limit_usd * NANOUSD_PER_USD:
+        return
+    if not sys.stdin.isatty():
+        limit = format_usd(limit_usd * NANOUSD_PER_USD)
+        problem = f"this moves more than {limit} (TOLLBOOK_CONFIRM_USD), so say --yes. It would do this: {text}"
+        raise typer.BadParameter(problem, param_hint="--yes")
+    if not typer.confirm(f"{text}. Do it?", err=True):
+        raise typer.Exit(1)
 
 
-@cost_app.command("adjust", cls=_AmountCommand)
-def adjust_cost(
-    call: Annotated[str, typer.Argument(metavar="CALL", help="Call id, which is the task's id.", callback=read_call)],
-    cost: Annotated[str, typer.Argument(metavar="COST", help="What the call really cost in all, in dollars.")],
-    reason: Reason,
-    author: Author = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Correct what a call cost to the amount given. Repeating it changes nothing.
-
-    Example: tollbook cost adjust 5f1c0e0e 0.0125 --reason "provider's invoice of November"
-    """
-    cost_nanousd = check_usd(cost, "COST")
-
-    async def run(administration: "Administration", signature: "Signature") -> dict[str, Any]:
-        done = await administration.adjust_cost(call, cost_nanousd, signature)
-        return {
-            "call_id": call,
-            "user_id": done.user_id,
-            "before_nanousd": done.before_nanousd,
-            "after_nanousd": done.after_nanousd,
-            "is_new": done.before_nanousd != done.after_nanousd,
-        }
-
-    done = _run(run, author, reason, None)
-    change = f"{format_usd(done['before_nanousd'], places=6)} -> {format_usd(cost_nanousd, places=6)}"
-    return _show(done, f"{call} of {done['user_id']}: {change}", as_json=as_json)
-
-
-def _run(
+def run_signed(
     command: "Callable[[Administration, Signature], Awaitable[dict[str, Any]]]",
     author: str | None,
     reason: str,
-    key: str | None,
+    key: str | None = None,
 ) -> dict[str, Any]:
+    """Run a command on the ledger, signed. Errors: typer.BadParameter; those of `connect_administration`."""
     load_redis_alone()
-    from tollbook.inference.administration import Signature, connect_administration
+    from tollbook.inference.administration import connect_administration
 
-    if not reason.strip():
-        raise typer.BadParameter("say why", param_hint="--reason")
-    signature = Signature(author or _login_name(), reason.strip()[:500], key)
+    signature = sign(author, reason, key)
 
     async def connect() -> dict[str, Any]:
         async with connect_administration() as administration:
@@ -146,16 +93,31 @@ def _run(
     return asyncio.run(connect())
 
 
-def _login_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # A container whose user has no name.
-        raise typer.BadParameter("your login name is not known: say who you are", param_hint="--author") from None
+def sign(author: str | None, reason: str, key: str | None = None) -> "Signature":
+    """Return who and why. Errors: typer.BadParameter."""
+    from tollbook.inference.administration import Signature
+
+    if not reason.strip():
+        raise typer.BadParameter("say why", param_hint="--reason")
+    return Signature(author or _login_name(), reason.strip()[:500], key)
 
 
-def _show(done: dict[str, Any], text: str, *, as_json: bool) -> int:
+def tell(done: dict[str, Any], text: str, *, as_json: bool) -> int:
+    """Tell what was done, or that there was nothing to do; return the exit code."""
     if as_json:
         typer.echo(json.dumps(done))
     else:
         typer.echo(text if done["is_new"] else f"nothing to do: {text}")
     return 0
+
+
+def usd(nanousd: int) -> str:
+    """Write an amount with as many places as it needs."""
+    return format_usd(nanousd, places=None)
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # A container whose user has no name.
+        raise typer.BadParameter("your login name is not known: say who you are", param_hint="--author") from None

@@ -1,12 +1,18 @@
-"""The dead-letter stream: tasks that cannot be executed, whole, with the reason."""
+"""The dead-letter stream: tasks that cannot be executed, whole, with the reason.
+
+Invariant: whatever a publisher sends, there are at most so many letters, and none is older than so long. The oldest are
+dropped in the step that appends, and counted; the log has a few lines a minute, and numbers.
+"""
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from tollbook.consumers.messages import Delivery, fields_as_json, fields_from_json, read_task
+from tollbook.consumers.throttled_warning import FloodWarning
 from tollbook.ledger.clock import now_ms as clock_ms
-from tollbook.ledger.keys import dead_letters
+from tollbook.ledger.gate.functions import function
+from tollbook.ledger.keys import dead_letters, dropped_dead_letters
 from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.server.pipeline import CommandPipeline
 
@@ -14,6 +20,7 @@ Reason = Literal["invalid_task", "idempotency_conflict", "attempts_exhausted"]
 # Of a task id, so that with its ending it is no longer than an id may be.
 _ID_KEPT: Final = 150
 _PAGE: Final = 1_000
+_MINUTE_MS: Final = 60_000
 _log = LazyLogger(__name__)
 
 
@@ -31,6 +38,14 @@ class DeadLetter:
     deliveries: int
     at_ms: int
     fields: Mapping[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterLimits:
+    """How many letters there are at most, and how long each is kept."""
+
+    max_letters: int = 10_000
+    keep_s: float = 30 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,31 +79,62 @@ class Retried:
 class DeadLetters:
     """Puts, lists, retries and drops dead letters. Errors of every method: LedgerUnavailable."""
 
-    def __init__(self, pipeline: CommandPipeline, namespace: str, *, now_ms: Callable[[], int] = clock_ms) -> None:
+    def __init__(
+        self,
+        pipeline: CommandPipeline,
+        namespace: str,
+        *,
+        limits: DeadLetterLimits | None = None,
+        now_ms: Callable[[], int] = clock_ms,
+    ) -> None:
         self._pipeline = pipeline
         self.key = dead_letters(namespace)
+        self._dropped_key = dropped_dead_letters(namespace)
+        self._limits = limits or DeadLetterLimits()
         self._now_ms = now_ms
+        self._put = FloodWarning("task.dead_lettered", now_ms)
+        # One line a minute, which has the numbers of the minute before.
+        self._dropped = 0
+        self._told_dropped_ms = 0
 
     async def put(
         self, delivery: Delivery, *, reason: Reason, error: str, task_id: str, user_id: str | None = None
     ) -> None:
-        """Append a task with the reason. A worker that dies before its acknowledgement may append it twice."""
-        letter_id: bytes = await self._pipeline.execute(
-            "XADD",
-            self.key,
-            "*",
+        """Append a task with the reason, and drop the oldest letters beyond the limits.
+
+        A worker that dies before its acknowledgement may append it twice.
+        """
+        letter_id = await self._append(
             *("stream", delivery.stream, "entry_id", delivery.entry_id, "reason", reason, "error", error[:1000]),
             *("task_id", task_id, "user_id", user_id or "", "deliveries", delivery.deliveries, "at", self._now_ms()),
             *("fields", fields_as_json(delivery.fields)),
         )
-        _log.warning(
-            "task.dead_lettered",
-            letter=letter_id.decode(),
-            reason=reason,
-            task_id=task_id,
-            stream=delivery.stream,
-            entry_id=delivery.entry_id,
-        )
+        self._put.warn(reason, letter=letter_id, task_id=task_id, stream=delivery.stream, entry_id=delivery.entry_id)
+
+    async def tidy(self) -> None:
+        """Drop the letters beyond the limits, and write what the log still lacks. For a quiet stream, now and then."""
+        await self._append()
+        self.flush()
+
+    def flush(self, *, is_last: bool = False) -> None:
+        """Write the numbers that the log still lacks, of the last minute; with `is_last`, of this one too."""
+        self._put.flush(is_last=is_last)
+        now_ms = self._now_ms()
+        if self._dropped and (is_last or now_ms - self._told_dropped_ms >= _MINUTE_MS):
+            limits = self._limits
+            _log.warning(
+                "dead_letters.dropped", times=self._dropped, max_letters=limits.max_letters, keep_s=limits.keep_s
+            )
+            self._dropped, self._told_dropped_ms = 0, now_ms
+
+    async def _append(self, *fields: str | int) -> str:
+        letter_id, dropped = await self._pipeline.execute(
+            "FCALL", function("dead_letter"), 2, self.key, self._dropped_key,
+            self._limits.max_letters, round(1000 * self._limits.keep_s), *fields,
+        )  # fmt: skip
+        self._dropped += dropped
+        self.flush()
+        return letter_id.decode()
 
     async def list(self, *, count: int = 100, after: str = "-") -> list[DeadLetter]:
         """Return dead letters, oldest first."""
@@ -113,6 +159,10 @@ class DeadLetters:
     async def count(self) -> int:
         """Return how many there are."""
         return int(await self._pipeline.execute("XLEN", self.key))
+
+    async def dropped(self) -> int:
+        """Return how many were dropped because there were too many, or they were too old."""
+        return int(await self._pipeline.execute("GET", self._dropped_key) or 0)
 
     async def retry(self, letter: DeadLetter, *, unchanged: bool = False) -> Retried:
         """Put the task on its stream again, then drop the letter.

@@ -15,8 +15,9 @@ from redis.exceptions import RedisError
 
 from tollbook.consumers.app import build_app
 from tollbook.consumers.claims import Claims
-from tollbook.consumers.dead_letters import DeadLetters
+from tollbook.consumers.dead_letters import DeadLetterLimits, DeadLetters
 from tollbook.consumers.observer import TaskObserver
+from tollbook.consumers.stream_tidying import StreamTidying
 from tollbook.consumers.sweeper import Sweeper
 from tollbook.consumers.worker import Worker, WorkerLimits
 from tollbook.inference.calls.reservations import WaitLimits
@@ -82,7 +83,12 @@ def build_worker(
         pipeline=handle.pipeline,
         results=handle.results,
         claims=claims,
-        dead_letters=DeadLetters(handle.pipeline, settings.namespace),
+        dead_letters=DeadLetters(
+            handle.pipeline,
+            settings.namespace,
+            limits=DeadLetterLimits(settings.dead_letters_max, settings.dead_letters_keep_s),
+        ),
+        max_replies=settings.reply_stream_max,
         limits=limits,
         namespace=settings.namespace,
         now_ms=now_ms,
@@ -109,6 +115,7 @@ async def serve_worker(
     tasks = {
         "claims": asyncio.create_task(claims.run(worker.take_claimed)),
         "sweeper": asyncio.create_task(Sweeper(runtime.ledger, runtime.ledger.gates).run()),
+        "tidying": asyncio.create_task(_tidying(runtime, worker).run()),
     }
     for task in tasks.values():
         # They end only by a fault: a worker that renews no claims must not go on.
@@ -125,12 +132,20 @@ async def serve_worker(
         for task in tasks.values():
             task.cancel()
         ends = await asyncio.gather(*tasks.values(), return_exceptions=True)
+        worker.dead_letters.flush(is_last=True)
     with contextlib.suppress(LedgerUnavailable):
         await claims.resign()
     _log.info("worker.stopped", worker=worker.name)
     for end in ends:
         if isinstance(end, Exception):
             raise end
+
+
+def _tidying(runtime: InferenceRuntime, worker: Worker) -> StreamTidying:
+    settings = runtime.settings
+    return StreamTidying(
+        runtime.handle.pipeline, worker.dead_letters, namespace=settings.namespace, keep_s=settings.task_keep_s
+    )
 
 
 async def pause(stop: asyncio.Event, seconds: float) -> None:

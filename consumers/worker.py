@@ -51,7 +51,10 @@ class WorkerLimits:
 
 
 class Worker:
-    """Executes deliveries of the task streams. Clock and pauses come from outside."""
+    """Executes deliveries of the task streams. Clock and pauses come from outside.
+
+    `max_replies` is how many entries each reply stream is kept to; 0: no limit.
+    """
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class Worker:
         limits: WorkerLimits,
         namespace: str,
         now_ms: Callable[[], int],
+        max_replies: int = 0,
         observer: TaskObserver | None = None,
     ) -> None:
         self.name = name
@@ -77,7 +81,8 @@ class Worker:
         self._runner = runner
         self._routes = routes
         self._pipeline = pipeline
-        self._dead_letters = dead_letters
+        self.dead_letters = dead_letters
+        self._max_replies = max_replies
         self._answers = Answers(results, dead_letters, now_ms)
         self._limits = limits
         self._namespaces = {namespace}
@@ -254,7 +259,7 @@ class Worker:
             acquired.give_up or acquired.hold is not None or delivery.is_claimed
         ):
             problem = result.error or acquired.give_up or ""
-            await self._dead_letters.put(
+            await self.dead_letters.put(
                 delivery, reason="attempts_exhausted", error=problem, task_id=task_id, user_id=task.user_id
             )
         return result
@@ -286,8 +291,9 @@ class Worker:
         if reply_to is None or self._is_reserved(reply_to):
             return  # Of a malformed task, which has its answer under its own key.
         try:
+            limit = ("MAXLEN", "~", self._max_replies) if self._max_replies else ()
             await self._pipeline.execute(
-                "XADD", reply_to, "*", "task_id", result.task_id, "result", result.model_dump_json()
+                "XADD", reply_to, *limit, "*", "task_id", result.task_id, "result", result.model_dump_json()
             )
         except ResponseError as exc:
             # The key is no stream. The result stands under its own key, so the task is not delayed by it.

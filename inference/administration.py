@@ -1,4 +1,4 @@
-"""Money movements by people: plans, credits and corrections, each an event with author and reason.
+"""Money movements by people: plans, credits, corrections and releases, each an event with author and reason.
 
 Every command is idempotent by its key (a correction by the cost that it states), bounded as
 all amounts are, in force in the gate from the step that appends it, and visible in statements.
@@ -7,13 +7,14 @@ all amounts are, in force in the gate from the step that appends it, and visible
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
 from tollbook.inference.address import find_redis_url
+from tollbook.inference.releases import AssumedCharge, Releases, release_charges
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.clock import now_ms as clock_ms
 from tollbook.ledger.errors import CallUnknown, IdempotencyConflict, LedgerError, LedgerUnavailable
@@ -21,12 +22,19 @@ from tollbook.ledger.gate.baselines import BaselinePage, Baselines
 from tollbook.ledger.gate.call_record import CallRecord
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger
-from tollbook.ledger.gate.requests import AdjustRequest, AssignRequest
+from tollbook.ledger.gate.requests import Account, AdjustRequest, AssignRequest, WithdrawRequest
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.connection import connect, hide_password
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.refusals import reason_of
-from tollbook.schemas.events import CostAdjusted, CreditGranted, PlanAssigned, payload_json
+from tollbook.schemas.events import (
+    CostAdjusted,
+    CreditGranted,
+    CreditRevoked,
+    PlanAssigned,
+    PlanCleared,
+    payload_json,
+)
 from tollbook.schemas.identifiers import budget_name, check_id, month_at, normalise_id, usage_call_id
 from tollbook.schemas.plans import Plan
 
@@ -96,6 +104,15 @@ class Administration:
         """Return the cap of a plan's billing period."""
         return self._plan_caps_nanousd[plan]
 
+    @property
+    def period(self) -> str:
+        """The present billing period."""
+        return month_at(self._now_ms()).name
+
+    async def account(self, user_id: str, period: str | None = None) -> Account:
+        """Return what the ledger has assigned to a user, with the credit of a period, the present one by default."""
+        return await self._ledger.account(check_id(user_id), period or self.period)
+
     async def set_plan(self, user_id: str, plan: Plan, signature: Signature, *, cap_nanousd: int | None = None) -> bool:
         """Put a user on a plan, with the plan's cap or another; return whether that is new.
 
@@ -114,6 +131,67 @@ class Administration:
         payload = payload_json(CreditGranted(author=signature.author, reason=signature.reason))
         return await self._assign("credit-granted", user_id, "", amount_nanousd, payload, signature, period)
 
+    async def clear_plan(self, user_id: str, signature: Signature) -> bool:
+        """Let the plans that tasks name count again; return whether that is new. Errors: NoPlanAssigned."""
+        user_id = check_id(user_id)
+        payload = payload_json(PlanCleared(author=signature.author, reason=signature.reason))
+        period = self.period
+        content = _digest("plan-cleared", user_id, signature.author, signature.reason)
+        request = WithdrawRequest(
+            command_id=signature.command_id("plan-cleared"),
+            user_id=user_id,
+            period=period,
+            content_hash=content,
+            type="plan-cleared",
+            amount_nanousd=0,
+            payload=payload,
+            budget=budget_name("user", user_id, period),
+        )
+        return await self._withdraw(request, signature)
+
+    async def revoke_credit(
+        self,
+        user_id: str,
+        amount_nanousd: int,
+        signature: Signature,
+        *,
+        period: str | None = None,
+        grant: str | None = None,
+    ) -> bool:
+        """Take back credit of a period, the present one by default; return whether that is new.
+
+        It may leave the cap below what is spent: then calls are refused, and what was spent stays as it is. `grant` is
+        the id of the `credit-granted` event that is taken back; that is done once, whoever does it.
+
+        Errors: CreditTooLow where the period has less credit than that.
+        """
+        user_id = check_id(user_id)
+        period = period or self.period
+        payload = CreditRevoked(grant=grant, author=signature.author, reason=signature.reason)
+        # A command of its own has the key or is new; that of a grant is the grant's, whatever its author and reason.
+        words = (grant,) if grant else (str(amount_nanousd), signature.author, signature.reason)
+        request = WithdrawRequest(
+            command_id=f"credit-revoked grant:{grant}" if grant else signature.command_id("credit-revoked"),
+            user_id=user_id,
+            period=period,
+            content_hash=_digest("credit-revoked", user_id, period, *words),
+            type="credit-revoked",
+            amount_nanousd=amount_nanousd,
+            payload=payload_json(payload),
+            budget=budget_name("user", user_id, period),
+        )
+        return await self._withdraw(request, signature)
+
+    async def release(self, charges: Iterable[AssumedCharge], signature: Signature) -> Releases:
+        """Give back assumed charges, each once. Errors: as `release_charges`."""
+        return await release_charges(self._ledger, charges, author=signature.author, reason=signature.reason)
+
+    async def find_cost(self, call_id: str) -> Correction:
+        """Return what a call cost in all, before and after nothing is done. Errors: as `adjust_cost`."""
+        _, record = await self._find_settled(call_id)
+        cost = sum(hold.cost_nanousd for hold in record.settled.values())
+        return Correction(record.user_id, cost, cost)
+
     async def adjust_cost(self, call_id: str, cost_nanousd: int, signature: Signature) -> Correction:
         """Correct what a call cost in all to `cost_nanousd`; repeated, it changes nothing.
 
@@ -121,11 +199,7 @@ class Administration:
 
         Errors: CallNotFound (also once the idempotency period is over); CallStillOpen; NothingToCorrect.
         """
-        call_id, record = await self._find(normalise_id(call_id))
-        if record.state == "open":
-            raise CallStillOpen(call_id)
-        if not record.settled:
-            raise NothingToCorrect(f"call {call_id} was {record.state} and cost nothing")
+        call_id, record = await self._find_settled(normalise_id(call_id))
         before = sum(hold.cost_nanousd for hold in record.settled.values())
         # The latest hold takes the difference; what is left over goes to the ones before it.
         left = cost_nanousd
@@ -142,13 +216,12 @@ class Administration:
     async def _assign(
         self, kind: str, user_id: str, plan: str, amount: int, payload: str, signature: Signature, period: str | None
     ) -> bool:
-        period = period or month_at(self._now_ms()).name
-        content = "\n".join((kind, user_id, plan, str(amount), period, signature.author, signature.reason))
+        period = period or self.period
         request = AssignRequest(
             command_id=signature.command_id(kind),
             user_id=user_id,
             period=period,
-            content_hash=hashlib.sha256(content.encode()).hexdigest()[:32],
+            content_hash=_digest(kind, user_id, plan, str(amount), period, signature.author, signature.reason),
             type="plan-assigned" if kind == "plan-assigned" else "credit-granted",
             plan=plan,
             amount_nanousd=amount,
@@ -159,6 +232,20 @@ class Administration:
             return await self._ledger.assign(request)
         except IdempotencyConflict as exc:
             raise IdempotencyConflict(signature.key or request.command_id, kind="key") from exc
+
+    async def _withdraw(self, request: WithdrawRequest, signature: Signature) -> bool:
+        try:
+            return await self._ledger.withdraw(request)
+        except IdempotencyConflict as exc:
+            raise IdempotencyConflict(signature.key or request.command_id, kind="key") from exc
+
+    async def _find_settled(self, call_id: str) -> tuple[str, CallRecord]:
+        call_id, record = await self._find(call_id)
+        if record.state == "open":
+            raise CallStillOpen(call_id)
+        if not record.settled:
+            raise NothingToCorrect(f"call {call_id} was {record.state} and cost nothing")
+        return call_id, record
 
     async def _find(self, call_id: str) -> tuple[str, CallRecord]:
         for name in (call_id, usage_call_id(call_id)):
@@ -183,6 +270,10 @@ class Administration:
             budgets=record.settled[number].budgets,
         )
         await self._ledger.adjust(request)
+
+
+def _digest(*words: str) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Settings that are addresses, ports, keys or names.
+"""Settings that are addresses, ports, keys, names or times to keep.
 
 Every validator raises a ValueError that follows the name of its setting. No message shows a value that may hold a
 password or a key (G10).
@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringCo
 from tollbook.schemas.expectations import Expected
 from tollbook.schemas.problems import shown, unknown_name
 
+_MAX_KEEP_S: Final = 10 * 366 * 86_400
 _REDIS_PARAMETERS: Final = ("db", "username", "password", "client_name")
 
 
@@ -80,9 +81,22 @@ def _metrics_port(value: object) -> int | Literal["off"] | None:
     return port
 
 
+def _seconds_or_off(given: object) -> float | None:
+    if given is None or given == "off":
+        return None
+    try:
+        seconds = float(str(given))
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= _MAX_KEEP_S:
+        raise ValueError(f"must be a number of seconds from 0 to {_MAX_KEEP_S}, or off, not {shown(given)}")
+    return seconds
+
+
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
+KeepSeconds = Annotated[float | None, BeforeValidator(_seconds_or_off)]
 MetricsPort = Annotated[int | Literal["off"] | None, BeforeValidator(_metrics_port)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
 Namespace = Annotated[

@@ -21,6 +21,7 @@ from tollbook.inference.setting_addresses import (
     AppTitle,
     AppUrl,
     BaseUrl,
+    KeepSeconds,
     MetricsPort,
     Namespace,
     Port,
@@ -125,6 +126,29 @@ class Settings(BaseSettings):
         "TOLLBOOK_STOP_GRACE_S", 15.0, "time for running tasks to finish when a worker is stopped", ge=0, le=3600
     )
 
+    dead_letters_max: int = _field(
+        "TOLLBOOK_DEAD_LETTERS_MAX",
+        10_000,
+        "maximum number of dead letters; the oldest are dropped, and counted",
+        ge=1,
+        le=1_000_000,
+    )
+    dead_letters_keep_s: float = _seconds(
+        "TOLLBOOK_DEAD_LETTERS_KEEP_S", 30.0 * _DAY_S, "how long dead letters are kept", ge=60
+    )
+    task_keep_s: Annotated[KeepSeconds, NoDecode] = _field(
+        "TOLLBOOK_TASK_KEEP_S",
+        1.0 * _DAY_S,
+        "how long finished tasks stay on their streams, seconds; off: until somebody else removes them",
+    )
+    reply_stream_max: int = _field(
+        "TOLLBOOK_REPLY_STREAM_MAX",
+        100_000,
+        "number of entries that a reply stream is kept to, approximately; 0: no limit",
+        ge=0,
+        le=100_000_000,
+    )
+
     hold_wait_s: float = _seconds(
         "TOLLBOOK_HOLD_WAIT_S", 600.0, "maximum wait for money that other calls hold", ge=0, le=86_400
     )
@@ -179,6 +203,14 @@ class Settings(BaseSettings):
     )
     campaign_cap_nanousd: Annotated[UsdCap, NoDecode] = _field(
         "TOLLBOOK_CAMPAIGN_CAP_USD", None, "cap per campaign and billing period, dollars; unset: none"
+    )
+
+    confirm_usd: int = _field(
+        "TOLLBOOK_CONFIRM_USD",
+        100,
+        "commands that move more dollars than this ask first, or want --yes",
+        ge=0,
+        le=1_000_000,
     )
 
     metrics_port: Annotated[MetricsPort, NoDecode] = _field(

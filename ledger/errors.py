@@ -4,6 +4,8 @@ LedgerError, in the public tree that `schemas.errors` draws
 ├── IdempotencyConflict       final: the call id was used before, with other content
 ├── CallUnknown               final: no such hold; it was never opened, or its record has expired
 ├── ResultUnreadable          final: what is stored as a task's result is not one
+├── CreditTooLow              final: there is less credit than is to be taken back
+├── NoPlanAssigned            final: there is no plan that could be cleared
 ├── LedgerUnavailable         retry with the same call id: the outcome is unknown, a repeat changes nothing
 │   └── BaselineUnavailable   retry later: DuckDB is down or behind the watermark (being rebuilt)
 └── LedgerRefused             needs a person: no call is made until the stores agree again (G8)
@@ -84,6 +86,21 @@ class LedgerReplaced(LedgerRefused):
         )
         self.expected = expected
         self.found = found
+
+
+class CreditTooLow(LedgerError):
+    """The user has less credit in that period than is to be taken back."""
+
+    def __init__(self, user_id: str, period: str, credit_nanousd: int) -> None:
+        super().__init__(f"{user_id} has {format_usd(credit_nanousd, places=None)} of credit in {period}, not more")
+        self.credit_nanousd = credit_nanousd
+
+
+class NoPlanAssigned(LedgerError):
+    """The ledger has assigned no plan to the user, so that there is none to clear."""
+
+    def __init__(self, user_id: str) -> None:
+        super().__init__(f"no plan is set for {user_id}: the plan that each task names is in force already")
 
 
 class LedgerWentBack(LedgerRefused):

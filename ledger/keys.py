@@ -63,6 +63,19 @@ def dead_letters(namespace: str) -> str:
     return f"{namespace}:dead-letters"
 
 
+def dropped_dead_letters(namespace: str) -> str:
+    """String: how many dead letters were dropped because there were too many, or they were too old.
+
+    In one hash slot with the letters, since both are changed in one step.
+    """
+    return f"{{{dead_letters(namespace)}}}:dropped"
+
+
+def tidying_lease(namespace: str) -> str:
+    """String: present while a worker tidies the task streams, or has lately."""
+    return f"{namespace}:tidying"
+
+
 def task_partition(namespace: str, task_id: str) -> str:
     """String: the partition that has the call of a task id; only if there are several partitions."""
     return f"{namespace}:task:{task_id}"

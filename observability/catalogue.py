@@ -94,6 +94,13 @@ METRICS: Final = (
     Metric("streams", "tollbook_stream_unread", "gauge", ("stream",), "tasks not delivered yet"),
     Metric("streams", "tollbook_stream_pending", "gauge", ("stream",), "tasks delivered, not acknowledged yet"),
     Metric("streams", "tollbook_dead_letters", "gauge", _NONE, "tasks on the dead-letter stream"),
+    Metric(
+        "streams",
+        "tollbook_dead_letters_dropped_total",
+        "counter",
+        _NONE,
+        "dead letters dropped because there were too many, or they were too old",
+    ),
     Metric("worker", "tollbook_tasks_finished_total", "counter", ("status",), "tasks answered and acknowledged"),
     Metric("worker", "tollbook_tasks_in_flight", "gauge", _NONE, "tasks at hand, waiting ones included"),
     Metric("worker", "tollbook_tasks_waiting", "gauge", _NONE, "tasks that wait for other calls' holds"),

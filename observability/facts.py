@@ -13,6 +13,7 @@ import duckdb
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
+from tollbook.consumers.dead_letters import DeadLetters
 from tollbook.inference.runtime import LedgerHandle
 from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.keys import GROUP, dead_letters
@@ -45,6 +46,7 @@ class Facts:
 
     backlogs: dict[str, Backlog] | None
     dead_letters: int | None
+    dead_letters_dropped: int | None
     lag: Lag | None
     discrepancies: int | None
     totals: Totals | None
@@ -63,17 +65,19 @@ class FactReader:
         """Read everything at once, within `LIMIT_S`."""
         opened, projection = self._state.open_ledger, self._state.projection
         if opened is None or projection is None:
-            return Facts(None, None, None, None, None)
+            return Facts(None, None, None, None, None, None)
         handle = opened.handle
-        streams, letters, lag, folded = await asyncio.gather(
+        namespace = handle.keys[0].namespace
+        streams, letters, dropped, lag, folded = await asyncio.gather(
             _within("streams", _backlogs(handle)),
-            _within("dead letters", _length(handle, dead_letters(handle.keys[0].namespace))),
+            _within("dead letters", _length(handle, dead_letters(namespace))),
+            _within("dropped dead letters", DeadLetters(handle.pipeline, namespace).dropped()),
             _within("lag", self._lag()),
             _within("projection", self._advancing.get()),
         )
         discrepancies, totals = folded or (None, None)
         self._was_near = self._was_near or (lag is not None and lag.seconds < _NEAR_S)
-        return Facts(streams, letters, lag, discrepancies, totals if self._was_near else None)
+        return Facts(streams, letters, dropped, lag, discrepancies, totals if self._was_near else None)
 
     async def _lag(self) -> Lag:
         assert self._state.projection is not None

@@ -88,6 +88,8 @@ def _add_facts(page: Page, facts: Facts) -> None:
             page.add("tollbook_stream_unread", backlog.unread, stream=stream)
     if facts.dead_letters is not None:
         page.add("tollbook_dead_letters", facts.dead_letters)
+    if facts.dead_letters_dropped is not None:
+        page.add("tollbook_dead_letters_dropped_total", facts.dead_letters_dropped)
     if facts.lag is not None:
         page.add("tollbook_projector_lag_events", facts.lag.events)
         page.add("tollbook_projector_lag_seconds", facts.lag.seconds)

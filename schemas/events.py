@@ -190,7 +190,7 @@ class BudgetDenied(Payload):
 
 
 class CostAdjusted(Payload):
-    """A settled cost is corrected by `tollbook reconcile`, by `tollbook cost adjust`, or by a reply that came late.
+    """A settled cost is corrected: `tollbook reconcile`, `cost adjust`, `cost release`, or a reply that came late.
 
     `amount` is the signed difference.
     """
@@ -217,11 +217,30 @@ class PlanAssigned(Payload):
     reason: str = Field(description="Why.")
 
 
+class PlanCleared(Payload):
+    """The plan and cap that were set for a user no longer count: from here on, those of tasks do. `amount` is zero."""
+
+    type: Literal["plan-cleared"] = "plan-cleared"
+    author: str = Field(description="Person or application that cleared it.")
+    reason: str = Field(description="Why.")
+
+
 class CreditGranted(Payload):
     """A user may spend more than the cap in one billing period. `amount` is the credit."""
 
     type: Literal["credit-granted"] = "credit-granted"
     author: str = Field(description="Person or application that granted it.")
+    reason: str = Field(description="Why.")
+
+
+class CreditRevoked(Payload):
+    """Credit of one billing period is taken back. `amount` is the credit, below zero."""
+
+    type: Literal["credit-revoked"] = "credit-revoked"
+    grant: str | None = Field(
+        default=None, description="Id of the `credit-granted` event that is taken back; absent for any credit."
+    )
+    author: str = Field(description="Person or application that took it back.")
     reason: str = Field(description="Why.")
 
 
@@ -245,7 +264,9 @@ EventPayload = Annotated[
     | BudgetDenied
     | CostAdjusted
     | PlanAssigned
+    | PlanCleared
     | CreditGranted
+    | CreditRevoked
     | SegmentSealed,
     Field(discriminator="type"),
 ]

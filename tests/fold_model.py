@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
-NOT_OF_A_CALL = ("plan-assigned", "credit-granted", "segment-sealed")
+NOT_OF_A_CALL = ("plan-assigned", "plan-cleared", "credit-granted", "credit-revoked", "segment-sealed")
 
 
 def usd(nanousd: int | None) -> Decimal | None:
@@ -91,7 +91,7 @@ class FoldModel:
             | {"plan": None, "base": None},
         )
         row["plan"] = payload.get("assigned_plan") or payload.get("plan") or row["plan"]
-        if kind == "credit-granted":
+        if kind in ("credit-granted", "credit-revoked"):
             row["credit"] += amount
         if kind == "plan-assigned":
             row["base"] = payload["cap_nanousd"]

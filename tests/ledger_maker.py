@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tollbook.schemas.events import ENVELOPE_FIELDS
+from tollbook.schemas.identifiers import split_budget_name
 
 CAP = 15_000_000_000
 PERIODS = ("2026-10", "2026-11")
@@ -51,6 +52,7 @@ class LedgerMaker:
             + [self.settle] * 4
             + [self.extend, self.fall_back, self.deny]
             + [self.adjust, self.charge, self.assign, self.credit, self.seal]
+            + [self.revoke, self.clear]
         )
         for _ in range(steps):
             self._random.choice(actions)()
@@ -260,6 +262,27 @@ class LedgerMaker:
         name = call.budgets[0]
         self._credits[name] = self._credits.get(name, 0) + amount
         self.append("credit-granted", call, amount, {"author": "ops", "reason": "sorry"}, committed=self._known(call))
+
+    def revoke(self) -> None:
+        """Take back part of the credit that some user's period has."""
+        name = next((name for name, credit in sorted(self._credits.items()) if credit > 1), None)
+        if name is None:
+            return
+        call, amount = self._new_call(), self._random.randrange(1, self._credits[name])
+        call.budgets = (name, *call.budgets[1:])
+        _, call.user, call.period = split_budget_name(name)
+        self._credits[name] -= amount
+        self.append("credit-revoked", call, -amount, {"author": "ops", "reason": "twice"}, committed=self._known(call))
+
+    def clear(self) -> None:
+        user = next(iter(self._plans), None)
+        if user is None:
+            return
+        call = self._new_call()
+        while call.user != user:
+            call = self._new_call()
+        del self._caps[user], self._plans[user]
+        self.append("plan-cleared", call, 0, {"author": "ops", "reason": "ended"}, committed=self._known(call))
 
     def _known(self, call: Call) -> int | None:
         return self._balances.get(call.budgets[0]) if self._random.random() < 0.7 else None

@@ -1,17 +1,17 @@
 -- The cap in force at each hold. For a user's own period, it is the cap that the ledger assigned last, with the credit
--- granted up to then; without an assigned cap, and for other budgets, it is the cap that was stamped.
+-- granted and not taken back up to then; without an assigned cap, and for other budgets, it is the cap that was stamped.
 CREATE OR REPLACE TEMP TABLE verify_caps AS
 WITH assigned AS (
     SELECT partition, user_id, seq, nanousd(cap_usd) AS cap
     FROM events
-    WHERE type = 'plan-assigned'
+    WHERE type IN ('plan-assigned', 'plan-cleared')
 ),
 granted AS (
     SELECT
         partition, user_id, period, seq,
         sum(nanousd(amount_usd)) OVER (PARTITION BY partition, user_id, period ORDER BY seq) AS credit
     FROM events
-    WHERE type = 'credit-granted'
+    WHERE type IN ('credit-granted', 'credit-revoked')
 )
 SELECT
     r.*,

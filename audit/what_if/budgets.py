@@ -121,8 +121,12 @@ class Caps:
         """Take an assignment."""
         self._assigned[user_id] = (plan, cap)
 
+    def clear(self, user_id: str) -> None:
+        """Forget an assigned plan and cap."""
+        self._assigned.pop(user_id, None)
+
     def grant(self, user_id: str, period: str, credit: int) -> None:
-        """Take a credit."""
+        """Take a credit, which is below zero where it is taken back."""
         self._credits[user_id, period] = self._credits.get((user_id, period), 0) + credit
 
     def without_credit(self, account: Account, recorded_cap: int) -> int:

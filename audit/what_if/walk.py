@@ -129,7 +129,9 @@ class _Partition:
             "cost-adjusted": self._adjusted,
             "budget-denied": self._denied,
             "plan-assigned": self._assigned,
+            "plan-cleared": self._cleared,
             "credit-granted": self._credited,
+            "credit-revoked": self._credited,
         }
 
     def apply(self, event: _Event) -> None:
@@ -247,6 +249,10 @@ class _Partition:
     def _assigned(self, event: _Event) -> None:
         self._caps.assign(event.user_id, event.payload["plan"], event.payload["cap_nanousd"])
         self._plans[event.user_id] = event.payload["plan"]
+
+    def _cleared(self, event: _Event) -> None:
+        self._caps.clear(event.user_id)
+        self._plans.pop(event.user_id, None)
 
     def _credited(self, event: _Event) -> None:
         self._caps.grant(event.user_id, event.period, event.amount)

@@ -11,13 +11,12 @@ from typing import Any, Final, cast
 
 from redis.exceptions import ResponseError
 
-from tollbook.ledger.errors import (
-    LedgerReplaced,
-)
+from tollbook.ledger.errors import CreditTooLow, LedgerReplaced, NoPlanAssigned
 from tollbook.ledger.gate.call_record import CallRecord, parse_call_record
 from tollbook.ledger.gate.functions import function
 from tollbook.ledger.gate.replies import FunctionsMissing, denied, refusal, reserve_reply, waiting
 from tollbook.ledger.gate.requests import (
+    Account,
     Adjusted,
     AdjustRequest,
     AlreadySettled,
@@ -30,11 +29,14 @@ from tollbook.ledger.gate.requests import (
     Denied,
     Position,
     RecordRequest,
+    Released,
+    ReleaseRequest,
     ReserveReply,
     ReserveRequest,
     Settled,
     SettleRequest,
     Waiting,
+    WithdrawRequest,
 )
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.connection import time_ms
@@ -43,10 +45,13 @@ from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 
 # The server-side names, made once: every step of every call needs one.
 _FUNCTIONS: Final = {
-    name: function(name) for name in ("reserve", "record", "settle", "adjust", "charge", "assign", "balance", "trim")
+    name: function(name)
+    for name in ("reserve", "record", "settle", "adjust", "release", "charge", "assign", "withdraw", "balance", "trim")
 }
 # After OK, they answer the id of the event that they appended, or nothing if there was none to append.
-_APPENDING_FUNCTIONS: Final = frozenset({"reserve", "record", "settle", "adjust", "charge", "assign"})
+_APPENDING_FUNCTIONS: Final = frozenset(
+    {"reserve", "record", "settle", "adjust", "release", "charge", "assign", "withdraw"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +228,42 @@ class Gate:
             raise refusal(reply, request.call_id, request.hold)
         return Adjusted(int(reply[2]), is_call_over=reply[3] == b"settled")
 
+    async def release(self, request: ReleaseRequest, baselines: Sequence[Baseline] = ()) -> Released:
+        """Give back what an attempt was assumed to cost, once, if its hold stands as it was read.
+
+        Errors: CallUnknown; BudgetsMismatch; Stale (repeat with baselines).
+        """
+        keys = self.keys
+        reply = await self._call(
+            "release",
+            (
+                keys.meta,
+                keys.ledger,
+                keys.waiters,
+                keys.call(request.call_id),
+                *(keys.tail(name) for name in request.budgets),
+            ),
+            (
+                request.call_id,
+                request.hold,
+                f"{request.hold_cost_nanousd} {request.hold_assumed_nanousd}",
+                request.attempt,
+                request.amount_nanousd,
+                self._idempotency_ttl_s,
+                request.payload,
+                *_pack_names(request.budgets, baselines),
+            ),
+        )
+        match reply[0]:
+            case b"OK":
+                return "released"
+            case b"EXISTS":
+                return "before"
+            case b"CHANGED":
+                return "changed"
+            case _:
+                raise refusal(reply, request.call_id, request.hold)
+
     async def charge(self, request: ChargeRequest, baselines: Sequence[Baseline]) -> bool:
         """Book spend without a hold; return whether it is new. Errors: IdempotencyConflict."""
         keys = self.keys
@@ -272,6 +313,50 @@ class Gate:
         if reply[0] in (b"OK", b"EXISTS"):
             return reply[0] == b"OK"
         raise refusal(reply, request.command_id, 0)
+
+    async def withdraw(self, request: WithdrawRequest) -> bool:
+        """Take back credit or an assigned plan at once; return whether it is new.
+
+        Errors: IdempotencyConflict; CreditTooLow; NoPlanAssigned.
+        """
+        keys = self.keys
+        reply = await self._call(
+            "withdraw",
+            (
+                keys.meta,
+                keys.ledger,
+                keys.account(request.user_id),
+                keys.call(request.command_id),
+                keys.tail(request.budget),
+            ),
+            (
+                request.command_id,
+                request.user_id,
+                request.period,
+                request.content_hash,
+                request.type,
+                request.amount_nanousd,
+                self._idempotency_ttl_s,
+                request.payload,
+            ),
+        )
+        match reply[0]:
+            case b"OK" | b"EXISTS":
+                return reply[0] == b"OK"
+            case b"LESS":
+                raise CreditTooLow(request.user_id, request.period, int(reply[1]))
+            case b"NONE":
+                raise NoPlanAssigned(request.user_id)
+            case _:
+                raise refusal(reply, request.command_id, 0)
+
+    async def account(self, user_id: str, period: str) -> Account:
+        """Return what the ledger has assigned to a user."""
+        found: list[bytes | None] = await self._pipeline.execute(
+            "HMGET", self.keys.account(user_id), "plan", "cap_nanousd", f"credit:{period}"
+        )
+        plan, cap, credit = found
+        return Account(plan.decode() if plan else None, None if cap is None else int(cap), int(credit or 0))
 
     async def balance(
         self, *, user_id: str, period: str, budgets: Sequence[BudgetCap], baselines: Sequence[Baseline]

@@ -20,6 +20,7 @@ from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.replies import BudgetsMismatch, FunctionsMissing, Stale, WindowClosed
 from tollbook.ledger.gate.requests import (
     EMPTY_BASELINE,
+    Account,
     Adjusted,
     AdjustRequest,
     AlreadySettled,
@@ -30,11 +31,14 @@ from tollbook.ledger.gate.requests import (
     ChargeRequest,
     Denied,
     RecordRequest,
+    Released,
+    ReleaseRequest,
     ReserveReply,
     ReserveRequest,
     Settled,
     SettleRequest,
     Waiting,
+    WithdrawRequest,
 )
 from tollbook.ledger.logs import LazyLogger
 from tollbook.schemas.identifiers import partition_of
@@ -172,6 +176,23 @@ class Ledger:
             # The caller knew the budgets of the call's latest hold, which may be in another period.
             return await adjust(exc.budgets)
 
+    async def release(self, request: ReleaseRequest) -> Released:
+        """Give back what an attempt was assumed to cost, in the budgets that its hold stood against, once.
+
+        Errors: CallUnknown.
+        """
+
+        async def release(budgets: tuple[str, ...]) -> Released:
+            given_back = replace(request, budgets=budgets)
+            return await self._without_baselines(
+                request.user_id, budgets, lambda gate, baselines: gate.release(given_back, baselines)
+            )
+
+        try:
+            return await release(request.budgets)
+        except BudgetsMismatch as exc:
+            return await release(exc.budgets)
+
     async def charge(self, request: ChargeRequest) -> bool:
         """Book spend that happened without a hold; return whether it is new. Errors: IdempotencyConflict."""
         return await self._with_baselines(
@@ -185,6 +206,19 @@ class Ledger:
         """Change a plan, cap or credit at once; return whether it is new. Errors: IdempotencyConflict."""
         gate = self.gate_of(request.user_id)
         return await self._repeat(lambda: gate.assign(request), self._patience.reserve_s)
+
+    async def withdraw(self, request: WithdrawRequest) -> bool:
+        """Take back credit or an assigned plan at once; return whether it is new.
+
+        Errors: IdempotencyConflict; CreditTooLow; NoPlanAssigned.
+        """
+        gate = self.gate_of(request.user_id)
+        return await self._repeat(lambda: gate.withdraw(request), self._patience.reserve_s)
+
+    async def account(self, user_id: str, period: str) -> Account:
+        """Return what the ledger has assigned to a user."""
+        gate = self.gate_of(user_id)
+        return await self._repeat(lambda: gate.account(user_id, period), self._patience.reserve_s)
 
     async def balance(self, *, user_id: str, period: str, budgets: Sequence[BudgetCap]) -> tuple[Balance, ...]:
         """Return the balances and caps that a call of this user would be compared with now."""

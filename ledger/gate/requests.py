@@ -152,6 +152,47 @@ class AssignRequest:
     budget: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseRequest:
+    """Give back what one attempt of a settled hold was assumed to cost, if the hold stands as it was read.
+
+    `hold_cost_nanousd` and `hold_assumed_nanousd` are the hold's cost and the assumed part of it, as read.
+    """
+
+    call_id: str
+    user_id: str
+    hold: int
+    hold_cost_nanousd: int
+    hold_assumed_nanousd: int
+    attempt: int
+    amount_nanousd: int
+    payload: str
+    budgets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithdrawRequest:
+    """Take back credit of a period, or a user's assigned plan and cap; `command_id` is the idempotency key."""
+
+    command_id: str
+    user_id: str
+    period: str
+    content_hash: str
+    type: Literal["credit-revoked", "plan-cleared"]
+    amount_nanousd: int
+    payload: str
+    budget: str
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What the ledger has assigned to a user: plan and cap, if any, and the credit of one period, in nano-dollars."""
+
+    plan: str | None
+    cap_nanousd: int | None
+    credit_nanousd: int
+
+
 @dataclass(frozen=True, slots=True)
 class Reserved:
     """Money is held against `budgets`. `attempt` is the number of the first attempt it pays for.
@@ -244,6 +285,10 @@ class Adjusted:
 
     difference_nanousd: int
     is_call_over: bool
+
+
+Released = Literal["released", "before", "changed"]
+"""What became of giving back an attempt's charge: done now; done before; not done, since the hold was corrected."""
 
 
 @dataclass(frozen=True, slots=True)

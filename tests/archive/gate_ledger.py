@@ -3,6 +3,7 @@
 Sealed in small segments, trimmed in part, folded. What a tampering test changes, it changes in a copy.
 """
 
+import contextlib
 import random
 from dataclasses import dataclass, field
 from itertools import count
@@ -14,6 +15,7 @@ from redis.asyncio import Redis
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.sealing import Sealer, SealingSettings
 from tollbook.ledger.archive.segments import Archive
+from tollbook.ledger.errors import CreditTooLow, NoPlanAssigned
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import Gate, create_ledger
 from tollbook.ledger.gate.requests import (
@@ -25,9 +27,11 @@ from tollbook.ledger.gate.requests import (
     ChargeRequest,
     Position,
     RecordRequest,
+    ReleaseRequest,
     Reserved,
     ReserveRequest,
     SettleRequest,
+    WithdrawRequest,
 )
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.store import Store
@@ -39,9 +43,11 @@ from tollbook.schemas.events import (
     CostAdjusted,
     CostRecorded,
     CreditGranted,
+    CreditRevoked,
     FallbackUsed,
     ModelCalled,
     PlanAssigned,
+    PlanCleared,
     payload_json,
 )
 from tollbook.schemas.identifiers import Window, budget_name, day_at, month_at, partition_of
@@ -110,7 +116,8 @@ class GateLedger:
     async def run(self, steps: int) -> None:
         actions = (
             [self.reserve] * 6 + [self.record] * 4 + [self.settle] * 5 + [self.reserve_again, self.deny] * 2
-            + [self.adjust, self.answer_late, self.charge, self.assign, self.credit]
+            + [self.adjust, self.answer_late, self.release, self.charge]
+            + [self.assign, self.credit, self.revoke, self.clear]
         )  # fmt: skip
         for _ in range(steps):
             await self._draw.choice(actions)()
@@ -288,6 +295,40 @@ class GateLedger:
     async def credit(self) -> None:
         payload = payload_json(CreditGranted(author="ops", reason="sorry"))
         await self._assign("credit-granted", "", self._draw.randrange(1, CAP // 9), payload)
+
+    async def revoke(self) -> None:
+        payload = payload_json(CreditRevoked(author="ops", reason="too much"))
+        with contextlib.suppress(CreditTooLow):
+            await self._withdraw("credit-revoked", self._draw.randrange(1, CAP // 9), payload)
+
+    async def clear(self) -> None:
+        with contextlib.suppress(NoPlanAssigned):
+            await self._withdraw("plan-cleared", 0, payload_json(PlanCleared(author="ops", reason="asked")))
+
+    async def _withdraw(self, kind: Any, amount: int, payload: str) -> None:
+        user = self._draw.choice(["u1", "u2"])
+        request = WithdrawRequest(
+            command_id=f"command-{next(self._numbers)}", user_id=user, period=self._window.name, content_hash="c" * 32,
+            type=kind, amount_nanousd=amount, payload=payload, budget=budget_name("user", user, self._window.name),
+        )  # fmt: skip
+        await self._gate(user).withdraw(request)
+
+    async def release(self) -> None:
+        """Give back what a settled hold was assumed to cost, if it still stands so."""
+        if not self._settled:
+            return
+        settled = self._draw.choice(self._settled)
+        call, record = settled.call, await self._gate(settled.call.user).call_record(settled.call.call_id)
+        assert record is not None
+        standing = record.settled[call.hold]
+        request = ReleaseRequest(
+            call_id=call.call_id, user_id=call.user, hold=call.hold, hold_cost_nanousd=standing.cost_nanousd,
+            hold_assumed_nanousd=standing.assumed_nanousd, attempt=call.attempt,
+            amount_nanousd=standing.assumed_nanousd, budgets=standing.budgets,
+            payload=payload_json(CostAdjusted(basis="released", reason="a proxy's page", author="ops")),
+        )  # fmt: skip
+        if standing.assumed_nanousd and await self._gate(call.user).release(request) == "released":
+            settled.cost = standing.cost_nanousd - standing.assumed_nanousd
 
     async def _assign(self, kind: Any, plan: str, amount: int, payload: str) -> None:
         user = self._draw.choice(["u1", "u2"])

@@ -24,6 +24,7 @@ from tollbook.ledger.gate.requests import (
     RecordRequest,
     ReserveRequest,
     SettleRequest,
+    WithdrawRequest,
 )
 from tollbook.schemas.events import (
     BoundPrice,
@@ -31,10 +32,12 @@ from tollbook.schemas.events import (
     CostAdjusted,
     CostRecorded,
     CreditGranted,
+    CreditRevoked,
     EventPayload,
     FallbackUsed,
     ModelCalled,
     PlanAssigned,
+    PlanCleared,
     payload_json,
 )
 from tollbook.schemas.identifiers import Window
@@ -70,6 +73,8 @@ FILES: Final = (
     "cost-adjusted",
     "budget-denied",
     "cost-recorded.charge",
+    "credit-revoked",
+    "plan-cleared",
 )
 
 
@@ -157,6 +162,15 @@ async def _write_every_event(gate: Gate) -> None:
         ),
         baselines,
     )  # fmt: skip
+    revoked = CreditRevoked(grant="1795505017239-1", author="ops@example.com", reason="granted twice")
+    cleared = PlanCleared(author="ops@example.com", reason="contract ended")
+    for command, payload, amount in (("revoke-1", revoked, 400_000_000), ("clear-1", cleared, 0)):
+        await gate.withdraw(
+            WithdrawRequest(
+                command_id=command, user_id="u42", period="2026-11", content_hash="c0ffee", type=payload.type,
+                amount_nanousd=amount, payload=payload_json(payload), budget=OWN.name,
+            )
+        )  # fmt: skip
 
 
 def _without_clock(fields: dict[str, str]) -> dict[str, str]:

@@ -2,14 +2,19 @@
 
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
+from structlog.testing import capture_logs
 
-from tollbook.consumers.dead_letters import DeadLetters, Reason
+from tests.servers import wait_until
+from tests.system import REPLIES, running_system
+from tollbook.consumers.dead_letters import DeadLetterLimits, DeadLetters, Reason
 from tollbook.consumers.messages import Delivery, read_task
+from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.tasks import InvalidTask
 
@@ -36,6 +41,7 @@ TASK: Final = {
 
 @pytest.fixture
 async def letters(redis_client: Redis) -> AsyncIterator[DeadLetters]:
+    await load_library(redis_client)
     pipeline = CommandPipeline(redis_client)
     yield DeadLetters(pipeline, "tollbook", now_ms=lambda: NOW_MS)
     await pipeline.aclose()
@@ -155,3 +161,68 @@ async def test_a_retry_that_is_repeated_after_a_crash_is_the_same_task(
     assert first.entry_id != second.entry_id
     entries: Any = await redis_client.xrange(STREAM)
     assert {read_task(Delivery(STREAM, "1-1", fields))[0] for _, fields in entries} == {first.task_id}
+
+
+@pytest.fixture
+async def few(every_redis_client: Redis) -> AsyncIterator[DeadLetters]:
+    """Dead letters of which at most five are kept, each for a minute."""
+    await load_library(every_redis_client)
+    pipeline = CommandPipeline(every_redis_client)
+    yield DeadLetters(pipeline, "tollbook", limits=DeadLetterLimits(5, 60.0), now_ms=lambda: NOW_MS)
+    await pipeline.aclose()
+
+
+async def test_the_newest_letters_are_kept_and_the_others_counted(few: DeadLetters) -> None:
+    for number in range(12):
+        await put(few, TASK, entry_id=f"{number}-0")
+    assert [letter.entry_id for letter in await few.list()] == [f"{number}-0" for number in range(7, 12)]
+    assert await few.dropped() == 7
+    # What a person drops or retries is not what was lost.
+    await few.drop((await few.list())[0].id)
+    assert await few.dropped() == 7
+
+
+async def test_old_letters_go_even_when_no_new_one_comes(few: DeadLetters, every_redis_client: Redis) -> None:
+    await every_redis_client.xadd(few.key, {"stream": "x"}, id="1000000000000-0")
+    await put(few, TASK)
+    assert await few.dropped() == 1
+    await every_redis_client.delete(few.key)
+    await every_redis_client.xadd(few.key, {"stream": "x"}, id="1000000000000-0")
+    await few.tidy()
+    assert (await few.count(), await few.dropped()) == (0, 2)
+
+
+async def test_a_flood_of_malformed_tasks_takes_little_memory_and_few_lines_and_delays_no_good_task(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    number, most = 4_000, 200
+    bad = {"task": "score_post", "prompt": "x" * 300, "colour": "blue"}
+    good = [
+        {"task": "score_post", "task_id": f"g{n}", "user_id": "u1", "prompt": "a post", "reply_to": REPLIES}
+        for n in range(40)
+    ]
+    with capture_logs() as logs:
+        async with running_system(tmp_path / "data", server_url, dead_letters_max=most) as running:
+            for task in good:
+                await running.publish(STREAM, [*([bad] * (number // len(good))), task])
+            results = await running.answers(task["task_id"] for task in good)
+            assert {result.status.value for result in results} == {"done"}
+            letters = DeadLetters(running.system.handle.pipeline, "tollbook")
+
+            async def is_over() -> bool:
+                return await letters.dropped() == number - most and await running.pending() == 0
+
+            assert await wait_until(is_over, what="every malformed task refused")
+            assert await letters.count() == most
+            kept = [letter.entry_id for letter in await letters.list(count=most)]
+            entries: Any = await redis_client.xrange(STREAM)
+            refused = [entry_id.decode() for entry_id, fields in entries if b"colour" in fields]
+            assert set(kept) <= set(refused[-most - 200 :])  # As they were refused, some at once.
+            size = await redis_client.memory_usage("tollbook:dead-letters", samples=0)
+            assert size is not None
+            assert size < 2_000 * most
+    lines = [line for line in logs if line["event"].startswith(("task.dead_lettered", "dead_letters."))]
+    assert len(lines) < 40
+    told = sum(line.get("times", 1) for line in lines if line["event"].startswith("task.dead_lettered"))
+    dropped = sum(line["times"] for line in lines if line["event"] == "dead_letters.dropped")
+    assert (told, dropped) == (number, number - most)

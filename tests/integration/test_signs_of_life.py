@@ -9,9 +9,9 @@ import pytest
 import structlog
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
-from tollbook.inference.setting_tables import CapTable
 
 from tests.system import REPLIES, running_system
+from tollbook.inference.setting_tables import CapTable
 from tollbook.observability.logs import configure_logging
 from tollbook.schemas.results import TaskStatus
 

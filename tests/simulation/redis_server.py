@@ -219,6 +219,11 @@ class RedisServer:
         self.on_set(key, value)
         return b"OK"
 
+    def _incrby(self, key: bytes, number: bytes) -> int:
+        value = int(self._get_value(key) or 0) + int(number)
+        self._values[key] = b"%d" % value
+        return value
+
     def _publish(self, channel: bytes, message: bytes) -> int:
         return self.on_publish(channel, message)
 
@@ -302,6 +307,15 @@ class RedisServer:
         stream.entries[new] = list(fields)
         self.on_add(key, new, list(fields))
         return _text(new)
+
+    def _xtrim(self, key: bytes, strategy: bytes, threshold: bytes) -> int:
+        entries = self.stream(key).entries if self._get_value(key) is not None else {}
+        low = _id(threshold + b"-0") if strategy == b"MINID" else (0, 0)
+        surplus = len(entries) - int(threshold) if strategy == b"MAXLEN" else 0
+        gone = [entry_id for place, entry_id in enumerate(entries) if place < surplus or entry_id < low]
+        for entry_id in gone:
+            del entries[entry_id]
+        return len(gone)
 
     def _xlen(self, key: bytes) -> int:
         value = self._get_value(key)

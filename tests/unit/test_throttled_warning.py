@@ -2,7 +2,7 @@
 
 from structlog.testing import capture_logs
 
-from tollbook.consumers.throttled_warning import ThrottledWarning
+from tollbook.consumers.throttled_warning import FloodWarning, ThrottledWarning
 from tollbook.ledger.errors import BaselineUnavailable, LedgerUnavailable
 
 MINUTE = 60_000
@@ -33,3 +33,27 @@ def test_kinds_without_end_are_forgotten() -> None:
             held_back.warn(LedgerUnavailable("x" * number))
         held_back.warn(LedgerUnavailable("x" * 249))
     assert len(logs) == 250
+
+
+def test_a_flood_has_a_few_lines_a_minute_and_a_number() -> None:
+    now = [5]
+    flood = FloodWarning("task.dead_lettered", lambda: now[0], max_lines=2)
+    with capture_logs() as logs:
+        for _ in range(100):
+            flood.warn("invalid_task", entry_id="1-0")
+        flood.warn("attempts_exhausted", entry_id="2-0")
+        now[0] += MINUTE
+        flood.flush()
+        flood.flush()
+        for _ in range(3):
+            flood.warn("invalid_task", entry_id="3-0")
+        flood.flush(is_last=True)
+    assert [(line["event"], line["reason"], line.get("times", line.get("entry_id"))) for line in logs] == [
+        ("task.dead_lettered", "invalid_task", "1-0"),
+        ("task.dead_lettered", "invalid_task", "1-0"),
+        ("task.dead_lettered", "attempts_exhausted", "2-0"),
+        ("task.dead_lettered_more", "invalid_task", 98),
+        ("task.dead_lettered", "invalid_task", "3-0"),
+        ("task.dead_lettered", "invalid_task", "3-0"),
+        ("task.dead_lettered_more", "invalid_task", 1),
+    ]

@@ -1,7 +1,15 @@
 """Decisions of the gate as sentences for people: caps, holds in the way, the verdict, and what would have helped."""
 
 from tollbook.audit.explanations import Decision, OtherHold, Weighing, max_completion_tokens
-from tollbook.schemas.events import BoundPrice, BudgetDenied, BudgetReserved, CreditGranted, Event, PlanAssigned
+from tollbook.schemas.events import (
+    BoundPrice,
+    BudgetDenied,
+    BudgetReserved,
+    CreditGranted,
+    CreditRevoked,
+    Event,
+    PlanAssigned,
+)
 from tollbook.schemas.identifiers import split_budget_name
 from tollbook.views.audit.texts import exact_usd, moment, movement_text, signature_text
 from tollbook.views.tables import printable
@@ -19,7 +27,7 @@ def cap_text(weighing: Weighing, decision: Decision) -> str:
         of_plan = exact_usd(weighing.cap_nanousd - cap.credit_nanousd)
         text = f"{of_plan} of plan {printable(payload.plan)}, as the task says"
     for credit in cap.credits:
-        if isinstance(credit.payload, CreditGranted):
+        if isinstance(credit.payload, CreditGranted | CreditRevoked):
             text += f"\n{exact_usd(credit.amount)} credit, {signature_text(credit.payload)}"
     return text
 

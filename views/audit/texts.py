@@ -11,10 +11,12 @@ from tollbook.schemas.events import (
     CostAdjusted,
     CostRecorded,
     CreditGranted,
+    CreditRevoked,
     Event,
     FallbackUsed,
     ModelCalled,
     PlanAssigned,
+    PlanCleared,
     SegmentSealed,
 )
 from tollbook.schemas.identifiers import describe_budget
@@ -57,7 +59,7 @@ def _signed(nanousd: int) -> str:
     return f"{'+' if nanousd > 0 else ''}{exact_usd(nanousd)}"
 
 
-def signature_text(payload: CostAdjusted | PlanAssigned | CreditGranted) -> str:
+def signature_text(payload: CostAdjusted | PlanAssigned | PlanCleared | CreditGranted | CreditRevoked) -> str:
     """Return who changed something, and why."""
     return f"by {printable(payload.author)}: {printable(payload.reason)}"
 
@@ -125,8 +127,12 @@ def event_text(event: Event) -> tuple[str, list[str]]:
         case PlanAssigned() as payload:
             headline = f"plan {printable(payload.plan)}, cap {exact_usd(payload.cap_nanousd)}"
             return headline, [signature_text(payload)]
+        case PlanCleared() as payload:
+            return "plan cleared: the one that tasks name counts", [signature_text(payload)]
         case CreditGranted() as payload:
             return f"credit of {exact_usd(event.amount)}", [signature_text(payload)]
+        case CreditRevoked() as payload:
+            return f"credit of {exact_usd(-event.amount)} taken back", [signature_text(payload)]
         case SegmentSealed() as payload:
             return f"sealed {payload.segment}", [f"{payload.events:,} events, {payload.first_id} to {payload.last_id}"]
         case _:
@@ -224,7 +230,9 @@ def movement_text(event: Event) -> tuple[str, list[str]]:
             return "correction", [f"{call}: {signature_text(payload)}"]
         case PlanAssigned() as payload:
             return "plan", [f"{printable(payload.plan)}, {signature_text(payload)}"]
-        case CreditGranted() as payload:
+        case PlanCleared() as payload:
+            return "plan cleared", [signature_text(payload)]
+        case CreditGranted() | CreditRevoked() as payload:
             return "credit", [f"{exact_usd(event.amount)}, {signature_text(payload)}"]
         case _:
             return event.type, [event_text(event)[0]]

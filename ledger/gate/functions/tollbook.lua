@@ -55,7 +55,10 @@ Codes:
   UNKNOWN   no such hold
   MISMATCH  the hold stands against other budgets: their names, by line
   ORPHAN    there is a stream without the ledger's identity
-Every function but create and renew may answer LEDGER and BACK; those that take baselines, STALE, AHEAD and DIVERGED.
+  CHANGED   the hold was corrected since the caller has read it: its cost and assumed part
+  LESS      less credit is left than is to be taken back: what is left
+  NONE      the user has no assigned plan
+Every function but create, renew, dead_letter and trim_tasks may answer LEDGER and BACK; those that take baselines, STALE, AHEAD and DIVERGED.
 Programming errors are raised as error replies that begin with TOLLBOOK.
 ]]
 
@@ -703,6 +706,57 @@ local function adjust(keys, args)
   return { 'OK', id, text(difference), call.state }
 end
 
+--[[ release: give back what an attempt of a settled hold was assumed to cost. Each attempt is given back once, and only
+while the hold stands as the caller has read it, so that a correction made since is never undone.
+KEYS meta ledger waiters call tail...
+ARGS 1 ledger_id 2 call_id 3 hold 4 "cost assumed" that the caller has read 5 attempt 6 amount 7 call ttl s
+     8 payload 9.. budgets (names, or with baselines after STALE)
+OK id | EXISTS | CHANGED "cost assumed" | UNKNOWN | MISMATCH budgets ]]
+local function release(keys, args)
+  local meta, refusal = read_meta(keys[1], keys[2], args[1])
+  if not meta then
+    return refusal
+  end
+  local amount, attempt, ttl = amount_of(args[6]), text(int(args[5])), seconds_of(args[7])
+  local call = read_call(keys[4])
+  local cost, assumed, period, budgets
+  if call then
+    cost, assumed, period, budgets = settled_hold(call, args[3])
+  end
+  if not cost then
+    return { 'UNKNOWN' }
+  end
+  local names, baselines = read_budgets(args, 9)
+  if table.concat(names, '\n') ~= budgets then
+    return { 'MISMATCH', budgets }
+  end
+  if not mark(call, 'r' .. attempt) then -- G4
+    return { 'EXISTS' }
+  end
+  if cost .. ' ' .. assumed ~= args[4] or amount > int(assumed) then -- G3
+    return { 'CHANGED', cost .. ' ' .. assumed }
+  end
+  local tails, balances = tails_of(keys, 5), {}
+  for i, name in ipairs(names) do
+    balances[i], refusal = known_balance(meta, tails[i], name, baselines[i])
+    if not balances[i] then
+      return refusal
+    end
+  end
+  wake(keys[3], names)
+  local stamps = { '"hold":' .. args[3], '"assumed_nanousd":' .. text(-amount) }
+  stamp_budgets(stamps, names, balances, nil, -amount)
+  local id = append(meta, keys[2], 'cost-adjusted', call.user, period, args[2], attempt, -amount,
+    text(balances[1].s + balances[1].h - amount), splice(stamps, args[8]))
+  for i, tail in ipairs(tails) do
+    push(tail, id, -amount, 0, balances[i])
+  end
+  set_settled(call, args[3], int(cost) - amount, int(assumed) - amount)
+  -- The record of a call whose next hold is open must not expire.
+  write_call(keys[4], call, call.state ~= 'open' and ttl or nil)
+  return { 'OK', id }
+end
+
 --[[ charge: book spend that happened outside a hold; it is recorded even if it passes the cap.
 KEYS meta ledger call tail...
 ARGS 1 ledger_id 2 call_id 3 user_id 4 period 5 content hash 6 cost 7 assumed part 8 call ttl s
@@ -765,6 +819,40 @@ local function assign(keys, args)
     redis.call('HSET', keys[3], 'credit:' .. args[4], text(granted + amount))
   else
     redis.call('HSET', keys[3], 'plan', args[7], 'cap_nanousd', text(amount))
+  end
+  command = new_call(args[5], '-', args[3], args[4])
+  command.state = 'settled'
+  write_call(keys[4], command, ttl)
+  return { 'OK', id }
+end
+
+--[[ withdraw: take back credit of a period, or a user's assigned plan and cap; in force from this step on.
+KEYS meta ledger account call tail
+ARGS 1 ledger_id 2 command id 3 user_id 4 period 5 content hash 6 type 7 credit to take back, in nano-dollars
+     8 command ttl s 9 payload
+OK id | EXISTS | CONFLICT | LESS credit (there is less than that) | NONE (no plan is assigned) ]]
+local function withdraw(keys, args)
+  local meta, refusal = read_meta(keys[1], keys[2], args[1])
+  if not meta then
+    return refusal
+  end
+  local command = read_call(keys[4])
+  if command then
+    return command.hash == args[5] and { 'EXISTS' } or { 'CONFLICT' } -- G4
+  end
+  local amount, ttl, is_credit = amount_of(args[7]), seconds_of(args[8]), args[6] == 'credit-revoked'
+  local granted = int(redis.call('HGET', keys[3], 'credit:' .. args[4]) or 0)
+  if is_credit and amount > granted then
+    return { 'LESS', text(granted) }
+  elseif not is_credit and redis.call('HEXISTS', keys[3], 'plan') == 0 then
+    return { 'NONE' }
+  end
+  local id = append(meta, keys[2], args[6], args[3], args[4], args[2], '0', is_credit and -amount or 0,
+    known_committed(keys[5]), args[9])
+  if is_credit then
+    redis.call('HSET', keys[3], 'credit:' .. args[4], text(granted - amount))
+  else
+    redis.call('HDEL', keys[3], 'plan', 'cap_nanousd')
   end
   command = new_call(args[5], '-', args[3], args[4])
   command.state = 'settled'
@@ -857,13 +945,74 @@ local function renew(keys, args)
   return lost
 end
 
+--[[ dead_letter: append a task that cannot be executed, if one is given, and drop the oldest ones beyond the limits.
+KEYS dead-letters dropped   ARGS 1 most letters 2 keep ms 3.. fields and values
+id|'' number dropped by this step ]]
+local function dead_letter(keys, args)
+  local id = ''
+  if #args > 2 then
+    id = redis.call('XADD', keys[1], '*', unpack(args, 3))
+  end
+  local too_old = text(math.max(0, now_ms() - int(args[2])))
+  local dropped = redis.call('XTRIM', keys[1], 'MAXLEN', args[1]) + redis.call('XTRIM', keys[1], 'MINID', too_old)
+  if dropped > 0 then
+    redis.call('INCRBY', keys[2], text(dropped))
+  end
+  return { id, dropped }
+end
+
+--[[ trim_tasks: drop the oldest entries of a task stream, those that every consumer group on it has read and
+acknowledged. The stream is the user's: other groups' positions count as much as this one's, and in doubt nothing is
+dropped. Whole nodes of the stream go at a time, so some finished entries stay.
+KEYS stream   ARGS 1 the group that must be there 2 keep ms 3 most entries to drop in this step
+number dropped, and the group that keeps entries older than that ('' if none does) ]]
+local function trim_tasks(keys, args)
+  local first = redis.call('XRANGE', keys[1], '-', '+', 'COUNT', 1)[1]
+  if not first then
+    return { 0, '' }
+  end
+  local old_ms = math.max(0, now_ms() - int(args[2]))
+  local min_id, min_ms, min_n, blocker, is_known = text(old_ms) .. '-0', old_ms, 0, '', false
+  for _, flat in ipairs(redis.call('XINFO', 'GROUPS', keys[1])) do
+    local group = {}
+    for i = 1, #flat, 2 do
+      group[flat[i]] = flat[i + 1]
+    end
+    is_known = is_known or group.name == args[1]
+    -- The newest entry that it has read may stay; the oldest that it has not acknowledged must.
+    local ids = { group['last-delivered-id'] }
+    if group.pending > 0 then
+      ids[2] = redis.call('XPENDING', keys[1], group.name)[2]
+    end
+    for _, id in ipairs(ids) do
+      local ms, n = parse_id(id)
+      if ms >= EXACT or n >= EXACT then
+        return { 0, group.name }
+      end
+      if is_after(min_ms, min_n, ms, n) then
+        min_id, min_ms, min_n, blocker = id, ms, n, group.name
+      end
+    end
+  end
+  if not is_known then
+    return { 0, '' }
+  end
+  local dropped = redis.call('XTRIM', keys[1], 'MINID', '~', min_id, 'LIMIT', args[3])
+  local first_ms = parse_id(first[1])
+  return { dropped, first_ms < old_ms and blocker or '' }
+end
+
 redis.register_function('tollbook_v2_renew', renew)
 redis.register_function('tollbook_v2_reserve', reserve)
 redis.register_function('tollbook_v2_record', record)
 redis.register_function('tollbook_v2_settle', settle)
 redis.register_function('tollbook_v2_adjust', adjust)
+redis.register_function('tollbook_v2_release', release)
 redis.register_function('tollbook_v2_charge', charge)
 redis.register_function('tollbook_v2_assign', assign)
+redis.register_function('tollbook_v2_withdraw', withdraw)
+redis.register_function('tollbook_v2_dead_letter', dead_letter)
+redis.register_function('tollbook_v2_trim_tasks', trim_tasks)
 redis.register_function('tollbook_v2_trim', trim)
 redis.register_function('tollbook_v2_create', create)
 redis.register_function({ function_name = 'tollbook_v2_balance', callback = read_balance, flags = { 'no-writes' } })

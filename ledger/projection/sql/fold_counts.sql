@@ -20,7 +20,7 @@ sums AS (
         max(seq) FILTER (is_stamp) AS stamp_seq,
         arg_max(cap_usd, seq) FILTER (is_stamp) AS cap_usd,
         arg_max(type, seq) FILTER (is_stamp) AS stamp_type,
-        coalesce(sum(amount_usd) FILTER (type = 'credit-granted'), 0) AS credit_usd,
+        coalesce(sum(amount_usd) FILTER (type IN ('credit-granted', 'credit-revoked')), 0) AS credit_usd,
         count(*) FILTER (
             (type = 'budget-reserved' AND hold = 1 AND kind <> 'extension') OR outcome = 'recorded'
         ) AS calls,
@@ -44,7 +44,7 @@ credits AS (
     SELECT c.account, sum(c.amount_usd) AS before_usd
     FROM counted AS c
     JOIN sums AS s ON s.account = c.account AND c.seq < s.stamp_seq
-    WHERE c.type = 'credit-granted'
+    WHERE c.type IN ('credit-granted', 'credit-revoked')
     GROUP BY c.account
 )
 SELECT

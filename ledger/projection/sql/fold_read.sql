@@ -13,7 +13,9 @@ SELECT
         WHEN 'budget-denied' THEN budget IS NOT NULL AND cap_nanousd IS NOT NULL AND reason IS NOT NULL
         WHEN 'cost-adjusted' THEN basis IS NOT NULL AND reason IS NOT NULL
         WHEN 'plan-assigned' THEN coalesce(assigned_plan, plan) IS NOT NULL AND cap_nanousd IS NOT NULL
+        WHEN 'plan-cleared' THEN author IS NOT NULL
         WHEN 'credit-granted' THEN author IS NOT NULL
+        WHEN 'credit-revoked' THEN author IS NOT NULL
         WHEN 'segment-sealed' THEN segment IS NOT NULL
     END, false) AS is_readable
 FROM (

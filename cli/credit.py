@@ -1,0 +1,185 @@
+"""`tollbook credit`: let users spend more in a billing period, take it back, and list what was granted."""
+
+import asyncio
+import json
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tollbook.cli.money import (
+    AmountCommand,
+    AuthorOption,
+    KeyOption,
+    ReasonOption,
+    YesOption,
+    check_amount,
+    confirm,
+    run_signed,
+    tell,
+    usd,
+)
+from tollbook.cli.options import JsonOption, UserArgument, check_period, read_id
+from tollbook.schemas.money import format_usd, usd_text
+
+if TYPE_CHECKING:
+    from tollbook.audit.accounts import Grant
+    from tollbook.inference.administration import Administration, Signature
+
+app = typer.Typer(help="Credit above the cap.", no_args_is_help=True)
+
+PeriodOption = Annotated[str | None, typer.Option(help="Billing period, YYYY-MM; the present one by default.")]
+
+
+@app.command("grant", cls=AmountCommand)
+def grant_credit(
+    user: UserArgument,
+    amount: Annotated[str, typer.Argument(metavar="AMOUNT", help="Dollars, for example 2.50.")],
+    reason: ReasonOption,
+    period: PeriodOption = None,
+    author: AuthorOption = None,
+    key: KeyOption = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Give a user credit above the cap, for one billing period.
+
+    Example: tollbook credit grant u42 2.50 --reason "sorry for the outage" --key outage-2026-11
+    """
+    amount_nanousd = check_amount(amount, "AMOUNT", "grant")
+    chosen = check_period(period)
+
+    async def run(administration: "Administration", signature: "Signature") -> dict[str, Any]:
+        credit = (await administration.account(user, chosen)).credit_nanousd
+        when = chosen or administration.period
+        confirm(f"credit of {user} in {when}: {usd(credit)} -> {usd(credit + amount_nanousd)}", amount_nanousd, yes=yes)
+        is_new = await administration.grant_credit(user, amount_nanousd, signature, period=chosen)
+        return {"user_id": user, "amount_nanousd": amount_nanousd, "is_new": is_new}
+
+    done = run_signed(run, author, reason, key)
+    return tell(done, f"{user} has {format_usd(amount_nanousd)} more to spend {_when(chosen)}", as_json=as_json)
+
+
+@app.command("revoke", cls=AmountCommand)
+def revoke_credit(
+    user: UserArgument,
+    reason: ReasonOption,
+    amount: Annotated[
+        str | None, typer.Argument(metavar="AMOUNT", help="Dollars, for example 2.50; or give --grant.")
+    ] = None,
+    grant: Annotated[
+        str | None, typer.Option(metavar="ID", help="Take back what is left of this grant; `credit list` shows its id.")
+    ] = None,
+    period: PeriodOption = None,
+    author: AuthorOption = None,
+    key: KeyOption = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Take back credit: an amount, or what is left of one grant.
+
+    What was spent stays spent. If it then passes the cap, the user's calls are refused for the rest of the period.
+
+    Example: tollbook credit revoke u42 2.50 --reason "granted twice"
+    Example: tollbook credit revoke u42 --grant 1795505017239-1 --reason "wrong user"
+    """
+    if (amount is None) == (grant is None):
+        raise typer.BadParameter("give an amount, or --grant with the id of a grant", param_hint="AMOUNT")
+    if grant is not None and (period is not None or key is not None):
+        raise typer.BadParameter("a grant has its period, and is taken back once without a key", param_hint="--grant")
+    chosen = check_period(period)
+    if grant is not None:
+        found = _find_grant(user, grant)
+        amount_nanousd, chosen = found.left_nanousd, found.event.period
+    else:
+        amount_nanousd = check_amount(amount or "", "AMOUNT", "revoke")
+
+    async def run(administration: "Administration", signature: "Signature") -> dict[str, Any]:
+        is_new = amount_nanousd > 0
+        if is_new:
+            credit = (await administration.account(user, chosen)).credit_nanousd
+            left = usd(max(0, credit - amount_nanousd))
+            when = chosen or administration.period
+            confirm(f"credit of {user} in {when}: {usd(credit)} -> {left}", amount_nanousd, yes=yes)
+            is_new = await administration.revoke_credit(user, amount_nanousd, signature, period=chosen, grant=grant)
+        return {"user_id": user, "amount_nanousd": amount_nanousd, "grant": grant, "is_new": is_new}
+
+    done = run_signed(run, author, reason, key)
+    text = f"{user} has {usd(amount_nanousd)} less to spend {_when(chosen)}"
+    return tell(done, text if amount_nanousd else f"grant {grant} was taken back before", as_json=as_json)
+
+
+@app.command("list")
+def list_credits(
+    user: Annotated[str | None, typer.Argument(metavar="USER", help="Only this user's.", callback=read_id)] = None,
+    period: Annotated[str | None, typer.Option(help="Only of this billing period, YYYY-MM.")] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """List the credits that were granted: to whom, by whom, why, when, and what was not taken back.
+
+    Example: tollbook credit list u42 --period 2026-11
+    """
+    from tollbook.views.tables import Printer, Row, printable
+
+    grants = _read(user, check_period(period))
+    documents = [_document(grant) for grant in grants]
+    if as_json:
+        typer.echo(json.dumps(documents))
+    elif documents:
+        rows = [
+            Row(
+                [each["user_id"], each["period"], each["id"], usd(grant.event.amount), usd(grant.left_nanousd)],
+                [f"{each['granted_at']} by {printable(each['author'])}: {printable(each['reason'])}"],
+            )
+            for each, grant in zip(documents, grants, strict=True)
+        ]
+        Printer().table(("user", "period", "grant", "amount>", "left>"), rows, "Credits")
+    else:
+        typer.echo("no credit was granted")
+    return 0
+
+
+def _find_grant(user: str, grant: str) -> "Grant":
+    if not re.fullmatch(r"\d{1,20}-\d{1,20}", grant):
+        raise typer.BadParameter(
+            f"{grant!r:.80} is no id of a grant; `tollbook credit list` shows them", param_hint="--grant"
+        )
+    for found in _read(user, None):
+        if found.event.id == grant:
+            return found
+    raise typer.BadParameter(
+        f"{user} has no grant {grant}; `tollbook credit list {user}` shows them", param_hint="--grant"
+    )
+
+
+def _read(user: str | None, period: str | None) -> "list[Grant]":
+    from tollbook.audit.accounts import read_grants
+    from tollbook.cli.audit import open_reader
+
+    async def read() -> "list[Grant]":
+        async with open_reader() as reader:
+            return await read_grants(reader, user_id=user, period=period)
+
+    return asyncio.run(read())
+
+
+def _document(grant: "Grant") -> dict[str, Any]:
+    from tollbook.schemas.events import CreditGranted
+    from tollbook.views.audit.texts import iso
+
+    event = grant.event
+    assert isinstance(event.payload, CreditGranted)
+    return {
+        "user_id": event.user_id,
+        "period": event.period,
+        "id": event.id,
+        "amount_usd": usd_text(event.amount),
+        "left_usd": usd_text(grant.left_nanousd),
+        "granted_at": iso(event),
+        "author": event.payload.author,
+        "reason": event.payload.reason,
+    }
+
+
+def _when(period: str | None) -> str:
+    return f"in {period}" if period else "in the present billing period"

@@ -1,0 +1,155 @@
+"""`tollbook plan`: put users on plans, show who is on which, and let the plans that tasks name count again."""
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tollbook.cli.money import (
+    AuthorOption,
+    KeyOption,
+    ReasonOption,
+    YesOption,
+    confirm,
+    run_signed,
+    tell,
+    usd,
+)
+from tollbook.cli.options import JsonOption, UserArgument, check_usd
+from tollbook.schemas.money import format_usd, nanousd_from_usd, usd_text
+from tollbook.schemas.plans import Plan
+
+if TYPE_CHECKING:
+    from tollbook.inference.administration import Administration, Signature
+    from tollbook.schemas.events import Event
+
+app = typer.Typer(help="Users' plans.", no_args_is_help=True)
+
+
+@app.command("set")
+def set_plan(
+    user: UserArgument,
+    plan: Annotated[Plan, typer.Argument(metavar="PLAN", help="The plan from now on: trial, starter or growth.")],
+    reason: ReasonOption,
+    cap: Annotated[str | None, typer.Option(help="Cap of a billing period in dollars, instead of the plan's.")] = None,
+    author: AuthorOption = None,
+    key: KeyOption = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Put a user on a plan. From now on it counts, whatever plan the user's tasks name.
+
+    Example: tollbook plan set u42 growth --reason "upgraded, invoice 1043"
+    Example: tollbook plan set u42 growth --cap 500 --reason "contract of November" --yes
+    """
+    given_nanousd = None if cap is None else check_usd(cap, "--cap")
+
+    async def run(administration: "Administration", signature: "Signature") -> dict[str, Any]:
+        cap_nanousd = administration.plan_cap_nanousd(plan) if given_nanousd is None else given_nanousd
+        account = await administration.account(user)
+        before = "the plan that tasks name"
+        if account.plan is not None and account.cap_nanousd is not None:
+            before = f"plan {account.plan} with a cap of {usd(account.cap_nanousd)}"
+        text = f"{user}: {before} -> plan {plan.value} with a cap of {usd(cap_nanousd)} a billing period"
+        confirm(text, abs(cap_nanousd - (account.cap_nanousd or 0)), yes=yes)
+        is_new = await administration.set_plan(user, plan, signature, cap_nanousd=cap_nanousd)
+        return {"user_id": user, "plan": plan.value, "cap_nanousd": cap_nanousd, "is_new": is_new}
+
+    done = run_signed(run, author, reason, key)
+    cap_usd = format_usd(done["cap_nanousd"])
+    return tell(done, f"{user} is on plan {plan.value}, with a cap of {cap_usd} a billing period", as_json=as_json)
+
+
+@app.command("clear")
+def clear_plan(
+    user: UserArgument,
+    reason: ReasonOption,
+    author: AuthorOption = None,
+    key: KeyOption = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Take a user off the plan that was set: the plan that each task names counts again, or trial.
+
+    Example: tollbook plan clear u42 --reason "contract ended"
+    """
+
+    async def run(administration: "Administration", signature: "Signature") -> dict[str, Any]:
+        account = await administration.account(user)
+        cap_nanousd = account.cap_nanousd or 0
+        text = f"{user}: plan {account.plan} with a cap of {usd(cap_nanousd)} -> the plan that tasks name"
+        confirm(text, cap_nanousd, yes=yes)
+        return {"user_id": user, "plan": account.plan, "is_new": await administration.clear_plan(user, signature)}
+
+    done = run_signed(run, author, reason, key)
+    return tell(done, f"no plan is set for {user}: the plan that each task names counts", as_json=as_json)
+
+
+@app.command("show")
+def show_plan(user: UserArgument, as_json: JsonOption = False) -> int:
+    """Show the plan that was set for a user: cap, who set it, why and when.
+
+    Example: tollbook plan show u42
+    """
+    found = _read(user)
+    if as_json:
+        typer.echo(json.dumps(_document(found[0]) if found else {"user_id": user, "plan": None}))
+    elif found:
+        for name, value in _document(found[0]).items():
+            typer.echo(f"{name:<8} {value}")
+    else:
+        typer.echo(f"no plan is set for {user}: the plan that each task names counts, or trial")
+    return 0
+
+
+@app.command("list")
+def list_plans(as_json: JsonOption = False) -> int:
+    """List the users whose plan was set.
+
+    Example: tollbook plan list
+    """
+    from tollbook.views.tables import Printer, printable
+
+    documents = [_document(event) for event in _read(None)]
+    if as_json:
+        typer.echo(json.dumps(documents))
+    elif documents:
+        columns = ("user", "plan", "cap>", "set (UTC)", "author", "reason")
+        rows = [
+            [
+                each["user_id"], each["plan"], usd(nanousd_from_usd(each["cap_usd"])), each["set_at"],
+                printable(each["author"]), printable(each["reason"]),
+            ]
+            for each in documents
+        ]  # fmt: skip
+        Printer().table(columns, rows, "Plans that were set")
+    else:
+        typer.echo("no plan is set for anybody: the plan that each task names counts, or trial")
+    return 0
+
+
+def _read(user: str | None) -> "list[Event]":
+    from tollbook.audit.accounts import read_plans
+    from tollbook.cli.audit import open_reader
+
+    async def read() -> "list[Event]":
+        async with open_reader() as reader:
+            return await read_plans(reader, user_id=user)
+
+    return asyncio.run(read())
+
+
+def _document(event: "Event") -> dict[str, Any]:
+    from tollbook.schemas.events import PlanAssigned
+    from tollbook.views.audit.texts import iso
+
+    assert isinstance(event.payload, PlanAssigned)
+    return {
+        "user_id": event.user_id,
+        "plan": event.payload.plan,
+        "cap_usd": usd_text(event.payload.cap_nanousd),
+        "set_at": iso(event),
+        "author": event.payload.author,
+        "reason": event.payload.reason,
+    }
