@@ -34,6 +34,7 @@ from tollbook.ledger.gate.requests import (
     SettleRequest,
     Waiting,
 )
+from tollbook.ledger.gate.stops import read_stop
 from tollbook.ledger.gate.unbooked import (
     UnbookedCharge,
     forget_unbooked,
@@ -98,7 +99,7 @@ class Gate:
         self._unbooked_folder = unbooked_folder
 
     async def reserve(self, request: ReserveRequest, baselines: Sequence[Baseline]) -> ReserveReply:
-        """Hold money for a call, or say why not. Errors: IdempotencyConflict; WindowClosed."""
+        """Hold money for a call, or say why not. Errors: IdempotencyConflict; WindowClosed; CallsStopped."""
         keys = self.keys
         reply = await self._call(
             "reserve",
@@ -127,7 +128,7 @@ class Gate:
     async def record(self, request: RecordRequest, baselines: Sequence[Baseline]) -> int | Denied | Waiting:
         """Record attempts and extend the hold; return the whole hold in nano-dollars, or why it was not extended.
 
-        Errors: CallUnknown if the hold is no longer open.
+        Errors: CallUnknown if the hold is no longer open; CallsStopped where it would be extended.
         """
         keys = self.keys
         reply = await self._call(
@@ -288,7 +289,7 @@ class Gate:
     async def balance(
         self, *, user_id: str, period: str, budgets: Sequence[BudgetCap], baselines: Sequence[Baseline]
     ) -> tuple[Balance, ...]:
-        """Return the balances and caps that a call would be compared with now; changes nothing."""
+        """Return the balances and caps that a call would be compared with now. Errors: CallsStopped."""
         keys = self.keys
         reply = await self._call(
             "balance",
@@ -310,6 +311,10 @@ class Gate:
         if reply[0] != b"OK":
             raise refusal(reply, "", 0)
         return int(reply[2])
+
+    async def stop_reason(self) -> str | None:
+        """Return why no call may begin in this partition, or None while they may."""
+        return await read_stop(self._pipeline, (self.keys,))
 
     async def now_ms(self) -> int:
         """Return the time by the Redis clock, in milliseconds since the epoch."""

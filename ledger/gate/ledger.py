@@ -12,8 +12,15 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
-from tollbook.ledger.errors import BaselineUnavailable, LedgerReplaced, LedgerUnavailable, LedgerWentBack
+from tollbook.ledger.errors import (
+    BaselineUnavailable,
+    CallsStopped,
+    LedgerReplaced,
+    LedgerUnavailable,
+    LedgerWentBack,
+)
 from tollbook.ledger.gate.baselines import Baselines
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import Gate
@@ -96,7 +103,7 @@ class Ledger:
     async def reserve(self, make_request: Callable[[int], ReserveRequest], now_ms: int) -> ReserveReply:
         """Hold money for a call; `make_request` is called again if the Redis clock is in another period.
 
-        Errors: IdempotencyConflict; ServerUnsafe, and what else `check_server` refuses calls for.
+        Errors: IdempotencyConflict; CallsStopped; ServerUnsafe, and what else `check_server` refuses calls for.
         """
         self._check_server()  # G8
         request = make_request(now_ms)
@@ -202,6 +209,28 @@ class Ledger:
         step: Callable[[Gate, Sequence[Baseline]], Awaitable[T]],
         patience_s: float,
     ) -> T:
+        """Take a step with the baselines of DuckDB. Errors: CallsStopped where that is why there are none."""
+        try:
+            return await self._with_read_baselines(user_id, names, step, patience_s)
+        except BaselineUnavailable as exc:
+            gate = self.gate_of(user_id)
+            reason = await _stop_of(gate)
+            if reason is None:
+                raise
+            # What needs no baseline is answered all the same, such as a call that is finished.
+            unread = (EMPTY_BASELINE,) * len(names())
+            try:
+                return await self._repeat(lambda: step(gate, unread), patience_s)
+            except Stale:
+                raise CallsStopped(reason) from exc  # G8
+
+    async def _with_read_baselines(
+        self,
+        user_id: str,
+        names: Callable[[], Sequence[str]],
+        step: Callable[[Gate, Sequence[Baseline]], Awaitable[T]],
+        patience_s: float,
+    ) -> T:
         partition = partition_of(user_id, len(self._gates))
         gate, kept = self._gates[partition], self._baselines[partition]
         for tries in range(_STALE_TRIES):
@@ -240,3 +269,11 @@ class Ledger:
                 pause = pause_s * (0.5 + self._jitter())
                 await self._sleep(pause)
                 waited_s, pause_s = waited_s + pause, min(2 * pause_s, self._patience.max_pause_s)
+
+
+async def _stop_of(gate: Gate) -> str | None:
+    """Return why calls are stopped in a partition; None where they are not, or Redis does not say."""
+    try:
+        return await gate.stop_reason()
+    except (LedgerUnavailable, ResponseError):
+        return None
