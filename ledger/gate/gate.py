@@ -312,6 +312,11 @@ class Gate:
             raise refusal(reply, "", 0)
         return int(reply[2])
 
+    async def is_on_stream(self, entry: EntryId) -> bool:
+        """Whether an event is on the ledger's stream; none is at the beginning of every ledger."""
+        found = await self._pipeline.execute("XRANGE", self.keys.ledger, str(entry), str(entry), "COUNT", 1)
+        return bool(found) or entry == ZERO_ENTRY
+
     async def stop_reason(self) -> str | None:
         """Return why no call may begin in this partition, or None while they may."""
         return await read_stop(self._pipeline, (self.keys,))
@@ -357,7 +362,11 @@ class Gate:
 
     async def forget_unbooked(self, request: SettleRequest | ChargeRequest) -> None:
         """Take back the note of a charge that is booked."""
-        await forget_unbooked(self._pipeline, self.keys, self._unbooked(request), folder=self._unbooked_folder)
+        await self.forget(self._unbooked(request))
+
+    async def forget(self, charge: UnbookedCharge) -> None:
+        """Take back a note. Errors: OSError."""
+        await forget_unbooked(self._pipeline, self.keys, charge, folder=self._unbooked_folder)
 
     async def unbooked(self) -> list[UnbookedCharge]:
         """Return the partition's noted charges, this process's own and those of others that it can read."""

@@ -147,9 +147,7 @@ class Ledger:
         pause_s, waited_s, is_noted = patience.first_pause_s, 0.0, False
         while True:
             try:
-                reply = await self._without_baselines(
-                    request.user_id, request.budgets, lambda gate, baselines: gate.settle(request, baselines)
-                )
+                reply = await self.settle_now(request)
             except LedgerWentBack as exc:
                 if not is_noted:
                     _log.error("settlement.kept", call_id=request.call_id, problem=str(exc))
@@ -163,6 +161,12 @@ class Ledger:
                 if is_noted:
                     await self._repeat(lambda: gate.forget_unbooked(request), patience.settle_s)
                 return reply
+
+    async def settle_now(self, request: SettleRequest) -> Settled | AlreadySettled:
+        """Settle where nothing is lost if it fails, as the hold of a dead run. Errors: CallUnknown; LedgerWentBack."""
+        return await self._without_baselines(
+            request.user_id, request.budgets, lambda gate, baselines: gate.settle(request, baselines)
+        )
 
     async def adjust(self, request: AdjustRequest) -> Adjusted:
         """Correct a settled hold to its true cost, in the budgets it stood against. Errors: CallUnknown."""
@@ -180,7 +184,21 @@ class Ledger:
             return await adjust(exc.budgets)
 
     async def charge(self, request: ChargeRequest) -> bool:
-        """Book spend that happened without a hold; return whether it is new. Errors: IdempotencyConflict."""
+        """Book spend that happened without a hold; return whether it is new.
+
+        Errors: IdempotencyConflict; LedgerWentBack, and then the charge is noted beside the ledger (G3): it is booked
+        once the ledger has its newer data again, and a repeat under the same id does not book it twice.
+        """
+        try:
+            return await self.charge_now(request)
+        except LedgerWentBack as exc:
+            _log.error("charge.kept", call_id=request.call_id, problem=str(exc))
+            gate = self.gate_of(request.user_id)
+            await self._repeat(lambda: gate.note_unbooked(request), self._patience.settle_s)
+            raise
+
+    async def charge_now(self, request: ChargeRequest) -> bool:
+        """Book spend without a hold, and note nothing. Errors: IdempotencyConflict; LedgerWentBack."""
         return await self._with_baselines(
             request.user_id,
             lambda: request.budgets,
