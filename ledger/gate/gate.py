@@ -4,9 +4,9 @@ Packs arguments; replies.py reads the answers, and ledger.py repeats what can be
 function is idempotent on the call id, so a repeat after LedgerUnavailable is safe.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, cast
 
 from redis.exceptions import ResponseError
@@ -37,6 +37,14 @@ from tollbook.ledger.gate.requests import (
     SettleRequest,
     Waiting,
     WithdrawRequest,
+)
+from tollbook.ledger.gate.stops import read_stop
+from tollbook.ledger.gate.unbooked import (
+    UnbookedCharge,
+    forget_unbooked,
+    note_unbooked,
+    read_unbooked,
+    unbooked_charge,
 )
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.connection import time_ms
@@ -80,8 +88,13 @@ class Gate:
         idempotency_ttl_s: int,
         result_ttl_s: int,
         seen: EntryId = ZERO_ENTRY,
+        process: str = "",
+        unbooked_folder: Path | None = None,
     ) -> None:
-        """`seen` is the newest event that this process knows to be on the ledger; the gate keeps it up to date."""
+        """`seen` is the newest event that this process knows to be on the ledger; the gate keeps it up to date.
+
+        `process` and `unbooked_folder` are for charges that the ledger cannot take: see `unbooked.py`.
+        """
         self.keys = keys
         self.ledger_id = ledger_id
         self.seen = seen
@@ -89,9 +102,11 @@ class Gate:
         self._pipeline = pipeline
         self._idempotency_ttl_s = idempotency_ttl_s
         self._result_ttl_s = result_ttl_s
+        self._process = process
+        self._unbooked_folder = unbooked_folder
 
     async def reserve(self, request: ReserveRequest, baselines: Sequence[Baseline]) -> ReserveReply:
-        """Hold money for a call, or say why not. Errors: IdempotencyConflict; WindowClosed."""
+        """Hold money for a call, or say why not. Errors: IdempotencyConflict; WindowClosed; CallsStopped."""
         keys = self.keys
         reply = await self._call(
             "reserve",
@@ -120,7 +135,7 @@ class Gate:
     async def record(self, request: RecordRequest, baselines: Sequence[Baseline]) -> int | Denied | Waiting:
         """Record attempts and extend the hold; return the whole hold in nano-dollars, or why it was not extended.
 
-        Errors: CallUnknown if the hold is no longer open.
+        Errors: CallUnknown if the hold is no longer open; CallsStopped where it would be extended.
         """
         keys = self.keys
         reply = await self._call(
@@ -361,7 +376,7 @@ class Gate:
     async def balance(
         self, *, user_id: str, period: str, budgets: Sequence[BudgetCap], baselines: Sequence[Baseline]
     ) -> tuple[Balance, ...]:
-        """Return the balances and caps that a call would be compared with now; changes nothing."""
+        """Return the balances and caps that a call would be compared with now. Errors: CallsStopped."""
         keys = self.keys
         reply = await self._call(
             "balance",
@@ -383,6 +398,15 @@ class Gate:
         if reply[0] != b"OK":
             raise refusal(reply, "", 0)
         return int(reply[2])
+
+    async def is_on_stream(self, entry: EntryId) -> bool:
+        """Whether an event is on the ledger's stream; none is at the beginning of every ledger."""
+        found = await self._pipeline.execute("XRANGE", self.keys.ledger, str(entry), str(entry), "COUNT", 1)
+        return bool(found) or entry == ZERO_ENTRY
+
+    async def stop_reason(self) -> str | None:
+        """Return why no call may begin in this partition, or None while they may."""
+        return await read_stop(self._pipeline, (self.keys,))
 
     async def now_ms(self) -> int:
         """Return the time by the Redis clock, in milliseconds since the epoch."""
@@ -419,23 +443,26 @@ class Gate:
         if entry > self.seen:
             self.seen, self._identity = entry, f"{self.ledger_id} {entry}"
 
-    async def note_unbooked(self, request: SettleRequest) -> None:
-        """Note beside the ledger what a call has cost whose hold the ledger lost: numbers, and no completion (G10)."""
-        noted = {
-            "call_id": request.call_id,
-            "hold": request.hold,
-            "user_id": request.user_id,
-            "budgets": request.budgets,
-            "cost_nanousd": request.cost_nanousd,
-            "assumed_nanousd": request.assumed_nanousd,
-            "attempt": request.attempt,
-            "payload": json.loads(request.payload),
-        }
-        await self._pipeline.execute("HSET", self.keys.unbooked, _unbooked_field(request), json.dumps(noted))
+    async def note_unbooked(self, request: SettleRequest | ChargeRequest) -> None:
+        """Note beside the ledger a charge that it cannot take now."""
+        await note_unbooked(self._pipeline, self.keys, self._unbooked(request), folder=self._unbooked_folder)
 
-    async def forget_unbooked(self, request: SettleRequest) -> None:
-        """Take back the note of a cost that is booked."""
-        await self._pipeline.execute("HDEL", self.keys.unbooked, _unbooked_field(request))
+    async def forget_unbooked(self, request: SettleRequest | ChargeRequest) -> None:
+        """Take back the note of a charge that is booked."""
+        await self.forget(self._unbooked(request))
+
+    async def forget(self, charge: UnbookedCharge) -> None:
+        """Take back a note. Errors: OSError."""
+        await forget_unbooked(self._pipeline, self.keys, charge, folder=self._unbooked_folder)
+
+    async def unbooked(self) -> list[UnbookedCharge]:
+        """Return the partition's noted charges, this process's own and those of others that it can read."""
+        return await read_unbooked(self._pipeline, self.keys, ledger_id=self.ledger_id, folder=self._unbooked_folder)
+
+    def _unbooked(self, request: SettleRequest | ChargeRequest) -> UnbookedCharge:
+        return unbooked_charge(
+            request, ledger_id=self.ledger_id, partition=self.keys.partition, seen=self.seen, process=self._process
+        )
 
 
 async def create_ledger(pipeline: CommandPipeline, keys: Keys, *, ledger_id: str, partitions: int) -> LedgerState:
@@ -452,10 +479,6 @@ async def create_ledger(pipeline: CommandPipeline, keys: Keys, *, ledger_id: str
         head=Position(EntryId.parse(reply[4].decode()), int(reply[3])),
         trimmed_to=EntryId.parse(reply[5].decode()),
     )
-
-
-def _unbooked_field(request: SettleRequest) -> str:
-    return f"{request.call_id} {request.hold}"
 
 
 def _pack(budgets: Sequence[BudgetCap], baselines: Sequence[Baseline]) -> Iterable[str]:

@@ -118,7 +118,7 @@ class RedisReader:
             budgets_waited_for=sum(waiters for _, _, waiters in parts),
             dead_letters=int(letters),
             workers=workers,
-            projector=None if lease is None else lease.decode().replace("\n", " at "),
+            projector=None if lease is None else " at ".join(lease.decode().split("\n")[:2]),
         )
         return Seen(time.monotonic(), now_ms, redis, rates(list(self._tails.values()), now_ms), seqs)
 
