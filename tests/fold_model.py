@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
-NOT_OF_A_CALL = ("plan-assigned", "credit-granted", "segment-sealed")
+NOT_OF_A_CALL = ("plan-assigned", "credit-granted", "segment-sealed", "ledger-recovered")
 
 
 def usd(nanousd: int | None) -> Decimal | None:

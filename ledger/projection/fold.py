@@ -16,7 +16,7 @@ from tollbook.ledger.packaged import packaged_text
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.upcasters import UnreadableEvent
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 _STEPS: Final = ("fold_moves", "fold_discrepancies", "fold_balances", "fold_budgets", "fold_counts", "fold_counters")
 
 

@@ -9,7 +9,7 @@ from tollbook.schemas.events import EventPayload
 
 TYPES: Final = tuple(payload.model_fields["type"].default for payload in get_args(get_args(EventPayload)[0]))
 # These have no call. What is not listed in SQL would become a call of its own in the view, or a life without a hold.
-WITHOUT_CALL: Final = ("plan-assigned", "credit-granted", "segment-sealed")
+WITHOUT_CALL: Final = ("plan-assigned", "credit-granted", "segment-sealed", "ledger-recovered")
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -13,6 +13,7 @@ from tollbook.schemas.events import (
     CreditGranted,
     Event,
     FallbackUsed,
+    LedgerRecovered,
     ModelCalled,
     PlanAssigned,
     SegmentSealed,
@@ -57,7 +58,7 @@ def _signed(nanousd: int) -> str:
     return f"{'+' if nanousd > 0 else ''}{exact_usd(nanousd)}"
 
 
-def signature_text(payload: CostAdjusted | PlanAssigned | CreditGranted) -> str:
+def signature_text(payload: CostAdjusted | PlanAssigned | CreditGranted | LedgerRecovered) -> str:
     """Return who changed something, and why."""
     return f"by {printable(payload.author)}: {printable(payload.reason)}"
 
@@ -129,6 +130,12 @@ def event_text(event: Event) -> tuple[str, list[str]]:
             return f"credit of {exact_usd(event.amount)}", [signature_text(payload)]
         case SegmentSealed() as payload:
             return f"sealed {payload.segment}", [f"{payload.events:,} events, {payload.first_id} to {payload.last_id}"]
+        case LedgerRecovered() as payload:
+            return f"ledger recovered, {payload.events:,} events were lost", [
+                f"{payload.first_id} to {payload.last_id}: {payload.restored:,} restored, "
+                f"{payload.entered:,} entered again by new events ({exact_usd(payload.entered_nanousd)})",
+                signature_text(payload),
+            ]
         case _:
             assert_never(event.payload)
 

@@ -251,7 +251,7 @@ end
 
 local function append(meta, ledger, kind, user, period, call_id, attempt, amount, committed, payload)
   meta.seq = meta.seq + 1
-  return redis.call('XADD', ledger, '*', 'type', kind, 'v', '1', 'seq', text(meta.seq),
+  return redis.call('XADD', ledger, '*', 'type', kind, 'v', '2', 'seq', text(meta.seq),
     'user_id', user, 'period', period, 'call_id', call_id, 'attempt', attempt,
     'amount', text(amount), 'committed', committed, 'payload', payload) -- G7
 end
@@ -407,6 +407,11 @@ local function stamp_plan(stamps, plan)
   end
 end
 
+-- What the id of a call or command is bound to: a recovered ledger must still tell a repeat from other content.
+local function stamp_hash(stamps, hash)
+  stamps[#stamps + 1] = '"content_hash":' .. cjson.encode(hash)
+end
+
 -- Compare every budget's balance and `amount` with its cap. A budget of which settled spend alone leaves no room
 -- denies the call; one in which only open holds are in the way makes it wait.
 local function weigh(meta, tails, names, baselines, account, period, amount)
@@ -496,6 +501,7 @@ local function reserve(keys, args)
     local stamps = { '"budget":' .. cjson.encode(names[refused]), '"cap_nanousd":' .. text(w.caps[refused]),
       '"settled_nanousd":' .. text(b.s), '"held_nanousd":' .. text(b.h), '"reason":"' .. reply[6] .. '"' }
     stamp_plan(stamps, w.plan)
+    stamp_hash(stamps, hash)
     append(meta, keys[2], 'budget-denied', user, period, call_id, text(attempt), amount,
       text(w.balances[1].s + w.balances[1].h), splice(stamps, args[4]))
     call.state = 'denied'
@@ -507,6 +513,7 @@ local function reserve(keys, args)
   local committed = text(w.balances[1].s + w.balances[1].h + amount)
   local stamps = { '"hold":' .. text(hold), '"cap_nanousd":' .. text(w.caps[1]), '"deadline_ms":' .. deadline }
   stamp_plan(stamps, w.plan)
+  stamp_hash(stamps, hash)
   stamp_budgets(stamps, names, w.balances, w.caps, amount)
   redis.call('ZADD', keys[3], deadline, call_id) -- G3
   local id = append(meta, keys[2], 'budget-reserved', user, period, call_id, text(attempt), amount, committed,
@@ -631,6 +638,9 @@ local function settle(keys, args)
   if freed > 0 then
     stamps[#stamps + 1] = '"overage_nanousd":' .. text(freed)
   end
+  if final == '0' then
+    stamps[#stamps + 1] = '"is_final":false'
+  end
   stamp_budgets(stamps, names, balances, nil, freed)
   local committed = text(balances[1].s + balances[1].h + freed)
   local id = append(meta, keys[2], 'cost-recorded', call.user, call.period, args[2], attempt, cost, committed,
@@ -683,13 +693,17 @@ local function adjust(keys, args)
     wake(keys[3], names)
   end
   append_attempts(meta, keys[2], call, args[2], period, events, text(balances[1].s + balances[1].h))
-  if args[7] ~= '' and call.state == 'closed' and text(call.hold) == args[3] then -- G4
+  local ends = args[7] ~= '' and call.state == 'closed' and text(call.hold) == args[3]
+  if ends then -- G4
     call.state = 'settled'
     redis.call('SET', keys[5], args[7], 'EX', result_ttl)
     redis.call('PUBLISH', keys[5], args[2])
   end
   if difference ~= 0 or less_assumed ~= 0 then -- G3
     local stamps = { '"hold":' .. args[3], '"assumed_nanousd":' .. text(less_assumed) }
+    if ends then
+      stamps[#stamps + 1] = '"is_final":true'
+    end
     stamp_budgets(stamps, names, balances, nil, difference)
     id = append(meta, keys[2], 'cost-adjusted', call.user, period, args[2], attempt, difference,
       text(balances[1].s + balances[1].h + difference), splice(stamps, args[9]))
@@ -727,6 +741,7 @@ local function charge(keys, args)
     end
   end
   local stamps, committed = {}, text(balances[1].s + balances[1].h + cost)
+  stamp_hash(stamps, args[5])
   stamp_budgets(stamps, names, balances, nil, cost)
   local id = append(meta, keys[2], 'cost-recorded', args[3], args[4], args[2], '0', cost, committed,
     splice(stamps, args[9]))
@@ -759,8 +774,10 @@ local function assign(keys, args)
   if credit and granted + amount > MAX_AMOUNT then
     bug('credit out of bounds: ' .. text(granted + amount))
   end
+  local stamps = {}
+  stamp_hash(stamps, args[5])
   local id = append(meta, keys[2], args[6], args[3], args[4], args[2], '0', credit and amount or 0,
-    known_committed(keys[5]), args[10])
+    known_committed(keys[5]), splice(stamps, args[10]))
   if credit then
     redis.call('HSET', keys[3], 'credit:' .. args[4], text(granted + amount))
   else

@@ -15,6 +15,7 @@ SELECT
         WHEN 'plan-assigned' THEN coalesce(assigned_plan, plan) IS NOT NULL AND cap_nanousd IS NOT NULL
         WHEN 'credit-granted' THEN author IS NOT NULL
         WHEN 'segment-sealed' THEN segment IS NOT NULL
+        WHEN 'ledger-recovered' THEN author IS NOT NULL
     END, false) AS is_readable
 FROM (
     SELECT
