@@ -31,6 +31,7 @@ from tollbook.ledger.gate.baselines import BaselineReader, Baselines
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import Gate, LedgerState, create_ledger
 from tollbook.ledger.gate.ledger import Ledger, Patience
+from tollbook.ledger.gate.unbooked import FOLDER as UNBOOKED_FOLDER
 from tollbook.ledger.gate.wait_queue import BudgetWaitQueue
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.results import Results
@@ -131,8 +132,8 @@ async def _check_ledger_id(pipeline: CommandPipeline, keys: tuple[Keys, ...], ex
             raise LedgerReplaced(expected=expected_id, found=found.decode() if found else "")
 
 
-def build_gates(handle: LedgerHandle, settings: Settings) -> tuple[Gate, ...]:
-    """Return the gates of all partitions."""
+def build_gates(handle: LedgerHandle, settings: Settings, *, process: str = "") -> tuple[Gate, ...]:
+    """Return the gates of all partitions; `process` names this process in its notes of unbooked charges."""
     return tuple(
         Gate(
             handle.pipeline,
@@ -141,16 +142,23 @@ def build_gates(handle: LedgerHandle, settings: Settings) -> tuple[Gate, ...]:
             idempotency_ttl_s=settings.idempotency_ttl_s,
             result_ttl_s=settings.result_ttl_s,
             seen=state.head.entry,
+            process=process,
+            unbooked_folder=settings.data_dir / UNBOOKED_FOLDER,
         )
         for key, state in zip(handle.keys, handle.states, strict=True)
     )
 
 
 def build_ledger(
-    handle: LedgerHandle, settings: Settings, read: BaselineReader, *, patience: Patience | None = None
+    handle: LedgerHandle,
+    settings: Settings,
+    read: BaselineReader,
+    *,
+    patience: Patience | None = None,
+    process: str = "",
 ) -> Ledger:
-    """Return the ledger with baselines read by `read`."""
-    gates = build_gates(handle, settings)
+    """Return the ledger with baselines read by `read`; `process` as in `build_gates`."""
+    gates = build_gates(handle, settings, process=process)
     baselines = [
         Baselines(read, number, monotonic=time.monotonic, max_age_s=settings.tail_keep_s / 3)
         for number in range(len(gates))
@@ -199,7 +207,8 @@ async def open_runtime(
 ) -> AsyncGenerator[InferenceRuntime]:
     """Put a runner together; it is closed at the end. `observer` follows its calls. Errors: SettingsError."""
     async with AsyncExitStack() as stack:
-        ledger = build_ledger(handle, settings, read, patience=patience)
+        name = process_name()
+        ledger = build_ledger(handle, settings, read, patience=patience, process=name)
         provider = await stack.enter_async_context(ProviderClient.from_settings(settings))
         queue = BudgetWaitQueue(handle.redis, [key.waiters for key in handle.keys])
         queue.start()
@@ -226,7 +235,7 @@ async def open_runtime(
             observer=observer,
         )
         yield InferenceRuntime(
-            name=process_name(),
+            name=name,
             settings=settings,
             handle=handle,
             ledger=ledger,

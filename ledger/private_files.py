@@ -35,6 +35,15 @@ def write_private(path: Path, text: str) -> None:
         raise
 
 
+def sync_folder(path: Path) -> None:
+    """Wait until the names of a folder's files are on disk. Errors: OSError."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def read_private(path: Path) -> str:
     """Read a file, not through a link. Errors: OSError."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as file:

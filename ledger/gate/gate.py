@@ -4,16 +4,14 @@ Packs arguments; replies.py reads the answers, and ledger.py repeats what can be
 function is idempotent on the call id, so a repeat after LedgerUnavailable is safe.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, cast
 
 from redis.exceptions import ResponseError
 
-from tollbook.ledger.errors import (
-    LedgerReplaced,
-)
+from tollbook.ledger.errors import LedgerReplaced
 from tollbook.ledger.gate.call_record import CallRecord, parse_call_record
 from tollbook.ledger.gate.functions import function
 from tollbook.ledger.gate.replies import FunctionsMissing, denied, refusal, reserve_reply, waiting
@@ -35,6 +33,13 @@ from tollbook.ledger.gate.requests import (
     Settled,
     SettleRequest,
     Waiting,
+)
+from tollbook.ledger.gate.unbooked import (
+    UnbookedCharge,
+    forget_unbooked,
+    note_unbooked,
+    read_unbooked,
+    unbooked_charge,
 )
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.connection import time_ms
@@ -75,8 +80,13 @@ class Gate:
         idempotency_ttl_s: int,
         result_ttl_s: int,
         seen: EntryId = ZERO_ENTRY,
+        process: str = "",
+        unbooked_folder: Path | None = None,
     ) -> None:
-        """`seen` is the newest event that this process knows to be on the ledger; the gate keeps it up to date."""
+        """`seen` is the newest event that this process knows to be on the ledger; the gate keeps it up to date.
+
+        `process` and `unbooked_folder` are for charges that the ledger cannot take: see `unbooked.py`.
+        """
         self.keys = keys
         self.ledger_id = ledger_id
         self.seen = seen
@@ -84,6 +94,8 @@ class Gate:
         self._pipeline = pipeline
         self._idempotency_ttl_s = idempotency_ttl_s
         self._result_ttl_s = result_ttl_s
+        self._process = process
+        self._unbooked_folder = unbooked_folder
 
     async def reserve(self, request: ReserveRequest, baselines: Sequence[Baseline]) -> ReserveReply:
         """Hold money for a call, or say why not. Errors: IdempotencyConflict; WindowClosed."""
@@ -334,23 +346,22 @@ class Gate:
         if entry > self.seen:
             self.seen, self._identity = entry, f"{self.ledger_id} {entry}"
 
-    async def note_unbooked(self, request: SettleRequest) -> None:
-        """Note beside the ledger what a call has cost whose hold the ledger lost: numbers, and no completion (G10)."""
-        noted = {
-            "call_id": request.call_id,
-            "hold": request.hold,
-            "user_id": request.user_id,
-            "budgets": request.budgets,
-            "cost_nanousd": request.cost_nanousd,
-            "assumed_nanousd": request.assumed_nanousd,
-            "attempt": request.attempt,
-            "payload": json.loads(request.payload),
-        }
-        await self._pipeline.execute("HSET", self.keys.unbooked, _unbooked_field(request), json.dumps(noted))
+    async def note_unbooked(self, request: SettleRequest | ChargeRequest) -> None:
+        """Note beside the ledger a charge that it cannot take now."""
+        await note_unbooked(self._pipeline, self.keys, self._unbooked(request), folder=self._unbooked_folder)
 
-    async def forget_unbooked(self, request: SettleRequest) -> None:
-        """Take back the note of a cost that is booked."""
-        await self._pipeline.execute("HDEL", self.keys.unbooked, _unbooked_field(request))
+    async def forget_unbooked(self, request: SettleRequest | ChargeRequest) -> None:
+        """Take back the note of a charge that is booked."""
+        await forget_unbooked(self._pipeline, self.keys, self._unbooked(request), folder=self._unbooked_folder)
+
+    async def unbooked(self) -> list[UnbookedCharge]:
+        """Return the partition's noted charges, this process's own and those of others that it can read."""
+        return await read_unbooked(self._pipeline, self.keys, ledger_id=self.ledger_id, folder=self._unbooked_folder)
+
+    def _unbooked(self, request: SettleRequest | ChargeRequest) -> UnbookedCharge:
+        return unbooked_charge(
+            request, ledger_id=self.ledger_id, partition=self.keys.partition, seen=self.seen, process=self._process
+        )
 
 
 async def create_ledger(pipeline: CommandPipeline, keys: Keys, *, ledger_id: str, partitions: int) -> LedgerState:
@@ -367,10 +378,6 @@ async def create_ledger(pipeline: CommandPipeline, keys: Keys, *, ledger_id: str
         head=Position(EntryId.parse(reply[4].decode()), int(reply[3])),
         trimmed_to=EntryId.parse(reply[5].decode()),
     )
-
-
-def _unbooked_field(request: SettleRequest) -> str:
-    return f"{request.call_id} {request.hold}"
 
 
 def _pack(budgets: Sequence[BudgetCap], baselines: Sequence[Baseline]) -> Iterable[str]:
