@@ -142,7 +142,7 @@ def _run(
         raise typer.BadParameter("say why", param_hint="--reason")
     if key is not None:
         check_id(key, "--key")
-    signature = Signature(author or _login_name(), reason.strip()[:500], key)
+    signature = Signature(author or login_name(), reason.strip()[:500], key)
 
     async def connect() -> dict[str, Any]:
         async with connect_administration() as administration:
@@ -151,7 +151,8 @@ def _run(
     return asyncio.run(connect())
 
 
-def _login_name() -> str:
+def login_name() -> str:
+    """Return who runs this command. Errors: typer.BadParameter where the system does not know."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # A container whose user has no name.
