@@ -88,7 +88,7 @@ class _Pairs:
     def _event(self, kind: str, user: str, call: str, amount: int, payload: str, stamp: int) -> dict[str, str]:
         return {
             "type": kind,
-            "v": "1",
+            "v": "2",
             "seq": "123456",
             "user_id": user,
             "period": self._window.name,

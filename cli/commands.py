@@ -47,6 +47,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     "doctor": Entry("doctor:doctor", "Check settings, Redis, DuckDB, prices and provider."),
     "reconcile": Entry("reconcile:reconcile", "Ask the provider what uncertain charges really were."),
     "verify": Entry("verify:verify", "Prove that the ledger is whole and that no cap was passed."),
+    "recover": Entry("recover:recover", "Put a ledger in order that went back in time."),
     "replay": Entry("replay:replay", "Fold the ledger into a new DuckDB file."),
     "what-if": Entry("what_if:what_if", "Show what other caps, prices or models would have changed."),
     "audit": Entry("audit:app", "Answer questions from the ledger: calls, users, refusals."),

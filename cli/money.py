@@ -99,7 +99,15 @@ def sign(author: str | None, reason: str, key: str | None = None) -> "Signature"
 
     if not reason.strip():
         raise typer.BadParameter("say why", param_hint="--reason")
-    return Signature(author or _login_name(), reason.strip()[:500], key)
+    return Signature(author or login_name(), reason.strip()[:500], key)
+
+
+def login_name() -> str:
+    """Return who runs this command. Errors: typer.BadParameter where the system does not know."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # A container whose user has no name.
+        raise typer.BadParameter("your login name is not known: say who you are", param_hint="--author") from None
 
 
 def tell(done: dict[str, Any], text: str, *, as_json: bool) -> int:
@@ -114,10 +122,3 @@ def tell(done: dict[str, Any], text: str, *, as_json: bool) -> int:
 def usd(nanousd: int) -> str:
     """Write an amount with as many places as it needs."""
     return format_usd(nanousd, places=None)
-
-
-def _login_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # A container whose user has no name.
-        raise typer.BadParameter("your login name is not known: say who you are", param_hint="--author") from None

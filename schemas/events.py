@@ -13,7 +13,7 @@ from tollbook.schemas.identifiers import EntryId, Period
 from tollbook.schemas.money import MAX_NANOUSD
 from tollbook.schemas.usage import Usage
 
-EVENT_VERSION: Final = 1
+EVENT_VERSION: Final = 2
 
 # The order of an entry's fields. Redis stores repeated names once if the order is always the same.
 ENVELOPE_FIELDS: Final = (
@@ -53,6 +53,18 @@ class Payload(BaseModel):
     """Base of all payloads. Unknown fields are ignored, since a later version may add some."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+ContentHash = Annotated[
+    str | None,
+    Field(
+        description="Digest of the content that the id of the call or command is bound to. "
+        "Absent in events of version 1, and where the event does not begin a call."
+    ),
+]
+RecoveredId = Annotated[
+    str | None, Field(description="Id of the lost event that this one enters again, by `tollbook recover`.")
+]
 
 
 class BudgetStamp(Payload):
@@ -108,6 +120,7 @@ class BudgetReserved(Payload):
         description="When others may settle the hold if its worker is gone, milliseconds since the epoch.",
     )
     assigned_plan: str | None = Field(default=None, description="Plan that the ledger has assigned to the user.")
+    content_hash: ContentHash = None
     bound: BoundPrice = Field(description="How the amount was bounded.")
 
 
@@ -166,6 +179,9 @@ class CostRecorded(Payload):
     model: str | None = Field(default=None, description="Model that answered last.")
     usage: Usage | None = Field(default=None, description="Tokens of the last attempt.")
     generation_id: str | None = Field(default=None, description="The provider's id of the last generation.")
+    content_hash: ContentHash = None
+    is_final: bool = Field(default=True, description="Whether the call is over; if not, it may be run again.")
+    recovered_id: RecoveredId = None
 
 
 class BudgetDenied(Payload):
@@ -186,6 +202,7 @@ class BudgetDenied(Payload):
     campaign_id: str | None = Field(default=None, description="Campaign of the task.")
     worker: str = Field(description="Worker, or run of an application, that asked.")
     assigned_plan: str | None = Field(default=None, description="Plan that the ledger has assigned to the user.")
+    content_hash: ContentHash = None
     bound: BoundPrice = Field(description="How the amount was bounded.")
 
 
@@ -205,6 +222,10 @@ class CostAdjusted(Payload):
         default=None, description="The provider's id of the generation that was asked about."
     )
     assumed_nanousd: SignedAmount = Field(default=0, description="Change of the assumed part, nano-dollars, signed.")
+    is_final: bool = Field(
+        default=False, description="Whether the late reply brought the result of a call that had none."
+    )
+    recovered_id: RecoveredId = None
 
 
 class PlanAssigned(Payload):
@@ -215,6 +236,8 @@ class PlanAssigned(Payload):
     cap_nanousd: Amount = Field(description="The user's cap from here on, nano-dollars.")
     author: str = Field(description="Person or application that set it.")
     reason: str = Field(description="Why.")
+    content_hash: ContentHash = None
+    recovered_id: RecoveredId = None
 
 
 class PlanCleared(Payload):
@@ -223,6 +246,8 @@ class PlanCleared(Payload):
     type: Literal["plan-cleared"] = "plan-cleared"
     author: str = Field(description="Person or application that cleared it.")
     reason: str = Field(description="Why.")
+    content_hash: ContentHash = None
+    recovered_id: RecoveredId = None
 
 
 class CreditGranted(Payload):
@@ -231,6 +256,8 @@ class CreditGranted(Payload):
     type: Literal["credit-granted"] = "credit-granted"
     author: str = Field(description="Person or application that granted it.")
     reason: str = Field(description="Why.")
+    content_hash: ContentHash = None
+    recovered_id: RecoveredId = None
 
 
 class CreditRevoked(Payload):
@@ -242,6 +269,8 @@ class CreditRevoked(Payload):
     )
     author: str = Field(description="Person or application that took it back.")
     reason: str = Field(description="Why.")
+    content_hash: ContentHash = None
+    recovered_id: RecoveredId = None
 
 
 class SegmentSealed(Payload):
@@ -256,6 +285,30 @@ class SegmentSealed(Payload):
     chain_after: str = Field(description="Head of the hash chain after it.")
 
 
+class LedgerRecovered(Payload):
+    """The ledger had lost events, and a person had `tollbook recover` mend it. `amount` is zero.
+
+    Lost events either stand on the ledger again as they were, or what they charged is entered again by new events.
+    """
+
+    type: Literal["ledger-recovered"] = "ledger-recovered"
+    first_id: str = Field(description="Id of the first event that was lost.")
+    last_id: str = Field(description="Id of the last known event that was lost.")
+    events: Count = Field(description="Number of known events that were lost.")
+    restored: Count = Field(default=0, description="How many of them stand on the ledger again as they were.")
+    entered: Count = Field(default=0, description="How many new events enter again what was lost.")
+    entered_nanousd: Balance = Field(default=0, description="Cost that these events enter again, nano-dollars.")
+    lost_holds: Count = Field(default=0, description="Number of open holds that are lost for good.")
+    lost_held_nanousd: Balance = Field(default=0, description="What they held, nano-dollars.")
+    author: str = Field(description="Person who recovered the ledger.")
+    reason: str = Field(description="Why.")
+
+
+WITHOUT_CALL: Final = frozenset(
+    {"plan-assigned", "plan-cleared", "credit-granted", "credit-revoked", "segment-sealed", "ledger-recovered"}
+)
+"""Types of events that belong to no call."""
+
 EventPayload = Annotated[
     BudgetReserved
     | ModelCalled
@@ -267,7 +320,8 @@ EventPayload = Annotated[
     | PlanCleared
     | CreditGranted
     | CreditRevoked
-    | SegmentSealed,
+    | SegmentSealed
+    | LedgerRecovered,
     Field(discriminator="type"),
 ]
 

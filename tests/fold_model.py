@@ -9,7 +9,14 @@ from decimal import Decimal
 from typing import Any
 
 TOKENS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
-NOT_OF_A_CALL = ("plan-assigned", "plan-cleared", "credit-granted", "credit-revoked", "segment-sealed")
+NOT_OF_A_CALL = (
+    "plan-assigned",
+    "plan-cleared",
+    "credit-granted",
+    "credit-revoked",
+    "segment-sealed",
+    "ledger-recovered",
+)
 
 
 def usd(nanousd: int | None) -> Decimal | None:

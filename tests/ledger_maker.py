@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from tollbook.schemas.events import ENVELOPE_FIELDS
+from tollbook.schemas.events import ENVELOPE_FIELDS, EVENT_VERSION
 from tollbook.schemas.identifiers import split_budget_name
 
 CAP = 15_000_000_000
@@ -65,7 +65,7 @@ class LedgerMaker:
             self._n += 1
         values = (
             kind,
-            1,
+            EVENT_VERSION,
             len(self.entries) + 1,
             call.user,
             call.period,

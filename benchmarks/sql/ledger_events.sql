@@ -34,7 +34,7 @@ SELECT
         WHEN step = 'fallback' THEN 'fallback-used' WHEN step IN ('correction', 'late') THEN 'cost-adjusted'
         WHEN step = 'denied' THEN 'budget-denied' WHEN step = 'plan' THEN 'plan-assigned'
         WHEN step = 'credit' THEN 'credit-granted' ELSE 'cost-recorded' END AS type,
-    1::INTEGER AS v,
+    2::INTEGER AS v,
     user_id,
     period,
     'call-' || call AS call_id,

@@ -32,10 +32,10 @@ _ENVELOPE: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "type": ({"enum": [*PAYLOADS]}, "Type of the event."),
     "v": ({"pattern": r"^[1-9][0-9]*$"}, "Version of the payload's schema."),
     "seq": ({"pattern": r"^[1-9][0-9]*$"}, "Number of the event in its ledger partition: 1, 2, 3 without gaps."),
-    "user_id": ({}, "User whose money it concerns; empty for `segment-sealed`."),
+    "user_id": ({}, "User whose money it concerns; empty for `segment-sealed` and `ledger-recovered`."),
     "period": (
         {"pattern": r"^([0-9]{4}-(0[1-9]|1[0-2]))?$"},
-        "Billing period that is charged, `YYYY-MM` in UTC; empty for `segment-sealed`.",
+        "Billing period that is charged, `YYYY-MM` in UTC; empty for `segment-sealed` and `ledger-recovered`.",
     ),
     "call_id": ({}, "The call, which is the task's id; or the command that set a plan or granted credit."),
     "attempt": ({"pattern": _WHOLE}, "Attempt of the call, from 1; 0 where there is none."),

@@ -124,7 +124,7 @@ class Sealer:
         return removed
 
     async def _announce_last(self) -> Segment | None:
-        """Return the archive's last segment, recorded on the ledger if a crash has prevented that."""
+        """Return the archive's last segment; segments that a crash has left unrecorded are recorded on the ledger."""
         if self._newest is None:
             segments = await asyncio.to_thread(self._archive.segments, self._keys.partition)
             self._newest = segments[-1] if segments else None
@@ -132,9 +132,11 @@ class Sealer:
             archived_seq = self._newest.manifest.last_seq if self._newest else 0
             if sealed_seq > archived_seq:  # G8
                 raise ArchiveBehind(partition=self._keys.partition, sealed_seq=sealed_seq, archived_seq=archived_seq)
-            if self._newest is not None and sealed_seq < archived_seq:
-                await asyncio.to_thread(check_segment, self._newest)
-                await self._announce(self._newest)
+            # Several, where lost events were restored from the archive alone.
+            for segment in segments:
+                if segment.manifest.last_seq > sealed_seq:
+                    await asyncio.to_thread(check_segment, segment)
+                    await self._announce(segment)
         return self._newest
 
     async def _due(self, newest: Segment | None, after_seq: int, *, is_forced: bool) -> pa.Table | None:

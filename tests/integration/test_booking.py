@@ -44,13 +44,21 @@ RESERVED: Final = payload_json(
     )
 )
 SEALED: Final[dict[Any, Any]] = {
-    "type": "segment-sealed", "v": "1", "seq": "1", "user_id": "", "period": "", "call_id": "", "attempt": "0",
-    "amount": "0", "committed": "", "payload": payload_json(
+    "type": "segment-sealed",
+    "v": "1",
+    "seq": "1",
+    "user_id": "",
+    "period": "",
+    "call_id": "",
+    "attempt": "0",
+    "amount": "0",
+    "committed": "",
+    "payload": payload_json(
         SegmentSealed(
             segment="s", first_id="1-0", last_id="1-0", events=1, chain_before="00" * 32, chain_after="00" * 32
         )
     ),
-}  # fmt: skip
+}
 CALLED: Final = payload_json(
     ModelCalled(hold=1, model="m", outcome="ok", latency_ms=1, charge_nanousd=COST, charge_basis="reported")
 )
@@ -80,15 +88,31 @@ async def hold(ledger: Ledger, *, lease_ms: int = 3_600_000) -> SettleRequest:
     month = month_at(now_ms())
     budget = f"user:u:{month.name}"
     request = ReserveRequest(
-        call_id="a", user_id="u", window=month, content_hash="h", amount_nanousd=AMOUNT, worker="ended.1",
-        lease_ms=lease_ms, payload=RESERVED, budgets=(BudgetCap(budget, 10 * AMOUNT),),
-    )  # fmt: skip
+        call_id="a",
+        user_id="u",
+        window=month,
+        content_hash="h",
+        amount_nanousd=AMOUNT,
+        worker="ended.1",
+        lease_ms=lease_ms,
+        payload=RESERVED,
+        budgets=(BudgetCap(budget, 10 * AMOUNT),),
+    )
     assert isinstance(await ledger.reserve(lambda _: request, now_ms()), Reserved)
     payload = payload_json(CostRecorded(basis="reported", outcome="done"))
     return SettleRequest(
-        call_id="a", user_id="u", hold=1, cost_nanousd=COST, assumed_nanousd=0, attempt=1, is_final=True,
-        payload=payload, budgets=(budget,), result="{}", events=(AttemptEvent("model-called", 1, CALLED),),
-    )  # fmt: skip
+        call_id="a",
+        user_id="u",
+        hold=1,
+        cost_nanousd=COST,
+        assumed_nanousd=0,
+        attempt=1,
+        is_final=True,
+        payload=payload,
+        budgets=(budget,),
+        result="{}",
+        events=(AttemptEvent("model-called", 1, CALLED),),
+    )
 
 
 async def leave_behind(ledger: Ledger, request: SettleRequest, *, seen: EntryId | None = None) -> None:
@@ -201,7 +225,7 @@ async def test_an_answer_becomes_the_result_although_its_cost_was_booked_before(
             payload="{}",
             budgets=request.budgets,
             result="{}",
-        )  # fmt: skip
+        )
     )
 
     assert corrected == Adjusted(0, is_call_over=True)
@@ -268,9 +292,15 @@ async def test_a_correction_is_refused_on_a_ledger_that_went_back_and_not_noted(
     await ended.settle(request)
     ended.gates[0].see(LOST)
     correction = AdjustRequest(
-        call_id="a", user_id="u", hold=1, cost_nanousd=1, assumed_nanousd=0, attempt=1, payload="{}",
+        call_id="a",
+        user_id="u",
+        hold=1,
+        cost_nanousd=1,
+        assumed_nanousd=0,
+        attempt=1,
+        payload="{}",
         budgets=request.budgets,
-    )  # fmt: skip
+    )
 
     with pytest.raises(LedgerWentBack):
         await ended.adjust(correction)
@@ -281,9 +311,17 @@ async def test_a_correction_is_refused_on_a_ledger_that_went_back_and_not_noted(
 
 def test_a_note_says_what_a_settlement_does() -> None:
     request = SettleRequest(
-        call_id="a", user_id="u:v", hold=1, cost_nanousd=1, assumed_nanousd=0, attempt=1, is_final=True,
-        payload="{}", budgets=("user:u:v:2026-11",), result="text",
-    )  # fmt: skip
+        call_id="a",
+        user_id="u:v",
+        hold=1,
+        cost_nanousd=1,
+        assumed_nanousd=0,
+        attempt=1,
+        is_final=True,
+        payload="{}",
+        budgets=("user:u:v:2026-11",),
+        result="text",
+    )
     note = unbooked_charge(request, ledger_id="l", partition=0, seen=LOST, process="p")
     assert note.period == "2026-11"
     assert note.settle_request == replace(request, is_final=False, result="")

@@ -18,6 +18,7 @@ from tollbook.ledger.projection.comparison import compare
 from tollbook.ledger.projection.fold import LedgerGap
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.stream import Batch
+from tollbook.schemas.events import EVENT_VERSION
 from tollbook.schemas.identifiers import budget_name
 from tollbook.schemas.money import MAX_NANOUSD, usd_from_nanousd
 from tollbook.schemas.upcasters import UnreadableEvent
@@ -39,7 +40,7 @@ def fold_in(store: Store, entries: Entries, cuts: Sequence[int] = ()) -> None:
 
 
 def entry(seq: int, kind: str, amount: int, committed: int, payload: dict[str, Any], *, user: str = "u1") -> list[Any]:
-    values = (kind, 1, seq, user, "2026-11", f"call-{user}", 1, amount, committed, json.dumps(payload))
+    values = (kind, EVENT_VERSION, seq, user, "2026-11", f"call-{user}", 1, amount, committed, json.dumps(payload))
     names = ("type", "v", "seq", "user_id", "period", "call_id", "attempt", "amount", "committed", "payload")
     return [
         f"{1_795_000_000_000 + seq}-0".encode(),
@@ -217,7 +218,7 @@ def spoil(raw: list[Any], name: bytes, value: bytes | None) -> list[Any]:
     [
         (b"committed", None, "it has no committed"),
         (b"user_id", b"\xff\xfe", "utf-8"),
-        (b"v", b"2", "install a newer one"),
+        (b"v", str(EVENT_VERSION + 1).encode(), "install a newer one"),
         (b"v", b"0", "its version is 0"),
         (b"type", b"budget-forgotten", "type is unknown"),
         (b"amount", b"1.5", "1.5"),
@@ -244,7 +245,7 @@ def test_an_older_version_is_upcast(store: Store, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("tollbook.ledger.stream.upcast", lambda _kind, _version, payload: {**payload, "plan": "growth"})
     store.fold(Batch(0, [reserved(1, 5, 5), spoil(reserved(2, 5, 10), b"v", b"0")]))
     assert [(row["v"], row["plan"]) for row in store.query("SELECT v, plan FROM events ORDER BY seq")] == [
-        (1, "trial"),
+        (EVENT_VERSION, "trial"),
         (0, "growth"),
     ]
 

@@ -14,6 +14,7 @@ from tollbook.schemas.events import (
     CreditRevoked,
     Event,
     FallbackUsed,
+    LedgerRecovered,
     ModelCalled,
     PlanAssigned,
     PlanCleared,
@@ -59,7 +60,9 @@ def _signed(nanousd: int) -> str:
     return f"{'+' if nanousd > 0 else ''}{exact_usd(nanousd)}"
 
 
-def signature_text(payload: CostAdjusted | PlanAssigned | PlanCleared | CreditGranted | CreditRevoked) -> str:
+def signature_text(
+    payload: CostAdjusted | PlanAssigned | PlanCleared | CreditGranted | CreditRevoked | LedgerRecovered,
+) -> str:
     """Return who changed something, and why."""
     return f"by {printable(payload.author)}: {printable(payload.reason)}"
 
@@ -135,6 +138,12 @@ def event_text(event: Event) -> tuple[str, list[str]]:
             return f"credit of {exact_usd(-event.amount)} taken back", [signature_text(payload)]
         case SegmentSealed() as payload:
             return f"sealed {payload.segment}", [f"{payload.events:,} events, {payload.first_id} to {payload.last_id}"]
+        case LedgerRecovered() as payload:
+            return f"ledger recovered, {payload.events:,} events were lost", [
+                f"{payload.first_id} to {payload.last_id}: {payload.restored:,} restored, "
+                f"{payload.entered:,} entered again by new events ({exact_usd(payload.entered_nanousd)})",
+                signature_text(payload),
+            ]
         case _:
             assert_never(event.payload)
 

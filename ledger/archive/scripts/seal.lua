@@ -16,7 +16,7 @@ if sealed + 1 ~= tonumber(ARGV[2]) then -- G7
   return { 'GAP', string.format('%.0f', sealed) }
 end
 local seq = redis.call('XLEN', KEYS[2]) + tonumber(m[2]) + 1
-local id = redis.call('XADD', KEYS[2], '*', 'type', 'segment-sealed', 'v', '1', 'seq', string.format('%.0f', seq),
+local id = redis.call('XADD', KEYS[2], '*', 'type', 'segment-sealed', 'v', '2', 'seq', string.format('%.0f', seq),
   'user_id', '', 'period', '', 'call_id', '', 'attempt', '0', 'amount', '0', 'committed', '', 'payload', ARGV[5])
 redis.call('HSET', KEYS[1], 'sealed_seq', ARGV[3], 'sealed_chain', ARGV[4])
 return { 'OK', id }

@@ -17,6 +17,7 @@ SELECT
         WHEN 'credit-granted' THEN author IS NOT NULL
         WHEN 'credit-revoked' THEN author IS NOT NULL
         WHEN 'segment-sealed' THEN segment IS NOT NULL
+        WHEN 'ledger-recovered' THEN author IS NOT NULL
     END, false) AS is_readable
 FROM (
     SELECT

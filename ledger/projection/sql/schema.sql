@@ -115,7 +115,7 @@ SELECT
     min(seq) AS first_seq,
     max(seq) AS last_seq
 FROM events
-WHERE type NOT IN ('plan-assigned', 'plan-cleared', 'credit-granted', 'credit-revoked', 'segment-sealed')
+WHERE type NOT IN ('plan-assigned', 'plan-cleared', 'credit-granted', 'credit-revoked', 'segment-sealed', 'ledger-recovered')
 GROUP BY partition, call_id, user_id, period;
 
 -- What `spend` counts beside the balance in `budgets`. `base_cap_usd` is the cap in force without credit.

@@ -1,0 +1,339 @@
+"""`tollbook recover`: a ledger that went back in time is put in order again, by a person.
+
+It works alone: under the projector's lease, with calls stopped. Where nothing newer stands on the stream, the lost
+events are appended again as they were. Otherwise their charges are entered again by new events, and the copies that
+hold the lost history are moved aside. Each partition is recovered on its own; a run that was interrupted is finished
+by the next one.
+"""
+
+import asyncio
+import socket
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Final
+
+from tollbook.app.processes import open_redis_url
+from tollbook.inference.runtime import LedgerHandle, build_gates, open_ledger, process_name
+from tollbook.inference.settings import Settings
+from tollbook.ledger.archive.history import LedgerSource
+from tollbook.ledger.archive.known_events import KnownEvents, Row
+from tollbook.ledger.archive.losses import Loss, LossSummary, find_loss, lost_rows, summarise
+from tollbook.ledger.archive.reentering import LostSteps, Reentry, Signature, forget
+from tollbook.ledger.archive.replay import ReplayLimits, replay
+from tollbook.ledger.archive.restoring import LedgerMoved, Restorer
+from tollbook.ledger.archive.segments import Archive, Segment
+from tollbook.ledger.gate.baselines import BaselinePage, Baselines
+from tollbook.ledger.gate.functions import function
+from tollbook.ledger.gate.ledger import Ledger
+from tollbook.ledger.gate.unbooked import FOLDER as UNBOOKED_FOLDER
+from tollbook.ledger.private_files import make_private_folder
+from tollbook.ledger.projection.database import set_aside
+from tollbook.ledger.projection.lease import Lease
+from tollbook.ledger.projection.store import Store
+from tollbook.ledger.server.endpoint import read_endpoint
+from tollbook.ledger.stream import StreamReader
+from tollbook.schemas.events import LedgerRecovered, payload_json
+from tollbook.schemas.upcasters import payload_object
+
+_STOPPED: Final = "`tollbook recover` works on the ledger"
+_PAGE: Final = 10_000
+# How often the event that ends a recovery is tried on a ledger to which others write.
+_TRIES: Final = 100
+
+
+@dataclass(slots=True)
+class PartitionReport:
+    """What was lost of one partition, and what became of it. Amounts are nano-dollars."""
+
+    loss: Loss
+    summary: LossSummary
+    unbooked: int
+    """Noted charges whose hold is gone."""
+    restored: int = 0
+    entered: int = 0
+    entered_nanousd: int = 0
+    booked: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.loss.is_whole and not self.unbooked
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found in all partitions; `moved_aside` are copies that hold the lost history."""
+
+    ledger_id: str
+    partitions: list[PartitionReport]
+    is_applied: bool = False
+    moved_aside: list[Path] = field(default_factory=list[Path])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing was lost and no charge waits."""
+        return all(partition.is_whole for partition in self.partitions)
+
+
+class Recovery:
+    """One run on one ledger. `projection` is the DuckDB file that knows more; by default the one in use."""
+
+    def __init__(self, settings: Settings, handle: LedgerHandle, projection: Path | None = None) -> None:
+        self._settings = settings
+        self._handle = handle
+        self._projection = projection or settings.projection_path
+        self._archive = Archive(settings.archive_path)
+        self._folder = settings.data_dir / UNBOOKED_FOLDER
+        # Without a newest event that it was told of: whatever the ledger lacks, it is worked on.
+        self._gates = build_gates(handle, settings)
+
+    async def look(self) -> Report:
+        """Return what is lost; writes nothing. Errors: LedgerRefused; LedgerUnavailable."""
+        async with self._known() as known:
+            return await self._look(known)
+
+    async def apply(self, signature: Signature) -> Report:
+        """Recover the ledger and return what was found and done.
+
+        Errors: ProjectorRunning; LedgerMoved; LedgerRefused; LedgerUnavailable. A repeat goes on from there.
+        """
+        async with self._alone(), self._known() as known:
+            report = await self._look(known)
+            if report.is_whole:
+                return report
+            for partition in report.partitions:
+                if not partition.loss.newer and (partition.loss.events or partition.loss.unfinished):
+                    await self._restore(partition, known, signature)
+            if any(partition.loss.newer or partition.unbooked for partition in report.partitions):
+                await self._enter(report, known, signature)
+        report.is_applied = True
+        return report
+
+    async def _look(self, known: KnownEvents) -> Report:
+        partitions = list[PartitionReport]()
+        for keys, gate in zip(self._handle.keys, self._gates, strict=True):
+            loss = await find_loss(self._handle.redis, keys, known)
+            summary = await asyncio.to_thread(summarise, loss, known)
+            unbooked = 0
+            for charge in await gate.unbooked():
+                record = await gate.call_record(charge.call_id)
+                stands = record is not None and (
+                    charge.hold in record.settled or (record.state == "open" and record.hold.hold == charge.hold)
+                )
+                unbooked += not stands
+            partitions.append(PartitionReport(loss, summary, unbooked))
+        return Report(known.ledger_id, partitions)
+
+    async def _restore(self, partition: PartitionReport, known: KnownEvents, signature: Signature) -> None:
+        loss = partition.loss
+        note = loss.unfinished or payload_json(
+            LedgerRecovered(
+                first_id=await asyncio.to_thread(_first_id, loss, known),
+                last_id=str(loss.known.entry),
+                events=loss.events,
+                restored=loss.events,
+                author=signature.author,
+                reason=signature.reason,
+            )
+        )
+        if loss.events:
+            limits = ReplayLimits({loss.keys.partition: loss.common.entry})
+            async with self._folded(limits, known, [loss]) as ledger:
+                restorer = Restorer(
+                    self._handle.pipeline, loss, ledger, idempotency_ttl_s=self._settings.idempotency_ttl_s
+                )
+                partition.restored = await restorer.restore(lost_rows(loss, known), note)
+        await self._declare(loss, note)
+
+    async def _enter(self, report: Report, known: KnownEvents, signature: Signature) -> None:
+        losses = [partition.loss for partition in report.partitions]
+        async with self._folded(ReplayLimits(), known, losses) as store:
+
+            async def read(names: Sequence[str], /) -> BaselinePage:
+                return await asyncio.to_thread(store.baselines, names)
+
+            baselines = [Baselines(read, keys.partition, monotonic=time.monotonic) for keys in self._handle.keys]
+            ledger = Ledger(self._handle.redis, self._gates, baselines)
+            for partition in report.partitions:
+                await self._enter_partition(partition, ledger, known, signature)
+        if any(loss.newer for loss in losses):
+            await self._replace_copies(report, known, losses)
+
+    async def _enter_partition(
+        self, partition: PartitionReport, ledger: Ledger, known: KnownEvents, signature: Signature
+    ) -> None:
+        loss, gate = partition.loss, self._gates[partition.loss.keys.partition]
+        since = [row async for row in self._since(loss)] if loss.newer else []
+        reentry = Reentry(
+            ledger,
+            gate,
+            self._handle.pipeline,
+            signature,
+            since,
+            idempotency_ttl_s=self._settings.idempotency_ttl_s,
+            partitions=len(self._gates),
+        )
+        if loss.newer:
+            await reentry.enter(await asyncio.to_thread(LostSteps.of, lost_rows(loss, known)))
+        for charge in await gate.unbooked():
+            if await reentry.book(charge):
+                await forget(self._handle.pipeline, gate, charge, self._folder)
+                partition.booked += 1
+        partition.entered, partition.entered_nanousd = reentry.entered.events, reentry.entered.nanousd
+        declared = {payload_object(row["payload"]).get("last_id") for row in since if row["type"] == "ledger-recovered"}
+        if loss.newer and str(loss.known.entry) not in declared:
+            summary = partition.summary
+            payload = LedgerRecovered(
+                first_id=await asyncio.to_thread(_first_id, loss, known),
+                last_id=str(loss.known.entry),
+                events=loss.events,
+                entered=partition.entered,
+                entered_nanousd=partition.entered_nanousd,
+                lost_holds=len(summary.holds),
+                lost_held_nanousd=summary.held_nanousd,
+                author=signature.author,
+                reason=signature.reason,
+            )
+            await self._declare(loss, payload_json(payload))
+
+    async def _declare(self, loss: Loss, payload: str) -> None:
+        """Append the event that ends a recovery."""
+        execute, keys = self._handle.pipeline.execute, loss.keys
+        for _ in range(_TRIES):
+            newest: Any = await execute("XREVRANGE", keys.ledger, "+", "-", "COUNT", 1)
+            last = newest[0][0] if newest else b"0-0"
+            reply: Any = await execute(
+                "FCALL", function("recovered"), 2, keys.meta, keys.ledger, self._handle.ledger_id, last, payload
+            )
+            if reply[0] == b"OK":
+                return
+        raise LedgerMoved(keys.partition)
+
+    async def _replace_copies(self, report: Report, known: KnownEvents, losses: Sequence[Loss]) -> None:
+        """Move aside what holds the lost history, and fold the ledger as it is into the file in use."""
+        now = datetime.now(UTC)
+        for loss in losses:
+            disputed = [each for each in known.segments(loss.keys.partition) if not _is_common(each, loss)]
+            if disputed:
+                folder = self._archive.directory.with_name(f"{self._archive.directory.name}.{now:%Y%m%dT%H%M%SZ}.lost")
+                await asyncio.to_thread(_move, disputed, folder)
+                report.moved_aside.append(folder / disputed[0].path.parent.name)
+        if self._projection == self._settings.projection_path and self._projection.exists():
+            report.moved_aside.append(await asyncio.to_thread(set_aside, self._projection, now))
+            source = LedgerSource(known.ledger_id, self._handle.keys, self._archive, self._handle.redis)
+            await asyncio.to_thread((await replay(source, self._projection)).close)
+
+    async def _since(self, loss: Loss) -> AsyncGenerator[Row]:
+        """Yield what stands on the stream beyond the loss."""
+        reader, after = StreamReader(self._handle.redis, loss.keys), loss.common.entry
+        try:
+            while batch := await reader.read_after(after, count=_PAGE):
+                for row in batch.to_table(is_upcast=False).to_pylist():
+                    yield row
+                after = batch.last_id
+        finally:
+            await reader.aclose()
+
+    @asynccontextmanager
+    async def _folded(self, limits: ReplayLimits, known: KnownEvents, losses: Sequence[Loss]) -> AsyncGenerator[Store]:
+        """Fold the ledger as it is, without what only the copies hold, into a file that is removed again."""
+        archive = _CommonArchive(self._archive.directory, losses)
+        source = LedgerSource(known.ledger_id, self._handle.keys, archive, self._handle.redis)
+        make_private_folder(self._settings.data_dir)
+        with tempfile.TemporaryDirectory(prefix=".recover-", dir=self._settings.data_dir) as folder:
+            store = await replay(source, Path(folder) / "ledger.duckdb", limits)
+            try:
+                yield store
+            finally:
+                await asyncio.to_thread(store.close)
+
+    @asynccontextmanager
+    async def _known(self) -> AsyncGenerator[KnownEvents]:
+        opening = KnownEvents.open(self._handle.ledger_id, self._archive, self._projection)
+        known = await asyncio.to_thread(opening.__enter__)
+        try:
+            yield known
+        finally:
+            await asyncio.to_thread(opening.__exit__, None, None, None)
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncGenerator[None]:
+        """Take the projector's lease, and stop calls unless a projector has stopped them before.
+
+        Errors: ProjectorRunning.
+        """
+        place = f"{socket.gethostname()}:{self._settings.projection_path.resolve()}"
+        lease = Lease(
+            self._handle.pipeline, namespace=self._settings.namespace, owner=f"recover {process_name()}", place=place
+        )
+        await lease.take()
+        keeping = asyncio.create_task(lease.keep())
+        try:
+            stopped = [keys for keys in self._handle.keys if await self._stop(keys.meta, keys.ledger)]
+            yield
+            for keys in stopped:
+                await self._handle.pipeline.execute("HDEL", keys.meta, "stopped", "stopped_seen", "stopped_at")
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+            await lease.release()
+
+    async def _stop(self, meta: str, ledger: str) -> bool:
+        """Let no call begin; return whether they could before, or a recovery that was interrupted has stopped them."""
+        execute = self._handle.pipeline.execute
+        newest: Any = await execute("XREVRANGE", ledger, "+", "-", "COUNT", 1)
+        if await execute("HSETNX", meta, "stopped", _STOPPED):
+            last = newest[0][0] if newest else b"0-0"
+            await execute("HSET", meta, "stopped_seen", last, "stopped_at", "recover")
+            return True
+        return (await execute("HGET", meta, "stopped")) == _STOPPED.encode()
+
+
+class _CommonArchive(Archive):
+    """The segments that hold nothing but what the ledger has as well."""
+
+    def __init__(self, directory: Path, losses: Sequence[Loss]) -> None:
+        super().__init__(directory)
+        self._losses = {loss.keys.partition: loss for loss in losses}
+
+    def segments(self, partition: int) -> list[Segment]:
+        loss = self._losses.get(partition)
+        found = super().segments(partition)
+        return found if loss is None else list(takewhile(lambda each: _is_common(each, loss), found))
+
+
+@asynccontextmanager
+async def open_recovery(settings: Settings, projection: Path | None = None) -> AsyncGenerator[Recovery]:
+    """Open the ledger that the settings name; an embedded server that does not run is started meanwhile.
+
+    `projection` is the DuckDB file that knows more. Errors: LedgerUnavailable, also where there is no ledger;
+    LedgerRefused.
+    """
+    async with AsyncExitStack() as stack:
+        endpoint = None if settings.redis_url else read_endpoint(settings.data_dir)
+        redis_url = endpoint.redis_url if endpoint else await stack.enter_async_context(open_redis_url(settings))
+        handle = await stack.enter_async_context(open_ledger(settings, redis_url, may_create=False))
+        yield Recovery(settings, handle, projection)
+
+
+def _first_id(loss: Loss, known: KnownEvents) -> str:
+    return next(iter(lost_rows(loss, known)))["id"]
+
+
+def _is_common(segment: Segment, loss: Loss) -> bool:
+    return not loss.events or segment.manifest.last_seq <= loss.common.seq
+
+
+def _move(segments: Sequence[Segment], folder: Path) -> None:
+    """Move segments into another folder; the newest first, so that no gap is left at any moment."""
+    for segment in reversed(segments):
+        target = folder / segment.path.parent.name
+        target.mkdir(parents=True, exist_ok=True)
+        for path in (segment.path.with_suffix(".json"), segment.path):
+            path.rename(target / path.name)

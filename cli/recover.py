@@ -1,0 +1,164 @@
+"""`tollbook recover`: put a ledger in order that went back in time."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tollbook.cli.money import AuthorOption, login_name
+from tollbook.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from tollbook.app.recovery import PartitionReport, Report
+    from tollbook.inference.settings import Settings
+    from tollbook.ledger.archive.reentering import Signature
+
+
+def recover(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it. Without it, nothing is written.")] = False,
+    reason: Annotated[str | None, typer.Option(help="The reason; recorded on the ledger. Needed with --yes.")] = None,
+    author: AuthorOption = None,
+    projection: Annotated[
+        Path | None,
+        typer.Option(help="A DuckDB file that was set aside and knows more than the one in use.", exists=True),
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Show which events Redis has lost that DuckDB or the archive still has, and with --yes put the ledger in order.
+
+    Redis loses events when an older backup is restored, or when a failover promotes a replica that lagged. If nothing
+    newer stands on the ledger, the lost events are appended again as they were. Otherwise what they charged is entered
+    again by new events, and what else is lost is declared so. Stop the projector (or `tollbook up`) and all workers
+    first. Repeating it is harmless; a run that was interrupted is finished.
+
+    Exit code 0 if nothing is lost, or all is recovered; 1 if something is lost and --yes was not given.
+
+    Example: tollbook recover
+    Example: tollbook recover --yes --reason "backup of 4 November restored"
+    """
+    signature = None
+    if yes:
+        from tollbook.ledger.archive.reentering import Signature
+
+        if reason is None or not reason.strip():
+            raise typer.BadParameter("say why: it is recorded on the ledger", param_hint="--reason")
+        signature = Signature(author or login_name(), reason.strip()[:500])
+    from tollbook.inference.settings import load_settings
+
+    report = asyncio.run(_recover(load_settings(), projection, signature))
+    if as_json:
+        typer.echo(json.dumps(_document(report), indent=2))
+    else:
+        _print(report)
+    return 0 if report.is_whole or report.is_applied else 1
+
+
+async def _recover(settings: "Settings", projection: Path | None, signature: "Signature | None") -> "Report":
+    from tollbook.app.recovery import open_recovery
+
+    async with open_recovery(settings, projection) as recovery:
+        return await recovery.look() if signature is None else await recovery.apply(signature)
+
+
+def _document(report: "Report") -> dict[str, Any]:
+    return {
+        "ledger_id": report.ledger_id,
+        "is_whole": report.is_whole,
+        "is_applied": report.is_applied,
+        "partitions": [_partition_document(partition) for partition in report.partitions],
+        "moved_aside": [str(path) for path in report.moved_aside],
+    }
+
+
+def _partition_document(partition: "PartitionReport") -> dict[str, Any]:
+    loss, summary = partition.loss, partition.summary
+    return {
+        "partition": loss.keys.partition,
+        "way": way_of(partition),
+        "lost_events": loss.events,
+        "after": {"seq": loss.common.seq, "id": str(loss.common.entry)},
+        "up_to": {"seq": loss.known.seq, "id": str(loss.known.entry)},
+        "newer_events": loss.newer,
+        "is_unfinished": loss.unfinished is not None,
+        "kinds": summary.kinds,
+        "calls": len(summary.calls),
+        "users": len(summary.users),
+        "settled_nanousd": summary.settled_nanousd,
+        "open_holds": len(summary.holds),
+        "held_nanousd": summary.held_nanousd,
+        "unbooked_charges": partition.unbooked,
+        "restored_events": partition.restored,
+        "entered_events": partition.entered,
+        "entered_nanousd": partition.entered_nanousd,
+        "booked_charges": partition.booked,
+    }
+
+
+def way_of(partition: "PartitionReport") -> str:
+    """Return how a partition is recovered: `none`, `restore`, or `enter_again`."""
+    if partition.is_whole:
+        return "none"
+    return (
+        "enter_again" if partition.loss.newer or not (partition.loss.events or partition.loss.unfinished) else "restore"
+    )
+
+
+def _print(report: "Report") -> None:
+    from tollbook.schemas.money import format_usd
+    from tollbook.views.tables import Printer
+
+    printer = Printer()
+    if report.is_whole:
+        printer.text(f"Nothing is lost: ledger {report.ledger_id} has every event that DuckDB and the archive have.")
+        return
+    for partition in report.partitions:
+        if partition.is_whole:
+            continue
+        loss, summary = partition.loss, partition.summary
+        rows = [(kind, f"{count:,}") for kind, count in sorted(summary.kinds.items())]
+        printer.table(("lost events", "number>"), rows, f"Partition {loss.keys.partition}")
+        facts = [
+            ("lost", f"{loss.events:,} events of {len(summary.calls):,} calls and {len(summary.users):,} users"),
+            ("after", f"event {loss.common.seq:,}, {loss.common.entry}"),
+            ("up to", f"event {loss.known.seq:,}, {loss.known.entry}"),
+            ("settled", format_usd(summary.settled_nanousd, places=9)),
+            ("open holds", f"{len(summary.holds):,}, {format_usd(summary.held_nanousd, places=9)}"),
+            ("newer", f"{loss.newer:,} events stand on the ledger that DuckDB and the archive do not have"),
+        ]
+        if partition.unbooked:
+            facts.append(("unbooked", f"{partition.unbooked:,} paid answers whose hold is gone"))
+        printer.facts(facts)
+        printer.text(_outcome(partition) if report.is_applied else _plan(partition))
+    for path in report.moved_aside:
+        printer.text(f"Moved aside, since it holds the lost history: {path}")
+    if report.is_applied:
+        printer.text("Check it with `tollbook verify`, then start the projector and the workers.")
+    else:
+        printer.text("Nothing was written. `tollbook recover --yes --reason ...` does it.")
+
+
+def _plan(partition: "PartitionReport") -> str:
+    if way_of(partition) == "restore":
+        if not partition.loss.events:
+            return "A recovery was interrupted: its end will be recorded."
+        return "The lost events will be appended again as they were."
+    if not partition.loss.events:
+        return "The paid answers will be charged by new events."
+    return (
+        "Their charges, plans and credits will be entered again by new events; open holds and refusals are lost for "
+        "good. DuckDB and segments that hold the lost history will be moved aside."
+    )
+
+
+def _outcome(partition: "PartitionReport") -> str:
+    from tollbook.schemas.money import format_usd
+
+    done = list[str]()
+    if partition.restored or way_of(partition) == "restore":
+        done.append(f"{partition.restored:,} events are back as they were")
+    if way_of(partition) == "enter_again" or partition.entered:
+        amount = format_usd(partition.entered_nanousd, places=9)
+        done.append(f"{partition.entered:,} new events enter {amount} again")
+    return "; ".join(done) + "."

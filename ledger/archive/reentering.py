@@ -1,0 +1,366 @@
+"""Entering again, by new events, what lost events charged and assigned: where newer events stand on the stream.
+
+Each new event bears the id of the lost one (`recovered_id`), so a second run enters nothing twice. Costs count against
+the budgets and periods that the lost events charged. Open holds and refusals are not entered: they are declared lost.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from tollbook.ledger.archive.known_events import Row
+from tollbook.ledger.archive.restoring import budgets_of, claim_calls
+from tollbook.ledger.errors import CreditTooLow, IdempotencyConflict, NoPlanAssigned
+from tollbook.ledger.gate.call_record import CallRecord
+from tollbook.ledger.gate.gate import Gate
+from tollbook.ledger.gate.ledger import Ledger
+from tollbook.ledger.gate.requests import (
+    AdjustRequest,
+    AlreadySettled,
+    AssignRequest,
+    ChargeRequest,
+    SettleRequest,
+    WithdrawRequest,
+)
+from tollbook.ledger.gate.unbooked import UnbookedCharge, forget_unbooked
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.schemas.events import (
+    CostAdjusted,
+    CostRecorded,
+    CreditGranted,
+    CreditRevoked,
+    PlanAssigned,
+    PlanCleared,
+    payload_json,
+)
+from tollbook.schemas.identifiers import budget_name
+from tollbook.schemas.upcasters import payload_object
+
+_NO_HASH: Final = "-"
+_PLAN_EVENTS: Final = ("plan-assigned", "plan-cleared")
+_COMMANDS: Final[dict[str, type[PlanAssigned | PlanCleared | CreditGranted | CreditRevoked]]] = {
+    "plan-assigned": PlanAssigned,
+    "plan-cleared": PlanCleared,
+    "credit-granted": CreditGranted,
+    "credit-revoked": CreditRevoked,
+}
+# What the gate adds by itself.
+_UNSTAMPED: Final[dict[str, Any]] = {
+    "hold": 0, "hold_nanousd": 0, "budgets": (), "overage_nanousd": 0, "content_hash": None, "is_final": True,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Who recovers the ledger, and why."""
+
+    author: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LostCost:
+    """A lost settlement or charge, lost corrections included. Amounts are nano-dollars."""
+
+    row: Row
+    hold: int
+    budgets: tuple[str, ...]
+    cost_nanousd: int
+    assumed_nanousd: int
+    is_final: bool
+    payload: CostRecorded
+
+
+@dataclass(slots=True)
+class LostSteps:
+    """The lost events that moved money or changed a cap, as they are entered again."""
+
+    costs: dict[tuple[str, int], LostCost] = field(default_factory=dict[tuple[str, int], LostCost])
+    corrections: list[Row] = field(default_factory=list[Row])
+    """Of holds whose settlement is not lost."""
+    commands: list[Row] = field(default_factory=list[Row])
+    reserved: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+    hashes: dict[str, str] = field(default_factory=dict[str, str])
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> "LostSteps":
+        """Sort lost events, given in order."""
+        steps = cls()
+        for row in rows:
+            steps._add(row, payload_object(row["payload"]))
+        return steps
+
+    def _add(self, row: Row, payload: dict[str, Any]) -> None:
+        key = (row["call_id"], payload.get("hold", 0))
+        match row["type"]:
+            case "budget-reserved" if payload.get("kind", "hold") == "hold":
+                self.reserved.add(key)
+                self.hashes[row["call_id"]] = payload.get("content_hash") or _NO_HASH
+            case "cost-recorded":
+                parsed = CostRecorded.model_validate(payload)
+                self.costs[key] = LostCost(
+                    row, key[1], tuple(budgets_of(row, payload)), row["amount"], parsed.assumed_nanousd,
+                    parsed.is_final, parsed,
+                )  # fmt: skip
+            case "cost-adjusted" if key in self.costs:
+                cost = self.costs[key]
+                self.costs[key] = replace(
+                    cost,
+                    cost_nanousd=cost.cost_nanousd + row["amount"],
+                    assumed_nanousd=max(0, cost.assumed_nanousd + payload.get("assumed_nanousd", 0)),
+                    is_final=cost.is_final or payload.get("is_final", False),
+                )
+            case "cost-adjusted":
+                self.corrections.append(row)
+            case kind if kind in _COMMANDS:
+                self.commands.append(row)
+            case _:
+                pass
+
+
+@dataclass(slots=True)
+class Entered:
+    """What was entered again. `left` are lost events of money that could not be, or need not be."""
+
+    events: int = 0
+    nanousd: int = 0
+    left: list[str] = field(default_factory=list[str])
+
+
+class Reentry:
+    """Enters one partition's lost charges again. `since` are the events that stand on the ledger beyond the loss."""
+
+    def __init__(
+        self, ledger: Ledger, gate: Gate, pipeline: CommandPipeline, signature: Signature, since: Iterable[Row],
+        *, idempotency_ttl_s: int, partitions: int,
+    ) -> None:  # fmt: skip
+        self._ledger = ledger
+        self._gate = gate
+        self._pipeline = pipeline
+        self._signature = signature
+        self._ttl_s = idempotency_ttl_s
+        self._partitions = partitions
+        self.entered = Entered()
+        self._done, self._newer_plans = set[str](), set[str]()
+        for row in since:
+            recovered_id = payload_object(row["payload"]).get("recovered_id")
+            if recovered_id:
+                self._done.add(recovered_id)
+            elif row["type"] in _PLAN_EVENTS:
+                self._newer_plans.add(row["user_id"])
+
+    async def enter(self, lost: LostSteps) -> None:
+        """Enter what is not entered yet. Errors: LedgerUnavailable; LedgerRefused."""
+        for row in lost.commands:
+            if row["id"] not in self._done:
+                await self._assign(row)
+        for key, cost in lost.costs.items():
+            if cost.row["id"] not in self._done:
+                is_known = cost.hold > 0 and key not in lost.reserved
+                await self._enter_cost(cost, lost.hashes.get(key[0]), is_known=is_known)
+        for row in lost.corrections:
+            if row["id"] not in self._done:
+                await self._correct(row)
+
+    async def book(self, charge: UnbookedCharge) -> bool:
+        """Book a charge that was noted beside the ledger; return False where it is left to the workers' sweeper.
+
+        A hold that stands is settled; a charge whose hold is gone is entered under an id made of its call and hold.
+        """
+        record = await self._gate.call_record(charge.call_id)
+        if charge.hold == 0:
+            if await self._ledger.charge(charge.charge_request):
+                self._count(charge.cost_nanousd)
+        elif record is not None and _has_hold(record, charge.hold):
+            if await self._stands(charge):
+                return False
+            await self._settle_noted(charge, record)
+        else:
+            payload = CostRecorded.model_validate(payload_object(charge.payload)).model_copy(
+                update=_UNSTAMPED | {"outcome": "recorded", "reason": f"hold {charge.hold} of a call was lost"}
+            )
+            request = replace(
+                charge.charge_request,
+                call_id=f"unbooked {charge.call_id} {charge.hold}",
+                content_hash="unbooked",
+                payload=payload_json(payload),
+            )
+            if await self._ledger.charge(request):
+                self._count(charge.cost_nanousd)
+        return True
+
+    async def _stands(self, charge: UnbookedCharge) -> bool:
+        """Whether the noting process may settle by itself: the newest event that it was told of is on the ledger."""
+        seen = str(charge.seen)
+        return bool(await self._pipeline.execute("XRANGE", self._gate.keys.ledger, seen, seen, "COUNT", 1))
+
+    async def _settle_noted(self, charge: UnbookedCharge, record: CallRecord) -> None:
+        if charge.hold not in record.settled:
+            reply = await self._ledger.settle(replace(charge.settle_request, budgets=record.hold.budgets))
+            if not isinstance(reply, AlreadySettled):
+                self._count(charge.cost_nanousd)
+                return
+            record = await self._gate.call_record(charge.call_id) or record
+        payload = CostRecorded.model_validate(payload_object(charge.payload))
+        request = AdjustRequest(
+            call_id=charge.call_id,
+            user_id=charge.user_id,
+            hold=charge.hold,
+            cost_nanousd=charge.cost_nanousd,
+            assumed_nanousd=charge.assumed_nanousd,
+            attempt=charge.attempt,
+            payload=payload_json(
+                CostAdjusted(basis=payload.basis, reason=self._signature.reason, author=self._signature.author)
+            ),
+            budgets=record.settled[charge.hold].budgets,
+        )
+        self._count_difference((await self._ledger.adjust(request)).difference_nanousd)
+
+    async def _enter_cost(self, lost: LostCost, content_hash: str | None, *, is_known: bool) -> None:
+        call_id = lost.row["call_id"]
+        record = await self._gate.call_record(call_id)
+        if is_known and record is not None and record.state == "open" and record.hold.hold == lost.hold:
+            reply = await self._ledger.settle(self._settlement(lost, record))
+            if not isinstance(reply, AlreadySettled):
+                self._count(lost.cost_nanousd)
+                return
+            record = await self._gate.call_record(call_id)
+        if is_known and record is not None and lost.hold in record.settled:
+            await self._adjust(lost.row, record, lost.hold, lost.cost_nanousd, lost.assumed_nanousd, lost.payload)
+            return
+        if record is not None and lost.hold == 0 and record.content_hash == lost.payload.content_hash:
+            self.entered.left.append(lost.row["id"])  # The application has repeated it: it is booked.
+            return
+        # Under the call's own id, a repeat of its task finds it over and is not paid again (G4).
+        is_own = record is None and lost.is_final
+        content_hash = content_hash or lost.payload.content_hash or _NO_HASH
+        await self._charge(lost, call_id if is_own else None, content_hash)
+
+    def _settlement(self, lost: LostCost, record: CallRecord) -> SettleRequest:
+        return SettleRequest(
+            call_id=lost.row["call_id"],
+            user_id=lost.row["user_id"],
+            hold=lost.hold,
+            cost_nanousd=lost.cost_nanousd,
+            assumed_nanousd=lost.assumed_nanousd,
+            attempt=lost.row["attempt"],
+            is_final=lost.is_final,
+            payload=_payload(lost, {}),
+            budgets=record.hold.budgets,
+        )
+
+    async def _charge(self, lost: LostCost, call_id: str | None, content_hash: str) -> None:
+        row = lost.row
+        reason = lost.payload.reason or "entered again"
+        request = ChargeRequest(
+            # With a space, which no task id has.
+            call_id=call_id or f"recovered {row['id']}",
+            user_id=row["user_id"],
+            period=row["period"],
+            content_hash=content_hash if call_id else row["id"],
+            cost_nanousd=lost.cost_nanousd,
+            assumed_nanousd=lost.assumed_nanousd,
+            payload=_payload(lost, {"outcome": "recorded", "reason": reason}),
+            budgets=lost.budgets,
+        )
+        if await self._ledger.charge(request):
+            self._count(lost.cost_nanousd)
+        if call_id is not None and self._partitions > 1:
+            await claim_calls(self._pipeline, self._gate.keys, {call_id}, self._ttl_s)
+
+    async def _correct(self, row: Row) -> None:
+        payload = CostAdjusted.model_validate(payload_object(row["payload"]))
+        record = await self._gate.call_record(row["call_id"])
+        found = record.settled.get(payload.hold) if record is not None else None
+        if record is not None and found is not None:
+            cost = max(0, found.cost_nanousd + row["amount"])
+            assumed = max(0, found.assumed_nanousd + payload.assumed_nanousd)
+            await self._adjust(row, record, payload.hold, cost, assumed, payload)
+        elif row["amount"] > 0:
+            budgets = tuple(budgets_of(row, payload_object(row["payload"])))
+            paid = CostRecorded(
+                basis=payload.basis, outcome="recorded", reason=payload.reason, generation_id=payload.generation_id
+            )
+            await self._charge(LostCost(row, 0, budgets, row["amount"], 0, is_final=False, payload=paid), None, "")
+        else:
+            self.entered.left.append(row["id"])  # Its call's record has expired: there is nothing to give back from.
+
+    async def _adjust(
+        self, row: Row, record: CallRecord, hold: int, cost: int, assumed: int, payload: CostRecorded | CostAdjusted
+    ) -> None:
+        adjusted = CostAdjusted(
+            basis=payload.basis,
+            reason=self._signature.reason,
+            author=self._signature.author,
+            generation_id=payload.generation_id,
+            recovered_id=row["id"],
+        )
+        request = AdjustRequest(
+            call_id=row["call_id"],
+            user_id=row["user_id"],
+            hold=hold,
+            cost_nanousd=cost,
+            assumed_nanousd=assumed,
+            attempt=row["attempt"],
+            payload=payload_json(adjusted),
+            budgets=record.settled[hold].budgets,
+        )
+        self._count_difference((await self._ledger.adjust(request)).difference_nanousd)
+
+    async def _assign(self, row: Row) -> None:
+        if row["type"] in _PLAN_EVENTS and row["user_id"] in self._newer_plans:
+            self.entered.left.append(row["id"])  # A person has decided anew since.
+            return
+        try:
+            is_new = await self._repeat_command(row)
+        except (IdempotencyConflict, CreditTooLow, NoPlanAssigned):
+            is_new = False
+        if is_new:
+            self._count(0)
+        else:
+            # A person has repeated the command since, or there is nothing left to take back.
+            self.entered.left.append(row["id"])
+
+    async def _repeat_command(self, row: Row) -> bool:
+        payload = payload_object(row["payload"])
+        model = _COMMANDS[row["type"]].model_validate(payload)
+        command: dict[str, Any] = {
+            "command_id": row["call_id"],
+            "user_id": row["user_id"],
+            "period": row["period"],
+            "content_hash": payload.get("content_hash") or _NO_HASH,
+            "type": row["type"],
+            "payload": payload_json(model.model_copy(update={"content_hash": None, "recovered_id": row["id"]})),
+            "budget": budget_name("user", row["user_id"], row["period"]),
+        }
+        match model:
+            case PlanAssigned():
+                return await self._ledger.assign(
+                    AssignRequest(**command, plan=model.plan, amount_nanousd=model.cap_nanousd)
+                )
+            case CreditGranted():
+                return await self._ledger.assign(AssignRequest(**command, plan="", amount_nanousd=row["amount"]))
+            case PlanCleared() | CreditRevoked():
+                return await self._ledger.withdraw(WithdrawRequest(**command, amount_nanousd=-row["amount"]))
+
+    def _count_difference(self, nanousd: int) -> None:
+        if nanousd:
+            self._count(nanousd)
+
+    def _count(self, nanousd: int) -> None:
+        self.entered.events += 1
+        self.entered.nanousd += nanousd
+
+
+async def forget(pipeline: CommandPipeline, gate: Gate, charge: UnbookedCharge, folder: Any) -> None:
+    """Remove the note of a charge that is booked. Errors: LedgerUnavailable; OSError."""
+    await forget_unbooked(pipeline, gate.keys, charge, folder=folder)
+
+
+def _has_hold(record: CallRecord, hold: int) -> bool:
+    return hold in record.settled or (record.state == "open" and record.hold.hold == hold)
+
+
+def _payload(lost: LostCost, changes: dict[str, Any]) -> str:
+    own = {"recovered_id": lost.row["id"], "assumed_nanousd": lost.assumed_nanousd}
+    return payload_json(lost.payload.model_copy(update=_UNSTAMPED | own | changes))
