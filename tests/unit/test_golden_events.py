@@ -14,10 +14,9 @@ GOLDEN: Final = Path(__file__).parents[1] / "golden" / "events"
 FILES: Final = sorted(GOLDEN.glob("v*/*.json"))
 TYPES: Final = tuple(payload.model_fields["type"].default for payload in get_args(get_args(EventPayload)[0]))
 
-# What the gate puts in front of a payload; the rest of it is written by Python.
 # Types that an older version does not have.
-SINCE: Final = {"ledger-recovered": 2}
-
+SINCE: Final = {"ledger-recovered": 2, "plan-cleared": 2, "credit-revoked": 2}
+# What the gate puts in front of a payload; the rest of it is written by Python.
 STAMPS: Final[dict[str, tuple[str, ...]]] = {
     "budget-reserved": ("hold", "cap_nanousd", "deadline_ms", "assigned_plan", "content_hash", "budgets"),
     "budget-denied": (
@@ -32,7 +31,9 @@ STAMPS: Final[dict[str, tuple[str, ...]]] = {
     "cost-recorded": ("hold", "hold_nanousd", "overage_nanousd", "is_final", "content_hash", "budgets"),
     "cost-adjusted": ("hold", "assumed_nanousd", "is_final", "budgets"),
     "plan-assigned": ("content_hash",),
+    "plan-cleared": ("content_hash",),
     "credit-granted": ("content_hash",),
+    "credit-revoked": ("content_hash",),
 }
 
 

@@ -253,12 +253,13 @@ def test_two_spellings_of_one_task_are_one_task() -> None:
 def test_no_key_of_any_ledger_is_a_stream_for_replies(namespace: str) -> None:
     names = [
         *map(str, TaskStream), STREAM_OWNERS, keys.dead_letters(namespace), keys.projector_lease(namespace),
-        keys.worker_key(namespace, "w"), keys.task_partition(namespace, "t"), Keys(namespace).ledger,
+        keys.worker_key(namespace, "w"), keys.task_partition(namespace, "t"), keys.tidying_lease(namespace),
+        keys.dropped_dead_letters(namespace), Keys(namespace).ledger,
     ]  # fmt: skip
     # Whoever adds a key adds it here.
     made = {name for name, made in inspect.getmembers(keys, inspect.isfunction) if made.__module__ == keys.__name__}
     assert made - {"is_reserved_key", "dataclass", "field"} == {
-        "dead_letters", "projector_lease", "worker_key", "task_partition",
+        "dead_letters", "dropped_dead_letters", "projector_lease", "tidying_lease", "worker_key", "task_partition",
     }  # fmt: skip
     for name in names:
         with pytest.raises(InvalidTask, match="'reply_to' must be"):
