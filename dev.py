@@ -254,10 +254,9 @@ def lock(arguments: Sequence[str]) -> int:
 
 def run(arguments: Sequence[str]) -> int:
     """Run any program in the environment, from where you are: run -- tollbook spend --json."""
-    program, *rest = [*arguments[1:]] if arguments[:1] == ["--"] else [*arguments] or [""]
-    if not program:
+    if not arguments:
         raise SetupError("run needs a program, for example: python3 dev.py run -- tollbook --help")
-    return become(program, *rest, cwd=None)
+    return become(*arguments, cwd=None)
 
 
 def setup(arguments: Sequence[str]) -> int:
@@ -295,7 +294,9 @@ def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:
     if not arguments:
         parser.print_help()
         raise SystemExit(2)
-    return parser.parse_args(arguments[:1]).command, list(arguments[1:])
+    command, *rest = arguments
+    # `--` is for those who write it between the command and its arguments.
+    return parser.parse_args([command]).command, rest[1:] if rest[:1] == ["--"] else rest
 
 
 def leave(number: int, _: object) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 import uvloop
 
-from benchmarks import budget_check, calls, gate, heavy_query, projection, replay, spend_report, verify
+from benchmarks import budget_check, calls, gate, heavy_query, projection, replay_speed, spend_report, verify_speed
 from benchmarks.machine import describe_machine, server_version
 from benchmarks.measure import Result, Sizes
 from benchmarks.report import print_report, write_json
@@ -23,8 +23,8 @@ BENCHMARKS: dict[str, Callable[[Path, Sizes], Coroutine[Any, Any, list[Result]]]
     "budget_check": budget_check.run,
     "heavy_query": heavy_query.run,
     "spend_report": spend_report.run,
-    "replay": replay.run,
-    "verify": verify.run,
+    "replay": replay_speed.run,
+    "verify": verify_speed.run,
 }
 _DEFAULT_JSON = Path(__file__).parent / "results.json"
 

@@ -56,7 +56,7 @@ def _print(rows: list[dict[str, Any]], user: str | None) -> None:
             row["plan"] or "-",
             dollars(row["spent_usd"], 4),
             dollars(row["reserved_usd"], 4),
-            "-" if cap is None else dollars(cap, 2),
+            "-" if cap is None else dollars(cap, None),
             "-" if cap is None else percent_used(row["spent_usd"], cap),
             *(f"{row[name]:,}" for name in ("denied", "calls", "fallbacks")),
         ]

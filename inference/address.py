@@ -22,7 +22,7 @@ def find_redis_url(settings: "Settings") -> str:
         raise LedgerUnavailable(exc.message) from exc
     if endpoint is None:
         raise LedgerUnavailable(
-            f"nothing runs on {settings.data_dir}, and REDIS_URL is not set: start `tollbook up`, "
+            f"no Tollbook runs in {settings.data_dir}, and REDIS_URL is not set: start `tollbook up`, "
             "or set TOLLBOOK_DATA_DIR to the directory that it uses"
         )
     return endpoint.redis_url

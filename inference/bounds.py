@@ -1,9 +1,8 @@
 """Upper bounds of what a call can cost, known before it is sent.
 
-Invariant: the bound is at least the true cost for every tokenizer whose tokens are no more
-than the UTF-8 bytes of the text or of its NFKC form (byte-level BPE; SentencePiece after
-normalisation, where one character can expand eighteenfold), plus the constants below.
-Text only: images, audio, files and tools have no place in a message, so none is bounded.
+Invariant (G1): the bound is at least the true cost for every tokenizer that makes at most as many tokens as the text,
+or its NFKC form, has bytes in UTF-8, plus the constants below. That is so for byte-level BPE, and for SentencePiece
+after normalisation (where one character can become eighteen). Messages hold text only: no images, files or tools.
 """
 
 import unicodedata
@@ -18,9 +17,9 @@ from tollbook.schemas.events import BoundPrice
 from tollbook.schemas.money import MAX_NANOUSD
 from tollbook.schemas.tasks import Message
 
-# Chat templates wrap a message in its role and a few markers: 3 to 5 tokens in OpenAI's and
-# Anthropic's, up to 10 in Llama's. A request adds the opening of the reply and, with some
-# templates, a default system message. Both are taken several times over (November 2026).
+# Chat templates add a role and a few markers to a message: 3 to 5 tokens in OpenAI's and Anthropic's, up to 10 in
+# Llama's. A request adds the start of the reply and, in some templates, a default system message (November 2026). Both
+# constants are several times that.
 TOKENS_PER_MESSAGE: Final = 32
 TOKENS_PER_REQUEST: Final = 128
 MAX_COMPLETION_TOKENS: Final = 1_000_000
@@ -31,7 +30,7 @@ MAX_NORMALISED_CHARACTERS: Final = 4_096
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What a call can cost at most, in nano-dollars, and why."""
+    """The most that a call can cost, in nano-dollars, and how that was computed."""
 
     model: str
     prompt_tokens: int

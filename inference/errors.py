@@ -116,8 +116,9 @@ def describe_shortage(
     requested, settled, held = (
         format_usd(amount, places=6) for amount in (requested_nanousd, settled_nanousd, held_nanousd)
     )
+    cap = format_usd(cap_nanousd, places=None)
     return (
-        f"{describe_budget(budget)}: a call of up to {requested} does not fit the cap of {format_usd(cap_nanousd)}, "
+        f"{describe_budget(budget)}: a call of up to {requested} does not fit the cap of {cap}, "
         f"of which {settled} are spent and {held} held by open calls"
     )
 

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from benchmarks.ledger import MadeLedger
-from benchmarks.verify import append
+from benchmarks.verify_speed import append
 from tollbook.audit.verification.live_projection import LiveProjection
 from tollbook.audit.verification.verification import Options, verify
 from tollbook.ledger.archive.history import LedgerSource

@@ -209,6 +209,6 @@ async def test_what_was_left_of_a_system_is_shown_and_the_rest_is_told(
     figures = await gatherer.gather(must_copy=True)
     await gatherer.aclose()
     shown = "\n".join(line.plain for line in draw(figures, width=80, height=24))
-    assert " ! nothing runs on" in shown
+    assert " ! no Tollbook runs in" in shown
     assert " u42 " in shown
     assert " Redis not seen · spend now" in shown

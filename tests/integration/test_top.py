@@ -25,7 +25,7 @@ from tollbook.schemas.results import TaskStatus
 from tollbook.views.top.figures import Figures, Problem, UserFigures
 from tollbook.views.top.gather import Gatherer
 from tollbook.views.top.projection_reader import read_copy
-from tollbook.views.top.spend import brought_up_to_date
+from tollbook.views.top.spend import update_spend
 from tollbook.views.top.tail import Tail, rates
 
 DONE: Final = "done"
@@ -157,7 +157,7 @@ async def check_redis_away(running: RunningSystem, gatherer: Gatherer, server: E
 
 async def test_nothing_there_at_all_is_said_at_once(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with GatedStandIn() as provider:
-        for url, problem in ((None, "nothing runs on"), (server_url, "holds no ledger 'tollbook'")):
+        for url, problem in ((None, "no Tollbook runs in"), (server_url, "holds no ledger 'tollbook'")):
             gatherer = Gatherer(make_settings(tmp_path, provider, redis_url=url))
             with pytest.raises(LedgerUnavailable, match=problem):
                 await gatherer.check()
@@ -231,7 +231,7 @@ def test_a_copy_and_what_followed_is_what_the_fold_makes_of_all(seed: int, tmp_p
         tail = Tail(entries[cut // 2 :], is_all=False, seq=0)
         moves = tail.moves_after(copy.positions[0].seq)
         assert moves is not None
-        made = brought_up_to_date(copy.spend, moves, events=len(entries) - cut)
+        made = update_spend(copy.spend, moves, events=len(entries) - cut)
         assert figures_of(made.by_spend) == figures_of(expected.by_spend)
         for name in ("users", "spent_nanousd", "held_nanousd", "calls", "denied", "fallbacks"):
             assert getattr(made, name) == getattr(expected, name), name

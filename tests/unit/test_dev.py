@@ -148,3 +148,13 @@ def test_setup_refuses_a_kind_that_it_does_not_know(checkout: Checkout) -> None:
 
     assert result.returncode == 1
     assert "there is no environment of kind 'everything'; there are: uv, runtime, dev" in result.stderr
+
+
+@pytest.mark.parametrize("command", [("demo", "--", "--tasks", "5"), ("run", "--", "tollbook", "demo", "--tasks", "5")])
+def test_two_dashes_before_the_arguments_of_a_command_are_not_handed_on(
+    checkout: Checkout, command: tuple[str, ...]
+) -> None:
+    program = checkout.venv / "bin" / "tollbook"
+    program.write_text('#!/bin/sh\necho "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    assert checkout.run(*command).stdout == "demo --tasks 5\n"

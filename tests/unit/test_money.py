@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tollbook.inference.errors import describe_shortage
 from tollbook.inference.prices.model_price import price_from_usd
 from tollbook.inference.setting_tables import CapTable
 from tollbook.schemas.events import Event, FallbackUsed
@@ -160,3 +161,10 @@ def test_sums_of_the_largest_amounts_stay_exact_in_lua() -> None:
 )
 def test_people_never_see_a_spend_too_low(nanousd: int, places: int | None, text: str) -> None:
     assert format_usd(nanousd, places=places) == text
+
+
+def test_a_cap_is_told_exactly_in_a_refusal() -> None:
+    text = describe_shortage(
+        "user:u1:2026-11", requested_nanousd=30_604_000, settled_nanousd=0, held_nanousd=0, cap_nanousd=1_000_000
+    )
+    assert "the cap of $0.001, " in text

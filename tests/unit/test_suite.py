@@ -18,7 +18,7 @@ GUARANTEES: Final = {
     ),
     "G3": (
         "tests/integration/test_sweeper.py::test_an_overdue_hold_is_charged_in_full_and_marked",
-        "tests/integration/test_cli.py::test_everything_goes_on_after_up_was_killed_in_the_middle_of_its_calls",
+        "tests/integration/test_worker.py::test_a_killed_workers_tasks_are_taken_over_and_its_calls_are_charged",
     ),
     "G4": (
         "tests/contract/test_gate.py::test_one_call_sent_by_many_workers_at_once_is_one_hold",

@@ -16,7 +16,7 @@ from tollbook.views.top.figures import (
     UserFigures,
     as_document,
 )
-from tollbook.views.top.formats import ago, count, money, shorten
+from tollbook.views.top.formats import ago, cap_text, count, money, shorten
 from tollbook.views.top.problems import find_problems
 from tollbook.views.top.screen import draw
 
@@ -152,6 +152,12 @@ def test_whole_ids_and_amounts_are_shown_at_every_width(width: int) -> None:
     assert "…" not in shown.partition("\n")[2]
 
 
+@pytest.mark.parametrize("width", range(40, 60))
+def test_keys_or_clock_are_whole_at_the_end_of_the_title(width: int) -> None:
+    title = draw(FIGURES, width=width, height=24, keys="q quit  s order")[0].plain
+    assert title.endswith(("UTC", "q quit  s order"))
+
+
 def test_ids_that_would_look_the_same_without_their_middle_are_shown_whole() -> None:
     ids = ["x" * 60 + middle + "y" * 60 for middle in "ab"]
     users = tuple(replace(USERS[0], user_id=user_id) for user_id in ids)
@@ -223,6 +229,8 @@ def test_numbers_keep_to_their_columns() -> None:
     assert [money(amount) for amount in amounts] == [
         "0.0001", "999.0000", "1,000.00", "99,999.00", "1,000,000", "-0.5000",
     ]  # fmt: skip
+    caps = (USD // 1_000, 5 * USD, 12_345_670_000_000, 123_456_780_000_000, 1_000_000 * USD)
+    assert [cap_text(cap) for cap in caps] == ["0.001", "5.00", "12,345.67", "123,457", "1,000,000"]
     assert [ago(seconds) for seconds in (0.4, 59.6, 600, 8_000)] == ["now", "60 s ago", "10 min ago", "2 h ago"]
 
 

@@ -112,7 +112,7 @@ def cap_use(rows: Sequence[Row], *, with_period: bool) -> alt.TopLevelMixin:
             "label": f"{row['user_id']} · {row['period']}" if with_period else row["user_id"],
             "used": float(row["used_percent"]),
             "plan": row["plan"] or NOT_NAMED,
-            "text": f"{percent_used(row['spent_usd'], row['cap_usd'], places=1)} of {dollars(row['cap_usd'], 2)}",
+            "text": f"{percent_used(row['spent_usd'], row['cap_usd'], places=1)} of {dollars(row['cap_usd'], None)}",
             "spent": dollars(row["spent_usd"], 9),
             "held": dollars(row["reserved_usd"], 9),
             "out": str(row["runs_out_on"] or "not in this period"),

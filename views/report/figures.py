@@ -1,4 +1,4 @@
-"""The figures of a report: which charts there are, in which order, and their words; charts.py draws them."""
+"""The figures of a report: which charts, in which order, with which titles and captions; charts.py draws them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from tollbook.views.report.texts import percent, span
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A chart with its words; without a chart, `empty` says why there is none."""
+    """A chart with title and caption. Without a chart, `empty` says why."""
 
     name: str
     title: str
@@ -33,7 +33,7 @@ class Figure:
 
 
 def figures(answers: Answers) -> list[Figure]:
-    """Draw everything, in the order in which it is read."""
+    """Return all figures, in reading order."""
     a, per = answers, span(answers.step_s)
     spend, denials = a.spend_over_time.to_pylist(), a.denials_over_time.to_pylist()
     times = [row[end] for row in (*spend, *denials) for end in ("from_at", "to_at")]
@@ -51,15 +51,16 @@ def figures(answers: Answers) -> list[Figure]:
         Figure(
             "cap_use",
             "Cap use, percent of the cap",
-            f"{_top(use, 'users' if a.selection.period else 'users and periods')}, the fullest first."
-            + (" Caps are not divided by campaign: all spend of these users." if campaign else ""),
+            f"{_top(use, 'users' if a.selection.period else 'users and periods')}, highest use first."
+            + (" A cap is not for one campaign: this is all spend of these users." if campaign else ""),
             cap_use(use[:TOP], with_period=a.selection.period is None) if use else None,
             "No user in this selection has a cap yet.",
         ),
         Figure(
             "cap_classes",
             "Cap use of all users, number of users",
-            "By share of the cap that is used" + ("." if a.selection.period else ", each period of a user by itself."),
+            "By share of the cap that is used"
+            + ("." if a.selection.period else "; each period of a user counts once."),
             cap_classes(a.cap_classes.to_pylist()) if use else None,
             "No user in this selection has a cap yet.",
         ),
@@ -70,7 +71,7 @@ def figures(answers: Answers) -> list[Figure]:
         Figure(
             "denials",
             f"Denials over time, refused calls per {per}",
-            "By reason: cap (spent), or wait_timeout (only open holds stood in the way, for too long).",
+            "By reason: cap (it is used up), or wait_timeout (open holds left no room for too long).",
             over_time(denials, "denied", "reason", REFUSALS, times, step_s=a.step_s, unit="refused calls")
             if denials
             else None,
@@ -87,7 +88,7 @@ def _models(a: Answers) -> Figure:
         "Spend by model, US dollars",
         f"{_top(rows, 'models')}; a correction counts for the last model of its call.",
         spend_bars(rows[:TOP], "model") if rows else None,
-        "No model was asked in this selection.",
+        "No model was called in this selection.",
     )
 
 
@@ -96,7 +97,7 @@ def _latencies(a: Answers) -> Figure:
     return Figure(
         "latency",
         "Latency by model, milliseconds",
-        "Of answered attempts, logarithmic; 95 of 100 took no longer than p95.",
+        "Answered attempts, logarithmic scale; 95 of 100 took at most p95.",
         latency_ranges(rows[:TOP]) if rows else None,
         "No attempt was answered in this selection.",
     )

@@ -1,7 +1,7 @@
-"""The questions a report asks of a copy of the projection; the statements are in sql/.
+"""The queries of a report over a copy of the projection; the statements are in sql/.
 
-What was chosen travels as parameters, never as part of a statement. Money comes back as DECIMAL(18,9) dollars, times
-as timestamps in UTC.
+The selection is passed as parameters, never as part of a statement. Money is DECIMAL(18,9) dollars, times are
+timestamps in UTC.
 """
 
 import re
@@ -18,12 +18,12 @@ import pyarrow as pa
 from tollbook.schemas.plans import Plan
 
 ALL: Final = "all"
-"""Chosen for every period."""
+"""The value that selects every period."""
 NOT_NAMED: Final = "not named"
-"""Chosen for calls without a campaign, or money spent elsewhere, without a plan."""
+"""The value for calls without a campaign, and for spend without a plan."""
 _PLANS: Final = [plan.value for plan in Plan]
-_DENIALS: Final = 1_000
-_BARS: Final = 62
+_MAX_DENIALS: Final = 1_000
+_MAX_BARS: Final = 62
 _MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
 _STEPS_S: Final = (
     *(1, 2, 5, 15, 30),
@@ -35,7 +35,7 @@ _STEPS_S: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What a report is narrowed to; None is everything."""
+    """The part of the ledger that a report shows; None is everything."""
 
     period: str | None = None
     plan: str | None = None
@@ -44,7 +44,7 @@ class Selection:
 
     @property
     def sentence(self) -> str:
-        """What was chosen, for people."""
+        """The selection in words."""
         parts = [f"period {self.period}" if self.period else "all periods"]
         parts += [f"{name} {value}" for name, value in list(asdict(self).items())[1:] if value is not None]
         return ", ".join(parts)
@@ -52,7 +52,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What can be chosen: periods from the oldest, the rest by name."""
+    """The values that can be selected: periods from the oldest on, the rest by name."""
 
     periods: list[str]
     plans: list[str]
@@ -61,11 +61,11 @@ class Choices:
 
     @property
     def newest_period(self) -> str | None:
-        """The period with which a report begins."""
+        """The period that is shown first."""
         return self.periods[-1] if self.periods else None
 
     def select(self, chosen: Mapping[str, str]) -> Selection:
-        """Return what was chosen; the newest period unless one is, or `all` of them. Errors: ValueError."""
+        """Return the selection; without a period, the newest. Errors: ValueError for a value that does not occur."""
         fields: dict[str, str | None] = {"period": self.newest_period, **chosen}
         if fields["period"] == ALL:
             fields["period"] = None
@@ -97,12 +97,12 @@ class Answers:
 
 
 def prepare(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make the temporary tables that the questions are asked of. Blocks, a second for two million events."""
+    """Make the temporary tables for the queries. Blocks: a second for two million events."""
     connection.execute(_statement("prepare"))
 
 
 def read_choices(connection: duckdb.DuckDBPyConnection) -> Choices:
-    """Return what can be chosen."""
+    """Return the values that can be selected."""
     rows: list[tuple[str, str]] = connection.execute(_statement("choices")).fetchall()
     by_kind = ([value for kind, value in rows if kind == each] for each in ("period", "plan", "user", "campaign"))
     periods, plans, users, campaigns = by_kind
@@ -117,7 +117,7 @@ def _natural(name: str) -> tuple[bool, list[tuple[int, str]]]:
 
 
 def ask(connection: duckdb.DuckDBPyConnection, selection: Selection) -> Answers:
-    """Ask everything about a selection. Blocks."""
+    """Run every query for a selection. Blocks."""
 
     def table(name: str, **more: object) -> pa.Table:
         return connection.execute(_statement(name), {**asdict(selection), **more}).to_arrow_table()
@@ -137,14 +137,14 @@ def ask(connection: duckdb.DuckDBPyConnection, selection: Selection) -> Answers:
         attempts=table("attempts"),
         fallbacks=table("fallbacks"),
         denials_over_time=table("denials_over_time", step_s=step_s),
-        denials=table("denials", rows=_DENIALS),
+        denials=table("denials", rows=_MAX_DENIALS),
     )
 
 
 def step_of(first: datetime | None, last: datetime | None) -> int:
-    """Return the seconds of a bar: the shortest step with which the whole span is at most some sixty bars."""
+    """Return the width of a bar in seconds: the shortest step that divides the span into at most 62 bars."""
     span = last - first if first and last else timedelta()
-    return next((step for step in _STEPS_S if span.total_seconds() <= step * _BARS), _STEPS_S[-1])
+    return next((step for step in _STEPS_S if span.total_seconds() <= step * _MAX_BARS), _STEPS_S[-1])
 
 
 def _hint(offered: list[str]) -> str:

@@ -41,8 +41,8 @@ def sheets(answers: Answers) -> list[Sheet]:
         Sheet("cap_use", "Caps", a.cap_use, "No user in this selection has a cap yet."),
         Sheet("spend_over_time", "Spend over time", a.spend_over_time, nothing),
         Sheet("campaigns", "Campaigns", a.campaigns, nothing),
-        Sheet("models", "Models", a.models, "No model was asked in this selection."),
-        Sheet("attempts", "Attempts and latency", a.attempts, "No model was asked in this selection."),
+        Sheet("models", "Models", a.models, "No model was called in this selection."),
+        Sheet("attempts", "Attempts and latency", a.attempts, "No model was called in this selection."),
         Sheet("fallbacks", "Fallbacks", a.fallbacks, "No fallback was needed in this selection."),
         Sheet("denials", f"Denials{newest}", a.denials, "No call was denied in this selection."),
     ]

@@ -23,8 +23,9 @@ def money(nanousd: int) -> str:
 
 
 def cap_text(nanousd: int) -> str:
-    """Write a cap in dollars without their sign."""
-    return format_usd(nanousd, places=2 if nanousd < 100_000 * NANOUSD_PER_USD else 0).removeprefix("$")
+    """Write a cap in dollars without their sign, exact where nine characters allow."""
+    exact = format_usd(nanousd, places=None).removeprefix("$")
+    return exact if len(exact) <= 9 else money(nanousd)
 
 
 def ago(seconds: float) -> str:

@@ -16,7 +16,7 @@ from tollbook.views.top.figures import Figures, Problem, SpendFigures
 from tollbook.views.top.problems import find_problems
 from tollbook.views.top.projection_reader import Copy, ProjectionReader
 from tollbook.views.top.redis_reader import RedisReader, Seen
-from tollbook.views.top.spend import brought_up_to_date
+from tollbook.views.top.spend import update_spend
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Gatherer:
         if seen is None or seen.redis.ledger_id != spend.ledger_id:
             return spend
         moves = self._redis.moves_after({partition: position.seq for partition, position in copy.positions.items()})
-        return spend if moves is None else brought_up_to_date(spend, moves, events=max(0, seen.redis.seq - spend.seq))
+        return spend if moves is None else update_spend(spend, moves, events=max(0, seen.redis.seq - spend.seq))
 
     async def _measure_lag(self, copy: Copy) -> "_Lag":
         """Say how far the fold was behind what Redis said right before the copy was made."""

@@ -58,7 +58,7 @@ def _title(figures: Figures, width: int, keys: str) -> Text:
     clock = f"{utc(figures.at_ms):%H:%M:%S} UTC"
     name = " tollbook top  "
     right = f"{keys}   {clock}" if keys else clock
-    if len(name) + len(right) > width:
+    if len(name) + 2 + len(right) > width:
         right = keys or clock
     line = Text.assemble((name, "bold"))
     where = f"{figures.namespace} in {figures.data_dir}"

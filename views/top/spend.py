@@ -8,10 +8,11 @@ from tollbook.views.top.figures import SpendFigures, UserFigures
 from tollbook.views.top.tail import Move
 
 
-def brought_up_to_date(spend: SpendFigures, moves: Sequence[Move], *, events: int) -> SpendFigures:
-    """Add what moved since the copy, `events` in all, to the totals and to the users that are shown.
+def update_spend(spend: SpendFigures, moves: Sequence[Move], *, events: int) -> SpendFigures:
+    """Add the movements since the copy to the totals and to the users that are shown.
 
-    Of a user who is not among those of the copy nothing is known that went before, unless they are all there.
+    `events` is the number of events since the copy. A user who is not in the copy starts at zero if the copy has all
+    users; if it has only the first ones, that user is left out, since the earlier spend is not known.
     """
     by_user = defaultdict[str, list[Move]](list)
     for move in moves:
@@ -19,14 +20,14 @@ def brought_up_to_date(spend: SpendFigures, moves: Sequence[Move], *, events: in
             by_user[move.user_id].append(move)
     known = {user.user_id for user in spend.by_spend}
     new = sorted(by_user.keys() - known) if len(known) == spend.users else []
-    begun = tuple(UserFigures(user_id, None, 0, 0, None, 0, 0, 0) for user_id in new)
-    everybody = UserFigures(
+    first_seen = tuple(UserFigures(user_id, None, 0, 0, None, 0, 0, 0) for user_id in new)
+    all_users = UserFigures(
         "", None, spend.spent_nanousd, spend.held_nanousd, None, spend.calls, spend.denied, spend.fallbacks
     )
-    totals = _moved(everybody, [move for found in by_user.values() for move in found])
+    totals = _moved(all_users, [move for found in by_user.values() for move in found])
 
     def moved(users: tuple[UserFigures, ...]) -> Iterable[UserFigures]:
-        return [_moved(user, by_user.get(user.user_id, ())) for user in users + begun]
+        return [_moved(user, by_user.get(user.user_id, ())) for user in users + first_seen]
 
     return replace(
         spend,

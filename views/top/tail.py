@@ -1,8 +1,7 @@
-"""What the newest entries of one ledger partition say: counts by second, and what moved since a copy of the projection.
+"""The newest entries of one ledger partition: counts by second, and the movements since a copy of the projection.
 
-Fed with entries as Redis sends them, in the order of the ledger. Bounded: seconds that are too old go,
-and so do the oldest movements where there are too many. An entry that cannot be read is counted
-and otherwise passed over; to find it is what `tollbook verify` is for.
+It is given entries as Redis sends them, in the order of the ledger. Its memory is bounded: old seconds are dropped, and
+the oldest movements too if there are too many. An entry that cannot be read is skipped; `tollbook verify` finds it.
 """
 
 import json
@@ -16,16 +15,16 @@ from tollbook.ledger.stream import RawEntry
 from tollbook.schemas.identifiers import EntryId
 from tollbook.views.top.figures import HISTORY_S, RateFigures
 
-_MOST_MOVES: Final = 100_000
+_MAX_MOVES: Final = 100_000
 _RATE_S: Final = 10
-# How a hold of a call may end that is over; one that was taken over goes on, and `recorded` was no call of ours.
-_OVER: Final = frozenset({"done", "failed", "expired"})
+# Outcomes that end a call. A call that was taken over goes on; `recorded` is spend outside Tollbook.
+_ENDED: Final = frozenset({"done", "failed", "expired"})
 _FAILED: Final = frozenset({"failed", "expired"})
 
 
 @dataclass(slots=True)
 class Second:
-    """What the events of one second add up to."""
+    """Sums over the events of one second."""
 
     finished: int = 0
     failed: int = 0
@@ -36,7 +35,7 @@ class Second:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What one event changed in a user's period, by the rules of the fold. `cap_nanousd` is the cap then in force."""
+    """What one event changes in a user's period, as in the projection. `cap_nanousd` is the cap in force."""
 
     seq: int
     user_id: str
@@ -54,12 +53,12 @@ class Tail:
     """The newest entries of one partition."""
 
     def __init__(self, entries: Sequence[RawEntry], *, is_all: bool, seq: int) -> None:
-        """Begin with the newest entries, of `seq` events in all; `is_all` where the stream has none before them."""
+        """Begin with the newest entries. `seq` events were ever appended; `is_all`: the stream has no earlier ones."""
         self.last = b""
         """The newest entry's id; empty before the first."""
         self.seconds: dict[int, Second] = {}
         self.covered_from_ms: int | None = None if is_all or not entries else EntryId.parse(entries[0][0].decode()).ms
-        """Since when every event is counted; None: since ever."""
+        """From when on every event is counted; None: from the first event."""
         self._moves: deque[Move] = deque()
         self._known_after = int(entries[0][1][5]) - 1 if entries else seq
         self.extend(entries)
@@ -79,12 +78,12 @@ class Tail:
                 continue
 
     def forget(self, now_s: int) -> None:
-        """Drop the seconds that are out of sight."""
+        """Drop the seconds that are no longer shown."""
         for second in [second for second in self.seconds if second <= now_s - HISTORY_S - 1]:
             del self.seconds[second]
 
     def moves_after(self, seq: int) -> list[Move] | None:
-        """Return what moved after event `seq`; None where that goes further back than was read."""
+        """Return the movements after event `seq`; None if they were not all read."""
         if seq < self._known_after:
             return None
         while self._moves and self._moves[0].seq <= seq:
@@ -103,7 +102,7 @@ class Tail:
                 self._keep(move(held_nanousd=amount, calls=int(is_call), cap_nanousd=cap, plan=plan))
             case b"cost-recorded":
                 outcome = payload["outcome"]
-                counts.finished += outcome in _OVER
+                counts.finished += outcome in _ENDED
                 counts.failed += outcome in _FAILED
                 counts.cost_nanousd += amount
                 held = -payload.get("hold_nanousd", 0)
@@ -124,18 +123,18 @@ class Tail:
         if not (move.user_id and move.period):
             return
         self._moves.append(move)
-        if len(self._moves) > _MOST_MOVES:
+        if len(self._moves) > _MAX_MOVES:
             self._known_after = self._moves.popleft().seq
 
 
 def rates(tails: Sequence[Tail], now_ms: int) -> RateFigures:
-    """Add up the last 60 s of all partitions; sums take in the second that is not over yet, rates do not."""
+    """Add up the last 60 s of all partitions. Sums include the current second, rates do not."""
     now_s = now_ms // 1000
     first = now_s - HISTORY_S
     for tail in tails:
         tail.forget(now_s)
         if tail.covered_from_ms is not None:
-            # A second of which a part was not read is no whole one.
+            # A second that was read in part does not count.
             first = max(first, -(-tail.covered_from_ms // 1000))
     window_s = max(1, now_s - first)
     shown = range(now_s - window_s, now_s)

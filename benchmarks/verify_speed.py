@@ -42,9 +42,9 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
         store = await replay(LedgerSource(made.ledger_id, (_KEYS,), archive, redis), live)
         await asyncio.to_thread(store.close)
         given = (archive.directory, server.url, live)
-        figures = [await in_process("benchmarks.verify", *given, "whole") for _ in range(rounds)]
+        figures = [await in_process("benchmarks.verify_speed", *given, "whole") for _ in range(rounds)]
         head = archive.segments(0)[-2].manifest.chain_after
-        since = await in_process("benchmarks.verify", *given, head)
+        since = await in_process("benchmarks.verify_speed", *given, head)
     return [
         Result(
             benchmark="verify",

@@ -27,7 +27,7 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
     figures: list[dict[str, Any]] = []
     for _ in range(rounds):
         into = directory / "replay.duckdb"
-        figures.append(await in_process("benchmarks.replay", archive, into))
+        figures.append(await in_process("benchmarks.replay_speed", archive, into))
         into.unlink()
     folded = median_of(figures, "events")
     if folded != events:
