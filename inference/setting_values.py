@@ -25,6 +25,7 @@ from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS, TaskStream
 # A bound is tokens times price; this limit keeps it far below the largest amount that the ledger can hold.
 _MAX_USD_PER_MTOK: Final = 10_000
 _MAX_CAP_USD: Final = MAX_NANOUSD // NANOUSD_PER_USD
+_MIN_MEMORY_MB: Final = 64
 _PRICE_FIELDS: Final = ("prompt", "completion", "cached", "cache_write", "request")
 _REDIS_PARAMETERS: Final = ("db", "username", "password", "client_name")
 
@@ -115,6 +116,14 @@ def _api_key(value: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[\x21-\x7e]{1,1000}", value.get_secret_value()):
         raise ValueError("must be 1 to 1000 printable ASCII characters without spaces and line breaks")
     return value
+
+
+def _memory(value: str) -> str:
+    """A limit of memory, as DuckDB takes it."""
+    found = re.fullmatch(r"([1-9]\d{0,6})\s*([MG]B)", value.strip().upper())
+    if found is None or int(found[1]) * (1 if found[2] == "MB" else 1_000) < _MIN_MEMORY_MB:
+        raise ValueError(f"must be a size such as 512MB or 2GB, at least {_MIN_MEMORY_MB}MB, not {shown(value)}")
+    return found[1] + found[2]
 
 
 def _usd_cap(value: object) -> int | None:
@@ -282,6 +291,7 @@ RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
 UsdCap = Annotated[int | None, BeforeValidator(_usd_cap)]
+MemoryLimit = Annotated[str, AfterValidator(_memory)]
 MetricsPort = Annotated[int | Literal["off"] | None, BeforeValidator(_metrics_port)]
 Concurrency = Annotated[ConcurrencyTable, BeforeValidator(_concurrency)]
 RouteOverrides = Annotated[dict[str, dict[str, Any]], BeforeValidator(_routes)]

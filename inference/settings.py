@@ -23,6 +23,7 @@ from tollbook.inference.setting_values import (
     CapTable,
     Concurrency,
     ConcurrencyTable,
+    MemoryLimit,
     MetricsPort,
     PriceOverrides,
     RedisUrl,
@@ -188,6 +189,13 @@ class Settings(BaseSettings):
     )
     campaign_cap_nanousd: Annotated[UsdCap, NoDecode] = _field(
         "TOLLBOOK_CAMPAIGN_CAP_USD", None, "cap per campaign and billing period, dollars; unset: none"
+    )
+
+    duckdb_memory: MemoryLimit = _field(
+        "TOLLBOOK_DUCKDB_MEMORY", "1GB", "memory that the projector's DuckDB may take, such as 512MB or 2GB"
+    )
+    report_memory: MemoryLimit = _field(
+        "TOLLBOOK_REPORT_MEMORY", "2GB", "memory that DuckDB may take for the report, `spend` and notebooks"
     )
 
     metrics_port: Annotated[MetricsPort, NoDecode] = _field(
