@@ -7,6 +7,7 @@ light commands take in all.
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tollbook.inference.address import find_redis_url
@@ -115,18 +116,21 @@ class _Snapshot:
 
     def __init__(self, settings: Settings, parts: ExitStack | None = None) -> None:
         self._parts = parts or ExitStack()
-        from tollbook.ledger.projection.snapshot import open_snapshot
+        from tollbook.ledger.projection.snapshot import naming_memory_limit, open_snapshot
 
         path = settings.projection_path
-        self._connection = self._parts.enter_context(open_snapshot(path, memory_limit="2GB", threads=2))
+        self._limited = partial(naming_memory_limit, settings.report_memory, "TOLLBOOK_REPORT_MEMORY")
+        with self._limited():
+            opened = open_snapshot(path, memory_limit=settings.report_memory, threads=2)
+            self._connection = self._parts.enter_context(opened)
 
     def table(self, sql: str) -> "pa.Table":
-        with self._connection.cursor() as cursor:
+        with self._limited(), self._connection.cursor() as cursor:
             return cursor.execute(sql).to_arrow_table()
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
         """Return the rows of a query, without Arrow, which takes as long to load as a small query takes."""
-        with self._connection.cursor() as cursor:
+        with self._limited(), self._connection.cursor() as cursor:
             cursor.execute(sql)
             names = [column[0] for column in cursor.description or ()]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

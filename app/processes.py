@@ -89,7 +89,10 @@ async def open_system(settings: Settings, *, state: ProcessState | None = None) 
     Errors: EmbeddedServerError; LedgerUnavailable; LedgerRefused.
     """
     state = state or ProcessState("up", settings)
-    async with open_redis_url(settings) as redis_url, _open_projection(settings, redis_url) as (handle, projection):
+    async with (
+        open_redis_url(settings) as redis_url,
+        _open_projection(settings, redis_url, state) as (handle, projection),
+    ):
         folding = asyncio.create_task(projection.run())
         try:
             async with open_runtime(
@@ -125,7 +128,7 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
         if is_standby:
             state.waiting_for = "it is on standby, and folds once the current projector has ended"
         redis_url = await stack.enter_async_context(open_redis_url(settings))
-        opening = _open_projection(settings, redis_url, is_standby=is_standby)
+        opening = _open_projection(settings, redis_url, state, is_standby=is_standby)
         handle, projection = await stack.enter_async_context(opening)
         _log.info("projector.started", redis_url=hide_password(redis_url), quack_url=projection.quack_url)
         folding = asyncio.create_task(projection.run())
@@ -196,7 +199,7 @@ async def run_processes(
 
 @asynccontextmanager
 async def _open_projection(
-    settings: Settings, redis_url: str, *, is_standby: bool = False
+    settings: Settings, redis_url: str, state: ProcessState, *, is_standby: bool = False
 ) -> AsyncGenerator[tuple[LedgerHandle, ProjectionService]]:
     """Open ledger and projection, and announce them to the other commands on this machine."""
     expected_id, may_create = None, True
@@ -208,7 +211,7 @@ async def _open_projection(
         may_create = False  # The projector that has the file open has created the ledger.
     async with (
         open_ledger(settings, redis_url, expected_id=expected_id, may_create=may_create) as handle,
-        open_projection(settings, handle, is_standby=is_standby) as projection,
+        open_projection(settings, handle, is_standby=is_standby, on_waiting=state.wait) as projection,
         announced_endpoint(settings, redis_url),
     ):
         yield handle, projection

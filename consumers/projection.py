@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +32,7 @@ from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.gate.stops import CallSwitch, ProjectorFenced, read_stop
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.projection.database import StoreFailed, set_aside
+from tollbook.ledger.projection.database import StoreFailed, StoreOutOfMemory, set_aside
 from tollbook.ledger.projection.lease import Lease, ProjectorRunning
 from tollbook.ledger.projection.projector import Projector, ProjectorSettings
 from tollbook.ledger.projection.quack import QuackServer, QuackUnavailable
@@ -89,6 +90,8 @@ class ProjectionService:
         self._archive = Archive(settings.archive_path)
         self._opened: Projection | None = None
         self._refusal: LedgerRefused | None = None
+        # Why it is not open now; readiness shows it.
+        self._problem: StoreFailed | LedgerUnavailable | None = None
         self._parts = AsyncExitStack()
         place = f"{socket.gethostname()}:{self._path.resolve()}"
         self._lease = Lease(handle.pipeline, namespace=settings.namespace, owner=process_name(), place=place)
@@ -117,8 +120,10 @@ class ProjectionService:
             raise self._refusal
         return await self._current().read(names)
 
-    async def start(self, *, is_standby: bool = False) -> None:
+    async def start(self, *, is_standby: bool = False, on_waiting: Callable[[str], None] = lambda _: None) -> None:
         """Take the lease and open the projection; `is_standby` waits for the lease.
+
+        Without memory for DuckDB it waits: a process that ends would only be started again. `on_waiting` is told why.
 
         Errors: ProjectorRunning; StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed; LedgerUnavailable;
             LedgerReplaced, LedgerAhead or LedgerRewritten where the file is not of the ledger as it is now.
@@ -126,10 +131,21 @@ class ProjectionService:
         if is_standby:
             await self._lease.wait()
         try:
-            await self._open()
+            await self._open_with_memory(on_waiting)
         except BaseException:
             await self.stop()
             raise
+
+    async def _open_with_memory(self, on_waiting: Callable[[str], None]) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return await self._open()
+            except StoreOutOfMemory as exc:
+                _log.error("projection.not_opened", problem=str(exc))
+                on_waiting(f"it waits for memory: {exc}")
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
     async def run(self) -> None:
         """Fold until cancelled. Errors: what a person must decide; ProjectorRunning when another has taken over."""
@@ -195,7 +211,8 @@ class ProjectionService:
 
     def _current(self) -> Projection:
         if self._opened is None:
-            raise BaselineUnavailable("the projection in DuckDB is being reopened; try again later")
+            reason = f" ({self._problem})" if self._problem else ""
+            raise BaselineUnavailable(f"the projection in DuckDB is being reopened; try again later{reason}")
         return self._opened
 
     async def _fold_forever(self) -> None:
@@ -206,6 +223,7 @@ class ProjectionService:
             # A file that folds but cannot be read, or is lost again at once, is no better than one that cannot fold.
             is_stuck = not opened.projector.has_folded or time.monotonic() - opened_at < _STABLE_S
             _log.error("projection.lost", problem=str(problem))
+            self._problem = problem
             await self._close()
             if is_stuck and has_failed and not problem.is_recoverable:
                 await asyncio.to_thread(set_aside, self._path, self._now())
@@ -243,7 +261,8 @@ class ProjectionService:
         """Errors: StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed; QuackUnavailable; as `Projector.check`."""
         settings, handle = self._settings, self._handle
         async with AsyncExitStack() as parts:
-            store = await asyncio.to_thread(Store.open, self._path, handle.ledger_id, len(handle.keys))
+            opening = partial(Store.open, memory_limit=settings.duckdb_memory)
+            store = await asyncio.to_thread(opening, self._path, handle.ledger_id, len(handle.keys))
             parts.push_async_callback(asyncio.to_thread, store.close)
             gates = build_gates(handle, settings)
             projector = Projector(
@@ -261,7 +280,7 @@ class ProjectionService:
             server = await asyncio.to_thread(QuackServer.start, store, settings.data_dir, port=settings.quack_port or 0)
             parts.push_async_callback(asyncio.to_thread, server.stop)
             self._parts = parts.pop_all()
-        self._opened = Projection(store, projector, server.uri)
+        self._opened, self._problem = Projection(store, projector, server.uri), None
 
     async def _check(self, store: Store, projector: Projector) -> None:
         """See that file, archive and ledger agree, before anything is served or written, and take the lease.
@@ -350,6 +369,7 @@ class ProjectionService:
             try:
                 return await self._open()
             except (StoreFailed, LedgerUnavailable) as exc:
+                self._problem = exc
                 _log.error("projection.not_opened", problem=str(exc))
                 pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
@@ -363,11 +383,15 @@ class ProjectionService:
 
 @asynccontextmanager
 async def open_projection(
-    settings: Settings, handle: LedgerHandle, *, is_standby: bool = False
+    settings: Settings,
+    handle: LedgerHandle,
+    *,
+    is_standby: bool = False,
+    on_waiting: Callable[[str], None] = lambda _: None,
 ) -> AsyncGenerator[ProjectionService]:
     """Open DuckDB, serve it to other processes; `run` folds. Errors: as `ProjectionService.start`."""
     service = ProjectionService(settings, handle)
-    await service.start(is_standby=is_standby)
+    await service.start(is_standby=is_standby, on_waiting=on_waiting)
     try:
         yield service
     finally:

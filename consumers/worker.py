@@ -166,33 +166,31 @@ class Worker:
 
     async def _persist(self, delivery: Delivery, slot: "_Slot", record_result: RecordResult) -> None:
         """Execute a delivery, and again while the stores do not answer: nothing is lost while it stays pending."""
-        pause_s, taken_at_ms = self._limits.waiting.first_pause_s, self._now_ms()
-        run = self._begin_run()
+        pause_s = self._limits.waiting.first_pause_s
+        run = self._begin_run(self._now_ms())
         try:
             await slot.acquire()
             while True:
                 try:
-                    return await self._execute(delivery, slot, run, record_result, taken_at_ms)
+                    return await self._execute(delivery, slot, run, record_result)
                 except (LedgerUnavailable, LedgerRefused, CallUnknown) as exc:  # G8
                     _log.debug("task.held_back", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
                     self._held_back.warn(exc)
                 async with slot.given_back():
                     if run.has_money:
                         self._active_runs.discard(run.id)
-                        run = self._begin_run()
+                        run = self._begin_run(run.taken_at_ms)
                     await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, self._limits.waiting.max_pause_s)
         finally:
             self._active_runs.discard(run.id)
 
-    def _begin_run(self) -> "_Run":
-        run = _Run(RunId(self.name, str(next(self._run_numbers))))
+    def _begin_run(self, taken_at_ms: int) -> "_Run":
+        run = _Run(RunId(self.name, str(next(self._run_numbers))), taken_at_ms)
         self._active_runs.add(run.id)
         return run
 
-    async def _execute(
-        self, delivery: Delivery, slot: "_Slot", run: "_Run", record_result: RecordResult, taken_at_ms: int
-    ) -> None:
+    async def _execute(self, delivery: Delivery, slot: "_Slot", run: "_Run", record_result: RecordResult) -> None:
         """Read the task, make its call, answer, acknowledge."""
         try:
             task_id, task = read_task(delivery)
@@ -213,7 +211,7 @@ class Worker:
         with self._observer.acknowledging():
             await self.claims.acknowledge(delivery)  # G3
         self.finished[result.status] += 1
-        self._log_finished(result, seconds=(self._now_ms() - taken_at_ms) / 1000)
+        self._log_finished(result, seconds=(self._now_ms() - run.taken_at_ms) / 1000)
 
     def _log_finished(self, result: InferenceResult, *, seconds: float) -> None:
         """Say what became of a task. A malformed message is no task: its dead letter has a line of its own."""
@@ -305,6 +303,8 @@ class _Run:
     """One run of a task. Until it `has_money` it sends no request, and may be repeated under the same id."""
 
     id: RunId
+    taken_at_ms: int
+    """When this worker took the delivery, which may have had runs before this one."""
     has_money: bool = False
 
 

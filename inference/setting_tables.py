@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Annotated, Any, Final, cast
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelPrice, price_from_usd
 from tollbook.schemas.identifiers import check_id
@@ -24,6 +24,7 @@ from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS, TaskStream
 # A bound is tokens times price; this limit keeps it far below the largest amount that the ledger can hold.
 _MAX_USD_PER_MTOK: Final = 10_000
 _MAX_CAP_USD: Final = MAX_NANOUSD // NANOUSD_PER_USD
+_MIN_MEMORY_MB: Final = 64
 _PRICE_FIELDS: Final = ("prompt", "completion", "cached", "cache_write", "request")
 
 
@@ -60,6 +61,14 @@ class ConcurrencyTable:
 
     def __str__(self) -> str:
         return str(self.default)
+
+
+def _memory(value: str) -> str:
+    """A limit of memory, as DuckDB takes it."""
+    found = re.fullmatch(r"([1-9]\d{0,6})\s*([MG]B)", value.strip().upper())
+    if found is None or int(found[1]) * (1 if found[2] == "MB" else 1_000) < _MIN_MEMORY_MB:
+        raise ValueError(f"must be a size such as 512MB or 2GB, at least {_MIN_MEMORY_MB}MB, not {shown(value)}")
+    return found[1] + found[2]
 
 
 def _usd_cap(value: object) -> int | None:
@@ -213,6 +222,7 @@ def _int(digits: str) -> int:
 
 
 UsdCap = Annotated[int | None, BeforeValidator(_usd_cap)]
+MemoryLimit = Annotated[str, AfterValidator(_memory)]
 Concurrency = Annotated[ConcurrencyTable, BeforeValidator(_concurrency)]
 RouteOverrides = Annotated[dict[str, dict[str, Any]], BeforeValidator(_routes)]
 PriceOverrides = Annotated[dict[str, tuple[DatedPrice, ...]], BeforeValidator(_prices)]

@@ -33,6 +33,7 @@ from tollbook.inference.setting_tables import (
     CapTable,
     Concurrency,
     ConcurrencyTable,
+    MemoryLimit,
     PriceOverrides,
     RouteOverrides,
     UsdCap,
@@ -211,6 +212,13 @@ class Settings(BaseSettings):
         "commands that move more dollars than this ask first, or want --yes",
         ge=0,
         le=1_000_000,
+    )
+
+    duckdb_memory: MemoryLimit = _field(
+        "TOLLBOOK_DUCKDB_MEMORY", "1GB", "memory that the projector's DuckDB may take, such as 512MB or 2GB"
+    )
+    report_memory: MemoryLimit = _field(
+        "TOLLBOOK_REPORT_MEMORY", "2GB", "memory that DuckDB may take for the report, `spend` and notebooks"
     )
 
     metrics_port: Annotated[MetricsPort, NoDecode] = _field(

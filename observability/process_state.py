@@ -65,6 +65,10 @@ class ProcessState:
         """Whether the middlewares want the publishers' trace contexts."""
         return self.tracing is not None
 
+    def wait(self, reason: str) -> None:
+        """Show why nothing is open yet."""
+        self.waiting_for = reason
+
     @contextmanager
     def open(self, handle: LedgerHandle, ledger: Ledger, prices: PriceCatalogue) -> Generator[None]:
         """Show an opened ledger for as long as it is open."""

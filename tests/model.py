@@ -167,6 +167,8 @@ class LedgerModel:
         if refusal := self._no_open_hold(call, hold, names):
             return refusal if refusal[0] == "MISMATCH" else ("UNKNOWN",)
         assert call is not None
+        if begun < call.begun or spent < call.spent:
+            return ("OK", call.amount)
         extends = extension > 0 and begun not in call.extended
         if extends and (refusal := self._refuse(names, baselines)):
             return refusal

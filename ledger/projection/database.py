@@ -54,8 +54,34 @@ class StoreFailed(LedgerRefused):
         return any(words in str(self) for words in _NO_ROOM)
 
 
+class StoreOutOfMemory(StoreFailed):
+    """DuckDB got no more memory: by its own limit, or from the machine. The file is as it was."""
+
+    def __init__(self, path: Path, limit: str, problem: object) -> None:
+        super().__init__(f"{path}: {no_memory(limit)} ({str(problem).splitlines()[0]:.200})")
+
+    @property
+    def is_recoverable(self) -> bool:
+        """The file is in order."""
+        return True
+
+
 class StoreClosed(BaselineUnavailable):
     """The store was closed."""
+
+
+def is_out_of_memory(exc: BaseException) -> bool:
+    """Whether DuckDB, Arrow or Python could not get memory; DuckDB may say so in the text of any of its errors."""
+    texts = ("Out of Memory", "bad_alloc", "llocation failure", "failed to allocate")
+    return isinstance(exc, duckdb.OutOfMemoryException | MemoryError) or any(text in str(exc) for text in texts)
+
+
+def no_memory(limit: str) -> str:
+    """Say that the projector has too little memory, and what to do."""
+    return (
+        f"DuckDB cannot get the memory that it needs, its limit is {limit}: raise TOLLBOOK_DUCKDB_MEMORY, "
+        "or give this machine more free memory"
+    )
 
 
 def connect(
@@ -71,14 +97,18 @@ def connect(
     return connection
 
 
-def read_error(exc: duckdb.Error, what: str, *, is_closed: bool) -> LedgerError | duckdb.Error:
-    """Return the error to raise when reading `what` failed.
+def read_error(
+    exc: duckdb.Error, what: str, *, is_closed: bool, memory_limit: str | None = None
+) -> LedgerError | duckdb.Error:
+    """Return the error to raise when reading `what` failed; `memory_limit` is that of the projector's database.
 
     StoreClosed if it was closed meanwhile, whatever DuckDB says then (`No open result set` for a query that was
     running); BaselineUnavailable if the database itself fails; otherwise `exc`: the query is at fault.
     """
     if is_closed:
         return StoreClosed(f"{what} is closed")
+    if memory_limit is not None and is_out_of_memory(exc):
+        return BaselineUnavailable(f"DuckDB cannot read {what}: {no_memory(memory_limit)} (Out of Memory)")
     if isinstance(exc, _DATABASE_ERRORS):
         return BaselineUnavailable(f"DuckDB cannot read {what}: {exc}")
     return exc
@@ -110,6 +140,20 @@ def open_database(
 
     Errors: StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed.
     """
+    limit = str(config.get("memory_limit", "DuckDB's own"))
+    try:
+        return _open_database(path, ledger_id, partitions, config=config, now=now)
+    except StoreOutOfMemory:
+        raise
+    except (duckdb.Error, MemoryError, StoreFailed) as exc:
+        if not is_out_of_memory(exc):
+            raise
+        raise StoreOutOfMemory(path, limit, exc) from exc
+
+
+def _open_database(
+    path: Path, ledger_id: str, partitions: int, *, config: dict[str, Any], now: Callable[[], datetime]
+) -> duckdb.DuckDBPyConnection:
     make_private_folder(path.parent)
     if not path.exists() and path.with_name(path.name + ".wal").exists():
         set_aside(path, now())  # A log without its file; a new file must not be given it.
@@ -140,7 +184,10 @@ def set_aside(path: Path, now: datetime) -> Path:
 
 
 def _open_usable(path: Path, config: dict[str, Any]) -> duckdb.DuckDBPyConnection | None:
-    """Open a file and check that it can be used; None if it is damaged or has another layout."""
+    """Open a file and check that it can be used; None if it is damaged or has another layout.
+
+    Errors: StoreLocked; StoreFailed; duckdb.Error or MemoryError where there is no memory to look.
+    """
     try:
         connection = connect(path, config=config)
     except duckdb.IOException as exc:
@@ -148,10 +195,14 @@ def _open_usable(path: Path, config: dict[str, Any]) -> duckdb.DuckDBPyConnectio
             raise StoreLocked(path, str(exc).splitlines()[0]) from exc
         if any(word in str(exc) for word in ("Permission denied", "No space", "Read-only", "Is a directory")):
             raise StoreFailed(f"{path} cannot be opened: {exc}") from exc
+        if is_out_of_memory(exc):
+            raise
         return None
     except duckdb.ConnectionException as exc:
         raise StoreLocked(path, str(exc)) from exc
-    except duckdb.Error:
+    except duckdb.Error as exc:
+        if is_out_of_memory(exc):
+            raise  # The file may be in order: it is not set aside.
         return None
     try:
         connection.execute("SET GLOBAL TimeZone = 'UTC'")
@@ -171,8 +222,10 @@ def _open_usable(path: Path, config: dict[str, Any]) -> duckdb.DuckDBPyConnectio
             connection.execute(f'SELECT max(hash(t)) FROM "{table}" AS t').fetchall()  # noqa: S608 - DuckDB's own names.
         if versions == [(LAYOUT_VERSION,)]:
             return connection
-    except duckdb.Error:
-        pass
+    except duckdb.Error as exc:
+        if is_out_of_memory(exc):
+            connection.close()
+            raise
     connection.close()
     return None
 

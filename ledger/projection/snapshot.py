@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 import duckdb
 
 from tollbook.ledger.errors import LedgerError, LedgerUnavailable
-from tollbook.ledger.projection.database import connect
+from tollbook.ledger.projection.database import connect, is_out_of_memory
 from tollbook.ledger.projection.fold import statement
 
 _T = TypeVar("_T")
@@ -44,6 +44,20 @@ class QueryRefused(LedgerError):
 
 class QueryCutOff(LedgerError):
     """The query took more time or memory than it may."""
+
+
+@contextmanager
+def naming_memory_limit(limit: str, setting: str) -> Generator[None]:
+    """Errors: QueryCutOff, which names limit and setting, where DuckDB or Arrow can get no more memory."""
+    try:
+        yield
+    except (duckdb.Error, MemoryError) as exc:
+        if not is_out_of_memory(exc):
+            raise
+        raise QueryCutOff(
+            f"DuckDB cannot get the memory that this needs, its limit is {limit}: raise {setting}, "
+            "or give this machine more free memory"
+        ) from exc
 
 
 class QueryFailed(LedgerError):

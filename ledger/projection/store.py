@@ -19,7 +19,15 @@ import structlog
 
 from tollbook.ledger.gate.baselines import BaselinePage
 from tollbook.ledger.gate.requests import Position
-from tollbook.ledger.projection.database import StoreClosed, StoreFailed, open_database, read_error, roll_back
+from tollbook.ledger.projection.database import (
+    StoreClosed,
+    StoreFailed,
+    StoreOutOfMemory,
+    is_out_of_memory,
+    open_database,
+    read_error,
+    roll_back,
+)
 from tollbook.ledger.projection.fold import Folded, fold_incoming
 from tollbook.ledger.stream import Batch
 from tollbook.schemas.identifiers import EntryId
@@ -33,8 +41,11 @@ _THREADS: Final = 1
 class Store:
     """The projection of one ledger. Make it with `Store.open`."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, path: Path, ledger_id: str, partitions: int) -> None:
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, path: Path, ledger_id: str, partitions: int, memory_limit: str
+    ) -> None:
         self.path = path
+        self.memory_limit = memory_limit
         self.ledger_id = ledger_id
         self.partitions = partitions
         self._connection = connection
@@ -60,7 +71,7 @@ class Store:
         """
         config = {"memory_limit": memory_limit, "threads": threads}
         connection = open_database(path, ledger_id, partitions, config=config, now=now)
-        return cls(connection, path, ledger_id, partitions)
+        return cls(connection, path, ledger_id, partitions, memory_limit)
 
     def close(self) -> None:
         """Close the file, its write-ahead log folded in; reads in progress end with StoreClosed."""
@@ -76,7 +87,11 @@ class Store:
 
         Errors: UnreadableEvent; LedgerGap; LedgerMismatch; StoreFailed. Nothing is folded then.
         """
-        return self.fold_table(batch.to_table(), partition=batch.partition)
+        try:
+            table = batch.to_table()
+        except MemoryError as exc:  # Arrow's is one too.
+            raise StoreOutOfMemory(self.path, self.memory_limit, exc) from exc
+        return self.fold_table(table, partition=batch.partition)
 
     def fold_table(self, table: pa.Table, *, partition: int, only_user_id: str | None = None) -> Folded | None:
         """Fold a table of envelope columns, as made by `Batch.to_table`; with `only_user_id`, that user's events alone.
@@ -101,9 +116,9 @@ class Store:
             cursor.begin()
             yield cursor
             cursor.commit()  # G5
-        except duckdb.Error as exc:
+        except (duckdb.Error, MemoryError) as exc:
             roll_back(cursor)
-            raise StoreFailed(f"DuckDB cannot fold into {self.path}: {exc}") from exc
+            raise self._failed(exc, f"DuckDB cannot fold into {self.path}: {exc}") from exc
         except BaseException:
             roll_back(cursor)
             raise
@@ -119,7 +134,7 @@ class Store:
                 # checkpoint.
                 _log.debug("store.checkpoint_postponed", problem=str(exc))
             except duckdb.Error as exc:
-                raise StoreFailed(f"DuckDB cannot write {self.path}: {exc}") from exc
+                raise self._failed(exc, f"DuckDB cannot write {self.path}: {exc}") from exc
 
     def baselines(self, names: Sequence[str]) -> BaselinePage:
         """Read budgets and positions, all of one moment. Errors: BaselineUnavailable."""
@@ -159,7 +174,7 @@ class Store:
             if cursor is not None:
                 cursor.close()
             if isinstance(exc, duckdb.Error):
-                problem = read_error(exc, str(self.path), is_closed=self._is_closed)
+                problem = read_error(exc, str(self.path), is_closed=self._is_closed, memory_limit=self.memory_limit)
                 if problem is not exc:
                     raise problem from exc
             raise
@@ -172,6 +187,9 @@ class Store:
     def connection(self) -> duckdb.DuckDBPyConnection:
         """The database itself, for the Quack server."""
         return self._connection
+
+    def _failed(self, exc: BaseException, text: str) -> StoreFailed:
+        return StoreOutOfMemory(self.path, self.memory_limit, exc) if is_out_of_memory(exc) else StoreFailed(text)
 
     def _check_writable(self) -> None:
         if self._is_closed:

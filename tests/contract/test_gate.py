@@ -190,6 +190,17 @@ SCENARIOS: dict[str, list[Row]] = {
         ("record", {"begun": 3, "spent": 2, "assumed": 1}, ("OK", 4)),
         ("reserve", {}, ("OPEN", 1, 4, "worker", 2, 3, 2, 1, (OWN,), PERIOD)),
     ],
+    "a record that is executed again after the next one winds nothing back (G3)": [
+        ("reserve", {}, ("OK", 1, 1, 4, 4, CAP)),
+        ("record", {"begun": 2, "spent": 0, "assumed": 0}, ("OK", 4)),
+        ("record", {"begun": 3, "spent": 2, "assumed": 2, "extension": 3}, ("OK", 7)),
+        ("record", {"begun": 2, "spent": 0, "assumed": 0}, ("OK", 7)),
+        ("reserve", {}, ("OPEN", 1, 7, "worker", 2, 3, 2, 2, (OWN,), PERIOD)),
+        # The last attempt is told with no next one: only what is spent says that it came later.
+        ("record", {"begun": 4, "spent": 6, "assumed": 2, "extension": 9}, ("WAIT", OWN, 0, 7, CAP)),
+        ("record", {"begun": 3, "spent": 2, "assumed": 2, "extension": 3}, ("OK", 7)),
+        ("reserve", {}, ("OPEN", 1, 7, "worker", 3, 3, 6, 2, (OWN,), PERIOD)),
+    ],
     "nothing is recorded for a settled hold": [
         ("reserve", {}, ("OK", 1, 1, 4, 4, CAP)),
         ("settle", {}, ("OK", 3)),

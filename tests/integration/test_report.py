@@ -22,6 +22,7 @@ from tollbook.inference.settings import Settings
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import create_ledger
 from tollbook.ledger.keys import Keys
+from tollbook.ledger.projection.snapshot import QueryCutOff
 from tollbook.ledger.server.endpoint import Endpoint, write_endpoint
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.views.report.charts import TOP
@@ -367,3 +368,12 @@ def test_calls_are_those_of_the_documented_view(reading: Reading) -> None:
     )
     assert reading.connection.execute(sql).fetchall() == []
     assert one(reading, "SELECT (SELECT count(*) FROM calls) - (SELECT count(*) FROM report_calls)") == 0
+
+
+async def test_a_report_without_memory_names_limit_and_setting(tmp_path: Path) -> None:
+    folder = make_data_dir(tmp_path, load(300, users=3))
+    for limit in ("1MB", "4MB"):
+        with pytest.raises(QueryCutOff, match=f"its limit is {limit}: raise TOLLBOOK_REPORT_MEMORY"):
+            (await source_of(folder, memory=limit).read()).ask(Selection(period="2026-11"))
+    source = await find_source(settings=settings_for(folder, report_memory="512MB"))
+    assert source.memory == "512MB"

@@ -13,8 +13,17 @@ import pytest
 
 from tests.ledger_maker import LedgerMaker
 from tests.servers import PATIENCE_S
+from tollbook.app.connect import query_projection
+from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import LedgerUnavailable
-from tollbook.ledger.projection.snapshot import QueryRefused, check_select, memory_bytes, open_snapshot, take_snapshot
+from tollbook.ledger.projection.snapshot import (
+    QueryCutOff,
+    QueryRefused,
+    check_select,
+    memory_bytes,
+    open_snapshot,
+    take_snapshot,
+)
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.stream import Batch
 
@@ -311,6 +320,15 @@ def test_a_question_is_answered(copy: duckdb.DuckDBPyConnection, sql: str) -> No
 def test_the_memory_of_a_query_is_limited(path: Path) -> None:
     with open_snapshot(path, memory_limit="64MB") as connection, pytest.raises(duckdb.OutOfMemoryException):
         connection.execute("SELECT list(x) FROM range(100000000) AS t(x)").fetchall()
+
+
+@pytest.mark.parametrize("limit", ["1MB", "64MB"])
+def test_a_question_of_a_command_without_memory_names_limit_and_setting(path: Path, tmp_path: Path, limit: str) -> None:
+    take_snapshot(path, tmp_path / "tollbook.duckdb")
+    settings = Settings(data_dir=tmp_path).model_copy(update={"report_memory": limit})
+    said = f"its limit is {limit}: raise TOLLBOOK_REPORT_MEMORY, or give this machine more free memory"
+    with pytest.raises(QueryCutOff, match=said):
+        query_projection(settings, "SELECT list(x) FROM range(100000000) AS t(x)")
 
 
 @pytest.mark.parametrize("text", ["", "0MB", "512", "1 TB", "-1GB", "1.5GB", "512MB; SET threads = 8"])

@@ -16,7 +16,7 @@ import pytest
 from tests.ledger_maker import LedgerMaker
 from tollbook.ledger.errors import BaselineUnavailable, WrongPartitions
 from tollbook.ledger.projection.comparison import compare
-from tollbook.ledger.projection.database import StoreClosed, StoreFailed, StoreLocked
+from tollbook.ledger.projection.database import StoreClosed, StoreFailed, StoreLocked, StoreOutOfMemory
 from tollbook.ledger.projection.fold import LedgerMismatch
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.stream import Batch
@@ -286,4 +286,37 @@ def test_a_reopened_store_can_be_checkpointed(tmp_path: Path) -> None:
     assert log.stat().st_size > 0
     store.checkpoint()
     assert not log.exists() or log.stat().st_size == 0
+    store.close()
+
+
+MEMORY: Final = "raise TOLLBOOK_DUCKDB_MEMORY, or give this machine more free memory"
+
+
+def test_a_file_that_there_is_no_memory_to_open_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "t.duckdb"
+    filled(path).close()
+    with pytest.raises(StoreOutOfMemory, match=f"its limit is 1MB: {MEMORY}") as refused:
+        Store.open(path, "ledger-1", memory_limit="1MB", now=now)
+    assert refused.value.is_recoverable
+    assert [each.name for each in tmp_path.iterdir()] == ["t.duckdb"], "nothing is set aside"
+    store = Store.open(path, "ledger-1", now=now)
+    assert store.position().seq > 0
+    store.close()
+
+
+def test_a_fold_and_a_read_without_memory_say_so(tmp_path: Path) -> None:
+    store = filled(tmp_path / "t.duckdb")
+    before = store.position()
+    store.close()
+    # Enough to open the file, and for no more.
+    store = Store.open(tmp_path / "t.duckdb", "ledger-1", memory_limit="4MB", now=now)
+    more = LedgerMaker(7).run(20_000).entries[before.seq :]
+    with pytest.raises(StoreOutOfMemory, match=f"its limit is 4MB: {MEMORY}") as refused:
+        store.fold(Batch(0, more))
+    assert refused.value.is_recoverable
+    with pytest.raises(BaselineUnavailable, match=MEMORY):
+        store.query("SELECT count(*) FROM (FROM range(1000000) AS t(i) ORDER BY hash(i))")
+    store.connection.execute("SET memory_limit = '1GB'")
+    assert store.position() == before
+    store.fold(Batch(0, more))
     store.close()

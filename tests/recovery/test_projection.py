@@ -1,5 +1,6 @@
 """DuckDB is lost, damaged or cannot be written while the system runs, and at its start (G5, G6, G8)."""
 
+import asyncio
 import os
 import resource
 from collections.abc import Callable
@@ -13,7 +14,10 @@ from tests.recovery.apart import running_apart
 from tests.recovery.books import check_books, events_of
 from tests.servers import wait_until
 from tests.system import REPLIES, RunningSystem, running_system
+from tollbook.consumers.projection import ProjectionService
+from tollbook.inference.runtime import open_ledger
 from tollbook.ledger.errors import BaselineUnavailable
+from tollbook.observability.health import Readiness
 from tollbook.schemas.results import TaskStatus
 
 pytestmark = pytest.mark.slow
@@ -183,3 +187,53 @@ async def test_a_full_disk_is_waited_out(redis_client: Redis, server_url: str, t
         assert {result.status for result in await running.answers(new)} == {TaskStatus.DONE}
         await apart.check_projection()
         assert list(apart.path.parent.glob("*.bad*")) == []
+
+
+async def test_a_projection_without_memory_says_so_waits_and_goes_on(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """G8: no process ends for it, no file is set aside, and readiness says what to do."""
+    data_dir = tmp_path / "data"
+    async with running_system(data_dir, server_url) as running:
+        await run_tasks(running, "before", "u1")
+        await running.fold_all()
+        service, limit = running.system.projection, "1MB"
+        plenty = service._settings
+        service._settings = plenty.model_copy(update={"duckdb_memory": limit})
+        await asyncio.to_thread(service.store.connection.execute, "SET memory_limit = '100KB'")
+        during = await publish(running, "during", "u1", "u2", number=5)
+        readiness = Readiness(running.system.state)
+
+        async def says_why() -> bool:
+            health = await readiness.get()
+            found = " ".join(check.found for check in health.checks)
+            return not health.ok and f"its limit is {limit}: raise TOLLBOOK_DUCKDB_MEMORY" in found
+
+        await wait_until(says_why, what="readiness naming the limit and the setting")
+        service._settings = plenty
+        assert {result.status for result in await running.answers(during)} == {TaskStatus.DONE}
+        await running.fold_all()
+        assert not list(data_dir.glob("*.bad"))
+        assert not running.system.folding.done()
+        await check_books(running, tmp_path)
+
+
+async def test_a_projector_that_starts_without_memory_waits_and_says_why(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    async with running_system(tmp_path / "data", server_url) as running:
+        await run_tasks(running, "before", "u1")
+    settings = running.system.runtime.settings
+    async with open_ledger(settings, server_url) as handle:
+        service = ProjectionService(settings.model_copy(update={"duckdb_memory": "1MB"}), handle)
+        reasons: list[str] = []
+        starting = asyncio.create_task(service.start(on_waiting=reasons.append))
+        await wait_until(lambda: len(reasons) >= 2, what="a second try")
+        assert not starting.done()
+        assert "it waits for memory" in reasons[0]
+        assert "its limit is 1MB: raise TOLLBOOK_DUCKDB_MEMORY" in reasons[0]
+        service._settings = settings
+        await starting
+        assert service.store.position().seq > 0
+        await service.stop()
+    assert not list((tmp_path / "data").glob("*.bad"))

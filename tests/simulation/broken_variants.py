@@ -191,6 +191,12 @@ BROKEN = (
         known_seed=184,
     ),
     BrokenVariant(
+        "a late repeat of an earlier record counts",
+        _gate(("if begun < call.begun or spent < call.spent then", "if false then")),
+        "G3: .* settled at",
+        known_seed=3666,
+    ),
+    BrokenVariant(
         "a hold is taken over from a worker that lives",
         lambda: Variant(worker=ImpatientWorker),
         "G4: .* lives and is well",

@@ -131,6 +131,8 @@ class Checker:
         self.processes: dict[str, Process] = {}
         self.trouble_s: dict[Process, float] = {}
         self.stopped: set[Process] = set()
+        self.ended: set[Process] = set()
+        """Those that have stopped by themselves, to the end: as dead as those that were killed."""
         self.log: list[str] = []
         self._server = server
         self._clock = clock
@@ -206,6 +208,8 @@ class Checker:
         process = self.processes[hold.process_name]
         if process is self._server.client:
             return  # It knows which of its own runs have ended.
+        if process in self.ended:
+            return  # A hold whose reservation was still under way when it was told to stop.
         since_s = self._clock() - self.trouble_s.get(process, 0.0)
         if not process.is_dead and not process.is_paused and since_s > 2 * self._claim_after_s + 5:
             raise Broken(f"G4: {hold.call_id} is taken over from {process.name}, which lives and is well")

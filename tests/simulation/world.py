@@ -481,6 +481,8 @@ class World:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             await _persist(claims.resign)
+        self.checker.say(f"{process.name} has ended")
+        self.checker.ended.add(process)
 
     @asynccontextmanager
     async def _open_worker(self, process: Process) -> AsyncIterator[tuple[Worker, Sweeper]]:

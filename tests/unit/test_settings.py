@@ -134,6 +134,8 @@ def test_caller_wins_over_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ("TOLLBOOK_PRICES", '{"m": {"prompt": 1, "prompt": 2}}', "TOLLBOOK_PRICES: has the key 'prompt' twice"),
         ("TOLLBOOK_ROUTES", '{"score_post": {}, "score_post": {}}', "TOLLBOOK_ROUTES: has the key 'score_post' twice"),
         ("TOLLBOOK_CAPS", "5", "TOLLBOOK_CAPS: must be a JSON object, not 5"),
+        ("TOLLBOOK_DUCKDB_MEMORY", "1", "must be a size such as 512MB or 2GB, at least 64MB, not '1'"),
+        ("TOLLBOOK_REPORT_MEMORY", "63MB", "must be a size such as 512MB or 2GB, at least 64MB, not '63MB'"),
         ("TOLLBOOK_DAY_CAP_USD", "NaN", "TOLLBOOK_DAY_CAP_USD: must be dollars from 0 to 1000000, not 'NaN'"),
         ("TOLLBOOK_DAY_CAP_USD", "five", "TOLLBOOK_DAY_CAP_USD: must be dollars from 0 to 1000000, not 'five'"),
         ("TOLLBOOK_PRICES", '{"m": {"prompt": 1}}', "TOLLBOOK_PRICES: 'completion' of 'm' is missing"),

@@ -27,14 +27,14 @@ from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection import PROJECTION_FILE
-from tollbook.ledger.projection.snapshot import open_snapshot
+from tollbook.ledger.projection.snapshot import naming_memory_limit, open_snapshot
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.endpoint import read_endpoint
 from tollbook.schemas.identifiers import EntryId
 from tollbook.views.report.queries import Answers, Choices, Selection, ask, prepare, read_choices
 
 _ANSWER_S: Final = 3.0
-_MEMORY: Final = "2GB"
+_MEMORY_SETTING: Final = "TOLLBOOK_REPORT_MEMORY"
 _THREADS: Final = 2
 
 
@@ -100,13 +100,15 @@ class Reading:
     connection: duckdb.DuckDBPyConnection
     freshness: Freshness
     choices: Choices
+    memory: str
     _stack: ExitStack = field(repr=False)
     _answers: Answers | None = field(default=None, repr=False)
 
     def ask(self, selection: Selection) -> Answers:
         """Ask everything about a selection; what was asked last is not asked again. Blocks."""
         if self._answers is None or self._answers.selection != selection:
-            self._answers = ask(self.connection, selection)
+            with naming_memory_limit(self.memory, _MEMORY_SETTING):
+                self._answers = ask(self.connection, selection)
         return self._answers
 
     def close(self) -> None:
@@ -122,6 +124,7 @@ class Source:
     projection: Path
     namespace: str = "tollbook"
     redis_url: str | None = field(default=None, repr=False)
+    memory: str = "2GB"
     # Where an archive was folded to; it is removed with the last use of it.
     folder: "tempfile.TemporaryDirectory[str] | None" = field(default=None, repr=False)
 
@@ -143,9 +146,11 @@ class Source:
     def _copy(self) -> Reading:
         stack = ExitStack()
         try:
-            connection = stack.enter_context(open_snapshot(self.projection, memory_limit=_MEMORY, threads=_THREADS))
-            prepare(connection)
-            return Reading(connection, self._freshness(connection), read_choices(connection), stack)
+            with naming_memory_limit(self.memory, _MEMORY_SETTING):
+                opened = open_snapshot(self.projection, memory_limit=self.memory, threads=_THREADS)
+                connection = stack.enter_context(opened)
+                prepare(connection)
+                return Reading(connection, self._freshness(connection), read_choices(connection), self.memory, stack)
         except BaseException:
             stack.close()
             raise
@@ -201,7 +206,9 @@ async def find_source(
     settings = data_settings(settings)
     data_dir = settings.data_dir
     if _is_projection(data_dir):
-        return Source(data_dir, data_dir / PROJECTION_FILE, settings.namespace, settings.redis_url)
+        return Source(
+            data_dir, data_dir / PROJECTION_FILE, settings.namespace, settings.redis_url, settings.report_memory
+        )
     try:
         return await _folded(settings.archive_path, settings.namespace, progress)
     except NothingToReport:

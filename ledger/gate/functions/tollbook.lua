@@ -567,6 +567,7 @@ KEYS meta ledger account call tail...
 ARGS 1 ledger_id 2 call_id 3 hold 4 attempts begun 5 spent by recorded attempts 6 assumed part of it
      7 extension (0: none) 8 number of events 9.. events, then payload of the extension, then budgets with baselines
 OK id|'' hold-amount | DENIED/WAIT budget settled held cap (events are appended, the hold is not extended)
+A repeat of an earlier record that is executed late, after the next one, changes nothing.
 | SETTLED cost-assumed state | STOPPED reason (with an extension) | UNKNOWN | MISMATCH budgets ]]
 local function record(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
@@ -581,6 +582,10 @@ local function record(keys, args)
   call, refusal = open_hold(keys[4], args[3], names)
   if not call then
     return refusal
+  end
+  -- Else who takes the hold over would charge less than was begun.
+  if begun < call.begun or spent < call.spent then -- G3
+    return { 'OK', '', text(call.amount) }
   end
   if meta.stopped and extension > 0 then -- G8
     return { 'STOPPED', meta.stopped }
