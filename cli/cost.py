@@ -84,7 +84,7 @@ def release_costs(
     Without --yes, shows the charges, and changes nothing. Charges that were corrected since are left alone.
     Repeating it gives nothing back twice.
 
-    Example: tollbook cost release --outcome http_error --since 2026-11-24 --until 2026-11-25 --reason "proxy down" --yes
+    Example: tollbook cost release --outcome http_error --since 2026-11-24 --until 2026-11-25 --reason "proxy" --yes
     """
     sign(author, reason)
     found = _find(outcome, since, until, user)
