@@ -104,12 +104,12 @@ class DeadLetters:
 
         A worker that dies before its acknowledgement may append it twice.
         """
-        await self._append(
+        letter_id = await self._append(
             *("stream", delivery.stream, "entry_id", delivery.entry_id, "reason", reason, "error", error[:1000]),
             *("task_id", task_id, "user_id", user_id or "", "deliveries", delivery.deliveries, "at", self._now_ms()),
             *("fields", fields_as_json(delivery.fields)),
         )
-        self._put.warn(reason, stream=delivery.stream, entry_id=delivery.entry_id)
+        self._put.warn(reason, letter=letter_id, task_id=task_id, stream=delivery.stream, entry_id=delivery.entry_id)
 
     async def tidy(self) -> None:
         """Drop the letters beyond the limits, and write what the log still lacks. For a quiet stream, now and then."""
@@ -127,13 +127,14 @@ class DeadLetters:
             )
             self._dropped, self._told_dropped_ms = 0, now_ms
 
-    async def _append(self, *fields: str | int) -> None:
-        _, dropped = await self._pipeline.execute(
+    async def _append(self, *fields: str | int) -> str:
+        letter_id, dropped = await self._pipeline.execute(
             "FCALL", function("dead_letter"), 2, self.key, self._dropped_key,
             self._limits.max_letters, round(1000 * self._limits.keep_s), *fields,
         )  # fmt: skip
         self._dropped += dropped
         self.flush()
+        return letter_id.decode()
 
     async def list(self, *, count: int = 100, after: str = "-") -> list[DeadLetter]:
         """Return dead letters, oldest first."""

@@ -218,6 +218,9 @@ async def test_a_flood_of_malformed_tasks_takes_little_memory_and_few_lines_and_
             entries: Any = await redis_client.xrange(STREAM)
             refused = [entry_id.decode() for entry_id, fields in entries if b"colour" in fields]
             assert set(kept) <= set(refused[-most - 200 :])  # As they were refused, some at once.
+            # A result without a name is nobody's for a week.
+            assert 0 < await redis_client.ttl(running.keys.result(f"{STREAM}-{refused[0]}")) <= 3_600
+            assert await redis_client.ttl(running.keys.result("g0")) > 86_400
             size = await redis_client.memory_usage("tollbook:dead-letters", samples=0)
             assert size is not None
             assert size < 2_000 * most
