@@ -182,6 +182,14 @@ async def test_the_newest_letters_are_kept_and_the_others_counted(few: DeadLette
     assert await few.dropped() == 7
 
 
+async def test_a_server_that_has_lost_its_functions_gets_them_again(
+    few: DeadLetters, every_redis_client: Redis
+) -> None:
+    await every_redis_client.function_flush()
+    await put(few, TASK)
+    assert await few.count() == 1
+
+
 async def test_old_letters_go_even_when_no_new_one_comes(few: DeadLetters, every_redis_client: Redis) -> None:
     await every_redis_client.xadd(few.key, {"stream": "x"}, id="1000000000000-0")
     await put(few, TASK)
