@@ -58,8 +58,9 @@ def list_letters(
         found = [letter async for letter in letters.select(selection)]
         shown = found if is_all else found[:count]
         if dropped := await letters.dropped():
-            text = f"{_number(dropped)} dropped so far, the oldest first: TOLLBOOK_DEAD_LETTERS_MAX and _KEEP_S"
-            typer.echo(f"tollbook: {text}", err=True)
+            were = "was" if dropped == 1 else "were"
+            limits = "TOLLBOOK_DEAD_LETTERS_MAX and TOLLBOOK_DEAD_LETTERS_KEEP_S say which are kept"
+            typer.echo(f"tollbook: {_number(dropped)} {were} dropped, the oldest first: {limits}", err=True)
         if as_json:
             typer.echo(json.dumps([_document(letter) for letter in shown]))
             return 0

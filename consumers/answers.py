@@ -4,13 +4,19 @@ Invariant (G4): the first answer under a task's id stands, to the letter.
 """
 
 from collections.abc import Callable
+from typing import Final
 
 from tollbook.consumers.dead_letters import DeadLetters
 from tollbook.consumers.messages import Delivery, salvage
 from tollbook.ledger.errors import IdempotencyConflict
 from tollbook.ledger.results import Results
+from tollbook.schemas.identifiers import task_id_from_entry
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tollbook.schemas.tasks import Task, TaskType
+
+# How long the result of a malformed message without an id of its own is kept. A flood of such messages, whose publisher
+# looks for no result, must not fill the memory for a week.
+_UNNAMED_TTL_S: Final = 3_600
 
 
 class Answers:
@@ -56,7 +62,8 @@ class Answers:
             user_id=known.user_id,
             finished_at_ms=self._now_ms(),
         )
-        if not await self._results.put(result):  # G4
+        is_named = known.task_id != task_id_from_entry(delivery.stream, delivery.entry_id)
+        if not await self._results.put(result, max_ttl_s=None if is_named else _UNNAMED_TTL_S):  # G4
             # A redelivery repeats the first answer; a well-formed task that was published under this id keeps its own.
             stored = await self._results.get_of(known.task_id, known.user_id) or result
             result = stored if stored.status is TaskStatus.INVALID and stored.error == problem else result

@@ -8,10 +8,12 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from redis.exceptions import ResponseError
+
 from tollbook.consumers.messages import Delivery, fields_as_json, fields_from_json, read_task
 from tollbook.consumers.throttled_warning import FloodWarning
 from tollbook.ledger.clock import now_ms as clock_ms
-from tollbook.ledger.gate.functions import function
+from tollbook.ledger.gate.functions import function, library_code
 from tollbook.ledger.keys import dead_letters, dropped_dead_letters
 from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.server.pipeline import CommandPipeline
@@ -128,10 +130,18 @@ class DeadLetters:
             self._dropped, self._told_dropped_ms = 0, now_ms
 
     async def _append(self, *fields: str | int) -> str:
-        letter_id, dropped = await self._pipeline.execute(
+        command = (
             "FCALL", function("dead_letter"), 2, self.key, self._dropped_key,
             self._limits.max_letters, round(1000 * self._limits.keep_s), *fields,
         )  # fmt: skip
+        try:
+            letter_id, dropped = await self._pipeline.execute(*command)
+        except ResponseError as exc:
+            if "Function not found" not in str(exc):
+                raise
+            # The server was emptied or replaced. Where all tasks are malformed, no call would load the library.
+            await self._pipeline.execute("FUNCTION", "LOAD", "REPLACE", library_code())
+            letter_id, dropped = await self._pipeline.execute(*command)
         self._dropped += dropped
         self.flush()
         return letter_id.decode()

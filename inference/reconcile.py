@@ -39,16 +39,21 @@ WITH uncertain AS (
     WHERE seq <= booked_seq GROUP BY ALL
 ), standing AS (
     SELECT call_id, hold, sum(amount_usd) AS cost_usd, sum(assumed_usd) AS cost_assumed_usd FROM moves GROUP BY ALL
+), released AS (
+    SELECT call_id, hold, attempt FROM events WHERE type = 'cost-adjusted' AND basis = 'released'
 ), reconciled AS (
     SELECT call_id, hold FROM moves WHERE seq > booked_seq AND reason = '{_WHOLLY}'
 )
-SELECT e.call_id, e.hold, e.user_id, e.attempt, e.charge_usd, e.basis, e.generation_id,
+SELECT e.call_id, e.hold, e.user_id, e.attempt, e.basis, e.generation_id,
+    -- What was given back by hand is not booked any more.
+    CASE WHEN r.attempt IS NULL THEN e.charge_usd ELSE 0 END AS charge_usd,
     s.booked_usd, s.assumed_usd, n.cost_usd, n.cost_assumed_usd
 FROM events e
 SEMI JOIN uncertain USING (call_id, hold)
 JOIN settled s USING (call_id, hold)
 JOIN standing n USING (call_id, hold)
 ANTI JOIN reconciled USING (call_id, hold)
+LEFT JOIN released r ON r.call_id = e.call_id AND r.hold = e.hold AND r.attempt = e.attempt
 WHERE e.type = 'model-called'
 ORDER BY e.call_id, e.hold, e.attempt
 """  # noqa: S608 - the text has no input.

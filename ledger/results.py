@@ -47,16 +47,17 @@ class Results:
         """
         return await self._is_own(task_id, user_id, "SET", self._partition(user_id), "NX", "GET", "EX", self._id_ttl_s)
 
-    async def put(self, result: InferenceResult, *, replaces: bool = False) -> bool:
+    async def put(self, result: InferenceResult, *, replaces: bool = False, max_ttl_s: int | None = None) -> bool:
         """Store a result that no settlement stores; return False if the task has one already.
 
-        With `replaces`, an existing result is replaced.
+        With `replaces`, an existing result is replaced. With `max_ttl_s`, it is kept for so many seconds at most.
         """
         if not await self._is_own(result.task_id, result.user_id, "GET"):
             return False
         key = self._key(result.task_id, result.user_id)
         condition = () if replaces else ("NX",)
-        stored = await self._pipeline.execute("SET", key, result.model_dump_json(), *condition, "EX", self._ttl_s)
+        ttl_s = self._ttl_s if max_ttl_s is None else min(max_ttl_s, self._ttl_s)
+        stored = await self._pipeline.execute("SET", key, result.model_dump_json(), *condition, "EX", ttl_s)
         if stored is None:
             return False
         await self._pipeline.execute("PUBLISH", key, result.task_id)

@@ -23,8 +23,10 @@ from tollbook.ledger.gate.requests import (
     ChargeRequest,
     Position,
     RecordRequest,
+    ReleaseRequest,
     ReserveRequest,
     SettleRequest,
+    WithdrawRequest,
 )
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.pipeline import Argument, CommandPipeline
@@ -176,6 +178,36 @@ class GateBench:
             events=tuple(AttemptEvent(kind, 1, "{}") for kind in told),
         )  # fmt: skip
         return self.gate.adjust(request, baselines)
+
+    def release(
+        self,
+        call: str = "a",
+        amount: int = 1,
+        *,
+        stands: tuple[int, int] = (3, 1),
+        attempt: int = 1,
+        budgets: Sequence[str] = ("user:u:2026-11",),
+        baselines: Sequence[Baseline] = (),
+    ) -> Awaitable[Any]:
+        request = ReleaseRequest(
+            call_id=call, user_id="u", hold=1, hold_cost_nanousd=stands[0], hold_assumed_nanousd=stands[1],
+            attempt=attempt, amount_nanousd=amount, payload='{"author":"ops"}', budgets=tuple(budgets),
+        )  # fmt: skip
+        return self.gate.release(request, baselines)
+
+    def withdraw(
+        self,
+        command: str = "k",
+        amount: int = 0,
+        *,
+        kind: Literal["credit-revoked", "plan-cleared"] = "credit-revoked",
+        content: str = "content",
+    ) -> Awaitable[Any]:
+        request = WithdrawRequest(
+            command_id=command, user_id="u", period=PERIOD, content_hash=content, type=kind, amount_nanousd=amount,
+            payload='{"author":"ops"}', budget=f"user:u:{PERIOD}",
+        )  # fmt: skip
+        return self.gate.withdraw(request)
 
     def charge(
         self,

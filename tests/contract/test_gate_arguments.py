@@ -19,9 +19,11 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "record": {"call": "open", "extension": 1, "further": [DAY]},
     "settle": {"call": "open", "told": ("model-called",), "budgets": (OWN, DAY[0])},
     "adjust": {"call": "closed", "cost": 2, "told": ("model-called",), "result": "{}"},
+    "release": {"call": "closed"},
     "charge": {"call": "new", "budgets": (OWN, DAY[0])},
     "assign": {"command": "new"},
     "credit": {"command": "new", "kind": "credit-granted"},
+    "withdraw": {"command": "new"},
     "balance": {},
 }
 
@@ -41,6 +43,8 @@ AMOUNTS: list[tuple[str, str, Place]] = [
     ("charge", "assumed", 7),
     ("assign", "cap", 8),
     ("credit", "credit", 8),
+    ("release", "amount", 6),
+    ("withdraw", "credit", 7),
 ]
 INTEGERS: list[tuple[str, str, Place]] = [
     ("reserve", "lease", (3, 6)),
@@ -55,6 +59,7 @@ INTEGERS: list[tuple[str, str, Place]] = [
     ("adjust", "attempt", 6),
     ("adjust", "number of events", 10),
     ("adjust", "attempt of an event", 13),
+    ("release", "attempt", 5),
 ]
 SECONDS: list[tuple[str, str, Place]] = [
     ("reserve", "call ttl", (3, 10)),
@@ -64,6 +69,8 @@ SECONDS: list[tuple[str, str, Place]] = [
     ("adjust", "call ttl", 11),
     ("charge", "call ttl", 8),
     ("assign", "command ttl", 9),
+    ("release", "call ttl", 7),
+    ("withdraw", "command ttl", 8),
 ]
 EVENT_KINDS = [("record", 9), ("settle", 6), ("adjust", 12)]
 NOT_INTEGERS = ("", "x", "1.5", "nan", "inf", "-inf", str(2**53))
@@ -78,7 +85,7 @@ async def bench(every_redis_client: Redis) -> AsyncIterator[GateBench]:
     async with open_bench(every_redis_client) as bench:
         await bench.reserve("open", 4, further=[DAY])
         await bench.reserve("closed", 4)
-        await bench.settle("closed", 3, final=False)
+        await bench.settle("closed", 3, assumed=1, final=False)
         yield bench
 
 

@@ -1,5 +1,6 @@
 """Plans, credits and corrections by people: in force at once, done once, signed on the ledger."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from decimal import Decimal
 from pathlib import Path
@@ -9,10 +10,13 @@ from redis.asyncio import Redis
 
 from tests.calling import PROMPT, Calling, open_calling
 from tollbook import CostTracker, InferenceClient
+from tollbook.audit.accounts import read_grants, read_plans
+from tollbook.audit.reader import AuditReader
 from tollbook.inference.administration import Administration, NothingToCorrect, Signature
 from tollbook.inference.errors import AppError
-from tollbook.ledger.errors import CallUnknown, IdempotencyConflict
-from tollbook.schemas.events import CostAdjusted, CreditGranted, PlanAssigned
+from tollbook.ledger.archive.history import LedgerSource
+from tollbook.ledger.errors import CallUnknown, CreditTooLow, IdempotencyConflict, NoPlanAssigned
+from tollbook.schemas.events import CostAdjusted, CreditGranted, CreditRevoked, PlanAssigned
 from tollbook.schemas.plans import Plan
 from tollbook.schemas.results import ErrorCode
 
@@ -115,3 +119,103 @@ async def test_what_cannot_be_corrected_says_why(calling: Calling, administratio
         )
     with pytest.raises(NothingToCorrect):
         await administration.adjust_cost("refused", 1, SIGNED)
+
+
+async def test_credit_is_taken_back_once_a_key_and_never_below_none(
+    calling: Calling, administration: Administration
+) -> None:
+    await administration.grant_credit("u1", 5 * DOLLAR, SIGNED)
+    assert await administration.revoke_credit("u1", 2 * DOLLAR, SIGNED)
+    assert not await administration.revoke_credit("u1", 2 * DOLLAR, SIGNED)
+    assert await cap_of(calling, "u1") == 5 + 3
+    with pytest.raises(CreditTooLow, match=r"^u1 has \$3\.00 of credit in 20..-.., not more$"):
+        await administration.revoke_credit("u1", 3 * DOLLAR + 1, Signature("ann", "again"))
+    await administration.revoke_credit("u1", 3 * DOLLAR, Signature("ann", "again"))
+    assert await cap_of(calling, "u1") == 5
+    revoked = [event for event in await calling.events() if isinstance(event.payload, CreditRevoked)]
+    assert [event.amount for event in revoked] == [-2 * DOLLAR, -3 * DOLLAR]
+    assert revoked[0].payload == CreditRevoked(author="ann", reason="invoice 1043")
+
+
+async def test_a_grant_is_taken_back_once_whoever_does_it(calling: Calling, administration: Administration) -> None:
+    await administration.grant_credit("u1", 2 * DOLLAR, SIGNED)
+    await administration.grant_credit("u1", 2 * DOLLAR, Signature("ann", "more"))
+    grant = (await calling.events())[0].id
+    done = await asyncio.gather(
+        *(
+            administration.revoke_credit("u1", 2 * DOLLAR, Signature(who, "twice"), grant=grant)
+            for who in ("ann", "bob")
+        )
+    )
+    assert sorted(done) == [False, True]
+    assert await cap_of(calling, "u1") == 5 + 2
+
+
+async def test_a_revoke_below_what_is_spent_refuses_the_next_call_and_changes_no_spend(
+    calling: Calling, administration: Administration
+) -> None:
+    """G1 is about holds: none is made over the cap, and what was spent under the old one stays."""
+    await calling.set_cap(1)
+    await administration.grant_credit("u1", DOLLAR, SIGNED)
+    client = InferenceClient("generate_draft", calling.runtime)
+    await client.call(PROMPT, user_id="u1", plan="trial")
+    spent = await calling.spent()
+    await administration.revoke_credit("u1", DOLLAR, SIGNED)
+    with pytest.raises(AppError) as refused:
+        await client.call(PROMPT, user_id="u1", plan="trial")
+    assert refused.value.code is ErrorCode.PLAN_LIMIT_REACHED
+    assert await calling.spent() == spent > 1
+    await calling.check_guarantees()
+
+
+async def test_a_cleared_plan_gives_way_to_the_one_a_task_names(
+    calling: Calling, administration: Administration
+) -> None:
+    with pytest.raises(NoPlanAssigned, match=r"^no plan is set for u1"):
+        await administration.clear_plan("u1", Signature("ann", "ended"))
+    await administration.set_plan("u1", Plan.GROWTH, SIGNED, cap_nanousd=500 * DOLLAR)
+    assert await administration.clear_plan("u1", SIGNED)
+    assert not await administration.clear_plan("u1", SIGNED)
+    assert await cap_of(calling, "u1", "starter") == 15
+    await administration.set_plan("u1", Plan.TRIAL, Signature("ann", "again"))
+    assert await cap_of(calling, "u1", "starter") == 5
+    account = await administration.account("u1")
+    assert (account.plan, account.cap_nanousd) == ("trial", 5 * DOLLAR)
+
+
+def reader_of(calling: Calling) -> AuditReader:
+    handle = calling.runtime.handle
+    return AuditReader(LedgerSource(handle.ledger_id, handle.keys, None, handle.redis))
+
+
+async def test_what_is_left_of_each_grant_is_told(calling: Calling, administration: Administration) -> None:
+    for number, dollars in enumerate((1, 2, 4)):
+        await administration.grant_credit("u1", dollars * DOLLAR, Signature("ann", f"grant {number}"))
+    await administration.grant_credit("u2", DOLLAR, Signature("ann", "other"))
+    reader = reader_of(calling)
+    grants = await read_grants(reader, user_id="u1")
+    await administration.revoke_credit("u1", DOLLAR, Signature("ann", "named"), grant=grants[0].event.id)
+    # Without a name, the newest gives first.
+    await administration.revoke_credit("u1", 5 * DOLLAR, Signature("ann", "any"))
+    grants = await read_grants(reader, user_id="u1")
+    assert [grant.left_nanousd for grant in grants] == [0, DOLLAR, 0]
+    assert len(await read_grants(reader)) == 4
+    assert await read_grants(reader, period="2020-01") == []
+    reader.close()
+    assert await cap_of(calling, "u1") == 5 + 1
+
+
+async def test_the_plans_in_force_are_listed_by_user(calling: Calling, administration: Administration) -> None:
+    await administration.set_plan("u2", Plan.GROWTH, Signature("ann", "one"))
+    await administration.set_plan("u1", Plan.GROWTH, Signature("ann", "two"))
+    await administration.set_plan("u1", Plan.STARTER, Signature("ann", "three"))
+    await administration.set_plan("u3", Plan.STARTER, Signature("ann", "four"))
+    await administration.clear_plan("u3", Signature("ann", "five"))
+    reader = reader_of(calling)
+    plans = await read_plans(reader)
+    assert [(event.user_id, event.payload) for event in plans] == [
+        ("u1", PlanAssigned(plan="starter", cap_nanousd=15 * DOLLAR, author="ann", reason="three")),
+        ("u2", PlanAssigned(plan="growth", cap_nanousd=40 * DOLLAR, author="ann", reason="one")),
+    ]
+    assert await read_plans(reader, user_id="u3") == []
+    reader.close()

@@ -340,6 +340,12 @@ async def test_doctor_tells_of_a_fallback_that_is_the_routes_own_model(tmp_path:
 REFUSED: Final[dict[str, str]] = {
     "credit grant u1 -2.50 --reason r": "a credit must be greater than zero, got -2.50",
     "credit grant u1 0 --reason r": "a credit must be greater than zero, got 0",
+    "credit grant u1 --reason r -- -2.50": "a credit must be greater than zero, got -2.50",
+    "credit grant u1 -$3 --reason r": "a credit must be greater than zero, got -$3",
+    "credit revoke u1 -2.50 --reason r": "what is taken back is given as an amount above zero, got -2.50",
+    "credit revoke u1 --reason r": "give an amount, or --grant with the id of a grant",
+    "credit revoke u1 1 --grant 1-1 --reason r": "give an amount, or --grant with the id of a grant",
+    "cost adjust t1 --reason r -- -0.5": "dollars must be from 0 to 1,000,000, not '-0.5'",
     "cost adjust t1 -1 --reason r": "a cost cannot be negative, got -1",
     "spnd": "did you mean 'spend'?",
     "dead-letters lst": "did you mean 'list'?",
@@ -371,7 +377,9 @@ async def test_replay_compares_again_and_again_and_leaves_no_file(tmp_path: Path
             assert compared.code == 0, compared
             assert "equal to the projection in use" in compared.stdout
         assert [path.name for path in directory.iterdir()] == ["data"]
-        cap = await run_cli("plan", "set", "u1", "growth", "--cap", "500", "--reason", "r", cwd=directory, env=env)
+        cap = await run_cli(
+            "plan", "set", "u1", "growth", "--cap", "500", "--reason", "r", "--yes", cwd=directory, env=env
+        )
         assert cap.stdout == "u1 is on plan growth, with a cap of $500.00 a billing period\n"
         unknown = await run_cli("cost", "adjust", "nope", "1", "--reason", "r", cwd=directory, env=env)
         assert unknown.code == 1

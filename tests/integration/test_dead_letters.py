@@ -182,6 +182,14 @@ async def test_the_newest_letters_are_kept_and_the_others_counted(few: DeadLette
     assert await few.dropped() == 7
 
 
+async def test_a_server_that_has_lost_its_functions_gets_them_again(
+    few: DeadLetters, every_redis_client: Redis
+) -> None:
+    await every_redis_client.function_flush()
+    await put(few, TASK)
+    assert await few.count() == 1
+
+
 async def test_old_letters_go_even_when_no_new_one_comes(few: DeadLetters, every_redis_client: Redis) -> None:
     await every_redis_client.xadd(few.key, {"stream": "x"}, id="1000000000000-0")
     await put(few, TASK)
@@ -218,6 +226,9 @@ async def test_a_flood_of_malformed_tasks_takes_little_memory_and_few_lines_and_
             entries: Any = await redis_client.xrange(STREAM)
             refused = [entry_id.decode() for entry_id, fields in entries if b"colour" in fields]
             assert set(kept) <= set(refused[-most - 200 :])  # As they were refused, some at once.
+            # A result without a name is nobody's for a week.
+            assert 0 < await redis_client.ttl(running.keys.result(f"{STREAM}-{refused[0]}")) <= 3_600
+            assert await redis_client.ttl(running.keys.result("g0")) > 86_400
             size = await redis_client.memory_usage("tollbook:dead-letters", samples=0)
             assert size is not None
             assert size < 2_000 * most

@@ -119,6 +119,7 @@ async def test_the_page_tells_what_sql_tells_of_the_same_ledger(
         assert page.get("tollbook_projector_lag_events") == 0
         assert page.get("tollbook_discrepancies") == 0
         assert page.get("tollbook_dead_letters") == 1
+        assert page.get("tollbook_dead_letters_dropped_total") == 0
         assert page.get("tollbook_stream_entries", stream="analysis") == len(TASKS) + 1
         assert page.get("tollbook_stream_pending", stream="analysis") == 0
         assert page.get("tollbook_stream_unread", stream="analysis") == 0

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from tests.recovery.books import check_books, events_of, is_at_rest
 from tests.servers import wait_until
 from tests.system import REPLIES, Finished, RunningSystem, run_cli, running_system, serving
-from tollbook.consumers.dead_letters import DeadLetter, DeadLetters, Reason
+from tollbook.consumers.dead_letters import DeadLetter, DeadLetterLimits, DeadLetters, Reason
 from tollbook.consumers.messages import Delivery
 from tollbook.ledger.keys import GROUP
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
@@ -129,6 +129,17 @@ async def test_a_letter_that_is_not_there_is_said_so_and_nothing_is_done(
     assert refused.code == 2
     assert says in refused.stderr
     assert await letters_of(running).count() == 1
+
+
+async def test_how_many_letters_were_dropped_is_said_beside_the_list(idle: RunningSystem, cli: Cli) -> None:
+    few = DeadLetters(idle.system.handle.pipeline, "tollbook", limits=DeadLetterLimits(2, 3_600.0))
+    for number in range(5):
+        delivery = Delivery(STREAM, f"{number}-1", {b"task": b"score_post"})
+        await few.put(delivery, reason="invalid_task", error="why", task_id=f"t{number}")
+    listed = await cli("dead-letters", "list", "--json")
+    assert [letter["task_id"] for letter in listed.json()] == ["t3", "t4"]
+    assert "3 dead letters were dropped, the oldest first" in listed.stderr
+    assert "TOLLBOOK_DEAD_LETTERS_MAX" in (await cli("dead-letters", "list")).stderr
 
 
 async def test_dead_letters_are_chosen_by_filters_and_changed_only_when_that_is_confirmed(

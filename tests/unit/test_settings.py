@@ -58,6 +58,13 @@ def test_defaults_are_the_documented_ones() -> None:
         Plan.TRIAL: 5 * USD, Plan.STARTER: 15 * USD, Plan.GROWTH: 40 * USD,
     }  # fmt: skip
     assert settings.day_cap_nanousd is None
+    assert (settings.dead_letters_max, settings.dead_letters_keep_s) == (10_000, 30 * 86_400)
+    assert (settings.task_keep_s, settings.reply_stream_max, settings.confirm_usd) == (86_400, 100_000, 100)
+
+
+def test_finished_tasks_stay_if_that_is_wished(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch, TOLLBOOK_TASK_KEEP_S="off").task_keep_s is None
+    assert load(monkeypatch, TOLLBOOK_TASK_KEEP_S="7200").task_keep_s == 7_200
 
 
 def test_environment_wins_over_the_file_and_both_over_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -179,6 +186,9 @@ def test_caller_wins_over_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ),
         ("TOLLBOOK_METRICS_PORT", "70000", "must be a port from 1 to 65535, 0 for a free one, or 'off', not"),
         ("TOLLBOOK_METRICS_PORT", "none", "must be a port from 1 to 65535, 0 for a free one, or 'off', not"),
+        ("TOLLBOOK_TASK_KEEP_S", "never", "must be a number of seconds from 0 to 316224000, or off, not 'never'"),
+        ("TOLLBOOK_TASK_KEEP_S", "nan", "must be a number of seconds from 0 to 316224000, or off, not 'nan'"),
+        ("TOLLBOOK_DEAD_LETTERS_MAX", "0", "TOLLBOOK_DEAD_LETTERS_MAX: must be"),
         ("TOLLBOOK_TRACES", "yes", "TOLLBOOK_TRACES: must be one of 'off', 'otlp', 'console', not 'yes'"),
         ("REDIS_URL", "http://x", "REDIS_URL: must begin with redis://"),
         ("OPENROUTER_BASE_URL", "openrouter.ai", "OPENROUTER_BASE_URL: must be an http or https address"),
