@@ -201,7 +201,7 @@ async def test_an_answer_becomes_the_result_although_its_cost_was_booked_before(
             payload="{}",
             budgets=request.budgets,
             result="{}",
-        )  # fmt: skip
+        )
     )
 
     assert corrected == Adjusted(0, is_call_over=True)
