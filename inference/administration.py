@@ -4,6 +4,7 @@ Every command is idempotent by its key (a correction by the cost that it states)
 all amounts are, in force in the gate from the step that appends it, and visible in statements.
 """
 
+import asyncio
 import hashlib
 import time
 import uuid
@@ -16,18 +17,20 @@ from redis.exceptions import RedisError
 from tollbook.inference.address import find_redis_url
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.clock import now_ms as clock_ms
-from tollbook.ledger.errors import CallUnknown, IdempotencyConflict, LedgerError, LedgerUnavailable
+from tollbook.ledger.errors import CallsStopped, CallUnknown, IdempotencyConflict, LedgerError, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
 from tollbook.ledger.gate.call_record import CallRecord
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import AdjustRequest, AssignRequest
+from tollbook.ledger.gate.stops import read_stop
+from tollbook.ledger.gate.unbooked import FOLDER as UNBOOKED_FOLDER
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.connection import connect, hide_password
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.refusals import reason_of
 from tollbook.schemas.events import CostAdjusted, CreditGranted, PlanAssigned, payload_json
-from tollbook.schemas.identifiers import budget_name, month_at, usage_call_id
+from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId, budget_name, month_at, usage_call_id
 from tollbook.schemas.plans import Plan
 
 
@@ -176,9 +179,9 @@ class Administration:
 
 @asynccontextmanager
 async def connect_administration(settings: Settings | None = None) -> AsyncGenerator[Administration]:
-    """Connect to a running system's ledger; it needs no provider, and DuckDB only where the gate asks for it.
+    """Connect to a system's ledger; it needs no provider, and the projector only where the gate asks for a baseline.
 
-    Errors: SettingsError; LedgerUnavailable, also where there is no ledger yet.
+    Errors: SettingsError; LedgerUnavailable, also where there is no ledger yet; CallsStopped.
     """
     settings = settings or load_settings()
     async with AsyncExitStack() as stack:
@@ -199,6 +202,7 @@ async def connect_administration(settings: Settings | None = None) -> AsyncGener
                 f"there is no ledger {settings.namespace!r} in this Redis yet: `tollbook up` or `tollbook projector` "
                 "makes it"
             )
+        seen = await asyncio.to_thread(_seen_on_disk, settings, ledger_id.decode())
         gates = [
             Gate(
                 pipeline,
@@ -206,9 +210,14 @@ async def connect_administration(settings: Settings | None = None) -> AsyncGener
                 ledger_id.decode(),
                 idempotency_ttl_s=settings.idempotency_ttl_s,
                 result_ttl_s=settings.result_ttl_s,
+                seen=seen.get(number, ZERO_ENTRY),
+                unbooked_folder=settings.data_dir / UNBOOKED_FOLDER,
             )
             for number in range(int(partitions))
         ]
+        reason = await read_stop(pipeline, [gate.keys for gate in gates])
+        if reason is not None:
+            raise CallsStopped(reason)  # Nothing may be appended to a ledger that went back in time.
 
         async def read(names: Sequence[str], /) -> BaselinePage:
             # DuckDB is loaded here: the gate asks for a baseline only where its tail does not reach back.
@@ -218,3 +227,12 @@ async def connect_administration(settings: Settings | None = None) -> AsyncGener
 
         baselines = [Baselines(read, number, monotonic=time.monotonic, max_age_s=0.0) for number in range(len(gates))]
         yield Administration(Ledger(redis, gates, baselines), {plan: settings.plan_cap_nanousd(plan) for plan in Plan})
+
+
+def _seen_on_disk(settings: Settings, ledger_id: str) -> Mapping[int, EntryId]:
+    """Return the newest events that are known here, so that a ledger that went back is refused."""
+    if not settings.projection_path.exists():
+        return {}
+    from tollbook.ledger.projection.database import stored_heads
+
+    return stored_heads(settings.projection_path, ledger_id)
