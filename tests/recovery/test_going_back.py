@@ -116,8 +116,9 @@ async def test_an_answer_whose_worker_is_killed_meanwhile_is_booked_at_its_cost_
         await wait_until(lambda: "settlement.kept" in worker.stderr, 30, what="the note of the cost")
         notes = apart.settings.data_dir / "unbooked"
         await wait_until(lambda: len(list(notes.glob("*.json"))) == 1, 30, what="the note's file")
-        assert await redis_client.hlen(apart.running.keys.unbooked) == 1
+        await wait_until(lambda: redis_client.exists(apart.running.keys.unbooked), 30, what="the note in Redis")
         await kill(worker)
+        await kill(apart.projector)
 
         await put_back(redis_client, newer)
         await apart.restart_projector()
