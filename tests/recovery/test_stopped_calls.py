@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -243,6 +244,23 @@ async def test_a_projector_that_slept_through_its_lease_says_nothing_of_calls(
         assert "works on this ledger" in apart.projector.stderr or "has taken over" in apart.projector.stderr
         assert await stop_of(apart) is None
         assert other.process.returncode is None
+
+
+async def test_a_projector_is_listened_to_although_the_clock_of_redis_was_put_back(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    async with running_apart(tmp_path / "data", server_url) as apart:
+        await finish(apart, "before")
+        await apart.projector.end()
+        meta, an_hour_ahead = apart.running.system.handle.keys[0].meta, (time.time_ns() // 1000) + 3_600_000_000
+        await redis_client.hset(meta, mapping={"projector": "earlier", "projector_epoch": str(an_hour_ahead)})
+        await redis_client.hset(meta, mapping={"stopped": "by then", "stopped_seen": "0-0", "stopped_at": ""})
+
+        await apart.restart_projector()
+        await wait_for_resume(apart)
+
+        assert int(await redis_client.hget(meta, "projector_epoch") or 0) == an_hour_ahead + 1
+        await finish(apart, "after")
 
 
 async def test_a_mark_is_kept_until_what_was_there_at_the_check_is_folded(
