@@ -21,6 +21,7 @@ from tollbook.consumers.throttled_warning import ThrottledWarning
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.runtime import InferenceRuntime, LedgerHandle, build_ledger, now_ms, open_ledger, open_runtime
 from tollbook.inference.settings import Settings
+from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.ledger import Patience
 from tollbook.ledger.private_files import make_private_folder
@@ -204,7 +205,10 @@ async def _open_projection(
     """Open ledger and projection, and announce them to the other commands on this machine."""
     expected_id, may_create = None, True
     try:
-        expected_id = await asyncio.to_thread(stored_ledger_id, duckdb_path(settings))
+        # What is on disk says which ledger belongs here: an emptied Redis must not get a new one beside it.
+        expected_id = await asyncio.to_thread(
+            lambda: stored_ledger_id(duckdb_path(settings)) or Archive(settings.archive_path).ledger_id()
+        )
     except StoreLocked:
         if not is_standby:
             raise

@@ -9,7 +9,7 @@ projection and stops calls wherever workers run, until a projector has found the
 import asyncio
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,6 +37,7 @@ from tollbook.ledger.projection.lease import Lease, ProjectorRunning
 from tollbook.ledger.projection.projector import Projector, ProjectorSettings
 from tollbook.ledger.projection.quack import QuackServer, QuackUnavailable
 from tollbook.ledger.projection.store import Store
+from tollbook.schemas.identifiers import EntryId
 
 _WATCH_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 0.5
@@ -265,11 +266,16 @@ class ProjectionService:
             store = await asyncio.to_thread(opening, self._path, handle.ledger_id, len(handle.keys))
             parts.push_async_callback(asyncio.to_thread, store.close)
             gates = build_gates(handle, settings)
+
+            def trim(partition: int, watermark: EntryId, budgets: Sequence[str]) -> Awaitable[object]:
+                gates[partition].see(watermark)  # It was folded, so it must be there (G8).
+                return gates[partition].trim(watermark, budgets)
+
             projector = Projector(
                 store,
                 handle.redis,
                 handle.keys,
-                trim=lambda partition, watermark, budgets: gates[partition].trim(watermark, budgets),
+                trim=trim,
                 settings=ProjectorSettings(tail_keep_ms=round(1000 * settings.tail_keep_s)),
             )
             try:
@@ -293,17 +299,28 @@ class ProjectionService:
         # Only one process can open the file, so the lease of a projector that died here need not be waited for.
         await self._lease.take(is_alone=True)
         await projector.check()
-        for switch in self._switches():
-            await switch.claim()
+        await self._say(lambda switch: switch.claim())
 
-    def _switches(self) -> list[CallSwitch]:
+    async def _say(self, say: Callable[[CallSwitch], Awaitable[object]], *, is_alone: bool = False) -> None:
+        """Say something of calls in every partition, as the owner of the lease; `is_alone` as in `Lease.take`.
+
+        Errors: ProjectorRunning and ProjectorFenced where another has the lease; as `CallSwitch`.
+        """
         handle, lease = self._handle, self._lease
-        return [
-            CallSwitch(
-                handle.pipeline, keys, handle.ledger_id, projector=lease.owner, epoch=lease.epoch, place=lease.place
-            )
-            for keys in handle.keys
-        ]
+        await lease.take(is_alone=is_alone)
+        for keys in handle.keys:
+
+            def switch(keys: Keys = keys) -> CallSwitch:
+                return CallSwitch(
+                    handle.pipeline, keys, handle.ledger_id, projector=lease.owner, epoch=lease.epoch, place=lease.place
+                )
+
+            try:
+                await say(switch())
+            except ProjectorFenced as exc:
+                # Another has the lease now, and that is said here; or the clock of Redis was put back since the last.
+                await lease.take(is_alone=is_alone, min_epoch=exc.epoch + 1)
+                await say(switch())
 
     async def _stop_calls(self, problem: Exception, store: Store | None, *, is_alone: bool = False) -> None:
         """Let no call begin anywhere while nothing is folded for this reason, if a person must look at it (G8).
@@ -316,11 +333,11 @@ class ProjectionService:
         positions = await asyncio.to_thread(_positions, store)
         for _ in range(_STOP_TRIES):
             try:
-                await self._lease.take(is_alone=is_alone)
                 await load_library(self._handle.redis)  # Redis may have been put back without it.
-                for switch in self._switches():
-                    folded = positions.get(switch.keys.partition, Position())
-                    await switch.stop(reason, folded.entry)  # G8
+                await self._say(
+                    lambda switch: switch.stop(reason, positions.get(switch.keys.partition, Position()).entry),  # G8
+                    is_alone=is_alone,
+                )
             except LedgerUnavailable as exc:
                 _log.warning("calls.not_stopped", problem=str(exc))
                 await asyncio.sleep(_STOP_PAUSE_S)
@@ -335,14 +352,14 @@ class ProjectionService:
     async def _resume_calls(self) -> None:
         """Let calls begin again that were stopped, once all is folded that was there when this was looked at.
 
-        Errors: ProjectorFenced.
+        Errors: ProjectorRunning; ProjectorFenced.
         """
         problem = ""
         while True:
             try:
                 await self._resume_stopped()
                 problem = ""
-            except ProjectorFenced:
+            except (ProjectorRunning, ProjectorFenced):
                 raise
             except (LedgerError, RedisError) as exc:
                 # What is wrong with the fold ends the fold. Until that is mended, calls stay stopped.
@@ -354,13 +371,12 @@ class ProjectionService:
         reason = await read_stop(self._handle.pipeline, self._handle.keys)
         if reason is None:
             return
-        projector, switches = self.projector, self._switches()
+        projector = self.projector
+        await self._say(lambda switch: switch.claim())
         heads = await projector.heads()
-        for switch in switches:
-            await switch.claim()
-            await projector.wait_for(switch.keys.partition, heads[switch.keys.partition])
-        for switch in switches:
-            await switch.resume(heads[switch.keys.partition])  # G8
+        for partition, head in heads.items():
+            await projector.wait_for(partition, head)
+        await self._say(lambda switch: switch.resume(heads[switch.keys.partition]))  # G8
         _log.info("calls.resumed", reason=reason)
 
     async def _reopen(self, pause_s: float) -> None:

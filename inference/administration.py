@@ -4,6 +4,7 @@ Every command is idempotent by its key (a correction by the cost that it states)
 all amounts are, in force in the gate from the step that appends it, and visible in statements.
 """
 
+import asyncio
 import hashlib
 import time
 import uuid
@@ -17,12 +18,14 @@ from tollbook.inference.address import find_redis_url
 from tollbook.inference.releases import AssumedCharge, Releases, release_charges
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.clock import now_ms as clock_ms
-from tollbook.ledger.errors import CallUnknown, IdempotencyConflict, LedgerError, LedgerUnavailable
+from tollbook.ledger.errors import CallsStopped, CallUnknown, IdempotencyConflict, LedgerError, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
 from tollbook.ledger.gate.call_record import CallRecord
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import Account, AdjustRequest, AssignRequest, WithdrawRequest
+from tollbook.ledger.gate.stops import read_stop
+from tollbook.ledger.gate.unbooked import FOLDER as UNBOOKED_FOLDER
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.connection import connect, hide_password
 from tollbook.ledger.server.pipeline import CommandPipeline
@@ -35,7 +38,15 @@ from tollbook.schemas.events import (
     PlanCleared,
     payload_json,
 )
-from tollbook.schemas.identifiers import budget_name, check_id, month_at, normalise_id, usage_call_id
+from tollbook.schemas.identifiers import (
+    ZERO_ENTRY,
+    EntryId,
+    budget_name,
+    check_id,
+    month_at,
+    normalise_id,
+    usage_call_id,
+)
 from tollbook.schemas.plans import Plan
 
 
@@ -278,9 +289,9 @@ def _digest(*words: str) -> str:
 
 @asynccontextmanager
 async def connect_administration(settings: Settings | None = None) -> AsyncGenerator[Administration]:
-    """Connect to a running system's ledger; it needs no provider, and DuckDB only where the gate asks for it.
+    """Connect to a system's ledger; it needs no provider, and the projector only where the gate asks for a baseline.
 
-    Errors: SettingsError; LedgerUnavailable, also where there is no ledger yet.
+    Errors: SettingsError; LedgerUnavailable, also where there is no ledger yet; CallsStopped.
     """
     settings = settings or load_settings()
     async with AsyncExitStack() as stack:
@@ -301,6 +312,7 @@ async def connect_administration(settings: Settings | None = None) -> AsyncGener
                 f"there is no ledger {settings.namespace!r} in this Redis yet: `tollbook up` or `tollbook projector` "
                 "makes it"
             )
+        seen = await asyncio.to_thread(_seen_on_disk, settings, ledger_id.decode())
         gates = [
             Gate(
                 pipeline,
@@ -308,9 +320,14 @@ async def connect_administration(settings: Settings | None = None) -> AsyncGener
                 ledger_id.decode(),
                 idempotency_ttl_s=settings.idempotency_ttl_s,
                 result_ttl_s=settings.result_ttl_s,
+                seen=seen.get(number, ZERO_ENTRY),
+                unbooked_folder=settings.data_dir / UNBOOKED_FOLDER,
             )
             for number in range(int(partitions))
         ]
+        reason = await read_stop(pipeline, [gate.keys for gate in gates])
+        if reason is not None:
+            raise CallsStopped(reason)  # Nothing may be appended to a ledger that went back in time.
 
         async def read(names: Sequence[str], /) -> BaselinePage:
             # DuckDB is loaded here: the gate asks for a baseline only where its tail does not reach back.
@@ -320,3 +337,12 @@ async def connect_administration(settings: Settings | None = None) -> AsyncGener
 
         baselines = [Baselines(read, number, monotonic=time.monotonic, max_age_s=0.0) for number in range(len(gates))]
         yield Administration(Ledger(redis, gates, baselines), {plan: settings.plan_cap_nanousd(plan) for plan in Plan})
+
+
+def _seen_on_disk(settings: Settings, ledger_id: str) -> Mapping[int, EntryId]:
+    """Return the newest events that are known here, so that a ledger that went back is refused."""
+    if not settings.projection_path.exists():
+        return {}
+    from tollbook.ledger.projection.database import stored_heads
+
+    return stored_heads(settings.projection_path, ledger_id)

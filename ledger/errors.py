@@ -82,7 +82,7 @@ class LedgerReplaced(LedgerRefused):
     def __init__(self, *, expected: str, found: str) -> None:
         super().__init__(
             f"Redis holds {'ledger ' + found if found else 'no ledger'}, this process works on {expected}: "
-            "Redis was emptied or replaced. Restore its data and restart, or set the DuckDB file aside "
+            "Redis was emptied or replaced. Restore its data and restart, or set the DuckDB file and the archive aside "
             "and restart to begin a new ledger"
         )
         self.expected = expected

@@ -106,6 +106,12 @@ class Archive:
         found = self.directory.glob("partition-*/*.json")
         return sorted({int(path.parent.name.removeprefix("partition-")) for path in found})
 
+    def ledger_id(self) -> str | None:
+        """Return the ledger that the first segment is of; None where there is none. Errors: ArchiveDamaged."""
+        for path in sorted(self.directory.glob("partition-*/*.json")):
+            return read_manifest(path).ledger_id
+        return None
+
     def segments(self, partition: int) -> list[Segment]:
         """Return a partition's segments in order.
 

@@ -20,11 +20,12 @@ from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 
 
 class ProjectorFenced(LedgerRefused):
-    """A later projector has the lease: what this one says of calls no longer counts."""
+    """A later projector has the lease, of that epoch: what this one says of calls no longer counts."""
 
-    def __init__(self, projector: str) -> None:
+    def __init__(self, projector: str, epoch: int) -> None:
         super().__init__(f"another projector ({projector}) has taken over")
         self.projector = projector
+        self.epoch = epoch
 
 
 async def read_stop(pipeline: CommandPipeline, keys: Sequence[Keys]) -> str | None:
@@ -80,7 +81,7 @@ class CallSwitch:
                 raise FunctionsMissing(str(exc)) from exc
             raise
         if reply[0] == b"FENCED":
-            raise ProjectorFenced(reply[1].decode())
+            raise ProjectorFenced(reply[1].decode(), int(reply[2]))
         if reply[0] != b"OK":
             raise refusal(reply, "", 0)
         return reply[1].decode()

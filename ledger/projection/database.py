@@ -19,6 +19,7 @@ from tollbook.ledger.errors import BaselineUnavailable, LedgerError, LedgerRefus
 from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.private_files import make_private_folder
 from tollbook.ledger.projection.fold import LAYOUT_VERSION, LedgerMismatch, statement
+from tollbook.schemas.identifiers import EntryId
 
 _log = LazyLogger(__name__)
 # A checkpoint rewrites much of the file, so it is made when the projector is idle and not while it catches up.
@@ -131,6 +132,20 @@ def stored_ledger_id(path: Path) -> str | None:
         return None  # Damaged: `Store.open` sets it aside.
     except duckdb.Error:
         return None  # An older layout, or no projection: also set aside.
+
+
+def stored_heads(path: Path, ledger_id: str) -> dict[int, EntryId]:
+    """Return the newest event of a ledger that the projection at `path` has folded, by partition.
+
+    Nothing where it is another ledger's, or cannot be read: a projector that has it open compares by itself.
+    """
+    try:
+        with connect(path, read_only=True) as connection:
+            sql = "SELECT partition, id FROM position WHERE ledger_id = ?"
+            rows = connection.execute(sql, [ledger_id]).fetchall()
+    except duckdb.Error:
+        return {}
+    return {partition: EntryId.parse(entry) for partition, entry in rows}
 
 
 def open_database(

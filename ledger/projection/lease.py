@@ -48,13 +48,15 @@ class Lease:
         self._key = projector_lease(namespace)
         self._script = packaged_text("tollbook.ledger.projection", "lease.lua")
 
-    async def take(self, *, is_alone: bool = False) -> None:
+    async def take(self, *, is_alone: bool = False, min_epoch: int = 0) -> None:
         """Take or renew the lease; `is_alone` if no other projector can be alive at this place.
+
+        `min_epoch` raises the epoch to at least this.
 
         Errors: ProjectorRunning.
         """
         reply: list[bytes] = await self._pipeline.execute(
-            "EVAL", self._script, 1, self._key, self.owner, self.place, _TTL_MS, int(is_alone)
+            "EVAL", self._script, 1, self._key, self.owner, self.place, _TTL_MS, int(is_alone), min_epoch
         )
         if reply[0] == b"HELD":
             raise ProjectorRunning(owner=reply[1].decode(), place=reply[2].decode(), remaining_ms=int(reply[3]))

@@ -1,6 +1,7 @@
 """The mark that stops calls: what it stops and what not, and whose word on it counts (G8)."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, Final
 
 import pytest
@@ -107,6 +108,13 @@ async def test_a_projector_whose_lease_another_has_taken_is_not_listened_to(benc
         await words[word](projector(bench, 1))
 
     assert await bench.everything() == before
+
+
+async def test_two_projectors_of_one_epoch_are_not_both_listened_to(bench: GateBench) -> None:
+    """The clock was put back, and both have asked for the next epoch."""
+    await projector(bench, 2).claim()
+    with pytest.raises(ProjectorFenced):
+        await replace(projector(bench, 2), projector="other").stop(REASON, ZERO_ENTRY)
 
 
 async def test_one_that_has_claimed_fences_those_before_it_although_it_has_nothing_to_say(bench: GateBench) -> None:

@@ -1,14 +1,15 @@
 """Redis goes back in time under a running system: no call is made until its newer data is there again (G1, G4, G8)."""
 
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
 import pytest
 from redis.asyncio import Redis
 
-from tests.recovery.apart import Apart, running_apart
+from tests.recovery.apart import Apart, kill, running_apart
 from tests.servers import wait_until
-from tests.system import REPLIES
+from tests.system import REPLIES, StayingCommand
 from tollbook.inference.client import InferenceClient
 from tollbook.inference.errors import AppError
 from tollbook.ledger.projection.remote import remote_reader
@@ -80,3 +81,57 @@ async def test_a_restored_backup_stops_workers_and_projector_until_the_newer_dat
         await apart.restart_projector()
         await finish(apart, "after")
         await apart.check_projection()
+
+
+async def test_an_answer_whose_worker_is_killed_meanwhile_is_booked_at_its_cost_once_the_newer_data_is_back(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """G3: the restored Redis has neither the hold nor, later, the note; the file of the dead worker has it."""
+    async with running_apart(tmp_path / "data", server_url, workers=0) as apart, AsyncExitStack() as ends:
+        environment = {
+            "REDIS_URL": server_url,
+            "TOLLBOOK_DATA_DIR": str(apart.settings.data_dir),
+            "OPENROUTER_BASE_URL": apart.running.provider.base_url,
+            "TOLLBOOK_DIALECT": "openrouter",
+            "TOLLBOOK_CLAIM_AFTER_S": "1",
+        }
+
+        async def start_worker() -> StayingCommand:
+            worker = await StayingCommand.start("worker", cwd=tmp_path, env=environment)
+            ends.push_async_callback(kill, worker)
+            return worker
+
+        worker = await start_worker()
+        await finish(apart, "before")
+        older = await take_backup(redis_client)
+        await apart.running.provider.shut()
+        arrived = apart.running.provider.arrived.total()
+        await apart.running.publish(
+            STREAM, [{"task": "score_post", "task_id": "paid", "user_id": "u1", "prompt": "a post"}]
+        )
+        await wait_until(lambda: apart.running.provider.arrived.total() > arrived, what="the request")
+        newer = {key: value for key, value in (await take_backup(redis_client)).items() if key[:9] != b"tollbook:"}
+        await put_back(redis_client, older)
+        await apart.running.provider.open()
+        await wait_until(lambda: "settlement.kept" in worker.stderr, 30, what="the note of the cost")
+        notes = apart.settings.data_dir / "unbooked"
+        await wait_until(lambda: len(list(notes.glob("*.json"))) == 1, 30, what="the note's file")
+        await wait_until(lambda: redis_client.exists(apart.running.keys.unbooked), 30, what="the note in Redis")
+        await kill(worker)
+        await kill(apart.projector)
+
+        await put_back(redis_client, newer)
+        await apart.restart_projector()
+        await start_worker()
+        gate = apart.running.system.runtime.ledger.gates[0]
+
+        async def is_booked() -> bool:
+            record = await gate.call_record("paid")
+            return record is not None and record.state == "settled" and not list(notes.glob("*.json"))
+
+        await wait_until(is_booked, 60, what="the booking")
+        record = await gate.call_record("paid")
+        assert record is not None
+        first, second = (record.settled[number] for number in (1, 2))
+        assert first == second, "each of the two requests at its cost, and nothing assumed"
+        assert (first.cost_nanousd > 0, first.assumed_nanousd) == (True, 0)

@@ -1,6 +1,8 @@
 """A projector that stopped for cause stops calls wherever workers run, until one has found the stores in order (G8)."""
 
+import json
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -14,12 +16,16 @@ from tests.recovery.test_going_back import Backup, finish, put_back, refusal_of_
 from tests.servers import wait_until
 from tests.system import StayingCommand, run_cli
 from tollbook.inference.client import InferenceClient
+from tollbook.inference.cost_tracker import CostTracker
 from tollbook.inference.errors import AppError
 from tollbook.inference.runtime import InferenceRuntime, open_ledger, open_runtime
 from tollbook.ledger.errors import CallsStopped
 from tollbook.ledger.gate.stops import read_stop
 from tollbook.ledger.keys import projector_lease
 from tollbook.ledger.projection.remote import remote_reader
+from tollbook.observability.health import Readiness
+from tollbook.observability.metrics import MetricsPage
+from tollbook.observability.process_state import ProcessState
 from tollbook.schemas.results import TaskStatus
 
 LEASE: Final = projector_lease("tollbook")
@@ -126,6 +132,38 @@ async def test_an_event_that_cannot_be_read_stops_calls_until_it_can_and_all_is_
         await finish(apart, "after")
 
 
+async def test_every_view_tells_that_calls_are_stopped_and_why(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    async with running_apart(tmp_path / "data", server_url) as apart:
+        await go_back(apart, redis_client)
+        await wait_for_end(apart.projector)
+        here = {"REDIS_URL": server_url, "TOLLBOOK_DATA_DIR": str(apart.settings.data_dir)}
+
+        shown = json.loads((await run_cli("top", "--json", cwd=tmp_path, env=here)).stdout)
+        assert WENT_BACK in shown["redis"]["stopped"]
+        told = [problem["text"] for problem in shown["problems"] if problem["level"] == "person"]
+        assert any(text.startswith("calls are stopped: ") and WENT_BACK in text for text in told)
+        assert not any("no projector runs" in text for text in told)
+
+        async with new_process(apart, tmp_path / "elsewhere") as runtime:
+            state = ProcessState("worker", apart.settings)
+            with state.open(runtime.handle, runtime.ledger, runtime.prices):
+                readiness = Readiness(state)
+                health = await readiness.get()
+                page, _ = await MetricsPage(state, readiness).render("")
+            assert not health.ok
+            (problem,) = [check.found for check in health.checks if not check.ok]
+            assert "calls are stopped" in problem
+            assert WENT_BACK in problem
+            assert b"tollbook_calls_stopped 1.0" in page
+            assert b"tollbook_ready 0.0" in page
+            with pytest.raises(CallsStopped, match=WENT_BACK):
+                await CostTracker(runtime).get_usage_summary("u1")
+            with pytest.raises(CallsStopped, match=WENT_BACK):
+                await CostTracker(runtime).check_budget("u1")
+
+
 async def start_until_end(apart: Apart) -> StayingCommand:
     projector = await StayingCommand.start(
         "projector",
@@ -206,6 +244,23 @@ async def test_a_projector_that_slept_through_its_lease_says_nothing_of_calls(
         assert "works on this ledger" in apart.projector.stderr or "has taken over" in apart.projector.stderr
         assert await stop_of(apart) is None
         assert other.process.returncode is None
+
+
+async def test_a_projector_is_listened_to_although_the_clock_of_redis_was_put_back(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    async with running_apart(tmp_path / "data", server_url) as apart:
+        await finish(apart, "before")
+        await apart.projector.end()
+        meta, an_hour_ahead = apart.running.system.handle.keys[0].meta, (time.time_ns() // 1000) + 3_600_000_000
+        await redis_client.hset(meta, mapping={"projector": "earlier", "projector_epoch": str(an_hour_ahead)})
+        await redis_client.hset(meta, mapping={"stopped": "by then", "stopped_seen": "0-0", "stopped_at": ""})
+
+        await apart.restart_projector()
+        await wait_for_resume(apart)
+
+        assert int(await redis_client.hget(meta, "projector_epoch") or 0) == an_hour_ahead + 1
+        await finish(apart, "after")
 
 
 async def test_a_mark_is_kept_until_what_was_there_at_the_check_is_folded(

@@ -54,7 +54,7 @@ Codes:
   LEDGER    the keys belong to another ledger: its id
   BACK      the ledger lacks an event that the caller was told of: the event's id
   STOPPED   no call may begin: why
-  FENCED    a later projector has the lease: its name
+  FENCED    a later projector has the lease: its name, and the epoch of its lease
   WINDOW    by the Redis clock, the request's period is over or has not begun: now in ms
   SETTLED   the hold is settled already: "cost assumed", state
   UNKNOWN   no such hold
@@ -934,7 +934,7 @@ had folded that stopped calls, only a projector of the same file lets them begin
 back, or has set that file aside. Another one, which has seen less, does not.
 KEYS meta ledger   ARGS 1 ledger_id 2 projector 3 epoch of its lease 4 place of its file 5 stop | resume | claim
      6 newest event that it has folded 7 reason (stop)
-OK reason ('': calls may begin) | FENCED projector | BACK ]]
+OK reason ('': calls may begin) | FENCED projector epoch | BACK ]]
 local function stop(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -942,8 +942,8 @@ local function stop(keys, args)
   end
   local m = redis.call('HMGET', keys[1], 'projector_epoch', 'projector', 'stopped_seen', 'stopped_at')
   local epoch, word = int(args[3]), args[5]
-  if m[1] and epoch < int(m[1]) then -- G8
-    return { 'FENCED', m[2] }
+  if m[1] and (epoch < int(m[1]) or (epoch == int(m[1]) and args[2] ~= m[2])) then -- G8
+    return { 'FENCED', m[2], m[1] }
   end
   local is_missing = meta.stopped and not has_event(keys[2], m[3], meta.seq, meta.removed_to)
   if word == 'resume' then
