@@ -84,12 +84,15 @@ class Report:
 class Recovery:
     """One run on one ledger. `projection` is the DuckDB file that knows more; by default the one in use."""
 
-    def __init__(self, settings: Settings, handle: LedgerHandle, projection: Path | None = None) -> None:
+    def __init__(
+        self, settings: Settings, handle: LedgerHandle, projection: Path | None = None, *, batch_events: int = 500
+    ) -> None:
         self._settings = settings
         self._handle = handle
         self._projection = projection or settings.projection_path
         self._archive = Archive(settings.archive_path)
         self._folder = settings.data_dir / UNBOOKED_FOLDER
+        self._batch_events = batch_events
         # Without a newest event that it was told of: whatever the ledger lacks, it is worked on.
         self._gates = build_gates(handle, settings)
 
@@ -146,7 +149,11 @@ class Recovery:
             limits = ReplayLimits({loss.keys.partition: loss.common.entry})
             async with self._folded(limits, known, [loss]) as ledger:
                 restorer = Restorer(
-                    self._handle.pipeline, loss, ledger, idempotency_ttl_s=self._settings.idempotency_ttl_s
+                    self._handle.pipeline,
+                    loss,
+                    ledger,
+                    idempotency_ttl_s=self._settings.idempotency_ttl_s,
+                    batch_events=self._batch_events,
                 )
                 partition.restored = await restorer.restore(lost_rows(loss, known), note)
         await self._declare(loss, note)

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,20 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.archive.gate_ledger import LEDGER, GateLedger
-from tollbook.app.recovery import Report, open_recovery
+from tollbook.app.recovery import Recovery, Report, open_recovery
 from tollbook.audit.verification.live_projection import LiveProjection
 from tollbook.audit.verification.verification import Options, verify
+from tollbook.inference.runtime import open_ledger
 from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.reentering import Signature
+from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.gate.call_record import parse_call_record
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.requests import (
     AdjustRequest,
 )
 from tollbook.ledger.projection.store import Store
+from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.identifiers import partition_of
 
 Backup = dict[bytes, tuple[bytes, int]]
@@ -111,6 +115,7 @@ async def restored_ledger(
     partitions: int = 1,
     steps: int = 120,
     kept: int | None = None,
+    is_trimmed: bool = True,
 ) -> AsyncIterator[Restored]:
     """Make a ledger, and put Redis back to what it held after `kept` steps."""
     made = Ledger(redis, directory, seed, partitions=partitions)
@@ -119,11 +124,11 @@ async def restored_ledger(
     kept = draw.randrange(5, steps) if kept is None else kept
     await made.run(kept)
     if draw.random() < 0.5:
-        await made.seal(keep_events=kept // 2)
+        await made.seal(keep_events=kept // 2 if is_trimmed else steps * 10)
     older = await take_backup(redis)
     await made.run(steps - kept)
     if draw.random() < 0.7:
-        await made.seal(keep_events=steps)
+        await made.seal(keep_events=steps if is_trimmed else steps * 10)
         await made.run(10)
     await made.fold()
     newer = await take_backup(redis)
@@ -215,3 +220,139 @@ async def test_lost_events_come_back_with_all_that_the_gate_keeps(
         check_state(was, await state_of(restored.redis))
         assert (await restored.recover(None)).is_whole
         await restored.check()
+
+
+class Crash(Exception):
+    """The command is killed."""
+
+
+class DyingPipeline(CommandPipeline):
+    """The transport of a command that dies instead of its n-th write."""
+
+    def __init__(self, redis: Redis, writes: int) -> None:
+        super().__init__(redis)
+        self._left = writes
+
+    async def execute(self, *command: Any) -> Any:
+        if command[0] in ("FCALL", "SET", "HSET", "HSETNX", "HDEL"):
+            self._left -= 1
+        if self._left < 0:
+            raise Crash
+        return await super().execute(*command)
+
+
+async def die_at(restored: Restored, writes: int) -> bool:
+    """Recover, but die instead of the n-th write; return whether it came to that."""
+    url = str(restored.settings.redis_url)
+    async with open_ledger(restored.settings, url, may_create=False) as handle:
+        pipeline = DyingPipeline(handle.redis, writes)
+        try:
+            await Recovery(restored.settings, replace(handle, pipeline=pipeline), batch_events=7).apply(SIGNATURE)
+        except Crash:
+            return True
+        finally:
+            await pipeline.aclose()
+            # As when the lease of a command that was killed has ended.
+            await restored.redis.delete("gate-ledger:projector")
+    return False
+
+
+async def test_a_run_that_was_killed_at_any_write_is_finished_by_the_next(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    async with restored_ledger(redis_client, server_url, tmp_path, 3, steps=60, kept=30) as restored:
+        older = await take_backup(redis_client)
+        await put_back(redis_client, restored.newer)
+        was = await state_of(redis_client)
+        for writes in range(100):
+            await put_back(redis_client, older)
+            if not await die_at(restored, writes):
+                break
+            await restored.recover()
+            check_state(was, await state_of(redis_client))
+            last = (await redis_client.xrevrange(restored.made.keys[0].ledger, count=1))[0][1]
+            assert last[b"type"] == b"ledger-recovered"
+            assert await redis_client.hget(restored.made.keys[0].meta, "stopped") is None
+            assert (await restored.recover(None)).is_whole
+        else:
+            pytest.fail("it never came to an end")
+        assert writes > 5
+        await restored.check()
+
+
+# --- Newer events stand on the stream
+
+
+def spent(store: Store) -> dict[str, int]:
+    rows = store.query("SELECT budget, nanousd(settled_usd) AS settled FROM budgets WHERE settled_usd <> 0")
+    return {row["budget"]: row["settled"] for row in rows}
+
+
+async def folded(restored: Restored, name: str) -> dict[str, int]:
+    """What each budget has spent by the ledger as it is, folded from nothing."""
+    made = restored.made
+    path = restored.settings.data_dir / name
+    store = await rebuild(made.redis, made.keys, LEDGER, path)
+    try:
+        return spent(store)
+    finally:
+        store.close()
+
+
+async def go_on(restored: Restored, steps: int) -> None:
+    """Let calls go on, by processes that know nothing of the loss; they use ids of lost calls again."""
+    other = Ledger(restored.redis, restored.settings.data_dir / "other", 77, partitions=len(restored.made.keys))
+    await other.begin()
+    calls = [key.decode().rpartition("call-")[2] async for key in restored.redis.scan_iter("*call:call-*")]
+    other._numbers = count(1 + max(int(number) for number in calls))
+    await other.run(steps)
+    await other.aclose()
+
+
+@pytest.mark.parametrize("partitions", [1, 2])
+@pytest.mark.parametrize("seed", range(4))
+async def test_lost_charges_are_entered_again_beside_newer_calls(
+    every_redis_client: Redis, every_server_url: str, tmp_path: Path, seed: int, partitions: int
+) -> None:
+    redis, url = every_redis_client, every_server_url
+    async with restored_ledger(redis, url, tmp_path, seed, partitions=partitions, is_trimmed=False) as restored:
+        common = await folded(restored, "common.duckdb")
+        known = Store.open(restored.settings.projection_path, LEDGER, partitions)
+        lost = spent(known)
+        known.close()
+        await go_on(restored, 40)
+        newer = await folded(restored, "newer.duckdb")
+        expected = {
+            name: newer.get(name, 0) + lost.get(name, 0) - common.get(name, 0) for name in {*newer, *lost, *common}
+        }
+
+        report = await restored.recover()
+
+        assert any(part.loss.newer for part in report.partitions)
+        assert await folded(restored, "after.duckdb") == {
+            name: nanousd for name, nanousd in expected.items() if nanousd
+        }
+        head = await state_of(redis)
+        assert (await restored.recover()).is_whole
+        assert await state_of(redis) == head
+        await restored.check()
+
+
+async def test_charges_are_entered_again_once_wherever_a_run_was_killed(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"steps": 50, "kept": 25, "is_trimmed": False}
+    async with restored_ledger(redis_client, server_url, tmp_path, 5, **options) as restored:
+        await go_on(restored, 10)
+        before, kept = await take_backup(redis_client), tmp_path / "kept"
+        shutil.copytree(restored.settings.data_dir, kept)
+        await restored.recover()
+        expected = await folded(restored, "after.duckdb")
+        for writes in (0, 2, 4, 6, 9, 12):
+            await put_back(redis_client, before)
+            shutil.rmtree(restored.settings.data_dir)
+            shutil.copytree(kept, restored.settings.data_dir)
+            assert await die_at(restored, writes)
+            await restored.recover()
+            assert await folded(restored, "after.duckdb") == expected
+            assert (await restored.recover(None)).is_whole
