@@ -23,6 +23,7 @@ from tollbook.inference.runtime import InferenceRuntime, LedgerHandle, build_led
 from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.ledger import Patience
+from tollbook.ledger.private_files import make_private_folder
 from tollbook.ledger.projection.database import StoreLocked, stored_ledger_id
 from tollbook.ledger.projection.remote import remote_reader
 from tollbook.ledger.server.connection import hide_password
@@ -144,6 +145,11 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
 
 async def run_remote_worker(settings: Settings, streams: Sequence[str], stop: asyncio.Event, *, redis_url: str) -> None:
     """Work until `stop`, with baselines from the projector's process, which also makes the ledger."""
+    try:
+        # On a machine without a projector too: charges that the ledger cannot take are noted here.
+        await asyncio.to_thread(make_private_folder, settings.data_dir)
+    except OSError as exc:
+        _log.warning("worker.no_data_directory", problem=str(exc))
     read = remote_reader(settings.data_dir)
     not_ready = ThrottledWarning("worker.not_ready", now_ms)
     async with observe_process(settings, "worker") as state:

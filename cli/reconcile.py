@@ -26,26 +26,33 @@ def reconcile(
 ) -> int:
     """Ask the provider what assumed and priced charges really were, and correct the ledger.
 
-    What the provider does not know stays assumed and is listed. Repeating is harmless.
+    What the provider does not know stays assumed and is listed, as are charges that wait beside the ledger to be
+    booked. Repeating is harmless.
 
     Example: tollbook reconcile
     Example: tollbook reconcile --author ann --json
     """
     from tollbook.app.connect import with_running_provider
     from tollbook.cli.serve import require_provider
+    from tollbook.cli.unbooked import describe_unbooked
     from tollbook.inference.settings import load_settings
 
     settings = require_provider(with_running_provider(load_settings()))
-    outcome, assumed = asyncio.run(_reconcile(settings, author))
+    outcome, assumed, unbooked = asyncio.run(_reconcile(settings, author))
     if as_json:
-        typer.echo(json.dumps(asdict(outcome) | {"still_assumed": assumed}, default=str))
+        typer.echo(json.dumps(asdict(outcome) | {"still_assumed": assumed, "unbooked": unbooked}, default=str))
     else:
         _print(outcome, assumed)
+        for line in describe_unbooked(unbooked):
+            typer.echo(line)
     return 0
 
 
-async def _reconcile(settings: "Settings", author: str) -> "tuple[Reconciliation, list[dict[str, Any]]]":
+async def _reconcile(
+    settings: "Settings", author: str
+) -> "tuple[Reconciliation, list[dict[str, Any]], list[dict[str, Any]]]":
     from tollbook.app.connect import query_projection
+    from tollbook.cli.unbooked import unbooked_charges
     from tollbook.inference.current_runtime import connect_runtime, using_runtime
     from tollbook.inference.providers.client import ProviderClient
     from tollbook.inference.reconcile import reconcile
@@ -59,8 +66,10 @@ async def _reconcile(settings: "Settings", author: str) -> "tuple[Reconciliation
         ProviderClient.from_settings(settings) as provider,
     ):
         outcome = await reconcile(query, runtime.ledger, provider, author=author)
+        handle = runtime.handle
+        unbooked = await unbooked_charges(handle.pipeline, handle.keys, handle.ledger_id, settings.data_dir)
     unknown = set(outcome.unknown)
-    return outcome, [row for row in await query(_ASSUMED) if row["call_id"] in unknown]
+    return outcome, [row for row in await query(_ASSUMED) if row["call_id"] in unknown], unbooked
 
 
 def _print(outcome: "Reconciliation", assumed: list[dict[str, Any]]) -> None:

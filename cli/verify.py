@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,24 +37,32 @@ def verify(
     """Read the whole ledger and prove that it is whole, that no cap was passed, and that every hold is settled or open.
 
     The running system is not stopped or changed. Events that are not in a sealed segment yet are checked for order,
-    balances and meaning; the certificate holds their head. Exit code 0 only if nothing was found.
+    balances and meaning; the certificate holds their head. Exit code 0 only if nothing was found. Charges that wait
+    beside the ledger to be booked are named too; they do not make it unsound.
 
     Example: tollbook verify --certificate books.json
     """
-    verdict = asyncio.run(_verify(archive, since, against))
+    verdict, unbooked = asyncio.run(_verify(archive, since, against))
     document = verdict.certificate()
     if certificate is not None:
         certificate.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     if as_json:
         walked = [asdict(partition) for partition in verdict.partitions]
-        extra = {"projection_rows": verdict.projection_rows, "gate_balances": verdict.gate_balances, "walked": walked}
+        extra = {
+            "projection_rows": verdict.projection_rows,
+            "gate_balances": verdict.gate_balances,
+            "walked": walked,
+            "unbooked": unbooked,
+        }
         typer.echo(json.dumps(document | extra, indent=2))
     else:
-        _print(verdict)
+        _print(verdict, unbooked)
     return 0 if verdict.is_sound else 1
 
 
-async def _verify(archive: Path | None, since: str | None, against: str | None) -> "Verdict":
+async def _verify(
+    archive: Path | None, since: str | None, against: str | None
+) -> "tuple[Verdict, list[dict[str, Any]]]":
     from tollbook.audit.verification.verification import Options, verify
     from tollbook.cli.progress import progress
 
@@ -64,7 +72,22 @@ async def _verify(archive: Path | None, since: str | None, against: str | None) 
             progress("verifying", await _count(source), is_quiet=False) as advance,
         ):
             options = Options(Path(folder), since=since, against=against)
-            return await verify(source, options, live=live, progress=advance)
+            verdict = await verify(source, options, live=live, progress=advance)
+        return verdict, await _unbooked(source)
+
+
+async def _unbooked(source: "LedgerSource") -> list[dict[str, Any]]:
+    """Return the charges that wait beside the ledger; none where the archive alone is read."""
+    from tollbook.cli.unbooked import unbooked_charges
+    from tollbook.ledger.server.pipeline import CommandPipeline
+
+    if source.redis is None:
+        return []
+    pipeline = CommandPipeline(source.redis)
+    try:
+        return await unbooked_charges(pipeline, source.keys, source.ledger_id, data_settings().data_dir)
+    finally:
+        await pipeline.aclose()
 
 
 @asynccontextmanager
@@ -99,7 +122,9 @@ async def _count(source: "LedgerSource") -> int | None:
         return None  # `verify` reports it.
 
 
-def _print(verdict: "Verdict") -> None:
+def _print(verdict: "Verdict", unbooked: list[dict[str, Any]]) -> None:
+    from tollbook.cli.unbooked import describe_unbooked
+
     parts = verdict.partitions
     walked = sum(part.events for part in parts)
     sealed, compared = sum(part.sealed_events for part in parts), sum(part.compared_with_stream for part in parts)
@@ -125,4 +150,6 @@ def _print(verdict: "Verdict") -> None:
         typer.echo(f"{finding.kind}: {finding.place() or 'ledger'}: {finding.problem}")
     if len(verdict.findings) > _SHOWN:
         typer.echo(f"and {len(verdict.findings) - _SHOWN} more (--json shows all)")
+    for line in describe_unbooked(unbooked):
+        typer.echo(line)
     typer.echo("nothing was found: the ledger is sound" if verdict.is_sound else f"{len(verdict.findings)} findings")

@@ -3,13 +3,13 @@
 DuckDB is derived data. A file that is deleted, truncated or damaged while it is in use is set aside and rebuilt from
 the ledger; until it has caught up, calls whose baseline it does not have yet fail closed (G8). With a full disk it
 waits for room. What a person must decide (another ledger, a ledger older than the fold, an unreadable event) ends the
-projection.
+projection and stops calls wherever workers run, until a projector has found the stores in order.
 """
 
 import asyncio
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,20 +18,23 @@ from typing import Final
 
 import duckdb
 import structlog
+from redis.exceptions import RedisError
 
 from tollbook.inference.runtime import LedgerHandle, build_gates, process_name
 from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.replay import fold_archive
 from tollbook.ledger.archive.sealing import Sealer, SealingSettings
 from tollbook.ledger.archive.segments import Archive
-from tollbook.ledger.errors import BaselineUnavailable, LedgerRefused, LedgerUnavailable
+from tollbook.ledger.errors import BaselineUnavailable, LedgerError, LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage
+from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.requests import Position
+from tollbook.ledger.gate.stops import CallSwitch, ProjectorFenced, read_stop
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.database import StoreFailed, set_aside
-from tollbook.ledger.projection.lease import Lease
+from tollbook.ledger.projection.lease import Lease, ProjectorRunning
 from tollbook.ledger.projection.projector import Projector, ProjectorSettings
-from tollbook.ledger.projection.quack import QuackServer
+from tollbook.ledger.projection.quack import QuackServer, QuackUnavailable
 from tollbook.ledger.projection.store import Store
 
 _WATCH_S: Final = 1.0
@@ -40,6 +43,20 @@ _MAX_PAUSE_S: Final = 30.0
 _CATCH_UP_LIMIT_S: Final = 10.0
 # A projection that was open for this long was in order.
 _STABLE_S: Final = 10.0
+_STOP_TRIES: Final = 10
+_STOP_PAUSE_S: Final = 0.5
+_RESUME_S: Final = 1.0
+# What ends a projector and is no matter of the ledger: another one works, or this machine has no room or no answer.
+_OPERATIONAL: Final = (
+    ProjectorRunning,
+    ProjectorFenced,
+    LedgerUnavailable,
+    StoreFailed,
+    QuackUnavailable,
+    OSError,
+    MemoryError,
+    duckdb.Error,
+)
 _log = structlog.get_logger(__name__)
 
 
@@ -110,22 +127,27 @@ class ProjectionService:
             await self._lease.wait()
         try:
             await self._open()
-            # Only one process can open the file, so the lease of a projector that died here need not be waited for.
-            await self._lease.take(is_alone=True)
         except BaseException:
             await self.stop()
             raise
 
     async def run(self) -> None:
         """Fold until cancelled. Errors: what a person must decide; ProjectorRunning when another has taken over."""
-        parts = [self._fold_forever(), self._lease.keep(), *(sealer.run() for sealer in self.sealers())]
+        parts = [
+            self._fold_forever(),
+            self._lease.keep(),
+            self._resume_calls(),
+            *(sealer.run() for sealer in self.sealers()),
+        ]
         tasks = [asyncio.create_task(part) for part in parts]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 await task
-        except LedgerRefused as exc:
-            self._refusal = exc
+        except Exception as exc:
+            if isinstance(exc, LedgerRefused):
+                self._refusal = exc
+            await self._stop_calls(exc, self._opened.store if self._opened else None)
             raise
         finally:
             for task in tasks:
@@ -223,9 +245,6 @@ class ProjectionService:
         async with AsyncExitStack() as parts:
             store = await asyncio.to_thread(Store.open, self._path, handle.ledger_id, len(handle.keys))
             parts.push_async_callback(asyncio.to_thread, store.close)
-            for keys in handle.keys:
-                # What was trimmed off the stream is folded from the archive first.
-                await asyncio.to_thread(fold_archive, store, self._archive, keys.partition)
             gates = build_gates(handle, settings)
             projector = Projector(
                 store,
@@ -234,11 +253,96 @@ class ProjectionService:
                 trim=lambda partition, watermark, budgets: gates[partition].trim(watermark, budgets),
                 settings=ProjectorSettings(tail_keep_ms=round(1000 * settings.tail_keep_s)),
             )
-            await projector.check()
+            try:
+                await self._check(store, projector)
+            except Exception as exc:
+                await self._stop_calls(exc, store, is_alone=True)
+                raise
             server = await asyncio.to_thread(QuackServer.start, store, settings.data_dir, port=settings.quack_port or 0)
             parts.push_async_callback(asyncio.to_thread, server.stop)
             self._parts = parts.pop_all()
         self._opened = Projection(store, projector, server.uri)
+
+    async def _check(self, store: Store, projector: Projector) -> None:
+        """See that file, archive and ledger agree, before anything is served or written, and take the lease.
+
+        Errors: ProjectorRunning; ArchiveDamaged; LedgerGap; as `Projector.check`.
+        """
+        for keys in self._handle.keys:
+            # What was trimmed off the stream is folded from the archive first.
+            await asyncio.to_thread(fold_archive, store, self._archive, keys.partition)
+        # Only one process can open the file, so the lease of a projector that died here need not be waited for.
+        await self._lease.take(is_alone=True)
+        await projector.check()
+        for switch in self._switches():
+            await switch.claim()
+
+    def _switches(self) -> list[CallSwitch]:
+        handle, lease = self._handle, self._lease
+        return [
+            CallSwitch(
+                handle.pipeline, keys, handle.ledger_id, projector=lease.owner, epoch=lease.epoch, place=lease.place
+            )
+            for keys in handle.keys
+        ]
+
+    async def _stop_calls(self, problem: Exception, store: Store | None, *, is_alone: bool = False) -> None:
+        """Let no call begin anywhere while nothing is folded for this reason, if a person must look at it (G8).
+
+        `is_alone` as in `Lease.take`: whoever has lost the lease says nothing of calls.
+        """
+        if isinstance(problem, _OPERATIONAL):
+            return
+        reason = f"the projector has stopped: {str(problem) or type(problem).__name__}"
+        positions = await asyncio.to_thread(_positions, store)
+        for _ in range(_STOP_TRIES):
+            try:
+                await self._lease.take(is_alone=is_alone)
+                await load_library(self._handle.redis)  # Redis may have been put back without it.
+                for switch in self._switches():
+                    folded = positions.get(switch.keys.partition, Position())
+                    await switch.stop(reason, folded.entry)  # G8
+            except LedgerUnavailable as exc:
+                _log.warning("calls.not_stopped", problem=str(exc))
+                await asyncio.sleep(_STOP_PAUSE_S)
+            except (LedgerError, RedisError) as exc:
+                # Another projector has the lease, or Redis holds another ledger, whose calls are not ours to stop.
+                _log.warning("calls.not_stopped", problem=str(exc))
+                return
+            else:
+                _log.error("calls.stopped", reason=reason)
+                return
+
+    async def _resume_calls(self) -> None:
+        """Let calls begin again that were stopped, once all is folded that was there when this was looked at.
+
+        Errors: ProjectorFenced.
+        """
+        problem = ""
+        while True:
+            try:
+                await self._resume_stopped()
+                problem = ""
+            except ProjectorFenced:
+                raise
+            except (LedgerError, RedisError) as exc:
+                # What is wrong with the fold ends the fold. Until that is mended, calls stay stopped.
+                if problem != (problem := str(exc)):
+                    _log.warning("calls.not_resumed", problem=problem)
+            await asyncio.sleep(_RESUME_S)
+
+    async def _resume_stopped(self) -> None:
+        reason = await read_stop(self._handle.pipeline, self._handle.keys)
+        if reason is None:
+            return
+        projector, switches = self.projector, self._switches()
+        heads = await projector.heads()
+        for switch in switches:
+            await switch.claim()
+            await projector.wait_for(switch.keys.partition, heads[switch.keys.partition])
+        for switch in switches:
+            await switch.resume(heads[switch.keys.partition])  # G8
+        _log.info("calls.resumed", reason=reason)
 
     async def _reopen(self, pause_s: float) -> None:
         while True:
@@ -276,3 +380,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _positions(store: Store | None) -> Mapping[int, Position]:
+    """Return what is folded; nothing where the file cannot be read."""
+    try:
+        return store.baselines(()).positions if store is not None else {}
+    except LedgerError:
+        return {}

@@ -106,9 +106,10 @@ async def serve_worker(
         await pause(stop, _RECONNECT_S)
         if stop.is_set():
             return
+    sweeper = Sweeper(runtime.ledger, runtime.ledger.gates, is_alive=claims.is_alive)
     tasks = {
         "claims": asyncio.create_task(claims.run(worker.take_claimed)),
-        "sweeper": asyncio.create_task(Sweeper(runtime.ledger, runtime.ledger.gates).run()),
+        "sweeper": asyncio.create_task(sweeper.run()),
     }
     for task in tasks.values():
         # They end only by a fault: a worker that renews no claims must not go on.

@@ -1,16 +1,17 @@
 """The sweeper: settles holds past their deadline, so that no dead call keeps money held (G2, G3).
 
 The whole hold is charged, marked `assumed`, where a request may have been sent. A late answer corrects it; the task
-itself, if it is still pending, is run again.
+itself, if it is still pending, is run again. Before that, what processes that have ended could not book is booked.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import structlog
 from redis.exceptions import ResponseError
 
+from tollbook.consumers.unbooked import UnbookedBooker
 from tollbook.inference.calls.earlier_runs import settle_dead_hold
 from tollbook.ledger.errors import BaselineUnavailable, CallUnknown, LedgerError, LedgerUnavailable
 from tollbook.ledger.gate.gate import Gate
@@ -21,11 +22,19 @@ _INTERVAL_S: Final = 5.0
 _log = structlog.get_logger(__name__)
 
 
+async def _nobody(_process: str) -> bool:
+    return False
+
+
 class Sweeper:
     """Settles the overdue holds of all partitions, every few seconds. Any number may run."""
 
-    def __init__(self, ledger: Ledger, gates: Sequence[Gate]) -> None:
+    def __init__(
+        self, ledger: Ledger, gates: Sequence[Gate], *, is_alive: Callable[[str], Awaitable[bool]] = _nobody
+    ) -> None:
+        """`is_alive` says whether a process still works."""
         self._ledger = ledger
+        self._booker = UnbookedBooker(ledger, is_alive)
         self._gates = tuple(gates)
 
     async def run(self) -> None:
@@ -34,13 +43,14 @@ class Sweeper:
             await asyncio.sleep(_INTERVAL_S)
             try:
                 await self.sweep()
-            except (LedgerError, ResponseError) as exc:
+            except (LedgerError, ResponseError, OSError) as exc:
                 _log.warning("sweep.missed", problem=str(exc))
 
     async def sweep(self) -> int:
         """Settle what is overdue now; return how many holds that were."""
         settled = 0
         for gate in self._gates:
+            await self._booker.book(gate)
             settled += await self._sweep_partition(gate)
         return settled
 
@@ -73,7 +83,7 @@ class Sweeper:
             reason="the hold's deadline has passed",
         )
         try:
-            reply = await self._ledger.settle(request)  # G3
+            reply = await self._ledger.settle_now(request)  # G3
         except CallUnknown:
             return False  # Settled by its worker in the meantime.
         if isinstance(reply, Settled) and reply.entry_id:

@@ -94,10 +94,13 @@ class InferenceClient:
             )
         _require_provider(runtime.settings)
         call = self._call(task, runtime)
-        limits = WaitLimits(
-            hold_wait_s=runtime.settings.hold_wait_s, first_pause_s=_LOOK_AGAIN_S, max_pause_s=_LOOK_AGAIN_S
-        )
+        clock = asyncio.get_running_loop().time
+        until = clock() + runtime.settings.hold_wait_s
         while True:
+            # From the first try on: one that was taken over does not begin the wait anew.
+            limits = WaitLimits(
+                hold_wait_s=max(0.0, until - clock()), first_pause_s=_LOOK_AGAIN_S, max_pause_s=_LOOK_AGAIN_S
+            )
             try:
                 acquired = await runtime.reservations.acquire(call, limits)
             except (LedgerUnavailable, LedgerRefused):

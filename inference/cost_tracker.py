@@ -13,7 +13,7 @@ from decimal import Decimal
 from tollbook.inference.current_runtime import using_runtime
 from tollbook.inference.errors import PlanLimitReached, describe_shortage
 from tollbook.inference.runtime import InferenceRuntime, now_ms
-from tollbook.ledger.errors import IdempotencyConflict
+from tollbook.ledger.errors import IdempotencyConflict, LedgerRefused, LedgerWentBack
 from tollbook.ledger.gate.requests import Balance, ChargeRequest
 from tollbook.schemas.events import CostRecorded, payload_json
 from tollbook.schemas.identifiers import check_id, usage_call_id
@@ -38,6 +38,18 @@ class UsageSummary:
     spent_usd: UsdString
     reserved_usd: UsdString
     remaining_usd: UsdString
+
+
+class UsageKept(LedgerRefused):
+    """The ledger went back in time and takes nothing: the spend is noted, and booked once its newer data is back."""
+
+    def __init__(self, key: str, problem: LedgerWentBack) -> None:
+        super().__init__(
+            "the spend is noted and not booked yet: do not record it again, other than with the idempotency key "
+            f"{key}. {problem}",
+            {"idempotency_key": key},
+        )
+        self.key = key
 
 
 class CostTracker:
@@ -92,7 +104,7 @@ class CostTracker:
 
         Dollars come as Decimal, string or integer; a float is refused. Rounded up to the nano-dollar.
         A key is no task id: a task of the same name is another call. On the ledger the call is `usage <key>`.
-        Errors: IdempotencyConflict for the same key with other content.
+        Errors: IdempotencyConflict for the same key with other content; UsageKept where the ledger cannot take it now.
         """
         cost, chosen = _money(cost_usd), _plan(plan)
         key = str(uuid.uuid4()) if idempotency_key is None else _id(idempotency_key, "idempotency_key")
@@ -114,6 +126,8 @@ class CostTracker:
                 return await runtime.ledger.charge(request)
             except IdempotencyConflict as exc:
                 raise IdempotencyConflict(key, kind="idempotency key") from exc
+            except LedgerWentBack as exc:
+                raise UsageKept(key, exc) from exc
 
     async def get_usage_summary(self, user_id: str, plan: str = DEFAULT_PLAN) -> UsageSummary:
         """Return the user's billing period as the gate sees it now: exact, however far the projector is behind."""

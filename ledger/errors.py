@@ -9,6 +9,7 @@ LedgerError, in the public tree that `schemas.errors` draws
 └── LedgerRefused             needs a person: no call is made until the stores agree again (G8)
     ├── LedgerReplaced        Redis holds another ledger, or none
     ├── LedgerWentBack        an event that this process was told of is no longer on the ledger
+    ├── CallsStopped          the projector stopped for cause, and with it all calls
     ├── LedgerAhead           DuckDB has folded events that the ledger does not have
     ├── LedgerDiverged        DuckDB and the ledger's own balance differ
     ├── ServerTooOld          the server has no functions
@@ -95,6 +96,14 @@ class LedgerWentBack(LedgerRefused):
             "older backup, or a failover lost its last writes. Nothing is written until Redis has its newer data again"
         )
         self.seen = seen
+
+
+class CallsStopped(LedgerRefused):
+    """The projector stopped because the stores disagree; calls begin again once it has found them in order."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"calls are stopped: {reason}")
+        self.reason = reason
 
 
 class LedgerAhead(LedgerRefused):

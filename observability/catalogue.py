@@ -104,6 +104,7 @@ METRICS: Final = (
     ),
     Metric("process", "tollbook_redis_commands_total", "counter", _NONE, "commands sent to Redis in these batches"),
     Metric("process", "tollbook_ready", "gauge", _NONE, "1 where `/health/ready` says yes, else 0"),
+    Metric("process", "tollbook_calls_stopped", "gauge", _NONE, "1 while the projector has stopped calls, else 0"),
     Metric("process", "tollbook_info", "gauge", ("version", "part"), "1; `part` is `up`, `projector` or `worker`"),
     Metric(
         "faststream",

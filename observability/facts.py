@@ -15,6 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from tollbook.inference.runtime import LedgerHandle
 from tollbook.ledger.errors import LedgerError
+from tollbook.ledger.gate.stops import read_stop
 from tollbook.ledger.keys import GROUP, dead_letters
 from tollbook.ledger.projection.follower import Lag
 from tollbook.ledger.projection.totals import Totals
@@ -48,10 +49,11 @@ class Facts:
     lag: Lag | None
     discrepancies: int | None
     totals: Totals | None
+    are_calls_stopped: bool | None
 
 
 class FactReader:
-    """Reads the facts of one process. Those of the whole ledger are read only by the process that folds it."""
+    """Reads the facts of one process. Those of the whole ledger are read only by the process that folds it, but one."""
 
     def __init__(self, state: ProcessState) -> None:
         self._state = state
@@ -62,10 +64,13 @@ class FactReader:
     async def read(self) -> Facts:
         """Read everything at once, within `LIMIT_S`."""
         opened, projection = self._state.open_ledger, self._state.projection
-        if opened is None or projection is None:
-            return Facts(None, None, None, None, None)
+        if opened is None:
+            return Facts(None, None, None, None, None, None)
         handle = opened.handle
-        streams, letters, lag, folded = await asyncio.gather(
+        if projection is None:
+            return Facts(None, None, None, None, None, await _within("stop", _are_calls_stopped(handle)))
+        stopped, streams, letters, lag, folded = await asyncio.gather(
+            _within("stop", _are_calls_stopped(handle)),
             _within("streams", _backlogs(handle)),
             _within("dead letters", _length(handle, dead_letters(handle.keys[0].namespace))),
             _within("lag", self._lag()),
@@ -73,7 +78,7 @@ class FactReader:
         )
         discrepancies, totals = folded or (None, None)
         self._was_near = self._was_near or (lag is not None and lag.seconds < _NEAR_S)
-        return Facts(streams, letters, lag, discrepancies, totals if self._was_near else None)
+        return Facts(streams, letters, lag, discrepancies, totals if self._was_near else None, stopped)
 
     async def _lag(self) -> Lag:
         assert self._state.projection is not None
@@ -102,6 +107,10 @@ async def _within(what: str, reading: Awaitable[T]) -> T | None:
         # The next scrape comes in seconds; the part that failed logs why.
         _log.debug("metrics.not_read", what=what, problem=str(exc) or type(exc).__name__)
         return None
+
+
+async def _are_calls_stopped(handle: LedgerHandle) -> bool:
+    return await read_stop(handle.pipeline, handle.keys) is not None
 
 
 async def _backlogs(handle: LedgerHandle) -> dict[str, Backlog]:

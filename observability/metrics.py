@@ -81,6 +81,8 @@ def known_models(settings: Settings) -> frozenset[str]:
 
 
 def _add_facts(page: Page, facts: Facts) -> None:
+    if facts.are_calls_stopped is not None:
+        page.add("tollbook_calls_stopped", facts.are_calls_stopped)
     for stream, backlog in (facts.backlogs or {}).items():
         page.add("tollbook_stream_entries", backlog.entries, stream=stream)
         page.add("tollbook_stream_pending", backlog.pending, stream=stream)

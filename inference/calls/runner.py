@@ -25,7 +25,7 @@ from tollbook.inference.calls.steps import (
 )
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
-from tollbook.ledger.errors import BaselineUnavailable, CallUnknown, LedgerError
+from tollbook.ledger.errors import BaselineUnavailable, CallsStopped, CallUnknown, LedgerError, LedgerWentBack
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import Adjusted, AdjustRequest, Denied, Waiting
 from tollbook.ledger.results import Results
@@ -145,8 +145,8 @@ class CallRunner:
             # The hold was settled meanwhile, and without one no further request may be sent.
             await self._correct(hold, result="")
             raise CallTakenOver(call.call_id) from None  # G3
-        except BaselineUnavailable as exc:
-            # Without the projection no more money can be held (G8); what was spent is settled all the same (G3).
+        except (BaselineUnavailable, CallsStopped, LedgerWentBack) as exc:
+            # No more money can be held (G8); what was spent is settled all the same, or noted until it can be (G3).
             return f"{failed.error}; {model} is not tried: {exc}"
         hold.mark_recorded()
         if isinstance(reply, Denied | Waiting):

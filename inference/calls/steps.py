@@ -83,10 +83,11 @@ async def settle_observed(
 ) -> bool:
     """Settle a hold; return False where it may have been settled before, by somebody else.
 
-    That may have been at the same cost: then the events and the result of `request` are not on the ledger.
+    That may have been at the same cost: then the events and the result of `request` are not on the ledger. Without
+    `hold` it is a dead run's, of which nothing is known that the ledger does not have.
     """
     with observer.settling(request, hold) as record_outcome:
-        reply = await ledger.settle(request)
+        reply = await (ledger.settle_now if hold is None else ledger.settle)(request)
         record_outcome(reply)
     return isinstance(reply, Settled) and bool(reply.entry_id)
 

@@ -34,6 +34,7 @@ from tollbook.ledger.gate.requests import (
     SettleRequest,
     Waiting,
 )
+from tollbook.ledger.gate.stops import read_stop
 from tollbook.ledger.gate.unbooked import (
     UnbookedCharge,
     forget_unbooked,
@@ -98,7 +99,7 @@ class Gate:
         self._unbooked_folder = unbooked_folder
 
     async def reserve(self, request: ReserveRequest, baselines: Sequence[Baseline]) -> ReserveReply:
-        """Hold money for a call, or say why not. Errors: IdempotencyConflict; WindowClosed."""
+        """Hold money for a call, or say why not. Errors: IdempotencyConflict; WindowClosed; CallsStopped."""
         keys = self.keys
         reply = await self._call(
             "reserve",
@@ -127,7 +128,7 @@ class Gate:
     async def record(self, request: RecordRequest, baselines: Sequence[Baseline]) -> int | Denied | Waiting:
         """Record attempts and extend the hold; return the whole hold in nano-dollars, or why it was not extended.
 
-        Errors: CallUnknown if the hold is no longer open.
+        Errors: CallUnknown if the hold is no longer open; CallsStopped where it would be extended.
         """
         keys = self.keys
         reply = await self._call(
@@ -288,7 +289,7 @@ class Gate:
     async def balance(
         self, *, user_id: str, period: str, budgets: Sequence[BudgetCap], baselines: Sequence[Baseline]
     ) -> tuple[Balance, ...]:
-        """Return the balances and caps that a call would be compared with now; changes nothing."""
+        """Return the balances and caps that a call would be compared with now. Errors: CallsStopped."""
         keys = self.keys
         reply = await self._call(
             "balance",
@@ -310,6 +311,15 @@ class Gate:
         if reply[0] != b"OK":
             raise refusal(reply, "", 0)
         return int(reply[2])
+
+    async def is_on_stream(self, entry: EntryId) -> bool:
+        """Whether an event is on the ledger's stream; none is at the beginning of every ledger."""
+        found = await self._pipeline.execute("XRANGE", self.keys.ledger, str(entry), str(entry), "COUNT", 1)
+        return bool(found) or entry == ZERO_ENTRY
+
+    async def stop_reason(self) -> str | None:
+        """Return why no call may begin in this partition, or None while they may."""
+        return await read_stop(self._pipeline, (self.keys,))
 
     async def now_ms(self) -> int:
         """Return the time by the Redis clock, in milliseconds since the epoch."""
@@ -352,7 +362,11 @@ class Gate:
 
     async def forget_unbooked(self, request: SettleRequest | ChargeRequest) -> None:
         """Take back the note of a charge that is booked."""
-        await forget_unbooked(self._pipeline, self.keys, self._unbooked(request), folder=self._unbooked_folder)
+        await self.forget(self._unbooked(request))
+
+    async def forget(self, charge: UnbookedCharge) -> None:
+        """Take back a note. Errors: OSError."""
+        await forget_unbooked(self._pipeline, self.keys, charge, folder=self._unbooked_folder)
 
     async def unbooked(self) -> list[UnbookedCharge]:
         """Return the partition's noted charges, this process's own and those of others that it can read."""

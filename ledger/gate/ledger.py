@@ -12,8 +12,15 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
-from tollbook.ledger.errors import BaselineUnavailable, LedgerReplaced, LedgerUnavailable, LedgerWentBack
+from tollbook.ledger.errors import (
+    BaselineUnavailable,
+    CallsStopped,
+    LedgerReplaced,
+    LedgerUnavailable,
+    LedgerWentBack,
+)
 from tollbook.ledger.gate.baselines import Baselines
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import Gate
@@ -96,7 +103,7 @@ class Ledger:
     async def reserve(self, make_request: Callable[[int], ReserveRequest], now_ms: int) -> ReserveReply:
         """Hold money for a call; `make_request` is called again if the Redis clock is in another period.
 
-        Errors: IdempotencyConflict; ServerUnsafe, and what else `check_server` refuses calls for.
+        Errors: IdempotencyConflict; CallsStopped; ServerUnsafe, and what else `check_server` refuses calls for.
         """
         self._check_server()  # G8
         request = make_request(now_ms)
@@ -140,9 +147,7 @@ class Ledger:
         pause_s, waited_s, is_noted = patience.first_pause_s, 0.0, False
         while True:
             try:
-                reply = await self._without_baselines(
-                    request.user_id, request.budgets, lambda gate, baselines: gate.settle(request, baselines)
-                )
+                reply = await self.settle_now(request)
             except LedgerWentBack as exc:
                 if not is_noted:
                     _log.error("settlement.kept", call_id=request.call_id, problem=str(exc))
@@ -156,6 +161,12 @@ class Ledger:
                 if is_noted:
                     await self._repeat(lambda: gate.forget_unbooked(request), patience.settle_s)
                 return reply
+
+    async def settle_now(self, request: SettleRequest) -> Settled | AlreadySettled:
+        """Settle where nothing is lost if it fails, as the hold of a dead run. Errors: CallUnknown; LedgerWentBack."""
+        return await self._without_baselines(
+            request.user_id, request.budgets, lambda gate, baselines: gate.settle(request, baselines)
+        )
 
     async def adjust(self, request: AdjustRequest) -> Adjusted:
         """Correct a settled hold to its true cost, in the budgets it stood against. Errors: CallUnknown."""
@@ -173,7 +184,21 @@ class Ledger:
             return await adjust(exc.budgets)
 
     async def charge(self, request: ChargeRequest) -> bool:
-        """Book spend that happened without a hold; return whether it is new. Errors: IdempotencyConflict."""
+        """Book spend that happened without a hold; return whether it is new.
+
+        Errors: IdempotencyConflict; LedgerWentBack, and then the charge is noted beside the ledger (G3): it is booked
+        once the ledger has its newer data again, and a repeat under the same id does not book it twice.
+        """
+        try:
+            return await self.charge_now(request)
+        except LedgerWentBack as exc:
+            _log.error("charge.kept", call_id=request.call_id, problem=str(exc))
+            gate = self.gate_of(request.user_id)
+            await self._repeat(lambda: gate.note_unbooked(request), self._patience.settle_s)
+            raise
+
+    async def charge_now(self, request: ChargeRequest) -> bool:
+        """Book spend without a hold, and note nothing. Errors: IdempotencyConflict; LedgerWentBack."""
         return await self._with_baselines(
             request.user_id,
             lambda: request.budgets,
@@ -196,6 +221,28 @@ class Ledger:
         )
 
     async def _with_baselines(
+        self,
+        user_id: str,
+        names: Callable[[], Sequence[str]],
+        step: Callable[[Gate, Sequence[Baseline]], Awaitable[T]],
+        patience_s: float,
+    ) -> T:
+        """Take a step with the baselines of DuckDB. Errors: CallsStopped where that is why there are none."""
+        try:
+            return await self._with_read_baselines(user_id, names, step, patience_s)
+        except BaselineUnavailable as exc:
+            gate = self.gate_of(user_id)
+            reason = await _stop_of(gate)
+            if reason is None:
+                raise
+            # What needs no baseline is answered all the same, such as a call that is finished.
+            unread = (EMPTY_BASELINE,) * len(names())
+            try:
+                return await self._repeat(lambda: step(gate, unread), patience_s)
+            except Stale:
+                raise CallsStopped(reason) from exc  # G8
+
+    async def _with_read_baselines(
         self,
         user_id: str,
         names: Callable[[], Sequence[str]],
@@ -240,3 +287,11 @@ class Ledger:
                 pause = pause_s * (0.5 + self._jitter())
                 await self._sleep(pause)
                 waited_s, pause_s = waited_s + pause, min(2 * pause_s, self._patience.max_pause_s)
+
+
+async def _stop_of(gate: Gate) -> str | None:
+    """Return why calls are stopped in a partition; None where they are not, or Redis does not say."""
+    try:
+        return await gate.stop_reason()
+    except (LedgerUnavailable, ResponseError):
+        return None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal, cast
 
 from tollbook.ledger.errors import (
+    CallsStopped,
     CallUnknown,
     IdempotencyConflict,
     LedgerAhead,
@@ -105,6 +106,8 @@ def refusal(reply: list[bytes], call_id: str, hold: int) -> LedgerError:
             return LedgerReplaced(expected="another ledger", found=words[0])
         case b"BACK":
             return LedgerWentBack(EntryId.parse(words[0]))
+        case b"STOPPED":
+            return CallsStopped(words[0])
         case b"AHEAD":
             return LedgerAhead(folded_seq=int(words[0]), ledger_seq=int(words[1]))
         case b"DIVERGED":

@@ -1,15 +1,20 @@
 --[[
-Take or renew the projector's lease. Run with EVAL; the value of the key is "owner<newline>place".
+Take or renew the projector's lease. Run with EVAL; the value of the key is "owner<newline>place<newline>epoch".
+The epoch is the time at which this owner took the lease, so a later owner's is higher, also after a restore of Redis.
 KEYS lease
 ARGS 1 owner 2 place 3 ttl ms 4 1: whoever had the lease at this place is dead, 0: perhaps not
-OK | HELD owner place remaining-ms
+OK epoch | HELD owner place remaining-ms
 ]]
 local held = redis.call('GET', KEYS[1])
+local t = redis.call('TIME')
+local epoch = string.format('%.0f', tonumber(t[1]) * 1000000 + tonumber(t[2]))
 if held then
-  local owner, place = string.match(held, '^(.-)\n(.*)$')
-  if owner ~= ARGV[1] and not (ARGV[4] == '1' and place == ARGV[2]) then
+  local owner, place, since = string.match(held, '^(.-)\n(.*)\n(%d+)$')
+  if owner == ARGV[1] then
+    epoch = since
+  elseif ARGV[4] ~= '1' or place ~= ARGV[2] then
     return { 'HELD', owner, place, redis.call('PTTL', KEYS[1]) }
   end
 end
-redis.call('SET', KEYS[1], ARGV[1] .. '\n' .. ARGV[2], 'PX', tonumber(ARGV[3]))
-return { 'OK' }
+redis.call('SET', KEYS[1], ARGV[1] .. '\n' .. ARGV[2] .. '\n' .. epoch, 'PX', tonumber(ARGV[3]))
+return { 'OK', epoch }

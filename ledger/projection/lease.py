@@ -35,13 +35,17 @@ class ProjectorRunning(LedgerRefused):
 
 
 class Lease:
-    """One projector's lease of a ledger. Errors of every method: LedgerUnavailable."""
+    """One projector's lease of a ledger. Errors of every method: LedgerUnavailable.
+
+    `epoch` tells this owner's turn from earlier and later ones; 0 before the lease was ever taken.
+    """
 
     def __init__(self, pipeline: CommandPipeline, *, namespace: str, owner: str, place: str) -> None:
+        self.owner = owner
         self.place = place
+        self.epoch = 0
         self._pipeline = pipeline
         self._key = projector_lease(namespace)
-        self._owner = owner
         self._script = packaged_text("tollbook.ledger.projection", "lease.lua")
 
     async def take(self, *, is_alone: bool = False) -> None:
@@ -50,10 +54,11 @@ class Lease:
         Errors: ProjectorRunning.
         """
         reply: list[bytes] = await self._pipeline.execute(
-            "EVAL", self._script, 1, self._key, self._owner, self.place, _TTL_MS, int(is_alone)
+            "EVAL", self._script, 1, self._key, self.owner, self.place, _TTL_MS, int(is_alone)
         )
         if reply[0] == b"HELD":
             raise ProjectorRunning(owner=reply[1].decode(), place=reply[2].decode(), remaining_ms=int(reply[3]))
+        self.epoch = int(reply[1])
 
     async def wait(self) -> None:
         """Take the lease as soon as the projector that has it releases it or dies."""

@@ -105,8 +105,12 @@ class Projector:
 
         Errors: LedgerUnavailable; what stopped the projector.
         """
-        for partition, follower in self._followers.items():
-            await self.wait_for(partition, await follower.newest())
+        for partition, head in (await self.heads()).items():
+            await self.wait_for(partition, head)
+
+    async def heads(self) -> dict[int, EntryId]:
+        """Return the newest entry on the ledger now, by partition. Errors: LedgerUnavailable."""
+        return {partition: await follower.newest() for partition, follower in self._followers.items()}
 
     async def lag(self) -> Lag:
         """Measure the lag over all partitions. Errors: LedgerUnavailable."""

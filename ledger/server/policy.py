@@ -102,13 +102,13 @@ class ServerWatch:
         self._allow_unsynced = allow_unsynced
         self._interval_s = interval_s
         self._refusal: str | None = None
-        self._has_looked = False
+        self._unknown = "the Redis server did not answer when asked whether it keeps its data"
         self.policy = ServerPolicy()
 
     def check(self) -> None:
-        """Errors: ServerUnsafe, with the reason and what to do; LedgerUnavailable until it has been looked at."""
-        if not self._has_looked:  # G8
-            raise LedgerUnavailable("the Redis server did not answer when asked whether it keeps its data")
+        """Errors: ServerUnsafe, with the reason and what to do; LedgerUnavailable while it cannot be looked at."""
+        if self._unknown:  # G8
+            raise LedgerUnavailable(self._unknown)
         if self._refusal is not None:  # G8
             raise ServerUnsafe(self._refusal)
 
@@ -119,7 +119,7 @@ class ServerWatch:
         except (RedisError, OSError, TimeoutError) as exc:
             _log.debug("server.not_asked", problem=str(exc))
             return
-        self._has_looked = True
+        self._unknown = ""
         before, self._refusal = self._refusal, self.policy.refusal(allow_unsynced=self._allow_unsynced)
         if self._refusal is not None and self._refusal != before:
             _log.error("server.refused", problem=self._refusal)
@@ -127,10 +127,14 @@ class ServerWatch:
             _log.info("server.accepted")
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Look until cancelled, whatever goes wrong; a look that fails in a way nobody foresaw stops calls."""
         while True:
             await asyncio.sleep(self._interval_s)
-            await self.look()
+            try:
+                await self.look()
+            except Exception as exc:  # noqa: BLE001 - whatever it is, calls stop, and the next look may succeed.
+                self._unknown = f"the Redis server could not be looked at ({type(exc).__name__}: {exc})"  # G8
+                _log.exception("server.look_failed")
 
 
 @asynccontextmanager

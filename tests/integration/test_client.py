@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis
@@ -29,6 +29,10 @@ from tollbook import (
     SettingsError,
     connect_runtime,
 )
+from tollbook.inference.calls.call import Call
+from tollbook.inference.calls.reservations import Acquired, WaitLimits
+from tollbook.inference.calls.runner import CallTakenOver
+from tollbook.inference.client import _LOOK_AGAIN_S
 from tollbook.inference.current_runtime import current_runtime
 from tollbook.inference.runtime import open_ledger, open_runtime
 from tollbook.inference.settings import Settings
@@ -236,6 +240,31 @@ async def test_wait_for_money_has_an_end(redis_client: Redis, server_url: str, t
         holding.cancel()
         await asyncio.gather(holding, return_exceptions=True)
         await calling.check_guarantees()
+
+
+async def test_a_call_that_was_taken_over_does_not_begin_its_wait_anew(calling: Calling) -> None:
+    """The limit counts from the first try."""
+    waits: list[float] = []
+
+    class Contested:
+        """Money is held twice; another run takes the call over once."""
+
+        async def acquire(self, _call: Call, limits: WaitLimits) -> Acquired:
+            waits.append(limits.hold_wait_s)
+            if len(waits) == 1:
+                return Acquired(hold=cast("Any", "a hold"))
+            return Acquired(result=InferenceResult(task_id="t", status=TaskStatus.DONE, content="theirs"))
+
+        async def run(self, call: Call, _hold: object) -> InferenceResult:
+            raise CallTakenOver(call.call_id)
+
+    contested = cast("Any", Contested())
+    runtime = replace(calling.runtime, reservations=contested, runner=contested)
+    result = await InferenceClient("generate_draft", runtime).call(PROMPT, user_id="u1", task_id="t")
+
+    assert result.content == "theirs"
+    assert waits[0] <= 5
+    assert waits[1] <= waits[0] - _LOOK_AGAIN_S
 
 
 async def test_cancelled_call_is_settled(calling: Calling) -> None:

@@ -1,11 +1,13 @@
 """A server that may lose what it was told takes no calls, at start and while it runs (G8)."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis
 
+from tests.servers import PATIENCE_S, wait_until
 from tollbook.inference.runtime import build_ledger, open_ledger
 from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import LedgerUnavailable
@@ -122,6 +124,58 @@ async def test_a_server_that_does_not_answer_keeps_its_verdict(redis: Redis, pri
 
     with pytest.raises(ServerUnsafe):
         watch.check()
+
+
+class OddServer:
+    """Answers nobody foresaw, until it is told to answer as the real one does."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.is_odd = True
+        self.asked = asyncio.Event()
+        self._redis = redis
+
+    async def info(self) -> dict[str, Any]:
+        self.asked.set()
+        return {"used_memory": "a lot"} if self.is_odd else await self._redis.info()
+
+    async def config_get(self, name: str) -> Any:
+        return await self._redis.config_get(name)
+
+
+async def test_a_look_that_fails_in_a_way_nobody_foresaw_stops_calls_and_the_next_one_is_made(redis: Redis) -> None:
+    server = OddServer(redis)
+    server.is_odd = False
+    watch = ServerWatch(cast("Redis", server), allow_unsynced=False, interval_s=0.01)
+    await watch.look()
+    watch.check()
+    looking = asyncio.create_task(watch.run())
+    try:
+        server.is_odd = True
+        with pytest.raises(LedgerUnavailable, match=r"could not be looked at \(ValueError: "):
+            await check_until_refused(watch)
+        server.asked.clear()
+        await asyncio.wait_for(server.asked.wait(), PATIENCE_S)
+        server.is_odd = False
+        await wait_until(lambda: is_accepted(watch), what="the next look that succeeds")
+    finally:
+        looking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await looking
+
+
+async def check_until_refused(watch: ServerWatch) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            watch.check()
+            await asyncio.sleep(0)
+
+
+def is_accepted(watch: ServerWatch) -> bool:
+    try:
+        watch.check()
+    except LedgerUnavailable:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(

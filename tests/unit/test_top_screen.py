@@ -179,6 +179,12 @@ def test_red_is_for_a_person_and_yellow_for_a_look() -> None:
 
 def test_a_part_that_is_away_is_told_and_is_dim() -> None:
     assert find_problems(replace(FIGURES, redis=replace(REDIS, projector=None)), is_answered=False) == ()
+
+
+def test_where_calls_are_stopped_the_reason_is_told_and_no_other() -> None:
+    redis = replace(REDIS, projector=None, stopped="the projector has stopped: the ledger has only 9")
+    (problem,) = find_problems(replace(FIGURES, redis=redis), is_answered=True)
+    assert problem == Problem("person", "calls are stopped: the projector has stopped: the ledger has only 9")
     old = replace(
         FIGURES,
         problems=(Problem("person", "Redis did not answer"),),

@@ -51,6 +51,8 @@ class RedisFigures:
     workers: int | None
     projector: str | None
     """Who has the projector's lease."""
+    stopped: str | None = None
+    """Why no call may begin; None while they may."""
 
     @property
     def pending(self) -> int:

@@ -19,7 +19,9 @@ def find_problems(figures: Figures, *, is_answered: bool) -> tuple[Problem, ...]
 def _of_redis(redis: RedisFigures | None, *, is_answered: bool) -> Iterator[Problem]:
     if redis is None:
         return
-    if is_answered and redis.projector is None:
+    if redis.stopped is not None:
+        yield Problem("person", f"calls are stopped: {redis.stopped}")
+    elif is_answered and redis.projector is None:
         yield Problem("person", "no projector runs, so calls wait: start `tollbook up` or `tollbook projector`")
     if is_answered and redis.workers == 0:
         has_work = redis.pending or any(stream.waiting for stream in redis.streams)

@@ -16,6 +16,7 @@ from tollbook.app.connect import find_redis_url
 from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import LedgerError, LedgerUnavailable
 from tollbook.ledger.gate.requests import Position
+from tollbook.ledger.gate.stops import read_stop
 from tollbook.ledger.keys import GROUP, Keys, dead_letters, projector_lease, worker_key
 from tollbook.ledger.server.connection import connect, hide_password
 from tollbook.ledger.server.pipeline import CommandPipeline
@@ -98,11 +99,12 @@ class RedisReader:
 
     async def _ask(self, pipeline: CommandPipeline) -> Seen:
         namespace, now_ms, keys = self._settings.namespace, *await self._find_ledger(pipeline)
-        parts, streams, letters, lease = await asyncio.gather(
+        parts, streams, letters, lease, stopped = await asyncio.gather(
             asyncio.gather(*(_partition(pipeline, key) for key in keys)),
             asyncio.gather(*(_stream(pipeline, stream.value, now_ms) for stream in TaskStream)),
             pipeline.execute("XLEN", dead_letters(namespace)),
             pipeline.execute("GET", projector_lease(namespace)),
+            read_stop(pipeline, keys),
         )
         workers = await _workers(pipeline, namespace, sum(consumers for _, consumers in streams))
         seqs = {key.partition: seq for key, (seq, _, _) in zip(keys, parts, strict=True)}
@@ -118,7 +120,8 @@ class RedisReader:
             budgets_waited_for=sum(waiters for _, _, waiters in parts),
             dead_letters=int(letters),
             workers=workers,
-            projector=None if lease is None else lease.decode().replace("\n", " at "),
+            projector=None if lease is None else " at ".join(lease.decode().split("\n")[:2]),
+            stopped=stopped,
         )
         return Seen(time.monotonic(), now_ms, redis, rates(list(self._tails.values()), now_ms), seqs)
 

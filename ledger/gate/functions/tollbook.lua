@@ -12,8 +12,14 @@ A line that enforces a guarantee has its number as a comment, such as G1.
 Keys, all with the hash tag of one partition:
   meta      hash   ledger_id, partitions, trimmed_to (the watermark), removed (events trimmed off the
                    stream: an event's sequence number is `removed` plus its place in the stream),
+<<<<<<< HEAD
                    removed_to (id of the last of them), recovering (the event
                    that ends a recovery under way)
+=======
+                   removed_to (id of the last of them), stopped (why no call may begin; absent while they may),
+                   stopped_seen, stopped_at (the newest event that the projector had folded that stopped them, and
+                   where its file is), projector, projector_epoch (whose word counts, and its lease's epoch)
+>>>>>>> stops
   ledger    stream the events
   holds     zset   call id of each open hold -> its deadline in ms
   waiters   hash   budget -> 1 while a call waits for its holds to settle
@@ -51,13 +57,17 @@ Codes:
   DIVERGED  the baseline differs from the tail at the same position: budget, its settled and held, the tail's
   LEDGER    the keys belong to another ledger: its id
   BACK      the ledger lacks an event that the caller was told of: the event's id
+  STOPPED   no call may begin: why
+  FENCED    a later projector has the lease: its name
   WINDOW    by the Redis clock, the request's period is over or has not begun: now in ms
   SETTLED   the hold is settled already: "cost assumed", state
   UNKNOWN   no such hold
   MISMATCH  the hold stands against other budgets: their names, by line
   MOVED     the ledger ends elsewhere than the caller says: its newest sequence number
   ORPHAN    there is a stream without the ledger's identity
-Every function but create and renew may answer LEDGER and BACK; those that take baselines, STALE, AHEAD and DIVERGED.
+Every function but create and renew may answer LEDGER and BACK; those that take baselines, STALE, AHEAD and DIVERGED;
+those that a call needs to go on, STOPPED. What has been spent is booked all the same: settle, adjust and charge never
+answer it.
 Programming errors are raised as error replies that begin with TOLLBOOK.
 ]]
 
@@ -162,7 +172,7 @@ local function has_event(ledger, id, seq, removed_to)
 end
 
 local function read_meta(key, ledger, identity)
-  local m = redis.call('HMGET', key, 'ledger_id', 'trimmed_to', 'removed', 'removed_to')
+  local m = redis.call('HMGET', key, 'ledger_id', 'trimmed_to', 'removed', 'removed_to', 'stopped')
   local ledger_id, seen = string.match(identity, '^(%S+) (%S+)$')
   if m[1] ~= (ledger_id or identity) then -- G8
     return nil, { 'LEDGER', m[1] or '' }
@@ -176,7 +186,8 @@ local function read_meta(key, ledger, identity)
   elseif not has_event(ledger, seen, seq, m[4]) then -- G1 G4
     return nil, { 'BACK', seen }
   end
-  return { seq = seq, trim_ms = watermark_ms, trim_n = watermark_n }
+  return { seq = seq, trim_ms = watermark_ms, trim_n = watermark_n, removed_to = m[4],
+    stopped = m[5] }
 end
 
 -- Settled and held after an entry.
@@ -459,7 +470,7 @@ ARGS 1 ledger_id 2 call_id
 OK id hold attempt committed cap deadline-ms plan ('': none assigned)
 | DENIED budget settled held cap reason (cap | wait_timeout) | WAIT budget settled held cap
 | EXISTS open hold amount worker deadline-ms recorded begun spent assumed budgets period
-| EXISTS settled|denied result denial | CONFLICT | WINDOW now-ms ]]
+| EXISTS settled|denied result denial | CONFLICT | STOPPED reason | WINDOW now-ms ]]
 local function reserve(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -477,6 +488,9 @@ local function reserve(keys, args)
     elseif call.state ~= 'closed' then -- G2 G4
       return exists(call, keys[7])
     end
+  end
+  if meta.stopped then -- G8
+    return { 'STOPPED', meta.stopped }
   end
   if now < from or now >= til then
     return { 'WINDOW', text(now) }
@@ -554,7 +568,7 @@ KEYS meta ledger account call tail...
 ARGS 1 ledger_id 2 call_id 3 hold 4 attempts begun 5 spent by recorded attempts 6 assumed part of it
      7 extension (0: none) 8 number of events 9.. events, then payload of the extension, then budgets with baselines
 OK id|'' hold-amount | DENIED/WAIT budget settled held cap (events are appended, the hold is not extended)
-| SETTLED cost-assumed state | UNKNOWN | MISMATCH budgets ]]
+| SETTLED cost-assumed state | STOPPED reason (with an extension) | UNKNOWN | MISMATCH budgets ]]
 local function record(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -568,6 +582,9 @@ local function record(keys, args)
   call, refusal = open_hold(keys[4], args[3], names)
   if not call then
     return refusal
+  end
+  if meta.stopped and extension > 0 then -- G8
+    return { 'STOPPED', meta.stopped }
   end
   local tails, attempt = tails_of(keys, 5), args[4]
   local extends = extension > 0 and mark(call, 'x' .. attempt)
@@ -819,6 +836,43 @@ local function trim(keys, args)
   return { 'OK', args[2], text(dropped) }
 end
 
+--[[ stop: what the projector says of calls: that none may begin and why, that they may again, or nothing yet. It is no
+event: nothing may be appended to a ledger that went back in time. Only the projector whose lease is the latest is
+listened to; its lease is in another slot on a cluster, so its epoch is kept here. While the ledger lacks what the one
+had folded that stopped calls, only a projector of the same file lets them begin again: a person has put the newer data
+back, or has set that file aside. Another one, which has seen less, does not.
+KEYS meta ledger   ARGS 1 ledger_id 2 projector 3 epoch of its lease 4 place of its file 5 stop | resume | claim
+     6 newest event that it has folded 7 reason (stop)
+OK reason ('': calls may begin) | FENCED projector | BACK ]]
+local function stop(keys, args)
+  local meta, refusal = read_meta(keys[1], keys[2], args[1])
+  if not meta then
+    return refusal
+  end
+  local m = redis.call('HMGET', keys[1], 'projector_epoch', 'projector', 'stopped_seen', 'stopped_at')
+  local epoch, word = int(args[3]), args[5]
+  if m[1] and epoch < int(m[1]) then -- G8
+    return { 'FENCED', m[2] }
+  end
+  local is_missing = meta.stopped and not has_event(keys[2], m[3], meta.seq, meta.removed_to)
+  if word == 'resume' then
+    if is_missing and m[4] ~= args[4] then -- G8
+      return { 'BACK', m[3] }
+    elseif not has_event(keys[2], args[6], meta.seq, meta.removed_to) then -- G8
+      return { 'BACK', args[6] }
+    end
+  end
+  redis.call('HSET', keys[1], 'projector_epoch', text(epoch), 'projector', args[2])
+  if word == 'resume' then
+    redis.call('HDEL', keys[1], 'stopped', 'stopped_seen', 'stopped_at')
+    return { 'OK', '' }
+  elseif word == 'stop' and not is_missing then
+    redis.call('HSET', keys[1], 'stopped', args[7], 'stopped_seen', args[6], 'stopped_at', args[4]) -- G8
+    return { 'OK', args[7] }
+  end
+  return { 'OK', meta.stopped or '' }
+end
+
 --[[ create: give the ledger its identity, once; a ledger that has one keeps it.
 KEYS meta ledger   ARGS 1 ledger_id 2 partitions
 OK ledger_id partitions seq last_id trimmed_to | ORPHAN ]]
@@ -1049,11 +1103,14 @@ end
 
 --[[ balance: the balances and caps that a call would be compared with; changes nothing.
 KEYS meta ledger account tail...   ARGS 1 ledger_id 2 period 3.. budgets with baselines
-OK settled held cap, for each budget ]]
+OK settled held cap, for each budget | STOPPED reason ]]
 local function read_balance(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
     return refusal
+  end
+  if meta.stopped then -- G8
+    return { 'STOPPED', meta.stopped }
   end
   local names, baselines = read_budgets(args, 3)
   local w
@@ -1092,7 +1149,11 @@ redis.register_function('tollbook_v2_adjust', adjust)
 redis.register_function('tollbook_v2_charge', charge)
 redis.register_function('tollbook_v2_assign', assign)
 redis.register_function('tollbook_v2_trim', trim)
+<<<<<<< HEAD
 redis.register_function('tollbook_v2_restore', restore)
 redis.register_function('tollbook_v2_recovered', recovered)
+=======
+redis.register_function('tollbook_v2_stop', stop)
+>>>>>>> stops
 redis.register_function('tollbook_v2_create', create)
 redis.register_function({ function_name = 'tollbook_v2_balance', callback = read_balance, flags = { 'no-writes' } })

@@ -1,0 +1,85 @@
+"""Booking what processes that have ended could not book, once the ledger is in order again (G3).
+
+A note is booked where the newest event that its process was told of is on the stream again. Booking twice changes
+nothing. What the ledger lacks for good is for a person: `tollbook recover`.
+"""
+
+import json
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from tollbook.ledger.errors import CallUnknown, LedgerError, LedgerUnavailable
+from tollbook.ledger.gate.gate import Gate
+from tollbook.ledger.gate.ledger import Ledger
+from tollbook.ledger.gate.requests import AdjustRequest, AlreadySettled
+from tollbook.ledger.gate.unbooked import UnbookedCharge
+from tollbook.schemas.events import CostAdjusted, payload_json
+
+_log = structlog.get_logger(__name__)
+
+
+class UnbookedBooker:
+    """Books the noted charges of all partitions. `is_alive` says whether a process still works: it books its own."""
+
+    def __init__(self, ledger: Ledger, is_alive: Callable[[str], Awaitable[bool]]) -> None:
+        self._ledger = ledger
+        self._is_alive = is_alive
+        self._told: set[tuple[str, int]] = set()
+
+    async def book(self, gate: Gate) -> int:
+        """Book what can be booked in a partition now; return how many charges.
+
+        Errors: LedgerUnavailable where Redis does not answer; OSError where the files cannot be read.
+        """
+        booked = 0
+        for charge in await gate.unbooked():
+            if charge.process and await self._is_alive(charge.process):
+                continue
+            try:
+                problem = await self._problem_of(gate, charge)
+            except LedgerUnavailable:
+                raise
+            except LedgerError as exc:
+                problem = str(exc)
+            if problem is None:
+                await gate.forget(charge)
+                booked += 1
+                _log.warning("unbooked.booked", call_id=charge.call_id, cost_nanousd=charge.cost_nanousd)
+            elif (charge.call_id, charge.hold) not in self._told:
+                self._told.add((charge.call_id, charge.hold))
+                _log.error("unbooked.left", call_id=charge.call_id, cost_nanousd=charge.cost_nanousd, problem=problem)
+        return booked
+
+    async def _problem_of(self, gate: Gate, charge: UnbookedCharge) -> str | None:
+        """Book a charge; return why it cannot be, or None."""
+        if not await gate.is_on_stream(charge.seen):
+            return f"event {charge.seen} is not on the ledger's stream: restore the newer data, or `tollbook recover`"
+        if not charge.hold:
+            await self._ledger.charge_now(charge.charge_request)
+            return None
+        try:
+            reply = await self._ledger.settle_now(charge.settle_request)
+        except CallUnknown:
+            return "its hold is not on the ledger: `tollbook recover`"
+        if isinstance(reply, AlreadySettled) and reply.assumed_nanousd:
+            # The sweeper or another run was first, and could not know the cost. What is confirmed stays.
+            await self._ledger.adjust(_correction(charge))
+        return None
+
+
+def _correction(charge: UnbookedCharge) -> AdjustRequest:
+    payload = CostAdjusted(
+        basis=json.loads(charge.payload)["basis"], reason="booked late", author=charge.process or "tollbook"
+    )
+    return AdjustRequest(
+        call_id=charge.call_id,
+        user_id=charge.user_id,
+        hold=charge.hold,
+        cost_nanousd=charge.cost_nanousd,
+        assumed_nanousd=charge.assumed_nanousd,
+        attempt=charge.attempt,
+        payload=payload_json(payload),
+        budgets=charge.budgets,
+        events=charge.events,
+    )
