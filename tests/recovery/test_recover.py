@@ -25,7 +25,7 @@ from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.reentering import Signature
 from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.archive.restoring import LedgerMoved
-from tollbook.ledger.errors import IdempotencyConflict
+from tollbook.ledger.errors import CallsStopped, IdempotencyConflict
 from tollbook.ledger.gate.call_record import parse_call_record
 from tollbook.ledger.gate.functions import function
 from tollbook.ledger.gate.gate import Gate
@@ -33,6 +33,7 @@ from tollbook.ledger.gate.requests import (
     EMPTY_BASELINE,
     AdjustRequest,
     BudgetCap,
+    ChargeRequest,
     FinishedCall,
     OpenCall,
     Reserved,
@@ -236,6 +237,11 @@ async def test_lost_events_come_back_with_all_that_the_gate_keeps(
         await restored.check()
 
 
+async def newest_event(restored: Restored) -> dict[bytes, bytes]:
+    entries: Any = await restored.redis.xrevrange(restored.made.keys[0].ledger, count=1)
+    return entries[0][1]
+
+
 class Crash(Exception):
     """The command is killed."""
 
@@ -278,14 +284,14 @@ async def test_a_run_that_was_killed_at_any_write_is_finished_by_the_next(
         older = await take_backup(redis_client)
         await put_back(redis_client, restored.newer)
         was = await state_of(redis_client)
+        writes = 0
         for writes in range(100):
             await put_back(redis_client, older)
             if not await die_at(restored, writes):
                 break
             await restored.recover()
             check_state(was, await state_of(redis_client))
-            last = (await redis_client.xrevrange(restored.made.keys[0].ledger, count=1))[0][1]
-            assert last[b"type"] == b"ledger-recovered"
+            assert (await newest_event(restored))[b"type"] == b"ledger-recovered"
             assert await redis_client.hget(restored.made.keys[0].meta, "stopped") is None
             assert (await restored.recover(None)).is_whole
         else:
@@ -362,6 +368,7 @@ async def test_charges_are_entered_again_once_wherever_a_run_was_killed(
         shutil.copytree(restored.settings.data_dir, kept)
         await restored.recover()
         expected = await folded(restored, "after.duckdb")
+        writes = 0
         for writes in range(0, 100, 3):
             await put_back(redis_client, before)
             shutil.rmtree(restored.settings.data_dir)
@@ -460,8 +467,7 @@ async def test_beside_newer_calls_a_lost_call_is_not_paid_again_and_what_is_lost
         (part,) = (await restored.recover()).partitions
 
         assert (part.restored, part.entered, part.entered_nanousd) == (0, 2, 700 + 600)
-        last = await redis_client.xrevrange(restored.made.keys[0].ledger, count=1)
-        declared = LedgerRecovered.model_validate_json(last[0][1][b"payload"])
+        declared = LedgerRecovered.model_validate_json((await newest_event(restored))[b"payload"])
         assert (declared.lost_holds, declared.lost_held_nanousd) == (1, 1_000)
         assert (declared.author, declared.reason) == ("ops", "backup restored")
         assert await gate.reserve(request("over"), [EMPTY_BASELINE]) == FinishedCall("settled", "", None)
@@ -584,11 +590,19 @@ async def test_a_ledger_to_which_others_write_meanwhile_is_left_to_the_next_run(
 ) -> None:
     async with lost_calls(redis_client, server_url, tmp_path) as restored:
         gate = restored.gate("u1")
+        payload = payload_json(CostRecorded(basis="reported", outcome="recorded"))
+        spending = ChargeRequest(
+            call_id="usage x", user_id="u1", period="2026-11", content_hash="c", cost_nanousd=50, assumed_nanousd=0,
+            payload=payload, budgets=("user:u1:2026-11",),
+        )  # fmt: skip
 
         class Interrupted(CommandPipeline):
             async def execute(self, *command: Any) -> Any:
                 if command[:2] == ("FCALL", function("restore")):
-                    await gate.reserve(request("newer"), [EMPTY_BASELINE])
+                    # No call may begin, but what has been spent is booked.
+                    with pytest.raises(CallsStopped, match="tollbook recover"):
+                        await gate.reserve(request("newer"), [EMPTY_BASELINE])
+                    await gate.charge(spending, [EMPTY_BASELINE])
                 return await super().execute(*command)
 
         async with open_ledger(restored.settings, server_url, may_create=False) as handle:

@@ -12,14 +12,10 @@ A line that enforces a guarantee has its number as a comment, such as G1.
 Keys, all with the hash tag of one partition:
   meta      hash   ledger_id, partitions, trimmed_to (the watermark), removed (events trimmed off the
                    stream: an event's sequence number is `removed` plus its place in the stream),
-<<<<<<< HEAD
-                   removed_to (id of the last of them), recovering (the event
-                   that ends a recovery under way)
-=======
                    removed_to (id of the last of them), stopped (why no call may begin; absent while they may),
                    stopped_seen, stopped_at (the newest event that the projector had folded that stopped them, and
-                   where its file is), projector, projector_epoch (whose word counts, and its lease's epoch)
->>>>>>> stops
+                   where its file is), projector, projector_epoch (whose word counts, and its lease's epoch),
+                   recovering (the payload of the event that ends a recovery under way)
   ledger    stream the events
   holds     zset   call id of each open hold -> its deadline in ms
   waiters   hash   budget -> 1 while a call waits for its holds to settle
@@ -1149,11 +1145,8 @@ redis.register_function('tollbook_v2_adjust', adjust)
 redis.register_function('tollbook_v2_charge', charge)
 redis.register_function('tollbook_v2_assign', assign)
 redis.register_function('tollbook_v2_trim', trim)
-<<<<<<< HEAD
+redis.register_function('tollbook_v2_stop', stop)
 redis.register_function('tollbook_v2_restore', restore)
 redis.register_function('tollbook_v2_recovered', recovered)
-=======
-redis.register_function('tollbook_v2_stop', stop)
->>>>>>> stops
 redis.register_function('tollbook_v2_create', create)
 redis.register_function({ function_name = 'tollbook_v2_balance', callback = read_balance, flags = { 'no-writes' } })
