@@ -31,7 +31,9 @@ from tollbook.ledger.archive.segments import Archive, Segment
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
 from tollbook.ledger.gate.functions import function
 from tollbook.ledger.gate.ledger import Ledger
+from tollbook.ledger.gate.stops import CallSwitch
 from tollbook.ledger.gate.unbooked import FOLDER as UNBOOKED_FOLDER
+from tollbook.ledger.keys import Keys
 from tollbook.ledger.private_files import make_private_folder
 from tollbook.ledger.projection.database import set_aside
 from tollbook.ledger.projection.lease import Lease
@@ -39,6 +41,7 @@ from tollbook.ledger.projection.store import Store
 from tollbook.ledger.server.endpoint import read_endpoint
 from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.events import LedgerRecovered, payload_json
+from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 from tollbook.schemas.upcasters import payload_object
 
 _STOPPED: Final = "`tollbook recover` works on the ledger"
@@ -84,12 +87,15 @@ class Report:
 class Recovery:
     """One run on one ledger. `projection` is the DuckDB file that knows more; by default the one in use."""
 
-    def __init__(self, settings: Settings, handle: LedgerHandle, projection: Path | None = None) -> None:
+    def __init__(
+        self, settings: Settings, handle: LedgerHandle, projection: Path | None = None, *, batch_events: int = 500
+    ) -> None:
         self._settings = settings
         self._handle = handle
         self._projection = projection or settings.projection_path
         self._archive = Archive(settings.archive_path)
         self._folder = settings.data_dir / UNBOOKED_FOLDER
+        self._batch_events = batch_events
         # Without a newest event that it was told of: whatever the ledger lacks, it is worked on.
         self._gates = build_gates(handle, settings)
 
@@ -146,7 +152,11 @@ class Recovery:
             limits = ReplayLimits({loss.keys.partition: loss.common.entry})
             async with self._folded(limits, known, [loss]) as ledger:
                 restorer = Restorer(
-                    self._handle.pipeline, loss, ledger, idempotency_ttl_s=self._settings.idempotency_ttl_s
+                    self._handle.pipeline,
+                    loss,
+                    ledger,
+                    idempotency_ttl_s=self._settings.idempotency_ttl_s,
+                    batch_events=self._batch_events,
                 )
                 partition.restored = await restorer.restore(lost_rows(loss, known), note)
         await self._declare(loss, note)
@@ -206,8 +216,7 @@ class Recovery:
         """Append the event that ends a recovery."""
         execute, keys = self._handle.pipeline.execute, loss.keys
         for _ in range(_TRIES):
-            newest: Any = await execute("XREVRANGE", keys.ledger, "+", "-", "COUNT", 1)
-            last = newest[0][0] if newest else b"0-0"
+            last = str(await self._newest(keys))
             reply: Any = await execute(
                 "FCALL", function("recovered"), 2, keys.meta, keys.ledger, self._handle.ledger_id, last, payload
             )
@@ -275,24 +284,25 @@ class Recovery:
         await lease.take()
         keeping = asyncio.create_task(lease.keep())
         try:
-            stopped = [keys for keys in self._handle.keys if await self._stop(keys.meta, keys.ledger)]
+            switches = [self._switch(keys, lease) for keys in self._handle.keys]
+            # Where a projector has stopped calls, a projector decides when they begin again.
+            own = [each for each in switches if await each.claim() in (None, _STOPPED)]
+            for switch in own:
+                await switch.stop(_STOPPED, await self._newest(switch.keys))
             yield
-            for keys in stopped:
-                await self._handle.pipeline.execute("HDEL", keys.meta, "stopped", "stopped_seen", "stopped_at")
+            for switch in own:
+                await switch.resume(await self._newest(switch.keys))
         finally:
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
             await lease.release()
 
-    async def _stop(self, meta: str, ledger: str) -> bool:
-        """Let no call begin; return whether they could before, or a recovery that was interrupted has stopped them."""
-        execute = self._handle.pipeline.execute
-        newest: Any = await execute("XREVRANGE", ledger, "+", "-", "COUNT", 1)
-        if await execute("HSETNX", meta, "stopped", _STOPPED):
-            last = newest[0][0] if newest else b"0-0"
-            await execute("HSET", meta, "stopped_seen", last, "stopped_at", "recover")
-            return True
-        return (await execute("HGET", meta, "stopped")) == _STOPPED.encode()
+    def _switch(self, keys: Keys, lease: Lease) -> CallSwitch:
+        return CallSwitch(self._handle.pipeline, keys, self._handle.ledger_id, lease.owner, lease.epoch, lease.place)
+
+    async def _newest(self, keys: Keys) -> EntryId:
+        found: Any = await self._handle.pipeline.execute("XREVRANGE", keys.ledger, "+", "-", "COUNT", 1)
+        return EntryId.parse(found[0][0].decode()) if found else ZERO_ENTRY
 
 
 class _CommonArchive(Archive):

@@ -125,7 +125,7 @@ def _print(report: "Report") -> None:
             ("up to", f"event {loss.known.seq:,}, {loss.known.entry}"),
             ("settled", format_usd(summary.settled_nanousd, places=9)),
             ("open holds", f"{len(summary.holds):,}, {format_usd(summary.held_nanousd, places=9)}"),
-            ("newer", f"{loss.newer:,} events stand on the ledger that DuckDB and the archive do not have"),
+            ("newer", f"{loss.newer:,} events that only the ledger has"),
         ]
         if partition.unbooked:
             facts.append(("unbooked", f"{partition.unbooked:,} paid answers whose hold is gone"))

@@ -110,7 +110,8 @@ class LedgerWentBack(LedgerRefused):
     def __init__(self, seen: EntryId) -> None:
         super().__init__(
             f"event {seen}, which this process has seen, is no longer on the ledger: Redis was restored from an "
-            "older backup, or a failover lost its last writes. Nothing is written until Redis has its newer data again"
+            "older backup, or a failover lost its last writes. Nothing is written until it is back: restore the newer "
+            "data of Redis, or run `tollbook recover`"
         )
         self.seen = seen
 
@@ -129,8 +130,8 @@ class LedgerAhead(LedgerRefused):
     def __init__(self, *, folded_seq: int, ledger_seq: int) -> None:
         super().__init__(
             f"DuckDB has folded {folded_seq} events, the ledger has only {ledger_seq}: Redis was restored from an "
-            "older backup. Restore the newer data of Redis, or set the DuckDB file aside so that it is rebuilt "
-            "from the ledger (what the lost events charged is then lost too)"
+            "older backup, or a failover lost its last writes. Restore the newer data of Redis, or run "
+            "`tollbook recover`, which shows what is lost"
         )
         self.folded_seq = folded_seq
         self.ledger_seq = ledger_seq

@@ -20,7 +20,6 @@ from tollbook.schemas.events import ENVELOPE_FIELDS
 from tollbook.schemas.identifiers import budget_name
 from tollbook.schemas.upcasters import payload_object
 
-_BATCH: Final = 500
 # An atomic step appends fewer events than this.
 _LOOK_AHEAD: Final = 200
 _MOVES: Final = ("budget-reserved", "cost-recorded", "cost-adjusted")
@@ -41,13 +40,13 @@ class Restorer:
     """Puts one partition's lost events back. `ledger` is a fold of the ledger as it is now."""
 
     def __init__(
-        self, pipeline: CommandPipeline, loss: Loss, ledger: Store, *, idempotency_ttl_s: int, batch: int = _BATCH
+        self, pipeline: CommandPipeline, loss: Loss, ledger: Store, *, idempotency_ttl_s: int, batch_events: int
     ) -> None:
         self._pipeline = pipeline
         self._loss = loss
         self._ledger = ledger
         self._ttl_s = idempotency_ttl_s
-        self._batch = batch
+        self._batch = batch_events
         self._balances = dict[str, list[int]]()
 
     async def restore(self, rows: Iterable[Row], note: str) -> int:

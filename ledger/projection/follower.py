@@ -33,8 +33,8 @@ class LedgerRewritten(LedgerRefused):
     def __init__(self, *, partition: int, position: Position) -> None:
         super().__init__(
             f"partition {partition}: event {position.seq} ({position.entry}), the last one folded, is not on the "
-            "ledger: Redis was restored from an older backup and written to since. Restore the newer data of Redis, "
-            "or set the DuckDB file aside so that it is rebuilt from the ledger"
+            "ledger: Redis was restored from an older backup, or a failover lost its last writes, and others have "
+            "written since. Restore the newer data of Redis, or run `tollbook recover`, which shows what is lost"
         )
         self.partition = partition
         self.position = position

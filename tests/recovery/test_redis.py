@@ -199,7 +199,7 @@ async def test_a_redis_that_was_restored_from_an_older_state_is_refused(
     # Another projection, made of what is left, goes on; the ledger grows past the old one's position.
     async with running_system(tmp_path / "other", private_server.url) as running:
         await become_done(running, await publish(private_server.url, "new", 4))
-    with pytest.raises(LedgerRewritten, match="or set the DuckDB file aside"):
+    with pytest.raises(LedgerRewritten, match="or run `tollbook recover`"):
         async with open_system(settings):
             pass
 

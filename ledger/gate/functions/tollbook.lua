@@ -12,10 +12,10 @@ A line that enforces a guarantee has its number as a comment, such as G1.
 Keys, all with the hash tag of one partition:
   meta      hash   ledger_id, partitions, trimmed_to (the watermark), removed (events trimmed off the
                    stream: an event's sequence number is `removed` plus its place in the stream),
-                   removed_to (id of the last of them), recovering (the event that ends a recovery under way),
-                   stopped (why no call may begin; absent while they may), stopped_seen, stopped_at (the newest event
-                   that the projector had folded that stopped them, and where its file is), projector,
-                   projector_epoch (whose word counts, and its lease's epoch)
+                   removed_to (id of the last of them), stopped (why no call may begin; absent while they may),
+                   stopped_seen, stopped_at (the newest event that the projector had folded that stopped them, and
+                   where its file is), projector, projector_epoch (whose word counts, and its lease's epoch),
+                   recovering (the payload of the event that ends a recovery under way)
   ledger    stream the events
   holds     zset   call id of each open hold -> its deadline in ms
   waiters   hash   budget -> 1 while a call waits for its holds to settle
