@@ -80,7 +80,8 @@ async def connected(settings: Settings) -> AsyncGenerator[Connection]:
     """Connect to the running system's Redis. Errors: LedgerUnavailable, which says what to do."""
     from redis.exceptions import RedisError
 
-    from tollbook.ledger.server.connection import connect, hide_password
+    from tollbook.ledger.server.address import hide_password
+    from tollbook.ledger.server.connection import connect
     from tollbook.ledger.server.pipeline import CommandPipeline
 
     redis_url = find_redis_url(settings)

@@ -18,7 +18,8 @@ from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerError, ServerTooOld
 from tollbook.ledger.gate.functions import check_server
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.server.connection import connect, hide_password
+from tollbook.ledger.server.address import hide_password
+from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.refusals import reason_of
 
 if TYPE_CHECKING:

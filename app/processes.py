@@ -25,7 +25,7 @@ from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.ledger import Patience
 from tollbook.ledger.projection.database import StoreLocked, stored_ledger_id
 from tollbook.ledger.projection.remote import remote_reader
-from tollbook.ledger.server.connection import hide_password
+from tollbook.ledger.server.address import hide_password
 from tollbook.ledger.server.embedded import EmbeddedServer, EmbeddedServerError
 from tollbook.ledger.server.endpoint import Endpoint, clear_endpoint, read_endpoint, write_endpoint
 from tollbook.observability.process import describe_ports, observe_process, port_setting, ports_of_processes

@@ -14,7 +14,8 @@ from tollbook.ledger.archive.history import LedgerSource, NoLedger
 from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.server.connection import connect, hide_password
+from tollbook.ledger.server.address import hide_password
+from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.refusals import reason_of
 
 

@@ -162,7 +162,7 @@ async def _provider(settings: "Settings", *, with_stand_in: bool) -> AsyncGenera
 def _announce(settings: "Settings", redis_url: str, metrics: str, *, with_stand_in: bool) -> None:
     provider = "the local stand-in for OpenRouter (not OpenRouter)" if with_stand_in else settings.openrouter_base_url
     data_dir = Path(settings.data_dir).resolve()
-    from tollbook.ledger.server.connection import hide_password
+    from tollbook.ledger.server.address import hide_password
 
     typer.echo(f"Tollbook is up. Publish to {hide_password(redis_url)}, for example:")
     typer.echo("  tollbook publish generation generate_draft 'Write a haiku about ledgers.' --user u42 --wait 60")

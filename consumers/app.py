@@ -16,6 +16,7 @@ from faststream.redis.message import FAKE_CONSUMER, RedisBatchStreamMessage
 from tollbook.consumers.messages import Delivery, trace_of
 from tollbook.consumers.worker import Worker
 from tollbook.ledger.keys import GROUP
+from tollbook.ledger.server.connection import connection_class
 
 # Entries are read only as fast as slots get free. In a batch, FastStream's own work is done once for all of them.
 _BATCH: Final = 16
@@ -48,13 +49,15 @@ def build_app(
 
     With `reads_traces`, middlewares see the publishers' trace contexts in the headers of a batch.
     """
-    # Without a socket time-out, for the reason that ledger/server/connection.py gives.
+    # Without a socket time-out, for the reason that ledger/server/connection.py gives. Its connections leave a server
+    # that was demoted: reading from a group writes, and FastStream would try the same one again for ever.
     broker = RedisBroker(
         redis_url,
         apply_types=False,
         logger=_log,
         log_level=logging.DEBUG,
         socket_timeout=None,
+        connection_class=connection_class(redis_url),
         middlewares=middlewares,
     )
     for stream in streams:

@@ -23,7 +23,8 @@ from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import AdjustRequest, AssignRequest
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.server.connection import connect, hide_password
+from tollbook.ledger.server.address import hide_password
+from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.refusals import reason_of
 from tollbook.schemas.events import CostAdjusted, CreditGranted, PlanAssigned, payload_json

@@ -22,8 +22,10 @@ from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.results import Results
-from tollbook.ledger.server.connection import connect, hide_password, translating_redis_errors
+from tollbook.ledger.server.address import hide_password
+from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.server.refusals import translating_redis_errors
 from tollbook.ledger.stream_owners import check_owner, read_owners
 from tollbook.schemas.entries import TaskEntry, TaskFields, task_entry
 from tollbook.schemas.results import InferenceResult

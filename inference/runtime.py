@@ -3,6 +3,7 @@
 Clocks, ids and randomness are made here and nowhere below.
 """
 
+import asyncio
 import os
 import secrets
 import socket
@@ -31,6 +32,7 @@ from tollbook.ledger.gate.baselines import BaselineReader, Baselines
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import Gate, LedgerState, create_ledger
 from tollbook.ledger.gate.ledger import Ledger, Patience
+from tollbook.ledger.gate.probe import check_permissions, check_writable
 from tollbook.ledger.gate.wait_queue import BudgetWaitQueue
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.results import Results
@@ -75,8 +77,8 @@ async def open_ledger(
     """Open the ledger, or create it where there is none, none is expected and it may be.
 
     Only a projector may: it knows whether its DuckDB belongs to another ledger.
-    Errors: LedgerUnavailable, also where there is none; ServerTooOld; ServerUnsafe; WrongPartitions; LedgerReplaced
-    where `expected_id` is another ledger's.
+    Errors: LedgerUnavailable, also where there is none; ServerTooOld; ServerUnsafe; PermissionsMissing;
+    WrongPartitions; LedgerReplaced where `expected_id` is another ledger's.
     """
     redis = connect(redis_url)
     async with AsyncExitStack() as stack:
@@ -90,11 +92,13 @@ async def open_ledger(
             await _check_ledger_id(pipeline, keys, expected_id)
         elif not may_create:
             expected_id = await _stored_ledger_id(pipeline, keys[0])
+        await check_permissions(pipeline, keys)
         ledger_id = expected_id or str(uuid.uuid4())
         states = [await create_ledger(pipeline, key, ledger_id=ledger_id, partitions=len(keys)) for key in keys]
         for state in states:
             if state.partitions != len(keys):
                 raise WrongPartitions(configured=len(keys), stored=state.partitions)
+        await asyncio.gather(*(check_writable(pipeline, key) for key in keys))
         results = Results(
             redis,
             pipeline,

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, cast
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelPrice, price_from_usd
+from tollbook.ledger.server.address import check_address
 from tollbook.schemas.identifiers import check_id
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, MoneyError, check_nanousd, nanousd_from_usd
 from tollbook.schemas.plans import Plan
@@ -26,7 +27,6 @@ from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS, TaskStream
 _MAX_USD_PER_MTOK: Final = 10_000
 _MAX_CAP_USD: Final = MAX_NANOUSD // NANOUSD_PER_USD
 _PRICE_FIELDS: Final = ("prompt", "completion", "cached", "cache_write", "request")
-_REDIS_PARAMETERS: Final = ("db", "username", "password", "client_name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,29 +70,6 @@ def _split_url(value: str) -> SplitResult:
     except ValueError:
         # Python's own message would quote the host part, which may hold a password.
         raise ValueError("is not a valid address") from None
-
-
-def _redis_url(value: str) -> str:
-    parts = _split_url(value)
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        raise ValueError("must begin with redis://, rediss:// or unix://")
-    try:
-        _ = parts.port
-    except ValueError:
-        # Python's own message would quote a part of a password that holds a / or a #.
-        raise ValueError("has no valid port; write /, ?, # and @ in a password as %2F, %3F, %23 and %40") from None
-    # redis-py takes any option of its own as a parameter. Some change how replies are read, or send a command again:
-    # they would stop the workers or book a task twice. Only options of the connection are safe.
-    for name, text in parse_qsl(parts.query, keep_blank_values=True):
-        is_known = name in _REDIS_PARAMETERS or (parts.scheme == "rediss" and name.startswith("ssl_"))
-        if not is_known and "@" in parts.query + parts.fragment:
-            # The "parameter" is a part of a password that holds a ?, so it is not shown.
-            raise ValueError("has an @ after a ?; write /, ?, # and @ in a password as %2F, %3F, %23 and %40")
-        if not is_known:
-            raise ValueError(f"{unknown_name('parameter', name, _REDIS_PARAMETERS)}; ssl_... with rediss://")
-        if name == "db" and not text.isdecimal():
-            raise ValueError("'db' must be the number of a database")
-    return value
 
 
 def _base_url(value: str) -> str:
@@ -284,7 +261,7 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return table
 
 
-RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+RedisUrl = Annotated[str, AfterValidator(check_address)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
 UsdCap = Annotated[int | None, BeforeValidator(_usd_cap)]

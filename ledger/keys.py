@@ -41,6 +41,11 @@ class Keys:
         """Hash: costs of calls whose hold the ledger lost, by call id and hold; booked once the ledger is in order."""
         return f"{self.prefix}unbooked"
 
+    @property
+    def probe(self) -> str:
+        """Stream: written and taken back in one step, to see that the partition can be written."""
+        return f"{self.prefix}probe"
+
     def tail(self, budget: str) -> str:
         """List: deltas of one budget that the projector may not have folded yet."""
         return f"{self.prefix}tail:{budget}"

@@ -88,13 +88,7 @@ class TestServers:
 
     def _start_process(self, kind: str) -> str:
         fsync = cast("Fsync", os.environ.get(_FSYNC_VARIABLE, "everysec"))
-        binary = None
-        if kind == LOCAL:
-            found = shutil.which(LOCAL)
-            if found is None:
-                raise ServerMissing(f"there is no {LOCAL} on the PATH")
-            binary = Path(found)
-        server = EmbeddedServer(self._new_directory(kind), fsync=fsync, binary=binary)
+        server = EmbeddedServer(self._new_directory(kind), fsync=fsync, binary=binary_of(kind))
         _run(server.start())
         self._stops.append(lambda: _run(server.stop()))
         return server.url
@@ -113,6 +107,16 @@ class TestServers:
             raise ServerMissing(f"the Redis container did not start: {exc}") from exc
         self._stops.append(container.stop)
         return f"redis://{container.get_container_host_ip()}:{container.get_exposed_port(6379)}/0"
+
+
+def binary_of(kind: str) -> Path | None:
+    """Return the program of a kind of server that runs as a process, None for the embedded one's own."""
+    if kind != LOCAL:
+        return None
+    found = shutil.which(LOCAL)
+    if found is None:
+        raise ServerMissing(f"there is no {LOCAL} on the PATH")
+    return Path(found)
 
 
 async def wait_until(

@@ -16,6 +16,7 @@ from tollbook.ledger.errors import (
 )
 from tollbook.ledger.gate.call_record import CallRecord, parse_call_record
 from tollbook.ledger.gate.functions import function
+from tollbook.ledger.gate.probe import check_writable
 from tollbook.ledger.gate.replies import FunctionsMissing, denied, refusal, reserve_reply, waiting
 from tollbook.ledger.gate.requests import (
     Adjusted,
@@ -298,6 +299,10 @@ class Gate:
         if reply[0] != b"OK":
             raise refusal(reply, "", 0)
         return int(reply[2])
+
+    async def probe(self) -> None:
+        """Write and take back. Errors: RedisCannotServe; PermissionsMissing, and what else keeps holds from it."""
+        await check_writable(self._pipeline, self.keys)
 
     async def now_ms(self) -> int:
         """Return the time by the Redis clock, in milliseconds since the epoch."""

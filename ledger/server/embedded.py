@@ -25,7 +25,7 @@ from typing import Any, Final, Self
 import structlog
 from redis.exceptions import RedisError
 
-from tollbook.ledger.server.connection import hide_password
+from tollbook.ledger.server.address import hide_password
 from tollbook.ledger.server.directory import EmbeddedServerError, ServerDirectory
 from tollbook.ledger.server.process import HOST, POLL_S, Fsync, ServerProcess, ask, client_of, spawn
 

@@ -18,7 +18,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tollbook.ledger.errors import LedgerUnavailable
-from tollbook.ledger.server.connection import unavailable
+from tollbook.ledger.server.connection import leave_server
+from tollbook.ledger.server.refusals import cannot_serve, unavailable
 
 Argument = str | bytes | int
 
@@ -33,7 +34,7 @@ pack_command: Final = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pa
 class CommandPipeline:
     """One connection's batches. `batches` and `commands` count what was sent.
 
-    Errors of `execute`: LedgerUnavailable (outcome unknown, or the server cannot serve now);
+    Errors of `execute`: LedgerUnavailable (outcome unknown); RedisCannotServe, which is one (nothing was done);
     redis.exceptions.ResponseError for what the server refuses; DataError for what cannot be sent.
     """
 
@@ -46,6 +47,7 @@ class CommandPipeline:
         self._connection: AbstractConnection | None = None
         self._flusher: asyncio.Task[None] | None = None
         self._is_closed = False
+        self._is_demoted = False
 
     async def execute(self, *command: Argument) -> Any:
         """Send one command and return the reply: bytes, int, list or None."""
@@ -82,6 +84,11 @@ class CommandPipeline:
                 for _, future in batch:
                     future.cancel()
                 raise
+            if self._is_demoted:
+                # After a failover the address leads elsewhere; open connections stay with the demoted server.
+                self._is_demoted = False
+                await self._drop_connection()
+                await leave_server(self._redis)
             for (_, future), reply in zip(batch, replies, strict=True):
                 if future.done():  # The task was cancelled; its command was sent all the same.
                     continue
@@ -110,16 +117,23 @@ class CommandPipeline:
         except (RedisConnectionError, RedisTimeoutError) as exc:
             # An error reply that redis-py turns into a connection error; the connection itself is fine.
             if isinstance(exc, BusyLoadingError):
-                return LedgerUnavailable(f"Redis cannot serve now: {exc}")
+                return _refused(exc)
             raise
         except ResponseError as exc:
-            return LedgerUnavailable(f"Redis cannot serve now: {exc}") if _is_temporary(exc) else exc
+            self._is_demoted = self._is_demoted or isinstance(exc, ReadOnlyError)
+            return _refused(exc) if _is_temporary(exc) else exc
 
     async def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.disconnect(nowait=True)
             await self._redis.connection_pool.release(connection)
+
+
+def _refused(exc: RedisError) -> LedgerUnavailable:
+    problem = cannot_serve(exc)
+    problem.__cause__ = exc
+    return problem
 
 
 def _is_temporary(exc: ResponseError) -> bool:

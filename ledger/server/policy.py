@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
-from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S
+from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, leave_server
 
 WATCH_INTERVAL_S: Final = 10.0
 # Calls stop here, so that what is open can still be settled.
@@ -36,12 +36,13 @@ class ServerPolicy:
     memory_limit_bytes: int = 0
     has_append_only_file: bool | None = None
     fsync: str | None = None
+    is_synced_in_rewrite: bool = True
     role: str | None = None
 
     @property
     def is_synced(self) -> bool:
         """Whether every write is known to be on disk before it is answered."""
-        return bool(self.has_append_only_file) and self.fsync == "always"
+        return bool(self.has_append_only_file) and self.fsync == "always" and self.is_synced_in_rewrite
 
     def refusal(self, *, allow_unsynced: bool) -> str | None:
         """Return why no call may be made on this server and what to do, or None where calls may be made."""
@@ -70,6 +71,11 @@ class ServerPolicy:
                 "the Redis server keeps no append-only file, so a crash loses the ledger: "
                 "set appendonly yes and appendfsync always"
             )
+        if self.fsync == "always":
+            return (
+                "the Redis server does not sync its writes while it rewrites its append-only file, so a crash then "
+                "loses them: set no-appendfsync-on-rewrite, now yes, to no"
+            )
         return f"a crash of the Redis server loses its last writes: set appendfsync, now {self.fsync}, to always"
 
 
@@ -81,7 +87,7 @@ async def read_policy(redis: Redis) -> ServerPolicy:
         except ResponseError:
             info = {}
         try:
-            config: Any = await redis.config_get("appendfsync")  # pyright: ignore[reportUnknownMemberType]
+            config: Any = await redis.config_get("*appendfsync*")  # pyright: ignore[reportUnknownMemberType]
         except ResponseError:
             config = dict[str, str]()
     return ServerPolicy(
@@ -90,6 +96,7 @@ async def read_policy(redis: Redis) -> ServerPolicy:
         memory_limit_bytes=int(info.get("maxmemory", 0)),
         has_append_only_file=bool(info["aof_enabled"]) if "aof_enabled" in info else None,
         fsync=config.get("appendfsync"),
+        is_synced_in_rewrite=config.get("no-appendfsync-on-rewrite", "no") != "yes",
         role=info.get("role"),
     )
 
@@ -119,6 +126,9 @@ class ServerWatch:
         except (RedisError, OSError, TimeoutError) as exc:
             _log.debug("server.not_asked", problem=str(exc))
             return
+        if self.policy.role == "slave":
+            # After a failover the address leads to the promoted server; open connections stay with this one.
+            await leave_server(self._redis)
         self._has_looked = True
         before, self._refusal = self._refusal, self.policy.refusal(allow_unsynced=self._allow_unsynced)
         if self._refusal is not None and self._refusal != before:
