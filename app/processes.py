@@ -23,6 +23,7 @@ from tollbook.inference.runtime import InferenceRuntime, LedgerHandle, build_led
 from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.ledger import Patience
+from tollbook.ledger.gate.probe import check_permissions
 from tollbook.ledger.projection.database import StoreLocked, stored_ledger_id
 from tollbook.ledger.projection.remote import remote_reader
 from tollbook.ledger.server.address import hide_password
@@ -200,12 +201,13 @@ async def _open_projection(
         if not is_standby:
             raise
         may_create = False  # The projector that has the file open has created the ledger.
-    async with (
-        open_ledger(settings, redis_url, expected_id=expected_id, may_create=may_create) as handle,
-        open_projection(settings, handle, is_standby=is_standby) as projection,
-        announced_endpoint(settings, redis_url),
-    ):
-        yield handle, projection
+    async with open_ledger(settings, redis_url, expected_id=expected_id, may_create=may_create) as handle:
+        await check_permissions(handle.pipeline, handle.keys, is_projector=True)
+        async with (
+            open_projection(settings, handle, is_standby=is_standby) as projection,
+            announced_endpoint(settings, redis_url),
+        ):
+            yield handle, projection
 
 
 @asynccontextmanager

@@ -22,6 +22,7 @@ from tollbook.consumers.worker import Worker, WorkerLimits
 from tollbook.inference.calls.reservations import WaitLimits
 from tollbook.inference.runtime import InferenceRuntime, now_ms
 from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.gate.probe import check_permissions
 from tollbook.ledger.stream_owners import own_streams
 
 _RECONNECT_S: Final = 0.5
@@ -142,9 +143,10 @@ async def pause(stop: asyncio.Event, seconds: float) -> None:
 async def _prepare_streams(runtime: InferenceRuntime, worker: Worker) -> bool:
     """Take the streams for this ledger, with their groups; return False where Redis did not answer.
 
-    Errors: StreamTaken.
+    Errors: StreamTaken; PermissionsMissing.
     """
     try:
+        await check_permissions(runtime.handle.pipeline, runtime.handle.keys, streams=worker.claims.streams)
         await own_streams(runtime.handle.pipeline, worker.claims.streams, runtime.settings.namespace)
         await worker.claims.heartbeat()
         await worker.claims.ensure_groups()
