@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from tollbook.app.supervisor import Child, Supervisor
+from tollbook.consumers.backlog import DroppedTasks
 from tollbook.consumers.projection import ProjectionService, duckdb_path, open_projection
 from tollbook.consumers.service import build_worker, pause, serve_worker
 from tollbook.consumers.throttled_warning import ThrottledWarning
@@ -30,7 +31,8 @@ from tollbook.ledger.server.address import hide_password
 from tollbook.ledger.server.embedded import EmbeddedServer, EmbeddedServerError
 from tollbook.ledger.server.endpoint import Endpoint, clear_endpoint, read_endpoint, write_endpoint
 from tollbook.observability.process import describe_ports, observe_process, port_setting, ports_of_processes
-from tollbook.observability.process_state import ProcessState
+from tollbook.observability.process_state import Part, ProcessState
+from tollbook.schemas.tasks import TaskStream
 
 _SERVER_POLL_S: Final = 0.2
 _SERVER_PAUSE_S: Final = 2.0
@@ -89,7 +91,13 @@ async def open_system(settings: Settings, *, state: ProcessState | None = None) 
     Errors: EmbeddedServerError; LedgerUnavailable; LedgerRefused.
     """
     state = state or ProcessState("up", settings)
-    async with open_redis_url(settings) as redis_url, _open_projection(settings, redis_url) as (handle, projection):
+    async with (
+        open_redis_url(settings) as redis_url,
+        _open_projection(settings, redis_url, part="up") as (
+            handle,
+            projection,
+        ),
+    ):
         folding = asyncio.create_task(projection.run())
         try:
             async with open_runtime(
@@ -125,7 +133,7 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
         if is_standby:
             state.waiting_for = "it is on standby, and folds once the current projector has ended"
         redis_url = await stack.enter_async_context(open_redis_url(settings))
-        opening = _open_projection(settings, redis_url, is_standby=is_standby)
+        opening = _open_projection(settings, redis_url, part="projector", is_standby=is_standby)
         handle, projection = await stack.enter_async_context(opening)
         _log.info("projector.started", redis_url=hide_password(redis_url), quack_url=projection.quack_url)
         folding = asyncio.create_task(projection.run())
@@ -151,7 +159,7 @@ async def run_remote_worker(settings: Settings, streams: Sequence[str], stop: as
         while not stop.is_set():
             try:
                 async with (
-                    open_ledger(settings, redis_url, may_create=False) as handle,
+                    open_ledger(settings, redis_url, may_create=False, part="worker") as handle,
                     open_runtime(settings, handle, read, patience=_PATIENCE, observer=state.tracing) as runtime,
                 ):
                     with state.open(handle, runtime.ledger, runtime.prices):
@@ -191,7 +199,7 @@ async def run_processes(
 
 @asynccontextmanager
 async def _open_projection(
-    settings: Settings, redis_url: str, *, is_standby: bool = False
+    settings: Settings, redis_url: str, *, part: Part, is_standby: bool = False
 ) -> AsyncGenerator[tuple[LedgerHandle, ProjectionService]]:
     """Open ledger and projection, and announce them to the other commands on this machine."""
     expected_id, may_create = None, True
@@ -201,13 +209,20 @@ async def _open_projection(
         if not is_standby:
             raise
         may_create = False  # The projector that has the file open has created the ledger.
-    async with open_ledger(settings, redis_url, expected_id=expected_id, may_create=may_create) as handle:
+    opening = open_ledger(settings, redis_url, expected_id=expected_id, may_create=may_create, part=part)
+    async with opening as handle:
         await check_permissions(handle.pipeline, handle.keys, is_projector=True)
         async with (
             open_projection(settings, handle, is_standby=is_standby) as projection,
             announced_endpoint(settings, redis_url),
         ):
-            yield handle, projection
+            # One process of a ledger counts what publishers drop from the task streams.
+            counting = asyncio.create_task(DroppedTasks(handle.pipeline, settings.namespace, tuple(TaskStream)).run())
+            try:
+                yield handle, projection
+            finally:
+                counting.cancel()
+                await asyncio.gather(counting, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ instead of staying pending for ever.
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from faststream import AckPolicy, FastStream
 from faststream.redis import RedisBroker, StreamSub
@@ -57,7 +57,7 @@ def build_app(
         logger=_log,
         log_level=logging.DEBUG,
         socket_timeout=None,
-        connection_class=connection_class(redis_url),
+        connection_class=cast("Any", connection_class(redis_url)),
         middlewares=middlewares,
     )
     for stream in streams:

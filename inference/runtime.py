@@ -26,6 +26,7 @@ from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.routing import routing_with
 from tollbook.inference.settings import Settings
+from tollbook.inference.signs_of_life import sign_of_life
 from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
 from tollbook.ledger.gate.baselines import BaselineReader, Baselines
@@ -72,11 +73,16 @@ class LedgerHandle:
 
 @asynccontextmanager
 async def open_ledger(
-    settings: Settings, redis_url: str, *, expected_id: str | None = None, may_create: bool = True
+    settings: Settings,
+    redis_url: str,
+    *,
+    expected_id: str | None = None,
+    may_create: bool = True,
+    part: str = "application",
 ) -> AsyncGenerator[LedgerHandle]:
     """Open the ledger, or create it where there is none, none is expected and it may be.
 
-    Only a projector may: it knows whether its DuckDB belongs to another ledger.
+    Only a projector may create: it knows whether its DuckDB belongs to another ledger. `part` is for the sign of life.
     Errors: LedgerUnavailable, also where there is none; ServerTooOld; ServerUnsafe; PermissionsMissing;
     WrongPartitions; LedgerReplaced where `expected_id` is another ledger's.
     """
@@ -107,6 +113,7 @@ async def open_ledger(
             ttl_s=settings.result_ttl_s,
             id_ttl_s=settings.idempotency_ttl_s,
         )
+        await stack.enter_async_context(sign_of_life(pipeline, settings, name=process_name(), part=part))
         yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server)
 
 

@@ -78,6 +78,16 @@ def projector_lease(namespace: str) -> str:
     return f"{namespace}:projector"
 
 
+def processes(namespace: str) -> str:
+    """Hash: the sign of life of each process on the ledger, by its name."""
+    return f"{namespace}:processes"
+
+
+def dropped_tasks(namespace: str) -> str:
+    """Hash: by task stream, how many tasks were dropped from it before anybody read them."""
+    return f"{namespace}:dropped-tasks"
+
+
 def worker_key(namespace: str, consumer: str) -> str:
     """String: present while a worker is alive."""
     return f"{namespace}:worker:{consumer}"

@@ -35,7 +35,10 @@ LEDGER_COMMANDS: Final = (
     "PUBLISH C m", "SUBSCRIBE C", "UNSUBSCRIBE C",
 )  # fmt: skip
 """What every process does on the ledger, by itself or in the gate's functions."""
-PROJECTOR_COMMANDS: Final = ("EVAL s 1 K", "PTTL K", "SCAN 0", "XREAD STREAMS K 0", "XTRIM K MAXLEN 1")
+PROJECTOR_COMMANDS: Final = (
+    "EVAL s 1 K", "HINCRBY K f 1", "PTTL K", "SCAN 0", "XINFO STREAM K", "XINFO GROUPS K", "XREAD STREAMS K 0",
+    "XTRIM K MAXLEN 1",
+)  # fmt: skip
 """What a projector does beside that."""
 WORKER_COMMANDS: Final = (
     "XREADGROUP GROUP g c STREAMS S >", "XACK S g 0-1", "XCLAIM S g c 0 0-1", "XPENDING S g", "XGROUP CREATE S g 0",
@@ -155,11 +158,12 @@ def acl_line(namespace: str = "tollbook", streams: Iterable[str] = tuple(TaskStr
     """Return the command that makes a Redis user for all of Tollbook, with the permissions it needs and no others."""
     commands = (*LEDGER_COMMANDS, *PROJECTOR_COMMANDS, *WORKER_COMMANDS, *_FURTHER_COMMANDS)
     keys = (f"{{{namespace}:*", f"{namespace}:*", STREAM_OWNERS, *streams)
+    names = dict.fromkeys(_name(command).lower().replace(" ", "|") for command in commands)
     return " ".join(
         (
             "ACL SETUSER tollbook on >PASSWORD resetkeys",
             *(f"~{key}" for key in keys),
             f"resetchannels &{{{namespace}:* -@all",
-            *(f"+{_name(command).lower().replace(' ', '|')}" for command in commands),
+            *(f"+{name}" for name in names),
         )
     )

@@ -8,7 +8,7 @@ sent, so that a loop which was told to stop goes on. Callers set timeouts of the
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
@@ -83,13 +83,21 @@ class _SocketConnection(_LeavesDemotedServer, UnixDomainSocketConnection):
         # FastStream gives it what only a network connection takes.
         for name in ("host", "port", "socket_keepalive", "socket_keepalive_options", "socket_type"):
             options.pop(name, None)
-        super().__init__(path=path, **options)
+        super().__init__(path=path, **options)  # pyright: ignore[reportUnknownMemberType]
 
 
 def connection_class(redis_url: str) -> type[AbstractConnection]:
     """Return the class for a client that is not made by `connect`, such as FastStream's."""
     scheme = redis_url.partition(":")[0]
     return {"unix": _SocketConnection, "rediss": _TlsConnection}.get(scheme, _TcpConnection)
+
+
+def as_map(reply: Any) -> dict[bytes, Any]:
+    """Return a reply of names and values as a dictionary: Redis sends a map, or by its older protocol a flat list."""
+    if isinstance(reply, list):
+        parts = cast("list[Any]", reply)
+        return dict(zip(parts[::2], parts[1::2], strict=True))
+    return reply
 
 
 def time_ms(reply: Sequence[bytes | int]) -> int:

@@ -18,7 +18,6 @@ from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, leave_server
 
 WATCH_INTERVAL_S: Final = 10.0
-# Calls stop here, so that what is open can still be settled.
 _MEMORY_LIMIT: Final = 0.9
 _log = structlog.get_logger(__name__)
 
@@ -44,13 +43,18 @@ class ServerPolicy:
         """Whether every write is known to be on disk before it is answered."""
         return bool(self.has_append_only_file) and self.fsync == "always" and self.is_synced_in_rewrite
 
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether calls stop, so that what is open can still be settled."""
+        return bool(self.memory_limit_bytes) and self.used_memory_bytes >= _MEMORY_LIMIT * self.memory_limit_bytes
+
     def refusal(self, *, allow_unsynced: bool) -> str | None:
         """Return why no call may be made on this server and what to do, or None where calls may be made."""
         if self.role == "slave":
             return "the Redis server is a replica and takes no writes: connect to its primary"
         if self.eviction is not None and self.eviction != "noeviction":
             return f"the Redis server may evict keys: set its maxmemory-policy, now {self.eviction}, to noeviction"
-        if self.memory_limit_bytes and self.used_memory_bytes >= _MEMORY_LIMIT * self.memory_limit_bytes:
+        if self.is_nearly_full:
             return (
                 f"the Redis server is nearly full ({self.used_memory_bytes:,} of {self.memory_limit_bytes:,} bytes): "
                 "raise maxmemory, or lower TOLLBOOK_STREAM_KEEP_EVENTS"

@@ -24,6 +24,7 @@ def tasks(name: str) -> list[dict[str, str]]:
 async def replicate(replica: Redis, primary_url: str) -> None:
     """Make a server a replica, and wait until it has everything."""
     address, _, port = primary_url.rpartition("@")[2].removesuffix("/0").partition(":")
+    await replica.config_set("repl-diskless-sync-delay", 0)
     await replica.config_set("masterauth", primary_url.partition("default:")[2].partition("@")[0])
     await replica.execute_command("REPLICAOF", address, port)
 
