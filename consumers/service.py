@@ -103,7 +103,7 @@ async def serve_worker(
     observer = observer or _Unobserved()
     claims = worker.claims
     # Before the claims run: they take over what is pending, whosever it is.
-    while not await _prepare_streams(runtime, worker):
+    while not await _prepare_streams(runtime, worker, is_first=True):
         await pause(stop, _RECONNECT_S)
         if stop.is_set():
             return
@@ -140,13 +140,14 @@ async def pause(stop: asyncio.Event, seconds: float) -> None:
         await asyncio.wait_for(stop.wait(), seconds)
 
 
-async def _prepare_streams(runtime: InferenceRuntime, worker: Worker) -> bool:
+async def _prepare_streams(runtime: InferenceRuntime, worker: Worker, *, is_first: bool = False) -> bool:
     """Take the streams for this ledger, with their groups; return False where Redis did not answer.
 
     Errors: StreamTaken; PermissionsMissing.
     """
     try:
-        await check_permissions(runtime.handle.pipeline, runtime.handle.keys, streams=worker.claims.streams)
+        if is_first:
+            await check_permissions(runtime.handle.pipeline, runtime.handle.keys, streams=worker.claims.streams)
         await own_streams(runtime.handle.pipeline, worker.claims.streams, runtime.settings.namespace)
         await worker.claims.heartbeat()
         await worker.claims.ensure_groups()
