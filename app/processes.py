@@ -7,7 +7,7 @@ import asyncio
 import math
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -36,8 +36,9 @@ from tollbook.schemas.tasks import TaskStream
 
 _SERVER_POLL_S: Final = 0.2
 _SERVER_PAUSE_S: Final = 2.0
-# For folding and closing, once the calls in flight are finished.
-_CLOSING_S: Final = 15.0
+_MIN_CATCH_UP_S: Final = 2.0
+# After its grace a process has ended, or ends itself; its parent gives it a little more.
+_KILLED_AFTER_S: Final = 5.0
 # A worker that gave up settling would forget an answer that is paid for. While Redis is away it has no other work.
 _PATIENCE: Final = Patience(settle_s=math.inf)
 _log = structlog.get_logger(__name__)
@@ -105,10 +106,17 @@ async def open_system(settings: Settings, *, state: ProcessState | None = None) 
             ) as runtime:
                 with state.open(handle, runtime.ledger, runtime.prices), state.folding(projection, folding):
                     yield System(redis_url, handle, projection, runtime, folding, state)
-            await projection.catch_up()
+            await _catch_up(projection, settings)
         finally:
             folding.cancel()
             await asyncio.gather(folding, return_exceptions=True)
+
+
+async def _catch_up(projection: ProjectionService, settings: Settings) -> None:
+    """Fold what is left, as far as the grace allows; the next start folds the rest."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(max(_MIN_CATCH_UP_S, settings.stop_grace_s / 5)):
+            await projection.catch_up()
 
 
 async def run_system(system: System, streams: Sequence[str], stop: asyncio.Event) -> None:
@@ -145,7 +153,8 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
                 await stop.wait()
             if folding.done():
                 await folding
-            await projection.catch_up()
+            handle.pipeline.end_within(max(_MIN_CATCH_UP_S, settings.stop_grace_s))
+            await _catch_up(projection, settings)
         finally:
             folding.cancel()
             await asyncio.gather(folding, return_exceptions=True)
@@ -194,7 +203,7 @@ async def run_processes(
             for number in range(1, workers + 1)
         ]
         announce(redis_url, describe_ports(settings, ports))
-        await Supervisor(children, environment, stop_timeout_s=settings.stop_grace_s + _CLOSING_S).run(stop)
+        await Supervisor(children, environment, stop_timeout_s=settings.stop_grace_s + _KILLED_AFTER_S).run(stop)
 
 
 @asynccontextmanager

@@ -21,6 +21,7 @@ from tollbook.ledger.server.connection import connection_class
 # Entries are read only as fast as slots get free. In a batch, FastStream's own work is done once for all of them.
 _BATCH: Final = 16
 _POLL_MS: Final = 500
+_STOP_S: Final = 0.5
 # FastStream logs every message at debug level; what goes wrong it logs as an error.
 _log = logging.getLogger("tollbook.faststream")
 
@@ -57,6 +58,8 @@ def build_app(
         logger=_log,
         log_level=logging.DEBUG,
         socket_timeout=None,
+        # What a batch still waits for when reading ends are slots; its tasks stay pending.
+        graceful_timeout=_STOP_S,
         connection_class=cast("Any", connection_class(redis_url)),
         middlewares=middlewares,
     )

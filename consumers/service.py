@@ -26,6 +26,9 @@ from tollbook.ledger.gate.probe import check_permissions
 from tollbook.ledger.stream_owners import own_streams
 
 _RECONNECT_S: Final = 0.5
+# Of TOLLBOOK_STOP_GRACE_S, for what comes after the tasks in flight.
+_MAX_SETTLING_S: Final = 3.0
+_MIN_CLOSING_S: Final = 2.0
 # Tasks of one process that may wait for money; beyond, they are left on their streams.
 _MAX_PARKED: Final = 20_000
 _log = structlog.get_logger(__name__)
@@ -121,7 +124,9 @@ async def serve_worker(
                 if not await _prepare_streams(runtime, worker) or not await _feed(worker, stop, redis_url, observer):
                     await pause(stop, _RECONNECT_S)
             _log.info("worker.stopping", worker=worker.name, in_flight=worker.in_flight)
-            await worker.drain(runtime.settings.stop_grace_s)
+            grace_s = runtime.settings.stop_grace_s
+            runtime.handle.pipeline.end_within(max(grace_s, _MIN_CLOSING_S))
+            await worker.drain(max(0.0, grace_s - _settling_s(grace_s)), settling_s=_settling_s(grace_s))
     finally:
         for task in tasks.values():
             task.cancel()
@@ -132,6 +137,11 @@ async def serve_worker(
     for end in ends:
         if isinstance(end, Exception):
             raise end
+
+
+def _settling_s(grace_s: float) -> float:
+    """Return the part of the grace in which calls that were cut off are settled and everything is closed."""
+    return min(_MAX_SETTLING_S, max(_MIN_CLOSING_S, grace_s / 5))
 
 
 async def pause(stop: asyncio.Event, seconds: float) -> None:

@@ -143,6 +143,8 @@ class EmbeddedServer:
     async def _end(self, signal_number: signal.Signals) -> None:
         if self._process is not None:
             self._process.send(signal_number)
+            # One that was stopped (SIGSTOP) must go on to see it.
+            self._process.send(signal.SIGCONT)
             if not await self._process.has_ended(_STOP_TIMEOUT_S):
                 self._process.send(signal.SIGKILL)
                 await self._process.has_ended(_STOP_TIMEOUT_S)

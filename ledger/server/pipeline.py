@@ -43,6 +43,8 @@ class CommandPipeline:
         self.commands = 0
         self._redis = redis
         self._timeout_s = timeout_s
+        self._limit: asyncio.Timeout | None = None
+        self._ends_at: float | None = None
         self._queue: list[tuple[Sequence[Argument], asyncio.Future[Any]]] = []
         self._connection: AbstractConnection | None = None
         self._flusher: asyncio.Task[None] | None = None
@@ -59,6 +61,13 @@ class CommandPipeline:
             self._flusher = asyncio.create_task(self._flush())
         return await future
 
+    def end_within(self, seconds: float) -> None:
+        """From so many seconds on, wait for no answer any more: what stops must end whatever Redis does."""
+        self._ends_at = asyncio.get_running_loop().time() + seconds
+        if self._limit is not None:
+            before = self._limit.when()
+            self._limit.reschedule(self._ends_at if before is None else min(before, self._ends_at))
+
     async def aclose(self) -> None:
         """Send what is queued, then give the connection back."""
         self._is_closed = True
@@ -72,18 +81,21 @@ class CommandPipeline:
             self.batches += 1
             self.commands += len(batch)
             try:
-                async with asyncio.timeout(self._timeout_s):
+                async with asyncio.timeout(self._answer_timeout_s()) as self._limit:
                     replies = await self._exchange([command for command, _ in batch])
             except (RedisError, OSError, TimeoutError) as exc:
+                self._limit = None
                 await self._drop_connection()
                 problem = unavailable(exc if str(exc) else TimeoutError(f"not within {self._timeout_s:g} s"))
                 problem.__cause__ = exc
                 replies = cast("list[Any]", [problem] * len(batch))
             except BaseException:
+                self._limit = None
                 await self._drop_connection()
                 for _, future in batch:
                     future.cancel()
                 raise
+            self._limit = None
             if self._is_demoted:
                 # After a failover the address leads elsewhere; open connections stay with the demoted server.
                 self._is_demoted = False
@@ -96,6 +108,11 @@ class CommandPipeline:
                     future.set_exception(reply)
                 else:
                     future.set_result(reply)
+
+    def _answer_timeout_s(self) -> float:
+        if self._ends_at is None:
+            return self._timeout_s
+        return max(0.0, min(self._timeout_s, self._ends_at - asyncio.get_running_loop().time()))
 
     async def _exchange(self, commands: list[Sequence[Argument]]) -> list[Any]:
         connection = self._connection
