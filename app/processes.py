@@ -6,8 +6,8 @@ It says what is opened, in which order, and how it ends; the work itself is done
 import asyncio
 import math
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -36,7 +36,9 @@ from tollbook.schemas.tasks import TaskStream
 
 _SERVER_POLL_S: Final = 0.2
 _SERVER_PAUSE_S: Final = 2.0
-_MIN_CATCH_UP_S: Final = 2.0
+_MIN_CATCH_UP_S: Final = 0.5
+# Of the grace, for what comes after the last fold.
+_CLOSING_S: Final = 1.0
 # After its grace a process has ended, or ends itself; its parent gives it a little more.
 _KILLED_AFTER_S: Final = 5.0
 # A worker that gave up settling would forget an answer that is paid for. While Redis is away it has no other work.
@@ -106,25 +108,41 @@ async def open_system(settings: Settings, *, state: ProcessState | None = None) 
             ) as runtime:
                 with state.open(handle, runtime.ledger, runtime.prices), state.folding(projection, folding):
                     yield System(redis_url, handle, projection, runtime, folding, state)
-            await _catch_up(projection, settings)
+            await _catch_up(projection, handle)
         finally:
             folding.cancel()
             await asyncio.gather(folding, return_exceptions=True)
 
 
-async def _catch_up(projection: ProjectionService, settings: Settings) -> None:
+async def _catch_up(projection: ProjectionService, handle: LedgerHandle) -> None:
     """Fold what is left, as far as the grace allows; the next start folds the rest."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(max(_MIN_CATCH_UP_S, settings.stop_grace_s / 5)):
+        async with asyncio.timeout(max(_MIN_CATCH_UP_S, handle.pipeline.remaining_s - _CLOSING_S)):
             await projection.catch_up()
 
 
 async def run_system(system: System, streams: Sequence[str], stop: asyncio.Event) -> None:
     """Work until `stop`, or until the projection ends; calls in flight are finished first. Errors: what ended it."""
     system.folding.add_done_callback(lambda _: stop.set())
-    await _run_worker(system.runtime, streams, stop, redis_url=system.redis_url, state=system.state)
+    with _ends_with(system.handle, system.runtime.settings, stop):
+        await _run_worker(system.runtime, streams, stop, redis_url=system.redis_url, state=system.state)
     if system.folding.done():
         await system.folding
+
+
+@contextmanager
+def _ends_with(handle: LedgerHandle, settings: Settings, stop: asyncio.Event) -> Generator[None]:
+    """See that no answer of Redis is waited for longer than the grace, counted from `stop`."""
+
+    async def end() -> None:
+        await stop.wait()
+        handle.pipeline.end_within(max(settings.stop_grace_s - _CLOSING_S, _CLOSING_S))
+
+    ending = asyncio.create_task(end())
+    try:
+        yield
+    finally:
+        ending.cancel()
 
 
 async def _run_worker(
@@ -149,12 +167,16 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
         try:
             ledger = build_ledger(handle, settings, projection.read)
             prices = PriceCatalogue(settings.price_overrides, provider=settings.price_provider)
-            with state.open(handle, ledger, prices), state.folding(projection, folding):
+            with (
+                state.open(handle, ledger, prices),
+                state.folding(projection, folding),
+                _ends_with(handle, settings, stop),
+            ):
                 await stop.wait()
+                await asyncio.sleep(0)  # So that the end is set before anything is closed.
             if folding.done():
                 await folding
-            handle.pipeline.end_within(max(_MIN_CATCH_UP_S, settings.stop_grace_s))
-            await _catch_up(projection, settings)
+            await _catch_up(projection, handle)
         finally:
             folding.cancel()
             await asyncio.gather(folding, return_exceptions=True)
@@ -171,7 +193,7 @@ async def run_remote_worker(settings: Settings, streams: Sequence[str], stop: as
                     open_ledger(settings, redis_url, may_create=False, part="worker") as handle,
                     open_runtime(settings, handle, read, patience=_PATIENCE, observer=state.tracing) as runtime,
                 ):
-                    with state.open(handle, runtime.ledger, runtime.prices):
+                    with state.open(handle, runtime.ledger, runtime.prices), _ends_with(handle, settings, stop):
                         return await _run_worker(runtime, streams, stop, redis_url=redis_url, state=state)
             except LedgerUnavailable as exc:
                 state.waiting_for = str(exc)

@@ -28,7 +28,8 @@ from tollbook.ledger.stream_owners import own_streams
 _RECONNECT_S: Final = 0.5
 # Of TOLLBOOK_STOP_GRACE_S, for what comes after the tasks in flight.
 _MAX_SETTLING_S: Final = 3.0
-_MIN_CLOSING_S: Final = 2.0
+# A worker that does not say that it has stopped is found silent a little later.
+_RESIGN_S: Final = 1.0
 # Tasks of one process that may wait for money; beyond, they are left on their streams.
 _MAX_PARKED: Final = 20_000
 _log = structlog.get_logger(__name__)
@@ -124,15 +125,15 @@ async def serve_worker(
                 if not await _prepare_streams(runtime, worker) or not await _feed(worker, stop, redis_url, observer):
                     await pause(stop, _RECONNECT_S)
             _log.info("worker.stopping", worker=worker.name, in_flight=worker.in_flight)
-            grace_s = runtime.settings.stop_grace_s
-            runtime.handle.pipeline.end_within(max(grace_s, _MIN_CLOSING_S))
+            grace_s = min(runtime.settings.stop_grace_s, runtime.handle.pipeline.remaining_s)
             await worker.drain(max(0.0, grace_s - _settling_s(grace_s)), settling_s=_settling_s(grace_s))
     finally:
         for task in tasks.values():
             task.cancel()
         ends = await asyncio.gather(*tasks.values(), return_exceptions=True)
-    with contextlib.suppress(LedgerUnavailable):
-        await claims.resign()
+    with contextlib.suppress(LedgerUnavailable, TimeoutError):
+        async with asyncio.timeout(_RESIGN_S):
+            await claims.resign()
     _log.info("worker.stopped", worker=worker.name)
     for end in ends:
         if isinstance(end, Exception):
@@ -141,7 +142,7 @@ async def serve_worker(
 
 def _settling_s(grace_s: float) -> float:
     """Return the part of the grace in which calls that were cut off are settled and everything is closed."""
-    return min(_MAX_SETTLING_S, max(_MIN_CLOSING_S, grace_s / 5))
+    return min(_MAX_SETTLING_S, grace_s / 5)
 
 
 async def pause(stop: asyncio.Event, seconds: float) -> None:

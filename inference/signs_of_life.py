@@ -25,6 +25,7 @@ from tollbook.ledger.server.pipeline import CommandPipeline
 
 RENEWED_S: Final = 10.0
 ALIVE_MS: Final = 35_000
+_GOODBYE_S: Final = 1.0
 _FORGOTTEN_MS: Final = 24 * 3600 * 1000
 # Settings by which a process decides what a call may cost, how long it is waited for, and when it is given up.
 DECIDING: Final = (
@@ -66,8 +67,9 @@ async def sign_of_life(pipeline: CommandPipeline, settings: Settings, *, name: s
     finally:
         showing.cancel()
         await asyncio.gather(showing, return_exceptions=True)
-        with contextlib.suppress(LedgerUnavailable, RedisError):
-            await pipeline.execute("HDEL", key, name)
+        with contextlib.suppress(LedgerUnavailable, RedisError, TimeoutError):
+            async with asyncio.timeout(_GOODBYE_S):
+                await pipeline.execute("HDEL", key, name)
 
 
 async def read_signs(pipeline: CommandPipeline, namespace: str) -> list[Sign]:

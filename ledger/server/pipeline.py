@@ -68,6 +68,11 @@ class CommandPipeline:
             before = self._limit.when()
             self._limit.reschedule(self._ends_at if before is None else min(before, self._ends_at))
 
+    @property
+    def remaining_s(self) -> float:
+        """How long answers are still waited for, where an end was set."""
+        return self._timeout_s if self._ends_at is None else self._ends_at - asyncio.get_running_loop().time()
+
     async def aclose(self) -> None:
         """Send what is queued, then give the connection back."""
         self._is_closed = True
@@ -110,9 +115,7 @@ class CommandPipeline:
                     future.set_result(reply)
 
     def _answer_timeout_s(self) -> float:
-        if self._ends_at is None:
-            return self._timeout_s
-        return max(0.0, min(self._timeout_s, self._ends_at - asyncio.get_running_loop().time()))
+        return max(0.0, min(self._timeout_s, self.remaining_s))
 
     async def _exchange(self, commands: list[Sequence[Argument]]) -> list[Any]:
         connection = self._connection
