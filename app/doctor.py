@@ -26,6 +26,7 @@ from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerError, ServerTooOld
 from tollbook.ledger.gate.functions import check_server
 from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.at_rest import is_at_rest
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServerError
 from tollbook.ledger.server.pipeline import CommandPipeline
@@ -82,7 +83,7 @@ async def _check_redis(settings: Settings) -> AsyncIterator[Finding]:
     try:
         async with AsyncExitStack() as stack:
             try:
-                url, is_at_rest = await stack.enter_async_context(readable_redis(settings))
+                url, rests = await stack.enter_async_context(readable_redis(settings))
             except EmbeddedServerError as exc:
                 yield Finding("redis", "failed", str(exc), "see its log")
                 return
@@ -99,7 +100,7 @@ async def _check_redis(settings: Settings) -> AsyncIterator[Finding]:
             async for finding in server.server_findings(redis, url):
                 yield finding
             keys = await _keys_of(pipeline, settings)
-            if is_at_rest:
+            if rests:
                 yield Finding(
                     "running system",
                     "skipped",
@@ -112,7 +113,7 @@ async def _check_redis(settings: Settings) -> AsyncIterator[Finding]:
                     yield finding
                 async for finding in server.writing_findings(pipeline, keys or (Keys(settings.namespace),)):
                     yield finding
-            place = ledger.Place(settings, pipeline, url, keys or (Keys(settings.namespace),), is_at_rest)
+            place = ledger.Place(settings, pipeline, url, keys or (Keys(settings.namespace),), rests)
             async for finding in _check_ledger(place, has_ledger=bool(keys)):
                 yield finding
     except ServerTooOld as exc:
@@ -155,6 +156,9 @@ async def _check_routes(settings: Settings) -> AsyncIterator[Finding]:
 
 async def _check_provider(settings: Settings) -> AsyncIterator[Finding]:
     settings = with_running_provider(settings)
+    if not settings.has_provider and settings.redis_url is None and is_at_rest(settings.data_dir):
+        yield Finding("provider", "skipped", "none is configured here, and nothing runs that would call one")
+        return
     if not settings.has_provider:
         yield Finding(
             "provider",

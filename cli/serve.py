@@ -179,6 +179,19 @@ def _announce(settings: "Settings", redis_url: str, metrics: str, *, with_stand_
     data_dir = Path(settings.data_dir).resolve()
     from tollbook.ledger.server.address import hide_password
 
+    if settings.log_format == "json":
+        # Machines read the log: no plain lines between its lines.
+        import structlog
+
+        structlog.get_logger(__name__).info(
+            "system.started",
+            redis_url=hide_password(redis_url),
+            provider_url=settings.openrouter_base_url,
+            is_stand_in=with_stand_in,
+            data_dir=str(data_dir),
+            metrics=metrics,
+        )
+        return
     typer.echo(f"Tollbook is up. Publish to {hide_password(redis_url)}, for example:")
     typer.echo("  tollbook publish generation generate_draft 'Write a haiku about ledgers.' --user u42 --wait 60")
     typer.echo(f"Provider: {provider}")

@@ -26,6 +26,14 @@ _STOP_S: Final = 0.5
 _log = logging.getLogger("tollbook.faststream")
 
 
+def _says_what_is_true(record: logging.LogRecord) -> bool:
+    """Say in our words that a group is gone: FastStream asks for a restart, and the worker makes the group anew."""
+    if "restart the application to recreate the group" in record.getMessage():
+        record.msg, record.args, record.exc_info = "a consumer group is gone, and is made anew", (), None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+    return True
+
+
 class TaskApp(FastStream):
     """A FastStream app; `ended` is set when it ends by itself, as it does when its consumer group vanishes."""
 
@@ -50,6 +58,7 @@ def build_app(
 
     With `reads_traces`, middlewares see the publishers' trace contexts in the headers of a batch.
     """
+    _log.addFilter(_says_what_is_true)  # Once, however often it is added.
     # Without a socket time-out, for the reason that ledger/server/connection.py gives. Its connections leave a server
     # that was demoted: reading from a group writes, and FastStream would try the same one again for ever.
     broker = RedisBroker(

@@ -19,6 +19,7 @@ from tollbook.ledger.gate.functions import function
 from tollbook.ledger.keys import GROUP, worker_key
 from tollbook.ledger.server.connection import as_map
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.server.refusals import reason_of
 
 _PAGE: Final = 100
 # Parts of `claim_after_s`: a worker that is silent for the first is found within the second; together less than one.
@@ -87,7 +88,7 @@ class Claims:
                 await self._pipeline.execute("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
             except ResponseError as exc:
                 if "BUSYGROUP" not in str(exc):
-                    raise
+                    raise LedgerUnavailable(f"the task stream {stream} cannot be read: {reason_of(exc)}") from exc
 
     async def acknowledge(self, delivery: Delivery) -> None:
         """Acknowledge a task whose result is stored."""

@@ -18,6 +18,7 @@ from tollbook.consumers.claims import Claims
 from tollbook.consumers.dead_letters import DeadLetters
 from tollbook.consumers.observer import TaskObserver
 from tollbook.consumers.sweeper import Sweeper
+from tollbook.consumers.throttled_warning import ThrottledWarning
 from tollbook.consumers.worker import Worker, WorkerLimits
 from tollbook.inference.calls.reservations import WaitLimits
 from tollbook.inference.runtime import InferenceRuntime, now_ms
@@ -105,9 +106,9 @@ async def serve_worker(
 ) -> None:
     """Feed a worker until `stop`; then finish what is in flight within the grace period. Errors: StreamTaken."""
     observer = observer or _Unobserved()
-    claims = worker.claims
+    claims, warning = worker.claims, ThrottledWarning("worker.not_connected", now_ms)
     # Before the claims run: they take over what is pending, whosever it is.
-    while not await _prepare_streams(runtime, worker, is_first=True):
+    while not await _prepare_streams(runtime, worker, warning, is_first=True):
         await pause(stop, _RECONNECT_S)
         if stop.is_set():
             return
@@ -122,7 +123,9 @@ async def serve_worker(
     try:
         with observer.working(worker, tasks):
             while not stop.is_set():
-                if not await _prepare_streams(runtime, worker) or not await _feed(worker, stop, redis_url, observer):
+                if not await _prepare_streams(runtime, worker, warning) or not await _feed(
+                    worker, stop, redis_url, observer, warning
+                ):
                     await pause(stop, _RECONNECT_S)
             _log.info("worker.stopping", worker=worker.name, in_flight=worker.in_flight)
             grace_s = min(runtime.settings.stop_grace_s, runtime.handle.pipeline.remaining_s)
@@ -151,7 +154,9 @@ async def pause(stop: asyncio.Event, seconds: float) -> None:
         await asyncio.wait_for(stop.wait(), seconds)
 
 
-async def _prepare_streams(runtime: InferenceRuntime, worker: Worker, *, is_first: bool = False) -> bool:
+async def _prepare_streams(
+    runtime: InferenceRuntime, worker: Worker, warning: ThrottledWarning, *, is_first: bool = False
+) -> bool:
     """Take the streams for this ledger, with their groups; return False where Redis did not answer.
 
     Errors: StreamTaken; PermissionsMissing.
@@ -163,12 +168,14 @@ async def _prepare_streams(runtime: InferenceRuntime, worker: Worker, *, is_firs
         await worker.claims.heartbeat()
         await worker.claims.ensure_groups()
     except (LedgerUnavailable, RedisError) as exc:
-        _log.warning("worker.not_connected", worker=worker.name, problem=str(exc))
+        warning.warn(exc)
         return False
     return True
 
 
-async def _feed(worker: Worker, stop: asyncio.Event, redis_url: str, observer: ServiceObserver) -> bool:
+async def _feed(
+    worker: Worker, stop: asyncio.Event, redis_url: str, observer: ServiceObserver, warning: ThrottledWarning
+) -> bool:
     """Read the streams until `stop`, or until a group vanishes; return False where Redis did not answer."""
     try:
         app = build_app(
@@ -180,7 +187,7 @@ async def _feed(worker: Worker, stop: asyncio.Event, redis_url: str, observer: S
         )
         await app.start()
     except (LedgerUnavailable, RedisError, OSError) as exc:
-        _log.warning("worker.not_connected", worker=worker.name, problem=str(exc))
+        warning.warn(exc)
         return False
     await _first_of(stop, app.ended)
     await app.stop()

@@ -19,7 +19,7 @@ from tollbook.inference.address import find_redis_url
 from tollbook.inference.errors import ResultTimeout, TaskUnconfirmed
 from tollbook.inference.on_demand import OnDemand
 from tollbook.inference.settings import Settings, load_settings
-from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.errors import LedgerUnavailable, RedisCannotServe
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.results import Results
 from tollbook.ledger.server.address import hide_password
@@ -97,12 +97,17 @@ class Publisher:
         async with self._connected() as connection:
             connection.check_owner(entry.stream)
             flat = [part for pair in entry.fields.items() for part in pair]
+            is_unknown = False
             for tries_left in reversed(range(_TRIES)):
                 try:
                     entry_id: bytes = await connection.pipeline.execute("XADD", entry.stream.value, "*", *flat)
                 except LedgerUnavailable as exc:
-                    if not tries_left:
+                    # What Redis refused is not published, unless an earlier try, whose answer was lost, was.
+                    is_unknown = is_unknown or not isinstance(exc, RedisCannotServe)
+                    if not tries_left and is_unknown:
                         raise TaskUnconfirmed(entry.task_id, exc) from exc
+                    if not tries_left:
+                        raise RedisCannotServe(f"task {entry.task_id} was not published: {exc.message}") from exc
                 else:
                     return entry_id.decode()
         raise AssertionError("the last try returns or raises")
@@ -133,7 +138,7 @@ class Publisher:
         try:
             with translating_redis_errors():
                 yield connection
-        except TaskUnconfirmed:
+        except (TaskUnconfirmed, RedisCannotServe):
             raise
         except LedgerUnavailable as exc:
             raise LedgerUnavailable(f"Redis at {connection.where}: {exc.message}") from exc.__cause__

@@ -88,7 +88,7 @@ class CommandPipeline:
             try:
                 async with asyncio.timeout(self._answer_timeout_s()) as self._limit:
                     replies = await self._exchange([command for command, _ in batch])
-            except (RedisError, OSError, TimeoutError) as exc:
+            except Exception as exc:  # noqa: BLE001 - a fault of the client, too, must reach those who wait for replies.
                 self._limit = None
                 await self._drop_connection()
                 problem = unavailable(exc if str(exc) else TimeoutError(f"not within {self._timeout_s:g} s"))
