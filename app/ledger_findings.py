@@ -25,7 +25,7 @@ from tollbook.schemas.tasks import TaskStream
 _LATE_S: Final = 60.0
 # Workers settle an overdue hold within a minute.
 _OVERDUE_MS: Final = 120_000
-_RECOVER: Final = "restore Redis' newer data; docs/operators/recovery.md says how"
+_RECOVER: Final = "restore Redis' newer data, as docs/operators/backup.md says"
 
 
 @dataclass(frozen=True, slots=True)
