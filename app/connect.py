@@ -4,7 +4,7 @@ What only some commands need is imported where it is used: Redis' client and Duc
 light commands take in all.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -68,6 +68,25 @@ def _holds_data(data_dir: "Path", archive: "Path") -> bool:
     )
 
 
+@asynccontextmanager
+async def readable_redis(
+    settings: Settings, *, on_waiting: Callable[[], None] = lambda: None
+) -> AsyncGenerator[tuple[str, bool]]:
+    """Yield the URL of the running system's Redis, and whether the data is at rest.
+
+    Where nothing runs and an embedded server has kept data, one is run over it that takes no write.
+    Errors: LedgerUnavailable where there is neither; EmbeddedServerError.
+    """
+    from tollbook.ledger.server.at_rest import is_at_rest, server_at_rest
+
+    if settings.redis_url is not None or not is_at_rest(settings.data_dir):
+        yield find_redis_url(settings), False
+        return
+    async with server_at_rest(settings.data_dir, on_waiting=on_waiting) as url:
+        # A system that was started meanwhile has an endpoint, and its server is the one that is read.
+        yield url, is_at_rest(settings.data_dir)
+
+
 @dataclass(frozen=True, slots=True)
 class Connection:
     """A command's connection to Redis."""
@@ -81,7 +100,8 @@ async def connected(settings: Settings) -> AsyncGenerator[Connection]:
     """Connect to the running system's Redis. Errors: LedgerUnavailable, which says what to do."""
     from redis.exceptions import RedisError
 
-    from tollbook.ledger.server.connection import connect, hide_password
+    from tollbook.ledger.server.address import hide_password
+    from tollbook.ledger.server.connection import connect
     from tollbook.ledger.server.pipeline import CommandPipeline
 
     redis_url = find_redis_url(settings)

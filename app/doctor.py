@@ -1,14 +1,22 @@
-"""What `tollbook doctor` checks: settings, Redis, DuckDB, prices, routes and provider. Nothing is changed."""
+"""What `tollbook doctor` checks: everything that stops or endangers calls. Nothing is changed.
+
+The parts are in `server_findings` (Redis) and `ledger_findings`. Where nothing runs on the data directory of an
+embedded server, the data is read at rest, and what only a running system has is not checked.
+"""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
-from tollbook.app.connect import connected, query_projection, with_running_provider
-from tollbook.inference.address import find_redis_url
+from tollbook.app import ledger_findings as ledger
+from tollbook.app import server_findings as server
+from tollbook.app.connect import readable_redis, with_running_provider
+from tollbook.app.findings import Finding
 from tollbook.inference.errors import PriceUnknown, ProviderRefused, ProviderUnavailable, SettingsError
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
@@ -18,164 +26,117 @@ from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerError, ServerTooOld
 from tollbook.ledger.gate.functions import check_server
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.server.connection import connect, hide_password
+from tollbook.ledger.server.at_rest import is_at_rest
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.embedded import EmbeddedServerError
+from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.refusals import reason_of
 
-if TYPE_CHECKING:
-    from redis.asyncio import Redis
-
-State = Literal["ok", "warning", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check found, and what to do about it."""
-
-    check: str
-    state: State
-    found: str
-    advice: str = ""
+# The embedded server and the projector stop on a full disk; a person needs some time to make room.
+_DISK_FAILED_BYTES: Final = 256 << 20
+_DISK_WARNING_BYTES: Final = 2 << 30
+_LIMIT_S: Final = 10.0
 
 
-async def examine() -> list[Finding]:
+async def examine(settings: Settings | None = None) -> list[Finding]:
     """Return what each check found. What is wrong is a finding, never an exception."""
     try:
-        settings = load_settings()
+        settings = settings or load_settings()
     except SettingsError as exc:
         return [Finding("settings", "failed", problem, "correct the variable") for problem in exc.problems]
     findings = [Finding("settings", "ok", f"data in {settings.data_dir}")]
-    for check in (_check_redis, _check_duckdb, _check_routes, _check_provider):
+    for check in (_check_disk, _check_redis, _check_routes, _check_provider):
         findings += [finding async for finding in check(settings)]
     return findings
 
 
+async def _check_disk(settings: Settings) -> AsyncIterator[Finding]:
+    for folder in _folders(settings):
+        existing = _existing(folder)
+        try:
+            free = shutil.disk_usage(existing).free
+        except OSError as exc:
+            yield Finding(
+                "disk", "failed", f"{existing} cannot be read: {exc.strerror or exc}", "correct its permissions"
+            )
+            continue
+        state = "ok" if free > _DISK_WARNING_BYTES else "warning" if free > _DISK_FAILED_BYTES else "failed"
+        yield Finding(
+            "disk",
+            state,
+            f"{free / 2**30:,.1f} GiB free for {folder}",
+            "" if state == "ok" else "free some space there",
+        )
+
+
+def _folders(settings: Settings) -> list[Path]:
+    """Return the folders that are written to, one for each disk."""
+    folders = {_existing(folder).stat().st_dev: folder for folder in (settings.archive_path, settings.data_dir)}
+    return list(reversed(folders.values()))
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
 async def _check_redis(settings: Settings) -> AsyncIterator[Finding]:
     try:
-        url = find_redis_url(settings)
-    except LedgerError as exc:
-        yield Finding("redis", "warning", str(exc), "`tollbook up` starts an embedded server")
-        return
-    try:
-        async with connected(settings) as connection:
-            redis = connect(url)
+        async with AsyncExitStack() as stack:
             try:
-                await check_server(redis)
-                async for finding in _check_server_settings(redis, hide_password(url)):
-                    yield finding
-            finally:
-                await redis.aclose()
-            letters = int(await connection.pipeline.execute("XLEN", f"{settings.namespace}:dead-letters"))
-            if letters:
+                url, rests = await stack.enter_async_context(readable_redis(settings))
+            except EmbeddedServerError as exc:
+                yield Finding("redis", "failed", str(exc), "see its log")
+                return
+            except LedgerError as exc:
+                yield Finding("redis", "warning", str(exc), "`tollbook up` starts an embedded server")
+                return
+            redis = connect(url)
+            stack.push_async_callback(redis.aclose)
+            pipeline = CommandPipeline(redis, timeout_s=_LIMIT_S)
+            stack.push_async_callback(pipeline.aclose)
+            async with asyncio.timeout(_LIMIT_S):
+                await pipeline.execute("PING")
+            await check_server(redis)
+            async for finding in server.server_findings(redis, url):
+                yield finding
+            keys = await _keys_of(pipeline, settings)
+            if rests:
                 yield Finding(
-                    "dead letters",
-                    "warning",
-                    f"{letters:,} task{'' if letters == 1 else 's'} could not be executed",
-                    "`tollbook dead-letters list`",
+                    "running system",
+                    "skipped",
+                    f"nothing runs on {settings.data_dir}, its data was read at rest: not checked were the server's "
+                    "settings and memory, writing, projector, processes and workers",
+                    "`tollbook up` starts it",
                 )
+            else:
+                async for finding in server.keeping_findings(redis, settings):
+                    yield finding
+                async for finding in server.writing_findings(pipeline, keys or (Keys(settings.namespace),)):
+                    yield finding
+            place = ledger.Place(settings, pipeline, url, keys or (Keys(settings.namespace),), rests)
+            async for finding in _check_ledger(place, has_ledger=bool(keys)):
+                yield finding
     except ServerTooOld as exc:
         yield Finding("redis", "failed", str(exc), "install Redis 7.0 or later, or unset REDIS_URL")
-    except LedgerError as exc:
-        yield Finding("redis", "failed", reason_of(exc))
-    except RedisError as exc:
-        yield Finding("redis", "failed", reason_of(exc))
+    except (LedgerError, RedisError, OSError, TimeoutError) as exc:
+        found = reason_of(exc) or f"the server did not answer within {_LIMIT_S:g} s"
+        yield Finding("redis", "failed", found)
 
 
-async def _check_server_settings(redis: "Redis", url: str) -> AsyncIterator[Finding]:
-    """Say which server it is and how it keeps its data, as far as this user may ask."""
-    try:
-        info = await redis.info()  # pyright: ignore[reportUnknownMemberType]
-    except ResponseError as exc:
-        yield Finding(
-            "redis",
-            "warning",
-            f"the server at {url} answers, but does not say which version it is ({_first_line(exc)})",
-            "allow INFO to this user",
-        )
-        info = dict[str, Any]()
-    else:
-        name = "Valkey" if "valkey_version" in info else "Redis"
-        yield Finding("redis", "ok", f"{name} {info.get('valkey_version', info['redis_version'])}")
-    try:
-        config = await redis.config_get("append*")  # pyright: ignore[reportUnknownMemberType]
-    except ResponseError as exc:
-        yield Finding(
-            "persistence",
-            "warning",
-            f"it cannot be checked ({_first_line(exc)})",
-            "allow CONFIG GET to this user, or see that appendonly is yes, appendfsync always, "
-            "and maxmemory-policy noeviction",
-        )
-        return
-    yield _persistence({str(k): str(v) for k, v in config.items()}, str(info.get("maxmemory_policy", "")))
+async def _keys_of(pipeline: CommandPipeline, settings: Settings) -> tuple[Keys, ...]:
+    """Return the keys of the ledger's partitions, none where there is no ledger yet."""
+    stored: bytes | None = await pipeline.execute("HGET", Keys(settings.namespace).meta, "partitions")
+    return tuple(Keys(settings.namespace, number) for number in range(int(stored or 0)))
 
 
-def _persistence(config: dict[str, str], policy: str) -> Finding:
-    if policy and policy != "noeviction":
-        return Finding(
-            "persistence", "failed", f"maxmemory-policy is {policy}: keys can be evicted", "set it to noeviction"
-        )
-    if config.get("appendonly") != "yes":
-        return Finding(
-            "persistence",
-            "failed",
-            "the append-only file is off: a crash loses the ledger",
-            "set appendonly yes and appendfsync always",
-        )
-    fsync = config.get("appendfsync", "")
-    if fsync != "always":
-        return Finding(
-            "persistence", "warning", f"appendfsync is {fsync}: a crash can lose the latest writes", "set it to always"
-        )
-    return Finding("persistence", "ok", "append-only file, synced on every write")
-
-
-def _first_line(exc: Exception) -> str:
-    return str(exc).strip().partition("\n")[0]
-
-
-async def _check_duckdb(settings: Settings) -> AsyncIterator[Finding]:
-    sql = (
-        "SELECT (SELECT sum(seq) FROM position)::BIGINT AS events, "
-        "(SELECT any_value(ledger_id) FROM position) AS ledger_id, "
-        "(SELECT count(*) FROM discrepancies) AS discrepancies"
-    )
-    try:
-        row = (await asyncio.to_thread(query_projection, settings, sql))[0]
-    except LedgerError as exc:
-        yield Finding("duckdb", "warning", str(exc), "`tollbook up` or `tollbook projector` makes it")
-        return
-    except Exception as exc:  # noqa: BLE001 - whatever is wrong with the file is a finding.
-        yield Finding("duckdb", "failed", _first_line(exc), "move the file away: it is rebuilt from the ledger")
-        return
-    folded = Finding("duckdb", "ok", f"{row['events'] or 0} events folded")
-    yield await _check_same_ledger(settings, row["ledger_id"]) or folded
-    if row["discrepancies"]:
-        yield Finding(
-            "projection",
-            "failed",
-            f"{row['discrepancies']} events where the projection and the ledger disagree",
-            "see the table `discrepancies`; stop spending until it is explained",
-        )
-
-
-async def _check_same_ledger(settings: Settings, folded_id: str) -> Finding | None:
-    """Return what is wrong if Redis holds another ledger than the folded one, or none; None if they agree."""
-    try:
-        async with connected(settings) as connection:
-            stored: bytes | None = await connection.pipeline.execute("HGET", Keys(settings.namespace).meta, "ledger_id")
-    except (LedgerError, ResponseError):
-        return None  # The check of Redis reports it.
-    found = stored.decode() if stored else None
-    if found == folded_id:
-        return None
-    return Finding(
-        "duckdb",
-        "failed",
-        f"{settings.data_dir} and Redis do not belong together: the projection is of ledger {folded_id}, "
-        f"{hide_password(connection.redis_url)} holds {'ledger ' + found if found else 'no ledger'} "
-        f"under {settings.namespace!r}",
-        "correct REDIS_URL, TOLLBOOK_NAMESPACE or TOLLBOOK_DATA_DIR; if Redis was emptied or replaced, restore it",
-    )
+async def _check_ledger(place: ledger.Place, *, has_ledger: bool) -> AsyncIterator[Finding]:
+    checks = [ledger.projection_findings]
+    if has_ledger:
+        checks += [ledger.archive_findings, ledger.stop_findings]
+        checks += [] if place.is_at_rest else [ledger.process_findings]
+    for check in (*checks, ledger.task_findings):
+        async for finding in check(place):
+            yield finding
 
 
 async def _check_routes(settings: Settings) -> AsyncIterator[Finding]:
@@ -195,6 +156,9 @@ async def _check_routes(settings: Settings) -> AsyncIterator[Finding]:
 
 async def _check_provider(settings: Settings) -> AsyncIterator[Finding]:
     settings = with_running_provider(settings)
+    if not settings.has_provider and settings.redis_url is None and is_at_rest(settings.data_dir):
+        yield Finding("provider", "skipped", "none is configured here, and nothing runs that would call one")
+        return
     if not settings.has_provider:
         yield Finding(
             "provider",

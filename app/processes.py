@@ -6,8 +6,8 @@ It says what is opened, in which order, and how it ends; the work itself is done
 import asyncio
 import math
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from tollbook.app.supervisor import Child, Supervisor
+from tollbook.consumers.backlog import DroppedTasks
 from tollbook.consumers.projection import ProjectionService, duckdb_path, open_projection
 from tollbook.consumers.service import build_worker, pause, serve_worker
 from tollbook.consumers.throttled_warning import ThrottledWarning
@@ -24,19 +25,24 @@ from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.ledger import Patience
+from tollbook.ledger.gate.probe import check_permissions
 from tollbook.ledger.private_files import make_private_folder
 from tollbook.ledger.projection.database import StoreLocked, stored_ledger_id
 from tollbook.ledger.projection.remote import remote_reader
-from tollbook.ledger.server.connection import hide_password
+from tollbook.ledger.server.address import hide_password
 from tollbook.ledger.server.embedded import EmbeddedServer, EmbeddedServerError
 from tollbook.ledger.server.endpoint import Endpoint, clear_endpoint, read_endpoint, write_endpoint
 from tollbook.observability.process import describe_ports, observe_process, port_setting, ports_of_processes
-from tollbook.observability.process_state import ProcessState
+from tollbook.observability.process_state import Part, ProcessState
+from tollbook.schemas.tasks import TaskStream
 
 _SERVER_POLL_S: Final = 0.2
 _SERVER_PAUSE_S: Final = 2.0
-# For folding and closing, once the calls in flight are finished.
-_CLOSING_S: Final = 15.0
+_MIN_CATCH_UP_S: Final = 0.5
+# Of the grace, for what comes after the last fold.
+_CLOSING_S: Final = 1.0
+# After its grace a process has ended, or ends itself; its parent gives it a little more.
+_KILLED_AFTER_S: Final = 5.0
 # A worker that gave up settling would forget an answer that is paid for. While Redis is away it has no other work.
 _PATIENCE: Final = Patience(settle_s=math.inf)
 _log = structlog.get_logger(__name__)
@@ -92,7 +98,7 @@ async def open_system(settings: Settings, *, state: ProcessState | None = None) 
     state = state or ProcessState("up", settings)
     async with (
         open_redis_url(settings) as redis_url,
-        _open_projection(settings, redis_url, state) as (handle, projection),
+        _open_projection(settings, redis_url, state, part="up") as (handle, projection),
     ):
         folding = asyncio.create_task(projection.run())
         try:
@@ -101,18 +107,41 @@ async def open_system(settings: Settings, *, state: ProcessState | None = None) 
             ) as runtime:
                 with state.open(handle, runtime.ledger, runtime.prices), state.folding(projection, folding):
                     yield System(redis_url, handle, projection, runtime, folding, state)
-            await projection.catch_up()
+            await _catch_up(projection, handle)
         finally:
             folding.cancel()
             await asyncio.gather(folding, return_exceptions=True)
 
 
+async def _catch_up(projection: ProjectionService, handle: LedgerHandle) -> None:
+    """Fold what is left, as far as the grace allows; the next start folds the rest."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(max(_MIN_CATCH_UP_S, handle.pipeline.remaining_s - _CLOSING_S)):
+            await projection.catch_up()
+
+
 async def run_system(system: System, streams: Sequence[str], stop: asyncio.Event) -> None:
     """Work until `stop`, or until the projection ends; calls in flight are finished first. Errors: what ended it."""
     system.folding.add_done_callback(lambda _: stop.set())
-    await _run_worker(system.runtime, streams, stop, redis_url=system.redis_url, state=system.state)
+    with _ends_with(system.handle, system.runtime.settings, stop):
+        await _run_worker(system.runtime, streams, stop, redis_url=system.redis_url, state=system.state)
     if system.folding.done():
         await system.folding
+
+
+@contextmanager
+def _ends_with(handle: LedgerHandle, settings: Settings, stop: asyncio.Event) -> Generator[None]:
+    """See that no answer of Redis is waited for longer than the grace, counted from `stop`."""
+
+    async def end() -> None:
+        await stop.wait()
+        handle.pipeline.end_within(max(settings.stop_grace_s - _CLOSING_S, _CLOSING_S))
+
+    ending = asyncio.create_task(end())
+    try:
+        yield
+    finally:
+        ending.cancel()
 
 
 async def _run_worker(
@@ -129,7 +158,7 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
         if is_standby:
             state.waiting_for = "it is on standby, and folds once the current projector has ended"
         redis_url = await stack.enter_async_context(open_redis_url(settings))
-        opening = _open_projection(settings, redis_url, state, is_standby=is_standby)
+        opening = _open_projection(settings, redis_url, state, part="projector", is_standby=is_standby)
         handle, projection = await stack.enter_async_context(opening)
         _log.info("projector.started", redis_url=hide_password(redis_url), quack_url=projection.quack_url)
         folding = asyncio.create_task(projection.run())
@@ -137,11 +166,16 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
         try:
             ledger = build_ledger(handle, settings, projection.read)
             prices = PriceCatalogue(settings.price_overrides, provider=settings.price_provider)
-            with state.open(handle, ledger, prices), state.folding(projection, folding):
+            with (
+                state.open(handle, ledger, prices),
+                state.folding(projection, folding),
+                _ends_with(handle, settings, stop),
+            ):
                 await stop.wait()
+                await asyncio.sleep(0)  # So that the end is set before anything is closed.
             if folding.done():
                 await folding
-            await projection.catch_up()
+            await _catch_up(projection, handle)
         finally:
             folding.cancel()
             await asyncio.gather(folding, return_exceptions=True)
@@ -160,10 +194,10 @@ async def run_remote_worker(settings: Settings, streams: Sequence[str], stop: as
         while not stop.is_set():
             try:
                 async with (
-                    open_ledger(settings, redis_url, may_create=False) as handle,
+                    open_ledger(settings, redis_url, may_create=False, part="worker") as handle,
                     open_runtime(settings, handle, read, patience=_PATIENCE, observer=state.tracing) as runtime,
                 ):
-                    with state.open(handle, runtime.ledger, runtime.prices):
+                    with state.open(handle, runtime.ledger, runtime.prices), _ends_with(handle, settings, stop):
                         return await _run_worker(runtime, streams, stop, redis_url=redis_url, state=state)
             except LedgerUnavailable as exc:
                 state.waiting_for = str(exc)
@@ -195,12 +229,12 @@ async def run_processes(
             for number in range(1, workers + 1)
         ]
         announce(redis_url, describe_ports(settings, ports))
-        await Supervisor(children, environment, stop_timeout_s=settings.stop_grace_s + _CLOSING_S).run(stop)
+        await Supervisor(children, environment, stop_timeout_s=settings.stop_grace_s + _KILLED_AFTER_S).run(stop)
 
 
 @asynccontextmanager
 async def _open_projection(
-    settings: Settings, redis_url: str, state: ProcessState, *, is_standby: bool = False
+    settings: Settings, redis_url: str, state: ProcessState, *, part: Part, is_standby: bool = False
 ) -> AsyncGenerator[tuple[LedgerHandle, ProjectionService]]:
     """Open ledger and projection, and announce them to the other commands on this machine."""
     expected_id, may_create = None, True
@@ -213,12 +247,20 @@ async def _open_projection(
         if not is_standby:
             raise
         may_create = False  # The projector that has the file open has created the ledger.
-    async with (
-        open_ledger(settings, redis_url, expected_id=expected_id, may_create=may_create) as handle,
-        open_projection(settings, handle, is_standby=is_standby, on_waiting=state.wait) as projection,
-        announced_endpoint(settings, redis_url),
-    ):
-        yield handle, projection
+    opening = open_ledger(settings, redis_url, expected_id=expected_id, may_create=may_create, part=part)
+    async with opening as handle:
+        await check_permissions(handle.pipeline, handle.keys, is_projector=True)
+        async with (
+            open_projection(settings, handle, is_standby=is_standby, on_waiting=state.wait) as projection,
+            announced_endpoint(settings, redis_url),
+        ):
+            # One process of a ledger counts what publishers drop from the task streams.
+            counting = asyncio.create_task(DroppedTasks(handle.pipeline, settings.namespace, tuple(TaskStream)).run())
+            try:
+                yield handle, projection
+            finally:
+                counting.cancel()
+                await asyncio.gather(counting, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -1,20 +1,21 @@
 """How `replay`, `verify`, `audit` and `what-if` find the ledger: the archive, and the stream where Redis answers."""
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import typer
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from tollbook.inference.address import find_redis_url
+from tollbook.app.connect import readable_redis
 from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.history import LedgerSource, NoLedger
 from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.server.connection import connect, hide_password
+from tollbook.ledger.server.address import hide_password
+from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.refusals import reason_of
 
 
@@ -22,31 +23,35 @@ from tollbook.ledger.server.refusals import reason_of
 async def open_source(settings: Settings, archive: Path | None = None) -> AsyncGenerator[LedgerSource]:
     """Open the ledger: `archive` alone, or the settings' archive and stream.
 
-    Where no Redis answers, the archive alone is read, and a line on standard error says so.
+    Data at rest is read with a server of the command's own. Where no Redis answers, the archive alone is read, and a
+    line on standard error says so.
     Errors: NoLedger; ArchiveDamaged; LedgerUnavailable where there is no archive either.
     """
     if archive is not None:
         yield LedgerSource.of_archive(Archive(archive), namespace=settings.namespace)
         return
     own = Archive(settings.archive_path)
-    try:
-        redis, source = await _with_stream(settings, own)
-    except LedgerUnavailable as exc:
+    async with AsyncExitStack() as stack:
         try:
-            alone = LedgerSource.of_archive(own, namespace=settings.namespace)
-        except NoLedger:
-            raise exc from None
-        typer.echo(f"tollbook: reading the archive alone ({exc})", err=True)
-        yield alone
-        return
-    try:
+            url, _ = await stack.enter_async_context(readable_redis(settings, on_waiting=_tell_of_waiting))
+            redis, source = await _with_stream(url, settings, own)
+        except LedgerUnavailable as exc:
+            try:
+                alone = LedgerSource.of_archive(own, namespace=settings.namespace)
+            except NoLedger:
+                raise exc from None
+            typer.echo(f"tollbook: reading the archive alone ({exc})", err=True)
+            yield alone
+            return
+        stack.push_async_callback(redis.aclose)
         yield source
-    finally:
-        await redis.aclose()
 
 
-async def _with_stream(settings: Settings, archive: Archive) -> tuple[Redis, LedgerSource]:
-    url = find_redis_url(settings)
+def _tell_of_waiting() -> None:
+    typer.echo("tollbook: waiting for another command that reads this data", err=True)
+
+
+async def _with_stream(url: str, settings: Settings, archive: Archive) -> tuple[Redis, LedgerSource]:
     redis = connect(url)
     try:
         meta = await redis.hmget(Keys(settings.namespace).meta, ["ledger_id", "partitions"])

@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 ALL_STREAMS = [stream.value for stream in TaskStream]
 _EVERY_STREAM = ",".join(ALL_STREAMS)
+# What ends by itself needs none of these. Redis may accept connections and never answer, and a disk may hang.
+_MIN_GRACE_S = 2.0
+_CANCEL_AFTER_S = 1.0
+_END_AFTER_S = 2.0
+_CHILDREN_S = 6.0
 Streams = Annotated[str, typer.Option(help="Task streams, separated by commas.")]
 Supervised = Annotated[bool, typer.Option("--supervised", hidden=True, help="Stop when standard input closes.")]
 
@@ -54,7 +60,8 @@ def up(
                 announce(system.redis_url, f"{state.url}/metrics, {state.url}/health/ready" if state.url else "")
                 await run_system(system, names, stop)
 
-    _run_until_signal(run)
+    # Children have the grace for themselves, and are killed some seconds later.
+    _run_until_signal(run, grace_s=settings.stop_grace_s + (_CHILDREN_S if workers else 0))
 
 
 def worker(
@@ -72,7 +79,11 @@ def worker(
     names = _streams(streams)
     settings = require_provider(_settings() if concurrency is None else _settings(concurrency=concurrency))
     redis_url = find_redis_url(settings)
-    _run_until_signal(lambda stop: run_remote_worker(settings, names, stop, redis_url=redis_url), supervised=supervised)
+    _run_until_signal(
+        lambda stop: run_remote_worker(settings, names, stop, redis_url=redis_url),
+        grace_s=settings.stop_grace_s,
+        supervised=supervised,
+    )
 
 
 def projector(
@@ -88,7 +99,11 @@ def projector(
     from tollbook.app.processes import run_projector
 
     settings = _settings()
-    _run_until_signal(lambda stop: run_projector(settings, stop, is_standby=standby), supervised=supervised)
+    _run_until_signal(
+        lambda stop: run_projector(settings, stop, is_standby=standby),
+        grace_s=settings.stop_grace_s,
+        supervised=supervised,
+    )
 
 
 def stand_in(
@@ -162,8 +177,21 @@ async def _provider(settings: "Settings", *, with_stand_in: bool) -> AsyncGenera
 def _announce(settings: "Settings", redis_url: str, metrics: str, *, with_stand_in: bool) -> None:
     provider = "the local stand-in for OpenRouter (not OpenRouter)" if with_stand_in else settings.openrouter_base_url
     data_dir = Path(settings.data_dir).resolve()
-    from tollbook.ledger.server.connection import hide_password
+    from tollbook.ledger.server.address import hide_password
 
+    if settings.log_format == "json":
+        # Machines read the log: no plain lines between its lines.
+        import structlog
+
+        structlog.get_logger(__name__).info(
+            "system.started",
+            redis_url=hide_password(redis_url),
+            provider_url=settings.openrouter_base_url,
+            is_stand_in=with_stand_in,
+            data_dir=str(data_dir),
+            metrics=metrics,
+        )
+        return
     typer.echo(f"Tollbook is up. Publish to {hide_password(redis_url)}, for example:")
     typer.echo("  tollbook publish generation generate_draft 'Write a haiku about ledgers.' --user u42 --wait 60")
     typer.echo(f"Provider: {provider}")
@@ -173,8 +201,13 @@ def _announce(settings: "Settings", redis_url: str, metrics: str, *, with_stand_
     typer.echo("Ctrl-C stops it, after the calls in flight are done.")
 
 
-def _run_until_signal(main: Callable[[asyncio.Event], Awaitable[None]], *, supervised: bool = False) -> None:
-    """Run `main` until it ends. SIGINT or SIGTERM sets its event; a second signal cancels it."""
+def _run_until_signal(
+    main: Callable[[asyncio.Event], Awaitable[None]], *, grace_s: float = 0.0, supervised: bool = False
+) -> None:
+    """Run `main` until it ends. SIGINT or SIGTERM sets its event; a second signal cancels it.
+
+    It has `grace_s` seconds to end then, and a few more; after that it is cancelled, and the process ends in any case.
+    """
     import uvloop
 
     # What these processes write (the projection, the archive) is for their own user only.
@@ -192,17 +225,36 @@ def _run_until_signal(main: Callable[[asyncio.Event], Awaitable[None]], *, super
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, on_signal)
-        watching = asyncio.create_task(_end_of_input(stop)) if supervised else None
+        watching = [asyncio.create_task(_end_in_time(stop, this, grace_s))]
+        if supervised:
+            watching.append(asyncio.create_task(_end_of_input(stop)))
         try:
             await main(stop)
+        except asyncio.CancelledError:
+            if not stop.is_set():
+                raise
+            # What is open is told on the ledger: the next start goes on with it.
+            typer.echo("tollbook: stopped before everything was closed; the next start goes on from there", err=True)
+            raise typer.Exit(1) from None
         finally:
-            if watching is not None:
-                watching.cancel()
+            for task in watching:
+                task.cancel()
 
     # What is loaded by now stays. Each time the garbage collector looks through it, no call moves for 60 ms.
     gc.collect()
     gc.freeze()
     uvloop.run(run())
+
+
+async def _end_in_time(stop: asyncio.Event, main: "asyncio.Task[Any]", grace_s: float) -> None:
+    """Cancel what has not ended by itself after `stop`; end the process where that does not help either."""
+    await stop.wait()
+    await asyncio.sleep(max(grace_s, _MIN_GRACE_S) + _CANCEL_AFTER_S)
+    main.cancel()
+    # Not by the event loop, which may be what is stuck.
+    timer = threading.Timer(_END_AFTER_S, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 async def _end_of_input(stop: asyncio.Event) -> None:

@@ -7,7 +7,7 @@ instead of staying pending for ever.
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from faststream import AckPolicy, FastStream
 from faststream.redis import RedisBroker, StreamSub
@@ -16,12 +16,22 @@ from faststream.redis.message import FAKE_CONSUMER, RedisBatchStreamMessage
 from tollbook.consumers.messages import Delivery, trace_of
 from tollbook.consumers.worker import Worker
 from tollbook.ledger.keys import GROUP
+from tollbook.ledger.server.connection import connection_class
 
 # Entries are read only as fast as slots get free. In a batch, FastStream's own work is done once for all of them.
 _BATCH: Final = 16
 _POLL_MS: Final = 500
+_STOP_S: Final = 0.5
 # FastStream logs every message at debug level; what goes wrong it logs as an error.
 _log = logging.getLogger("tollbook.faststream")
+
+
+def _says_what_is_true(record: logging.LogRecord) -> bool:
+    """Say in our words that a group is gone: FastStream asks for a restart, and the worker makes the group anew."""
+    if "restart the application to recreate the group" in record.getMessage():
+        record.msg, record.args, record.exc_info = "a consumer group is gone, and is made anew", (), None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+    return True
 
 
 class TaskApp(FastStream):
@@ -48,13 +58,18 @@ def build_app(
 
     With `reads_traces`, middlewares see the publishers' trace contexts in the headers of a batch.
     """
-    # Without a socket time-out, for the reason that ledger/server/connection.py gives.
+    _log.addFilter(_says_what_is_true)  # Once, however often it is added.
+    # Without a socket time-out, for the reason that ledger/server/connection.py gives. Its connections leave a server
+    # that was demoted: reading from a group writes, and FastStream would try the same one again for ever.
     broker = RedisBroker(
         redis_url,
         apply_types=False,
         logger=_log,
         log_level=logging.DEBUG,
         socket_timeout=None,
+        # What a batch still waits for when reading ends are slots; its tasks stay pending.
+        graceful_timeout=_STOP_S,
+        connection_class=cast("Any", connection_class(redis_url)),
         middlewares=middlewares,
     )
     for stream in streams:

@@ -6,6 +6,7 @@ others have claimed since.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Final
 
@@ -16,7 +17,9 @@ from tollbook.consumers.messages import Delivery
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.functions import function
 from tollbook.ledger.keys import GROUP, worker_key
+from tollbook.ledger.server.connection import as_map
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.server.refusals import reason_of
 
 _PAGE: Final = 100
 # Parts of `claim_after_s`: a worker that is silent for the first is found within the second; together less than one.
@@ -24,6 +27,9 @@ _SILENT_PART: Final = 0.8
 _SCAN_PART: Final = 0.1
 # Scans from one renewal to the next: four renewals must fail before a live worker is taken for dead.
 _SCANS_PER_RENEWAL: Final = 2
+# A consumer that has asked for nothing for so long is not reading.
+_GONE_PART: Final = 4.0
+_RENEWALS_PER_TIDYING: Final = 5
 _log = structlog.get_logger(__name__)
 
 
@@ -54,6 +60,7 @@ class Claims:
         self._monotonic = monotonic
         self._sleep = sleep
         self._silent_ms = round(1000 * _SILENT_PART * claim_after_s)
+        self._gone_ms = round(1000 * _GONE_PART * claim_after_s)
         self._held: dict[tuple[str, str], Delivery] = {}
 
     def __len__(self) -> int:
@@ -81,7 +88,7 @@ class Claims:
                 await self._pipeline.execute("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
             except ResponseError as exc:
                 if "BUSYGROUP" not in str(exc):
-                    raise
+                    raise LedgerUnavailable(f"the task stream {stream} cannot be read: {reason_of(exc)}") from exc
 
     async def acknowledge(self, delivery: Delivery) -> None:
         """Acknowledge a task whose result is stored."""
@@ -108,13 +115,20 @@ class Claims:
         await self._pipeline.execute("SET", key, "1", "PX", self._silent_ms)
 
     async def resign(self) -> None:
-        """Show the other workers that this one has stopped, so that they need not wait for its silence."""
+        """Show the other workers that this one has stopped, so that they need not wait for its silence.
+
+        Its consumers are removed, but for those that have something pending: who takes that over removes them.
+        """
+        for stream in self.streams:
+            with contextlib.suppress(ResponseError):
+                await self._remove(stream, self._consumer)
         await self._pipeline.execute("DEL", worker_key(self._namespace, self._consumer))
 
     async def run(self, accept: Callable[[Delivery], None]) -> None:
         """Renew claims and take over abandoned entries until cancelled."""
         clock = self._monotonic or asyncio.get_running_loop().time
         renewed_at, scans_to_skip, scans_to_renewal = clock(), 0, 0
+        renewals_to_tidying = _RENEWALS_PER_TIDYING
         while True:
             try:
                 is_late = clock() - renewed_at > self._claim_after_s / 2
@@ -122,6 +136,10 @@ class Claims:
                     await self.heartbeat()
                     await self.renew()
                     renewed_at, scans_to_renewal = clock(), _SCANS_PER_RENEWAL
+                    renewals_to_tidying -= 1
+                    if renewals_to_tidying <= 0 and not is_late:
+                        renewals_to_tidying = _RENEWALS_PER_TIDYING
+                        await self.remove_gone()
                 if is_late:
                     # Redis was away, or the machine slept: the others get time for a heartbeat, as this one did.
                     scans_to_skip = _SCANS_PER_RENEWAL + 1
@@ -134,6 +152,22 @@ class Claims:
                 # A group that vanished (DEL, FLUSHALL) is an error reply; it is made anew while this goes on.
                 _log.warning("claims.renewal_missed", problem=str(exc))
             await self._sleep(_SCAN_PART * self._claim_after_s)
+
+    async def remove_gone(self) -> None:
+        """Remove the consumers of workers that are gone and have nothing pending any more."""
+        for stream in self.streams:
+            replies: list[Any] = await self._pipeline.execute("XINFO", "CONSUMERS", stream, GROUP)
+            for consumer in map(as_map, replies):
+                name: str = consumer[b"name"].decode()
+                if name == self._consumer or consumer[b"pending"] or consumer[b"idle"] < self._gone_ms:
+                    continue
+                if not await self.is_alive(name):
+                    await self._remove(stream, name)
+
+    async def _remove(self, stream: str, name: str) -> None:
+        # What is pending is looked at once more in the step that removes: with its consumer it would be forgotten.
+        if await self._pipeline.execute("FCALL", function("remove_consumer"), 1, stream, GROUP, name):  # G3
+            _log.info("consumer.removed", stream=stream, consumer=name)
 
     async def _scan(self, accept: Callable[[Delivery], None]) -> None:
         async def scan(stream: str) -> None:

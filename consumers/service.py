@@ -19,13 +19,19 @@ from tollbook.consumers.dead_letters import DeadLetterLimits, DeadLetters
 from tollbook.consumers.observer import TaskObserver
 from tollbook.consumers.stream_tidying import StreamTidying
 from tollbook.consumers.sweeper import Sweeper
+from tollbook.consumers.throttled_warning import ThrottledWarning
 from tollbook.consumers.worker import Worker, WorkerLimits
 from tollbook.inference.calls.reservations import WaitLimits
 from tollbook.inference.runtime import InferenceRuntime, now_ms
 from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.gate.probe import check_permissions
 from tollbook.ledger.stream_owners import own_streams
 
 _RECONNECT_S: Final = 0.5
+# Of TOLLBOOK_STOP_GRACE_S, for what comes after the tasks in flight.
+_MAX_SETTLING_S: Final = 3.0
+# A worker that does not say that it has stopped is found silent a little later.
+_RESIGN_S: Final = 1.0
 # Tasks of one process that may wait for money; beyond, they are left on their streams.
 _MAX_PARKED: Final = 20_000
 _log = structlog.get_logger(__name__)
@@ -106,9 +112,9 @@ async def serve_worker(
 ) -> None:
     """Feed a worker until `stop`; then finish what is in flight within the grace period. Errors: StreamTaken."""
     observer = observer or _Unobserved()
-    claims = worker.claims
+    claims, warning = worker.claims, ThrottledWarning("worker.not_connected", now_ms)
     # Before the claims run: they take over what is pending, whosever it is.
-    while not await _prepare_streams(runtime, worker):
+    while not await _prepare_streams(runtime, worker, warning, is_first=True):
         await pause(stop, _RECONNECT_S)
         if stop.is_set():
             return
@@ -125,17 +131,21 @@ async def serve_worker(
     try:
         with observer.working(worker, tasks):
             while not stop.is_set():
-                if not await _prepare_streams(runtime, worker) or not await _feed(worker, stop, redis_url, observer):
+                if not await _prepare_streams(runtime, worker, warning) or not await _feed(
+                    worker, stop, redis_url, observer, warning
+                ):
                     await pause(stop, _RECONNECT_S)
             _log.info("worker.stopping", worker=worker.name, in_flight=worker.in_flight)
-            await worker.drain(runtime.settings.stop_grace_s)
+            grace_s = min(runtime.settings.stop_grace_s, runtime.handle.pipeline.remaining_s)
+            await worker.drain(max(0.0, grace_s - _settling_s(grace_s)), settling_s=_settling_s(grace_s))
     finally:
         for task in tasks.values():
             task.cancel()
         ends = await asyncio.gather(*tasks.values(), return_exceptions=True)
         worker.dead_letters.flush(is_last=True)
-    with contextlib.suppress(LedgerUnavailable):
-        await claims.resign()
+    with contextlib.suppress(LedgerUnavailable, TimeoutError):
+        async with asyncio.timeout(_RESIGN_S):
+            await claims.resign()
     _log.info("worker.stopped", worker=worker.name)
     for end in ends:
         if isinstance(end, Exception):
@@ -149,29 +159,40 @@ def _tidying(runtime: InferenceRuntime, worker: Worker) -> StreamTidying:
     )
 
 
+def _settling_s(grace_s: float) -> float:
+    """Return the part of the grace in which calls that were cut off are settled and everything is closed."""
+    return min(_MAX_SETTLING_S, grace_s / 5)
+
+
 async def pause(stop: asyncio.Event, seconds: float) -> None:
     """Return after so many seconds, or at `stop`."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), seconds)
 
 
-async def _prepare_streams(runtime: InferenceRuntime, worker: Worker) -> bool:
+async def _prepare_streams(
+    runtime: InferenceRuntime, worker: Worker, warning: ThrottledWarning, *, is_first: bool = False
+) -> bool:
     """Take the streams for this ledger, with their groups; return False where Redis did not answer.
 
-    Errors: StreamTaken.
+    Errors: StreamTaken; PermissionsMissing.
     """
     try:
+        if is_first:
+            await check_permissions(runtime.handle.pipeline, runtime.handle.keys, streams=worker.claims.streams)
         owners = await own_streams(runtime.handle.pipeline, worker.claims.streams, runtime.settings.namespace)
         worker.share_database_with(owners.values())
         await worker.claims.heartbeat()
         await worker.claims.ensure_groups()
     except (LedgerUnavailable, RedisError) as exc:
-        _log.warning("worker.not_connected", worker=worker.name, problem=str(exc))
+        warning.warn(exc)
         return False
     return True
 
 
-async def _feed(worker: Worker, stop: asyncio.Event, redis_url: str, observer: ServiceObserver) -> bool:
+async def _feed(
+    worker: Worker, stop: asyncio.Event, redis_url: str, observer: ServiceObserver, warning: ThrottledWarning
+) -> bool:
     """Read the streams until `stop`, or until a group vanishes; return False where Redis did not answer."""
     try:
         app = build_app(
@@ -183,7 +204,7 @@ async def _feed(worker: Worker, stop: asyncio.Event, redis_url: str, observer: S
         )
         await app.start()
     except (LedgerUnavailable, RedisError, OSError) as exc:
-        _log.warning("worker.not_connected", worker=worker.name, problem=str(exc))
+        warning.warn(exc)
         return False
     await _first_of(stop, app.ended)
     await app.stop()

@@ -128,7 +128,7 @@ class Worker:
         if not self._is_stopping and self.claims.add(delivery):
             self._start(delivery, has_slot=False)
 
-    async def drain(self, grace_s: float) -> None:
+    async def drain(self, grace_s: float, *, settling_s: float = _SETTLING_S) -> None:
         """Let what is in flight finish for `grace_s` seconds, then cancel: holds are settled, tasks stay pending.
 
         Nothing more is begun. Where Redis does not answer, the holds are left to whoever takes the tasks over.
@@ -141,7 +141,7 @@ class Worker:
             task.cancel()
         if not left:
             return
-        _, unsettled = await asyncio.wait(left, timeout=_SETTLING_S)
+        _, unsettled = await asyncio.wait(left, timeout=settling_s)
         if unsettled:
             _log.warning("worker.holds_left", number=len(unsettled))
 

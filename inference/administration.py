@@ -27,7 +27,8 @@ from tollbook.ledger.gate.requests import Account, AdjustRequest, AssignRequest,
 from tollbook.ledger.gate.stops import read_stop
 from tollbook.ledger.gate.unbooked import FOLDER as UNBOOKED_FOLDER
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.server.connection import connect, hide_password
+from tollbook.ledger.server.address import hide_password
+from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.refusals import reason_of
 from tollbook.schemas.events import (

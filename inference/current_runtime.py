@@ -18,7 +18,7 @@ from tollbook.inference.runtime import InferenceRuntime, open_ledger, open_runti
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.projection.remote import remote_reader
-from tollbook.ledger.server.connection import translating_redis_errors
+from tollbook.ledger.server.refusals import translating_redis_errors
 
 _current: ContextVar[OnDemand[InferenceRuntime] | None] = ContextVar("inference_runtime", default=None)
 # Web servers run an application's start and its requests in contexts of their own: a request sees no context variable

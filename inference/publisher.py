@@ -19,11 +19,13 @@ from tollbook.inference.address import find_redis_url
 from tollbook.inference.errors import ResultTimeout, TaskUnconfirmed
 from tollbook.inference.on_demand import OnDemand
 from tollbook.inference.settings import Settings, load_settings
-from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.errors import LedgerUnavailable, RedisCannotServe
 from tollbook.ledger.keys import Keys, is_reserved_key
 from tollbook.ledger.results import Results
-from tollbook.ledger.server.connection import connect, hide_password, translating_redis_errors
+from tollbook.ledger.server.address import hide_password
+from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.server.refusals import translating_redis_errors
 from tollbook.ledger.stream_owners import check_owner, read_owners
 from tollbook.schemas.entries import TaskEntry, TaskFields, task_entry
 from tollbook.schemas.identifiers import normalise_id
@@ -98,12 +100,17 @@ class Publisher:
             connection.check_owner(entry.stream)
             connection.check_reply(entry.fields.get("reply_to"))
             flat = [part for pair in entry.fields.items() for part in pair]
+            is_unknown = False
             for tries_left in reversed(range(_TRIES)):
                 try:
                     entry_id: bytes = await connection.pipeline.execute("XADD", entry.stream.value, "*", *flat)
                 except LedgerUnavailable as exc:
-                    if not tries_left:
+                    # What Redis refused is not published, unless an earlier try, whose answer was lost, was.
+                    is_unknown = is_unknown or not isinstance(exc, RedisCannotServe)
+                    if not tries_left and is_unknown:
                         raise TaskUnconfirmed(entry.task_id, exc) from exc
+                    if not tries_left:
+                        raise RedisCannotServe(f"task {entry.task_id} was not published: {exc.message}") from exc
                 else:
                     return entry_id.decode()
         raise AssertionError("the last try returns or raises")
@@ -134,7 +141,7 @@ class Publisher:
         try:
             with translating_redis_errors():
                 yield connection
-        except TaskUnconfirmed:
+        except (TaskUnconfirmed, RedisCannotServe):
             raise
         except LedgerUnavailable as exc:
             raise LedgerUnavailable(f"Redis at {connection.where}: {exc.message}") from exc.__cause__

@@ -3,6 +3,7 @@
 Clocks, ids and randomness are made here and nowhere below.
 """
 
+import asyncio
 import os
 import secrets
 import socket
@@ -25,12 +26,14 @@ from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.routing import routing_with
 from tollbook.inference.settings import Settings
+from tollbook.inference.signs_of_life import sign_of_life
 from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
 from tollbook.ledger.gate.baselines import BaselineReader, Baselines
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import Gate, LedgerState, create_ledger
 from tollbook.ledger.gate.ledger import Ledger, Patience
+from tollbook.ledger.gate.probe import check_permissions, check_writable
 from tollbook.ledger.gate.unbooked import FOLDER as UNBOOKED_FOLDER
 from tollbook.ledger.gate.wait_queue import BudgetWaitQueue
 from tollbook.ledger.keys import Keys
@@ -71,13 +74,18 @@ class LedgerHandle:
 
 @asynccontextmanager
 async def open_ledger(
-    settings: Settings, redis_url: str, *, expected_id: str | None = None, may_create: bool = True
+    settings: Settings,
+    redis_url: str,
+    *,
+    expected_id: str | None = None,
+    may_create: bool = True,
+    part: str = "application",
 ) -> AsyncGenerator[LedgerHandle]:
     """Open the ledger, or create it where there is none, none is expected and it may be.
 
-    Only a projector may: it knows whether its DuckDB belongs to another ledger.
-    Errors: LedgerUnavailable, also where there is none; ServerTooOld; ServerUnsafe; WrongPartitions; LedgerReplaced
-    where `expected_id` is another ledger's.
+    Only a projector may create: it knows whether its DuckDB belongs to another ledger. `part` is for the sign of life.
+    Errors: LedgerUnavailable, also where there is none; ServerTooOld; ServerUnsafe; PermissionsMissing;
+    WrongPartitions; LedgerReplaced where `expected_id` is another ledger's.
     """
     redis = connect(redis_url)
     async with AsyncExitStack() as stack:
@@ -91,11 +99,13 @@ async def open_ledger(
             await _check_ledger_id(pipeline, keys, expected_id)
         elif not may_create:
             expected_id = await _stored_ledger_id(pipeline, keys[0])
+        await check_permissions(pipeline, keys)
         ledger_id = expected_id or str(uuid.uuid4())
         states = [await create_ledger(pipeline, key, ledger_id=ledger_id, partitions=len(keys)) for key in keys]
         for state in states:
             if state.partitions != len(keys):
                 raise WrongPartitions(configured=len(keys), stored=state.partitions)
+        await asyncio.gather(*(check_writable(pipeline, key) for key in keys))
         results = Results(
             redis,
             pipeline,
@@ -104,6 +114,7 @@ async def open_ledger(
             ttl_s=settings.result_ttl_s,
             id_ttl_s=settings.idempotency_ttl_s,
         )
+        await stack.enter_async_context(sign_of_life(pipeline, settings, name=process_name(), part=part))
         yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server)
 
 

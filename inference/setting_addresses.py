@@ -6,15 +6,15 @@ password or a key (G10).
 
 import re
 from typing import Annotated, Final, Literal
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints
 
+from tollbook.ledger.server.address import check_address
 from tollbook.schemas.expectations import Expected
-from tollbook.schemas.problems import shown, unknown_name
+from tollbook.schemas.problems import shown
 
 _MAX_KEEP_S: Final = 10 * 366 * 86_400
-_REDIS_PARAMETERS: Final = ("db", "username", "password", "client_name")
 
 
 def _split_url(value: str) -> SplitResult:
@@ -23,29 +23,6 @@ def _split_url(value: str) -> SplitResult:
     except ValueError:
         # Python's own message would quote the host part, which may hold a password.
         raise ValueError("is not a valid address") from None
-
-
-def _redis_url(value: str) -> str:
-    parts = _split_url(value)
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        raise ValueError("must begin with redis://, rediss:// or unix://")
-    try:
-        _ = parts.port
-    except ValueError:
-        # Python's own message would quote a part of a password that holds a / or a #.
-        raise ValueError("has no valid port; write /, ?, # and @ in a password as %2F, %3F, %23 and %40") from None
-    # redis-py takes any option of its own as a parameter. Some change how replies are read, or send a command again:
-    # they would stop the workers or book a task twice. Only options of the connection are safe.
-    for name, text in parse_qsl(parts.query, keep_blank_values=True):
-        is_known = name in _REDIS_PARAMETERS or (parts.scheme == "rediss" and name.startswith("ssl_"))
-        if not is_known and "@" in parts.query + parts.fragment:
-            # The "parameter" is a part of a password that holds a ?, so it is not shown.
-            raise ValueError("has an @ after a ?; write /, ?, # and @ in a password as %2F, %3F, %23 and %40")
-        if not is_known:
-            raise ValueError(f"{unknown_name('parameter', name, _REDIS_PARAMETERS)}; ssl_... with rediss://")
-        if name == "db" and not text.isdecimal():
-            raise ValueError("'db' must be the number of a database")
-    return value
 
 
 def _base_url(value: str) -> str:
@@ -93,7 +70,7 @@ def _seconds_or_off(given: object) -> float | None:
     return seconds
 
 
-RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+RedisUrl = Annotated[str, AfterValidator(check_address)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
 KeepSeconds = Annotated[float | None, BeforeValidator(_seconds_or_off)]

@@ -124,7 +124,11 @@ class Settings(BaseSettings):
         "TOLLBOOK_MAX_TASK_ATTEMPTS", 3, "attempts before a task is dead-lettered", ge=1, le=100
     )
     stop_grace_s: float = _seconds(
-        "TOLLBOOK_STOP_GRACE_S", 15.0, "time for running tasks to finish when a worker is stopped", ge=0, le=3600
+        "TOLLBOOK_STOP_GRACE_S",
+        15.0,
+        "time in which a process that is told to stop ends; running tasks have most of it to finish",
+        ge=0,
+        le=3600,
     )
 
     dead_letters_max: int = _field(

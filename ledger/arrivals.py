@@ -17,6 +17,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from tollbook.ledger.logs import LazyLogger
+from tollbook.ledger.server.refusals import reason_of
 
 _RECONNECT_S: Final = 1.0
 _log = LazyLogger(__name__)
@@ -76,19 +77,21 @@ class Arrivals:
                             await self._pubsub.unsubscribe(*left)  # pyright: ignore[reportUnknownMemberType]
 
     async def _listen(self) -> None:
+        told = ""
         while True:
             pubsub = self._redis.pubsub()  # pyright: ignore[reportUnknownMemberType]
             try:
                 async with self._lock:
                     await pubsub.subscribe(*self._waiting)
                     self._pubsub = pubsub
+                told = ""
                 while True:
                     self._wake(cast("dict[str, Any] | None", await pubsub.get_message(timeout=None)))
             except (RedisError, OSError) as exc:
-                # Imported here: it loads Rich, for which an application that only publishes should not wait.
-                import structlog
-
-                structlog.get_logger(__name__).warning("arrivals.connection_lost", problem=str(exc))
+                # Once, not at each try: a user without channels never hears anything.
+                if (problem := reason_of(exc)) != told:
+                    _log.warning("arrivals.connection_lost", problem=problem)
+                told = problem
                 await asyncio.sleep(_RECONNECT_S)
             finally:
                 if self._pubsub is pubsub:

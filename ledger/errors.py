@@ -7,6 +7,7 @@ LedgerError, in the public tree that `schemas.errors` draws
 ├── CreditTooLow              final: there is less credit than is to be taken back
 ├── NoPlanAssigned            final: there is no plan that could be cleared
 ├── LedgerUnavailable         retry with the same call id: the outcome is unknown, a repeat changes nothing
+│   ├── RedisCannotServe      retry later: Redis answered that it does nothing now, so nothing was done
 │   └── BaselineUnavailable   retry later: DuckDB is down or behind the watermark (being rebuilt)
 └── LedgerRefused             needs a person: no call is made until the stores agree again (G8)
     ├── LedgerReplaced        Redis holds another ledger, or none
@@ -14,9 +15,12 @@ LedgerError, in the public tree that `schemas.errors` draws
     ├── CallsStopped          the projector stopped for cause, and with it all calls
     ├── LedgerAhead           DuckDB has folded events that the ledger does not have
     ├── LedgerDiverged        DuckDB and the ledger's own balance differ
+    ├── PermissionsMissing    the Redis user may not do what Tollbook needs
     ├── ServerTooOld          the server has no functions
     └── WrongPartitions       the ledger was made with another number of partitions
 """
+
+from collections.abc import Sequence
 
 from tollbook.schemas.errors import AppError
 from tollbook.schemas.identifiers import EntryId, describe_budget
@@ -64,6 +68,10 @@ class LedgerUnavailable(LedgerError):
     """Redis or the projection did not answer. The outcome is unknown; repeating with the same call id is safe."""
 
     code = ErrorCode.LEDGER_UNAVAILABLE
+
+
+class RedisCannotServe(LedgerUnavailable):
+    """Redis answered that it takes no write now (a replica, full memory, a disk that fails): nothing was done."""
 
 
 class BaselineUnavailable(LedgerUnavailable):
@@ -146,6 +154,17 @@ class LedgerDiverged(LedgerRefused):
             f"{_amounts(*ledger_nanousd)}. Set the DuckDB file aside and restart: it is rebuilt from the ledger"
         )
         self.budget = budget
+
+
+class PermissionsMissing(LedgerRefused):
+    """The Redis user may not use commands, keys or channels that Tollbook needs."""
+
+    def __init__(self, missing: Sequence[str]) -> None:
+        super().__init__(
+            f"the Redis user may not use {', '.join(missing)}: allow it with ACL SETUSER "
+            "(docs/operators/deploy.md has the whole line)"
+        )
+        self.missing = tuple(missing)
 
 
 class ServerTooOld(LedgerRefused):

@@ -41,6 +41,11 @@ class Keys:
         """Hash: costs of calls whose hold the ledger lost, by call id and hold; booked once the ledger is in order."""
         return f"{self.prefix}unbooked"
 
+    @property
+    def probe(self) -> str:
+        """Stream: written and taken back in one step, to see that the partition can be written."""
+        return f"{self.prefix}probe"
+
     def tail(self, budget: str) -> str:
         """List: deltas of one budget that the projector may not have folded yet."""
         return f"{self.prefix}tail:{budget}"
@@ -84,6 +89,16 @@ def task_partition(namespace: str, task_id: str) -> str:
 def projector_lease(namespace: str) -> str:
     """String: who folds the ledger, and where; absent while nobody does."""
     return f"{namespace}:projector"
+
+
+def processes(namespace: str) -> str:
+    """Hash: the sign of life of each process on the ledger, by its name."""
+    return f"{namespace}:processes"
+
+
+def dropped_tasks(namespace: str) -> str:
+    """Hash: by task stream, how many tasks were dropped from it before anybody read them."""
+    return f"{namespace}:dropped-tasks"
 
 
 def worker_key(namespace: str, consumer: str) -> str:

@@ -9,6 +9,7 @@ import contextlib
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from tollbook.ledger.arrivals import Arrivals
 from tollbook.ledger.errors import ResultUnreadable
@@ -60,7 +61,9 @@ class Results:
         stored = await self._pipeline.execute("SET", key, result.model_dump_json(), *condition, "EX", ttl_s)
         if stored is None:
             return False
-        await self._pipeline.execute("PUBLISH", key, result.task_id)
+        # Who waits also reads the key from time to time: an announcement that is refused must not undo what is stored.
+        with contextlib.suppress(ResponseError):
+            await self._pipeline.execute("PUBLISH", key, result.task_id)
         return True
 
     async def get_of(self, task_id: str, user_id: str | None) -> InferenceResult | None:

@@ -7,7 +7,7 @@ as zero.
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import duckdb
 import structlog
@@ -20,6 +20,7 @@ from tollbook.ledger.gate.stops import read_stop
 from tollbook.ledger.keys import GROUP, dead_letters
 from tollbook.ledger.projection.follower import Lag
 from tollbook.ledger.projection.totals import Totals
+from tollbook.ledger.server.connection import as_map
 from tollbook.observability.process_state import ProcessState
 from tollbook.observability.single_flight import SingleFlight
 from tollbook.schemas.tasks import TaskStream
@@ -126,7 +127,7 @@ async def _backlogs(handle: LedgerHandle) -> dict[str, Backlog]:
 async def _backlog(handle: LedgerHandle, stream: str) -> Backlog:
     entries, groups = await asyncio.gather(_length(handle, stream), _groups(handle, stream))
     for reply in groups:
-        group = _as_map(reply)
+        group = as_map(reply)
         if group[b"name"] == GROUP.encode():
             return Backlog(entries, int(group[b"pending"]), group.get(b"lag"))
     # Nobody has read it yet: all of it will be new to the group.
@@ -138,14 +139,6 @@ async def _groups(handle: LedgerHandle, stream: str) -> list[Any]:
         return await handle.pipeline.execute("XINFO", "GROUPS", stream)
     except ResponseError:
         return []  # There is no such stream (yet).
-
-
-def _as_map(reply: Any) -> dict[bytes, Any]:
-    """Redis sends a map, or by its older protocol a flat list."""
-    if isinstance(reply, list):
-        parts = cast("list[Any]", reply)
-        return dict(zip(parts[::2], parts[1::2], strict=True))
-    return reply
 
 
 async def _length(handle: LedgerHandle, stream: str) -> int:

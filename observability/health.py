@@ -1,7 +1,9 @@
 """Whether this process is alive, and whether a budget decision can be taken here now.
 
-Readiness asks what a call would ask, the gate's own `balance` with a baseline, so that nothing is ready that would be
-refused; it holds and appends nothing. The answer comes within `LIMIT_S`, even if Redis or the projector hangs, and is
+Readiness asks what a call would ask: the gate's own `balance` with a baseline, and a probe that writes and takes back,
+so that nothing is ready that would be refused; it holds nothing and appends no event.
+
+The answer comes within `LIMIT_S`, even if Redis or the projector hangs, and is
 kept for a second.
 """
 
@@ -16,8 +18,17 @@ from redis.exceptions import RedisError
 
 from tollbook.inference.routing import routing_with, unpriced_routes
 from tollbook.inference.runtime import now_ms
-from tollbook.ledger.errors import BaselineUnavailable, LedgerRefused, LedgerReplaced, LedgerUnavailable
+from tollbook.ledger.errors import (
+    BaselineUnavailable,
+    LedgerRefused,
+    LedgerReplaced,
+    LedgerUnavailable,
+    PermissionsMissing,
+    RedisCannotServe,
+)
 from tollbook.ledger.gate.requests import BudgetCap
+from tollbook.ledger.server.policy import ServerUnsafe
+from tollbook.ledger.server.refusals import reason_of
 from tollbook.observability.process_state import OpenLedger, ProcessState
 from tollbook.observability.single_flight import SingleFlight
 from tollbook.schemas.identifiers import budget_name, month_at, partition_of
@@ -98,11 +109,18 @@ class Readiness:
         partitions = len(opened.handle.keys)
         first = next(self._rounds) * _PARTITIONS_AT_ONCE
         chosen = {(first + number) % partitions for number in range(min(partitions, _PARTITIONS_AT_ONCE))}
+        # A server that answers may take no write: a replica, a full memory, a user without a permission.
+        writing = asyncio.gather(*(self._write(opened, partition) for partition in chosen))
         decisions = asyncio.gather(*(self._decide(opened, partition) for partition in chosen))
-        problem = await _problem_of(decisions, "baseline", _PROJECTOR, within_s=_DUCKDB_LIMIT_S)
-        redis = Check("redis", ok=True, found="answers")
-        if problem is not None:
-            return [redis, problem]
+        redis = Check("redis", ok=True, found="answers, and takes writes")
+        problems = await asyncio.gather(
+            _problem_of(writing, "redis", _START, within_s=_DUCKDB_LIMIT_S),
+            _problem_of(decisions, "baseline", _PROJECTOR, within_s=_DUCKDB_LIMIT_S),
+        )
+        if problems[0] is not None:
+            return [problems[0]]
+        if problems[1] is not None:
+            return [redis, problems[1]]
         ledger = Check("ledger", ok=True, found=f"{opened.handle.ledger_id}, with its functions")
         return [redis, ledger, self._baseline(opened, chosen)]
 
@@ -122,6 +140,10 @@ class Readiness:
 
     async def _ping(self, opened: OpenLedger) -> None:
         await opened.handle.pipeline.execute("PING")
+
+    async def _write(self, opened: OpenLedger, partition: int) -> None:
+        opened.handle.server.check()
+        await opened.ledger.probe(partition)
 
     async def _decide(self, opened: OpenLedger, partition: int) -> None:
         """Weigh a call as the gate would, for a user id that no task can have."""
@@ -154,15 +176,18 @@ async def _problem_of(looking: Awaitable[Any], name: str, advice: str, *, within
         return Check(name, ok=False, found=f"no answer within {within_s:g} s", advice=advice)
     except LedgerReplaced as exc:
         return Check("ledger", ok=False, found=str(exc), advice="restore the data of Redis")
+    except (PermissionsMissing, ServerUnsafe) as exc:
+        return Check("redis", ok=False, found=str(exc))  # It says what to do.
     except LedgerRefused as exc:
         return Check("ledger", ok=False, found=str(exc), advice="`tollbook doctor` and `tollbook verify` say more")
     except BaselineUnavailable as exc:
         return Check("baseline", ok=False, found=str(exc), advice=advice)
+    except RedisCannotServe as exc:
+        return Check("redis", ok=False, found=str(exc))  # It says what to do.
     except (LedgerUnavailable, OSError) as exc:
         return Check("redis", ok=False, found=str(exc), advice=_START)
     except RedisError as exc:
-        # The server's answer to a user who lacks a permission that Tollbook needs.
-        return Check("functions", ok=False, found=str(exc), advice="let the Redis user load and call functions")
+        return Check("redis", ok=False, found=reason_of(exc))
     return None
 
 

@@ -41,6 +41,11 @@ class FaultyProxy:
         self.break_connections()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def move_to(self, upstream: str) -> None:
+        """Lead new connections to another server, as an address that has moved does; open ones stay where they are."""
+        target = urlsplit(upstream)
+        self._host, self._port = target.hostname or "127.0.0.1", target.port or 6379
+
     def break_connections(self) -> None:
         for writer in list(self._writers):
             writer.close()

@@ -88,15 +88,9 @@ class TestServers:
 
     def _start_process(self, kind: str) -> str:
         fsync = cast("Fsync", os.environ.get(_FSYNC_VARIABLE, "everysec"))
-        binary = None
-        if kind == LOCAL:
-            found = shutil.which(LOCAL)
-            if found is None:
-                raise ServerMissing(f"there is no {LOCAL} on the PATH")
-            binary = Path(found)
-        server = EmbeddedServer(self._new_directory(kind), fsync=fsync, binary=binary)
-        _run(server.start())
-        self._stops.append(lambda: _run(server.stop()))
+        server = EmbeddedServer(self._new_directory(kind), fsync=fsync, binary=binary_of(kind))
+        run_apart(server.start())
+        self._stops.append(lambda: run_apart(server.stop()))
         return server.url
 
     def _start_container(self) -> str:
@@ -113,6 +107,16 @@ class TestServers:
             raise ServerMissing(f"the Redis container did not start: {exc}") from exc
         self._stops.append(container.stop)
         return f"redis://{container.get_container_host_ip()}:{container.get_exposed_port(6379)}/0"
+
+
+def binary_of(kind: str) -> Path | None:
+    """Return the program of a kind of server that runs as a process, None for the embedded one's own."""
+    if kind != LOCAL:
+        return None
+    found = shutil.which(LOCAL)
+    if found is None:
+        raise ServerMissing(f"there is no {LOCAL} on the PATH")
+    return Path(found)
 
 
 async def wait_until(
@@ -135,7 +139,8 @@ async def wait_until(
         await asyncio.sleep(0.005)
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
+def run_apart(work: Coroutine[Any, Any, object]) -> None:
+    """Run to its end what a fixture that is not async needs."""
     # A loop of its own, which leaves the current loop of pytest-asyncio alone, as asyncio.run does not.
     loop = asyncio.new_event_loop()
     try:

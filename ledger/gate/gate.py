@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 from tollbook.ledger.errors import CreditTooLow, LedgerReplaced, NoPlanAssigned
 from tollbook.ledger.gate.call_record import CallRecord, parse_call_record
 from tollbook.ledger.gate.functions import function
+from tollbook.ledger.gate.probe import check_writable
 from tollbook.ledger.gate.replies import FunctionsMissing, denied, refusal, reserve_reply, waiting
 from tollbook.ledger.gate.requests import (
     Account,
@@ -407,6 +408,10 @@ class Gate:
     async def stop_reason(self) -> str | None:
         """Return why no call may begin in this partition, or None while they may."""
         return await read_stop(self._pipeline, (self.keys,))
+
+    async def probe(self) -> None:
+        """Write and take back. Errors: RedisCannotServe; PermissionsMissing, and what else keeps holds from it."""
+        await check_writable(self._pipeline, self.keys)
 
     async def now_ms(self) -> int:
         """Return the time by the Redis clock, in milliseconds since the epoch."""

@@ -254,6 +254,10 @@ class Ledger:
             self._patience.reserve_s,
         )
 
+    async def probe(self, partition: int) -> None:
+        """Show that a hold could be written and announced now; nothing is waited for. Errors: RedisCannotServe."""
+        await self._repeat(self._gates[partition].probe, patience_s=0)
+
     async def _with_baselines(
         self,
         user_id: str,

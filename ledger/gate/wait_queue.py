@@ -13,6 +13,8 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from tollbook.ledger.server.refusals import reason_of
+
 _log = structlog.get_logger(__name__)
 
 
@@ -76,16 +78,21 @@ class BudgetWaitQueue:
                 self.next(budget)
 
     async def _listen(self) -> None:
+        told = ""
         while True:
             pubsub = self._redis.pubsub()  # pyright: ignore[reportUnknownMemberType]
             try:
                 await pubsub.subscribe(*self._channels)
+                told = ""
                 async for message in pubsub.listen():  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
                     if message["type"] == "message":
                         data = message["data"]  # pyright: ignore[reportUnknownVariableType]
                         self.next(data.decode() if isinstance(data, bytes) else str(data))  # pyright: ignore[reportUnknownArgumentType]
             except (RedisError, OSError) as exc:
-                _log.warning("budget_wait_queue.connection_lost", problem=str(exc))
+                # Once, not at each try: a user without channels never hears anything.
+                if (problem := reason_of(exc)) != told:
+                    _log.warning("budget_wait_queue.connection_lost", problem=problem)
+                told = problem
                 await asyncio.sleep(self._retry_every_s)
             finally:
                 await pubsub.aclose()

@@ -1,4 +1,4 @@
-"""The one way in which Tollbook makes a Redis client, and what an error of it means.
+"""The one way in which Tollbook makes a Redis client.
 
 Two features of redis-py (8.1, read in November 2026) are switched off, since each breaks a
 guarantee: it sends a command again after a lost connection, and under Python 3.11 its
@@ -6,34 +6,33 @@ socket timeout (`asyncio.wait_for`) loses a cancellation that arrives while the 
 sent, so that a loop which was told to stop goes on. Callers set timeouts of their own.
 """
 
-import re
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from typing import Final
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final, cast
 
 from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError, RedisError
 
 from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.server.address import check_address, hide_password
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 30.0
-_PASSWORD: Final = re.compile(r"(://[^:@/]*:).*@")
-_PASSWORD_PARAMETER: Final = re.compile(r"(\w*password=)[^&]*", re.IGNORECASE)
-# Redis explains some refusals, such as protected mode, in a page of text; the first sentence says what it is.
-_MAX_TEXT: Final = 200
 
 
 def connect(redis_url: str) -> Redis:
     """Return a client that never repeats a command by itself and can be cancelled at any moment.
 
-    Errors: LedgerUnavailable for an address that redis-py cannot use. Nothing is sent yet.
+    Errors: LedgerUnavailable for an address that cannot be used. Nothing is sent yet.
     """
     # A Unix socket has no keep-alive, and redis-py refuses to be told of one.
     network = {} if redis_url.startswith("unix:") else {"socket_keepalive": True}
     try:
+        check_address(redis_url)
         redis = Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
             redis_url,
             retry=Retry(NoBackoff(), 0),
@@ -49,39 +48,59 @@ def connect(redis_url: str) -> Redis:
     return redis
 
 
-def hide_password(redis_url: str) -> str:
-    """Return the URL without its passwords, for logs and messages."""
-    # redis-py takes any option as a URL parameter too, such as the passwords of the server and of a TLS key. A password
-    # that should have been quoted, with a ? or # in it, must be hidden as well.
-    return _PASSWORD_PARAMETER.sub(r"\1***", _PASSWORD.sub(r"\1***@", redis_url))  # G10
+async def leave_server(redis: Redis) -> None:
+    """Close every connection of a client to a server that is no longer the right one.
+
+    Each is made again when it is next used, and its address resolved anew: after a failover it leads to the promoted
+    server. Who waits for a reply or an announcement gets a connection error.
+    """
+    with suppress(RedisError, OSError):
+        await redis.connection_pool.disconnect(inuse_connections=True)
+
+
+class _LeavesDemotedServer:
+    """A connection that closes where the server has become a replica, and says that it is lost."""
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        connection: Any = super()
+        try:
+            return await connection.read_response(*args, **options)
+        except ReadOnlyError as exc:
+            await connection.disconnect(nowait=True)
+            raise RedisConnectionError(f"{exc}; the address is resolved anew") from exc
+
+
+class _TcpConnection(_LeavesDemotedServer, Connection):
+    pass
+
+
+class _TlsConnection(_LeavesDemotedServer, SSLConnection):
+    pass
+
+
+class _SocketConnection(_LeavesDemotedServer, UnixDomainSocketConnection):
+    def __init__(self, *, path: str, **options: Any) -> None:
+        # FastStream gives it what only a network connection takes.
+        for name in ("host", "port", "socket_keepalive", "socket_keepalive_options", "socket_type"):
+            options.pop(name, None)
+        super().__init__(path=path, **options)  # pyright: ignore[reportUnknownMemberType]
+
+
+def connection_class(redis_url: str) -> type[AbstractConnection]:
+    """Return the class for a client that is not made by `connect`, such as FastStream's."""
+    scheme = redis_url.partition(":")[0]
+    return {"unix": _SocketConnection, "rediss": _TlsConnection}.get(scheme, _TcpConnection)
+
+
+def as_map(reply: Any) -> dict[bytes, Any]:
+    """Return a reply of names and values as a dictionary: Redis sends a map, or by its older protocol a flat list."""
+    if isinstance(reply, list):
+        parts = cast("list[Any]", reply)
+        return dict(zip(parts[::2], parts[1::2], strict=True))
+    return reply
 
 
 def time_ms(reply: Sequence[bytes | int]) -> int:
     """Return the reply of TIME in milliseconds since the epoch."""
     seconds, microseconds = reply
     return int(seconds) * 1000 + int(microseconds) // 1000
-
-
-def unavailable(exc: BaseException) -> LedgerUnavailable:
-    """Return what an error of redis-py, or of the network below it, means to a caller; raise it `from exc`."""
-    text = str(exc) or type(exc).__name__
-    text = text if len(text) <= _MAX_TEXT else re.split(r"[.\n]\s", text)[0][:_MAX_TEXT]
-    match exc:
-        case AuthenticationError():
-            return LedgerUnavailable(
-                f"Redis refused the log-in ({text}): REDIS_URL takes a user and a password, "
-                "redis://USER:PASSWORD@HOST:PORT/0"
-            )
-        case ResponseError():
-            return LedgerUnavailable(f"Redis refused a command ({text})")
-        case _:
-            return LedgerUnavailable(f"Redis did not answer ({type(exc).__name__}: {text})")
-
-
-@contextmanager
-def translating_redis_errors() -> Generator[None]:
-    """Raise LedgerUnavailable for an error of redis-py."""
-    try:
-        yield
-    except RedisError as exc:
-        raise unavailable(exc) from exc

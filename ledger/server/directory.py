@@ -29,6 +29,10 @@ class EmbeddedServerError(LedgerError):
     """The embedded server cannot start or has ended; the message says why and what to do."""
 
 
+class DirectoryInUse(EmbeddedServerError):
+    """Another process runs a server on the directory."""
+
+
 class ServerDirectory:
     """One directory, used by one server at a time."""
 
@@ -49,7 +53,7 @@ class ServerDirectory:
     def claim(self) -> None:
         """Make the directory and become its owner, until `release` or the end of this process.
 
-        Errors: EmbeddedServerError if another process owns it, or it cannot be written.
+        Errors: DirectoryInUse; EmbeddedServerError if it cannot be written.
         """
         if self._owner_lock is not None:
             return
@@ -59,7 +63,7 @@ class ServerDirectory:
             lock = _try_lock(self.path / "owner.lock")
             if lock is None:
                 owner = (self.path / "owner.lock").read_text("ascii", "replace").strip() or "unknown"
-                raise EmbeddedServerError(
+                raise DirectoryInUse(
                     f"another Tollbook (pid {owner}) runs the embedded server on {self.path}: stop it, "
                     "or use its server: `tollbook url` prints where it is"
                 )

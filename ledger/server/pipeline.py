@@ -18,7 +18,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tollbook.ledger.errors import LedgerUnavailable
-from tollbook.ledger.server.connection import unavailable
+from tollbook.ledger.server.connection import leave_server
+from tollbook.ledger.server.refusals import cannot_serve, unavailable
 
 Argument = str | bytes | int
 
@@ -33,7 +34,7 @@ pack_command: Final = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pa
 class CommandPipeline:
     """One connection's batches. `batches` and `commands` count what was sent.
 
-    Errors of `execute`: LedgerUnavailable (outcome unknown, or the server cannot serve now);
+    Errors of `execute`: LedgerUnavailable (outcome unknown); RedisCannotServe, which is one (nothing was done);
     redis.exceptions.ResponseError for what the server refuses; DataError for what cannot be sent.
     """
 
@@ -42,10 +43,13 @@ class CommandPipeline:
         self.commands = 0
         self._redis = redis
         self._timeout_s = timeout_s
+        self._limit: asyncio.Timeout | None = None
+        self._ends_at: float | None = None
         self._queue: list[tuple[Sequence[Argument], asyncio.Future[Any]]] = []
         self._connection: AbstractConnection | None = None
         self._flusher: asyncio.Task[None] | None = None
         self._is_closed = False
+        self._is_demoted = False
 
     async def execute(self, *command: Argument) -> Any:
         """Send one command and return the reply: bytes, int, list or None."""
@@ -56,6 +60,18 @@ class CommandPipeline:
         if self._flusher is None or self._flusher.done():
             self._flusher = asyncio.create_task(self._flush())
         return await future
+
+    def end_within(self, seconds: float) -> None:
+        """From so many seconds on, wait for no answer any more: what stops must end whatever Redis does."""
+        self._ends_at = asyncio.get_running_loop().time() + seconds
+        if self._limit is not None:
+            before = self._limit.when()
+            self._limit.reschedule(self._ends_at if before is None else min(before, self._ends_at))
+
+    @property
+    def remaining_s(self) -> float:
+        """How long answers are still waited for, where an end was set."""
+        return self._timeout_s if self._ends_at is None else self._ends_at - asyncio.get_running_loop().time()
 
     async def aclose(self) -> None:
         """Send what is queued, then give the connection back."""
@@ -70,18 +86,26 @@ class CommandPipeline:
             self.batches += 1
             self.commands += len(batch)
             try:
-                async with asyncio.timeout(self._timeout_s):
+                async with asyncio.timeout(self._answer_timeout_s()) as self._limit:
                     replies = await self._exchange([command for command, _ in batch])
-            except (RedisError, OSError, TimeoutError) as exc:
+            except Exception as exc:  # noqa: BLE001 - a fault of the client, too, must reach those who wait for replies.
+                self._limit = None
                 await self._drop_connection()
                 problem = unavailable(exc if str(exc) else TimeoutError(f"not within {self._timeout_s:g} s"))
                 problem.__cause__ = exc
                 replies = cast("list[Any]", [problem] * len(batch))
             except BaseException:
+                self._limit = None
                 await self._drop_connection()
                 for _, future in batch:
                     future.cancel()
                 raise
+            self._limit = None
+            if self._is_demoted:
+                # After a failover the address leads elsewhere; open connections stay with the demoted server.
+                self._is_demoted = False
+                await self._drop_connection()
+                await leave_server(self._redis)
             for (_, future), reply in zip(batch, replies, strict=True):
                 if future.done():  # The task was cancelled; its command was sent all the same.
                     continue
@@ -89,6 +113,9 @@ class CommandPipeline:
                     future.set_exception(reply)
                 else:
                     future.set_result(reply)
+
+    def _answer_timeout_s(self) -> float:
+        return max(0.0, min(self._timeout_s, self.remaining_s))
 
     async def _exchange(self, commands: list[Sequence[Argument]]) -> list[Any]:
         connection = self._connection
@@ -110,16 +137,23 @@ class CommandPipeline:
         except (RedisConnectionError, RedisTimeoutError) as exc:
             # An error reply that redis-py turns into a connection error; the connection itself is fine.
             if isinstance(exc, BusyLoadingError):
-                return LedgerUnavailable(f"Redis cannot serve now: {exc}")
+                return _refused(exc)
             raise
         except ResponseError as exc:
-            return LedgerUnavailable(f"Redis cannot serve now: {exc}") if _is_temporary(exc) else exc
+            self._is_demoted = self._is_demoted or isinstance(exc, ReadOnlyError)
+            return _refused(exc) if _is_temporary(exc) else exc
 
     async def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.disconnect(nowait=True)
             await self._redis.connection_pool.release(connection)
+
+
+def _refused(exc: RedisError) -> LedgerUnavailable:
+    problem = cannot_serve(exc)
+    problem.__cause__ = exc
+    return problem
 
 
 def _is_temporary(exc: ResponseError) -> bool:

@@ -15,10 +15,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
-from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S
+from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, leave_server
 
 WATCH_INTERVAL_S: Final = 10.0
-# Calls stop here, so that what is open can still be settled.
 _MEMORY_LIMIT: Final = 0.9
 _log = structlog.get_logger(__name__)
 
@@ -36,12 +35,18 @@ class ServerPolicy:
     memory_limit_bytes: int = 0
     has_append_only_file: bool | None = None
     fsync: str | None = None
+    is_synced_in_rewrite: bool = True
     role: str | None = None
 
     @property
     def is_synced(self) -> bool:
         """Whether every write is known to be on disk before it is answered."""
-        return bool(self.has_append_only_file) and self.fsync == "always"
+        return bool(self.has_append_only_file) and self.fsync == "always" and self.is_synced_in_rewrite
+
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether calls stop, so that what is open can still be settled."""
+        return bool(self.memory_limit_bytes) and self.used_memory_bytes >= _MEMORY_LIMIT * self.memory_limit_bytes
 
     def refusal(self, *, allow_unsynced: bool) -> str | None:
         """Return why no call may be made on this server and what to do, or None where calls may be made."""
@@ -49,7 +54,7 @@ class ServerPolicy:
             return "the Redis server is a replica and takes no writes: connect to its primary"
         if self.eviction is not None and self.eviction != "noeviction":
             return f"the Redis server may evict keys: set its maxmemory-policy, now {self.eviction}, to noeviction"
-        if self.memory_limit_bytes and self.used_memory_bytes >= _MEMORY_LIMIT * self.memory_limit_bytes:
+        if self.is_nearly_full:
             return (
                 f"the Redis server is nearly full ({self.used_memory_bytes:,} of {self.memory_limit_bytes:,} bytes): "
                 "raise maxmemory, or lower TOLLBOOK_STREAM_KEEP_EVENTS"
@@ -70,6 +75,11 @@ class ServerPolicy:
                 "the Redis server keeps no append-only file, so a crash loses the ledger: "
                 "set appendonly yes and appendfsync always"
             )
+        if self.fsync == "always":
+            return (
+                "the Redis server does not sync its writes while it rewrites its append-only file, so a crash then "
+                "loses them: set no-appendfsync-on-rewrite, now yes, to no"
+            )
         return f"a crash of the Redis server loses its last writes: set appendfsync, now {self.fsync}, to always"
 
 
@@ -81,7 +91,7 @@ async def read_policy(redis: Redis) -> ServerPolicy:
         except ResponseError:
             info = {}
         try:
-            config: Any = await redis.config_get("appendfsync")  # pyright: ignore[reportUnknownMemberType]
+            config: Any = await redis.config_get("*appendfsync*")  # pyright: ignore[reportUnknownMemberType]
         except ResponseError:
             config = dict[str, str]()
     return ServerPolicy(
@@ -90,6 +100,7 @@ async def read_policy(redis: Redis) -> ServerPolicy:
         memory_limit_bytes=int(info.get("maxmemory", 0)),
         has_append_only_file=bool(info["aof_enabled"]) if "aof_enabled" in info else None,
         fsync=config.get("appendfsync"),
+        is_synced_in_rewrite=config.get("no-appendfsync-on-rewrite", "no") != "yes",
         role=info.get("role"),
     )
 
@@ -119,6 +130,9 @@ class ServerWatch:
         except (RedisError, OSError, TimeoutError) as exc:
             _log.debug("server.not_asked", problem=str(exc))
             return
+        if self.policy.role == "slave":
+            # After a failover the address leads to the promoted server; open connections stay with this one.
+            await leave_server(self._redis)
         self._unknown = ""
         before, self._refusal = self._refusal, self.policy.refusal(allow_unsynced=self._allow_unsynced)
         if self._refusal is not None and self._refusal != before:

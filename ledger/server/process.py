@@ -103,14 +103,16 @@ class ServerProcess:
         return f"the embedded server ended with code {self._process.returncode}; its log is {self._directory.log}"
 
 
-def spawn(directory: ServerDirectory, *, binary: Path, port: int, fsync: Fsync, server_lock: int) -> ServerProcess:
+def spawn(
+    directory: ServerDirectory, *, binary: Path, port: int, fsync: Fsync, server_lock: int, is_read_only: bool = False
+) -> ServerProcess:
     """Start a server that inherits `server_lock`; it is not ready yet.
 
     On Linux, if called on the main thread, the server ends when this process does, however that ends.
 
     Errors: EmbeddedServerError.
     """
-    command = [str(binary), str(directory.config), *_options(directory, port, fsync)]
+    command = [str(binary), str(directory.config), *_options(directory, port, fsync, is_read_only=is_read_only)]
     # The kernel sends the signal when the thread ends that started the process, so only the main thread will do.
     if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
         command = [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), *command]
@@ -152,7 +154,7 @@ async def ask(client: Redis, *command: str) -> dict[Any, Any]:
     return dict(await execute(*command) or ())
 
 
-def _options(directory: ServerDirectory, port: int, fsync: Fsync) -> list[str]:
+def _options(directory: ServerDirectory, port: int, fsync: Fsync, *, is_read_only: bool) -> list[str]:
     options = {
         "bind": HOST,
         "protected-mode": "yes",
@@ -172,4 +174,6 @@ def _options(directory: ServerDirectory, port: int, fsync: Fsync) -> list[str]:
         # A ledger that loses keys lets caps be passed. Without memory left, writes are refused.
         "maxmemory-policy": "noeviction",  # G8
     }
-    return [part for name, value in options.items() for part in (f"--{name}", value)]
+    # A replica refuses writes and leaves it to its primary to expire keys. Nobody but root can listen at that port.
+    reading = ["--replicaof", HOST, "1"] if is_read_only else []
+    return [*(part for name, value in options.items() for part in (f"--{name}", value)), *reading]

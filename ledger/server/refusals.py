@@ -1,13 +1,16 @@
-"""Redis' refusals in one line each: what is wrong, and what to do.
+"""Redis' refusals in one line each: what is wrong, and what to do. All errors of Redis get their words here.
 
 Redis answers some of them with eight lines, and redis-py takes the code off the text of the errors that it has a
-class for; so they are known by their words (Redis 7 and 8, Valkey 9, redis-py 8.1; November 2026).
+class for; so they are known by their words (Redis 7 and 8, Valkey 9, redis-py 8.1; November 2026). Redis' client is
+imported where it is used: light commands explain an error without it.
 """
 
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Final
 
-from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.errors import LedgerUnavailable, RedisCannotServe
 
 # Words of Redis, of redis-py or of the operating system -> what they mean here. The first that is found counts.
 _MEANINGS: Final[tuple[tuple[str, str], ...]] = (
@@ -39,11 +42,51 @@ _MEANINGS: Final[tuple[tuple[str, str], ...]] = (
     (r"loading the dataset", "it is loading its data: try again in a moment"),
     (r"maxmemory|oom command", "its memory is used up: raise maxmemory"),
     (r"read only replica|readonly", "it is a read-only replica: set REDIS_URL to the primary"),
-    (r"misconf|unable to persist", "it cannot write to its disk: see the server's log"),
+    (
+        r"misconf|unable to persist|errors writing to the aof",
+        "it cannot write to its disk, and refuses writes until it can: free space there, see the server's log",
+    ),
+    (
+        r"noreplicas|not enough good replicas",
+        "too few of its replicas answer: start them, or lower its min-replicas-to-write",
+    ),
     (r"busy redis is busy|busy valkey is busy", "it is busy with another script: try again in a moment"),
 )
 _NO_PERMISSION: Final = re.compile(r"no permissions? to (?:run|access) (.+?)(?: command)?\.?$", re.IGNORECASE)
 _MAX_LENGTH: Final = 200
+
+
+def unavailable(exc: BaseException) -> LedgerUnavailable:
+    """Return what an error of redis-py, or of the network below it, means to a caller; raise it `from exc`."""
+    from redis.exceptions import AuthenticationError, ResponseError
+
+    text = _first_sentence(str(exc)) or type(exc).__name__
+    match exc:
+        case AuthenticationError():
+            return LedgerUnavailable(
+                f"Redis refused the log-in ({text}): REDIS_URL takes a user and a password, "
+                "redis://USER:PASSWORD@HOST:PORT/0"
+            )
+        case ResponseError():
+            return LedgerUnavailable(f"Redis refused a command ({text})")
+        case _:
+            return LedgerUnavailable(f"Redis did not answer ({type(exc).__name__}: {text})")
+
+
+def cannot_serve(exc: BaseException) -> RedisCannotServe:
+    """Return what it means that Redis answered, but does nothing now; raise it `from exc`."""
+    return RedisCannotServe(f"Redis cannot serve now: {reason_of(exc)}")
+
+
+@contextmanager
+def translating_redis_errors() -> Generator[None]:
+    """Raise LedgerUnavailable for an error of redis-py."""
+    from redis.exceptions import RedisError
+
+    try:
+        yield
+    except RedisError as exc:
+        raise unavailable(exc) from exc
 
 
 def reason_of(exc: BaseException) -> str:
@@ -76,6 +119,11 @@ def _root(exc: BaseException) -> BaseException | None:
         if found.__cause__ is None:
             return None
         found = found.__cause__
+
+
+def _first_sentence(text: str) -> str:
+    # Redis explains some refusals, such as protected mode, in a page of text; the first sentence says what it is.
+    return text if len(text) <= _MAX_LENGTH else re.split(r"[.\n]\s", text)[0][:_MAX_LENGTH]
 
 
 def _meaning(told: str) -> str:

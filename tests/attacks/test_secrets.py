@@ -8,7 +8,8 @@ import pytest
 import structlog
 
 from tests.system import run_cli, running_system
-from tollbook.ledger.server.connection import connect, hide_password
+from tollbook.ledger.server.address import hide_password
+from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.observability.logs import configure_logging
 

@@ -342,3 +342,36 @@ async def test_claims_go_on_after_the_groups_have_vanished(
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+async def consumers(redis: Redis) -> set[str]:
+    return {each["name"].decode() for each in await redis.xinfo_consumers(STREAM, GROUP)}
+
+
+async def test_consumers_of_workers_that_are_gone_are_removed_once_nothing_is_pending(
+    every_redis_client: Redis, pipeline: CommandPipeline
+) -> None:
+    """G3: never with something pending, which would be forgotten."""
+    group, claims = Group(every_redis_client), make_claims(pipeline, "mine", claim_after_s=0.001)
+    await claims.ensure_groups()
+    (held,) = await group.deliver("gone")
+    (finished,) = await group.deliver("alive")
+    await every_redis_client.set("tollbook:worker:alive", "1")
+    await every_redis_client.xack(STREAM, GROUP, finished.entry_id)
+    await wait_until(lambda: is_idle(every_redis_client), what="consumers that were idle for a moment")
+    await claims.remove_gone()
+    assert await consumers(every_redis_client) == {"gone", "alive"}, "one has something pending, one lives"
+    # Taken over and finished by another.
+    await every_redis_client.xclaim(STREAM, GROUP, "mine", 0, [held.entry_id])
+    await claims.remove_gone()
+    assert await consumers(every_redis_client) == {"mine", "alive"}
+    assert await group.pending(held)
+    await claims.resign()
+    assert await consumers(every_redis_client) == {"mine", "alive"}, "it has something pending itself"
+    await every_redis_client.xack(STREAM, GROUP, held.entry_id)
+    await claims.resign()
+    assert await consumers(every_redis_client) == {"alive"}
+
+
+async def is_idle(redis: Redis) -> bool:
+    return all(each["idle"] > 10 for each in await redis.xinfo_consumers(STREAM, GROUP))

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from tests.loop_clock import LoopClock
 from tests.proxy import FaultyProxy, faulty_proxy
-from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.errors import LedgerUnavailable, RedisCannotServe
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.server.pipeline import CommandPipeline
@@ -162,22 +163,33 @@ async def test_what_is_queued_is_sent_before_the_end(pipeline: CommandPipeline, 
     assert await redis_client.get("n") == b"5"
 
 
-@pytest.mark.parametrize(
-    ("setup", "problem"),
-    [
-        (("CONFIG", "SET", "maxmemory", "1"), "used memory > 'maxmemory'"),
-        (("REPLICAOF", "127.0.0.1", "1"), "read only replica"),
-    ],
-)
-async def test_a_server_that_cannot_write_now_is_unavailable_and_keeps_its_connection(
-    private_server: EmbeddedServer, setup: tuple[str, ...], problem: str
-) -> None:
+async def test_a_server_whose_memory_is_full_keeps_its_connection(private_server: EmbeddedServer) -> None:
     """G8: nothing was done, and the caller may try again."""
     async with connect(private_server.url) as client:
         pipeline = CommandPipeline(client)
         number = await pipeline.execute("CLIENT", "ID")
-        await pipeline.execute(*setup)
-        with pytest.raises(LedgerUnavailable, match=f"Redis cannot serve now: .*{problem}"):
+        await pipeline.execute("CONFIG", "SET", "maxmemory", "1")
+        with pytest.raises(RedisCannotServe, match="Redis cannot serve now: its memory is used up: raise maxmemory"):
             await pipeline.execute("SET", "a", "b")
         assert await pipeline.execute("CLIENT", "ID") == number
+        await pipeline.aclose()
+
+
+async def test_a_server_that_became_a_replica_is_left_and_its_address_resolved_anew(
+    private_server: EmbeddedServer,
+) -> None:
+    """G8: nothing was done; after a failover the address leads to the promoted server."""
+    async with connect(private_server.url) as client, client.pubsub() as listening:  # pyright: ignore[reportUnknownMemberType]
+        pipeline = CommandPipeline(client)
+        await listening.subscribe("channel")
+        await listening.get_message(timeout=5)
+        number = await pipeline.execute("CLIENT", "ID")
+        await pipeline.execute("REPLICAOF", "127.0.0.1", "1")
+        waiting = asyncio.create_task(listening.get_message(timeout=None))
+        await asyncio.sleep(0)
+        with pytest.raises(RedisCannotServe, match="Redis cannot serve now: it is a read-only replica"):
+            await pipeline.execute("SET", "a", "b")
+        assert await pipeline.execute("CLIENT", "ID") > number
+        with pytest.raises(RedisConnectionError):
+            await waiting
         await pipeline.aclose()

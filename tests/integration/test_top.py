@@ -16,7 +16,7 @@ from tollbook.inference.setting_tables import CapTable
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.keys import Keys, dead_letters, projector_lease
 from tollbook.ledger.projection.store import Store
-from tollbook.ledger.server.connection import hide_password
+from tollbook.ledger.server.address import hide_password
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.stream import Batch
 from tollbook.schemas.events import ENVELOPE_FIELDS

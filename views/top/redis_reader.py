@@ -18,7 +18,8 @@ from tollbook.ledger.errors import LedgerError, LedgerUnavailable
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.gate.stops import read_stop
 from tollbook.ledger.keys import GROUP, Keys, dead_letters, projector_lease, worker_key
-from tollbook.ledger.server.connection import connect, hide_password
+from tollbook.ledger.server.address import hide_password
+from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.stream import RawEntry
 from tollbook.schemas.identifiers import EntryId

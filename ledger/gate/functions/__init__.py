@@ -8,12 +8,13 @@ import asyncio
 from typing import Final, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from tollbook.ledger.errors import ServerTooOld
 from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.packaged import packaged_text
-from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, unavailable
+from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, leave_server
+from tollbook.ledger.server.refusals import cannot_serve, unavailable
 
 LIBRARY: Final = "tollbook_v2"
 _log = LazyLogger(__name__)
@@ -42,6 +43,9 @@ async def load_library(redis: Redis) -> None:
             if _code_of(loaded) == code:
                 return
             await redis.function_load(code, replace=True)
+    except ReadOnlyError as exc:
+        await leave_server(redis)
+        raise cannot_serve(exc) from exc
     except (RedisError, OSError) as exc:
         raise unavailable(exc) from exc
     _log.info("functions.loaded", library=LIBRARY, replaced=bool(loaded))

@@ -64,9 +64,9 @@ Codes:
   CHANGED   the hold was corrected since the caller has read it: its cost and assumed part
   LESS      less credit is left than is to be taken back: what is left
   NONE      the user has no assigned plan
-Every function but create, renew, dead_letter and trim_tasks may answer LEDGER and BACK; those that take baselines,
-STALE, AHEAD and DIVERGED; those that a call needs to go on, STOPPED. What has been spent is booked all the same:
-settle, adjust and charge never answer it.
+Only the functions that take an identity may answer LEDGER and BACK; those that take baselines, STALE, AHEAD and
+DIVERGED; those that a call needs to go on, STOPPED. What has been spent is booked all the same: settle, adjust and
+charge never answer it.
 Programming errors are raised as error replies that begin with TOLLBOOK.
 ]]
 
@@ -397,10 +397,16 @@ local function append_attempts(meta, ledger, call, call_id, period, events, comm
   end
 end
 
+-- An announcement is a favour to those who wait; they also look by themselves. A user who may not use the channel
+-- must not make an error of a step that has booked money.
+local function announce(channel, message)
+  redis.pcall('PUBLISH', channel, message) -- G3
+end
+
 local function wake(waiters, names)
   for _, name in ipairs(names) do
     if redis.call('HDEL', waiters, name) == 1 then
-      redis.call('PUBLISH', waiters, name)
+      announce(waiters, name)
     end
   end
 end
@@ -676,7 +682,7 @@ local function settle(keys, args)
   write_call(call_key, call, call_ttl)
   if args[4] ~= '' then
     redis.call('SET', keys[6], args[4], 'EX', result_ttl)
-    redis.call('PUBLISH', keys[6], args[2])
+    announce(keys[6], args[2])
   end
   return { 'OK', id, committed }
 end
@@ -720,7 +726,7 @@ local function adjust(keys, args)
   if ends then -- G4
     call.state = 'settled'
     redis.call('SET', keys[5], args[7], 'EX', result_ttl)
-    redis.call('PUBLISH', keys[5], args[2])
+    announce(keys[5], args[2])
   end
   if difference ~= 0 or less_assumed ~= 0 then -- G3
     local stamps = { '"hold":' .. args[3], '"assumed_nanousd":' .. text(less_assumed) }
@@ -1296,7 +1302,63 @@ local function trim_tasks(keys, args)
   return { dropped, first_ms < old_ms and blocker or '' }
 end
 
+--[[ remove_consumer: remove a consumer of a task stream that has nothing pending; with something pending it stays,
+since its pending entries would be forgotten with it.
+KEYS stream   ARGS 1 group 2 consumer
+1 if it was removed, else 0 ]]
+local function remove_consumer(keys, args)
+  if #redis.call('XPENDING', keys[1], args[1], '-', '+', 1, args[2]) > 0 then -- G3
+    return 0
+  end
+  redis.call('XGROUP', 'DELCONSUMER', keys[1], args[1], args[2])
+  return 1
+end
+
+--[[ probe: show that a hold could be written and announced now, by writing and taking back.
+It may be called by whoever may call the gate; whatever refuses writes refuses this (a replica, a full memory, a disk
+that cannot be written). Keys of the partition that this user may not use are refused by the call itself.
+KEYS meta ledger holds waiters account call result tail probe
+OK ]]
+local function probe(keys)
+  local key = keys[#keys]
+  redis.call('XADD', key, '*', 'probe', '1')
+  redis.call('DEL', key)
+  return { 'OK' }
+end
+
+--[[ permissions: which of these the calling user may not do. The server only asks itself; nothing is done. A command
+must be whole: of one without its arguments, the server reads keys and channels from memory that is not there.
+ARGS each "command NAME ARGUMENTS", "key NAME" or "channel NAME"
+Those that are refused. ]]
+local function permissions(_, args)
+  local refused = {}
+  for _, wanted in ipairs(args) do
+    local kind, name = string.match(wanted, '^(%l+) (.+)$')
+    local allowed
+    if kind == 'command' then
+      local words = {}
+      for word in string.gmatch(name, '%S+') do
+        words[#words + 1] = word
+      end
+      allowed = redis.acl_check_cmd(unpack(words))
+    elseif kind == 'key' then
+      allowed = redis.acl_check_cmd('FCALL', 'any', '1', name)
+    elseif kind == 'channel' then
+      allowed = redis.acl_check_cmd('PUBLISH', name, 'x') or redis.acl_check_cmd('SUBSCRIBE', name)
+    else
+      bug('neither command, key nor channel: ' .. wanted)
+    end
+    if not allowed then
+      refused[#refused + 1] = wanted
+    end
+  end
+  return refused
+end
+
 redis.register_function('tollbook_v2_renew', renew)
+redis.register_function('tollbook_v2_remove_consumer', remove_consumer)
+redis.register_function('tollbook_v2_probe', probe)
+redis.register_function({ function_name = 'tollbook_v2_permissions', callback = permissions, flags = { 'no-writes' } })
 redis.register_function('tollbook_v2_reserve', reserve)
 redis.register_function('tollbook_v2_record', record)
 redis.register_function('tollbook_v2_settle', settle)

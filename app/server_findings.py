@@ -1,0 +1,130 @@
+"""What `tollbook doctor` finds out about the Redis server: which it is, how it keeps data, whether it takes writes."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import ResponseError
+
+from tollbook.app.findings import Finding, first_line
+from tollbook.inference.settings import Settings
+from tollbook.ledger.errors import LedgerError, PermissionsMissing
+from tollbook.ledger.gate.probe import check_permissions, check_writable
+from tollbook.ledger.gate.replies import FunctionsMissing
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.address import database_of, hide_password
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.server.policy import ServerPolicy, read_policy
+from tollbook.schemas.tasks import TaskStream
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+# Without a limit of its own, the server may take the machine's memory until the system ends it.
+_MEMORY_PART: Final = 0.8
+
+
+async def server_findings(redis: "Redis", url: str) -> AsyncIterator[Finding]:
+    """Say which server it is, at which address and database."""
+    place = f"at {hide_password(url)}, database {database_of(url)}"
+    try:
+        info: dict[str, Any] = await redis.info("server")  # pyright: ignore[reportUnknownMemberType]
+    except ResponseError as exc:
+        yield Finding(
+            "redis",
+            "warning",
+            f"the server {place} answers, but does not say which version it is ({first_line(exc)})",
+            "allow INFO to this user",
+        )
+        return
+    name = "Valkey" if "valkey_version" in info else "Redis"
+    yield Finding("redis", "ok", f"{name} {info.get('valkey_version', info['redis_version'])} {place}")
+
+
+async def keeping_findings(redis: "Redis", settings: Settings) -> AsyncIterator[Finding]:
+    """Say whether the server may lose what it was told, or has no room left."""
+    policy = await read_policy(redis)
+    yield _persistence(policy, allow_unsynced=settings.allow_unsynced)
+    yield await _memory(redis, policy)
+
+
+def _persistence(policy: ServerPolicy, *, allow_unsynced: bool) -> Finding:
+    if policy.role == "slave":
+        return Finding(
+            "persistence", "failed", "the server is a replica and takes no writes", "set REDIS_URL to the primary"
+        )
+    if policy.eviction not in (None, "noeviction"):
+        return Finding(
+            "persistence",
+            "failed",
+            f"maxmemory-policy is {policy.eviction}: keys can be evicted",
+            "set it to noeviction",
+        )
+    if policy.is_synced:
+        return Finding("persistence", "ok", "append-only file, synced on every write")
+    if policy.has_append_only_file is False:
+        found, advice = (
+            "the append-only file is off: a crash loses the ledger",
+            "set appendonly yes and appendfsync always",
+        )
+    elif policy.has_append_only_file is None or policy.fsync is None:
+        found = "it cannot be checked whether the server syncs its writes: this user may not ask"
+        advice = "allow INFO and CONFIG GET to this user, or see that appendonly is yes and appendfsync always"
+    elif policy.fsync == "always":
+        found = "no-appendfsync-on-rewrite is yes: a crash while the file is rewritten loses writes"
+        advice = "set it to no"
+    else:
+        found, advice = f"appendfsync is {policy.fsync}: a crash can lose the latest writes", "set it to always"
+    # TOLLBOOK_ALLOW_UNSYNCED accepts the loss of the latest writes, not of the whole ledger.
+    is_accepted = allow_unsynced and policy.has_append_only_file is not False
+    return Finding("persistence", "warning" if is_accepted else "failed", found, advice)
+
+
+async def _memory(redis: "Redis", policy: ServerPolicy) -> Finding:
+    used, limit = policy.used_memory_bytes, policy.memory_limit_bytes
+    if limit:
+        text = f"the server uses {_mebibytes(used)} of {_mebibytes(limit)} that it may"
+        if policy.is_nearly_full:
+            return Finding("memory", "failed", text, "raise maxmemory, or lower TOLLBOOK_STREAM_KEEP_EVENTS")
+        return Finding("memory", "ok", text)
+    try:
+        info: dict[str, Any] = await redis.info("memory")  # pyright: ignore[reportUnknownMemberType]
+    except ResponseError:
+        return Finding("memory", "warning", "it cannot be checked: this user may not ask", "allow INFO to this user")
+    machine = int(info.get("total_system_memory", 0))
+    text = f"the server uses {_mebibytes(used)} of the machine's {_mebibytes(machine)}"
+    if machine and used > _MEMORY_PART * machine:
+        return Finding(
+            "memory", "failed", f"{text}, and has no limit: the system may end it", "add memory, or lower "
+            "TOLLBOOK_STREAM_KEEP_EVENTS"
+        )  # fmt: skip
+    return Finding("memory", "ok", text)
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+async def writing_findings(pipeline: CommandPipeline, keys: Sequence[Keys]) -> AsyncIterator[Finding]:
+    """Say whether a hold could be written and announced now, and whether this user may do all that Tollbook needs."""
+    try:
+        await check_permissions(pipeline, keys, streams=[stream.value for stream in TaskStream], is_projector=True)
+        for key in keys:
+            await check_writable(pipeline, key)
+    except FunctionsMissing:
+        yield Finding(
+            "writes",
+            "warning",
+            "the gate's functions are not in this server",
+            "the first process that starts loads them: `tollbook up` or `tollbook projector`",
+        )
+    except PermissionsMissing as exc:
+        yield Finding(
+            "writes",
+            "failed",
+            f"this Redis user may not use {', '.join(exc.missing)}",
+            "allow it with ACL SETUSER; docs/operators/deploy.md has the whole line",
+        )
+    except LedgerError as exc:
+        yield Finding("writes", "failed", str(exc), "no call is made until the server takes writes again")
+    else:
+        yield Finding("writes", "ok", "a hold could be written and announced now")

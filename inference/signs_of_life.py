@@ -1,0 +1,116 @@
+"""Signs of life: every process on a ledger shows its version and the settings by which it decides.
+
+Processes with other caps, routes or prices decide differently on one ledger, and no one of them can see it; `doctor`
+compares the signs and names the process that differs. A sign holds digests of settings, never their values (G10).
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Final, cast
+
+import structlog
+from redis.exceptions import RedisError
+
+from tollbook.inference.settings import Settings
+from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.keys import processes
+from tollbook.ledger.server.connection import as_map, time_ms
+from tollbook.ledger.server.pipeline import CommandPipeline
+
+RENEWED_S: Final = 10.0
+ALIVE_MS: Final = 35_000
+_GOODBYE_S: Final = 1.0
+_FORGOTTEN_MS: Final = 24 * 3600 * 1000
+# Settings by which a process decides what a call may cost, how long it is waited for, and when it is given up.
+DECIDING: Final = (
+    "partitions", "caps", "day_cap_nanousd", "campaign_cap_nanousd", "routes", "prices", "price_provider",
+    "hold_wait_s", "claim_after_s", "max_task_attempts", "result_ttl_s", "idempotency_ttl_s", "tail_keep_s",
+)  # fmt: skip
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """One process; `part` is `up`, `worker`, `projector` or `application`, and `settings` has digests."""
+
+    name: str
+    part: str
+    version: str
+    settings: Mapping[str, str]
+
+    def differing_settings(self, other: Mapping[str, str]) -> list[str]:
+        """Return the names of the settings in which it differs."""
+        return [name for name, digest in other.items() if self.settings.get(name) != digest]
+
+
+def settings_digests(settings: Settings) -> dict[str, str]:
+    """Return a short digest of each deciding setting, by the name of its variable."""
+    digests = {str(Settings.model_fields[name].validation_alias): _digest(getattr(settings, name)) for name in DECIDING}
+    return {**digests, "the price catalogue": version("genai-prices")}
+
+
+@asynccontextmanager
+async def sign_of_life(pipeline: CommandPipeline, settings: Settings, *, name: str, part: str) -> AsyncGenerator[None]:
+    """Show this process for as long as this is open. While Redis does not answer, nothing is shown."""
+    sign = {"part": part, "version": version("tollbook"), "settings": settings_digests(settings)}
+    key = processes(settings.namespace)
+    await _show(pipeline, key, name, sign)
+    showing = asyncio.create_task(_keep_showing(pipeline, key, name, sign))
+    try:
+        yield
+    finally:
+        showing.cancel()
+        await asyncio.gather(showing, return_exceptions=True)
+        with contextlib.suppress(LedgerUnavailable, RedisError, TimeoutError):
+            async with asyncio.timeout(_GOODBYE_S):
+                await pipeline.execute("HDEL", key, name)
+
+
+async def read_signs(pipeline: CommandPipeline, namespace: str) -> list[Sign]:
+    """Return the processes that are alive, by name. Errors: LedgerUnavailable."""
+    found, now_ms = await _all(pipeline, processes(namespace))
+    return [
+        Sign(name, document["part"], document["version"], document["settings"])
+        for name, document in sorted(found.items())
+        if now_ms - document["seen_ms"] < ALIVE_MS
+    ]
+
+
+async def _keep_showing(pipeline: CommandPipeline, key: str, name: str, sign: Mapping[str, Any]) -> None:
+    while True:
+        await asyncio.sleep(RENEWED_S)
+        await _show(pipeline, key, name, sign)
+
+
+async def _show(pipeline: CommandPipeline, key: str, name: str, sign: Mapping[str, Any]) -> None:
+    try:
+        found, now_ms = await _all(pipeline, key)
+        await pipeline.execute("HSET", key, name, json.dumps({**sign, "seen_ms": now_ms}))
+        for gone in (each for each, document in found.items() if now_ms - document["seen_ms"] > _FORGOTTEN_MS):
+            await pipeline.execute("HDEL", key, gone)
+    except (LedgerUnavailable, RedisError) as exc:
+        _log.debug("sign_of_life.not_shown", problem=str(exc))
+
+
+async def _all(pipeline: CommandPipeline, key: str) -> tuple[dict[str, dict[str, Any]], int]:
+    found, time = await asyncio.gather(pipeline.execute("HGETALL", key), pipeline.execute("TIME"))
+    return {name.decode(): json.loads(value) for name, value in as_map(found).items()}, time_ms(time)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()[:8]
+
+
+def _canonical(value: object) -> str:
+    # Tables in any order are the same table.
+    if isinstance(value, Mapping):
+        value = cast("Mapping[object, object]", value)
+        return f"{{{','.join(sorted(f'{key}:{_canonical(each)}' for key, each in value.items()))}}}"
+    fields = getattr(value, "__dataclass_fields__", None)
+    return _canonical({name: getattr(value, name) for name in fields}) if fields else repr(value)

@@ -1,0 +1,116 @@
+"""The address of a Redis server, REDIS_URL: what its parts may be.
+
+Invariant: an address is understood whole or refused with a sentence that names the part, never a password. redis-py
+takes what it understands of an address and leaves the rest: `/x` would be database 0, `/1/2` database 12, and
+`redis:h:1` the server of this machine.
+"""
+
+import re
+from typing import Final
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from tollbook.schemas.problems import unknown_name
+
+_SCHEMES: Final = ("redis", "rediss", "unix")
+_ASKING_FOR_MORE: Final = ("sentinel", "cluster")
+# redis-py takes any option of its own as a parameter. Some change how replies are read, or send a command again: they
+# would stop the workers or book a task twice. Only options of the connection are safe.
+PARAMETERS: Final = ("db", "username", "password", "client_name")
+TLS_PARAMETERS: Final = (
+    "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_certfile", "ssl_keyfile", "ssl_password", "ssl_cert_reqs",
+    "ssl_check_hostname", "ssl_ciphers",
+)  # fmt: skip
+_QUOTING: Final = "write /, ?, # and @ in a password as %2F, %3F, %23 and %40"
+_PASSWORD: Final = re.compile(r"(://[^:@/]*:).*@")
+_PASSWORD_PARAMETER: Final = re.compile(r"(\w*password=)[^&]*", re.IGNORECASE)
+
+
+def check_address(url: str) -> str:
+    """Return an address that is understood whole. Errors: ValueError, whose text follows the name of the setting."""
+    scheme = url.partition(":")[0].lower()
+    if any(word in scheme for word in _ASKING_FOR_MORE):
+        raise ValueError(
+            "Sentinels and clusters are not supported: give the address of one primary, redis://HOST:PORT/0"
+        )
+    parts = _split(url)
+    if parts.scheme not in _SCHEMES or not url[len(parts.scheme) :].startswith("://"):
+        raise ValueError("must begin with redis://, rediss:// or unix://")
+    _check_server(parts)
+    _check_parameters(parts)
+    return url
+
+
+def database_of(url: str) -> int:
+    """Return the number of the database that an address names, 0 where it names none."""
+    parts = urlsplit(url)
+    named = dict(parse_qsl(parts.query)).get("db")
+    if named is None and parts.scheme != "unix":
+        named = unquote(parts.path).strip("/")
+    return int(named or 0)
+
+
+def hide_password(redis_url: str) -> str:
+    """Return the URL without its passwords, for logs and messages."""
+    # Those of the server and of a TLS key may be parameters too. A password that should have been quoted, with a ? or
+    # a # in it, must be hidden as well.
+    return _PASSWORD_PARAMETER.sub(r"\1***", _PASSWORD.sub(r"\1***@", redis_url))  # G10
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        # Python's own message would quote the host, and a part of a password with it.
+        raise ValueError("is not a URL; write an IPv6 address in brackets, redis://[::1]:6379/0") from None
+    hosts = parts.netloc.rpartition("@")[2]
+    if "," in hosts:
+        raise ValueError(
+            "names several servers: Sentinels and clusters are not supported, give the address of one primary"
+        )
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"has no valid port; {_QUOTING}") from None
+    if port == 0 or hosts.endswith(":"):
+        raise ValueError("has no valid port: leave it out for 6379, or write redis://HOST:PORT/0")
+    return parts
+
+
+def _check_server(parts: SplitResult) -> None:
+    if parts.fragment or "#" in parts.netloc:
+        raise ValueError(f"has a #, after which nothing may stand; {_QUOTING}")
+    if parts.scheme == "unix":
+        if parts.hostname or parts.path in ("", "/"):
+            raise ValueError("must name the socket with its whole path: unix:///PATH/TO/SOCKET?db=0")
+        return
+    if not parts.hostname:
+        raise ValueError("names no host: write redis://HOST:PORT/0")
+    database = unquote(parts.path).removeprefix("/")
+    if database and not _is_number(database):
+        # With an @ in it, it is a part of a password that holds a /, so it is not shown.
+        shown = "what follows the host" if "@" in parts.path + parts.query else f"/{database}"
+        raise ValueError(f"{shown} is no database: write its number, redis://HOST:PORT/0; {_QUOTING}")
+
+
+def _check_parameters(parts: SplitResult) -> None:
+    known = (*PARAMETERS, *(TLS_PARAMETERS if parts.scheme == "rediss" else ()))
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    for name, value in pairs:
+        if name not in known and "@" in parts.query:
+            # The "parameter" is a part of a password that holds a ?, so it is not shown.
+            raise ValueError(f"has an @ after a ?; {_QUOTING}")
+        if name not in known:
+            raise ValueError(f"{unknown_name('parameter', name, known)}; ssl_... with rediss://")
+        if name == "db" and not _is_number(value):
+            raise ValueError("'db' must be the number of a database")
+        if [given for given, _ in pairs].count(name) > 1:
+            raise ValueError(f"gives {name!r} twice")
+        if not value:
+            raise ValueError(f"gives {name!r} no value")
+    database = unquote(parts.path).removeprefix("/")
+    if parts.scheme != "unix" and database and "db" in dict(pairs):
+        raise ValueError("names the database twice: as /NUMBER and as 'db'")
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,6}", text) is not None

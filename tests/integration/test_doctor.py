@@ -1,0 +1,202 @@
+"""`doctor` tells the truth: what stops or endangers calls is failed, with what to do; a system in order is in order."""
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from tests.system import REPLIES, STREAMS, RunningSystem, running_system
+from tollbook.app.doctor import examine
+from tollbook.app.findings import Finding
+from tollbook.consumers.backlog import DroppedTasks
+from tollbook.inference.runtime import open_ledger
+from tollbook.inference.settings import load_settings
+from tollbook.inference.signs_of_life import read_signs
+from tollbook.ledger.keys import dropped_tasks
+from tollbook.ledger.server.embedded import EmbeddedServer
+from tollbook.ledger.server.pipeline import CommandPipeline
+
+TASK = {"task": "score_post", "user_id": "u1", "prompt": "a post", "reply_to": REPLIES}
+
+
+@dataclass
+class Place:
+    """A running system on a server of its own."""
+
+    running: RunningSystem
+    server: EmbeddedServer
+
+    @property
+    def redis(self) -> Redis:
+        return self.running.redis
+
+    async def findings(self, **changes: Any) -> list[Finding]:
+        settings = self.running.system.runtime.settings.model_copy(update={"allow_unsynced": False, **changes})
+        return await examine(settings)
+
+    async def failed(self, **changes: Any) -> dict[str, str]:
+        return {each.check: each.found for each in await self.findings(**changes) if each.state == "failed"}
+
+
+@pytest.fixture
+async def place(private_server: EmbeddedServer, tmp_path: Path) -> AsyncIterator[Place]:
+    async with running_system(tmp_path / "system", private_server.url, segment_events=5) as running:
+        tasks = [{**TASK, "task_id": f"t{number}"} for number in range(5)]
+        await running.publish(STREAMS[0], tasks)
+        await running.answers(task["task_id"] for task in tasks)
+        await running.fold_all()
+        yield Place(running, private_server)
+
+
+async def test_a_system_in_order_is_found_in_order(place: Place) -> None:
+    findings = await place.findings()
+    assert {each.check: each.found for each in findings if each.state != "ok"} == {}
+    found = {each.check: each.found for each in findings}
+    assert "/0, database 0" in found["redis"]
+    assert found["writes"] == "a hold could be written and announced now"
+    assert found["processes"] == "1 up"
+    assert found["projector"] == "alive"
+    assert found["ledger"] == "it still has the last event that was folded"
+
+
+async def test_a_server_that_takes_no_writes(place: Place) -> None:
+    await place.redis.config_set("maxmemory", 1)
+    failed = await place.failed()
+    await place.redis.config_set("maxmemory", 0)
+    assert "its memory is used up: raise maxmemory" in failed["writes"]
+    assert "1 MiB" in failed["memory"] or "0 MiB that it may" in failed["memory"]
+
+
+async def test_a_server_that_does_not_sync_every_write(place: Place) -> None:
+    for setting, value, words in (
+        ("no-appendfsync-on-rewrite", "yes", "no-appendfsync-on-rewrite is yes"),
+        ("appendfsync", "everysec", "appendfsync is everysec"),
+        ("maxmemory-policy", "allkeys-lru", "keys can be evicted"),
+    ):
+        before = (await place.redis.config_get(setting))[setting]
+        await place.redis.config_set(setting, value)
+        assert words in (await place.failed())["persistence"]
+        await place.redis.config_set(setting, before)
+    assert await place.failed() == {}
+
+
+async def test_a_user_without_permissions(place: Place) -> None:
+    await place.redis.execute_command("ACL", "SETUSER", "few", "on", ">pw", "~*", "+@all", "-zadd")
+    url = f"redis://few:pw@{place.server.url.rpartition('@')[2]}"
+    failed = await place.failed(redis_url=url)
+    assert failed["writes"] == "this Redis user may not use the command ZADD, the channels &{tollbook:*"
+
+
+async def test_calls_that_were_stopped_and_charges_that_are_not_booked(place: Place) -> None:
+    keys = place.running.keys
+    await place.redis.hset(keys.meta, "stopped", "the ledger went back in time")
+    await place.redis.hset(keys.unbooked, "call 1", "{}")
+    failed = await place.failed()
+    await place.redis.hdel(keys.meta, "stopped")
+    assert failed["calls"] == "stopped in partition 0: the ledger went back in time"
+    assert failed["unbooked"] == "1 charge of partition 0 could not be booked"
+
+
+async def test_a_ledger_that_lacks_what_was_folded(place: Place) -> None:
+    keys = place.running.keys
+    newest = (await place.redis.xrevrange(keys.ledger, count=1))[0]
+    await place.redis.xdel(keys.ledger, newest[0])
+    assert "is no longer on the ledger: it went back in time" in (await place.failed())["ledger"]
+    # Put back for the orderly end.
+    await place.redis.execute_command("XADD", keys.ledger, "MAXLEN", 0, "*", "a", "b")
+
+
+async def test_an_archive_that_lacks_a_segment(place: Place) -> None:
+    assert "events up to 3 were trimmed" in (await with_removed(place, "3"))["archive"]
+
+
+async def with_removed(place: Place, number: str) -> dict[str, str]:
+    meta = place.running.keys.meta
+    before = await place.redis.hget(meta, "removed")
+    await place.redis.hset(meta, "removed", number)
+    failed = await place.failed(archive_dir=Path("nowhere"))
+    await place.redis.hset(meta, "removed", before or "0")
+    return failed
+
+
+async def test_no_projector(place: Place) -> None:
+    await place.redis.delete("tollbook:projector")
+    assert "none is alive" in (await place.failed())["projector"]
+
+
+async def test_a_process_that_decides_by_other_settings_is_named(place: Place) -> None:
+    settings = place.running.system.runtime.settings
+    others = settings.model_copy(update={"hold_wait_s": 5.0})
+    async with open_ledger(settings, place.server.url, part="worker"), open_ledger(others, place.server.url):
+        findings = await place.findings()
+        (told,) = (each for each in findings if each.check == "settings" and each.state == "failed")
+        assert told.found.startswith("application ")
+        assert told.found.endswith("decides by another TOLLBOOK_HOLD_WAIT_S than the others")
+    # A command whose own settings differ says so, and nothing is wrong with the system.
+    findings = await place.findings(hold_wait_s=7.0)
+    (told,) = (each for each in findings if each.check == "settings" and each.state != "ok")
+    assert (told.state, "TOLLBOOK_HOLD_WAIT_S" in told.found) == ("warning", True)
+    assert [sign.part for sign in await read_signs(place.running.system.handle.pipeline, "tollbook")] == ["up"]
+
+
+async def test_a_process_of_another_version_is_told(place: Place) -> None:
+    signs: dict[bytes, bytes] = await place.redis.hgetall("tollbook:processes")
+    (document,) = (json.loads(each) for each in signs.values())
+    await place.redis.hset("tollbook:processes", "old-1", json.dumps({**document, "version": "0.0.1"}))
+    (told,) = (each for each in await place.findings() if each.check == "version")
+    assert "old-1 runs version 0.0.1" in told.found or "the others 0.0.1" in told.found
+
+
+async def test_holds_that_nobody_settles_and_dead_letters(place: Place) -> None:
+    await place.redis.zadd(place.running.keys.holds, {"gone": 1})
+    await place.redis.xadd("tollbook:dead-letters", {"a": "b"})
+    findings = {each.check: each for each in await place.findings()}
+    await place.redis.zrem(place.running.keys.holds, "gone")
+    assert findings["holds"].state == "failed"
+    assert (findings["dead letters"].state, findings["dead letters"].found) == (
+        "warning",
+        "1 task could not be executed",
+    )
+
+
+async def test_a_little_room_on_the_disk(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr("tollbook.app.doctor.shutil.disk_usage", lambda _: usage._replace(free=100 << 20))
+    assert "0.1 GiB free" in (await place.failed())["disk"]
+
+
+async def test_tasks_that_a_publisher_dropped_unread_are_counted_once(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    stream, pipeline = STREAMS[1], CommandPipeline(redis_client)
+    await redis_client.xgroup_create(stream, "tollbook", id="0", mkstream=True)
+
+    async def look(counter: DroppedTasks) -> int:
+        await counter.look()
+        return int(await redis_client.hget(dropped_tasks("tollbook"), stream) or 0)
+
+    counter = DroppedTasks(pipeline, "tollbook", [stream])
+    for _ in range(15):
+        await redis_client.xadd(stream, {"a": "b"})
+    await redis_client.xreadgroup("tollbook", "c", {stream: ">"}, count=4)
+    counted = list[int]()
+    for kept in (15, 11, 8, 7):
+        await redis_client.xtrim(stream, maxlen=kept, approximate=False)
+        counted.append(await look(counter))
+    assert counted == [0, 0, 3, 4], "what was read may be dropped"
+    # Another process that begins to count, and a group that has read on, count nothing twice.
+    assert await look(DroppedTasks(pipeline, "tollbook", [stream])) == 4
+    await redis_client.xreadgroup("tollbook", "c", {stream: ">"}, count=2)
+    assert await look(counter) == 4
+    await pipeline.aclose()
+    settings = load_settings(env_file=None, redis_url=server_url, data_dir=tmp_path)
+    told = {each.state: each for each in await examine(settings) if each.check == f"stream {stream}"}
+    assert told["warning"].found == "4 tasks dropped unread, by a publisher's MAXLEN"
+    assert told["failed"].found == "5 tasks and no worker that reads them"
+    assert f"tollbook worker --streams {stream}" in told["failed"].advice

@@ -1,0 +1,112 @@
+"""Redis users: the one of the documents can do everything; a refused announcement undoes and hides no booking."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.observability.pages import health
+from tests.recovery.books import check_books
+from tests.servers import CONTAINER, binary_of, server_kinds, wait_until
+from tests.system import STREAMS, RunningSystem, running_system
+from tollbook import Publisher
+from tollbook.app.doctor import examine
+from tollbook.inference.runtime import open_ledger
+from tollbook.inference.settings import load_settings
+from tollbook.ledger.errors import PermissionsMissing
+from tollbook.ledger.gate.probe import acl_line
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.embedded import EmbeddedServer
+from tollbook.schemas.results import TaskStatus
+
+DEPLOY = Path(__file__).parents[2] / "docs" / "operators" / "deploy.md"
+RULES = acl_line().split()[3:]
+
+
+async def make_user(server: EmbeddedServer, rules: Sequence[str]) -> str:
+    """Make the user of the documents, or one with other rules; return the URL with which it connects."""
+    async with connect(server.url) as redis:
+        await redis.execute_command("ACL", "SETUSER", "tollbook", "reset", *rules)
+    return f"redis://tollbook:PASSWORD@{server.url.rpartition('@')[2]}"
+
+
+async def become_done(running: RunningSystem, task_ids: Sequence[str]) -> None:
+    async def are_done() -> bool:
+        results = [await running.system.handle.results.get(task_id) for task_id in task_ids]
+        return all(result is not None and result.status is TaskStatus.DONE for result in results)
+
+    await wait_until(are_done, what="a completion of every task")
+
+
+async def nothing_pending(running: RunningSystem) -> bool:
+    return await running.pending() == 0
+
+
+def test_the_documents_have_the_line() -> None:
+    assert acl_line() in re.sub(r"\s*\\\n\s*", " ", DEPLOY.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in server_kinds() if kind != CONTAINER])
+async def test_the_user_of_the_documents_can_do_everything(kind: str, tmp_path: Path) -> None:
+    async with EmbeddedServer(tmp_path / "server", binary=binary_of(kind)) as server:
+        url = await make_user(server, RULES)
+        async with running_system(
+            tmp_path / "data", url, metrics_port=0, segment_events=5, stream_keep_events=0
+        ) as running:
+            settings = running.system.runtime.settings
+            async with Publisher(settings) as publisher:
+                task_ids = [
+                    await publisher.publish(STREAMS[0], "score_post", "a post", user_id=f"u{number}")
+                    for number in range(5)
+                ]
+                result = await publisher.publish_and_wait(
+                    STREAMS[1], "score_post", "a post", user_id="u1", timeout_s=60
+                )
+                assert result.status is TaskStatus.DONE
+                assert (await publisher.publish_and_wait("monitoring", "ping", timeout_s=60)).content == "pong"
+                await publisher.publish(STREAMS[0], "ping")
+            await become_done(running, task_ids)
+            await check_books(running, tmp_path / "books")
+            assert running.system.state.url is not None
+            assert (await health(running.system.state.url, "ready"))[0] == 200
+            failed = [each for each in await examine(settings) if each.state not in ("ok", "warning")]
+            assert failed == []
+            async with connect(server.url) as redis:
+                log = await redis.acl_log()
+                refused = {entry["object"] for entry in log if entry["username"] == "tollbook"}
+                assert refused <= {"client|setinfo", "client"}, "nothing that Tollbook does is refused"
+
+
+async def test_an_announcement_that_is_refused_undoes_no_booking(
+    private_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    """G3: the channels are taken from the user while the system runs."""
+    url = await make_user(private_server, RULES)
+    async with running_system(tmp_path / "data", url, metrics_port=0) as running:
+        await make_user(private_server, [rule for rule in RULES if not rule.startswith("&")])
+        pipe = running.redis
+        task_ids = [f"t{number}" for number in range(3)]
+        for task_id in task_ids:
+            await pipe.xadd(STREAMS[0], {"task": "score_post", "task_id": task_id, "user_id": "u1", "prompt": "p"})
+        await pipe.xadd(STREAMS[0], {"task": "ping", "task_id": "ping-1"})
+        await become_done(running, [*task_ids, "ping-1"])
+        await wait_until(lambda: nothing_pending(running), what="every task acknowledged")
+        await check_books(running, tmp_path / "books")
+        assert running.workers[0].claims.taken == 0, "no task crashed and was taken over"
+        # Whoever looks is told.
+        assert running.system.state.url is not None
+        status, document = await health(running.system.state.url, "ready")
+        assert status == 503
+        assert "the channels &{tollbook:*" in str(document)
+
+
+async def test_a_user_that_lacks_something_is_refused_at_the_start(
+    private_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    for gone, words in (("+zadd", "the command ZADD"), ("&{tollbook:*", "the channels &{tollbook:*")):
+        url = await make_user(private_server, [rule for rule in RULES if rule != gone])
+        settings = load_settings(env_file=None, redis_url=url, data_dir=tmp_path)
+        with pytest.raises(PermissionsMissing, match=re.escape(words)):
+            async with open_ledger(settings, url):
+                pass

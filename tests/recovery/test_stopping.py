@@ -1,0 +1,101 @@
+"""Stopping ends within its grace whatever Redis does: here it accepts connections and does not answer."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.servers import wait_until
+from tests.system import GatedStandIn, StayingCommand
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.embedded import EmbeddedServer
+
+GRACE_S: Final = 5.0
+# Beyond the grace: for the process to be told, and to end.
+SLACK_S: Final = 3.0
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[GatedStandIn]:
+    async with GatedStandIn() as provider:
+        yield provider
+
+
+def environment(provider: GatedStandIn, server: EmbeddedServer | None, data_dir: Path) -> dict[str, str]:
+    return {
+        "OPENROUTER_BASE_URL": provider.base_url,
+        "TOLLBOOK_DIALECT": "openrouter",
+        "TOLLBOOK_STOP_GRACE_S": str(GRACE_S),
+        "TOLLBOOK_DATA_DIR": str(data_dir),
+        **({"REDIS_URL": server.url} if server is not None else {}),
+    }
+
+
+async def stops_in_time(*commands: StayingCommand) -> None:
+    began = time.monotonic()
+    for command in commands:
+        command.terminate()
+    await asyncio.gather(*(command.wait(GRACE_S + SLACK_S) for command in commands))
+    assert time.monotonic() - began < GRACE_S + SLACK_S
+
+
+async def has_begun(command: StayingCommand, event: str) -> None:
+    await wait_until(lambda: event in command.stderr or event in command.stdout, what=f"{event}: {command.stderr}")
+
+
+@pytest.mark.parametrize("is_busy", [False, True], ids=["idle", "busy"])
+async def test_worker_and_projector(
+    is_busy: bool, provider: GatedStandIn, private_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    variables = environment(provider, private_server, tmp_path / "shared")
+    commands = [await StayingCommand.start(name, cwd=here, env=variables) for name in ("projector", "worker")]
+    try:
+        await has_begun(commands[0], "projector.started")
+        await has_begun(commands[1], "worker.started")
+        if is_busy:
+            await publish_and_wait_for_request(provider, private_server.url)
+        assert private_server.pid is not None
+        os.kill(private_server.pid, signal.SIGSTOP)
+        try:
+            await stops_in_time(*commands)
+        finally:
+            os.kill(private_server.pid, signal.SIGCONT)
+    finally:
+        await provider.open()
+        for command in commands:
+            await command.end()
+
+
+@pytest.mark.parametrize("is_busy", [False, True], ids=["idle", "busy"])
+async def test_up_with_its_own_server(is_busy: bool, provider: GatedStandIn, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    command = await StayingCommand.start("up", cwd=here, env=environment(provider, None, tmp_path / "data"))
+    try:
+        await has_begun(command, "Ctrl-C stops it")
+        server_pid = int((tmp_path / "data" / "valkey" / "valkey.pid").read_text())
+        if is_busy:
+            port = (tmp_path / "data" / "valkey" / "port").read_text().strip()
+            password = (tmp_path / "data" / "valkey" / "password").read_text().strip()
+            await publish_and_wait_for_request(provider, f"redis://default:{password}@127.0.0.1:{port}/0")
+        os.kill(server_pid, signal.SIGSTOP)
+        await stops_in_time(command)
+        await wait_until(lambda: not Path(f"/proc/{server_pid}").exists(), what="the server's end")
+    finally:
+        await provider.open()
+        await command.end()
+
+
+async def publish_and_wait_for_request(provider: GatedStandIn, redis_url: str) -> None:
+    """Return once a request is in flight, to which no answer comes."""
+    await provider.shut()
+    async with connect(redis_url) as redis:
+        await redis.xadd("analysis", {"task": "score_post", "task_id": "t1", "user_id": "u1", "prompt": "a post"})
+    await wait_until(lambda: provider.arrived.total() > 0, what="a request")
