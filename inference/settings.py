@@ -59,7 +59,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True, populate_by_name=True,
-        hide_input_in_errors=True
+        hide_input_in_errors=True  # G10
     )  # fmt: skip
 
     redis_url: RedisUrl | None = _field(
