@@ -103,7 +103,7 @@ async def _walk(
         alternatives,
         PriceCatalogue(settings.price_overrides, provider=settings.price_provider).price,
         recorded_caps=RecordedCaps(
-            plans={plan.value: settings.plan_cap_nanousd(plan) for plan in Plan}, users=settings.user_caps_nanousd
+            plans={plan.value: settings.plan_cap_nanousd(plan) for plan in Plan}, users=settings.caps.users
         ),
         hold_wait_ms=round(settings.hold_wait_s * 1000),
         kept_refusals=kept_refusals,

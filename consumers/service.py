@@ -76,7 +76,7 @@ def build_worker(
         claim_after_s=settings.claim_after_s,
     )
     limits = WorkerLimits(
-        concurrency={stream: settings.concurrency_of(stream) for stream in streams},
+        concurrency={stream: settings.concurrency.of(stream) for stream in streams},
         waiting=WaitLimits(
             hold_wait_s=settings.hold_wait_s, max_attempts=settings.max_task_attempts, max_parked=_MAX_PARKED
         ),

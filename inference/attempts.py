@@ -63,8 +63,8 @@ class Attempt:
         """Whether there is a completion."""
         return self.outcome == "ok"
 
-    def __repr__(self) -> str:
-        # The completion stays out of tracebacks and logs (G10).
+    def __repr__(self) -> str:  # G10
+        # The completion stays out of tracebacks and logs.
         return (
             f"Attempt(outcome={self.outcome!r}, charge={self.charge!r}, http_status={self.http_status}, "
             f"error={self.error!r}, usage={self.usage!r}, reported_cost_nanousd={self.reported_cost_nanousd}, "

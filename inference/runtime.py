@@ -184,7 +184,7 @@ def budget_policy(settings: Settings) -> BudgetPolicy:
         raise SettingsError(["TOLLBOOK_CAMPAIGN_CAP_USD: campaign caps need TOLLBOOK_PARTITIONS=1"])
     return BudgetPolicy(
         plan_caps_nanousd={plan: settings.plan_cap_nanousd(plan) for plan in Plan},
-        user_caps_nanousd=settings.user_caps_nanousd,
+        user_caps_nanousd=settings.caps.users,
         day_cap_nanousd=settings.day_cap_nanousd,
         campaign_cap_nanousd=settings.campaign_cap_nanousd,
     )

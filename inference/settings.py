@@ -61,7 +61,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True, populate_by_name=True,
-        hide_input_in_errors=True
+        hide_input_in_errors=True  # G10
     )  # fmt: skip
 
     redis_url: RedisUrl | None = _field(
@@ -265,11 +265,6 @@ class Settings(BaseSettings):
         return self.archive_dir or self.data_dir / "archive"
 
     @property
-    def user_caps_nanousd(self) -> dict[str, int]:
-        """Caps of single users, in nano-dollars."""
-        return dict(self.caps.users)
-
-    @property
     def price_overrides(self) -> dict[str, tuple[DatedPrice, ...]]:
         """Configured prices by model id, oldest first."""
         return dict(self.prices)
@@ -288,18 +283,9 @@ class Settings(BaseSettings):
         host = self.openrouter_base_url.split("://", 1)[1].split("/", 1)[0].split(":", 1)[0]
         return host == "openrouter.ai" or host.endswith(".openrouter.ai")
 
-    @property
-    def max_calls(self) -> int:
-        """Concurrent calls of one worker, over all streams."""
-        return self.concurrency.total()
-
     def plan_cap_nanousd(self, plan: Plan) -> int:
         """Return a plan's cap per billing period, in nano-dollars."""
         return self.caps.plans.get(plan, CAPS_NANOUSD[plan])
-
-    def concurrency_of(self, stream: str) -> int:
-        """Return the concurrent calls of one worker for a stream."""
-        return self.concurrency.of(stream)
 
 
 def load_settings(*, env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:

@@ -119,4 +119,4 @@ def _read(key: str, found: bytes) -> InferenceResult:
         return InferenceResult.model_validate_json(found)
     except ValidationError as exc:
         # No value is shown: a result holds a completion (G10).
-        raise ResultUnreadable(key, as_text(problems_of(exc, InferenceResult, hides=lambda _: True))) from exc
+        raise ResultUnreadable(key, as_text(problems_of(exc, InferenceResult, hides=lambda _: True))) from exc  # G10

@@ -187,7 +187,7 @@ def _step(place: _Place, part: str | int) -> _Place:
     for kind in kinds:
         if is_model(kind):
             if (field := _field(kind, part)) is not None:
-                return _Place(path, field.annotation, tuple(field.metadata), is_private=not field.repr)
+                return _Place(path, field.annotation, tuple(field.metadata), is_private=not field.repr)  # G10
             if any(part in get_args(each.annotation) for each in kind.model_fields.values()):
                 # pydantic's name for one of several models, which is no part of what the user wrote.
                 return _Place(place.path, kind)

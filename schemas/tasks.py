@@ -74,7 +74,7 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: Literal["system", "user", "assistant"]
-    content: str = Field(repr=False)
+    content: str = Field(repr=False)  # G10
 
 
 MODEL_ID_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,149}$"
@@ -152,7 +152,7 @@ class Task(BaseModel):
     """Your own id, which makes a repeat harmless. Without one it is `<stream>-<entry id>`."""
     campaign_id: CampaignId | None = None
     """The campaign, for reports and for a campaign's cap."""
-    prompt: str | None = Field(default=None, repr=False)
+    prompt: str | None = Field(default=None, repr=False)  # G10
     """The text for the model. Give exactly one of `prompt` and `messages`."""
     system: str | None = Field(default=None, repr=False)
     """A system prompt, beside `prompt`."""

@@ -226,12 +226,15 @@ async def run_cli(
     cwd: Path,
     env: Mapping[str, str] | None = None,
     stdin: str | None = None,
-    timeout_s: float = PATIENCE_S,
+    timeout_s: float | None = None,
 ) -> Finished:
     """Run `tollbook ...` to its end as a process of its own, in the directory `cwd`.
 
     It is forked; `run_installed` is slower, and starts what users have.
     """
+    if timeout_s is None:
+        # `tollbook sql` uses only the processor time that others leave, which may be little.
+        timeout_s = PATIENCE_S * (4 if arguments[:1] == ("sql",) else 1)
     with tempfile.TemporaryDirectory() as directory:
         files = [Path(directory, name) for name in ("stdin", "stdout", "stderr")]
         for file, text in zip(files, (stdin or "", "", ""), strict=True):

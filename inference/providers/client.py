@@ -79,7 +79,7 @@ class ProviderClient:
             attempt_timeout_s=settings.attempt_timeout_s,
             connect_timeout_s=settings.connect_timeout_s,
             # Callers limit their concurrency; a wait for a connection would look like a provider that is unreachable.
-            max_connections=max(2 * settings.max_calls, 1024),
+            max_connections=max(2 * settings.concurrency.total(), 1024),
             app_title=settings.app_title,
             app_url=settings.app_url,
         )

@@ -61,7 +61,7 @@ class Fault:
 def fault_of(exc: BaseException) -> Fault:
     """Translate an exception of httpx, aiohttp or the event loop. The text names its class, never its message (G10)."""
     cause = exc.__cause__ if isinstance(exc.__cause__, aiohttp.ClientError) else exc
-    name = type(cause).__name__
+    name = type(cause).__name__  # G10
     if isinstance(cause, _NOT_CONNECTED):
         # Another model is at the same address, so a fallback would not help.
         return Fault(

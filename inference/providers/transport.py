@@ -97,7 +97,7 @@ class Connection:
         )
         self._client = _Client(verify=_tls_context(), limits=limits, follow_redirects=False, transport=transport)
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # G10
         return f"Connection(base_url={self.base_url!r})"
 
     def url(self, path: str, **parameters: str) -> httpx.URL:

@@ -52,8 +52,8 @@ def test_defaults_are_the_documented_ones() -> None:
     assert (settings.namespace, settings.partitions, settings.retries) == ("tollbook", 1, 2)
     assert settings.result_ttl_s == 7 * 86_400
     assert settings.idempotency_ttl_s == 40 * 86_400
-    assert {settings.concurrency_of(stream) for stream in ("scraping", "generation")} == {32}
-    assert settings.max_calls == 4 * 32
+    assert {settings.concurrency.of(stream) for stream in ("scraping", "generation")} == {32}
+    assert settings.concurrency.total() == 4 * 32
     assert {plan: settings.plan_cap_nanousd(plan) for plan in Plan} == {
         Plan.TRIAL: 5 * USD, Plan.STARTER: 15 * USD, Plan.GROWTH: 40 * USD,
     }  # fmt: skip
@@ -288,7 +288,7 @@ def test_money_in_json_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
         TOLLBOOK_DAY_CAP_USD="0.3",
         TOLLBOOK_CAMPAIGN_CAP_USD="100",
     )
-    assert settings.user_caps_nanousd == {"u42": USD // 10}
+    assert settings.caps.users == {"u42": USD // 10}
     assert settings.plan_cap_nanousd(Plan.TRIAL) == 7 * USD + USD // 4
     assert settings.plan_cap_nanousd(Plan.GROWTH) == 40 * USD
     assert (settings.day_cap_nanousd, settings.campaign_cap_nanousd) == (3 * USD // 10, 100 * USD)
@@ -329,7 +329,7 @@ def test_concurrency_is_one_number_or_one_for_each_stream(
     value: str, generation: int, scraping: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = load(monkeypatch, TOLLBOOK_CONCURRENCY=value)
-    assert (settings.concurrency_of("generation"), settings.concurrency_of("scraping")) == (generation, scraping)
+    assert (settings.concurrency.of("generation"), settings.concurrency.of("scraping")) == (generation, scraping)
 
 
 @pytest.mark.parametrize(
