@@ -267,6 +267,7 @@ class LedgerMaker:
         """Take back part of the credit that some user's period has."""
         name = next((name for name, credit in sorted(self._credits.items()) if credit > 1), None)
         if name is None:
+            self.credit()
             return
         call, amount = self._new_call(), self._random.randrange(1, self._credits[name])
         call.budgets = (name, *call.budgets[1:])
@@ -277,6 +278,7 @@ class LedgerMaker:
     def clear(self) -> None:
         user = next(iter(self._plans), None)
         if user is None:
+            self.assign()
             return
         call = self._new_call()
         while call.user != user:
