@@ -6,6 +6,7 @@ any relation `incoming` with the envelope columns.
 """
 
 from dataclasses import dataclass
+from string import Template
 from typing import Final
 
 import duckdb
@@ -16,8 +17,17 @@ from tollbook.ledger.packaged import packaged_text
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.upcasters import UnreadableEvent
 
-LAYOUT_VERSION: Final = 1
-_STEPS: Final = ("fold_moves", "fold_discrepancies", "fold_balances", "fold_budgets", "fold_counts", "fold_counters")
+LAYOUT_VERSION: Final = 2
+_STEPS: Final = (
+    "fold_blocks",
+    "fold_checksums",
+    "fold_moves",
+    "fold_discrepancies",
+    "fold_balances",
+    "fold_budgets",
+    "fold_counts",
+    "fold_counters",
+)
 
 
 class LedgerGap(LedgerRefused):
@@ -71,6 +81,11 @@ class Counted:
 def statement(name: str) -> str:
     """Return the text of ledger/projection/sql/<name>.sql."""
     return packaged_text("tollbook.ledger.projection", f"sql/{name}.sql")
+
+
+def counts_statement(*, counts: str = "counts", before: str = "counters") -> str:
+    """Return the statement that counts events into the table `counts`, given the counters before them."""
+    return Template(statement("fold_counts")).safe_substitute(counts=counts, before=before)
 
 
 def fold_incoming(
@@ -151,7 +166,7 @@ def add_up(
     """Add events that were appended to budgets and counters, and note discrepancies. Errors: duckdb.Error."""
     given = {"partition": partition, "first": first_seq, "last": last_seq, "of_user": is_of_user}
     for step in _STEPS:
-        text = statement(step)
+        text = counts_statement() if step == "fold_counts" else statement(step)
         cursor.execute(text, {name: value for name, value in given.items() if f"${name}" in text})
 
 
