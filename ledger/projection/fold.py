@@ -31,13 +31,13 @@ _STEPS: Final = (
 
 
 class LedgerGap(LedgerRefused):
-    """The next event does not follow the last one folded: events are missing, or come again."""
+    """The next event does not follow the one before it: events are missing, or come again."""
 
     def __init__(self, *, partition: int, folded_seq: int, next_seq: int) -> None:
         problem = "is missing" if next_seq > folded_seq else "comes again"
         super().__init__(
-            f"partition {partition}: event {min(folded_seq + 1, next_seq)} {problem} (folded up to {folded_seq}, the "
-            f"next one read is {next_seq}): Redis was trimmed, restored or replaced. Restore its data, or set the "
+            f"partition {partition}: event {min(folded_seq + 1, next_seq)} {problem} (read up to {folded_seq}, the "
+            f"next one is {next_seq}): Redis was trimmed, restored or replaced. Restore its data, or set the "
             "DuckDB file aside so that it is rebuilt from the archive and the ledger"
         )
         self.partition = partition
@@ -135,9 +135,8 @@ def check_order(cursor: duckdb.DuckDBPyConnection, counted: Counted, *, partitio
     if (counted.first_seq, counted.last_seq) != (folded_seq + 1, folded_seq + counted.events) or (
         counted.distinct_seqs != counted.events
     ):
-        raise LedgerGap(  # G5
-            partition=partition, folded_seq=folded_seq, next_seq=_first_wrong(cursor, folded_seq)
-        )
+        before, found = _first_wrong(cursor, folded_seq)
+        raise LedgerGap(partition=partition, folded_seq=before, next_seq=found)  # G5
 
 
 def advance(cursor: duckdb.DuckDBPyConnection, partition: int, counted: Counted) -> None:
@@ -180,11 +179,12 @@ def read_position(cursor: duckdb.DuckDBPyConnection, partition: int, ledger_id: 
     return Position(EntryId.parse(row[1]), row[2])
 
 
-def _first_wrong(cursor: duckdb.DuckDBPyConnection, folded_seq: int) -> int:
+def _first_wrong(cursor: duckdb.DuckDBPyConnection, folded_seq: int) -> tuple[int, int]:
+    """Return the last number that is in order, and the one that follows it."""
     rows = cursor.execute("SELECT seq FROM incoming ORDER BY seq").fetchall()
     for expected, (seq,) in enumerate(rows, start=folded_seq + 1):
         if seq != expected:
-            return seq
+            return expected - 1, seq
     raise AssertionError("the batch continues the ledger after all")
 
 
@@ -192,7 +192,7 @@ def _check_members(cursor: duckdb.DuckDBPyConnection) -> None:
     """Errors: UnreadableEvent; duckdb.Error where a payload is not JSON."""
     row = cursor.execute(statement("fold_check")).fetchone()
     if row is not None and row[0] is not None:
-        raise UnreadableEvent(row[0], "its type is unknown, or its payload lacks a member")
+        raise UnreadableEvent(row[0], "its type is unknown, its payload lacks a member, or a number is out of bounds")
 
 
 def _unreadable(cursor: duckdb.DuckDBPyConnection, problem: duckdb.Error) -> UnreadableEvent:

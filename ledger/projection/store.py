@@ -79,19 +79,29 @@ class Store:
         """
         return self.fold_table(batch.to_table(), partition=batch.partition)
 
-    def fold_table(self, table: pa.Table, *, partition: int, only_user_id: str | None = None) -> Folded | None:
+    def fold_table(
+        self,
+        table: pa.Table,
+        *,
+        partition: int,
+        only_user_id: str | None = None,
+        confirm: Callable[[duckdb.DuckDBPyConnection, Folded], None] = lambda _, __: None,
+    ) -> Folded | None:
         """Fold a table of envelope columns, as made by `Batch.to_table`; with `only_user_id`, that user's events alone.
 
-        Errors: as `fold`.
+        `confirm` may refuse before anything is committed. Errors: as `fold`; what `confirm` raises.
         """
         with self._writing:
             self._check_writable()
             self._writer.register("incoming", table)
             try:
                 with self.folding(self._writer) as cursor:
-                    return fold_incoming(
+                    folded = fold_incoming(
                         cursor, partition=partition, ledger_id=self.ledger_id, only_user_id=only_user_id
                     )
+                    if folded is not None:
+                        confirm(cursor, folded)
+                    return folded
             finally:
                 self._writer.unregister("incoming")
 

@@ -4,6 +4,7 @@ Sealed in small segments, trimmed in part, folded. What a tampering test changes
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -44,7 +45,7 @@ from tollbook.schemas.events import (
     PlanAssigned,
     payload_json,
 )
-from tollbook.schemas.identifiers import Window, budget_name, day_at, month_at, partition_of
+from tollbook.schemas.identifiers import EntryId, Window, budget_name, day_at, month_at, partition_of
 from tollbook.schemas.usage import Usage
 
 LEDGER = "ledger-of-the-gate"
@@ -139,6 +140,10 @@ class GateLedger:
                 pass
             await sealer.trim()
         await self.fold()
+
+    async def trim(self, partition: int, watermark: EntryId, names: Sequence[str]) -> None:
+        """Move the watermark, as a projector does."""
+        await self._gates[partition].trim(watermark, names)
 
     def _gate(self, user: str) -> Gate:
         return self._gates[partition_of(user, len(self._gates))]
