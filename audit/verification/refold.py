@@ -6,7 +6,7 @@ within its memory limit and uses the disk beyond that.
 """
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self, cast
@@ -17,6 +17,7 @@ import pyarrow as pa
 from tollbook.audit.verification.chain import Events
 from tollbook.audit.verification.findings import MAX_SHOWN_PER_RULE, Findings, Kind
 from tollbook.ledger.archive.segments import Manifest
+from tollbook.ledger.gate.call_record import RECORD_KEPT_MS
 from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.projection.fold import LedgerGap, fold_incoming
 from tollbook.ledger.projection.store import Store
@@ -24,11 +25,10 @@ from tollbook.ledger.stream import upcast_table
 from tollbook.schemas.identifiers import describe_budget, partition_of
 from tollbook.schemas.upcasters import UnreadableEvent
 
-# The shortest time for which the gate keeps the record of a finished call: the least TOLLBOOK_IDEMPOTENCY_TTL_S.
-FORGOTTEN_MS: Final = 31 * 86_400_000
 _RULES: Final[tuple[tuple[Kind, str], ...]] = (
     ("balance", "verify_stamps"),
     ("cap", "verify_cap"),
+    ("cap", "verify_known"),
     ("call", "verify_lives"),
     ("call", "verify_budgets"),
     ("call", "verify_denied"),
@@ -99,13 +99,21 @@ class Refold:
         """Return how far a partition was folded."""
         return self.store.position(partition).seq
 
-    def check(self, trusted: Mapping[int, int]) -> None:
-        """Check everything that was folded by the rules; findings in the trusted part are left out."""
+    def check(self, trusted: Mapping[int, int], known_caps: Mapping[str, Collection[int]] | None = None) -> None:
+        """Check everything that was folded by the rules; findings in the trusted part are left out.
+
+        `known_caps` are those of the settings, as in `Options`; without them, caps on no event are taken as stamped.
+        """
         # A second thread only here, where much is sorted and little written.
         self._cursor.execute("SET threads = 2")
         self._cursor.execute(_sql("verify_caps"))
-        self._cursor.execute(_sql("verify_calls"), {"forgotten_ms": FORGOTTEN_MS})
+        self._cursor.execute(_sql("verify_calls"), {"forgotten_ms": RECORD_KEPT_MS})
+        caps = [(subject, cap) for subject, known in (known_caps or {}).items() for cap in known]
+        if caps:
+            self._cursor.executemany("INSERT INTO verify_known_caps VALUES (?, ?)", caps)
         for kind, rule in _RULES:
+            if rule == "verify_known" and not caps:
+                continue
             rows = self._cursor.execute(_sql(rule)).fetchall()
             broken = [row for row in rows if row[1] > trusted.get(row[0], 0)]
             for partition, seq, entry_id, budget, problem in broken[:MAX_SHOWN_PER_RULE]:
@@ -156,14 +164,20 @@ class Refold:
         """Return the holds that are not settled; after `check`."""
         return self._rows("verify_open")
 
-    def balances(self, partition: int, after_seq: int) -> dict[str, tuple[int, int, str]]:
-        """Return settled, held and the last entry of budgets that moved after an event."""
-        rows = self._cursor.execute(
-            "SELECT budget, nanousd(settled_usd), nanousd(held_usd), last_id FROM budgets "
-            "WHERE partition = ? AND last_seq > ?",
-            [partition, after_seq],
-        ).fetchall()
-        return {row[0]: (row[1], row[2], row[3]) for row in rows}
+    @contextmanager
+    def registered(self, tables: Mapping[str, pa.Table]) -> Generator[None]:
+        """Lend tables to the statements of `rows`."""
+        for name, table in tables.items():
+            self._cursor.register(name, table)
+        try:
+            yield
+        finally:
+            for name in tables:
+                self._cursor.unregister(name)
+
+    def rows(self, name: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Run a statement of audit/sql."""
+        return self._cursor.execute(_sql(name), params).fetchall()
 
     def _check_partitions(self) -> None:
         rows = self._cursor.execute(
