@@ -141,6 +141,11 @@ class GateLedger:
             await sealer.trim()
         await self.fold()
 
+    @property
+    def period(self) -> str:
+        """The billing period of every call."""
+        return self._window.name
+
     async def trim(self, partition: int, watermark: EntryId, names: Sequence[str]) -> None:
         """Move the watermark, as a projector does."""
         await self._gates[partition].trim(watermark, names)
