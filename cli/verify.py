@@ -54,7 +54,12 @@ def verify(
         certificate.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     if as_json:
         walked = [asdict(partition) for partition in verdict.partitions]
-        extra = {"projection_rows": verdict.projection_rows, "gate_balances": verdict.gate_balances, "walked": walked}
+        extra = {
+            "projection_rows": verdict.projection_rows,
+            "gate_balances": verdict.gate_balances,
+            "walked": walked,
+            "notes": verdict.notes,
+        }
         typer.echo(json.dumps(document | extra, indent=2))
     else:
         _print(verdict)
@@ -159,6 +164,8 @@ def _print(verdict: "Verdict") -> None:
     )
     for part in parts:
         typer.echo(f"  head        {part.head or 'unknown'} (partition {part.partition}, event {part.events:,})")
+    for note in verdict.notes[:_SHOWN]:
+        typer.echo(f"note: {note}")
     for finding in verdict.findings[:_SHOWN]:
         typer.echo(f"{finding.kind}: {finding.place() or 'ledger'}: {finding.problem}")
     if len(verdict.findings) > _SHOWN:

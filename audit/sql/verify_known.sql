@@ -1,5 +1,5 @@
 -- Caps that are on no event: of plans and users by the settings, and of further budgets. Each stamp must be one that the
--- settings or an event know for the plan or budget; `wanted` is what they know.
+-- settings or an event know for the plan or budget. One below all of them is only noted: nobody could overspend by it.
 WITH known AS (
     SELECT subject, cap
     FROM verify_known_caps
@@ -29,7 +29,8 @@ wanted AS (
 SELECT partition, seq, id, budget,
     format('the cap is stamped {} nano-dollars, by settings and events {} has {}{}', stamped,
         replace(subject, ':', ' '), coalesce(array_to_string(caps, ' or '), 'none'),
-        CASE WHEN credit > 0 THEN format(', and {} of credit', credit) ELSE '' END) AS problem
+        CASE WHEN credit > 0 THEN format(', and {} of credit', credit) ELSE '' END) AS problem,
+    coalesce(stamped < list_min(caps) + credit, false) AS is_note
 FROM wanted
 WHERE caps IS NULL
     OR NOT list_contains(list_transform(caps, lambda cap: least(cap + credit, 1000000000000000)), stamped) -- audits G1

@@ -52,6 +52,8 @@ class Findings:
     """Findings, in the order in which they were found."""
 
     found: list[Finding] = field(default_factory=list[Finding])
+    notes: list[str] = field(default_factory=list[str])
+    """What is worth knowing and proves nothing wrong."""
 
     def add(
         self,

@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 
 import pyarrow as pa
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from tollbook.audit.verification.findings import MAX_SHOWN_PER_RULE, Findings, Kind
 from tollbook.audit.verification.refold import Refold
@@ -47,18 +48,21 @@ class GateState:
         """Read everything, then what was appended after `end`. Errors: RedisError; LedgerUnavailable."""
         accounts, tails, records, unreadable = list[Any](), list[Any](), list[Any](), list[tuple[str, str]]()
         last = EntryId.parse(end.last_id)
-        async for user_id, fields in _values(redis, keys.account(""), "HGETALL"):
+        async for user_id, fields in _values(redis, keys.account(""), unreadable, "HGETALL"):
             accounts += [(user_id, name, value) for name, value in _pairs(fields)]
-        async for budget, entries in _values(redis, keys.tail(""), "LRANGE", 0, -1):
+        async for budget, entries in _values(redis, keys.tail(""), unreadable, "LRANGE", 0, -1):
             for entry in entries:
                 entry_id, _, moved = _text(entry).partition(" ")
-                if EntryId.parse(entry_id) <= last:
-                    tails.append((budget, entry_id, moved))
-        async for call_id, value in _values(redis, keys.call(""), "GET"):
+                try:
+                    if EntryId.parse(entry_id) <= last:
+                        tails.append((budget, entry_id, moved))
+                except ValueError:
+                    unreadable.append((keys.tail(budget), f"it has an entry {_text(entry)!r}"))
+        async for call_id, value in _values(redis, keys.call(""), unreadable, "GET"):
             try:
                 records.append(_row(call_id, parse_call_record(value)))
             except ValueError as exc:
-                unreadable.append((call_id, str(exc)))
+                unreadable.append((keys.call(call_id), str(exc)))
         holds: Any = await cast("Any", redis).zrange(keys.holds, 0, -1, withscores=True)
         # Read last: what it has passed by now may have been dropped from the tails meanwhile.
         trimmed_to = _text(await cast("Any", redis).hget(keys.meta, "trimmed_to") or "0-0")
@@ -114,9 +118,7 @@ class GateState:
                 f"the hold of call {call_id} of user {user_id} ends at {found} ms in Redis, at {value} ms by its event"
                 for call_id, user_id, found, value in refold.rows("verify_deadlines", given)
             ]
-        records += [
-            f"call {call_id}: its record is not as the gate writes it ({why})" for call_id, why in self.unreadable
-        ]
+        records += [f"{key} in Redis is not as the gate writes it ({why})" for key, why in self.unreadable]
         for kind, problems in (("account", accounts), ("hold", tails), ("record", records)):
             self._add(findings, cast("Kind", kind), problems)
 
@@ -127,8 +129,10 @@ class GateState:
             findings.add(kind, f"and {len(problems) - MAX_SHOWN_PER_RULE} more of this rule", partition=self.partition)
 
 
-async def _values(redis: Redis, prefix: str, *command: str | int) -> AsyncGenerator[tuple[str, Any]]:
-    """Yield the values of all keys that begin with `prefix`, by the rest of their name."""
+async def _values(
+    redis: Redis, prefix: str, unreadable: list[tuple[str, str]], *command: str | int
+) -> AsyncGenerator[tuple[str, Any]]:
+    """Yield the values of all keys that begin with `prefix`, by the rest of their name; note those of another type."""
     pattern = _escaped(prefix) + "*"
     name, *arguments = command
     page, seen = list[str](), set[str]()
@@ -138,23 +142,30 @@ async def _values(redis: Redis, prefix: str, *command: str | int) -> AsyncGenera
             seen.add(text)
             page.append(text)
         if len(page) == _PAGE:
-            async for pair in _page(redis, page, len(prefix), str(name), arguments):
+            async for pair in _page(redis, page, len(prefix), unreadable, str(name), arguments):
                 yield pair
             page = []
-    async for pair in _page(redis, page, len(prefix), str(name), arguments):
+    async for pair in _page(redis, page, len(prefix), unreadable, str(name), arguments):
         yield pair
 
 
 async def _page(
-    redis: Redis, keys: Sequence[str], cut: int, name: str, arguments: Sequence[Any]
+    redis: Redis,
+    keys: Sequence[str],
+    cut: int,
+    unreadable: list[tuple[str, str]],
+    name: str,
+    arguments: Sequence[Any],
 ) -> AsyncGenerator[tuple[str, Any]]:
     pipe = redis.pipeline(transaction=False)
     for key in keys:
         pipe.execute_command(name, key, *arguments)  # pyright: ignore[reportUnknownMemberType]
     for key, value in zip(keys, await pipe.execute(raise_on_error=False) if keys else [], strict=True):
-        if isinstance(value, Exception):
+        if isinstance(value, ResponseError):
+            unreadable.append((key, str(value)))
+        elif isinstance(value, Exception):
             raise value
-        if value:  # It may have expired meanwhile.
+        elif value:  # It may have expired meanwhile.
             yield key[cut:], value
 
 

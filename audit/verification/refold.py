@@ -28,7 +28,6 @@ from tollbook.schemas.upcasters import UnreadableEvent
 _RULES: Final[tuple[tuple[Kind, str], ...]] = (
     ("balance", "verify_stamps"),
     ("cap", "verify_cap"),
-    ("cap", "verify_known"),
     ("call", "verify_lives"),
     ("call", "verify_budgets"),
     ("call", "verify_denied"),
@@ -108,22 +107,28 @@ class Refold:
         self._cursor.execute("SET threads = 2")
         self._cursor.execute(_sql("verify_caps"))
         self._cursor.execute(_sql("verify_calls"), {"forgotten_ms": RECORD_KEPT_MS})
-        caps = [(subject, cap) for subject, known in (known_caps or {}).items() for cap in known]
-        if caps:
-            self._cursor.executemany("INSERT INTO verify_known_caps VALUES (?, ?)", caps)
         for kind, rule in _RULES:
-            if rule == "verify_known" and not caps:
-                continue
-            rows = self._cursor.execute(_sql(rule)).fetchall()
-            broken = [row for row in rows if row[1] > trusted.get(row[0], 0)]
-            for partition, seq, entry_id, budget, problem in broken[:MAX_SHOWN_PER_RULE]:
-                text = problem or "is not as the gate writes it"
-                if budget is not None:
-                    text = f"{describe_budget(budget)}: {text}"
-                self.findings.add(kind, text, partition=partition, seq=seq, event_id=entry_id)
-            if len(broken) > MAX_SHOWN_PER_RULE:
-                self.findings.add(kind, f"and {len(broken) - MAX_SHOWN_PER_RULE} more of this rule")
+            self._report(kind, self._cursor.execute(_sql(rule)).fetchall(), trusted)
+        if known_caps:
+            self._check_known(known_caps, trusted)
         self._check_partitions()
+
+    def _check_known(self, known_caps: Mapping[str, Collection[int]], trusted: Mapping[int, int]) -> None:
+        caps = [(subject, cap) for subject, known in known_caps.items() for cap in known]
+        self._cursor.executemany("INSERT INTO verify_known_caps VALUES (?, ?)", caps)
+        rows = self._cursor.execute(_sql("verify_known")).fetchall()
+        self._report("cap", [row[:5] for row in rows if not row[5]], trusted)
+        self.findings.notes += [f"{describe_budget(row[3])}: {row[4]}" for row in rows if row[5]]
+
+    def _report(self, kind: Kind, rows: Sequence[tuple[Any, ...]], trusted: Mapping[int, int]) -> None:
+        broken = [row for row in rows if row[1] > trusted.get(row[0], 0)]
+        for partition, seq, entry_id, budget, problem in broken[:MAX_SHOWN_PER_RULE]:
+            text = problem or "is not as the gate writes it"
+            if budget is not None:
+                text = f"{describe_budget(budget)}: {text}"
+            self.findings.add(kind, text, partition=partition, seq=seq, event_id=entry_id)
+        if len(broken) > MAX_SHOWN_PER_RULE:
+            self.findings.add(kind, f"and {len(broken) - MAX_SHOWN_PER_RULE} more of this rule")
 
     def check_seals(self, partition: int, manifests: Mapping[str, Manifest], sealed_seq: int | None) -> None:
         """Compare `segment-sealed` events with the manifests; `sealed_seq` is the gate's own last sealed event."""

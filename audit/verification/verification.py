@@ -84,6 +84,7 @@ async def verify(
             highest=highest,
             open_holds=open_holds,
             findings=findings.found,
+            notes=findings.notes,
             projection_rows=projection_rows,
             gate_balances=None if source.redis is None else sum(balances),
         )

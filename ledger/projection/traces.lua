@@ -9,7 +9,7 @@ semicolons; and both balances after the last of them. '' where the tail has fewe
 ]]
 local function id_of(entry)
   local ms, n = string.match(entry, '^(%d+)%-(%d+) ')
-  return tonumber(ms), tonumber(n)
+  return tonumber(ms) or 0, tonumber(n) or 0 -- What another program wrote has no id; the digest differs then.
 end
 
 local function is_after(ms, n, other_ms, other_n)

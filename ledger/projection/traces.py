@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, cast
 
 import duckdb
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.call_record import RECORD_KEPT_MS
@@ -138,7 +139,11 @@ class Traces:
         """Return the budgets whose tails are not what the events say."""
         found = set[str]()
         for parts in _grouped(expected.parts):
-            answers = await self._read(expected.after, parts)
+            try:
+                answers = await self._read(expected.after, parts)
+            except ResponseError as exc:
+                await self._check_types(parts, exc)
+                raise
             for part, answer in zip(parts, answers, strict=True):
                 digest, _, balance = answer.partition(" ")
                 if digest != part.digest or part.balance not in (None, balance):
@@ -196,13 +201,28 @@ class Traces:
             raise LedgerUnavailable(f"the watermark has moved to {answers[0]} meanwhile; the events are read again")
         return answers
 
+    async def _check_types(self, parts: Sequence[_Part], problem: ResponseError) -> None:
+        """Find the tail that is no list, if that is the problem. Errors: TailChanged."""
+        if "WRONGTYPE" not in str(problem):
+            return
+        for part in parts:
+            kind = _text(await self._redis.type(self._keys.tail(part.budget)))
+            if kind not in ("list", "none"):
+                raise TailChanged(  # G8
+                    partition=self._keys.partition, budget=part.budget, problem=f"its tail is a {kind}"
+                ) from problem
+
     async def _tail(self, budget: str, after: EntryId) -> dict[str, tuple[int, int]]:
         entries: Any = await cast("Any", self._redis.lrange(self._keys.tail(budget), 0, -1))
         tail = dict[str, tuple[int, int]]()
         for entry in entries:
-            entry_id, settled, held, _, _ = _text(entry).split(" ")
-            if EntryId.parse(entry_id) > after:
-                tail[entry_id] = (int(settled), int(held))
+            try:
+                entry_id, settled, held, _, _ = _text(entry).split(" ")
+                if EntryId.parse(entry_id) > after:
+                    tail[entry_id] = (int(settled), int(held))
+            except ValueError as exc:
+                problem = f"it has an entry {_text(entry)!r}"
+                raise TailChanged(partition=self._keys.partition, budget=budget, problem=problem) from exc  # G8
         return tail
 
 

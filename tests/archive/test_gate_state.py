@@ -117,6 +117,14 @@ async def spoil_record(books: GateLedger, command: Any) -> None:
     await command("SET", books.keys[0].call(await first_open(books)), "nothing")
 
 
+async def replace_tail(books: GateLedger, command: Any) -> None:
+    await command("SET", await newest_tail(books), "no list")
+
+
+async def add_nonsense(books: GateLedger, command: Any) -> None:
+    await command("RPUSH", await newest_tail(books), "nonsense")
+
+
 CHANGES: Final[dict[Callable[[GateLedger, Any], Awaitable[None]], str]] = {
     raise_cap: r"account: user u1: the cap is \$900\.00 in Redis, \$0\.\d+ by the events",
     name_plan: "account: user u2: the plan is enterprise in Redis, starter by the events",
@@ -132,7 +140,9 @@ CHANGES: Final[dict[Callable[[GateLedger, Any], Awaitable[None]], str]] = {
     drop_record: "record: call .* of user .*: Redis holds no record, the events give state open",
     shrink_hold: r"record: call .* of user u\d: Redis holds state open, hold \d of 1, .* the events .* of \d\d",
     forget_costs: r'record: call charge-\d+ of user u\d: Redis holds .*"0=999,0", the events give .*"0=\d+,0"',
-    spoil_record: "record: call .*: its record is not as the gate writes it",
+    spoil_record: r"record: \S+:call:call-\d+ in Redis is not as the gate writes it",
+    replace_tail: r"record: \S+:tail:user:u\d:\S+ in Redis is not as the gate writes it \(WRONGTYPE",
+    add_nonsense: r"record: \S+:tail:user:u\d:\S+ in Redis is not .* an entry 'nonsense'",
 }  # fmt: skip
 
 
@@ -144,7 +154,7 @@ async def test_what_the_gate_left_is_sound(books: GateLedger, tmp_path: Path) ->
 async def test_a_change_by_hand_is_found(
     books: GateLedger, tmp_path: Path, change: Callable[[GateLedger, Any], Awaitable[None]], problem: str
 ) -> None:
-    await change(books, books.redis.execute_command)  # pyright: ignore[reportUnknownMemberType]
+    await change(books, books.redis.execute_command)
     found = problems(await verdict_of(books, tmp_path))
     assert any(re.search(problem, each) for each in found), found
 
@@ -165,3 +175,10 @@ async def test_a_stamp_that_neither_settings_nor_events_know_is_named(
     assert any(re.search(problem, each) for each in found), found
     earlier = KNOWN | {subject: {1, *KNOWN.get(subject, {CAP})}}
     assert problems(await verdict_of(books, tmp_path / "again", earlier)) == []
+
+
+async def test_a_stamp_below_the_known_caps_is_noted_and_nothing_wrong(books: GateLedger, tmp_path: Path) -> None:
+    """The caps of the settings were lower then: nobody could overspend by it."""
+    verdict = await verdict_of(books, tmp_path, KNOWN | {"day": {CAP}})
+    assert problems(verdict) == []
+    assert any(f"the cap is stamped {CAP - 1_000} nano-dollars" in note for note in verdict.notes)

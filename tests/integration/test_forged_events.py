@@ -267,8 +267,24 @@ async def delete_tail(gate: DirectGate) -> None:
     await gate.redis.delete(KEYS.tail(U1))
 
 
+async def replace_tail(gate: DirectGate) -> None:
+    await gate.redis.set(KEYS.tail(U1), "no list")
+
+
+async def add_nonsense(gate: DirectGate) -> None:
+    entries = await cast("Awaitable[list[bytes]]", gate.redis.lrange(KEYS.tail(U1), 0, 0))
+    await cast("Awaitable[Any]", gate.redis.linsert(KEYS.tail(U1), "AFTER", entries[0].decode(), "nonsense"))
+
+
 @pytest.mark.parametrize(
-    ("change", "error"), [(lower_balance, TailChanged), (add_entry, TailChanged), (delete_tail, ForgedEvent)]
+    ("change", "error"),
+    [
+        (lower_balance, TailChanged),
+        (add_entry, TailChanged),
+        (replace_tail, TailChanged),
+        (add_nonsense, TailChanged),
+        (delete_tail, ForgedEvent),
+    ],
 )
 async def test_a_tail_changed_by_hand_stops_the_projector(
     gate: DirectGate, store: Store, change: Callable[[DirectGate], Awaitable[None]], error: type[LedgerRefused]
