@@ -6,7 +6,7 @@ them, as raw stream entries: much faster than to make a million events by a mill
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tollbook.ledger.gate.requests import BudgetCap, Reserved, ReserveRequest, SettleRequest
@@ -99,3 +99,20 @@ def typical_entries(calls: int, *, users: int, seed: int = 1) -> Iterator[list[A
             values = (kind, 1, seq, user, window.name, f"call-{n}", 1, amount, committed, payload)
             fields = [str(part).encode() for pair in zip(ENVELOPE_FIELDS, values, strict=True) for part in pair]
             yield [f"{window.start_ms + seq // 100}-{seq % 100}".encode(), fields]
+
+
+def tails_of(entries: Iterable[list[Any]]) -> dict[str, list[str]]:
+    """Return what the gate would have left on the tails beside `typical_entries`, by budget."""
+    tails: dict[str, list[str]] = {}
+    for entry_id, fields in entries:
+        event = dict(zip(fields[0::2], fields[1::2], strict=True))
+        amount, committed = int(event[b"amount"]), int(event[b"committed"])
+        if event[b"type"] == b"budget-reserved":
+            entry = f"0 {amount} {committed - HOLD} {HOLD}"
+        elif event[b"type"] == b"cost-recorded":
+            entry = f"{amount} -{HOLD} {committed} 0"
+        else:
+            continue
+        name = budget_name("user", event[b"user_id"].decode(), event[b"period"].decode())
+        tails.setdefault(name, []).append(f"{entry_id.decode()} {entry}")
+    return tails

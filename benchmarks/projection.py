@@ -11,13 +11,14 @@ import gc
 import shutil
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Redis
 
-from benchmarks.load import EVENTS_A_CALL, typical_entries
+from benchmarks.load import EVENTS_A_CALL, tails_of, typical_entries
 from benchmarks.measure import Result, Sizes, Target, compare, in_turn
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import Gate, create_ledger
@@ -47,11 +48,13 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
         ledger_id = str(uuid.uuid4())
         await create_ledger(pipeline, keys, ledger_id=ledger_id, partitions=1)
         last = await _fill(redis, keys, events)
+        tails = tails_of(typical_entries(events // EVENTS_A_CALL, users=_USERS))
         gate = Gate(pipeline, keys, ledger_id, idempotency_ttl_s=3_000_000, result_ttl_s=600_000)
         numbers = count()
 
         async def fold() -> float:
             path = directory / f"round-{next(numbers)}" / "tollbook.duckdb"
+            await _fill_tails(redis, keys, tails)
             store = await asyncio.to_thread(Store.open, path, ledger_id)
             projector = Projector(
                 store, redis, [keys], trim=lambda _, watermark, budgets: gate.trim(watermark, budgets)
@@ -118,6 +121,16 @@ async def _xread(redis: Redis, key: str, after: bytes) -> list[Any]:
     reply: Any = await redis.xread({key: after}, count=_BATCH)
     streams = dict(reply or ())  # A mapping in RESP3, pairs in RESP2.
     return next(iter(streams.values()), [])
+
+
+async def _fill_tails(redis: Redis, keys: Keys, tails: Mapping[str, Sequence[str]]) -> None:
+    """Put back what the round before has trimmed."""
+    pipe = redis.pipeline(transaction=False)
+    pipe.execute_command("HSET", keys.meta, "trimmed_to", "0-0")
+    for budget, entries in tails.items():
+        pipe.execute_command("DEL", keys.tail(budget))
+        pipe.execute_command("RPUSH", keys.tail(budget), *entries)
+    await pipe.execute()
 
 
 async def _fill(redis: Redis, keys: Keys, events: int) -> EntryId:

@@ -30,6 +30,51 @@ from tollbook.ledger.server.pipeline import CommandPipeline
 
 _KEYS: Final = Keys("bench")
 _PAGE: Final = 1_000
+_ACCOUNTS: Final = """
+    SELECT user_id, 'plan' AS field, arg_max(plan, seq) AS value FROM events WHERE type = 'plan-assigned' GROUP BY ALL
+    UNION ALL
+    SELECT user_id, 'cap_nanousd', arg_max(nanousd(cap_usd), seq)::VARCHAR FROM events WHERE type = 'plan-assigned'
+    GROUP BY ALL
+    UNION ALL
+    SELECT user_id, 'credit:' || period, sum(nanousd(amount_usd))::VARCHAR FROM events WHERE type = 'credit-granted'
+    GROUP BY user_id, period
+"""
+# The newest entry of each budget with an open hold.
+_TAILS: Final = """
+    SELECT b.budget, format('{} {} {} {} {}', e.id,
+        CASE WHEN e.type = 'budget-reserved' THEN 0 ELSE nanousd(e.amount_usd) END,
+        CASE e.type WHEN 'budget-reserved' THEN nanousd(e.amount_usd) WHEN 'cost-recorded' THEN -nanousd(e.hold_usd)
+            ELSE 0 END,
+        nanousd(b.settled_usd), nanousd(b.held_usd)) AS entry
+    FROM budgets AS b
+    JOIN events AS e ON e.seq = b.last_seq
+    WHERE b.held_usd <> 0
+"""
+_OPEN: Final = """
+    WITH holds AS (
+        SELECT
+            call_id, any_value(user_id) AS user_id, any_value(period) AS period, hold,
+            sum(nanousd(amount_usd)) FILTER (type = 'budget-reserved') AS held,
+            sum(nanousd(amount_usd)) FILTER (type IN ('cost-recorded', 'cost-adjusted')) AS cost,
+            sum(nanousd(assumed_usd)) FILTER (type IN ('cost-recorded', 'cost-adjusted')) AS assumed,
+            count(*) FILTER (type = 'cost-recorded') = 0 AS is_open,
+            max((payload->>'$.deadline_ms')::BIGINT) FILTER (kind = 'hold') AS deadline
+        FROM events
+        WHERE hold > 0
+        GROUP BY call_id, hold
+        HAVING count(*) FILTER (type = 'budget-reserved') > 0
+    )
+    SELECT
+        o.call_id, any_value(o.deadline) AS deadline,
+        format(E'open h {} {} w {} {} {} 0 1 0 0\n{}\n \n\nuser:{}:{}', any_value(o.hold), any_value(o.held),
+            any_value(o.deadline), any_value(o.user_id), any_value(o.period),
+            coalesce(string_agg(format(' {}={},{}', c.hold, c.cost, c.assumed), '' ORDER BY c.hold), ''),
+            any_value(o.user_id), any_value(o.period)) AS record
+    FROM holds AS o
+    LEFT JOIN holds AS c ON c.call_id = o.call_id AND NOT c.is_open
+    WHERE o.is_open
+    GROUP BY o.call_id
+"""
 
 
 async def run(directory: Path, sizes: Sizes) -> list[Result]:
@@ -40,6 +85,7 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
     async with EmbeddedServer(directory / "server", fsync="everysec") as server, connect(server.url) as redis:
         await put_on_stream(redis, _KEYS, made, archive, rest)
         store = await replay(LedgerSource(made.ledger_id, (_KEYS,), archive, redis), live)
+        await put_gate_state(redis, _KEYS, store)
         await asyncio.to_thread(store.close)
         given = (archive.directory, server.url, live)
         figures = [await in_process("benchmarks.verify_speed", *given, "whole") for _ in range(rounds)]
@@ -85,6 +131,20 @@ async def put_on_stream(redis: Redis, keys: Keys, made: MadeLedger, archive: Arc
     await redis.hset(keys.meta, items=sealed)
     await append(redis, keys, rest)
     await redis.zadd(keys.holds, dict(made.open_holds()))
+
+
+async def put_gate_state(redis: Redis, keys: Keys, store: Store) -> None:
+    """Put into Redis what the gate would hold beside the stream, its tails trimmed as far as they can be."""
+    pipe = redis.pipeline(transaction=False)
+    pipe.execute_command("HSET", keys.meta, "trimmed_to", str(store.position().entry))
+    for row in await asyncio.to_thread(store.query, _ACCOUNTS):
+        pipe.execute_command("HSET", keys.account(row["user_id"]), row["field"], row["value"])
+    for row in await asyncio.to_thread(store.query, _TAILS):
+        pipe.execute_command("RPUSH", keys.tail(row["budget"]), row["entry"])
+    for row in await asyncio.to_thread(store.query, _OPEN):
+        pipe.execute_command("SET", keys.call(row["call_id"]), row["record"])
+        pipe.execute_command("ZADD", keys.holds, row["deadline"], row["call_id"])
+    await pipe.execute()
 
 
 async def append(redis: Redis, keys: Keys, events: Any) -> None:

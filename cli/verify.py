@@ -31,6 +31,13 @@ def verify(
         str | None,
         typer.Option(help="A certificate's file, or a head, that the chain must contain; everything is checked."),
     ] = None,
+    cap: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A cap that was in force earlier, beside those of the settings: growth=30, user:u42=100, day=2 or "
+            "campaign=50, in dollars. May be repeated.",
+        ),
+    ] = None,
     certificate: Annotated[Path | None, typer.Option(help="Write the certificate to this file.")] = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -42,7 +49,7 @@ def verify(
 
     Example: tollbook verify --certificate books.json
     """
-    verdict, unbooked = asyncio.run(_verify(archive, since, against))
+    verdict, unbooked = asyncio.run(_verify(archive, since, against, [_cap(text) for text in cap or ()]))
     document = verdict.certificate()
     if certificate is not None:
         certificate.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -53,6 +60,7 @@ def verify(
             "gate_balances": verdict.gate_balances,
             "walked": walked,
             "unbooked": unbooked,
+            "notes": verdict.notes,
         }
         typer.echo(json.dumps(document | extra, indent=2))
     else:
@@ -60,8 +68,19 @@ def verify(
     return 0 if verdict.is_sound else 1
 
 
+def _cap(text: str) -> tuple[str, int]:
+    """Return subject and nano-dollars of a `--cap`."""
+    from tollbook.schemas.money import MoneyError, nanousd_from_usd
+
+    name, _, dollars = text.rpartition("=")
+    try:
+        return name if name in ("day", "campaign") or ":" in name else f"plan:{name}", nanousd_from_usd(dollars)
+    except MoneyError as exc:
+        raise typer.BadParameter(f"{text!r} is not a name and dollars, such as growth=30 ({exc})") from None
+
+
 async def _verify(
-    archive: Path | None, since: str | None, against: str | None
+    archive: Path | None, since: str | None, against: str | None, earlier: "list[tuple[str, int]]"
 ) -> "tuple[Verdict, list[dict[str, Any]]]":
     from tollbook.audit.verification.verification import Options, verify
     from tollbook.cli.progress import progress
@@ -71,7 +90,9 @@ async def _verify(
             tempfile.TemporaryDirectory(prefix="tollbook-verify-") as folder,
             progress("verifying", await _count(source), is_quiet=False) as advance,
         ):
-            options = Options(Path(folder), since=since, against=against)
+            # An archive may be of another machine, whose settings are not known here.
+            caps = _known_caps(earlier) if archive is None or earlier else None
+            options = Options(Path(folder), since=since, against=against, known_caps=caps)
             verdict = await verify(source, options, live=live, progress=advance)
         return verdict, await _unbooked(source)
 
@@ -88,6 +109,20 @@ async def _unbooked(source: "LedgerSource") -> list[dict[str, Any]]:
         return await unbooked_charges(pipeline, source.keys, source.ledger_id, data_settings().data_dir)
     finally:
         await pipeline.aclose()
+
+
+def _known_caps(earlier: "list[tuple[str, int]]") -> dict[str, set[int]]:
+    """Return the caps of the settings, and earlier ones."""
+    from tollbook.schemas.plans import Plan
+
+    settings, known = data_settings(), dict[str, set[int]]()
+    now = [(f"plan:{plan}", settings.plan_cap_nanousd(plan)) for plan in Plan]
+    now += [(f"user:{user_id}", cap) for user_id, cap in settings.caps.users.items()]
+    now += [("day", settings.day_cap_nanousd)] if settings.day_cap_nanousd is not None else []
+    now += [("campaign", settings.campaign_cap_nanousd)] if settings.campaign_cap_nanousd is not None else []
+    for subject, cap in [*now, *earlier]:
+        known.setdefault(subject, set()).add(cap)
+    return known
 
 
 @asynccontextmanager
@@ -137,7 +172,9 @@ def _print(verdict: "Verdict", unbooked: list[dict[str, Any]]) -> None:
         unsealed = sum(part.unsealed_events for part in parts)
         typer.echo(f"  stream      {compared:,} archived events compared with their copy on the stream")
         typer.echo(f"              {unsealed:,} not sealed yet: checked for order and meaning")
-        typer.echo(f"  gate        {verdict.gate_balances:,} balances compared, and its list of open holds")
+        typer.echo(
+            f"  gate        {verdict.gate_balances:,} balances compared, and plans, caps, credits, holds and records"
+        )
     budgets = f"{len(verdict.highest):,} budget{'s' * (len(verdict.highest) != 1)}"
     typer.echo(f"  caps        {budgets} checked at every hold; {len(verdict.open_holds):,} holds open")
     rows = verdict.projection_rows
@@ -146,6 +183,8 @@ def _print(verdict: "Verdict", unbooked: list[dict[str, Any]]) -> None:
     )
     for part in parts:
         typer.echo(f"  head        {part.head or 'unknown'} (partition {part.partition}, event {part.events:,})")
+    for note in verdict.notes[:_SHOWN]:
+        typer.echo(f"note: {note}")
     for finding in verdict.findings[:_SHOWN]:
         typer.echo(f"{finding.kind}: {finding.place() or 'ledger'}: {finding.problem}")
     if len(verdict.findings) > _SHOWN:

@@ -1,9 +1,10 @@
 """The projector's service: lease, DuckDB file, server and fold; reopened when the file is lost.
 
-DuckDB is derived data. A file that is deleted, truncated or damaged while it is in use is set aside and rebuilt from
-the ledger; until it has caught up, calls whose baseline it does not have yet fail closed (G8). With a full disk it
-waits for room. What a person must decide (another ledger, a ledger older than the fold, an unreadable event) ends the
-projection and stops calls wherever workers run, until a projector has found the stores in order.
+DuckDB is derived data. A file that is deleted, truncated, damaged or changed by hand is set aside and rebuilt from
+the ledger; until it has caught up, calls whose baseline it does not have yet fail closed (G8). It is checked before
+anybody reads it, and from time to time. With a full disk it waits for room. What a person must decide (another ledger,
+a ledger older than the fold, an unreadable event) ends the projection and stops calls wherever workers run, until a
+projector has found the stores in order.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.gate.stops import CallSwitch, ProjectorFenced, read_stop
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.projection.database import StoreFailed, StoreOutOfMemory, set_aside
+from tollbook.ledger.projection.database import StoreChanged, StoreFailed, StoreOutOfMemory, set_aside
 from tollbook.ledger.projection.lease import Lease, ProjectorRunning
 from tollbook.ledger.projection.projector import Projector, ProjectorSettings
 from tollbook.ledger.projection.quack import QuackServer, QuackUnavailable
@@ -43,6 +44,9 @@ _WATCH_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 0.5
 _MAX_PAUSE_S: Final = 30.0
 _CATCH_UP_LIMIT_S: Final = 10.0
+# A check of the file takes about a second for a million events; at most one part in fifty of the time is spent on it.
+_CHECK_EVERY_S: Final = 60.0
+_CHECK_SHARE: Final = 50
 # A projection that was open for this long was in order.
 _STABLE_S: Final = 10.0
 _STOP_TRIES: Final = 10
@@ -83,7 +87,15 @@ def duckdb_path(settings: Settings) -> Path:
 class ProjectionService:
     """Keeps the projection of one ledger open and folding."""
 
-    def __init__(self, settings: Settings, handle: LedgerHandle, *, now: Callable[[], datetime] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        handle: LedgerHandle,
+        *,
+        now: Callable[[], datetime] | None = None,
+        check_every_s: float = _CHECK_EVERY_S,
+    ) -> None:
+        self._check_every_s = check_every_s
         self._settings = settings
         self._handle = handle
         self._now = now or (lambda: datetime.now(UTC))
@@ -226,7 +238,7 @@ class ProjectionService:
             _log.error("projection.lost", problem=str(problem))
             self._problem = problem
             await self._close()
-            if is_stuck and has_failed and not problem.is_recoverable:
+            if isinstance(problem, StoreChanged) or (is_stuck and has_failed and not problem.is_recoverable):
                 await asyncio.to_thread(set_aside, self._path, self._now())
             has_failed, pause_s = is_stuck, min(2 * pause_s, _MAX_PAUSE_S) if is_stuck else _FIRST_PAUSE_S
             await self._reopen(pause_s)
@@ -235,16 +247,34 @@ class ProjectionService:
         """Fold until the file fails; return what is wrong with it. Errors: whatever else stops the fold."""
         folding = asyncio.create_task(opened.projector.run())
         watching = asyncio.create_task(self._watch(opened.store))
+        checking = asyncio.create_task(self._check_again(opened.store))
+        tasks = (folding, watching, checking)
         try:
-            await asyncio.wait({folding, watching}, return_when=asyncio.FIRST_COMPLETED)
-            await (folding if folding.done() else watching)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task in done:
+                    await task
         except StoreFailed as exc:
             return exc
         finally:
-            folding.cancel()
-            watching.cancel()
-            await asyncio.gather(folding, watching, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         raise AssertionError("neither the fold nor the watch ends by itself")
+
+    async def _check_again(self, store: Store) -> None:
+        """Recompute the file's balances from its events from time to time. Errors: StoreFailed."""
+        pause_s = self._check_every_s
+        while True:
+            await asyncio.sleep(pause_s)
+            began = time.monotonic()
+            try:
+                await asyncio.to_thread(store.check)  # G8
+            except BaselineUnavailable as exc:
+                raise StoreFailed(str(exc)) from exc
+            took_s = time.monotonic() - began
+            _log.debug("projection.checked", seconds=round(took_s, 3))
+            pause_s = max(self._check_every_s, _CHECK_SHARE * took_s)
 
     async def _watch(self, store: Store) -> None:
         """Errors: StoreFailed when the file is gone, replaced, or cannot be read."""
@@ -262,8 +292,7 @@ class ProjectionService:
         """Errors: StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed; QuackUnavailable; as `Projector.check`."""
         settings, handle = self._settings, self._handle
         async with AsyncExitStack() as parts:
-            opening = partial(Store.open, memory_limit=settings.duckdb_memory)
-            store = await asyncio.to_thread(opening, self._path, handle.ledger_id, len(handle.keys))
+            store = await asyncio.to_thread(self._open_checked)
             parts.push_async_callback(asyncio.to_thread, store.close)
             gates = build_gates(handle, settings)
 
@@ -378,6 +407,25 @@ class ProjectionService:
             await projector.wait_for(partition, head)
         await self._say(lambda switch: switch.resume(heads[switch.keys.partition]))  # G8
         _log.info("calls.resumed", reason=reason)
+
+    def _open_checked(self) -> Store:
+        """Open the file and check it before anybody reads it; one that was changed is set aside. Blocks."""
+        ledger_id, partitions = self._handle.ledger_id, len(self._handle.keys)
+        opening = partial(Store.open, self._path, ledger_id, partitions, memory_limit=self._settings.duckdb_memory)
+        store = opening()
+        try:
+            store.check()  # G8
+        except StoreFailed as exc:
+            store.close()
+            if exc.is_recoverable:
+                raise
+            _log.error("projection.changed", problem=str(exc))
+            set_aside(self._path, self._now())
+            return opening()
+        except BaseException:
+            store.close()
+            raise
+        return store
 
     async def _reopen(self, pause_s: float) -> None:
         while True:

@@ -17,7 +17,8 @@ SELECT
     r.*,
     CASE WHEN r.is_own AND a.cap IS NOT NULL THEN least(a.cap + coalesce(g.credit, 0), 1000000000000000)::BIGINT
         ELSE r.stamped END AS cap,
-    CASE WHEN r.is_own AND a.cap IS NULL THEN coalesce(g.credit, 0) ELSE 0 END AS credit
+    CASE WHEN r.is_own AND a.cap IS NULL THEN coalesce(g.credit, 0) ELSE 0 END AS credit,
+    a.cap IS NOT NULL AS is_assigned
 FROM verify_reserved AS r
 ASOF LEFT JOIN assigned AS a ON a.partition = r.partition AND a.user_id = r.user_id AND a.seq < r.seq
 ASOF LEFT JOIN granted AS g

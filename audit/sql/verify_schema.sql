@@ -14,8 +14,15 @@ CREATE TABLE verify_reserved (
     id VARCHAR NOT NULL,
     user_id VARCHAR NOT NULL,
     period VARCHAR NOT NULL,
+    plan VARCHAR,
     budget VARCHAR NOT NULL,
     is_own BOOLEAN NOT NULL,
     stamped BIGINT NOT NULL,
     committed BIGINT
+);
+
+-- Caps by the settings: of "user:<id>", "plan:<name>", "day" or "campaign".
+CREATE TABLE verify_known_caps (
+    subject VARCHAR NOT NULL,
+    cap BIGINT NOT NULL
 );

@@ -55,6 +55,7 @@ class Verdict:
     findings: list[Finding]
     projection_rows: int | None
     gate_balances: int | None
+    notes: list[str] = field(default_factory=list[str])
 
     @property
     def is_sound(self) -> bool:

@@ -19,11 +19,14 @@ Kind = Literal[
     "call",
     "seal",
     "hold",
+    "account",
+    "record",
     "projection",
 ]
 """What was being checked: that segments follow each other; a manifest; a segment's file; the hash chain; a trusted
 head; the stream (its order, its copy of archived events); an event by itself; stamped and recomputed balances;
-caps (G1); the life of a call (G2); `segment-sealed` events; the gate's own open holds and balances; the projection."""
+caps (G1); the life of a call (G2); `segment-sealed` events; the gate's own open holds and balances; its plans, caps and
+credits; its records of calls; the projection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,8 @@ class Findings:
     """Findings, in the order in which they were found."""
 
     found: list[Finding] = field(default_factory=list[Finding])
+    notes: list[str] = field(default_factory=list[str])
+    """What is worth knowing and proves nothing wrong."""
 
     def add(
         self,

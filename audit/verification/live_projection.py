@@ -16,7 +16,7 @@ from tollbook.audit.verification.findings import MAX_SHOWN_PER_RULE, Findings
 from tollbook.ledger.projection.comparison import Tables
 from tollbook.ledger.projection.store import Store
 
-_TABLES: Final = ("budgets", "counters", "position", "discrepancies")
+_TABLES: Final = ("budgets", "counters", "position", "discrepancies", "checksums")
 _MOMENT: Final = " UNION ALL BY NAME ".join(f"SELECT '{name}' AS relation, * FROM {name}" for name in _TABLES)  # noqa: S608
 _VIEWS: Final = "SELECT view_name, sql FROM duckdb_views() WHERE NOT internal ORDER BY view_name"
 _BLOCK: Final = 4_096

@@ -6,7 +6,7 @@ within its memory limit and uses the disk beyond that.
 """
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self, cast
@@ -17,6 +17,7 @@ import pyarrow as pa
 from tollbook.audit.verification.chain import Events
 from tollbook.audit.verification.findings import MAX_SHOWN_PER_RULE, Findings, Kind
 from tollbook.ledger.archive.segments import Manifest
+from tollbook.ledger.gate.call_record import RECORD_KEPT_MS
 from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.projection.fold import LedgerGap, fold_incoming
 from tollbook.ledger.projection.store import Store
@@ -24,8 +25,6 @@ from tollbook.ledger.stream import upcast_table
 from tollbook.schemas.identifiers import describe_budget, partition_of
 from tollbook.schemas.upcasters import UnreadableEvent
 
-# The shortest time for which the gate keeps the record of a finished call: the least TOLLBOOK_IDEMPOTENCY_TTL_S.
-FORGOTTEN_MS: Final = 31 * 86_400_000
 _RULES: Final[tuple[tuple[Kind, str], ...]] = (
     ("balance", "verify_stamps"),
     ("cap", "verify_cap"),
@@ -99,23 +98,37 @@ class Refold:
         """Return how far a partition was folded."""
         return self.store.position(partition).seq
 
-    def check(self, trusted: Mapping[int, int]) -> None:
-        """Check everything that was folded by the rules; findings in the trusted part are left out."""
+    def check(self, trusted: Mapping[int, int], known_caps: Mapping[str, Collection[int]] | None = None) -> None:
+        """Check everything that was folded by the rules; findings in the trusted part are left out.
+
+        `known_caps` are those of the settings, as in `Options`; without them, caps on no event are taken as stamped.
+        """
         # A second thread only here, where much is sorted and little written.
         self._cursor.execute("SET threads = 2")
         self._cursor.execute(_sql("verify_caps"))
-        self._cursor.execute(_sql("verify_calls"), {"forgotten_ms": FORGOTTEN_MS})
+        self._cursor.execute(_sql("verify_calls"), {"forgotten_ms": RECORD_KEPT_MS})
         for kind, rule in _RULES:
-            rows = self._cursor.execute(_sql(rule)).fetchall()
-            broken = [row for row in rows if row[1] > trusted.get(row[0], 0)]
-            for partition, seq, entry_id, budget, problem in broken[:MAX_SHOWN_PER_RULE]:
-                text = problem or "is not as the gate writes it"
-                if budget is not None:
-                    text = f"{describe_budget(budget)}: {text}"
-                self.findings.add(kind, text, partition=partition, seq=seq, event_id=entry_id)
-            if len(broken) > MAX_SHOWN_PER_RULE:
-                self.findings.add(kind, f"and {len(broken) - MAX_SHOWN_PER_RULE} more of this rule")
+            self._report(kind, self._cursor.execute(_sql(rule)).fetchall(), trusted)
+        if known_caps:
+            self._check_known(known_caps, trusted)
         self._check_partitions()
+
+    def _check_known(self, known_caps: Mapping[str, Collection[int]], trusted: Mapping[int, int]) -> None:
+        caps = [(subject, cap) for subject, known in known_caps.items() for cap in known]
+        self._cursor.executemany("INSERT INTO verify_known_caps VALUES (?, ?)", caps)
+        rows = self._cursor.execute(_sql("verify_known")).fetchall()
+        self._report("cap", [row[:5] for row in rows if not row[5]], trusted)
+        self.findings.notes += [f"{describe_budget(row[3])}: {row[4]}" for row in rows if row[5]]
+
+    def _report(self, kind: Kind, rows: Sequence[tuple[Any, ...]], trusted: Mapping[int, int]) -> None:
+        broken = [row for row in rows if row[1] > trusted.get(row[0], 0)]
+        for partition, seq, entry_id, budget, problem in broken[:MAX_SHOWN_PER_RULE]:
+            text = problem or "is not as the gate writes it"
+            if budget is not None:
+                text = f"{describe_budget(budget)}: {text}"
+            self.findings.add(kind, text, partition=partition, seq=seq, event_id=entry_id)
+        if len(broken) > MAX_SHOWN_PER_RULE:
+            self.findings.add(kind, f"and {len(broken) - MAX_SHOWN_PER_RULE} more of this rule")
 
     def check_seals(self, partition: int, manifests: Mapping[str, Manifest], sealed_seq: int | None) -> None:
         """Compare `segment-sealed` events with the manifests; `sealed_seq` is the gate's own last sealed event."""
@@ -156,14 +169,20 @@ class Refold:
         """Return the holds that are not settled; after `check`."""
         return self._rows("verify_open")
 
-    def balances(self, partition: int, after_seq: int) -> dict[str, tuple[int, int, str]]:
-        """Return settled, held and the last entry of budgets that moved after an event."""
-        rows = self._cursor.execute(
-            "SELECT budget, nanousd(settled_usd), nanousd(held_usd), last_id FROM budgets "
-            "WHERE partition = ? AND last_seq > ?",
-            [partition, after_seq],
-        ).fetchall()
-        return {row[0]: (row[1], row[2], row[3]) for row in rows}
+    @contextmanager
+    def registered(self, tables: Mapping[str, pa.Table]) -> Generator[None]:
+        """Lend tables to the statements of `rows`."""
+        for name, table in tables.items():
+            self._cursor.register(name, table)
+        try:
+            yield
+        finally:
+            for name in tables:
+                self._cursor.unregister(name)
+
+    def rows(self, name: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Run a statement of audit/sql."""
+        return self._cursor.execute(_sql(name), params).fetchall()
 
     def _check_partitions(self) -> None:
         rows = self._cursor.execute(

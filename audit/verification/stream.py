@@ -16,7 +16,7 @@ from tollbook.audit.verification.findings import Findings
 from tollbook.ledger.errors import LedgerReplaced
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.stream import Batch, StreamReader
-from tollbook.schemas.identifiers import EntryId, describe_budget
+from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.upcasters import UnreadableEvent
 
 _PAGE: Final = 10_000
@@ -170,31 +170,6 @@ class StreamWalk:
                 event_id=cast("str", table["id"][row].as_py()),
             )
         return table
-
-
-async def check_gate(
-    redis: Redis, keys: Keys, balances: dict[str, tuple[int, int, str]], end: StreamEnd, findings: Findings
-) -> int:
-    """Compare the gate's own balances with those of the events; return how many were compared."""
-    names, compared = list(balances), 0
-    for start in range(0, len(names), 1_000):
-        page = names[start : start + 1_000]
-        answers = await _ask(redis, [("LINDEX", keys.tail(name), -1) for name in page], is_one_moment=False)
-        for name, newest in zip(page, answers, strict=True):
-            if newest is None:
-                continue
-            entry_id, _, _, settled, held = _decoded(newest).split(" ")
-            if EntryId.parse(entry_id) > EntryId.parse(end.last_id):
-                continue
-            compared += 1
-            given = balances[name][:2]
-            if (int(settled), int(held)) != given:  # audits G6
-                problem = (
-                    f"{describe_budget(name)}: the gate has {settled} settled and {held} held, "
-                    f"the events give {given[0]} and {given[1]}"
-                )
-                findings.add("hold", problem, partition=keys.partition, event_id=entry_id)
-    return compared
 
 
 def check_open(open_holds: list[dict[str, Any]], end: StreamEnd, partition: int, findings: Findings) -> None:

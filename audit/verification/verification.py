@@ -8,7 +8,7 @@ Does not slow or stop the running system, and writes nothing but a temporary fil
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,9 +17,10 @@ from tollbook.audit.verification.archive_walk import ArchiveWalk
 from tollbook.audit.verification.certificates import PartitionResult, Trust, Verdict, load_trust
 from tollbook.audit.verification.chain import Chain, Events
 from tollbook.audit.verification.findings import Findings
+from tollbook.audit.verification.gate_state import GateState
 from tollbook.audit.verification.live_projection import LiveProjection
 from tollbook.audit.verification.refold import Refold
-from tollbook.audit.verification.stream import StreamWalk, check_gate, check_open, stream_end
+from tollbook.audit.verification.stream import StreamWalk, check_open, stream_end
 from tollbook.ledger.archive.history import ROWS, LedgerSource
 from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.keys import Keys
@@ -32,13 +33,15 @@ class Options:
     """What is trusted, and where the temporary file goes (`directory`).
 
     `since` and `against` are each the path of a certificate, or a head in hexadecimal. Both must be on the chain;
-    what lies before `since` is not checked again.
+    what lies before `since` is not checked again. `known_caps` are the caps of the settings in nano-dollars, now and
+    earlier: of "user:<id>", "plan:<name>", "day" and "campaign"; without them, caps on no event are taken as stamped.
     """
 
     directory: Path
     since: str | None = None
     against: str | None = None
     memory_limit: str = MEMORY_LIMIT
+    known_caps: Mapping[str, Collection[int]] | None = None
 
 
 async def verify(
@@ -67,7 +70,7 @@ async def verify(
                 projection_rows = await _compare(live, source, refold)
             for walk in walks:
                 await walk.advance(None)
-            await asyncio.to_thread(refold.check, trust.skip_until)
+            await asyncio.to_thread(refold.check, trust.skip_until, options.known_caps)
             highest, open_holds = await asyncio.to_thread(lambda: (refold.highest(), refold.open_holds()))
             balances = [await walk.finish(open_holds) for walk in walks]
         finally:
@@ -81,6 +84,7 @@ async def verify(
             highest=highest,
             open_holds=open_holds,
             findings=findings.found,
+            notes=findings.notes,
             projection_rows=projection_rows,
             gate_balances=None if source.redis is None else sum(balances),
         )
@@ -166,8 +170,9 @@ class _PartitionWalk:
         if not self._is_open:
             return 0
         check_open(open_holds, end, self.partition, self._findings)
-        balances = await asyncio.to_thread(self._refold.balances, self.partition, end.removed)
-        return await check_gate(redis, self._keys, balances, end, self._findings)
+        state = await GateState.read(redis, self._keys, end)
+        await asyncio.to_thread(state.check, self._refold, self._findings)
+        return state.balances
 
     def result(self) -> PartitionResult:
         """Return what was read."""

@@ -53,7 +53,7 @@ _VIEWS: Final = (
     "cost_certainty", "open_holds", "newest_event",
 )  # fmt: skip
 # Stands in the projection beside the public tables.
-_INTERNAL: Final = {"counters"}
+_INTERNAL: Final = {"counters", "checksums"}
 
 
 def documents() -> dict[Path, str]:

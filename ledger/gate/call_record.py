@@ -9,6 +9,8 @@ from tollbook.ledger.gate.requests import OpenCall
 
 CallState = Literal["open", "closed", "settled", "denied"]
 
+RECORD_KEPT_MS: Final = 31 * 86_400_000
+"""The shortest time for which the gate keeps the record of a finished call: the least TOLLBOOK_IDEMPOTENCY_TTL_S."""
 _SETTLED: Final = re.compile(r"(\d+)=(\d+),(\d+)(?:\t[^\t]*\t(.*))?")
 
 

@@ -67,6 +67,13 @@ class StoreOutOfMemory(StoreFailed):
         return True
 
 
+class StoreChanged(StoreFailed):
+    """The file is not what was folded into it: somebody changed it. It is set aside and rebuilt."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"the DuckDB file was changed, not by the fold: {problem}")
+
+
 class StoreClosed(BaselineUnavailable):
     """The store was closed."""
 
@@ -230,12 +237,12 @@ def _open_usable(path: Path, config: dict[str, Any]) -> duckdb.DuckDBPyConnectio
         }
         if not tables:
             return connection
-        versions = connection.execute("SELECT DISTINCT schema_version FROM position").fetchall()
+        versions = connection.execute("SELECT DISTINCT schema_version, duckdb_version FROM position").fetchall()
         # A damaged block is found only when it is read. So every table is read that decisions and the next fold depend
         # on; `events` is not: it takes a second or two per million, and DuckDB names the damage to whoever reads it.
         for table in sorted(tables - {"events"}):
             connection.execute(f'SELECT max(hash(t)) FROM "{table}" AS t').fetchall()  # noqa: S608 - DuckDB's own names.
-        if versions == [(LAYOUT_VERSION,)]:
+        if versions == [(LAYOUT_VERSION, duckdb.__version__)]:
             return connection
     except duckdb.Error as exc:
         if is_out_of_memory(exc):
@@ -250,11 +257,12 @@ def _prepare(connection: duckdb.DuckDBPyConnection, ledger_id: str, partitions: 
     exists = connection.execute("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'position'").fetchall()
     if exists == [(0,)]:
         connection.begin()
+        connection.execute(statement("macros"))
         connection.execute(statement("schema"))
         connection.execute(statement("comments"))
         connection.executemany(
-            "INSERT INTO position VALUES (?, ?, '0-0', 0, 0, ?)",
-            [(partition, ledger_id, LAYOUT_VERSION) for partition in range(partitions)],
+            "INSERT INTO position VALUES (?, ?, '0-0', 0, 0, ?, ?)",
+            [(partition, ledger_id, LAYOUT_VERSION, duckdb.__version__) for partition in range(partitions)],
         )
         connection.commit()
         _make_views(connection)
@@ -267,6 +275,7 @@ def _prepare(connection: duckdb.DuckDBPyConnection, ledger_id: str, partitions: 
     if stored_partitions != partitions:
         raise WrongPartitions(configured=partitions, stored=stored_partitions)
     try:
+        connection.execute(statement("macros"))
         _make_views(connection)
     except duckdb.Error as exc:
         raise StoreFailed(f"DuckDB cannot write its views: {exc}") from exc

@@ -6,6 +6,7 @@ any relation `incoming` with the envelope columns.
 """
 
 from dataclasses import dataclass
+from string import Template
 from typing import Final
 
 import duckdb
@@ -16,18 +17,27 @@ from tollbook.ledger.packaged import packaged_text
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.upcasters import UnreadableEvent
 
-LAYOUT_VERSION: Final = 2
-_STEPS: Final = ("fold_moves", "fold_discrepancies", "fold_balances", "fold_budgets", "fold_counts", "fold_counters")
+LAYOUT_VERSION: Final = 3
+_STEPS: Final = (
+    "fold_blocks",
+    "fold_checksums",
+    "fold_moves",
+    "fold_discrepancies",
+    "fold_balances",
+    "fold_budgets",
+    "fold_counts",
+    "fold_counters",
+)
 
 
 class LedgerGap(LedgerRefused):
-    """The next event does not follow the last one folded: events are missing, or come again."""
+    """The next event does not follow the one before it: events are missing, or come again."""
 
     def __init__(self, *, partition: int, folded_seq: int, next_seq: int) -> None:
         problem = "is missing" if next_seq > folded_seq else "comes again"
         super().__init__(
-            f"partition {partition}: event {min(folded_seq + 1, next_seq)} {problem} (folded up to {folded_seq}, the "
-            f"next one read is {next_seq}): Redis was trimmed, restored or replaced. Restore its data, or set the "
+            f"partition {partition}: event {min(folded_seq + 1, next_seq)} {problem} (read up to {folded_seq}, the "
+            f"next one is {next_seq}): Redis was trimmed, restored or replaced. Restore its data, or set the "
             "DuckDB file aside so that it is rebuilt from the archive and the ledger"
         )
         self.partition = partition
@@ -71,6 +81,11 @@ class Counted:
 def statement(name: str) -> str:
     """Return the text of ledger/projection/sql/<name>.sql."""
     return packaged_text("tollbook.ledger.projection", f"sql/{name}.sql")
+
+
+def counts_statement(*, counts: str = "counts", before: str = "counters") -> str:
+    """Return the statement that counts events into the table `counts`, given the counters before them."""
+    return Template(statement("fold_counts")).safe_substitute(counts=counts, before=before)
 
 
 def fold_incoming(
@@ -120,9 +135,8 @@ def check_order(cursor: duckdb.DuckDBPyConnection, counted: Counted, *, partitio
     if (counted.first_seq, counted.last_seq) != (folded_seq + 1, folded_seq + counted.events) or (
         counted.distinct_seqs != counted.events
     ):
-        raise LedgerGap(  # G5
-            partition=partition, folded_seq=folded_seq, next_seq=_first_wrong(cursor, folded_seq)
-        )
+        before, found = _first_wrong(cursor, folded_seq)
+        raise LedgerGap(partition=partition, folded_seq=before, next_seq=found)  # G5
 
 
 def advance(cursor: duckdb.DuckDBPyConnection, partition: int, counted: Counted) -> None:
@@ -151,7 +165,7 @@ def add_up(
     """Add events that were appended to budgets and counters, and note discrepancies. Errors: duckdb.Error."""
     given = {"partition": partition, "first": first_seq, "last": last_seq, "of_user": is_of_user}
     for step in _STEPS:
-        text = statement(step)
+        text = counts_statement() if step == "fold_counts" else statement(step)
         cursor.execute(text, {name: value for name, value in given.items() if f"${name}" in text})
 
 
@@ -165,11 +179,12 @@ def read_position(cursor: duckdb.DuckDBPyConnection, partition: int, ledger_id: 
     return Position(EntryId.parse(row[1]), row[2])
 
 
-def _first_wrong(cursor: duckdb.DuckDBPyConnection, folded_seq: int) -> int:
+def _first_wrong(cursor: duckdb.DuckDBPyConnection, folded_seq: int) -> tuple[int, int]:
+    """Return the last number that is in order, and the one that follows it."""
     rows = cursor.execute("SELECT seq FROM incoming ORDER BY seq").fetchall()
     for expected, (seq,) in enumerate(rows, start=folded_seq + 1):
         if seq != expected:
-            return seq
+            return expected - 1, seq
     raise AssertionError("the batch continues the ledger after all")
 
 
@@ -177,7 +192,7 @@ def _check_members(cursor: duckdb.DuckDBPyConnection) -> None:
     """Errors: UnreadableEvent; duckdb.Error where a payload is not JSON."""
     row = cursor.execute(statement("fold_check")).fetchone()
     if row is not None and row[0] is not None:
-        raise UnreadableEvent(row[0], "its type is unknown, or its payload lacks a member")
+        raise UnreadableEvent(row[0], "its type is unknown, its payload lacks a member, or a number is out of bounds")
 
 
 def _unreadable(cursor: duckdb.DuckDBPyConnection, problem: duckdb.Error) -> UnreadableEvent:

@@ -4,10 +4,11 @@ While Redis is down, the follower waits; what cannot be folded is raised, never 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import duckdb
 import pyarrow as pa
 import structlog
 from redis.asyncio import Redis
@@ -18,12 +19,21 @@ from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.fold import Folded
 from tollbook.ledger.projection.store import Store
+from tollbook.ledger.projection.traces import (
+    Doubted,
+    ForgedEvent,
+    Traces,
+    check_stamps,
+    read_expected,
+    read_moves,
+)
 from tollbook.ledger.projection.watermark import Trim, Watermark
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, time_ms
 from tollbook.ledger.stream import StreamReader
-from tollbook.schemas.identifiers import EntryId
+from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 from tollbook.schemas.upcasters import UnreadableEvent
 
+_T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
 
 
@@ -99,7 +109,9 @@ class Follower:
         self._running = running
         self._reader = StreamReader(redis, keys)
         self._watermark = Watermark(redis, keys, trim=trim, keep_ms=settings.tail_keep_ms, now_ms=self._reader.now_ms)
+        self._traces = Traces(redis, keys)
         self._position = Position()
+        self._trimmed_to = ZERO_ENTRY
         self._since_checkpoint = 0
         self._waiting: dict[asyncio.Future[None], EntryId] = {}
 
@@ -182,10 +194,10 @@ class Follower:
         """Refuse a ledger other than the one folded so far, or one that has lost or replaced events."""
         partition, position = self._keys.partition, self._position
         async with asyncio.timeout(ANSWER_TIMEOUT_S), self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.hmget(self._keys.meta, ["ledger_id", "removed"])
+            pipeline.hmget(self._keys.meta, ["ledger_id", "removed", "trimmed_to"])
             pipeline.xlen(self._keys.ledger)
             pipeline.xrange(self._keys.ledger, min=str(position.entry), max=str(position.entry), count=1)
-            (stored_id, removed), length, last_folded = cast("Any", await pipeline.execute())
+            (stored_id, removed, trimmed_to), length, last_folded = cast("Any", await pipeline.execute())
         if _text(stored_id or "") != self._store.ledger_id:  # G8
             raise LedgerReplaced(expected=self._store.ledger_id, found=_text(stored_id or ""))
         seq = length + int(removed or 0)
@@ -193,9 +205,34 @@ class Follower:
             raise LedgerAhead(folded_seq=position.seq, ledger_seq=seq)
         if not last_folded and position.seq > int(removed or 0):  # G8
             raise LedgerRewritten(partition=partition, position=position)
+        self._trimmed_to = EntryId.parse(_text(trimmed_to or str(ZERO_ENTRY)))
 
     async def _fold(self, page: _Page) -> None:
-        folded = await asyncio.to_thread(self._store.fold_table, page.table, partition=self._keys.partition)
+        try:
+            await self._fold_confirmed(page.table)
+        except ForgedEvent as exc:
+            first_seq = cast("int", page.table["seq"][0].as_py())
+            if exc.seq > first_seq:
+                # What stands before it is true. If that has a forged event too, it is the one that is named.
+                before = page.table.slice(0, exc.seq - first_seq)
+                await self._fold(_Page(before, EntryId.parse(before["id"][-1].as_py()), is_full=False))
+            raise
+
+    async def _fold_confirmed(self, table: pa.Table) -> None:
+        """Fold a table once it agrees with what the gate left beside its events. Errors: ForgedEvent; TailChanged."""
+        loop, after = asyncio.get_running_loop(), max(self._position.entry, self._trimmed_to)
+
+        def confirm(cursor: duckdb.DuckDBPyConnection, folded: Folded) -> None:
+            self._confirm(cursor, folded, after, loop)
+
+        try:
+            folded = await asyncio.to_thread(
+                self._store.fold_table, table, partition=self._keys.partition, confirm=confirm
+            )
+        except Doubted as exc:
+            # Of gate, events and DuckDB, one is not what it was. DuckDB can be checked by itself, and is rebuilt.
+            await asyncio.to_thread(self._store.check)
+            raise exc.refusal from exc
         if folded is None:
             return
         self._position, self.has_folded = folded.position, True
@@ -205,6 +242,31 @@ class Follower:
         self._report(folded)
         if self._since_checkpoint >= self._settings.checkpoint_events:
             await self._checkpoint()
+
+    def _confirm(
+        self, cursor: duckdb.DuckDBPyConnection, folded: Folded, after: EntryId, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """Compare a fold with what the gate left, in the fold's thread; `loop` asks Redis meanwhile."""
+
+        def ask(question: Coroutine[Any, Any, _T]) -> _T:
+            async def bounded() -> _T:
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    return await question
+
+            return asyncio.run_coroutine_threadsafe(bounded(), loop).result()
+
+        expected = read_expected(cursor, after)
+        problems = [
+            ask(self._traces.explain(budget, read_moves(cursor, budget, after), after))
+            for budget in ask(self._traces.differing(expected))
+        ]
+        forged = [problem for problem in problems if isinstance(problem, ForgedEvent)]
+        if problems:
+            raise min(forged, key=lambda problem: problem.seq) if forged else problems[0]  # G8
+        ask(self._traces.check_others(expected))
+        last_seq = folded.position.seq
+        first_seq = last_seq - folded.events + 1
+        check_stamps(cursor, partition=self._keys.partition, first_seq=first_seq, last_seq=last_seq, after=after)
 
     def _report(self, folded: Folded) -> None:
         partition, seq = self._keys.partition, folded.position.seq

@@ -5,6 +5,7 @@ Sealed in small segments, trimmed in part, folded. What a tampering test changes
 
 import contextlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -50,7 +51,7 @@ from tollbook.schemas.events import (
     PlanCleared,
     payload_json,
 )
-from tollbook.schemas.identifiers import Window, budget_name, day_at, month_at, partition_of
+from tollbook.schemas.identifiers import EntryId, Window, budget_name, day_at, month_at, partition_of
 from tollbook.schemas.usage import Usage
 
 LEDGER = "ledger-of-the-gate"
@@ -146,6 +147,15 @@ class GateLedger:
                 pass
             await sealer.trim()
         await self.fold()
+
+    @property
+    def period(self) -> str:
+        """The billing period of every call."""
+        return self._window.name
+
+    async def trim(self, partition: int, watermark: EntryId, names: Sequence[str]) -> None:
+        """Move the watermark, as a projector does."""
+        await self._gates[partition].trim(watermark, names)
 
     def _gate(self, user: str) -> Gate:
         return self._gates[partition_of(user, len(self._gates))]

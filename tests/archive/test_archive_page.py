@@ -196,7 +196,7 @@ async def test_a_copy_is_audited_alone(
     assert ["before the trusted head" in finding.problem for finding in shorter.findings] == [True]
 
 
-async def verified(archive: Path, directory: Path, **options: str) -> Verdict:
+async def verified(archive: Path, directory: Path, **options: Any) -> Verdict:
     return await verify(LedgerSource.of_damaged_archive(Archive(archive)), Options(directory, **options))
 
 

@@ -1,23 +1,31 @@
 """DuckDB is lost, damaged or cannot be written while the system runs, and at its start (G5, G6, G8)."""
 
 import asyncio
+import contextlib
 import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import duckdb
 import pytest
 from redis.asyncio import Redis
 
+from tests.calling import period
 from tests.recovery.apart import running_apart
 from tests.recovery.books import check_books, events_of
 from tests.servers import wait_until
 from tests.system import REPLIES, RunningSystem, running_system
 from tollbook.consumers.projection import ProjectionService
 from tollbook.inference.runtime import open_ledger
+from tollbook.inference.setting_tables import CapTable
 from tollbook.ledger.errors import BaselineUnavailable
+from tollbook.ledger.projection.quack import RemoteStore
+from tollbook.ledger.projection.snapshot import take_snapshot
+from tollbook.ledger.projection.store import Store
 from tollbook.observability.health import Readiness
+from tollbook.schemas.identifiers import budget_name
 from tollbook.schemas.results import TaskStatus
 
 pytestmark = pytest.mark.slow
@@ -145,6 +153,117 @@ async def test_a_projection_that_is_damaged_at_rest_is_set_aside_and_rebuilt(
         await run_tasks(running, "after", "u1", "u3")
         await check_books(running, tmp_path)
     assert bool(list(data_dir.glob("*.bad*"))) == (damage is not delete)
+
+
+def forget_spend(path: Path) -> None:
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("UPDATE budgets SET settled_usd = 0")
+
+
+def halve_a_cost(path: Path) -> None:
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("UPDATE events SET amount_usd = amount_usd / 2 WHERE type = 'cost-recorded'")
+
+
+@pytest.mark.parametrize("change", [forget_spend, halve_a_cost])
+async def test_a_projection_that_was_changed_by_hand_decides_nothing(
+    redis_client: Redis, server_url: str, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    """G1, G8: with an empty tail DuckDB alone decides, so it is checked before anybody reads it."""
+    data_dir = tmp_path / "data"
+    caps = CapTable(users={"u1": 1_500_000})
+    async with running_system(data_dir, server_url, caps=caps, tail_keep_s=1.0) as running:
+        tasks = await publish(running, "before", "u1", number=60)
+        first = [result.status for result in await running.answers(tasks)]
+        assert set(first) == {TaskStatus.DONE, TaskStatus.DENIED}, "the cap is reached"
+        await running.fold_all()
+        key = running.keys.tail(budget_name("user", "u1", period()))
+        await wait_until(lambda: is_absent(running, key), what="the tail being empty")
+        book = running.provider.book
+    change(data_dir / "tollbook.duckdb")
+    async with running_system(data_dir, server_url, caps=caps) as running:
+        running.provider.book = book
+        tasks = await publish(running, "after", "u1", number=5)
+        assert {result.status for result in await running.answers(tasks)} == {TaskStatus.DENIED}
+        await check_books(running, tmp_path)
+    assert len(list(data_dir.glob("*.bad"))) == 1
+
+
+async def is_absent(running: RunningSystem, key: str) -> bool:
+    return not await running.redis.exists(key)
+
+
+async def test_a_row_changed_while_it_runs_is_found_and_the_file_rebuilt(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """G8: by the check from time to time; remote workers are answered by the rebuilt file alone."""
+    data_dir = tmp_path / "data"
+    async with running_system(data_dir, server_url) as running:
+        await run_tasks(running, "before", "u1", "u2")
+        settings = running.system.runtime.settings
+    async with open_ledger(settings, server_url) as handle:
+        service = ProjectionService(settings, handle, check_every_s=0.05)
+        await service.start()
+        folding = asyncio.create_task(service.run())
+        await service.projector.catch_up()
+        before, true = service.store, budgets(service.store)
+        with before.connection.cursor() as cursor:
+            cursor.execute("UPDATE budgets SET settled_usd = 0")
+
+        async def is_rebuilt() -> bool:
+            with contextlib.suppress(BaselineUnavailable):
+                await service.projector.catch_up()
+                return service.store is not before
+            return False
+
+        await wait_until(is_rebuilt, what="the file being rebuilt")
+        assert budgets(service.store) == true
+        remote = RemoteStore.open(data_dir)
+        name = true[0]["budget"]
+        page = await asyncio.to_thread(remote.baselines, [name])
+        assert page.balances[name] == (true[0]["settled"], 0)
+        await asyncio.to_thread(remote.close)
+        folding.cancel()
+        await asyncio.gather(folding, return_exceptions=True)
+        await service.stop()
+    assert len(list(data_dir.glob("*.bad"))) == 1
+
+
+def budgets(store: Store) -> list[dict[str, Any]]:
+    return store.query("SELECT budget, nanousd(settled_usd) AS settled FROM budgets ORDER BY budget")
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+async def test_an_older_copy_put_in_place_catches_up(
+    redis_client: Redis, server_url: str, tmp_path: Path, *, is_running: bool
+) -> None:
+    """G5, G6: the stream has the rest."""
+    data_dir, copy = tmp_path / "data", tmp_path / "copy.duckdb"
+    path = data_dir / "tollbook.duckdb"
+    async with running_system(data_dir, server_url) as running:
+        await run_tasks(running, "before", "u1", "u2")
+        await running.fold_all()
+        await asyncio.to_thread(take_snapshot, path, copy)
+        await run_tasks(running, "since", "u1", "u3")
+        if is_running:
+            before = running.system.projection.store
+            copy.replace(path)
+            await wait_until(lambda: is_another(running, before), what="the copy being opened")
+            await run_tasks(running, "after", "u2", "u3")
+            await check_books(running, tmp_path)
+        book = running.provider.book
+    if not is_running:
+        copy.replace(path)
+    async with running_system(data_dir, server_url) as running:
+        running.provider.book = book
+        await run_tasks(running, "again", "u1", "u4")
+        await check_books(running, tmp_path)
+
+
+async def is_another(running: RunningSystem, before: Store) -> bool:
+    with contextlib.suppress(BaselineUnavailable):
+        return running.system.projection.store is not before
+    return False
 
 
 async def test_while_the_file_cannot_be_opened_known_users_go_on_and_new_ones_wait(

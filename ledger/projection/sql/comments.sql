@@ -142,6 +142,13 @@ COMMENT ON COLUMN position.id IS 'Id of the last entry folded.';
 COMMENT ON COLUMN position.seq IS 'Number of the last event folded.';
 COMMENT ON COLUMN position.events IS 'Events folded.';
 COMMENT ON COLUMN position.schema_version IS 'Version of this layout.';
+COMMENT ON COLUMN position.duckdb_version IS 'Version of DuckDB whose hash function `checksums` is made with.';
+
+COMMENT ON TABLE checksums IS 'Checksums of the events as they were folded; internal.';
+COMMENT ON COLUMN checksums.partition IS 'Partition of the ledger.';
+COMMENT ON COLUMN checksums.block IS 'Number of the block of 65,536 events, from 0.';
+COMMENT ON COLUMN checksums.events IS 'Events in the block so far.';
+COMMENT ON COLUMN checksums.checksum IS 'Sum of the hashes of their rows.';
 
 COMMENT ON TABLE discrepancies IS 'Events at which the gate and the projection disagree, or a cap is passed. Must be empty.';
 COMMENT ON COLUMN discrepancies.partition IS 'Partition of the ledger.';

@@ -3,21 +3,22 @@
 CREATE OR REPLACE TEMP VIEW batch AS
 SELECT
     * EXCLUDE (assigned_plan) REPLACE (coalesce(assigned_plan, plan) AS plan),
-    -- Whether it has the members that its type requires.
+    -- Whether it has the members that its type requires, and numbers that its type can have.
     coalesce(CASE type
         WHEN 'budget-reserved' THEN task_type IS NOT NULL AND coalesce(assigned_plan, plan) IS NOT NULL
-            AND cap_nanousd IS NOT NULL
-        WHEN 'model-called' THEN outcome IS NOT NULL AND charge_nanousd IS NOT NULL AND latency_ms IS NOT NULL
-        WHEN 'fallback-used' THEN to_model IS NOT NULL AND reason IS NOT NULL
+            AND cap_nanousd >= 0 AND amount >= 0
+        WHEN 'model-called' THEN outcome IS NOT NULL AND charge_nanousd >= 0 AND latency_ms >= 0 AND amount = 0
+        WHEN 'fallback-used' THEN to_model IS NOT NULL AND reason IS NOT NULL AND amount = 0
         WHEN 'cost-recorded' THEN basis IS NOT NULL AND outcome IS NOT NULL
-        WHEN 'budget-denied' THEN budget IS NOT NULL AND cap_nanousd IS NOT NULL AND reason IS NOT NULL
+            AND least(amount, coalesce(hold_nanousd, 0), coalesce(assumed_nanousd, 0), coalesce(overage_nanousd, 0)) >= 0
+        WHEN 'budget-denied' THEN budget IS NOT NULL AND cap_nanousd >= 0 AND reason IS NOT NULL AND amount >= 0
         WHEN 'cost-adjusted' THEN basis IS NOT NULL AND reason IS NOT NULL
-        WHEN 'plan-assigned' THEN coalesce(assigned_plan, plan) IS NOT NULL AND cap_nanousd IS NOT NULL
-        WHEN 'plan-cleared' THEN author IS NOT NULL
-        WHEN 'credit-granted' THEN author IS NOT NULL
-        WHEN 'credit-revoked' THEN author IS NOT NULL
-        WHEN 'segment-sealed' THEN segment IS NOT NULL
-        WHEN 'ledger-recovered' THEN author IS NOT NULL
+        WHEN 'plan-assigned' THEN coalesce(assigned_plan, plan) IS NOT NULL AND cap_nanousd >= 0 AND amount = 0
+        WHEN 'plan-cleared' THEN author IS NOT NULL AND amount = 0
+        WHEN 'credit-granted' THEN author IS NOT NULL AND amount >= 0
+        WHEN 'credit-revoked' THEN author IS NOT NULL AND amount <= 0
+        WHEN 'segment-sealed' THEN segment IS NOT NULL AND amount = 0
+        WHEN 'ledger-recovered' THEN author IS NOT NULL AND amount = 0
     END, false) AS is_readable
 FROM (
     SELECT

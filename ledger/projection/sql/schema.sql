@@ -2,15 +2,8 @@
 --
 -- Public contract: events, calls, spend, budgets, position, discrepancies; and views.sql. Nothing here comes from a
 -- clock or depends on where a batch ended. Money is DECIMAL(18,9) dollars, exact to the nano-dollar.
--- `/` makes DOUBLEs in DuckDB, so nano-dollars become dollars by an exact decimal product. The way back converts whole
--- dollars and fraction separately: a product of both needs more digits than a machine word has, and takes 40 times as
--- long. `events` has no index, since it is only appended to and its row groups are in order of arrival. With Zstandard
+-- `events` has no index, since it is only appended to and its row groups are in order of arrival. With Zstandard
 -- its payloads need a third of the room, and less time, than with the compression that DuckDB chooses by itself.
-
-CREATE MACRO usd(nanousd) AS (nanousd::BIGINT::DECIMAL(18, 0) * 0.000000001::DECIMAL(9, 9))::DECIMAL(18, 9);
-CREATE MACRO fraction(dollars) AS (dollars::DECIMAL(18, 9) - trunc(dollars::DECIMAL(18, 9)))::DECIMAL(9, 9);
-CREATE MACRO nanousd(dollars) AS trunc(dollars::DECIMAL(18, 9))::BIGINT * 1000000000
-    + (fraction(dollars) * 999999999::DECIMAL(9, 0) + fraction(dollars))::BIGINT;
 
 CREATE TABLE events (
     partition INTEGER NOT NULL,
@@ -174,7 +167,16 @@ CREATE TABLE position (
     id VARCHAR NOT NULL,
     seq BIGINT NOT NULL,
     events BIGINT NOT NULL,
-    schema_version INTEGER NOT NULL
+    schema_version INTEGER NOT NULL,
+    duckdb_version VARCHAR NOT NULL
+);
+
+-- What `events` was when it was folded. `hash` may differ between versions of DuckDB, so `position` says which made it.
+CREATE TABLE checksums (
+    partition INTEGER NOT NULL,
+    block BIGINT NOT NULL,
+    events BIGINT NOT NULL,
+    checksum HUGEINT NOT NULL
 );
 
 CREATE TABLE discrepancies (

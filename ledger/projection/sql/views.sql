@@ -4,9 +4,6 @@
 -- view reads a clock (G5): "now" is the time of the newest event that is folded. Days and hours are in UTC, in any time
 -- zone of the session. All views of spend add up to the same total, the settled spend of all users.
 
--- The name of a user's budget, as made by budget_name() in schemas/identifiers.py.
-CREATE OR REPLACE MACRO user_budget(user_id, period) AS 'user:' || user_id || ':' || period;
-
 CREATE OR REPLACE VIEW newest_event AS
 SELECT max(make_timestamptz(split_part(id, '-', 1)::BIGINT * 1000)) AS recorded_at
 FROM position

@@ -1,0 +1,62 @@
+"""The projection recomputed from the events in its own file, and compared: DuckDB is checked, not believed.
+
+Found are a changed, added or dropped event, a balance, cap or counter that the events do not give, and a position that
+is not their end. Not found is a file that was changed consistently, checksums included: `tollbook verify` compares the
+events with archive and stream. All of one moment, while the fold goes on.
+"""
+
+import duckdb
+
+from tollbook.ledger.projection.database import StoreChanged, roll_back
+from tollbook.ledger.projection.fold import counts_statement, statement
+from tollbook.schemas.identifiers import describe_budget
+from tollbook.schemas.money import format_usd
+
+
+def recompute(cursor: duckdb.DuckDBPyConnection) -> None:
+    """Recompute everything that decisions and reports come from. Blocks. Errors: StoreChanged; duckdb.Error."""
+    cursor.begin()
+    try:
+        problems = [*_events(cursor), *_budgets(cursor), *_counters(cursor)]
+    finally:
+        roll_back(cursor)
+    if problems:
+        more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise StoreChanged(f"{problems[0]}{more}")
+
+
+def _events(cursor: duckdb.DuckDBPyConnection) -> list[str]:
+    return [row[0] for row in cursor.execute(statement("check_events")).fetchall()]
+
+
+def _budgets(cursor: duckdb.DuckDBPyConnection) -> list[str]:
+    rows = cursor.execute(statement("check_budgets")).fetchall()
+    return [
+        f"{describe_budget(budget)}: {_usd(settled)} settled and {_usd(held)} held, "
+        f"the events give {_usd(given_settled)} and {_usd(given_held)}"
+        for budget, settled, held, given_settled, given_held in rows
+    ]
+
+
+def _counters(cursor: duckdb.DuckDBPyConnection) -> list[str]:
+    text = counts_statement(counts="recomputed_counts", before="(FROM counters LIMIT 0)")
+    problems, known = list[str](), 0
+    for partition, last_seq in cursor.execute("SELECT partition, seq FROM position").fetchall():
+        cursor.execute(text, {"partition": partition, "first": 1, "last": last_seq})
+        differing = cursor.execute(
+            "SELECT budget FROM (FROM recomputed_counts EXCEPT FROM counters) ORDER BY budget"
+        ).fetchall()
+        problems += [f"{describe_budget(budget)}: other counters than its events give" for (budget,) in differing]
+        known += _one(cursor, "SELECT count(*) FROM recomputed_counts")
+    extra = _one(cursor, "SELECT count(*) FROM counters") - known
+    if extra > 0:
+        problems.append(f"{extra} rows of counters have no events")
+    return problems
+
+
+def _one(cursor: duckdb.DuckDBPyConnection, sql: str) -> int:
+    return cursor.execute(sql).fetchall()[0][0]
+
+
+def _usd(nanousd: int) -> str:
+    return format_usd(nanousd, places=None)
