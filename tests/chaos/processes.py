@@ -97,6 +97,7 @@ class Program:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
+            self._keeper = None
 
     async def _stand_still(self, for_s: float) -> None:
         process = self._process

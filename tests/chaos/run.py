@@ -138,19 +138,6 @@ class Chaos:
         """Return what the provider was asked so far."""
         return read_lines(self.directory / "requests.jsonl")
 
-    async def withdraw(self, task_ids: Sequence[str]) -> None:
-        """Take tasks off their stream and out of the hands of workers, which start anew."""
-        wanted = {task_id.encode() for task_id in task_ids}
-        found: Any = await self.redis.xrange("analysis")
-        entries = [entry_id for entry_id, fields in found if fields.get(b"task_id") in wanted]
-        for name in WORKERS:
-            await self.programs[name].end()
-        if entries:
-            await self.redis.xack("analysis", GROUP, *entries)
-            await self.redis.xdel("analysis", *entries)
-        for name in WORKERS:
-            await self.programs[name].start()
-
     async def drain(self) -> None:
         """Wait until every entry is delivered and acknowledged and no hold is open. Errors: NotDrained."""
         try:
