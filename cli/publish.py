@@ -41,6 +41,8 @@ def publish(
 ) -> int:
     """Put a task on a stream.
 
+    Other users of this machine can see a command line while it runs: let a private prompt be read from standard input.
+
     Example: tollbook publish generation generate_draft "Write a haiku about ledgers." --user u42 --wait 60
     """
     load_redis_alone()

@@ -115,6 +115,11 @@ class ProjectionService:
         return self._current().store
 
     @property
+    def problem(self) -> str | None:
+        """Why the file is not open now; None while it is."""
+        return None if self._problem is None else str(self._problem)
+
+    @property
     def projector(self) -> Projector:
         """The fold that runs now. Errors: BaselineUnavailable."""
         return self._current().projector

@@ -5,6 +5,7 @@ read what is here nor have it written somewhere else.
 """
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -45,9 +46,20 @@ def sync_folder(path: Path) -> None:
 
 
 def read_private(path: Path) -> str:
-    """Read a file, not through a link. Errors: OSError."""
+    """Read a file, not through a link, and none that another user has put there. Errors: OSError."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as file:
+        _check_owner(os.fstat(file.fileno()).st_uid, path)
         return file.read()
+
+
+def _check_owner(owner: int, path: Path) -> None:
+    """See that a file is this user's or root's: another's may say what it likes, such as where to send prompts.
+
+    Root may read everybody's, since it also looks after the data of services. Errors: PermissionError.
+    """
+    user = os.geteuid()
+    if user != 0 and owner not in (0, user):
+        raise PermissionError(errno.EPERM, "the file belongs to another user of this machine", str(path))
 
 
 def append_private(path: Path) -> BinaryIO:

@@ -32,7 +32,8 @@ def announced_address(data_dir: Path, name: str, address: str, *, part: str) -> 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_abandoned(data_dir)
-        file = draft.open("w", encoding="utf-8")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        file = os.fdopen(os.open(draft, flags, 0o666), "w", encoding="utf-8")
     except OSError as exc:
         raise AddressError(f"{draft} cannot be written: {exc.strerror or exc}") from exc
     with file:

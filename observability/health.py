@@ -130,11 +130,13 @@ class Readiness:
         failing = [moment for moment in since if moment is not None]
         if not failing:
             return Check("baseline", ok=True, found="usable")
+        problem = self._state.projection.problem if self._state.projection is not None else None
+        why = f" ({problem})" if problem else ""
         return Check(
             "baseline",
             ok=True,
             found=f"kept ones only, DuckDB has not answered for {self._monotonic() - min(failing):.0f} s: "
-            "calls of users not seen lately wait",
+            f"calls of users not seen lately wait{why}",
             advice=_PROJECTOR,
         )
 

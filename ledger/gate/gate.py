@@ -441,6 +441,8 @@ class Gate:
             raise
         if name in _APPENDING_FUNCTIONS and reply[0] == b"OK" and reply[1]:
             self.see(EntryId.parse(reply[1].decode()))
+        elif (reply[0] == b"EXISTS" or (name, reply[0]) == ("settle", b"SETTLED")) and reply[-1]:
+            self.see(EntryId.parse(reply[-1].decode()))
         return cast("list[bytes]", reply)
 
     def see(self, entry: EntryId) -> None:

@@ -177,6 +177,10 @@ def _open_database(
     path: Path, ledger_id: str, partitions: int, *, config: dict[str, Any], now: Callable[[], datetime]
 ) -> duckdb.DuckDBPyConnection:
     make_private_folder(path.parent)
+    for each in (path, path.with_name(path.name + ".wal")):
+        # DuckDB would follow it, and write where somebody else has it point to.
+        if each.is_symlink():
+            raise StoreFailed(f"{each} is a symbolic link: put the file itself there, or set TOLLBOOK_DATA_DIR")
     if not path.exists() and path.with_name(path.name + ".wal").exists():
         set_aside(path, now())  # A log without its file; a new file must not be given it.
     config = {"storage_compatibility_version": _STORAGE, **config}

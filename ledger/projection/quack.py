@@ -9,6 +9,7 @@ queries that people write run on a copy (snapshot.py).
 """
 
 import importlib.resources
+import re
 import secrets
 import socket
 import threading
@@ -32,6 +33,9 @@ from tollbook.schemas.identifiers import budget_name
 _log = structlog.get_logger(__name__)
 _HOST: Final = "127.0.0.1"
 _PORT_TRIES: Final = 5
+# They become part of a statement.
+_ADDRESS: Final = re.compile(r"quack:[A-Za-z0-9.:\[\]-]{1,100}")
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 TOKEN_FILE: Final = "quack.token"  # noqa: S105 - the name of the file, not the token.
 ADDRESS_FILE: Final = "quack.address"
 # Stands for the names in the statement that the guard lets through.
@@ -62,7 +66,7 @@ class QuackServer:
             load_extensions(cursor)
             _guard(cursor)
             uri = _listen(cursor, port, token)
-        (data_dir / ADDRESS_FILE).write_text(uri, encoding="ascii")
+        write_private(data_dir / ADDRESS_FILE, uri)
         _log.info("quack.started", uri=uri)
         return cls(store, data_dir, uri)
 
@@ -128,10 +132,11 @@ class RemoteStore:
 
     def _attach(self) -> duckdb.DuckDBPyConnection:
         try:
-            uri = (self._data_dir / ADDRESS_FILE).read_text(encoding="ascii")
-            token = (self._data_dir / TOKEN_FILE).read_text(encoding="ascii")
+            uri, token = (read_private(self._data_dir / name) for name in (ADDRESS_FILE, TOKEN_FILE))
         except OSError as exc:
             raise BaselineUnavailable(f"no projector runs in {self._data_dir} ({exc.strerror})") from exc
+        if not _ADDRESS.fullmatch(uri) or not _TOKEN.fullmatch(token):
+            raise BaselineUnavailable(f"{self._data_dir} has no address and token of a projector")
         connection = connect(config={"threads": 1})
         try:
             load_extensions(connection)

@@ -104,6 +104,7 @@ def take_snapshot(path: Path, copy: Path) -> None:
     """
     _check_exists(path)
     _copied(path, copy, _merge)
+    copy.chmod(0o600)  # As the projection itself; whoever shares it changes that.
 
 
 def _check_exists(path: Path) -> None:

@@ -2,21 +2,39 @@
 
 import asyncio
 import os
+import re
 import stat
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
+import httpx
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError
 
+from tests.servers import wait_until
+from tests.system import StayingCommand, run_cli
+from tollbook.ledger.errors import BaselineUnavailable
 from tollbook.ledger.private_files import make_private_folder, read_private, write_private
+from tollbook.ledger.projection.database import StoreFailed
+from tollbook.ledger.projection.quack import QuackServer, RemoteStore, load_extensions
+from tollbook.ledger.projection.snapshot import take_snapshot
+from tollbook.ledger.projection.store import Store
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.server.endpoint import EndpointError, read_endpoint
+from tollbook.observability.address import AddressError, announced_address
+from tollbook.standin import StandIn
 
 NOBODY = 65534
+PRIVATE = ("environ", "mem", "maps", "fd/0")
+
+
+def as_nobody(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, user=NOBODY, capture_output=True, text=True, errors="replace", check=False)
 
 
 async def test_the_embedded_server_asks_for_a_password(private_server: EmbeddedServer) -> None:
@@ -92,3 +110,120 @@ def test_a_planted_link_is_not_read_through(tmp_path: Path) -> None:
     (tmp_path / "endpoint.json").symlink_to(target)
     with pytest.raises(EndpointError):
         read_endpoint(tmp_path)
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that every user of the machine can look into."""
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        folder = Path(place) / "folder"
+        folder.mkdir(mode=0o755)
+        yield folder
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+async def test_another_user_gets_nothing_of_a_running_system(public: Path) -> None:
+    """Each file, each process, each port: no prompt, no key, no password, no token."""
+    secret, key = "the-prompt-of-somebody-else", "sk-the-key"
+    data = public / "data"
+    async with StandIn() as provider:
+        env = {
+            "OPENROUTER_BASE_URL": provider.base_url,
+            "OPENROUTER_API_KEY": key,
+            "TOLLBOOK_DATA_DIR": str(data),
+            "TOLLBOOK_ALLOW_UNSYNCED": "1",
+        }
+        command = await StayingCommand.start("up", cwd=public, env=env, is_installed=True)
+        try:
+            await wait_until(lambda: "Metrics:" in command.stdout, what="the start")
+            pids = [command.process.pid, int((data / "valkey" / "valkey.pid").read_text())]
+            url = (await run_cli("url", cwd=public, env=env)).stdout.strip()
+            async with connect(url) as redis:
+                task = {"task": "score_post", "user_id": "u1", "prompt": secret, "task_id": "t1"}
+                await redis.xadd("analysis", task)  # pyright: ignore[reportArgumentType]
+            done = await run_cli("result", "t1", "--wait", "30", cwd=public, env=env)
+            assert "done" in done.stdout
+            files = [path for path in data.rglob("*") if path.is_file()]
+            assert {"tollbook.duckdb", "endpoint.json", "quack.token", "quack.address", "password"} <= {
+                path.name for path in files
+            }
+            for path in (*files, *(Path(f"/proc/{pid}/{name}") for pid in pids for name in PRIVATE)):
+                tried = await asyncio.to_thread(as_nobody, "/bin/cat", str(path))
+                assert tried.returncode != 0, path
+            shown = [(await asyncio.to_thread(as_nobody, "/bin/cat", f"/proc/{pid}/cmdline")).stdout for pid in pids]
+            password = url.partition("@")[0].rpartition(":")[2]
+            token = (data / "quack.token").read_text("ascii")
+            metrics = re.search(r"http://\S+/metrics", command.stdout)
+            assert metrics is not None
+            async with httpx.AsyncClient() as client:
+                base = metrics[0].removesuffix("/metrics")
+                shown += [(await client.get(base + path)).text for path in ("/metrics", "/health/ready", "/")]
+            for text in shown:
+                assert not [each for each in (secret, key, password, token) if each in text]
+            with duckdb.connect() as stranger:
+                load_extensions(stranger)
+                uri = (data / "quack.address").read_text("ascii")
+                with pytest.raises(duckdb.Error):
+                    stranger.execute(f"ATTACH '{uri}' AS ledger (TYPE quack, TOKEN 'guessed')")
+        finally:
+            await command.end()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_file_of_another_user_is_not_believed() -> None:
+    """Else whoever makes a folder `data` where others work is sent their prompts."""
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "endpoint.json"
+        write_private(path, "{}")
+        Path(place).chmod(0o755)
+        path.chmod(0o644)
+        os.chown(path, NOBODY - 1, -1)
+        os.seteuid(NOBODY)
+        try:
+            with pytest.raises(PermissionError, match="belongs to another user"):
+                read_private(path)
+        finally:
+            os.seteuid(0)
+        assert read_private(path) == "{}", "root looks after everybody's"
+        os.chown(path, 0, -1)
+        os.seteuid(NOBODY)
+        try:
+            assert read_private(path) == "{}"
+        finally:
+            os.seteuid(0)
+
+
+def test_nothing_is_written_through_a_link_that_is_planted_for_the_projector(tmp_path: Path) -> None:
+    target = tmp_path / "precious"
+    target.write_text("precious")
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("tollbook.duckdb", "tollbook.duckdb.wal"):
+        (data / name).symlink_to(target)
+        with pytest.raises(StoreFailed, match="is a symbolic link"):
+            Store.open(data / "tollbook.duckdb", "ledger-1")
+        (data / name).unlink()
+    (data / "quack.address").symlink_to(target)
+    store = Store.open(data / "tollbook.duckdb", "ledger-1")
+    QuackServer.start(store, data).stop()
+    store.close()
+    (data / "metrics").mkdir()
+    (data / "metrics" / f".w.{os.getpid()}").symlink_to(target)
+    with pytest.raises(AddressError), announced_address(data, "w", "127.0.0.1:1", part="worker"):
+        pass
+    assert target.read_text() == "precious"
+
+
+@pytest.mark.parametrize("planted", ["quack:127.0.0.1:1' (TYPE quack); COPY (SELECT 1) TO 'x", "http://elsewhere"])
+def test_a_planted_address_of_the_projector_is_no_statement(tmp_path: Path, planted: str) -> None:
+    (tmp_path / "quack.address").write_text(planted)
+    (tmp_path / "quack.token").write_text("token")
+    with pytest.raises(BaselineUnavailable, match="has no address and token of a projector"):
+        RemoteStore.open(tmp_path).baselines(())
+
+
+def test_a_copy_of_the_projection_is_private(tmp_path: Path) -> None:
+    Store.open(tmp_path / "tollbook.duckdb", "ledger-1").close()
+    take_snapshot(tmp_path / "tollbook.duckdb", tmp_path / "copy.duckdb")
+    assert stat.S_IMODE((tmp_path / "copy.duckdb").stat().st_mode) == 0o600

@@ -85,6 +85,10 @@ class Program:
         await asyncio.sleep(for_s)
         self._is_wanted.set()
 
+    def forget_ends_since(self, at_ms: int) -> None:
+        """Take its ends since then for right: it refused a store, and was started again until it was in order."""
+        self.surprises = [each for each in self.surprises if each.to_ms < at_ms or each.code != 1]
+
     async def end(self) -> None:
         """End it for good, in an orderly way; what does not end is killed, and noted."""
         self._is_wanted.clear()
@@ -93,6 +97,7 @@ class Program:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
+            self._keeper = None
 
     async def _stand_still(self, for_s: float) -> None:
         process = self._process

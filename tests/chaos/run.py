@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from tests.chaos.audit import Audit, Evidence, RawEvent
 from tests.chaos.plot import REPLIES, STREAMS, WORKERS, Blow, Plot
 from tests.chaos.processes import Program, Server, tollbook
+from tests.chaos.stores import BATCH, STORE_BLOWS, read_lines
 from tests.servers import PATIENCE_S
 from tests.system import command_environment
 from tollbook.ledger.archive.replay import rebuild
@@ -52,6 +53,7 @@ class Chaos:
     redis: Redis
     provider_url: str
     programs: dict[str, Program]
+    store_blows: Sequence[str] = ()
     published: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
     struck: int = 0
     _events: list[RawEvent] = field(default_factory=list[RawEvent])
@@ -92,19 +94,49 @@ class Chaos:
         await asyncio.gather(*(strike(blow) for blow in self.plot.blows))
 
     async def _publish_all(self, started: float) -> None:
-        """Publish each in its time; where the server does not answer, publish again, as publishers do."""
-        for number, publication in enumerate(self.plot.publications):
+        """Publish each in its time, but for those that are kept for the blows against stores."""
+        later = len(self.store_blows) * BATCH * 2
+        for number, publication in enumerate(self.plot.publications[: len(self.plot.publications) - later]):
             await asyncio.sleep(max(0, started + publication.at_s - time.monotonic()))
-            while True:
-                try:
-                    fields: Any = publication.fields
-                    async with asyncio.timeout(_ANSWER_S):
-                        entry_id: Any = await self.redis.xadd(publication.stream, fields)
-                except (RedisError, OSError, TimeoutError):
-                    await asyncio.sleep(0.1)
-                else:
-                    self.published.append((publication.stream, entry_id.decode(), number))
-                    break
+            await self._publish(number)
+
+    async def publish_more(self, number: int) -> None:
+        """Publish the next ones at once."""
+        # Counted from what is published, so that it can be called again and again.
+        first = len(self.published)
+        for each in range(first, min(first + number, len(self.plot.publications))):
+            await self._publish(each)
+
+    async def _publish(self, number: int) -> None:
+        """Publish one; where the server does not answer, again, as publishers do."""
+        publication = self.plot.publications[number]
+        while True:
+            try:
+                fields: Any = publication.fields
+                async with asyncio.timeout(_ANSWER_S):
+                    entry_id: Any = await self.redis.xadd(publication.stream, fields)
+            except (RedisError, OSError, TimeoutError):
+                await asyncio.sleep(0.1)
+            else:
+                self.published.append((publication.stream, entry_id.decode(), number))
+                return
+
+    async def strike_stores(self) -> None:
+        """Strike at the stores, one blow after another, each on a system at rest."""
+        for name in self.store_blows:
+            await self.drain()
+            await STORE_BLOWS[name](self)
+            self.struck += 1
+
+    @asynccontextmanager
+    async def unread(self) -> AsyncIterator[None]:
+        """Let nobody read the ledger meanwhile: it is not the one that counts."""
+        async with self._reading:
+            yield
+
+    def requests(self) -> list[dict[str, Any]]:
+        """Return what the provider was asked so far."""
+        return read_lines(self.directory / "requests.jsonl")
 
     async def drain(self) -> None:
         """Wait until every entry is delivered and acknowledged and no hold is open. Errors: NotDrained."""
@@ -228,9 +260,13 @@ class Chaos:
         assert folded == len(self._events), f"G5: {folded} events are folded, the ledger has {len(self._events)}"
 
 
-async def run(plot: Plot, directory: Path) -> dict[str, Any]:
-    """Play a plot and check everything; return counts for the report. Errors: AssertionError."""
+async def run(plot: Plot, directory: Path, *, store_blows: Sequence[str] = ()) -> dict[str, Any]:
+    """Play a plot, then strike at the stores, and check everything; return counts for the report.
+
+    Errors: AssertionError.
+    """
     async with _opened(plot, directory) as chaos:
+        chaos.store_blows = store_blows
         try:
             return await _play(chaos)
         except BaseException:
@@ -244,6 +280,7 @@ async def _play(chaos: Chaos) -> dict[str, Any]:
     watching = asyncio.create_task(chaos.watch_ledger(stop))
     try:
         await chaos.unleash()
+        await chaos.strike_stores()
         healed = time.monotonic()
         await chaos.drain()
         drained = time.monotonic()

@@ -7,12 +7,14 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.plot import draw
 from tests.chaos.run import run
+from tests.chaos.stores import BATCH, SWITCHED_ON
 
 _TASKS_PER_S = 100
 
@@ -24,6 +26,14 @@ async def test_no_guarantee_breaks_while_processes_are_killed_and_stopped(reques
     await play(seed_of(request), chaos_s=16)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("blow", SWITCHED_ON)
+async def test_no_guarantee_breaks_where_a_store_lies(request: pytest.FixtureRequest, blow: str) -> None:
+    """G1, G3, G4, G8: an older backup, a cut-off replica, eviction, an older DuckDB."""
+    await play(seed_of(request), chaos_s=6, store_blows=(blow,))
+
+
 @pytest.mark.soak
 async def test_no_guarantee_breaks_in_a_long_run(
     request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
@@ -33,7 +43,7 @@ async def test_no_guarantee_breaks_in_a_long_run(
     while time.monotonic() < until:
         # Whoever waits for an hour wants to see that it goes on.
         with capsys.disabled():
-            await play(seed, chaos_s=60)
+            await play(seed, chaos_s=60, store_blows=SWITCHED_ON)
         seed += 1
 
 
@@ -45,12 +55,13 @@ def minutes_of(request: pytest.FixtureRequest) -> float:
     return float(request.config.getoption("--minutes"))  # pyright: ignore[reportArgumentType]
 
 
-async def play(seed: int, *, chaos_s: float) -> None:
+async def play(seed: int, *, chaos_s: float, store_blows: Sequence[str] = ()) -> None:
     # Not one of pytest's, which clears away those of earlier runs: what a failure leaves behind may be all there is.
     directory = Path(tempfile.mkdtemp(prefix=f"tollbook-chaos-{seed}-"))
     # Told before anything can go wrong; pytest shows it where the test fails.
     print(f"\nchaos: seed {seed}, evidence in {directory}", flush=True)  # noqa: T201 - for the report of a failure.
-    summary = await run(draw(seed, chaos_s=chaos_s, tasks=round(chaos_s * _TASKS_PER_S)), directory)
+    tasks = round(chaos_s * _TASKS_PER_S) + 2 * BATCH * len(store_blows)
+    summary = await run(draw(seed, chaos_s=chaos_s, tasks=tasks), directory, store_blows=store_blows)
     print(f"chaos: seed {seed}: {json.dumps(summary)}", flush=True)  # noqa: T201 - as above.
     # A run in which nothing got through, or nothing went wrong, would prove nothing.
     assert summary["statuses"]["done"] > summary["entries"] / 10

@@ -121,3 +121,27 @@ async def test_an_event_that_was_archived_and_trimmed_is_not_missed(bench: GateB
     await bench.redis.hset(bench.keys.meta, mapping={"removed": head.seq, "removed_to": str(head.entry)})
 
     assert isinstance(await bench.reserve("b", amount=1), Reserved)
+
+
+@pytest.mark.parametrize("found", ["its own hold", "a finished call", "its own settlement", "its charge"])
+async def test_who_finds_something_done_before_is_told_of_it(bench: GateBench, found: str) -> None:
+    """G3, G4: the reply to the first try was lost, and with it the event's id; the repeat must not stay without one."""
+    await bench.reserve("kept", amount=1)
+    before, own = await bench.everything(), bench.gate
+    # What the process did, heard of by nobody.
+    bench.gate = another_process(bench)
+    await bench.reserve("lost", amount=1)
+    if found in ("a finished call", "its own settlement"):
+        await bench.settle("lost", cost=1)
+    await bench.charge("elsewhere")
+    bench.gate = own
+    if found == "its charge":
+        await bench.charge("elsewhere")
+    elif found == "its own settlement":
+        await bench.settle("lost", cost=1)
+    else:
+        await bench.reserve("lost", amount=1)
+    await go_back(bench.redis, before)
+
+    with pytest.raises(LedgerWentBack):
+        await bench.settle("lost", cost=1)

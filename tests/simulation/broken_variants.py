@@ -1,6 +1,6 @@
 """The code under test broken on purpose: pieces of the gate's text replaced, or a method of worker or runner."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,8 +12,19 @@ from tollbook.inference.calls.earlier_runs import settle_dead_hold
 from tollbook.inference.calls.holds import Hold
 from tollbook.inference.calls.reservations import Acquired, Reservations, WaitLimits
 from tollbook.inference.calls.runner import CallRunner
+from tollbook.ledger.errors import CallUnknown, LedgerUnavailable, LedgerWentBack
 from tollbook.ledger.gate.functions import library_code
-from tollbook.ledger.gate.requests import Adjusted, AdjustRequest, OpenCall, SettleRequest
+from tollbook.ledger.gate.gate import Gate
+from tollbook.ledger.gate.ledger import Ledger
+from tollbook.ledger.gate.requests import (
+    Adjusted,
+    AdjustRequest,
+    AlreadySettled,
+    OpenCall,
+    Settled,
+    SettleRequest,
+)
+from tollbook.schemas.identifiers import ZERO_ENTRY
 from tollbook.schemas.results import ErrorCode
 
 
@@ -106,6 +117,29 @@ class CurtRunner(CallRunner):
         return await self._ledger.adjust(request)
 
 
+class ForgetfulGate(Gate):
+    """Knows nothing any more of what it was told before its connection was lost."""
+
+    async def _call(self, name: str, keys: Sequence[str], arguments: Iterable[str | int]) -> list[bytes]:
+        try:
+            return await super()._call(name, keys, arguments)
+        except LedgerUnavailable:
+            self.seen, self._identity = ZERO_ENTRY, f"{self.ledger_id} {ZERO_ENTRY}"
+            raise
+
+
+class DroppingLedger(Ledger):
+    """Takes a hold that the ledger has lost for one that somebody else has settled."""
+
+    async def settle(self, request: SettleRequest) -> Settled | AlreadySettled:
+        try:
+            return await self._without_baselines(
+                request.user_id, request.budgets, lambda gate, baselines: gate.settle(request, baselines)
+            )
+        except LedgerWentBack:
+            raise CallUnknown(request.call_id, request.hold) from None
+
+
 class CarelessRunner(CallRunner):
     """Begins the next attempt without telling the ledger."""
 
@@ -113,6 +147,8 @@ class CarelessRunner(CallRunner):
         return None
 
 
+# A server that loses what was written last, now and then.
+LOSSES: Mapping[str, Any] = {"losses": 0.1}
 BROKEN = (
     BrokenVariant(
         "holds do not count against the cap",
@@ -234,6 +270,38 @@ BROKEN = (
     ),
     BrokenVariant(
         "a call is given up without a hold", lambda: Variant(reservations=ResentfulReservations), "G4", seeds=2000
+    ),
+    BrokenVariant(
+        "nobody looks whether the ledger went back",
+        _gate(("elseif not has_event(ledger, seen, seq, m[4]) then", "elseif false then")),
+        "G1: .* on a ledger that lacks",
+        changes=LOSSES,
+    ),
+    BrokenVariant(
+        "what was found once is not looked for again, though the ledger is shorter",
+        _gate(("if last and last.id == id and seq >= last.seq then", "if last and last.id == id then")),
+        "G1: .* on a ledger that lacks",
+        changes=LOSSES,
+    ),
+    BrokenVariant(
+        "a process forgets at a new connection what it was told",
+        lambda: Variant(gate=ForgetfulGate),
+        "G1: .* on a ledger that lacks",
+        changes=LOSSES,
+    ),
+    BrokenVariant(
+        "who finds its hold again is not told of it",
+        _gate(("return entries[1] and entries[1][1] or ''", "return ''")),
+        "G3: .* stays assumed",
+        seeds=600,
+        changes=LOSSES,
+        known_seed=406,
+    ),
+    BrokenVariant(
+        "an answer is dropped whose hold is lost",
+        lambda: Variant(ledger=DroppingLedger),
+        "G3: .* stays assumed|G3: .* settled at",
+        changes=LOSSES,
     ),
     BrokenVariant("a fallback is not paid for", lambda: Variant(runner=CarelessRunner), "G1|G3", seeds=300),
 )

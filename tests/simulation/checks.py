@@ -6,8 +6,8 @@ gate, the projector or the project's models.
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.simulation.loop import Process
@@ -88,6 +88,15 @@ class Fold:
             case _:
                 pass
 
+    def copy(self) -> "Fold":
+        """Return a copy; what the provider was asked stays known to both."""
+        other = Fold()
+        other.position, other.events = self.position, self.events
+        other.balances.update(self.balances)
+        other.credit.update(self.credit)
+        other.holds = {key: replace(hold) for key, hold in self.holds.items()}
+        return other
+
     def _open(self, key: tuple[str, int]) -> HoldState:
         hold = self.holds.get(key)
         if hold is None or hold.is_settled:
@@ -108,6 +117,17 @@ def read_event(fields: Sequence[bytes]) -> tuple[dict[str, str], dict[str, Any]]
     """Read an entry of the ledger."""
     event = {fields[i].decode(): fields[i + 1].decode() for i in range(0, len(fields), 2)}
     return event, json.loads(event["payload"])
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What the ledger held at a moment, with the results and dead letters beside it."""
+
+    fold: Fold
+    results: dict[str, list[bytes]]
+    result_at_s: dict[str, float]
+    buried: set[str]
+    replies: list[tuple[str, bytes]]
 
 
 class Checker:
@@ -146,8 +166,53 @@ class Checker:
         self._waited: set[tuple[str, object]] = set()
         # By call and process: the hold it may spend from, when the gate said so, and how long it had stood still then.
         self._allowed: dict[tuple[str, Process], tuple[int, float, float]] = {}
+        self.newest: Fold | None = None
+        """What the ledger was before it went back; None while it lacks nothing."""
+        self.shaken: set[Process] = set()
+        """Those that lived through a loss: calls of theirs stood still, and their holds may have expired."""
+        self.forked = 0
+        """Requests for holds of a ledger that went back, by processes that could not know it."""
+        self._known: dict[Process, Id] = {}
+        self._since_loss: list[tuple[Request, HoldState]] = []
+        self._untold: set[tuple[str, Process]] = set()
         server.on_add = self.on_add
         server.on_set = self.on_set
+
+    # --- A ledger that goes back in time ---
+
+    def moment(self) -> Moment:
+        """Return what there is now."""
+        results = {task_id: list(values) for task_id, values in self.results.items()}
+        return Moment(self.fold.copy(), results, dict(self._result_at_s), set(self.buried), list(self.replies))
+
+    def go_to(self, moment: Moment, *, newest: Fold | None, known: dict[Process, Id]) -> None:
+        """Hear that the server holds what it held at another moment.
+
+        `newest` is what is lost now (None: nothing is any more), `known` the newest event that each process knew of.
+        """
+        self.fold, self.results = moment.fold.copy(), defaultdict(list, moment.results)
+        self._result_at_s, self.buried = dict(moment.result_at_s), set(moment.buried)
+        self.replies = list(moment.replies)
+        self.newest, self._known = newest, known
+        self.shaken |= set(self.processes.values())
+
+    def forget(self, ended: Collection[Process]) -> None:
+        """Hear that these have written on a ledger that went back, which they could not know; that is lost now."""
+        for request, hold in self._since_loss:
+            if request.process in ended:
+                hold.requests.remove(request)
+                self.forked += 1
+        self._since_loss.clear()
+
+    def _check_look(self, process: Process, name: str, call_id: str, reply: Any) -> None:
+        """Whoever knows of an event that the ledger lacks changes nothing on it."""
+        if reply[0] == b"BACK" and name in ("record", "adjust"):
+            self._untold.add((call_id, process))
+        known = self._known.get(process, (0, 0))
+        if self.newest is None or reply[0] != b"OK" or name not in ("reserve", "record", "settle", "adjust"):
+            return
+        if known != (0, 0) and known not in self._server.stream(self._ledger).entries:
+            raise Broken(f"G1: {process.name} has a {name} on a ledger that lacks {known}, which it knew of")
 
     def say(self, text: str) -> None:
         self.log.append(f"{self._clock():.3f} {text}")
@@ -170,12 +235,14 @@ class Checker:
         match event["type"]:
             case "budget-reserved":
                 self._check_caps(event, payload)
-            case "budget-denied":
+            case "budget-denied" if self.newest is None:
                 self._check_denial(event, payload, before)
             case "cost-recorded" | "cost-adjusted":
                 hold = self.fold.holds[event["call_id"], payload["hold"]]
                 if hold.cost > hold.held:
                     raise Broken(f"G1: hold {hold.number} of {hold.call_id} is {hold.held} and costs {hold.cost}")
+                if self.newest is not None:
+                    return  # By somebody who cannot know how old this ledger is.
                 if payload.get("outcome") == "taken_over":
                     self._check_takeover(hold)
                 if payload.get("outcome") in ("taken_over", "expired") and hold.assumed:
@@ -218,6 +285,7 @@ class Checker:
         """A worker that lives knows that it sent nothing, though it may have been cut off and taken for dead."""
         process = self.processes[hold.process_name]
         is_well = not process.is_dead and not process.paused_s and not process.is_paused and process not in self.stopped
+        is_well = is_well and process not in self.shaken
         if is_well and not hold.requests and (outcome == "expired" or process is self._server.client):
             raise Broken(
                 f"G3: hold {hold.number} of {hold.call_id} is charged for, and its worker lives and sent nothing"
@@ -228,7 +296,7 @@ class Checker:
             task_id = key[len(self._result_prefix) :].decode()
             self.say(f"result {task_id} {value.decode()}")
             self.results[task_id].append(value)
-            if len(self.results[task_id]) > 1:
+            if len(self.results[task_id]) > 1 and self.newest is None:
                 raise Broken(f"G4: {task_id} has a second result")
             self._result_at_s[task_id] = self._clock()
 
@@ -240,6 +308,7 @@ class Checker:
         if name in ("renew", "create"):
             return
         self.say(f"{process.name} {name} {command[4 + command[2]]} -> {reply[:5]}")
+        self._check_look(process, name, command[4 + command[2]], reply)
         for key in command[3 : 3 + command[2]]:
             if key.encode().startswith(self._tail_prefix):
                 self._check_tail(key)
@@ -277,8 +346,14 @@ class Checker:
             raise Broken(
                 f"G3: {request.call_id} is begun anew after {number - 1} holds, {self._max_attempts} are allowed"
             )
-        hold = self.fold.holds[request.call_id, number]
+        key = request.call_id, number
+        known = self.newest.holds.get(key) if self.newest is not None else None
+        is_own = known is not None and known.process_name == request.process.name
+        hold = known if known is not None and is_own else self.fold.holds[key]
         hold.requests.append(request)
+        if self.newest is not None:
+            self._since_loss.append((request, hold))
+            return
         result_at_s = self._result_at_s.get(request.call_id)
         if result_at_s is not None and at_s > result_at_s:
             raise Broken(f"G4: {request.call_id} calls a model for a hold made after its result was stored")
@@ -293,7 +368,8 @@ class Checker:
         """Whether the reply came to a process that never stood still, and that nobody stopped."""
         process = request.process
         is_well = not process.is_dead and not process.paused_s and process not in self.stopped
-        return request.is_told and is_well
+        # What is recorded between attempts, and late corrections, are refused by a ledger that went back, and not kept.
+        return request.is_told and is_well and (request.call_id, process) not in self._untold
 
     def check_end(self, *, task_ids: Sequence[str], book: Sequence[Request]) -> None:
         for task_id in task_ids:
@@ -317,8 +393,8 @@ class Checker:
                 )
             if hold.assumed and hold.requests and all(map(self._was_heard, hold.requests)):
                 raise Broken(f"G3: hold {hold.number} of {hold.call_id} stays assumed, though every answer came")
-        if known != len(book):
-            raise Broken(f"G3: {len(book) - known} requests stand against no hold")
+        if known + self.forked != len(book):
+            raise Broken(f"G3: {len(book) - known - self.forked} requests stand against no hold")
         for budget, (_, held) in self.fold.balances.items():
             if held:
                 raise Broken(f"G2: {budget} has {held} held and nothing open")

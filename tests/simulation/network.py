@@ -8,7 +8,7 @@ was sent may also be executed long after the sender was told that the connection
 import asyncio
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, cast
@@ -52,6 +52,8 @@ class Network:
         self.watch: _Watch = lambda *_: None
         self.on_trouble: Callable[[Process, float], None] = lambda *_: None
         self.down_until_s: dict[Process, float] = {}
+        self.servers = 1
+        """How many servers there were: what was sent to one is not executed by the next."""
         self._subscribers: list[FakePubSub] = []
         server.on_publish = self._publish
 
@@ -67,6 +69,12 @@ class Network:
         self.on_trouble(process, seconds)
         for subscriber in [each for each in self._subscribers if each.process is process]:
             subscriber.lose_connection()
+
+    def replace_server(self, processes: Iterable[Process], seconds: float) -> None:
+        """Break every connection; nobody has a new one for a while."""
+        self.servers += 1
+        for process in processes:
+            self.cut(process, seconds)
 
     def delay_s(self, process: Process) -> float:
         if self.faults.slow and self.random.random() < self.faults.slow:
@@ -130,22 +138,29 @@ class Connection:
             executed, told = random.choice((0, len(commands))), -1
         batch = [_unpacked(command) for command in commands]
         network.loop.world_later(
-            network.delay_s(self._process) + late_s, self._arrive, self._sent, batch, executed, told
+            network.delay_s(self._process) + late_s, self._arrive, self._sent, batch, executed, told, network.servers
         )
         if late_s:
             network.loop.world_later(
                 network.delay_s(self._process), self._answer, self._sent, [RedisConnectionError("lost")]
             )
 
-    def _arrive(self, number: int, batch: Sequence[Sequence[Any]], executed: int, told: int) -> None:
+    def _arrive(self, number: int, batch: Sequence[Sequence[Any]], executed: int, told: int, server: int) -> None:
         network = self._network
+        if server != network.servers:
+            return self._answer(number, [RedisConnectionError("lost")])
         replies = [network.execute(self._process, command, is_told=told == len(batch)) for command in batch[:executed]]
         if told < 0 or number != self._sent:
-            return
+            return None
         answers = replies[:told]
         if told < len(batch):
             answers.append(RedisConnectionError("lost"))
-        network.loop.world_later(network.delay_s(self._process), self._answer, number, answers)
+        network.loop.world_later(network.delay_s(self._process), self._return, number, answers, server)
+        return None
+
+    def _return(self, number: int, replies: Sequence[Any], server: int) -> None:
+        is_lost = server != self._network.servers
+        self._answer(number, [RedisConnectionError("lost")] if is_lost else replies)
 
     def _answer(self, number: int, replies: Sequence[Any]) -> None:
         if number != self._sent:

@@ -6,6 +6,7 @@ writes on streams can be watched.
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, cast
@@ -138,6 +139,14 @@ class Stream:
     groups: dict[bytes, Group] = field(default_factory=dict[bytes, Group])
 
 
+@dataclass(frozen=True)
+class Backup:
+    """The keys of a moment, with the times at which they expire."""
+
+    values: dict[bytes, Any]
+    expires: dict[bytes, float]
+
+
 class RedisServer:
     """Keys and the commands on them.
 
@@ -148,6 +157,7 @@ class RedisServer:
     def __init__(self, clock: Clock, code: str) -> None:
         self._clock = clock
         self._library = library(code)
+        self._code = code
         self._values: dict[bytes, Any] = {}
         self._expires: dict[bytes, float] = {}
         self.client: object = None
@@ -162,6 +172,16 @@ class RedisServer:
     def call(self, command: list[bytes]) -> Any:
         handler = getattr(self, "_" + command[0].decode().lower())
         return handler(*command[1:])
+
+    def backup(self) -> "Backup":
+        """All keys as they are now."""
+        return Backup(deepcopy(self._values), dict(self._expires))
+
+    def put_back(self, backup: "Backup", *, is_another_server: bool) -> None:
+        """Hold what a backup holds; another server, such as a replica that was promoted, remembers nothing beside."""
+        self._values, self._expires = deepcopy(backup.values), dict(backup.expires)
+        if is_another_server:
+            self._library = Library(self._code)
 
     def names(self) -> list[bytes]:
         """All keys there are."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from tests.simulation.broken_variants import BROKEN, BrokenVariant
+from tests.simulation.broken_variants import BROKEN, LOSSES, BrokenVariant
 from tests.simulation.checks import Broken
 from tests.simulation.loop import Stuck
 from tests.simulation.world import World, quiet_logs, simulate
@@ -54,6 +54,20 @@ def test_the_guarantees_hold_in_many_more_runs(seeds: range) -> None:
         simulate(seed)
 
 
+@pytest.mark.parametrize("seeds", _asked_for(), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
+def test_the_guarantees_hold_where_the_server_loses_its_last_writes(seeds: range) -> None:
+    """G1, G3, G4: a restored backup or a failover at any moment; later a person puts the newer data back."""
+    for seed in seeds:
+        simulate(seed, **LOSSES)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seeds", _chunks(MORE_SEEDS), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
+def test_the_guarantees_hold_in_many_more_losses(seeds: range) -> None:
+    for seed in seeds:
+        simulate(seed, **LOSSES)
+
+
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.name)
 def test_a_broken_variant_is_caught(broken: BrokenVariant) -> None:
     variant = broken.variant()
@@ -74,6 +88,16 @@ def test_a_seed_gives_the_same_run_every_time() -> None:
         logs.append(world.checker.log)
     assert logs[0] == logs[1]
     assert len(logs[0]) > 10
+
+
+def test_the_runs_with_losses_reach_what_they_are_for() -> None:
+    signs = {"the server goes back to", "the newer data is back", "BACK", "AHEAD", "end w"}
+    for seed in range(200):
+        log = "\n".join(simulate(seed, **LOSSES).checker.log)
+        signs -= {sign for sign in signs if sign in log}
+        if not signs:
+            return
+    assert not signs
 
 
 def test_the_runs_reach_what_they_are_for() -> None:

@@ -56,7 +56,7 @@ Codes:
   STOPPED   no call may begin: why
   FENCED    a later projector has the lease: its name, and the epoch of its lease
   WINDOW    by the Redis clock, the request's period is over or has not begun: now in ms
-  SETTLED   the hold is settled already: "cost assumed", state
+  SETTLED   the hold is settled already: "cost assumed", state, and where it is settled the newest event
   UNKNOWN   no such hold
   MISMATCH  the hold stands against other budgets: their names, by line
   MOVED     the ledger ends elsewhere than the caller says: its newest sequence number
@@ -458,12 +458,20 @@ local function verdict(code, names, w, i)
   return { code, names[i], text(b.s), text(b.h), text(w.caps[i]) }
 end
 
-local function exists(call, result_key)
+-- The newest event on the stream ('': none). Who finds that something was done before is told it, and so of the event
+-- that did it: from then on it is missed where the ledger goes back in time.
+local function newest(ledger)
+  local entries = redis.call('XREVRANGE', ledger, '+', '-', 'COUNT', 1)
+  return entries[1] and entries[1][1] or ''
+end
+
+local function exists(call, result_key, ledger)
   if call.state == 'open' then
     return { 'EXISTS', 'open', text(call.hold), text(call.amount), call.worker, call.deadline,
-      text(call.recorded), text(call.begun), text(call.spent), text(call.assumed), call.budgets, call.period }
+      text(call.recorded), text(call.begun), text(call.spent), text(call.assumed), call.budgets, call.period,
+      newest(ledger) }
   end
-  return { 'EXISTS', call.state, redis.call('GET', result_key) or '', call.denial }
+  return { 'EXISTS', call.state, redis.call('GET', result_key) or '', call.denial, newest(ledger) }
 end
 
 --[[ reserve: hold money for a call, against one or more budgets, all or nothing.
@@ -474,8 +482,8 @@ ARGS 1 ledger_id 2 call_id
      4 payload 5.. budgets with baselines, the user's period first
 OK id hold attempt committed cap deadline-ms plan ('': none assigned)
 | DENIED budget settled held cap reason (cap | wait_timeout) | WAIT budget settled held cap
-| EXISTS open hold amount worker deadline-ms recorded begun spent assumed budgets period
-| EXISTS settled|denied result denial | CONFLICT | STOPPED reason | WINDOW now-ms ]]
+| EXISTS open hold amount worker deadline-ms recorded begun spent assumed budgets period newest
+| EXISTS settled|denied result denial newest | CONFLICT | STOPPED reason | WINDOW now-ms ]]
 local function reserve(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -491,7 +499,7 @@ local function reserve(keys, args)
     if call.hash ~= hash then -- G4
       return { 'CONFLICT' }
     elseif call.state ~= 'closed' then -- G2 G4
-      return exists(call, keys[7])
+      return exists(call, keys[7], keys[2])
     end
   end
   if meta.stopped then -- G8
@@ -650,6 +658,9 @@ local function settle(keys, args)
   local call
   call, refusal = open_hold(call_key, hold, names)
   if not call then
+    if refusal[1] == 'SETTLED' then
+      refusal[4] = newest(keys[2])
+    end
     return refusal
   end
   local tails, balances = tails_of(keys, 7), {}
@@ -751,7 +762,7 @@ while the hold stands as the caller has read it, so that a correction made since
 KEYS meta ledger waiters call tail...
 ARGS 1 ledger_id 2 call_id 3 hold 4 "cost assumed" that the caller has read 5 attempt 6 amount 7 call ttl s
      8 payload 9.. budgets (names, or with baselines after STALE)
-OK id | EXISTS | CHANGED "cost assumed" | UNKNOWN | MISMATCH budgets ]]
+OK id | EXISTS newest | CHANGED "cost assumed" | UNKNOWN | MISMATCH budgets ]]
 local function release(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -771,7 +782,7 @@ local function release(keys, args)
     return { 'MISMATCH', budgets }
   end
   if not mark(call, 'r' .. attempt) then -- G4
-    return { 'EXISTS' }
+    return { 'EXISTS', newest(keys[2]) }
   end
   if cost .. ' ' .. assumed ~= args[4] or amount > int(assumed) then -- G3
     return { 'CHANGED', cost .. ' ' .. assumed }
@@ -809,7 +820,7 @@ local function charge(keys, args)
   end
   local call = read_call(keys[3])
   if call then
-    return call.hash == args[5] and { 'EXISTS', call.state } or { 'CONFLICT' } -- G4
+    return call.hash == args[5] and { 'EXISTS', call.state, newest(keys[2]) } or { 'CONFLICT' } -- G4
   end
   local names, baselines = read_budgets(args, 10)
   local cost, assumed, ttl = amount_of(args[6]), amount_of(args[7]), seconds_of(args[8])
@@ -847,7 +858,7 @@ local function assign(keys, args)
   end
   local command = read_call(keys[4])
   if command then
-    return command.hash == args[5] and { 'EXISTS' } or { 'CONFLICT' } -- G4
+    return command.hash == args[5] and { 'EXISTS', newest(keys[2]) } or { 'CONFLICT' } -- G4
   end
   local amount, ttl, credit = amount_of(args[8]), seconds_of(args[9]), args[6] == 'credit-granted'
   local granted = int(redis.call('HGET', keys[3], 'credit:' .. args[4]) or 0)
@@ -873,7 +884,7 @@ end
 KEYS meta ledger account call tail
 ARGS 1 ledger_id 2 command id 3 user_id 4 period 5 content hash 6 type 7 credit to take back, in nano-dollars
      8 command ttl s 9 payload
-OK id | EXISTS | CONFLICT | LESS credit (there is less than that) | NONE (no plan is assigned) ]]
+OK id | EXISTS newest | CONFLICT | LESS credit (there is less than that) | NONE (no plan is assigned) ]]
 local function withdraw(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -881,7 +892,7 @@ local function withdraw(keys, args)
   end
   local command = read_call(keys[4])
   if command then
-    return command.hash == args[5] and { 'EXISTS' } or { 'CONFLICT' } -- G4
+    return command.hash == args[5] and { 'EXISTS', newest(keys[2]) } or { 'CONFLICT' } -- G4
   end
   local amount, ttl, is_credit = amount_of(args[7]), seconds_of(args[8]), args[6] == 'credit-revoked'
   local granted = int(redis.call('HGET', keys[3], 'credit:' .. args[4]) or 0)
