@@ -21,6 +21,7 @@ from tests.proxy import faulty_proxy
 from tests.servers import wait_until
 from tollbook.inference.calls.call import Call
 from tollbook.inference.calls.earlier_runs import settle_dead_hold
+from tollbook.inference.calls.holds import Hold
 from tollbook.inference.calls.runner import CallTakenOver
 from tollbook.inference.runtime import build_ledger, open_ledger
 from tollbook.ledger.errors import IdempotencyConflict
@@ -338,6 +339,24 @@ async def test_fallback_goes_only_as_far_as_the_hold_can_be_extended(
         assert "do not fit the cap" in (result.error or "")
         assert await story(calling) == [HELD, dear("timeout"), failed]
         assert calling.provider.requests == 1
+
+
+async def test_while_calls_are_stopped_no_hold_is_extended_and_what_was_spent_is_settled(calling: Calling) -> None:
+    # G3 G8
+    calling.script("hang_charged", None)
+    keys = calling.runtime.handle.keys[0]
+    async with calling.runner() as (runner, _):
+        hold = await runner.reserve(calling.call())
+        assert isinstance(hold, Hold)
+        await calling.runtime.handle.redis.hset(keys.meta, "stopped", "the ledger has only 9 events")
+        result = await runner.runner.run(calling.call(), hold)
+    await calling.runtime.handle.redis.hdel(keys.meta, "stopped")
+
+    assert (result.status, result.error_code) == (FAILED, ErrorCode.INFERENCE_FAILED)
+    assert "calls are stopped: the ledger has only 9 events" in (result.error or "")
+    failed = settled(BOUND[SONNET], "assumed", "failed", assumed=BOUND[SONNET])
+    assert await story(calling) == [HELD, dear("timeout"), failed]
+    assert calling.provider.requests == 1
 
 
 async def test_extension_does_not_wait_for_other_holds(calling: Calling) -> None:
