@@ -33,6 +33,7 @@ from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.gate.stops import CallSwitch, ProjectorFenced, read_stop
 from tollbook.ledger.keys import Keys
+from tollbook.ledger.private_files import read_private, write_private
 from tollbook.ledger.projection.database import StoreChanged, StoreFailed, StoreOutOfMemory, set_aside
 from tollbook.ledger.projection.lease import Lease, ProjectorRunning
 from tollbook.ledger.projection.projector import Projector, ProjectorSettings
@@ -52,6 +53,7 @@ _STABLE_S: Final = 10.0
 _STOP_TRIES: Final = 10
 _STOP_PAUSE_S: Final = 0.5
 _RESUME_S: Final = 1.0
+_DATA_ID_FILE: Final = "projection.id"
 # What ends a projector and is no matter of the ledger: another one works, or this machine has no room or no answer.
 _OPERATIONAL: Final = (
     ProjectorRunning,
@@ -108,6 +110,7 @@ class ProjectionService:
         self._parts = AsyncExitStack()
         place = f"{socket.gethostname()}:{self._path.resolve()}"
         self._lease = Lease(handle.pipeline, namespace=settings.namespace, owner=process_name(), place=place)
+        self._data_id = place
 
     @property
     def store(self) -> Store:
@@ -299,6 +302,7 @@ class ProjectionService:
         async with AsyncExitStack() as parts:
             store = await asyncio.to_thread(self._open_checked)
             parts.push_async_callback(asyncio.to_thread, store.close)
+            self._data_id = await asyncio.to_thread(_data_id, self._path.parent, self._lease.owner)
             gates = build_gates(handle, settings)
 
             def trim(partition: int, watermark: EntryId, budgets: Sequence[str]) -> Awaitable[object]:
@@ -346,7 +350,12 @@ class ProjectionService:
 
             def switch(keys: Keys = keys) -> CallSwitch:
                 return CallSwitch(
-                    handle.pipeline, keys, handle.ledger_id, projector=lease.owner, epoch=lease.epoch, place=lease.place
+                    handle.pipeline,
+                    keys,
+                    handle.ledger_id,
+                    projector=lease.owner,
+                    epoch=lease.epoch,
+                    place=self._data_id,
                 )
 
             try:
@@ -481,3 +490,13 @@ def _positions(store: Store | None) -> Mapping[int, Position]:
         return store.baselines(()).positions if store is not None else {}
     except LedgerError:
         return {}
+
+
+def _data_id(folder: Path, new_id: str) -> str:
+    """Return the name of a data directory, which it keeps on another host, too: a new container has a new name."""
+    path = folder / _DATA_ID_FILE
+    try:
+        return read_private(path)
+    except FileNotFoundError:
+        write_private(path, new_id)
+        return new_id

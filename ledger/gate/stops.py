@@ -39,7 +39,7 @@ async def read_stop(pipeline: CommandPipeline, keys: Sequence[Keys]) -> str | No
 
 @dataclass(frozen=True, slots=True)
 class CallSwitch:
-    """What a projector says of the calls of one partition; `epoch` is its lease's, `place` where its file is.
+    """What a projector says of the calls of one partition; `epoch` is its lease's, `place` names its data directory.
 
     Errors of every method: ProjectorFenced; LedgerReplaced; FunctionsMissing; LedgerUnavailable.
     """

@@ -1,5 +1,6 @@
 """Charges that a process could not book and has left behind are booked once the ledger is in order, once (G3)."""
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Final, cast
 import pytest
 from redis.asyncio import Redis
 
-from tests.system import RunningSystem, running_system
+from tests.system import RunningSystem, run_cli, running_system
 from tollbook.consumers.sweeper import Sweeper
 from tollbook.inference.calls.steps import Unobserved, settle_observed
 from tollbook.inference.cost_tracker import CostTracker, UsageKept
@@ -261,6 +262,28 @@ async def test_one_note_that_cannot_be_booked_does_not_delay_the_next(running: R
     await sweep(running)
 
     assert [note.call_id for note in await notes(running)] == ["0 is before a"]
+
+
+async def test_verify_and_reconcile_name_what_is_not_booked(running: RunningSystem, tmp_path: Path) -> None:
+    """It is no fault of the ledger, and somebody must look at it."""
+    ended = ended_process(running)
+    request = await hold(ended)
+    await ended.settle(request)
+    await leave_behind(ended, replace(request, hold=2), seen=LOST)
+    here = {
+        "REDIS_URL": running.system.redis_url,
+        "TOLLBOOK_DATA_DIR": str(tmp_path / "data"),
+        "OPENROUTER_BASE_URL": running.provider.base_url,
+        "TOLLBOOK_DIALECT": "openrouter",
+    }
+
+    for command in ("verify", "reconcile"):
+        told = await run_cli(command, cwd=tmp_path, env=here)
+        assert told.code == 0, told.stderr
+        assert "unbooked: 1 charge, $0.000000300 in all" in told.stdout
+        assert f"unbooked: call a, user u: $0.000000300, needs event {LOST}" in told.stdout
+        (note,) = json.loads((await run_cli(command, "--json", cwd=tmp_path, env=here)).stdout)["unbooked"]
+        assert (note["call_id"], note["hold"], note["cost_nanousd"]) == ("a", 2, COST)
 
 
 async def test_recorded_spend_is_refused_noted_and_booked_under_its_key(running: RunningSystem) -> None:

@@ -21,9 +21,11 @@ from tests.proxy import faulty_proxy
 from tests.servers import wait_until
 from tollbook.inference.calls.call import Call
 from tollbook.inference.calls.earlier_runs import settle_dead_hold
+from tollbook.inference.calls.holds import Hold
 from tollbook.inference.calls.runner import CallTakenOver
-from tollbook.inference.runtime import build_ledger, open_ledger
-from tollbook.ledger.errors import IdempotencyConflict
+from tollbook.inference.runtime import build_gates, build_ledger, open_ledger
+from tollbook.ledger.errors import IdempotencyConflict, LedgerWentBack
+from tollbook.ledger.gate.ledger import Ledger, Patience
 from tollbook.ledger.gate.requests import OpenCall, Waiting
 from tollbook.schemas.events import (
     BudgetDenied,
@@ -34,6 +36,7 @@ from tollbook.schemas.events import (
     FallbackUsed,
     ModelCalled,
 )
+from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.money import nanousd_from_usd, usd_from_nanousd
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 
@@ -338,6 +341,46 @@ async def test_fallback_goes_only_as_far_as_the_hold_can_be_extended(
         assert "do not fit the cap" in (result.error or "")
         assert await story(calling) == [HELD, dear("timeout"), failed]
         assert calling.provider.requests == 1
+
+
+async def test_while_calls_are_stopped_no_hold_is_extended_and_what_was_spent_is_settled(calling: Calling) -> None:
+    # G3 G8
+    calling.script("hang_charged", None)
+    keys = calling.runtime.handle.keys[0]
+    async with calling.runner() as (runner, _):
+        hold = await runner.reserve(calling.call())
+        assert isinstance(hold, Hold)
+        await calling.runtime.handle.redis.hset(keys.meta, "stopped", "the ledger has only 9 events")
+        result = await runner.runner.run(calling.call(), hold)
+    await calling.runtime.handle.redis.hdel(keys.meta, "stopped")
+
+    assert (result.status, result.error_code) == (FAILED, ErrorCode.INFERENCE_FAILED)
+    assert "calls are stopped: the ledger has only 9 events" in (result.error or "")
+    failed = settled(BOUND[SONNET], "assumed", "failed", assumed=BOUND[SONNET])
+    assert await story(calling) == [HELD, dear("timeout"), failed]
+    assert calling.provider.requests == 1
+
+
+async def test_what_failed_attempts_cost_is_noted_where_the_ledger_went_back_before_the_next(calling: Calling) -> None:
+    # G3
+    calling.script("hang_charged", None)
+    runtime = calling.runtime
+    gates = build_gates(runtime.handle, runtime.settings, process="ended")
+    ledger = Ledger(runtime.handle.redis, gates, runtime.ledger.baselines, patience=Patience(settle_s=0.0))
+    async with calling.runner(ledger=ledger) as (runner, _):
+        hold = await runner.reserve(calling.call())
+        assert isinstance(hold, Hold)
+        gates[0].see(EntryId(2**45, 7))
+        with pytest.raises(LedgerWentBack):
+            await runner.runner.run(calling.call(), hold)
+
+    (note,) = await gates[0].unbooked()
+    assert (note.call_id, note.hold, note.cost_nanousd) == ("t1", 1, BOUND[SONNET])
+    assert [event.type for event in note.events] == ["model-called"]
+    assert calling.provider.requests == 1
+    # The newer data is back.
+    await runtime.ledger.settle(note.settle_request)
+    await gates[0].forget(note)
 
 
 async def test_extension_does_not_wait_for_other_holds(calling: Calling) -> None:

@@ -141,7 +141,9 @@ async def test_an_emptied_redis_is_refused_until_somebody_decides(
         await become_done(running, await publish(server_url, "before", 2))
         await running.fold_all()
         await redis_client.flushall()
-        with pytest.raises(LedgerReplaced, match="Restore its data and restart, or set the DuckDB file aside"):
+        with pytest.raises(
+            LedgerReplaced, match="Restore its data and restart, or set the DuckDB file and the archive"
+        ):
             await asyncio.wait_for(asyncio.shield(running.system.folding), PATIENCE_S)
         assert "Redis was emptied or replaced" in await why_calls_are_refused(running)
 
@@ -196,9 +198,12 @@ async def test_a_redis_that_was_restored_from_an_older_state_is_refused(
     with pytest.raises(LedgerAhead, match="restored from an older backup"):
         async with open_system(settings):
             pass
-    # Another projection, made of what is left, goes on; the ledger grows past the old one's position.
-    async with running_system(tmp_path / "other", private_server.url) as running:
+    # A projection made of what is left goes on; the ledger grows past the old one's position.
+    projection, aside = data_dir / "tollbook.duckdb", tmp_path / "aside.duckdb"
+    projection.rename(aside)
+    async with running_system(data_dir, private_server.url) as running:
         await become_done(running, await publish(private_server.url, "new", 4))
+    aside.replace(projection)
     with pytest.raises(LedgerRewritten, match="or run `tollbook recover`"):
         async with open_system(settings):
             pass

@@ -14,7 +14,7 @@ Keys, all with the hash tag of one partition:
                    stream: an event's sequence number is `removed` plus its place in the stream),
                    removed_to (id of the last of them), stopped (why no call may begin; absent while they may),
                    stopped_seen, stopped_at (the newest event that the projector had folded that stopped them, and
-                   where its file is), projector, projector_epoch (whose word counts, and its lease's epoch),
+                   its data directory), projector, projector_epoch (whose word counts, and its lease's epoch),
                    recovering (the payload of the event that ends a recovery under way)
   ledger    stream the events
   holds     zset   call id of each open hold -> its deadline in ms
@@ -947,9 +947,9 @@ end
 --[[ stop: what the projector says of calls: that none may begin and why, that they may again, or nothing yet. It is no
 event: nothing may be appended to a ledger that went back in time. Only the projector whose lease is the latest is
 listened to; its lease is in another slot on a cluster, so its epoch is kept here. While the ledger lacks what the one
-had folded that stopped calls, only a projector of the same file lets them begin again: a person has put the newer data
-back, or has set that file aside. Another one, which has seen less, does not.
-KEYS meta ledger   ARGS 1 ledger_id 2 projector 3 epoch of its lease 4 place of its file 5 stop | resume | claim
+had folded that stopped calls, only a projector of the same data directory lets them begin again: there, a person has
+set its file aside. Another one, which has seen less, does not.
+KEYS meta ledger   ARGS 1 ledger_id 2 projector 3 epoch of its lease 4 its data directory 5 stop | resume | claim
      6 newest event that it has folded 7 reason (stop)
 OK reason ('': calls may begin) | FENCED projector epoch | BACK ]]
 local function stop(keys, args)
