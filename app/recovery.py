@@ -109,15 +109,18 @@ class Recovery:
 
         Errors: ProjectorRunning; LedgerMoved; LedgerRefused; LedgerUnavailable. A repeat goes on from there.
         """
-        async with self._alone(), self._known() as known:
+        async with self._known() as known:
             report = await self._look(known)
+            # What cannot be recovered, or need not be, stops no calls.
             if report.is_whole:
                 return report
-            for partition in report.partitions:
-                if not partition.loss.newer and (partition.loss.events or partition.loss.unfinished):
-                    await self._restore(partition, known, signature)
-            if any(partition.loss.newer or partition.unbooked for partition in report.partitions):
-                await self._enter(report, known, signature)
+            async with self._alone():
+                report = await self._look(known)
+                for partition in report.partitions:
+                    if not partition.loss.newer and (partition.loss.events or partition.loss.unfinished):
+                        await self._restore(partition, known, signature)
+                if any(partition.loss.newer or partition.unbooked for partition in report.partitions):
+                    await self._enter(report, known, signature)
         report.is_applied = True
         return report
 
@@ -158,6 +161,7 @@ class Recovery:
                     idempotency_ttl_s=self._settings.idempotency_ttl_s,
                     batch_events=self._batch_events,
                 )
+                await asyncio.to_thread(restorer.check, lost_rows(loss, known))
                 partition.restored = await restorer.restore(lost_rows(loss, known), note)
         await self._declare(loss, note)
 
@@ -344,6 +348,6 @@ def _move(segments: Sequence[Segment], folder: Path) -> None:
     """Move segments into another folder; the newest first, so that no gap is left at any moment."""
     for segment in reversed(segments):
         target = folder / segment.path.parent.name
-        target.mkdir(parents=True, exist_ok=True)
+        make_private_folder(target)
         for path in (segment.path.with_suffix(".json"), segment.path):
             path.rename(target / path.name)
