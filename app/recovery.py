@@ -31,7 +31,7 @@ from tollbook.ledger.archive.segments import Archive, Segment
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
 from tollbook.ledger.gate.functions import function
 from tollbook.ledger.gate.ledger import Ledger
-from tollbook.ledger.gate.stops import CallSwitch
+from tollbook.ledger.gate.stops import CallSwitch, read_stop
 from tollbook.ledger.gate.unbooked import FOLDER as UNBOOKED_FOLDER
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.private_files import make_private_folder
@@ -111,8 +111,8 @@ class Recovery:
         """
         async with self._known() as known:
             report = await self._look(known)
-            # What cannot be recovered, or need not be, stops no calls.
-            if report.is_whole:
+            # What cannot be recovered, or need not be, stops no calls. A run that was killed may have left them stopped.
+            if report.is_whole and await read_stop(self._handle.pipeline, self._handle.keys) != _STOPPED:
                 return report
             async with self._alone():
                 report = await self._look(known)
@@ -121,7 +121,7 @@ class Recovery:
                         await self._restore(partition, known, signature)
                 if any(partition.loss.newer or partition.unbooked for partition in report.partitions):
                     await self._enter(report, known, signature)
-        report.is_applied = True
+                report.is_applied = not report.is_whole
         return report
 
     async def _look(self, known: KnownEvents) -> Report:
