@@ -111,7 +111,7 @@ class Recovery:
         """
         async with self._known() as known:
             report = await self._look(known)
-            # What cannot be recovered, or need not be, stops no calls. A run that was killed may have left them stopped.
+            # What cannot or need not be recovered stops no calls. A run that was killed may have left them stopped.
             if report.is_whole and await read_stop(self._handle.pipeline, self._handle.keys) != _STOPPED:
                 return report
             async with self._alone():
