@@ -31,7 +31,7 @@ from tollbook.ledger.archive.segments import Archive, Segment
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
 from tollbook.ledger.gate.functions import function
 from tollbook.ledger.gate.ledger import Ledger
-from tollbook.ledger.gate.stops import CallSwitch
+from tollbook.ledger.gate.stops import CallSwitch, read_stop
 from tollbook.ledger.gate.unbooked import FOLDER as UNBOOKED_FOLDER
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.private_files import make_private_folder
@@ -109,16 +109,19 @@ class Recovery:
 
         Errors: ProjectorRunning; LedgerMoved; LedgerRefused; LedgerUnavailable. A repeat goes on from there.
         """
-        async with self._alone(), self._known() as known:
+        async with self._known() as known:
             report = await self._look(known)
-            if report.is_whole:
+            # What cannot or need not be recovered stops no calls. A run that was killed may have left them stopped.
+            if report.is_whole and await read_stop(self._handle.pipeline, self._handle.keys) != _STOPPED:
                 return report
-            for partition in report.partitions:
-                if not partition.loss.newer and (partition.loss.events or partition.loss.unfinished):
-                    await self._restore(partition, known, signature)
-            if any(partition.loss.newer or partition.unbooked for partition in report.partitions):
-                await self._enter(report, known, signature)
-        report.is_applied = True
+            async with self._alone():
+                report = await self._look(known)
+                for partition in report.partitions:
+                    if not partition.loss.newer and (partition.loss.events or partition.loss.unfinished):
+                        await self._restore(partition, known, signature)
+                if any(partition.loss.newer or partition.unbooked for partition in report.partitions):
+                    await self._enter(report, known, signature)
+                report.is_applied = not report.is_whole
         return report
 
     async def _look(self, known: KnownEvents) -> Report:
@@ -158,6 +161,7 @@ class Recovery:
                     idempotency_ttl_s=self._settings.idempotency_ttl_s,
                     batch_events=self._batch_events,
                 )
+                await asyncio.to_thread(restorer.check, lost_rows(loss, known))
                 partition.restored = await restorer.restore(lost_rows(loss, known), note)
         await self._declare(loss, note)
 
@@ -344,6 +348,6 @@ def _move(segments: Sequence[Segment], folder: Path) -> None:
     """Move segments into another folder; the newest first, so that no gap is left at any moment."""
     for segment in reversed(segments):
         target = folder / segment.path.parent.name
-        target.mkdir(parents=True, exist_ok=True)
+        make_private_folder(target)
         for path in (segment.path.with_suffix(".json"), segment.path):
             path.rename(target / path.name)

@@ -49,6 +49,15 @@ class Restorer:
         self._batch = batch_events
         self._balances = dict[str, list[int]]()
 
+    def check(self, rows: Iterable[Row]) -> None:
+        """Compare all stamps of the lost events with the balances, before anything is written. Blocks.
+
+        Errors: LedgerDiverged.
+        """
+        for batch in _batches(_with_steps(rows), self._batch):
+            self._pack(batch)
+        self._balances.clear()
+
     async def restore(self, rows: Iterable[Row], note: str) -> int:
         """Append the lost events; `note` is the payload of the event that ends the recovery. Return how many.
 

@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from redis.asyncio import Redis
 
@@ -22,10 +23,11 @@ from tollbook.audit.verification.live_projection import LiveProjection
 from tollbook.audit.verification.verification import Options, verify
 from tollbook.inference.runtime import open_ledger
 from tollbook.inference.settings import Settings
+from tollbook.ledger.archive.known_events import CopiesDiffer
 from tollbook.ledger.archive.reentering import Signature
 from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.archive.restoring import LedgerMoved
-from tollbook.ledger.errors import CallsStopped, IdempotencyConflict
+from tollbook.ledger.errors import CallsStopped, IdempotencyConflict, LedgerDiverged
 from tollbook.ledger.gate.call_record import parse_call_record
 from tollbook.ledger.gate.functions import function
 from tollbook.ledger.gate.gate import Gate
@@ -44,6 +46,8 @@ from tollbook.ledger.gate.unbooked import FOLDER, note_unbooked, unbooked_charge
 from tollbook.ledger.projection.fold import LedgerMismatch
 from tollbook.ledger.projection.lease import Lease, ProjectorRunning
 from tollbook.ledger.projection.store import Store
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.events import BudgetReserved, CostRecorded, LedgerRecovered, payload_json
 from tollbook.schemas.identifiers import EntryId, Window, partition_of
@@ -423,7 +427,7 @@ async def lost_calls(redis: Redis, url: str, directory: Path) -> AsyncIterator[R
     await made.fold()
     newer = await take_backup(redis)
     made.store.close()
-    (directory / "data").mkdir()
+    (directory / "data").mkdir(exist_ok=True)
     shutil.copy(directory / "live.duckdb", directory / "data" / "tollbook.duckdb")
     settings = Settings(
         redis_url=url, namespace="gate-ledger", data_dir=directory / "data", archive_dir=directory / "archive",
@@ -613,3 +617,45 @@ async def test_a_ledger_to_which_others_write_meanwhile_is_left_to_the_next_run(
         (part,) = (await restored.recover()).partitions
         assert part.entered_nanousd == 700 + 600
         await restored.check()
+
+
+async def test_copies_of_two_histories_are_refused(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    async with restored_ledger(redis_client, server_url, tmp_path, 3, steps=60, kept=30) as restored:
+        last_seq = restored.made.archive.segments(0)[-1].manifest.last_seq
+        with duckdb.connect(str(restored.settings.projection_path)) as connection:
+            connection.execute("UPDATE events SET id = '1-1' WHERE seq = ?", [last_seq])
+        before = await state_of(redis_client)
+        with pytest.raises(CopiesDiffer, match=f"at position {last_seq}"):
+            await restored.recover()
+        assert await state_of(redis_client) == before
+
+
+async def test_an_event_that_was_changed_in_the_projection_is_not_restored(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    async with lost_calls(redis_client, server_url, tmp_path) as restored:
+        with duckdb.connect(str(restored.settings.projection_path)) as connection:
+            connection.execute("UPDATE events SET amount_usd = 0 WHERE type = 'cost-recorded' AND call_id = 'over'")
+        before = await state_of(redis_client)
+        with pytest.raises(LedgerDiverged):
+            async with open_ledger(restored.settings, server_url, may_create=False) as handle:
+                await Recovery(restored.settings, handle, batch_events=1).apply(SIGNATURE)
+        after = await state_of(redis_client)
+        assert after == before
+
+
+async def test_an_embedded_server_at_rest_is_started_for_it(private_server: EmbeddedServer, tmp_path: Path) -> None:
+    async with (
+        connect(private_server.url) as redis,
+        lost_calls(redis, private_server.url, tmp_path) as restored,
+    ):
+        restored.settings = restored.settings.model_copy(update={"redis_url": None})
+        await restored.made.pipeline.aclose()
+        await redis.aclose()
+        await private_server.stop()
+        (part,) = (await restored.recover()).partitions
+        assert part.restored == part.loss.events > 0
+        await private_server.start()
+        async with connect(private_server.url) as again:
+            entries: Any = await again.xrevrange(restored.made.keys[0].ledger, count=1)
+        assert entries[0][1][b"type"] == b"ledger-recovered"
