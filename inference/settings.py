@@ -135,7 +135,7 @@ class Settings(BaseSettings):
         15.0,
         "time in which a process that is told to stop ends; running tasks have most of it to finish",
         ge=0,
-        le=3600
+        le=3600,
     )
 
     hold_wait_s: float = _seconds(
