@@ -179,7 +179,7 @@ async def test_a_server_that_became_a_replica_is_left_and_its_address_resolved_a
     private_server: EmbeddedServer,
 ) -> None:
     """G8: nothing was done; after a failover the address leads to the promoted server."""
-    async with connect(private_server.url) as client, client.pubsub() as listening:  # pyright: ignore[reportUnknownMemberType]
+    async with connect(private_server.url) as client, client.pubsub() as listening:
         pipeline = CommandPipeline(client)
         await listening.subscribe("channel")
         await listening.get_message(timeout=5)
