@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -90,7 +91,7 @@ async def has_failed(redis: Redis) -> bool:
     return (await redis.info("persistence"))["rdb_last_bgsave_status"] == "err"
 
 
-def server_directory(config: dict[str, str]) -> Path:
+def server_directory(config: Any) -> Path:
     return Path(config["dir"])
 
 

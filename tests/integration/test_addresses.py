@@ -78,12 +78,13 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "--tls-auth-clients", "no",
     ]  # fmt: skip
     binary = str(binary_of(request.param) or bundled_binary())
-    has_tls = make_certificate(directory)
-    for with_tls in (True, False) if has_tls else (False,):
+    process, with_tls = None, False
+    for with_tls in (True, False) if make_certificate(directory) else (False,):
         process = subprocess.Popen([binary, *options, *(tls if with_tls else [])], stdout=subprocess.DEVNULL)
         run_apart(wait_until(lambda running=process: has_begun(running, directory), what="the server's socket"))
         if process.poll() is None:
             break
+    assert process is not None
     yield Server(port, tls_port if with_tls else None, directory)
     process.terminate()
     process.wait()

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from tests.servers import wait_until
 from tollbook.consumers.claims import Claims
 from tollbook.consumers.messages import Delivery
+from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.keys import GROUP
 from tollbook.ledger.server.pipeline import CommandPipeline
@@ -365,7 +366,7 @@ async def test_consumers_of_workers_that_are_gone_are_removed_once_nothing_is_pe
     await every_redis_client.xclaim(STREAM, GROUP, "mine", 0, [held.entry_id])
     await claims.remove_gone()
     assert await consumers(every_redis_client) == {"mine", "alive"}
-    assert await group.pending(held)
+    assert (await group.pending(held))[0] == "mine"
     await claims.resign()
     assert await consumers(every_redis_client) == {"mine", "alive"}, "it has something pending itself"
     await every_redis_client.xack(STREAM, GROUP, held.entry_id)
@@ -375,3 +376,9 @@ async def test_consumers_of_workers_that_are_gone_are_removed_once_nothing_is_pe
 
 async def is_idle(redis: Redis) -> bool:
     return all(each["idle"] > 10 for each in await redis.xinfo_consumers(STREAM, GROUP))
+
+
+async def test_a_stream_of_the_wrong_type_is_named(every_redis_client: Redis, pipeline: CommandPipeline) -> None:
+    await every_redis_client.set(STREAM, "no stream")
+    with pytest.raises(LedgerUnavailable, match=f"the task stream {STREAM} cannot be read: WRONGTYPE"):
+        await make_claims(pipeline, "mine").ensure_groups()

@@ -391,7 +391,7 @@ ADDRESSES: Final[dict[str, str]] = {
     "redis://127.0.0.1:1": "nothing listens there",
     "redis://nowhere.invalid:6379": "there is no such host",
     "unix:///nowhere/redis.sock": "there is no such socket",
-    "rediss://127.0.0.1:1?ssl_cert_reqs=none": "ssl_foo",
+    "rediss://127.0.0.1:1?ssl_cert_reqs=none": "nothing listens there",
 }
 
 

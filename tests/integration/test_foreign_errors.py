@@ -21,6 +21,7 @@ from tollbook import (
 )
 from tollbook.inference.runtime import open_ledger
 from tollbook.inference.settings import Settings, load_settings
+from tollbook.ledger.errors import RedisCannotServe
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.embedded import EmbeddedServer
 
@@ -151,3 +152,14 @@ async def test_settings_that_are_wrong_are_told_before_anything_is_connected(
         with pytest.raises(SettingsError, match="REDIS_URL") as refused:
             await opening.__aenter__()
         assert refused.value.code == "SETTINGS_INVALID"
+
+
+async def test_a_task_that_redis_refused_was_not_published(private_server: EmbeddedServer, tmp_path: Path) -> None:
+    settings = load_settings(env_file=None, redis_url=private_server.url, data_dir=tmp_path)
+    async with Publisher(settings) as publisher, Redis.from_url(private_server.url) as redis:
+        await publisher.publish("monitoring", "ping")
+        await redis.config_set("maxmemory", 1)
+        with pytest.raises(RedisCannotServe, match=r"task t1 was not published: .* raise maxmemory"):
+            await publisher.publish("monitoring", "ping", task_id="t1")
+        await redis.config_set("maxmemory", 0)
+        assert await redis.xlen("monitoring") == 1

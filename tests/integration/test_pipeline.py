@@ -179,7 +179,7 @@ async def test_a_server_that_became_a_replica_is_left_and_its_address_resolved_a
     private_server: EmbeddedServer,
 ) -> None:
     """G8: nothing was done; after a failover the address leads to the promoted server."""
-    async with connect(private_server.url) as client, client.pubsub() as listening:  # pyright: ignore[reportUnknownMemberType]
+    async with connect(private_server.url) as client, client.pubsub() as listening:
         pipeline = CommandPipeline(client)
         await listening.subscribe("channel")
         await listening.get_message(timeout=5)
@@ -192,4 +192,29 @@ async def test_a_server_that_became_a_replica_is_left_and_its_address_resolved_a
         assert await pipeline.execute("CLIENT", "ID") > number
         with pytest.raises(RedisConnectionError):
             await waiting
+        await pipeline.aclose()
+
+
+async def test_a_fault_of_the_client_reaches_who_waits(redis_client: Redis, server_url: str) -> None:
+    """Nobody is cancelled for it."""
+    async with connect(server_url) as client:
+        client.connection_pool.connection_kwargs["no_such_option"] = True
+        pipeline = CommandPipeline(client)
+        with pytest.raises(LedgerUnavailable, match="TypeError"):
+            await pipeline.execute("PING")
+        await pipeline.aclose()
+
+
+async def test_what_stops_waits_for_no_answer(proxy: FaultyProxy) -> None:
+    async with connect(proxy.url) as client:
+        pipeline = CommandPipeline(client)
+        await pipeline.execute("PING")
+        proxy.hold_replies()
+        asked = asyncio.create_task(pipeline.execute("PING"))
+        await proxy.next_chunk()
+        pipeline.end_within(0.01)
+        for asking in (asked, pipeline.execute("PING")):
+            with pytest.raises(LedgerUnavailable):
+                await asking
+        proxy.let_replies_pass()
         await pipeline.aclose()

@@ -150,3 +150,21 @@ async def address(data_dir: Path, part: str) -> str:
 
     found = await wait_until(lambda: targets(data_dir, part), what=f"the address of the {part}")
     return f"http://{found[0]}"
+
+
+async def test_a_server_that_takes_no_write_is_not_ready(private_server: EmbeddedServer, tmp_path: Path) -> None:
+    """It answers, and every read is right; no hold could be written."""
+    async with running_system(tmp_path / "data", private_server.url, metrics_port=0, workers=0) as running:
+        url = url_of(running.system.state)
+        for setting, bad, good, words in (
+            ("maxmemory", 1, 0, "its memory is used up: raise maxmemory"),
+            ("min-replicas-to-write", 1, 0, "too few of its replicas answer"),
+        ):
+            assert await wait_for(url, 200) == {}
+            await running.redis.config_set(setting, bad)
+            assert words in (await wait_for(url, 503))["redis"]
+            await running.redis.config_set(setting, good)
+        await running.redis.execute_command("REPLICAOF", "127.0.0.1", "1")
+        assert "replica" in (await wait_for(url, 503))["redis"]
+        await running.redis.execute_command("REPLICAOF", "NO", "ONE")
+        assert await wait_for(url, 200) == {}

@@ -27,6 +27,12 @@ redis = {
     if reply == nil then return false end
     return reply
   end,
+  pcall = function(...)
+    local ok, reply = pcall(run.call, ...)
+    if not ok then return { err = tostring(reply) } end
+    if reply == nil then return false end
+    return reply
+  end,
   register_function = function(name, callback)
     if type(name) == 'table' then
       functions[name.function_name] = name.callback
