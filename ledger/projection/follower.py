@@ -4,11 +4,10 @@ While Redis is down, the follower waits; what cannot be folded is raised, never 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-import duckdb
 import pyarrow as pa
 import structlog
 from redis.asyncio import Redis
@@ -17,23 +16,16 @@ from redis.exceptions import RedisError
 from tollbook.ledger.errors import LedgerAhead, LedgerError, LedgerRefused, LedgerReplaced, LedgerUnavailable
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.keys import Keys
+from tollbook.ledger.projection.confirmation import Confirmation
 from tollbook.ledger.projection.fold import Folded
 from tollbook.ledger.projection.store import Store
-from tollbook.ledger.projection.traces import (
-    Doubted,
-    ForgedEvent,
-    Traces,
-    check_stamps,
-    read_expected,
-    read_moves,
-)
+from tollbook.ledger.projection.traces import Doubted, ForgedEvent, Traces
 from tollbook.ledger.projection.watermark import Trim, Watermark
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, time_ms
 from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 from tollbook.schemas.upcasters import UnreadableEvent
 
-_T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
 
 
@@ -220,15 +212,17 @@ class Follower:
 
     async def _fold_confirmed(self, table: pa.Table) -> None:
         """Fold a table once it agrees with what the gate left beside its events. Errors: ForgedEvent; TailChanged."""
-        loop, after = asyncio.get_running_loop(), max(self._position.entry, self._trimmed_to)
-
-        def confirm(cursor: duckdb.DuckDBPyConnection, folded: Folded) -> None:
-            self._confirm(cursor, folded, after, loop)
-
+        confirmation = Confirmation(self._traces, max(self._position.entry, self._trimmed_to))
+        folding = asyncio.create_task(
+            asyncio.to_thread(self._store.fold_table, table, partition=self._keys.partition, confirm=confirmation)
+        )
         try:
-            folded = await asyncio.to_thread(
-                self._store.fold_table, table, partition=self._keys.partition, confirm=confirm
-            )
+            folded = await asyncio.shield(folding)
+        except asyncio.CancelledError:
+            # Its thread asks this event loop, so it must be over before the loop is.
+            confirmation.end()
+            await asyncio.wait([folding])
+            raise
         except Doubted as exc:
             # Of gate, events and DuckDB, one is not what it was. DuckDB can be checked by itself, and is rebuilt.
             await asyncio.to_thread(self._store.check)
@@ -242,31 +236,6 @@ class Follower:
         self._report(folded)
         if self._since_checkpoint >= self._settings.checkpoint_events:
             await self._checkpoint()
-
-    def _confirm(
-        self, cursor: duckdb.DuckDBPyConnection, folded: Folded, after: EntryId, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        """Compare a fold with what the gate left, in the fold's thread; `loop` asks Redis meanwhile."""
-
-        def ask(question: Coroutine[Any, Any, _T]) -> _T:
-            async def bounded() -> _T:
-                async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                    return await question
-
-            return asyncio.run_coroutine_threadsafe(bounded(), loop).result()
-
-        expected = read_expected(cursor, after)
-        problems = [
-            ask(self._traces.explain(budget, read_moves(cursor, budget, after), after))
-            for budget in ask(self._traces.differing(expected))
-        ]
-        forged = [problem for problem in problems if isinstance(problem, ForgedEvent)]
-        if problems:
-            raise min(forged, key=lambda problem: problem.seq) if forged else problems[0]  # G8
-        ask(self._traces.check_others(expected))
-        last_seq = folded.position.seq
-        first_seq = last_seq - folded.events + 1
-        check_stamps(cursor, partition=self._keys.partition, first_seq=first_seq, last_seq=last_seq, after=after)
 
     def _report(self, folded: Folded) -> None:
         partition, seq = self._keys.partition, folded.position.seq

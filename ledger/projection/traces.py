@@ -135,6 +135,11 @@ class Traces:
         self._keys = keys
         self._script = packaged_text("tollbook.ledger.projection", "traces.lua")
 
+    @property
+    def partition(self) -> int:
+        """The partition's number."""
+        return self._keys.partition
+
     async def differing(self, expected: Expected) -> list[str]:
         """Return the budgets whose tails are not what the events say."""
         found = set[str]()

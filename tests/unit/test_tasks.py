@@ -254,12 +254,14 @@ def test_no_key_of_any_ledger_is_a_stream_for_replies(namespace: str) -> None:
     names = [
         *map(str, TaskStream), STREAM_OWNERS, keys.dead_letters(namespace), keys.projector_lease(namespace),
         keys.worker_key(namespace, "w"), keys.task_partition(namespace, "t"), keys.tidying_lease(namespace),
-        keys.dropped_dead_letters(namespace), Keys(namespace).ledger,
+        keys.dropped_dead_letters(namespace), keys.processes(namespace),
+        keys.dropped_tasks(namespace), Keys(namespace).ledger,
     ]  # fmt: skip
     # Whoever adds a key adds it here.
     made = {name for name, made in inspect.getmembers(keys, inspect.isfunction) if made.__module__ == keys.__name__}
     assert made - {"is_reserved_key", "dataclass", "field"} == {
-        "dead_letters", "dropped_dead_letters", "projector_lease", "tidying_lease", "worker_key", "task_partition",
+        "dead_letters", "dropped_dead_letters", "projector_lease", "tidying_lease", "processes",
+        "dropped_tasks", "worker_key", "task_partition",
     }  # fmt: skip
     for name in names:
         with pytest.raises(InvalidTask, match="'reply_to' must be"):
