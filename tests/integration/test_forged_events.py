@@ -32,7 +32,15 @@ async def no_trim(*_: Any) -> None:
     """Leave the tails alone: this ledger's calls come with an old baseline."""
 
 
-@pytest.mark.parametrize(("seed", "batch", "max_batches"), [(1, 1, 1), (2, 3, 2), (3, 10_000, 13), (4, 50, 13)])
+@pytest.mark.parametrize(
+    ("seed", "batch", "max_batches"),
+    [
+        pytest.param(1, 1, 1, marks=pytest.mark.slow),
+        pytest.param(2, 3, 2, marks=pytest.mark.slow),
+        (3, 10_000, 13),
+        (4, 50, 13),
+    ],
+)
 async def test_what_the_gate_writes_never_stops_the_projector(
     redis_client: Redis, tmp_path: Path, seed: int, batch: int, max_batches: int
 ) -> None:

@@ -35,6 +35,7 @@ async def replicate(replica: Redis, primary_url: str) -> None:
     await wait_until(is_linked, what="the replica's link")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in server_kinds() if kind != CONTAINER])
 async def test_a_demoted_server_is_left_by_all_connections(kind: str, tmp_path: Path) -> None:
     """G8: writers, the projector, the readers of the task streams and those that listen follow the address."""

@@ -59,7 +59,14 @@ async def ledger_of(redis: Redis) -> Backup:
 
 
 @pytest.mark.parametrize("command", ["up", "projector"])
-@pytest.mark.parametrize("left", ["DuckDB and archive", "DuckDB", "archive"])
+@pytest.mark.parametrize(
+    "left",
+    [
+        pytest.param("DuckDB and archive", marks=pytest.mark.slow),
+        "DuckDB",
+        pytest.param("archive", marks=pytest.mark.slow),
+    ],
+)
 async def test_a_ledger_that_lacks_what_is_on_disk_is_refused_and_not_written_to(
     redis_client: Redis, server_url: str, tmp_path: Path, older: Backup, command: str, left: str
 ) -> None:
@@ -79,6 +86,7 @@ async def test_a_ledger_that_lacks_what_is_on_disk_is_refused_and_not_written_to
     assert "the ledger has only" in str(await redis_client.hget(KEYS.meta, "stopped"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["DuckDB", "archive"])
 async def test_an_emptied_redis_gets_no_new_ledger_beside_what_is_on_disk(
     redis_client: Redis, server_url: str, tmp_path: Path, older: Backup, left: str
@@ -97,6 +105,7 @@ async def test_an_emptied_redis_gets_no_new_ledger_beside_what_is_on_disk(
     assert await redis_client.keys() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_stopped", [False, True])
 async def test_nobody_changes_a_plan_or_a_cost_on_a_ledger_that_went_back(
     redis_client: Redis, server_url: str, tmp_path: Path, older: Backup, is_stopped: bool
@@ -120,6 +129,7 @@ async def test_nobody_changes_a_plan_or_a_cost_on_a_ledger_that_went_back(
     assert await ledger_of(redis_client) == before
 
 
+@pytest.mark.slow
 async def test_a_worker_on_another_machine_waits_until_a_projector_has_looked(
     redis_client: Redis, server_url: str, tmp_path: Path, older: Backup
 ) -> None:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 from redis.asyncio import Redis
 
 from tests.recovery.apart import Apart, running_apart
@@ -48,6 +49,7 @@ async def task_events(redis: Redis, apart: Apart) -> list[tuple[bytes, bytes]]:
     return [(fields[b"type"], fields[b"call_id"]) for _, fields in entries]
 
 
+@pytest.mark.slow
 async def test_after_an_older_append_only_file_workers_go_on_and_pay_nothing_twice(
     private_server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -97,6 +99,7 @@ async def test_after_an_older_append_only_file_workers_go_on_and_pay_nothing_twi
         await apart.check_projection()
 
 
+@pytest.mark.slow
 async def test_after_a_failover_that_lost_a_suffix_charges_are_entered_beside_newer_calls(
     private_server: EmbeddedServer, tmp_path: Path
 ) -> None:
