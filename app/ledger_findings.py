@@ -14,6 +14,7 @@ from tollbook.consumers.backlog import read_backlog
 from tollbook.inference.settings import Settings
 from tollbook.inference.signs_of_life import Sign, read_signs, settings_digests
 from tollbook.ledger.errors import LedgerError
+from tollbook.ledger.gate.stops import is_recovering, read_stop
 from tollbook.ledger.keys import GROUP, Keys, dead_letters, dropped_tasks, projector_lease, worker_key
 from tollbook.ledger.server.address import hide_password
 from tollbook.ledger.server.connection import as_map, time_ms
@@ -25,7 +26,9 @@ from tollbook.schemas.tasks import TaskStream
 _LATE_S: Final = 60.0
 # Workers settle an overdue hold within a minute.
 _OVERDUE_MS: Final = 120_000
-_RECOVER: Final = "restore Redis' newer data, as docs/operators/backup.md says"
+_RECOVER: Final = (
+    "restore Redis' newer data if there is any, else look with `tollbook recover`; docs/operators/recover.md says more"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,17 +181,26 @@ def _check_presence(path: Any, size: int) -> None:
 
 
 async def stop_findings(place: Place) -> AsyncIterator[Finding]:
-    """Say whether calls were stopped for cause, and whether charges wait to be booked."""
+    """Say whether calls were stopped for cause, a recovery was interrupted, and charges wait to be booked."""
     for keys in place.keys:
-        reason, unbooked = await asyncio.gather(
-            place.ask("HGET", keys.meta, "stopped"), place.ask("HLEN", keys.unbooked)
+        reason, recovers, unbooked = await asyncio.gather(
+            read_stop(place.pipeline, [keys]),
+            is_recovering(place.pipeline, keys),
+            place.ask("HLEN", keys.unbooked),
         )
         if reason:
             yield Finding(
                 "calls",
                 "failed",
-                f"stopped in partition {keys.partition}: {reason.decode()}",
+                f"stopped in partition {keys.partition}: {reason}",
                 "mend the cause; the projector lets calls begin again once it has checked",
+            )
+        if recovers:
+            yield Finding(
+                "recovery",
+                "failed",
+                f"the recovery of partition {keys.partition} has not ended",
+                "unless `tollbook recover` runs just now, run it with --yes: it finishes what was begun",
             )
         if unbooked:
             yield Finding(
