@@ -83,6 +83,9 @@ def _check_server(parts: SplitResult) -> None:
         if parts.hostname or parts.path in ("", "/"):
             raise ValueError("must name the socket with its whole path: unix:///PATH/TO/SOCKET?db=0")
         return
+    if "@" in parts.query and "@" not in parts.netloc:
+        # The password holds a ?, so what follows it is not shown.
+        raise ValueError(f"has an @ after a ?; {_QUOTING}")
     if not parts.hostname:
         raise ValueError("names no host: write redis://HOST:PORT/0")
     database = unquote(parts.path).removeprefix("/")

@@ -164,12 +164,12 @@ async def test_a_reply_to_that_is_no_stream_does_not_hold_up_the_task(running: R
     await assert_nothing_is_left(running)
 
 
-async def test_a_reply_to_that_names_a_task_stream_is_not_followed(running: RunningSystem) -> None:
+async def test_a_reply_to_that_names_a_task_stream_is_refused(running: RunningSystem) -> None:
     """A result must not come back as a task, for ever."""
     length = await running.redis.xlen("monitoring")
     task = EARLY | {"task_id": new_id(), "reply_to": "monitoring"}
     await running.publish(STREAM, [task])
-    assert (await result_of(running, task["task_id"])).status is TaskStatus.DONE
+    assert (await result_of(running, task["task_id"])).status is TaskStatus.INVALID
     await assert_nothing_is_left(running)
     assert await running.redis.xlen("monitoring") == length
 

@@ -140,7 +140,9 @@ async def test_credit_is_taken_back_once_a_key_and_never_below_none(
     assert await cap_of(calling, "u1") == 5
     revoked = [event for event in await calling.events() if isinstance(event.payload, CreditRevoked)]
     assert [event.amount for event in revoked] == [-2 * DOLLAR, -3 * DOLLAR]
-    assert revoked[0].payload == CreditRevoked(author="ann", reason="invoice 1043")
+    assert revoked[0].payload.model_copy(update={"content_hash": None}) == CreditRevoked(
+        author="ann", reason="invoice 1043"
+    )
 
 
 async def test_a_grant_is_taken_back_once_whoever_does_it(calling: Calling, administration: Administration) -> None:
@@ -219,7 +221,7 @@ async def test_the_plans_in_force_are_listed_by_user(calling: Calling, administr
     await administration.clear_plan("u3", Signature("ann", "five"))
     reader = reader_of(calling)
     plans = await read_plans(reader)
-    assert [(event.user_id, event.payload) for event in plans] == [
+    assert [(event.user_id, event.payload.model_copy(update={"content_hash": None})) for event in plans] == [
         ("u1", PlanAssigned(plan="starter", cap_nanousd=15 * DOLLAR, author="ann", reason="three")),
         ("u2", PlanAssigned(plan="growth", cap_nanousd=40 * DOLLAR, author="ann", reason="one")),
     ]

@@ -65,7 +65,7 @@ CHANGES = {
         "UPDATE events SET amount_usd = amount_usd / 2 WHERE seq = 5",
         "events 1 to .* not those that",
     ),
-    "a payload": ("UPDATE events SET payload = replace(payload, '1', '2') WHERE seq = 9", "events 1 to .* not those"),
+    "a payload": ("UPDATE events SET payload = payload || ' ' WHERE seq = 9", "events 1 to .* not those"),
     "a model": ("UPDATE events SET model = 'other' WHERE seq = 9", "events 1 to .* not those"),
     "an event dropped": ("DELETE FROM events WHERE seq = 5", "events 1 to .* not those"),
     "an event added": ("INSERT INTO events SELECT * REPLACE (seq + 9999 AS seq) FROM events LIMIT 1", "not those"),

@@ -573,7 +573,7 @@ async def test_the_archive_may_know_more_than_the_projection(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     """The last segments were not recorded on the ledger; the projector's sealer does that afterwards."""
-    async with restored_ledger(redis_client, server_url, tmp_path, 3, steps=150, kept=20) as restored:
+    async with restored_ledger(redis_client, server_url, tmp_path, 3, steps=250, kept=20) as restored:
         restored.settings.projection_path.unlink()
         segments = restored.made.archive.segments(0)
         assert len(segments) > 2
