@@ -147,8 +147,8 @@ async def test_plan_limit_is_an_error_with_the_numbers(calling: Calling) -> None
         str(error)
         == error.message
         == (
-            f"user u1, period {period()}: a call of up to $0.030720 does not fit the cap of ${(BOUND - 1) / 10**9:.9f}, "
-            "of which $0.000000 are spent and $0.000000 held by open calls"
+            f"user u1, period {period()}: a call of up to $0.030720 does not fit the cap of "
+            f"${(BOUND - 1) / 10**9:.9f}, of which $0.000000 are spent and $0.000000 held by open calls"
         )
     )
     assert (error.data["status"], error.data["user_id"]) == (TaskStatus.DENIED, "u1")
