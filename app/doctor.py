@@ -1,7 +1,7 @@
 """What `tollbook doctor` checks: everything that stops or endangers calls. Nothing is changed.
 
-The parts are in `server_findings` (Redis) and `ledger_findings`. Where nothing runs on the data directory of an
-embedded server, the data is read at rest, and what only a running system has is not checked.
+The parts are in `server_findings` (Redis), `ledger_findings` and `process_findings`. Where nothing runs on the data
+directory of an embedded server, the data is read at rest, and what only a running system has is not checked.
 """
 
 import asyncio
@@ -14,9 +14,10 @@ from typing import Final
 from redis.exceptions import RedisError
 
 from tollbook.app import ledger_findings as ledger
+from tollbook.app import process_findings as processes
 from tollbook.app import server_findings as server
 from tollbook.app.connect import readable_redis, with_running_provider
-from tollbook.app.findings import Finding
+from tollbook.app.findings import Finding, Place
 from tollbook.inference.errors import PriceUnknown, ProviderRefused, ProviderUnavailable, SettingsError
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
@@ -113,7 +114,7 @@ async def _check_redis(settings: Settings) -> AsyncIterator[Finding]:
                     yield finding
                 async for finding in server.writing_findings(pipeline, keys or (Keys(settings.namespace),)):
                     yield finding
-            place = ledger.Place(settings, pipeline, url, keys or (Keys(settings.namespace),), rests)
+            place = Place(settings, pipeline, url, keys or (Keys(settings.namespace),), rests)
             async for finding in _check_ledger(place, has_ledger=bool(keys)):
                 yield finding
     except ServerTooOld as exc:
@@ -129,12 +130,12 @@ async def _keys_of(pipeline: CommandPipeline, settings: Settings) -> tuple[Keys,
     return tuple(Keys(settings.namespace, number) for number in range(int(stored or 0)))
 
 
-async def _check_ledger(place: ledger.Place, *, has_ledger: bool) -> AsyncIterator[Finding]:
+async def _check_ledger(place: Place, *, has_ledger: bool) -> AsyncIterator[Finding]:
     checks = [ledger.projection_findings]
     if has_ledger:
         checks += [ledger.archive_findings, ledger.stop_findings]
-        checks += [] if place.is_at_rest else [ledger.process_findings]
-    for check in (*checks, ledger.task_findings):
+        checks += [] if place.is_at_rest else [processes.process_findings]
+    for check in (*checks, processes.task_findings):
         async for finding in check(place):
             yield finding
 

@@ -1,7 +1,11 @@
-"""What a check of `tollbook doctor` found."""
+"""Where `tollbook doctor` looks, and what a check of it found."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from tollbook.inference.settings import Settings
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.pipeline import CommandPipeline
 
 State = Literal["ok", "skipped", "warning", "failed"]
 """`failed`: calls are stopped or endangered; `warning`: somebody should look; `skipped`: not checked."""
@@ -15,6 +19,21 @@ class Finding:
     state: State
     found: str
     advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the ledger is looked at. `is_at_rest`: nothing runs on it."""
+
+    settings: Settings
+    pipeline: CommandPipeline
+    redis_url: str
+    keys: tuple[Keys, ...]
+    is_at_rest: bool
+
+    async def ask(self, *command: str | int) -> Any:
+        """Return a reply of Redis. Errors: LedgerUnavailable; ResponseError."""
+        return await self.pipeline.execute(*command)
 
 
 def first_line(exc: Exception) -> str:

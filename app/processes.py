@@ -27,8 +27,9 @@ from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.ledger import Patience
 from tollbook.ledger.gate.probe import check_permissions
 from tollbook.ledger.private_files import make_private_folder
-from tollbook.ledger.projection.database import StoreLocked, stored_ledger_id
+from tollbook.ledger.projection.database import stored_ledger_id
 from tollbook.ledger.projection.remote import remote_reader
+from tollbook.ledger.projection.store_errors import StoreLocked
 from tollbook.ledger.server.address import hide_password
 from tollbook.ledger.server.embedded import EmbeddedServer, EmbeddedServerError
 from tollbook.ledger.server.endpoint import Endpoint, clear_endpoint, read_endpoint, write_endpoint

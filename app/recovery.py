@@ -24,7 +24,7 @@ from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.known_events import KnownEvents, Row
 from tollbook.ledger.archive.losses import Loss, LossSummary, find_loss, lost_rows, summarise
-from tollbook.ledger.archive.reentering import LostSteps, Reentry, Signature, forget
+from tollbook.ledger.archive.reentering import LostSteps, Reentry
 from tollbook.ledger.archive.replay import ReplayLimits, replay
 from tollbook.ledger.archive.restoring import LedgerMoved, Restorer
 from tollbook.ledger.archive.segments import Archive, Segment
@@ -32,13 +32,13 @@ from tollbook.ledger.gate.baselines import BaselinePage, Baselines
 from tollbook.ledger.gate.functions import function
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.stops import CallSwitch, read_stop
-from tollbook.ledger.gate.unbooked import FOLDER as UNBOOKED_FOLDER
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.private_files import make_private_folder
 from tollbook.ledger.projection.database import set_aside
 from tollbook.ledger.projection.lease import Lease
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.server.endpoint import read_endpoint
+from tollbook.ledger.signature import Signature
 from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.events import LedgerRecovered, payload_json
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
@@ -94,7 +94,6 @@ class Recovery:
         self._handle = handle
         self._projection = projection or settings.projection_path
         self._archive = Archive(settings.archive_path)
-        self._folder = settings.data_dir / UNBOOKED_FOLDER
         self._batch_events = batch_events
         # Without a newest event that it was told of: whatever the ledger lacks, it is worked on.
         self._gates = build_gates(handle, settings)
@@ -132,10 +131,7 @@ class Recovery:
             unbooked = 0
             for charge in await gate.unbooked():
                 record = await gate.call_record(charge.call_id)
-                stands = record is not None and (
-                    charge.hold in record.settled or (record.state == "open" and record.hold.hold == charge.hold)
-                )
-                unbooked += not stands
+                unbooked += record is None or not record.has_hold(charge.hold)
             partitions.append(PartitionReport(loss, summary, unbooked))
         return Report(known.ledger_id, partitions)
 
@@ -197,7 +193,7 @@ class Recovery:
             await reentry.enter(await asyncio.to_thread(LostSteps.of, lost_rows(loss, known)))
         for charge in await gate.unbooked():
             if await reentry.book(charge):
-                await forget(self._handle.pipeline, gate, charge, self._folder)
+                await gate.forget(charge)
                 partition.booked += 1
         partition.entered, partition.entered_nanousd = reentry.entered.events, reentry.entered.nanousd
         declared = {payload_object(row["payload"]).get("last_id") for row in since if row["type"] == "ledger-recovered"}

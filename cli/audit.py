@@ -14,10 +14,10 @@ from tollbook.cli.options import (
     ArchiveOption,
     JsonOption,
     UserArgument,
-    check_period,
     data_settings,
     read_call,
     read_id,
+    read_period,
 )
 from tollbook.cli.row_options import FormatOption, choose_format
 
@@ -57,7 +57,9 @@ def call(call_id: CallArgument, archive: ArchiveOption = None, as_json: JsonOpti
 @app.command()
 def user(
     user_id: UserArgument,
-    period: Annotated[str | None, typer.Option(help="Billing period, YYYY-MM; the user's latest by default.")] = None,
+    period: Annotated[
+        str | None, typer.Option(help="Billing period, YYYY-MM; the user's latest by default.", callback=read_period)
+    ] = None,
     holds: Annotated[bool, typer.Option(help="Show holds too, or only charges, refusals and changes.")] = True,
     last: Annotated[
         int | None,
@@ -73,8 +75,6 @@ def user(
     from tollbook.audit.statements import Statement, make_statement
     from tollbook.views.audit.documents import statement_document
     from tollbook.views.audit.screens import print_statement, statement_problems
-
-    check_period(period)
 
     def show(reader: "AuditReader", statement: Statement) -> int:
         lines = [

@@ -25,7 +25,8 @@ from tollbook.schemas.money import format_usd, usd_text
 
 if TYPE_CHECKING:
     from tollbook.audit.assumed_charges import Found
-    from tollbook.inference.administration import Administration, Signature
+    from tollbook.inference.administration import Administration
+    from tollbook.ledger.signature import Signature
 
 app = typer.Typer(help="Corrections of costs.", no_args_is_help=True)
 

@@ -19,16 +19,19 @@ from tollbook.cli.money import (
     tell,
     usd,
 )
-from tollbook.cli.options import JsonOption, UserArgument, check_period, read_id
+from tollbook.cli.options import JsonOption, UserArgument, read_id, read_period
 from tollbook.schemas.money import format_usd, usd_text
 
 if TYPE_CHECKING:
     from tollbook.audit.accounts import Grant
-    from tollbook.inference.administration import Administration, Signature
+    from tollbook.inference.administration import Administration
+    from tollbook.ledger.signature import Signature
 
 app = typer.Typer(help="Credit above the cap.", no_args_is_help=True)
 
-PeriodOption = Annotated[str | None, typer.Option(help="Billing period, YYYY-MM; the present one by default.")]
+PeriodOption = Annotated[
+    str | None, typer.Option(help="Billing period, YYYY-MM; the present one by default.", callback=read_period)
+]
 
 
 @app.command("grant", cls=AmountCommand)
@@ -47,17 +50,16 @@ def grant_credit(
     Example: tollbook credit grant u42 2.50 --reason "sorry for the outage" --key outage-2026-11
     """
     amount_nanousd = check_amount(amount, "AMOUNT", "grant")
-    chosen = check_period(period)
 
     async def run(administration: "Administration", signature: "Signature") -> dict[str, Any]:
-        credit = (await administration.account(user, chosen)).credit_nanousd
-        when = chosen or administration.period
+        credit = (await administration.account(user, period)).credit_nanousd
+        when = period or administration.period
         confirm(f"credit of {user} in {when}: {usd(credit)} -> {usd(credit + amount_nanousd)}", amount_nanousd, yes=yes)
-        is_new = await administration.grant_credit(user, amount_nanousd, signature, period=chosen)
+        is_new = await administration.grant_credit(user, amount_nanousd, signature, period=period)
         return {"user_id": user, "amount_nanousd": amount_nanousd, "is_new": is_new}
 
     done = run_signed(run, author, reason, key)
-    return tell(done, f"{user} has {format_usd(amount_nanousd)} more to spend {_when(chosen)}", as_json=as_json)
+    return tell(done, f"{user} has {format_usd(amount_nanousd)} more to spend {_when(period)}", as_json=as_json)
 
 
 @app.command("revoke", cls=AmountCommand)
@@ -87,32 +89,33 @@ def revoke_credit(
         raise typer.BadParameter("give an amount, or --grant with the id of a grant", param_hint="AMOUNT")
     if grant is not None and (period is not None or key is not None):
         raise typer.BadParameter("a grant has its period, and is taken back once without a key", param_hint="--grant")
-    chosen = check_period(period)
     if grant is not None:
         found = _find_grant(user, grant)
-        amount_nanousd, chosen = found.left_nanousd, found.event.period
+        amount_nanousd, period = found.left_nanousd, found.event.period
     else:
         amount_nanousd = check_amount(amount or "", "AMOUNT", "revoke")
 
     async def run(administration: "Administration", signature: "Signature") -> dict[str, Any]:
         is_new = amount_nanousd > 0
         if is_new:
-            credit = (await administration.account(user, chosen)).credit_nanousd
+            credit = (await administration.account(user, period)).credit_nanousd
             left = usd(max(0, credit - amount_nanousd))
-            when = chosen or administration.period
+            when = period or administration.period
             confirm(f"credit of {user} in {when}: {usd(credit)} -> {left}", amount_nanousd, yes=yes)
-            is_new = await administration.revoke_credit(user, amount_nanousd, signature, period=chosen, grant=grant)
+            is_new = await administration.revoke_credit(user, amount_nanousd, signature, period=period, grant=grant)
         return {"user_id": user, "amount_nanousd": amount_nanousd, "grant": grant, "is_new": is_new}
 
     done = run_signed(run, author, reason, key)
-    text = f"{user} has {usd(amount_nanousd)} less to spend {_when(chosen)}"
+    text = f"{user} has {usd(amount_nanousd)} less to spend {_when(period)}"
     return tell(done, text if amount_nanousd else f"grant {grant} was taken back before", as_json=as_json)
 
 
 @app.command("list")
 def list_credits(
     user: Annotated[str | None, typer.Argument(metavar="USER", help="Only this user's.", callback=read_id)] = None,
-    period: Annotated[str | None, typer.Option(help="Only of this billing period, YYYY-MM.")] = None,
+    period: Annotated[
+        str | None, typer.Option(help="Only of this billing period, YYYY-MM.", callback=read_period)
+    ] = None,
     as_json: JsonOption = False,
 ) -> int:
     """List the credits that were granted: to whom, by whom, why, when, and what was not taken back.
@@ -121,7 +124,7 @@ def list_credits(
     """
     from tollbook.views.tables import Printer, Row, printable
 
-    grants = _read(user, check_period(period))
+    grants = _read(user, period)
     documents = [_document(grant) for grant in grants]
     if as_json:
         typer.echo(json.dumps(documents))

@@ -15,7 +15,8 @@ from tollbook.cli.options import check_usd, load_redis_alone, read_id
 from tollbook.schemas.money import NANOUSD_PER_USD, format_usd
 
 if TYPE_CHECKING:
-    from tollbook.inference.administration import Administration, Signature
+    from tollbook.inference.administration import Administration
+    from tollbook.ledger.signature import Signature
 
 ReasonOption = Annotated[str, typer.Option(help="The reason; recorded on the ledger.")]
 AuthorOption = Annotated[str | None, typer.Option(help="Who; your login name by default.")]
@@ -95,14 +96,14 @@ def run_signed(
 
 def sign(author: str | None, reason: str, key: str | None = None) -> "Signature":
     """Return who and why. Errors: typer.BadParameter."""
-    from tollbook.inference.administration import Signature
+    from tollbook.ledger.signature import Signature
 
     if not reason.strip():
-        raise typer.BadParameter("say why", param_hint="--reason")
-    return Signature(author or login_name(), reason.strip()[:500], key)
+        raise typer.BadParameter("say why: it is recorded on the ledger", param_hint="--reason")
+    return Signature(author or _login_name(), reason.strip()[:500], key)
 
 
-def login_name() -> str:
+def _login_name() -> str:
     """Return who runs this command. Errors: typer.BadParameter where the system does not know."""
     try:
         return getpass.getuser()

@@ -83,11 +83,14 @@ def check_id(value: str, hint: str | None = None) -> str:
         raise typer.BadParameter(f"{exc}: {value!r:.80}", param_hint=hint) from None
 
 
-def check_period(period: str | None) -> str | None:
-    """Return a billing period as it was given, if one was. Errors: typer.BadParameter, which names --period."""
-    if period is not None and not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", period):
-        raise typer.BadParameter("a period is written YYYY-MM", param_hint="--period")
-    return period
+def read_period(value: str | None) -> str | None:
+    """Return a billing period as it was given; a callback of every option that names one.
+
+    Errors: typer.BadParameter.
+    """
+    if value is not None and not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", value):
+        raise typer.BadParameter("a period is written YYYY-MM")
+    return value
 
 
 def check_usd(dollars: str, hint: str) -> int:

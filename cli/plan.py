@@ -21,7 +21,8 @@ from tollbook.schemas.money import format_usd, nanousd_from_usd, usd_text
 from tollbook.schemas.plans import Plan
 
 if TYPE_CHECKING:
-    from tollbook.inference.administration import Administration, Signature
+    from tollbook.inference.administration import Administration
+    from tollbook.ledger.signature import Signature
     from tollbook.schemas.events import Event
 
 app = typer.Typer(help="Users' plans.", no_args_is_help=True)

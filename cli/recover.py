@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tollbook.cli.money import AuthorOption, login_name
+from tollbook.cli.money import AuthorOption, sign
 from tollbook.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from tollbook.app.recovery import PartitionReport, Report
     from tollbook.inference.settings import Settings
-    from tollbook.ledger.archive.reentering import Signature
+    from tollbook.ledger.signature import Signature
 
 
 def recover(
@@ -38,13 +38,7 @@ def recover(
     Example: tollbook recover
     Example: tollbook recover --yes --reason "backup of 4 November restored"
     """
-    signature = None
-    if yes:
-        from tollbook.ledger.archive.reentering import Signature
-
-        if reason is None or not reason.strip():
-            raise typer.BadParameter("say why: it is recorded on the ledger", param_hint="--reason")
-        signature = Signature(author or login_name(), reason.strip()[:500])
+    signature = sign(author, reason or "") if yes else None
     from tollbook.inference.settings import load_settings
 
     report = asyncio.run(_recover(load_settings(), projection, signature))

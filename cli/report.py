@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from tollbook.cli.options import check_period, read_id
+from tollbook.cli.options import read_id, read_period
 
 if TYPE_CHECKING:
     from tollbook.views.report.queries import Selection
@@ -21,12 +21,17 @@ _EXTRA: Final = ("altair", "marimo", "vl_convert")
 _SHOWN_BY: Final = tuple(f"tollbook.views.report.{name}" for name in ("figures", "page", "tables"))
 
 
+def _read_period(value: str | None) -> str | None:
+    return value if value == "all" else read_period(value)
+
+
 def report(
     html: Annotated[
         Path | None, typer.Option(help="Write the report to this file, which can be opened anywhere.")
     ] = None,
     period: Annotated[
-        str | None, typer.Option(help="Billing period, YYYY-MM, or `all`; the newest by default.")
+        str | None,
+        typer.Option(help="Billing period, YYYY-MM, or `all`; the newest by default.", callback=_read_period),
     ] = None,
     plan: Annotated[str | None, typer.Option(help="Only this plan.")] = None,
     user: Annotated[str | None, typer.Option(help="Only this user.", callback=read_id)] = None,
@@ -48,8 +53,6 @@ def report(
     Example: tollbook report
     Example: tollbook report --html spend.html --period 2026-11
     """
-    if period != "all":
-        check_period(period)
     missing = [name for name in _EXTRA if find_spec(name) is None]
     if missing:
         typer.echo(

@@ -6,14 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from tollbook.cli.options import check_period, data_settings, read_id
+from tollbook.cli.options import data_settings, read_id, read_period
 
 _COLUMNS = "user_id, period, plan, cap_usd, spent_usd, reserved_usd, calls, denied, fallbacks, assumed_usd, overage_usd"
 
 
 def spend(
     user: Annotated[str | None, typer.Argument(help="Only this user, every period.", callback=read_id)] = None,
-    period: Annotated[str | None, typer.Option(help="Billing period, YYYY-MM; the latest by default.")] = None,
+    period: Annotated[
+        str | None, typer.Option(help="Billing period, YYYY-MM; the latest by default.", callback=read_period)
+    ] = None,
     top: Annotated[int, typer.Option(min=1, max=10_000, help="How many users, the highest spend first.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array of objects.")] = False,
 ) -> int:
@@ -37,9 +39,9 @@ def spend(
 def _sql(user: str | None, period: str | None, top: int) -> str:
     conditions: list[str] = []
     if user is not None:
-        conditions.append(f"user_id = '{user}'")  # An id has no quotes: `read_id` has checked it.
+        conditions.append(f"user_id = '{user}'")  # Neither has quotes: `read_id` and `read_period` have checked it.
     if period is not None:
-        conditions.append(f"period = '{check_period(period)}'")
+        conditions.append(f"period = '{period}'")
     elif user is None:
         conditions.append("period = (SELECT max(period) FROM spend)")
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""

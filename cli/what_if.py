@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tollbook.cli.moments import UntilOption, parse_moment
-from tollbook.cli.options import ArchiveOption, JsonOption, check_id, check_period, check_usd, data_settings, read_id
+from tollbook.cli.options import ArchiveOption, JsonOption, check_id, check_usd, data_settings, read_id, read_period
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.plans import Plan
 from tollbook.schemas.problems import unknown_name
@@ -37,7 +37,7 @@ def what_if(
         list[str] | None, typer.Option(help="Another fallback for a task type: TASK=MODEL, or TASK=none.")
     ] = None,
     user: Annotated[str | None, typer.Option(help="Only this user.", callback=read_id)] = None,
-    period: Annotated[str | None, typer.Option(help="Only this billing period, YYYY-MM.")] = None,
+    period: Annotated[str | None, typer.Option(help="Only this billing period, YYYY-MM.", callback=read_period)] = None,
     until: UntilOption = None,
     top: Annotated[int, typer.Option(min=0, max=10_000, help="How many users, the most affected first.")] = 10,
     refusals: Annotated[
@@ -55,7 +55,6 @@ def what_if(
     from tollbook.views.what_if import print_what_if, what_if_document
 
     alternatives = read_alternatives(cap or (), user_cap or (), price or (), route or (), fallback or ())
-    check_period(period)
     end = None if until is None else parse_moment(until, "--until")
     outcome = asyncio.run(_walk(data_settings(), alternatives, archive, end, kept_refusals=refusals, is_quiet=as_json))
     selected = outcome.select(user_id=user, period=period)

@@ -21,11 +21,11 @@ from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.gate.stops import CallSwitch, ProjectorFenced, read_stop
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.private_files import read_private, write_private
-from tollbook.ledger.projection.database import StoreFailed
 from tollbook.ledger.projection.lease import Lease, ProjectorRunning
 from tollbook.ledger.projection.projector import Projector
 from tollbook.ledger.projection.quack import QuackUnavailable
 from tollbook.ledger.projection.store import Store
+from tollbook.ledger.projection.store_errors import StoreFailed
 
 _STOP_TRIES: Final = 10
 _STOP_PAUSE_S: Final = 0.5

@@ -26,12 +26,13 @@ from tollbook.ledger.archive.replay import fold_archive
 from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import BaselineUnavailable, LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage
-from tollbook.ledger.projection.database import StoreChanged, StoreFailed, StoreOutOfMemory, set_aside
+from tollbook.ledger.projection.database import set_aside
 from tollbook.ledger.projection.file_checks import CHECK_EVERY_S, check_forever, open_checked, watch_file
 from tollbook.ledger.projection.lease import Lease
 from tollbook.ledger.projection.projector import Projector, ProjectorSettings
 from tollbook.ledger.projection.quack import QuackServer
 from tollbook.ledger.projection.store import Store
+from tollbook.ledger.projection.store_errors import StoreChanged, StoreFailed, StoreOutOfMemory
 from tollbook.schemas.identifiers import EntryId
 
 _FIRST_PAUSE_S: Final = 0.5

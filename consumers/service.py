@@ -17,6 +17,7 @@ from tollbook.consumers.app import build_app
 from tollbook.consumers.claims import Claims
 from tollbook.consumers.dead_letters import DeadLetterLimits, DeadLetters
 from tollbook.consumers.observer import TaskObserver
+from tollbook.consumers.reply_streams import ReplyStreams
 from tollbook.consumers.stream_tidying import StreamTidying
 from tollbook.consumers.sweeper import Sweeper
 from tollbook.consumers.throttled_warning import ThrottledWarning
@@ -86,7 +87,9 @@ def build_worker(
         reservations=runtime.reservations,
         runner=runtime.runner,
         routes=runtime.routes,
-        pipeline=handle.pipeline,
+        replies=ReplyStreams(
+            handle.pipeline, namespace=settings.namespace, task_streams=streams, max_length=settings.reply_stream_max
+        ),
         results=handle.results,
         claims=claims,
         dead_letters=DeadLetters(
@@ -94,9 +97,7 @@ def build_worker(
             settings.namespace,
             limits=DeadLetterLimits(settings.dead_letters_max, settings.dead_letters_keep_s),
         ),
-        max_replies=settings.reply_stream_max,
         limits=limits,
-        namespace=settings.namespace,
         now_ms=now_ms,
         observer=observer,
     )
@@ -181,7 +182,7 @@ async def _prepare_streams(
         if is_first:
             await check_permissions(runtime.handle.pipeline, runtime.handle.keys, streams=worker.claims.streams)
         owners = await own_streams(runtime.handle.pipeline, worker.claims.streams, runtime.settings.namespace)
-        worker.share_database_with(owners.values())
+        worker.replies.share_database_with(owners.values())
         await worker.claims.heartbeat()
         await worker.claims.ensure_groups()
     except (LedgerUnavailable, RedisError) as exc:

@@ -7,33 +7,31 @@ acknowledgement); whatever goes wrong before that leaves it pending, to be claim
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Final
 
 import structlog
-from redis.exceptions import ResponseError
 
 from tollbook.consumers.answers import Answers
 from tollbook.consumers.claims import Claims
 from tollbook.consumers.dead_letters import DeadLetters
 from tollbook.consumers.messages import Delivery, read_task
 from tollbook.consumers.observer import TaskObserver, UnobservedTasks
+from tollbook.consumers.reply_streams import ReplyStreams
+from tollbook.consumers.slots import Slot
 from tollbook.consumers.throttled_warning import ThrottledWarning
 from tollbook.inference.calls.call import Call, RunId, exhausted
 from tollbook.inference.calls.reservations import Reservations, WaitLimits
 from tollbook.inference.calls.runner import CallRunner, CallTakenOver
 from tollbook.ledger.errors import CallUnknown, IdempotencyConflict, LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.requests import OpenCall
-from tollbook.ledger.keys import is_reserved_key
 from tollbook.ledger.results import Results
-from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tollbook.schemas.routes import Route
-from tollbook.schemas.tasks import RESERVED_STREAM_WORDS, InvalidTask, Task, TaskStream, TaskType
+from tollbook.schemas.tasks import RESERVED_STREAM_WORDS, InvalidTask, Task, TaskType
 
 # For the settlement of calls that are cut off; the ledger itself would be asked for minutes.
 _SETTLING_S: Final = 10.0
@@ -51,10 +49,7 @@ class WorkerLimits:
 
 
 class Worker:
-    """Executes deliveries of the task streams. Clock and pauses come from outside.
-
-    `max_replies` is how many entries each reply stream is kept to; 0: no limit.
-    """
+    """Executes deliveries of the task streams. Clock and pauses come from outside."""
 
     def __init__(
         self,
@@ -63,29 +58,25 @@ class Worker:
         reservations: Reservations,
         runner: CallRunner,
         routes: Mapping[TaskType, Route],
-        pipeline: CommandPipeline,
+        replies: ReplyStreams,
         results: Results,
         claims: Claims,
         dead_letters: DeadLetters,
         limits: WorkerLimits,
-        namespace: str,
         now_ms: Callable[[], int],
-        max_replies: int = 0,
         observer: TaskObserver | None = None,
     ) -> None:
         self.name = name
         self._observer: TaskObserver = observer or UnobservedTasks()
         self.finished: Counter[TaskStatus] = Counter()
         self.claims = claims
+        self.replies = replies
         self._reservations = reservations
         self._runner = runner
         self._routes = routes
-        self._pipeline = pipeline
         self.dead_letters = dead_letters
-        self._max_replies = max_replies
         self._answers = Answers(results, dead_letters, now_ms)
         self._limits = limits
-        self._namespaces = {namespace}
         self._now_ms = now_ms
         self._slots = {stream: asyncio.Semaphore(number) for stream, number in limits.concurrency.items()}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -96,8 +87,6 @@ class Worker:
         # Bound once: to make a logger takes half the time of a line.
         self._log = _log.bind()
         self._held_back = ThrottledWarning("tasks.held_back", now_ms)
-        # All task streams, whichever this worker serves.
-        self._task_streams = frozenset((*limits.concurrency, *TaskStream))
 
     @property
     def in_flight(self) -> int:
@@ -146,12 +135,12 @@ class Worker:
             _log.warning("worker.holds_left", number=len(unsettled))
 
     def _start(self, delivery: Delivery, *, has_slot: bool) -> None:
-        slot = _Slot(self._slots[delivery.stream], is_held=has_slot)
+        slot = Slot(self._slots[delivery.stream], is_held=has_slot)
         task = asyncio.create_task(self._process(delivery, slot))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _process(self, delivery: Delivery, slot: "_Slot") -> None:
+    async def _process(self, delivery: Delivery, slot: Slot) -> None:
         """Work on a delivery until it is acknowledged or left pending: the edge at which a task's trouble ends."""
         try:
             with self._observer.working(delivery) as record_result:
@@ -164,7 +153,7 @@ class Worker:
             slot.release()
             self.claims.drop(delivery)
 
-    async def _persist(self, delivery: Delivery, slot: "_Slot", record_result: RecordResult) -> None:
+    async def _persist(self, delivery: Delivery, slot: Slot, record_result: RecordResult) -> None:
         """Execute a delivery, and again while the stores do not answer: nothing is lost while it stays pending."""
         pause_s = self._limits.waiting.first_pause_s
         run = self._begin_run(self._now_ms())
@@ -190,11 +179,11 @@ class Worker:
         self._active_runs.add(run.id)
         return run
 
-    async def _execute(self, delivery: Delivery, slot: "_Slot", run: "_Run", record_result: RecordResult) -> None:
+    async def _execute(self, delivery: Delivery, slot: Slot, run: "_Run", record_result: RecordResult) -> None:
         """Read the task, make its call, answer, acknowledge."""
         try:
             task_id, task = read_task(delivery)
-            if self._is_reserved(task.reply_to):
+            if self.replies.is_reserved(task.reply_to):
                 raise InvalidTask(f"'reply_to' {RESERVED_STREAM_WORDS} {task.reply_to!r} is")  # noqa: TRY301 - as a field that cannot be read.
         except InvalidTask as exc:
             result, reply_to = await self._answers.malformed(delivery, str(exc))
@@ -207,7 +196,7 @@ class Worker:
         if result is None:
             return
         record_result(result)
-        await self._reply(reply_to, result)
+        await self.replies.append(reply_to, result)
         with self._observer.acknowledging():
             await self.claims.acknowledge(delivery)  # G3
         self.finished[result.status] += 1
@@ -229,7 +218,7 @@ class Worker:
         )
 
     async def _result_of(
-        self, delivery: Delivery, task_id: str, task: Task, slot: "_Slot", run: "_Run"
+        self, delivery: Delivery, task_id: str, task: Task, slot: Slot, run: "_Run"
     ) -> InferenceResult | None:
         """Return the task's result, or None where it is left pending for another time."""
         if task.task is TaskType.PING:
@@ -274,29 +263,6 @@ class Worker:
         is_due = delivery.is_claimed or self._now_ms() > found.deadline_ms
         return is_due and not await self.claims.is_alive(run.process)
 
-    def _is_reserved(self, reply_to: str | None) -> bool:
-        """Whether a stream for replies is a Tollbook's own: this one's, or another's that shares the database."""
-        return reply_to is not None and (
-            reply_to in self._task_streams or any(is_reserved_key(name, reply_to) for name in self._namespaces)
-        )
-
-    def share_database_with(self, namespaces: Iterable[str]) -> None:
-        """Take no stream that begins as the keys of these ledgers do for one of replies."""
-        self._namespaces |= set(namespaces)
-
-    async def _reply(self, reply_to: str | None, result: InferenceResult) -> None:
-        """Append the result to the publisher's reply stream; at least once, so consumers go by `task_id`."""
-        if reply_to is None or self._is_reserved(reply_to):
-            return  # Of a malformed task, which has its answer under its own key.
-        try:
-            limit = ("MAXLEN", "~", self._max_replies) if self._max_replies else ()
-            await self._pipeline.execute(
-                "XADD", reply_to, *limit, "*", "task_id", result.task_id, "result", result.model_dump_json()
-            )
-        except ResponseError as exc:
-            # The key is no stream. The result stands under its own key, so the task is not delayed by it.
-            _log.warning("reply.refused", task_id=result.task_id, reply_to=reply_to, problem=str(exc))
-
 
 @dataclass(slots=True)
 class _Run:
@@ -306,28 +272,3 @@ class _Run:
     taken_at_ms: int
     """When this worker took the delivery, which may have had runs before this one."""
     has_money: bool = False
-
-
-class _Slot:
-    """One place of a stream, taken and given back by one delivery."""
-
-    def __init__(self, slots: asyncio.Semaphore, *, is_held: bool) -> None:
-        self._slots = slots
-        self._is_held = is_held
-
-    async def acquire(self) -> None:
-        if not self._is_held:
-            await self._slots.acquire()
-            self._is_held = True
-
-    def release(self) -> None:
-        if self._is_held:
-            self._is_held = False
-            self._slots.release()
-
-    @asynccontextmanager
-    async def given_back(self) -> AsyncGenerator[None]:
-        """Let others have the place meanwhile; it is waited for at the end."""
-        self.release()
-        yield
-        await self.acquire()

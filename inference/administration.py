@@ -7,7 +7,6 @@ all amounts are, in force in the gate from the step that appends it, and visible
 import asyncio
 import hashlib
 import time
-import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from tollbook.ledger.server.address import hide_password
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.refusals import reason_of
+from tollbook.ledger.signature import Signature
 from tollbook.schemas.events import (
     CostAdjusted,
     CreditGranted,
@@ -69,24 +69,6 @@ class CallStillOpen(LedgerError):
 
 class NothingToCorrect(LedgerError):
     """The call was refused or never cost anything that could be corrected this way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """Who changes something, and why. `key` makes a repeat harmless; without one, each command is new."""
-
-    author: str
-    reason: str
-    key: str | None = None
-
-    def __post_init__(self) -> None:
-        """Keep names in their one spelling."""
-        object.__setattr__(self, "author", normalise_id(self.author))
-        object.__setattr__(self, "key", self.key and normalise_id(self.key))
-
-    def command_id(self, kind: str) -> str:
-        """Return the idempotency key of a command: with a space, which no task id has, so that no task can take it."""
-        return f"{kind} {self.key or uuid.uuid4()}"
 
 
 @dataclass(frozen=True, slots=True)

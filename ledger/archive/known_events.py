@@ -16,9 +16,9 @@ import pyarrow as pa
 from tollbook.ledger.archive.segments import Archive, ArchiveDamaged, Segment, check_segment
 from tollbook.ledger.errors import LedgerRefused
 from tollbook.ledger.gate.requests import Position
-from tollbook.ledger.projection.database import StoreFailed
 from tollbook.ledger.projection.fold import LedgerMismatch
 from tollbook.ledger.projection.snapshot import open_snapshot
+from tollbook.ledger.projection.store_errors import StoreFailed
 from tollbook.schemas.events import EVENT_VERSION
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.upcasters import UPCASTERS

@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from tollbook.ledger.archive.history import ROW_GROUP
 from tollbook.ledger.archive.segments import ArchiveDamaged, Segment, check_file, check_segment
-from tollbook.ledger.projection.database import StoreFailed
 from tollbook.ledger.projection.fold import (
     LAYOUT_VERSION,
     Counted,
@@ -30,6 +29,7 @@ from tollbook.ledger.projection.fold import (
     read_position,
 )
 from tollbook.ledger.projection.store import Store
+from tollbook.ledger.projection.store_errors import StoreFailed
 from tollbook.schemas.events import EVENT_VERSION
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.upcasters import UnreadableEvent

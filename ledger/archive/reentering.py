@@ -22,8 +22,9 @@ from tollbook.ledger.gate.requests import (
     SettleRequest,
     WithdrawRequest,
 )
-from tollbook.ledger.gate.unbooked import UnbookedCharge, forget_unbooked
+from tollbook.ledger.gate.unbooked import UnbookedCharge
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.signature import Signature
 from tollbook.schemas.events import (
     CostAdjusted,
     CostRecorded,
@@ -48,14 +49,6 @@ _COMMANDS: Final[dict[str, type[PlanAssigned | PlanCleared | CreditGranted | Cre
 _UNSTAMPED: Final[dict[str, Any]] = {
     "hold": 0, "hold_nanousd": 0, "budgets": (), "overage_nanousd": 0, "content_hash": None, "is_final": True,
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """Who recovers the ledger, and why."""
-
-    author: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +164,9 @@ class Reentry:
         if charge.hold == 0:
             if await self._ledger.charge(charge.charge_request):
                 self._count(charge.cost_nanousd)
-        elif record is not None and _has_hold(record, charge.hold):
-            if await self._stands(charge):
-                return False
+        elif record is not None and record.has_hold(charge.hold):
+            if await self._gate.is_on_stream(charge.seen):
+                return False  # The noting process, or the sweeper, may settle by itself.
             await self._settle_noted(charge, record)
         else:
             payload = CostRecorded.model_validate(payload_object(charge.payload)).model_copy(
@@ -188,11 +181,6 @@ class Reentry:
             if await self._ledger.charge(request):
                 self._count(charge.cost_nanousd)
         return True
-
-    async def _stands(self, charge: UnbookedCharge) -> bool:
-        """Whether the noting process may settle by itself: the newest event that it was told of is on the ledger."""
-        seen = str(charge.seen)
-        return bool(await self._pipeline.execute("XRANGE", self._gate.keys.ledger, seen, seen, "COUNT", 1))
 
     async def _settle_noted(self, charge: UnbookedCharge, record: CallRecord) -> None:
         if charge.hold not in record.settled:
@@ -350,15 +338,6 @@ class Reentry:
     def _count(self, nanousd: int) -> None:
         self.entered.events += 1
         self.entered.nanousd += nanousd
-
-
-async def forget(pipeline: CommandPipeline, gate: Gate, charge: UnbookedCharge, folder: Any) -> None:
-    """Remove the note of a charge that is booked. Errors: LedgerUnavailable; OSError."""
-    await forget_unbooked(pipeline, gate.keys, charge, folder=folder)
-
-
-def _has_hold(record: CallRecord, hold: int) -> bool:
-    return hold in record.settled or (record.state == "open" and record.hold.hold == hold)
 
 
 def _payload(lost: LostCost, changes: dict[str, Any]) -> str:

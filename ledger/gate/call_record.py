@@ -33,6 +33,10 @@ class CallRecord:
     hold: OpenCall
     settled: Mapping[int, SettledHold]
 
+    def has_hold(self, hold: int) -> bool:
+        """Whether a hold of this number is open, or was settled."""
+        return hold in self.settled or (self.state == "open" and self.hold.hold == hold)
+
 
 def parse_call_record(value: bytes) -> CallRecord:
     """Parse the value of a call's key. Errors: ValueError for anything that the gate did not write."""

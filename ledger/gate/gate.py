@@ -304,28 +304,7 @@ class Gate:
 
     async def assign(self, request: AssignRequest) -> bool:
         """Change a plan, cap or credit at once; return whether it is new. Errors: IdempotencyConflict."""
-        keys = self.keys
-        reply = await self._call(
-            "assign",
-            (
-                keys.meta,
-                keys.ledger,
-                keys.account(request.user_id),
-                keys.call(request.command_id),
-                keys.tail(request.budget),
-            ),
-            (
-                request.command_id,
-                request.user_id,
-                request.period,
-                request.content_hash,
-                request.type,
-                request.plan,
-                request.amount_nanousd,
-                self._idempotency_ttl_s,
-                request.payload,
-            ),
-        )
+        reply = await self._change("assign", request, request.plan, request.amount_nanousd)
         if reply[0] in (b"OK", b"EXISTS"):
             return reply[0] == b"OK"
         raise refusal(reply, request.command_id, 0)
@@ -335,9 +314,21 @@ class Gate:
 
         Errors: IdempotencyConflict; CreditTooLow; NoPlanAssigned.
         """
+        reply = await self._change("withdraw", request, request.amount_nanousd)
+        match reply[0]:
+            case b"OK" | b"EXISTS":
+                return reply[0] == b"OK"
+            case b"LESS":
+                raise CreditTooLow(request.user_id, request.period, int(reply[1]))
+            case b"NONE":
+                raise NoPlanAssigned(request.user_id)
+            case _:
+                raise refusal(reply, request.command_id, 0)
+
+    async def _change(self, name: str, request: AssignRequest | WithdrawRequest, *change: str | int) -> list[bytes]:
         keys = self.keys
-        reply = await self._call(
-            "withdraw",
+        return await self._call(
+            name,
             (
                 keys.meta,
                 keys.ledger,
@@ -351,20 +342,11 @@ class Gate:
                 request.period,
                 request.content_hash,
                 request.type,
-                request.amount_nanousd,
+                *change,
                 self._idempotency_ttl_s,
                 request.payload,
             ),
         )
-        match reply[0]:
-            case b"OK" | b"EXISTS":
-                return reply[0] == b"OK"
-            case b"LESS":
-                raise CreditTooLow(request.user_id, request.period, int(reply[1]))
-            case b"NONE":
-                raise NoPlanAssigned(request.user_id)
-            case _:
-                raise refusal(reply, request.command_id, 0)
 
     async def account(self, user_id: str, period: str) -> Account:
         """Return what the ledger has assigned to a user."""

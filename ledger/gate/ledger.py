@@ -51,6 +51,7 @@ from tollbook.ledger.logs import LazyLogger
 from tollbook.schemas.identifiers import partition_of
 
 T = TypeVar("T")
+HoldChange = TypeVar("HoldChange", AdjustRequest, ReleaseRequest)
 _log = LazyLogger(__name__)
 _STALE_TRIES = 3
 
@@ -174,35 +175,16 @@ class Ledger:
 
     async def adjust(self, request: AdjustRequest) -> Adjusted:
         """Correct a settled hold to its true cost, in the budgets it stood against. Errors: CallUnknown."""
-
-        async def adjust(budgets: tuple[str, ...]) -> Adjusted:
-            corrected = replace(request, budgets=budgets)
-            return await self._without_baselines(
-                request.user_id, budgets, lambda gate, baselines: gate.adjust(corrected, baselines)
-            )
-
-        try:
-            return await adjust(request.budgets)
-        except BudgetsMismatch as exc:
-            # The caller knew the budgets of the call's latest hold, which may be in another period.
-            return await adjust(exc.budgets)
+        return await self._where_it_stood(request, lambda gate, corrected, baselines: gate.adjust(corrected, baselines))
 
     async def release(self, request: ReleaseRequest) -> Released:
         """Give back what an attempt was assumed to cost, in the budgets that its hold stood against, once.
 
         Errors: CallUnknown.
         """
-
-        async def release(budgets: tuple[str, ...]) -> Released:
-            given_back = replace(request, budgets=budgets)
-            return await self._without_baselines(
-                request.user_id, budgets, lambda gate, baselines: gate.release(given_back, baselines)
-            )
-
-        try:
-            return await release(request.budgets)
-        except BudgetsMismatch as exc:
-            return await release(exc.budgets)
+        return await self._where_it_stood(
+            request, lambda gate, given_back, baselines: gate.release(given_back, baselines)
+        )
 
     async def charge(self, request: ChargeRequest) -> bool:
         """Book spend that happened without a hold; return whether it is new.
@@ -296,6 +278,21 @@ class Ledger:
             except Stale:  # G6
                 continue
         raise BaselineUnavailable("DuckDB is behind the ledger's watermark, since it is being rebuilt: try again later")
+
+    async def _where_it_stood(
+        self, request: HoldChange, step: Callable[[Gate, HoldChange, Sequence[Baseline]], Awaitable[T]]
+    ) -> T:
+        """Change a settled hold. The caller may know the budgets of the call's latest hold, of another period."""
+
+        async def change(changed: HoldChange) -> T:
+            return await self._without_baselines(
+                changed.user_id, changed.budgets, lambda gate, baselines: step(gate, changed, baselines)
+            )
+
+        try:
+            return await change(request)
+        except BudgetsMismatch as exc:
+            return await change(replace(request, budgets=exc.budgets))
 
     async def _without_baselines(
         self, user_id: str, names: Sequence[str], step: Callable[[Gate, Sequence[Baseline]], Awaitable[T]]

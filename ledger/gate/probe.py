@@ -28,7 +28,7 @@ _COMMAND: Final = re.compile(r"run the '([^']+)'")
 LEDGER_COMMANDS: Final = (
     "PING", "TIME", "FUNCTION LIST", "FUNCTION LOAD code", "FCALL f 0",
     "GET K", "SET K v", "DEL K", "EXISTS K",
-    "HGET K f", "HSET K f v", "HSETNX K f v", "HMGET K f", "HGETALL K", "HLEN K", "HDEL K f",
+    "HGET K f", "HSET K f v", "HSETNX K f v", "HMGET K f", "HGETALL K", "HLEN K", "HDEL K f", "HEXISTS K f",
     "ZADD K 1 m", "ZREM K m", "ZCARD K", "ZRANGEBYSCORE K 0 1",
     "RPUSH K v", "LPOP K", "LINDEX K 0", "LLEN K", "LRANGE K 0 1",
     "XADD K * f v", "XLEN K", "XRANGE K - +", "XREVRANGE K + -", "XDEL K 0-1",
@@ -37,17 +37,18 @@ LEDGER_COMMANDS: Final = (
 """What every process does on the ledger, by itself or in the gate's functions."""
 PROJECTOR_COMMANDS: Final = (
     "EVAL s 1 K", "HINCRBY K f 1", "PTTL K", "SCAN 0", "XINFO STREAM K", "XINFO GROUPS K", "XREAD STREAMS K 0",
-    "XTRIM K MAXLEN 1",
+    "XTRIM K MAXLEN 1", "TYPE K",
 )  # fmt: skip
 """What a projector does beside that."""
 WORKER_COMMANDS: Final = (
     "XREADGROUP GROUP g c STREAMS S >", "XACK S g 0-1", "XCLAIM S g c 0 0-1", "XPENDING S g", "XGROUP CREATE S g 0",
-    "XGROUP DELCONSUMER S g c", "XINFO GROUPS S", "XINFO CONSUMERS S g", "XINFO STREAM S",
+    "XGROUP DELCONSUMER S g c", "XINFO GROUPS S", "XINFO CONSUMERS S g", "XINFO STREAM S", "XTRIM S MAXLEN 1",
+    "INCRBY K 1",
 )  # fmt: skip
-"""What a worker does beside that, on its task streams."""
+"""What a worker does beside that, on its task streams and when it drops old tasks and dead letters."""
 # By INFO and CONFIG GET a server shows how it keeps its data; without them Tollbook needs TOLLBOOK_ALLOW_UNSYNCED=1.
-# SELECT is for another database than 0.
-_FURTHER_COMMANDS: Final = ("INFO", "CONFIG GET p", "SELECT 1")
+# SELECT is for another database than 0. `tollbook verify` and `tollbook recover` look at one moment: MULTI, EXEC.
+_FURTHER_COMMANDS: Final = ("INFO", "CONFIG GET p", "SELECT 1", "MULTI", "EXEC", "ZRANGE K 0 1")
 _TWO_WORDS: Final = ("FUNCTION", "XGROUP", "XINFO", "CONFIG")
 
 

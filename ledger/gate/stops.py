@@ -1,7 +1,8 @@
-"""The mark in a partition's `meta` that stops calls, wherever workers run, and says why.
+"""The mark in a partition's `meta` that stops calls, wherever workers run, and says why; and that of a recovery.
 
 Only the projector sets and lifts it, by the gate's function `stop`: set where it has stopped for a cause that a person
-must look at, lifted once a projector has found the stores in order. `reserve` obeys it (G8).
+must look at, lifted once a projector has found the stores in order. `reserve` obeys it (G8). The mark of a recovery
+stops nothing: it is there from the first event that is restored to the one that ends the recovery.
 """
 
 import asyncio
@@ -35,6 +36,14 @@ async def read_stop(pipeline: CommandPipeline, keys: Sequence[Keys]) -> str | No
     """
     found: list[bytes | None] = await asyncio.gather(*(pipeline.execute("HGET", key.meta, "stopped") for key in keys))
     return next((reason.decode() for reason in found if reason is not None), None)
+
+
+async def is_recovering(pipeline: CommandPipeline, keys: Keys) -> bool:
+    """Return whether a recovery of this partition has begun to write, and not ended.
+
+    Errors: LedgerUnavailable; redis.exceptions.ResponseError.
+    """
+    return bool(await pipeline.execute("HEXISTS", keys.meta, "recovering"))
 
 
 @dataclass(frozen=True, slots=True)

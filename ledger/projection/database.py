@@ -1,4 +1,4 @@
-"""DuckDB databases: how one is opened, what its errors mean, and the projection's file.
+"""DuckDB databases: how one is opened, and the projection's file.
 
 Every connection of Tollbook is made by `connect`. The projection is derived data: a file that cannot
 be read, or has an older layout, is set aside and built again from the ledger.
@@ -15,10 +15,11 @@ from typing import Any, Final
 
 import duckdb
 
-from tollbook.ledger.errors import BaselineUnavailable, LedgerError, LedgerRefused, WrongPartitions
+from tollbook.ledger.errors import WrongPartitions
 from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.private_files import make_private_folder
 from tollbook.ledger.projection.fold import LAYOUT_VERSION, LedgerMismatch, statement
+from tollbook.ledger.projection.store_errors import StoreFailed, StoreLocked, StoreOutOfMemory, is_out_of_memory
 from tollbook.schemas.identifiers import EntryId
 
 _log = LazyLogger(__name__)
@@ -26,70 +27,6 @@ _log = LazyLogger(__name__)
 _WAL_LIMIT: Final = "1GB"
 # The first storage version that compresses text with Zstandard.
 _STORAGE: Final = "v1.2.0"
-_NO_ROOM: Final = ("No space", "quota", "File too large", "Read-only", "Permission denied", "Out of Memory")
-_DATABASE_ERRORS: Final = (
-    duckdb.ConnectionException,
-    duckdb.FatalException,
-    duckdb.InternalException,
-    duckdb.InterruptException,
-    duckdb.IOException,
-)
-
-
-class StoreLocked(LedgerRefused):
-    """Another process has the DuckDB file open; one projector at a time."""
-
-    def __init__(self, path: Path, problem: str) -> None:
-        super().__init__(
-            f"{path} is open in another process: stop the other projector, or query it with `tollbook sql` ({problem})"
-        )
-        self.path = path
-
-
-class StoreFailed(LedgerRefused):
-    """DuckDB could not write: the disk is full or the file is damaged. Nothing was folded."""
-
-    @property
-    def is_recoverable(self) -> bool:
-        """Whether the same file can be used again once there is room on the disk, or permission to write."""
-        return any(words in str(self) for words in _NO_ROOM)
-
-
-class StoreOutOfMemory(StoreFailed):
-    """DuckDB got no more memory: by its own limit, or from the machine. The file is as it was."""
-
-    def __init__(self, path: Path, limit: str, problem: object) -> None:
-        super().__init__(f"{path}: {no_memory(limit)} ({str(problem).splitlines()[0]:.200})")
-
-    @property
-    def is_recoverable(self) -> bool:
-        """The file is in order."""
-        return True
-
-
-class StoreChanged(StoreFailed):
-    """The file is not what was folded into it: somebody changed it. It is set aside and rebuilt."""
-
-    def __init__(self, problem: str) -> None:
-        super().__init__(f"the DuckDB file was changed, not by the fold: {problem}")
-
-
-class StoreClosed(BaselineUnavailable):
-    """The store was closed."""
-
-
-def is_out_of_memory(exc: BaseException) -> bool:
-    """Whether DuckDB, Arrow or Python could not get memory; DuckDB may say so in the text of any of its errors."""
-    texts = ("Out of Memory", "bad_alloc", "llocation failure", "failed to allocate")
-    return isinstance(exc, duckdb.OutOfMemoryException | MemoryError) or any(text in str(exc) for text in texts)
-
-
-def no_memory(limit: str) -> str:
-    """Say that the projector has too little memory, and what to do."""
-    return (
-        f"DuckDB cannot get the memory that it needs, its limit is {limit}: raise TOLLBOOK_DUCKDB_MEMORY, "
-        "or give this machine more free memory"
-    )
 
 
 def connect(
@@ -103,23 +40,6 @@ def connect(
     with contextlib.suppress(duckdb.InvalidInputException):
         connection.execute("SET enable_progress_bar = false")
     return connection
-
-
-def read_error(
-    exc: duckdb.Error, what: str, *, is_closed: bool, memory_limit: str | None = None
-) -> LedgerError | duckdb.Error:
-    """Return the error to raise when reading `what` failed; `memory_limit` is that of the projector's database.
-
-    StoreClosed if it was closed meanwhile, whatever DuckDB says then (`No open result set` for a query that was
-    running); BaselineUnavailable if the database itself fails; otherwise `exc`: the query is at fault.
-    """
-    if is_closed:
-        return StoreClosed(f"{what} is closed")
-    if memory_limit is not None and is_out_of_memory(exc):
-        return BaselineUnavailable(f"DuckDB cannot read {what}: {no_memory(memory_limit)} (Out of Memory)")
-    if isinstance(exc, _DATABASE_ERRORS):
-        return BaselineUnavailable(f"DuckDB cannot read {what}: {exc}")
-    return exc
 
 
 def stored_ledger_id(path: Path) -> str | None:

@@ -17,8 +17,9 @@ import duckdb
 import structlog
 
 from tollbook.ledger.errors import BaselineUnavailable
-from tollbook.ledger.projection.database import StoreFailed, set_aside
+from tollbook.ledger.projection.database import set_aside
 from tollbook.ledger.projection.store import Store
+from tollbook.ledger.projection.store_errors import StoreFailed
 
 # A check of the file takes about a second for a million events; at most one part in fifty of the time is spent on it.
 CHECK_EVERY_S: Final = 60.0

@@ -25,9 +25,10 @@ from tollbook.ledger.errors import BaselineUnavailable, LedgerError
 from tollbook.ledger.gate.baselines import BaselinePage
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.private_files import make_private_folder, read_private, write_private
-from tollbook.ledger.projection.database import connect, read_error
+from tollbook.ledger.projection.database import connect
 from tollbook.ledger.projection.fold import statement
 from tollbook.ledger.projection.store import Store, baseline_page, baselines_sql
+from tollbook.ledger.projection.store_errors import read_error
 from tollbook.schemas.identifiers import budget_name
 
 _log = structlog.get_logger(__name__)

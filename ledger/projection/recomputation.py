@@ -7,8 +7,9 @@ events with archive and stream. All of one moment, while the fold goes on.
 
 import duckdb
 
-from tollbook.ledger.projection.database import StoreChanged, roll_back
+from tollbook.ledger.projection.database import roll_back
 from tollbook.ledger.projection.fold import counts_statement, statement
+from tollbook.ledger.projection.store_errors import StoreChanged
 from tollbook.schemas.identifiers import describe_budget
 from tollbook.schemas.money import format_usd
 

@@ -21,8 +21,9 @@ from typing import Any, Final, TypeVar
 import duckdb
 
 from tollbook.ledger.errors import LedgerError, LedgerUnavailable
-from tollbook.ledger.projection.database import connect, is_out_of_memory
+from tollbook.ledger.projection.database import connect
 from tollbook.ledger.projection.fold import statement
+from tollbook.ledger.projection.store_errors import is_out_of_memory
 
 _T = TypeVar("_T")
 _PREFIX: Final = ".snapshot-"

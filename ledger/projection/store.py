@@ -20,17 +20,16 @@ import structlog
 from tollbook.ledger.errors import BaselineUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage
 from tollbook.ledger.gate.requests import Position
-from tollbook.ledger.projection.database import (
+from tollbook.ledger.projection.database import open_database, roll_back
+from tollbook.ledger.projection.fold import Folded, fold_incoming
+from tollbook.ledger.projection.recomputation import recompute
+from tollbook.ledger.projection.store_errors import (
     StoreClosed,
     StoreFailed,
     StoreOutOfMemory,
     is_out_of_memory,
-    open_database,
     read_error,
-    roll_back,
 )
-from tollbook.ledger.projection.fold import Folded, fold_incoming
-from tollbook.ledger.projection.recomputation import recompute
 from tollbook.ledger.stream import Batch
 from tollbook.schemas.identifiers import EntryId
 

@@ -24,13 +24,14 @@ from tollbook.audit.reader import AuditReader, Selection
 from tollbook.audit.search import search
 from tollbook.audit.statements import make_statement
 from tollbook.cli.audit_find import read_search
-from tollbook.inference.administration import Administration, Signature
+from tollbook.inference.administration import Administration
 from tollbook.inference.cost_tracker import CostTracker
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.sealing import Sealer, SealingSettings
 from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.gate.requests import OpenCall
 from tollbook.ledger.server.connection import connect
+from tollbook.ledger.signature import Signature
 from tollbook.schemas.events import (
     BudgetDenied,
     CostAdjusted,

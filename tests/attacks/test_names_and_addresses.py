@@ -2,9 +2,9 @@
 
 import pytest
 
-from tollbook.inference.administration import Signature
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.settings import load_settings
+from tollbook.ledger.signature import Signature
 from tollbook.schemas.identifiers import check_id
 
 

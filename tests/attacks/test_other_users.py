@@ -19,10 +19,10 @@ from tests.servers import wait_until
 from tests.system import StayingCommand, run_cli
 from tollbook.ledger.errors import BaselineUnavailable
 from tollbook.ledger.private_files import make_private_folder, read_private, write_private
-from tollbook.ledger.projection.database import StoreFailed
 from tollbook.ledger.projection.quack import QuackServer, RemoteStore, load_extensions
 from tollbook.ledger.projection.snapshot import take_snapshot
 from tollbook.ledger.projection.store import Store
+from tollbook.ledger.projection.store_errors import StoreFailed
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.server.endpoint import EndpointError, read_endpoint

@@ -13,10 +13,11 @@ from tests.calling import PROMPT, Calling, open_calling
 from tollbook import CostTracker, InferenceClient
 from tollbook.audit.accounts import read_grants, read_plans
 from tollbook.audit.reader import AuditReader
-from tollbook.inference.administration import Administration, NothingToCorrect, Signature
+from tollbook.inference.administration import Administration, NothingToCorrect
 from tollbook.inference.errors import AppError
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.errors import CallUnknown, CreditTooLow, IdempotencyConflict, NoPlanAssigned
+from tollbook.ledger.signature import Signature
 from tollbook.schemas.events import CostAdjusted, CreditGranted, CreditRevoked, PlanAssigned
 from tollbook.schemas.plans import Plan
 from tollbook.schemas.results import ErrorCode

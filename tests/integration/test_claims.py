@@ -22,7 +22,6 @@ from tollbook.ledger.server.pipeline import CommandPipeline
 STREAM: Final = "generation"
 OTHER: Final = "analysis"
 CLAIM_AFTER_S: Final = 30.0
-LOOK_EVERY_S: Final = 0.1 * CLAIM_AFTER_S + 0.001
 LONG_MS: Final = 60_000
 TASK: Final = {b"task": b"ping"}
 

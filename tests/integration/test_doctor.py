@@ -101,6 +101,15 @@ async def test_calls_that_were_stopped_and_charges_that_are_not_booked(place: Pl
     assert failed["unbooked"] == "1 charge of partition 0 could not be booked"
 
 
+async def test_a_recovery_that_was_interrupted(place: Place) -> None:
+    keys = place.running.keys
+    await place.redis.hset(keys.meta, "recovering", "{}")
+    failed = {each.check: each for each in await place.findings() if each.state == "failed"}
+    await place.redis.hdel(keys.meta, "recovering")
+    assert failed["recovery"].found == "the recovery of partition 0 has not ended"
+    assert "`tollbook recover`" in failed["recovery"].advice
+
+
 async def test_a_ledger_that_lacks_what_was_folded(place: Place) -> None:
     keys = place.running.keys
     newest: Any = await place.redis.xrevrange(keys.ledger, count=1)

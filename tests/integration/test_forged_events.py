@@ -16,10 +16,10 @@ from tests.integration.test_projector import LEDGER as PLAIN_LEDGER
 from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.errors import LedgerRefused
 from tollbook.ledger.projection.comparison import compare
-from tollbook.ledger.projection.database import StoreChanged
 from tollbook.ledger.projection.fold import LedgerGap
 from tollbook.ledger.projection.projector import Projector, ProjectorSettings
 from tollbook.ledger.projection.store import Store
+from tollbook.ledger.projection.store_errors import StoreChanged
 from tollbook.ledger.projection.traces import ForgedEvent, TailChanged
 from tollbook.schemas.events import ENVELOPE_FIELDS
 from tollbook.schemas.identifiers import EntryId

@@ -6,8 +6,8 @@ import duckdb
 import pytest
 
 from tests.ledger_maker import LedgerMaker
-from tollbook.ledger.projection.database import StoreChanged
 from tollbook.ledger.projection.store import Store
+from tollbook.ledger.projection.store_errors import StoreChanged
 from tollbook.ledger.stream import Batch
 
 BUDGET = "user:user:1:2026-11"

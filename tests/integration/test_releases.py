@@ -11,13 +11,14 @@ from redis.asyncio import Redis
 from tests.calling import COMPLETION_TOKENS, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
 from tollbook.audit.assumed_charges import Found, find_assumed_charges
 from tollbook.audit.reader import AuditReader
-from tollbook.inference.administration import Administration, Signature
+from tollbook.inference.administration import Administration
 from tollbook.inference.calls.earlier_runs import settle_dead_hold
 from tollbook.inference.calls.holds import Hold
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.reconcile import reconcile
 from tollbook.inference.releases import AssumedCharge
 from tollbook.ledger.archive.history import LedgerSource
+from tollbook.ledger.signature import Signature
 from tollbook.schemas.events import CostAdjusted
 from tollbook.schemas.identifiers import EntryId
 

@@ -17,8 +17,6 @@ from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.server.policy import ServerPolicy, ServerUnsafe, ServerWatch, read_policy
 
-SYNCED = ServerPolicy("noeviction", 10, 0, has_append_only_file=True, fsync="always", role="master")
-
 
 @pytest.fixture
 async def redis(private_server: EmbeddedServer) -> AsyncIterator[Redis]:

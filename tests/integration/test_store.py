@@ -16,9 +16,9 @@ import pytest
 from tests.ledger_maker import LedgerMaker
 from tollbook.ledger.errors import BaselineUnavailable, WrongPartitions
 from tollbook.ledger.projection.comparison import compare
-from tollbook.ledger.projection.database import StoreClosed, StoreFailed, StoreLocked, StoreOutOfMemory
 from tollbook.ledger.projection.fold import LedgerMismatch
 from tollbook.ledger.projection.store import Store
+from tollbook.ledger.projection.store_errors import StoreClosed, StoreFailed, StoreLocked, StoreOutOfMemory
 from tollbook.ledger.stream import Batch
 
 HELD_BY_ANOTHER = """

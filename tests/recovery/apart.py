@@ -39,10 +39,6 @@ class Apart:
         """Start it again after its end."""
         self.projector = await start_projector(self.settings, self.running.system.redis_url)
 
-    def kill_projector(self) -> None:
-        """End it at once."""
-        self.projector.process.send_signal(signal.SIGKILL)
-
     async def check_projection(self) -> None:
         """G5: once the projector has stopped, its file equals one that is rebuilt from nothing."""
         await self.projector.end()

@@ -24,7 +24,6 @@ from tollbook.audit.verification.verification import Options, verify
 from tollbook.inference.runtime import open_ledger
 from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.known_events import CopiesDiffer
-from tollbook.ledger.archive.reentering import Signature
 from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.archive.restoring import LedgerMoved
 from tollbook.ledger.errors import CallsStopped, IdempotencyConflict, LedgerDiverged
@@ -49,6 +48,7 @@ from tollbook.ledger.projection.store import Store
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.signature import Signature
 from tollbook.schemas.events import BudgetReserved, CostRecorded, LedgerRecovered, payload_json
 from tollbook.schemas.identifiers import EntryId, Window, partition_of
 

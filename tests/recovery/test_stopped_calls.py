@@ -37,13 +37,6 @@ async def stop_of(apart: Apart) -> str | None:
     return await read_stop(handle.pipeline, handle.keys)
 
 
-async def wait_for_stop(apart: Apart) -> None:
-    async def is_stopped() -> bool:
-        return await stop_of(apart) is not None
-
-    await wait_until(is_stopped, 30, what="the mark that stops calls")
-
-
 async def wait_for_resume(apart: Apart) -> None:
     async def is_resumed() -> bool:
         return await stop_of(apart) is None

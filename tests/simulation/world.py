@@ -26,6 +26,7 @@ from tests.simulation.redis_server import Backup, RedisServer
 from tollbook.consumers.claims import Claims
 from tollbook.consumers.dead_letters import DeadLetters
 from tollbook.consumers.messages import Delivery
+from tollbook.consumers.reply_streams import ReplyStreams
 from tollbook.consumers.sweeper import Sweeper
 from tollbook.consumers.worker import Worker, WorkerLimits
 from tollbook.inference.calls.reservations import BudgetPolicy, Reservations, WaitLimits
@@ -612,14 +613,13 @@ class World:
             reservations=reservations,
             runner=runner,
             routes={TaskType.GENERATE_DRAFT: ROUTE},
-            pipeline=pipeline,
+            replies=ReplyStreams(pipeline, namespace="tollbook", task_streams=[STREAM]),
             results=results,
             claims=claims,
             dead_letters=DeadLetters(pipeline, "tollbook", now_ms=now_ms),
             limits=WorkerLimits(
                 concurrency={STREAM: plot.concurrency}, waiting=waiting, max_deliveries=plot.max_deliveries
             ),
-            namespace="tollbook",
             now_ms=now_ms,
         )
         yield worker, Sweeper(ledger, ledger.gates)

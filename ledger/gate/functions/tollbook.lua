@@ -56,7 +56,7 @@ Codes:
   STOPPED   no call may begin: why
   FENCED    a later projector has the lease: its name, and the epoch of its lease
   WINDOW    by the Redis clock, the request's period is over or has not begun: now in ms
-  SETTLED   the hold is settled already: "cost assumed", state, and where it is settled the newest event
+  SETTLED   the hold is settled already: "cost assumed", state, and of settle also the newest event
   UNKNOWN   no such hold
   MISMATCH  the hold stands against other budgets: their names, by line
   MOVED     the ledger ends elsewhere than the caller says: its newest sequence number
@@ -64,9 +64,24 @@ Codes:
   CHANGED   the hold was corrected since the caller has read it: its cost and assumed part
   LESS      less credit is left than is to be taken back: what is left
   NONE      the user has no assigned plan
-Only the functions that take an identity may answer LEDGER and BACK; those that take baselines, STALE, AHEAD and
-DIVERGED; those that a call needs to go on, STOPPED. What has been spent is booked all the same: settle, adjust and
-charge never answer it.
+Every function whose first argument is the ledger's id, but create, may answer LEDGER and BACK. Beside these:
+  reserve   OK EXISTS CONFLICT DENIED WAIT STALE AHEAD DIVERGED STOPPED WINDOW
+  record    OK DENIED WAIT STALE AHEAD DIVERGED STOPPED SETTLED UNKNOWN MISMATCH
+  settle    OK STALE AHEAD DIVERGED SETTLED UNKNOWN MISMATCH
+  adjust    OK STALE AHEAD DIVERGED UNKNOWN MISMATCH
+  release   OK EXISTS STALE AHEAD DIVERGED UNKNOWN MISMATCH CHANGED
+  charge    OK EXISTS CONFLICT STALE AHEAD DIVERGED
+  assign    OK EXISTS CONFLICT
+  withdraw  OK EXISTS CONFLICT LESS NONE
+  trim      OK
+  stop      OK FENCED
+  create    OK ORPHAN
+  restore   OK DIVERGED MOVED
+  recovered OK MOVED
+  balance   OK STALE AHEAD DIVERGED STOPPED
+  probe     OK
+What has been spent is booked all the same while calls are stopped: settle, adjust and charge never answer STOPPED.
+renew, dead_letter, trim_tasks, remove_consumer and permissions answer without a code.
 Programming errors are raised as error replies that begin with TOLLBOOK.
 ]]
 
@@ -1366,10 +1381,6 @@ local function permissions(_, args)
   return refused
 end
 
-redis.register_function('tollbook_v2_renew', renew)
-redis.register_function('tollbook_v2_remove_consumer', remove_consumer)
-redis.register_function('tollbook_v2_probe', probe)
-redis.register_function({ function_name = 'tollbook_v2_permissions', callback = permissions, flags = { 'no-writes' } })
 redis.register_function('tollbook_v2_reserve', reserve)
 redis.register_function('tollbook_v2_record', record)
 redis.register_function('tollbook_v2_settle', settle)
@@ -1378,11 +1389,15 @@ redis.register_function('tollbook_v2_release', release)
 redis.register_function('tollbook_v2_charge', charge)
 redis.register_function('tollbook_v2_assign', assign)
 redis.register_function('tollbook_v2_withdraw', withdraw)
-redis.register_function('tollbook_v2_dead_letter', dead_letter)
-redis.register_function('tollbook_v2_trim_tasks', trim_tasks)
 redis.register_function('tollbook_v2_trim', trim)
 redis.register_function('tollbook_v2_stop', stop)
+redis.register_function('tollbook_v2_create', create)
 redis.register_function('tollbook_v2_restore', restore)
 redis.register_function('tollbook_v2_recovered', recovered)
-redis.register_function('tollbook_v2_create', create)
 redis.register_function({ function_name = 'tollbook_v2_balance', callback = read_balance, flags = { 'no-writes' } })
+redis.register_function('tollbook_v2_renew', renew)
+redis.register_function('tollbook_v2_dead_letter', dead_letter)
+redis.register_function('tollbook_v2_trim_tasks', trim_tasks)
+redis.register_function('tollbook_v2_remove_consumer', remove_consumer)
+redis.register_function('tollbook_v2_probe', probe)
+redis.register_function({ function_name = 'tollbook_v2_permissions', callback = permissions, flags = { 'no-writes' } })

@@ -1,0 +1,140 @@
+"""What `tollbook doctor` finds out about the processes on a ledger, and the tasks and holds that wait for them."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+
+from redis.exceptions import ResponseError
+
+from tollbook.app.findings import Finding, Place, count_of
+from tollbook.consumers.backlog import read_backlog
+from tollbook.inference.signs_of_life import Sign, read_signs, settings_digests
+from tollbook.ledger.keys import GROUP, dead_letters, dropped_tasks, projector_lease, worker_key
+from tollbook.ledger.server.connection import as_map, time_ms
+from tollbook.schemas.tasks import TaskStream
+
+# Workers settle an overdue hold within a minute.
+_OVERDUE_MS: Final = 120_000
+
+
+async def process_findings(place: Place) -> AsyncIterator[Finding]:
+    """Say which processes are alive, and which of them has another version or decides by other settings."""
+    owner, signs = await asyncio.gather(
+        place.ask("GET", projector_lease(place.settings.namespace)),
+        read_signs(place.pipeline, place.settings.namespace),
+    )
+    if owner is None:
+        yield Finding(
+            "projector",
+            "failed",
+            "none is alive: nothing is folded, and calls wait as soon as they need a newer balance",
+            "start `tollbook up` or `tollbook projector`",
+        )
+    else:
+        yield Finding("projector", "ok", "alive")
+    if signs:
+        parts = Counter(sign.part for sign in signs)
+        yield Finding("processes", "ok", ", ".join(count_of(number, part) for part, number in sorted(parts.items())))
+    for problem in _differences(signs):
+        yield problem
+    own = settings_digests(place.settings)
+    differing = sorted({name for sign in signs for name in sign.differing_settings(own)})
+    if differing and not any(True for _ in _differences(signs)):
+        yield Finding(
+            "settings",
+            "warning",
+            f"{', '.join(differing)}: here it is not what the running processes have",
+            "give this command their settings, or start them again with these",
+        )
+
+
+def _differences(signs: Sequence[Sign]) -> list[Finding]:
+    """Compare every process with what most have."""
+    if not signs:
+        return []
+    usual = Counter(tuple(sorted(sign.settings.items())) for sign in signs).most_common(1)[0][0]
+    version = Counter(sign.version for sign in signs).most_common(1)[0][0]
+    found = list[Finding]()
+    for sign in signs:
+        if differing := sign.differing_settings(dict(usual)):
+            found.append(
+                Finding(
+                    "settings",
+                    "failed",
+                    f"{sign.part} {sign.name} decides by another {', '.join(differing)} than the others",
+                    "start it again with the settings of the others",
+                )
+            )
+        if sign.version != version:
+            found.append(
+                Finding(
+                    "version",
+                    "warning",
+                    f"{sign.part} {sign.name} runs version {sign.version}, the others {version}",
+                    "start it again with that version",
+                )
+            )
+    return found
+
+
+async def task_findings(place: Place) -> AsyncIterator[Finding]:
+    """Say what of the tasks needs a person: dead letters, holds overdue, tasks unread or dropped."""
+    namespace = place.settings.namespace
+    letters = int(await place.ask("XLEN", dead_letters(namespace)))
+    if letters:
+        yield Finding(
+            "dead letters",
+            "warning",
+            f"{count_of(letters, 'task')} could not be executed",
+            "`tollbook dead-letters list`",
+        )
+    now_ms = time_ms(await place.ask("TIME"))
+    overdue = 0
+    for keys in place.keys:
+        overdue += len(
+            await place.ask("ZRANGEBYSCORE", keys.holds, "-inf", f"({now_ms - _OVERDUE_MS}", "LIMIT", 0, 1000)
+        )
+    if overdue and not place.is_at_rest:
+        yield Finding(
+            "holds",
+            "failed",
+            f"{count_of(overdue, 'hold')} should have been settled: their money is not free",
+            "start a worker, which settles them; its log says what keeps it from that",
+        )
+    for stream in TaskStream:
+        async for finding in _backlog(place, stream.value):
+            yield finding
+
+
+async def _backlog(place: Place, stream: str) -> AsyncIterator[Finding]:
+    backlog = await read_backlog(place.pipeline, stream)
+    dropped = int(await place.ask("HGET", dropped_tasks(place.settings.namespace), stream) or 0)
+    if dropped or backlog.dropped:
+        yield Finding(
+            f"stream {stream}",
+            "warning",
+            f"{count_of(max(dropped, backlog.dropped), 'task')} dropped unread, by a publisher's MAXLEN",
+            f"publish without MAXLEN; HDEL {dropped_tasks(place.settings.namespace)} {stream} forgets them",
+        )
+    if place.is_at_rest or not backlog.unread:
+        return
+    if not await _has_reader(place, stream):
+        yield Finding(
+            f"stream {stream}",
+            "failed",
+            f"{count_of(backlog.unread, 'task')} and no worker that reads them",
+            f"start one: tollbook worker --streams {stream}",
+        )
+
+
+async def _has_reader(place: Place, stream: str) -> bool:
+    try:
+        replies: list[Any] = await place.ask("XINFO", "CONSUMERS", stream, GROUP)
+    except ResponseError:
+        return False
+    for reply in replies:
+        name: str = as_map(reply)[b"name"].decode()
+        if await place.ask("EXISTS", worker_key(place.settings.namespace, name)):
+            return True
+    return False
