@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 
 from tollbook.consumers.unbooked import UnbookedBooker
 from tollbook.inference.calls.earlier_runs import settle_dead_hold
-from tollbook.ledger.errors import BaselineUnavailable, CallUnknown, LedgerError, LedgerUnavailable
+from tollbook.ledger.errors import BaselineUnavailable, CallUnknown, LedgerError, LedgerUnavailable, LedgerWentBack
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import Settled
@@ -51,7 +51,11 @@ class Sweeper:
         settled = 0
         for gate in self._gates:
             await self._booker.book(gate)
-            settled += await self._sweep_partition(gate)
+            try:
+                settled += await self._sweep_partition(gate)
+            except LedgerWentBack as exc:
+                # No hold of this partition can be settled until it is in order; the other partitions' can.
+                _log.warning("sweep.missed", partition=gate.keys.partition, problem=str(exc))
         return settled
 
     async def _sweep_partition(self, gate: Gate) -> int:
@@ -66,8 +70,9 @@ class Sweeper:
         try:
             return await self._expire(gate, call_id, now_ms)
         except (LedgerError, ValueError) as exc:
-            if isinstance(exc, LedgerUnavailable) and not isinstance(exc, BaselineUnavailable):
-                raise  # Redis does not answer, whichever hold it is.
+            is_redis_away = isinstance(exc, LedgerUnavailable) and not isinstance(exc, BaselineUnavailable)
+            if is_redis_away or isinstance(exc, LedgerWentBack):
+                raise  # Whichever hold it is, the answer is the same.
             _log.error("hold.not_expired", call_id=call_id, problem=str(exc))
             return False
 

@@ -107,9 +107,15 @@ class EarlierRuns:
         await settle_observed(self._ledger, self._observer, request)
 
     async def finished(self, call: Call, found: FinishedCall) -> InferenceResult:
-        """Return the result of a call that is over."""
+        """Return the result of a call that is over, and store what says that its own is gone.
+
+        Who waits looks under the task's id, and would wait for ever where a result has expired or was lost.
+        """
         result = finished_result(call, found, self._now_ms())
         if found.denial is None:
+            if not found.result and not await self._results.put(result):
+                stored = await self._results.get_of(result.task_id, result.user_id)
+                return stored if stored is not None and _is_same_answer(stored, result) else result
             return result
         if result.status is not TaskStatus.DENIED:
             result = denied_result(call, found.denial, self._now_ms())

@@ -289,6 +289,22 @@ async def test_the_same_task_twice_is_executed_once_and_answered_twice(running: 
     assert sum(entry.user == "twice" for entry in running.provider.book.entries.values()) == 1
 
 
+async def test_a_repeat_whose_result_is_gone_is_answered_under_its_id_too(running: RunningSystem) -> None:
+    """G4: it expired, or Redis went back in time. Who waits for the key has an answer, and nothing is paid again."""
+    task = {"task": "score_post", "task_id": new_id(), "user_id": "u42", "prompt": "a post", "reply_to": REPLIES}
+    await running.publish("monitoring", [task])
+    await result_of(running, task["task_id"])
+    paid = running.provider.requests
+    await running.redis.delete(running.keys.result(task["task_id"]))
+    for number in (2, 3):
+        await running.publish("monitoring", [task])
+        answers = await answers_to(running, task["task_id"], number=number)
+    assert [(answer.status, answer.content) for answer in answers[1:]] == [(TaskStatus.DONE, None)] * 2
+    assert "has expired" in (answers[1].error or "")
+    assert answers[1] == answers[2] == await result_of(running, task["task_id"])
+    assert running.provider.requests == paid
+
+
 async def test_no_prompt_is_on_the_ledger_and_the_dead_letters_reason_quotes_none(running: RunningSystem) -> None:
     """G10: the whole message stands in the dead letter's `fields`, and nowhere else."""
     secret = "zzsecretzz"

@@ -7,6 +7,7 @@ from typing import Final
 
 import pytest
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from tests.servers import wait_until
 from tests.system import RunningSystem, running_system
@@ -21,6 +22,7 @@ from tollbook.ledger.gate.requests import (
     SettleRequest,
 )
 from tollbook.schemas.events import BoundPrice, BudgetReserved, CostRecorded, payload_json
+from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.plans import Plan
 
 USER: Final = "u1"
@@ -185,6 +187,18 @@ async def test_holds_that_cannot_be_settled_hold_up_none_behind_them(running: Ru
 
     assert await wait_until(is_swept, what="the sweep")
     assert [call_id for call_id, *_ in await settlements(running)] == ["dead"]
+
+
+async def test_a_ledger_that_went_back_is_told_of_once_not_for_each_hold(running: RunningSystem) -> None:
+    """G8: nothing is settled on it, and the log is not filled with the same sentence."""
+    for number in range(3):
+        await reserve(running, f"dead-{number}", lease_ms=1)
+    await overdue(running, 3)
+    running.system.runtime.ledger.gates[0].see(EntryId(now_ms() + HOUR_MS, 0))
+    with capture_logs() as lines:
+        assert await make_sweeper(running).sweep() == 0
+    assert [line["event"] for line in lines if line["log_level"] in ("warning", "error")] == ["sweep.missed"]
+    assert await settlements(running) == []
 
 
 async def test_a_settled_call_is_no_longer_swept(running: RunningSystem) -> None:

@@ -174,7 +174,6 @@ class Checker:
         """Requests for holds of a ledger that went back, by processes that could not know it."""
         self._known: dict[Process, Id] = {}
         self._since_loss: list[tuple[Request, HoldState]] = []
-        self._untold: set[tuple[str, Process]] = set()
         server.on_add = self.on_add
         server.on_set = self.on_set
 
@@ -206,8 +205,6 @@ class Checker:
 
     def _check_look(self, process: Process, name: str, call_id: str, reply: Any) -> None:
         """Whoever knows of an event that the ledger lacks changes nothing on it."""
-        if reply[0] == b"BACK" and name in ("record", "adjust"):
-            self._untold.add((call_id, process))
         known = self._known.get(process, (0, 0))
         if self.newest is None or reply[0] != b"OK" or name not in ("reserve", "record", "settle", "adjust"):
             return
@@ -368,8 +365,7 @@ class Checker:
         """Whether the reply came to a process that never stood still, and that nobody stopped."""
         process = request.process
         is_well = not process.is_dead and not process.paused_s and process not in self.stopped
-        # What is recorded between attempts, and late corrections, are refused by a ledger that went back, and not kept.
-        return request.is_told and is_well and (request.call_id, process) not in self._untold
+        return request.is_told and is_well
 
     def check_end(self, *, task_ids: Sequence[str], book: Sequence[Request]) -> None:
         for task_id in task_ids:

@@ -130,10 +130,11 @@ class Claim:
 
 @dataclass(slots=True)
 class Group:
-    """A consumer group."""
+    """A consumer group. `seen_ms` is when each consumer last asked for something."""
 
     last: Id = (0, 0)
     pending: dict[Id, Claim] = field(default_factory=dict[Id, Claim])
+    seen_ms: dict[bytes, int] = field(default_factory=dict[bytes, int])
 
 
 @dataclass(slots=True)
@@ -265,6 +266,9 @@ class RedisServer:
         values = self._hash(key)
         return [values.get(name) for name in names]
 
+    def _hgetall(self, key: bytes) -> list[bytes]:
+        return [part for pair in self._hash(key).items() for part in pair]
+
     def _hset(self, key: bytes, *pairs: bytes) -> int:
         values = self._values.setdefault(key, {})
         before = len(values)
@@ -360,13 +364,33 @@ class RedisServer:
         entries = self._xrange(key)[::-1]
         return entries[: int(count[1])] if count else entries
 
-    def _xgroup(self, verb: bytes, key: bytes, name: bytes, *rest: bytes) -> bytes:
+    def _xgroup(self, verb: bytes, key: bytes, name: bytes, *rest: bytes) -> bytes | int:
+        if verb.upper() == b"DELCONSUMER":
+            return self._delete_consumer(key, name, *rest)
         assert verb.upper() == b"CREATE"
         groups = self.stream(key).groups
         if name in groups:
             raise ResponseError("BUSYGROUP Consumer Group name already exists")
         groups[name] = Group()
         return b"OK"
+
+    def _delete_consumer(self, key: bytes, name: bytes, consumer: bytes) -> int:
+        _, group = self._group(key, name)
+        owned = [entry_id for entry_id, claim in group.pending.items() if claim.consumer == consumer]
+        for entry_id in owned:
+            del group.pending[entry_id]
+        group.seen_ms.pop(consumer, None)
+        return len(owned)
+
+    def _xinfo(self, verb: bytes, key: bytes, name: bytes) -> list[Any]:
+        assert verb.upper() == b"CONSUMERS"
+        _, group = self._group(key, name)
+        owners = [claim.consumer for claim in group.pending.values()]
+        now_ms = self._now_ms()
+        return [
+            [b"name", consumer, b"pending", owners.count(consumer), b"idle", now_ms - seen_ms]
+            for consumer, seen_ms in sorted(group.seen_ms.items())
+        ]
 
     def _group(self, key: bytes, name: bytes) -> tuple[Stream, Group]:
         stream = self._get_value(key)
@@ -379,6 +403,7 @@ class RedisServer:
         group_word, name, consumer, count_word, count, streams_word, key, newest = words
         assert (group_word, count_word, streams_word, newest) == (b"GROUP", b"COUNT", b"STREAMS", b">")
         stream, group = self._group(key, name)
+        group.seen_ms[consumer] = self._now_ms()
         fresh = [entry_id for entry_id in stream.entries if entry_id > group.last][: int(count)]
         if not fresh:
             return None
@@ -396,7 +421,7 @@ class RedisServer:
         idle_ms = 0
         if words[0].upper() == b"IDLE":
             idle_ms, words = int(words[1]), words[2:]
-        low, high, count = words
+        low, high, count, *owner = words
         now_ms = self._now_ms()
         found = [
             [_text(entry_id), claim.consumer, now_ms - claim.delivered_ms, claim.count]
@@ -404,20 +429,28 @@ class RedisServer:
             if (low == b"-" or entry_id >= _id(low))
             and (high == b"+" or entry_id <= _id(high))
             and now_ms - claim.delivered_ms >= idle_ms
+            and owner in ([], [claim.consumer])
         ]
         return found[: int(count)]
 
     def _xclaim(self, key: bytes, name: bytes, consumer: bytes, min_idle: bytes, *words: bytes) -> list[Any]:
         stream, group = self._group(key, name)
         is_just_id = words[-1].upper() == b"JUSTID"
+        words = words[:-1] if is_just_id else words
+        retry_count: int | None = None
+        if b"RETRYCOUNT" in words:
+            words, retry_count = words[:-2], int(words[-1])
         now_ms, claimed = self._now_ms(), list[Any]()
-        for text in words[:-1] if is_just_id else words:
+        group.seen_ms[consumer] = now_ms
+        for text in words:
             entry_id = _id(text)
             claim = group.pending.get(entry_id)
             if claim is None or now_ms - claim.delivered_ms < int(min_idle):
                 continue
             claim.consumer, claim.delivered_ms = consumer, now_ms
-            if not is_just_id:
+            if retry_count is not None:
+                claim.count = retry_count
+            elif not is_just_id:
                 claim.count += 1
             claimed.append(text if is_just_id else [text, list(stream.entries[entry_id])])
         return claimed

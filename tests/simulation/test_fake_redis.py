@@ -34,6 +34,7 @@ from tollbook.ledger.gate.requests import (
     SettleRequest,
 )
 from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.connection import as_map
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.identifiers import EntryId, month_at
 
@@ -70,6 +71,12 @@ class Side:
         self.answers.append(self.comparable(reply, is_task=STREAM in command))
         return reply
 
+    async def consumers(self) -> None:
+        """Ask for the consumers, without how long they have been idle."""
+        replies = await self._execute("XINFO", "CONSUMERS", STREAM, GROUP)
+        found = sorted((each[b"name"], each[b"pending"]) for each in map(as_map, replies))
+        self.answers.append(found)
+
     def comparable(self, value: Any, *, is_task: bool = False) -> Any:
         names = self.entries if is_task else self.events
         if isinstance(value, bytes):
@@ -101,6 +108,8 @@ class Side:
             elif key.endswith(b":holds"):
                 members = await self._execute("ZRANGEBYSCORE", key, "-inf", "(99999999999999", "LIMIT", 0, 100)
                 values[key] = sorted(members)
+            elif key.endswith(b":unbooked"):
+                values[key] = sorted(as_map(await self._execute("HGETALL", key)).items())
             elif b":tail:" in key:
                 values[key] = await self._execute("LRANGE", key, 0, -1)
             elif key.endswith(b":ledger") or key == STREAM.encode():
@@ -124,7 +133,7 @@ class Script:
         kind = random.choice(
             ("reserve",) * 5
             + ("record", "record", "settle", "settle", "settle", "adjust", "charge", "assign", "balance")
-            + ("trim", "stream", "stream", "stream", "results", "overdue", "malformed")
+            + ("trim", "stream", "stream", "stream", "results", "notes", "overdue", "malformed")
         )
         await getattr(self, f"_{kind}")()
         assert self.sides[0].answers == self.sides[1].answers
@@ -273,7 +282,7 @@ class Script:
 
     async def _stream(self) -> None:
         random = self.random
-        which, consumer = random.randrange(7), random.choice(("c1", "c2"))
+        which, consumer = random.randrange(10), random.choice(("c1", "c2"))
         place, count = random.randrange(8), str(random.randint(1, 3))
         for side in self.sides:
             entry = next((entry_id for entry_id, name in side.entries.items() if name == b"s%d" % place), b"1-1")
@@ -290,9 +299,28 @@ class Script:
                     await side.execute("XCLAIM", STREAM, GROUP, consumer, 0, entry)
                 case 5:
                     await side.execute("FCALL", function("renew"), 1, STREAM, GROUP, consumer, entry, b"1-1")
+                case 6:
+                    retries = ("RETRYCOUNT", count, "JUSTID")
+                    await side.execute("XCLAIM", STREAM, GROUP, consumer, 0, entry, *retries)
+                case 7:
+                    await side.consumers()
+                case 8:
+                    await side.execute("FCALL", function("remove_consumer"), 1, STREAM, GROUP, consumer)
                 case _:
                     await side.execute("XACK", STREAM, GROUP, entry)
         self.entries += which == 0
+
+    async def _notes(self) -> None:
+        field, which = self._call()["call_id"], self.random.randrange(3)
+        for side in self.sides:
+            match which:
+                case 0:
+                    await side.execute("HSET", KEYS.unbooked, field, "{}")
+                case 1:
+                    await side.execute("HDEL", KEYS.unbooked, field)
+                case _:
+                    reply = await side._execute("HGETALL", KEYS.unbooked)
+                    side.answers.append(sorted(as_map(reply).items()))
 
     async def _results(self) -> None:
         key = KEYS.result(self._call()["call_id"])

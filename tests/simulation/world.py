@@ -57,7 +57,7 @@ _REST_S: Final = 40.0
 _LONGEST_S: Final = 7200.0
 _READ_COUNT: Final = 16
 # Errors that a ledger makes that went back in time; the rest of them mean a bug.
-_EXPECTED: Final = ("settlement.kept", "charge.kept")
+_EXPECTED: Final = ("settlement.kept", "charge.kept", "unbooked.left")
 
 
 def quiet_logs() -> None:
@@ -564,7 +564,13 @@ class World:
         # As one that opens a ledger is told where it ends; without losses, nothing depends on it.
         seen = EntryId(*self.server.stream(self.keys.ledger.encode()).last) if plot.losses else ZERO_ENTRY
         gate = self.variant.gate(
-            pipeline, self.keys, LEDGER_ID, idempotency_ttl_s=90_000, result_ttl_s=90_000, seen=seen
+            pipeline,
+            self.keys,
+            LEDGER_ID,
+            idempotency_ttl_s=90_000,
+            result_ttl_s=90_000,
+            seen=seen,
+            process=process.name,
         )
         self.gates[process] = gate
         baselines = Baselines(self.projection.read, 0, monotonic=self.loop.time, max_age_s=plot.baseline_age_s)
@@ -622,7 +628,7 @@ class World:
             ),
             now_ms=now_ms,
         )
-        yield worker, Sweeper(ledger, ledger.gates)
+        yield worker, Sweeper(ledger, ledger.gates, is_alive=claims.is_alive)
         await queue.aclose()
         await provider.aclose()
         await pipeline.aclose()
