@@ -223,7 +223,8 @@ class CostAdjusted(Payload):
     )
     assumed_nanousd: SignedAmount = Field(default=0, description="Change of the assumed part, nano-dollars, signed.")
     is_final: bool = Field(
-        default=False, description="Whether the late reply brought the result of a call that had none."
+        default=False,
+        description="Whether it ended a call that had no result: by a late reply, or as a lost event had done.",
     )
     recovered_id: RecoveredId = None
 

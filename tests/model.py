@@ -231,6 +231,7 @@ class LedgerModel:
         budgets: Sequence[str],
         result: str = "",
         events: Sequence[tuple[str, int]] = (),
+        ends_call: bool = False,
         baselines: Sequence[ModelBaseline] = (),
     ) -> Answer:
         call = self.calls.get(call_id)
@@ -242,11 +243,12 @@ class LedgerModel:
         if refusal := self._unknown_balance(budgets, baselines):
             return refusal
         self._tell(call, call_id, events, hold)
-        if result and call.state == "closed" and call.hold == hold:
-            call.state, call.result = "settled", result
+        ends = (ends_call or result) and call.state == "closed" and call.hold == hold
+        if ends:
+            call.state, call.result = "settled", result or call.result
         was_cost, was_assumed = call.settled[hold]
         difference, less_assumed = cost - was_cost, assumed - was_assumed
-        if difference or less_assumed:
+        if difference or less_assumed or (ends and ends_call):
             self._move(budgets, difference, 0)
             stamps = {"hold": hold, "assumed_nanousd": less_assumed} | self._stamp_budgets(budgets, None)
             committed = self.budget(budgets[0]).committed

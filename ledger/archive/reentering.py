@@ -214,7 +214,10 @@ class Reentry:
                 return
             record = await self._gate.call_record(call_id)
         if is_known and record is not None and lost.hold in record.settled:
-            await self._adjust(lost.row, record, lost.hold, lost.cost_nanousd, lost.assumed_nanousd, lost.payload)
+            await self._adjust(
+                lost.row, record, lost.hold, lost.cost_nanousd, lost.assumed_nanousd, lost.payload,
+                ends_call=lost.is_final,
+            )  # fmt: skip
             return
         if record is not None and lost.hold == 0 and record.content_hash == lost.payload.content_hash:
             self.entered.left.append(lost.row["id"])  # The application has repeated it: it is booked.
@@ -222,6 +225,8 @@ class Reentry:
         # Under the call's own id, a repeat of its task finds it over and is not paid again (G4).
         is_own = record is None and lost.is_final
         content_hash = content_hash or lost.payload.content_hash or _NO_HASH
+        if record is not None and lost.is_final and record.content_hash == content_hash:
+            await self._end(lost, record)
         await self._charge(lost, call_id if is_own else None, content_hash)
 
     def _settlement(self, lost: LostCost, record: CallRecord) -> SettleRequest:
@@ -263,7 +268,7 @@ class Reentry:
         if record is not None and found is not None:
             cost = max(0, found.cost_nanousd + row["amount"])
             assumed = max(0, found.assumed_nanousd + payload.assumed_nanousd)
-            await self._adjust(row, record, payload.hold, cost, assumed, payload)
+            await self._adjust(row, record, payload.hold, cost, assumed, payload, ends_call=payload.is_final)
         elif row["amount"] > 0:
             budgets = tuple(budgets_of(row, payload_object(row["payload"])))
             paid = CostRecorded(
@@ -273,15 +278,28 @@ class Reentry:
         else:
             self.entered.left.append(row["id"])  # Its call's record has expired: there is nothing to give back from.
 
+    async def _end(self, lost: LostCost, record: CallRecord) -> None:
+        """End a call of which the ledger has only holds before the last, so that a repeat is not paid again (G4).
+
+        It bears no `recovered_id`: the charge, which follows, must not be missed if the command is killed in between.
+        """
+        hold = record.hold.hold
+        if record.state == "closed" and (found := record.settled.get(hold)) is not None:
+            await self._adjust(
+                lost.row, record, hold, found.cost_nanousd, found.assumed_nanousd, lost.payload,
+                ends_call=True, is_recovery=False,
+            )  # fmt: skip
+
     async def _adjust(
-        self, row: Row, record: CallRecord, hold: int, cost: int, assumed: int, payload: CostRecorded | CostAdjusted
-    ) -> None:
+        self, row: Row, record: CallRecord, hold: int, cost: int, assumed: int, payload: CostRecorded | CostAdjusted,
+        *, ends_call: bool = False, is_recovery: bool = True,
+    ) -> None:  # fmt: skip
         adjusted = CostAdjusted(
             basis=payload.basis,
             reason=self._signature.reason,
             author=self._signature.author,
             generation_id=payload.generation_id,
-            recovered_id=row["id"],
+            recovered_id=row["id"] if is_recovery else None,
         )
         request = AdjustRequest(
             call_id=row["call_id"],
@@ -292,6 +310,7 @@ class Reentry:
             attempt=row["attempt"],
             payload=payload_json(adjusted),
             budgets=record.settled[hold].budgets,
+            ends_call=ends_call,
         )
         self._count_difference((await self._ledger.adjust(request)).difference_nanousd)
 

@@ -236,6 +236,7 @@ class Gate:
                 request.payload,
                 len(request.events),
                 self._idempotency_ttl_s,
+                int(request.ends_call),
                 *_flatten(request.events),
                 *_pack_names(request.budgets, baselines),
             ),

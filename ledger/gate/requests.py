@@ -108,7 +108,8 @@ class SettleRequest:
 class AdjustRequest:
     """Correct a settled hold to `cost_nanousd`. The difference is appended; a repeat changes nothing.
 
-    `result` is stored if the call was closed without one: the answer came after the hold had expired.
+    `result` is stored if the call was closed without one: the answer came after the hold had expired. `ends_call` ends
+    such a call without one.
     """
 
     call_id: str
@@ -121,6 +122,7 @@ class AdjustRequest:
     budgets: tuple[str, ...]
     result: str = ""
     events: tuple[AttemptEvent, ...] = ()
+    ends_call: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,7 +58,7 @@ INTEGERS: list[tuple[str, str, Place]] = [
     ("settle", "attempt of an event", 7),
     ("adjust", "attempt", 6),
     ("adjust", "number of events", 10),
-    ("adjust", "attempt of an event", 13),
+    ("adjust", "attempt of an event", 14),
     ("release", "attempt", 5),
 ]
 SECONDS: list[tuple[str, str, Place]] = [
@@ -72,7 +72,7 @@ SECONDS: list[tuple[str, str, Place]] = [
     ("release", "call ttl", 7),
     ("withdraw", "command ttl", 8),
 ]
-EVENT_KINDS = [("record", 9), ("settle", 6), ("adjust", 12)]
+EVENT_KINDS = [("record", 9), ("settle", 6), ("adjust", 13)]
 NOT_INTEGERS = ("", "x", "1.5", "nan", "inf", "-inf", str(2**53))
 NOT_BUDGETS = (
     "", "10", "10 0 0 0 0", "-1 0 0 0 0 0", "1.5 0 0 0 0 0", "x 0 0 0 0 0", f"{MAX_NANOUSD + 1} 0 0 0 0 0",

@@ -401,12 +401,23 @@ def request(call_id: str, *, content: str = "content", user: str = "u1") -> Rese
     )  # fmt: skip
 
 
-async def settle(gate: Gate, call_id: str, cost: int = 700) -> None:
+async def settle(gate: Gate, call_id: str, cost: int = 700, *, hold: int = 1) -> None:
     payload = payload_json(CostRecorded(basis="reported", outcome="done"))
     await gate.settle(
         SettleRequest(
-            call_id=call_id, user_id="u1", hold=1, cost_nanousd=cost, assumed_nanousd=0, attempt=1, is_final=True,
-            payload=payload, budgets=("user:u1:2026-11",), result='{"secret":"answer"}',
+            call_id=call_id, user_id="u1", hold=hold, cost_nanousd=cost, assumed_nanousd=0, attempt=hold,
+            is_final=True, payload=payload, budgets=("user:u1:2026-11",), result='{"secret":"answer"}',
+        )
+    )  # fmt: skip
+
+
+async def take_over(gate: Gate, call_id: str, cost: int = 1_000) -> None:
+    """Settle the hold of a worker that gave no sign of life; the call is not over."""
+    payload = payload_json(CostRecorded(basis="assumed", outcome="taken_over", assumed_nanousd=cost))
+    await gate.settle(
+        SettleRequest(
+            call_id=call_id, user_id="u1", hold=1, cost_nanousd=cost, assumed_nanousd=cost, attempt=1, is_final=False,
+            payload=payload, budgets=("user:u1:2026-11",),
         )
     )  # fmt: skip
 
@@ -417,18 +428,27 @@ PAYLOAD = payload_json(
 
 
 @asynccontextmanager
-async def lost_calls(redis: Redis, url: str, directory: Path) -> AsyncIterator[Restored]:
-    """Lost: `over` (settled), `open` (held), `denied`; and the settlement of `held`, whose hold is not lost."""
+async def lost_calls(
+    redis: Redis, url: str, directory: Path, *, held_cost: int = 600, is_taken_over: bool = False
+) -> AsyncIterator[Restored]:
+    """Lost: `over` (settled), `open` (held), `denied`; and the settlement of `held`, whose hold is not lost.
+
+    With `is_taken_over`, that hold was taken over before, and its second hold is lost.
+    """
     made = Ledger(redis, directory, 1)
     await made.begin()
     gate = made._gate("u1")
     await gate.reserve(request("held"), [EMPTY_BASELINE])
+    if is_taken_over:
+        await take_over(gate, "held")
     await made.fold()
     older = await take_backup(redis)
     for call in ("over", "open"):
         await gate.reserve(request(call), [EMPTY_BASELINE])
     await settle(gate, "over")
-    await settle(gate, "held", cost=600)
+    if is_taken_over:
+        await gate.reserve(request("held"), [EMPTY_BASELINE])
+    await settle(gate, "held", cost=held_cost, hold=2 if is_taken_over else 1)
     await gate.reserve(replace(request("denied"), amount_nanousd=CAP), [EMPTY_BASELINE])
     await made.fold()
     newer = await take_backup(redis)
@@ -489,6 +509,40 @@ async def test_beside_newer_calls_a_lost_call_is_not_paid_again_and_what_is_lost
             user_id="u1", period="2026-11", budgets=request("x").budgets, baselines=[EMPTY_BASELINE]
         )
         assert (balance.settled_nanousd, balance.held_nanousd) == (700 + 600, 2 * 1_000)
+        await restored.check()
+
+
+@pytest.mark.parametrize("cost", [600, 1_000], ids=["it cost less", "it cost what was assumed"])
+async def test_a_call_that_was_taken_over_since_is_over_once_its_lost_end_is_entered_again(
+    redis_client: Redis, server_url: str, tmp_path: Path, cost: int
+) -> None:
+    """G4: a worker that was started on the restored ledger settles the hold, and cannot know that the call was over."""
+    async with lost_calls(redis_client, server_url, tmp_path, held_cost=cost) as restored:
+        gate = restored.gate("u1")
+        await take_over(gate, "held")
+
+        await restored.recover()
+
+        assert await gate.reserve(request("held"), [EMPTY_BASELINE]) == FinishedCall("settled", "", None)
+        assert (await folded(restored, "after.duckdb"))["user:u1:2026-11"] == 700 + cost
+        head = await state_of(redis_client)
+        await restored.recover()
+        assert await state_of(redis_client) == head
+        await restored.check()
+
+
+async def test_a_call_whose_last_hold_is_lost_is_over_once_its_charge_is_entered_again(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """G4: the ledger knows only of the first hold, which was charged to a worker that had died."""
+    async with lost_calls(redis_client, server_url, tmp_path, is_taken_over=True) as restored:
+        gate = restored.gate("u1")
+        await gate.reserve(request("newer"), [EMPTY_BASELINE])
+
+        await restored.recover()
+
+        assert await gate.reserve(request("held"), [EMPTY_BASELINE]) == FinishedCall("settled", "", None)
+        assert (await folded(restored, "after.duckdb"))["user:u1:2026-11"] == 1_000 + 700 + 600
         await restored.check()
 
 

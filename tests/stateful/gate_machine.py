@@ -209,11 +209,11 @@ class GateMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(call.settled for call in self.model.calls.values()))
     @rule(
         pick=picks, cost=st.integers(0, 14), told=st.sampled_from(TOLD), has_result=st.booleans(),
-        lags=st.none() | lags, earlier_hold=rarely, wrong_budgets=rarely,
+        lags=st.none() | lags, earlier_hold=rarely, wrong_budgets=rarely, ends_call=rarely,
     )  # fmt: skip
     def adjust(
         self, pick: int, cost: int, told: Sequence[EventKind], has_result: bool, lags: tuple[int, int] | None,
-        earlier_hold: bool, wrong_budgets: bool,
+        earlier_hold: bool, wrong_budgets: bool, ends_call: bool,
     ) -> None:  # fmt: skip
         settled = [call_id for call_id, call in self.model.calls.items() if call.settled]
         call_id = settled[pick % len(settled)]
@@ -225,12 +225,12 @@ class GateMachine(RuleBasedStateMachine):
         result, attempt, assumed = '{"late":true}' if has_result else "", call.begun, cost // 3
         predicted = self.model.adjust(
             call_id, hold=hold, cost=cost, assumed=assumed, attempt=attempt, budgets=names, result=result,
-            events=events, baselines=modelled,
+            events=events, ends_call=ends_call, baselines=modelled,
         )  # fmt: skip
         request = AdjustRequest(
             call_id=call_id, user_id=call.user, hold=hold, cost_nanousd=cost, assumed_nanousd=assumed,
             attempt=attempt, payload='{"author":"test"}', budgets=names, result=result,
-            events=_attempt_events(events),
+            events=_attempt_events(events), ends_call=ends_call,
         )  # fmt: skip
         self._check("adjust", self.driver.gate.adjust(request, typed), predicted)
 

@@ -714,10 +714,12 @@ local function settle(keys, args)
 end
 
 --[[ adjust: correct a settled hold to its true cost. A repeat with the same cost changes nothing.
-A late answer may bring the task's result; it is stored if the call was closed without one.
+A late answer may bring the task's result; it is stored if the call was closed without one. A call that is known to be
+over ends without one.
 KEYS meta ledger waiters call result tail...
 ARGS 1 ledger_id 2 call_id 3 hold 4 true cost 5 assumed part of it 6 attempt 7 result ('': none) 8 result ttl s
-     9 payload 10 number of events 11 call ttl s 12.. events, then budgets (names, or with baselines after STALE)
+     9 payload 10 number of events 11 call ttl s 12 1: the call is over 13.. events, then budgets (names, or with
+     baselines after STALE)
 OK id|'' difference state | UNKNOWN | MISMATCH budgets ]]
 local function adjust(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
@@ -726,13 +728,13 @@ local function adjust(keys, args)
   end
   local call_key, count = keys[4], int(args[10])
   local cost, assumed, attempt = amount_of(args[4]), amount_of(args[5]), text(int(args[6]))
-  local events, result_ttl, call_ttl = read_attempts(args, 12, count), seconds_of(args[8]), seconds_of(args[11])
+  local events, result_ttl, call_ttl = read_attempts(args, 13, count), seconds_of(args[8]), seconds_of(args[11])
   local call = read_call(call_key)
   if not call or not settled_hold(call, args[3]) then
     return { 'UNKNOWN' }
   end
   local was_cost, was_assumed, period, budgets = settled_hold(call, args[3])
-  local names, baselines = read_budgets(args, 12 + 3 * count)
+  local names, baselines = read_budgets(args, 13 + 3 * count)
   if table.concat(names, '\n') ~= budgets then
     return { 'MISMATCH', budgets }
   end
@@ -748,13 +750,16 @@ local function adjust(keys, args)
     wake(keys[3], names)
   end
   append_attempts(meta, keys[2], call, args[2], period, events, text(balances[1].s + balances[1].h))
-  local ends = args[7] ~= '' and call.state == 'closed' and text(call.hold) == args[3]
+  local is_over = args[12] == '1'
+  local ends = (is_over or args[7] ~= '') and call.state == 'closed' and text(call.hold) == args[3]
   if ends then -- G4
     call.state = 'settled'
+  end
+  if ends and args[7] ~= '' then
     redis.call('SET', keys[5], args[7], 'EX', result_ttl)
     announce(keys[5], args[2])
   end
-  if difference ~= 0 or less_assumed ~= 0 then -- G3
+  if difference ~= 0 or less_assumed ~= 0 or (ends and is_over) then -- G3
     local stamps = { '"hold":' .. args[3], '"assumed_nanousd":' .. text(less_assumed) }
     if ends then
       stamps[#stamps + 1] = '"is_final":true'
