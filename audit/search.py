@@ -47,6 +47,7 @@ async def search(reader: AuditReader, wanted: Search) -> AsyncGenerator[pa.Table
     """
     with connect(config={"memory_limit": "1GB", "threads": 2}) as connection:
         connection.execute("SET TimeZone = 'UTC'")
+        connection.execute(statement("macros"))
         connection.execute(statement("schema"))
         yield connection.execute("FROM events").to_arrow_table()
         selection = wanted.selection

@@ -240,7 +240,6 @@ async def test_a_stream_trimmed_after_the_look_at_the_archive_is_looked_for_agai
         ({"least_usd": "NaN"}, "--min"),
         ({"most_usd": "1e999999"}, "--max"),
         ({"most_usd": "much"}, "--max"),
-        ({"user_id": "two words"}, "--user"),
     ],
 )
 def test_a_filter_that_means_nothing_is_refused(filters: dict[str, Any], option: str) -> None:
