@@ -28,6 +28,7 @@ from tollbook.ledger.archive.reentering import LostSteps, Reentry
 from tollbook.ledger.archive.replay import ReplayLimits, replay
 from tollbook.ledger.archive.restoring import LedgerMoved, Restorer
 from tollbook.ledger.archive.segments import Archive, Segment
+from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
 from tollbook.ledger.gate.functions import function
 from tollbook.ledger.gate.ledger import Ledger
@@ -37,6 +38,7 @@ from tollbook.ledger.private_files import make_private_folder
 from tollbook.ledger.projection.database import set_aside
 from tollbook.ledger.projection.lease import Lease
 from tollbook.ledger.projection.store import Store
+from tollbook.ledger.server.at_rest import is_at_rest
 from tollbook.ledger.server.endpoint import read_endpoint
 from tollbook.ledger.signature import Signature
 from tollbook.ledger.stream import StreamReader
@@ -327,6 +329,12 @@ async def open_recovery(settings: Settings, projection: Path | None = None) -> A
     """
     async with AsyncExitStack() as stack:
         endpoint = None if settings.redis_url else read_endpoint(settings.data_dir)
+        if not (settings.redis_url or endpoint or is_at_rest(settings.data_dir)):
+            # An embedded server would be made here, and a look writes nothing.
+            raise LedgerUnavailable(
+                f"no embedded server has kept data in {settings.data_dir}, and REDIS_URL is not set: set "
+                "TOLLBOOK_DATA_DIR to the directory that `tollbook up` uses, or restore its data first"
+            )
         redis_url = endpoint.redis_url if endpoint else await stack.enter_async_context(open_redis_url(settings))
         handle = await stack.enter_async_context(open_ledger(settings, redis_url, may_create=False))
         yield Recovery(settings, handle, projection)

@@ -22,9 +22,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Self
 
-import structlog
 from redis.exceptions import RedisError
 
+from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.server.address import hide_password
 from tollbook.ledger.server.directory import EmbeddedServerError, ServerDirectory
 from tollbook.ledger.server.process import HOST, POLL_S, Fsync, ServerProcess, ask, client_of, spawn
@@ -38,7 +38,7 @@ _PORTS: Final = 10_000
 _PORTS_TRIED: Final = 50
 _ORPHAN_TIMEOUT_S: Final = 60.0
 _STOP_TIMEOUT_S: Final = 60.0
-_log = structlog.get_logger(__name__)
+_log = LazyLogger(__name__)
 
 
 class EmbeddedServer:

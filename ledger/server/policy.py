@@ -10,16 +10,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
+from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, leave_server
 
 WATCH_INTERVAL_S: Final = 10.0
 _MEMORY_LIMIT: Final = 0.9
-_log = structlog.get_logger(__name__)
+_log = LazyLogger(__name__)
 
 
 class ServerUnsafe(LedgerRefused):
@@ -113,6 +113,7 @@ class ServerWatch:
         self._allow_unsynced = allow_unsynced
         self._interval_s = interval_s
         self._refusal: str | None = None
+        self._is_risky = False
         self._unknown = "the Redis server did not answer when asked whether it keeps its data"
         self.policy = ServerPolicy()
 
@@ -135,6 +136,12 @@ class ServerWatch:
             await leave_server(self._redis)
         self._unknown = ""
         before, self._refusal = self._refusal, self.policy.refusal(allow_unsynced=self._allow_unsynced)
+        is_risky = self._refusal is None and not self.policy.is_synced
+        if is_risky and not self._is_risky:
+            _log.warning(
+                "server.unsynced", problem=self.policy.unsynced_reason(), accepted_by="TOLLBOOK_ALLOW_UNSYNCED"
+            )
+        self._is_risky = is_risky
         if self._refusal is not None and self._refusal != before:
             _log.error("server.refused", problem=self._refusal)
         elif self._refusal is None and before is not None:

@@ -61,6 +61,22 @@ async def test_commands_read_data_at_rest_and_change_nothing(here: Path) -> None
     assert contents(here / "data") == before
 
 
+@pytest.mark.parametrize(
+    "command", [("credit", "list"), ("plan", "list"), ("audit", "find", "--type", "cost-recorded")]
+)
+async def test_standard_output_holds_the_answer_alone(here: Path, command: tuple[str, ...]) -> None:
+    finished = await run_cli(*command, "--json", cwd=here)
+    assert (finished.code, finished.stderr) == (0, ""), finished
+    assert isinstance(json.loads(finished.stdout), list)
+
+
+async def test_recover_makes_no_server_where_there_is_no_data(tmp_path: Path) -> None:
+    refused = await run_cli("recover", cwd=tmp_path)
+    assert refused.code == 1
+    assert "no embedded server has kept data in data" in refused.stderr
+    assert not (tmp_path / "data").exists()
+
+
 async def test_two_commands_at_once_both_answer(here: Path) -> None:
     finished = await asyncio.gather(*(run_cli("audit", "user", "u1", "--json", cwd=here) for _ in range(3)))
     assert [each.code for each in finished] == [0, 0, 0], finished

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from tests.servers import PATIENCE_S, wait_until
 from tollbook.inference.runtime import build_ledger, open_ledger
@@ -84,6 +85,19 @@ async def test_a_server_that_does_not_tell_is_refused_unless_that_is_allowed(
         strict.check()
     lenient.check()
     assert not lenient.policy.is_synced
+
+
+async def test_a_loss_that_was_accepted_is_warned_of_once(redis: Redis) -> None:
+    await redis.config_set("appendfsync", "everysec")
+    watch = ServerWatch(redis, allow_unsynced=True)
+    with capture_logs() as lines:
+        for _ in range(3):
+            await watch.look()
+            watch.check()
+
+    (warned,) = [line for line in lines if line["log_level"] == "warning"]
+    assert (warned["event"], warned["accepted_by"]) == ("server.unsynced", "TOLLBOOK_ALLOW_UNSYNCED")
+    assert "set appendfsync, now everysec, to always" in warned["problem"]
 
 
 async def test_a_server_without_an_append_only_file_is_refused(redis: Redis) -> None:
