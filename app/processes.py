@@ -16,7 +16,7 @@ import structlog
 
 from tollbook.app.supervisor import Child, Supervisor
 from tollbook.consumers.backlog import DroppedTasks
-from tollbook.consumers.projection import ProjectionService, duckdb_path, open_projection
+from tollbook.consumers.projection import ProjectionService, open_projection
 from tollbook.consumers.service import build_worker, pause, serve_worker
 from tollbook.consumers.throttled_warning import ThrottledWarning
 from tollbook.inference.prices.catalogue import PriceCatalogue
@@ -242,7 +242,7 @@ async def _open_projection(
     try:
         # What is on disk says which ledger belongs here: an emptied Redis must not get a new one beside it.
         expected_id = await asyncio.to_thread(
-            lambda: stored_ledger_id(duckdb_path(settings)) or Archive(settings.archive_path).ledger_id()
+            lambda: stored_ledger_id(settings.projection_path) or Archive(settings.archive_path).ledger_id()
         )
     except StoreLocked:
         if not is_standby:

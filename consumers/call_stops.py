@@ -1,8 +1,8 @@
 """Stopping and resuming calls everywhere, as the projector of a ledger (G8).
 
-Owns what this projector says of calls in the partitions, and under which names: its lease, and the id of its data
-directory. Invariant: it speaks only while it has the lease, and lets calls begin again only once everything is folded
-that was on the ledger when it looked. It never opens, folds or mends anything.
+Owns the names under which a projector does it: its lease, and the id of its data directory. Invariant: it acts only
+while it has the lease, and resumes calls only once everything is folded that was on the ledger when it looked. It
+never opens, folds or repairs anything.
 """
 
 import asyncio
@@ -55,20 +55,20 @@ class CallStops:
         self._data_id = lease.place
 
     async def identify(self) -> None:
-        """Learn the id of the data directory, or give it one. The projection must be open here.
+        """Read the id of the data directory, or give it one. The projection must be open here.
 
         Errors: OSError.
         """
         self._data_id = await asyncio.to_thread(_data_id, self._data_dir, self._lease.owner)
 
     async def claim(self) -> None:
-        """Let no earlier projector be listened to. Errors: ProjectorRunning; as `CallSwitch`."""
-        await self._say(lambda switch: switch.claim())
+        """Fence off earlier projectors in every partition. Errors: ProjectorRunning; as `CallSwitch`."""
+        await self._apply(lambda switch: switch.claim())
 
     async def stop(self, problem: Exception, store: Store | None, *, is_alone: bool = False) -> None:
         """Let no call begin anywhere while nothing is folded for this reason, if a person must look at it (G8).
 
-        `is_alone` as in `Lease.take`: whoever has lost the lease says nothing of calls.
+        `is_alone` as in `Lease.take`: a projector that has lost the lease stops nothing.
         """
         if isinstance(problem, _OPERATIONAL):
             return
@@ -77,7 +77,7 @@ class CallStops:
         for _ in range(_STOP_TRIES):
             try:
                 await load_library(self._handle.redis)  # Redis may have been put back without it.
-                await self._say(
+                await self._apply(
                     lambda switch: switch.stop(reason, positions.get(switch.keys.partition, Position()).entry),  # G8
                     is_alone=is_alone,
                 )
@@ -121,11 +121,11 @@ class CallStops:
         heads = await projector.heads()
         for partition, head in heads.items():
             await projector.wait_for(partition, head)
-        await self._say(lambda switch: switch.resume(heads[switch.keys.partition]))  # G8
+        await self._apply(lambda switch: switch.resume(heads[switch.keys.partition]))  # G8
         _log.info("calls.resumed", reason=reason)
 
-    async def _say(self, say: Callable[[CallSwitch], Awaitable[object]], *, is_alone: bool = False) -> None:
-        """Say something of calls in every partition, as the owner of the lease; `is_alone` as in `Lease.take`.
+    async def _apply(self, step: Callable[[CallSwitch], Awaitable[object]], *, is_alone: bool = False) -> None:
+        """Apply a step in every partition, as the owner of the lease; `is_alone` as in `Lease.take`.
 
         Errors: ProjectorRunning and ProjectorFenced where another has the lease; as `CallSwitch`.
         """
@@ -144,11 +144,11 @@ class CallStops:
                 )
 
             try:
-                await say(switch())
+                await step(switch())
             except ProjectorFenced as exc:
-                # Another has the lease now, and that is said here; or the clock of Redis was put back since the last.
+                # Another has the lease now, then this raises; or the clock of Redis was put back since the last lease.
                 await lease.take(is_alone=is_alone, min_epoch=exc.epoch + 1)
-                await say(switch())
+                await step(switch())
 
 
 def _positions(store: Store | None) -> Mapping[int, Position]:
@@ -160,7 +160,7 @@ def _positions(store: Store | None) -> Mapping[int, Position]:
 
 
 def _data_id(folder: Path, new_id: str) -> str:
-    """Return the name of a data directory, which it keeps on another host, too: a new container has a new name."""
+    """Return the id of a data directory. It stays the same on another host: a new container has a new name."""
     path = folder / _ID_FILE
     try:
         return read_private(path)

@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -56,11 +55,6 @@ class Projection:
         return await asyncio.to_thread(self.store.baselines, names)
 
 
-def duckdb_path(settings: Settings) -> Path:
-    """Return where the projection is."""
-    return settings.projection_path
-
-
 class ProjectionService:
     """Keeps the projection of one ledger open and folding."""
 
@@ -76,7 +70,7 @@ class ProjectionService:
         self._settings = settings
         self._handle = handle
         self._now = now or (lambda: datetime.now(UTC))
-        self._path = duckdb_path(settings)
+        self._path = settings.projection_path
         self._archive = Archive(settings.archive_path)
         self._opened: Projection | None = None
         self._refusal: LedgerRefused | None = None
