@@ -57,6 +57,7 @@ class Chaos:
     store_blows: Sequence[str] = ()
     published: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
     struck: int = 0
+    took_s: dict[str, float] = field(default_factory=dict[str, float])
     _events: list[RawEvent] = field(default_factory=list[RawEvent])
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -127,8 +128,10 @@ class Chaos:
         for name in self.store_blows:
             await self.drain()
             await self.be_in_order()
+            began = time.monotonic()
             await STORE_BLOWS[name](self)
             self.struck += 1
+            self.took_s[name] = round(time.monotonic() - began, 1)
 
     async def be_in_order(self) -> None:
         """Wait until everything runs and no view of the system finds anything wrong. Errors: NotDrained."""
@@ -354,6 +357,7 @@ async def _play(chaos: Chaos) -> dict[str, Any]:
     return {
         **after.summary(),
         "blows": chaos.struck,
+        "store_blows_s": chaos.took_s,
         "assumed_before_nanousd": before.assumed_nanousd,
         "asked": reconciled["asked"],
         "chaos_s": round(healed - started, 1),

@@ -228,12 +228,14 @@ async def _end_projector(chaos: "Chaos") -> None:
 
 
 async def _recover(chaos: "Chaos") -> None:
-    """Do what the operator's guide says: end the projector, recover, start it again. Workers stay."""
+    """Do what the operator's guide says: end the projector, look, recover, verify. Workers stay."""
     await chaos.programs["projector"].end()
     code, shown = await chaos.tollbook("recover")
     assert code == 1, f"recover finds nothing that is lost: {shown}"
     code, shown = await chaos.tollbook("recover", "--yes", "--reason", "an older backup")
     assert code == 0, f"recover failed: {shown}"
+    code, shown = await chaos.tollbook("verify")
+    assert code == 0, f"verify is not content with what was recovered: {shown}"
 
 
 async def _go_on(chaos: "Chaos") -> None:
