@@ -85,9 +85,13 @@ class Program:
         await asyncio.sleep(for_s)
         self._is_wanted.set()
 
-    def forget_ends_since(self, at_ms: int) -> None:
-        """Take its ends since then for right: it refused a store, and was started again until it was in order."""
-        self.surprises = [each for each in self.surprises if each.to_ms < at_ms or each.code != 1]
+    def forget_ends_in(self, outage: Standstill) -> None:
+        """Take its ends for right that had to do with it: it refused a store, and was started again meanwhile."""
+        self.surprises = [
+            each
+            for each in self.surprises
+            if each.to_ms < outage.from_ms or each.from_ms > outage.to_ms or each.code != 1
+        ]
 
     async def end(self) -> None:
         """End it for good, in an orderly way; what does not end is killed, and noted."""

@@ -21,12 +21,12 @@ from redis.exceptions import RedisError
 from tests.chaos.audit import Audit, Evidence, RawEvent
 from tests.chaos.plot import REPLIES, STREAMS, WORKERS, Blow, Plot
 from tests.chaos.processes import Program, Server, tollbook
-from tests.chaos.stores import BATCH, STORE_BLOWS, read_lines
+from tests.chaos.stores import BATCH, BATCHES, STORE_BLOWS, read_lines
 from tests.servers import PATIENCE_S
 from tests.system import command_environment
 from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.archive.segments import Archive
-from tollbook.ledger.keys import GROUP, Keys, dead_letters
+from tollbook.ledger.keys import GROUP, Keys, dead_letters, worker_key
 from tollbook.ledger.projection.comparison import compare
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.server.connection import connect
@@ -52,10 +52,12 @@ class Chaos:
     server: Server
     redis: Redis
     provider_url: str
+    health_url: str
     programs: dict[str, Program]
     store_blows: Sequence[str] = ()
     published: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
     struck: int = 0
+    took_s: dict[str, float] = field(default_factory=dict[str, float])
     _events: list[RawEvent] = field(default_factory=list[RawEvent])
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -95,7 +97,7 @@ class Chaos:
 
     async def _publish_all(self, started: float) -> None:
         """Publish each in its time, but for those that are kept for the blows against stores."""
-        later = len(self.store_blows) * BATCH * 2
+        later = len(self.store_blows) * BATCHES * BATCH
         for number, publication in enumerate(self.plot.publications[: len(self.plot.publications) - later]):
             await asyncio.sleep(max(0, started + publication.at_s - time.monotonic()))
             await self._publish(number)
@@ -125,14 +127,48 @@ class Chaos:
         """Strike at the stores, one blow after another, each on a system at rest."""
         for name in self.store_blows:
             await self.drain()
+            await self.be_in_order()
+            began = time.monotonic()
             await STORE_BLOWS[name](self)
             self.struck += 1
+            self.took_s[name] = round(time.monotonic() - began, 1)
+
+    async def be_in_order(self) -> None:
+        """Wait until everything runs and no view of the system finds anything wrong. Errors: NotDrained."""
+        deadline = time.monotonic() + self.plot.drain_s
+        while problems := await self._problems():
+            if time.monotonic() > deadline:
+                raise NotDrained(f"a system at rest is not in order; seed {self.plot.seed}\n{problems}")
+
+    async def _problems(self) -> str:
+        living = [name async for name in self.redis.scan_iter(worker_key(KEYS.namespace, "*"))]
+        if len(living) != len(WORKERS):
+            return f"workers that live: {living}"
+        code, findings = await self.tollbook("doctor", "--json")
+        if code != 0:
+            return f"doctor: {findings}"
+        with contextlib.suppress(httpx.TransportError):
+            async with httpx.AsyncClient(timeout=_ANSWER_S) as client:
+                reply = await client.get(f"{self.health_url}/health/ready")
+            return "" if reply.is_success else f"readiness: {reply.text}"
+        return "readiness: no answer"
 
     @asynccontextmanager
     async def unread(self) -> AsyncIterator[None]:
         """Let nobody read the ledger meanwhile: it is not the one that counts."""
         async with self._reading:
             yield
+
+    async def forget_lost(self) -> None:
+        """Forget what was published and is on no stream any more: publishers will do that again."""
+        kept: set[tuple[str, str]] = set()
+        for stream in STREAMS:
+            entries: Any = await self.redis.xrange(stream)
+            kept |= {(stream, entry_id.decode()) for entry_id, _ in entries}
+        first_lost = next(
+            (n for n, (stream, entry_id, _) in enumerate(self.published) if (stream, entry_id) not in kept), None
+        )
+        del self.published[first_lost if first_lost is not None else len(self.published) :]
 
     def requests(self) -> list[dict[str, Any]]:
         """Return what the provider was asked so far."""
@@ -165,6 +201,8 @@ class Chaos:
         for stream in STREAMS:
             last: Any = await self.redis.xrevrange(stream, count=1)
             groups: Any = await self.redis.xinfo_groups(stream)
+            if last and not groups:
+                return False  # No worker has begun yet.
             if any(group["pending"] or group["last-delivered-id"] != last[0][0] for group in groups if last):
                 return False
         return True
@@ -176,6 +214,11 @@ class Chaos:
                 async with asyncio.timeout(_ANSWER_S):
                     await self.read_ledger()
             await asyncio.sleep(_WATCH_S)
+
+    @property
+    def read_so_far(self) -> list[RawEvent]:
+        """What `read_ledger` has read until now."""
+        return list(self._events)
 
     async def read_ledger(self) -> list[RawEvent]:
         """Return every event ever appended, oldest first."""
@@ -221,16 +264,21 @@ class Chaos:
 
     async def reconcile(self) -> dict[str, Any]:
         """Run `tollbook reconcile`."""
+        code, output = await self.tollbook("reconcile", "--json")
+        assert code == 0, f"tollbook reconcile failed: {output}"
+        return json.loads(output)
+
+    async def tollbook(self, *arguments: str) -> tuple[int | None, str]:
+        """Run a command; return its exit code and what it said, errors where there was no output."""
         process = await asyncio.create_subprocess_exec(
-            *tollbook("reconcile", "--json"),
+            *tollbook(*arguments),
             cwd=self.directory,
             env=self.environment(),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
         output, errors = await process.communicate()
-        assert process.returncode == 0, f"tollbook reconcile failed: {errors.decode()}"
-        return json.loads(output)
+        return process.returncode, (output or errors).decode()
 
     def environment(self) -> dict[str, str]:
         return _environment(self.plot, self.server.embedded.url, self.provider_url, self.data_dir)
@@ -309,6 +357,7 @@ async def _play(chaos: Chaos) -> dict[str, Any]:
     return {
         **after.summary(),
         "blows": chaos.struck,
+        "store_blows_s": chaos.took_s,
         "assumed_before_nanousd": before.assumed_nanousd,
         "asked": reconciled["asked"],
         "chaos_s": round(healed - started, 1),
@@ -323,6 +372,7 @@ async def _opened(plot: Plot, directory: Path) -> AsyncIterator[Chaos]:
     faults = directory / "faults.json"
     faults.write_text(json.dumps({"seed": plot.seed, "rates": plot.fault_rates}), encoding="utf-8")
     port = _free_port()
+    health_port = _free_port(port + 1)
     provider_url = f"http://127.0.0.1:{port}/api/v1"
     async with EmbeddedServer(data_dir, fsync="always") as embedded, connect(embedded.url) as redis:
         env = _environment(plot, embedded.url, provider_url, data_dir)
@@ -335,11 +385,16 @@ async def _opened(plot: Plot, directory: Path) -> AsyncIterator[Chaos]:
             **dict.fromkeys(WORKERS, worker),
         }
         files = {"projector": data_dir / "tollbook.duckdb"}
-        programs = {name: Program(name, command, env, directory, files.get(name)) for name, command in commands.items()}
+        own = {WORKERS[0]: {"TOLLBOOK_METRICS_PORT": str(health_port)}}
+        programs = {
+            name: Program(name, command, env | own.get(name, {}), directory, files.get(name))
+            for name, command in commands.items()
+        }
         try:
             for program in programs.values():
                 await program.start()
-            yield Chaos(plot, directory, Server(embedded), redis, provider_url, programs)
+            health_url = f"http://127.0.0.1:{health_port}"
+            yield Chaos(plot, directory, Server(embedded), redis, provider_url, health_url, programs)
         finally:
             # The workers first, while there is somebody to answer them.
             for program in reversed(programs.values()):
@@ -358,7 +413,10 @@ def _environment(plot: Plot, redis_url: str, provider_url: str, data_dir: Path) 
 
 async def _keep_evidence(chaos: Chaos) -> None:
     """Write the ledger as it stands beside book and logs."""
-    events = await chaos.read_ledger()
+    try:
+        events = await chaos.read_ledger()
+    except (RedisError, OSError):
+        events = chaos.read_so_far  # The failure may have left no server.
     with (chaos.directory / "ledger.jsonl").open("w", encoding="utf-8") as file:
         for event in events:
             file.write(json.dumps(event.as_dict()) + "\n")
@@ -370,9 +428,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _free_port() -> int:
-    """Return a port below the range of outgoing connections, so that nobody gets it while the provider is down."""
-    for port in range(18_000 + os.getpid() % 1000, 20_000):
+def _free_port(first: int | None = None) -> int:
+    """Return a port below the range of outgoing connections, so that nobody gets it while its program is down."""
+    for port in range(first or 18_000 + os.getpid() % 1000, 20_000):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.chaos.plot import draw
 from tests.chaos.run import run
-from tests.chaos.stores import BATCH, SWITCHED_ON
+from tests.chaos.stores import BATCH, BATCHES, STORE_BLOWS
 
 _TASKS_PER_S = 100
 
@@ -28,7 +28,7 @@ async def test_no_guarantee_breaks_while_processes_are_killed_and_stopped(reques
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("blow", SWITCHED_ON)
+@pytest.mark.parametrize("blow", STORE_BLOWS)
 async def test_no_guarantee_breaks_where_a_store_lies(request: pytest.FixtureRequest, blow: str) -> None:
     """G1, G3, G4, G8: an older backup, a cut-off replica, eviction, an older DuckDB."""
     await play(seed_of(request), chaos_s=6, store_blows=(blow,))
@@ -43,7 +43,7 @@ async def test_no_guarantee_breaks_in_a_long_run(
     while time.monotonic() < until:
         # Whoever waits for an hour wants to see that it goes on.
         with capsys.disabled():
-            await play(seed, chaos_s=60, store_blows=SWITCHED_ON)
+            await play(seed, chaos_s=60, store_blows=tuple(STORE_BLOWS))
         seed += 1
 
 
@@ -60,7 +60,7 @@ async def play(seed: int, *, chaos_s: float, store_blows: Sequence[str] = ()) ->
     directory = Path(tempfile.mkdtemp(prefix=f"tollbook-chaos-{seed}-"))
     # Told before anything can go wrong; pytest shows it where the test fails.
     print(f"\nchaos: seed {seed}, evidence in {directory}", flush=True)  # noqa: T201 - for the report of a failure.
-    tasks = round(chaos_s * _TASKS_PER_S) + 2 * BATCH * len(store_blows)
+    tasks = round(chaos_s * _TASKS_PER_S) + BATCHES * BATCH * len(store_blows)
     summary = await run(draw(seed, chaos_s=chaos_s, tasks=tasks), directory, store_blows=store_blows)
     print(f"chaos: seed {seed}: {json.dumps(summary)}", flush=True)  # noqa: T201 - as above.
     # A run in which nothing got through, or nothing went wrong, would prove nothing.
