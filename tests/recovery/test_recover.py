@@ -594,6 +594,40 @@ async def test_nothing_is_lost_where_the_copies_know_less(redis_client: Redis, s
         assert await state_of(redis_client) == before
 
 
+@pytest.mark.parametrize("is_declared", [False, True])
+async def test_what_a_projector_elsewhere_knew_is_lost_until_it_is_declared(
+    redis_client: Redis, server_url: str, tmp_path: Path, is_declared: bool
+) -> None:
+    async with lost_calls(redis_client, server_url, tmp_path) as restored:
+        keys = restored.made.keys[0]
+        older = await folded(restored, "older.duckdb")
+        known = Store.open(restored.settings.projection_path, LEDGER, 1)
+        seen = known.position(0).entry
+        known.close()
+        await redis_client.hset(keys.meta, mapping={"stopped": "it went back", "stopped_seen": str(seen)})
+        await restored.gate("u1").charge(
+            ChargeRequest(
+                call_id="newer", user_id="u1", period="2026-11", content_hash="c", cost_nanousd=1, assumed_nanousd=0,
+                payload=payload_json(CostRecorded(basis="reported", outcome="recorded", reason="r")),
+                budgets=("user:u1:2026-11",),
+            ),
+            [EMPTY_BASELINE],
+        )  # fmt: skip
+        if is_declared:
+            await restored.recover()
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        shutil.copy(restored.settings.data_dir / "older.duckdb", elsewhere / "tollbook.duckdb")
+
+        restored.settings = restored.settings.model_copy(update={"data_dir": elsewhere})
+        report = await restored.recover(None)
+
+        assert older == {}
+        assert (report.is_whole, report.has_copies) == (True, True)
+        assert report.partitions[0].unknown == (None if is_declared else seen)
+        assert report.is_in_order is is_declared
+
+
 async def test_looking_writes_nothing(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with lost_calls(redis_client, server_url, tmp_path) as restored:
         before = await state_of(redis_client)
