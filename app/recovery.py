@@ -62,6 +62,8 @@ class PartitionReport:
     entered: int = 0
     entered_nanousd: int = 0
     booked: int = 0
+    left: list[str] = field(default_factory=list[str])
+    """Ids of lost events of money that were not entered again."""
     unknown: EntryId | None = None
     """An event that a projector elsewhere had folded when it stopped calls, and that is neither here nor there."""
 
@@ -227,6 +229,7 @@ class Recovery:
                 await forget(self._handle.pipeline, gate, charge, self._folder)
                 partition.booked += 1
         partition.entered, partition.entered_nanousd = reentry.entered.events, reentry.entered.nanousd
+        partition.left = reentry.entered.left
         declared = {payload_object(row["payload"]).get("last_id") for row in since if row["type"] == "ledger-recovered"}
         if loss.newer and str(loss.known.entry) not in declared:
             summary = partition.summary

@@ -96,6 +96,7 @@ def _partition_document(partition: "PartitionReport") -> dict[str, Any]:
         "entered_events": partition.entered,
         "entered_nanousd": partition.entered_nanousd,
         "booked_charges": partition.booked,
+        "left_events": partition.left,
     }
 
 
@@ -148,6 +149,11 @@ def _print(report: "Report") -> None:
             facts.append(("unbooked", f"{partition.unbooked:,} paid answers whose hold is gone"))
         printer.facts(facts)
         printer.text(_outcome(partition) if report.is_applied else _plan(partition))
+        if partition.left:
+            printer.text(
+                "Not entered again, since it was repeated or decided anew, or there is nothing left to change: "
+                f"{', '.join(partition.left)}. The copies that were moved aside have these events."
+            )
     for path in report.moved_aside:
         printer.text(f"Moved aside, since it holds the lost history: {path}")
     if report.is_applied:
