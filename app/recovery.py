@@ -64,6 +64,10 @@ class PartitionReport:
     entered: int = 0
     entered_nanousd: int = 0
     booked: int = 0
+    left: list[str] = field(default_factory=list[str])
+    """Ids of lost events of money that were not entered again."""
+    unknown: EntryId | None = None
+    """An event that a projector elsewhere had folded when it stopped calls, and that is neither here nor there."""
 
     @property
     def is_whole(self) -> bool:
@@ -77,6 +81,8 @@ class Report:
 
     ledger_id: str
     partitions: list[PartitionReport]
+    has_copies: bool
+    """Whether there is a DuckDB file or a segment of the archive to compare with."""
     is_applied: bool = False
     moved_aside: list[Path] = field(default_factory=list[Path])
 
@@ -84,6 +90,12 @@ class Report:
     def is_whole(self) -> bool:
         """Whether nothing was lost and no charge waits."""
         return all(partition.is_whole for partition in self.partitions)
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether nothing was lost that anybody is known to have had, or all of it is recovered."""
+        is_done = self.is_applied or (self.is_whole and self.has_copies)
+        return is_done and not any(partition.unknown for partition in self.partitions)
 
 
 class Recovery:
@@ -134,8 +146,25 @@ class Recovery:
             for charge in await gate.unbooked():
                 record = await gate.call_record(charge.call_id)
                 unbooked += record is None or not record.has_hold(charge.hold)
-            partitions.append(PartitionReport(loss, summary, unbooked))
-        return Report(known.ledger_id, partitions)
+            unknown = None if loss.events else await self._unknown(keys)
+            partitions.append(PartitionReport(loss, summary, unbooked, unknown=unknown))
+        has_copies = known.projection is not None or any(known.segments(keys.partition) for keys in self._handle.keys)
+        return Report(known.ledger_id, partitions, has_copies)
+
+    async def _unknown(self, keys: Keys) -> EntryId | None:
+        """Return what the projector that stopped calls had folded, if it is gone and was not declared lost."""
+        execute = self._handle.pipeline.execute
+        values: Any = await execute("HMGET", keys.meta, "stopped", "stopped_seen", "removed_to")
+        if values[0] is None or values[1] is None:
+            return None
+        seen, removed_to = (EntryId.parse((value or b"0-0").decode()) for value in values[1:])
+        if seen <= removed_to or await execute("XRANGE", keys.ledger, str(seen), str(seen), "COUNT", 1):
+            return None
+        async for row in self._rows_after(keys, seen):
+            is_end = row["type"] == "ledger-recovered"
+            if is_end and EntryId.parse(payload_object(row["payload"])["last_id"]) >= seen:
+                return None
+        return seen
 
     async def _restore(self, partition: PartitionReport, known: KnownEvents, signature: Signature) -> None:
         loss = partition.loss
@@ -198,6 +227,7 @@ class Recovery:
                 await gate.forget(charge)
                 partition.booked += 1
         partition.entered, partition.entered_nanousd = reentry.entered.events, reentry.entered.nanousd
+        partition.left = reentry.entered.left
         declared = {payload_object(row["payload"]).get("last_id") for row in since if row["type"] == "ledger-recovered"}
         if loss.newer and str(loss.known.entry) not in declared:
             summary = partition.summary
@@ -242,7 +272,11 @@ class Recovery:
 
     async def _since(self, loss: Loss) -> AsyncGenerator[Row]:
         """Yield what stands on the stream beyond the loss."""
-        reader, after = StreamReader(self._handle.redis, loss.keys), loss.common.entry
+        async for row in self._rows_after(loss.keys, loss.common.entry):
+            yield row
+
+    async def _rows_after(self, keys: Keys, after: EntryId) -> AsyncGenerator[Row]:
+        reader = StreamReader(self._handle.redis, keys)
         try:
             while batch := await reader.read_after(after, count=_PAGE):
                 for row in batch.to_table(is_upcast=False).to_pylist():

@@ -33,7 +33,8 @@ def recover(
     again by new events, and what else is lost is declared so. Stop the projector (or `tollbook up`) and all workers
     first. Repeating it is harmless; a run that was interrupted is finished.
 
-    Exit code 0 if nothing is lost, or all is recovered; 1 if something is lost and --yes was not given.
+    Exit code 0 if nothing is lost, or all is recovered; 1 if something is lost and --yes was not given, or if nothing
+    here can tell what is lost.
 
     Example: tollbook recover
     Example: tollbook recover --yes --reason "backup of 4 November restored"
@@ -46,7 +47,7 @@ def recover(
         typer.echo(json.dumps(_document(report), indent=2))
     else:
         _print(report)
-    return 0 if report.is_whole or report.is_applied else 1
+    return 0 if report.is_in_order else 1
 
 
 async def _recover(settings: "Settings", projection: Path | None, signature: "Signature | None") -> "Report":
@@ -61,6 +62,7 @@ def _document(report: "Report") -> dict[str, Any]:
         "ledger_id": report.ledger_id,
         "is_whole": report.is_whole,
         "is_applied": report.is_applied,
+        "has_copies": report.has_copies,
         "partitions": [_partition_document(partition) for partition in report.partitions],
         "moved_aside": [str(path) for path in report.moved_aside],
     }
@@ -83,10 +85,12 @@ def _partition_document(partition: "PartitionReport") -> dict[str, Any]:
         "open_holds": len(summary.holds),
         "held_nanousd": summary.held_nanousd,
         "unbooked_charges": partition.unbooked,
+        "unknown_event": str(partition.unknown) if partition.unknown else None,
         "restored_events": partition.restored,
         "entered_events": partition.entered,
         "entered_nanousd": partition.entered_nanousd,
         "booked_charges": partition.booked,
+        "left_events": partition.left,
     }
 
 
@@ -104,6 +108,20 @@ def _print(report: "Report") -> None:
     from tollbook.views.tables import Printer
 
     printer = Printer()
+    if not report.has_copies:
+        printer.text(
+            "There is neither a DuckDB file nor an archive of this ledger here, so nothing can be compared. Run this "
+            "where the projector's files are: TOLLBOOK_DATA_DIR, TOLLBOOK_ARCHIVE_DIR or --projection names them."
+        )
+    for partition in report.partitions:
+        if partition.unknown:
+            printer.text(
+                f"Partition {partition.loss.keys.partition}: event {partition.unknown} is lost. The projector that "
+                "stopped calls had folded it; DuckDB and archive here do not know it. Run this where that projector's "
+                "files are."
+            )
+    if report.is_whole and not report.is_in_order:
+        return
     if report.is_whole:
         printer.text(f"Nothing is lost: ledger {report.ledger_id} has every event that DuckDB and the archive have.")
         return
@@ -125,6 +143,11 @@ def _print(report: "Report") -> None:
             facts.append(("unbooked", f"{partition.unbooked:,} paid answers whose hold is gone"))
         printer.facts(facts)
         printer.text(_outcome(partition) if report.is_applied else _plan(partition))
+        if partition.left:
+            printer.text(
+                "Not entered again, since it was repeated or decided anew, or there is nothing left to change: "
+                f"{', '.join(partition.left)}. The copies that were moved aside have these events."
+            )
     for path in report.moved_aside:
         printer.text(f"Moved aside, since it holds the lost history: {path}")
     if report.is_applied:

@@ -168,6 +168,7 @@ class GateBench:
         hold: int = 1,
         assumed: int = 0,
         result: str = "",
+        ends: bool = False,
         told: Sequence[Literal["model-called", "fallback-used"]] = (),
         budgets: Sequence[str] = ("user:u:2026-11",),
         baselines: Sequence[Baseline] = (),
@@ -175,7 +176,7 @@ class GateBench:
         request = AdjustRequest(
             call_id=call, user_id="u", hold=hold, cost_nanousd=cost, assumed_nanousd=assumed, attempt=1,
             payload='{"author":"ops"}', budgets=tuple(budgets), result=result,
-            events=tuple(AttemptEvent(kind, 1, "{}") for kind in told),
+            events=tuple(AttemptEvent(kind, 1, "{}") for kind in told), ends_call=ends,
         )  # fmt: skip
         return self.gate.adjust(request, baselines)
 

@@ -222,6 +222,20 @@ SCENARIOS: dict[str, list[Row]] = {
         ("adjust", {"cost": 2, "result": '{"late":1}'}, ("OK", -2, True)),
         ("reserve", {}, ("FINISHED", "settled", '{"late":1}', None)),
     ],
+    "a call that is known to be over ends without an answer, at whatever cost (G4)": [
+        ("reserve", {}, ("OK", 1, 1, 4, 4, CAP)),
+        ("settle", {"cost": 4, "final": False}, ("OK", 4)),
+        ("adjust", {"cost": 4, "ends": True}, ("OK", 0, True)),
+        ("adjust", {"cost": 4, "ends": True}, ("OK", 0, True)),
+        ("reserve", {}, ("FINISHED", "settled", "", None)),
+        ("balance", {}, ("OK", (4, 0, CAP))),
+    ],
+    "a call that somebody else runs again is not over": [
+        ("reserve", {}, ("OK", 1, 1, 4, 4, CAP)),
+        ("settle", {"cost": 4, "final": False, "told": ATTEMPT}, ("OK", 4)),
+        ("reserve", {"worker": "second"}, ("OK", 2, 2, 4, 8, CAP)),
+        ("adjust", {"cost": 4, "ends": True}, ("OK", 0, False)),
+    ],
     "a late answer does not end a call that somebody else runs again": [
         ("reserve", {}, ("OK", 1, 1, 4, 4, CAP)),
         ("settle", {"cost": 4, "final": False, "told": ATTEMPT}, ("OK", 4)),

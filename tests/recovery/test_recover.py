@@ -422,6 +422,18 @@ async def take_over(gate: Gate, call_id: str, cost: int = 1_000) -> None:
     )  # fmt: skip
 
 
+async def charge(gate: Gate, call_id: str, cost: int = 1) -> None:
+    """Book spend that an application reports."""
+    payload = payload_json(CostRecorded(basis="reported", outcome="recorded", reason="an invoice"))
+    await gate.charge(
+        ChargeRequest(
+            call_id=call_id, user_id="u1", period="2026-11", content_hash="c", cost_nanousd=cost, assumed_nanousd=0,
+            payload=payload, budgets=("user:u1:2026-11",),
+        ),
+        [EMPTY_BASELINE],
+    )  # fmt: skip
+
+
 PAYLOAD = payload_json(
     BudgetReserved(task_type="score_post", plan="growth", worker="w", bound=BOUND, stream="generation")
 )
@@ -429,11 +441,12 @@ PAYLOAD = payload_json(
 
 @asynccontextmanager
 async def lost_calls(
-    redis: Redis, url: str, directory: Path, *, held_cost: int = 600, is_taken_over: bool = False
+    redis: Redis, url: str, directory: Path, *, held_cost: int = 600, is_taken_over: bool = False, charged: int = 0
 ) -> AsyncIterator[Restored]:
     """Lost: `over` (settled), `open` (held), `denied`; and the settlement of `held`, whose hold is not lost.
 
-    With `is_taken_over`, that hold was taken over before, and its second hold is lost.
+    With `is_taken_over`, that hold was taken over before, and its second hold is lost. `charged` is lost spend that an
+    application had reported.
     """
     made = Ledger(redis, directory, 1)
     await made.begin()
@@ -445,6 +458,8 @@ async def lost_calls(
     older = await take_backup(redis)
     for call in ("over", "open"):
         await gate.reserve(request(call), [EMPTY_BASELINE])
+    if charged:
+        await charge(gate, "reported", charged)
     await settle(gate, "over")
     if is_taken_over:
         await gate.reserve(request("held"), [EMPTY_BASELINE])
@@ -561,6 +576,20 @@ async def test_a_lost_call_that_was_paid_again_is_charged_twice_since_it_was_pai
         await restored.check()
 
 
+async def test_what_was_reported_again_since_is_not_entered_again_and_is_named(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    async with lost_calls(redis_client, server_url, tmp_path, charged=50) as restored:
+        await charge(restored.gate("u1"), "reported", 50)
+        with duckdb.connect(str(restored.settings.projection_path), read_only=True) as connection:
+            lost = connection.execute("SELECT id FROM events WHERE call_id = 'reported'").fetchall()
+
+        (part,) = (await restored.recover()).partitions
+
+        assert [(entry_id,) for entry_id in part.left] == lost
+        assert (await folded(restored, "after.duckdb"))["user:u1:2026-11"] == 700 + 600 + 50
+
+
 async def test_a_paid_answer_whose_hold_is_gone_is_charged_under_a_new_id_once(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -598,6 +627,33 @@ async def test_nothing_is_lost_where_the_copies_know_less(redis_client: Redis, s
         before = await state_of(redis_client)
         assert (await restored.recover()).is_whole
         assert await state_of(redis_client) == before
+
+
+@pytest.mark.parametrize("is_declared", [False, True])
+async def test_what_a_projector_elsewhere_knew_is_lost_until_it_is_declared(
+    redis_client: Redis, server_url: str, tmp_path: Path, is_declared: bool
+) -> None:
+    async with lost_calls(redis_client, server_url, tmp_path) as restored:
+        keys = restored.made.keys[0]
+        older = await folded(restored, "older.duckdb")
+        known = Store.open(restored.settings.projection_path, LEDGER, 1)
+        seen = known.position(0).entry
+        known.close()
+        await redis_client.hset(keys.meta, mapping={"stopped": "it went back", "stopped_seen": str(seen)})
+        await charge(restored.gate("u1"), "newer")
+        if is_declared:
+            await restored.recover()
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        shutil.copy(restored.settings.data_dir / "older.duckdb", elsewhere / "tollbook.duckdb")
+
+        restored.settings = restored.settings.model_copy(update={"data_dir": elsewhere})
+        report = await restored.recover(None)
+
+        assert older == {}
+        assert (report.is_whole, report.has_copies) == (True, True)
+        assert report.partitions[0].unknown == (None if is_declared else seen)
+        assert report.is_in_order is is_declared
 
 
 async def test_looking_writes_nothing(redis_client: Redis, server_url: str, tmp_path: Path) -> None:

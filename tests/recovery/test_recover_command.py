@@ -72,6 +72,16 @@ async def test_after_an_older_append_only_file_workers_go_on_and_pay_nothing_twi
         assert looked.code == 1, looked.stderr
         assert "Nothing was written" in looked.stdout
         assert max(len(line) for line in looked.stdout.splitlines()) <= 80
+        elsewhere = {
+            "REDIS_URL": private_server.url,
+            "TOLLBOOK_DATA_DIR": str(tmp_path / "elsewhere"),
+            "COLUMNS": "400",
+        }
+        wrong_place = await run_cli("recover", *WHY, cwd=tmp_path, env=elsewhere)
+        assert wrong_place.code == 1, wrong_place.stdout
+        assert "so nothing can be compared" in wrong_place.stdout
+        assert "Nothing is lost" not in wrong_place.stdout
+        assert "is lost. The projector that stopped calls had folded it" in wrong_place.stdout
         document = (await recover(apart, private_server.url, "--json")).json()
         assert document["partitions"][0]["way"] == "restore"
         refused = await recover(apart, private_server.url, "--yes")
