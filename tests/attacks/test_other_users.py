@@ -122,6 +122,7 @@ def public() -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 async def test_another_user_gets_nothing_of_a_running_system(public: Path) -> None:
     """Each file, each process, each port: no prompt, no key, no password, no token."""

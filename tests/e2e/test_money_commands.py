@@ -84,6 +84,7 @@ async def test_a_person_at_a_terminal_is_asked(
     assert await appended(running) == events
 
 
+@pytest.mark.slow
 async def test_credits_and_plans_are_listed_and_taken_back(running: RunningSystem, cli: Cli) -> None:
     assert (await cli("credit", "list")).stdout == "no credit was granted\n"
     assert "no plan is set for u1" in (await cli("plan", "show", "u1")).stdout

@@ -317,6 +317,7 @@ def test_a_reader_that_goes_away_or_a_poor_terminal_is_no_error(line: str, tmp_p
     assert (finished.returncode, finished.stderr) == (0, ""), finished
 
 
+@pytest.mark.slow
 def test_commands_that_read_find_a_kept_demo_where_there_is_nothing_else(tmp_path: Path) -> None:
     make_projection(tmp_path / "tollbook-demo" / "tollbook.duckdb")
     for line in ("tollbook spend", "tollbook sql 'SELECT 1'"):
@@ -405,6 +406,7 @@ async def test_an_address_that_does_not_work_is_told_in_one_line(url: str, tmp_p
         assert ADDRESSES[url] in finished.stderr
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_projection_is_told_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     path = tmp_path / "data" / "tollbook.duckdb"

@@ -200,6 +200,7 @@ async def test_old_letters_go_even_when_no_new_one_comes(few: DeadLetters, every
     assert (await few.count(), await few.dropped()) == (0, 2)
 
 
+@pytest.mark.slow
 async def test_a_flood_of_malformed_tasks_takes_little_memory_and_few_lines_and_delays_no_good_task(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

@@ -37,7 +37,7 @@ async def no_trim(*_: Any) -> None:
     [
         pytest.param(1, 1, 1, marks=pytest.mark.slow),
         pytest.param(2, 3, 2, marks=pytest.mark.slow),
-        (3, 10_000, 13),
+        pytest.param(3, 10_000, 13, marks=pytest.mark.slow),
         (4, 50, 13),
     ],
 )
@@ -66,6 +66,7 @@ async def test_what_the_gate_writes_never_stops_the_projector(
     await made.aclose()
 
 
+@pytest.mark.slow
 async def test_a_budget_with_very_many_moves_is_compared_in_parts(redis_client: Redis, tmp_path: Path) -> None:
     gate = await plain_gate(redis_client)
     last = await gate.reserve("first", 5)

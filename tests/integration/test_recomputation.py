@@ -21,7 +21,7 @@ def folded(path: Path, *, seed: int = 7, steps: int = 300, batch: int = 1_000) -
     return store
 
 
-@pytest.mark.parametrize("batch", [1, 7, 1_000])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 7, 1_000])
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
 def test_what_the_fold_wrote_is_in_order(tmp_path: Path, seed: int, batch: int) -> None:
     """Wherever batches end, and after the file was opened again."""

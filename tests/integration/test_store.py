@@ -304,6 +304,7 @@ def test_a_file_that_there_is_no_memory_to_open_is_left_alone(tmp_path: Path) ->
     store.close()
 
 
+@pytest.mark.slow
 def test_a_fold_and_a_read_without_memory_say_so(tmp_path: Path) -> None:
     store = filled(tmp_path / "t.duckdb")
     before = store.position()

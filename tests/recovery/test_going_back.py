@@ -83,6 +83,7 @@ async def test_a_restored_backup_stops_workers_and_projector_until_the_newer_dat
         await apart.check_projection()
 
 
+@pytest.mark.slow
 async def test_an_answer_whose_worker_is_killed_meanwhile_is_booked_at_its_cost_once_the_newer_data_is_back(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

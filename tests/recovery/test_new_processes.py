@@ -58,7 +58,7 @@ async def ledger_of(redis: Redis) -> Backup:
     return found
 
 
-@pytest.mark.parametrize("command", ["up", "projector"])
+@pytest.mark.parametrize("command", ["up", pytest.param("projector", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "left",
     [

@@ -527,6 +527,7 @@ async def test_beside_newer_calls_a_lost_call_is_not_paid_again_and_what_is_lost
         await restored.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cost", [600, 1_000], ids=["it cost less", "it cost what was assumed"])
 async def test_a_call_that_was_taken_over_since_is_over_once_its_lost_end_is_entered_again(
     redis_client: Redis, server_url: str, tmp_path: Path, cost: int
@@ -546,6 +547,7 @@ async def test_a_call_that_was_taken_over_since_is_over_once_its_lost_end_is_ent
         await restored.check()
 
 
+@pytest.mark.slow
 async def test_a_call_whose_last_hold_is_lost_is_over_once_its_charge_is_entered_again(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -561,6 +563,7 @@ async def test_a_call_whose_last_hold_is_lost_is_over_once_its_charge_is_entered
         await restored.check()
 
 
+@pytest.mark.slow
 async def test_a_lost_call_that_was_paid_again_is_charged_twice_since_it_was_paid_twice(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -590,6 +593,7 @@ async def test_what_was_reported_again_since_is_not_entered_again_and_is_named(
         assert (await folded(restored, "after.duckdb"))["user:u1:2026-11"] == 700 + 600 + 50
 
 
+@pytest.mark.slow
 async def test_a_paid_answer_whose_hold_is_gone_is_charged_under_a_new_id_once(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -706,6 +710,7 @@ async def test_the_archive_may_know_more_than_the_projection(
         await restored.check()
 
 
+@pytest.mark.slow
 async def test_a_ledger_to_which_others_write_meanwhile_is_left_to_the_next_run(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -736,6 +741,7 @@ async def test_a_ledger_to_which_others_write_meanwhile_is_left_to_the_next_run(
         await restored.check()
 
 
+@pytest.mark.slow
 async def test_copies_of_two_histories_are_refused(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with restored_ledger(redis_client, server_url, tmp_path, 3, steps=60, kept=30) as restored:
         last_seq = restored.made.archive.segments(0)[-1].manifest.last_seq
