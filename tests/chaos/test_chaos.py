@@ -29,7 +29,7 @@ async def test_no_guarantee_breaks_while_processes_are_killed_and_stopped(reques
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_no_guarantee_breaks_where_a_store_lies(request: pytest.FixtureRequest) -> None:
-    """G1, G3, G4, G8: a promoted replica that was cut off, eviction, a changed row; the long run strikes all blows."""
+    """G1, G3, G4, G8: a promoted replica that was cut off, a changed row; the long run strikes all blows."""
     await play(seed_of(request), chaos_s=6, store_blows=IN_SUITE)
 
 
