@@ -161,6 +161,8 @@ STORE_BLOWS: Final[dict[str, StoreBlow]] = {
     "change": change_a_row,
     "older": put_an_older_duckdb_in_place,
 }
+# Struck in the suite, in a bounded time: a ledger that went back and is recovered, and a DuckDB that lies.
+IN_SUITE: Final = ("failover", "change")
 
 
 async def _see_that_it_went_back(chaos: "Chaos") -> None:
