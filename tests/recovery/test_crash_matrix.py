@@ -43,7 +43,8 @@ REQUEST: Final = b"POST /api/v1/chat/completions"
 SETTLE: Final = b"tollbook_v2_settle"
 ANSWER: Final = b"\r\n$4\r\nXADD\r\n$7\r\nreplies\r\n"
 ACK: Final = b"\r\n$4\r\nXACK\r\n"
-BURY: Final = b"\r\n$4\r\nXADD\r\n$21\r\ntollbook:dead-letters\r\n"
+# Its first field: tidying calls the same function without a letter.
+BURY: Final = b"\r\n$6\r\nstream\r\n"
 PUT: Final = b"\r\n$3\r\nSET\r\n$22\r\n{tollbook:0}:result:t1\r\n"
 
 HELD: Final = ("budget-reserved", BOUND)

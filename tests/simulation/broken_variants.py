@@ -213,8 +213,8 @@ BROKEN = (
         "a late answer replaces the result",
         _gate(
             (
-                "local ends = args[7] ~= '' and call.state == 'closed' and text(call.hold) == args[3]",
-                "local ends = args[7] ~= ''",
+                "(is_over or args[7] ~= '') and call.state == 'closed' and text(call.hold) == args[3]",
+                "is_over or args[7] ~= ''",
             )
         ),
         "G4: .* second result",
@@ -228,12 +228,6 @@ BROKEN = (
         seeds=600,
         changes={"claim_after_s": 3.0, "pauses": 0.15, "deaths": 0.15, "workers": 3, "max_attempts": 2},
         known_seed=184,
-    ),
-    BrokenVariant(
-        "a late repeat of an earlier record counts",
-        _gate(("if begun < call.begun or spent < call.spent then", "if false then")),
-        "G3: .* settled at",
-        known_seed=3666,
     ),
     BrokenVariant(
         "a hold is taken over from a worker that lives",

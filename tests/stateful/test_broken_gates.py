@@ -91,7 +91,11 @@ BROKEN = (
         "a settled hold is settled again",
         (
             ("return nil, { 'SETTLED', cost .. ' ' .. assumed, call.state }", ""),
-            ("if call.state ~= 'open' or text(call.hold) ~= hold then", "if text(call.hold) ~= hold then"),
+            (
+                "if call.state ~= 'open' or text(call.hold) ~= hold then",
+                # A charge without a hold has no budgets to settle against.
+                "if call.budgets == '' or text(call.hold) ~= hold then",
+            ),
         ),
         G2,
         by_stream=True,
