@@ -186,11 +186,11 @@ def _read(
         check_file(segment)
     paths = ", ".join("'" + str(segment.path).replace("'", "''") + "'" for segment in segments)
     end = "true" if until is None else f"(ms < {until.ms} OR (ms = {until.ms} AND n <= {until.seq}))"
-    # Columns are not read from the paths.
+    # Columns are not read from the paths, and several files are not always read in their order.
     cursor.execute(
         f"CREATE OR REPLACE TEMP VIEW incoming AS SELECT * EXCLUDE (head) "  # noqa: S608 - paths, quoted, and numbers.
         f"FROM read_parquet([{paths}], hive_partitioning = false) "
-        f"WHERE seq BETWEEN {first_seq} AND {first_seq + _ROWS - 1} AND {end}"
+        f"WHERE seq BETWEEN {first_seq} AND {first_seq + _ROWS - 1} AND {end} ORDER BY seq"
     )
     row = cursor.execute(f"SELECT count(*) FROM incoming WHERE v <> {EVENT_VERSION}").fetchone()  # noqa: S608
     if row != (0,):
