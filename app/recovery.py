@@ -48,7 +48,7 @@ from tollbook.schemas.upcasters import payload_object
 
 _STOPPED: Final = "`tollbook recover` works on the ledger"
 _PAGE: Final = 10_000
-# How often the event that ends a recovery is tried on a ledger to which others write.
+# Attempts to append the event that ends a recovery, while others write to the ledger.
 _TRIES: Final = 100
 
 

@@ -56,10 +56,10 @@ class UnbookedBooker:
         if not await gate.is_on_stream(charge.seen):
             return f"event {charge.seen} is not on the ledger's stream: restore the newer data, or `tollbook recover`"
         if not charge.hold:
-            await self._ledger.charge_now(charge.charge_request)
+            await self._ledger.charge_now(charge.charge_request)  # G3
             return None
         try:
-            reply = await self._ledger.settle_now(charge.settle_request)
+            reply = await self._ledger.settle_now(charge.settle_request)  # G3
         except CallUnknown:
             return "its hold is not on the ledger: `tollbook recover`"
         if isinstance(reply, AlreadySettled) and reply.assumed_nanousd:

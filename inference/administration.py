@@ -29,6 +29,7 @@ from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.address import hide_password
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.server.policy import check_policy
 from tollbook.ledger.server.refusals import reason_of
 from tollbook.ledger.signature import Signature
 from tollbook.schemas.events import (
@@ -274,7 +275,7 @@ def _digest(*words: str) -> str:
 async def connect_administration(settings: Settings | None = None) -> AsyncGenerator[Administration]:
     """Connect to a system's ledger; it needs no provider, and the projector only where the gate asks for a baseline.
 
-    Errors: SettingsError; LedgerUnavailable, also where there is no ledger yet; CallsStopped.
+    Errors: SettingsError; LedgerUnavailable, also where there is no ledger yet; CallsStopped; ServerUnsafe.
     """
     settings = settings or load_settings()
     async with AsyncExitStack() as stack:
@@ -295,6 +296,7 @@ async def connect_administration(settings: Settings | None = None) -> AsyncGener
                 f"there is no ledger {settings.namespace!r} in this Redis yet: `tollbook up` or `tollbook projector` "
                 "makes it"
             )
+        await check_policy(redis, allow_unsynced=settings.allow_unsynced)
         seen = await asyncio.to_thread(_seen_on_disk, settings, ledger_id.decode())
         gates = [
             Gate(

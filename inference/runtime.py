@@ -95,11 +95,11 @@ async def open_ledger(
         pipeline = CommandPipeline(redis, timeout_s=answer_timeout_s(settings))
         stack.push_async_callback(pipeline.aclose)
         keys = tuple(Keys(settings.namespace, number) for number in range(settings.partitions))
+        await check_permissions(pipeline, keys)  # First, so that what is missing has a name.
         if expected_id is not None:
             await _check_ledger_id(pipeline, keys, expected_id)
         elif not may_create:
             expected_id = await _stored_ledger_id(pipeline, keys[0])
-        await check_permissions(pipeline, keys)
         ledger_id = expected_id or str(uuid.uuid4())
         states = [await create_ledger(pipeline, key, ledger_id=ledger_id, partitions=len(keys)) for key in keys]
         for state in states:

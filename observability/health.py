@@ -112,7 +112,9 @@ class Readiness:
         # A server that answers may take no write: a replica, a full memory, a user without a permission.
         writing = asyncio.gather(*(self._write(opened, partition) for partition in chosen))
         decisions = asyncio.gather(*(self._decide(opened, partition) for partition in chosen))
-        redis = Check("redis", ok=True, found="answers, and takes writes")
+        policy = opened.handle.server.policy
+        is_kept = "" if policy.is_synced else f"; accepted by TOLLBOOK_ALLOW_UNSYNCED: {policy.unsynced_reason()}"
+        redis = Check("redis", ok=True, found=f"answers, and takes writes{is_kept}")
         problems = await asyncio.gather(
             _problem_of(writing, "redis", _START, within_s=_DUCKDB_LIMIT_S),
             _problem_of(decisions, "baseline", _PROJECTOR, within_s=_DUCKDB_LIMIT_S),

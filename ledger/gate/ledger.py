@@ -156,7 +156,7 @@ class Ledger:
             except LedgerWentBack as exc:
                 if not is_noted:
                     _log.error("settlement.kept", call_id=request.call_id, problem=str(exc))
-                    await self._repeat(lambda: gate.note_unbooked(request), patience.settle_s)
+                    await self._repeat(lambda: gate.note_unbooked(request), patience.settle_s)  # G3
                     is_noted = True
                 if waited_s >= patience.settle_s:
                     raise
@@ -197,7 +197,7 @@ class Ledger:
         except LedgerWentBack as exc:
             _log.error("charge.kept", call_id=request.call_id, problem=str(exc))
             gate = self.gate_of(request.user_id)
-            await self._repeat(lambda: gate.note_unbooked(request), self._patience.settle_s)
+            await self._repeat(lambda: gate.note_unbooked(request), self._patience.settle_s)  # G3
             raise
 
     async def charge_now(self, request: ChargeRequest) -> bool:

@@ -105,6 +105,17 @@ async def read_policy(redis: Redis) -> ServerPolicy:
     )
 
 
+async def check_policy(redis: Redis, *, allow_unsynced: bool) -> None:
+    """Look at a server once. Errors: ServerUnsafe; LedgerUnavailable where it does not answer."""
+    try:
+        policy = await read_policy(redis)
+    except (RedisError, OSError, TimeoutError) as exc:
+        raise LedgerUnavailable("the Redis server did not answer when asked whether it keeps its data") from exc
+    refusal = policy.refusal(allow_unsynced=allow_unsynced)
+    if refusal is not None:
+        raise ServerUnsafe(refusal)  # G8
+
+
 class ServerWatch:
     """Looks at a server again and again; `check` refuses while what was seen last is unsafe."""
 

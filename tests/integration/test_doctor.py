@@ -89,6 +89,12 @@ async def test_a_user_without_permissions(place: Place) -> None:
     url = f"redis://few:pw@{place.server.url.rpartition('@')[2]}"
     failed = await place.failed(redis_url=url)
     assert failed["writes"] == "this Redis user may not use the command ZADD, the channels &{tollbook:*"
+    # Not even the ledger's size can be read.
+    await place.redis.execute_command(
+        "ACL", "SETUSER", "others", "on", ">pw", "~tollbook:*", *(f"~{stream}" for stream in STREAMS), "&*", "+@all"
+    )
+    failed = await place.failed(redis_url=url.replace("few", "others"))
+    assert "the keys ~{tollbook:*" in failed["writes"]
 
 
 async def test_calls_that_were_stopped_and_charges_that_are_not_booked(place: Place) -> None:

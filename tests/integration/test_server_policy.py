@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -9,6 +10,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from tests.servers import PATIENCE_S, wait_until
+from tollbook.inference.administration import connect_administration
 from tollbook.inference.runtime import build_ledger, open_ledger
 from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import LedgerUnavailable
@@ -229,3 +231,18 @@ def unused_request(_: int) -> ReserveRequest:
 
 async def no_baselines(_: Sequence[str], /) -> BaselinePage:
     raise AssertionError("refused before they are read")
+
+
+async def test_nobody_changes_money_on_a_server_that_may_lose_it(
+    private_server: EmbeddedServer, redis: Redis, tmp_path: Path
+) -> None:
+    settings = Settings(redis_url=private_server.url, data_dir=tmp_path)
+    async with open_ledger(settings, private_server.url):
+        pass
+    await redis.config_set("maxmemory-policy", "allkeys-lru")
+    with pytest.raises(ServerUnsafe, match="may evict keys"):
+        async with connect_administration(settings):
+            pass
+    await redis.config_set("maxmemory-policy", "noeviction")
+    async with connect_administration(settings):
+        pass

@@ -52,6 +52,17 @@ async def test_a_system_is_ready_while_redis_answers(private_server: EmbeddedSer
         assert await wait_for(url, 200) == {}
 
 
+async def test_a_loss_that_was_accepted_is_warned_of(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    """The server of these tests does not sync every write."""
+    async with running_system(tmp_path / "data", server_url, metrics_port=0) as running:
+        await wait_for(url_of(running.system.state), 200)
+        _, document = await health(url_of(running.system.state), "ready")
+        found = {check["check"]: check["found"] for check in document["checks"]}
+        assert (
+            "accepted by TOLLBOOK_ALLOW_UNSYNCED: a crash of the Redis server loses its last writes" in found["redis"]
+        )
+
+
 async def test_a_redis_that_hangs_is_told_in_time(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with (
         faulty_proxy(server_url) as proxy,

@@ -104,7 +104,11 @@ async def test_an_announcement_that_is_refused_undoes_no_booking(
 async def test_a_user_that_lacks_something_is_refused_at_the_start(
     private_server: EmbeddedServer, tmp_path: Path
 ) -> None:
-    for gone, words in (("+zadd", "the command ZADD"), ("&{tollbook:*", "the channels &{tollbook:*")):
+    for gone, words in (
+        ("+zadd", "the command ZADD"),
+        ("&{tollbook:*", "the channels &{tollbook:*"),
+        ("~{tollbook:*", "the keys ~{tollbook:*"),
+    ):
         url = await make_user(private_server, [rule for rule in RULES if rule != gone])
         settings = load_settings(env_file=None, redis_url=url, data_dir=tmp_path)
         with pytest.raises(PermissionsMissing, match=re.escape(words)):
