@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ async def test_after_a_failover_that_lost_a_suffix_charges_are_entered_beside_ne
                 paid = spent + apart.running.provider.book.totals()["u1"]
                 env = {"REDIS_URL": replica.url, "TOLLBOOK_DATA_DIR": str(apart.settings.data_dir)}
                 rows = (await run_cli("spend", "u1", "--json", cwd=tmp_path, env=env)).json()
-                assert [round(float(row["spent_usd"]) * 10**9) for row in rows] == [paid]
+                assert [Decimal(str(row["spent_usd"])) * 10**9 for row in rows] == [paid]
                 sound = await run_cli("verify", cwd=tmp_path, env=env)
                 assert sound.code == 0, sound.stdout
     finally:
