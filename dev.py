@@ -177,10 +177,10 @@ def call(program: str, *arguments: str) -> int:
 def in_parallel(arguments: Sequence[str]) -> tuple[str, ...]:
     """Return pytest's options for several processes, unless the arguments say otherwise.
 
-    Four of them for two cores: much of a test is waiting for servers and processes.
+    Four of them for two cores: much of a test is waiting for servers and processes. The order is tests/conftest.py's.
     """
     chosen = any(argument.startswith(("-n", "--dist", "--pdb", "-s")) for argument in arguments)
-    return () if chosen else ("-n", "4", "--dist", "loadfile")
+    return () if chosen else ("-n", "4", "--dist", "loadfile", "--no-loadscope-reorder")
 
 
 # --- The commands ----------------------------------------------------------------------------------------------------

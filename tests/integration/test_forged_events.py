@@ -205,7 +205,7 @@ FORGERIES: Final[dict[str, Forgery]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("is_followed", [False, True])
+@pytest.mark.parametrize("is_followed", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("forgery", FORGERIES.values(), ids=FORGERIES.keys())
 async def test_a_forged_event_stops_the_projector_and_is_not_folded(
     gate: DirectGate, store: Store, forgery: Forgery, *, is_followed: bool

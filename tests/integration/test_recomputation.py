@@ -25,7 +25,7 @@ def folded(path: Path, *, seed: int = 7, steps: int = 300, batch: int = 1_000) -
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
 def test_what_the_fold_wrote_is_in_order(tmp_path: Path, seed: int, batch: int) -> None:
     """Wherever batches end, and after the file was opened again."""
-    store = folded(tmp_path / "t.duckdb", seed=seed, batch=batch, steps=60 if batch == 1 else 300)
+    store = folded(tmp_path / "t.duckdb", seed=seed, batch=batch, steps=300 if batch == 1_000 else 100)
     store.check()
     store.close()
     store = Store.open(tmp_path / "t.duckdb", "ledger-1")

@@ -2,11 +2,10 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 from redis.asyncio import Redis
 
-from tests.observability.pages import health, problems, scrape
+from tests.observability.pages import health, problems, scrape, wait_for_problems, wait_until_ready
 from tests.proxy import faulty_proxy
 from tests.servers import wait_until
 from tests.system import STREAMS, StayingCommand, running_system
@@ -15,36 +14,9 @@ from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.observability.process_state import ProcessState
 
 
-async def ready(url: str) -> int:
-    return (await health(url, "ready"))[0]
-
-
 def url_of(state: ProcessState) -> str:
     assert state.url is not None
     return state.url
-
-
-async def wait_until_ready(url: str) -> None:
-    """Wait until the process is ready: an answer is kept for a second."""
-    await wait_for_problems(url)
-
-
-async def wait_for_problems(url: str, **words: str) -> dict[str, Any]:
-    """Wait until these checks fail, each in these words, and no other does; return the answer.
-
-    What a process says first may be another problem: a process that starts, or loses its server, gets there in steps.
-    """
-    documents: list[dict[str, Any]] = []
-
-    async def is_told() -> bool:
-        status, document = await health(url, "ready")
-        found = problems(document)
-        assert document["ready"] is (status == 200) is (not found)
-        documents.append(document)
-        return found.keys() == words.keys() and all(text in found[check] for check, text in words.items())
-
-    await wait_until(is_told, what=f"/health/ready with the problems {words}")
-    return documents[-1]
 
 
 async def test_a_system_is_ready_while_redis_answers(private_server: EmbeddedServer, tmp_path: Path) -> None:
