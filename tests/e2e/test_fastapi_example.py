@@ -164,5 +164,9 @@ async def test_it_starts_before_redis_does_and_answers_503_until_then(running: R
                 assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
                 assert response.json()["code"] == "LEDGER_UNAVAILABLE"
             await proxy.start()
-            assert (await client.get("/users/u8/usage")).status_code == 200
+
+            async def is_answered() -> bool:
+                return (await client.get("/users/u8/usage")).status_code == 200
+
+            await wait_until(is_answered, what="an answer once Redis is there")
             assert (await order(client, "u8")).status_code == 202
