@@ -53,7 +53,7 @@ async def test_what_the_gate_writes_never_stops_the_projector(
         projector = Projector(store, redis_client, made.keys, trim=trim, settings=settings)
         folding = asyncio.create_task(projector.run())
         if name == "first":
-            await made.run(40 if batch == 1 else 250)
+            await made.run({1: 40, 50: 100}.get(batch, 250))
         await asyncio.wait({folding, asyncio.create_task(projector.catch_up())}, return_when=asyncio.FIRST_COMPLETED)
         assert projector.failure is None
         folding.cancel()

@@ -1,5 +1,6 @@
 """DuckDB is checked, not believed: what a hand changed in the file is found; a file of the fold alone never is."""
 
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -19,6 +20,14 @@ def folded(path: Path, *, seed: int = 7, steps: int = 300, batch: int = 1_000) -
     for start in range(0, len(entries), batch):
         store.fold(Batch(0, entries[start : start + batch]))
     return store
+
+
+@pytest.fixture(scope="module")
+def in_order(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as the fold has left it, to be copied."""
+    path = tmp_path_factory.mktemp("in-order") / "t.duckdb"
+    folded(path).close()
+    return path
 
 
 @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 7, 1_000])
@@ -84,9 +93,8 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("change", "problem"), CHANGES.values(), ids=CHANGES.keys())
-def test_a_change_by_hand_is_found(tmp_path: Path, change: str, problem: str) -> None:
-    path = tmp_path / "t.duckdb"
-    folded(path).close()
+def test_a_change_by_hand_is_found(in_order: Path, tmp_path: Path, change: str, problem: str) -> None:
+    path = shutil.copy(in_order, tmp_path / "t.duckdb")
     with duckdb.connect(str(path)) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute(change)
@@ -96,10 +104,9 @@ def test_a_change_by_hand_is_found(tmp_path: Path, change: str, problem: str) ->
     store.close()
 
 
-def test_a_function_of_the_file_decides_nothing(tmp_path: Path) -> None:
+def test_a_function_of_the_file_decides_nothing(in_order: Path, tmp_path: Path) -> None:
     """The macros that decisions use are made again."""
-    path = tmp_path / "t.duckdb"
-    folded(path).close()
+    path = shutil.copy(in_order, tmp_path / "t.duckdb")
     with duckdb.connect(str(path)) as connection:
         connection.execute("CREATE OR REPLACE MACRO nanousd(dollars) AS 0::BIGINT")
     store = Store.open(path, "ledger-1")
