@@ -94,7 +94,8 @@ CHANGES = {
 
 @pytest.mark.parametrize(("change", "problem"), CHANGES.values(), ids=CHANGES.keys())
 def test_a_change_by_hand_is_found(in_order: Path, tmp_path: Path, change: str, problem: str) -> None:
-    path = shutil.copy(in_order, tmp_path / "t.duckdb")
+    path = tmp_path / "t.duckdb"
+    shutil.copy(in_order, path)
     with duckdb.connect(str(path)) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute(change)
@@ -106,7 +107,8 @@ def test_a_change_by_hand_is_found(in_order: Path, tmp_path: Path, change: str, 
 
 def test_a_function_of_the_file_decides_nothing(in_order: Path, tmp_path: Path) -> None:
     """The macros that decisions use are made again."""
-    path = shutil.copy(in_order, tmp_path / "t.duckdb")
+    path = tmp_path / "t.duckdb"
+    shutil.copy(in_order, path)
     with duckdb.connect(str(path)) as connection:
         connection.execute("CREATE OR REPLACE MACRO nanousd(dollars) AS 0::BIGINT")
     store = Store.open(path, "ledger-1")
