@@ -142,16 +142,6 @@ async def test_what_is_malformed_is_422_and_names_the_field(
     assert ("task_id" if draft else "user_id") in refused.json()["message"]
 
 
-async def test_without_a_ledger_the_answer_is_503(running: RunningSystem, client: httpx.AsyncClient) -> None:
-    """The gate answers nothing; nothing is published on a guess (G8)."""
-    await running.redis.rename(running.keys.meta, "kept")
-    try:
-        refused = await order(client, "u7")
-        assert (refused.status_code, refused.json()["code"]) == (503, "LEDGER_UNAVAILABLE")
-    finally:
-        await running.redis.rename("kept", running.keys.meta)
-
-
 async def test_it_starts_before_redis_does_and_answers_503_until_then(running: RunningSystem, tmp_path: Path) -> None:
     async with faulty_proxy(running.system.redis_url) as proxy:
         await proxy.stop()
@@ -170,3 +160,14 @@ async def test_it_starts_before_redis_does_and_answers_503_until_then(running: R
 
             await wait_until(is_answered, what="an answer once Redis is there")
             assert (await order(client, "u8")).status_code == 202
+
+
+# The last one: a projector that looks at the ledger meanwhile stops for good.
+async def test_without_a_ledger_the_answer_is_503(running: RunningSystem, client: httpx.AsyncClient) -> None:
+    """The gate answers nothing; nothing is published on a guess (G8)."""
+    await running.redis.rename(running.keys.meta, "kept")
+    try:
+        refused = await order(client, "u7")
+        assert (refused.status_code, refused.json()["code"]) == (503, "LEDGER_UNAVAILABLE")
+    finally:
+        await running.redis.rename("kept", running.keys.meta)
