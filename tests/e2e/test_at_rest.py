@@ -3,9 +3,11 @@
 import asyncio
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from redis.exceptions import ReadOnlyError
 
 from tests.servers import wait_until
@@ -17,11 +19,10 @@ TASK = {"task": "score_post", "user_id": "u1", "prompt": "a post", "reply_to": R
 COMMANDS = (("verify",), ("audit", "user", "u1"), ("audit", "call", "t1"), ("doctor", "--json"))
 
 
-@pytest.fixture
-async def here(tmp_path: Path) -> Path:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory in which a system with an embedded server has run and has ended."""
-    directory = tmp_path / "here"
-    directory.mkdir()
+    directory = tmp_path_factory.mktemp("kept")
     async with running_system(directory / "data", None) as running:
         tasks = [{**TASK, "task_id": f"t{number}"} for number in range(3)]
         await running.publish(STREAMS[0], tasks)
@@ -30,6 +31,12 @@ async def here(tmp_path: Path) -> Path:
         await running.redis.set("soon", "gone", px=50)
     assert is_at_rest(directory / "data")
     return directory
+
+
+@pytest.fixture
+def here(kept: Path, tmp_path: Path) -> Path:
+    """A copy of that directory, of the test's own."""
+    return shutil.copytree(kept, tmp_path / "here")
 
 
 def contents(data_dir: Path) -> dict[str, str]:

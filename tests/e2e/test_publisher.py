@@ -190,7 +190,7 @@ async def test_a_publisher_opens_without_redis_and_connects_once_there_is_one(ru
             )
             assert [type(refusal) for refusal in refusals] == [LedgerUnavailable] * 5, "nothing was sent"
             await proxy.start()
-            assert (await publisher.publish_and_wait("monitoring", "ping", timeout_s=10)).content == "pong"
+            assert (await publisher.publish_and_wait("monitoring", "ping", timeout_s=60)).content == "pong"
 
 
 async def test_who_waits_hears_of_a_result_over_a_subscription_that_broke(running: RunningSystem) -> None:

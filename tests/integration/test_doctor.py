@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from tests.servers import wait_until
 from tests.system import REPLIES, STREAMS, RunningSystem, running_system
 from tollbook.app.doctor import examine
 from tollbook.app.findings import Finding
@@ -139,8 +140,12 @@ async def with_removed(place: Place, number: str) -> dict[str, str]:
 
 
 async def test_no_projector(place: Place) -> None:
-    await place.redis.delete("tollbook:projector")
-    assert "none is alive" in (await place.failed())["projector"]
+    async def is_told() -> bool:
+        # Again and again, since the projector takes its lease anew every few seconds.
+        await place.redis.delete("tollbook:projector")
+        return "none is alive" in (await place.failed()).get("projector", "")
+
+    await wait_until(is_told, what="the missing projector")
 
 
 async def test_a_process_that_decides_by_other_settings_is_named(place: Place) -> None:

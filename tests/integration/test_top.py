@@ -74,6 +74,12 @@ async def check_counts(running: RunningSystem, gatherer: Gatherer) -> None:
     await running.publish("scraping", make_tasks(SLOW, 4))
     await running.provider.wait_for_arrivals(4, user=SLOW)
     await wait_until(running.dead_letters, what="the dead letter")
+
+    async def are_acknowledged() -> bool:
+        # A task is answered before its entry is acknowledged.
+        return await running.pending() == 4
+
+    await wait_until(are_acknowledged, what="the acknowledgement of what is answered")
     sums = "SELECT sum(spent_usd) AS spent, sum(reserved_usd) AS held, sum(fallbacks) AS fallbacks FROM spend"
     (folded,) = await running.query(sums)
 
@@ -129,11 +135,14 @@ async def check_lag(running: RunningSystem, gatherer: Gatherer) -> None:
 
 
 async def check_a_projector_that_is_away(running: RunningSystem, gatherer: Gatherer) -> None:
-    await running.redis.delete(projector_lease("tollbook"))
-    figures = await gatherer.gather()
-    assert Problem("person", "no projector runs, so calls wait: start `tollbook up` or `tollbook projector`") in (
-        figures.problems
-    )
+    told = Problem("person", "no projector runs, so calls wait: start `tollbook up` or `tollbook projector`")
+
+    async def is_told() -> bool:
+        # Again and again, since the projector takes its lease anew every few seconds.
+        await running.redis.delete(projector_lease("tollbook"))
+        return told in (await gatherer.gather()).problems
+
+    await wait_until(is_told, what="the missing projector")
 
 
 async def check_redis_away(running: RunningSystem, gatherer: Gatherer, server: EmbeddedServer) -> None:

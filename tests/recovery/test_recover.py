@@ -91,6 +91,7 @@ class Ledger(GateLedger):
 
 # One ledger while one works, more of them in CI.
 SEEDS: Final = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))]
+PARTITIONS: Final = [pytest.param(1, marks=pytest.mark.slow), 2]
 
 
 @dataclass
@@ -224,7 +225,7 @@ def check_state(was: dict[str, Any], now: dict[str, Any]) -> None:
             assert now[key] == value, key
 
 
-@pytest.mark.parametrize("partitions", [1, 2])
+@pytest.mark.parametrize("partitions", PARTITIONS)
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_lost_events_come_back_with_all_that_the_gate_keeps(
     every_redis_client: Redis, every_server_url: str, tmp_path: Path, seed: int, partitions: int
@@ -338,7 +339,7 @@ async def go_on(restored: Restored, steps: int) -> None:
     await other.aclose()
 
 
-@pytest.mark.parametrize("partitions", [1, 2])
+@pytest.mark.parametrize("partitions", PARTITIONS)
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_lost_charges_are_entered_again_beside_newer_calls(
     every_redis_client: Redis, every_server_url: str, tmp_path: Path, seed: int, partitions: int

@@ -41,11 +41,11 @@ async def wait_for_resume(apart: Apart) -> None:
     async def is_resumed() -> bool:
         return await stop_of(apart) is None
 
-    await wait_until(is_resumed, 30, what="the lift of the mark")
+    await wait_until(is_resumed, what="the lift of the mark")
 
 
 async def wait_for_end(projector: StayingCommand) -> None:
-    await wait_until(lambda: projector.process.returncode is not None, 30, what="the end of the projector")
+    await wait_until(lambda: projector.process.returncode is not None, what="the end of the projector")
     assert projector.process.returncode == 1, projector.stderr
 
 
@@ -187,7 +187,7 @@ async def test_a_standby_elsewhere_that_has_seen_less_does_not_let_calls_begin(
         ends.push_async_callback(kill, standby)
         newer = await go_back(apart, redis_client)
         await wait_for_end(apart.projector)
-        await wait_until(lambda: "calls.not_resumed" in standby.stderr, 30, what="the standby's refusal")
+        await wait_until(lambda: "calls.not_resumed" in standby.stderr, what="the standby's refusal")
 
         assert WENT_BACK in (await stop_of(apart) or "")
         async with new_process(apart, tmp_path / "standby") as runtime:
