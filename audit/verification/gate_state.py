@@ -72,7 +72,9 @@ class GateState:
             keys.partition,
             accounts,
             _table(tails, "budget", "id", "entry"),
-            _table(records, "call_id", "user_id", "state", "hold", "held", "settled", integers=("hold", "held")),
+            _table(
+                records, "call_id", "user_id", "state", "hold", "held", "settled", "attempts", integers=("hold", "held")
+            ),
             _table(
                 [(_text(call_id), int(deadline_ms)) for call_id, deadline_ms in holds],
                 "call_id",
@@ -216,7 +218,8 @@ def _row(call_id: str, record: CallRecord) -> tuple[Any, ...]:
     )
     is_open = record.state == "open"
     held = record.hold.amount_nanousd if is_open else 0
-    return call_id, record.user_id, _STATES.get(record.state, record.state), record.hold.hold, held, settled
+    state, attempts = _STATES.get(record.state, record.state), " ".join(sorted(record.attempts))
+    return call_id, record.user_id, state, record.hold.hold, held, settled, attempts
 
 
 def _pairs(fields: Any) -> Iterable[tuple[str, str]]:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.servers import wait_until
-from tests.system import GatedStandIn, StayingCommand
+from tests.system import REPLIES, STREAMS, GatedStandIn, StayingCommand, running_system
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 
+TASK: Final = {"task": "score_post", "prompt": "a post", "reply_to": REPLIES}
 GRACE_S: Final = 5.0
 # Beyond the grace: for the process to be told, and to end.
 SLACK_S: Final = 3.0
@@ -99,3 +101,48 @@ async def publish_and_wait_for_request(provider: GatedStandIn, redis_url: str) -
     async with connect(redis_url) as redis:
         await redis.xadd("analysis", {"task": "score_post", "task_id": "t1", "user_id": "u1", "prompt": "a post"})
     await wait_until(lambda: provider.arrived.total() > 0, what="a request")
+
+
+async def test_what_waits_at_its_start_ends_at_the_first_signal(
+    private_server: EmbeddedServer, provider: GatedStandIn, tmp_path: Path
+) -> None:
+    """For memory, for another projector, or for a server that does not answer."""
+    variables = environment(provider, private_server, tmp_path / "data")
+    projector = await StayingCommand.start("projector", cwd=tmp_path, env=variables)
+    await has_begun(projector, "projector.started")
+    standby = await StayingCommand.start(
+        "projector", "--standby", cwd=tmp_path, env={**variables, "TOLLBOOK_DATA_DIR": str(tmp_path / "other")}
+    )
+    commands = [projector, standby]
+    try:
+        await has_begun(standby, "projector.standing_by")
+        await ends_soon(standby)
+        projector.terminate()
+        await projector.wait()
+        little = {**variables, "TOLLBOOK_DUCKDB_MEMORY": "1MB"}
+        for name in ("up", "projector"):
+            commands.append(await StayingCommand.start(name, cwd=tmp_path, env=little))
+            await has_begun(commands[-1], "projection.not_opened")
+            await ends_soon(commands[-1])
+    finally:
+        for command in commands:
+            await command.end()
+
+
+async def ends_soon(command: StayingCommand) -> None:
+    began = time.monotonic()
+    command.terminate()
+    assert await command.wait(GRACE_S) == 0, command.stderr
+    assert time.monotonic() - began < GRACE_S
+    assert "process.stopped_while_opening" in command.stderr
+
+
+async def test_events_that_are_left_at_the_stop_are_told(private_server: EmbeddedServer, tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        async with running_system(tmp_path / "system", private_server.url) as running:
+            running.system.projection.projector.pause()
+            await running.redis.xadd(STREAMS[0], {**TASK, "task_id": "t1", "user_id": "u1"})
+            await running.answers(["t1"])
+            running.system.handle.pipeline.end_within(1.0)
+    (told,) = (line for line in logs if line["event"] == "projection.left_behind")
+    assert (told["log_level"], "the next start folds the rest" in told["problem"]) == ("warning", True)
