@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from tests.servers import wait_until
 from tests.system import REPLIES, STREAMS, GatedStandIn, StayingCommand, running_system
+from tollbook.app.processes import run_projector, run_up
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 
@@ -103,10 +104,32 @@ async def publish_and_wait_for_request(provider: GatedStandIn, redis_url: str) -
     await wait_until(lambda: provider.arrived.total() > 0, what="a request")
 
 
-async def test_what_waits_at_its_start_ends_at_the_first_signal(
+@pytest.mark.parametrize("part", ["up", "projector"])
+async def test_what_waits_for_memory_at_its_start_ends_at_once(
+    private_server: EmbeddedServer, tmp_path: Path, part: str
+) -> None:
+    async with running_system(tmp_path / "data", private_server.url) as running:
+        settings = running.system.runtime.settings.model_copy(
+            update={"duckdb_memory": "1MB", "redis_url": private_server.url}
+        )
+    stop = asyncio.Event()
+    with capture_logs() as logs:
+        main = (
+            run_projector(settings, stop) if part == "projector" else run_up(settings, STREAMS, stop, lambda *_: None)
+        )
+        running_part = asyncio.create_task(main)
+        await wait_until(
+            lambda: any(line["event"] == "projection.not_opened" for line in logs), what="a wait for memory"
+        )
+        stop.set()
+        async with asyncio.timeout(GRACE_S):
+            await running_part
+    assert any(line["event"] == "process.stopped_while_opening" for line in logs)
+
+
+async def test_a_projector_on_standby_ends_at_the_first_signal(
     private_server: EmbeddedServer, provider: GatedStandIn, tmp_path: Path
 ) -> None:
-    """For memory, for another projector, or for a server that does not answer."""
     variables = environment(provider, private_server, tmp_path / "data")
     projector = await StayingCommand.start("projector", cwd=tmp_path, env=variables)
     await has_begun(projector, "projector.started")
@@ -117,13 +140,6 @@ async def test_what_waits_at_its_start_ends_at_the_first_signal(
     try:
         await has_begun(standby, "projector.standing_by")
         await ends_soon(standby)
-        projector.terminate()
-        await projector.wait()
-        little = {**variables, "TOLLBOOK_DUCKDB_MEMORY": "1MB"}
-        for name in ("up", "projector"):
-            commands.append(await StayingCommand.start(name, cwd=tmp_path, env=little))
-            await has_begun(commands[-1], "projection.not_opened")
-            await ends_soon(commands[-1])
     finally:
         for command in commands:
             await command.end()
