@@ -201,7 +201,8 @@ class Administration:
 
         `call_id` may also be the key of spend that an application recorded; a task of that name goes first.
 
-        Errors: CallNotFound (also once the idempotency period is over); CallStillOpen; NothingToCorrect.
+        Errors: CallNotFound (also once the idempotency period is over); CallStillOpen; NothingToCorrect; HoldChanged
+            where somebody else has corrected it meanwhile.
         """
         call_id, record = await self._find_settled(normalise_id(call_id))
         before = sum(hold.cost_nanousd for hold in record.settled.values())
@@ -272,6 +273,7 @@ class Administration:
             attempt=record.hold.attempts_recorded,
             payload=payload_json(payload),
             budgets=record.settled[number].budgets,
+            seen=(record.settled[number].cost_nanousd, record.settled[number].assumed_nanousd),
         )
         await self._ledger.adjust(request)
 

@@ -102,6 +102,17 @@ class LedgerReplaced(LedgerRefused):
         self.found = found
 
 
+class HoldChanged(LedgerError):
+    """The cost of a call was corrected since it was read."""
+
+    def __init__(self, call_id: str) -> None:
+        super().__init__(
+            f"the cost of call {call_id} was corrected by somebody else meanwhile: look at it, then repeat this if it "
+            "is still right"
+        )
+        self.call_id = call_id
+
+
 class CreditTooLow(LedgerError):
     """The user has less credit in that period than is to be taken back."""
 
