@@ -26,7 +26,7 @@ from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.routing import routing_with
 from tollbook.inference.settings import Settings
-from tollbook.inference.signs_of_life import sign_of_life
+from tollbook.inference.signs_of_life import SignOfLife, sign_of_life
 from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
 from tollbook.ledger.gate.baselines import BaselineReader, Baselines
@@ -65,6 +65,7 @@ class LedgerHandle:
     states: tuple[LedgerState, ...]
     results: Results
     server: ServerWatch
+    sign: SignOfLife
 
     @property
     def ledger_id(self) -> str:
@@ -114,8 +115,8 @@ async def open_ledger(
             ttl_s=settings.result_ttl_s,
             id_ttl_s=settings.idempotency_ttl_s,
         )
-        await stack.enter_async_context(sign_of_life(pipeline, settings, name=process_name(), part=part))
-        yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server)
+        sign = await stack.enter_async_context(sign_of_life(pipeline, settings, name=process_name(), part=part))
+        yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server, sign)
 
 
 def answer_timeout_s(settings: Settings) -> float:

@@ -77,7 +77,8 @@ class Settings(BaseSettings):
     allow_unsynced: bool = _field(
         "TOLLBOOK_ALLOW_UNSYNCED",
         False,
-        "1: use a server that does not sync every write, or does not say so; a crash of it can lose holds and charges",
+        "1: use a server that does not sync every write, keeps no append-only file, or does not say so; a crash of it "
+        "can lose holds and charges, without the file the whole ledger",
     )
     port: Port | None = _field("TOLLBOOK_PORT", None, "port of the embedded server; unset: a free one")
     quack_port: Port | None = _field("TOLLBOOK_QUACK_PORT", None, "port of the DuckDB server; unset: a free one")

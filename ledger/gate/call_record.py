@@ -25,13 +25,17 @@ class SettledHold:
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """What the gate keeps of a call. `hold` is the latest hold, open or not."""
+    """What the gate keeps of a call. `hold` is the latest hold, open or not.
+
+    `attempts` are its recorded events of attempts: m1 for the first call of a model, f2 for a fallback to the second.
+    """
 
     state: CallState
     content_hash: str
     user_id: str
     hold: OpenCall
     settled: Mapping[int, SettledHold]
+    attempts: frozenset[str]
 
     def has_hold(self, hold: int) -> bool:
         """Whether a hold of this number is open, or was settled."""
@@ -40,7 +44,7 @@ class CallRecord:
 
 def parse_call_record(value: bytes) -> CallRecord:
     """Parse the value of a call's key. Errors: ValueError for anything that the gate did not write."""
-    head, settled, _marks, _denial, *budgets = value.decode().split("\n")
+    head, settled, marks, _denial, *budgets = value.decode().split("\n")
     state, content_hash, hold, amount, worker, deadline, user_id, period, *numbers = head.split(" ")
     recorded, begun, spent, assumed = (int(number) for number in numbers)
     return CallRecord(
@@ -51,6 +55,7 @@ def parse_call_record(value: bytes) -> CallRecord:
             int(hold), int(amount), worker, int(deadline), recorded, begun, spent, assumed, tuple(budgets), period
         ),
         settled=dict(_settled_hold(part, tuple(budgets)) for part in settled.split(" ") if part),
+        attempts=frozenset(mark for mark in marks.split(" ") if mark[:1] in ("m", "f")),
     )
 
 

@@ -69,12 +69,31 @@ async def test_commands_read_data_at_rest_and_change_nothing(here: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "command", [("credit", "list"), ("plan", "list"), ("audit", "find", "--type", "cost-recorded")]
+    "command",
+    [
+        ("credit", "list"),
+        ("plan", "list"),
+        ("dead-letters", "list"),
+        ("audit", "find", "--type", "cost-recorded"),
+        ("audit", "find", "--user", "u1"),
+    ],
 )
 async def test_standard_output_holds_the_answer_alone(here: Path, command: tuple[str, ...]) -> None:
     finished = await run_cli(*command, "--json", cwd=here)
     assert (finished.code, finished.stderr) == (0, ""), finished
     assert isinstance(json.loads(finished.stdout), list)
+
+
+async def test_a_kept_demo_is_read_where_there_is_nothing_else(here: Path) -> None:
+    (here / "data").rename(here / "tollbook-demo")
+    for command, answer in (
+        (("dead-letters", "list"), "no dead letters"),
+        (("recover",), "Nothing is lost"),
+        (("audit", "find", "--user", "u1"), "u1"),
+    ):
+        finished = await run_cli(*command, cwd=here)
+        assert (finished.code, "reading the demo's data in tollbook-demo/" in finished.stderr) == (0, True), finished
+        assert answer in finished.stdout
 
 
 async def test_recover_makes_no_server_where_there_is_no_data(tmp_path: Path) -> None:

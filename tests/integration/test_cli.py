@@ -1,6 +1,7 @@
 """Commands against systems in odd states: in parts, killed, silent, badly configured."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -14,8 +15,11 @@ import duckdb
 import pytest
 from redis.asyncio import Redis
 
+from tests.report_data import load, make_data_dir
 from tests.servers import wait_until
 from tests.system import GatedStandIn, StayingCommand, command_environment, run_cli, tollbook
+from tollbook.app.connect import query_projection
+from tollbook.inference.settings import load_settings
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.store import Store
 from tollbook.schemas.identifiers import check_id
@@ -146,7 +150,11 @@ async def test_no_password_of_the_server_is_shown(server_url: str, tmp_path: Pat
 # What CONFIG SET makes of the server -> state of the finding, and words of it or of its advice.
 PERSISTENCE: Final[dict[str, tuple[dict[str, str], str, str]]] = {
     "evicting": ({"maxmemory-policy": "allkeys-lru"}, "failed", "noeviction"),
-    "no append-only file": ({"appendonly": "no"}, "failed", "append-only file is off"),
+    "no append-only file": (
+        {"appendonly": "no"},
+        "warning",
+        "append-only file is off: a crash loses the ledger; accepted by",
+    ),
     "synced every second": ({"appendfsync": "everysec"}, "warning", "everysec"),
     "synced always": ({"appendfsync": "always"}, "ok", "synced on every write"),
 }
@@ -183,6 +191,35 @@ async def test_doctor_says_where_redis_and_the_data_directory_do_not_belong_toge
         assert "do not belong together: the projection is of ledger ledger-1" in finding["found"]
         assert words in finding["found"]
         assert "TOLLBOOK_NAMESPACE" in finding["advice"]
+
+
+async def test_spend_says_how_far_the_projection_is_behind(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """On standard error, so that what programs read stays one array."""
+    make_data_dir(tmp_path / "data", load(20, users=2))
+    (position,) = query_projection(load_settings(env_file=None, data_dir=tmp_path / "data"), "FROM position")
+    seq, ledger_id = int(position["seq"]), position["ledger_id"]
+    answers = {
+        (ledger_id, seq): "",
+        (ledger_id, seq + 1): "tollbook: the projection is 1 event behind the ledger\n",
+        (ledger_id, seq + 1_200): "tollbook: the projection is 1,200 events behind the ledger\n",
+        (
+            "another",
+            seq,
+        ): "tollbook: Redis holds another ledger than the projection shows: `tollbook doctor` says more\n",
+    }
+    for (found, written), note in answers.items():
+        await redis_client.hset(Keys().meta, mapping={"ledger_id": found, "partitions": 1, "removed": written})
+        for arguments in (("spend",), ("spend", "--json")):
+            finished = await run_cli(*arguments, cwd=tmp_path, env={"REDIS_URL": server_url})
+            assert (finished.code, finished.stderr) == (0, note)
+        assert len(json.loads(finished.stdout)) == 2
+    finished = await run_cli("spend", cwd=tmp_path, env={"REDIS_URL": "redis://127.0.0.1:1/0"})
+    assert finished.code == 0
+    assert finished.stderr.startswith("tollbook: it cannot be seen whether the projection is up to date: Redis at ")
+    assert "nothing listens there" in finished.stderr
+    assert (await run_cli("spend", cwd=tmp_path)).stderr == "", "nothing runs, and none is named"
 
 
 async def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:

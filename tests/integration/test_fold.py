@@ -93,7 +93,7 @@ def test_sql_fold_equals_the_fold_in_plain_python(store: Store, seed: int) -> No
     fold_in(store, entries, [picks.randrange(len(entries)) for _ in range(5)])
     model = FoldModel().fold(entries)
 
-    budgets = {row.pop("budget"): row for row in store.query("SELECT * EXCLUDE (partition) FROM budgets")}
+    budgets = {row.pop("budget"): row for row in store.query("SELECT * EXCLUDE (partition, checksum) FROM budgets")}
     assert budgets == model.budgets
     page = store.baselines(sorted(model.budgets))
     assert page.balances == {name: tuple(model.balances[name]) for name in model.budgets}

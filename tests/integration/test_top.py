@@ -58,6 +58,7 @@ async def test_the_figures_are_those_of_the_system(private_server: EmbeddedServe
             await check_counts(running, gatherer)
             await check_lag(running, gatherer)
             await check_a_projector_that_is_away(running, gatherer)
+            await check_a_server_that_may_lose_writes(running)
             await check_redis_away(running, gatherer, private_server)
         finally:
             await running.provider.open()
@@ -162,6 +163,21 @@ async def check_redis_away(running: RunningSystem, gatherer: Gatherer, server: E
     assert not any("answer" in problem.text for problem in back.problems)
     assert back.redis is not None
     assert back.redis.age_s < 1
+
+
+async def check_a_server_that_may_lose_writes(running: RunningSystem) -> None:
+    for name, value, problem in (
+        ("appendfsync", "everysec", Problem("notice", "a crash of the Redis server loses its last writes: set "
+         "appendfsync, now everysec, to always")),
+        ("maxmemory-policy", "allkeys-lru", Problem("person", "the Redis server may evict keys: set its "
+         "maxmemory-policy, now allkeys-lru, to noeviction")),
+    ):  # fmt: skip
+        before: Any = await running.redis.config_get(name)
+        await running.redis.config_set(name, value)
+        gatherer = Gatherer(running.system.runtime.settings)
+        assert problem in (await gatherer.gather()).problems
+        await gatherer.aclose()
+        await running.redis.config_set(name, before[name])
 
 
 async def test_nothing_there_at_all_is_said_at_once(redis_client: Redis, server_url: str, tmp_path: Path) -> None:

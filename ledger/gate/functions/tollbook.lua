@@ -68,7 +68,7 @@ Every function whose first argument is the ledger's id, but create, may answer L
   reserve   OK EXISTS CONFLICT DENIED WAIT STALE AHEAD DIVERGED STOPPED WINDOW
   record    OK DENIED WAIT STALE AHEAD DIVERGED STOPPED SETTLED UNKNOWN MISMATCH
   settle    OK STALE AHEAD DIVERGED SETTLED UNKNOWN MISMATCH
-  adjust    OK STALE AHEAD DIVERGED UNKNOWN MISMATCH
+  adjust    OK STALE AHEAD DIVERGED UNKNOWN MISMATCH CHANGED
   release   OK EXISTS STALE AHEAD DIVERGED UNKNOWN MISMATCH CHANGED
   charge    OK EXISTS CONFLICT STALE AHEAD DIVERGED
   assign    OK EXISTS CONFLICT
@@ -715,12 +715,13 @@ end
 
 --[[ adjust: correct a settled hold to its true cost. A repeat with the same cost changes nothing.
 A late answer may bring the task's result; it is stored if the call was closed without one. A call that is known to be
-over ends without one.
+over ends without one. Where the caller says what it has seen, a correction that is repeated late does not undo a newer
+one.
 KEYS meta ledger waiters call result tail...
 ARGS 1 ledger_id 2 call_id 3 hold 4 true cost 5 assumed part of it 6 attempt 7 result ('': none) 8 result ttl s
-     9 payload 10 number of events 11 call ttl s 12 1: the call is over 13.. events, then budgets (names, or with
-     baselines after STALE)
-OK id|'' difference state | UNKNOWN | MISMATCH budgets ]]
+     9 payload 10 number of events 11 call ttl s 12 1: the call is over, or 0; then " cost assumed" as the caller has
+     read them, if it has 13.. events, then budgets (names, or with baselines after STALE)
+OK id|'' difference state | UNKNOWN | MISMATCH budgets | CHANGED "cost assumed" ]]
 local function adjust(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -738,6 +739,11 @@ local function adjust(keys, args)
   if table.concat(names, '\n') ~= budgets then
     return { 'MISMATCH', budgets }
   end
+  local is_over, was_seen = string.match(args[12], '^([01]) ?(.*)$')
+  local stands = was_cost .. ' ' .. was_assumed
+  if was_seen ~= '' and was_seen ~= stands and stands ~= text(cost) .. ' ' .. text(assumed) then -- G3
+    return { 'CHANGED', stands }
+  end
   local tails, balances = tails_of(keys, 6), {}
   for i, name in ipairs(names) do
     balances[i], refusal = known_balance(meta, tails[i], name, baselines[i])
@@ -750,7 +756,7 @@ local function adjust(keys, args)
     wake(keys[3], names)
   end
   append_attempts(meta, keys[2], call, args[2], period, events, text(balances[1].s + balances[1].h))
-  local is_over = args[12] == '1'
+  is_over = is_over == '1'
   local ends = (is_over or args[7] ~= '') and call.state == 'closed' and text(call.hold) == args[3]
   if ends then -- G4
     call.state = 'settled'
