@@ -8,7 +8,7 @@ import unicodedata
 import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, StringConstraints
 
@@ -125,9 +125,11 @@ def partition_of(user_id: str, partitions: int) -> int:
     return zlib.crc32(user_id.encode()) % partitions
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class EntryId:
-    """A Redis stream entry id, ordered as Redis orders it: by milliseconds, then by sequence."""
+class EntryId(NamedTuple):
+    """A Redis stream entry id, ordered as Redis orders it: by milliseconds, then by sequence.
+
+    A tuple, since one is made and compared for every step of every call.
+    """
 
     ms: int
     seq: int

@@ -433,7 +433,7 @@ class Gate:
     def see(self, entry: EntryId) -> None:
         """Remember an event that is on the ledger, if it is the newest one yet."""
         if entry > self.seen:
-            self.seen, self._identity = entry, f"{self.ledger_id} {entry}"
+            self.seen, self._identity = entry, f"{self.ledger_id} {entry.ms}-{entry.seq}"
 
     async def note_unbooked(self, request: SettleRequest | ChargeRequest) -> None:
         """Note beside the ledger a charge that it cannot take now."""

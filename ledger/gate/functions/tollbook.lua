@@ -165,43 +165,65 @@ end
 -- The watermark moves rarely; it is parsed when it has moved.
 local watermark, watermark_ms, watermark_n
 
--- What was looked for last, by ledger: the commands of one batch all name the same event.
-local found = {}
+-- Events that are known to be on the ledger, by ledger: those that were appended or found since it was last not as long
+-- as the step before had left it. Whatever else changes it (a backup, a failover, another server's steps) leaves it longer
+-- or shorter, and then nothing is known.
+local known = {}
+local MAX_KNOWN = 500 -- The newest ones are kept: so many, up to twice as many.
+
+local function known_events(ledger, seq)
+  local events = known[ledger]
+  if not events or events.seq ~= seq then
+    events = { seq = seq, count = 0, newest = {}, older = {} }
+    known[ledger] = events
+  end
+  return events
+end
+
+local function add_known(events, id)
+  if events.count == MAX_KNOWN then
+    events.older, events.newest, events.count = events.newest, {}, 0
+  end
+  events.newest[id], events.count = true, events.count + 1
+end
 
 -- Whether an event that the caller was told of is still part of the ledger: on the stream, or archived off it.
-local function has_event(ledger, id, seq, removed_to)
-  local last = found[ledger]
-  if last and last.id == id and seq >= last.seq then
+local function has_event(meta, ledger, id)
+  if meta.known.newest[id] or meta.known.older[id] then
     return true
   end
   if #redis.call('XRANGE', ledger, id, id, 'COUNT', 1) == 0 then
     local ms, n = parse_id(id)
-    local removed_ms, removed_n = parse_id(removed_to or '0-0')
+    local removed_ms, removed_n = parse_id(meta.removed_to or '0-0')
     if is_after(ms, n, removed_ms, removed_n) then
       return false
     end
   end
-  found[ledger] = { id = id, seq = seq }
+  add_known(meta.known, id)
   return true
 end
 
-local function read_meta(key, ledger, identity)
+-- The commands of one batch bear the same first argument; it is parsed once.
+local identity, ledger_id, seen
+
+local function read_meta(key, ledger, given)
   local m = redis.call('HMGET', key, 'ledger_id', 'trimmed_to', 'removed', 'removed_to', 'stopped')
-  local ledger_id, seen = string.match(identity, '^(%S+) (%S+)$')
-  if m[1] ~= (ledger_id or identity) then -- G8
+  if given ~= identity then
+    identity, ledger_id, seen = given, string.match(given, '^(%S+) (%S+)$')
+  end
+  if m[1] ~= (ledger_id or given) then -- G8
     return nil, { 'LEDGER', m[1] or '' }
   end
   if m[2] ~= watermark then
     watermark, watermark_ms, watermark_n = m[2], parse_id(m[2])
   end
   local seq = redis.call('XLEN', ledger) + int(m[3])
-  if not seen or seen == '0-0' then
-    found[ledger] = nil -- What is kept stands for an unbroken row of callers that have looked.
-  elseif not has_event(ledger, seen, seq, m[4]) then -- G1 G4
+  local meta = { seq = seq, trim_ms = watermark_ms, trim_n = watermark_n, removed_to = m[4], stopped = m[5],
+    known = known_events(ledger, seq) }
+  if seen and seen ~= '0-0' and not has_event(meta, ledger, seen) then -- G1 G4
     return nil, { 'BACK', seen }
   end
-  return { seq = seq, trim_ms = watermark_ms, trim_n = watermark_n, removed_to = m[4],
-    stopped = m[5] }
+  return meta
 end
 
 -- Settled and held after an entry.
@@ -278,9 +300,12 @@ end
 
 local function append(meta, ledger, kind, user, period, call_id, attempt, amount, committed, payload)
   meta.seq = meta.seq + 1
-  return redis.call('XADD', ledger, '*', 'type', kind, 'v', '2', 'seq', text(meta.seq),
+  local id = redis.call('XADD', ledger, '*', 'type', kind, 'v', '2', 'seq', text(meta.seq),
     'user_id', user, 'period', period, 'call_id', call_id, 'attempt', attempt,
     'amount', text(amount), 'committed', committed, 'payload', payload) -- G7
+  meta.known.seq = meta.seq
+  add_known(meta.known, id)
+  return id
 end
 
 local function push(key, id, ds, dh, before)
@@ -344,6 +369,9 @@ end
 
 -- Cost, assumed part, period and budgets of a settled hold, or nil.
 local function settled_hold(call, hold)
+  if call.settled == '' then
+    return nil
+  end
   local cost, assumed, place = string.match(call.settled, ' ' .. hold .. '=(%d+),(%d+)([^ ]*)')
   if not cost or place == '' then
     return cost, assumed, call.period, call.budgets
@@ -353,9 +381,12 @@ local function settled_hold(call, hold)
 end
 
 local function set_settled(call, hold, cost, assumed)
-  local place = string.match(call.settled, ' ' .. hold .. '=%d+,%d+([^ ]*)') or ''
-  call.settled = (string.gsub(call.settled, ' ' .. hold .. '=%d+,%d+[^ ]*', '')) ..
-    ' ' .. hold .. '=' .. text(cost) .. ',' .. text(assumed) .. place
+  local others, place = call.settled, ''
+  if others ~= '' then
+    place = string.match(others, ' ' .. hold .. '=%d+,%d+([^ ]*)') or ''
+    others = string.gsub(others, ' ' .. hold .. '=%d+,%d+[^ ]*', '')
+  end
+  call.settled = others .. ' ' .. hold .. '=' .. text(cost) .. ',' .. text(assumed) .. place
 end
 
 -- The next hold may be in another period. Earlier holds keep theirs: they are corrected where they were booked.
@@ -988,11 +1019,11 @@ local function stop(keys, args)
   if m[1] and (epoch < int(m[1]) or (epoch == int(m[1]) and args[2] ~= m[2])) then -- G8
     return { 'FENCED', m[2], m[1] }
   end
-  local is_missing = meta.stopped and not has_event(keys[2], m[3], meta.seq, meta.removed_to)
+  local is_missing = meta.stopped and not has_event(meta, keys[2], m[3])
   if word == 'resume' then
     if is_missing and m[4] ~= args[4] then -- G8
       return { 'BACK', m[3] }
-    elseif not has_event(keys[2], args[6], meta.seq, meta.removed_to) then -- G8
+    elseif not has_event(meta, keys[2], args[6]) then -- G8
       return { 'BACK', args[6] }
     end
   end
