@@ -47,6 +47,13 @@ class PriceCatalogue:
             return False
         return True
 
+    def has_larger_context(self, model: str, than: str) -> bool:
+        """Whether a model's context is known to be larger than another one's."""
+        from tollbook.inference.prices.genai_prices_table import context_tokens
+
+        larger, smaller = (context_tokens(each, self._provider) for each in (model, than))
+        return larger is not None and smaller is not None and larger > smaller
+
     def cost(self, model: str, usage: Usage, at_ms: int) -> int:
         """Return what this usage costs in nano-dollars, rounded up once. Errors: PriceUnknown."""
         return self.price(model, at_ms).cost(usage)

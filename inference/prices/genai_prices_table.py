@@ -60,6 +60,14 @@ def prices_of(model: str, provider_id: str) -> tuple[DatedPrice, ...]:
     return tuple(DatedPrice(from_ms, _price_at(model, info, moment)) for from_ms, moment in moments)
 
 
+def context_tokens(model: str, provider_id: str) -> int | None:
+    """Return how many tokens a model's context has; None where the table does not say."""
+    snapshot = data_snapshot.get_snapshot()
+    provider = data_snapshot.find_provider_by_id(snapshot.providers, provider_id)
+    info = provider.find_model(model, all_providers=snapshot.providers) if provider else None
+    return info.context_window if info else None
+
+
 def _refuse_unpriceable(model: str) -> None:
     name = model.lower()
     for suffix, why in _REFUSED_SUFFIXES.items():
@@ -106,6 +114,7 @@ def _highest_of(model: str, prices: list[ModelPrice]) -> ModelPrice:
                 completion_nanousd_per_mtok=max(tier.completion_nanousd_per_mtok for tier in choices),
                 cached_nanousd_per_mtok=max(tier.cached_nanousd_per_mtok for tier in choices),
                 cache_write_nanousd_per_mtok=max(tier.cache_write_nanousd_per_mtok for tier in choices),
+                cache_write_1h_nanousd_per_mtok=max(tier.cache_write_1h_nanousd_per_mtok for tier in choices),
             )
         )
     return ModelPrice(model, tuple(tiers), request_nanousd=max(price.request_nanousd for price in prices))
@@ -132,7 +141,8 @@ def _model_price(model: str, listed: ListedPrice) -> ModelPrice:
             highest(start, "input_mtok") or Decimal(0),
             highest(start, "output_mtok", "output_reasoning_mtok") or Decimal(0),
             highest(start, "cache_read_mtok"),
-            highest(start, "cache_write_mtok", "cache_write_1h_mtok"),
+            highest(start, "cache_write_mtok"),
+            highest(start, "cache_write_1h_mtok"),
         )
         for start in sorted({-1, *starts})
     )
