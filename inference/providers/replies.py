@@ -169,10 +169,7 @@ def _of_error(error: ProviderError) -> dict[str, Any]:
 
 
 def _answered(answer: Answer, report: UsageReport, common: dict[str, Any], model: str) -> Attempt:
-    usage = report.usage
-    if usage and report.cost_nanousd is None and not (usage.prompt_tokens and usage.completion_tokens):
-        # Neither the prompt nor the completion is empty: a server that counts no tokens must not make the call free.
-        report = UsageReport(doubt=_NOT_COUNTED)
+    report = _counted(report)
     common["model_used"] = common["model_used"] or model
     return Attempt(outcome="ok", charge=_charge(report), **_said(answer), **_charged(report), **common)
 
@@ -186,8 +183,7 @@ def _unanswered(
     is_limit = answer.finish_reason == LENGTH or (is_at_limit and answer.finish_reason != CONTENT_FILTER)
     is_filter = answer.finish_reason == CONTENT_FILTER
     generated = is_limit or answer.reasoning or answer.content
-    if generated and usage and report.cost_nanousd is None and not (usage.prompt_tokens and usage.completion_tokens):
-        report = UsageReport(doubt=_NOT_COUNTED)
+    report = _counted(report) if generated else report
     is_free = report.cost_nanousd == 0 and not report.fee_nanousd
     is_paid = (report.is_known or answer.has_choice) and not is_free
     if not (is_limit or is_filter or is_paid):
@@ -228,6 +224,15 @@ def _why_no_answer(
         return ErrorCode.CONTENT_FILTERED, "content_filtered", "the provider's filter held the answer back"
     finish = f" (finish reason {answer.finish_reason})" if answer.finish_reason else ""
     return ErrorCode.INFERENCE_FAILED, "empty_answer", f"the reply has no answer{finish}"
+
+
+def _counted(report: UsageReport) -> UsageReport:
+    """Return a report without tokens where it has none of the prompt or of the completion, although both were there.
+
+    A server that counts no tokens must not make the call free; one that reports a cost of zero does.
+    """
+    is_wrong = report.has_zero and report.cost_nanousd is None
+    return UsageReport(fee_nanousd=report.fee_nanousd, doubt=_NOT_COUNTED) if is_wrong else report
 
 
 def _said(answer: Answer) -> dict[str, Any]:

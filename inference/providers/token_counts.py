@@ -65,11 +65,12 @@ class _Parts(NamedTuple):
 class TokenReadings:
     """What a report of tokens can mean, the usual reading first; none where it cannot be read.
 
-    `doubt` says what in it disagrees.
+    `doubt` says what in it disagrees. `has_zero`: the prompt or the completion is reported to have no token at all.
     """
 
     readings: tuple[Usage, ...] = ()
     doubt: str | None = None
+    has_zero: bool = False
 
 
 def count_of(value: object) -> int | None:
@@ -98,7 +99,7 @@ def read_tokens(fields: Mapping[str, Any]) -> TokenReadings:
         prompts = [total - max(completions)] if total is not None else [0] if is_gemini else []
     elif not prompts and not completions and total is not None:
         readings = (Usage(completion_tokens=total), Usage(prompt_tokens=total))
-        return TokenReadings(readings, "only the total number of tokens is reported")
+        return TokenReadings(readings, "only the total number of tokens is reported", has_zero=not total)
     if not prompts or not completions or min(*prompts, *completions) < 0:
         return TokenReadings()
     return reader.read(prompts, completions)
@@ -140,7 +141,8 @@ class _Reader:
             if _is_unreadable(self._fields, _WRITTEN):
                 usages = [*usages, *(_all_written(usage) for usage in usages)]
         classed = [kind for usage in usages for kind in self._by_lifetime(usage)]
-        return TokenReadings(tuple(dict.fromkeys(classed)), doubt)
+        has_zero = all(not (usage.prompt_tokens and usage.completion_tokens) for usage in usages)
+        return TokenReadings(tuple(dict.fromkeys(classed)), doubt, has_zero=has_zero)
 
     def _readings(self, prompt: int, completion: int, parts: _Parts) -> tuple[list[Usage], list[Usage], str | None]:
         """Return what agrees with the total, else what is possible, and what disagrees then."""

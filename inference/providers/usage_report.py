@@ -23,12 +23,14 @@ class UsageReport:
     """The usage and the cost of a reply; none where they are not reported, or cannot be right.
 
     `readings` are what the numbers of tokens can mean. `fee_nanousd` was charged beside what the tokens cost.
+    `has_zero`: the prompt or the completion is reported to have no token at all.
     """
 
     readings: tuple[Usage, ...] = ()
     cost_nanousd: int | None = None
     fee_nanousd: int = 0
     doubt: str | None = None
+    has_zero: bool = False
 
     @property
     def usage(self) -> Usage | None:
@@ -59,7 +61,8 @@ def read_usage(reported: object) -> UsageReport:
 
 def _report(tokens: TokenReadings, cost: _Cost) -> UsageReport:
     doubts = [doubt for doubt in (cost.doubt, tokens.doubt) if doubt]
-    return UsageReport(tokens.readings, cost.nanousd, cost.fee_nanousd, "; ".join(doubts) or None)
+    doubt = "; ".join(doubts) or None
+    return UsageReport(tokens.readings, cost.nanousd, cost.fee_nanousd, doubt, has_zero=tokens.has_zero)
 
 
 def read_cost(usd: object) -> int | None:
