@@ -185,7 +185,7 @@ def _unanswered(
     generated = is_limit or answer.reasoning or answer.content
     report = _counted(report) if generated else report
     is_free = report.cost_nanousd == 0 and not report.fee_nanousd
-    is_paid = (report.is_known or answer.has_choice) and not is_free
+    is_paid = (report.is_known or (answer.has_choice and answer.finish_reason is not None)) and not is_free
     if not (is_limit or is_filter or is_paid):
         finish = f" (finish reason {answer.finish_reason})" if answer.finish_reason else ""
         return Attempt(

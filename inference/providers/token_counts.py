@@ -162,8 +162,7 @@ class _Reader:
         if below:
             rest = [grown for usage in below for grown in _grown(usage, self._total)]
             return [], rest, "the total has more tokens than prompt and completion"
-        first = [usual] if usual is not None else list(possible.values())
-        return [], first, "the total has fewer tokens than prompt and completion"
+        return [], list(possible.values()), "the total has fewer tokens than prompt and completion"
 
     def _usual(self, possible: Mapping[tuple[bool, bool, bool], Usage]) -> Usage | None:
         """Return the reading that the names stand for, if the numbers allow it."""

@@ -6,7 +6,7 @@ reading is taken, and a doubt says why.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from typing import Any, Final, cast
 
 from tollbook.inference.providers.token_counts import TokenReadings, read_tokens
@@ -122,8 +122,8 @@ def _total_cost(fields: Mapping[str, Any]) -> int | None:
         return cost
     if isinstance(ticks, bool) or not isinstance(ticks, Decimal | int | str):
         raise MoneyError("the cost is not a number")
-    exact = _decimal(ticks)
-    billed = check_nanousd(int(-(-exact // _TICKS_PER_NANOUSD)))
+    whole = int(_decimal(ticks).to_integral_value(ROUND_CEILING))
+    billed = check_nanousd(-(-whole // _TICKS_PER_NANOUSD))
     return billed if cost is None else max(cost, billed)
 
 
