@@ -2,7 +2,7 @@
 
 A pure decision. A model that may have charged for a request without an answer is not paid a second time while another
 model can be asked. A reply that was paid for is no failed attempt, whatever it says (G4). The whole table stands in
-docs/publishers/outcomes.md.
+docs/reference/outcomes.md.
 """
 
 from collections.abc import Callable
