@@ -45,6 +45,7 @@ class Attempt:
     `provider_error` is that text: it goes into the result alone (G10).
     `usage` is how the reported tokens are usually read; where the report can mean something else too, that is in
     `other_readings`. `fee_nanousd` was charged beside what the tokens cost.
+    `service_tier` is how the request was processed, if not as usual: `flex` or `priority`, for example.
     `is_retryable`: the same model may answer after a pause. `may_fall_back`: another model might.
     """
 
@@ -63,6 +64,7 @@ class Attempt:
     usage_doubt: str | None = None
     reported_cost_nanousd: int | None = None
     fee_nanousd: int = 0
+    service_tier: str = ""
     generation_id: str | None = None
     error: str | None = None
     error_code: ErrorCode | None = None

@@ -310,7 +310,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     ),
     "reasoning_beside": Scenario(
         group="usage", meaning="xAI: reasoning is counted beside the completion.", booked="priced", usage=_xai,
-        kinds=("cached", "reasoning"),
+        kinds=("reasoning",),
     ),
     "reasoning_in_total": Scenario(
         group="usage", meaning="Gemini's compatible server: reasoning is only in the total.", booked="doubted",

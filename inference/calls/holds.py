@@ -21,6 +21,7 @@ from tollbook.ledger.gate.requests import (
 from tollbook.schemas.events import Basis, CostAdjusted, CostRecorded, FallbackUsed, ModelCalled, payload_json
 from tollbook.schemas.money import MAX_NANOUSD
 
+_DEAR_TIERS = frozenset({"priority", "fast"})
 # Which basis names the whole, when attempts were charged on different ones: the least certain.
 _LEAST_CERTAIN_FIRST: tuple[Basis, ...] = ("assumed", "priced", "reported", "released")
 
@@ -40,10 +41,11 @@ class Charge:
 
 def with_dearest_usage(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: int) -> Attempt:
     """Return an attempt with the dearest of what its reported usage can mean, and a doubt if that matters (G3)."""
-    if attempt.usage is None or not attempt.other_readings:
+    if attempt.usage is None or not (attempt.other_readings or attempt.service_tier):
         return attempt
     try:
-        price = prices.price(bound.model, now_ms)
+        price = prices.price(bound.model, now_ms, service_tier=attempt.service_tier)
+        is_usual = price == prices.price(bound.model, now_ms)
     except PriceUnknown:
         return attempt
     readings = (attempt.usage, *attempt.other_readings)
@@ -51,6 +53,8 @@ def with_dearest_usage(attempt: Attempt, bound: Bound, prices: PriceCatalogue, n
     doubt = attempt.usage_doubt
     if doubt is None and min(costs) != max(costs):
         doubt = "the reported usage can be read in more than one way"
+    if doubt is None and is_usual and attempt.service_tier in _DEAR_TIERS and attempt.reported_cost_nanousd is None:
+        doubt = f"no price is known for {attempt.service_tier} processing"
     return replace(attempt, usage=readings[costs.index(max(costs))], other_readings=(), usage_doubt=doubt)
 
 
@@ -65,7 +69,7 @@ def charge_of(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: in
         return Charge(attempt.reported_cost_nanousd, "reported")
     if attempt.charge == "known" and attempt.usage is not None:
         try:
-            tokens_nanousd = prices.cost(bound.model, attempt.usage, now_ms)
+            tokens_nanousd = prices.cost(bound.model, attempt.usage, now_ms, service_tier=attempt.service_tier)
             return Charge(min(tokens_nanousd + attempt.fee_nanousd, MAX_NANOUSD), "priced")
         except PriceUnknown:
             pass  # The catalogue lost the model since the hold was made; the bound still covers it.

@@ -14,13 +14,14 @@ from typing import Any, Final
 from tollbook.inference.attempts import Attempt, ChargeStatus
 from tollbook.inference.providers.answers import CONTENT_FILTER, LENGTH, Answer, read_answer
 from tollbook.inference.providers.bodies import read_document
-from tollbook.inference.providers.json_values import first_table
+from tollbook.inference.providers.json_values import as_table, first_table
 from tollbook.inference.providers.provider_errors import END_UNKNOWN, ProviderError, error_of, read_error
 from tollbook.inference.providers.usage_report import UsageReport, read_usage
 from tollbook.schemas.results import ErrorCode
 
 _NAME: Final = re.compile(r"[\x21-\x7e]{1,200}")
 _MAX_RETRY_AFTER_S: Final = 86_400.0
+_SERVICE_TIERS: Final = frozenset({"flex", "priority", "batch", "fast"})
 _NO_USAGE: Final = UsageReport()
 _NOT_COUNTED: Final = "the reported usage is zero and was ignored"
 
@@ -48,6 +49,7 @@ def read_reply(
         "latency_ms": latency_ms,
         "generation_id": generation_id_of(headers) or (document and _name(document.get("id"))) or None,
         "model_used": (document and (_name(document.get("model")) or _name(document.get("modelVersion")))) or None,
+        "service_tier": _service_tier(document) if document else "",
     }
     if not 200 <= status < 300:
         return _refused(status, headers, document, body, report, common, now_s)
@@ -99,6 +101,13 @@ def _usage_of(document: dict[str, Any]) -> UsageReport:
     """Read the usage, which Gemini's servers report under a name of their own."""
     found = [read_usage(document.get(name)) for name in ("usage", "usageMetadata", "usage_metadata")]
     return next((report for report in found if report.is_known), found[0])
+
+
+def _service_tier(document: dict[str, Any]) -> str:
+    """Return how the request was processed, if that has prices of its own."""
+    usage = as_table(document.get("usage"))
+    named = (document.get("service_tier"), usage.get("service_tier"), usage.get("speed"))
+    return next((str(name).lower() for name in named if str(name).lower() in _SERVICE_TIERS), "")
 
 
 def _charged(report: UsageReport) -> dict[str, Any]:

@@ -360,6 +360,21 @@ def test_body_is_read_whatever_stands_around_it(body: bytes) -> None:
     assert (attempt.content, attempt.reported_cost_nanousd) == (COMPLETION, 4_500)
 
 
+@pytest.mark.parametrize(
+    ("changes", "tier"),
+    [
+        ({}, ""),
+        ({"service_tier": "default"}, ""),
+        ({"service_tier": "priority"}, "priority"),
+        ({"usage": USAGE | {"service_tier": "batch"}}, "batch"),
+        ({"usage": USAGE | {"speed": "fast"}}, "fast"),
+        ({"service_tier": ["flex"]}, ""),
+    ],
+)
+def test_processing_with_prices_of_its_own_is_noted(changes: dict[str, Any], tier: str) -> None:
+    assert read(document(**changes)).service_tier == tier
+
+
 def test_event_stream_is_put_together() -> None:
     function = {"name": "f", "arguments": '{"a"'}
     body = (

@@ -307,6 +307,16 @@ def test_cache_writes_of_an_unknown_lifetime_cost_the_dearer_one() -> None:
     assert booked(report, same) == (50 * 3_000 + 50 * 4_000 + 1 * 15_000, None)
 
 
+@pytest.mark.parametrize(("tier", "is_doubted"), [("", False), ("flex", False), ("priority", True), ("fast", True)])
+def test_dear_processing_without_a_price_of_its_own_is_doubted(tier: str, is_doubted: bool) -> None:
+    usage = Usage(prompt_tokens=1, completion_tokens=1)
+    attempt = Attempt(outcome="ok", charge="known", latency_ms=1, usage=usage, service_tier=tier)
+    price = ModelPrice("m", (tier_from_usd(-1, *map(Decimal, (3, 15, 3, 4))),))
+    prices = PriceCatalogue({"m": [DatedPrice(FOREVER_MS, price)]})
+    chosen = with_dearest_usage(attempt, Bound("m", 1, 1, 1, 1, 0, 1), prices, 0)
+    assert (chosen.usage_doubt is not None) == is_doubted
+
+
 def test_split_that_leaves_writes_open_takes_them_for_the_dearer_kind() -> None:
     usage = {"input_tokens": 1, "output_tokens": 1, "cache_creation_input_tokens": 50}
     report = read_usage({**usage, "cache_creation": {"ephemeral_5m_input_tokens": 20}})
