@@ -230,7 +230,7 @@ def _log_failure(model: str, attempt: Attempt) -> None:
         finish_reason=attempt.finish_reason,
         generation_id=attempt.generation_id,
         error=attempt.error,
-        **{f"error_{name}": word for name, word in details.items()},
+        **{name if name == "provider" else f"provider_{name}": word for name, word in details.items()},
     )
 
 

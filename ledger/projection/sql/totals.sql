@@ -7,7 +7,7 @@ SELECT
     coalesce(outcome, '') AS outcome,
     coalesce(CASE WHEN type IN ('cost-recorded', 'cost-adjusted') THEN basis END, '') AS basis,
     coalesce(CASE WHEN type IN ('budget-denied', 'fallback-used', 'model-called') THEN reason END, '') AS reason,
-    type = 'model-called' AND json_exists(payload, '$.usage_doubt') AS is_doubted,
+    type = 'model-called' AND json_exists(payload, '/usage_doubt') AS is_doubted,
     coalesce(CASE WHEN type = 'model-called' THEN http_status END, 0) AS http_status,
     coalesce(kind, '') AS kind,
     type = 'cost-recorded' AND hold > 0 AS frees_hold,
