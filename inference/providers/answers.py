@@ -122,10 +122,12 @@ class _Parts:
             self._add_part(cast(dict[str, Any], content))
 
     def add_reasoning(self, value: object) -> None:
-        self.reasoning += _strings(value)
+        if value:
+            self.reasoning += _strings(value)
 
     def add_refusal(self, value: object) -> None:
-        self.refusals += _strings(value)
+        if value:
+            self.refusals += _strings(value)
 
     def _add_part(self, part: dict[str, Any]) -> None:
         kind = part.get("type")

@@ -99,15 +99,19 @@ def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
 
 def _usage_of(document: dict[str, Any]) -> UsageReport:
     """Read the usage, which Gemini's servers report under a name of their own."""
-    found = [read_usage(document.get(name)) for name in ("usage", "usageMetadata", "usage_metadata")]
-    return next((report for report in found if report.is_known), found[0])
+    report = read_usage(document.get("usage"))
+    if report.is_known:
+        return report
+    others = (read_usage(document.get(name)) for name in ("usageMetadata", "usage_metadata"))
+    return next((other for other in others if other.is_known), report)
 
 
 def _service_tier(document: dict[str, Any]) -> str:
     """Return how the request was processed, if that has prices of its own."""
     usage = as_table(document.get("usage"))
     named = (document.get("service_tier"), usage.get("service_tier"), usage.get("speed"))
-    return next((str(name).lower() for name in named if str(name).lower() in _SERVICE_TIERS), "")
+    words = (name.lower() for name in named if isinstance(name, str))
+    return next((word for word in words if word in _SERVICE_TIERS), "")
 
 
 def _charged(report: UsageReport) -> dict[str, Any]:

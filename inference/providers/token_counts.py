@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import product
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from tollbook.inference.providers.json_values import as_table
 from tollbook.schemas.usage import MAX_TOKEN_COUNT, Usage
@@ -49,6 +49,13 @@ _REASONING: Final[tuple[Path, ...]] = (
     ("reasoning_tokens",), ("thoughtsTokenCount",), ("thoughts_token_count",),
 )  # fmt: skip
 _TOOL_PROMPT: Final[tuple[Path, ...]] = (("toolUsePromptTokenCount",), ("tool_use_prompt_token_count",))
+_USUAL_NAMES: Final = frozenset(
+    {"prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details", "cost",
+     "cost_details", "is_byok"}
+)  # fmt: skip
+_USUAL_DETAILS: Final = frozenset(
+    {"cached_tokens", "cache_write_tokens", "audio_tokens", "video_tokens", "image_tokens", "text_tokens"}
+)
 _DIGITS: Final = re.compile(r"\s*[0-9]{1,12}(\.0*)?\s*", re.ASCII)
 _GEMINI: Final = ("promptTokenCount", "prompt_token_count", "candidatesTokenCount", "candidates_token_count")
 
@@ -84,6 +91,9 @@ def count_of(value: object) -> int | None:
 
 def read_tokens(fields: Mapping[str, Any]) -> TokenReadings:
     """Read a usage object in any provider's words."""
+    usual = _usual_form(fields)
+    if usual is not None:
+        return TokenReadings((usual,), has_zero=not (usual.prompt_tokens and usual.completion_tokens))
     prompts, completions = _values(fields, _PROMPT), _values(fields, _COMPLETION)
     totals = _values(fields, _TOTAL)
     if _is_unreadable(fields, _PROMPT) or _is_unreadable(fields, _COMPLETION):
@@ -103,6 +113,31 @@ def read_tokens(fields: Mapping[str, Any]) -> TokenReadings:
     if not prompts or not completions or min(*prompts, *completions) < 0:
         return TokenReadings()
     return reader.read(prompts, completions)
+
+
+def _usual_form(fields: Mapping[str, Any]) -> Usage | None:
+    """Return the usage of a report in OpenAI's own form without cache writes, None for any other.
+
+    Nearly every report is of this form, and the general way takes ten times as long.
+    """
+    if not fields.keys() <= _USUAL_NAMES:
+        return None
+    of_prompt, of_completion = fields.get("prompt_tokens_details"), fields.get("completion_tokens_details")
+    prompt_details, completion_details = as_table(of_prompt), as_table(of_completion)
+    if not prompt_details.keys() <= _USUAL_DETAILS or prompt_details.get("cache_write_tokens"):
+        return None
+    counts = (
+        fields.get("prompt_tokens"),
+        fields.get("completion_tokens"),
+        prompt_details.get("cached_tokens", 0),
+        completion_details.get("reasoning_tokens", 0),
+    )
+    if not all(type(count) is int and 0 <= count <= MAX_TOKEN_COUNT for count in counts):
+        return None
+    prompt, completion, cached, reasoning = cast(tuple[int, int, int, int], counts)
+    if cached > prompt or reasoning > completion or fields.get("total_tokens") != prompt + completion:
+        return None
+    return _usage(prompt, completion, _Parts(cached, 0, reasoning))
 
 
 class _Reader:

@@ -69,7 +69,7 @@ async def test_the_page_tells_what_sql_tells_of_the_same_ledger(
 
         await wait_until(is_quiet, what="all acknowledged")
         await scrape_until(url, "tollbook_tasks_finished_total", 1, status="invalid")
-        page = await scrape_until(url, "tollbook_tasks_finished_total", len(TASKS) - 3 + 1, status="done")
+        page = await scrape_until(url, "tollbook_tasks_finished_total", len(TASKS) - 4 + 1, status="done")
 
         assert events == await one(running, "SELECT count(*) FROM events")
         assert sum(page.all("tollbook_ledger_events_total").values()) == events
