@@ -134,7 +134,7 @@ async def _keys_of(pipeline: CommandPipeline, settings: Settings) -> tuple[Keys,
 
 
 async def _check_ledger(place: Place, *, has_ledger: bool) -> AsyncIterator[Finding]:
-    checks = [ledger.projection_findings]
+    checks = [ledger.projection_findings, ledger.failure_findings]
     if has_ledger:
         checks += [ledger.archive_findings, ledger.account_findings, ledger.stop_findings]
         checks += [] if place.is_at_rest else [processes.process_findings]

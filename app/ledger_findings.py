@@ -13,6 +13,7 @@ from tollbook.ledger.gate.stops import is_recovering, read_stop
 from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.server.address import hide_password
 from tollbook.ledger.server.connection import time_ms
+from tollbook.schemas.failures import FAILURES
 from tollbook.schemas.identifiers import EntryId
 
 _MAX_SHOWN: Final = 5
@@ -21,6 +22,15 @@ _LATE_S: Final = 60.0
 _RECOVER: Final = (
     "restore Redis' newer data if there is any, else look with `tollbook recover`; docs/operators/recover.md says more"
 )
+
+
+_FAILURES: Final = """
+SELECT reason, count(*) AS failures, string_agg(DISTINCT model, ', ' ORDER BY model) AS models
+FROM events
+WHERE type = 'model-called' AND reason IS NOT NULL
+    AND recorded_at > (SELECT max(recorded_at) FROM events) - INTERVAL 1 HOUR
+GROUP BY reason ORDER BY failures DESC, reason
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,20 @@ async def projection_findings(place: Place) -> AsyncIterator[Finding]:
         yield Finding("lag", "failed", found, "calls of new users wait; see the projector's log, or start it again")
     else:
         yield Finding("lag", "ok", f"the projection is {count_of(behind, 'event')} behind")
+
+
+async def failure_findings(place: Place) -> AsyncIterator[Finding]:
+    """Sum up the requests of the last hour that have no answer, by reason."""
+    try:
+        rows = await asyncio.to_thread(query_projection, place.settings, _FAILURES)
+    except Exception:  # noqa: BLE001 - that the file cannot be read is a finding of its own.
+        return
+    if not rows:
+        yield Finding("failures", "ok", "no request has failed in the last hour of the ledger")
+        return
+    found = ", ".join(f"{row['failures']:,} {row['reason']} ({row['models']})" for row in rows)
+    known = [FAILURES[row["reason"]] for row in rows if row["reason"] in FAILURES]
+    yield Finding("failures", "warning", f"requests without an answer in the last hour: {found}", " ".join(known[:3]))
 
 
 def _read_folded(settings: Settings) -> tuple[dict[int, Folded], int]:

@@ -138,6 +138,12 @@ async def _show(publisher: "Publisher", task_id: str, wait: float | None, *, as_
     return 0 if found.status is TaskStatus.DONE else 1
 
 
+def _call_text(call: dict[str, Any]) -> str:
+    """Return a tool call as a line."""
+    function = call.get("function")
+    return f"{function['name']}({function['arguments']})" if isinstance(function, dict) else json.dumps(call)
+
+
 def _print(found: InferenceResult) -> None:
     code = found.error_code.value if found.error_code else ""
     rows: list[tuple[str, Any]] = [
@@ -148,6 +154,9 @@ def _print(found: InferenceResult) -> None:
         ("tokens", found.token_count or None),
         ("cost", f"${found.cost_usd:f}"),
         ("error", f"{code}: {(found.error or '').removeprefix(code).lstrip(': ')}" if code else None),
+        ("finish", found.finish_reason if found.finish_reason != "stop" else None),
+        ("refusal", found.refusal),
+        ("calls", "\n".join(_call_text(call) for call in found.tool_calls or ()) or None),
         ("content", found.content),
     ]
     for name, value in rows:

@@ -1,4 +1,4 @@
-"""`tollbook up`, `worker`, `projector` and `stand-in`: the processes that stay."""
+"""`tollbook up`, `worker` and `projector`: the processes that stay."""
 
 import asyncio
 import gc
@@ -58,7 +58,7 @@ def up(
             await run_up(chosen, names, stop, announce)
 
     # Children have the grace for themselves, and are killed some seconds later.
-    _run_until_signal(run, grace_s=settings.stop_grace_s + (_CHILDREN_S if workers else 0))
+    run_until_signal(run, grace_s=settings.stop_grace_s + (_CHILDREN_S if workers else 0))
 
 
 def worker(
@@ -76,7 +76,7 @@ def worker(
     names = _streams(streams)
     settings = require_provider(_settings() if concurrency is None else _settings(concurrency=concurrency))
     redis_url = find_redis_url(settings)
-    _run_until_signal(
+    run_until_signal(
         lambda stop: run_remote_worker(settings, names, stop, redis_url=redis_url),
         grace_s=settings.stop_grace_s,
         supervised=supervised,
@@ -96,32 +96,11 @@ def projector(
     from tollbook.app.processes import run_projector
 
     settings = _settings()
-    _run_until_signal(
+    run_until_signal(
         lambda stop: run_projector(settings, stop, is_standby=standby),
         grace_s=settings.stop_grace_s,
         supervised=supervised,
     )
-
-
-def stand_in(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8787,
-    latency_ms: Annotated[int, typer.Option(min=0, help="How long an answer takes, in milliseconds.")] = 200,
-) -> None:
-    """Run the local stand-in for OpenRouter: it answers and bills like OpenRouter.
-
-    It is free; its answers are placeholders.
-
-    Example: tollbook stand-in --port 8787
-    """
-    from tollbook.standin import StandIn, StandInConfig
-
-    async def run(stop: asyncio.Event) -> None:
-        async with StandIn(StandInConfig(port=port, latency_ms=latency_ms)) as server:
-            typer.echo(f"stand-in for OpenRouter (not OpenRouter) at {server.base_url}")
-            typer.echo(f"use it with: OPENROUTER_BASE_URL={server.base_url} TOLLBOOK_DIALECT=openrouter tollbook up")
-            await stop.wait()
-
-    _run_until_signal(run)
 
 
 def _settings(**overrides: Any) -> "Settings":
@@ -198,7 +177,7 @@ def _announce(settings: "Settings", redis_url: str, metrics: str, *, with_stand_
     typer.echo("Ctrl-C stops it, after the calls in flight are done.")
 
 
-def _run_until_signal(
+def run_until_signal(
     main: Callable[[asyncio.Event], Awaitable[None]], *, grace_s: float = 0.0, supervised: bool = False
 ) -> None:
     """Run `main` until it ends. SIGINT or SIGTERM sets its event; a second signal cancels it.

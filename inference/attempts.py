@@ -7,10 +7,12 @@ corrected.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tollbook.inference.bounds import Bound
 from tollbook.schemas.events import Outcome
+from tollbook.schemas.failures import ErrorDetails
+from tollbook.schemas.results import ErrorCode
 from tollbook.schemas.tasks import Message
 from tollbook.schemas.usage import Usage
 
@@ -37,8 +39,13 @@ class ChatRequest:
 class Attempt:
     """How one HTTP request ended.
 
-    `error` and `warning` are short texts of our own; nothing of the prompt, the completion or the key is in
-    them, nor any free text of the provider, which may quote the prompt.
+    `ok` is every reply that is the call's outcome (G4), also one without an answer: then `error_code` says why.
+    `reason` is one of `schemas.failures.FAILURES`. `error` and `usage_doubt` are short texts of our own; nothing of the
+    prompt, the completion or the key is in them, nor any free text of the provider, which may quote the prompt.
+    `provider_error` is that text: it goes into the result alone (G10).
+    `usage` is how the reported tokens are usually read; where the report can mean something else too, that is in
+    `other_readings`. `fee_nanousd` was charged beside what the tokens cost.
+    `service_tier` is how the request was processed, if not as usual: `flex` or `priority`, for example.
     `is_retryable`: the same model may answer after a pause. `may_fall_back`: another model might.
     """
 
@@ -46,22 +53,37 @@ class Attempt:
     charge: ChargeStatus
     latency_ms: int
     content: str | None = None
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    refusal: str | None = None
+    reasoning: str | None = None
     model_used: str | None = None
     finish_reason: str | None = None
     http_status: int | None = None
     usage: Usage | None = None
+    other_readings: tuple[Usage, ...] = ()
+    usage_doubt: str | None = None
     reported_cost_nanousd: int | None = None
+    fee_nanousd: int = 0
+    service_tier: str = ""
     generation_id: str | None = None
     error: str | None = None
-    warning: str | None = None
+    error_code: ErrorCode | None = None
+    reason: str | None = None
+    error_details: ErrorDetails | None = None
+    provider_error: str | None = None
     retry_after_s: float | None = None
     is_retryable: bool = False
     may_fall_back: bool = False
 
     @property
     def is_ok(self) -> bool:
-        """Whether there is a completion."""
+        """Whether the reply is the call's outcome, with an answer or without."""
         return self.outcome == "ok"
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the reply ended because the limit of completion tokens was used up."""
+        return self.is_ok and (self.finish_reason == "length" or self.error_code is ErrorCode.OUTPUT_LIMIT_REACHED)
 
     def __repr__(self) -> str:  # G10
         # The completion stays out of tracebacks and logs.

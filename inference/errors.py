@@ -54,9 +54,21 @@ class PriceUnknown(AppError):
 
 
 class InferenceFailed(AppError):
-    """The model and its fallback failed, or the fallback could not be paid for. `data` is the call's result."""
+    """The model and its fallback failed, or the reply has no answer. `data` is the call's result."""
 
     code = ErrorCode.INFERENCE_FAILED
+
+
+class OutputLimitReached(InferenceFailed):
+    """The limit of completion tokens was used up before an answer. The same limit would be paid for again in vain."""
+
+    code = ErrorCode.OUTPUT_LIMIT_REACHED
+
+
+class ContentFiltered(InferenceFailed):
+    """The provider's filter held back the prompt or the answer."""
+
+    code = ErrorCode.CONTENT_FILTERED
 
 
 class AttemptsExhausted(AppError):
@@ -141,6 +153,10 @@ def error_of(result: InferenceResult) -> AppError:
             return AttemptsExhausted(message, data)
         case ErrorCode.LEDGER_UNAVAILABLE:
             return LedgerUnavailable(message, data)
+        case ErrorCode.OUTPUT_LIMIT_REACHED:
+            return OutputLimitReached(message, data)
+        case ErrorCode.CONTENT_FILTERED:
+            return ContentFiltered(message, data)
         case ErrorCode.INFERENCE_FAILED | None:
             return InferenceFailed(message, data)
         case _:

@@ -72,6 +72,20 @@ METRICS: Final = (
         "attempts that gave no completion: HTTP status, else the outcome",
     ),
     Metric(
+        "ledger",
+        "tollbook_failures_total",
+        "counter",
+        ("model", "reason"),
+        "attempts without an answer, by reason, also those that were paid for",
+    ),
+    Metric(
+        "ledger",
+        "tollbook_usage_doubts_total",
+        "counter",
+        ("model",),
+        "attempts whose reported usage disagrees with itself; the dearer reading was charged",
+    ),
+    Metric(
         "ledger", "tollbook_attempt_charges_usd_total", "counter", ("model",), "dollars that attempts were booked at"
     ),
     Metric(

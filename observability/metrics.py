@@ -25,6 +25,7 @@ from tollbook.observability.page import Page, plain
 from tollbook.observability.process_state import ProcessState
 from tollbook.observability.single_flight import SingleFlight
 from tollbook.schemas.events import Basis
+from tollbook.schemas.failures import FAILURES
 from tollbook.schemas.results import TaskStatus
 
 OTHER: Final = "other"
@@ -137,6 +138,10 @@ def _add_attempts(page: Page, totals: Totals, models: frozenset[str]) -> None:
         if group.outcome != "ok":
             status = _status(group.http_status, group.outcome)
             page.add("tollbook_provider_errors_total", sums.events, model=model, status=status)
+        if group.reason:
+            reason = group.reason if group.reason in FAILURES else OTHER
+            page.add("tollbook_failures_total", sums.events, model=model, reason=reason)
+        page.add("tollbook_usage_doubts_total", sums.events if group.is_doubted else 0, model=model)
         if group.outcome != "abandoned":
             by_model.setdefault(model, Sums()).add(sums)
         page.add("tollbook_attempt_charges_usd_total", float(sums.charge_usd), model=model)

@@ -157,8 +157,12 @@ class Tracing:
                         "gen_ai.usage.output_tokens": attempt.usage.completion_tokens if attempt.usage else None,
                     },
                 )
-                if not attempt.is_ok:
-                    _fail(span, attempt.outcome)
+                if attempt.reason is not None:
+                    _set(span, {"tollbook.reason": attempt.reason})
+                if attempt.usage_doubt is not None:
+                    _set(span, {"tollbook.usage_doubt": attempt.usage_doubt})
+                if not attempt.is_ok or attempt.error_code is not None:
+                    _fail(span, attempt.outcome if not attempt.is_ok else attempt.reason or attempt.outcome)
 
             yield record_outcome
 

@@ -7,6 +7,8 @@
     ├── BudgetWaitTimeout           BUDGET_WAIT_TIMEOUT    retry later: other calls' holds stood in the way
     ├── PriceUnknown                PRICE_UNKNOWN          configure a price, or choose another model
     ├── InferenceFailed             INFERENCE_FAILED       retry with a new task id; `data` says what was spent
+    │   ├── OutputLimitReached      OUTPUT_LIMIT_REACHED   raise max_tokens, or ask for less reasoning
+    │   └── ContentFiltered         CONTENT_FILTERED       change the prompt
     ├── AttemptsExhausted           ATTEMPTS_EXHAUSTED     find out why workers ended, then retry the dead letter
     ├── ResultTimeout               RESULT_TIMEOUT         wait again: the task goes on
     ├── ProviderError               PROVIDER_ERROR         a question to the provider, not a completion, failed

@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tollbook.schemas.failures import ErrorDetails
 from tollbook.schemas.identifiers import EntryId, Period
 from tollbook.schemas.money import MAX_NANOUSD
 from tollbook.schemas.usage import Usage
@@ -43,8 +44,8 @@ spent."""
 Outcome = Literal[
     "ok", "http_error", "provider_error", "invalid_response", "timeout", "connection_error", "not_sent", "abandoned"
 ]
-"""How an attempt ended. `not_sent`: there was no connection, so nothing was charged. `abandoned`: the worker stopped
-before the reply came."""
+"""How an attempt ended. `ok`: with a reply that is the call's outcome; if that has no answer, `reason` says why.
+`not_sent`: there was no connection, so nothing was charged. `abandoned`: the worker stopped before the reply came."""
 
 FailureReason = Literal["http_error", "provider_error", "invalid_response", "timeout", "connection_error", "not_sent"]
 
@@ -143,6 +144,13 @@ class ModelCalled(Payload):
     charge_nanousd: Amount = Field(description="What the attempt is charged, nano-dollars.")
     charge_basis: Basis = Field(description="Where that cost comes from.")
     finish_reason: str | None = Field(default=None, description="Why the model stopped.")
+    reason: str | None = Field(
+        default=None, description="Why there is no answer: one of the failures in `schemas/failures.py`."
+    )
+    error_details: ErrorDetails | None = Field(default=None, description="The provider's words for its error.")
+    usage_doubt: str | None = Field(
+        default=None, description="What disagreed in the reported usage; the dearer reading was charged."
+    )
 
 
 class FallbackUsed(Payload):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, PlainSerializer
 
 from tollbook.schemas.money import usd_from_nanousd
+from tollbook.schemas.usage import Usage
 
 
 class TaskStatus(StrEnum):
@@ -26,7 +27,11 @@ class ErrorCode(StrEnum):
     BUDGET_WAIT_TIMEOUT = "BUDGET_WAIT_TIMEOUT"
     """Other calls held the money that was left, for longer than TOLLBOOK_HOLD_WAIT_S."""
     INFERENCE_FAILED = "INFERENCE_FAILED"
-    """The model and its fallback failed, or there was no money for the fallback."""
+    """The model and its fallback failed, there was no money for the fallback, or the reply has no answer."""
+    OUTPUT_LIMIT_REACHED = "OUTPUT_LIMIT_REACHED"
+    """The limit of completion tokens was used up before an answer, by reasoning for example. Raise `max_tokens`."""
+    CONTENT_FILTERED = "CONTENT_FILTERED"
+    """The provider's filter held back the prompt or the answer."""
     PRICE_UNKNOWN = "PRICE_UNKNOWN"
     """No price is known for the model, so the call's cost has no upper bound."""
     INVALID_TASK = "INVALID_TASK"
@@ -55,17 +60,30 @@ class InferenceResult(BaseModel):
     status: TaskStatus
     """How the task ended: `done`, `denied`, `failed` or `invalid`."""
     content: str | None = None
-    """The model's answer, for a task that is `done`."""
+    """The model's answer, for a task that is `done`; also a part of one that was cut off."""
+    tool_calls: list[dict[str, Any]] | None = None
+    """The tools that the model calls, in OpenAI's form: `id`, `type`, `function` with `name` and `arguments` (text)."""
+    refusal: str | None = None
+    """The model's own words where it declines to answer. The task is `done`."""
+    reasoning: str | None = None
+    """The model's reasoning, where the provider returns it."""
+    finish_reason: str | None = None
+    """Why the model stopped: `stop`, `length` (at the limit), `content_filter`, `tool_calls`, or a word of its own."""
     model_used: str | None = None
     """The model that answered, as the provider named it."""
     token_count: int = 0
     """Prompt and completion tokens of the attempt that answered."""
+    usage: Usage | None = None
+    """The same by kind: `prompt_tokens` (with `cached_tokens` and `cache_write_tokens` among them) and
+    `completion_tokens` (with `reasoning_tokens` among them)."""
     cost_usd: UsdString = usd_from_nanousd(0)
     """The cost of all attempts in dollars: a decimal string with nine places."""
     error_code: ErrorCode | None = None
     """Why there is no answer: one of the error codes."""
     error: str | None = None
-    """The same in words."""
+    """The same in words, the provider's among them."""
+    provider_error: str | None = None
+    """The provider's own words for what went wrong. They may quote the prompt, and stand nowhere else."""
     user_id: str | None = None
     """Who was charged."""
     task_type: str | None = None

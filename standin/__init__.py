@@ -5,6 +5,7 @@ price or cost from Tollbook, so that the book and the ledger can be compared.
 """
 
 from tollbook.standin.faults import FAULTS, FaultPlan
+from tollbook.standin.scenarios import SCENARIOS
 from tollbook.standin.server import StandIn, StandInConfig
 
-__all__ = ["FAULTS", "FaultPlan", "StandIn", "StandInConfig"]
+__all__ = ["FAULTS", "SCENARIOS", "FaultPlan", "StandIn", "StandInConfig"]

@@ -1,7 +1,8 @@
 """Faults that the stand-in can simulate, by name, and the plan that says when.
 
 A fault is drawn by its rate from a seeded generator, taken from a script in order, or asked for by the prompt itself
-with `[[fault=NAME]]`. `http_NNN:S` adds a Retry-After of S seconds.
+with `[[fault=NAME]]`. `http_NNN:S` adds a Retry-After of S seconds. The scenarios of `standin/scenarios.py` are named
+in the same way.
 """
 
 import random
@@ -13,6 +14,7 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tollbook.schemas.problems import as_text, problems_of, unknown_name
+from tollbook.standin.scenarios import SCENARIOS
 
 STATUS_CODES: Final = (400, 401, 402, 403, 404, 408, 413, 422, 429, 500, 502, 503, 524, 529)
 _HTTP: Final = re.compile(r"http_(\d{3})(?::(\d+))?")
@@ -40,10 +42,10 @@ FAULTS: Final[dict[str, bool]] = {
 
 
 def check_fault(name: str) -> str:
-    """Return `name` if it is a fault. Errors: ValueError."""
+    """Return `name` if it is a fault or a scenario. Errors: ValueError."""
     match = _HTTP.fullmatch(name)
-    if name not in FAULTS and not (match and int(match[1]) in STATUS_CODES):
-        raise ValueError(unknown_name("fault", name, FAULTS))
+    if name not in FAULTS and name not in SCENARIOS and not (match and int(match[1]) in STATUS_CODES):
+        raise ValueError(unknown_name("fault", name, (*FAULTS, *SCENARIOS)))
     return name
 
 

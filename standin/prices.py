@@ -5,9 +5,8 @@ independently.
 """
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Final
-
-_USD: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,22 +16,35 @@ class ListPrice:
     prompt: int
     completion: int
     cached: int
+    written: int
 
 
+# Dollars per million tokens: prompt, completion, prompt read from a cache, prompt written to one.
+_LISTED: Final = {
+    "anthropic/claude-3-haiku": ("0.25", "1.25", "0.03", "0.30"),
+    "anthropic/claude-sonnet-4": ("3", "15", "0.30", "3.75"),
+    "google/gemini-2.5-flash": ("0.30", "2.50", "0.03", "0.383333333"),
+    "openai/gpt-4o-mini": ("0.15", "0.60", "0.075", "0.15"),
+}
 PRICES: Final[dict[str, ListPrice]] = {
-    "anthropic/claude-3-haiku": ListPrice(prompt=_USD // 4, completion=5 * _USD // 4, cached=3 * _USD // 100),
-    "anthropic/claude-sonnet-4": ListPrice(prompt=3 * _USD, completion=15 * _USD, cached=3 * _USD // 10),
-    "google/gemini-2.5-flash": ListPrice(prompt=3 * _USD // 10, completion=5 * _USD // 2, cached=3 * _USD // 100),
-    "openai/gpt-4o-mini": ListPrice(prompt=15 * _USD // 100, completion=6 * _USD // 10, cached=75 * _USD // 1000),
+    model: ListPrice(*(int(Decimal(usd) * 1_000_000_000) for usd in prices)) for model, prices in _LISTED.items()
 }
 
 
-def charge_nanousd(model: str, *, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> int:
+def charge_nanousd(
+    model: str, *, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0, written_tokens: int = 0
+) -> int:
     """Return a request's cost by model, rounded up to the next nano-dollar. Errors: KeyError if it is not listed."""
     price = PRICES[model]
     total = (
-        (prompt_tokens - cached_tokens) * price.prompt
+        (prompt_tokens - cached_tokens - written_tokens) * price.prompt
         + cached_tokens * price.cached
+        + written_tokens * price.written
         + completion_tokens * price.completion
     )
     return -(-total // 1_000_000)
+
+
+def usd_literal(nanousd: int) -> str:
+    """Return dollars as an exact JSON number."""
+    return f"{nanousd // 1_000_000_000}.{nanousd % 1_000_000_000:09d}"

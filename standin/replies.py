@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from tollbook.standin.prices import PRICES, charge_nanousd
+from tollbook.standin.prices import PRICES, charge_nanousd, usd_literal
 
 _COMPLETION_TOKENS: Final = re.compile(r"\[\[completion_tokens=(\d{1,6})\]\]")
 _FAULT: Final = re.compile(r"\[\[fault=([a-z0-9_:]{1,40})\]\]")
@@ -80,9 +80,9 @@ def _content(message: Any) -> str:
     return content
 
 
-def usd_literal(nanousd: int) -> str:
-    """Return dollars as an exact JSON number."""
-    return f"{nanousd // 1_000_000_000}.{nanousd % 1_000_000_000:09d}"
+def filler(asked: CompletionRequest) -> str:
+    """Return the text of a completion, which says that it is none."""
+    return f"[stand-in] {asked.completion_tokens} tokens of nothing."
 
 
 def completion(asked: CompletionRequest, generation_id: str, charged_nanousd: int, fault: str | None) -> bytes:
@@ -90,7 +90,7 @@ def completion(asked: CompletionRequest, generation_id: str, charged_nanousd: in
     choice: dict[str, Any] = {
         "index": 0,
         "finish_reason": "length" if asked.is_cut else "stop",
-        "message": {"role": "assistant", "content": f"[stand-in] {asked.completion_tokens} tokens of nothing."},
+        "message": {"role": "assistant", "content": filler(asked)},
     }
     if fault == "error_finish":
         choice = {"index": 0, "finish_reason": "error", "error": {"code": 502, "message": "provider failed"}}

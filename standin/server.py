@@ -14,8 +14,9 @@ from aiohttp import web
 from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
 from tollbook.standin.book import Book, Entry
 from tollbook.standin.faults import FAULTS, FaultPlan, check_fault, http_fault
-from tollbook.standin.prices import PRICES
-from tollbook.standin.replies import BadRequest, CompletionRequest, completion, error, read_request, usd_literal
+from tollbook.standin.prices import PRICES, usd_literal
+from tollbook.standin.replies import BadRequest, CompletionRequest, completion, error, filler, read_request
+from tollbook.standin.scenarios import SCENARIOS, Scenario
 
 _MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 
@@ -107,6 +108,8 @@ class StandIn:
     async def _answer(
         self, request: web.Request, asked: CompletionRequest, generation_id: str, fault: str | None
     ) -> web.StreamResponse:
+        if fault in SCENARIOS:
+            return await self._play(SCENARIOS[fault], asked, generation_id, fault)
         status = http_fault(fault) if fault else None
         # Charged before the wait: a client that disconnects meanwhile pays in full, as with OpenRouter.
         charged = 0 if status else self._charge(asked, generation_id, fault)
@@ -134,22 +137,26 @@ class StandIn:
             case _:
                 return _reply(200, completion(asked, generation_id, charged, fault), generation_id)
 
+    async def _play(
+        self, scenario: Scenario, asked: CompletionRequest, generation_id: str, name: str
+    ) -> web.StreamResponse:
+        tokens = scenario.tokens(asked.model, asked.prompt_tokens, asked.completion_tokens)
+        if scenario.is_charged:
+            self._book(asked, generation_id, name, tokens.charge_nanousd)
+        if self.config.latency_ms:
+            await asyncio.sleep(self.config.latency_ms / 1000)
+        return _reply(scenario.status, scenario.body(tokens, generation_id, filler(asked)), generation_id)
+
     def _charge(self, asked: CompletionRequest, generation_id: str, fault: str | None) -> int:
         if fault is not None and not FAULTS[fault]:
             return 0
         charged = asked.price_nanousd * (10 if fault == "overcharge" else 1)
-        self.book.charge(
-            Entry(
-                generation_id,
-                asked.user,
-                asked.model,
-                asked.prompt_tokens,
-                asked.completion_tokens,
-                charged,
-                fault,
-            )
-        )
+        self._book(asked, generation_id, fault, charged)
         return charged
+
+    def _book(self, asked: CompletionRequest, generation_id: str, fault: str | None, charged_nanousd: int) -> None:
+        tokens = asked.prompt_tokens, asked.completion_tokens
+        self.book.charge(Entry(generation_id, asked.user, asked.model, *tokens, charged_nanousd, fault))
 
     def _is_authorised(self, request: web.Request) -> bool:
         key = self.config.api_key

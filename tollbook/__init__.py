@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from tollbook.inference.errors import (
         AttemptsExhausted,
         BudgetWaitTimeout,
+        ContentFiltered,
         InferenceFailed,
+        OutputLimitReached,
         PlanLimitReached,
         PriceUnknown,
         ProviderError,
@@ -44,10 +46,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COST_CAPS", "MODEL_ROUTING", "AppError", "AttemptsExhausted", "BaselineUnavailable", "BudgetWaitTimeout",
-    "CallUnknown", "CostTracker", "ErrorCode", "IdempotencyConflict", "InferenceClient", "InferenceFailed",
-    "InferenceResult", "InvalidTask", "LedgerError", "LedgerRefused", "LedgerUnavailable", "PlanLimitReached",
-    "PriceUnknown", "ProviderError", "ProviderRefused", "ProviderUnavailable", "Publisher", "ResultTimeout",
-    "SettingsError", "TaskStatus", "TaskUnconfirmed", "UsageService", "UsageSummary", "connect_runtime",
+    "CallUnknown", "ContentFiltered", "CostTracker", "ErrorCode", "IdempotencyConflict", "InferenceClient",
+    "InferenceFailed", "InferenceResult", "InvalidTask", "LedgerError", "LedgerRefused", "LedgerUnavailable",
+    "OutputLimitReached", "PlanLimitReached", "PriceUnknown", "ProviderError", "ProviderRefused",
+    "ProviderUnavailable", "Publisher", "ResultTimeout", "SettingsError", "TaskStatus", "TaskUnconfirmed",
+    "UsageService", "UsageSummary", "connect_runtime",
 ]  # fmt: skip
 
 _NAMES: Final = {
@@ -55,9 +58,9 @@ _NAMES: Final = {
     "tollbook.inference.cost_tracker": ("CostTracker", "UsageSummary"),
     "tollbook.inference.current_runtime": ("connect_runtime",),
     "tollbook.inference.errors": (
-        "AttemptsExhausted", "BudgetWaitTimeout", "InferenceFailed", "PlanLimitReached", "PriceUnknown",
-        "ProviderError", "ProviderRefused", "ProviderUnavailable", "ResultTimeout", "SettingsError",
-        "TaskUnconfirmed",
+        "AttemptsExhausted", "BudgetWaitTimeout", "ContentFiltered", "InferenceFailed", "OutputLimitReached",
+        "PlanLimitReached", "PriceUnknown", "ProviderError", "ProviderRefused", "ProviderUnavailable",
+        "ResultTimeout", "SettingsError", "TaskUnconfirmed",
     ),
     "tollbook.inference.publisher": ("Publisher",),
     "tollbook.inference.routing": ("COST_CAPS", "MODEL_ROUTING"),

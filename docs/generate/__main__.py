@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from docs.generate import asyncapi, commands, event_docs, guarantees, navigation, tables
+from docs.generate import asyncapi, commands, event_docs, guarantees, navigation, outcomes, tables
 
 
 def documents() -> dict[Path, str]:
     """Return every generated document, with its text."""
-    generators = (tables, commands, event_docs, asyncapi, guarantees, navigation)
+    generators = (tables, commands, event_docs, asyncapi, guarantees, navigation, outcomes)
     return {path: text for generator in generators for path, text in generator.documents().items()}
 
 

@@ -33,6 +33,14 @@ _ADVICE: Final[Mapping[ErrorCode, tuple[str, str]]] = {
         "failed",
         "See `error`. `cost_usd` is what the attempts cost. Publish again with a new task id.",
     ),
+    ErrorCode.OUTPUT_LIMIT_REACHED: (
+        "failed",
+        "The same limit would be paid for in vain. Raise `max_tokens` or lower the reasoning, and use a new task id.",
+    ),
+    ErrorCode.CONTENT_FILTERED: (
+        "failed",
+        "Change the prompt, and use a new task id. `provider_error` has the provider's words.",
+    ),
     ErrorCode.PRICE_UNKNOWN: ("failed", "No call was made. Set the price in `TOLLBOOK_PRICES`, or use another model."),
     ErrorCode.INVALID_TASK: (
         "invalid",

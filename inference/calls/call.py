@@ -1,6 +1,6 @@
 """One call: what is asked of which model and for whom, which run of it this is, and the results it can have."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tollbook.inference.attempts import Attempt
@@ -73,28 +73,51 @@ class Call:
         )
 
 
-def done_result(call: Call, attempt: Attempt, now_ms: int, *, cost_nanousd: int) -> InferenceResult:
-    """The completion; the cost is the whole call's, failed attempts included."""
+def with_larger_limit(call: Call, reply: Attempt) -> Call | None:
+    """Return the call with the larger limit that its route has for a reply that was cut off, None where it has none."""
+    larger = call.route.retry_max_tokens
+    if not reply.is_cut or larger is None or larger <= call.route.max_tokens:
+        return None
+    return replace(call, route=call.route.model_copy(update={"max_tokens": larger}))
+
+
+def reply_result(call: Call, reply: Attempt, now_ms: int, *, cost_nanousd: int) -> InferenceResult:
+    """Return what a reply is to its task: an answer, or the reason why there is none (G4).
+
+    The cost is the whole call's, failed attempts included.
+    """
     return InferenceResult(
         **_description(call, now_ms),
-        status=TaskStatus.DONE,
-        content=attempt.content,
-        model_used=attempt.model_used,
-        token_count=attempt.usage.total_tokens if attempt.usage else 0,
+        **_said(reply),
+        status=TaskStatus.FAILED if reply.error_code else TaskStatus.DONE,
         cost_usd=usd_from_nanousd(cost_nanousd),
+        error_code=reply.error_code,
+        error=reply.error,
     )
 
 
 def failed_result(
-    call: Call, code: ErrorCode, problem: str | None, now_ms: int, *, cost_nanousd: int = 0
+    call: Call,
+    code: ErrorCode,
+    problem: str | None,
+    now_ms: int,
+    *,
+    cost_nanousd: int = 0,
+    last: Attempt | None = None,
 ) -> InferenceResult:
-    """No completion; the cost is what the attempts are charged at all the same."""
+    """Return that there is no answer; the cost is what the attempts are charged at all the same.
+
+    `last` is the attempt that failed last: its part of a text and the provider's own words are passed on.
+    """
+    words = last.provider_error if last else None
     return InferenceResult(
         **_description(call, now_ms),
+        **(_said(last) if last else {}),
         status=TaskStatus.FAILED,
         cost_usd=usd_from_nanousd(cost_nanousd),
         error_code=code,
-        error=problem,
+        error=f"{problem}; the provider says: {words}" if words else problem,
+        provider_error=words,
     )
 
 
@@ -128,6 +151,20 @@ def finished_result(call: Call, found: FinishedCall, now_ms: int) -> InferenceRe
 def exhausted(times: int) -> str:
     """Return why a task that no worker has finished is given up."""
     return f"workers died over this task, or were stopped, {times} times; it is in the dead-letter stream"
+
+
+def _said(attempt: Attempt) -> dict[str, Any]:
+    """Return what an attempt contributes to a result."""
+    return {
+        "content": attempt.content,
+        "tool_calls": list(attempt.tool_calls) or None,
+        "refusal": attempt.refusal,
+        "reasoning": attempt.reasoning,
+        "finish_reason": attempt.finish_reason,
+        "model_used": attempt.model_used,
+        "token_count": attempt.usage.total_tokens if attempt.usage else 0,
+        "usage": attempt.usage,
+    }
 
 
 def _description(call: Call, now_ms: int) -> dict[str, Any]:

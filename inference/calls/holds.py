@@ -4,7 +4,7 @@ Plain bookkeeping without I/O; the runner drives it. Every number of money is na
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tollbook.inference.attempts import Attempt
@@ -19,7 +19,9 @@ from tollbook.ledger.gate.requests import (
     SettleRequest,
 )
 from tollbook.schemas.events import Basis, CostAdjusted, CostRecorded, FallbackUsed, ModelCalled, payload_json
+from tollbook.schemas.money import MAX_NANOUSD
 
+_DEAR_TIERS = frozenset({"priority", "fast"})
 # Which basis names the whole, when attempts were charged on different ones: the least certain.
 _LEAST_CERTAIN_FIRST: tuple[Basis, ...] = ("assumed", "priced", "reported", "released")
 
@@ -37,6 +39,25 @@ class Charge:
         return self.nanousd if self.basis == "assumed" else 0
 
 
+def with_dearest_usage(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: int) -> Attempt:
+    """Return an attempt with the dearest of what its reported usage can mean, and a doubt if that matters (G3)."""
+    if attempt.usage is None or not (attempt.other_readings or attempt.service_tier):
+        return attempt
+    try:
+        price = prices.price(bound.model, now_ms, service_tier=attempt.service_tier)
+        is_usual = price == prices.price(bound.model, now_ms)
+    except PriceUnknown:
+        return attempt
+    readings = (attempt.usage, *attempt.other_readings)
+    costs = [price.cost(usage) for usage in readings]
+    doubt = attempt.usage_doubt
+    if doubt is None and min(costs) != max(costs):
+        doubt = "the reported usage can be read in more than one way"
+    if doubt is None and is_usual and attempt.service_tier in _DEAR_TIERS and attempt.reported_cost_nanousd is None:
+        doubt = f"no price is known for {attempt.service_tier} processing"
+    return replace(attempt, usage=readings[costs.index(max(costs))], other_readings=(), usage_doubt=doubt)
+
+
 def charge_of(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: int) -> Charge:
     """Price an attempt: what the provider reports, else its usage priced, else its full bound (G3).
 
@@ -48,10 +69,11 @@ def charge_of(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: in
         return Charge(attempt.reported_cost_nanousd, "reported")
     if attempt.charge == "known" and attempt.usage is not None:
         try:
-            return Charge(prices.cost(bound.model, attempt.usage, now_ms), "priced")
+            tokens_nanousd = prices.cost(bound.model, attempt.usage, now_ms, service_tier=attempt.service_tier)
+            return Charge(min(tokens_nanousd + attempt.fee_nanousd, MAX_NANOUSD), "priced")
         except PriceUnknown:
             pass  # The catalogue lost the model since the hold was made; the bound still covers it.
-    return Charge(bound.amount_nanousd, "assumed")  # G3
+    return Charge(max(bound.amount_nanousd, attempt.fee_nanousd), "assumed")  # G3
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,6 +125,9 @@ class Hold:
                 charge_nanousd=charge.nanousd,
                 charge_basis=charge.basis,
                 finish_reason=attempt.finish_reason,
+                reason=attempt.reason,
+                error_details=attempt.error_details,
+                usage_doubt=attempt.usage_doubt,
             ),
         )
 

@@ -1,7 +1,8 @@
 """What to do after a failed attempt: try again, fall back, or give up.
 
-A pure decision. A model that may have charged for a request without an answer is not paid a
-second time while another model can be asked.
+A pure decision. A model that may have charged for a request without an answer is not paid a second time while another
+model can be asked. A reply that was paid for is no failed attempt, whatever it says (G4). The whole table stands in
+docs/reference/outcomes.md.
 """
 
 from collections.abc import Callable
@@ -62,8 +63,8 @@ class RetryPolicy:
 
     @property
     def max_requests(self) -> int:
-        """Requests that one call can take, to the model and its fallback."""
-        return 2 * (self.retries + 1)
+        """Requests that one call can take: to the model and its fallback, and one with a larger limit."""
+        return 2 * (self.retries + 1) + 1
 
     @property
     def max_pauses_s(self) -> float:

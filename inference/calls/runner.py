@@ -12,8 +12,8 @@ from typing import Final
 import structlog
 
 from tollbook.inference.attempts import Attempt, ChatRequest
-from tollbook.inference.calls.call import Call, done_result, failed_result
-from tollbook.inference.calls.holds import Hold, charge_of
+from tollbook.inference.calls.call import Call, failed_result, reply_result, with_larger_limit
+from tollbook.inference.calls.holds import Hold, charge_of, with_dearest_usage
 from tollbook.inference.calls.reservations import bound_attempt, reserved_payload
 from tollbook.inference.calls.retry import FallBack, GiveUp, Retry, RetryPolicy
 from tollbook.inference.calls.steps import (
@@ -76,16 +76,19 @@ class CallRunner:
         Errors: CallTakenOver; LedgerUnavailable; LedgerRefused.
         """
         failure = give_up
-        code = ErrorCode.ATTEMPTS_EXHAUSTED if give_up else ErrorCode.INFERENCE_FAILED
+        reply: Attempt | None = None
         try:
             while failure is None:
                 attempt = await self._attempt(call, hold)
-                if attempt.outcome == "ok":
-                    result = done_result(call, attempt, self._now_ms(), cost_nanousd=hold.spent_nanousd)
+                if not attempt.is_ok:
+                    failure = await self._after_failure(call, hold, attempt)
+                    continue
+                reply = attempt  # G4
+                larger = with_larger_limit(call, attempt)
+                if larger is None or not await self._prepare_larger(larger, hold, attempt):
                     break
-                failure = await self._after_failure(call, hold, attempt)
-            else:
-                result = failed_result(call, code, failure, self._now_ms(), cost_nanousd=hold.spent_nanousd)
+                call = larger
+            result = self._result(call, hold, reply, failure, is_given_up=give_up is not None)
         except LedgerError:
             raise
         except (asyncio.CancelledError, Exception):  # G2 G3
@@ -93,7 +96,20 @@ class CallRunner:
             await cleanup_shielded(call.call_id, self._abandon(hold))
             raise
         # Who cancels waits: an answer that is paid for and not stored would be paid for again.
-        return await complete_shielded(self._settle(hold, result, reason=failure))  # G3 G4
+        reason = reply.error if reply is not None else failure
+        return await complete_shielded(self._settle(hold, result, reason=reason))  # G3 G4
+
+    def _result(
+        self, call: Call, hold: Hold, reply: Attempt | None, failure: str | None, *, is_given_up: bool
+    ) -> InferenceResult:
+        """Make the result: of the reply that was paid for, where there is one, else of the attempt that failed last."""
+        if reply is not None:
+            return reply_result(call, reply, self._now_ms(), cost_nanousd=hold.spent_nanousd)
+        last = hold.last
+        code = (last and last.error_code) or ErrorCode.INFERENCE_FAILED
+        if is_given_up:
+            last, code = None, ErrorCode.ATTEMPTS_EXHAUSTED
+        return failed_result(call, code, failure, self._now_ms(), cost_nanousd=hold.spent_nanousd, last=last)
 
     async def _attempt(self, call: Call, hold: Hold) -> Attempt:
         hold.begin_attempt()
@@ -107,6 +123,7 @@ class CallRunner:
         )
         with self._observer.attempting(request.model, hold.attempts) as record_outcome:
             attempt = await self._provider.complete(request)
+            attempt = with_dearest_usage(attempt, hold.bound, self._prices, self._now_ms())
             charge = charge_of(attempt, hold.bound, self._prices, self._now_ms())
             record_outcome(attempt, charge)
         hold.finish_attempt(attempt, charge)
@@ -114,7 +131,7 @@ class CallRunner:
 
     async def _after_failure(self, call: Call, hold: Hold, failed: Attempt) -> str | None:
         """Decide what follows and prepare it; return why nothing does, or None."""
-        model, fallback = hold.bound.model, self._fallback_after(call, hold.bound.model)
+        model, fallback = hold.bound.model, self._fallback_after(call, hold.bound.model, failed)
         step = self._retry.decide(failed, attempts_of_model=hold.attempts_of(model), has_fallback=fallback is not None)
         if isinstance(step, GiveUp):
             return step.reason
@@ -134,6 +151,15 @@ class CallRunner:
         if isinstance(step, Retry) and failure is None:
             await self._sleep(step.delay_s)
         return failure
+
+    async def _prepare_larger(self, call: Call, hold: Hold, cut: Attempt) -> bool:
+        """Hold money for a second try with a larger limit; return whether there is any."""
+        model = hold.bound.model
+        hold.bound = bound_attempt(call, model, self._prices, self._now_ms())
+        with self._observer.preparing("retry", from_model=model, to_model=model, reason="output_limit") as record:
+            failure = await self._prepare_next(call, hold, Retry(0.0), cut)
+            record(failure)
+        return failure is None
 
     async def _prepare_next(self, call: Call, hold: Hold, step: Retry | FallBack, failed: Attempt) -> str | None:
         """Record the failed attempt and make the hold cover the next; return why it cannot, or None."""
@@ -200,8 +226,10 @@ class CallRunner:
                 await self._sleep(_CORRECTION_PAUSE_S)
                 waited_s += _CORRECTION_PAUSE_S
 
-    def _fallback_after(self, call: Call, model: str) -> str | None:
+    def _fallback_after(self, call: Call, model: str, failed: Attempt) -> str | None:
         fallback = call.route.fallback
         if fallback is None or fallback == model or not self._prices.knows(fallback, self._now_ms()):
+            return None
+        if failed.reason == "context_too_long" and not self._prices.has_larger_context(fallback, model):
             return None
         return fallback

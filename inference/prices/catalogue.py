@@ -25,13 +25,16 @@ class PriceCatalogue:
     def __init__(self, overrides: Mapping[str, Sequence[DatedPrice]] | None = None, *, provider: str = "openrouter"):
         self._overrides = {model.lower(): _in_order(prices) for model, prices in (overrides or {}).items()}
         self._provider = provider
-        self._found: dict[str, tuple[DatedPrice, ...] | PriceUnknown] = {}
+        self._found: dict[tuple[str, str], tuple[DatedPrice, ...] | PriceUnknown] = {}
 
-    def price(self, model: str, at_ms: int) -> ModelPrice:
-        """Return a model's price in force at `at_ms`, milliseconds since the epoch. Errors: PriceUnknown."""
-        found = self._found.get(model)
+    def price(self, model: str, at_ms: int, *, service_tier: str = "") -> ModelPrice:
+        """Return a model's price in force at `at_ms`, milliseconds since the epoch. Errors: PriceUnknown.
+
+        In a `service_tier` such as `flex` or `priority` for which the catalogue has no price, it is the usual one.
+        """
+        found = self._found.get((model, service_tier))
         if found is None:
-            found = self._look_up(model)
+            found = self._look_up(model, service_tier)
         if isinstance(found, PriceUnknown):
             raise PriceUnknown(found.message, found.data)
         for dated in reversed(found):
@@ -47,11 +50,18 @@ class PriceCatalogue:
             return False
         return True
 
-    def cost(self, model: str, usage: Usage, at_ms: int) -> int:
-        """Return what this usage costs in nano-dollars, rounded up once. Errors: PriceUnknown."""
-        return self.price(model, at_ms).cost(usage)
+    def has_larger_context(self, model: str, than: str) -> bool:
+        """Whether a model's context is known to be larger than another one's."""
+        from tollbook.inference.prices.genai_prices_table import context_tokens
 
-    def _look_up(self, model: str) -> tuple[DatedPrice, ...] | PriceUnknown:
+        larger, smaller = (context_tokens(each, self._provider) for each in (model, than))
+        return larger is not None and smaller is not None and larger > smaller
+
+    def cost(self, model: str, usage: Usage, at_ms: int, *, service_tier: str = "") -> int:
+        """Return what this usage costs in nano-dollars, rounded up once. Errors: PriceUnknown."""
+        return self.price(model, at_ms, service_tier=service_tier).cost(usage)
+
+    def _look_up(self, model: str, service_tier: str) -> tuple[DatedPrice, ...] | PriceUnknown:
         # Imported here, since it loads the whole table, which most commands do not need.
         from tollbook.inference.prices.genai_prices_table import prices_of
 
@@ -62,14 +72,14 @@ class PriceCatalogue:
         else:
             try:
                 # Configured prices replace the table's from the day on which the first of them begins.
-                listed = prices_of(model, self._provider)
+                listed = prices_of(model, self._provider, service_tier)
                 before = [dated for dated in listed if not overrides or dated.from_ms < overrides[0].from_ms]
                 found = _named(model, (*before, *overrides))
             except PriceUnknown as exc:
                 found = _named(model, overrides) if overrides else exc
         if len(self._found) >= _MAX_CACHED_MODELS:
             self._found.clear()
-        self._found[model] = found
+        self._found[model, service_tier] = found
         return found
 
 

@@ -28,6 +28,8 @@ _REFUSED_PARTS: Final = {
 }
 # Prices of what a text-only request without plugins does not use.
 _IRRELEVANT: Final = ("audio", "image", "video", "document", "searches")
+# The table's names for how a request is processed: OpenAI's and Google's tier, batches, Anthropic's fast mode.
+_TIER_NAMES: Final[tuple[str, ...]] = ("service_tier", "processing", "speed")
 _RELEVANT: Final = {
     "input_mtok",
     "output_mtok",
@@ -39,8 +41,11 @@ _RELEVANT: Final = {
 }
 
 
-def prices_of(model: str, provider_id: str) -> tuple[DatedPrice, ...]:
-    """Return a model's listed prices, oldest first; the first has no beginning. Errors: PriceUnknown."""
+def prices_of(model: str, provider_id: str, service_tier: str = "") -> tuple[DatedPrice, ...]:
+    """Return a model's listed prices, oldest first; the first has no beginning. Errors: PriceUnknown.
+
+    In a service tier without prices of its own they are the usual ones.
+    """
     _refuse_unpriceable(model)
     snapshot = data_snapshot.get_snapshot()
     provider = data_snapshot.find_provider_by_id(snapshot.providers, provider_id)
@@ -57,7 +62,15 @@ def prices_of(model: str, provider_id: str) -> tuple[DatedPrice, ...]:
     for start in _start_dates(info):
         midnight = datetime.combine(start, time.min, UTC)
         moments.append((round(midnight.timestamp()) * 1000, midnight))
-    return tuple(DatedPrice(from_ms, _price_at(model, info, moment)) for from_ms, moment in moments)
+    return tuple(DatedPrice(from_ms, _price_at(model, info, moment, service_tier)) for from_ms, moment in moments)
+
+
+def context_tokens(model: str, provider_id: str) -> int | None:
+    """Return how many tokens a model's context has; None where the table does not say."""
+    snapshot = data_snapshot.get_snapshot()
+    provider = data_snapshot.find_provider_by_id(snapshot.providers, provider_id)
+    info = provider.find_model(model, all_providers=snapshot.providers) if provider else None
+    return info.context_window if info else None
 
 
 def _refuse_unpriceable(model: str) -> None:
@@ -73,16 +86,16 @@ def _refuse_unpriceable(model: str) -> None:
 
 
 def _conditions(info: ModelInfo) -> list[StartDateConstraint | TimeOfDateConstraint]:
-    if isinstance(info.prices, ListedPrice):
-        return []
-    return [condition.constraint for condition in info.prices if condition.constraint is not None]
+    usual = [] if isinstance(info.prices, ListedPrice) else info.prices
+    conditions = [each.constraint for each in (*usual, *(info.price_variants or ()))]
+    return [condition for condition in conditions if condition is not None]
 
 
 def _start_dates(info: ModelInfo) -> list[date]:
     return sorted({each.start_date for each in _conditions(info) if isinstance(each, StartDateConstraint)})
 
 
-def _price_at(model: str, info: ModelInfo, midnight: datetime) -> ModelPrice:
+def _price_at(model: str, info: ModelInfo, midnight: datetime, service_tier: str) -> ModelPrice:
     """Return the price of a day; where prices change with the hour, the highest of each class of tokens."""
     moments = [midnight]
     for each in _conditions(info):
@@ -90,7 +103,8 @@ def _price_at(model: str, info: ModelInfo, midnight: datetime) -> ModelPrice:
             for clock in (each.start_time, each.end_time):
                 hour = clock.replace(tzinfo=None)
                 moments.append(midnight + timedelta(hours=hour.hour, minutes=hour.minute, seconds=hour.second))
-    prices = [_model_price(model, info.get_prices(moment)) for moment in moments]
+    context: dict[str, str] | None = dict.fromkeys(_TIER_NAMES, service_tier) if service_tier else None
+    prices = [_model_price(model, info.get_prices(moment, context)) for moment in moments]
     return prices[0] if len(prices) == 1 else _highest_of(model, prices)
 
 
@@ -106,6 +120,7 @@ def _highest_of(model: str, prices: list[ModelPrice]) -> ModelPrice:
                 completion_nanousd_per_mtok=max(tier.completion_nanousd_per_mtok for tier in choices),
                 cached_nanousd_per_mtok=max(tier.cached_nanousd_per_mtok for tier in choices),
                 cache_write_nanousd_per_mtok=max(tier.cache_write_nanousd_per_mtok for tier in choices),
+                cache_write_1h_nanousd_per_mtok=max(tier.cache_write_1h_nanousd_per_mtok for tier in choices),
             )
         )
     return ModelPrice(model, tuple(tiers), request_nanousd=max(price.request_nanousd for price in prices))
@@ -132,7 +147,8 @@ def _model_price(model: str, listed: ListedPrice) -> ModelPrice:
             highest(start, "input_mtok") or Decimal(0),
             highest(start, "output_mtok", "output_reasoning_mtok") or Decimal(0),
             highest(start, "cache_read_mtok"),
-            highest(start, "cache_write_mtok", "cache_write_1h_mtok"),
+            highest(start, "cache_write_mtok"),
+            highest(start, "cache_write_1h_mtok"),
         )
         for start in sorted({-1, *starts})
     )

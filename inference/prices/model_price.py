@@ -22,11 +22,17 @@ class PriceTier:
     completion_nanousd_per_mtok: int
     cached_nanousd_per_mtok: int
     cache_write_nanousd_per_mtok: int
+    cache_write_1h_nanousd_per_mtok: int
 
     @property
     def max_prompt_nanousd_per_mtok(self) -> int:
         """The highest price that a prompt token can have, cached or not."""
-        return max(self.prompt_nanousd_per_mtok, self.cached_nanousd_per_mtok, self.cache_write_nanousd_per_mtok)
+        return max(
+            self.prompt_nanousd_per_mtok,
+            self.cached_nanousd_per_mtok,
+            self.cache_write_nanousd_per_mtok,
+            self.cache_write_1h_nanousd_per_mtok,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +63,18 @@ class ModelPrice:
     def cost(self, usage: Usage) -> int:
         """Return the cost of one request in nano-dollars, rounded up once.
 
-        Each token is billed once: cached and cache-write tokens, which are part of the prompt, at their own price;
-        reasoning tokens, which are part of the completion, at the completion's.
+        Each token is billed once: cached and cache-write tokens, which are part of the prompt, at their own price, and
+        those that are kept for an hour at theirs; reasoning tokens, which are part of the completion, at its price.
         """
         tier = self.tier_at(usage.prompt_tokens)
         cached = min(usage.cached_tokens, usage.prompt_tokens)
         written = min(usage.cache_write_tokens, usage.prompt_tokens - cached)
+        written_1h = min(usage.cache_write_1h_tokens, written)
         tokens_nanousd = (
             (usage.prompt_tokens - cached - written) * tier.prompt_nanousd_per_mtok
             + cached * tier.cached_nanousd_per_mtok
-            + written * tier.cache_write_nanousd_per_mtok
+            + (written - written_1h) * tier.cache_write_nanousd_per_mtok
+            + written_1h * tier.cache_write_1h_nanousd_per_mtok
             + usage.completion_tokens * tier.completion_nanousd_per_mtok
         )
         return min(-(-tokens_nanousd // TOKENS_PER_MTOK) + self.request_nanousd, MAX_NANOUSD)
@@ -95,20 +103,30 @@ def price_from_usd(
 
 
 def tier_from_usd(
-    above_prompt_tokens: int, prompt: Decimal, completion: Decimal, cached: Decimal | None, cache_write: Decimal | None
+    above_prompt_tokens: int,
+    prompt: Decimal,
+    completion: Decimal,
+    cached: Decimal | None,
+    cache_write: Decimal | None,
+    cache_write_1h: Decimal | None = None,
 ) -> PriceTier:
     """Make a tier of dollars per million tokens; without a price of their own, cached tokens cost as much as others.
 
-    Errors: MoneyError.
+    Writes to a cache that lasts an hour cost what other writes do, unless they have a price too. Errors: MoneyError.
     """
-    prices = [nanousd_from_usd(prompt if usd is None else usd) for usd in (prompt, completion, cached, cache_write)]
-    if cache_write is not None and cache_write < prompt:
-        # Google's cache-write price is for storage, on top of the prompt's price (genai-prices 0.2.3, November 2026).
-        prices[3] = nanousd_from_usd(cache_write + prompt)
+    written = _write_price(cache_write, prompt)
     return PriceTier(
         above_prompt_tokens=above_prompt_tokens,
-        prompt_nanousd_per_mtok=prices[0],
-        completion_nanousd_per_mtok=prices[1],
-        cached_nanousd_per_mtok=prices[2],
-        cache_write_nanousd_per_mtok=prices[3],
+        prompt_nanousd_per_mtok=nanousd_from_usd(prompt),
+        completion_nanousd_per_mtok=nanousd_from_usd(completion),
+        cached_nanousd_per_mtok=nanousd_from_usd(prompt if cached is None else cached),
+        cache_write_nanousd_per_mtok=written,
+        cache_write_1h_nanousd_per_mtok=written if cache_write_1h is None else _write_price(cache_write_1h, prompt),
     )
+
+
+def _write_price(cache_write: Decimal | None, prompt: Decimal) -> int:
+    if cache_write is None:
+        return nanousd_from_usd(prompt)
+    # Google's cache-write price is for storage, on top of the prompt's price (genai-prices 0.2.3, November 2026).
+    return nanousd_from_usd(cache_write + prompt if cache_write < prompt else cache_write)

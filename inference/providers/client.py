@@ -17,7 +17,8 @@ from pydantic import SecretStr
 from tollbook.inference.attempts import Attempt, ChatRequest
 from tollbook.inference.bounds import Bound
 from tollbook.inference.errors import ProviderRefused, ProviderUnavailable
-from tollbook.inference.providers.replies import generation_id_of, read_json, read_reply
+from tollbook.inference.providers.bodies import read_json
+from tollbook.inference.providers.replies import generation_id_of, read_reply
 from tollbook.inference.providers.transport import Connection, Exchange
 from tollbook.inference.providers.usage_report import read_cost
 from tollbook.schemas.money import MoneyError, format_usd, usd_from_nanousd
@@ -107,9 +108,11 @@ class ProviderClient:
         """
         started = self._monotonic()
         exchange = await self._connection.exchange("POST", self._completions_url, self._body(request))
-        attempt = self._attempt(exchange, request.model, round(1000 * (self._monotonic() - started)))
-        if attempt.warning is not None:
-            _log.warning("provider.usage_doubted", model=request.model, problem=attempt.warning)
+        attempt = self._attempt(exchange, request, round(1000 * (self._monotonic() - started)))
+        if attempt.usage_doubt is not None:
+            _log.warning("provider.usage_doubted", model=request.model, problem=attempt.usage_doubt)
+        if attempt.reason is not None:
+            _log_failure(request.model, attempt)
         return attempt
 
     async def generation(self, generation_id: str) -> int | None:
@@ -170,7 +173,7 @@ class ProviderClient:
             body["provider"] = preferences
         return json.dumps(body).encode()
 
-    def _attempt(self, exchange: Exchange, model: str, latency_ms: int) -> Attempt:
+    def _attempt(self, exchange: Exchange, request: ChatRequest, latency_ms: int) -> Attempt:
         status, fault = exchange.status, exchange.fault
         # Of a reply that broke, an error status says more than how it broke.
         if status is not None and (fault is None or not 200 <= status < 300):
@@ -178,16 +181,18 @@ class ProviderClient:
                 status,
                 exchange.headers,
                 exchange.body,
-                model=model,
+                model=request.model,
                 is_openrouter=self._is_openrouter,
                 latency_ms=latency_ms,
                 now_s=self._now_s(),
+                max_tokens=request.max_tokens,
             )
         assert fault is not None, "an exchange has a status or a fault"
         return Attempt(
             outcome=fault.outcome,
             charge=fault.charge,
             error=fault.error,
+            reason=fault.reason,
             latency_ms=latency_ms,
             http_status=status,
             generation_id=generation_id_of(exchange.headers),
@@ -211,6 +216,22 @@ class ProviderClient:
         except ValueError as exc:
             raise ProviderUnavailable(f"{where}: the reply is not JSON") from exc
         return _table(document).get("data")
+
+
+def _log_failure(model: str, attempt: Attempt) -> None:
+    """Say why a request has no answer, in words that hold nothing of the prompt (G10)."""
+    details = attempt.error_details.model_dump(exclude_none=True) if attempt.error_details else {}
+    _log.warning(
+        "provider.request_failed",
+        model=model,
+        reason=attempt.reason,
+        outcome=attempt.outcome,
+        http_status=attempt.http_status,
+        finish_reason=attempt.finish_reason,
+        generation_id=attempt.generation_id,
+        error=attempt.error,
+        **{name if name == "provider" else f"provider_{name}": word for name, word in details.items()},
+    )
 
 
 def _table(value: object) -> dict[str, Any]:

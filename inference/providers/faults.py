@@ -46,6 +46,13 @@ _PERMANENT: Final = (
 _TIMED_OUT: Final = (aiohttp.ServerTimeoutError, httpx.TimeoutException, TimeoutError)
 _UNREADABLE: Final = (aiohttp.ClientResponseError, httpx.DecodingError)
 
+_REASONS: Final[dict[Outcome, str]] = {
+    "not_sent": "no_connection",
+    "timeout": "timed_out",
+    "invalid_response": "unreadable",
+    "connection_error": "connection_lost",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -56,6 +63,11 @@ class Fault:
     error: str
     is_retryable: bool = True
     may_fall_back: bool = True
+
+    @property
+    def reason(self) -> str:
+        """The same in a word that every provider's failures share."""
+        return _REASONS[self.outcome]
 
 
 def fault_of(exc: BaseException) -> Fault:

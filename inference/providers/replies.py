@@ -1,39 +1,29 @@
 """The provider's replies: an Attempt is made of status, headers and body.
 
 A reply with status 200 can be an error, and one with an error status can be charged; `inference/attempts.py` says what
-`charge` means. The provider's messages are never passed on, since they may quote the prompt, as OpenRouter's moderation
-errors do (G10). Its error codes are.
+`charge` means. Invariant (G4): a reply that was paid for is the call's outcome. It is not asked for again because its
+text is empty, cut, filtered or a refusal. The provider's sentences go into `provider_error` alone, since they may quote
+the prompt, as OpenRouter's moderation errors do (G10).
 """
 
-import json
 import re
 from collections.abc import Mapping
-from decimal import Decimal
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from tollbook.inference.attempts import Attempt, ChargeStatus
+from tollbook.inference.providers.answers import CONTENT_FILTER, LENGTH, Answer, read_answer
+from tollbook.inference.providers.bodies import read_document
+from tollbook.inference.providers.json_values import as_table, first_table
+from tollbook.inference.providers.provider_errors import END_UNKNOWN, ProviderError, error_of, read_error
 from tollbook.inference.providers.usage_report import UsageReport, read_usage
+from tollbook.schemas.results import ErrorCode
 
-# Floats become Decimals, so that a cost is exact. NaN and infinities do too: they are then refused as a cost, and the
-# rest of the reply is still read.
-_DECODER: Final = json.JSONDecoder(parse_float=Decimal, parse_constant=Decimal)
-_WORD: Final = re.compile(r"[a-z][a-z0-9_.-]{1,63}")
 _NAME: Final = re.compile(r"[\x21-\x7e]{1,200}")
-
-_TRANSIENT: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
-# The provider accepted the request, but its end is not known: it may have been billed in full.
-_END_UNKNOWN: Final = frozenset({408, 499, 504, 520, 524})
-_IN_FLIGHT_BUDGET: Final = "in_flight_budget_exhausted"
 _MAX_RETRY_AFTER_S: Final = 86_400.0
-
-
-def read_json(body: bytes) -> Any:
-    """Parse JSON with exact numbers. Errors: ValueError."""
-    try:
-        return _DECODER.decode(body.decode())
-    except (RecursionError, ArithmeticError) as exc:
-        raise ValueError("the body is not JSON") from exc
+_SERVICE_TIERS: Final = frozenset({"flex", "priority", "batch", "fast"})
+_NO_USAGE: Final = UsageReport()
+_NOT_COUNTED: Final = "the reported usage is zero and was ignored"
 
 
 def read_reply(
@@ -45,29 +35,43 @@ def read_reply(
     is_openrouter: bool,
     latency_ms: int,
     now_s: float,
+    max_tokens: int | None = None,
 ) -> Attempt:
-    """Read a whole reply. `now_s` is the time of day, for a Retry-After that is a date in a reply without a Date."""
-    try:
-        parsed = read_json(body)
-    except ValueError:
-        parsed = None
-    document = cast(dict[str, Any], parsed) if isinstance(parsed, dict) else None
-    report = read_usage(document.get("usage")) if document else UsageReport(None, None)
-    generation_id = generation_id_of(headers) or (document and _name(document.get("id"))) or None
+    """Read a whole reply.
+
+    `now_s` is the time of day, for a Retry-After that is a date in a reply without a Date. `max_tokens` is the limit of
+    the request, by which a reply is seen to be cut whose provider does not say so.
+    """
+    document = read_document(body)
+    report = _usage_of(document) if document else _NO_USAGE
     common: dict[str, Any] = {
         "http_status": status,
         "latency_ms": latency_ms,
-        "generation_id": generation_id,
-        "model_used": (document and _name(document.get("model"))) or None,
-        "usage": report.usage,
-        "reported_cost_nanousd": report.cost_nanousd,
-        "warning": report.warning,
+        "generation_id": generation_id_of(headers) or (document and _name(document.get("id"))) or None,
+        "model_used": (document and (_name(document.get("model")) or _name(document.get("modelVersion")))) or None,
+        "service_tier": _service_tier(document) if document else "",
     }
     if not 200 <= status < 300:
-        return _refusal(status, headers, document, report, common, now_s)
+        return _refused(status, headers, document, body, report, common, now_s)
     if document is None:
-        return _unreadable("the reply is not a JSON object", common)
-    return _completion(document, report, common, model, is_openrouter)
+        problem = "the reply is not a JSON object"
+        return Attempt(
+            outcome="invalid_response",
+            charge="unknown",
+            error=problem,
+            reason="unreadable",
+            is_retryable=True,
+            may_fall_back=True,
+            **common,
+        )
+    answer = read_answer(document)
+    common["finish_reason"] = answer.finish_reason
+    error = _error_in(document)
+    if error is not None or answer.finish_reason == "error":
+        return _failed(read_error(error), answer, report, common, is_openrouter)
+    if answer.is_answer:
+        return _answered(answer, report, common, model)
+    return _unanswered(answer, report, common, model, max_tokens)
 
 
 def generation_id_of(headers: Mapping[str, str]) -> str | None:
@@ -93,128 +97,178 @@ def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
     return min(max(seconds, 0.0), _MAX_RETRY_AFTER_S) if seconds == seconds else None
 
 
-def _refusal(
+def _usage_of(document: dict[str, Any]) -> UsageReport:
+    """Read the usage, which Gemini's servers report under a name of their own."""
+    report = read_usage(document.get("usage"))
+    if report.is_known:
+        return report
+    others = (read_usage(document.get(name)) for name in ("usageMetadata", "usage_metadata"))
+    return next((other for other in others if other.is_known), report)
+
+
+def _service_tier(document: dict[str, Any]) -> str:
+    """Return how the request was processed, if that has prices of its own."""
+    usage = as_table(document.get("usage"))
+    named = (document.get("service_tier"), usage.get("service_tier"), usage.get("speed"))
+    words = (name.lower() for name in named if isinstance(name, str))
+    return next((word for word in words if word in _SERVICE_TIERS), "")
+
+
+def _charged(report: UsageReport) -> dict[str, Any]:
+    """Return what the fields of an attempt say of a report."""
+    return {
+        "usage": report.usage,
+        "other_readings": report.readings[1:],
+        "usage_doubt": report.doubt,
+        "reported_cost_nanousd": report.cost_nanousd,
+        "fee_nanousd": report.fee_nanousd,
+    }
+
+
+def _refused(
     status: int,
     headers: Mapping[str, str],
     document: dict[str, Any] | None,
+    body: bytes,
     report: UsageReport,
     common: dict[str, Any],
     now_s: float,
 ) -> Attempt:
-    error = _dict(document.get("error")) if document else None
-    words = _words(error)
+    error = read_error(error_of(document), status, b"" if document else body)
     # A 5xx without an error object comes from a proxy, which cannot know how the request ended.
-    is_end_unknown = status in _END_UNKNOWN or (status >= 500 and error is None)
-    charge: ChargeStatus = "known" if _is_reported(report) else "unknown" if is_end_unknown else "none"
-    is_retryable, may_fall_back = _next_steps(status, words, error)
+    has_error = document is not None and bool(first_table(document.get("error")))
+    is_end_unknown = status in END_UNKNOWN or (status >= 500 and not has_error)
+    charge: ChargeStatus = "known" if report.is_known else "unknown" if is_end_unknown else "none"
     return Attempt(
         outcome="http_error",
         charge=charge,
-        error=" ".join([f"HTTP {status}", *words]),
         retry_after_s=retry_after_s(headers, now_s),
-        is_retryable=is_retryable,
-        may_fall_back=may_fall_back,
+        error=" ".join([f"HTTP {status}", *error.words]),
+        **_of_error(error),
+        **_charged(report),
         **common,
     )
 
 
-def _completion(
-    document: dict[str, Any], report: UsageReport, common: dict[str, Any], model: str, is_openrouter: bool
+def _failed(
+    error: ProviderError, answer: Answer, report: UsageReport, common: dict[str, Any], is_openrouter: bool
 ) -> Attempt:
-    choices = document.get("choices")
-    choice = _dict(cast(list[object], choices)[0]) if isinstance(choices, list) and choices else None
-    finish = choice.get("finish_reason") if choice else None
-    common["finish_reason"] = _name(finish)
-    error = document.get("error") or (choice.get("error") if choice else None)
-    if error or finish == "error":
-        return _failure(_dict(error), report, common, is_openrouter)
-    message = _dict(choice.get("message")) if choice else None
-    content = message.get("content") if message else None
-    if not isinstance(content, str) or not content:
-        reason = f" (finish reason {common['finish_reason']})" if common["finish_reason"] else ""
-        return _unreadable(f"the reply has no completion{reason}", common)
-    usage = report.usage
-    if usage and report.cost_nanousd is None and not (usage.prompt_tokens and usage.completion_tokens):
-        # Neither the prompt nor the completion is empty: a server that counts no tokens must not make the call free.
-        common.update(usage=None, warning="the reported usage is zero and was ignored")
-        report = UsageReport(None, None)
-    common["model_used"] = common["model_used"] or model
-    return Attempt(
-        outcome="ok", charge="known" if _is_reported(report) else "unknown", content=_text(content), **common
-    )
-
-
-def _failure(error: dict[str, Any] | None, report: UsageReport, common: dict[str, Any], is_openrouter: bool) -> Attempt:
     """Read an error in a 200. OpenRouter bills no reply that ends in an error ("zero completion insurance", 2026)."""
-    code, words = _code(error), _words(error)
-    is_insured = is_openrouter or code is not None
+    is_insured = is_openrouter or error.code is not None
     charge: ChargeStatus = (
-        "known" if _is_reported(report) else "none" if is_insured and code not in _END_UNKNOWN else "unknown"
+        "known" if report.is_known else "none" if is_insured and error.code not in END_UNKNOWN else "unknown"
     )
-    is_retryable, may_fall_back = _next_steps(code or 500, words, error)
+    code = [str(error.code)] if error.code else []
     return Attempt(
         outcome="provider_error",
         charge=charge,
-        error=" ".join(["the provider reported an error", *([str(code)] if code else []), *words]),
-        is_retryable=is_retryable,
-        may_fall_back=may_fall_back,
+        content=answer.content,
+        error=" ".join(["the provider reported an error", *code, *error.words]),
+        **_of_error(error),
+        **_charged(report),
         **common,
     )
 
 
-def _unreadable(problem: str, common: dict[str, Any]) -> Attempt:
-    is_reported = common["usage"] is not None or common["reported_cost_nanousd"] is not None
+def _of_error(error: ProviderError) -> dict[str, Any]:
+    return {
+        "reason": error.reason,
+        "error_details": error.details,
+        "error_code": ErrorCode.CONTENT_FILTERED if error.reason == "content_filtered" else None,
+        "provider_error": error.sentence,
+        "is_retryable": error.is_retryable,
+        "may_fall_back": error.may_fall_back,
+    }
+
+
+def _answered(answer: Answer, report: UsageReport, common: dict[str, Any], model: str) -> Attempt:
+    report = _counted(report)
+    common["model_used"] = common["model_used"] or model
+    return Attempt(outcome="ok", charge=_charge(report), **_said(answer), **_charged(report), **common)
+
+
+def _unanswered(
+    answer: Answer, report: UsageReport, common: dict[str, Any], model: str, max_tokens: int | None
+) -> Attempt:
+    """Read a reply without text, tool call or refusal: the outcome if it was paid for, or would be the same again."""
+    usage = report.usage
+    is_at_limit = usage is not None and max_tokens is not None and usage.completion_tokens >= max_tokens
+    is_limit = answer.finish_reason == LENGTH or (is_at_limit and answer.finish_reason != CONTENT_FILTER)
+    is_filter = answer.finish_reason == CONTENT_FILTER
+    generated = is_limit or answer.reasoning or answer.content
+    report = _counted(report) if generated else report
+    is_free = report.cost_nanousd == 0 and not report.fee_nanousd
+    is_paid = (report.is_known or (answer.has_choice and answer.finish_reason is not None)) and not is_free
+    if not (is_limit or is_filter or is_paid):
+        finish = f" (finish reason {answer.finish_reason})" if answer.finish_reason else ""
+        return Attempt(
+            outcome="invalid_response",
+            charge=_charge(report),
+            error=f"the reply has no answer{finish}",
+            reason="empty_answer",
+            is_retryable=True,
+            may_fall_back=True,
+            **_charged(report),
+            **common,
+        )
+    common["model_used"] = common["model_used"] or model
+    code, reason, error = _why_no_answer(answer, report, is_limit=is_limit, is_filter=is_filter)
     return Attempt(
-        outcome="invalid_response",
-        charge="known" if is_reported else "unknown",
-        error=problem,
-        is_retryable=True,
-        may_fall_back=True,
+        outcome="ok",
+        charge=_charge(report),
+        error=error,
+        error_code=code,
+        reason=reason,
+        **_said(answer),
+        **_charged(report),
         **common,
     )
 
 
-def _next_steps(code: int, words: list[str], error: dict[str, Any] | None) -> tuple[bool, bool]:
-    """Return whether the same model may answer after a pause, and whether another model may."""
-    if code == 401:
-        return False, False
-    if code == 402:
-        is_transient = _IN_FLIGHT_BUDGET in words or _IN_FLIGHT_BUDGET in str(error and error.get("message"))
-        # The account may have enough money left for a cheaper model.
-        return is_transient, True
-    return code in _TRANSIENT, True
+def _why_no_answer(
+    answer: Answer, report: UsageReport, *, is_limit: bool, is_filter: bool
+) -> tuple[ErrorCode, str, str]:
+    if is_limit:
+        used = report.usage
+        parts = f": {used.completion_tokens:,}, {used.reasoning_tokens:,} of them reasoning" if used else ""
+        error = f"the limit of completion tokens was used up before an answer{parts}"
+        return ErrorCode.OUTPUT_LIMIT_REACHED, "output_limit", error
+    if is_filter:
+        return ErrorCode.CONTENT_FILTERED, "content_filtered", "the provider's filter held the answer back"
+    finish = f" (finish reason {answer.finish_reason})" if answer.finish_reason else ""
+    return ErrorCode.INFERENCE_FAILED, "empty_answer", f"the reply has no answer{finish}"
 
 
-def _words(error: dict[str, Any] | None) -> list[str]:
-    """Return the error codes that are words, such as `rate_limit_exceeded`."""
-    if error is None:
-        return []
-    metadata = _dict(error.get("metadata")) or {}
-    found = [metadata.get("error_type"), metadata.get("reason"), error.get("type"), error.get("code")]
-    return list(dict.fromkeys(word for word in found if isinstance(word, str) and _WORD.fullmatch(word)))
+def _counted(report: UsageReport) -> UsageReport:
+    """Return a report without tokens where it has none of the prompt or of the completion, although both were there.
+
+    A server that counts no tokens must not make the call free; one that reports a cost of zero does.
+    """
+    is_wrong = report.has_zero and report.cost_nanousd is None
+    return UsageReport(fee_nanousd=report.fee_nanousd, doubt=_NOT_COUNTED) if is_wrong else report
 
 
-def _code(error: dict[str, Any] | None) -> int | None:
-    code = error.get("code") if error else None
-    if isinstance(code, str) and code.isdecimal():
-        code = int(code[:4])
-    return code if type(code) is int and 100 <= code <= 999 else None
+def _said(answer: Answer) -> dict[str, Any]:
+    return {
+        "content": answer.content,
+        "tool_calls": answer.tool_calls,
+        "refusal": answer.refusal,
+        "reasoning": answer.reasoning,
+    }
 
 
-def _is_reported(report: UsageReport) -> bool:
-    return report.usage is not None or report.cost_nanousd is not None
+def _charge(report: UsageReport) -> ChargeStatus:
+    return "known" if report.is_known else "unknown"
 
 
-def _dict(value: object) -> dict[str, Any] | None:
-    return cast(dict[str, Any], value) if isinstance(value, dict) else None
+def _error_in(document: dict[str, Any]) -> object:
+    """Return the error of a reply with status 200, or None."""
+    if error := first_table(document.get("choices")).get("error"):
+        return error
+    if document.get("choices"):
+        return document.get("error") or None
+    return error_of(document)
 
 
 def _name(value: object) -> str | None:
     return value if isinstance(value, str) and _NAME.fullmatch(value) else None
-
-
-def _text(content: str) -> str:
-    """Return text that UTF-8 can encode: JSON can escape half of a surrogate pair, which is replaced."""
-    if content.isascii():
-        return content
-    return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

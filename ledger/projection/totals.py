@@ -39,6 +39,7 @@ class Group(NamedTuple):
     outcome: str
     basis: str
     reason: str
+    is_doubted: bool
     http_status: int
     kind: str
     frees_hold: bool

@@ -18,12 +18,14 @@ from tollbook import (
     MODEL_ROUTING,
     AppError,
     BudgetWaitTimeout,
+    ContentFiltered,
     IdempotencyConflict,
     InferenceClient,
     InferenceFailed,
     InvalidTask,
     LedgerRefused,
     LedgerUnavailable,
+    OutputLimitReached,
     PlanLimitReached,
     PriceUnknown,
     SettingsError,
@@ -162,6 +164,33 @@ async def test_failed_inference_is_an_error_that_tells_what_it_cost(calling: Cal
     assert error.code not in error.message
     assert (error.data["task_id"], error.data["cost_usd"]) == ("t1", usd_from_nanousd(PRICE))
     assert await calling.spent() == calling.booked() == PRICE
+
+
+@pytest.mark.parametrize(
+    ("scenario", "error_class", "code"),
+    [
+        ("reasoning_used_up_limit", OutputLimitReached, ErrorCode.OUTPUT_LIMIT_REACHED),
+        ("answer_filtered", ContentFiltered, ErrorCode.CONTENT_FILTERED),
+        ("nothing_said", InferenceFailed, ErrorCode.INFERENCE_FAILED),
+    ],
+)
+async def test_reply_without_an_answer_is_an_error_that_tells_what_it_cost(
+    calling: Calling, scenario: str, error_class: type[InferenceFailed], code: ErrorCode
+) -> None:
+    calling.script(scenario)
+    error = await refusal(error_class, draft(calling).call(PROMPT, "u1", task_id="t1"))
+    assert (type(error), error.code) == (error_class, code)
+    assert error.data["cost_usd"] == usd_from_nanousd(PRICE)
+    assert error.data["usage"]
+
+
+async def test_result_has_tool_calls_and_usage(calling: Calling) -> None:
+    calling.script("tool_calls")
+    result = await draft(calling).call(PROMPT, "u1", task_id="t1")
+    assert result.tool_calls is not None
+    assert result.finish_reason == "tool_calls"
+    assert result.usage is not None
+    assert result.usage.prompt_tokens == PROMPT_TOKENS
 
 
 @pytest.mark.parametrize(

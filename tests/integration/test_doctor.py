@@ -74,6 +74,24 @@ async def test_a_system_in_order_is_found_in_order(place: Place) -> None:
     assert found["ledger"] == "it still has the last event that was folded"
 
 
+async def test_requests_without_an_answer_are_summed_up_by_reason(place: Place) -> None:
+    prompts = ["out_of_credit", "out_of_credit", "reasoning_used_up_limit"]
+    tasks = [
+        {**TASK, "task_id": f"f{number}", "prompt": f"[[fault={name}]]", "model": "anthropic/claude-3-haiku"}
+        for number, name in enumerate(prompts)
+    ]
+    await place.running.publish(STREAMS[0], tasks)
+    await place.running.answers(task["task_id"] for task in tasks)
+    await place.running.fold_all()
+    (found,) = [each for each in await place.findings() if each.check == "failures"]
+    assert found.state == "warning"
+    assert found.found == (
+        "requests without an answer in the last hour: 2 out_of_credit (anthropic/claude-3-haiku), "
+        "1 output_limit (anthropic/claude-3-haiku)"
+    )
+    assert "no credit left" in found.advice
+
+
 async def test_a_server_that_takes_no_writes(place: Place) -> None:
     await place.redis.config_set("maxmemory", 1)
     failed = await place.failed()

@@ -541,7 +541,7 @@ async def test_secrets_are_in_no_repr_no_error_and_no_log_line(
     with capture_logs() as lines:
         async with client(transport=Transport(answer)) as provider:
             attempt = await provider.complete(request())
-            shown = [repr(provider), repr(vars(provider)), repr(attempt), str(attempt.error), str(attempt.warning)]
+            shown = [repr(provider), repr(vars(provider)), repr(attempt), str(attempt.error), str(attempt.usage_doubt)]
             try:
                 await provider.generation("gen-1")
             except (ProviderRefused, ProviderUnavailable) as exc:

@@ -32,6 +32,8 @@ TASKS = [
     task("unknown-cost", "[[fault=reset_after_charge]]"),
     task("refused-by-provider", "[[fault=http_400]]"),
     task("another-model", model="openai/gpt-4o"),
+    task("no-answer", "[[fault=reasoning_used_up_limit]]"),
+    task("doubted", "[[fault=total_alone]]"),
     task("denied", user_id="poor-user", plan="trial"),
 ]
 
@@ -67,7 +69,7 @@ async def test_the_page_tells_what_sql_tells_of_the_same_ledger(
 
         await wait_until(is_quiet, what="all acknowledged")
         await scrape_until(url, "tollbook_tasks_finished_total", 1, status="invalid")
-        page = await scrape_until(url, "tollbook_tasks_finished_total", len(TASKS) - 3 + 1, status="done")
+        page = await scrape_until(url, "tollbook_tasks_finished_total", len(TASKS) - 4 + 1, status="done")
 
         assert events == await one(running, "SELECT count(*) FROM events")
         assert sum(page.all("tollbook_ledger_events_total").values()) == events
@@ -113,6 +115,14 @@ async def test_the_page_tells_what_sql_tells_of_the_same_ledger(
             )
         )
         assert page.get("tollbook_provider_errors_total", model=HAIKU, status="400") == 1
+        assert page.all("tollbook_failures_total") == await series(
+            running,
+            "SELECT CASE WHEN model = 'openai/gpt-4o' THEN 'other' ELSE model END, reason, count(*) FROM events "
+            "WHERE type = 'model-called' AND reason IS NOT NULL GROUP BY ALL",
+        )
+        assert page.get("tollbook_failures_total", model=HAIKU, reason="output_limit") == 1
+        assert page.get("tollbook_failures_total", model=HAIKU, reason="bad_request") == 1
+        assert page.all("tollbook_usage_doubts_total")[HAIKU,] == 1
         assert sum(page.all("tollbook_fallbacks_total").values()) == await one(
             running, "SELECT sum(fallbacks) FROM spend"
         )

@@ -125,6 +125,7 @@ def test_long_context_price_counts_where_the_prompt_could_reach_it(characters: i
             completion_nanousd_per_mtok=price,
             cached_nanousd_per_mtok=price,
             cache_write_nanousd_per_mtok=price,
+            cache_write_1h_nanousd_per_mtok=price,
         )
 
     price = ModelPrice("m", (tier(-1, 10**9), tier(1000, 2 * 10**9)))

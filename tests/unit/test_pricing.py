@@ -185,3 +185,30 @@ def test_no_usage_costs_more_than_the_highest_prices(prompt: int, completion: in
     usage = Usage(prompt_tokens=prompt, completion_tokens=completion, cached_tokens=cached, cache_write_tokens=written)
     high_prompt, high_completion = price.max_prices(prompt)
     assert price.cost(usage) <= -(-(prompt * high_prompt + completion * high_completion) // 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("service_tier", "prompt", "completion"),
+    [
+        ("", 1_250, 10_000),
+        ("flex", 625, 5_000),
+        ("batch", 625, 5_000),
+        ("priority", 2_500, 20_000),
+        ("odd", 1_250, 10_000),
+    ],
+)
+def test_processing_that_has_prices_of_its_own_is_priced_by_them(
+    service_tier: str, prompt: int, completion: int
+) -> None:
+    # OpenAI's own prices of GPT-5, November 2026.
+    own = PriceCatalogue(provider="openai")
+    usage = Usage(prompt_tokens=10, completion_tokens=10)
+    assert own.cost("gpt-5", usage, NOVEMBER_2026_MS, service_tier=service_tier) == 10 * prompt + 10 * completion
+
+
+def test_cache_writes_cost_by_how_long_they_last() -> None:
+    # Anthropic's own prices of Claude Sonnet 4: 3 dollars, writes for five minutes 3.75, for an hour 6.
+    own = PriceCatalogue(provider="anthropic")
+    usage = Usage(prompt_tokens=100, cache_write_tokens=60, cache_write_1h_tokens=20)
+    expected = 40 * SONNET_IN + 40 * SONNET_WRITE + 20 * 6_000
+    assert own.cost("claude-sonnet-4-0", usage, NOVEMBER_2026_MS) == expected

@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tollbook.inference.attempts import Attempt
-from tollbook.inference.providers.replies import read_json, read_reply, retry_after_s
+from tollbook.inference.providers.bodies import read_json
+from tollbook.inference.providers.replies import read_reply, retry_after_s
 from tollbook.inference.providers.usage_report import read_usage
+from tollbook.schemas.failures import FAILURES, ErrorDetails
 from tollbook.schemas.money import MAX_NANOUSD, nanousd_from_usd
+from tollbook.schemas.results import ErrorCode
 from tollbook.schemas.usage import Usage
 
 PROMPT, COMPLETION = "the secret prompt", "the secret completion"
@@ -26,13 +29,10 @@ def document(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def read(
-    body: Any, status: int = 200, headers: dict[str, str] | None = None, *, is_openrouter: bool = False
-) -> Attempt:
+def read(body: Any, status: int = 200, headers: dict[str, str] | None = None, **options: Any) -> Attempt:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return read_reply(
-        status, headers or {}, raw, model="asked/model", is_openrouter=is_openrouter, latency_ms=7, now_s=1_000_000.0
-    )
+    options = {"is_openrouter": False, **options}
+    return read_reply(status, headers or {}, raw, model="asked/model", latency_ms=7, now_s=1_000_000.0, **options)
 
 
 def test_completion_with_its_cost() -> None:
@@ -105,7 +105,7 @@ def test_what_a_reply_tells_of_its_cost(
     attempt = read(body)
     assert attempt.is_ok
     assert (attempt.charge, attempt.reported_cost_nanousd) == (charge, cost)
-    assert (attempt.usage is not None, attempt.warning is not None) == (has_usage, is_doubted)
+    assert (attempt.usage is not None, attempt.usage_doubt is not None) == (has_usage, is_doubted)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_cost_under_ones_own_key_includes_the_providers(
     usage: dict[str, Any], cost: int | None, is_doubted: bool
 ) -> None:
     report = read_usage({"prompt_tokens": 1, "completion_tokens": 1, **usage})
-    assert (report.cost_nanousd, report.warning is not None) == (cost, is_doubted)
+    assert (report.cost_nanousd, report.doubt is not None) == (cost, is_doubted)
 
 
 def error(code: object, message: str = PROMPT, **metadata: object) -> dict[str, Any]:
@@ -190,7 +190,10 @@ FAILED_CHOICE = [{"message": {"content": "half a compl"}, "finish_reason": "erro
 )
 def test_error_inside_a_200(body: Any, is_openrouter: bool, charge: str, is_retryable: bool) -> None:
     attempt = read(body, is_openrouter=is_openrouter)
-    assert (attempt.outcome, attempt.http_status, attempt.content) == ("provider_error", 200, None)
+    assert (attempt.outcome, attempt.http_status, attempt.is_ok) == ("provider_error", 200, False)
+    # What had come of a text is kept.
+    choices = body.get("choices")
+    assert attempt.content == (choices[0]["message"]["content"] if choices else None)
     assert (attempt.charge, attempt.is_retryable) == (charge, is_retryable)
 
 
@@ -205,19 +208,278 @@ def test_error_inside_a_200(body: Any, is_openrouter: bool, charge: str, is_retr
         (b'{"usage": 1e99999999999999999999}', "unknown"),
         (b"[]", "unknown"),
         (b"{}", "unknown"),
-        (document(choices=[]), "known"),
         (document(choices=None, usage=None), "unknown"),
-        (document(choices=["?"]), "known"),
-        (document(choices=[{"message": None, "finish_reason": "stop"}]), "known"),
-        (document(choices=[{"message": {"content": None}, "finish_reason": "length"}]), "known"),
         (document(choices=[{"message": {"content": ""}, "finish_reason": None}], usage=None), "unknown"),
-        (document(choices=[{"message": {"content": 5}}]), "known"),
+        # An empty reply that is free is asked for again: nothing is bought twice.
+        (document(choices=[{"message": {"content": ""}, "finish_reason": "stop"}], usage={"cost": 0}), "known"),
     ],
 )
-def test_reply_without_a_completion(body: Any, charge: str) -> None:
+def test_reply_that_cannot_be_read_or_is_free(body: Any, charge: str) -> None:
     attempt = read(body)
     assert (attempt.outcome, attempt.charge, attempt.content) == ("invalid_response", charge, None)
     assert (attempt.is_retryable, attempt.may_fall_back) == (True, True)
+
+
+def said(finish: str | None = "stop", **message: Any) -> list[dict[str, Any]]:
+    return [{"message": {"role": "assistant", **message}, "finish_reason": finish}]
+
+
+FAILED, CUT, FILTERED = ErrorCode.INFERENCE_FAILED, ErrorCode.OUTPUT_LIMIT_REACHED, ErrorCode.CONTENT_FILTERED
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (document(choices=[]), FAILED),
+        (document(choices=["?"]), FAILED),
+        (document(choices=[{"message": None, "finish_reason": "stop"}]), FAILED),
+        (document(choices=[{"message": {"content": 5}}]), FAILED),
+        (document(choices=said("stop", content=None)), FAILED),
+        (document(choices=said("tool_calls", content=None, tool_calls=[])), FAILED),
+        (document(choices=said("stop", content=" \n")), FAILED),
+        (document(choices=said("stop", content=[])), FAILED),
+        (document(choices=said("stop", content=[{"type": "text", "text": ""}])), FAILED),
+        (document(choices=said("error_unknown", content="")), FAILED),
+        *(
+            (document(choices=said(word, content=None)), CUT)
+            for word in (
+                "length",
+                "max_tokens",
+                "MAX_TOKENS",
+                "max_output_tokens",
+                "model_length",
+                "model_context_window_exceeded",
+            )
+        ),
+        *(
+            (document(choices=said(word, content="")), FILTERED)
+            for word in (
+                "content_filter",
+                "SAFETY",
+                "RECITATION",
+                "PROHIBITED_CONTENT",
+                "BLOCKLIST",
+                "SPII",
+                "refusal",
+                "content_filter: SAFETY",
+                "guardrail_intervened",
+                "sensitive",
+            )
+        ),
+        # A router's own word hides the provider's.
+        (document(choices=[said("stop", content="")[0] | {"native_finish_reason": "MAX_TOKENS"}]), CUT),
+        (document(choices=[said(None, content="")[0] | {"native_finish_reason": "SAFETY"}]), FILTERED),
+        # The provider says nothing, but the limit is used up.
+        (document(choices=said("stop", content=""), usage={"prompt_tokens": 9, "completion_tokens": 50}), CUT),
+        (document(choices=said(None, content=""), usage={"prompt_tokens": 9, "completion_tokens": 50}), CUT),
+        ({"choices": None, "promptFeedback": {"blockReason": "SAFETY"}, "usage": {"total_tokens": 9}}, FILTERED),
+        # The same answer would come again, paid or not.
+        (document(choices=said("length", content=""), usage=None), CUT),
+        (document(choices=said("content_filter", content=""), usage={"cost": 0}), FILTERED),
+    ],
+)
+def test_reply_without_an_answer_is_the_outcome(body: Any, code: ErrorCode) -> None:
+    attempt = read(body, max_tokens=50)
+    assert (attempt.outcome, attempt.error_code) == ("ok", code)
+    assert (attempt.is_retryable, attempt.may_fall_back) == (False, False)
+    assert attempt.error
+    assert attempt.reason in FAILURES
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        (said("length", content="part"), {"content": "part", "finish_reason": "length"}),
+        (said("content_filter", content="part"), {"content": "part", "finish_reason": "content_filter"}),
+        (said(content=[{"type": "text", "text": "a"}, {"type": "output_text", "text": "b"}, "c"]), {"content": "abc"}),
+        (said(content={"type": "text", "text": "a"}), {"content": "a"}),
+        (said(content=[{"type": "text", "text": {"value": "a"}}]), {"content": "a"}),
+        (said(content=[{"type": "image_url", "image_url": {}}, {"type": "text", "text": "a"}]), {"content": "a"}),
+        (said(content="a", reasoning="r"), {"content": "a", "reasoning": "r"}),
+        (said(content="a", reasoning_content="r"), {"content": "a", "reasoning": "r"}),
+        (said(content="a", reasoning_details=[{"type": "reasoning.text", "text": "r"}]), {"reasoning": "r"}),
+        (said(content=[{"type": "thinking", "thinking": "r"}, {"type": "text", "text": "a"}]), {"reasoning": "r"}),
+        (said(content=None, refusal="no"), {"content": None, "refusal": "no"}),
+        (said(content="", refusal="no"), {"content": None, "refusal": "no"}),
+        ([{"text": "a", "finish_reason": "stop"}], {"content": "a"}),
+        ([{"delta": {"content": "a"}, "finish_reason": "stop"}], {"content": "a"}),
+        (said(content="") + said(content="b"), {"content": "b"}),
+        (said("end_turn", content="a"), {"finish_reason": "stop"}),
+        (said("a word of its own", content="a"), {"finish_reason": None}),
+        (said("own_word", content="a"), {"finish_reason": "own_word"}),
+    ],
+)
+def test_answer_is_read_in_every_form(choices: Any, expected: dict[str, Any]) -> None:
+    attempt = read(document(choices=choices))
+    assert (attempt.outcome, attempt.error_code) == ("ok", None)
+    assert {name: getattr(attempt, name) for name in expected} == expected
+
+
+def test_tool_calls_are_storable_and_keep_what_their_provider_needs() -> None:
+    call = (
+        b'{"id": "a", "extra_content": {"signature": "s\\ud800"}, "function": {"name": "f", "arguments": {"x": 1.5}}}'
+    )
+    body = b'{"choices": [{"message": {"tool_calls": [' + call + b']}, "finish_reason": "tool_calls"}]}'
+    (found,) = read(body).tool_calls
+    assert found == {
+        "id": "a",
+        "type": "function",
+        "extra_content": {"signature": "s\ufffd"},
+        "function": {"name": "f", "arguments": '{"x": 1.5}'},
+    }
+    json.dumps(found).encode()
+
+
+def event(**changes: Any) -> bytes:
+    return b"data: " + json.dumps({"id": "gen-1", "model": "m", **changes}).encode() + b"\n\n"
+
+
+def delta(finish: str | None = None, **parts: Any) -> list[dict[str, Any]]:
+    return [{"index": 0, "delta": parts, "finish_reason": finish}]
+
+
+USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+WHOLE = json.dumps(document()).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xef\xbb\xbf" + WHOLE,
+        "\ufeff".encode("utf-16-le") + json.dumps(document()).encode("utf-16-le"),
+        b"\n \n\r\n" + WHOLE + b"\n\0",
+        b": PROCESSING\n\n: PROCESSING\n\n" + WHOLE,
+        b"[" + WHOLE + b"]",
+        b"data: " + WHOLE + b"\n\ndata: [DONE]\n\n",
+        b"event: message\ndata: " + WHOLE + b"\n",
+        WHOLE.replace(b'"object"', b'"object\xff"'),
+    ],
+)
+def test_body_is_read_whatever_stands_around_it(body: bytes) -> None:
+    attempt = read(body)
+    assert (attempt.content, attempt.reported_cost_nanousd) == (COMPLETION, 4_500)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tier"),
+    [
+        ({}, ""),
+        ({"service_tier": "default"}, ""),
+        ({"service_tier": "priority"}, "priority"),
+        ({"usage": USAGE | {"service_tier": "batch"}}, "batch"),
+        ({"usage": USAGE | {"speed": "fast"}}, "fast"),
+        ({"service_tier": ["flex"]}, ""),
+    ],
+)
+def test_processing_with_prices_of_its_own_is_noted(changes: dict[str, Any], tier: str) -> None:
+    assert read(document(**changes)).service_tier == tier
+
+
+def test_event_stream_is_put_together() -> None:
+    function = {"name": "f", "arguments": '{"a"'}
+    body = (
+        b": PROCESSING\n\n"
+        + event(choices=delta(role="assistant", content="Hel", reasoning="think"))
+        + event(choices=delta(content="lo", reasoning="ing"))
+        + event(choices=delta(tool_calls=[{"index": 0, "id": "c1", "type": "function", "function": function}]))
+        + event(choices=delta(tool_calls=[{"index": 0, "function": {"arguments": ": 1}"}}]))
+        + event(choices=delta("tool_calls"))
+        + event(choices=[], usage=USAGE | {"cost": 0.5})
+        + b"data: [DONE]\n\n"
+    )
+    attempt = read(body)
+    assert (attempt.content, attempt.reasoning, attempt.finish_reason) == ("Hello", "thinking", "tool_calls")
+    assert attempt.tool_calls[0]["function"]["arguments"] == '{"a": 1}'
+    assert attempt.reported_cost_nanousd == 500_000_000
+
+
+def test_event_stream_that_ends_in_an_error_is_an_error() -> None:
+    body = event(choices=delta(content="Hel")) + event(error={"code": 502, "message": PROMPT}, choices=delta("error"))
+    attempt = read(body, is_openrouter=True)
+    assert (attempt.outcome, attempt.charge, attempt.content) == ("provider_error", "none", "Hel")
+
+
+def test_event_stream_without_an_end_is_what_had_come() -> None:
+    attempt = read(event(choices=delta(content="Hel")))
+    assert (attempt.outcome, attempt.charge, attempt.content) == ("ok", "unknown", "Hel")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason", "sentence"),
+    [
+        (402, error(402, "no credit"), "out_of_credit", "no credit"),
+        (429, {"error": {"code": "insufficient_quota", "message": "x"}}, "out_of_credit", "x"),
+        (400, {"error": {"message": "Your credit balance is too low"}}, "out_of_credit", None),
+        (429, error(429, "slow down"), "rate_limited", "slow down"),
+        (429, [error(429, "slow down")], "rate_limited", "slow down"),
+        (400, {"error": {"code": "context_length_exceeded", "message": "x"}}, "context_too_long", "x"),
+        (400, error(400, "This model's maximum context length is 8192 tokens"), "context_too_long", None),
+        (400, error(400, "prompt is too long: 210000 tokens > 200000 maximum"), "context_too_long", None),
+        (413, error(413, "Request too large"), "context_too_long", None),
+        (400, {"object": "error", "message": "the context has 8192 tokens", "code": 400}, "context_too_long", None),
+        (400, {"error": {"code": "unsupported_value", "param": "temperature"}}, "unsupported_parameter", None),
+        (404, error(404, "No endpoints found that support the requested parameters"), "unsupported_parameter", None),
+        (404, {"error": "model 'x' not found, try pulling it first"}, "not_found", None),
+        (403, error(403, "flagged", reasons=["x"]), "content_filtered", "flagged"),
+        (400, {"error": {"code": "content_filter", "message": "x"}}, "content_filtered", "x"),
+        (401, error(401, "no"), "bad_key", "no"),
+        (403, error(403, "no"), "forbidden", "no"),
+        (422, {"detail": [{"loc": ["body"], "msg": "Field required", "type": "missing"}]}, "bad_request", None),
+        (400, {"detail": "Bad"}, "bad_request", "Bad"),
+        (500, error(500, "boom"), "provider_failed", "boom"),
+        (503, error(503, "full"), "overloaded", "full"),
+        (529, error(529, "full"), "overloaded", "full"),
+        (504, b"", "timed_out", None),
+        (502, b"<html>502</html>", "provider_failed", None),
+        (429, b"slow down", "rate_limited", "slow down"),
+        (
+            400,
+            error(400, "Provider returned error", raw='{"error": {"message": "inner"}}'),
+            "bad_request",
+            "Provider returned error: inner",
+        ),
+    ],
+)
+def test_error_has_a_reason_and_the_sentence_of_its_provider(
+    status: int, body: Any, reason: str, sentence: str | None
+) -> None:
+    attempt = read(body, status)
+    assert attempt.reason == reason
+    assert reason in FAILURES
+    if sentence is not None:
+        assert attempt.provider_error == sentence
+    if body in (b"", b"<html>502</html>"):
+        assert attempt.provider_error is None
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "may_fall_back"),
+    [
+        (402, error(402, "no", limit_source="openrouter_credits"), False),
+        (402, error(402, "Insufficient Balance"), False),
+        (429, {"error": {"code": "insufficient_quota", "message": "x"}}, False),
+        (402, error(402, "You requested up to 2000 tokens, but can only afford 300"), True),
+        (402, error(402, "no"), True),
+    ],
+)
+def test_account_without_credit_is_not_asked_again(status: int, body: Any, may_fall_back: bool) -> None:
+    attempt = read(body, status)
+    assert (attempt.is_retryable, attempt.may_fall_back) == (False, may_fall_back)
+
+
+def test_machine_words_of_an_error_have_fields_of_their_own() -> None:
+    body = {"error": {"code": "bad", "type": "invalid_request_error", "param": "messages[0].content", "message": PROMPT,
+                      "metadata": {"limit_source": "key", "provider_name": "Google AI Studio"}}}  # fmt: skip
+    assert read(body, 400).error_details == ErrorDetails(
+        code="bad",
+        type="invalid_request_error",
+        param="messages[0].content",
+        limit_source="key",
+        provider="Google AI Studio",
+    )
+    secret = dict.fromkeys(("code", "type", "param"), PROMPT)
+    metadata = {"limit_source": PROMPT, "provider_name": PROMPT}
+    assert read({"error": {**secret, "metadata": metadata}}, 400).error_details is None
 
 
 def test_generation_id_of_the_headers_outlives_the_body() -> None:
@@ -253,6 +515,8 @@ def test_no_text_of_the_provider_is_passed_on(status: int, body: Any) -> None:
     attempt = read(body, status)
     assert attempt.error
     assert "secret" not in attempt.error
+    assert "secret" not in repr(attempt.error_details)
+    assert "secret" not in repr(attempt)
 
 
 def test_machine_words_of_an_error_are_kept() -> None:
@@ -309,7 +573,9 @@ json_values = st.recursive(
     | st.dictionaries(
         st.sampled_from(
             ["usage", "cost", "choices", "message", "content", "error", "code", "metadata", "prompt_tokens", "id",
-             "completion_tokens", "prompt_tokens_details", "cached_tokens", "finish_reason", "is_byok", "cost_details"]
+             "completion_tokens", "prompt_tokens_details", "cached_tokens", "finish_reason", "is_byok", "cost_details",
+             "total_tokens", "input_tokens", "cache_creation_input_tokens", "tool_calls", "refusal", "reasoning",
+             "text", "type", "function", "delta", "detail", "usageMetadata", "thoughtsTokenCount"]
         ),
         inner,
         max_size=6,
@@ -322,7 +588,9 @@ json_values = st.recursive(
 def test_no_json_breaks_the_reader(body: Any, status: int) -> None:
     attempt = read(body, status)
     assert attempt.charge in {"none", "known", "unknown"}
-    assert attempt.is_ok == (attempt.content is not None)
+    has_answer = bool((attempt.content or "").strip() or attempt.tool_calls or attempt.refusal)
+    assert attempt.is_ok or not has_answer or attempt.outcome == "provider_error" or status != 200
+    assert (attempt.error_code is None) == has_answer or not attempt.is_ok
     assert attempt.reported_cost_nanousd is None or 0 <= attempt.reported_cost_nanousd <= MAX_NANOUSD
     if attempt.charge == "known":
         assert attempt.usage is not None or attempt.reported_cost_nanousd is not None

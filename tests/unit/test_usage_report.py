@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollbook.inference.providers.replies import read_json
+from tollbook.inference.providers.bodies import read_json
 from tollbook.inference.providers.usage_report import read_cost, read_usage
 from tollbook.schemas.money import MAX_NANOUSD, MoneyError, nanousd_from_usd
 from tollbook.schemas.usage import Usage
@@ -17,13 +17,17 @@ TOKENS = {"prompt_tokens": 100, "completion_tokens": 50}
 
 def read(**fields: Any) -> tuple[Usage | None, int | None, bool]:
     report = read_usage({**TOKENS, **fields})
-    return report.usage, report.cost_nanousd, report.warning is not None
+    return report.usage, report.cost_nanousd, report.doubt is not None
+
+
+def test_fee_of_ones_own_key_is_known_where_the_rest_is_not() -> None:
+    assert read_usage({**TOKENS, "is_byok": True, "cost": 1}).fee_nanousd == 1_000_000_000
 
 
 @pytest.mark.parametrize("reported", [None, [], "usage", 7, True, Decimal(1)])
 def test_usage_that_is_no_object_says_nothing(reported: object) -> None:
     report = read_usage(reported)
-    assert (report.usage, report.cost_nanousd, report.warning) == (None, None, None)
+    assert (report.usage, report.cost_nanousd, report.doubt) == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +64,7 @@ def test_absurd_cost_is_not_taken_and_the_usage_is(cost: object) -> None:
     assert read(cost=cost) == (Usage(**TOKENS), None, True)
 
 
-@pytest.mark.parametrize("count", [None, True, "10", 1.0, Decimal(10), -1, 1_000_000_001, [], {}])
+@pytest.mark.parametrize("count", [None, True, "ten", "1.5", Decimal("1.5"), Decimal("NaN"), -1, 1_000_000_001, [], {}])
 @pytest.mark.parametrize("name", TOKENS)
 def test_usage_with_a_count_that_is_none_says_only_its_cost(name: str, count: object) -> None:
     assert read(**{name: count}, cost=Decimal("0.5")) == (None, 500_000_000, False)
@@ -71,12 +75,10 @@ def test_usage_with_a_count_that_is_none_says_only_its_cost(name: str, count: ob
     [
         ({"cached_tokens": 40}, 40, 0),
         ({"cached_tokens": 40, "cache_write_tokens": 10}, 40, 10),
-        # More than there is: a part is never larger than the whole, so no token is billed twice.
-        ({"cached_tokens": 101}, 100, 0),
-        ({"cached_tokens": 60, "cache_write_tokens": 60}, 60, 40),
+        ({"cached_tokens": "40"}, 40, 0),
+        ({"cached_tokens": Decimal("40.0"), "cache_write_tokens": Decimal(10)}, 40, 10),
         ({"cached_tokens": -1}, 0, 0),
         ({"cached_tokens": True}, 0, 0),
-        ({"cached_tokens": "40"}, 0, 0),
         (None, 0, 0),
         ([], 0, 0),
     ],
@@ -86,7 +88,30 @@ def test_parts_of_the_prompt(details: object, cached: int, written: int) -> None
     assert usage == Usage(**TOKENS, cached_tokens=cached, cache_write_tokens=written)
 
 
-@pytest.mark.parametrize(("reasoning", "read_as"), [(0, 0), (30, 30), (50, 50), (51, 50), (None, 0), (-1, 0)])
+@pytest.mark.parametrize(
+    ("details", "readings"),
+    [
+        # A part that is larger than the whole is beside it. Nothing is cut down to fit.
+        ({"cached_tokens": 101}, [(201, 101, 0)]),
+        ({"cached_tokens": 60, "cache_write_tokens": 60}, [(160, 60, 60), (220, 60, 60)]),
+    ],
+)
+def test_part_that_is_larger_than_the_prompt_is_beside_it(
+    details: object, readings: list[tuple[int, int, int]]
+) -> None:
+    report = read_usage({**TOKENS, "prompt_tokens_details": details})
+    found = {(usage.prompt_tokens, usage.cached_tokens, usage.cache_write_tokens) for usage in report.readings}
+    assert found == set(readings)
+    assert report.doubt == "a part of the tokens is larger than the whole"
+
+
+def test_reasoning_that_is_larger_than_the_completion_is_beside_it() -> None:
+    report = read_usage({**TOKENS, "completion_tokens_details": {"reasoning_tokens": 51}})
+    assert report.readings == (Usage(prompt_tokens=100, completion_tokens=101, reasoning_tokens=51),)
+    assert report.doubt
+
+
+@pytest.mark.parametrize(("reasoning", "read_as"), [(0, 0), (30, 30), (50, 50), (None, 0), (-1, 0)])
 def test_reasoning_is_a_part_of_the_completion(reasoning: object, read_as: int) -> None:
     usage, _, _ = read(completion_tokens_details={"reasoning_tokens": reasoning})
     assert usage == Usage(**TOKENS, reasoning_tokens=read_as)
@@ -95,6 +120,35 @@ def test_reasoning_is_a_part_of_the_completion(reasoning: object, read_as: int) 
 @pytest.mark.parametrize(
     ("fields", "cost", "is_doubted"),
     [
+        # Without a flag, what the provider bills is above the cost only where the key is one's own.
+        ({"cost": Decimal("0.95"), "cost_details": {"upstream_inference_cost": 19}}, 19_950_000_000, False),
+        ({"cost": 0, "cost_details": {"upstream_inference_cost": 2}}, 2_000_000_000, False),
+        ({"cost": 2, "cost_details": {"upstream_inference_cost": 2}}, 2_000_000_000, False),
+        ({"cost": 2, "cost_details": {"upstream_inference_cost": 1}}, 2_000_000_000, False),
+        # The last digits of a float are no bill of their own.
+        (
+            {"cost": Decimal("0.3"), "cost_details": {"upstream_inference_cost": Decimal("0.30000000000000004")}},
+            300_000_000,
+            False,
+        ),
+        (
+            {
+                "cost": 1,
+                "cost_details": {"upstream_inference_prompt_cost": 1, "upstream_inference_completions_cost": 2},
+            },
+            4_000_000_000,
+            False,
+        ),
+        ({"cost": None, "cost_details": {"upstream_inference_cost": 2}}, 2_000_000_000, True),
+        ({"cost": 1, "cost_details": {"upstream_inference_cost": "free"}}, 1_000_000_000, True),
+        ({"is_byok": True, "cost": None, "cost_details": {"upstream_inference_cost": 2}}, 2_000_000_000, True),
+        # Other providers' forms of a cost.
+        ({"cost_in_usd_ticks": 37_756_000}, 3_775_600, False),
+        ({"cost_in_usd_ticks": 1}, 1, False),
+        ({"cost_in_usd_ticks": -1}, None, True),
+        ({"cost_in_usd_ticks": True}, None, True),
+        ({"cost": {"total_cost": Decimal("0.5"), "request_cost": 1}}, 500_000_000, False),
+        ({"cost": {"request_cost": 1}}, None, True),
         # With one's own provider key, `cost` is OpenRouter's fee and the provider bills the rest.
         ({"is_byok": True, "cost": 1, "cost_details": {"upstream_inference_cost": 2}}, 3_000_000_000, False),
         ({"is_byok": True, "cost": 0, "cost_details": {"upstream_inference_cost": 2}}, 2_000_000_000, False),
@@ -133,6 +187,8 @@ def test_no_reply_breaks_the_reading(reported: dict[str, Any]) -> None:
         # What was built without validation is valid.
         assert Usage.model_validate(report.usage.model_dump()) == report.usage
         assert report.usage.cached_tokens + report.usage.cache_write_tokens <= report.usage.prompt_tokens
+        assert report.usage.cache_write_1h_tokens <= report.usage.cache_write_tokens
+        assert report.usage.reasoning_tokens <= report.usage.completion_tokens
 
 
 @given(st.decimals(min_value=0, max_value=1_000_000, places=12))

@@ -20,6 +20,7 @@ from tollbook.schemas.events import (
     PlanCleared,
     SegmentSealed,
 )
+from tollbook.schemas.failures import ErrorDetails
 from tollbook.schemas.identifiers import describe_budget
 from tollbook.schemas.money import format_usd
 from tollbook.schemas.usage import Usage
@@ -96,6 +97,7 @@ def usage_text(usage: Usage) -> str:
         for name, count in (
             ("cached", usage.cached_tokens),
             ("written to the cache", usage.cache_write_tokens),
+            ("of them for an hour", usage.cache_write_1h_tokens),
             ("reasoning", usage.reasoning_tokens),
         )
         if count
@@ -179,16 +181,31 @@ def _model_called(event: Event, payload: ModelCalled) -> tuple[str, list[str]]:
         details[0] += f", answered by {printable(payload.model_used)}"
     if payload.error:
         details.append(printable(payload.error))
+    if payload.error_details is not None:
+        details.append(_details_text(payload.error_details))
     if payload.usage is not None:
         details.append(usage_text(payload.usage))
     details.append(f"charged at {exact_usd(payload.charge_nanousd)}: {_BASES[payload.charge_basis]}")
+    if payload.usage_doubt:
+        details.append(f"doubtful, so the dearer reading is charged: {printable(payload.usage_doubt)}")
     ending = [f"finish reason {printable(payload.finish_reason)}"] if payload.finish_reason else []
+    if payload.reason:
+        ending.append(f"reason {printable(payload.reason)}")
     if payload.generation_id:
         ending.append(f"generation {printable(payload.generation_id)}")
-    return f"attempt {event.attempt} {_OUTCOMES[payload.outcome]}{status}", [
+    ended = (
+        "was paid for and has no answer" if payload.outcome == "ok" and payload.reason else _OUTCOMES[payload.outcome]
+    )
+    return f"attempt {event.attempt} {ended}{status}", [
         *details,
         *([", ".join(ending)] * bool(ending)),
     ]
+
+
+def _details_text(details: ErrorDetails) -> str:
+    """Return the provider's words for its error."""
+    named = details.model_dump(exclude_none=True)
+    return ", ".join(f"{name.replace('_', ' ')} {printable(word)}" for name, word in named.items())
 
 
 def _recorded(event: Event, payload: CostRecorded) -> tuple[str, list[str]]:

@@ -1,12 +1,13 @@
 -- What the events after a position add to the totals of a partition: one row for each group of the metrics.
 -- projection/totals.py puts in the latency classes. `reason` is free text for a failed call; it is used here only for
--- types whose reasons are a fixed list.
+-- types whose reasons are a fixed list. A doubted usage has no column, and is looked for in the payload.
 SELECT
     type,
     coalesce(CASE type WHEN 'model-called' THEN model WHEN 'fallback-used' THEN from_model END, '') AS model,
     coalesce(outcome, '') AS outcome,
     coalesce(CASE WHEN type IN ('cost-recorded', 'cost-adjusted') THEN basis END, '') AS basis,
-    coalesce(CASE WHEN type IN ('budget-denied', 'fallback-used') THEN reason END, '') AS reason,
+    coalesce(CASE WHEN type IN ('budget-denied', 'fallback-used', 'model-called') THEN reason END, '') AS reason,
+    type = 'model-called' AND json_exists(payload, '/usage_doubt') AS is_doubted,
     coalesce(CASE WHEN type = 'model-called' THEN http_status END, 0) AS http_status,
     coalesce(kind, '') AS kind,
     type = 'cost-recorded' AND hold > 0 AS frees_hold,

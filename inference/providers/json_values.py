@@ -1,0 +1,29 @@
+"""JSON values of unknown servers: what is no object is an empty one, what is no list an empty one."""
+
+from typing import Any, cast
+
+
+def as_table(value: object) -> dict[str, Any]:
+    """Return an object; an empty one for anything else."""
+    return cast(dict[str, Any], value) if isinstance(value, dict) else {}
+
+
+def as_list(value: object) -> list[object]:
+    """Return a list; an empty one for anything else."""
+    return cast(list[object], value) if isinstance(value, list) else []
+
+
+def tables_of(value: object) -> list[dict[str, Any]]:
+    """Return the objects of a list; what is none is left out."""
+    return [cast(dict[str, Any], each) for each in as_list(value) if isinstance(each, dict)]
+
+
+def first_table(value: object) -> dict[str, Any]:
+    """Return an object, or the first of a list of them."""
+    listed = as_list(value)
+    return as_table(listed[0] if listed else value)
+
+
+def storable(text: str) -> str:
+    """Return text that UTF-8 can encode: JSON can escape half of a surrogate pair, which is replaced."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

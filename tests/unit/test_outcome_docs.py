@@ -1,0 +1,84 @@
+"""The table of outcomes: each of its rows is a scenario that is played against the whole system.
+
+`tests/integration/test_outcomes.py` plays every scenario; here the table is held to them.
+"""
+
+import re
+
+import pytest
+
+from docs.generate.outcomes import PAGE, attempt_of
+from tollbook.cli.stand_in import stand_in
+from tollbook.inference.providers.provider_errors import read_error
+from tollbook.schemas.events import Event, ModelCalled, payload_json
+from tollbook.schemas.failures import FAILURES, ErrorDetails
+from tollbook.schemas.results import ErrorCode
+from tollbook.schemas.usage import Usage
+from tollbook.standin import FAULTS, SCENARIOS
+from tollbook.views.audit.texts import event_text
+
+
+def test_every_scenario_has_a_row() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| .* \| `\w+` \| ", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows == [name for group in ("outcome", "form", "usage", "error") for name in SCENARIOS
+                    if SCENARIOS[name].group == group]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_row_says_what_the_reader_makes_of_it(name: str) -> None:
+    scenario, attempt = SCENARIOS[name], attempt_of(name)
+    assert scenario.is_asked_again == attempt.is_retryable or name == "proxy_page"
+    assert attempt.reason is None or attempt.reason in FAILURES
+    if attempt.is_ok:
+        assert scenario.result == (attempt.error_code or "done")
+    assert scenario.result == "done" or scenario.result in ErrorCode.__members__
+
+
+def test_no_scenario_has_the_name_of_a_fault() -> None:
+    assert not SCENARIOS.keys() & FAULTS.keys()
+
+
+def test_help_of_the_stand_in_names_every_scenario() -> None:
+    option = stand_in.__annotations__["scenario"].__metadata__[0]
+    assert all(name in option.help for name in SCENARIOS)
+
+
+def test_every_reason_of_an_error_is_a_known_failure() -> None:
+    for status in range(400, 600):
+        assert read_error({"code": status}, status).reason in FAILURES
+
+
+def test_audit_shows_reason_words_and_doubt() -> None:
+    payload = ModelCalled(
+        model="m",
+        outcome="http_error",
+        http_status=402,
+        error="HTTP 402 openrouter_credits",
+        latency_ms=7,
+        usage=Usage(prompt_tokens=10, completion_tokens=5, cache_write_tokens=4, cache_write_1h_tokens=2),
+        charge_nanousd=0,
+        charge_basis="released",
+        reason="out_of_credit",
+        error_details=ErrorDetails(code="402", limit_source="openrouter_credits"),
+        usage_doubt="only the total number of tokens is reported",
+    )
+    event = Event(
+        id="1-0", v=2, seq=1, user_id="u", period="2026-11", call_id="c", attempt=1, amount=0, committed=None,
+        payload=payload,
+    )  # fmt: skip
+    headline, details = event_text(event)
+    text = "; ".join(details)
+    assert headline == "attempt 1 refused by the provider (HTTP 402)"
+    assert "code 402, limit source openrouter_credits" in text
+    assert "reason out_of_credit" in text
+    assert "the dearer reading is charged: only the total number of tokens is reported" in text
+    assert "2 of them for an hour" in text
+    paid = event.model_copy(update={"payload": payload.model_copy(update={"outcome": "ok", "reason": "output_limit"})})
+    assert event_text(paid)[0] == "attempt 1 was paid for and has no answer"
+
+
+def test_new_fields_of_an_event_are_left_out_where_they_say_nothing() -> None:
+    plain = ModelCalled(model="m", outcome="ok", latency_ms=7, charge_nanousd=1, charge_basis="reported")
+    assert payload_json(plain) == (
+        '{"model":"m","outcome":"ok","latency_ms":7,"charge_nanousd":1,"charge_basis":"reported"}'
+    )
