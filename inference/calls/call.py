@@ -7,11 +7,12 @@ from tollbook.inference.attempts import Attempt
 from tollbook.inference.errors import describe_shortage
 from tollbook.inference.routing import resolve_model
 from tollbook.ledger.gate.requests import Denied, FinishedCall
+from tollbook.schemas.messages import Message
 from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.plans import Plan
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tollbook.schemas.routes import Route
-from tollbook.schemas.tasks import Message, Task, TaskType
+from tollbook.schemas.tasks import Task, TaskType
 
 
 @dataclass(frozen=True, slots=True)
