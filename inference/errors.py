@@ -53,6 +53,14 @@ class PriceUnknown(AppError):
         return cls(f"no price is known for model {model}: {why}", {"model": model})
 
 
+class ParameterUnsupported(InvalidTask):
+    """The provider says that the model does not take what the task sets. No money was held, and no call is made."""
+
+    def __init__(self, model: str, names: Sequence[str]) -> None:
+        what = f"'{names[0]}'" if len(names) == 1 else ", ".join(f"'{name}'" for name in names)
+        super().__init__(f"{model} does not support {what}", {"model": model, "unsupported": list(names)})
+
+
 class InferenceFailed(AppError):
     """The model and its fallback failed, or the fallback could not be paid for. `data` is the call's result."""
 

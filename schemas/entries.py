@@ -8,10 +8,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
-from uuid import UUID
 
 from pydantic import BaseModel
 
+from tollbook.schemas.identifiers import id_text
 from tollbook.schemas.json_text import whole_text
 from tollbook.schemas.problems import unknown_name
 from tollbook.schemas.tasks import InvalidTask, TaskStream, check_entry_size, task_from_fields
@@ -23,10 +23,10 @@ class TaskFields(TypedDict, total=False):
     Units: `max_tokens` completion tokens; `temperature` 0 to 2.
     """
 
-    user_id: str | int | UUID | None
+    user_id: str | int | None
     plan: str | None
-    task_id: str | int | UUID | None
-    campaign_id: str | int | UUID | None
+    task_id: str | int | None
+    campaign_id: str | int | None
     tags: Mapping[str, str | int | float] | None
     system: str | None
     messages: Sequence[BaseModel | Mapping[str, Any]] | str | None
@@ -104,10 +104,11 @@ def _text(name: str, value: object) -> str:
             return str(value).lower()
         case bytes():
             raise InvalidTask(f"'{name}' must be text, a number or what JSON can hold, not bytes")
-        case int() | float() | UUID():
+        case int() | float():
             return str(value)
         case _:
-            return _json(name, value)
+            named = id_text(value)
+            return named if isinstance(named, str) else _json(name, value)
 
 
 def _json(name: str, value: object) -> str:

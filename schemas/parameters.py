@@ -75,7 +75,7 @@ def _own_tool(value: object) -> object:
             f"is the server tool {shown(kind)}: the provider runs it as often as it likes, at a cost without an upper "
             "bound; send functions, and run them yourself"
         )
-    return value
+    return cast("object", value)
 
 
 Tool = Annotated[

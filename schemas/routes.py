@@ -10,7 +10,7 @@ from tollbook.schemas.tasks import ModelId
 class Route(BaseModel):
     """Model, fallback and request parameters of one task type.
 
-    Units: `max_tokens` completion tokens; `temperature` 0 to 2.
+    Units: `max_tokens` completion tokens; `temperature` 0 to 2, or none, which is not sent.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -18,7 +18,7 @@ class Route(BaseModel):
     model: ModelId
     fallback: ModelId | None
     max_tokens: int = Field(ge=1, le=200_000)
-    temperature: float = Field(ge=0, le=2, allow_inf_nan=False)
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _falls_back_to_another_model(self) -> Self:

@@ -237,7 +237,7 @@ class Task(Parameters, PlainTask):
         repeat with another trace is the same task. Parameters and tags that are not set are left out too: a task has
         the hash that it had before there were any.
         """
-        work: dict[str, Any] = self.model_dump(mode="json", include=_HASHED_ALWAYS)
+        work: dict[str, Any] = self.model_dump(mode="json", include=set(_HASHED_ALWAYS))
         if self.messages is not None:
             work["messages"] = [message.model_dump(mode="json", exclude_none=True) for message in self.messages]
         if self.tags:
@@ -248,9 +248,9 @@ class Task(Parameters, PlainTask):
 
 
 # In the digest of every task, set or not: what each call's hash on older ledgers was made of.
-_HASHED_ALWAYS: Final = frozenset(
-    {"task", "user_id", "plan", "campaign_id", "prompt", "system", "messages", "max_tokens", "temperature", "model"}
-)
+_HASHED_ALWAYS: Final = (
+    "task", "user_id", "plan", "campaign_id", "prompt", "system", "messages", "max_tokens", "temperature", "model",
+)  # fmt: skip
 
 
 def check_entry_size(size: int) -> None:

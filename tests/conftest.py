@@ -34,6 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
     server_kinds()
     # The suite's servers spare the disk (tests/servers.py); tests of the refusal say so.
     os.environ.setdefault("TOLLBOOK_ALLOW_UNSYNCED", "1")
+    # The stand-in's book is held against the ledger by user. Tests of what a provider is told say so.
+    os.environ.setdefault("TOLLBOOK_PROVIDER_USER", "plain")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

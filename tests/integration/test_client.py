@@ -168,7 +168,7 @@ async def test_failed_inference_is_an_error_that_tells_what_it_cost(calling: Cal
     "arguments",
     [
         {"prompt": PROMPT},
-        {"prompt": PROMPT, "user_id": "two words"},
+        {"prompt": PROMPT, "user_id": 'two "words"'},
         {"prompt": "", "user_id": "u1"},
         {"user_id": "u1"},
         {"prompt": PROMPT, "user_id": "u1", "plan": "platinum"},

@@ -94,7 +94,7 @@ SALVAGED: Final[dict[str, tuple[dict[bytes, bytes], tuple[str, str | None, str |
         plain({"task_id": "t1", "reply_to": "{tollbook:0}:ledger"}), ("t1", None, None)
     ),
     "in data": ({b"data": b'{"task_id": "t1", "user_id": "u1", "task": 5}'}, ("t1", "u1", None)),
-    "ids in data that are no strings": ({b"data": b'{"task_id": 5, "user_id": ["u1"]}'}, (OWN_ID, None, None)),
+    "ids in data that are no strings": ({b"data": b'{"task_id": 5, "user_id": ["u1"]}'}, ("5", None, None)),
     "data is no object": ({b"data": b"[]"}, (OWN_ID, None, None)),
     "data is too deep": ({b"data": b"[" * 100_000}, (OWN_ID, None, None)),
     "data beside a task id": ({b"data": b"{", b"task_id": b"t1"}, ("t1", None, None)),
