@@ -67,6 +67,19 @@ class InferenceFailed(AppError):
     code = ErrorCode.INFERENCE_FAILED
 
 
+class OutputInvalid(AppError):
+    """The call is done and paid for, and its answer is not of the form that was asked for, or is a refusal.
+
+    `result` is the call's result, with the answer as text and what it cost.
+    """
+
+    code = "OUTPUT_INVALID"
+
+    def __init__(self, message: str, result: InferenceResult) -> None:
+        super().__init__(message, result.model_dump())
+        self.result = result
+
+
 class AttemptsExhausted(AppError):
     """Workers ended over this task too often; it is in the dead-letter stream."""
 

@@ -25,7 +25,7 @@ _MAX_TOKENS: Final[tuple[tuple[str, int], ...]] = (
     # 10,000 patches at the detail "original", times 1.2.
     (r"gpt-5\.[45](-pro)?", 12_000),
     # platform.claude.com/docs/en/build-with-claude/vision: about 1,600 tokens, and 4,784 from Opus 4.7 on.
-    (r"claude-3(\.\d)?|claude-3-\d|claude-([a-z0-9.]+-)?(sonnet|opus|haiku)", 2_048),
+    (r"claude-3([.-]\d)?(-(sonnet|opus|haiku))?", 2_048),
     (r"claude-(opus|sonnet|haiku)-4([.-][0-6])?", 2_048),
     (r"claude-(opus|sonnet|haiku)-(4[.-][78]|5([.-][05])?)", 5_120),
     # ai.google.dev/gemini-api/docs/tokens: tiles of 258 tokens, of which OpenRouter reckons 16; Gemini 3 has 2,240 at

@@ -17,16 +17,12 @@ from tollbook.schemas.problems import unknown_name
 from tollbook.schemas.tasks import InvalidTask, TaskStream, check_entry_size, task_from_fields
 
 
-class TaskFields(TypedDict, total=False):
-    """The fields of a task beside its type and prompt, as a program gives them. None counts as absent.
+class RequestFields(TypedDict, total=False):
+    """The fields of a task that say what is asked of a model, beside the prompt. None counts as absent.
 
-    Units: `max_tokens` completion tokens; `temperature` 0 to 2.
+    Units: `max_tokens` completion tokens; `temperature` 0 to 2. `response_format` may be a pydantic model.
     """
 
-    user_id: str | int | None
-    plan: str | None
-    task_id: str | int | None
-    campaign_id: str | int | None
     tags: Mapping[str, str | int | float] | None
     system: str | None
     messages: Sequence[BaseModel | Mapping[str, Any]] | str | None
@@ -34,10 +30,6 @@ class TaskFields(TypedDict, total=False):
     max_completion_tokens: int | None
     temperature: float | None
     model: str | None
-    reply_to: str | None
-    metadata: Mapping[str, Any] | str | None
-    traceparent: str | None
-    tracestate: str | None
     top_p: float | None
     top_k: int | None
     min_p: float | None
@@ -50,7 +42,7 @@ class TaskFields(TypedDict, total=False):
     logit_bias: Mapping[str, float] | None
     logprobs: bool | None
     top_logprobs: int | None
-    response_format: Mapping[str, Any] | None
+    response_format: Mapping[str, Any] | type[BaseModel] | None
     structured_outputs: bool | None
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: Mapping[str, Any] | str | None
@@ -67,6 +59,19 @@ class TaskFields(TypedDict, total=False):
     prompt_cache_retention: str | None
     store: bool | None
     transforms: Sequence[str] | None
+
+
+class TaskFields(RequestFields, total=False):
+    """The fields of a task beside its type and prompt, as a program gives them. None counts as absent."""
+
+    user_id: str | int | None
+    plan: str | None
+    task_id: str | int | None
+    campaign_id: str | int | None
+    reply_to: str | None
+    metadata: Mapping[str, Any] | str | None
+    traceparent: str | None
+    tracestate: str | None
 
 
 @dataclass(frozen=True, slots=True)

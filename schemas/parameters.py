@@ -256,7 +256,7 @@ class Parameters(BaseModel):
 
     @model_validator(mode="after")
     def _can_be_written(self) -> Self:
-        values = self.parameters()
+        values = self.model_dump(include=set(Parameters.model_fields), exclude_none=True)
         if is_deeper(values, MAX_SCHEMA_DEPTH):
             raise ValueError(f"the parameters must not be nested deeper than {MAX_SCHEMA_DEPTH} levels")
         try:

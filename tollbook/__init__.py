@@ -16,6 +16,8 @@ if TYPE_CHECKING:
         AttemptsExhausted,
         BudgetWaitTimeout,
         InferenceFailed,
+        OutputInvalid,
+        ParameterUnsupported,
         PlanLimitReached,
         PriceUnknown,
         ProviderError,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     )
     from tollbook.inference.publisher import Publisher
     from tollbook.inference.routing import COST_CAPS, MODEL_ROUTING
+    from tollbook.inference.structured_output import ParsedResult
     from tollbook.inference.usage_service import UsageService
     from tollbook.ledger.errors import (
         BaselineUnavailable,
@@ -45,7 +48,8 @@ if TYPE_CHECKING:
 __all__ = [
     "COST_CAPS", "MODEL_ROUTING", "AppError", "AttemptsExhausted", "BaselineUnavailable", "BudgetWaitTimeout",
     "CallUnknown", "CostTracker", "ErrorCode", "IdempotencyConflict", "InferenceClient", "InferenceFailed",
-    "InferenceResult", "InvalidTask", "LedgerError", "LedgerRefused", "LedgerUnavailable", "PlanLimitReached",
+    "InferenceResult", "InvalidTask", "LedgerError", "LedgerRefused", "LedgerUnavailable", "OutputInvalid",
+    "ParameterUnsupported", "ParsedResult", "PlanLimitReached",
     "PriceUnknown", "ProviderError", "ProviderRefused", "ProviderUnavailable", "Publisher", "ResultTimeout",
     "SettingsError", "TaskStatus", "TaskUnconfirmed", "UsageService", "UsageSummary", "connect_runtime",
 ]  # fmt: skip
@@ -55,12 +59,14 @@ _NAMES: Final = {
     "tollbook.inference.cost_tracker": ("CostTracker", "UsageSummary"),
     "tollbook.inference.current_runtime": ("connect_runtime",),
     "tollbook.inference.errors": (
-        "AttemptsExhausted", "BudgetWaitTimeout", "InferenceFailed", "PlanLimitReached", "PriceUnknown",
+        "AttemptsExhausted", "BudgetWaitTimeout", "InferenceFailed", "OutputInvalid",
+        "PlanLimitReached", "PriceUnknown",
         "ProviderError", "ProviderRefused", "ProviderUnavailable", "ResultTimeout", "SettingsError",
         "TaskUnconfirmed",
     ),
     "tollbook.inference.publisher": ("Publisher",),
     "tollbook.inference.routing": ("COST_CAPS", "MODEL_ROUTING"),
+    "tollbook.inference.structured_output": ("ParsedResult",),
     "tollbook.inference.usage_service": ("UsageService",),
     "tollbook.ledger.errors": (
         "BaselineUnavailable", "CallUnknown", "IdempotencyConflict", "LedgerError", "LedgerRefused",

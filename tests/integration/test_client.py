@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from tests.calling import COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling, period
@@ -24,6 +25,7 @@ from tollbook import (
     InvalidTask,
     LedgerRefused,
     LedgerUnavailable,
+    OutputInvalid,
     PlanLimitReached,
     PriceUnknown,
     SettingsError,
@@ -340,3 +342,30 @@ async def test_without_a_key_the_client_says_so_and_asks_nobody(calling: Calling
     assert "OPENROUTER_API_KEY" in error.message
     assert await calling.events() == []
     assert (await InferenceClient("ping", replace(calling.runtime, settings=settings)).call()).content == "pong"
+
+
+class Answer(BaseModel):
+    """Not what the stand-in answers."""
+
+    text: str
+
+
+async def test_an_answer_that_is_not_of_the_models_form_costs_what_it_costs(calling: Calling) -> None:
+    for asked in ({"response_model": Answer}, {"response_format": Answer}):
+        error = await refusal(OutputInvalid, draft(calling).call(PROMPT, "u1", **asked))
+        assert isinstance(error, OutputInvalid)
+        assert error.result.cost_usd == usd_from_nanousd(PRICE)
+        assert error.data["content"] == error.result.content
+    assert await calling.spent() == 2 * PRICE
+
+
+async def test_messages_may_be_objects_of_an_sdk(calling: Calling) -> None:
+    class Reply(BaseModel):
+        role: str = "assistant"
+        content: str | None = "hi"
+        refusal: str | None = None
+        tool_calls: list[Any] | None = None
+
+    messages = [{"role": "user", "content": PROMPT}, Reply(), {"role": "user", "content": "and?"}]
+    result = await draft(calling).call(user_id=42, messages=messages, stop=["END"], seed=7)
+    assert (result.status, result.user_id) == (TaskStatus.DONE, "42")

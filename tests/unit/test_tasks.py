@@ -168,6 +168,7 @@ SAME_WORK = [{"task_id": "t-2"}, {"reply_to": "other"}, {"metadata": '{"a":1}'},
 OTHER_WORK = [
     {"prompt": "a post."}, {"task": "extract_patterns"}, {"user_id": "u43"}, {"plan": "growth"}, {"campaign_id": "c"},
     {"system": "Be brief."}, {"max_tokens": "5"}, {"temperature": "0.5"}, {"model": "openai/gpt-4o"},
+    {"tags": '{"team": "red"}'}, {"top_p": "0.9"}, {"stop": "END"}, {"response_format": '{"type": "json_object"}'},
 ]  # fmt: skip
 
 
@@ -201,9 +202,30 @@ def test_a_malformed_trace_context_is_ignored_and_refuses_no_task(given: object,
     assert task.traceparent == kept
 
 
-def test_the_hash_is_a_contract() -> None:
+FULL = {
+    **SCORE, "system": "Be brief.", "max_tokens": "300", "temperature": "0.5", "model": "openai/gpt-4o-mini",
+    "campaign_id": "spring", "plan": "growth",
+}  # fmt: skip
+TALK = {
+    "task": "score_post", "user_id": "ren\u00e9", "temperature": "1",
+    "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "\u00e9\U0001f600"},
+                 {"role": "assistant", "content": ""}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "digest"),
+    [
+        (SCORE, "deaf017ccbd8f8d48de3a50ef6496338"),
+        (FULL, "a403772097cd2ad2c6216ecd1b977317"),
+        (TALK, "ffda1cc790fc4b6ab697db18202a2418"),
+        # A null, and what an SDK says that is so anyway, make no other task.
+        ({**SCORE, "stop": None, "n": 1, "tags": {}, "tools": []}, "deaf017ccbd8f8d48de3a50ef6496338"),
+    ],
+)
+def test_the_hash_is_a_contract(fields: dict[str, Any], digest: str) -> None:
     """It is stored with every call: a change would turn redelivered tasks into conflicts."""
-    assert task_from_fields(SCORE).content_hash() == "deaf017ccbd8f8d48de3a50ef6496338"
+    assert task_from_fields(fields).content_hash() == digest
 
 
 def test_half_of_a_surrogate_pair_is_replaced() -> None:
