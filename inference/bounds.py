@@ -67,6 +67,7 @@ class Bound:
             prompt_nanousd_per_mtok=self.prompt_nanousd_per_mtok,
             completion_nanousd_per_mtok=self.completion_nanousd_per_mtok,
             request_nanousd=self.request_nanousd,
+            prompt_basis="context_length" if self.is_context_length else "text",
         )
 
 

@@ -15,7 +15,9 @@ from redis.asyncio import Redis
 from tests.system import REPLIES, GatedStandIn, RunningSystem, running_system
 from tollbook.inference.provider_users import ledger_user_key
 from tollbook.inference.runtime import open_ledger
+from tollbook.schemas.events import BudgetReserved
 from tollbook.schemas.results import ErrorCode, TaskStatus
+from tollbook.views.audit.texts import bound_text
 
 REPORTED: Final[list[dict[str, Any]]] = json.loads(
     (Path(__file__).parents[1] / "data" / "reported_tasks.json").read_text(encoding="utf-8")
@@ -111,9 +113,9 @@ class RecordingStandIn(GatedStandIn):
         self.bodies.append(json.loads(await request.read()))
         return await super()._complete(request)
 
-    async def _models(self, request: web.Request) -> web.Response:
+    async def _models(self, _: web.Request) -> web.Response:
         if self.described is None:
-            return await super()._models(request)
+            return await super()._models(_)
         return web.json_response({"data": list(self.described)})
 
 
@@ -209,7 +211,9 @@ async def test_a_prompt_is_bounded_by_what_the_model_can_read(
     async with recording(server_url, tmp_path / "data", models=MODELS) as (running, _):
         assert (await run(running, 1, {"prompt": "x" * 500})).status is TaskStatus.DONE
         rows = await running.query("SELECT payload FROM events WHERE type = 'budget-reserved'")
-        assert json.loads(rows[0]["payload"])["bound"]["prompt_tokens"] == 300
+        bound = BudgetReserved.model_validate_json(rows[0]["payload"]).bound
+        assert (bound.prompt_tokens, bound.prompt_basis) == (300, "context_length")
+        assert bound_text(bound).startswith("300 prompt tokens (all that the model can read) x ")
 
 
 @pytest.mark.parametrize("form", ["hashed", "none", "plain"])
