@@ -49,9 +49,9 @@ __all__ = [
     "COST_CAPS", "MODEL_ROUTING", "AppError", "AttemptsExhausted", "BaselineUnavailable", "BudgetWaitTimeout",
     "CallUnknown", "CostTracker", "ErrorCode", "IdempotencyConflict", "InferenceClient", "InferenceFailed",
     "InferenceResult", "InvalidTask", "LedgerError", "LedgerRefused", "LedgerUnavailable", "OutputInvalid",
-    "ParameterUnsupported", "ParsedResult", "PlanLimitReached",
-    "PriceUnknown", "ProviderError", "ProviderRefused", "ProviderUnavailable", "Publisher", "ResultTimeout",
-    "SettingsError", "TaskStatus", "TaskUnconfirmed", "UsageService", "UsageSummary", "connect_runtime",
+    "ParameterUnsupported", "ParsedResult", "PlanLimitReached", "PriceUnknown", "ProviderError", "ProviderRefused",
+    "ProviderUnavailable", "Publisher", "ResultTimeout", "SettingsError", "TaskStatus", "TaskUnconfirmed",
+    "UsageService", "UsageSummary", "connect_runtime",
 ]  # fmt: skip
 
 _NAMES: Final = {
@@ -59,10 +59,9 @@ _NAMES: Final = {
     "tollbook.inference.cost_tracker": ("CostTracker", "UsageSummary"),
     "tollbook.inference.current_runtime": ("connect_runtime",),
     "tollbook.inference.errors": (
-        "AttemptsExhausted", "BudgetWaitTimeout", "InferenceFailed", "OutputInvalid",
-        "PlanLimitReached", "PriceUnknown",
-        "ProviderError", "ProviderRefused", "ProviderUnavailable", "ResultTimeout", "SettingsError",
-        "TaskUnconfirmed",
+        "AttemptsExhausted", "BudgetWaitTimeout", "InferenceFailed", "OutputInvalid", "ParameterUnsupported",
+        "PlanLimitReached", "PriceUnknown", "ProviderError", "ProviderRefused", "ProviderUnavailable",
+        "ResultTimeout", "SettingsError", "TaskUnconfirmed",
     ),
     "tollbook.inference.publisher": ("Publisher",),
     "tollbook.inference.routing": ("COST_CAPS", "MODEL_ROUTING"),
