@@ -55,6 +55,8 @@ class Bound:
     amount_nanousd: int
     endpoint_nanousd_per_mtok: int
     """The listed price of a prompt token: no endpoint that asks more may be used. Tokens for the cache cost more."""
+    image_nanousd: int = 0
+    """The most that one image can cost; 0 where there is none."""
     is_context_length: bool = False
     """Whether the prompt is bounded by what the model can read, and not by the length of its text."""
 
@@ -155,6 +157,7 @@ def bound(
         raise PriceUnknown("a call needs at least one message")
     parameters = parameters or {}
     prompt_tokens = prompt_tokens_at_most(messages, parameters, model=price.model)
+    image_tokens = image_tokens_at_most(price.model) if any(each.image_parts for each in messages) else 0
     context_length = facts.context_length if facts is not None else None
     is_context_length = context_length is not None and context_length < prompt_tokens
     if is_context_length:
@@ -180,6 +183,7 @@ def bound(
         request_nanousd=price.request_nanousd,
         amount_nanousd=amount,
         endpoint_nanousd_per_mtok=endpoint_price,
+        image_nanousd=-(-image_tokens * prompt_price // TOKENS_PER_MTOK),
         is_context_length=is_context_length,
     )
 

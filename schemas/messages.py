@@ -155,6 +155,9 @@ def _refuse(reason: str) -> Callable[[object], object]:
     return refuse
 
 
+_TEXTS_AND_IMAGES: Final = frozenset({"role", "content", "refusal", "reasoning", "reasoning_content", "images"})
+
+
 class Message(Form):
     """One chat message, in OpenAI's form.
 
@@ -212,8 +215,8 @@ class Message(Form):
     @property
     def structures(self) -> dict[str, Any]:
         """What the message holds beside texts and images, as JSON values: calls of tools, names, details."""
-        told = {"role", "content", "refusal", "reasoning", "reasoning_content", "images"}
-        return self.model_dump(mode="json", exclude_none=True, exclude=told)
+        given = self.model_fields_set - _TEXTS_AND_IMAGES
+        return self.model_dump(mode="json", exclude_none=True, include=given) if given else {}
 
     @property
     def text_bytes(self) -> int:

@@ -256,6 +256,8 @@ class Parameters(BaseModel):
 
     @model_validator(mode="after")
     def _can_be_written(self) -> Self:
+        if not self.model_fields_set & Parameters.model_fields.keys():
+            return self  # Most tasks set none, and a dump takes longer than to read one.
         values = self.model_dump(include=set(Parameters.model_fields), exclude_none=True)
         if is_deeper(values, MAX_SCHEMA_DEPTH):
             raise ValueError(f"the parameters must not be nested deeper than {MAX_SCHEMA_DEPTH} levels")
@@ -267,7 +269,8 @@ class Parameters(BaseModel):
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters that are set, as JSON values."""
-        return self.model_dump(mode="json", include=set(Parameters.model_fields), exclude_none=True)
+        given = self.model_fields_set & Parameters.model_fields.keys()
+        return self.model_dump(mode="json", include=given, exclude_none=True) if given else {}
 
 
 _LISTS: Final = frozenset({"stop", "tools", "functions", "transforms"})

@@ -65,9 +65,11 @@ def _without(fields: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _max_price(bound: Bound) -> dict[str, str]:
-    """Return dollars per million tokens and per request, as strings, which are exact."""
-    return {
-        "prompt": f"{usd_from_nanousd(bound.endpoint_nanousd_per_mtok):f}",
-        "completion": f"{usd_from_nanousd(bound.completion_nanousd_per_mtok):f}",
-        "request": f"{usd_from_nanousd(bound.request_nanousd):f}",
+    """Return dollars per million tokens, per request and per image, as strings, which are exact."""
+    limits = {
+        "prompt": bound.endpoint_nanousd_per_mtok,
+        "completion": bound.completion_nanousd_per_mtok,
+        "request": bound.request_nanousd,
+        **({"image": bound.image_nanousd} if bound.image_nanousd else {}),
     }
+    return {name: f"{usd_from_nanousd(limit):f}" for name, limit in limits.items()}

@@ -217,7 +217,7 @@ MALFORMED: Final[dict[str, tuple[dict[bytes, bytes], str]]] = {
     "large metadata": (GOOD | {b"metadata": b'{"a": "' + b"x" * 20_000 + b'"}'}, "metadata"),
     "metadata with NaN": (GOOD | {b"metadata": b'{"a": NaN}'}, "metadata"),
     "a user id with half a character": (
-        {b"data": json.dumps({"task": "score_post", "user_id": "\ud800", "prompt": "x"}).encode()}, "UTF-8 can encode"
+        {b"data": json.dumps({"task": "score_post", "user_id": "\ud800", "prompt": "x"}).encode()}, "user_id"
     ),
     "a user id of 10,000 characters": (GOOD | {b"user_id": b"u" * 10_000}, "user_id"),
     "a user id with a line break": (GOOD | {b"user_id": b"u1\nINFO forged"}, "user_id"),

@@ -1,11 +1,14 @@
 """Bodies of requests: what each kind of provider is sent of a message and of parameters."""
 
 import json
+from decimal import Decimal
 from typing import Any, Final
 
 import pytest
 
 from tollbook.inference.attempts import ChatRequest
+from tollbook.inference.bounds import bound
+from tollbook.inference.prices.model_price import price_from_usd
 from tollbook.inference.providers.bodies import completion_body
 from tollbook.inference.settings import load_settings
 from tollbook.schemas.messages import Message
@@ -66,6 +69,21 @@ def test_openai_gets_its_own_form_alone() -> None:
 
 def test_nothing_is_sent_that_nobody_set() -> None:
     assert body(parameters={}).keys() == {"model", "messages", "max_tokens"}
+
+
+def test_openrouter_uses_no_endpoint_that_asks_more_for_an_image_than_the_bound_holds() -> None:
+    """G1."""
+    part = {"type": "image_url", "image_url": {"url": "https://x.test/a.png"}}
+    message = Message.model_validate({"role": "user", "content": [part]})
+    price = price_from_usd("openai/gpt-4o", prompt=Decimal("2.5"), completion=Decimal(10))
+    request = ChatRequest(model="m", messages=(message,), max_tokens=7, price_limit=bound([message], 7, price))
+    sent = json.loads(completion_body(request, is_openrouter=True, is_openai=False))
+    assert sent["provider"]["max_price"] == {
+        "prompt": "2.500000000",
+        "completion": "10.000000000",
+        "request": "0.000000000",
+        "image": f"{(85 + 8 * 170) * Decimal('2.5') / 1_000_000 + Decimal('0.0000000005'):.9f}",
+    }
 
 
 def test_no_repr_of_a_request_shows_a_prompt() -> None:
