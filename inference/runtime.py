@@ -22,7 +22,10 @@ from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner
 from tollbook.inference.calls.steps import CallObserver
 from tollbook.inference.errors import SettingsError
+from tollbook.inference.learning_models import learning_models
+from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.provider_users import ledger_user_key, provider_user_of
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.routing import routing_with
 from tollbook.inference.settings import Settings
@@ -66,6 +69,7 @@ class LedgerHandle:
     results: Results
     server: ServerWatch
     sign: SignOfLife
+    user_key: bytes = field(repr=False)  # G10
 
     @property
     def ledger_id(self) -> str:
@@ -107,6 +111,7 @@ async def open_ledger(
             if state.partitions != len(keys):
                 raise WrongPartitions(configured=len(keys), stored=state.partitions)
         await asyncio.gather(*(check_writable(pipeline, key) for key in keys))
+        user_key = await ledger_user_key(pipeline, keys[0])
         results = Results(
             redis,
             pipeline,
@@ -116,7 +121,7 @@ async def open_ledger(
             id_ttl_s=settings.idempotency_ttl_s,
         )
         sign = await stack.enter_async_context(sign_of_life(pipeline, settings, name=process_name(), part=part))
-        yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server, sign)
+        yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server, sign, user_key)
 
 
 def answer_timeout_s(settings: Settings) -> float:
@@ -226,7 +231,9 @@ async def open_runtime(
         queue.start()
         stack.push_async_callback(queue.aclose)
         policy, retry = budget_policy(settings), RetryPolicy.from_settings(settings)
-        prices = PriceCatalogue(settings.price_overrides, provider=settings.price_provider)
+        models = ModelCatalogue(is_openai=settings.is_openai)
+        await stack.enter_async_context(learning_models(models, provider, is_asked=settings.has_provider))
+        prices = PriceCatalogue(settings.price_overrides, provider=settings.price_provider, models=models)
         reservations = Reservations(
             ledger=ledger,
             results=handle.results,
@@ -245,6 +252,7 @@ async def open_runtime(
             retry=retry,
             now_ms=now_ms,
             observer=observer,
+            provider_user=provider_user_of(settings.provider_user, handle.user_key),
         )
         yield InferenceRuntime(
             name=name,

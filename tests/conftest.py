@@ -36,6 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # The suite's servers spare the disk (tests/servers.py); tests of the refusal say so.
     os.environ.setdefault("TOLLBOOK_ALLOW_UNSYNCED", "1")
     allow_unsigned_extensions()
+    # The stand-in's book is held against the ledger by user. Tests of what a provider is told say so.
+    os.environ.setdefault("TOLLBOOK_PROVIDER_USER", "plain")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

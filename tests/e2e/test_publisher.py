@@ -121,7 +121,7 @@ async def test_what_a_worker_would_refuse_is_not_sent(running: RunningSystem, pu
         ("nowhere", "ping", None, {}, "unknown stream 'nowhere'"),
         ("generation", "score_post", "x", {}, "'user_id' is missing"),
         ("generation", "score_post", "", {"user_id": "u1"}, "'prompt' must not be empty"),
-        ("generation", "score_post", "x", {"user_id": "u 1"}, "'user_id' must have"),
+        ("generation", "score_post", "x", {"user_id": "u\t1"}, "'user_id' must have"),
         ("generation", "score_post", "x" * 1_000_001, {"user_id": "u1"}, "at most 1000000 bytes, not 1000001"),
         (
             "generation",
