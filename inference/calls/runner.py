@@ -23,6 +23,7 @@ from tollbook.inference.calls.steps import (
     complete_shielded,
     settle_observed,
 )
+from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.ledger.errors import BaselineUnavailable, CallsStopped, CallUnknown, LedgerError, LedgerWentBack
@@ -85,7 +86,7 @@ class CallRunner:
                     continue
                 reply = attempt  # G4
                 larger = with_larger_limit(call, attempt)
-                if larger is None or not await self._prepare_larger(larger, hold, attempt):
+                if larger is None or not await self._prepare_larger(larger, hold):
                     break
                 call = larger
             result = self._result(call, hold, reply, failure, is_given_up=give_up is not None)
@@ -152,14 +153,28 @@ class CallRunner:
             await self._sleep(step.delay_s)
         return failure
 
-    async def _prepare_larger(self, call: Call, hold: Hold, cut: Attempt) -> bool:
-        """Hold money for a second try with a larger limit; return whether there is any."""
+    async def _prepare_larger(self, call: Call, hold: Hold) -> bool:
+        """Hold money for a second try with a larger limit; return whether there is any.
+
+        Whatever stands in the way, the reply that was paid for is still to be settled: nothing is raised (G4).
+        """
         model = hold.bound.model
-        hold.bound = bound_attempt(call, model, self._prices, self._now_ms())
         with self._observer.preparing("retry", from_model=model, to_model=model, reason="output_limit") as record:
-            failure = await self._prepare_next(call, hold, Retry(0.0), cut)
-            record(failure)
-        return failure is None
+            try:
+                hold.bound = bound_attempt(call, model, self._prices, self._now_ms())
+                payload = reserved_payload(call, hold.bound, "extension")
+                reply = await self._ledger.record(hold.record_request(extension_payload=payload))
+            except (LedgerError, PriceUnknown) as exc:
+                record(str(exc))
+                _log.warning("call.larger_limit_not_tried", call_id=call.call_id, problem=str(exc))
+                return False
+            hold.mark_recorded()
+            if isinstance(reply, Denied | Waiting):
+                record("the larger limit does not fit the cap")
+                return False
+            hold.amount_nanousd = reply
+            record(None)
+        return True
 
     async def _prepare_next(self, call: Call, hold: Hold, step: Retry | FallBack, failed: Attempt) -> str | None:
         """Record the failed attempt and make the hold cover the next; return why it cannot, or None."""
