@@ -56,10 +56,11 @@ def with_dearest_usage(attempt: Attempt, bound: Bound, prices: PriceCatalogue, n
     readings += tuple(_at_tiers(readings, price))
     costs = [price.cost(usage) for usage in readings]
     doubt = attempt.usage_doubt
-    if doubt is None and min(costs) != max(costs):
-        doubt = "the reported usage can be read in more than one way"
-    if doubt is None and is_usual and attempt.service_tier in _DEAR_TIERS and attempt.reported_cost_nanousd is None:
-        doubt = f"no price is known for {attempt.service_tier} processing"
+    if doubt is None and attempt.reported_cost_nanousd is None:
+        if min(costs) != max(costs):
+            doubt = "the reported usage can be read in more than one way"
+        elif is_usual and attempt.service_tier in _DEAR_TIERS:
+            doubt = f"no price is known for {attempt.service_tier} processing"
     return replace(attempt, usage=readings[costs.index(max(costs))], other_readings=(), usage_doubt=doubt)
 
 

@@ -82,6 +82,8 @@ class CallRunner:
             while failure is None:
                 attempt = await self._attempt(call, hold)
                 if not attempt.is_ok:
+                    if reply is not None:
+                        break  # The first reply stands where the second try fails.
                     failure = await self._after_failure(call, hold, attempt)
                     continue
                 reply = attempt  # G4
@@ -94,7 +96,9 @@ class CallRunner:
             raise
         except (asyncio.CancelledError, Exception):  # G2 G3
             # A request may be in flight. Neither who cancels nor a fault of ours may leave a phantom hold behind.
-            await cleanup_shielded(call.call_id, self._abandon(hold))
+            await cleanup_shielded(
+                call.call_id, self._abandon(hold) if reply is None else self._keep(call, hold, reply)
+            )
             raise
         # Who cancels waits: an answer that is paid for and not stored would be paid for again.
         reason = reply.error if reply is not None else failure
@@ -221,6 +225,12 @@ class CallRunner:
         if not await settle_observed(self._ledger, self._observer, request, hold):
             await self._correct(hold, result="")
         _log.warning("call.abandoned", call_id=hold.call_id, cost_nanousd=request.cost_nanousd)
+
+    async def _keep(self, call: Call, hold: Hold, reply: Attempt) -> None:
+        """Settle a hold whose second try ends here: the reply that was paid for is the outcome (G4)."""
+        hold.abandon_attempt()
+        result = reply_result(call, reply, self._now_ms(), cost_nanousd=hold.spent_nanousd)
+        await self._settle(hold, result, reason=reply.error)
 
     async def _correct(self, hold: Hold, *, result: str) -> bool:
         """Book what a hold that somebody else has settled really cost; return whether the call is over."""
