@@ -150,7 +150,7 @@ class ModelCalled(Payload):
     error_details: ErrorDetails | None = Field(default=None, description="The provider's words for its error.")
     usage_doubt: str | None = Field(
         default=None,
-        description="What disagreed in the reported usage. Where it was priced, the dearer reading was charged.",
+        description="What disagreed in the reported usage; where it was priced, by the dearer reading.",
     )
 
 
