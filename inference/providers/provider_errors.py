@@ -90,7 +90,7 @@ def error_of(document: dict[str, Any] | None) -> object:
     if found := document.get("error") or document.get("errors") or document.get("detail"):
         return found
     is_error = document.get("object") == "error" or document.get("type") == "error"
-    return document if is_error or ("message" in document and "choices" not in document) else None
+    return document if is_error or (isinstance(document.get("message"), str) and "choices" not in document) else None
 
 
 def read_error(error: object, status: int | None = None, body: bytes = b"") -> ProviderError:
