@@ -134,7 +134,7 @@ async def _show(publisher: "Publisher", task_id: str, wait: float | None, *, as_
     if as_json:
         typer.echo(found.model_dump_json())
     else:
-        _print(found)
+        print_result(found)
     return 0 if found.status is TaskStatus.DONE else 1
 
 
@@ -144,7 +144,8 @@ def _call_text(call: dict[str, Any]) -> str:
     return f"{function['name']}({function['arguments']})" if isinstance(function, dict) else json.dumps(call)
 
 
-def _print(found: InferenceResult) -> None:
+def print_result(found: InferenceResult) -> None:
+    """Print a result for people."""
     code = found.error_code.value if found.error_code else ""
     rows: list[tuple[str, Any]] = [
         ("task", found.task_id),

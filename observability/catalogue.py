@@ -83,7 +83,7 @@ METRICS: Final = (
         "tollbook_usage_doubts_total",
         "counter",
         ("model",),
-        "attempts whose reported usage disagrees with itself; the dearer reading was charged",
+        "attempts whose reported usage disagrees with itself; where it is priced, by the dearer reading",
     ),
     Metric(
         "ledger", "tollbook_attempt_charges_usd_total", "counter", ("model",), "dollars that attempts were booked at"

@@ -153,7 +153,8 @@ class ModelCalled(Payload):
     )
     error_details: ErrorDetails | None = Field(default=None, description="The provider's words for its error.")
     usage_doubt: str | None = Field(
-        default=None, description="What disagreed in the reported usage; the dearer reading was charged."
+        default=None,
+        description="What disagreed in the reported usage; where it was priced, by the dearer reading.",
     )
 
 

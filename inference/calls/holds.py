@@ -4,13 +4,16 @@ Plain bookkeeping without I/O; the runner drives it. Every number of money is na
 """
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Literal
 
 from tollbook.inference.attempts import Attempt
 from tollbook.inference.bounds import Bound
 from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.prices.model_price import ModelPrice
 from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AttemptEvent,
@@ -20,6 +23,7 @@ from tollbook.ledger.gate.requests import (
 )
 from tollbook.schemas.events import Basis, CostAdjusted, CostRecorded, FallbackUsed, ModelCalled, payload_json
 from tollbook.schemas.money import MAX_NANOUSD
+from tollbook.schemas.usage import Usage
 
 _DEAR_TIERS = frozenset({"priority", "fast"})
 # Which basis names the whole, when attempts were charged on different ones: the least certain.
@@ -49,13 +53,25 @@ def with_dearest_usage(attempt: Attempt, bound: Bound, prices: PriceCatalogue, n
     except PriceUnknown:
         return attempt
     readings = (attempt.usage, *attempt.other_readings)
+    readings += tuple(_at_tiers(readings, price))
     costs = [price.cost(usage) for usage in readings]
     doubt = attempt.usage_doubt
-    if doubt is None and min(costs) != max(costs):
-        doubt = "the reported usage can be read in more than one way"
-    if doubt is None and is_usual and attempt.service_tier in _DEAR_TIERS and attempt.reported_cost_nanousd is None:
-        doubt = f"no price is known for {attempt.service_tier} processing"
+    if doubt is None and attempt.reported_cost_nanousd is None:
+        if min(costs) != max(costs):
+            doubt = "the reported usage can be read in more than one way"
+        elif is_usual and attempt.service_tier in _DEAR_TIERS:
+            doubt = f"no price is known for {attempt.service_tier} processing"
     return replace(attempt, usage=readings[costs.index(max(costs))], other_readings=(), usage_doubt=doubt)
+
+
+def _at_tiers(readings: Sequence[Usage], price: ModelPrice) -> Iterator[Usage]:
+    """Yield the readings between those of the same total whose prompt just reaches a dearer tier."""
+    for low, high in combinations(sorted(readings, key=lambda usage: usage.prompt_tokens), 2):
+        for tier in price.tiers[1:] if low.total_tokens == high.total_tokens else ():
+            start = tier.above_prompt_tokens + 1
+            if low.prompt_tokens < start < high.prompt_tokens:
+                completion = low.total_tokens - start
+                yield low.model_copy(update={"prompt_tokens": start, "completion_tokens": completion})
 
 
 def charge_of(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: int) -> Charge:

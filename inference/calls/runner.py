@@ -23,6 +23,7 @@ from tollbook.inference.calls.steps import (
     complete_shielded,
     settle_observed,
 )
+from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.ledger.errors import BaselineUnavailable, CallsStopped, CallUnknown, LedgerError, LedgerWentBack
@@ -86,11 +87,13 @@ class CallRunner:
             while failure is None:
                 attempt = await self._attempt(call, hold)
                 if not attempt.is_ok:
+                    if reply is not None:
+                        break  # The first reply stands where the second try fails.
                     failure = await self._after_failure(call, hold, attempt)
                     continue
                 reply = attempt  # G4
                 larger = with_larger_limit(call, attempt)
-                if larger is None or not await self._prepare_larger(larger, hold, attempt):
+                if larger is None or not await self._prepare_larger(larger, hold):
                     break
                 call = larger
             result = self._result(call, hold, reply, failure, is_given_up=give_up is not None)
@@ -98,7 +101,9 @@ class CallRunner:
             raise
         except (asyncio.CancelledError, Exception):  # G2 G3
             # A request may be in flight. Neither who cancels nor a fault of ours may leave a phantom hold behind.
-            await cleanup_shielded(call.call_id, self._abandon(hold))
+            await cleanup_shielded(
+                call.call_id, self._abandon(hold) if reply is None else self._keep(call, hold, reply)
+            )
             raise
         # Who cancels waits: an answer that is paid for and not stored would be paid for again.
         reason = reply.error if reply is not None else failure
@@ -159,14 +164,28 @@ class CallRunner:
             await self._sleep(step.delay_s)
         return failure
 
-    async def _prepare_larger(self, call: Call, hold: Hold, cut: Attempt) -> bool:
-        """Hold money for a second try with a larger limit; return whether there is any."""
+    async def _prepare_larger(self, call: Call, hold: Hold) -> bool:
+        """Hold money for a second try with a larger limit; return whether there is any.
+
+        Whatever stands in the way, the reply that was paid for is still to be settled: nothing is raised (G4).
+        """
         model = hold.bound.model
-        hold.bound = bound_attempt(call, model, self._prices, self._now_ms())
         with self._observer.preparing("retry", from_model=model, to_model=model, reason="output_limit") as record:
-            failure = await self._prepare_next(call, hold, Retry(0.0), cut)
-            record(failure)
-        return failure is None
+            try:
+                hold.bound = bound_attempt(call, model, self._prices, self._now_ms())
+                payload = reserved_payload(call, hold.bound, "extension")
+                reply = await self._ledger.record(hold.record_request(extension_payload=payload))
+            except (LedgerError, PriceUnknown) as exc:
+                record(str(exc))
+                _log.warning("call.larger_limit_not_tried", call_id=call.call_id, problem=str(exc))
+                return False
+            hold.mark_recorded()
+            if isinstance(reply, Denied | Waiting):
+                record("the larger limit does not fit the cap")
+                return False
+            hold.amount_nanousd = reply
+            record(None)
+        return True
 
     async def _prepare_next(self, call: Call, hold: Hold, step: Retry | FallBack, failed: Attempt) -> str | None:
         """Record the failed attempt and make the hold cover the next; return why it cannot, or None."""
@@ -213,6 +232,12 @@ class CallRunner:
         if not await settle_observed(self._ledger, self._observer, request, hold):
             await self._correct(hold, result="")
         _log.warning("call.abandoned", call_id=hold.call_id, cost_nanousd=request.cost_nanousd)
+
+    async def _keep(self, call: Call, hold: Hold, reply: Attempt) -> None:
+        """Settle a hold whose second try ends here: the reply that was paid for is the outcome (G4)."""
+        hold.abandon_attempt()
+        result = reply_result(call, reply, self._now_ms(), cost_nanousd=hold.spent_nanousd)
+        await self._settle(hold, result, reason=reply.error)
 
     async def _correct(self, hold: Hold, *, result: str) -> bool:
         """Book what a hold that somebody else has settled really cost; return whether the call is over."""

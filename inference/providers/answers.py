@@ -23,7 +23,7 @@ _FINISH_WORDS: Final[dict[str, str]] = {
          "image_safety", "language", "guardrail_intervened", "refusal", "sensitive", "error_toxic", "moderation"),
         CONTENT_FILTER,
     ),
-    **dict.fromkeys(("stop", "end_turn", "stop_sequence", "eos", "eos_token", "complete"), "stop"),
+    **dict.fromkeys(("stop", "end_turn", "stop_sequence", "eos", "eos_token", "complete", "completed"), "stop"),
     **dict.fromkeys(("tool_calls", "tool_use", "tool_call"), "tool_calls"),
 }  # fmt: skip
 _MAX_DEPTH: Final = 32
@@ -53,12 +53,26 @@ class Answer:
 
 def read_answer(document: dict[str, Any]) -> Answer:
     """Read the choices of a completion: the first with an answer, else the first."""
-    listed = document.get("choices")
-    choices = [_choice(each) for each in as_list(listed)]
+    choices = [_choice(each) for each in as_list(document.get("choices")) or _other_form(document)]
     found = next((each for each in choices if each.is_answer), choices[0] if choices else Answer())
     if not found.is_answer and found.finish_reason is None and _is_prompt_blocked(document):
         return Answer(has_choice=True, finish_reason=CONTENT_FILTER)
     return found
+
+
+def _other_form(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the answer of another API as a choice: OpenAI's responses, Anthropic's messages, Ollama's chat.
+
+    Servers that speak several of them were seen to answer in the wrong one (November 2026).
+    """
+    if isinstance(document.get("output"), list):
+        why = as_table(document.get("incomplete_details")).get("reason")
+        return [{"message": {"content": document["output"]}, "finish_reason": why or document.get("status")}]
+    if document.get("type") == "message" and "content" in document:
+        return [{"message": {"content": document["content"]}, "finish_reason": document.get("stop_reason")}]
+    if isinstance(document.get("message"), dict):
+        return [{"message": document["message"], "finish_reason": document.get("done_reason")}]
+    return []
 
 
 def finish_word(value: object) -> str | None:
@@ -131,7 +145,12 @@ class _Parts:
 
     def _add_part(self, part: dict[str, Any]) -> None:
         kind = part.get("type")
-        if kind == "refusal":
+        if kind == "message":
+            self.add(part.get("content"))
+        elif kind == "function_call":
+            function = {"name": part.get("name"), "arguments": part.get("arguments")}
+            self.tool_calls += _tool_calls({"tool_calls": [{"id": part.get("call_id"), "function": function}]})
+        elif kind == "refusal":
             self.add_refusal(part.get("refusal"))
         elif isinstance(kind, str) and kind.startswith(("thinking", "reasoning")):
             self.add_reasoning([part.get(name) for name in ("thinking", "reasoning", "text", "summary")])

@@ -90,7 +90,7 @@ def error_of(document: dict[str, Any] | None) -> object:
     if found := document.get("error") or document.get("errors") or document.get("detail"):
         return found
     is_error = document.get("object") == "error" or document.get("type") == "error"
-    return document if is_error or ("message" in document and "choices" not in document) else None
+    return document if is_error or (isinstance(document.get("message"), str) and "choices" not in document) else None
 
 
 def read_error(error: object, status: int | None = None, body: bytes = b"") -> ProviderError:
@@ -136,6 +136,8 @@ def _reason(code: int, words: tuple[str, ...], sentence: str) -> str:
         return "bad_key"
     if code == 402 or known & _CREDIT_WORDS or (code in (400, 403, 429) and _CREDIT.search(sentence)):
         return "out_of_credit"
+    if "rate_limit_exceeded" in known:
+        return "rate_limited"  # Groq's 413 is about tokens per minute.
     if known & _FILTER_WORDS or (code in (400, 403, 422) and _FILTERED.search(sentence)):
         return "content_filtered"
     if code in (400, 413, 422) and (known & _CONTEXT_WORDS or _CONTEXT.search(sentence)):

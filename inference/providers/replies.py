@@ -102,7 +102,8 @@ def _usage_of(document: dict[str, Any]) -> UsageReport:
     report = read_usage(document.get("usage"))
     if report.is_known:
         return report
-    others = (read_usage(document.get(name)) for name in ("usageMetadata", "usage_metadata"))
+    # Ollama's own form counts beside the message.
+    others = map(read_usage, (document.get("usageMetadata"), document.get("usage_metadata"), document))
     return next((other for other in others if other.is_known), report)
 
 

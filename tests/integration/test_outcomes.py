@@ -3,6 +3,7 @@
 After every test the ledger is held against the stand-in's book, and nothing that was said is in an event or a log line.
 """
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -16,7 +17,10 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from tests.calling import API_KEY, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
+from tests.servers import wait_until
 from tollbook.inference.calls.call import Call
+from tollbook.inference.calls.earlier_runs import settle_dead_hold
+from tollbook.inference.calls.holds import Hold
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, price_from_usd
 from tollbook.schemas.events import BudgetReserved, CostRecorded, ModelCalled
@@ -254,10 +258,48 @@ async def test_cut_reply_stands_where_the_larger_limit_does_not_fit_the_cap(call
 
 async def test_cut_reply_stands_where_the_second_try_fails(calling: Calling) -> None:
     call = with_route(calling.call(), retry_max_tokens=LARGER, fallback=None)
-    calling.script("text_cut", "http_400")
+    calling.script("text_cut", "http_503", None)
     result = await run(calling, call)
     assert (result.status, result.content, result.finish_reason) == (TaskStatus.DONE, "half a sen", "length")
     assert nanousd_from_usd(result.cost_usd) == PAID
+    assert calling.provider.requests == 2
+
+
+async def test_cut_reply_stands_where_its_second_try_is_cancelled(calling: Calling) -> None:
+    call = with_route(calling.call(), retry_max_tokens=LARGER)
+    calling.script("text_cut", "hang")
+    async with calling.runner() as (runner, _):
+        running = asyncio.create_task(runner.run(call))
+        await wait_until(lambda: calling.provider.requests == 2)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    # G3 G4: the second request may be charged, and the first reply is the call's outcome.
+    assert await calling.spent() == PAID + LARGER_BOUND
+    result = await run(calling, calling.call(run_id="run-2"))
+    assert (result.status, result.content) == (TaskStatus.DONE, "half a sen")
+    assert calling.provider.requests == 2
+
+
+async def test_cut_reply_stands_where_another_run_has_settled_its_hold(calling: Calling) -> None:
+    call = with_route(calling.call(), retry_max_tokens=LARGER)
+    calling.script("text_cut", None)
+    async with calling.runner() as (runner, _):
+        hold = await runner.reserve(call)
+        assert isinstance(hold, Hold)
+        record = await calling.runtime.ledger.gate_of("u1").call_record("t1")
+        assert record is not None
+        settlement = settle_dead_hold(
+            call_id="t1", user_id="u1", found=record.hold, outcome="expired", reason="the hold's deadline has passed"
+        )
+        await calling.runtime.ledger.settle_now(settlement)
+        result = await runner.runner.run(call, hold)
+    assert (result.status, result.content) == (TaskStatus.DONE, "half a sen")
+    assert await calling.spent() == PAID
+    assert calling.provider.requests == 1
+    # G4: the reply is the call's outcome, and is not asked for again.
+    assert await run(calling, calling.call(run_id="run-2")) == result
+    assert calling.provider.requests == 1
 
 
 async def test_task_that_asks_for_more_than_the_larger_limit_has_no_second_try(calling: Calling) -> None:

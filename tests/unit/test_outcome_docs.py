@@ -4,15 +4,18 @@
 """
 
 import re
+from typing import Any
 
 import pytest
 
 from docs.generate.outcomes import PAGE, attempt_of
+from tollbook.cli.publish import print_result
 from tollbook.cli.stand_in import stand_in
 from tollbook.inference.providers.provider_errors import read_error
 from tollbook.schemas.events import Event, ModelCalled, payload_json
 from tollbook.schemas.failures import FAILURES, ErrorDetails
-from tollbook.schemas.results import ErrorCode
+from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
+from tollbook.schemas.routes import Route
 from tollbook.schemas.usage import Usage
 from tollbook.standin import FAULTS, SCENARIOS
 from tollbook.views.audit.texts import event_text
@@ -56,8 +59,8 @@ def test_audit_shows_reason_words_and_doubt() -> None:
         error="HTTP 402 openrouter_credits",
         latency_ms=7,
         usage=Usage(prompt_tokens=10, completion_tokens=5, cache_write_tokens=4, cache_write_1h_tokens=2),
-        charge_nanousd=0,
-        charge_basis="released",
+        charge_nanousd=1,
+        charge_basis="priced",
         reason="out_of_credit",
         error_details=ErrorDetails(code="402", limit_source="openrouter_credits"),
         usage_doubt="only the total number of tokens is reported",
@@ -82,3 +85,23 @@ def test_new_fields_of_an_event_are_left_out_where_they_say_nothing() -> None:
     assert payload_json(plain) == (
         '{"model":"m","outcome":"ok","latency_ms":7,"charge_nanousd":1,"charge_basis":"reported"}'
     )
+
+
+def test_result_is_printed_with_what_the_model_did(capsys: pytest.CaptureFixture[str]) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": '{"id": 7}'}}
+    print_result(
+        InferenceResult(
+            task_id="t1", status=TaskStatus.DONE, finish_reason="tool_calls", tool_calls=[call], refusal="I cannot."
+        )
+    )
+    shown = capsys.readouterr().out
+    assert 'look_up({"id": 7})' in shown
+    assert "I cannot." in shown
+    assert "tool_calls" in shown
+
+
+def test_route_tries_again_only_with_a_larger_limit() -> None:
+    fields: dict[str, Any] = {"model": "m", "fallback": None, "max_tokens": 100, "temperature": 0}
+    assert Route(**fields, retry_max_tokens=101).retry_max_tokens == 101
+    with pytest.raises(ValueError, match="retry_max_tokens must be above max_tokens, which is 100, got 100"):
+        Route(**fields, retry_max_tokens=100)

@@ -315,6 +315,35 @@ def test_answer_is_read_in_every_form(choices: Any, expected: dict[str, Any]) ->
     assert {name: getattr(attempt, name) for name in expected} == expected
 
 
+ITEMS = [
+    {"type": "reasoning", "summary": [{"type": "summary_text", "text": "r"}]},
+    {"type": "message", "content": [{"type": "output_text", "text": "a"}]},
+    {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"},
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "content", "finish"),
+    [
+        # OpenAI's responses, Anthropic's messages, Ollama's chat.
+        ({"status": "completed", "output": ITEMS, "usage": {"input_tokens": 2, "output_tokens": 3}}, "a", "stop"),
+        ({"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}, "output": ITEMS,
+          "usage": {"input_tokens": 2, "output_tokens": 3}}, "a", "length"),
+        ({"type": "message", "content": [{"type": "text", "text": "a"}], "stop_reason": "max_tokens",
+          "usage": {"input_tokens": 2, "output_tokens": 3}}, "a", "length"),
+        ({"message": {"role": "assistant", "content": "a"}, "done_reason": "stop", "prompt_eval_count": 2,
+          "eval_count": 3}, "a", "stop"),
+    ],
+)  # fmt: skip
+def test_answer_in_the_form_of_another_api_is_read(body: Any, content: str, finish: str) -> None:
+    attempt = read(body)
+    assert (attempt.outcome, attempt.content, attempt.finish_reason) == ("ok", content, finish)
+    assert attempt.usage == Usage(prompt_tokens=2, completion_tokens=3)
+    if "output" in body:
+        assert attempt.reasoning == "r"
+        assert attempt.tool_calls[0]["function"] == {"name": "f", "arguments": "{}"}
+
+
 def test_tool_calls_are_storable_and_keep_what_their_provider_needs() -> None:
     call = (
         b'{"id": "a", "extra_content": {"signature": "s\\ud800"}, "function": {"name": "f", "arguments": {"x": 1.5}}}'

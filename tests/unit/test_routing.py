@@ -88,3 +88,11 @@ def test_unpriced_model_of_a_route_is_named() -> None:
     assert unpriced_routes(routing, PriceCatalogue(), NOVEMBER_2026_MS) == [
         "score_post: no price is known for its fallback acme/unheard-of"
     ]
+
+
+def test_larger_limit_of_a_second_try_is_configured_on_the_route() -> None:
+    routes = routing_with({"generate_draft": {"retry_max_tokens": 6_000}})
+    assert routes[TaskType.GENERATE_DRAFT].retry_max_tokens == 6_000
+    assert all(route.retry_max_tokens is None for route in MODEL_ROUTING.values())
+    with pytest.raises(SettingsError, match="retry_max_tokens must be above max_tokens"):
+        routing_with({"generate_draft": {"retry_max_tokens": 2_000}})

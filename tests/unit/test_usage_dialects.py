@@ -200,6 +200,7 @@ DIALECTS: list[Callable[[Used], dict[str, Any]]] = [
 
 counts = st.one_of(st.just(0), st.integers(1, 9), st.integers(1, 300_000))
 useds = st.builds(Used, counts, counts, counts, counts, counts, counts)
+NOTHING = [Decimal(0)] * 4
 dollars = st.decimals(0, 50, places=3)
 
 
@@ -243,6 +244,11 @@ def expressible(used: Used, dialect: Callable[[Used], dict[str, Any]]) -> Used:
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.__name__)
 @given(used=useds, price=model_prices())
 @example(Used(12, 0, 16_000, 0, 2, 0), ModelPrice("m", (tier_from_usd(-1, *map(Decimal, (3, 15, 3, 4, 6))),)))
+@example(
+    Used(11, 0, 0, 0, 0, 1),
+    # Only a prompt that just reaches the second tier makes the completion dear.
+    ModelPrice("m", (tier_from_usd(-1, *NOTHING), tier_from_usd(10, Decimal(0), Decimal(1), *NOTHING[:2]))),
+)
 @example(Used(32, 0, 0, 0, 237, 1_901), ModelPrice("m", (tier_from_usd(-1, *map(Decimal, (3, 15, 3, 4, 6))),)))
 def test_booked_cost_is_at_least_the_true_one(
     dialect: Callable[[Used], dict[str, Any]], used: Used, price: ModelPrice

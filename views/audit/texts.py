@@ -188,7 +188,8 @@ def _model_called(event: Event, payload: ModelCalled) -> tuple[str, list[str]]:
         details.append(usage_text(payload.usage))
     details.append(f"charged at {exact_usd(payload.charge_nanousd)}: {_BASES[payload.charge_basis]}")
     if payload.usage_doubt:
-        details.append(f"doubtful, so the dearer reading is charged: {printable(payload.usage_doubt)}")
+        taken = ", so the dearer reading is charged" if payload.charge_basis == "priced" else ""
+        details.append(f"the usage is doubtful{taken}: {printable(payload.usage_doubt)}")
     ending = [f"finish reason {printable(payload.finish_reason)}"] if payload.finish_reason else []
     if payload.reason:
         ending.append(f"reason {printable(payload.reason)}")
