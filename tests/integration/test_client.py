@@ -351,7 +351,8 @@ class Answer(BaseModel):
 
 
 async def test_an_answer_that_is_not_of_the_models_form_costs_what_it_costs(calling: Calling) -> None:
-    for asked in ({"response_model": Answer}, {"response_format": Answer}):
+    both: tuple[dict[str, Any], ...] = ({"response_model": Answer}, {"response_format": Answer})
+    for asked in both:
         error = await refusal(OutputInvalid, draft(calling).call(PROMPT, "u1", **asked))
         assert isinstance(error, OutputInvalid)
         assert error.result.cost_usd == usd_from_nanousd(PRICE)
