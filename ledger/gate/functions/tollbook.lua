@@ -39,7 +39,7 @@ that event is neither on the stream nor archived, the ledger went back in time, 
 
 A budget argument is "cap settled held q_ms q_n q_seq name": the cap, and the baseline folded at
 ledger position Q (entry id q_ms-q_n, sequence number q_seq); or, where the baseline is needed only
-if the tail is empty, the name alone ("user:u42:2026-11"). Short values share one argument: a client
+if the tail is empty, the name alone ("user:u42:2026-11", "team-week~3:red:2026-W48"). Short values share one argument: a client
 takes longer to pack one more argument than the server to split one.
 
 Codes:
@@ -144,11 +144,11 @@ local function read_budgets(args, from)
   for i = from, #args do
     local at = i - from + 1
     local cap, s, h, ms, n, seq, name =
-      string.match(args[i], '^(%d+) (%-?%d+) (%-?%d+) (%d+) (%d+) (%d+) (%l+:.*)$')
+      string.match(args[i], '^(%d+) (%-?%d+) (%-?%d+) (%d+) (%d+) (%d+) (%l[%w_~-]*:.*)$')
     if cap then
       names[at] = name
       baselines[at] = { cap = amount_of(cap), s = int(s), h = int(h), ms = int(ms), n = int(n), seq = int(seq) }
-    elseif string.find(args[i], '^%l+:') then
+    elseif string.find(args[i], '^%l[%w_~-]*:') then
       names[at] = args[i]
     else
       bug('malformed budget: ' .. args[i])
@@ -1194,7 +1194,7 @@ local function restore(keys, args)
       event.values[i - 2] = args[at + i]
     end
     for i = 1, int(args[at + 2]) do
-      local s, h, name = string.match(args[at + 12 + i], '^(%-?%d+) (%-?%d+) (%l+:.*)$')
+      local s, h, name = string.match(args[at + 12 + i], '^(%-?%d+) (%-?%d+) (%l[%w_~-]*:.*)$')
       local tail = keys[key_at + 1 + i]
       event.tails[i], event.baselines[i], event.names[i] = tail, { s = int(s), h = int(h) }, name
       local entry = not checked[tail] and redis.call('LINDEX', tail, -1)
