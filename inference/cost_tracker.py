@@ -111,7 +111,8 @@ class CostTracker:
         user_id = _id(user_id, "user_id")
         content = f"{user_id}\n{cost}\n{model}\n{reason}"
         async with using_runtime(self._runtime) as runtime:
-            window, budgets = runtime.policy.budgets_at(now_ms(), user_id=user_id, plan=chosen, campaign_id=None)
+            attributes = {"user": user_id, "plan": chosen} | ({"model": model} if model is not None else {})
+            window, budgets = runtime.policy.budgets_at(now_ms(), attributes)
             request = ChargeRequest(
                 call_id=usage_call_id(key),
                 user_id=user_id,
@@ -138,7 +139,7 @@ class CostTracker:
         """Return the user's period, its balance, and the name of its budget."""
         user_id, chosen = _id(user_id, "user_id"), _plan(plan)
         async with using_runtime(self._runtime) as runtime:
-            window, budgets = runtime.policy.budgets_at(now_ms(), user_id=user_id, plan=chosen, campaign_id=None)
+            window, budgets = runtime.policy.budgets_at(now_ms(), {"user": user_id, "plan": chosen})
             balance, *_ = await runtime.ledger.balance(user_id=user_id, period=window.name, budgets=budgets[:1])
         summary = UsageSummary(
             user_id=user_id,

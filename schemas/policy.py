@@ -7,17 +7,19 @@ dollars, as people write them; whoever compares balances takes them as nano-doll
 import hashlib
 import json
 from collections.abc import Mapping
+from datetime import tzinfo
 from decimal import Decimal
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints, field_validator, model_validator
 
 from tollbook.schemas.expectations import Expected
 from tollbook.schemas.identifiers import Identifier
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, nanousd_from_usd
 from tollbook.schemas.routes import Route
 from tollbook.schemas.tasks import ModelId
+from tollbook.schemas.windows import WeekStart, WindowKind, find_zone
 
 MAX_CAP_USD: Final = MAX_NANOUSD // NANOUSD_PER_USD
 Usd = Annotated[
@@ -38,7 +40,6 @@ Name = Annotated[
 ]
 """Name of a plan, task type, stream, budget, tag or provider."""
 
-BudgetWindow = Literal["day", "week", "month", "total"]
 ATTRIBUTES: Final = ("user", "plan", "campaign", "task", "model")
 """What budgets may be kept by beside the tags of tasks."""
 OWN_BUDGET: Final = "user"
@@ -72,7 +73,7 @@ class BudgetRule(Rule):
     by: tuple[Name, ...] = ()
     """Attributes that have a balance each: any of user, plan, campaign, task, model, or a tag. None: all together.
     A call without one of them is not held against this budget."""
-    window: BudgetWindow
+    window: WindowKind
     """When the balance begins anew; `total`: never."""
     cap_usd: Usd
     """Cap per window, dollars. With window `total`, 0 and credits make a prepaid balance."""
@@ -123,7 +124,7 @@ class Policy(Rule):
     """Name of the time zone in which days, weeks and months begin, such as Europe/Berlin."""
     month_starts_on: Annotated[int, Field(ge=1, le=28)] = 1
     """First day of a billing period."""
-    week_starts_on: Literal["monday", "sunday"] = "monday"
+    week_starts_on: WeekStart = "monday"
     user_ids: Literal["plain", "hashed"] = "plain"
     """Whether users' ids are kept as they are or as keyed hashes; fixed when the ledger is created."""
     default_plan: Name = "trial"
@@ -147,6 +148,17 @@ class Policy(Rule):
             if names.count(name) > 1 or name == OWN_BUDGET:
                 raise ValueError(f"there is another budget named {name!r}")
         return self
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_is_known(cls, value: str) -> str:
+        find_zone(value)
+        return value
+
+    @property
+    def zone(self) -> tzinfo:
+        """The time zone in which days, weeks and months begin."""
+        return find_zone(self.timezone)
 
     def content(self) -> dict[str, Any]:
         """Return what stands on the ledger: everything but the alerts' receivers, dollars as strings."""

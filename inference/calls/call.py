@@ -1,6 +1,7 @@
 """One call: what is asked of which model and for whom, which run of it this is, and the results it can have."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from tollbook.inference.attempts import Attempt
@@ -47,8 +48,17 @@ class Call:
     route: Route
     content_hash: str
     campaign_id: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict[str, str])
     stream: str | None = None
     metadata: dict[str, Any] | None = None
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """By name, what budgets may be kept by: what Tollbook knows of the call, and its tags under other names."""
+        known = {"user": self.user_id, "plan": self.plan, "task": self.task_type, "model": self.route.model}
+        if self.campaign_id is not None:
+            known["campaign"] = self.campaign_id
+        return {**self.tags, **known} if self.tags else known
 
     @classmethod
     def of_task(cls, task: Task, *, call_id: str, run_id: RunId, route: Route, stream: str | None = None) -> "Call":
@@ -68,6 +78,7 @@ class Call:
             route=route.model_copy(update={name: value for name, value in changes.items() if value is not None}),
             content_hash=task.content_hash(),
             campaign_id=task.campaign_id,
+            tags=getattr(task, "tags", None) or {},
             stream=stream,
             metadata=task.metadata,
         )

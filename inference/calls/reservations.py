@@ -6,14 +6,15 @@ stand in the way it waits for them, in the order of arrival and for a bounded ti
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import structlog
 
 from tollbook.inference.bounds import Bound, bound
+from tollbook.inference.calls.budgets import BudgetPolicy
 from tollbook.inference.calls.call import Call, exhausted
 from tollbook.inference.calls.earlier_runs import EarlierRuns
 from tollbook.inference.calls.holds import Hold
@@ -22,53 +23,15 @@ from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.ledger.errors import IdempotencyConflict
 from tollbook.ledger.gate.ledger import Ledger
-from tollbook.ledger.gate.requests import BudgetCap, Denied, FinishedCall, OpenCall, Reserved, ReserveRequest, Waiting
+from tollbook.ledger.gate.requests import Denied, FinishedCall, OpenCall, Reserved, ReserveRequest, Waiting
 from tollbook.ledger.gate.wait_queue import BudgetWaitQueue
 from tollbook.ledger.results import Results
 from tollbook.schemas.events import BudgetReserved, payload_json
-from tollbook.schemas.identifiers import Window, budget_name, day_at, month_at
-from tollbook.schemas.plans import CAPS_NANOUSD, Plan
 from tollbook.schemas.results import InferenceResult
 
 # For clocks that differ and a process that is held up for a moment.
 _LEASE_SLACK_S: Final = 30
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetPolicy:
-    """The caps in force, in nano-dollars.
-
-    A call is always held against the user's billing period, whose cap is the user's own or the plan's. It is held
-    against the user's day and the campaign's billing period too where a cap is set for them.
-    """
-
-    plan_caps_nanousd: Mapping[Plan, int] = field(default_factory=lambda: dict(CAPS_NANOUSD))
-    user_caps_nanousd: Mapping[str, int] = field(default_factory=dict[str, int])
-    day_cap_nanousd: int | None = None
-    campaign_cap_nanousd: int | None = None
-
-    def cap_of(self, user_id: str, plan: Plan) -> int:
-        """Return the cap of a user's billing period. A plan assigned on the ledger wins over it, in the gate."""
-        return self.user_caps_nanousd.get(user_id, self.plan_caps_nanousd[plan])
-
-    def budgets_at(
-        self, now_ms: int, *, user_id: str, plan: Plan, campaign_id: str | None
-    ) -> tuple[Window, tuple[BudgetCap, ...]]:
-        """Return the budgets of a call, the user's period first, and the window for which they are valid.
-
-        The window bears the name of the billing period.
-        """
-        month = month_at(now_ms)
-        budgets = [BudgetCap(budget_name("user", user_id, month.name), self.cap_of(user_id, plan))]
-        window = month
-        if self.day_cap_nanousd is not None:
-            day = day_at(now_ms)
-            budgets.append(BudgetCap(budget_name("day", user_id, day.name), self.day_cap_nanousd))
-            window = Window(month.name, day.start_ms, day.end_ms)
-        if self.campaign_cap_nanousd is not None and campaign_id is not None:
-            budgets.append(BudgetCap(budget_name("campaign", campaign_id, month.name), self.campaign_cap_nanousd))
-        return window, tuple(budgets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +202,7 @@ class Reservations:
             pass  # The next try is the final one.
 
     def _request(self, call: Call, first: Bound, now_ms: int, *, is_final: bool) -> ReserveRequest:
-        window, budgets = self._budgets_at(call, now_ms)
+        window, budgets = self._policy.budgets_at(now_ms, call.attributes)
         return ReserveRequest(
             call_id=call.call_id,
             user_id=call.user_id,
@@ -253,20 +216,15 @@ class Reservations:
             is_final=is_final,
         )
 
-    def _budgets_at(self, call: Call, now_ms: int) -> tuple[Window, tuple[BudgetCap, ...]]:
-        return self._policy.budgets_at(now_ms, user_id=call.user_id, plan=call.plan, campaign_id=call.campaign_id)
-
     def _own_hold(self, call: Call, found: OpenCall, first: Bound) -> Hold:
         """Return the hold that this run has opened by a request whose reply was lost; nothing was sent under it yet."""
-        _, budgets = self._budgets_at(call, self._now_ms())
-        caps = [budget.cap_nanousd for budget in budgets]
         return Hold(
             call_id=call.call_id,
             user_id=call.user_id,
             run=found.worker,
             number=found.hold,
             amount_nanousd=found.amount_nanousd,
-            budgets=tuple(BudgetCap(name, cap) for name, cap in zip(found.budgets, caps, strict=True)),
+            budgets=self._policy.caps_of(found.budgets, plan=call.plan),
             bound=first,
             attempts=found.attempts_begun - 1,
             spent_nanousd=found.spent_nanousd,
