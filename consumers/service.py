@@ -86,7 +86,7 @@ def build_worker(
         name=name,
         reservations=runtime.reservations,
         runner=runtime.runner,
-        routes=runtime.routes,
+        policies=runtime.policies,
         replies=ReplyStreams(
             handle.pipeline, namespace=settings.namespace, task_streams=streams, max_length=settings.reply_stream_max
         ),

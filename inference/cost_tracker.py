@@ -10,13 +10,14 @@ import uuid
 from dataclasses import dataclass
 from decimal import Decimal
 
+from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.current_runtime import using_runtime
 from tollbook.inference.errors import PlanLimitReached, describe_shortage
 from tollbook.inference.runtime import InferenceRuntime, now_ms
 from tollbook.ledger.errors import IdempotencyConflict, LedgerRefused, LedgerWentBack
 from tollbook.ledger.gate.requests import Balance, ChargeRequest
 from tollbook.schemas.events import CostRecorded, payload_json
-from tollbook.schemas.identifiers import check_id, usage_call_id
+from tollbook.schemas.identifiers import Window, check_id, usage_call_id
 from tollbook.schemas.money import MoneyError, nanousd_from_usd, usd_from_nanousd
 from tollbook.schemas.plans import DEFAULT_PLAN, Plan
 from tollbook.schemas.problems import unknown_name
@@ -111,20 +112,28 @@ class CostTracker:
         user_id = _id(user_id, "user_id")
         content = f"{user_id}\n{cost}\n{model}\n{reason}"
         async with using_runtime(self._runtime) as runtime:
-            attributes = {"user": user_id, "plan": chosen} | ({"model": model} if model is not None else {})
-            window, budgets = runtime.policy.budgets_at(now_ms(), attributes)
-            request = ChargeRequest(
-                call_id=usage_call_id(key),
-                user_id=user_id,
-                period=window.name,
-                content_hash=hashlib.sha256(content.encode()).hexdigest()[:32],
-                cost_nanousd=cost,
-                assumed_nanousd=0,
-                payload=payload_json(CostRecorded(basis="reported", outcome="recorded", reason=reason, model=model)),
-                budgets=tuple(budget.name for budget in budgets),
-            )
+
+            async def charge(policy: PolicyInForce) -> bool:
+                attributes = {"user": user_id, "plan": chosen} | ({"model": model} if model is not None else {})
+                window, budgets = policy.budgets_at(now_ms(), attributes)
+                return await runtime.ledger.charge(
+                    ChargeRequest(
+                        call_id=usage_call_id(key),
+                        user_id=user_id,
+                        period=window.name,
+                        content_hash=hashlib.sha256(content.encode()).hexdigest()[:32],
+                        cost_nanousd=cost,
+                        assumed_nanousd=0,
+                        payload=payload_json(
+                            CostRecorded(basis="reported", outcome="recorded", reason=reason, model=model)
+                        ),
+                        budgets=tuple(budget.name for budget in budgets),
+                        policy_version=policy.version,
+                    )
+                )
+
             try:
-                return await runtime.ledger.charge(request)
+                return await runtime.policies.decide(user_id, charge)
             except IdempotencyConflict as exc:
                 raise IdempotencyConflict(key, kind="idempotency key") from exc
             except LedgerWentBack as exc:
@@ -139,8 +148,15 @@ class CostTracker:
         """Return the user's period, its balance, and the name of its budget."""
         user_id, chosen = _id(user_id, "user_id"), _plan(plan)
         async with using_runtime(self._runtime) as runtime:
-            window, budgets = runtime.policy.budgets_at(now_ms(), {"user": user_id, "plan": chosen})
-            balance, *_ = await runtime.ledger.balance(user_id=user_id, period=window.name, budgets=budgets[:1])
+
+            async def look(policy: PolicyInForce) -> tuple[Window, str, Balance]:
+                window, budgets = policy.budgets_at(now_ms(), {"user": user_id, "plan": chosen})
+                balance, *_ = await runtime.ledger.balance(
+                    user_id=user_id, period=window.name, budgets=budgets[:1], policy_version=policy.version
+                )
+                return window, budgets[0].name, balance
+
+            window, budget, balance = await runtime.policies.decide(user_id, look)
         summary = UsageSummary(
             user_id=user_id,
             period=window.name,
@@ -150,7 +166,7 @@ class CostTracker:
             reserved_usd=usd_from_nanousd(balance.held_nanousd),
             remaining_usd=usd_from_nanousd(balance.remaining_nanousd),
         )
-        return summary, balance, budgets[0].name
+        return summary, balance, budget
 
 
 def _money(usd: Decimal | str | int) -> int:

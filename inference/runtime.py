@@ -16,9 +16,8 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from tollbook.inference.calls.budgets import BudgetPolicy
 from tollbook.inference.calls.call import RunId
-from tollbook.inference.calls.reservations import Reservations
+from tollbook.inference.calls.reservations import BudgetPolicy, Reservations
 from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner
 from tollbook.inference.calls.steps import CallObserver
@@ -42,9 +41,7 @@ from tollbook.ledger.results import Results
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, connect
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.policy import ServerWatch, watched_server
-from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.plans import Plan
-from tollbook.schemas.policy import default_policy
 from tollbook.schemas.routes import Route
 from tollbook.schemas.tasks import TaskType
 
@@ -185,21 +182,12 @@ def budget_policy(settings: Settings) -> BudgetPolicy:
     if settings.campaign_cap_nanousd is not None and settings.partitions > 1:
         # A campaign's users are spread over the partitions, and one step touches one partition only.
         raise SettingsError(["TOLLBOOK_CAMPAIGN_CAP_USD: campaign caps need TOLLBOOK_PARTITIONS=1"])
-    budgets = list[dict[str, object]]()
-    for name, by, window, cap in (
-        ("day", "user", "day", settings.day_cap_nanousd),
-        ("campaign", "campaign", "month", settings.campaign_cap_nanousd),
-    ):
-        if cap is not None:
-            budgets.append({"name": name, "by": [by], "window": window, "cap_usd": usd_from_nanousd(cap)})
-    policy = default_policy(
-        {
-            "plans": {plan.value: {"cap_usd": usd_from_nanousd(settings.plan_cap_nanousd(plan))} for plan in Plan},
-            "users": {user: usd_from_nanousd(cap) for user, cap in settings.caps.users.items()},
-            "budgets": budgets,
-        }
+    return BudgetPolicy(
+        plan_caps_nanousd={plan: settings.plan_cap_nanousd(plan) for plan in Plan},
+        user_caps_nanousd=settings.caps.users,
+        day_cap_nanousd=settings.day_cap_nanousd,
+        campaign_cap_nanousd=settings.campaign_cap_nanousd,
     )
-    return BudgetPolicy(policy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

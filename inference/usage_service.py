@@ -38,7 +38,8 @@ class UsageService:
         if task_type is TaskType.PING:
             return await self.get_usage_for_user(user_id, plan)
         async with using_runtime() as runtime:
-            route = runtime.routes[task_type]
-            price = runtime.prices.price(route.model, now_ms())
+            policy = runtime.policies.of(user_id)
+            route = await runtime.policies.read_by(user_id, lambda policy: policy.route_of(task_type))
+            price = policy.prices.price(route.model, now_ms())
             cost = bound((Message(role="user", content=prompt),), route.max_tokens, price).amount_nanousd
         return await CostTracker().check_budget(user_id, plan, estimated_cost_usd=usd_from_nanousd(cost))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tollbook.inference.attempts import Attempt
+from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.errors import describe_shortage
 from tollbook.inference.routing import resolve_model
 from tollbook.ledger.gate.requests import Denied, FinishedCall
@@ -37,7 +38,7 @@ class RunId:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What is to be called for one task."""
+    """What is to be called for one task, by the policy of `policy_version`."""
 
     call_id: str
     run_id: RunId
@@ -47,6 +48,8 @@ class Call:
     messages: tuple[Message, ...]
     route: Route
     content_hash: str
+    task: Task
+    policy_version: int
     campaign_id: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict[str, str])
     stream: str | None = None
@@ -61,8 +64,15 @@ class Call:
         return {**self.tags, **known} if self.tags else known
 
     @classmethod
-    def of_task(cls, task: Task, *, call_id: str, run_id: RunId, route: Route, stream: str | None = None) -> "Call":
-        """Make a call of a task; the task's own model and limits win over the route's."""
+    def of_task(
+        cls, task: Task, *, call_id: str, run_id: RunId, policy: PolicyInForce, stream: str | None = None
+    ) -> "Call":
+        """Make a call of a task by a policy; the task's own model and limits win over the route's.
+
+        Errors: InvalidTask for a task type or plan that the policy does not have.
+        """
+        policy.cap_nanousd(task.user_id, task.plan)
+        route = policy.route_of(task.task)
         changes = {
             "model": task.model and resolve_model(task.model),
             "max_tokens": task.max_tokens,
@@ -77,11 +87,19 @@ class Call:
             messages=task.chat(),
             route=route.model_copy(update={name: value for name, value in changes.items() if value is not None}),
             content_hash=task.content_hash(),
+            task=task,
+            policy_version=policy.version,
             campaign_id=task.campaign_id,
             tags=getattr(task, "tags", None) or {},
             stream=stream,
             metadata=task.metadata,
         )
+
+    def under(self, policy: PolicyInForce) -> "Call":
+        """Return this call by another policy: route, bound and budgets follow from one (G11). Errors: InvalidTask."""
+        if policy.version == self.policy_version:
+            return self
+        return Call.of_task(self.task, call_id=self.call_id, run_id=self.run_id, policy=policy, stream=self.stream)
 
 
 def done_result(call: Call, attempt: Attempt, now_ms: int, *, cost_nanousd: int) -> InferenceResult:

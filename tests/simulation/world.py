@@ -29,7 +29,7 @@ from tollbook.consumers.messages import Delivery
 from tollbook.consumers.reply_streams import ReplyStreams
 from tollbook.consumers.sweeper import Sweeper
 from tollbook.consumers.worker import Worker, WorkerLimits
-from tollbook.inference.calls.budgets import BudgetPolicy
+from tollbook.inference.budgets import BudgetPolicy
 from tollbook.inference.calls.reservations import Reservations, WaitLimits
 from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner

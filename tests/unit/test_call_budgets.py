@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tollbook.inference.calls.budgets import BudgetPolicy
+from tollbook.inference.budgets import BudgetPolicy
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD
 from tollbook.schemas.policy import default_policy
 
