@@ -42,7 +42,7 @@ def parse_call_record(value: bytes) -> CallRecord:
     """Parse the value of a call's key. Errors: ValueError for anything that the gate did not write."""
     head, settled, _marks, _denial, *budgets = value.decode().split("\n")
     state, content_hash, hold, amount, worker, deadline, user_id, period, *numbers = head.split(" ")
-    recorded, begun, spent, assumed = (int(number) for number in numbers)
+    recorded, begun, spent, assumed = (int(number) for number in numbers[:4])  # Then a cap and a plan, for alerts.
     return CallRecord(
         state=cast("CallState", state),
         content_hash=content_hash,
