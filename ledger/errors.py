@@ -5,6 +5,8 @@ LedgerError, in the public tree that `schemas.errors` draws
 ├── CallUnknown               final: no such hold; it was never opened, or its record has expired
 ├── ResultUnreadable          final: what is stored as a task's result is not one
 ├── CreditTooLow              final: there is less credit than is to be taken back
+├── BudgetCreditTooLow        final: less is left of a budget's credit than is to be taken back
+├── CreditNotDue              later: the credit has not expired yet
 ├── NoPlanAssigned            final: there is no plan that could be cleared
 ├── LedgerUnavailable         retry with the same call id: the outcome is unknown, a repeat changes nothing
 │   ├── RedisCannotServe      retry later: Redis answered that it does nothing now, so nothing was done
@@ -113,6 +115,21 @@ class CreditTooLow(LedgerError):
     def __init__(self, user_id: str, period: str, credit_nanousd: int) -> None:
         super().__init__(f"{user_id} has {format_usd(credit_nanousd, places=None)} of credit in {period}, not more")
         self.credit_nanousd = credit_nanousd
+
+
+class BudgetCreditTooLow(LedgerError):
+    """Less is left of a budget's credit than is to be taken back, or nothing."""
+
+    def __init__(self, credit_id: str, left_nanousd: int) -> None:
+        super().__init__(f"{format_usd(left_nanousd, places=None)} is left of credit {credit_id}, not more")
+        self.left_nanousd = left_nanousd
+
+
+class CreditNotDue(LedgerError):
+    """By the Redis clock, a credit has not expired yet."""
+
+    def __init__(self, credit_id: str) -> None:
+        super().__init__(f"credit {credit_id} has not expired yet")
 
 
 class NoPlanAssigned(LedgerError):

@@ -265,6 +265,7 @@ def reserved_payload(call: Call, attempt_bound: Bound, kind: Literal["hold", "ex
             stream=call.stream,
             plan=call.plan.value,
             campaign_id=call.campaign_id,
+            tags=dict(call.tags) or None,
             worker=str(call.run_id),
             bound=attempt_bound.as_price(),
         )

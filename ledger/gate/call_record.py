@@ -11,6 +11,8 @@ CallState = Literal["open", "closed", "settled", "denied"]
 
 RECORD_KEPT_MS: Final = 31 * 86_400_000
 """The shortest time for which the gate keeps the record of a finished call: the least TOLLBOOK_IDEMPOTENCY_TTL_S."""
+_NOBODYS: Final = "-"
+"""The period of a command that concerns no user's."""
 _SETTLED: Final = re.compile(r"(\d+)=(\d+),(\d+)(?:\t[^\t]*\t(.*))?")
 
 
@@ -46,7 +48,7 @@ def parse_call_record(value: bytes) -> CallRecord:
     return CallRecord(
         state=cast("CallState", state),
         content_hash=content_hash,
-        user_id=user_id,
+        user_id="" if period == _NOBODYS else user_id,
         hold=OpenCall(
             int(hold), int(amount), worker, int(deadline), recorded, begun, spent, assumed, tuple(budgets), period
         ),

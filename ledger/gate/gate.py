@@ -11,7 +11,14 @@ from typing import Any, Final, cast
 
 from redis.exceptions import ResponseError
 
-from tollbook.ledger.errors import CreditTooLow, LedgerReplaced, NoPlanAssigned, PolicyChanged
+from tollbook.ledger.errors import (
+    BudgetCreditTooLow,
+    CreditNotDue,
+    CreditTooLow,
+    LedgerReplaced,
+    NoPlanAssigned,
+    PolicyChanged,
+)
 from tollbook.ledger.gate.call_record import CallRecord, parse_call_record
 from tollbook.ledger.gate.functions import function
 from tollbook.ledger.gate.policies import PolicyRequest
@@ -28,6 +35,8 @@ from tollbook.ledger.gate.requests import (
     Baseline,
     BudgetCap,
     ChargeRequest,
+    CreditChange,
+    CreditRequest,
     Denied,
     Position,
     RecordRequest,
@@ -68,11 +77,23 @@ _FUNCTIONS: Final = {
         "balance",
         "trim",
         "apply_policy",
+        "change_credit",
     )
 }
 # After OK, they answer the id of the event that they appended, or nothing if there was none to append.
 _APPENDING_FUNCTIONS: Final = frozenset(
-    {"reserve", "record", "settle", "adjust", "release", "charge", "assign", "withdraw", "apply_policy"}
+    {
+        "reserve",
+        "record",
+        "settle",
+        "adjust",
+        "release",
+        "charge",
+        "assign",
+        "withdraw",
+        "apply_policy",
+        "change_credit",
+    }
 )
 
 
@@ -361,6 +382,40 @@ class Gate:
                 raise CreditTooLow(request.user_id, request.period, int(reply[1]))
             case b"NONE":
                 raise NoPlanAssigned(request.user_id)
+            case _:
+                raise refusal(reply, request.command_id, 0)
+
+    async def change_credit(self, request: CreditRequest, baselines: Sequence[Baseline]) -> CreditChange:
+        """Grant, take back or expire a budget's credit.
+
+        Errors: IdempotencyConflict; BudgetCreditTooLow; CreditNotDue; PolicyChanged.
+        """
+        keys = self.keys
+        reply = await self._call(
+            "change_credit",
+            (keys.meta, keys.ledger, keys.waiters, keys.call(request.command_id), keys.tail(request.budget.name)),
+            (
+                request.command_id,
+                request.content_hash,
+                request.type,
+                request.credit_id,
+                request.amount_nanousd,
+                request.expires_ms,
+                self._idempotency_ttl_s,
+                request.payload,
+                *_pack((request.budget,), baselines),
+            ),
+            policy_version=request.policy_version,
+        )
+        match reply[0]:
+            case b"OK":
+                return CreditChange(is_new=True, change_nanousd=int(reply[2]))
+            case b"EXISTS":
+                return CreditChange(is_new=False)
+            case b"LESS":
+                raise BudgetCreditTooLow(request.credit_id, int(reply[1]))
+            case b"EARLY":
+                raise CreditNotDue(request.credit_id)
             case _:
                 raise refusal(reply, request.command_id, 0)
 

@@ -37,6 +37,8 @@ from tollbook.ledger.gate.requests import (
     Baseline,
     BudgetCap,
     ChargeRequest,
+    CreditChange,
+    CreditRequest,
     Denied,
     RecordRequest,
     Released,
@@ -228,6 +230,18 @@ class Ledger:
         """Put a policy in force in one partition; return whether that is new. Errors: PolicyChanged; CallsStopped."""
         gate = self._gates[partition]
         return await self._repeat(lambda: gate.apply_policy(request), self._patience.reserve_s)
+
+    async def change_credit(self, request: CreditRequest) -> CreditChange:
+        """Grant, take back or expire a budget's credit.
+
+        Errors: IdempotencyConflict; BudgetCreditTooLow; CreditNotDue; PolicyChanged.
+        """
+        return await self._with_baselines(
+            request.user_id,
+            lambda: [request.budget.name],
+            lambda gate, baselines: gate.change_credit(request, baselines),
+            self._patience.reserve_s,
+        )
 
     async def account(self, user_id: str, period: str) -> Account:
         """Return what the ledger has assigned to a user."""

@@ -194,6 +194,35 @@ class WithdrawRequest:
     budget: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditRequest:
+    """Grant credit to a budget that never begins anew, take one back, or let it expire.
+
+    `credit_id` names the credit, `command_id` is the idempotency key. `amount_nanousd`: granted, or to be taken back
+    (0: what is left). `expires_ms`: when the credit expires, milliseconds since the epoch (0: never). `user_id` is that
+    of a user's budget, '' for one of all users; it decides the partition. The cap is by the policy of `policy_version`.
+    """
+
+    command_id: str
+    user_id: str
+    content_hash: str
+    type: Literal["credit-granted", "credit-revoked", "credit-expired"]
+    credit_id: str
+    amount_nanousd: int
+    expires_ms: int
+    payload: str
+    budget: BudgetCap
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class CreditChange:
+    """By how much a budget's credit changed, in nano-dollars; `is_new` is False where this was done before."""
+
+    is_new: bool
+    change_nanousd: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """What the ledger has assigned to a user: plan and cap, if any, and the credit of one period, in nano-dollars."""

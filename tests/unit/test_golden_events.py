@@ -23,7 +23,14 @@ FILES: Final = sorted(GOLDEN.glob("v*/*.json"))
 TYPES: Final = tuple(payload.model_fields["type"].default for payload in get_args(get_args(EventPayload)[0]))
 
 # Types that an older version does not have.
-SINCE: Final = {"policy-applied": 2, "ledger-recovered": 2, "plan-cleared": 2, "credit-revoked": 2}
+SINCE: Final = {
+    "credit-expired": 2,
+    "alert-raised": 2,
+    "policy-applied": 2,
+    "ledger-recovered": 2,
+    "plan-cleared": 2,
+    "credit-revoked": 2,
+}
 # What the gate puts in front of a payload; the rest of it is written by Python.
 STAMPS: Final[dict[str, tuple[str, ...]]] = {
     "budget-reserved": ("hold", "cap_nanousd", "deadline_ms", "assigned_plan", "content_hash", "budgets"),
@@ -40,8 +47,10 @@ STAMPS: Final[dict[str, tuple[str, ...]]] = {
     "cost-adjusted": ("hold", "assumed_nanousd", "is_final", "budgets"),
     "plan-assigned": ("content_hash",),
     "plan-cleared": ("content_hash",),
-    "credit-granted": ("content_hash",),
-    "credit-revoked": ("content_hash",),
+    "credit-granted": ("budget", "cap_nanousd", "settled_nanousd", "held_nanousd", "content_hash"),
+    "credit-revoked": ("budget", "cap_nanousd", "settled_nanousd", "held_nanousd", "content_hash"),
+    "credit-expired": ("budget", "cap_nanousd", "settled_nanousd", "held_nanousd", "content_hash"),
+    "alert-raised": ("kind", "budget", "window", "fraction", "cap_nanousd", "settled_nanousd", "cause"),
 }
 
 
