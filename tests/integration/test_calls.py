@@ -710,7 +710,7 @@ async def test_further_budgets_are_held_against_too(redis_client: Redis, server_
             await first
             assert isinstance(await runner.run(calling.call("t2", user_id="u2", campaign_id="c1")), InferenceResult)
         await calling.check_guarantees()
-        rows = await calling.query("SELECT kind, settled_usd FROM budgets ORDER BY kind, subject")
+        rows = await calling.query("SELECT name, settled_usd FROM budgets ORDER BY name, value")
         totals = {"campaign": 2 * PRICE[SONNET], "day": PRICE[SONNET], "user": PRICE[SONNET]}
         assert {(row["kind"], int(row["settled_usd"].scaleb(9))) for row in rows} == set(totals.items())
 
