@@ -24,9 +24,9 @@ from tollbook.inference.calls.steps import CallObserver
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
-from tollbook.inference.routing import routing_with
 from tollbook.inference.settings import Settings
 from tollbook.inference.signs_of_life import sign_of_life
+from tollbook.inference.stated_policy import concurrency_of, policy_of
 from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
 from tollbook.ledger.gate.baselines import BaselineReader, Baselines
@@ -41,9 +41,8 @@ from tollbook.ledger.results import Results
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, connect
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.policy import ServerWatch, watched_server
-from tollbook.schemas.plans import Plan
-from tollbook.schemas.routes import Route
-from tollbook.schemas.tasks import TaskType
+from tollbook.schemas.money import nanousd_from_usd
+from tollbook.schemas.policy import Policy
 
 # A server that syncs a large batch to a slow disk is not silent.
 _MIN_ANSWER_TIMEOUT_S: Final = 0.5
@@ -177,16 +176,17 @@ def build_ledger(
     return Ledger(handle.redis, gates, baselines, patience=patience, check_server=handle.server.check)
 
 
-def budget_policy(settings: Settings) -> BudgetPolicy:
-    """Return the caps in force by these settings. Errors: SettingsError."""
-    if settings.campaign_cap_nanousd is not None and settings.partitions > 1:
+def budget_policy(policy: Policy, partitions: int) -> BudgetPolicy:
+    """Return the caps of a policy. Errors: SettingsError."""
+    caps = {rule.name: rule.cap_nanousd("") for rule in policy.budgets}
+    if "campaign" in caps and partitions > 1:
         # A campaign's users are spread over the partitions, and one step touches one partition only.
         raise SettingsError(["TOLLBOOK_CAMPAIGN_CAP_USD: campaign caps need TOLLBOOK_PARTITIONS=1"])
     return BudgetPolicy(
-        plan_caps_nanousd={plan: settings.plan_cap_nanousd(plan) for plan in Plan},
-        user_caps_nanousd=settings.caps.users,
-        day_cap_nanousd=settings.day_cap_nanousd,
-        campaign_cap_nanousd=settings.campaign_cap_nanousd,
+        plan_caps_nanousd=policy.plan_caps_nanousd,
+        user_caps_nanousd={user: nanousd_from_usd(cap_usd) for user, cap_usd in policy.users.items()},
+        day_cap_nanousd=caps.get("day"),
+        campaign_cap_nanousd=caps.get("campaign"),
     )
 
 
@@ -201,7 +201,7 @@ class InferenceRuntime:
     reservations: Reservations
     runner: CallRunner
     prices: PriceCatalogue
-    routes: dict[TaskType, Route]
+    rules: Policy
     policy: BudgetPolicy
     unanswered: dict[str, RunId] = field(default_factory=dict[str, RunId])
     """By call id: the run that asked for money and got no answer; a repeat of the call goes on with its hold."""
@@ -220,12 +220,14 @@ async def open_runtime(
     async with AsyncExitStack() as stack:
         name = process_name()
         ledger = build_ledger(handle, settings, read, patience=patience, process=name)
-        provider = await stack.enter_async_context(ProviderClient.from_settings(settings))
+        rules = policy_of(settings)
+        calls = sum(concurrency_of(settings, rules).values())
+        provider = await stack.enter_async_context(ProviderClient.from_settings(settings, concurrent_calls=calls))
         queue = BudgetWaitQueue(handle.redis, [key.waiters for key in handle.keys])
         queue.start()
         stack.push_async_callback(queue.aclose)
-        policy, retry = budget_policy(settings), RetryPolicy.from_settings(settings)
-        prices = PriceCatalogue(settings.price_overrides, provider=settings.price_provider)
+        policy, retry = budget_policy(rules, len(handle.keys)), RetryPolicy.from_settings(settings)
+        prices = PriceCatalogue.of_policy(rules, provider=settings.price_provider)
         reservations = Reservations(
             ledger=ledger,
             results=handle.results,
@@ -253,6 +255,6 @@ async def open_runtime(
             reservations=reservations,
             runner=runner,
             prices=prices,
-            routes=routing_with(settings.routes),
+            rules=rules,
             policy=policy,
         )

@@ -5,13 +5,12 @@ from typing import Any
 
 from tollbook.inference.attempts import Attempt
 from tollbook.inference.errors import describe_shortage
-from tollbook.inference.routing import resolve_model
 from tollbook.ledger.gate.requests import Denied, FinishedCall
 from tollbook.schemas.money import usd_from_nanousd
-from tollbook.schemas.plans import Plan
+from tollbook.schemas.policy import Policy
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
-from tollbook.schemas.routes import Route
-from tollbook.schemas.tasks import Message, Task, TaskType
+from tollbook.schemas.routes import Route, resolve_model
+from tollbook.schemas.tasks import Message, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +40,8 @@ class Call:
     call_id: str
     run_id: RunId
     user_id: str
-    plan: Plan
-    task_type: TaskType
+    plan: str
+    task_type: str
     messages: tuple[Message, ...]
     route: Route
     content_hash: str
@@ -51,10 +50,15 @@ class Call:
     metadata: dict[str, Any] | None = None
 
     @classmethod
-    def of_task(cls, task: Task, *, call_id: str, run_id: RunId, route: Route, stream: str | None = None) -> "Call":
-        """Make a call of a task; the task's own model and limits win over the route's."""
+    def of_task(cls, task: Task, *, call_id: str, run_id: RunId, policy: Policy, stream: str | None = None) -> "Call":
+        """Make a call of a task whose names the policy has; the task's own model and limits win over the route's.
+
+        A task that names its model gets no cheaper one.
+        """
+        route = policy.tasks[task.task]
         changes = {
             "model": task.model and resolve_model(task.model),
+            "cheaper": None if task.model else route.cheaper,
             "max_tokens": task.max_tokens,
             "temperature": task.temperature,
         }
@@ -62,10 +66,12 @@ class Call:
             call_id=call_id,
             run_id=run_id,
             user_id=task.user_id,
-            plan=task.plan,
+            plan=task.plan or policy.default_plan,
             task_type=task.task,
             messages=task.chat(),
-            route=route.model_copy(update={name: value for name, value in changes.items() if value is not None}),
+            route=route.model_copy(
+                update={name: value for name, value in changes.items() if value is not None or name == "cheaper"}
+            ),
             content_hash=task.content_hash(),
             campaign_id=task.campaign_id,
             stream=stream,
@@ -134,7 +140,7 @@ def _description(call: Call, now_ms: int) -> dict[str, Any]:
     return {
         "task_id": call.call_id,
         "user_id": call.user_id,
-        "task_type": call.task_type.value,
+        "task_type": call.task_type,
         "metadata": call.metadata,
         "finished_at_ms": now_ms,
     }

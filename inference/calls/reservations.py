@@ -27,7 +27,7 @@ from tollbook.ledger.gate.wait_queue import BudgetWaitQueue
 from tollbook.ledger.results import Results
 from tollbook.schemas.events import BudgetReserved, payload_json
 from tollbook.schemas.identifiers import Window, budget_name, day_at, month_at
-from tollbook.schemas.plans import CAPS_NANOUSD, Plan
+from tollbook.schemas.policy import default_policy
 from tollbook.schemas.results import InferenceResult
 
 # For clocks that differ and a process that is held up for a moment.
@@ -43,17 +43,17 @@ class BudgetPolicy:
     against the user's day and the campaign's billing period too where a cap is set for them.
     """
 
-    plan_caps_nanousd: Mapping[Plan, int] = field(default_factory=lambda: dict(CAPS_NANOUSD))
+    plan_caps_nanousd: Mapping[str, int] = field(default_factory=lambda: default_policy().plan_caps_nanousd)
     user_caps_nanousd: Mapping[str, int] = field(default_factory=dict[str, int])
     day_cap_nanousd: int | None = None
     campaign_cap_nanousd: int | None = None
 
-    def cap_of(self, user_id: str, plan: Plan) -> int:
+    def cap_of(self, user_id: str, plan: str) -> int:
         """Return the cap of a user's billing period. A plan assigned on the ledger wins over it, in the gate."""
         return self.user_caps_nanousd.get(user_id, self.plan_caps_nanousd[plan])
 
     def budgets_at(
-        self, now_ms: int, *, user_id: str, plan: Plan, campaign_id: str | None
+        self, now_ms: int, *, user_id: str, plan: str, campaign_id: str | None
     ) -> tuple[Window, tuple[BudgetCap, ...]]:
         """Return the budgets of a call, the user's period first, and the window for which they are valid.
 
@@ -276,7 +276,9 @@ class Reservations:
 
 def bound_attempt(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -> Bound:
     """Bound what one attempt of a call can cost. Errors: PriceUnknown."""
-    return bound(call.messages, call.route.max_tokens, prices.price(model, now_ms))
+    return bound(
+        call.messages, call.route.max_tokens, prices.price(model, now_ms), parameters=call.route.params_json
+    )
 
 
 def reserved_payload(call: Call, attempt_bound: Bound, kind: Literal["hold", "extension"]) -> str:
@@ -284,9 +286,9 @@ def reserved_payload(call: Call, attempt_bound: Bound, kind: Literal["hold", "ex
     return payload_json(
         BudgetReserved(
             kind=kind,
-            task_type=call.task_type.value,
+            task_type=call.task_type,
             stream=call.stream,
-            plan=call.plan.value,
+            plan=call.plan,
             campaign_id=call.campaign_id,
             worker=str(call.run_id),
             bound=attempt_bound.as_price(),
@@ -301,11 +303,11 @@ def _exhausted(hold: int, limits: WaitLimits) -> str | None:
 
 def _warn_of_other_plan(call: Call, reply: Reserved) -> None:
     """A task may name an old plan; the ledger's stands, and the publisher ought to know."""
-    if reply.assigned_plan not in (None, call.plan.value):
+    if reply.assigned_plan not in (None, call.plan):
         _log.warning(
             "plan.mismatched",
             call_id=call.call_id,
             user_id=call.user_id,
-            task_plan=call.plan.value,
+            task_plan=call.plan,
             assigned_plan=reply.assigned_plan,
         )
