@@ -5,6 +5,7 @@ import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from tollbook.schemas.plans import Plan
 
 from tollbook.cli.money import (
     AuthorOption,
@@ -18,7 +19,6 @@ from tollbook.cli.money import (
 )
 from tollbook.cli.options import JsonOption, UserArgument, check_usd
 from tollbook.schemas.money import format_usd, nanousd_from_usd, usd_text
-from tollbook.schemas.plans import Plan
 
 if TYPE_CHECKING:
     from tollbook.inference.administration import Administration

@@ -7,11 +7,11 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from tollbook.schemas.plans import Plan
 
 from tollbook.cli.moments import UntilOption, parse_moment
 from tollbook.cli.options import ArchiveOption, JsonOption, check_id, check_usd, data_settings, read_id, read_period
 from tollbook.schemas.identifiers import EntryId
-from tollbook.schemas.plans import Plan
 from tollbook.schemas.problems import unknown_name
 
 if TYPE_CHECKING:

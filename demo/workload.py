@@ -8,8 +8,9 @@ from importlib.resources import files
 from itertools import accumulate, cycle
 from typing import Final
 
-from tollbook.schemas.money import NANOUSD_PER_USD
 from tollbook.schemas.plans import CAPS_NANOUSD, Plan
+
+from tollbook.schemas.money import NANOUSD_PER_USD
 from tollbook.schemas.tasks import TaskStream, TaskType
 
 # One line a task type: the stream it comes by and its share of the tasks.

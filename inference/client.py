@@ -19,10 +19,9 @@ from tollbook.inference.errors import SettingsError, error_of
 from tollbook.inference.runtime import InferenceRuntime
 from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
-from tollbook.schemas.plans import DEFAULT_PLAN
-from tollbook.schemas.problems import unknown_name
+from tollbook.schemas.policy import check_task, check_task_type
 from tollbook.schemas.results import InferenceResult, TaskStatus
-from tollbook.schemas.tasks import InvalidTask, Task, TaskType, task_from_fields
+from tollbook.schemas.tasks import PING, Task, task_from_fields
 
 # Nothing announces the end of another run of the same call, so it is looked for this often.
 _LOOK_AGAIN_S = 0.5
@@ -32,22 +31,19 @@ _MAX_REMEMBERED = 10_000
 class InferenceClient:
     """Makes calls of one task type."""
 
-    def __init__(self, task: TaskType | str, runtime: InferenceRuntime | None = None) -> None:
+    def __init__(self, task: str, runtime: InferenceRuntime | None = None) -> None:
         """Choose the task type; without a `runtime`, the one opened by `connect_runtime` is used.
 
-        Errors: InvalidTask for an unknown task type.
+        Errors: InvalidTask for a task type that the policy of a given runtime does not have.
         """
-        try:
-            self.task = TaskType(task)
-        except ValueError:
-            raise InvalidTask(unknown_name("task type", task, list(TaskType))) from None
+        self.task = task if runtime is None else check_task_type(task, runtime.rules)
         self._runtime = runtime
 
     async def call(
         self,
         prompt: str | None = None,
         user_id: str = "",
-        plan: str = DEFAULT_PLAN,
+        plan: str | None = None,
         campaign_id: str | None = None,
         *,
         task_id: str | None = None,
@@ -60,14 +56,15 @@ class InferenceClient:
     ) -> InferenceResult:
         """Make one call and return its result with `content`, `model_used`, `token_count` and `cost_usd`.
 
-        Repeating a call with the same `task_id` and content returns the stored result and costs nothing.
+        Without a `plan` it is the policy's `default_plan`. Repeating a call with the same `task_id` and content returns
+        the stored result and costs nothing.
         Where only other calls' holds stand in the way it waits for them, up to TOLLBOOK_HOLD_WAIT_S.
 
         Errors: InvalidTask; SettingsError without a provider's key; PlanLimitReached; BudgetWaitTimeout;
             PriceUnknown; InferenceFailed; AttemptsExhausted; IdempotencyConflict; LedgerUnavailable; LedgerRefused.
         """
         fields = {
-            "task": self.task.value,
+            "task": self.task,
             "user_id": user_id,
             "plan": plan,
             "campaign_id": campaign_id,
@@ -88,7 +85,8 @@ class InferenceClient:
         return result
 
     async def _run(self, task: Task, runtime: InferenceRuntime) -> InferenceResult:
-        if task.task is TaskType.PING:
+        await runtime.policies.read_by(task.user_id, lambda policy: check_task(task, policy.policy))
+        if task.task == PING:
             return InferenceResult(
                 task_id=task.task_id or str(uuid.uuid4()), status=TaskStatus.DONE, content="pong", user_id=task.user_id
             )

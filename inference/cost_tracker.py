@@ -17,10 +17,9 @@ from tollbook.inference.runtime import InferenceRuntime, now_ms
 from tollbook.ledger.errors import IdempotencyConflict, LedgerRefused, LedgerWentBack
 from tollbook.ledger.gate.requests import Balance, ChargeRequest
 from tollbook.schemas.events import CostRecorded, payload_json
-from tollbook.schemas.identifiers import Window, check_id, usage_call_id
+from tollbook.schemas.identifiers import check_id, usage_call_id
 from tollbook.schemas.money import MoneyError, nanousd_from_usd, usd_from_nanousd
-from tollbook.schemas.plans import DEFAULT_PLAN, Plan
-from tollbook.schemas.problems import unknown_name
+from tollbook.schemas.policy import check_plan
 from tollbook.schemas.results import UsdString
 from tollbook.schemas.tasks import InvalidTask
 
@@ -34,7 +33,7 @@ class UsageSummary:
 
     user_id: str
     period: str
-    plan: Plan
+    plan: str
     cap_usd: UsdString
     spent_usd: UsdString
     reserved_usd: UsdString
@@ -63,7 +62,7 @@ class CostTracker:
         self._runtime = runtime
 
     async def check_budget(
-        self, user_id: str, plan: str = DEFAULT_PLAN, *, estimated_cost_usd: Decimal | str | int = 0
+        self, user_id: str, plan: str | None = None, *, estimated_cost_usd: Decimal | str | int = 0
     ) -> UsageSummary:
         """Return the user's period if a call of this cost would fit now.
 
@@ -96,7 +95,7 @@ class CostTracker:
         user_id: str,
         cost_usd: Decimal | str | int,
         *,
-        plan: str = DEFAULT_PLAN,
+        plan: str | None = None,
         model: str | None = None,
         reason: str = "recorded by the application",
         idempotency_key: str | None = None,
@@ -107,13 +106,14 @@ class CostTracker:
         A key is no task id: a task of the same name is another call. On the ledger the call is `usage <key>`.
         Errors: IdempotencyConflict for the same key with other content; UsageKept where the ledger cannot take it now.
         """
-        cost, chosen = _money(cost_usd), _plan(plan)
+        cost = _money(cost_usd)
         key = str(uuid.uuid4()) if idempotency_key is None else _id(idempotency_key, "idempotency_key")
         user_id = _id(user_id, "user_id")
         content = f"{user_id}\n{cost}\n{model}\n{reason}"
         async with using_runtime(self._runtime) as runtime:
 
             async def charge(policy: PolicyInForce) -> bool:
+                chosen = _plan(plan, policy)
                 attributes = {"user": user_id, "plan": chosen} | ({"model": model} if model is not None else {})
                 window, budgets = policy.budgets_at(now_ms(), attributes)
                 return await runtime.ledger.charge(
@@ -139,27 +139,28 @@ class CostTracker:
             except LedgerWentBack as exc:
                 raise UsageKept(key, exc) from exc
 
-    async def get_usage_summary(self, user_id: str, plan: str = DEFAULT_PLAN) -> UsageSummary:
+    async def get_usage_summary(self, user_id: str, plan: str | None = None) -> UsageSummary:
         """Return the user's billing period as the gate sees it now: exact, however far the projector is behind."""
         summary, _, _ = await self._look(user_id, plan)
         return summary
 
-    async def _look(self, user_id: str, plan: str) -> tuple[UsageSummary, Balance, str]:
+    async def _look(self, user_id: str, plan: str | None) -> tuple[UsageSummary, Balance, str]:
         """Return the user's period, its balance, and the name of its budget."""
-        user_id, chosen = _id(user_id, "user_id"), _plan(plan)
+        user_id = _id(user_id, "user_id")
         async with using_runtime(self._runtime) as runtime:
 
-            async def look(policy: PolicyInForce) -> tuple[Window, str, Balance]:
+            async def look(policy: PolicyInForce) -> tuple[str, str, str, Balance]:
+                chosen = _plan(plan, policy)
                 window, budgets = policy.budgets_at(now_ms(), {"user": user_id, "plan": chosen})
                 balance, *_ = await runtime.ledger.balance(
                     user_id=user_id, period=window.name, budgets=budgets[:1], policy_version=policy.version
                 )
-                return window, budgets[0].name, balance
+                return chosen, window.name, budgets[0].name, balance
 
-            window, budget, balance = await runtime.policies.decide(user_id, look)
+            chosen, period, budget, balance = await runtime.policies.decide(user_id, look)
         summary = UsageSummary(
             user_id=user_id,
-            period=window.name,
+            period=period,
             plan=chosen,
             cap_usd=usd_from_nanousd(balance.cap_nanousd),
             spent_usd=usd_from_nanousd(balance.settled_nanousd),
@@ -176,11 +177,8 @@ def _money(usd: Decimal | str | int) -> int:
         raise InvalidTask(str(exc)) from exc
 
 
-def _plan(plan: str) -> Plan:
-    try:
-        return Plan(plan)
-    except ValueError:
-        raise InvalidTask(unknown_name("plan", plan, list(Plan))) from None
+def _plan(plan: str | None, policy: PolicyInForce) -> str:
+    return policy.policy.default_plan if plan is None else check_plan(plan, policy.policy)
 
 
 def _id(value: str, name: str) -> str:

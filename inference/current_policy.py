@@ -7,7 +7,6 @@ it with its next reservation, and asks again.
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time
 from functools import cached_property
 from typing import Final, TypeVar
 
@@ -16,7 +15,6 @@ from pydantic import ValidationError
 
 from tollbook.inference.budgets import BudgetPolicy
 from tollbook.inference.prices.catalogue import PriceCatalogue
-from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, price_from_usd
 from tollbook.ledger.errors import PolicyChanged, PolicyUnreadable
 from tollbook.ledger.gate.policies import StoredPolicy, read_policies
 from tollbook.ledger.gate.requests import BudgetCap
@@ -24,9 +22,8 @@ from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.events import PolicyApplied
 from tollbook.schemas.identifiers import Window, partition_of
-from tollbook.schemas.policy import Policy, PriceRule, default_policy, digest_of
-from tollbook.schemas.problems import as_text, problems_of, unknown_name
-from tollbook.schemas.routes import Route
+from tollbook.schemas.policy import Policy, check_plan, default_policy, digest_of
+from tollbook.schemas.problems import as_text, problems_of
 from tollbook.schemas.tasks import InvalidTask
 
 T = TypeVar("T")
@@ -52,23 +49,14 @@ class PolicyInForce:
     @cached_property
     def prices(self) -> PriceCatalogue:
         """The prices in force."""
-        return PriceCatalogue(prices_of(self.policy), provider=self.price_provider)
-
-    def route_of(self, task_type: str) -> Route:
-        """Return the route of a task type. Errors: InvalidTask for a type that this policy does not have."""
-        route = self.policy.tasks.get(task_type)
-        if route is None:
-            raise InvalidTask(unknown_name("task type", task_type, list(self.policy.tasks)))
-        return route
+        return PriceCatalogue.of_policy(self.policy, provider=self.price_provider)
 
     def cap_nanousd(self, user_id: str, plan: str) -> int:
         """Return the cap of a user's billing period, nano-dollars; one assigned on the ledger wins, in the gate.
 
         Errors: InvalidTask for a plan that this policy does not have.
         """
-        if plan not in self.policy.plans:
-            raise InvalidTask(unknown_name("plan", plan, list(self.policy.plans)))
-        return self.policy.user_cap_nanousd(user_id, plan)
+        return self.policy.user_cap_nanousd(user_id, check_plan(plan, self.policy))
 
     @cached_property
     def budgets(self) -> BudgetPolicy:
@@ -110,26 +98,6 @@ def policy_in_force(
     if (applied.version, applied.digest, digest) != (stored.version, stored.digest, stored.digest):  # G11
         raise PolicyUnreadable(partition, f"its content is not that of version {stored.version}, by its digest")
     return PolicyInForce(applied.version, policy, applied.definitions, price_provider, digest)
-
-
-def prices_of(policy: Policy) -> dict[str, tuple[DatedPrice, ...]]:
-    """Return a policy's prices by model, as the catalogue takes them. Errors: MoneyError."""
-    return {model: tuple(_dated(model, rule) for rule in rules) for model, rules in policy.prices.items()}
-
-
-def _dated(model: str, rule: PriceRule) -> DatedPrice:
-    from_ms = FOREVER_MS
-    if rule.starts is not None:
-        from_ms = round(datetime.combine(date.fromisoformat(rule.starts), time.min, UTC).timestamp()) * 1000
-    price = price_from_usd(
-        model,
-        prompt=rule.prompt,
-        completion=rule.completion,
-        cached=rule.cached,
-        cache_write=rule.cache_write,
-        request=rule.request,
-    )
-    return DatedPrice(from_ms, price)
 
 
 class CurrentPolicy:
@@ -211,6 +179,9 @@ class CurrentPolicy:
                 return await step(self.of(user_id))
             except PolicyChanged:  # G11
                 await self.refresh()
+            except InvalidTask:
+                if not await self.refresh():  # A newer policy may have the name.
+                    raise
 
     async def read_by(self, user_id: str, read: Callable[[PolicyInForce], T]) -> T:
         """Read a task by the policy in force of a user; again where a newer one may know what this one does not.

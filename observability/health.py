@@ -15,6 +15,7 @@ from itertools import count
 from typing import Any, Final
 
 from redis.exceptions import RedisError
+from tollbook.schemas.plans import CAPS_NANOUSD, DEFAULT_PLAN
 
 from tollbook.inference.routing import routing_with, unpriced_routes
 from tollbook.inference.runtime import now_ms
@@ -32,7 +33,6 @@ from tollbook.ledger.server.refusals import reason_of
 from tollbook.observability.process_state import OpenLedger, ProcessState
 from tollbook.observability.single_flight import SingleFlight
 from tollbook.schemas.identifiers import budget_name, month_at, partition_of
-from tollbook.schemas.plans import CAPS_NANOUSD, DEFAULT_PLAN
 
 _REDIS_LIMIT_S: Final = 0.6
 _DUCKDB_LIMIT_S: Final = 1.2

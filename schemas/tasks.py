@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self, cast
 
 from pydantic import (
@@ -27,30 +26,11 @@ from tollbook.schemas.errors import AppError
 from tollbook.schemas.expectations import Expected
 from tollbook.schemas.identifiers import CampaignId, TaskId, UserId
 from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
-from tollbook.schemas.plans import DEFAULT_PLAN, Plan
 from tollbook.schemas.problems import UTF8_WORDS, as_text, problems_of, shown
 from tollbook.schemas.results import ErrorCode
 
-
-class TaskStream(StrEnum):
-    """The four task streams."""
-
-    SCRAPING = "scraping"
-    ANALYSIS = "analysis"
-    GENERATION = "generation"
-    MONITORING = "monitoring"
-
-
-class TaskType(StrEnum):
-    """What the model is asked to do; it selects the route. `ping` answers "pong", calls no model and is free."""
-
-    CLASSIFY_ARCHETYPE = "classify_archetype"
-    GENERATE_DRAFT = "generate_draft"
-    SCORE_POST = "score_post"
-    EXTRACT_PATTERNS = "extract_patterns"
-    PING = "ping"
-
-
+PING: Final = "ping"
+"""Task type of every policy: it answers "pong", calls no model and is free."""
 MAX_ENTRY_BYTES: Final = 2_000_000
 MAX_TEXT_BYTES: Final = 1_000_000
 MAX_MESSAGES: Final = 1_000
@@ -77,6 +57,12 @@ class Message(BaseModel):
     content: str = Field(repr=False)  # G10
 
 
+Name = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,49}$"),
+    Expected("a name of 1 to 50 small letters, digits and any of _ -, a letter first"),
+]
+"""Name of a plan, task type, stream, budget, tag or provider."""
 MODEL_ID_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,149}$"
 MODEL_ID_WORDS: Final = "a model id such as 'openai/gpt-4o-mini' (1 to 150 letters, digits and any of . _ : / @ -)"
 ModelId = Annotated[str, StringConstraints(pattern=MODEL_ID_PATTERN), Expected(MODEL_ID_WORDS)]
@@ -90,11 +76,12 @@ RESERVED_STREAM_WORDS: Final = "must be no stream and no key of a Tollbook, as"
 
 
 def check_reply_stream(name: str) -> str:
-    """Return the name of a stream for replies, unless it is a task stream or the form of a key of any Tollbook.
+    """Return the name of a stream for replies, unless it has the form of a key of any Tollbook.
 
-    A reply there would be taken for a task or a dead letter, or would break a lease. Errors: ValueError.
+    A reply there would be taken for a dead letter, or would break a lease. That it is no task stream is for
+    `schemas.policy.check_task` to say. Errors: ValueError.
     """
-    if name in list(TaskStream) or _TOLLBOOK_KEY.match(name):
+    if _TOLLBOOK_KEY.match(name):
         raise ValueError(f"{RESERVED_STREAM_WORDS} {name!r} is")
     return name
 
@@ -144,12 +131,12 @@ class Task(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    task: TaskType
-    """What to do: a task type. The name `task_type` is accepted too."""
+    task: Name
+    """What to do: a task type of the policy, or `ping`. The name `task_type` is accepted too."""
     user_id: UserId = "anonymous"
     """Who is charged. Required, except for `ping`."""
-    plan: Plan = DEFAULT_PLAN
-    """The user's plan, which decides the cap."""
+    plan: Name | None = None
+    """The user's plan, which decides the cap. Without one, the policy's `default_plan`."""
     task_id: TaskId | None = None
     """Your own id, which makes a repeat harmless. Without one it is `<stream>-<entry id>`."""
     campaign_id: CampaignId | None = None
@@ -200,7 +187,7 @@ class Task(BaseModel):
 
     @model_validator(mode="after")
     def _has_one_input(self) -> Self:
-        if self.task is not TaskType.PING:
+        if self.task != PING:
             if (self.prompt is None) == (self.messages is None):
                 raise ValueError(f"give {'one' if self.prompt is None else 'only one'} of 'prompt' and 'messages'")
             if self.prompt == "" or self.messages == ():

@@ -7,13 +7,12 @@ from typing import Any
 from tollbook.inference.attempts import Attempt
 from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.errors import describe_shortage
-from tollbook.inference.routing import resolve_model
 from tollbook.ledger.gate.requests import Denied, FinishedCall
 from tollbook.schemas.money import usd_from_nanousd
-from tollbook.schemas.plans import Plan
+from tollbook.schemas.policy import check_task
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
-from tollbook.schemas.routes import Route
-from tollbook.schemas.tasks import Message, Task, TaskType
+from tollbook.schemas.routes import Route, resolve_model
+from tollbook.schemas.tasks import Message, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +42,8 @@ class Call:
     call_id: str
     run_id: RunId
     user_id: str
-    plan: Plan
-    task_type: TaskType
+    plan: str
+    task_type: str
     messages: tuple[Message, ...]
     route: Route
     content_hash: str
@@ -69,12 +68,13 @@ class Call:
     ) -> "Call":
         """Make a call of a task by a policy; the task's own model and limits win over the route's.
 
-        Errors: InvalidTask for a task type or plan that the policy does not have.
+        A task that names its model gets no cheaper one. Errors: InvalidTask for names that the policy does not have.
         """
-        policy.cap_nanousd(task.user_id, task.plan)
-        route = policy.route_of(task.task)
+        rules = policy.policy
+        route = rules.tasks[check_task(task, rules).task]
         changes = {
             "model": task.model and resolve_model(task.model),
+            "cheaper": None if task.model else route.cheaper,
             "max_tokens": task.max_tokens,
             "temperature": task.temperature,
         }
@@ -82,10 +82,12 @@ class Call:
             call_id=call_id,
             run_id=run_id,
             user_id=task.user_id,
-            plan=task.plan,
+            plan=task.plan or rules.default_plan,
             task_type=task.task,
             messages=task.chat(),
-            route=route.model_copy(update={name: value for name, value in changes.items() if value is not None}),
+            route=route.model_copy(
+                update={name: value for name, value in changes.items() if value is not None or name == "cheaper"}
+            ),
             content_hash=task.content_hash(),
             task=task,
             policy_version=policy.version,
@@ -163,7 +165,7 @@ def _description(call: Call, now_ms: int) -> dict[str, Any]:
     return {
         "task_id": call.call_id,
         "user_id": call.user_id,
-        "task_type": call.task_type.value,
+        "task_type": call.task_type,
         "metadata": call.metadata,
         "finished_at_ms": now_ms,
     }

@@ -53,7 +53,8 @@ class WaitLimits:
 class Acquired:
     """A hold, or the result of a call that is over; neither where too many calls wait already.
 
-    `call` is the call by the policy in force. `give_up` is why the call must end without a request, or has been ended; None where it need not.
+    `call` is the call by the policy in force. `give_up` is why the call must end without a request, or has been ended;
+    None where it need not.
     """
 
     call: Call
@@ -253,7 +254,7 @@ def _own_hold(call: Call, found: OpenCall, first: Bound, policy: PolicyInForce) 
 
 def bound_attempt(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -> Bound:
     """Bound what one attempt of a call can cost. Errors: PriceUnknown."""
-    return bound(call.messages, call.route.max_tokens, prices.price(model, now_ms))
+    return bound(call.messages, call.route.max_tokens, prices.price(model, now_ms), parameters=call.route.params_json)
 
 
 def reserved_payload(call: Call, attempt_bound: Bound, kind: Literal["hold", "extension"]) -> str:
@@ -261,9 +262,9 @@ def reserved_payload(call: Call, attempt_bound: Bound, kind: Literal["hold", "ex
     return payload_json(
         BudgetReserved(
             kind=kind,
-            task_type=call.task_type.value,
+            task_type=call.task_type,
             stream=call.stream,
-            plan=call.plan.value,
+            plan=call.plan,
             campaign_id=call.campaign_id,
             tags=dict(call.tags) or None,
             worker=str(call.run_id),
@@ -279,11 +280,11 @@ def _exhausted(hold: int, limits: WaitLimits) -> str | None:
 
 def _warn_of_other_plan(call: Call, reply: Reserved) -> None:
     """A task may name an old plan; the ledger's stands, and the publisher ought to know."""
-    if reply.assigned_plan not in (None, call.plan.value):
+    if reply.assigned_plan not in (None, call.plan):
         _log.warning(
             "plan.mismatched",
             call_id=call.call_id,
             user_id=call.user_id,
-            task_plan=call.plan.value,
+            task_plan=call.plan,
             assigned_plan=reply.assigned_plan,
         )

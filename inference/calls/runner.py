@@ -111,6 +111,7 @@ class CallRunner:
             messages=call.messages,
             max_tokens=call.route.max_tokens,
             temperature=call.route.temperature,
+            params=call.route.params,
             user=call.user_id,
             price_limit=hold.bound,
         )
@@ -123,7 +124,8 @@ class CallRunner:
 
     async def _after_failure(self, call: Call, hold: Hold, failed: Attempt) -> str | None:
         """Decide what follows and prepare it; return why nothing does, or None."""
-        model, fallback = hold.bound.model, self._fallback_after(call, hold.bound.model)
+        model = hold.bound.model
+        fallback = self._fallback_after(call, model)
         step = self._retry.decide(failed, attempts_of_model=hold.attempts_of(model), has_fallback=fallback is not None)
         if isinstance(step, GiveUp):
             return step.reason
@@ -141,13 +143,15 @@ class CallRunner:
             to_model=next_model,
             reason=failed.outcome,
         ) as record_outcome:
-            failure = await self._prepare_next(call, hold, step, failed)
+            failure = await self._prepare_next(call, hold, step, failed, from_model=model)
             record_outcome(failure)
         if isinstance(step, Retry) and failure is None:
             await self._sleep(step.delay_s)
         return failure
 
-    async def _prepare_next(self, call: Call, hold: Hold, step: Retry | FallBack, failed: Attempt) -> str | None:
+    async def _prepare_next(
+        self, call: Call, hold: Hold, step: Retry | FallBack, failed: Attempt, *, from_model: str
+    ) -> str | None:
         """Record the failed attempt and make the hold cover the next; return why it cannot, or None."""
         model = hold.bound.model
         try:
@@ -169,9 +173,7 @@ class CallRunner:
             return f"{failed.error}; {model} is not tried: {more} more do not fit the cap"
         if isinstance(step, FallBack):
             hold.note_fallback(
-                FallbackUsed(
-                    from_model=call.route.model, to_model=model, reason=step.reason, http_status=failed.http_status
-                )
+                FallbackUsed(from_model=from_model, to_model=model, reason=step.reason, http_status=failed.http_status)
             )
             _log.info("call.fell_back", call_id=call.call_id, to_model=model, reason=step.reason)
         return None
@@ -234,11 +236,9 @@ class CallRunner:
                 waited_s += _CORRECTION_PAUSE_S
 
     def _fallback_after(self, call: Call, model: str) -> str | None:
-        fallback = call.route.fallback
-        prices = self._policies.of(call.user_id).prices
-        if fallback is None or fallback == model or not prices.knows(fallback, self._now_ms()):
-            return None
-        return fallback
+        """Return the next fallback that can be bounded, or None."""
+        prices, now_ms = self._policies.of(call.user_id).prices, self._now_ms()
+        return next((each for each in call.route.after(model) if prices.knows(each, now_ms)), None)
 
 
 def _untried(failed: Attempt, model: str, reason: Exception) -> str:

@@ -21,7 +21,7 @@ from tollbook.ledger.errors import (
 )
 from tollbook.ledger.gate.call_record import CallRecord, parse_call_record
 from tollbook.ledger.gate.functions import function
-from tollbook.ledger.gate.policies import PolicyRequest
+from tollbook.ledger.gate.policies import PolicyRequest, StoredPolicy, read_policies
 from tollbook.ledger.gate.probe import check_writable
 from tollbook.ledger.gate.replies import FunctionsMissing, denied, refusal, reserve_reply, waiting
 from tollbook.ledger.gate.requests import (
@@ -361,6 +361,11 @@ class Gate:
                 raise PolicyChanged(int(reply[1]))
             case _:
                 raise refusal(reply, "", 0)
+
+    async def policy(self) -> StoredPolicy:
+        """Return this partition's policy as it stands there. Errors: LedgerUnavailable."""
+        (stored,) = await read_policies(self._pipeline, (self.keys,))
+        return stored
 
     async def assign(self, request: AssignRequest) -> bool:
         """Change a plan, cap or credit at once; return whether it is new. Errors: IdempotencyConflict."""

@@ -712,7 +712,7 @@ async def test_further_budgets_are_held_against_too(redis_client: Redis, server_
         await calling.check_guarantees()
         rows = await calling.query("SELECT name, settled_usd FROM budgets ORDER BY name, value")
         totals = {"campaign": 2 * PRICE[SONNET], "day": PRICE[SONNET], "user": PRICE[SONNET]}
-        assert {(row["kind"], int(row["settled_usd"].scaleb(9))) for row in rows} == set(totals.items())
+        assert {(row["name"], int(row["settled_usd"].scaleb(9))) for row in rows} == set(totals.items())
 
 
 async def test_burst_of_calls_with_faults_stays_within_the_cap_and_equals_the_book(

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
-
 from tollbook.schemas.plans import Plan
 
 ALL: Final = "all"
