@@ -12,7 +12,6 @@ from redis.exceptions import ResponseError
 from tollbook.ledger.keys import is_reserved_key
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.results import InferenceResult
-from tollbook.schemas.tasks import TaskStream
 
 _log = structlog.get_logger(__name__)
 
@@ -20,7 +19,7 @@ _log = structlog.get_logger(__name__)
 class ReplyStreams:
     """Appends results to reply streams. `max_length` is how many entries each is kept to; 0: no limit.
 
-    `task_streams` are the ones that this worker serves; the documented ones are never reply streams either.
+    `task_streams` are all of the policy's, also those that this worker does not serve.
     """
 
     def __init__(
@@ -28,7 +27,7 @@ class ReplyStreams:
     ) -> None:
         self._pipeline = pipeline
         self._namespaces = {namespace}
-        self._task_streams = frozenset((*task_streams, *TaskStream))
+        self._task_streams = frozenset(task_streams)
         self._max_length = max_length
 
     def share_database_with(self, namespaces: Iterable[str]) -> None:

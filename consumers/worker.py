@@ -29,9 +29,9 @@ from tollbook.inference.calls.runner import CallRunner, CallTakenOver
 from tollbook.ledger.errors import CallUnknown, IdempotencyConflict, LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.requests import OpenCall
 from tollbook.ledger.results import Results
+from tollbook.schemas.policy import Policy, check_task
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
-from tollbook.schemas.routes import Route
-from tollbook.schemas.tasks import RESERVED_STREAM_WORDS, InvalidTask, Task, TaskType
+from tollbook.schemas.tasks import PING, RESERVED_STREAM_WORDS, InvalidTask, Task
 
 # For the settlement of calls that are cut off; the ledger itself would be asked for minutes.
 _SETTLING_S: Final = 10.0
@@ -57,7 +57,7 @@ class Worker:
         name: str,
         reservations: Reservations,
         runner: CallRunner,
-        routes: Mapping[TaskType, Route],
+        policy: Policy,
         replies: ReplyStreams,
         results: Results,
         claims: Claims,
@@ -73,7 +73,7 @@ class Worker:
         self.replies = replies
         self._reservations = reservations
         self._runner = runner
-        self._routes = routes
+        self._policy = policy
         self.dead_letters = dead_letters
         self._answers = Answers(results, dead_letters, now_ms)
         self._limits = limits
@@ -183,6 +183,7 @@ class Worker:
         """Read the task, make its call, answer, acknowledge."""
         try:
             task_id, task = read_task(delivery)
+            check_task(task, self._policy)
             if self.replies.is_reserved(task.reply_to):
                 raise InvalidTask(f"'reply_to' {RESERVED_STREAM_WORDS} {task.reply_to!r} is")  # noqa: TRY301 - as a field that cannot be read.
         except InvalidTask as exc:
@@ -221,9 +222,9 @@ class Worker:
         self, delivery: Delivery, task_id: str, task: Task, slot: Slot, run: "_Run"
     ) -> InferenceResult | None:
         """Return the task's result, or None where it is left pending for another time."""
-        if task.task is TaskType.PING:
+        if task.task == PING:
             return await self._answers.ping(task_id, task)
-        call = Call.of_task(task, call_id=task_id, run_id=run.id, route=self._routes[task.task], stream=delivery.stream)
+        call = Call.of_task(task, call_id=task_id, run_id=run.id, policy=self._policy, stream=delivery.stream)
         acquired = await self._reservations.acquire(
             call,
             self._limits.waiting,

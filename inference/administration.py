@@ -89,9 +89,7 @@ class Administration:
         LedgerRefused.
     """
 
-    def __init__(
-        self, ledger: Ledger, policy: Policy, *, now_ms: Callable[[], int] = clock_ms
-    ) -> None:
+    def __init__(self, ledger: Ledger, policy: Policy, *, now_ms: Callable[[], int] = clock_ms) -> None:
         self._ledger = ledger
         self._policy = policy
         self._now_ms = now_ms

@@ -100,6 +100,11 @@ class Publisher:
         """Make a task to `send`, with an id of its own where none is given. Errors: InvalidTask."""
         return new_entry(stream, task, prompt, policy=self._policy, **fields)
 
+    async def ping_stream(self) -> str:
+        """Return the stream for pings: `monitoring`, or the policy's last one where there is none of that name."""
+        streams = (self._policy or default_policy()).streams
+        return "monitoring" if "monitoring" in streams else list(streams)[-1]
+
     async def send(self, entry: TaskEntry) -> str:
         """Append an entry made by `new_entry` and return the stream entry's id.
 

@@ -41,7 +41,6 @@ from tollbook.ledger.results import Results
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, connect
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.policy import ServerWatch, watched_server
-from tollbook.schemas.money import nanousd_from_usd
 from tollbook.schemas.policy import Policy
 
 # A server that syncs a large batch to a slow disk is not silent.
@@ -64,6 +63,7 @@ class LedgerHandle:
     states: tuple[LedgerState, ...]
     results: Results
     server: ServerWatch
+    policy: Policy
 
     @property
     def ledger_id(self) -> str:
@@ -86,6 +86,7 @@ async def open_ledger(
     Errors: LedgerUnavailable, also where there is none; ServerTooOld; ServerUnsafe; PermissionsMissing;
     WrongPartitions; LedgerReplaced where `expected_id` is another ledger's.
     """
+    policy = policy_of(settings)
     redis = connect(redis_url)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(redis.aclose)
@@ -114,7 +115,7 @@ async def open_ledger(
             id_ttl_s=settings.idempotency_ttl_s,
         )
         await stack.enter_async_context(sign_of_life(pipeline, settings, name=process_name(), part=part))
-        yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server)
+        yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server, policy)
 
 
 def answer_timeout_s(settings: Settings) -> float:
@@ -184,7 +185,7 @@ def budget_policy(policy: Policy, partitions: int) -> BudgetPolicy:
         raise SettingsError(["TOLLBOOK_CAMPAIGN_CAP_USD: campaign caps need TOLLBOOK_PARTITIONS=1"])
     return BudgetPolicy(
         plan_caps_nanousd=policy.plan_caps_nanousd,
-        user_caps_nanousd={user: nanousd_from_usd(cap_usd) for user, cap_usd in policy.users.items()},
+        user_caps_nanousd=policy.user_caps_nanousd,
         day_cap_nanousd=caps.get("day"),
         campaign_cap_nanousd=caps.get("campaign"),
     )
@@ -220,7 +221,7 @@ async def open_runtime(
     async with AsyncExitStack() as stack:
         name = process_name()
         ledger = build_ledger(handle, settings, read, patience=patience, process=name)
-        rules = policy_of(settings)
+        rules = handle.policy
         calls = sum(concurrency_of(settings, rules).values())
         provider = await stack.enter_async_context(ProviderClient.from_settings(settings, concurrent_calls=calls))
         queue = BudgetWaitQueue(handle.redis, [key.waiters for key in handle.keys])

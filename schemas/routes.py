@@ -116,9 +116,7 @@ class Route(BaseModel):
     @model_validator(mode="after")
     def _names_each_model_once(self) -> Self:
         if self.model in self.fallback:
-            raise ValueError(
-                f"the fallback is the model itself, {self.model}: name another model, or none"
-            )
+            raise ValueError(f"the fallback is the model itself, {self.model}: name another model, or none")
         if self.cheaper == self.model:
             raise ValueError(f"the cheaper model is the model itself, {self.model}: name another, or none")
         for model in self.fallback:

@@ -29,7 +29,6 @@ from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
 from tollbook.schemas.problems import UTF8_WORDS, as_text, problems_of, shown
 from tollbook.schemas.results import ErrorCode
 
-
 PING: Final = "ping"
 """Task type of every policy: it answers "pong", calls no model and is free."""
 MAX_ENTRY_BYTES: Final = 2_000_000

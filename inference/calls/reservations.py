@@ -276,9 +276,7 @@ class Reservations:
 
 def bound_attempt(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -> Bound:
     """Bound what one attempt of a call can cost. Errors: PriceUnknown."""
-    return bound(
-        call.messages, call.route.max_tokens, prices.price(model, now_ms), parameters=call.route.params_json
-    )
+    return bound(call.messages, call.route.max_tokens, prices.price(model, now_ms), parameters=call.route.params_json)
 
 
 def reserved_payload(call: Call, attempt_bound: Bound, kind: Literal["hold", "extension"]) -> str:

@@ -159,9 +159,7 @@ class CallRunner:
         hold.amount_nanousd = reply
         if isinstance(step, FallBack):
             hold.note_fallback(
-                FallbackUsed(
-                    from_model=from_model, to_model=model, reason=step.reason, http_status=failed.http_status
-                )
+                FallbackUsed(from_model=from_model, to_model=model, reason=step.reason, http_status=failed.http_status)
             )
             _log.info("call.fell_back", call_id=call.call_id, to_model=model, reason=step.reason)
         return None

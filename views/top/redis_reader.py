@@ -5,7 +5,7 @@ The ledger's stream is read from its newest entry back to where it was read befo
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 
 from tollbook.app.connect import find_redis_url
 from tollbook.inference.settings import Settings
+from tollbook.inference.stated_policy import policy_of
 from tollbook.ledger.errors import LedgerError, LedgerUnavailable
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.gate.stops import read_stop
@@ -23,7 +24,6 @@ from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.stream import RawEntry
 from tollbook.schemas.identifiers import EntryId
-from tollbook.schemas.tasks import TaskStream
 from tollbook.views.top.figures import HISTORY_S, RateFigures, RedisFigures, StreamFigures
 from tollbook.views.top.tail import Move, Tail, rates
 
@@ -50,6 +50,7 @@ class RedisReader:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._streams = tuple(policy_of(settings).streams)
         self._redis: Redis | None = None
         self._pipeline: CommandPipeline | None = None
         self._url = ""
@@ -102,12 +103,12 @@ class RedisReader:
         namespace, now_ms, keys = self._settings.namespace, *await self._find_ledger(pipeline)
         parts, streams, letters, lease, stopped = await asyncio.gather(
             asyncio.gather(*(_partition(pipeline, key) for key in keys)),
-            asyncio.gather(*(_stream(pipeline, stream.value, now_ms) for stream in TaskStream)),
+            asyncio.gather(*(_stream(pipeline, stream, now_ms) for stream in self._streams)),
             pipeline.execute("XLEN", dead_letters(namespace)),
             pipeline.execute("GET", projector_lease(namespace)),
             read_stop(pipeline, keys),
         )
-        workers = await _workers(pipeline, namespace, sum(consumers for _, consumers in streams))
+        workers = await _workers(pipeline, namespace, self._streams, sum(consumers for _, consumers in streams))
         seqs = {key.partition: seq for key, (seq, _, _) in zip(keys, parts, strict=True)}
         for key in keys:
             await self._read_tail(pipeline, key, now_ms=now_ms, seq=seqs[key.partition])
@@ -191,13 +192,11 @@ async def _stream(pipeline: CommandPipeline, name: str, now_ms: int) -> tuple[St
     return stream, 0 if group is None else int(group[b"consumers"])
 
 
-async def _workers(pipeline: CommandPipeline, namespace: str, known: int) -> int | None:
+async def _workers(pipeline: CommandPipeline, namespace: str, streams: Sequence[str], known: int) -> int | None:
     """Count the workers that show a sign of life, among the names that the streams' groups know."""
     if known > _MAX_NAMES:
         return None
-    found = await asyncio.gather(
-        *(_if_there(pipeline.execute("XINFO", "CONSUMERS", name.value, GROUP)) for name in TaskStream)
-    )
+    found = await asyncio.gather(*(_if_there(pipeline.execute("XINFO", "CONSUMERS", name, GROUP)) for name in streams))
     names = {_pairs(consumer)[b"name"].decode() for consumers in found for consumer in consumers or ()}
     return int(await pipeline.execute("EXISTS", *(worker_key(namespace, name) for name in names))) if names else 0
 
