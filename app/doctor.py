@@ -18,6 +18,7 @@ from tollbook.app import process_findings as processes
 from tollbook.app import server_findings as server
 from tollbook.app.connect import readable_redis, with_running_provider
 from tollbook.app.findings import Finding, Place
+from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.errors import PriceUnknown, ProviderRefused, ProviderUnavailable, SettingsError
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
@@ -100,11 +101,11 @@ async def _check_redis(settings: Settings) -> AsyncIterator[Finding]:
             await check_server(redis)
             async for finding in server.server_findings(redis, url):
                 yield finding
-            policy = policy_of(settings)
             try:
                 keys = await _keys_of(pipeline, settings)
             except NoPermissionError:
                 keys = ()  # What this user may not do is named with what it may not write.
+            policy = (await CurrentPolicy.of_ledger(pipeline, keys)).newest.policy if keys else policy_of(settings)
             if rests:
                 yield Finding(
                     "running system",

@@ -19,8 +19,16 @@ from tollbook.consumers.backlog import DroppedTasks
 from tollbook.consumers.projection import ProjectionService, open_projection
 from tollbook.consumers.service import build_worker, pause, serve_worker
 from tollbook.consumers.throttled_warning import ThrottledWarning
-from tollbook.inference.prices.catalogue import PriceCatalogue
-from tollbook.inference.runtime import InferenceRuntime, LedgerHandle, build_ledger, now_ms, open_ledger, open_runtime
+from tollbook.inference.policy_changes import start_policy
+from tollbook.inference.runtime import (
+    InferenceRuntime,
+    LedgerHandle,
+    build_gates,
+    build_ledger,
+    now_ms,
+    open_ledger,
+    open_runtime,
+)
 from tollbook.inference.settings import Settings
 from tollbook.inference.stated_policy import chosen_streams
 from tollbook.ledger.archive.segments import Archive
@@ -171,7 +179,7 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
         folding.add_done_callback(lambda _: stop.set())
         try:
             ledger = build_ledger(handle, settings, projection.read)
-            prices = PriceCatalogue.of_policy(handle.policy, provider=settings.price_provider)
+            prices = handle.policies.newest.prices
             with (
                 state.open(handle, ledger, prices),
                 state.folding(projection, folding),
@@ -263,6 +271,8 @@ async def _open_projection(
             open_projection(settings, handle, is_standby=is_standby, on_waiting=state.wait) as projection,
             announced_endpoint(settings, redis_url),
         ):
+            await start_policy(settings, build_gates(handle, settings), f"tollbook {part}")
+            await handle.policies.refresh()
             # One process of a ledger counts what publishers drop from the task streams.
             counting = asyncio.create_task(
                 DroppedTasks(handle.pipeline, settings.namespace, tuple(handle.policy.streams)).run()

@@ -86,17 +86,17 @@ def ping(
     Example: tollbook ping
     """
     load_redis_alone()
-    return asyncio.run(_publish(None, PING, None, {"task_id": f"ping-{uuid.uuid4()}"}, wait, as_json=as_json))
+    return asyncio.run(_publish("monitoring", PING, None, {"task_id": f"ping-{uuid.uuid4()}"}, wait, as_json=as_json))
 
 
 async def _publish(
-    stream: str | None, task: str, prompt: str | None, fields: TaskFields, wait: float | None, *, as_json: bool
+    stream: str, task: str, prompt: str | None, fields: TaskFields, wait: float | None, *, as_json: bool
 ) -> int:
     from tollbook.inference.publisher import Publisher
 
     async with Publisher() as publisher:
         try:
-            entry = await publisher.new_entry(stream or await publisher.ping_stream(), task, prompt, **fields)
+            entry = await publisher.new_entry(stream, task, prompt, **fields)
         except InvalidTask as exc:
             raise typer.BadParameter(str(exc)) from None
         entry_id = await publisher.send(entry)

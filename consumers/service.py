@@ -87,11 +87,11 @@ def build_worker(
         name=name,
         reservations=runtime.reservations,
         runner=runtime.runner,
-        policy=runtime.rules,
+        policies=runtime.policies,
         replies=ReplyStreams(
             handle.pipeline,
             namespace=settings.namespace,
-            task_streams=runtime.rules.streams,
+            task_streams=lambda: runtime.rules.streams,
             max_length=settings.reply_stream_max,
         ),
         results=handle.results,

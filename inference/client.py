@@ -85,13 +85,13 @@ class InferenceClient:
         return result
 
     async def _run(self, task: Task, runtime: InferenceRuntime) -> InferenceResult:
-        check_task(task, runtime.rules)
+        await runtime.policies.read_by(task.user_id, lambda policy: check_task(task, policy.policy))
         if task.task == PING:
             return InferenceResult(
                 task_id=task.task_id or str(uuid.uuid4()), status=TaskStatus.DONE, content="pong", user_id=task.user_id
             )
         _require_provider(runtime.settings)
-        call = self._call(task, runtime)
+        call = await self._call(task, runtime)
         clock = asyncio.get_running_loop().time
         until = clock() + runtime.settings.hold_wait_s
         while True:
@@ -109,17 +109,15 @@ class InferenceClient:
                 assert acquired.result is not None, "a program's calls may all wait"
                 return acquired.result
             try:
-                return await runtime.runner.run(call, acquired.hold)
+                return await runtime.runner.run(acquired.call, acquired.hold)
             except CallTakenOver:
                 await asyncio.sleep(_LOOK_AGAIN_S)
 
-    def _call(self, task: Task, runtime: InferenceRuntime) -> Call:
+    async def _call(self, task: Task, runtime: InferenceRuntime) -> Call:
         call_id = task.task_id or str(uuid.uuid4())
-        return Call.of_task(
-            task,
-            call_id=call_id,
-            run_id=runtime.unanswered.pop(call_id, None) or RunId(runtime.name, uuid.uuid4().hex[:12]),
-            policy=runtime.rules,
+        run_id = runtime.unanswered.pop(call_id, None) or RunId(runtime.name, uuid.uuid4().hex[:12])
+        return await runtime.policies.read_by(
+            task.user_id, lambda policy: Call.of_task(task, call_id=call_id, run_id=run_id, policy=policy)
         )
 
 

@@ -10,6 +10,7 @@ import uuid
 from dataclasses import dataclass
 from decimal import Decimal
 
+from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.current_runtime import using_runtime
 from tollbook.inference.errors import PlanLimitReached, describe_shortage
 from tollbook.inference.runtime import InferenceRuntime, now_ms
@@ -110,20 +111,28 @@ class CostTracker:
         user_id = _id(user_id, "user_id")
         content = f"{user_id}\n{cost}\n{model}\n{reason}"
         async with using_runtime(self._runtime) as runtime:
-            chosen = _plan(plan, runtime)
-            window, budgets = runtime.policy.budgets_at(now_ms(), user_id=user_id, plan=chosen, campaign_id=None)
-            request = ChargeRequest(
-                call_id=usage_call_id(key),
-                user_id=user_id,
-                period=window.name,
-                content_hash=hashlib.sha256(content.encode()).hexdigest()[:32],
-                cost_nanousd=cost,
-                assumed_nanousd=0,
-                payload=payload_json(CostRecorded(basis="reported", outcome="recorded", reason=reason, model=model)),
-                budgets=tuple(budget.name for budget in budgets),
-            )
+
+            async def charge(policy: PolicyInForce) -> bool:
+                chosen = _plan(plan, policy)
+                window, budgets = policy.budgets_at(now_ms(), user_id=user_id, plan=chosen, campaign_id=None)
+                return await runtime.ledger.charge(
+                    ChargeRequest(
+                        call_id=usage_call_id(key),
+                        user_id=user_id,
+                        period=window.name,
+                        content_hash=hashlib.sha256(content.encode()).hexdigest()[:32],
+                        cost_nanousd=cost,
+                        assumed_nanousd=0,
+                        payload=payload_json(
+                            CostRecorded(basis="reported", outcome="recorded", reason=reason, model=model)
+                        ),
+                        budgets=tuple(budget.name for budget in budgets),
+                        policy_version=policy.version,
+                    )
+                )
+
             try:
-                return await runtime.ledger.charge(request)
+                return await runtime.policies.decide(user_id, charge)
             except IdempotencyConflict as exc:
                 raise IdempotencyConflict(key, kind="idempotency key") from exc
             except LedgerWentBack as exc:
@@ -138,19 +147,26 @@ class CostTracker:
         """Return the user's period, its balance, and the name of its budget."""
         user_id = _id(user_id, "user_id")
         async with using_runtime(self._runtime) as runtime:
-            chosen = _plan(plan, runtime)
-            window, budgets = runtime.policy.budgets_at(now_ms(), user_id=user_id, plan=chosen, campaign_id=None)
-            balance, *_ = await runtime.ledger.balance(user_id=user_id, period=window.name, budgets=budgets[:1])
+
+            async def look(policy: PolicyInForce) -> tuple[str, str, str, Balance]:
+                chosen = _plan(plan, policy)
+                window, budgets = policy.budgets_at(now_ms(), user_id=user_id, plan=chosen, campaign_id=None)
+                balance, *_ = await runtime.ledger.balance(
+                    user_id=user_id, period=window.name, budgets=budgets[:1], policy_version=policy.version
+                )
+                return chosen, window.name, budgets[0].name, balance
+
+            chosen, period, budget, balance = await runtime.policies.decide(user_id, look)
         summary = UsageSummary(
             user_id=user_id,
-            period=window.name,
+            period=period,
             plan=chosen,
             cap_usd=usd_from_nanousd(balance.cap_nanousd),
             spent_usd=usd_from_nanousd(balance.settled_nanousd),
             reserved_usd=usd_from_nanousd(balance.held_nanousd),
             remaining_usd=usd_from_nanousd(balance.remaining_nanousd),
         )
-        return summary, balance, budgets[0].name
+        return summary, balance, budget
 
 
 def _money(usd: Decimal | str | int) -> int:
@@ -160,8 +176,8 @@ def _money(usd: Decimal | str | int) -> int:
         raise InvalidTask(str(exc)) from exc
 
 
-def _plan(plan: str | None, runtime: InferenceRuntime) -> str:
-    return runtime.rules.default_plan if plan is None else check_plan(plan, runtime.rules)
+def _plan(plan: str | None, policy: PolicyInForce) -> str:
+    return policy.policy.default_plan if plan is None else check_plan(plan, policy.policy)
 
 
 def _id(value: str, name: str) -> str:

@@ -17,16 +17,17 @@ from typing import Final
 from redis.asyncio import Redis
 
 from tollbook.inference.calls.call import RunId
-from tollbook.inference.calls.reservations import BudgetPolicy, Reservations
+from tollbook.inference.calls.reservations import Reservations
 from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner
 from tollbook.inference.calls.steps import CallObserver
-from tollbook.inference.errors import SettingsError
+from tollbook.inference.current_policy import CurrentPolicy
+from tollbook.inference.policy_changes import check_stated_policy
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.settings import Settings
 from tollbook.inference.signs_of_life import sign_of_life
-from tollbook.inference.stated_policy import concurrency_of, policy_of
+from tollbook.inference.stated_policy import concurrency_of
 from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
 from tollbook.ledger.gate.baselines import BaselineReader, Baselines
@@ -63,12 +64,17 @@ class LedgerHandle:
     states: tuple[LedgerState, ...]
     results: Results
     server: ServerWatch
-    policy: Policy
+    policies: CurrentPolicy
 
     @property
     def ledger_id(self) -> str:
         """The identity given at creation."""
         return self.states[0].ledger_id
+
+    @property
+    def policy(self) -> Policy:
+        """The newest policy that this process has read from the ledger."""
+        return self.policies.newest.policy
 
 
 @asynccontextmanager
@@ -86,7 +92,6 @@ async def open_ledger(
     Errors: LedgerUnavailable, also where there is none; ServerTooOld; ServerUnsafe; PermissionsMissing;
     WrongPartitions; LedgerReplaced where `expected_id` is another ledger's.
     """
-    policy = policy_of(settings)
     redis = connect(redis_url)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(redis.aclose)
@@ -115,7 +120,8 @@ async def open_ledger(
             id_ttl_s=settings.idempotency_ttl_s,
         )
         await stack.enter_async_context(sign_of_life(pipeline, settings, name=process_name(), part=part))
-        yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server, policy)
+        policies = await CurrentPolicy.of_ledger(pipeline, keys, price_provider=settings.price_provider)
+        yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server, policies)
 
 
 def answer_timeout_s(settings: Settings) -> float:
@@ -177,20 +183,6 @@ def build_ledger(
     return Ledger(handle.redis, gates, baselines, patience=patience, check_server=handle.server.check)
 
 
-def budget_policy(policy: Policy, partitions: int) -> BudgetPolicy:
-    """Return the caps of a policy. Errors: SettingsError."""
-    caps = {rule.name: rule.cap_nanousd("") for rule in policy.budgets}
-    if "campaign" in caps and partitions > 1:
-        # A campaign's users are spread over the partitions, and one step touches one partition only.
-        raise SettingsError(["TOLLBOOK_CAMPAIGN_CAP_USD: campaign caps need TOLLBOOK_PARTITIONS=1"])
-    return BudgetPolicy(
-        plan_caps_nanousd=policy.plan_caps_nanousd,
-        user_caps_nanousd=policy.user_caps_nanousd,
-        day_cap_nanousd=caps.get("day"),
-        campaign_cap_nanousd=caps.get("campaign"),
-    )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceRuntime:
     """Everything that calls need."""
@@ -201,11 +193,19 @@ class InferenceRuntime:
     ledger: Ledger
     reservations: Reservations
     runner: CallRunner
-    prices: PriceCatalogue
-    rules: Policy
-    policy: BudgetPolicy
+    policies: CurrentPolicy
     unanswered: dict[str, RunId] = field(default_factory=dict[str, RunId])
     """By call id: the run that asked for money and got no answer; a repeat of the call goes on with its hold."""
+
+    @property
+    def rules(self) -> Policy:
+        """The newest policy that this process has read from the ledger."""
+        return self.policies.newest.policy
+
+    @property
+    def prices(self) -> PriceCatalogue:
+        """The prices of that policy."""
+        return self.policies.newest.prices
 
 
 @asynccontextmanager
@@ -217,23 +217,26 @@ async def open_runtime(
     patience: Patience | None = None,
     observer: CallObserver | None = None,
 ) -> AsyncGenerator[InferenceRuntime]:
-    """Put a runner together; it is closed at the end. `observer` follows its calls. Errors: SettingsError."""
+    """Put a runner together; it is closed at the end. `observer` follows its calls.
+
+    Errors: SettingsError; PolicyDiffers where the settings state another policy than the ledger's; PolicyUnreadable.
+    """
     async with AsyncExitStack() as stack:
         name = process_name()
         ledger = build_ledger(handle, settings, read, patience=patience, process=name)
-        rules = handle.policy
-        calls = sum(concurrency_of(settings, rules).values())
+        policies = handle.policies
+        await policies.refresh()
+        check_stated_policy(settings, policies.newest)
+        calls = sum(concurrency_of(settings, policies.newest.policy).values())
         provider = await stack.enter_async_context(ProviderClient.from_settings(settings, concurrent_calls=calls))
         queue = BudgetWaitQueue(handle.redis, [key.waiters for key in handle.keys])
         queue.start()
         stack.push_async_callback(queue.aclose)
-        policy, retry = budget_policy(rules, len(handle.keys)), RetryPolicy.from_settings(settings)
-        prices = PriceCatalogue.of_policy(rules, provider=settings.price_provider)
+        retry = RetryPolicy.from_settings(settings)
         reservations = Reservations(
             ledger=ledger,
             results=handle.results,
-            prices=prices,
-            policy=policy,
+            policies=policies,
             queue=queue,
             max_call_s=retry.max_call_s(settings.attempt_timeout_s),
             now_ms=now_ms,
@@ -243,7 +246,7 @@ async def open_runtime(
             ledger=ledger,
             results=handle.results,
             provider=provider,
-            prices=prices,
+            policies=policies,
             retry=retry,
             now_ms=now_ms,
             observer=observer,
@@ -255,7 +258,5 @@ async def open_runtime(
             ledger=ledger,
             reservations=reservations,
             runner=runner,
-            prices=prices,
-            rules=rules,
-            policy=policy,
+            policies=policies,
         )

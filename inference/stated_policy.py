@@ -53,6 +53,14 @@ def policy_of(settings: PolicySettings) -> Policy:
     return _Merge(file).policy_with(settings)
 
 
+def with_shorthand(settings: PolicySettings, base: Policy, name: str) -> Policy:
+    """Return a policy with the parts that settings are shorthand for; `name` is the policy's, for messages.
+
+    Errors: SettingsError where both state the same user, price or budget, and differ about it.
+    """
+    return _Merge(PolicyFile(Path(name), {}, base)).policy_with(settings)
+
+
 def policy_sources(settings: PolicySettings) -> tuple[str, ...]:
     """Return what states a policy about money explicitly: the file and settings by name. Without any: ()."""
     path = policy_path(settings)

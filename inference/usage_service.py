@@ -8,6 +8,7 @@ from tollbook.inference.cost_tracker import CostTracker, UsageSummary
 from tollbook.inference.current_runtime import using_runtime
 from tollbook.inference.runtime import now_ms
 from tollbook.schemas.money import usd_from_nanousd
+from tollbook.schemas.policy import Policy
 from tollbook.schemas.problems import unknown_name
 from tollbook.schemas.tasks import PING, InvalidTask, Message
 
@@ -31,11 +32,17 @@ class UsageService:
         Errors: PlanLimitReached; PriceUnknown.
         """
         async with using_runtime() as runtime:
-            if action not in runtime.rules.task_types:
-                raise InvalidTask(unknown_name("action", action, runtime.rules.task_types))
+            policies = runtime.policies
+            await policies.read_by(user_id, lambda policy: _check_action(action, policy.policy))
             if action == PING:
                 return await self.get_usage_for_user(user_id, plan)
-            route = runtime.rules.tasks[action]
-            price = runtime.prices.price(route.model, now_ms())
+            policy = policies.of(user_id)
+            route = policy.policy.tasks[action]
+            price = policy.prices.price(route.model, now_ms())
             cost = bound((Message(role="user", content=prompt),), route.max_tokens, price).amount_nanousd
         return await CostTracker().check_budget(user_id, plan, estimated_cost_usd=usd_from_nanousd(cost))
+
+
+def _check_action(action: str, policy: Policy) -> None:
+    if action not in policy.task_types:
+        raise InvalidTask(unknown_name("action", action, policy.task_types))

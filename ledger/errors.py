@@ -9,6 +9,7 @@ LedgerError, in the public tree that `schemas.errors` draws
 ├── LedgerUnavailable         retry with the same call id: the outcome is unknown, a repeat changes nothing
 │   ├── RedisCannotServe      retry later: Redis answered that it does nothing now, so nothing was done
 │   └── BaselineUnavailable   retry later: DuckDB is down or behind the watermark (being rebuilt)
+├── PolicyChanged             decide again by the policy in force: the gate has another one than the caller
 └── LedgerRefused             needs a person: no call is made until the stores agree again (G8)
     ├── LedgerReplaced        Redis holds another ledger, or none
     ├── LedgerWentBack        an event that this process was told of is no longer on the ledger
@@ -17,7 +18,8 @@ LedgerError, in the public tree that `schemas.errors` draws
     ├── LedgerDiverged        DuckDB and the ledger's own balance differ
     ├── PermissionsMissing    the Redis user may not do what Tollbook needs
     ├── ServerTooOld          the server has no functions
-    └── WrongPartitions       the ledger was made with another number of partitions
+    ├── WrongPartitions       the ledger was made with another number of partitions
+    └── PolicyUnreadable      the policy in Redis is not the one that its event says
 """
 
 from collections.abc import Sequence
@@ -76,6 +78,14 @@ class RedisCannotServe(LedgerUnavailable):
 
 class BaselineUnavailable(LedgerUnavailable):
     """No baseline can be had: DuckDB is down, or behind the watermark while it is rebuilt."""
+
+
+class PolicyChanged(LedgerError):
+    """Another policy is in force in the user's partition than the one decided by; nothing was done (G11)."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"policy {version} of the ledger is in force now")
+        self.version = version
 
 
 class LedgerRefused(LedgerError):
@@ -182,6 +192,17 @@ class WrongPartitions(LedgerRefused):
         super().__init__(f"the ledger was created with {stored} partitions, the settings say {configured}")
         self.configured = configured
         self.stored = stored
+
+
+class PolicyUnreadable(LedgerRefused):
+    """What Redis holds as the policy is none, or differs from its own digest: somebody changed it by hand."""
+
+    def __init__(self, partition: int, problem: str) -> None:
+        super().__init__(
+            f"the policy in Redis (partition {partition}) cannot be used: {problem}. Run `tollbook verify`, which says "
+            "what its event has; restore the data of Redis"
+        )
+        self.partition = partition
 
 
 def _amounts(settled_nanousd: int, held_nanousd: int) -> str:

@@ -5,7 +5,7 @@ clock), `seq`, `committed`, and in payloads the number of the hold, the cap in f
 is written here. Prompts, completions and keys have no field, on purpose (G10).
 """
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -305,8 +305,37 @@ class LedgerRecovered(Payload):
     reason: str = Field(description="Why.")
 
 
+class PolicyApplied(Payload):
+    """A policy is in force from here on, in this partition; every partition has the same versions. `amount` is zero.
+
+    A ledger without such an event is at version 0: the default policy.
+    """
+
+    type: Literal["policy-applied"] = "policy-applied"
+    version: Annotated[int, Field(strict=True, ge=1)] = Field(description="Number of the policy, from 1.")
+    digest: str = Field(description="SHA-256 of the content, in hexadecimal; equal policies have equal digests.")
+    content: dict[str, Any] = Field(
+        description="The policy, in the shape of the policy file; amounts in dollars, as text."
+    )
+    definitions: dict[str, Count] = Field(
+        default={},
+        description="Budgets whose definition began with a later version than 1, with that version: their balances "
+        "began at zero there.",
+    )
+    author: str = Field(description="Person or process that applied it.")
+    reason: str = Field(description="Why.")
+
+
 WITHOUT_CALL: Final = frozenset(
-    {"plan-assigned", "plan-cleared", "credit-granted", "credit-revoked", "segment-sealed", "ledger-recovered"}
+    {
+        "plan-assigned",
+        "plan-cleared",
+        "credit-granted",
+        "credit-revoked",
+        "segment-sealed",
+        "ledger-recovered",
+        "policy-applied",
+    }
 )
 """Types of events that belong to no call."""
 
@@ -322,7 +351,8 @@ EventPayload = Annotated[
     | CreditGranted
     | CreditRevoked
     | SegmentSealed
-    | LedgerRecovered,
+    | LedgerRecovered
+    | PolicyApplied,
     Field(discriminator="type"),
 ]
 

@@ -270,8 +270,7 @@ class Policy(Rule):
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the content, in hexadecimal. Equal policies have equal digests."""
-        text = json.dumps(self.content(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest_of(self.content())
 
     @property
     def task_types(self) -> tuple[str, ...]:
@@ -296,6 +295,12 @@ class Policy(Rule):
         """Return the cap of a user's billing period: the user's own, else the plan's. Errors: KeyError."""
         own = self.users.get(user_id)
         return self.plan_cap_nanousd(plan) if own is None else nanousd_from_usd(own)
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """Return the digest of a policy's content as it stands on a ledger, SHA-256 in hexadecimal."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def default_policy(changes: Mapping[str, Any] | None = None) -> Policy:

@@ -16,6 +16,7 @@ NOT_OF_A_CALL = (
     "credit-revoked",
     "segment-sealed",
     "ledger-recovered",
+    "policy-applied",
 )
 
 

@@ -32,7 +32,7 @@ NO_PLAN: Final = "-"
 
 _COLUMNS: Final = ("id", "ms", "type", "user_id", "period", "call_id", "attempt", "amount", "payload")
 # They add nothing about money to the other events.
-_SKIPPED: Final = ("fallback-used", "segment-sealed", "ledger-recovered")
+_SKIPPED: Final = ("fallback-used", "segment-sealed", "ledger-recovered", "policy-applied")
 
 
 @dataclass(slots=True)

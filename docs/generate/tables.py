@@ -46,7 +46,7 @@ _ADVICE: Final[Mapping[ErrorCode, tuple[str, str]]] = {
     ErrorCode.LEDGER_UNAVAILABLE: ("", "Python only. Try again with the same task id."),
 }
 
-_TABLES: Final = ("spend", "calls", "events", "budgets", "position", "discrepancies")
+_TABLES: Final = ("spend", "calls", "events", "budgets", "policies", "position", "discrepancies")
 _VIEWS: Final = (
     "spend_by_user", "spend_by_plan", "spend_by_campaign", "spend_by_task_type", "spend_by_model", "spend_by_day",
     "spend_by_hour", "cap_use", "denials", "fallback_rates", "fallback_reasons", "latency_by_model", "token_prices",

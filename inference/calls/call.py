@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tollbook.inference.attempts import Attempt
+from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.errors import describe_shortage
 from tollbook.ledger.gate.requests import Denied, FinishedCall
 from tollbook.schemas.money import usd_from_nanousd
-from tollbook.schemas.policy import Policy
+from tollbook.schemas.policy import check_task
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tollbook.schemas.routes import Route, resolve_model
 from tollbook.schemas.tasks import Message, Task
@@ -35,7 +36,7 @@ class RunId:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What is to be called for one task."""
+    """What is to be called for one task, by the policy of `policy_version`."""
 
     call_id: str
     run_id: RunId
@@ -45,17 +46,22 @@ class Call:
     messages: tuple[Message, ...]
     route: Route
     content_hash: str
+    task: Task
+    policy_version: int
     campaign_id: str | None = None
     stream: str | None = None
     metadata: dict[str, Any] | None = None
 
     @classmethod
-    def of_task(cls, task: Task, *, call_id: str, run_id: RunId, policy: Policy, stream: str | None = None) -> "Call":
-        """Make a call of a task whose names the policy has; the task's own model and limits win over the route's.
+    def of_task(
+        cls, task: Task, *, call_id: str, run_id: RunId, policy: PolicyInForce, stream: str | None = None
+    ) -> "Call":
+        """Make a call of a task by a policy; the task's own model and limits win over the route's.
 
-        A task that names its model gets no cheaper one.
+        A task that names its model gets no cheaper one. Errors: InvalidTask for names that the policy does not have.
         """
-        route = policy.tasks[task.task]
+        rules = policy.policy
+        route = rules.tasks[check_task(task, rules).task]
         changes = {
             "model": task.model and resolve_model(task.model),
             "cheaper": None if task.model else route.cheaper,
@@ -66,17 +72,25 @@ class Call:
             call_id=call_id,
             run_id=run_id,
             user_id=task.user_id,
-            plan=task.plan or policy.default_plan,
+            plan=task.plan or rules.default_plan,
             task_type=task.task,
             messages=task.chat(),
             route=route.model_copy(
                 update={name: value for name, value in changes.items() if value is not None or name == "cheaper"}
             ),
             content_hash=task.content_hash(),
+            task=task,
+            policy_version=policy.version,
             campaign_id=task.campaign_id,
             stream=stream,
             metadata=task.metadata,
         )
+
+    def under(self, policy: PolicyInForce) -> "Call":
+        """Return this call by another policy: route, bound and budgets follow from one (G11). Errors: InvalidTask."""
+        if policy.version == self.policy_version:
+            return self
+        return Call.of_task(self.task, call_id=self.call_id, run_id=self.run_id, policy=policy, stream=self.stream)
 
 
 def done_result(call: Call, attempt: Attempt, now_ms: int, *, cost_nanousd: int) -> InferenceResult:

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from tests.gate_bench import open_bench
 from tollbook.ledger.gate.gate import Gate
+from tollbook.ledger.gate.policies import PolicyRequest
 from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AssignRequest,
@@ -39,6 +40,7 @@ from tollbook.schemas.events import (
     ModelCalled,
     PlanAssigned,
     PlanCleared,
+    PolicyApplied,
     payload_json,
 )
 from tollbook.schemas.identifiers import Window
@@ -76,6 +78,7 @@ FILES: Final = (
     "cost-recorded.charge",
     "credit-revoked",
     "plan-cleared",
+    "policy-applied",
 )
 
 
@@ -172,6 +175,12 @@ async def _write_every_event(gate: Gate) -> None:
                 amount_nanousd=amount, payload=payload_json(payload), budget=OWN.name,
             )
         )  # fmt: skip
+    content = {"timezone": "UTC", "default_plan": "trial", "plans": {"trial": {"cap_usd": "5"}}}
+    applied = PolicyApplied(
+        version=3, digest="5e" * 32, content=content, definitions={"team-week": 2}, author="ops@example.com",
+        reason="a budget for each team",
+    )  # fmt: skip
+    await gate.apply_policy(PolicyRequest(in_force=0, version=3, digest=applied.digest, payload=payload_json(applied)))
 
 
 def _without_clock(fields: dict[str, str]) -> dict[str, str]:

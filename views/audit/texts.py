@@ -18,6 +18,7 @@ from tollbook.schemas.events import (
     ModelCalled,
     PlanAssigned,
     PlanCleared,
+    PolicyApplied,
     SegmentSealed,
 )
 from tollbook.schemas.identifiers import describe_budget
@@ -61,7 +62,13 @@ def _signed(nanousd: int) -> str:
 
 
 def signature_text(
-    payload: CostAdjusted | PlanAssigned | PlanCleared | CreditGranted | CreditRevoked | LedgerRecovered,
+    payload: CostAdjusted
+    | PlanAssigned
+    | PlanCleared
+    | CreditGranted
+    | CreditRevoked
+    | LedgerRecovered
+    | PolicyApplied,
 ) -> str:
     """Return who changed something, and why."""
     return f"by {printable(payload.author)}: {printable(payload.reason)}"
@@ -144,6 +151,8 @@ def event_text(event: Event) -> tuple[str, list[str]]:
                 f"{payload.entered:,} entered again by new events ({exact_usd(payload.entered_nanousd)})",
                 signature_text(payload),
             ]
+        case PolicyApplied() as payload:
+            return f"policy {payload.version} in force", [f"digest {payload.digest}", signature_text(payload)]
         case _:
             assert_never(event.payload)
 

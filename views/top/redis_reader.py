@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from tollbook.app.connect import find_redis_url
+from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.settings import Settings
-from tollbook.inference.stated_policy import policy_of
 from tollbook.ledger.errors import LedgerError, LedgerUnavailable
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.gate.stops import read_stop
@@ -50,7 +50,7 @@ class RedisReader:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._streams = tuple(policy_of(settings).streams)
+        self._policies: CurrentPolicy | None = None
         self._redis: Redis | None = None
         self._pipeline: CommandPipeline | None = None
         self._url = ""
@@ -74,7 +74,7 @@ class RedisReader:
         if self._pipeline is not None and self._redis is not None:
             await self._pipeline.aclose()
             await self._redis.aclose()
-        self._pipeline = self._redis = None
+        self._pipeline = self._redis = self._policies = None
 
     def moves_after(self, seqs: dict[int, int]) -> list[Move] | None:
         """Return what moved after these events; None where that goes further back than was read."""
@@ -101,14 +101,15 @@ class RedisReader:
 
     async def _ask(self, pipeline: CommandPipeline) -> Seen:
         namespace, now_ms, keys = self._settings.namespace, *await self._find_ledger(pipeline)
+        names = await self._stream_names(pipeline, keys)
         parts, streams, letters, lease, stopped = await asyncio.gather(
             asyncio.gather(*(_partition(pipeline, key) for key in keys)),
-            asyncio.gather(*(_stream(pipeline, stream, now_ms) for stream in self._streams)),
+            asyncio.gather(*(_stream(pipeline, stream, now_ms) for stream in names)),
             pipeline.execute("XLEN", dead_letters(namespace)),
             pipeline.execute("GET", projector_lease(namespace)),
             read_stop(pipeline, keys),
         )
-        workers = await _workers(pipeline, namespace, self._streams, sum(consumers for _, consumers in streams))
+        workers = await _workers(pipeline, namespace, names, sum(consumers for _, consumers in streams))
         seqs = {key.partition: seq for key, (seq, _, _) in zip(keys, parts, strict=True)}
         for key in keys:
             await self._read_tail(pipeline, key, now_ms=now_ms, seq=seqs[key.partition])
@@ -139,8 +140,16 @@ class RedisReader:
                 "`tollbook projector` makes it"
             )
         if ledger_id.decode() != self._ledger_id:
-            self._ledger_id, self._tails = ledger_id.decode(), {}
+            self._ledger_id, self._tails, self._policies = ledger_id.decode(), {}, None
         return int(seconds) * 1000 + int(micros) // 1000, [Keys(namespace, n) for n in range(int(partitions))]
+
+    async def _stream_names(self, pipeline: CommandPipeline, keys: list[Keys]) -> tuple[str, ...]:
+        """Return the task streams of the policy in force."""
+        if self._policies is None:
+            self._policies = await CurrentPolicy.of_ledger(pipeline, keys)
+        else:
+            await self._policies.refresh()
+        return tuple(self._policies.newest.policy.streams)
 
     async def _read_tail(self, pipeline: CommandPipeline, keys: Keys, *, now_ms: int, seq: int) -> None:
         """Read from the newest entry back to the last one known, to the window's end, or as far as is read at all."""

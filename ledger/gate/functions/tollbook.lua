@@ -15,7 +15,8 @@ Keys, all with the hash tag of one partition:
                    removed_to (id of the last of them), stopped (why no call may begin; absent while they may),
                    stopped_seen, stopped_at (the newest event that the projector had folded that stopped them, and
                    its data directory), projector, projector_epoch (whose word counts, and its lease's epoch),
-                   recovering (the payload of the event that ends a recovery under way)
+                   recovering (the payload of the event that ends a recovery under way), policy_version, policy_digest
+                   and policy (of the policy in force, the last one the payload of its event; absent: version 0)
   ledger    stream the events
   holds     zset   call id of each open hold -> its deadline in ms
   waiters   hash   budget -> 1 while a call waits for its holds to settle
@@ -34,8 +35,9 @@ Keys, all with the hash tag of one partition:
   result    string the task's result as JSON
   tail      list   of one budget: "id dS dH S H": deltas of settled and held, and both after it
 
-The first argument is "ledger_id seen": the id of the newest event that the caller was ever told of, or 0-0. Where
-that event is neither on the stream nor archived, the ledger went back in time, and nothing is written.
+The first argument is "ledger_id seen version": the id of the newest event that the caller was ever told of, or 0-0, and
+the version of the policy by which it decides. Where that event is neither on the stream nor archived, the ledger went
+back in time, and nothing is written. The version is compared where money is decided about; who names none means 0.
 
 A budget argument is "cap settled held q_ms q_n q_seq name": the cap, and the baseline folded at
 ledger position Q (entry id q_ms-q_n, sequence number q_seq); or, where the baseline is needed only
@@ -54,23 +56,25 @@ Codes:
   LEDGER    the keys belong to another ledger: its id
   BACK      the ledger lacks an event that the caller was told of: the event's id
   STOPPED   no call may begin: why
+  POLICY    the caller decides by another policy than the one in force: the version of that one
   FENCED    a later projector has the lease: its name, and the epoch of its lease
   WINDOW    by the Redis clock, the request's period is over or has not begun: now in ms
   SETTLED   the hold is settled already: "cost assumed", state, and of settle also the newest event
   UNKNOWN   no such hold
   MISMATCH  the hold stands against other budgets: their names, by line
-  MOVED     the ledger ends elsewhere than the caller says: its newest sequence number
+  MOVED     the ledger ends elsewhere than the caller says: its newest sequence number; of apply_policy, another
+            policy is in force than the caller says: its version
   ORPHAN    there is a stream without the ledger's identity
   CHANGED   the hold was corrected since the caller has read it: its cost and assumed part
   LESS      less credit is left than is to be taken back: what is left
   NONE      the user has no assigned plan
 Every function whose first argument is the ledger's id, but create, may answer LEDGER and BACK. Beside these:
-  reserve   OK EXISTS CONFLICT DENIED WAIT STALE AHEAD DIVERGED STOPPED WINDOW
-  record    OK DENIED WAIT STALE AHEAD DIVERGED STOPPED SETTLED UNKNOWN MISMATCH
+  reserve   OK EXISTS CONFLICT DENIED WAIT STALE AHEAD DIVERGED STOPPED POLICY WINDOW
+  record    OK DENIED WAIT STALE AHEAD DIVERGED STOPPED POLICY SETTLED UNKNOWN MISMATCH
   settle    OK STALE AHEAD DIVERGED SETTLED UNKNOWN MISMATCH
   adjust    OK STALE AHEAD DIVERGED UNKNOWN MISMATCH
   release   OK EXISTS STALE AHEAD DIVERGED UNKNOWN MISMATCH CHANGED
-  charge    OK EXISTS CONFLICT STALE AHEAD DIVERGED
+  charge    OK EXISTS CONFLICT STALE AHEAD DIVERGED POLICY
   assign    OK EXISTS CONFLICT
   withdraw  OK EXISTS CONFLICT LESS NONE
   trim      OK
@@ -78,7 +82,8 @@ Every function whose first argument is the ledger's id, but create, may answer L
   create    OK ORPHAN
   restore   OK DIVERGED MOVED
   recovered OK MOVED
-  balance   OK STALE AHEAD DIVERGED STOPPED
+  balance   OK STALE AHEAD DIVERGED STOPPED POLICY
+  apply_policy OK EXISTS MOVED STOPPED
   probe     OK
 What has been spent is booked all the same while calls are stopped: settle, adjust and charge never answer STOPPED.
 renew, dead_letter, trim_tasks, remove_consumer and permissions answer without a code.
@@ -186,22 +191,30 @@ local function has_event(ledger, id, seq, removed_to)
 end
 
 local function read_meta(key, ledger, identity)
-  local m = redis.call('HMGET', key, 'ledger_id', 'trimmed_to', 'removed', 'removed_to', 'stopped')
-  local ledger_id, seen = string.match(identity, '^(%S+) (%S+)$')
-  if m[1] ~= (ledger_id or identity) then -- G8
+  local m = redis.call('HMGET', key, 'ledger_id', 'trimmed_to', 'removed', 'removed_to', 'stopped', 'policy_version')
+  local ledger_id, seen, version = string.match(identity, '^(%S+) ?(%S*) ?(%S*)$')
+  if m[1] ~= ledger_id then -- G8
     return nil, { 'LEDGER', m[1] or '' }
   end
   if m[2] ~= watermark then
     watermark, watermark_ms, watermark_n = m[2], parse_id(m[2])
   end
   local seq = redis.call('XLEN', ledger) + int(m[3])
-  if not seen or seen == '0-0' then
+  if seen == '' or seen == '0-0' then
     found[ledger] = nil -- What is kept stands for an unbroken row of callers that have looked.
   elseif not has_event(ledger, seen, seq, m[4]) then -- G1 G4
     return nil, { 'BACK', seen }
   end
   return { seq = seq, trim_ms = watermark_ms, trim_n = watermark_n, removed_to = m[4],
-    stopped = m[5] }
+    stopped = m[5], policy = m[6] or '0', version = version }
+end
+
+-- A refusal where the caller decides by another policy than the one in force, compared as text.
+local function other_policy(meta)
+  if meta.version ~= meta.policy and not (meta.version == '' and meta.policy == '0') then -- G11
+    return { 'POLICY', meta.policy }
+  end
+  return nil
 end
 
 -- Settled and held after an entry.
@@ -498,7 +511,7 @@ ARGS 1 ledger_id 2 call_id
 OK id hold attempt committed cap deadline-ms plan ('': none assigned)
 | DENIED budget settled held cap reason (cap | wait_timeout) | WAIT budget settled held cap
 | EXISTS open hold amount worker deadline-ms recorded begun spent assumed budgets period newest
-| EXISTS settled|denied result denial newest | CONFLICT | STOPPED reason | WINDOW now-ms ]]
+| EXISTS settled|denied result denial newest | CONFLICT | STOPPED reason | POLICY version | WINDOW now-ms ]]
 local function reserve(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -519,6 +532,10 @@ local function reserve(keys, args)
   end
   if meta.stopped then -- G8
     return { 'STOPPED', meta.stopped }
+  end
+  refusal = other_policy(meta)
+  if refusal then
+    return refusal
   end
   if now < from or now >= til then
     return { 'WINDOW', text(now) }
@@ -597,7 +614,7 @@ ARGS 1 ledger_id 2 call_id 3 hold 4 attempts begun 5 spent by recorded attempts 
      7 extension (0: none) 8 number of events 9.. events, then payload of the extension, then budgets with baselines
 OK id|'' hold-amount | DENIED/WAIT budget settled held cap (events are appended, the hold is not extended)
 A repeat of an earlier record that is executed late, after the next one, changes nothing.
-| SETTLED cost-assumed state | STOPPED reason (with an extension) | UNKNOWN | MISMATCH budgets ]]
+| SETTLED cost-assumed state | STOPPED reason, POLICY version (with an extension) | UNKNOWN | MISMATCH budgets ]]
 local function record(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -618,6 +635,10 @@ local function record(keys, args)
   end
   if meta.stopped and extension > 0 then -- G8
     return { 'STOPPED', meta.stopped }
+  end
+  refusal = extension > 0 and other_policy(meta)
+  if refusal then
+    return refusal
   end
   local tails, attempt = tails_of(keys, 5), args[4]
   local extends = extension > 0 and mark(call, 'x' .. attempt)
@@ -832,7 +853,7 @@ end
 KEYS meta ledger call tail...
 ARGS 1 ledger_id 2 call_id 3 user_id 4 period 5 content hash 6 cost 7 assumed part 8 call ttl s
      9 payload 10.. budgets with baselines
-OK id committed | EXISTS state | CONFLICT ]]
+OK id committed | EXISTS state | CONFLICT | POLICY version (if the caller names one: by it, the budgets were chosen) ]]
 local function charge(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -841,6 +862,10 @@ local function charge(keys, args)
   local call = read_call(keys[3])
   if call then
     return call.hash == args[5] and { 'EXISTS', call.state, newest(keys[2]) } or { 'CONFLICT' } -- G4
+  end
+  refusal = meta.version ~= '' and other_policy(meta)
+  if refusal then
+    return refusal
   end
   local names, baselines = read_budgets(args, 10)
   local cost, assumed, ttl = amount_of(args[6]), amount_of(args[7]), seconds_of(args[8])
@@ -933,6 +958,28 @@ local function withdraw(keys, args)
   command = new_call(args[5], '-', args[3], args[4])
   command.state = 'settled'
   write_call(keys[4], command, ttl)
+  return { 'OK', id }
+end
+
+--[[ apply_policy: put a policy in force, from this step on. Versions only grow; a caller that has read another version
+than the one in force changes nothing.
+KEYS meta ledger   ARGS 1 ledger_id 2 version in force, as the caller has read it 3 version 4 digest 5 payload
+OK id | EXISTS newest (this version is in force) | MOVED version | STOPPED reason ]]
+local function apply_policy(keys, args)
+  local meta, refusal = read_meta(keys[1], keys[2], args[1])
+  if not meta then
+    return refusal
+  end
+  local version = text(int(args[3]))
+  if version == meta.policy and redis.call('HGET', keys[1], 'policy_digest') == args[4] then
+    return { 'EXISTS', newest(keys[2]) }
+  elseif meta.policy ~= args[2] or int(version) <= int(meta.policy) then
+    return { 'MOVED', meta.policy }
+  elseif meta.stopped then -- G8
+    return { 'STOPPED', meta.stopped }
+  end
+  local id = append(meta, keys[2], 'policy-applied', '', '', '', '0', 0, '', args[5])
+  redis.call('HSET', keys[1], 'policy_version', version, 'policy_digest', args[4], 'policy', args[5]) -- G11
   return { 'OK', id }
 end
 
@@ -1146,6 +1193,8 @@ local function apply(keys, event, ttl)
   elseif kind == 'credit-granted' or kind == 'credit-revoked' then
     local field = 'credit:' .. event.period
     redis.call('HSET', event.account, field, text(int(redis.call('HGET', event.account, field) or 0) + event.amount))
+  elseif kind == 'policy-applied' then
+    redis.call('HSET', keys[1], 'policy_version', text(p.version), 'policy_digest', p.digest, 'policy', event.values[10]) -- G11
   elseif kind == 'segment-sealed' then
     local last = string.match(p.segment, '%-0*(%d+)$')
     redis.call('HSET', keys[1], 'sealed_seq', last, 'sealed_chain', p.chain_after)
@@ -1238,7 +1287,7 @@ end
 
 --[[ balance: the balances and caps that a call would be compared with; changes nothing.
 KEYS meta ledger account tail...   ARGS 1 ledger_id 2 period 3.. budgets with baselines
-OK settled held cap, for each budget | STOPPED reason ]]
+OK settled held cap, for each budget | STOPPED reason | POLICY version ]]
 local function read_balance(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -1246,6 +1295,10 @@ local function read_balance(keys, args)
   end
   if meta.stopped then -- G8
     return { 'STOPPED', meta.stopped }
+  end
+  refusal = other_policy(meta)
+  if refusal then
+    return refusal
   end
   local names, baselines = read_budgets(args, 3)
   local w
@@ -1394,6 +1447,7 @@ redis.register_function('tollbook_v2_release', release)
 redis.register_function('tollbook_v2_charge', charge)
 redis.register_function('tollbook_v2_assign', assign)
 redis.register_function('tollbook_v2_withdraw', withdraw)
+redis.register_function('tollbook_v2_apply_policy', apply_policy)
 redis.register_function('tollbook_v2_trim', trim)
 redis.register_function('tollbook_v2_stop', stop)
 redis.register_function('tollbook_v2_create', create)

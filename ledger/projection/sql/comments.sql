@@ -56,6 +56,18 @@ COMMENT ON COLUMN budgets.cap_usd IS 'Cap at the last hold, in dollars.';
 COMMENT ON COLUMN budgets.last_id IS 'Id of the last event that changed it.';
 COMMENT ON COLUMN budgets.last_seq IS 'Number of the last event that changed it.';
 
+COMMENT ON VIEW policies IS 'One row per partition and version of the policy, in force from its event on.';
+COMMENT ON COLUMN policies.partition IS 'Partition of the ledger; every partition has the same versions.';
+COMMENT ON COLUMN policies.version IS 'Version of the policy, from 1.';
+COMMENT ON COLUMN policies.digest IS 'SHA-256 of its content; equal policies have equal digests.';
+COMMENT ON COLUMN policies.content IS 'The policy as JSON, in the shape of the policy file.';
+COMMENT ON COLUMN policies.definitions IS 'JSON: budgets whose definition began with a later version than 1, with that version.';
+COMMENT ON COLUMN policies.author IS 'Person or process that applied it.';
+COMMENT ON COLUMN policies.reason IS 'Why it was applied.';
+COMMENT ON COLUMN policies."at" IS 'When it came into force, by the Redis clock.';
+COMMENT ON COLUMN policies.id IS 'Id of its event.';
+COMMENT ON COLUMN policies.seq IS 'Number of its event in the partition.';
+
 COMMENT ON VIEW calls IS 'One row per call.';
 COMMENT ON COLUMN calls.call_id IS 'Call; the id of its task.';
 COMMENT ON COLUMN calls.user_id IS 'User who pays.';

@@ -19,6 +19,9 @@ SELECT
         WHEN 'credit-revoked' THEN author IS NOT NULL AND amount <= 0
         WHEN 'segment-sealed' THEN segment IS NOT NULL AND amount = 0
         WHEN 'ledger-recovered' THEN author IS NOT NULL AND amount = 0
+        -- Read by themselves, since they are rare: a member that is read of every event costs time with every event.
+        WHEN 'policy-applied' THEN author IS NOT NULL AND amount = 0 AND (payload->>'digest') IS NOT NULL
+            AND TRY_CAST(payload->>'version' AS INTEGER) >= 1 AND json_type(payload, '$.content') = 'OBJECT'
     END, false) AS is_readable
 FROM (
     SELECT

@@ -108,8 +108,25 @@ SELECT
     min(seq) AS first_seq,
     max(seq) AS last_seq
 FROM events
-WHERE type NOT IN ('plan-assigned', 'plan-cleared', 'credit-granted', 'credit-revoked', 'segment-sealed', 'ledger-recovered')
+WHERE type NOT IN ('plan-assigned', 'plan-cleared', 'credit-granted', 'credit-revoked', 'segment-sealed', 'ledger-recovered', 'policy-applied')
 GROUP BY partition, call_id, user_id, period;
+
+-- The policies in force, one after the other; version 0, the default policy, is in force before the first. A view, since
+-- there are few.
+CREATE VIEW policies AS
+SELECT
+    partition,
+    (payload->>'version')::INTEGER AS version,
+    payload->>'digest' AS digest,
+    payload->'content' AS content,
+    coalesce(payload->'definitions', '{}'::JSON) AS definitions,
+    author,
+    reason,
+    recorded_at AS at,
+    id,
+    seq
+FROM events
+WHERE type = 'policy-applied';
 
 -- What `spend` counts beside the balance in `budgets`. `base_cap_usd` is the cap in force without credit.
 CREATE TABLE counters (
