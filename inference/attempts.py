@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tollbook.inference.bounds import Bound
 from tollbook.schemas.events import Outcome
-from tollbook.schemas.tasks import Message
+from tollbook.schemas.messages import Message
 from tollbook.schemas.usage import Usage
 
 ChargeStatus = Literal["none", "known", "unknown"]

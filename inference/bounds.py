@@ -14,8 +14,8 @@ from typing import Final
 from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.prices.model_price import TOKENS_PER_MTOK, ModelPrice
 from tollbook.schemas.events import BoundPrice
+from tollbook.schemas.messages import Message
 from tollbook.schemas.money import MAX_NANOUSD
-from tollbook.schemas.tasks import Message
 
 # Chat templates add a role and a few markers to a message: 3 to 5 tokens in OpenAI's and Anthropic's, up to 10 in
 # Llama's. A request adds the start of the reply and, in some templates, a default system message (November 2026). Both

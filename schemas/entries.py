@@ -8,9 +8,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
+from uuid import UUID
 
+
+from pydantic import BaseModel
+
+from tollbook.schemas.json_text import whole_text
 from tollbook.schemas.policy import Policy, check_stream, check_task
-from tollbook.schemas.tasks import InvalidTask, Message, check_entry_size, task_from_fields
+from tollbook.schemas.tasks import InvalidTask, check_entry_size, task_from_fields
 
 
 class TaskFields(TypedDict, total=False):
@@ -19,19 +24,50 @@ class TaskFields(TypedDict, total=False):
     Units: `max_tokens` completion tokens; `temperature` 0 to 2.
     """
 
-    user_id: str | None
+    user_id: str | int | UUID | None
     plan: str | None
-    task_id: str | None
-    campaign_id: str | None
+    task_id: str | int | UUID | None
+    campaign_id: str | int | UUID | None
+    tags: Mapping[str, str | int | float] | None
     system: str | None
-    messages: Sequence[Message | Mapping[str, str]] | str | None
+    messages: Sequence[BaseModel | Mapping[str, Any]] | str | None
     max_tokens: int | None
+    max_completion_tokens: int | None
     temperature: float | None
     model: str | None
     reply_to: str | None
     metadata: Mapping[str, Any] | str | None
     traceparent: str | None
     tracestate: str | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    top_a: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: Sequence[str] | str | None
+    logit_bias: Mapping[str, float] | None
+    logprobs: bool | None
+    top_logprobs: int | None
+    response_format: Mapping[str, Any] | None
+    structured_outputs: bool | None
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: Mapping[str, Any] | str | None
+    parallel_tool_calls: bool | None
+    functions: Sequence[Mapping[str, Any]] | None
+    function_call: Mapping[str, Any] | str | None
+    reasoning: Mapping[str, Any] | None
+    reasoning_effort: str | None
+    include_reasoning: bool | None
+    verbosity: str | None
+    prediction: Mapping[str, Any] | None
+    cache_control: Mapping[str, Any] | None
+    prompt_cache_key: str | None
+    prompt_cache_retention: str | None
+    store: bool | None
+    transforms: Sequence[str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +100,12 @@ def _given(values: Mapping[str, object]) -> dict[str, object]:
 def _text(name: str, value: object) -> str:
     match value:
         case str():
-            return str(value)
-        case bool() | bytes():
-            raise InvalidTask(f"'{name}' must be text, a number or what JSON can hold, not {type(value).__name__}")
-        case int() | float():
+            return whole_text(value)
+        case bool():
+            return str(value).lower()
+        case bytes():
+            raise InvalidTask(f"'{name}' must be text, a number or what JSON can hold, not bytes")
+        case int() | float() | UUID():
             return str(value)
         case _:
             return _json(name, value)
@@ -75,14 +113,14 @@ def _text(name: str, value: object) -> str:
 
 def _json(name: str, value: object) -> str:
     try:
-        return json.dumps(value, default=_plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        return whole_text(json.dumps(value, default=_plain, allow_nan=False, ensure_ascii=False, separators=(",", ":")))
     except (TypeError, ValueError, RecursionError):
         raise InvalidTask(f"'{name}' must hold only what JSON can hold, without NaN and infinities") from None
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Message):
-        return value.model_dump()
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_none=True)
     if isinstance(value, Mapping):
         return dict(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     raise TypeError(f"a {type(value).__name__} is not JSON")

@@ -8,11 +8,12 @@ from tollbook.inference.attempts import Attempt
 from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.errors import describe_shortage
 from tollbook.ledger.gate.requests import Denied, FinishedCall
+from tollbook.schemas.messages import Message
 from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.policy import check_task
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tollbook.schemas.routes import Route, resolve_model
-from tollbook.schemas.tasks import Message, Task
+from tollbook.schemas.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class Call:
             task=task,
             policy_version=policy.version,
             campaign_id=task.campaign_id,
-            tags=getattr(task, "tags", None) or {},
+            tags=task.tags or {},
             stream=stream,
             metadata=task.metadata,
         )

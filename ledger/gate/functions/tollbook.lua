@@ -29,7 +29,7 @@ Keys, all with the hash tag of one partition:
                      cap of the user's period, and the plan in force, as the latest hold found them
                    2 settled holds, each "number=cost,assumed"; if they stood against other budgets
                      than the latest hold, followed by a tab, their period, and their budgets, with
-                     tabs between
+                     tabs between, and the character 1 for a space
                    3 marks of recorded attempt events (m1 f1 x2), so that a repeat adds none
                    4 the denial, "budget settled held cap amount reason"
                    5.. the budgets of the hold
@@ -330,7 +330,7 @@ local function stamp_budgets(stamps, names, balances, caps, delta)
 end
 
 -- One pattern and one format for the whole record: string work is most of what a step costs.
-local CALL_PATTERN = '^(%S+) (%S+) (%d+) (%d+) (%S+) (%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%S+)' ..
+local CALL_PATTERN = '^(%S+) (%S+) (%d+) (%d+) (%S+) (%d+) ([^\n]+) (%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%S+)' ..
   '\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(.*)$'
 local CALL_FORMAT = '%s %s %d %d %s %s %s %s %d %d %d %d %d %s\n%s\n%s\n%s\n%s'
 
@@ -368,7 +368,7 @@ local function settled_hold(call, hold)
     return cost, assumed, call.period, call.budgets
   end
   local period, budgets = string.match(place, '^\t([^\t]*)\t(.*)$')
-  return cost, assumed, period, (string.gsub(budgets, '\t', '\n'))
+  return cost, assumed, period, (string.gsub(budgets, '[\t\1]', { ['\t'] = '\n', ['\1'] = ' ' }))
 end
 
 local function set_settled(call, hold, cost, assumed)
@@ -380,7 +380,8 @@ end
 -- The next hold may be in another period. Earlier holds keep theirs: they are corrected where they were booked.
 local function move_call(call, period, budgets)
   if call.settled ~= '' and (call.period ~= period or call.budgets ~= budgets) then
-    local place = '\t' .. call.period .. '\t' .. string.gsub(call.budgets, '\n', '\t')
+    local budgets = string.gsub(call.budgets, '[\n ]', { ['\n'] = '\t', [' '] = '\1' })
+    local place = '\t' .. call.period .. '\t' .. budgets
     local settled = string.gsub(call.settled .. ' ', '(=%d+,%d+) ', function(numbers)
       return numbers .. place .. ' '
     end)
@@ -653,7 +654,7 @@ local function reserve(keys, args)
   end
   local call_key, call_id = keys[6], args[2]
   local user, period, hash, worker, amount, lease, from, til, final, ttl =
-    string.match(args[3], '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ([01]) (%S+)$')
+    string.match(args[3], '^(.+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ([01]) (%S+)$')
   amount, lease, from, til, ttl = amount_of(amount), int(lease), int(from), int(til), seconds_of(ttl)
   local now = now_ms()
   local call = read_call(call_key)
