@@ -5,7 +5,6 @@ import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from tollbook.schemas.plans import Plan
 
 from tollbook.cli.money import (
     AuthorOption,

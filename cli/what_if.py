@@ -7,7 +7,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from tollbook.schemas.plans import Plan
 
 from tollbook.cli.moments import UntilOption, parse_moment
 from tollbook.cli.options import ArchiveOption, JsonOption, check_id, check_usd, data_settings, read_id, read_period

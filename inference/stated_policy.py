@@ -15,8 +15,8 @@ from tollbook.inference.routing import routing_with
 from tollbook.inference.setting_tables import CapTable, ConcurrencyTable
 from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.policy import BudgetRule, Policy, PriceRule, default_policy
-from tollbook.schemas.windows import WindowKind
 from tollbook.schemas.problems import problems_of, unknown_name
+from tollbook.schemas.windows import WindowKind
 
 # Budgets for which there is a setting: name of the budget, its attribute, its window.
 _BUDGETS: Final[Mapping[str, tuple[str, str, WindowKind]]] = {

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 from uuid import UUID
 
-
 from pydantic import BaseModel
 
 from tollbook.schemas.json_text import whole_text

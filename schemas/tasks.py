@@ -7,7 +7,7 @@ envelope before the message comes here.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, Self, cast
 
 from pydantic import (

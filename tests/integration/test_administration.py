@@ -34,7 +34,7 @@ async def calling(redis_client: Redis, server_url: str, tmp_path: Path) -> Async
 
 @pytest.fixture
 def administration(calling: Calling) -> Administration:
-    return Administration(calling.runtime.ledger, CAPS_NANOUSD)
+    return Administration(calling.runtime.ledger, calling.runtime.policy.plan_caps_nanousd)
 
 
 async def cap_of(calling: Calling, user_id: str, plan: str = "trial") -> Decimal:

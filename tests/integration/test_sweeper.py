@@ -8,7 +8,6 @@ from typing import Final
 import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
-from tollbook.schemas.plans import Plan
 
 from tests.servers import wait_until
 from tests.system import RunningSystem, running_system

@@ -17,7 +17,6 @@ from random import Random
 from typing import Any, Final
 
 import structlog
-from tollbook.schemas.plans import Plan
 
 from tests.simulation.checks import Broken, Checker, Fold, Moment, read_event
 from tests.simulation.loop import Process, VirtualLoop

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tollbook.schemas.plans import CAPS_NANOUSD
 
 from docs.generate import __main__ as generate
 from docs.generate.commands import commands

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tollbook.schemas.plans import Plan
 
 from tollbook.inference.errors import describe_shortage
 from tollbook.inference.prices.model_price import price_from_usd

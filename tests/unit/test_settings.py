@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tollbook.schemas.plans import Plan
 
 from tollbook.inference.bounds import MAX_COMPLETION_TOKENS, bound
 from tollbook.inference.errors import SettingsError

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tollbook.schemas.plans import CAPS_NANOUSD, DEFAULT_PLAN, Plan
 
 from tollbook.ledger import keys
 from tollbook.ledger.keys import Keys
