@@ -30,8 +30,9 @@ from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.ledger.errors import CallUnknown, IdempotencyConflict, LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.requests import OpenCall
 from tollbook.ledger.results import Results
+from tollbook.schemas.policy import check_task
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
-from tollbook.schemas.tasks import RESERVED_STREAM_WORDS, InvalidTask, Task, TaskType
+from tollbook.schemas.tasks import PING, RESERVED_STREAM_WORDS, InvalidTask, Task
 
 # For the settlement of calls that are cut off; the ledger itself would be asked for minutes.
 _SETTLING_S: Final = 10.0
@@ -183,6 +184,7 @@ class Worker:
         """Read the task, make its call, answer, acknowledge."""
         try:
             task_id, task = read_task(delivery)
+            await self._policies.read_by(task.user_id, lambda policy: check_task(task, policy.policy))
             if self.replies.is_reserved(task.reply_to):
                 raise InvalidTask(f"'reply_to' {RESERVED_STREAM_WORDS} {task.reply_to!r} is")  # noqa: TRY301 - as a field that cannot be read.
         except InvalidTask as exc:
@@ -223,7 +225,7 @@ class Worker:
         self, delivery: Delivery, task_id: str, task: Task, slot: Slot, run: "_Run"
     ) -> InferenceResult | None:
         """Return the task's result, or None where it is left pending for another time."""
-        if task.task is TaskType.PING:
+        if task.task == PING:
             return await self._answers.ping(task_id, task)
         call = await self._policies.read_by(
             task.user_id,

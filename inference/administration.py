@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from redis.exceptions import RedisError
 
 from tollbook.inference.address import find_redis_url
+from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.releases import AssumedCharge, Releases, release_charges
 from tollbook.inference.settings import Settings, load_settings
-from tollbook.inference.stated_policy import policy_of
 from tollbook.ledger.clock import now_ms as clock_ms
 from tollbook.ledger.errors import CallsStopped, CallUnknown, IdempotencyConflict, LedgerError, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
@@ -321,7 +321,8 @@ async def connect_administration(settings: Settings | None = None) -> AsyncGener
             return await remote_reader(settings.data_dir)(names)
 
         baselines = [Baselines(read, number, monotonic=time.monotonic, max_age_s=0.0) for number in range(len(gates))]
-        yield Administration(Ledger(redis, gates, baselines), policy_of(settings))
+        policies = await CurrentPolicy.of_ledger(pipeline, [gate.keys for gate in gates])
+        yield Administration(Ledger(redis, gates, baselines), policies.newest.policy)
 
 
 def _seen_on_disk(settings: Settings, ledger_id: str) -> Mapping[int, EntryId]:

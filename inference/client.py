@@ -56,8 +56,8 @@ class InferenceClient:
     ) -> InferenceResult:
         """Make one call and return its result with `content`, `model_used`, `token_count` and `cost_usd`.
 
-        Without a `plan` it is the policy's `default_plan`. Repeating a call with the same `task_id` and content returns
-        the stored result and costs nothing.
+        Without a `plan`, it is on the policy's `default_plan`.
+        Repeating a call with the same `task_id` and content returns the stored result and costs nothing.
         Where only other calls' holds stand in the way it waits for them, up to TOLLBOOK_HOLD_WAIT_S.
 
         Errors: InvalidTask; SettingsError without a provider's key; PlanLimitReached; BudgetWaitTimeout;

@@ -98,7 +98,22 @@ class Publisher:
         self, stream: str, task: str, prompt: str | None = None, **fields: Unpack[TaskFields]
     ) -> TaskEntry:
         """Make a task to `send`, with an id of its own where none is given. Errors: InvalidTask."""
-        return new_entry(stream, task, prompt, policy=self._policy, **fields)
+        try:
+            return new_entry(stream, task, prompt, policy=self._policy, **fields)
+        except InvalidTask:
+            policy = await self._policy_of_ledger()  # It may have the names.
+            if policy is None or policy == self._policy:
+                raise
+            self._policy = policy
+        return new_entry(stream, task, prompt, policy=policy, **fields)
+
+    async def _policy_of_ledger(self) -> Policy | None:
+        """Return the ledger's policy, or None where there is none, or Redis does not answer."""
+        try:
+            async with self._connected() as connection:
+                return await connection.policy()
+        except LedgerUnavailable:
+            return None
 
     async def send(self, entry: TaskEntry) -> str:
         """Append an entry made by `new_entry` and return the stream entry's id.
@@ -221,6 +236,15 @@ class _Connection:
                     self._results = self._results_in(partitions)
             assert self._results is not None
             return self._results
+
+    async def policy(self) -> Policy | None:
+        """Return the ledger's policy; None where there is no ledger, or it has none."""
+        # Here, since programs whose names are known need none of it.
+        from tollbook.inference.current_policy import CurrentPolicy
+
+        keys = [Keys(self._settings.namespace)]
+        in_force = (await CurrentPolicy.of_ledger(self.pipeline, keys)).newest
+        return in_force.policy if in_force.version else None
 
     def _results_in(self, partitions: int) -> Results:
         settings = self._settings

@@ -64,11 +64,17 @@ class LedgerHandle:
     states: tuple[LedgerState, ...]
     results: Results
     server: ServerWatch
+    policies: CurrentPolicy
 
     @property
     def ledger_id(self) -> str:
         """The identity given at creation."""
         return self.states[0].ledger_id
+
+    @property
+    def policy(self) -> Policy:
+        """The newest policy that this process has read from the ledger."""
+        return self.policies.newest.policy
 
 
 @asynccontextmanager
@@ -114,7 +120,8 @@ async def open_ledger(
             id_ttl_s=settings.idempotency_ttl_s,
         )
         await stack.enter_async_context(sign_of_life(pipeline, settings, name=process_name(), part=part))
-        yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server)
+        policies = await CurrentPolicy.of_ledger(pipeline, keys, price_provider=settings.price_provider)
+        yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server, policies)
 
 
 def answer_timeout_s(settings: Settings) -> float:
@@ -217,7 +224,8 @@ async def open_runtime(
     async with AsyncExitStack() as stack:
         name = process_name()
         ledger = build_ledger(handle, settings, read, patience=patience, process=name)
-        policies = await CurrentPolicy.of_ledger(handle.pipeline, handle.keys, price_provider=settings.price_provider)
+        policies = handle.policies
+        await policies.refresh()
         check_stated_policy(settings, policies.newest)
         calls = sum(concurrency_of(settings, policies.newest.policy).values())
         provider = await stack.enter_async_context(ProviderClient.from_settings(settings, concurrent_calls=calls))

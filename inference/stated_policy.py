@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 from pydantic import ValidationError
 
-from tollbook.inference.errors import SettingsError
+from tollbook.inference.errors import SettingsError, UnknownStream
 from tollbook.inference.policy_file import POLICY_FILE, PolicyFile, read_policy_file
 from tollbook.inference.routing import routing_with
 from tollbook.inference.setting_tables import CapTable, ConcurrencyTable
@@ -84,6 +84,14 @@ def concurrency_of(settings: PolicySettings, policy: Policy) -> dict[str, int]:
     if unknown:
         raise SettingsError([f"TOLLBOOK_CONCURRENCY: {problem}" for problem in unknown])
     return {name: table.streams.get(name) or rule.concurrency or table.default for name, rule in policy.streams.items()}
+
+
+def chosen_streams(names: Sequence[str], policy: Policy) -> tuple[str, ...]:
+    """Return the streams that a worker is to serve: the named ones, else all of the policy. Errors: UnknownStream."""
+    unknown = [name for name in names if name not in policy.streams]
+    if unknown:
+        raise UnknownStream([unknown_name("stream", name, policy.streams) for name in unknown])
+    return tuple(names) or tuple(policy.streams)
 
 
 def policy_path(settings: PolicySettings) -> Path | None:

@@ -164,7 +164,7 @@ class PriceRule(Rule):
 
 def _each(value: object) -> object:
     """One price, or a list of them."""
-    return (value,) if isinstance(value, Mapping | PriceRule) else value
+    return (cast("object", value),) if isinstance(value, Mapping | PriceRule) else value
 
 
 def _differ_in_days(rules: tuple[PriceRule, ...]) -> tuple[PriceRule, ...]:
@@ -281,6 +281,11 @@ class Policy(Rule):
     def plan_caps_nanousd(self) -> dict[str, int]:
         """The cap of each plan's billing period, nano-dollars."""
         return {plan: self.plan_cap_nanousd(plan) for plan in self.plans}
+
+    @property
+    def user_caps_nanousd(self) -> dict[str, int]:
+        """The caps of single users' billing periods, nano-dollars."""
+        return {user_id: nanousd_from_usd(cap_usd) for user_id, cap_usd in self.users.items()}
 
     def plan_cap_nanousd(self, plan: str) -> int:
         """Return a plan's cap per billing period, nano-dollars. Errors: KeyError."""

@@ -16,9 +16,9 @@ from tollbook.inference.settings import settings_table
 from tollbook.ledger.projection.store import Store
 from tollbook.observability.catalogue import METRICS
 from tollbook.schemas.money import format_usd
-from tollbook.schemas.plans import CAPS_NANOUSD
+from tollbook.schemas.policy import default_policy
 from tollbook.schemas.results import ErrorCode, InferenceResult
-from tollbook.schemas.tasks import Task, TaskType
+from tollbook.schemas.tasks import PING, Task
 
 DOCS: Final = Path(__file__).resolve().parents[1]
 
@@ -79,10 +79,16 @@ def result_fields() -> str:
 def routes() -> str:
     """The default route of each task type."""
     rows = [
-        (code(kind), code(route.model), code(route.fallback or ""), str(route.max_tokens), str(route.temperature))
+        (
+            code(kind),
+            code(route.model),
+            ", ".join(map(code, route.fallback)),
+            str(route.max_tokens),
+            str(route.temperature),
+        )
         for kind, route in MODEL_ROUTING.items()
     ]
-    ping = (code(TaskType.PING), "none: answers `pong`, free of charge", "", "", "")
+    ping = (code(PING), "none: answers `pong`, free of charge", "", "", "")
     return table(("task type", "model", "fallback", "max_tokens", "temperature"), [*rows, ping])
 
 
@@ -90,7 +96,7 @@ def plans() -> str:
     """The plans and their caps."""
     return table(
         ("plan", "cap per user and billing period"),
-        [(code(plan), format_usd(cap)) for plan, cap in CAPS_NANOUSD.items()],
+        [(code(plan), format_usd(cap)) for plan, cap in default_policy().plan_caps_nanousd.items()],
     )
 
 

@@ -8,6 +8,7 @@ from typing import Final
 import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
+from tollbook.schemas.plans import Plan
 
 from tests.servers import wait_until
 from tests.system import RunningSystem, running_system
@@ -23,7 +24,6 @@ from tollbook.ledger.gate.requests import (
 )
 from tollbook.schemas.events import BoundPrice, BudgetReserved, CostRecorded, payload_json
 from tollbook.schemas.identifiers import EntryId
-from tollbook.schemas.plans import Plan
 
 USER: Final = "u1"
 AMOUNT: Final = 1_000_000

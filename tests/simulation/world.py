@@ -17,6 +17,7 @@ from random import Random
 from typing import Any, Final
 
 import structlog
+from tollbook.schemas.plans import Plan
 
 from tests.simulation.checks import Broken, Checker, Fold, Moment, read_event
 from tests.simulation.loop import Process, VirtualLoop
@@ -44,7 +45,6 @@ from tollbook.ledger.keys import GROUP, Keys
 from tollbook.ledger.results import Results
 from tollbook.ledger.server.pipeline import CommandPipeline, pack_command
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
-from tollbook.schemas.plans import Plan
 from tollbook.schemas.routes import Route
 from tollbook.schemas.tasks import TaskType
 

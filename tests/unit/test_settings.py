@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tollbook.schemas.plans import Plan
 
 from tollbook.inference.bounds import MAX_COMPLETION_TOKENS, bound
 from tollbook.inference.errors import SettingsError
@@ -13,7 +14,6 @@ from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.routing import routing_with
 from tollbook.inference.runtime import answer_timeout_s
 from tollbook.inference.settings import Settings, load_settings, settings_table
-from tollbook.schemas.plans import Plan
 from tollbook.schemas.tasks import Message, TaskType
 from tollbook.schemas.usage import Usage
 

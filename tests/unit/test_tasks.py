@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tollbook.schemas.plans import CAPS_NANOUSD, DEFAULT_PLAN, Plan
 
 from tollbook.ledger import keys
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.stream_owners import STREAM_OWNERS
-from tollbook.schemas.plans import CAPS_NANOUSD, DEFAULT_PLAN, Plan
 from tollbook.schemas.tasks import (
     MAX_JSON_DEPTH,
     MAX_MESSAGES,
