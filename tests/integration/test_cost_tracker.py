@@ -231,7 +231,7 @@ async def test_further_budgets_are_charged_too(redis_client: Redis, server_url: 
     async with open_calling(server_url, tmp_path, day_cap_nanousd="2") as calling:
         await CostTracker(calling.runtime).record_usage("u1", "1.5")
         await calling.folded()
-        rows = await calling.query("SELECT kind, settled_usd FROM budgets ORDER BY kind")
+        rows = await calling.query("SELECT name, settled_usd FROM budgets ORDER BY name")
         assert [(row["kind"], row["settled_usd"]) for row in rows] == [
             ("day", Decimal("1.5")),
             ("user", Decimal("1.5")),
