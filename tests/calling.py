@@ -89,8 +89,8 @@ class Calling:
         """Make a call of the task's route; a model named in `fields` has no fallback."""
         content = {"user_id": "u1", "prompt": PROMPT, **fields}
         read = Task.model_validate({"task": task, "task_id": call_id, **content})
-        route = self.runtime.routes[read.task]
-        return Call.of_task(read, call_id=call_id, run_id=RunId("test", run_id), route=route)
+        policy = self.runtime.policies.of(read.user_id)
+        return Call.of_task(read, call_id=call_id, run_id=RunId("test", run_id), policy=policy)
 
     @asynccontextmanager
     async def runner(
@@ -121,11 +121,10 @@ class Calling:
             shared: dict[str, Any] = {
                 "ledger": ledger or runtime.ledger,
                 "results": runtime.handle.results,
-                "prices": runtime.prices,
+                "policies": runtime.policies,
                 "now_ms": now_ms,
             }
             reservations = Reservations(
-                policy=runtime.policy,
                 queue=BudgetWaitQueue(runtime.handle.redis, []),
                 max_call_s=retry.max_call_s(attempt_timeout_s),
                 **shared,

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from tollbook.schemas.plans import Plan
 
 from tests.calling import COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling, period
 from tests.servers import wait_until
@@ -54,7 +53,7 @@ async def test_new_user_has_the_whole_cap_of_the_plan(tracker: CostTracker) -> N
         assert await tracker.get_usage_summary("new", plan) == UsageSummary(
             user_id="new",
             period=period(),
-            plan=Plan(plan),
+            plan=plan,
             cap_usd=Decimal(cap),
             spent_usd=Decimal(0),
             reserved_usd=Decimal(0),
