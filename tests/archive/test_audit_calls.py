@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
-from tollbook.schemas.plans import Plan
 
 from tests.archive.test_audit import check_statements
 from tests.archive.test_sealing import NEVER
@@ -83,11 +82,11 @@ class Scene:
             return await runner.run(self.calling.call(call_id, **fields), is_final=is_final)
 
     async def happen(self) -> None:
-        administration = Administration(self.calling.runtime.ledger, self.calling.runtime.policy.plan_caps_nanousd)
+        administration = Administration(self.calling.runtime.ledger, self.calling.runtime.rules)
         await self.run("plain", None)
         await self.run("fallback", "hang_charged", None, campaign_id="spring/sale")
         await administration.adjust_cost("fallback", CORRECTED, Signature("eva", "invoice of November"))
-        await administration.set_plan("u1", Plan.TRIAL, Signature("eva", "extended"), cap_nanousd=CAP)
+        await administration.set_plan("u1", "trial", Signature("eva", "extended"), cap_nanousd=CAP)
         await administration.grant_credit("u1", CREDIT, Signature("ben", "outage", "k1"))
         await self._hold("dies")
         await self.run("waits", is_final=True)

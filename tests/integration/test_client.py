@@ -66,7 +66,7 @@ async def refusal(kind: type[AppError], awaitable: Any) -> AppError:
 def test_routes_and_caps_are_the_documented_ones() -> None:
     assert {"trial": Decimal(5), "starter": Decimal(15), "growth": Decimal(40)} == COST_CAPS
     assert {
-        task.value: (route.model, route.fallback, route.max_tokens, route.temperature)
+        task: (route.model, *route.fallback, route.max_tokens, route.temperature)
         for task, route in MODEL_ROUTING.items()
     } == {
         "classify_archetype": ("anthropic/claude-3-haiku", "google/gemini-2.5-flash", 200, 0.1),
@@ -249,11 +249,11 @@ async def test_a_call_that_was_taken_over_does_not_begin_its_wait_anew(calling: 
     class Contested:
         """Money is held twice; another run takes the call over once."""
 
-        async def acquire(self, _call: Call, limits: WaitLimits) -> Acquired:
+        async def acquire(self, call: Call, limits: WaitLimits) -> Acquired:
             waits.append(limits.hold_wait_s)
             if len(waits) == 1:
-                return Acquired(hold=cast("Any", "a hold"))
-            return Acquired(result=InferenceResult(task_id="t", status=TaskStatus.DONE, content="theirs"))
+                return Acquired(call=call, hold=cast("Any", "a hold"))
+            return Acquired(call=call, result=InferenceResult(task_id="t", status=TaskStatus.DONE, content="theirs"))
 
         async def run(self, call: Call, _hold: object) -> InferenceResult:
             raise CallTakenOver(call.call_id)

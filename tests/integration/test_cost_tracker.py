@@ -53,7 +53,7 @@ async def test_new_user_has_the_whole_cap_of_the_plan(tracker: CostTracker) -> N
         assert await tracker.get_usage_summary("new", plan) == UsageSummary(
             user_id="new",
             period=period(),
-            plan=Plan(plan),
+            plan=plan,
             cap_usd=Decimal(cap),
             spent_usd=Decimal(0),
             reserved_usd=Decimal(0),
@@ -232,7 +232,7 @@ async def test_further_budgets_are_charged_too(redis_client: Redis, server_url: 
         await CostTracker(calling.runtime).record_usage("u1", "1.5")
         await calling.folded()
         rows = await calling.query("SELECT name, settled_usd FROM budgets ORDER BY name")
-        assert [(row["kind"], row["settled_usd"]) for row in rows] == [
+        assert [(row["name"], row["settled_usd"]) for row in rows] == [
             ("day", Decimal("1.5")),
             ("user", Decimal("1.5")),
         ]

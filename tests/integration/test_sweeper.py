@@ -55,7 +55,7 @@ async def reserve(running: RunningSystem, call_id: str, *, lease_ms: int, user: 
     """Hold money for a call, as a worker does before it sends its request."""
 
     def make_request(at_ms: int) -> ReserveRequest:
-        policy = running.system.runtime.policy
+        policy = running.system.runtime.policies.of(user)
         window, budgets = policy.budgets_at(at_ms, {"user": user, "plan": "trial"})
         return ReserveRequest(
             call_id=call_id,
@@ -67,6 +67,7 @@ async def reserve(running: RunningSystem, call_id: str, *, lease_ms: int, user: 
             lease_ms=lease_ms,
             payload=RESERVED,
             budgets=budgets,
+            policy_version=policy.version,
         )
 
     reply = await running.system.runtime.ledger.reserve(make_request, now_ms())
@@ -156,7 +157,8 @@ async def test_a_hold_with_a_failed_attempt_behind_it_is_charged_in_full_with_it
     known = AMOUNT // 4
     reserved = await reserve(running, "dead", lease_ms=1)
     hold = await found(running, "dead")
-    _, budgets = running.system.runtime.policy.budgets_at(now_ms(), {"user": USER, "plan": "trial"})
+    policy = running.system.runtime.policies.of(USER)
+    _, budgets = policy.budgets_at(now_ms(), {"user": USER, "plan": "trial"})
     await running.system.runtime.ledger.record(
         RecordRequest(
             call_id="dead",
