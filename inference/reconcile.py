@@ -15,7 +15,7 @@ from tollbook.inference.providers.client import ProviderClient
 from tollbook.ledger.errors import CallUnknown
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import AdjustRequest
-from tollbook.schemas.events import Basis, CostAdjusted, payload_json
+from tollbook.schemas.events import CostAdjusted, payload_json
 from tollbook.schemas.money import nanousd_from_usd
 
 Query = Callable[[str], Awaitable[list[dict[str, Any]]]]

@@ -199,7 +199,7 @@ async def _write_every_event(gate: Gate) -> None:
         (NOTHING, NOTHING),
     )  # fmt: skip
     credit: dict[str, Any] = {"credit": "pay_1", "expires_ms": 1_795_478_400_000}
-    signed = credit | {"author": "shop", "reason": "payment"}
+    signed: dict[str, Any] = credit | {"author": "shop", "reason": "payment"}
     for command, payload, amount in (
         ("credit pay_1", CreditGranted(**signed), 5_000_000_000),
         ("credit-revoked pay_1", CreditRevoked(**signed), 2_000_000_000),
