@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from tollbook.inference.address import find_redis_url
 from tollbook.inference.current_policy import CurrentPolicy
+from tollbook.inference.prepaid import Prepaid
 from tollbook.inference.releases import AssumedCharge, Releases, release_charges
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.clock import now_ms as clock_ms
@@ -46,11 +47,10 @@ from tollbook.schemas.identifiers import (
     EntryId,
     budget_name,
     check_id,
-    month_at,
     normalise_id,
     usage_call_id,
 )
-from tollbook.schemas.policy import Policy, check_plan
+from tollbook.schemas.policy import check_plan
 
 
 class CallNotFound(CallUnknown):
@@ -89,19 +89,21 @@ class Administration:
         LedgerRefused.
     """
 
-    def __init__(self, ledger: Ledger, policy: Policy, *, now_ms: Callable[[], int] = clock_ms) -> None:
+    def __init__(self, ledger: Ledger, policies: CurrentPolicy, *, now_ms: Callable[[], int] = clock_ms) -> None:
         self._ledger = ledger
-        self._policy = policy
+        self._policies = policies
         self._now_ms = now_ms
+        self.prepaid = Prepaid(ledger, policies)
 
     def plan_cap_nanousd(self, plan: str) -> int:
         """Return the cap of a plan's billing period. Errors: InvalidTask for a plan that the policy does not have."""
-        return self._policy.plan_cap_nanousd(check_plan(plan, self._policy))
+        policy = self._policies.newest.policy
+        return policy.plan_cap_nanousd(check_plan(plan, policy))
 
     @property
     def period(self) -> str:
         """The present billing period."""
-        return month_at(self._now_ms()).name
+        return self._policies.newest.budgets.calendar.month_at(self._now_ms()).name
 
     async def account(self, user_id: str, period: str | None = None) -> Account:
         """Return what the ledger has assigned to a user, with the credit of a period, the present one by default."""
@@ -322,7 +324,7 @@ async def connect_administration(settings: Settings | None = None) -> AsyncGener
 
         baselines = [Baselines(read, number, monotonic=time.monotonic, max_age_s=0.0) for number in range(len(gates))]
         policies = await CurrentPolicy.of_ledger(pipeline, [gate.keys for gate in gates])
-        yield Administration(Ledger(redis, gates, baselines), policies.newest.policy)
+        yield Administration(Ledger(redis, gates, baselines), policies)
 
 
 def _seen_on_disk(settings: Settings, ledger_id: str) -> Mapping[int, EntryId]:

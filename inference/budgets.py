@@ -10,10 +10,20 @@ from types import MappingProxyType
 from typing import Final
 
 from tollbook.ledger.gate.requests import BudgetCap
-from tollbook.schemas.identifiers import Window, budget_name, budget_value, definition_name, split_budget_name
+from tollbook.schemas.identifiers import (
+    EVERYBODY,
+    Window,
+    budget_name,
+    budget_value,
+    check_id,
+    definition_name,
+    split_budget_name,
+    split_values,
+)
 from tollbook.schemas.money import MAX_NANOUSD, nanousd_from_usd
 from tollbook.schemas.policy import OWN_BUDGET, BudgetRule, Policy
-from tollbook.schemas.windows import Calendar, WindowKind, intersection
+from tollbook.schemas.problems import unknown_name
+from tollbook.schemas.windows import ALWAYS, Calendar, WindowKind, intersection
 
 _NO_DEFINITIONS: Final[Mapping[str, int]] = MappingProxyType({})
 
@@ -78,6 +88,42 @@ class BudgetPolicy:
     def caps_of(self, keys: Iterable[str], *, plan: str) -> tuple[BudgetCap, ...]:
         """Return budgets with the caps that they have now. One that is no longer part of the policy refuses nothing."""
         return tuple(BudgetCap(key, self._cap_of_key(key, plan)) for key in keys)
+
+    def find_cap(self, key: str) -> int | None:
+        """Return the cap of a further budget, without its credit; None where the policy has it no more."""
+        name, value, _ = split_budget_name(key)
+        budget = self._by_name.get(name)
+        return None if budget is None else budget.cap_of(value)
+
+    def prepaid_key(self, name: str, value: str | None) -> str:
+        """Return the key of a balance that credit can be granted to.
+
+        `value` as the budget keeps it: of several attributes, the values joined by commas. Errors: ValueError.
+        """
+        budget, parts = self._prepaid(name, value)
+        return budget_name(budget.name, budget_value(parts), ALWAYS.name)
+
+    def prepaid_user(self, name: str, value: str | None) -> str:
+        """Return the user whose partition has such a balance; '' where it is not kept by user. Errors: ValueError."""
+        budget, parts = self._prepaid(name, value)
+        return parts[budget.by.index("user")] if "user" in budget.by else ""
+
+    def _prepaid(self, name: str, value: str | None) -> tuple[_Budget, list[str]]:
+        names = {rule.name: budget for rule, budget in zip(self.policy.budgets, self._budgets, strict=True)}
+        budget = names.get(name)
+        if budget is None:
+            raise ValueError(unknown_name("budget", name, list(names)))
+        if budget.window != "total":
+            raise ValueError(f"budget {name} begins anew each {budget.window}; credit needs one with window 'total'")
+        if not budget.by:
+            if value not in (None, EVERYBODY):
+                raise ValueError(f"budget {name} is of everybody together: give no value")
+            return budget, []
+        parts = [value] if len(budget.by) == 1 else split_values(value or "")
+        if value is None or len(parts) != len(budget.by):
+            by = " and ".join(budget.by)
+            raise ValueError(f"budget {name} is kept by {by}: give a value of each, joined by commas")
+        return budget, [check_id(part or "") for part in parts]
 
     def _cap_of_key(self, key: str, plan: str) -> int:
         name, value, _ = split_budget_name(key)

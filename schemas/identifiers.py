@@ -144,6 +144,11 @@ def budget_value(values: Sequence[str]) -> str:
     return ",".join(value.replace("%", "%25").replace(",", "%2C") for value in values)
 
 
+def split_values(value: str) -> list[str]:
+    """Return the values that `budget_value` has joined, where there are several."""
+    return [part.replace("%2C", ",").replace("%25", "%") for part in value.split(",")]
+
+
 def definition_name(name: str, since_version: int) -> str:
     """Return the name that a budget has in keys: one that was redefined later begins at zero under `name~version`."""
     return name if since_version <= 1 else f"{name}~{since_version}"

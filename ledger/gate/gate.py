@@ -97,6 +97,10 @@ _APPENDING_FUNCTIONS: Final = frozenset(
 )
 
 
+# A payment may be reported again long after; its credit must not be granted twice.
+_CREDIT_TTL_S: Final = 400 * 86_400
+
+
 @dataclass(frozen=True, slots=True)
 class LedgerState:
     """The identity and progress of a partition's ledger."""
@@ -406,7 +410,7 @@ class Gate:
                 request.credit_id,
                 request.amount_nanousd,
                 request.expires_ms,
-                self._idempotency_ttl_s,
+                max(self._idempotency_ttl_s, _CREDIT_TTL_S),
                 request.payload,
                 *_pack((request.budget,), baselines),
             ),

@@ -33,7 +33,7 @@ async def calling(redis_client: Redis, server_url: str, tmp_path: Path) -> Async
 
 @pytest.fixture
 def administration(calling: Calling) -> Administration:
-    return Administration(calling.runtime.ledger, calling.runtime.rules)
+    return Administration(calling.runtime.ledger, calling.runtime.policies)
 
 
 async def cap_of(calling: Calling, user_id: str, plan: str = "trial") -> Decimal:

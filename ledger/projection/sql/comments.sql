@@ -81,6 +81,7 @@ COMMENT ON COLUMN credits.expired_usd IS 'What was left when it expired, in doll
 COMMENT ON COLUMN credits.granted_at IS 'When it was granted.';
 COMMENT ON COLUMN credits.expires_at IS 'When it expires; empty: never.';
 COMMENT ON COLUMN credits.expired_at IS 'When its rest was taken back; empty while it has not expired.';
+COMMENT ON COLUMN credits.cap_usd IS 'Cap of the budget without credit, at the last event of this credit.';
 COMMENT ON COLUMN credits.author IS 'Person or application that granted it.';
 COMMENT ON COLUMN credits.reason IS 'Why.';
 COMMENT ON COLUMN credits.partition IS 'Partition of the ledger.';

@@ -161,6 +161,7 @@ SELECT
     min(recorded_at) FILTER (type = 'credit-granted') AS granted_at,
     make_timestamptz(1000 * max((payload->>'expires_ms')::BIGINT) FILTER (type = 'credit-granted')) AS expires_at,
     min(recorded_at) FILTER (type = 'credit-expired') AS expired_at,
+    arg_max(cap_usd, seq) AS cap_usd,
     arg_max(author, seq) FILTER (type = 'credit-granted') AS author,
     arg_max(reason, seq) FILTER (type = 'credit-granted') AS reason,
     partition,
