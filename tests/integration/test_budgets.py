@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.calling import COMPLETION_TOKENS, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
+from tests.system import run_cli
 from tollbook.consumers.credit_expiry import CreditExpiry
 from tollbook.inference.administration import Administration
 from tollbook.inference.prepaid import Credit
@@ -170,3 +171,46 @@ async def test_what_is_left_of_a_credit_expires(redis_client: Redis, server_url:
         ]
         (left,) = await calling.query("SELECT cap_usd - spent_usd AS usd FROM budget_use WHERE value = 'acme'")
         assert left["usd"] == dollars(8 * BOUND)
+
+
+async def test_commands_know_budgets_credits_and_alerts(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    policy = PREPAID.replace("alerts = [0.5]", "alerts = [0.0001]")
+    acme = {"tags": {"customer": "acme"}}
+    (tmp_path / "tollbook.toml").write_text(policy)
+    env = {"REDIS_URL": server_url, "TOLLBOOK_DATA_DIR": str(tmp_path / "data")}
+
+    async def cli(*arguments: str) -> Any:
+        return await run_cli(*arguments, cwd=tmp_path, env=env)
+
+    async with open_calling(server_url, tmp_path, is_served=True, policy_file=tmp_path / "tollbook.toml") as calling:
+        grant = ("credit", "grant", "--budget", "prepaid", "--value", "acme", "--usd", "5", "--id", "pay_1")
+        granted = await cli(*grant)
+        assert (granted.stdout, granted.stderr) == ("budget prepaid of acme has $5.00 more\n", "")
+        assert (await cli(*grant, "--expires", "2099-01-01")).code == 1
+        assert (await cli(*grant, "--json")).json()["is_new"] is False
+        assert await status(calling, "t1", **acme) is TaskStatus.DONE
+        revoke = ("credit", "revoke", "--budget", "prepaid", "--value", "acme", "--id", "pay_1", "--usd", "1")
+        assert (await cli(*revoke)).stdout == "budget prepaid of acme has $1.00 less\n"
+        await calling.folded()
+        (budget,) = (await cli("spend", "--budgets", "--json")).json()
+        assert (budget["name"], budget["value"], Decimal(budget["cap_usd"])) == ("prepaid", "acme", 4)
+        assert Decimal(budget["spent_usd"]) == dollars(PRICE)
+        assert "prepaid" in (await cli("spend", "--budgets")).stdout
+        listed = await cli("alerts", "list", "--budget", "prepaid", "--json")
+        assert listed.stderr == ""
+        (alert,) = listed.json()
+        assert (alert["value"], alert["call_id"]) == ("acme", "t1")
+        assert "budget prepaid of acme, in total" in (await cli("alerts", "list")).stdout
+        (credit,) = (await cli("credit", "list", "--budget", "prepaid", "--json")).json()
+        assert (credit["credit"], Decimal(credit["revoked_usd"])) == ("pay_1", 1)
+        for wrong, word in (
+            (["--budget", "prepayd", "--value", "acme", "--usd", "5", "--id", "x"], "did you mean 'prepaid'"),
+            (["--budget", "prepaid", "--usd", "5", "--id", "x"], "give a value"),
+            (["--budget", "prepaid", "--value", "acme", "--usd", "5"], "--id"),
+            (["u1", "5", "--budget", "prepaid", "--id", "x"], "not with --budget"),
+            (["u1", "5", "--reason", "r", "--id", "x"], "only with --budget"),
+            (["u1", "5"], "--reason"),
+        ):
+            refused = await run_cli("credit", "grant", *wrong, cwd=tmp_path, env=env)
+            assert refused.code == 2
+            assert word in refused.stderr
