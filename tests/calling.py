@@ -20,9 +20,11 @@ from tollbook.inference.calls.holds import Hold
 from tollbook.inference.calls.reservations import Reservations, WaitLimits
 from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner
+from tollbook.inference.policy_changes import start_policy
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.runtime import InferenceRuntime, build_gates, now_ms, open_ledger, open_runtime
 from tollbook.inference.settings import Settings, load_settings
+from tollbook.inference.stated_policy import policy_sources
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import AssignRequest, OpenCall, Waiting
 from tollbook.ledger.gate.wait_queue import BudgetWaitQueue
@@ -250,6 +252,8 @@ async def _open_unserved(
     settings: Settings, server_url: str
 ) -> AsyncGenerator[tuple[InferenceRuntime, Store, Projector]]:
     async with open_ledger(settings, server_url) as handle:
+        if policy_sources(settings):
+            await start_policy(settings, build_gates(handle, settings), "tests")
         store = Store.open(settings.data_dir / "tollbook.duckdb", handle.ledger_id, len(handle.keys))
         gates = build_gates(handle, settings)
         projector = Projector(

@@ -5,11 +5,16 @@ the policy in force at once. What a policy says is none of the gate's business; 
 """
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.pipeline import CommandPipeline
+
+POLICY_FIELDS: Final = ("policy_version", "policy_digest", "policy")
+"""The fields of `meta` that have the policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +24,14 @@ class StoredPolicy:
     version: int = 0
     digest: str = ""
     payload: str = ""
+
+    @classmethod
+    def of_fields(cls, found: Sequence[bytes | str | None]) -> "StoredPolicy":
+        """Read the fields `policy_version`, `policy_digest` and `policy` of `meta`."""
+        version, digest, payload = (
+            value.decode(errors="replace") if isinstance(value, bytes) else value or "" for value in found
+        )
+        return cls(int(version) if version.isdecimal() else 0, digest, payload)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +50,13 @@ async def read_policies(pipeline: CommandPipeline, keys: Sequence[Keys]) -> tupl
 
 
 async def _read_policy(pipeline: CommandPipeline, keys: Keys) -> StoredPolicy:
-    found: list[bytes | None] = await pipeline.execute("HMGET", keys.meta, "policy_version", "policy_digest", "policy")
-    version, digest, payload = ("" if value is None else value.decode(errors="replace") for value in found)
-    return StoredPolicy(int(version) if version.isdecimal() else 0, digest, payload)
+    found: list[bytes | None] = await pipeline.execute("HMGET", keys.meta, *POLICY_FIELDS)
+    return StoredPolicy.of_fields(found)
+
+
+def is_same_payload(one: str, other: str) -> bool:
+    """Whether two texts are the same JSON: DuckDB may keep one in another form."""
+    try:
+        return one == other or json.loads(one) == json.loads(other)
+    except ValueError:
+        return False

@@ -19,6 +19,7 @@ import structlog
 
 from tollbook.ledger.errors import BaselineUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage
+from tollbook.ledger.gate.policies import StoredPolicy
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.projection.database import open_database, roll_back
 from tollbook.ledger.projection.fold import Folded, fold_incoming
@@ -169,6 +170,16 @@ class Store:
     def position(self, partition: int = 0) -> Position:
         """Return a partition's position."""
         return self.baselines(()).positions[partition]
+
+    def newest_policy(self, partition: int = 0) -> StoredPolicy:
+        """Return the last policy of a partition, as its event has it; version 0 where there is none."""
+        rows = self.query(
+            "SELECT p.version, p.digest, e.payload::VARCHAR AS payload FROM policies AS p "
+            "JOIN events AS e ON e.partition = p.partition AND e.seq = p.seq "
+            "WHERE p.partition = ? ORDER BY p.seq DESC LIMIT 1",
+            [partition],
+        )
+        return StoredPolicy(**rows[0]) if rows else StoredPolicy()
 
     def query(self, sql: str, params: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Run a query and return its rows; money comes back as Decimal. Errors: as `reading`."""
