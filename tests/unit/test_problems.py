@@ -19,9 +19,9 @@ from tollbook.ledger.archive.segments import Manifest
 from tollbook.ledger.server.endpoint import Endpoint
 from tollbook.schemas.events import Event, EventPayload
 from tollbook.schemas.expectations import expectation
+from tollbook.schemas.policy import check_task, default_policy
 from tollbook.schemas.problems import MAX_PROBLEMS, as_text, closest_name, problems_of, unknown_name
 from tollbook.schemas.results import InferenceResult
-from tollbook.schemas.policy import check_task, default_policy
 from tollbook.schemas.routes import Route
 from tollbook.schemas.tasks import InvalidTask, Message, Task, task_from_fields
 from tollbook.schemas.usage import Usage
