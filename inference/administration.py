@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from redis.exceptions import RedisError
 
 from tollbook.inference.address import find_redis_url
-from tollbook.inference.current_policy import CurrentPolicy
+from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce, policy_in_force
+from tollbook.inference.policy_changes import Applied, apply_policy, read_stored
 from tollbook.inference.releases import AssumedCharge, Releases, release_charges
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.clock import now_ms as clock_ms
@@ -93,6 +94,26 @@ class Administration:
         self._ledger = ledger
         self._policy = policy
         self._now_ms = now_ms
+
+    @property
+    def partitions(self) -> int:
+        """The number of the ledger's partitions."""
+        return len(self._ledger.gates)
+
+    async def policy(self) -> PolicyInForce:
+        """Return the newest policy of the ledger. Errors: PolicyUnreadable."""
+        return policy_in_force(max(await read_stored(self._ledger.gates), key=lambda each: each.version))
+
+    async def apply_policy(self, policy: Policy, signature: Signature, *, based_on: int) -> Applied:
+        """Put a policy in force in place of version `based_on`. Errors: as `policy_changes.apply_policy`."""
+        applied = await apply_policy(self._ledger.gates, policy, signature, based_on=based_on)
+        self._policy = applied.in_force.policy
+        return applied
+
+    @property
+    def ledger_id(self) -> str:
+        """The ledger's identity."""
+        return self._ledger.gates[0].ledger_id
 
     def plan_cap_nanousd(self, plan: str) -> int:
         """Return the cap of a plan's billing period. Errors: InvalidTask for a plan that the policy does not have."""

@@ -16,6 +16,8 @@ import structlog
 from tollbook.inference.current_policy import PolicyInForce, policy_in_force
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.policy_diff import policy_changes
+from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.routing import unpriced_routes
 from tollbook.inference.settings import Settings
 from tollbook.inference.stated_policy import policy_of, policy_path, policy_sources, with_shorthand
 from tollbook.ledger.errors import CallsStopped, LedgerError, LedgerRefused, LedgerUnavailable, PolicyChanged
@@ -72,6 +74,18 @@ def problems_on(policy: Policy, partitions: int) -> list[str]:
         for rule in policy.budgets
         if "user" not in rule.by
     ]
+
+
+def remarks_on(before: PolicyInForce, policy: Policy, at_ms: int, *, price_provider: str) -> list[str]:
+    """Return what a person should know of a policy before it is in force; none of it keeps it from that."""
+    remarks = unpriced_routes(policy.tasks, PriceCatalogue.of_policy(policy, provider=price_provider), at_ms)
+    remarks = [f"{remark}: its calls would be refused" for remark in remarks]
+    known = {rule.name: rule for rule in before.policy.budgets}
+    for rule in policy.budgets:
+        old = known.get(rule.name)
+        if old is not None and (old.by, old.window) != (rule.by, rule.window):
+            remarks.append(f"budget {rule.name} is kept by other attributes or another window: it begins at zero")
+    return remarks
 
 
 async def apply_policy(
