@@ -32,7 +32,7 @@ from tollbook.inference.runtime import (
 from tollbook.inference.settings import Settings
 from tollbook.inference.stated_policy import chosen_streams
 from tollbook.ledger.archive.segments import Archive
-from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable
 from tollbook.ledger.gate.ledger import Patience
 from tollbook.ledger.gate.probe import check_permissions
 from tollbook.ledger.private_files import make_private_folder
@@ -230,10 +230,11 @@ async def run_processes(
 
     `announce` is called with the URL of Redis and the addresses of their metrics.
 
-    Errors: SettingsError; EmbeddedServerError.
+    Errors: SettingsError; EmbeddedServerError; PolicyDiffers.
     """
     ports = ports_of_processes(settings, workers + 1)
     async with open_redis_url(settings) as redis_url, announced_endpoint(settings, redis_url):
+        await _settle_policy(settings, redis_url)
         environment = dict(os.environ) | {
             "REDIS_URL": redis_url,
             "OPENROUTER_BASE_URL": settings.openrouter_base_url,
@@ -249,6 +250,24 @@ async def run_processes(
         await Supervisor(children, environment, stop_timeout_s=settings.stop_grace_s + _KILLED_AFTER_S).run(stop)
 
 
+async def _settle_policy(settings: Settings, redis_url: str) -> None:
+    """Bring the ledger's policy and this process's own together before there are children, as the projector would.
+
+    A ledger that is not there yet, or not this directory's, is left to the projector.
+    Errors: as `start_policy`.
+    """
+    expected_id = await asyncio.to_thread(_ledger_id_on_disk, settings)
+    try:
+        async with open_ledger(settings, redis_url, expected_id=expected_id, may_create=False, part="up") as handle:
+            await start_policy(settings, build_gates(handle, settings), "tollbook up")
+    except (LedgerUnavailable, LedgerReplaced):
+        return
+
+
+def _ledger_id_on_disk(settings: Settings) -> str | None:
+    return stored_ledger_id(settings.projection_path) or Archive(settings.archive_path).ledger_id()
+
+
 @asynccontextmanager
 async def _open_projection(
     settings: Settings, redis_url: str, state: ProcessState, *, part: Part, is_standby: bool = False
@@ -257,9 +276,7 @@ async def _open_projection(
     expected_id, may_create = None, True
     try:
         # What is on disk says which ledger belongs here: an emptied Redis must not get a new one beside it.
-        expected_id = await asyncio.to_thread(
-            lambda: stored_ledger_id(settings.projection_path) or Archive(settings.archive_path).ledger_id()
-        )
+        expected_id = await asyncio.to_thread(_ledger_id_on_disk, settings)
     except StoreLocked:
         if not is_standby:
             raise

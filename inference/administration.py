@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from redis.exceptions import RedisError
 
 from tollbook.inference.address import find_redis_url
-from tollbook.inference.current_policy import CurrentPolicy
+from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce, policy_in_force
+from tollbook.inference.policy_changes import Applied, apply_policy, read_stored, warn_of_difference
 from tollbook.inference.prepaid import Prepaid
 from tollbook.inference.releases import AssumedCharge, Releases, release_charges
 from tollbook.inference.settings import Settings, load_settings
@@ -50,7 +51,7 @@ from tollbook.schemas.identifiers import (
     normalise_id,
     usage_call_id,
 )
-from tollbook.schemas.policy import check_plan
+from tollbook.schemas.policy import Policy, check_plan
 
 
 class CallNotFound(CallUnknown):
@@ -94,6 +95,26 @@ class Administration:
         self._policies = policies
         self._now_ms = now_ms
         self.prepaid = Prepaid(ledger, policies)
+
+    @property
+    def partitions(self) -> int:
+        """The number of the ledger's partitions."""
+        return len(self._ledger.gates)
+
+    async def policy(self) -> PolicyInForce:
+        """Return the newest policy of the ledger. Errors: PolicyUnreadable."""
+        return policy_in_force(max(await read_stored(self._ledger.gates), key=lambda each: each.version))
+
+    async def apply_policy(self, policy: Policy, signature: Signature, *, based_on: int) -> Applied:
+        """Put a policy in force in place of version `based_on`. Errors: as `policy_changes.apply_policy`."""
+        applied = await apply_policy(self._ledger.gates, policy, signature, based_on=based_on)
+        await self._policies.refresh()
+        return applied
+
+    @property
+    def ledger_id(self) -> str:
+        """The ledger's identity."""
+        return self._ledger.gates[0].ledger_id
 
     def plan_cap_nanousd(self, plan: str) -> int:
         """Return the cap of a plan's billing period. Errors: InvalidTask for a plan that the policy does not have."""
@@ -274,8 +295,12 @@ def _digest(*words: str) -> str:
 
 
 @asynccontextmanager
-async def connect_administration(settings: Settings | None = None) -> AsyncGenerator[Administration]:
+async def connect_administration(
+    settings: Settings | None = None, *, warns: bool = True
+) -> AsyncGenerator[Administration]:
     """Connect to a system's ledger; it needs no provider, and the projector only where the gate asks for a baseline.
+
+    `warns` of another policy here than the ledger's, which counts.
 
     Errors: SettingsError; LedgerUnavailable, also where there is no ledger yet; CallsStopped; ServerUnsafe.
     """
@@ -324,6 +349,8 @@ async def connect_administration(settings: Settings | None = None) -> AsyncGener
 
         baselines = [Baselines(read, number, monotonic=time.monotonic, max_age_s=0.0) for number in range(len(gates))]
         policies = await CurrentPolicy.of_ledger(pipeline, [gate.keys for gate in gates])
+        if warns:
+            warn_of_difference(settings, await gates[0].policy())
         yield Administration(Ledger(redis, gates, baselines), policies)
 
 

@@ -11,23 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-import structlog
-
 from tollbook.inference.current_policy import PolicyInForce, policy_in_force
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.policy_diff import policy_changes
+from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.routing import unpriced_routes
 from tollbook.inference.settings import Settings
 from tollbook.inference.stated_policy import policy_of, policy_path, policy_sources, with_shorthand
 from tollbook.ledger.errors import CallsStopped, LedgerError, LedgerRefused, LedgerUnavailable, PolicyChanged
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.policies import PolicyRequest, StoredPolicy
+from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.private_files import make_private_folder, read_private, write_private
 from tollbook.ledger.signature import Signature
 from tollbook.schemas.events import PolicyApplied, payload_json
 from tollbook.schemas.policy import Policy
 
 _APPLIED: Final = "applied-policy.json"
-_log = structlog.get_logger(__name__)
+_log = LazyLogger(__name__)
 
 
 class PolicyDiffers(LedgerRefused):
@@ -72,6 +73,18 @@ def problems_on(policy: Policy, partitions: int) -> list[str]:
         for rule in policy.budgets
         if "user" not in rule.by
     ]
+
+
+def remarks_on(before: PolicyInForce, policy: Policy, at_ms: int, *, price_provider: str) -> list[str]:
+    """Return what a person should know of a policy before it is in force; none of it keeps it from that."""
+    remarks = unpriced_routes(policy.tasks, PriceCatalogue.of_policy(policy, provider=price_provider), at_ms)
+    remarks = [f"{remark}: its calls would be refused" for remark in remarks]
+    known = {rule.name: rule for rule in before.policy.budgets}
+    for rule in policy.budgets:
+        old = known.get(rule.name)
+        if old is not None and (old.by, old.window) != (rule.by, rule.window):
+            remarks.append(f"budget {rule.name} is kept by other attributes or another window: it begins at zero")
+    return remarks
 
 
 async def apply_policy(
@@ -176,6 +189,22 @@ def stated_changes(settings: Settings, in_force: PolicyInForce) -> list[str]:
     except SettingsError as exc:
         return list(exc.problems)
     return [change.text for change in policy_changes(in_force.policy, stated)]
+
+
+def warn_of_difference(settings: Settings, stored: StoredPolicy) -> None:
+    """Log a warning where this process states another policy than the ledger's, which counts; for what only reads."""
+    if not policy_sources(settings):
+        return
+    try:
+        in_force = policy_in_force(stored)
+        changes = stated_changes(settings, in_force)
+    except (LedgerRefused, SettingsError) as exc:
+        _log.warning("policy.not_compared", problem=str(exc))
+        return
+    if changes:
+        more = f", and {len(changes) - 1} more" * (len(changes) > 1)
+        both = f"{' and '.join(policy_sources(settings))} and policy {in_force.version} of the ledger, which counts"
+        _log.warning("policy.differs", problem=f"{both}, differ: {changes[0]}{more}; see `tollbook policy diff`")
 
 
 async def start_policy(settings: Settings, gates: Sequence[Gate], author: str) -> None:

@@ -49,7 +49,7 @@ class Change:
             return f"{subject}: removed, was {_shown(table, self.before)}"
         if len(rest) == 1:
             return f"{subject}: {_shown(table, self.before)} -> {_shown(table, self.after)}"
-        field = rest[-1]
+        field = "cap_usd" if rest[1:-1] == ["caps"] else rest[-1]
         names = " of ".join(_name(name) for name in reversed(rest[1:]))
         return f"{subject}: {names} {_shown(field, self.before)} -> {_shown(field, self.after)}"
 

@@ -56,7 +56,7 @@ def routing_with(
         try:
             routing[name] = Route.model_validate({**dict(routes[name]), **fields})
         except ValidationError as exc:
-            problems += problems_of(exc, Route, root=name)
+            problems += problems_of(exc, Route, root=name, limit=exc.error_count())
     if problems:
         raise SettingsError(problems)
     return routing

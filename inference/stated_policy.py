@@ -15,7 +15,7 @@ from tollbook.inference.routing import routing_with
 from tollbook.inference.setting_tables import CapTable, ConcurrencyTable
 from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.policy import BudgetRule, Policy, PriceRule, default_policy
-from tollbook.schemas.problems import problems_of, unknown_name
+from tollbook.schemas.problems import problems_of, shown, unknown_name
 from tollbook.schemas.windows import WindowKind
 
 # Budgets for which there is a setting: name of the budget, its attribute, its window.
@@ -96,11 +96,24 @@ def chosen_streams(names: Sequence[str], policy: Policy) -> tuple[str, ...]:
 
 
 def policy_path(settings: PolicySettings) -> Path | None:
-    """Return the policy file: the one that TOLLBOOK_POLICY names, else `tollbook.toml` here, or None without one."""
-    if settings.policy_file is not None:
-        return settings.policy_file
+    """Return the policy file: the one that TOLLBOOK_POLICY names, else `tollbook.toml` here, or None without one.
+
+    Errors: SettingsError where TOLLBOOK_POLICY names no file.
+    """
+    named = settings.policy_file
+    if named is not None:
+        if not _is_file(named):
+            raise SettingsError([f"TOLLBOOK_POLICY: there is no file {shown(str(named))}"])
+        return named
     path = Path(POLICY_FILE)
     return path if path.exists() else None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # A name that no file can have.
+        return False
 
 
 class _Merge:

@@ -41,6 +41,8 @@ class UsageService:
             route = policy.policy.tasks[action]
             price = policy.prices.price(route.model, now_ms())
             cost = bound((Message(role="user", content=prompt),), route.max_tokens, price).amount_nanousd
+        if not cost:
+            return await self.get_usage_for_user(user_id, plan)  # G9
         return await CostTracker().check_budget(user_id, plan, estimated_cost_usd=usd_from_nanousd(cost))
 
 

@@ -120,6 +120,10 @@ class BudgetReserved(Payload):
     )
     assigned_plan: str | None = Field(default=None, description="Plan that the ledger has assigned to the user.")
     content_hash: ContentHash = None
+    downgraded_from: str | None = Field(
+        default=None,
+        description="First model of the route, where its hold did not fit and the cheaper one counts.",
+    )
     bound: BoundPrice = Field(description="How the amount was bounded.")
 
 
@@ -203,6 +207,10 @@ class BudgetDenied(Payload):
     worker: str = Field(description="Worker, or run of an application, that asked.")
     assigned_plan: str | None = Field(default=None, description="Plan that the ledger has assigned to the user.")
     content_hash: ContentHash = None
+    downgraded_from: str | None = Field(
+        default=None,
+        description="First model of the route, where its hold did not fit and the cheaper one counts.",
+    )
     bound: BoundPrice = Field(description="How the amount was bounded.")
 
 

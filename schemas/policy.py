@@ -27,9 +27,9 @@ from pydantic import (
 from tollbook.schemas.expectations import Expected
 from tollbook.schemas.identifiers import Identifier, normalise_id
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, nanousd_from_usd
-from tollbook.schemas.problems import shown, unknown_name
+from tollbook.schemas.problems import did_you_mean, shown, unknown_name
 from tollbook.schemas.routes import Route
-from tollbook.schemas.tasks import PING, RESERVED_STREAM_WORDS, InvalidTask, ModelId, Name, Task
+from tollbook.schemas.tasks import PING, RESERVED_STREAM_WORDS, InvalidTask, ModelId, Name, Task, may_be_prompt
 from tollbook.schemas.windows import WeekStart, WindowKind, find_zone
 
 MAX_CAP_USD: Final = MAX_NANOUSD // NANOUSD_PER_USD
@@ -353,14 +353,20 @@ def check_task_type(task_type: str, policy: Policy) -> str:
     return task_type
 
 
+def _texts(task: Task) -> list[str]:
+    return [message.content for message in task.messages or ()]
+
+
 def check_task(task: Task, policy: Policy) -> Task:
     """Return a task whose names the policy has, and whose reply goes to no task stream.
 
     Errors: InvalidTask, with the policy's names.
     """
-    check_task_type(task.task, policy)
-    if task.plan is not None:
-        check_plan(task.plan, policy)
+    hides = may_be_prompt({"prompt": task.prompt, "system": task.system, "messages": _texts(task)})
+    for field, value, known in (("task", task.task, policy.task_types), ("plan", task.plan, tuple(policy.plans))):
+        if value is not None and value not in known:
+            found = "" if hides(value) else f", not {shown(value)}{did_you_mean(value, known)}"
+            raise InvalidTask(f"'{field}' must be one of {', '.join(map(repr, known))}{found}")
     if task.reply_to in policy.streams:  # A reply there would be taken for a task.
         raise InvalidTask(f"'reply_to' {RESERVED_STREAM_WORDS} {task.reply_to!r} is")
     return task

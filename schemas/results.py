@@ -58,6 +58,8 @@ class InferenceResult(BaseModel):
     """The model's answer, for a task that is `done`."""
     model_used: str | None = None
     """The model that answered, as the provider named it."""
+    downgraded_from: str | None = None
+    """The first model of the route, where its hold did not fit a budget and the cheaper model was called."""
     token_count: int = 0
     """Prompt and completion tokens of the attempt that answered."""
     cost_usd: UsdString = usd_from_nanousd(0)

@@ -39,6 +39,8 @@ MAX_TEXT_BYTES: Final = 1_000_000
 MAX_MESSAGES: Final = 1_000
 MAX_METADATA_BYTES: Final = 16_384
 MAX_JSON_DEPTH: Final = 32
+# Stands for no plan in the hash, whatever the policy's default is: a hash must not change with a policy.
+_PLAN_OF_HASH: Final = "trial"
 _MAX_HARMLESS: Final = 3
 """A shorter text says nothing of a prompt that holds it too."""
 # Fields that are JSON text in a plain stream field.
@@ -113,16 +115,22 @@ def tracestate_or_none(value: object) -> str | None:
     return value if isinstance(value, str) and _TRACESTATE.fullmatch(value) else None
 
 
+# Which names there are is the policy's to say: see `schemas.policy.check_task`.
+_AnyName = Annotated[
+    str, StringConstraints(pattern=r"^\S{1,200}$"), Expected("a name of 1 to 200 characters without spaces")
+]
+
+
 class PlainTask(BaseModel):
     """A task without further parameters: what to do, for whom, with which text and limits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    task: Name
+    task: _AnyName
     """What to do: a task type of the policy, or `ping`. The name `task_type` is accepted too."""
     user_id: UserId = "anonymous"
     """Who is charged. Required, except for `ping`."""
-    plan: Name | None = None
+    plan: _AnyName | None = None
     """The user's plan, which decides the cap. Without one, the policy's `default_plan`."""
     task_id: TaskId | None = None
     """Your own id, which makes a repeat harmless. Without one it is `<stream>-<entry id>`."""
@@ -221,10 +229,11 @@ class Task(Parameters, PlainTask):
 
         Stored with the call, so that the same task id with other content is seen (G4).
         `task_id`, `reply_to`, `metadata` and the trace are left out: they change neither the work nor its price, so a
-        repeat with another trace is the same task. Parameters and tags that are not set are left out too: a task has
-        the hash that it had before there were any.
+        repeat with another trace is the same task. So is one that names the plan of those that name none. Parameters
+        and tags that are not set are left out too: a task has the hash that it had before there were any.
         """
-        work: dict[str, Any] = self.model_dump(mode="json", include=_HASHED_ALWAYS)
+        work: dict[str, Any] = self.model_dump(mode="json", include=set(_HASHED_ALWAYS))
+        work["plan"] = self.plan or _PLAN_OF_HASH
         if self.messages is not None:
             work["messages"] = [message.model_dump(mode="json", exclude_none=True) for message in self.messages]
         if self.tags:
@@ -269,10 +278,10 @@ def task_from_fields(fields: Mapping[str, Any]) -> Task:
     try:
         return Task.model_validate(values)
     except ValidationError as exc:
-        raise InvalidTask(as_text(problems_of(exc, Task, hides=_may_be_prompt(values)))) from None
+        raise InvalidTask(as_text(problems_of(exc, Task, hides=may_be_prompt(values)))) from None
 
 
-def _may_be_prompt(values: Mapping[str, Any]) -> Callable[[object], bool]:
+def may_be_prompt(values: Mapping[str, Any]) -> Callable[[object], bool]:
     """Return whether a text may be part of the prompt, also where it stands in another field by mistake (G10)."""
     texts: list[str] = []
     level: list[object] = [values.get(name) for name in _MAY_QUOTE]

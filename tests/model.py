@@ -114,6 +114,7 @@ class LedgerModel:
         budgets: Budgets,
         baselines: Sequence[ModelBaseline],
         is_final: bool = False,
+        is_trial: bool = False,
         policy: int = 0,
     ) -> Answer:
         call = self.calls.get(call_id)
@@ -130,6 +131,8 @@ class LedgerModel:
             return refusal
         caps = self._caps(user, period, budgets)
         obstacle = self._obstacle(names, caps, amount)
+        if obstacle is not None and is_trial:
+            return ("WAIT", *obstacle[1:])
         if obstacle is not None and obstacle[0] == "WAIT" and not is_final:
             return obstacle
         call = call or ModelCall(content, user, period, worker)
@@ -350,6 +353,8 @@ class LedgerModel:
 
     def _obstacle(self, names: Sequence[str], caps: Sequence[int], amount: int) -> Answer | None:
         """The first budget that settled spend keeps the amount out of, else the first that only holds do (G9)."""
+        if not amount:
+            return None
         weighed = [(self.budget(name), name, cap) for name, cap in zip(names, caps, strict=True)]
         for budget, name, cap in weighed:
             if budget.settled + amount > cap:

@@ -1,7 +1,7 @@
 """One call: what is asked of which model and for whom, which run of it this is, and the results it can have."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tollbook.inference.attempts import Attempt
@@ -50,6 +50,7 @@ class Call:
     content_hash: str
     task: Task
     policy_version: int
+    downgraded_from: str | None = None
     campaign_id: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict[str, str])
     stream: str | None = None
@@ -98,6 +99,11 @@ class Call:
             metadata=task.metadata,
         )
 
+    def downgraded(self) -> "Call":
+        """Return this call of its route's cheaper model; there must be one."""
+        route = self.route.model_copy(update={"model": self.route.cheaper, "cheaper": None})
+        return replace(self, route=route, downgraded_from=self.route.model)
+
     def under(self, policy: PolicyInForce) -> "Call":
         """Return this call by another policy: route, bound and budgets follow from one (G11). Errors: InvalidTask."""
         if policy.version == self.policy_version:
@@ -105,13 +111,16 @@ class Call:
         return Call.of_task(self.task, call_id=self.call_id, run_id=self.run_id, policy=policy, stream=self.stream)
 
 
-def done_result(call: Call, attempt: Attempt, now_ms: int, *, cost_nanousd: int) -> InferenceResult:
+def done_result(
+    call: Call, attempt: Attempt, now_ms: int, *, cost_nanousd: int, downgraded_from: str | None = None
+) -> InferenceResult:
     """The completion; the cost is the whole call's, failed attempts included."""
     return InferenceResult(
         **_description(call, now_ms),
         status=TaskStatus.DONE,
         content=attempt.content,
         model_used=attempt.model_used,
+        downgraded_from=downgraded_from,
         token_count=attempt.usage.total_tokens if attempt.usage else 0,
         cost_usd=usd_from_nanousd(cost_nanousd),
     )

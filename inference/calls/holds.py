@@ -58,6 +58,7 @@ def charge_of(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: in
 class Hold:
     """One open hold. `bound` is of the attempt that it pays for next; `attempts` counts the call's over all its holds.
 
+    `downgraded_from` is the route's first model where that did not fit a budget.
     `run` is the run that opened it, as the ledger has it; `budgets` are those it stands against, with their caps by the
     policy of `policy_version`.
     """
@@ -70,6 +71,7 @@ class Hold:
     budgets: tuple[BudgetCap, ...]
     bound: Bound
     attempts: int
+    downgraded_from: str | None = None
     policy_version: int
     spent_nanousd: int = 0
     assumed_nanousd: int = 0

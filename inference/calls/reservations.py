@@ -17,13 +17,22 @@ from tollbook.inference.bounds import Bound, bound
 from tollbook.inference.calls.call import Call, exhausted
 from tollbook.inference.calls.earlier_runs import EarlierRuns
 from tollbook.inference.calls.holds import Hold
+from tollbook.inference.calls.retry import MODELS_OF_A_CALL
 from tollbook.inference.calls.steps import CallObserver, Unobserved, cleanup_shielded
 from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce
 from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.ledger.errors import IdempotencyConflict, PolicyChanged
 from tollbook.ledger.gate.ledger import Ledger
-from tollbook.ledger.gate.requests import Denied, FinishedCall, OpenCall, Reserved, ReserveRequest, Waiting
+from tollbook.ledger.gate.requests import (
+    Denied,
+    FinishedCall,
+    OpenCall,
+    Reserved,
+    ReserveReply,
+    ReserveRequest,
+    Waiting,
+)
 from tollbook.ledger.gate.wait_queue import BudgetWaitQueue
 from tollbook.ledger.results import Results
 from tollbook.schemas.events import BudgetReserved, payload_json
@@ -68,7 +77,7 @@ async def _never(_found: OpenCall) -> bool:
 
 
 class Reservations:
-    """Holds money for calls. `max_call_s` is how long the attempts and pauses of one call can take.
+    """Holds money for calls. `max_call_s` is how long the attempts and pauses of a call with one fallback can take.
 
     Errors of every method: LedgerUnavailable; LedgerRefused.
     """
@@ -89,7 +98,7 @@ class Reservations:
         self._results = results
         self._policies = policies
         self._queue = queue
-        self._lease_ms = round(1000 * (max_call_s + _LEASE_SLACK_S))
+        self._max_call_s = max_call_s
         self._now_ms = now_ms
         self._earlier_runs = EarlierRuns(ledger, results, self._observer, now_ms)
 
@@ -172,9 +181,11 @@ class Reservations:
             return await self._earlier_runs.unpriced(call, str(exc))
         try:
             with self._observer.reserving(first.amount_nanousd) as record_outcome:
-                reply = await self._ledger.reserve(
-                    lambda now_ms: self._request(call, policy, first, now_ms, is_final=is_final), self._now_ms()
-                )
+                cheaper = self._cheaper(call, first, policy)
+                reply = await self._ask(call, policy, first, is_final=is_final, is_trial=cheaper is not None)
+                if cheaper is not None and (isinstance(reply, Waiting) or _is_of_cheaper(call, reply, first)):
+                    call, first = cheaper
+                    reply = await self._ask(call, policy, first, is_final=is_final)
                 record_outcome(reply)
         except asyncio.CancelledError:  # G2
             await cleanup_shielded(call.call_id, self._earlier_runs.release_unsent(call))
@@ -191,6 +202,7 @@ class Reservations:
                     budgets=reply.budgets,
                     bound=first,
                     attempts=reply.attempt - 1,
+                    downgraded_from=call.downgraded_from,
                     policy_version=policy.version,
                 )
             case OpenCall(worker=run) if run == str(call.run_id):
@@ -201,6 +213,24 @@ class Reservations:
                 return await self._earlier_runs.finished(call, reply)
             case Waiting() | OpenCall():
                 return reply
+
+    async def _ask(
+        self, call: Call, policy: PolicyInForce, first: Bound, *, is_final: bool, is_trial: bool = False
+    ) -> ReserveReply:
+        return await self._ledger.reserve(
+            lambda now_ms: self._request(call, policy, first, now_ms, is_final=is_final, is_trial=is_trial),
+            self._now_ms(),
+        )
+
+    def _cheaper(self, call: Call, first: Bound, policy: PolicyInForce) -> tuple[Call, Bound] | None:
+        """Return the call of the route's cheaper model, with its bound; None where there is none that needs less."""
+        if call.route.cheaper is None:
+            return None
+        try:
+            cheaper = bound_attempt(call, call.route.cheaper, policy.prices, self._now_ms())
+        except PriceUnknown:
+            return None
+        return (call.downgraded(), cheaper) if cheaper.amount_nanousd < first.amount_nanousd else None
 
     async def take_over(self, call: Call, found: OpenCall, *, give_up: str | None = None) -> None:
         """Settle the hold of a run that has died; `give_up` ends the call. Errors: CallUnknown."""
@@ -213,8 +243,12 @@ class Reservations:
         except TimeoutError:
             pass  # The next try is the final one.
 
+    def _lease_ms(self, call: Call) -> int:
+        models = 1 + len(call.route.fallback)
+        return round(1000 * (self._max_call_s * max(1.0, models / MODELS_OF_A_CALL) + _LEASE_SLACK_S))
+
     def _request(
-        self, call: Call, policy: PolicyInForce, first: Bound, now_ms: int, *, is_final: bool
+        self, call: Call, policy: PolicyInForce, first: Bound, now_ms: int, *, is_final: bool, is_trial: bool
     ) -> ReserveRequest:
         window, budgets = policy.budgets_at(now_ms, call.attributes)
         return ReserveRequest(
@@ -224,10 +258,11 @@ class Reservations:
             content_hash=call.content_hash,
             amount_nanousd=first.amount_nanousd,
             worker=str(call.run_id),
-            lease_ms=self._lease_ms,
+            lease_ms=self._lease_ms(call),
             payload=reserved_payload(call, first, "hold"),
             budgets=budgets,
             is_final=is_final,
+            is_trial=is_trial,
             policy_version=policy.version,
         )
 
@@ -246,9 +281,17 @@ def _own_hold(call: Call, found: OpenCall, first: Bound, policy: PolicyInForce) 
         budgets=policy.caps_of(found.budgets, plan=call.plan),
         bound=first,
         attempts=found.attempts_begun - 1,
+        downgraded_from=call.downgraded_from,
         spent_nanousd=found.spent_nanousd,
         assumed_nanousd=found.assumed_nanousd,
         policy_version=policy.version,
+    )
+
+
+def _is_of_cheaper(call: Call, reply: ReserveReply, first: Bound) -> bool:
+    """Whether this run has held money for the cheaper model before, by a request whose reply was lost."""
+    return (
+        isinstance(reply, OpenCall) and reply.worker == str(call.run_id) and reply.amount_nanousd < first.amount_nanousd
     )
 
 
@@ -268,6 +311,7 @@ def reserved_payload(call: Call, attempt_bound: Bound, kind: Literal["hold", "ex
             campaign_id=call.campaign_id,
             tags=dict(call.tags) or None,
             worker=str(call.run_id),
+            downgraded_from=call.downgraded_from,
             bound=attempt_bound.as_price(),
         )
     )

@@ -90,7 +90,13 @@ class CallRunner:
             while failure is None:
                 attempt = await self._attempt(call, hold)
                 if attempt.outcome == "ok":
-                    result = done_result(call, attempt, self._now_ms(), cost_nanousd=hold.spent_nanousd)
+                    result = done_result(
+                        call,
+                        attempt,
+                        self._now_ms(),
+                        cost_nanousd=hold.spent_nanousd,
+                        downgraded_from=hold.downgraded_from,
+                    )
                     break
                 failure = await self._after_failure(call, hold, attempt)
             else:

@@ -167,7 +167,7 @@ class Gate:
                 # One argument, since redis-py takes half a microsecond to pack each.
                 f"{request.user_id} {request.window.name} {request.content_hash} {request.worker} "
                 f"{request.amount_nanousd} {request.lease_ms} {request.window.start_ms} {request.window.end_ms} "
-                f"{int(request.is_final)} {self._idempotency_ttl_s}",
+                f"{2 if request.is_trial else int(request.is_final)} {self._idempotency_ttl_s}",
                 request.payload,
                 *_pack(request.budgets, baselines),
             ),

@@ -49,8 +49,9 @@ class ReserveRequest:
 
     `content_hash` binds the call id to its content; `worker` names this run of the call;
     `lease_ms` is how long the hold may stay open; `payload` is the BudgetReserved JSON object.
-    With `is_final`, a call is refused even if only open holds are in the way. Route, bound and budgets are by
-    the policy of `policy_version`.
+    With `is_final`, a call is refused even if only open holds are in the way. With `is_trial`, it is neither refused
+    nor made to wait: where money is not held, the answer is Waiting, and the ledger is as before. Route, bound and
+    budgets are by the policy of `policy_version`.
     """
 
     call_id: str
@@ -63,6 +64,7 @@ class ReserveRequest:
     payload: str
     budgets: tuple[BudgetCap, ...]
     is_final: bool = False
+    is_trial: bool = False
     policy_version: int = 0
 
 

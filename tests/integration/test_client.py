@@ -171,7 +171,7 @@ async def test_failed_inference_is_an_error_that_tells_what_it_cost(calling: Cal
         {"prompt": PROMPT, "user_id": "two words"},
         {"prompt": "", "user_id": "u1"},
         {"user_id": "u1"},
-        {"prompt": PROMPT, "user_id": "u1", "plan": "platinum"},
+        {"prompt": PROMPT, "user_id": "u1", "plan": "plati num"},
         {"prompt": PROMPT, "user_id": "u1", "max_tokens": 0},
         {"prompt": PROMPT, "user_id": "u1", "temperature": float("nan")},
         {"prompt": PROMPT, "user_id": "u1", "messages": [{"role": "user", "content": "x"}]},
@@ -192,10 +192,16 @@ async def test_model_without_a_price_is_refused(calling: Calling) -> None:
     assert calling.provider.requests == 0
 
 
-async def test_unknown_task_type_is_refused_with_the_known_ones() -> None:
+async def test_unknown_task_type_is_refused_with_the_known_ones(calling: Calling) -> None:
     with pytest.raises(InvalidTask, match="generate_draft") as refused:
-        InferenceClient("write_novel")
+        InferenceClient("write_novel", calling.runtime)
     assert refused.value.code is ErrorCode.INVALID_TASK
+
+
+async def test_unknown_plan_is_refused_with_the_known_ones_and_without_the_prompt(calling: Calling) -> None:
+    error = await refusal(InvalidTask, draft(calling).call(PROMPT, "u1", plan="platinum"))
+    assert "'plan' must be one of 'trial', 'starter', 'growth', not 'platinum'" in str(error)
+    assert PROMPT not in str(error)
 
 
 async def test_same_task_id_calls_the_model_once(calling: Calling) -> None:

@@ -114,16 +114,18 @@ class GateMachine(RuleBasedStateMachine):
 
     @rule(
         user=users, period=periods, kinds=kinds, amount=amounts, cap=caps, further_cap=caps, lags=lags, final=rarely,
-        policy_lag=policy_lags,
+        trial=rarely, policy_lag=policy_lags,
     )  # fmt: skip
     def reserve(
         self, user: str, period: str, kinds: Sequence[str], amount: int, cap: int, further_cap: int,
-        lags: tuple[int, int], final: bool, policy_lag: int,
+        lags: tuple[int, int], final: bool, trial: bool, policy_lag: int,
     ) -> None:  # fmt: skip
         call_id = f"call-{len(self.call_ids)}"
         self.call_ids.append(call_id)
         budgets = ((f"user:{user}:{period}", cap), *((name, further_cap) for name in _further(kinds, user, period)))
-        self._reserve(call_id, user, period, budgets, amount, lags, is_final=final, policy_lag=policy_lag)
+        self._reserve(
+            call_id, user, period, budgets, amount, lags, is_final=final, is_trial=trial, policy_lag=policy_lag
+        )
 
     @precondition(lambda self: self.call_ids)
     @rule(pick=picks, amount=amounts, cap=caps, period=periods, lags=lags, other_content=rarely, policy_lag=policy_lags)
@@ -141,7 +143,8 @@ class GateMachine(RuleBasedStateMachine):
 
     def _reserve(
         self, call_id: str, user: str, period: str, budgets: tuple[tuple[str, int], ...], amount: int,
-        lags: tuple[int, int], *, is_final: bool = False, content: str | None = None, policy_lag: int = 0,
+        lags: tuple[int, int], *, is_final: bool = False, is_trial: bool = False, content: str | None = None,
+        policy_lag: int = 0,
     ) -> None:  # fmt: skip
         policy = max(0, self.model.policy - policy_lag)
         typed, modelled = self._baselines([name for name, _ in budgets], lags)
@@ -149,12 +152,13 @@ class GateMachine(RuleBasedStateMachine):
         worker = f"worker-{amount}"
         predicted = self.model.reserve(
             call_id, user=user, period=period, content=content, amount=amount, worker=worker,
-            budgets=budgets, baselines=modelled, is_final=is_final, policy=policy,
+            budgets=budgets, baselines=modelled, is_final=is_final, is_trial=is_trial, policy=policy,
         )  # fmt: skip
         request = ReserveRequest(
             call_id=call_id, user_id=user, window=Window(period, 0, 2**52), content_hash=content,
             amount_nanousd=amount, worker=worker, lease_ms=60_000, payload=f'{{"asked_policy":{policy}}}',
-            budgets=tuple(BudgetCap(name, cap) for name, cap in budgets), is_final=is_final, policy_version=policy,
+            budgets=tuple(BudgetCap(name, cap) for name, cap in budgets), is_final=is_final, is_trial=is_trial,
+            policy_version=policy,
         )  # fmt: skip
         self._check("reserve", self.driver.gate.reserve(request, typed), predicted)
 

@@ -25,7 +25,7 @@ def test_default_routes_are_the_documented_ones(
 ) -> None:
     route = MODEL_ROUTING[task_type]
     assert (route.model, route.fallback, route.max_tokens, route.temperature) == (
-        model, fallback, max_tokens, temperature,
+        model, (fallback,), max_tokens, temperature,
     )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def test_cost_caps_are_dollars_by_plan() -> None:
 def test_override_replaces_the_named_fields_only_and_knows_short_names() -> None:
     routing = routing_with({"generate_draft": {"model": "gpt-4o-mini", "fallback": None}})
     route = routing["generate_draft"]
-    assert (route.model, route.fallback, route.max_tokens) == ("openai/gpt-4o-mini", None, 2000)
+    assert (route.model, route.fallback, route.max_tokens) == ("openai/gpt-4o-mini", (), 2000)
     assert routing["score_post"] == MODEL_ROUTING["score_post"]
 
 

@@ -106,11 +106,6 @@ def test_caller_wins_over_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ("TOLLBOOK_CONCURRENCY", "0", "TOLLBOOK_CONCURRENCY: must be a whole number of calls from 1 to 10000, not 0"),
         (
             "TOLLBOOK_CONCURRENCY",
-            '{"generations": 3}',
-            "unknown stream 'generations'; did you mean 'generation'? Known: scraping, analysis",
-        ),
-        (
-            "TOLLBOOK_CONCURRENCY",
             '{"generation": 3.5}',
             "'generation' must be a whole number of calls from 1 to 10000, not 3.5",
         ),
@@ -242,6 +237,18 @@ def test_any_value_is_taken_or_refused_in_one_plain_line(
         assert not FOREIGN.search(line), line
         assert line.isprintable()
         assert len(line) < 400
+
+
+def test_a_stream_that_the_policy_does_not_have_is_told_where_the_policy_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = load(monkeypatch, TOLLBOOK_CONCURRENCY='{"generations": 3}')
+    with pytest.raises(SettingsError) as caught:
+        concurrency_of(settings, policy_of(settings))
+    assert caught.value.problems == (
+        "TOLLBOOK_CONCURRENCY: unknown stream 'generations'; did you mean 'generation'? "
+        "Known: scraping, analysis, generation, monitoring",
+    )
 
 
 def test_all_problems_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

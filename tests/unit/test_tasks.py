@@ -141,8 +141,9 @@ def test_ping_needs_nothing_else() -> None:
 def test_what_is_no_task_says_which_field_and_quotes_no_prompt(change: dict[str, Any], problem: str) -> None:
     """G10."""
     fields = {**SCORE, "prompt": SECRET} | change
+    given = {name: value for name, value in fields.items() if value is not None}
     with pytest.raises(InvalidTask) as refused:
-        task_from_fields({name: value for name, value in fields.items() if value is not None})
+        check_task(task_from_fields(given), default_policy())
     assert problem in str(refused.value)
     assert SECRET not in str(refused.value)
 

@@ -494,9 +494,9 @@ local function weigh(meta, tails, names, baselines, account, period, amount)
       cap = math.min(cap + credit_of(meta, name), MAX_AMOUNT)
     end
     balances[i], caps[i] = b, cap
-    if b.s + amount > cap then -- G1 G9
+    if amount > 0 and b.s + amount > cap then -- G1 G9
       denied = denied or i
-    elseif b.s + b.h + amount > cap then -- G1 G9
+    elseif amount > 0 and b.s + b.h + amount > cap then -- G1 G9
       waiting = waiting or i
     end
   end
@@ -641,7 +641,8 @@ end
 KEYS meta ledger holds waiters account call result tail...
 ARGS 1 ledger_id 2 call_id
      3 "user_id, period, content hash, worker, amount, lease ms, valid from ms, valid until ms,
-        final (1: the wait is over, deny instead of WAIT), call ttl s"
+        final (1: the wait is over, deny instead of WAIT; 2: a trial, WAIT also instead of DENIED, and nothing is
+        written unless money is held), call ttl s"
      4 payload 5.. budgets with baselines, the user's period first
 OK id hold attempt committed cap deadline-ms plan ('': none assigned)
 | DENIED budget settled held cap reason (cap | wait_timeout) | WAIT budget settled held cap
@@ -654,7 +655,7 @@ local function reserve(keys, args)
   end
   local call_key, call_id = keys[6], args[2]
   local user, period, hash, worker, amount, lease, from, til, final, ttl =
-    string.match(args[3], '^(.+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ([01]) (%S+)$')
+    string.match(args[3], '^(.+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ([012]) (%S+)$')
   amount, lease, from, til, ttl = amount_of(amount), int(lease), int(from), int(til), seconds_of(ttl)
   local now = now_ms()
   local call = read_call(call_key)
@@ -681,6 +682,9 @@ local function reserve(keys, args)
   w, refusal = weigh(meta, tails, names, baselines, keys[5], period, amount)
   if not w then
     return refusal
+  end
+  if final == '2' and (w.denied or w.waiting) then
+    return verdict('WAIT', names, w, w.denied or w.waiting)
   end
   local refused = w.denied or (final == '1' and w.waiting)
   if w.waiting and not refused then
