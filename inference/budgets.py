@@ -133,6 +133,34 @@ class BudgetPolicy:
         return MAX_NANOUSD if budget is None else budget.cap_of(value)
 
 
+def name_problems(policy: Policy) -> list[str]:
+    """Return why budgets cannot have their names: `day` and `campaign` are those that the settings define."""
+    defined = {"day": (("user",), "day"), "campaign": (("campaign",), "month")}
+    return [
+        f"budget {rule.name}: with this name it is kept by {defined[rule.name][0][0]} per {defined[rule.name][1]}, as "
+        "the setting of that name defines it; give another budget another name"
+        for rule in policy.budgets
+        if defined.get(rule.name, (rule.by, rule.window)) != (rule.by, rule.window)
+    ]
+
+
+def window_problems(before: Policy, after: Policy, now_ms: int) -> list[str]:
+    """Return why the windows of a policy cannot begin as it says from now on.
+
+    A window that runs goes on and ends when the new policy says, so this moment must be in the window of the same name
+    by both: else a window that is over would be spent from again.
+    """
+    windows = [rule.window for rule in (*before.budgets, *after.budgets)]
+    kinds: tuple[WindowKind, ...] = ("day", "month", "week")
+    old, new = calendar_of(before), calendar_of(after)
+    return [
+        f"by the new time zone or first day it is {kind} {new.window_at(kind, now_ms).name} now, by the present ones "
+        f"{old.window_at(kind, now_ms).name}: apply it when both are in the same {kind}"
+        for kind in kinds
+        if (kind == "month" or kind in windows) and new.window_at(kind, now_ms).name != old.window_at(kind, now_ms).name
+    ]
+
+
 def calendar_of(policy: Policy) -> Calendar:
     """Return the calendar in which the policy's windows begin. Errors: ValueError for an unknown time zone."""
     return Calendar(policy.zone, policy.month_starts_on, policy.week_starts_on)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from tollbook.inference.budgets import name_problems, window_problems
 from tollbook.inference.current_policy import PolicyInForce, policy_in_force
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.policy_diff import policy_changes
@@ -63,10 +64,11 @@ class Applied:
 
 def problems_on(policy: Policy, partitions: int) -> list[str]:
     """Return why a policy cannot be in force on a ledger of so many partitions."""
+    problems = name_problems(policy)
     if partitions == 1:
-        return []
+        return problems
     # One step touches one partition only, and the users of such a budget are spread over all of them.
-    return [
+    return problems + [
         f"budget {rule.name} is kept by {' and '.join(rule.by) or 'nothing'}, so its users are in several of the "
         f"ledger's {partitions} partitions, and no step can compare it with its cap: keep it by user too, or use a "
         "ledger with TOLLBOOK_PARTITIONS=1"
@@ -104,6 +106,8 @@ async def apply_policy(
     if newest.version and policy.content() == in_force.policy.content():
         return Applied(in_force, is_new=False, completed=completed)
     problems = problems_on(policy, len(gates))
+    if in_force.version:
+        problems += window_problems(in_force.policy, policy, await gates[0].now_ms())
     if problems:
         raise PolicyRefused(problems)  # G11
     version = newest.version + 1

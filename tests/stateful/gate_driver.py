@@ -14,7 +14,9 @@ from redis.asyncio import Redis
 
 from tests.model import Answer
 from tollbook.ledger.errors import (
+    BudgetCreditTooLow,
     CallUnknown,
+    CreditNotDue,
     IdempotencyConflict,
     LedgerAhead,
     LedgerDiverged,
@@ -28,6 +30,7 @@ from tollbook.ledger.gate.requests import (
     Adjusted,
     AlreadySettled,
     Balance,
+    CreditChange,
     Denied,
     FinishedCall,
     OpenCall,
@@ -43,7 +46,7 @@ from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 # Stamped by the Redis clock; checked on its own.
 _CLOCK_STAMPS = ("deadline_ms",)
 _GATE_STAMPS = ("hold", "cap_nanousd", "budgets", "budget", "settled_nanousd", "held_nanousd", "reason",
-                "hold_nanousd", "overage_nanousd", "assumed_nanousd")  # fmt: skip
+                "hold_nanousd", "overage_nanousd", "assumed_nanousd", "fraction", "cause")  # fmt: skip
 
 
 class GateDriver:
@@ -129,6 +132,8 @@ def answer_of(reply: Any) -> Answer:
             return ("SETTLED", reply.cost_nanousd, reply.assumed_nanousd)
         case Adjusted():
             return ("OK", reply.difference_nanousd, reply.is_call_over)
+        case CreditChange():
+            return ("CREDIT", reply.is_new, reply.change_nanousd)
         case bool():
             return ("NEW", reply)
         case int():
@@ -166,6 +171,10 @@ def _refusal(error: LedgerError) -> Answer:
             return ("POLICY", error.version)
         case BudgetsMismatch():
             return ("MISMATCH", error.budgets)
+        case BudgetCreditTooLow():
+            return ("LESS", error.left_nanousd)
+        case CreditNotDue():
+            return ("EARLY",)
         case _:
             raise error
 

@@ -6,15 +6,16 @@ baselines, at any position, as DuckDB would. G1, G2 and the stamps are checked o
 so that they hold even where the model is wrong or left out (`compares = False`).
 """
 
+import json
 from collections import Counter
 from collections.abc import Awaitable, Sequence
 from dataclasses import fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from tests.model import Answer, LedgerModel, ModelBaseline, ModelCall, ModelEvent
+from tests.model import AlertRules, Answer, LedgerModel, ModelBaseline, ModelCall, ModelEvent
 from tests.stateful.gate_driver import GateDriver, event_of
 from tollbook.ledger.gate.policies import PolicyRequest
 from tollbook.ledger.gate.requests import (
@@ -24,6 +25,7 @@ from tollbook.ledger.gate.requests import (
     Baseline,
     BudgetCap,
     ChargeRequest,
+    CreditRequest,
     Position,
     RecordRequest,
     ReserveRequest,
@@ -39,7 +41,9 @@ MODEL_FIELDS = tuple(field.name for field in fields(ModelEvent))
 
 users = st.sampled_from(("ann", "bob"))
 periods = st.sampled_from(PERIODS)
-kinds = st.sampled_from(((), (), ("day",), ("campaign",), ("day", "campaign")))
+kinds = st.sampled_from(
+    ((), (), ("day",), ("campaign",), ("day", "campaign"), ("team",), ("total",), ("all", "team", "total"))
+)
 amounts = st.integers(1, 12)
 caps = st.sampled_from((10, 20, 40))
 picks = st.integers(0, 11)
@@ -50,6 +54,38 @@ rarely = st.sampled_from((False, False, False, False, True))
 policy_lags = st.sampled_from((0, 0, 0, 0, 0, 1))
 
 
+PREPAID: Final = "prepaid:acme:total"
+BASE_CAP: Final = 5
+"""Cap of the prepaid budget without credit."""
+CREDITS: Final = ("credit-a", "credit-b", "credit-c", "credit-d")
+NEVER_DUE: Final = 2**45
+
+
+def alert_rules(version: int) -> AlertRules:
+    """The alerts of a version of the policy: every third one has none."""
+    if version % 3 == 0:
+        return AlertRules()
+    budgets = {"team-week": (20, (50, 100)), "prepaid": (BASE_CAP, (75, 100)), "day": (10 * version, (100, 150))}
+    return AlertRules({"trial": (50, 100), "growth": (100,)}, budgets)
+
+
+def policy_payload(version: int) -> str:
+    """The payload of the event that applies a version, with its alerts."""
+    rules = alert_rules(version)
+
+    def texts(fractions: Sequence[int]) -> list[str]:
+        return [f"{fraction / 100:g}" for fraction in fractions]
+
+    content = {
+        "plans": {plan: {"cap_usd": "5", "alerts": texts(fractions)} for plan, fractions in rules.plans.items()},
+        "budgets": [
+            {"name": name, "by": [], "window": "day", "cap_usd": f"{cap / 10**9:.9f}", "alerts": texts(fractions)}
+            for name, (cap, fractions) in rules.budgets.items()
+        ],
+    }
+    return json.dumps({"version": version, "content": content})
+
+
 class StreamFold:
     """Balances from the stream alone; `history` keeps them after every event."""
 
@@ -58,6 +94,8 @@ class StreamFold:
         self.settlements: Counter[tuple[str, int]] = Counter()
         self.holds: set[tuple[str, int]] = set()
         self.policy = 0
+        self.alerts: set[tuple[str, str]] = set()
+        self.credits: Counter[str] = Counter()
 
     def fold(self, event: dict[str, Any]) -> None:
         kind, amount, stamps = event["type"], event["amount"], event["stamps"]
@@ -80,6 +118,17 @@ class StreamFold:
 
     def _check_guarantees(self, kind: str, event: dict[str, Any], committed: int) -> None:
         stamps = event["stamps"]
+        if kind == "alert-raised":
+            key = (stamps["budget"], stamps["fraction"])
+            assert key not in self.alerts, f"an alert is raised again: {event}"
+            self.alerts.add(key)
+        if kind.startswith("credit-") and "budget" in stamps:
+            self.credits[stamps["budget"]] += event["amount"]
+            assert self.credits[stamps["budget"]] >= 0, f"more credit is taken back than was granted: {event}"
+        if kind == "budget-reserved":
+            for extra in stamps.get("budgets", ()):
+                if extra["budget"] == PREPAID:
+                    assert extra["cap_nanousd"] == BASE_CAP + self.credits[PREPAID], f"G1 is broken: {event}"
         if kind == "policy-applied":
             assert event["policy"] > self.policy, f"G11 is broken: {event}"
             self.policy = event["policy"]
@@ -104,7 +153,7 @@ class GateMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.driver.begin()
-        self.model = LedgerModel()
+        self.model = LedgerModel(alert_rules)
         self.folded = StreamFold()
         self.call_ids: list[str] = []
         self.commands: list[dict[str, Any]] = []
@@ -122,7 +171,8 @@ class GateMachine(RuleBasedStateMachine):
     ) -> None:  # fmt: skip
         call_id = f"call-{len(self.call_ids)}"
         self.call_ids.append(call_id)
-        budgets = ((f"user:{user}:{period}", cap), *((name, further_cap) for name in _further(kinds, user, period)))
+        further = [(name, BASE_CAP if name == PREPAID else further_cap) for name in _further(kinds, user, period)]
+        budgets = ((f"user:{user}:{period}", cap), *further)
         self._reserve(
             call_id, user, period, budgets, amount, lags, is_final=final, is_trial=trial, policy_lag=policy_lag
         )
@@ -156,7 +206,8 @@ class GateMachine(RuleBasedStateMachine):
         )  # fmt: skip
         request = ReserveRequest(
             call_id=call_id, user_id=user, window=Window(period, 0, 2**52), content_hash=content,
-            amount_nanousd=amount, worker=worker, lease_ms=60_000, payload=f'{{"asked_policy":{policy}}}',
+            amount_nanousd=amount, worker=worker, lease_ms=60_000,
+            payload=f'{{"asked_policy":{policy},"plan":"trial"}}',
             budgets=tuple(BudgetCap(name, cap) for name, cap in budgets), is_final=is_final, is_trial=is_trial,
             policy_version=policy,
         )  # fmt: skip
@@ -313,9 +364,38 @@ class GateMachine(RuleBasedStateMachine):
         version, in_force = max(1, self.model.policy + step), max(0, self.model.policy - lag)
         predicted = self.model.apply_policy(in_force=in_force, version=version)
         request = PolicyRequest(
-            in_force=in_force, version=version, digest=f"digest-{version}", payload=f'{{"version":{version}}}'
+            in_force=in_force, version=version, digest=f"digest-{version}", payload=policy_payload(version)
         )
         self._check("apply_policy", self.driver.gate.apply_policy(request), predicted)
+
+    @rule(
+        kind=st.sampled_from(("credit-granted", "credit-granted", "credit-revoked", "credit-expired")),
+        credit=st.sampled_from(CREDITS), amount=st.integers(0, 20), expires=st.sampled_from((0, 0, 10, 20, 30)),
+        lags=lags, other_content=rarely, early=rarely, policy_lag=policy_lags, part=st.booleans(),
+    )  # fmt: skip
+    def change_credit(
+        self, kind: Literal["credit-granted", "credit-revoked", "credit-expired"], credit: str, amount: int,
+        expires: int, lags: tuple[int, int], other_content: bool, early: bool, policy_lag: int, part: bool,
+    ) -> None:  # fmt: skip
+        """Credits of the prepaid budget; a part of one, or all of it, is taken back once."""
+        policy = max(0, self.model.policy - policy_lag)
+        command_id = f"{kind} {credit}" + (" part" if part and kind == "credit-revoked" else "")
+        if kind == "credit-granted":
+            amount = amount or 1
+        elif kind == "credit-expired" or not part:
+            amount = 0
+        content = "other" if other_content else "content"
+        typed, modelled = self._baselines([PREPAID], lags)
+        predicted = self.model.change_credit(
+            command_id, content=content, kind=kind, credit_id=credit, amount=amount, expires=expires,
+            budget=(PREPAID, BASE_CAP), baseline=modelled[0], is_due=not early, policy=policy,
+        )  # fmt: skip
+        request = CreditRequest(
+            command_id=command_id, user_id="", content_hash=content, type=kind, credit_id=credit,
+            amount_nanousd=amount, expires_ms=NEVER_DUE if early and kind == "credit-expired" else expires,
+            payload="{}", budget=BudgetCap(PREPAID, BASE_CAP), policy_version=policy,
+        )  # fmt: skip
+        self._check("change_credit", self.driver.gate.change_credit(request, typed), predicted)
 
     # -- the projector, and questions
 
@@ -429,8 +509,11 @@ class GateMachine(RuleBasedStateMachine):
 
 
 def _further(kinds: Sequence[str], user: str, period: str) -> tuple[str, ...]:
-    """Budgets beyond the user's period; the campaign's is shared by all users."""
-    names = {"day": f"day:{user}:{period}-05", "campaign": f"campaign:spring:{period}"}
+    """Budgets beyond the user's period; all but the day's are shared by all users."""
+    names = {
+        "day": f"day:{user}:{period}-05", "campaign": f"campaign:spring:{period}", "team": "team-week:red:2026-W48",
+        "all": f"all-day:all:{period}-05", "total": PREPAID,
+    }  # fmt: skip
     return tuple(names[kind] for kind in kinds)
 
 

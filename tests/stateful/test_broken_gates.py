@@ -188,6 +188,93 @@ BROKEN = (
         MODEL,
     ),
     Broken(
+        "credit of a budget does not count",
+        (("cap = math.min(cap + credit_of(meta, name), MAX_AMOUNT)\n    end", "cap = cap\n    end"),),
+        G1,
+        by_stream=True,
+    ),
+    Broken(
+        "a credit that has expired counts on",
+        (
+            (
+                "redis.call('HSET', key, name, text(int(redis.call('HGET', key, name) or 0) + change),",
+                "redis.call('HSET', key, name, text(int(redis.call('HGET', key, name) or 0) + math.max(change, 0)),",
+            ),
+        ),
+        G1,
+        by_stream=True,
+    ),
+    Broken(
+        "a credit expires before its time",
+        (("if kind == 'credit-expired' and now < expires then", "if false then"),),
+        MODEL,
+    ),
+    Broken(
+        "an expiry takes back what is spent",
+        (("taken = math.max(0, lot.left - (after - before))", "taken = lot.amount"),),
+        MODEL,
+    ),
+    Broken(
+        "an expiry takes back what open holds need",
+        (("taken = math.max(0, lot.left - (after - before))", "taken = lot.left"),),
+        MODEL,
+    ),
+    Broken(
+        "the credit that expires last is used first",
+        (("lot.expires < other.expires)", "lot.expires > other.expires)"),),
+        MODEL,
+    ),
+    Broken(
+        "spend is taken from credits twice",
+        (
+            (
+                "lot.left, state.used, rest = lot.left - part, state.used + part, rest - part",
+                "lot.left, rest = lot.left - part, rest - part",
+            ),
+        ),
+        MODEL,
+    ),
+    Broken(
+        "a credit is granted by another policy than the ledger's (G11)",
+        (
+            (
+                """  refusal = other_policy(meta)
+  if refusal then
+    return refusal
+  end
+  local kind, id, amount""",
+                "  local kind, id, amount",
+            ),
+        ),
+        MODEL,
+    ),
+    Broken(
+        "an alert is raised again",
+        (("    if not raised[i] then", "    if true then"),),
+        "an alert is raised again",
+        by_stream=True,
+    ),
+    Broken(
+        "an alert comes a nano-dollar late",
+        (("settled >= threshold)", "settled > threshold)"),),
+        EVENTS,
+    ),
+    Broken(
+        "a refusal raises no alert",
+        (("(is_refusal and fraction.parts == 10000)", "false"),),
+        EVENTS,
+    ),
+    Broken(
+        "alerts of the policy before are raised",
+        (("kept.version == meta.policy and", ""), ("  alert_rules[keys[1]] = nil\n", "")),
+        EVENTS,
+    ),
+    Broken(
+        "a correction raises no alert",
+        (("local due = difference > 0 and due_alerts", "local due = false and due_alerts"),),
+        EVENTS,
+    ),
+    Broken(
         "the number of a hold starts anew",
         (("local hold, deadline = call.hold + 1,", "local hold, deadline = 1,"),),
         MODEL,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tollbook.inference.budgets import BudgetPolicy
+from tollbook.inference.budgets import BudgetPolicy, name_problems, window_problems
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD
 from tollbook.schemas.policy import default_policy
 
@@ -96,3 +96,30 @@ def test_caps_of_budgets_are_known_by_their_names() -> None:
     keys = ["user:u42:2026-10", "b~4:red:2026-W40", "b:red:2026-W40", "gone:x:total"]
     caps = [each.cap_nanousd for each in policy.caps_of(keys, plan="starter")]
     assert caps == [15 * NANOUSD_PER_USD, 3 * NANOUSD_PER_USD, MAX_NANOUSD, MAX_NANOUSD]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kinds"),
+    [
+        ({}, {"timezone": "Europe/Berlin"}, []),
+        ({}, {"timezone": "Asia/Tokyo"}, ["day", "month"]),
+        ({}, {"month_starts_on": 15}, []),
+        ({"month_starts_on": 15}, {}, []),
+        ({}, {"week_starts_on": "sunday"}, []),
+    ],
+)
+def test_windows_begin_otherwise_only_while_both_are_in_the_same(
+    before: dict[str, Any], after: dict[str, Any], kinds: list[str]
+) -> None:
+    """G1: else a window that is over would be spent from again. It is half past ten in the evening, UTC."""
+    rules = [{"name": name, "by": [], "window": name[4:], "cap_usd": 1} for name in ("per-day", "per-week")]
+    old, new = (default_policy({"budgets": rules, **changes}) for changes in (before, after))
+    found = window_problems(old, new, NOW_MS)
+    assert [each.split(" it is ")[1].split()[0] for each in found] == kinds
+
+
+def test_a_budget_of_a_settings_name_is_what_the_setting_defines() -> None:
+    right = _policy({"name": "day", "by": ["user"], "window": "day"}).policy
+    wrong = _policy({"name": "campaign", "by": ["team"], "window": "month"}).policy
+    assert name_problems(right) == []
+    assert "another name" in name_problems(wrong)[0]
