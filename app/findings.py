@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tollbook.inference.settings import Settings
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.schemas.policy import Policy
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -34,6 +35,7 @@ class Place:
     redis_url: str
     keys: tuple[Keys, ...]
     is_at_rest: bool
+    policy: Policy
 
     async def ask(self, *command: str | int) -> Any:
         """Return a reply of Redis. Errors: LedgerUnavailable; ResponseError."""

@@ -15,7 +15,6 @@ from tollbook.ledger.gate.probe import check_writable
 from tollbook.ledger.gate.replies import FunctionsMissing
 from tollbook.ledger.keys import GROUP, dead_letters, dropped_tasks, projector_lease, worker_key
 from tollbook.ledger.server.connection import as_map, time_ms
-from tollbook.schemas.tasks import TaskStream
 
 # Workers settle an overdue hold within a minute.
 _OVERDUE_MS: Final = 120_000
@@ -113,8 +112,8 @@ async def task_findings(place: Place) -> AsyncIterator[Finding]:
             f"{count_of(overdue, 'hold')} should have been settled: their money is not free",
             "start a worker, which settles them; its log says what keeps it from that",
         )
-    for stream in TaskStream:
-        async for finding in _backlog(place, stream.value):
+    for stream in place.policy.streams:
+        async for finding in _backlog(place, stream):
             yield finding
 
 

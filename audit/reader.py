@@ -53,6 +53,7 @@ class Selection:
     """Which events are wanted; what is None or empty does not restrict. Amounts in nano-dollars, bounds inclusive."""
 
     user_id: str | None = None
+    partition: int | None = None
     call_ids: frozenset[str] | None = None
     types: tuple[str, ...] = ()
     since_ms: int | None = None
@@ -128,7 +129,8 @@ class AuditReader:
 
         Errors: EventsMissing; ArchiveDamaged; LedgerUnavailable; UnreadableEvent.
         """
-        for partition in self.partitions(selection.user_id):
+        chosen = selection.partition
+        for partition in self.partitions(selection.user_id) if chosen is None else (chosen,):
             segments = await asyncio.to_thread(self._segments, partition)
             newest = segments[-1].manifest if segments else None
             self.archived[partition] = newest.last_seq if newest else 0

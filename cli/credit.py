@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tollbook.cli import prepaid
 from tollbook.cli.money import (
     AmountCommand,
     AuthorOption,
     KeyOption,
-    ReasonOption,
     YesOption,
     check_amount,
     confirm,
@@ -19,7 +19,7 @@ from tollbook.cli.money import (
     tell,
     usd,
 )
-from tollbook.cli.options import JsonOption, UserArgument, read_id, read_period
+from tollbook.cli.options import JsonOption, quoted, read_id, read_period
 from tollbook.schemas.money import format_usd, usd_text
 
 if TYPE_CHECKING:
@@ -29,6 +29,17 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Credit above the cap.", no_args_is_help=True)
 
+UserOption = Annotated[str | None, typer.Argument(metavar="USER", help="User id; or give --budget.", callback=read_id)]
+OptionalReason = Annotated[str | None, typer.Option(help="The reason; recorded on the ledger.")]
+BudgetOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="A budget of the policy with window `total`, instead of a user.")
+]
+ValueOption = Annotated[
+    str | None, typer.Option(help="Whose balance of the budget; several values are joined by commas.")
+]
+IdOption = Annotated[
+    str | None, typer.Option("--id", help="Id of the credit, such as the payment's; granted once.", callback=read_id)
+]
 PeriodOption = Annotated[
     str | None, typer.Option(help="Billing period, YYYY-MM; the present one by default.", callback=read_period)
 ]
@@ -36,20 +47,36 @@ PeriodOption = Annotated[
 
 @app.command("grant", cls=AmountCommand)
 def grant_credit(
-    user: UserArgument,
-    amount: Annotated[str, typer.Argument(metavar="AMOUNT", help="Dollars, for example 2.50.")],
-    reason: ReasonOption,
+    user: UserOption = None,
+    amount: Annotated[str | None, typer.Argument(metavar="AMOUNT", help="Dollars, for example 2.50.")] = None,
+    reason: OptionalReason = None,
     period: PeriodOption = None,
+    budget: BudgetOption = None,
+    value: ValueOption = None,
+    usd_: Annotated[str | None, typer.Option("--usd", metavar="AMOUNT", help="Dollars, with --budget.")] = None,
+    credit_id: IdOption = None,
+    expires: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MOMENT", help="When a budget's credit expires (UTC): 2027-01-31 or 2027-01-31T12:00:00Z."
+        ),
+    ] = None,
     author: AuthorOption = None,
     key: KeyOption = None,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Give a user credit above the cap, for one billing period.
+    """Give a user credit above the cap, for one billing period; or a prepaid budget credit, once for each id.
 
     Example: tollbook credit grant u42 2.50 --reason "sorry for the outage" --key outage-2026-11
+    Example: tollbook credit grant --budget prepaid --value acme --usd 50 --id pay_123 --expires 2027-12-31
     """
-    amount_nanousd = check_amount(amount, "AMOUNT", "grant")
+    if budget is not None:
+        prepaid.check_options(user, amount, period, key, credit_id)
+        return prepaid.grant(budget, value, usd_, credit_id or "", expires, author, reason, yes=yes, as_json=as_json)
+    prepaid.check_no_options(value, usd_, credit_id, expires)
+    user, reason = _given(user, "USER"), _given(reason, "--reason")
+    amount_nanousd = check_amount(_given(amount, "AMOUNT"), "AMOUNT", "grant")
 
     async def run(administration: "Administration", signature: "Signature") -> dict[str, Any]:
         credit = (await administration.account(user, period)).credit_nanousd
@@ -64,27 +91,39 @@ def grant_credit(
 
 @app.command("revoke", cls=AmountCommand)
 def revoke_credit(
-    user: UserArgument,
-    reason: ReasonOption,
+    user: UserOption = None,
     amount: Annotated[
         str | None, typer.Argument(metavar="AMOUNT", help="Dollars, for example 2.50; or give --grant.")
     ] = None,
     grant: Annotated[
         str | None, typer.Option(metavar="ID", help="Take back what is left of this grant; `credit list` shows its id.")
     ] = None,
+    reason: OptionalReason = None,
     period: PeriodOption = None,
+    budget: BudgetOption = None,
+    value: ValueOption = None,
+    usd_: Annotated[
+        str | None, typer.Option("--usd", metavar="AMOUNT", help="Dollars, with --budget; what is left by default.")
+    ] = None,
+    credit_id: IdOption = None,
     author: AuthorOption = None,
     key: KeyOption = None,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Take back credit: an amount, or what is left of one grant.
+    """Take back credit: an amount, or what is left of one grant or of a budget's credit.
 
     What was spent stays spent. If it then passes the cap, the user's calls are refused for the rest of the period.
 
     Example: tollbook credit revoke u42 2.50 --reason "granted twice"
     Example: tollbook credit revoke u42 --grant 1795505017239-1 --reason "wrong user"
+    Example: tollbook credit revoke --budget prepaid --value acme --id pay_123 --reason refund
     """
+    if budget is not None:
+        prepaid.check_options(user, amount or grant, period, None, credit_id)
+        return prepaid.revoke(budget, value, usd_, credit_id or "", author, reason, key, yes=yes, as_json=as_json)
+    prepaid.check_no_options(value, usd_, credit_id, None)
+    user, reason = _given(user, "USER"), _given(reason, "--reason")
     from tollbook.ledger.errors import CreditTooLow
 
     if (amount is None) == (grant is None):
@@ -122,12 +161,18 @@ def list_credits(
     period: Annotated[
         str | None, typer.Option(help="Only of this billing period, YYYY-MM.", callback=read_period)
     ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The credits of this budget of the policy instead.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> int:
     """List the credits that were granted: to whom, by whom, why, when, and what was not taken back.
 
     Example: tollbook credit list u42 --period 2026-11
+    Example: tollbook credit list --budget prepaid
     """
+    if budget is not None:
+        return prepaid.list_credits(quoted(budget), as_json=as_json)
     from tollbook.views.tables import Printer, Row, printable
 
     grants = _read(user, period)
@@ -146,6 +191,12 @@ def list_credits(
     else:
         typer.echo("no credit was granted")
     return 0
+
+
+def _given(value: str | None, hint: str) -> str:
+    if value is None:
+        raise typer.BadParameter("missing; or give --budget", param_hint=hint)
+    return value
 
 
 def _find_grant(user: str, grant: str) -> "Grant":

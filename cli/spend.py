@@ -22,26 +22,35 @@ def spend(
         str | None, typer.Option(help="Billing period, YYYY-MM; the latest by default.", callback=read_period)
     ] = None,
     top: Annotated[int, typer.Option(min=1, max=10_000, help="How many users, the highest spend first.")] = 20,
+    budgets: Annotated[
+        bool, typer.Option("--budgets", help="The policy's further budgets instead, each in its latest window.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array of objects.")] = False,
 ) -> int:
-    """Show spend against caps, per user and billing period.
+    """Show spend against caps, per user and billing period; or per budget of the policy.
 
     What is behind the ledger, or cannot be compared with it, is said on standard error.
 
     Example: tollbook spend u42
+    Example: tollbook spend --budgets
     """
     from tollbook.app.connect import query_projection_at_once
     from tollbook.views.rows import plain_text
 
+    if budgets and (user is not None or period is not None):
+        raise typer.BadParameter("--budgets has neither a user nor a billing period", param_hint="--budgets")
     settings = data_settings()
     # Before the copy is made: what is written meanwhile is no lag.
     written, problem = _written_events(settings)
-    rows, positions = query_projection_at_once(settings, _sql(user, period, top), _POSITIONS)
+    asked = _budgets_sql(top) if budgets else _sql(user, period, top)
+    rows, positions = query_projection_at_once(settings, asked, _POSITIONS)
     note = problem or _describe_lag(written, positions)
     if as_json:
         typer.echo(json.dumps(rows, default=plain_text))
     elif not rows:
         typer.echo("no spend yet")
+    elif budgets:
+        _print_budgets(rows)
     else:
         _print(rows, user)
     if note:
@@ -84,6 +93,38 @@ def _describe_lag(written: tuple[str, int] | None, positions: list[dict[str, Any
     if behind <= 0:
         return ""
     return f"the projection is {behind:,} event{'' if behind == 1 else 's'} behind the ledger"
+
+
+def _budgets_sql(top: int) -> str:
+    return f"""
+        SELECT name, value, "window", cap_usd, credit_usd, spent_usd, reserved_usd
+        FROM (SELECT *, split_part(name, '~', 1) AS rule FROM budget_use WHERE name <> 'user')
+        QUALIFY "window" = max("window") OVER (PARTITION BY rule)
+            AND name = arg_max(name, coalesce(try_cast(split_part(name, '~', 2) AS INTEGER), 0))
+                OVER (PARTITION BY rule)
+        ORDER BY rule, spent_usd DESC, value
+        LIMIT {top}
+    """  # noqa: S608 - a number.
+
+
+def _print_budgets(rows: list[dict[str, Any]]) -> None:
+    from tollbook.views.tables import Printer, dollars, percent_used, printable
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        cap: Decimal | None = row["cap_usd"]
+        return [
+            printable(row["name"]),
+            printable(row["value"]),
+            row["window"],
+            dollars(row["spent_usd"], 4),
+            dollars(row["reserved_usd"], 4),
+            "-" if cap is None else dollars(cap, None),
+            "-" if cap is None else percent_used(row["spent_usd"], cap),
+            dollars(row["credit_usd"], None) if row["credit_usd"] else "-",
+        ]
+
+    columns = ("budget", "value", "window", "spent>", "held>", "cap>", "used>", "credit>?")
+    Printer().table(columns, [cells(row) for row in rows], "Budgets in their latest windows")
 
 
 def _sql(user: str | None, period: str | None, top: int) -> str:

@@ -3,7 +3,8 @@
 DuckDB is derived data. A file that is deleted, truncated, damaged or changed by hand is set aside and rebuilt from
 the ledger; until it has caught up, calls whose baseline it does not have yet fail closed (G8). With a full disk it
 waits for room, without memory for more memory. What a person must decide (another ledger, a ledger older than the
-fold, an unreadable event) ends the projection and stops calls wherever workers run. It never writes an event.
+fold, an unreadable event) ends the projection and stops calls wherever workers run. Of events, it has those of
+sealing and of expired credits written.
 """
 
 import asyncio
@@ -18,7 +19,9 @@ from typing import Final
 import structlog
 
 from tollbook.consumers.call_stops import CallStops
+from tollbook.consumers.credit_expiry import CreditExpiry
 from tollbook.consumers.sealers import build_sealers
+from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.runtime import LedgerHandle, build_gates, process_name
 from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.replay import fold_archive
@@ -143,6 +146,7 @@ class ProjectionService:
             self._fold_forever(),
             self._lease.keep(),
             self._calls.resume_forever(lambda: self.projector),
+            self._expire_credits(),
             *(sealer.run() for sealer in build_sealers(self._settings, self._handle, lambda: self.store)),
         ]
         tasks = [asyncio.create_task(part) for part in parts]
@@ -159,6 +163,10 @@ class ProjectionService:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _expire_credits(self) -> None:
+        policies = await CurrentPolicy.of_ledger(self._handle.pipeline, self._handle.keys)
+        await CreditExpiry(build_gates(self._handle, self._settings), policies, lambda: self.store).run()
 
     async def catch_up(self) -> None:
         """Fold what the last calls wrote, so that DuckDB shows it after the stop; the next start folds what is left."""

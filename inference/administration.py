@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from redis.exceptions import RedisError
 
 from tollbook.inference.address import find_redis_url
+from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce, policy_in_force
+from tollbook.inference.policy_changes import Applied, apply_policy, read_stored, warn_of_difference
+from tollbook.inference.prepaid import Prepaid
 from tollbook.inference.releases import AssumedCharge, Releases, release_charges
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.clock import now_ms as clock_ms
@@ -54,11 +57,10 @@ from tollbook.schemas.identifiers import (
     EntryId,
     budget_name,
     check_id,
-    month_at,
     normalise_id,
     usage_call_id,
 )
-from tollbook.schemas.plans import Plan
+from tollbook.schemas.policy import Policy, check_plan
 
 
 class CallNotFound(CallUnknown):
@@ -97,35 +99,56 @@ class Administration:
         LedgerRefused.
     """
 
-    def __init__(
-        self, ledger: Ledger, plan_caps_nanousd: Mapping[Plan, int], *, now_ms: Callable[[], int] = clock_ms
-    ) -> None:
+    def __init__(self, ledger: Ledger, policies: CurrentPolicy, *, now_ms: Callable[[], int] = clock_ms) -> None:
         self._ledger = ledger
-        self._plan_caps_nanousd = plan_caps_nanousd
+        self._policies = policies
         self._now_ms = now_ms
+        self.prepaid = Prepaid(ledger, policies)
 
-    def plan_cap_nanousd(self, plan: Plan) -> int:
-        """Return the cap of a plan's billing period."""
-        return self._plan_caps_nanousd[plan]
+    @property
+    def partitions(self) -> int:
+        """The number of the ledger's partitions."""
+        return len(self._ledger.gates)
+
+    async def policy(self) -> PolicyInForce:
+        """Return the newest policy of the ledger. Errors: PolicyUnreadable."""
+        return policy_in_force(max(await read_stored(self._ledger.gates), key=lambda each: each.version))
+
+    async def apply_policy(self, policy: Policy, signature: Signature, *, based_on: int) -> Applied:
+        """Put a policy in force in place of version `based_on`. Errors: as `policy_changes.apply_policy`."""
+        applied = await apply_policy(self._ledger.gates, policy, signature, based_on=based_on)
+        await self._policies.refresh()
+        return applied
+
+    @property
+    def ledger_id(self) -> str:
+        """The ledger's identity."""
+        return self._ledger.gates[0].ledger_id
+
+    def plan_cap_nanousd(self, plan: str) -> int:
+        """Return the cap of a plan's billing period. Errors: InvalidTask for a plan that the policy does not have."""
+        policy = self._policies.newest.policy
+        return policy.plan_cap_nanousd(check_plan(plan, policy))
 
     @property
     def period(self) -> str:
         """The present billing period."""
-        return month_at(self._now_ms()).name
+        return self._policies.newest.budgets.calendar.month_at(self._now_ms()).name
 
     async def account(self, user_id: str, period: str | None = None) -> Account:
         """Return what the ledger has assigned to a user, with the credit of a period, the present one by default."""
         return await self._ledger.account(check_id(user_id), period or self.period)
 
-    async def set_plan(self, user_id: str, plan: Plan, signature: Signature, *, cap_nanousd: int | None = None) -> bool:
+    async def set_plan(self, user_id: str, plan: str, signature: Signature, *, cap_nanousd: int | None = None) -> bool:
         """Put a user on a plan, with the plan's cap or another; return whether that is new.
 
         From then on it counts, whatever plan a task names.
         """
         user_id = check_id(user_id)
-        cap = self.plan_cap_nanousd(plan) if cap_nanousd is None else cap_nanousd
-        payload = PlanAssigned(plan=plan.value, cap_nanousd=cap, author=signature.author, reason=signature.reason)
-        return await self._assign("plan-assigned", user_id, plan.value, cap, payload_json(payload), signature, None)
+        plan_cap_nanousd = self.plan_cap_nanousd(plan)
+        cap = plan_cap_nanousd if cap_nanousd is None else cap_nanousd
+        payload = PlanAssigned(plan=plan, cap_nanousd=cap, author=signature.author, reason=signature.reason)
+        return await self._assign("plan-assigned", user_id, plan, cap, payload_json(payload), signature, None)
 
     async def grant_credit(
         self, user_id: str, amount_nanousd: int, signature: Signature, *, period: str | None = None
@@ -283,8 +306,12 @@ def _digest(*words: str) -> str:
 
 
 @asynccontextmanager
-async def connect_administration(settings: Settings | None = None) -> AsyncGenerator[Administration]:
+async def connect_administration(
+    settings: Settings | None = None, *, warns: bool = True
+) -> AsyncGenerator[Administration]:
     """Connect to a system's ledger; it needs no provider, and the projector only where the gate asks for a baseline.
+
+    `warns` of another policy here than the ledger's, which counts.
 
     Errors: SettingsError; LedgerUnavailable, also where there is no ledger yet; CallsStopped; ServerUnsafe.
     """
@@ -336,7 +363,10 @@ async def connect_administration(settings: Settings | None = None) -> AsyncGener
             return await remote_reader(settings.data_dir)(names)
 
         baselines = [Baselines(read, number, monotonic=time.monotonic, max_age_s=0.0) for number in range(len(gates))]
-        yield Administration(Ledger(redis, gates, baselines), {plan: settings.plan_cap_nanousd(plan) for plan in Plan})
+        policies = await CurrentPolicy.of_ledger(pipeline, [gate.keys for gate in gates])
+        if warns:
+            warn_of_difference(settings, await gates[0].policy())
+        yield Administration(Ledger(redis, gates, baselines), policies)
 
 
 def _seen_on_disk(settings: Settings, ledger_id: str) -> Mapping[int, EntryId]:

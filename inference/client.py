@@ -23,10 +23,9 @@ from tollbook.inference.settings import Settings
 from tollbook.inference.structured_output import M, ParsedResult, parse_output, with_response_format
 from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
 from tollbook.schemas.entries import RequestFields
-from tollbook.schemas.plans import DEFAULT_PLAN
-from tollbook.schemas.problems import unknown_name
+from tollbook.schemas.policy import check_task, check_task_type
 from tollbook.schemas.results import InferenceResult, TaskStatus
-from tollbook.schemas.tasks import InvalidTask, Task, TaskType, task_from_fields
+from tollbook.schemas.tasks import PING, Task, task_from_fields
 
 # Nothing announces the end of another run of the same call, so it is looked for this often.
 _LOOK_AGAIN_S = 0.5
@@ -36,15 +35,12 @@ _MAX_REMEMBERED = 10_000
 class InferenceClient:
     """Makes calls of one task type."""
 
-    def __init__(self, task: TaskType | str, runtime: InferenceRuntime | None = None) -> None:
+    def __init__(self, task: str, runtime: InferenceRuntime | None = None) -> None:
         """Choose the task type; without a `runtime`, the one opened by `connect_runtime` is used.
 
-        Errors: InvalidTask for an unknown task type.
+        Errors: InvalidTask for a task type that the policy of a given runtime does not have.
         """
-        try:
-            self.task = TaskType(task)
-        except ValueError:
-            raise InvalidTask(unknown_name("task type", task, list(TaskType))) from None
+        self.task = task if runtime is None else check_task_type(task, runtime.rules)
         self._runtime = runtime
 
     @overload
@@ -52,7 +48,7 @@ class InferenceClient:
         self,
         prompt: str | None = None,
         user_id: str | int = "",
-        plan: str = DEFAULT_PLAN,
+        plan: str | None = None,
         campaign_id: str | int | None = None,
         *,
         response_model: type[M],
@@ -66,7 +62,7 @@ class InferenceClient:
         self,
         prompt: str | None = None,
         user_id: str | int = "",
-        plan: str = DEFAULT_PLAN,
+        plan: str | None = None,
         campaign_id: str | int | None = None,
         *,
         response_model: None = None,
@@ -79,7 +75,7 @@ class InferenceClient:
         self,
         prompt: str | None = None,
         user_id: str | int = "",
-        plan: str = DEFAULT_PLAN,
+        plan: str | None = None,
         campaign_id: str | int | None = None,
         *,
         response_model: type[BaseModel] | None = None,
@@ -92,6 +88,7 @@ class InferenceClient:
         With a pydantic model as `response_model`, the answer must have its form, and an instance of it is returned.
         With one as `response_format`, the result is a ParsedResult, whose `parsed` is the instance.
 
+        Without a `plan`, it is on the policy's `default_plan`.
         Repeating a call with the same `task_id` and content returns the stored result and costs nothing.
         Where only other calls' holds stand in the way it waits for them, up to TOLLBOOK_HOLD_WAIT_S.
 
@@ -104,7 +101,9 @@ class InferenceClient:
             "user_id": user_id, "plan": plan, "campaign_id": campaign_id, "task_id": task_id, "prompt": prompt,
             "metadata": metadata,
         }  # fmt: skip
-        task = task_from_fields({**asked, **given, "task": self.task.value})
+        task = task_from_fields(
+            {name: value for name, value in {**asked, **given, "task": self.task}.items() if value is not None}
+        )
         async with using_runtime(self._runtime) as runtime:
             result = await self._run(task, runtime)
         if result.status is not TaskStatus.DONE:
@@ -117,12 +116,13 @@ class InferenceClient:
         return result
 
     async def _run(self, task: Task, runtime: InferenceRuntime) -> InferenceResult:
-        if task.task is TaskType.PING:
+        await runtime.policies.read_by(task.user_id, lambda policy: check_task(task, policy.policy))
+        if task.task == PING:
             return InferenceResult(
                 task_id=task.task_id or str(uuid.uuid4()), status=TaskStatus.DONE, content="pong", user_id=task.user_id
             )
         _require_provider(runtime.settings)
-        call = self._call(task, runtime)
+        call = await self._call(task, runtime)
         clock = asyncio.get_running_loop().time
         until = clock() + runtime.settings.hold_wait_s
         while True:
@@ -140,17 +140,15 @@ class InferenceClient:
                 assert acquired.result is not None, "a program's calls may all wait"
                 return acquired.result
             try:
-                return await runtime.runner.run(call, acquired.hold)
+                return await runtime.runner.run(acquired.call, acquired.hold)
             except CallTakenOver:
                 await asyncio.sleep(_LOOK_AGAIN_S)
 
-    def _call(self, task: Task, runtime: InferenceRuntime) -> Call:
+    async def _call(self, task: Task, runtime: InferenceRuntime) -> Call:
         call_id = task.task_id or str(uuid.uuid4())
-        return Call.of_task(
-            task,
-            call_id=call_id,
-            run_id=runtime.unanswered.pop(call_id, None) or RunId(runtime.name, uuid.uuid4().hex[:12]),
-            route=runtime.routes[task.task],
+        run_id = runtime.unanswered.pop(call_id, None) or RunId(runtime.name, uuid.uuid4().hex[:12])
+        return await runtime.policies.read_by(
+            task.user_id, lambda policy: Call.of_task(task, call_id=call_id, run_id=run_id, policy=policy)
         )
 
 

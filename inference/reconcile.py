@@ -15,7 +15,7 @@ from tollbook.inference.providers.client import ProviderClient
 from tollbook.ledger.errors import CallUnknown, HoldChanged
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import AdjustRequest
-from tollbook.schemas.events import Basis, CostAdjusted, payload_json
+from tollbook.schemas.events import CostAdjusted, payload_json
 from tollbook.schemas.money import nanousd_from_usd
 
 Query = Callable[[str], Awaitable[list[dict[str, Any]]]]
@@ -23,36 +23,37 @@ _WHOLLY: Final = "reconciled"
 _IN_PART: Final = "reconciled in part"
 _log = structlog.get_logger(__name__)
 
-# Every attempt of the settled holds that have an uncertain one and are not wholly reconciled, each beside what its
-# hold was booked at by those who ran it, when it was settled or when a late answer came, and what it stands at now.
+# Every attempt of the settled holds that have an uncertain one and are not wholly reconciled, each beside what was
+# corrected of it since those who ran its hold booked it, and what the hold stands at now.
 _UNCERTAIN: Final = f"""
 WITH uncertain AS (
     SELECT call_id, hold FROM events
     WHERE type = 'model-called' AND basis IN ('assumed', 'priced') AND generation_id IS NOT NULL
 ), moves AS (
-    SELECT call_id, hold, seq, amount_usd, assumed_usd, reason,
+    SELECT call_id, hold, attempt, seq, amount_usd, assumed_usd, reason,
         max(CASE WHEN type = 'cost-recorded' OR reason NOT IN ('{_WHOLLY}', '{_IN_PART}') THEN seq END)
             OVER (PARTITION BY call_id, hold) AS booked_seq
     FROM events WHERE type IN ('cost-recorded', 'cost-adjusted')
-), settled AS (
-    SELECT call_id, hold, sum(amount_usd) AS booked_usd, sum(assumed_usd) AS assumed_usd FROM moves
-    WHERE seq <= booked_seq GROUP BY ALL
 ), standing AS (
     SELECT call_id, hold, sum(amount_usd) AS cost_usd, sum(assumed_usd) AS cost_assumed_usd FROM moves GROUP BY ALL
 ), released AS (
     SELECT call_id, hold, attempt FROM events WHERE type = 'cost-adjusted' AND basis = 'released'
+), corrected AS (
+    SELECT call_id, hold, attempt, sum(amount_usd) AS corrected_usd, sum(assumed_usd) AS corrected_assumed_usd
+    FROM moves WHERE seq > booked_seq GROUP BY ALL
 ), reconciled AS (
     SELECT call_id, hold FROM moves WHERE seq > booked_seq AND reason = '{_WHOLLY}'
 )
 SELECT e.call_id, e.hold, e.user_id, e.attempt, e.basis, e.generation_id,
     -- What was given back by hand is not booked any more.
     CASE WHEN r.attempt IS NULL THEN e.charge_usd ELSE 0 END AS charge_usd,
-    s.booked_usd, s.assumed_usd, n.cost_usd, n.cost_assumed_usd
+    coalesce(c.corrected_usd, 0) AS corrected_usd, coalesce(c.corrected_assumed_usd, 0) AS corrected_assumed_usd,
+    n.cost_usd, n.cost_assumed_usd
 FROM events e
 SEMI JOIN uncertain USING (call_id, hold)
-JOIN settled s USING (call_id, hold)
 JOIN standing n USING (call_id, hold)
 ANTI JOIN reconciled USING (call_id, hold)
+LEFT JOIN corrected c ON c.call_id = e.call_id AND c.hold = e.hold AND c.attempt = e.attempt
 LEFT JOIN released r ON r.call_id = e.call_id AND r.hold = e.hold AND r.attempt = e.attempt
 WHERE e.type = 'model-called'
 ORDER BY e.call_id, e.hold, e.attempt
@@ -78,11 +79,22 @@ class Reconciliation:
 
 
 @dataclass(frozen=True, slots=True)
+class _Change:
+    """By how much the cost of one attempt, and the assumed part of it, are to be corrected."""
+
+    attempt: int
+    generation_id: str
+    cost_nanousd: int
+    assumed_nanousd: int
+
+
+@dataclass(frozen=True, slots=True)
 class _ActualCost:
-    """What a hold costs, as far as the provider knows."""
+    """What a hold costs, as far as the provider knows, and what that changes for its attempts."""
 
     cost_nanousd: int
     assumed_nanousd: int
+    changes: tuple[_Change, ...]
     is_known: bool
     is_complete: bool
 
@@ -108,8 +120,7 @@ async def reconcile(query: Query, ledger: Ledger, provider: ProviderClient, *, a
 
 
 async def _ask(attempts: Sequence[dict[str, Any]], provider: ProviderClient, outcome: Reconciliation) -> _ActualCost:
-    cost, assumed = (nanousd_from_usd(attempts[0][name]) for name in ("booked_usd", "assumed_usd"))
-    found = missed = 0
+    found, missed, changes = 0, 0, list[_Change]()
     for attempt in attempts:
         if attempt["generation_id"] is None or attempt["basis"] not in ("assumed", "priced"):
             continue
@@ -119,46 +130,67 @@ async def _ask(attempts: Sequence[dict[str, Any]], provider: ProviderClient, out
             missed += 1
             continue
         found += 1
-        charge = nanousd_from_usd(attempt["charge_usd"])
-        cost += known - charge
-        assumed -= charge if attempt["basis"] == "assumed" else 0
-    return _ActualCost(cost, assumed, is_known=found > 0, is_complete=missed == 0)
+        charge, corrected, corrected_assumed = (
+            int(attempt[name].scaleb(9)) for name in ("charge_usd", "corrected_usd", "corrected_assumed_usd")
+        )
+        cost = known - charge - corrected
+        assumed = (-charge if attempt["basis"] == "assumed" else 0) - corrected_assumed
+        if cost or assumed:
+            changes.append(_Change(attempt["attempt"], attempt["generation_id"], cost, assumed))
+    standing, standing_assumed = (nanousd_from_usd(attempts[0][name]) for name in ("cost_usd", "cost_assumed_usd"))
+    return _ActualCost(
+        standing + sum(change.cost_nanousd for change in changes),
+        standing_assumed + sum(change.assumed_nanousd for change in changes),
+        tuple(changes),
+        is_known=found > 0,
+        is_complete=missed == 0,
+    )
 
 
 async def _correct(
     attempts: Sequence[dict[str, Any]], actual: _ActualCost, ledger: Ledger, author: str, outcome: Reconciliation
 ) -> bool:
     """Book the actual cost; return whether it is booked."""
-    first, last = attempts[0], attempts[-1]
+    first = attempts[0]
     record = await ledger.gate_of(first["user_id"]).call_record(first["call_id"])
     standing = record.settled.get(first["hold"]) if record else None
     if record is None or record.state == "open" or standing is None:
         return False  # Its idempotency period is over, or another run holds money: the next time may succeed.
-    booked = standing.cost_nanousd, standing.assumed_nanousd
-    if booked == (actual.cost_nanousd, actual.assumed_nanousd):
+    cost, assumed = standing.cost_nanousd, standing.assumed_nanousd
+    if (cost, assumed) == (actual.cost_nanousd, actual.assumed_nanousd):
         return True
-    if booked != tuple(nanousd_from_usd(first[name]) for name in ("cost_usd", "cost_assumed_usd")):
+    if (cost, assumed) != tuple(nanousd_from_usd(first[name]) for name in ("cost_usd", "cost_assumed_usd")):
         # It was corrected since DuckDB was read, perhaps by the call's own late answer, which knows more.
         return False
-    basis: Basis = "assumed" if actual.assumed_nanousd else "reported"
-    reason = _WHOLLY if actual.is_complete else _IN_PART
-    payload = CostAdjusted(basis=basis, reason=reason, author=author, generation_id=last["generation_id"])
-    request = AdjustRequest(
-        call_id=first["call_id"],
-        user_id=first["user_id"],
-        hold=first["hold"],
-        cost_nanousd=actual.cost_nanousd,
-        assumed_nanousd=actual.assumed_nanousd,
-        attempt=last["attempt"],
-        payload=payload_json(payload),
-        budgets=record.hold.budgets,
-        seen=booked,
-    )
-    try:
-        adjusted = await ledger.adjust(request)
-    except (CallUnknown, HoldChanged):
-        return False
-    outcome.adjusted += adjusted.difference_nanousd != 0
-    outcome.difference_nanousd += adjusted.difference_nanousd
-    _log.info("cost.reconciled", call_id=first["call_id"], difference_nanousd=adjusted.difference_nanousd)
+    before = outcome.difference_nanousd
+    # One correction for each attempt, so that each model has what its attempts cost. The last one says whether all is
+    # known; a run that ends in between is completed by the next one.
+    for change in actual.changes:
+        seen = cost, assumed
+        cost, assumed = cost + change.cost_nanousd, assumed + change.assumed_nanousd
+        is_last = change is actual.changes[-1]
+        payload = CostAdjusted(
+            basis="assumed" if assumed else "reported",
+            reason=_WHOLLY if is_last and actual.is_complete else _IN_PART,
+            author=author,
+            generation_id=change.generation_id,
+        )
+        request = AdjustRequest(
+            call_id=first["call_id"],
+            user_id=first["user_id"],
+            hold=first["hold"],
+            cost_nanousd=cost,
+            assumed_nanousd=assumed,
+            attempt=change.attempt,
+            payload=payload_json(payload),
+            budgets=record.hold.budgets,
+            seen=seen,
+        )
+        try:
+            outcome.difference_nanousd += (await ledger.adjust(request)).difference_nanousd
+        except (CallUnknown, HoldChanged):
+            return False
+    difference = outcome.difference_nanousd - before
+    outcome.adjusted += difference != 0
+    _log.info("cost.reconciled", call_id=first["call_id"], difference_nanousd=difference)
     return True

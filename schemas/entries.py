@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 from tollbook.schemas.identifiers import id_text
 from tollbook.schemas.json_text import whole_text
-from tollbook.schemas.problems import unknown_name
-from tollbook.schemas.tasks import InvalidTask, TaskStream, check_entry_size, task_from_fields
+from tollbook.schemas.policy import Policy, check_stream, check_task
+from tollbook.schemas.tasks import InvalidTask, check_entry_size, task_from_fields
 
 
 class RequestFields(TypedDict, total=False):
@@ -78,22 +78,22 @@ class TaskFields(RequestFields, total=False):
 class TaskEntry:
     """A valid task with its id and its stream. `fields` are what is appended, in this order."""
 
-    stream: TaskStream
+    stream: str
     task_id: str
     fields: Mapping[str, str]
 
 
-def task_entry(stream: str, values: Mapping[str, object], *, new_id: str) -> TaskEntry:
-    """Make an entry of a task's values; `new_id` is the task's id if they name none.
+def task_entry(stream: str, values: Mapping[str, object], *, new_id: str, policy: Policy) -> TaskEntry:
+    """Make an entry of a task's values, with names of this policy; `new_id` is the task's id if they name none.
 
     `messages` and `metadata` may be JSON text already. Errors: InvalidTask, for what a worker would refuse.
     """
     fields = {name: _text(name, value) for name, value in {"task_id": new_id, **_given(values)}.items()}
     check_entry_size(sum(len(part.encode("utf-8", "replace")) for pair in fields.items() for part in pair))
-    task = task_from_fields(fields)
+    task = check_task(task_from_fields(fields), policy)
     # Ids go out in the spelling in which they are kept.
     ids = {name: getattr(task, name) for name in ("task_id", "user_id", "campaign_id") if name in fields}
-    return TaskEntry(_stream(stream), ids["task_id"], {**fields, **ids})
+    return TaskEntry(check_stream(stream, policy), ids["task_id"], {**fields, **ids})
 
 
 def _given(values: Mapping[str, object]) -> dict[str, object]:
@@ -129,10 +129,3 @@ def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     raise TypeError(f"a {type(value).__name__} is not JSON")
-
-
-def _stream(name: str) -> TaskStream:
-    try:
-        return TaskStream(name)
-    except ValueError:
-        raise InvalidTask(unknown_name("stream", name, list(TaskStream))) from None

@@ -6,9 +6,10 @@ A call's id is its task's id, so that a redelivered task is the same call.
 import re
 import unicodedata
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, StringConstraints
 
@@ -79,12 +80,11 @@ TaskId = Annotated[str, BeforeValidator(id_text), AfterValidator(check_task_id)]
 CampaignId = Identifier
 
 Period = Annotated[str, StringConstraints(pattern=r"^\d{4}-(0[1-9]|1[0-2])$"), Expected("a month such as '2026-11'")]
-BudgetKind = Literal["user", "day", "campaign"]
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A billing period or a day, in UTC. Bounds are milliseconds since the epoch; the end is excluded."""
+    """A span of time with a name. Bounds are milliseconds since the epoch; the end is excluded."""
 
     name: str
     start_ms: int
@@ -110,27 +110,62 @@ def _ms(moment: datetime) -> int:
     return round(moment.timestamp()) * 1000
 
 
-def budget_name(kind: BudgetKind, subject: str, window: str) -> str:
-    """Return a budget's name, for example `user:u42:2026-11`.
+EVERYBODY: Final = "all"
+"""The value of a budget that has one balance for all calls."""
+_LABELS: Final = (
+    (re.compile(r"\d{4}-\d\d-\d\d"), "day"),
+    (re.compile(r"\d{4}-W\d\d"), "week"),
+    (re.compile(r"\d{4}-\d\d"), "period"),
+)
 
-    It can be split again although a subject may hold colons: the kind and the window hold none.
+
+def budget_name(name: str, value: str, window: str) -> str:
+    """Return the key of one balance of a budget, for example `user:u42:2026-11` or `team-week:red:2026-W48`.
+
+    It can be split again although a value may hold colons: the name and the window hold none.
     """
-    return f"{kind}:{subject}:{window}"
+    return f"{name}:{value}:{window}"
 
 
-def split_budget_name(name: str) -> tuple[str, str, str]:
-    """Return (kind, subject, window) of a budget's name."""
-    kind, rest = name.split(":", 1)
-    subject, window = rest.rsplit(":", 1)
-    return kind, subject, window
+def split_budget_name(key: str) -> tuple[str, str, str]:
+    """Return (name, value, window) of a budget's key."""
+    name, rest = key.split(":", 1)
+    value, window = rest.rsplit(":", 1)
+    return name, value, window
 
 
-def describe_budget(name: str) -> str:
-    """Describe a budget for people, for example `user u42, period 2026-11` or `user u42, day 2026-11-24`."""
-    kind, subject, window = split_budget_name(name)
-    if kind == "day":
-        return f"user {subject}, day {window}"
-    return f"{kind} {subject}, period {window}"
+def budget_value(values: Sequence[str]) -> str:
+    """Return the value under which a budget by several attributes keeps a balance; of none, `all`.
+
+    Values are joined by commas. A comma or percent sign inside one is percent-encoded, unless it stands alone.
+    """
+    if len(values) < 2:
+        return values[0] if values else EVERYBODY
+    return ",".join(value.replace("%", "%25").replace(",", "%2C") for value in values)
+
+
+def split_values(value: str) -> list[str]:
+    """Return the values that `budget_value` has joined, where there are several."""
+    return [part.replace("%2C", ",").replace("%25", "%") for part in value.split(",")]
+
+
+def definition_name(name: str, since_version: int) -> str:
+    """Return the name that a budget has in keys: one that was redefined later begins at zero under `name~version`."""
+    return name if since_version <= 1 else f"{name}~{since_version}"
+
+
+def describe_budget(key: str) -> str:
+    """Describe a budget for people: `user u42, period 2026-11` or `budget team-week of red, week 2026-W48`."""
+    name, value, window = split_budget_name(key)
+    kind = next((word for pattern, word in _LABELS if pattern.fullmatch(window)), None)
+    span = f"{kind} {window}" if kind else "in total"
+    if name in ("user", "campaign"):
+        return f"{name} {value}, {span}"
+    if name == "day":
+        return f"user {value}, {span}"
+    name, _, version = name.partition("~")
+    since = f" (as defined by policy version {version})" if version else ""
+    return f"budget {name}{since}{'' if value == EVERYBODY else f' of {value}'}, {span}"
 
 
 def task_id_from_entry(stream: str, entry_id: str) -> str:

@@ -71,6 +71,8 @@ class InferenceResult(BaseModel):
     """Why the model stopped: `stop`, `length` (at the limit), `content_filter`, `tool_calls`, or a word of its own."""
     model_used: str | None = None
     """The model that answered, as the provider named it."""
+    downgraded_from: str | None = None
+    """The first model of the route, where its hold did not fit a budget and the cheaper model was called."""
     token_count: int = 0
     """Prompt and completion tokens of the attempt that answered."""
     usage: Usage | None = None

@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from typing import Annotated, Any, Final, Self, cast
 
 from pydantic import (
@@ -29,36 +28,19 @@ from tollbook.schemas.identifiers import CampaignId, TaskId, UserId
 from tollbook.schemas.json_text import NotJson, RepeatedKey, is_deeper, json_children, parse_json, with_whole_text
 from tollbook.schemas.messages import Message
 from tollbook.schemas.parameters import JSON_PARAMETERS, MAX_SCHEMA_DEPTH, Parameters, number, without_refused
-from tollbook.schemas.plans import DEFAULT_PLAN, Plan
 from tollbook.schemas.problems import UTF8_WORDS, as_text, problems_of
 from tollbook.schemas.results import ErrorCode
 from tollbook.schemas.tags import Tags
 
-
-class TaskStream(StrEnum):
-    """The four task streams."""
-
-    SCRAPING = "scraping"
-    ANALYSIS = "analysis"
-    GENERATION = "generation"
-    MONITORING = "monitoring"
-
-
-class TaskType(StrEnum):
-    """What the model is asked to do; it selects the route. `ping` answers "pong", calls no model and is free."""
-
-    CLASSIFY_ARCHETYPE = "classify_archetype"
-    GENERATE_DRAFT = "generate_draft"
-    SCORE_POST = "score_post"
-    EXTRACT_PATTERNS = "extract_patterns"
-    PING = "ping"
-
-
+PING: Final = "ping"
+"""Task type of every policy: it answers "pong", calls no model and is free."""
 MAX_ENTRY_BYTES: Final = 2_000_000
 MAX_TEXT_BYTES: Final = 1_000_000
 MAX_MESSAGES: Final = 1_000
 MAX_METADATA_BYTES: Final = 16_384
 MAX_JSON_DEPTH: Final = 32
+# Stands for no plan in the hash, whatever the policy's default is: a hash must not change with a policy.
+_PLAN_OF_HASH: Final = "trial"
 _MAX_HARMLESS: Final = 3
 """A shorter text says nothing of a prompt that holds it too."""
 # Fields that are JSON text in a plain stream field.
@@ -75,6 +57,12 @@ class InvalidTask(AppError, ValueError):
     code = ErrorCode.INVALID_TASK
 
 
+Name = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,49}$"),
+    Expected("a name of 1 to 50 small letters, digits and any of _ -, a letter first"),
+]
+"""Name of a plan, task type, stream, budget, tag or provider."""
 MODEL_ID_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,149}$"
 MODEL_ID_WORDS: Final = "a model id such as 'openai/gpt-4o-mini' (1 to 150 letters, digits and any of . _ : / @ -)"
 ModelId = Annotated[str, StringConstraints(pattern=MODEL_ID_PATTERN), Expected(MODEL_ID_WORDS)]
@@ -88,11 +76,12 @@ RESERVED_STREAM_WORDS: Final = "must be no stream and no key of a Tollbook, as"
 
 
 def check_reply_stream(name: str) -> str:
-    """Return the name of a stream for replies, unless it is a task stream or the form of a key of any Tollbook.
+    """Return the name of a stream for replies, unless it has the form of a key of any Tollbook.
 
-    A reply there would be taken for a task or a dead letter, or would break a lease. Errors: ValueError.
+    A reply there would be taken for a dead letter, or would break a lease. That it is no task stream is for
+    `schemas.policy.check_task` to say. Errors: ValueError.
     """
-    if name in list(TaskStream) or _TOLLBOOK_KEY.match(name):
+    if _TOLLBOOK_KEY.match(name):
         raise ValueError(f"{RESERVED_STREAM_WORDS} {name!r} is")
     return name
 
@@ -126,17 +115,23 @@ def tracestate_or_none(value: object) -> str | None:
     return value if isinstance(value, str) and _TRACESTATE.fullmatch(value) else None
 
 
+# Which names there are is the policy's to say: see `schemas.policy.check_task`.
+_AnyName = Annotated[
+    str, StringConstraints(pattern=r"^\S{1,200}$"), Expected("a name of 1 to 200 characters without spaces")
+]
+
+
 class PlainTask(BaseModel):
     """A task without further parameters: what to do, for whom, with which text and limits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    task: TaskType
-    """What to do: a task type. The name `task_type` is accepted too."""
+    task: _AnyName
+    """What to do: a task type of the policy, or `ping`. The name `task_type` is accepted too."""
     user_id: UserId = "anonymous"
     """Who is charged. Required, except for `ping`."""
-    plan: Plan = DEFAULT_PLAN
-    """The user's plan, which decides the cap."""
+    plan: _AnyName | None = None
+    """The user's plan, which decides the cap. Without one, the policy's `default_plan`."""
     task_id: TaskId | None = None
     """Your own id, which makes a repeat harmless. Without one it is `<stream>-<entry id>`."""
     campaign_id: CampaignId | None = None
@@ -187,7 +182,7 @@ class PlainTask(BaseModel):
 
     @model_validator(mode="after")
     def _has_one_input(self) -> Self:
-        if self.task is not TaskType.PING:
+        if self.task != PING:
             if (self.prompt is None) == (self.messages is None):
                 raise ValueError(f"give {'one' if self.prompt is None else 'only one'} of 'prompt' and 'messages'")
             if self.prompt == "" or self.messages == ():
@@ -234,10 +229,11 @@ class Task(Parameters, PlainTask):
 
         Stored with the call, so that the same task id with other content is seen (G4).
         `task_id`, `reply_to`, `metadata` and the trace are left out: they change neither the work nor its price, so a
-        repeat with another trace is the same task. Parameters and tags that are not set are left out too: a task has
-        the hash that it had before there were any.
+        repeat with another trace is the same task. So is one that names the plan of those that name none. Parameters
+        and tags that are not set are left out too: a task has the hash that it had before there were any.
         """
         work: dict[str, Any] = self.model_dump(mode="json", include=set(_HASHED_ALWAYS))
+        work["plan"] = self.plan or _PLAN_OF_HASH
         if self.messages is not None:
             work["messages"] = [message.model_dump(mode="json", exclude_none=True) for message in self.messages]
         if self.tags:
@@ -282,10 +278,10 @@ def task_from_fields(fields: Mapping[str, Any]) -> Task:
     try:
         return Task.model_validate(values)
     except ValidationError as exc:
-        raise InvalidTask(as_text(problems_of(exc, Task, hides=_may_be_prompt(values)))) from None
+        raise InvalidTask(as_text(problems_of(exc, Task, hides=may_be_prompt(values)))) from None
 
 
-def _may_be_prompt(values: Mapping[str, Any]) -> Callable[[object], bool]:
+def may_be_prompt(values: Mapping[str, Any]) -> Callable[[object], bool]:
     """Return whether a text may be part of the prompt, also where it stands in another field by mistake (G10)."""
     texts: list[str] = []
     level: list[object] = [values.get(name) for name in _MAY_QUOTE]

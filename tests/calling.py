@@ -20,9 +20,11 @@ from tollbook.inference.calls.holds import Hold
 from tollbook.inference.calls.reservations import Reservations, WaitLimits
 from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner
+from tollbook.inference.policy_changes import start_policy
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.runtime import InferenceRuntime, build_gates, now_ms, open_ledger, open_runtime
 from tollbook.inference.settings import Settings, load_settings
+from tollbook.inference.stated_policy import policy_sources
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import AssignRequest, OpenCall, Waiting
 from tollbook.ledger.gate.wait_queue import BudgetWaitQueue
@@ -89,8 +91,8 @@ class Calling:
         """Make a call of the task's route; a model named in `fields` has no fallback."""
         content = {"user_id": "u1", "prompt": PROMPT, **fields}
         read = Task.model_validate({"task": task, "task_id": call_id, **content})
-        route = self.runtime.routes[read.task]
-        return Call.of_task(read, call_id=call_id, run_id=RunId("test", run_id), route=route)
+        policy = self.runtime.policies.of(read.user_id)
+        return Call.of_task(read, call_id=call_id, run_id=RunId("test", run_id), policy=policy)
 
     @asynccontextmanager
     async def runner(
@@ -121,11 +123,10 @@ class Calling:
             shared: dict[str, Any] = {
                 "ledger": ledger or runtime.ledger,
                 "results": runtime.handle.results,
-                "prices": runtime.prices,
+                "policies": runtime.policies,
                 "now_ms": now_ms,
             }
             reservations = Reservations(
-                policy=runtime.policy,
                 queue=BudgetWaitQueue(runtime.handle.redis, []),
                 max_call_s=retry.max_call_s(attempt_timeout_s),
                 **shared,
@@ -260,6 +261,8 @@ async def _open_unserved(
     settings: Settings, server_url: str
 ) -> AsyncGenerator[tuple[InferenceRuntime, Store, Projector]]:
     async with open_ledger(settings, server_url) as handle:
+        if policy_sources(settings):
+            await start_policy(settings, build_gates(handle, settings), "tests")
         store = Store.open(settings.data_dir / "tollbook.duckdb", handle.ledger_id, len(handle.keys))
         gates = build_gates(handle, settings)
         projector = Projector(

@@ -107,12 +107,13 @@ class GateBench:
         lease_ms: int = 60_000,
         window: Window = ALWAYS,
         final: bool = False,
+        trial: bool = False,
         baselines: Sequence[Baseline] | None = None,
     ) -> Awaitable[Any]:
         budgets = _budgets(user, cap, further)
         request = ReserveRequest(
             call_id=call, user_id=user, window=window, content_hash=content, amount_nanousd=amount, worker=worker,
-            lease_ms=lease_ms, payload='{"plan":"trial"}', budgets=budgets, is_final=final,
+            lease_ms=lease_ms, payload='{"plan":"trial"}', budgets=budgets, is_final=final, is_trial=trial,
         )  # fmt: skip
         return self.gate.reserve(request, baselines or _nothing(budgets))
 

@@ -7,7 +7,7 @@ replies into the same form. Nothing here is copied from the gate: a rule is writ
 contract states it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,24 @@ class ModelEvent:
     amount: int
     committed: int | None
     stamps: dict[str, Any]
+
+
+@dataclass
+class ModelCredit:
+    """One credit of a budget: what it was granted and what is left of it. `expires` 0: never."""
+
+    credit_id: str
+    amount: int
+    left: int
+    expires: int
+
+
+@dataclass(frozen=True)
+class AlertRules:
+    """Fractions of the cap at which alerts are raised, in hundredths: by plan, and by budget with its cap."""
+
+    plans: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    budgets: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
 
 
 @dataclass
@@ -79,16 +97,29 @@ class ModelCall:
     extended: set[int] = field(default_factory=set)
     denial: Answer | None = None
     result: str = ""
+    cap: int = 0
+    plan: str = "-"
 
 
 class LedgerModel:
-    def __init__(self) -> None:
+    """`rules_of` gives the alerts of a version of the policy; version 0 has none."""
+
+    def __init__(self, rules_of: Callable[[int], AlertRules] = lambda _version: AlertRules()) -> None:
+        self.rules_of = rules_of
+        self.plans: dict[str, str] = {}
+        self.lots: dict[str, list[ModelCredit]] = {}
+        self.paid: dict[str, int] = {}
+        """What the credits of a budget have paid, and what was given back beyond that below zero."""
+        self.base_caps: dict[str, int] = {}
+        self.granted: dict[str, int] = {}
+        self.raised: set[tuple[str, int]] = set()
         self.events: list[ModelEvent] = []
         self.calls: dict[str, ModelCall] = {}
         self.budgets: dict[str, ModelBudget] = {}
         self.caps: dict[str, int] = {}
         self.credits: dict[tuple[str, str], int] = {}
         self.watermark = 0
+        self.policy = 0
 
     @property
     def head(self) -> int:
@@ -113,6 +144,9 @@ class LedgerModel:
         budgets: Budgets,
         baselines: Sequence[ModelBaseline],
         is_final: bool = False,
+        is_trial: bool = False,
+        policy: int = 0,
+        plan: str = "trial",
     ) -> Answer:
         call = self.calls.get(call_id)
         if call is not None and call.content != content:
@@ -121,11 +155,15 @@ class LedgerModel:
             return ("OPEN", call.hold, call.amount, call.worker, *self._progress(call), call.budgets, call.period)
         if call is not None and call.state != "closed":
             return ("FINISHED", call.state, call.result, call.denial)
+        if policy != self.policy:
+            return ("POLICY", self.policy)
         names = [name for name, _ in budgets]
         if refusal := self._refuse(names, baselines):
             return refusal
         caps = self._caps(user, period, budgets)
         obstacle = self._obstacle(names, caps, amount)
+        if obstacle is not None and is_trial:
+            return ("WAIT", *obstacle[1:])
         if obstacle is not None and obstacle[0] == "WAIT" and not is_final:
             return obstacle
         call = call or ModelCall(content, user, period, worker)
@@ -140,12 +178,15 @@ class LedgerModel:
                 "reason": reason,
             }  # fmt: skip
             self._append("budget-denied", call, call_id, attempt, amount, own.committed, stamps, period)
+            if reason == "cap":
+                self._raise_at_cap(budget, cap, settled, call_id, plan=self.plans.get(user, plan))
             call.state = "denied"
             call.denial = ("DENIED", budget, settled, held, cap, amount, reason)
             return call.denial
         call.state, call.hold, call.amount, call.worker, call.period = "open", call.hold + 1, amount, worker, period
         call.begun, call.spent, call.assumed, call.budgets = attempt, 0, 0, tuple(names)
         call.places[call.hold] = (period, call.budgets)
+        call.cap, call.plan = caps[0], self.plans.get(user, plan)
         self._hold_more(call, call_id, attempt, amount, caps)
         return ("OK", call.hold, attempt, amount, own.committed, caps[0])
 
@@ -161,6 +202,7 @@ class LedgerModel:
         budgets: Budgets,
         baselines: Sequence[ModelBaseline],
         extension: int = 0,
+        policy: int = 0,
     ) -> Answer:
         names = [name for name, _ in budgets]
         call = self.calls.get(call_id)
@@ -169,6 +211,8 @@ class LedgerModel:
         assert call is not None
         if begun < call.begun or spent < call.spent:
             return ("OK", call.amount)
+        if extension and policy != self.policy:
+            return ("POLICY", self.policy)
         extends = extension > 0 and begun not in call.extended
         if extends and (refusal := self._refuse(names, baselines)):
             return refusal
@@ -215,6 +259,7 @@ class LedgerModel:
         self._append(
             "cost-recorded", call, call_id, attempt, cost, committed, stamps | self._stamp_budgets(budgets, None)
         )
+        self._raise_reached(budgets, call_id, call)
         call.state = "settled" if is_final else "closed"
         call.settled[hold] = (cost, assumed)
         call.result = result or call.result
@@ -253,6 +298,8 @@ class LedgerModel:
             stamps = {"hold": hold, "assumed_nanousd": less_assumed} | self._stamp_budgets(budgets, None)
             committed = self.budget(budgets[0]).committed
             self._append("cost-adjusted", call, call_id, attempt, difference, committed, stamps, period)
+            if difference > 0:
+                self._raise_reached(budgets, call_id, call if period == call.period else None)
             call.settled[hold] = (cost, assumed)
         return ("OK", difference, call.state == "settled")
 
@@ -267,9 +314,12 @@ class LedgerModel:
         assumed: int,
         budgets: Sequence[str],
         baselines: Sequence[ModelBaseline],
+        policy: int | None = None,
     ) -> Answer:
         if call_id in self.calls:
             return ("NEW", False) if self.calls[call_id].content == content else ("CONFLICT",)
+        if policy not in (None, self.policy):
+            return ("POLICY", self.policy)
         if refusal := self._refuse(budgets, baselines):
             return refusal
         call = self.calls[call_id] = ModelCall(content, user, period, "-", state="settled", budgets=tuple(budgets))
@@ -277,6 +327,7 @@ class LedgerModel:
         self._move(budgets, cost, 0)
         stamps = self._stamp_budgets(budgets, None)
         self._append("cost-recorded", call, call_id, 0, cost, self.budget(budgets[0]).committed, stamps)
+        self._raise_reached(budgets, call_id, None)
         return ("NEW", True)
 
     def assign(
@@ -292,10 +343,93 @@ class LedgerModel:
         if is_credit:
             self.credits[user, period] = self.credits.get((user, period), 0) + amount
         else:
-            self.caps[user] = amount
+            self.caps[user], self.plans[user] = amount, "growth"
         return ("NEW", True)
 
-    def balance(self, *, user: str, period: str, budgets: Budgets, baselines: Sequence[ModelBaseline]) -> Answer:
+    def change_credit(
+        self,
+        command_id: str,
+        *,
+        content: str,
+        kind: str,
+        credit_id: str,
+        amount: int,
+        expires: int,
+        budget: tuple[str, int],
+        baseline: ModelBaseline,
+        is_due: bool = True,
+        policy: int = 0,
+    ) -> Answer:
+        """A credit is used from its first nano-dollar on; one that expires keeps what open holds may need of it."""
+        if command_id in self.calls:
+            return ("CREDIT", False, 0) if self.calls[command_id].content == content else ("CONFLICT",)
+        if policy != self.policy:
+            return ("POLICY", self.policy)
+        if kind == "credit-expired" and not is_due:
+            return ("EARLY",)
+        name, cap = budget
+        if refusal := self._refuse([name], [baseline]):
+            return refusal
+        self.base_caps[name] = cap
+        lots = self.lots.setdefault(name, [])
+        found = next((lot for lot in lots if lot.credit_id == credit_id), None)
+        balance = self.budget(name)
+        change = 0
+        if kind == "credit-granted":
+            change = amount
+            lots.append(ModelCredit(credit_id, amount, amount, expires))
+            lots.sort(key=lambda lot: lot.expires or MAX_NANOUSD)
+        elif kind == "credit-revoked":
+            left = found.left if found else 0
+            if amount > left or not left:
+                return ("LESS", left)
+            change = -(amount or left)
+        elif found is not None:
+            held = max(0, balance.committed - cap) - max(0, balance.settled - cap)
+            change = -max(0, found.left - held)
+        if found is not None and kind != "credit-granted":
+            found.left, found.amount = found.left + change, found.amount + change
+            if not found.left:
+                lots.remove(found)
+        self.granted[name] = self.granted.get(name, 0) + change
+        self._pay(name)
+        command = self.calls[command_id] = ModelCall(content, "", "", "-", state="settled")
+        stamps = {
+            "budget": name, "cap_nanousd": cap, "settled_nanousd": balance.settled, "held_nanousd": balance.held
+        }  # fmt: skip
+        self._append(kind, command, command_id, 0, change, None, stamps)
+        return ("CREDIT", True, change)
+
+    def _pay(self, name: str) -> None:
+        """Let credits pay what is spent beyond the cap, nano-dollar by nano-dollar, in the order of their expiry."""
+        spent = max(0, self.budget(name).settled - self.base_caps.get(name, 0))
+        lots = self.lots.get(name, [])
+        while self.paid.setdefault(name, 0) < spent:
+            lot = next((lot for lot in lots if lot.left), None)
+            if lot is None:
+                return
+            lot.left, self.paid[name] = lot.left - 1, self.paid[name] + 1
+        while self.paid[name] > spent:
+            lot = next((lot for lot in reversed(lots) if lot.left < lot.amount), None)
+            if lot is None:
+                return
+            lot.left, self.paid[name] = lot.left + 1, self.paid[name] - 1
+
+    def apply_policy(self, *, in_force: int, version: int) -> Answer:
+        """A version replaces the one that its author has seen, or nothing; digests are those of the versions."""
+        if version == self.policy:
+            return ("NEW", False)
+        if in_force != self.policy or version < self.policy:
+            return ("POLICY", self.policy)
+        self.policy = version
+        self.events.append(ModelEvent("policy-applied", "", "", "", 0, 0, None, {}))
+        return ("NEW", True)
+
+    def balance(
+        self, *, user: str, period: str, budgets: Budgets, baselines: Sequence[ModelBaseline], policy: int = 0
+    ) -> Answer:
+        if policy != self.policy:
+            return ("POLICY", self.policy)
         names = [name for name, _ in budgets]
         if refusal := self._refuse(names, baselines):
             return refusal
@@ -322,10 +456,43 @@ class LedgerModel:
     def _caps(self, user: str, period: str, budgets: Budgets) -> list[int]:
         caps = [cap for _, cap in budgets]
         caps[0] = min(self.caps.get(user, caps[0]) + self.credits.get((user, period), 0), MAX_NANOUSD)
-        return caps
+        return [min(cap + self.granted.get(name, 0), MAX_NANOUSD) for (name, _), cap in zip(budgets, caps, strict=True)]
+
+    def _raise_reached(self, names: Sequence[str], call_id: str, call: ModelCall | None) -> None:
+        """Raise what settled spend has reached; the user's own budget by the cap and plan of its latest hold."""
+        rules = self.rules_of(self.policy)
+        for index, name in enumerate(names):
+            if index == 0:
+                cap, fractions = (call.cap, rules.plans.get(call.plan, ())) if call else (0, ())
+            else:
+                cap, fractions = rules.budgets.get(name.split(":")[0], (0, ()))
+                cap += self.granted.get(name, 0)
+            for fraction in fractions:
+                if cap and 100 * self.budget(name).settled >= fraction * cap:
+                    self._raise(name, fraction, cap, call_id)
+
+    def _raise_at_cap(self, name: str, cap: int, settled: int, call_id: str, *, plan: str) -> None:
+        """Raise what is reached, and the whole cap in any case, of a budget that refuses."""
+        rules = self.rules_of(self.policy)
+        kind = name.split(":")[0]
+        fractions = rules.plans.get(plan, ()) if kind == "user" else rules.budgets.get(kind, (0, ()))[1]
+        for fraction in fractions:
+            if fraction == 100 or (cap and 100 * settled >= fraction * cap):
+                self._raise(name, fraction, cap, call_id)
+
+    def _raise(self, name: str, fraction: int, cap: int, call_id: str) -> None:
+        if (name, fraction) not in self.raised:
+            self.raised.add((name, fraction))
+            stamps = {
+                "budget": name, "cap_nanousd": cap, "settled_nanousd": self.budget(name).settled,
+                "fraction": f"{fraction / 100:g}", "cause": call_id,
+            }  # fmt: skip
+            self.events.append(ModelEvent("alert-raised", "", "", "", 0, 0, None, stamps))
 
     def _obstacle(self, names: Sequence[str], caps: Sequence[int], amount: int) -> Answer | None:
         """The first budget that settled spend keeps the amount out of, else the first that only holds do (G9)."""
+        if not amount:
+            return None
         weighed = [(self.budget(name), name, cap) for name, cap in zip(names, caps, strict=True)]
         for budget, name, cap in weighed:
             if budget.settled + amount > cap:
@@ -403,6 +570,7 @@ class LedgerModel:
             budget.held += held
             budget.tail.append(self.head + 1)
             budget.moves.append((self.head + 1, budget.settled, budget.held))
+            self._pay(name)
 
     def _append(
         self,

@@ -32,12 +32,12 @@ from tollbook.ledger.server.connection import connect
 from tollbook.observability.process import observe_process
 from tollbook.observability.tracing import Tracing
 from tollbook.schemas.identifiers import EntryId
+from tollbook.schemas.policy import default_policy
 from tollbook.schemas.results import InferenceResult
-from tollbook.schemas.tasks import TaskStream
 from tollbook.standin import StandIn, StandInConfig
 from tollbook.standin.replies import CompletionRequest
 
-STREAMS: Final = tuple(stream.value for stream in TaskStream)
+STREAMS: Final = tuple(default_policy().streams)
 REPLIES: Final = "replies"
 
 Fields = Mapping[str, str]

@@ -1,4 +1,4 @@
--- Plans, caps and credits as the events give them, in the fields and values of the gate's accounts.
+-- Plans, caps and credits, those of budgets too, as the events give them, in the fields and values of the gate's accounts.
 WITH assigned AS (
     SELECT partition, user_id, arg_max(plan, seq) AS plan, arg_max(nanousd(cap_usd), seq)::VARCHAR AS cap_nanousd
     FROM events
@@ -14,5 +14,10 @@ FROM assigned
 UNION ALL
 SELECT partition, user_id, 'credit:' || period, sum(nanousd(amount_usd))::VARCHAR
 FROM events
-WHERE type IN ('credit-granted', 'credit-revoked')
+WHERE type IN ('credit-granted', 'credit-revoked') AND budget IS NULL
 GROUP BY partition, user_id, period
+UNION ALL
+SELECT partition, '', budget, sum(nanousd(amount_usd))::VARCHAR
+FROM events
+WHERE type IN ('credit-granted', 'credit-revoked', 'credit-expired') AND budget IS NOT NULL
+GROUP BY partition, budget

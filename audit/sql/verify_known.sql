@@ -1,4 +1,4 @@
--- Caps that are on no event: of plans and users by the settings, and of further budgets. Each stamp must be one that the
+-- Caps that are on no event, before the first policy: of plans and users by the settings, and of further budgets. Each stamp must be one that the
 -- settings or an event know for the plan or budget. One below all of them is only noted: nobody could overspend by it.
 WITH known AS (
     SELECT subject, cap
@@ -17,7 +17,7 @@ stamps AS (
             ELSE 'plan:' || plan
         END AS subject
     FROM verify_caps
-    WHERE NOT (is_own AND is_assigned)
+    WHERE NOT (is_own AND is_assigned) AND policy_version IS NULL
     GROUP BY ALL
 ),
 wanted AS (

@@ -21,6 +21,15 @@ CREATE TABLE verify_reserved (
     committed BIGINT
 );
 
+-- Caps by each policy: of "user:<id>", "plan:<name>", or a further budget, for all values or for one.
+CREATE TABLE verify_policy_caps (
+    partition INTEGER NOT NULL,
+    seq BIGINT NOT NULL,
+    version INTEGER NOT NULL,
+    subject VARCHAR NOT NULL,
+    cap BIGINT NOT NULL
+);
+
 -- Caps by the settings: of "user:<id>", "plan:<name>", "day" or "campaign".
 CREATE TABLE verify_known_caps (
     subject VARCHAR NOT NULL,

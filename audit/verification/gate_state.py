@@ -1,4 +1,4 @@
-"""Verification of what Redis holds beside the stream: accounts, tails, open holds and call records (G1, G2, G6).
+"""Verification of what Redis holds beside the stream: accounts, tails, holds, call records, policy (G1, G2, G6, G11).
 
 Everything is compared with what the events give, so that a value changed by hand is found, and named with both values.
 Users, calls and budgets of events appended meanwhile are left for the next verification.
@@ -18,6 +18,7 @@ from tollbook.audit.verification.findings import MAX_SHOWN_PER_RULE, Findings, K
 from tollbook.audit.verification.refold import Refold
 from tollbook.audit.verification.stream import StreamEnd
 from tollbook.ledger.gate.call_record import CallRecord, parse_call_record
+from tollbook.ledger.gate.policies import POLICY_FIELDS, StoredPolicy, is_same_payload
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.identifiers import EntryId, budget_name, describe_budget
@@ -45,6 +46,7 @@ class GateState:
     later: pa.Table
     watermark: EntryId
     """Entries up to here may be gone from the tails."""
+    policy: StoredPolicy
 
     @classmethod
     async def read(cls, redis: Redis, keys: Keys, end: StreamEnd) -> "GateState":
@@ -66,6 +68,7 @@ class GateState:
             except ValueError as exc:
                 unreadable.append((keys.call(call_id), str(exc)))
         holds: Any = await cast("Any", redis).zrange(keys.holds, 0, -1, withscores=True)
+        policy: Any = await cast("Any", redis).hmget(keys.meta, *POLICY_FIELDS)
         # Read last: what it has passed by now may have been dropped from the tails meanwhile.
         trimmed_to = _text(await cast("Any", redis).hget(keys.meta, "trimmed_to") or "0-0")
         return cls(
@@ -84,6 +87,7 @@ class GateState:
             unreadable,
             _table(await read_later(redis, keys, last), "kind", "name"),
             EntryId.parse(trimmed_to),
+            StoredPolicy.of_fields(policy),
         )
 
     @property
@@ -124,8 +128,23 @@ class GateState:
         later = {row["name"] for row in self.later.to_pylist() if row["kind"] == "user"}
         accounts = changed_accounts(self.accounts, values, without=later)
         records += [f"{key} in Redis is not as the gate writes it ({why})" for key, why in self.unreadable]
-        for kind, problems in (("account", accounts), ("hold", tails), ("record", records)):
+        policies = self._policy_problems(refold.newest_policy(self.partition))
+        for kind, problems in (
+            ("account", accounts), ("policy", policies), ("hold", tails), ("record", records),
+        ):  # fmt: skip
             self._add(findings, cast("Kind", kind), problems)
+
+    def _policy_problems(self, given: tuple[int, str, str] | None) -> list[str]:
+        """Compare the policy in `meta` with that of the last event, unless a newer one was applied meanwhile."""
+        version, digest, payload = given or (0, "", "")
+        found = self.policy
+        if any(name["kind"] == "policy" for name in self.later.to_pylist()):
+            return []
+        if (found.version, found.digest) != (version, digest):  # audits G11
+            return [f"policy {found.version} ({found.digest or 'none'}) is in force in Redis, {version} by the events"]
+        if not is_same_payload(found.payload, payload):  # audits G11
+            return [f"the content of policy {version} in Redis is not that of its event"]
+        return []
 
     def _add(self, findings: Findings, kind: Kind, problems: Sequence[str]) -> None:
         for problem in problems[:MAX_SHOWN_PER_RULE]:
@@ -139,13 +158,15 @@ async def read_accounts(redis: Redis, keys: Keys, unreadable: list[tuple[str, st
     accounts: Accounts = {}
     async for user_id, fields in _values(redis, keys.account(""), unreadable, "HGETALL"):
         accounts |= {(user_id, name): value for name, value in _pairs(fields)}
-    return accounts
+    credits_ = _pairs(await cast("Any", redis).hgetall(keys.credits))
+    # Of a budget, without a user.
+    return accounts | {("", name): value for name, value in credits_ if not name.endswith(" lots")}
 
 
 def changed_accounts(found: Accounts, given: Accounts, *, without: Collection[str]) -> list[str]:
     """Describe what Redis holds and the events do not give, or the other way; `without` these users."""
     return [
-        f"user {user_id}: {_field(field)} is {_value(field, found.get((user_id, field)))} in Redis, "
+        f"{_subject(user_id, field)} is {_value(field, found.get((user_id, field)))} in Redis, "
         f"{_value(field, given.get((user_id, field)))} by the events"
         for user_id, field in sorted(found.keys() | given.keys())
         if user_id not in without and found.get((user_id, field)) != given.get((user_id, field))  # audits G1
@@ -200,6 +221,7 @@ async def read_later(redis: Redis, keys: Keys, after: EntryId) -> list[tuple[str
             for row in batch.to_table().to_pylist():
                 found |= {("user", row["user_id"]), ("call", row["call_id"])}
                 found |= {("budget", name) for name in _budgets(row)}
+                found |= {("policy", "")} if row["type"] == "policy-applied" else set()
             after = batch.last_id
     finally:
         await reader.aclose()
@@ -232,6 +254,10 @@ def _pairs(fields: Any) -> Iterable[tuple[str, str]]:
 def _table(rows: Sequence[Sequence[Any]], *names: str, integers: Sequence[str] = ()) -> pa.Table:
     schema = pa.schema([(name, pa.int64() if name in integers else pa.string()) for name in names])
     return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], schema=schema)
+
+
+def _subject(user_id: str, field: str) -> str:
+    return f"user {user_id}: {_field(field)}" if user_id else f"{describe_budget(field)}: its credit"
 
 
 def _field(name: str) -> str:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from tollbook.audit.verification.chain import Events
 from tollbook.audit.verification.findings import MAX_SHOWN_PER_RULE, Findings, Kind
+from tollbook.audit.verification.policies import check_policies, policy_caps, read_policies
 from tollbook.ledger.archive.segments import Manifest
 from tollbook.ledger.gate.call_record import RECORD_KEPT_MS
 from tollbook.ledger.packaged import packaged_text
@@ -28,6 +29,7 @@ from tollbook.schemas.upcasters import UnreadableEvent
 _RULES: Final[tuple[tuple[Kind, str], ...]] = (
     ("balance", "verify_stamps"),
     ("cap", "verify_cap"),
+    ("cap", "verify_held_against"),
     ("call", "verify_lives"),
     ("call", "verify_budgets"),
     ("call", "verify_denied"),
@@ -105,6 +107,10 @@ class Refold:
         """
         # A second thread only here, where much is sorted and little written.
         self._cursor.execute("SET threads = 2")
+        policies = read_policies(self._cursor)
+        check_policies(policies, self.store.partitions, self.findings)
+        if caps := list(policy_caps(policies)):
+            self._cursor.executemany("INSERT INTO verify_policy_caps VALUES (?, ?, ?, ?, ?)", caps)
         self._cursor.execute(_sql("verify_caps"))
         self._cursor.execute(_sql("verify_calls"), {"forgotten_ms": RECORD_KEPT_MS})
         for kind, rule in _RULES:
@@ -160,6 +166,15 @@ class Refold:
         if sealed_seq is not None and announced_seq < sealed_seq:
             problem = f"the ledger was sealed up to event {sealed_seq}, `segment-sealed` events up to {announced_seq}"
             self.findings.add("seal", problem, partition=partition)
+
+    def newest_policy(self, partition: int) -> tuple[int, str, str] | None:
+        """Return version, digest and payload of a partition's last `policy-applied` event; None without one."""
+        return self._cursor.execute(
+            "SELECT p.version, p.digest, e.payload::VARCHAR FROM policies AS p "
+            "JOIN events AS e ON e.partition = p.partition AND e.seq = p.seq "
+            "WHERE p.partition = ? ORDER BY p.seq DESC LIMIT 1",
+            [partition],
+        ).fetchone()
 
     def highest(self) -> list[dict[str, Any]]:
         """Return the highest committed amount of each budget; after `check`."""

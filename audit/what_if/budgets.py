@@ -198,6 +198,8 @@ class Budgets:
 
     def weigh(self, hold: Hold, amount: int) -> tuple[Verdict, str, int]:
         """Return the gate's answer, and the budget that decides it, with its cap."""
+        if not amount:
+            return "fits", *hold.budgets[0]  # G9
         waiting: tuple[str, int] | None = None
         for index, (name, recorded_cap) in enumerate(hold.budgets):
             cap = recorded_cap if index else self.caps.in_force(hold.account, recorded_cap)

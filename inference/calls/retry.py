@@ -8,13 +8,17 @@ docs/reference/outcomes.md.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import SystemRandom
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from tollbook.inference.attempts import Attempt
 from tollbook.schemas.events import FailureReason
 
 if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
+
+
+MODELS_OF_A_CALL: Final = 2
+"""Models that a call may try by its route: the first and one fallback, unless it has more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +67,19 @@ class RetryPolicy:
 
     @property
     def max_requests(self) -> int:
-        """Requests that one call can take: to the model and its fallback, and one with a larger limit."""
-        return 2 * (self.retries + 1) + 1
+        """Requests that a call with one fallback can take, one with a larger limit included."""
+        return MODELS_OF_A_CALL * (self.retries + 1) + 1
 
     @property
     def max_pauses_s(self) -> float:
-        """Seconds that the pauses of one call can add up to."""
-        return 2 * self.retries * max(self.backoff_max_s, self.retry_after_max_s)
+        """Seconds that the pauses of such a call can add up to."""
+        return MODELS_OF_A_CALL * self.retries * max(self.backoff_max_s, self.retry_after_max_s)
 
     def max_call_s(self, attempt_timeout_s: float) -> float:
-        """Return the seconds that one call can take: every request at its time-out, every pause at its longest."""
+        """Return the seconds that such a call can take: every request at its time-out, every pause at its longest.
+
+        A call with more models can take more in proportion.
+        """
         return self.max_requests * attempt_timeout_s + self.max_pauses_s
 
     def decide(self, attempt: Attempt, *, attempts_of_model: int, has_fallback: bool) -> Step:

@@ -73,8 +73,8 @@ class ProviderClient:
         self._now_s = now_s
 
     @classmethod
-    def from_settings(cls, settings: "Settings") -> Self:
-        """Make the client that the settings describe."""
+    def from_settings(cls, settings: "Settings", *, concurrent_calls: int = 0) -> Self:
+        """Make the client that the settings describe, for so many calls at a time."""
         return cls(
             api_key=settings.openrouter_api_key,
             base_url=settings.openrouter_base_url,
@@ -83,7 +83,7 @@ class ProviderClient:
             attempt_timeout_s=settings.attempt_timeout_s,
             connect_timeout_s=settings.connect_timeout_s,
             # Callers limit their concurrency; a wait for a connection would look like a provider that is unreachable.
-            max_connections=max(2 * settings.concurrency.total(), 1024),
+            max_connections=max(2 * concurrent_calls, 1024),
             app_title=settings.app_title,
             app_url=settings.app_url,
         )

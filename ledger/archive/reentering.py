@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from tollbook.ledger.archive.known_events import Row
 from tollbook.ledger.archive.restoring import budgets_of, claim_calls
-from tollbook.ledger.errors import CreditTooLow, IdempotencyConflict, NoPlanAssigned
+from tollbook.ledger.errors import BudgetCreditTooLow, CreditTooLow, IdempotencyConflict, NoPlanAssigned
 from tollbook.ledger.gate.call_record import CallRecord
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger
@@ -18,7 +18,9 @@ from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AlreadySettled,
     AssignRequest,
+    BudgetCap,
     ChargeRequest,
+    CreditRequest,
     SettleRequest,
     WithdrawRequest,
 )
@@ -34,7 +36,7 @@ from tollbook.schemas.events import (
     PlanCleared,
     payload_json,
 )
-from tollbook.schemas.identifiers import budget_name
+from tollbook.schemas.identifiers import budget_name, partition_of, split_budget_name, split_values
 from tollbook.schemas.upcasters import payload_object
 
 _NO_HASH: Final = "-"
@@ -320,7 +322,7 @@ class Reentry:
             return
         try:
             is_new = await self._repeat_command(row)
-        except (IdempotencyConflict, CreditTooLow, NoPlanAssigned):
+        except (IdempotencyConflict, CreditTooLow, BudgetCreditTooLow, NoPlanAssigned):
             is_new = False
         if is_new:
             self._count(0)
@@ -331,6 +333,8 @@ class Reentry:
     async def _repeat_command(self, row: Row) -> bool:
         payload = payload_object(row["payload"])
         model = _COMMANDS[row["type"]].model_validate(payload)
+        if isinstance(model, CreditGranted | CreditRevoked) and model.budget is not None:
+            return await self._repeat_credit(row, model)
         command: dict[str, Any] = {
             "command_id": row["call_id"],
             "user_id": row["user_id"],
@@ -349,6 +353,29 @@ class Reentry:
                 return await self._ledger.assign(AssignRequest(**command, plan="", amount_nanousd=row["amount"]))
             case PlanCleared() | CreditRevoked():
                 return await self._ledger.withdraw(WithdrawRequest(**command, amount_nanousd=-row["amount"]))
+
+    async def _repeat_credit(self, row: Row, model: CreditGranted | CreditRevoked) -> bool:
+        """Grant or take back a budget's credit again. What has expired since, the projector takes back again."""
+        assert model.budget is not None
+        assert model.credit is not None
+        # The budget is this partition's: of everybody, or of a user whom its value names.
+        partition = self._gate.keys.partition
+        values = ["", *split_values(split_budget_name(model.budget)[1])]
+        user_id = next(each for each in values if partition_of(each, self._partitions) == partition)
+        unstamped = dict.fromkeys(("budget", "cap_nanousd", "settled_nanousd", "held_nanousd", "content_hash"))
+        request = CreditRequest(
+            command_id=row["call_id"],
+            user_id=user_id,
+            content_hash=model.content_hash or _NO_HASH,
+            type=model.type,
+            credit_id=model.credit,
+            amount_nanousd=abs(row["amount"]),
+            expires_ms=model.expires_ms or 0,
+            payload=payload_json(model.model_copy(update=unstamped | {"recovered_id": row["id"]})),
+            budget=BudgetCap(model.budget, model.cap_nanousd or 0),
+            policy_version=(await self._gate.policy()).version,
+        )
+        return (await self._ledger.change_credit(request)).is_new
 
     def _count_difference(self, nanousd: int) -> None:
         if nanousd:

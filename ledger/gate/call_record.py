@@ -11,6 +11,8 @@ CallState = Literal["open", "closed", "settled", "denied"]
 
 RECORD_KEPT_MS: Final = 31 * 86_400_000
 """The shortest time for which the gate keeps the record of a finished call: the least TOLLBOOK_IDEMPOTENCY_TTL_S."""
+_NOBODYS: Final = "-"
+"""The period of a command that concerns no user's."""
 _SETTLED: Final = re.compile(r"(\d+)=(\d+),(\d+)(?:\t[^\t]*\t(.*))?")
 
 
@@ -47,12 +49,12 @@ def parse_call_record(value: bytes) -> CallRecord:
     head, settled, marks, _denial, *budgets = value.decode().split("\n")
     # Of these, the user's id alone can have spaces.
     state, content_hash, hold, amount, worker, deadline, rest = head.split(" ", 6)
-    user_id, period, *numbers = rest.rsplit(" ", 5)
-    recorded, begun, spent, assumed = (int(number) for number in numbers)
+    user_id, period, *numbers = rest.rsplit(" ", 7)
+    recorded, begun, spent, assumed = (int(number) for number in numbers[:4])  # Then a cap and a plan, for alerts.
     return CallRecord(
         state=cast("CallState", state),
         content_hash=content_hash,
-        user_id=user_id,
+        user_id="" if period == _NOBODYS else user_id,
         hold=OpenCall(
             int(hold), int(amount), worker, int(deadline), recorded, begun, spent, assumed, tuple(budgets), period
         ),

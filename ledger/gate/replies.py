@@ -12,6 +12,7 @@ from tollbook.ledger.errors import (
     LedgerError,
     LedgerReplaced,
     LedgerWentBack,
+    PolicyChanged,
 )
 from tollbook.ledger.gate.requests import (
     Denied,
@@ -108,6 +109,8 @@ def refusal(reply: list[bytes], call_id: str, hold: int) -> LedgerError:
             return LedgerWentBack(EntryId.parse(words[0]))
         case b"STOPPED":
             return CallsStopped(words[0])
+        case b"POLICY":
+            return PolicyChanged(int(words[0]))
         case b"AHEAD":
             return LedgerAhead(folded_seq=int(words[0]), ledger_seq=int(words[1]))
         case b"DIVERGED":

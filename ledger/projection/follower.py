@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from tollbook.ledger.errors import LedgerAhead, LedgerError, LedgerRefused, LedgerReplaced, LedgerUnavailable
+from tollbook.ledger.gate.policies import POLICY_FIELDS, StoredPolicy, is_same_payload
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.confirmation import Confirmation
@@ -40,6 +41,17 @@ class LedgerRewritten(LedgerRefused):
         )
         self.partition = partition
         self.position = position
+
+
+class PolicyForged(LedgerRefused):
+    """What Redis holds as the policy of a partition is not what its last `policy-applied` event says."""
+
+    def __init__(self, *, partition: int, problem: str) -> None:
+        super().__init__(
+            f"partition {partition}: {problem}: the policy was changed in Redis, and not by the gate. Run `tollbook "
+            "verify`, and restore Redis"
+        )
+        self.partition = partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +116,14 @@ class Follower:
         self._traces = Traces(redis, keys)
         self._position = Position()
         self._trimmed_to = ZERO_ENTRY
+        self._policy = StoredPolicy()
+        self._confirmed_policy = ""
         self._since_checkpoint = 0
         self._waiting: dict[asyncio.Future[None], EntryId] = {}
 
     async def run(self) -> None:
         """Follow until cancelled. Errors: LedgerRefused; UnreadableEvent."""
-        self._position = await asyncio.to_thread(self._store.position, self._keys.partition)
+        await self._load()
         backoff_s = self._settings.first_backoff_s
         try:
             while True:
@@ -174,22 +188,27 @@ class Follower:
     async def check(self) -> None:
         """Check that the projection belongs to the ledger as it is now, before anybody reads it.
 
-        Errors: LedgerUnavailable; LedgerReplaced; LedgerAhead; LedgerRewritten.
+        Errors: LedgerUnavailable; LedgerReplaced; LedgerAhead; LedgerRewritten; PolicyForged.
         """
-        self._position = await asyncio.to_thread(self._store.position, self._keys.partition)
+        await self._load()
         try:
             await self._check_identity()
         except (RedisError, OSError) as exc:
             raise LedgerUnavailable(f"the ledger cannot be read ({exc})") from exc
 
+    async def _load(self) -> None:
+        """Read from the projection how far it is, and which policy is the last one there."""
+        self._position = await asyncio.to_thread(self._store.position, self._keys.partition)
+        self._policy = await asyncio.to_thread(self._store.newest_policy, self._keys.partition)
+
     async def _check_identity(self) -> None:
         """Refuse a ledger other than the one folded so far, or one that has lost or replaced events."""
         partition, position = self._keys.partition, self._position
         async with asyncio.timeout(ANSWER_TIMEOUT_S), self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.hmget(self._keys.meta, ["ledger_id", "removed", "trimmed_to"])
+            pipeline.hmget(self._keys.meta, ["ledger_id", "removed", "trimmed_to", *POLICY_FIELDS])
             pipeline.xlen(self._keys.ledger)
             pipeline.xrange(self._keys.ledger, min=str(position.entry), max=str(position.entry), count=1)
-            (stored_id, removed, trimmed_to), length, last_folded = cast("Any", await pipeline.execute())
+            (stored_id, removed, trimmed_to, *policy), length, last_folded = cast("Any", await pipeline.execute())
         if _text(stored_id or "") != self._store.ledger_id:  # G8
             raise LedgerReplaced(expected=self._store.ledger_id, found=_text(stored_id or ""))
         seq = length + int(removed or 0)
@@ -198,6 +217,20 @@ class Follower:
         if not last_folded and position.seq > int(removed or 0):  # G8
             raise LedgerRewritten(partition=partition, position=position)
         self._trimmed_to = EntryId.parse(_text(trimmed_to or str(ZERO_ENTRY)))
+        self._check_policy(StoredPolicy.of_fields(policy), is_all_folded=seq == position.seq)
+
+    def _check_policy(self, stored: StoredPolicy, *, is_all_folded: bool) -> None:
+        """Refuse a policy in Redis that no event put there. One that is newer than the fold has its event to come."""
+        folded, partition = self._policy, self._keys.partition
+        if stored.version < folded.version or (stored.version > folded.version and is_all_folded):  # G11
+            problem = f"policy {stored.version} is in force in Redis, {folded.version} by the events"
+            raise PolicyForged(partition=partition, problem=problem)
+        if stored.version != folded.version or stored.payload == self._confirmed_policy:
+            return
+        if stored.digest != folded.digest or not is_same_payload(stored.payload, folded.payload):  # G11
+            problem = f"policy {stored.version} has another content in Redis than in its event"
+            raise PolicyForged(partition=partition, problem=problem)
+        self._confirmed_policy = stored.payload
 
     async def _fold(self, page: _Page) -> None:
         try:
@@ -230,6 +263,8 @@ class Follower:
         if folded is None:
             return
         self._position, self.has_folded = folded.position, True
+        if "policy-applied" in table["type"].unique().to_pylist():
+            self._policy = await asyncio.to_thread(self._store.newest_policy, self._keys.partition)
         self._watermark.note(folded)
         self._since_checkpoint += folded.events
         self._wake()

@@ -19,6 +19,7 @@ import structlog
 
 from tollbook.ledger.errors import BaselineUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage
+from tollbook.ledger.gate.policies import StoredPolicy
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.projection.database import open_database, roll_back
 from tollbook.ledger.projection.fold import Folded, fold_incoming
@@ -37,6 +38,14 @@ _log = structlog.get_logger(__name__)
 # With a second thread, DuckDB (1.5, November 2026) writes the data of an INSERT twice, and the thread that waits
 # spins and takes Python's lock each time. Readers still run beside the fold, each query on its caller's thread.
 _THREADS: Final = 1
+
+NEWEST_POLICY: Final = """
+SELECT p.partition, p.version, p.digest, e.payload::VARCHAR AS payload
+FROM policies AS p
+JOIN events AS e ON e.partition = p.partition AND e.seq = p.seq
+QUALIFY row_number() OVER (PARTITION BY p.partition ORDER BY p.seq DESC) = 1
+"""
+"""The policy in force of each partition, as its event has it."""
 
 
 class Store:
@@ -176,6 +185,14 @@ class Store:
     def position(self, partition: int = 0) -> Position:
         """Return a partition's position."""
         return self.baselines(()).positions[partition]
+
+    def newest_policy(self, partition: int = 0) -> StoredPolicy:
+        """Return the last policy of a partition, as its event has it; version 0 where there is none."""
+        rows = self.query(
+            f"SELECT version, digest, payload FROM ({NEWEST_POLICY}) WHERE partition = ?",  # noqa: S608 - a constant.
+            [partition],
+        )
+        return StoredPolicy(**rows[0]) if rows else StoredPolicy()
 
     def query(self, sql: str, params: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """Run a query and return its rows; money comes back as Decimal. Errors: as `reading`."""

@@ -1,9 +1,9 @@
 """Events compared with what the gate left beside them, before they are folded: an event of another program is found.
 
-In the step that appends an event, the gate also writes each of its moves on the tail of the budget, and a refusal, a
-plan or a credit as a record under its id. The comparison is exact for every move of money after the watermark: entry by
-entry, and the balance after the last. Entries up to the watermark may be gone; but the watermark only passes what was
-folded, hence compared.
+In the step that appends an event, the gate also writes each of its moves on the tail of the budget, a refusal, a plan
+or a credit as a record under its id, and a policy in `meta`. The comparison is exact for every move of money after the
+watermark: entry by entry, and the balance after the last. Entries up to the watermark may be gone; but the watermark
+only passes what was folded, hence compared.
 
 Not compared are attempts, fallbacks and seals: they move no money. `tollbook verify` compares attempts and fallbacks
 with the records of their calls, and seals with the archive.
@@ -19,6 +19,7 @@ from redis.exceptions import ResponseError
 
 from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.call_record import RECORD_KEPT_MS
+from tollbook.ledger.gate.policies import POLICY_FIELDS, StoredPolicy
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.projection.fold import statement
@@ -90,6 +91,14 @@ class _Other(NamedTuple):
     call_id: str
 
 
+class _Policy(NamedTuple):
+    seq: int
+    id: str
+    version: int
+    digest: str
+    before: int
+
+
 @dataclass(frozen=True, slots=True)
 class Expected:
     """What the gate must have left beside the events of a batch after `after`."""
@@ -97,6 +106,7 @@ class Expected:
     after: EntryId
     parts: Sequence[_Part]
     others: Sequence[_Other]
+    policies: Sequence[_Policy]
 
 
 def read_expected(cursor: duckdb.DuckDBPyConnection, after: EntryId) -> Expected:
@@ -104,7 +114,8 @@ def read_expected(cursor: duckdb.DuckDBPyConnection, after: EntryId) -> Expected
     given = {"ms": after.ms, "n": after.seq}
     parts = [_Part(*row) for row in cursor.execute(statement("trace_moves"), given).fetchall()]
     others = [_Other(*row) for row in cursor.execute(statement("trace_others"), given).fetchall()]
-    return Expected(after, parts, others)
+    policies = [_Policy(*row) for row in cursor.execute(statement("trace_policies")).fetchall()]
+    return Expected(after, parts, others, policies)
 
 
 def read_moves(cursor: duckdb.DuckDBPyConnection, budget: str, after: EntryId) -> list[_Move]:
@@ -197,6 +208,21 @@ class Traces:
                         entry_id=other.id,
                         problem=f"{other.type} {other.call_id} has no record",
                     )
+
+    async def check_policies(self, expected: Expected) -> None:
+        """Check that applied policies are in `meta`, or older than the one there. Errors: ForgedEvent."""
+        if not expected.policies:
+            return
+        found: Any = await cast("Any", self._redis).hmget(self._keys.meta, *POLICY_FIELDS)
+        stored = StoredPolicy.of_fields(found)
+        for each in expected.policies:
+            if each.version <= each.before:
+                problem = f"policy {each.version} comes after policy {each.before}"
+            elif each.version > stored.version or (each.version == stored.version and each.digest != stored.digest):
+                problem = f"policy {each.version} is not the one that the gate put in force"
+            else:
+                continue
+            raise ForgedEvent(partition=self._keys.partition, seq=each.seq, entry_id=each.id, problem=problem)  # G11
 
     async def _read(self, after: EntryId, parts: Sequence[_Part]) -> list[str]:
         keys = [self._keys.meta, *(self._keys.tail(part.budget) for part in parts)]

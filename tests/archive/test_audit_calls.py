@@ -38,7 +38,6 @@ from tollbook.schemas.events import (
     CostRecorded,
     Event,
 )
-from tollbook.schemas.plans import Plan
 
 # claude-sonnet-4 at $3 and $15 a million; written to a cache, a prompt costs $3.75. gpt-4o-mini: $0.15 and $0.60.
 COST = PROMPT_TOKENS * 3_000 + COMPLETION_TOKENS * 15_000
@@ -83,11 +82,11 @@ class Scene:
             return await runner.run(self.calling.call(call_id, **fields), is_final=is_final)
 
     async def happen(self) -> None:
-        administration = Administration(self.calling.runtime.ledger, self.calling.runtime.policy.plan_caps_nanousd)
+        administration = Administration(self.calling.runtime.ledger, self.calling.runtime.policies)
         await self.run("plain", None)
         await self.run("fallback", "hang_charged", None, campaign_id="spring/sale")
         await administration.adjust_cost("fallback", CORRECTED, Signature("eva", "invoice of November"))
-        await administration.set_plan("u1", Plan.TRIAL, Signature("eva", "extended"), cap_nanousd=CAP)
+        await administration.set_plan("u1", "trial", Signature("eva", "extended"), cap_nanousd=CAP)
         await administration.grant_credit("u1", CREDIT, Signature("ben", "outage", "k1"))
         await self._hold("dies")
         await self.run("waits", is_final=True)
@@ -201,7 +200,7 @@ async def test_the_life_of_a_call_has_every_event_of_it(scene: Scene) -> None:
         "budget-reserved", "model-called", "budget-reserved", "fallback-used", "model-called", "cost-recorded",
         "cost-adjusted",
     ]  # fmt: skip
-    assert [event.seq for event in life.events] == list(range(4, 11))
+    assert [event.seq for event in life.events] == list(range(5, 12))
     assert (life.status, life.cost_nanousd, life.assumed_nanousd, life.held_nanousd) == ("done", CORRECTED, 0, 0)
     dead = await scene.life("dies")
     assert dead.workers == ("test.run-1", "test.run-2")

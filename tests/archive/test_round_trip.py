@@ -137,7 +137,7 @@ async def assert_points_in_time(trip: RoundTrip, directory: Path, *, points: int
         until = ReplayLimits(trip.entry(seq))
         store = await replay(trip.source, directory / f"{seq}.duckdb", until)
         rows = store.query(
-            "SELECT budget, nanousd(settled_usd + held_usd) AS committed FROM budgets WHERE kind = 'user'"
+            "SELECT budget, nanousd(settled_usd + held_usd) AS committed FROM budgets WHERE name = 'user'"
         )
         committed = {row["budget"]: row["committed"] for row in rows}
         # A budget that only credit or refusals speak of has no row.

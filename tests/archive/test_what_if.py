@@ -633,7 +633,7 @@ async def test_the_command_reads_an_archive_and_prints_tables_or_json(redis_clie
         {"fallbacks": ["score_post=a,b"]},
     ],
 )
-def test_a_change_that_cannot_be_read_is_refused(options: dict[str, list[str]]) -> None:
+def test_a_change_that_cannot_be_read_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(typer.BadParameter):
         read_alternatives(**options)
 

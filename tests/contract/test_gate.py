@@ -84,6 +84,20 @@ SCENARIOS: dict[str, list[Row]] = {
         ("reserve", {"amount": 0}, ("OK", 1, 1, 0, 0, CAP)),
         ("settle", {"cost": 0}, ("OK", 0)),
     ],
+    "what costs nothing needs no room under a cap that is used up (G9)": [
+        ("reserve", {}, ("OK", 1, 1, 4, 4, CAP)),
+        ("reserve", {"call": "free", "amount": 0, "cap": 3}, ("OK", 1, 1, 0, 4, 3)),
+        ("settle", {"cost": CAP + 1}, ("OK", CAP + 1)),
+        ("reserve", {"call": "b", "amount": 1}, ("DENIED", OWN, CAP + 1, 0, CAP, 1, "cap")),
+        ("reserve", {"call": "free again", "amount": 0}, ("OK", 1, 1, 0, CAP + 1, CAP)),
+    ],
+    "a trial refuses nothing, and is a hold where it fits": [
+        ("reserve", {"amount": CAP + 1, "trial": True}, ("WAIT", OWN, 0, 0, CAP)),
+        ("reserve", {"amount": 7, "trial": True}, ("OK", 1, 1, 7, 7, CAP)),
+        ("reserve", {"call": "b", "trial": True}, ("WAIT", OWN, 0, 7, CAP)),
+        ("reserve", {"call": "b", "amount": 3}, ("OK", 1, 1, 3, 10, CAP)),
+        ("reserve", {"call": "b", "amount": 3, "trial": True}, ("OPEN", 1, 3, "worker", 0, 1, 0, 0, (OWN,), PERIOD)),
+    ],
     "the largest amounts there are": [
         ("reserve", {"amount": MAX_NANOUSD, "cap": MAX_NANOUSD}, ("OK", 1, 1, MAX_NANOUSD, MAX_NANOUSD, MAX_NANOUSD)),
         ("settle", {"cost": MAX_NANOUSD}, ("OK", MAX_NANOUSD)),
@@ -674,4 +688,14 @@ async def test_credit_past_the_largest_amount_is_refused(bench: GateBench) -> No
     before = await bench.everything()
     with pytest.raises(ResponseError, match="TOLLBOOK credit out of bounds"):
         await bench.gate.assign(grant("l"))
+    assert await bench.everything() == before
+
+
+@pytest.mark.parametrize("amount", [CAP, 6], ids=["refused", "waited for"])
+async def test_a_trial_that_does_not_fit_leaves_everything_as_it_was(bench: GateBench, amount: int) -> None:
+    await bench.reserve(amount=7)
+    await bench.settle(cost=2, final=False)
+    await bench.reserve("other", amount=5)
+    before = await bench.everything()
+    assert isinstance(await bench.reserve("b", amount=amount, trial=True), Waiting)
     assert await bench.everything() == before

@@ -16,10 +16,10 @@ from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.server.pipeline import CommandPipeline
-from tollbook.schemas.tasks import TaskStream
+from tollbook.schemas.policy import default_policy
 
 KEYS = Keys()
-STREAMS = [stream.value for stream in TaskStream]
+STREAMS = list(default_policy().streams)
 
 
 @pytest.fixture(params=[kind for kind in server_kinds() if kind != CONTAINER])
@@ -122,9 +122,7 @@ async def test_what_a_user_may_not_do_is_named(server: EmbeddedServer, case: str
     async with await as_user(server, *rules) as redis:
         pipeline = CommandPipeline(redis)
         with pytest.raises(PermissionsMissing) as refused:
-            await check_permissions(
-                pipeline, [KEYS], streams=[stream.value for stream in TaskStream], is_projector=True
-            )
+            await check_permissions(pipeline, [KEYS], streams=STREAMS, is_projector=True)
         await pipeline.aclose()
         assert words == ", ".join(refused.value.missing)
         assert "ACL SETUSER" in refused.value.message

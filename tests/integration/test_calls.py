@@ -6,10 +6,11 @@ or a log line (G10).
 """
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -39,6 +40,7 @@ from tollbook.schemas.events import (
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.money import nanousd_from_usd, usd_from_nanousd
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
+from tollbook.standin.prices import PRICES, ListPrice
 
 COMPLETION = "tokens of nothing"
 SONNET, MINI = "anthropic/claude-sonnet-4", "openai/gpt-4o-mini"
@@ -285,7 +287,7 @@ async def test_provider_that_cannot_be_reached_costs_nothing_and_has_no_fallback
 
 async def test_call_whose_model_has_no_fallback_is_tried_again_at_its_own_risk(calling: Calling) -> None:
     call = calling.call()
-    route = call.route.model_copy(update={"fallback": None})
+    route = call.route.model_copy(update={"fallback": ()})
     calling.script("hang_charged", None)
     result = await run(calling, Call(**{**_fields(call), "route": route}))
     assert result.status is DONE
@@ -445,6 +447,115 @@ async def test_call_that_only_a_hold_stands_in_the_way_of_waits_unless_it_is_fin
         await holding
         assert isinstance(await runner.run(calling.call(run_id="run-2")), InferenceResult)
     assert (await story(calling))[0] == HELD
+
+
+CHEAPER: Final = {"generate_draft": {"cheaper": "openai/gpt-4o-mini", "fallback": None}}
+
+
+async def test_cheaper_model_is_called_where_the_first_ones_hold_does_not_fit(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    async with open_calling(server_url, tmp_path, routes=CHEAPER) as calling:
+        await calling.set_cap(BOUND[SONNET] - 1)
+        result = await run(calling)
+        assert (result.status, result.downgraded_from) == (TaskStatus.DONE, SONNET)
+        assert result.model_used == "openai/gpt-4o-mini"
+        await calling.check_guarantees()
+        held = await calling.query("SELECT payload FROM events WHERE type = 'budget-reserved'")
+        assert [json.loads(row["payload"])["downgraded_from"] for row in held] == [SONNET]
+        assert [json.loads(row["payload"])["bound"]["model"] for row in held] == ["openai/gpt-4o-mini"]
+        # The same task again has the same answer, and costs nothing.
+        assert await run(calling, calling.call(run_id="run-2")) == result
+        assert calling.provider.requests == 1
+        await calling.check_guarantees()
+
+
+async def test_cheaper_model_is_called_rather_than_waiting_for_other_holds(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    async with open_calling(server_url, tmp_path, routes=CHEAPER) as calling:
+        await calling.set_cap(2 * BOUND[SONNET] - 1)
+        gate = asyncio.Event()
+        async with calling.runner(transport=Held(gate)) as (runner, _):
+            holding = asyncio.create_task(runner.run(calling.call("first")))
+            await wait_until(lambda: calling.provider.requests == 1)
+            cheap = asyncio.create_task(runner.run(calling.call("second", run_id="run-2")))
+            await wait_until(lambda: calling.provider.requests == 2)
+            gate.set()
+            first, second = await holding, await cheap
+        assert isinstance(first, InferenceResult)
+        assert isinstance(second, InferenceResult)
+        assert (first.downgraded_from, second.downgraded_from) == (None, SONNET)
+
+
+async def test_first_model_is_called_where_it_fits_and_a_task_with_its_own_model_gets_no_cheaper_one(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    async with open_calling(server_url, tmp_path, routes=CHEAPER) as calling:
+        await calling.set_cap(BOUND[SONNET])
+        named = await run(calling, calling.call("own", model=SONNET, max_tokens=200_000))
+        assert (named.status, named.downgraded_from) == (TaskStatus.DENIED, None)
+        result = await run(calling)
+        assert (result.status, result.downgraded_from) == (TaskStatus.DONE, None)
+
+
+async def test_call_that_fits_with_neither_model_is_refused_once_with_the_cheaper_ones_numbers(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    async with open_calling(server_url, tmp_path, routes=CHEAPER) as calling:
+        await calling.set_cap(1)
+        result = await run(calling)
+        assert (result.status, result.error_code) == (TaskStatus.DENIED, ErrorCode.PLAN_LIMIT_REACHED)
+        assert len(await story(calling)) == 1
+        denied = await calling.query("SELECT payload FROM events WHERE type = 'budget-denied'")
+        assert [json.loads(row["payload"])["bound"]["model"] for row in denied] == ["openai/gpt-4o-mini"]
+
+
+async def test_run_finds_the_hold_of_the_cheaper_model_that_its_own_lost_request_has_opened(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    async with open_calling(server_url, tmp_path, routes=CHEAPER) as calling:
+        await calling.set_cap(BOUND[SONNET] - 1)
+        async with calling.runner() as (runner, _):
+            hold = await runner.reserve(calling.call())
+            again = await runner.reserve(calling.call())
+            assert isinstance(hold, Hold)
+            assert isinstance(again, Hold)
+            assert (again.bound, again.amount_nanousd) == (hold.bound, hold.amount_nanousd)
+            assert again.downgraded_from == SONNET
+            await runner.runner.run(calling.call(), again)
+        await calling.check_guarantees()
+
+
+async def test_fallbacks_are_tried_in_their_order(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    routes = {"generate_draft": {"fallback": ["no/price", "openai/gpt-4o-mini", "google/gemini-2.5-flash"]}}
+    async with open_calling(server_url, tmp_path, routes=routes, retries=0) as calling:
+        calling.script("http_503", "http_503")
+        result = await run(calling)
+        assert (result.status, result.model_used) == (TaskStatus.DONE, "google/gemini-2.5-flash")
+        await calling.check_guarantees()
+        moves = await calling.query("SELECT payload FROM events WHERE type = 'fallback-used' ORDER BY partition, seq")
+        assert [(each["from_model"], each["to_model"]) for each in (json.loads(row["payload"]) for row in moves)] == [
+            (SONNET, "openai/gpt-4o-mini"),
+            ("openai/gpt-4o-mini", "google/gemini-2.5-flash"),
+        ]
+
+
+async def test_what_costs_nothing_runs_at_a_used_up_cap(
+    redis_client: Redis, server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G9: a free model of the catalogue, and a server of one's own whose price is zero."""
+    free_model = "deepseek/deepseek-r1:free"
+    for model in ("own/model", free_model):
+        monkeypatch.setitem(PRICES, model, ListPrice(0, 0, 0, 0))
+    prices = {"own/model": {"prompt": 0, "completion": 0}}
+    async with open_calling(server_url, tmp_path, prices=prices, day_cap_nanousd="0") as calling:
+        await calling.set_cap(0)
+        assert (await run(calling, calling.call("dear"))).status is TaskStatus.DENIED
+        for model in ("own/model", free_model):
+            result = await run(calling, calling.call(model, model=model))
+            assert (result.status, result.cost_usd) == (TaskStatus.DONE, 0)
+        await calling.check_guarantees()
 
 
 async def test_same_task_with_other_content_is_a_conflict(calling: Calling) -> None:
@@ -710,9 +821,9 @@ async def test_further_budgets_are_held_against_too(redis_client: Redis, server_
             await first
             assert isinstance(await runner.run(calling.call("t2", user_id="u2", campaign_id="c1")), InferenceResult)
         await calling.check_guarantees()
-        rows = await calling.query("SELECT kind, settled_usd FROM budgets ORDER BY kind, subject")
+        rows = await calling.query("SELECT name, settled_usd FROM budgets ORDER BY name, value")
         totals = {"campaign": 2 * PRICE[SONNET], "day": PRICE[SONNET], "user": PRICE[SONNET]}
-        assert {(row["kind"], int(row["settled_usd"].scaleb(9))) for row in rows} == set(totals.items())
+        assert {(row["name"], int(row["settled_usd"].scaleb(9))) for row in rows} == set(totals.items())
 
 
 async def test_burst_of_calls_with_faults_stays_within_the_cap_and_equals_the_book(

@@ -70,7 +70,7 @@ async def refusal(kind: type[AppError], awaitable: Any) -> AppError:
 def test_routes_and_caps_are_the_documented_ones() -> None:
     assert {"trial": Decimal(5), "starter": Decimal(15), "growth": Decimal(40)} == COST_CAPS
     assert {
-        task.value: (route.model, route.fallback, route.max_tokens, route.temperature)
+        task: (route.model, *route.fallback, route.max_tokens, route.temperature)
         for task, route in MODEL_ROUTING.items()
     } == {
         "classify_archetype": ("anthropic/claude-3-haiku", "google/gemini-2.5-flash", 200, 0.1),
@@ -202,7 +202,7 @@ async def test_result_has_tool_calls_and_usage(calling: Calling) -> None:
         {"prompt": PROMPT, "user_id": 'two "words"'},
         {"prompt": "", "user_id": "u1"},
         {"user_id": "u1"},
-        {"prompt": PROMPT, "user_id": "u1", "plan": "platinum"},
+        {"prompt": PROMPT, "user_id": "u1", "plan": "plati num"},
         {"prompt": PROMPT, "user_id": "u1", "max_tokens": 0},
         {"prompt": PROMPT, "user_id": "u1", "temperature": float("nan")},
         {"prompt": PROMPT, "user_id": "u1", "messages": [{"role": "user", "content": "x"}]},
@@ -223,10 +223,16 @@ async def test_model_without_a_price_is_refused(calling: Calling) -> None:
     assert calling.provider.requests == 0
 
 
-async def test_unknown_task_type_is_refused_with_the_known_ones() -> None:
+async def test_unknown_task_type_is_refused_with_the_known_ones(calling: Calling) -> None:
     with pytest.raises(InvalidTask, match="generate_draft") as refused:
-        InferenceClient("write_novel")
+        InferenceClient("write_novel", calling.runtime)
     assert refused.value.code is ErrorCode.INVALID_TASK
+
+
+async def test_unknown_plan_is_refused_with_the_known_ones_and_without_the_prompt(calling: Calling) -> None:
+    error = await refusal(InvalidTask, draft(calling).call(PROMPT, "u1", plan="platinum"))
+    assert "'plan' must be one of 'trial', 'starter', 'growth', not 'platinum'" in str(error)
+    assert PROMPT not in str(error)
 
 
 async def test_same_task_id_calls_the_model_once(calling: Calling) -> None:
@@ -280,11 +286,11 @@ async def test_a_call_that_was_taken_over_does_not_begin_its_wait_anew(calling: 
     class Contested:
         """Money is held twice; another run takes the call over once."""
 
-        async def acquire(self, _call: Call, limits: WaitLimits) -> Acquired:
+        async def acquire(self, call: Call, limits: WaitLimits) -> Acquired:
             waits.append(limits.hold_wait_s)
             if len(waits) == 1:
-                return Acquired(hold=cast("Any", "a hold"))
-            return Acquired(result=InferenceResult(task_id="t", status=TaskStatus.DONE, content="theirs"))
+                return Acquired(call=call, hold=cast("Any", "a hold"))
+            return Acquired(call=call, result=InferenceResult(task_id="t", status=TaskStatus.DONE, content="theirs"))
 
         async def run(self, call: Call, _hold: object) -> InferenceResult:
             raise CallTakenOver(call.call_id)

@@ -23,7 +23,6 @@ from tollbook import (
 from tollbook.inference.cost_tracker import UsageSummary
 from tollbook.schemas.events import CostRecorded
 from tollbook.schemas.money import nanousd_from_usd, usd_from_nanousd
-from tollbook.schemas.plans import Plan
 from tollbook.schemas.results import ErrorCode
 
 PRICE = PROMPT_TOKENS * 3_000 + COMPLETION_TOKENS * 15_000
@@ -54,7 +53,7 @@ async def test_new_user_has_the_whole_cap_of_the_plan(tracker: CostTracker) -> N
         assert await tracker.get_usage_summary("new", plan) == UsageSummary(
             user_id="new",
             period=period(),
-            plan=Plan(plan),
+            plan=plan,
             cap_usd=Decimal(cap),
             spent_usd=Decimal(0),
             reserved_usd=Decimal(0),
@@ -232,8 +231,8 @@ async def test_further_budgets_are_charged_too(redis_client: Redis, server_url: 
     async with open_calling(server_url, tmp_path, day_cap_nanousd="2") as calling:
         await CostTracker(calling.runtime).record_usage("u1", "1.5")
         await calling.folded()
-        rows = await calling.query("SELECT kind, settled_usd FROM budgets ORDER BY kind")
-        assert [(row["kind"], row["settled_usd"]) for row in rows] == [
+        rows = await calling.query("SELECT name, settled_usd FROM budgets ORDER BY name")
+        assert [(row["name"], row["settled_usd"]) for row in rows] == [
             ("day", Decimal("1.5")),
             ("user", Decimal("1.5")),
         ]

@@ -11,11 +11,13 @@ from redis.asyncio import Redis
 
 from tests.calling import COMPLETION_TOKENS, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
 from tests.servers import wait_until
+from tollbook.inference.administration import Administration
 from tollbook.inference.calls.earlier_runs import settle_dead_hold
 from tollbook.inference.errors import ProviderRefused
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.reconcile import Reconciliation, reconcile
 from tollbook.ledger.gate.requests import OpenCall
+from tollbook.ledger.signature import Signature
 from tollbook.schemas.events import CostAdjusted
 
 PRICE = PROMPT_TOKENS * 3_000 + COMPLETION_TOKENS * 15_000
@@ -76,6 +78,42 @@ async def test_uncertain_charges_become_what_the_provider_took(
     if not open_calls:
         assert await calling.spent() == calling.booked()
         assert await calling.assumed() == 0
+
+
+async def spend_by_model(calling: Calling) -> dict[str, int]:
+    await calling.folded()
+    rows = await calling.query("SELECT model, spent_usd FROM spend_by_model ORDER BY model")
+    return {row["model"]: int(row["spent_usd"].scaleb(9)) for row in rows}
+
+
+async def test_each_model_has_what_its_attempts_cost(calling: Calling) -> None:
+    """A correction is booked on the model whose attempt it is about, not on the one that answered."""
+    await run(calling, "t1", "broken_json", None)
+    await run(calling, "t2", "reset_mid_body", "html_body", None)
+    assert await spend_by_model(calling) == {
+        "anthropic/claude-sonnet-4": 2 * BOUND,
+        "openai/gpt-4o-mini": BOUND_OF_FALLBACK + 2 * PRICE_OF_FALLBACK,
+    }
+    await reconciled(calling)
+    assert await spend_by_model(calling) == {
+        "anthropic/claude-sonnet-4": 2 * PRICE,
+        "openai/gpt-4o-mini": 3 * PRICE_OF_FALLBACK,
+    }
+
+
+async def test_a_correction_of_a_whole_call_leaves_no_model_below_zero(calling: Calling) -> None:
+    await run(calling, "t1", "broken_json", None)
+    administration = Administration(calling.runtime.ledger, calling.runtime.policies)
+    await administration.adjust_cost("t1", 7, Signature("ann", "refunded"))
+    # The last attempt had less than was taken back: the rest is taken from the one before it.
+    assert await spend_by_model(calling) == {"anthropic/claude-sonnet-4": 7, "openai/gpt-4o-mini": 0}
+    await administration.adjust_cost("t1", 50, Signature("ann", "after all"))
+    assert await spend_by_model(calling) == {"anthropic/claude-sonnet-4": 50, "openai/gpt-4o-mini": 0}
+    await administration.adjust_cost("t1", BOUND + PRICE_OF_FALLBACK, Signature("ann", "as it was"))
+    assert await spend_by_model(calling) == {
+        "anthropic/claude-sonnet-4": BOUND,
+        "openai/gpt-4o-mini": PRICE_OF_FALLBACK,
+    }
 
 
 async def test_repeating_changes_nothing(calling: Calling) -> None:

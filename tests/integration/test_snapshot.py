@@ -34,9 +34,9 @@ SELECT
     seq,
     (SELECT count(*) FROM events) AS events,
     (SELECT max(e.seq) FROM events AS e) AS newest,
-    (SELECT sum(settled_usd) FROM budgets WHERE kind = 'user') AS settled,
+    (SELECT sum(settled_usd) FROM budgets WHERE name = 'user') AS settled,
     (SELECT sum(amount_usd) FROM events WHERE type IN ('cost-recorded', 'cost-adjusted')) AS spent,
-    (SELECT sum(held_usd) FROM budgets WHERE kind = 'user') AS held,
+    (SELECT sum(held_usd) FROM budgets WHERE name = 'user') AS held,
     (SELECT sum(CASE type WHEN 'budget-reserved' THEN amount_usd WHEN 'cost-recorded' THEN -coalesce(hold_usd, 0) END)
         FROM events) AS reserved
 FROM position

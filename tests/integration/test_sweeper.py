@@ -23,7 +23,6 @@ from tollbook.ledger.gate.requests import (
 )
 from tollbook.schemas.events import BoundPrice, BudgetReserved, CostRecorded, payload_json
 from tollbook.schemas.identifiers import EntryId
-from tollbook.schemas.plans import Plan
 
 USER: Final = "u1"
 AMOUNT: Final = 1_000_000
@@ -56,8 +55,8 @@ async def reserve(running: RunningSystem, call_id: str, *, lease_ms: int, user: 
     """Hold money for a call, as a worker does before it sends its request."""
 
     def make_request(at_ms: int) -> ReserveRequest:
-        policy = running.system.runtime.policy
-        window, budgets = policy.budgets_at(at_ms, user_id=user, plan=Plan.TRIAL, campaign_id=None)
+        policy = running.system.runtime.policies.of(user)
+        window, budgets = policy.budgets_at(at_ms, {"user": user, "plan": "trial"})
         return ReserveRequest(
             call_id=call_id,
             user_id=user,
@@ -68,6 +67,7 @@ async def reserve(running: RunningSystem, call_id: str, *, lease_ms: int, user: 
             lease_ms=lease_ms,
             payload=RESERVED,
             budgets=budgets,
+            policy_version=policy.version,
         )
 
     reply = await running.system.runtime.ledger.reserve(make_request, now_ms())
@@ -157,7 +157,8 @@ async def test_a_hold_with_a_failed_attempt_behind_it_is_charged_in_full_with_it
     known = AMOUNT // 4
     reserved = await reserve(running, "dead", lease_ms=1)
     hold = await found(running, "dead")
-    _, budgets = running.system.runtime.policy.budgets_at(now_ms(), user_id=USER, plan=Plan.TRIAL, campaign_id=None)
+    policy = running.system.runtime.policies.of(USER)
+    _, budgets = policy.budgets_at(now_ms(), {"user": USER, "plan": "trial"})
     await running.system.runtime.ledger.record(
         RecordRequest(
             call_id="dead",

@@ -381,7 +381,7 @@ def test_every_view_of_spend_adds_up_to_the_settled_spend(tmp_path: Path, seed: 
     store = Store.open(tmp_path / "t.duckdb", "ledger")
     try:
         store.fold(Batch(0, LedgerMaker(seed).run(600).entries))
-        settled = store.query("SELECT sum(settled_usd) AS n, sum(held_usd) AS held FROM budgets WHERE kind = 'user'")[0]
+        settled = store.query("SELECT sum(settled_usd) AS n, sum(held_usd) AS held FROM budgets WHERE name = 'user'")[0]
         for view, column in TOTALS.items():
             assert store.query(f"SELECT sum({column}) AS n FROM {view}")[0]["n"] == settled["n"], view  # noqa: S608
         assert store.query("SELECT sum(held_usd) AS n FROM open_holds")[0]["n"] == settled["held"]

@@ -79,7 +79,7 @@ async def test_the_page_tells_what_sql_tells_of_the_same_ledger(
             running, "SELECT count(*) FROM events WHERE type = 'budget-reserved' AND kind = 'hold'"
         )
         settled = page.all("tollbook_settled_usd_total")
-        spent = await one(running, "SELECT sum(settled_usd) FROM budgets WHERE kind = 'user'")
+        spent = await one(running, "SELECT sum(settled_usd) FROM budgets WHERE name = 'user'")
         assert sum(settled.values()) == pytest.approx(float(spent))
         assert {key: usd for key, usd in settled.items() if usd} == pytest.approx(
             await series(
@@ -169,7 +169,7 @@ async def test_a_hold_is_open_while_its_call_runs_and_a_takeover_is_counted(
         await running.publish("scraping", [task("let-lie")])
         await wait_until(lambda: running.workers[0].in_flight == 1, what="the task at hand")
         page = await scrape_until(url, "tollbook_holds_open", 1)
-        held = (await running.query("SELECT held_usd FROM budgets WHERE kind = 'user'"))[0]["held_usd"]
+        held = (await running.query("SELECT held_usd FROM budgets WHERE name = 'user'"))[0]["held_usd"]
         assert page.get("tollbook_held_usd") == pytest.approx(float(held))
         assert page.get("tollbook_tasks_in_flight") == 1
         assert page.get("tollbook_stream_pending", stream="scraping") == 1

@@ -126,7 +126,7 @@ async def why_calls_are_refused(running: RunningSystem) -> str:
     before = running.provider.requests
     task = Task.model_validate({"task": "score_post", "user_id": "somebody", "prompt": "a post"})
     runtime = running.system.runtime
-    call = Call.of_task(task, call_id="refused", run_id=RunId("test", "1"), route=runtime.routes[task.task])
+    call = Call.of_task(task, call_id="refused", run_id=RunId("test", "1"), policy=runtime.policies.of("somebody"))
     with pytest.raises(LedgerRefused) as refused:
         await runtime.reservations.reserve(call)
     assert running.provider.requests == before

@@ -107,7 +107,7 @@ class ResentfulReservations(Reservations):
             return await super().acquire(call, limits, **named)
         result = failed_result(call, ErrorCode.ATTEMPTS_EXHAUSTED, give_up, self._now_ms())
         await self._results.put(result)
-        return Acquired(result=result, give_up=give_up)
+        return Acquired(call=call, result=result, give_up=give_up)
 
 
 class CurtRunner(CallRunner):
@@ -120,9 +120,11 @@ class CurtRunner(CallRunner):
 class ForgetfulGate(Gate):
     """Knows nothing any more of what it was told before its connection was lost."""
 
-    async def _call(self, name: str, keys: Sequence[str], arguments: Iterable[str | int]) -> list[bytes]:
+    async def _call(
+        self, name: str, keys: Sequence[str], arguments: Iterable[str | int], *, policy_version: int | None = None
+    ) -> list[bytes]:
         try:
-            return await super()._call(name, keys, arguments)
+            return await super()._call(name, keys, arguments, policy_version=policy_version)
         except LedgerUnavailable:
             self.seen, self._identity = ZERO_ENTRY, f"{self.ledger_id} {ZERO_ENTRY}"
             raise

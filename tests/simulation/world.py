@@ -21,7 +21,7 @@ import structlog
 from tests.simulation.checks import Broken, Checker, Fold, Moment, read_event
 from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.network import Connection, Faults, Network
-from tests.simulation.provider import LARGE, PRICES, SMALL, Provider, ProviderFaults
+from tests.simulation.provider import LARGE, SMALL, Provider, ProviderFaults
 from tests.simulation.redis_server import Backup, RedisServer
 from tollbook.consumers.claims import Claims
 from tollbook.consumers.dead_letters import DeadLetters
@@ -29,9 +29,10 @@ from tollbook.consumers.messages import Delivery
 from tollbook.consumers.reply_streams import ReplyStreams
 from tollbook.consumers.sweeper import Sweeper
 from tollbook.consumers.worker import Worker, WorkerLimits
-from tollbook.inference.calls.reservations import BudgetPolicy, Reservations, WaitLimits
+from tollbook.inference.calls.reservations import Reservations, WaitLimits
 from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner
+from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.ledger.errors import BaselineUnavailable, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
@@ -44,18 +45,21 @@ from tollbook.ledger.keys import GROUP, Keys
 from tollbook.ledger.results import Results
 from tollbook.ledger.server.pipeline import CommandPipeline, pack_command
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
-from tollbook.schemas.plans import Plan
+from tollbook.schemas.money import usd_from_nanousd
+from tollbook.schemas.policy import Policy, default_policy
 from tollbook.schemas.routes import Route
-from tollbook.schemas.tasks import TaskType
+from tollbook.schemas.windows import WindowKind
 
 STREAM: Final = "generation"
 LEDGER_ID: Final = "ledger-of-the-simulation"
-ROUTE: Final = Route(model=LARGE, fallback=SMALL, max_tokens=400, temperature=0.0)
+ROUTE: Final = Route(model=LARGE, fallback=(SMALL,), max_tokens=400, temperature=0.0)
 # What one attempt of LARGE is bounded at, about: 220 prompt tokens and 400 completion tokens.
 BOUND_NANOUSD: Final = 220 * 3_000 + 400 * 15_000
 _REST_S: Final = 40.0
 _LONGEST_S: Final = 7200.0
 _READ_COUNT: Final = 16
+# Further budgets of a plot: attribute and window.
+_BUDGETS: Final[dict[str, tuple[str, WindowKind]]] = {"day": ("user", "day"), "campaign": ("campaign", "month")}
 # Errors that a ledger makes that went back in time; the rest of them mean a bug.
 _EXPECTED: Final = ("settlement.kept", "charge.kept", "unbooked.left")
 
@@ -238,6 +242,22 @@ class Projection:
         return page
 
 
+def _policy(plot: Plot) -> Policy:
+    caps = {name: usd_from_nanousd(cap) for name, cap in plot.caps.items()}
+    return default_policy(
+        {
+            "plans": {plan: {"cap_usd": caps["user"]} for plan in default_policy().plans},
+            "tasks": {"generate_draft": ROUTE},
+            "budgets": [
+                {"name": name, "by": [attribute], "window": window, "cap_usd": caps[name]}
+                for name, (attribute, window) in _BUDGETS.items()
+                if name in caps
+            ],
+            "prices": {LARGE: {"prompt": 3, "completion": 15}, SMALL: {"prompt": 1, "completion": 5}},
+        }
+    )
+
+
 class World:
     """Everything of one run; `changes` replace what the plot draws."""
 
@@ -348,7 +368,7 @@ class World:
             task_id = f"t{number}"
             self.task_ids.append(task_id)
             fields = {
-                "task": TaskType.GENERATE_DRAFT.value,
+                "task": "generate_draft",
                 "task_id": task_id,
                 "user_id": f"u{random.randrange(plot.users)}",
                 "prompt": f"[{task_id}] {'x' * random.randrange(20)}",
@@ -590,21 +610,17 @@ class World:
             retries=plot.retries, backoff_base_s=0.5, backoff_max_s=2.0, retry_after_max_s=3.0, random=random.random
         )
         results = Results(redis, pipeline, namespace="tollbook", partitions=1, ttl_s=90_000, id_ttl_s=90_000)
+        policies = CurrentPolicy.fixed(PolicyInForce(policy=_policy(plot)))
         reservations = self.variant.reservations(
             ledger=ledger,
             results=results,
-            prices=PRICES,
-            policy=BudgetPolicy(
-                plan_caps_nanousd=dict.fromkeys(Plan, plot.caps["user"]),
-                day_cap_nanousd=plot.caps.get("day"),
-                campaign_cap_nanousd=plot.caps.get("campaign"),
-            ),
+            policies=policies,
             queue=queue,
             max_call_s=retry.max_call_s(plot.attempt_timeout_s),
             now_ms=now_ms,
         )
         runner = self.variant.runner(
-            ledger=ledger, results=results, provider=provider, prices=PRICES, retry=retry, now_ms=now_ms
+            ledger=ledger, results=results, provider=provider, policies=policies, retry=retry, now_ms=now_ms
         )
         claims = Claims(
             pipeline,
@@ -618,8 +634,8 @@ class World:
             name=process.name,
             reservations=reservations,
             runner=runner,
-            routes={TaskType.GENERATE_DRAFT: ROUTE},
-            replies=ReplyStreams(pipeline, namespace="tollbook", task_streams=[STREAM]),
+            policies=policies,
+            replies=ReplyStreams(pipeline, namespace="tollbook", task_streams=lambda: [STREAM]),
             results=results,
             claims=claims,
             dead_letters=DeadLetters(pipeline, "tollbook", now_ms=now_ms),

@@ -14,12 +14,15 @@ from redis.asyncio import Redis
 
 from tests.model import Answer
 from tollbook.ledger.errors import (
+    BudgetCreditTooLow,
     CallUnknown,
+    CreditNotDue,
     HoldChanged,
     IdempotencyConflict,
     LedgerAhead,
     LedgerDiverged,
     LedgerError,
+    PolicyChanged,
 )
 from tollbook.ledger.gate.functions import LIBRARY
 from tollbook.ledger.gate.gate import Gate, create_ledger
@@ -28,6 +31,7 @@ from tollbook.ledger.gate.requests import (
     Adjusted,
     AlreadySettled,
     Balance,
+    CreditChange,
     Denied,
     FinishedCall,
     OpenCall,
@@ -43,7 +47,7 @@ from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 # Stamped by the Redis clock; checked on its own.
 _CLOCK_STAMPS = ("deadline_ms",)
 _GATE_STAMPS = ("hold", "cap_nanousd", "budgets", "budget", "settled_nanousd", "held_nanousd", "reason",
-                "hold_nanousd", "overage_nanousd", "assumed_nanousd")  # fmt: skip
+                "hold_nanousd", "overage_nanousd", "assumed_nanousd", "fraction", "cause")  # fmt: skip
 
 
 class GateDriver:
@@ -129,6 +133,8 @@ def answer_of(reply: Any) -> Answer:
             return ("SETTLED", reply.cost_nanousd, reply.assumed_nanousd)
         case Adjusted():
             return ("OK", reply.difference_nanousd, reply.is_call_over)
+        case CreditChange():
+            return ("CREDIT", reply.is_new, reply.change_nanousd)
         case bool():
             return ("NEW", reply)
         case int():
@@ -164,8 +170,14 @@ def _refusal(error: LedgerError) -> Answer:
             return ("CHANGED",)
         case CallUnknown():
             return ("UNKNOWN",)
+        case PolicyChanged():
+            return ("POLICY", error.version)
         case BudgetsMismatch():
             return ("MISMATCH", error.budgets)
+        case BudgetCreditTooLow():
+            return ("LESS", error.left_nanousd)
+        case CreditNotDue():
+            return ("EARLY",)
         case _:
             raise error
 
@@ -186,4 +198,5 @@ def event_of(raw: list[Any]) -> dict[str, Any]:
         "committed": int(fields["committed"]) if fields["committed"] else None,
         "stamps": {name: payload[name] for name in _GATE_STAMPS if name in payload},
         "has_clock": all(name in payload for name in _CLOCK_STAMPS),
+        "policy": payload.get("version", payload.get("asked_policy")),
     }

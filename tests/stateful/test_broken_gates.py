@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 G1 = "G1 is broken"
 G2 = "G2 is broken"
+G11 = "G11 is broken"
 FOLD = "stamped committed differs"
 MODEL = "the model predicts"
 EVENTS = "the events differ from the model's"
@@ -42,6 +43,29 @@ class Broken:
 
 
 BROKEN = (
+    Broken(
+        "a hold by another policy than the ledger's is let through (G11)",
+        (("if meta.version ~= meta.policy and not", "if false and not"),),
+        G11,
+        by_stream=True,
+    ),
+    Broken(
+        "an extension by another policy is let through (G11)",
+        (("refusal = extension > 0 and other_policy(meta)", "refusal = nil"),),
+        G11,
+        by_stream=True,
+    ),
+    Broken(
+        "an older policy replaces a newer one (G11)",
+        ((" or int(version) <= int(meta.policy) then", " then"),),
+        G11,
+        by_stream=True,
+    ),
+    Broken(
+        "a policy replaces one that its author has not seen (G11)",
+        (("elseif meta.policy ~= args[2] or int(version)", "elseif int(version)"),),
+        MODEL,
+    ),
     Broken(
         "baselines below the watermark are taken",
         (("if is_after(meta.trim_ms, meta.trim_n, q.ms, q.n) then", "if false then"),),
@@ -162,6 +186,93 @@ BROKEN = (
         "credit of one period counts in all",
         (("'credit:' .. period, 'plan')\n  return math.min", "'credit:2026-11', 'plan')\n  return math.min"),),
         MODEL,
+    ),
+    Broken(
+        "credit of a budget does not count",
+        (("cap = math.min(cap + credit_of(meta, name), MAX_AMOUNT)\n    end", "cap = cap\n    end"),),
+        G1,
+        by_stream=True,
+    ),
+    Broken(
+        "a credit that has expired counts on",
+        (
+            (
+                "redis.call('HSET', key, name, text(int(redis.call('HGET', key, name) or 0) + change),",
+                "redis.call('HSET', key, name, text(int(redis.call('HGET', key, name) or 0) + math.max(change, 0)),",
+            ),
+        ),
+        G1,
+        by_stream=True,
+    ),
+    Broken(
+        "a credit expires before its time",
+        (("if kind == 'credit-expired' and now < expires then", "if false then"),),
+        MODEL,
+    ),
+    Broken(
+        "an expiry takes back what is spent",
+        (("taken = math.max(0, lot.left - (after - before))", "taken = lot.amount"),),
+        MODEL,
+    ),
+    Broken(
+        "an expiry takes back what open holds need",
+        (("taken = math.max(0, lot.left - (after - before))", "taken = lot.left"),),
+        MODEL,
+    ),
+    Broken(
+        "the credit that expires last is used first",
+        (("lot.expires < other.expires)", "lot.expires > other.expires)"),),
+        MODEL,
+    ),
+    Broken(
+        "spend is taken from credits twice",
+        (
+            (
+                "lot.left, state.used, rest = lot.left - part, state.used + part, rest - part",
+                "lot.left, rest = lot.left - part, rest - part",
+            ),
+        ),
+        MODEL,
+    ),
+    Broken(
+        "a credit is granted by another policy than the ledger's (G11)",
+        (
+            (
+                """  refusal = other_policy(meta)
+  if refusal then
+    return refusal
+  end
+  local kind, id, amount""",
+                "  local kind, id, amount",
+            ),
+        ),
+        MODEL,
+    ),
+    Broken(
+        "an alert is raised again",
+        (("    if not raised[i] then", "    if true then"),),
+        "an alert is raised again",
+        by_stream=True,
+    ),
+    Broken(
+        "an alert comes a nano-dollar late",
+        (("settled >= threshold)", "settled > threshold)"),),
+        EVENTS,
+    ),
+    Broken(
+        "a refusal raises no alert",
+        (("(is_refusal and fraction.parts == 10000)", "false"),),
+        EVENTS,
+    ),
+    Broken(
+        "alerts of the policy before are raised",
+        (("kept.version == meta.policy and", ""), ("  alert_rules[keys[1]] = nil\n", "")),
+        EVENTS,
+    ),
+    Broken(
+        "a correction raises no alert",
+        (("local due = difference > 0 and due_alerts", "local due = false and due_alerts"),),
+        EVENTS,
     ),
     Broken(
         "the number of a hold starts anew",

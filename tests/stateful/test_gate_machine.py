@@ -17,7 +17,9 @@ ANSWERS = {
     "reserve CONFLICT", "record OK", "record DENIED", "record WAIT", "record STALE", "record UNKNOWN",
     "record MISMATCH", "settle OK", "settle OK AGAIN", "settle SETTLED", "settle UNKNOWN", "settle MISMATCH",
     "adjust OK", "adjust STALE", "adjust MISMATCH", "charge NEW", "charge STALE", "charge CONFLICT", "assign NEW",
-    "assign CONFLICT", "trim OK", "balance OK", "balance STALE", "balance DIVERGED", "balance AHEAD",
+    "assign CONFLICT", "change_credit CREDIT", "change_credit LESS", "change_credit EARLY", "change_credit CONFLICT",
+    "change_credit STALE", "change_credit POLICY", "trim OK", "balance OK", "balance STALE", "balance DIVERGED",
+    "balance AHEAD",
 }  # fmt: skip
 
 

@@ -12,8 +12,10 @@ from tollbook.schemas.entries import TaskFields, task_entry
 from tollbook.schemas.identifiers import normalise_id
 from tollbook.schemas.json_text import whole_text
 from tollbook.schemas.messages import Message
-from tollbook.schemas.tasks import MAX_ENTRY_BYTES, InvalidTask, Task, TaskStream
+from tollbook.schemas.policy import default_policy
+from tollbook.schemas.tasks import MAX_ENTRY_BYTES, InvalidTask, Task
 
+POLICY = default_policy()
 POST: dict[str, Any] = {"task": "score_post", "user_id": "u1", "prompt": "a post"}
 
 
@@ -52,7 +54,7 @@ given_fields = st.fixed_dictionaries(
 @given(values=given_fields)
 def test_an_entry_is_read_as_it_was_meant_or_is_not_made(values: dict[str, Any]) -> None:
     try:
-        entry = task_entry("generation", values, new_id="new")
+        entry = task_entry("generation", values, new_id="new", policy=POLICY)
     except InvalidTask:
         return
     task_id, task = read(dict(entry.fields))
@@ -90,26 +92,30 @@ def test_an_entry_is_read_as_it_was_meant_or_is_not_made(values: dict[str, Any])
 )
 def test_what_a_worker_would_refuse_is_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidTask, match=words):
-        task_entry("generation", {**POST, **change}, new_id="new")
+        task_entry("generation", {**POST, **change}, new_id="new", policy=POLICY)
 
 
 def test_an_unknown_stream_is_refused() -> None:
     with pytest.raises(InvalidTask, match="unknown stream 'tasks'; known: scraping, analysis"):
-        task_entry("tasks", POST, new_id="new")
-    assert task_entry(TaskStream.ANALYSIS, POST, new_id="new").stream is TaskStream.ANALYSIS
+        task_entry("tasks", POST, new_id="new", policy=POLICY)
+    assert task_entry("analysis", POST, new_id="new", policy=POLICY).stream == "analysis"
 
 
 def test_an_entry_of_the_largest_size_is_made_and_read() -> None:
     values = {**POST, "prompt": None, "messages": [{"role": "user", "content": "\x01"}]}
-    size = sum(len(part) for pair in task_entry("generation", values, new_id="n").fields.items() for part in pair)
+    size = sum(
+        len(part)
+        for pair in task_entry("generation", values, new_id="n", policy=POLICY).fields.items()
+        for part in pair
+    )
     # Each of these characters takes six bytes of JSON and one of the text's own limit.
     more, rest = divmod(MAX_ENTRY_BYTES - size, 6)
     values["messages"] = [{"role": "user", "content": "\x01" * (1 + more) + "x" * rest}]
-    task_id, _ = read(dict(task_entry("generation", values, new_id="n").fields))
+    task_id, _ = read(dict(task_entry("generation", values, new_id="n", policy=POLICY).fields))
     assert task_id == "n"
     values["messages"] = [{"role": "user", "content": "\x01" * (1 + more) + "x" * (rest + 1)}]
     with pytest.raises(InvalidTask, match=f"not {MAX_ENTRY_BYTES + 1}"):
-        task_entry("generation", values, new_id="n")
+        task_entry("generation", values, new_id="n", policy=POLICY)
 
 
 def test_every_field_of_a_task_is_an_argument() -> None:
@@ -121,11 +127,13 @@ def test_every_field_of_a_task_is_an_argument() -> None:
 
 
 def test_an_entry_has_its_ids_in_the_spelling_in_which_they_are_kept() -> None:
-    entry = task_entry("generation", {**POST, "user_id": "rene\u0301", "campaign_id": "e\u0301"}, new_id="e\u0301")
+    entry = task_entry(
+        "generation", {**POST, "user_id": "rene\u0301", "campaign_id": "e\u0301"}, new_id="e\u0301", policy=POLICY
+    )
     assert (entry.task_id, entry.fields["user_id"], entry.fields["campaign_id"]) == ("\u00e9", "ren\u00e9", "\u00e9")
     assert entry.fields["task_id"] == entry.task_id
 
 
 def test_metadata_whose_keys_are_the_same_as_json_makes_no_entry() -> None:
     with pytest.raises(InvalidTask, match="'metadata' has the key '1' twice"):
-        task_entry("generation", {**POST, "metadata": {1: "a", "1": "b"}}, new_id="new")
+        task_entry("generation", {**POST, "metadata": {1: "a", "1": "b"}}, new_id="new", policy=POLICY)

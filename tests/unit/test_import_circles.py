@@ -79,6 +79,7 @@ def test_no_file_imports_itself_through_others() -> None:
     assert imports_of(files["tollbook.schemas.entries"], "tollbook.schemas.entries", files) == {
         "tollbook.schemas.identifiers",
         "tollbook.schemas.json_text",
+        "tollbook.schemas.policy",
         "tollbook.schemas.problems",
         "tollbook.schemas.tasks",
     }

@@ -162,7 +162,7 @@ def test_a_faststream_message_that_names_a_field_twice_is_refused_with_its_name(
         read_task(delivery({b"__data__": twice}))
 
 
-@pytest.mark.parametrize("reply_to", ["generation", "other:dead-letters", "other:task:t-1", "{other:0}:ledger"])
+@pytest.mark.parametrize("reply_to", ["other:dead-letters", "other:task:t-1", "{other:0}:ledger"])
 def test_no_answer_to_a_malformed_message_goes_to_a_stream_of_a_tollbook(reply_to: str) -> None:
     assert salvage(delivery(plain({"task": "fly", "reply_to": reply_to}))).reply_to is None
 

@@ -20,6 +20,7 @@ from tollbook.ledger.server.endpoint import Endpoint
 from tollbook.schemas.events import Event, EventPayload
 from tollbook.schemas.expectations import expectation
 from tollbook.schemas.messages import Message
+from tollbook.schemas.policy import check_task, default_policy
 from tollbook.schemas.problems import MAX_PROBLEMS, as_text, closest_name, problems_of, unknown_name
 from tollbook.schemas.results import InferenceResult
 from tollbook.schemas.routes import Route
@@ -265,8 +266,9 @@ def test_a_message_of_many_problems_is_bounded() -> None:
 )
 def test_no_problem_shows_a_prompt(fields: dict[str, Any]) -> None:
     """G10."""
+    given = {name: value for name, value in {**VALID[Task], **fields}.items() if value is not None}
     with pytest.raises(InvalidTask) as refused:
-        task_from_fields({name: value for name, value in {**VALID[Task], **fields}.items() if value is not None})
+        check_task(task_from_fields(given), default_policy())
     assert SECRET not in str(refused.value)
     assert "oneword" not in str(refused.value)
 

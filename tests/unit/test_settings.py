@@ -10,12 +10,10 @@ import pytest
 from tollbook.inference.bounds import MAX_COMPLETION_TOKENS, bound
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.prices.catalogue import PriceCatalogue
-from tollbook.inference.routing import routing_with
 from tollbook.inference.runtime import answer_timeout_s
 from tollbook.inference.settings import Settings, load_settings, settings_table
+from tollbook.inference.stated_policy import concurrency_of, policy_of
 from tollbook.schemas.messages import Message
-from tollbook.schemas.plans import Plan
-from tollbook.schemas.tasks import TaskType
 from tollbook.schemas.usage import Usage
 
 SECRET = "sk-or-v1-0123456789abcdef"
@@ -54,10 +52,9 @@ def test_defaults_are_the_documented_ones() -> None:
     assert settings.result_ttl_s == 7 * 86_400
     assert settings.idempotency_ttl_s == 40 * 86_400
     assert {settings.concurrency.of(stream) for stream in ("scraping", "generation")} == {32}
-    assert settings.concurrency.total() == 4 * 32
-    assert {plan: settings.plan_cap_nanousd(plan) for plan in Plan} == {
-        Plan.TRIAL: 5 * USD, Plan.STARTER: 15 * USD, Plan.GROWTH: 40 * USD,
-    }  # fmt: skip
+    policy = policy_of(settings)
+    assert sum(concurrency_of(settings, policy).values()) == 4 * 32
+    assert policy.plan_caps_nanousd == {"trial": 5 * USD, "starter": 15 * USD, "growth": 40 * USD}
     assert settings.day_cap_nanousd is None
     assert (settings.dead_letters_max, settings.dead_letters_keep_s) == (10_000, 30 * 86_400)
     assert (settings.task_keep_s, settings.reply_stream_max, settings.confirm_usd) == (86_400, 100_000, 100)
@@ -107,11 +104,6 @@ def test_caller_wins_over_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ("TOLLBOOK_NAMESPACE", "{a}", "TOLLBOOK_NAMESPACE: must be 1 to 64 of the characters a-z"),
         ("TOLLBOOK_LOG_LEVEL", "debgu", "not 'DEBGU'; did you mean 'DEBUG'?"),
         ("TOLLBOOK_CONCURRENCY", "0", "TOLLBOOK_CONCURRENCY: must be a whole number of calls from 1 to 10000, not 0"),
-        (
-            "TOLLBOOK_CONCURRENCY",
-            '{"generations": 3}',
-            "unknown stream 'generations'; did you mean 'generation'? Known: scraping, analysis",
-        ),
         (
             "TOLLBOOK_CONCURRENCY",
             '{"generation": 3.5}',
@@ -247,6 +239,18 @@ def test_any_value_is_taken_or_refused_in_one_plain_line(
         assert len(line) < 400
 
 
+def test_a_stream_that_the_policy_does_not_have_is_told_where_the_policy_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = load(monkeypatch, TOLLBOOK_CONCURRENCY='{"generations": 3}')
+    with pytest.raises(SettingsError) as caught:
+        concurrency_of(settings, policy_of(settings))
+    assert caught.value.problems == (
+        "TOLLBOOK_CONCURRENCY: unknown stream 'generations'; did you mean 'generation'? "
+        "Known: scraping, analysis, generation, monitoring",
+    )
+
+
 def test_all_problems_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = problems(monkeypatch, TOLLBOOK_RETRIES="x", TOLLBOOK_TYPO="1", REDIS_URL="ftp://x")
     assert len(lines) == 3
@@ -290,8 +294,13 @@ def test_money_in_json_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
         TOLLBOOK_CAMPAIGN_CAP_USD="100",
     )
     assert settings.caps.users == {"u42": USD // 10}
-    assert settings.plan_cap_nanousd(Plan.TRIAL) == 7 * USD + USD // 4
-    assert settings.plan_cap_nanousd(Plan.GROWTH) == 40 * USD
+    policy = policy_of(settings)
+    assert policy.plan_cap_nanousd("trial") == 7 * USD + USD // 4
+    assert policy.plan_cap_nanousd("growth") == 40 * USD
+    assert policy.user_cap_nanousd("u42", "growth") == USD // 10
+    assert [(rule.name, rule.cap_nanousd("")) for rule in policy.budgets] == [
+        ("day", 3 * USD // 10), ("campaign", 100 * USD),
+    ]  # fmt: skip
     assert (settings.day_cap_nanousd, settings.campaign_cap_nanousd) == (3 * USD // 10, 100 * USD)
 
 
@@ -301,7 +310,7 @@ def test_configured_prices_reach_the_catalogue(monkeypatch: pytest.MonkeyPatch) 
         TOLLBOOK_PRICES='{"own/model": [{"prompt": 0.1, "completion": "0.2"},'
         ' {"prompt": 1, "completion": 2, "cached": 0.5, "cache_write": 3, "request": 0.01, "from": "2026-12-01"}]}',
     )
-    prices = PriceCatalogue(settings.price_overrides, provider=settings.price_provider)
+    prices = PriceCatalogue.of_policy(policy_of(settings), provider=settings.price_provider)
     usage = Usage(prompt_tokens=10, completion_tokens=10, cached_tokens=4)
     assert prices.cost("own/model", usage, NOVEMBER_2026_MS) == 10 * 100 + 10 * 200
     december = 1_796_083_200_000
@@ -311,7 +320,7 @@ def test_configured_prices_reach_the_catalogue(monkeypatch: pytest.MonkeyPatch) 
 
 def test_highest_price_that_can_be_set_can_still_be_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch, TOLLBOOK_PRICES='{"m": {"prompt": 10000, "completion": 10000, "cache_write": 9000}}')
-    price = PriceCatalogue(settings.price_overrides, provider=settings.price_provider).price("m", NOVEMBER_2026_MS)
+    price = PriceCatalogue.of_policy(policy_of(settings), provider=settings.price_provider).price("m", NOVEMBER_2026_MS)
     bound([Message(role="user", content="x" * 1_000_000)], MAX_COMPLETION_TOKENS, price)
 
 
@@ -319,8 +328,8 @@ def test_routes_are_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(
         monkeypatch, TOLLBOOK_ROUTES='{"score_post": {"model": "gpt-4o-mini", "fallback": null, "temperature": 0.5}}'
     )
-    route = routing_with(settings.routes)[TaskType.SCORE_POST]
-    assert (route.model, route.fallback, route.temperature) == ("openai/gpt-4o-mini", None, 0.5)
+    route = policy_of(settings).tasks["score_post"]
+    assert (route.model, route.fallback, route.temperature) == ("openai/gpt-4o-mini", (), 0.5)
 
 
 @pytest.mark.parametrize(

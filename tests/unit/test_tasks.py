@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tollbook.ledger import keys
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.stream_owners import STREAM_OWNERS
-from tollbook.schemas.plans import CAPS_NANOUSD, DEFAULT_PLAN, Plan
+from tollbook.schemas.policy import check_task, default_policy
 from tollbook.schemas.tasks import (
     MAX_JSON_DEPTH,
     MAX_MESSAGES,
@@ -19,8 +19,6 @@ from tollbook.schemas.tasks import (
     MAX_TEXT_BYTES,
     InvalidTask,
     Task,
-    TaskStream,
-    TaskType,
     task_from_fields,
 )
 
@@ -49,7 +47,7 @@ def _nested(depth: int) -> Any:
 )
 def test_spellings_of_one_task(fields: dict[str, Any]) -> None:
     task = task_from_fields(fields)
-    assert (task.task, task.user_id, task.plan) == (TaskType.SCORE_POST, "u42", DEFAULT_PLAN)
+    assert (task.task, task.user_id, task.plan or default_policy().default_plan) == ("score_post", "u42", "trial")
     assert [(message.role, message.content) for message in task.chat()] == [("user", "a post")]
 
 
@@ -62,7 +60,7 @@ def test_every_optional_field_is_read_from_text() -> None:
         }
     )  # fmt: skip
     assert task == Task(
-        task=TaskType.GENERATE_DRAFT, user_id="u42", plan=Plan.GROWTH, task_id="t-1", campaign_id="spring",
+        task="generate_draft", user_id="u42", plan="growth", task_id="t-1", campaign_id="spring",
         prompt="Write", system="Be brief.", max_tokens=300, temperature=0.5, model="openai/gpt-4o-mini",
         reply_to="replies.u42", metadata={"a": [1, None]},
     )  # fmt: skip
@@ -143,8 +141,9 @@ def test_ping_needs_nothing_else() -> None:
 def test_what_is_no_task_says_which_field_and_quotes_no_prompt(change: dict[str, Any], problem: str) -> None:
     """G10."""
     fields = {**SCORE, "prompt": SECRET} | change
+    given = {name: value for name, value in fields.items() if value is not None}
     with pytest.raises(InvalidTask) as refused:
-        task_from_fields({name: value for name, value in fields.items() if value is not None})
+        check_task(task_from_fields(given), default_policy())
     assert problem in str(refused.value)
     assert SECRET not in str(refused.value)
 
@@ -253,12 +252,13 @@ def test_any_fields_are_a_task_or_an_invalid_one(fields: dict[str, str]) -> None
 
 
 def test_caps_of_the_plans_are_the_published_ones() -> None:
-    assert {plan.value: cap for plan, cap in CAPS_NANOUSD.items()} == {
+    caps = default_policy().plan_caps_nanousd
+    assert caps == {
         "trial": 5 * 10**9,
         "starter": 15 * 10**9,
         "growth": 40 * 10**9,
     }
-    assert min(CAPS_NANOUSD, key=CAPS_NANOUSD.__getitem__) is DEFAULT_PLAN
+    assert min(caps, key=caps.__getitem__) == default_policy().default_plan
 
 
 def test_data_that_names_a_field_twice_is_refused_with_its_name() -> None:
@@ -280,7 +280,7 @@ def test_two_spellings_of_one_task_are_one_task() -> None:
 @pytest.mark.parametrize("namespace", ["tollbook", "acme", "a.b_c-d", "0"])
 def test_no_key_of_any_ledger_is_a_stream_for_replies(namespace: str) -> None:
     names = [
-        *map(str, TaskStream), STREAM_OWNERS, keys.dead_letters(namespace), keys.projector_lease(namespace),
+        *default_policy().streams, STREAM_OWNERS, keys.dead_letters(namespace), keys.projector_lease(namespace),
         keys.worker_key(namespace, "w"), keys.task_partition(namespace, "t"), keys.tidying_lease(namespace),
         keys.dropped_dead_letters(namespace), keys.processes(namespace),
         keys.dropped_tasks(namespace), Keys(namespace).ledger,
@@ -293,7 +293,7 @@ def test_no_key_of_any_ledger_is_a_stream_for_replies(namespace: str) -> None:
     }  # fmt: skip
     for name in names:
         with pytest.raises(InvalidTask, match="'reply_to' must be"):
-            task_from_fields({**SCORE, "reply_to": name})
+            check_task(task_from_fields({**SCORE, "reply_to": name}), default_policy())
 
 
 @pytest.mark.parametrize("name", ["replies", "tollbook-replies", "app:results", "worker:7", "a:tasks", "generations"])

@@ -57,8 +57,12 @@ FROM calls
 WHERE reserved_at IS NOT NULL OR settled_at IS NOT NULL
 GROUP BY period, task_type;
 
--- An attempt's charge counts for its model once its hold is settled. What a hold cost beyond its attempts (a worker
--- died, a correction was made) counts for the last model that it asked.
+-- An attempt's charge counts for its model once its hold is settled, and a correction for the model of the attempt that
+-- it names. What a hold cost beyond its attempts (a worker died) counts for the last model that it asked.
+--
+-- A correction may take more than its attempt was charged: one of a whole call names no attempt of its own. `left_usd`
+-- is what a hold had cost up to an attempt, at most what it had cost up to any later one; what an attempt adds to it is
+-- never below zero, and all of them add up to what the hold cost. Only corrected holds need that.
 CREATE OR REPLACE VIEW spend_by_model AS
 WITH holds AS (
     SELECT
@@ -68,14 +72,42 @@ WITH holds AS (
         period,
         hold,
         bool_or(type = 'cost-recorded') AS is_settled,
+        bool_or(type = 'cost-adjusted') AS is_corrected,
         arg_max(model, seq) AS model,
-        sum(CASE WHEN type IN ('cost-recorded', 'cost-adjusted') THEN amount_usd WHEN type = 'model-called' THEN -charge_usd
-            ELSE 0 END) AS rest_usd,
+        sum(CASE type WHEN 'cost-recorded' THEN amount_usd WHEN 'model-called' THEN -charge_usd ELSE 0 END) AS rest_usd,
         coalesce(sum(prompt_tokens) FILTER (outcome = 'recorded'), 0) AS prompt_tokens,
         coalesce(sum(completion_tokens) FILTER (outcome = 'recorded'), 0) AS completion_tokens
     FROM events
     WHERE type IN ('budget-reserved', 'model-called', 'fallback-used', 'cost-recorded', 'cost-adjusted')
     GROUP BY partition, call_id, user_id, period, hold
+),
+-- What each attempt of a corrected hold cost; what it cost beyond its attempts comes last.
+costs AS (
+    SELECT
+        partition, call_id, user_id, period, hold, attempt,
+        arg_max(model, seq) FILTER (type = 'model-called') AS model,
+        sum(CASE type WHEN 'model-called' THEN charge_usd ELSE amount_usd END) AS cost_usd
+    FROM events
+    SEMI JOIN (FROM holds WHERE is_corrected AND is_settled) AS corrected USING (partition, call_id, user_id, period, hold)
+    WHERE type IN ('model-called', 'cost-adjusted')
+    GROUP BY partition, call_id, user_id, period, hold, attempt
+    UNION ALL
+    SELECT partition, call_id, user_id, period, hold, 2147483647, model, rest_usd
+    FROM holds
+    WHERE is_corrected AND is_settled
+),
+sums AS (
+    SELECT *, sum(cost_usd) OVER (PARTITION BY partition, call_id, user_id, period, hold ORDER BY attempt) AS cost_so_far
+    FROM costs
+),
+shares AS (
+    SELECT
+        *,
+        greatest(0, min(cost_so_far) OVER (
+            PARTITION BY partition, call_id, user_id, period, hold ORDER BY attempt
+            ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING
+        )) AS left_usd
+    FROM sums
 )
 SELECT
     period,
@@ -89,19 +121,34 @@ FROM (
         period,
         model,
         count(*) AS attempts,
-        sum(charge_usd) AS spent_usd,
+        sum(CASE WHEN corrected.hold IS NULL THEN charge_usd ELSE 0 END) AS spent_usd,
         coalesce(sum(prompt_tokens), 0) AS prompt_tokens,
         coalesce(sum(completion_tokens), 0) AS completion_tokens
     FROM events AS attempt
     -- An anti-join with the unsettled holds, since there are as many settled ones as calls.
     ANTI JOIN (FROM holds WHERE NOT is_settled) AS unsettled USING (partition, call_id, user_id, period, hold)
+    LEFT JOIN (SELECT partition, call_id, user_id, period, hold FROM holds WHERE is_corrected) AS corrected
+        USING (partition, call_id, user_id, period, hold)
     WHERE attempt.type = 'model-called'
     GROUP BY period, model
     UNION ALL
-    SELECT period, model, 0, sum(rest_usd), sum(prompt_tokens), sum(completion_tokens)
+    SELECT
+        period, model, 0, sum(CASE WHEN is_corrected THEN 0 ELSE rest_usd END), sum(prompt_tokens), sum(completion_tokens)
     FROM holds
     WHERE is_settled
     GROUP BY period, model
+    UNION ALL
+    SELECT period, coalesce(own_model, model), 0, sum(left_usd - before_usd), 0, 0
+    FROM (
+        SELECT
+            period, c.model AS own_model, h.model, left_usd,
+            coalesce(lag(left_usd) OVER (
+                PARTITION BY partition, call_id, user_id, period, hold ORDER BY attempt
+            ), 0) AS before_usd
+        FROM shares AS c
+        JOIN holds AS h USING (partition, call_id, user_id, period, hold)
+    )
+    GROUP BY ALL
 )
 GROUP BY period, model;
 

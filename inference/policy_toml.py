@@ -1,0 +1,72 @@
+"""A policy as the text of a policy file."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+from tollbook.schemas.policy import Policy
+
+_MONEY: Final = frozenset(
+    {"cap_usd", "caps", "users", "prompt", "completion", "cached", "cache_write", "request", "alerts"}
+)
+_BARE: Final = re.compile(r"^[A-Za-z0-9_-]+$")
+_LISTS: Final = ("budgets",)
+
+
+def policy_toml(policy: Policy) -> str:
+    """Return a policy in the shape of the policy file. Read again, it is the same policy, but for alerts' receivers."""
+    content = policy.content()
+    lines = [f"{_key(name)} = {_value(name, value)}" for name, value in content.items() if _is_plain(name, value)]
+    for name, value in content.items():
+        if _is_plain(name, value):
+            continue
+        if name in _LISTS:
+            for rule in value:
+                lines += ["", f"[[{name}]]", *_entries(rule)]
+        elif all(isinstance(each, Mapping) for each in value.values()) and value:
+            for entry, table in value.items():
+                lines += ["", f"[{name}.{_key(entry)}]", *_entries(table)]
+        elif value:
+            lines += ["", f"[{name}]", *(f"{_key(entry)} = {_value(name, each)}" for entry, each in value.items())]
+    return "\n".join(lines).lstrip() + "\n"
+
+
+def _is_plain(name: str, value: object) -> bool:
+    return not isinstance(value, Mapping) and name not in _LISTS
+
+
+def _entries(table: Mapping[str, Any]) -> list[str]:
+    return [f"{_key(name)} = {_value(name, value)}" for name, value in table.items() if value not in ([], {})]
+
+
+def _key(name: str) -> str:
+    return name if _BARE.match(name) else json.dumps(name, ensure_ascii=False)
+
+
+def _value(field: str, value: object) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str() if field in _MONEY:
+            return value  # Dollars and fractions are numbers in the file, and exact.
+        case str():
+            return json.dumps(value, ensure_ascii=False)
+        case Mapping():
+            pairs = [
+                f"{_key(name)} = {_value(_inner(field, name), each)}"
+                for name, each in _items(cast("Mapping[Any, Any]", value))
+            ]
+            return f"{{ {', '.join(pairs)} }}" if pairs else "{}"
+        case list():
+            return f"[{', '.join(_value(field, each) for each in cast('list[object]', value))}]"
+        case _:
+            return str(value)
+
+
+def _inner(field: str, name: str) -> str:
+    return field if field in ("caps", "users") else name
+
+
+def _items(value: Mapping[Any, Any]) -> list[tuple[str, Any]]:
+    return list(cast("Mapping[str, Any]", value).items())

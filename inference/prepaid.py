@@ -1,0 +1,111 @@
+"""Prepaid balances: credits of budgets whose window is `total`, granted with an id, taken back, and expiring.
+
+Each credit has an id of the caller's, such as that of a payment; the same id with the same content is granted once. The
+cap of such a budget is its own, often zero, and all its credits. Spend uses up the cap first, then the credit that
+expires first. The gate keeps what each credit has left, and an expiry takes back no more than that.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from tollbook.inference.budgets import BudgetPolicy
+from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce
+from tollbook.ledger.errors import IdempotencyConflict
+from tollbook.ledger.gate.ledger import Ledger
+from tollbook.ledger.gate.requests import BudgetCap, CreditChange, CreditRequest
+from tollbook.ledger.signature import Signature
+from tollbook.schemas.events import CreditExpired, CreditGranted, CreditRevoked, payload_json
+from tollbook.schemas.identifiers import check_id
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """A credit: its budget's name and value (None: everybody together), its id, and when it expires (None: never)."""
+
+    budget: str
+    value: str | None
+    credit_id: str
+    expires_ms: int | None = None
+
+
+class Prepaid:
+    """Changes the credits of budgets, in force in the gate at once.
+
+    Errors of every method: ValueError for a budget that cannot have credit, or a value that it cannot have;
+        IdempotencyConflict; LedgerUnavailable; LedgerRefused.
+    """
+
+    def __init__(self, ledger: Ledger, policies: CurrentPolicy) -> None:
+        self._ledger = ledger
+        self._policies = policies
+
+    async def grant(self, credit: Credit, amount_nanousd: int, signature: Signature) -> CreditChange:
+        """Grant a credit."""
+        payload = CreditGranted(
+            credit=credit.credit_id,
+            expires_ms=credit.expires_ms,
+            author=signature.author,
+            reason=signature.reason,
+        )
+        return await self._change(credit, payload, amount_nanousd, f"credit {credit.credit_id}")
+
+    async def revoke(self, credit: Credit, signature: Signature, *, amount_nanousd: int = 0) -> CreditChange:
+        """Take back a part of a credit; without an amount, whatever is left of it.
+
+        Errors: BudgetCreditTooLow where less is left than that, or nothing.
+        """
+        payload = CreditRevoked(credit=credit.credit_id, author=signature.author, reason=signature.reason)
+        name = f"credit-revoked {credit.credit_id}" + (f" {signature.key}" if signature.key else "")
+        return await self._change(credit, payload, amount_nanousd, name)
+
+    async def _change(
+        self, credit: Credit, payload: CreditGranted | CreditRevoked, amount_nanousd: int, command_id: str
+    ) -> CreditChange:
+        check_id(credit.credit_id)
+        # The policy of any partition will do: each has the same versions, and the gate says if this one is old.
+        policy = self._policies.newest
+        user_id = policy.budgets.prepaid_user(credit.budget, credit.value)
+
+        async def change(policy: PolicyInForce) -> CreditChange:
+            key = policy.budgets.prepaid_key(credit.budget, credit.value)
+            content = f"{payload.type}\n{key}\n{credit.credit_id}\n{amount_nanousd}\n{credit.expires_ms or 0}"
+            request = CreditRequest(
+                command_id=command_id,
+                user_id=user_id,
+                content_hash=hashlib.sha256(content.encode()).hexdigest()[:32],
+                type=payload.type,
+                credit_id=credit.credit_id,
+                amount_nanousd=amount_nanousd,
+                expires_ms=credit.expires_ms or 0,
+                payload=payload_json(payload),
+                budget=BudgetCap(key, policy.budgets.find_cap(key) or 0),
+                policy_version=policy.version,
+            )
+            return await self._ledger.change_credit(request)
+
+        try:
+            return await self._policies.decide(user_id, change)
+        except IdempotencyConflict as exc:
+            raise IdempotencyConflict(credit.credit_id, kind="credit id") from exc
+
+
+def expiry_request(
+    *, budget: str, credit_id: str, expires_ms: int, stamped_cap_nanousd: int, policy: BudgetPolicy, version: int
+) -> CreditRequest:
+    """Return the request that takes back what is left of an expired credit; the gate decides what that is.
+
+    `stamped_cap_nanousd` is the budget's cap at its grant, for a budget that the policy has no more.
+    """
+    cap = policy.find_cap(budget)
+    return CreditRequest(
+        command_id=f"credit-expired {credit_id}",
+        user_id="",
+        content_hash="expired",
+        type="credit-expired",
+        credit_id=credit_id,
+        amount_nanousd=0,
+        expires_ms=expires_ms,
+        payload=payload_json(CreditExpired(credit=credit_id, expires_ms=expires_ms)),
+        budget=BudgetCap(budget, stamped_cap_nanousd if cap is None else cap),
+        policy_version=version,
+    )

@@ -1,0 +1,96 @@
+"""`tollbook policy` and the starts of processes, from a file to the ledger and back."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from tests.servers import wait_until
+from tests.system import GatedStandIn, StayingCommand, command_environment, run_cli
+
+FILE: Final = "[plans.trial]\ncap_usd = 3\n"
+
+
+async def starting(*arguments: str, until: str, cwd: Path, env: dict[str, str]) -> StayingCommand:
+    command = await StayingCommand.start(*arguments, cwd=cwd, env=env)
+    await wait_until(
+        lambda: until in command.stdout + command.stderr or command.process.returncode is not None, what=until
+    )
+    assert until in command.stdout + command.stderr, command.stderr
+    return command
+
+
+async def test_the_policy_goes_from_the_file_to_the_ledger_and_is_followed(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    assert await redis_client.ping()
+    file = tmp_path / "tollbook.toml"
+    file.write_text(FILE)
+    async with GatedStandIn() as provider:
+        env = {"OPENROUTER_BASE_URL": provider.base_url, "TOLLBOOK_DIALECT": "openrouter", "REDIS_URL": server_url}
+
+        async def policy(*arguments: str) -> Any:
+            return await run_cli("policy", *arguments, cwd=tmp_path, env=env)
+
+        up = await starting("up", until="Tollbook is up", cwd=tmp_path, env=env)
+        shown = (await policy("show", "--json")).json()
+        assert (shown["version"], shown["policy"]["plans"]["trial"]) == (1, {"cap_usd": "3"})
+        assert (await policy("diff")).code == 0
+
+        file.write_text(FILE.replace("3", "0.0001"))
+        differs = await policy("diff")
+        assert (differs.code, "plan trial: cap $3 -> $0.0001" in differs.stdout) == (1, True)
+        dry = await policy("apply", "--dry-run")
+        assert (dry.code, "nothing was changed" in dry.stdout) == (0, True)
+        assert (await policy("apply")).code == 2, "a change wants a reason"
+        applied = await policy("apply", "--reason", "smaller trials", "--author", "ops")
+        assert (applied.code, "policy 2 is in force" in applied.stdout) == (0, True), applied.stderr
+        again = await policy("apply", "--reason", "again")
+        assert (again.code, "nothing to do" in again.stdout) == (0, True)
+
+        # The worker in `up` was not restarted.
+        refused = await run_cli(
+            "publish", "generation", "generate_draft", "Write", "--user", "u1", "--json", "--wait", "20",
+            cwd=tmp_path, env=env,
+        )  # fmt: skip
+        assert refused.json()["error_code"] == "PLAN_LIMIT_REACHED"
+
+        history = (await policy("history", "--json")).json()
+        assert [(each["version"], each["author"], each["changes"]) for each in history] == [
+            (1, "tollbook up", ["plan trial: cap $5 -> $3"]),
+            (2, "ops", ["plan trial: cap $3 -> $0.0001"]),
+        ]
+        for arguments in (("show",), ("history",), ("show", "--version", "1"), ("show", "--version", "0")):
+            assert (await policy(*arguments)).code == 0
+        assert (await policy("show", "--version", "9")).code == 2
+        toml = await policy("show", "--toml")
+        (tmp_path / "copy.toml").write_text(toml.stdout)
+        assert (await policy("diff", "copy.toml")).code == 0
+        verified = await run_cli("verify", cwd=tmp_path, env=env)
+        assert verified.code == 0, verified.stdout
+        await up.end()
+
+        # Another file, while the ledger has what was applied from here last: the start applies it.
+        file.write_text(FILE.replace("3", "6"))
+        up = await starting("up", until="Tollbook is up", cwd=tmp_path, env=env)
+        assert (await policy("show", "--json")).json()["version"] == 3
+        await up.end()
+
+        # Somebody else changes the policy, from elsewhere; the file here differs, so that no start goes on.
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        (elsewhere / "tollbook.toml").write_text(FILE.replace("3", "8"))
+        other = await run_cli("policy", "apply", "--reason", "elsewhere", cwd=elsewhere, env=env)
+        assert other.code == 0, other.stderr
+        for command in (("up",), ("up", "--workers", "1"), ("worker",)):
+            refused = await run_cli(*command, cwd=tmp_path, env=env)
+            assert refused.code == 1, command
+            assert "plan trial: cap $8 -> $6" in refused.stderr, command
+            assert "tollbook policy apply" in refused.stderr
+        # Without a file, the ledger's policy counts.
+        file.unlink()
+        up = await starting("up", until="Tollbook is up", cwd=tmp_path, env=env)
+        await up.end()
+    assert json.loads((tmp_path / "data" / "applied-policy.json").read_text())["version"] == 3
+    assert command_environment({})

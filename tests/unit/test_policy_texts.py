@@ -1,0 +1,88 @@
+"""A policy as a file, and what differs between two, in words."""
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tollbook.inference.policy_diff import policy_changes
+from tollbook.inference.policy_file import read_policy_file
+from tollbook.inference.policy_toml import policy_toml
+from tollbook.schemas.policy import Policy, default_policy
+
+TEAM: Final = {"name": "team-week", "by": ["team"], "window": "week", "cap_usd": 20}
+EVERYTHING: Final[dict[str, Any]] = {
+    "timezone": "Europe/Berlin",
+    "week_starts_on": "sunday",
+    "month_starts_on": 5,
+    "plans": {"enterprise": {"cap_usd": "500.5"}},
+    "users": {"u42": 100, "joe@example.com": "0.000000001"},
+    "tasks": {
+        "summarize": {
+            "model": "openai/gpt-4o-mini",
+            "fallback": ["google/gemini-2.5-flash", "anthropic/claude-3-haiku"],
+            "max_tokens": 300,
+            "temperature": 0.2,
+        }
+    },
+    "streams": {"emails": {"concurrency": 16}},
+    "budgets": [
+        TEAM | {"caps": {"red, or not": 40}, "alerts": ["0.5", "1"]},
+        {"name": "all", "window": "total", "cap_usd": 0},
+    ],
+    "prices": {
+        "my/model": [{"prompt": "0.5", "completion": "1.5"}, {"prompt": 1, "completion": 2, "from": "2026-12-01"}]
+    },
+    "providers": {"openai": {"base_url": "https://api.openai.com/v1", "key_env": "OPENAI_API_KEY"}},
+}
+
+
+@pytest.mark.parametrize("policy", [default_policy(), default_policy(EVERYTHING)], ids=["defaults", "everything"])
+def test_a_policy_written_as_a_file_is_the_same_policy(policy: Policy, tmp_path: Path) -> None:
+    file = tmp_path / "tollbook.toml"
+    file.write_text(policy_toml(policy))
+    assert read_policy_file(file).policy == policy
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({}, []),
+        ({"plans": {"trial": {"cap_usd": 3}}}, ["plan trial: cap $5 -> $3"]),
+        ({"plans": {"pro": {"cap_usd": Decimal("99.5")}}}, ["plan pro: new, cap $99.5"]),
+        ({"users": {"u42": 8}}, ["user u42: new, $8"]),
+        ({"budgets": [TEAM]}, ["budget team-week: new, by team, window week, cap $20"]),
+        ({"timezone": "Asia/Tokyo"}, ["time zone: UTC -> Asia/Tokyo"]),
+        ({"streams": {"emails": {}}}, ["stream emails: new, without settings of its own"]),
+        (
+            {"tasks": {"score_post": {"model": "openai/gpt-4o-mini", "max_tokens": 500}}},
+            [
+                "task type score_post: model anthropic/claude-3-haiku -> openai/gpt-4o-mini",
+                "task type score_post: fallback google/gemini-2.5-flash -> none",
+                "task type score_post: temperature 0.0 -> none",
+            ],
+        ),
+        (
+            {"prices": {"my/model": {"prompt": "0.5", "completion": "1.5"}}},
+            ["price of my/model: new, prompt $0.5, completion $1.5, request $0"],
+        ),
+    ],
+)
+def test_what_a_policy_changes_is_told_in_words(changes: dict[str, Any], lines: list[str]) -> None:
+    assert [each.text for each in policy_changes(default_policy(), default_policy(changes))] == lines
+
+
+def test_a_changed_budget_is_told_by_what_changes() -> None:
+    before, after = (
+        default_policy({"budgets": [TEAM]}),
+        default_policy({"budgets": [TEAM | {"window": "month", "cap_usd": 30, "caps": {"red": 40}}]}),
+    )
+    assert [each.text for each in policy_changes(before, after)] == [
+        "budget team-week: window week -> month",
+        "budget team-week: cap $20 -> $30",
+        "budget team-week: red of caps none -> $40",
+    ]
+    assert [each.text for each in policy_changes(after, default_policy())] == [
+        "budget team-week: removed, was by team, window month, cap $30, caps red $40",
+    ]

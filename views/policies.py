@@ -1,0 +1,140 @@
+"""Policies for people and for programs: what is in force, what changes, and what was in force before."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tollbook.audit.policies import PolicyVersion
+from tollbook.inference.current_policy import PolicyInForce
+from tollbook.inference.policy_diff import policy_changes
+from tollbook.schemas.policy import BudgetRule, Policy
+from tollbook.views.audit.texts import iso, moment
+from tollbook.views.tables import Printer, printable
+
+
+def policy_document(version: PolicyVersion | None, in_force: PolicyInForce) -> dict[str, Any]:
+    """Return a policy for programs; amounts are dollars, as text."""
+    document: dict[str, Any] = {"version": in_force.version, "digest": in_force.digest or in_force.policy.digest}
+    if version is not None:
+        document |= _applied(version)
+    return document | {"definitions": dict(in_force.definitions), "policy": in_force.policy.content()}
+
+
+def _applied(version: PolicyVersion) -> dict[str, Any]:
+    return {
+        "applied_at": iso(version.event),
+        "author": version.applied.author,
+        "reason": version.applied.reason,
+        "partitions": version.partitions,
+    }
+
+
+def history_document(versions: Sequence[PolicyVersion]) -> list[dict[str, Any]]:
+    """Return every version for programs, with what it changed of the one before."""
+    return [
+        {"version": each.applied.version, "digest": each.applied.digest, **_applied(each), "changes": changes}
+        for each, changes in _with_changes(versions)
+    ]
+
+
+def print_policy(version: PolicyVersion | None, in_force: PolicyInForce, *, is_newest: bool, partitions: int) -> None:
+    """Print a policy: who applied it, and its tables."""
+    printer, policy = Printer(), in_force.policy
+    title = f"Policy {in_force.version}{', in force' if is_newest else ''}"
+    if version is None:
+        printer.text(f"{title}: the defaults, since none was applied on this ledger", "bold", indent=0)
+    else:
+        printer.text(title, "bold", indent=0)
+        facts = [
+            ("applied", f"{moment(version.event):%Y-%m-%d %H:%M:%S} UTC by {printable(version.applied.author)}"),
+            ("reason", printable(version.applied.reason)),
+            ("digest", version.applied.digest),
+        ]
+        if len(version.partitions) < partitions:
+            done = ", ".join(map(str, version.partitions))
+            facts.append(("half applied", f"in partition {done} of {partitions}; the next apply completes it"))
+        printer.facts(facts)
+    _print_tables(printer, policy)
+
+
+def _print_tables(printer: Printer, policy: Policy) -> None:
+    printer.table(
+        ("plan", "cap per billing period>"),
+        [
+            [f"{name}{' (default)' * (name == policy.default_plan)}", _usd(rule.cap_usd)]
+            for name, rule in policy.plans.items()
+        ],
+        "Plans",
+    )
+    if policy.users:
+        rows = [[printable(user), _usd(cap)] for user, cap in policy.users.items()]
+        printer.table(("user", "cap per billing period>"), rows, "Users with a cap of their own")
+    if policy.budgets:
+        rows = [[rule.name, _by(rule), rule.window, _usd(rule.cap_usd), _more(rule)] for rule in policy.budgets]
+        printer.table(("budget", "by", "window", "cap>", "also*"), rows, "Further budgets")
+    rows = [
+        [name, printable(route.model), ", ".join(map(printable, route.fallback)) or "-", f"{route.max_tokens:,}"]
+        for name, route in policy.tasks.items()
+    ]
+    printer.table(("task type", "model", "fallback*", "max tokens>"), rows, "Task types")
+    if policy.prices:
+        rows = [
+            [printable(model), rule.starts or "always", _usd(rule.prompt), _usd(rule.completion)]
+            for model, rules in policy.prices.items()
+            for rule in rules
+        ]
+        printer.table(("model", "from", "prompt>", "completion>"), rows, "Prices per million tokens")
+    printer.line()
+    clock = f"in {policy.timezone}, weeks from {policy.week_starts_on}, months from day {policy.month_starts_on}"
+    printer.text(f"Streams: {', '.join(policy.streams)}. Days, weeks and months are {clock}.")
+
+
+def print_changes(title: str, changes: Iterable[str]) -> None:
+    """Print what differs, a line each."""
+    printer = Printer()
+    printer.text(f"{title}:", "bold", indent=0)
+    for change in changes:
+        printer.text(printable(change), hang=2)
+
+
+def print_history(versions: Sequence[PolicyVersion]) -> None:
+    """Print every version, the newest last, with what it changed."""
+    if not versions:
+        Printer().line("no policy was applied on this ledger: the defaults count (version 0)")
+        return
+    for number, (version, changes) in enumerate(_with_changes(versions)):
+        printer = Printer()
+        if number:
+            printer.line()
+        applied = version.applied
+        printer.text(
+            f"{applied.version}  {moment(version.event):%Y-%m-%d %H:%M:%S} UTC  {printable(applied.author)}: "
+            f"{printable(applied.reason)}",
+            "bold",
+            indent=0,
+            hang=3,
+        )
+        for change in changes or ["no change to the version before"]:
+            printer.text(printable(change), indent=3, hang=2)
+
+
+def _with_changes(versions: Sequence[PolicyVersion]) -> Iterable[tuple[PolicyVersion, list[str]]]:
+    before = PolicyInForce()
+    for version in versions:
+        after = version.in_force
+        yield version, [change.text for change in policy_changes(before.policy, after.policy)]
+        before = after
+
+
+def _usd(usd: object) -> str:
+    return f"${usd:,f}"
+
+
+def _by(rule: BudgetRule) -> str:
+    return " and ".join(rule.by) or "all together"
+
+
+def _more(rule: BudgetRule) -> str:
+    parts = [f"{printable(value)} {_usd(cap)}" for value, cap in rule.caps.items()]
+    if rule.alerts:
+        parts.append(f"alerts at {', '.join(f'{float(part):.0%}' for part in rule.alerts)}")
+    return ", ".join(parts)
