@@ -116,7 +116,8 @@ def locked(name: str) -> tuple[str, list[str]]:
 def sync(*options: str) -> None:
     # On a terminal uv shows how far it is; elsewhere only what went wrong.
     quietness = [] if sys.stderr.isatty() else ["--quiet"]
-    command = [str(UV), "sync", "--frozen", "--no-python-downloads", *quietness, *options]
+    # Compiled here on all processors, what is installed is not compiled by each process that imports it first.
+    command = [str(UV), "sync", "--frozen", "--no-python-downloads", "--compile-bytecode", *quietness, *options]
     # stdout belongs to the command that comes after.
     if subprocess.run(command, cwd=ROOT, env=environment(), stdout=sys.stderr, check=False).returncode != 0:
         raise SetupError("uv could not install the packages of uv.lock; its message is above")
@@ -137,7 +138,8 @@ def report(text: str) -> None:
 def environment() -> dict[str, str]:
     """The caller's environment as an activated `.venv` would have it."""
     child = {**os.environ, "VIRTUAL_ENV": str(VENV), "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
-    for name in ("PYTHONHOME", "UV_PROJECT_ENVIRONMENT"):
+    # Many images set PYTHONDONTWRITEBYTECODE; each of the suite's processes would then compile all that it imports.
+    for name in ("PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "UV_PROJECT_ENVIRONMENT"):
         child.pop(name, None)
     return child
 
@@ -175,10 +177,10 @@ def call(program: str, *arguments: str) -> int:
 def in_parallel(arguments: Sequence[str]) -> tuple[str, ...]:
     """Return pytest's options for several processes, unless the arguments say otherwise.
 
-    Four of them for two cores: much of a test is waiting for servers and processes.
+    Four of them for two cores: much of a test is waiting for servers and processes. The order is tests/conftest.py's.
     """
     chosen = any(argument.startswith(("-n", "--dist", "--pdb", "-s")) for argument in arguments)
-    return () if chosen else ("-n", "4", "--dist", "loadfile")
+    return () if chosen else ("-n", "4", "--dist", "loadfile", "--no-loadscope-reorder")
 
 
 # --- The commands ----------------------------------------------------------------------------------------------------

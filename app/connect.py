@@ -117,6 +117,24 @@ async def connected(settings: Settings) -> AsyncGenerator[Connection]:
         await redis.aclose()
 
 
+async def written_events(settings: Settings) -> tuple[str, int]:
+    """Return the ledger's id and how many events were ever written to it; no id where there is no ledger.
+
+    Errors: LedgerUnavailable.
+    """
+    from tollbook.ledger.keys import Keys
+
+    async with connected(settings) as connection:
+        ask = connection.pipeline.execute
+        ledger_id, partitions = await ask("HMGET", Keys(settings.namespace).meta, "ledger_id", "partitions")
+        if ledger_id is None:
+            return "", 0
+        number = 0
+        for keys in (Keys(settings.namespace, partition) for partition in range(int(partitions))):
+            number += int(await ask("HGET", keys.meta, "removed") or 0) + int(await ask("XLEN", keys.ledger))
+        return ledger_id.decode(), number
+
+
 def open_tables(settings: Settings) -> "Tables":
     """Return the projection as it is now, whether a projector is running or not; all answers are of one moment.
 
@@ -127,8 +145,15 @@ def open_tables(settings: Settings) -> "Tables":
 
 def query_projection(settings: Settings, sql: str) -> list[dict[str, Any]]:
     """Run one SELECT on the projection. Errors: as `open_tables`; duckdb.Error if the query is wrong."""
+    (rows,) = query_projection_at_once(settings, sql)
+    return rows
+
+
+def query_projection_at_once(settings: Settings, *queries: str) -> list[list[dict[str, Any]]]:
+    """Run SELECTs on the projection as it is at one moment. Errors: as `query_projection`."""
     with ExitStack() as parts:
-        return _Snapshot(settings, parts).rows(sql)
+        snapshot = _Snapshot(settings, parts)
+        return [snapshot.rows(sql) for sql in queries]
 
 
 class _Snapshot:

@@ -117,7 +117,7 @@ async def _check_redis(settings: Settings) -> AsyncIterator[Finding]:
                     yield finding
                 async for finding in server.writing_findings(pipeline, keys or (Keys(settings.namespace),)):
                     yield finding
-            place = Place(settings, pipeline, url, keys or (Keys(settings.namespace),), rests)
+            place = Place(settings, redis, pipeline, url, keys or (Keys(settings.namespace),), rests)
             async for finding in _check_ledger(place, has_ledger=bool(keys)):
                 yield finding
     except ServerTooOld as exc:
@@ -136,7 +136,7 @@ async def _keys_of(pipeline: CommandPipeline, settings: Settings) -> tuple[Keys,
 async def _check_ledger(place: Place, *, has_ledger: bool) -> AsyncIterator[Finding]:
     checks = [ledger.projection_findings, ledger.failure_findings]
     if has_ledger:
-        checks += [ledger.archive_findings, ledger.stop_findings]
+        checks += [ledger.archive_findings, ledger.account_findings, ledger.stop_findings]
         checks += [] if place.is_at_rest else [processes.process_findings]
     for check in (*checks, processes.task_findings):
         async for finding in check(place):

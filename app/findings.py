@@ -1,11 +1,14 @@
 """Where `tollbook doctor` looks, and what a check of it found."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tollbook.inference.settings import Settings
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.pipeline import CommandPipeline
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 State = Literal["ok", "skipped", "warning", "failed"]
 """`failed`: calls are stopped or endangered; `warning`: somebody should look; `skipped`: not checked."""
@@ -26,6 +29,7 @@ class Place:
     """Where the ledger is looked at. `is_at_rest`: nothing runs on it."""
 
     settings: Settings
+    redis: "Redis"
     pipeline: CommandPipeline
     redis_url: str
     keys: tuple[Keys, ...]

@@ -10,11 +10,13 @@ from tollbook.app.findings import Finding, Place, count_of, first_line
 from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.gate.stops import is_recovering, read_stop
+from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.server.address import hide_password
 from tollbook.ledger.server.connection import time_ms
 from tollbook.schemas.failures import FAILURES
 from tollbook.schemas.identifiers import EntryId
 
+_MAX_SHOWN: Final = 5
 # A projector that is further behind than this is stuck, or too slow for what is written.
 _LATE_S: Final = 60.0
 _RECOVER: Final = (
@@ -177,6 +179,40 @@ def _check_presence(path: Any, size: int) -> None:
         raise ArchiveDamaged(path, f"cannot be read ({exc.strerror})") from exc
     if found != size:
         raise ArchiveDamaged(path, "is not the file that was sealed")
+
+
+async def account_findings(place: Place) -> AsyncIterator[Finding]:
+    """Say whether caps, plans and credits in Redis are those of the events that are folded."""
+    from tollbook.audit.verification.gate_state import changed_accounts, read_accounts, read_later
+
+    try:
+        rows = await asyncio.to_thread(query_projection, place.settings, _account_values())
+    except Exception:  # noqa: BLE001 - what is wrong with DuckDB is told by its own check.
+        return
+    problems = list[str]()
+    for keys in place.keys:
+        folded = [row for row in rows if row["partition"] == keys.partition]
+        given = {(row["user_id"], row["field"]): row["value"] for row in folded if row["field"] is not None}
+        unreadable = list[tuple[str, str]]()
+        found = await read_accounts(place.redis, keys, unreadable)
+        # Last, so that it knows of whatever was assigned while the others were read.
+        last = EntryId.parse(folded[0]["id"]) if folded else EntryId(0, 0)
+        later = {name for kind, name in await read_later(place.redis, keys, last) if kind == "user"}
+        problems += changed_accounts(found, given, without=later)
+        problems += [f"{key} is not as the gate writes it ({why})" for key, why in unreadable]
+    for problem in problems[:_MAX_SHOWN]:
+        yield Finding(
+            "accounts", "failed", problem, "set it back, or assign it by command; `tollbook verify` says more"
+        )
+    if len(problems) > _MAX_SHOWN:
+        yield Finding("accounts", "failed", f"and {len(problems) - _MAX_SHOWN:,} more", "`tollbook verify` shows them")
+    if not problems:
+        yield Finding("accounts", "ok", "caps, plans and credits in Redis are those of the events")
+
+
+def _account_values() -> str:
+    values = packaged_text("tollbook.audit", "sql/account_values.sql")
+    return f"SELECT * FROM position LEFT JOIN ({values}) USING (partition)"  # noqa: S608 - two texts of the package.
 
 
 async def stop_findings(place: Place) -> AsyncIterator[Finding]:

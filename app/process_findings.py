@@ -10,6 +10,9 @@ from redis.exceptions import ResponseError
 from tollbook.app.findings import Finding, Place, count_of
 from tollbook.consumers.backlog import read_backlog
 from tollbook.inference.signs_of_life import Sign, read_signs, settings_digests
+from tollbook.ledger.errors import LedgerError
+from tollbook.ledger.gate.probe import check_writable
+from tollbook.ledger.gate.replies import FunctionsMissing
 from tollbook.ledger.keys import GROUP, dead_letters, dropped_tasks, projector_lease, worker_key
 from tollbook.ledger.server.connection import as_map, time_ms
 from tollbook.schemas.tasks import TaskStream
@@ -24,7 +27,11 @@ async def process_findings(place: Place) -> AsyncIterator[Finding]:
         place.ask("GET", projector_lease(place.settings.namespace)),
         read_signs(place.pipeline, place.settings.namespace),
     )
-    if owner is None:
+    problem = await _write_problem(place) if owner is None else None
+    if problem is not None:
+        found = f"it cannot be seen whether one is alive, since it can renew nothing on this server: {problem}"
+        yield Finding("projector", "failed", found, "no call is made until the server takes writes again")
+    elif owner is None:
         yield Finding(
             "projector",
             "failed",
@@ -36,8 +43,12 @@ async def process_findings(place: Place) -> AsyncIterator[Finding]:
     if signs:
         parts = Counter(sign.part for sign in signs)
         yield Finding("processes", "ok", ", ".join(count_of(number, part) for part, number in sorted(parts.items())))
-    for problem in _differences(signs):
-        yield problem
+    for sign in signs:
+        if sign.holds_back is not None:
+            found = f"{sign.part} {sign.name} holds tasks back: {sign.holds_back}"
+            yield Finding("tasks", "failed", found, "mend what this names; then the tasks are executed")
+    for difference in _differences(signs):
+        yield difference
     own = settings_digests(place.settings)
     differing = sorted({name for sign in signs for name in sign.differing_settings(own)})
     if differing and not any(True for _ in _differences(signs)):
@@ -120,12 +131,28 @@ async def _backlog(place: Place, stream: str) -> AsyncIterator[Finding]:
     if place.is_at_rest or not backlog.unread:
         return
     if not await _has_reader(place, stream):
+        problem = await _write_problem(place)
+        if problem is not None:
+            found = f"{count_of(backlog.unread, 'task')}, and it cannot be seen whether a worker is alive: {problem}"
+            yield Finding(f"stream {stream}", "failed", found, "workers go on once the server takes writes again")
+            return
         yield Finding(
             f"stream {stream}",
             "failed",
             f"{count_of(backlog.unread, 'task')} and no worker that reads them",
             f"start one: tollbook worker --streams {stream}",
         )
+
+
+async def _write_problem(place: Place) -> str | None:
+    """Return why the server takes no write, so that no process can show that it is alive; None where it takes them."""
+    try:
+        await check_writable(place.pipeline, place.keys[0])
+    except FunctionsMissing:
+        return None
+    except LedgerError as exc:
+        return str(exc)
+    return None
 
 
 async def _has_reader(place: Place, stream: str) -> bool:

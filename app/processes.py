@@ -7,7 +7,7 @@ import asyncio
 import math
 import os
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -116,9 +116,54 @@ async def open_system(settings: Settings, *, state: ProcessState | None = None) 
 
 async def _catch_up(projection: ProjectionService, handle: LedgerHandle) -> None:
     """Fold what is left, as far as the grace allows; the next start folds the rest."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(max(_MIN_CATCH_UP_S, handle.pipeline.remaining_s - _CLOSING_S)):
+    limit_s = max(_MIN_CATCH_UP_S, handle.pipeline.remaining_s - _CLOSING_S)
+    try:
+        async with asyncio.timeout(limit_s):
             await projection.catch_up()
+    except TimeoutError:
+        problem = f"not within {limit_s:.1f} s; the next start folds the rest"
+        _log.warning("projection.left_behind", problem=problem)
+
+
+class StoppedWhileOpening(Exception):
+    """A signal came before everything was open; nothing was begun."""
+
+
+@asynccontextmanager
+async def ending_at(stop: asyncio.Event) -> AsyncGenerator[None]:
+    """End at `stop` what is opened in here, whatever it waits for. Errors: StoppedWhileOpening."""
+
+    async def end() -> None:
+        await stop.wait()
+        limit.reschedule(asyncio.get_running_loop().time())
+
+    try:
+        async with asyncio.timeout(None) as limit:
+            ending = asyncio.create_task(end())
+            try:
+                yield
+            finally:
+                ending.cancel()
+    except TimeoutError as exc:
+        if not stop.is_set():
+            raise
+        _log.info("process.stopped_while_opening")
+        raise StoppedWhileOpening from exc
+
+
+async def run_up(
+    settings: Settings, streams: Sequence[str], stop: asyncio.Event, announce: Callable[[str, str], None]
+) -> None:
+    """Run everything in this process until `stop`; `announce` as of `run_processes`. Errors: as `open_system`."""
+    async with AsyncExitStack() as stack:
+        state = await stack.enter_async_context(observe_process(settings, "up"))
+        try:
+            async with ending_at(stop):
+                system = await stack.enter_async_context(open_system(settings, state=state))
+        except StoppedWhileOpening:
+            return
+        announce(system.redis_url, f"{state.url}/metrics, {state.url}/health/ready" if state.url else "")
+        await run_system(system, streams, stop)
 
 
 async def run_system(system: System, streams: Sequence[str], stop: asyncio.Event) -> None:
@@ -158,9 +203,13 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
         state = await stack.enter_async_context(observe_process(settings, "projector"))
         if is_standby:
             state.waiting_for = "it is on standby, and folds once the current projector has ended"
-        redis_url = await stack.enter_async_context(open_redis_url(settings))
-        opening = _open_projection(settings, redis_url, state, part="projector", is_standby=is_standby)
-        handle, projection = await stack.enter_async_context(opening)
+        try:
+            async with ending_at(stop):
+                redis_url = await stack.enter_async_context(open_redis_url(settings))
+                opening = _open_projection(settings, redis_url, state, part="projector", is_standby=is_standby)
+                handle, projection = await stack.enter_async_context(opening)
+        except StoppedWhileOpening:
+            return
         _log.info("projector.started", redis_url=hide_password(redis_url), quack_url=projection.quack_url)
         folding = asyncio.create_task(projection.run())
         folding.add_done_callback(lambda _: stop.set())
@@ -194,12 +243,17 @@ async def run_remote_worker(settings: Settings, streams: Sequence[str], stop: as
     async with observe_process(settings, "worker") as state:
         while not stop.is_set():
             try:
-                async with (
-                    open_ledger(settings, redis_url, may_create=False, part="worker") as handle,
-                    open_runtime(settings, handle, read, patience=_PATIENCE, observer=state.tracing) as runtime,
-                ):
+                async with AsyncExitStack() as stack:
+                    async with ending_at(stop):
+                        opening = open_ledger(settings, redis_url, may_create=False, part="worker")
+                        handle = await stack.enter_async_context(opening)
+                        runtime = await stack.enter_async_context(
+                            open_runtime(settings, handle, read, patience=_PATIENCE, observer=state.tracing)
+                        )
                     with state.open(handle, runtime.ledger, runtime.prices), _ends_with(handle, settings, stop):
                         return await _run_worker(runtime, streams, stop, redis_url=redis_url, state=state)
+            except StoppedWhileOpening:
+                return None
             except LedgerUnavailable as exc:
                 state.waiting_for = str(exc)
                 not_ready.warn(exc)

@@ -28,7 +28,7 @@ from tollbook.ledger.archive.reentering import LostSteps, Reentry
 from tollbook.ledger.archive.replay import ReplayLimits, replay
 from tollbook.ledger.archive.restoring import LedgerMoved, Restorer
 from tollbook.ledger.archive.segments import Archive, Segment
-from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
 from tollbook.ledger.gate.functions import function
 from tollbook.ledger.gate.ledger import Ledger
@@ -36,7 +36,7 @@ from tollbook.ledger.gate.stops import CallSwitch, read_stop
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.private_files import make_private_folder
 from tollbook.ledger.projection.database import set_aside
-from tollbook.ledger.projection.lease import Lease
+from tollbook.ledger.projection.lease import Lease, ProjectorRunning
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.server.at_rest import is_at_rest
 from tollbook.ledger.server.endpoint import read_endpoint
@@ -50,6 +50,16 @@ _STOPPED: Final = "`tollbook recover` works on the ledger"
 _PAGE: Final = 10_000
 # Attempts to append the event that ends a recovery, while others write to the ledger.
 _TRIES: Final = 100
+
+
+class LeaseLost(LedgerRefused):
+    """A projector has begun to work on the ledger while it was recovered."""
+
+    def __init__(self, owner: str, place: str) -> None:
+        super().__init__(
+            f"a projector ({owner}, {place}) has begun to work on this ledger meanwhile, so the recovery has stopped "
+            "where it was: stop that projector, and run this again; it goes on from there"
+        )
 
 
 @dataclass(slots=True)
@@ -120,7 +130,7 @@ class Recovery:
     async def apply(self, signature: Signature) -> Report:
         """Recover the ledger and return what was found and done.
 
-        Errors: ProjectorRunning; LedgerMoved; LedgerRefused; LedgerUnavailable. A repeat goes on from there.
+        Errors: ProjectorRunning; LeaseLost; LedgerMoved; LedgerRefused; LedgerUnavailable. A repeat goes on from there.
         """
         async with self._known() as known:
             report = await self._look(known)
@@ -311,23 +321,25 @@ class Recovery:
     async def _alone(self) -> AsyncGenerator[None]:
         """Take the projector's lease, and stop calls unless a projector has stopped them before.
 
-        Errors: ProjectorRunning.
+        Errors: ProjectorRunning; LeaseLost, and then nothing more is written.
         """
-        place = f"{socket.gethostname()}:{self._settings.projection_path.resolve()}"
+        # A place of its own: a projector that is started on the same file must not take the lease for a dead one's.
+        place = f"{socket.gethostname()}:{self._settings.projection_path.resolve()} (recover)"
         lease = Lease(
             self._handle.pipeline, namespace=self._settings.namespace, owner=f"recover {process_name()}", place=place
         )
         await lease.take()
         keeping = asyncio.create_task(lease.keep())
         try:
-            switches = [self._switch(keys, lease) for keys in self._handle.keys]
-            # Where a projector has stopped calls, a projector decides when they begin again.
-            own = [each for each in switches if await each.claim() in (None, _STOPPED)]
-            for switch in own:
-                await switch.stop(_STOPPED, await self._newest(switch.keys))
-            yield
-            for switch in own:
-                await switch.resume(await self._newest(switch.keys))
+            async with _while_kept(keeping):
+                switches = [self._switch(keys, lease) for keys in self._handle.keys]
+                # Where a projector has stopped calls, a projector decides when they begin again.
+                own = [each for each in switches if await each.claim() in (None, _STOPPED)]
+                for switch in own:
+                    await switch.stop(_STOPPED, await self._newest(switch.keys))
+                yield
+                for switch in own:
+                    await switch.resume(await self._newest(switch.keys))
         finally:
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
@@ -339,6 +351,27 @@ class Recovery:
     async def _newest(self, keys: Keys) -> EntryId:
         found: Any = await self._handle.pipeline.execute("XREVRANGE", keys.ledger, "+", "-", "COUNT", 1)
         return EntryId.parse(found[0][0].decode()) if found else ZERO_ENTRY
+
+
+@asynccontextmanager
+async def _while_kept(keeping: "asyncio.Task[None]") -> AsyncGenerator[None]:
+    """End what is done in here once the lease is lost. Errors: LeaseLost."""
+
+    def end(_: object) -> None:
+        limit.reschedule(asyncio.get_running_loop().time())
+
+    try:
+        async with asyncio.timeout(None) as limit:
+            keeping.add_done_callback(end)
+            try:
+                yield
+            finally:
+                keeping.remove_done_callback(end)
+    except TimeoutError:
+        problem = keeping.exception() if keeping.done() and not keeping.cancelled() else None
+        if not isinstance(problem, ProjectorRunning):
+            raise
+        raise LeaseLost(problem.owner, problem.place) from problem
 
 
 class _CommonArchive(Archive):

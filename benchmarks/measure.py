@@ -8,6 +8,7 @@ import asyncio
 import json
 import resource
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -129,7 +130,36 @@ def median_of(figures: Sequence[dict[str, Any]], name: str) -> float:
     return median(figure[name] for figure in figures)
 
 
-def peak_mb() -> float:
+class Work:
+    """What this process takes for its work, from when this is made."""
+
+    def __init__(self) -> None:
+        self._began, self._processor = time.perf_counter(), time.process_time()
+
+    def figures(self, events: int) -> dict[str, Any]:
+        """Return the figures of the work so far, which was on so many events."""
+        processor_s = time.process_time() - self._processor
+        return {
+            "events": events,
+            "seconds": time.perf_counter() - self._began,
+            "processor_us_per_event": 1e6 * processor_s / events,
+            "peak_mb": _peak_mb(),
+        }
+
+
+def peak_memory(benchmark: str, figures: Sequence[dict[str, Any]], *, max_mb: float) -> Result:
+    """Make the line that says how much memory a process of `Work` has had at the most."""
+    return Result(
+        benchmark=benchmark,
+        what="peak memory of the process",
+        subject=max(figure["peak_mb"] for figure in figures),
+        reference=None,
+        unit="MB",
+        floor=Target("<=", max_mb),
+    )
+
+
+def _peak_mb() -> float:
     """Return the most memory that this process has had so far, in megabytes (10^6 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # In bytes on macOS, in kilobytes on Linux.

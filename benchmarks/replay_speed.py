@@ -6,12 +6,11 @@ Each round is a process of its own, as `tollbook replay` is, so that its peak me
 import asyncio
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.ledger import MadeLedger
-from benchmarks.measure import Result, Sizes, Target, in_process, median_of, peak_mb
+from benchmarks.measure import Result, Sizes, Target, Work, in_process, median_of, peak_memory
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.replay import replay
 from tollbook.ledger.archive.segments import Archive
@@ -42,14 +41,7 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
             floor=Target(">=", 300_000),
             details={"processes": figures},
         ),
-        Result(
-            benchmark="replay",
-            what="peak memory of the process",
-            subject=max(figure["peak_mb"] for figure in figures),
-            reference=None,
-            unit="MB",
-            floor=Target("<=", 1_500),
-        ),
+        peak_memory("replay", figures, max_mb=1_500),
     ]
 
 
@@ -61,20 +53,16 @@ def make_archive(directory: Path, events: int, segment: int) -> None:
 
 
 async def _replay(archive: Path, into: Path) -> dict[str, Any]:
-    began, processor = time.perf_counter(), time.process_time()
+    work = Work()
     store = await replay(LedgerSource.of_archive(Archive(archive)), into)
-    seconds, processor = time.perf_counter() - began, time.process_time() - processor
-    events = store.position().seq
+    figures = work.figures(store.position().seq)
     if store.query("FROM discrepancies"):
         raise ValueError("the made ledger is not sound")
     store.close()
     return {
-        "events": events,
-        "seconds": seconds,
-        "events_per_second": events / seconds,
-        "processor_us_per_event": 1e6 * processor / events,
-        "file_bytes_per_event": await asyncio.to_thread(_size, into) / events,
-        "peak_mb": peak_mb(),
+        **figures,
+        "events_per_second": figures["events"] / figures["seconds"],
+        "file_bytes_per_event": await asyncio.to_thread(_size, into) / figures["events"],
     }
 
 

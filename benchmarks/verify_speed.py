@@ -7,14 +7,13 @@ import asyncio
 import json
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any, Final
 
 from redis.asyncio import Redis
 
 from benchmarks.ledger import MadeLedger, as_entries
-from benchmarks.measure import Result, Sizes, Target, in_process, median_of, peak_mb
+from benchmarks.measure import Result, Sizes, Target, Work, in_process, median_of, peak_memory
 from tollbook.audit.verification.live_projection import LiveProjection
 from tollbook.audit.verification.verification import Options, verify
 from tollbook.ledger.archive.history import LedgerSource
@@ -109,14 +108,7 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
             unit="s",
             details={"processes": [since]},
         ),
-        Result(
-            benchmark="verify",
-            what="peak memory of the process",
-            subject=max(figure["peak_mb"] for figure in figures),
-            reference=None,
-            unit="MB",
-            floor=Target("<=", 2_000),
-        ),
+        peak_memory("verify", figures, max_mb=2_000),
     ]
 
 
@@ -158,7 +150,7 @@ async def append(redis: Redis, keys: Keys, events: Any) -> None:
 
 
 async def _verify(archive: Path, url: str, live: Path, since: str) -> dict[str, Any]:
-    began, processor = time.perf_counter(), time.process_time()
+    work = Work()
     source = LedgerSource.of_archive(Archive(archive), namespace=_KEYS.namespace)
     store = await asyncio.to_thread(Store.open, live, source.ledger_id)
     directory = live.with_name("verify")
@@ -166,18 +158,12 @@ async def _verify(archive: Path, url: str, live: Path, since: str) -> dict[str, 
         whole = LedgerSource(source.ledger_id, (_KEYS,), source.archive, redis)
         options = Options(directory, since=None if since == "whole" else since)
         verdict = await verify(whole, options, live=await asyncio.to_thread(LiveProjection.look, store))
-    seconds, processor = time.perf_counter() - began, time.process_time() - processor
+    figures = work.figures(verdict.events)
     shutil.rmtree(directory)
     store.close()
     if verdict.findings:
         raise ValueError(f"the made ledger is not sound: {verdict.findings[:3]}")
-    return {
-        "events": verdict.events,
-        "projection_rows": verdict.projection_rows,
-        "seconds": seconds,
-        "processor_us_per_event": 1e6 * processor / verdict.events,
-        "peak_mb": peak_mb(),
-    }
+    return {**figures, "projection_rows": verdict.projection_rows}
 
 
 if __name__ == "__main__":

@@ -85,6 +85,8 @@ def revoke_credit(
     Example: tollbook credit revoke u42 2.50 --reason "granted twice"
     Example: tollbook credit revoke u42 --grant 1795505017239-1 --reason "wrong user"
     """
+    from tollbook.ledger.errors import CreditTooLow
+
     if (amount is None) == (grant is None):
         raise typer.BadParameter("give an amount, or --grant with the id of a grant", param_hint="AMOUNT")
     if grant is not None and (period is not None or key is not None):
@@ -99,9 +101,13 @@ def revoke_credit(
         is_new = amount_nanousd > 0
         if is_new:
             credit = (await administration.account(user, period)).credit_nanousd
-            left = usd(max(0, credit - amount_nanousd))
             when = period or administration.period
-            confirm(f"credit of {user} in {when}: {usd(credit)} -> {left}", amount_nanousd, yes=yes)
+            if amount_nanousd <= credit:
+                left = usd(credit - amount_nanousd)
+                confirm(f"credit of {user} in {when}: {usd(credit)} -> {left}", amount_nanousd, yes=yes)
+            elif key is None:
+                raise CreditTooLow(user, when, credit)
+            # With a key, it may have been done before; if not, the gate refuses it.
             is_new = await administration.revoke_credit(user, amount_nanousd, signature, period=period, grant=grant)
         return {"user_id": user, "amount_nanousd": amount_nanousd, "grant": grant, "is_new": is_new}
 

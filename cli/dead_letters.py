@@ -7,13 +7,14 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from tollbook.cli.moments import parse_since
-from tollbook.cli.options import JsonOption, load_redis_alone, read_id
+from tollbook.cli.options import JsonOption, data_settings, load_redis_alone, read_id
 from tollbook.views.tables import printable
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def list_letters(
             typer.echo(_number(len(found)))
         return 0
 
-    return _with_letters(run)
+    return _with_letters(run, is_reading=True)
 
 
 @app.command()
@@ -101,7 +102,7 @@ def show(letter_id: Id, as_json: JsonOption = False) -> int:
                 typer.echo(f"{name}: {printable(str(value))}")
         return 0
 
-    return _with_letters(run)
+    return _with_letters(run, is_reading=True)
 
 
 @app.command()
@@ -226,14 +227,22 @@ def _selection(stream: str | None, reason: str | None, user: str | None, since: 
     return Selection(stream, reason, user, None if since is None else parse_since(since, "--since"))
 
 
-def _with_letters(run: "Callable[[DeadLetters], Awaitable[int]]") -> int:
+def _with_letters(run: "Callable[[DeadLetters], Awaitable[int]]", *, is_reading: bool = False) -> int:
+    """Run a command on the dead letters; one that only reads also finds those at rest, and a kept demo's."""
+
     async def connect() -> int:
-        from tollbook.app.connect import connected
+        from tollbook.app.connect import connected, readable_redis
         from tollbook.consumers.dead_letters import DeadLetters
         from tollbook.inference.settings import load_settings
 
-        settings = load_settings()
-        async with connected(settings) as connection:
+        async with AsyncExitStack() as stack:
+            if is_reading:
+                settings = data_settings()
+                url, _ = await stack.enter_async_context(readable_redis(settings))
+                settings = settings.model_copy(update={"redis_url": url})
+            else:
+                settings = load_settings()
+            connection = await stack.enter_async_context(connected(settings))
             return await run(DeadLetters(connection.pipeline, settings.namespace))
 
     return asyncio.run(connect())

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
@@ -12,6 +12,9 @@ from tollbook.cli.options import JsonOption
 if TYPE_CHECKING:
     from tollbook.app.findings import Finding
     from tollbook.inference.settings import Settings
+
+_MARKS: Final = {"ok": "ok", "skipped": "skip", "warning": "look", "failed": "FAILED"}
+_STYLES: Final = {"skipped": "dim", "failed": "bold"}
 
 
 def doctor(as_json: JsonOption = False) -> int:
@@ -43,22 +46,14 @@ def _settings() -> "Settings | None":
 
 
 def _print(findings: "list[Finding]") -> None:
-    from rich.table import Table
-    from rich.text import Text
+    from tollbook.views.tables import Printer, Row, printable
 
-    from tollbook.views.tables import make_console
-
-    marks = {
-        "ok": ("ok", "green"),
-        "skipped": ("skip", "dim"),
-        "warning": ("look", "yellow"),
-        "failed": ("FAILED", "bold red"),
-    }
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for finding in findings:
-        mark, style = marks[finding.state]
-        text = Text(finding.found)
-        if finding.advice:
-            text.append(f"\n→ {finding.advice}", style="dim")
-        table.add_row(Text(mark, style=style), Text(finding.check), text)
-    make_console().print(table)
+    rows = [
+        Row(
+            (_MARKS[finding.state], finding.check, printable(finding.found)),
+            (f"→ {printable(finding.advice)}",) if finding.advice else (),
+            style=_STYLES.get(finding.state, ""),
+        )
+        for finding in findings
+    ]
+    Printer().table(["state", "check", "found*"], rows)

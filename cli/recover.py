@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tollbook.cli.money import AuthorOption, sign
-from tollbook.cli.options import JsonOption
+from tollbook.cli.options import JsonOption, data_settings
 
 if TYPE_CHECKING:
     from tollbook.app.recovery import PartitionReport, Report
@@ -40,9 +40,7 @@ def recover(
     Example: tollbook recover --yes --reason "backup of 4 November restored"
     """
     signature = sign(author, reason or "") if yes else None
-    from tollbook.inference.settings import load_settings
-
-    report = asyncio.run(_recover(load_settings(), projection, signature))
+    report = asyncio.run(_recover(data_settings(), projection, signature))
     if as_json:
         typer.echo(json.dumps(_document(report), indent=2))
     else:

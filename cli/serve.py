@@ -42,8 +42,7 @@ def up(
 
     Example: OPENROUTER_API_KEY=... tollbook up --workers 2
     """
-    from tollbook.app.processes import open_system, run_processes, run_system
-    from tollbook.observability.process import observe_process
+    from tollbook.app.processes import run_processes, run_up
 
     settings, names = _settings(), _streams(streams)
 
@@ -56,9 +55,7 @@ def up(
             if workers:
                 await run_processes(chosen, names, workers, stop, announce)
                 return
-            async with observe_process(chosen, "up") as state, open_system(chosen, state=state) as system:
-                announce(system.redis_url, f"{state.url}/metrics, {state.url}/health/ready" if state.url else "")
-                await run_system(system, names, stop)
+            await run_up(chosen, names, stop, announce)
 
     # Children have the grace for themselves, and are killed some seconds later.
     run_until_signal(run, grace_s=settings.stop_grace_s + (_CHILDREN_S if workers else 0))

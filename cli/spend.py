@@ -2,13 +2,18 @@
 
 import json
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tollbook.cli.options import data_settings, read_id, read_period
 
+if TYPE_CHECKING:
+    from tollbook.inference.settings import Settings
+
 _COLUMNS = "user_id, period, plan, cap_usd, spent_usd, reserved_usd, calls, denied, fallbacks, assumed_usd, overage_usd"
+_POSITIONS = "SELECT ledger_id, seq FROM position"
+_ANSWER_S = 2.0
 
 
 def spend(
@@ -21,27 +26,72 @@ def spend(
 ) -> int:
     """Show spend against caps, per user and billing period.
 
+    What is behind the ledger, or cannot be compared with it, is said on standard error.
+
     Example: tollbook spend u42
     """
-    from tollbook.app.connect import query_projection
+    from tollbook.app.connect import query_projection_at_once
     from tollbook.views.rows import plain_text
 
-    rows = query_projection(data_settings(), _sql(user, period, top))
+    settings = data_settings()
+    # Before the copy is made: what is written meanwhile is no lag.
+    written, problem = _written_events(settings)
+    rows, positions = query_projection_at_once(settings, _sql(user, period, top), _POSITIONS)
+    note = problem or _describe_lag(written, positions)
     if as_json:
         typer.echo(json.dumps(rows, default=plain_text))
     elif not rows:
         typer.echo("no spend yet")
     else:
         _print(rows, user)
+    if note:
+        typer.echo(f"tollbook: {note}", err=True)
     return 0
+
+
+def _written_events(settings: "Settings") -> tuple[tuple[str, int] | None, str]:
+    """Return the ledger's id and its number of events, and why they are not known where a Redis does not say it."""
+    from tollbook.inference.address import find_redis_url
+    from tollbook.ledger.errors import LedgerUnavailable
+
+    try:
+        find_redis_url(settings)
+    except LedgerUnavailable:
+        return None, ""  # Nothing runs here.
+    # Here, since they take longer to load than a small query takes.
+    import asyncio
+
+    from tollbook.app.connect import written_events
+
+    async def bounded() -> tuple[str, int]:
+        async with asyncio.timeout(_ANSWER_S):
+            return await written_events(settings)
+
+    try:
+        return asyncio.run(bounded()), ""
+    except (LedgerUnavailable, TimeoutError) as exc:
+        reason = str(exc) or "Redis did not answer"
+        return None, f"it cannot be seen whether the projection is up to date: {reason}"
+
+
+def _describe_lag(written: tuple[str, int] | None, positions: list[dict[str, Any]]) -> str:
+    if written is None or not positions:
+        return ""
+    ledger_id, number = written
+    if ledger_id != positions[0]["ledger_id"]:
+        return "Redis holds another ledger than the projection shows: `tollbook doctor` says more"
+    behind = number - sum(row["seq"] for row in positions)
+    if behind <= 0:
+        return ""
+    return f"the projection is {behind:,} event{'' if behind == 1 else 's'} behind the ledger"
 
 
 def _sql(user: str | None, period: str | None, top: int) -> str:
     conditions: list[str] = []
     if user is not None:
-        conditions.append(f"user_id = '{user}'")  # Neither has quotes: `read_id` and `read_period` have checked it.
+        conditions.append("user_id = '" + user.replace("'", "''") + "'")
     if period is not None:
-        conditions.append(f"period = '{period}'")
+        conditions.append(f"period = '{period}'")  # It has no quotes: `read_period` has checked it.
     elif user is None:
         conditions.append("period = (SELECT max(period) FROM spend)")
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""

@@ -100,6 +100,7 @@ def build_worker(
         limits=limits,
         now_ms=now_ms,
         observer=observer,
+        on_held_back=handle.sign.hold_back,
     )
 
 

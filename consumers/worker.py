@@ -65,7 +65,9 @@ class Worker:
         limits: WorkerLimits,
         now_ms: Callable[[], int],
         observer: TaskObserver | None = None,
+        on_held_back: Callable[[Exception], None] = lambda _: None,
     ) -> None:
+        """`on_held_back` is told why a task is held back, each time that it is."""
         self.name = name
         self._observer: TaskObserver = observer or UnobservedTasks()
         self.finished: Counter[TaskStatus] = Counter()
@@ -87,6 +89,7 @@ class Worker:
         # Bound once: to make a logger takes half the time of a line.
         self._log = _log.bind()
         self._held_back = ThrottledWarning("tasks.held_back", now_ms)
+        self._on_held_back = on_held_back
 
     @property
     def in_flight(self) -> int:
@@ -165,6 +168,7 @@ class Worker:
                 except (LedgerUnavailable, LedgerRefused, CallUnknown) as exc:  # G8
                     _log.debug("task.held_back", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
                     self._held_back.warn(exc)
+                    self._on_held_back(exc)
                 async with slot.given_back():
                     if run.has_money:
                         self._active_runs.discard(run.id)

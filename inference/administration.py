@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from redis.exceptions import RedisError
@@ -17,11 +17,20 @@ from tollbook.inference.address import find_redis_url
 from tollbook.inference.releases import AssumedCharge, Releases, release_charges
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.clock import now_ms as clock_ms
-from tollbook.ledger.errors import CallsStopped, CallUnknown, IdempotencyConflict, LedgerError, LedgerUnavailable
+from tollbook.ledger.errors import (
+    CallsStopped,
+    CallUnknown,
+    IdempotencyConflict,
+    LedgerError,
+    LedgerUnavailable,
+    PermissionsMissing,
+)
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
 from tollbook.ledger.gate.call_record import CallRecord
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger
+from tollbook.ledger.gate.probe import check_takes_writes
+from tollbook.ledger.gate.replies import FunctionsMissing
 from tollbook.ledger.gate.requests import Account, AdjustRequest, AssignRequest, WithdrawRequest
 from tollbook.ledger.gate.stops import read_stop
 from tollbook.ledger.gate.unbooked import FOLDER as UNBOOKED_FOLDER
@@ -192,7 +201,8 @@ class Administration:
 
         `call_id` may also be the key of spend that an application recorded; a task of that name goes first.
 
-        Errors: CallNotFound (also once the idempotency period is over); CallStillOpen; NothingToCorrect.
+        Errors: CallNotFound (also once the idempotency period is over); CallStillOpen; NothingToCorrect; HoldChanged
+            where somebody else has corrected it meanwhile.
         """
         call_id, record = await self._find_settled(normalise_id(call_id))
         before = sum(hold.cost_nanousd for hold in record.settled.values())
@@ -263,6 +273,7 @@ class Administration:
             attempt=record.hold.attempts_recorded,
             payload=payload_json(payload),
             budgets=record.settled[number].budgets,
+            seen=(record.settled[number].cost_nanousd, record.settled[number].assumed_nanousd),
         )
         await self._ledger.adjust(request)
 
@@ -297,6 +308,10 @@ async def connect_administration(settings: Settings | None = None) -> AsyncGener
                 "makes it"
             )
         await check_policy(redis, allow_unsynced=settings.allow_unsynced)
+        # A person is told at once that the server takes no write, where a worker would try again for a while. Functions
+        # that are missing are loaded by the command, and a permission that it lacks is named by it.
+        with suppress(FunctionsMissing, PermissionsMissing):
+            await check_takes_writes(pipeline, Keys(settings.namespace))
         seen = await asyncio.to_thread(_seen_on_disk, settings, ledger_id.decode())
         gates = [
             Gate(

@@ -5,15 +5,16 @@ Invariant (G3): `charge` says what is known of the cost. "none" only where the p
 corrected.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tollbook.inference.bounds import Bound
+from tollbook.inference.models import LIMIT
 from tollbook.schemas.events import Outcome
 from tollbook.schemas.failures import ErrorDetails
+from tollbook.schemas.messages import Message
 from tollbook.schemas.results import ErrorCode
-from tollbook.schemas.tasks import Message
 from tollbook.schemas.usage import Usage
 
 ChargeStatus = Literal["none", "known", "unknown"]
@@ -21,16 +22,18 @@ ChargeStatus = Literal["none", "known", "unknown"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
-    """A completion to be asked for.
+    """A completion to be asked for. `parameters` are sent as they are.
 
-    Units: `max_tokens` completion tokens, reasoning included. With a `price_limit`, OpenRouter uses no endpoint that
-    is more expensive than the bound assumes: it refuses rather than charge more than the hold.
+    Units: `max_tokens` completion tokens, reasoning included; `limit_name` is the provider's name for it. With a
+    `price_limit`, OpenRouter uses no endpoint that is more expensive than the bound assumes: it refuses rather than
+    charge more than the hold.
     """
 
     model: str
-    messages: Sequence[Message]
+    messages: Sequence[Message] = field(repr=False)
     max_tokens: int
-    temperature: float
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)  # G10
+    limit_name: str = LIMIT
     user: str | None = None
     price_limit: Bound | None = None
 

@@ -2,26 +2,40 @@
 
 Invariant (G1): the bound is at least the true cost for every tokenizer that makes at most as many tokens as the text,
 or its NFKC form, has bytes in UTF-8, plus the constants below. That is so for byte-level BPE, and for SentencePiece
-after normalisation (where one character can become eighteen). Messages hold text only: no images, files or tools.
+after normalisation (where one character can become eighteen). Tools, schemas and other JSON count with every way to
+write them; an image counts with the most tokens that the model makes of one. No audio, files or videos come here.
 """
 
+import json
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from tollbook.inference.errors import PriceUnknown
+from tollbook.inference.images import image_tokens_at_most
+from tollbook.inference.models import ModelFacts
 from tollbook.inference.prices.model_price import TOKENS_PER_MTOK, ModelPrice
 from tollbook.schemas.events import BoundPrice
+from tollbook.schemas.messages import Message
 from tollbook.schemas.money import MAX_NANOUSD
-from tollbook.schemas.tasks import Message
 
 # Chat templates add a role and a few markers to a message: 3 to 5 tokens in OpenAI's and Anthropic's, up to 10 in
 # Llama's. A request adds the start of the reply and, in some templates, a default system message (November 2026). Both
 # constants are several times that.
 TOKENS_PER_MESSAGE: Final = 32
 TOKENS_PER_REQUEST: Final = 128
+# Providers put instructions of their own before tools and schemas: up to 735 tokens in Anthropic's (November 2026).
+TOKENS_FOR_TOOLS: Final = 1_536
+TOKENS_PER_TOOL: Final = 64
+# What a written token of the cache costs, in percent of a prompt token: 125 for five minutes, 200 for an hour at
+# Anthropic, and no more elsewhere (November 2026).
+_CACHE_WRITE_PERCENT: Final = 125
+_LONG_CACHE_WRITE_PERCENT: Final = 200
+_NEVER_TOLD: Final = frozenset(
+    {"cache_control", "logit_bias", "prompt_cache_key", "prompt_cache_retention", "transforms"}
+)
 MAX_COMPLETION_TOKENS: Final = 1_000_000
 # CPython sorts combining marks by insertion: a megabyte of them in bad order takes minutes (3.11, November 2026).
 # Longer texts are normalised character by character; the bound is then wider by the accents in them.
@@ -39,6 +53,12 @@ class Bound:
     completion_nanousd_per_mtok: int
     request_nanousd: int
     amount_nanousd: int
+    endpoint_nanousd_per_mtok: int
+    """The listed price of a prompt token: no endpoint that asks more may be used. Tokens for the cache cost more."""
+    image_nanousd: int = 0
+    """The most that one image can cost; 0 where there is none."""
+    is_context_length: bool = False
+    """Whether the prompt is bounded by what the model can read, and not by the length of its text."""
 
     def as_price(self) -> BoundPrice:
         """Return the part that is written into the ledger."""
@@ -49,6 +69,7 @@ class Bound:
             prompt_nanousd_per_mtok=self.prompt_nanousd_per_mtok,
             completion_nanousd_per_mtok=self.completion_nanousd_per_mtok,
             request_nanousd=self.request_nanousd,
+            prompt_basis="context_length" if self.is_context_length else "text",
         )
 
 
@@ -74,34 +95,107 @@ def _bytes_of_parts(text: str) -> int:
     )
 
 
-def prompt_tokens_at_most(messages: Sequence[Message]) -> int:
-    """Return how many prompt tokens a conversation can have at most."""
-    texts = sum(text_tokens_at_most(message.content) for message in messages)
-    return TOKENS_PER_REQUEST + TOKENS_PER_MESSAGE * len(messages) + texts
+def json_tokens_at_most(value: object) -> int:
+    """Return how many tokens a JSON value can have at most, however the provider writes it into its template."""
+    written = json.dumps(value, ensure_ascii=False, indent=4)
+    return max(text_tokens_at_most(written), len(json.dumps(value, indent=4)))
 
 
-def bound(messages: Sequence[Message], max_tokens: int, price: ModelPrice) -> Bound:
+def prompt_tokens_at_most(
+    messages: Sequence[Message], parameters: Mapping[str, Any] | None = None, *, model: str = ""
+) -> int:
+    """Return how many prompt tokens a conversation can have at most. Errors: PriceUnknown for images."""
+    tokens = TOKENS_PER_REQUEST + sum(_message_tokens_at_most(message) for message in messages)
+    images = sum(len(message.image_parts) for message in messages)
+    if images:
+        tokens += images * image_tokens_at_most(model)
+    told = {name: value for name, value in (parameters or {}).items() if _may_be_told(name, value)}
+    if parameters and told:
+        tokens += json_tokens_at_most(told)
+        tools = (*parameters.get("tools", ()), *parameters.get("functions", ()))
+        if tools or "response_format" in parameters:
+            tokens += TOKENS_FOR_TOOLS + TOKENS_PER_TOOL * len(tools)
+    return tokens
+
+
+def _may_be_told(name: str, value: object) -> bool:
+    """Whether a provider may put a parameter into the prompt; numbers and what is for its cache it does not."""
+    return not isinstance(value, bool | int | float) and name not in _NEVER_TOLD
+
+
+def _message_tokens_at_most(message: Message) -> int:
+    tokens = TOKENS_PER_MESSAGE + sum(text_tokens_at_most(text) for text in message.texts)
+    structures = message.structures
+    if structures:
+        tokens += json_tokens_at_most(structures)
+        # Arguments are JSON within JSON, which a template may write anew with a space after each mark.
+        calls = message.tool_calls or ()
+        arguments = [call.function.arguments for call in calls if call.function is not None]
+        arguments += [message.function_call.arguments] if message.function_call else []
+        tokens += TOKENS_PER_MESSAGE * len(calls) + sum(text_tokens_at_most(text) for text in arguments)
+    return tokens
+
+
+def bound(
+    messages: Sequence[Message],
+    max_tokens: int,
+    price: ModelPrice,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    facts: ModelFacts | None = None,
+) -> Bound:
     """Bound the cost of one attempt: every token at the highest price that it can have.
 
+    `facts` is what the provider says of the model: a prompt has no more tokens than the model can read.
     Units: `max_tokens` completion tokens, reasoning included, as it is sent to the provider.
-    Errors: PriceUnknown where there is no message, `max_tokens` limits nothing, or the bound passes 1,000,000 USD.
+    Errors: PriceUnknown where there is no message, `max_tokens` limits nothing, a message has an image that the model
+        makes an unknown number of tokens of, or the bound passes 1,000,000 USD.
     """
     if type(max_tokens) is not int or not 1 <= max_tokens <= MAX_COMPLETION_TOKENS:
         raise PriceUnknown(f"max_tokens must be an integer from 1 to {MAX_COMPLETION_TOKENS}, got {max_tokens!r}")
     if not messages:
         raise PriceUnknown("a call needs at least one message")
-    prompt_tokens = prompt_tokens_at_most(messages)
+    parameters = parameters or {}
+    prompt_tokens = prompt_tokens_at_most(messages, parameters, model=price.model)
+    image_tokens = image_tokens_at_most(price.model) if any(each.image_parts for each in messages) else 0
+    context_length = facts.context_length if facts is not None else None
+    is_context_length = context_length is not None and context_length < prompt_tokens
+    if is_context_length:
+        assert context_length is not None
+        prompt_tokens = context_length
+    # Of a prediction, what the answer does not use is billed as completion.
+    completion_tokens = max_tokens + (
+        json_tokens_at_most(parameters["prediction"]) if "prediction" in parameters else 0
+    )
     prompt_price, completion_price = price.max_prices(prompt_tokens)
-    tokens_nanousd = prompt_tokens * prompt_price + max_tokens * completion_price
+    endpoint_price = price.max_prompt_price(prompt_tokens)
+    prompt_price = max(prompt_price, -(-endpoint_price * _cache_percent(messages, parameters) // 100))
+    tokens_nanousd = prompt_tokens * prompt_price + completion_tokens * completion_price
     amount = -(-tokens_nanousd // TOKENS_PER_MTOK) + price.request_nanousd
     if amount > MAX_NANOUSD:
         raise PriceUnknown(f"a call of {price.model} could cost {amount} nano-dollars, more than 1,000,000 USD")
     return Bound(
         model=price.model,
         prompt_tokens=prompt_tokens,
-        completion_tokens=max_tokens,
+        completion_tokens=completion_tokens,
         prompt_nanousd_per_mtok=prompt_price,
         completion_nanousd_per_mtok=completion_price,
         request_nanousd=price.request_nanousd,
         amount_nanousd=amount,
+        endpoint_nanousd_per_mtok=endpoint_price,
+        image_nanousd=-(-image_tokens * prompt_price // TOKENS_PER_MTOK),
+        is_context_length=is_context_length,
     )
+
+
+def _cache_percent(messages: Sequence[Message], parameters: Mapping[str, Any]) -> int:
+    """Return what a prompt token can cost that the provider is asked to cache, in percent of its listed price."""
+    marks: list[Mapping[str, Any]] = [
+        mark.model_dump(exclude_none=True) for message in messages for mark in message.cache_marks
+    ]
+    marks += [tool["cache_control"] for tool in parameters.get("tools", ()) if "cache_control" in tool]
+    marks += [parameters["cache_control"]] if "cache_control" in parameters else []
+    if not marks:
+        return 100
+    is_long = any(mark.get("ttl") == "1h" for mark in marks)
+    return _LONG_CACHE_WRITE_PERCENT if is_long else _CACHE_WRITE_PERCENT

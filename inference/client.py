@@ -8,8 +8,10 @@ The caller's process asks the provider itself; the ledger decides and records as
 
 import asyncio
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Unpack, overload
+
+from pydantic import BaseModel
 
 from tollbook.inference.calls.call import Call, RunId
 from tollbook.inference.calls.reservations import WaitLimits
@@ -18,7 +20,9 @@ from tollbook.inference.current_runtime import using_runtime
 from tollbook.inference.errors import SettingsError, error_of
 from tollbook.inference.runtime import InferenceRuntime
 from tollbook.inference.settings import Settings
+from tollbook.inference.structured_output import M, ParsedResult, parse_output, with_response_format
 from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
+from tollbook.schemas.entries import RequestFields
 from tollbook.schemas.plans import DEFAULT_PLAN
 from tollbook.schemas.problems import unknown_name
 from tollbook.schemas.results import InferenceResult, TaskStatus
@@ -43,48 +47,73 @@ class InferenceClient:
             raise InvalidTask(unknown_name("task type", task, list(TaskType))) from None
         self._runtime = runtime
 
+    @overload
     async def call(
         self,
         prompt: str | None = None,
-        user_id: str = "",
+        user_id: str | int = "",
         plan: str = DEFAULT_PLAN,
-        campaign_id: str | None = None,
+        campaign_id: str | int | None = None,
         *,
-        task_id: str | None = None,
-        system: str | None = None,
-        messages: Sequence[dict[str, str]] | None = None,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        model: str | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> InferenceResult:
+        response_model: type[M],
+        task_id: str | int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> M: ...
+
+    @overload
+    async def call(
+        self,
+        prompt: str | None = None,
+        user_id: str | int = "",
+        plan: str = DEFAULT_PLAN,
+        campaign_id: str | int | None = None,
+        *,
+        response_model: None = None,
+        task_id: str | int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> InferenceResult: ...
+
+    async def call(
+        self,
+        prompt: str | None = None,
+        user_id: str | int = "",
+        plan: str = DEFAULT_PLAN,
+        campaign_id: str | int | None = None,
+        *,
+        response_model: type[BaseModel] | None = None,
+        task_id: str | int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        **fields: Unpack[RequestFields],
+    ) -> InferenceResult | BaseModel:
         """Make one call and return its result with `content`, `model_used`, `token_count` and `cost_usd`.
+
+        With a pydantic model as `response_model`, the answer must have its form, and an instance of it is returned.
+        With one as `response_format`, the result is a ParsedResult, whose `parsed` is the instance.
 
         Repeating a call with the same `task_id` and content returns the stored result and costs nothing.
         Where only other calls' holds stand in the way it waits for them, up to TOLLBOOK_HOLD_WAIT_S.
 
         Errors: InvalidTask; SettingsError without a provider's key; PlanLimitReached; BudgetWaitTimeout;
-            PriceUnknown; InferenceFailed; AttemptsExhausted; IdempotencyConflict; LedgerUnavailable; LedgerRefused.
+            PriceUnknown; InferenceFailed; AttemptsExhausted; IdempotencyConflict; LedgerUnavailable; LedgerRefused;
+            OutputInvalid, after the call, where the answer has not the form of the pydantic model.
         """
-        fields = {
-            "task": self.task.value,
-            "user_id": user_id,
-            "plan": plan,
-            "campaign_id": campaign_id,
-            "task_id": task_id,
-            "prompt": prompt,
-            "system": system,
-            "messages": None if messages is None else list(messages),
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "model": model,
+        asked = with_response_format(dict(fields), response_model)
+        given = {
+            "user_id": user_id, "plan": plan, "campaign_id": campaign_id, "task_id": task_id, "prompt": prompt,
             "metadata": metadata,
-        }
-        task = task_from_fields({name: value for name, value in fields.items() if value is not None})
+        }  # fmt: skip
+        task = task_from_fields({**asked, **given, "task": self.task.value})
         async with using_runtime(self._runtime) as runtime:
             result = await self._run(task, runtime)
         if result.status is not TaskStatus.DONE:
             raise error_of(result)
+        if response_model is not None:
+            return parse_output(result, response_model)
+        form = fields.get("response_format")
+        if isinstance(form, type):
+            return ParsedResult(**result.model_dump(), parsed=parse_output(result, form))
         return result
 
     async def _run(self, task: Task, runtime: InferenceRuntime) -> InferenceResult:

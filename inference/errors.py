@@ -53,6 +53,14 @@ class PriceUnknown(AppError):
         return cls(f"no price is known for model {model}: {why}", {"model": model})
 
 
+class ParameterUnsupported(InvalidTask):
+    """The provider says that the model does not take what the task sets. No money was held, and no call is made."""
+
+    def __init__(self, model: str, names: Sequence[str]) -> None:
+        what = f"'{names[0]}'" if len(names) == 1 else ", ".join(f"'{name}'" for name in names)
+        super().__init__(f"{model} does not support {what}", {"model": model, "unsupported": list(names)})
+
+
 class InferenceFailed(AppError):
     """The model and its fallback failed, or the reply has no answer. `data` is the call's result."""
 
@@ -69,6 +77,19 @@ class ContentFiltered(InferenceFailed):
     """The provider's filter held back the prompt or the answer."""
 
     code = ErrorCode.CONTENT_FILTERED
+
+
+class OutputInvalid(AppError):
+    """The call is done and paid for, and its answer is not of the form that was asked for, or is a refusal.
+
+    `result` is the call's result, with the answer as text and what it cost.
+    """
+
+    code = "OUTPUT_INVALID"
+
+    def __init__(self, message: str, result: InferenceResult) -> None:
+        super().__init__(message, result.model_dump())
+        self.result = result
 
 
 class AttemptsExhausted(AppError):

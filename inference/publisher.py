@@ -13,12 +13,15 @@ import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
-from typing import Final, Self, Unpack
+from typing import Final, Self, Unpack, overload
+
+from pydantic import BaseModel
 
 from tollbook.inference.address import find_redis_url
-from tollbook.inference.errors import ResultTimeout, TaskUnconfirmed
+from tollbook.inference.errors import ResultTimeout, TaskUnconfirmed, error_of
 from tollbook.inference.on_demand import OnDemand
 from tollbook.inference.settings import Settings, load_settings
+from tollbook.inference.structured_output import M, parse_output, with_response_format
 from tollbook.ledger.errors import LedgerUnavailable, RedisCannotServe
 from tollbook.ledger.keys import Keys, is_reserved_key
 from tollbook.ledger.results import Results
@@ -29,7 +32,7 @@ from tollbook.ledger.server.refusals import translating_redis_errors
 from tollbook.ledger.stream_owners import check_owner, read_owners
 from tollbook.schemas.entries import TaskEntry, TaskFields, task_entry
 from tollbook.schemas.identifiers import normalise_id
-from tollbook.schemas.results import InferenceResult
+from tollbook.schemas.results import InferenceResult, TaskStatus
 from tollbook.schemas.tasks import RESERVED_STREAM_WORDS, InvalidTask, TaskStream, TaskType
 
 # A connection that was idle for long is often found dead by the first command; the second makes a new one.
@@ -78,6 +81,7 @@ class Publisher:
         await self.send(entry)
         return entry.task_id
 
+    @overload
     async def publish_and_wait(
         self,
         stream: TaskStream | str,
@@ -85,10 +89,40 @@ class Publisher:
         prompt: str | None = None,
         *,
         timeout_s: float,
+        response_model: type[M],
         **fields: Unpack[TaskFields],
-    ) -> InferenceResult:
-        """Publish a task and return its result. Errors: as `publish` and `wait`."""
-        return await self.wait(await self.publish(stream, task, prompt, **fields), timeout_s=timeout_s)
+    ) -> M: ...
+
+    @overload
+    async def publish_and_wait(
+        self,
+        stream: TaskStream | str,
+        task: TaskType | str,
+        prompt: str | None = None,
+        *,
+        timeout_s: float,
+        response_model: None = None,
+        **fields: Unpack[TaskFields],
+    ) -> InferenceResult: ...
+
+    async def publish_and_wait(
+        self,
+        stream: TaskStream | str,
+        task: TaskType | str,
+        prompt: str | None = None,
+        *,
+        timeout_s: float,
+        response_model: type[BaseModel] | None = None,
+        **fields: Unpack[TaskFields],
+    ) -> InferenceResult | BaseModel:
+        """Publish a task and return its result, or its answer as an instance of a pydantic model.
+
+        Errors: as `publish` and `wait`.
+        """
+        if response_model is None:
+            return await self.wait(await self.publish(stream, task, prompt, **fields), timeout_s=timeout_s)
+        task_id = await self.publish(stream, task, prompt, **{**fields, "response_format": response_model})
+        return await self.wait(task_id, timeout_s=timeout_s, response_model=response_model)
 
     async def send(self, entry: TaskEntry) -> str:
         """Append an entry made by `new_entry`, and return the stream entry's id.
@@ -120,17 +154,32 @@ class Publisher:
         async with self._connected() as connection:
             return await (await connection.results()).get(normalise_id(task_id))
 
-    async def wait(self, task_id: str, *, timeout_s: float) -> InferenceResult:
+    @overload
+    async def wait(self, task_id: str, *, timeout_s: float, response_model: type[M]) -> M: ...
+
+    @overload
+    async def wait(self, task_id: str, *, timeout_s: float, response_model: None = None) -> InferenceResult: ...
+
+    async def wait(
+        self, task_id: str, *, timeout_s: float, response_model: type[BaseModel] | None = None
+    ) -> InferenceResult | BaseModel:
         """Return a task's result as soon as it is there: `done`, `denied`, `failed` or `invalid`.
 
+        With a pydantic model as `response_model` the answer is returned as an instance of it; publish the task with the
+        same model as `response_format`. What the task came to without an answer is raised then.
         Woken by Redis when the result is stored; a result that is there already is returned at once.
-        Errors: ResultTimeout after `timeout_s`; the task goes on, and can be waited for again.
+        Errors: ResultTimeout after `timeout_s`; the task goes on, and can be waited for again. With a model: the error
+            of the result, as `InferenceClient.call` raises it; OutputInvalid.
         """
         async with self._connected() as connection:
             found = await (await connection.results()).wait(normalise_id(task_id), timeout_s)
         if found is None:
             raise ResultTimeout(task_id, timeout_s)
-        return found
+        if response_model is None:
+            return found
+        if found.status is not TaskStatus.DONE:
+            raise error_of(found)
+        return parse_output(found, response_model)
 
     @asynccontextmanager
     async def _connected(self) -> "AsyncGenerator[_Connection]":
@@ -151,7 +200,8 @@ def new_entry(
     stream: TaskStream | str, task: TaskType | str, prompt: str | None = None, **fields: Unpack[TaskFields]
 ) -> TaskEntry:
     """Make a task to `send`, with an id of its own where none is given. Errors: InvalidTask."""
-    return task_entry(stream, {"task": task, "prompt": prompt, **fields}, new_id=str(uuid.uuid4()))
+    values = with_response_format({"task": task, "prompt": prompt, **fields})
+    return task_entry(stream, values, new_id=str(uuid.uuid4()))
 
 
 class _Connection:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import structlog
 
 from tollbook.inference.providers.client import ProviderClient
-from tollbook.ledger.errors import CallUnknown
+from tollbook.ledger.errors import CallUnknown, HoldChanged
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import AdjustRequest
 from tollbook.schemas.events import Basis, CostAdjusted, payload_json
@@ -152,10 +152,11 @@ async def _correct(
         attempt=last["attempt"],
         payload=payload_json(payload),
         budgets=record.hold.budgets,
+        seen=booked,
     )
     try:
         adjusted = await ledger.adjust(request)
-    except CallUnknown:
+    except (CallUnknown, HoldChanged):
         return False
     outcome.adjusted += adjusted.difference_nanousd != 0
     outcome.difference_nanousd += adjusted.difference_nanousd

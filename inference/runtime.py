@@ -22,11 +22,14 @@ from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner
 from tollbook.inference.calls.steps import CallObserver
 from tollbook.inference.errors import SettingsError
+from tollbook.inference.learning_models import learning_models
+from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.provider_users import ledger_user_key, provider_user_of
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.routing import routing_with
 from tollbook.inference.settings import Settings
-from tollbook.inference.signs_of_life import sign_of_life
+from tollbook.inference.signs_of_life import SignOfLife, sign_of_life
 from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
 from tollbook.ledger.gate.baselines import BaselineReader, Baselines
@@ -65,6 +68,8 @@ class LedgerHandle:
     states: tuple[LedgerState, ...]
     results: Results
     server: ServerWatch
+    sign: SignOfLife
+    user_key: bytes = field(repr=False)  # G10
 
     @property
     def ledger_id(self) -> str:
@@ -106,6 +111,7 @@ async def open_ledger(
             if state.partitions != len(keys):
                 raise WrongPartitions(configured=len(keys), stored=state.partitions)
         await asyncio.gather(*(check_writable(pipeline, key) for key in keys))
+        user_key = await ledger_user_key(pipeline, keys[0])
         results = Results(
             redis,
             pipeline,
@@ -114,8 +120,8 @@ async def open_ledger(
             ttl_s=settings.result_ttl_s,
             id_ttl_s=settings.idempotency_ttl_s,
         )
-        await stack.enter_async_context(sign_of_life(pipeline, settings, name=process_name(), part=part))
-        yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server)
+        sign = await stack.enter_async_context(sign_of_life(pipeline, settings, name=process_name(), part=part))
+        yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server, sign, user_key)
 
 
 def answer_timeout_s(settings: Settings) -> float:
@@ -225,7 +231,9 @@ async def open_runtime(
         queue.start()
         stack.push_async_callback(queue.aclose)
         policy, retry = budget_policy(settings), RetryPolicy.from_settings(settings)
-        prices = PriceCatalogue(settings.price_overrides, provider=settings.price_provider)
+        models = ModelCatalogue(is_openai=settings.is_openai)
+        await stack.enter_async_context(learning_models(models, provider, is_asked=settings.has_provider))
+        prices = PriceCatalogue(settings.price_overrides, provider=settings.price_provider, models=models)
         reservations = Reservations(
             ledger=ledger,
             results=handle.results,
@@ -244,6 +252,7 @@ async def open_runtime(
             retry=retry,
             now_ms=now_ms,
             observer=observer,
+            provider_user=provider_user_of(settings.provider_user, handle.user_key),
         )
         yield InferenceRuntime(
             name=name,

@@ -77,7 +77,8 @@ class Settings(BaseSettings):
     allow_unsynced: bool = _field(
         "TOLLBOOK_ALLOW_UNSYNCED",
         False,
-        "1: use a server that does not sync every write, or does not say so; a crash of it can lose holds and charges",
+        "1: use a server that does not sync every write, keeps no append-only file, or does not say so; a crash of it "
+        "can lose holds and charges, without the file the whole ledger",
     )
     port: Port | None = _field("TOLLBOOK_PORT", None, "port of the embedded server; unset: a free one")
     quack_port: Port | None = _field("TOLLBOOK_QUACK_PORT", None, "port of the DuckDB server; unset: a free one")
@@ -93,6 +94,11 @@ class Settings(BaseSettings):
     )
     app_title: AppTitle = _field("TOLLBOOK_APP_TITLE", "Tollbook", "name of the application in OpenRouter's rankings")
     app_url: AppUrl | None = _field("TOLLBOOK_APP_URL", None, "address of the application in OpenRouter's rankings")
+    provider_user: Literal["hashed", "none", "plain"] = _field(
+        "TOLLBOOK_PROVIDER_USER",
+        "hashed",
+        "what the provider is told of a user: hashed (a keyed hash of the id), none, or plain (the id itself)",
+    )
     attempt_timeout_s: float = _seconds(
         "TOLLBOOK_ATTEMPT_TIMEOUT_S", 60.0, "maximum duration of one HTTP request", gt=0, le=3600
     )
@@ -280,12 +286,22 @@ class Settings(BaseSettings):
         """Whether OpenRouter's own request fields are sent."""
         if self.dialect != "auto":
             return self.dialect == "openrouter"
-        host = self.openrouter_base_url.split("://", 1)[1].split("/", 1)[0].split(":", 1)[0]
-        return host == "openrouter.ai" or host.endswith(".openrouter.ai")
+        return _is_at(self.openrouter_base_url, "openrouter.ai")
+
+    @property
+    def is_openai(self) -> bool:
+        """Whether the provider is OpenAI's own API, or Azure's, which refuse what they do not know."""
+        url = self.openrouter_base_url
+        return not self.is_openrouter and (_is_at(url, "api.openai.com") or _is_at(url, "openai.azure.com"))
 
     def plan_cap_nanousd(self, plan: Plan) -> int:
         """Return a plan's cap per billing period, in nano-dollars."""
         return self.caps.plans.get(plan, CAPS_NANOUSD[plan])
+
+
+def _is_at(url: str, domain: str) -> bool:
+    host = url.split("://", 1)[1].split("/", 1)[0].split(":", 1)[0]
+    return host == domain or host.endswith(f".{domain}")
 
 
 def load_settings(*, env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:

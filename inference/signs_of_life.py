@@ -1,13 +1,15 @@
 """Signs of life: every process on a ledger shows its version and the settings by which it decides.
 
 Processes with other caps, routes or prices decide differently on one ledger, and no one of them can see it; `doctor`
-compares the signs and names the process that differs. A sign holds digests of settings, never their values (G10).
+compares the signs and names the process that differs, and the one that holds tasks back. A sign holds digests of
+settings, never their values (G10).
 """
 
 import asyncio
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,6 +28,9 @@ from tollbook.ledger.server.pipeline import CommandPipeline
 RENEWED_S: Final = 10.0
 ALIVE_MS: Final = 35_000
 _GOODBYE_S: Final = 1.0
+# A task that is held back is tried again every few seconds; each try may wait for Redis and for the projector.
+_HELD_BACK_S: Final = 30.0
+_MAX_REASON: Final = 300
 _FORGOTTEN_MS: Final = 24 * 3600 * 1000
 # Settings by which a process decides what a call may cost, how long it is waited for, and when it is given up.
 DECIDING: Final = (
@@ -37,12 +42,16 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """One process; `part` is `up`, `worker`, `projector` or `application`, and `settings` has digests."""
+    """One process; `part` is `up`, `worker`, `projector` or `application`, and `settings` has digests.
+
+    `holds_back`: why it holds tasks back just now; None where it does not.
+    """
 
     name: str
     part: str
     version: str
     settings: Mapping[str, str]
+    holds_back: str | None = None
 
     def differing_settings(self, other: Mapping[str, str]) -> list[str]:
         """Return the names of the settings in which it differs."""
@@ -55,47 +64,78 @@ def settings_digests(settings: Settings) -> dict[str, str]:
     return {**digests, "the price catalogue": version("genai-prices")}
 
 
+class SignOfLife:
+    """What this process shows of itself. Make it with `sign_of_life`."""
+
+    def __init__(self, pipeline: CommandPipeline, settings: Settings, *, name: str, part: str) -> None:
+        self._pipeline = pipeline
+        self._key = processes(settings.namespace)
+        self._name = name
+        self._facts = {"part": part, "version": version("tollbook"), "settings": settings_digests(settings)}
+        self._reason = ""
+        self._reason_ends = -math.inf
+        self._has_changed = asyncio.Event()
+
+    def hold_back(self, problem: Exception) -> None:
+        """Show that tasks are held back, and why, until this was not said again for half a minute."""
+        now = asyncio.get_running_loop().time()
+        if now > self._reason_ends:
+            self._has_changed.set()
+        self._reason, self._reason_ends = " ".join(str(problem).split())[:_MAX_REASON], now + _HELD_BACK_S
+
+    async def show(self) -> None:
+        """Show the sign once. While Redis does not answer, nothing is shown."""
+        sign: dict[str, Any] = dict(self._facts)
+        if asyncio.get_running_loop().time() <= self._reason_ends:
+            sign["holds_back"] = self._reason
+        try:
+            found, now_ms = await _all(self._pipeline, self._key)
+            await self._pipeline.execute("HSET", self._key, self._name, json.dumps({**sign, "seen_ms": now_ms}))
+            for gone in (each for each, document in found.items() if now_ms - document["seen_ms"] > _FORGOTTEN_MS):
+                await self._pipeline.execute("HDEL", self._key, gone)
+        except (LedgerUnavailable, RedisError) as exc:
+            _log.debug("sign_of_life.not_shown", problem=str(exc))
+
+    async def keep_showing(self) -> None:
+        """Show the sign again and again, and at once when tasks begin to be held back."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RENEWED_S):
+                    await self._has_changed.wait()
+            self._has_changed.clear()
+            await self.show()
+
+    async def remove(self) -> None:
+        """Show this process no more."""
+        with contextlib.suppress(LedgerUnavailable, RedisError, TimeoutError):
+            async with asyncio.timeout(_GOODBYE_S):
+                await self._pipeline.execute("HDEL", self._key, self._name)
+
+
 @asynccontextmanager
-async def sign_of_life(pipeline: CommandPipeline, settings: Settings, *, name: str, part: str) -> AsyncGenerator[None]:
-    """Show this process for as long as this is open. While Redis does not answer, nothing is shown."""
-    sign = {"part": part, "version": version("tollbook"), "settings": settings_digests(settings)}
-    key = processes(settings.namespace)
-    await _show(pipeline, key, name, sign)
-    showing = asyncio.create_task(_keep_showing(pipeline, key, name, sign))
+async def sign_of_life(
+    pipeline: CommandPipeline, settings: Settings, *, name: str, part: str
+) -> AsyncGenerator[SignOfLife]:
+    """Show this process for as long as this is open."""
+    sign = SignOfLife(pipeline, settings, name=name, part=part)
+    await sign.show()
+    showing = asyncio.create_task(sign.keep_showing())
     try:
-        yield
+        yield sign
     finally:
         showing.cancel()
         await asyncio.gather(showing, return_exceptions=True)
-        with contextlib.suppress(LedgerUnavailable, RedisError, TimeoutError):
-            async with asyncio.timeout(_GOODBYE_S):
-                await pipeline.execute("HDEL", key, name)
+        await sign.remove()
 
 
 async def read_signs(pipeline: CommandPipeline, namespace: str) -> list[Sign]:
     """Return the processes that are alive, by name. Errors: LedgerUnavailable."""
     found, now_ms = await _all(pipeline, processes(namespace))
     return [
-        Sign(name, document["part"], document["version"], document["settings"])
+        Sign(name, document["part"], document["version"], document["settings"], document.get("holds_back"))
         for name, document in sorted(found.items())
         if now_ms - document["seen_ms"] < ALIVE_MS
     ]
-
-
-async def _keep_showing(pipeline: CommandPipeline, key: str, name: str, sign: Mapping[str, Any]) -> None:
-    while True:
-        await asyncio.sleep(RENEWED_S)
-        await _show(pipeline, key, name, sign)
-
-
-async def _show(pipeline: CommandPipeline, key: str, name: str, sign: Mapping[str, Any]) -> None:
-    try:
-        found, now_ms = await _all(pipeline, key)
-        await pipeline.execute("HSET", key, name, json.dumps({**sign, "seen_ms": now_ms}))
-        for gone in (each for each, document in found.items() if now_ms - document["seen_ms"] > _FORGOTTEN_MS):
-            await pipeline.execute("HDEL", key, gone)
-    except (LedgerUnavailable, RedisError) as exc:
-        _log.debug("sign_of_life.not_shown", problem=str(exc))
 
 
 async def _all(pipeline: CommandPipeline, key: str) -> tuple[dict[str, dict[str, Any]], int]:

@@ -7,10 +7,11 @@ from tollbook.inference.bounds import bound
 from tollbook.inference.cost_tracker import CostTracker, UsageSummary
 from tollbook.inference.current_runtime import using_runtime
 from tollbook.inference.runtime import now_ms
+from tollbook.schemas.messages import Message
 from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.plans import DEFAULT_PLAN
 from tollbook.schemas.problems import unknown_name
-from tollbook.schemas.tasks import InvalidTask, Message, TaskType
+from tollbook.schemas.tasks import InvalidTask, TaskType
 
 
 class UsageService:

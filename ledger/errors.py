@@ -88,13 +88,29 @@ class LedgerReplaced(LedgerRefused):
     """Redis holds another ledger than the one this process was started with, or none at all."""
 
     def __init__(self, *, expected: str, found: str) -> None:
+        cause = (
+            "REDIS_URL, TOLLBOOK_NAMESPACE or TOLLBOOK_DATA_DIR names another one than belongs here, or Redis was "
+            "replaced. Correct it, or restore"
+            if found
+            else "Redis was emptied or replaced. Restore"
+        )
         super().__init__(
-            f"Redis holds {'ledger ' + found if found else 'no ledger'}, this process works on {expected}: "
-            "Redis was emptied or replaced. Restore its data and restart, or set the DuckDB file and the archive aside "
-            "and restart to begin a new ledger"
+            f"Redis holds {'ledger ' + found if found else 'no ledger'}, this process works on {expected}: {cause} "
+            "its data and restart, or set the DuckDB file and the archive aside and restart to begin a new ledger"
         )
         self.expected = expected
         self.found = found
+
+
+class HoldChanged(LedgerError):
+    """The cost of a call was corrected since it was read."""
+
+    def __init__(self, call_id: str) -> None:
+        super().__init__(
+            f"the cost of call {call_id} was corrected by somebody else meanwhile: look at it, then repeat this if it "
+            "is still right"
+        )
+        self.call_id = call_id
 
 
 class CreditTooLow(LedgerError):

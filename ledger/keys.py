@@ -42,6 +42,11 @@ class Keys:
         return f"{self.prefix}unbooked"
 
     @property
+    def secrets(self) -> str:
+        """Hash: what only this ledger knows, such as the key of the names that providers are told. In no event."""
+        return f"{self.prefix}secrets"
+
+    @property
     def probe(self) -> str:
         """Stream: written and taken back in one step, to see that the partition can be written."""
         return f"{self.prefix}probe"

@@ -9,25 +9,65 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from pydantic import BaseModel
+
+from tollbook.schemas.identifiers import id_text
+from tollbook.schemas.json_text import whole_text
 from tollbook.schemas.problems import unknown_name
-from tollbook.schemas.tasks import InvalidTask, Message, TaskStream, check_entry_size, task_from_fields
+from tollbook.schemas.tasks import InvalidTask, TaskStream, check_entry_size, task_from_fields
 
 
-class TaskFields(TypedDict, total=False):
-    """The fields of a task beside its type and prompt, as a program gives them. None counts as absent.
+class RequestFields(TypedDict, total=False):
+    """The fields of a task that say what is asked of a model, beside the prompt. None counts as absent.
 
-    Units: `max_tokens` completion tokens; `temperature` 0 to 2.
+    Units: `max_tokens` completion tokens; `temperature` 0 to 2. `response_format` may be a pydantic model.
     """
 
-    user_id: str | None
-    plan: str | None
-    task_id: str | None
-    campaign_id: str | None
+    tags: Mapping[str, str | int | float] | None
     system: str | None
-    messages: Sequence[Message | Mapping[str, str]] | str | None
+    messages: Sequence[BaseModel | Mapping[str, Any]] | str | None
     max_tokens: int | None
+    max_completion_tokens: int | None
     temperature: float | None
     model: str | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    top_a: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: Sequence[str] | str | None
+    logit_bias: Mapping[str, float] | None
+    logprobs: bool | None
+    top_logprobs: int | None
+    response_format: Mapping[str, Any] | type[BaseModel] | None
+    structured_outputs: bool | None
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: Mapping[str, Any] | str | None
+    parallel_tool_calls: bool | None
+    functions: Sequence[Mapping[str, Any]] | None
+    function_call: Mapping[str, Any] | str | None
+    reasoning: Mapping[str, Any] | None
+    reasoning_effort: str | None
+    include_reasoning: bool | None
+    verbosity: str | None
+    prediction: Mapping[str, Any] | None
+    cache_control: Mapping[str, Any] | None
+    prompt_cache_key: str | None
+    prompt_cache_retention: str | None
+    store: bool | None
+    transforms: Sequence[str] | None
+
+
+class TaskFields(RequestFields, total=False):
+    """The fields of a task beside its type and prompt, as a program gives them. None counts as absent."""
+
+    user_id: str | int | None
+    plan: str | None
+    task_id: str | int | None
+    campaign_id: str | int | None
     reply_to: str | None
     metadata: Mapping[str, Any] | str | None
     traceparent: str | None
@@ -64,25 +104,28 @@ def _given(values: Mapping[str, object]) -> dict[str, object]:
 def _text(name: str, value: object) -> str:
     match value:
         case str():
-            return str(value)
-        case bool() | bytes():
-            raise InvalidTask(f"'{name}' must be text, a number or what JSON can hold, not {type(value).__name__}")
+            return whole_text(value)
+        case bool():
+            return str(value).lower()
+        case bytes():
+            raise InvalidTask(f"'{name}' must be text, a number or what JSON can hold, not bytes")
         case int() | float():
             return str(value)
         case _:
-            return _json(name, value)
+            named = id_text(value)
+            return named if isinstance(named, str) else _json(name, value)
 
 
 def _json(name: str, value: object) -> str:
     try:
-        return json.dumps(value, default=_plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        return whole_text(json.dumps(value, default=_plain, allow_nan=False, ensure_ascii=False, separators=(",", ":")))
     except (TypeError, ValueError, RecursionError):
         raise InvalidTask(f"'{name}' must hold only what JSON can hold, without NaN and infinities") from None
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Message):
-        return value.model_dump()
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_none=True)
     if isinstance(value, Mapping):
         return dict(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     raise TypeError(f"a {type(value).__name__} is not JSON")

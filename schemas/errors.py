@@ -2,6 +2,7 @@
 
     AppError
     ├── InvalidTask                 INVALID_TASK           correct the value that the message names
+    │   └── ParameterUnsupported    INVALID_TASK           leave the parameter out, or choose another model
     ├── SettingsError               SETTINGS_INVALID       correct the environment or `.env`; every problem is listed
     ├── PlanLimitReached            PLAN_LIMIT_REACHED     a smaller call, a higher cap, or the next period
     ├── BudgetWaitTimeout           BUDGET_WAIT_TIMEOUT    retry later: other calls' holds stood in the way
@@ -9,6 +10,7 @@
     ├── InferenceFailed             INFERENCE_FAILED       retry with a new task id; `data` says what was spent
     │   ├── OutputLimitReached      OUTPUT_LIMIT_REACHED   raise max_tokens, or ask for less reasoning
     │   └── ContentFiltered         CONTENT_FILTERED       change the prompt
+    ├── OutputInvalid               OUTPUT_INVALID         the answer is paid for: `result` has it; ask in other words
     ├── AttemptsExhausted           ATTEMPTS_EXHAUSTED     find out why workers ended, then retry the dead letter
     ├── ResultTimeout               RESULT_TIMEOUT         wait again: the task goes on
     ├── ProviderError               PROVIDER_ERROR         a question to the provider, not a completion, failed

@@ -8,9 +8,9 @@ import unicodedata
 import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
-from pydantic import AfterValidator, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, StringConstraints
 
 from tollbook.schemas.expectations import Expected
 
@@ -19,7 +19,7 @@ MAX_ID_CHARACTERS: Final = 200
 # all: a long run of accents takes Python a time that grows with its square.
 _MAX_UNCOMPOSED: Final = 4 * MAX_ID_CHARACTERS
 # Ids are parts of Redis keys, budget names, log lines and shell commands.
-_FORBIDDEN = re.compile(r"[\s\"'\\\x00-\x1f\x7f-\x9f]")
+_FORBIDDEN = re.compile(r"[^\S ]|[\"\\\x00-\x1f\x7f-\x9f]")
 # What Python calls printable and nobody sees: Unicode's Default_Ignorable_Code_Point, and the empty Braille cell.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
@@ -29,7 +29,8 @@ _INVISIBLE = re.compile(
 def check_id(value: str) -> str:
     """Return an id in the one spelling (Unicode NFC) in which it is kept, compared and hashed.
 
-    It has 1 to 200 printable and visible characters, counted in that spelling, without spaces, quotes or backslashes.
+    It has 1 to 200 printable and visible characters, counted in that spelling, without double quotes or backslashes.
+    Spaces stand only inside it.
     Compatibility forms stay apart: a ligature, a full-width letter or a Cyrillic letter is not the Latin one.
     Errors: ValueError, whose text says what the id must be and follows the name of its field.
     """
@@ -37,7 +38,9 @@ def check_id(value: str) -> str:
     if not 1 <= len(id_) <= MAX_ID_CHARACTERS:
         raise ValueError(f"must have 1 to {MAX_ID_CHARACTERS} characters, not {len(id_)}")
     if _FORBIDDEN.search(id_) or not id_.isprintable():
-        raise ValueError("must have no spaces, quotes, backslashes or control characters")
+        raise ValueError("must have no double quotes, backslashes, line breaks or control characters")
+    if id_ != id_.strip(" "):
+        raise ValueError("must have no space at its beginning or end")
     if not id_.isascii() and _INVISIBLE.search(id_):
         raise ValueError("must have no invisible characters")
     return id_
@@ -50,9 +53,29 @@ def normalise_id(value: str) -> str:
     return unicodedata.normalize("NFC", value)
 
 
-Identifier = Annotated[str, AfterValidator(check_id)]
+def id_text(value: object) -> object:
+    """Return a whole number or a UUID as the text of an id, and anything else as it is."""
+    is_uuid = type(value).__module__ == "uuid"  # Which is not imported: no id is made here.
+    return str(value) if is_uuid or type(value) is int else value
+
+
+# The first word of ids of what is no task: commands of people, and spend that an application recorded.
+_COMMAND_WORDS: Final = (
+    "plan-assigned", "plan-cleared", "credit-granted", "credit-revoked", "usage", "unbooked",
+)  # fmt: skip
+
+
+def check_task_id(value: str) -> str:
+    """Return a task's id, which must not be that of a command. Errors: ValueError."""
+    id_ = check_id(value)
+    if " " in id_ and id_.split(" ", 1)[0] in _COMMAND_WORDS:  # G4
+        raise ValueError(f"must not begin with {id_.split(' ', 1)[0]!r} and a space, as commands' ids do")
+    return id_
+
+
+Identifier = Annotated[str, BeforeValidator(id_text), AfterValidator(check_id)]
 UserId = Identifier
-TaskId = Identifier
+TaskId = Annotated[str, BeforeValidator(id_text), AfterValidator(check_task_id)]
 CampaignId = Identifier
 
 Period = Annotated[str, StringConstraints(pattern=r"^\d{4}-(0[1-9]|1[0-2])$"), Expected("a month such as '2026-11'")]
@@ -116,7 +139,7 @@ def task_id_from_entry(stream: str, entry_id: str) -> str:
 
 
 def usage_call_id(key: str) -> str:
-    """Return the call id of spend that an application recorded under a key. It has a space, as no task id can."""
+    """Return the call id of spend that an application recorded under a key. It begins as no task id can."""
     return f"usage {key}"
 
 
@@ -125,9 +148,11 @@ def partition_of(user_id: str, partitions: int) -> int:
     return zlib.crc32(user_id.encode()) % partitions
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class EntryId:
-    """A Redis stream entry id, ordered as Redis orders it: by milliseconds, then by sequence."""
+class EntryId(NamedTuple):
+    """A Redis stream entry id, ordered as Redis orders it: by milliseconds, then by sequence.
+
+    A tuple, since one is made and compared for every step of every call.
+    """
 
     ms: int
     seq: int

@@ -153,7 +153,10 @@ def _sentence(
         case "string_unicode":
             return f"{about or 'the name of a field '}must be {UTF8_WORDS}"
         case "union_tag_invalid":
-            return f"{about}has the unknown type {shown(error.get('ctx', {}).get('tag'))}"
+            tag = error.get("ctx", {}).get("tag")
+            known = error.get("ctx", {}).get("expected_tags")
+            which = "an unknown type" if hides(tag) else f"the unknown type {shown(tag)}"
+            return f"{about}has {which}; known: {known}"
         case "union_tag_not_found":
             return f"{about}has no type"
         case "json_invalid":
@@ -184,13 +187,16 @@ def _step(place: _Place, part: str | int) -> _Place:
         # In a table, the user chose the name.
         is_plain = part.isprintable() and len(part) <= _MAX_SHOWN_CHARACTERS
         path = f"{place.path}.{part if is_plain else _shown_name(part)}".removeprefix(".")
+    models = [kind for kind in kinds if is_model(kind)]
+    if len(models) > 1:
+        # pydantic's name for one of several models, which is no part of what the user wrote.
+        for kind in models:
+            if any(part in get_args(each.annotation) for each in kind.model_fields.values()):
+                return _Place(place.path, kind, is_private=place.is_private)
     for kind in kinds:
         if is_model(kind):
             if (field := _field(kind, part)) is not None:
                 return _Place(path, field.annotation, tuple(field.metadata), is_private=not field.repr)  # G10
-            if any(part in get_args(each.annotation) for each in kind.model_fields.values()):
-                # pydantic's name for one of several models, which is no part of what the user wrote.
-                return _Place(place.path, kind)
         elif is_a(kind, Sequence if isinstance(part, int) else Mapping):
             items = get_args(kind)
             return _Place(path, items[isinstance(part, str)] if items else Any, is_private=place.is_private)

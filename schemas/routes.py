@@ -10,8 +10,8 @@ from tollbook.schemas.tasks import ModelId
 class Route(BaseModel):
     """Model, fallback and request parameters of one task type.
 
-    Units: `max_tokens` completion tokens; `temperature` 0 to 2. A reply that the limit cut off is asked for once more
-    with `retry_max_tokens`, if that is set: the second try is held and paid for as well.
+    Units: `max_tokens` completion tokens; `temperature` 0 to 2, or none, which is not sent. A reply that the limit cut
+    off is asked for once more with `retry_max_tokens`, if that is set: the second try is held and paid for as well.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -19,7 +19,7 @@ class Route(BaseModel):
     model: ModelId
     fallback: ModelId | None
     max_tokens: int = Field(ge=1, le=200_000)
-    temperature: float = Field(ge=0, le=2, allow_inf_nan=False)
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
     retry_max_tokens: int | None = Field(default=None, ge=1, le=200_000)
 
     @model_validator(mode="after")

@@ -57,7 +57,7 @@ def read_request(document: Any) -> CompletionRequest:
         raise BadRequest(404, f"No endpoints found for {model}.")
     texts = [_content(message) for message in cast(list[Any], messages)]
     text = "\n".join(texts)
-    max_tokens = body.get("max_tokens", _DEFAULT_MAX_TOKENS)
+    max_tokens = body.get("max_tokens", body.get("max_completion_tokens", _DEFAULT_MAX_TOKENS))
     if type(max_tokens) is not int or max_tokens < 1:
         raise BadRequest(400, "max_tokens must be a positive integer")
     mark = _COMPLETION_TOKENS.search(text)
@@ -74,9 +74,15 @@ def read_request(document: Any) -> CompletionRequest:
 
 
 def _content(message: Any) -> str:
-    content = cast(dict[str, Any], message).get("content") if isinstance(message, dict) else None
+    fields = cast(dict[str, Any], message) if isinstance(message, dict) else {}
+    content = fields.get("content")
+    if isinstance(content, list):
+        parts = [cast(dict[str, Any], part) for part in cast(list[Any], content) if isinstance(part, dict)]
+        return "\n".join(str(part.get("text", "")) for part in parts)
+    if content is None and (fields.get("tool_calls") or fields.get("function_call") or fields.get("refusal")):
+        return ""
     if not isinstance(content, str):
-        raise BadRequest(400, "messages have a role and a text content")
+        raise BadRequest(400, "messages have a role and a content")
     return content
 
 

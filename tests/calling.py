@@ -130,7 +130,12 @@ class Calling:
                 max_call_s=retry.max_call_s(attempt_timeout_s),
                 **shared,
             )
-            yield SingleTry(reservations, CallRunner(provider=provider, retry=retry, sleep=sleep, **shared)), pauses
+            yield (
+                SingleTry(
+                    reservations, CallRunner(provider=provider, retry=retry, sleep=sleep, provider_user=str, **shared)
+                ),
+                pauses,
+            )
 
     async def set_cap(self, cap_nanousd: int, user_id: str = "u1") -> None:
         """Set a user's cap on the ledger."""

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from tests.chromium import describe_chromium
 from tests.loop_clock import LoopClock
 from tests.servers import EMBEDDED, TestServers, describe_servers, server_kinds
+from tests.unsigned_extensions import allow_unsigned_extensions
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 
@@ -34,6 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
     server_kinds()
     # The suite's servers spare the disk (tests/servers.py); tests of the refusal say so.
     os.environ.setdefault("TOLLBOOK_ALLOW_UNSYNCED", "1")
+    allow_unsigned_extensions()
+    # The stand-in's book is held against the ledger by user. Tests of what a provider is told say so.
+    os.environ.setdefault("TOLLBOOK_PROVIDER_USER", "plain")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Files of many short tests come last: a process that begins a long file as the last one keeps all others waiting.
+    items.sort(key=lambda item: "unit" in item.path.parent.parts)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -169,6 +169,7 @@ class GateBench:
         assumed: int = 0,
         result: str = "",
         ends: bool = False,
+        seen: tuple[int, int] | None = None,
         told: Sequence[Literal["model-called", "fallback-used"]] = (),
         budgets: Sequence[str] = ("user:u:2026-11",),
         baselines: Sequence[Baseline] = (),
@@ -177,6 +178,7 @@ class GateBench:
             call_id=call, user_id="u", hold=hold, cost_nanousd=cost, assumed_nanousd=assumed, attempt=1,
             payload='{"author":"ops"}', budgets=tuple(budgets), result=result,
             events=tuple(AttemptEvent(kind, 1, "{}") for kind in told), ends_call=ends,
+            seen=seen,
         )  # fmt: skip
         return self.gate.adjust(request, baselines)
 

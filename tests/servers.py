@@ -128,15 +128,17 @@ async def wait_until(
     dies, an effect that only a query shows. Where there is a signal (a reply, an event, a
     future), a test waits for that.
     """
-    deadline = time.monotonic() + timeout_s
+    began = time.monotonic()
     while True:
         answer = condition()
         value = cast("_T", await answer) if inspect.isawaitable(answer) else answer
         if value:
             return value
-        if time.monotonic() > deadline:
+        waited_s = time.monotonic() - began
+        if waited_s > timeout_s:
             raise AssertionError(f"{what} did not come true within {timeout_s} s; last answer: {value!r}")
-        await asyncio.sleep(0.005)
+        # What takes long is asked for less often: asking takes the time of those who are to answer.
+        await asyncio.sleep(min(max(0.005, waited_s / 20), 0.1))
 
 
 def run_apart(work: Coroutine[Any, Any, object]) -> None:

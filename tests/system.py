@@ -218,7 +218,14 @@ def command_environment(variables: Mapping[str, str] | None) -> dict[str, str]:
         if not name.startswith(("TOLLBOOK_", "OPENROUTER_", "REDIS_URL"))
     }
     # The suite's servers spare the disk (tests/servers.py).
-    return {**kept, "TOLLBOOK_ALLOW_UNSYNCED": "1", "NO_COLOR": "1", "COLUMNS": "200", **(variables or {})}
+    return {
+        **kept,
+        "TOLLBOOK_ALLOW_UNSYNCED": "1",
+        "TOLLBOOK_PROVIDER_USER": "plain",
+        "NO_COLOR": "1",
+        "COLUMNS": "200",
+        **(variables or {}),
+    }
 
 
 async def run_cli(

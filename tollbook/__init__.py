@@ -17,7 +17,9 @@ if TYPE_CHECKING:
         BudgetWaitTimeout,
         ContentFiltered,
         InferenceFailed,
+        OutputInvalid,
         OutputLimitReached,
+        ParameterUnsupported,
         PlanLimitReached,
         PriceUnknown,
         ProviderError,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     )
     from tollbook.inference.publisher import Publisher
     from tollbook.inference.routing import COST_CAPS, MODEL_ROUTING
+    from tollbook.inference.structured_output import ParsedResult
     from tollbook.inference.usage_service import UsageService
     from tollbook.ledger.errors import (
         BaselineUnavailable,
@@ -48,7 +51,8 @@ __all__ = [
     "COST_CAPS", "MODEL_ROUTING", "AppError", "AttemptsExhausted", "BaselineUnavailable", "BudgetWaitTimeout",
     "CallUnknown", "ContentFiltered", "CostTracker", "ErrorCode", "IdempotencyConflict", "InferenceClient",
     "InferenceFailed", "InferenceResult", "InvalidTask", "LedgerError", "LedgerRefused", "LedgerUnavailable",
-    "OutputLimitReached", "PlanLimitReached", "PriceUnknown", "ProviderError", "ProviderRefused",
+    "OutputInvalid", "OutputLimitReached", "ParameterUnsupported", "ParsedResult", "PlanLimitReached", "PriceUnknown",
+    "ProviderError", "ProviderRefused",
     "ProviderUnavailable", "Publisher", "ResultTimeout", "SettingsError", "TaskStatus", "TaskUnconfirmed",
     "UsageService", "UsageSummary", "connect_runtime",
 ]  # fmt: skip
@@ -58,12 +62,14 @@ _NAMES: Final = {
     "tollbook.inference.cost_tracker": ("CostTracker", "UsageSummary"),
     "tollbook.inference.current_runtime": ("connect_runtime",),
     "tollbook.inference.errors": (
-        "AttemptsExhausted", "BudgetWaitTimeout", "ContentFiltered", "InferenceFailed", "OutputLimitReached",
+        "AttemptsExhausted", "BudgetWaitTimeout", "ContentFiltered", "InferenceFailed", "OutputInvalid",
+        "OutputLimitReached", "ParameterUnsupported",
         "PlanLimitReached", "PriceUnknown", "ProviderError", "ProviderRefused", "ProviderUnavailable",
         "ResultTimeout", "SettingsError", "TaskUnconfirmed",
     ),
     "tollbook.inference.publisher": ("Publisher",),
     "tollbook.inference.routing": ("COST_CAPS", "MODEL_ROUTING"),
+    "tollbook.inference.structured_output": ("ParsedResult",),
     "tollbook.inference.usage_service": ("UsageService",),
     "tollbook.ledger.errors": (
         "BaselineUnavailable", "CallUnknown", "IdempotencyConflict", "LedgerError", "LedgerRefused",

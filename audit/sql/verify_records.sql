@@ -18,13 +18,17 @@ holds AS (
 calls AS (
     SELECT
         l.call_id, any_value(l.first_user) AS user_id, coalesce(max(l.hold) FILTER (l.kind = 'hold'), 0) AS hold,
-        coalesce(bool_or(l.type = 'budget-denied'), false) AS is_denied
+        coalesce(bool_or(l.type = 'budget-denied'), false) AS is_denied,
+        coalesce(string_agg(
+            CASE l.type WHEN 'model-called' THEN 'm' ELSE 'f' END || l.attempt, ' '
+            ORDER BY l.type = 'model-called', l.attempt::VARCHAR
+        ) FILTER (l.type IN ('model-called', 'fallback-used')), '') AS attempts
     FROM latest AS l
     GROUP BY l.call_id
 ),
 given AS (
     SELECT
-        c.call_id, c.user_id, c.hold,
+        c.call_id, c.user_id, c.hold, c.attempts,
         CASE WHEN c.is_denied THEN 'denied' WHEN h.held IS NOT NULL AND NOT h.is_settled THEN 'open' ELSE 'over' END
             AS state,
         CASE WHEN h.held IS NOT NULL AND NOT h.is_settled THEN h.held ELSE 0 END AS held,
@@ -40,14 +44,14 @@ given AS (
 )
 SELECT
     call_id, coalesce(r.user_id, g.user_id) AS user_id,
-    CASE WHEN r.call_id IS NOT NULL THEN format('state {}, hold {} of {}, settled "{}"', r.state, r.hold, r.held, r.settled)
+    CASE WHEN r.call_id IS NOT NULL THEN format('state {}, hold {} of {}, attempts "{}", settled "{}"', r.state, r.hold, r.held, r.attempts, r.settled)
         END AS found,
-    CASE WHEN g.call_id IS NOT NULL THEN format('state {}, hold {} of {}, settled "{}"', g.state, g.hold, g.held, g.settled)
+    CASE WHEN g.call_id IS NOT NULL THEN format('state {}, hold {} of {}, attempts "{}", settled "{}"', g.state, g.hold, g.held, g.attempts, g.settled)
         END AS given
 FROM gate_records AS r
 FULL JOIN given AS g USING (call_id)
 ANTI JOIN gate_later AS l ON l.kind = 'call' AND l.name = call_id
 WHERE (r.call_id IS NULL AND g.state = 'open')
-    OR (r.call_id IS NOT NULL AND (r.user_id, r.state, r.hold, r.held, r.settled)
-        IS DISTINCT FROM (g.user_id, g.state, g.hold, g.held, g.settled)) -- audits G2 G4
+    OR (r.call_id IS NOT NULL AND (r.user_id, r.state, r.hold, r.held, r.settled, r.attempts)
+        IS DISTINCT FROM (g.user_id, g.state, g.hold, g.held, g.settled, g.attempts)) -- audits G2 G4
 ORDER BY call_id;

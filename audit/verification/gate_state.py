@@ -6,7 +6,7 @@ Users, calls and budgets of events appended meanwhile are left for the next veri
 
 import json
 import re
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -27,13 +27,16 @@ _PAGE: Final = 1_000
 _STATES: Final = {"closed": "over", "settled": "over"}
 _FIELDS: Final = {"plan": "the plan", "cap_nanousd": "the cap"}
 
+Accounts = dict[tuple[str, str], str]
+"""By user and field: what is assigned to the user."""
+
 
 @dataclass(frozen=True, slots=True)
 class GateState:
     """What Redis holds of a partition. Make it with `GateState.read`."""
 
     partition: int
-    accounts: pa.Table
+    accounts: Accounts
     tails: pa.Table
     records: pa.Table
     holds: pa.Table
@@ -46,10 +49,9 @@ class GateState:
     @classmethod
     async def read(cls, redis: Redis, keys: Keys, end: StreamEnd) -> "GateState":
         """Read everything, then what was appended after `end`. Errors: RedisError; LedgerUnavailable."""
-        accounts, tails, records, unreadable = list[Any](), list[Any](), list[Any](), list[tuple[str, str]]()
+        tails, records, unreadable = list[Any](), list[Any](), list[tuple[str, str]]()
         last = EntryId.parse(end.last_id)
-        async for user_id, fields in _values(redis, keys.account(""), unreadable, "HGETALL"):
-            accounts += [(user_id, name, value) for name, value in _pairs(fields)]
+        accounts = await read_accounts(redis, keys, unreadable)
         async for budget, entries in _values(redis, keys.tail(""), unreadable, "LRANGE", 0, -1):
             for entry in entries:
                 entry_id, _, moved = _text(entry).partition(" ")
@@ -68,9 +70,11 @@ class GateState:
         trimmed_to = _text(await cast("Any", redis).hget(keys.meta, "trimmed_to") or "0-0")
         return cls(
             keys.partition,
-            _table(accounts, "user_id", "field", "value"),
+            accounts,
             _table(tails, "budget", "id", "entry"),
-            _table(records, "call_id", "user_id", "state", "hold", "held", "settled", integers=("hold", "held")),
+            _table(
+                records, "call_id", "user_id", "state", "hold", "held", "settled", "attempts", integers=("hold", "held")
+            ),
             _table(
                 [(_text(call_id), int(deadline_ms)) for call_id, deadline_ms in holds],
                 "call_id",
@@ -78,7 +82,7 @@ class GateState:
                 integers=("deadline_ms",),
             ),
             unreadable,
-            _table(await _later(redis, keys, last), "kind", "name"),
+            _table(await read_later(redis, keys, last), "kind", "name"),
             EntryId.parse(trimmed_to),
         )
 
@@ -90,7 +94,6 @@ class GateState:
     def check(self, refold: Refold, findings: Findings) -> None:
         """Compare with the events that were folded again, after `Refold.check`. Blocks."""
         tables = {
-            "accounts": self.accounts,
             "tails": self.tails,
             "records": self.records,
             "holds": self.holds,
@@ -98,11 +101,11 @@ class GateState:
         }
         with refold.registered({f"gate_{name}": table for name, table in tables.items()}):
             given = {"partition": self.partition}
-            accounts = [
-                f"user {user_id}: {_field(field)} is {_value(field, found)} in Redis, "
-                f"{_value(field, value)} by the events"
-                for user_id, field, found, value in refold.rows("verify_accounts", given)
-            ]
+            values = {
+                (user_id, field): value
+                for partition, user_id, field, value in refold.rows("account_values", {})
+                if partition == self.partition
+            }
             marks = given | {"ms": self.watermark.ms, "n": self.watermark.seq}
             tails = [
                 f"{describe_budget(budget)}: the gate has {_balance(found)}, the events give {_balance(value)} "
@@ -118,6 +121,8 @@ class GateState:
                 f"the hold of call {call_id} of user {user_id} ends at {found} ms in Redis, at {value} ms by its event"
                 for call_id, user_id, found, value in refold.rows("verify_deadlines", given)
             ]
+        later = {row["name"] for row in self.later.to_pylist() if row["kind"] == "user"}
+        accounts = changed_accounts(self.accounts, values, without=later)
         records += [f"{key} in Redis is not as the gate writes it ({why})" for key, why in self.unreadable]
         for kind, problems in (("account", accounts), ("hold", tails), ("record", records)):
             self._add(findings, cast("Kind", kind), problems)
@@ -127,6 +132,24 @@ class GateState:
             findings.add(kind, problem, partition=self.partition)
         if len(problems) > MAX_SHOWN_PER_RULE:
             findings.add(kind, f"and {len(problems) - MAX_SHOWN_PER_RULE} more of this rule", partition=self.partition)
+
+
+async def read_accounts(redis: Redis, keys: Keys, unreadable: list[tuple[str, str]]) -> Accounts:
+    """Return the accounts that Redis holds; keys of another type are added to `unreadable`. Errors: RedisError."""
+    accounts: Accounts = {}
+    async for user_id, fields in _values(redis, keys.account(""), unreadable, "HGETALL"):
+        accounts |= {(user_id, name): value for name, value in _pairs(fields)}
+    return accounts
+
+
+def changed_accounts(found: Accounts, given: Accounts, *, without: Collection[str]) -> list[str]:
+    """Describe what Redis holds and the events do not give, or the other way; `without` these users."""
+    return [
+        f"user {user_id}: {_field(field)} is {_value(field, found.get((user_id, field)))} in Redis, "
+        f"{_value(field, given.get((user_id, field)))} by the events"
+        for user_id, field in sorted(found.keys() | given.keys())
+        if user_id not in without and found.get((user_id, field)) != given.get((user_id, field))  # audits G1
+    ]
 
 
 async def _values(
@@ -169,8 +192,8 @@ async def _page(
             yield key[cut:], value
 
 
-async def _later(redis: Redis, keys: Keys, after: EntryId) -> list[tuple[str, str]]:
-    """Return users, calls and budgets of events after an entry."""
+async def read_later(redis: Redis, keys: Keys, after: EntryId) -> list[tuple[str, str]]:
+    """Return users, calls and budgets of events after an entry, each with its kind. Errors: RedisError."""
     found, reader = set[tuple[str, str]](), StreamReader(redis, keys)
     try:
         while batch := await reader.read_after(after, count=10 * _PAGE):
@@ -195,7 +218,8 @@ def _row(call_id: str, record: CallRecord) -> tuple[Any, ...]:
     )
     is_open = record.state == "open"
     held = record.hold.amount_nanousd if is_open else 0
-    return call_id, record.user_id, _STATES.get(record.state, record.state), record.hold.hold, held, settled
+    state, attempts = _STATES.get(record.state, record.state), " ".join(sorted(record.attempts))
+    return call_id, record.user_id, state, record.hold.hold, held, settled, attempts
 
 
 def _pairs(fields: Any) -> Iterable[tuple[str, str]]:

@@ -21,7 +21,7 @@ from tollbook.schemas.tasks import Task, TaskStream
 DOCUMENT: Final = Path(__file__).resolve().parents[1] / "reference" / "asyncapi.yaml"
 
 _TASKS: Final = (
-    "Redis Stream of tasks. An entry holds the task's fields as plain text, `messages` and `metadata` as JSON; or one "
+    "Redis Stream of tasks. An entry holds the task's fields as plain text, lists and objects as JSON; or one "
     "field `data` with the whole task as a JSON object; or FastStream's own envelope. Every task type may be put on "
     "every stream. `user_id` is required for every task type but `ping`; so is exactly one of `prompt` and `messages`."
 )

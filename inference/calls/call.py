@@ -1,17 +1,20 @@
 """One call: what is asked of which model and for whom, which run of it this is, and the results it can have."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tollbook.inference.attempts import Attempt
 from tollbook.inference.errors import describe_shortage
+from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.routing import resolve_model
 from tollbook.ledger.gate.requests import Denied, FinishedCall
+from tollbook.schemas.messages import Message
 from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.plans import Plan
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tollbook.schemas.routes import Route
-from tollbook.schemas.tasks import Message, Task, TaskType
+from tollbook.schemas.tasks import Task, TaskType
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +52,15 @@ class Call:
     campaign_id: str | None = None
     stream: str | None = None
     metadata: dict[str, Any] | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)  # G10
+    """What the task itself sets for the completion, beside `max_tokens`."""
+    tags: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
     def of_task(cls, task: Task, *, call_id: str, run_id: RunId, route: Route, stream: str | None = None) -> "Call":
         """Make a call of a task; the task's own model and limits win over the route's."""
-        changes = {
-            "model": task.model and resolve_model(task.model),
-            "max_tokens": task.max_tokens,
-            "temperature": task.temperature,
-        }
+        changes = {"model": task.model and resolve_model(task.model), "max_tokens": task.max_tokens}
+        temperature = {} if task.temperature is None else {"temperature": task.temperature}
         return cls(
             call_id=call_id,
             run_id=run_id,
@@ -70,7 +73,14 @@ class Call:
             campaign_id=task.campaign_id,
             stream=stream,
             metadata=task.metadata,
+            parameters={**temperature, **task.parameters()},
+            tags=task.tags or {},
         )
+
+    def parameters_for(self, model: str, models: ModelCatalogue) -> dict[str, Any]:
+        """Return what is sent to a model: what the task sets, and what the route sets and the model supports."""
+        defaults = {} if self.route.temperature is None else {"temperature": self.route.temperature}
+        return {**models.without_unsupported(model, defaults), **self.parameters}
 
 
 def with_larger_limit(call: Call, reply: Attempt) -> Call | None:

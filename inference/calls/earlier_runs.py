@@ -11,6 +11,7 @@ import structlog
 
 from tollbook.inference.calls.call import Call, denied_result, failed_result, finished_result
 from tollbook.inference.calls.steps import CallObserver, settle_observed
+from tollbook.inference.errors import ParameterUnsupported, PriceUnknown
 from tollbook.ledger.errors import IdempotencyConflict
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import Denied, FinishedCall, OpenCall, SettleRequest
@@ -138,8 +139,10 @@ class EarlierRuns:
         await self._results.put(result, replaces=True)
         return result
 
-    async def unpriced(self, call: Call, problem: str) -> InferenceResult | OpenCall:
-        """Answer a call whose cost cannot be bounded. The ledger has it only if its model once had a price.
+    async def unpriced(self, call: Call, problem: PriceUnknown | ParameterUnsupported) -> InferenceResult | OpenCall:
+        """Answer a call whose cost cannot be bounded, or that its model does not take.
+
+        The ledger has it only if its model once had a price.
 
         Errors: IdempotencyConflict.
         """
@@ -149,7 +152,9 @@ class EarlierRuns:
                 raise IdempotencyConflict(call.call_id)
             if record.state == "open":
                 return record.hold
-        result = failed_result(call, ErrorCode.PRICE_UNKNOWN, problem, self._now_ms())
+        result = failed_result(call, ErrorCode(problem.code), str(problem), self._now_ms())
+        if isinstance(problem, ParameterUnsupported):
+            result = result.model_copy(update={"status": TaskStatus.INVALID})
         if await self._results.put(result):
             return result
         stored = await self._results.get_of(result.task_id, result.user_id) or result

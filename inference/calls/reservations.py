@@ -18,7 +18,7 @@ from tollbook.inference.calls.call import Call, exhausted
 from tollbook.inference.calls.earlier_runs import EarlierRuns
 from tollbook.inference.calls.holds import Hold
 from tollbook.inference.calls.steps import CallObserver, Unobserved, cleanup_shielded
-from tollbook.inference.errors import PriceUnknown
+from tollbook.inference.errors import ParameterUnsupported, PriceUnknown
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.ledger.errors import IdempotencyConflict
 from tollbook.ledger.gate.ledger import Ledger
@@ -194,8 +194,8 @@ class Reservations:
             raise IdempotencyConflict(call.call_id)
         try:
             first = bound_attempt(call, call.route.model, self._prices, self._now_ms())
-        except PriceUnknown as exc:  # G8
-            return await self._earlier_runs.unpriced(call, str(exc))
+        except (PriceUnknown, ParameterUnsupported) as exc:  # G8
+            return await self._earlier_runs.unpriced(call, exc)
         try:
             with self._observer.reserving(first.amount_nanousd) as record_outcome:
                 reply = await self._ledger.reserve(
@@ -275,8 +275,29 @@ class Reservations:
 
 
 def bound_attempt(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -> Bound:
-    """Bound what one attempt of a call can cost. Errors: PriceUnknown."""
-    return bound(call.messages, call.route.max_tokens, prices.price(model, now_ms))
+    """Bound what one attempt of a call can cost.
+
+    Errors: PriceUnknown; ParameterUnsupported where the provider says that the model does not take what the task sets.
+    """
+    models = prices.models
+    unsupported = models.unsupported(model, call.parameters)
+    if unsupported:
+        raise ParameterUnsupported(model, unsupported)
+    inputs = models.of(model).input_modalities
+    if inputs is not None and "image" not in inputs and any(message.image_parts for message in call.messages):
+        raise ParameterUnsupported(model, ["images"])
+    parameters = call.parameters_for(model, models)
+    price = prices.price(model, now_ms)
+    return bound(call.messages, call.route.max_tokens, price, parameters=parameters, facts=models.of(model))
+
+
+def can_attempt(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -> bool:
+    """Whether a model can be asked for this call: its cost has a bound, and it takes what the task sets."""
+    try:
+        bound_attempt(call, model, prices, now_ms)
+    except (PriceUnknown, ParameterUnsupported):
+        return False
+    return True
 
 
 def reserved_payload(call: Call, attempt_bound: Bound, kind: Literal["hold", "extension"]) -> str:

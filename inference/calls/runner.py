@@ -14,7 +14,7 @@ import structlog
 from tollbook.inference.attempts import Attempt, ChatRequest
 from tollbook.inference.calls.call import Call, failed_result, reply_result, with_larger_limit
 from tollbook.inference.calls.holds import Hold, charge_of, with_dearest_usage
-from tollbook.inference.calls.reservations import bound_attempt, reserved_payload
+from tollbook.inference.calls.reservations import bound_attempt, can_attempt, reserved_payload
 from tollbook.inference.calls.retry import FallBack, GiveUp, Retry, RetryPolicy
 from tollbook.inference.calls.steps import (
     CallObserver,
@@ -48,7 +48,10 @@ class CallTakenOver(LedgerError):
 
 
 class CallRunner:
-    """Makes calls that money is held for. Clock and sleep are parameters; `observer` follows the steps."""
+    """Makes calls that money is held for. Clock and sleep are parameters; `observer` follows the steps.
+
+    `provider_user` returns what the provider is told of a user: nothing, unless given.
+    """
 
     def __init__(
         self,
@@ -61,7 +64,9 @@ class CallRunner:
         now_ms: Callable[[], int],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         observer: CallObserver | None = None,
+        provider_user: Callable[[str], str | None] = lambda user_id: None,  # noqa: ARG005 - nobody is named (G10).
     ) -> None:
+        self._provider_user = provider_user
         self._observer: CallObserver = observer or Unobserved()
         self._ledger = ledger
         self._results = results
@@ -118,12 +123,14 @@ class CallRunner:
 
     async def _attempt(self, call: Call, hold: Hold) -> Attempt:
         hold.begin_attempt()
+        model, models = hold.bound.model, self._prices.models
         request = ChatRequest(
-            model=hold.bound.model,
+            model=model,
             messages=call.messages,
             max_tokens=call.route.max_tokens,
-            temperature=call.route.temperature,
-            user=call.user_id,
+            parameters=call.parameters_for(model, models),
+            limit_name=models.limit_name(model),
+            user=self._provider_user(call.user_id),
             price_limit=hold.bound,
         )
         with self._observer.attempting(request.model, hold.attempts) as record_outcome:
@@ -253,7 +260,7 @@ class CallRunner:
 
     def _fallback_after(self, call: Call, model: str, failed: Attempt) -> str | None:
         fallback = call.route.fallback
-        if fallback is None or fallback == model or not self._prices.knows(fallback, self._now_ms()):
+        if fallback is None or fallback == model or not can_attempt(call, fallback, self._prices, self._now_ms()):
             return None
         if failed.reason == "context_too_long" and not self._prices.has_larger_context(fallback, model):
             return None

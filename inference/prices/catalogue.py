@@ -9,11 +9,13 @@ from dataclasses import replace
 from typing import Final
 
 from tollbook.inference.errors import PriceUnknown
+from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelPrice
 from tollbook.schemas.usage import Usage
 
 # Model names come from publishers, so the number of cached ones is limited.
 _MAX_CACHED_MODELS: Final = 10_000
+_TEXT: Final = frozenset({"text"})
 
 
 class PriceCatalogue:
@@ -22,7 +24,15 @@ class PriceCatalogue:
     `provider` is the table's id of the seller: OpenRouter sells other providers' models at prices of its own.
     """
 
-    def __init__(self, overrides: Mapping[str, Sequence[DatedPrice]] | None = None, *, provider: str = "openrouter"):
+    def __init__(
+        self,
+        overrides: Mapping[str, Sequence[DatedPrice]] | None = None,
+        *,
+        provider: str = "openrouter",
+        models: ModelCatalogue | None = None,
+    ) -> None:
+        """Without `models`, nothing is known of models but their prices."""
+        self.models = models or ModelCatalogue()
         self._overrides = {model.lower(): _in_order(prices) for model, prices in (overrides or {}).items()}
         self._provider = provider
         self._found: dict[tuple[str, str], tuple[DatedPrice, ...] | PriceUnknown] = {}
@@ -37,6 +47,9 @@ class PriceCatalogue:
             found = self._look_up(model, service_tier)
         if isinstance(found, PriceUnknown):
             raise PriceUnknown(found.message, found.data)
+        outputs = (self.models.of(model).output_modalities or _TEXT) - _TEXT
+        if outputs and model.lower() not in self._overrides:
+            raise PriceUnknown.of_model(model, f"it puts out {', '.join(sorted(outputs))}; set it in TOLLBOOK_PRICES")
         for dated in reversed(found):
             if dated.from_ms <= at_ms:
                 return dated.price

@@ -25,6 +25,8 @@ _REFUSED_PARTS: Final = {
     "perplexity/sonar": "it bills for each web search, at a price that the catalogue does not have",
     "-search-preview": "it bills for each web search",
     "-deep-research": "it bills for each web search",
+    "-image": "it puts out images, whose price the catalogue does not have",
+    "-audio": "it puts out audio, whose price the catalogue does not have",
 }
 # Prices of what a text-only request without plugins does not use.
 _IRRELEVANT: Final = ("audio", "image", "video", "document", "searches")

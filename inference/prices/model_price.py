@@ -60,6 +60,11 @@ class ModelPrice:
             max(tier.completion_nanousd_per_mtok for tier in tiers),
         )
 
+    def max_prompt_price(self, max_prompt_tokens: int) -> int:
+        """Return the highest listed price of a prompt token that no cache is involved in, nano-dollars per Mtok."""
+        tiers = [tier for tier in self.tiers if max_prompt_tokens > tier.above_prompt_tokens]
+        return max(tier.prompt_nanousd_per_mtok for tier in tiers)
+
     def cost(self, usage: Usage) -> int:
         """Return the cost of one request in nano-dollars, rounded up once.
 

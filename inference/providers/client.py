@@ -4,7 +4,6 @@ One call of `complete` is one HTTP request, which may cost money; its caller acc
 what the provider or the network did: the Attempt says how the request ended.
 """
 
-import json
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -15,13 +14,14 @@ import structlog
 from pydantic import SecretStr
 
 from tollbook.inference.attempts import Attempt, ChatRequest
-from tollbook.inference.bounds import Bound
 from tollbook.inference.errors import ProviderRefused, ProviderUnavailable
+from tollbook.inference.models import ModelFacts, facts_of
 from tollbook.inference.providers.bodies import read_json
 from tollbook.inference.providers.replies import generation_id_of, read_reply
+from tollbook.inference.providers.request_bodies import completion_body
 from tollbook.inference.providers.transport import Connection, Exchange
 from tollbook.inference.providers.usage_report import read_cost
-from tollbook.schemas.money import MoneyError, format_usd, usd_from_nanousd
+from tollbook.schemas.money import MoneyError, format_usd
 
 if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
@@ -45,6 +45,7 @@ class ProviderClient:
         api_key: SecretStr | None = None,
         base_url: str = OPENROUTER_URL,
         is_openrouter: bool = True,
+        is_openai: bool = False,
         attempt_timeout_s: float = 60.0,
         connect_timeout_s: float = 10.0,
         max_connections: int = 1024,
@@ -67,6 +68,7 @@ class ProviderClient:
         )
         self._completions_url = self._connection.url("chat/completions")
         self._is_openrouter = is_openrouter
+        self._is_openai = is_openai
         self._monotonic = monotonic
         self._now_s = now_s
 
@@ -77,6 +79,7 @@ class ProviderClient:
             api_key=settings.openrouter_api_key,
             base_url=settings.openrouter_base_url,
             is_openrouter=settings.is_openrouter,
+            is_openai=settings.is_openai,
             attempt_timeout_s=settings.attempt_timeout_s,
             connect_timeout_s=settings.connect_timeout_s,
             # Callers limit their concurrency; a wait for a connection would look like a provider that is unreachable.
@@ -106,8 +109,9 @@ class ProviderClient:
         Errors: none of the network's or the provider's; asyncio.CancelledError passes through, and the request
             may then have been charged.
         """
+        body = completion_body(request, is_openrouter=self._is_openrouter, is_openai=self._is_openai)
         started = self._monotonic()
-        exchange = await self._connection.exchange("POST", self._completions_url, self._body(request))
+        exchange = await self._connection.exchange("POST", self._completions_url, body)
         attempt = self._attempt(exchange, request, round(1000 * (self._monotonic() - started)))
         if attempt.usage_doubt is not None:
             _log.warning("provider.usage_doubted", model=request.model, problem=attempt.usage_doubt)
@@ -131,13 +135,13 @@ class ProviderClient:
         except MoneyError as exc:
             raise ProviderUnavailable(f"the cost of generation {generation_id} is no amount of money") from exc
 
-    async def models(self) -> frozenset[str]:
-        """Return the ids of the models that the provider offers. Errors: ProviderUnavailable; ProviderRefused."""
+    async def models(self) -> dict[str, ModelFacts]:
+        """Return the models that the provider offers, by id. Errors: ProviderUnavailable; ProviderRefused."""
         data = await self._data("models")
         if not isinstance(data, list):
             raise ProviderUnavailable("the list of models cannot be read")
-        listed = (_table(model).get("id") for model in cast(list[Any], data))
-        return frozenset(model_id for model_id in listed if isinstance(model_id, str))
+        listed = [_table(model) for model in cast(list[Any], data)]
+        return {model["id"]: facts_of(model) for model in listed if isinstance(model.get("id"), str)}
 
     async def check_key(self) -> str:
         """Return one line about the key, or about the server if it is not OpenRouter.
@@ -154,24 +158,6 @@ class ProviderClient:
         return (
             "the key is valid" if remaining is None else f"the key is valid, {format_usd(remaining)} left of its limit"
         )
-
-    def _body(self, request: ChatRequest) -> bytes:
-        body: dict[str, Any] = {
-            "model": request.model,
-            "messages": [{"role": message.role, "content": message.content} for message in request.messages],
-            "max_tokens": request.max_tokens,
-            "temperature": request.temperature,
-        }
-        if request.user is not None:
-            body["user"] = request.user
-        if self._is_openrouter:
-            # The cap relies on endpoints that obey max_tokens and cost no more than the bound assumes. Unless told
-            # not to, OpenRouter tries more expensive endpoints when a cheap one fails (November 2026).
-            preferences: dict[str, Any] = {"require_parameters": True}  # G1
-            if request.price_limit is not None:
-                preferences["max_price"] = _max_price(request.price_limit)
-            body["provider"] = preferences
-        return json.dumps(body).encode()
 
     def _attempt(self, exchange: Exchange, request: ChatRequest, latency_ms: int) -> Attempt:
         status, fault = exchange.status, exchange.fault
@@ -236,12 +222,3 @@ def _log_failure(model: str, attempt: Attempt) -> None:
 
 def _table(value: object) -> dict[str, Any]:
     return cast(dict[str, Any], value) if isinstance(value, dict) else {}
-
-
-def _max_price(bound: Bound) -> dict[str, str]:
-    """Return dollars per million tokens and per request, as strings, which are exact."""
-    return {
-        "prompt": f"{usd_from_nanousd(bound.prompt_nanousd_per_mtok):f}",
-        "completion": f"{usd_from_nanousd(bound.completion_nanousd_per_mtok):f}",
-        "request": f"{usd_from_nanousd(bound.request_nanousd):f}",
-    }

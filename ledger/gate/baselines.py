@@ -13,16 +13,21 @@ from typing import Protocol
 
 from tollbook.ledger.errors import BaselineUnavailable, LedgerError
 from tollbook.ledger.gate.requests import Baseline, Position
+from tollbook.schemas.identifiers import describe_budget
 
 _PURGE_AT = 50_000
 
 
 @dataclass(frozen=True, slots=True)
 class BaselinePage:
-    """Baselines read in one snapshot: (settled, held) in nano-dollars by budget; budgets without spend are absent."""
+    """Baselines read in one snapshot: (settled, held) in nano-dollars by budget; budgets without spend are absent.
+
+    `changed` are budgets whose balance is not as it was folded; they have no baseline.
+    """
 
     positions: Mapping[int, Position]
     balances: Mapping[str, tuple[int, int]]
+    changed: frozenset[str] = frozenset()
 
 
 class BaselineReader(Protocol):
@@ -95,6 +100,9 @@ class Baselines:
             self.failing_since = None
             self._purge(now)
             for name, future in wanted.items():
+                if name in page.changed:
+                    _fail(future, BaselineUnavailable(_changed(name)))  # G8
+                    continue
                 baseline = Baseline(*page.balances.get(name, (0, 0)), position)
                 self._kept[name] = (now, baseline)
                 if not future.done():
@@ -104,6 +112,13 @@ class Baselines:
         if len(self._kept) > _PURGE_AT:
             oldest = now - self._max_age_s
             self._kept = {name: entry for name, entry in self._kept.items() if entry[0] >= oldest}
+
+
+def _changed(name: str) -> str:
+    return (
+        f"{describe_budget(name)}: the balance in DuckDB was changed, and not by the fold; "
+        "the projector rebuilds it once it has checked the file"
+    )
 
 
 def _fail(future: asyncio.Future[Baseline], problem: LedgerError) -> None:

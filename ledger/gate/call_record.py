@@ -25,13 +25,17 @@ class SettledHold:
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """What the gate keeps of a call. `hold` is the latest hold, open or not."""
+    """What the gate keeps of a call. `hold` is the latest hold, open or not.
+
+    `attempts` are its recorded events of attempts: m1 for the first call of a model, f2 for a fallback to the second.
+    """
 
     state: CallState
     content_hash: str
     user_id: str
     hold: OpenCall
     settled: Mapping[int, SettledHold]
+    attempts: frozenset[str]
 
     def has_hold(self, hold: int) -> bool:
         """Whether a hold of this number is open, or was settled."""
@@ -40,8 +44,10 @@ class CallRecord:
 
 def parse_call_record(value: bytes) -> CallRecord:
     """Parse the value of a call's key. Errors: ValueError for anything that the gate did not write."""
-    head, settled, _marks, _denial, *budgets = value.decode().split("\n")
-    state, content_hash, hold, amount, worker, deadline, user_id, period, *numbers = head.split(" ")
+    head, settled, marks, _denial, *budgets = value.decode().split("\n")
+    # Of these, the user's id alone can have spaces.
+    state, content_hash, hold, amount, worker, deadline, rest = head.split(" ", 6)
+    user_id, period, *numbers = rest.rsplit(" ", 5)
     recorded, begun, spent, assumed = (int(number) for number in numbers)
     return CallRecord(
         state=cast("CallState", state),
@@ -51,6 +57,7 @@ def parse_call_record(value: bytes) -> CallRecord:
             int(hold), int(amount), worker, int(deadline), recorded, begun, spent, assumed, tuple(budgets), period
         ),
         settled=dict(_settled_hold(part, tuple(budgets)) for part in settled.split(" ") if part),
+        attempts=frozenset(mark for mark in marks.split(" ") if mark[:1] in ("m", "f")),
     )
 
 
@@ -60,4 +67,5 @@ def _settled_hold(text: str, budgets: tuple[str, ...]) -> tuple[int, SettledHold
         raise ValueError(f"not a settled hold: {text!r}")
     number, cost, assumed, place = match.groups()
     # A hold of another period than the latest one lists its own budgets.
-    return int(number), SettledHold(int(cost), int(assumed), budgets if place is None else tuple(place.split("\t")))
+    own = budgets if place is None else tuple(place.replace("\x01", " ").split("\t"))
+    return int(number), SettledHold(int(cost), int(assumed), own)

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 from redis.exceptions import ResponseError
 
-from tollbook.ledger.errors import CreditTooLow, LedgerReplaced, NoPlanAssigned
+from tollbook.ledger.errors import CreditTooLow, HoldChanged, LedgerReplaced, NoPlanAssigned
 from tollbook.ledger.gate.call_record import CallRecord, parse_call_record
 from tollbook.ledger.gate.functions import function
 from tollbook.ledger.gate.probe import check_writable
@@ -212,7 +212,7 @@ class Gate:
     async def adjust(self, request: AdjustRequest, baselines: Sequence[Baseline] = ()) -> Adjusted:
         """Correct a settled hold to its true cost.
 
-        Errors: CallUnknown; BudgetsMismatch; Stale (repeat with baselines).
+        Errors: CallUnknown; HoldChanged; BudgetsMismatch; Stale (repeat with baselines).
         """
         keys = self.keys
         reply = await self._call(
@@ -236,11 +236,13 @@ class Gate:
                 request.payload,
                 len(request.events),
                 self._idempotency_ttl_s,
-                int(request.ends_call),
+                " ".join(str(int(value)) for value in (request.ends_call, *(request.seen or ()))),
                 *_flatten(request.events),
                 *_pack_names(request.budgets, baselines),
             ),
         )
+        if reply[0] == b"CHANGED":
+            raise HoldChanged(request.call_id)
         if reply[0] != b"OK":
             raise refusal(reply, request.call_id, request.hold)
         return Adjusted(int(reply[2]), is_call_over=reply[3] == b"settled")
@@ -431,7 +433,7 @@ class Gate:
     def see(self, entry: EntryId) -> None:
         """Remember an event that is on the ledger, if it is the newest one yet."""
         if entry > self.seen:
-            self.seen, self._identity = entry, f"{self.ledger_id} {entry}"
+            self.seen, self._identity = entry, f"{self.ledger_id} {entry.ms}-{entry.seq}"
 
     async def note_unbooked(self, request: SettleRequest | ChargeRequest) -> None:
         """Note beside the ledger a charge that it cannot take now."""

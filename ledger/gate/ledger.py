@@ -174,7 +174,10 @@ class Ledger:
         )
 
     async def adjust(self, request: AdjustRequest) -> Adjusted:
-        """Correct a settled hold to its true cost, in the budgets it stood against. Errors: CallUnknown."""
+        """Correct a settled hold to its true cost, in the budgets it stood against.
+
+        Errors: CallUnknown; HoldChanged where it is not as `request.seen` says, and not corrected to this already.
+        """
         return await self._where_it_stood(request, lambda gate, corrected, baselines: gate.adjust(corrected, baselines))
 
     async def release(self, request: ReleaseRequest) -> Released:

@@ -52,18 +52,27 @@ _FURTHER_COMMANDS: Final = ("INFO", "CONFIG GET p", "SELECT 1", "MULTI", "EXEC",
 _TWO_WORDS: Final = ("FUNCTION", "XGROUP", "XINFO", "CONFIG")
 
 
+async def check_takes_writes(pipeline: CommandPipeline, keys: Keys) -> None:
+    """Write and take back, as a change of this partition would.
+
+    Errors: RedisCannotServe for a server that takes no write now; FunctionsMissing; PermissionsMissing;
+        LedgerUnavailable.
+    """
+    try:
+        await _write(pipeline, keys)
+    except ResponseError as exc:
+        raise _meaning(exc, keys.namespace) from exc
+
+
 async def check_writable(pipeline: CommandPipeline, keys: Keys) -> None:
     """Write and take back, as a reservation in this partition would, and ask whether it could be announced.
 
     Errors: RedisCannotServe for a server that takes no write now; PermissionsMissing; LedgerUnavailable.
     """
-    used = (
-        keys.meta, keys.ledger, keys.holds, keys.waiters, keys.account(_NOBODY), keys.call(_NOBODY),
-        keys.result(_NOBODY), keys.tail(_NOBODY), keys.probe,
-    )  # fmt: skip
-    writing = pipeline.execute("FCALL", function("probe"), len(used), *used)
     # In one round trip.
-    written, missing = await asyncio.gather(writing, missing_permissions(pipeline, [keys]), return_exceptions=True)
+    written, missing = await asyncio.gather(
+        _write(pipeline, keys), missing_permissions(pipeline, [keys]), return_exceptions=True
+    )
     if isinstance(missing, list) and missing:
         raise PermissionsMissing(missing) from (written if isinstance(written, BaseException) else None)
     if isinstance(written, ResponseError):
@@ -71,6 +80,14 @@ async def check_writable(pipeline: CommandPipeline, keys: Keys) -> None:
     for problem in (written, missing):
         if isinstance(problem, BaseException):
             raise problem
+
+
+async def _write(pipeline: CommandPipeline, keys: Keys) -> None:
+    used = (
+        keys.meta, keys.ledger, keys.holds, keys.waiters, keys.account(_NOBODY), keys.call(_NOBODY),
+        keys.result(_NOBODY), keys.tail(_NOBODY), keys.probe,
+    )  # fmt: skip
+    await pipeline.execute("FCALL", function("probe"), len(used), *used)
 
 
 async def check_permissions(

@@ -78,7 +78,7 @@ def _existing_call(reply: list[bytes]) -> OpenCall | FinishedCall:
         )
     denial = None
     if reply[3]:
-        fields = reply[3].split()
+        fields = reply[3].rsplit(b" ", 5)  # A budget's name can have spaces.
         denial = denied(fields[:4], int(fields[4]), fields[5].decode())
     state = cast("Literal['settled', 'denied']", reply[1].decode())
     return FinishedCall(state, reply[2].decode(), denial)

@@ -109,7 +109,8 @@ class AdjustRequest:
     """Correct a settled hold to `cost_nanousd`. The difference is appended; a repeat changes nothing.
 
     `result` is stored if the call was closed without one: the answer came after the hold had expired. `ends_call` ends
-    such a call without one.
+    such a call without one. `seen` is the cost and the assumed part that the caller has read, if it has: a correction
+    that is repeated late does not undo a newer one.
     """
 
     call_id: str
@@ -123,6 +124,7 @@ class AdjustRequest:
     result: str = ""
     events: tuple[AttemptEvent, ...] = ()
     ends_call: bool = False
+    seen: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

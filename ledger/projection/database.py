@@ -185,7 +185,7 @@ def _prepare(connection: duckdb.DuckDBPyConnection, ledger_id: str, partitions: 
         connection.execute(statement("schema"))
         connection.execute(statement("comments"))
         connection.executemany(
-            "INSERT INTO position VALUES (?, ?, '0-0', 0, 0, ?, ?)",
+            "INSERT INTO position VALUES (?, ?, '0-0', 0, 0, 0, ?, ?)",
             [(partition, ledger_id, LAYOUT_VERSION, duckdb.__version__) for partition in range(partitions)],
         )
         connection.commit()

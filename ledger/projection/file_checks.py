@@ -1,8 +1,9 @@
 """Checking a projection's file: before it is read, and for as long as it is open.
 
 Owns when a file is checked and what a check that fails means for it. Invariant (G8): nobody reads a file before its
-balances were recomputed from its events. It never folds, and never changes a file: one that was changed by others is
-set aside whole.
+balances were recomputed from its events. Between two such checks, every balance that is read is compared with its
+checksum, and the number of balances with that of the fold (`baseline_page`). It never folds, and never changes a file:
+one that was changed by others is set aside whole.
 """
 
 import asyncio
@@ -68,12 +69,17 @@ async def check_forever(store: Store, *, every_s: float = CHECK_EVERY_S) -> None
 
 
 async def watch_file(store: Store, path: Path) -> None:
-    """See once a second that the file is there and can be read. Errors: StoreFailed when it is not, or was replaced."""
+    """See once a second that the file is there and can be read.
+
+    Errors: StoreFailed when it is not, was replaced, or a balance was read that others have changed.
+    """
     file = await asyncio.to_thread(_identity, path)
     while True:
         await asyncio.sleep(_WATCH_S)
         if await asyncio.to_thread(_identity, path) != file:
             raise StoreFailed(f"{path} was deleted or replaced while it was open")
+        if store.has_changed:
+            raise StoreFailed(f"{path} has a balance that is not as it was folded")
         try:
             await asyncio.to_thread(store.baselines, [f"user:{time.monotonic()}:none"])
         except (BaselineUnavailable, duckdb.Error) as exc:

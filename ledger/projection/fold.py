@@ -17,7 +17,7 @@ from tollbook.ledger.packaged import packaged_text
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.upcasters import UnreadableEvent
 
-LAYOUT_VERSION: Final = 3
+LAYOUT_VERSION: Final = 4
 _STEPS: Final = (
     "fold_blocks",
     "fold_checksums",
@@ -50,8 +50,8 @@ class LedgerMismatch(LedgerRefused):
 
     def __init__(self, *, stored: str, given: str) -> None:
         super().__init__(
-            f"the DuckDB file holds ledger {stored}, Redis holds {given}: one of them was replaced. Restore the one "
-            "that belongs here, or set the DuckDB file aside so that it is rebuilt"
+            f"this DuckDB file belongs to ledger {stored}, Redis holds ledger {given}: name the file or the Redis that "
+            "belongs here (TOLLBOOK_DATA_DIR, REDIS_URL, TOLLBOOK_NAMESPACE), or set the file aside; it is then rebuilt"
         )
         self.stored = stored
         self.given = given

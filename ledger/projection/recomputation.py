@@ -32,11 +32,15 @@ def _events(cursor: duckdb.DuckDBPyConnection) -> list[str]:
 
 def _budgets(cursor: duckdb.DuckDBPyConnection) -> list[str]:
     rows = cursor.execute(statement("check_budgets")).fetchall()
-    return [
+    problems = [
         f"{describe_budget(budget)}: {_usd(settled)} settled and {_usd(held)} held, "
         f"the events give {_usd(given_settled)} and {_usd(given_held)}"
         for budget, settled, held, given_settled, given_held in rows
     ]
+    number, counted = _one(cursor, "SELECT count(*) FROM budgets"), _one(cursor, "SELECT sum(budgets) FROM position")
+    if number != counted:
+        problems.append(f"{number} rows of budgets, the positions count {counted}")
+    return problems
 
 
 def _counters(cursor: duckdb.DuckDBPyConnection) -> list[str]:

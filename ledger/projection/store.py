@@ -40,12 +40,16 @@ _THREADS: Final = 1
 
 
 class Store:
-    """The projection of one ledger. Make it with `Store.open`."""
+    """The projection of one ledger. Make it with `Store.open`.
+
+    `has_changed`: a balance was read that is not as it was folded.
+    """
 
     def __init__(
         self, connection: duckdb.DuckDBPyConnection, path: Path, ledger_id: str, partitions: int, memory_limit: str
     ) -> None:
         self.path = path
+        self.has_changed = False
         self.memory_limit = memory_limit
         self.ledger_id = ledger_id
         self.partitions = partitions
@@ -164,7 +168,10 @@ class Store:
     def baselines(self, names: Sequence[str]) -> BaselinePage:
         """Read budgets and positions, all of one moment. Errors: BaselineUnavailable."""
         with self.reading() as cursor:
-            return baseline_page(cursor.execute(baselines_sql(names)).fetchall())
+            rows = cursor.execute(baselines_sql(names)).fetchall()
+        page = baseline_page(rows)
+        self.has_changed = self.has_changed or bool(page.changed)
+        return page
 
     def position(self, partition: int = 0) -> Position:
         """Return a partition's position."""
@@ -233,15 +240,23 @@ def baselines_sql(names: Sequence[str]) -> str:
     """
     quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names) or "NULL"
     return (
-        "SELECT partition, id, seq, NULL::VARCHAR AS budget, NULL::BIGINT AS settled, NULL::BIGINT AS held "  # noqa: S608 - quoted.
-        "FROM position UNION ALL SELECT NULL, NULL, NULL, budget, nanousd(settled_usd), nanousd(held_usd) "
+        "SELECT partition, id, seq, NULL::VARCHAR AS budget, NULL::BIGINT AS settled, NULL::BIGINT AS held, "  # noqa: S608 - quoted.
+        "(SELECT sum(budgets) FROM position) = (SELECT count(*) FROM budgets) AS is_folded FROM position "
+        "UNION ALL SELECT NULL, NULL, NULL, budget, nanousd(settled_usd), nanousd(held_usd), "
+        "checksum = balance_hash(budget, settled_usd, held_usd) "
         f"FROM budgets WHERE budget IN ({quoted})"
     )
 
 
 def baseline_page(rows: Sequence[Sequence[Any]]) -> BaselinePage:
-    """Return the rows of `baselines_sql` as a page."""
+    """Return the rows of `baselines_sql` as a page.
+
+    Errors: BaselineUnavailable where rows of budgets were added or deleted, and not by the fold.
+    """
+    if not all(row[6] for row in rows if row[3] is None):
+        raise BaselineUnavailable("DuckDB has other budgets than were folded: it was changed, and is rebuilt")  # G8
     return BaselinePage(
         positions={row[0]: Position(EntryId.parse(row[1]), row[2]) for row in rows if row[3] is None},
-        balances={row[3]: (row[4], row[5]) for row in rows if row[3] is not None},
+        balances={row[3]: (row[4], row[5]) for row in rows if row[3] is not None and row[6]},
+        changed=frozenset(row[3] for row in rows if row[3] is not None and not row[6]),
     )

@@ -5,7 +5,8 @@ plan or a credit as a record under its id. The comparison is exact for every mov
 entry, and the balance after the last. Entries up to the watermark may be gone; but the watermark only passes what was
 folded, hence compared.
 
-Not compared are attempts, fallbacks and seals: they move no money, and leave nothing that outlives their call.
+Not compared are attempts, fallbacks and seals: they move no money. `tollbook verify` compares attempts and fallbacks
+with the records of their calls, and seals with the archive.
 """
 
 from collections.abc import Iterator, Sequence

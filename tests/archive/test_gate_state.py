@@ -1,5 +1,6 @@
 """What a hand changes in Redis beside the stream is found by `verify`, named with both values (G1, G2, G6)."""
 
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
@@ -144,6 +145,58 @@ CHANGES: Final[dict[Callable[[GateLedger, Any], Awaitable[None]], str]] = {
     replace_tail: r"record: \S+:tail:user:u\d:\S+ in Redis is not as the gate writes it \(WRONGTYPE",
     add_nonsense: r"record: \S+:tail:user:u\d:\S+ in Redis is not .* an entry 'nonsense'",
 }  # fmt: skip
+
+
+FORGED: Final[dict[str, tuple[dict[str, Any], dict[str, str], str]]] = {
+    "an attempt of a call that has ended": (
+        {"model": "m", "outcome": "ok", "latency_ms": 5, "charge_nanousd": 7, "charge_basis": "reported", "hold": 1},
+        {"type": "model-called", "attempt": "9"},
+        r'record: call .* attempts "[^"]*".*, the events give .* attempts "[^"]*m9',
+    ),
+    "an attempt of nobody": (
+        {"model": "m", "outcome": "ok", "latency_ms": 5, "charge_nanousd": 7, "charge_basis": "reported", "hold": 1},
+        {"type": "model-called", "call_id": "nobody"},
+        "call: call nobody has no hold 1",
+    ),
+    "a fallback": (
+        {"from_model": "m", "to_model": "n", "reason": "http_503", "hold": 1},
+        {"type": "fallback-used", "attempt": "9"},
+        r'record: call .*, the events give .* attempts "[^"]*f9',
+    ),
+    "a refusal of a call that has ended": (
+        {"task_type": "score_post", "plan": "trial", "worker": "w", "cap_nanousd": 5, "budget": "user:u1:2026-11",
+         "reason": "cap", "settled_nanousd": 0, "held_nanousd": 0},
+        {"type": "budget-denied", "amount": "9"},
+        "call: call .* (was over before|has holds)",
+    ),
+    "a seal": (
+        {"segment": "p0-000000000001-000000000002", "first_id": "1-1", "last_id": "1-2", "events": 2,
+         "chain_before": "00", "chain_after": "11"},
+        {"type": "segment-sealed", "user_id": "", "period": "", "call_id": ""},
+        "seal: names segment .*, which is not in the archive",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("forgery", FORGED.values(), ids=FORGED.keys())
+async def test_a_forged_event_that_moves_no_money_is_found(
+    books: GateLedger, tmp_path: Path, forgery: tuple[dict[str, Any], dict[str, str], str]
+) -> None:
+    """The projector folds it, since such events leave no trace of their own on the gate's tails."""
+    payload, changes, problem = forgery
+    ledger = books.keys[0].ledger
+    events: Any = await books.redis.xrevrange(ledger)
+    settled = next(
+        fields for _, fields in events if fields[b"type"] == b"cost-recorded" and b'"hold":1' in fields[b"payload"]
+    )
+    values = {
+        "type": "", "v": "2", "seq": str(int(events[0][1][b"seq"]) + 1), "user_id": settled[b"user_id"].decode(),
+        "period": settled[b"period"].decode(), "call_id": settled[b"call_id"].decode(), "attempt": "1", "amount": "0",
+        "committed": "", "payload": json.dumps(payload), **changes,
+    }  # fmt: skip
+    await books.redis.xadd(ledger, values)  # pyright: ignore[reportArgumentType]
+    found = problems(await verdict_of(books, tmp_path))
+    assert any(re.search(problem, each) for each in found), found
 
 
 async def test_what_the_gate_left_is_sound(books: GateLedger, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ async def test_another_user_gets_nothing_of_a_running_system(public: Path) -> No
             async with connect(url) as redis:
                 task = {"task": "score_post", "user_id": "u1", "prompt": secret, "task_id": "t1"}
                 await redis.xadd("analysis", task)  # pyright: ignore[reportArgumentType]
-            done = await run_cli("result", "t1", "--wait", "30", cwd=public, env=env)
+            done = await run_cli("result", "t1", "--wait", "50", cwd=public, env=env)
             assert "done" in done.stdout
             files = [path for path in data.rglob("*") if path.is_file()]
             assert {"tollbook.duckdb", "endpoint.json", "quack.token", "quack.address", "password"} <= {

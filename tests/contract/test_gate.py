@@ -216,6 +216,17 @@ SCENARIOS: dict[str, list[Row]] = {
         ("settle", {"cost": 4, "assumed": 4}, ("SETTLED", 6, 0)),
         ("balance", {}, ("OK", (6, 0, CAP))),
     ],
+    "a correction that is repeated late does not undo a newer one (G3)": [
+        ("reserve", {}, ("OK", 1, 1, 4, 4, CAP)),
+        ("settle", {"cost": 4, "assumed": 4}, ("OK", 4)),
+        ("adjust", {"cost": 1, "seen": (4, 4)}, ("OK", 1 - 4, True)),
+        ("adjust", {"cost": 1, "seen": (4, 4)}, ("OK", 0, True)),
+        ("adjust", {"cost": 3, "seen": (1, 0)}, ("OK", 3 - 1, True)),
+        ("adjust", {"cost": 1, "seen": (4, 4)}, ("CHANGED",)),
+        ("adjust", {"cost": 1, "seen": (4, 4), "ends": True}, ("CHANGED",)),
+        ("settle", {"cost": 4, "assumed": 4}, ("SETTLED", 3, 0)),
+        ("balance", {}, ("OK", (3, 0, CAP))),
+    ],
     "an answer that came after its hold had expired ends the call (G3)": [
         ("reserve", {}, ("OK", 1, 1, 4, 4, CAP)),
         ("settle", {"cost": 4, "assumed": 4, "final": False}, ("OK", 4)),

@@ -4,13 +4,14 @@ The ledger is taken back by putting older values of all its keys in their place,
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from redis.asyncio import Redis
 
 from tests.gate_bench import CAP, GateBench, open_bench
 from tollbook.ledger.errors import LedgerWentBack
+from tollbook.ledger.gate.functions import library_code
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.requests import Baseline, BudgetCap, Position, Reserved
 
@@ -66,14 +67,17 @@ async def test_no_step_is_taken_on_a_ledger_that_lacks_an_event_we_were_told_of(
     assert await bench.everything() == before
 
 
-async def test_it_is_noticed_after_others_have_written_past_the_lost_event(bench: GateBench) -> None:
+@pytest.mark.parametrize("written_since", [("b",), ("b", "c", "d")], ids=["as many", "more"])
+async def test_it_is_noticed_after_others_have_written_past_the_lost_event(
+    bench: GateBench, written_since: tuple[str, ...]
+) -> None:
     """The position alone would look right again."""
     await bench.reserve("kept", amount=1)
     before = await bench.everything()
     await bench.reserve("lost", amount=1)
     await go_back(bench.redis, before)
     own, bench.gate = bench.gate, another_process(bench)
-    for call in ("b", "c", "d"):
+    for call in written_since:
         assert isinstance(await bench.reserve(call, amount=1), Reserved)
     written, bench.gate = await bench.everything(), own
 
@@ -97,6 +101,47 @@ async def test_it_is_noticed_by_an_idle_process_that_had_just_looked(bench: Gate
 
     with pytest.raises(LedgerWentBack):
         await bench.reserve("d", amount=1)
+
+
+async def test_it_is_noticed_where_another_server_has_written_more_meanwhile(bench: GateBench) -> None:
+    """A history that grew elsewhere is looked at anew, though it is longer than the one this server knew."""
+    await bench.reserve("kept", amount=1)
+    before = await bench.everything()
+    for call in ("b", "c"):
+        await bench.reserve(call, amount=1)
+    elsewhere, own = await bench.everything(), bench.gate
+    await go_back(bench.redis, before)
+    bench.gate = another_process(bench)
+    await bench.reserve("lost", amount=1)
+    own.see(bench.gate.seen)
+    bench.gate = own
+    await go_back(bench.redis, elsewhere)
+
+    with pytest.raises(LedgerWentBack):
+        await bench.reserve("e", amount=1)
+
+
+async def test_what_this_server_has_appended_is_not_looked_for_again(bench: GateBench) -> None:
+    await bench.reserve("first", amount=1)
+    looks = await number_of_looks(bench.redis)
+    for number in range(600):
+        await bench.reserve(f"r{number}", amount=1)
+    assert await number_of_looks(bench.redis) == looks
+
+
+async def test_an_event_that_was_found_is_not_looked_for_again(bench: GateBench) -> None:
+    await bench.reserve("first", amount=1)
+    await bench.redis.function_load(library_code(), replace=True)
+    looks = await number_of_looks(bench.redis)
+    for _ in range(3):
+        assert await bench.do("balance") == ("OK", (0, 1, CAP))
+    assert await number_of_looks(bench.redis) == looks + 1
+
+
+async def number_of_looks(redis: Redis) -> int:
+    """How often the server has looked an event up."""
+    stats: dict[str, Any] = await redis.info("commandstats")
+    return stats.get("cmdstat_xrange", {}).get("calls", 0)
 
 
 async def test_calls_go_on_once_the_newer_data_is_back(bench: GateBench) -> None:

@@ -3,9 +3,11 @@
 import asyncio
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from redis.exceptions import ReadOnlyError
 
 from tests.servers import wait_until
@@ -17,11 +19,10 @@ TASK = {"task": "score_post", "user_id": "u1", "prompt": "a post", "reply_to": R
 COMMANDS = (("verify",), ("audit", "user", "u1"), ("audit", "call", "t1"), ("doctor", "--json"))
 
 
-@pytest.fixture
-async def here(tmp_path: Path) -> Path:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory in which a system with an embedded server has run and has ended."""
-    directory = tmp_path / "here"
-    directory.mkdir()
+    directory = tmp_path_factory.mktemp("kept")
     async with running_system(directory / "data", None) as running:
         tasks = [{**TASK, "task_id": f"t{number}"} for number in range(3)]
         await running.publish(STREAMS[0], tasks)
@@ -30,6 +31,12 @@ async def here(tmp_path: Path) -> Path:
         await running.redis.set("soon", "gone", px=50)
     assert is_at_rest(directory / "data")
     return directory
+
+
+@pytest.fixture
+def here(kept: Path, tmp_path: Path) -> Path:
+    """A copy of that directory, of the test's own."""
+    return shutil.copytree(kept, tmp_path / "here")
 
 
 def contents(data_dir: Path) -> dict[str, str]:
@@ -62,12 +69,31 @@ async def test_commands_read_data_at_rest_and_change_nothing(here: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "command", [("credit", "list"), ("plan", "list"), ("audit", "find", "--type", "cost-recorded")]
+    "command",
+    [
+        ("credit", "list"),
+        ("plan", "list"),
+        ("dead-letters", "list"),
+        ("audit", "find", "--type", "cost-recorded"),
+        ("audit", "find", "--user", "u1"),
+    ],
 )
 async def test_standard_output_holds_the_answer_alone(here: Path, command: tuple[str, ...]) -> None:
     finished = await run_cli(*command, "--json", cwd=here)
     assert (finished.code, finished.stderr) == (0, ""), finished
     assert isinstance(json.loads(finished.stdout), list)
+
+
+async def test_a_kept_demo_is_read_where_there_is_nothing_else(here: Path) -> None:
+    (here / "data").rename(here / "tollbook-demo")
+    for command, answer in (
+        (("dead-letters", "list"), "no dead letters"),
+        (("recover",), "Nothing is lost"),
+        (("audit", "find", "--user", "u1"), "u1"),
+    ):
+        finished = await run_cli(*command, cwd=here)
+        assert (finished.code, "reading the demo's data in tollbook-demo/" in finished.stderr) == (0, True), finished
+        assert answer in finished.stdout
 
 
 async def test_recover_makes_no_server_where_there_is_no_data(tmp_path: Path) -> None:

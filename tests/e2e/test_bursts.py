@@ -67,8 +67,11 @@ async def assert_cap_was_kept(running: RunningSystem, cap_nanousd: int) -> None:
 
 @pytest.mark.parametrize(
     ("workers", "is_projector_paused"),
-    [(1, False), (3, False), (1, True)],
-    ids=["one worker", "three workers", "projector paused"],
+    [
+        pytest.param(1, False, id="one worker", marks=pytest.mark.slow),
+        pytest.param(3, False, id="three workers"),
+        pytest.param(1, True, id="projector paused", marks=pytest.mark.slow),
+    ],
 )
 async def test_a_burst_with_budget_for_fifty_makes_exactly_fifty_calls(
     redis_client: Redis, server_url: str, tmp_path: Path, workers: int, is_projector_paused: bool

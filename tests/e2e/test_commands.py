@@ -68,7 +68,7 @@ def assert_only_data(finished: Finished) -> Any:
 
 
 async def test_publish_waits_for_the_result(here: Path) -> None:
-    command = ("publish", "generation", "generate_draft", "Write a haiku.", "--user", "u42", "--wait", "20")
+    command = ("publish", "generation", "generate_draft", "Write a haiku.", "--user", "u42", "--wait", "50")
     result = assert_only_data(await run_cli(*command, "--json", cwd=here))
     assert (result["status"], result["model_used"]) == ("done", "anthropic/claude-sonnet-4")
     assert Decimal(result["cost_usd"]) > 0
@@ -84,7 +84,7 @@ async def test_result_finds_what_another_process_published(here: Path) -> None:
     )
     answer = assert_only_data(published)
     assert answer["stream"] == "analysis"
-    result = assert_only_data(await run_cli("result", answer["task_id"], "--wait", "20", "--json", cwd=here))
+    result = assert_only_data(await run_cli("result", answer["task_id"], "--wait", "50", "--json", cwd=here))
     assert (result["task_id"], result["status"], result["user_id"]) == (answer["task_id"], "done", "u7")
     shown = await run_cli("result", answer["task_id"], cwd=here)
     assert shown.code == 0
@@ -99,7 +99,7 @@ async def test_ping_answers_pong(here: Path) -> None:
 
 
 async def test_spend_shows_what_was_spent_to_the_nano_dollar(here: Path) -> None:
-    command = ("publish", "analysis", "score_post", "a post", "--user", "spender", "--wait", "20", "--json")
+    command = ("publish", "analysis", "score_post", "a post", "--user", "spender", "--wait", "50", "--json")
     results = [assert_only_data(await run_cli(*command, cwd=here)) for _ in range(2)]
     spent = sum(Decimal(result["cost_usd"]) for result in results)
 
@@ -117,7 +117,7 @@ async def test_spend_shows_what_was_spent_to_the_nano_dollar(here: Path) -> None
 
 
 async def test_sql_answers_in_every_form_what_is_committed_while_the_system_runs(here: Path) -> None:
-    publish = ("publish", "analysis", "score_post", "a post", "--user", "asker", "--wait", "20", "--json")
+    publish = ("publish", "analysis", "score_post", "a post", "--user", "asker", "--wait", "50", "--json")
     cost = Decimal(assert_only_data(await run_cli(*publish, cwd=here))["cost_usd"])
     query = "SELECT user_id, spent_usd, calls FROM spend WHERE user_id = 'asker'"
 
@@ -383,7 +383,7 @@ async def test_a_graceful_stop_finishes_and_settles_what_is_in_flight(server_url
         # What came too late is the next one's.
         command = await started("up", cwd=tmp_path, env=variables | {"REDIS_URL": server_url})
         try:
-            late = await run_cli("result", "late", "--wait", "20", "--json", cwd=tmp_path)
+            late = await run_cli("result", "late", "--wait", "50", "--json", cwd=tmp_path)
             assert assert_only_data(late)["status"] == "done"
         finally:
             await command.end()
@@ -432,7 +432,7 @@ async def test_logs_are_json_on_standard_error_and_hold_no_secret(tmp_path: Path
                 malformed = {"task": "score_post", "user_id": "u1", "prompt": secret, "task_id": "bad", "plan": secret}
                 await redis.xadd("analysis", malformed)  # pyright: ignore[reportArgumentType]
                 for fault in ("", "[[fault=http_400]]", "[[fault=broken_json]]", "[[fault=error_finish]]"):
-                    publish = ("publish", "analysis", "score_post", f"{secret} {fault}", "-u", "u1", "--wait", "20")
+                    publish = ("publish", "analysis", "score_post", f"{secret} {fault}", "-u", "u1", "--wait", "50")
                     finished = await run_cli(*publish, cwd=directory, env=variables)
                     outputs += [finished.stdout, finished.stderr]
                 ledger = str(await redis.xrange(Keys().ledger))

@@ -50,7 +50,7 @@ async def test_tollbook_and_a_publisher_work_as_their_own_users(urls: dict[str, 
     settings = Settings(redis_url=urls["publisher"], data_dir=tmp_path / "elsewhere")
     async with running_system(tmp_path / "data", urls["tollbook"]) as running, Publisher(settings) as publisher:
         result = await publisher.publish_and_wait(
-            "generation", "generate_draft", "Write.", user_id="u1", task_id="t1", timeout_s=30
+            "generation", "generate_draft", "Write.", user_id="u1", task_id="t1", timeout_s=60
         )
         assert result.status is TaskStatus.DONE
         async with Redis.from_url(urls["publisher"]) as redis:

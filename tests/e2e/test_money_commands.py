@@ -5,6 +5,7 @@ import os
 import pty
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -107,6 +108,12 @@ async def test_credits_and_plans_are_listed_and_taken_back(running: RunningSyste
     assert (unknown.code, "u2 has no grant" in unknown.stderr) == (2, True)
     much = await cli("credit", "revoke", "u1", "9", *REASON)
     assert (much.code, "u1 has $3.00 of credit" in much.stderr) == (1, True)
+    # More than is asked about without a terminal: what cannot be is refused, and not shown as what it would do.
+    impossible = await cli("credit", "revoke", "u1", "5000", *REASON)
+    assert (impossible.code, "u1 has $3.00 of credit" in impossible.stderr) == (1, True)
+    assert "It would do this" not in impossible.stderr
+    keyed = await cli("credit", "revoke", "u1", "5000", *REASON, "--key", "k5000")
+    assert (keyed.code, "u1 has $3.00 of credit" in keyed.stderr) == (1, True)
     shown = (await cli("plan", "show", "u1", "--json")).json()
     assert (shown["plan"], shown["cap_usd"], shown["author"]) == ("growth", "40.000000000", "ann")
     assert (await cli("plan", "list", "--json")).json() == [shown]
@@ -118,6 +125,17 @@ async def test_credits_and_plans_are_listed_and_taken_back(running: RunningSyste
     # The ledger that all of it left is sound.
     verified = await cli("verify")
     assert verified.code == 0, verified
+
+
+async def test_a_server_that_takes_no_writes_is_told_in_one_line(running: RunningSystem, cli: Cli) -> None:
+    """As a disk that cannot be written; a replica and a full memory are refused by what they say of themselves."""
+    replicas: Any = await running.redis.config_get("min-replicas-to-write")
+    await running.redis.config_set("min-replicas-to-write", 1)
+    refused = await cli("credit", "grant", "u1", "1", *REASON)
+    await running.redis.config_set("min-replicas-to-write", replicas["min-replicas-to-write"])
+    assert refused.code == 1
+    (line,) = refused.stderr.splitlines()
+    assert "too few of its replicas answer" in line
 
 
 async def test_a_large_correction_wants_yes(running: RunningSystem, cli: Cli) -> None:

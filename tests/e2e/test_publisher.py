@@ -121,7 +121,7 @@ async def test_what_a_worker_would_refuse_is_not_sent(running: RunningSystem, pu
         ("nowhere", "ping", None, {}, "unknown stream 'nowhere'"),
         ("generation", "score_post", "x", {}, "'user_id' is missing"),
         ("generation", "score_post", "", {"user_id": "u1"}, "'prompt' must not be empty"),
-        ("generation", "score_post", "x", {"user_id": "u 1"}, "'user_id' must have"),
+        ("generation", "score_post", "x", {"user_id": "u\t1"}, "'user_id' must have"),
         ("generation", "score_post", "x" * 1_000_001, {"user_id": "u1"}, "at most 1000000 bytes, not 1000001"),
         (
             "generation",
@@ -190,7 +190,7 @@ async def test_a_publisher_opens_without_redis_and_connects_once_there_is_one(ru
             )
             assert [type(refusal) for refusal in refusals] == [LedgerUnavailable] * 5, "nothing was sent"
             await proxy.start()
-            assert (await publisher.publish_and_wait("monitoring", "ping", timeout_s=10)).content == "pong"
+            assert (await publisher.publish_and_wait("monitoring", "ping", timeout_s=60)).content == "pong"
 
 
 async def test_who_waits_hears_of_a_result_over_a_subscription_that_broke(running: RunningSystem) -> None:

@@ -215,10 +215,9 @@ MALFORMED: Final[dict[str, tuple[dict[bytes, bytes], str]]] = {
     "deep JSON in metadata": (GOOD | {b"metadata": b'{"a": ' + DEEP + b"}"}, "metadata"),
     "metadata nested 40 levels": (GOOD | {b"metadata": b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}"}, "metadata"),
     "large metadata": (GOOD | {b"metadata": b'{"a": "' + b"x" * 20_000 + b'"}'}, "metadata"),
-    "metadata with half a character": (GOOD | {b"metadata": b'{"a": "\\ud800"}'}, "metadata"),
     "metadata with NaN": (GOOD | {b"metadata": b'{"a": NaN}'}, "metadata"),
-    "prompt with half a character": (
-        {b"data": json.dumps({"task": "score_post", "user_id": "u1", "prompt": "\ud800"}).encode()}, "UTF-8 can encode"
+    "a user id with half a character": (
+        {b"data": json.dumps({"task": "score_post", "user_id": "\ud800", "prompt": "x"}).encode()}, "user_id"
     ),
     "a user id of 10,000 characters": (GOOD | {b"user_id": b"u" * 10_000}, "user_id"),
     "a user id with a line break": (GOOD | {b"user_id": b"u1\nINFO forged"}, "user_id"),

@@ -27,6 +27,7 @@ ROOT: Final = Path(__file__).parents[2]
 README: Final = ROOT / "README.md"
 PUBLISH: Final = ROOT / "docs" / "publishers" / "publish.md"
 RESULTS: Final = ROOT / "docs" / "publishers" / "results.md"
+REQUESTS: Final = ROOT / "docs" / "publishers" / "requests.md"
 # The last version that runs on Node 18, which Debian 12 has.
 NODE_REDIS: Final = "redis@5.8.2"
 
@@ -97,6 +98,13 @@ async def test_redis_cli_publishes_json(running: RunningSystem, tmp_path: Path) 
     assert re.fullmatch(r"\d+-\d+\n", await run(running, "sh", "-ec", example("redis-cli json"), cwd=tmp_path))
     result = await result_of(running, "post-20")
     assert (result.status, result.metadata) == (TaskStatus.DONE, {"post": 18})
+
+
+async def test_redis_cli_publishes_parameters(running: RunningSystem, tmp_path: Path) -> None:
+    needs("redis-cli")
+    written = await run(running, "sh", "-ec", example("redis-cli parameters", REQUESTS), cwd=tmp_path)
+    assert re.fullmatch(r"\d+-\d+\n", written)
+    assert (await result_of(running, "post-21")).status is TaskStatus.DONE
 
 
 @pytest.mark.parametrize("page", [PUBLISH, README], ids=lambda page: page.name)

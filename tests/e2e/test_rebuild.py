@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import pytest
 from redis.asyncio import Redis
 
 from tests.servers import wait_until
@@ -67,6 +68,7 @@ async def test_a_deleted_projection_is_rebuilt_row_for_row(
         assert await run_tasks(running, [more]) == {TaskStatus.DONE}
 
 
+@pytest.mark.slow
 async def test_up_goes_on_after_a_restart_and_executes_nothing_twice(tmp_path: Path) -> None:
     """G3, G4: ledger, results, spend and pending tasks outlive the process, and a redelivery calls no model."""
     directory = tmp_path / "here"
@@ -77,7 +79,7 @@ async def test_up_goes_on_after_a_restart_and_executes_nothing_twice(tmp_path: P
         first = await StayingCommand.start("up", cwd=directory, env=variables)
         try:
             await wait_until(lambda: "Tollbook is up" in first.stdout, what="up")
-            done = (await run_cli(*task, "--wait", "30", cwd=directory)).json()
+            done = (await run_cli(*task, "--wait", "50", cwd=directory)).json()
             assert done["status"] == "done"
         finally:
             await first.end()
@@ -91,10 +93,10 @@ async def test_up_goes_on_after_a_restart_and_executes_nothing_twice(tmp_path: P
         try:
             await wait_until(lambda: "Tollbook is up" in second.stdout, what="up again")
             assert (await run_cli("result", "mine", "--json", cwd=directory)).json() == done
-            again = await run_cli(*task, "--wait", "30", cwd=directory)
+            again = await run_cli(*task, "--wait", "50", cwd=directory)
             assert again.json() == done
             # A task behind the redelivered one on the same stream: once it is done, so is the redelivery.
-            ping = await run_cli("publish", "analysis", "ping", "--wait", "30", "--json", cwd=directory)
+            ping = await run_cli("publish", "analysis", "ping", "--wait", "50", "--json", cwd=directory)
             assert ping.json()["content"] == "pong"
             assert (await run_cli("spend", "u42", "--json", cwd=directory)).json() == spend
             assert provider.requests == 1

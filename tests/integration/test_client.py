@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from tests.calling import COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling, period
@@ -25,6 +26,7 @@ from tollbook import (
     InvalidTask,
     LedgerRefused,
     LedgerUnavailable,
+    OutputInvalid,
     OutputLimitReached,
     PlanLimitReached,
     PriceUnknown,
@@ -197,7 +199,7 @@ async def test_result_has_tool_calls_and_usage(calling: Calling) -> None:
     "arguments",
     [
         {"prompt": PROMPT},
-        {"prompt": PROMPT, "user_id": "two words"},
+        {"prompt": PROMPT, "user_id": 'two "words"'},
         {"prompt": "", "user_id": "u1"},
         {"user_id": "u1"},
         {"prompt": PROMPT, "user_id": "u1", "plan": "platinum"},
@@ -369,3 +371,34 @@ async def test_without_a_key_the_client_says_so_and_asks_nobody(calling: Calling
     assert "OPENROUTER_API_KEY" in error.message
     assert await calling.events() == []
     assert (await InferenceClient("ping", replace(calling.runtime, settings=settings)).call()).content == "pong"
+
+
+class Answer(BaseModel):
+    """Not what the stand-in answers."""
+
+    text: str
+
+
+async def test_an_answer_that_is_not_of_the_models_form_costs_what_it_costs(calling: Calling) -> None:
+    client = draft(calling)
+    for asked in (
+        client.call(PROMPT, "u1", response_model=Answer),
+        client.call(PROMPT, "u1", response_format=Answer),
+    ):
+        error = await refusal(OutputInvalid, asked)
+        assert isinstance(error, OutputInvalid)
+        assert error.result.cost_usd == usd_from_nanousd(PRICE)
+        assert error.data["content"] == error.result.content
+    assert await calling.spent() == 2 * PRICE
+
+
+async def test_messages_may_be_objects_of_an_sdk(calling: Calling) -> None:
+    class Reply(BaseModel):
+        role: str = "assistant"
+        content: str | None = "hi"
+        refusal: str | None = None
+        tool_calls: list[Any] | None = None
+
+    messages = [{"role": "user", "content": PROMPT}, Reply(), {"role": "user", "content": "and?"}]
+    result = await draft(calling).call(user_id=42, messages=messages, stop=["END"], seed=7)
+    assert (result.status, result.user_id) == (TaskStatus.DONE, "42")

@@ -1,5 +1,6 @@
 """`doctor` tells the truth: what stops or endangers calls is failed, with what to do; a system in order is in order."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -9,16 +10,26 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from tests.servers import PATIENCE_S, wait_until
 from tests.system import REPLIES, STREAMS, RunningSystem, running_system
 from tollbook.app.doctor import examine
 from tollbook.app.findings import Finding
-from tollbook.consumers.backlog import DroppedTasks
-from tollbook.inference.runtime import open_ledger
+from tollbook.cli import app as cli
+from tollbook.consumers.backlog import Backlog, DroppedTasks
+from tollbook.consumers.service import build_worker, serve_worker
+from tollbook.inference.administration import Administration
+from tollbook.inference.runtime import now_ms, open_ledger, open_runtime
 from tollbook.inference.settings import load_settings
-from tollbook.inference.signs_of_life import read_signs
-from tollbook.ledger.keys import dropped_tasks
+from tollbook.inference.signs_of_life import read_signs, sign_of_life
+from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.gate.ledger import Patience
+from tollbook.ledger.keys import GROUP, dropped_tasks, worker_key
+from tollbook.ledger.projection.remote import remote_reader
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.signature import Signature
+from tollbook.schemas.identifiers import month_at
+from tollbook.views import tables
 
 TASK = {"task": "score_post", "user_id": "u1", "prompt": "a post", "reply_to": REPLIES}
 
@@ -89,6 +100,109 @@ async def test_a_server_that_takes_no_writes(place: Place) -> None:
     assert "1 MiB" in failed["memory"] or "0 MiB that it may" in failed["memory"]
 
 
+async def test_a_full_server_is_not_taken_for_one_without_processes(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be renewed in it: neither the projector's lease nor a worker's heartbeat."""
+
+    async def unread(*_: Any) -> Backlog:
+        return Backlog(unread=3, read=0, dropped=0)
+
+    monkeypatch.setattr("tollbook.app.process_findings.read_backlog", unread)
+    await place.redis.config_set("maxmemory", 1)
+    names = [each["name"].decode() for each in await place.redis.xinfo_consumers(STREAMS[1], GROUP)]
+    await place.redis.delete("tollbook:projector", *(worker_key("tollbook", name) for name in names))
+    failed = await place.failed()
+    await place.redis.config_set("maxmemory", 0)
+    for check in ("projector", f"stream {STREAMS[1]}"):
+        assert "its memory is used up: raise maxmemory" in failed[check], failed
+        assert "none is alive" not in failed[check]
+
+
+async def test_a_worker_that_holds_tasks_back_is_named(place: Place, tmp_path: Path) -> None:
+    """As one on a machine without the projector's files, while everything else is in order."""
+    settings = place.running.system.runtime.settings.model_copy(update={"data_dir": tmp_path / "elsewhere"})
+    read = remote_reader(settings.data_dir)
+    async with (
+        open_ledger(settings, place.server.url, part="worker") as handle,
+        open_runtime(settings, handle, read, patience=Patience()) as runtime,
+    ):
+        worker = build_worker(runtime, STREAMS[2:3], runtime.name)
+        stop = asyncio.Event()
+        serving = asyncio.create_task(serve_worker(runtime, worker, stop, redis_url=place.server.url))
+        failed, number = dict[str, str](), 0
+        async with asyncio.timeout(PATIENCE_S):
+            while "tasks" not in failed:
+                # The other worker takes some of them, and executes them.
+                tasks = [{**TASK, "task_id": f"held-{number + n}", "user_id": "u9"} for n in range(20)]
+                await place.running.publish(STREAMS[2], tasks)
+                failed, number = await place.failed(), number + 20
+        stop.set()
+        await serving
+    assert set(failed) == {"tasks"}
+    assert failed["tasks"].startswith("worker ")
+    assert f"holds tasks back: no projector runs in {tmp_path / 'elsewhere'}" in failed["tasks"]
+
+
+async def test_what_is_no_longer_held_back_is_no_longer_shown(
+    redis_client: Redis, server_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = CommandPipeline(redis_client)
+    async with sign_of_life(pipeline, load_settings(env_file=None), name="w1", part="worker") as sign:
+        sign.hold_back(LedgerUnavailable("no\n projector"))
+        await sign.show()
+        assert [each.holds_back for each in await read_signs(pipeline, "tollbook")] == ["no projector"]
+        now = asyncio.get_running_loop().time()
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now + 31)
+        await sign.show()
+        assert [each.holds_back for each in await read_signs(pipeline, "tollbook")] == [None]
+        monkeypatch.undo()
+    await pipeline.aclose()
+
+
+async def test_caps_and_credits_changed_in_redis(place: Place) -> None:
+    keys, runtime = place.running.keys, place.running.system.runtime
+    administration = Administration(runtime.ledger, runtime.policy.plan_caps_nanousd)
+    await administration.grant_credit("u1", 5, Signature("ann", "gift"))
+    period = month_at(now_ms()).name
+    await place.running.fold_all()
+    assert await place.failed() == {}
+    await place.redis.hset(keys.account("u1"), f"credit:{period}", 7_000_000_000)
+    await place.redis.hset(keys.account("stranger"), mapping={"plan": "trial", "cap_nanousd": 900_000_000_000})
+    failed = [each.found for each in await place.findings() if each.check == "accounts"]
+    assert failed == [
+        "user stranger: the cap is $900.00 in Redis, none by the events",
+        "user stranger: the plan is trial in Redis, none by the events",
+        f"user u1: the credit of {period} is $7.00 in Redis, $0.000000005 by the events",
+    ]
+    await place.redis.delete(keys.account("stranger"))
+    # What is not folded yet is no fault.
+    await place.redis.hset(keys.account("u1"), f"credit:{period}", 5)
+    assert await place.failed() == {}
+
+
+@pytest.mark.parametrize("width", [40, 80, None])
+async def test_nothing_is_cut_in_a_narrow_terminal(
+    place: Place, width: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    findings = [*await place.findings(), Finding("memory", "failed", "the memory is used up", "raise maxmemory")]
+
+    async def found(*_: Any) -> list[Finding]:
+        return findings
+
+    monkeypatch.setattr("tollbook.app.doctor.examine", found)
+    if width is not None:
+        monkeypatch.setattr(tables, "_UNLIMITED", width)
+    assert await asyncio.to_thread(cli.run, ["doctor"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    words = " ".join(" ".join(lines).split())
+    assert width is None or max(map(len, lines)) <= width
+    for finding in findings:
+        # A word that is wider than its line is broken, as an address may be.
+        assert finding.found.replace(" ", "") in words.replace(" ", ""), finding
+        assert finding.advice.replace(" ", "") in words.replace(" ", ""), finding
+
+
 async def test_a_server_that_does_not_sync_every_write(place: Place) -> None:
     for setting, value, words in (
         ("no-appendfsync-on-rewrite", "yes", "no-appendfsync-on-rewrite is yes"),
@@ -157,8 +271,12 @@ async def with_removed(place: Place, number: str) -> dict[str, str]:
 
 
 async def test_no_projector(place: Place) -> None:
-    await place.redis.delete("tollbook:projector")
-    assert "none is alive" in (await place.failed())["projector"]
+    async def is_told() -> bool:
+        # Again and again, since the projector takes its lease anew every few seconds.
+        await place.redis.delete("tollbook:projector")
+        return "none is alive" in (await place.failed()).get("projector", "")
+
+    await wait_until(is_told, what="the missing projector")
 
 
 async def test_a_process_that_decides_by_other_settings_is_named(place: Place) -> None:

@@ -86,14 +86,14 @@ def test_compare_sees_a_single_nano_dollar(tmp_path: Path) -> None:
     second.close()
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
 def test_sql_fold_equals_the_fold_in_plain_python(store: Store, seed: int) -> None:
     entries = LedgerMaker(seed).run(250).entries
     picks = random.Random(seed)
     fold_in(store, entries, [picks.randrange(len(entries)) for _ in range(5)])
     model = FoldModel().fold(entries)
 
-    budgets = {row.pop("budget"): row for row in store.query("SELECT * EXCLUDE (partition) FROM budgets")}
+    budgets = {row.pop("budget"): row for row in store.query("SELECT * EXCLUDE (partition, checksum) FROM budgets")}
     assert budgets == model.budgets
     page = store.baselines(sorted(model.budgets))
     assert page.balances == {name: tuple(model.balances[name]) for name in model.budgets}

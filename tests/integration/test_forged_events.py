@@ -53,7 +53,7 @@ async def test_what_the_gate_writes_never_stops_the_projector(
         projector = Projector(store, redis_client, made.keys, trim=trim, settings=settings)
         folding = asyncio.create_task(projector.run())
         if name == "first":
-            await made.run(40 if batch == 1 else 250)
+            await made.run({1: 40, 50: 100}.get(batch, 250))
         await asyncio.wait({folding, asyncio.create_task(projector.catch_up())}, return_when=asyncio.FIRST_COMPLETED)
         assert projector.failure is None
         folding.cancel()
@@ -205,7 +205,7 @@ FORGERIES: Final[dict[str, Forgery]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("is_followed", [False, True])
+@pytest.mark.parametrize("is_followed", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("forgery", FORGERIES.values(), ids=FORGERIES.keys())
 async def test_a_forged_event_stops_the_projector_and_is_not_folded(
     gate: DirectGate, store: Store, forgery: Forgery, *, is_followed: bool

@@ -27,7 +27,7 @@ from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.providers.transport import MAX_BODY_BYTES
 from tollbook.inference.settings import load_settings
-from tollbook.schemas.tasks import Message
+from tollbook.schemas.messages import Message
 from tollbook.schemas.usage import Usage
 from tollbook.standin import FaultPlan, StandIn, StandInConfig
 
@@ -109,7 +109,7 @@ class Trickle(httpx.AsyncByteStream):
 
 def request(prompt: str = MARKED, **changes: Any) -> ChatRequest:
     values = {"model": MODEL, "messages": (Message(role="user", content=prompt),), "max_tokens": 200}
-    return ChatRequest(**{**values, "temperature": 0.1, "user": "u1", **changes})
+    return ChatRequest(**{**values, "parameters": {"temperature": 0.1}, "user": "u1", **changes})
 
 
 @asynccontextmanager
@@ -426,7 +426,7 @@ async def test_refusal_and_what_is_known_of_its_charge(status: int, body: bytes,
 async def test_request_bears_what_the_provider_needs() -> None:
     transport = Transport(httpx.Response(200, json=document()))
     async with client(transport=transport, app_title="My App", app_url="https://app.test/") as provider:
-        await provider.complete(request(temperature=0.7))
+        await provider.complete(request(parameters={"temperature": 0.7}))
     sent = transport.requests[0]
     assert (sent.method, str(sent.url)) == ("POST", "http://provider.test/v1/chat/completions")
     assert {name: sent.headers[name] for name in ("authorization", "http-referer", "x-openrouter-title")} == {

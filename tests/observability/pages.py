@@ -68,3 +68,26 @@ async def health(url: str, what: str) -> tuple[int, dict[str, Any]]:
 def problems(document: dict[str, Any]) -> dict[str, str]:
     """What is not well, by the name of the check."""
     return {check["check"]: check["found"] for check in document["checks"] if not check["ok"]}
+
+
+async def wait_until_ready(url: str) -> None:
+    """Wait until the process is ready: an answer is kept for a second."""
+    await wait_for_problems(url)
+
+
+async def wait_for_problems(url: str, **words: str) -> dict[str, Any]:
+    """Wait until these checks fail, each in these words, and no other does; return the answer.
+
+    What a process says first may be another problem: a process that starts, or loses its server, gets there in steps.
+    """
+    documents: list[dict[str, Any]] = []
+
+    async def is_told() -> bool:
+        status, document = await health(url, "ready")
+        found = problems(document)
+        assert document["ready"] is (status == 200) is (not found)
+        documents.append(document)
+        return found.keys() == words.keys() and all(text in found[check] for check, text in words.items())
+
+    await wait_until(is_told, what=f"/health/ready with the problems {words}")
+    return documents[-1]

@@ -2,11 +2,10 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 from redis.asyncio import Redis
 
-from tests.observability.pages import health, problems, scrape
+from tests.observability.pages import health, problems, scrape, wait_for_problems, wait_until_ready
 from tests.proxy import faulty_proxy
 from tests.servers import wait_until
 from tests.system import STREAMS, StayingCommand, running_system
@@ -15,48 +14,27 @@ from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.observability.process_state import ProcessState
 
 
-async def ready(url: str) -> int:
-    return (await health(url, "ready"))[0]
-
-
 def url_of(state: ProcessState) -> str:
     assert state.url is not None
     return state.url
 
 
-async def wait_for(url: str, status: int) -> dict[str, str]:
-    """Wait until ready is answered so, since an answer is kept for a second; return what is not well."""
-
-    documents: list[dict[str, Any]] = []
-
-    async def is_told() -> bool:
-        found, document = await health(url, "ready")
-        assert document["ready"] is (found == 200)
-        documents.append(document)
-        return found == status
-
-    await wait_until(is_told, what=f"/health/ready {status}")
-    return problems(documents[-1])
-
-
 async def test_a_system_is_ready_while_redis_answers(private_server: EmbeddedServer, tmp_path: Path) -> None:
     async with running_system(tmp_path / "system", private_server.url, metrics_port=0) as running:
         url = url_of(running.system.state)
-        assert await wait_for(url, 200) == {}
+        await wait_until_ready(url)
         await private_server.stop()
-        problem = await wait_for(url, 503)
-        assert list(problem) == ["redis"]
+        await wait_for_problems(url, redis="")
         # To start the process again would not help, so it is not called dead.
         assert (await health(url, "live"))[0] == 200
         await private_server.start()
-        assert await wait_for(url, 200) == {}
+        await wait_until_ready(url)
 
 
 async def test_a_loss_that_was_accepted_is_warned_of(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     """The server of these tests does not sync every write."""
     async with running_system(tmp_path / "data", server_url, metrics_port=0) as running:
-        await wait_for(url_of(running.system.state), 200)
-        _, document = await health(url_of(running.system.state), "ready")
+        document = await wait_for_problems(url_of(running.system.state))
         found = {check["check"]: check["found"] for check in document["checks"]}
         assert (
             "accepted by TOLLBOOK_ALLOW_UNSYNCED: a crash of the Redis server loses its last writes" in found["redis"]
@@ -69,14 +47,11 @@ async def test_a_redis_that_hangs_is_told_in_time(redis_client: Redis, server_ur
         running_system(tmp_path / "data", proxy.url, metrics_port=0, stop_grace_s=0.0) as running,
     ):
         url = url_of(running.system.state)
-        assert await wait_for(url, 200) == {}
+        await wait_until_ready(url)
         proxy.hold_replies()
         try:
-            assert list(await wait_for(url, 503)) == ["redis"]
             # It is answered while Redis hangs, and the answer says after how long Redis was given up.
-            status, document = await health(url, "ready")
-            assert status == 503
-            assert problems(document) == {"redis": "no answer within 0.6 s"}
+            await wait_for_problems(url, redis="no answer within 0.6 s")
             # What is not known is left out of the metrics, never shown as zero.
             page = await scrape(url)
             assert page.get("tollbook_ready") == 0
@@ -84,7 +59,7 @@ async def test_a_redis_that_hangs_is_told_in_time(redis_client: Redis, server_ur
             assert "tollbook_projector_lag" not in page.text
         finally:
             proxy.let_replies_pass()
-        assert await wait_for(url, 200) == {}
+        await wait_until_ready(url)
 
 
 async def test_a_redis_that_was_emptied_or_replaced_is_not_ready(
@@ -92,19 +67,19 @@ async def test_a_redis_that_was_emptied_or_replaced_is_not_ready(
 ) -> None:
     async with running_system(tmp_path / "data", server_url, metrics_port=0, workers=0) as running:
         url = url_of(running.system.state)
-        assert await wait_for(url, 200) == {}
+        await wait_until_ready(url)
         # Functions alone come back by themselves, as they do for a call.
         await redis_client.function_flush()
-        assert await wait_for(url, 200) == {}
+        await wait_until_ready(url)
         await redis_client.rename(running.keys.meta, "meta-put-aside")
-        assert "Redis holds no ledger" in (await wait_for(url, 503))["ledger"]
+        await wait_for_problems(url, ledger="Redis holds no ledger")
         await redis_client.rename("meta-put-aside", running.keys.meta)
 
 
 async def test_a_route_without_a_price_is_not_ready(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     routes = {"score_post": {"model": "nobody/knows-this"}}
     async with running_system(tmp_path / "data", server_url, metrics_port=0, workers=0, routes=routes) as running:
-        assert "nobody/knows-this" in (await wait_for(url_of(running.system.state), 503))["prices"]
+        await wait_for_problems(url_of(running.system.state), prices="nobody/knows-this")
 
 
 async def test_a_background_task_that_has_ended_is_death(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
@@ -135,11 +110,11 @@ async def test_a_worker_is_ready_once_there_is_a_projection_and_as_long_as_a_kep
     projector: StayingCommand | None = None
     try:
         url = await address(tmp_path / "shared", "worker")
-        assert "there is no ledger" in (await wait_for(url, 503))["process"]
+        await wait_for_problems(url, process="there is no ledger")
         assert (await health(url, "live"))[0] == 200
         projector = await StayingCommand.start("projector", cwd=tmp_path, env=environment)
-        assert await wait_for(url, 200) == {}
-        assert await wait_for(await address(tmp_path / "shared", "projector"), 200) == {}
+        await wait_until_ready(url)
+        await wait_until_ready(await address(tmp_path / "shared", "projector"))
         projector.process.kill()
         await projector.wait()
 
@@ -171,11 +146,11 @@ async def test_a_server_that_takes_no_write_is_not_ready(private_server: Embedde
             ("maxmemory", 1, 0, "its memory is used up: raise maxmemory"),
             ("min-replicas-to-write", 1, 0, "too few of its replicas answer"),
         ):
-            assert await wait_for(url, 200) == {}
+            await wait_until_ready(url)
             await running.redis.config_set(setting, bad)
-            assert words in (await wait_for(url, 503))["redis"]
+            await wait_for_problems(url, redis=words)
             await running.redis.config_set(setting, good)
         await running.redis.execute_command("REPLICAOF", "127.0.0.1", "1")
-        assert "replica" in (await wait_for(url, 503))["redis"]
+        await wait_for_problems(url, redis="replica")
         await running.redis.execute_command("REPLICAOF", "NO", "ONE")
-        assert await wait_for(url, 200) == {}
+        await wait_until_ready(url)

@@ -70,9 +70,7 @@ async def start_projector(
         env={"REDIS_URL": redis_url, "TOLLBOOK_DATA_DIR": str(data_dir or settings.data_dir)},
     )
     try:
-        await wait_until(
-            lambda: waits_for in command.stderr or command.process.returncode is not None, 30, what=waits_for
-        )
+        await wait_until(lambda: waits_for in command.stderr or command.process.returncode is not None, what=waits_for)
         assert command.process.returncode is None, command.stderr
     except BaseException:
         await kill(command)

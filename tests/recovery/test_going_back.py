@@ -49,7 +49,7 @@ async def finish(apart: Apart, name: str, number: int = 3) -> None:
     async def is_folded() -> bool:
         return (await read(["user:u1:none"])).positions[0].seq >= events
 
-    await wait_until(is_folded, 30, what="the fold of what the tasks wrote")
+    await wait_until(is_folded, what="the fold of what the tasks wrote")
 
 
 async def refusal_of_a_call(apart: Apart) -> str:
@@ -72,7 +72,7 @@ async def test_a_restored_backup_stops_workers_and_projector_until_the_newer_dat
         await put_back(redis_client, older)
 
         assert "is no longer on the ledger" in await refusal_of_a_call(apart)
-        await wait_until(lambda: apart.projector.process.returncode is not None, 30, what="the end of the projector")
+        await wait_until(lambda: apart.projector.process.returncode is not None, what="the end of the projector")
         assert apart.projector.process.returncode == 1
         assert "the ledger has only" in apart.projector.stderr
         assert apart.running.provider.arrived.total() == paid
@@ -114,10 +114,10 @@ async def test_an_answer_whose_worker_is_killed_meanwhile_is_booked_at_its_cost_
         newer = {key: value for key, value in (await take_backup(redis_client)).items() if key[:9] != b"tollbook:"}
         await put_back(redis_client, older)
         await apart.running.provider.open()
-        await wait_until(lambda: "settlement.kept" in worker.stderr, 30, what="the note of the cost")
+        await wait_until(lambda: "settlement.kept" in worker.stderr, what="the note of the cost")
         notes = apart.settings.data_dir / "unbooked"
-        await wait_until(lambda: len(list(notes.glob("*.json"))) == 1, 30, what="the note's file")
-        await wait_until(lambda: redis_client.exists(apart.running.keys.unbooked), 30, what="the note in Redis")
+        await wait_until(lambda: len(list(notes.glob("*.json"))) == 1, what="the note's file")
+        await wait_until(lambda: redis_client.exists(apart.running.keys.unbooked), what="the note in Redis")
         await kill(worker)
         await kill(apart.projector)
 
@@ -130,7 +130,7 @@ async def test_an_answer_whose_worker_is_killed_meanwhile_is_booked_at_its_cost_
             record = await gate.call_record("paid")
             return record is not None and record.state == "settled" and not list(notes.glob("*.json"))
 
-        await wait_until(is_booked, 60, what="the booking")
+        await wait_until(is_booked, what="the booking")
         record = await gate.call_record("paid")
         assert record is not None
         first, second = (record.settled[number] for number in (1, 2))

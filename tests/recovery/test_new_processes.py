@@ -137,11 +137,11 @@ async def test_a_worker_on_another_machine_waits_until_a_projector_has_looked(
     await redis_client.xadd("analysis", TASK | {"task_id": "new"})
     worker = await StayingCommand.start("worker", cwd=tmp_path, env=here(server_url, tmp_path / "elsewhere"))
     try:
-        await wait_until(lambda: "no projector runs" in worker.stderr, 30, what="the worker's wait")
+        await wait_until(lambda: "no projector runs" in worker.stderr, what="the worker's wait")
         await run_cli("projector", cwd=tmp_path, env=here(server_url, tmp_path / "data"))
         before = await ledger_of(redis_client)
         await redis_client.xadd("generation", TASK | {"task": "generate_draft", "task_id": "newer"})
-        await wait_until(lambda: "calls are stopped: " in worker.stderr, 60, what="the worker's reason")
+        await wait_until(lambda: "calls are stopped: " in worker.stderr, what="the worker's reason")
         assert {key: value for key, value in (await ledger_of(redis_client)).items() if key in before} == before
     finally:
         await worker.end()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.observability.pages import health
+from tests.observability.pages import wait_for_problems, wait_until_ready
 from tests.recovery.books import check_books
 from tests.servers import CONTAINER, binary_of, server_kinds, wait_until
 from tests.system import STREAMS, RunningSystem, running_system
@@ -69,7 +69,7 @@ async def test_the_user_of_the_documents_can_do_everything(kind: str, tmp_path: 
             await become_done(running, task_ids)
             await check_books(running, tmp_path / "books")
             assert running.system.state.url is not None
-            assert (await health(running.system.state.url, "ready"))[0] == 200
+            await wait_until_ready(running.system.state.url)
             failed = [each for each in await examine(settings) if each.state not in ("ok", "warning")]
             assert failed == []
             async with connect(server.url) as redis:
@@ -96,9 +96,7 @@ async def test_an_announcement_that_is_refused_undoes_no_booking(
         assert running.workers[0].claims.taken == 0, "no task crashed and was taken over"
         # Whoever looks is told.
         assert running.system.state.url is not None
-        status, document = await health(running.system.state.url, "ready")
-        assert status == 503
-        assert "the channels &{tollbook:*" in str(document)
+        await wait_for_problems(running.system.state.url, redis="the channels &{tollbook:*")
 
 
 async def test_a_user_that_lacks_something_is_refused_at_the_start(

@@ -6,6 +6,7 @@ The gate itself writes random ledgers. An older copy of every key is put in plac
 import asyncio
 import random
 import shutil
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.archive.gate_ledger import BOUND, CAP, LEDGER, GateLedger
-from tollbook.app.recovery import Recovery, Report, open_recovery
+from tollbook.app.recovery import LeaseLost, Recovery, Report, open_recovery
 from tollbook.audit.verification.live_projection import LiveProjection
 from tollbook.audit.verification.verification import Options, verify
 from tollbook.inference.runtime import open_ledger
@@ -42,6 +43,7 @@ from tollbook.ledger.gate.requests import (
     SettleRequest,
 )
 from tollbook.ledger.gate.unbooked import FOLDER, note_unbooked, unbooked_charge
+from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.fold import LedgerMismatch
 from tollbook.ledger.projection.lease import Lease, ProjectorRunning
 from tollbook.ledger.projection.store import Store
@@ -91,6 +93,7 @@ class Ledger(GateLedger):
 
 # One ledger while one works, more of them in CI.
 SEEDS: Final = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))]
+PARTITIONS: Final = [pytest.param(1, marks=pytest.mark.slow), 2]
 
 
 @dataclass
@@ -224,7 +227,7 @@ def check_state(was: dict[str, Any], now: dict[str, Any]) -> None:
             assert now[key] == value, key
 
 
-@pytest.mark.parametrize("partitions", [1, 2])
+@pytest.mark.parametrize("partitions", PARTITIONS)
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_lost_events_come_back_with_all_that_the_gate_keeps(
     every_redis_client: Redis, every_server_url: str, tmp_path: Path, seed: int, partitions: int
@@ -338,7 +341,7 @@ async def go_on(restored: Restored, steps: int) -> None:
     await other.aclose()
 
 
-@pytest.mark.parametrize("partitions", [1, 2])
+@pytest.mark.parametrize("partitions", PARTITIONS)
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_lost_charges_are_entered_again_beside_newer_calls(
     every_redis_client: Redis, every_server_url: str, tmp_path: Path, seed: int, partitions: int
@@ -676,7 +679,8 @@ async def test_the_projection_of_another_ledger_is_refused(
     async with lost_calls(redis_client, server_url, tmp_path) as restored:
         restored.settings.projection_path.unlink()
         Store.open(restored.settings.projection_path, "another-ledger").close()
-        with pytest.raises(LedgerMismatch, match="another-ledger"):
+        words = f"this DuckDB file belongs to ledger another-ledger, Redis holds ledger {LEDGER}: name the file"
+        with pytest.raises(LedgerMismatch, match=words):
             await restored.recover()
 
 
@@ -687,6 +691,41 @@ async def test_it_does_not_work_beside_a_projector(redis_client: Redis, server_u
         with pytest.raises(ProjectorRunning, match="stop it first"):
             await restored.recover()
         assert not (await restored.recover(None)).is_whole
+
+
+class LosingPipeline(CommandPipeline):
+    """Loses the lease to another process before the first write of a recovery."""
+
+    async def execute(self, *command: Any) -> Any:
+        if command[0] == "FCALL" and command[1] != function("stop"):
+            await super().execute("SET", "gate-ledger:projector", "late\nelsewhere\n1")
+            await asyncio.Event().wait()  # Only the loss of the lease can end this.
+        return await super().execute(*command)
+
+
+async def test_it_stops_once_another_has_taken_the_lease(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    async with lost_calls(redis_client, server_url, tmp_path) as restored:
+        before = await redis_client.xlen(Keys("gate-ledger").ledger)
+        async with open_ledger(restored.settings, server_url, may_create=False) as handle:
+            pipeline = LosingPipeline(handle.redis)
+            with pytest.raises(LeaseLost, match=r"a projector \(late, elsewhere\) has begun to work .* run this again"):
+                await Recovery(restored.settings, replace(handle, pipeline=pipeline)).apply(SIGNATURE)
+            await pipeline.aclose()
+        assert await redis_client.xlen(Keys("gate-ledger").ledger) == before
+        await redis_client.delete("gate-ledger:projector")
+        assert (await restored.recover()).is_in_order
+
+
+async def test_a_projector_on_the_same_file_does_not_take_its_lease(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    async with lost_calls(redis_client, server_url, tmp_path) as restored:
+        opening = open_ledger(restored.settings, server_url, may_create=False)
+        async with opening as handle, Recovery(restored.settings, handle)._alone():
+            place = f"{socket.gethostname()}:{restored.settings.projection_path.resolve()}"
+            lease = Lease(handle.pipeline, namespace="gate-ledger", owner="projector", place=place)
+            with pytest.raises(ProjectorRunning, match="recover"):
+                await lease.take(is_alone=True)
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def _replace(kept: Path, data: Path) -> None:
 
 
 async def projector_ends(apart: Apart) -> None:
-    await wait_until(lambda: apart.projector.process.returncode is not None, 30, what="the end of the projector")
+    await wait_until(lambda: apart.projector.process.returncode is not None, what="the end of the projector")
 
 
 async def task_events(redis: Redis, apart: Apart) -> list[tuple[bytes, bytes]]:
@@ -144,8 +144,12 @@ async def test_after_a_failover_that_lost_a_suffix_charges_are_entered_beside_ne
                 await finish(apart, "after")
                 paid = spent + apart.running.provider.book.totals()["u1"]
                 env = {"REDIS_URL": replica.url, "TOLLBOOK_DATA_DIR": str(apart.settings.data_dir)}
-                rows = (await run_cli("spend", "u1", "--json", cwd=tmp_path, env=env)).json()
-                assert [Decimal(str(row["spent_usd"])) * 10**9 for row in rows] == [paid]
+
+                async def is_folded() -> bool:
+                    rows = (await run_cli("spend", "u1", "--json", cwd=tmp_path, env=env)).json()
+                    return [Decimal(str(row["spent_usd"])) * 10**9 for row in rows] == [paid]
+
+                await wait_until(is_folded, what="all charges in the projection")
                 sound = await run_cli("verify", cwd=tmp_path, env=env)
                 assert sound.code == 0, sound.stdout
     finally:
@@ -164,4 +168,4 @@ async def follow(replica: Redis, url: str) -> None:
             same = await replica.dbsize() == await primary.dbsize()
             return info["master_link_status"] == "up" and not info["master_sync_in_progress"] and same
 
-        await wait_until(has_all, 30, what="the replica's copy")
+        await wait_until(has_all, what="the replica's copy")

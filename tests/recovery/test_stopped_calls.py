@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from redis.asyncio import Redis
@@ -18,7 +18,7 @@ from tests.system import StayingCommand, run_cli
 from tollbook.inference.client import InferenceClient
 from tollbook.inference.cost_tracker import CostTracker
 from tollbook.inference.errors import AppError
-from tollbook.inference.runtime import InferenceRuntime, open_ledger, open_runtime
+from tollbook.inference.runtime import InferenceRuntime, now_ms, open_ledger, open_runtime
 from tollbook.ledger.errors import CallsStopped
 from tollbook.ledger.gate.stops import read_stop
 from tollbook.ledger.keys import projector_lease
@@ -26,9 +26,15 @@ from tollbook.ledger.projection.remote import remote_reader
 from tollbook.observability.health import Readiness
 from tollbook.observability.metrics import MetricsPage
 from tollbook.observability.process_state import ProcessState
+from tollbook.schemas.identifiers import month_at
 from tollbook.schemas.results import TaskStatus
 
 LEASE: Final = projector_lease("tollbook")
+CHARGE: Final = {"basis": "reported", "outcome": "recorded"}
+REFUSAL: Final = {
+    "task_type": "score_post", "plan": "trial", "worker": "w", "cap_nanousd": 5, "budget": "user:stranger:2026-11",
+    "reason": "cap",
+}  # fmt: skip
 WENT_BACK: Final = "the ledger has only"
 
 
@@ -41,11 +47,11 @@ async def wait_for_resume(apart: Apart) -> None:
     async def is_resumed() -> bool:
         return await stop_of(apart) is None
 
-    await wait_until(is_resumed, 30, what="the lift of the mark")
+    await wait_until(is_resumed, what="the lift of the mark")
 
 
 async def wait_for_end(projector: StayingCommand) -> None:
-    await wait_until(lambda: projector.process.returncode is not None, 30, what="the end of the projector")
+    await wait_until(lambda: projector.process.returncode is not None, what="the end of the projector")
     assert projector.process.returncode == 1, projector.stderr
 
 
@@ -101,21 +107,36 @@ async def test_a_process_that_has_seen_nothing_makes_no_call_on_a_ledger_that_we
             assert await call(runtime) is TaskStatus.DONE
 
 
-async def test_an_event_that_cannot_be_read_stops_calls_until_it_can_and_all_is_folded(
-    redis_client: Redis, server_url: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"type": "nothing-known", "v": "9"}, "cannot be read"),
+        ({}, "was not written by the gate"),
+        ({"type": "budget-denied", "amount": "0"}, "was not written by the gate"),
+    ],
+    ids=["unreadable", "a charge", "a refusal"],
+)
+async def test_an_event_of_another_program_stops_calls_until_it_is_removed_and_all_is_folded(
+    redis_client: Redis, server_url: str, tmp_path: Path, changes: dict[str, str], problem: str
 ) -> None:
     async with running_apart(tmp_path / "data", server_url) as apart:
         await finish(apart, "before")
         paid = apart.running.provider.arrived.total()
         ledger = apart.running.system.handle.keys[0].ledger
-        entry = await redis_client.xadd(ledger, {"type": "nothing-known", "v": "9"})
+        newest: Any = await redis_client.xrevrange(ledger, count=1)
+        forged = {
+            "type": "cost-recorded", "v": "2", "seq": str(int(newest[0][1][b"seq"]) + 1), "user_id": "stranger",
+            "period": month_at(now_ms()).name, "call_id": "x", "attempt": "0", "amount": "5", "committed": "5",
+            "payload": json.dumps(CHARGE if not changes else REFUSAL),
+        }  # fmt: skip
+        entry = await redis_client.xadd(ledger, forged | changes)  # pyright: ignore[reportArgumentType]
         await wait_for_end(apart.projector)
 
         assert "calls are stopped: the projector has stopped" in await refusal_of_a_call(apart)
         for _ in range(2):
             # As long as the cause is there, starting it again changes nothing.
             again = await start_until_end(apart)
-            assert "cannot be read" in again.stderr
+            assert problem in again.stderr
             assert await stop_of(apart) is not None
         assert apart.running.provider.arrived.total() == paid
 
@@ -187,7 +208,7 @@ async def test_a_standby_elsewhere_that_has_seen_less_does_not_let_calls_begin(
         ends.push_async_callback(kill, standby)
         newer = await go_back(apart, redis_client)
         await wait_for_end(apart.projector)
-        await wait_until(lambda: "calls.not_resumed" in standby.stderr, 30, what="the standby's refusal")
+        await wait_until(lambda: "calls.not_resumed" in standby.stderr, what="the standby's refusal")
 
         assert WENT_BACK in (await stop_of(apart) or "")
         async with new_process(apart, tmp_path / "standby") as runtime:

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.servers import wait_until
-from tests.system import GatedStandIn, StayingCommand
+from tests.system import REPLIES, STREAMS, GatedStandIn, StayingCommand, running_system
+from tollbook.app.processes import run_projector, run_up
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 
-GRACE_S: Final = 5.0
-# Beyond the grace: for the process to be told, and to end.
-SLACK_S: Final = 3.0
+TASK: Final = {"task": "score_post", "prompt": "a post", "reply_to": REPLIES}
+GRACE_S: Final = 3.0
+# Beyond the grace: for the process to be told, and to end; on a busy machine that takes its time.
+SLACK_S: Final = 5.0
+BUSY: Final = [pytest.param(False, id="idle", marks=pytest.mark.slow), pytest.param(True, id="busy")]
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ async def has_begun(command: StayingCommand, event: str) -> None:
     await wait_until(lambda: event in command.stderr or event in command.stdout, what=f"{event}: {command.stderr}")
 
 
-@pytest.mark.parametrize("is_busy", [False, True], ids=["idle", "busy"])
+@pytest.mark.parametrize("is_busy", BUSY)
 async def test_worker_and_projector(
     is_busy: bool, provider: GatedStandIn, private_server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -73,7 +77,7 @@ async def test_worker_and_projector(
             await command.end()
 
 
-@pytest.mark.parametrize("is_busy", [False, True], ids=["idle", "busy"])
+@pytest.mark.parametrize("is_busy", BUSY)
 async def test_up_with_its_own_server(is_busy: bool, provider: GatedStandIn, tmp_path: Path) -> None:
     here = tmp_path / "here"
     here.mkdir()
@@ -99,3 +103,63 @@ async def publish_and_wait_for_request(provider: GatedStandIn, redis_url: str) -
     async with connect(redis_url) as redis:
         await redis.xadd("analysis", {"task": "score_post", "task_id": "t1", "user_id": "u1", "prompt": "a post"})
     await wait_until(lambda: provider.arrived.total() > 0, what="a request")
+
+
+@pytest.mark.parametrize("part", ["up", "projector"])
+async def test_what_waits_for_memory_at_its_start_ends_at_once(
+    private_server: EmbeddedServer, tmp_path: Path, part: str
+) -> None:
+    async with running_system(tmp_path / "data", private_server.url) as running:
+        settings = running.system.runtime.settings.model_copy(
+            update={"duckdb_memory": "1MB", "redis_url": private_server.url}
+        )
+    stop = asyncio.Event()
+    with capture_logs() as logs:
+        main = (
+            run_projector(settings, stop) if part == "projector" else run_up(settings, STREAMS, stop, lambda *_: None)
+        )
+        running_part = asyncio.create_task(main)
+        await wait_until(
+            lambda: any(line["event"] == "projection.not_opened" for line in logs), what="a wait for memory"
+        )
+        stop.set()
+        async with asyncio.timeout(GRACE_S):
+            await running_part
+    assert any(line["event"] == "process.stopped_while_opening" for line in logs)
+
+
+async def test_a_projector_on_standby_ends_at_the_first_signal(
+    private_server: EmbeddedServer, provider: GatedStandIn, tmp_path: Path
+) -> None:
+    variables = environment(provider, private_server, tmp_path / "data")
+    projector = await StayingCommand.start("projector", cwd=tmp_path, env=variables)
+    await has_begun(projector, "projector.started")
+    standby = await StayingCommand.start(
+        "projector", "--standby", cwd=tmp_path, env={**variables, "TOLLBOOK_DATA_DIR": str(tmp_path / "other")}
+    )
+    commands = [projector, standby]
+    try:
+        await has_begun(standby, "projector.standing_by")
+        await ends_soon(standby)
+    finally:
+        for command in commands:
+            await command.end()
+
+
+async def ends_soon(command: StayingCommand) -> None:
+    began = time.monotonic()
+    command.terminate()
+    assert await command.wait(GRACE_S) == 0, command.stderr
+    assert time.monotonic() - began < GRACE_S
+    assert "process.stopped_while_opening" in command.stderr
+
+
+async def test_events_that_are_left_at_the_stop_are_told(private_server: EmbeddedServer, tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        async with running_system(tmp_path / "system", private_server.url) as running:
+            running.system.projection.projector.pause()
+            await running.redis.xadd(STREAMS[0], {**TASK, "task_id": "t1", "user_id": "u1"})
+            await running.answers(["t1"])
+            running.system.handle.pipeline.end_within(1.0)
+    (told,) = (line for line in logs if line["event"] == "projection.left_behind")
+    assert (told["log_level"], "the next start folds the rest" in told["problem"]) == ("warning", True)

@@ -13,7 +13,14 @@ from typing import Any
 from redis.asyncio import Redis
 
 from tests.model import Answer
-from tollbook.ledger.errors import CallUnknown, IdempotencyConflict, LedgerAhead, LedgerDiverged, LedgerError
+from tollbook.ledger.errors import (
+    CallUnknown,
+    HoldChanged,
+    IdempotencyConflict,
+    LedgerAhead,
+    LedgerDiverged,
+    LedgerError,
+)
 from tollbook.ledger.gate.functions import LIBRARY
 from tollbook.ledger.gate.gate import Gate, create_ledger
 from tollbook.ledger.gate.replies import BudgetsMismatch, Stale
@@ -153,6 +160,8 @@ def _refusal(error: LedgerError) -> Answer:
             return ("AHEAD",)
         case LedgerDiverged():
             return ("DIVERGED", error.budget)
+        case HoldChanged():
+            return ("CHANGED",)
         case CallUnknown():
             return ("UNKNOWN",)
         case BudgetsMismatch():

@@ -1,8 +1,10 @@
 """Bounds: never below the true cost, whatever the text and the tokenizer."""
 
+import json
 import sys
 import unicodedata
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -13,12 +15,16 @@ from tollbook.inference.bounds import (
     TOKENS_PER_MESSAGE,
     TOKENS_PER_REQUEST,
     bound,
+    json_tokens_at_most,
+    prompt_tokens_at_most,
     text_tokens_at_most,
 )
 from tollbook.inference.errors import PriceUnknown
+from tollbook.inference.models import ModelFacts
 from tollbook.inference.prices.model_price import ModelPrice, PriceTier, price_from_usd
 from tollbook.schemas.events import BoundPrice
-from tollbook.schemas.tasks import Message
+from tollbook.schemas.json_text import whole_text
+from tollbook.schemas.messages import Message
 from tollbook.schemas.usage import Usage
 
 PRICE = price_from_usd(
@@ -156,3 +162,107 @@ def test_bound_grows_with_text_and_limit(characters: int, max_tokens: int) -> No
     smaller = bound([user("x" * characters)], max_tokens, PRICE).amount_nanousd
     assert smaller < bound([user("x" * (characters + 1))], max_tokens, PRICE).amount_nanousd
     assert smaller < bound([user("x" * characters)], max_tokens + 1, PRICE).amount_nanousd
+
+
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+HI = (user("hi"),)
+
+
+def prompt_tokens(*messages: Message, model: str = "m", **parameters: Any) -> int:
+    return prompt_tokens_at_most(messages, parameters, model=model)
+
+
+def test_numbers_and_what_is_for_the_cache_add_no_tokens() -> None:
+    told = {"temperature": 0.2, "top_p": 1.0, "seed": 7, "logprobs": True, "logit_bias": {"1": 5}, "top_k": 40}
+    assert prompt_tokens(*HI, **told, prompt_cache_key="k") == prompt_tokens(*HI)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | ANY_TEXT.map(whole_text),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY_TEXT.map(whole_text), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(json_values)
+def test_json_counts_with_every_way_to_write_it(value: Any) -> None:
+    """G1: templates write tools with and without indents, and with or without escapes."""
+    most = json_tokens_at_most(value)
+    for indent in (None, 1, 2, 4):
+        for is_ascii in (True, False):
+            for separators in (None, (",", ":")):
+                text = json.dumps(value, indent=indent, ensure_ascii=is_ascii, separators=separators)
+                assert max(byte_tokens(text), normalising_byte_tokens(text)) <= most
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"tools": [TOOL]}, {"functions": [TOOL["function"]]}, {"response_format": {"type": "json_object"}}],
+)
+def test_tools_and_schemas_count_with_the_instructions_around_them(parameters: dict[str, Any]) -> None:
+    """G1: Anthropic puts up to 735 tokens of its own before them."""
+    least = prompt_tokens(*HI) + 735 + len(json.dumps(parameters))
+    assert prompt_tokens(*HI, **parameters) >= least
+
+
+def test_everything_in_a_message_counts() -> None:
+    """G1."""
+    text = "x" * 1_000
+    call = {"id": "c", "function": {"name": "f", "arguments": json.dumps({"a": text})}}
+    for more in (
+        {"content": [{"type": "text", "text": text}]}, {"content": None, "tool_calls": [call]},
+        {"content": None, "function_call": call["function"]}, {"content": None, "refusal": text},
+        {"content": "", "reasoning": text}, {"content": "", "reasoning_content": text},
+        {"content": "", "reasoning_details": [{"data": text}]}, {"content": "", "annotations": [{"url": text}]},
+        {"content": "", "thinking_blocks": [{"thinking": text}]},
+    ):  # fmt: skip
+        assert prompt_tokens(Message(role="assistant", **more)) > 1_000  # pyright: ignore[reportArgumentType]
+    assert prompt_tokens(Message(role="user", content="", name="n" * 256)) > 256
+    assert prompt_tokens(Message(role="tool", content="", tool_call_id=text)) > 1_000
+
+
+def test_an_image_counts_with_the_most_that_the_model_makes_of_one() -> None:
+    """G1: neither its address nor its data says anything of it."""
+    part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'A' * 100_000}"}}
+    pictured = Message(role="user", content=[part, part])  # pyright: ignore[reportArgumentType]
+    plain = Message(role="user", content="")
+    assert prompt_tokens(pictured, model="openai/gpt-4o") == prompt_tokens(plain) + 2 * (85 + 8 * 170)
+    with pytest.raises(PriceUnknown):
+        prompt_tokens(pictured, model="my/model")
+
+
+def test_a_prediction_counts_as_completion_too() -> None:
+    """G1: what of it the answer does not use is billed so."""
+    parameters = {"prediction": {"type": "content", "content": "x" * 500}}
+    found = bound(HI, 100, PRICE, parameters=parameters)
+    assert found.completion_tokens > 600
+    assert found.prompt_tokens > bound(HI, 100, PRICE).prompt_tokens + 500
+
+
+FLAT = price_from_usd("m", prompt=Decimal(3), completion=Decimal(15))
+
+
+@pytest.mark.parametrize(("mark", "percent"), [({"type": "ephemeral"}, 125), ({"type": "ephemeral", "ttl": "1h"}, 200)])
+def test_what_is_to_be_cached_costs_more(mark: dict[str, str], percent: int) -> None:
+    """G1: tokens written into a cache cost up to twice as much, also where the price list does not say so."""
+    part = {"type": "text", "text": "hi", "cache_control": mark}
+    marked: list[tuple[Message, dict[str, Any]]] = [
+        (Message(role="user", content=[part]), {}),  # pyright: ignore[reportArgumentType]
+        (Message(role="user", content="hi", cache_control=mark), {}),  # pyright: ignore[reportArgumentType]
+        (user("hi"), {"cache_control": mark}),
+        (user("hi"), {"tools": [{**TOOL, "cache_control": mark}]}),
+    ]
+    for message, parameters in marked:
+        found = bound([message], 100, FLAT, parameters=parameters)
+        assert found.prompt_nanousd_per_mtok == 3 * 10**9 * percent // 100
+        # An endpoint that lists this price would take as much more again for its cache.
+        assert found.endpoint_nanousd_per_mtok == 3 * 10**9
+    assert bound(HI, 100, FLAT).prompt_nanousd_per_mtok == 3 * 10**9
+
+
+def test_a_prompt_is_not_bounded_above_what_the_model_can_read() -> None:
+    long = (user("x" * 5_000),)
+    found = bound(long, 100, PRICE, facts=ModelFacts(context_length=1_000))
+    assert (found.prompt_tokens, found.is_context_length) == (1_000, True)
+    for facts in (None, ModelFacts(), ModelFacts(context_length=100_000)):
+        assert bound(long, 100, PRICE, facts=facts) == bound(long, 100, PRICE)

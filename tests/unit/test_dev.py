@@ -158,3 +158,13 @@ def test_two_dashes_before_the_arguments_of_a_command_are_not_handed_on(
     program.write_text('#!/bin/sh\necho "$@"\n', encoding="utf-8")
     program.chmod(0o755)
     assert checkout.run(*command).stdout == "demo --tasks 5\n"
+
+
+def test_what_it_runs_keeps_its_bytecode(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images set PYTHONDONTWRITEBYTECODE; in the hundreds of processes of a suite, the compiler then takes the time."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    program = checkout.venv / "bin" / "tollbook"
+    program.write_text('#!/bin/sh\necho "[$PYTHONDONTWRITEBYTECODE]"\n', encoding="utf-8")
+    program.chmod(0o755)
+    assert checkout.run("run", "tollbook").stdout == "[]\n"
+    assert "--compile-bytecode" in checkout.uv_calls()[0]

@@ -4,10 +4,17 @@ from typing import Final, get_args
 
 import pytest
 
+from tollbook.ledger.archive import reentering
+from tollbook.ledger.gate.functions import library_code
 from tollbook.ledger.packaged import packaged_text
 from tollbook.schemas.events import WITHOUT_CALL, EventPayload
 
-TYPES: Final = tuple(payload.model_fields["type"].default for payload in get_args(get_args(EventPayload)[0]))
+PAYLOADS: Final = {payload.model_fields["type"].default: payload for payload in get_args(get_args(EventPayload)[0])}
+TYPES: Final = tuple(PAYLOADS)
+# A command's id is used once (G4): the gate keeps a record of it, as it does of a call.
+COMMANDS: Final = tuple(
+    kind for kind, payload in PAYLOADS.items() if kind in WITHOUT_CALL and "content_hash" in payload.model_fields
+)
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -21,3 +28,11 @@ def test_an_event_has_a_call_or_is_left_out_of_the_calls(kind: str) -> None:
     lines = packaged_text("tollbook.ledger.projection.sql", "schema.sql").splitlines()
     (left_out,) = (line for line in lines if line.startswith("WHERE type NOT IN"))
     assert (f"'{kind}'" in left_out) == (kind in WITHOUT_CALL), "name it in WITHOUT_CALL too, if it has no call"
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_a_command_is_known_to_all_who_look_for_its_record(kind: str) -> None:
+    assert f"'{kind}'" in packaged_text("tollbook.ledger.projection.sql", "trace_others.sql"), "the projector's check"
+    assert f"'{kind}'" in packaged_text("tollbook.audit.sql", "verify_calls.sql"), "`verify`"
+    assert f"APPLY['{kind}']" in library_code(), "`recover`, where the event is restored"
+    assert kind in reentering._COMMANDS, "`recover`, where the event is entered again"

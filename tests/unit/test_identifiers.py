@@ -45,6 +45,8 @@ def _ms(*date: int) -> int:
         "\ufb01",
         "\uff41",
         "\u2764",
+        "O'Brien",
+        "Mary Ann",
     ],
 )
 def test_an_id_is_any_printable_word(value: str) -> None:
@@ -54,7 +56,7 @@ def test_an_id_is_any_printable_word(value: str) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        "", "a" * (MAX_ID_CHARACTERS + 1), "a b", " a", "a\n", "a\tb", 'a"b', "a'b", "a\\b", "a\x00", "a\x7f", "a\x85",
+        "", "a" * (MAX_ID_CHARACTERS + 1), " ", " a", "a ", "a\n", "a\tb", 'a"b', "a\\b", "a\x00", "a\x7f", "a\x85",
         "a\u00a0b", "a\u2028b", "a\u200bb", "a\ud800", "a\ufeff", "a\u200db", "a\u202eb", "a\u00adb",
         # Python calls these printable, and nobody sees them.
         "a\u034f", "\u3164", "\uffa0", "a\u115f", "a\ufe0f", "a\U000e0101", "a\u180b", "a\u17b4", "\u2800",
@@ -62,7 +64,7 @@ def test_an_id_is_any_printable_word(value: str) -> None:
         "a\u2000b",
     ],
 )  # fmt: skip
-def test_an_id_has_no_spaces_quotes_or_control_characters(value: str) -> None:
+def test_an_id_has_no_outer_spaces_double_quotes_or_control_characters(value: str) -> None:
     with pytest.raises(ValueError, match="must have"):
         check_id(value)
 

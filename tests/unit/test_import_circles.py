@@ -77,6 +77,8 @@ def test_no_file_imports_itself_through_others() -> None:
     files = project_files(ROOT)
     assert {PACKAGE, "tollbook.schemas.tasks", "tollbook.cli.app", "tests.system"} <= files.keys()
     assert imports_of(files["tollbook.schemas.entries"], "tollbook.schemas.entries", files) == {
+        "tollbook.schemas.identifiers",
+        "tollbook.schemas.json_text",
         "tollbook.schemas.problems",
         "tollbook.schemas.tasks",
     }

@@ -79,6 +79,7 @@ WRONG_IMPORTS = (
 )
 
 
+@pytest.mark.slow
 def test_each_wrong_import_breaks_the_contract(project: Path) -> None:
     expected: list[str] = []
     for number, (importer, imported) in enumerate(WRONG_IMPORTS):

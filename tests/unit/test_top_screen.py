@@ -187,6 +187,16 @@ def test_a_part_that_is_away_is_told_and_is_dim() -> None:
     assert find_problems(replace(FIGURES, redis=replace(REDIS, projector=None)), is_answered=False) == ()
 
 
+def test_a_server_that_may_lose_writes_is_worth_a_look_and_one_that_is_full_needs_a_person() -> None:
+    redis = replace(REDIS, unsynced="a crash of the Redis server loses its last writes: set appendfsync to always")
+    (problem,) = find_problems(replace(FIGURES, redis=redis), is_answered=True)
+    assert problem == Problem("notice", "a crash of the Redis server loses its last writes: set appendfsync to always")
+    # No lease and no heartbeat can be renewed there.
+    redis = replace(redis, refusal="the Redis server is nearly full", projector=None, workers=0)
+    (problem,) = find_problems(replace(FIGURES, redis=redis), is_answered=True)
+    assert problem == Problem("person", "the Redis server is nearly full")
+
+
 def test_where_calls_are_stopped_the_reason_is_told_and_no_other() -> None:
     redis = replace(REDIS, projector=None, stopped="the projector has stopped: the ledger has only 9")
     (problem,) = find_problems(replace(FIGURES, redis=redis), is_answered=True)

@@ -229,7 +229,7 @@ def booked(report: UsageReport, price: ModelPrice) -> tuple[int, str | None]:
         fee_nanousd=report.fee_nanousd,
     )
     prices = PriceCatalogue({"m": [DatedPrice(FOREVER_MS, price)]})
-    bound = Bound("m", 1, 1, 1, 1, 0, 1)
+    bound = Bound("m", 1, 1, 1, 1, 0, 1, 1)
     chosen = with_dearest_usage(attempt, bound, prices, 0)
     return charge_of(chosen, bound, prices, 0).nanousd, chosen.usage_doubt
 
@@ -319,7 +319,7 @@ def test_dear_processing_without_a_price_of_its_own_is_doubted(tier: str, is_dou
     attempt = Attempt(outcome="ok", charge="known", latency_ms=1, usage=usage, service_tier=tier)
     price = ModelPrice("m", (tier_from_usd(-1, *map(Decimal, (3, 15, 3, 4))),))
     prices = PriceCatalogue({"m": [DatedPrice(FOREVER_MS, price)]})
-    chosen = with_dearest_usage(attempt, Bound("m", 1, 1, 1, 1, 0, 1), prices, 0)
+    chosen = with_dearest_usage(attempt, Bound("m", 1, 1, 1, 1, 0, 1, 1), prices, 0)
     assert (chosen.usage_doubt is not None) == is_doubted
 
 

@@ -80,8 +80,9 @@ def iso(event: Event) -> str:
 
 def bound_text(bound: BoundPrice) -> str:
     """Return how a bound was calculated."""
+    basis = " (all that the model can read)" if bound.prompt_basis == "context_length" else ""
     parts = [
-        f"{bound.prompt_tokens:,} prompt tokens x {exact_usd(bound.prompt_nanousd_per_mtok)}/M",
+        f"{bound.prompt_tokens:,} prompt tokens{basis} x {exact_usd(bound.prompt_nanousd_per_mtok)}/M",
         f"{bound.completion_tokens:,} completion tokens x {exact_usd(bound.completion_nanousd_per_mtok)}/M",
     ]
     if bound.request_nanousd:

@@ -53,6 +53,10 @@ class RedisFigures:
     """Who has the projector's lease."""
     stopped: str | None = None
     """Why no call may begin; None while they may."""
+    refusal: str | None = None
+    """Why no call may be made on this server, such as a full memory; None where they may."""
+    unsynced: str | None = None
+    """Why a crash of the server can lose what was written; None where it cannot."""
 
     @property
     def pending(self) -> int:

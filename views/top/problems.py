@@ -19,6 +19,12 @@ def find_problems(figures: Figures, *, is_answered: bool) -> tuple[Problem, ...]
 def _of_redis(redis: RedisFigures | None, *, is_answered: bool) -> Iterator[Problem]:
     if redis is None:
         return
+    # A server that takes no write has no signs of life either; that says nothing of who is alive.
+    is_answered = is_answered and redis.refusal is None
+    if redis.refusal is not None:
+        yield Problem("person", redis.refusal)
+    elif redis.unsynced is not None:
+        yield Problem("notice", redis.unsynced)
     if redis.stopped is not None:
         yield Problem("person", f"calls are stopped: {redis.stopped}")
     elif is_answered and redis.projector is None:

@@ -4,13 +4,14 @@ The ledger's stream is read from its newest entry back to where it was read befo
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from tollbook.app.connect import find_redis_url
 from tollbook.inference.settings import Settings
@@ -21,6 +22,7 @@ from tollbook.ledger.keys import GROUP, Keys, dead_letters, projector_lease, wor
 from tollbook.ledger.server.address import hide_password
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.server.policy import WATCH_INTERVAL_S, ServerPolicy, read_policy
 from tollbook.ledger.stream import RawEntry
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.tasks import TaskStream
@@ -55,6 +57,8 @@ class RedisReader:
         self._url = ""
         self._ledger_id = ""
         self._tails: dict[int, Tail] = {}
+        self._policy = ServerPolicy()
+        self._policy_ends_s = -math.inf
 
     async def look(self) -> Seen:
         """Ask everything once. Errors: LedgerUnavailable."""
@@ -63,6 +67,7 @@ class RedisReader:
             await self.aclose()
             self._redis, self._url = connect(url), url
             self._pipeline = CommandPipeline(self._redis, timeout_s=_ANSWER_S)
+            self._policy_ends_s = -math.inf
         try:
             return await self._ask(self._pipeline)
         except ResponseError as exc:
@@ -108,6 +113,7 @@ class RedisReader:
             read_stop(pipeline, keys),
         )
         workers = await _workers(pipeline, namespace, sum(consumers for _, consumers in streams))
+        policy = await self._read_policy()
         seqs = {key.partition: seq for key, (seq, _, _) in zip(keys, parts, strict=True)}
         for key in keys:
             await self._read_tail(pipeline, key, now_ms=now_ms, seq=seqs[key.partition])
@@ -123,8 +129,21 @@ class RedisReader:
             workers=workers,
             projector=None if lease is None else " at ".join(lease.decode().split("\n")[:2]),
             stopped=stopped,
+            # Whether an unsynced server is accepted, the processes decide; those that do not accept it say so.
+            refusal=policy.refusal(allow_unsynced=True),
+            unsynced=None if policy.is_synced else policy.unsynced_reason(),
         )
         return Seen(time.monotonic(), now_ms, redis, rates(list(self._tails.values()), now_ms), seqs)
+
+    async def _read_policy(self) -> ServerPolicy:
+        """Return how the server keeps its data, as it was within the last seconds."""
+        if self._redis is not None and time.monotonic() >= self._policy_ends_s:
+            try:
+                self._policy = await read_policy(self._redis)
+            except (RedisError, OSError, TimeoutError) as exc:
+                raise LedgerUnavailable(f"Redis did not answer when asked how it keeps its data ({exc})") from exc
+            self._policy_ends_s = time.monotonic() + WATCH_INTERVAL_S
+        return self._policy
 
     async def _find_ledger(self, pipeline: CommandPipeline) -> tuple[int, list[Keys]]:
         """Return the server's clock and the keys of the ledger's partitions."""

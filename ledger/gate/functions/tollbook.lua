@@ -27,7 +27,7 @@ Keys, all with the hash tag of one partition:
                      attempts begun, spent by recorded attempts of this hold, assumed part of it
                    2 settled holds, each "number=cost,assumed"; if they stood against other budgets
                      than the latest hold, followed by a tab, their period, and their budgets, with
-                     tabs between
+                     tabs between, and the character 1 for a space
                    3 marks of recorded attempt events (m1 f1 x2), so that a repeat adds none
                    4 the denial, "budget settled held cap amount reason"
                    5.. the budgets of the hold
@@ -68,7 +68,7 @@ Every function whose first argument is the ledger's id, but create, may answer L
   reserve   OK EXISTS CONFLICT DENIED WAIT STALE AHEAD DIVERGED STOPPED WINDOW
   record    OK DENIED WAIT STALE AHEAD DIVERGED STOPPED SETTLED UNKNOWN MISMATCH
   settle    OK STALE AHEAD DIVERGED SETTLED UNKNOWN MISMATCH
-  adjust    OK STALE AHEAD DIVERGED UNKNOWN MISMATCH
+  adjust    OK STALE AHEAD DIVERGED UNKNOWN MISMATCH CHANGED
   release   OK EXISTS STALE AHEAD DIVERGED UNKNOWN MISMATCH CHANGED
   charge    OK EXISTS CONFLICT STALE AHEAD DIVERGED
   assign    OK EXISTS CONFLICT
@@ -165,43 +165,65 @@ end
 -- The watermark moves rarely; it is parsed when it has moved.
 local watermark, watermark_ms, watermark_n
 
--- What was looked for last, by ledger: the commands of one batch all name the same event.
-local found = {}
+-- Events that are known to be on the ledger, by ledger: those that were appended or found since it was last not as long
+-- as the step before had left it. Whatever else changes it (a backup, a failover, another server's steps) leaves it longer
+-- or shorter, and then nothing is known.
+local known = {}
+local MAX_KNOWN = 500 -- The newest ones are kept: so many, up to twice as many.
+
+local function known_events(ledger, seq)
+  local events = known[ledger]
+  if not events or events.seq ~= seq then
+    events = { seq = seq, count = 0, newest = {}, older = {} }
+    known[ledger] = events
+  end
+  return events
+end
+
+local function add_known(events, id)
+  if events.count == MAX_KNOWN then
+    events.older, events.newest, events.count = events.newest, {}, 0
+  end
+  events.newest[id], events.count = true, events.count + 1
+end
 
 -- Whether an event that the caller was told of is still part of the ledger: on the stream, or archived off it.
-local function has_event(ledger, id, seq, removed_to)
-  local last = found[ledger]
-  if last and last.id == id and seq >= last.seq then
+local function has_event(meta, ledger, id)
+  if meta.known.newest[id] or meta.known.older[id] then
     return true
   end
   if #redis.call('XRANGE', ledger, id, id, 'COUNT', 1) == 0 then
     local ms, n = parse_id(id)
-    local removed_ms, removed_n = parse_id(removed_to or '0-0')
+    local removed_ms, removed_n = parse_id(meta.removed_to or '0-0')
     if is_after(ms, n, removed_ms, removed_n) then
       return false
     end
   end
-  found[ledger] = { id = id, seq = seq }
+  add_known(meta.known, id)
   return true
 end
 
-local function read_meta(key, ledger, identity)
+-- The commands of one batch bear the same first argument; it is parsed once.
+local identity, ledger_id, seen
+
+local function read_meta(key, ledger, given)
   local m = redis.call('HMGET', key, 'ledger_id', 'trimmed_to', 'removed', 'removed_to', 'stopped')
-  local ledger_id, seen = string.match(identity, '^(%S+) (%S+)$')
-  if m[1] ~= (ledger_id or identity) then -- G8
+  if given ~= identity then
+    identity, ledger_id, seen = given, string.match(given, '^(%S+) (%S+)$')
+  end
+  if m[1] ~= (ledger_id or given) then -- G8
     return nil, { 'LEDGER', m[1] or '' }
   end
   if m[2] ~= watermark then
     watermark, watermark_ms, watermark_n = m[2], parse_id(m[2])
   end
   local seq = redis.call('XLEN', ledger) + int(m[3])
-  if not seen or seen == '0-0' then
-    found[ledger] = nil -- What is kept stands for an unbroken row of callers that have looked.
-  elseif not has_event(ledger, seen, seq, m[4]) then -- G1 G4
+  local meta = { seq = seq, trim_ms = watermark_ms, trim_n = watermark_n, removed_to = m[4], stopped = m[5],
+    known = known_events(ledger, seq) }
+  if seen and seen ~= '0-0' and not has_event(meta, ledger, seen) then -- G1 G4
     return nil, { 'BACK', seen }
   end
-  return { seq = seq, trim_ms = watermark_ms, trim_n = watermark_n, removed_to = m[4],
-    stopped = m[5] }
+  return meta
 end
 
 -- Settled and held after an entry.
@@ -278,9 +300,12 @@ end
 
 local function append(meta, ledger, kind, user, period, call_id, attempt, amount, committed, payload)
   meta.seq = meta.seq + 1
-  return redis.call('XADD', ledger, '*', 'type', kind, 'v', '2', 'seq', text(meta.seq),
+  local id = redis.call('XADD', ledger, '*', 'type', kind, 'v', '2', 'seq', text(meta.seq),
     'user_id', user, 'period', period, 'call_id', call_id, 'attempt', attempt,
     'amount', text(amount), 'committed', committed, 'payload', payload) -- G7
+  meta.known.seq = meta.seq
+  add_known(meta.known, id)
+  return id
 end
 
 local function push(key, id, ds, dh, before)
@@ -311,7 +336,7 @@ local function stamp_budgets(stamps, names, balances, caps, delta)
 end
 
 -- One pattern and one format for the whole record: string work is most of what a step costs.
-local CALL_PATTERN = '^(%S+) (%S+) (%d+) (%d+) (%S+) (%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%d+)' ..
+local CALL_PATTERN = '^(%S+) (%S+) (%d+) (%d+) (%S+) (%d+) ([^\n]+) (%S+) (%d+) (%d+) (%d+) (%d+)' ..
   '\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(.*)$'
 local CALL_FORMAT = '%s %s %d %d %s %s %s %s %d %d %d %d\n%s\n%s\n%s\n%s'
 
@@ -344,24 +369,31 @@ end
 
 -- Cost, assumed part, period and budgets of a settled hold, or nil.
 local function settled_hold(call, hold)
+  if call.settled == '' then
+    return nil
+  end
   local cost, assumed, place = string.match(call.settled, ' ' .. hold .. '=(%d+),(%d+)([^ ]*)')
   if not cost or place == '' then
     return cost, assumed, call.period, call.budgets
   end
   local period, budgets = string.match(place, '^\t([^\t]*)\t(.*)$')
-  return cost, assumed, period, (string.gsub(budgets, '\t', '\n'))
+  return cost, assumed, period, (string.gsub(budgets, '[\t\1]', { ['\t'] = '\n', ['\1'] = ' ' }))
 end
 
 local function set_settled(call, hold, cost, assumed)
-  local place = string.match(call.settled, ' ' .. hold .. '=%d+,%d+([^ ]*)') or ''
-  call.settled = (string.gsub(call.settled, ' ' .. hold .. '=%d+,%d+[^ ]*', '')) ..
-    ' ' .. hold .. '=' .. text(cost) .. ',' .. text(assumed) .. place
+  local others, place = call.settled, ''
+  if others ~= '' then
+    place = string.match(others, ' ' .. hold .. '=%d+,%d+([^ ]*)') or ''
+    others = string.gsub(others, ' ' .. hold .. '=%d+,%d+[^ ]*', '')
+  end
+  call.settled = others .. ' ' .. hold .. '=' .. text(cost) .. ',' .. text(assumed) .. place
 end
 
 -- The next hold may be in another period. Earlier holds keep theirs: they are corrected where they were booked.
 local function move_call(call, period, budgets)
   if call.settled ~= '' and (call.period ~= period or call.budgets ~= budgets) then
-    local place = '\t' .. call.period .. '\t' .. string.gsub(call.budgets, '\n', '\t')
+    local budgets = string.gsub(call.budgets, '[\n ]', { ['\n'] = '\t', [' '] = '\1' })
+    local place = '\t' .. call.period .. '\t' .. budgets
     local settled = string.gsub(call.settled .. ' ', '(=%d+,%d+) ', function(numbers)
       return numbers .. place .. ' '
     end)
@@ -506,7 +538,7 @@ local function reserve(keys, args)
   end
   local call_key, call_id = keys[6], args[2]
   local user, period, hash, worker, amount, lease, from, til, final, ttl =
-    string.match(args[3], '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ([01]) (%S+)$')
+    string.match(args[3], '^(.+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ([01]) (%S+)$')
   amount, lease, from, til, ttl = amount_of(amount), int(lease), int(from), int(til), seconds_of(ttl)
   local now = now_ms()
   local call = read_call(call_key)
@@ -715,12 +747,13 @@ end
 
 --[[ adjust: correct a settled hold to its true cost. A repeat with the same cost changes nothing.
 A late answer may bring the task's result; it is stored if the call was closed without one. A call that is known to be
-over ends without one.
+over ends without one. Where the caller says what it has seen, a correction that is repeated late does not undo a newer
+one.
 KEYS meta ledger waiters call result tail...
 ARGS 1 ledger_id 2 call_id 3 hold 4 true cost 5 assumed part of it 6 attempt 7 result ('': none) 8 result ttl s
-     9 payload 10 number of events 11 call ttl s 12 1: the call is over 13.. events, then budgets (names, or with
-     baselines after STALE)
-OK id|'' difference state | UNKNOWN | MISMATCH budgets ]]
+     9 payload 10 number of events 11 call ttl s 12 1: the call is over, or 0; then " cost assumed" as the caller has
+     read them, if it has 13.. events, then budgets (names, or with baselines after STALE)
+OK id|'' difference state | UNKNOWN | MISMATCH budgets | CHANGED "cost assumed" ]]
 local function adjust(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -738,6 +771,11 @@ local function adjust(keys, args)
   if table.concat(names, '\n') ~= budgets then
     return { 'MISMATCH', budgets }
   end
+  local is_over, was_seen = string.match(args[12], '^([01]) ?(.*)$')
+  local stands = was_cost .. ' ' .. was_assumed
+  if was_seen ~= '' and was_seen ~= stands and stands ~= text(cost) .. ' ' .. text(assumed) then -- G3
+    return { 'CHANGED', stands }
+  end
   local tails, balances = tails_of(keys, 6), {}
   for i, name in ipairs(names) do
     balances[i], refusal = known_balance(meta, tails[i], name, baselines[i])
@@ -750,7 +788,7 @@ local function adjust(keys, args)
     wake(keys[3], names)
   end
   append_attempts(meta, keys[2], call, args[2], period, events, text(balances[1].s + balances[1].h))
-  local is_over = args[12] == '1'
+  is_over = is_over == '1'
   local ends = (is_over or args[7] ~= '') and call.state == 'closed' and text(call.hold) == args[3]
   if ends then -- G4
     call.state = 'settled'
@@ -982,11 +1020,11 @@ local function stop(keys, args)
   if m[1] and (epoch < int(m[1]) or (epoch == int(m[1]) and args[2] ~= m[2])) then -- G8
     return { 'FENCED', m[2], m[1] }
   end
-  local is_missing = meta.stopped and not has_event(keys[2], m[3], meta.seq, meta.removed_to)
+  local is_missing = meta.stopped and not has_event(meta, keys[2], m[3])
   if word == 'resume' then
     if is_missing and m[4] ~= args[4] then -- G8
       return { 'BACK', m[3] }
-    elseif not has_event(keys[2], args[6], meta.seq, meta.removed_to) then -- G8
+    elseif not has_event(meta, keys[2], args[6]) then -- G8
       return { 'BACK', args[6] }
     end
   end

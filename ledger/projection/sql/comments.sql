@@ -55,6 +55,7 @@ COMMENT ON COLUMN budgets.held_usd IS 'Open holds, in dollars.';
 COMMENT ON COLUMN budgets.cap_usd IS 'Cap at the last hold, in dollars.';
 COMMENT ON COLUMN budgets.last_id IS 'Id of the last event that changed it.';
 COMMENT ON COLUMN budgets.last_seq IS 'Number of the last event that changed it.';
+COMMENT ON COLUMN budgets.checksum IS 'Of name and balance, made by the fold.';
 
 COMMENT ON VIEW calls IS 'One row per call.';
 COMMENT ON COLUMN calls.call_id IS 'Call; the id of its task.';
@@ -141,6 +142,7 @@ COMMENT ON COLUMN position.ledger_id IS 'Identity of the ledger.';
 COMMENT ON COLUMN position.id IS 'Id of the last entry folded.';
 COMMENT ON COLUMN position.seq IS 'Number of the last event folded.';
 COMMENT ON COLUMN position.events IS 'Events folded.';
+COMMENT ON COLUMN position.budgets IS 'Budgets that have a row, made by the fold.';
 COMMENT ON COLUMN position.schema_version IS 'Version of this layout.';
 COMMENT ON COLUMN position.duckdb_version IS 'Version of DuckDB whose hash function `checksums` is made with.';
 

@@ -4,9 +4,16 @@ UPDATE budgets AS b SET
     held_usd = b.held_usd + m.held,
     cap_usd = coalesce(m.cap, b.cap_usd),
     last_id = m.last_id,
-    last_seq = m.last_seq
+    last_seq = m.last_seq,
+    checksum = xor(b.checksum, xor(
+        balance_hash(b.budget, b.settled_usd, b.held_usd),
+        balance_hash(b.budget, b.settled_usd + m.settled, b.held_usd + m.held)
+    ))
 FROM balances AS m
 WHERE b.budget = m.budget;
+
+UPDATE position SET budgets = budgets + (SELECT count(*) FROM balances ANTI JOIN budgets USING (budget))
+WHERE partition = (SELECT any_value(partition) FROM balances);
 
 INSERT INTO budgets
 SELECT
@@ -19,6 +26,7 @@ SELECT
     held,
     cap,
     last_id,
-    last_seq
+    last_seq,
+    balance_hash(budget, settled, held)
 FROM balances
 ANTI JOIN budgets USING (budget);

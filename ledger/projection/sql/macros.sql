@@ -10,5 +10,10 @@ CREATE OR REPLACE MACRO fraction(dollars) AS (dollars::DECIMAL(18, 9) - trunc(do
 CREATE OR REPLACE MACRO nanousd(dollars) AS trunc(dollars::DECIMAL(18, 9))::BIGINT * 1000000000
     + (fraction(dollars) * 999999999::DECIMAL(9, 0) + fraction(dollars))::BIGINT;
 
+-- What a row of `budgets` adds to its checksum. A fold takes the old balance out and puts the new one in, so that a row
+-- that was changed by others stays wrong, however often it is folded.
+CREATE OR REPLACE MACRO balance_hash(budget, settled, held) AS
+    hash(budget, settled::DECIMAL(18, 9), held::DECIMAL(18, 9));
+
 -- The name of a user's budget, as made by budget_name() in schemas/identifiers.py.
 CREATE OR REPLACE MACRO user_budget(user_id, period) AS 'user:' || user_id || ':' || period;

@@ -61,7 +61,8 @@ CREATE TABLE budgets (
     held_usd DECIMAL(18, 9) NOT NULL,
     cap_usd DECIMAL(18, 9),
     last_id VARCHAR NOT NULL,
-    last_seq BIGINT NOT NULL
+    last_seq BIGINT NOT NULL,
+    checksum UBIGINT NOT NULL
 );
 
 -- A view, since a call's events are spread over batches, and updating its row would cost more than the rest of the
@@ -167,6 +168,7 @@ CREATE TABLE position (
     id VARCHAR NOT NULL,
     seq BIGINT NOT NULL,
     events BIGINT NOT NULL,
+    budgets BIGINT NOT NULL,
     schema_version INTEGER NOT NULL,
     duckdb_version VARCHAR NOT NULL
 );

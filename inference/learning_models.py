@@ -1,0 +1,50 @@
+"""Asks the provider for its models while a process makes calls: at its start, and again every hour."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import structlog
+
+from tollbook.inference.errors import ProviderError
+from tollbook.inference.models import ModelCatalogue
+from tollbook.inference.providers.client import ProviderClient
+
+_REFRESH_S: Final = 3600.0
+# How long a process waits for the first answer. Calls do not need it: what is not known is not checked.
+_FIRST_ANSWER_S: Final = 2.0
+_log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def learning_models(
+    models: ModelCatalogue, provider: ProviderClient, *, is_asked: bool = True
+) -> AsyncGenerator[None]:
+    """Keep a catalogue up to date until the end; a provider that does not answer leaves it as it is."""
+    if not is_asked:
+        yield
+        return
+    is_first_over = asyncio.Event()
+
+    async def learn() -> None:
+        while True:
+            try:
+                models.learn(await provider.models())
+            except ProviderError as exc:
+                _log.debug("models.not_learnt", problem=str(exc))
+            finally:
+                is_first_over.set()
+            await asyncio.sleep(_REFRESH_S)
+
+    learning = asyncio.create_task(learn())
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_ANSWER_S):
+                await is_first_over.wait()
+        yield
+    finally:
+        learning.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await learning

@@ -1,0 +1,98 @@
+"""Structured output: a pydantic model as the form of an answer, and the answer as an instance of it."""
+
+import re
+from typing import Any, Final, TypeVar, cast
+
+from pydantic import BaseModel, ValidationError
+
+from tollbook.inference.errors import OutputInvalid
+from tollbook.schemas.problems import as_text, problems_of
+from tollbook.schemas.results import InferenceResult
+
+M = TypeVar("M", bound=BaseModel)
+
+# Models that follow no schema put JSON into a block of Markdown.
+_FENCED: Final = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.DOTALL)
+_NOT_IN_A_NAME: Final = re.compile(r"[^A-Za-z0-9_-]")
+_MAX_NAME_CHARACTERS: Final = 64
+
+
+class ParsedResult(InferenceResult):
+    """The result of a call whose answer had to have the form of a pydantic model."""
+
+    parsed: Any
+    """The answer as an instance of the model."""
+
+
+def response_format_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the `response_format` that asks for JSON of a model's form.
+
+    It is strict, as OpenAI calls a schema that answers always follow, unless the model has fields of any name.
+    """
+    schema = model.model_json_schema()
+    strict = _closed(schema)
+    name = _NOT_IN_A_NAME.sub("_", model.__name__)[:_MAX_NAME_CHARACTERS]
+    form = {"name": name, "schema": schema if strict is None else strict, "strict": strict is not None}
+    return {"type": "json_schema", "json_schema": form}
+
+
+def with_response_format(fields: dict[str, Any], response_model: type[BaseModel] | None = None) -> dict[str, Any]:
+    """Return a task's fields with the schema of a pydantic model that stands in `response_format`, or is given."""
+    model = response_model or fields.get("response_format")
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return {**fields, "response_format": response_format_of(model)}
+    return fields
+
+
+def parse_output(result: InferenceResult, model: type[M]) -> M:
+    """Return an answer as an instance of a model.
+
+    Errors: OutputInvalid, with the result, where the model refused to answer or the answer has another form.
+    """
+    if result.content is None:
+        raise OutputInvalid("the model gave no answer that could be read", result)
+    fenced = _FENCED.fullmatch(result.content)
+    try:
+        return model.model_validate_json(fenced[1] if fenced else result.content)
+    except ValidationError as exc:
+        # The answer's own values and names stay out of the text, which may be logged (G10).
+        problems = as_text(problems_of(exc, model, hides=lambda value: True))  # noqa: ARG005 - all are hidden.
+        raise OutputInvalid(f"the answer is no {model.__name__}: {problems}", result) from None
+
+
+def _closed(schema: Any) -> Any:
+    """Return a schema of which every object has exactly its fields, or None where one may have any.
+
+    OpenAI's strict form (November 2026): all fields required, no others, no defaults, nothing beside a reference.
+    """
+    if isinstance(schema, list):
+        items = [_closed(each) for each in cast("list[Any]", schema)]
+        return None if any(item is None for item in items) else items
+    if not isinstance(schema, dict):
+        return schema
+    fields = cast("dict[str, Any]", schema)
+    if "$ref" in fields:
+        return {"$ref": fields["$ref"]}
+    is_object = fields.get("type") == "object"
+    if is_object and ("properties" not in fields or fields.get("additionalProperties") not in (None, False)):
+        return None
+    closed: dict[str, Any] = {}
+    for name, value in fields.items():
+        match name:
+            case "default" | "discriminator":
+                continue
+            case "properties" | "$defs":
+                table = {key: _closed(each) for key, each in value.items()}
+                if any(each is None for each in table.values()):
+                    return None
+                closed[name] = table
+            case "items" | "prefixItems" | "anyOf" | "allOf" | "oneOf":
+                inner = _closed(value)
+                if inner is None:
+                    return None
+                closed["anyOf" if name == "oneOf" else name] = inner
+            case _:
+                closed[name] = value
+    if is_object:
+        closed |= {"additionalProperties": False, "required": list(closed["properties"])}
+    return closed

@@ -1,0 +1,163 @@
+"""Parameters and messages of a task: which forms are taken, which are refused, and why."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tollbook.schemas.parameters import REFUSED
+from tollbook.schemas.tags import MAX_TAGS
+from tollbook.schemas.tasks import InvalidTask, Task, task_from_fields
+
+POST: dict[str, Any] = {"task": "score_post", "user_id": "u1", "prompt": "a post"}
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "weather"}}
+SECRET = "the text of the prompt"
+
+
+def asked(**parameters: Any) -> Task:
+    return task_from_fields({**POST, **parameters})
+
+
+def told(content: Any, **fields: Any) -> Task:
+    message = {"role": "user", "content": content, **fields}
+    return task_from_fields({"task": "score_post", "user_id": "u1", "messages": [message]})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "kept"),
+    [
+        ({"top_p": "0.9", "seed": "7", "logprobs": "true"}, {"top_p": 0.9, "seed": 7, "logprobs": True}),
+        ({"stop": '["END", "\\n"]'}, {"stop": ["END", "\n"]}),
+        ({"stop": "[not JSON"}, {"stop": "[not JSON"}),
+        (
+            {"tool_choice": '{"type": "function", "function": {"name": "a"}}'},
+            {"tool_choice": {"type": "function", "function": {"name": "a"}}},
+        ),
+        ({"tool_choice": "required"}, {"tool_choice": "required"}),
+        ({"tools": json.dumps([TOOL])}, {"tools": [TOOL]}),
+        (
+            {"tools": [{"type": "custom", "custom": {"name": "sql"}}]},
+            {"tools": [{"type": "custom", "custom": {"name": "sql"}}]},
+        ),
+        ({"tools": [], "functions": [], "stop": []}, {}),
+        ({"response_format": '{"type": "json_object"}'}, {"response_format": {"type": "json_object"}}),
+        ({"reasoning": {"max_tokens": 100, "effort": None}}, {"reasoning": {"max_tokens": 100}}),
+        ({"reasoning_effort": "minimal", "verbosity": "low"}, {"reasoning_effort": "minimal", "verbosity": "low"}),
+        ({"cache_control": {"type": "ephemeral", "ttl": "1h"}}, {"cache_control": {"type": "ephemeral", "ttl": "1h"}}),
+        ({"modalities": ["text"], "n": "1", "stream": "false", "service_tier": "default"}, {}),
+    ],
+)
+def test_a_parameter_is_kept_in_its_form(parameters: dict[str, Any], kept: dict[str, Any]) -> None:
+    assert asked(**parameters).parameters() == kept
+
+
+@pytest.mark.parametrize(
+    ("parameters", "problem"),
+    [
+        ({"top_p": 1.1}, "'top_p' must be a number from 0 to 1, not 1.1"),
+        ({"top_p": True}, "'top_p' must be a number, not true"),
+        ({"seed": 1.5}, "'seed' must be a whole number"),
+        ({"stop": [""]}, "'stop' must be a text or a list of texts, none of them empty"),
+        ({"stop": [1]}, "'stop' must be a text or a list of texts"),
+        ({"logit_bias": {"word": 1}}, "'logit_bias' must name tokens by number, each with a number from -100 to 100"),
+        ({"logit_bias": {"1": 101}}, "'logit_bias' must name tokens by number"),
+        ({"tools": [{"type": "function", "function": {"name": "two words"}}]}, "'tools[0].function.name' must be"),
+        ({"tools": [{"type": "web_search"}]}, "'tools[0]' is the server tool 'web_search': the provider runs it"),
+        ({"tools": [{"type": "openrouter:web_search"}]}, "'tools[0]' is the server tool 'openrouter:web_search'"),
+        ({"tools": [{"type": "code_interpreter", "container": {}}]}, "without an upper bound"),
+        (
+            {"tool_choice": "sometimes"},
+            "'tool_choice' must be one of 'none', 'auto', 'required', 'any', or a JSON object",
+        ),
+        ({"response_format": {"type": "json_schema"}}, "'json_schema' goes with the type 'json_schema'"),
+        ({"response_format": {"type": "yaml"}}, "'response_format.type' must be one of 'text', 'json_object'"),
+        ({"response_format": "json"}, "'response_format' is not JSON"),
+        ({"reasoning": {"efort": "high"}}, "unknown field 'efort' in 'reasoning'; did you mean 'effort'?"),
+        ({"verbosity": "huge"}, "'verbosity' must be one of 'low', 'medium', 'high'"),
+        ({"top_klein": 5}, "unknown field 'top_klein'; did you mean 'top_k'?"),
+        ({"tools": [TOOL] * 513}, "'tools' must be a list with at most 512 entries"),
+        (
+            {"tools": '[{"type": "function", "function": {"name": "a", "parameters": {"x": 1e999}}}]'},
+            "without infinities",
+        ),
+        ({"tags": {"user": "x"}}, "'tags' must not have the name 'user', which every call has a value of"),
+        ({"tags": {"a b": "x"}}, "'tags' must have names of 1 to 64 letters"),
+        ({"tags": {"team": ["x"]}}, "'tags' must have a text or a number under 'team', not a list"),
+        ({"tags": {"team": True}}, "'tags' must have a text or a number under 'team', not true"),
+        ({"tags": {"team": "x" * 201}}, "'tags' has a value under 'team' that must have 1 to 200 characters, not 201"),
+        ({"tags": {f"t{n}": n for n in range(MAX_TAGS + 1)}}, "'tags' must have at most 16 tags, not 17"),
+        ({"tags": "red"}, "'tags' is not JSON"),
+    ],
+)
+def test_a_parameter_of_another_form_is_refused_with_its_name(parameters: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InvalidTask) as refused:
+        asked(**parameters)
+    assert problem in str(refused.value)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_changes_the_price_or_has_no_place_is_refused_with_the_reason(name: str) -> None:
+    """G1 G8."""
+    for value in ("x", 2, True, {"type": "x"}, ["web"]):
+        with pytest.raises(InvalidTask) as refused:
+            asked(**{name: value})
+        assert str(refused.value) == f"'{name}' cannot be set: {REFUSED[name]}"
+    assert asked(**{name: None}).parameters() == {}
+
+
+def test_tags_are_text() -> None:
+    tags = asked(tags={"team": "red", "cost": 42, "share": 0.5, "gone": None}).tags
+    assert tags == {"team": "red", "cost": "42", "share": "0.5"}
+    assert asked(tags='{"team": "O\'Hara & sons"}').tags == {"team": "O'Hara & sons"}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "'messages[0]' has no content"),
+        ([], "'messages[0]' has no content"),
+        (5, "'messages[0].content' must be text or a list of parts"),
+        (
+            [{"type": "input_audio", "input_audio": {"data": SECRET, "format": "wav"}}],
+            "'messages[0].content[0]' is audio, whose cost has no upper bound",
+        ),
+        (
+            [{"type": "file", "file": {"file_data": SECRET}}],
+            "'messages[0].content[0]' is a file, whose cost has no upper",
+        ),
+        ([{"type": "video_url", "video_url": {"url": SECRET}}], "'messages[0].content[0]' is a video"),
+        (
+            [{"type": "tool_use", "text": SECRET}],
+            "'messages[0].content[0]' has the unknown type 'tool_use'; known: 'text',",
+        ),
+        ([{"type": "text", "txt": SECRET}], "'messages[0].content[0].text' is missing"),
+        (
+            [{"type": "image_url", "image_url": {"url": "ftp://x"}}],
+            "'messages[0].content[0].image_url.url' must be text",
+        ),
+        (
+            [{"type": "image_url", "image_url": {"link": SECRET}}],
+            "unknown field 'link' in 'messages[0].content[0].image_url'",
+        ),
+    ],
+)
+def test_a_message_of_another_form_is_refused_without_quoting_it(content: Any, problem: str) -> None:
+    """G10."""
+    with pytest.raises(InvalidTask) as refused:
+        told(content)
+    assert problem in str(refused.value)
+    assert SECRET not in str(refused.value)
+
+
+def test_audio_of_an_earlier_reply_is_refused() -> None:
+    with pytest.raises(InvalidTask, match=r"'messages\[0\]\.audio' is audio, whose cost has no upper bound"):
+        told("hi", audio={"id": "audio_1"})
+
+
+def test_data_that_is_nested_too_deep_is_refused_in_every_field() -> None:
+    deep: Any = "x"
+    for _ in range(500):
+        deep = [deep]
+    for field in ("tools", "messages", "reasoning", "prompt", "tags", "color"):
+        with pytest.raises(InvalidTask, match=f"'{field}' must not be nested deeper than 64 levels"):
+            task_from_fields({"data": json.dumps({**POST, field: deep})})
