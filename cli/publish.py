@@ -34,6 +34,10 @@ def publish(
     max_tokens: Annotated[int | None, typer.Option(help="Completion tokens, at most.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 to 2.")] = None,
     model: Annotated[str | None, typer.Option(help="Model id, instead of the route's.")] = None,
+    tags: Annotated[str | None, typer.Option(help="JSON object of names and values, for budgets and reports.")] = None,
+    parameters: Annotated[
+        str | None, typer.Option(help='JSON object of further parameters, such as {"top_p": 0.9, "stop": ["END"]}.')
+    ] = None,
     reply_to: Annotated[str | None, typer.Option(help="Stream to which the result is appended.")] = None,
     metadata: Annotated[str | None, typer.Option(help="JSON object, handed back with the result.")] = None,
     wait: Wait = None,
@@ -49,26 +53,30 @@ def publish(
     from tollbook.inference.publisher import new_entry
 
     text = typer.get_text_stream("stdin").read() if prompt == "-" else prompt
+    options: dict[str, Any] = {
+        "user_id": user, "plan": plan, "task_id": task_id, "campaign_id": campaign, "tags": tags, "system": system,
+        "messages": messages, "max_tokens": max_tokens, "temperature": temperature, "model": model,
+        "reply_to": reply_to, "metadata": metadata,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
     try:
-        entry = new_entry(
-            stream,
-            task,
-            text,
-            user_id=user,
-            plan=plan,
-            task_id=task_id,
-            campaign_id=campaign,
-            system=system,
-            messages=messages,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            model=model,
-            reply_to=reply_to,
-            metadata=metadata,
-        )
+        entry = new_entry(stream, task, text, **{**_parameters(parameters), **given})
     except InvalidTask as exc:
         raise typer.BadParameter(str(exc)) from None
     return asyncio.run(_publish(entry, wait, as_json=as_json))
+
+
+def _parameters(text: str | None) -> dict[str, Any]:
+    """Read the JSON object of `--parameters`. Errors: typer.BadParameter."""
+    from tollbook.schemas.json_text import parse_json
+
+    try:
+        found: object = {} if text is None else parse_json(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise typer.BadParameter("must be a JSON object", param_hint="--parameters")
+    return found  # pyright: ignore[reportUnknownVariableType]
 
 
 def result(

@@ -167,6 +167,10 @@ def bound(
     completion_tokens = max_tokens + (
         json_tokens_at_most(parameters["prediction"]) if "prediction" in parameters else 0
     )
+    # A budget for reasoning above the limit: who obeys it, and not the limit, answers besides.
+    thought = parameters.get("reasoning", {}).get("max_tokens", 0)
+    if thought >= max_tokens:
+        completion_tokens += thought
     prompt_price, completion_price = price.max_prices(prompt_tokens)
     endpoint_price = price.max_prompt_price(prompt_tokens)
     prompt_price = max(prompt_price, -(-endpoint_price * _cache_percent(messages, parameters) // 100))

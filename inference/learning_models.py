@@ -46,5 +46,4 @@ async def learning_models(
         yield
     finally:
         learning.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await learning
+        await asyncio.wait({learning})

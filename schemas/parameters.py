@@ -182,8 +182,8 @@ class Parameters(BaseModel):
 
     top_p: _Share | None = None
     """Nucleus sampling: the share of probability to draw from, 0 to 1."""
-    top_k: Annotated[_Count, Field(ge=0, le=1_000_000)] | None = None
-    """Draw from this many most likely tokens; 0: from all."""
+    top_k: Annotated[_Count, Field(ge=-1, le=1_000_000)] | None = None
+    """Draw from this many most likely tokens; 0 or -1: from all."""
     min_p: _Share | None = None
     """Leave out tokens below this share of the likeliest one's probability, 0 to 1."""
     top_a: _Share | None = None

@@ -625,7 +625,7 @@ async def test_the_command_reads_an_archive_and_prints_tables_or_json(redis_clie
         {"caps": ["trial"]},
         {"caps": ["gold=3"]},
         {"caps": ["trial=-1"]},
-        {"user_caps": ["u 1=3"]},
+        {"user_caps": ['u"1=3']},
         {"prices": ["m=1"]},
         {"prices": ["m=1,x"]},
         {"routes": ["ping=m"]},

@@ -133,7 +133,7 @@ async def test_while_only_open_holds_are_in_the_way_the_answer_is_429_and_later_
     assert (await order(client, "u5")).status_code == 202
 
 
-@pytest.mark.parametrize(("user", "draft"), [("two words", {}), ("u6", {"request_id": "two words"})])
+@pytest.mark.parametrize(("user", "draft"), [("a%0Ab", {}), ("u6", {"request_id": "two\nlines"})])
 async def test_what_is_malformed_is_422_and_names_the_field(
     client: httpx.AsyncClient, user: str, draft: dict[str, str]
 ) -> None:

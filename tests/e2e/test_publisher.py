@@ -1,6 +1,7 @@
 """The publisher of applications: against a running system, and over connections that break."""
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -9,13 +10,16 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from tests.proxy import faulty_proxy
 from tests.servers import PATIENCE_S, wait_until
 from tests.system import RunningSystem, running_system
-from tollbook import InvalidTask, LedgerUnavailable, Publisher, ResultTimeout, TaskUnconfirmed
+from tollbook import InvalidTask, LedgerUnavailable, OutputInvalid, Publisher, ResultTimeout, TaskUnconfirmed
+from tollbook.inference.publisher import new_entry
 from tollbook.inference.settings import Settings
+from tollbook.inference.structured_output import response_format_of
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.endpoint import Endpoint, write_endpoint
 from tollbook.schemas.identifiers import check_id
@@ -264,3 +268,26 @@ async def published(redis: Redis, user_id: str) -> list[dict[bytes, bytes]]:
 
 async def is_acknowledged(running: RunningSystem) -> bool:
     return await running.pending() == 0
+
+
+class Score(BaseModel):
+    """Not what the stand-in answers."""
+
+    points: int
+
+
+async def test_an_answer_that_has_not_the_form_of_the_model_is_an_error_with_its_result(
+    running: RunningSystem, publisher: Publisher
+) -> None:
+    with pytest.raises(OutputInvalid) as refused:
+        await publisher.publish_and_wait(
+            "generation", "score_post", "x", user_id=42, timeout_s=PATIENCE_S, response_model=Score
+        )
+    result = refused.value.result
+    assert (result.user_id, result.status) == ("42", TaskStatus.DONE)
+    assert result.cost_usd > 0
+    assert await publisher.wait(result.task_id, timeout_s=PATIENCE_S) == result
+    with pytest.raises(InvalidTask):
+        new_entry("generation", "score_post", "x", user_id="u", response_format={"type": "json_schema"})
+    entry = new_entry("generation", "score_post", "x", user_id="u", response_format=Score)
+    assert json.loads(entry.fields["response_format"]) == response_format_of(Score)

@@ -23,6 +23,7 @@ from tollbook.inference.settings import load_settings
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.store import Store
 from tollbook.schemas.identifiers import check_id
+from tollbook.schemas.tasks import task_from_fields
 
 STREAM: Final = "analysis"
 # claude-3-haiku at $0.25 and $1.25 a million; the bound counts every byte, 32 for the message and 128 for the request.
@@ -469,3 +470,14 @@ def test_a_file_that_is_no_projection_is_told_with_what_to_do(tmp_path: Path) ->
     finished = shell("tollbook spend", tmp_path)
     assert "data/tollbook.duckdb is empty or no projection: move it away" in finished.stderr
     assert len(finished.stderr.splitlines()) == 1
+
+
+async def test_publish_takes_tags_and_parameters(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    options = ("--tags", '{"team": "red"}', "--parameters", '{"top_p": 0.9, "stop": ["END"], "temperature": 1}')
+    command = ("publish", STREAM, "score_post", PROMPT, "--user", "O'Brien", "--temperature", "0.5", *options, "--json")
+    finished = await run_cli(*command, cwd=tmp_path, env={"REDIS_URL": server_url})
+    assert finished.code == 0, finished
+    entries: Any = await redis_client.xrange(STREAM)
+    task = task_from_fields({name.decode(): value.decode() for name, value in entries[0][1].items()})
+    assert (task.user_id, task.tags, task.temperature) == ("O'Brien", {"team": "red"}, 0.5)
+    assert task.parameters() == {"top_p": 0.9, "stop": ["END"]}

@@ -380,12 +380,9 @@ class Answer(BaseModel):
 
 
 async def test_an_answer_that_is_not_of_the_models_form_costs_what_it_costs(calling: Calling) -> None:
-    client = draft(calling)
-    for asked in (
-        client.call(PROMPT, "u1", response_model=Answer),
-        client.call(PROMPT, "u1", response_format=Answer),
-    ):
-        error = await refusal(OutputInvalid, asked)
+    both: tuple[dict[str, Any], ...] = ({"response_model": Answer}, {"response_format": Answer})
+    for asked in both:
+        error = await refusal(OutputInvalid, draft(calling).call(PROMPT, "u1", **asked))
         assert isinstance(error, OutputInvalid)
         assert error.result.cost_usd == usd_from_nanousd(PRICE)
         assert error.data["content"] == error.result.content

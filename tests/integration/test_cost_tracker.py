@@ -208,7 +208,7 @@ async def test_amount_that_is_no_money_is_refused(calling: Calling, tracker: Cos
 
 
 async def test_unknown_plan_or_malformed_user_is_refused(calling: Calling, tracker: CostTracker) -> None:
-    for user_id, plan in (("", "trial"), ("two words", "trial"), ("u1", "platinum")):
+    for user_id, plan in (("", "trial"), ('two "words"', "trial"), ("u1", "platinum")):
         for awaitable in (
             tracker.get_usage_summary(user_id, plan),
             tracker.check_budget(user_id, plan),
@@ -221,7 +221,7 @@ async def test_unknown_plan_or_malformed_user_is_refused(calling: Calling, track
 
 async def test_malformed_idempotency_key_is_refused(calling: Calling, tracker: CostTracker) -> None:
     # An empty one above all: taken for none, it would make every repeat a new charge.
-    for key in ("", "two words", "x" * 201, "line\nbreak"):
+    for key in ("", 'two "words"', "x" * 201, "line\nbreak"):
         error = await refusal(tracker.record_usage("u1", "1", idempotency_key=key))
         assert isinstance(error, InvalidTask), key
         assert "'idempotency_key' " in error.message

@@ -85,7 +85,7 @@ async def test_action_that_costs_nothing_is_never_refused(calling: Calling) -> N
 
 async def test_malformed_question_is_refused(calling: Calling) -> None:
     async with connected(calling) as usage:
-        for arguments in (("u1", "fly", "trial"), ("u 1", "ping", "trial"), ("u1", "ping", "platinum")):
+        for arguments in (("u1", "fly", "trial"), ('u"1', "ping", "trial"), ("u1", "ping", "platinum")):
             with pytest.raises(InvalidTask) as refused:
                 await usage.check_action_limit(*arguments)
             assert refused.value.code is ErrorCode.INVALID_TASK
@@ -186,7 +186,7 @@ async def test_service_is_a_dependency_of_fastapi(calling: Calling) -> None:
         await calling.set_cap(PRICE)
         response = await client.post("/drafts/u1")
         assert (response.status_code, response.json()["code"]) == (402, "PLAN_LIMIT_REACHED")
-        assert (await client.get("/usage/two words")).json()["code"] == "INVALID_TASK"
+        assert (await client.get("/usage/two%22words")).json()["code"] == "INVALID_TASK"
     assert calling.booked() == PRICE
     with pytest.raises(LedgerUnavailable, match="connect_runtime"):
         await current_runtime()

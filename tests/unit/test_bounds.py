@@ -239,6 +239,12 @@ def test_a_prediction_counts_as_completion_too() -> None:
     assert found.prompt_tokens > bound(HI, 100, PRICE).prompt_tokens + 500
 
 
+@pytest.mark.parametrize(("thought", "completion"), [(99, 100), (100, 200), (5_000, 5_100)])
+def test_a_budget_for_reasoning_above_the_limit_counts(thought: int, completion: int) -> None:
+    """G1."""
+    assert bound(HI, 100, PRICE, parameters={"reasoning": {"max_tokens": thought}}).completion_tokens == completion
+
+
 FLAT = price_from_usd("m", prompt=Decimal(3), completion=Decimal(15))
 
 
