@@ -246,3 +246,17 @@ async def test_an_older_ledger_gets_its_key_once(redis_client: Redis, server_url
         async with open_ledger(settings, server_url, may_create=False) as again:
             assert again.user_key == made[0]
             assert made[0].hex() not in repr(again)
+
+
+async def test_a_temperature_is_sent_only_where_the_route_or_the_task_sets_one(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    async with recording(server_url, tmp_path / "data", routes={"score_post": {"temperature": None}}) as (
+        running,
+        sent,
+    ):
+        assert (await run(running, 1, {})).status is TaskStatus.DONE
+        assert (await run(running, 2, {"temperature": 0.5})).status is TaskStatus.DONE
+        assert (await run(running, 3, {"task": "generate_draft"})).status is TaskStatus.DONE
+        assert [body.get("temperature") for body in sent.bodies] == [None, 0.5, 0.7]
+        assert sent.bodies[0].keys() == {"model", "messages", "max_tokens", "user", "provider"}
