@@ -81,6 +81,16 @@ def tidying_lease(namespace: str) -> str:
     return f"{namespace}:tidying"
 
 
+def alerts(namespace: str) -> str:
+    """Stream: alerts for people, with a consumer group for each receiver."""
+    return f"{{{namespace}:alerts}}:queue"
+
+
+def alert_receivers(namespace: str) -> str:
+    """Hash: how deliveries to each receiver of alerts go."""
+    return f"{{{namespace}:alerts}}:receivers"
+
+
 def task_partition(namespace: str, task_id: str) -> str:
     """String: the partition that has the call of a task id; only if there are several partitions."""
     return f"{namespace}:task:{task_id}"
