@@ -91,6 +91,11 @@ def alert_receivers(namespace: str) -> str:
     return f"{{{namespace}:alerts}}:receivers"
 
 
+def raised_alerts(namespace: str) -> str:
+    """Hash: the alerts about the system that are raised at present, by kind."""
+    return f"{{{namespace}:alerts}}:raised"
+
+
 def task_partition(namespace: str, task_id: str) -> str:
     """String: the partition that has the call of a task id; only if there are several partitions."""
     return f"{namespace}:task:{task_id}"

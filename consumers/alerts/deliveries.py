@@ -72,6 +72,7 @@ class _Server:
         self._now_ms = now_ms
         self._sleep = sleep
         self._room = asyncio.Semaphore(max_open)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._last: dict[str, asyncio.Task[None]] = {}
         self._open: set[str] = set()
         """Entries under way."""
@@ -83,9 +84,9 @@ class _Server:
         try:
             await self._read()
         finally:
-            for task in self._last.values():
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*self._last.values(), return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _read(self) -> None:
         """Begin with what was given to this receiver before, and not taken; then go on with what is new."""
@@ -121,10 +122,12 @@ class _Server:
         subject = queued.alert.subject if queued.alert else ""
         before = self._last.get(subject)
         task = self._last[subject] = asyncio.create_task(self._deliver(queued, before))
+        self._tasks.add(task)
         task.add_done_callback(lambda done: self._end(queued, subject, done))
 
     def _end(self, queued: Queued, subject: str, done: asyncio.Task[None]) -> None:
         self._room.release()
+        self._tasks.discard(done)
         self._open.discard(queued.entry_id)
         if self._last.get(subject) is done:
             del self._last[subject]
