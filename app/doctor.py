@@ -18,11 +18,12 @@ from tollbook.app import process_findings as processes
 from tollbook.app import server_findings as server
 from tollbook.app.connect import readable_redis, with_running_provider
 from tollbook.app.findings import Finding, Place
+from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.errors import PriceUnknown, ProviderRefused, ProviderUnavailable, SettingsError
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
-from tollbook.inference.routing import routing_with
 from tollbook.inference.settings import Settings, load_settings
+from tollbook.inference.stated_policy import policy_of
 from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerError, ServerTooOld
 from tollbook.ledger.gate.functions import check_server
@@ -104,6 +105,7 @@ async def _check_redis(settings: Settings) -> AsyncIterator[Finding]:
                 keys = await _keys_of(pipeline, settings)
             except NoPermissionError:
                 keys = ()  # What this user may not do is named with what it may not write.
+            policy = (await CurrentPolicy.of_ledger(pipeline, keys)).newest.policy if keys else policy_of(settings)
             if rests:
                 yield Finding(
                     "running system",
@@ -115,9 +117,9 @@ async def _check_redis(settings: Settings) -> AsyncIterator[Finding]:
             else:
                 async for finding in server.keeping_findings(redis, settings):
                     yield finding
-                async for finding in server.writing_findings(pipeline, keys or (Keys(settings.namespace),)):
+                async for finding in server.writing_findings(pipeline, keys or (Keys(settings.namespace),), policy):
                     yield finding
-            place = Place(settings, pipeline, url, keys or (Keys(settings.namespace),), rests)
+            place = Place(settings, pipeline, url, keys or (Keys(settings.namespace),), rests, policy)
             async for finding in _check_ledger(place, has_ledger=bool(keys)):
                 yield finding
     except ServerTooOld as exc:
@@ -145,17 +147,19 @@ async def _check_ledger(place: Place, *, has_ledger: bool) -> AsyncIterator[Find
 
 async def _check_routes(settings: Settings) -> AsyncIterator[Finding]:
     """Say which models serve a task type, and whether their prices are known."""
-    prices = PriceCatalogue(settings.price_overrides, provider=settings.price_provider)
-    for task_type, route in routing_with(settings.routes).items():
-        name = f"price {task_type.value}"
-        models = [route.model, *([route.fallback] if route.fallback else [])]
+    policy = policy_of(settings)
+    prices = PriceCatalogue.of_policy(policy, provider=settings.price_provider)
+    for task_type, route in policy.tasks.items():
+        name = f"price {task_type}"
+        models = (route.model, *route.fallback)
         try:
-            for model in models:
+            for model in route.models:
                 prices.price(model, now_ms())
         except PriceUnknown as exc:
             yield Finding(name, "failed", str(exc), "set TOLLBOOK_PRICES or TOLLBOOK_ROUTES")
         else:
-            yield Finding(name, "ok", ", then ".join(models))
+            cheaper = f", or {route.cheaper} where that does not fit" if route.cheaper else ""
+            yield Finding(name, "ok", ", then ".join(models) + cheaper)
 
 
 async def _check_provider(settings: Settings) -> AsyncIterator[Finding]:
@@ -182,11 +186,11 @@ async def _check_provider(settings: Settings) -> AsyncIterator[Finding]:
             yield Finding("provider", "failed", str(exc), "check OPENROUTER_BASE_URL and the network")
             return
     yield Finding("provider", "ok", f"{settings.openrouter_base_url}, {len(offered)} models, the key is good")
-    for task_type, route in routing_with(settings.routes).items():
-        gone = [model for model in (route.model, route.fallback) if model and model not in offered]
+    for task_type, route in policy_of(settings).tasks.items():
+        gone = [model for model in route.models if model not in offered]
         if gone:
             yield Finding(
-                f"route {task_type.value}",
+                f"route {task_type}",
                 "warning",
                 f"{', '.join(gone)} is no longer offered",
                 "choose another with TOLLBOOK_ROUTES",

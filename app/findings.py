@@ -6,6 +6,7 @@ from typing import Any, Literal
 from tollbook.inference.settings import Settings
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.schemas.policy import Policy
 
 State = Literal["ok", "skipped", "warning", "failed"]
 """`failed`: calls are stopped or endangered; `warning`: somebody should look; `skipped`: not checked."""
@@ -30,6 +31,7 @@ class Place:
     redis_url: str
     keys: tuple[Keys, ...]
     is_at_rest: bool
+    policy: Policy
 
     async def ask(self, *command: str | int) -> Any:
         """Return a reply of Redis. Errors: LedgerUnavailable; ResponseError."""

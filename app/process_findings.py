@@ -12,7 +12,6 @@ from tollbook.consumers.backlog import read_backlog
 from tollbook.inference.signs_of_life import Sign, read_signs, settings_digests
 from tollbook.ledger.keys import GROUP, dead_letters, dropped_tasks, projector_lease, worker_key
 from tollbook.ledger.server.connection import as_map, time_ms
-from tollbook.schemas.tasks import TaskStream
 
 # Workers settle an overdue hold within a minute.
 _OVERDUE_MS: Final = 120_000
@@ -102,8 +101,8 @@ async def task_findings(place: Place) -> AsyncIterator[Finding]:
             f"{count_of(overdue, 'hold')} should have been settled: their money is not free",
             "start a worker, which settles them; its log says what keeps it from that",
         )
-    for stream in TaskStream:
-        async for finding in _backlog(place, stream.value):
+    for stream in place.policy.streams:
+        async for finding in _backlog(place, stream):
             yield finding
 
 

@@ -19,9 +19,18 @@ from tollbook.consumers.backlog import DroppedTasks
 from tollbook.consumers.projection import ProjectionService, open_projection
 from tollbook.consumers.service import build_worker, pause, serve_worker
 from tollbook.consumers.throttled_warning import ThrottledWarning
-from tollbook.inference.prices.catalogue import PriceCatalogue
-from tollbook.inference.runtime import InferenceRuntime, LedgerHandle, build_ledger, now_ms, open_ledger, open_runtime
+from tollbook.inference.policy_changes import start_policy
+from tollbook.inference.runtime import (
+    InferenceRuntime,
+    LedgerHandle,
+    build_gates,
+    build_ledger,
+    now_ms,
+    open_ledger,
+    open_runtime,
+)
 from tollbook.inference.settings import Settings
+from tollbook.inference.stated_policy import chosen_streams
 from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.ledger import Patience
@@ -35,7 +44,6 @@ from tollbook.ledger.server.embedded import EmbeddedServer, EmbeddedServerError
 from tollbook.ledger.server.endpoint import Endpoint, clear_endpoint, read_endpoint, write_endpoint
 from tollbook.observability.process import describe_ports, observe_process, port_setting, ports_of_processes
 from tollbook.observability.process_state import Part, ProcessState
-from tollbook.schemas.tasks import TaskStream
 
 _SERVER_POLL_S: Final = 0.2
 _SERVER_PAUSE_S: Final = 2.0
@@ -122,7 +130,11 @@ async def _catch_up(projection: ProjectionService, handle: LedgerHandle) -> None
 
 
 async def run_system(system: System, streams: Sequence[str], stop: asyncio.Event) -> None:
-    """Work until `stop`, or until the projection ends; calls in flight are finished first. Errors: what ended it."""
+    """Work until `stop`, or until the projection ends; calls in flight are finished first.
+
+    Without `streams`, on all of the policy's. Errors: SettingsError for a stream that the policy does not have; what
+    ended it.
+    """
     system.folding.add_done_callback(lambda _: stop.set())
     with _ends_with(system.handle, system.runtime.settings, stop):
         await _run_worker(system.runtime, streams, stop, redis_url=system.redis_url, state=system.state)
@@ -148,7 +160,8 @@ def _ends_with(handle: LedgerHandle, settings: Settings, stop: asyncio.Event) ->
 async def _run_worker(
     runtime: InferenceRuntime, streams: Sequence[str], stop: asyncio.Event, *, redis_url: str, state: ProcessState
 ) -> None:
-    worker = build_worker(runtime, streams, runtime.name, observer=state.tracing)
+    chosen = chosen_streams(streams, runtime.rules)
+    worker = build_worker(runtime, chosen, runtime.name, observer=state.tracing)
     await serve_worker(runtime, worker, stop, redis_url=redis_url, observer=state)
 
 
@@ -166,7 +179,7 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
         folding.add_done_callback(lambda _: stop.set())
         try:
             ledger = build_ledger(handle, settings, projection.read)
-            prices = PriceCatalogue(settings.price_overrides, provider=settings.price_provider)
+            prices = handle.policies.newest.prices
             with (
                 state.open(handle, ledger, prices),
                 state.folding(projection, folding),
@@ -183,7 +196,10 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
 
 
 async def run_remote_worker(settings: Settings, streams: Sequence[str], stop: asyncio.Event, *, redis_url: str) -> None:
-    """Work until `stop`, with baselines from the projector's process, which also makes the ledger."""
+    """Work until `stop`, with baselines from the projector's process, which also makes the ledger.
+
+    `streams` and errors as of `run_system`.
+    """
     try:
         # On a machine without a projector too: charges that the ledger cannot take are noted here.
         await asyncio.to_thread(make_private_folder, settings.data_dir)
@@ -224,9 +240,9 @@ async def run_processes(
             "TOLLBOOK_DIALECT": settings.dialect,
         }
         children = [Child("projector", ("projector",), port_setting(ports[0]))]
-        named = ",".join(streams)
+        named = ("--streams", ",".join(streams)) if streams else ()
         children += [
-            Child(f"worker {number}", ("worker", "--streams", named), port_setting(ports[number]))
+            Child(f"worker {number}", ("worker", *named), port_setting(ports[number]))
             for number in range(1, workers + 1)
         ]
         announce(redis_url, describe_ports(settings, ports))
@@ -255,8 +271,12 @@ async def _open_projection(
             open_projection(settings, handle, is_standby=is_standby, on_waiting=state.wait) as projection,
             announced_endpoint(settings, redis_url),
         ):
+            await start_policy(settings, build_gates(handle, settings), f"tollbook {part}")
+            await handle.policies.refresh()
             # One process of a ledger counts what publishers drop from the task streams.
-            counting = asyncio.create_task(DroppedTasks(handle.pipeline, settings.namespace, tuple(TaskStream)).run())
+            counting = asyncio.create_task(
+                DroppedTasks(handle.pipeline, settings.namespace, tuple(handle.policy.streams)).run()
+            )
             try:
                 yield handle, projection
             finally:

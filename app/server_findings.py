@@ -14,7 +14,7 @@ from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.address import database_of, hide_password
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.policy import ServerPolicy, read_policy
-from tollbook.schemas.tasks import TaskStream
+from tollbook.schemas.policy import Policy
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -104,10 +104,10 @@ def _mebibytes(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
 
 
-async def writing_findings(pipeline: CommandPipeline, keys: Sequence[Keys]) -> AsyncIterator[Finding]:
+async def writing_findings(pipeline: CommandPipeline, keys: Sequence[Keys], policy: Policy) -> AsyncIterator[Finding]:
     """Say whether a hold could be written and announced now, and whether this user may do all that Tollbook needs."""
     try:
-        await check_permissions(pipeline, keys, streams=[stream.value for stream in TaskStream], is_projector=True)
+        await check_permissions(pipeline, keys, streams=policy.streams, is_projector=True)
         for key in keys:
             await check_writable(pipeline, key)
     except FunctionsMissing:

@@ -22,8 +22,8 @@ async def read_grants(reader: AuditReader, *, user_id: str | None = None, period
     grants: dict[tuple[str, str], list[Grant]] = {}
     in_order: list[Grant] = []
     for event in await reader.events(Selection(user_id=user_id, types=("credit-granted", "credit-revoked"))):
-        if period not in (None, event.period):
-            continue
+        if not event.user_id or period not in (None, event.period):
+            continue  # Without a user, it is a budget's.
         of_period = grants.setdefault((event.user_id, event.period), [])
         match event.payload:
             case CreditGranted():

@@ -5,6 +5,7 @@ import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from tollbook.schemas.plans import Plan
 
 from tollbook.cli.money import (
     AuthorOption,
@@ -18,7 +19,6 @@ from tollbook.cli.money import (
 )
 from tollbook.cli.options import JsonOption, UserArgument, check_usd
 from tollbook.schemas.money import format_usd, nanousd_from_usd, usd_text
-from tollbook.schemas.plans import Plan
 
 if TYPE_CHECKING:
     from tollbook.inference.administration import Administration
@@ -31,7 +31,7 @@ app = typer.Typer(help="Users' plans.", no_args_is_help=True)
 @app.command("set")
 def set_plan(
     user: UserArgument,
-    plan: Annotated[Plan, typer.Argument(metavar="PLAN", help="The plan from now on: trial, starter or growth.")],
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="The plan from now on, one of the policy.")],
     reason: ReasonOption,
     cap: Annotated[str | None, typer.Option(help="Cap of a billing period in dollars, instead of the plan's.")] = None,
     author: AuthorOption = None,
@@ -52,14 +52,14 @@ def set_plan(
         before = "the plan that tasks name"
         if account.plan is not None and account.cap_nanousd is not None:
             before = f"plan {account.plan} with a cap of {usd(account.cap_nanousd)}"
-        text = f"{user}: {before} -> plan {plan.value} with a cap of {usd(cap_nanousd)} a billing period"
+        text = f"{user}: {before} -> plan {plan} with a cap of {usd(cap_nanousd)} a billing period"
         confirm(text, abs(cap_nanousd - (account.cap_nanousd or 0)), yes=yes)
         is_new = await administration.set_plan(user, plan, signature, cap_nanousd=cap_nanousd)
-        return {"user_id": user, "plan": plan.value, "cap_nanousd": cap_nanousd, "is_new": is_new}
+        return {"user_id": user, "plan": plan, "cap_nanousd": cap_nanousd, "is_new": is_new}
 
     done = run_signed(run, author, reason, key)
     cap_usd = format_usd(done["cap_nanousd"])
-    return tell(done, f"{user} is on plan {plan.value}, with a cap of {cap_usd} a billing period", as_json=as_json)
+    return tell(done, f"{user} is on plan {plan}, with a cap of {cap_usd} a billing period", as_json=as_json)
 
 
 @app.command("clear")

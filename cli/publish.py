@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tollbook.cli.options import JsonOption, load_redis_alone, read_call
-from tollbook.schemas.entries import TaskEntry
+from tollbook.schemas.entries import TaskFields
 from tollbook.schemas.results import InferenceResult, TaskStatus
-from tollbook.schemas.tasks import InvalidTask, TaskStream, TaskType
+from tollbook.schemas.tasks import PING, InvalidTask
 from tollbook.views.tables import printable
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ Wait = Annotated[float | None, typer.Option(min=0, help="Wait up to so many seco
 
 
 def publish(
-    stream: Annotated[TaskStream, typer.Argument(help="The task stream.")],
-    task: Annotated[TaskType, typer.Argument(help="The task type.")],
+    stream: Annotated[str, typer.Argument(help="The task stream, one of the policy.")],
+    task: Annotated[str, typer.Argument(help="The task type, one of the policy, or ping.")],
     prompt: Annotated[str | None, typer.Argument(help="The prompt; `-` reads it from standard input.")] = None,
     user: Annotated[str, typer.Option("--user", "-u", help="User who is charged.")] = "",
-    plan: Annotated[str, typer.Option(help="trial, starter or growth.")] = "trial",
+    plan: Annotated[str | None, typer.Option(help="The user's plan; without it, the policy's default.")] = None,
     task_id: Annotated[str | None, typer.Option(help="An id of your own; with it a repeat is harmless.")] = None,
     campaign: Annotated[str | None, typer.Option(help="Campaign id.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
@@ -46,29 +46,21 @@ def publish(
     Example: tollbook publish generation generate_draft "Write a haiku about ledgers." --user u42 --wait 60
     """
     load_redis_alone()
-    from tollbook.inference.publisher import new_entry
-
     text = typer.get_text_stream("stdin").read() if prompt == "-" else prompt
-    try:
-        entry = new_entry(
-            stream,
-            task,
-            text,
-            user_id=user,
-            plan=plan,
-            task_id=task_id,
-            campaign_id=campaign,
-            system=system,
-            messages=messages,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            model=model,
-            reply_to=reply_to,
-            metadata=metadata,
-        )
-    except InvalidTask as exc:
-        raise typer.BadParameter(str(exc)) from None
-    return asyncio.run(_publish(entry, wait, as_json=as_json))
+    fields: TaskFields = {
+        "user_id": user,
+        "plan": plan,
+        "task_id": task_id,
+        "campaign_id": campaign,
+        "system": system,
+        "messages": messages,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "model": model,
+        "reply_to": reply_to,
+        "metadata": metadata,
+    }
+    return asyncio.run(_publish(stream, task, text, fields, wait, as_json=as_json))
 
 
 def result(
@@ -94,16 +86,19 @@ def ping(
     Example: tollbook ping
     """
     load_redis_alone()
-    from tollbook.inference.publisher import new_entry
-
-    entry = new_entry(TaskStream.MONITORING, TaskType.PING, task_id=f"ping-{uuid.uuid4()}")
-    return asyncio.run(_publish(entry, wait, as_json=as_json))
+    return asyncio.run(_publish("monitoring", PING, None, {"task_id": f"ping-{uuid.uuid4()}"}, wait, as_json=as_json))
 
 
-async def _publish(entry: TaskEntry, wait: float | None, *, as_json: bool) -> int:
+async def _publish(
+    stream: str, task: str, prompt: str | None, fields: TaskFields, wait: float | None, *, as_json: bool
+) -> int:
     from tollbook.inference.publisher import Publisher
 
     async with Publisher() as publisher:
+        try:
+            entry = await publisher.new_entry(stream, task, prompt, **fields)
+        except InvalidTask as exc:
+            raise typer.BadParameter(str(exc)) from None
         entry_id = await publisher.send(entry)
         if wait is None:
             answer = {"task_id": entry.task_id, "stream": entry.stream, "entry_id": entry_id}

@@ -39,9 +39,9 @@ def spend(
 def _sql(user: str | None, period: str | None, top: int) -> str:
     conditions: list[str] = []
     if user is not None:
-        conditions.append(f"user_id = '{user}'")  # Neither has quotes: `read_id` and `read_period` have checked it.
+        conditions.append("user_id = '" + user.replace("'", "''") + "'")
     if period is not None:
-        conditions.append(f"period = '{period}'")
+        conditions.append(f"period = '{period}'")  # It has no quotes: `read_period` has checked it.
     elif user is None:
         conditions.append("period = (SELECT max(period) FROM spend)")
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""

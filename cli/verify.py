@@ -113,13 +113,13 @@ async def _unbooked(source: "LedgerSource") -> list[dict[str, Any]]:
 
 def _known_caps(earlier: "list[tuple[str, int]]") -> dict[str, set[int]]:
     """Return the caps of the settings, and earlier ones."""
-    from tollbook.schemas.plans import Plan
+    from tollbook.inference.stated_policy import policy_of
 
     settings, known = data_settings(), dict[str, set[int]]()
-    now = [(f"plan:{plan}", settings.plan_cap_nanousd(plan)) for plan in Plan]
-    now += [(f"user:{user_id}", cap) for user_id, cap in settings.caps.users.items()]
-    now += [("day", settings.day_cap_nanousd)] if settings.day_cap_nanousd is not None else []
-    now += [("campaign", settings.campaign_cap_nanousd)] if settings.campaign_cap_nanousd is not None else []
+    policy = policy_of(settings)
+    now = [(f"plan:{plan}", cap) for plan, cap in policy.plan_caps_nanousd.items()]
+    now += [(f"user:{user_id}", cap) for user_id, cap in policy.user_caps_nanousd.items()]
+    now += [(rule.name, rule.cap_nanousd("")) for rule in policy.budgets]
     for subject, cap in [*now, *earlier]:
         known.setdefault(subject, set()).add(cap)
     return known

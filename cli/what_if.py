@@ -7,11 +7,11 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from tollbook.schemas.plans import Plan
 
 from tollbook.cli.moments import UntilOption, parse_moment
 from tollbook.cli.options import ArchiveOption, JsonOption, check_id, check_usd, data_settings, read_id, read_period
 from tollbook.schemas.identifiers import EntryId
-from tollbook.schemas.plans import Plan
 from tollbook.schemas.problems import unknown_name
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tollbook.audit.what_if import Alternatives, OtherRoute, Outcome
     from tollbook.inference.prices.model_price import ModelPrice
     from tollbook.inference.settings import Settings
+    from tollbook.schemas.policy import Policy
 
 
 def what_if(
@@ -52,11 +53,15 @@ def what_if(
     Example: tollbook what-if --cap trial=3 --price claude-3-haiku=0.8,4
     """
     from tollbook.audit.what_if.assumptions import assumptions
+    from tollbook.inference.stated_policy import policy_of
     from tollbook.views.what_if import print_what_if, what_if_document
 
-    alternatives = read_alternatives(cap or (), user_cap or (), price or (), route or (), fallback or ())
+    settings = data_settings()
+    alternatives = read_alternatives(
+        cap or (), user_cap or (), price or (), route or (), fallback or (), policy=policy_of(settings)
+    )
     end = None if until is None else parse_moment(until, "--until")
-    outcome = asyncio.run(_walk(data_settings(), alternatives, archive, end, kept_refusals=refusals, is_quiet=as_json))
+    outcome = asyncio.run(_walk(settings, alternatives, archive, end, kept_refusals=refusals, is_quiet=as_json))
     selected = outcome.select(user_id=user, period=period)
     assumed = assumptions(alternatives, selected.total())
     if as_json:
@@ -72,15 +77,22 @@ def read_alternatives(
     prices: Sequence[str] = (),
     routes: Sequence[str] = (),
     fallbacks: Sequence[str] = (),
+    *,
+    policy: "Policy | None" = None,
 ) -> "Alternatives":
-    """Read what the options change. Errors: typer.BadParameter."""
-    from tollbook.audit.what_if import Alternatives
+    """Read what the options change, with names of the policy, by default those of the defaults.
 
+    Errors: typer.BadParameter.
+    """
+    from tollbook.audit.what_if import Alternatives
+    from tollbook.schemas.policy import default_policy
+
+    policy = policy or default_policy()
     return Alternatives(
-        plan_caps_nanousd=dict(_plan_cap(text) for text in caps),
+        plan_caps_nanousd=dict(_plan_cap(text, policy) for text in caps),
         user_caps_nanousd=dict(_user_cap(text) for text in user_caps),
         prices=dict(_price(text) for text in prices),
-        routes=_routes(routes, fallbacks),
+        routes=_routes(routes, fallbacks, policy),
     )
 
 
@@ -97,12 +109,15 @@ async def _walk(
     from tollbook.cli.open_history import open_source
     from tollbook.cli.progress import progress
     from tollbook.inference.prices.catalogue import PriceCatalogue
+    from tollbook.inference.stated_policy import policy_of
 
+    policy = policy_of(settings)
     walk = WhatIf(
         alternatives,
-        PriceCatalogue(settings.price_overrides, provider=settings.price_provider).price,
+        PriceCatalogue.of_policy(policy, provider=settings.price_provider).price,
         recorded_caps=RecordedCaps(
-            plans={plan.value: settings.plan_cap_nanousd(plan) for plan in Plan}, users=settings.caps.users
+            plans=policy.plan_caps_nanousd,
+            users=policy.user_caps_nanousd,
         ),
         hold_wait_ms=round(settings.hold_wait_s * 1000),
         kept_refusals=kept_refusals,
@@ -123,10 +138,10 @@ def _split(text: str, hint: str, form: str) -> tuple[str, str]:
     return name, value
 
 
-def _plan_cap(text: str) -> tuple[str, int]:
+def _plan_cap(text: str, policy: "Policy") -> tuple[str, int]:
     plan, dollars = _split(text, "--cap", "PLAN=DOLLARS")
-    if plan not in list(Plan):
-        raise typer.BadParameter(unknown_name("plan", plan, list(Plan)), param_hint="--cap")
+    if plan not in policy.plans:
+        raise typer.BadParameter(unknown_name("plan", plan, policy.plans), param_hint="--cap")
     return plan, check_usd(dollars, "--cap")
 
 
@@ -137,7 +152,7 @@ def _user_cap(text: str) -> tuple[str, int]:
 
 def _price(text: str) -> "tuple[str, ModelPrice]":
     from tollbook.inference.prices.model_price import price_from_usd
-    from tollbook.inference.routing import resolve_model
+    from tollbook.schemas.routes import resolve_model
 
     name, values = _split(text, "--price", "MODEL=PROMPT,COMPLETION")
     parts = values.split(",")
@@ -150,9 +165,9 @@ def _price(text: str) -> "tuple[str, ModelPrice]":
     return model.lower(), price_from_usd(model, prompt=prompt, completion=completion)
 
 
-def _routes(routes: Sequence[str], fallbacks: Sequence[str]) -> "dict[str, OtherRoute]":
+def _routes(routes: Sequence[str], fallbacks: Sequence[str], policy: "Policy") -> "dict[str, OtherRoute]":
     from tollbook.audit.what_if import OtherRoute
-    from tollbook.inference.routing import resolve_model
+    from tollbook.schemas.routes import resolve_model
 
     read: dict[str, OtherRoute] = {}
     for text in routes:
@@ -161,21 +176,18 @@ def _routes(routes: Sequence[str], fallbacks: Sequence[str]) -> "dict[str, Other
         if len(names) > 2 or not all(names):
             raise typer.BadParameter("a route has one model and at most one fallback", param_hint="--route")
         model, *fallback = (resolve_model(name) for name in names)
-        read[_task(task, "--route")] = OtherRoute(model, fallback[0] if fallback else None)
+        read[_task(task, "--route", policy)] = OtherRoute(model, fallback[0] if fallback else None)
     for text in fallbacks:
         task, name = _split(text, "--fallback", "TASK=MODEL")
         if "," in name:
             raise typer.BadParameter("a route has one fallback", param_hint="--fallback")
-        model = read.get(_task(task, "--fallback"), OtherRoute()).model
+        model = read.get(_task(task, "--fallback", policy), OtherRoute()).model
         has_fallback = name != "none"
         read[task] = OtherRoute(model, resolve_model(name) if has_fallback else None, has_fallback)
     return read
 
 
-def _task(name: str, hint: str) -> str:
-    from tollbook.inference.routing import MODEL_ROUTING
-
-    known = [task_type.value for task_type in MODEL_ROUTING]
-    if name not in known:
-        raise typer.BadParameter(unknown_name("task type", name, known), param_hint=hint)
+def _task(name: str, hint: str, policy: "Policy") -> str:
+    if name not in policy.tasks:
+        raise typer.BadParameter(unknown_name("task type", name, policy.tasks), param_hint=hint)
     return name

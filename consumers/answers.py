@@ -12,7 +12,7 @@ from tollbook.ledger.errors import IdempotencyConflict
 from tollbook.ledger.results import Results
 from tollbook.schemas.identifiers import task_id_from_entry
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
-from tollbook.schemas.tasks import Task, TaskType
+from tollbook.schemas.tasks import PING, Task
 
 # How long the result of a malformed message without an id of its own is kept. A flood of such messages, whose publisher
 # looks for no result, must not fill the memory for a week.
@@ -37,14 +37,14 @@ class Answers:
             status=TaskStatus.DONE,
             content="pong",
             user_id=task.user_id,
-            task_type=task.task.value,
+            task_type=task.task,
             finished_at_ms=self._now_ms(),
             metadata=task.metadata,
         )
         if await self._results.put(result):  # G4
             return result
         stored = await self._results.get_of(task_id, task.user_id)
-        if stored is None or (stored.task_type, stored.user_id) != (TaskType.PING.value, task.user_id):
+        if stored is None or (stored.task_type, stored.user_id) != (PING, task.user_id):
             raise IdempotencyConflict(task_id)
         return stored
 
@@ -83,7 +83,7 @@ class Answers:
             error_code=ErrorCode.IDEMPOTENCY_CONFLICT,
             error=problem,
             user_id=task.user_id,
-            task_type=task.task.value,
+            task_type=task.task,
             finished_at_ms=self._now_ms(),
             metadata=task.metadata,
         )

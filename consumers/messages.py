@@ -5,11 +5,11 @@ Plain fields, one field `data` with JSON, FastStream's binary envelope (`__data_
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from tollbook.schemas.identifiers import check_id, task_id_from_entry
+from tollbook.schemas.identifiers import check_id, check_task_id, id_text, task_id_from_entry
 from tollbook.schemas.json_text import RepeatedKey, parse_json
 from tollbook.schemas.tasks import (
     InvalidTask,
@@ -66,7 +66,7 @@ def salvage(delivery: Delivery) -> Salvage:
     """Read ids of a malformed message where that is possible; the entry's own id stands in for the task's."""
     fields = _readable(delivery)
     return Salvage(
-        task_id=_id(fields.get("task_id")) or task_id_from_entry(delivery.stream, delivery.entry_id),
+        task_id=_id(fields.get("task_id"), check_task_id) or task_id_from_entry(delivery.stream, delivery.entry_id),
         user_id=_id(fields.get("user_id")),
         reply_to=reply_stream_or_none(fields.get("reply_to")),
     )
@@ -139,9 +139,12 @@ def _open_envelope(envelope: bytes) -> dict[str, Any]:
     return document  # pyright: ignore[reportUnknownVariableType]
 
 
-def _id(value: object) -> str | None:
+def _id(value: object, check: Callable[[str], str] = check_id) -> str | None:
+    text = id_text(value)
+    if not isinstance(text, str) or "\ufffd" in text:  # What was not UTF-8, here or on the way, may be any id.
+        return None
     try:
-        return check_id(value) if isinstance(value, str) else None
+        return check(text)
     except ValueError:
         return None
 

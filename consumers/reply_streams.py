@@ -4,7 +4,7 @@ Owns which streams may be named, and appending to them. Invariant: nothing is ap
 a ledger. Each result is also stored under its task's own key, so a stream that cannot be written delays no task.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import structlog
 from redis.exceptions import ResponseError
@@ -12,7 +12,6 @@ from redis.exceptions import ResponseError
 from tollbook.ledger.keys import is_reserved_key
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.results import InferenceResult
-from tollbook.schemas.tasks import TaskStream
 
 _log = structlog.get_logger(__name__)
 
@@ -20,15 +19,20 @@ _log = structlog.get_logger(__name__)
 class ReplyStreams:
     """Appends results to reply streams. `max_length` is how many entries each is kept to; 0: no limit.
 
-    `task_streams` are the ones that this worker serves; the documented ones are never reply streams either.
+    `task_streams` returns all of the policy's, also those that this worker does not serve.
     """
 
     def __init__(
-        self, pipeline: CommandPipeline, *, namespace: str, task_streams: Iterable[str], max_length: int = 0
+        self,
+        pipeline: CommandPipeline,
+        *,
+        namespace: str,
+        task_streams: Callable[[], Collection[str]],
+        max_length: int = 0,
     ) -> None:
         self._pipeline = pipeline
         self._namespaces = {namespace}
-        self._task_streams = frozenset((*task_streams, *TaskStream))
+        self._task_streams = task_streams
         self._max_length = max_length
 
     def share_database_with(self, namespaces: Iterable[str]) -> None:
@@ -38,7 +42,7 @@ class ReplyStreams:
     def is_reserved(self, reply_to: str | None) -> bool:
         """Whether a stream is a Tollbook's own: this one's, or another's that shares the database."""
         return reply_to is not None and (
-            reply_to in self._task_streams or any(is_reserved_key(name, reply_to) for name in self._namespaces)
+            reply_to in self._task_streams() or any(is_reserved_key(name, reply_to) for name in self._namespaces)
         )
 
     async def append(self, reply_to: str | None, result: InferenceResult) -> None:

@@ -24,6 +24,7 @@ from tollbook.consumers.throttled_warning import ThrottledWarning
 from tollbook.consumers.worker import Worker, WorkerLimits
 from tollbook.inference.calls.reservations import WaitLimits
 from tollbook.inference.runtime import InferenceRuntime, now_ms
+from tollbook.inference.stated_policy import concurrency_of
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.probe import check_permissions
 from tollbook.ledger.stream_owners import own_streams
@@ -77,7 +78,7 @@ def build_worker(
         claim_after_s=settings.claim_after_s,
     )
     limits = WorkerLimits(
-        concurrency={stream: settings.concurrency.of(stream) for stream in streams},
+        concurrency=concurrency_of(settings, runtime.rules),
         waiting=WaitLimits(
             hold_wait_s=settings.hold_wait_s, max_attempts=settings.max_task_attempts, max_parked=_MAX_PARKED
         ),
@@ -86,9 +87,12 @@ def build_worker(
         name=name,
         reservations=runtime.reservations,
         runner=runtime.runner,
-        routes=runtime.routes,
+        policies=runtime.policies,
         replies=ReplyStreams(
-            handle.pipeline, namespace=settings.namespace, task_streams=streams, max_length=settings.reply_stream_max
+            handle.pipeline,
+            namespace=settings.namespace,
+            task_streams=lambda: runtime.rules.streams,
+            max_length=settings.reply_stream_max,
         ),
         results=handle.results,
         claims=claims,

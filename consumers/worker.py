@@ -26,12 +26,13 @@ from tollbook.consumers.throttled_warning import ThrottledWarning
 from tollbook.inference.calls.call import Call, RunId, exhausted
 from tollbook.inference.calls.reservations import Reservations, WaitLimits
 from tollbook.inference.calls.runner import CallRunner, CallTakenOver
+from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.ledger.errors import CallUnknown, IdempotencyConflict, LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.requests import OpenCall
 from tollbook.ledger.results import Results
+from tollbook.schemas.policy import check_task
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
-from tollbook.schemas.routes import Route
-from tollbook.schemas.tasks import RESERVED_STREAM_WORDS, InvalidTask, Task, TaskType
+from tollbook.schemas.tasks import PING, RESERVED_STREAM_WORDS, InvalidTask, Task
 
 # For the settlement of calls that are cut off; the ledger itself would be asked for minutes.
 _SETTLING_S: Final = 10.0
@@ -57,7 +58,7 @@ class Worker:
         name: str,
         reservations: Reservations,
         runner: CallRunner,
-        routes: Mapping[TaskType, Route],
+        policies: CurrentPolicy,
         replies: ReplyStreams,
         results: Results,
         claims: Claims,
@@ -73,7 +74,7 @@ class Worker:
         self.replies = replies
         self._reservations = reservations
         self._runner = runner
-        self._routes = routes
+        self._policies = policies
         self.dead_letters = dead_letters
         self._answers = Answers(results, dead_letters, now_ms)
         self._limits = limits
@@ -183,6 +184,7 @@ class Worker:
         """Read the task, make its call, answer, acknowledge."""
         try:
             task_id, task = read_task(delivery)
+            await self._policies.read_by(task.user_id, lambda policy: check_task(task, policy.policy))
             if self.replies.is_reserved(task.reply_to):
                 raise InvalidTask(f"'reply_to' {RESERVED_STREAM_WORDS} {task.reply_to!r} is")  # noqa: TRY301 - as a field that cannot be read.
         except InvalidTask as exc:
@@ -193,6 +195,8 @@ class Worker:
                 result = await self._result_of(delivery, task_id, task, slot, run)
             except IdempotencyConflict as exc:
                 result = await self._answers.conflict(delivery, task_id, task, str(exc))
+            except InvalidTask as exc:  # The policy has its task type or plan no more.
+                result, reply_to = await self._answers.malformed(delivery, str(exc))
         if result is None:
             return
         record_result(result)
@@ -221,9 +225,12 @@ class Worker:
         self, delivery: Delivery, task_id: str, task: Task, slot: Slot, run: "_Run"
     ) -> InferenceResult | None:
         """Return the task's result, or None where it is left pending for another time."""
-        if task.task is TaskType.PING:
+        if task.task == PING:
             return await self._answers.ping(task_id, task)
-        call = Call.of_task(task, call_id=task_id, run_id=run.id, route=self._routes[task.task], stream=delivery.stream)
+        call = await self._policies.read_by(
+            task.user_id,
+            lambda policy: Call.of_task(task, call_id=task_id, run_id=run.id, policy=policy, stream=delivery.stream),
+        )
         acquired = await self._reservations.acquire(
             call,
             self._limits.waiting,
@@ -233,7 +240,7 @@ class Worker:
         )
         if acquired.hold is not None:
             run.has_money = True
-            result = await self._runner.run(call, acquired.hold, give_up=acquired.give_up)
+            result = await self._runner.run(acquired.call, acquired.hold, give_up=acquired.give_up)
         elif acquired.result is not None:
             result = acquired.result
         else:

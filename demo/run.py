@@ -22,7 +22,6 @@ from tollbook.inference.reconcile import reconcile
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.money import usd_from_nanousd
-from tollbook.schemas.tasks import TaskStream
 
 _PAGE: Final = 200
 
@@ -41,7 +40,7 @@ class DemoOptions:
 
 async def run_demo(options: DemoOptions, progress: Progress) -> Report:
     """Run the demo and return its report. Errors: those of `open_system`; RuntimeError where the stand-in fails."""
-    caps = {plan.value: str(usd_from_nanousd(cap)) for plan, cap in plan_caps_nanousd(options.tasks).items()}
+    caps = {plan: str(usd_from_nanousd(cap)) for plan, cap in plan_caps_nanousd(options.tasks).items()}
     async with stand_in_process(options) as base_url:
         settings = load_settings(
             env_file=None,
@@ -59,8 +58,7 @@ async def run_demo(options: DemoOptions, progress: Progress) -> Report:
 
 
 async def _run(system: System, settings: Settings, options: DemoOptions, progress: Progress, base_url: str) -> Report:
-    streams = [stream.value for stream in TaskStream]
-    worker = build_worker(system.runtime, streams, "demo-worker")
+    worker = build_worker(system.runtime, tuple(system.runtime.rules.streams), "demo-worker")
     stop, started = asyncio.Event(), time.monotonic()
     working = asyncio.create_task(serve_worker(system.runtime, worker, stop, redis_url=system.redis_url))
     publishing = asyncio.create_task(_publish(system, options))

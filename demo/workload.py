@@ -9,18 +9,18 @@ from itertools import accumulate, cycle
 from typing import Final
 
 from tollbook.schemas.money import NANOUSD_PER_USD
-from tollbook.schemas.plans import CAPS_NANOUSD, Plan
-from tollbook.schemas.tasks import TaskStream, TaskType
+from tollbook.schemas.policy import default_policy
+from tollbook.schemas.tasks import PING
 
 # One line a task type: the stream it comes by and its share of the tasks.
 _MIX: Final = (
-    (TaskType.GENERATE_DRAFT, TaskStream.GENERATION, 0.58),
-    (TaskType.CLASSIFY_ARCHETYPE, TaskStream.ANALYSIS, 0.15),
-    (TaskType.SCORE_POST, TaskStream.MONITORING, 0.12),
-    (TaskType.EXTRACT_PATTERNS, TaskStream.SCRAPING, 0.14),
-    (TaskType.PING, TaskStream.MONITORING, 0.01),
+    ("generate_draft", "generation", 0.58),
+    ("classify_archetype", "analysis", 0.15),
+    ("score_post", "monitoring", 0.12),
+    ("extract_patterns", "scraping", 0.14),
+    (PING, "monitoring", 0.01),
 )
-_PLANS: Final = ((Plan.TRIAL, 0.55), (Plan.STARTER, 0.30), (Plan.GROWTH, 0.15))
+_PLANS: Final = (("trial", 0.55), ("starter", 0.30), ("growth", 0.15))
 # Steep enough that a few users reach their caps, whatever their plan.
 _ZIPF_EXPONENT: Final = 1.25
 # So many tasks spend enough for a few users to reach the caps of the real plans.
@@ -36,7 +36,7 @@ class User:
     """A made-up user."""
 
     user_id: str
-    plan: Plan
+    plan: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +47,14 @@ class Publication:
     fields: dict[str, str]
 
 
-def plan_caps_nanousd(tasks: int) -> dict[Plan, int]:
+def plan_caps_nanousd(tasks: int) -> dict[str, int]:
     """Return the plans' caps for a demo with this number of tasks, in whole cents: smaller demos have smaller caps.
 
     So some users reach their caps in a demo of any size.
     """
     part = min(tasks, _TASKS_OF_FULL_CAPS)
-    return {
-        plan: max(_MIN_CAP, cap * part // _TASKS_OF_FULL_CAPS // _CENT * _CENT) for plan, cap in CAPS_NANOUSD.items()
-    }
+    caps = default_policy().plan_caps_nanousd
+    return {plan: max(_MIN_CAP, cap * part // _TASKS_OF_FULL_CAPS // _CENT * _CENT) for plan, cap in caps.items()}
 
 
 def count_users(tasks: int) -> int:
@@ -80,15 +79,15 @@ def make_tasks(count: int, users: list[User], seed: int) -> Iterator[Publication
         task_type, stream, _ = draw.choices(_MIX, [share for *_, share in _MIX])[0]
         context_tokens, generated_tokens = next(sizes)
         fields = {
-            "task": task_type.value,
+            "task": task_type,
             "user_id": user.user_id,
-            "plan": user.plan.value,
+            "plan": user.plan,
             "task_id": f"demo-{number}",
         }
-        if task_type is not TaskType.PING:
+        if task_type != PING:
             fields["prompt"] = _prompt(number, context_tokens, generated_tokens)
             fields["campaign_id"] = f"campaign-{draw.randint(1, 12)}"
-        yield Publication(stream.value, fields)
+        yield Publication(stream, fields)
 
 
 def read_trace() -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from redis.exceptions import RedisError
 
 from tollbook.inference.address import find_redis_url
+from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.releases import AssumedCharge, Releases, release_charges
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.clock import now_ms as clock_ms
@@ -49,7 +50,7 @@ from tollbook.schemas.identifiers import (
     normalise_id,
     usage_call_id,
 )
-from tollbook.schemas.plans import Plan
+from tollbook.schemas.policy import Policy, check_plan
 
 
 class CallNotFound(CallUnknown):
@@ -88,16 +89,14 @@ class Administration:
         LedgerRefused.
     """
 
-    def __init__(
-        self, ledger: Ledger, plan_caps_nanousd: Mapping[Plan, int], *, now_ms: Callable[[], int] = clock_ms
-    ) -> None:
+    def __init__(self, ledger: Ledger, policy: Policy, *, now_ms: Callable[[], int] = clock_ms) -> None:
         self._ledger = ledger
-        self._plan_caps_nanousd = plan_caps_nanousd
+        self._policy = policy
         self._now_ms = now_ms
 
-    def plan_cap_nanousd(self, plan: Plan) -> int:
-        """Return the cap of a plan's billing period."""
-        return self._plan_caps_nanousd[plan]
+    def plan_cap_nanousd(self, plan: str) -> int:
+        """Return the cap of a plan's billing period. Errors: InvalidTask for a plan that the policy does not have."""
+        return self._policy.plan_cap_nanousd(check_plan(plan, self._policy))
 
     @property
     def period(self) -> str:
@@ -108,15 +107,16 @@ class Administration:
         """Return what the ledger has assigned to a user, with the credit of a period, the present one by default."""
         return await self._ledger.account(check_id(user_id), period or self.period)
 
-    async def set_plan(self, user_id: str, plan: Plan, signature: Signature, *, cap_nanousd: int | None = None) -> bool:
+    async def set_plan(self, user_id: str, plan: str, signature: Signature, *, cap_nanousd: int | None = None) -> bool:
         """Put a user on a plan, with the plan's cap or another; return whether that is new.
 
         From then on it counts, whatever plan a task names.
         """
         user_id = check_id(user_id)
-        cap = self.plan_cap_nanousd(plan) if cap_nanousd is None else cap_nanousd
-        payload = PlanAssigned(plan=plan.value, cap_nanousd=cap, author=signature.author, reason=signature.reason)
-        return await self._assign("plan-assigned", user_id, plan.value, cap, payload_json(payload), signature, None)
+        plan_cap_nanousd = self.plan_cap_nanousd(plan)
+        cap = plan_cap_nanousd if cap_nanousd is None else cap_nanousd
+        payload = PlanAssigned(plan=plan, cap_nanousd=cap, author=signature.author, reason=signature.reason)
+        return await self._assign("plan-assigned", user_id, plan, cap, payload_json(payload), signature, None)
 
     async def grant_credit(
         self, user_id: str, amount_nanousd: int, signature: Signature, *, period: str | None = None
@@ -321,7 +321,8 @@ async def connect_administration(settings: Settings | None = None) -> AsyncGener
             return await remote_reader(settings.data_dir)(names)
 
         baselines = [Baselines(read, number, monotonic=time.monotonic, max_age_s=0.0) for number in range(len(gates))]
-        yield Administration(Ledger(redis, gates, baselines), {plan: settings.plan_cap_nanousd(plan) for plan in Plan})
+        policies = await CurrentPolicy.of_ledger(pipeline, [gate.keys for gate in gates])
+        yield Administration(Ledger(redis, gates, baselines), policies.newest.policy)
 
 
 def _seen_on_disk(settings: Settings, ledger_id: str) -> Mapping[int, EntryId]:

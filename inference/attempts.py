@@ -5,13 +5,13 @@ Invariant (G3): `charge` says what is known of the cost. "none" only where the p
 corrected.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from tollbook.inference.bounds import Bound
 from tollbook.schemas.events import Outcome
-from tollbook.schemas.tasks import Message
+from tollbook.schemas.messages import Message
 from tollbook.schemas.usage import Usage
 
 ChargeStatus = Literal["none", "known", "unknown"]
@@ -22,13 +22,15 @@ class ChatRequest:
     """A completion to be asked for.
 
     Units: `max_tokens` completion tokens, reasoning included. With a `price_limit`, OpenRouter uses no endpoint that
-    is more expensive than the bound assumes: it refuses rather than charge more than the hold.
+    is more expensive than the bound assumes: it refuses rather than charge more than the hold. Without a `temperature`
+    none is sent. `params` are further fields of the request; none of them replaces one that is named here.
     """
 
     model: str
     messages: Sequence[Message]
     max_tokens: int
-    temperature: float
+    temperature: float | None
+    params: Mapping[str, Any] = field(default_factory=dict[str, Any])
     user: str | None = None
     price_limit: Bound | None = None
 

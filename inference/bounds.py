@@ -14,8 +14,8 @@ from typing import Final
 from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.prices.model_price import TOKENS_PER_MTOK, ModelPrice
 from tollbook.schemas.events import BoundPrice
+from tollbook.schemas.messages import Message
 from tollbook.schemas.money import MAX_NANOUSD
-from tollbook.schemas.tasks import Message
 
 # Chat templates add a role and a few markers to a message: 3 to 5 tokens in OpenAI's and Anthropic's, up to 10 in
 # Llama's. A request adds the start of the reply and, in some templates, a default system message (November 2026). Both
@@ -80,9 +80,10 @@ def prompt_tokens_at_most(messages: Sequence[Message]) -> int:
     return TOKENS_PER_REQUEST + TOKENS_PER_MESSAGE * len(messages) + texts
 
 
-def bound(messages: Sequence[Message], max_tokens: int, price: ModelPrice) -> Bound:
+def bound(messages: Sequence[Message], max_tokens: int, price: ModelPrice, *, parameters: str = "") -> Bound:
     """Bound the cost of one attempt: every token at the highest price that it can have.
 
+    `parameters` is the JSON of further request fields, which may become part of the prompt (`response_format`).
     Units: `max_tokens` completion tokens, reasoning included, as it is sent to the provider.
     Errors: PriceUnknown where there is no message, `max_tokens` limits nothing, or the bound passes 1,000,000 USD.
     """
@@ -90,7 +91,7 @@ def bound(messages: Sequence[Message], max_tokens: int, price: ModelPrice) -> Bo
         raise PriceUnknown(f"max_tokens must be an integer from 1 to {MAX_COMPLETION_TOKENS}, got {max_tokens!r}")
     if not messages:
         raise PriceUnknown("a call needs at least one message")
-    prompt_tokens = prompt_tokens_at_most(messages)
+    prompt_tokens = prompt_tokens_at_most(messages) + text_tokens_at_most(parameters)
     prompt_price, completion_price = price.max_prices(prompt_tokens)
     tokens_nanousd = prompt_tokens * prompt_price + max_tokens * completion_price
     amount = -(-tokens_nanousd // TOKENS_PER_MTOK) + price.request_nanousd

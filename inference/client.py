@@ -19,10 +19,9 @@ from tollbook.inference.errors import SettingsError, error_of
 from tollbook.inference.runtime import InferenceRuntime
 from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
-from tollbook.schemas.plans import DEFAULT_PLAN
-from tollbook.schemas.problems import unknown_name
+from tollbook.schemas.policy import check_task, check_task_type
 from tollbook.schemas.results import InferenceResult, TaskStatus
-from tollbook.schemas.tasks import InvalidTask, Task, TaskType, task_from_fields
+from tollbook.schemas.tasks import PING, Task, task_from_fields
 
 # Nothing announces the end of another run of the same call, so it is looked for this often.
 _LOOK_AGAIN_S = 0.5
@@ -32,22 +31,19 @@ _MAX_REMEMBERED = 10_000
 class InferenceClient:
     """Makes calls of one task type."""
 
-    def __init__(self, task: TaskType | str, runtime: InferenceRuntime | None = None) -> None:
+    def __init__(self, task: str, runtime: InferenceRuntime | None = None) -> None:
         """Choose the task type; without a `runtime`, the one opened by `connect_runtime` is used.
 
-        Errors: InvalidTask for an unknown task type.
+        Errors: InvalidTask for a task type that the policy of a given runtime does not have.
         """
-        try:
-            self.task = TaskType(task)
-        except ValueError:
-            raise InvalidTask(unknown_name("task type", task, list(TaskType))) from None
+        self.task = task if runtime is None else check_task_type(task, runtime.rules)
         self._runtime = runtime
 
     async def call(
         self,
         prompt: str | None = None,
         user_id: str = "",
-        plan: str = DEFAULT_PLAN,
+        plan: str | None = None,
         campaign_id: str | None = None,
         *,
         task_id: str | None = None,
@@ -60,6 +56,7 @@ class InferenceClient:
     ) -> InferenceResult:
         """Make one call and return its result with `content`, `model_used`, `token_count` and `cost_usd`.
 
+        Without a `plan`, it is on the policy's `default_plan`.
         Repeating a call with the same `task_id` and content returns the stored result and costs nothing.
         Where only other calls' holds stand in the way it waits for them, up to TOLLBOOK_HOLD_WAIT_S.
 
@@ -67,7 +64,7 @@ class InferenceClient:
             PriceUnknown; InferenceFailed; AttemptsExhausted; IdempotencyConflict; LedgerUnavailable; LedgerRefused.
         """
         fields = {
-            "task": self.task.value,
+            "task": self.task,
             "user_id": user_id,
             "plan": plan,
             "campaign_id": campaign_id,
@@ -88,12 +85,13 @@ class InferenceClient:
         return result
 
     async def _run(self, task: Task, runtime: InferenceRuntime) -> InferenceResult:
-        if task.task is TaskType.PING:
+        await runtime.policies.read_by(task.user_id, lambda policy: check_task(task, policy.policy))
+        if task.task == PING:
             return InferenceResult(
                 task_id=task.task_id or str(uuid.uuid4()), status=TaskStatus.DONE, content="pong", user_id=task.user_id
             )
         _require_provider(runtime.settings)
-        call = self._call(task, runtime)
+        call = await self._call(task, runtime)
         clock = asyncio.get_running_loop().time
         until = clock() + runtime.settings.hold_wait_s
         while True:
@@ -111,17 +109,15 @@ class InferenceClient:
                 assert acquired.result is not None, "a program's calls may all wait"
                 return acquired.result
             try:
-                return await runtime.runner.run(call, acquired.hold)
+                return await runtime.runner.run(acquired.call, acquired.hold)
             except CallTakenOver:
                 await asyncio.sleep(_LOOK_AGAIN_S)
 
-    def _call(self, task: Task, runtime: InferenceRuntime) -> Call:
+    async def _call(self, task: Task, runtime: InferenceRuntime) -> Call:
         call_id = task.task_id or str(uuid.uuid4())
-        return Call.of_task(
-            task,
-            call_id=call_id,
-            run_id=runtime.unanswered.pop(call_id, None) or RunId(runtime.name, uuid.uuid4().hex[:12]),
-            route=runtime.routes[task.task],
+        run_id = runtime.unanswered.pop(call_id, None) or RunId(runtime.name, uuid.uuid4().hex[:12])
+        return await runtime.policies.read_by(
+            task.user_id, lambda policy: Call.of_task(task, call_id=call_id, run_id=run_id, policy=policy)
         )
 
 

@@ -10,6 +10,7 @@ import uuid
 from dataclasses import dataclass
 from decimal import Decimal
 
+from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.current_runtime import using_runtime
 from tollbook.inference.errors import PlanLimitReached, describe_shortage
 from tollbook.inference.runtime import InferenceRuntime, now_ms
@@ -18,8 +19,7 @@ from tollbook.ledger.gate.requests import Balance, ChargeRequest
 from tollbook.schemas.events import CostRecorded, payload_json
 from tollbook.schemas.identifiers import check_id, usage_call_id
 from tollbook.schemas.money import MoneyError, nanousd_from_usd, usd_from_nanousd
-from tollbook.schemas.plans import DEFAULT_PLAN, Plan
-from tollbook.schemas.problems import unknown_name
+from tollbook.schemas.policy import check_plan
 from tollbook.schemas.results import UsdString
 from tollbook.schemas.tasks import InvalidTask
 
@@ -33,7 +33,7 @@ class UsageSummary:
 
     user_id: str
     period: str
-    plan: Plan
+    plan: str
     cap_usd: UsdString
     spent_usd: UsdString
     reserved_usd: UsdString
@@ -62,7 +62,7 @@ class CostTracker:
         self._runtime = runtime
 
     async def check_budget(
-        self, user_id: str, plan: str = DEFAULT_PLAN, *, estimated_cost_usd: Decimal | str | int = 0
+        self, user_id: str, plan: str | None = None, *, estimated_cost_usd: Decimal | str | int = 0
     ) -> UsageSummary:
         """Return the user's period if a call of this cost would fit now.
 
@@ -95,7 +95,7 @@ class CostTracker:
         user_id: str,
         cost_usd: Decimal | str | int,
         *,
-        plan: str = DEFAULT_PLAN,
+        plan: str | None = None,
         model: str | None = None,
         reason: str = "recorded by the application",
         idempotency_key: str | None = None,
@@ -106,50 +106,68 @@ class CostTracker:
         A key is no task id: a task of the same name is another call. On the ledger the call is `usage <key>`.
         Errors: IdempotencyConflict for the same key with other content; UsageKept where the ledger cannot take it now.
         """
-        cost, chosen = _money(cost_usd), _plan(plan)
+        cost = _money(cost_usd)
         key = str(uuid.uuid4()) if idempotency_key is None else _id(idempotency_key, "idempotency_key")
         user_id = _id(user_id, "user_id")
         content = f"{user_id}\n{cost}\n{model}\n{reason}"
         async with using_runtime(self._runtime) as runtime:
-            window, budgets = runtime.policy.budgets_at(now_ms(), user_id=user_id, plan=chosen, campaign_id=None)
-            request = ChargeRequest(
-                call_id=usage_call_id(key),
-                user_id=user_id,
-                period=window.name,
-                content_hash=hashlib.sha256(content.encode()).hexdigest()[:32],
-                cost_nanousd=cost,
-                assumed_nanousd=0,
-                payload=payload_json(CostRecorded(basis="reported", outcome="recorded", reason=reason, model=model)),
-                budgets=tuple(budget.name for budget in budgets),
-            )
+
+            async def charge(policy: PolicyInForce) -> bool:
+                chosen = _plan(plan, policy)
+                attributes = {"user": user_id, "plan": chosen} | ({"model": model} if model is not None else {})
+                window, budgets = policy.budgets_at(now_ms(), attributes)
+                return await runtime.ledger.charge(
+                    ChargeRequest(
+                        call_id=usage_call_id(key),
+                        user_id=user_id,
+                        period=window.name,
+                        content_hash=hashlib.sha256(content.encode()).hexdigest()[:32],
+                        cost_nanousd=cost,
+                        assumed_nanousd=0,
+                        payload=payload_json(
+                            CostRecorded(basis="reported", outcome="recorded", reason=reason, model=model)
+                        ),
+                        budgets=tuple(budget.name for budget in budgets),
+                        policy_version=policy.version,
+                    )
+                )
+
             try:
-                return await runtime.ledger.charge(request)
+                return await runtime.policies.decide(user_id, charge)
             except IdempotencyConflict as exc:
                 raise IdempotencyConflict(key, kind="idempotency key") from exc
             except LedgerWentBack as exc:
                 raise UsageKept(key, exc) from exc
 
-    async def get_usage_summary(self, user_id: str, plan: str = DEFAULT_PLAN) -> UsageSummary:
+    async def get_usage_summary(self, user_id: str, plan: str | None = None) -> UsageSummary:
         """Return the user's billing period as the gate sees it now: exact, however far the projector is behind."""
         summary, _, _ = await self._look(user_id, plan)
         return summary
 
-    async def _look(self, user_id: str, plan: str) -> tuple[UsageSummary, Balance, str]:
+    async def _look(self, user_id: str, plan: str | None) -> tuple[UsageSummary, Balance, str]:
         """Return the user's period, its balance, and the name of its budget."""
-        user_id, chosen = _id(user_id, "user_id"), _plan(plan)
+        user_id = _id(user_id, "user_id")
         async with using_runtime(self._runtime) as runtime:
-            window, budgets = runtime.policy.budgets_at(now_ms(), user_id=user_id, plan=chosen, campaign_id=None)
-            balance, *_ = await runtime.ledger.balance(user_id=user_id, period=window.name, budgets=budgets[:1])
+
+            async def look(policy: PolicyInForce) -> tuple[str, str, str, Balance]:
+                chosen = _plan(plan, policy)
+                window, budgets = policy.budgets_at(now_ms(), {"user": user_id, "plan": chosen})
+                balance, *_ = await runtime.ledger.balance(
+                    user_id=user_id, period=window.name, budgets=budgets[:1], policy_version=policy.version
+                )
+                return chosen, window.name, budgets[0].name, balance
+
+            chosen, period, budget, balance = await runtime.policies.decide(user_id, look)
         summary = UsageSummary(
             user_id=user_id,
-            period=window.name,
+            period=period,
             plan=chosen,
             cap_usd=usd_from_nanousd(balance.cap_nanousd),
             spent_usd=usd_from_nanousd(balance.settled_nanousd),
             reserved_usd=usd_from_nanousd(balance.held_nanousd),
             remaining_usd=usd_from_nanousd(balance.remaining_nanousd),
         )
-        return summary, balance, budgets[0].name
+        return summary, balance, budget
 
 
 def _money(usd: Decimal | str | int) -> int:
@@ -159,11 +177,8 @@ def _money(usd: Decimal | str | int) -> int:
         raise InvalidTask(str(exc)) from exc
 
 
-def _plan(plan: str) -> Plan:
-    try:
-        return Plan(plan)
-    except ValueError:
-        raise InvalidTask(unknown_name("plan", plan, list(Plan))) from None
+def _plan(plan: str | None, policy: PolicyInForce) -> str:
+    return policy.policy.default_plan if plan is None else check_plan(plan, policy.policy)
 
 
 def _id(value: str, name: str) -> str:

@@ -25,6 +25,10 @@ class SettingsError(AppError):
         self.problems = tuple(problems)
 
 
+class UnknownStream(SettingsError):
+    """A worker is to serve a stream that the policy does not have."""
+
+
 class PlanLimitReached(AppError):
     """The call does not fit the cap: settled spend plus the most that it could cost passes it."""
 

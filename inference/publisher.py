@@ -19,6 +19,7 @@ from tollbook.inference.address import find_redis_url
 from tollbook.inference.errors import ResultTimeout, TaskUnconfirmed
 from tollbook.inference.on_demand import OnDemand
 from tollbook.inference.settings import Settings, load_settings
+from tollbook.inference.stated_policy import policy_of
 from tollbook.ledger.errors import LedgerUnavailable, RedisCannotServe
 from tollbook.ledger.keys import Keys, is_reserved_key
 from tollbook.ledger.results import Results
@@ -29,8 +30,9 @@ from tollbook.ledger.server.refusals import translating_redis_errors
 from tollbook.ledger.stream_owners import check_owner, read_owners
 from tollbook.schemas.entries import TaskEntry, TaskFields, task_entry
 from tollbook.schemas.identifiers import normalise_id
+from tollbook.schemas.policy import Policy, default_policy
 from tollbook.schemas.results import InferenceResult
-from tollbook.schemas.tasks import RESERVED_STREAM_WORDS, InvalidTask, TaskStream, TaskType
+from tollbook.schemas.tasks import RESERVED_STREAM_WORDS, InvalidTask
 
 # A connection that was idle for long is often found dead by the first command; the second makes a new one.
 _TRIES: Final = 2
@@ -47,11 +49,13 @@ class Publisher:
     def __init__(self, settings: Settings | None = None) -> None:
         """Without `settings` they are read when it is opened, from the environment and `.env`."""
         self._settings = settings
+        self._policy: Policy | None = None
         self._connection: OnDemand[_Connection] | None = None
 
     async def __aenter__(self) -> Self:
         """Read the settings; nothing is connected yet. Errors: SettingsError."""
         settings = self._settings or load_settings()
+        self._policy = policy_of(settings)
         self._connection = OnDemand(lambda stack: _Connection.open(settings, stack))
         return self
 
@@ -65,8 +69,8 @@ class Publisher:
 
     async def publish(
         self,
-        stream: TaskStream | str,
-        task: TaskType | str,
+        stream: str,
+        task: str,
         prompt: str | None = None,
         **fields: Unpack[TaskFields],
     ) -> str:
@@ -74,14 +78,14 @@ class Publisher:
 
         Errors: InvalidTask, before anything is sent, for what a worker would refuse; TaskUnconfirmed, with the id.
         """
-        entry = new_entry(stream, task, prompt, **fields)
+        entry = await self.new_entry(stream, task, prompt, **fields)
         await self.send(entry)
         return entry.task_id
 
     async def publish_and_wait(
         self,
-        stream: TaskStream | str,
-        task: TaskType | str,
+        stream: str,
+        task: str,
         prompt: str | None = None,
         *,
         timeout_s: float,
@@ -90,8 +94,29 @@ class Publisher:
         """Publish a task and return its result. Errors: as `publish` and `wait`."""
         return await self.wait(await self.publish(stream, task, prompt, **fields), timeout_s=timeout_s)
 
+    async def new_entry(
+        self, stream: str, task: str, prompt: str | None = None, **fields: Unpack[TaskFields]
+    ) -> TaskEntry:
+        """Make a task to `send`, with an id of its own where none is given. Errors: InvalidTask."""
+        try:
+            return new_entry(stream, task, prompt, policy=self._policy, **fields)
+        except InvalidTask:
+            policy = await self._policy_of_ledger()  # It may have the names.
+            if policy is None or policy == self._policy:
+                raise
+            self._policy = policy
+        return new_entry(stream, task, prompt, policy=policy, **fields)
+
+    async def _policy_of_ledger(self) -> Policy | None:
+        """Return the ledger's policy, or None where there is none, or Redis does not answer."""
+        try:
+            async with self._connected() as connection:
+                return await connection.policy()
+        except LedgerUnavailable:
+            return None
+
     async def send(self, entry: TaskEntry) -> str:
-        """Append an entry made by `new_entry`, and return the stream entry's id.
+        """Append an entry made by `new_entry` and return the stream entry's id.
 
         Errors: TaskUnconfirmed; StreamTaken where another Tollbook serves the stream; InvalidTask where `reply_to`
             is a key of a Tollbook in this database.
@@ -103,7 +128,7 @@ class Publisher:
             is_unknown = False
             for tries_left in reversed(range(_TRIES)):
                 try:
-                    entry_id: bytes = await connection.pipeline.execute("XADD", entry.stream.value, "*", *flat)
+                    entry_id: bytes = await connection.pipeline.execute("XADD", entry.stream, "*", *flat)
                 except LedgerUnavailable as exc:
                     # What Redis refused is not published, unless an earlier try, whose answer was lost, was.
                     is_unknown = is_unknown or not isinstance(exc, RedisCannotServe)
@@ -148,10 +173,19 @@ class Publisher:
 
 
 def new_entry(
-    stream: TaskStream | str, task: TaskType | str, prompt: str | None = None, **fields: Unpack[TaskFields]
+    stream: str,
+    task: str,
+    prompt: str | None = None,
+    *,
+    policy: Policy | None = None,
+    **fields: Unpack[TaskFields],
 ) -> TaskEntry:
-    """Make a task to `send`, with an id of its own where none is given. Errors: InvalidTask."""
-    return task_entry(stream, {"task": task, "prompt": prompt, **fields}, new_id=str(uuid.uuid4()))
+    """Make a task to `send`, with an id of its own where none is given, and with names of the policy.
+
+    Without a `policy`, those of the defaults. Errors: InvalidTask.
+    """
+    values = {"task": task, "prompt": prompt, **fields}
+    return task_entry(stream, values, new_id=str(uuid.uuid4()), policy=policy or default_policy())
 
 
 class _Connection:
@@ -179,9 +213,9 @@ class _Connection:
             raise LedgerUnavailable(f"Redis at {connection.where}: {exc.message}") from exc.__cause__
         return connection
 
-    def check_owner(self, stream: TaskStream) -> None:
+    def check_owner(self, stream: str) -> None:
         """See that a task on this stream would come to this Tollbook. Errors: StreamTaken."""
-        check_owner(self._owners, stream.value, self._settings.namespace)
+        check_owner(self._owners, stream, self._settings.namespace)
 
     def check_reply(self, reply_to: str | None) -> None:
         """See that a worker would take this stream for replies. Errors: InvalidTask."""
@@ -202,6 +236,15 @@ class _Connection:
                     self._results = self._results_in(partitions)
             assert self._results is not None
             return self._results
+
+    async def policy(self) -> Policy | None:
+        """Return the ledger's policy; None where there is no ledger, or it has none."""
+        # Here, since programs whose names are known need none of it.
+        from tollbook.inference.current_policy import CurrentPolicy
+
+        keys = [Keys(self._settings.namespace)]
+        in_force = (await CurrentPolicy.of_ledger(self.pipeline, keys)).newest
+        return in_force.policy if in_force.version else None
 
     def _results_in(self, partitions: int) -> Results:
         settings = self._settings

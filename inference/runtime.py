@@ -17,16 +17,17 @@ from typing import Final
 from redis.asyncio import Redis
 
 from tollbook.inference.calls.call import RunId
-from tollbook.inference.calls.reservations import BudgetPolicy, Reservations
+from tollbook.inference.calls.reservations import Reservations
 from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner
 from tollbook.inference.calls.steps import CallObserver
-from tollbook.inference.errors import SettingsError
+from tollbook.inference.current_policy import CurrentPolicy
+from tollbook.inference.policy_changes import check_stated_policy
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
-from tollbook.inference.routing import routing_with
 from tollbook.inference.settings import Settings
 from tollbook.inference.signs_of_life import sign_of_life
+from tollbook.inference.stated_policy import concurrency_of
 from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
 from tollbook.ledger.gate.baselines import BaselineReader, Baselines
@@ -41,9 +42,7 @@ from tollbook.ledger.results import Results
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, connect
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.policy import ServerWatch, watched_server
-from tollbook.schemas.plans import Plan
-from tollbook.schemas.routes import Route
-from tollbook.schemas.tasks import TaskType
+from tollbook.schemas.policy import Policy
 
 # A server that syncs a large batch to a slow disk is not silent.
 _MIN_ANSWER_TIMEOUT_S: Final = 0.5
@@ -65,11 +64,17 @@ class LedgerHandle:
     states: tuple[LedgerState, ...]
     results: Results
     server: ServerWatch
+    policies: CurrentPolicy
 
     @property
     def ledger_id(self) -> str:
         """The identity given at creation."""
         return self.states[0].ledger_id
+
+    @property
+    def policy(self) -> Policy:
+        """The newest policy that this process has read from the ledger."""
+        return self.policies.newest.policy
 
 
 @asynccontextmanager
@@ -115,7 +120,8 @@ async def open_ledger(
             id_ttl_s=settings.idempotency_ttl_s,
         )
         await stack.enter_async_context(sign_of_life(pipeline, settings, name=process_name(), part=part))
-        yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server)
+        policies = await CurrentPolicy.of_ledger(pipeline, keys, price_provider=settings.price_provider)
+        yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server, policies)
 
 
 def answer_timeout_s(settings: Settings) -> float:
@@ -177,19 +183,6 @@ def build_ledger(
     return Ledger(handle.redis, gates, baselines, patience=patience, check_server=handle.server.check)
 
 
-def budget_policy(settings: Settings) -> BudgetPolicy:
-    """Return the caps in force by these settings. Errors: SettingsError."""
-    if settings.campaign_cap_nanousd is not None and settings.partitions > 1:
-        # A campaign's users are spread over the partitions, and one step touches one partition only.
-        raise SettingsError(["TOLLBOOK_CAMPAIGN_CAP_USD: campaign caps need TOLLBOOK_PARTITIONS=1"])
-    return BudgetPolicy(
-        plan_caps_nanousd={plan: settings.plan_cap_nanousd(plan) for plan in Plan},
-        user_caps_nanousd=settings.caps.users,
-        day_cap_nanousd=settings.day_cap_nanousd,
-        campaign_cap_nanousd=settings.campaign_cap_nanousd,
-    )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceRuntime:
     """Everything that calls need."""
@@ -200,11 +193,19 @@ class InferenceRuntime:
     ledger: Ledger
     reservations: Reservations
     runner: CallRunner
-    prices: PriceCatalogue
-    routes: dict[TaskType, Route]
-    policy: BudgetPolicy
+    policies: CurrentPolicy
     unanswered: dict[str, RunId] = field(default_factory=dict[str, RunId])
     """By call id: the run that asked for money and got no answer; a repeat of the call goes on with its hold."""
+
+    @property
+    def rules(self) -> Policy:
+        """The newest policy that this process has read from the ledger."""
+        return self.policies.newest.policy
+
+    @property
+    def prices(self) -> PriceCatalogue:
+        """The prices of that policy."""
+        return self.policies.newest.prices
 
 
 @asynccontextmanager
@@ -216,21 +217,26 @@ async def open_runtime(
     patience: Patience | None = None,
     observer: CallObserver | None = None,
 ) -> AsyncGenerator[InferenceRuntime]:
-    """Put a runner together; it is closed at the end. `observer` follows its calls. Errors: SettingsError."""
+    """Put a runner together; it is closed at the end. `observer` follows its calls.
+
+    Errors: SettingsError; PolicyDiffers where the settings state another policy than the ledger's; PolicyUnreadable.
+    """
     async with AsyncExitStack() as stack:
         name = process_name()
         ledger = build_ledger(handle, settings, read, patience=patience, process=name)
-        provider = await stack.enter_async_context(ProviderClient.from_settings(settings))
+        policies = handle.policies
+        await policies.refresh()
+        check_stated_policy(settings, policies.newest)
+        calls = sum(concurrency_of(settings, policies.newest.policy).values())
+        provider = await stack.enter_async_context(ProviderClient.from_settings(settings, concurrent_calls=calls))
         queue = BudgetWaitQueue(handle.redis, [key.waiters for key in handle.keys])
         queue.start()
         stack.push_async_callback(queue.aclose)
-        policy, retry = budget_policy(settings), RetryPolicy.from_settings(settings)
-        prices = PriceCatalogue(settings.price_overrides, provider=settings.price_provider)
+        retry = RetryPolicy.from_settings(settings)
         reservations = Reservations(
             ledger=ledger,
             results=handle.results,
-            prices=prices,
-            policy=policy,
+            policies=policies,
             queue=queue,
             max_call_s=retry.max_call_s(settings.attempt_timeout_s),
             now_ms=now_ms,
@@ -240,7 +246,7 @@ async def open_runtime(
             ledger=ledger,
             results=handle.results,
             provider=provider,
-            prices=prices,
+            policies=policies,
             retry=retry,
             now_ms=now_ms,
             observer=observer,
@@ -252,7 +258,5 @@ async def open_runtime(
             ledger=ledger,
             reservations=reservations,
             runner=runner,
-            prices=prices,
-            routes=routing_with(settings.routes),
-            policy=policy,
+            policies=policies,
         )

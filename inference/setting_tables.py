@@ -7,22 +7,18 @@ that follows the name of its setting.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Annotated, Any, Final, cast
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, ValidationError
 
-from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelPrice, price_from_usd
 from tollbook.schemas.identifiers import check_id
 from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, MoneyError, check_nanousd, nanousd_from_usd
-from tollbook.schemas.plans import Plan
+from tollbook.schemas.policy import MAX_USD_PER_MTOK, PriceRule
 from tollbook.schemas.problems import shown, unknown_name
-from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS, TaskStream
+from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS
 
-# A bound is tokens times price; this limit keeps it far below the largest amount that the ledger can hold.
-_MAX_USD_PER_MTOK: Final = 10_000
 _MAX_CAP_USD: Final = MAX_NANOUSD // NANOUSD_PER_USD
 _MIN_MEMORY_MB: Final = 64
 _PRICE_FIELDS: Final = ("prompt", "completion", "cached", "cache_write", "request")
@@ -33,7 +29,7 @@ class CapTable:
     """Caps in nano-dollars of single users, and of plans where they replace the plan's own."""
 
     users: Mapping[str, int] = field(default_factory=dict[str, int])
-    plans: Mapping[Plan, int] = field(default_factory=dict[Plan, int])
+    plans: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def __post_init__(self) -> None:
         for kind, caps in (("user", self.users), ("plan", self.plans)):
@@ -54,10 +50,6 @@ class ConcurrencyTable:
     def of(self, stream: str) -> int:
         """Return the concurrent calls for one stream."""
         return self.streams.get(stream, self.default)
-
-    def total(self) -> int:
-        """Return the concurrent calls for all task streams together."""
-        return sum(self.of(stream.value) for stream in TaskStream)
 
     def __str__(self) -> str:
         return str(self.default)
@@ -82,9 +74,6 @@ def _concurrency(value: object) -> ConcurrencyTable:
     if not isinstance(parsed, dict):
         return ConcurrencyTable(default=_calls(parsed))
     table = cast(dict[str, object], parsed)
-    for name in table:
-        if name not in list(TaskStream):
-            raise ValueError(unknown_name("stream", name, list(TaskStream)))
     return ConcurrencyTable(streams={name: _calls(count, f"{name!r} ") for name, count in table.items()})
 
 
@@ -118,11 +107,10 @@ def _caps(value: object) -> CapTable:
         if normal_id in users:
             raise ValueError(f"names user {shown(normal_id)} twice, in two spellings of Unicode")
         users[normal_id] = _nanousd(usd, f"the cap of user {shown(user_id)} ")
-    plans: dict[Plan, int] = {}
-    for name, usd in _object(table.get("plans", {}), "'plans' ").items():
-        if name not in list(Plan):
-            raise ValueError(unknown_name("plan", name, list(Plan)))
-        plans[Plan(name)] = _nanousd(usd, f"the cap of plan {name!r} ")
+    plans = {
+        name: _nanousd(usd, f"the cap of plan {name!r} ")
+        for name, usd in _object(table.get("plans", {}), "'plans' ").items()
+    }
     return CapTable(users, plans)
 
 
@@ -133,21 +121,21 @@ def _user_id(value: str) -> str:
         raise ValueError(f"a user id {exc}") from None
 
 
-def _prices(value: object) -> dict[str, tuple[DatedPrice, ...]]:
-    prices: dict[str, tuple[DatedPrice, ...]] = {}
+def _prices(value: object) -> dict[str, tuple[PriceRule, ...]]:
+    prices: dict[str, tuple[PriceRule, ...]] = {}
     for model, entry in _object(value).items():
         if not re.fullmatch(MODEL_ID_PATTERN, model):
             raise ValueError(f"{shown(model)} must be {MODEL_ID_WORDS}")
         entries = cast(list[object], entry) if isinstance(entry, list) else [entry]
-        dated = [each if isinstance(each, DatedPrice) else _dated_price(model, each) for each in entries]
-        starts = [each.from_ms for each in dated]
+        dated = [each if isinstance(each, PriceRule) else _price(model, each) for each in entries]
+        starts = [each.starts for each in dated]
         if not dated or len(set(starts)) != len(starts):
             raise ValueError(f"{model!r} must have one price or more, each with another 'from' day")
-        prices[model] = tuple(sorted(dated, key=lambda each: each.from_ms))
+        prices[model] = tuple(sorted(dated, key=lambda each: each.starts or ""))
     return prices
 
 
-def _dated_price(model: str, entry: object) -> DatedPrice:
+def _price(model: str, entry: object) -> PriceRule:
     fields = _object(entry, f"{model!r} ")
     known = (*_PRICE_FIELDS, "from")
     for name in fields:
@@ -157,29 +145,15 @@ def _dated_price(model: str, entry: object) -> DatedPrice:
         if fields.get(name) is None:
             raise ValueError(f"{name!r} of {model!r} is missing")
     usd = {
-        name: _usd(fields[name], f"{name!r} of {model!r} ", _MAX_USD_PER_MTOK)
+        name: _usd(fields[name], f"{name!r} of {model!r} ", MAX_USD_PER_MTOK)
         for name in _PRICE_FIELDS
         if fields.get(name) is not None
     }
-    price: ModelPrice = price_from_usd(
-        model,
-        prompt=usd["prompt"],
-        completion=usd["completion"],
-        cached=usd.get("cached"),
-        cache_write=usd.get("cache_write"),
-        request=usd.get("request", Decimal(0)),
-    )
-    return DatedPrice(_midnight_ms(model, fields.get("from")), price)
-
-
-def _midnight_ms(model: str, day: object) -> int:
-    if day is None:
-        return FOREVER_MS
     try:
-        midnight = datetime.combine(date.fromisoformat(str(day)), time.min, UTC)
-    except ValueError:
-        raise ValueError(f"'from' of {model!r} must be a day in UTC such as '2026-12-01', not {shown(day)}") from None
-    return round(midnight.timestamp()) * 1000
+        return PriceRule.model_validate({**usd, "from": fields.get("from")})
+    except ValidationError:  # The amounts are valid, so it is the day.
+        day = shown(fields.get("from"))
+        raise ValueError(f"'from' of {model!r} must be a day in UTC such as '2026-12-01', not {day}") from None
 
 
 def _nanousd(value: object, subject: str = "") -> int:
@@ -225,5 +199,5 @@ UsdCap = Annotated[int | None, BeforeValidator(_usd_cap)]
 MemoryLimit = Annotated[str, AfterValidator(_memory)]
 Concurrency = Annotated[ConcurrencyTable, BeforeValidator(_concurrency)]
 RouteOverrides = Annotated[dict[str, dict[str, Any]], BeforeValidator(_routes)]
-PriceOverrides = Annotated[dict[str, tuple[DatedPrice, ...]], BeforeValidator(_prices)]
+PriceOverrides = Annotated[dict[str, tuple[PriceRule, ...]], BeforeValidator(_prices)]
 CapOverrides = Annotated[CapTable, BeforeValidator(_caps)]

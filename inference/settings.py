@@ -14,8 +14,6 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from tollbook.inference.errors import SettingsError
-from tollbook.inference.prices.model_price import DatedPrice
-from tollbook.inference.routing import routing_with
 from tollbook.inference.setting_addresses import (
     ApiKey,
     AppTitle,
@@ -38,8 +36,8 @@ from tollbook.inference.setting_tables import (
     RouteOverrides,
     UsdCap,
 )
+from tollbook.inference.stated_policy import policy_of
 from tollbook.ledger.projection import PROJECTION_FILE
-from tollbook.schemas.plans import CAPS_NANOUSD, Plan
 from tollbook.schemas.problems import closest_name, problems_of, unknown_name
 
 _DAY_S: Final = 86_400
@@ -186,6 +184,11 @@ class Settings(BaseSettings):
         "TOLLBOOK_STREAM_KEEP_EVENTS", 2_000_000, "maximum number of sealed events on the ledger stream", ge=0
     )
 
+    policy_file: Path | None = _field(
+        "TOLLBOOK_POLICY",
+        None,
+        "policy file: plans, task types, streams, budgets, prices; unset: `tollbook.toml` in the working directory",
+    )
     routes: Annotated[RouteOverrides, NoDecode] = _field(
         "TOLLBOOK_ROUTES",
         {},
@@ -265,11 +268,6 @@ class Settings(BaseSettings):
         return self.archive_dir or self.data_dir / "archive"
 
     @property
-    def price_overrides(self) -> dict[str, tuple[DatedPrice, ...]]:
-        """Configured prices by model id, oldest first."""
-        return dict(self.prices)
-
-    @property
     def has_provider(self) -> bool:
         """Whether calls can be made: with a key, or to another server than OpenRouter, which may need none."""
         default_url = type(self).model_fields["openrouter_base_url"].default
@@ -282,10 +280,6 @@ class Settings(BaseSettings):
             return self.dialect == "openrouter"
         host = self.openrouter_base_url.split("://", 1)[1].split("/", 1)[0].split(":", 1)[0]
         return host == "openrouter.ai" or host.endswith(".openrouter.ai")
-
-    def plan_cap_nanousd(self, plan: Plan) -> int:
-        """Return a plan's cap per billing period, in nano-dollars."""
-        return self.caps.plans.get(plan, CAPS_NANOUSD[plan])
 
 
 def load_settings(*, env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
@@ -305,9 +299,9 @@ def load_settings(*, env_file: Path | None = Path(".env"), **overrides: Any) -> 
             [*problems, *problems_of(exc, Settings, subject=_subject, limit=exc.error_count())]
         ) from None
     try:
-        routing_with(settings.routes)
+        policy_of(settings)
     except SettingsError as exc:
-        problems += [f"TOLLBOOK_ROUTES: {problem}" for problem in exc.problems]
+        problems += exc.problems
     if problems:
         raise SettingsError(list(dict.fromkeys(problems)))
     return settings

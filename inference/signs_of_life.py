@@ -17,7 +17,9 @@ from typing import Any, Final, cast
 import structlog
 from redis.exceptions import RedisError
 
+from tollbook.inference.policy_file import read_policy_file
 from tollbook.inference.settings import Settings
+from tollbook.inference.stated_policy import policy_path
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.keys import processes
 from tollbook.ledger.server.connection import as_map, time_ms
@@ -52,7 +54,9 @@ class Sign:
 def settings_digests(settings: Settings) -> dict[str, str]:
     """Return a short digest of each deciding setting, by the name of its variable."""
     digests = {str(Settings.model_fields[name].validation_alias): _digest(getattr(settings, name)) for name in DECIDING}
-    return {**digests, "the price catalogue": version("genai-prices")}
+    path = policy_path(settings)
+    file = "" if path is None else read_policy_file(path).policy.digest[:8]
+    return {**digests, "the policy file": file, "the price catalogue": version("genai-prices")}
 
 
 @asynccontextmanager

@@ -7,10 +7,11 @@ from tollbook.inference.bounds import bound
 from tollbook.inference.cost_tracker import CostTracker, UsageSummary
 from tollbook.inference.current_runtime import using_runtime
 from tollbook.inference.runtime import now_ms
+from tollbook.schemas.messages import Message
 from tollbook.schemas.money import usd_from_nanousd
-from tollbook.schemas.plans import DEFAULT_PLAN
+from tollbook.schemas.policy import Policy
 from tollbook.schemas.problems import unknown_name
-from tollbook.schemas.tasks import InvalidTask, Message, TaskType
+from tollbook.schemas.tasks import PING, InvalidTask
 
 
 class UsageService:
@@ -19,26 +20,30 @@ class UsageService:
     Errors of every method: InvalidTask for an argument; LedgerUnavailable; LedgerRefused.
     """
 
-    async def get_usage_for_user(self, user_id: str, plan: str = DEFAULT_PLAN) -> UsageSummary:
+    async def get_usage_for_user(self, user_id: str, plan: str | None = None) -> UsageSummary:
         """Return the user's billing period now."""
         return await CostTracker().get_usage_summary(user_id, plan)
 
     async def check_action_limit(
-        self, user_id: str, action: str, plan: str = DEFAULT_PLAN, *, prompt: str = ""
+        self, user_id: str, action: str, plan: str | None = None, *, prompt: str = ""
     ) -> UsageSummary:
         """Return the user's period if a task of the type `action` with this prompt would fit now.
 
         The call's upper bound is checked, as the gate will check it; the gate decides again for the call itself.
         Errors: PlanLimitReached; PriceUnknown.
         """
-        try:
-            task_type = TaskType(action)
-        except ValueError:
-            raise InvalidTask(unknown_name("action", action, list(TaskType))) from None
-        if task_type is TaskType.PING:
-            return await self.get_usage_for_user(user_id, plan)
         async with using_runtime() as runtime:
-            route = runtime.routes[task_type]
-            price = runtime.prices.price(route.model, now_ms())
+            policies = runtime.policies
+            await policies.read_by(user_id, lambda policy: _check_action(action, policy.policy))
+            if action == PING:
+                return await self.get_usage_for_user(user_id, plan)
+            policy = policies.of(user_id)
+            route = policy.policy.tasks[action]
+            price = policy.prices.price(route.model, now_ms())
             cost = bound((Message(role="user", content=prompt),), route.max_tokens, price).amount_nanousd
         return await CostTracker().check_budget(user_id, plan, estimated_cost_usd=usd_from_nanousd(cost))
+
+
+def _check_action(action: str, policy: Policy) -> None:
+    if action not in policy.task_types:
+        raise InvalidTask(unknown_name("action", action, policy.task_types))

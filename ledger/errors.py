@@ -5,10 +5,13 @@ LedgerError, in the public tree that `schemas.errors` draws
 ├── CallUnknown               final: no such hold; it was never opened, or its record has expired
 ├── ResultUnreadable          final: what is stored as a task's result is not one
 ├── CreditTooLow              final: there is less credit than is to be taken back
+├── BudgetCreditTooLow        final: less is left of a budget's credit than is to be taken back
+├── CreditNotDue              later: the credit has not expired yet
 ├── NoPlanAssigned            final: there is no plan that could be cleared
 ├── LedgerUnavailable         retry with the same call id: the outcome is unknown, a repeat changes nothing
 │   ├── RedisCannotServe      retry later: Redis answered that it does nothing now, so nothing was done
 │   └── BaselineUnavailable   retry later: DuckDB is down or behind the watermark (being rebuilt)
+├── PolicyChanged             decide again by the policy in force: the gate has another one than the caller
 └── LedgerRefused             needs a person: no call is made until the stores agree again (G8)
     ├── LedgerReplaced        Redis holds another ledger, or none
     ├── LedgerWentBack        an event that this process was told of is no longer on the ledger
@@ -17,7 +20,8 @@ LedgerError, in the public tree that `schemas.errors` draws
     ├── LedgerDiverged        DuckDB and the ledger's own balance differ
     ├── PermissionsMissing    the Redis user may not do what Tollbook needs
     ├── ServerTooOld          the server has no functions
-    └── WrongPartitions       the ledger was made with another number of partitions
+    ├── WrongPartitions       the ledger was made with another number of partitions
+    └── PolicyUnreadable      the policy in Redis is not the one that its event says
 """
 
 from collections.abc import Sequence
@@ -78,6 +82,14 @@ class BaselineUnavailable(LedgerUnavailable):
     """No baseline can be had: DuckDB is down, or behind the watermark while it is rebuilt."""
 
 
+class PolicyChanged(LedgerError):
+    """Another policy is in force in the user's partition than the one decided by; nothing was done (G11)."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"policy {version} of the ledger is in force now")
+        self.version = version
+
+
 class LedgerRefused(LedgerError):
     """The stores disagree or cannot serve; no call is made until a person has looked."""
 
@@ -103,6 +115,21 @@ class CreditTooLow(LedgerError):
     def __init__(self, user_id: str, period: str, credit_nanousd: int) -> None:
         super().__init__(f"{user_id} has {format_usd(credit_nanousd, places=None)} of credit in {period}, not more")
         self.credit_nanousd = credit_nanousd
+
+
+class BudgetCreditTooLow(LedgerError):
+    """Less is left of a budget's credit than is to be taken back, or nothing."""
+
+    def __init__(self, credit_id: str, left_nanousd: int) -> None:
+        super().__init__(f"{format_usd(left_nanousd, places=None)} is left of credit {credit_id}, not more")
+        self.left_nanousd = left_nanousd
+
+
+class CreditNotDue(LedgerError):
+    """By the Redis clock, a credit has not expired yet."""
+
+    def __init__(self, credit_id: str) -> None:
+        super().__init__(f"credit {credit_id} has not expired yet")
 
 
 class NoPlanAssigned(LedgerError):
@@ -182,6 +209,17 @@ class WrongPartitions(LedgerRefused):
         super().__init__(f"the ledger was created with {stored} partitions, the settings say {configured}")
         self.configured = configured
         self.stored = stored
+
+
+class PolicyUnreadable(LedgerRefused):
+    """What Redis holds as the policy is none, or differs from its own digest: somebody changed it by hand."""
+
+    def __init__(self, partition: int, problem: str) -> None:
+        super().__init__(
+            f"the policy in Redis (partition {partition}) cannot be used: {problem}. Run `tollbook verify`, which says "
+            "what its event has; restore the data of Redis"
+        )
+        self.partition = partition
 
 
 def _amounts(settled_nanousd: int, held_nanousd: int) -> str:

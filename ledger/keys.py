@@ -37,6 +37,16 @@ class Keys:
         return self.tail("*")
 
     @property
+    def credits(self) -> str:
+        """Hash: by budget, its credit, and what its credits have left."""
+        return f"{self.prefix}credits"
+
+    @property
+    def alerts(self) -> str:
+        """Hash: by budget and fraction, the event that raised this alert."""
+        return f"{self.prefix}alerts"
+
+    @property
     def unbooked(self) -> str:
         """Hash: costs of calls whose hold the ledger lost, by call id and hold; booked once the ledger is in order."""
         return f"{self.prefix}unbooked"

@@ -23,7 +23,6 @@ from tollbook.ledger.projection.totals import Totals
 from tollbook.ledger.server.connection import as_map
 from tollbook.observability.process_state import ProcessState
 from tollbook.observability.single_flight import SingleFlight
-from tollbook.schemas.tasks import TaskStream
 
 T = TypeVar("T")
 LIMIT_S: Final = 2.0
@@ -120,8 +119,9 @@ async def _are_calls_stopped(handle: LedgerHandle) -> bool:
 
 
 async def _backlogs(handle: LedgerHandle) -> dict[str, Backlog]:
-    found = await asyncio.gather(*(_backlog(handle, stream.value) for stream in TaskStream))
-    return {stream.value: backlog for stream, backlog in zip(TaskStream, found, strict=True)}
+    streams = tuple(handle.policy.streams)
+    found = await asyncio.gather(*(_backlog(handle, stream) for stream in streams))
+    return dict(zip(streams, found, strict=True))
 
 
 async def _backlog(handle: LedgerHandle, stream: str) -> Backlog:

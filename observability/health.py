@@ -15,8 +15,9 @@ from itertools import count
 from typing import Any, Final
 
 from redis.exceptions import RedisError
+from tollbook.schemas.plans import CAPS_NANOUSD, DEFAULT_PLAN
 
-from tollbook.inference.routing import routing_with, unpriced_routes
+from tollbook.inference.routing import unpriced_routes
 from tollbook.inference.runtime import now_ms
 from tollbook.ledger.errors import (
     BaselineUnavailable,
@@ -32,7 +33,6 @@ from tollbook.ledger.server.refusals import reason_of
 from tollbook.observability.process_state import OpenLedger, ProcessState
 from tollbook.observability.single_flight import SingleFlight
 from tollbook.schemas.identifiers import budget_name, month_at, partition_of
-from tollbook.schemas.plans import CAPS_NANOUSD, DEFAULT_PLAN
 
 _REDIS_LIMIT_S: Final = 0.6
 _DUCKDB_LIMIT_S: Final = 1.2
@@ -153,11 +153,12 @@ class Readiness:
         """Weigh a call as the gate would, for a user id that no task can have."""
         user = _probe_user(partition, len(opened.handle.keys))
         period = month_at(self._now_ms()).name
-        budget = BudgetCap(budget_name("user", user, period), CAPS_NANOUSD[DEFAULT_PLAN])
+        policy = opened.handle.policy
+        budget = BudgetCap(budget_name("user", user, period), policy.plan_cap_nanousd(policy.default_plan))
         await opened.ledger.balance(user_id=user, period=period, budgets=[budget])
 
     async def _prices(self, opened: OpenLedger) -> list[Check]:
-        routes = routing_with(self._state.settings.routes)
+        routes = opened.handle.policy.tasks
         # In a thread: the first look-up loads the catalogue, which takes half a second.
         looking = asyncio.to_thread(unpriced_routes, routes, opened.prices, self._now_ms())
         try:

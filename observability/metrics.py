@@ -15,8 +15,6 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from tollbook.inference.routing import resolve_model, routing_with
-from tollbook.inference.settings import Settings
 from tollbook.ledger.projection.totals import LATENCY_BUCKETS_S, Sums, Totals
 from tollbook.observability.catalogue import BY_NAME
 from tollbook.observability.facts import FactReader, Facts
@@ -25,6 +23,7 @@ from tollbook.observability.page import Page, plain
 from tollbook.observability.process_state import ProcessState
 from tollbook.observability.single_flight import SingleFlight
 from tollbook.schemas.events import Basis
+from tollbook.schemas.policy import Policy
 from tollbook.schemas.results import TaskStatus
 
 OTHER: Final = "other"
@@ -41,7 +40,7 @@ class MetricsPage:
         self._state = state
         self._readiness = readiness
         self._facts = FactReader(state)
-        self._models = known_models(state.settings)
+        self._known_models: frozenset[str] = frozenset()
         self._pages = SingleFlight(self._collect)
 
     async def render(self, accept: str) -> tuple[bytes, str]:
@@ -60,7 +59,9 @@ class MetricsPage:
         page.add("tollbook_info", 1, version=version("tollbook"), part=self._state.part)
         _add_facts(page, facts)
         if facts.totals is not None:
-            _add_totals(page, facts.totals, self._models)
+            opened = self._state.open_ledger
+            self._known_models |= frozenset() if opened is None else known_models(opened.handle.policy)
+            _add_totals(page, facts.totals, self._known_models)
         _add_process(page, self._state)
         return [*page.families(), *_faststream(self._state.faststream)]
 
@@ -73,11 +74,9 @@ class _Collected(Collector):
         return self._families
 
 
-def known_models(settings: Settings) -> frozenset[str]:
+def known_models(policy: Policy) -> frozenset[str]:
     """Return the model ids that get a label of their own: those of the routes and of the configured prices."""
-    routes = routing_with(settings.routes).values()
-    routed = [model for route in routes for model in (route.model, route.fallback) if model]
-    return frozenset([*routed, *(resolve_model(name) for name in settings.price_overrides)])
+    return frozenset(model for route in policy.tasks.values() for model in route.models) | frozenset(policy.prices)
 
 
 def _add_facts(page: Page, facts: Facts) -> None:

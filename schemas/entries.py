@@ -8,9 +8,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
+from uuid import UUID
 
-from tollbook.schemas.problems import unknown_name
-from tollbook.schemas.tasks import InvalidTask, Message, TaskStream, check_entry_size, task_from_fields
+
+from pydantic import BaseModel
+
+from tollbook.schemas.json_text import whole_text
+from tollbook.schemas.policy import Policy, check_stream, check_task
+from tollbook.schemas.tasks import InvalidTask, check_entry_size, task_from_fields
 
 
 class TaskFields(TypedDict, total=False):
@@ -19,41 +24,72 @@ class TaskFields(TypedDict, total=False):
     Units: `max_tokens` completion tokens; `temperature` 0 to 2.
     """
 
-    user_id: str | None
+    user_id: str | int | UUID | None
     plan: str | None
-    task_id: str | None
-    campaign_id: str | None
+    task_id: str | int | UUID | None
+    campaign_id: str | int | UUID | None
+    tags: Mapping[str, str | int | float] | None
     system: str | None
-    messages: Sequence[Message | Mapping[str, str]] | str | None
+    messages: Sequence[BaseModel | Mapping[str, Any]] | str | None
     max_tokens: int | None
+    max_completion_tokens: int | None
     temperature: float | None
     model: str | None
     reply_to: str | None
     metadata: Mapping[str, Any] | str | None
     traceparent: str | None
     tracestate: str | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    top_a: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: Sequence[str] | str | None
+    logit_bias: Mapping[str, float] | None
+    logprobs: bool | None
+    top_logprobs: int | None
+    response_format: Mapping[str, Any] | None
+    structured_outputs: bool | None
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: Mapping[str, Any] | str | None
+    parallel_tool_calls: bool | None
+    functions: Sequence[Mapping[str, Any]] | None
+    function_call: Mapping[str, Any] | str | None
+    reasoning: Mapping[str, Any] | None
+    reasoning_effort: str | None
+    include_reasoning: bool | None
+    verbosity: str | None
+    prediction: Mapping[str, Any] | None
+    cache_control: Mapping[str, Any] | None
+    prompt_cache_key: str | None
+    prompt_cache_retention: str | None
+    store: bool | None
+    transforms: Sequence[str] | None
 
 
 @dataclass(frozen=True, slots=True)
 class TaskEntry:
     """A valid task with its id and its stream. `fields` are what is appended, in this order."""
 
-    stream: TaskStream
+    stream: str
     task_id: str
     fields: Mapping[str, str]
 
 
-def task_entry(stream: str, values: Mapping[str, object], *, new_id: str) -> TaskEntry:
-    """Make an entry of a task's values; `new_id` is the task's id if they name none.
+def task_entry(stream: str, values: Mapping[str, object], *, new_id: str, policy: Policy) -> TaskEntry:
+    """Make an entry of a task's values, with names of this policy; `new_id` is the task's id if they name none.
 
     `messages` and `metadata` may be JSON text already. Errors: InvalidTask, for what a worker would refuse.
     """
     fields = {name: _text(name, value) for name, value in {"task_id": new_id, **_given(values)}.items()}
     check_entry_size(sum(len(part.encode("utf-8", "replace")) for pair in fields.items() for part in pair))
-    task = task_from_fields(fields)
+    task = check_task(task_from_fields(fields), policy)
     # Ids go out in the spelling in which they are kept.
     ids = {name: getattr(task, name) for name in ("task_id", "user_id", "campaign_id") if name in fields}
-    return TaskEntry(_stream(stream), ids["task_id"], {**fields, **ids})
+    return TaskEntry(check_stream(stream, policy), ids["task_id"], {**fields, **ids})
 
 
 def _given(values: Mapping[str, object]) -> dict[str, object]:
@@ -64,10 +100,12 @@ def _given(values: Mapping[str, object]) -> dict[str, object]:
 def _text(name: str, value: object) -> str:
     match value:
         case str():
-            return str(value)
-        case bool() | bytes():
-            raise InvalidTask(f"'{name}' must be text, a number or what JSON can hold, not {type(value).__name__}")
-        case int() | float():
+            return whole_text(value)
+        case bool():
+            return str(value).lower()
+        case bytes():
+            raise InvalidTask(f"'{name}' must be text, a number or what JSON can hold, not bytes")
+        case int() | float() | UUID():
             return str(value)
         case _:
             return _json(name, value)
@@ -75,21 +113,14 @@ def _text(name: str, value: object) -> str:
 
 def _json(name: str, value: object) -> str:
     try:
-        return json.dumps(value, default=_plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        return whole_text(json.dumps(value, default=_plain, allow_nan=False, ensure_ascii=False, separators=(",", ":")))
     except (TypeError, ValueError, RecursionError):
         raise InvalidTask(f"'{name}' must hold only what JSON can hold, without NaN and infinities") from None
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Message):
-        return value.model_dump()
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_none=True)
     if isinstance(value, Mapping):
         return dict(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     raise TypeError(f"a {type(value).__name__} is not JSON")
-
-
-def _stream(name: str) -> TaskStream:
-    try:
-        return TaskStream(name)
-    except ValueError:
-        raise InvalidTask(unknown_name("stream", name, list(TaskStream))) from None

@@ -5,7 +5,7 @@ clock), `seq`, `committed`, and in payloads the number of the hold, the cap in f
 is written here. Prompts, completions and keys have no field, on purpose (G10).
 """
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -70,9 +70,7 @@ RecoveredId = Annotated[
 class BudgetStamp(Payload):
     """What the gate adds for each budget of a hold beside the user's billing period."""
 
-    budget: str = Field(
-        description="The budget's name: `day:<user_id>:<YYYY-MM-DD>` or `campaign:<campaign_id>:<YYYY-MM>`."
-    )
+    budget: str = Field(description="The budget: `<name>:<value>:<window>`, for example `team-week:red:2026-W48`.")
     cap_nanousd: Amount | None = Field(
         default=None, description="Its cap, nano-dollars; only in events that hold money."
     )
@@ -114,6 +112,7 @@ class BudgetReserved(Payload):
     stream: str | None = Field(default=None, description="Task stream; absent where an application called by itself.")
     plan: str = Field(description="Plan that the task names.")
     campaign_id: str | None = Field(default=None, description="Campaign of the task.")
+    tags: dict[str, str] | None = Field(default=None, description="Tags of the task, by which budgets may be kept.")
     worker: str = Field(description="Worker, or run of an application, that holds the money.")
     deadline_ms: Count = Field(
         default=0,
@@ -200,6 +199,7 @@ class BudgetDenied(Payload):
     stream: str | None = Field(default=None, description="Task stream; absent where an application called by itself.")
     plan: str = Field(description="Plan that the task names.")
     campaign_id: str | None = Field(default=None, description="Campaign of the task.")
+    tags: dict[str, str] | None = Field(default=None, description="Tags of the task, by which budgets may be kept.")
     worker: str = Field(description="Worker, or run of an application, that asked.")
     assigned_plan: str | None = Field(default=None, description="Plan that the ledger has assigned to the user.")
     content_hash: ContentHash = None
@@ -251,8 +251,29 @@ class PlanCleared(Payload):
     recovered_id: RecoveredId = None
 
 
-class CreditGranted(Payload):
-    """A user may spend more than the cap in one billing period. `amount` is the credit."""
+class CreditPayload(Payload):
+    """Credit of a user's billing period; or, if it names a budget, of a balance that never begins anew."""
+
+    budget: str | None = Field(
+        default=None, description="The budget that has the credit; absent for a user's billing period."
+    )
+    credit: str | None = Field(default=None, description="Id of the credit, where it is a budget's.")
+    expires_ms: Count | None = Field(
+        default=None, description="When the credit expires, milliseconds since the epoch; absent: never."
+    )
+    cap_nanousd: Amount | None = Field(
+        default=None, description="The budget's cap without credit at this event, nano-dollars."
+    )
+    settled_nanousd: Balance | None = Field(
+        default=None, description="The budget's settled spend at this event, nano-dollars."
+    )
+    held_nanousd: Balance | None = Field(
+        default=None, description="The budget's open holds at this event, nano-dollars."
+    )
+
+
+class CreditGranted(CreditPayload):
+    """A user may spend more than the cap in one billing period, or a budget has more. `amount` is the credit."""
 
     type: Literal["credit-granted"] = "credit-granted"
     author: str = Field(description="Person or application that granted it.")
@@ -261,8 +282,8 @@ class CreditGranted(Payload):
     recovered_id: RecoveredId = None
 
 
-class CreditRevoked(Payload):
-    """Credit of one billing period is taken back. `amount` is the credit, below zero."""
+class CreditRevoked(CreditPayload):
+    """Credit of one billing period or of a budget is taken back. `amount` is the credit, below zero."""
 
     type: Literal["credit-revoked"] = "credit-revoked"
     grant: str | None = Field(
@@ -272,6 +293,33 @@ class CreditRevoked(Payload):
     reason: str = Field(description="Why.")
     content_hash: ContentHash = None
     recovered_id: RecoveredId = None
+
+
+class CreditExpired(CreditPayload):
+    """A budget's credit has expired. `amount` is what was left of it, below zero; zero where nothing was.
+
+    Spend uses up the credit that expires first. What open holds may need of it is left to them.
+    """
+
+    type: Literal["credit-expired"] = "credit-expired"
+    content_hash: ContentHash = None
+
+
+class AlertRaised(Payload):
+    """Settled spend has reached a fraction of a budget's cap; for the whole cap, also the first refusal does.
+
+    Appended in the step that moved the money, once for each fraction of a budget, whose window is part of its name.
+    `amount` is zero.
+    """
+
+    type: Literal["alert-raised"] = "alert-raised"
+    kind: Literal["budget"] = Field(description="What the alert is about.")
+    budget: str = Field(description="The budget: `<name>:<value>:<window>`.")
+    window: str = Field(description="The budget's window, for example `2026-W48`.")
+    fraction: str = Field(description="The fraction of the cap, for example `0.8`.")
+    cap_nanousd: Amount = Field(description="The budget's cap then, credits included, nano-dollars.")
+    settled_nanousd: Balance = Field(description="The budget's settled spend then, nano-dollars.")
+    cause: str = Field(description="The call whose cost or refusal raised it.")
 
 
 class SegmentSealed(Payload):
@@ -305,8 +353,39 @@ class LedgerRecovered(Payload):
     reason: str = Field(description="Why.")
 
 
+class PolicyApplied(Payload):
+    """A policy is in force from here on, in this partition; every partition has the same versions. `amount` is zero.
+
+    A ledger without such an event is at version 0: the default policy.
+    """
+
+    type: Literal["policy-applied"] = "policy-applied"
+    version: Annotated[int, Field(strict=True, ge=1)] = Field(description="Number of the policy, from 1.")
+    digest: str = Field(description="SHA-256 of the content, in hexadecimal; equal policies have equal digests.")
+    content: dict[str, Any] = Field(
+        description="The policy, in the shape of the policy file; amounts in dollars, as text."
+    )
+    definitions: dict[str, Count] = Field(
+        default={},
+        description="Budgets whose definition began with a later version than 1, with that version: their balances "
+        "began at zero there.",
+    )
+    author: str = Field(description="Person or process that applied it.")
+    reason: str = Field(description="Why.")
+
+
 WITHOUT_CALL: Final = frozenset(
-    {"plan-assigned", "plan-cleared", "credit-granted", "credit-revoked", "segment-sealed", "ledger-recovered"}
+    {
+        "plan-assigned",
+        "plan-cleared",
+        "credit-granted",
+        "credit-revoked",
+        "credit-expired",
+        "alert-raised",
+        "segment-sealed",
+        "ledger-recovered",
+        "policy-applied",
+    }
 )
 """Types of events that belong to no call."""
 
@@ -321,8 +400,11 @@ EventPayload = Annotated[
     | PlanCleared
     | CreditGranted
     | CreditRevoked
+    | CreditExpired
+    | AlertRaised
     | SegmentSealed
-    | LedgerRecovered,
+    | LedgerRecovered
+    | PolicyApplied,
     Field(discriminator="type"),
 ]
 

@@ -6,11 +6,13 @@ A call's id is its task's id, so that a redelivered task is the same call.
 import re
 import unicodedata
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
+from uuid import UUID
 
-from pydantic import AfterValidator, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, StringConstraints
 
 from tollbook.schemas.expectations import Expected
 
@@ -19,7 +21,7 @@ MAX_ID_CHARACTERS: Final = 200
 # all: a long run of accents takes Python a time that grows with its square.
 _MAX_UNCOMPOSED: Final = 4 * MAX_ID_CHARACTERS
 # Ids are parts of Redis keys, budget names, log lines and shell commands.
-_FORBIDDEN = re.compile(r"[\s\"'\\\x00-\x1f\x7f-\x9f]")
+_FORBIDDEN = re.compile(r"[^\S ]|[\"\\\x00-\x1f\x7f-\x9f]")
 # What Python calls printable and nobody sees: Unicode's Default_Ignorable_Code_Point, and the empty Braille cell.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
@@ -29,7 +31,8 @@ _INVISIBLE = re.compile(
 def check_id(value: str) -> str:
     """Return an id in the one spelling (Unicode NFC) in which it is kept, compared and hashed.
 
-    It has 1 to 200 printable and visible characters, counted in that spelling, without spaces, quotes or backslashes.
+    It has 1 to 200 printable and visible characters, counted in that spelling, without double quotes or backslashes.
+    Spaces stand only inside it.
     Compatibility forms stay apart: a ligature, a full-width letter or a Cyrillic letter is not the Latin one.
     Errors: ValueError, whose text says what the id must be and follows the name of its field.
     """
@@ -37,7 +40,9 @@ def check_id(value: str) -> str:
     if not 1 <= len(id_) <= MAX_ID_CHARACTERS:
         raise ValueError(f"must have 1 to {MAX_ID_CHARACTERS} characters, not {len(id_)}")
     if _FORBIDDEN.search(id_) or not id_.isprintable():
-        raise ValueError("must have no spaces, quotes, backslashes or control characters")
+        raise ValueError("must have no double quotes, backslashes, line breaks or control characters")
+    if id_ != id_.strip(" "):
+        raise ValueError("must have no space at its beginning or end")
     if not id_.isascii() and _INVISIBLE.search(id_):
         raise ValueError("must have no invisible characters")
     return id_
@@ -50,18 +55,36 @@ def normalise_id(value: str) -> str:
     return unicodedata.normalize("NFC", value)
 
 
-Identifier = Annotated[str, AfterValidator(check_id)]
+def id_text(value: object) -> object:
+    """Return a whole number or a UUID as the text of an id, and anything else as it is."""
+    return str(value) if isinstance(value, UUID) or type(value) is int else value
+
+
+# The first word of ids of what is no task: commands of people, and spend that an application recorded.
+_COMMAND_WORDS: Final = (
+    "plan-assigned", "plan-cleared", "credit-granted", "credit-revoked", "usage", "unbooked",
+)  # fmt: skip
+
+
+def check_task_id(value: str) -> str:
+    """Return a task's id, which must not be that of a command. Errors: ValueError."""
+    id_ = check_id(value)
+    if " " in id_ and id_.split(" ", 1)[0] in _COMMAND_WORDS:  # G4
+        raise ValueError(f"must not begin with {id_.split(' ', 1)[0]!r} and a space, as commands' ids do")
+    return id_
+
+
+Identifier = Annotated[str, BeforeValidator(id_text), AfterValidator(check_id)]
 UserId = Identifier
-TaskId = Identifier
+TaskId = Annotated[str, BeforeValidator(id_text), AfterValidator(check_task_id)]
 CampaignId = Identifier
 
 Period = Annotated[str, StringConstraints(pattern=r"^\d{4}-(0[1-9]|1[0-2])$"), Expected("a month such as '2026-11'")]
-BudgetKind = Literal["user", "day", "campaign"]
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A billing period or a day, in UTC. Bounds are milliseconds since the epoch; the end is excluded."""
+    """A span of time with a name. Bounds are milliseconds since the epoch; the end is excluded."""
 
     name: str
     start_ms: int
@@ -87,27 +110,57 @@ def _ms(moment: datetime) -> int:
     return round(moment.timestamp()) * 1000
 
 
-def budget_name(kind: BudgetKind, subject: str, window: str) -> str:
-    """Return a budget's name, for example `user:u42:2026-11`.
+EVERYBODY: Final = "all"
+"""The value of a budget that has one balance for all calls."""
+_LABELS: Final = (
+    (re.compile(r"\d{4}-\d\d-\d\d"), "day"),
+    (re.compile(r"\d{4}-W\d\d"), "week"),
+    (re.compile(r"\d{4}-\d\d"), "period"),
+)
 
-    It can be split again although a subject may hold colons: the kind and the window hold none.
+
+def budget_name(name: str, value: str, window: str) -> str:
+    """Return the key of one balance of a budget, for example `user:u42:2026-11` or `team-week:red:2026-W48`.
+
+    It can be split again although a value may hold colons: the name and the window hold none.
     """
-    return f"{kind}:{subject}:{window}"
+    return f"{name}:{value}:{window}"
 
 
-def split_budget_name(name: str) -> tuple[str, str, str]:
-    """Return (kind, subject, window) of a budget's name."""
-    kind, rest = name.split(":", 1)
-    subject, window = rest.rsplit(":", 1)
-    return kind, subject, window
+def split_budget_name(key: str) -> tuple[str, str, str]:
+    """Return (name, value, window) of a budget's key."""
+    name, rest = key.split(":", 1)
+    value, window = rest.rsplit(":", 1)
+    return name, value, window
 
 
-def describe_budget(name: str) -> str:
-    """Describe a budget for people, for example `user u42, period 2026-11` or `user u42, day 2026-11-24`."""
-    kind, subject, window = split_budget_name(name)
-    if kind == "day":
-        return f"user {subject}, day {window}"
-    return f"{kind} {subject}, period {window}"
+def budget_value(values: Sequence[str]) -> str:
+    """Return the value under which a budget by several attributes keeps a balance; of none, `all`.
+
+    Values are joined by commas. A comma or percent sign inside one is percent-encoded, unless it stands alone.
+    """
+    if len(values) < 2:
+        return values[0] if values else EVERYBODY
+    return ",".join(value.replace("%", "%25").replace(",", "%2C") for value in values)
+
+
+def definition_name(name: str, since_version: int) -> str:
+    """Return the name that a budget has in keys: one that was redefined later begins at zero under `name~version`."""
+    return name if since_version <= 1 else f"{name}~{since_version}"
+
+
+def describe_budget(key: str) -> str:
+    """Describe a budget for people: `user u42, period 2026-11` or `budget team-week of red, week 2026-W48`."""
+    name, value, window = split_budget_name(key)
+    kind = next((word for pattern, word in _LABELS if pattern.fullmatch(window)), None)
+    span = f"{kind} {window}" if kind else "in total"
+    if name in ("user", "campaign"):
+        return f"{name} {value}, {span}"
+    if name == "day":
+        return f"user {value}, {span}"
+    name, _, version = name.partition("~")
+    since = f" (as defined by policy version {version})" if version else ""
+    return f"budget {name}{since}{'' if value == EVERYBODY else f' of {value}'}, {span}"
 
 
 def task_id_from_entry(stream: str, entry_id: str) -> str:
@@ -116,7 +169,7 @@ def task_id_from_entry(stream: str, entry_id: str) -> str:
 
 
 def usage_call_id(key: str) -> str:
-    """Return the call id of spend that an application recorded under a key. It has a space, as no task id can."""
+    """Return the call id of spend that an application recorded under a key. It begins as no task id can."""
     return f"usage {key}"
 
 

@@ -5,8 +5,8 @@ NaN and infinities are no JSON, unless the caller reads them.
 """
 
 import json
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final, cast
 
 _MAX_SHOWN_CHARACTERS: Final = 100
 
@@ -49,6 +49,47 @@ def parse_json(
         raise NotJson(f"is not JSON (character {exc.pos + 1})") from None
     except UnicodeDecodeError:
         raise NotJson("is not JSON (no UTF-8)") from None
+
+
+def json_children(value: object) -> Iterable[object]:
+    """Return what stands in a list or an object."""
+    if isinstance(value, dict):
+        return cast("dict[str, object]", value).values()
+    return cast("list[object]", value) if isinstance(value, list | tuple) else ()
+
+
+def is_deeper(value: object, limit: int) -> bool:
+    """Whether lists and objects are nested deeper than `limit` levels; counting stops just past it."""
+    depth, level = 0, [value]
+    while level and depth <= limit:
+        depth += any(isinstance(item, dict | list | tuple) for item in level)
+        level = [child for item in level for child in json_children(item)]
+    return depth > limit
+
+
+def whole_text(text: str) -> str:
+    """Return text that UTF-8 can encode: JSON can escape half of a surrogate pair, which is replaced."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def with_whole_text(value: Any) -> Any:
+    """Return a JSON value of which every text, names included, is one that UTF-8 can encode."""
+    match value:
+        case str():
+            return whole_text(value)
+        case dict():
+            fields = cast("dict[Any, Any]", value).items()
+            return {with_whole_text(name): with_whole_text(each) for name, each in fields}
+        case list() | tuple():
+            return [with_whole_text(each) for each in cast("list[Any]", value)]
+        case _:
+            return value
 
 
 def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

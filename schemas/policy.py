@@ -7,38 +7,72 @@ dollars, as people write them; whoever compares balances takes them as nano-doll
 import hashlib
 import json
 from collections.abc import Mapping
+from datetime import UTC, date, datetime, time, tzinfo
 from decimal import Decimal
 from functools import cached_property
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from tollbook.schemas.expectations import Expected
-from tollbook.schemas.identifiers import Identifier
+from tollbook.schemas.identifiers import Identifier, normalise_id
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, nanousd_from_usd
+from tollbook.schemas.problems import shown, unknown_name
 from tollbook.schemas.routes import Route
-from tollbook.schemas.tasks import ModelId
+from tollbook.schemas.tasks import PING, RESERVED_STREAM_WORDS, InvalidTask, ModelId, Name, Task
+from tollbook.schemas.windows import WeekStart, WindowKind, find_zone
 
 MAX_CAP_USD: Final = MAX_NANOUSD // NANOUSD_PER_USD
+# A bound is tokens times price; this limit keeps it far below the largest amount that the ledger can hold.
+MAX_USD_PER_MTOK: Final = 10_000
+
+
+def _not_bool(value: object) -> object:
+    # To Python, and so to pydantic, true is the number 1.
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {shown(value)}")  # noqa: TRY004 - pydantic turns only ValueErrors into problems.
+    return value
+
+
+_AsText = PlainSerializer(lambda number: f"{number.normalize():f}", return_type=str, when_used="json")
 Usd = Annotated[
     Decimal,
+    BeforeValidator(_not_bool),
     Field(ge=0, le=MAX_CAP_USD, allow_inf_nan=False),
-    PlainSerializer(lambda usd: f"{usd.normalize():f}", return_type=str, when_used="json"),
+    Expected(f"dollars from 0 to {MAX_CAP_USD}"),
+    _AsText,
 ]
 """Dollars; in JSON a string, since a JSON number is a float to most readers."""
+UsdPerMtok = Annotated[
+    Decimal,
+    BeforeValidator(_not_bool),
+    Field(ge=0, le=MAX_USD_PER_MTOK, allow_inf_nan=False),
+    Expected(f"dollars from 0 to {MAX_USD_PER_MTOK}"),
+    _AsText,
+]
 Fraction = Annotated[
     Decimal,
+    BeforeValidator(_not_bool),
     Field(gt=0, le=10, allow_inf_nan=False, decimal_places=4),
-    PlainSerializer(lambda part: f"{part.normalize():f}", return_type=str, when_used="json"),
+    Expected("a fraction of the cap, greater than 0 and at most 10, such as 0.8"),
+    _AsText,
 ]
-Name = Annotated[
+EnvName = Annotated[
     str,
-    StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,49}$"),
-    Expected("a name of 1 to 50 small letters, digits and any of _ -, a letter first"),
+    StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$"),
+    Expected("the name of an environment variable, such as OPENAI_API_KEY"),
 ]
-"""Name of a plan, task type, stream, budget, tag or provider."""
 
-BudgetWindow = Literal["day", "week", "month", "total"]
 ATTRIBUTES: Final = ("user", "plan", "campaign", "task", "model")
 """What budgets may be kept by beside the tags of tasks."""
 OWN_BUDGET: Final = "user"
@@ -61,8 +95,8 @@ class PlanRule(Rule):
 class StreamRule(Rule):
     """A task stream."""
 
-    concurrency: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    """Concurrent calls per worker; absent: TOLLBOOK_CONCURRENCY."""
+    concurrency: Annotated[int, BeforeValidator(_not_bool), Field(ge=1, le=10_000)] | None = None
+    """Concurrent calls per worker; absent: TOLLBOOK_CONCURRENCY, which also wins over it for a stream it names."""
 
 
 class BudgetRule(Rule):
@@ -72,7 +106,7 @@ class BudgetRule(Rule):
     by: tuple[Name, ...] = ()
     """Attributes that have a balance each: any of user, plan, campaign, task, model, or a tag. None: all together.
     A call without one of them is not held against this budget."""
-    window: BudgetWindow
+    window: WindowKind
     """When the balance begins anew; `total`: never."""
     cap_usd: Usd
     """Cap per window, dollars. With window `total`, 0 and credits make a prepaid balance."""
@@ -86,33 +120,88 @@ class BudgetRule(Rule):
         return nanousd_from_usd(self.caps.get(value, self.cap_usd))
 
 
+def _day(value: object) -> object:
+    # TOML has days; JSON has none.
+    return value.isoformat() if type(value) is date else value
+
+
+def _is_day(value: str) -> str:
+    try:
+        date.fromisoformat(value)
+    except ValueError:
+        raise ValueError(f"must be a day in UTC such as '2026-12-01', not {shown(value)}") from None
+    return value
+
+
+Day = Annotated[str, BeforeValidator(_day), AfterValidator(_is_day), Expected("a day in UTC such as '2026-12-01'")]
+
+
 class PriceRule(Rule):
     """Prices of a model in dollars per million tokens, and per request."""
 
-    prompt: Usd
-    completion: Usd
-    cached: Usd | None = None
-    cache_write: Usd | None = None
-    request: Usd = Decimal(0)
-    starts: Annotated[str | None, Field(alias="from")] = None
+    model_config = ConfigDict(populate_by_name=True)
+
+    prompt: UsdPerMtok
+    """A million prompt tokens, dollars."""
+    completion: UsdPerMtok
+    """A million completion tokens, dollars."""
+    cached: UsdPerMtok | None = None
+    """A million prompt tokens that the provider read from its cache; absent: as `prompt`."""
+    cache_write: UsdPerMtok | None = None
+    """A million prompt tokens that the provider wrote into its cache; absent: as `prompt`."""
+    request: UsdPerMtok = Decimal(0)
+    """One request, dollars."""
+    starts: Annotated[Day | None, Field(alias="from")] = None
     """Day (UTC) from which it counts, such as 2026-12-01; absent: always."""
+
+    @property
+    def starts_ms(self) -> int | None:
+        """When it begins to count, milliseconds since the epoch; None: it always does."""
+        if self.starts is None:
+            return None
+        return round(datetime.combine(date.fromisoformat(self.starts), time.min, UTC).timestamp()) * 1000
+
+
+def _each(value: object) -> object:
+    """One price, or a list of them."""
+    return (cast("object", value),) if isinstance(value, Mapping | PriceRule) else value
+
+
+def _differ_in_days(rules: tuple[PriceRule, ...]) -> tuple[PriceRule, ...]:
+    if not rules or len({rule.starts for rule in rules}) != len(rules):
+        raise ValueError("must have one price or more, each with another 'from' day")
+    return tuple(sorted(rules, key=lambda rule: rule.starts or ""))
+
+
+Prices = Annotated[
+    tuple[PriceRule, ...],
+    BeforeValidator(_each, json_schema_input_type=PriceRule | list[PriceRule]),
+    AfterValidator(_differ_in_days),
+]
 
 
 class ProviderRule(Rule):
     """A provider beside the default one."""
 
-    base_url: str
-    key_env: str | None = None
+    base_url: Annotated[
+        str,
+        StringConstraints(pattern=r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$"),
+        Expected("an address such as 'https://api.openai.com/v1', without a key in it"),
+        Field(repr=False),
+    ]
+    """Address of its API."""
+    key_env: EnvName | None = Field(default=None, repr=False)
     """Environment variable that holds the API key; a policy never holds a secret."""
     dialect: Literal["openrouter", "openai", "anthropic"] = "openai"
+    """Whose request fields it takes."""
 
 
 class AlertRule(Rule):
     """Where alerts are delivered. Not part of what is on the ledger: it decides nothing about money."""
 
-    webhook_env: str | None = None
+    webhook_env: EnvName | None = Field(default=None, repr=False)
     """Environment variable that holds the webhook's address."""
-    apprise_env: str | None = None
+    apprise_env: EnvName | None = Field(default=None, repr=False)
     """Environment variable that holds addresses for Slack, e-mail and the like, as Apprise takes them."""
     projector_behind_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] = 60.0
     """An alert is raised when the projector is further behind, seconds."""
@@ -127,30 +216,67 @@ class Policy(Rule):
     """Name of the time zone in which days, weeks and months begin, such as Europe/Berlin."""
     month_starts_on: Annotated[int, Field(ge=1, le=28)] = 1
     """First day of a billing period."""
-    week_starts_on: Literal["monday", "sunday"] = "monday"
+    week_starts_on: WeekStart = "monday"
     user_ids: Literal["plain", "hashed"] = "plain"
     """Whether users' ids are kept as they are or as keyed hashes; fixed when the ledger is created."""
     default_plan: Name = "trial"
     """Plan of a task that names none."""
     plans: dict[Name, PlanRule] = Field(default_factory=dict[str, PlanRule])
+    """Plans by name; trial, starter and growth exist unless replaced."""
     users: dict[Identifier, Usd] = Field(default_factory=dict[str, Decimal])
     """Caps of single users, dollars per billing period, instead of their plan's."""
     tasks: dict[Name, Route] = Field(default_factory=dict[str, Route])
+    """Task types by name, each with its route; the four of the defaults exist unless replaced."""
     streams: dict[Name, StreamRule] = Field(default_factory=dict[str, StreamRule])
+    """Task streams by name; scraping, analysis, generation and monitoring exist."""
     budgets: tuple[BudgetRule, ...] = ()
-    prices: dict[ModelId, tuple[PriceRule, ...]] = Field(default_factory=dict[str, tuple[PriceRule, ...]])
+    """Budgets beside the user's billing period."""
+    prices: dict[ModelId, Prices] = Field(default_factory=dict[str, tuple[PriceRule, ...]])
+    """Prices by model id, before the catalogue's: one table, or several with their days."""
     providers: dict[Name, ProviderRule] = Field(default_factory=dict[str, ProviderRule])
+    """Providers by name, beside the default one."""
     alerts: AlertRule = AlertRule()
+    """Where alerts are delivered."""
+
+    @field_validator("users", mode="before")
+    @classmethod
+    def _users_differ(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        seen: set[str] = set()
+        for user_id in cast("Mapping[object, object]", value):
+            if (normal := normalise_id(str(user_id))) in seen:
+                raise ValueError(f"names user {shown(normal)} twice, in two spellings of Unicode")
+            seen.add(normal)
+        return cast("object", value)
+
+    @field_validator("tasks")
+    @classmethod
+    def _ping_is_built_in(cls, value: dict[str, Route]) -> dict[str, Route]:
+        if PING in value:
+            raise ValueError(f"{PING!r} calls no model and has no route")
+        return value
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
         if self.default_plan not in self.plans:
-            raise ValueError(f"'default_plan' {self.default_plan!r} is none of the plans: {', '.join(self.plans)}")
+            raise ValueError(f"'default_plan': {unknown_name('plan', self.default_plan, self.plans)}")
         names = [rule.name for rule in self.budgets]
-        for name in names:
-            if names.count(name) > 1 or name == OWN_BUDGET:
-                raise ValueError(f"there is another budget named {name!r}")
+        for number, name in enumerate(names):
+            if name in names[:number] or name == OWN_BUDGET:
+                raise ValueError(f"'budgets[{number}].name': there is another budget named {name!r}")
         return self
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_is_known(cls, value: str) -> str:
+        find_zone(value)
+        return value
+
+    @property
+    def zone(self) -> tzinfo:
+        """The time zone in which days, weeks and months begin."""
+        return find_zone(self.timezone)
 
     def content(self) -> dict[str, Any]:
         """Return what stands on the ledger: everything but the alerts' receivers, dollars as strings."""
@@ -159,8 +285,22 @@ class Policy(Rule):
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the content, in hexadecimal. Equal policies have equal digests."""
-        text = json.dumps(self.content(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest_of(self.content())
+
+    @property
+    def task_types(self) -> tuple[str, ...]:
+        """Every task type, `ping` included."""
+        return (*self.tasks, PING)
+
+    @property
+    def plan_caps_nanousd(self) -> dict[str, int]:
+        """The cap of each plan's billing period, nano-dollars."""
+        return {plan: self.plan_cap_nanousd(plan) for plan in self.plans}
+
+    @property
+    def user_caps_nanousd(self) -> dict[str, int]:
+        """The caps of single users' billing periods, nano-dollars."""
+        return {user_id: nanousd_from_usd(cap_usd) for user_id, cap_usd in self.users.items()}
 
     def plan_cap_nanousd(self, plan: str) -> int:
         """Return a plan's cap per billing period, nano-dollars. Errors: KeyError."""
@@ -170,6 +310,12 @@ class Policy(Rule):
         """Return the cap of a user's billing period: the user's own, else the plan's. Errors: KeyError."""
         own = self.users.get(user_id)
         return self.plan_cap_nanousd(plan) if own is None else nanousd_from_usd(own)
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """Return the digest of a policy's content as it stands on a ledger, SHA-256 in hexadecimal."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def default_policy(changes: Mapping[str, Any] | None = None) -> Policy:
@@ -184,8 +330,44 @@ def default_policy(changes: Mapping[str, Any] | None = None) -> Policy:
     }
     changes = dict(changes or {})
     for name, table in tables.items():
-        changes[name] = {**table, **changes.get(name, {})}
+        entries: object = changes.get(name, {})
+        if isinstance(entries, Mapping):  # Anything else is for the model to refuse.
+            changes[name] = {**table, **entries}
     return Policy.model_validate(changes)
+
+
+def check_stream(stream: str, policy: Policy) -> str:
+    """Return a stream that the policy has. Errors: InvalidTask, with the streams' names."""
+    if stream not in policy.streams:
+        raise InvalidTask(unknown_name("stream", stream, policy.streams))
+    return stream
+
+
+def check_plan(plan: str, policy: Policy) -> str:
+    """Return a plan that the policy has. Errors: InvalidTask, with the plans' names."""
+    if plan not in policy.plans:
+        raise InvalidTask(unknown_name("plan", plan, policy.plans))
+    return plan
+
+
+def check_task_type(task_type: str, policy: Policy) -> str:
+    """Return a task type that the policy has, or `ping`. Errors: InvalidTask, with the task types' names."""
+    if task_type not in policy.task_types:
+        raise InvalidTask(unknown_name("task type", task_type, policy.task_types))
+    return task_type
+
+
+def check_task(task: Task, policy: Policy) -> Task:
+    """Return a task whose names the policy has, and whose reply goes to no task stream.
+
+    Errors: InvalidTask, with the policy's names.
+    """
+    check_task_type(task.task, policy)
+    if task.plan is not None:
+        check_plan(task.plan, policy)
+    if task.reply_to in policy.streams:  # A reply there would be taken for a task.
+        raise InvalidTask(f"'reply_to' {RESERVED_STREAM_WORDS} {task.reply_to!r} is")
+    return task
 
 
 _TASKS: Final[Mapping[str, Mapping[str, Any]]] = {

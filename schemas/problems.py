@@ -20,6 +20,8 @@ from tollbook.schemas.expectations import alternatives_of, choices_of, expectati
 MAX_PROBLEMS: Final = 5
 _MAX_SHOWN_CHARACTERS: Final = 100
 _MIN_LIKENESS: Final = 0.6
+Location = tuple[int | str, ...]
+"""Where something stands in an input: names of fields and indices of lists."""
 UTF8_WORDS: Final = "text that UTF-8 can encode (this has half of a surrogate pair)"
 _NOT_ALPHANUMERIC: Final = re.compile(r"[^a-z0-9]")
 
@@ -73,19 +75,37 @@ def problems_of(
     ValueError says what is wrong with its field ("must have no spaces"), or, for the whole model, a whole sentence.
     Values and names of which `hides` is true are not shown (G10).
     """
+    found = located_problems(error, model, root=root, subject=subject, limit=limit, hides=hides)
+    return list(dict.fromkeys(sentence for _, sentence in found))
+
+
+def located_problems(
+    error: ValidationError,
+    model: Any,
+    *,
+    root: str = "",
+    subject: Callable[[str], str] = lambda path: f"'{path}' ",
+    limit: int = MAX_PROBLEMS,
+    hides: Callable[[object], bool] = lambda value: False,  # noqa: ARG005 - by default, nothing is hidden.
+) -> list[tuple[Location, str]]:
+    """Return the sentences of `problems_of`, each with its place in the input; one for the whole input has none."""
     details = error.errors(include_url=False)
-    found = [(each, *_places(each, _Place(root, model))) for each in details[:limit]]
-    sentences = [
-        _sentence(each, replace(place, is_private=True) if hides(each["input"]) else place, parent, subject, hides)
-        for each, place, parent in found
-    ]
-    for each, _, parent in found:
+    found: list[tuple[Location, str]] = []
+    unknown: tuple[Location, _Place] | None = None
+    for each in details[:limit]:
+        place, parent = _places(each["loc"], _Place(root, model))
+        if each["loc"][-1:] == ("[key]",):
+            found.append((each["loc"][:-1], _sentence_of_name(each, _places(each["loc"][:-2], _Place(root, model))[0])))
+            continue
+        shown_place = replace(place, is_private=True) if hides(each["input"]) else place
+        found.append((each["loc"], _sentence(each, shown_place, parent, subject, hides)))
         if each["type"] == "extra_forbidden" and closest_name(str(each["loc"][-1]), _fields(parent)) is None:
-            sentences.append(f"known fields: {', '.join(_fields(parent))}")
-            break
+            unknown = unknown or (each["loc"], parent)
+    if unknown is not None:
+        found.append((unknown[0], f"known fields: {', '.join(_fields(unknown[1]))}"))
     if len(details) > limit:
-        sentences.append(f"{len(details) - limit} more problems")
-    return list(dict.fromkeys(sentences))
+        found.append(((), f"{len(details) - limit} more problems"))
+    return found
 
 
 def as_text(sentences: Iterable[str]) -> str:
@@ -122,10 +142,10 @@ def _letters(name: str) -> str:
     return _NOT_ALPHANUMERIC.sub("", name.lower())
 
 
-def _places(error: ErrorDetails, whole: _Place) -> tuple[_Place, _Place]:
-    """Return where an error is, and what that is a part of."""
+def _places(location: Location, whole: _Place) -> tuple[_Place, _Place]:
+    """Return what stands at a place, and what that is a part of."""
     place = parent = whole
-    for part in error["loc"]:
+    for part in location:
         place, parent = _step(place, part), place
     return place, parent
 
@@ -153,7 +173,10 @@ def _sentence(
         case "string_unicode":
             return f"{about or 'the name of a field '}must be {UTF8_WORDS}"
         case "union_tag_invalid":
-            return f"{about}has the unknown type {shown(error.get('ctx', {}).get('tag'))}"
+            tag = error.get("ctx", {}).get("tag")
+            known = error.get("ctx", {}).get("expected_tags")
+            which = "an unknown type" if hides(tag) else f"the unknown type {shown(tag)}"
+            return f"{about}has {which}; known: {known}"
         case "union_tag_not_found":
             return f"{about}has no type"
         case "json_invalid":
@@ -161,6 +184,15 @@ def _sentence(
         case _:
             expected = expectation(place.annotation, place.marks)
             return f"{about or 'the input '}must be {expected}{_but(place, error['input'])}"
+
+
+def _sentence_of_name(error: ErrorDetails, table: _Place) -> str:
+    """Say what is wrong with a name in a table whose names the user chooses."""
+    kinds = [kind for kind in alternatives_of(table.annotation)[0] if is_a(kind, Mapping)]
+    names = get_args(kinds[0])[:1] if kinds else ()
+    cause = error.get("ctx", {}).get("error")
+    problem = str(cause) if type(cause) is ValueError else f"must be {expectation(names[0] if names else str)}"
+    return f"the name {shown(error['input'])} in '{table.path}' {problem}"
 
 
 def _fields(place: _Place) -> list[str]:
@@ -184,13 +216,16 @@ def _step(place: _Place, part: str | int) -> _Place:
         # In a table, the user chose the name.
         is_plain = part.isprintable() and len(part) <= _MAX_SHOWN_CHARACTERS
         path = f"{place.path}.{part if is_plain else _shown_name(part)}".removeprefix(".")
+    models = [kind for kind in kinds if is_model(kind)]
+    if len(models) > 1:
+        # pydantic's name for one of several models, which is no part of what the user wrote.
+        for kind in models:
+            if any(part in get_args(each.annotation) for each in kind.model_fields.values()):
+                return _Place(place.path, kind, is_private=place.is_private)
     for kind in kinds:
         if is_model(kind):
             if (field := _field(kind, part)) is not None:
                 return _Place(path, field.annotation, tuple(field.metadata), is_private=not field.repr)  # G10
-            if any(part in get_args(each.annotation) for each in kind.model_fields.values()):
-                # pydantic's name for one of several models, which is no part of what the user wrote.
-                return _Place(place.path, kind)
         elif is_a(kind, Sequence if isinstance(part, int) else Mapping):
             items = get_args(kind)
             return _Place(path, items[isinstance(part, str)] if items else Any, is_private=place.is_private)

@@ -8,8 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from enum import StrEnum
-from typing import Annotated, Any, Final, Literal, Self, cast
+from typing import Annotated, Any, Final, Self, cast
 
 from pydantic import (
     AfterValidator,
@@ -26,31 +25,15 @@ from pydantic import (
 from tollbook.schemas.errors import AppError
 from tollbook.schemas.expectations import Expected
 from tollbook.schemas.identifiers import CampaignId, TaskId, UserId
-from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
-from tollbook.schemas.plans import DEFAULT_PLAN, Plan
-from tollbook.schemas.problems import UTF8_WORDS, as_text, problems_of, shown
+from tollbook.schemas.json_text import NotJson, RepeatedKey, is_deeper, json_children, parse_json, with_whole_text
+from tollbook.schemas.messages import Message
+from tollbook.schemas.parameters import JSON_PARAMETERS, MAX_SCHEMA_DEPTH, Parameters, number, without_refused
+from tollbook.schemas.problems import UTF8_WORDS, as_text, problems_of
 from tollbook.schemas.results import ErrorCode
+from tollbook.schemas.tags import Tags
 
-
-class TaskStream(StrEnum):
-    """The four task streams."""
-
-    SCRAPING = "scraping"
-    ANALYSIS = "analysis"
-    GENERATION = "generation"
-    MONITORING = "monitoring"
-
-
-class TaskType(StrEnum):
-    """What the model is asked to do; it selects the route. `ping` answers "pong", calls no model and is free."""
-
-    CLASSIFY_ARCHETYPE = "classify_archetype"
-    GENERATE_DRAFT = "generate_draft"
-    SCORE_POST = "score_post"
-    EXTRACT_PATTERNS = "extract_patterns"
-    PING = "ping"
-
-
+PING: Final = "ping"
+"""Task type of every policy: it answers "pong", calls no model and is free."""
 MAX_ENTRY_BYTES: Final = 2_000_000
 MAX_TEXT_BYTES: Final = 1_000_000
 MAX_MESSAGES: Final = 1_000
@@ -59,7 +42,11 @@ MAX_JSON_DEPTH: Final = 32
 _MAX_HARMLESS: Final = 3
 """A shorter text says nothing of a prompt that holds it too."""
 # Fields that are JSON text in a plain stream field.
-_JSON_FIELDS: Final = ("messages", "metadata")
+_JSON_FIELDS: Final = ("messages", "metadata", "tags", *JSON_PARAMETERS)
+# Where half of a surrogate pair is replaced, two different ids would become one.
+_NOT_MENDED: Final = frozenset({"task_id", "user_id", "campaign_id", "tags", "reply_to", "model"})
+# What these hold may be part of the prompt, wherever it stands by mistake (G10).
+_MAY_QUOTE: Final = ("prompt", "system", "messages", "tools", "functions", "response_format", "prediction", "stop")
 
 
 class InvalidTask(AppError, ValueError):
@@ -68,15 +55,12 @@ class InvalidTask(AppError, ValueError):
     code = ErrorCode.INVALID_TASK
 
 
-class Message(BaseModel):
-    """One chat message. Content is text only: the cost of images, audio and files has no bound yet."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    role: Literal["system", "user", "assistant"]
-    content: str = Field(repr=False)  # G10
-
-
+Name = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,49}$"),
+    Expected("a name of 1 to 50 small letters, digits and any of _ -, a letter first"),
+]
+"""Name of a plan, task type, stream, budget, tag or provider."""
 MODEL_ID_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,149}$"
 MODEL_ID_WORDS: Final = "a model id such as 'openai/gpt-4o-mini' (1 to 150 letters, digits and any of . _ : / @ -)"
 ModelId = Annotated[str, StringConstraints(pattern=MODEL_ID_PATTERN), Expected(MODEL_ID_WORDS)]
@@ -90,11 +74,12 @@ RESERVED_STREAM_WORDS: Final = "must be no stream and no key of a Tollbook, as"
 
 
 def check_reply_stream(name: str) -> str:
-    """Return the name of a stream for replies, unless it is a task stream or the form of a key of any Tollbook.
+    """Return the name of a stream for replies, unless it has the form of a key of any Tollbook.
 
-    A reply there would be taken for a task or a dead letter, or would break a lease. Errors: ValueError.
+    A reply there would be taken for a dead letter, or would break a lease. That it is no task stream is for
+    `schemas.policy.check_task` to say. Errors: ValueError.
     """
-    if name in list(TaskStream) or _TOLLBOOK_KEY.match(name):
+    if _TOLLBOOK_KEY.match(name):
         raise ValueError(f"{RESERVED_STREAM_WORDS} {name!r} is")
     return name
 
@@ -128,43 +113,32 @@ def tracestate_or_none(value: object) -> str | None:
     return value if isinstance(value, str) and _TRACESTATE.fullmatch(value) else None
 
 
-def _number(value: object) -> object:
-    # To Python, and so to pydantic, true is the number 1.
-    if isinstance(value, bool):
-        raise ValueError(f"must be a number, not {shown(value)}")  # noqa: TRY004 - pydantic turns only ValueErrors into problems.
-    return value
-
-
-class Task(BaseModel):
-    """One unit of work.
-
-    Units: `max_tokens` completion tokens; `temperature` 0 to 2.
-    Either `prompt` (with an optional `system`) or `messages`; `ping` needs neither.
-    """
+class PlainTask(BaseModel):
+    """A task without further parameters: what to do, for whom, with which text and limits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    task: TaskType
-    """What to do: a task type. The name `task_type` is accepted too."""
+    task: Name
+    """What to do: a task type of the policy, or `ping`. The name `task_type` is accepted too."""
     user_id: UserId = "anonymous"
     """Who is charged. Required, except for `ping`."""
-    plan: Plan = DEFAULT_PLAN
-    """The user's plan, which decides the cap."""
+    plan: Name | None = None
+    """The user's plan, which decides the cap. Without one, the policy's `default_plan`."""
     task_id: TaskId | None = None
     """Your own id, which makes a repeat harmless. Without one it is `<stream>-<entry id>`."""
     campaign_id: CampaignId | None = None
     """The campaign, for reports and for a campaign's cap."""
+    tags: Tags | None = None
+    """Names and values for budgets and reports, as a JSON object of up to 16: `{"team": "red"}`."""
     prompt: str | None = Field(default=None, repr=False)  # G10
     """The text for the model. Give exactly one of `prompt` and `messages`."""
     system: str | None = Field(default=None, repr=False)
     """A system prompt, beside `prompt`."""
     messages: tuple[Message, ...] | None = Field(default=None, max_length=MAX_MESSAGES, repr=False)
-    """Chat messages instead of a prompt, as JSON: `[{"role": "user", "content": "..."}]`. Text only."""
-    max_tokens: Annotated[int | None, BeforeValidator(_number)] = Field(default=None, ge=1, le=200_000)
-    """Maximum completion tokens, instead of the route's."""
-    temperature: Annotated[float | None, BeforeValidator(_number)] = Field(
-        default=None, ge=0, le=2, allow_inf_nan=False
-    )
+    """Chat messages instead of a prompt, as JSON in OpenAI's form: `[{"role": "user", "content": "..."}]`."""
+    max_tokens: Annotated[int | None, BeforeValidator(number)] = Field(default=None, ge=1, le=200_000)
+    """Maximum completion tokens, instead of the route's. The name `max_completion_tokens` is accepted too."""
+    temperature: Annotated[float | None, BeforeValidator(number)] = Field(default=None, ge=0, le=2, allow_inf_nan=False)
     """Sampling temperature, 0 to 2, instead of the route's."""
     model: ModelId | None = None
     """Model id, instead of the route's."""
@@ -180,7 +154,7 @@ class Task(BaseModel):
     @field_validator("metadata")
     @classmethod
     def _metadata_is_small(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if _depth(value) > MAX_JSON_DEPTH:
+        if is_deeper(value, MAX_JSON_DEPTH):
             raise ValueError(f"must not be nested deeper than {MAX_JSON_DEPTH} levels")
         try:
             size = len(json.dumps(value, allow_nan=False))
@@ -200,7 +174,7 @@ class Task(BaseModel):
 
     @model_validator(mode="after")
     def _has_one_input(self) -> Self:
-        if self.task is not TaskType.PING:
+        if self.task != PING:
             if (self.prompt is None) == (self.messages is None):
                 raise ValueError(f"give {'one' if self.prompt is None else 'only one'} of 'prompt' and 'messages'")
             if self.prompt == "" or self.messages == ():
@@ -209,14 +183,14 @@ class Task(BaseModel):
                 raise ValueError("'system' goes with 'prompt' only; put a system message into 'messages'")
             if "user_id" not in self.model_fields_set:
                 raise ValueError("'user_id' is missing")
-        texts = [message.content for message in self.messages or ()] or [self.system or "", self.prompt or ""]
-        try:
-            text_bytes = sum(len(text.encode()) for text in texts)
-        except UnicodeEncodeError:
-            raise ValueError(f"the prompt must be {UTF8_WORDS}") from None
-        if text_bytes > MAX_TEXT_BYTES:
-            raise ValueError(f"the prompt must have at most {MAX_TEXT_BYTES} bytes, not {text_bytes}")
         return self
+
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of the prompt, or of all that the messages hold beside images."""
+        if self.messages is not None:
+            return sum(message.text_bytes for message in self.messages)
+        return sum(len((text or "").encode("utf-8", "surrogatepass")) for text in (self.system, self.prompt))
 
     def chat(self) -> tuple[Message, ...]:
         """Return the conversation as chat messages."""
@@ -225,16 +199,45 @@ class Task(BaseModel):
         system = (Message(role="system", content=self.system),) if self.system else ()
         return (*system, Message(role="user", content=self.prompt or ""))
 
+
+class Task(Parameters, PlainTask):
+    """One unit of work.
+
+    Units: `max_tokens` completion tokens; `temperature` 0 to 2.
+    Either `prompt` (with an optional `system`) or `messages`; `ping` needs neither.
+    """
+
+    @model_validator(mode="after")
+    def _is_not_too_large(self) -> Self:
+        given = self.parameters()
+        parameters = json.dumps(given, ensure_ascii=False) if given else ""
+        size = self.text_bytes + len(parameters.encode("utf-8", "surrogatepass"))
+        if size > MAX_TEXT_BYTES:
+            raise ValueError(f"the prompt must have at most {MAX_TEXT_BYTES} bytes, not {size}")
+        return self
+
     def content_hash(self) -> str:
         """Return a digest of what the task asks for and of who pays.
 
         Stored with the call, so that the same task id with other content is seen (G4).
         `task_id`, `reply_to`, `metadata` and the trace are left out: they change neither the work nor its price, so a
-        repeat with another trace is the same task.
+        repeat with another trace is the same task. Parameters and tags that are not set are left out too: a task has
+        the hash that it had before there were any.
         """
-        work = self.model_dump(mode="json", exclude={"task_id", "reply_to", "metadata", "traceparent", "tracestate"})
+        work: dict[str, Any] = self.model_dump(mode="json", include=_HASHED_ALWAYS)
+        if self.messages is not None:
+            work["messages"] = [message.model_dump(mode="json", exclude_none=True) for message in self.messages]
+        if self.tags:
+            work["tags"] = self.tags
+        work.update(self.parameters())
         canonical = json.dumps(work, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+# In the digest of every task, set or not: what each call's hash on older ledgers was made of.
+_HASHED_ALWAYS: Final = frozenset(
+    {"task", "user_id", "plan", "campaign_id", "prompt", "system", "messages", "max_tokens", "temperature", "model"}
+)
 
 
 def check_entry_size(size: int) -> None:
@@ -248,12 +251,21 @@ def task_from_fields(fields: Mapping[str, Any]) -> Task:
     document: Mapping[str, Any] = fields
     if "data" in fields and "task" not in fields:
         document = _json_object(fields["data"], name="data")
-    values = {name: value for name, value in document.items() if value != "" or name == "prompt"}
-    for name in _JSON_FIELDS:
-        if isinstance(values.get(name), str):
-            values[name] = _parse_json(values[name], name=name)
-    if "task" not in values and "task_type" in values:
-        values["task"] = values.pop("task_type")
+    # Empty text and null count as absent. An empty prompt is an error of its own.
+    given = {name: value for name, value in document.items() if value is not None and (value != "" or name == "prompt")}
+    values, problems = without_refused(given)
+    if problems:
+        raise InvalidTask(as_text(problems))
+    for name, value in values.items():
+        read = _parse_json(value, name=name) if name in _JSON_FIELDS and isinstance(value, str) else value
+        if name != "metadata" and is_deeper(read, MAX_SCHEMA_DEPTH):
+            raise InvalidTask(f"'{name}' must not be nested deeper than {MAX_SCHEMA_DEPTH} levels")
+        values[name] = read if name in _NOT_MENDED or is_deeper(read, MAX_SCHEMA_DEPTH) else with_whole_text(read)
+    for alias, name in (("task_type", "task"), ("max_completion_tokens", "max_tokens")):
+        if alias in values:
+            value = values.pop(alias)
+            if str(values.setdefault(name, value)) != str(value):
+                raise InvalidTask(f"'{name}' and '{alias}' differ: give one of them")
     try:
         return Task.model_validate(values)
     except ValidationError as exc:
@@ -263,10 +275,10 @@ def task_from_fields(fields: Mapping[str, Any]) -> Task:
 def _may_be_prompt(values: Mapping[str, Any]) -> Callable[[object], bool]:
     """Return whether a text may be part of the prompt, also where it stands in another field by mistake (G10)."""
     texts: list[str] = []
-    level: list[object] = [values.get("prompt"), values.get("system"), values.get("messages")]
+    level: list[object] = [values.get(name) for name in _MAY_QUOTE]
     while level:
         texts += [item for item in level if isinstance(item, str) and item]
-        level = [child for item in level for child in _children(_without_role(item))]
+        level = [child for item in level for child in json_children(_without_words(item))]
 
     def is_part(value: object) -> bool:
         if not isinstance(value, str):
@@ -277,10 +289,11 @@ def _may_be_prompt(values: Mapping[str, Any]) -> Callable[[object], bool]:
     return is_part
 
 
-def _without_role(item: object) -> object:
+def _without_words(item: object) -> object:
+    """Leave out what is one of a few words, so that a wrong one may be named."""
     if not isinstance(item, dict):
         return item
-    return {name: value for name, value in cast("dict[str, object]", item).items() if name != "role"}
+    return {name: value for name, value in cast("dict[str, object]", item).items() if name not in ("role", "type")}
 
 
 def _json_object(text: object, *, name: str) -> dict[str, Any]:
@@ -297,19 +310,3 @@ def _parse_json(text: str, *, name: str) -> object:
         raise InvalidTask(f"'{name}' {exc}") from None
     except (ValueError, RecursionError):
         raise InvalidTask(f"'{name}' is not JSON") from None
-
-
-def _depth(value: object) -> int:
-    """Return how deep lists and objects are nested; counting stops just past the limit."""
-    depth = 0
-    level: list[object] = [value]
-    while level and depth <= MAX_JSON_DEPTH:
-        depth += any(isinstance(item, dict | list) for item in level)
-        level = [child for item in level for child in _children(item)]
-    return depth
-
-
-def _children(value: object) -> Iterable[object]:
-    if isinstance(value, dict):
-        return cast("dict[str, object]", value).values()
-    return cast("list[object]", value) if isinstance(value, list) else ()

@@ -16,6 +16,9 @@ NOT_OF_A_CALL = (
     "credit-revoked",
     "segment-sealed",
     "ledger-recovered",
+    "policy-applied",
+    "credit-expired",
+    "alert-raised",
 )
 
 
@@ -83,7 +86,7 @@ class FoldModel:
             what, rest = name.split(":", 1)
             subject, window = rest.rsplit(":", 1)
             row = self.budgets.setdefault(name, {"cap_usd": None})
-            row |= {"kind": what, "subject": subject, "window": window, "last_id": entry_id, "last_seq": self.seq}
+            row |= {"name": what, "value": subject, "window": window, "last_id": entry_id, "last_seq": self.seq}
             row |= {"settled_usd": usd(balance[0]), "held_usd": usd(balance[1])}
             if kind == "budget-reserved":
                 row["cap_usd"] = usd(cap or 0)

@@ -89,6 +89,7 @@ class LedgerModel:
         self.caps: dict[str, int] = {}
         self.credits: dict[tuple[str, str], int] = {}
         self.watermark = 0
+        self.policy = 0
 
     @property
     def head(self) -> int:
@@ -113,6 +114,7 @@ class LedgerModel:
         budgets: Budgets,
         baselines: Sequence[ModelBaseline],
         is_final: bool = False,
+        policy: int = 0,
     ) -> Answer:
         call = self.calls.get(call_id)
         if call is not None and call.content != content:
@@ -121,6 +123,8 @@ class LedgerModel:
             return ("OPEN", call.hold, call.amount, call.worker, *self._progress(call), call.budgets, call.period)
         if call is not None and call.state != "closed":
             return ("FINISHED", call.state, call.result, call.denial)
+        if policy != self.policy:
+            return ("POLICY", self.policy)
         names = [name for name, _ in budgets]
         if refusal := self._refuse(names, baselines):
             return refusal
@@ -161,6 +165,7 @@ class LedgerModel:
         budgets: Budgets,
         baselines: Sequence[ModelBaseline],
         extension: int = 0,
+        policy: int = 0,
     ) -> Answer:
         names = [name for name, _ in budgets]
         call = self.calls.get(call_id)
@@ -169,6 +174,8 @@ class LedgerModel:
         assert call is not None
         if begun < call.begun or spent < call.spent:
             return ("OK", call.amount)
+        if extension and policy != self.policy:
+            return ("POLICY", self.policy)
         extends = extension > 0 and begun not in call.extended
         if extends and (refusal := self._refuse(names, baselines)):
             return refusal
@@ -267,9 +274,12 @@ class LedgerModel:
         assumed: int,
         budgets: Sequence[str],
         baselines: Sequence[ModelBaseline],
+        policy: int | None = None,
     ) -> Answer:
         if call_id in self.calls:
             return ("NEW", False) if self.calls[call_id].content == content else ("CONFLICT",)
+        if policy not in (None, self.policy):
+            return ("POLICY", self.policy)
         if refusal := self._refuse(budgets, baselines):
             return refusal
         call = self.calls[call_id] = ModelCall(content, user, period, "-", state="settled", budgets=tuple(budgets))
@@ -295,7 +305,21 @@ class LedgerModel:
             self.caps[user] = amount
         return ("NEW", True)
 
-    def balance(self, *, user: str, period: str, budgets: Budgets, baselines: Sequence[ModelBaseline]) -> Answer:
+    def apply_policy(self, *, in_force: int, version: int) -> Answer:
+        """A version replaces the one that its author has seen, or nothing; digests are those of the versions."""
+        if version == self.policy:
+            return ("NEW", False)
+        if in_force != self.policy or version < self.policy:
+            return ("POLICY", self.policy)
+        self.policy = version
+        self.events.append(ModelEvent("policy-applied", "", "", "", 0, 0, None, {}))
+        return ("NEW", True)
+
+    def balance(
+        self, *, user: str, period: str, budgets: Budgets, baselines: Sequence[ModelBaseline], policy: int = 0
+    ) -> Answer:
+        if policy != self.policy:
+            return ("POLICY", self.policy)
         names = [name for name, _ in budgets]
         if refusal := self._refuse(names, baselines):
             return refusal

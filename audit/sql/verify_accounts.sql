@@ -1,4 +1,4 @@
--- Plans, caps and credits that Redis holds and the events do not give, or the other way; each with both values.
+-- Plans, caps and credits, those of budgets too, that Redis holds and the events do not give, or the other way; each with both values.
 WITH assigned AS (
     SELECT user_id, arg_max(plan, seq) AS plan, arg_max(nanousd(cap_usd), seq)::VARCHAR AS cap_nanousd
     FROM events
@@ -15,8 +15,13 @@ given AS (
     UNION ALL
     SELECT user_id, 'credit:' || period, sum(nanousd(amount_usd))::VARCHAR
     FROM events
-    WHERE type IN ('credit-granted', 'credit-revoked') AND partition = $partition
+    WHERE type IN ('credit-granted', 'credit-revoked') AND partition = $partition AND budget IS NULL
     GROUP BY user_id, period
+    UNION ALL
+    SELECT '', budget, sum(nanousd(amount_usd))::VARCHAR
+    FROM events
+    WHERE type IN ('credit-granted', 'credit-revoked', 'credit-expired') AND partition = $partition AND budget IS NOT NULL
+    GROUP BY budget
 )
 SELECT user_id, field, r.value AS found, g.value AS given
 FROM gate_accounts AS r

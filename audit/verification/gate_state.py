@@ -50,6 +50,8 @@ class GateState:
         last = EntryId.parse(end.last_id)
         async for user_id, fields in _values(redis, keys.account(""), unreadable, "HGETALL"):
             accounts += [(user_id, name, value) for name, value in _pairs(fields)]
+        credits_ = _pairs(await cast("Any", redis).hgetall(keys.credits))
+        accounts += [("", name, value) for name, value in credits_ if not name.endswith(" lots")]
         async for budget, entries in _values(redis, keys.tail(""), unreadable, "LRANGE", 0, -1):
             for entry in entries:
                 entry_id, _, moved = _text(entry).partition(" ")
@@ -99,8 +101,7 @@ class GateState:
         with refold.registered({f"gate_{name}": table for name, table in tables.items()}):
             given = {"partition": self.partition}
             accounts = [
-                f"user {user_id}: {_field(field)} is {_value(field, found)} in Redis, "
-                f"{_value(field, value)} by the events"
+                f"{_subject(user_id, field)} is {_value(field, found)} in Redis, {_value(field, value)} by the events"
                 for user_id, field, found, value in refold.rows("verify_accounts", given)
             ]
             marks = given | {"ms": self.watermark.ms, "n": self.watermark.seq}
@@ -208,6 +209,10 @@ def _pairs(fields: Any) -> Iterable[tuple[str, str]]:
 def _table(rows: Sequence[Sequence[Any]], *names: str, integers: Sequence[str] = ()) -> pa.Table:
     schema = pa.schema([(name, pa.int64() if name in integers else pa.string()) for name in names])
     return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], schema=schema)
+
+
+def _subject(user_id: str, field: str) -> str:
+    return f"user {user_id}: {_field(field)}" if user_id else f"{describe_budget(field)}: its credit"
 
 
 def _field(name: str) -> str:

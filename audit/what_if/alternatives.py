@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from tollbook.inference.prices.model_price import TOKENS_PER_MTOK, ModelPrice
 from tollbook.schemas.money import MAX_NANOUSD
-from tollbook.schemas.plans import CAPS_NANOUSD
+from tollbook.schemas.policy import default_policy
 from tollbook.schemas.usage import Usage
 
 PriceOf = Callable[[str, int], ModelPrice]
@@ -47,13 +47,12 @@ class Alternatives:
 class RecordedCaps:
     """The caps in the settings, which tell a user's own cap from the plan's."""
 
-    plans: Mapping[str, int] = field(default_factory=lambda: {plan.value: cap for plan, cap in CAPS_NANOUSD.items()})
+    plans: Mapping[str, int] = field(default_factory=lambda: default_policy().plan_caps_nanousd)
     users: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def is_of_plan(self, plan: str, cap_nanousd: int) -> bool:
         """Whether an assigned cap is just its plan's: the one in the settings, or the documented one."""
-        documented = {known.value: cap for known, cap in CAPS_NANOUSD.items()}
-        return cap_nanousd in (self.plans.get(plan), documented.get(plan))
+        return cap_nanousd in (self.plans.get(plan), default_policy().plan_caps_nanousd.get(plan))
 
 
 @dataclass(frozen=True, slots=True)

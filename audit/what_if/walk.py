@@ -32,7 +32,7 @@ NO_PLAN: Final = "-"
 
 _COLUMNS: Final = ("id", "ms", "type", "user_id", "period", "call_id", "attempt", "amount", "payload")
 # They add nothing about money to the other events.
-_SKIPPED: Final = ("fallback-used", "segment-sealed", "ledger-recovered")
+_SKIPPED: Final = ("fallback-used", "segment-sealed", "ledger-recovered", "policy-applied", "alert-raised")
 
 
 @dataclass(slots=True)
@@ -132,6 +132,7 @@ class _Partition:
             "plan-cleared": self._cleared,
             "credit-granted": self._credited,
             "credit-revoked": self._credited,
+            "credit-expired": self._credited,
         }
 
     def apply(self, event: _Event) -> None:
@@ -255,7 +256,11 @@ class _Partition:
         self._plans.pop(event.user_id, None)
 
     def _credited(self, event: _Event) -> None:
-        self._caps.grant(event.user_id, event.period, event.amount)
+        budget = event.payload.get("budget")
+        if budget is None:
+            self._caps.grant(event.user_id, event.period, event.amount)
+        elif budget in self._caps.further:
+            self._caps.further[budget] += event.amount
 
     def _move_recorded(self, event: _Event) -> None:
         match event.type:

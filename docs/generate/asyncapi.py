@@ -15,8 +15,9 @@ from pydantic import BaseModel, Field, Json
 
 from tollbook.ledger.keys import GROUP
 from tollbook.schemas.identifiers import TaskId
+from tollbook.schemas.policy import default_policy
 from tollbook.schemas.results import InferenceResult
-from tollbook.schemas.tasks import Task, TaskStream
+from tollbook.schemas.tasks import Task
 
 DOCUMENT: Final = Path(__file__).resolve().parents[1] / "reference" / "asyncapi.yaml"
 
@@ -46,10 +47,10 @@ def documents() -> dict[Path, str]:
 def document() -> str:
     """Return the document as YAML."""
     broker = RedisBroker("redis://127.0.0.1:6379")
-    for stream in TaskStream:
+    for stream in default_policy().streams:
         subscriber = broker.subscriber(
-            stream=StreamSub(stream.value, group=GROUP, consumer="one-for-each-worker"),
-            title=stream.value,
+            stream=StreamSub(stream, group=GROUP, consumer="one-for-each-worker"),
+            title=stream,
             description=_TASKS,
         )
         subscriber(_execute)

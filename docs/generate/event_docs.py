@@ -32,10 +32,10 @@ _ENVELOPE: Final[dict[str, tuple[dict[str, Any], str]]] = {
     "type": ({"enum": [*PAYLOADS]}, "Type of the event."),
     "v": ({"pattern": r"^[1-9][0-9]*$"}, "Version of the payload's schema."),
     "seq": ({"pattern": r"^[1-9][0-9]*$"}, "Number of the event in its ledger partition: 1, 2, 3 without gaps."),
-    "user_id": ({}, "User whose money it concerns; empty for `segment-sealed` and `ledger-recovered`."),
+    "user_id": ({}, "User whose money it concerns; empty where it is nobody's, as for `policy-applied`."),
     "period": (
         {"pattern": r"^([0-9]{4}-(0[1-9]|1[0-2]))?$"},
-        "Billing period that is charged, `YYYY-MM` in UTC; empty for `segment-sealed` and `ledger-recovered`.",
+        "Billing period that is charged, `YYYY-MM` in UTC; empty where no user's money is concerned.",
     ),
     "call_id": ({}, "The call, which is the task's id; or the command that set a plan or granted credit."),
     "attempt": ({"pattern": _WHOLE}, "Attempt of the call, from 1; 0 where there is none."),
@@ -148,6 +148,8 @@ def _form(name: str, rule: Mapping[str, Any]) -> str:
     match rule["type"]:
         case "array":
             return f"list of {_form(name, rule['items'])}"
+        case "object":
+            return "JSON object"
         case "integer":
             may_be_negative = name.endswith("_nanousd") and rule.get("minimum") != 0
             return "whole number, signed" if may_be_negative else "whole number"
@@ -161,7 +163,7 @@ def _default(name: str, rule: Mapping[str, Any], required: Iterable[str]) -> str
     match rule.get("default"):
         case None:
             return "unknown, or none"
-        case []:
+        case [] | {}:
             return "none"
         case value:
             return f"`{value}`"

@@ -16,9 +16,9 @@ from tollbook.inference.settings import settings_table
 from tollbook.ledger.projection.store import Store
 from tollbook.observability.catalogue import METRICS
 from tollbook.schemas.money import format_usd
-from tollbook.schemas.plans import CAPS_NANOUSD
+from tollbook.schemas.policy import default_policy
 from tollbook.schemas.results import ErrorCode, InferenceResult
-from tollbook.schemas.tasks import Task, TaskType
+from tollbook.schemas.tasks import PING, Task
 
 DOCS: Final = Path(__file__).resolve().parents[1]
 
@@ -46,7 +46,18 @@ _ADVICE: Final[Mapping[ErrorCode, tuple[str, str]]] = {
     ErrorCode.LEDGER_UNAVAILABLE: ("", "Python only. Try again with the same task id."),
 }
 
-_TABLES: Final = ("spend", "calls", "events", "budgets", "position", "discrepancies")
+_TABLES: Final = (
+    "spend",
+    "calls",
+    "events",
+    "budgets",
+    "budget_use",
+    "credits",
+    "alerts",
+    "policies",
+    "position",
+    "discrepancies",
+)
 _VIEWS: Final = (
     "spend_by_user", "spend_by_plan", "spend_by_campaign", "spend_by_task_type", "spend_by_model", "spend_by_day",
     "spend_by_hour", "cap_use", "denials", "fallback_rates", "fallback_reasons", "latency_by_model", "token_prices",
@@ -79,10 +90,16 @@ def result_fields() -> str:
 def routes() -> str:
     """The default route of each task type."""
     rows = [
-        (code(kind), code(route.model), code(route.fallback or ""), str(route.max_tokens), str(route.temperature))
+        (
+            code(kind),
+            code(route.model),
+            ", ".join(map(code, route.fallback)),
+            str(route.max_tokens),
+            str(route.temperature),
+        )
         for kind, route in MODEL_ROUTING.items()
     ]
-    ping = (code(TaskType.PING), "none: answers `pong`, free of charge", "", "", "")
+    ping = (code(PING), "none: answers `pong`, free of charge", "", "", "")
     return table(("task type", "model", "fallback", "max_tokens", "temperature"), [*rows, ping])
 
 
@@ -90,7 +107,7 @@ def plans() -> str:
     """The plans and their caps."""
     return table(
         ("plan", "cap per user and billing period"),
-        [(code(plan), format_usd(cap)) for plan, cap in CAPS_NANOUSD.items()],
+        [(code(plan), format_usd(cap)) for plan, cap in default_policy().plan_caps_nanousd.items()],
     )
 
 

@@ -1,17 +1,19 @@
 """One call: what is asked of which model and for whom, which run of it this is, and the results it can have."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from tollbook.inference.attempts import Attempt
+from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.errors import describe_shortage
-from tollbook.inference.routing import resolve_model
 from tollbook.ledger.gate.requests import Denied, FinishedCall
+from tollbook.schemas.messages import Message
 from tollbook.schemas.money import usd_from_nanousd
-from tollbook.schemas.plans import Plan
+from tollbook.schemas.policy import check_task
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
-from tollbook.schemas.routes import Route
-from tollbook.schemas.tasks import Message, Task, TaskType
+from tollbook.schemas.routes import Route, resolve_model
+from tollbook.schemas.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,25 +38,44 @@ class RunId:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What is to be called for one task."""
+    """What is to be called for one task, by the policy of `policy_version`."""
 
     call_id: str
     run_id: RunId
     user_id: str
-    plan: Plan
-    task_type: TaskType
+    plan: str
+    task_type: str
     messages: tuple[Message, ...]
     route: Route
     content_hash: str
+    task: Task
+    policy_version: int
     campaign_id: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict[str, str])
     stream: str | None = None
     metadata: dict[str, Any] | None = None
 
+    @property
+    def attributes(self) -> dict[str, str]:
+        """By name, what budgets may be kept by: what Tollbook knows of the call, and its tags under other names."""
+        known = {"user": self.user_id, "plan": self.plan, "task": self.task_type, "model": self.route.model}
+        if self.campaign_id is not None:
+            known["campaign"] = self.campaign_id
+        return {**self.tags, **known} if self.tags else known
+
     @classmethod
-    def of_task(cls, task: Task, *, call_id: str, run_id: RunId, route: Route, stream: str | None = None) -> "Call":
-        """Make a call of a task; the task's own model and limits win over the route's."""
+    def of_task(
+        cls, task: Task, *, call_id: str, run_id: RunId, policy: PolicyInForce, stream: str | None = None
+    ) -> "Call":
+        """Make a call of a task by a policy; the task's own model and limits win over the route's.
+
+        A task that names its model gets no cheaper one. Errors: InvalidTask for names that the policy does not have.
+        """
+        rules = policy.policy
+        route = rules.tasks[check_task(task, rules).task]
         changes = {
             "model": task.model and resolve_model(task.model),
+            "cheaper": None if task.model else route.cheaper,
             "max_tokens": task.max_tokens,
             "temperature": task.temperature,
         }
@@ -62,15 +83,26 @@ class Call:
             call_id=call_id,
             run_id=run_id,
             user_id=task.user_id,
-            plan=task.plan,
+            plan=task.plan or rules.default_plan,
             task_type=task.task,
             messages=task.chat(),
-            route=route.model_copy(update={name: value for name, value in changes.items() if value is not None}),
+            route=route.model_copy(
+                update={name: value for name, value in changes.items() if value is not None or name == "cheaper"}
+            ),
             content_hash=task.content_hash(),
+            task=task,
+            policy_version=policy.version,
             campaign_id=task.campaign_id,
+            tags=task.tags or {},
             stream=stream,
             metadata=task.metadata,
         )
+
+    def under(self, policy: PolicyInForce) -> "Call":
+        """Return this call by another policy: route, bound and budgets follow from one (G11). Errors: InvalidTask."""
+        if policy.version == self.policy_version:
+            return self
+        return Call.of_task(self.task, call_id=self.call_id, run_id=self.run_id, policy=policy, stream=self.stream)
 
 
 def done_result(call: Call, attempt: Attempt, now_ms: int, *, cost_nanousd: int) -> InferenceResult:
@@ -134,7 +166,7 @@ def _description(call: Call, now_ms: int) -> dict[str, Any]:
     return {
         "task_id": call.call_id,
         "user_id": call.user_id,
-        "task_type": call.task_type.value,
+        "task_type": call.task_type,
         "metadata": call.metadata,
         "finished_at_ms": now_ms,
     }

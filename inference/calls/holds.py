@@ -58,7 +58,8 @@ def charge_of(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: in
 class Hold:
     """One open hold. `bound` is of the attempt that it pays for next; `attempts` counts the call's over all its holds.
 
-    `run` is the run that opened it, as the ledger has it; `budgets` are the names of those it stands against.
+    `run` is the run that opened it, as the ledger has it; `budgets` are those it stands against, with their caps by the
+    policy of `policy_version`.
     """
 
     call_id: str
@@ -69,6 +70,7 @@ class Hold:
     budgets: tuple[BudgetCap, ...]
     bound: Bound
     attempts: int
+    policy_version: int
     spent_nanousd: int = 0
     assumed_nanousd: int = 0
     last: Attempt | None = None
@@ -160,6 +162,7 @@ class Hold:
             budgets=self.budgets,
             extension_nanousd=self.shortage_nanousd,  # G1
             extension_payload=extension_payload,
+            policy_version=self.policy_version,
         )
 
     def mark_recorded(self) -> None:

@@ -6,9 +6,9 @@ stand in the way it waits for them, in the order of arrival and for a bounded ti
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import structlog
@@ -18,57 +18,20 @@ from tollbook.inference.calls.call import Call, exhausted
 from tollbook.inference.calls.earlier_runs import EarlierRuns
 from tollbook.inference.calls.holds import Hold
 from tollbook.inference.calls.steps import CallObserver, Unobserved, cleanup_shielded
+from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce
 from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.prices.catalogue import PriceCatalogue
-from tollbook.ledger.errors import IdempotencyConflict
+from tollbook.ledger.errors import IdempotencyConflict, PolicyChanged
 from tollbook.ledger.gate.ledger import Ledger
-from tollbook.ledger.gate.requests import BudgetCap, Denied, FinishedCall, OpenCall, Reserved, ReserveRequest, Waiting
+from tollbook.ledger.gate.requests import Denied, FinishedCall, OpenCall, Reserved, ReserveRequest, Waiting
 from tollbook.ledger.gate.wait_queue import BudgetWaitQueue
 from tollbook.ledger.results import Results
 from tollbook.schemas.events import BudgetReserved, payload_json
-from tollbook.schemas.identifiers import Window, budget_name, day_at, month_at
-from tollbook.schemas.plans import CAPS_NANOUSD, Plan
 from tollbook.schemas.results import InferenceResult
 
 # For clocks that differ and a process that is held up for a moment.
 _LEASE_SLACK_S: Final = 30
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetPolicy:
-    """The caps in force, in nano-dollars.
-
-    A call is always held against the user's billing period, whose cap is the user's own or the plan's. It is held
-    against the user's day and the campaign's billing period too where a cap is set for them.
-    """
-
-    plan_caps_nanousd: Mapping[Plan, int] = field(default_factory=lambda: dict(CAPS_NANOUSD))
-    user_caps_nanousd: Mapping[str, int] = field(default_factory=dict[str, int])
-    day_cap_nanousd: int | None = None
-    campaign_cap_nanousd: int | None = None
-
-    def cap_of(self, user_id: str, plan: Plan) -> int:
-        """Return the cap of a user's billing period. A plan assigned on the ledger wins over it, in the gate."""
-        return self.user_caps_nanousd.get(user_id, self.plan_caps_nanousd[plan])
-
-    def budgets_at(
-        self, now_ms: int, *, user_id: str, plan: Plan, campaign_id: str | None
-    ) -> tuple[Window, tuple[BudgetCap, ...]]:
-        """Return the budgets of a call, the user's period first, and the window for which they are valid.
-
-        The window bears the name of the billing period.
-        """
-        month = month_at(now_ms)
-        budgets = [BudgetCap(budget_name("user", user_id, month.name), self.cap_of(user_id, plan))]
-        window = month
-        if self.day_cap_nanousd is not None:
-            day = day_at(now_ms)
-            budgets.append(BudgetCap(budget_name("day", user_id, day.name), self.day_cap_nanousd))
-            window = Window(month.name, day.start_ms, day.end_ms)
-        if self.campaign_cap_nanousd is not None and campaign_id is not None:
-            budgets.append(BudgetCap(budget_name("campaign", campaign_id, month.name), self.campaign_cap_nanousd))
-        return window, tuple(budgets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +53,11 @@ class WaitLimits:
 class Acquired:
     """A hold, or the result of a call that is over; neither where too many calls wait already.
 
-    `give_up` is why the call must end without a request, or has been ended; None where it need not.
+    `call` is the call by the policy in force. `give_up` is why the call must end without a request, or has been ended;
+    None where it need not.
     """
 
+    call: Call
     hold: Hold | None = None
     result: InferenceResult | None = None
     give_up: str | None = None
@@ -113,8 +78,7 @@ class Reservations:
         *,
         ledger: Ledger,
         results: Results,
-        prices: PriceCatalogue,
-        policy: BudgetPolicy,
+        policies: CurrentPolicy,
         queue: BudgetWaitQueue,
         max_call_s: float,
         now_ms: Callable[[], int],
@@ -123,8 +87,7 @@ class Reservations:
         self._observer: CallObserver = observer or Unobserved()
         self._ledger = ledger
         self._results = results
-        self._prices = prices
-        self._policy = policy
+        self._policies = policies
         self._queue = queue
         self._lease_ms = round(1000 * (max_call_s + _LEASE_SLACK_S))
         self._now_ms = now_ms
@@ -153,20 +116,26 @@ class Reservations:
 
         Where LedgerUnavailable is raised no request was sent, though the ledger may hold money: a repeat with the same
         `run_id` goes on with that hold.
-        Errors: IdempotencyConflict; CallUnknown.
+        Where the ledger has a new policy, the call is made again by that one (G11).
+        Errors: IdempotencyConflict; CallUnknown; InvalidTask where the policy has the task's type or plan no more.
         """
         until_ms = self._now_ms() + round(1000 * limits.hold_wait_s)
         pause_s = limits.first_pause_s
         budget: str | None = None
         while True:
             is_final = budget is not None and self._now_ms() >= until_ms
-            reply = await self.reserve(call, is_final=is_final)
+            call = call.under(self._policies.of(call.user_id))
+            try:
+                reply = await self.reserve(call, is_final=is_final)
+            except PolicyChanged:  # G11
+                await self._policies.refresh()
+                continue
             if isinstance(reply, OpenCall) and await is_dead(reply):
                 give_up = give_up or _exhausted(reply.hold + 1, limits)
                 await self.take_over(call, reply, give_up=give_up)
                 continue
             if isinstance(reply, Waiting) and limits.max_parked is not None and self.waiting >= limits.max_parked:
-                return Acquired()
+                return Acquired(call)
             match reply:
                 case Waiting():  # G9
                     async with while_waiting():
@@ -180,26 +149,31 @@ class Reservations:
                     if budget is not None:
                         self._queue.next(budget)  # There may be room for one more.
                     if isinstance(reply, InferenceResult):
-                        return Acquired(result=reply, give_up=give_up)
-                    return Acquired(hold=reply, give_up=give_up or _exhausted(reply.number, limits))
+                        return Acquired(call, result=reply, give_up=give_up)
+                    return Acquired(call, hold=reply, give_up=give_up or _exhausted(reply.number, limits))
 
     async def reserve(self, call: Call, *, is_final: bool = False) -> Hold | InferenceResult | Waiting | OpenCall:
         """Ask the gate once; `is_final` is refused where it would have to wait.
 
         Returns the result of a call that is over; Waiting where only other calls' holds stand in the way; OpenCall
         where another run of the call holds money.
-        Errors: IdempotencyConflict.
+        Errors: IdempotencyConflict; PolicyChanged where the call is by another policy than the ledger's.
         """
+        policy = self._policies.of(call.user_id)
+        if policy.version != call.policy_version:
+            raise PolicyChanged(policy.version)
         if not await self._results.claim(call.call_id, call.user_id):  # G4
             raise IdempotencyConflict(call.call_id)
         try:
-            first = bound_attempt(call, call.route.model, self._prices, self._now_ms())
+            first = bound_attempt(call, call.route.model, policy.prices, self._now_ms())
         except PriceUnknown as exc:  # G8
+            if await self._policies.refresh():
+                raise PolicyChanged(self._policies.of(call.user_id).version) from exc  # G11
             return await self._earlier_runs.unpriced(call, str(exc))
         try:
             with self._observer.reserving(first.amount_nanousd) as record_outcome:
                 reply = await self._ledger.reserve(
-                    lambda now_ms: self._request(call, first, now_ms, is_final=is_final), self._now_ms()
+                    lambda now_ms: self._request(call, policy, first, now_ms, is_final=is_final), self._now_ms()
                 )
                 record_outcome(reply)
         except asyncio.CancelledError:  # G2
@@ -217,9 +191,10 @@ class Reservations:
                     budgets=reply.budgets,
                     bound=first,
                     attempts=reply.attempt - 1,
+                    policy_version=policy.version,
                 )
             case OpenCall(worker=run) if run == str(call.run_id):
-                return self._own_hold(call, reply, first)
+                return _own_hold(call, reply, first, policy)
             case Denied():
                 return await self._earlier_runs.denied(call, reply)
             case FinishedCall():
@@ -238,8 +213,10 @@ class Reservations:
         except TimeoutError:
             pass  # The next try is the final one.
 
-    def _request(self, call: Call, first: Bound, now_ms: int, *, is_final: bool) -> ReserveRequest:
-        window, budgets = self._budgets_at(call, now_ms)
+    def _request(
+        self, call: Call, policy: PolicyInForce, first: Bound, now_ms: int, *, is_final: bool
+    ) -> ReserveRequest:
+        window, budgets = policy.budgets_at(now_ms, call.attributes)
         return ReserveRequest(
             call_id=call.call_id,
             user_id=call.user_id,
@@ -251,32 +228,33 @@ class Reservations:
             payload=reserved_payload(call, first, "hold"),
             budgets=budgets,
             is_final=is_final,
+            policy_version=policy.version,
         )
 
-    def _budgets_at(self, call: Call, now_ms: int) -> tuple[Window, tuple[BudgetCap, ...]]:
-        return self._policy.budgets_at(now_ms, user_id=call.user_id, plan=call.plan, campaign_id=call.campaign_id)
 
-    def _own_hold(self, call: Call, found: OpenCall, first: Bound) -> Hold:
-        """Return the hold that this run has opened by a request whose reply was lost; nothing was sent under it yet."""
-        _, budgets = self._budgets_at(call, self._now_ms())
-        caps = [budget.cap_nanousd for budget in budgets]
-        return Hold(
-            call_id=call.call_id,
-            user_id=call.user_id,
-            run=found.worker,
-            number=found.hold,
-            amount_nanousd=found.amount_nanousd,
-            budgets=tuple(BudgetCap(name, cap) for name, cap in zip(found.budgets, caps, strict=True)),
-            bound=first,
-            attempts=found.attempts_begun - 1,
-            spent_nanousd=found.spent_nanousd,
-            assumed_nanousd=found.assumed_nanousd,
-        )
+def _own_hold(call: Call, found: OpenCall, first: Bound, policy: PolicyInForce) -> Hold:
+    """Return the hold that this run has opened by a request whose reply was lost; nothing was sent under it yet.
+
+    It may stand against the budgets of an earlier policy.
+    """
+    return Hold(
+        call_id=call.call_id,
+        user_id=call.user_id,
+        run=found.worker,
+        number=found.hold,
+        amount_nanousd=found.amount_nanousd,
+        budgets=policy.caps_of(found.budgets, plan=call.plan),
+        bound=first,
+        attempts=found.attempts_begun - 1,
+        spent_nanousd=found.spent_nanousd,
+        assumed_nanousd=found.assumed_nanousd,
+        policy_version=policy.version,
+    )
 
 
 def bound_attempt(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -> Bound:
     """Bound what one attempt of a call can cost. Errors: PriceUnknown."""
-    return bound(call.messages, call.route.max_tokens, prices.price(model, now_ms))
+    return bound(call.messages, call.route.max_tokens, prices.price(model, now_ms), parameters=call.route.params_json)
 
 
 def reserved_payload(call: Call, attempt_bound: Bound, kind: Literal["hold", "extension"]) -> str:
@@ -284,10 +262,11 @@ def reserved_payload(call: Call, attempt_bound: Bound, kind: Literal["hold", "ex
     return payload_json(
         BudgetReserved(
             kind=kind,
-            task_type=call.task_type.value,
+            task_type=call.task_type,
             stream=call.stream,
-            plan=call.plan.value,
+            plan=call.plan,
             campaign_id=call.campaign_id,
+            tags=dict(call.tags) or None,
             worker=str(call.run_id),
             bound=attempt_bound.as_price(),
         )
@@ -301,11 +280,11 @@ def _exhausted(hold: int, limits: WaitLimits) -> str | None:
 
 def _warn_of_other_plan(call: Call, reply: Reserved) -> None:
     """A task may name an old plan; the ledger's stands, and the publisher ought to know."""
-    if reply.assigned_plan not in (None, call.plan.value):
+    if reply.assigned_plan not in (None, call.plan):
         _log.warning(
             "plan.mismatched",
             call_id=call.call_id,
             user_id=call.user_id,
-            task_plan=call.plan.value,
+            task_plan=call.plan,
             assigned_plan=reply.assigned_plan,
         )

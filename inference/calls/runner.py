@@ -23,15 +23,24 @@ from tollbook.inference.calls.steps import (
     complete_shielded,
     settle_observed,
 )
-from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.current_policy import CurrentPolicy
+from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.providers.client import ProviderClient
-from tollbook.ledger.errors import BaselineUnavailable, CallsStopped, CallUnknown, LedgerError, LedgerWentBack
+from tollbook.ledger.errors import (
+    BaselineUnavailable,
+    CallsStopped,
+    CallUnknown,
+    LedgerError,
+    LedgerWentBack,
+    PolicyChanged,
+)
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import Adjusted, AdjustRequest, Denied, Waiting
 from tollbook.ledger.results import Results
 from tollbook.schemas.events import FallbackUsed
 from tollbook.schemas.money import format_usd
 from tollbook.schemas.results import ErrorCode, InferenceResult
+from tollbook.schemas.tasks import InvalidTask
 
 _CORRECTION_PATIENCE_S: Final = 300.0
 _CORRECTION_PAUSE_S: Final = 2.0
@@ -55,7 +64,7 @@ class CallRunner:
         ledger: Ledger,
         results: Results,
         provider: ProviderClient,
-        prices: PriceCatalogue,
+        policies: CurrentPolicy,
         retry: RetryPolicy,
         now_ms: Callable[[], int],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -65,7 +74,7 @@ class CallRunner:
         self._ledger = ledger
         self._results = results
         self._provider = provider
-        self._prices = prices
+        self._policies = policies
         self._retry = retry
         self._now_ms = now_ms
         self._sleep = sleep
@@ -102,19 +111,21 @@ class CallRunner:
             messages=call.messages,
             max_tokens=call.route.max_tokens,
             temperature=call.route.temperature,
+            params=call.route.params,
             user=call.user_id,
             price_limit=hold.bound,
         )
         with self._observer.attempting(request.model, hold.attempts) as record_outcome:
             attempt = await self._provider.complete(request)
-            charge = charge_of(attempt, hold.bound, self._prices, self._now_ms())
+            charge = charge_of(attempt, hold.bound, self._policies.of(call.user_id).prices, self._now_ms())
             record_outcome(attempt, charge)
         hold.finish_attempt(attempt, charge)
         return attempt
 
     async def _after_failure(self, call: Call, hold: Hold, failed: Attempt) -> str | None:
         """Decide what follows and prepare it; return why nothing does, or None."""
-        model, fallback = hold.bound.model, self._fallback_after(call, hold.bound.model)
+        model = hold.bound.model
+        fallback = self._fallback_after(call, model)
         step = self._retry.decide(failed, attempts_of_model=hold.attempts_of(model), has_fallback=fallback is not None)
         if isinstance(step, GiveUp):
             return step.reason
@@ -122,45 +133,69 @@ class CallRunner:
         if isinstance(step, FallBack):
             assert fallback is not None, "the policy falls back only where there is a fallback"
             next_model = fallback
-        hold.bound = bound_attempt(call, next_model, self._prices, self._now_ms())
+        try:
+            self._bound_next(call, hold, next_model)
+        except PriceUnknown as exc:
+            return _untried(failed, next_model, exc)  # The policy changed since the call began.
         with self._observer.preparing(
             "fallback" if isinstance(step, FallBack) else "retry",
             from_model=model,
             to_model=next_model,
             reason=failed.outcome,
         ) as record_outcome:
-            failure = await self._prepare_next(call, hold, step, failed)
+            failure = await self._prepare_next(call, hold, step, failed, from_model=model)
             record_outcome(failure)
         if isinstance(step, Retry) and failure is None:
             await self._sleep(step.delay_s)
         return failure
 
-    async def _prepare_next(self, call: Call, hold: Hold, step: Retry | FallBack, failed: Attempt) -> str | None:
+    async def _prepare_next(
+        self, call: Call, hold: Hold, step: Retry | FallBack, failed: Attempt, *, from_model: str
+    ) -> str | None:
         """Record the failed attempt and make the hold cover the next; return why it cannot, or None."""
-        model, extension_nanousd = hold.bound.model, hold.shortage_nanousd
-        payload = reserved_payload(call, hold.bound, "extension")
+        model = hold.bound.model
         try:
-            reply = await self._ledger.record(hold.record_request(extension_payload=payload))
+            reply = await self._record(call, hold)
         except CallUnknown:
             # The hold was settled meanwhile, and without one no further request may be sent.
             await self._correct(hold, result="")
             raise CallTakenOver(call.call_id) from None  # G3
         except (BaselineUnavailable, CallsStopped, LedgerWentBack) as exc:
             # No more money can be held (G8); what was spent is settled all the same, or noted until it can be (G3).
-            return f"{failed.error}; {model} is not tried: {exc}"
+            return _untried(failed, model, exc)
+        except (PriceUnknown, InvalidTask) as exc:
+            return _untried(failed, model, exc)  # The policy changed since the call began.
         hold.mark_recorded()
-        if isinstance(reply, Denied | Waiting):
-            more = format_usd(extension_nanousd, places=6)
+        if not isinstance(reply, Denied | Waiting):
+            hold.amount_nanousd = reply
+        if hold.shortage_nanousd:  # G1
+            more = format_usd(hold.shortage_nanousd, places=6)
             return f"{failed.error}; {model} is not tried: {more} more do not fit the cap"
-        hold.amount_nanousd = reply
         if isinstance(step, FallBack):
             hold.note_fallback(
-                FallbackUsed(
-                    from_model=call.route.model, to_model=model, reason=step.reason, http_status=failed.http_status
-                )
+                FallbackUsed(from_model=from_model, to_model=model, reason=step.reason, http_status=failed.http_status)
             )
             _log.info("call.fell_back", call_id=call.call_id, to_model=model, reason=step.reason)
         return None
+
+    async def _record(self, call: Call, hold: Hold) -> int | Denied | Waiting:
+        """Record the attempts and extend the hold, by the policy in force.
+
+        Errors: CallUnknown; PriceUnknown and InvalidTask where the policy has no price or plan for the call any more.
+        """
+        while True:
+            payload = reserved_payload(call, hold.bound, "extension")
+            try:
+                return await self._ledger.record(hold.record_request(extension_payload=payload))
+            except PolicyChanged:  # G11
+                await self._policies.refresh()
+                policy = self._policies.of(call.user_id)
+                hold.budgets = policy.caps_of((budget.name for budget in hold.budgets), plan=call.plan)
+                hold.policy_version = policy.version
+                self._bound_next(call, hold, hold.bound.model)
+
+    def _bound_next(self, call: Call, hold: Hold, model: str) -> None:
+        hold.bound = bound_attempt(call, model, self._policies.of(call.user_id).prices, self._now_ms())
 
     async def _settle(self, hold: Hold, result: InferenceResult, *, reason: str | None) -> InferenceResult:
         text = result.model_dump_json()
@@ -201,7 +236,10 @@ class CallRunner:
                 waited_s += _CORRECTION_PAUSE_S
 
     def _fallback_after(self, call: Call, model: str) -> str | None:
-        fallback = call.route.fallback
-        if fallback is None or fallback == model or not self._prices.knows(fallback, self._now_ms()):
-            return None
-        return fallback
+        """Return the next fallback that can be bounded, or None."""
+        prices, now_ms = self._policies.of(call.user_id).prices, self._now_ms()
+        return next((each for each in call.route.after(model) if prices.knows(each, now_ms)), None)
+
+
+def _untried(failed: Attempt, model: str, reason: Exception) -> str:
+    return f"{failed.error}; {model} is not tried: {reason}"

@@ -6,10 +6,11 @@ the table cannot state, raises PriceUnknown (G8). A cost that the provider repor
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, Self
 
 from tollbook.inference.errors import PriceUnknown
-from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelPrice
+from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelPrice, dated_prices
+from tollbook.schemas.policy import Policy
 from tollbook.schemas.usage import Usage
 
 # Model names come from publishers, so the number of cached ones is limited.
@@ -26,6 +27,11 @@ class PriceCatalogue:
         self._overrides = {model.lower(): _in_order(prices) for model, prices in (overrides or {}).items()}
         self._provider = provider
         self._found: dict[str, tuple[DatedPrice, ...] | PriceUnknown] = {}
+
+    @classmethod
+    def of_policy(cls, policy: Policy, *, provider: str) -> Self:
+        """Make the catalogue with the prices of a policy before the table's."""
+        return cls({model: dated_prices(model, rules) for model, rules in policy.prices.items()}, provider=provider)
 
     def price(self, model: str, at_ms: int) -> ModelPrice:
         """Return a model's price in force at `at_ms`, milliseconds since the epoch. Errors: PriceUnknown."""

@@ -1,11 +1,13 @@
 """Prices of models: exact integers, nano-dollars per million tokens. Pure; costs round up."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
 from typing import Final
 
 from tollbook.schemas.money import MAX_NANOUSD, nanousd_from_usd
+from tollbook.schemas.policy import PriceRule
 from tollbook.schemas.usage import Usage
 
 TOKENS_PER_MTOK: Final = 1_000_000
@@ -92,6 +94,24 @@ def price_from_usd(
     """Make a price of dollars per million tokens and dollars per request, rounded up. Errors: MoneyError."""
     base = tier_from_usd(-1, prompt, completion, cached, cache_write)
     return ModelPrice(model, (base,), request_nanousd=nanousd_from_usd(request))
+
+
+def dated_prices(model: str, rules: Iterable[PriceRule]) -> tuple[DatedPrice, ...]:
+    """Return the prices of a policy as exact integers."""
+    return tuple(
+        DatedPrice(
+            FOREVER_MS if rule.starts_ms is None else rule.starts_ms,
+            price_from_usd(
+                model,
+                prompt=rule.prompt,
+                completion=rule.completion,
+                cached=rule.cached,
+                cache_write=rule.cache_write,
+                request=rule.request,
+            ),
+        )
+        for rule in rules
+    )
 
 
 def tier_from_usd(

@@ -70,8 +70,8 @@ class ProviderClient:
         self._now_s = now_s
 
     @classmethod
-    def from_settings(cls, settings: "Settings") -> Self:
-        """Make the client that the settings describe."""
+    def from_settings(cls, settings: "Settings", *, concurrent_calls: int = 0) -> Self:
+        """Make the client that the settings describe, for so many calls at a time."""
         return cls(
             api_key=settings.openrouter_api_key,
             base_url=settings.openrouter_base_url,
@@ -79,7 +79,7 @@ class ProviderClient:
             attempt_timeout_s=settings.attempt_timeout_s,
             connect_timeout_s=settings.connect_timeout_s,
             # Callers limit their concurrency; a wait for a connection would look like a provider that is unreachable.
-            max_connections=max(2 * settings.concurrency.total(), 1024),
+            max_connections=max(2 * concurrent_calls, 1024),
             app_title=settings.app_title,
             app_url=settings.app_url,
         )
@@ -154,11 +154,13 @@ class ProviderClient:
 
     def _body(self, request: ChatRequest) -> bytes:
         body: dict[str, Any] = {
+            **request.params,
             "model": request.model,
             "messages": [{"role": message.role, "content": message.content} for message in request.messages],
             "max_tokens": request.max_tokens,
-            "temperature": request.temperature,
         }
+        if request.temperature is not None:
+            body["temperature"] = request.temperature
         if request.user is not None:
             body["user"] = request.user
         if self._is_openrouter:

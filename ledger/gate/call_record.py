@@ -11,6 +11,8 @@ CallState = Literal["open", "closed", "settled", "denied"]
 
 RECORD_KEPT_MS: Final = 31 * 86_400_000
 """The shortest time for which the gate keeps the record of a finished call: the least TOLLBOOK_IDEMPOTENCY_TTL_S."""
+_NOBODYS: Final = "-"
+"""The period of a command that concerns no user's."""
 _SETTLED: Final = re.compile(r"(\d+)=(\d+),(\d+)(?:\t[^\t]*\t(.*))?")
 
 
@@ -41,12 +43,14 @@ class CallRecord:
 def parse_call_record(value: bytes) -> CallRecord:
     """Parse the value of a call's key. Errors: ValueError for anything that the gate did not write."""
     head, settled, _marks, _denial, *budgets = value.decode().split("\n")
-    state, content_hash, hold, amount, worker, deadline, user_id, period, *numbers = head.split(" ")
-    recorded, begun, spent, assumed = (int(number) for number in numbers)
+    # Of these, the user's id alone can have spaces.
+    state, content_hash, hold, amount, worker, deadline, rest = head.split(" ", 6)
+    user_id, period, *numbers = rest.rsplit(" ", 7)
+    recorded, begun, spent, assumed = (int(number) for number in numbers[:4])  # Then a cap and a plan, for alerts.
     return CallRecord(
         state=cast("CallState", state),
         content_hash=content_hash,
-        user_id=user_id,
+        user_id="" if period == _NOBODYS else user_id,
         hold=OpenCall(
             int(hold), int(amount), worker, int(deadline), recorded, begun, spent, assumed, tuple(budgets), period
         ),
@@ -60,4 +64,5 @@ def _settled_hold(text: str, budgets: tuple[str, ...]) -> tuple[int, SettledHold
         raise ValueError(f"not a settled hold: {text!r}")
     number, cost, assumed, place = match.groups()
     # A hold of another period than the latest one lists its own budgets.
-    return int(number), SettledHold(int(cost), int(assumed), budgets if place is None else tuple(place.split("\t")))
+    own = budgets if place is None else tuple(place.replace("\x01", " ").split("\t"))
+    return int(number), SettledHold(int(cost), int(assumed), own)

@@ -11,9 +11,17 @@ from typing import Any, Final, cast
 
 from redis.exceptions import ResponseError
 
-from tollbook.ledger.errors import CreditTooLow, LedgerReplaced, NoPlanAssigned
+from tollbook.ledger.errors import (
+    BudgetCreditTooLow,
+    CreditNotDue,
+    CreditTooLow,
+    LedgerReplaced,
+    NoPlanAssigned,
+    PolicyChanged,
+)
 from tollbook.ledger.gate.call_record import CallRecord, parse_call_record
 from tollbook.ledger.gate.functions import function
+from tollbook.ledger.gate.policies import PolicyRequest, StoredPolicy, read_policies
 from tollbook.ledger.gate.probe import check_writable
 from tollbook.ledger.gate.replies import FunctionsMissing, denied, refusal, reserve_reply, waiting
 from tollbook.ledger.gate.requests import (
@@ -27,6 +35,8 @@ from tollbook.ledger.gate.requests import (
     Baseline,
     BudgetCap,
     ChargeRequest,
+    CreditChange,
+    CreditRequest,
     Denied,
     Position,
     RecordRequest,
@@ -55,11 +65,35 @@ from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 # The server-side names, made once: every step of every call needs one.
 _FUNCTIONS: Final = {
     name: function(name)
-    for name in ("reserve", "record", "settle", "adjust", "release", "charge", "assign", "withdraw", "balance", "trim")
+    for name in (
+        "reserve",
+        "record",
+        "settle",
+        "adjust",
+        "release",
+        "charge",
+        "assign",
+        "withdraw",
+        "balance",
+        "trim",
+        "apply_policy",
+        "change_credit",
+    )
 }
 # After OK, they answer the id of the event that they appended, or nothing if there was none to append.
 _APPENDING_FUNCTIONS: Final = frozenset(
-    {"reserve", "record", "settle", "adjust", "release", "charge", "assign", "withdraw"}
+    {
+        "reserve",
+        "record",
+        "settle",
+        "adjust",
+        "release",
+        "charge",
+        "assign",
+        "withdraw",
+        "apply_policy",
+        "change_credit",
+    }
 )
 
 
@@ -107,7 +141,10 @@ class Gate:
         self._unbooked_folder = unbooked_folder
 
     async def reserve(self, request: ReserveRequest, baselines: Sequence[Baseline]) -> ReserveReply:
-        """Hold money for a call, or say why not. Errors: IdempotencyConflict; WindowClosed; CallsStopped."""
+        """Hold money for a call, or say why not.
+
+        Errors: IdempotencyConflict; WindowClosed; CallsStopped; PolicyChanged.
+        """
         keys = self.keys
         reply = await self._call(
             "reserve",
@@ -130,13 +167,15 @@ class Gate:
                 request.payload,
                 *_pack(request.budgets, baselines),
             ),
+            policy_version=request.policy_version,
         )
         return reserve_reply(request, reply)
 
     async def record(self, request: RecordRequest, baselines: Sequence[Baseline]) -> int | Denied | Waiting:
         """Record attempts and extend the hold; return the whole hold in nano-dollars, or why it was not extended.
 
-        Errors: CallUnknown if the hold is no longer open; CallsStopped where it would be extended.
+        Errors: CallUnknown if the hold is no longer open; CallsStopped and PolicyChanged where it would be
+            extended.
         """
         keys = self.keys
         reply = await self._call(
@@ -160,6 +199,7 @@ class Gate:
                 request.extension_payload,
                 *_pack(request.budgets, baselines),
             ),
+            policy_version=request.policy_version,
         )
         match reply[0]:
             case b"OK":
@@ -282,7 +322,7 @@ class Gate:
                 raise refusal(reply, request.call_id, request.hold)
 
     async def charge(self, request: ChargeRequest, baselines: Sequence[Baseline]) -> bool:
-        """Book spend without a hold; return whether it is new. Errors: IdempotencyConflict."""
+        """Book spend without a hold; return whether it is new. Errors: IdempotencyConflict; PolicyChanged."""
         keys = self.keys
         reply = await self._call(
             "charge",
@@ -298,10 +338,34 @@ class Gate:
                 request.payload,
                 *_pack_names(request.budgets, baselines),
             ),
+            policy_version=request.policy_version,
         )
         if reply[0] in (b"OK", b"EXISTS"):
             return reply[0] == b"OK"
         raise refusal(reply, request.call_id, 0)
+
+    async def apply_policy(self, request: PolicyRequest) -> bool:
+        """Put a policy in force in this partition; return whether that is new.
+
+        Errors: PolicyChanged where another one is in force than the request says; CallsStopped.
+        """
+        reply = await self._call(
+            "apply_policy",
+            (self.keys.meta, self.keys.ledger),
+            (request.in_force, request.version, request.digest, request.payload),
+        )
+        match reply[0]:
+            case b"OK" | b"EXISTS":
+                return reply[0] == b"OK"
+            case b"MOVED":
+                raise PolicyChanged(int(reply[1]))
+            case _:
+                raise refusal(reply, "", 0)
+
+    async def policy(self) -> StoredPolicy:
+        """Return this partition's policy as it stands there. Errors: LedgerUnavailable."""
+        (stored,) = await read_policies(self._pipeline, (self.keys,))
+        return stored
 
     async def assign(self, request: AssignRequest) -> bool:
         """Change a plan, cap or credit at once; return whether it is new. Errors: IdempotencyConflict."""
@@ -323,6 +387,40 @@ class Gate:
                 raise CreditTooLow(request.user_id, request.period, int(reply[1]))
             case b"NONE":
                 raise NoPlanAssigned(request.user_id)
+            case _:
+                raise refusal(reply, request.command_id, 0)
+
+    async def change_credit(self, request: CreditRequest, baselines: Sequence[Baseline]) -> CreditChange:
+        """Grant, take back or expire a budget's credit.
+
+        Errors: IdempotencyConflict; BudgetCreditTooLow; CreditNotDue; PolicyChanged.
+        """
+        keys = self.keys
+        reply = await self._call(
+            "change_credit",
+            (keys.meta, keys.ledger, keys.waiters, keys.call(request.command_id), keys.tail(request.budget.name)),
+            (
+                request.command_id,
+                request.content_hash,
+                request.type,
+                request.credit_id,
+                request.amount_nanousd,
+                request.expires_ms,
+                self._idempotency_ttl_s,
+                request.payload,
+                *_pack((request.budget,), baselines),
+            ),
+            policy_version=request.policy_version,
+        )
+        match reply[0]:
+            case b"OK":
+                return CreditChange(is_new=True, change_nanousd=int(reply[2]))
+            case b"EXISTS":
+                return CreditChange(is_new=False)
+            case b"LESS":
+                raise BudgetCreditTooLow(request.credit_id, int(reply[1]))
+            case b"EARLY":
+                raise CreditNotDue(request.credit_id)
             case _:
                 raise refusal(reply, request.command_id, 0)
 
@@ -358,14 +456,21 @@ class Gate:
         return Account(plan.decode() if plan else None, None if cap is None else int(cap), int(credit or 0))
 
     async def balance(
-        self, *, user_id: str, period: str, budgets: Sequence[BudgetCap], baselines: Sequence[Baseline]
+        self,
+        *,
+        user_id: str,
+        period: str,
+        budgets: Sequence[BudgetCap],
+        baselines: Sequence[Baseline],
+        policy_version: int = 0,
     ) -> tuple[Balance, ...]:
-        """Return the balances and caps that a call would be compared with now. Errors: CallsStopped."""
+        """Return the balances and caps that a call would be compared with now. Errors: CallsStopped; PolicyChanged."""
         keys = self.keys
         reply = await self._call(
             "balance",
             (keys.meta, keys.ledger, keys.account(user_id), *(keys.tail(budget.name) for budget in budgets)),
             (period, *_pack(budgets, baselines)),
+            policy_version=policy_version,
         )
         if reply[0] != b"OK":
             raise refusal(reply, user_id, 0)
@@ -412,12 +517,14 @@ class Gate:
         value: bytes | None = await self._pipeline.execute("GET", self.keys.call(call_id))
         return parse_call_record(value) if value is not None else None
 
-    async def _call(self, name: str, keys: Sequence[str], arguments: Iterable[str | int]) -> list[bytes]:
+    async def _call(
+        self, name: str, keys: Sequence[str], arguments: Iterable[str | int], *, policy_version: int | None = None
+    ) -> list[bytes]:
+        # A process that has seen more than the ledger now has is told so, and nothing is written; so is one that
+        # decides by another policy than the ledger's.
+        identity = self._identity if policy_version is None else f"{self._identity} {policy_version}"  # G11
         try:
-            # A process that has seen more than the ledger now has is told so, and nothing is written.
-            reply = await self._pipeline.execute(
-                "FCALL", _FUNCTIONS[name], len(keys), *keys, self._identity, *arguments
-            )
+            reply = await self._pipeline.execute("FCALL", _FUNCTIONS[name], len(keys), *keys, identity, *arguments)
         except ResponseError as exc:
             if "Function not found" in str(exc):
                 raise FunctionsMissing(str(exc)) from exc

@@ -24,6 +24,7 @@ from tollbook.ledger.errors import (
 from tollbook.ledger.gate.baselines import Baselines
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import Gate
+from tollbook.ledger.gate.policies import PolicyRequest
 from tollbook.ledger.gate.replies import BudgetsMismatch, FunctionsMissing, Stale, WindowClosed
 from tollbook.ledger.gate.requests import (
     EMPTY_BASELINE,
@@ -36,6 +37,8 @@ from tollbook.ledger.gate.requests import (
     Baseline,
     BudgetCap,
     ChargeRequest,
+    CreditChange,
+    CreditRequest,
     Denied,
     RecordRequest,
     Released,
@@ -108,7 +111,8 @@ class Ledger:
     async def reserve(self, make_request: Callable[[int], ReserveRequest], now_ms: int) -> ReserveReply:
         """Hold money for a call; `make_request` is called again if the Redis clock is in another period.
 
-        Errors: IdempotencyConflict; CallsStopped; ServerUnsafe, and what else `check_server` refuses calls for.
+        Errors: IdempotencyConflict; CallsStopped; PolicyChanged; ServerUnsafe, and what else `check_server` refuses
+            calls for.
         """
         self._check_server()  # G8
         request = make_request(now_ms)
@@ -128,7 +132,7 @@ class Ledger:
     async def record(self, request: RecordRequest) -> int | Denied | Waiting:
         """Record attempts and extend the hold; return the whole hold in nano-dollars, or why it was not extended.
 
-        Errors: CallUnknown if the hold is no longer open.
+        Errors: CallUnknown if the hold is no longer open; PolicyChanged where it would be extended.
         """
         if not request.extension_nanousd:
             # No cap is checked, so the projection need not answer.
@@ -189,8 +193,8 @@ class Ledger:
     async def charge(self, request: ChargeRequest) -> bool:
         """Book spend that happened without a hold; return whether it is new.
 
-        Errors: IdempotencyConflict; LedgerWentBack, and then the charge is noted beside the ledger (G3): it is booked
-        once the ledger has its newer data again, and a repeat under the same id does not book it twice.
+        Errors: IdempotencyConflict; PolicyChanged; LedgerWentBack, and then the charge is noted beside the ledger (G3):
+        it is booked once the ledger has its newer data again, and a repeat under the same id does not book it twice.
         """
         try:
             return await self.charge_now(request)
@@ -222,17 +226,38 @@ class Ledger:
         gate = self.gate_of(request.user_id)
         return await self._repeat(lambda: gate.withdraw(request), self._patience.reserve_s)
 
+    async def apply_policy(self, partition: int, request: PolicyRequest) -> bool:
+        """Put a policy in force in one partition; return whether that is new. Errors: PolicyChanged; CallsStopped."""
+        gate = self._gates[partition]
+        return await self._repeat(lambda: gate.apply_policy(request), self._patience.reserve_s)
+
+    async def change_credit(self, request: CreditRequest) -> CreditChange:
+        """Grant, take back or expire a budget's credit.
+
+        Errors: IdempotencyConflict; BudgetCreditTooLow; CreditNotDue; PolicyChanged.
+        """
+        return await self._with_baselines(
+            request.user_id,
+            lambda: [request.budget.name],
+            lambda gate, baselines: gate.change_credit(request, baselines),
+            self._patience.reserve_s,
+        )
+
     async def account(self, user_id: str, period: str) -> Account:
         """Return what the ledger has assigned to a user."""
         gate = self.gate_of(user_id)
         return await self._repeat(lambda: gate.account(user_id, period), self._patience.reserve_s)
 
-    async def balance(self, *, user_id: str, period: str, budgets: Sequence[BudgetCap]) -> tuple[Balance, ...]:
-        """Return the balances and caps that a call of this user would be compared with now."""
+    async def balance(
+        self, *, user_id: str, period: str, budgets: Sequence[BudgetCap], policy_version: int = 0
+    ) -> tuple[Balance, ...]:
+        """Return the balances and caps that a call of this user would be compared with now. Errors: PolicyChanged."""
         return await self._with_baselines(
             user_id,
             lambda: [budget.name for budget in budgets],
-            lambda gate, baselines: gate.balance(user_id=user_id, period=period, budgets=budgets, baselines=baselines),
+            lambda gate, baselines: gate.balance(
+                user_id=user_id, period=period, budgets=budgets, baselines=baselines, policy_version=policy_version
+            ),
             self._patience.reserve_s,
         )
 

@@ -18,7 +18,7 @@ from tollbook.ledger.keys import Keys, dead_letters, projector_lease, task_parti
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.refusals import unavailable
 from tollbook.ledger.stream_owners import STREAM_OWNERS
-from tollbook.schemas.tasks import TaskStream
+from tollbook.schemas.policy import default_policy
 
 # It has a space, so that it is nobody's id.
 _NOBODY: Final = "no body"
@@ -155,7 +155,7 @@ def _meaning(exc: ResponseError, namespace: str) -> Exception:
     return unavailable(exc)
 
 
-def acl_line(namespace: str = "tollbook", streams: Iterable[str] = tuple(TaskStream)) -> str:
+def acl_line(namespace: str = "tollbook", streams: Iterable[str] = tuple(default_policy().streams)) -> str:
     """Return the command that makes a Redis user for all of Tollbook, with the permissions it needs and no others."""
     commands = (*LEDGER_COMMANDS, *PROJECTOR_COMMANDS, *WORKER_COMMANDS, *_FURTHER_COMMANDS)
     keys = (f"{{{namespace}:*", f"{namespace}:*", STREAM_OWNERS, *streams)

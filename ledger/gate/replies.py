@@ -12,6 +12,7 @@ from tollbook.ledger.errors import (
     LedgerError,
     LedgerReplaced,
     LedgerWentBack,
+    PolicyChanged,
 )
 from tollbook.ledger.gate.requests import (
     Denied,
@@ -78,7 +79,7 @@ def _existing_call(reply: list[bytes]) -> OpenCall | FinishedCall:
         )
     denial = None
     if reply[3]:
-        fields = reply[3].split()
+        fields = reply[3].rsplit(b" ", 5)  # A budget's name can have spaces.
         denial = denied(fields[:4], int(fields[4]), fields[5].decode())
     state = cast("Literal['settled', 'denied']", reply[1].decode())
     return FinishedCall(state, reply[2].decode(), denial)
@@ -108,6 +109,8 @@ def refusal(reply: list[bytes], call_id: str, hold: int) -> LedgerError:
             return LedgerWentBack(EntryId.parse(words[0]))
         case b"STOPPED":
             return CallsStopped(words[0])
+        case b"POLICY":
+            return PolicyChanged(int(words[0]))
         case b"AHEAD":
             return LedgerAhead(folded_seq=int(words[0]), ledger_seq=int(words[1]))
         case b"DIVERGED":

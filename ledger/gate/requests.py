@@ -49,7 +49,8 @@ class ReserveRequest:
 
     `content_hash` binds the call id to its content; `worker` names this run of the call;
     `lease_ms` is how long the hold may stay open; `payload` is the BudgetReserved JSON object.
-    With `is_final`, a call is refused even if only open holds are in the way.
+    With `is_final`, a call is refused even if only open holds are in the way. Route, bound and budgets are by
+    the policy of `policy_version`.
     """
 
     call_id: str
@@ -62,6 +63,7 @@ class ReserveRequest:
     payload: str
     budgets: tuple[BudgetCap, ...]
     is_final: bool = False
+    policy_version: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,8 @@ class RecordRequest:
     """Record attempts while a hold stays open, and extend it by `extension_nanousd` (0: not) for the next.
 
     `attempts_begun` includes the attempt that starts now; `spent_nanousd` is what the recorded ones may have
-    cost, `assumed_nanousd` the unconfirmed part of it.
+    cost, `assumed_nanousd` the unconfirmed part of it. An extension's bound and caps are by the policy of
+    `policy_version`.
     """
 
     call_id: str
@@ -82,6 +85,7 @@ class RecordRequest:
     budgets: tuple[BudgetCap, ...]
     extension_nanousd: int = 0
     extension_payload: str = "{}"
+    policy_version: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +131,10 @@ class AdjustRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChargeRequest:
-    """Book spend that happened without a hold; it is recorded even if it passes the cap."""
+    """Book spend that happened without a hold; it is recorded even if it passes the cap.
+
+    Its budgets are by the policy of `policy_version`; None: by whatever policy, they are what they are.
+    """
 
     call_id: str
     user_id: str
@@ -137,6 +144,7 @@ class ChargeRequest:
     assumed_nanousd: int
     payload: str
     budgets: tuple[str, ...]
+    policy_version: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +192,35 @@ class WithdrawRequest:
     amount_nanousd: int
     payload: str
     budget: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditRequest:
+    """Grant credit to a budget that never begins anew, take one back, or let it expire.
+
+    `credit_id` names the credit, `command_id` is the idempotency key. `amount_nanousd`: granted, or to be taken back
+    (0: what is left). `expires_ms`: when the credit expires, milliseconds since the epoch (0: never). `user_id` is that
+    of a user's budget, '' for one of all users; it decides the partition. The cap is by the policy of `policy_version`.
+    """
+
+    command_id: str
+    user_id: str
+    content_hash: str
+    type: Literal["credit-granted", "credit-revoked", "credit-expired"]
+    credit_id: str
+    amount_nanousd: int
+    expires_ms: int
+    payload: str
+    budget: BudgetCap
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class CreditChange:
+    """By how much a budget's credit changed, in nano-dollars; `is_new` is False where this was done before."""
+
+    is_new: bool
+    change_nanousd: int = 0
 
 
 @dataclass(frozen=True, slots=True)

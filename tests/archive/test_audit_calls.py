@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
+from tollbook.schemas.plans import Plan
 
 from tests.archive.test_audit import check_statements
 from tests.archive.test_sealing import NEVER
@@ -38,7 +39,6 @@ from tollbook.schemas.events import (
     CostRecorded,
     Event,
 )
-from tollbook.schemas.plans import Plan
 
 # claude-sonnet-4 at $3 and $15 a million; written to a cache, a prompt costs $3.75. gpt-4o-mini: $0.15 and $0.60.
 COST = PROMPT_TOKENS * 3_000 + COMPLETION_TOKENS * 15_000
@@ -83,7 +83,7 @@ class Scene:
             return await runner.run(self.calling.call(call_id, **fields), is_final=is_final)
 
     async def happen(self) -> None:
-        administration = Administration(self.calling.runtime.ledger, self.calling.runtime.policy.plan_caps_nanousd)
+        administration = Administration(self.calling.runtime.ledger, CAPS_NANOUSD)
         await self.run("plain", None)
         await self.run("fallback", "hang_charged", None, campaign_id="spring/sale")
         await administration.adjust_cost("fallback", CORRECTED, Signature("eva", "invoice of November"))

@@ -5,14 +5,16 @@ import pytest
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.settings import load_settings
 from tollbook.ledger.signature import Signature
-from tollbook.schemas.identifiers import check_id
+from tollbook.schemas.identifiers import check_task_id, usage_call_id
 
 
-@pytest.mark.parametrize("kind", ["plan-assigned", "credit-granted"])
+@pytest.mark.parametrize("kind", ["plan-assigned", "plan-cleared", "credit-granted", "credit-revoked"])
 def test_no_task_can_take_the_id_of_a_command(kind: str) -> None:
     """G4: a publisher who guesses the key of a grant must not be able to refuse it as a conflict."""
-    with pytest.raises(ValueError, match="spaces"):
-        check_id(Signature("ann", "invoice 1043", key="k1").command_id(kind))
+    with pytest.raises(ValueError, match="as commands' ids do"):
+        check_task_id(Signature("ann", "invoice 1043", key="k1").command_id(kind))
+    with pytest.raises(ValueError, match="as commands' ids do"):
+        check_task_id(usage_call_id("k1"))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from tests.gate_bench import open_bench
 from tollbook.ledger.gate.gate import Gate
+from tollbook.ledger.gate.policies import PolicyRequest
 from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AssignRequest,
@@ -20,6 +21,7 @@ from tollbook.ledger.gate.requests import (
     Baseline,
     BudgetCap,
     ChargeRequest,
+    CreditRequest,
     Position,
     RecordRequest,
     ReserveRequest,
@@ -32,6 +34,7 @@ from tollbook.schemas.events import (
     BudgetReserved,
     CostAdjusted,
     CostRecorded,
+    CreditExpired,
     CreditGranted,
     CreditRevoked,
     EventPayload,
@@ -39,6 +42,7 @@ from tollbook.schemas.events import (
     ModelCalled,
     PlanAssigned,
     PlanCleared,
+    PolicyApplied,
     payload_json,
 )
 from tollbook.schemas.identifiers import Window
@@ -76,6 +80,12 @@ FILES: Final = (
     "cost-recorded.charge",
     "credit-revoked",
     "plan-cleared",
+    "policy-applied",
+    "cost-recorded.budget",
+    "alert-raised",
+    "credit-granted.budget",
+    "credit-revoked.budget",
+    "credit-expired",
 )
 
 
@@ -171,6 +181,37 @@ async def _write_every_event(gate: Gate) -> None:
                 command_id=command, user_id="u42", period="2026-11", content_hash="c0ffee", type=payload.type,
                 amount_nanousd=amount, payload=payload_json(payload), budget=OWN.name,
             )
+        )  # fmt: skip
+    team_week = {"name": "team-week", "by": ["team"], "window": "week", "cap_usd": "20", "alerts": ["0.5", "1"]}
+    content = {
+        "timezone": "UTC", "default_plan": "trial", "plans": {"trial": {"cap_usd": "5"}}, "budgets": [team_week]
+    }  # fmt: skip
+    applied = PolicyApplied(
+        version=3, digest="5e" * 32, content=content, definitions={"team-week": 2}, author="ops@example.com",
+        reason="a budget for each team",
+    )  # fmt: skip
+    await gate.apply_policy(PolicyRequest(in_force=0, version=3, digest=applied.digest, payload=payload_json(applied)))
+    await gate.charge(
+        ChargeRequest(
+            call_id="import-2", user_id="u42", period="2026-11", content_hash="c0ffee", cost_nanousd=10_000_000_000,
+            assumed_nanousd=0, payload=payload_json(charge), budgets=(OWN.name, "team-week~2:red:2026-W48"),
+        ),
+        (NOTHING, NOTHING),
+    )  # fmt: skip
+    credit: dict[str, Any] = {"credit": "pay_1", "expires_ms": 1_795_478_400_000}
+    signed = credit | {"author": "shop", "reason": "payment"}
+    for command, payload, amount in (
+        ("credit pay_1", CreditGranted(**signed), 5_000_000_000),
+        ("credit-revoked pay_1", CreditRevoked(**signed), 2_000_000_000),
+        ("credit-expired pay_1", CreditExpired(**credit), 0),
+    ):
+        await gate.change_credit(
+            CreditRequest(
+                command_id=command, user_id="", content_hash="c0ffee", type=payload.type, credit_id="pay_1",
+                amount_nanousd=amount, expires_ms=1_795_478_400_000 if amount else 1, payload=payload_json(payload),
+                budget=BudgetCap("prepaid:acme:total", 0), policy_version=3,
+            ),
+            (NOTHING,),
         )  # fmt: skip
 
 

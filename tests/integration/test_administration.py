@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
+from tollbook.schemas.plans import Plan
 
 from tests.calling import PROMPT, Calling, open_calling
 from tollbook import CostTracker, InferenceClient
@@ -19,7 +20,6 @@ from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.errors import CallUnknown, CreditTooLow, IdempotencyConflict, NoPlanAssigned
 from tollbook.ledger.signature import Signature
 from tollbook.schemas.events import CostAdjusted, CreditGranted, CreditRevoked, PlanAssigned
-from tollbook.schemas.plans import Plan
 from tollbook.schemas.results import ErrorCode
 
 DOLLAR = 1_000_000_000
@@ -34,7 +34,7 @@ async def calling(redis_client: Redis, server_url: str, tmp_path: Path) -> Async
 
 @pytest.fixture
 def administration(calling: Calling) -> Administration:
-    return Administration(calling.runtime.ledger, calling.runtime.policy.plan_caps_nanousd)
+    return Administration(calling.runtime.ledger, CAPS_NANOUSD)
 
 
 async def cap_of(calling: Calling, user_id: str, plan: str = "trial") -> Decimal:

@@ -710,9 +710,9 @@ async def test_further_budgets_are_held_against_too(redis_client: Redis, server_
             await first
             assert isinstance(await runner.run(calling.call("t2", user_id="u2", campaign_id="c1")), InferenceResult)
         await calling.check_guarantees()
-        rows = await calling.query("SELECT kind, settled_usd FROM budgets ORDER BY kind, subject")
+        rows = await calling.query("SELECT name, settled_usd FROM budgets ORDER BY name, value")
         totals = {"campaign": 2 * PRICE[SONNET], "day": PRICE[SONNET], "user": PRICE[SONNET]}
-        assert {(row["kind"], int(row["settled_usd"].scaleb(9))) for row in rows} == set(totals.items())
+        assert {(row["name"], int(row["settled_usd"].scaleb(9))) for row in rows} == set(totals.items())
 
 
 async def test_burst_of_calls_with_faults_stays_within_the_cap_and_equals_the_book(

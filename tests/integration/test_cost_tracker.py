@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from tollbook.schemas.plans import Plan
 
 from tests.calling import COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling, period
 from tests.servers import wait_until
@@ -23,7 +24,6 @@ from tollbook import (
 from tollbook.inference.cost_tracker import UsageSummary
 from tollbook.schemas.events import CostRecorded
 from tollbook.schemas.money import nanousd_from_usd, usd_from_nanousd
-from tollbook.schemas.plans import Plan
 from tollbook.schemas.results import ErrorCode
 
 PRICE = PROMPT_TOKENS * 3_000 + COMPLETION_TOKENS * 15_000

@@ -148,8 +148,8 @@ def test_a_tampered_stamp_of_a_further_budget_is_a_discrepancy(store: Store) -> 
     further = [{"budget": "campaign:c:1:2026-11", "cap_nanousd": 900, "committed_nanousd": 501}]
     store.fold(Batch(0, [reserved(1, 500, 500, budgets=further)]))
     assert [row["budget"] for row in store.query("SELECT budget FROM discrepancies")] == ["campaign:c:1:2026-11"]
-    assert store.query("SELECT kind, subject, \"window\" FROM budgets WHERE kind <> 'user'") == [
-        {"kind": "campaign", "subject": "c:1", "window": "2026-11"}
+    assert store.query("SELECT name, value, \"window\" FROM budgets WHERE name <> 'user'") == [
+        {"name": "campaign", "value": "c:1", "window": "2026-11"}
     ]
 
 

@@ -27,7 +27,7 @@ from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.providers.transport import MAX_BODY_BYTES
 from tollbook.inference.settings import load_settings
-from tollbook.schemas.tasks import Message
+from tollbook.schemas.messages import Message
 from tollbook.schemas.usage import Usage
 from tollbook.standin import FaultPlan, StandIn, StandInConfig
 

@@ -21,6 +21,7 @@ from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.signature import Signature
 from tollbook.schemas.events import CostAdjusted
 from tollbook.schemas.identifiers import EntryId
+from tollbook.schemas.plans import CAPS_NANOUSD
 
 BOUND: Final = PROMPT_BOUND * 3_750 + 2_000 * 15_000
 BOUND_OF_FALLBACK: Final = PROMPT_BOUND * 150 + 2_000 * 600
@@ -39,7 +40,7 @@ async def calling(redis_client: Redis, server_url: str, tmp_path: Path) -> Async
 
 @pytest.fixture
 def administration(calling: Calling) -> Administration:
-    return Administration(calling.runtime.ledger, calling.runtime.policy.plan_caps_nanousd)
+    return Administration(calling.runtime.ledger, CAPS_NANOUSD)
 
 
 async def find(calling: Calling, *outcomes: str, since_ms: int = 0, until: EntryId = EVER, user: Any = None) -> Found:

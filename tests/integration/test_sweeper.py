@@ -8,6 +8,7 @@ from typing import Final
 import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
+from tollbook.schemas.plans import Plan
 
 from tests.servers import wait_until
 from tests.system import RunningSystem, running_system
@@ -23,7 +24,6 @@ from tollbook.ledger.gate.requests import (
 )
 from tollbook.schemas.events import BoundPrice, BudgetReserved, CostRecorded, payload_json
 from tollbook.schemas.identifiers import EntryId
-from tollbook.schemas.plans import Plan
 
 USER: Final = "u1"
 AMOUNT: Final = 1_000_000
@@ -57,7 +57,7 @@ async def reserve(running: RunningSystem, call_id: str, *, lease_ms: int, user: 
 
     def make_request(at_ms: int) -> ReserveRequest:
         policy = running.system.runtime.policy
-        window, budgets = policy.budgets_at(at_ms, user_id=user, plan=Plan.TRIAL, campaign_id=None)
+        window, budgets = policy.budgets_at(at_ms, {"user": user, "plan": "trial"})
         return ReserveRequest(
             call_id=call_id,
             user_id=user,
@@ -157,7 +157,7 @@ async def test_a_hold_with_a_failed_attempt_behind_it_is_charged_in_full_with_it
     known = AMOUNT // 4
     reserved = await reserve(running, "dead", lease_ms=1)
     hold = await found(running, "dead")
-    _, budgets = running.system.runtime.policy.budgets_at(now_ms(), user_id=USER, plan=Plan.TRIAL, campaign_id=None)
+    _, budgets = running.system.runtime.policy.budgets_at(now_ms(), {"user": USER, "plan": "trial"})
     await running.system.runtime.ledger.record(
         RecordRequest(
             call_id="dead",

@@ -9,7 +9,7 @@ import asyncio
 import math
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from random import Random
 from typing import Any, Final
 
 import structlog
+from tollbook.schemas.plans import Plan
 
 from tests.simulation.checks import Broken, Checker, Fold, Moment, read_event
 from tests.simulation.loop import Process, VirtualLoop
@@ -29,7 +30,8 @@ from tollbook.consumers.messages import Delivery
 from tollbook.consumers.reply_streams import ReplyStreams
 from tollbook.consumers.sweeper import Sweeper
 from tollbook.consumers.worker import Worker, WorkerLimits
-from tollbook.inference.calls.reservations import BudgetPolicy, Reservations, WaitLimits
+from tollbook.inference.budgets import BudgetPolicy
+from tollbook.inference.calls.reservations import Reservations, WaitLimits
 from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner
 from tollbook.inference.providers.client import ProviderClient
@@ -44,7 +46,8 @@ from tollbook.ledger.keys import GROUP, Keys
 from tollbook.ledger.results import Results
 from tollbook.ledger.server.pipeline import CommandPipeline, pack_command
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
-from tollbook.schemas.plans import Plan
+from tollbook.schemas.money import usd_from_nanousd
+from tollbook.schemas.policy import Policy
 from tollbook.schemas.routes import Route
 from tollbook.schemas.tasks import TaskType
 
@@ -594,11 +597,7 @@ class World:
             ledger=ledger,
             results=results,
             prices=PRICES,
-            policy=BudgetPolicy(
-                plan_caps_nanousd=dict.fromkeys(Plan, plot.caps["user"]),
-                day_cap_nanousd=plot.caps.get("day"),
-                campaign_cap_nanousd=plot.caps.get("campaign"),
-            ),
+            policy=BudgetPolicy(_policy_of(plot.caps)),
             queue=queue,
             max_call_s=retry.max_call_s(plot.attempt_timeout_s),
             now_ms=now_ms,
@@ -666,6 +665,21 @@ async def _persist(step: Any) -> None:
             return await step()
         except LedgerUnavailable:
             await asyncio.sleep(0.5)
+
+
+def _policy_of(caps: Mapping[str, int]) -> Policy:
+    """Return the policy of a plot's caps: of the user's period, and of the user's day and the campaign's month."""
+    rules = [("day", "user", "day"), ("campaign", "campaign", "month")]
+    return Policy.model_validate(
+        {
+            "plans": {"trial": {"cap_usd": usd_from_nanousd(caps["user"])}},
+            "budgets": [
+                {"name": name, "by": [by], "window": window, "cap_usd": usd_from_nanousd(caps[name])}
+                for name, by, window in rules
+                if name in caps
+            ],
+        }
+    )
 
 
 def simulate(seed: int, variant: Variant | None = None, **changes: Any) -> World:

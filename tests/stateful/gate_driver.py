@@ -13,7 +13,14 @@ from typing import Any
 from redis.asyncio import Redis
 
 from tests.model import Answer
-from tollbook.ledger.errors import CallUnknown, IdempotencyConflict, LedgerAhead, LedgerDiverged, LedgerError
+from tollbook.ledger.errors import (
+    CallUnknown,
+    IdempotencyConflict,
+    LedgerAhead,
+    LedgerDiverged,
+    LedgerError,
+    PolicyChanged,
+)
 from tollbook.ledger.gate.functions import LIBRARY
 from tollbook.ledger.gate.gate import Gate, create_ledger
 from tollbook.ledger.gate.replies import BudgetsMismatch, Stale
@@ -155,6 +162,8 @@ def _refusal(error: LedgerError) -> Answer:
             return ("DIVERGED", error.budget)
         case CallUnknown():
             return ("UNKNOWN",)
+        case PolicyChanged():
+            return ("POLICY", error.version)
         case BudgetsMismatch():
             return ("MISMATCH", error.budgets)
         case _:
@@ -177,4 +186,5 @@ def event_of(raw: list[Any]) -> dict[str, Any]:
         "committed": int(fields["committed"]) if fields["committed"] else None,
         "stamps": {name: payload[name] for name in _GATE_STAMPS if name in payload},
         "has_clock": all(name in payload for name in _CLOCK_STAMPS),
+        "policy": payload.get("version", payload.get("asked_policy")),
     }

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from tests.model import Answer, LedgerModel, ModelBaseline, ModelCall, ModelEvent
 from tests.stateful.gate_driver import GateDriver, event_of
+from tollbook.ledger.gate.policies import PolicyRequest
 from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AssignRequest,
@@ -45,6 +46,8 @@ picks = st.integers(0, 11)
 # How many events old a baseline is; the second number is for the further budgets of a hold.
 lags = st.tuples(st.integers(0, 9), st.integers(0, 9))
 rarely = st.sampled_from((False, False, False, False, True))
+# How many versions old the policy is by which a process decides.
+policy_lags = st.sampled_from((0, 0, 0, 0, 0, 1))
 
 
 class StreamFold:
@@ -54,6 +57,7 @@ class StreamFold:
         self.history: list[dict[str, tuple[int, int]]] = [{}]
         self.settlements: Counter[tuple[str, int]] = Counter()
         self.holds: set[tuple[str, int]] = set()
+        self.policy = 0
 
     def fold(self, event: dict[str, Any]) -> None:
         kind, amount, stamps = event["type"], event["amount"], event["stamps"]
@@ -76,6 +80,11 @@ class StreamFold:
 
     def _check_guarantees(self, kind: str, event: dict[str, Any], committed: int) -> None:
         stamps = event["stamps"]
+        if kind == "policy-applied":
+            assert event["policy"] > self.policy, f"G11 is broken: {event}"
+            self.policy = event["policy"]
+        if kind in ("budget-reserved", "budget-denied"):
+            assert event["policy"] == self.policy, f"G11 is broken: {event}"
         if kind == "budget-reserved":
             assert event["has_clock"]
             assert committed <= stamps["cap_nanousd"], f"G1 is broken: {event}"
@@ -103,20 +112,23 @@ class GateMachine(RuleBasedStateMachine):
 
     # -- reserve
 
-    @rule(user=users, period=periods, kinds=kinds, amount=amounts, cap=caps, further_cap=caps, lags=lags, final=rarely)
+    @rule(
+        user=users, period=periods, kinds=kinds, amount=amounts, cap=caps, further_cap=caps, lags=lags, final=rarely,
+        policy_lag=policy_lags,
+    )  # fmt: skip
     def reserve(
         self, user: str, period: str, kinds: Sequence[str], amount: int, cap: int, further_cap: int,
-        lags: tuple[int, int], final: bool,
+        lags: tuple[int, int], final: bool, policy_lag: int,
     ) -> None:  # fmt: skip
         call_id = f"call-{len(self.call_ids)}"
         self.call_ids.append(call_id)
         budgets = ((f"user:{user}:{period}", cap), *((name, further_cap) for name in _further(kinds, user, period)))
-        self._reserve(call_id, user, period, budgets, amount, lags, is_final=final)
+        self._reserve(call_id, user, period, budgets, amount, lags, is_final=final, policy_lag=policy_lag)
 
     @precondition(lambda self: self.call_ids)
-    @rule(pick=picks, amount=amounts, cap=caps, period=periods, lags=lags, other_content=rarely)
+    @rule(pick=picks, amount=amounts, cap=caps, period=periods, lags=lags, other_content=rarely, policy_lag=policy_lags)
     def reserve_again(
-        self, pick: int, amount: int, cap: int, period: str, lags: tuple[int, int], other_content: bool
+        self, pick: int, amount: int, cap: int, period: str, lags: tuple[int, int], other_content: bool, policy_lag: int
     ) -> None:
         """A redelivered task: the same call, the same user; a later hold may fall into the next period."""
         closed = [call_id for call_id, call in self.model.calls.items() if call.state == "closed"]
@@ -124,23 +136,25 @@ class GateMachine(RuleBasedStateMachine):
         known = self.model.calls.get(call_id)
         user = known.user if known else "ann"
         content = "other" if other_content else f"content-of-{call_id}"
-        self._reserve(call_id, user, period, ((f"user:{user}:{period}", cap),), amount, lags, content=content)
+        budgets = ((f"user:{user}:{period}", cap),)
+        self._reserve(call_id, user, period, budgets, amount, lags, content=content, policy_lag=policy_lag)
 
     def _reserve(
         self, call_id: str, user: str, period: str, budgets: tuple[tuple[str, int], ...], amount: int,
-        lags: tuple[int, int], *, is_final: bool = False, content: str | None = None,
+        lags: tuple[int, int], *, is_final: bool = False, content: str | None = None, policy_lag: int = 0,
     ) -> None:  # fmt: skip
+        policy = max(0, self.model.policy - policy_lag)
         typed, modelled = self._baselines([name for name, _ in budgets], lags)
         content = content or f"content-of-{call_id}"
         worker = f"worker-{amount}"
         predicted = self.model.reserve(
             call_id, user=user, period=period, content=content, amount=amount, worker=worker,
-            budgets=budgets, baselines=modelled, is_final=is_final,
+            budgets=budgets, baselines=modelled, is_final=is_final, policy=policy,
         )  # fmt: skip
         request = ReserveRequest(
             call_id=call_id, user_id=user, window=Window(period, 0, 2**52), content_hash=content,
-            amount_nanousd=amount, worker=worker, lease_ms=60_000, payload='{"plan":"trial"}',
-            budgets=tuple(BudgetCap(name, cap) for name, cap in budgets), is_final=is_final,
+            amount_nanousd=amount, worker=worker, lease_ms=60_000, payload=f'{{"asked_policy":{policy}}}',
+            budgets=tuple(BudgetCap(name, cap) for name, cap in budgets), is_final=is_final, policy_version=policy,
         )  # fmt: skip
         self._check("reserve", self.driver.gate.reserve(request, typed), predicted)
 
@@ -150,12 +164,13 @@ class GateMachine(RuleBasedStateMachine):
     @rule(
         pick=picks, next_attempt=st.booleans(), told=st.sampled_from(TOLD),
         extension=st.sampled_from((0, 0, 1, 3, 8, 45)), spent=st.integers(0, 8), cap=caps, lags=lags,
-        wrong_budgets=rarely,
+        wrong_budgets=rarely, policy_lag=policy_lags,
     )  # fmt: skip
     def record(
         self, pick: int, next_attempt: bool, told: Sequence[EventKind], extension: int, spent: int, cap: int,
-        lags: tuple[int, int], wrong_budgets: bool,
+        lags: tuple[int, int], wrong_budgets: bool, policy_lag: int,
     ) -> None:  # fmt: skip
+        policy = max(0, self.model.policy - policy_lag)
         call_id, call = self._pick_open(pick)
         names = _budgets_of(call, wrong=wrong_budgets)
         begun = call.begun + next_attempt
@@ -163,12 +178,13 @@ class GateMachine(RuleBasedStateMachine):
         typed, modelled = self._baselines(names, lags)
         predicted = self.model.record(
             call_id, hold=call.hold, begun=begun, spent=spent, assumed=spent // 2, events=events,
-            budgets=[(name, cap) for name in names], baselines=modelled, extension=extension,
+            budgets=[(name, cap) for name in names], baselines=modelled, extension=extension, policy=policy,
         )  # fmt: skip
         request = RecordRequest(
             call_id=call_id, user_id=call.user, hold=call.hold, attempts_begun=begun, spent_nanousd=spent,
             assumed_nanousd=spent // 2, events=_attempt_events(events), extension_nanousd=extension,
-            budgets=tuple(BudgetCap(name, cap) for name in names),
+            budgets=tuple(BudgetCap(name, cap) for name in names), policy_version=policy,
+            extension_payload=f'{{"asked_policy":{policy}}}',
         )  # fmt: skip
         self._check("record", self.driver.gate.record(request, typed), predicted)
 
@@ -236,10 +252,15 @@ class GateMachine(RuleBasedStateMachine):
 
     # -- spend without a hold, plans, credit
 
-    @rule(pick=picks, user=users, period=periods, kinds=kinds, cost=st.integers(0, 6), lags=lags, again=rarely)
+    @rule(
+        pick=picks, user=users, period=periods, kinds=kinds, cost=st.integers(0, 6), lags=lags, again=rarely,
+        policy_lag=st.none() | policy_lags,
+    )  # fmt: skip
     def charge(
-        self, pick: int, user: str, period: str, kinds: Sequence[str], cost: int, lags: tuple[int, int], again: bool
-    ) -> None:
+        self, pick: int, user: str, period: str, kinds: Sequence[str], cost: int, lags: tuple[int, int], again: bool,
+        policy_lag: int | None,
+    ) -> None:  # fmt: skip
+        policy = None if policy_lag is None else max(0, self.model.policy - policy_lag)
         if again and self.call_ids:
             call_id = self._pick(pick)
         else:
@@ -250,11 +271,11 @@ class GateMachine(RuleBasedStateMachine):
         content = f"content-of-{call_id}" if pick else "other"
         predicted = self.model.charge(
             call_id, user=user, period=period, content=content, cost=cost, assumed=cost, budgets=names,
-            baselines=modelled,
+            baselines=modelled, policy=policy,
         )  # fmt: skip
         request = ChargeRequest(
             call_id=call_id, user_id=user, period=period, content_hash=content, cost_nanousd=cost,
-            assumed_nanousd=cost, payload='{"outcome":"recorded"}', budgets=names,
+            assumed_nanousd=cost, payload='{"outcome":"recorded"}', budgets=names, policy_version=policy,
         )  # fmt: skip
         self._check("charge", self.driver.gate.charge(request, typed), predicted)
 
@@ -281,6 +302,16 @@ class GateMachine(RuleBasedStateMachine):
             amount_nanousd=command["amount"], payload="{}", budget=command["budget"],
         )  # fmt: skip
         self._check("assign", self.driver.gate.assign(request), predicted)
+
+    @rule(step=st.sampled_from((1, 1, 1, 0, -1)), lag=policy_lags)
+    def apply_policy(self, step: int, lag: int) -> None:
+        """A new version, the one in force again, or an older one; by somebody who may not have heard of the last."""
+        version, in_force = max(1, self.model.policy + step), max(0, self.model.policy - lag)
+        predicted = self.model.apply_policy(in_force=in_force, version=version)
+        request = PolicyRequest(
+            in_force=in_force, version=version, digest=f"digest-{version}", payload=f'{{"version":{version}}}'
+        )
+        self._check("apply_policy", self.driver.gate.apply_policy(request), predicted)
 
     # -- the projector, and questions
 
@@ -312,10 +343,13 @@ class GateMachine(RuleBasedStateMachine):
         typed = (Baseline(settled, held, position), *typed[1:])
         modelled = (ModelBaseline(settled, held, position.seq), *modelled[1:])
         predicted = self.model.balance(
-            user=user, period=period, budgets=[(name, cap) for name in names], baselines=modelled
-        )
+            user=user, period=period, budgets=[(name, cap) for name in names], baselines=modelled,
+            policy=self.model.policy,
+        )  # fmt: skip
         budgets = [BudgetCap(name, cap) for name in names]
-        call = self.driver.gate.balance(user_id=user, period=period, budgets=budgets, baselines=typed)
+        call = self.driver.gate.balance(
+            user_id=user, period=period, budgets=budgets, baselines=typed, policy_version=self.model.policy
+        )
         self._check("balance", call, predicted)
 
     # -- checks

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 G1 = "G1 is broken"
 G2 = "G2 is broken"
+G11 = "G11 is broken"
 FOLD = "stamped committed differs"
 MODEL = "the model predicts"
 EVENTS = "the events differ from the model's"
@@ -42,6 +43,29 @@ class Broken:
 
 
 BROKEN = (
+    Broken(
+        "a hold by another policy than the ledger's is let through (G11)",
+        (("if meta.version ~= meta.policy and not", "if false and not"),),
+        G11,
+        by_stream=True,
+    ),
+    Broken(
+        "an extension by another policy is let through (G11)",
+        (("refusal = extension > 0 and other_policy(meta)", "refusal = nil"),),
+        G11,
+        by_stream=True,
+    ),
+    Broken(
+        "an older policy replaces a newer one (G11)",
+        ((" or int(version) <= int(meta.policy) then", " then"),),
+        G11,
+        by_stream=True,
+    ),
+    Broken(
+        "a policy replaces one that its author has not seen (G11)",
+        (("elseif meta.policy ~= args[2] or int(version)", "elseif int(version)"),),
+        MODEL,
+    ),
     Broken(
         "baselines below the watermark are taken",
         (("if is_after(meta.trim_ms, meta.trim_n, q.ms, q.n) then", "if false then"),),

@@ -18,7 +18,7 @@ from tollbook.inference.bounds import (
 from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.prices.model_price import ModelPrice, PriceTier, price_from_usd
 from tollbook.schemas.events import BoundPrice
-from tollbook.schemas.tasks import Message
+from tollbook.schemas.messages import Message
 from tollbook.schemas.usage import Usage
 
 PRICE = price_from_usd(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tollbook.schemas.plans import CAPS_NANOUSD
 
 from docs.generate import __main__ as generate
 from docs.generate.commands import commands
@@ -22,7 +23,6 @@ from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.store import Store
 from tollbook.observability.catalogue import METRICS
 from tollbook.schemas.identifiers import partition_of
-from tollbook.schemas.plans import CAPS_NANOUSD
 from tollbook.schemas.results import ErrorCode, InferenceResult
 from tollbook.schemas.tasks import Task, TaskStream, TaskType
 

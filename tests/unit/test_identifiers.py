@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from tollbook.schemas.identifiers import (
     MAX_ID_CHARACTERS,
     ZERO_ENTRY,
-    BudgetKind,
     EntryId,
     budget_name,
+    budget_value,
     check_id,
     day_at,
+    definition_name,
     describe_budget,
     month_at,
     normalise_id,
@@ -45,6 +46,8 @@ def _ms(*date: int) -> int:
         "\ufb01",
         "\uff41",
         "\u2764",
+        "O'Brien",
+        "Mary Ann",
     ],
 )
 def test_an_id_is_any_printable_word(value: str) -> None:
@@ -54,7 +57,7 @@ def test_an_id_is_any_printable_word(value: str) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        "", "a" * (MAX_ID_CHARACTERS + 1), "a b", " a", "a\n", "a\tb", 'a"b', "a'b", "a\\b", "a\x00", "a\x7f", "a\x85",
+        "", "a" * (MAX_ID_CHARACTERS + 1), " ", " a", "a ", "a\n", "a\tb", 'a"b', "a\\b", "a\x00", "a\x7f", "a\x85",
         "a\u00a0b", "a\u2028b", "a\u200bb", "a\ud800", "a\ufeff", "a\u200db", "a\u202eb", "a\u00adb",
         # Python calls these printable, and nobody sees them.
         "a\u034f", "\u3164", "\uffa0", "a\u115f", "a\ufe0f", "a\U000e0101", "a\u180b", "a\u17b4", "\u2800",
@@ -62,7 +65,7 @@ def test_an_id_is_any_printable_word(value: str) -> None:
         "a\u2000b",
     ],
 )  # fmt: skip
-def test_an_id_has_no_spaces_quotes_or_control_characters(value: str) -> None:
+def test_an_id_has_no_outer_spaces_double_quotes_or_control_characters(value: str) -> None:
     with pytest.raises(ValueError, match="must have"):
         check_id(value)
 
@@ -137,14 +140,39 @@ def test_a_day_is_named_by_its_date() -> None:
     assert day_at(_ms(2026, 11, 5)).end_ms - day_at(_ms(2026, 11, 5)).start_ms == 24 * 3_600_000
 
 
-@given(st.sampled_from(["user", "day", "campaign"]), st.text(min_size=1), st.sampled_from(["2026-11", "2026-11-05"]))
-def test_a_budgets_name_can_be_taken_apart_whatever_its_subject(kind: BudgetKind, subject: str, window: str) -> None:
+@given(
+    st.sampled_from(["user", "day", "team-week~3"]),
+    st.text(min_size=1),
+    st.sampled_from(["2026-11", "2026-W48", "total"]),
+)
+def test_a_budgets_name_can_be_taken_apart_whatever_its_subject(kind: str, subject: str, window: str) -> None:
     assert split_budget_name(budget_name(kind, subject, window)) == (kind, subject, window)
 
 
 def test_a_budgets_name_is_a_contract() -> None:
     """It stands in Redis keys, in events and in DuckDB."""
     assert budget_name("user", "u42", "2026-11") == "user:u42:2026-11"
+
+
+def test_values_of_several_attributes_are_one_value() -> None:
+    assert budget_value([]) == "all"
+    assert budget_value(["50%,5"]) == "50%,5"
+    assert budget_value(["red", "a,b", "5%"]) == "red,a%2Cb,5%25"
+
+
+@given(st.lists(st.text(), min_size=2, max_size=3), st.lists(st.text(), min_size=2, max_size=3))
+def test_other_values_are_another_value(one: list[str], other: list[str]) -> None:
+    """G1: two balances that became one would refuse, one that became two would be spent twice."""
+    assert (budget_value(one) == budget_value(other)) == (one == other)
+
+
+def test_a_budget_that_was_redefined_has_another_name() -> None:
+    assert definition_name("team-week", 0) == definition_name("team-week", 1) == "team-week"
+    assert definition_name("team-week", 3) == "team-week~3"
+
+
+def test_the_budget_of_everybody_is_described_without_a_value() -> None:
+    assert describe_budget("all-spend:all:2026-11-24") == "budget all-spend, day 2026-11-24"
 
 
 def test_a_task_without_an_id_is_named_by_its_entry() -> None:
@@ -190,7 +218,10 @@ def test_what_is_no_entry_id_is_refused(text: str) -> None:
         ("user", "2026-11", "user team:7, period 2026-11"),
         ("day", "2026-11-24", "user team:7, day 2026-11-24"),
         ("campaign", "2026-11", "campaign team:7, period 2026-11"),
+        ("team-week", "2026-W48", "budget team-week of team:7, week 2026-W48"),
+        ("team-week~3", "2026-W48", "budget team-week (as defined by policy version 3) of team:7, week 2026-W48"),
+        ("prepaid", "total", "budget prepaid of team:7, in total"),
     ],
 )
-def test_a_budget_is_described_by_its_user_or_campaign(kind: BudgetKind, window: str, described: str) -> None:
+def test_a_budget_is_described_by_whom_it_is_for(kind: str, window: str, described: str) -> None:
     assert describe_budget(budget_name(kind, "team:7", window)) == described

@@ -87,7 +87,8 @@ SALVAGED: Final[dict[str, tuple[dict[bytes, bytes], tuple[str, str | None, str |
         plain({"task_id": "t1"}) | {b"prompt": b"x" * MAX_ENTRY_BYTES}, ("t1", None, None)
     ),
     "a task id that is not UTF-8": ({b"task_id": b"t\xff 1", b"user_id": b"u1"}, (OWN_ID, "u1", None)),
-    "a task id that is none": (plain({"task_id": "two words"}), (OWN_ID, None, None)),
+    "a task id of a command": (plain({"task_id": "usage k1"}), (OWN_ID, None, None)),
+    "a task id that is none": (plain({"task_id": 'a"b'}), (OWN_ID, None, None)),
     "a task id of 10,000 characters": (plain({"task_id": "t" * 10_000}), (OWN_ID, None, None)),
     "a reply stream that is a key of the ledger": (
         plain({"task_id": "t1", "reply_to": "{tollbook:0}:ledger"}), ("t1", None, None)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tollbook.schemas.plans import Plan
 
 from tollbook.inference.errors import describe_shortage
 from tollbook.inference.prices.model_price import price_from_usd
@@ -23,7 +24,6 @@ from tollbook.schemas.money import (
     nanousd_from_usd,
     usd_from_nanousd,
 )
-from tollbook.schemas.plans import Plan
 
 LARGEST_EXACT_IN_LUA = 2**53
 

@@ -1,16 +1,20 @@
 """Events of an audit as sentences for people, with amounts exact to the nano-dollar."""
 
 from datetime import datetime
+from decimal import Decimal
 from typing import assert_never
 
 from tollbook.audit.explanations import bound_nanousd
 from tollbook.schemas.events import (
+    AlertRaised,
     BoundPrice,
     BudgetDenied,
     BudgetReserved,
     CostAdjusted,
     CostRecorded,
+    CreditExpired,
     CreditGranted,
+    CreditPayload,
     CreditRevoked,
     Event,
     FallbackUsed,
@@ -18,6 +22,7 @@ from tollbook.schemas.events import (
     ModelCalled,
     PlanAssigned,
     PlanCleared,
+    PolicyApplied,
     SegmentSealed,
 )
 from tollbook.schemas.identifiers import describe_budget
@@ -61,7 +66,13 @@ def _signed(nanousd: int) -> str:
 
 
 def signature_text(
-    payload: CostAdjusted | PlanAssigned | PlanCleared | CreditGranted | CreditRevoked | LedgerRecovered,
+    payload: CostAdjusted
+    | PlanAssigned
+    | PlanCleared
+    | CreditGranted
+    | CreditRevoked
+    | LedgerRecovered
+    | PolicyApplied,
 ) -> str:
     """Return who changed something, and why."""
     return f"by {printable(payload.author)}: {printable(payload.reason)}"
@@ -133,9 +144,17 @@ def event_text(event: Event) -> tuple[str, list[str]]:
         case PlanCleared() as payload:
             return "plan cleared: the one that tasks name counts", [signature_text(payload)]
         case CreditGranted() as payload:
-            return f"credit of {exact_usd(event.amount)}", [signature_text(payload)]
+            return f"credit of {exact_usd(event.amount)}{_of_budget(payload)}", [signature_text(payload)]
         case CreditRevoked() as payload:
-            return f"credit of {exact_usd(-event.amount)} taken back", [signature_text(payload)]
+            return f"credit of {exact_usd(-event.amount)}{_of_budget(payload)} taken back", [signature_text(payload)]
+        case CreditExpired() as payload:
+            return f"credit{_of_budget(payload)} expired", [f"{exact_usd(-event.amount)} was left of it"]
+        case AlertRaised() as payload:
+            percent = f"{Decimal(payload.fraction) * 100:f}".rstrip("0").rstrip(".")
+            return f"alert: {percent} % of {describe_budget(payload.budget)}", [
+                f"{exact_usd(payload.settled_nanousd)} settled of {exact_usd(payload.cap_nanousd)}, "
+                f"raised by call {printable(payload.cause)}"
+            ]
         case SegmentSealed() as payload:
             return f"sealed {payload.segment}", [f"{payload.events:,} events, {payload.first_id} to {payload.last_id}"]
         case LedgerRecovered() as payload:
@@ -144,8 +163,17 @@ def event_text(event: Event) -> tuple[str, list[str]]:
                 f"{payload.entered:,} entered again by new events ({exact_usd(payload.entered_nanousd)})",
                 signature_text(payload),
             ]
+        case PolicyApplied() as payload:
+            return f"policy {payload.version} in force", [f"digest {payload.digest}", signature_text(payload)]
         case _:
             assert_never(event.payload)
+
+
+def _of_budget(payload: CreditPayload) -> str:
+    """Return which credit of which budget it is; of a user's period, the event says it."""
+    if payload.budget is None:
+        return ""
+    return f" {printable(payload.credit or '')} of {describe_budget(payload.budget)}"
 
 
 def _reserved(event: Event, payload: BudgetReserved) -> tuple[str, list[str]]:

@@ -15,13 +15,14 @@ from typing import Any, Final
 import duckdb
 import pyarrow as pa
 
-from tollbook.schemas.plans import Plan
+from tollbook.schemas.policy import default_policy
 
 ALL: Final = "all"
 """The value that selects every period."""
 NOT_NAMED: Final = "not named"
 """The value for calls without a campaign, and for spend without a plan."""
-_PLANS: Final = [plan.value for plan in Plan]
+# The plans of the defaults from the smallest on; further ones follow by name.
+_PLANS: Final = list(default_policy().plans)
 _MAX_DENIALS: Final = 1_000
 _MAX_BARS: Final = 62
 _MINUTE, _HOUR, _DAY = 60, 3_600, 86_400

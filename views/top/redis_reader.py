@@ -5,7 +5,7 @@ The ledger's stream is read from its newest entry back to where it was read befo
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from tollbook.app.connect import find_redis_url
+from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import LedgerError, LedgerUnavailable
 from tollbook.ledger.gate.requests import Position
@@ -23,7 +24,6 @@ from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.stream import RawEntry
 from tollbook.schemas.identifiers import EntryId
-from tollbook.schemas.tasks import TaskStream
 from tollbook.views.top.figures import HISTORY_S, RateFigures, RedisFigures, StreamFigures
 from tollbook.views.top.tail import Move, Tail, rates
 
@@ -50,6 +50,7 @@ class RedisReader:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._policies: CurrentPolicy | None = None
         self._redis: Redis | None = None
         self._pipeline: CommandPipeline | None = None
         self._url = ""
@@ -73,7 +74,7 @@ class RedisReader:
         if self._pipeline is not None and self._redis is not None:
             await self._pipeline.aclose()
             await self._redis.aclose()
-        self._pipeline = self._redis = None
+        self._pipeline = self._redis = self._policies = None
 
     def moves_after(self, seqs: dict[int, int]) -> list[Move] | None:
         """Return what moved after these events; None where that goes further back than was read."""
@@ -100,14 +101,15 @@ class RedisReader:
 
     async def _ask(self, pipeline: CommandPipeline) -> Seen:
         namespace, now_ms, keys = self._settings.namespace, *await self._find_ledger(pipeline)
+        names = await self._stream_names(pipeline, keys)
         parts, streams, letters, lease, stopped = await asyncio.gather(
             asyncio.gather(*(_partition(pipeline, key) for key in keys)),
-            asyncio.gather(*(_stream(pipeline, stream.value, now_ms) for stream in TaskStream)),
+            asyncio.gather(*(_stream(pipeline, stream, now_ms) for stream in names)),
             pipeline.execute("XLEN", dead_letters(namespace)),
             pipeline.execute("GET", projector_lease(namespace)),
             read_stop(pipeline, keys),
         )
-        workers = await _workers(pipeline, namespace, sum(consumers for _, consumers in streams))
+        workers = await _workers(pipeline, namespace, names, sum(consumers for _, consumers in streams))
         seqs = {key.partition: seq for key, (seq, _, _) in zip(keys, parts, strict=True)}
         for key in keys:
             await self._read_tail(pipeline, key, now_ms=now_ms, seq=seqs[key.partition])
@@ -138,8 +140,16 @@ class RedisReader:
                 "`tollbook projector` makes it"
             )
         if ledger_id.decode() != self._ledger_id:
-            self._ledger_id, self._tails = ledger_id.decode(), {}
+            self._ledger_id, self._tails, self._policies = ledger_id.decode(), {}, None
         return int(seconds) * 1000 + int(micros) // 1000, [Keys(namespace, n) for n in range(int(partitions))]
+
+    async def _stream_names(self, pipeline: CommandPipeline, keys: list[Keys]) -> tuple[str, ...]:
+        """Return the task streams of the policy in force."""
+        if self._policies is None:
+            self._policies = await CurrentPolicy.of_ledger(pipeline, keys)
+        else:
+            await self._policies.refresh()
+        return tuple(self._policies.newest.policy.streams)
 
     async def _read_tail(self, pipeline: CommandPipeline, keys: Keys, *, now_ms: int, seq: int) -> None:
         """Read from the newest entry back to the last one known, to the window's end, or as far as is read at all."""
@@ -191,13 +201,11 @@ async def _stream(pipeline: CommandPipeline, name: str, now_ms: int) -> tuple[St
     return stream, 0 if group is None else int(group[b"consumers"])
 
 
-async def _workers(pipeline: CommandPipeline, namespace: str, known: int) -> int | None:
+async def _workers(pipeline: CommandPipeline, namespace: str, streams: Sequence[str], known: int) -> int | None:
     """Count the workers that show a sign of life, among the names that the streams' groups know."""
     if known > _MAX_NAMES:
         return None
-    found = await asyncio.gather(
-        *(_if_there(pipeline.execute("XINFO", "CONSUMERS", name.value, GROUP)) for name in TaskStream)
-    )
+    found = await asyncio.gather(*(_if_there(pipeline.execute("XINFO", "CONSUMERS", name, GROUP)) for name in streams))
     names = {_pairs(consumer)[b"name"].decode() for consumers in found for consumer in consumers or ()}
     return int(await pipeline.execute("EXISTS", *(worker_key(namespace, name) for name in names))) if names else 0
 

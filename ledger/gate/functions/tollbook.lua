@@ -15,7 +15,8 @@ Keys, all with the hash tag of one partition:
                    removed_to (id of the last of them), stopped (why no call may begin; absent while they may),
                    stopped_seen, stopped_at (the newest event that the projector had folded that stopped them, and
                    its data directory), projector, projector_epoch (whose word counts, and its lease's epoch),
-                   recovering (the payload of the event that ends a recovery under way)
+                   recovering (the payload of the event that ends a recovery under way), policy_version, policy_digest
+                   and policy (of the policy in force, the last one the payload of its event; absent: version 0)
   ledger    stream the events
   holds     zset   call id of each open hold -> its deadline in ms
   waiters   hash   budget -> 1 while a call waits for its holds to settle
@@ -24,23 +25,28 @@ Keys, all with the hash tag of one partition:
                    other reader is ledger/gate/call_record.py):
                    1 state (open | closed | settled | denied), content hash, hold number,
                      amount held, worker, deadline ms, user, period, attempts recorded,
-                     attempts begun, spent by recorded attempts of this hold, assumed part of it
+                     attempts begun, spent by recorded attempts of this hold, assumed part of it,
+                     cap of the user's period, and the plan in force, as the latest hold found them
                    2 settled holds, each "number=cost,assumed"; if they stood against other budgets
                      than the latest hold, followed by a tab, their period, and their budgets, with
-                     tabs between
+                     tabs between, and the character 1 for a space
                    3 marks of recorded attempt events (m1 f1 x2), so that a repeat adds none
                    4 the denial, "budget settled held cap amount reason"
                    5.. the budgets of the hold
   result    string the task's result as JSON
+  credits   hash   budget -> its credit; "budget lots" -> what its credits have left, see `read_lots`
+  alerts    hash   "budget fraction" -> id of the event that raised this alert
   tail      list   of one budget: "id dS dH S H": deltas of settled and held, and both after it
+credits and alerts are not among the KEYS: few calls need them, and every key has its price. They stand beside meta.
 
-The first argument is "ledger_id seen": the id of the newest event that the caller was ever told of, or 0-0. Where
-that event is neither on the stream nor archived, the ledger went back in time, and nothing is written.
+The first argument is "ledger_id seen version": the id of the newest event that the caller was ever told of, or 0-0, and
+the version of the policy by which it decides. Where that event is neither on the stream nor archived, the ledger went
+back in time, and nothing is written. The version is compared where money is decided about; who names none means 0.
 
 A budget argument is "cap settled held q_ms q_n q_seq name": the cap, and the baseline folded at
 ledger position Q (entry id q_ms-q_n, sequence number q_seq); or, where the baseline is needed only
-if the tail is empty, the name alone ("user:u42:2026-11"). Short values share one argument: a client
-takes longer to pack one more argument than the server to split one.
+if the tail is empty, the name alone ("user:u42:2026-11", "team-week~3:red:2026-W48"). Short values share one
+argument: a client takes longer to pack one more argument than the server to split one.
 
 Codes:
   OK        done; the values depend on the function
@@ -54,31 +60,36 @@ Codes:
   LEDGER    the keys belong to another ledger: its id
   BACK      the ledger lacks an event that the caller was told of: the event's id
   STOPPED   no call may begin: why
+  POLICY    the caller decides by another policy than the one in force: the version of that one
   FENCED    a later projector has the lease: its name, and the epoch of its lease
   WINDOW    by the Redis clock, the request's period is over or has not begun: now in ms
   SETTLED   the hold is settled already: "cost assumed", state, and of settle also the newest event
   UNKNOWN   no such hold
   MISMATCH  the hold stands against other budgets: their names, by line
-  MOVED     the ledger ends elsewhere than the caller says: its newest sequence number
+  MOVED     the ledger ends elsewhere than the caller says: its newest sequence number; of apply_policy, another
+            policy is in force than the caller says: its version
   ORPHAN    there is a stream without the ledger's identity
   CHANGED   the hold was corrected since the caller has read it: its cost and assumed part
   LESS      less credit is left than is to be taken back: what is left
+  EARLY     by the Redis clock, the credit has not expired yet: now in ms
   NONE      the user has no assigned plan
 Every function whose first argument is the ledger's id, but create, may answer LEDGER and BACK. Beside these:
-  reserve   OK EXISTS CONFLICT DENIED WAIT STALE AHEAD DIVERGED STOPPED WINDOW
-  record    OK DENIED WAIT STALE AHEAD DIVERGED STOPPED SETTLED UNKNOWN MISMATCH
+  reserve   OK EXISTS CONFLICT DENIED WAIT STALE AHEAD DIVERGED STOPPED POLICY WINDOW
+  record    OK DENIED WAIT STALE AHEAD DIVERGED STOPPED POLICY SETTLED UNKNOWN MISMATCH
   settle    OK STALE AHEAD DIVERGED SETTLED UNKNOWN MISMATCH
   adjust    OK STALE AHEAD DIVERGED UNKNOWN MISMATCH
   release   OK EXISTS STALE AHEAD DIVERGED UNKNOWN MISMATCH CHANGED
-  charge    OK EXISTS CONFLICT STALE AHEAD DIVERGED
+  charge    OK EXISTS CONFLICT STALE AHEAD DIVERGED POLICY
   assign    OK EXISTS CONFLICT
   withdraw  OK EXISTS CONFLICT LESS NONE
+  change_credit OK EXISTS CONFLICT LESS EARLY STALE AHEAD DIVERGED POLICY
   trim      OK
   stop      OK FENCED
   create    OK ORPHAN
   restore   OK DIVERGED MOVED
   recovered OK MOVED
-  balance   OK STALE AHEAD DIVERGED STOPPED
+  balance   OK STALE AHEAD DIVERGED STOPPED POLICY
+  apply_policy OK EXISTS MOVED STOPPED
   probe     OK
 What has been spent is booked all the same while calls are stopped: settle, adjust and charge never answer STOPPED.
 renew, dead_letter, trim_tasks, remove_consumer and permissions answer without a code.
@@ -144,11 +155,11 @@ local function read_budgets(args, from)
   for i = from, #args do
     local at = i - from + 1
     local cap, s, h, ms, n, seq, name =
-      string.match(args[i], '^(%d+) (%-?%d+) (%-?%d+) (%d+) (%d+) (%d+) (%l+:.*)$')
+      string.match(args[i], '^(%d+) (%-?%d+) (%-?%d+) (%d+) (%d+) (%d+) (%l[%w_~-]*:.*)$')
     if cap then
       names[at] = name
       baselines[at] = { cap = amount_of(cap), s = int(s), h = int(h), ms = int(ms), n = int(n), seq = int(seq) }
-    elseif string.find(args[i], '^%l+:') then
+    elseif string.find(args[i], '^%l[%w_~-]*:') then
       names[at] = args[i]
     else
       bug('malformed budget: ' .. args[i])
@@ -186,22 +197,30 @@ local function has_event(ledger, id, seq, removed_to)
 end
 
 local function read_meta(key, ledger, identity)
-  local m = redis.call('HMGET', key, 'ledger_id', 'trimmed_to', 'removed', 'removed_to', 'stopped')
-  local ledger_id, seen = string.match(identity, '^(%S+) (%S+)$')
-  if m[1] ~= (ledger_id or identity) then -- G8
+  local m = redis.call('HMGET', key, 'ledger_id', 'trimmed_to', 'removed', 'removed_to', 'stopped', 'policy_version')
+  local ledger_id, seen, version = string.match(identity, '^(%S+) ?(%S*) ?(%S*)$')
+  if m[1] ~= ledger_id then -- G8
     return nil, { 'LEDGER', m[1] or '' }
   end
   if m[2] ~= watermark then
     watermark, watermark_ms, watermark_n = m[2], parse_id(m[2])
   end
   local seq = redis.call('XLEN', ledger) + int(m[3])
-  if not seen or seen == '0-0' then
+  if seen == '' or seen == '0-0' then
     found[ledger] = nil -- What is kept stands for an unbroken row of callers that have looked.
   elseif not has_event(ledger, seen, seq, m[4]) then -- G1 G4
     return nil, { 'BACK', seen }
   end
   return { seq = seq, trim_ms = watermark_ms, trim_n = watermark_n, removed_to = m[4],
-    stopped = m[5] }
+    stopped = m[5], policy = m[6] or '0', version = version, ledger_id = ledger_id, key = key }
+end
+
+-- A refusal where the caller decides by another policy than the one in force, compared as text.
+local function other_policy(meta)
+  if meta.version ~= meta.policy and not (meta.version == '' and meta.policy == '0') then -- G11
+    return { 'POLICY', meta.policy }
+  end
+  return nil
 end
 
 -- Settled and held after an entry.
@@ -311,9 +330,9 @@ local function stamp_budgets(stamps, names, balances, caps, delta)
 end
 
 -- One pattern and one format for the whole record: string work is most of what a step costs.
-local CALL_PATTERN = '^(%S+) (%S+) (%d+) (%d+) (%S+) (%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%d+)' ..
+local CALL_PATTERN = '^(%S+) (%S+) (%d+) (%d+) (%S+) (%d+) ([^\n]+) (%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%S+)' ..
   '\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(.*)$'
-local CALL_FORMAT = '%s %s %d %d %s %s %s %s %d %d %d %d\n%s\n%s\n%s\n%s'
+local CALL_FORMAT = '%s %s %d %d %s %s %s %s %d %d %d %d %d %s\n%s\n%s\n%s\n%s'
 
 local function read_call(key)
   local value = redis.call('GET', key)
@@ -321,20 +340,20 @@ local function read_call(key)
     return nil
   end
   local state, hash, hold, amount, worker, deadline, user, period, recorded, begun, spent, assumed,
-    settled, marks, denial, budgets = string.match(value, CALL_PATTERN)
+    cap, plan, settled, marks, denial, budgets = string.match(value, CALL_PATTERN)
   return { state = state, hash = hash, hold = tonumber(hold), amount = tonumber(amount), worker = worker,
     deadline = deadline, user = user, period = period, recorded = tonumber(recorded), begun = tonumber(begun),
-    spent = tonumber(spent), assumed = tonumber(assumed), settled = settled, marks = marks, denial = denial, budgets = budgets }
+    spent = tonumber(spent), assumed = tonumber(assumed), cap = tonumber(cap), plan = plan, settled = settled, marks = marks, denial = denial, budgets = budgets }
 end
 
 local function new_call(hash, worker, user, period)
   return { hash = hash, hold = 0, amount = 0, worker = worker, deadline = '0', user = user, period = period,
-    recorded = 0, begun = 0, spent = 0, assumed = 0, settled = '', marks = ' ', denial = '', budgets = '' }
+    recorded = 0, begun = 0, spent = 0, assumed = 0, cap = 0, plan = '-', settled = '', marks = ' ', denial = '', budgets = '' }
 end
 
 local function write_call(key, c, ttl)
   local value = string.format(CALL_FORMAT, c.state, c.hash, c.hold, c.amount, c.worker, c.deadline, c.user,
-    c.period, c.recorded, c.begun, c.spent, c.assumed, c.settled, c.marks, c.denial, c.budgets)
+    c.period, c.recorded, c.begun, c.spent, c.assumed, c.cap, c.plan, c.settled, c.marks, c.denial, c.budgets)
   if ttl then
     redis.call('SET', key, value, 'EX', ttl)
   else
@@ -349,7 +368,7 @@ local function settled_hold(call, hold)
     return cost, assumed, call.period, call.budgets
   end
   local period, budgets = string.match(place, '^\t([^\t]*)\t(.*)$')
-  return cost, assumed, period, (string.gsub(budgets, '\t', '\n'))
+  return cost, assumed, period, (string.gsub(budgets, '[\t\1]', { ['\t'] = '\n', ['\1'] = ' ' }))
 end
 
 local function set_settled(call, hold, cost, assumed)
@@ -361,7 +380,8 @@ end
 -- The next hold may be in another period. Earlier holds keep theirs: they are corrected where they were booked.
 local function move_call(call, period, budgets)
   if call.settled ~= '' and (call.period ~= period or call.budgets ~= budgets) then
-    local place = '\t' .. call.period .. '\t' .. string.gsub(call.budgets, '\n', '\t')
+    local budgets = string.gsub(call.budgets, '[\n ]', { ['\n'] = '\t', [' '] = '\1' })
+    local place = '\t' .. call.period .. '\t' .. budgets
     local settled = string.gsub(call.settled .. ' ', '(=%d+,%d+) ', function(numbers)
       return numbers .. place .. ' '
     end)
@@ -445,6 +465,19 @@ local function stamp_hash(stamps, hash)
   stamps[#stamps + 1] = '"content_hash":' .. cjson.encode(hash)
 end
 
+-- The name of a key of the same partition that stands beside meta.
+local function beside(meta, name)
+  return string.sub(meta.key, 1, -5) .. name
+end
+
+-- The credit of a budget whose balance never begins anew; others have none.
+local function credit_of(meta, name)
+  if string.sub(name, -6) ~= ':total' then
+    return 0
+  end
+  return int(redis.call('HGET', beside(meta, 'credits'), name) or 0)
+end
+
 -- Compare every budget's balance and `amount` with its cap. A budget of which settled spend alone leaves no room
 -- denies the call; one in which only open holds are in the way makes it wait.
 local function weigh(meta, tails, names, baselines, account, period, amount)
@@ -457,6 +490,8 @@ local function weigh(meta, tails, names, baselines, account, period, amount)
     local cap = baselines[i].cap
     if i == 1 then
       cap, plan = cap_in_force(account, period, cap)
+    else
+      cap = math.min(cap + credit_of(meta, name), MAX_AMOUNT)
     end
     balances[i], caps[i] = b, cap
     if b.s + amount > cap then -- G1 G9
@@ -471,6 +506,119 @@ end
 local function verdict(code, names, w, i)
   local b = w.balances[i]
   return { code, names[i], text(b.s), text(b.h), text(w.caps[i]) }
+end
+
+-- Fractions of a cap as the policy writes them, such as "0.8", with their ten-thousandths.
+local function read_fractions(texts)
+  local fractions = {}
+  for _, fraction in ipairs(texts or {}) do
+    fractions[#fractions + 1] = { text = fraction, parts = math.floor(tonumber(fraction) * 10000 + 0.5) }
+  end
+  return #fractions > 0 and fractions or nil
+end
+
+-- Dollars as the policy writes them, such as "20.5", in nano-dollars.
+local function nanousd(dollars)
+  local whole, rest = string.match(dollars, '^(%d+)%.?(%d*)$')
+  return int(whole) * 1000000000 + int(string.sub(rest .. '000000000', 1, 9))
+end
+
+-- The alerts of the policy in force, by the key of its ledger's meta: read from there when the version has changed.
+local alert_rules = {}
+
+-- By budget, its caps and fractions; by plan, the fractions of its users' own budgets. Nil where there are none.
+local function read_alert_rules(meta)
+  local kept = alert_rules[meta.key]
+  if kept and kept.version == meta.policy and kept.ledger_id == meta.ledger_id then
+    return kept.rules
+  end
+  local payload = meta.policy ~= '0' and cjson.decode(redis.call('HGET', meta.key, 'policy')) or {}
+  local content, rules, has_any = payload.content or {}, { budgets = {}, plans = {} }, false
+  for _, budget in ipairs(content.budgets or {}) do
+    local since = (payload.definitions or {})[budget.name] or 1
+    local fractions = read_fractions(budget.alerts)
+    if fractions then
+      rules.budgets[since > 1 and budget.name .. '~' .. since or budget.name] =
+        { fractions = fractions, cap = budget.cap_usd, caps = budget.caps or {} }
+      has_any = true
+    end
+  end
+  for name, plan in pairs(content.plans or {}) do
+    rules.plans[name] = read_fractions(plan.alerts)
+    has_any = has_any or rules.plans[name] ~= nil
+  end
+  alert_rules[meta.key] = { version = meta.policy, ledger_id = meta.ledger_id, rules = has_any and rules or nil }
+  return alert_rules[meta.key].rules
+end
+
+-- Alerts of a budget that settled spend has reached, and of a refusal those of its whole cap, but for those raised
+-- before: each once for a budget, its window included. To be appended by `append_alerts`, after the event that moved
+-- money, since a step reads first.
+local function add_alerts(due, meta, name, fractions, cap, settled, is_refusal)
+  local reached = {}
+  for _, fraction in ipairs(fractions) do
+    local threshold = math.floor(cap / 10000) * fraction.parts + math.ceil(cap % 10000 * fraction.parts / 10000)
+    if (cap > 0 and settled >= threshold) or (is_refusal and fraction.parts == 10000) then
+      reached[#reached + 1] = name .. ' ' .. fraction.text
+    end
+  end
+  if #reached == 0 then
+    return
+  end
+  local raised = redis.call('HMGET', beside(meta, 'alerts'), unpack(reached))
+  for i, field in ipairs(reached) do
+    if not raised[i] then
+      due[#due + 1] = { field = field, budget = name, fraction = string.match(field, ' (%S+)$'), cap = cap,
+        settled = settled }
+    end
+  end
+end
+
+-- The alerts that are due once `delta` is added to settled spend. `cap` and `plan` are of the user's own budget, which
+-- is the first one; without a plan it is left out.
+local function due_alerts(meta, names, balances, delta, cap, plan)
+  local rules, due = read_alert_rules(meta), {}
+  if not rules then
+    return due
+  end
+  for i, name in ipairs(names) do
+    if i == 1 then
+      if rules.plans[plan] then
+        add_alerts(due, meta, name, rules.plans[plan], cap, balances[i].s + delta)
+      end
+    else
+      local budget, value = string.match(name, '^([^:]*):(.*):[^:]*$')
+      local rule = rules.budgets[budget]
+      if rule then
+        local own_cap = math.min(nanousd(rule.caps[value] or rule.cap) + credit_of(meta, name), MAX_AMOUNT)
+        add_alerts(due, meta, name, rule.fractions, own_cap, balances[i].s + delta)
+      end
+    end
+  end
+  return due
+end
+
+-- The alert of a refusal: the first one at a budget's cap, whatever is settled.
+local function due_refusal_alerts(meta, names, w, refused, plan)
+  local rules, due = read_alert_rules(meta), {}
+  if rules then
+    local rule = rules.budgets[string.match(names[refused], '^([^:]*):')]
+    local fractions = refused == 1 and rules.plans[plan] or refused > 1 and rule and rule.fractions
+    if fractions then
+      add_alerts(due, meta, names[refused], fractions, w.caps[refused], w.balances[refused].s, true)
+    end
+  end
+  return due
+end
+
+local function append_alerts(meta, ledger, due, call_id)
+  for _, alert in ipairs(due) do
+    local id = append(meta, ledger, 'alert-raised', '', '', '', '0', 0, '', '{"kind":"budget","budget":' ..
+      cjson.encode(alert.budget) .. ',"window":' .. cjson.encode(string.match(alert.budget, '[^:]*$')) ..
+      ',"fraction":"' .. alert.fraction .. '","cap_nanousd":' .. text(alert.cap) .. ',"settled_nanousd":' ..
+      text(alert.settled) .. ',"cause":' .. cjson.encode(call_id) .. '}')
+    redis.call('HSET', beside(meta, 'alerts'), alert.field, id)
+  end
 end
 
 -- The newest event on the stream ('': none). Who finds that something was done before is told it, and so of the event
@@ -498,7 +646,7 @@ ARGS 1 ledger_id 2 call_id
 OK id hold attempt committed cap deadline-ms plan ('': none assigned)
 | DENIED budget settled held cap reason (cap | wait_timeout) | WAIT budget settled held cap
 | EXISTS open hold amount worker deadline-ms recorded begun spent assumed budgets period newest
-| EXISTS settled|denied result denial newest | CONFLICT | STOPPED reason | WINDOW now-ms ]]
+| EXISTS settled|denied result denial newest | CONFLICT | STOPPED reason | POLICY version | WINDOW now-ms ]]
 local function reserve(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -506,7 +654,7 @@ local function reserve(keys, args)
   end
   local call_key, call_id = keys[6], args[2]
   local user, period, hash, worker, amount, lease, from, til, final, ttl =
-    string.match(args[3], '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ([01]) (%S+)$')
+    string.match(args[3], '^(.+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ([01]) (%S+)$')
   amount, lease, from, til, ttl = amount_of(amount), int(lease), int(from), int(til), seconds_of(ttl)
   local now = now_ms()
   local call = read_call(call_key)
@@ -519,6 +667,10 @@ local function reserve(keys, args)
   end
   if meta.stopped then -- G8
     return { 'STOPPED', meta.stopped }
+  end
+  refusal = other_policy(meta)
+  if refusal then
+    return refusal
   end
   if now < from or now >= til then
     return { 'WINDOW', text(now) }
@@ -546,11 +698,14 @@ local function reserve(keys, args)
       '"settled_nanousd":' .. text(b.s), '"held_nanousd":' .. text(b.h), '"reason":"' .. reply[6] .. '"' }
     stamp_plan(stamps, w.plan)
     stamp_hash(stamps, hash)
+    local plan = w.plan ~= '' and w.plan or string.match(args[4], '"plan":"([^"]*)"') or '-'
+    local due = w.denied and due_refusal_alerts(meta, names, w, refused, plan) or {}
     append(meta, keys[2], 'budget-denied', user, period, call_id, text(attempt), amount,
       text(w.balances[1].s + w.balances[1].h), splice(stamps, args[4]))
     call.state = 'denied'
     call.denial = table.concat({ names[refused], text(b.s), text(b.h), text(w.caps[refused]), text(amount), reply[6] }, ' ')
     write_call(call_key, call, ttl)
+    append_alerts(meta, keys[2], due, call_id)
     return reply
   end
   local hold, deadline = call.hold + 1, text(now + lease)
@@ -567,6 +722,7 @@ local function reserve(keys, args)
   end
   call.state, call.hold, call.amount, call.worker, call.deadline = 'open', hold, amount, worker, deadline
   call.begun, call.spent, call.assumed = attempt, 0, 0
+  call.cap, call.plan = w.caps[1], w.plan ~= '' and w.plan or string.match(args[4], '"plan":"([^"]*)"') or '-'
   move_call(call, period, table.concat(names, '\n'))
   write_call(call_key, call)
   return { 'OK', id, text(hold), text(attempt), committed, text(w.caps[1]), deadline, w.plan }
@@ -597,7 +753,7 @@ ARGS 1 ledger_id 2 call_id 3 hold 4 attempts begun 5 spent by recorded attempts 
      7 extension (0: none) 8 number of events 9.. events, then payload of the extension, then budgets with baselines
 OK id|'' hold-amount | DENIED/WAIT budget settled held cap (events are appended, the hold is not extended)
 A repeat of an earlier record that is executed late, after the next one, changes nothing.
-| SETTLED cost-assumed state | STOPPED reason (with an extension) | UNKNOWN | MISMATCH budgets ]]
+| SETTLED cost-assumed state | STOPPED reason, POLICY version (with an extension) | UNKNOWN | MISMATCH budgets ]]
 local function record(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -618,6 +774,10 @@ local function record(keys, args)
   end
   if meta.stopped and extension > 0 then -- G8
     return { 'STOPPED', meta.stopped }
+  end
+  refusal = extension > 0 and other_policy(meta)
+  if refusal then
+    return refusal
   end
   local tails, attempt = tails_of(keys, 5), args[4]
   local extends = extension > 0 and mark(call, 'x' .. attempt)
@@ -685,6 +845,7 @@ local function settle(keys, args)
       return refusal
     end
   end
+  local due = due_alerts(meta, names, balances, cost, call.cap, call.plan)
   wake(keys[4], names)
   redis.call('ZREM', keys[3], args[2])
   append_attempts(meta, keys[2], call, args[2], call.period, events, text(balances[1].s + balances[1].h))
@@ -703,6 +864,7 @@ local function settle(keys, args)
   for i, tail in ipairs(tails) do
     push(tail, id, cost, -call.amount, balances[i])
   end
+  append_alerts(meta, keys[2], due, args[2])
   call.state = final == '1' and 'settled' or 'closed'
   set_settled(call, hold, cost, assumed) -- G2
   write_call(call_key, call, call_ttl)
@@ -746,6 +908,7 @@ local function adjust(keys, args)
     end
   end
   local difference, less_assumed, id = cost - int(was_cost), assumed - int(was_assumed), ''
+  local due = difference > 0 and due_alerts(meta, names, balances, difference, call.cap, period == call.period and call.plan)
   if difference < 0 then
     wake(keys[3], names)
   end
@@ -770,6 +933,7 @@ local function adjust(keys, args)
     for i, tail in ipairs(tails) do
       push(tail, id, difference, 0, balances[i])
     end
+    append_alerts(meta, keys[2], due or {}, args[2])
     set_settled(call, args[3], cost, assumed)
   end
   -- The record of a call whose next hold is open must not expire.
@@ -832,7 +996,7 @@ end
 KEYS meta ledger call tail...
 ARGS 1 ledger_id 2 call_id 3 user_id 4 period 5 content hash 6 cost 7 assumed part 8 call ttl s
      9 payload 10.. budgets with baselines
-OK id committed | EXISTS state | CONFLICT ]]
+OK id committed | EXISTS state | CONFLICT | POLICY version (if the caller names one: by it, the budgets were chosen) ]]
 local function charge(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -841,6 +1005,10 @@ local function charge(keys, args)
   local call = read_call(keys[3])
   if call then
     return call.hash == args[5] and { 'EXISTS', call.state, newest(keys[2]) } or { 'CONFLICT' } -- G4
+  end
+  refusal = meta.version ~= '' and other_policy(meta)
+  if refusal then
+    return refusal
   end
   local names, baselines = read_budgets(args, 10)
   local cost, assumed, ttl = amount_of(args[6]), amount_of(args[7]), seconds_of(args[8])
@@ -851,6 +1019,7 @@ local function charge(keys, args)
       return refusal
     end
   end
+  local due = due_alerts(meta, names, balances, cost)
   local stamps, committed = {}, text(balances[1].s + balances[1].h + cost)
   stamp_hash(stamps, args[5])
   stamp_budgets(stamps, names, balances, nil, cost)
@@ -859,6 +1028,7 @@ local function charge(keys, args)
   for i, tail in ipairs(tails) do
     push(tail, id, cost, 0, balances[i])
   end
+  append_alerts(meta, keys[2], due, args[2])
   call = new_call(args[5], '-', args[3], args[4])
   call.state, call.budgets = 'settled', table.concat(names, '\n')
   set_settled(call, '0', cost, assumed)
@@ -934,6 +1104,162 @@ local function withdraw(keys, args)
   command.state = 'settled'
   write_call(keys[4], command, ttl)
   return { 'OK', id }
+end
+
+--[[ apply_policy: put a policy in force, from this step on. Versions only grow; a caller that has read another version
+than the one in force changes nothing.
+KEYS meta ledger   ARGS 1 ledger_id 2 version in force, as the caller has read it 3 version 4 digest 5 payload
+OK id | EXISTS newest (this version is in force) | MOVED version | STOPPED reason ]]
+local function apply_policy(keys, args)
+  local meta, refusal = read_meta(keys[1], keys[2], args[1])
+  if not meta then
+    return refusal
+  end
+  local version = text(int(args[3]))
+  if version == meta.policy and redis.call('HGET', keys[1], 'policy_digest') == args[4] then
+    return { 'EXISTS', newest(keys[2]) }
+  elseif meta.policy ~= args[2] or int(version) <= int(meta.policy) then
+    return { 'MOVED', meta.policy }
+  elseif meta.stopped then -- G8
+    return { 'STOPPED', meta.stopped }
+  end
+  local id = append(meta, keys[2], 'policy-applied', '', '', '', '0', 0, '', args[5])
+  redis.call('HSET', keys[1], 'policy_version', version, 'policy_digest', args[4], 'policy', args[5]) -- G11
+  alert_rules[keys[1]] = nil
+  return { 'OK', id }
+end
+
+-- What the credits of a budget have left, as far as its spend was taken from them: `used` of it. Each lot: id, amount,
+-- left, when it expires in ms (0: never). The hash's field has the same, in lines.
+local function read_lots(meta, name)
+  local state = { used = 0, lots = {} }
+  local value = redis.call('HGET', beside(meta, 'credits'), name .. ' lots')
+  for line in string.gmatch(value or '', '[^\n]+') do
+    local id, amount, left, expires = string.match(line, '^(%S+) (%d+) (%d+) (%d+)$')
+    if id then
+      state.lots[#state.lots + 1] = { id = id, amount = tonumber(amount), left = tonumber(left), expires = tonumber(expires) }
+    else
+      state.used = int(line)
+    end
+  end
+  return state
+end
+
+local function write_lots(meta, name, state, change)
+  local lines = { text(state.used) }
+  for _, lot in ipairs(state.lots) do
+    lines[#lines + 1] = lot.id .. ' ' .. text(lot.amount) .. ' ' .. text(lot.left) .. ' ' .. text(lot.expires)
+  end
+  local key = beside(meta, 'credits')
+  redis.call('HSET', key, name, text(int(redis.call('HGET', key, name) or 0) + change),
+    name .. ' lots', table.concat(lines, '\n'))
+end
+
+-- Take spend beyond the cap from the credit that expires first, those without an end last; what a correction gave back
+-- returns in the opposite order. Which credits there are changes only by steps that do this first, so it is exact.
+local function use_lots(state, spend)
+  local rest = spend - state.used
+  for i = 1, #state.lots do
+    local lot = state.lots[rest > 0 and i or #state.lots + 1 - i]
+    local part = rest > 0 and math.min(rest, lot.left) or math.max(rest, lot.left - lot.amount)
+    lot.left, state.used, rest = lot.left - part, state.used + part, rest - part
+  end
+end
+
+local function expires_before(lot, other)
+  return lot.expires ~= other.expires and lot.expires ~= 0 and (other.expires == 0 or lot.expires < other.expires)
+end
+
+-- Put a credit's lot where it is used in turn: after those that expire no later.
+local function add_lot(state, lot)
+  local at = #state.lots + 1
+  while at > 1 and expires_before(lot, state.lots[at - 1]) do
+    at = at - 1
+  end
+  table.insert(state.lots, at, lot)
+end
+
+-- Change a budget's credits by what an event says, and return by how much its credit changes; nil and what is left where
+-- less is left than is to be taken back (0: whatever is left). What open holds may need of a credit that expires stays:
+-- it was promised to their calls.
+local function change_lots(state, kind, id, amount, expires, cap, b)
+  local before, after = math.max(0, b.s - cap), math.max(0, b.s + b.h - cap)
+  use_lots(state, before)
+  if kind == 'credit-granted' then
+    add_lot(state, { id = id, amount = amount, left = amount, expires = expires })
+    return amount
+  end
+  for i, lot in ipairs(state.lots) do
+    if lot.id == id then
+      if amount > lot.left and kind == 'credit-revoked' then
+        return nil, lot.left
+      end
+      local taken = amount == 0 and lot.left or amount
+      if kind == 'credit-expired' then
+        taken = math.max(0, lot.left - (after - before))
+      end
+      lot.left, lot.amount = lot.left - taken, lot.amount - taken
+      if lot.left == 0 then
+        table.remove(state.lots, i)
+      end
+      return -taken
+    end
+  end
+  if kind == 'credit-revoked' then
+    return nil, 0
+  end
+  return 0
+end
+
+--[[ change_credit: grant credit to a budget with window `total`, take what is left of one back, or let it expire.
+KEYS meta ledger waiters call tail
+ARGS 1 ledger_id 2 command id 3 content hash 4 type 5 id of the credit 6 amount (granted, or to be taken back; 0: what is left)
+     7 when it expires in ms (0: never; of an expiry, when it did) 8 command ttl s 9 payload 10 budget with its baseline
+OK id change | EXISTS newest | CONFLICT | LESS left (less of the credit is left than that, or nothing)
+| EARLY now | POLICY version ]]
+local function change_credit(keys, args)
+  local meta, refusal = read_meta(keys[1], keys[2], args[1])
+  if not meta then
+    return refusal
+  end
+  local command = read_call(keys[4])
+  if command then
+    return command.hash == args[3] and { 'EXISTS', newest(keys[2]) } or { 'CONFLICT' } -- G4
+  end
+  refusal = other_policy(meta)
+  if refusal then
+    return refusal
+  end
+  local kind, id, amount, expires, ttl = args[4], args[5], amount_of(args[6]), int(args[7]), seconds_of(args[8])
+  local now = now_ms()
+  if kind == 'credit-expired' and now < expires then
+    return { 'EARLY', text(now) }
+  end
+  local names, baselines = read_budgets(args, 10)
+  local name, b = names[1], nil
+  b, refusal = balance(meta, keys[5], name, baselines[1])
+  if not b then
+    return refusal
+  end
+  local cap, state = baselines[1].cap, read_lots(meta, name)
+  local change, left = change_lots(state, kind, id, amount, expires, cap, b)
+  if not change or (kind == 'credit-revoked' and change == 0) then
+    return { 'LESS', text(left or 0) }
+  elseif credit_of(meta, name) + change > MAX_AMOUNT then
+    bug('credit out of bounds: ' .. text(credit_of(meta, name) + change))
+  end
+  local stamps = { '"budget":' .. cjson.encode(name), '"cap_nanousd":' .. text(cap), '"settled_nanousd":' .. text(b.s),
+    '"held_nanousd":' .. text(b.h) }
+  stamp_hash(stamps, args[3])
+  if change > 0 then
+    wake(keys[3], names)
+  end
+  local event = append(meta, keys[2], kind, '', '', args[2], '0', change, '', splice(stamps, args[9]))
+  write_lots(meta, name, state, change)
+  command = new_call(args[3], '-', '-', '-')
+  command.state = 'settled'
+  write_call(keys[4], command, ttl)
+  return { 'OK', event, text(change) }
 end
 
 --[[ trim: move the watermark, then drop the folded entries of the named tails at or below it.
@@ -1048,6 +1374,7 @@ APPLY['budget-reserved'] = function(call, event, p)
   call = call or new_call(p.content_hash or '-', p.worker, event.user, event.period)
   call.state, call.hold, call.amount, call.worker = 'open', int(p.hold), event.amount, p.worker
   call.deadline, call.begun, call.spent, call.assumed = text(p.deadline_ms), int(event.attempt), 0, 0
+  call.cap, call.plan = p.cap_nanousd or 0, p.assigned_plan or p.plan or '-'
   move_call(call, event.period, table.concat(budgets_of(event, p), '\n'))
   return call
 end
@@ -1117,7 +1444,8 @@ APPLY['budget-denied'] = function(call, event, p)
 end
 
 APPLY['plan-assigned'] = function(_, event, p)
-  local call = new_call(p.content_hash or '-', '-', event.user, event.period)
+  local call = new_call(p.content_hash or '-', '-', event.user ~= '' and event.user or '-',
+    event.period ~= '' and event.period or '-')
   call.state = 'settled'
   return call
 end
@@ -1125,9 +1453,10 @@ end
 APPLY['plan-cleared'] = APPLY['plan-assigned']
 APPLY['credit-granted'] = APPLY['plan-assigned']
 APPLY['credit-revoked'] = APPLY['plan-assigned']
+APPLY['credit-expired'] = APPLY['plan-assigned']
 
 -- Put back what one event moved: money in the tails, the hold, the account, the record of the call.
-local function apply(keys, event, ttl)
+local function apply(meta, keys, event, ttl)
   local p, kind = event.p, event.type
   local ds = (kind == 'cost-recorded' or kind == 'cost-adjusted') and event.amount or 0
   local dh = kind == 'budget-reserved' and event.amount or kind == 'cost-recorded' and -(p.hold_nanousd or 0) or 0
@@ -1143,9 +1472,18 @@ local function apply(keys, event, ttl)
     redis.call('HSET', event.account, 'plan', p.plan, 'cap_nanousd', text(p.cap_nanousd))
   elseif kind == 'plan-cleared' then
     redis.call('HDEL', event.account, 'plan', 'cap_nanousd')
+  elseif p.budget and string.sub(kind, 1, 7) == 'credit-' then
+    local state = read_lots(meta, p.budget)
+    change_lots(state, kind, p.credit, math.abs(event.amount), p.expires_ms or 0, p.cap_nanousd,
+      { s = p.settled_nanousd, h = p.held_nanousd })
+    write_lots(meta, p.budget, state, event.amount)
+  elseif kind == 'alert-raised' then
+    redis.call('HSET', beside(meta, 'alerts'), p.budget .. ' ' .. p.fraction, event.id)
   elseif kind == 'credit-granted' or kind == 'credit-revoked' then
     local field = 'credit:' .. event.period
     redis.call('HSET', event.account, field, text(int(redis.call('HGET', event.account, field) or 0) + event.amount))
+  elseif kind == 'policy-applied' then
+    redis.call('HSET', keys[1], 'policy_version', text(p.version), 'policy_digest', p.digest, 'policy', event.values[10]) -- G11
   elseif kind == 'segment-sealed' then
     local last = string.match(p.segment, '%-0*(%d+)$')
     redis.call('HSET', keys[1], 'sealed_seq', last, 'sealed_chain', p.chain_after)
@@ -1194,7 +1532,7 @@ local function restore(keys, args)
       event.values[i - 2] = args[at + i]
     end
     for i = 1, int(args[at + 2]) do
-      local s, h, name = string.match(args[at + 12 + i], '^(%-?%d+) (%-?%d+) (%l+:.*)$')
+      local s, h, name = string.match(args[at + 12 + i], '^(%-?%d+) (%-?%d+) (%l[%w_~-]*:.*)$')
       local tail = keys[key_at + 1 + i]
       event.tails[i], event.baselines[i], event.names[i] = tail, { s = int(s), h = int(h) }, name
       local entry = not checked[tail] and redis.call('LINDEX', tail, -1)
@@ -1214,7 +1552,7 @@ local function restore(keys, args)
     local v = event.values
     redis.call('XADD', keys[2], event.id, 'type', v[1], 'v', v[2], 'seq', v[3], 'user_id', v[4], 'period', v[5],
       'call_id', v[6], 'attempt', v[7], 'amount', v[8], 'committed', v[9], 'payload', v[10]) -- G7
-    apply(keys, event, ttl)
+    apply(meta, keys, event, ttl)
   end
   return { 'OK', text(meta.seq + #events) }
 end
@@ -1238,7 +1576,7 @@ end
 
 --[[ balance: the balances and caps that a call would be compared with; changes nothing.
 KEYS meta ledger account tail...   ARGS 1 ledger_id 2 period 3.. budgets with baselines
-OK settled held cap, for each budget | STOPPED reason ]]
+OK settled held cap, for each budget | STOPPED reason | POLICY version ]]
 local function read_balance(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -1246,6 +1584,10 @@ local function read_balance(keys, args)
   end
   if meta.stopped then -- G8
     return { 'STOPPED', meta.stopped }
+  end
+  refusal = other_policy(meta)
+  if refusal then
+    return refusal
   end
   local names, baselines = read_budgets(args, 3)
   local w
@@ -1394,6 +1736,8 @@ redis.register_function('tollbook_v2_release', release)
 redis.register_function('tollbook_v2_charge', charge)
 redis.register_function('tollbook_v2_assign', assign)
 redis.register_function('tollbook_v2_withdraw', withdraw)
+redis.register_function('tollbook_v2_apply_policy', apply_policy)
+redis.register_function('tollbook_v2_change_credit', change_credit)
 redis.register_function('tollbook_v2_trim', trim)
 redis.register_function('tollbook_v2_stop', stop)
 redis.register_function('tollbook_v2_create', create)

@@ -47,6 +47,6 @@ FROM budgets AS b
 FULL JOIN given AS g USING (budget)
 WHERE b.settled_usd IS DISTINCT FROM g.settled OR b.held_usd IS DISTINCT FROM g.held
     OR b.cap_usd IS DISTINCT FROM g.cap OR b.last_seq IS DISTINCT FROM g.last_seq OR b.partition <> g.partition
-    OR b.kind <> split_part(budget, ':', 1) OR b."window" <> split_part(budget, ':', -1)
-    OR b.subject <> array_to_string(string_split(budget, ':')[2:-2], ':') -- G8
+    OR b.name <> split_part(budget, ':', 1) OR b."window" <> split_part(budget, ':', -1)
+    OR b."value" <> array_to_string(string_split(budget, ':')[2:-2], ':') -- G8
 ORDER BY budget;

@@ -45,16 +45,70 @@ COMMENT ON COLUMN events.author IS 'Person or application that made the change.'
 COMMENT ON COLUMN events.payload IS 'The payload as JSON, of the current version.';
 
 COMMENT ON TABLE budgets IS 'One row per budget: its balance at the position of its partition.';
-COMMENT ON COLUMN budgets.budget IS 'Name: kind, subject and window joined by colons.';
+COMMENT ON COLUMN budgets.budget IS 'Name in the policy, value and window, joined by colons.';
 COMMENT ON COLUMN budgets.partition IS 'Partition of the ledger that changes it.';
-COMMENT ON COLUMN budgets.kind IS 'user, day or campaign.';
-COMMENT ON COLUMN budgets.subject IS 'Id of the user or campaign.';
-COMMENT ON COLUMN budgets."window" IS 'Billing period or day in UTC.';
+COMMENT ON COLUMN budgets.name IS 'user: the user''s billing period; else the name of a budget of the policy, with ~ and the version that redefined it.';
+COMMENT ON COLUMN budgets."value" IS 'What the budget is kept by: the user, team or other value; several are joined by commas; all: everybody together.';
+COMMENT ON COLUMN budgets."window" IS 'Day, ISO week or month in the policy''s time zone, for example 2026-W48; total: it never begins anew.';
 COMMENT ON COLUMN budgets.settled_usd IS 'Settled spend, in dollars.';
 COMMENT ON COLUMN budgets.held_usd IS 'Open holds, in dollars.';
 COMMENT ON COLUMN budgets.cap_usd IS 'Cap at the last hold, in dollars.';
 COMMENT ON COLUMN budgets.last_id IS 'Id of the last event that changed it.';
 COMMENT ON COLUMN budgets.last_seq IS 'Number of the last event that changed it.';
+
+COMMENT ON VIEW alerts IS 'One row per alert of a budget: a fraction of its cap that settled spend has reached.';
+COMMENT ON COLUMN alerts.raised_at IS 'When it was raised, by the Redis clock.';
+COMMENT ON COLUMN alerts.budget IS 'Name in the policy, value and window, joined by colons.';
+COMMENT ON COLUMN alerts.name IS 'Name of the budget in the policy.';
+COMMENT ON COLUMN alerts."value" IS 'What the budget is kept by.';
+COMMENT ON COLUMN alerts."window" IS 'Window of the budget.';
+COMMENT ON COLUMN alerts.fraction IS 'Fraction of the cap.';
+COMMENT ON COLUMN alerts.cap_usd IS 'Cap then, in dollars.';
+COMMENT ON COLUMN alerts.settled_usd IS 'Settled spend then, in dollars.';
+COMMENT ON COLUMN alerts.call_id IS 'Call whose cost or refusal raised it.';
+COMMENT ON COLUMN alerts.partition IS 'Partition of the ledger.';
+COMMENT ON COLUMN alerts.id IS 'Id of its event.';
+COMMENT ON COLUMN alerts.seq IS 'Number of its event in the partition.';
+
+COMMENT ON VIEW credits IS 'One row per credit of a budget that never begins anew. A user''s credit of a billing period is in spend.';
+COMMENT ON COLUMN credits.budget IS 'Name in the policy, value and window, joined by colons.';
+COMMENT ON COLUMN credits.name IS 'Name of the budget in the policy.';
+COMMENT ON COLUMN credits."value" IS 'What the budget is kept by.';
+COMMENT ON COLUMN credits.credit IS 'Id of the credit.';
+COMMENT ON COLUMN credits.granted_usd IS 'What was granted, in dollars.';
+COMMENT ON COLUMN credits.revoked_usd IS 'What was taken back, in dollars.';
+COMMENT ON COLUMN credits.expired_usd IS 'What was left when it expired, in dollars.';
+COMMENT ON COLUMN credits.granted_at IS 'When it was granted.';
+COMMENT ON COLUMN credits.expires_at IS 'When it expires; empty: never.';
+COMMENT ON COLUMN credits.expired_at IS 'When its rest was taken back; empty while it has not expired.';
+COMMENT ON COLUMN credits.author IS 'Person or application that granted it.';
+COMMENT ON COLUMN credits.reason IS 'Why.';
+COMMENT ON COLUMN credits.partition IS 'Partition of the ledger.';
+COMMENT ON COLUMN credits.first_seq IS 'Number of its first event in the partition.';
+
+COMMENT ON VIEW budget_use IS 'One row per budget: what it may spend, has spent and holds. The users'' billing periods are here too.';
+COMMENT ON COLUMN budget_use.budget IS 'Name in the policy, value and window, joined by colons.';
+COMMENT ON COLUMN budget_use.name IS 'user: the user''s billing period; else the name of a budget of the policy.';
+COMMENT ON COLUMN budget_use."value" IS 'What the budget is kept by.';
+COMMENT ON COLUMN budget_use."window" IS 'Window of the budget; total: it never begins anew.';
+COMMENT ON COLUMN budget_use.cap_usd IS 'Cap at the last hold, in dollars; of a budget with credit, its cap and its credit now.';
+COMMENT ON COLUMN budget_use.credit_usd IS 'Credit of a budget that never begins anew, in dollars.';
+COMMENT ON COLUMN budget_use.spent_usd IS 'Settled spend, in dollars.';
+COMMENT ON COLUMN budget_use.reserved_usd IS 'Open holds, in dollars.';
+COMMENT ON COLUMN budget_use.partition IS 'Partition of the ledger.';
+COMMENT ON COLUMN budget_use.last_seq IS 'Number of the last event that changed it.';
+
+COMMENT ON VIEW policies IS 'One row per partition and version of the policy, in force from its event on.';
+COMMENT ON COLUMN policies.partition IS 'Partition of the ledger; every partition has the same versions.';
+COMMENT ON COLUMN policies.version IS 'Version of the policy, from 1.';
+COMMENT ON COLUMN policies.digest IS 'SHA-256 of its content; equal policies have equal digests.';
+COMMENT ON COLUMN policies.content IS 'The policy as JSON, in the shape of the policy file.';
+COMMENT ON COLUMN policies.definitions IS 'JSON: budgets whose definition began with a later version than 1, with that version.';
+COMMENT ON COLUMN policies.author IS 'Person or process that applied it.';
+COMMENT ON COLUMN policies.reason IS 'Why it was applied.';
+COMMENT ON COLUMN policies."at" IS 'When it came into force, by the Redis clock.';
+COMMENT ON COLUMN policies.id IS 'Id of its event.';
+COMMENT ON COLUMN policies.seq IS 'Number of its event in the partition.';
 
 COMMENT ON VIEW calls IS 'One row per call.';
 COMMENT ON COLUMN calls.call_id IS 'Call; the id of its task.';

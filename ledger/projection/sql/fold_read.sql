@@ -17,8 +17,14 @@ SELECT
         WHEN 'plan-cleared' THEN author IS NOT NULL AND amount = 0
         WHEN 'credit-granted' THEN author IS NOT NULL AND amount >= 0
         WHEN 'credit-revoked' THEN author IS NOT NULL AND amount <= 0
+        WHEN 'credit-expired' THEN budget IS NOT NULL AND amount <= 0
+        WHEN 'alert-raised' THEN budget IS NOT NULL AND cap_nanousd >= 0 AND amount = 0
+            AND TRY_CAST(payload->>'fraction' AS DECIMAL(9, 4)) > 0 AND TRY_CAST(payload->>'settled_nanousd' AS BIGINT) IS NOT NULL
         WHEN 'segment-sealed' THEN segment IS NOT NULL AND amount = 0
         WHEN 'ledger-recovered' THEN author IS NOT NULL AND amount = 0
+        -- Read by themselves, since they are rare: a member that is read of every event costs time with every event.
+        WHEN 'policy-applied' THEN author IS NOT NULL AND amount = 0 AND (payload->>'digest') IS NOT NULL
+            AND TRY_CAST(payload->>'version' AS INTEGER) >= 1 AND json_type(payload, '$.content') = 'OBJECT'
     END, false) AS is_readable
 FROM (
     SELECT

@@ -54,8 +54,8 @@ CREATE TABLE events (
 CREATE TABLE budgets (
     budget VARCHAR PRIMARY KEY,
     partition INTEGER NOT NULL,
-    kind VARCHAR NOT NULL,
-    subject VARCHAR NOT NULL,
+    name VARCHAR NOT NULL,
+    "value" VARCHAR NOT NULL,
     "window" VARCHAR NOT NULL,
     settled_usd DECIMAL(18, 9) NOT NULL,
     held_usd DECIMAL(18, 9) NOT NULL,
@@ -108,8 +108,97 @@ SELECT
     min(seq) AS first_seq,
     max(seq) AS last_seq
 FROM events
-WHERE type NOT IN ('plan-assigned', 'plan-cleared', 'credit-granted', 'credit-revoked', 'segment-sealed', 'ledger-recovered')
+WHERE type NOT IN ('plan-assigned', 'plan-cleared', 'credit-granted', 'credit-revoked', 'segment-sealed', 'ledger-recovered',
+    'policy-applied', 'credit-expired', 'alert-raised')
 GROUP BY partition, call_id, user_id, period;
+
+-- The policies in force, one after the other; version 0, the default policy, is in force before the first. A view, since
+-- there are few.
+CREATE VIEW policies AS
+SELECT
+    partition,
+    (payload->>'version')::INTEGER AS version,
+    payload->>'digest' AS digest,
+    payload->'content' AS content,
+    coalesce(payload->'definitions', '{}'::JSON) AS definitions,
+    author,
+    reason,
+    recorded_at AS at,
+    id,
+    seq
+FROM events
+WHERE type = 'policy-applied';
+
+-- Alerts of budgets, as the gate raised them. A view, since there are few.
+CREATE VIEW alerts AS
+SELECT
+    recorded_at AS raised_at,
+    budget,
+    split_part(budget, ':', 1) AS name,
+    array_to_string(string_split(budget, ':')[2:-2], ':') AS "value",
+    split_part(budget, ':', -1) AS "window",
+    (payload->>'fraction')::DECIMAL(9, 4) AS fraction,
+    cap_usd,
+    usd((payload->>'settled_nanousd')::BIGINT) AS settled_usd,
+    payload->>'cause' AS call_id,
+    partition,
+    id,
+    seq
+FROM events
+WHERE type = 'alert-raised';
+
+-- Credits of budgets that never begin anew: what was granted, and what of it was taken back or has expired. A user's
+-- credit of a billing period is not here, but in `spend`. A view, since there are few.
+CREATE VIEW credits AS
+SELECT
+    budget,
+    split_part(budget, ':', 1) AS name,
+    array_to_string(string_split(budget, ':')[2:-2], ':') AS "value",
+    payload->>'credit' AS credit,
+    sum(amount_usd) FILTER (type = 'credit-granted')::DECIMAL(18, 9) AS granted_usd,
+    coalesce(-sum(amount_usd) FILTER (type = 'credit-revoked'), 0)::DECIMAL(18, 9) AS revoked_usd,
+    coalesce(-sum(amount_usd) FILTER (type = 'credit-expired'), 0)::DECIMAL(18, 9) AS expired_usd,
+    min(recorded_at) FILTER (type = 'credit-granted') AS granted_at,
+    make_timestamptz(1000 * max((payload->>'expires_ms')::BIGINT) FILTER (type = 'credit-granted')) AS expires_at,
+    min(recorded_at) FILTER (type = 'credit-expired') AS expired_at,
+    arg_max(author, seq) FILTER (type = 'credit-granted') AS author,
+    arg_max(reason, seq) FILTER (type = 'credit-granted') AS reason,
+    partition,
+    min(seq) AS first_seq
+FROM events
+WHERE type IN ('credit-granted', 'credit-revoked', 'credit-expired') AND budget IS NOT NULL
+GROUP BY partition, budget, credit;
+
+-- Every budget with what it may spend and what it has left: the further ones too, and prepaid ones that nobody has used
+-- yet. `cap_usd` is the cap at the last hold; of a budget with credit, that without its credit then, and its credit now.
+CREATE VIEW budget_use AS
+WITH credited AS (
+    SELECT budget, partition, sum(amount_usd) AS credit_usd, max(seq) AS last_seq
+    FROM events
+    WHERE type IN ('credit-granted', 'credit-revoked', 'credit-expired') AND budget IS NOT NULL
+    GROUP BY budget, partition
+),
+base AS (
+    SELECT budget, usd(arg_max((payload->>'cap_nanousd')::BIGINT, seq)) AS cap_usd
+    FROM events
+    WHERE type IN ('credit-granted', 'credit-revoked', 'credit-expired') AND budget IS NOT NULL
+    GROUP BY budget
+)
+SELECT
+    budget,
+    split_part(budget, ':', 1) AS name,
+    array_to_string(string_split(budget, ':')[2:-2], ':') AS "value",
+    split_part(budget, ':', -1) AS "window",
+    (CASE WHEN c.budget IS NULL THEN b.cap_usd ELSE least(base.cap_usd + c.credit_usd, 1000000) END)::DECIMAL(18, 9)
+        AS cap_usd,
+    coalesce(c.credit_usd, 0)::DECIMAL(18, 9) AS credit_usd,
+    coalesce(b.settled_usd, 0)::DECIMAL(18, 9) AS spent_usd,
+    coalesce(b.held_usd, 0)::DECIMAL(18, 9) AS reserved_usd,
+    coalesce(b.partition, c.partition) AS partition,
+    greatest(b.last_seq, c.last_seq) AS last_seq
+FROM budgets AS b
+FULL JOIN credited AS c USING (budget)
+LEFT JOIN base USING (budget);
 
 -- What `spend` counts beside the balance in `budgets`. `base_cap_usd` is the cap in force without credit.
 CREATE TABLE counters (

@@ -1,0 +1,200 @@
+"""The policy by which this process decides: the ledger's, read from there, and read again when the gate has another.
+
+Invariant (G11): route, price bound and budgets of a call come from one `PolicyInForce`, whose version goes with the
+request; the gate refuses any other version than its own. So a process need not hear of a change to be safe: it hears of
+it with its next reservation, and asks again.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final, TypeVar
+
+import structlog
+from pydantic import ValidationError
+
+from tollbook.inference.budgets import BudgetPolicy
+from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.ledger.errors import PolicyChanged, PolicyUnreadable
+from tollbook.ledger.gate.policies import StoredPolicy, read_policies
+from tollbook.ledger.gate.requests import BudgetCap
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.schemas.events import PolicyApplied
+from tollbook.schemas.identifiers import Window, partition_of
+from tollbook.schemas.policy import Policy, check_plan, default_policy, digest_of
+from tollbook.schemas.problems import as_text, problems_of
+from tollbook.schemas.tasks import InvalidTask
+
+T = TypeVar("T")
+DEFAULT_PRICE_PROVIDER: Final = "openrouter"
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class PolicyInForce:
+    """A version of the ledger's policy. Version 0 is the default policy, of a ledger without a `policy-applied` event.
+
+    `definitions` has the budgets whose present definition began with a later version than 1, and that version.
+    `price_provider` is the provider whose prices the catalogue gives where the policy has none.
+    """
+
+    version: int = 0
+    policy: Policy = field(default_factory=default_policy)
+    definitions: Mapping[str, int] = field(default_factory=dict[str, int])
+    price_provider: str = DEFAULT_PRICE_PROVIDER
+    digest: str = ""
+    """Digest of the content as it stands on the ledger: an older program may have written it without later fields."""
+
+    @cached_property
+    def prices(self) -> PriceCatalogue:
+        """The prices in force."""
+        return PriceCatalogue.of_policy(self.policy, provider=self.price_provider)
+
+    def cap_nanousd(self, user_id: str, plan: str) -> int:
+        """Return the cap of a user's billing period, nano-dollars; one assigned on the ledger wins, in the gate.
+
+        Errors: InvalidTask for a plan that this policy does not have.
+        """
+        return self.policy.user_cap_nanousd(user_id, check_plan(plan, self.policy))
+
+    @cached_property
+    def budgets(self) -> BudgetPolicy:
+        """The budgets in force, and the calendar of their windows."""
+        return BudgetPolicy(self.policy, self.definitions)
+
+    def budgets_at(self, now_ms: int, attributes: Mapping[str, str]) -> tuple[Window, tuple[BudgetCap, ...]]:
+        """Return the budgets of a call, the user's period first, and the window for which all of them are valid.
+
+        `attributes` as for `BudgetPolicy.budgets_at`. Errors: InvalidTask for a plan that this policy does not have.
+        """
+        self.cap_nanousd(attributes["user"], attributes["plan"])
+        return self.budgets.budgets_at(now_ms, attributes)
+
+    def caps_of(self, keys: Iterable[str], *, plan: str) -> tuple[BudgetCap, ...]:
+        """Return budgets that a hold stands against, with the caps that they have now.
+
+        A budget that this policy does not have, or defines anew, limits nothing any more. Errors: InvalidTask.
+        """
+        self.cap_nanousd("", plan)
+        return self.budgets.caps_of(keys, plan=plan)
+
+
+def policy_in_force(
+    stored: StoredPolicy, *, partition: int = 0, price_provider: str = DEFAULT_PRICE_PROVIDER
+) -> PolicyInForce:
+    """Read what a partition of the ledger has as its policy.
+
+    Errors: PolicyUnreadable where that was changed by hand, or written by a later version of Tollbook.
+    """
+    if not stored.version and not stored.payload:
+        return PolicyInForce(price_provider=price_provider)
+    try:
+        applied = PolicyApplied.model_validate_json(stored.payload)
+        policy = Policy.model_validate(applied.content)
+    except ValidationError as exc:
+        raise PolicyUnreadable(partition, as_text(problems_of(exc, Policy))) from None
+    digest = digest_of(applied.content)
+    if (applied.version, applied.digest, digest) != (stored.version, stored.digest, stored.digest):  # G11
+        raise PolicyUnreadable(partition, f"its content is not that of version {stored.version}, by its digest")
+    return PolicyInForce(applied.version, policy, applied.definitions, price_provider, digest)
+
+
+class CurrentPolicy:
+    """The ledger's policy as this process knows it, by partition: a change reaches one partition after the other."""
+
+    def __init__(
+        self,
+        read: Callable[[], Awaitable[Sequence[StoredPolicy]]],
+        in_force: Sequence[PolicyInForce],
+        *,
+        price_provider: str = DEFAULT_PRICE_PROVIDER,
+    ) -> None:
+        """`read` returns what the ledger has, by partition; `in_force` is what to begin with."""
+        self._read = read
+        self._in_force = tuple(in_force)
+        self._price_provider = price_provider
+
+    @classmethod
+    async def of_ledger(
+        cls, pipeline: CommandPipeline, keys: Sequence[Keys], *, price_provider: str = DEFAULT_PRICE_PROVIDER
+    ) -> "CurrentPolicy":
+        """Read the policy of a ledger. Errors: LedgerUnavailable; PolicyUnreadable."""
+        current = cls(lambda: read_policies(pipeline, keys), (), price_provider=price_provider)
+        await current.refresh()
+        return current
+
+    @classmethod
+    def fixed(cls, in_force: PolicyInForce) -> "CurrentPolicy":
+        """Return a policy that never changes, for a ledger of one partition."""
+
+        async def read() -> Sequence[StoredPolicy]:
+            return ()
+
+        return cls(read, (in_force,))
+
+    def of(self, user_id: str) -> PolicyInForce:
+        """Return the policy in force in a user's partition."""
+        return self._in_force[partition_of(user_id, len(self._in_force))]
+
+    @property
+    def by_partition(self) -> tuple[PolicyInForce, ...]:
+        """The policy of each partition; they differ only while a change is half applied."""
+        return self._in_force
+
+    @property
+    def newest(self) -> PolicyInForce:
+        """The newest policy of any partition."""
+        return max(self._in_force, key=lambda each: each.version)
+
+    async def refresh(self) -> bool:
+        """Read the policy from the ledger again; return whether it is another one in any partition.
+
+        Errors: LedgerUnavailable; PolicyUnreadable.
+        """
+        stored = await self._read()
+        known = {(each.version, each.digest): each for each in self._in_force}
+        found: list[PolicyInForce] = []
+        for partition, each in enumerate(stored):
+            same = known.get((each.version, each.digest))
+            if same is None:
+                same = policy_in_force(each, partition=partition, price_provider=self._price_provider)
+                known[each.version, each.digest] = same
+            found.append(same)
+        before, after = self._versions(self._in_force), self._versions(found)
+        if not found or before == after:
+            return False
+        if self._in_force:
+            _log.info("policy.changed", version=max(version for version, _ in after))
+        self._in_force = tuple(found)
+        return True
+
+    async def decide(self, user_id: str, step: Callable[[PolicyInForce], Awaitable[T]]) -> T:
+        """Take a step by the policy in force of a user; again by another one where the gate has that.
+
+        Errors: those of `step`; as `refresh`.
+        """
+        while True:
+            try:
+                return await step(self.of(user_id))
+            except PolicyChanged:  # G11
+                await self.refresh()
+            except InvalidTask:
+                if not await self.refresh():  # A newer policy may have the name.
+                    raise
+
+    async def read_by(self, user_id: str, read: Callable[[PolicyInForce], T]) -> T:
+        """Read a task by the policy in force of a user; again where a newer one may know what this one does not.
+
+        Errors: InvalidTask; as `refresh`.
+        """
+        try:
+            return read(self.of(user_id))
+        except InvalidTask:
+            if not await self.refresh():  # G11
+                raise
+        return read(self.of(user_id))
+
+    @staticmethod
+    def _versions(policies: Sequence[PolicyInForce]) -> list[tuple[int, str]]:
+        return [(each.version, each.digest) for each in policies]

@@ -1,0 +1,241 @@
+"""How the ledger's policy changes, and what a process does whose own policy is another one (G11).
+
+The ledger is the only source of the policy; a file or a setting is how it gets there. It is applied to one partition
+after the other, under one version. A change that ended half way is completed by the next one, before anything else.
+"""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import structlog
+
+from tollbook.inference.current_policy import PolicyInForce, policy_in_force
+from tollbook.inference.errors import SettingsError
+from tollbook.inference.policy_diff import policy_changes
+from tollbook.inference.settings import Settings
+from tollbook.inference.stated_policy import policy_of, policy_path, policy_sources, with_shorthand
+from tollbook.ledger.errors import CallsStopped, LedgerError, LedgerRefused, LedgerUnavailable, PolicyChanged
+from tollbook.ledger.gate.gate import Gate
+from tollbook.ledger.gate.policies import PolicyRequest, StoredPolicy
+from tollbook.ledger.private_files import make_private_folder, read_private, write_private
+from tollbook.ledger.signature import Signature
+from tollbook.schemas.events import PolicyApplied, payload_json
+from tollbook.schemas.policy import Policy
+
+_APPLIED: Final = "applied-policy.json"
+_log = structlog.get_logger(__name__)
+
+
+class PolicyDiffers(LedgerRefused):
+    """This process is told another policy than the ledger's; `changes` says what its own would change."""
+
+    def __init__(self, sources: Sequence[str], in_force: PolicyInForce, changes: Sequence[str]) -> None:
+        lines = "\n".join(f"  {change}" for change in changes)
+        super().__init__(
+            f"{' and '.join(sources)} and policy {in_force.version} of the ledger differ:\n{lines}\n"
+            "Run `tollbook policy diff` to see it, and `tollbook policy apply --reason ...` to put yours in force; or "
+            "remove what differs: without a file or setting, the ledger's policy counts"
+        )
+        self.changes = tuple(changes)
+
+
+class PolicyRefused(LedgerError):
+    """A policy that cannot be in force on this ledger; `problems` says why."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems), {"problems": list(problems)})
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The policy in force after `apply_policy`, and whether it is new; `completed` if a half-applied one was."""
+
+    in_force: PolicyInForce
+    is_new: bool
+    completed: bool
+
+
+def problems_on(policy: Policy, partitions: int) -> list[str]:
+    """Return why a policy cannot be in force on a ledger of so many partitions."""
+    if partitions == 1:
+        return []
+    # One step touches one partition only, and the users of such a budget are spread over all of them.
+    return [
+        f"budget {rule.name} is kept by {' and '.join(rule.by) or 'nothing'}, so its users are in several of the "
+        f"ledger's {partitions} partitions, and no step can compare it with its cap: keep it by user too, or use a "
+        "ledger with TOLLBOOK_PARTITIONS=1"
+        for rule in policy.budgets
+        if "user" not in rule.by
+    ]
+
+
+async def apply_policy(
+    gates: Sequence[Gate], policy: Policy, signature: Signature, *, based_on: int | None = None
+) -> Applied:
+    """Put a policy in force in every partition, unless it is in force already.
+
+    With `based_on`, only where that version is in force, so that nobody undoes what they have not seen.
+    Errors: PolicyRefused; PolicyChanged where another one was applied meanwhile; PolicyUnreadable; CallsStopped;
+        LedgerUnavailable: a repeat completes what was begun.
+    """
+    stored = await read_stored(gates)
+    newest, completed = await _complete(gates, stored)
+    in_force = policy_in_force(newest)
+    if based_on is not None and in_force.version != based_on:
+        raise PolicyChanged(in_force.version)
+    if newest.version and policy.content() == in_force.policy.content():
+        return Applied(in_force, is_new=False, completed=completed)
+    problems = problems_on(policy, len(gates))
+    if problems:
+        raise PolicyRefused(problems)  # G11
+    version = newest.version + 1
+    applied = PolicyApplied(
+        version=version,
+        digest=policy.digest,
+        content=policy.content(),
+        definitions=next_definitions(in_force, policy, version),
+        author=signature.author,
+        reason=signature.reason,
+    )
+    request = PolicyRequest(
+        in_force=newest.version, version=version, digest=applied.digest, payload=payload_json(applied)
+    )
+    for gate in gates:
+        await gate.apply_policy(request)
+    _log.info("policy.applied", version=version, digest=applied.digest, author=signature.author)
+    made = StoredPolicy(version, applied.digest, request.payload)
+    return Applied(policy_in_force(made), is_new=True, completed=completed)
+
+
+async def read_stored(gates: Sequence[Gate]) -> tuple[StoredPolicy, ...]:
+    """Return what each partition has as its policy. Errors: LedgerUnavailable."""
+    return tuple(await asyncio.gather(*(gate.policy() for gate in gates)))
+
+
+async def _complete(gates: Sequence[Gate], stored: Sequence[StoredPolicy]) -> tuple[StoredPolicy, bool]:
+    """Bring every partition to the newest policy of any; return it, and whether one was behind."""
+    newest = max(stored, key=lambda each: each.version)
+    policy_in_force(newest)  # What was changed by hand goes no further.
+    behind = [(gate, each) for gate, each in zip(gates, stored, strict=True) if each.version < newest.version]
+    for gate, each in behind:
+        await gate.apply_policy(
+            PolicyRequest(in_force=each.version, version=newest.version, digest=newest.digest, payload=newest.payload)
+        )
+    if behind:
+        _log.warning("policy.completed", version=newest.version, partitions=len(behind))
+    return newest, bool(behind)
+
+
+def next_definitions(before: PolicyInForce, policy: Policy, version: int) -> dict[str, int]:
+    """Return with which version each budget's definition begins, where that is later than 1.
+
+    A budget that is new, or kept by other attributes or another window than before, begins at zero (it has another name
+    in its keys); one with another cap keeps its balance.
+    """
+    known = {rule.name: (rule.by, rule.window) for rule in before.policy.budgets}
+    since = {
+        rule.name: before.definitions.get(rule.name, 1) if known.get(rule.name) == (rule.by, rule.window) else version
+        for rule in policy.budgets
+    }
+    return {name: first for name, first in since.items() if first > 1}
+
+
+def check_stated_policy(settings: Settings, in_force: PolicyInForce) -> None:
+    """Refuse where a file or a setting of this process states another policy than the ledger's (G11).
+
+    Errors: PolicyDiffers; SettingsError; LedgerUnavailable where the ledger has no policy yet to compare with.
+    """
+    sources = policy_sources(settings)
+    changes = stated_changes(settings, in_force)
+    if not changes:
+        return
+    if not in_force.version:
+        raise LedgerUnavailable(
+            f"the ledger has no policy yet that {' and '.join(sources)} could be compared with: `tollbook up`, "
+            "`tollbook projector` or `tollbook policy apply` puts the first one in force"
+        )
+    raise PolicyDiffers(sources, in_force, changes)  # G11
+
+
+def stated_changes(settings: Settings, in_force: PolicyInForce) -> list[str]:
+    """Return what the file and the settings of this process would change of the ledger's policy; [] where nothing.
+
+    A file is compared as a whole; settings alone are compared with the parts that they state. Errors: SettingsError.
+    """
+    if not policy_sources(settings):
+        return []
+    if policy_path(settings) is not None:
+        return [change.text for change in policy_changes(in_force.policy, policy_of(settings))]
+    try:
+        stated = with_shorthand(settings, in_force.policy, f"policy {in_force.version} of the ledger")
+    except SettingsError as exc:
+        return list(exc.problems)
+    return [change.text for change in policy_changes(in_force.policy, stated)]
+
+
+async def start_policy(settings: Settings, gates: Sequence[Gate], author: str) -> None:
+    """Do what `up` and `projector` do at their start: put in force what the file and settings here state.
+
+    A new ledger, and one from before there were policies, gets its first policy. Later a changed file is applied where
+    the ledger's policy is the one that this data directory applied last; else somebody else has changed it meanwhile,
+    and a person must look. Calls that are stopped leave it for the next start.
+    Errors: PolicyDiffers; PolicyRefused; SettingsError; PolicyUnreadable; LedgerUnavailable; LedgerRefused.
+    """
+    ledger_id = gates[0].ledger_id
+    try:
+        newest, _ = await _complete(gates, await read_stored(gates))
+        in_force = policy_in_force(newest)
+        step = _first_step(settings, in_force, await asyncio.to_thread(_read_applied, settings.data_dir, ledger_id))
+        if step == "apply":
+            reason = ", ".join(policy_sources(settings)) or "the default policy"
+            signature = Signature(author, f"start with {reason}")
+            try:
+                applied = await apply_policy(gates, policy_of(settings), signature, based_on=in_force.version)
+            except PolicyChanged:
+                # Another process has put one in force at this moment: it is compared with that.
+                in_force = policy_in_force(max(await read_stored(gates), key=lambda each: each.version))
+                check_stated_policy(settings, in_force)
+            else:
+                in_force = applied.in_force
+        if step != "follow":
+            await asyncio.to_thread(remember_applied, settings.data_dir, ledger_id, in_force)
+    except CallsStopped as exc:
+        _log.warning("policy.not_applied", problem=str(exc))
+
+
+def _first_step(
+    settings: Settings, in_force: PolicyInForce, applied_digest: str | None
+) -> Literal["apply", "agree", "follow"]:
+    if not in_force.version:
+        return "apply"
+    if not policy_sources(settings):
+        return "follow"
+    if not stated_changes(settings, in_force):
+        return "agree"
+    if applied_digest == in_force.digest:
+        return "apply"
+    raise PolicyDiffers(policy_sources(settings), in_force, stated_changes(settings, in_force))  # G11
+
+
+def remember_applied(data_dir: Path, ledger_id: str, in_force: PolicyInForce) -> None:
+    """Note which policy this data directory applied last, so that `up` may replace it by a changed file."""
+    document = {"ledger_id": ledger_id, "version": in_force.version, "digest": in_force.digest}
+    try:
+        make_private_folder(data_dir)
+        write_private(data_dir / _APPLIED, json.dumps(document) + "\n")
+    except OSError as exc:
+        _log.warning("policy.not_noted", problem=f"{exc.filename}: {exc.strerror}")
+
+
+def _read_applied(data_dir: Path, ledger_id: str) -> str | None:
+    """Return the digest of the policy that was applied last from here; None where that is not known."""
+    try:
+        document = json.loads(read_private(data_dir / _APPLIED))
+        return document["digest"] if document["ledger_id"] == ledger_id else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

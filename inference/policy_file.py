@@ -1,0 +1,248 @@
+"""The policy file, `tollbook.toml`: read into a policy, with the line of every mistake.
+
+It has the shape of `schemas.policy.Policy`. Numbers with a point are read as decimals, so that no amount is a float.
+A file that holds a secret is refused, and no message shows one (G10).
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final, cast
+
+from pydantic import ValidationError
+
+from tollbook.inference.errors import SettingsError
+from tollbook.schemas.policy import Policy, default_policy
+from tollbook.schemas.problems import as_text, located_problems
+
+POLICY_FILE: Final = "tollbook.toml"
+"""Name of the policy file in the working directory."""
+MAX_FILE_BYTES: Final = 2_000_000
+MAX_FILE_PROBLEMS: Final = 20
+_SECRET_NAME: Final = re.compile(r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?|authorization)$")
+_SECRET_VALUE: Final = re.compile(
+    r"^(sk|pk|rk|tb)-[A-Za-z0-9_-]{8,}|^(ghp|gho|xox[abpr]|AKIA|AIza)[A-Za-z0-9_-]{8,}|^(whsec|gsk)_|^Bearer\s"
+    r"|^https?://[^/\s]*@|^https://hooks\.slack\.com/"
+)
+_KEPT_OUT: Final = "put it into an environment variable, and name that here"
+
+Place = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFile:
+    """A policy file: what it says itself, and the policy that this makes with the defaults."""
+
+    path: Path
+    said: Mapping[str, Any]
+    policy: Policy
+
+    def says(self, *place: str) -> bool:
+        """Whether the file itself has an entry there, for example `says("plans", "trial")`."""
+        table: object = self.said
+        for name in place:
+            if not isinstance(table, Mapping) or name not in table:
+                return False
+            table = cast("Mapping[str, object]", table)[name]
+        return True
+
+
+def read_policy_file(path: Path) -> PolicyFile:
+    """Read a policy file. Errors: SettingsError, one line for each problem: `tollbook.toml:12: ...`."""
+    text = _read(path)
+    try:
+        said = tomllib.loads(text, parse_float=Decimal)
+    except tomllib.TOMLDecodeError as exc:
+        raise SettingsError([_syntax_problem(path, text, str(exc))]) from None
+    except (ValueError, RecursionError):  # A date that is none; brackets in brackets without end.
+        raise SettingsError([f"{path}: is not valid TOML"]) from None
+    lines = dict(_lines_of(text))
+    secrets = [
+        f"{path}:{_line(lines, place)}: '{_words(place)}' looks like a secret, which a policy must not hold: {hint}"
+        for place, hint in _secrets_in(said)
+    ]
+    if secrets:
+        raise SettingsError(secrets)
+    try:
+        return PolicyFile(path, said, default_policy(said))
+    except ValidationError as exc:
+        raise SettingsError(_problems(path, exc, lines)) from None
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise SettingsError([f"{path}: must have at most {MAX_FILE_BYTES} bytes"])
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as exc:
+        raise SettingsError([f"{path}: the policy file cannot be read: {exc.strerror or exc}"]) from exc
+    except UnicodeDecodeError as exc:
+        line = exc.object.count(b"\n", 0, exc.start) + 1
+        raise SettingsError([f"{path}:{line}: is not UTF-8"]) from None
+
+
+def _syntax_problem(path: Path, text: str, problem: str) -> str:
+    """Say what tomllib found, and where."""
+    found = re.fullmatch(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", problem, re.DOTALL)
+    if found is None:
+        return f"{path}: {problem}"
+    what = found[1][:1].lower() + found[1][1:]
+    line = int(found[2]) if found[2] else max(1, len(text.rstrip().splitlines()))
+    if found[1] == "Cannot overwrite a value":
+        # tomllib is past the value when it finds that the key has one.
+        line = next((number for number, _ in _broken_statements(text)), line)
+        what = "this key or table stands in the file before"
+    elif found[1].startswith("Cannot declare"):
+        what = "this table stands in the file before"
+    return f"{path}:{line}: {what}"
+
+
+def _broken_statements(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the statements with which the text up to there is no longer TOML."""
+    lines = text.splitlines(keepends=True)
+    for number, statement in _statements(text):
+        try:
+            tomllib.loads("".join(lines[: number - 1 + statement.count("\n")]))
+        except tomllib.TOMLDecodeError:
+            yield number, statement
+
+
+def _statements(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the statements of TOML text, each with the number of its first line: headers, and keys with their values.
+
+    tomllib knows no lines. But a statement ends at the first line end where it is valid by itself, since it goes on
+    only within brackets or quotes.
+    """
+    begin, statement = 0, ""
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+        if not statement and (not line.strip() or line.lstrip().startswith("#")):
+            continue
+        begin = begin if statement else number
+        statement += line
+        if _is_whole(statement):
+            yield begin, statement
+            statement = ""
+
+
+def _is_whole(statement: str) -> bool:
+    try:
+        tomllib.loads(statement)
+    except tomllib.TOMLDecodeError:
+        return False
+    return True
+
+
+def _lines_of(text: str) -> Iterator[tuple[Place, int]]:
+    """Yield the line of each table, key and list item of TOML text; what stands in one statement has its first line."""
+    table: Place = ()
+    lengths: dict[Place, int] = {}
+    for line, statement in _statements(text):
+        found = tomllib.loads(statement)
+        if statement.lstrip().startswith("["):
+            names = _names_of_header(found)
+            is_list = statement.lstrip().startswith("[[")
+            table = _in_lists(names[:-1] if is_list else names, lengths)
+            if is_list:
+                table = (*table, names[-1])
+                lengths[table] = lengths.get(table, 0) + 1
+                yield table, line
+                table = (*table, lengths[table] - 1)
+            yield table, line
+        else:
+            for place in _places_in(found):
+                yield (*table, *place), line
+
+
+def _names_of_header(found: Mapping[str, Any]) -> tuple[str, ...]:
+    names: list[str] = []
+    inner: object = found
+    while inner:
+        if isinstance(inner, list):
+            inner = cast("list[object]", inner)[0]
+        else:
+            ((name, inner),) = cast("Mapping[str, object]", inner).items()
+            names.append(name)
+    return tuple(names)
+
+
+def _in_lists(names: tuple[str, ...], lengths: Mapping[Place, int]) -> Place:
+    """Return where a header leads: a name of a list of tables means its last table so far."""
+    place: Place = ()
+    for name in names:
+        place = (*place, name)
+        if place in lengths:
+            place = (*place, lengths[place] - 1)
+    return place
+
+
+def _places_in(value: object) -> Iterator[Place]:
+    """Yield the place of everything inside a table or a list."""
+    for name, inner in _items_of(value):
+        yield (name,)
+        for place in _places_in(inner):
+            yield (name, *place)
+
+
+def _items_of(value: object) -> list[tuple[str | int, object]]:
+    if isinstance(value, Mapping):
+        return list(cast("Mapping[str | int, object]", value).items())
+    return list(enumerate(cast("list[object]", value))) if isinstance(value, list) else []
+
+
+def _secrets_in(said: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
+    for place in _places_in(said):
+        value: Any = said
+        for part in place:
+            value = value[part]
+        if not isinstance(value, str):
+            continue
+        name = next(part for part in reversed(place) if isinstance(part, str)).lower().replace("-", "_")
+        is_model_parameter = place[0] == "tasks" and len(place) > 2 and place[2] == "params"
+        if _SECRET_VALUE.match(value) or (_SECRET_NAME.search(name) and not is_model_parameter):
+            yield place, f"{_KEPT_OUT}: {_env_field(place)}"
+
+
+def _words(place: Place) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
+
+
+def _env_field(place: Place) -> str:
+    if place[0] == "alerts":
+        return 'webhook_env = "ALERT_WEBHOOK"'
+    provider = re.sub(r"\W", "_", str(place[1])).upper() if place[0] == "providers" and len(place) > 1 else "PROVIDER"
+    return f'key_env = "{provider}_API_KEY"'
+
+
+def _problems(path: Path, error: ValidationError, lines: Mapping[Place, int]) -> list[str]:
+    """Return one line for each place of the file with a problem, in the order of the lines."""
+    by_place: dict[Place, list[str]] = {}
+    for place, sentence in located_problems(error, Policy, limit=MAX_FILE_PROBLEMS):
+        by_place.setdefault(place or _place_named_by(sentence), []).append(_in_toml(sentence))
+    found = [(_line(lines, place), as_text(sentences)) for place, sentences in by_place.items()]
+    found.sort(key=lambda each: each[0] or MAX_FILE_BYTES)
+    return [f"{path}:{line}: {text}" if line else f"{path}: {text}" for line, text in found]
+
+
+def _place_named_by(sentence: str) -> Place:
+    """Return the place that a sentence about the whole policy begins with: `'budgets[1].name': ...`."""
+    found = re.match(r"'([^']+)'", sentence)
+    parts = re.findall(r"[^.\[\]]+", found[1]) if found else []
+    return tuple([int(part) if part.isdigit() else part for part in parts])
+
+
+def _line(lines: Mapping[Place, int], place: Place) -> int | None:
+    """Return the line of a place; of one that is not in the file, that of what it is a part of."""
+    while place:
+        # A single table stands where there could be a list of them.
+        for candidate in (place, tuple(part for part in place if isinstance(part, str))):
+            if candidate in lines:
+                return lines[candidate]
+        place = place[:-1]
+    return None
+
+
+def _in_toml(sentence: str) -> str:
+    return sentence.replace("must be a JSON object", "must be a table").replace(", not an object", ", not a table")

@@ -1,0 +1,240 @@
+"""Chat messages: what OpenAI's SDKs and applications put into a conversation, and what they send back of a reply.
+
+Nulls count as absent, and what an SDK only adds for its user (`parsed`) is dropped. Audio, files and videos are
+refused: the cost of none of them has an upper bound. How many tokens a message can have is known in `inference/bounds`.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from tollbook.schemas.expectations import Expected
+
+MAX_IMAGE_URL_CHARACTERS: Final = 2_000_000
+_REFUSED_PARTS: Final[Mapping[str, str]] = {
+    "input_audio": "audio",
+    "audio": "audio",
+    "file": "a file",
+    "input_file": "a file",
+    "video_url": "a video",
+    "input_video": "a video",
+}
+
+
+class Form(BaseModel):
+    """A JSON object of a request. Nulls count as absent; another program's model counts as the object it stands for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    dropped: ClassVar[frozenset[str]] = frozenset()
+    """Fields that an SDK adds for its user, and that mean nothing to a model."""
+    absent: ClassVar[tuple[object, ...]] = (None,)
+    """Values that count as none. SDKs send back `annotations: []`, and LangChain `content: []` beside tool calls."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_absent_fields(cls, value: object) -> object:
+        if isinstance(value, BaseModel) and not isinstance(value, cls):
+            value = value.model_dump(mode="json")
+        if not isinstance(value, Mapping):
+            return value
+        fields = cast("Mapping[str, object]", value)
+        return {name: each for name, each in fields.items() if each not in cls.absent and name not in cls.dropped}
+
+
+class CacheControl(Form):
+    """Marks the end of what the provider may keep in its cache. Written tokens cost more than others."""
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
+class TextPart(Form):
+    """A text of a message."""
+
+    type: Literal["text"]
+    text: str = Field(repr=False)  # G10
+    cache_control: CacheControl | None = None
+
+
+class ImageUrl(Form):
+    """Where an image is: its address, or the image itself as a `data:` URL."""
+
+    url: str = Field(
+        repr=False, max_length=MAX_IMAGE_URL_CHARACTERS, pattern=r"^([Hh][Tt][Tt][Pp][Ss]?://|data:image/)"
+    )
+    detail: Literal["auto", "low", "high", "original"] | None = None
+
+
+class ImagePart(Form):
+    """An image of a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl = Field(repr=False)
+    cache_control: CacheControl | None = None
+    index: int | None = None
+
+
+class RefusalPart(Form):
+    """A model's refusal, in a message of its own."""
+
+    type: Literal["refusal"]
+    refusal: str = Field(repr=False)
+
+
+def _bounded_part(value: object) -> object:
+    """Refuse what has no bound, and read an image's address that is given as plain text."""
+    if not isinstance(value, Mapping):
+        return value
+    part = cast("Mapping[str, object]", value)
+    kind = part.get("type")
+    if isinstance(kind, str) and kind in _REFUSED_PARTS:
+        raise ValueError(f"is {_REFUSED_PARTS[kind]}, whose cost has no upper bound: send text or images")
+    if kind == "image_url" and isinstance(part.get("image_url"), str):
+        return {**part, "image_url": {"url": part["image_url"]}}
+    return part
+
+
+Part = Annotated[
+    Annotated[TextPart | ImagePart | RefusalPart, Field(discriminator="type")],
+    BeforeValidator(_bounded_part),
+    Expected("a part such as {'type': 'text', 'text': ...}"),
+]
+
+
+def _content_form(value: object) -> str:
+    return "text" if isinstance(value, str) else "parts"
+
+
+Content = Annotated[
+    Annotated[tuple[Part, ...], Tag("parts")] | Annotated[str, Tag("text")],
+    Discriminator(_content_form),
+    Expected("text or a list of parts"),
+]
+
+
+def _as_json_text(value: object) -> object:
+    """Return arguments as the JSON text that OpenAI's form has; some applications keep the object."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+
+
+class FunctionCall(Form):
+    """A function that a model called, with its arguments as JSON text."""
+
+    dropped = frozenset({"parsed_arguments"})
+
+    name: str
+    arguments: Annotated[str, BeforeValidator(_as_json_text)] = Field(default="", repr=False)
+
+
+class CustomCall(Form):
+    """A custom tool that a model called, with its input as text."""
+
+    name: str
+    input: str = Field(default="", repr=False)
+
+
+class ToolCall(Form):
+    """A tool that a model called."""
+
+    dropped = frozenset({"index"})
+
+    id: str | None = None
+    type: Literal["function", "custom"] = "function"
+    function: FunctionCall | None = None
+    custom: CustomCall | None = None
+    extra_content: dict[str, Any] | None = Field(default=None, repr=False)
+    """What Gemini wants back with a call: the signature of the thought behind it."""
+
+
+def _refuse(reason: str) -> Callable[[object], object]:
+    def refuse(_value: object) -> object:
+        raise ValueError(reason)
+
+    return refuse
+
+
+class Message(Form):
+    """One chat message, in OpenAI's form.
+
+    `content` may be absent beside tool calls or a refusal. What stands here and not in OpenAI's reference comes from
+    OpenRouter's and other providers' replies, which applications send back with the next turn.
+    """
+
+    dropped = frozenset({"parsed", "provider_specific_fields"})
+    absent = (None, [], ())
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content | None = Field(default=None, repr=False)  # G10
+    name: str | None = Field(default=None, min_length=1, max_length=256, repr=False)
+    tool_calls: tuple[ToolCall, ...] | None = Field(default=None, repr=False)
+    tool_call_id: str | None = Field(default=None, repr=False)
+    function_call: FunctionCall | None = Field(default=None, repr=False)
+    refusal: str | None = Field(default=None, repr=False)
+    reasoning: str | None = Field(default=None, repr=False)
+    reasoning_content: str | None = Field(default=None, repr=False)
+    reasoning_details: tuple[dict[str, Any], ...] | None = Field(default=None, repr=False)
+    thinking_blocks: tuple[dict[str, Any], ...] | None = Field(default=None, repr=False)
+    annotations: tuple[dict[str, Any], ...] | None = Field(default=None, repr=False)
+    images: tuple[Part, ...] | None = Field(default=None, repr=False)
+    cache_control: CacheControl | None = None
+    audio: Annotated[None, BeforeValidator(_refuse("is audio, whose cost has no upper bound: send its transcript"))] = (
+        None
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        calls = self.tool_calls or self.function_call
+        if self.content is None and (self.role != "assistant" or not (calls or self.refusal or self.reasoning_details)):
+            raise ValueError("has no content")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The text of the content, its parts joined."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content or () if isinstance(part, TextPart))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every plain text of the message: of its content, of a refusal, of reasoning."""
+        parts = (self.content,) if isinstance(self.content, str) else self.content or ()
+        of_parts = [
+            part if isinstance(part, str) else part.text if isinstance(part, TextPart) else part.refusal
+            for part in parts
+            if not isinstance(part, ImagePart)
+        ]
+        further = (self.refusal, self.reasoning, self.reasoning_content)
+        return (*of_parts, *(text for text in further if text is not None))
+
+    @property
+    def structures(self) -> dict[str, Any]:
+        """What the message holds beside texts and images, as JSON values: calls of tools, names, details."""
+        told = {"role", "content", "refusal", "reasoning", "reasoning_content", "images"}
+        return self.model_dump(mode="json", exclude_none=True, exclude=told)
+
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of all that the message holds beside images, whose size says nothing of their cost."""
+        structures = self.structures
+        texts = (*self.texts, json.dumps(structures, ensure_ascii=False) if structures else "")
+        return sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+
+    @property
+    def image_parts(self) -> tuple[ImagePart, ...]:
+        """The images of the content, and those that a model had made."""
+        parts = (*(() if isinstance(self.content, str) else self.content or ()), *(self.images or ()))
+        return tuple(part for part in parts if isinstance(part, ImagePart))
+
+    @property
+    def cache_marks(self) -> tuple[CacheControl, ...]:
+        """The marks of what the provider may cache."""
+        parts = () if isinstance(self.content, str) else self.content or ()
+        marks = [part.cache_control for part in parts if isinstance(part, TextPart | ImagePart)]
+        return tuple(mark for mark in (self.cache_control, *marks) if mark is not None)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the message as it is sent and hashed: `content` is null where there is none."""
+        return {"role": self.role, "content": None, **self.model_dump(mode="json", exclude_none=True)}

@@ -1,0 +1,348 @@
+"""Parameters of a chat completion that a task may set, each with its form; and those that it may not, with the reason.
+
+All that pass leave the price of a token as it is, and are counted in the bound (`inference/bounds`). A parameter that
+would change the price, add charges of its own or return what a result has no place for is refused.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final, Literal, Self, cast
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from tollbook.schemas.expectations import Expected
+from tollbook.schemas.json_text import is_deeper, parse_json
+from tollbook.schemas.messages import CacheControl, Content, Form
+from tollbook.schemas.problems import shown
+
+MAX_SCHEMA_DEPTH: Final = 64
+MAX_TOOLS: Final = 512
+MAX_STOPS: Final = 64
+_MAX_SEED: Final = 2**63
+_FunctionName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$"), Expected("a name of 1 to 128 letters, digits and any of _ - . :")
+]
+
+
+def number(value: object) -> object:
+    """Refuse true and false as a number: to Python, and so to pydantic, true is the number 1. Errors: ValueError."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {shown(value)}")  # noqa: TRY004 - pydantic turns only ValueErrors into problems.
+    return value
+
+
+_IsNumber: Final = BeforeValidator(number)
+
+
+class FunctionDefinition(Form):
+    """A function that a model may call; `parameters` is a JSON Schema."""
+
+    name: _FunctionName
+    description: str | None = Field(default=None, repr=False)
+    parameters: dict[str, Any] | None = Field(default=None, repr=False)
+    strict: bool | None = None
+
+
+class CustomDefinition(Form):
+    """A custom tool: the model calls it with a text, of a form that a grammar may describe."""
+
+    name: _FunctionName
+    description: str | None = Field(default=None, repr=False)
+    format: dict[str, Any] | None = Field(default=None, repr=False)
+
+
+class FunctionTool(Form):
+    """A function among the tools."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+    cache_control: CacheControl | None = None
+
+
+class CustomTool(Form):
+    """A custom tool among the tools."""
+
+    type: Literal["custom"]
+    custom: CustomDefinition
+    cache_control: CacheControl | None = None
+
+
+def _own_tool(value: object) -> object:
+    """Refuse tools that the provider runs: a request may run one as often as it likes. Errors: ValueError."""
+    kind = cast("Mapping[str, object]", value).get("type") if isinstance(value, Mapping) else None
+    if isinstance(kind, str) and kind not in ("function", "custom"):
+        raise ValueError(
+            f"is the server tool {shown(kind)}: the provider runs it as often as it likes, at a cost without an upper "
+            "bound; send functions, and run them yourself"
+        )
+    return value
+
+
+Tool = Annotated[
+    Annotated[FunctionTool | CustomTool, Field(discriminator="type")],
+    BeforeValidator(_own_tool),
+    Expected("a function such as {'type': 'function', 'function': {'name': ...}}"),
+]
+
+
+def _json_if_it_is(value: object) -> object:
+    """Read the JSON of a list or an object that a plain stream field holds; other text stays as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return parse_json(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def _choice_of(*words: str) -> Callable[[object], object]:
+    """Return a validator that takes one of these words, or an object that names a tool."""
+
+    def check(value: object) -> object:
+        value = _json_if_it_is(value)
+        if isinstance(value, dict) or (isinstance(value, str) and value in words):
+            return cast("dict[str, Any] | str", value)
+        raise ValueError(f"must be one of {', '.join(map(repr, words))}, or a JSON object that names what to call")
+
+    return check
+
+
+def _stops(value: object) -> object:
+    value = _json_if_it_is(value)
+    stops = (value,) if isinstance(value, str) else value
+    if not isinstance(stops, list | tuple) or not all(
+        isinstance(stop, str) and stop for stop in cast("list[object]", stops)
+    ):
+        raise ValueError("must be a text or a list of texts, none of them empty")
+    return value
+
+
+def _logit_bias(value: dict[str, int | float]) -> dict[str, int | float]:
+    for token, bias in value.items():
+        if not (token.isascii() and token.isdigit() and len(token) <= 9) or not -100 <= bias <= 100:
+            raise ValueError("must name tokens by number, each with a number from -100 to 100")
+    return value
+
+
+class Reasoning(Form):
+    """How much a model may reason before it answers. Reasoning is part of `max_tokens`."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    max_tokens: Annotated[int, _IsNumber, Field(ge=0, le=1_000_000)] | None = None
+    exclude: bool | None = None
+    enabled: bool | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class JsonSchema(Form):
+    """The JSON Schema that an answer must follow."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
+
+    name: _FunctionName
+    description: str | None = Field(default=None, repr=False)
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema", repr=False)
+    strict: bool | None = None
+
+
+class ResponseFormat(Form):
+    """The form of the answer: text, JSON, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = Field(default=None, repr=False)
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("'json_schema' goes with the type 'json_schema', and is missing without it")
+        return self
+
+
+class Prediction(Form):
+    """What much of the answer will be. Tokens of it that are not used are billed as completion tokens."""
+
+    type: Literal["content"]
+    content: Content = Field(repr=False)
+
+
+_CHOICE_WORDS: Final = "one of a few words, or a JSON object that names what to call"
+_ToolChoice = Annotated[
+    str | dict[str, Any], BeforeValidator(_choice_of("none", "auto", "required", "any")), Expected(_CHOICE_WORDS)
+]
+_FunctionChoice = Annotated[str | dict[str, Any], BeforeValidator(_choice_of("none", "auto")), Expected(_CHOICE_WORDS)]
+_Penalty = Annotated[float, _IsNumber, Field(ge=-2, le=2, allow_inf_nan=False)]
+_Share = Annotated[float, _IsNumber, Field(ge=0, le=1, allow_inf_nan=False)]
+_Count = Annotated[int, _IsNumber]
+
+
+class Parameters(BaseModel):
+    """What a task or a route may set for a completion beside model, `max_tokens` and `temperature`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    top_p: _Share | None = None
+    """Nucleus sampling: the share of probability to draw from, 0 to 1."""
+    top_k: Annotated[_Count, Field(ge=0, le=1_000_000)] | None = None
+    """Draw from this many most likely tokens; 0: from all."""
+    min_p: _Share | None = None
+    """Leave out tokens below this share of the likeliest one's probability, 0 to 1."""
+    top_a: _Share | None = None
+    """Leave out tokens below this share of the square of the likeliest one's probability, 0 to 1."""
+    frequency_penalty: _Penalty | None = None
+    """Penalty for tokens by how often they stand in the text already, -2 to 2."""
+    presence_penalty: _Penalty | None = None
+    """Penalty for tokens that stand in the text already, -2 to 2."""
+    repetition_penalty: Annotated[float, _IsNumber, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
+    """Factor against repetition, above 0 up to 2; 1: none."""
+    seed: Annotated[_Count, Field(ge=-_MAX_SEED, lt=_MAX_SEED)] | None = None
+    """Seed for sampling, so that a repeat is likely to give the same answer."""
+    stop: (
+        Annotated[
+            str | Annotated[tuple[str, ...], Field(max_length=MAX_STOPS)],
+            BeforeValidator(_stops),
+            Expected(f"a text or a list of at most {MAX_STOPS} texts"),
+        ]
+        | None
+    ) = Field(default=None, repr=False)
+    """A text, or a JSON list of texts, at which the answer ends."""
+    logit_bias: Annotated[dict[str, int | float], AfterValidator(_logit_bias)] | None = None
+    """A JSON object: by a token's number, what is added to its likelihood, -100 to 100."""
+    logprobs: bool | None = None
+    """Have the provider compute log probabilities. The result does not have them."""
+    top_logprobs: Annotated[_Count, Field(ge=0, le=20)] | None = None
+    """How many likely tokens `logprobs` are for, 0 to 20."""
+    response_format: ResponseFormat | None = Field(default=None, repr=False)
+    """The form of the answer, as JSON: `{"type": "json_object"}`, or `json_schema` with a schema."""
+    structured_outputs: bool | None = None
+    """OpenRouter: the model must support JSON Schemas."""
+    tools: tuple[Tool, ...] | None = Field(default=None, max_length=MAX_TOOLS, repr=False)
+    """Functions that the model may call, as JSON. The application runs them."""
+    tool_choice: _ToolChoice | None = Field(default=None, repr=False)
+    """`none`, `auto`, `required`, or a JSON object that names the function to call."""
+    parallel_tool_calls: bool | None = None
+    """Whether the model may call several functions at once."""
+    functions: tuple[FunctionDefinition, ...] | None = Field(default=None, max_length=MAX_TOOLS, repr=False)
+    """The older form of `tools`, as JSON."""
+    function_call: _FunctionChoice | None = Field(default=None, repr=False)
+    """The older form of `tool_choice`."""
+    reasoning: Reasoning | None = None
+    """How much the model may reason, as JSON: `effort` or `max_tokens`, `exclude`, `enabled`."""
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    """How much the model may reason, in OpenAI's form."""
+    include_reasoning: bool | None = None
+    """OpenRouter: whether the reply has the reasoning."""
+    verbosity: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    """How long the answer should be."""
+    prediction: Prediction | None = Field(default=None, repr=False)
+    """What much of the answer will be, as JSON. It is billed as completion where the answer differs."""
+    cache_control: CacheControl | None = None
+    """Let the provider cache the prompt, as JSON: `{"type": "ephemeral"}`."""
+    prompt_cache_key: str | None = Field(default=None, min_length=1, max_length=64, repr=False)
+    """Prompts with the same key share a cache."""
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    """How long OpenAI keeps the prompt in its cache."""
+    store: bool | None = None
+    """Whether OpenAI keeps the completion."""
+    transforms: tuple[Literal["middle-out"], ...] | None = None
+    """OpenRouter: `["middle-out"]` shortens a prompt that is too long for the model."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_absent_fields(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        fields = cast("Mapping[str, object]", value)
+        return {name: each for name, each in fields.items() if each is not None and not (name in _LISTS and not each)}
+
+    @model_validator(mode="after")
+    def _can_be_written(self) -> Self:
+        values = self.parameters()
+        if is_deeper(values, MAX_SCHEMA_DEPTH):
+            raise ValueError(f"the parameters must not be nested deeper than {MAX_SCHEMA_DEPTH} levels")
+        try:
+            json.dumps(values, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError("the parameters must hold only what JSON can hold, without infinities") from None
+        return self
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters that are set, as JSON values."""
+        return self.model_dump(mode="json", include=set(Parameters.model_fields), exclude_none=True)
+
+
+_LISTS: Final = frozenset({"stop", "tools", "functions", "transforms"})
+"""Parameters of which an empty list counts as none."""
+JSON_PARAMETERS: Final = (
+    "logit_bias", "response_format", "tools", "functions", "reasoning", "prediction", "cache_control", "transforms",
+)  # fmt: skip
+"""Parameters that are JSON text in a plain stream field."""
+
+_WEB_SEARCH: Final = "the provider bills each web search, and no price of it is configured"
+_OUTPUTS: Final = "only text comes back in a result, and images and audio have no bound"
+_ROUTING: Final = "a task names one `model`, and its route the fallback: each is priced before it is called"
+REFUSED: Final[Mapping[str, str]] = {
+    "n": "a result holds one answer: publish one task for each",
+    "best_of": "a result holds one answer: publish one task for each",
+    "stream": "a result is delivered whole",
+    "stream_options": "a result is delivered whole",
+    "service_tier": "it changes the price of a token, and the bound rests on the standard price",
+    "speed": "it changes the price of a token, and the bound rests on the standard price",
+    "web_search_options": _WEB_SEARCH,
+    "web_search": _WEB_SEARCH,
+    "search_parameters": _WEB_SEARCH,
+    "enable_search": _WEB_SEARCH,
+    "plugins": "plugins bill by the request or add to the prompt, and those that iterate have no bound",
+    "stop_server_tools_when": "tools that the provider runs have no bound",
+    "max_tool_calls": "tools that the provider runs have no bound",
+    "mcp_servers": "tools that the provider runs have no bound",
+    "modalities": _OUTPUTS,
+    "audio": _OUTPUTS,
+    "image_config": _OUTPUTS,
+    "models": _ROUTING,
+    "route": _ROUTING,
+    "preset": _ROUTING,
+    "provider": "Tollbook sets it, so that no endpoint costs more than the bound",
+    "user": "Tollbook sends the provider a name of its own for the user: `user_id` says who is charged",
+    "safety_identifier": "Tollbook sends the provider a name of its own for the user: `user_id` says who is charged",
+    "extra_body": "put its fields beside the others",
+    "extra_headers": "a task has no headers",
+    "extra_query": "a task has no query",
+}
+"""Parameters that a task may not set, and why."""
+_NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "stream": (False,),
+    "service_tier": ("default", "standard"),
+    "web_search": (False,),
+    "enable_search": (False,),
+    "plugins": ([],),
+    "modalities": (["text"], []),
+    "extra_body": ({},),
+    "extra_headers": ({},),
+    "extra_query": ({},),
+}
+"""Values of these with which an SDK only says what is so anyway; they are dropped."""
+
+
+def without_refused(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields without those that say what is so anyway, and why each of the others is refused."""
+    kept: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, value in values.items():
+        if name not in REFUSED:
+            kept[name] = value
+        elif not _is_neutral(name, value):
+            problems.append(f"'{name}' cannot be set: {REFUSED[name]}")
+    return kept, problems
+
+
+def _is_neutral(name: str, value: object) -> bool:
+    if value is None:
+        return True
+    try:
+        read = parse_json(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        read = value
+    # To Python, true is the number 1.
+    return any(type(read) is type(each) and read == each for each in _NEUTRAL.get(name, ()))

@@ -1,0 +1,49 @@
+"""Tags of a task: names and values of its publisher's own, by which budgets and reports group calls."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Final, cast
+
+from pydantic import BeforeValidator
+
+from tollbook.schemas.identifiers import check_id, id_text
+from tollbook.schemas.problems import shown
+
+MAX_TAGS: Final = 16
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+# A budget may be grouped by these too.
+_TAKEN: Final = frozenset({"user", "plan", "campaign", "task", "model"})
+
+
+def _tags(value: object) -> object:
+    """Return tags with every value as text; nulls count as absent. Errors: ValueError."""
+    if not isinstance(value, Mapping):
+        return value
+    given = {name: each for name, each in cast("Mapping[str, object]", value).items() if each is not None}
+    if len(given) > MAX_TAGS:
+        raise ValueError(f"must have at most {MAX_TAGS} tags, not {len(given)}")
+    return {_tag_name(name): _tag_value(name, each) for name, each in given.items()}
+
+
+def _tag_name(name: object) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError("must have names of 1 to 64 letters, digits and any of _ . -, which begin with a letter or _")
+    if name in _TAKEN:
+        raise ValueError(f"must not have the name {name!r}, which every call has a value of")
+    return name
+
+
+def _tag_value(name: str, value: object) -> str:
+    read = id_text(value)
+    if isinstance(read, float):
+        read = f"{read:g}"
+    if not isinstance(read, str):
+        raise ValueError(f"must have a text or a number under {name!r}, not {shown(value)}")  # noqa: TRY004 - pydantic turns only ValueErrors into problems.
+    try:
+        return check_id(read)
+    except ValueError as exc:
+        raise ValueError(f"has a value under {name!r} that {exc}") from None
+
+
+Tags = Annotated[dict[str, str], BeforeValidator(_tags)]
+"""Values by name. Both have the form of ids, since budgets are named by them."""

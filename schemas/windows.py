@@ -1,0 +1,96 @@
+"""Windows: when the balance of a budget begins anew, in the time zone of the policy.
+
+A moment is in exactly one day, week and month of a calendar. A window's label is part of its budgets' keys, so two
+windows of one kind never share a label.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from typing import Final, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from tollbook.schemas.identifiers import Window
+
+WindowKind = Literal["day", "week", "month", "total"]
+WeekStart = Literal["monday", "sunday"]
+ALWAYS: Final = Window("total", 0, 2**52)
+"""The window of a budget whose balance never begins anew."""
+_DAY: Final = timedelta(days=1)
+
+
+def find_zone(name: str) -> tzinfo:
+    """Return the time zone of a name such as Europe/Berlin. Errors: ValueError, whose text follows the field's name."""
+    if name == "UTC":
+        return UTC  # Also where the system has no time zone database.
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(
+            f"{name!r} is no known time zone such as 'Europe/Berlin' (systems without a time zone database need the "
+            "package tzdata)"
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Calendar:
+    """The time zone in which windows begin, the first day of months (1 to 28), and that of weeks."""
+
+    zone: tzinfo = UTC
+    month_starts_on: int = 1
+    week_starts_on: WeekStart = "monday"
+
+    def window_at(self, kind: WindowKind, now_ms: int) -> Window:
+        """Return the window that contains a moment, in milliseconds since the epoch."""
+        match kind:
+            case "day":
+                return self.day_at(now_ms)
+            case "week":
+                return self.week_at(now_ms)
+            case "month":
+                return self.month_at(now_ms)
+            case "total":
+                return ALWAYS
+
+    def day_at(self, now_ms: int) -> Window:
+        """Return the day that contains a moment, named `YYYY-MM-DD`."""
+        day = self._date(now_ms)
+        return self._window(f"{day:%Y-%m-%d}", day, day + _DAY)
+
+    def week_at(self, now_ms: int) -> Window:
+        """Return the week that contains a moment, named `YYYY-Www` as ISO 8601 counts them.
+
+        A week that begins on Sunday has the name of the ISO week that begins on the Monday after.
+        """
+        day = self._date(now_ms)
+        shift = _DAY if self.week_starts_on == "sunday" else timedelta(0)
+        monday = day + shift - timedelta(days=(day + shift).weekday())
+        year, week, _ = monday.isocalendar()
+        return self._window(f"{year:04}-W{week:02}", monday - shift, monday - shift + timedelta(days=7))
+
+    def month_at(self, now_ms: int) -> Window:
+        """Return the month that contains a moment, named `YYYY-MM` after its first day."""
+        day = self._date(now_ms)
+        first = day.replace(day=self.month_starts_on)
+        if first > day:
+            first = _months_later(first, -1)
+        return self._window(f"{first:%Y-%m}", first, _months_later(first, 1))
+
+    def _date(self, now_ms: int) -> date:
+        return datetime.fromtimestamp(now_ms / 1000, self.zone).date()
+
+    def _window(self, name: str, first: date, after: date) -> Window:
+        return Window(name=name, start_ms=self._begin_ms(first), end_ms=self._begin_ms(after))
+
+    def _begin_ms(self, day: date) -> int:
+        """Return when a day begins. Where the clocks skip midnight, it begins when they do."""
+        return round(datetime(day.year, day.month, day.day, tzinfo=self.zone).timestamp()) * 1000
+
+
+def intersection(name: str, windows: "list[Window]") -> Window:
+    """Return the time that all windows share, under a name of its own. They must share some."""
+    return Window(name, max(each.start_ms for each in windows), min(each.end_ms for each in windows))
+
+
+def _months_later(first: date, months: int) -> date:
+    year, month = divmod(12 * first.year + first.month - 1 + months, 12)
+    return first.replace(year=year, month=month + 1)
