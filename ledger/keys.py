@@ -101,6 +101,11 @@ def alert_receivers(namespace: str) -> str:
     return f"{{{namespace}:alerts}}:receivers"
 
 
+def fed_alerts(namespace: str) -> str:
+    """Hash: sequence number of the newest event whose alert is in the queue, by partition."""
+    return f"{{{namespace}:alerts}}:fed"
+
+
 def raised_alerts(namespace: str) -> str:
     """Hash: the alerts about the system that are raised at present, by kind."""
     return f"{{{namespace}:alerts}}:raised"

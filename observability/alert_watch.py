@@ -1,4 +1,4 @@
-"""Alerts about the system itself: the projector is behind, tasks are dead-lettered, spend is assumed, a price is missing.
+"""Alerts about the system: the projector is behind, tasks are dead-lettered, spend is assumed, a price is missing.
 
 Each is raised when its condition begins, and again only after it has ended. What was raised is kept in Redis, so that a
 successor does not raise it again.

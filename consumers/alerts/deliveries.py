@@ -5,8 +5,9 @@ alerts about other budgets. After a day of failures an alert is given up, so tha
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Final
 
 import structlog
@@ -31,21 +32,25 @@ class Deliveries:
         self,
         queue: AlertQueue,
         receivers: Sequence[Receiver],
+        unusable: Mapping[str, str] = MappingProxyType({}),
         *,
         now_ms: Callable[[], int],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         max_open: int = 1_000,
     ) -> None:
-        """`max_open` is how many alerts of one receiver may be under way."""
+        """`unusable` has, by name, why a receiver cannot be used; `max_open` alerts of one may be under way."""
         self._queue = queue
         self._receivers = tuple(receivers)
+        self._unusable = dict(unusable)
         self._now_ms = now_ms
         self._sleep = sleep
         self._max_open = max_open
 
     async def prepare(self) -> None:
         """Make the receivers known: each gets what is raised from now on. Errors: redis.RedisError."""
-        await self._queue.keep_receivers({receiver.name for receiver in self._receivers})
+        await self._queue.keep_receivers({receiver.name for receiver in self._receivers} | self._unusable.keys())
+        for name, problem in self._unusable.items():
+            await self._queue.write_state(ReceiverState(name, problem=problem, failing_since_ms=self._now_ms()))
         for receiver in self._receivers:
             await self._queue.add_receiver(receiver.name)
 

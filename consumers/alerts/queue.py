@@ -72,10 +72,12 @@ class AlertQueue:
 
     async def keep_receivers(self, names: set[str]) -> None:
         """Forget the receivers that are no longer configured."""
-        for group in await self._groups():
-            if group not in names:
-                await self.redis.xgroup_destroy(self._key, group)
-                await self.redis.hdel(self._states, group)
+        groups = await self._groups()
+        for state in await self.states():
+            if state.name not in names:
+                if state.name in groups:
+                    await self.redis.xgroup_destroy(self._key, state.name)
+                await self.redis.hdel(self._states, state.name)
 
     async def read(self, receiver: str, *, after: str, count: int, block_ms: int | None = None) -> list[Queued]:
         """Return alerts for a receiver. `after` is an id for those it was given before, or `>` for new ones."""

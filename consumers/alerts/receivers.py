@@ -7,7 +7,6 @@ import base64
 import hashlib
 import hmac
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from pydantic import SecretStr
 from tollbook.schemas.alerts import Alert
 from tollbook.schemas.policy import AlertRule
 
-SECRET_VARIABLE: Final = "TOLLBOOK_WEBHOOK_SECRET"  # noqa: S105 - its name.
-_PREFIX: Final = "whsec_"
+_WEBHOOK: Final = "webhook"
+_APPRISE: Final = "apprise"
 _TIMEOUT_S: Final = 10.0
 _MAX_PAUSE_S: Final = 3600.0
 
@@ -50,38 +49,35 @@ class Receiver(Protocol):
         ...
 
 
-def receivers_of(rule: AlertRule, http: httpx.AsyncClient) -> list[Receiver]:
-    """Return the receivers that a policy names. Errors: ReceiverProblem, such as for a variable that is not set."""
+def receivers_of(
+    rule: AlertRule, secret: SecretStr | None, read: Callable[[str], str | None], http: httpx.AsyncClient
+) -> tuple[list[Receiver], dict[str, str]]:
+    """Return the receivers that a policy names; and by name, why others cannot be used.
+
+    `secret` signs webhooks (TOLLBOOK_WEBHOOK_SECRET); `read` returns an environment variable, None where it is not set.
+    """
+    makers: list[tuple[str, str | None, Callable[[str], Receiver]]] = [
+        (_WEBHOOK, rule.webhook_env, lambda url: Webhook.of(url, secret, http)),
+        (_APPRISE, rule.apprise_env, AppriseReceiver.of),
+    ]
     found: list[Receiver] = []
-    if rule.webhook_env is not None:
-        secret = os.environ.get(SECRET_VARIABLE)
-        if not secret:
-            raise ReceiverProblem(f"{SECRET_VARIABLE} is not set: a webhook is signed, so that nobody else can call it")
-        found.append(Webhook(SecretStr(_variable(rule.webhook_env)), signing_key(secret), http))
-    if rule.apprise_env is not None:
-        found.append(AppriseReceiver.of(_variable(rule.apprise_env)))
-    return found
+    unusable: dict[str, str] = {}
+    for name, variable, make in makers:
+        if variable is None:
+            continue
+        try:
+            value = read(variable)
+            if value is None:
+                raise ReceiverProblem(f"{variable} is not set; the policy's [alerts] name it")
+            found.append(make(value))
+        except ReceiverProblem as exc:
+            unusable[name] = str(exc)
+    return found, unusable
 
 
-def _variable(name: str) -> str:
-    value = os.environ.get(name, "").strip()
-    if not value:
-        raise ReceiverProblem(f"{name} is not set; the policy's [alerts] name it")
-    return value
-
-
-def signing_key(secret: str) -> bytes:
-    """Return the key of a Standard Webhooks secret (`whsec_` and base64). Errors: ReceiverProblem."""
-    try:
-        key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
-    except ValueError:
-        key = b""
-    if not 16 <= len(key) <= 128:
-        raise ReceiverProblem(
-            f"{SECRET_VARIABLE} must be 'whsec_' and 16 to 128 random bytes in base64, "
-            "such as `echo whsec_$(openssl rand -base64 32)` prints"
-        )
-    return key
+def signing_key(secret: SecretStr) -> bytes:
+    """Return the key of a Standard Webhooks secret."""
+    return base64.b64decode(secret.get_secret_value().removeprefix("whsec_"))
 
 
 def sign(key: bytes, message_id: str, timestamp_s: int, body: bytes) -> str:
@@ -98,7 +94,20 @@ class Webhook:
     key: bytes
     http: httpx.AsyncClient
     now_s: Callable[[], float] = time.time
-    name: str = "webhook"
+    name: str = _WEBHOOK
+
+    @classmethod
+    def of(cls, url: str, secret: SecretStr | None, http: httpx.AsyncClient) -> "Webhook":
+        """Make a webhook. Errors: ReceiverProblem."""
+        if secret is None:
+            raise ReceiverProblem("TOLLBOOK_WEBHOOK_SECRET is not set: a webhook is signed, so that it can be trusted")
+        try:
+            is_address = httpx.URL(url).scheme in ("http", "https") and bool(httpx.URL(url).host)
+        except httpx.InvalidURL:
+            is_address = False
+        if not is_address:
+            raise ReceiverProblem("the address of the webhook must begin with https:// or http://")
+        return cls(SecretStr(url), signing_key(secret), http)
 
     async def deliver(self, alert: Alert) -> None:
         """Post one alert; any 2xx takes it. Errors: NotDelivered."""
@@ -131,7 +140,7 @@ class AppriseReceiver:
     """Slack, e-mail and the like, by the addresses that Apprise knows (https://github.com/caronc/apprise)."""
 
     apprise: Any
-    name: str = "apprise"
+    name: str = _APPRISE
 
     @classmethod
     def of(cls, addresses: str) -> "AppriseReceiver":

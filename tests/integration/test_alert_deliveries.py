@@ -22,7 +22,6 @@ from tollbook.consumers.alerts.receivers import (
     AppriseReceiver,
     NotDelivered,
     Receiver,
-    ReceiverProblem,
     Webhook,
     receivers_of,
     signing_key,
@@ -216,7 +215,7 @@ async def served(status: Callable[[], int]) -> AsyncIterator[tuple[str, list[tup
 
 async def test_a_webhook_is_signed_as_standard_webhooks_says() -> None:
     async with served(lambda: 204) as (url, seen), httpx.AsyncClient() as http:
-        await Webhook(SecretStr(url), signing_key(SECRET), http).deliver(alert(1))
+        await Webhook(SecretStr(url), signing_key(SecretStr(SECRET)), http).deliver(alert(1))
     ((headers, body),) = seen
     # The library that receivers use: it refuses an old, a changed and a foreign message.
     document = standardwebhooks.Webhook(SECRET).verify(body, headers)
@@ -240,14 +239,16 @@ async def test_a_webhook_is_signed_as_standard_webhooks_says() -> None:
 async def test_a_webhook_that_answers_no_success_has_not_taken_the_alert() -> None:
     async with served(lambda: 503) as (url, _), httpx.AsyncClient() as http:
         with pytest.raises(NotDelivered, match="HTTP 503") as told:
-            await Webhook(SecretStr(url), signing_key(SECRET), http).deliver(alert(1))
+            await Webhook(SecretStr(url), signing_key(SecretStr(SECRET)), http).deliver(alert(1))
     assert told.value.pause_s == 7
 
 
 async def test_a_webhook_without_answer_is_told_without_its_address() -> None:
     async with httpx.AsyncClient() as http:
         with pytest.raises(NotDelivered) as told:
-            await Webhook(SecretStr("http://127.0.0.1:9/token-abc"), signing_key(SECRET), http).deliver(alert(1))
+            await Webhook(SecretStr("http://127.0.0.1:9/token-abc"), signing_key(SecretStr(SECRET)), http).deliver(
+                alert(1)
+            )
     assert str(told.value) == "no answer (ConnectError)"
 
 
@@ -260,23 +261,25 @@ async def test_apprise_reaches_its_addresses() -> None:
         await AppriseReceiver.of("json://127.0.0.1:9/hook").deliver(alert(1))
 
 
-async def test_what_is_missing_for_a_receiver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("secret", "variables", "rule", "words"),
+    [
+        (None, {"HOOK": "http://127.0.0.1:9"}, AlertRule(webhook_env="HOOK"), "TOLLBOOK_WEBHOOK_SECRET is not set"),
+        (SECRET, {}, AlertRule(webhook_env="HOOK"), "HOOK is not set"),
+        (SECRET, {"HOOK": "hooks.example"}, AlertRule(webhook_env="HOOK"), "must begin with https://"),
+        (None, {"CHAT": "no-such-service://x"}, AlertRule(apprise_env="CHAT"), "none that Apprise knows"),
+    ],
+)
+async def test_a_receiver_that_cannot_be_used_is_shown_with_its_reason(
+    redis_client: Redis, secret: str | None, variables: dict[str, str], rule: AlertRule, words: str
+) -> None:
     async with httpx.AsyncClient() as http:
-        for variables, rule, words in (
-            ({}, AlertRule(webhook_env="HOOK"), "TOLLBOOK_WEBHOOK_SECRET is not set"),
-            ({"TOLLBOOK_WEBHOOK_SECRET": SECRET}, AlertRule(webhook_env="HOOK"), "HOOK is not set"),
-            (
-                {"TOLLBOOK_WEBHOOK_SECRET": "abc", "HOOK": "http://127.0.0.1:9"},
-                AlertRule(webhook_env="HOOK"),
-                "TOLLBOOK_WEBHOOK_SECRET must be",
-            ),
-            ({"CHAT": "no-such-service://x"}, AlertRule(apprise_env="CHAT"), "none that Apprise knows"),
-        ):
-            with monkeypatch.context() as patch:
-                for name in ("TOLLBOOK_WEBHOOK_SECRET", "HOOK", "CHAT"):
-                    patch.delenv(name, raising=False)
-                for name, value in variables.items():
-                    patch.setenv(name, value)
-                with pytest.raises(ReceiverProblem, match=words):
-                    receivers_of(rule, http)
-        assert receivers_of(AlertRule(), http) == []
+        receivers, unusable = receivers_of(rule, SecretStr(secret) if secret else None, variables.get, http)
+    ((name, problem),) = unusable.items()
+    assert receivers == []
+    assert words in problem
+    queue = AlertQueue(redis_client, "tollbook")
+    await Deliveries(queue, receivers, unusable, now_ms=lambda: NOW_MS).prepare()
+    assert [(state.name, state.problem) for state in await queue.states()] == [(name, problem)]
+    await Deliveries(queue, [], now_ms=lambda: NOW_MS).prepare()
+    assert await queue.states() == []
