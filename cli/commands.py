@@ -52,6 +52,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     "what-if": Entry("what_if:what_if", "Show what other caps, prices or models would have changed."),
     "audit": Entry("audit:app", "Answer questions from the ledger: calls, users, refusals."),
     "dead-letters": Entry("dead_letters:app", "List, retry or drop tasks that could not be executed.", logs=False),
+    "alerts": Entry("alerts:app", "Try the receivers of alerts."),
     "plan": Entry("plan:app", "Set, show, list and clear users' plans.", logs=False),
     "credit": Entry("credit:app", "Give users credit above the cap, take it back, list it.", logs=False),
     "cost": Entry("cost:app", "Correct what calls cost, or give back what is only assumed.", logs=False),

@@ -13,6 +13,7 @@ import duckdb
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
+from tollbook.consumers.alerts.queue import ReceiverState, receiver_states
 from tollbook.consumers.dead_letters import DeadLetters
 from tollbook.inference.runtime import LedgerHandle
 from tollbook.ledger.errors import LedgerError
@@ -52,6 +53,8 @@ class Facts:
     discrepancies: int | None
     totals: Totals | None
     are_calls_stopped: bool | None
+    receivers: list[ReceiverState] | None = None
+    """How deliveries of alerts go."""
 
 
 class FactReader:
@@ -73,17 +76,20 @@ class FactReader:
             stopped = await _within("stop", _are_calls_stopped(handle))
             return Facts(None, None, None, None, None, None, stopped)
         namespace = handle.keys[0].namespace
-        stopped, streams, letters, dropped, lag, folded = await asyncio.gather(
+        stopped, streams, letters, dropped, lag, folded, receivers = await asyncio.gather(
             _within("stop", _are_calls_stopped(handle)),
             _within("streams", _backlogs(handle)),
             _within("dead letters", _length(handle, dead_letters(namespace))),
             _within("dropped dead letters", DeadLetters(handle.pipeline, namespace).dropped()),
             _within("lag", self._lag()),
             _within("projection", self._advancing.get()),
+            _within("receivers", receiver_states(handle.pipeline.execute, namespace)),
         )
         discrepancies, totals = folded or (None, None)
         self._was_near = self._was_near or (lag is not None and lag.seconds < _NEAR_S)
-        return Facts(streams, letters, dropped, lag, discrepancies, totals if self._was_near else None, stopped)
+        return Facts(
+            streams, letters, dropped, lag, discrepancies, totals if self._was_near else None, stopped, receivers
+        )
 
     async def _lag(self) -> Lag:
         assert self._state.projection is not None

@@ -15,7 +15,6 @@ from itertools import count
 from typing import Any, Final
 
 from redis.exceptions import RedisError
-from tollbook.schemas.plans import CAPS_NANOUSD, DEFAULT_PLAN
 
 from tollbook.inference.routing import unpriced_routes
 from tollbook.inference.runtime import now_ms

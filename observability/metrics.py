@@ -96,6 +96,15 @@ def _add_facts(page: Page, facts: Facts) -> None:
         page.add("tollbook_projector_lag_seconds", facts.lag.seconds)
     if facts.discrepancies is not None:
         page.add("tollbook_discrepancies", facts.discrepancies)
+    _add_receivers(page, facts.receivers or ())
+
+
+def _add_receivers(page: Page, receivers: Iterable[ReceiverState]) -> None:
+    for state in receivers:
+        page.add("tollbook_alerts_delivered_total", state.delivered, receiver=state.name)
+        page.add("tollbook_alerts_dropped_total", state.dropped, receiver=state.name)
+        page.add("tollbook_alerts_waiting", state.waiting, receiver=state.name)
+        page.add("tollbook_alerts_failing", state.problem is not None, receiver=state.name)
 
 
 def _add_totals(page: Page, totals: Totals, models: frozenset[str]) -> None:

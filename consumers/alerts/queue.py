@@ -4,7 +4,8 @@ An alert stays with a receiver until it has taken it, also where the process tha
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
@@ -72,10 +73,9 @@ class AlertQueue:
 
     async def keep_receivers(self, names: set[str]) -> None:
         """Forget the receivers that are no longer configured."""
-        groups = await self._groups()
         for state in await self.states():
             if state.name not in names:
-                if state.name in groups:
+                with suppress(ResponseError):  # There is no queue (yet).
                     await self.redis.xgroup_destroy(self._key, state.name)
                 await self.redis.hdel(self._states, state.name)
 
@@ -105,20 +105,29 @@ class AlertQueue:
 
     async def states(self) -> list[ReceiverState]:
         """Return how deliveries to every receiver go, by name."""
-        stored = cast("Mapping[bytes, bytes]", await self.redis.hgetall(self._states))
-        waiting = await self._groups()
-        names = sorted({name.decode() for name in stored} | waiting.keys())
-        documents: dict[str, dict[str, Any]] = {name.decode(): json.loads(value) for name, value in stored.items()}
-        return [replace(ReceiverState(name), **documents.get(name, {}), waiting=waiting.get(name, 0)) for name in names]
+        return await receiver_states(self.redis.execute_command, self.namespace)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
-    async def _groups(self) -> dict[str, int]:
-        """Return, by receiver, how many alerts it has not taken."""
-        try:
-            found = cast("list[Any]", await self.redis.execute_command("XINFO", "GROUPS", self._key))  # pyright: ignore[reportUnknownMemberType]
-        except ResponseError:
-            return {}  # There is no queue (yet).
-        groups = [as_map(reply) for reply in found]
-        return {group[b"name"].decode(): int(group[b"pending"]) + int(group.get(b"lag") or 0) for group in groups}
+
+async def receiver_states(execute: Callable[..., Awaitable[Any]], namespace: str) -> list[ReceiverState]:
+    """Return how deliveries to every receiver go, by name; `execute` sends one command to Redis. Errors: its own."""
+    stored = {
+        name.decode(): json.loads(value)
+        for name, value in as_map(await execute("HGETALL", alert_receivers(namespace))).items()
+    }
+    waiting = await _waiting(execute, namespace)
+    return [
+        replace(ReceiverState(name), **stored.get(name, {}), waiting=waiting.get(name, 0))
+        for name in sorted(stored.keys() | waiting.keys())
+    ]
+
+
+async def _waiting(execute: Callable[..., Awaitable[Any]], namespace: str) -> dict[str, int]:
+    """Return, by receiver, how many alerts it has not taken."""
+    try:
+        groups = [as_map(reply) for reply in await execute("XINFO", "GROUPS", alerts(namespace))]
+    except ResponseError:
+        return {}  # There is no queue (yet).
+    return {group[b"name"].decode(): int(group[b"pending"]) + int(group.get(b"lag") or 0) for group in groups}
 
 
 def _alert(fields: Mapping[bytes, bytes] | None) -> Alert | None:

@@ -66,10 +66,10 @@ def receivers_of(
         if variable is None:
             continue
         try:
-            value = read(variable)
-            if value is None:
-                raise ReceiverProblem(f"{variable} is not set; the policy's [alerts] name it")
-            found.append(make(value))
+            if (value := read(variable)) is not None:
+                found.append(make(value))
+            else:
+                unusable[name] = f"{variable} is not set; the policy's [alerts] name it"
         except ReceiverProblem as exc:
             unusable[name] = str(exc)
     return found, unusable

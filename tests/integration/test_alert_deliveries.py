@@ -24,7 +24,6 @@ from tollbook.consumers.alerts.receivers import (
     Receiver,
     Webhook,
     receivers_of,
-    signing_key,
 )
 from tollbook.ledger.keys import alerts
 from tollbook.ledger.server.connection import connect
@@ -215,7 +214,7 @@ async def served(status: Callable[[], int]) -> AsyncIterator[tuple[str, list[tup
 
 async def test_a_webhook_is_signed_as_standard_webhooks_says() -> None:
     async with served(lambda: 204) as (url, seen), httpx.AsyncClient() as http:
-        await Webhook(SecretStr(url), signing_key(SecretStr(SECRET)), http).deliver(alert(1))
+        await Webhook.of(url, SecretStr(SECRET), http).deliver(alert(1))
     ((headers, body),) = seen
     # The library that receivers use: it refuses an old, a changed and a foreign message.
     document = standardwebhooks.Webhook(SECRET).verify(body, headers)
@@ -239,7 +238,7 @@ async def test_a_webhook_is_signed_as_standard_webhooks_says() -> None:
 async def test_a_webhook_that_answers_no_success_has_not_taken_the_alert() -> None:
     async with served(lambda: 503) as (url, _), httpx.AsyncClient() as http:
         with pytest.raises(NotDelivered, match="HTTP 503") as told:
-            await Webhook(SecretStr(url), signing_key(SecretStr(SECRET)), http).deliver(alert(1))
+            await Webhook.of(url, SecretStr(SECRET), http).deliver(alert(1))
     assert told.value.pause_s == 7
 
 

@@ -53,6 +53,8 @@ class RedisFigures:
     """Who has the projector's lease."""
     stopped: str | None = None
     """Why no call may begin; None while they may."""
+    failing_receivers: tuple[str, ...] = ()
+    """Receivers of alerts that do not take them, each with the reason."""
 
     @property
     def pending(self) -> int:

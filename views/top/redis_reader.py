@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from tollbook.app.connect import find_redis_url
+from tollbook.consumers.alerts.queue import receiver_states
 from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import LedgerError, LedgerUnavailable
@@ -102,12 +103,13 @@ class RedisReader:
     async def _ask(self, pipeline: CommandPipeline) -> Seen:
         namespace, now_ms, keys = self._settings.namespace, *await self._find_ledger(pipeline)
         names = await self._stream_names(pipeline, keys)
-        parts, streams, letters, lease, stopped = await asyncio.gather(
+        parts, streams, letters, lease, stopped, receivers = await asyncio.gather(
             asyncio.gather(*(_partition(pipeline, key) for key in keys)),
             asyncio.gather(*(_stream(pipeline, stream, now_ms) for stream in names)),
             pipeline.execute("XLEN", dead_letters(namespace)),
             pipeline.execute("GET", projector_lease(namespace)),
             read_stop(pipeline, keys),
+            receiver_states(pipeline.execute, namespace),
         )
         workers = await _workers(pipeline, namespace, names, sum(consumers for _, consumers in streams))
         seqs = {key.partition: seq for key, (seq, _, _) in zip(keys, parts, strict=True)}
@@ -125,6 +127,7 @@ class RedisReader:
             workers=workers,
             projector=None if lease is None else " at ".join(lease.decode().split("\n")[:2]),
             stopped=stopped,
+            failing_receivers=tuple(f"{each.name}, {each.problem}" for each in receivers if each.problem),
         )
         return Seen(time.monotonic(), now_ms, redis, rates(list(self._tails.values()), now_ms), seqs)
 
