@@ -15,6 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from tollbook.consumers.alerts.queue import ReceiverState
 from tollbook.ledger.projection.totals import LATENCY_BUCKETS_S, Sums, Totals
 from tollbook.observability.catalogue import BY_NAME
 from tollbook.observability.facts import FactReader, Facts
