@@ -76,15 +76,15 @@ class FactReader:
             stopped = await _within("stop", _are_calls_stopped(handle))
             return Facts(None, None, None, None, None, None, stopped)
         namespace = handle.keys[0].namespace
-        stopped, streams, letters, dropped, lag, folded, receivers = await asyncio.gather(
+        stopped, streams, letters, dropped, lag, folded = await asyncio.gather(
             _within("stop", _are_calls_stopped(handle)),
             _within("streams", _backlogs(handle)),
             _within("dead letters", _length(handle, dead_letters(namespace))),
             _within("dropped dead letters", DeadLetters(handle.pipeline, namespace).dropped()),
             _within("lag", self._lag()),
             _within("projection", self._advancing.get()),
-            _within("receivers", receiver_states(handle.pipeline.execute, namespace)),
         )
+        receivers = await _within("receivers", receiver_states(handle.pipeline.execute, namespace))
         discrepancies, totals = folded or (None, None)
         self._was_near = self._was_near or (lag is not None and lag.seconds < _NEAR_S)
         return Facts(
