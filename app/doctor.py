@@ -140,7 +140,7 @@ async def _check_ledger(place: Place, *, has_ledger: bool) -> AsyncIterator[Find
     if has_ledger:
         checks += [ledger.archive_findings, ledger.account_findings, ledger.stop_findings]
         checks += [] if place.is_at_rest else [processes.process_findings]
-    for check in (*checks, processes.task_findings):
+    for check in (*checks, processes.task_findings, processes.receiver_findings):
         async for finding in check(place):
             yield finding
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from redis.exceptions import ResponseError
 
 from tollbook.app.findings import Finding, Place, count_of
+from tollbook.consumers.alerts.queue import receiver_states
 from tollbook.consumers.backlog import read_backlog
 from tollbook.inference.signs_of_life import Sign, read_signs, settings_digests
 from tollbook.ledger.errors import LedgerError
@@ -115,6 +116,21 @@ async def task_findings(place: Place) -> AsyncIterator[Finding]:
     for stream in place.policy.streams:
         async for finding in _backlog(place, stream):
             yield finding
+
+
+async def receiver_findings(place: Place) -> AsyncIterator[Finding]:
+    """Say which receivers of alerts do not take them."""
+    for state in await receiver_states(place.pipeline.execute, place.settings.namespace):
+        if state.problem is not None:
+            waiting = f"; {count_of(state.waiting, 'alert')} waiting" if state.waiting else ""
+            yield Finding(
+                f"alerts {state.name}",
+                "warning",
+                f"the receiver does not take them: {state.problem}{waiting}",
+                "`tollbook alerts test` tries it",
+            )
+        elif not place.is_at_rest:
+            yield Finding(f"alerts {state.name}", "ok", f"{count_of(state.delivered, 'alert')} delivered")
 
 
 async def _backlog(place: Place, stream: str) -> AsyncIterator[Finding]:

@@ -14,6 +14,7 @@ from typing import Final
 
 import structlog
 
+from tollbook.app.alerting import open_alerts
 from tollbook.app.supervisor import Child, Supervisor
 from tollbook.consumers.backlog import DroppedTasks
 from tollbook.consumers.projection import ProjectionService, open_projection
@@ -115,7 +116,8 @@ async def open_system(settings: Settings, *, state: ProcessState | None = None) 
                 settings, handle, projection.read, patience=_PATIENCE, observer=state.tracing
             ) as runtime:
                 with state.open(handle, runtime.ledger, runtime.prices), state.folding(projection, folding):
-                    yield System(redis_url, handle, projection, runtime, folding, state)
+                    async with open_alerts(settings, handle, state):
+                        yield System(redis_url, handle, projection, runtime, folding, state)
             await _catch_up(projection, handle)
         finally:
             folding.cancel()
@@ -234,7 +236,8 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
                 state.folding(projection, folding),
                 _ends_with(handle, settings, stop),
             ):
-                await stop.wait()
+                async with open_alerts(settings, handle, state):
+                    await stop.wait()
                 await asyncio.sleep(0)  # So that the end is set before anything is closed.
             if folding.done():
                 await folding

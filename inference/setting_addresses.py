@@ -4,6 +4,7 @@ Every validator raises a ValueError that follows the name of its setting. No mes
 password or a key (G10).
 """
 
+import base64
 import re
 from typing import Annotated, Final, Literal
 from urllib.parse import SplitResult, urlsplit
@@ -15,6 +16,9 @@ from tollbook.schemas.expectations import Expected
 from tollbook.schemas.problems import shown
 
 _MAX_KEEP_S: Final = 10 * 366 * 86_400
+# Of a Standard Webhooks secret.
+_MIN_KEY_BYTES: Final = 16
+_MAX_KEY_BYTES: Final = 128
 
 
 def _split_url(value: str) -> SplitResult:
@@ -70,9 +74,23 @@ def _seconds_or_off(given: object) -> float | None:
     return seconds
 
 
+def _webhook_secret(value: SecretStr) -> SecretStr:
+    try:
+        key = base64.b64decode(value.get_secret_value().removeprefix("whsec_"), validate=True)
+    except ValueError:
+        key = b""
+    if not _MIN_KEY_BYTES <= len(key) <= _MAX_KEY_BYTES:
+        raise ValueError(
+            f"must be 'whsec_' and {_MIN_KEY_BYTES} to {_MAX_KEY_BYTES} random bytes in base64, "
+            "such as `echo whsec_$(openssl rand -base64 32)` prints"
+        )
+    return value
+
+
 RedisUrl = Annotated[str, AfterValidator(check_address)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
+WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 KeepSeconds = Annotated[float | None, BeforeValidator(_seconds_or_off)]
 MetricsPort = Annotated[int | Literal["off"] | None, BeforeValidator(_metrics_port)]
 Port = Annotated[int, Field(ge=1, le=65_535)]

@@ -25,6 +25,7 @@ from tollbook.inference.setting_addresses import (
     Port,
     ProviderId,
     RedisUrl,
+    WebhookSecret,
 )
 from tollbook.inference.setting_tables import (
     CapOverrides,
@@ -227,6 +228,13 @@ class Settings(BaseSettings):
         le=1_000_000,
     )
 
+    webhook_secret: WebhookSecret | None = _field(
+        "TOLLBOOK_WEBHOOK_SECRET",
+        None,
+        "secret with which webhooks of alerts are signed: whsec_ and at least 16 random bytes in base64",
+        repr=False,
+    )
+
     duckdb_memory: MemoryLimit = _field(
         "TOLLBOOK_DUCKDB_MEMORY", "1GB", "memory that the projector's DuckDB may take, such as 512MB or 2GB"
     )
@@ -330,6 +338,15 @@ def settings_table() -> list[tuple[str, str, str]]:
         default = "" if field.default is None or field.default == {} else str(field.default)
         rows.append((str(field.validation_alias), default, field.description or ""))
     return rows
+
+
+def read_variable(name: str, *, env_file: Path | None = Path(".env")) -> str | None:
+    """Return an environment variable that the policy names, of the environment or else of `env_file`; None if empty.
+
+    Errors: SettingsError where the file cannot be read.
+    """
+    value = os.environ.get(name) or _variables_of(env_file).get(name)
+    return value.strip() or None if isinstance(value, str) else None
 
 
 def _variables_of(env_file: Path | None) -> Mapping[str, object]:

@@ -96,6 +96,26 @@ def tidying_lease(namespace: str) -> str:
     return f"{namespace}:tidying"
 
 
+def alerts(namespace: str) -> str:
+    """Stream: alerts for people, with a consumer group for each receiver."""
+    return f"{{{namespace}:alerts}}:queue"
+
+
+def alert_receivers(namespace: str) -> str:
+    """Hash: how deliveries to each receiver of alerts go."""
+    return f"{{{namespace}:alerts}}:receivers"
+
+
+def fed_alerts(namespace: str) -> str:
+    """Hash: sequence number of the newest event whose alert is in the queue, by partition."""
+    return f"{{{namespace}:alerts}}:fed"
+
+
+def raised_alerts(namespace: str) -> str:
+    """Hash: the alerts about the system that are raised at present, by kind."""
+    return f"{{{namespace}:alerts}}:raised"
+
+
 def task_partition(namespace: str, task_id: str) -> str:
     """String: the partition that has the call of a task id; only if there are several partitions."""
     return f"{namespace}:task:{task_id}"

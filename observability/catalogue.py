@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
-Source = Literal["ledger", "streams", "worker", "process", "faststream"]
+Source = Literal["ledger", "streams", "alerts", "worker", "process", "faststream"]
 """Who exposes it: what folds the ledger (`ledger`, `streams`), workers (`worker`, `faststream`), or each process."""
 
 
@@ -115,6 +115,10 @@ METRICS: Final = (
         _NONE,
         "dead letters dropped because there were too many, or they were too old",
     ),
+    Metric("alerts", "tollbook_alerts_delivered_total", "counter", ("receiver",), "alerts that a receiver has taken"),
+    Metric("alerts", "tollbook_alerts_dropped_total", "counter", ("receiver",), "alerts given up after a day"),
+    Metric("alerts", "tollbook_alerts_waiting", "gauge", ("receiver",), "alerts that a receiver has not taken yet"),
+    Metric("alerts", "tollbook_alerts_failing", "gauge", ("receiver",), "1 while deliveries to a receiver fail"),
     Metric("worker", "tollbook_tasks_finished_total", "counter", ("status",), "tasks answered and acknowledged"),
     Metric("worker", "tollbook_tasks_in_flight", "gauge", _NONE, "tasks at hand, waiting ones included"),
     Metric("worker", "tollbook_tasks_waiting", "gauge", _NONE, "tasks that wait for other calls' holds"),

@@ -13,6 +13,7 @@ import duckdb
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
+from tollbook.consumers.alerts.queue import ReceiverState, receiver_states
 from tollbook.consumers.dead_letters import DeadLetters
 from tollbook.inference.runtime import LedgerHandle
 from tollbook.ledger.errors import LedgerError
@@ -52,6 +53,8 @@ class Facts:
     discrepancies: int | None
     totals: Totals | None
     are_calls_stopped: bool | None
+    receivers: list[ReceiverState] | None = None
+    """How deliveries of alerts go."""
 
 
 class FactReader:
@@ -81,9 +84,12 @@ class FactReader:
             _within("lag", self._lag()),
             _within("projection", self._advancing.get()),
         )
+        receivers = await _within("receivers", receiver_states(handle.pipeline.execute, namespace))
         discrepancies, totals = folded or (None, None)
         self._was_near = self._was_near or (lag is not None and lag.seconds < _NEAR_S)
-        return Facts(streams, letters, dropped, lag, discrepancies, totals if self._was_near else None, stopped)
+        return Facts(
+            streams, letters, dropped, lag, discrepancies, totals if self._was_near else None, stopped, receivers
+        )
 
     async def _lag(self) -> Lag:
         assert self._state.projection is not None

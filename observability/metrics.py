@@ -15,6 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from tollbook.consumers.alerts.queue import ReceiverState
 from tollbook.ledger.projection.totals import LATENCY_BUCKETS_S, Sums, Totals
 from tollbook.observability.catalogue import BY_NAME
 from tollbook.observability.facts import FactReader, Facts
@@ -97,6 +98,15 @@ def _add_facts(page: Page, facts: Facts) -> None:
         page.add("tollbook_projector_lag_seconds", facts.lag.seconds)
     if facts.discrepancies is not None:
         page.add("tollbook_discrepancies", facts.discrepancies)
+    _add_receivers(page, facts.receivers or ())
+
+
+def _add_receivers(page: Page, receivers: Iterable[ReceiverState]) -> None:
+    for state in receivers:
+        page.add("tollbook_alerts_delivered_total", state.delivered, receiver=state.name)
+        page.add("tollbook_alerts_dropped_total", state.dropped, receiver=state.name)
+        page.add("tollbook_alerts_waiting", state.waiting, receiver=state.name)
+        page.add("tollbook_alerts_failing", state.problem is not None, receiver=state.name)
 
 
 def _add_totals(page: Page, totals: Totals, models: frozenset[str]) -> None:

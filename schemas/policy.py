@@ -203,6 +203,10 @@ class AlertRule(Rule):
     """Environment variable that holds the webhook's address."""
     apprise_env: EnvName | None = Field(default=None, repr=False)
     """Environment variable that holds addresses for Slack, e-mail and the like, as Apprise takes them."""
+    projector_behind_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] = 60.0
+    """An alert is raised when the projector is further behind, seconds."""
+    assumed_share: Annotated[Decimal, Field(ge=0, le=1, allow_inf_nan=False)] = Decimal("0.1")
+    """An alert is raised when a larger part of the month's spend is assumed."""
 
 
 class Policy(Rule):

@@ -57,6 +57,8 @@ class RedisFigures:
     """Why no call may be made on this server, such as a full memory; None where they may."""
     unsynced: str | None = None
     """Why a crash of the server can lose what was written; None where it cannot."""
+    failing_receivers: tuple[str, ...] = ()
+    """Receivers of alerts that do not take them, each with the reason."""
 
     @property
     def pending(self) -> int:

@@ -35,6 +35,8 @@ def _of_redis(redis: RedisFigures | None, *, is_answered: bool) -> Iterator[Prob
     if redis.dead_letters:
         tasks = "1 task" if redis.dead_letters == 1 else f"{redis.dead_letters:,} tasks"
         yield Problem("person", f"{tasks} could not be executed: `tollbook dead-letters list`")
+    for receiver in redis.failing_receivers:
+        yield Problem("person", f"alerts are not delivered to {receiver}: `tollbook alerts test`")
 
 
 def _of_spend(spend: SpendFigures | None) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from tollbook.app.connect import find_redis_url
+from tollbook.consumers.alerts.queue import receiver_states
 from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import LedgerError, LedgerUnavailable
@@ -107,12 +108,13 @@ class RedisReader:
     async def _ask(self, pipeline: CommandPipeline) -> Seen:
         namespace, now_ms, keys = self._settings.namespace, *await self._find_ledger(pipeline)
         names = await self._stream_names(pipeline, keys)
-        parts, streams, letters, lease, stopped = await asyncio.gather(
+        parts, streams, letters, lease, stopped, receivers = await asyncio.gather(
             asyncio.gather(*(_partition(pipeline, key) for key in keys)),
             asyncio.gather(*(_stream(pipeline, stream, now_ms) for stream in names)),
             pipeline.execute("XLEN", dead_letters(namespace)),
             pipeline.execute("GET", projector_lease(namespace)),
             read_stop(pipeline, keys),
+            receiver_states(pipeline.execute, namespace),
         )
         workers = await _workers(pipeline, namespace, names, sum(consumers for _, consumers in streams))
         policy = await self._read_policy()
@@ -134,6 +136,7 @@ class RedisReader:
             # Whether an unsynced server is accepted, the processes decide; those that do not accept it say so.
             refusal=policy.refusal(allow_unsynced=True),
             unsynced=None if policy.is_synced else policy.unsynced_reason(),
+            failing_receivers=tuple(f"{each.name}, {each.problem}" for each in receivers if each.problem),
         )
         return Seen(time.monotonic(), now_ms, redis, rates(list(self._tails.values()), now_ms), seqs)
 
