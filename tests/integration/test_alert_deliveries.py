@@ -245,9 +245,7 @@ async def test_a_webhook_that_answers_no_success_has_not_taken_the_alert() -> No
 async def test_a_webhook_without_answer_is_told_without_its_address() -> None:
     async with httpx.AsyncClient() as http:
         with pytest.raises(NotDelivered) as told:
-            await Webhook(SecretStr("http://127.0.0.1:9/token-abc"), signing_key(SecretStr(SECRET)), http).deliver(
-                alert(1)
-            )
+            await Webhook.of("http://127.0.0.1:9/token-abc", SecretStr(SECRET), http).deliver(alert(1))
     assert str(told.value) == "no answer (ConnectError)"
 
 
