@@ -287,6 +287,11 @@ class Policy(Rule):
         """SHA-256 of the content, in hexadecimal. Equal policies have equal digests."""
         return digest_of(self.content())
 
+    @cached_property
+    def tag_names(self) -> frozenset[str]:
+        """The attributes of budgets that are tags: a task may have them as fields of its own."""
+        return frozenset(name for rule in self.budgets for name in rule.by if name not in ATTRIBUTES)
+
     @property
     def task_types(self) -> tuple[str, ...]:
         """Every task type, `ping` included."""
