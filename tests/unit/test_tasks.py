@@ -283,13 +283,14 @@ def test_no_key_of_any_ledger_is_a_stream_for_replies(namespace: str) -> None:
         *default_policy().streams, STREAM_OWNERS, keys.dead_letters(namespace), keys.projector_lease(namespace),
         keys.worker_key(namespace, "w"), keys.task_partition(namespace, "t"), keys.tidying_lease(namespace),
         keys.dropped_dead_letters(namespace), keys.processes(namespace),
-        keys.dropped_tasks(namespace), Keys(namespace).ledger,
+        keys.dropped_tasks(namespace), keys.alerts(namespace), keys.alert_receivers(namespace),
+        keys.fed_alerts(namespace), keys.raised_alerts(namespace), Keys(namespace).ledger,
     ]  # fmt: skip
     # Whoever adds a key adds it here.
     made = {name for name, made in inspect.getmembers(keys, inspect.isfunction) if made.__module__ == keys.__name__}
     assert made - {"is_reserved_key", "dataclass", "field"} == {
         "dead_letters", "dropped_dead_letters", "projector_lease", "tidying_lease", "processes",
-        "dropped_tasks", "worker_key", "task_partition",
+        "dropped_tasks", "worker_key", "task_partition", "alerts", "alert_receivers", "fed_alerts", "raised_alerts",
     }  # fmt: skip
     for name in names:
         with pytest.raises(InvalidTask, match="'reply_to' must be"):
@@ -310,7 +311,7 @@ def test_fields_that_a_budget_names_are_tags() -> None:
     within = {**fields, "tags": {"team": "red", "region": "eu"}}
     del within["team"], within["region"]
     assert task_from_fields(within).content_hash() == task_from_fields(fields, {"team", "region"}).content_hash()
-    with pytest.raises(InvalidTask, match="'team' and 'tags.team' differ"):
+    with pytest.raises(InvalidTask, match=r"'team' and 'tags\.team' differ"):
         task_from_fields({**fields, "tags": {"team": "blue"}}, {"team", "region"})
     with pytest.raises(InvalidTask, match="unknown field 'region'"):
         task_from_fields(fields, {"team"})
