@@ -41,6 +41,7 @@ class Group(NamedTuple):
     reason: str
     http_status: int
     kind: str
+    budget: str
     frees_hold: bool
 
 
