@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 from pydantic import ValidationError
 
 from tollbook.inference.errors import SettingsError
+from tollbook.ledger.packaged import packaged_text
 from tollbook.schemas.policy import Policy, default_policy
 from tollbook.schemas.problems import as_text, located_problems
 
@@ -70,6 +71,17 @@ def read_policy_file(path: Path) -> PolicyFile:
         return PolicyFile(path, said, default_policy(said))
     except ValidationError as exc:
         raise SettingsError(_problems(path, exc, lines)) from None
+
+
+def policy_template() -> str:
+    """Return a policy file with the defaults, commented."""
+    return packaged_text("tollbook.inference", "policy_template.toml")
+
+
+def policy_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a policy file, for editors."""
+    schema = Policy.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Tollbook policy file"}
 
 
 def _read(path: Path) -> str:
