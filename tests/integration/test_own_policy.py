@@ -81,11 +81,11 @@ async def test_a_program_without_the_file_takes_the_ledgers_names(
 async def test_init_writes_a_file_once_and_the_schema_is_json(tmp_path: Path) -> None:
     made = await run_cli("init", cwd=tmp_path)
     text = (tmp_path / "tollbook.toml").read_text(encoding="utf-8")
-    assert made.exit_code == 0
+    assert made.code == 0
     assert set(tomllib.loads(text)["plans"]) == set(default_policy().plans)
     (tmp_path / "tollbook.toml").write_text("[plans.trial]\ncap_usd = 1\n", encoding="utf-8")
     again = await run_cli("init", cwd=tmp_path)
-    assert (again.exit_code, "already exists" in again.stderr) == (1, True)
+    assert (again.code, "already exists" in again.stderr) == (1, True)
     assert "cap_usd = 1" in (tmp_path / "tollbook.toml").read_text(encoding="utf-8")
     schema = await run_cli("policy", "schema", cwd=tmp_path)
     assert json.loads(schema.stdout)["title"] == "Tollbook policy file"
@@ -94,7 +94,7 @@ async def test_init_writes_a_file_once_and_the_schema_is_json(tmp_path: Path) ->
 async def test_a_mistake_in_the_file_is_one_line_of_any_command(tmp_path: Path) -> None:
     (tmp_path / "tollbook.toml").write_text("[plans.gold]\n\ncap_usd = -1\n", encoding="utf-8")
     finished = await run_cli("spend", cwd=tmp_path)
-    assert finished.exit_code == 1
+    assert finished.code == 1
     assert finished.stderr == (
         "tollbook: tollbook.toml:3: 'plans.gold.cap_usd' must be dollars from 0 to 1000000, not -1\n"
     )
