@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from tollbook.inference.address import find_redis_url
 from tollbook.inference.settings import DEMO_DATA_DIR, Settings
+from tollbook.inference.stated_policy import policy_sources
 from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.gate.policies import StoredPolicy
 from tollbook.ledger.projection import PROJECTION_FILE
 from tollbook.ledger.server.endpoint import read_endpoint
 from tollbook.ledger.server.refusals import reason_of
@@ -143,6 +145,15 @@ class _Snapshot:
         with self._limited():
             opened = open_snapshot(path, memory_limit=settings.report_memory, threads=2)
             self._connection = self._parts.enter_context(opened)
+        if policy_sources(settings):
+            self._warn_of_other_policy(settings)
+
+    def _warn_of_other_policy(self, settings: Settings) -> None:
+        from tollbook.inference.policy_changes import warn_of_difference
+        from tollbook.ledger.projection.store import NEWEST_POLICY
+
+        rows = self.rows(f"SELECT version, digest, payload FROM ({NEWEST_POLICY}) ORDER BY version DESC LIMIT 1")  # noqa: S608 - a constant.
+        warn_of_difference(settings, StoredPolicy(**rows[0]) if rows else StoredPolicy())
 
     def table(self, sql: str) -> "pa.Table":
         with self._limited(), self._connection.cursor() as cursor:

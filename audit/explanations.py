@@ -3,13 +3,17 @@
 Each number is added up from the events before the decision, and shown beside what the gate wrote.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from tollbook.audit.balances import Balance, Cap, account_of, move_of
 from tollbook.audit.calls import CallLife
+from tollbook.audit.policies import PolicyVersion, policy_at, read_policy_versions
 from tollbook.audit.reader import AuditReader, Selection
+from tollbook.inference.current_policy import PolicyInForce
+from tollbook.ledger.errors import PolicyUnreadable
 from tollbook.schemas.events import BoundPrice, BudgetDenied, BudgetReserved, CostRecorded, Event
-from tollbook.schemas.identifiers import split_budget_name
+from tollbook.schemas.identifiers import partition_of, split_budget_name
 
 _TOKENS_PER_MTOK = 1_000_000
 _MOVES = ("budget-reserved", "cost-recorded", "cost-adjusted")
@@ -70,6 +74,8 @@ class Decision:
 
     event: Event
     weighings: tuple[Weighing, ...]
+    policy: PolicyInForce | None
+    """The policy that was in force; None where a later program wrote it, or somebody changed it."""
 
     @property
     def is_refusal(self) -> bool:
@@ -115,10 +121,24 @@ async def explain(reader: AuditReader, call: CallLife) -> list[Decision]:
         texts = (budget, budget.replace("/", "\\/"))  # As written by Python, and by Lua.
         found = await reader.events(Selection(types=_MOVES, payload_contains=tuple(dict.fromkeys(texts))))
         shared[budget] = found
+    partition = partition_of(call.user_id, len(reader.source.keys))
+    versions = [each for each in await read_policy_versions(reader, partition) if partition in each.partitions]
     return [
-        Decision(event, tuple(_weigh(event, name, shared.get(name, own)) for name in _names(event)))
+        Decision(
+            event,
+            tuple(_weigh(event, name, shared.get(name, own)) for name in _names(event)),
+            _policy_at(versions, event),
+        )
         for event in decisions
     ]
+
+
+def _policy_at(versions: Sequence[PolicyVersion], event: Event) -> PolicyInForce | None:
+    version = policy_at(versions, event)
+    try:
+        return PolicyInForce() if version is None else version.in_force
+    except PolicyUnreadable:
+        return None
 
 
 def max_completion_tokens(bound: BoundPrice, room_nanousd: int) -> int | None:

@@ -24,10 +24,13 @@ class PolicyVersion:
         return policy_in_force(stored)
 
 
-async def read_policy_versions(reader: AuditReader) -> list[PolicyVersion]:
-    """Return every version, oldest first; [] for a ledger at version 0. Errors: as `AuditReader.tables`."""
+async def read_policy_versions(reader: AuditReader, only: int | None = None) -> list[PolicyVersion]:
+    """Return every version, oldest first; [] for a ledger at version 0. With `only`, those of that partition.
+
+    Errors: as `AuditReader.tables`.
+    """
     found: dict[int, PolicyVersion] = {}
-    for partition in reader.partitions(None):
+    for partition in reader.partitions(None) if only is None else (only,):
         for event in await reader.events(Selection(partition=partition, types=("policy-applied",))):
             if isinstance(event.payload, PolicyApplied):
                 version = found.setdefault(event.payload.version, PolicyVersion(event, event.payload))

@@ -3,16 +3,19 @@
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from tollbook.app.connect import readable_redis
+from tollbook.inference.policy_changes import warn_of_difference
 from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.history import LedgerSource, NoLedger
 from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.gate.policies import POLICY_FIELDS, StoredPolicy
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.address import hide_password
 from tollbook.ledger.server.connection import connect
@@ -44,6 +47,8 @@ async def open_source(settings: Settings, archive: Path | None = None) -> AsyncG
             yield alone
             return
         stack.push_async_callback(redis.aclose)
+        policy: Any = await redis.hmget(source.keys[0].meta, list(POLICY_FIELDS))
+        warn_of_difference(settings, StoredPolicy.of_fields(policy))
         yield source
 
 

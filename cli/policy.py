@@ -98,7 +98,7 @@ def diff(file: FileArgument = None, as_json: JsonOption = False) -> int:
     stated = _stated(settings, file)
 
     async def read() -> "PolicyInForce":
-        async with connect_administration(settings) as administration:
+        async with connect_administration(settings, warns=False) as administration:
             return await administration.policy()
 
     in_force = asyncio.run(read())
@@ -135,7 +135,7 @@ def apply(
     signature = None if is_dry else sign(author, reason)
 
     async def run() -> dict[str, Any]:
-        async with connect_administration(settings) as administration:
+        async with connect_administration(settings, warns=False) as administration:
             before = await administration.policy()
             document = await _looked_at(administration, before, stated, settings)
             if document["problems"] or signature is None:

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from tollbook.inference.address import find_redis_url
 from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce, policy_in_force
-from tollbook.inference.policy_changes import Applied, apply_policy, read_stored
+from tollbook.inference.policy_changes import Applied, apply_policy, read_stored, warn_of_difference
 from tollbook.inference.releases import AssumedCharge, Releases, release_charges
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.clock import now_ms as clock_ms
@@ -293,8 +293,12 @@ def _digest(*words: str) -> str:
 
 
 @asynccontextmanager
-async def connect_administration(settings: Settings | None = None) -> AsyncGenerator[Administration]:
+async def connect_administration(
+    settings: Settings | None = None, *, warns: bool = True
+) -> AsyncGenerator[Administration]:
     """Connect to a system's ledger; it needs no provider, and the projector only where the gate asks for a baseline.
+
+    `warns` of another policy here than the ledger's, which counts.
 
     Errors: SettingsError; LedgerUnavailable, also where there is no ledger yet; CallsStopped; ServerUnsafe.
     """
@@ -343,6 +347,8 @@ async def connect_administration(settings: Settings | None = None) -> AsyncGener
 
         baselines = [Baselines(read, number, monotonic=time.monotonic, max_age_s=0.0) for number in range(len(gates))]
         policies = await CurrentPolicy.of_ledger(pipeline, [gate.keys for gate in gates])
+        if warns:
+            warn_of_difference(settings, await gates[0].policy())
         yield Administration(Ledger(redis, gates, baselines), policies.newest.policy)
 
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-import structlog
-
 from tollbook.inference.current_policy import PolicyInForce, policy_in_force
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.policy_diff import policy_changes
@@ -23,13 +21,14 @@ from tollbook.inference.stated_policy import policy_of, policy_path, policy_sour
 from tollbook.ledger.errors import CallsStopped, LedgerError, LedgerRefused, LedgerUnavailable, PolicyChanged
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.policies import PolicyRequest, StoredPolicy
+from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.private_files import make_private_folder, read_private, write_private
 from tollbook.ledger.signature import Signature
 from tollbook.schemas.events import PolicyApplied, payload_json
 from tollbook.schemas.policy import Policy
 
 _APPLIED: Final = "applied-policy.json"
-_log = structlog.get_logger(__name__)
+_log = LazyLogger(__name__)
 
 
 class PolicyDiffers(LedgerRefused):
@@ -190,6 +189,22 @@ def stated_changes(settings: Settings, in_force: PolicyInForce) -> list[str]:
     except SettingsError as exc:
         return list(exc.problems)
     return [change.text for change in policy_changes(in_force.policy, stated)]
+
+
+def warn_of_difference(settings: Settings, stored: StoredPolicy) -> None:
+    """Log a warning where this process states another policy than the ledger's, which counts; for what only reads."""
+    if not policy_sources(settings):
+        return
+    try:
+        in_force = policy_in_force(stored)
+        changes = stated_changes(settings, in_force)
+    except (LedgerRefused, SettingsError) as exc:
+        _log.warning("policy.not_compared", problem=str(exc))
+        return
+    if changes:
+        more = f", and {len(changes) - 1} more" * (len(changes) > 1)
+        both = f"{' and '.join(policy_sources(settings))} and policy {in_force.version} of the ledger, which counts"
+        _log.warning("policy.differs", problem=f"{both}, differ: {changes[0]}{more}; see `tollbook policy diff`")
 
 
 async def start_policy(settings: Settings, gates: Sequence[Gate], author: str) -> None:

@@ -5,6 +5,7 @@ So without alternatives, the outcome is always the recorded one.
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -25,6 +26,7 @@ from tollbook.audit.what_if.totals import Account, Outcome
 from tollbook.inference.prices.model_price import ModelPrice
 from tollbook.ledger.projection.fold import LedgerGap
 from tollbook.schemas.identifiers import budget_name, day_at
+from tollbook.schemas.policy import Policy
 from tollbook.schemas.upcasters import UnreadableEvent
 
 NO_PLAN: Final = "-"
@@ -32,7 +34,7 @@ NO_PLAN: Final = "-"
 
 _COLUMNS: Final = ("id", "ms", "type", "user_id", "period", "call_id", "attempt", "amount", "payload")
 # They add nothing about money to the other events.
-_SKIPPED: Final = ("fallback-used", "segment-sealed", "ledger-recovered", "policy-applied")
+_SKIPPED: Final = ("fallback-used", "segment-sealed", "ledger-recovered")
 
 
 @dataclass(slots=True)
@@ -122,6 +124,8 @@ class _Partition:
         self._repricing = repricing
         self._outcome = outcome
         self._plans: dict[str, str] = {}
+        # The plan of each call's last hold: what is booked later counts there, whatever plan its user is on by then.
+        self._plans_of_calls: dict[str, str] = {}
         self.handlers = {
             "budget-reserved": self._reserved,
             "model-called": self._called,
@@ -132,6 +136,7 @@ class _Partition:
             "plan-cleared": self._cleared,
             "credit-granted": self._credited,
             "credit-revoked": self._credited,
+            "policy-applied": self._policy_applied,
         }
 
     def apply(self, event: _Event) -> None:
@@ -257,6 +262,11 @@ class _Partition:
     def _credited(self, event: _Event) -> None:
         self._caps.grant(event.user_id, event.period, event.amount)
 
+    def _policy_applied(self, event: _Event) -> None:
+        policy = Policy.model_validate(event.payload["content"])
+        users = {user: policy.user_cap_nanousd(user, policy.default_plan) for user in policy.users}
+        self._caps.settings = RecordedCaps(plans=policy.plan_caps_nanousd, users=users)
+
     def _move_recorded(self, event: _Event) -> None:
         match event.type:
             case "budget-reserved":
@@ -291,12 +301,12 @@ class _Partition:
         )
 
     def _account_of(self, event: _Event) -> Account:
-        """Return the account of an event: with the plan that it names, otherwise the user's last one."""
+        """Return the account of an event: with the plan that it names, otherwise that of its call."""
         plan = event.payload.get("assigned_plan") or event.payload.get("plan")
         if plan is None:
-            plan = self._plans.get(event.user_id, NO_PLAN)
+            plan = self._plans_of_calls.get(event.call_id) or self._plans.get(event.user_id, NO_PLAN)
         else:
-            self._plans[event.user_id] = plan
+            self._plans[event.user_id] = self._plans_of_calls[event.call_id] = sys.intern(plan)
         return Account(event.user_id, event.period, plan)
 
     def _is_refused(self, event: _Event) -> bool:

@@ -39,6 +39,14 @@ _log = structlog.get_logger(__name__)
 # spins and takes Python's lock each time. Readers still run beside the fold, each query on its caller's thread.
 _THREADS: Final = 1
 
+NEWEST_POLICY: Final = """
+SELECT p.partition, p.version, p.digest, e.payload::VARCHAR AS payload
+FROM policies AS p
+JOIN events AS e ON e.partition = p.partition AND e.seq = p.seq
+QUALIFY row_number() OVER (PARTITION BY p.partition ORDER BY p.seq DESC) = 1
+"""
+"""The policy in force of each partition, as its event has it."""
+
 
 class Store:
     """The projection of one ledger. Make it with `Store.open`."""
@@ -174,9 +182,7 @@ class Store:
     def newest_policy(self, partition: int = 0) -> StoredPolicy:
         """Return the last policy of a partition, as its event has it; version 0 where there is none."""
         rows = self.query(
-            "SELECT p.version, p.digest, e.payload::VARCHAR AS payload FROM policies AS p "
-            "JOIN events AS e ON e.partition = p.partition AND e.seq = p.seq "
-            "WHERE p.partition = ? ORDER BY p.seq DESC LIMIT 1",
+            f"SELECT version, digest, payload FROM ({NEWEST_POLICY}) WHERE partition = ?",  # noqa: S608 - a constant.
             [partition],
         )
         return StoredPolicy(**rows[0]) if rows else StoredPolicy()

@@ -200,7 +200,7 @@ async def test_the_life_of_a_call_has_every_event_of_it(scene: Scene) -> None:
         "budget-reserved", "model-called", "budget-reserved", "fallback-used", "model-called", "cost-recorded",
         "cost-adjusted",
     ]  # fmt: skip
-    assert [event.seq for event in life.events] == list(range(4, 11))
+    assert [event.seq for event in life.events] == list(range(5, 12))
     assert (life.status, life.cost_nanousd, life.assumed_nanousd, life.held_nanousd) == ("done", CORRECTED, 0, 0)
     dead = await scene.life("dies")
     assert dead.workers == ("test.run-1", "test.run-2")

@@ -19,17 +19,29 @@ def cap_text(weighing: Weighing, decision: Decision) -> str:
     """Return what a cap is made of."""
     payload, cap = decision.event.payload, weighing.cap
     if cap is None or not isinstance(payload, BudgetReserved | BudgetDenied):
-        return "set by configuration"
+        return _by_policy("set", decision)
     if cap.assigned is not None and isinstance(assigned := cap.assigned.payload, PlanAssigned):
         text = f"{exact_usd(assigned.cap_nanousd)} of plan {printable(assigned.plan)}, by {printable(assigned.author)}"
         text += f" on {moment(cap.assigned):%Y-%m-%d}: {printable(assigned.reason)}"
     else:
         of_plan = exact_usd(weighing.cap_nanousd - cap.credit_nanousd)
-        text = f"{of_plan} of plan {printable(payload.plan)}, as the task says"
+        policy = decision.policy
+        if policy is not None and decision.event.user_id in policy.policy.users:
+            text = _by_policy(f"{of_plan} for this user alone", decision)
+        else:
+            text = _by_policy(f"{of_plan} of plan {printable(payload.plan)}, as the task says", decision)
     for credit in cap.credits:
         if isinstance(credit.payload, CreditGranted | CreditRevoked):
             text += f"\n{exact_usd(credit.amount)} credit, {signature_text(credit.payload)}"
     return text
+
+
+def _by_policy(text: str, decision: Decision) -> str:
+    """Say by which policy a cap is what it is; version 0, and caps from before there were policies, by settings."""
+    policy = decision.policy
+    if policy is None:
+        return f"{text} by a policy that cannot be read"
+    return f"{text}, by policy {policy.version}" if policy.version else f"{text}, by configuration"
 
 
 def hold_text(hold: OtherHold) -> str:
