@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 
+from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.routing import unpriced_routes
 from tollbook.inference.runtime import now_ms
 from tollbook.ledger.errors import (
@@ -152,14 +153,18 @@ class Readiness:
         """Weigh a call as the gate would, for a user id that no task can have."""
         user = _probe_user(partition, len(opened.handle.keys))
         period = month_at(self._now_ms()).name
-        policy = opened.handle.policy
-        budget = BudgetCap(budget_name("user", user, period), policy.plan_cap_nanousd(policy.default_plan))
-        await opened.ledger.balance(user_id=user, period=period, budgets=[budget])
+
+        async def weigh(policy: PolicyInForce) -> None:
+            cap_nanousd = policy.policy.plan_cap_nanousd(policy.policy.default_plan)
+            budgets = [BudgetCap(budget_name("user", user, period), cap_nanousd)]
+            await opened.ledger.balance(user_id=user, period=period, budgets=budgets, policy_version=policy.version)
+
+        await opened.handle.policies.decide(user, weigh)
 
     async def _prices(self, opened: OpenLedger) -> list[Check]:
         routes = opened.handle.policy.tasks
         # In a thread: the first look-up loads the catalogue, which takes half a second.
-        looking = asyncio.to_thread(unpriced_routes, routes, opened.prices, self._now_ms())
+        looking = asyncio.to_thread(unpriced_routes, routes, opened.handle.policies.newest.prices, self._now_ms())
         try:
             unknown = await asyncio.wait_for(looking, LIMIT_S)
         except TimeoutError:
