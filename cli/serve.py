@@ -39,10 +39,16 @@ def up(
     Example: OPENROUTER_API_KEY=... tollbook up --workers 2
     """
     from tollbook.app.processes import open_system, run_processes, run_system
+    from tollbook.inference.errors import UnknownStream
     from tollbook.inference.stated_policy import chosen_streams, policy_of, policy_sources
     from tollbook.observability.process import observe_process
 
     settings, names = _settings(), _streams(streams)
+    if policy_sources(settings) or not settings.projection_path.exists():  # Else the ledger has the policy.
+        try:
+            chosen_streams(names, policy_of(settings))
+        except UnknownStream as exc:
+            raise typer.BadParameter(str(exc), param_hint="--streams") from None
 
     async def run(stop: asyncio.Event) -> None:
         async with _provider(settings, with_stand_in=with_stand_in) as chosen:
@@ -51,8 +57,6 @@ def up(
                 _announce(chosen, redis_url, metrics, with_stand_in=with_stand_in)
 
             if workers:
-                if policy_sources(chosen):  # Else only the ledger knows the streams: the workers look.
-                    chosen_streams(names, policy_of(chosen))
                 await run_processes(chosen, names, workers, stop, announce)
                 return
             async with observe_process(chosen, "up") as state, open_system(chosen, state=state) as system:
