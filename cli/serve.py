@@ -39,6 +39,7 @@ def up(
     Example: OPENROUTER_API_KEY=... tollbook up --workers 2
     """
     from tollbook.app.processes import open_system, run_processes, run_system
+    from tollbook.inference.stated_policy import chosen_streams, policy_of, policy_sources
     from tollbook.observability.process import observe_process
 
     settings, names = _settings(), _streams(streams)
@@ -50,9 +51,12 @@ def up(
                 _announce(chosen, redis_url, metrics, with_stand_in=with_stand_in)
 
             if workers:
+                if policy_sources(chosen):  # Else only the ledger knows the streams: the workers look.
+                    chosen_streams(names, policy_of(chosen))
                 await run_processes(chosen, names, workers, stop, announce)
                 return
             async with observe_process(chosen, "up") as state, open_system(chosen, state=state) as system:
+                chosen_streams(names, system.runtime.rules)
                 announce(system.redis_url, f"{state.url}/metrics, {state.url}/health/ready" if state.url else "")
                 await run_system(system, names, stop)
 

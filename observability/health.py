@@ -155,16 +155,16 @@ class Readiness:
         period = month_at(self._now_ms()).name
 
         async def weigh(policy: PolicyInForce) -> None:
-            cap_nanousd = policy.cap_nanousd(user, policy.policy.default_plan)
-            budget = BudgetCap(budget_name("user", user, period), cap_nanousd)
-            await opened.ledger.balance(user_id=user, period=period, budgets=[budget], policy_version=policy.version)
+            cap_nanousd = policy.policy.plan_cap_nanousd(policy.policy.default_plan)
+            budgets = [BudgetCap(budget_name("user", user, period), cap_nanousd)]
+            await opened.ledger.balance(user_id=user, period=period, budgets=budgets, policy_version=policy.version)
 
         await opened.handle.policies.decide(user, weigh)
 
     async def _prices(self, opened: OpenLedger) -> list[Check]:
         routes = opened.handle.policy.tasks
         # In a thread: the first look-up loads the catalogue, which takes half a second.
-        looking = asyncio.to_thread(unpriced_routes, routes, opened.prices, self._now_ms())
+        looking = asyncio.to_thread(unpriced_routes, routes, opened.handle.policies.newest.prices, self._now_ms())
         try:
             unknown = await asyncio.wait_for(looking, LIMIT_S)
         except TimeoutError:

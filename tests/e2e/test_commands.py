@@ -259,7 +259,12 @@ BAD_COMMANDS: Final[dict[str, tuple[tuple[str, ...], dict[str, str], int, str]]]
     "spend of a bad id": (("spend", "u1'; DROP TABLE events"), {}, 2, "quotes"),
     "spend of a bad period": (("spend", "--period", "last month"), {}, 2, "YYYY-MM"),
     "spend of no users": (("spend", "--top", "0"), {}, 2, "--top"),
-    "up with a bad stream": (("up", "--streams", "generation,nope"), {}, 2, "nope"),
+    "up with a bad stream": (
+        ("up", "--streams", "generation,nope"),
+        {"OPENROUTER_BASE_URL": "http://127.0.0.1:9/v1"},
+        2,
+        "nope",
+    ),
     "worker with no concurrency": (("worker", "--concurrency", "0"), {}, 2, "--concurrency"),
     "demo of nothing": (("demo", "--tasks", "0"), {}, 2, "--tasks"),
     "misspelt setting": (("ping",), {"TOLLBOOK_CONCURENCY": "3"}, 1, "TOLLBOOK_CONCURRENCY"),
