@@ -5,6 +5,7 @@ Nothing heavy is imported here: every command waits for it.
 
 import re
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from tollbook.schemas.money import MoneyError, nanousd_from_usd
 
 if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
+    from tollbook.schemas.policy import Policy
 
 ArchiveOption = Annotated[
     Path | None,
@@ -109,3 +111,32 @@ def check_usd(dollars: str, hint: str) -> int:
         return nanousd_from_usd(dollars)
     except MoneyError as exc:
         raise typer.BadParameter(str(exc), param_hint=hint) from None
+
+
+def complete_stream(incomplete: str) -> list[str]:
+    """Return the task streams that begin so, for a shell."""
+    return _names_of_policy(incomplete, lambda policy: policy.streams)
+
+
+def complete_task_type(incomplete: str) -> list[str]:
+    """Return the task types that begin so, for a shell."""
+    return _names_of_policy(incomplete, lambda policy: policy.task_types)
+
+
+def complete_plan(incomplete: str) -> list[str]:
+    """Return the plans that begin so, for a shell."""
+    return _names_of_policy(incomplete, lambda policy: policy.plans)
+
+
+def _names_of_policy(incomplete: str, names: "Callable[[Policy], Iterable[str]]") -> list[str]:
+    """Return names of the policy file here, or of the defaults: a shell that waits asks no server."""
+    from tollbook.inference.errors import SettingsError
+    from tollbook.inference.settings import load_settings
+    from tollbook.inference.stated_policy import policy_of
+    from tollbook.schemas.policy import default_policy
+
+    try:
+        policy = policy_of(load_settings())
+    except SettingsError:
+        policy = default_policy()
+    return [name for name in names(policy) if name.startswith(incomplete)]

@@ -16,7 +16,7 @@ from tollbook.cli.money import (
     tell,
     usd,
 )
-from tollbook.cli.options import JsonOption, UserArgument, check_usd
+from tollbook.cli.options import JsonOption, UserArgument, check_usd, complete_plan
 from tollbook.schemas.money import format_usd, nanousd_from_usd, usd_text
 from tollbook.schemas.tasks import InvalidTask
 
@@ -31,7 +31,10 @@ app = typer.Typer(help="Users' plans.", no_args_is_help=True)
 @app.command("set")
 def set_plan(
     user: UserArgument,
-    plan: Annotated[str, typer.Argument(metavar="PLAN", help="The plan from now on, one of the policy.")],
+    plan: Annotated[
+        str,
+        typer.Argument(metavar="PLAN", help="The plan from now on, one of the policy.", autocompletion=complete_plan),
+    ],
     reason: ReasonOption,
     cap: Annotated[str | None, typer.Option(help="Cap of a billing period in dollars, instead of the plan's.")] = None,
     author: AuthorOption = None,

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from tollbook.cli.options import JsonOption, load_redis_alone, read_call
+from tollbook.cli.options import (
+    JsonOption,
+    complete_plan,
+    complete_stream,
+    complete_task_type,
+    load_redis_alone,
+    read_call,
+)
 from tollbook.schemas.entries import TaskFields
 from tollbook.schemas.results import InferenceResult, TaskStatus
 from tollbook.schemas.tasks import PING, InvalidTask
@@ -22,11 +29,16 @@ Wait = Annotated[float | None, typer.Option(min=0, help="Wait up to so many seco
 
 
 def publish(
-    stream: Annotated[str, typer.Argument(help="The task stream, one of the policy.")],
-    task: Annotated[str, typer.Argument(help="The task type, one of the policy, or ping.")],
+    stream: Annotated[str, typer.Argument(help="The task stream, one of the policy.", autocompletion=complete_stream)],
+    task: Annotated[
+        str, typer.Argument(help="The task type, one of the policy, or ping.", autocompletion=complete_task_type)
+    ],
     prompt: Annotated[str | None, typer.Argument(help="The prompt; `-` reads it from standard input.")] = None,
     user: Annotated[str, typer.Option("--user", "-u", help="User who is charged.")] = "",
-    plan: Annotated[str | None, typer.Option(help="The user's plan; without it, the policy's default.")] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(help="The user's plan; without it, the policy's default.", autocompletion=complete_plan),
+    ] = None,
     task_id: Annotated[str | None, typer.Option(help="An id of your own; with it a repeat is harmless.")] = None,
     campaign: Annotated[str | None, typer.Option(help="Campaign id.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,

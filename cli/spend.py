@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tollbook.cli.options import data_settings, read_id, read_period
+from tollbook.cli.options import data_settings, load_redis_alone, read_id, read_period
 
 if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
@@ -68,6 +68,7 @@ def _written_events(settings: "Settings") -> tuple[tuple[str, int] | None, str]:
     except LedgerUnavailable:
         return None, ""  # Nothing runs here.
     # Here, since they take longer to load than a small query takes.
+    load_redis_alone()
     import asyncio
 
     from tollbook.app.connect import written_events

@@ -78,6 +78,8 @@ def _content(message: Any) -> str:
     content = fields.get("content")
     if isinstance(content, list):
         parts = [cast(dict[str, Any], part) for part in cast(list[Any], content) if isinstance(part, dict)]
+        if any(part.get("type") == "image_url" and not part.get("image_url") for part in parts):
+            raise BadRequest(400, "an image has an image_url")
         return "\n".join(str(part.get("text", "")) for part in parts)
     if content is None and (fields.get("tool_calls") or fields.get("function_call") or fields.get("refusal")):
         return ""

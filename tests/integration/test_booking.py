@@ -98,6 +98,7 @@ async def hold(ledger: Ledger, *, lease_ms: int = 3_600_000) -> SettleRequest:
         lease_ms=lease_ms,
         payload=RESERVED,
         budgets=(BudgetCap(budget, 10 * AMOUNT),),
+        policy_version=(await ledger.gate_of("u").policy()).version,
     )
     assert isinstance(await ledger.reserve(lambda _: request, now_ms()), Reserved)
     payload = payload_json(CostRecorded(basis="reported", outcome="done"))

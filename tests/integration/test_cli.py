@@ -275,7 +275,7 @@ LOADED: Final[dict[tuple[str, ...], set[str]]] = {
     ("plan", "set", "u1", "growth", "--reason", "r"): SETTINGS | {"redis"},
     ("credit", "grant", "u1", "1", "--reason", "r"): SETTINGS | {"redis"},
     ("dead-letters", "list"): SETTINGS | {"redis"},
-    ("spend", "u1"): SETTINGS | {"duckdb"},
+    ("spend", "u1"): SETTINGS | {"duckdb", "redis"},  # It asks how far the projection is behind.
     ("sql", "SELECT 1"): SETTINGS | {"duckdb"},
 }
 
@@ -404,7 +404,7 @@ REFUSED: Final[dict[str, str]] = {
     "spnd": "did you mean 'spend'?",
     "dead-letters lst": "did you mean 'list'?",
     "dead-letters list --resaon x": "did you mean --reason?",
-    "publish generaton ping": "did you mean generation?",
+    "publish generaton ping": "did you mean 'generation'?",
     "spend --top none": "--top: 'none' is not a whole number",
     "up --workers 65": "--workers: '65' is too large: it must be 64 or less",
     "spend --nothing": "(see `tollbook spend --help`)",

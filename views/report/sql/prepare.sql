@@ -33,6 +33,7 @@ SELECT
     e.type,
     make_timestamp(epoch_us(e.recorded_at)) AS recorded,
     e.hold,
+    e.attempt,
     e.seq,
     e.amount_usd,
     e.hold_usd,
