@@ -146,20 +146,18 @@ async def _check_ledger(place: Place, *, has_ledger: bool) -> AsyncIterator[Find
 
 
 async def _check_routes(settings: Settings) -> AsyncIterator[Finding]:
-    """Say which models serve a task type, and whether their prices are known."""
+    """Say which models serve a task type, and where their prices come from."""
     policy = policy_of(settings)
-    prices = PriceCatalogue.of_policy(policy, provider=settings.price_provider)
+    prices = PriceCatalogue.from_settings(with_running_provider(settings), policy)
     for task_type, route in policy.tasks.items():
         name = f"price {task_type}"
-        models = (route.model, *route.fallback)
         try:
-            for model in route.models:
-                prices.price(model, now_ms())
+            priced = {model: f"{model} ({prices.price(model, now_ms()).source})" for model in route.models}
         except PriceUnknown as exc:
             yield Finding(name, "failed", str(exc), "set TOLLBOOK_PRICES or TOLLBOOK_ROUTES")
         else:
-            cheaper = f", or {route.cheaper} where that does not fit" if route.cheaper else ""
-            yield Finding(name, "ok", ", then ".join(models) + cheaper)
+            cheaper = f", or {priced[route.cheaper]} where that does not fit" if route.cheaper else ""
+            yield Finding(name, "ok", ", then ".join(priced[each] for each in (route.model, *route.fallback)) + cheaper)
 
 
 async def _check_provider(settings: Settings) -> AsyncIterator[Finding]:

@@ -113,7 +113,7 @@ async def _walk(
     policy = policy_of(settings)
     walk = WhatIf(
         alternatives,
-        PriceCatalogue.of_policy(policy, provider=settings.price_provider).price,
+        PriceCatalogue.from_settings(settings, policy).price,
         recorded_caps=RecordedCaps(
             plans=policy.plan_caps_nanousd,
             users=policy.user_caps_nanousd,

@@ -77,9 +77,12 @@ def problems_on(policy: Policy, partitions: int) -> list[str]:
     ]
 
 
-def remarks_on(before: PolicyInForce, policy: Policy, at_ms: int, *, price_provider: str) -> list[str]:
-    """Return what a person should know of a policy before it is in force; none of it keeps it from that."""
-    remarks = unpriced_routes(policy.tasks, PriceCatalogue.of_policy(policy, provider=price_provider), at_ms)
+def remarks_on(before: PolicyInForce, policy: Policy, at_ms: int, *, prices: PriceCatalogue) -> list[str]:
+    """Return what a person should know of a policy before it is in force; none of it keeps it from that.
+
+    `prices` are those that would be in force with it.
+    """
+    remarks = unpriced_routes(policy.tasks, prices, at_ms)
     remarks = [f"{remark}: its calls would be refused" for remark in remarks]
     known = {rule.name: rule for rule in before.policy.budgets}
     for rule in policy.budgets:

@@ -9,13 +9,17 @@ What it does not state stays at the table's, so that a hold is an upper bound (G
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.prices.model_price import DatedPrice, ModelPrice, completed, dated_prices
+from tollbook.inference.prices.price_lists import PriceLists
 from tollbook.schemas.policy import Policy
 from tollbook.schemas.usage import Usage
+
+if TYPE_CHECKING:
+    from tollbook.inference.settings import Settings
 
 # Model names come from publishers, so the number of cached ones is limited.
 _MAX_CACHED_MODELS: Final = 10_000
@@ -48,6 +52,12 @@ class PriceCatalogue:
         """Make the catalogue with the prices of a policy before all others. Without `models`, no list is known."""
         overrides = {model: dated_prices(model, rules) for model, rules in policy.prices.items()}
         return cls(overrides, provider=provider, models=models)
+
+    @classmethod
+    def from_settings(cls, settings: "Settings", policy: Policy) -> Self:
+        """Make the catalogue for a command that asks no provider: with the lists kept in the data directory."""
+        models = ModelCatalogue(price_lists=PriceLists.from_settings(settings))
+        return cls.of_policy(policy, provider=settings.price_provider, models=models)
 
     def price(self, model: str, at_ms: int, *, service_tier: str = "") -> ModelPrice:
         """Return a model's price in force at `at_ms`, milliseconds since the epoch. Errors: PriceUnknown.
