@@ -53,7 +53,7 @@ def listing(price: ListPrice) -> dict[str, str]:
         "input_cache_read": price.cached,
         "input_cache_write": price.written,
     }
-    return {name: f"{Decimal(nanousd).scaleb(-15):f}" for name, nanousd in per_token.items()}
+    return {name: f"{Decimal(nanousd).scaleb(-15).normalize():f}" for name, nanousd in per_token.items()}
 
 
 def usd_literal(nanousd: int) -> str:

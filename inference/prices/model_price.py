@@ -137,8 +137,11 @@ def completed(listed: ModelPrice, catalogued: ModelPrice) -> ModelPrice:
     """Return a provider's price with what its list does not state, taken from the catalogue (G1).
 
     A list may state one price for prompts of any length where long ones cost more, and none for what is written to a
-    cache. There the catalogue's price stays: raised in proportion where the list is dearer, and never lowered.
+    cache. There the catalogue's price stays: raised in proportion where the list is dearer, and never lowered. A model
+    that is listed as free is free (G9).
     """
+    if all(max(tier.max_prompt_nanousd_per_mtok, tier.completion_nanousd_per_mtok) == 0 for tier in listed.tiers):
+        return listed
     tiers = [_with_write_prices(tier, catalogued.tier_at(tier.above_prompt_tokens + 1)) for tier in listed.tiers]
     if len(tiers) == 1:
         first, usual = tiers[0], catalogued.tiers[0]

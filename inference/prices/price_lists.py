@@ -109,9 +109,10 @@ class PriceLists:
         made = PriceList(fetched_ms, pricing)
         try:
             self._write(made)
-        except FileExistsError:
-            return False  # Another process fetched it in the same millisecond.
         except OSError as exc:
+            self._find()
+            if isinstance(exc, FileExistsError) and fetched_ms in self._starts:
+                return False  # Another process kept a list of the same millisecond.
             _log.warning("prices.not_kept", problem=str(exc), hint="a restart without network will lack these prices")
         self._newest = made
         self._find()
