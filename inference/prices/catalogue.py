@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.prices.model_price import DatedPrice, ModelPrice, completed, dated_prices
-from tollbook.inference.prices.price_lists import PriceLists
+from tollbook.inference.prices.price_lists import PriceList, PriceLists
 from tollbook.schemas.policy import Policy
 from tollbook.schemas.usage import Usage
 
@@ -46,6 +46,7 @@ class PriceCatalogue:
         self._overrides = {model.lower(): _in_order(prices) for model, prices in (overrides or {}).items()}
         self._provider = provider
         self._found: dict[tuple[str, str], tuple[DatedPrice, ...] | PriceUnknown] = {}
+        self._completed: dict[str, tuple[PriceList, ModelPrice, ModelPrice]] = {}
 
     @classmethod
     def of_policy(cls, policy: Policy, *, provider: str, models: ModelCatalogue | None = None) -> Self:
@@ -109,14 +110,20 @@ class PriceCatalogue:
         if prices is None or listed is None:
             return None
         refuse_unpriceable(model)
-        listed = replace(listed, model=model, source=prices.source)
         try:
             usual = self._catalogued(model, at_ms, "")
             in_tier = self._catalogued(model, at_ms, service_tier) if service_tier else usual
         except PriceUnknown:
-            return listed
-        # The provider lists no prices of service tiers.
-        return completed(listed, usual) if in_tier == usual else in_tier
+            return replace(listed, model=model, source=prices.source)
+        if in_tier != usual:
+            return in_tier  # The provider lists no prices of service tiers.
+        kept = self._completed.get(model)
+        if kept is None or kept[0] is not prices or kept[1] is not usual:
+            price = replace(completed(listed, usual), model=model, source=prices.source)
+            if len(self._completed) >= _MAX_CACHED_MODELS:
+                self._completed.clear()
+            kept = self._completed[model] = (prices, usual, price)
+        return kept[2]
 
     def _catalogued(self, model: str, at_ms: int, service_tier: str) -> ModelPrice:
         found = self._found.get((model, service_tier))

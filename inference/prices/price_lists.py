@@ -76,7 +76,7 @@ class PriceLists:
         self._newest: PriceList | None = None
         self._starts: list[int] = []
         self._loaded: dict[int, PriceList | None] = {}
-        self._find()
+        self.refresh()
 
     @classmethod
     def from_settings(cls, settings: "Settings") -> Self:
@@ -102,7 +102,7 @@ class PriceLists:
         """
         if not pricing:
             return False
-        self._find()  # Another process may have kept it.
+        self.refresh()  # Another process may have kept it.
         before = self.in_force(fetched_ms)
         if before is not None and before.pricing == pricing:
             return False
@@ -110,12 +110,12 @@ class PriceLists:
         try:
             self._write(made)
         except OSError as exc:
-            self._find()
+            self.refresh()
             if isinstance(exc, FileExistsError) and fetched_ms in self._starts:
                 return False  # Another process kept a list of the same millisecond.
             _log.warning("prices.not_kept", problem=str(exc), hint="a restart without network will lack these prices")
         self._newest = made
-        self._find()
+        self.refresh()
         _log.info("prices.changed", models=len(pricing), source=made.source)
         return True
 
@@ -126,8 +126,8 @@ class PriceLists:
         document = {"provider": self._provider, "fetched_ms": made.fetched_ms, "pricing": made.pricing}
         create_private(self._folder / self._file_name(made.fetched_ms), json.dumps(document, indent=1) + "\n")
 
-    def _find(self) -> None:
-        """Note from when on there are lists."""
+    def refresh(self) -> None:
+        """Note the lists that there are now: other processes keep some too."""
         names = [] if self._folder is None else [path.name for path in self._folder.glob("*" + _SUFFIX)]
         starts = sorted(start for start in map(self._start_of, names) if start is not None)
         if self._newest is not None and self._newest.fetched_ms not in starts:

@@ -81,6 +81,9 @@ def test_processes_that_share_a_directory_keep_a_list_once(tmp_path: Path) -> No
     assert not second.add(FIRST, NOON_MS + 1)
     assert not second.add(SECOND, NOON_MS), "a file of that moment exists, and stays"
     assert [prompt_price(each, NOON_MS + 1) for each in (first, second)] == [10**9, 10**9]
+    first.add(SECOND, NOON_MS + 2)
+    second.refresh()
+    assert prompt_price(second, NOON_MS + 2) == 3 * 10**9
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,10 @@ from tollbook.inference.prices.model_price import (
     price_from_usd,
 )
 from tollbook.inference.prices.price_lists import PriceLists
+from tollbook.schemas.events import BoundPrice
 from tollbook.schemas.messages import Message
 from tollbook.schemas.usage import Usage
+from tollbook.views.audit.texts import bound_text
 
 NOVEMBER_2026_MS = 1_795_000_000_000
 SOURCE = "provider 2026-11-18T11:06:40.000Z"
@@ -149,7 +151,8 @@ def test_a_model_that_no_price_of_tokens_covers_is_refused_whoever_lists_it(mode
 
 
 def test_free_models_are_free_where_the_provider_lists_them_so() -> None:
-    prices = catalogue(dict.fromkeys(["acme/new:free", "google/gemini-2.5-pro"], {"prompt": "0", "completion": "0"}))
+    free = {"prompt": "0", "completion": "0"}
+    prices = catalogue({"acme/new:free": free, "google/gemini-2.5-pro": free})
     for model in ("acme/new:free", "google/gemini-2.5-pro"):
         usage = Usage(prompt_tokens=300_000, completion_tokens=9, cache_write_tokens=9)
         assert prices.cost(model, usage, NOVEMBER_2026_MS) == 0
@@ -226,3 +229,33 @@ def test_a_price_per_image_is_part_of_the_bound() -> None:
     free = catalogue({model: {"prompt": "0", "completion": "0", "image": "0.007"}}).price(model, NOVEMBER_2026_MS)
     with pytest.raises(PriceUnknown, match="it bills for images and not for tokens"):
         bound((message,), 10, free)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("policy", "the policy"),
+        (SOURCE, "the provider's list of 2026-11-18T11:06:40.000Z"),
+        ("catalogue 0.2.3", "the catalogue 0.2.3"),
+        ("later \x1b[2J", "later \\x1b[2J"),
+    ],
+)
+def test_people_read_where_a_price_comes_from(source: str, text: str) -> None:
+    price = BoundPrice(
+        model="m", prompt_tokens=1, completion_tokens=1, prompt_nanousd_per_mtok=1, completion_nanousd_per_mtok=1
+    )
+    plain = bound_text(price)
+    assert "priced by" not in plain
+    assert bound_text(price.model_copy(update={"source": source})) == f"{plain}, priced by {text}"
+
+
+def test_a_catalogue_price_that_changes_is_seen_below_the_list() -> None:
+    """The completed price is kept, and made again where what it is made of is another."""
+    lists = PriceLists()
+    prices = PriceCatalogue(models=ModelCatalogue(price_lists=lists))
+    lists.add({"google/gemini-2.5-pro": CHEAP}, NOVEMBER_2026_MS)
+    first = prices.price("google/gemini-2.5-pro", NOVEMBER_2026_MS)
+    assert prices.price("google/gemini-2.5-pro", NOVEMBER_2026_MS) is first
+    lists.add({"google/gemini-2.5-pro": {**CHEAP, "prompt": "0.000002"}}, NOVEMBER_2026_MS + 1)
+    second = prices.price("google/gemini-2.5-pro", NOVEMBER_2026_MS + 1)
+    assert (cost(first, prompt_tokens=1), cost(second, prompt_tokens=1)) == (1_000, 2_000)
