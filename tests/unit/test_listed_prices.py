@@ -1,7 +1,9 @@
 """Prices in a provider's list: what is read, what is not trusted, and how they stand beside policy and catalogue."""
 
+import json
 from decimal import Decimal
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +25,9 @@ from tollbook.inference.prices.model_price import (
 from tollbook.inference.prices.price_lists import PriceLists
 from tollbook.schemas.events import BoundPrice
 from tollbook.schemas.messages import Message
+from tollbook.schemas.upcasters import event_from_entry
 from tollbook.schemas.usage import Usage
-from tollbook.views.audit.texts import bound_text
+from tollbook.views.audit.texts import bound_text, event_text
 
 NOVEMBER_2026_MS = 1_795_000_000_000
 SOURCE = "provider 2026-11-18T11:06:40.000Z"
@@ -259,3 +262,10 @@ def test_a_catalogue_price_that_changes_is_seen_below_the_list() -> None:
     lists.add({"google/gemini-2.5-pro": {**CHEAP, "prompt": "0.000002"}}, NOVEMBER_2026_MS + 1)
     second = prices.price("google/gemini-2.5-pro", NOVEMBER_2026_MS + 1)
     assert (cost(first, prompt_tokens=1), cost(second, prompt_tokens=1)) == (1_000, 2_000)
+
+
+def test_a_priced_charge_shows_where_its_price_comes_from() -> None:
+    path = Path(__file__).parents[1] / "golden" / "events" / "v2" / "model-called.source.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    _, details = event_text(event_from_entry(stored["id"], stored["fields"]))
+    assert "charged at $0.0093: priced from its usage by the provider's list of 2026-11-24T09:00:00.000Z" in details
