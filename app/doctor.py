@@ -161,19 +161,17 @@ async def _check_ledger(place: Place, *, has_ledger: bool) -> AsyncIterator[Find
 
 
 async def _check_routes(known: _Known) -> AsyncIterator[Finding]:
-    """Say which models serve a task type, and whether their prices are known."""
-    prices = PriceCatalogue.of_policy(known.policy, provider=known.settings.price_provider)
+    """Say which models serve a task type, and where their prices come from."""
+    prices = PriceCatalogue.from_settings(with_running_provider(known.settings), known.policy)
     for task_type, route in known.policy.tasks.items():
         name = f"price {task_type}"
-        models = (route.model, *route.fallback)
         try:
-            for model in route.models:
-                prices.price(model, now_ms())
+            priced = {model: f"{model} ({prices.price(model, now_ms()).source})" for model in route.models}
         except PriceUnknown as exc:
             yield Finding(name, "failed", str(exc), "set TOLLBOOK_PRICES or TOLLBOOK_ROUTES")
         else:
-            cheaper = f", or {route.cheaper} where that does not fit" if route.cheaper else ""
-            yield Finding(name, "ok", ", then ".join(models) + cheaper)
+            cheaper = f", or {priced[route.cheaper]} where that does not fit" if route.cheaper else ""
+            yield Finding(name, "ok", ", then ".join(priced[each] for each in (route.model, *route.fallback)) + cheaper)
 
 
 async def _check_provider(known: _Known) -> AsyncIterator[Finding]:

@@ -180,6 +180,7 @@ async def _looked_at(
 ) -> dict[str, Any]:
     """Return what would change, and what is wrong with it."""
     from tollbook.inference.policy_changes import problems_on, remarks_on
+    from tollbook.inference.prices.catalogue import PriceCatalogue
     from tollbook.ledger.clock import now_ms
 
     return {
@@ -187,7 +188,7 @@ async def _looked_at(
         "version": before.version,
         "is_new": False,
         "changes": _changes(before, stated),
-        "notes": remarks_on(before, stated, now_ms(), price_provider=settings.price_provider),
+        "notes": remarks_on(before, stated, now_ms(), prices=PriceCatalogue.from_settings(settings, stated)),
         "problems": problems_on(stated, administration.partitions),
     }
 

@@ -143,7 +143,7 @@ async def _provider(settings: "Settings", *, with_stand_in: bool) -> AsyncGenera
         return
     from tollbook.standin import StandIn, StandInConfig
 
-    async with StandIn(StandInConfig(latency_ms=200)) as server:
+    async with StandIn(StandInConfig(latency_ms=200, lists_prices=True)) as server:
         yield settings.model_copy(
             update={"openrouter_base_url": server.base_url, "openrouter_api_key": None, "dialect": "openrouter"}
         )

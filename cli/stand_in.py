@@ -27,7 +27,7 @@ def stand_in(
     if scenario is not None and scenario not in SCENARIOS:
         raise typer.BadParameter(unknown_name("scenario", scenario, SCENARIOS), param_hint="--scenario")
     faults = FaultPlan(rates={scenario: 1.0} if scenario else {})
-    config = StandInConfig(port=port, latency_ms=latency_ms, faults=faults)
+    config = StandInConfig(port=port, latency_ms=latency_ms, faults=faults, lists_prices=True)
 
     async def run(stop: asyncio.Event) -> None:
         async with StandIn(config) as server:

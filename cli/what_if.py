@@ -137,7 +137,7 @@ async def _walk(
         alternatives = alternatives_to(policy)
         walk = WhatIf(
             alternatives,
-            PriceCatalogue.of_policy(policy, provider=settings.price_provider).price,
+            PriceCatalogue.from_settings(settings, policy).price,
             recorded_caps=RecordedCaps(plans=before.plan_caps_nanousd, users=before.user_caps_nanousd),
             hold_wait_ms=round(settings.hold_wait_s * 1000),
             kept_refusals=kept_refusals,

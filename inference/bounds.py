@@ -57,8 +57,12 @@ class Bound:
     """The listed price of a prompt token: no endpoint that asks more may be used. Tokens for the cache cost more."""
     image_nanousd: int = 0
     """The most that one image can cost; 0 where there is none."""
+    image_fee_nanousd: int = 0
+    """What all images cost beside their tokens; the prompt's tokens include as many as cost that."""
     is_context_length: bool = False
     """Whether the prompt is bounded by what the model can read, and not by the length of its text."""
+    source: str = ""
+    """Where the price comes from, as in `ModelPrice`."""
 
     def as_price(self) -> BoundPrice:
         """Return the part that is written into the ledger."""
@@ -70,6 +74,7 @@ class Bound:
             completion_nanousd_per_mtok=self.completion_nanousd_per_mtok,
             request_nanousd=self.request_nanousd,
             prompt_basis="context_length" if self.is_context_length else "text",
+            source=self.source or None,
         )
 
 
@@ -157,7 +162,8 @@ def bound(
         raise PriceUnknown("a call needs at least one message")
     parameters = parameters or {}
     prompt_tokens = prompt_tokens_at_most(messages, parameters, model=price.model)
-    image_tokens = image_tokens_at_most(price.model) if any(each.image_parts for each in messages) else 0
+    images = sum(len(message.image_parts) for message in messages)
+    image_tokens = image_tokens_at_most(price.model) if images else 0
     context_length = facts.context_length if facts is not None else None
     is_context_length = context_length is not None and context_length < prompt_tokens
     if is_context_length:
@@ -174,6 +180,11 @@ def bound(
     prompt_price, completion_price = price.max_prices(prompt_tokens)
     endpoint_price = price.max_prompt_price(prompt_tokens)
     prompt_price = max(prompt_price, -(-endpoint_price * _cache_percent(messages, parameters) // 100))
+    image_fee = images * price.image_nanousd
+    if image_fee and not prompt_price:
+        raise PriceUnknown.of_model(price.model, "it bills for images and not for tokens; set it in TOLLBOOK_PRICES")
+    # As tokens, so that the ledger's tokens and prices make up the amount.
+    prompt_tokens += -(-image_fee * TOKENS_PER_MTOK // prompt_price) if image_fee else 0
     tokens_nanousd = prompt_tokens * prompt_price + completion_tokens * completion_price
     amount = -(-tokens_nanousd // TOKENS_PER_MTOK) + price.request_nanousd
     if amount > MAX_NANOUSD:
@@ -187,8 +198,10 @@ def bound(
         request_nanousd=price.request_nanousd,
         amount_nanousd=amount,
         endpoint_nanousd_per_mtok=endpoint_price,
-        image_nanousd=-(-image_tokens * prompt_price // TOKENS_PER_MTOK),
+        image_nanousd=-(-image_tokens * prompt_price // TOKENS_PER_MTOK) + (price.image_nanousd if images else 0),
+        image_fee_nanousd=image_fee,
         is_context_length=is_context_length,
+        source=price.source,
     )
 
 

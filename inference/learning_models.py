@@ -1,8 +1,8 @@
-"""Asks the provider for its models while a process makes calls: at its start, and again every hour."""
+"""Asks the provider for its models and prices while a process makes calls: at its start, and again every hour."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -20,7 +20,7 @@ _log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def learning_models(
-    models: ModelCatalogue, provider: ProviderClient, *, is_asked: bool = True
+    models: ModelCatalogue, provider: ProviderClient, *, now_ms: Callable[[], int], is_asked: bool = True
 ) -> AsyncGenerator[None]:
     """Keep a catalogue up to date until the end; a provider that does not answer leaves it as it is."""
     if not is_asked:
@@ -31,7 +31,7 @@ async def learning_models(
     async def learn() -> None:
         while True:
             try:
-                models.learn(await provider.models())
+                await learn_models(models, provider, now_ms=now_ms)
             except ProviderError as exc:
                 _log.debug("models.not_learnt", problem=str(exc))
             finally:
@@ -47,3 +47,11 @@ async def learning_models(
     finally:
         learning.cancel()
         await asyncio.wait({learning})
+
+
+async def learn_models(models: ModelCatalogue, provider: ProviderClient, *, now_ms: Callable[[], int]) -> None:
+    """Ask once what the provider offers, and at which prices. Errors: ProviderError."""
+    found = await provider.models()
+    models.learn(found)
+    pricing = {model: facts.pricing for model, facts in found.items() if facts.pricing is not None}
+    await asyncio.to_thread(models.price_lists.add, pricing, now_ms())

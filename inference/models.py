@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from tollbook.inference.prices.listed_price import Pricing, read_pricing, relevant_pricing
+from tollbook.inference.prices.price_lists import PriceLists
+
 LIMIT: Final = "max_tokens"
 COMPLETION_LIMIT: Final = "max_completion_tokens"
 # OpenAI's reasoning models refuse `max_tokens`, also behind servers of others (checked November 2026).
@@ -38,12 +41,13 @@ _LISTED_AS: Final[Mapping[str, str | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a provider says of one model. None: it says nothing. Units: `context_length` tokens."""
+    """What a provider says of one model. None: it says nothing that can be read. Units: `context_length` tokens."""
 
     context_length: int | None = None
     supported_parameters: frozenset[str] | None = None
     input_modalities: frozenset[str] | None = None
     output_modalities: frozenset[str] | None = None
+    pricing: Pricing | None = None
 
 
 _NOTHING_KNOWN: Final = ModelFacts()
@@ -52,7 +56,15 @@ _NOTHING_KNOWN: Final = ModelFacts()
 class ModelCatalogue:
     """The models of one provider. `is_openai`: it is OpenAI's own API, or Azure's."""
 
-    def __init__(self, models: Mapping[str, ModelFacts] | None = None, *, is_openai: bool = False) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, ModelFacts] | None = None,
+        *,
+        is_openai: bool = False,
+        price_lists: PriceLists | None = None,
+    ) -> None:
+        """Without `price_lists`, no prices of the provider's are known."""
+        self.price_lists = price_lists or PriceLists()
         self._is_openai = is_openai
         self._models: dict[str, ModelFacts] = {}
         self._listed_names: frozenset[str] = frozenset()
@@ -104,6 +116,7 @@ def facts_of(listed: Mapping[str, Any]) -> ModelFacts:
     """Read one entry of `/models`, in OpenRouter's form; what has another form counts as not said."""
     architecture = _table(listed.get("architecture"))
     endpoint = _table(listed.get("top_provider"))
+    pricing = _table(listed.get("pricing"))
     lengths = [
         length
         for length in (listed.get("context_length"), endpoint.get("context_length"))
@@ -115,6 +128,7 @@ def facts_of(listed: Mapping[str, Any]) -> ModelFacts:
         supported_parameters=_names(listed.get("supported_parameters")),
         input_modalities=_names(architecture.get("input_modalities")),
         output_modalities=_names(architecture.get("output_modalities")),
+        pricing=relevant_pricing(pricing) if read_pricing("", pricing) is not None else None,
     )
 
 

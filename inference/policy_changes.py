@@ -77,9 +77,12 @@ def problems_on(policy: Policy, partitions: int) -> list[str]:
     ]
 
 
-def remarks_on(before: PolicyInForce, policy: Policy, at_ms: int, *, price_provider: str) -> list[str]:
-    """Return what a person should know of a policy before it is in force; none of it keeps it from that."""
-    remarks = policy_warnings(policy, PriceCatalogue.of_policy(policy, provider=price_provider), at_ms)
+def remarks_on(before: PolicyInForce, policy: Policy, at_ms: int, *, prices: PriceCatalogue) -> list[str]:
+    """Return what a person should know of a policy before it is in force; none of it keeps it from that.
+
+    `prices` are those that would be in force with it.
+    """
+    remarks = policy_warnings(policy, prices, at_ms)
     known = {rule.name: rule for rule in before.policy.budgets}
     for rule in policy.budgets:
         old = known.get(rule.name)

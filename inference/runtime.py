@@ -26,6 +26,7 @@ from tollbook.inference.learning_models import learning_models
 from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.policy_changes import check_stated_policy
 from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.prices.price_lists import PriceLists
 from tollbook.inference.provider_users import ledger_user_key, provider_user_of
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.settings import Settings
@@ -126,7 +127,7 @@ async def open_ledger(
             id_ttl_s=settings.idempotency_ttl_s,
         )
         sign = await stack.enter_async_context(sign_of_life(pipeline, settings, name=process_name(), part=part))
-        models = ModelCatalogue(is_openai=settings.is_openai)
+        models = ModelCatalogue(is_openai=settings.is_openai, price_lists=PriceLists.from_settings(settings))
         policies = await CurrentPolicy.of_ledger(pipeline, keys, price_provider=settings.price_provider, models=models)
         yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server, sign, user_key, policies)
 
@@ -240,7 +241,7 @@ async def open_runtime(
         queue.start()
         stack.push_async_callback(queue.aclose)
         retry = RetryPolicy.from_settings(settings)
-        learning = learning_models(policies.models, provider, is_asked=settings.has_provider)
+        learning = learning_models(policies.models, provider, now_ms=now_ms, is_asked=settings.has_provider)
         await stack.enter_async_context(learning)
         reservations = Reservations(
             ledger=ledger,

@@ -36,6 +36,14 @@ def write_private(path: Path, text: str) -> None:
         raise
 
 
+def create_private(path: Path, text: str) -> None:
+    """Make a file that does not exist yet. Errors: FileExistsError; OSError, where a part of it may be left."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sync_folder(path: Path) -> None:
     """Wait until the names of a folder's files are on disk. Errors: OSError."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -163,6 +163,7 @@ class Readiness:
 
     async def _prices(self, opened: OpenLedger) -> list[Check]:
         routes = opened.handle.policy.tasks
+        opened.prices.models.price_lists.refresh()
         # In a thread: the first look-up loads the catalogue, which takes half a second.
         looking = asyncio.to_thread(unpriced_routes, routes, opened.prices, self._now_ms())
         try:

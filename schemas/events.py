@@ -63,6 +63,13 @@ ContentHash = Annotated[
         "Absent in events of version 1, and where the event does not begin a call."
     ),
 ]
+PriceSource = Annotated[
+    str | None,
+    Field(
+        description="Where the price comes from: the `policy`, the `provider` and when its list was fetched, or the "
+        "`catalogue` and its version. Absent in events of earlier programs, and where nothing was priced."
+    ),
+]
 RecoveredId = Annotated[
     str | None, Field(description="Id of the lost event that this one enters again, by `tollbook recover`.")
 ]
@@ -93,6 +100,7 @@ class BoundPrice(Payload):
         default="text",
         description="What bounds the prompt: the length of its `text`, or the model's `context_length` if less.",
     )
+    source: PriceSource = None
 
 
 class BudgetReserved(Payload):
@@ -150,6 +158,7 @@ class ModelCalled(Payload):
     generation_id: str | None = Field(default=None, description="The provider's id of the generation.")
     charge_nanousd: Amount = Field(description="What the attempt is charged, nano-dollars.")
     charge_basis: Basis = Field(description="Where that cost comes from.")
+    price_source: PriceSource = None
     finish_reason: str | None = Field(default=None, description="Why the model stopped.")
     reason: str | None = Field(
         default=None, description="Why there is no answer: one of the failures in `schemas/failures.py`."

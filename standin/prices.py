@@ -45,6 +45,17 @@ def charge_nanousd(
     return -(-total // 1_000_000)
 
 
+def listing(price: ListPrice) -> dict[str, str]:
+    """Return a price as OpenRouter's `/models` states it: dollars per token."""
+    per_token = {
+        "prompt": price.prompt,
+        "completion": price.completion,
+        "input_cache_read": price.cached,
+        "input_cache_write": price.written,
+    }
+    return {name: f"{Decimal(nanousd).scaleb(-15).normalize():f}" for name, nanousd in per_token.items()}
+
+
 def usd_literal(nanousd: int) -> str:
     """Return dollars as an exact JSON number."""
     return f"{nanousd // 1_000_000_000}.{nanousd % 1_000_000_000:09d}"

@@ -14,7 +14,7 @@ from aiohttp import web
 from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
 from tollbook.standin.book import Book, Entry
 from tollbook.standin.faults import FAULTS, FaultPlan, check_fault, http_fault
-from tollbook.standin.prices import PRICES, usd_literal
+from tollbook.standin.prices import PRICES, ListPrice, listing, usd_literal
 from tollbook.standin.replies import BadRequest, CompletionRequest, completion, error, filler, read_request
 from tollbook.standin.scenarios import SCENARIOS, Scenario
 
@@ -23,7 +23,10 @@ _MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class StandInConfig:
-    """How the stand-in behaves. Port 0 takes a free one. With an `api_key`, requests without it are refused."""
+    """How the stand-in behaves. Port 0 takes a free one. With an `api_key`, requests without it are refused.
+
+    With `lists_prices`, `/models` states prices, as OpenRouter's does; many servers' does not.
+    """
 
     port: int = 0
     latency_ms: int = 0
@@ -31,6 +34,7 @@ class StandInConfig:
     faults: FaultPlan = field(default_factory=FaultPlan)
     book_path: Path | None = None
     api_key: str | None = None
+    lists_prices: bool = False
 
 
 class StandIn:
@@ -40,6 +44,8 @@ class StandIn:
         self.config = config or StandInConfig()
         self.book = Book(self.config.book_path)
         self.faults = self.config.faults
+        self.list_prices: dict[str, ListPrice] = dict(PRICES) if self.config.lists_prices else {}
+        """What `/models` lists, by model; a change is listed at once. What is charged stays."""
         self.requests = 0
         # A book outlives its server, so the ids of two servers must differ: a charge would replace another.
         self._run = secrets.token_hex(4)
@@ -163,7 +169,11 @@ class StandIn:
         return key is None or request.headers.get("Authorization") == f"Bearer {key}"
 
     async def _models(self, _: web.Request) -> web.Response:
-        models = [{"id": model, "description": "A stand-in, not OpenRouter"} for model in PRICES]
+        models: list[dict[str, Any]] = [
+            {"id": model, "description": "A stand-in, not OpenRouter"}
+            | ({"pricing": listing(self.list_prices[model])} if model in self.list_prices else {})
+            for model in PRICES.keys() | self.list_prices.keys()
+        ]
         return web.json_response({"data": models})
 
     async def _generation(self, request: web.Request) -> web.Response:

@@ -32,10 +32,11 @@ _LEAST_CERTAIN_FIRST: tuple[Basis, ...] = ("assumed", "priced", "reported", "rel
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What one attempt is charged at, and why."""
+    """What one attempt is charged at, and why. `source` is the price's, where it was priced."""
 
     nanousd: int
     basis: Basis
+    source: str | None = None
 
     @property
     def assumed_nanousd(self) -> int:
@@ -85,8 +86,10 @@ def charge_of(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: in
         return Charge(attempt.reported_cost_nanousd, "reported")
     if attempt.charge == "known" and attempt.usage is not None:
         try:
-            tokens_nanousd = prices.cost(bound.model, attempt.usage, now_ms, service_tier=attempt.service_tier)
-            return Charge(min(tokens_nanousd + attempt.fee_nanousd, MAX_NANOUSD), "priced")
+            price = prices.price(bound.model, now_ms, service_tier=attempt.service_tier)
+            tokens_nanousd = price.cost(attempt.usage)
+            fees_nanousd = attempt.fee_nanousd + bound.image_fee_nanousd
+            return Charge(min(tokens_nanousd + fees_nanousd, MAX_NANOUSD), "priced", price.source or None)
         except PriceUnknown:
             pass  # The catalogue lost the model since the hold was made; the bound still covers it.
     return Charge(max(bound.amount_nanousd, attempt.fee_nanousd), "assumed")  # G3
@@ -144,6 +147,7 @@ class Hold:
                 generation_id=attempt.generation_id,
                 charge_nanousd=charge.nanousd,
                 charge_basis=charge.basis,
+                price_source=charge.source,
                 finish_reason=attempt.finish_reason,
                 reason=attempt.reason,
                 error_details=attempt.error_details,

@@ -91,6 +91,8 @@ class CallRunner:
         Errors: CallTakenOver; LedgerUnavailable; LedgerRefused.
         """
         failure = give_up
+        if failure is None and hold.shortage_nanousd:  # G1
+            failure = f"the price of {hold.bound.model} rose after the money was held; send the task again"
         reply: Attempt | None = None
         try:
             while failure is None:

@@ -1,22 +1,31 @@
-"""The catalogue of prices: configured prices first, then genai-prices' bundled table, read without any network.
+"""What a model costs at a moment: by the policy, else by the provider's own list, else by genai-prices' bundled table.
 
 Prices may be dated; the latest one in force counts. It never guesses: a model without a price, or with a price that
 the table cannot state, raises PriceUnknown (G8). A cost that the provider reports wins over one computed here.
+
+Where the provider's list and the table differ, the list counts, higher or lower: it is newer, and it is the seller's.
+What it does not state stays at the table's, so that a hold is an upper bound (G1): see `completed`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.models import ModelCatalogue
-from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelPrice, dated_prices
+from tollbook.inference.prices.model_price import DatedPrice, ModelPrice, completed, dated_prices
+from tollbook.inference.prices.price_lists import PriceList, PriceLists
 from tollbook.schemas.policy import Policy
 from tollbook.schemas.usage import Usage
+
+if TYPE_CHECKING:
+    from tollbook.inference.settings import Settings
 
 # Model names come from publishers, so the number of cached ones is limited.
 _MAX_CACHED_MODELS: Final = 10_000
 _TEXT: Final = frozenset({"text"})
+POLICY: Final = "policy"
+"""The source of prices that stand in the policy."""
 
 
 class PriceCatalogue:
@@ -32,35 +41,41 @@ class PriceCatalogue:
         provider: str = "openrouter",
         models: ModelCatalogue | None = None,
     ) -> None:
-        """Without `models`, nothing is known of models but their prices."""
+        """Without `models`, nothing is known that the provider says: neither of its models nor of their prices."""
         self.models = models or ModelCatalogue()
         self._overrides = {model.lower(): _in_order(prices) for model, prices in (overrides or {}).items()}
         self._provider = provider
         self._found: dict[tuple[str, str], tuple[DatedPrice, ...] | PriceUnknown] = {}
+        self._completed: dict[str, tuple[PriceList, ModelPrice, ModelPrice]] = {}
 
     @classmethod
     def of_policy(cls, policy: Policy, *, provider: str, models: ModelCatalogue | None = None) -> Self:
-        """Make the catalogue with the prices of a policy before the table's."""
+        """Make the catalogue with the prices of a policy before all others. Without `models`, no list is known."""
         overrides = {model: dated_prices(model, rules) for model, rules in policy.prices.items()}
         return cls(overrides, provider=provider, models=models)
+
+    @classmethod
+    def from_settings(cls, settings: "Settings", policy: Policy) -> Self:
+        """Make the catalogue for a command that asks no provider: with the lists kept in the data directory."""
+        models = ModelCatalogue(price_lists=PriceLists.from_settings(settings))
+        return cls.of_policy(policy, provider=settings.price_provider, models=models)
 
     def price(self, model: str, at_ms: int, *, service_tier: str = "") -> ModelPrice:
         """Return a model's price in force at `at_ms`, milliseconds since the epoch. Errors: PriceUnknown.
 
         In a `service_tier` such as `flex` or `priority` for which the catalogue has no price, it is the usual one.
         """
-        found = self._found.get((model, service_tier))
-        if found is None:
-            found = self._look_up(model, service_tier)
-        if isinstance(found, PriceUnknown):
-            raise PriceUnknown(found.message, found.data)
-        outputs = (self.models.of(model).output_modalities or _TEXT) - _TEXT
-        if outputs and model.lower() not in self._overrides:
-            raise PriceUnknown.of_model(model, f"it puts out {', '.join(sorted(outputs))}; set it in TOLLBOOK_PRICES")
-        for dated in reversed(found):
-            if dated.from_ms <= at_ms:
-                return dated.price
-        raise PriceUnknown.of_model(model, "its configured price is not in force yet")
+        configured = self._overrides.get(model.lower(), ())
+        own = _at(configured, at_ms)
+        if own is not None:
+            return replace(own, model=model, source=POLICY)
+        try:
+            self._refuse_other_outputs(model)
+            return self._listed(model, at_ms, service_tier) or self._catalogued(model, at_ms, service_tier)
+        except PriceUnknown:
+            if configured:
+                raise PriceUnknown.of_model(model, "its configured price is not in force yet") from None
+            raise
 
     def knows(self, model: str, at_ms: int) -> bool:
         """Whether a price of the model is known."""
@@ -81,22 +96,58 @@ class PriceCatalogue:
         """Return what this usage costs in nano-dollars, rounded up once. Errors: PriceUnknown."""
         return self.price(model, at_ms, service_tier=service_tier).cost(usage)
 
+    def _refuse_other_outputs(self, model: str) -> None:
+        outputs = (self.models.of(model).output_modalities or _TEXT) - _TEXT
+        if outputs:
+            raise PriceUnknown.of_model(model, f"it puts out {', '.join(sorted(outputs))}; set it in TOLLBOOK_PRICES")
+
+    def _listed(self, model: str, at_ms: int, service_tier: str) -> ModelPrice | None:
+        """Return the price in the provider's list, completed by the catalogue's where that has one too."""
+        from tollbook.inference.prices.genai_prices_table import refuse_unpriceable
+
+        prices = self.models.price_lists.in_force(at_ms)
+        listed = None if prices is None else prices.price(model)
+        if prices is None or listed is None:
+            return None
+        refuse_unpriceable(model)
+        try:
+            usual = self._catalogued(model, at_ms, "")
+            in_tier = self._catalogued(model, at_ms, service_tier) if service_tier else usual
+        except PriceUnknown:
+            return replace(listed, model=model, source=prices.source)
+        if in_tier != usual:
+            return in_tier  # The provider lists no prices of service tiers.
+        kept = self._completed.get(model)
+        if kept is None or kept[0] is not prices or kept[1] is not usual:
+            price = replace(completed(listed, usual), model=model, source=prices.source)
+            if len(self._completed) >= _MAX_CACHED_MODELS:
+                self._completed.clear()
+            kept = self._completed[model] = (prices, usual, price)
+        return kept[2]
+
+    def _catalogued(self, model: str, at_ms: int, service_tier: str) -> ModelPrice:
+        found = self._found.get((model, service_tier))
+        if found is None:
+            found = self._look_up(model, service_tier)
+        if isinstance(found, PriceUnknown):
+            raise PriceUnknown(found.message, found.data)
+        price = _at(found, at_ms)
+        assert price is not None, "the first price of the table has no beginning"
+        return price
+
     def _look_up(self, model: str, service_tier: str) -> tuple[DatedPrice, ...] | PriceUnknown:
         # Imported here, since it loads the whole table, which most commands do not need.
         from tollbook.inference.prices.genai_prices_table import prices_of
 
         found: tuple[DatedPrice, ...] | PriceUnknown
-        overrides = self._overrides.get(model.lower(), ())
-        if overrides and overrides[0].from_ms == FOREVER_MS:
-            found = _named(model, overrides)
-        else:
-            try:
-                # Configured prices replace the table's from the day on which the first of them begins.
-                listed = prices_of(model, self._provider, service_tier)
-                before = [dated for dated in listed if not overrides or dated.from_ms < overrides[0].from_ms]
-                found = _named(model, (*before, *overrides))
-            except PriceUnknown as exc:
-                found = _named(model, overrides) if overrides else exc
+        try:
+            # The model id that was asked for: it is sent to the provider and written into the ledger.
+            found = tuple(
+                DatedPrice(dated.from_ms, replace(dated.price, model=model))
+                for dated in prices_of(model, self._provider, service_tier)
+            )
+        except PriceUnknown as exc:
+            found = exc
         if len(self._found) >= _MAX_CACHED_MODELS:
             self._found.clear()
         self._found[model, service_tier] = found
@@ -107,6 +158,6 @@ def _in_order(prices: Sequence[DatedPrice]) -> tuple[DatedPrice, ...]:
     return tuple(sorted(prices, key=lambda dated: dated.from_ms))
 
 
-def _named(model: str, prices: Iterable[DatedPrice]) -> tuple[DatedPrice, ...]:
-    """Set the model id that was asked for: it is sent to the provider and written into the ledger."""
-    return tuple(DatedPrice(dated.from_ms, replace(dated.price, model=model)) for dated in prices)
+def _at(prices: Sequence[DatedPrice], at_ms: int) -> ModelPrice | None:
+    """Return the latest price in force; the prices ascend."""
+    return next((dated.price for dated in reversed(prices) if dated.from_ms <= at_ms), None)

@@ -6,8 +6,11 @@ more than tokens (`:online`), or may have another price (`:thinking`);
 models that bill for web searches of their own; and models without a price for text in and text out.
 """
 
+from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
+from functools import cache
+from importlib.metadata import version
 from typing import Final
 
 from genai_prices import data_snapshot
@@ -59,7 +62,7 @@ def prices_of(model: str, provider_id: str, service_tier: str = "") -> tuple[Dat
 
     In a service tier without prices of its own they are the usual ones.
     """
-    _refuse_unpriceable(model)
+    refuse_unpriceable(model)
     snapshot = data_snapshot.get_snapshot()
     provider = data_snapshot.find_provider_by_id(snapshot.providers, provider_id)
     if provider is None:
@@ -82,7 +85,10 @@ def prices_of(model: str, provider_id: str, service_tier: str = "") -> tuple[Dat
     for start in _start_dates(info):
         midnight = datetime.combine(start, time.min, UTC)
         moments.append((round(midnight.timestamp()) * 1000, midnight))
-    return tuple(DatedPrice(from_ms, _price_at(model, info, moment, service_tier)) for from_ms, moment in moments)
+    return tuple(
+        DatedPrice(from_ms, replace(_price_at(model, info, moment, service_tier), source=_source()))
+        for from_ms, moment in moments
+    )
 
 
 def context_tokens(model: str, provider_id: str) -> int | None:
@@ -93,7 +99,13 @@ def context_tokens(model: str, provider_id: str) -> int | None:
     return info.context_window if info else None
 
 
-def _refuse_unpriceable(model: str) -> None:
+@cache
+def _source() -> str:
+    return f"catalogue {version('genai-prices')}"
+
+
+def refuse_unpriceable(model: str) -> None:
+    """Refuse a model whose calls can cost more than tokens, whoever states its price. Errors: PriceUnknown."""
     name = model.lower()
     for suffix, why in _REFUSED_SUFFIXES.items():
         if name.endswith(suffix):

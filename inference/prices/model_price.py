@@ -1,7 +1,7 @@
 """Prices of models: exact integers, nano-dollars per million tokens. Pure; costs round up."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import pairwise
 from typing import Final
@@ -39,11 +39,17 @@ class PriceTier:
 
 @dataclass(frozen=True, slots=True)
 class ModelPrice:
-    """The price of one model. `tiers` ascend; the first, above -1 prompt tokens, is for any prompt."""
+    """The price of one model. `tiers` ascend; the first, above -1 prompt tokens, is for any prompt.
+
+    `image_nanousd` is what an image of the prompt costs beside its tokens. `source` says where the price comes from, as
+    the ledger has it: `policy`, `provider <when it was fetched>` or `catalogue <version>`.
+    """
 
     model: str
     tiers: tuple[PriceTier, ...]
     request_nanousd: int = 0
+    image_nanousd: int = 0
+    source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         assert self.tiers, "a price has a base tier"
@@ -125,6 +131,69 @@ def dated_prices(model: str, rules: Iterable[PriceRule]) -> tuple[DatedPrice, ..
         )
         for rule in rules
     )
+
+
+def completed(listed: ModelPrice, catalogued: ModelPrice) -> ModelPrice:
+    """Return a provider's price with what its list does not state, taken from the catalogue (G1).
+
+    A list may state one price for prompts of any length where long ones cost more, and none for what is written to a
+    cache. There the catalogue's price stays: raised in proportion where the list is dearer, and never lowered. A model
+    that is listed as free is free (G9).
+    """
+    if all(max(tier.max_prompt_nanousd_per_mtok, tier.completion_nanousd_per_mtok) == 0 for tier in listed.tiers):
+        return listed
+    tiers = [_with_write_prices(tier, catalogued.tier_at(tier.above_prompt_tokens + 1)) for tier in listed.tiers]
+    if len(tiers) == 1:
+        first, usual = tiers[0], catalogued.tiers[0]
+        tiers += [_dearer(first, usual, tier) for tier in catalogued.tiers[1:]]
+    return replace(listed, tiers=tuple(tiers))
+
+
+def _with_write_prices(listed: PriceTier, catalogued: PriceTier) -> PriceTier:
+    """Return a tier whose writes to a cache cost what the catalogue says, where they have no price of their own."""
+    prompt, usual = listed.prompt_nanousd_per_mtok, catalogued.prompt_nanousd_per_mtok
+    written, written_1h = listed.cache_write_nanousd_per_mtok, listed.cache_write_1h_nanousd_per_mtok
+    is_stated, is_1h_stated = written != prompt, written_1h != written
+    if not is_stated:
+        written = max(written, _in_proportion(catalogued.cache_write_nanousd_per_mtok, prompt, usual))
+    if not is_1h_stated:
+        written_1h = max(written, _in_proportion(catalogued.cache_write_1h_nanousd_per_mtok, prompt, usual))
+    return replace(listed, cache_write_nanousd_per_mtok=written, cache_write_1h_nanousd_per_mtok=written_1h)
+
+
+def _dearer(listed: PriceTier, usual: PriceTier, dearer: PriceTier) -> PriceTier:
+    """Return the catalogue's `dearer` tier for a list that differs from its `usual` one."""
+
+    def price(own: int, before: int, after: int) -> int:
+        return max(own, _in_proportion(after, own, before))
+
+    return PriceTier(
+        above_prompt_tokens=dearer.above_prompt_tokens,
+        prompt_nanousd_per_mtok=price(
+            listed.prompt_nanousd_per_mtok, usual.prompt_nanousd_per_mtok, dearer.prompt_nanousd_per_mtok
+        ),
+        completion_nanousd_per_mtok=price(
+            listed.completion_nanousd_per_mtok, usual.completion_nanousd_per_mtok, dearer.completion_nanousd_per_mtok
+        ),
+        cached_nanousd_per_mtok=price(
+            listed.cached_nanousd_per_mtok, usual.cached_nanousd_per_mtok, dearer.cached_nanousd_per_mtok
+        ),
+        cache_write_nanousd_per_mtok=price(
+            listed.cache_write_nanousd_per_mtok,
+            usual.cache_write_nanousd_per_mtok,
+            dearer.cache_write_nanousd_per_mtok,
+        ),
+        cache_write_1h_nanousd_per_mtok=price(
+            listed.cache_write_1h_nanousd_per_mtok,
+            usual.cache_write_1h_nanousd_per_mtok,
+            dearer.cache_write_1h_nanousd_per_mtok,
+        ),
+    )
+
+
+def _in_proportion(price: int, own: int, usual: int) -> int:
+    """Return a price raised as `own` is above `usual`, rounded up; it is never lowered."""
+    return -(-price * own // usual) if own > usual > 0 else price
 
 
 def tier_from_usd(

@@ -88,6 +88,8 @@ FILES: Final = (
     "credit-granted.budget",
     "credit-revoked.budget",
     "credit-expired",
+    "budget-reserved.source",
+    "model-called.source",
 )
 
 
@@ -227,6 +229,32 @@ async def _write_every_event(gate: Gate, first: ModelCalled = TIMEOUT) -> None:
             ),
             (NOTHING,),
         )  # fmt: skip
+    await _write_price_sources(gate, order)
+
+
+async def _write_price_sources(gate: Gate, order: dict[str, Any]) -> None:
+    source = "provider 2026-11-24T09:00:00.000Z"
+    order = order | {"bound": BOUND.model_copy(update={"source": source})}
+    reserve = ReserveRequest(
+        call_id="generation-3-0", user_id="u42", window=NOVEMBER, content_hash="c0ffee", amount_nanousd=HOLD_NANOUSD,
+        worker="host-7:1", lease_ms=90_000, payload=payload_json(BudgetReserved(**order)), budgets=(OWN,),
+        policy_version=3,
+    )  # fmt: skip
+    await gate.reserve(reserve, (NOTHING,))
+    # 1,100 prompt tokens at 3 dollars and 400 completion tokens at 15 dollars per million.
+    answer = ModelCalled(
+        hold=1, model=LARGE, outcome="ok", http_status=200, latency_ms=2_345,
+        usage=Usage(prompt_tokens=1_100, completion_tokens=400), charge_nanousd=1_100 * 3_000 + 400 * 15_000,
+        charge_basis="priced", price_source=source, finish_reason="length",
+    )  # fmt: skip
+    await gate.record(
+        RecordRequest(
+            call_id="generation-3-0", user_id="u42", hold=1, attempts_begun=2, spent_nanousd=answer.charge_nanousd,
+            assumed_nanousd=0, budgets=(OWN,), extension_nanousd=0, extension_payload="", policy_version=3,
+            events=(AttemptEvent("model-called", 1, payload_json(answer)),),
+        ),
+        (NOTHING,),
+    )  # fmt: skip
 
 
 def _without_clock(fields: dict[str, str]) -> dict[str, str]:

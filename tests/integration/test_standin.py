@@ -18,7 +18,7 @@ from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.usage import Usage
 from tollbook.standin import FAULTS, FaultPlan, StandIn, StandInConfig
 from tollbook.standin.faults import STATUS_CODES
-from tollbook.standin.prices import PRICES, charge_nanousd
+from tollbook.standin.prices import PRICES, ListPrice, charge_nanousd
 
 # Nano-dollars a token as OpenRouter publishes them: prompt, completion, cached prompt.
 PUBLISHED = [
@@ -295,6 +295,22 @@ async def test_models_lists_what_has_a_price() -> None:
     async with standin() as (_, client):
         listed = (await client.get("/api/v1/models")).json()["data"]
         assert {model["id"] for model in listed} == set(PRICES)
+        assert not [model for model in listed if "pricing" in model]
+
+
+async def test_models_lists_prices_where_it_is_told_to() -> None:
+    async with standin(lists_prices=True) as (server, client):
+        server.list_prices[MODEL] = ListPrice(prompt=500_000_000, completion=1, cached=0, written=500_000_001)
+        listed = (await client.get("/api/v1/models")).json()["data"]
+    pricing = {model["id"]: model["pricing"] for model in listed}
+    assert pricing.keys() == PRICES.keys()
+    # Dollars per token.
+    assert pricing[MODEL] == {
+        "prompt": "0.0000005",
+        "completion": "0.000000000000001",
+        "input_cache_read": "0",
+        "input_cache_write": "0.000000500000001",
+    }
 
 
 async def test_generation_tells_what_was_charged_and_nothing_of_what_was_not() -> None:

@@ -98,7 +98,22 @@ def bound_text(bound: BoundPrice) -> str:
     ]
     if bound.request_nanousd:
         parts.append(f"{exact_usd(bound.request_nanousd)} a request")
-    return f"{' + '.join(parts)} = {exact_usd(bound_nanousd(bound))}"
+    source = f", priced by {source_text(bound.source)}" if bound.source else ""
+    return f"{' + '.join(parts)} = {exact_usd(bound_nanousd(bound))}{source}"
+
+
+def source_text(source: str) -> str:
+    """Return where a price comes from, in words."""
+    kind, _, detail = source.partition(" ")
+    match kind:
+        case "policy":
+            return "the policy"
+        case "provider":
+            return f"the provider's list of {printable(detail)}"
+        case "catalogue":
+            return f"the catalogue {printable(detail)}"
+        case _:
+            return printable(source)
 
 
 def usage_text(usage: Usage) -> str:
@@ -214,7 +229,8 @@ def _model_called(event: Event, payload: ModelCalled) -> tuple[str, list[str]]:
         details.append(_details_text(payload.error_details))
     if payload.usage is not None:
         details.append(usage_text(payload.usage))
-    details.append(f"charged at {exact_usd(payload.charge_nanousd)}: {_BASES[payload.charge_basis]}")
+    source = f" by {source_text(payload.price_source)}" if payload.price_source else ""
+    details.append(f"charged at {exact_usd(payload.charge_nanousd)}: {_BASES[payload.charge_basis]}{source}")
     if payload.usage_doubt:
         taken = ", so the dearer reading is charged" if payload.charge_basis == "priced" else ""
         details.append(f"the usage is doubtful{taken}: {printable(payload.usage_doubt)}")
