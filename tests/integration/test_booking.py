@@ -31,6 +31,8 @@ from tollbook.ledger.keys import worker_key
 from tollbook.schemas.events import BoundPrice, BudgetReserved, CostRecorded, ModelCalled, SegmentSealed, payload_json
 from tollbook.schemas.identifiers import EntryId, month_at
 
+# By the policy: `verify` computes it too.
+TRIAL_CAP: Final = 5_000_000_000
 AMOUNT: Final = 1_000
 LOST: Final = EntryId(2**45, 7)
 COST: Final = 300
@@ -97,7 +99,7 @@ async def hold(ledger: Ledger, *, lease_ms: int = 3_600_000) -> SettleRequest:
         worker="ended.1",
         lease_ms=lease_ms,
         payload=RESERVED,
-        budgets=(BudgetCap(budget, 10 * AMOUNT),),
+        budgets=(BudgetCap(budget, TRIAL_CAP),),
         policy_version=(await ledger.gate_of("u").policy()).version,
     )
     assert isinstance(await ledger.reserve(lambda _: request, now_ms()), Reserved)
@@ -158,7 +160,8 @@ async def test_a_noted_settlement_is_booked_once_with_its_attempts(running: Runn
 
     settled = (await record_of(running)).settled[1]
     assert (settled.cost_nanousd, settled.assumed_nanousd) == (COST, 0)
-    assert [event["type"] for event in await events(running)] == ["budget-reserved", "model-called", "cost-recorded"]
+    told = [event["type"] for event in await events(running)]
+    assert told == ["policy-applied", "budget-reserved", "model-called", "cost-recorded"]
     assert await notes(running) == []
     assert not any((tmp_path / "data" / FOLDER).iterdir())
 
