@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from tollbook.cli.moments import UntilOption, parse_moment
 from tollbook.cli.options import ArchiveOption, JsonOption, check_id, check_usd, data_settings, read_id, read_period
+from tollbook.cli.user_ids import on_ledger, on_ledger_or_none
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.problems import unknown_name
 
@@ -56,9 +58,12 @@ def what_if(
     from tollbook.views.what_if import print_what_if, what_if_document
 
     settings = data_settings()
+    user = on_ledger_or_none(settings, user)
     alternatives = read_alternatives(
         cap or (), user_cap or (), price or (), route or (), fallback or (), policy=policy_of(settings)
     )
+    user_caps = {on_ledger(settings, name): nanousd for name, nanousd in alternatives.user_caps_nanousd.items()}
+    alternatives = replace(alternatives, user_caps_nanousd=user_caps)
     end = None if until is None else parse_moment(until, "--until")
     outcome = asyncio.run(_walk(settings, alternatives, archive, end, kept_refusals=refusals, is_quiet=as_json))
     selected = outcome.select(user_id=user, period=period)

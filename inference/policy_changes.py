@@ -77,6 +77,21 @@ def problems_on(policy: Policy, partitions: int) -> list[str]:
     ]
 
 
+async def user_id_problems(gates: Sequence[Gate], before: PolicyInForce, policy: Policy) -> list[str]:
+    """Return why users' ids cannot be kept as a policy says. Errors: LedgerUnavailable."""
+    was, wanted = before.policy.user_ids, policy.user_ids
+    if was == wanted or not (before.version or await _has_events(gates)):
+        return []
+    return [
+        f"user_ids = {wanted!r}: users' ids are {was} on this ledger, and that is fixed since nothing on it can be "
+        f"changed; keep user_ids = {was!r}, or begin another ledger (TOLLBOOK_NAMESPACE and TOLLBOOK_DATA_DIR)"
+    ]
+
+
+async def _has_events(gates: Sequence[Gate]) -> bool:
+    return any(await asyncio.gather(*(gate.has_events() for gate in gates)))
+
+
 def remarks_on(before: PolicyInForce, policy: Policy, at_ms: int, *, price_provider: str) -> list[str]:
     """Return what a person should know of a policy before it is in force; none of it keeps it from that."""
     remarks = unpriced_routes(policy.tasks, PriceCatalogue.of_policy(policy, provider=price_provider), at_ms)
@@ -105,7 +120,7 @@ async def apply_policy(
         raise PolicyChanged(in_force.version)
     if newest.version and policy.content() == in_force.policy.content():
         return Applied(in_force, is_new=False, completed=completed)
-    problems = problems_on(policy, len(gates))
+    problems = problems_on(policy, len(gates)) + await user_id_problems(gates, in_force, policy)
     if in_force.version:
         problems += window_problems(in_force.policy, policy, await gates[0].now_ms())
     if problems:

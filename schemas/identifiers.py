@@ -74,6 +74,20 @@ def check_task_id(value: str) -> str:
     return id_
 
 
+_HASHED: Final = re.compile(r"h-[0-9a-f]{40}")
+_HASH_BYTES: Final = 20
+
+
+def hashed_id(digest: bytes) -> str:
+    """Return the id that stands for a user by a digest of the user's own: `h-` and 40 hexadecimal digits."""
+    return f"h-{digest[:_HASH_BYTES].hex()}"
+
+
+def is_hashed_id(text: str) -> bool:
+    """Whether an id has the form of one that stands for another."""
+    return _HASHED.fullmatch(text) is not None
+
+
 Identifier = Annotated[str, BeforeValidator(id_text), AfterValidator(check_id)]
 UserId = Identifier
 TaskId = Annotated[str, BeforeValidator(id_text), AfterValidator(check_task_id)]

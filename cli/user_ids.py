@@ -1,0 +1,75 @@
+"""Users' ids in commands: people give and read plain ones, also where the ledger has hashes of them."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from tollbook.schemas.identifiers import is_hashed_id
+
+if TYPE_CHECKING:
+    from tollbook.inference.settings import Settings
+    from tollbook.inference.user_ids import UserIds
+
+
+def on_ledger(settings: "Settings", user_id: str) -> str:
+    """Return the id that a user has on the ledger.
+
+    The running system's Redis says it; else the copy of the key in the data directory. A hash stays as it is.
+    """
+    if is_hashed_id(user_id):
+        return user_id
+    from tollbook.cli.options import load_redis_alone
+    from tollbook.inference.address import find_redis_url
+    from tollbook.ledger.errors import LedgerUnavailable
+
+    async def ask(url: str) -> str:
+        async with open_user_ids(settings, url) as user_ids:
+            return user_id if user_ids is None else user_ids.on_ledger(user_id)
+
+    try:
+        url = find_redis_url(settings)
+        load_redis_alone()
+        return asyncio.run(ask(url))
+    except LedgerUnavailable:
+        from tollbook.inference.user_ids import derived_key, hash_of, read_key_copy
+
+        key = read_key_copy(settings.data_dir)
+        return user_id if key is None else hash_of(user_id, derived_key(key))
+
+
+def on_ledger_or_none(settings: "Settings", user_id: str | None) -> str | None:
+    """Return the id that a user has on the ledger, if one is given."""
+    return None if user_id is None else on_ledger(settings, user_id)
+
+
+def plain_ids(settings: "Settings", kept: Iterable[str]) -> Callable[[str], str]:
+    """Return what gives the plain id for one on the ledger, where the table beside the ledger has it; else the hash."""
+    wanted = [each for each in dict.fromkeys(kept) if is_hashed_id(each)]
+    if not wanted:
+        return lambda user_id: user_id
+    from tollbook.cli.options import load_redis_alone
+
+    load_redis_alone()
+    from tollbook.app.connect import readable_redis
+    from tollbook.ledger.errors import LedgerUnavailable
+
+    async def ask() -> dict[str, str]:
+        async with readable_redis(settings) as (url, _), open_user_ids(settings, url) as user_ids:
+            return {} if user_ids is None else await user_ids.plain(wanted)
+
+    try:
+        known = asyncio.run(ask())
+    except LedgerUnavailable:
+        known = {}
+    return lambda user_id: known.get(user_id, user_id)
+
+
+@asynccontextmanager
+async def open_user_ids(settings: "Settings", redis_url: str) -> "AsyncGenerator[UserIds | None]":
+    """Yield the ids of the ledger in a Redis; None where they are plain. Errors: as `read_user_ids`."""
+    from tollbook.app.connect import connected
+    from tollbook.inference.user_ids import read_user_ids
+
+    async with connected(settings.model_copy(update={"redis_url": redis_url})) as connection:
+        yield await read_user_ids(connection.pipeline, settings.namespace)
