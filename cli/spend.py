@@ -46,9 +46,10 @@ def spend(
     written, problem = _written_events(settings)
     asked = _budgets_sql(top) if budgets else _sql(kept, period, top)
     rows, positions = query_projection_at_once(settings, asked, _POSITIONS)
-    if not budgets:
-        plain = plain_ids(settings, (row["user_id"] for row in rows))
-        rows = [row | {"user_id": plain(row["user_id"])} for row in rows]
+    name = "value" if budgets else "user_id"
+    plain = plain_ids(settings, (row[name] for row in rows))
+    rows = [row | {name: plain(row[name])} for row in rows]
+    user = user and plain(kept or user)
     note = problem or _describe_lag(written, positions)
     if as_json:
         typer.echo(json.dumps(rows, default=plain_text))

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from tollbook.schemas.identifiers import is_hashed_id
+from tollbook.schemas.identifiers import find_hashed_ids, is_hashed_id, replace_hashed_ids
 
 if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
@@ -43,11 +43,14 @@ def on_ledger_or_none(settings: "Settings", user_id: str | None) -> str | None:
     return None if user_id is None else on_ledger(settings, user_id)
 
 
-def plain_ids(settings: "Settings", kept: Iterable[str]) -> Callable[[str], str]:
-    """Return what gives the plain id for one on the ledger, where the table beside the ledger has it; else the hash."""
-    wanted = [each for each in dict.fromkeys(kept) if is_hashed_id(each)]
+def plain_ids(settings: "Settings", texts: Iterable[str]) -> Callable[[str], str]:
+    """Return what puts plain ids for hashes in such texts, where the table beside the ledger has them.
+
+    A text is an id, or the value of a budget that is kept by user.
+    """
+    wanted = [each for text in dict.fromkeys(texts) for each in find_hashed_ids(text)]
     if not wanted:
-        return lambda user_id: user_id
+        return lambda text: text
     from tollbook.cli.options import load_redis_alone
 
     load_redis_alone()
@@ -62,7 +65,7 @@ def plain_ids(settings: "Settings", kept: Iterable[str]) -> Callable[[str], str]
         known = asyncio.run(ask())
     except LedgerUnavailable:
         known = {}
-    return lambda user_id: known.get(user_id, user_id)
+    return lambda text: replace_hashed_ids(text, known)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ import hmac
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.provider_users import ledger_user_key, stored_user_key
@@ -20,6 +20,7 @@ from tollbook.ledger.errors import LedgerRefused
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.private_files import make_private_folder, read_private, write_private
+from tollbook.ledger.server.connection import as_map
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.identifiers import budget_value, check_id, hashed_id, is_hashed_id, normalise_id, split_values
 from tollbook.schemas.policy import BudgetRule
@@ -39,8 +40,8 @@ class UserKeyLost(LedgerRefused):
 
     def __init__(self, problem: str) -> None:
         super().__init__(
-            f"{problem}: with another key, every user would have another id and a cap that begins anew. Put back Redis' "
-            f"own backup, or the file {KEY_FILE} of the projector's data directory, and start the projector"
+            f"{problem}: with another key, every user would have another id and a cap that begins anew. Put back the "
+            f"backup of Redis, or the file {KEY_FILE} of the projector's data directory, and start the projector"
         )
 
 
@@ -105,8 +106,8 @@ class UserIds:
 
     async def known(self) -> dict[str, str]:
         """Return the whole table: hash and plain id."""
-        found: list[bytes] = await self._pipeline.execute("HGETALL", self._keys.users)
-        return {found[i].decode(): found[i + 1].decode() for i in range(0, len(found), 2)}
+        found: Any = as_map(await self._pipeline.execute("HGETALL", self._keys.users))
+        return {kept.decode(): plain.decode() for kept, plain in found.items()}
 
     async def forget(self, user_id: str) -> bool:
         """Remove a user from the table; return whether it was there."""
