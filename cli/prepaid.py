@@ -97,7 +97,7 @@ def list_credits(quoted_budget: str, *, as_json: bool) -> int:
         f"FROM credits WHERE split_part(name, '~', 1) = {quoted_budget} ORDER BY credits.granted_at, credit",
     )
     plain = plain_ids(data_settings(), (row["value"] for row in rows))
-    rows = [row | {"value": plain(row["value"])} for row in rows]
+    rows = [dict[str, Any](row, value=plain(row["value"])) for row in rows]
     if as_json:
         typer.echo(json.dumps(rows, default=plain_text))
     elif rows:

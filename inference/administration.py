@@ -27,6 +27,7 @@ from tollbook.ledger.errors import (
     IdempotencyConflict,
     LedgerError,
     LedgerUnavailable,
+    NoPlanAssigned,
     PermissionsMissing,
 )
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
@@ -164,6 +165,7 @@ class Administration:
 
     async def clear_plan(self, user_id: str, signature: Signature) -> bool:
         """Let the plans that tasks name count again; return whether that is new. Errors: NoPlanAssigned."""
+        given = user_id
         user_id = await self.user_ids.keep(user_id)  # G10
         payload = payload_json(PlanCleared(author=signature.author, reason=signature.reason))
         period = self.period
@@ -178,7 +180,10 @@ class Administration:
             payload=payload,
             budget=budget_name("user", user_id, period),
         )
-        return await self._withdraw(request, signature)
+        try:
+            return await self._withdraw(request, signature)
+        except NoPlanAssigned:
+            raise NoPlanAssigned(given) from None  # As the person named the user.
 
     async def revoke_credit(
         self,
