@@ -14,7 +14,6 @@ from tollbook.inference.address import find_redis_url
 from tollbook.inference.settings import DEMO_DATA_DIR, Settings
 from tollbook.inference.stated_policy import policy_sources
 from tollbook.ledger.errors import LedgerUnavailable
-from tollbook.ledger.gate.policies import StoredPolicy
 from tollbook.ledger.projection import PROJECTION_FILE
 from tollbook.ledger.server.endpoint import read_endpoint
 from tollbook.ledger.server.refusals import reason_of
@@ -175,6 +174,7 @@ class _Snapshot:
 
     def _warn_of_other_policy(self, settings: Settings) -> None:
         from tollbook.inference.policy_changes import warn_of_difference
+        from tollbook.ledger.gate.policies import StoredPolicy
         from tollbook.ledger.projection.store import NEWEST_POLICY
 
         rows = self.rows(f"SELECT version, digest, payload FROM ({NEWEST_POLICY}) ORDER BY version DESC LIMIT 1")  # noqa: S608 - a constant.

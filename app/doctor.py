@@ -8,6 +8,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +34,7 @@ from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServerError
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.refusals import reason_of
+from tollbook.schemas.policy import Policy
 
 # The embedded server and the projector stop on a full disk; a person needs some time to make room.
 _DISK_FAILED_BYTES: Final = 256 << 20
@@ -47,13 +49,22 @@ async def examine(settings: Settings | None = None) -> list[Finding]:
     except SettingsError as exc:
         return [Finding("settings", "failed", problem, "correct the variable") for problem in exc.problems]
     findings = [Finding("settings", "ok", f"data in {settings.data_dir}")]
+    known = _Known(settings, policy_of(settings))
     for check in (_check_disk, _check_redis, _check_routes, _check_provider):
-        findings += [finding async for finding in check(settings)]
+        findings += [finding async for finding in check(known)]
     return findings
 
 
-async def _check_disk(settings: Settings) -> AsyncIterator[Finding]:
-    for folder in _folders(settings):
+@dataclass(slots=True)
+class _Known:
+    """What the checks know: `policy` is the ledger's once that is read, before that what is stated here."""
+
+    settings: Settings
+    policy: Policy
+
+
+async def _check_disk(known: _Known) -> AsyncIterator[Finding]:
+    for folder in _folders(known.settings):
         existing = _existing(folder)
         try:
             free = shutil.disk_usage(existing).free
@@ -81,7 +92,8 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
-async def _check_redis(settings: Settings) -> AsyncIterator[Finding]:
+async def _check_redis(known: _Known) -> AsyncIterator[Finding]:
+    settings = known.settings
     try:
         async with AsyncExitStack() as stack:
             try:
@@ -105,7 +117,8 @@ async def _check_redis(settings: Settings) -> AsyncIterator[Finding]:
                 keys = await _keys_of(pipeline, settings)
             except NoPermissionError:
                 keys = ()  # What this user may not do is named with what it may not write.
-            policy = (await CurrentPolicy.of_ledger(pipeline, keys)).newest.policy if keys else policy_of(settings)
+            if keys:
+                known.policy = (await CurrentPolicy.of_ledger(pipeline, keys)).newest.policy
             if rests:
                 yield Finding(
                     "running system",
@@ -117,9 +130,11 @@ async def _check_redis(settings: Settings) -> AsyncIterator[Finding]:
             else:
                 async for finding in server.keeping_findings(redis, settings):
                     yield finding
-                async for finding in server.writing_findings(pipeline, keys or (Keys(settings.namespace),), policy):
+                async for finding in server.writing_findings(
+                    pipeline, keys or (Keys(settings.namespace),), known.policy
+                ):
                     yield finding
-            place = Place(settings, redis, pipeline, url, keys or (Keys(settings.namespace),), rests, policy)
+            place = Place(settings, redis, pipeline, url, keys or (Keys(settings.namespace),), rests, known.policy)
             async for finding in _check_ledger(place, has_ledger=bool(keys)):
                 yield finding
     except ServerTooOld as exc:
@@ -145,11 +160,10 @@ async def _check_ledger(place: Place, *, has_ledger: bool) -> AsyncIterator[Find
             yield finding
 
 
-async def _check_routes(settings: Settings) -> AsyncIterator[Finding]:
+async def _check_routes(known: _Known) -> AsyncIterator[Finding]:
     """Say which models serve a task type, and whether their prices are known."""
-    policy = policy_of(settings)
-    prices = PriceCatalogue.of_policy(policy, provider=settings.price_provider)
-    for task_type, route in policy.tasks.items():
+    prices = PriceCatalogue.of_policy(known.policy, provider=known.settings.price_provider)
+    for task_type, route in known.policy.tasks.items():
         name = f"price {task_type}"
         models = (route.model, *route.fallback)
         try:
@@ -162,8 +176,8 @@ async def _check_routes(settings: Settings) -> AsyncIterator[Finding]:
             yield Finding(name, "ok", ", then ".join(models) + cheaper)
 
 
-async def _check_provider(settings: Settings) -> AsyncIterator[Finding]:
-    settings = with_running_provider(settings)
+async def _check_provider(known: _Known) -> AsyncIterator[Finding]:
+    settings = with_running_provider(known.settings)
     if not settings.has_provider and settings.redis_url is None and is_at_rest(settings.data_dir):
         yield Finding("provider", "skipped", "none is configured here, and nothing runs that would call one")
         return
@@ -186,7 +200,7 @@ async def _check_provider(settings: Settings) -> AsyncIterator[Finding]:
             yield Finding("provider", "failed", str(exc), "check OPENROUTER_BASE_URL and the network")
             return
     yield Finding("provider", "ok", f"{settings.openrouter_base_url}, {len(offered)} models, the key is good")
-    for task_type, route in policy_of(settings).tasks.items():
+    for task_type, route in known.policy.tasks.items():
         gone = [model for model in route.models if model not in offered]
         if gone:
             yield Finding(

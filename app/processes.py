@@ -173,6 +173,7 @@ async def run_up(
                 system = await stack.enter_async_context(open_system(settings, state=state))
         except StoppedWhileOpening:
             return
+        chosen_streams(streams, system.runtime.rules)  # Before anything is announced.
         announce(system.redis_url, f"{state.url}/metrics, {state.url}/health/ready" if state.url else "")
         await run_system(system, streams, stop)
 

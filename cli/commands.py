@@ -52,6 +52,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     "what-if": Entry("what_if:what_if", "Show what other caps, prices or models would have changed."),
     "audit": Entry("audit:app", "Answer questions from the ledger: calls, users, refusals."),
     "dead-letters": Entry("dead_letters:app", "List, retry or drop tasks that could not be executed.", logs=False),
+    "init": Entry("init:init", "Write a policy file with the defaults, commented.", logs=False),
     "policy": Entry("policy:app", "Show, compare and change the policy: caps, plans, routes, budgets."),
     "plan": Entry("plan:app", "Set, show, list and clear users' plans.", logs=False),
     "credit": Entry("credit:app", "Give users or budgets credit, take it back, list it.", logs=False),

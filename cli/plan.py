@@ -19,6 +19,7 @@ from tollbook.cli.money import (
 from tollbook.cli.options import JsonOption, UserArgument, check_usd, data_settings
 from tollbook.cli.user_ids import on_ledger_or_none, plain_ids
 from tollbook.schemas.money import format_usd, nanousd_from_usd, usd_text
+from tollbook.schemas.tasks import InvalidTask
 
 if TYPE_CHECKING:
     from tollbook.inference.administration import Administration
@@ -47,7 +48,11 @@ def set_plan(
     given_nanousd = None if cap is None else check_usd(cap, "--cap")
 
     async def run(administration: "Administration", signature: "Signature") -> dict[str, Any]:
-        cap_nanousd = administration.plan_cap_nanousd(plan) if given_nanousd is None else given_nanousd
+        try:
+            plan_cap_nanousd = administration.plan_cap_nanousd(plan)
+        except InvalidTask as exc:
+            raise typer.BadParameter(str(exc), param_hint="PLAN") from None
+        cap_nanousd = plan_cap_nanousd if given_nanousd is None else given_nanousd
         account = await administration.account(user)
         before = "the plan that tasks name"
         if account.plan is not None and account.cap_nanousd is not None:

@@ -73,6 +73,18 @@ def history(as_json: JsonOption = False) -> int:
     return 0
 
 
+@app.command("schema")
+def schema() -> int:
+    """Print the JSON Schema of a policy file, for editors: completion, and mistakes while you type.
+
+    Example: tollbook policy schema > tollbook.schema.json
+    """
+    from tollbook.inference.policy_file import policy_schema
+
+    typer.echo(json.dumps(policy_schema(), indent=2))
+    return 0
+
+
 @app.command("diff")
 def diff(file: FileArgument = None, as_json: JsonOption = False) -> int:
     """Show what a policy file would change of the ledger's policy. Exit code 1 if they differ.

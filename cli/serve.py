@@ -39,8 +39,15 @@ def up(
     Example: OPENROUTER_API_KEY=... tollbook up --workers 2
     """
     from tollbook.app.processes import run_processes, run_up
+    from tollbook.inference.errors import UnknownStream
+    from tollbook.inference.stated_policy import chosen_streams, policy_of, policy_sources
 
     settings, names = _settings(), _streams(streams)
+    if policy_sources(settings) or not settings.projection_path.exists():  # Else the ledger has the policy.
+        try:
+            chosen_streams(names, policy_of(settings))
+        except UnknownStream as exc:
+            raise typer.BadParameter(str(exc), param_hint="--streams") from None
 
     async def run(stop: asyncio.Event) -> None:
         async with _provider(settings, with_stand_in=with_stand_in) as chosen:

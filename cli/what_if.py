@@ -2,22 +2,20 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tollbook.cli.moments import UntilOption, parse_moment
 from tollbook.cli.options import ArchiveOption, JsonOption, check_id, check_usd, data_settings, read_id, read_period
-from tollbook.cli.user_ids import on_ledger, on_ledger_or_none
+from tollbook.cli.user_ids import on_ledger, on_ledger_or_none, plain_ids
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.problems import unknown_name
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tollbook.audit.what_if import Alternatives, OtherRoute, Outcome
     from tollbook.inference.prices.model_price import ModelPrice
     from tollbook.inference.settings import Settings
@@ -38,6 +36,9 @@ def what_if(
     fallback: Annotated[
         list[str] | None, typer.Option(help="Another fallback for a task type: TASK=MODEL, or TASK=none.")
     ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="Another policy file: its caps of plans and users, its prices and its routes.")
+    ] = None,
     user: Annotated[str | None, typer.Option(help="Only this user.", callback=read_id)] = None,
     period: Annotated[str | None, typer.Option(help="Only this billing period, YYYY-MM.", callback=read_period)] = None,
     until: UntilOption = None,
@@ -50,23 +51,35 @@ def what_if(
 ) -> int:
     """Show what would have been spent and refused with other caps, prices or fallbacks. Nothing is changed.
 
-    Every option that changes something can be given several times.
+    Every option that changes something, other than --policy, can be given several times, and wins over --policy.
     Example: tollbook what-if --cap trial=3 --price claude-3-haiku=0.8,4
+    Example: tollbook what-if --policy december.toml
     """
     from tollbook.audit.what_if.assumptions import assumptions
-    from tollbook.inference.stated_policy import policy_of
+    from tollbook.inference.policy_file import read_policy_file
     from tollbook.views.what_if import print_what_if, what_if_document
 
     settings = data_settings()
     user = on_ledger_or_none(settings, user)
-    alternatives = read_alternatives(
-        cap or (), user_cap or (), price or (), route or (), fallback or (), policy=policy_of(settings)
-    )
-    user_caps = {on_ledger(settings, name): nanousd for name, nanousd in alternatives.user_caps_nanousd.items()}
-    alternatives = replace(alternatives, user_caps_nanousd=user_caps)
+    user_cap = [_with_user_on_ledger(settings, text) for text in user_cap or ()]
+    other = None if policy is None else read_policy_file(policy).policy
     end = None if until is None else parse_moment(until, "--until")
-    outcome = asyncio.run(_walk(settings, alternatives, archive, end, kept_refusals=refusals, is_quiet=as_json))
+
+    def alternatives_to(in_force: "Policy") -> "Alternatives":
+        from tollbook.audit.what_if import Alternatives
+        from tollbook.ledger.clock import now_ms
+
+        options = read_alternatives(
+            cap or (), user_cap, price or (), route or (), fallback or (), policy=other or in_force
+        )
+        of_policy = Alternatives() if other is None else Alternatives.of_policy(other, in_force, now_ms())
+        return of_policy.with_changes(options)
+
+    outcome, alternatives = asyncio.run(
+        _walk(settings, alternatives_to, archive, end, kept_refusals=refusals, is_quiet=as_json)
+    )
     selected = outcome.select(user_id=user, period=period)
+    selected = selected.with_users(plain_ids(settings, (account.user_id for account in selected.accounts)))
     assumed = assumptions(alternatives, selected.total())
     if as_json:
         typer.echo(json.dumps(what_if_document(selected, top, assumed)))
@@ -102,37 +115,43 @@ def read_alternatives(
 
 async def _walk(
     settings: "Settings",
-    alternatives: "Alternatives",
+    alternatives_to: "Callable[[Policy], Alternatives]",
     archive: "Path | None",
     end: EntryId | None,
     *,
     kept_refusals: int,
     is_quiet: bool,
-) -> "Outcome":
+) -> "tuple[Outcome, Alternatives]":
+    """Walk the ledger. Before its first policy, and for prices, what this system states or the last policy counts."""
+    from tollbook.audit.policies import read_policy_versions
+    from tollbook.audit.reader import AuditReader
     from tollbook.audit.what_if import RecordedCaps, WhatIf
     from tollbook.cli.open_history import open_source
     from tollbook.cli.progress import progress
     from tollbook.inference.prices.catalogue import PriceCatalogue
     from tollbook.inference.stated_policy import policy_of
+    from tollbook.schemas.policy import default_policy
 
-    policy = policy_of(settings)
-    walk = WhatIf(
-        alternatives,
-        PriceCatalogue.of_policy(policy, provider=settings.price_provider).price,
-        recorded_caps=RecordedCaps(
-            plans=policy.plan_caps_nanousd,
-            users=policy.user_caps_nanousd,
-        ),
-        hold_wait_ms=round(settings.hold_wait_s * 1000),
-        kept_refusals=kept_refusals,
-    )
     async with open_source(settings, archive) as source:
+        reader = AuditReader(source)
+        versions = await read_policy_versions(reader)
+        reader.close()
+        before = policy_of(settings) if archive is None else default_policy()
+        policy = versions[-1].in_force.policy if versions else before
+        alternatives = alternatives_to(policy)
+        walk = WhatIf(
+            alternatives,
+            PriceCatalogue.of_policy(policy, provider=settings.price_provider).price,
+            recorded_caps=RecordedCaps(plans=before.plan_caps_nanousd, users=before.user_caps_nanousd),
+            hold_wait_ms=round(settings.hold_wait_s * 1000),
+            kept_refusals=kept_refusals,
+        )
         with progress("deciding", await source.count(), is_quiet=is_quiet) as advance:
             for keys in source.keys:
                 async for events in source.events(keys.partition, until=end):
                     await asyncio.to_thread(walk.fold, events, keys.partition)
                     advance(events.num_rows)
-    return walk.finish()
+    return walk.finish(), alternatives
 
 
 def _split(text: str, hint: str, form: str) -> tuple[str, str]:
@@ -147,6 +166,11 @@ def _plan_cap(text: str, policy: "Policy") -> tuple[str, int]:
     if plan not in policy.plans:
         raise typer.BadParameter(unknown_name("plan", plan, policy.plans), param_hint="--cap")
     return plan, check_usd(dollars, "--cap")
+
+
+def _with_user_on_ledger(settings: "Settings", text: str) -> str:
+    user_id, dollars = _split(text, "--user-cap", "USER=DOLLARS")
+    return f"{on_ledger(settings, check_id(user_id, '--user-cap'))}={dollars}"
 
 
 def _user_cap(text: str) -> tuple[str, int]:

@@ -12,8 +12,10 @@ from redis.exceptions import ResponseError
 
 from tollbook.consumers.messages import Delivery, fields_as_json, fields_from_json, read_task
 from tollbook.consumers.throttled_warning import FloodWarning
+from tollbook.inference.current_policy import policy_in_force
 from tollbook.ledger.clock import now_ms as clock_ms
 from tollbook.ledger.gate.functions import function, library_code
+from tollbook.ledger.gate.policies import read_policies
 from tollbook.ledger.keys import Keys, dead_letters, dropped_dead_letters
 from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.server.pipeline import CommandPipeline
@@ -193,11 +195,14 @@ class DeadLetters:
         letter: a retry that is repeated after a crash runs the task once. With `unchanged` the entry goes back byte
         for byte.
 
-        Errors: InvalidTask where the task cannot be read, so that it would only be dead-lettered again.
+        Errors: InvalidTask where the task cannot be read, so that it would only be dead-lettered again;
+            PolicyUnreadable.
         """
         fields, task_id = letter.fields, letter.task_id
         if not unchanged:
-            _, task = read_task(Delivery(letter.stream, letter.entry_id, letter.fields))
+            (stored,) = await read_policies(self._pipeline, [Keys(self._namespace)])
+            tag_names = policy_in_force(stored).policy.tag_names
+            _, task = read_task(Delivery(letter.stream, letter.entry_id, letter.fields), tag_names)
             task_id = f"{task_id[:_ID_KEPT]}~retry-{letter.id}"
             renamed = task.model_copy(update={"task_id": task_id})
             fields = {b"data": renamed.model_dump_json(exclude_none=True).encode()}

@@ -5,7 +5,7 @@ Plain fields, one field `data` with JSON, FastStream's binary envelope (`__data_
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -56,9 +56,9 @@ class Salvage:
     reply_to: str | None = None
 
 
-def read_task(delivery: Delivery) -> tuple[str, Task]:
-    """Return the task id and the task. Errors: InvalidTask, which quotes no prompt."""
-    task = task_from_fields(_open(delivery))
+def read_task(delivery: Delivery, tag_names: Collection[str] = ()) -> tuple[str, Task]:
+    """Return the task id and the task; fields of `tag_names` are tags. Errors: InvalidTask, which quotes no prompt."""
+    task = task_from_fields(_open(delivery), tag_names)
     return task.task_id or task_id_from_entry(delivery.stream, delivery.entry_id), task
 
 

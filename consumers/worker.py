@@ -190,9 +190,7 @@ class Worker:
     async def _execute(self, delivery: Delivery, slot: Slot, run: "_Run", record_result: RecordResult) -> None:
         """Read the task, make its call, answer, acknowledge."""
         try:
-            task_id, task = read_task(delivery)
-            task = await self._user_ids.task(task)  # G10
-            await self._policies.read_by(task.user_id, lambda policy: check_task(task, policy.policy))
+            task_id, task = await self._read(delivery)
             if self.replies.is_reserved(task.reply_to):
                 raise InvalidTask(f"'reply_to' {RESERVED_STREAM_WORDS} {task.reply_to!r} is")  # noqa: TRY301 - as a field that cannot be read.
         except InvalidTask as exc:
@@ -213,6 +211,18 @@ class Worker:
             await self.claims.acknowledge(delivery)  # G3
         self.finished[result.status] += 1
         self._log_finished(result, seconds=(self._now_ms() - run.taken_at_ms) / 1000)
+
+    async def _read(self, delivery: Delivery) -> tuple[str, Task]:
+        """Return the task id and the task, read by the policy in force. Errors: InvalidTask."""
+        try:
+            task_id, task = read_task(delivery, self._policies.newest.policy.tag_names)
+        except InvalidTask:
+            if not await self._policies.refresh():  # G11
+                raise
+            task_id, task = read_task(delivery, self._policies.newest.policy.tag_names)
+        task = await self._user_ids.task(task)  # G10
+        await self._policies.read_by(task.user_id, lambda policy: check_task(task, policy.policy))
+        return task_id, task
 
     def _log_finished(self, result: InferenceResult, *, seconds: float) -> None:
         """Say what became of a task. A malformed message is no task: its dead letter has a line of its own."""

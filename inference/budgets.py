@@ -58,7 +58,7 @@ class BudgetPolicy:
         self._budgets = tuple(_Budget.of(rule, definitions.get(rule.name, 0)) for rule in policy.budgets)
         self._by_name = {budget.name: budget for budget in self._budgets}
         self._kinds: Final[tuple[WindowKind, ...]] = tuple({"month", *(budget.window for budget in self._budgets)})
-        self._latest = (Window("", 0, 0), dict[WindowKind, Window]())
+        self._latest: tuple[Window, Mapping[WindowKind, Window]] = (Window("", 0, 0), {})
 
     def cap_of(self, user_id: str, plan: str) -> int:
         """Return the cap of a user's billing period. A plan assigned on the ledger wins over it, in the gate."""
@@ -70,20 +70,30 @@ class BudgetPolicy:
         `attributes` are the call's user and plan, and those that it has of campaign, task, model and its tags. The
         window bears the name of the billing period.
         """
-        shared, windows = self._latest
+        shared, windows = self._windows_at(now_ms)
+        user, plan = attributes["user"], attributes["plan"]
+        own = BudgetCap(budget_name(OWN_BUDGET, user, shared.name), self.cap_of(user, plan))
+        return shared, (own, *self._further(windows, attributes))
+
+    def further_at(self, now_ms: int, attributes: Mapping[str, str]) -> tuple[BudgetCap, ...]:
+        """Return the budgets of a call beside the user's period; `attributes` as for `budgets_at`."""
+        return tuple(self._further(self._windows_at(now_ms)[1], attributes))
+
+    def _windows_at(self, now_ms: int) -> tuple[Window, Mapping[WindowKind, Window]]:
+        shared, _ = self._latest
         if not shared.start_ms <= now_ms < shared.end_ms:
-            windows = {kind: self.calendar.window_at(kind, now_ms) for kind in self._kinds}
+            windows: Mapping[WindowKind, Window] = {kind: self.calendar.window_at(kind, now_ms) for kind in self._kinds}
             shared = intersection(windows["month"].name, list(windows.values()))
             self._latest = shared, windows
-        user, plan = attributes["user"], attributes["plan"]
-        budgets = [BudgetCap(budget_name(OWN_BUDGET, user, shared.name), self.cap_of(user, plan))]
+        return self._latest
+
+    def _further(self, windows: Mapping[WindowKind, Window], attributes: Mapping[str, str]) -> Iterable[BudgetCap]:
         for budget in self._budgets:
             values = [attributes[name] for name in budget.by if name in attributes]
             if len(values) == len(budget.by):
                 value = budget_value(values)
                 key = budget_name(budget.name, value, windows[budget.window].name)
-                budgets.append(BudgetCap(key, budget.cap_of(value)))
-        return shared, tuple(budgets)
+                yield BudgetCap(key, budget.cap_of(value))
 
     def caps_of(self, keys: Iterable[str], *, plan: str) -> tuple[BudgetCap, ...]:
         """Return budgets with the caps that they have now. One that is no longer part of the policy refuses nothing."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, TypeVar
 
-import structlog
 from pydantic import ValidationError
 
 from tollbook.inference.budgets import BudgetPolicy
@@ -20,6 +19,7 @@ from tollbook.ledger.errors import LedgerUnavailable, PolicyChanged, PolicyUnrea
 from tollbook.ledger.gate.policies import StoredPolicy, read_policies
 from tollbook.ledger.gate.requests import BudgetCap
 from tollbook.ledger.keys import Keys
+from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.events import PolicyApplied
 from tollbook.schemas.identifiers import Window, is_hashed_id, partition_of
@@ -29,7 +29,7 @@ from tollbook.schemas.tasks import InvalidTask
 
 T = TypeVar("T")
 DEFAULT_PRICE_PROVIDER: Final = "openrouter"
-_log = structlog.get_logger(__name__)
+_log = LazyLogger(__name__)
 
 
 @dataclass(frozen=True)

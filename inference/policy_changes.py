@@ -16,7 +16,7 @@ from tollbook.inference.current_policy import PolicyInForce, policy_in_force
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.policy_diff import policy_changes
 from tollbook.inference.prices.catalogue import PriceCatalogue
-from tollbook.inference.routing import unpriced_routes
+from tollbook.inference.routing import policy_errors, policy_warnings
 from tollbook.inference.settings import Settings
 from tollbook.inference.stated_policy import policy_of, policy_path, policy_sources, with_shorthand
 from tollbook.ledger.errors import CallsStopped, LedgerError, LedgerRefused, LedgerUnavailable, PolicyChanged
@@ -64,11 +64,11 @@ class Applied:
 
 def problems_on(policy: Policy, partitions: int) -> list[str]:
     """Return why a policy cannot be in force on a ledger of so many partitions."""
-    problems = name_problems(policy)
+    errors = [*policy_errors(policy), *name_problems(policy)]
     if partitions == 1:
-        return problems
+        return errors
     # One step touches one partition only, and the users of such a budget are spread over all of them.
-    return problems + [
+    return errors + [
         f"budget {rule.name} is kept by {' and '.join(rule.by) or 'nothing'}, so its users are in several of the "
         f"ledger's {partitions} partitions, and no step can compare it with its cap: keep it by user too, or use a "
         "ledger with TOLLBOOK_PARTITIONS=1"
@@ -94,8 +94,7 @@ async def _has_events(gates: Sequence[Gate]) -> bool:
 
 def remarks_on(before: PolicyInForce, policy: Policy, at_ms: int, *, price_provider: str) -> list[str]:
     """Return what a person should know of a policy before it is in force; none of it keeps it from that."""
-    remarks = unpriced_routes(policy.tasks, PriceCatalogue.of_policy(policy, provider=price_provider), at_ms)
-    remarks = [f"{remark}: its calls would be refused" for remark in remarks]
+    remarks = policy_warnings(policy, PriceCatalogue.of_policy(policy, provider=price_provider), at_ms)
     known = {rule.name: rule for rule in before.policy.budgets}
     for rule in policy.budgets:
         old = known.get(rule.name)

@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 from pydantic import ValidationError
 
 from tollbook.inference.errors import SettingsError
+from tollbook.ledger.packaged import packaged_text
 from tollbook.schemas.policy import Policy, default_policy
 from tollbook.schemas.problems import as_text, located_problems
 
@@ -59,7 +60,9 @@ def read_policy_file(path: Path) -> PolicyFile:
         raise SettingsError([_syntax_problem(path, text, str(exc))]) from None
     except (ValueError, RecursionError):  # A date that is none; brackets in brackets without end.
         raise SettingsError([f"{path}: is not valid TOML"]) from None
-    lines = dict(_lines_of(text))
+    lines: dict[Place, int] = {}
+    for place, line in _lines_of(text):
+        lines.setdefault(place, line)
     secrets = [
         f"{path}:{_line(lines, place)}: '{_words(place)}' looks like a secret, which a policy must not hold: {hint}"
         for place, hint in _secrets_in(said)
@@ -70,6 +73,21 @@ def read_policy_file(path: Path) -> PolicyFile:
         return PolicyFile(path, said, default_policy(said))
     except ValidationError as exc:
         raise SettingsError(_problems(path, exc, lines)) from None
+
+
+def policy_template() -> str:
+    """Return a policy file with the defaults, commented."""
+    return packaged_text("tollbook.inference", "policy_template.toml")
+
+
+def policy_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a policy file, for editors."""
+    schema = Policy.model_json_schema()
+    for part in (schema, *schema["$defs"].values()):
+        for field in part["properties"].values():
+            if "patternProperties" in field:
+                field["additionalProperties"] = False  # No other names are allowed.
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Tollbook policy file"}
 
 
 def _read(path: Path) -> str:
@@ -145,6 +163,8 @@ def _lines_of(text: str) -> Iterator[tuple[Place, int]]:
             names = _names_of_header(found)
             is_list = statement.lstrip().startswith("[[")
             table = _in_lists(names[:-1] if is_list else names, lengths)
+            for length in range(1, len(table)):
+                yield table[:length], line
             if is_list:
                 table = (*table, names[-1])
                 lengths[table] = lengths.get(table, 0) + 1

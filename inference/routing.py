@@ -11,7 +11,8 @@ from typing import Final, Protocol
 from pydantic import ValidationError
 
 from tollbook.inference.errors import SettingsError
-from tollbook.schemas.policy import default_policy
+from tollbook.inference.prices.model_price import ModelPrice
+from tollbook.schemas.policy import Policy, default_policy
 from tollbook.schemas.problems import problems_of, unknown_name
 from tollbook.schemas.routes import Route
 from tollbook.schemas.tasks import PING
@@ -27,8 +28,12 @@ COST_CAPS: Final[Mapping[str, Decimal]] = {
 """Dollars per billing period by plan of the default policy, for people; the gate takes nano-dollars."""
 
 
-class PriceBook(Protocol):
+class Prices(Protocol):
     """Knows the prices of models."""
+
+    def price(self, model: str, at_ms: int) -> ModelPrice:
+        """Return a price. Errors: PriceUnknown."""
+        ...
 
     def knows(self, model: str, at_ms: int) -> bool:
         """Whether a price of the model is known."""
@@ -62,7 +67,7 @@ def routing_with(
     return routing
 
 
-def unpriced_routes(routing: Mapping[str, Route], prices: PriceBook, at_ms: int) -> list[str]:
+def unpriced_routes(routing: Mapping[str, Route], prices: Prices, at_ms: int) -> list[str]:
     """Return one line for each model of a route without a known price; its calls would be refused (G8)."""
     return [
         f"{task_type}: no price is known for its {role} {model}"
@@ -70,6 +75,34 @@ def unpriced_routes(routing: Mapping[str, Route], prices: PriceBook, at_ms: int)
         for role, model in roles_of(route)
         if not prices.knows(model, at_ms)
     ]
+
+
+def policy_errors(policy: Policy) -> list[str]:
+    """Return why a policy cannot be in force: what it states and nothing would follow.
+
+    What is wrong with its form is refused when it is read: a route whose fallback is its own model, for example.
+    """
+    return [
+        f"providers.{name}: no route can name a provider; OPENROUTER_BASE_URL sets the one that is called"
+        for name in policy.providers
+    ]
+
+
+def policy_warnings(policy: Policy, prices: Prices, at_ms: int) -> list[str]:
+    """Return what a person should know of a policy before it is in force; `prices` are by that policy."""
+    warnings = [f"{problem}: its calls would be refused" for problem in unpriced_routes(policy.tasks, prices, at_ms)]
+    for task_type, route in policy.tasks.items():
+        if route.cheaper is not None and not _is_cheaper(route.cheaper, route.model, prices, at_ms):
+            warnings.append(f"{task_type}: its cheaper model {route.cheaper} is not cheaper than {route.model}")
+    return warnings
+
+
+def _is_cheaper(model: str, than: str, prices: Prices, at_ms: int) -> bool:
+    """Whether a model costs less for prompt or completion; true where a price is not known, which is told anyway."""
+    if not prices.knows(model, at_ms) or not prices.knows(than, at_ms):
+        return True
+    one, other = prices.price(model, at_ms).max_prices(0), prices.price(than, at_ms).max_prices(0)
+    return one[0] < other[0] or one[1] < other[1]
 
 
 def roles_of(route: Route) -> list[tuple[str, str]]:

@@ -52,6 +52,14 @@ METRICS: Final = (
     Metric("ledger", "tollbook_denied_total", "counter", ("reason",), "calls refused: `cap` or `wait_timeout`"),
     Metric(
         "ledger",
+        "tollbook_budget_denied_total",
+        "counter",
+        ("budget",),
+        "calls refused by each budget of the policy; `user`: the users' billing periods",
+    ),
+    Metric("ledger", "tollbook_alerts_total", "counter", ("budget",), "alerts raised by each budget of the policy"),
+    Metric(
+        "ledger",
         "tollbook_attempts_total",
         "counter",
         ("model", "outcome"),

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 
+from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.routing import unpriced_routes
 from tollbook.inference.runtime import now_ms
 from tollbook.ledger.errors import (
@@ -152,9 +153,13 @@ class Readiness:
         """Weigh a call as the gate would, for a user id that no task can have."""
         user = _probe_user(partition, len(opened.handle.keys))
         period = month_at(self._now_ms()).name
-        policy = opened.handle.policy
-        budget = BudgetCap(budget_name("user", user, period), policy.plan_cap_nanousd(policy.default_plan))
-        await opened.ledger.balance(user_id=user, period=period, budgets=[budget])
+
+        async def weigh(policy: PolicyInForce) -> None:
+            cap_nanousd = policy.cap_nanousd(user, policy.policy.default_plan)
+            budget = BudgetCap(budget_name("user", user, period), cap_nanousd)
+            await opened.ledger.balance(user_id=user, period=period, budgets=[budget], policy_version=policy.version)
+
+        await opened.handle.policies.decide(user, weigh)
 
     async def _prices(self, opened: OpenLedger) -> list[Check]:
         routes = opened.handle.policy.tasks

@@ -118,6 +118,9 @@ def _add_totals(page: Page, totals: Totals, models: frozenset[str]) -> None:
         page.add("tollbook_denied_total", 0, reason=reason)
     for group, sums in totals.groups("budget-denied"):
         page.add("tollbook_denied_total", sums.events, reason=group.reason)
+        page.add("tollbook_budget_denied_total", sums.events, budget=group.budget)
+    for group, sums in totals.groups("alert-raised"):
+        page.add("tollbook_alerts_total", sums.events, budget=group.budget)
     for group, sums in totals.groups("fallback-used"):
         page.add("tollbook_fallbacks_total", sums.events, model=_label(group.model, models), reason=group.reason)
 

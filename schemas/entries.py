@@ -90,7 +90,7 @@ def task_entry(stream: str, values: Mapping[str, object], *, new_id: str, policy
     """
     fields = {name: _text(name, value) for name, value in {"task_id": new_id, **_given(values)}.items()}
     check_entry_size(sum(len(part.encode("utf-8", "replace")) for pair in fields.items() for part in pair))
-    task = check_task(task_from_fields(fields), policy)
+    task = check_task(task_from_fields(fields, policy.tag_names), policy)
     # Ids go out in the spelling in which they are kept.
     ids = {name: getattr(task, name) for name in ("task_id", "user_id", "campaign_id") if name in fields}
     return TaskEntry(check_stream(stream, policy), ids["task_id"], {**fields, **ids})

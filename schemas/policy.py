@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     StringConstraints,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -44,6 +45,12 @@ def _not_bool(value: object) -> object:
     return value
 
 
+def _number_schema(**limits: int) -> WithJsonSchema:
+    """In a file a number; in an event's JSON text."""
+    text = {"type": "string", "pattern": r"^\d+(\.\d+)?$"}
+    return WithJsonSchema({"anyOf": [{"type": "number", **limits}, text]}, mode="validation")
+
+
 _AsText = PlainSerializer(lambda number: f"{number.normalize():f}", return_type=str, when_used="json")
 Usd = Annotated[
     Decimal,
@@ -51,6 +58,7 @@ Usd = Annotated[
     Field(ge=0, le=MAX_CAP_USD, allow_inf_nan=False),
     Expected(f"dollars from 0 to {MAX_CAP_USD}"),
     _AsText,
+    _number_schema(minimum=0, maximum=MAX_CAP_USD),
 ]
 """Dollars; in JSON a string, since a JSON number is a float to most readers."""
 UsdPerMtok = Annotated[
@@ -59,6 +67,7 @@ UsdPerMtok = Annotated[
     Field(ge=0, le=MAX_USD_PER_MTOK, allow_inf_nan=False),
     Expected(f"dollars from 0 to {MAX_USD_PER_MTOK}"),
     _AsText,
+    _number_schema(minimum=0, maximum=MAX_USD_PER_MTOK),
 ]
 Fraction = Annotated[
     Decimal,
@@ -66,6 +75,7 @@ Fraction = Annotated[
     Field(gt=0, le=10, allow_inf_nan=False, decimal_places=4),
     Expected("a fraction of the cap, greater than 0 and at most 10, such as 0.8"),
     _AsText,
+    _number_schema(exclusiveMinimum=0, maximum=10),
 ]
 EnvName = Annotated[
     str,
@@ -103,6 +113,7 @@ class BudgetRule(Rule):
     """A budget beside the user's billing period: one balance per window and per value of its attributes."""
 
     name: Name
+    """Its name; it is part of the keys of its balances."""
     by: tuple[Name, ...] = ()
     """Attributes that have a balance each: any of user, plan, campaign, task, model, or a tag. None: all together.
     A call without one of them is not held against this budget."""
@@ -225,6 +236,7 @@ class Policy(Rule):
     month_starts_on: Annotated[int, Field(ge=1, le=28)] = 1
     """First day of a billing period."""
     week_starts_on: WeekStart = "monday"
+    """First day of a week: monday or sunday."""
     user_ids: Literal["plain", "hashed"] = "plain"
     """Whether users' ids stand on the ledger as they are or as keyed hashes; fixed when the ledger is created."""
     default_plan: Name = "trial"
@@ -308,6 +320,11 @@ class Policy(Rule):
     def digest(self) -> str:
         """SHA-256 of the content, in hexadecimal. Equal policies have equal digests."""
         return digest_of(self.content())
+
+    @cached_property
+    def tag_names(self) -> frozenset[str]:
+        """The attributes of budgets that are tags: a task may have them as fields of its own."""
+        return frozenset(name for rule in self.budgets for name in rule.by if name not in ATTRIBUTES)
 
     @property
     def task_types(self) -> tuple[str, ...]:

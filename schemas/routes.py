@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Final, Self, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from tollbook.schemas.problems import UTF8_WORDS, shown, unknown_name
 from tollbook.schemas.tasks import ModelId
@@ -81,8 +90,17 @@ class Route(BaseModel):
     """Model that is called first."""
     fallback: Annotated[
         tuple[ModelId, ...],
-        BeforeValidator(_resolved_each, json_schema_input_type=str | list[str] | None),
+        BeforeValidator(_resolved_each),
         Field(max_length=MAX_FALLBACKS),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "string"},
+                    {"type": "array", "items": {"type": "string"}, "maxItems": MAX_FALLBACKS, "uniqueItems": True},
+                ]
+            },
+            mode="validation",
+        ),
     ] = ()
     """Model, or list of models, that are called in this order when the one before fails."""
     cheaper: ResolvedModel | None = None

@@ -7,7 +7,7 @@ envelope before the message comes here.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, Final, Self, cast
 
 from pydantic import (
@@ -255,8 +255,11 @@ def check_entry_size(size: int) -> None:
         raise InvalidTask(f"the message must have at most {MAX_ENTRY_BYTES} bytes, not {size}")
 
 
-def task_from_fields(fields: Mapping[str, Any]) -> Task:
-    """Read a task from the fields of a stream entry. Errors: InvalidTask, which names each wrong field."""
+def task_from_fields(fields: Mapping[str, Any], tag_names: Collection[str] = ()) -> Task:
+    """Read a task from the fields of a stream entry; those of `tag_names` are tags.
+
+    Errors: InvalidTask, which names each wrong field.
+    """
     document: Mapping[str, Any] = fields
     if "data" in fields and "task" not in fields:
         document = _json_object(fields["data"], name="data")
@@ -275,10 +278,24 @@ def task_from_fields(fields: Mapping[str, Any]) -> Task:
             value = values.pop(alias)
             if str(values.setdefault(name, value)) != str(value):
                 raise InvalidTask(f"'{name}' and '{alias}' differ: give one of them")
+    _collect_tags(values, tag_names)
     try:
         return Task.model_validate(values)
     except ValidationError as exc:
         raise InvalidTask(as_text(problems_of(exc, Task, hides=may_be_prompt(values)))) from None
+
+
+def _collect_tags(values: dict[str, Any], tag_names: Collection[str]) -> None:
+    """Put fields that are tags into `tags`. Errors: InvalidTask where a tag is given twice, and differs."""
+    fields = {name: values.pop(name) for name in tag_names if name in values and name not in Task.model_fields}
+    tags = values.get("tags", {})
+    if not fields or not isinstance(tags, dict):
+        return
+    tags = cast("dict[str, Any]", tags)
+    for name, value in fields.items():
+        if str(tags.get(name, value)) != str(value):
+            raise InvalidTask(f"'{name}' and 'tags.{name}' differ: give one of them")
+    values["tags"] = {**tags, **fields}
 
 
 def may_be_prompt(values: Mapping[str, Any]) -> Callable[[object], bool]:

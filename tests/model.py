@@ -186,7 +186,9 @@ class LedgerModel:
         call.state, call.hold, call.amount, call.worker, call.period = "open", call.hold + 1, amount, worker, period
         call.begun, call.spent, call.assumed, call.budgets = attempt, 0, 0, tuple(names)
         call.places[call.hold] = (period, call.budgets)
-        call.cap, call.plan = caps[0], self.plans.get(user, plan)
+        # A plan is remembered only where its alerts may need it.
+        has_alerts = self.rules_of(self.policy) != AlertRules()
+        call.cap, call.plan = caps[0], self.plans.get(user, plan) if has_alerts else "-"
         self._hold_more(call, call_id, attempt, amount, caps)
         return ("OK", call.hold, attempt, amount, own.committed, caps[0])
 

@@ -179,7 +179,8 @@ async def serving(running: RunningSystem, workers: int) -> AsyncIterator[Sequenc
     """Run workers beside those that run already; they are stopped at the end."""
     runtime, state, stop = running.system.runtime, running.system.state, asyncio.Event()
     names = [f"worker-{len(running.workers) + number}" for number in range(workers)]
-    made = [build_worker(runtime, STREAMS, name, observer=state.tracing) for name in names]
+    streams = tuple(runtime.rules.streams)
+    made = [build_worker(runtime, streams, name, observer=state.tracing) for name in names]
     running.workers += made
     url = running.system.redis_url
     served = [

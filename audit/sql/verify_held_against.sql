@@ -5,7 +5,8 @@ WITH wanted AS (
         e.partition, e.seq, e.id, e.payload, p.version,
         unnest(from_json(p.content->'budgets', '[{"name": "VARCHAR", "by": ["VARCHAR"]}]')) AS rule,
         p.definitions,
-        ['user', 'plan', 'task', 'model'] || CASE WHEN e.campaign_id IS NULL THEN [] ELSE ['campaign'] END AS stated
+        ['user', 'plan', 'task', 'model'] || CASE WHEN e.campaign_id IS NULL THEN [] ELSE ['campaign'] END
+            || coalesce(json_keys(e.payload, '$.tags'), []) AS stated
     FROM (SELECT * FROM events WHERE type = 'budget-reserved' AND kind = 'hold') AS e
     ASOF JOIN (SELECT * FROM policies WHERE json_array_length(content->'budgets') > 0) AS p
         ON p.partition = e.partition AND p.seq < e.seq

@@ -3,12 +3,12 @@
 Invariant: what is not changed keeps the recorded amount, to the nano-dollar.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tollbook.inference.prices.model_price import TOKENS_PER_MTOK, ModelPrice
+from tollbook.inference.prices.model_price import TOKENS_PER_MTOK, ModelPrice, dated_prices
 from tollbook.schemas.money import MAX_NANOUSD
-from tollbook.schemas.policy import default_policy
+from tollbook.schemas.policy import Policy, PriceRule, default_policy
 from tollbook.schemas.usage import Usage
 
 PriceOf = Callable[[str, int], ModelPrice]
@@ -33,6 +33,37 @@ class Alternatives:
     prices: Mapping[str, ModelPrice] = field(default_factory=dict[str, ModelPrice])
     routes: Mapping[str, OtherRoute] = field(default_factory=dict[str, OtherRoute])
 
+    @classmethod
+    def of_policy(cls, other: Policy, in_force: Policy, at_ms: int) -> "Alternatives":
+        """Return what another policy changes of the one in force: caps of plans and users, prices, routes.
+
+        Prices are those of `at_ms`, milliseconds since the epoch. What both say alike keeps what was recorded.
+        """
+        plans, users = other.plan_caps_nanousd, other.user_caps_nanousd
+        return cls(
+            plan_caps_nanousd={name: cap for name, cap in plans.items() if in_force.plan_caps_nanousd.get(name) != cap},
+            user_caps_nanousd={name: cap for name, cap in users.items() if in_force.user_caps_nanousd.get(name) != cap},
+            prices={
+                model.lower(): _price_at(model, rules, at_ms)
+                for model, rules in other.prices.items()
+                if in_force.prices.get(model) != rules
+            },
+            routes={
+                name: OtherRoute(route.model, route.fallback[0] if route.fallback else None, bool(route.fallback))
+                for name, route in other.tasks.items()
+                if name in in_force.tasks and in_force.tasks[name].models[:2] != route.models[:2]
+            },
+        )
+
+    def with_changes(self, other: "Alternatives") -> "Alternatives":
+        """Return these changes with others, which win."""
+        return Alternatives(
+            plan_caps_nanousd={**self.plan_caps_nanousd, **other.plan_caps_nanousd},
+            user_caps_nanousd={**self.user_caps_nanousd, **other.user_caps_nanousd},
+            prices={**self.prices, **other.prices},
+            routes={**self.routes, **other.routes},
+        )
+
     @property
     def changes_prices(self) -> bool:
         """Whether an attempt could have another cost."""
@@ -41,6 +72,12 @@ class Alternatives:
     def __bool__(self) -> bool:
         """Whether anything is changed."""
         return bool(self.plan_caps_nanousd or self.user_caps_nanousd or self.changes_prices)
+
+
+def _price_at(model: str, rules: Sequence[PriceRule], at_ms: int) -> ModelPrice:
+    dated = dated_prices(model, rules)
+    begun = [each for each in dated if each.from_ms <= at_ms]
+    return (begun[-1] if begun else dated[0]).price
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ def assumptions(alternatives: Alternatives, total: Totals) -> list[str]:
     if alternatives.changes_prices:
         sentences.append("No fallback is needed that was not needed then.")
     sentences.append(
-        "Caps per day and per campaign are as recorded, and the wait for other calls' holds is as set now."
+        "Budgets beside the user's billing period are as recorded, and the wait for other calls' holds is as set now."
     )
     if total.allowed:
         sentences.append(

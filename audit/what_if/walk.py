@@ -23,15 +23,25 @@ from tollbook.audit.what_if.alternatives import (
 from tollbook.audit.what_if.budgets import Budgets, Caps, Hold
 from tollbook.audit.what_if.decisions import Decisions
 from tollbook.audit.what_if.totals import Account, Outcome
+from tollbook.inference.budgets import BudgetPolicy
 from tollbook.inference.prices.model_price import ModelPrice
 from tollbook.ledger.projection.fold import LedgerGap
-from tollbook.schemas.identifiers import budget_name, day_at
-from tollbook.schemas.policy import Policy
+from tollbook.schemas.identifiers import budget_name
+from tollbook.schemas.policy import Policy, default_policy
 from tollbook.schemas.upcasters import UnreadableEvent
 
 NO_PLAN: Final = "-"
 """Stands for the plan of users without a plan on the ledger."""
 
+# Before a ledger had a policy, these two budgets could be set beside the users'. Only their names matter here.
+_EARLIER: Final = default_policy(
+    {
+        "budgets": [
+            {"name": "day", "by": ["user"], "window": "day", "cap_usd": 0},
+            {"name": "campaign", "by": ["campaign"], "window": "month", "cap_usd": 0},
+        ]
+    }
+)
 _COLUMNS: Final = ("id", "ms", "type", "user_id", "period", "call_id", "attempt", "amount", "payload")
 # They add nothing about money to the other events.
 _SKIPPED: Final = ("fallback-used", "segment-sealed", "ledger-recovered", "alert-raised")
@@ -126,6 +136,7 @@ class _Partition:
         self._plans: dict[str, str] = {}
         # The plan of each call's last hold: what is booked later counts there, whatever plan its user is on by then.
         self._plans_of_calls: dict[str, str] = {}
+        self._policy = BudgetPolicy(_EARLIER)
         self.handlers = {
             "budget-reserved": self._reserved,
             "model-called": self._called,
@@ -244,10 +255,17 @@ class _Partition:
             return
         own, refusing, cap = event.account_budget, payload["budget"], payload["cap_nanousd"]
         own_cap = self._caps.without_credit(account, cap) if refusing == own else self._caps.recorded(account)
-        # The event names no other budget; the call would have been held against the same budgets as others.
-        day = budget_name("day", event.user_id, day_at(event.ms).name)
-        campaign = budget_name("campaign", payload.get("campaign_id") or "", event.period)
-        caps = {name: self._caps.further[name] for name in (day, campaign) if name in self._caps.further}
+        # The event names no other budget; the call would have been held against those of the policy then.
+        attributes = {
+            **payload.get("tags", {}),
+            "user": event.user_id,
+            "plan": payload["plan"],
+            "task": payload["task_type"],
+            "model": payload["bound"]["model"],
+            **({"campaign": payload["campaign_id"]} if payload.get("campaign_id") else {}),
+        }
+        further = [budget.name for budget in self._policy.further_at(event.ms, attributes)]
+        caps = {name: self._caps.further[name] for name in further if name in self._caps.further}
         caps = {own: own_cap, **caps, refusing: own_cap if refusing == own else cap}
         hold = self._new_hold(event, account, tuple(caps.items()), is_made=False)
         self._decisions.ask(hold, recorded="denied", is_final=payload["reason"] == "wait_timeout")
@@ -269,6 +287,7 @@ class _Partition:
 
     def _policy_applied(self, event: _Event) -> None:
         policy = Policy.model_validate(event.payload["content"])
+        self._policy = BudgetPolicy(policy, event.payload.get("definitions", {}))
         users = {user: policy.user_cap_nanousd(user, policy.default_plan) for user in policy.users}
         self._caps.settings = RecordedCaps(plans=policy.plan_caps_nanousd, users=users)
 

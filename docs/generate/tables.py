@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, cast, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -15,8 +15,9 @@ from tollbook.inference.routing import MODEL_ROUTING
 from tollbook.inference.settings import settings_table
 from tollbook.ledger.projection.store import Store
 from tollbook.observability.catalogue import METRICS
+from tollbook.schemas.expectations import is_model
 from tollbook.schemas.money import format_usd
-from tollbook.schemas.policy import default_policy
+from tollbook.schemas.policy import Policy, default_policy
 from tollbook.schemas.results import ErrorCode, InferenceResult
 from tollbook.schemas.tasks import PING, Task
 
@@ -109,6 +110,36 @@ def routes() -> str:
     ]
     ping = (code(PING), "none: answers `pong`, free of charge", "", "", "")
     return table(("task type", "model", "fallback", "max_tokens", "temperature"), [*rows, ping])
+
+
+def policy_fields() -> str:
+    """Every field of a policy file."""
+    return table(("field", "meaning", "default"), _policy_rows(Policy, ""))
+
+
+def _policy_rows(model: type[BaseModel], place: str) -> Iterable[tuple[str, str, str]]:
+    """Yield a row for each field, and below a table of the file those of what it holds."""
+    for name, field in model.model_fields.items():
+        path = f"{place}{field.alias or name}"
+        inner = _inner_model(field.annotation)
+        default = (
+            ""
+            if inner or field.is_required() or field.default is None
+            else str(field.get_default(call_default_factory=True))
+        )
+        yield code(path), field.description or "", code("" if default in ("()", "{}") else default.removesuffix("()"))
+        if inner is not None:
+            is_list = get_origin(field.annotation) is tuple
+            is_named = get_origin(field.annotation) is dict
+            yield from _policy_rows(inner, f"{path}[]." if is_list else f"{path}.<name>." if is_named else f"{path}.")
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    """Return the model that a field holds, alone, in a list or by name."""
+    if is_model(annotation):
+        return annotation
+    found = (_inner_model(part) for part in get_args(annotation))
+    return next((model for model in found if model is not None), None)
 
 
 def plans() -> str:
@@ -215,6 +246,7 @@ _PARTS: Final[tuple[tuple[str, str, Callable[[], str]], ...]] = (
     ("reference/fields.md", "result fields", result_fields),
     ("reference/fields.md", "routes", routes),
     ("reference/fields.md", "plans", plans),
+    ("reference/policy.md", "policy fields", policy_fields),
     ("publishers/budgets.md", "plans", plans),
     ("reference/error-codes.md", "error codes", error_codes),
     ("reference/settings.md", "settings", settings),

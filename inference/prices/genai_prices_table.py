@@ -1,7 +1,8 @@
 """The table of genai-prices, read as exact integers: dated prices in tiers.
 
 Every rule here errs on the high side, since bounds rest on these prices. Models whose price the table cannot state are
-refused: routers and presets, which choose the model themselves; variants that it does not list (`:nitro`, `:online`);
+refused: routers and presets, which choose the model themselves; variants that bill for
+more than tokens (`:online`), or may have another price (`:thinking`);
 models that bill for web searches of their own; and models without a price for text in and text out.
 """
 
@@ -21,6 +22,16 @@ _REFUSED_SUFFIXES: Final = {
     ":online": "it bills for each web search",
     ":batch": "batch prices are not valid for chat completions",
 }
+# By these OpenRouter chooses among the endpoints of the same model: by speed, by price, by how well they call tools.
+# It takes none that is dearer than the bound, which goes with each request as `provider.max_price` (November 2026).
+_CHOOSING_SUFFIXES: Final = (":nitro", ":floor", ":exacto")
+# A variant that has a price of its own, where the table has none.
+_UNLISTED_SUFFIXES: Final = {
+    ":thinking": "tokens of this variant may have another price than the model's own",
+    ":free": "the price catalogue has no free variant of this model",
+    ":extended": "this variant may have another price than the model's own",
+}
+_OPENROUTER: Final = "openrouter"
 _REFUSED_PARTS: Final = {
     "perplexity/sonar": "it bills for each web search, at a price that the catalogue does not have",
     "-search-preview": "it bills for each web search",
@@ -56,6 +67,13 @@ def prices_of(model: str, provider_id: str, service_tier: str = "") -> tuple[Dat
             model, f"the price catalogue has no provider {provider_id}; correct TOLLBOOK_PRICE_PROVIDER"
         )
     info = provider.find_model(model, all_providers=snapshot.providers)
+    if info is None and provider_id == _OPENROUTER:
+        base, colon, name = model.rpartition(":")
+        suffix = (colon + name).lower()
+        if suffix in _CHOOSING_SUFFIXES:
+            return prices_of(base, provider_id)
+        if suffix in _UNLISTED_SUFFIXES:
+            raise PriceUnknown.of_model(model, f"{_UNLISTED_SUFFIXES[suffix]}; set it in TOLLBOOK_PRICES")
     if info is None:
         raise PriceUnknown.of_model(
             model, f"the price catalogue does not list it for {provider_id}; set it in TOLLBOOK_PRICES"

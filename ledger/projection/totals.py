@@ -42,6 +42,7 @@ class Group(NamedTuple):
     is_doubted: bool
     http_status: int
     kind: str
+    budget: str
     frees_hold: bool
 
 

@@ -19,6 +19,7 @@ from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import CreditTooLow, NoPlanAssigned
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import Gate, create_ledger
+from tollbook.ledger.gate.policies import PolicyRequest
 from tollbook.ledger.gate.requests import (
     EMPTY_BASELINE,
     AdjustRequest,
@@ -49,9 +50,12 @@ from tollbook.schemas.events import (
     ModelCalled,
     PlanAssigned,
     PlanCleared,
+    PolicyApplied,
     payload_json,
 )
 from tollbook.schemas.identifiers import EntryId, Window, budget_name, day_at, month_at, partition_of
+from tollbook.schemas.money import usd_from_nanousd
+from tollbook.schemas.policy import default_policy
 from tollbook.schemas.usage import Usage
 
 LEDGER = "ledger-of-the-gate"
@@ -60,6 +64,15 @@ BOUND = BoundPrice(
     model="m/large", prompt_tokens=9, completion_tokens=9, prompt_nanousd_per_mtok=1, completion_nanousd_per_mtok=1
 )
 NEVER = 10.0**9
+POLICY = default_policy(
+    {
+        "plans": {"growth": {"cap_usd": usd_from_nanousd(CAP)}},
+        "budgets": [
+            {"name": "day", "by": ["user"], "window": "day", "cap_usd": usd_from_nanousd(CAP - 1_000)},
+            {"name": "campaign", "by": ["campaign"], "window": "month", "cap_usd": usd_from_nanousd(CAP)},
+        ],
+    }
+)
 
 
 @dataclass
@@ -120,7 +133,9 @@ class GateLedger:
             + [self.adjust, self.answer_late, self.release, self.charge]
             + [self.assign, self.credit, self.revoke, self.clear]
         )  # fmt: skip
-        for _ in range(steps):
+        for number in range(steps):
+            if number == steps // 2:
+                await self.apply_policy()
             await self._draw.choice(actions)()
 
     async def fold(self) -> None:
@@ -168,6 +183,21 @@ class GateLedger:
             names.append((budget_name("campaign", f"{user}:spring", self._window.name), CAP))
         return tuple(BudgetCap(name, cap) for name, cap in names)
 
+    async def apply_policy(self) -> None:
+        """Put the next version in force, of the caps that calls are held by here, in every partition."""
+        versions = [(await gate.policy()).version for gate in self._gates]
+        version = max(versions) + 1
+        applied = PolicyApplied(
+            version=version, digest=POLICY.digest, content=POLICY.content(), author="ops", reason="asked"
+        )
+        payload = payload_json(applied)
+        for gate, before in zip(self._gates, versions, strict=True):
+            request = PolicyRequest(in_force=before, version=version, digest=POLICY.digest, payload=payload)
+            await gate.apply_policy(request)
+
+    async def _version(self, user: str) -> int:
+        return (await self._gate(user).policy()).version
+
     async def reserve(self, *, amount: int | None = None, is_final: bool = False) -> None:
         user = f"u{self._draw.randrange(4)}"
         amount = amount or self._draw.randrange(10_000, 300_000)
@@ -190,9 +220,14 @@ class GateLedger:
     async def _reserve(
         self, call_id: str, user: str, budgets: tuple[BudgetCap, ...], amount: int, *, is_final: bool
     ) -> None:
+        version = await self._version(user)
+        day = BudgetCap(budget_name("day", user, self._day), CAP - 1_000)
+        if version and day not in budgets:  # Before the first policy, one user has no budget for the day.
+            budgets = (budgets[0], day, *budgets[1:])
         request = ReserveRequest(
             call_id=call_id, user_id=user, window=self._window, content_hash="c" * 32, amount_nanousd=amount,
             worker="host:1", lease_ms=600_000, payload=self._order(), budgets=budgets, is_final=is_final,
+            policy_version=version,
         )  # fmt: skip
         reply = await self._gate(user).reserve(request, [EMPTY_BASELINE] * len(budgets))
         if isinstance(reply, Reserved):
@@ -223,6 +258,7 @@ class GateLedger:
             call_id=call.call_id, user_id=call.user, hold=call.hold, attempts_begun=call.attempt + 1,
             spent_nanousd=call.spent, assumed_nanousd=0, events=events, budgets=call.budgets,
             extension_nanousd=extension, extension_payload=self._extension(),
+            policy_version=await self._version(call.user),
         )  # fmt: skip
         reply = await self._gate(call.user).record(request, [EMPTY_BASELINE] * len(call.budgets))
         if isinstance(reply, int):

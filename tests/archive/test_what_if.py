@@ -41,6 +41,7 @@ from tollbook.ledger.gate.functions import library_code
 from tollbook.ledger.projection.fold import LedgerGap
 from tollbook.schemas.events import BudgetDenied, CostRecorded
 from tollbook.schemas.money import NANOUSD_PER_USD, format_usd
+from tollbook.schemas.policy import default_policy
 from tollbook.views import tables
 from tollbook.views.what_if import print_what_if
 
@@ -648,3 +649,29 @@ def test_changes_are_read_from_the_options() -> None:
         prices={"anthropic/claude-3-haiku": price("anthropic/claude-3-haiku", "0.8", "4")},
         routes={"score_post": OtherRoute("openai/gpt-4o-mini", None, has_fallback=False)},
     )
+
+
+def test_what_is_booked_later_counts_for_the_plan_of_its_call() -> None:
+    """As in the views of the projection: the user is on another plan by the time of the correction."""
+    script = Script(plan="trial").call("c0", 4, 3).as_user("ann", plan="growth").call("c1", 4, 3).adjust("c0", 2)
+    by_plan = {plan: sums.spent_nanousd for plan, (_, sums) in decide(script.entries).by_plan().items()}
+    assert by_plan == {"trial": 3 + 2, "growth": 3}
+
+
+def test_another_policy_changes_what_it_says_differently() -> None:
+    in_force = default_policy({"users": {"vip": 100, "old": 7}, "prices": {"m/a": {"prompt": 1, "completion": 2}}})
+    other = default_policy(
+        {
+            "plans": {"trial": {"cap_usd": 3}, "pro": {"cap_usd": 99}},
+            "users": {"vip": 100, "old": 8},
+            "prices": {"m/a": {"prompt": 1, "completion": 2}, "M/b": {"prompt": 1, "completion": 1}},
+            "tasks": {"score_post": {"model": MODEL, "max_tokens": 500}},
+        }
+    )
+    changed = Alternatives.of_policy(other, in_force, 0)
+    assert changed.plan_caps_nanousd == {"trial": 3 * USD, "pro": 99 * USD}
+    assert changed.user_caps_nanousd == {"old": 8 * USD}
+    assert list(changed.prices) == ["m/b"]
+    assert changed.routes == {"score_post": OtherRoute(MODEL, None, has_fallback=False)}
+    assert not Alternatives.of_policy(in_force, in_force, 0)
+    assert changed.with_changes(cap(1)).plan_caps_nanousd == {"trial": 1, "pro": 99 * USD}

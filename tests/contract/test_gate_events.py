@@ -45,6 +45,7 @@ from tollbook.schemas.events import (
     PolicyApplied,
     payload_json,
 )
+from tollbook.schemas.failures import ErrorDetails
 from tollbook.schemas.identifiers import Window
 from tollbook.schemas.usage import Usage
 
@@ -65,6 +66,7 @@ BOUND: Final = BoundPrice(
 )
 # 1,200 prompt tokens at 3 dollars and 2,000 completion tokens at 15 dollars per million.
 HOLD_NANOUSD: Final = 1_200 * 3_000 + 2_000 * 15_000
+_NO_ANSWER: Final = "model-called.no-answer"
 # In the order in which the scenario appends them.
 FILES: Final = (
     "plan-assigned",
@@ -89,7 +91,23 @@ FILES: Final = (
 )
 
 
-async def _write_every_event(gate: Gate) -> None:
+TIMEOUT: Final = ModelCalled(
+    hold=1, model=LARGE, outcome="timeout", error="no reply within 60 s", latency_ms=60_003,
+    charge_nanousd=HOLD_NANOUSD, charge_basis="assumed",
+)  # fmt: skip
+NO_ANSWER: Final = ModelCalled(
+    hold=1, model=LARGE, model_used=LARGE, outcome="ok", http_status=200,
+    error="the limit of completion tokens was used up before an answer: 500, 500 of them reasoning", latency_ms=4_100,
+    usage=Usage(
+        prompt_tokens=60, completion_tokens=500, cache_write_tokens=20, cache_write_1h_tokens=8, reasoning_tokens=500
+    ),
+    generation_id="gen-2", charge_nanousd=7_680_000, charge_basis="priced", finish_reason="length",
+    reason="output_limit", error_details=ErrorDetails(code="length", provider="Anthropic"),
+    usage_doubt="the total has more tokens than prompt and completion",
+)  # fmt: skip
+
+
+async def _write_every_event(gate: Gate, first: ModelCalled = TIMEOUT) -> None:
     names = (OWN.name, DAY.name, SPRING.name)
     budgets, baselines = (OWN, DAY, SPRING), (NOTHING,) * 3
     order: dict[str, Any] = {"task_type": "generate_draft", "stream": "generation", "plan": "starter"}
@@ -121,10 +139,6 @@ async def _write_every_event(gate: Gate) -> None:
     await assign("credit-1", CreditGranted(author="ops@example.com", reason="outage on 4 November"), 1_000_000_000)
     await gate.reserve(reserve("generation-1-0", HOLD_NANOUSD, BudgetReserved(**order)), baselines)
 
-    timeout = ModelCalled(
-        hold=1, model=LARGE, outcome="timeout", error="no reply within 60 s", latency_ms=60_003,
-        charge_nanousd=HOLD_NANOUSD, charge_basis="assumed",
-    )  # fmt: skip
     fallback = FallbackUsed(hold=1, from_model=LARGE, to_model=SMALL, reason="timeout")
     await gate.record(
         RecordRequest(
@@ -132,7 +146,7 @@ async def _write_every_event(gate: Gate) -> None:
             assumed_nanousd=HOLD_NANOUSD, budgets=budgets, extension_nanousd=1_380_000,
             extension_payload=payload_json(BudgetReserved(kind="extension", **order)),
             events=(
-                AttemptEvent("model-called", 1, payload_json(timeout)),
+                AttemptEvent("model-called", 1, payload_json(first)),
                 AttemptEvent("fallback-used", 1, payload_json(fallback)),
             ),
         ),
@@ -228,5 +242,16 @@ async def test_the_gate_writes_what_the_golden_files_show(every_redis_client: Re
     assert [list(fields) for fields in found] == [list(fields) for fields in golden]
 
 
+async def test_the_gate_writes_what_the_golden_file_of_a_reply_without_an_answer_shows(
+    every_redis_client: Redis,
+) -> None:
+    async with open_bench(every_redis_client) as bench:
+        await _write_every_event(bench.gate, NO_ANSWER)
+        found = (await bench.events())[FILES.index("model-called.timeout")]
+    assert found == json.loads((GOLDEN / f"{_NO_ANSWER}.json").read_text(encoding="utf-8"))["fields"]
+
+
 def test_every_golden_file_but_those_of_the_archive_comes_from_the_gate() -> None:
-    assert {path.stem for path in GOLDEN.glob("*.json")} - {"segment-sealed", "ledger-recovered"} == set(FILES)
+    assert {path.stem for path in GOLDEN.glob("*.json")} - {"segment-sealed", "ledger-recovered", _NO_ANSWER} == set(
+        FILES
+    )

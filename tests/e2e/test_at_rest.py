@@ -126,6 +126,6 @@ async def test_a_running_system_is_used_instead(here: Path) -> None:
 
 async def test_a_server_over_data_at_rest_takes_no_write(here: Path) -> None:
     async with server_at_rest(here / "data") as url, connect(url) as redis:
-        assert await redis.xlen("{tollbook:0}:ledger") == 9
+        assert await redis.xlen("{tollbook:0}:ledger") == 10
         with pytest.raises(ReadOnlyError):
             await redis.set("a", "b")

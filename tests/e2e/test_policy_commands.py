@@ -67,6 +67,11 @@ async def test_the_policy_goes_from_the_file_to_the_ledger_and_is_followed(
         toml = await policy("show", "--toml")
         (tmp_path / "copy.toml").write_text(toml.stdout)
         assert (await policy("diff", "copy.toml")).code == 0
+        what_if = await run_cli("what-if", "--policy", "tollbook.toml", "--json", cwd=tmp_path, env=env)
+        assert what_if.json()["total"]["refused"] == {"recorded": 1, "what_if": 1}
+        call_id = refused.json()["task_id"]
+        explained = await run_cli("audit", "explain", call_id, cwd=tmp_path, env=env)
+        assert "by policy 2" in explained.stdout
         verified = await run_cli("verify", cwd=tmp_path, env=env)
         assert verified.code == 0, verified.stdout
         await up.end()

@@ -506,7 +506,8 @@ async def test_call_that_fits_with_neither_model_is_refused_once_with_the_cheape
         await calling.set_cap(1)
         result = await run(calling)
         assert (result.status, result.error_code) == (TaskStatus.DENIED, ErrorCode.PLAN_LIMIT_REACHED)
-        assert len(await story(calling)) == 1
+        assert await story(calling) == [("denied", BOUND[MINI])]
+        await calling.check_guarantees()
         denied = await calling.query("SELECT payload FROM events WHERE type = 'budget-denied'")
         assert [json.loads(row["payload"])["bound"]["model"] for row in denied] == ["openai/gpt-4o-mini"]
 

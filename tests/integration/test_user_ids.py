@@ -215,6 +215,8 @@ async def test_commands_take_and_print_plain_ids_until_a_user_is_forgotten(
         assert ANN in await say("dead-letters", "list", "--user", ANN)
         assert ANN in await say("top", "--once")
         assert kept in await say("audit", "find", "--user", ANN)
+        lower = await say("what-if", "--user", ANN, "--user-cap", f"{ANN}=0.0001", "--json")
+        assert [user["user_id"] for user in lower["users"]] == [ANN]
         assert await say("users", "hash", ANN) == f"{kept}\n"
         assert {row["user_id"] for row in await say("users", "list", "--json")} == {ANN, BOB}
         assert (await run_cli("users", "forget", ANN, cwd=tmp_path, env=env)).code == 2, "it asks first"

@@ -94,6 +94,7 @@ async def test_the_page_tells_what_sql_tells_of_the_same_ledger(
         assert (
             page.get("tollbook_denied_total", reason="cap") == await one(running, "SELECT sum(denied) FROM spend") == 1
         )
+        assert page.get("tollbook_budget_denied_total", budget="user") == 1
         attempts = page.all("tollbook_attempts_total")
         assert attempts == await series(
             running,

@@ -31,6 +31,7 @@ from tollbook.ledger.errors import CallsStopped, IdempotencyConflict, LedgerDive
 from tollbook.ledger.gate.call_record import parse_call_record
 from tollbook.ledger.gate.functions import function
 from tollbook.ledger.gate.gate import Gate
+from tollbook.ledger.gate.policies import POLICY_FIELDS
 from tollbook.ledger.gate.requests import (
     EMPTY_BASELINE,
     AdjustRequest,
@@ -193,8 +194,11 @@ async def state_of(redis: Redis) -> dict[str, Any]:
         elif name == "ledger":
             found[key] = await redis.xrange(raw)
         elif name == "meta":
-            found[key] = await redis.hmget(raw, ["ledger_id", "partitions", "sealed_seq", "sealed_chain"])
+            found[key] = await redis.hmget(raw, [*META_FIELDS, *POLICY_FIELDS])
     return found
+
+
+META_FIELDS = ("ledger_id", "partitions", "sealed_seq", "sealed_chain")
 
 
 def check_call(was: tuple[bytes, bool], now: tuple[bytes, bool]) -> None:

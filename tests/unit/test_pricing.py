@@ -94,8 +94,11 @@ def test_cache_write_below_the_prompt_price_is_a_surcharge_on_it() -> None:
     [
         "acme/unheard-of",
         "gpt-4o-mini",
-        "openai/gpt-4o-mini:nitro",
         "openai/gpt-4o-mini:online",
+        "openai/gpt-4o-mini:thinking",
+        "openai/gpt-4o-mini:extended",
+        "openai/gpt-4o-mini:nitro:online",
+        "acme/unheard-of:nitro",
         "openai/gpt-4o-mini:free",
         "openai/gpt-4o-mini@preset/cheap",
         "@preset/cheap",
@@ -164,8 +167,35 @@ def test_configured_price_not_in_force_yet_is_no_price() -> None:
 
 def test_configured_price_serves_models_that_the_catalogue_refuses() -> None:
     price = price_from_usd("x", prompt=Decimal(1), completion=Decimal(1))
-    catalogue = PriceCatalogue({"openai/gpt-4o-mini:nitro": [DatedPrice(FOREVER_MS, price)]})
-    assert catalogue.knows("openai/gpt-4o-mini:nitro", NOVEMBER_2026_MS)
+    catalogue = PriceCatalogue({"openai/gpt-4o-mini:online": [DatedPrice(FOREVER_MS, price)]})
+    assert catalogue.knows("openai/gpt-4o-mini:online", NOVEMBER_2026_MS)
+
+
+@pytest.mark.parametrize("suffix", [":nitro", ":floor", ":exacto", ":NITRO"])
+def test_suffix_that_only_chooses_among_endpoints_has_the_models_price_and_its_own_name(suffix: str) -> None:
+    base = CATALOGUE.price("openai/gpt-4o-mini", NOVEMBER_2026_MS)
+    chosen = CATALOGUE.price(f"openai/gpt-4o-mini{suffix}", NOVEMBER_2026_MS)
+    assert chosen.tiers == base.tiers
+    assert chosen.model == f"openai/gpt-4o-mini{suffix}"
+
+
+def test_free_variant_of_the_catalogue_costs_nothing() -> None:
+    price = CATALOGUE.price("deepseek/deepseek-r1:free", NOVEMBER_2026_MS)
+    assert price.max_prices(1_000_000) == (0, 0)
+    assert price.request_nanousd == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("openai/gpt-4o-mini:online", "it bills for each web search"),
+        ("openai/gpt-4o-mini:thinking", "may have another price"),
+        ("openai/gpt-4o-mini:free", "no free variant"),
+    ],
+)
+def test_refused_suffix_is_refused_with_its_reason(model: str, reason: str) -> None:
+    with pytest.raises(PriceUnknown, match=reason):
+        CATALOGUE.price(model, NOVEMBER_2026_MS)
 
 
 def test_memory_of_names_from_outside_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -283,13 +283,14 @@ def test_no_key_of_any_ledger_is_a_stream_for_replies(namespace: str) -> None:
         *default_policy().streams, STREAM_OWNERS, keys.dead_letters(namespace), keys.projector_lease(namespace),
         keys.worker_key(namespace, "w"), keys.task_partition(namespace, "t"), keys.tidying_lease(namespace),
         keys.dropped_dead_letters(namespace), keys.processes(namespace),
-        keys.dropped_tasks(namespace), Keys(namespace).ledger,
+        keys.dropped_tasks(namespace), keys.alerts(namespace), keys.alert_receivers(namespace),
+        keys.fed_alerts(namespace), keys.raised_alerts(namespace), Keys(namespace).ledger,
     ]  # fmt: skip
     # Whoever adds a key adds it here.
     made = {name for name, made in inspect.getmembers(keys, inspect.isfunction) if made.__module__ == keys.__name__}
     assert made - {"is_reserved_key", "dataclass", "field"} == {
         "dead_letters", "dropped_dead_letters", "projector_lease", "tidying_lease", "processes",
-        "dropped_tasks", "worker_key", "task_partition",
+        "dropped_tasks", "worker_key", "task_partition", "alerts", "alert_receivers", "fed_alerts", "raised_alerts",
     }  # fmt: skip
     for name in names:
         with pytest.raises(InvalidTask, match="'reply_to' must be"):
@@ -299,3 +300,20 @@ def test_no_key_of_any_ledger_is_a_stream_for_replies(namespace: str) -> None:
 @pytest.mark.parametrize("name", ["replies", "tollbook-replies", "app:results", "worker:7", "a:tasks", "generations"])
 def test_any_other_stream_is_one_for_replies(name: str) -> None:
     assert task_from_fields({**SCORE, "reply_to": name}).reply_to == name
+
+
+def test_fields_that_a_budget_names_are_tags() -> None:
+    fields = {"task": "score_post", "user_id": "u1", "prompt": "p", "team": "red", "region": "eu"}
+    assert task_from_fields(fields, {"team", "region", "absent"}).tags == {"team": "red", "region": "eu"}
+    both = task_from_fields({**fields, "tags": '{"team": "red", "x": 1}'}, {"team", "region"})
+    assert both.tags == {"team": "red", "region": "eu", "x": "1"}
+    # It is the same task however the tag is given.
+    within = {**fields, "tags": {"team": "red", "region": "eu"}}
+    del within["team"], within["region"]
+    assert task_from_fields(within).content_hash() == task_from_fields(fields, {"team", "region"}).content_hash()
+    with pytest.raises(InvalidTask, match=r"'team' and 'tags\.team' differ"):
+        task_from_fields({**fields, "tags": {"team": "blue"}}, {"team", "region"})
+    with pytest.raises(InvalidTask, match="unknown field 'region'"):
+        task_from_fields(fields, {"team"})
+    # A name of Tollbook's own stays what it is.
+    assert task_from_fields({"task": "score_post", "user_id": "u1", "prompt": "p"}, {"user_id"}).tags is None

@@ -7,6 +7,7 @@ import pytest
 from rich.cells import cell_len
 
 from tollbook.views.top.figures import (
+    BudgetFigures,
     Figures,
     Problem,
     RateFigures,
@@ -260,3 +261,9 @@ def test_the_document_has_money_in_dollars_with_nine_places() -> None:
     assert document["redis"]["streams"][1] == {
         "name": "analysis", "length": 123_456, "waiting": 1_200, "pending": 32, "oldest_pending_s": 4.56,
     }  # fmt: skip
+
+
+def test_budgets_that_are_used_up_most_have_a_line() -> None:
+    budgets = (BudgetFigures("team-week", "red", 20 * USD, 20 * USD), BudgetFigures("all-spend", "all", USD, 40 * USD))
+    shown = text(replace(FIGURES, spend=replace(SPEND, budgets=budgets)), 80, 24)
+    assert " budgets   team-week red 100% of $20.0000 · all-spend 2% of $40.0000\n" in shown

@@ -108,6 +108,16 @@ class UserFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetFigures:
+    """A balance of one of the policy's further budgets, in its latest window."""
+
+    name: str
+    value: str
+    spent_nanousd: int
+    cap_nanousd: int
+
+
+@dataclass(frozen=True, slots=True)
 class SpendFigures:
     """A billing period in a copy of the projection, and what the ledger has of it since.
 
@@ -136,6 +146,8 @@ class SpendFigures:
     """Events on the ledger that were not folded when it was copied; None where Redis could not be asked."""
     lag_s: float | None
     """How old the oldest of them was."""
+    budgets: tuple[BudgetFigures, ...] = ()
+    """Further budgets, those whose caps are used up most, as of the copy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from tollbook.inference.settings import Settings
 from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.server.endpoint import read_endpoint
-from tollbook.schemas.identifiers import month_at
 from tollbook.views.top.figures import Figures, Problem, SpendFigures, UserFigures
 from tollbook.views.top.problems import find_problems
 from tollbook.views.top.projection_reader import Copy, ProjectionReader
@@ -59,7 +58,7 @@ class Gatherer:
             problem = Problem("person", str(exc))
         seen = self._seen
         at_ms = now_ms() if problem or seen is None else seen.now_ms
-        copy = await self._projection.read(month_at(at_ms).name, seen, must_copy=must_copy)
+        copy = await self._projection.read(self._redis.calendar.month_at(at_ms).name, seen, must_copy=must_copy)
         now_s = time.monotonic()
         figures = Figures(
             at_ms=at_ms,

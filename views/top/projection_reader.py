@@ -16,7 +16,7 @@ from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.projection.snapshot import open_snapshot
 from tollbook.schemas.identifiers import EntryId
-from tollbook.views.top.figures import SpendFigures, UserFigures
+from tollbook.views.top.figures import BudgetFigures, SpendFigures, UserFigures
 from tollbook.views.top.redis_reader import Seen
 
 _COPY_EVERY_S: Final = 5.0
@@ -39,6 +39,14 @@ _BY_SPEND: Final = f"{_TOP} ORDER BY spent_usd DESC, user_id LIMIT {_USERS}"
 _BY_USE: Final = (
     f"{_TOP} ORDER BY spent_usd::DOUBLE / nullif(cap_usd, 0)::DOUBLE DESC NULLS LAST, user_id LIMIT {_USERS}"
 )
+
+_BUDGETS: Final = """
+SELECT name, value, nanousd(spent_usd), nanousd(cap_usd)
+FROM (FROM budget_use WHERE name <> 'user' AND cap_usd > 0)
+QUALIFY "window" = max("window") OVER (PARTITION BY name)
+ORDER BY spent_usd::DOUBLE / cap_usd::DOUBLE DESC, name, value
+LIMIT 3
+"""
 
 _Signature = tuple[str, ...]
 
@@ -109,6 +117,7 @@ def read_copy(path: Path, period: str, seen: Seen | None) -> Copy:
         positions = {partition: Position(EntryId.parse(entry), seq) for partition, entry, seq, _ in rows}
         discrepancies = connection.execute("SELECT count(*) FROM discrepancies").fetchall()[0][0]
         totals = connection.execute(_TOTALS, {"period": period}).fetchall()[0]
+        budgets = connection.execute(_BUDGETS).fetchall()
         by_spend, by_use = (connection.execute(sql, {"period": period}).fetchall() for sql in (_BY_SPEND, _BY_USE))
     users, spent, held, calls, denied, fallbacks = map(int, totals)
     spend = SpendFigures(
@@ -129,6 +138,7 @@ def read_copy(path: Path, period: str, seen: Seen | None) -> Copy:
         by_use=tuple(UserFigures(*row) for row in by_use),
         lag_events=None,
         lag_s=None,
+        budgets=tuple(BudgetFigures(*row) for row in budgets),
     )
     return Copy(at_s, time.monotonic() - at_s, signature, spend, positions, seen)
 

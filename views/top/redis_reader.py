@@ -28,6 +28,7 @@ from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.policy import WATCH_INTERVAL_S, ServerPolicy, read_policy
 from tollbook.ledger.stream import RawEntry
 from tollbook.schemas.identifiers import EntryId
+from tollbook.schemas.windows import Calendar
 from tollbook.views.top.figures import HISTORY_S, RateFigures, RedisFigures, StreamFigures
 from tollbook.views.top.tail import Move, Tail, rates
 
@@ -174,6 +175,11 @@ class RedisReader:
         if ledger_id.decode() != self._ledger_id:
             self._ledger_id, self._tails, self._policies = ledger_id.decode(), {}, None
         return int(seconds) * 1000 + int(micros) // 1000, [Keys(namespace, n) for n in range(int(partitions))]
+
+    @property
+    def calendar(self) -> Calendar:
+        """The calendar of the policy in force; that of UTC until it is known."""
+        return Calendar() if self._policies is None else self._policies.newest.budgets.calendar
 
     async def _stream_names(self, pipeline: CommandPipeline, keys: list[Keys]) -> tuple[str, ...]:
         """Return the task streams of the policy in force."""

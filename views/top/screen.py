@@ -10,8 +10,17 @@ from typing import Final
 from rich.cells import set_cell_size
 from rich.text import Text
 
-from tollbook.views.tables import printable, utc, wrap
-from tollbook.views.top.figures import HISTORY_S, Figures, Problem, RateFigures, RedisFigures, StreamFigures
+from tollbook.schemas.identifiers import EVERYBODY
+from tollbook.views.tables import percent_used, printable, utc, wrap
+from tollbook.views.top.figures import (
+    HISTORY_S,
+    BudgetFigures,
+    Figures,
+    Problem,
+    RateFigures,
+    RedisFigures,
+    StreamFigures,
+)
 from tollbook.views.top.formats import ago, count, money, several, shorten
 from tollbook.views.top.users import Order, users_table
 
@@ -206,7 +215,17 @@ def _state(figures: Figures) -> list[list[Text]]:
     if redis is not None:
         workers = "?" if redis.workers is None else count(redis.workers)
         fold.append(Text(f"workers {workers}", "yellow" if redis.workers == 0 else ""))
-    return [flight, fold]
+    budgets = [] if spend is None else [_budget(each) for each in spend.budgets]
+    if budgets:
+        budgets[0] = Text("budgets   ") + budgets[0]
+    return [flight, fold, *([budgets] if budgets else [])]
+
+
+def _budget(budget: BudgetFigures) -> Text:
+    used = percent_used(budget.spent_nanousd, budget.cap_nanousd)
+    style = "yellow" if budget.spent_nanousd >= budget.cap_nanousd else ""
+    value = "" if budget.value == EVERYBODY else f" {printable(budget.value)}"
+    return Text(f"{printable(budget.name)}{value} {used} of ${money(budget.cap_nanousd)}", style)
 
 
 def _freshness(figures: Figures) -> list[Text]:

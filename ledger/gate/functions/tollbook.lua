@@ -605,13 +605,24 @@ local function add_alerts(due, meta, name, fractions, cap, settled, is_refusal)
   end
 end
 
+local NONE = {}
+
+-- The plan in force, where the policy has alerts that need it, else '-': the ledger's, or the one that the payload names.
+local function plan_for_alerts(meta, assigned, payload)
+  if not read_alert_rules(meta) then
+    return '-'
+  end
+  return assigned ~= '' and assigned or string.match(payload, '"plan":"([^"]*)"') or '-'
+end
+
 -- The alerts that are due once `delta` is added to settled spend. `cap` and `plan` are of the user's own budget, which
 -- is the first one; without a plan it is left out.
 local function due_alerts(meta, names, balances, delta, cap, plan)
-  local rules, due = read_alert_rules(meta), {}
+  local rules = read_alert_rules(meta)
   if not rules then
-    return due
+    return NONE
   end
+  local due = {}
   for i, name in ipairs(names) do
     if i == 1 then
       if rules.plans[plan] then
@@ -733,8 +744,8 @@ local function reserve(keys, args)
       '"settled_nanousd":' .. text(b.s), '"held_nanousd":' .. text(b.h), '"reason":"' .. reply[6] .. '"' }
     stamp_plan(stamps, w.plan)
     stamp_hash(stamps, hash)
-    local plan = w.plan ~= '' and w.plan or string.match(args[4], '"plan":"([^"]*)"') or '-'
-    local due = w.denied and due_refusal_alerts(meta, names, w, refused, plan) or {}
+    local plan = plan_for_alerts(meta, w.plan, args[4])
+    local due = w.denied and due_refusal_alerts(meta, names, w, refused, plan) or NONE
     append(meta, keys[2], 'budget-denied', user, period, call_id, text(attempt), amount,
       text(w.balances[1].s + w.balances[1].h), splice(stamps, args[4]))
     call.state = 'denied'
@@ -757,7 +768,7 @@ local function reserve(keys, args)
   end
   call.state, call.hold, call.amount, call.worker, call.deadline = 'open', hold, amount, worker, deadline
   call.begun, call.spent, call.assumed = attempt, 0, 0
-  call.cap, call.plan = w.caps[1], w.plan ~= '' and w.plan or string.match(args[4], '"plan":"([^"]*)"') or '-'
+  call.cap, call.plan = w.caps[1], plan_for_alerts(meta, w.plan, args[4])
   move_call(call, period, table.concat(names, '\n'))
   write_call(call_key, call)
   return { 'OK', id, text(hold), text(attempt), committed, text(w.caps[1]), deadline, w.plan }
@@ -974,7 +985,7 @@ local function adjust(keys, args)
     for i, tail in ipairs(tails) do
       push(tail, id, difference, 0, balances[i])
     end
-    append_alerts(meta, keys[2], due or {}, args[2])
+    append_alerts(meta, keys[2], due or NONE, args[2])
     set_settled(call, args[3], cost, assumed)
   end
   -- The record of a call whose next hold is open must not expire.
