@@ -74,6 +74,7 @@ def user(
 
     Exit code 1 if the gate's balances differ. Example: tollbook audit user u42 --period 2026-11
     """
+    from tollbook.audit.reader import NotOnLedger
     from tollbook.audit.statements import Statement, make_statement
     from tollbook.views.audit.documents import statement_document
     from tollbook.views.audit.screens import print_statement, statement_problems
@@ -93,7 +94,13 @@ def user(
             _tell(statement_problems(statement))
         return 1 if statement.disagreements else 0
 
-    return _answer(archive, lambda reader: make_statement(reader, kept, period), show)
+    async def read(reader: "AuditReader") -> Statement:
+        try:
+            return await make_statement(reader, kept, period)
+        except NotOnLedger as exc:
+            raise NotOnLedger(str(exc).replace(kept, user_id)) from None  # As the person named the user.
+
+    return _answer(archive, read, show)
 
 
 @app.command()

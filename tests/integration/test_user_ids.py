@@ -155,9 +155,12 @@ async def _names_and_values(redis: Redis) -> dict[str, Any]:
     return found
 
 
-async def test_caps_hold_per_person_whoever_spells_the_id(server_url: str, redis_client: Redis, tmp_path: Path) -> None:
+@pytest.mark.parametrize("partitions", [1, 2])
+async def test_caps_hold_per_person_whoever_spells_the_id(
+    server_url: str, redis_client: Redis, tmp_path: Path, partitions: int
+) -> None:
     assert await redis_client.ping()
-    async with hashed(server_url, tmp_path) as running:
+    async with hashed(server_url, tmp_path, partitions=partitions) as running:
         ops, runtime = administration(running), running.system.runtime
         kept = runtime.user_ids.on_ledger(ANN)
         await ops.set_plan(ANN, "trial", ME, cap_nanousd=1)
@@ -211,6 +214,10 @@ async def test_commands_take_and_print_plain_ids_until_a_user_is_forgotten(
             assert [row["value"] for row in await say(*arguments, "--json")] == [f"{ANN},red"], arguments
         await say("credit", "revoke", ANN, "--grant", granted[0]["id"], "--reason", "no", "--yes")
         assert (await say("audit", "user", ANN, "--json"))["user_id"] == ANN
+        unknown = await run_cli("audit", "user", CY, cwd=tmp_path, env=env)
+        assert (unknown.code, f"user {CY} is not on the ledger" in unknown.stderr) == (1, True)
+        unset = await run_cli("plan", "clear", CY, "--reason", "none", "--yes", cwd=tmp_path, env=env)
+        assert (unset.code, f"no plan is set for {CY}" in unset.stderr) == (1, True)
         assert ANN in await say("cost", "adjust", "t1", "0.02", "--reason", "invoice", "--yes")
         assert ANN in await say("dead-letters", "list", "--user", ANN)
         assert ANN in await say("top", "--once")
