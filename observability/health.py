@@ -32,7 +32,7 @@ from tollbook.ledger.server.policy import ServerUnsafe
 from tollbook.ledger.server.refusals import reason_of
 from tollbook.observability.process_state import OpenLedger, ProcessState
 from tollbook.observability.single_flight import SingleFlight
-from tollbook.schemas.identifiers import budget_name, month_at, partition_of
+from tollbook.schemas.identifiers import budget_name, partition_of
 
 _REDIS_LIMIT_S: Final = 0.6
 _DUCKDB_LIMIT_S: Final = 1.2
@@ -152,9 +152,9 @@ class Readiness:
     async def _decide(self, opened: OpenLedger, partition: int) -> None:
         """Weigh a call as the gate would, for a user id that no task can have."""
         user = _probe_user(partition, len(opened.handle.keys))
-        period = month_at(self._now_ms()).name
 
         async def weigh(policy: PolicyInForce) -> None:
+            period = policy.budgets.calendar.month_at(self._now_ms()).name
             cap_nanousd = policy.cap_nanousd(user, policy.policy.default_plan)
             budget = BudgetCap(budget_name("user", user, period), cap_nanousd)
             await opened.ledger.balance(user_id=user, period=period, budgets=[budget], policy_version=policy.version)

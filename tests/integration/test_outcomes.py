@@ -74,7 +74,7 @@ async def attempts(calling: Calling, call_id: str = "t1") -> list[ModelCalled]:
 @pytest.mark.parametrize("name", SCENARIOS)
 async def test_scenario_comes_to_what_the_table_says(calling: Calling, name: str) -> None:
     scenario = SCENARIOS[name]
-    call = with_route(calling.call(), fallback=None)
+    call = with_route(calling.call(), fallback=())
     calling.script(*[name] * 9)
     result = await run(calling, call)
     book = calling.booked()
@@ -204,7 +204,7 @@ async def test_prompt_that_is_too_long_goes_only_to_a_larger_context(
     calling: Calling, model: str, fallback: str, requests: int
 ) -> None:
     calling.script("context_too_long", None)
-    result = await run(calling, with_route(calling.call(), model=model, fallback=fallback))
+    result = await run(calling, with_route(calling.call(), model=model, fallback=(fallback,)))
     assert calling.provider.requests == requests
     assert result.status is (TaskStatus.DONE if requests == 2 else TaskStatus.FAILED)
 
@@ -257,7 +257,7 @@ async def test_cut_reply_stands_where_the_larger_limit_does_not_fit_the_cap(call
 
 
 async def test_cut_reply_stands_where_the_second_try_fails(calling: Calling) -> None:
-    call = with_route(calling.call(), retry_max_tokens=LARGER, fallback=None)
+    call = with_route(calling.call(), retry_max_tokens=LARGER, fallback=())
     calling.script("text_cut", "http_503", None)
     result = await run(calling, call)
     assert (result.status, result.content, result.finish_reason) == (TaskStatus.DONE, "half a sen", "length")

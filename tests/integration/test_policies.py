@@ -205,7 +205,7 @@ async def test_a_task_type_that_is_gone_is_refused_with_the_policys_names(server
         policy = default_policy()
         fewer = policy.model_copy(update={"tasks": {"generate_draft": policy.tasks["generate_draft"]}})
         await put_in_force(calling, fewer)
-        with pytest.raises(InvalidTask, match="unknown task type 'score_post'; known: generate_draft, ping"):
+        with pytest.raises(InvalidTask, match="must be one of 'generate_draft', 'ping', not 'score_post'"):
             await calling.runtime.reservations.acquire(call, LIMITS)
 
 

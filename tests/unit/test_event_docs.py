@@ -105,7 +105,8 @@ def changes(value: Any, schema: Document, root: Document) -> Iterator[tuple[str,
             yield "an object becomes text", "x"
             for name in schema.get("required", ()):
                 yield f"without {name}", {key: each for key, each in value.items() if key != name}
-            for name, each in value.items():
+            # An object of free form has no properties.
+            for name, each in value.items() if "properties" in schema else ():
                 for told, changed in changes(each, schema["properties"][name], root):
                     yield f"{name}: {told}", {**value, name: changed}
         case list():
