@@ -166,7 +166,7 @@ class Administration:
     async def clear_plan(self, user_id: str, signature: Signature) -> bool:
         """Let the plans that tasks name count again; return whether that is new. Errors: NoPlanAssigned."""
         given = user_id
-        user_id = await self.user_ids.keep(user_id)  # G10
+        user_id = self.user_ids.on_ledger(check_id(user_id))  # G10
         payload = payload_json(PlanCleared(author=signature.author, reason=signature.reason))
         period = self.period
         content = _digest("plan-cleared", user_id, signature.author, signature.reason)
@@ -201,7 +201,7 @@ class Administration:
 
         Errors: CreditTooLow where the period has less credit than that.
         """
-        user_id = await self.user_ids.keep(user_id)  # G10
+        user_id = self.user_ids.on_ledger(check_id(user_id))  # G10
         period = period or self.period
         payload = CreditRevoked(grant=grant, author=signature.author, reason=signature.reason)
         # A command of its own has the key or is new; that of a grant is the grant's, whatever its author and reason.
