@@ -11,6 +11,7 @@ import structlog
 from pydantic import ValidationError
 from redis.asyncio import Redis
 
+from tests.servers import wait_until
 from tests.system import REPLIES, Fields, RunningSystem, run_cli, running_system
 from tollbook.inference.administration import Administration, connect_administration
 from tollbook.inference.client import InferenceClient
@@ -21,6 +22,8 @@ from tollbook.inference.policy_changes import PolicyRefused, apply_policy
 from tollbook.inference.prepaid import Credit
 from tollbook.inference.runtime import build_gates, open_ledger
 from tollbook.inference.user_ids import KEY_FILE, UserIds, UserKeyLost, derived_key, hash_of
+from tollbook.ledger.archive.history import LedgerSource
+from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.signature import Signature
 from tollbook.schemas.identifiers import is_hashed_id
@@ -75,7 +78,7 @@ async def test_no_plain_id_is_on_the_ledger_or_in_what_is_made_of_it(
     redis_client: Redis, server_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with structlog.testing.capture_logs() as logged:
-        async with hashed(server_url, tmp_path, metrics_port="0", stream_keep_s=0.0) as running:
+        async with hashed(server_url, tmp_path, metrics_port="0", segment_age_s=0.01) as running:
             runtime, ops = running.system.runtime, administration(running)
             await running.publish("generation", [task(1, ANN), task(2, BOB), task(3, ANN, plan="nonsense")])
             first, second, invalid = await running.answers(["t1", "t2", "t3"])
@@ -113,6 +116,15 @@ async def test_no_plain_id_is_on_the_ledger_or_in_what_is_made_of_it(
             assert {each["user_id"] for each in on_ledger if each.get("user_id")} == set(hashes.values())
             rows = await running.query("SELECT user_id FROM spend ORDER BY 1")
             assert {row["user_id"] for row in rows} == set(hashes.values())
+            tables = await running.query(
+                "SELECT table_name FROM information_schema.tables WHERE table_catalog = current_database()"
+            )
+            folded = {name: await running.query(f"FROM {name}") for name in (row["table_name"] for row in tables)}
+            assert {"events", "spend", "calls"} <= folded.keys()
+            archive = Archive(running.system.runtime.settings.archive_path)
+            newest = len(on_ledger)
+            await wait_until(lambda: _archived(archive) >= newest, what="everything is sealed")
+            sealed = [events.to_pylist() async for events in LedgerSource.of_archive(archive).events(0)]
             exported = await _metrics(running)
             names = await _names_and_values(redis_client)
 
@@ -120,11 +132,17 @@ async def test_no_plain_id_is_on_the_ledger_or_in_what_is_made_of_it(
     assert any(path.suffix == ".duckdb" for path in files)
     told = capfd.readouterr()
     seen = {
-        "events": json.dumps(on_ledger), "results": first.model_dump_json() + denied.model_dump_json(),
-        "refusal": str(refused.value), "logs": repr(logged) + told.out + told.err, "metrics": exported,
+        "events": json.dumps(on_ledger),
+        "DuckDB": repr(folded),
+        "archive": repr(sealed),
+        "results": first.model_dump_json() + denied.model_dump_json(),
+        "refusal": str(refused.value),
+        "logs": repr(logged) + told.out + told.err,
+        "metrics": exported,
         # What still has plain ids: the table, what was published, and dead letters, which are whole tasks.
         "redis": repr({name: each for name, each in names.items() if name not in _STILL_PLAIN}),
-    }  # fmt: skip
+    }
+    assert all(kept in seen["archive"] and kept in seen["DuckDB"] for kept in hashes.values())
     for user in PLAIN:
         for place, text in seen.items():
             assert user not in text, (place, user)
@@ -133,6 +151,10 @@ async def test_no_plain_id_is_on_the_ledger_or_in_what_is_made_of_it(
 
 
 _STILL_PLAIN: Final = {"{tollbook:0}:users", "generation", "tollbook:dead-letters"}
+
+
+def _archived(archive: Archive) -> int:
+    return max((segment.manifest.last_seq for segment in archive.segments(0)), default=0)
 
 
 async def _metrics(running: RunningSystem) -> str:
