@@ -32,7 +32,7 @@ from tollbook.inference.runtime import (
 )
 from tollbook.inference.settings import Settings
 from tollbook.inference.stated_policy import chosen_streams
-from tollbook.inference.user_ids import keep_key_copy
+from tollbook.inference.user_keys import keep_key_copy
 from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable
 from tollbook.ledger.gate.ledger import Patience

@@ -1,6 +1,5 @@
 """Users' ids in commands: people give and read plain ones, also where the ledger has hashes of them."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -19,7 +18,6 @@ def on_ledger(settings: "Settings", user_id: str) -> str:
     """
     if is_hashed_id(user_id):
         return user_id
-    from tollbook.cli.options import load_redis_alone
     from tollbook.inference.address import find_redis_url
     from tollbook.ledger.errors import LedgerUnavailable
 
@@ -29,10 +27,15 @@ def on_ledger(settings: "Settings", user_id: str) -> str:
 
     try:
         url = find_redis_url(settings)
+        # Only here, since what runs nowhere needs no client.
+        import asyncio
+
+        from tollbook.cli.options import load_redis_alone
+
         load_redis_alone()
         return asyncio.run(ask(url))
     except LedgerUnavailable:
-        from tollbook.inference.user_ids import derived_key, hash_of, read_key_copy
+        from tollbook.inference.user_keys import derived_key, hash_of, read_key_copy
 
         key = read_key_copy(settings.data_dir)
         return user_id if key is None else hash_of(user_id, derived_key(key))
@@ -51,6 +54,8 @@ def plain_ids(settings: "Settings", texts: Iterable[str]) -> Callable[[str], str
     wanted = [each for text in dict.fromkeys(texts) for each in find_hashed_ids(text)]
     if not wanted:
         return lambda text: text
+    import asyncio
+
     from tollbook.cli.options import load_redis_alone
 
     load_redis_alone()

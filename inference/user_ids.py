@@ -7,32 +7,23 @@ anew: so it is also kept in the projector's data directory, and a ledger whose k
 """
 
 import asyncio
-import hashlib
-import hmac
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.provider_users import ledger_user_key, stored_user_key
+from tollbook.inference.user_keys import KEY_FILE, derived_key, hash_of, read_key_copy
 from tollbook.ledger.errors import LedgerRefused
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.logs import LazyLogger
-from tollbook.ledger.private_files import make_private_folder, read_private, write_private
 from tollbook.ledger.server.connection import as_map
 from tollbook.ledger.server.pipeline import CommandPipeline
-from tollbook.schemas.identifiers import budget_value, check_id, hashed_id, is_hashed_id, normalise_id, split_values
+from tollbook.schemas.identifiers import budget_value, check_id, is_hashed_id, normalise_id, split_values
 from tollbook.schemas.policy import BudgetRule
 from tollbook.schemas.tasks import Task
 
-KEY_FILE: Final = "user-ids.key"
-"""The copy of the ledger's key in the projector's data directory."""
-# Another key than that of the names that providers are told: who knows one name must not know the other (G10).
-_PURPOSE: Final = b"tollbook: users' ids on the ledger"
 _MAX_REMEMBERED: Final = 10_000
 _PAGE: Final = 1_000
-_log = LazyLogger(__name__)
 
 
 class UserKeyLost(LedgerRefused):
@@ -116,18 +107,6 @@ class UserIds:
         return bool(await self._pipeline.execute("HDEL", self._keys.users, kept))
 
 
-def derived_key(ledger_key: bytes) -> bytes:
-    """Return the key of users' ids, made from the ledger's own."""
-    return hmac.new(ledger_key, _PURPOSE, hashlib.sha256).digest()
-
-
-def hash_of(user_id: str, key: bytes) -> str:
-    """Return the hash of an id by a derived key; what is a hash already stays as it is."""
-    if is_hashed_id(user_id):
-        return user_id
-    return hashed_id(hmac.new(key, user_id.encode(), hashlib.sha256).digest())
-
-
 async def read_plain(pipeline: CommandPipeline, keys: Keys, kept: Iterable[str]) -> dict[str, str]:
     """Return the plain id of each hash that the table knows. Errors: LedgerUnavailable."""
     wanted = [each for each in dict.fromkeys(kept) if is_hashed_id(each)]
@@ -169,23 +148,3 @@ async def open_user_key(
     if is_hashed and copy not in (None, key):
         raise UserKeyLost("the key of the ledger's hashed user ids in Redis is not the one that is kept here")
     return key
-
-
-def keep_key_copy(data_dir: Path, ledger_id: str, key: bytes) -> None:
-    """Keep the ledger's key beside the projection. Where that cannot be, a line in the log says so."""
-    if read_key_copy(data_dir, ledger_id) == key:
-        return
-    try:
-        make_private_folder(data_dir)
-        write_private(data_dir / KEY_FILE, json.dumps({"ledger_id": ledger_id, "key": key.hex()}) + "\n")
-    except OSError as exc:
-        _log.warning("user_ids.key_not_kept", problem=f"{exc.filename}: {exc.strerror}")
-
-
-def read_key_copy(data_dir: Path, ledger_id: str | None = None) -> bytes | None:
-    """Return the key that is kept in a data directory, for this ledger where one is given; None without one."""
-    try:
-        document = json.loads(read_private(data_dir / KEY_FILE))
-        return bytes.fromhex(document["key"]) if ledger_id in (None, document["ledger_id"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -21,7 +21,8 @@ from tollbook.inference.errors import PlanLimitReached
 from tollbook.inference.policy_changes import PolicyRefused, apply_policy
 from tollbook.inference.prepaid import Credit
 from tollbook.inference.runtime import build_gates, open_ledger
-from tollbook.inference.user_ids import KEY_FILE, UserIds, UserKeyLost, derived_key, hash_of
+from tollbook.inference.user_ids import UserIds, UserKeyLost
+from tollbook.inference.user_keys import KEY_FILE, derived_key, hash_of
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerUnavailable
