@@ -94,7 +94,11 @@ def _shown(field: str, value: Any) -> str:
             return "none"
         case Mapping():
             entries = cast("Mapping[str, Any]", value)
-            shown = [f"{_name(name)} {_shown(name, each)}" for name, each in entries.items() if each not in ([], {})]
+            shown = [
+                f"{_name(name)} {_shown(field if field == 'caps' else name, each)}"
+                for name, each in entries.items()
+                if each not in ([], {})
+            ]
             return ", ".join(shown) or "without settings of its own"
         case list():
             items = [_shown(field, each) for each in cast("list[Any]", value)]

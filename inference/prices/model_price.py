@@ -153,5 +153,6 @@ def tier_from_usd(
 def _write_price(cache_write: Decimal | None, prompt: Decimal) -> int:
     if cache_write is None:
         return nanousd_from_usd(prompt)
+    written, read = nanousd_from_usd(cache_write), nanousd_from_usd(prompt)
     # Google's cache-write price is for storage, on top of the prompt's price (genai-prices 0.2.3, November 2026).
-    return nanousd_from_usd(cache_write + prompt if cache_write < prompt else cache_write)
+    return nanousd_from_usd(cache_write + prompt) if written < read else written
