@@ -2,13 +2,16 @@
 
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tollbook.schemas.identifiers import find_hashed_ids, is_hashed_id, replace_hashed_ids
 
 if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
     from tollbook.inference.user_ids import UserIds
+
+# A Redis that is silent must not keep anybody from what the projection says.
+_ANSWER_S: Final = 5.0
 
 
 def on_ledger(settings: "Settings", user_id: str) -> str:
@@ -19,10 +22,10 @@ def on_ledger(settings: "Settings", user_id: str) -> str:
     if is_hashed_id(user_id):
         return user_id
     from tollbook.inference.address import find_redis_url
-    from tollbook.ledger.errors import LedgerUnavailable
+    from tollbook.ledger.errors import LedgerError
 
     async def ask(url: str) -> str:
-        async with open_user_ids(settings, url) as user_ids:
+        async with asyncio.timeout(_ANSWER_S), open_user_ids(settings, url) as user_ids:
             return user_id if user_ids is None else user_ids.on_ledger(user_id)
 
     try:
@@ -34,7 +37,7 @@ def on_ledger(settings: "Settings", user_id: str) -> str:
 
         load_redis_alone()
         return asyncio.run(ask(url))
-    except LedgerUnavailable:
+    except (LedgerError, TimeoutError):
         from tollbook.inference.user_keys import derived_key, hash_of, read_key_copy
 
         key = read_key_copy(settings.data_dir)
@@ -60,15 +63,19 @@ def plain_ids(settings: "Settings", texts: Iterable[str]) -> Callable[[str], str
 
     load_redis_alone()
     from tollbook.app.connect import readable_redis
-    from tollbook.ledger.errors import LedgerUnavailable
+    from tollbook.ledger.errors import LedgerError
 
     async def ask() -> dict[str, str]:
-        async with readable_redis(settings) as (url, _), open_user_ids(settings, url) as user_ids:
+        async with (
+            readable_redis(settings) as (url, _),
+            asyncio.timeout(_ANSWER_S),
+            open_user_ids(settings, url) as user_ids,
+        ):
             return {} if user_ids is None else await user_ids.plain(wanted)
 
     try:
         known = asyncio.run(ask())
-    except LedgerUnavailable:
+    except (LedgerError, TimeoutError):
         known = {}
     return lambda text: replace_hashed_ids(text, known)
 
