@@ -32,6 +32,7 @@ from tollbook.inference.runtime import (
 )
 from tollbook.inference.settings import Settings
 from tollbook.inference.stated_policy import chosen_streams
+from tollbook.inference.user_keys import keep_key_copy
 from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable
 from tollbook.ledger.gate.ledger import Patience
@@ -348,6 +349,8 @@ async def _open_projection(
         ):
             await start_policy(settings, build_gates(handle, settings), f"tollbook {part}")
             await handle.policies.refresh()
+            if handle.user_ids.is_hashed:
+                await asyncio.to_thread(keep_key_copy, settings.data_dir, handle.ledger_id, handle.user_key)
             # One process of a ledger counts what publishers drop from the task streams.
             counting = asyncio.create_task(
                 DroppedTasks(handle.pipeline, settings.namespace, tuple(handle.policy.streams)).run()

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
@@ -20,6 +21,7 @@ from tollbook.cli.options import (
     read_period,
 )
 from tollbook.cli.row_options import FormatOption, choose_format
+from tollbook.cli.user_ids import on_ledger, on_ledger_or_none, plain_ids
 
 if TYPE_CHECKING:
     from tollbook.audit.reader import AuditReader
@@ -72,11 +74,15 @@ def user(
 
     Exit code 1 if the gate's balances differ. Example: tollbook audit user u42 --period 2026-11
     """
+    from tollbook.audit.reader import NotOnLedger
     from tollbook.audit.statements import Statement, make_statement
     from tollbook.views.audit.documents import statement_document
     from tollbook.views.audit.screens import print_statement, statement_problems
 
+    kept = on_ledger(data_settings(), user_id)
+
     def show(reader: "AuditReader", statement: Statement) -> int:
+        statement = replace(statement, user_id=plain_ids(data_settings(), [kept])(kept))
         lines = [
             each for each in statement.lines if holds or each.event.type != "budget-reserved" or not each.is_agreed
         ]
@@ -88,7 +94,13 @@ def user(
             _tell(statement_problems(statement))
         return 1 if statement.disagreements else 0
 
-    return _answer(archive, lambda reader: make_statement(reader, user_id, period), show)
+    async def read(reader: "AuditReader") -> Statement:
+        try:
+            return await make_statement(reader, kept, period)
+        except NotOnLedger as exc:
+            raise NotOnLedger(str(exc).replace(kept, user_id)) from None  # As the person named the user.
+
+    return _answer(archive, read, show)
 
 
 @app.command()
@@ -159,7 +171,7 @@ def find(
     if output is not None and output.exists():
         raise typer.BadParameter(f"{output} already exists", param_hint="--output")
     search = read_search(
-        user_id=user_id,
+        user_id=on_ledger_or_none(data_settings(), user_id),
         campaign_id=campaign,
         call_id=call_id,
         model=model,

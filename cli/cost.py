@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -20,7 +20,8 @@ from tollbook.cli.money import (
     tell,
     usd,
 )
-from tollbook.cli.options import JsonOption, check_usd, read_call, read_id
+from tollbook.cli.options import JsonOption, check_usd, data_settings, read_call, read_id
+from tollbook.cli.user_ids import on_ledger_or_none, plain_ids
 from tollbook.schemas.money import format_usd, usd_text
 
 if TYPE_CHECKING:
@@ -50,12 +51,14 @@ def adjust_cost(
 
     async def run(administration: "Administration", signature: "Signature") -> dict[str, Any]:
         found = await administration.find_cost(call)
-        text = f"{call} of {found.user_id}: {usd(found.before_nanousd)} -> {usd(cost_nanousd)}"
+        known = await administration.user_ids.plain([found.user_id])
+        user = known.get(found.user_id, found.user_id)
+        text = f"{call} of {user}: {usd(found.before_nanousd)} -> {usd(cost_nanousd)}"
         confirm(text, abs(cost_nanousd - found.before_nanousd), yes=yes)
         done = await administration.adjust_cost(call, cost_nanousd, signature)
         return {
             "call_id": call,
-            "user_id": done.user_id,
+            "user_id": user,
             "before_nanousd": done.before_nanousd,
             "after_nanousd": done.after_nanousd,
             "is_new": done.before_nanousd != done.after_nanousd,
@@ -97,10 +100,12 @@ def release_costs(
         done: dict[str, Any] | None = run_signed(run, author, reason)
     else:
         done = None
+    plain = plain_ids(data_settings(), (charge.user_id for charge in found.charges))
+    shown = replace(found, charges=tuple(replace(each, user_id=plain(each.user_id)) for each in found.charges))
     if as_json:
-        typer.echo(json.dumps(_document(found, done)))
+        typer.echo(json.dumps(_document(shown, done)))
     else:
-        _print(found, done, yes=yes)
+        _print(shown, done, yes=yes)
     return 0
 
 
@@ -116,9 +121,11 @@ def _find(outcomes: list[str], since: str, until: str, user: str | None) -> "Fou
     if last.ms < since_ms:
         raise typer.BadParameter(f"{until} is before {since}", param_hint="--until")
 
+    kept = on_ledger_or_none(data_settings(), user)
+
     async def read() -> "Found":
         async with open_reader() as reader:
-            return await find_assumed_charges(reader, outcomes=outcomes, since_ms=since_ms, until=last, user_id=user)
+            return await find_assumed_charges(reader, outcomes=outcomes, since_ms=since_ms, until=last, user_id=kept)
 
     return asyncio.run(read())
 

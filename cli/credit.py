@@ -19,7 +19,8 @@ from tollbook.cli.money import (
     tell,
     usd,
 )
-from tollbook.cli.options import JsonOption, quoted, read_id, read_period
+from tollbook.cli.options import JsonOption, data_settings, quoted, read_id, read_period
+from tollbook.cli.user_ids import on_ledger_or_none, plain_ids
 from tollbook.schemas.money import format_usd, usd_text
 
 if TYPE_CHECKING:
@@ -176,7 +177,8 @@ def list_credits(
     from tollbook.views.tables import Printer, Row, printable
 
     grants = _read(user, period)
-    documents = [_document(grant) for grant in grants]
+    plain = plain_ids(data_settings(), (grant.event.user_id for grant in grants))
+    documents = [_document(grant) | {"user_id": plain(grant.event.user_id)} for grant in grants]
     if as_json:
         typer.echo(json.dumps(documents))
     elif documents:
@@ -216,9 +218,11 @@ def _read(user: str | None, period: str | None) -> "list[Grant]":
     from tollbook.audit.accounts import read_grants
     from tollbook.cli.audit import open_reader
 
+    kept = on_ledger_or_none(data_settings(), user)
+
     async def read() -> "list[Grant]":
         async with open_reader() as reader:
-            return await read_grants(reader, user_id=user, period=period)
+            return await read_grants(reader, user_id=kept, period=period)
 
     return asyncio.run(read())
 

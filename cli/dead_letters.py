@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -15,6 +16,7 @@ import typer
 
 from tollbook.cli.moments import parse_since
 from tollbook.cli.options import JsonOption, data_settings, load_redis_alone, read_id
+from tollbook.cli.user_ids import on_ledger_or_none
 from tollbook.views.tables import printable
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def list_letters(
 
     async def run(letters: "DeadLetters") -> int:
         found = [letter async for letter in letters.select(selection)]
-        shown = found if is_all else found[:count]
+        shown = await _with_plain_ids(letters, found if is_all else found[:count])
         if dropped := await letters.dropped():
             were = "was" if dropped == 1 else "were"
             limits = "TOLLBOOK_DEAD_LETTERS_MAX and TOLLBOOK_DEAD_LETTERS_KEEP_S say which are kept"
@@ -88,7 +90,8 @@ def show(letter_id: Id, as_json: JsonOption = False) -> int:
     load_redis_alone()
 
     async def run(letters: "DeadLetters") -> int:
-        document = _document(await _get(letters, letter_id), whole=True)
+        (letter,) = await _with_plain_ids(letters, [await _get(letters, letter_id)])
+        document = _document(letter, whole=True)
         if as_json:
             typer.echo(json.dumps(document))
             return 0
@@ -224,7 +227,8 @@ def _selection(stream: str | None, reason: str | None, user: str | None, since: 
 
     if reason is not None and reason not in _REASONS:
         raise typer.BadParameter(f"{reason!r:.80} is none of {', '.join(_REASONS)}", param_hint="--reason")
-    return Selection(stream, reason, user, None if since is None else parse_since(since, "--since"))
+    kept = on_ledger_or_none(data_settings(), user)
+    return Selection(stream, reason, kept, None if since is None else parse_since(since, "--since"))
 
 
 def _with_letters(run: "Callable[[DeadLetters], Awaitable[int]]", *, is_reading: bool = False) -> int:
@@ -255,6 +259,12 @@ async def _get(letters: "DeadLetters", letter_id: str) -> "DeadLetter":
     if letter is None:
         raise typer.BadParameter(f"there is no dead letter {letter_id}", param_hint="ID")
     return letter
+
+
+async def _with_plain_ids(letters: "DeadLetters", found: "Sequence[DeadLetter]") -> "list[DeadLetter]":
+    """Return letters with their users' plain ids, as far as the table beside the ledger has them."""
+    known = await letters.plain_ids(letter.user_id for letter in found)
+    return [replace(letter, user_id=known.get(letter.user_id, letter.user_id)) for letter in found]
 
 
 def _document(letter: "DeadLetter", *, whole: bool = False) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from tollbook.cli.money import (
     tell,
     usd,
 )
-from tollbook.cli.options import JsonOption, UserArgument, check_usd, complete_plan
+from tollbook.cli.options import JsonOption, UserArgument, check_usd, complete_plan, data_settings
+from tollbook.cli.user_ids import on_ledger_or_none, plain_ids
 from tollbook.schemas.money import format_usd, nanousd_from_usd, usd_text
 from tollbook.schemas.tasks import InvalidTask
 
@@ -102,9 +103,9 @@ def show_plan(user: UserArgument, as_json: JsonOption = False) -> int:
     """
     found = _read(user)
     if as_json:
-        typer.echo(json.dumps(_document(found[0]) if found else {"user_id": user, "plan": None}))
+        typer.echo(json.dumps(_document(found[0]) | {"user_id": user} if found else {"user_id": user, "plan": None}))
     elif found:
-        for name, value in _document(found[0]).items():
+        for name, value in (_document(found[0]) | {"user_id": user}).items():
             typer.echo(f"{name:<8} {value}")
     else:
         typer.echo(f"no plan is set for {user}: the plan that each task names counts, or trial")
@@ -120,6 +121,8 @@ def list_plans(as_json: JsonOption = False) -> int:
     from tollbook.views.tables import Printer, printable
 
     documents = [_document(event) for event in _read(None)]
+    plain = plain_ids(data_settings(), (each["user_id"] for each in documents))
+    documents = [each | {"user_id": plain(each["user_id"])} for each in documents]
     if as_json:
         typer.echo(json.dumps(documents))
     elif documents:
@@ -141,9 +144,11 @@ def _read(user: str | None) -> "list[Event]":
     from tollbook.audit.accounts import read_plans
     from tollbook.cli.audit import open_reader
 
+    kept = on_ledger_or_none(data_settings(), user)
+
     async def read() -> "list[Event]":
         async with open_reader() as reader:
-            return await read_plans(reader, user_id=user)
+            return await read_plans(reader, user_id=kept)
 
     return asyncio.run(read())
 

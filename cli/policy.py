@@ -179,7 +179,7 @@ async def _looked_at(
     administration: "Administration", before: "PolicyInForce", stated: "Policy", settings: "Settings"
 ) -> dict[str, Any]:
     """Return what would change, and what is wrong with it."""
-    from tollbook.inference.policy_changes import problems_on, remarks_on
+    from tollbook.inference.policy_changes import problems_on, remarks_on, user_id_problems
     from tollbook.inference.prices.catalogue import PriceCatalogue
     from tollbook.ledger.clock import now_ms
 
@@ -189,7 +189,8 @@ async def _looked_at(
         "is_new": False,
         "changes": _changes(before, stated),
         "notes": remarks_on(before, stated, now_ms(), prices=PriceCatalogue.from_settings(settings, stated)),
-        "problems": problems_on(stated, administration.partitions),
+        "problems": problems_on(stated, administration.partitions)
+        + user_id_problems(before.policy, stated, is_used=bool(before.version)),
     }
 
 

@@ -8,6 +8,7 @@ import typer
 from tollbook.cli.moments import parse_since
 from tollbook.cli.money import check_amount, confirm, run_signed, tell, usd
 from tollbook.cli.options import data_settings, utc_column
+from tollbook.cli.user_ids import plain_ids
 
 if TYPE_CHECKING:
     from tollbook.inference.administration import Administration
@@ -95,6 +96,8 @@ def list_credits(quoted_budget: str, *, as_json: bool) -> int:
         f"SELECT name, value, credit, granted_usd, revoked_usd, expired_usd, {moments}, author, reason "  # noqa: S608 - quoted.
         f"FROM credits WHERE split_part(name, '~', 1) = {quoted_budget} ORDER BY credits.granted_at, credit",
     )
+    plain = plain_ids(data_settings(), (row["value"] for row in rows))
+    rows = [dict[str, Any](row, value=plain(row["value"])) for row in rows]
     if as_json:
         typer.echo(json.dumps(rows, default=plain_text))
     elif rows:

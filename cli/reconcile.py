@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from tollbook.cli.options import JsonOption
+from tollbook.cli.user_ids import plain_ids
 
 if TYPE_CHECKING:
     from tollbook.inference.reconcile import Reconciliation
@@ -39,6 +40,8 @@ def reconcile(
 
     settings = require_provider(with_running_provider(load_settings()))
     outcome, assumed, unbooked = asyncio.run(_reconcile(settings, author))
+    plain = plain_ids(settings, (row["user_id"] for row in (*assumed, *unbooked)))
+    assumed, unbooked = ([row | {"user_id": plain(row["user_id"])} for row in rows] for rows in (assumed, unbooked))
     if as_json:
         typer.echo(json.dumps(asdict(outcome) | {"still_assumed": assumed, "unbooked": unbooked}, default=str))
     else:

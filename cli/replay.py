@@ -11,6 +11,7 @@ import typer
 
 from tollbook.cli.moments import UntilOption, parse_moment
 from tollbook.cli.options import ArchiveOption, JsonOption, data_settings, read_id
+from tollbook.cli.user_ids import on_ledger_or_none
 
 if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
@@ -50,6 +51,7 @@ def replay(
         raise typer.BadParameter("cannot be combined with --until, --user or --archive", param_hint="--compare")
     end = None if until is None else parse_moment(until, "--until")
     settings = data_settings()
+    user = on_ledger_or_none(settings, user)
     with tempfile.TemporaryDirectory(prefix="tollbook-replay-") as folder:
         file = target or Path(folder) / _DEFAULT_FILE
         outcome = asyncio.run(_replay(settings, file, end, user, archive, is_compared=compare, is_quiet=as_json))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tollbook.cli.options import data_settings, load_redis_alone, read_id, read_period
+from tollbook.cli.user_ids import on_ledger_or_none, plain_ids
 
 if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
@@ -40,10 +41,15 @@ def spend(
     if budgets and (user is not None or period is not None):
         raise typer.BadParameter("--budgets has neither a user nor a billing period", param_hint="--budgets")
     settings = data_settings()
+    kept = on_ledger_or_none(settings, user)
     # Before the copy is made: what is written meanwhile is no lag.
     written, problem = _written_events(settings)
-    asked = _budgets_sql(top) if budgets else _sql(user, period, top)
+    asked = _budgets_sql(top) if budgets else _sql(kept, period, top)
     rows, positions = query_projection_at_once(settings, asked, _POSITIONS)
+    name = "value" if budgets else "user_id"
+    plain = plain_ids(settings, (row[name] for row in rows))
+    rows = [row | {name: plain(row[name])} for row in rows]
+    user = user and plain(kept or user)
     note = problem or _describe_lag(written, positions)
     if as_json:
         typer.echo(json.dumps(rows, default=plain_text))

@@ -11,6 +11,7 @@ import typer
 
 from tollbook.cli.moments import UntilOption, parse_moment
 from tollbook.cli.options import ArchiveOption, JsonOption, check_id, check_usd, data_settings, read_id, read_period
+from tollbook.cli.user_ids import on_ledger, on_ledger_or_none, plain_ids
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.problems import unknown_name
 
@@ -59,6 +60,8 @@ def what_if(
     from tollbook.views.what_if import print_what_if, what_if_document
 
     settings = data_settings()
+    user = on_ledger_or_none(settings, user)
+    user_cap = [_with_user_on_ledger(settings, text) for text in user_cap or ()]
     other = None if policy is None else read_policy_file(policy).policy
     end = None if until is None else parse_moment(until, "--until")
 
@@ -67,7 +70,7 @@ def what_if(
         from tollbook.ledger.clock import now_ms
 
         options = read_alternatives(
-            cap or (), user_cap or (), price or (), route or (), fallback or (), policy=other or in_force
+            cap or (), user_cap, price or (), route or (), fallback or (), policy=other or in_force
         )
         of_policy = Alternatives() if other is None else Alternatives.of_policy(other, in_force, now_ms())
         return of_policy.with_changes(options)
@@ -76,6 +79,7 @@ def what_if(
         _walk(settings, alternatives_to, archive, end, kept_refusals=refusals, is_quiet=as_json)
     )
     selected = outcome.select(user_id=user, period=period)
+    selected = selected.with_users(plain_ids(settings, (account.user_id for account in selected.accounts)))
     assumed = assumptions(alternatives, selected.total())
     if as_json:
         typer.echo(json.dumps(what_if_document(selected, top, assumed)))
@@ -162,6 +166,11 @@ def _plan_cap(text: str, policy: "Policy") -> tuple[str, int]:
     if plan not in policy.plans:
         raise typer.BadParameter(unknown_name("plan", plan, policy.plans), param_hint="--cap")
     return plan, check_usd(dollars, "--cap")
+
+
+def _with_user_on_ledger(settings: "Settings", text: str) -> str:
+    user_id, dollars = _split(text, "--user-cap", "USER=DOLLARS")
+    return f"{on_ledger(settings, check_id(user_id, '--user-cap'))}={dollars}"
 
 
 def _user_cap(text: str) -> tuple[str, int]:

@@ -8,6 +8,7 @@ from typing import Final
 
 from tollbook.consumers.dead_letters import DeadLetters
 from tollbook.consumers.messages import Delivery, salvage
+from tollbook.inference.user_ids import UserIds
 from tollbook.ledger.errors import IdempotencyConflict
 from tollbook.ledger.results import Results
 from tollbook.schemas.identifiers import task_id_from_entry
@@ -25,9 +26,12 @@ class Answers:
     Errors of every method: LedgerUnavailable.
     """
 
-    def __init__(self, results: Results, dead_letters: DeadLetters, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, results: Results, dead_letters: DeadLetters, user_ids: UserIds, now_ms: Callable[[], int]
+    ) -> None:
         self._results = results
         self._dead_letters = dead_letters
+        self._user_ids = user_ids
         self._now_ms = now_ms
 
     async def ping(self, task_id: str, task: Task) -> InferenceResult:
@@ -51,21 +55,22 @@ class Answers:
     async def malformed(self, delivery: Delivery, problem: str) -> tuple[InferenceResult, str | None]:
         """Refuse a message that is no task; return the answer and where it goes, as far as that can be read."""
         known = salvage(delivery)
+        user_id = None if known.user_id is None else self._user_ids.on_ledger(known.user_id)  # G10
         await self._dead_letters.put(
-            delivery, reason="invalid_task", error=problem, task_id=known.task_id, user_id=known.user_id
+            delivery, reason="invalid_task", error=problem, task_id=known.task_id, user_id=user_id
         )
         result = InferenceResult(
             task_id=known.task_id,
             status=TaskStatus.INVALID,
             error_code=ErrorCode.INVALID_TASK,
             error=problem,
-            user_id=known.user_id,
+            user_id=user_id,
             finished_at_ms=self._now_ms(),
         )
         is_named = known.task_id != task_id_from_entry(delivery.stream, delivery.entry_id)
         if not await self._results.put(result, max_ttl_s=None if is_named else _UNNAMED_TTL_S):  # G4
             # A redelivery repeats the first answer; a well-formed task that was published under this id keeps its own.
-            stored = await self._results.get_of(known.task_id, known.user_id) or result
+            stored = await self._results.get_of(known.task_id, user_id) or result
             result = stored if stored.status is TaskStatus.INVALID and stored.error == problem else result
         return result, known.reply_to
 

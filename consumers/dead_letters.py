@@ -4,7 +4,7 @@ Invariant: whatever a publisher sends, there are at most so many letters, and no
 dropped in the step that appends, and counted; the log has a few lines a minute, and numbers.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -19,6 +19,7 @@ from tollbook.ledger.gate.policies import read_policies
 from tollbook.ledger.keys import Keys, dead_letters, dropped_dead_letters
 from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.schemas.identifiers import is_hashed_id
 
 Reason = Literal["invalid_task", "idempotency_conflict", "attempts_exhausted"]
 # Of a task id, so that with its ending it is no longer than an id may be.
@@ -168,6 +169,16 @@ class DeadLetters:
                 if selection.has(letter):
                     yield letter
             after = page[-1].id
+
+    async def plain_ids(self, user_ids: Iterable[str]) -> dict[str, str]:
+        """Return the plain id of each user whose hash the table beside the ledger has."""
+        # Here: a worker does not need it, and `tollbook dead-letters` only where there are hashes.
+        wanted = [each for each in user_ids if is_hashed_id(each)]
+        if not wanted:
+            return {}
+        from tollbook.inference.user_ids import read_plain
+
+        return await read_plain(self._pipeline, Keys(self._namespace), wanted)
 
     async def count(self) -> int:
         """Return how many there are."""

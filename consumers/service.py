@@ -101,6 +101,7 @@ def build_worker(
             settings.namespace,
             limits=DeadLetterLimits(settings.dead_letters_max, settings.dead_letters_keep_s),
         ),
+        user_ids=handle.user_ids,
         limits=limits,
         now_ms=now_ms,
         observer=observer,

@@ -27,6 +27,7 @@ from tollbook.inference.calls.call import Call, RunId, exhausted
 from tollbook.inference.calls.reservations import Reservations, WaitLimits
 from tollbook.inference.calls.runner import CallRunner, CallTakenOver
 from tollbook.inference.current_policy import CurrentPolicy
+from tollbook.inference.user_ids import UserIds
 from tollbook.ledger.errors import CallUnknown, IdempotencyConflict, LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.requests import OpenCall
 from tollbook.ledger.results import Results
@@ -63,6 +64,7 @@ class Worker:
         results: Results,
         claims: Claims,
         dead_letters: DeadLetters,
+        user_ids: UserIds,
         limits: WorkerLimits,
         now_ms: Callable[[], int],
         observer: TaskObserver | None = None,
@@ -78,7 +80,8 @@ class Worker:
         self._runner = runner
         self._policies = policies
         self.dead_letters = dead_letters
-        self._answers = Answers(results, dead_letters, now_ms)
+        self._user_ids = user_ids
+        self._answers = Answers(results, dead_letters, user_ids, now_ms)
         self._limits = limits
         self._now_ms = now_ms
         self._slots = {stream: asyncio.Semaphore(number) for stream, number in limits.concurrency.items()}
@@ -217,6 +220,7 @@ class Worker:
             if not await self._policies.refresh():  # G11
                 raise
             task_id, task = read_task(delivery, self._policies.newest.policy.tag_names)
+        task = await self._user_ids.task(task)  # G10
         await self._policies.read_by(task.user_id, lambda policy: check_task(task, policy.policy))
         return task_id, task
 

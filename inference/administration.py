@@ -19,6 +19,7 @@ from tollbook.inference.policy_changes import Applied, apply_policy, read_stored
 from tollbook.inference.prepaid import Prepaid
 from tollbook.inference.releases import AssumedCharge, Releases, release_charges
 from tollbook.inference.settings import Settings, load_settings
+from tollbook.inference.user_ids import UserIds, open_user_key
 from tollbook.ledger.clock import now_ms as clock_ms
 from tollbook.ledger.errors import (
     CallsStopped,
@@ -26,6 +27,7 @@ from tollbook.ledger.errors import (
     IdempotencyConflict,
     LedgerError,
     LedgerUnavailable,
+    NoPlanAssigned,
     PermissionsMissing,
 )
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
@@ -99,11 +101,14 @@ class Administration:
         LedgerRefused.
     """
 
-    def __init__(self, ledger: Ledger, policies: CurrentPolicy, *, now_ms: Callable[[], int] = clock_ms) -> None:
+    def __init__(
+        self, ledger: Ledger, policies: CurrentPolicy, user_ids: UserIds, *, now_ms: Callable[[], int] = clock_ms
+    ) -> None:
+        self.user_ids = user_ids
         self._ledger = ledger
         self._policies = policies
         self._now_ms = now_ms
-        self.prepaid = Prepaid(ledger, policies)
+        self.prepaid = Prepaid(ledger, policies, user_ids)
 
     @property
     def partitions(self) -> int:
@@ -137,14 +142,14 @@ class Administration:
 
     async def account(self, user_id: str, period: str | None = None) -> Account:
         """Return what the ledger has assigned to a user, with the credit of a period, the present one by default."""
-        return await self._ledger.account(check_id(user_id), period or self.period)
+        return await self._ledger.account(self.user_ids.on_ledger(check_id(user_id)), period or self.period)
 
     async def set_plan(self, user_id: str, plan: str, signature: Signature, *, cap_nanousd: int | None = None) -> bool:
         """Put a user on a plan, with the plan's cap or another; return whether that is new.
 
         From then on it counts, whatever plan a task names.
         """
-        user_id = check_id(user_id)
+        user_id = await self.user_ids.keep(user_id)  # G10
         plan_cap_nanousd = self.plan_cap_nanousd(plan)
         cap = plan_cap_nanousd if cap_nanousd is None else cap_nanousd
         payload = PlanAssigned(plan=plan, cap_nanousd=cap, author=signature.author, reason=signature.reason)
@@ -154,13 +159,14 @@ class Administration:
         self, user_id: str, amount_nanousd: int, signature: Signature, *, period: str | None = None
     ) -> bool:
         """Give a user credit above the cap for one period, the present one by default; return whether that is new."""
-        user_id = check_id(user_id)
+        user_id = await self.user_ids.keep(user_id)  # G10
         payload = payload_json(CreditGranted(author=signature.author, reason=signature.reason))
         return await self._assign("credit-granted", user_id, "", amount_nanousd, payload, signature, period)
 
     async def clear_plan(self, user_id: str, signature: Signature) -> bool:
         """Let the plans that tasks name count again; return whether that is new. Errors: NoPlanAssigned."""
-        user_id = check_id(user_id)
+        given = user_id
+        user_id = self.user_ids.on_ledger(check_id(user_id))  # G10
         payload = payload_json(PlanCleared(author=signature.author, reason=signature.reason))
         period = self.period
         content = _digest("plan-cleared", user_id, signature.author, signature.reason)
@@ -174,7 +180,10 @@ class Administration:
             payload=payload,
             budget=budget_name("user", user_id, period),
         )
-        return await self._withdraw(request, signature)
+        try:
+            return await self._withdraw(request, signature)
+        except NoPlanAssigned:
+            raise NoPlanAssigned(given) from None  # As the person named the user.
 
     async def revoke_credit(
         self,
@@ -192,7 +201,7 @@ class Administration:
 
         Errors: CreditTooLow where the period has less credit than that.
         """
-        user_id = check_id(user_id)
+        user_id = self.user_ids.on_ledger(check_id(user_id))  # G10
         period = period or self.period
         payload = CreditRevoked(grant=grant, author=signature.author, reason=signature.reason)
         # A command of its own has the key or is new; that of a grant is the grant's, whatever its author and reason.
@@ -313,7 +322,8 @@ async def connect_administration(
 
     `warns` of another policy here than the ledger's, which counts.
 
-    Errors: SettingsError; LedgerUnavailable, also where there is no ledger yet; CallsStopped; ServerUnsafe.
+    Errors: SettingsError; LedgerUnavailable, also where there is no ledger yet; CallsStopped; ServerUnsafe;
+        UserKeyLost.
     """
     settings = settings or load_settings()
     async with AsyncExitStack() as stack:
@@ -364,9 +374,12 @@ async def connect_administration(
 
         baselines = [Baselines(read, number, monotonic=time.monotonic, max_age_s=0.0) for number in range(len(gates))]
         policies = await CurrentPolicy.of_ledger(pipeline, [gate.keys for gate in gates])
+        key = await open_user_key(
+            pipeline, gates[0].keys, policies, data_dir=settings.data_dir, ledger_id=gates[0].ledger_id
+        )
         if warns:
             warn_of_difference(settings, await gates[0].policy())
-        yield Administration(Ledger(redis, gates, baselines), policies)
+        yield Administration(Ledger(redis, gates, baselines), policies, UserIds(policies, pipeline, gates[0].keys, key))
 
 
 def _seen_on_disk(settings: Settings, ledger_id: str) -> Mapping[int, EntryId]:

@@ -116,6 +116,7 @@ class InferenceClient:
         return result
 
     async def _run(self, task: Task, runtime: InferenceRuntime) -> InferenceResult:
+        task = await runtime.user_ids.task(task)  # G10
         await runtime.policies.read_by(task.user_id, lambda policy: check_task(task, policy.policy))
         if task.task == PING:
             return InferenceResult(

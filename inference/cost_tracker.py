@@ -109,8 +109,9 @@ class CostTracker:
         cost = _money(cost_usd)
         key = str(uuid.uuid4()) if idempotency_key is None else _id(idempotency_key, "idempotency_key")
         user_id = _id(user_id, "user_id")
-        content = f"{user_id}\n{cost}\n{model}\n{reason}"
         async with using_runtime(self._runtime) as runtime:
+            user_id = await runtime.user_ids.keep(user_id)  # G10
+            content = f"{user_id}\n{cost}\n{model}\n{reason}"
 
             async def charge(policy: PolicyInForce) -> bool:
                 chosen = _plan(plan, policy)
@@ -148,16 +149,17 @@ class CostTracker:
         """Return the user's period, its balance, and the name of its budget."""
         user_id = _id(user_id, "user_id")
         async with using_runtime(self._runtime) as runtime:
+            kept = runtime.user_ids.on_ledger(user_id)
 
             async def look(policy: PolicyInForce) -> tuple[str, str, str, Balance]:
                 chosen = _plan(plan, policy)
-                window, budgets = policy.budgets_at(now_ms(), {"user": user_id, "plan": chosen})
+                window, budgets = policy.budgets_at(now_ms(), {"user": kept, "plan": chosen})
                 balance, *_ = await runtime.ledger.balance(
-                    user_id=user_id, period=window.name, budgets=budgets[:1], policy_version=policy.version
+                    user_id=kept, period=window.name, budgets=budgets[:1], policy_version=policy.version
                 )
                 return chosen, window.name, budgets[0].name, balance
 
-            chosen, period, budget, balance = await runtime.policies.decide(user_id, look)
+            chosen, period, budget, balance = await runtime.policies.decide(kept, look)
         summary = UsageSummary(
             user_id=user_id,
             period=period,

@@ -15,14 +15,14 @@ from pydantic import ValidationError
 from tollbook.inference.budgets import BudgetPolicy
 from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.prices.catalogue import PriceCatalogue
-from tollbook.ledger.errors import PolicyChanged, PolicyUnreadable
+from tollbook.ledger.errors import LedgerUnavailable, PolicyChanged, PolicyUnreadable
 from tollbook.ledger.gate.policies import StoredPolicy, read_policies
 from tollbook.ledger.gate.requests import BudgetCap
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.events import PolicyApplied
-from tollbook.schemas.identifiers import Window, partition_of
+from tollbook.schemas.identifiers import Window, is_hashed_id, partition_of
 from tollbook.schemas.policy import Policy, check_plan, default_policy, digest_of
 from tollbook.schemas.problems import as_text, problems_of
 from tollbook.schemas.tasks import InvalidTask
@@ -69,9 +69,13 @@ class PolicyInForce:
     def budgets_at(self, now_ms: int, attributes: Mapping[str, str]) -> tuple[Window, tuple[BudgetCap, ...]]:
         """Return the budgets of a call, the user's period first, and the window for which all of them are valid.
 
-        `attributes` as for `BudgetPolicy.budgets_at`. Errors: InvalidTask for a plan that this policy does not have.
+        `attributes` as for `BudgetPolicy.budgets_at`. Errors: InvalidTask for a plan that this policy does not have;
+            LedgerUnavailable for a plain user id where the ledger's are hashed.
         """
         self.cap_nanousd(attributes["user"], attributes["plan"])
+        if self.policy.user_ids == "hashed" and not is_hashed_id(attributes["user"]):
+            # The policy came into force after this id was read; a repeat hashes it.
+            raise LedgerUnavailable("the ledger's first policy came into force at this moment: try again")  # G10
         return self.budgets.budgets_at(now_ms, attributes)
 
     def caps_of(self, keys: Iterable[str], *, plan: str) -> tuple[BudgetCap, ...]:

@@ -77,6 +77,21 @@ def problems_on(policy: Policy, partitions: int) -> list[str]:
     ]
 
 
+def user_id_problems(before: Policy, policy: Policy, *, is_used: bool) -> list[str]:
+    """Return why users' ids cannot be kept as a policy says, on a ledger that is in use with another one."""
+    was, wanted = before.user_ids, policy.user_ids
+    if was == wanted or not is_used:
+        return []
+    return [
+        f"user_ids = {wanted!r}: users' ids are {was} on this ledger, and that is fixed since nothing on it can be "
+        f"changed; keep user_ids = {was!r}, or begin another ledger (TOLLBOOK_NAMESPACE and TOLLBOOK_DATA_DIR)"
+    ]
+
+
+async def _has_events(gates: Sequence[Gate]) -> bool:
+    return any(await asyncio.gather(*(gate.has_events() for gate in gates)))
+
+
 def remarks_on(before: PolicyInForce, policy: Policy, at_ms: int, *, prices: PriceCatalogue) -> list[str]:
     """Return what a person should know of a policy before it is in force; none of it keeps it from that.
 
@@ -107,7 +122,8 @@ async def apply_policy(
         raise PolicyChanged(in_force.version)
     if newest.version and policy.content() == in_force.policy.content():
         return Applied(in_force, is_new=False, completed=completed)
-    problems = problems_on(policy, len(gates))
+    is_used = bool(in_force.version) or await _has_events(gates)
+    problems = problems_on(policy, len(gates)) + user_id_problems(in_force.policy, policy, is_used=is_used)
     if in_force.version:
         problems += window_problems(in_force.policy, policy, await gates[0].now_ms())
     if problems:

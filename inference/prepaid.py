@@ -6,10 +6,11 @@ expires first. The gate keeps what each credit has left, and an expiry takes bac
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tollbook.inference.budgets import BudgetPolicy
 from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce
+from tollbook.inference.user_ids import UserIds
 from tollbook.ledger.errors import IdempotencyConflict
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import BudgetCap, CreditChange, CreditRequest
@@ -35,9 +36,10 @@ class Prepaid:
         IdempotencyConflict; LedgerUnavailable; LedgerRefused.
     """
 
-    def __init__(self, ledger: Ledger, policies: CurrentPolicy) -> None:
+    def __init__(self, ledger: Ledger, policies: CurrentPolicy, user_ids: UserIds) -> None:
         self._ledger = ledger
         self._policies = policies
+        self._user_ids = user_ids
 
     async def grant(self, credit: Credit, amount_nanousd: int, signature: Signature) -> CreditChange:
         """Grant a credit."""
@@ -64,6 +66,8 @@ class Prepaid:
         check_id(credit.credit_id)
         # The policy of any partition will do: each has the same versions, and the gate says if this one is old.
         policy = self._policies.newest
+        value = await self._user_ids.value_of(policy.policy.budgets, credit.budget, credit.value)  # G10
+        credit = replace(credit, value=value)
         user_id = policy.budgets.prepaid_user(credit.budget, credit.value)
 
         async def change(policy: PolicyInForce) -> CreditChange:

@@ -18,18 +18,25 @@ _FIELD: Final = "provider_user_key"
 _KEY_BYTES: Final = 32
 
 
-async def ledger_user_key(pipeline: CommandPipeline, keys: Keys) -> bytes:
-    """Return the ledger's key for users' names, made now if it has none; of many at once, one makes it.
+async def ledger_user_key(pipeline: CommandPipeline, keys: Keys, copy: bytes | None = None) -> bytes:
+    """Return the ledger's key for users' names; if it has none, `copy` or a new one, of many at once one's.
 
     Errors: LedgerUnavailable.
     """
-    found: bytes | None = await pipeline.execute("HGET", keys.secrets, _FIELD)
+    found = await stored_user_key(pipeline, keys)
     if found is None:
-        await pipeline.execute("HSETNX", keys.secrets, _FIELD, secrets.token_hex(_KEY_BYTES))
-        found = await pipeline.execute("HGET", keys.secrets, _FIELD)
+        made = secrets.token_bytes(_KEY_BYTES) if copy is None else copy
+        await pipeline.execute("HSETNX", keys.secrets, _FIELD, made.hex())
+        found = await stored_user_key(pipeline, keys)
     if found is None:
         raise LedgerUnavailable("Redis does not keep the key of the names that the provider is told")
-    return bytes.fromhex(found.decode())
+    return found
+
+
+async def stored_user_key(pipeline: CommandPipeline, keys: Keys) -> bytes | None:
+    """Return the ledger's key for users' names, None where it has none. Errors: LedgerUnavailable."""
+    found: bytes | None = await pipeline.execute("HGET", keys.secrets, _FIELD)
+    return None if found is None else bytes.fromhex(found.decode())
 
 
 def provider_user_of(form: Literal["hashed", "none", "plain"], key: bytes) -> Callable[[str], str | None]:

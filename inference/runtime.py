@@ -27,11 +27,12 @@ from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.policy_changes import check_stated_policy
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.prices.price_lists import PriceLists
-from tollbook.inference.provider_users import ledger_user_key, provider_user_of
+from tollbook.inference.provider_users import provider_user_of
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.settings import Settings
 from tollbook.inference.signs_of_life import SignOfLife, sign_of_life
 from tollbook.inference.stated_policy import concurrency_of
+from tollbook.inference.user_ids import UserIds, open_user_key
 from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
 from tollbook.ledger.gate.baselines import BaselineReader, Baselines
@@ -71,6 +72,7 @@ class LedgerHandle:
     sign: SignOfLife
     user_key: bytes = field(repr=False)  # G10
     policies: CurrentPolicy
+    user_ids: UserIds
 
     @property
     def ledger_id(self) -> str:
@@ -96,7 +98,7 @@ async def open_ledger(
 
     Only a projector may create: it knows whether its DuckDB belongs to another ledger. `part` is for the sign of life.
     Errors: LedgerUnavailable, also where there is none; ServerTooOld; ServerUnsafe; PermissionsMissing;
-    WrongPartitions; LedgerReplaced where `expected_id` is another ledger's.
+    WrongPartitions; LedgerReplaced where `expected_id` is another ledger's; UserKeyLost.
     """
     redis = connect(redis_url)
     async with AsyncExitStack() as stack:
@@ -117,7 +119,6 @@ async def open_ledger(
             if state.partitions != len(keys):
                 raise WrongPartitions(configured=len(keys), stored=state.partitions)
         await asyncio.gather(*(check_writable(pipeline, key) for key in keys))
-        user_key = await ledger_user_key(pipeline, keys[0])
         results = Results(
             redis,
             pipeline,
@@ -129,7 +130,11 @@ async def open_ledger(
         sign = await stack.enter_async_context(sign_of_life(pipeline, settings, name=process_name(), part=part))
         models = ModelCatalogue(is_openai=settings.is_openai, price_lists=PriceLists.from_settings(settings))
         policies = await CurrentPolicy.of_ledger(pipeline, keys, price_provider=settings.price_provider, models=models)
-        yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server, sign, user_key, policies)
+        user_key = await open_user_key(
+            pipeline, keys[0], policies, data_dir=settings.data_dir, ledger_id=states[0].ledger_id
+        )
+        user_ids = UserIds(policies, pipeline, keys[0], user_key)
+        yield LedgerHandle(redis, pipeline, keys, tuple(states), results, server, sign, user_key, policies, user_ids)
 
 
 def answer_timeout_s(settings: Settings) -> float:
@@ -202,6 +207,7 @@ class InferenceRuntime:
     reservations: Reservations
     runner: CallRunner
     policies: CurrentPolicy
+    user_ids: UserIds
     unanswered: dict[str, RunId] = field(default_factory=dict[str, RunId])
     """By call id: the run that asked for money and got no answer; a repeat of the call goes on with its hold."""
 
@@ -270,4 +276,5 @@ async def open_runtime(
             reservations=reservations,
             runner=runner,
             policies=policies,
+            user_ids=handle.user_ids,
         )

@@ -33,11 +33,11 @@ class UsageService:
         Errors: PlanLimitReached; PriceUnknown.
         """
         async with using_runtime() as runtime:
-            policies = runtime.policies
-            await policies.read_by(user_id, lambda policy: _check_action(action, policy.policy))
+            policies, kept = runtime.policies, runtime.user_ids.on_ledger(user_id)
+            await policies.read_by(kept, lambda policy: _check_action(action, policy.policy))
             if action == PING:
                 return await self.get_usage_for_user(user_id, plan)
-            policy = policies.of(user_id)
+            policy = policies.of(kept)
             route = policy.policy.tasks[action]
             price = policy.prices.price(route.model, now_ms())
             cost = bound((Message(role="user", content=prompt),), route.max_tokens, price).amount_nanousd

@@ -57,6 +57,11 @@ class Keys:
         return f"{self.prefix}secrets"
 
     @property
+    def users(self) -> str:
+        """Hash: users' plain ids by their hashes, where ids on the ledger are hashed. Entries can be removed."""
+        return f"{self.prefix}users"
+
+    @property
     def probe(self) -> str:
         """Stream: written and taken back in one step, to see that the partition can be written."""
         return f"{self.prefix}probe"

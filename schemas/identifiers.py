@@ -6,7 +6,7 @@ A call's id is its task's id, so that a redelivered task is the same call.
 import re
 import unicodedata
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final, NamedTuple
@@ -72,6 +72,30 @@ def check_task_id(value: str) -> str:
     if " " in id_ and id_.split(" ", 1)[0] in _COMMAND_WORDS:  # G4
         raise ValueError(f"must not begin with {id_.split(' ', 1)[0]!r} and a space, as commands' ids do")
     return id_
+
+
+_HASHED: Final = re.compile(r"(?<![0-9A-Za-z-])h-[0-9a-f]{40}(?![0-9A-Za-z])")
+_HASH_BYTES: Final = 20
+
+
+def hashed_id(digest: bytes) -> str:
+    """Return the id that stands for a user by a digest of the user's own: `h-` and 40 hexadecimal digits."""
+    return f"h-{digest[:_HASH_BYTES].hex()}"
+
+
+def is_hashed_id(text: str) -> bool:
+    """Whether an id has the form of one that stands for another."""
+    return _HASHED.fullmatch(text) is not None
+
+
+def find_hashed_ids(text: str) -> list[str]:
+    """Return the hashed ids in a text, such as the value of a budget that is kept by user and team."""
+    return _HASHED.findall(text)
+
+
+def replace_hashed_ids(text: str, plain: Mapping[str, str]) -> str:
+    """Return a text with the plain ids of those hashed ones whose plain one is known."""
+    return _HASHED.sub(lambda found: plain.get(found[0], found[0]), text)
 
 
 Identifier = Annotated[str, BeforeValidator(id_text), AfterValidator(check_id)]

@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from tollbook.schemas.expectations import Expected
-from tollbook.schemas.identifiers import Identifier, normalise_id
+from tollbook.schemas.identifiers import Identifier, is_hashed_id, normalise_id, split_values
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, nanousd_from_usd
 from tollbook.schemas.problems import did_you_mean, shown, unknown_name
 from tollbook.schemas.routes import Route
@@ -130,6 +130,14 @@ class BudgetRule(Rule):
         """Return the cap of one value, nano-dollars."""
         return nanousd_from_usd(self.caps.get(value, self.cap_usd))
 
+    def users(self) -> list[str]:
+        """Return the users of single caps, where the budget is kept by user."""
+        if "user" not in self.by:
+            return []
+        values = [[value] if len(self.by) == 1 else split_values(value) for value in self.caps]
+        place = self.by.index("user")
+        return [parts[place] for parts in values if len(parts) == len(self.by)]
+
 
 def _day(value: object) -> object:
     # TOML has days; JSON has none.
@@ -230,7 +238,7 @@ class Policy(Rule):
     week_starts_on: WeekStart = "monday"
     """First day of a week: monday or sunday."""
     user_ids: Literal["plain", "hashed"] = "plain"
-    """Whether users' ids are kept as they are or as keyed hashes; fixed when the ledger is created."""
+    """Whether users' ids stand on the ledger as they are or as keyed hashes; fixed when the ledger is created."""
     default_plan: Name = "trial"
     """Plan of a task that names none."""
     plans: dict[Name, PlanRule] = Field(default_factory=dict[str, PlanRule])
@@ -277,6 +285,20 @@ class Policy(Rule):
         for number, name in enumerate(names):
             if name in names[:number] or name == OWN_BUDGET:
                 raise ValueError(f"'budgets[{number}].name': there is another budget named {name!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _users_are_hashed(self) -> Self:
+        if self.user_ids == "plain":
+            return self
+        named = {"'users'": list(self.users)}
+        named |= {f"'budgets[{number}].caps'": rule.users() for number, rule in enumerate(self.budgets)}
+        for place, users in named.items():
+            if not all(map(is_hashed_id, users)):  # G10
+                raise ValueError(
+                    f"{place} has a plain user id, and the policy stands on the ledger: with user_ids = 'hashed', put "
+                    "what `tollbook users hash ID` prints"
+                )
         return self
 
     @field_validator("timezone")

@@ -1,7 +1,7 @@
 """The sums of a what-if: what was recorded beside what would have been. Nano-dollars."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, replace
 
 from tollbook.schemas.identifiers import EntryId
 
@@ -115,6 +115,18 @@ class Outcome:
             kept_refusals=self.kept_refusals,
             events=self.events,
             unexplained=self.unexplained,
+        )
+
+    def with_users(self, name: Callable[[str], str]) -> "Outcome":
+        """Return the same with other names of the users."""
+
+        def named(account: Account) -> Account:
+            return replace(account, user_id=name(account.user_id))
+
+        return replace(
+            self,
+            accounts={named(account): totals for account, totals in self.accounts.items()},
+            refusals=[replace(each, account=named(each.account), budget=name(each.budget)) for each in self.refusals],
         )
 
     def by_plan(self) -> dict[str, tuple[int, Totals]]:

@@ -374,6 +374,12 @@ class Gate:
         (stored,) = await read_policies(self._pipeline, (self.keys,))
         return stored
 
+    async def has_events(self) -> bool:
+        """Whether anything was ever appended to this partition."""
+        length = await self._pipeline.execute("XLEN", self.keys.ledger)
+        removed = await self._pipeline.execute("HGET", self.keys.meta, "removed")
+        return bool(length or int(removed or 0))
+
     async def assign(self, request: AssignRequest) -> bool:
         """Change a plan, cap or credit at once; return whether it is new. Errors: IdempotencyConflict."""
         reply = await self._change("assign", request, request.plan, request.amount_nanousd)

@@ -82,7 +82,9 @@ class Scene:
             return await runner.run(self.calling.call(call_id, **fields), is_final=is_final)
 
     async def happen(self) -> None:
-        administration = Administration(self.calling.runtime.ledger, self.calling.runtime.policies)
+        administration = Administration(
+            self.calling.runtime.ledger, self.calling.runtime.policies, self.calling.runtime.user_ids
+        )
         await self.run("plain", None)
         await self.run("fallback", "hang_charged", None, campaign_id="spring/sale")
         await administration.adjust_cost("fallback", CORRECTED, Signature("eva", "invoice of November"))

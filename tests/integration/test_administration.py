@@ -33,7 +33,7 @@ async def calling(redis_client: Redis, server_url: str, tmp_path: Path) -> Async
 
 @pytest.fixture
 def administration(calling: Calling) -> Administration:
-    return Administration(calling.runtime.ledger, calling.runtime.policies)
+    return Administration(calling.runtime.ledger, calling.runtime.policies, calling.runtime.user_ids)
 
 
 async def cap_of(calling: Calling, user_id: str, plan: str = "trial") -> Decimal:

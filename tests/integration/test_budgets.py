@@ -125,7 +125,7 @@ PREPAID = """
 async def test_a_prepaid_balance_lives_on_credit(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     acme = {"tags": {"customer": "acme"}}
     async with calling_with(server_url, tmp_path, PREPAID) as calling:
-        prepaid = Administration(calling.runtime.ledger, calling.runtime.policies).prepaid
+        prepaid = Administration(calling.runtime.ledger, calling.runtime.policies, calling.runtime.user_ids).prepaid
         assert await status(calling, "t1", **acme) is TaskStatus.DENIED
         payment = Credit("prepaid", "acme", "pay_1")
         granted = await prepaid.grant(payment, BOUND, SHOP)
@@ -149,7 +149,7 @@ async def test_what_is_left_of_a_credit_expires(redis_client: Redis, server_url:
     acme = {"tags": {"customer": "acme"}}
     async with calling_with(server_url, tmp_path, PREPAID) as calling:
         runtime = calling.runtime
-        prepaid = Administration(runtime.ledger, runtime.policies).prepaid
+        prepaid = Administration(runtime.ledger, runtime.policies, runtime.user_ids).prepaid
         gates = build_gates(runtime.handle, runtime.settings)
         expiry = CreditExpiry(gates, runtime.policies, lambda: calling.store)
         now_ms = await gates[0].now_ms()

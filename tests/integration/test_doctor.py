@@ -162,7 +162,7 @@ async def test_what_is_no_longer_held_back_is_no_longer_shown(
 
 async def test_caps_and_credits_changed_in_redis(place: Place) -> None:
     keys, runtime = place.running.keys, place.running.system.runtime
-    administration = Administration(runtime.ledger, runtime.policies)
+    administration = Administration(runtime.ledger, runtime.policies, runtime.user_ids)
     await administration.grant_credit("u1", 5, Signature("ann", "gift"))
     period = month_at(now_ms()).name
     await place.running.fold_all()

@@ -103,7 +103,7 @@ async def test_each_model_has_what_its_attempts_cost(calling: Calling) -> None:
 
 async def test_a_correction_of_a_whole_call_leaves_no_model_below_zero(calling: Calling) -> None:
     await run(calling, "t1", "broken_json", None)
-    administration = Administration(calling.runtime.ledger, calling.runtime.policies)
+    administration = Administration(calling.runtime.ledger, calling.runtime.policies, calling.runtime.user_ids)
     await administration.adjust_cost("t1", 7, Signature("ann", "refunded"))
     # The last attempt had less than was taken back: the rest is taken from the one before it.
     assert await spend_by_model(calling) == {"anthropic/claude-sonnet-4": 7, "openai/gpt-4o-mini": 0}

@@ -39,7 +39,7 @@ async def calling(redis_client: Redis, server_url: str, tmp_path: Path) -> Async
 
 @pytest.fixture
 def administration(calling: Calling) -> Administration:
-    return Administration(calling.runtime.ledger, calling.runtime.policies)
+    return Administration(calling.runtime.ledger, calling.runtime.policies, calling.runtime.user_ids)
 
 
 async def find(calling: Calling, *outcomes: str, since_ms: int = 0, until: EntryId = EVER, user: Any = None) -> Found:

@@ -11,7 +11,7 @@ from tollbook.inference.settings import Settings
 from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.server.endpoint import read_endpoint
-from tollbook.views.top.figures import Figures, Problem, SpendFigures
+from tollbook.views.top.figures import Figures, Problem, SpendFigures, UserFigures
 from tollbook.views.top.problems import find_problems
 from tollbook.views.top.projection_reader import Copy, ProjectionReader
 from tollbook.views.top.redis_reader import RedisReader, Seen
@@ -67,7 +67,7 @@ class Gatherer:
             problems=(),
             redis=None if seen is None else replace(seen.redis, age_s=now_s - seen.at_s),
             rates=None if seen is None else replace(seen.rates, age_s=now_s - seen.at_s),
-            spend=None if copy is None else await self._spend(copy, seen, now_s),
+            spend=None if copy is None else await self._named(await self._spend(copy, seen, now_s)),
         )
         problems = [] if problem is None else [problem]
         if self._projection.problem is not None:
@@ -88,6 +88,15 @@ class Gatherer:
             return spend
         moves = self._redis.moves_after({partition: position.seq for partition, position in copy.positions.items()})
         return spend if moves is None else update_spend(spend, moves, events=max(0, seen.redis.seq - spend.seq))
+
+    async def _named(self, spend: SpendFigures) -> SpendFigures:
+        """Return spend with the users' plain ids, where the ledger has hashes and the table beside it these users."""
+        plain = await self._redis.plain_ids(user.user_id for user in (*spend.by_spend, *spend.by_use))
+
+        def named(users: tuple[UserFigures, ...]) -> tuple[UserFigures, ...]:
+            return tuple(replace(user, user_id=plain.get(user.user_id, user.user_id)) for user in users)
+
+        return replace(spend, by_spend=named(spend.by_spend), by_use=named(spend.by_use)) if plain else spend
 
     async def _measure_lag(self, copy: Copy) -> "_Lag":
         """Say how far the fold was behind what Redis said right before the copy was made."""

@@ -6,7 +6,7 @@ The ledger's stream is read from its newest entry back to where it was read befo
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -17,6 +17,7 @@ from tollbook.app.connect import find_redis_url
 from tollbook.consumers.alerts.queue import receiver_states
 from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.settings import Settings
+from tollbook.inference.user_ids import read_plain
 from tollbook.ledger.errors import LedgerError, LedgerUnavailable
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.gate.stops import read_stop
@@ -92,6 +93,15 @@ class RedisReader:
                 return None
             moves += later
         return moves
+
+    async def plain_ids(self, user_ids: Iterable[str]) -> dict[str, str]:
+        """Return the plain ids of users' hashes, as far as they are known and Redis answers."""
+        if self._pipeline is None:
+            return {}
+        try:
+            return await read_plain(self._pipeline, Keys(self._settings.namespace), user_ids)
+        except (LedgerUnavailable, RedisError):
+            return {}
 
     async def oldest_after(self, positions: dict[int, Position]) -> int | None:
         """Return when the oldest of the events after these was appended; None where Redis does not say."""
