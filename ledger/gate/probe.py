@@ -14,7 +14,15 @@ from redis.exceptions import NoPermissionError, ResponseError
 from tollbook.ledger.errors import PermissionsMissing
 from tollbook.ledger.gate.functions import function
 from tollbook.ledger.gate.replies import FunctionsMissing
-from tollbook.ledger.keys import Keys, dead_letters, projector_lease, task_partition, worker_key
+from tollbook.ledger.keys import (
+    Keys,
+    alert_receivers,
+    alerts,
+    dead_letters,
+    projector_lease,
+    task_partition,
+    worker_key,
+)
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.refusals import unavailable
 from tollbook.ledger.stream_owners import STREAM_OWNERS
@@ -38,8 +46,9 @@ LEDGER_COMMANDS: Final = (
 PROJECTOR_COMMANDS: Final = (
     "EVAL s 1 K", "HINCRBY K f 1", "PTTL K", "SCAN 0", "XINFO STREAM K", "XINFO GROUPS K", "XREAD STREAMS K 0",
     "XTRIM K MAXLEN 1", "TYPE K",
+    "XREADGROUP GROUP g c STREAMS K >", "XACK K g 0-1", "XGROUP CREATE K g 0", "XGROUP DESTROY K g",
 )  # fmt: skip
-"""What a projector does beside that."""
+"""What a projector does beside that; the last line is for the queue of alerts."""
 WORKER_COMMANDS: Final = (
     "XREADGROUP GROUP g c STREAMS S >", "XACK S g 0-1", "XCLAIM S g c 0 0-1", "XPENDING S g", "XGROUP CREATE S g 0",
     "XGROUP DELCONSUMER S g c", "XINFO GROUPS S", "XINFO CONSUMERS S g", "XINFO STREAM S", "XTRIM S MAXLEN 1",
@@ -110,8 +119,9 @@ async def missing_permissions(
     Errors: PermissionsMissing where it may not even ask; LedgerUnavailable.
     """
     streams, namespace = tuple(streams), keys[0].namespace
+    own = [name for key in keys for name in (key.meta, key.ledger, key.result(_NOBODY), key.probe)]
     patterns = {
-        f"~{{{namespace}:*": [name for key in keys for name in (key.meta, key.ledger, key.result(_NOBODY), key.probe)],
+        f"~{{{namespace}:*": [*own, *((alerts(namespace), alert_receivers(namespace)) if is_projector else ())],
         f"~{namespace}:*": [
             dead_letters(namespace), projector_lease(namespace), worker_key(namespace, "any"),
             task_partition(namespace, "any"),
@@ -142,7 +152,8 @@ async def missing_permissions(
     # Of a command on a key that is refused anyway, nothing is known.
     unknown = {letter for letter, name in places.items() if not refused.isdisjoint((f"key {name}", f"channel {name}"))}
     return [
-        *(
+        # A command on keys of the ledger and on task streams is named once.
+        *dict.fromkeys(
             f"the command {_name(command)}"
             for asked, command in commands.items()
             if f"command {asked}" in refused and unknown.isdisjoint(command.split())

@@ -113,6 +113,7 @@ LACKING = {
     "to read a task stream": ([*NEEDED, "-xreadgroup"], "the command XREADGROUP"),
     "subcommands": ([*NEEDED, "-xgroup|create"], "the command XGROUP CREATE"),
     "a projector's commands": ([*NEEDED, "-eval"], "the command EVAL"),
+    "to forget a receiver of alerts": ([*NEEDED, "-xgroup|destroy"], "the command XGROUP DESTROY"),
 }
 
 

@@ -47,6 +47,8 @@ ACK: Final = b"\r\n$4\r\nXACK\r\n"
 BURY: Final = b"\r\n$6\r\nstream\r\n"
 PUT: Final = b"\r\n$3\r\nSET\r\n$22\r\n{tollbook:0}:result:t1\r\n"
 
+# Every ledger begins with the policy that `up` put in force.
+APPLIED: Final = ("policy-applied", 0)
 HELD: Final = ("budget-reserved", BOUND)
 CALLED: Final = ("model-called", "ok", COST)
 FAILED: Final = ("model-called", "http_error", 0)
@@ -170,7 +172,7 @@ async def publish(running: RunningSystem) -> None:
 
 async def check(running: RunningSystem, row: Row, directory: Path) -> None:
     """See that the row came true, and that the books agree."""
-    assert [summary(event) for event in await events_of(running)] == list(row.ledger)
+    assert [summary(event) for event in await events_of(running)] == [APPLIED, *row.ledger]
     assert running.provider.book.totals()[USER] == row.charged * COST + row.fallbacks * FALLBACK_COST
     stored = await running.system.handle.results.get(TASK_ID)
     assert stored is not None
@@ -216,9 +218,8 @@ async def test_a_slow_workers_call_ends_at_its_true_cost(running: RunningSystem,
                 border.open()
 
                 async def has_gone_on() -> bool:
-                    return (
-                        len(await events_of(running)) >= len(row.ledger) and len(await answers(running)) >= row.answers
-                    )
+                    is_booked = len(await events_of(running)) >= len([APPLIED, *row.ledger])
+                    return is_booked and len(await answers(running)) >= row.answers
 
                 await wait_until(has_gone_on, what="what the slow worker does")
                 await is_at_rest(running)
@@ -259,7 +260,7 @@ async def test_a_malformed_task_is_buried_and_answered_though_its_worker_dies(
     assert stored.status is TaskStatus.INVALID
     assert await answers(running) == [stored] * replies
     assert [letter["reason"] for letter in await running.dead_letters()] == ["invalid_task"] * letters
-    assert await events_of(running) == []
+    assert [summary(event) for event in await events_of(running)] == [APPLIED]
     assert running.provider.requests == 0
 
 
@@ -287,7 +288,7 @@ async def test_a_task_that_is_given_up_gets_its_letter_though_that_worker_dies_t
         assert stored.error_code is ErrorCode.ATTEMPTS_EXHAUSTED
         letters = await running.dead_letters()
         assert {(letter["reason"], letter["task_id"]) for letter in letters} == {("attempts_exhausted", TASK_ID)}
-        assert [summary(event) for event in await events_of(running)] == list(LOST)
+        assert [summary(event) for event in await events_of(running)] == [APPLIED, *LOST]
         assert running.provider.requests <= 1
 
 

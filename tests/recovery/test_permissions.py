@@ -12,6 +12,7 @@ from tests.servers import CONTAINER, binary_of, server_kinds, wait_until
 from tests.system import STREAMS, RunningSystem, running_system
 from tollbook import Publisher
 from tollbook.app.doctor import examine
+from tollbook.consumers.alerts.queue import AlertQueue
 from tollbook.inference.runtime import open_ledger
 from tollbook.inference.settings import load_settings
 from tollbook.ledger.errors import PermissionsMissing
@@ -43,6 +44,10 @@ async def nothing_pending(running: RunningSystem) -> bool:
     return await running.pending() == 0
 
 
+async def has_no_receiver(running: RunningSystem) -> bool:
+    return await AlertQueue(running.redis, "tollbook").states() == []
+
+
 def test_the_documents_have_the_line() -> None:
     assert acl_line() in re.sub(r"\s*\\\n\s*", " ", DEPLOY.read_text(encoding="utf-8"))
 
@@ -51,6 +56,8 @@ def test_the_documents_have_the_line() -> None:
 async def test_the_user_of_the_documents_can_do_everything(kind: str, tmp_path: Path) -> None:
     async with EmbeddedServer(tmp_path / "server", binary=binary_of(kind)) as server:
         url = await make_user(server, RULES)
+        async with connect(server.url) as redis:
+            await AlertQueue(redis, "tollbook").add_receiver("gone")  # The policy has it no more.
         async with running_system(
             tmp_path / "data", url, metrics_port=0, segment_events=5, stream_keep_events=0
         ) as running:
@@ -67,6 +74,7 @@ async def test_the_user_of_the_documents_can_do_everything(kind: str, tmp_path: 
                 assert (await publisher.publish_and_wait("monitoring", "ping", timeout_s=60)).content == "pong"
                 await publisher.publish(STREAMS[0], "ping")
             await become_done(running, task_ids)
+            await wait_until(lambda: has_no_receiver(running), what="the receiver forgotten")
             await check_books(running, tmp_path / "books")
             assert running.system.state.url is not None
             await wait_until_ready(running.system.state.url)
