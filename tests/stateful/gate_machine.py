@@ -217,7 +217,7 @@ class GateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.call_ids)
     @rule(
         pick=picks, next_attempt=st.booleans(), told=st.sampled_from(TOLD),
-        extension=st.sampled_from((0, 0, 1, 3, 8, 45)), spent=st.integers(0, 8), cap=caps, lags=lags,
+        extension=st.sampled_from((0, 1, 3, 5, 8, 8, 45)), spent=st.integers(0, 8), cap=caps, lags=lags,
         wrong_budgets=rarely, policy_lag=policy_lags,
     )  # fmt: skip
     def record(
