@@ -62,15 +62,22 @@ _OPEN: Final = """
         WHERE hold > 0
         GROUP BY call_id, hold
         HAVING count(*) FILTER (type = 'budget-reserved') > 0
+    ),
+    attempts AS (
+        SELECT call_id, string_agg(CASE type WHEN 'model-called' THEN 'm' ELSE 'f' END || attempt || ' ', '') AS marks
+        FROM events
+        WHERE type IN ('model-called', 'fallback-used')
+        GROUP BY call_id
     )
     SELECT
         o.call_id, any_value(o.deadline) AS deadline,
-        format(E'open h {} {} w {} {} {} 0 1 0 0\n{}\n \n\nuser:{}:{}', any_value(o.hold), any_value(o.held),
+        format(E'open h {} {} w {} {} {} 0 1 0 0 0 -\n{}\n {}\n\nuser:{}:{}', any_value(o.hold), any_value(o.held),
             any_value(o.deadline), any_value(o.user_id), any_value(o.period),
             coalesce(string_agg(format(' {}={},{}', c.hold, c.cost, c.assumed), '' ORDER BY c.hold), ''),
-            any_value(o.user_id), any_value(o.period)) AS record
+            coalesce(any_value(a.marks), ''), any_value(o.user_id), any_value(o.period)) AS record
     FROM holds AS o
     LEFT JOIN holds AS c ON c.call_id = o.call_id AND NOT c.is_open
+    LEFT JOIN attempts AS a ON a.call_id = o.call_id
     WHERE o.is_open
     GROUP BY o.call_id
 """

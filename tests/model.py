@@ -8,7 +8,7 @@ contract states it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 MAX_NANOUSD = 1_000_000 * 1_000_000_000
@@ -110,7 +110,6 @@ class LedgerModel:
         self.lots: dict[str, list[ModelCredit]] = {}
         self.paid: dict[str, int] = {}
         """What the credits of a budget have paid, and what was given back beyond that below zero."""
-        self.base_caps: dict[str, int] = {}
         self.granted: dict[str, int] = {}
         self.raised: set[tuple[str, int]] = set()
         self.events: list[ModelEvent] = []
@@ -362,7 +361,10 @@ class LedgerModel:
         is_due: bool = True,
         policy: int = 0,
     ) -> Answer:
-        """A credit is used from its first nano-dollar on; one that expires keeps what open holds may need of it."""
+        """One that expires keeps what open holds may need of it.
+
+        The credits first pay what was spent since they last changed; a refusal changes nothing.
+        """
         if command_id in self.calls:
             return ("CREDIT", False, 0) if self.calls[command_id].content == content else ("CONFLICT",)
         if policy != self.policy:
@@ -372,8 +374,7 @@ class LedgerModel:
         name, cap = budget
         if refusal := self._refuse([name], [baseline]):
             return refusal
-        self.base_caps[name] = cap
-        lots = self.lots.setdefault(name, [])
+        lots, paid = self._pay(name, cap)
         found = next((lot for lot in lots if lot.credit_id == credit_id), None)
         balance = self.budget(name)
         change = 0
@@ -394,7 +395,7 @@ class LedgerModel:
             if not found.left:
                 lots.remove(found)
         self.granted[name] = self.granted.get(name, 0) + change
-        self._pay(name)
+        self.lots[name], self.paid[name] = lots, paid
         command = self.calls[command_id] = ModelCall(content, "", "", "-", state="settled")
         stamps = {
             "budget": name, "cap_nanousd": cap, "settled_nanousd": balance.settled, "held_nanousd": balance.held
@@ -402,20 +403,15 @@ class LedgerModel:
         self._append(kind, command, command_id, 0, change, None, stamps)
         return ("CREDIT", True, change)
 
-    def _pay(self, name: str) -> None:
+    def _pay(self, name: str, cap: int) -> tuple[list[ModelCredit], int]:
         """Let credits pay what is spent beyond the cap, nano-dollar by nano-dollar, in the order of their expiry."""
-        spent = max(0, self.budget(name).settled - self.base_caps.get(name, 0))
-        lots = self.lots.get(name, [])
-        while self.paid.setdefault(name, 0) < spent:
-            lot = next((lot for lot in lots if lot.left), None)
-            if lot is None:
-                return
-            lot.left, self.paid[name] = lot.left - 1, self.paid[name] + 1
-        while self.paid[name] > spent:
-            lot = next((lot for lot in reversed(lots) if lot.left < lot.amount), None)
-            if lot is None:
-                return
-            lot.left, self.paid[name] = lot.left + 1, self.paid[name] - 1
+        spent, paid = max(0, self.budget(name).settled - cap), self.paid.get(name, 0)
+        lots = [replace(lot) for lot in self.lots.get(name, [])]
+        while paid < spent and (lot := next((lot for lot in lots if lot.left), None)):
+            lot.left, paid = lot.left - 1, paid + 1
+        while paid > spent and (lot := next((lot for lot in reversed(lots) if lot.left < lot.amount), None)):
+            lot.left, paid = lot.left + 1, paid - 1
+        return lots, paid
 
     def apply_policy(self, *, in_force: int, version: int) -> Answer:
         """A version replaces the one that its author has seen, or nothing; digests are those of the versions."""
@@ -572,7 +568,6 @@ class LedgerModel:
             budget.held += held
             budget.tail.append(self.head + 1)
             budget.moves.append((self.head + 1, budget.settled, budget.held))
-            self._pay(name)
 
     def _append(
         self,

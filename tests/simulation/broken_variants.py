@@ -154,7 +154,7 @@ LOSSES: Mapping[str, Any] = {"losses": 0.1}
 BROKEN = (
     BrokenVariant(
         "holds do not count against the cap",
-        _gate(("elseif b.s + b.h + amount > cap then", "elseif b.s + amount > cap then")),
+        _gate(("b.s + b.h + amount > cap then", "b.s + amount > cap then")),
         "G1: .* its cap is",
     ),
     BrokenVariant(

@@ -171,8 +171,7 @@ class GateMachine(RuleBasedStateMachine):
     ) -> None:  # fmt: skip
         call_id = f"call-{len(self.call_ids)}"
         self.call_ids.append(call_id)
-        further = [(name, BASE_CAP if name == PREPAID else further_cap) for name in _further(kinds, user, period)]
-        budgets = ((f"user:{user}:{period}", cap), *further)
+        budgets = ((f"user:{user}:{period}", cap), *_with_caps(_further(kinds, user, period), further_cap))
         self._reserve(
             call_id, user, period, budgets, amount, lags, is_final=final, is_trial=trial, policy_lag=policy_lag
         )
@@ -218,7 +217,7 @@ class GateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.call_ids)
     @rule(
         pick=picks, next_attempt=st.booleans(), told=st.sampled_from(TOLD),
-        extension=st.sampled_from((0, 0, 1, 3, 8, 45)), spent=st.integers(0, 8), cap=caps, lags=lags,
+        extension=st.sampled_from((0, 1, 3, 5, 8, 8, 45)), spent=st.integers(0, 8), cap=caps, lags=lags,
         wrong_budgets=rarely, policy_lag=policy_lags,
     )  # fmt: skip
     def record(
@@ -231,14 +230,15 @@ class GateMachine(RuleBasedStateMachine):
         begun = call.begun + next_attempt
         events: Told = [(kind, begun) for kind in told]
         typed, modelled = self._baselines(names, lags)
+        budgets = _with_caps(names, cap)
         predicted = self.model.record(
             call_id, hold=call.hold, begun=begun, spent=spent, assumed=spent // 2, events=events,
-            budgets=[(name, cap) for name in names], baselines=modelled, extension=extension, policy=policy,
+            budgets=budgets, baselines=modelled, extension=extension, policy=policy,
         )  # fmt: skip
         request = RecordRequest(
             call_id=call_id, user_id=call.user, hold=call.hold, attempts_begun=begun, spent_nanousd=spent,
             assumed_nanousd=spent // 2, events=_attempt_events(events), extension_nanousd=extension,
-            budgets=tuple(BudgetCap(name, cap) for name in names), policy_version=policy,
+            budgets=tuple(BudgetCap(name, cap) for name, cap in budgets), policy_version=policy,
             extension_payload=f'{{"asked_policy":{policy}}}',
         )  # fmt: skip
         self._check("record", self.driver.gate.record(request, typed), predicted)
@@ -517,6 +517,11 @@ def _further(kinds: Sequence[str], user: str, period: str) -> tuple[str, ...]:
         "team": "team-week:red:2026-W48", "all": f"all-day:all:{period}-05", "total": PREPAID,
     }  # fmt: skip
     return tuple(names[kind] for kind in kinds)
+
+
+def _with_caps(names: Sequence[str], cap: int) -> tuple[tuple[str, int], ...]:
+    """The prepaid budget has the one cap of the policy; all others are drawn anew with each question."""
+    return tuple((name, BASE_CAP if name == PREPAID else cap) for name in names)
 
 
 def _budgets_of(call: ModelCall, *, wrong: bool) -> tuple[str, ...]:

@@ -86,13 +86,13 @@ BROKEN = (
     ),
     Broken(
         "holds do not count against the cap",
-        (("elseif b.s + b.h + amount > cap then", "elseif b.s + amount > cap then"),),
+        (("b.s + b.h + amount > cap then", "b.s + amount > cap then"),),
         G1,
         by_stream=True,
     ),
     Broken(
         "one nano-dollar over the cap is let through",
-        (("elseif b.s + b.h + amount > cap then", "elseif b.s + b.h + amount > cap + 1 then"),),
+        (("b.s + b.h + amount > cap then", "b.s + b.h + amount > cap + 1 then"),),
         G1,
         by_stream=True,
     ),
@@ -154,7 +154,7 @@ BROKEN = (
     ),
     Broken(
         "the last nano-dollar of the cap is refused (G9)",
-        (("if b.s + amount > cap then", "if b.s + amount >= cap then"),),
+        (("and b.s + amount > cap then", "and b.s + amount >= cap then"),),
         MODEL,
     ),
     Broken(
