@@ -28,7 +28,9 @@ _NEW: Final = (
     'SELECT id, seq, epoch_ms(raised_at) AS at_ms, budget, name, value, "window", fraction, cap_usd, settled_usd '
     "FROM alerts WHERE partition = ? AND seq > ? ORDER BY seq LIMIT ?"
 )
-_NEWEST: Final = "SELECT coalesce(max(seq), 0) AS seq FROM events WHERE partition = ?"
+_OLD: Final = (
+    "SELECT coalesce(max(seq), 0) AS seq FROM events WHERE partition = ? AND recorded_at < now() - INTERVAL 1 MINUTE"
+)
 _log = structlog.get_logger(__name__)
 
 
@@ -62,15 +64,14 @@ class AlertFeed:
             await self._sleep(_INTERVAL_S)
 
     async def feed(self, partition: int) -> None:
-        """Queue the alerts of a partition that were folded since the last time. The first time, none: they are old.
+        """Queue the alerts of a partition that were folded since the last time; the first time, those of a minute.
 
         Errors: redis.RedisError; LedgerError where the projection is not open.
         """
         stored = cast("bytes | None", await self._redis.hget(self._key, str(partition)))
         if stored is None:
-            newest = (await self._query(_NEWEST, [partition]))[0]["seq"]
-            await self._redis.hset(self._key, str(partition), newest)
-            return
+            stored = str((await self._query(_OLD, [partition]))[0]["seq"]).encode()
+            await self._redis.hset(self._key, str(partition), stored)
         for row in await self._query(_NEW, [partition, int(stored), _PAGE]):
             await self._queue.put(alert_of(row))
             await self._redis.hset(self._key, str(partition), row["seq"])

@@ -34,6 +34,7 @@ from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner
 from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce
 from tollbook.inference.providers.client import ProviderClient
+from tollbook.inference.user_ids import UserIds
 from tollbook.ledger.errors import BaselineUnavailable, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
 from tollbook.ledger.gate.functions import function, library_code
@@ -635,6 +636,7 @@ class World:
             reservations=reservations,
             runner=runner,
             policies=policies,
+            user_ids=UserIds(policies, pipeline, Keys("tollbook", 0), b"key of the ledger"),
             replies=ReplyStreams(pipeline, namespace="tollbook", task_streams=lambda: [STREAM]),
             results=results,
             claims=claims,
