@@ -6,16 +6,15 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-import structlog
-
 from tollbook.inference.errors import ProviderError
 from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.providers.client import ProviderClient
+from tollbook.ledger.logs import LazyLogger
 
 _REFRESH_S: Final = 3600.0
 # How long a process waits for the first answer. Calls do not need it: what is not known is not checked.
 _FIRST_ANSWER_S: Final = 2.0
-_log = structlog.get_logger(__name__)
+_log = LazyLogger(__name__)
 
 
 @asynccontextmanager

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 from urllib.parse import urlsplit
 
-import structlog
-
 from tollbook.inference.prices.listed_price import Pricing, read_pricing
 from tollbook.inference.prices.model_price import ModelPrice
+from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.private_files import create_private, make_private_folder, read_private
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _STAMP: Final = "%Y-%m-%dT%H-%M-%S.%f"
 _SUFFIX: Final = "Z.json"
 _MAX_LOADED: Final = 16
-_log = structlog.get_logger(__name__)
+_log = LazyLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
