@@ -114,6 +114,7 @@ async def test_a_correction_of_a_whole_call_leaves_no_model_below_zero(calling: 
         "anthropic/claude-sonnet-4": BOUND,
         "openai/gpt-4o-mini": PRICE_OF_FALLBACK,
     }
+    await administration.adjust_cost("t1", calling.booked("u1"), Signature("ann", "as the provider's invoice says"))
 
 
 async def test_repeating_changes_nothing(calling: Calling) -> None:

@@ -173,8 +173,9 @@ async def _names_and_values(redis: Redis) -> dict[str, Any]:
             "hash": redis.hgetall, "string": redis.get, "stream": redis.xrange,
             "list": lambda key: redis.lrange(key, 0, -1), "zset": lambda key: redis.zrange(key, 0, -1),
             "set": redis.smembers,
-        }[kind.decode()]  # fmt: skip
-        found[name.decode()] = await read(name)
+        }.get(kind.decode())  # fmt: skip
+        if read is not None:  # It may have expired meanwhile.
+            found[name.decode()] = await read(name)
     return found
 
 
