@@ -20,15 +20,14 @@ SECRET: Final = "whsec_" + base64.b64encode(b"k" * 32).decode()
 async def test_the_agency_runs_by_its_file_alone(tmp_path: Path) -> None:
     shutil.copy(ROOT / "docs" / "examples" / "agency" / "tollbook.toml", tmp_path)
 
-    async def run(*arguments: str) -> Any:
+    async def run(*arguments: str, code: int = 0) -> Any:
         done = await run_cli(*arguments, "--json", cwd=tmp_path, env=env)
-        assert done.code == 0, done.stderr
+        assert done.code == code, done.stderr
         return done.json()
 
-    async def ask(stream: str, task: str, **tags: str) -> Any:
-        return await run(
-            "publish", stream, task, "Write it.", "--user", "ann", "--tags", json.dumps(tags), "--wait", "50"
-        )
+    async def ask(stream: str, task: str, *, code: int = 0, **tags: str) -> Any:
+        given = ("--user", "ann", "--tags", json.dumps(tags), "--wait", "50")
+        return await run("publish", stream, task, "Write it.", *given, code=code)
 
     async with served(lambda: 204) as (url, seen):
         env = {"ALERT_WEBHOOK": url, "TOLLBOOK_WEBHOOK_SECRET": SECRET}
@@ -38,7 +37,7 @@ async def test_the_agency_runs_by_its_file_alone(tmp_path: Path) -> None:
             answered = await ask("support", "answer_ticket", team="red")
             assert (answered["status"], answered["model_used"]) == ("done", "openai/gpt-4o-mini")
             # A client who has paid nothing gets nothing, and a person is told.
-            refused = await ask("campaigns", "write_campaign", client="acme")
+            refused = await ask("campaigns", "write_campaign", code=1, client="acme")
             assert (refused["status"], refused["error_code"]) == ("denied", "PLAN_LIMIT_REACHED")
             await wait_until(lambda: seen, what="the alert of the client's balance")
             headers, body = seen[0]
