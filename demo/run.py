@@ -43,6 +43,8 @@ async def run_demo(options: DemoOptions, progress: Progress) -> Report:
     caps = {plan: str(usd_from_nanousd(cap)) for plan, cap in plan_caps_nanousd(options.tasks).items()}
     async with stand_in_process(options) as base_url:
         settings = load_settings(
+            # The provider's book is by the name that it is told: so it can be held against the ledger's users.
+            provider_user="plain",
             env_file=None,
             redis_url=None,
             data_dir=options.data_dir,

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 # In a checkout the notebook is in notebooks/, in a wheel beside the module that shows it.
 NOTEBOOK = "tollbook/views/report/spend_report.py"
-DATA = {".lua", ".sql", ".css", ".html", ".js", ".csv", ".json"}
+DATA = {".lua", ".sql", ".css", ".html", ".js", ".csv", ".json", ".toml"}
 
 
 def package_files() -> dict[str, bytes]:
