@@ -55,6 +55,15 @@ class _Alerting:
         self._state = state
 
     async def run(self) -> None:
+        """Deliver until cancelled; after a fault, begin again."""
+        while True:
+            try:
+                return await self._run()
+            except Exception:  # noqa: BLE001 - alerts end with the process, not before; calls go on meanwhile.
+                _log.exception("alerts.failed")
+                await asyncio.sleep(_RETRY_S)
+
+    async def _run(self) -> None:
         rule = policy_of(self._settings).alerts
         async with httpx.AsyncClient() as http:
             receivers, unusable = receivers_of(rule, self._settings.webhook_secret, read_variable, http)

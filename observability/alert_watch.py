@@ -85,7 +85,7 @@ class AlertWatch:
         now_ms: Callable[[], int],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`read_spend` may take time, and runs in a thread."""
+        """`read_spend` and `read_unpriced` may take time, and run in a thread."""
         self._redis = redis
         self._queue = AlertQueue(redis, namespace)
         self._key = raised_alerts(namespace)
@@ -107,9 +107,11 @@ class AlertWatch:
 
     async def look(self) -> None:
         """Raise what has begun since the last look. Errors: redis.RedisError."""
-        facts, spend = await asyncio.gather(self._facts.read(), asyncio.to_thread(self._read_spend))
+        facts, spend, unpriced = await asyncio.gather(
+            self._facts.read(), asyncio.to_thread(self._read_spend), asyncio.to_thread(self._read_unpriced)
+        )
         raised = await self._raised()
-        for condition in conditions(facts, self._rule, spend=spend, unpriced=self._read_unpriced()):
+        for condition in conditions(facts, self._rule, spend=spend, unpriced=unpriced):
             before = raised.get(condition.kind)
             if condition.text is None:
                 if before is not None:

@@ -205,6 +205,9 @@ class CallRunner:
                 record("the larger limit does not fit the cap")
                 return False
             hold.amount_nanousd = reply
+            if hold.shortage_nanousd:  # G1
+                record("the hold does not cover the larger limit")
+                return False
             record(None)
         return True
 

@@ -25,10 +25,12 @@ from tollbook.ledger.gate.requests import (
     AssignRequest,
     Baseline,
     BudgetCap,
+    FinishedCall,
     OpenCall,
     Position,
     Reserved,
     ReserveRequest,
+    Settled,
     Waiting,
 )
 from tollbook.ledger.keys import Keys
@@ -699,3 +701,30 @@ async def test_a_trial_that_does_not_fit_leaves_everything_as_it_was(bench: Gate
     before = await bench.everything()
     assert isinstance(await bench.reserve("b", amount=amount, trial=True), Waiting)
     assert await bench.everything() == before
+
+
+async def test_the_record_of_a_call_from_before_there_were_alerts_is_still_known(bench: GateBench) -> None:
+    """G2, G4: a hold that is open is settled, and a repeat of its task is no conflict."""
+    await bench.reserve("a", 4)
+    await bench.reserve("b", 3)
+    await bench.settle("b", 2)
+    for call_id in ("a", "b"):
+        key = bench.keys.call(call_id)
+        record: Any = await bench.redis.get(key)
+        head, _, rest = record.decode().partition("\n")
+        await bench.redis.set(key, head.rsplit(" ", 2)[0] + "\n" + rest)
+    assert isinstance(await bench.reserve("a", 4), OpenCall)
+    assert isinstance(await bench.settle("a", 4), Settled)
+    assert isinstance(await bench.reserve("b", 3), FinishedCall)
+    assert [event["type"] for event in await bench.events()][-1] == "cost-recorded"
+
+
+@pytest.mark.parametrize("policy", ["no JSON", '{"content":{"budgets":[{"name":"x","alerts":["half"]}]}}', None])
+async def test_a_policy_broken_by_hand_keeps_no_cost_from_being_booked(bench: GateBench, policy: str | None) -> None:
+    """G3: it raises no alert; that it is broken is found by who reads it."""
+    await bench.reserve("a", 4)
+    await bench.redis.hset(bench.keys.meta, "policy_version", "1")
+    if policy is not None:
+        await bench.redis.hset(bench.keys.meta, "policy", policy)
+    assert isinstance(await bench.settle("a", 3), Settled)
+    assert (await bench.events())[-1]["amount"] == "3"

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from decimal import Decimal
+from pathlib import Path
 
 import httpx
 import pytest
@@ -16,6 +17,8 @@ from redis.asyncio import Redis
 
 from tests.proxy import faulty_proxy
 from tests.servers import wait_until
+from tests.system import running_system
+from tollbook.app import alerting
 from tollbook.consumers.alerts.deliveries import Deliveries
 from tollbook.consumers.alerts.queue import AlertQueue
 from tollbook.consumers.alerts.receivers import (
@@ -280,3 +283,25 @@ async def test_a_receiver_that_cannot_be_used_is_shown_with_its_reason(
     assert [(state.name, state.problem) for state in await queue.states()] == [(name, problem)]
     await Deliveries(queue, [], now_ms=lambda: NOW_MS).prepare()
     assert await queue.states() == []
+
+
+async def test_a_fault_ends_no_alerts_and_no_process(
+    redis_client: Redis, server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def fault(*_: object) -> tuple[list[Receiver], dict[str, str]]:
+        tries.append("once")
+        if len(tries) == 1:
+            raise ZeroDivisionError
+        return [], {"webhook": "it is broken"}
+
+    monkeypatch.setattr(alerting, "receivers_of", fault)
+    monkeypatch.setattr(alerting, "_RETRY_S", 0.0)
+    async with running_system(tmp_path / "data", server_url, workers=0):
+        queue = AlertQueue(redis_client, "tollbook")
+
+        async def is_shown() -> bool:
+            return [state.problem for state in await queue.states()] == ["it is broken"]
+
+        await wait_until(is_shown, what="the second try")

@@ -256,6 +256,22 @@ async def test_cut_reply_stands_where_the_larger_limit_does_not_fit_the_cap(call
     assert await calling.spent() == PAID
 
 
+async def test_cut_reply_stands_where_the_hold_was_not_extended(
+    calling: Calling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G1: the gate's answer says what is held, not that it is enough."""
+    call = with_route(calling.call(), retry_max_tokens=LARGER)
+    calling.script("text_cut", None)
+
+    async def record(_: object) -> int:
+        return FIRST_BOUND
+
+    monkeypatch.setattr(calling.runtime.ledger, "record", record)
+    result = await run(calling, call)
+    assert (result.status, result.content) == (TaskStatus.DONE, "half a sen")
+    assert calling.provider.requests == 1
+
+
 async def test_cut_reply_stands_where_the_second_try_fails(calling: Calling) -> None:
     call = with_route(calling.call(), retry_max_tokens=LARGER, fallback=())
     calling.script("text_cut", "http_503", None)

@@ -355,8 +355,10 @@ local function stamp_budgets(stamps, names, balances, caps, delta)
 end
 
 -- One pattern and one format for the whole record: string work is most of what a step costs.
-local CALL_PATTERN = '^(%S+) (%S+) (%d+) (%d+) (%S+) (%d+) ([^\n]+) (%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%S+)' ..
-  '\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(.*)$'
+local CALL_HEAD = '^(%S+) (%S+) (%d+) (%d+) (%S+) (%d+) ([^\n]+) (%S+) (%d+) (%d+) (%d+) (%d+)'
+local CALL_LINES = '\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(.*)$'
+local CALL_PATTERN = CALL_HEAD .. ' (%d+) (%S+)' .. CALL_LINES
+local OLD_CALL_PATTERN = CALL_HEAD .. CALL_LINES
 local CALL_FORMAT = '%s %s %d %d %s %s %s %s %d %d %d %d %d %s\n%s\n%s\n%s\n%s'
 
 local function read_call(key)
@@ -366,6 +368,11 @@ local function read_call(key)
   end
   local state, hash, hold, amount, worker, deadline, user, period, recorded, begun, spent, assumed,
     cap, plan, settled, marks, denial, budgets = string.match(value, CALL_PATTERN)
+  if not state then -- As it was written before there were alerts.
+    cap, plan = '0', '-'
+    state, hash, hold, amount, worker, deadline, user, period, recorded, begun, spent, assumed,
+      settled, marks, denial, budgets = string.match(value, OLD_CALL_PATTERN)
+  end
   return { state = state, hash = hash, hold = tonumber(hold), amount = tonumber(amount), worker = worker,
     deadline = deadline, user = user, period = period, recorded = tonumber(recorded), begun = tonumber(begun),
     spent = tonumber(spent), assumed = tonumber(assumed), cap = tonumber(cap), plan = plan, settled = settled, marks = marks, denial = denial, budgets = budgets }
@@ -558,19 +565,18 @@ end
 local alert_rules = {}
 
 -- By budget, its caps and fractions; by plan, the fractions of its users' own budgets. Nil where there are none.
-local function read_alert_rules(meta)
-  local kept = alert_rules[meta.key]
-  if kept and kept.version == meta.policy and kept.ledger_id == meta.ledger_id then
-    return kept.rules
-  end
-  local payload = meta.policy ~= '0' and cjson.decode(redis.call('HGET', meta.key, 'policy')) or {}
+local function make_alert_rules(payload)
   local content, rules, has_any = payload.content or {}, { budgets = {}, plans = {} }, false
   for _, budget in ipairs(content.budgets or {}) do
     local since = (payload.definitions or {})[budget.name] or 1
     local fractions = read_fractions(budget.alerts)
     if fractions then
+      local caps = {}
+      for value, cap in pairs(budget.caps or {}) do
+        caps[value] = nanousd(cap)
+      end
       rules.budgets[since > 1 and budget.name .. '~' .. since or budget.name] =
-        { fractions = fractions, cap = budget.cap_usd, caps = budget.caps or {} }
+        { fractions = fractions, cap = nanousd(budget.cap_usd), caps = caps }
       has_any = true
     end
   end
@@ -578,8 +584,24 @@ local function read_alert_rules(meta)
     rules.plans[name] = read_fractions(plan.alerts)
     has_any = has_any or rules.plans[name] ~= nil
   end
-  alert_rules[meta.key] = { version = meta.policy, ledger_id = meta.ledger_id, rules = has_any and rules or nil }
-  return alert_rules[meta.key].rules
+  return has_any and rules or nil
+end
+
+-- The rules of the policy in force. A policy that somebody has broken by hand raises no alert: what was spent is booked
+-- all the same, and the projector stops calls.
+local function read_alert_rules(meta)
+  local kept = alert_rules[meta.key]
+  if kept and kept.version == meta.policy and kept.ledger_id == meta.ledger_id then
+    return kept.rules
+  end
+  local rules
+  if meta.policy ~= '0' then
+    local policy = redis.call('HGET', meta.key, 'policy')
+    local is_whole, found = pcall(function() return make_alert_rules(cjson.decode(policy)) end)
+    rules = is_whole and found or nil -- G3
+  end
+  alert_rules[meta.key] = { version = meta.policy, ledger_id = meta.ledger_id, rules = rules }
+  return rules
 end
 
 -- Alerts of a budget that settled spend has reached, and of a refusal those of its whole cap, but for those raised
@@ -632,7 +654,7 @@ local function due_alerts(meta, names, balances, delta, cap, plan)
       local budget, value = string.match(name, '^([^:]*):(.*):[^:]*$')
       local rule = rules.budgets[budget]
       if rule then
-        local own_cap = math.min(nanousd(rule.caps[value] or rule.cap) + credit_of(meta, name), MAX_AMOUNT)
+        local own_cap = math.min((rule.caps[value] or rule.cap) + credit_of(meta, name), MAX_AMOUNT)
         add_alerts(due, meta, name, rule.fractions, own_cap, balances[i].s + delta)
       end
     end
@@ -1088,6 +1110,21 @@ local function charge(keys, args)
   return { 'OK', id, committed }
 end
 
+-- The answer to a command that was given before, or nil.
+local function repeated(command, hash, ledger)
+  if not command then
+    return nil
+  end
+  return command.hash == hash and { 'EXISTS', newest(ledger) } or { 'CONFLICT' } -- G4
+end
+
+-- Keep the record of a command, by which a repeat of it is known.
+local function write_command(key, hash, user, period, ttl)
+  local command = new_call(hash, '-', user, period)
+  command.state = 'settled'
+  write_call(key, command, ttl)
+end
+
 --[[ assign: change a user's plan, cap or credit, in force from this step on.
 KEYS meta ledger account call tail
 ARGS 1 ledger_id 2 command id 3 user_id 4 period 5 content hash 6 type 7 plan ('' for credit)
@@ -1098,9 +1135,9 @@ local function assign(keys, args)
   if not meta then
     return refusal
   end
-  local command = read_call(keys[4])
-  if command then
-    return command.hash == args[5] and { 'EXISTS', newest(keys[2]) } or { 'CONFLICT' } -- G4
+  refusal = repeated(read_call(keys[4]), args[5], keys[2])
+  if refusal then
+    return refusal
   end
   local amount, ttl, credit = amount_of(args[8]), seconds_of(args[9]), args[6] == 'credit-granted'
   local granted = int(redis.call('HGET', keys[3], 'credit:' .. args[4]) or 0)
@@ -1116,9 +1153,7 @@ local function assign(keys, args)
   else
     redis.call('HSET', keys[3], 'plan', args[7], 'cap_nanousd', text(amount))
   end
-  command = new_call(args[5], '-', args[3], args[4])
-  command.state = 'settled'
-  write_call(keys[4], command, ttl)
+  write_command(keys[4], args[5], args[3], args[4], ttl)
   return { 'OK', id }
 end
 
@@ -1132,9 +1167,9 @@ local function withdraw(keys, args)
   if not meta then
     return refusal
   end
-  local command = read_call(keys[4])
-  if command then
-    return command.hash == args[5] and { 'EXISTS', newest(keys[2]) } or { 'CONFLICT' } -- G4
+  refusal = repeated(read_call(keys[4]), args[5], keys[2])
+  if refusal then
+    return refusal
   end
   local amount, ttl, is_credit = amount_of(args[7]), seconds_of(args[8]), args[6] == 'credit-revoked'
   local granted = int(redis.call('HGET', keys[3], 'credit:' .. args[4]) or 0)
@@ -1152,9 +1187,7 @@ local function withdraw(keys, args)
   else
     redis.call('HDEL', keys[3], 'plan', 'cap_nanousd')
   end
-  command = new_call(args[5], '-', args[3], args[4])
-  command.state = 'settled'
-  write_call(keys[4], command, ttl)
+  write_command(keys[4], args[5], args[3], args[4], ttl)
   return { 'OK', id }
 end
 
@@ -1274,11 +1307,7 @@ local function change_credit(keys, args)
   if not meta then
     return refusal
   end
-  local command = read_call(keys[4])
-  if command then
-    return command.hash == args[3] and { 'EXISTS', newest(keys[2]) } or { 'CONFLICT' } -- G4
-  end
-  refusal = other_policy(meta)
+  refusal = repeated(read_call(keys[4]), args[3], keys[2]) or other_policy(meta)
   if refusal then
     return refusal
   end
@@ -1308,9 +1337,7 @@ local function change_credit(keys, args)
   end
   local event = append(meta, keys[2], kind, '', '', args[2], '0', change, '', splice(stamps, args[9]))
   write_lots(meta, name, state, change)
-  command = new_call(args[3], '-', '-', '-')
-  command.state = 'settled'
-  write_call(keys[4], command, ttl)
+  write_command(keys[4], args[3], '-', '-', ttl)
   return { 'OK', event, text(change) }
 end
 
@@ -1536,6 +1563,7 @@ local function apply(meta, keys, event, ttl)
     redis.call('HSET', event.account, field, text(int(redis.call('HGET', event.account, field) or 0) + event.amount))
   elseif kind == 'policy-applied' then
     redis.call('HSET', keys[1], 'policy_version', text(p.version), 'policy_digest', p.digest, 'policy', event.values[10]) -- G11
+    alert_rules[keys[1]] = nil
   elseif kind == 'segment-sealed' then
     local last = string.match(p.segment, '%-0*(%d+)$')
     redis.call('HSET', keys[1], 'sealed_seq', last, 'sealed_chain', p.chain_after)
