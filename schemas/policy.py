@@ -100,6 +100,8 @@ class PlanRule(Rule):
 
     cap_usd: Usd
     """Cap per user and billing period, dollars."""
+    alerts: tuple[Fraction, ...] | None = None
+    """Fractions of the cap; an alert is raised when a user's settled spend in the period reaches one."""
 
 
 class StreamRule(Rule):

@@ -85,11 +85,13 @@ def alert_of(row: dict[str, Any]) -> Alert:
     """Return the alert of a row of the view `alerts`."""
     cap, settled = (nanousd_from_decimal(row[name]) for name in ("cap_usd", "settled_usd"))
     share = f"{Decimal(100) * row['fraction']:.4f}".rstrip("0").rstrip(".")
+    # The first refusal raises the alert of the whole cap too, before it is spent.
+    is_refusal = row["fraction"] == 1 and (settled < cap or not cap)
+    said = "A call was refused" if is_refusal else f"{share} % is spent"
     return Alert(
         id=row["id"],
         kind="budget",
-        text=f"{share} % of a budget is spent: {describe_budget(row['budget'])}; "
-        f"{format_usd(settled)} of {format_usd(cap)}.",
+        text=f"{said}: {describe_budget(row['budget'])}, {format_usd(settled)} of {format_usd(cap)}.",
         at_ms=row["at_ms"],
         budget=row["name"].partition("~")[0],
         value=row["value"],

@@ -16,6 +16,10 @@ from tollbook.schemas.results import TaskStatus
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 POLICY = """
+    [plans.small]
+    cap_usd = 0.2
+    alerts = [0.0001]
+
     [[budgets]]
     name = "team-week"
     by = ["team"]
@@ -30,7 +34,7 @@ POLICY = """
 
 def task(number: int) -> dict[str, str]:
     return {
-        "task": "generate_draft", "user_id": "u1", "plan": "growth", "team": "red", "task_id": f"t{number}",
+        "task": "generate_draft", "user_id": "u1", "plan": "small", "team": "red", "task_id": f"t{number}",
         "prompt": "a post", "reply_to": REPLIES,
     }  # fmt: skip
 
@@ -45,19 +49,20 @@ async def test_a_task_that_passes_a_fraction_of_a_cap_is_told_to_a_webhook(
         async with running_system(tmp_path / "data", server_url, metrics_port=0, **settings) as running:
             await running.publish("generation", [task(1)])
             assert [each.status for each in await running.answers(["t1"])] == [TaskStatus.DONE]
-            await wait_until(lambda: seen, what="the alert")
+            await wait_until(lambda: len(seen) == 2, what="the alerts of the plan and the team")
             # A refusal tells of the whole cap.
             refused = [task(number) for number in range(2, 40)]
             await running.publish("generation", refused)
             answers = await running.answers([each["task_id"] for each in refused])
             assert TaskStatus.DENIED in {each.status for each in answers}
-            await wait_until(lambda: len(seen) == 2, what="the alert of the whole cap")
+            await wait_until(lambda: len(seen) == 3, what="the alert of the whole cap")
             queue = AlertQueue(running.redis, "tollbook")
             await wait_until(lambda: _delivered(queue), what="the deliveries to be noted")
         told = [standardwebhooks.Webhook(SECRET).verify(body, headers) for headers, body in seen]
-        assert [(each["budget"], each["value"], each["fraction"]) for each in told] == [
+        assert sorted((each["budget"], each["value"], each["fraction"]) for each in told) == [
             ("team-week", "red", "0.01"),
             ("team-week", "red", "1"),
+            ("user", "u1", "0.0001"),
         ]
         environment = {"REDIS_URL": server_url, "TOLLBOOK_DATA_DIR": str(tmp_path / "data")}
         listed = await run_cli("alerts", "list", "--json", cwd=tmp_path, env=environment)
@@ -71,4 +76,4 @@ async def test_a_task_that_passes_a_fraction_of_a_cap_is_told_to_a_webhook(
 
 
 async def _delivered(queue: AlertQueue) -> bool:
-    return [(state.delivered, state.problem) for state in await queue.states()] == [(2, None)]
+    return [(state.delivered, state.problem) for state in await queue.states()] == [(3, None)]

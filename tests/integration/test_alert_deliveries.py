@@ -20,6 +20,7 @@ from tests.servers import wait_until
 from tests.system import running_system
 from tollbook.app import alerting
 from tollbook.consumers.alerts.deliveries import Deliveries
+from tollbook.consumers.alerts.feeding import alert_of
 from tollbook.consumers.alerts.queue import AlertQueue
 from tollbook.consumers.alerts.receivers import (
     AppriseReceiver,
@@ -191,6 +192,23 @@ async def test_a_receiver_that_is_no_longer_configured_is_forgotten(redis_client
 
 async def _has_delivered(queue: AlertQueue) -> bool:
     return any(state.delivered for state in await queue.states())
+
+
+@pytest.mark.parametrize(
+    ("fraction", "settled", "cap", "text"),
+    [
+        ("0.8", "32.5", "40", "80 % is spent: budget team-week of red, week 2026-W48, $32.50 of $40.00."),
+        ("1", "40", "40", "100 % is spent: budget team-week of red, week 2026-W48, $40.00 of $40.00."),
+        ("1", "39", "40", "A call was refused: budget team-week of red, week 2026-W48, $39.00 of $40.00."),
+        ("1", "0", "0", "A call was refused: budget team-week of red, week 2026-W48, $0.00 of $0.00."),
+    ],
+)
+def test_an_alert_says_what_happened(fraction: str, settled: str, cap: str, text: str) -> None:
+    row = {
+        "id": "1-1", "at_ms": NOW_MS, "budget": "team-week:red:2026-W48", "name": "team-week", "value": "red",
+        "window": "2026-W48", "fraction": Decimal(fraction), "cap_usd": Decimal(cap), "settled_usd": Decimal(settled),
+    }  # fmt: skip
+    assert alert_of(row).text == text
 
 
 @asynccontextmanager
