@@ -84,9 +84,10 @@ class AlertFeed:
 def alert_of(row: dict[str, Any]) -> Alert:
     """Return the alert of a row of the view `alerts`."""
     cap, settled = (nanousd_from_decimal(row[name]) for name in ("cap_usd", "settled_usd"))
-    share = f"{Decimal(100) * row['fraction']:.4f}".rstrip("0").rstrip(".")
+    fraction: Decimal = row["fraction"]
+    share = f"{100 * fraction:.4f}".rstrip("0").rstrip(".")
     # The first refusal raises the alert of the whole cap too, before it is spent.
-    is_refusal = row["fraction"] == 1 and (settled < cap or not cap)
+    is_refusal = fraction == 1 and (settled < cap or not cap)
     said = "A call was refused" if is_refusal else f"{share} % is spent"
     return Alert(
         id=row["id"],
@@ -96,7 +97,7 @@ def alert_of(row: dict[str, Any]) -> Alert:
         budget=row["name"].partition("~")[0],
         value=row["value"],
         window=row["window"],
-        fraction=row["fraction"].normalize(),
+        fraction=fraction.normalize(),
         cap_usd=row["cap_usd"].normalize(),
         settled_usd=row["settled_usd"].normalize(),
     )
