@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 
 from tollbook.inference.prices.listed_price import Pricing, read_pricing, relevant_pricing
 from tollbook.inference.prices.price_lists import PriceLists
+from tollbook.schemas.policy import Dialect
 
 LIMIT: Final = "max_tokens"
 COMPLETION_LIMIT: Final = "max_completion_tokens"
@@ -21,10 +22,12 @@ _REFUSES_SAMPLING: Final = re.compile(
     r"(^|/)(o[1-9](-|$)|gpt-[5-9](?!.*chat)|claude-([a-z]+-)?(4[.-][7-9](?!\d)|[5-9]([.-]|$)))"
 )
 _SAMPLING: Final = frozenset({"temperature", "top_p", "top_k"})
-# What OpenAI's own API does not know.
-_NOT_AT_OPENAI: Final = frozenset(
-    {"top_k", "min_p", "top_a", "repetition_penalty", "structured_outputs", "include_reasoning", "transforms"}
-)
+# What a dialect has no word for (checked November 2026).
+_REFUSED: Final[Mapping[Dialect, frozenset[str]]] = {
+    "openai": frozenset(
+        {"top_k", "min_p", "top_a", "repetition_penalty", "structured_outputs", "include_reasoning", "transforms"}
+    ),
+}
 # Names under which `/models` lists a parameter, where they differ. What stands here with nothing is listed nowhere.
 _LISTED_AS: Final[Mapping[str, str | None]] = {
     "reasoning_effort": "reasoning",
@@ -54,18 +57,18 @@ _NOTHING_KNOWN: Final = ModelFacts()
 
 
 class ModelCatalogue:
-    """The models of one provider. `is_openai`: it is OpenAI's own API, or Azure's."""
+    """The models of one provider, which is spoken to in a dialect."""
 
     def __init__(
         self,
         models: Mapping[str, ModelFacts] | None = None,
         *,
-        is_openai: bool = False,
+        dialect: Dialect = "compatible",
         price_lists: PriceLists | None = None,
     ) -> None:
         """Without `price_lists`, no prices of the provider's are known."""
         self.price_lists = price_lists or PriceLists()
-        self._is_openai = is_openai
+        self._dialect: Dialect = dialect
         self._models: dict[str, ModelFacts] = {}
         self._listed_names: frozenset[str] = frozenset()
         self.learn(models or {})
@@ -90,7 +93,7 @@ class ModelCatalogue:
         for name in names:
             listed = _LISTED_AS.get(name, name)
             is_missing = supported is not None and listed in self._listed_names and listed not in supported
-            if is_missing or (self._is_openai and name in _NOT_AT_OPENAI):
+            if is_missing or name in _REFUSED.get(self._dialect, ()):
                 found.append(name)
         return found
 
@@ -107,7 +110,7 @@ class ModelCatalogue:
         if supported is not None:
             is_only = COMPLETION_LIMIT in supported and LIMIT not in supported
             return COMPLETION_LIMIT if is_only else LIMIT
-        if self._is_openai or (not self._models and _WANTS_COMPLETION_LIMIT.search(model.lower())):
+        if self._dialect == "openai" or (not self._models and _WANTS_COMPLETION_LIMIT.search(model.lower())):
             return COMPLETION_LIMIT
         return LIMIT
 

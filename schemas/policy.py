@@ -83,6 +83,9 @@ EnvName = Annotated[
     Expected("the name of an environment variable, such as OPENAI_API_KEY"),
 ]
 
+Dialect = Literal["openrouter", "openai", "anthropic", "compatible"]
+"""How a provider is spoken to: OpenRouter's or OpenAI's chat completions, Anthropic's Messages, or chat completions as
+most other servers speak them."""
 ATTRIBUTES: Final = ("user", "plan", "campaign", "task", "model")
 """What budgets may be kept by beside the tags of tasks."""
 OWN_BUDGET: Final = "user"
@@ -213,7 +216,7 @@ class ProviderRule(Rule):
     """Address of its API."""
     key_env: EnvName | None = Field(default=None, repr=False)
     """Environment variable that holds the API key; a policy never holds a secret."""
-    dialect: Literal["openrouter", "openai", "anthropic"] = "openai"
+    dialect: Dialect = "compatible"
     """Whose request fields it takes."""
 
 

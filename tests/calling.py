@@ -115,7 +115,7 @@ class Calling:
         async with ProviderClient(
             api_key=runtime.settings.openrouter_api_key,
             base_url=base_url or runtime.settings.openrouter_base_url,
-            is_openrouter=False,
+            dialect="compatible",
             attempt_timeout_s=attempt_timeout_s,
             transport=transport,
         ) as provider:

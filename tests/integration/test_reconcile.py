@@ -254,7 +254,7 @@ async def test_open_call_is_left_to_another_time(calling: Calling) -> None:
 async def test_provider_that_refuses_the_key_is_an_error_and_nothing_is_changed(calling: Calling) -> None:
     await run(calling, "t1", "missing_usage")
     await calling.folded()
-    async with ProviderClient(base_url=calling.provider.base_url, is_openrouter=False) as stranger:
+    async with ProviderClient(base_url=calling.provider.base_url, dialect="compatible") as stranger:
         with pytest.raises(ProviderRefused):
             await reconcile(calling.query, calling.runtime.ledger, stranger, author="test")
     assert await calling.spent() == BOUND
