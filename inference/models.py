@@ -5,13 +5,16 @@ for it where the provider would refuse it, and a bound is lowered to what the mo
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from tollbook.inference.prices.listed_price import Pricing, read_pricing, relevant_pricing
-from tollbook.inference.prices.price_lists import PriceLists
-from tollbook.schemas.policy import Dialect
+from tollbook.inference.prices.price_lists import FOLDER, PriceLists
+from tollbook.schemas.policy import Dialect, ProviderRule
+
+if TYPE_CHECKING:
+    from tollbook.inference.settings import Settings
 
 LIMIT: Final = "max_tokens"
 COMPLETION_LIMIT: Final = "max_completion_tokens"
@@ -65,13 +68,32 @@ class ModelCatalogue:
         *,
         dialect: Dialect = "compatible",
         price_lists: PriceLists | None = None,
+        lists_of: Callable[[ProviderRule], PriceLists] = lambda rule: PriceLists(),  # noqa: ARG005 - none are known.
     ) -> None:
-        """Without `price_lists`, no prices of the provider's are known."""
+        """Without `price_lists`, no prices of the provider's are known; `lists_of` returns those of another one."""
         self.price_lists = price_lists or PriceLists()
         self._dialect: Dialect = dialect
+        self._lists_of = lists_of
+        self._others: dict[tuple[str, str, Dialect], ModelCatalogue] = {}
         self._models: dict[str, ModelFacts] = {}
         self._listed_names: frozenset[str] = frozenset()
         self.learn(models or {})
+
+    @classmethod
+    def from_settings(cls, settings: "Settings") -> Self:
+        """Make the catalogue of the provider that the settings describe, with the lists kept in the data directory."""
+        return cls(
+            dialect=settings.provider_dialect,
+            price_lists=PriceLists.from_settings(settings),
+            lists_of=lambda rule: PriceLists(settings.data_dir / FOLDER, settings.url_of(rule)),
+        )
+
+    def at(self, provider: str, rule: ProviderRule) -> "ModelCatalogue":
+        """Return the models of another provider; the same object for every policy that describes it alike."""
+        key = provider, rule.base_url, rule.dialect
+        if key not in self._others:
+            self._others[key] = ModelCatalogue(dialect=rule.dialect, price_lists=self._lists_of(rule))
+        return self._others[key]
 
     def learn(self, models: Mapping[str, ModelFacts]) -> None:
         """Take over what the provider says now; what it said before is forgotten."""

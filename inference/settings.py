@@ -39,7 +39,7 @@ from tollbook.inference.setting_tables import (
 )
 from tollbook.inference.stated_policy import policy_of
 from tollbook.ledger.projection import PROJECTION_FILE
-from tollbook.schemas.policy import Dialect
+from tollbook.schemas.policy import Dialect, ProviderRule
 from tollbook.schemas.problems import closest_name, problems_of, unknown_name
 
 _DAY_S: Final = 86_400
@@ -94,6 +94,11 @@ class Settings(BaseSettings):
         "auto",
         "how the provider at OPENROUTER_BASE_URL is spoken to: openrouter (with OpenRouter's own request fields), "
         "openai (chat completions), anthropic (Messages); auto: by its address",
+    )
+    stand_in_url: BaseUrl | None = _field(
+        "TOLLBOOK_STAND_IN_URL",
+        None,
+        "address of a stand-in that is called in place of every provider in the policy; `up --stand-in` sets it",
     )
     app_title: AppTitle = _field("TOLLBOOK_APP_TITLE", "Tollbook", "name of the application in OpenRouter's rankings")
     app_url: AppUrl | None = _field("TOLLBOOK_APP_URL", None, "address of the application in OpenRouter's rankings")
@@ -290,6 +295,12 @@ class Settings(BaseSettings):
         """Whether calls can be made: with a key, or to another server than OpenRouter, which may need none."""
         default_url = type(self).model_fields["openrouter_base_url"].default
         return self.openrouter_api_key is not None or self.openrouter_base_url != default_url
+
+    def url_of(self, rule: ProviderRule) -> str:
+        """Return the address at which a provider of the policy is called: its own, or the stand-in's."""
+        if self.stand_in_url is None:
+            return rule.base_url
+        return f"{self.stand_in_url.rstrip('/')}/{rule.dialect}/v1"
 
     @property
     def provider_dialect(self) -> Dialect:

@@ -16,14 +16,17 @@ from pydantic import SecretStr
 from tollbook.inference.attempts import Attempt, ChatRequest
 from tollbook.inference.errors import ProviderRefused, ProviderUnavailable
 from tollbook.inference.models import ModelFacts
+from tollbook.inference.provider_access import access_of
 from tollbook.inference.providers.adapter import Application, Question
 from tollbook.inference.providers.bodies import read_json
 from tollbook.inference.providers.dialects import ADAPTERS
 from tollbook.inference.providers.transport import Connection, Exchange
 from tollbook.schemas.money import MoneyError
-from tollbook.schemas.policy import Dialect
+from tollbook.schemas.policy import Dialect, default_policy
+from tollbook.schemas.routes import DEFAULT_PROVIDER
 
 if TYPE_CHECKING:
+    from tollbook.inference.provider_access import ProviderAccess
     from tollbook.inference.settings import Settings
 
 __all__ = ["OPENROUTER_URL", "Attempt", "ChatRequest", "ProviderClient"]
@@ -45,6 +48,7 @@ class ProviderClient:
         api_key: SecretStr | None = None,
         base_url: str = OPENROUTER_URL,
         dialect: Dialect = "openrouter",
+        asks_for_costs: bool = True,
         attempt_timeout_s: float = 60.0,
         connect_timeout_s: float = 10.0,
         max_connections: int = 1024,
@@ -54,8 +58,12 @@ class ProviderClient:
         monotonic: Callable[[], float] = time.monotonic,
         now_s: Callable[[], float] = time.time,
     ) -> None:
-        """Prepare a client; it connects at its first request. Use it as an async context manager, or close it."""
+        """Prepare a client; it connects at its first request. Use it as an async context manager, or close it.
+
+        With `asks_for_costs` false, `generation` knows no cost.
+        """
         self._adapter = ADAPTERS[dialect]
+        self._asks_for_costs = asks_for_costs
         self._connection = Connection(
             base_url=base_url,
             headers=self._adapter.headers(api_key, Application(app_title, app_url)),
@@ -70,11 +78,18 @@ class ProviderClient:
 
     @classmethod
     def from_settings(cls, settings: "Settings", *, concurrent_calls: int = 0) -> Self:
-        """Make the client that the settings describe, for so many calls at a time."""
+        """Make the client of the default provider, for so many calls at a time."""
+        access = access_of(DEFAULT_PROVIDER, default_policy(), settings)
+        return cls.from_access(access, settings, concurrent_calls=concurrent_calls)
+
+    @classmethod
+    def from_access(cls, access: "ProviderAccess", settings: "Settings", *, concurrent_calls: int = 0) -> Self:
+        """Make the client of a provider, with the limits of the settings."""
         return cls(
-            api_key=settings.openrouter_api_key,
-            base_url=settings.openrouter_base_url,
-            dialect=settings.provider_dialect,
+            api_key=access.api_key,
+            base_url=access.base_url,
+            dialect=access.dialect,
+            asks_for_costs=access.asks_for_costs,
             attempt_timeout_s=settings.attempt_timeout_s,
             connect_timeout_s=settings.connect_timeout_s,
             # Callers limit their concurrency; a wait for a connection would look like a provider that is unreachable.
@@ -119,7 +134,7 @@ class ProviderClient:
 
         Errors: ProviderUnavailable; ProviderRefused.
         """
-        question = self._adapter.cost_question(generation_id)
+        question = self._adapter.cost_question(generation_id) if self._asks_for_costs else None
         if question is None:
             return None
         try:

@@ -40,8 +40,8 @@ def read_reply(
 ) -> Attempt:
     """Read a whole reply.
 
-    `is_insured`: the provider bills no reply that ends in an error. `request_id` is the provider's id of the request, as
-    in its headers. `now_s` is the time of day, for a Retry-After that is a date in a reply without a Date.
+    `is_insured`: the provider bills no reply that ends in an error. `request_id` is the provider's id of the request,
+    as in its headers. `now_s` is the time of day, for a Retry-After that is a date in a reply without a Date.
     `max_tokens` is the limit of the request, by which a reply is seen to be cut whose provider does not say so.
     """
     document = read_document(body)
