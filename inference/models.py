@@ -30,7 +30,11 @@ _REFUSED: Final[Mapping[Dialect, frozenset[str]]] = {
     "openai": frozenset(
         {"top_k", "min_p", "top_a", "repetition_penalty", "structured_outputs", "include_reasoning", "transforms"}
     ),
-}
+    "anthropic": frozenset(
+        {"frequency_penalty", "presence_penalty", "repetition_penalty", "min_p", "top_a", "seed", "logit_bias",
+         "logprobs", "top_logprobs", "verbosity", "prediction", "transforms"}
+    ),
+}  # fmt: skip
 # Names under which `/models` lists a parameter, where they differ. What stands here with nothing is listed nowhere.
 _LISTED_AS: Final[Mapping[str, str | None]] = {
     "reasoning_effort": "reasoning",
@@ -106,7 +110,7 @@ class ModelCatalogue:
         return self._models.get(model, _NOTHING_KNOWN)
 
     def unsupported(self, model: str, names: Iterable[str]) -> list[str]:
-        """Return which of these parameters the model is known not to support.
+        """Return which of these parameters, given by name or with their values, the model is known not to support.
 
         A parameter that the provider lists for no model at all is not judged.
         """
@@ -115,9 +119,22 @@ class ModelCatalogue:
         for name in names:
             listed = _LISTED_AS.get(name, name)
             is_missing = supported is not None and listed in self._listed_names and listed not in supported
-            if is_missing or name in _REFUSED.get(self._dialect, ()):
+            if is_missing or name in _REFUSED.get(self._dialect, ()) or self._refuses_value(name, names):
                 found.append(name)
         return found
+
+    def _refuses_value(self, name: str, given: Iterable[str]) -> bool:
+        """Whether Anthropic has the parameter, but not this value of it."""
+        if self._dialect != "anthropic" or not isinstance(given, Mapping):
+            return False
+        value = cast("Mapping[str, Any]", given)[name]
+        match name:
+            case "response_format":
+                return _table(value).get("type") == "json_object"
+            case "temperature":
+                return value > 1
+            case _:
+                return False
 
     def without_unsupported(self, model: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
         """Return a route's defaults without those that the model does not support, or would refuse."""
