@@ -105,7 +105,8 @@ def scenario_message(scenario: Scenario, tokens: Tokens, generation_id: str, tex
     if scenario.error is not None:
         return scenario.error if isinstance(scenario.error, bytes) else message_error(scenario.status, "as asked for")
     played = json.loads(replace(scenario, wrap=None).body(tokens, generation_id, text))
-    choice = (played["choices"] or [{"finish_reason": "content_filter"}])[0]
+    blocked = {"finish_reason": "content_filter" if "promptFeedback" in played else "stop"}
+    choice = (played["choices"] or [blocked])[0]
     said = cast("dict[str, Any]", choice.get("message") or {})
     finish = str(choice.get("finish_reason"))
     document = _document(generation_id, tokens, list(_content(said)), _STOP_REASONS.get(finish, "end_turn"))

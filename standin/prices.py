@@ -1,7 +1,7 @@
 """The stand-in's own price lists: nano-dollars per million tokens, from published prices.
 
-OpenRouter's are those of 2025, OpenAI's and Anthropic's of 2026. It stands here and is not taken from Tollbook's price catalogue, so that the provider's book and the ledger are computed
-independently.
+OpenRouter's are those of 2025, OpenAI's and Anthropic's of 2026. They stand here and are not taken from Tollbook's
+price catalogue, so that the provider's book and the ledger are computed independently.
 """
 
 from collections.abc import Mapping

@@ -6,6 +6,7 @@ the same form, with rules of their own: `openrouter.py`, `openai.py`.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final, cast
 
 from pydantic import SecretStr
@@ -21,7 +22,7 @@ from tollbook.schemas.policy import Dialect
 
 # OpenRouter's replies have them, and it takes them back; strict servers refuse a request with them.
 _FOR_OPENROUTER: Final = ("annotations", "images")
-_ID_HEADERS: Final = ("x-generation-id",)
+_ID_HEADERS: Final = ("x-generation-id", "x-request-id")
 
 
 class ChatCompletions:
@@ -64,17 +65,19 @@ class ChatCompletions:
         max_tokens: int | None = None,
     ) -> Attempt:
         """Read a whole reply."""
-        return read_reply(
+        attempt = read_reply(
             status,
             headers,
             body,
             model=model,
             is_insured=self._is_insured,
-            request_id=self.id_of(headers),
+            request_id=name_in(headers, self._id_headers[0]),
             latency_ms=latency_ms,
             now_s=now_s,
             max_tokens=max_tokens,
         )
+        # The id in the body is the completion's, which some servers know again; an error has none.
+        return attempt if attempt.generation_id else replace(attempt, generation_id=self.id_of(headers))
 
     def id_of(self, headers: Mapping[str, str]) -> str | None:
         """Return the id of the request."""
