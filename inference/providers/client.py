@@ -48,6 +48,7 @@ class ProviderClient:
         api_key: SecretStr | None = None,
         base_url: str = OPENROUTER_URL,
         dialect: Dialect = "openrouter",
+        name: str = DEFAULT_PROVIDER,
         asks_for_costs: bool = True,
         attempt_timeout_s: float = 60.0,
         connect_timeout_s: float = 10.0,
@@ -60,8 +61,9 @@ class ProviderClient:
     ) -> None:
         """Prepare a client; it connects at its first request. Use it as an async context manager, or close it.
 
-        With `asks_for_costs` false, `generation` knows no cost.
+        `name` is the provider's in the policy, for log lines. With `asks_for_costs` false, `generation` knows no cost.
         """
+        self._name = name
         self._adapter = ADAPTERS[dialect]
         self._asks_for_costs = asks_for_costs
         self._connection = Connection(
@@ -89,6 +91,7 @@ class ProviderClient:
             api_key=access.api_key,
             base_url=access.base_url,
             dialect=access.dialect,
+            name=access.name,
             asks_for_costs=access.asks_for_costs,
             attempt_timeout_s=settings.attempt_timeout_s,
             connect_timeout_s=settings.connect_timeout_s,
@@ -124,9 +127,9 @@ class ProviderClient:
         exchange = await self._connection.exchange("POST", self._completions_url, body)
         attempt = self._attempt(exchange, request, round(1000 * (self._monotonic() - started)))
         if attempt.usage_doubt is not None:
-            _log.warning("provider.usage_doubted", model=request.model, problem=attempt.usage_doubt)
+            _log.warning("provider.usage_doubted", asked=self._name, model=request.model, problem=attempt.usage_doubt)
         if attempt.reason is not None:
-            _log_failure(request.model, attempt)
+            _log_failure(self._name, request.model, attempt)
         return attempt
 
     async def generation(self, generation_id: str) -> int | None:
@@ -210,11 +213,12 @@ class ProviderClient:
             raise ProviderUnavailable(f"{where}: the reply is not JSON") from exc
 
 
-def _log_failure(model: str, attempt: Attempt) -> None:
+def _log_failure(asked: str, model: str, attempt: Attempt) -> None:
     """Say why a request has no answer, in words that hold nothing of the prompt (G10)."""
     details = attempt.error_details.model_dump(exclude_none=True) if attempt.error_details else {}
     _log.warning(
         "provider.request_failed",
+        asked=asked,
         model=model,
         reason=attempt.reason,
         outcome=attempt.outcome,
