@@ -49,14 +49,16 @@ PRICES: Final = _prices(_LISTED)
 OPENAI_PRICES: Final = _prices(_AT_OPENAI)
 ANTHROPIC_PRICES: Final = _prices(_AT_ANTHROPIC)
 COMPATIBLE_PRICES: Final = _prices(_COMPATIBLE)
-_ALL: Final = {**PRICES, **OPENAI_PRICES, **ANTHROPIC_PRICES, **COMPATIBLE_PRICES}
+_LISTS: Final = (PRICES, OPENAI_PRICES, ANTHROPIC_PRICES, COMPATIBLE_PRICES)
 
 
 def charge_nanousd(
     model: str, *, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0, written_tokens: int = 0
 ) -> int:
     """Return a request's cost by model, rounded up to the next nano-dollar. Errors: KeyError if it is not listed."""
-    price = _ALL[model]
+    price = next((prices[model] for prices in _LISTS if model in prices), None)
+    if price is None:
+        raise KeyError(model)
     total = (
         (prompt_tokens - cached_tokens - written_tokens) * price.prompt
         + cached_tokens * price.cached
