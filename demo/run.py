@@ -17,7 +17,8 @@ from tollbook.consumers.service import build_worker, serve_worker
 from tollbook.demo.proof import prove
 from tollbook.demo.summary import Report, make_report
 from tollbook.demo.workload import Publication, count_users, make_tasks, make_users, plan_caps_nanousd
-from tollbook.inference.providers.client import ProviderClient
+from tollbook.inference.cost_lookup import CostLookup
+from tollbook.inference.providers.clients import ProviderClients
 from tollbook.inference.reconcile import reconcile
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.schemas.identifiers import EntryId
@@ -78,11 +79,11 @@ async def _run(system: System, settings: Settings, options: DemoOptions, progres
         await asyncio.gather(working, publishing, return_exceptions=True)
     progress("folding", 0, 1)
     await fold_all(system)
-    async with ProviderClient.from_settings(settings) as provider:
+    async with ProviderClients.from_settings(settings) as providers:
         reconciliation = await reconcile(
             lambda sql: asyncio.to_thread(system.projection.store.query, sql),
             system.runtime.ledger,
-            provider,
+            CostLookup(providers, system.runtime.rules),
             author="demo",
         )
     await fold_all(system)

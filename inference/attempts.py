@@ -49,7 +49,8 @@ class Attempt:
     `usage` is how the reported tokens are usually read; where the report can mean something else too, that is in
     `other_readings`. `fee_nanousd` was charged beside what the tokens cost.
     `service_tier` is how the request was processed, if not as usual: `flex` or `priority`, for example.
-    `is_retryable`: the same model may answer after a pause. `may_fall_back`: another model might.
+    `is_retryable`: the same model may answer after a pause. `may_fall_back`: another model of the same provider might;
+    one of another provider might in any case.
     """
 
     outcome: Outcome

@@ -20,6 +20,7 @@ from tollbook.inference.prices.model_price import TOKENS_PER_MTOK, ModelPrice
 from tollbook.schemas.events import BoundPrice
 from tollbook.schemas.messages import Message
 from tollbook.schemas.money import MAX_NANOUSD
+from tollbook.schemas.routes import DEFAULT_PROVIDER, Target, named_provider
 
 # Chat templates add a role and a few markers to a message: 3 to 5 tokens in OpenAI's and Anthropic's, up to 10 in
 # Llama's. A request adds the start of the reply and, in some templates, a default system message (November 2026). Both
@@ -63,6 +64,13 @@ class Bound:
     """Whether the prompt is bounded by what the model can read, and not by the length of its text."""
     source: str = ""
     """Where the price comes from, as in `ModelPrice`."""
+    provider: str = DEFAULT_PROVIDER
+    """The provider that is asked."""
+
+    @property
+    def target(self) -> Target:
+        """The model, and the provider that has it."""
+        return Target(self.model, self.provider)
 
     def as_price(self) -> BoundPrice:
         """Return the part that is written into the ledger."""
@@ -75,6 +83,7 @@ class Bound:
             request_nanousd=self.request_nanousd,
             prompt_basis="context_length" if self.is_context_length else "text",
             source=self.source or None,
+            provider=named_provider(self.provider),
         )
 
 

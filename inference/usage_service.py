@@ -39,7 +39,7 @@ class UsageService:
                 return await self.get_usage_for_user(user_id, plan)
             policy = policies.of(kept)
             route = policy.policy.tasks[action]
-            price = policy.prices.price(route.model, now_ms())
+            price = policy.prices.at(route.first.provider).price(route.model, now_ms())
             cost = bound((Message(role="user", content=prompt),), route.max_tokens, price).amount_nanousd
         if not cost:
             return await self.get_usage_for_user(user_id, plan)  # G9

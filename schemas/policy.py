@@ -29,7 +29,7 @@ from tollbook.schemas.expectations import Expected
 from tollbook.schemas.identifiers import Identifier, is_hashed_id, normalise_id, split_values
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, nanousd_from_usd
 from tollbook.schemas.problems import did_you_mean, shown, unknown_name
-from tollbook.schemas.routes import Route
+from tollbook.schemas.routes import DEFAULT_PROVIDER, ModelAt, Route
 from tollbook.schemas.tasks import PING, RESERVED_STREAM_WORDS, InvalidTask, ModelId, Name, Task, may_be_prompt
 from tollbook.schemas.windows import WeekStart, WindowKind, find_zone
 
@@ -83,6 +83,9 @@ EnvName = Annotated[
     Expected("the name of an environment variable, such as OPENAI_API_KEY"),
 ]
 
+Dialect = Literal["openrouter", "openai", "anthropic", "compatible"]
+"""How a provider is spoken to: OpenRouter's or OpenAI's chat completions, Anthropic's Messages, or chat completions as
+most other servers speak them."""
 ATTRIBUTES: Final = ("user", "plan", "campaign", "task", "model")
 """What budgets may be kept by beside the tags of tasks."""
 OWN_BUDGET: Final = "user"
@@ -212,9 +215,48 @@ class ProviderRule(Rule):
     ]
     """Address of its API."""
     key_env: EnvName | None = Field(default=None, repr=False)
-    """Environment variable that holds the API key; a policy never holds a secret."""
-    dialect: Literal["openrouter", "openai", "anthropic"] = "openai"
-    """Whose request fields it takes."""
+    """Environment variable that holds the API key; a policy never holds a secret. Absent: it needs none."""
+    dialect: Dialect
+    """How it is spoken to: `openrouter`; `openai` (OpenAI's own API and Azure's); `anthropic` (Anthropic's Messages);
+    `compatible` (chat completions, as most other servers speak them)."""
+    prices_from: Literal["models", "catalogue", "policy"] | None = None
+    """Where its prices come from, after those that the policy states: `models` (its own list, completed by the
+    catalogue), `catalogue`, or `policy` (from nowhere else). Absent: `models` for `openrouter`, `catalogue` for
+    `openai` and `anthropic`, `policy` for `compatible`."""
+    catalogue: Annotated[
+        str | None,
+        Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$"),
+        Expected("the name of a provider in the price catalogue, such as 'groq'"),
+    ] = None
+    """Its name in the price catalogue (genai-prices); absent: the dialect's, which `compatible` has none of."""
+    cost_by_id: bool | None = None
+    """Whether it tells afterwards what a request has cost (`GET /generation?id=`). Absent: `openrouter` does."""
+    prices: dict[ModelId, Prices] = Field(default_factory=dict[str, tuple[PriceRule, ...]])
+    """Prices of its models, before those in the policy's `prices`, which count for models of every provider."""
+
+    @model_validator(mode="after")
+    def _prices_come_from_somewhere(self) -> Self:
+        if self.prices_from == "catalogue" and self.catalogue_name is None:
+            raise ValueError("takes prices_from = 'catalogue': 'catalogue' must name it there, such as 'groq'")
+        if self.cost_by_id and self.dialect in ("openai", "anthropic"):
+            raise ValueError(f"must not have cost_by_id = true: providers of dialect {self.dialect!r} do not tell")
+        return self
+
+    @property
+    def price_source(self) -> Literal["models", "catalogue", "policy"]:
+        """Where its prices come from."""
+        usual = "models" if self.dialect == "openrouter" else "policy" if self.catalogue_name is None else "catalogue"
+        return self.prices_from or usual
+
+    @property
+    def catalogue_name(self) -> str | None:
+        """Its name in the price catalogue; None: it has none there."""
+        return self.catalogue or (None if self.dialect == "compatible" else self.dialect)
+
+    @property
+    def can_be_asked_for_costs(self) -> bool:
+        """Whether a cost can be asked for by id."""
+        return self.dialect == "openrouter" if self.cost_by_id is None else self.cost_by_id
 
 
 class AlertRule(Rule):
@@ -256,7 +298,7 @@ class Policy(Rule):
     prices: dict[ModelId, Prices] = Field(default_factory=dict[str, tuple[PriceRule, ...]])
     """Prices by model id, before the catalogue's: one table, or several with their days."""
     providers: dict[Name, ProviderRule] = Field(default_factory=dict[str, ProviderRule])
-    """Providers by name, beside the default one."""
+    """Providers by name, beside the default one: routes name them."""
     alerts: AlertRule = AlertRule()
     """Where alerts are delivered."""
 
@@ -287,6 +329,20 @@ class Policy(Rule):
         for number, name in enumerate(names):
             if name in names[:number] or name == OWN_BUDGET:
                 raise ValueError(f"'budgets[{number}].name': there is another budget named {name!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _providers_are_known(self) -> Self:
+        if DEFAULT_PROVIDER in self.providers:
+            raise ValueError(
+                f"'providers.{DEFAULT_PROVIDER}' is the provider that OPENROUTER_BASE_URL and OPENROUTER_API_KEY "
+                "describe: give this one another name"
+            )
+        known = (DEFAULT_PROVIDER, *self.providers)
+        for task_type, route in self.tasks.items():
+            for place, name in _providers_named_by(route):
+                if name not in known:
+                    raise ValueError(f"'tasks.{task_type}.{place}': {unknown_name('provider', name, known)}")
         return self
 
     @model_validator(mode="after")
@@ -329,6 +385,12 @@ class Policy(Rule):
         return frozenset(name for rule in self.budgets for name in rule.by if name not in ATTRIBUTES)
 
     @property
+    def called_providers(self) -> tuple[str, ...]:
+        """Every provider that a route names, `default` where one names none."""
+        named = (target.provider for route in self.tasks.values() for target in route.targets)
+        return tuple(dict.fromkeys(named))
+
+    @property
     def task_types(self) -> tuple[str, ...]:
         """Every task type, `ping` included."""
         return (*self.tasks, PING)
@@ -351,6 +413,14 @@ class Policy(Rule):
         """Return the cap of a user's billing period: the user's own, else the plan's. Errors: KeyError."""
         own = self.users.get(user_id)
         return self.plan_cap_nanousd(plan) if own is None else nanousd_from_usd(own)
+
+
+def _providers_named_by(route: Route) -> list[tuple[str, str]]:
+    """Return each provider that a route names, with where."""
+    named = [("provider", route.provider)] if route.provider is not None else []
+    choices = [(f"fallback[{number}]", each) for number, each in enumerate(route.fallback)]
+    choices += [("cheaper", route.cheaper)] if route.cheaper is not None else []
+    return named + [(f"{place}.provider", each.provider) for place, each in choices if isinstance(each, ModelAt)]
 
 
 def digest_of(content: Mapping[str, Any]) -> str:

@@ -1,10 +1,12 @@
-"""Routes: the models of a task type, their limits and parameters.
+"""Routes: the models of a task type and the providers that have them, their limits and parameters.
 
-Model ids of the defaults stand in one table, `MODELS`, under short names; routes and tasks may use either.
+Model ids of the defaults stand in one table, `MODELS`, under short names; routes and tasks may use either. They are
+those of the default provider: where a route names another, a model id is what that provider calls it.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Final, Self, cast
 
@@ -12,15 +14,17 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
+    Tag,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
 from tollbook.schemas.problems import UTF8_WORDS, shown, unknown_name
-from tollbook.schemas.tasks import ModelId
+from tollbook.schemas.tasks import ModelId, Name
 
 MODELS: Final[Mapping[str, str]] = {
     "claude-3-haiku": "anthropic/claude-3-haiku",
@@ -28,6 +32,8 @@ MODELS: Final[Mapping[str, str]] = {
     "gemini-flash": "google/gemini-2.5-flash",
     "gpt-4o-mini": "openai/gpt-4o-mini",
 }
+DEFAULT_PROVIDER: Final = "default"
+"""Name of the provider that OPENROUTER_BASE_URL and OPENROUTER_API_KEY describe."""
 MAX_FALLBACKS: Final = 20
 # What leaves the price of a token as it is, and the number of completions at one.
 PARAMETERS: Final = (
@@ -43,17 +49,59 @@ def resolve_model(name: str) -> str:
     return MODELS.get(name, name)
 
 
-def _resolved(value: object) -> object:
-    return resolve_model(value) if isinstance(value, str) else value
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What an attempt asks: a model, and the name of the provider that has it."""
+
+    model: str
+    provider: str = DEFAULT_PROVIDER
+
+    def __str__(self) -> str:
+        """Name it for people; of the default provider, only the model."""
+        return self.model if self.provider == DEFAULT_PROVIDER else f"{self.model} at {self.provider}"
 
 
-def _resolved_each(value: object) -> object:
+def named_provider(provider: str) -> str | None:
+    """Return a provider's name as events have it: None for the default one."""
+    return None if provider == DEFAULT_PROVIDER else provider
+
+
+class ModelAt(BaseModel):
+    """A model at a provider, as a route writes it where that is another one than its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    provider: Name
+    """Name of the provider: one of `providers`, or `default`."""
+    model: ModelId
+    """Its model."""
+
+
+def _form(value: object) -> str:
+    return "table" if isinstance(value, Mapping | ModelAt) else "id"
+
+
+ModelChoice = Annotated[Annotated[ModelId, Tag("id")] | Annotated[ModelAt, Tag("table")], Discriminator(_form)]
+"""A model id, or a table that names the provider too."""
+
+
+def _each(value: object) -> object:
     """One model, a list of them, or null for none."""
     if value is None:
         return ()
     if isinstance(value, list | tuple):
-        return tuple([_resolved(each) for each in cast("list[object]", value)])
-    return (_resolved(value),) if isinstance(value, str) else value
+        return tuple(cast("list[object]", value))
+    return (cast("object", value),) if isinstance(value, str | Mapping | ModelAt) else value
+
+
+def _short_name(value: object, provider: object) -> object:
+    """Return a model of a route with its whole id, if it is one of the default provider's."""
+    if isinstance(value, ModelAt):
+        value = dict(value)
+    if isinstance(value, Mapping):
+        table = cast("Mapping[str, object]", value)
+        return {**table, "model": _short_name(table["model"], table.get("provider"))} if "model" in table else table
+    return resolve_model(value) if isinstance(value, str) and provider in (None, DEFAULT_PROVIDER) else value
 
 
 def _number(value: object) -> object:
@@ -74,7 +122,17 @@ def _plain(value: object) -> object:
     return value
 
 
-ResolvedModel = Annotated[ModelId, BeforeValidator(_resolved)]
+_CHOICE_SCHEMA: Final[dict[str, Any]] = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "properties": {"provider": {"type": "string"}, "model": {"type": "string"}},
+            "required": ["provider", "model"],
+            "additionalProperties": False,
+        },
+    ]
+}
 
 
 class Route(BaseModel):
@@ -86,25 +144,28 @@ class Route(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    model: ResolvedModel
+    model: ModelId
     """Model that is called first."""
     fallback: Annotated[
-        tuple[ModelId, ...],
-        BeforeValidator(_resolved_each),
+        tuple[ModelChoice, ...],
+        BeforeValidator(_each),
         Field(max_length=MAX_FALLBACKS),
         WithJsonSchema(
             {
                 "anyOf": [
-                    {"type": "string"},
-                    {"type": "array", "items": {"type": "string"}, "maxItems": MAX_FALLBACKS, "uniqueItems": True},
+                    _CHOICE_SCHEMA,
+                    {"type": "array", "items": _CHOICE_SCHEMA, "maxItems": MAX_FALLBACKS, "uniqueItems": True},
                 ]
             },
             mode="validation",
         ),
     ] = ()
-    """Model, or list of models, that are called in this order when the one before fails."""
-    cheaper: ResolvedModel | None = None
+    """Model, or list of models, that are called in this order when the one before fails; of another provider:
+    `{ provider = "openai", model = "gpt-5-mini" }`."""
+    cheaper: Annotated[ModelChoice | None, WithJsonSchema(_CHOICE_SCHEMA, mode="validation")] = None
     """Model that is called instead of the first where the first one's hold does not fit a budget."""
+    provider: Name | None = None
+    """Provider of the route's models, one of `providers`; absent: the default one."""
     max_tokens: Annotated[int, BeforeValidator(_number), Field(ge=1, le=200_000)]
     """Maximum completion tokens, reasoning included."""
     temperature: Annotated[float | None, BeforeValidator(_number)] = Field(
@@ -134,15 +195,31 @@ class Route(BaseModel):
             raise ValueError(f"must have at most {_MAX_PARAMS_BYTES} bytes as JSON, not {size}")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short_names(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        fields = dict(cast("Mapping[str, object]", value))
+        provider = fields.get("provider")
+        for name in ("model", "cheaper"):
+            if name in fields:
+                fields[name] = _short_name(fields[name], provider)
+        fallback = _each(fields.get("fallback"))
+        if isinstance(fallback, tuple):
+            fields["fallback"] = tuple([_short_name(each, provider) for each in cast("tuple[object, ...]", fallback)])
+        return fields
+
     @model_validator(mode="after")
     def _names_each_model_once(self) -> Self:
-        if self.model in self.fallback:
-            raise ValueError(f"the fallback is the model itself, {self.model}: name another model, or none")
-        if self.cheaper == self.model:
-            raise ValueError(f"the cheaper model is the model itself, {self.model}: name another, or none")
-        for model in self.fallback:
-            if self.fallback.count(model) > 1:
-                raise ValueError(f"the fallback {model} is named twice")
+        fallbacks = self.fallbacks
+        if self.first in fallbacks:
+            raise ValueError(f"the fallback is the model itself, {self.first}: name another model, or none")
+        if self.cheaper_target == self.first:
+            raise ValueError(f"the cheaper model is the model itself, {self.first}: name another, or none")
+        for target in fallbacks:
+            if fallbacks.count(target) > 1:
+                raise ValueError(f"the fallback {target} is named twice")
         return self
 
     @model_validator(mode="after")
@@ -154,15 +231,47 @@ class Route(BaseModel):
         return self
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """Every model of the route, each once: the first, the fallbacks in their order, the cheaper one."""
-        extra = () if self.cheaper is None else (self.cheaper,)
-        return tuple(dict.fromkeys((self.model, *self.fallback, *extra)))
+    def first(self) -> Target:
+        """What is asked first."""
+        return self._target(self.model)
 
-    def after(self, model: str) -> tuple[str, ...]:
+    @property
+    def fallbacks(self) -> tuple[Target, ...]:
+        """The fallbacks in their order."""
+        return tuple(map(self._target, self.fallback))
+
+    @property
+    def cheaper_target(self) -> Target | None:
+        """The cheaper model, where there is one."""
+        return None if self.cheaper is None else self._target(self.cheaper)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Everything that the route may ask, each once: the first, the fallbacks in their order, the cheaper one."""
+        cheaper = self.cheaper_target
+        return tuple(dict.fromkeys((self.first, *self.fallbacks, *(() if cheaper is None else (cheaper,)))))
+
+    def after(self, target: Target) -> tuple[Target, ...]:
         """Return the fallbacks that are left when this model has failed, in their order.
 
         A model that is none of the fallbacks comes before all of them.
         """
-        fallbacks = self.fallback
-        return fallbacks[fallbacks.index(model) + 1 :] if model in fallbacks else fallbacks
+        fallbacks = self.fallbacks
+        return fallbacks[fallbacks.index(target) + 1 :] if target in fallbacks else fallbacks
+
+    def downgraded(self) -> Self:
+        """Return this route with its cheaper model as the first; there must be one."""
+        assert self.cheaper_target is not None
+        target = self.cheaper_target
+        changes: dict[str, Any] = {"model": target.model, "cheaper": None}
+        if target.provider != self.first.provider:
+            # A plain model id among the fallbacks is one of the route's own provider, which is another one now.
+            changes["provider"] = target.provider
+            changes["fallback"] = tuple([ModelAt(provider=each.provider, model=each.model) for each in self.fallbacks])
+        return self.model_copy(update=changes)
+
+    def _target(self, choice: str | ModelAt) -> Target:
+        """Return a choice with its provider: a plain model id is one of the route's own."""
+        if isinstance(choice, ModelAt):
+            return Target(choice.model, choice.provider)
+        return Target(choice, self.provider or DEFAULT_PROVIDER)

@@ -41,8 +41,8 @@ class CompletionRequest:
         return charge_nanousd(self.model, prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens)
 
 
-def read_request(document: Any) -> CompletionRequest:
-    """Read a request as OpenRouter would. Errors: BadRequest.
+def read_request(document: Any, models: Mapping[str, object] = PRICES) -> CompletionRequest:
+    """Read a request as OpenRouter would; `models` are those that are sold. Errors: BadRequest.
 
     A message has a quarter of its bytes as prompt tokens, rounded up, and four more. Completion tokens are drawn from
     the text's checksum, or are what the mark `[[completion_tokens=N]]` in it says, at most `max_tokens`.
@@ -53,7 +53,7 @@ def read_request(document: Any) -> CompletionRequest:
     model, messages = body.get("model"), body.get("messages")
     if not isinstance(model, str) or not isinstance(messages, list) or not messages:
         raise BadRequest(400, "model and messages are required")
-    if model not in PRICES:
+    if model not in models:
         raise BadRequest(404, f"No endpoints found for {model}.")
     texts = [_content(message) for message in cast(list[Any], messages)]
     text = "\n".join(texts)

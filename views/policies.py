@@ -6,7 +6,8 @@ from typing import Any
 from tollbook.audit.policies import PolicyVersion
 from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.policy_diff import policy_changes
-from tollbook.schemas.policy import BudgetRule, Policy
+from tollbook.schemas.policy import BudgetRule, Policy, PriceRule
+from tollbook.schemas.routes import Target
 from tollbook.views.audit.texts import iso, moment
 from tollbook.views.tables import Printer, printable
 
@@ -72,20 +73,41 @@ def _print_tables(printer: Printer, policy: Policy) -> None:
         rows = [[rule.name, _by(rule), rule.window, _usd(rule.cap_usd), _more(rule)] for rule in policy.budgets]
         printer.table(("budget", "by", "window", "cap>", "also*"), rows, "Further budgets")
     rows = [
-        [name, printable(route.model), ", ".join(map(printable, route.fallback)) or "-", f"{route.max_tokens:,}"]
+        [
+            name,
+            printable(str(route.first)),
+            ", ".join(printable(str(target)) for target in route.fallbacks) or "-",
+            f"{route.max_tokens:,}",
+        ]
         for name, route in policy.tasks.items()
     ]
     printer.table(("task type", "model", "fallback*", "max tokens>"), rows, "Task types")
-    if policy.prices:
+    if _priced(policy):
         rows = [
             [printable(model), rule.starts or "always", _usd(rule.prompt), _usd(rule.completion)]
-            for model, rules in policy.prices.items()
+            for model, rules in _priced(policy)
             for rule in rules
         ]
         printer.table(("model", "from", "prompt>", "completion>"), rows, "Prices per million tokens")
+    if policy.providers:
+        rows = [
+            [name, rule.dialect, printable(rule.base_url), rule.key_env or "-", rule.price_source]
+            for name, rule in policy.providers.items()
+        ]
+        printer.table(("provider", "dialect", "address*", "key in", "prices from"), rows, "Further providers")
     printer.line()
     clock = f"in {policy.timezone}, weeks from {policy.week_starts_on}, months from day {policy.month_starts_on}"
     printer.text(f"Streams: {', '.join(policy.streams)}. Days, weeks and months are {clock}.")
+
+
+def _priced(policy: Policy) -> list[tuple[str, Sequence[PriceRule]]]:
+    """Return the prices of the policy by model: those for every provider, then each provider's own."""
+    own = [
+        (str(Target(model, name)), rules)
+        for name, rule in policy.providers.items()
+        for model, rules in rule.prices.items()
+    ]
+    return [*policy.prices.items(), *own]
 
 
 def print_changes(title: str, changes: Iterable[str]) -> None:

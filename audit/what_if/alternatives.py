@@ -49,9 +49,11 @@ class Alternatives:
                 if in_force.prices.get(model) != rules
             },
             routes={
-                name: OtherRoute(route.model, route.fallback[0] if route.fallback else None, bool(route.fallback))
+                name: OtherRoute(
+                    route.model, route.fallbacks[0].model if route.fallback else None, bool(route.fallback)
+                )
                 for name, route in other.tasks.items()
-                if name in in_force.tasks and in_force.tasks[name].models[:2] != route.models[:2]
+                if name in in_force.tasks and in_force.tasks[name].targets[:2] != route.targets[:2]
             },
         )
 

@@ -13,7 +13,7 @@ from tollbook.schemas.messages import Message
 from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.policy import check_task
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
-from tollbook.schemas.routes import Route, resolve_model
+from tollbook.schemas.routes import DEFAULT_PROVIDER, Route, resolve_model
 from tollbook.schemas.tasks import Task
 
 
@@ -79,7 +79,7 @@ class Call:
         rules = policy.policy
         route = rules.tasks[check_task(task, rules).task]
         changes = {
-            "model": task.model and resolve_model(task.model),
+            "model": task.model and _model_of(task.model, route),
             "cheaper": None if task.model else route.cheaper,
             "max_tokens": task.max_tokens,
         }
@@ -113,14 +113,18 @@ class Call:
 
     def downgraded(self) -> "Call":
         """Return this call of its route's cheaper model; there must be one."""
-        route = self.route.model_copy(update={"model": self.route.cheaper, "cheaper": None})
-        return replace(self, route=route, downgraded_from=self.route.model)
+        return replace(self, route=self.route.downgraded(), downgraded_from=self.route.model)
 
     def under(self, policy: PolicyInForce) -> "Call":
         """Return this call by another policy: route, bound and budgets follow from one (G11). Errors: InvalidTask."""
         if policy.version == self.policy_version:
             return self
         return Call.of_task(self.task, call_id=self.call_id, run_id=self.run_id, policy=policy, stream=self.stream)
+
+
+def _model_of(name: str, route: Route) -> str:
+    """Return the model that a task names: one of the route's provider."""
+    return resolve_model(name) if route.first.provider == DEFAULT_PROVIDER else name
 
 
 def with_larger_limit(call: Call, reply: Attempt) -> Call | None:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import structlog
@@ -37,6 +37,7 @@ from tollbook.ledger.gate.wait_queue import BudgetWaitQueue
 from tollbook.ledger.results import Results
 from tollbook.schemas.events import BudgetReserved, payload_json
 from tollbook.schemas.results import InferenceResult
+from tollbook.schemas.routes import Target
 
 # For clocks that differ and a process that is held up for a moment.
 _LEASE_SLACK_S: Final = 30
@@ -174,7 +175,7 @@ class Reservations:
         if not await self._results.claim(call.call_id, call.user_id):  # G4
             raise IdempotencyConflict(call.call_id)
         try:
-            first = bound_attempt(call, call.route.model, policy.prices, self._now_ms())
+            first = bound_attempt(call, call.route.first, policy.prices, self._now_ms())
         except (PriceUnknown, ParameterUnsupported) as exc:  # G8
             if await self._policies.refresh():
                 raise PolicyChanged(self._policies.of(call.user_id).version) from exc  # G11
@@ -224,10 +225,11 @@ class Reservations:
 
     def _cheaper(self, call: Call, first: Bound, policy: PolicyInForce) -> tuple[Call, Bound] | None:
         """Return the call of the route's cheaper model, with its bound; None where there is none that needs less."""
-        if call.route.cheaper is None:
+        target = call.route.cheaper_target
+        if target is None:
             return None
         try:
-            cheaper = bound_attempt(call, call.route.cheaper, policy.prices, self._now_ms())
+            cheaper = bound_attempt(call, target, policy.prices, self._now_ms())
         except PriceUnknown:
             return None
         return (call.downgraded(), cheaper) if cheaper.amount_nanousd < first.amount_nanousd else None
@@ -295,11 +297,12 @@ def _is_of_cheaper(call: Call, reply: ReserveReply, first: Bound) -> bool:
     )
 
 
-def bound_attempt(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -> Bound:
-    """Bound what one attempt of a call can cost.
+def bound_attempt(call: Call, target: Target, prices: PriceCatalogue, now_ms: int) -> Bound:
+    """Bound what one attempt of a call can cost, at the prices of the provider that it asks.
 
     Errors: PriceUnknown; ParameterUnsupported where the provider says that the model does not take what the task sets.
     """
+    model, prices = target.model, prices.at(target.provider)
     models = prices.models
     unsupported = models.unsupported(model, call.parameters)
     if unsupported:
@@ -309,13 +312,14 @@ def bound_attempt(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -
         raise ParameterUnsupported(model, ["images"])
     parameters = call.parameters_for(model, models)
     price = prices.price(model, now_ms)
-    return bound(call.messages, call.route.max_tokens, price, parameters=parameters, facts=models.of(model))
+    made = bound(call.messages, call.route.max_tokens, price, parameters=parameters, facts=models.of(model))
+    return made if target.provider == made.provider else replace(made, provider=target.provider)
 
 
-def can_attempt(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -> bool:
+def can_attempt(call: Call, target: Target, prices: PriceCatalogue, now_ms: int) -> bool:
     """Whether a model can be asked for this call: its cost has a bound, and it takes what the task sets."""
     try:
-        bound_attempt(call, model, prices, now_ms)
+        bound_attempt(call, target, prices, now_ms)
     except (PriceUnknown, ParameterUnsupported):
         return False
     return True

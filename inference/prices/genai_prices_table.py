@@ -67,7 +67,9 @@ def prices_of(model: str, provider_id: str, service_tier: str = "") -> tuple[Dat
     provider = data_snapshot.find_provider_by_id(snapshot.providers, provider_id)
     if provider is None:
         raise PriceUnknown.of_model(
-            model, f"the price catalogue has no provider {provider_id}; correct TOLLBOOK_PRICE_PROVIDER"
+            model,
+            f"the price catalogue has no provider {provider_id}; correct TOLLBOOK_PRICE_PROVIDER, or the provider's "
+            "`catalogue` in the policy",
         )
     info = provider.find_model(model, all_providers=snapshot.providers)
     if info is None and provider_id == _OPENROUTER:

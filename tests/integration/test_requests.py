@@ -17,6 +17,7 @@ from tollbook.inference.provider_users import ledger_user_key
 from tollbook.inference.runtime import open_ledger
 from tollbook.schemas.events import BudgetReserved
 from tollbook.schemas.results import ErrorCode, TaskStatus
+from tollbook.standin.apis import Api
 from tollbook.views.audit.texts import bound_text
 
 REPORTED: Final[list[dict[str, Any]]] = json.loads(
@@ -109,13 +110,13 @@ class RecordingStandIn(GatedStandIn):
         self.bodies: list[dict[str, Any]] = []
         self.described = models
 
-    async def _complete(self, request: web.Request) -> web.StreamResponse:
+    async def _complete(self, request: web.Request, api: Api) -> web.StreamResponse:
         self.bodies.append(json.loads(await request.read()))
-        return await super()._complete(request)
+        return await super()._complete(request, api)
 
-    async def _models(self, _: web.Request) -> web.Response:
+    async def _models(self, request: web.Request, api: Api) -> web.Response:
         if self.described is None:
-            return await super()._models(_)
+            return await super()._models(request, api)
         return web.json_response({"data": list(self.described)})
 
 

@@ -9,9 +9,10 @@ import pytest
 from tollbook.inference.attempts import ChatRequest
 from tollbook.inference.bounds import bound
 from tollbook.inference.prices.model_price import price_from_usd
-from tollbook.inference.providers.request_bodies import completion_body
+from tollbook.inference.providers.dialects import ADAPTERS
 from tollbook.inference.settings import load_settings
 from tollbook.schemas.messages import Message
+from tollbook.schemas.policy import Dialect
 
 MARK: Final = {"type": "ephemeral"}
 ECHO: Final[dict[str, Any]] = {
@@ -33,14 +34,14 @@ PARAMETERS: Final[dict[str, Any]] = {
 }
 
 
-def body(*, is_openrouter: bool = False, is_openai: bool = False, **changes: Any) -> dict[str, Any]:
+def body(dialect: Dialect = "compatible", **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {"parameters": PARAMETERS, **changes}
     request = ChatRequest(model="m", messages=(Message.model_validate(ECHO),), max_tokens=7, **values)
-    return json.loads(completion_body(request, is_openrouter=is_openrouter, is_openai=is_openai))
+    return json.loads(ADAPTERS[dialect].completion_body(request))
 
 
 def test_openrouter_gets_back_what_it_gave() -> None:
-    sent = body(is_openrouter=True)
+    sent = body("openrouter")
     assert sent["messages"] == [ECHO]
     assert {name: sent[name] for name in PARAMETERS} == PARAMETERS
     assert sent["provider"] == {"require_parameters": True}
@@ -55,7 +56,7 @@ def test_another_server_gets_no_annotations() -> None:
 
 def test_openai_gets_its_own_form_alone() -> None:
     """It refuses what it does not know."""
-    sent = body(is_openai=True, limit_name="max_completion_tokens")
+    sent = body("openai", limit_name="max_completion_tokens")
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     assert sent == {
         "model": "m",
@@ -77,7 +78,7 @@ def test_openrouter_uses_no_endpoint_that_asks_more_for_an_image_than_the_bound_
     message = Message.model_validate({"role": "user", "content": [part]})
     price = price_from_usd("openai/gpt-4o", prompt=Decimal("2.5"), completion=Decimal(10))
     request = ChatRequest(model="m", messages=(message,), max_tokens=7, price_limit=bound([message], 7, price))
-    sent = json.loads(completion_body(request, is_openrouter=True, is_openai=False))
+    sent = json.loads(ADAPTERS["openrouter"].completion_body(request))
     assert sent["provider"]["max_price"] == {
         "prompt": "2.500000000",
         "completion": "10.000000000",
@@ -95,12 +96,13 @@ def test_no_repr_of_a_request_shows_a_prompt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "is_openai"),
+    ("url", "dialect"),
     [
-        ("https://api.openai.com/v1", True), ("https://eu.api.openai.com/v1", True),
-        ("https://mine.openai.azure.com/openai/v1", True), ("https://openrouter.ai/api/v1", False),
-        ("https://api.openai.com.evil.test/v1", False), ("http://127.0.0.1:8000/v1", False),
+        ("https://api.openai.com/v1", "openai"), ("https://eu.api.openai.com/v1", "openai"),
+        ("https://mine.openai.azure.com/openai/v1", "openai"), ("https://openrouter.ai/api/v1", "openrouter"),
+        ("https://api.openai.com.evil.test/v1", "compatible"), ("http://127.0.0.1:8000/v1", "compatible"),
+        ("https://api.anthropic.com/v1", "anthropic"),
     ],
 )  # fmt: skip
-def test_openai_is_known_by_its_address(url: str, is_openai: bool) -> None:
-    assert load_settings(env_file=None, openrouter_base_url=url).is_openai is is_openai
+def test_a_dialect_is_known_by_the_address(url: str, dialect: str) -> None:
+    assert load_settings(env_file=None, openrouter_base_url=url).provider_dialect == dialect

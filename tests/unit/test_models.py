@@ -34,7 +34,7 @@ def test_a_parameter_is_judged_by_the_providers_list(model: str, names: list[str
 
 
 def test_openai_itself_does_not_know_what_others_added() -> None:
-    assert ModelCatalogue(is_openai=True).unsupported("gpt-4o", ["top_k", "seed", "min_p"]) == ["top_k", "min_p"]
+    assert ModelCatalogue(dialect="openai").unsupported("gpt-4o", ["top_k", "seed", "min_p"]) == ["top_k", "min_p"]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_openai_itself_does_not_know_what_others_added() -> None:
         (ModelCatalogue(), "o3-mini", "max_completion_tokens"),
         (ModelCatalogue(), "openai/gpt-4o-mini", "max_tokens"),
         (ModelCatalogue(), "llama-3.1-8b", "max_tokens"),
-        (ModelCatalogue(is_openai=True), "gpt-4o-mini", "max_completion_tokens"),
+        (ModelCatalogue(dialect="openai"), "gpt-4o-mini", "max_completion_tokens"),
     ],
 )
 def test_the_limit_has_the_name_that_the_model_takes(catalogue: ModelCatalogue, model: str, name: str) -> None:

@@ -34,7 +34,9 @@ EVERYTHING: Final[dict[str, Any]] = {
     "prices": {
         "my/model": [{"prompt": "0.5", "completion": "1.5"}, {"prompt": 1, "completion": 2, "from": "2026-12-01"}]
     },
-    "providers": {"openai": {"base_url": "https://api.openai.com/v1", "key_env": "OPENAI_API_KEY"}},
+    "providers": {
+        "openai": {"base_url": "https://api.openai.com/v1", "key_env": "OPENAI_API_KEY", "dialect": "openai"}
+    },
 }
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tollbook.inference.attempts import Attempt
 from tollbook.inference.providers.bodies import read_json
-from tollbook.inference.providers.replies import read_reply, retry_after_s
+from tollbook.inference.providers.dialects import ADAPTERS
+from tollbook.inference.providers.replies import name_in, read_reply, retry_after_s
 from tollbook.inference.providers.usage_report import read_usage
 from tollbook.schemas.failures import FAILURES, ErrorDetails
 from tollbook.schemas.money import MAX_NANOUSD, nanousd_from_usd
@@ -31,7 +32,7 @@ def document(**changes: Any) -> dict[str, Any]:
 
 def read(body: Any, status: int = 200, headers: dict[str, str] | None = None, **options: Any) -> Attempt:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    options = {"is_openrouter": False, **options}
+    options = {"is_insured": False, "request_id": name_in(headers or {}, "x-generation-id"), **options}
     return read_reply(status, headers or {}, raw, model="asked/model", latency_ms=7, now_s=1_000_000.0, **options)
 
 
@@ -172,7 +173,7 @@ FAILED_CHOICE = [{"message": {"content": "half a compl"}, "finish_reason": "erro
 
 
 @pytest.mark.parametrize(
-    ("body", "is_openrouter", "charge", "is_retryable"),
+    ("body", "is_insured", "charge", "is_retryable"),
     [
         (error(429), False, "none", True),
         (error("503"), False, "none", True),
@@ -188,8 +189,8 @@ FAILED_CHOICE = [{"message": {"content": "half a compl"}, "finish_reason": "erro
         ({"choices": [{"error": {"code": 502}, "message": {"content": "x"}}]}, True, "none", True),
     ],
 )
-def test_error_inside_a_200(body: Any, is_openrouter: bool, charge: str, is_retryable: bool) -> None:
-    attempt = read(body, is_openrouter=is_openrouter)
+def test_error_inside_a_200(body: Any, is_insured: bool, charge: str, is_retryable: bool) -> None:
+    attempt = read(body, is_insured=is_insured)
     assert (attempt.outcome, attempt.http_status, attempt.is_ok) == ("provider_error", 200, False)
     # What had come of a text is kept.
     choices = body.get("choices")
@@ -424,7 +425,7 @@ def test_event_stream_is_put_together() -> None:
 
 def test_event_stream_that_ends_in_an_error_is_an_error() -> None:
     body = event(choices=delta(content="Hel")) + event(error={"code": 502, "message": PROMPT}, choices=delta("error"))
-    attempt = read(body, is_openrouter=True)
+    attempt = read(body, is_insured=True)
     assert (attempt.outcome, attempt.charge, attempt.content) == ("provider_error", "none", "Hel")
 
 
@@ -512,7 +513,10 @@ def test_machine_words_of_an_error_have_fields_of_their_own() -> None:
 
 
 def test_generation_id_of_the_headers_outlives_the_body() -> None:
-    assert read(b"{", headers={"x-generation-id": "gen-9"}).generation_id == "gen-9"
+    reply = ADAPTERS["openrouter"].read_reply(
+        200, {"x-generation-id": "gen-9"}, b"{", model="m", latency_ms=1, now_s=0.0
+    )
+    assert reply.generation_id == "gen-9"
 
 
 def test_model_that_the_reply_does_not_name_is_the_one_asked_for() -> None:
