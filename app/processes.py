@@ -16,10 +16,12 @@ import structlog
 
 from tollbook.app.alerting import open_alerts
 from tollbook.app.supervisor import Child, Supervisor
+from tollbook.audit.opening_balances import spent_reader
 from tollbook.consumers.backlog import DroppedTasks
 from tollbook.consumers.projection import ProjectionService, open_projection
 from tollbook.consumers.service import build_worker, pause, serve_worker
 from tollbook.consumers.throttled_warning import ThrottledWarning
+from tollbook.inference.opening_balances import ReadSpent
 from tollbook.inference.policy_changes import start_policy
 from tollbook.inference.runtime import (
     InferenceRuntime,
@@ -33,6 +35,7 @@ from tollbook.inference.runtime import (
 from tollbook.inference.settings import Settings
 from tollbook.inference.stated_policy import chosen_streams
 from tollbook.inference.user_keys import keep_key_copy
+from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable
 from tollbook.ledger.gate.ledger import Patience
@@ -318,9 +321,16 @@ async def _settle_policy(settings: Settings, redis_url: str) -> None:
     expected_id = await asyncio.to_thread(_ledger_id_on_disk, settings)
     try:
         async with open_ledger(settings, redis_url, expected_id=expected_id, may_create=False, part="up") as handle:
-            await start_policy(settings, build_gates(handle, settings), "tollbook up")
+            await start_policy(
+                settings, build_gates(handle, settings), "tollbook up", read_spent=_spent_reader(settings, handle)
+            )
     except (LedgerUnavailable, LedgerReplaced):
         return
+
+
+def _spent_reader(settings: Settings, handle: LedgerHandle) -> ReadSpent:
+    archive = Archive(settings.archive_path)
+    return spent_reader(LedgerSource(handle.ledger_id, tuple(handle.keys), archive, handle.redis))
 
 
 def _ledger_id_on_disk(settings: Settings) -> str | None:
@@ -347,7 +357,9 @@ async def _open_projection(
             open_projection(settings, handle, is_standby=is_standby, on_waiting=state.wait) as projection,
             announced_endpoint(settings, redis_url),
         ):
-            await start_policy(settings, build_gates(handle, settings), f"tollbook {part}")
+            await start_policy(
+                settings, build_gates(handle, settings), f"tollbook {part}", read_spent=_spent_reader(settings, handle)
+            )
             await handle.policies.refresh()
             if handle.user_ids.is_hashed:
                 await asyncio.to_thread(keep_key_copy, settings.data_dir, handle.ledger_id, handle.user_key)

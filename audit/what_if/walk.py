@@ -149,6 +149,7 @@ class _Partition:
             "credit-revoked": self._credited,
             "credit-expired": self._credited,
             "policy-applied": self._policy_applied,
+            "budget-opened": self._opened,
         }
 
     def apply(self, event: _Event) -> None:
@@ -290,6 +291,12 @@ class _Partition:
         self._policy = BudgetPolicy(policy, event.payload.get("definitions", {}))
         users = {user: policy.user_cap_nanousd(user, policy.default_plan) for user in policy.users}
         self._caps.settings = RecordedCaps(plans=policy.plan_caps_nanousd, users=users)
+
+    def _opened(self, event: _Event) -> None:
+        for stamp in event.payload["budgets"]:
+            self._budgets.move([stamp["budget"]], settled=event.amount)
+            self._budgets.move_recorded([stamp["budget"]], settled=event.amount)
+            self._caps.further[stamp["budget"]] = stamp["cap_nanousd"]
 
     def _move_recorded(self, event: _Event) -> None:
         match event.type:
