@@ -37,7 +37,7 @@ from tollbook.inference.stated_policy import chosen_streams
 from tollbook.inference.user_keys import keep_key_copy
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.segments import Archive
-from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable
+from tollbook.ledger.errors import LedgerError, LedgerReplaced, LedgerUnavailable
 from tollbook.ledger.gate.ledger import Patience
 from tollbook.ledger.gate.probe import check_permissions
 from tollbook.ledger.private_files import make_private_folder
@@ -53,6 +53,7 @@ from tollbook.observability.process_state import Part, ProcessState
 _SERVER_POLL_S: Final = 0.2
 _SERVER_PAUSE_S: Final = 2.0
 _MIN_CATCH_UP_S: Final = 0.5
+_POLICY_S: Final = 2.0
 # Of the grace, for what comes after the last fold.
 _CLOSING_S: Final = 1.0
 # After its grace a process has ended, or ends itself; its parent gives it a little more.
@@ -214,7 +215,7 @@ async def _run_worker(
 ) -> None:
     chosen = chosen_streams(streams, runtime.rules)
     worker = build_worker(runtime, chosen, runtime.name, observer=state.tracing)
-    await serve_worker(runtime, worker, stop, redis_url=redis_url, observer=state)
+    await serve_worker(runtime, worker, stop, redis_url=redis_url, observer=state, takes_all=not streams)
 
 
 async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: bool = False) -> None:
@@ -365,13 +366,25 @@ async def _open_projection(
                 await asyncio.to_thread(keep_key_copy, settings.data_dir, handle.ledger_id, handle.user_key)
             # One process of a ledger counts what publishers drop from the task streams.
             counting = asyncio.create_task(
-                DroppedTasks(handle.pipeline, settings.namespace, tuple(handle.policy.streams)).run()
+                DroppedTasks(handle.pipeline, settings.namespace, lambda: tuple(handle.policy.streams)).run()
             )
+            following = asyncio.create_task(_follow_policy(handle))
             try:
                 yield handle, projection
             finally:
-                counting.cancel()
-                await asyncio.gather(counting, return_exceptions=True)
+                for task in (counting, following):
+                    task.cancel()
+                await asyncio.gather(counting, following, return_exceptions=True)
+
+
+async def _follow_policy(handle: LedgerHandle) -> None:
+    """Read the policy again and again: a projector makes no calls, and would hear of no change."""
+    while True:
+        await asyncio.sleep(_POLICY_S)
+        try:
+            await handle.policies.refresh()
+        except LedgerError as exc:
+            _log.debug("policy.not_read", problem=str(exc))
 
 
 @asynccontextmanager

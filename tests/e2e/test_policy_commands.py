@@ -133,3 +133,23 @@ async def test_a_budget_begins_with_what_was_spent_before_if_a_person_says_so(tm
     finally:
         await up.end()
     await run("replay", "--compare")
+
+
+async def test_a_running_worker_reads_a_stream_that_a_later_policy_adds(tmp_path: Path) -> None:
+    """Stream and task type are new; neither the worker, a process of its own, nor anything else is started again."""
+    up = await starting("up", "--stand-in", "--workers", "1", until="Tollbook is up", cwd=tmp_path, env={})
+    try:
+        await wait_until(lambda: "worker.started" in up.stdout + up.stderr, what="the worker")
+        (tmp_path / "shop.toml").write_text(
+            '[streams.shop]\nconcurrency = 2\n[tasks.describe]\nmodel = "openai/gpt-4o-mini"\nmax_tokens = 50\n'
+        )
+        for arguments in (
+            ("policy", "apply", "shop.toml", "--reason", "a shop"),
+            ("publish", "shop", "describe", "A chair", "--user", "u1", "--wait", "30"),
+            ("publish", "generation", "describe", "A table", "--user", "u1", "--wait", "30"),
+        ):
+            done = await run_cli(*arguments, cwd=tmp_path, env={}, timeout_s=60)
+            assert done.code == 0, done.stderr
+        assert "worker.streams_added" in up.stdout + up.stderr
+    finally:
+        await up.end()

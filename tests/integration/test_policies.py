@@ -14,6 +14,8 @@ from redis.asyncio import Redis
 
 from tests.calling import Calling, open_calling, period
 from tollbook.audit.verification.verification import Options, verify
+from tollbook.consumers.policy_following import PolicyFollowing
+from tollbook.consumers.service import build_worker
 from tollbook.inference.calls.holds import Hold
 from tollbook.inference.calls.reservations import WaitLimits
 from tollbook.inference.client import InferenceClient
@@ -41,6 +43,7 @@ from tollbook.ledger.projection.follower import PolicyForged
 from tollbook.ledger.projection.traces import ForgedEvent
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.signature import Signature
+from tollbook.ledger.stream_owners import STREAM_OWNERS, StreamTaken
 from tollbook.schemas.events import BudgetReserved, PolicyApplied
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.policy import Policy, default_policy
@@ -197,6 +200,30 @@ async def test_new_task_types_and_routes_need_no_restart(server_url: str, tmp_pa
             each.payload.bound.model for each in await calling.events() if isinstance(each.payload, BudgetReserved)
         ]
         assert models[1:] == ["openai/gpt-4o-mini"] * 2
+
+
+async def test_a_worker_follows_streams_and_their_concurrency(server_url: str, tmp_path: Path) -> None:
+    async with open_calling(server_url, tmp_path) as calling:
+        runtime, pipeline = calling.runtime, calling.runtime.handle.pipeline
+        worker = build_worker(runtime, tuple(runtime.rules.streams), "w1")
+        told = build_worker(runtime, ("generation",), "w2")
+        following = PolicyFollowing(runtime, worker, takes_all=True)
+        await following.look()
+        assert not following.added.is_set()
+        streams = {"shop": {"concurrency": 3}, "generation": {"concurrency": 2}}
+        await put_in_force(calling, default_policy({"streams": streams}))
+        for each, takes_all in ((worker, True), (told, False)):
+            await PolicyFollowing(runtime, each, takes_all=takes_all).look()
+            assert (each.concurrency["generation"], each.concurrency["shop"]) == (2, 3)
+        assert ("shop" in worker.claims.streams, told.claims.streams) == (True, ("generation",))
+        assert await pipeline.execute("XLEN", "shop") == 0, "the stream has its group"
+
+        # A stream that another Tollbook serves is left to it; what this one serves, it serves on.
+        await pipeline.execute("HSET", STREAM_OWNERS, "sales", "other")
+        await put_in_force(calling, default_policy({"streams": streams | {"sales": {}}}))
+        with pytest.raises(StreamTaken):
+            await following.look()
+        assert "sales" not in worker.claims.streams
 
 
 async def test_a_task_type_that_is_gone_is_refused_with_the_policys_names(server_url: str, tmp_path: Path) -> None:
