@@ -178,6 +178,11 @@ def definition_name(name: str, since_version: int) -> str:
     return name if since_version <= 1 else f"{name}~{since_version}"
 
 
+def rule_name(name: str) -> str:
+    """Return the name in the policy of a budget's name in keys."""
+    return name.partition("~")[0]
+
+
 def describe_budget(key: str) -> str:
     """Describe a budget for people: `user u42, period 2026-11` or `budget team-week of red, week 2026-W48`."""
     name, value, window = split_budget_name(key)
