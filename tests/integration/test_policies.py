@@ -352,7 +352,55 @@ async def test_verify_names_a_hold_that_left_a_budget_out(server_url: str, tmp_p
                 changed[b"payload"] = json.dumps({**payload, "budgets": []}).encode()
             await redis.xadd(key.ledger, changed, id=entry_id)  # pyright: ignore[reportArgumentType]
         found = await findings(calling, tmp_path)
-        assert "cap: the hold is not against budget day of policy 1" in found
+        assert "cap: the hold is not against budget day of policy 1 under u1" in found
+
+
+# What people type, and what is left of it in keys and in JSON as Lua writes it.
+HOSTILE: Final = ("50%", "a,b", "x:y", "%2C", "%25,%", "a/b:c,d", "é%ü", "'; DROP--")
+
+
+async def test_values_that_look_like_keys_have_their_own_balance_cap_and_alert(server_url: str, tmp_path: Path) -> None:
+    team = {"name": "team", "by": ["team", "user"], "window": "week", "cap_usd": 1, "alerts": [0.4]}
+    # So little that two calls' cost reaches 0.4 of it, and that a third does not fit.
+    single = {f"{value.replace('%', '%25').replace(',', '%2C')},u1": "0.003" for value in HOSTILE}
+    client = {"name": "client", "by": ["team"], "window": "day", "cap_usd": 1, "caps": dict.fromkeys(HOSTILE, "0.5")}
+    async with open_calling(server_url, tmp_path) as calling:
+        route = {"model": "anthropic/claude-sonnet-4", "max_tokens": 100}
+        tasks = {"generate_draft": route}
+        await put_in_force(calling, default_policy({"budgets": [team | {"caps": single}, client], "tasks": tasks}))
+        calls = [f"t{number}" for number in range(len(HOSTILE))]
+        for call_id, value in zip(calls, HOSTILE, strict=True):
+            first = await run(calling, call_id, tags={"team": value})
+            assert first.status is TaskStatus.DONE, value
+            for again in ("more", "most"):
+                await run(calling, f"{call_id}-{again}", tags={"team": value})
+        stamps = [
+            {stamp.budget.split(":", 1)[0]: stamp.cap_nanousd for stamp in event.payload.budgets}
+            for event in await calling.events()
+            if isinstance(event.payload, BudgetReserved) and event.call_id in calls
+        ]
+        assert stamps == [{"team": 3_000_000, "client": 500_000_000}] * len(HOSTILE)
+        alerts = [event.payload for event in await calling.events() if event.type == "alert-raised"]
+        assert {getattr(alert, "cap_nanousd", 0) for alert in alerts} == {3_000_000}
+        raised = {getattr(alert, "budget", "").split(":", 1)[1].rsplit(":", 1)[0] for alert in alerts}
+        assert raised == set(single)
+        await calling.check_guarantees()
+        assert await findings(calling, tmp_path) == []
+
+
+async def test_verify_names_a_hold_under_another_value(server_url: str, tmp_path: Path) -> None:
+    team = {"name": "team", "by": ["team", "task"], "window": "week", "cap_usd": 1}
+    async with open_calling(server_url, tmp_path) as calling:
+        await put_in_force(calling, trial_at(4, budgets=[team]))
+        await run(calling, "one", tags={"team": "50%,red"})
+        redis, key = calling.runtime.handle.redis, calling.runtime.handle.keys[0]
+        entries = await calling.raw_events()
+        await redis.delete(key.ledger)
+        for entry_id, fields in entries:
+            changed = dict(fields) | {b"payload": fields[b"payload"].replace(b":50%25%2Cred,", b":blue,")}
+            await redis.xadd(key.ledger, changed, id=entry_id)  # pyright: ignore[reportArgumentType]
+        found = await findings(calling, tmp_path)
+        assert "cap: the hold is not against budget team of policy 1 under 50%25%2Cred,generate_draft" in found
 
 
 @pytest.mark.parametrize("field", ["policy_version", "policy_digest", "policy"])
