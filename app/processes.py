@@ -16,10 +16,12 @@ import structlog
 
 from tollbook.app.alerting import open_alerts
 from tollbook.app.supervisor import Child, Supervisor
+from tollbook.audit.opening_balances import spent_reader
 from tollbook.consumers.backlog import DroppedTasks
 from tollbook.consumers.projection import ProjectionService, open_projection
 from tollbook.consumers.service import build_worker, pause, serve_worker
 from tollbook.consumers.throttled_warning import ThrottledWarning
+from tollbook.inference.opening_balances import ReadSpent
 from tollbook.inference.policy_changes import start_policy
 from tollbook.inference.provider_access import check_providers
 from tollbook.inference.runtime import (
@@ -34,8 +36,9 @@ from tollbook.inference.runtime import (
 from tollbook.inference.settings import Settings
 from tollbook.inference.stated_policy import chosen_streams
 from tollbook.inference.user_keys import keep_key_copy
+from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.segments import Archive
-from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable
+from tollbook.ledger.errors import LedgerError, LedgerReplaced, LedgerUnavailable
 from tollbook.ledger.gate.ledger import Patience
 from tollbook.ledger.gate.probe import check_permissions
 from tollbook.ledger.private_files import make_private_folder
@@ -51,6 +54,7 @@ from tollbook.observability.process_state import Part, ProcessState
 _SERVER_POLL_S: Final = 0.2
 _SERVER_PAUSE_S: Final = 2.0
 _MIN_CATCH_UP_S: Final = 0.5
+_POLICY_S: Final = 2.0
 # Of the grace, for what comes after the last fold.
 _CLOSING_S: Final = 1.0
 # After its grace a process has ended, or ends itself; its parent gives it a little more.
@@ -215,7 +219,7 @@ async def _run_worker(
     chosen = chosen_streams(streams, runtime.rules)
     check_providers(runtime.rules, runtime.settings)
     worker = build_worker(runtime, chosen, runtime.name, observer=state.tracing)
-    await serve_worker(runtime, worker, stop, redis_url=redis_url, observer=state)
+    await serve_worker(runtime, worker, stop, redis_url=redis_url, observer=state, takes_all=not streams)
 
 
 async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: bool = False) -> None:
@@ -323,11 +327,18 @@ async def _settle_policy(settings: Settings, redis_url: str) -> None:
     expected_id = await asyncio.to_thread(_ledger_id_on_disk, settings)
     try:
         async with open_ledger(settings, redis_url, expected_id=expected_id, may_create=False, part="up") as handle:
-            await start_policy(settings, build_gates(handle, settings), "tollbook up")
+            await start_policy(
+                settings, build_gates(handle, settings), "tollbook up", read_spent=_spent_reader(settings, handle)
+            )
             await handle.policies.refresh()
             check_providers(handle.policy, settings)
     except (LedgerUnavailable, LedgerReplaced):
         return
+
+
+def _spent_reader(settings: Settings, handle: LedgerHandle) -> ReadSpent:
+    archive = Archive(settings.archive_path)
+    return spent_reader(LedgerSource(handle.ledger_id, tuple(handle.keys), archive, handle.redis))
 
 
 def _ledger_id_on_disk(settings: Settings) -> str | None:
@@ -354,19 +365,33 @@ async def _open_projection(
             open_projection(settings, handle, is_standby=is_standby, on_waiting=state.wait) as projection,
             announced_endpoint(settings, redis_url),
         ):
-            await start_policy(settings, build_gates(handle, settings), f"tollbook {part}")
+            await start_policy(
+                settings, build_gates(handle, settings), f"tollbook {part}", read_spent=_spent_reader(settings, handle)
+            )
             await handle.policies.refresh()
             if handle.user_ids.is_hashed:
                 await asyncio.to_thread(keep_key_copy, settings.data_dir, handle.ledger_id, handle.user_key)
             # One process of a ledger counts what publishers drop from the task streams.
             counting = asyncio.create_task(
-                DroppedTasks(handle.pipeline, settings.namespace, tuple(handle.policy.streams)).run()
+                DroppedTasks(handle.pipeline, settings.namespace, lambda: tuple(handle.policy.streams)).run()
             )
+            following = asyncio.create_task(_follow_policy(handle))
             try:
                 yield handle, projection
             finally:
-                counting.cancel()
-                await asyncio.gather(counting, return_exceptions=True)
+                for task in (counting, following):
+                    task.cancel()
+                await asyncio.gather(counting, following, return_exceptions=True)
+
+
+async def _follow_policy(handle: LedgerHandle) -> None:
+    """Read the policy again and again: a projector makes no calls, and would hear of no change."""
+    while True:
+        await asyncio.sleep(_POLICY_S)
+        try:
+            await handle.policies.refresh()
+        except LedgerError as exc:
+            _log.debug("policy.not_read", problem=str(exc))
 
 
 @asynccontextmanager

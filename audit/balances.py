@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from tollbook.schemas.events import (
     BudgetDenied,
+    BudgetOpened,
     BudgetReserved,
     CostAdjusted,
     CostRecorded,
@@ -60,6 +61,11 @@ def moves_of(event: Event) -> list[Move]:
             settled, held, cap = event.amount, -payload.hold_nanousd, None
         case CostAdjusted() as payload:
             settled, held, cap = event.amount, 0, None
+        case BudgetOpened() as payload:
+            return [
+                Move(stamp.budget, event.amount, 0, stamp.committed_nanousd, stamp.cap_nanousd)
+                for stamp in payload.budgets
+            ]
         case _:
             return []
     own = Move(account_of(event), settled, held, event.committed, cap)

@@ -14,9 +14,10 @@ from tollbook.inference.current_policy import PolicyInForce
 from tollbook.ledger.errors import PolicyUnreadable
 from tollbook.schemas.events import BoundPrice, BudgetDenied, BudgetReserved, CostRecorded, Event
 from tollbook.schemas.identifiers import partition_of, split_budget_name
+from tollbook.schemas.policy import OWN_BUDGET
 
 _TOKENS_PER_MTOK = 1_000_000
-_MOVES = ("budget-reserved", "cost-recorded", "cost-adjusted")
+_MOVES = ("budget-reserved", "cost-recorded", "cost-adjusted", "budget-opened")
 
 
 @dataclass(slots=True)
@@ -117,7 +118,8 @@ async def explain(reader: AuditReader, call: CallLife) -> list[Decision]:
         return []
     own = await reader.events(Selection(user_id=call.user_id))
     shared: dict[str, list[Event]] = {}
-    for budget in {name for event in decisions for name in _names(event) if split_budget_name(name)[0] == "campaign"}:
+    # Others spend from further budgets too, and a policy may open one; a user's period has the user's events alone.
+    for budget in {name for event in decisions for name in _names(event) if split_budget_name(name)[0] != OWN_BUDGET}:
         texts = (budget, budget.replace("/", "\\/"))  # As written by Python, and by Lua.
         found = await reader.events(Selection(types=_MOVES, payload_contains=tuple(dict.fromkeys(texts))))
         shared[budget] = found
@@ -180,7 +182,7 @@ def _weigh(decision: Event, budget: str, events: list[Event]) -> Weighing:
     held = {key: replace(hold) for key, hold in account.holds.items()}
     balance = replace(account.balance)
     cap_nanousd, stamped = _stamps(decision, budget)
-    is_own = split_budget_name(budget)[0] == "user"
+    is_own = split_budget_name(budget)[0] == OWN_BUDGET
     later = [event for event in events if event.seq > decision.seq]
     for event in later:
         if isinstance(event.payload, CostRecorded) and (event.call_id, event.payload.hold) in held:

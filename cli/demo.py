@@ -1,5 +1,6 @@
 """`tollbook demo`: everything at once, on this machine, with nothing to configure."""
 
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from tollbook.cli.options import JsonOption
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tollbook.demo.run import DemoOptions
     from tollbook.views.tables import Printer
 
 
@@ -19,6 +21,9 @@ def demo(
     tasks: Annotated[int, typer.Option(min=1, max=200_000, help="How many tasks to publish.")] = 15_000,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the data to look around afterwards.")] = False,
     seed: Annotated[int, typer.Option(help="The same seed publishes the same tasks.")] = 325,
+    policy: Annotated[
+        Path | None, typer.Option(help="A policy file: the demo is run with its plans, tasks, streams and budgets.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> int:
     """Run everything on this machine, with nothing to configure, and prove the books.
@@ -27,37 +32,49 @@ def demo(
     and the provider's own book agree.
 
     Example: tollbook demo --tasks 2000 --keep
+    Example: tollbook demo --policy tollbook.toml
     """
+    from tollbook.demo.run import DemoOptions
+    from tollbook.inference.policy_file import read_policy_file
     from tollbook.inference.settings import DEMO_DATA_DIR
     from tollbook.views.tables import make_console
 
+    file = None if policy is None else read_policy_file(policy)
     data_dir = DEMO_DATA_DIR if keep else Path(tempfile.mkdtemp(prefix="tollbook-demo-"))
     if keep and data_dir.exists():
         raise typer.BadParameter(
             f"{data_dir}/ already exists: look around in it, or remove it first", param_hint="--keep"
         )
     try:
-        return _run(tasks, data_dir, seed, make_console(stderr=as_json), as_json=as_json, keep=keep)
+        console = make_console(stderr=as_json)
+        return _run(DemoOptions(tasks, data_dir, seed, file), console, as_json=as_json, keep=keep)
     finally:
         if not keep:
             shutil.rmtree(data_dir, ignore_errors=True)
 
 
-def _run(tasks: int, data_dir: Path, seed: int, console: "Console", *, as_json: bool, keep: bool) -> int:
+def _run(options: "DemoOptions", console: "Console", *, as_json: bool, keep: bool) -> int:
     import uvloop
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from tollbook.demo import summary as reporting
-    from tollbook.demo.run import DemoOptions, run_demo
+    from tollbook.demo.run import run_demo
     from tollbook.demo.workload import count_users, plan_caps_nanousd
     from tollbook.observability.logs import configure_logging
     from tollbook.schemas.money import format_usd
     from tollbook.views.tables import Printer
 
     configure_logging(form="console", level="ERROR")
-    caps = ", ".join(f"{plan} {format_usd(cap)}" for plan, cap in plan_caps_nanousd(tasks).items())
-    console.print(f"[bold]Tollbook demo[/]: {count_users(tasks):,} users on three plans; sizes of real requests")
-    console.print(f"Caps of the plans, for {tasks:,} tasks: {caps}")
+    users, plans = count_users(options.tasks), [plan for plan, _ in options.product.plans]
+    caps = options.policy.policy.plan_caps_nanousd if options.policy else plan_caps_nanousd(options.tasks)
+    told = ", ".join(f"{plan} {format_usd(caps[plan])}" for plan in plans)
+    on_plans = "one plan" if len(plans) == 1 else "three plans" if len(plans) == 3 else f"{len(plans)} plans"
+    console.print(f"[bold]Tollbook demo[/]: {users:,} users on {on_plans}; sizes of real requests")
+    if options.policy is None:
+        console.print(f"Caps of the plans, for {options.tasks:,} tasks: {told}")
+    else:
+        types = ", ".join(dict.fromkeys(task_type for task_type, *_ in options.product.mix))
+        console.print(f"Product of {options.policy.path}: {types}; caps of its plans: {told}", markup=False)
     console.print("Provider: a local [bold]stand-in[/] for OpenRouter, with a few percent of faults")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -66,20 +83,21 @@ def _run(tasks: int, data_dir: Path, seed: int, console: "Console", *, as_json: 
         def show(what: str, done: int, total: int) -> None:
             bar.update(line, description=what, completed=done, total=total if total > 1 else None)
 
-        report = uvloop.run(run_demo(DemoOptions(tasks, data_dir, seed), show))
+        report = uvloop.run(run_demo(options, show))
     if as_json:
         typer.echo(reporting.as_json(report))
     else:
         reporting.print_report(report, Printer())
-        print_next_steps(Printer(), data_dir if keep else None, tasks)
+        again = f"--policy {shlex.quote(str(options.policy.path))} --keep" if options.policy else "--keep"
+        print_next_steps(Printer(), options.data_dir if keep else None, f"--tasks {options.tasks} {again}")
     return 0 if report.is_proven else 1
 
 
-def print_next_steps(printer: "Printer", data_dir: Path | None, tasks: int) -> None:
-    """Say what to try next: with the kept data, or with a system of one's own."""
+def print_next_steps(printer: "Printer", data_dir: Path | None, again: str) -> None:
+    """Say what to try next: with the kept data, or with a system of one's own; `again` keeps the same demo's data."""
     steps = [("tollbook up --stand-in", "run it yourself, still free of charge"), ("tollbook --help", "every command")]
     if data_dir is None:
-        steps.insert(0, (f"tollbook demo --tasks {tasks} --keep", "the same again, and keep the data"))
+        steps.insert(0, (f"tollbook demo {again}", "the same again, and keep the data"))
     else:
         steps = [*ways_around(data_dir), *steps]
     printer.line()

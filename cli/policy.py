@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from tollbook.audit.policies import PolicyVersion
     from tollbook.inference.administration import Administration
     from tollbook.inference.current_policy import PolicyInForce
+    from tollbook.inference.opening_balances import OpeningTally, ReadSpent
     from tollbook.inference.settings import Settings
+    from tollbook.ledger.gate.requests import Position
     from tollbook.schemas.policy import Policy
 
 app = typer.Typer(help="The ledger's policy: plans, caps, routes, budgets, prices.", no_args_is_help=True)
@@ -118,6 +121,12 @@ def apply(
     reason: ReasonOption = "",
     author: AuthorOption = None,
     is_dry: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
+    backfills: Annotated[
+        bool,
+        typer.Option(
+            "--backfill", help="Let new and redefined budgets begin with what was spent before in their window."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Put a policy file in force: every process decides by it from its next reservation on; none is restarted.
@@ -125,6 +134,7 @@ def apply(
     A change that was applied in a part of the ledger only is completed first.
 
     Example: tollbook policy apply --reason "weekly budgets for teams"
+    Example: tollbook policy apply --reason "weekly budgets for teams" --backfill
     Example: tollbook policy apply december.toml --reason "new caps" --dry-run
     """
     from tollbook.inference.administration import connect_administration
@@ -135,12 +145,18 @@ def apply(
     signature = None if is_dry else sign(author, reason)
 
     async def run() -> dict[str, Any]:
-        async with connect_administration(settings, warns=False) as administration:
+        async with connect_administration(settings, warns=False) as administration, AsyncExitStack() as stack:
             before = await administration.policy()
-            document = await _looked_at(administration, before, stated, settings)
+            document = await _looked_at(administration, before, stated, settings, backfills=backfills)
             if document["problems"] or signature is None:
                 return document
-            applied = await administration.apply_policy(stated, signature, based_on=before.version)
+            applied = await administration.apply_policy(
+                stated,
+                signature,
+                based_on=before.version,
+                read_spent=_read_spent(settings, stack),
+                backfills=backfills,
+            )
             _remember(settings, administration.ledger_id, applied.in_force)
             return document | {"version": applied.in_force.version, "is_new": applied.is_new}
 
@@ -175,8 +191,28 @@ def _tell_applied(done: dict[str, Any], *, is_dry: bool) -> None:
         typer.echo(f"nothing to do: this is policy {done['version']}, which is in force")
 
 
+def _read_spent(settings: "Settings", stack: AsyncExitStack) -> "ReadSpent":
+    """Return a reader of what was spent, which opens the ledger's history where it is asked."""
+    opened: list[ReadSpent] = []
+
+    async def read(partition: int, tally: "OpeningTally", after: "Position | None") -> "Position":
+        from tollbook.audit.opening_balances import spent_reader
+        from tollbook.cli.open_history import open_source
+
+        if not opened:
+            opened.append(spent_reader(await stack.enter_async_context(open_source(settings))))
+        return await opened[0](partition, tally, after)
+
+    return read
+
+
 async def _looked_at(
-    administration: "Administration", before: "PolicyInForce", stated: "Policy", settings: "Settings"
+    administration: "Administration",
+    before: "PolicyInForce",
+    stated: "Policy",
+    settings: "Settings",
+    *,
+    backfills: bool,
 ) -> dict[str, Any]:
     """Return what would change, and what is wrong with it."""
     from tollbook.inference.policy_changes import problems_on, remarks_on, user_id_problems
@@ -188,7 +224,13 @@ async def _looked_at(
         "version": before.version,
         "is_new": False,
         "changes": _changes(before, stated),
-        "notes": remarks_on(before, stated, now_ms(), prices=PriceCatalogue.from_settings(settings, stated)),
+        "notes": remarks_on(
+            before,
+            stated,
+            now_ms(),
+            prices=PriceCatalogue.from_settings(settings, stated),
+            backfills=backfills,
+        ),
         "problems": problems_on(stated, administration.partitions)
         + user_id_problems(before.policy, stated, is_used=bool(before.version)),
     }

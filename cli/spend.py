@@ -106,7 +106,7 @@ def _budgets_sql(top: int) -> str:
     return f"""
         SELECT name, value, "window", cap_usd, credit_usd, spent_usd, reserved_usd
         FROM (SELECT *, split_part(name, '~', 1) AS rule FROM budget_use WHERE name <> 'user')
-        QUALIFY "window" = max("window") OVER (PARTITION BY rule)
+        QUALIFY "window" = max("window") OVER (PARTITION BY name)
             AND name = arg_max(name, coalesce(try_cast(split_part(name, '~', 2) AS INTEGER), 0))
                 OVER (PARTITION BY rule)
         ORDER BY rule, spent_usd DESC, value

@@ -37,7 +37,7 @@ def what_if(
         list[str] | None, typer.Option(help="Another fallback for a task type: TASK=MODEL, or TASK=none.")
     ] = None,
     policy: Annotated[
-        Path | None, typer.Option(help="Another policy file: its caps of plans and users, its prices and its routes.")
+        Path | None, typer.Option(help="Another policy file: its caps, budgets, prices and routes.")
     ] = None,
     user: Annotated[str | None, typer.Option(help="Only this user.", callback=read_id)] = None,
     period: Annotated[str | None, typer.Option(help="Only this billing period, YYYY-MM.", callback=read_period)] = None,
@@ -67,12 +67,11 @@ def what_if(
 
     def alternatives_to(in_force: "Policy") -> "Alternatives":
         from tollbook.audit.what_if import Alternatives
-        from tollbook.ledger.clock import now_ms
 
         options = read_alternatives(
             cap or (), user_cap, price or (), route or (), fallback or (), policy=other or in_force
         )
-        of_policy = Alternatives() if other is None else Alternatives.of_policy(other, in_force, now_ms())
+        of_policy = Alternatives() if other is None else Alternatives.of_policy(other, in_force)
         return of_policy.with_changes(options)
 
     outcome, alternatives = asyncio.run(
@@ -141,7 +140,7 @@ async def _walk(
         alternatives = alternatives_to(policy)
         walk = WhatIf(
             alternatives,
-            PriceCatalogue.from_settings(settings, policy).price,
+            PriceCatalogue.from_settings(settings, alternatives.policy or policy).price,
             recorded_caps=RecordedCaps(plans=before.plan_caps_nanousd, users=before.user_caps_nanousd),
             hold_wait_ms=round(settings.hold_wait_s * 1000),
             kept_refusals=kept_refusals,
@@ -204,14 +203,13 @@ def _routes(routes: Sequence[str], fallbacks: Sequence[str], policy: "Policy") -
         if len(names) > 2 or not all(names):
             raise typer.BadParameter("a route has one model and at most one fallback", param_hint="--route")
         model, *fallback = (resolve_model(name) for name in names)
-        read[_task(task, "--route", policy)] = OtherRoute(model, fallback[0] if fallback else None)
+        read[_task(task, "--route", policy)] = OtherRoute(model, tuple(fallback) or None)
     for text in fallbacks:
         task, name = _split(text, "--fallback", "TASK=MODEL")
         if "," in name:
             raise typer.BadParameter("a route has one fallback", param_hint="--fallback")
         model = read.get(_task(task, "--fallback", policy), OtherRoute()).model
-        has_fallback = name != "none"
-        read[task] = OtherRoute(model, resolve_model(name) if has_fallback else None, has_fallback)
+        read[task] = OtherRoute(model, () if name == "none" else (resolve_model(name),))
     return read
 
 

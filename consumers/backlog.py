@@ -6,7 +6,7 @@ keeps the count.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,10 +57,11 @@ async def read_backlog(pipeline: CommandPipeline, stream: str) -> Backlog:
 class DroppedTasks:
     """Counts the tasks that were dropped unread, for as long as it runs; one process of a ledger does."""
 
-    def __init__(self, pipeline: CommandPipeline, namespace: str, streams: Sequence[str]) -> None:
+    def __init__(self, pipeline: CommandPipeline, namespace: str, streams: Callable[[], Iterable[str]]) -> None:
+        """`streams` returns those of the policy in force; a later one may add some."""
         self._pipeline = pipeline
         self._key = dropped_tasks(namespace)
-        self._streams = tuple(streams)
+        self._streams = streams
         self._seen: dict[str, Backlog] = {}
 
     async def run(self) -> None:
@@ -74,7 +75,7 @@ class DroppedTasks:
 
     async def look(self) -> None:
         """Add what was dropped since the last look."""
-        for stream in self._streams:
+        for stream in self._streams():
             backlog, before = await read_backlog(self._pipeline, stream), self._seen.get(stream)
             # At the same place of the group, what was dropped before is dropped still.
             known = before.dropped if before is not None and before.read == backlog.read else 0

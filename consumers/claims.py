@@ -83,7 +83,16 @@ class Claims:
 
     async def ensure_groups(self) -> None:
         """Create the consumer groups at the streams' beginning: what was published before the first start counts."""
-        for stream in self.streams:
+        await self._ensure_groups(self.streams)
+
+    async def add_streams(self, streams: Iterable[str]) -> None:
+        """Take care of further streams, with their groups. Errors: LedgerUnavailable."""
+        new = tuple(streams)
+        await self._ensure_groups(new)
+        self.streams += new
+
+    async def _ensure_groups(self, streams: Iterable[str]) -> None:
+        for stream in streams:
             try:
                 await self._pipeline.execute("XGROUP", "CREATE", stream, GROUP, "0", "MKSTREAM")
             except ResponseError as exc:

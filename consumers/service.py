@@ -13,10 +13,11 @@ from typing import Any, Final, Protocol
 import structlog
 from redis.exceptions import RedisError
 
-from tollbook.consumers.app import build_app
+from tollbook.consumers.app import TaskApp, build_app
 from tollbook.consumers.claims import Claims
 from tollbook.consumers.dead_letters import DeadLetterLimits, DeadLetters
 from tollbook.consumers.observer import TaskObserver
+from tollbook.consumers.policy_following import PolicyFollowing
 from tollbook.consumers.reply_streams import ReplyStreams
 from tollbook.consumers.stream_tidying import StreamTidying
 from tollbook.consumers.sweeper import Sweeper
@@ -116,8 +117,12 @@ async def serve_worker(
     *,
     redis_url: str,
     observer: ServiceObserver | None = None,
+    takes_all: bool = False,
 ) -> None:
-    """Feed a worker until `stop`; then finish what is in flight within the grace period. Errors: StreamTaken."""
+    """Feed a worker until `stop`; then finish what is in flight within the grace period.
+
+    If it `takes_all`, streams that later policies add are read too. Errors: StreamTaken.
+    """
     observer = observer or _Unobserved()
     claims, warning = worker.claims, ThrottledWarning("worker.not_connected", now_ms)
     # Before the claims run: they take over what is pending, whosever it is.
@@ -126,7 +131,9 @@ async def serve_worker(
         if stop.is_set():
             return
     sweeper = Sweeper(runtime.ledger, runtime.ledger.gates, is_alive=claims.is_alive)
+    following = PolicyFollowing(runtime, worker, takes_all=takes_all)
     tasks = {
+        "policy": asyncio.create_task(following.run()),
         "claims": asyncio.create_task(claims.run(worker.take_claimed)),
         "sweeper": asyncio.create_task(sweeper.run()),
         "tidying": asyncio.create_task(_tidying(runtime, worker).run()),
@@ -139,7 +146,7 @@ async def serve_worker(
         with observer.working(worker, tasks):
             while not stop.is_set():
                 if not await _prepare_streams(runtime, worker, warning) or not await _feed(
-                    worker, stop, redis_url, observer, warning
+                    worker, stop, redis_url, observer, following.added, warning
                 ):
                     await pause(stop, _RECONNECT_S)
             _log.info("worker.stopping", worker=worker.name, in_flight=worker.in_flight)
@@ -198,23 +205,38 @@ async def _prepare_streams(
 
 
 async def _feed(
-    worker: Worker, stop: asyncio.Event, redis_url: str, observer: ServiceObserver, warning: ThrottledWarning
+    worker: Worker,
+    stop: asyncio.Event,
+    redis_url: str,
+    observer: ServiceObserver,
+    added: asyncio.Event,
+    warning: ThrottledWarning,
 ) -> bool:
-    """Read the streams until `stop`, or until a group vanishes; return False where Redis did not answer."""
+    """Read the streams until `stop`, or until a group vanishes; return False where Redis did not answer.
+
+    Those that are `added` meanwhile are read beside the others, which are not disturbed.
+    """
+    apps, read = list[TaskApp](), set[str]()
     try:
-        app = build_app(
-            redis_url,
-            worker,
-            worker.claims.streams,
-            middlewares=observer.middlewares,
-            reads_traces=observer.reads_traces,
-        )
-        await app.start()
+        while not (stop.is_set() or any(app.ended.is_set() for app in apps)):
+            added.clear()
+            streams = [stream for stream in worker.claims.streams if stream not in read]
+            app = build_app(
+                redis_url,
+                worker,
+                streams,
+                middlewares=observer.middlewares,
+                reads_traces=observer.reads_traces,
+            )
+            await app.start()
+            apps.append(app)
+            read.update(streams)
+            await _first_of(stop, added, *(app.ended for app in apps))
     except (LedgerUnavailable, RedisError, OSError) as exc:
         warning.warn(exc)
         return False
-    await _first_of(stop, app.ended)
-    await app.stop()
+    finally:
+        await asyncio.gather(*(app.stop() for app in apps))
     return True
 
 

@@ -84,7 +84,9 @@ class Worker:
         self._answers = Answers(results, dead_letters, user_ids, now_ms)
         self._limits = limits
         self._now_ms = now_ms
-        self._slots = {stream: asyncio.Semaphore(number) for stream, number in limits.concurrency.items()}
+        self._concurrency: dict[str, int] = {}
+        self._slots: dict[str, asyncio.Semaphore] = {}
+        self.set_concurrency(limits.concurrency)
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
         self._run_numbers = count(1)
@@ -105,16 +107,28 @@ class Worker:
         """Tasks of this process that wait for other calls' holds."""
         return self._reservations.waiting
 
+    @property
+    def concurrency(self) -> Mapping[str, int]:
+        """Concurrent calls per stream."""
+        return self._concurrency
+
+    def set_concurrency(self, concurrency: Mapping[str, int]) -> None:
+        """Give each stream so many slots from now on; calls that run keep the ones that they have."""
+        for stream, number in concurrency.items():
+            if self._concurrency.get(stream) != number:
+                self._concurrency[stream], self._slots[stream] = number, asyncio.Semaphore(number)
+
     async def take(self, deliveries: Sequence[Delivery]) -> None:
         """Take new deliveries of one stream, each as soon as there is a free slot; reading goes on from there."""
         # All are claimed at once: one that waits here for long must not look abandoned.
         waiting = [delivery for delivery in deliveries if self.claims.add(delivery)]
         try:
             while waiting:
-                await self._slots[waiting[0].stream].acquire()
+                slots = self._slots[waiting[0].stream]
+                await slots.acquire()
                 if self._is_stopping:
                     return  # What has not begun stays pending, and is claimed by others.
-                self._start(waiting.pop(0), has_slot=True)
+                self._start(waiting.pop(0), Slot(slots, is_held=True))
         finally:
             for delivery in waiting:
                 self.claims.drop(delivery)
@@ -122,7 +136,7 @@ class Worker:
     def take_claimed(self, delivery: Delivery) -> None:
         """Take over a delivery whose worker is silent; it waits for its slot by itself."""
         if not self._is_stopping and self.claims.add(delivery):
-            self._start(delivery, has_slot=False)
+            self._start(delivery, Slot(self._slots[delivery.stream], is_held=False))
 
     async def drain(self, grace_s: float, *, settling_s: float = _SETTLING_S) -> None:
         """Let what is in flight finish for `grace_s` seconds, then cancel: holds are settled, tasks stay pending.
@@ -141,8 +155,7 @@ class Worker:
         if unsettled:
             _log.warning("worker.holds_left", number=len(unsettled))
 
-    def _start(self, delivery: Delivery, *, has_slot: bool) -> None:
-        slot = Slot(self._slots[delivery.stream], is_held=has_slot)
+    def _start(self, delivery: Delivery, slot: Slot) -> None:
         task = asyncio.create_task(self._process(delivery, slot))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -13,7 +13,9 @@ from tollbook.schemas.money import nanousd_from_usd
 
 _SPENT: Final = "SELECT user_id, sum(spent_usd)::DECIMAL(18, 9) AS spent_usd FROM spend GROUP BY user_id"
 _OVER_CAP: Final = """
-SELECT count(*) AS bad FROM events WHERE type = 'budget-reserved' AND committed_usd > cap_usd
+SELECT
+    (SELECT count(*) FROM events WHERE type = 'budget-reserved' AND committed_usd > cap_usd AND amount_usd > 0)
+    + (SELECT count(*) FROM discrepancies WHERE kind = 'cap') AS bad
 """
 _UNSETTLED: Final = """
 WITH opened AS (SELECT call_id, hold, count(*) AS n FROM events WHERE kind = 'hold' GROUP BY ALL),

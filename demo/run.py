@@ -16,13 +16,29 @@ from tollbook.app.processes import System, open_system
 from tollbook.consumers.service import build_worker, serve_worker
 from tollbook.demo.proof import prove
 from tollbook.demo.summary import Report, make_report
-from tollbook.demo.workload import Publication, count_users, make_tasks, make_users, plan_caps_nanousd
+from tollbook.demo.workload import (
+    Product,
+    Publication,
+    User,
+    count_users,
+    credits_nanousd,
+    make_tasks,
+    make_users,
+    plan_caps_nanousd,
+)
 from tollbook.inference.cost_lookup import CostLookup
+from tollbook.inference.policy_file import POLICY_FILE, PolicyFile
+from tollbook.inference.policy_toml import policy_toml
+from tollbook.inference.prepaid import Credit, Prepaid
 from tollbook.inference.providers.clients import ProviderClients
 from tollbook.inference.reconcile import reconcile
 from tollbook.inference.settings import Settings, load_settings
+from tollbook.ledger.clock import now_ms
+from tollbook.ledger.private_files import make_private_folder
+from tollbook.ledger.signature import Signature
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.money import usd_from_nanousd
+from tollbook.schemas.policy import AlertRule, default_policy
 
 _PAGE: Final = 200
 
@@ -32,16 +48,27 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What to run: how many tasks, where, and by which seed."""
+    """What to run: how many tasks, where, by which seed, and whose product; without a policy file, the defaults'."""
 
     tasks: int
     data_dir: Path
     seed: int
+    policy: PolicyFile | None = None
+
+    @property
+    def product(self) -> Product:
+        """Whose tasks are published."""
+        return Product() if self.policy is None else Product.of_file(self.policy)
+
+    @property
+    def users(self) -> list[User]:
+        """Who sends them."""
+        return make_users(count_users(self.tasks), self.seed, self.product)
 
 
 async def run_demo(options: DemoOptions, progress: Progress) -> Report:
     """Run the demo and return its report. Errors: those of `open_system`; RuntimeError where the stand-in fails."""
-    caps = {plan: str(usd_from_nanousd(cap)) for plan, cap in plan_caps_nanousd(options.tasks).items()}
+    await asyncio.to_thread(_write_policy, options)
     async with stand_in_process(options) as base_url:
         settings = load_settings(
             # The provider's book is by the name that it is told: so it can be held against the ledger's users.
@@ -52,7 +79,8 @@ async def run_demo(options: DemoOptions, progress: Progress) -> Report:
             openrouter_base_url=f"{base_url}/api/v1",
             dialect="openrouter",
             openrouter_api_key=None,
-            caps=json.dumps({"plans": caps}),
+            policy_file=options.data_dir / POLICY_FILE,
+            caps="{}",
             backoff_base_s=0.05,
             backoff_max_s=0.5,
         )
@@ -61,6 +89,7 @@ async def run_demo(options: DemoOptions, progress: Progress) -> Report:
 
 
 async def _run(system: System, settings: Settings, options: DemoOptions, progress: Progress, base_url: str) -> Report:
+    await _grant_credits(system, options)
     worker = build_worker(system.runtime, tuple(system.runtime.rules.streams), "demo-worker")
     stop, started = asyncio.Event(), time.monotonic()
     working = asyncio.create_task(serve_worker(system.runtime, worker, stop, redis_url=system.redis_url))
@@ -99,10 +128,38 @@ async def _run(system: System, settings: Settings, options: DemoOptions, progres
     )
 
 
+def _write_policy(options: DemoOptions) -> None:
+    """Write the demo's policy, so that no other file counts. It has no receivers: nobody is told of made-up spend."""
+    if options.policy is not None:
+        policy = options.policy.policy.model_copy(update={"alerts": AlertRule()})
+    else:
+        caps = plan_caps_nanousd(options.tasks)
+        policy = default_policy({"plans": {plan: {"cap_usd": usd_from_nanousd(cap)} for plan, cap in caps.items()}})
+    make_private_folder(options.data_dir)
+    (options.data_dir / POLICY_FILE).write_text(policy_toml(policy), encoding="utf-8")
+
+
+async def _grant_credits(system: System, options: DemoOptions) -> None:
+    runtime, policy = system.runtime, system.handle.policy
+    prepaid = Prepaid(runtime.ledger, runtime.policies, runtime.user_ids)
+    for budget, value, nanousd in credits_nanousd(policy, options.product, options.users, options.tasks):
+        credit = Credit(budget, value, f"demo {budget} {value or ''}".strip())
+        await prepaid.grant(credit, nanousd, Signature("demo", "credit to begin with"))
+
+
+def stand_in_prices(file: PolicyFile) -> dict[str, dict[str, str]]:
+    """Return the prices of a policy file as the stand-in takes them: those that count now."""
+    now, found = now_ms(), dict[str, dict[str, str]]()
+    for model, rules in file.policy.prices.items():
+        begun = [rule for rule in rules if (rule.starts_ms or 0) <= now] or list(rules[:1])
+        found[model] = begun[-1].model_dump(mode="json", exclude={"starts"}, exclude_none=True)
+    return found
+
+
 async def _publish(system: System, options: DemoOptions) -> None:
     """Publish as any client would: plain fields, XADD."""
     page: list[Publication] = []
-    for task in make_tasks(options.tasks, make_users(count_users(options.tasks), options.seed), options.seed):
+    for task in make_tasks(options.tasks, options.users, options.seed, options.product):
         page.append(task)
         if len(page) == _PAGE:
             await _add(system, page)
@@ -138,10 +195,15 @@ async def _answered(system: System, tasks: int) -> int:
 async def stand_in_process(options: DemoOptions) -> AsyncGenerator[str]:
     """Start the stand-in as a process of its own and yield its address."""
     faults = Path(__file__).with_name("faults.json")
+    further: tuple[str, ...] = ()
+    if options.policy is not None and (prices := stand_in_prices(options.policy)):
+        path = options.data_dir / "stand-in-prices.json"
+        path.write_text(json.dumps(prices), encoding="utf-8")
+        further = ("--prices", str(path))
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "tollbook.standin", "--port", "0", "--seed", str(options.seed), "--faults", str(faults)),
-        *("--latency-ms", "20"),
+        *("--latency-ms", "20", *further),
         stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None

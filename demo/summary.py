@@ -105,7 +105,7 @@ def _print_users(report: Report, printer: Printer) -> None:
     rows: list[Sequence[str]] = []
     for row in report.top_users:
         spent, cap = row["spent_usd"], row["cap_usd"]
-        filled = min(_GAUGE, int(spent / cap * _GAUGE))
+        filled = min(_GAUGE, int(spent / cap * _GAUGE)) if cap else _GAUGE
         gauge = "█" * filled + "░" * (_GAUGE - filled)
         counts = (f"{row['calls']:,}", f"{row['denied']:,}")
         used = percent_used(spent, cap, places=1)

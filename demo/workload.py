@@ -1,15 +1,22 @@
-"""The demo's tasks: real sizes, seeded users and types, so that two runs publish the same."""
+"""The demo's tasks: real sizes, seeded users and types, so that two runs publish the same.
+
+Without a policy file they are those of the defaults; with one, those of its product.
+"""
 
 import csv
+import json
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
-from itertools import accumulate, cycle
+from itertools import accumulate, cycle, islice
+from itertools import product as cartesian
 from typing import Final
 
+from tollbook.inference.policy_file import PolicyFile
+from tollbook.schemas.identifiers import budget_value
 from tollbook.schemas.money import NANOUSD_PER_USD
-from tollbook.schemas.policy import default_policy
+from tollbook.schemas.policy import Policy, default_policy
 from tollbook.schemas.tasks import PING
 
 # One line a task type: the stream it comes by and its share of the tasks.
@@ -28,6 +35,13 @@ _TASKS_OF_FULL_CAPS: Final = 15_000
 _CENT: Final = NANOUSD_PER_USD // 100
 # One call fits even the smallest cap.
 _MIN_CAP: Final = 5 * _CENT
+_CAMPAIGNS: Final = tuple(f"campaign-{number}" for number in range(1, 13))
+# Made-up values of a tag, and the share of tasks that have it.
+_TAG_VALUES: Final = 3
+_TAGGED: Final = 0.8
+# Less than what a task costs on average, so that some credit is used up.
+_CREDIT_PER_TASK: Final = NANOUSD_PER_USD // 1_000
+_MAX_CREDITS: Final = 500
 _FILLER: Final = "The ledger remembers what the invoice forgets. "
 
 
@@ -47,6 +61,64 @@ class Publication:
     fields: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Whose tasks they are: plans with their shares, task types with stream and share, and tags with their values."""
+
+    plans: tuple[tuple[str, float], ...] = _PLANS
+    mix: tuple[tuple[str, str, float], ...] = _MIX
+    tags: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+    @classmethod
+    def of_file(cls, file: PolicyFile) -> "Product":
+        """Return the product of a policy file: its own plans, task types and streams; those of the defaults if none."""
+        policy = file.policy
+        plans, streams = _own(file, "plans", policy.plans), _own(file, "streams", policy.streams)
+        types = zip(_own(file, "tasks", policy.tasks), cycle(streams))
+        return cls(
+            plans=tuple((plan, 1.0) for plan in plans),
+            mix=tuple((task_type, stream, 1.0) for task_type, stream in types),
+            tags={name: _tag_values(policy, name) for name in sorted(policy.tag_names)},
+        )
+
+    def values_of(self, attribute: str, users: Sequence[User]) -> tuple[str, ...]:
+        """Return the values that an attribute of budgets has in the demo's tasks."""
+        values: dict[str, tuple[str, ...]] = {
+            "user": tuple(user.user_id for user in users),
+            "plan": tuple(plan for plan, _ in self.plans),
+            "campaign": _CAMPAIGNS,
+            "task": tuple(task_type for task_type, *_ in self.mix if task_type != PING),
+        }
+        return values.get(attribute) or self.tags.get(attribute, ())
+
+
+def _own(file: PolicyFile, table: str, known: Iterable[str]) -> list[str]:
+    return [name for name in known if file.says(table, name)] or list(known)
+
+
+def _tag_values(policy: Policy, name: str) -> tuple[str, ...]:
+    """Return values with a cap of their own, and made-up ones."""
+    own = [value for rule in policy.budgets if rule.by == (name,) for value in rule.caps]
+    return (*dict.fromkeys(own), *(f"{name}-{number}" for number in range(1, _TAG_VALUES + 1)))
+
+
+def credits_nanousd(
+    policy: Policy, product: Product, users: Sequence[User], tasks: int
+) -> Iterator[tuple[str, str | None, int]]:
+    """Yield (budget, value, amount) of credit for prepaid budgets: all values but the last have some.
+
+    So some calls are paid for, some use theirs up, and some have none.
+    """
+    for rule in policy.budgets:
+        if rule.window != "total" or rule.cap_usd:
+            continue
+        kept = [product.values_of(name, users) for name in rule.by]
+        values = [budget_value(each) for each in islice(cartesian(*kept), _MAX_CREDITS)] if rule.by else [None]
+        paid = values[:-1] if len(values) > 1 else values
+        for value in paid:
+            yield rule.name, value, max(_MIN_CAP, tasks * _CREDIT_PER_TASK // len(paid))
+
+
 def plan_caps_nanousd(tasks: int) -> dict[str, int]:
     """Return the plans' caps for a demo with this number of tasks, in whole cents: smaller demos have smaller caps.
 
@@ -62,21 +134,21 @@ def count_users(tasks: int) -> int:
     return min(200, max(4, tasks // 75))
 
 
-def make_users(count: int, seed: int) -> list[User]:
+def make_users(count: int, seed: int, product: Product) -> list[User]:
     """Return users in the order of how much they will ask for; their plans are drawn."""
     draw = random.Random(seed)  # noqa: S311 - a repeatable draw, not a secret.
-    plans, weights = [plan for plan, _ in _PLANS], [share for _, share in _PLANS]
+    plans, weights = [plan for plan, _ in product.plans], [share for _, share in product.plans]
     return [User(f"user-{number:03d}", draw.choices(plans, weights)[0]) for number in range(1, count + 1)]
 
 
-def make_tasks(count: int, users: list[User], seed: int) -> Iterator[Publication]:
+def make_tasks(count: int, users: list[User], seed: int, product: Product) -> Iterator[Publication]:
     """Yield `count` tasks: users by a Zipf law, types by their shares, sizes from the trace in its own order."""
     draw = random.Random(seed + 1)  # noqa: S311
     ranks = list(accumulate(1 / rank**_ZIPF_EXPONENT for rank in range(1, len(users) + 1)))
     sizes = cycle(read_trace())
     for number in range(count):
         user = draw.choices(users, cum_weights=ranks)[0]
-        task_type, stream, _ = draw.choices(_MIX, [share for *_, share in _MIX])[0]
+        task_type, stream, _ = draw.choices(product.mix, [share for *_, share in product.mix])[0]
         context_tokens, generated_tokens = next(sizes)
         fields = {
             "task": task_type,
@@ -86,7 +158,10 @@ def make_tasks(count: int, users: list[User], seed: int) -> Iterator[Publication
         }
         if task_type != PING:
             fields["prompt"] = _prompt(number, context_tokens, generated_tokens)
-            fields["campaign_id"] = f"campaign-{draw.randint(1, 12)}"
+            fields["campaign_id"] = draw.choice(_CAMPAIGNS)
+        tags = {name: draw.choice(values) for name, values in product.tags.items() if draw.random() < _TAGGED}
+        if tags:
+            fields["tags"] = json.dumps(tags)
         yield Publication(stream, fields)
 
 

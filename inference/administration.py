@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from tollbook.inference.address import find_redis_url
 from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce, policy_in_force
+from tollbook.inference.opening_balances import ReadSpent
 from tollbook.inference.policy_changes import Applied, apply_policy, read_stored, warn_of_difference
 from tollbook.inference.prepaid import Prepaid
 from tollbook.inference.releases import AssumedCharge, Releases, release_charges
@@ -119,9 +120,19 @@ class Administration:
         """Return the newest policy of the ledger. Errors: PolicyUnreadable."""
         return policy_in_force(max(await read_stored(self._ledger.gates), key=lambda each: each.version))
 
-    async def apply_policy(self, policy: Policy, signature: Signature, *, based_on: int) -> Applied:
-        """Put a policy in force in place of version `based_on`. Errors: as `policy_changes.apply_policy`."""
-        applied = await apply_policy(self._ledger.gates, policy, signature, based_on=based_on)
+    async def apply_policy(
+        self,
+        policy: Policy,
+        signature: Signature,
+        *,
+        based_on: int,
+        read_spent: ReadSpent | None = None,
+        backfills: bool = False,
+    ) -> Applied:
+        """Put a policy in force in place of version `based_on`; the rest is as for `policy_changes.apply_policy`."""
+        applied = await apply_policy(
+            self._ledger.gates, policy, signature, based_on=based_on, read_spent=read_spent, backfills=backfills
+        )
         await self._policies.refresh()
         return applied
 

@@ -17,8 +17,8 @@ from tollbook.schemas.identifiers import (
     budget_value,
     check_id,
     definition_name,
+    read_values,
     split_budget_name,
-    split_values,
 )
 from tollbook.schemas.money import MAX_NANOUSD, nanousd_from_usd
 from tollbook.schemas.policy import OWN_BUDGET, BudgetRule, Policy
@@ -125,15 +125,15 @@ class BudgetPolicy:
             raise ValueError(unknown_name("budget", name, list(names)))
         if budget.window != "total":
             raise ValueError(f"budget {name} begins anew each {budget.window}; credit needs one with window 'total'")
-        if not budget.by:
-            if value not in (None, EVERYBODY):
-                raise ValueError(f"budget {name} is of everybody together: give no value")
-            return budget, []
-        parts = [value] if len(budget.by) == 1 else split_values(value or "")
-        if value is None or len(parts) != len(budget.by):
+        try:
+            parts = read_values(value or ("" if budget.by else EVERYBODY), len(budget.by))
+            if value is None and budget.by:
+                raise ValueError("there is no value")  # noqa: TRY301 - told below, as any other mistake.
+        except ValueError:
             by = " and ".join(budget.by)
-            raise ValueError(f"budget {name} is kept by {by}: give a value of each, joined by commas")
-        return budget, [check_id(part or "") for part in parts]
+            needs = f"kept by {by}: give a value of each, joined by commas" if by else "of everybody: give no value"
+            raise ValueError(f"budget {name} is {needs}") from None
+        return budget, [check_id(part) for part in parts]
 
     def _cap_of_key(self, key: str, plan: str) -> int:
         name, value, _ = split_budget_name(key)

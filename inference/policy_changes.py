@@ -7,13 +7,14 @@ after the other, under one version. A change that ended half way is completed by
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
 from tollbook.inference.budgets import name_problems, window_problems
 from tollbook.inference.current_policy import PolicyInForce, policy_in_force
 from tollbook.inference.errors import SettingsError
+from tollbook.inference.opening_balances import OpeningTally, ReadSpent
 from tollbook.inference.policy_diff import policy_changes
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.routing import policy_warnings
@@ -21,7 +22,7 @@ from tollbook.inference.settings import Settings
 from tollbook.inference.stated_policy import policy_of, policy_path, policy_sources, with_shorthand
 from tollbook.ledger.errors import CallsStopped, LedgerError, LedgerRefused, LedgerUnavailable, PolicyChanged
 from tollbook.ledger.gate.gate import Gate
-from tollbook.ledger.gate.policies import PolicyRequest, StoredPolicy
+from tollbook.ledger.gate.policies import EventsNotCounted, Opened, PolicyRequest, StoredPolicy
 from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.private_files import make_private_folder, read_private, write_private
 from tollbook.ledger.signature import Signature
@@ -29,6 +30,10 @@ from tollbook.schemas.events import PolicyApplied, payload_json
 from tollbook.schemas.policy import Policy
 
 _APPLIED: Final = "applied-policy.json"
+# How often what was booked meanwhile is counted: a moment without a new event is enough.
+_COUNTS: Final = 10_000
+# Budgets that settings could define before there were policies.
+_OF_SETTINGS: Final = ("day", "campaign")
 _log = LazyLogger(__name__)
 
 
@@ -92,31 +97,43 @@ async def _has_events(gates: Sequence[Gate]) -> bool:
     return any(await asyncio.gather(*(gate.has_events() for gate in gates)))
 
 
-def remarks_on(before: PolicyInForce, policy: Policy, at_ms: int, *, prices: PriceCatalogue) -> list[str]:
+def remarks_on(
+    before: PolicyInForce, policy: Policy, at_ms: int, *, prices: PriceCatalogue, backfills: bool = False
+) -> list[str]:
     """Return what a person should know of a policy before it is in force; none of it keeps it from that.
 
     `prices` are those that would be in force with it.
     """
-    remarks = policy_warnings(policy, prices, at_ms)
-    known = {rule.name: rule for rule in before.policy.budgets}
-    for rule in policy.budgets:
-        old = known.get(rule.name)
-        if old is not None and (old.by, old.window) != (rule.by, rule.window):
-            remarks.append(f"budget {rule.name} is kept by other attributes or another window: it begins at zero")
-    return remarks
+    begin = "what was spent in its window before" if backfills else "zero"
+    known = {rule.name for rule in before.policy.budgets}
+    return policy_warnings(policy, prices, at_ms) + [
+        f"budget {name} is kept by other attributes or another window: it begins at {begin}"
+        if name in known
+        else f"budget {name} is new: it begins at {begin}"
+        for name in new_budgets(before, policy)
+        if name in known or (backfills and before.version)
+    ]
 
 
 async def apply_policy(
-    gates: Sequence[Gate], policy: Policy, signature: Signature, *, based_on: int | None = None
+    gates: Sequence[Gate],
+    policy: Policy,
+    signature: Signature,
+    *,
+    based_on: int | None = None,
+    read_spent: ReadSpent | None = None,
+    backfills: bool = False,
 ) -> Applied:
     """Put a policy in force in every partition, unless it is in force already.
 
-    With `based_on`, only where that version is in force, so that nobody undoes what they have not seen.
+    With `based_on`, only where that version is in force, so that nobody undoes what they have not seen. If it
+    `backfills`, budgets that it adds or defines anew begin with what was spent before in their window; `read_spent`
+    reads that, also to complete a change that did so.
     Errors: PolicyRefused; PolicyChanged where another one was applied meanwhile; PolicyUnreadable; CallsStopped;
-        LedgerUnavailable: a repeat completes what was begun.
+        LedgerUnavailable: a repeat completes what was begun; those of `read_spent`.
     """
     stored = await read_stored(gates)
-    newest, completed = await _complete(gates, stored)
+    newest, completed = await _complete(gates, stored, read_spent)
     in_force = policy_in_force(newest)
     if based_on is not None and in_force.version != based_on:
         raise PolicyChanged(in_force.version)
@@ -129,11 +146,13 @@ async def apply_policy(
     if problems:
         raise PolicyRefused(problems)  # G11
     version = newest.version + 1
+    definitions = next_definitions(in_force, policy, version)
     applied = PolicyApplied(
         version=version,
         digest=policy.digest,
         content=policy.content(),
-        definitions=next_definitions(in_force, policy, version),
+        definitions=definitions,
+        backfilled=new_budgets(in_force, policy) if backfills else (),
         author=signature.author,
         reason=signature.reason,
     )
@@ -141,7 +160,7 @@ async def apply_policy(
         in_force=newest.version, version=version, digest=applied.digest, payload=payload_json(applied)
     )
     for gate in gates:
-        await gate.apply_policy(request)
+        await _put(gate, request, applied, policy, read_spent)
     _log.info("policy.applied", version=version, digest=applied.digest, author=signature.author)
     made = StoredPolicy(version, applied.digest, request.payload)
     return Applied(policy_in_force(made), is_new=True, completed=completed)
@@ -152,18 +171,73 @@ async def read_stored(gates: Sequence[Gate]) -> tuple[StoredPolicy, ...]:
     return tuple(await asyncio.gather(*(gate.policy() for gate in gates)))
 
 
-async def _complete(gates: Sequence[Gate], stored: Sequence[StoredPolicy]) -> tuple[StoredPolicy, bool]:
+async def _put(
+    gate: Gate, request: PolicyRequest, applied: PolicyApplied, policy: Policy, read_spent: ReadSpent | None
+) -> None:
+    """Put a policy in force in one partition, with what its budgets begin with.
+
+    Calls go on meanwhile: where something was booked between counting and applying, that is counted too, and the gate
+    is asked again.
+    """
+    if not applied.backfilled:
+        await gate.apply_policy(request)
+        return
+    if read_spent is None:
+        raise PolicyRefused(
+            [
+                f"policy {applied.version} begins with what was spent before, and is applied in a part of the ledger "
+                "only: `tollbook policy apply` completes it"
+            ]
+        )
+    tally = OpeningTally(policy, applied.definitions, applied.backfilled, await gate.now_ms())
+    counted = await read_spent(gate.keys.partition, tally, None)
+    for _ in range(_COUNTS):
+        try:
+            await gate.apply_policy(replace(request, opened=Opened(tally.openings(), counted.seq, tally.until_ms)))
+        except EventsNotCounted:
+            if (now_ms := await gate.now_ms()) >= tally.until_ms:
+                tally, counted = OpeningTally(policy, applied.definitions, applied.backfilled, now_ms), None
+            counted = await read_spent(gate.keys.partition, tally, counted)
+        else:
+            return
+    raise LedgerUnavailable(
+        f"partition {gate.keys.partition}: there was no moment without a new event in {_COUNTS:,} tries, so what was "
+        "spent could not be counted; apply the policy again when there are fewer calls"
+    )
+
+
+async def _complete(
+    gates: Sequence[Gate], stored: Sequence[StoredPolicy], read_spent: ReadSpent | None
+) -> tuple[StoredPolicy, bool]:
     """Bring every partition to the newest policy of any; return it, and whether one was behind."""
     newest = max(stored, key=lambda each: each.version)
-    policy_in_force(newest)  # What was changed by hand goes no further.
+    in_force = policy_in_force(newest)  # What was changed by hand goes no further.
     behind = [(gate, each) for gate, each in zip(gates, stored, strict=True) if each.version < newest.version]
     for gate, each in behind:
-        await gate.apply_policy(
-            PolicyRequest(in_force=each.version, version=newest.version, digest=newest.digest, payload=newest.payload)
+        request = PolicyRequest(
+            in_force=each.version, version=newest.version, digest=newest.digest, payload=newest.payload
         )
+        applied = PolicyApplied.model_validate_json(newest.payload)
+        await _put(gate, request, applied, in_force.policy, read_spent)
     if behind:
         _log.warning("policy.completed", version=newest.version, partitions=len(behind))
     return newest, bool(behind)
+
+
+def new_budgets(before: PolicyInForce, policy: Policy) -> tuple[str, ...]:
+    """Return the budgets of a policy that are new, or kept by other attributes or another window than before.
+
+    Before the first policy there may be budgets `day` and `campaign`, by settings: they keep their balances.
+    """
+    known = {rule.name: (rule.by, rule.window) for rule in before.policy.budgets}
+    kept = () if before.version else _OF_SETTINGS
+    return tuple(
+        sorted(
+            rule.name
+            for rule in policy.budgets
+            if rule.name not in kept and known.get(rule.name) != (rule.by, rule.window)
+        )
+    )
 
 
 def next_definitions(before: PolicyInForce, policy: Policy, version: int) -> dict[str, int]:
@@ -229,17 +303,19 @@ def warn_of_difference(settings: Settings, stored: StoredPolicy) -> None:
         _log.warning("policy.differs", problem=f"{both}, differ: {changes[0]}{more}; see `tollbook policy diff`")
 
 
-async def start_policy(settings: Settings, gates: Sequence[Gate], author: str) -> None:
+async def start_policy(
+    settings: Settings, gates: Sequence[Gate], author: str, *, read_spent: ReadSpent | None = None
+) -> None:
     """Do what `up` and `projector` do at their start: put in force what the file and settings here state.
 
     A new ledger, and one from before there were policies, gets its first policy. Later a changed file is applied where
     the ledger's policy is the one that this data directory applied last; else somebody else has changed it meanwhile,
-    and a person must look. Calls that are stopped leave it for the next start.
+    and a person must look. Calls that are stopped leave it for the next start. `read_spent` as for `apply_policy`.
     Errors: PolicyDiffers; PolicyRefused; SettingsError; PolicyUnreadable; LedgerUnavailable; LedgerRefused.
     """
     ledger_id = gates[0].ledger_id
     try:
-        newest, _ = await _complete(gates, await read_stored(gates))
+        newest, _ = await _complete(gates, await read_stored(gates), read_spent)
         in_force = policy_in_force(newest)
         step = _first_step(settings, in_force, await asyncio.to_thread(_read_applied, settings.data_dir, ledger_id))
         if step == "apply":

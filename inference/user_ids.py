@@ -18,7 +18,7 @@ from tollbook.ledger.errors import LedgerRefused
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.connection import as_map
 from tollbook.ledger.server.pipeline import CommandPipeline
-from tollbook.schemas.identifiers import budget_value, check_id, is_hashed_id, normalise_id, split_values
+from tollbook.schemas.identifiers import budget_value, check_id, is_hashed_id, normalise_id, read_values
 from tollbook.schemas.policy import BudgetRule
 from tollbook.schemas.tasks import Task
 
@@ -85,10 +85,12 @@ class UserIds:
         rule = next((each for each in rules if each.name == budget), None)
         if rule is None or value is None or "user" not in rule.by or not self.is_hashed:
             return value
-        parts = [value] if len(rule.by) == 1 else split_values(value)
-        if len(parts) == len(rule.by):
-            place = rule.by.index("user")
-            parts[place] = await self.keep(parts[place])
+        try:
+            parts = read_values(value, len(rule.by))
+        except ValueError:
+            return value  # Refused where the budget is looked up.
+        place = rule.by.index("user")
+        parts[place] = await self.keep(parts[place])
         return budget_value(parts)
 
     async def plain(self, kept: Iterable[str]) -> dict[str, str]:

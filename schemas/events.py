@@ -209,6 +209,9 @@ class CostRecorded(Payload):
     model: str | None = Field(default=None, description="Model that answered last.")
     usage: Usage | None = Field(default=None, description="Tokens of the last attempt.")
     generation_id: str | None = Field(default=None, description="The provider's id of the last generation.")
+    plan: str | None = Field(default=None, description="Plan of spend that an application recorded.")
+    campaign_id: str | None = Field(default=None, description="Campaign of spend that an application recorded.")
+    tags: dict[str, str] | None = Field(default=None, description="Tags of spend that an application recorded.")
     content_hash: ContentHash = None
     is_final: bool = Field(default=True, description="Whether the call is over; if not, it may be run again.")
     recovered_id: RecoveredId = None
@@ -405,8 +408,25 @@ class PolicyApplied(Payload):
         description="Budgets whose definition began with a later version than 1, with that version: their balances "
         "began at zero there.",
     )
+    backfilled: tuple[str, ...] = Field(
+        default=(),
+        description="Budgets that begin with what was spent before in their window: `budget-opened` events follow in "
+        "the same step.",
+    )
     author: str = Field(description="Person or process that applied it.")
     reason: str = Field(description="Why.")
+    recovered_id: RecoveredId = None
+
+
+class BudgetOpened(Payload):
+    """A budget that a policy adds or changes begins with what was spent before, in the step that applies the policy.
+
+    `amount` is what was settled in the budget's window until then. It is no new spend: it counts in this budget alone.
+    """
+
+    type: Literal["budget-opened"] = "budget-opened"
+    policy_version: Annotated[int, Field(strict=True, ge=1)] = Field(description="The policy that defines the budget.")
+    budgets: tuple[BudgetStamp, ...] = Field(description="The budget, with its cap by the policy.")
 
 
 WITHOUT_CALL: Final = frozenset(
@@ -420,6 +440,7 @@ WITHOUT_CALL: Final = frozenset(
         "segment-sealed",
         "ledger-recovered",
         "policy-applied",
+        "budget-opened",
     }
 )
 """Types of events that belong to no call."""
@@ -439,7 +460,8 @@ EventPayload = Annotated[
     | AlertRaised
     | SegmentSealed
     | LedgerRecovered
-    | PolicyApplied,
+    | PolicyApplied
+    | BudgetOpened,
     Field(discriminator="type"),
 ]
 

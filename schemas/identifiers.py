@@ -168,14 +168,31 @@ def budget_value(values: Sequence[str]) -> str:
     return ",".join(value.replace("%", "%25").replace(",", "%2C") for value in values)
 
 
-def split_values(value: str) -> list[str]:
-    """Return the values that `budget_value` has joined, where there are several."""
-    return [part.replace("%2C", ",").replace("%25", "%") for part in value.split(",")]
+def read_values(value: str, attributes: int) -> list[str]:
+    """Return the values of so many attributes that `budget_value` has joined, or a person has written.
+
+    A percent sign needs no encoding where `%25` or `%2C` does not follow from it. Errors: ValueError.
+    """
+    if not attributes:
+        if value != EVERYBODY:
+            raise ValueError(f"must be {EVERYBODY!r}: the budget is of everybody together")
+        return []
+    parts = [value]
+    if attributes > 1:
+        parts = [part.replace("%2C", ",").replace("%25", "%") for part in value.split(",")]
+    if len(parts) != attributes:
+        raise ValueError(f"must have {attributes} values with commas between them (a comma in one is %2C)")
+    return [normalise_id(part) for part in parts]
 
 
 def definition_name(name: str, since_version: int) -> str:
     """Return the name that a budget has in keys: one that was redefined later begins at zero under `name~version`."""
     return name if since_version <= 1 else f"{name}~{since_version}"
+
+
+def rule_name(name: str) -> str:
+    """Return the name in the policy of a budget's name in keys."""
+    return name.partition("~")[0]
 
 
 def describe_budget(key: str) -> str:

@@ -20,13 +20,14 @@ from pydantic import (
     Field,
     PlainSerializer,
     StringConstraints,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
 from tollbook.schemas.expectations import Expected
-from tollbook.schemas.identifiers import Identifier, is_hashed_id, normalise_id, split_values
+from tollbook.schemas.identifiers import Identifier, budget_value, is_hashed_id, normalise_id, read_values
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, nanousd_from_usd
 from tollbook.schemas.problems import did_you_mean, shown, unknown_name
 from tollbook.schemas.routes import DEFAULT_PROVIDER, ModelAt, Route
@@ -127,9 +128,26 @@ class BudgetRule(Rule):
     cap_usd: Usd
     """Cap per window, dollars. With window `total`, 0 and credits make a prepaid balance."""
     caps: dict[str, Usd] = Field(default_factory=dict[str, Usd])
-    """Caps of single values; of several attributes, the values joined by a comma."""
+    """Caps of single values; of several attributes, the values joined by a comma (a comma in one is %2C)."""
     alerts: tuple[Fraction, ...] = ()
     """Fractions of the cap; an alert is raised when settled spend reaches one."""
+
+    @field_validator("caps")
+    @classmethod
+    def _values_are_as_in_keys(cls, caps: dict[str, Decimal], info: ValidationInfo) -> dict[str, Decimal]:
+        """Write the values of single caps as they stand in keys, so that a look-up finds them."""
+        if "by" not in info.data:  # It has a mistake of its own.
+            return caps
+        kept: dict[str, Decimal] = {}
+        for value, cap in caps.items():
+            try:
+                key = budget_value(read_values(value, len(info.data["by"])))
+            except ValueError as exc:
+                raise ValueError(f"has {shown(value)}, which {exc}") from None
+            if key in kept:
+                raise ValueError(f"has {shown(key)} twice, in two spellings")
+            kept[key] = cap
+        return kept
 
     def cap_nanousd(self, value: str) -> int:
         """Return the cap of one value, nano-dollars."""
@@ -139,9 +157,8 @@ class BudgetRule(Rule):
         """Return the users of single caps, where the budget is kept by user."""
         if "user" not in self.by:
             return []
-        values = [[value] if len(self.by) == 1 else split_values(value) for value in self.caps]
         place = self.by.index("user")
-        return [parts[place] for parts in values if len(parts) == len(self.by)]
+        return [read_values(value, len(self.by))[place] for value in self.caps]
 
 
 def _day(value: object) -> object:

@@ -12,6 +12,7 @@ import uvloop
 
 from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
 from tollbook.standin.faults import FaultPlan
+from tollbook.standin.prices import add_prices
 from tollbook.standin.server import StandIn, StandInConfig
 
 
@@ -23,7 +24,12 @@ def main() -> None:
     parser.add_argument("--faults", type=Path, help='JSON file: {"rates": {"http_503": 0.01}, "script": [...]}')
     parser.add_argument("--book", type=Path, help="file that keeps the billing book, as JSON lines")
     parser.add_argument("--latency-ms", type=int, default=0, help="time until a reply is sent, milliseconds")
+    parser.add_argument(
+        "--prices", type=Path, help='JSON file with further models: {"my/model": {"prompt": "0.5", "completion": "1"}}'
+    )
     options = parser.parse_args()
+    if options.prices:
+        add_prices(json.loads(options.prices.read_text(encoding="utf-8")))
     config = StandInConfig(
         port=options.port,
         latency_ms=options.latency_ms,

@@ -18,6 +18,8 @@ class ListPrice:
     completion: int
     cached: int
     written: int
+    request: int = 0
+    """A request itself, nano-dollars."""
 
 
 # Dollars per million tokens: prompt, completion, prompt read from a cache, prompt written to one.
@@ -65,7 +67,24 @@ def charge_nanousd(
         + written_tokens * price.written
         + completion_tokens * price.completion
     )
-    return -(-total // 1_000_000)
+    return -(-total // 1_000_000) + price.request
+
+
+def add_prices(prices: Mapping[str, Mapping[str, str]]) -> None:
+    """Serve further models, or known ones at other prices: dollars per million tokens by kind, and per request.
+
+    Kinds that are left out cost as the prompt does. Errors: KeyError; decimal.InvalidOperation.
+    """
+    for model, usd in prices.items():
+        nanousd = {name: int(Decimal(value) * 1_000_000_000) for name, value in usd.items()}
+        prompt = nanousd["prompt"]
+        PRICES[model] = ListPrice(
+            prompt=prompt,
+            completion=nanousd["completion"],
+            cached=nanousd.get("cached", prompt),
+            written=nanousd.get("cache_write", prompt),
+            request=nanousd.get("request", 0),
+        )
 
 
 def listing(price: ListPrice) -> dict[str, str]:

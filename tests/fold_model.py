@@ -19,6 +19,7 @@ NOT_OF_A_CALL = (
     "policy-applied",
     "credit-expired",
     "alert-raised",
+    "budget-opened",
 )
 
 
@@ -75,12 +76,12 @@ class FoldModel:
         elif kind == "cost-recorded":
             balance[0] += amount
             balance[1] -= payload.get("hold_nanousd", 0)
-        elif kind == "cost-adjusted":
+        elif kind in ("cost-adjusted", "budget-opened"):
             balance[0] += amount
-        moves = kind in ("budget-reserved", "cost-recorded", "cost-adjusted")
+        moves = kind in ("budget-reserved", "cost-recorded", "cost-adjusted", "budget-opened")
         if (stamped is None and moves) or (stamped is not None and stamped != sum(balance)):
             self.discrepancies.append((self.seq, name, "committed"))
-        if kind == "budget-reserved" and sum(balance) > (cap or 0):
+        if kind == "budget-reserved" and amount and sum(balance) > (cap or 0):
             self.discrepancies.append((self.seq, name, "cap"))
         if moves:
             what, rest = name.split(":", 1)
@@ -88,7 +89,7 @@ class FoldModel:
             row = self.budgets.setdefault(name, {"cap_usd": None})
             row |= {"name": what, "value": subject, "window": window, "last_id": entry_id, "last_seq": self.seq}
             row |= {"settled_usd": usd(balance[0]), "held_usd": usd(balance[1])}
-            if kind == "budget-reserved":
+            if kind in ("budget-reserved", "budget-opened"):
                 row["cap_usd"] = usd(cap or 0)
 
     def _count(self, own: str, fields: dict[str, str], payload: dict[str, Any], amount: int) -> None:

@@ -413,14 +413,25 @@ class LedgerModel:
             lot.left, paid = lot.left + 1, paid - 1
         return lots, paid
 
-    def apply_policy(self, *, in_force: int, version: int) -> Answer:
-        """A version replaces the one that its author has seen, or nothing; digests are those of the versions."""
+    def apply_policy(
+        self, *, in_force: int, version: int, openings: Sequence[tuple[str, int, int]] = (), counted: int | None = None
+    ) -> Answer:
+        """A version replaces the one that its author has seen, or nothing; digests are those of the versions.
+
+        `openings` are (budget, spent, cap), counted up to event number `counted`.
+        """
         if version == self.policy:
             return ("NEW", False)
         if in_force != self.policy or version < self.policy:
             return ("POLICY", self.policy)
+        if counted not in (None, self.head):
+            return ("BEHIND", self.head)
         self.policy = version
         self.events.append(ModelEvent("policy-applied", "", "", "", 0, 0, None, {}))
+        for name, spent, cap in openings:
+            self._move([name], spent, 0)
+            stamps = {"budgets": [{"budget": name, "cap_nanousd": cap, "committed_nanousd": spent}]}
+            self.events.append(ModelEvent("budget-opened", "", "", "", 0, spent, None, stamps))
         return ("NEW", True)
 
     def balance(

@@ -10,7 +10,7 @@ WITH calls_events AS (
             OR coalesce(outcome = 'recorded', false)
             AND type = 'cost-recorded' AS is_single
     FROM events
-    WHERE type NOT IN ('segment-sealed', 'ledger-recovered', 'policy-applied', 'alert-raised')
+    WHERE type NOT IN ('segment-sealed', 'ledger-recovered', 'policy-applied', 'alert-raised', 'budget-opened')
 ),
 -- Only calls that last longer than that may have expired in between. They are few, so only these are searched for gaps.
 long AS (

@@ -6,17 +6,37 @@ the user, and credit, are added by SQL. A ledger without policies, and the part 
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import duckdb
 from pydantic import ValidationError
 
 from tollbook.audit.verification.findings import Findings
+from tollbook.inference.opening_balances import EVENT_TYPES, OpeningTally, SpentRow
+from tollbook.schemas.identifiers import EntryId, describe_budget
 from tollbook.schemas.money import nanousd_from_usd
 from tollbook.schemas.policy import Policy, digest_of
 from tollbook.schemas.problems import as_text, problems_of
+
+# What each budget was opened with, and the policy just before: both are of one step.
+_OPENED: Final = """
+    SELECT o.partition, p.seq, o.budget, nanousd(sum(o.amount_usd))::BIGINT, min(o.seq), arg_min(o.id, o.seq)
+    FROM (
+        SELECT partition, seq, id, amount_usd, (payload->>'policy_version')::INTEGER AS version,
+            unnest(from_json(payload->'budgets', '[{"budget": "VARCHAR"}]')).budget AS budget
+        FROM events WHERE type = 'budget-opened'
+    ) AS o
+    ASOF LEFT JOIN policies AS p ON p.partition = o.partition AND p.version = o.version AND p.seq < o.seq
+    GROUP BY ALL
+"""
+_SPENT: Final = """
+    SELECT epoch_ms(recorded_at), type, user_id, call_id, nanousd(amount_usd), payload::VARCHAR
+    FROM events
+    WHERE partition = ? AND seq < ? AND recorded_at >= make_timestamptz(?::BIGINT * 1000) AND type IN (SELECT unnest(?))
+    ORDER BY seq
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +51,30 @@ class AppliedPolicy:
     definitions: dict[str, int]
     policy: Policy | None
     problem: str | None
+    backfilled: tuple[str, ...] = ()
+    is_recovered: bool = False
 
 
 def read_policies(cursor: duckdb.DuckDBPyConnection) -> list[AppliedPolicy]:
     """Return the policies of a projection, in order within each partition. Errors: duckdb.Error."""
     rows = cursor.execute(
-        "SELECT partition, seq, id, version, digest, definitions, content FROM policies ORDER BY partition, seq"
+        "SELECT p.partition, p.seq, p.id, p.version, p.digest, p.definitions, p.content, "
+        "coalesce(from_json(e.payload->'backfilled', '[\"VARCHAR\"]'), []), e.payload->>'recovered_id' IS NOT NULL "
+        "FROM policies AS p JOIN events AS e ON e.partition = p.partition AND e.seq = p.seq ORDER BY p.partition, p.seq"
     ).fetchall()
     return [_read(*row) for row in rows]
 
 
 def _read(
-    partition: int, seq: int, entry_id: str, version: int, digest: str, definitions: str, text: str
+    partition: int,
+    seq: int,
+    entry_id: str,
+    version: int,
+    digest: str,
+    definitions: str,
+    text: str,
+    backfilled: list[str],
+    is_recovered: bool,
 ) -> AppliedPolicy:
     content: Any = json.loads(text)
     policy, problem = None, None
@@ -52,7 +84,18 @@ def _read(
         problem = f"policy {version} cannot be read: {as_text(problems_of(exc, Policy))}"
     if digest_of(content) != digest:
         problem = f"policy {version} has another content than its digest says"
-    return AppliedPolicy(partition, seq, entry_id, version, digest, json.loads(definitions), policy, problem)
+    return AppliedPolicy(
+        partition,
+        seq,
+        entry_id,
+        version,
+        digest,
+        json.loads(definitions),
+        policy,
+        problem,
+        tuple(backfilled),
+        is_recovered,
+    )
 
 
 def check_policies(policies: Sequence[AppliedPolicy], partitions: int, findings: Findings) -> None:
@@ -79,6 +122,47 @@ def check_policies(policies: Sequence[AppliedPolicy], partitions: int, findings:
         if missing:  # audits G11
             names = ", ".join(map(str, missing))
             findings.add("policy", f"policy {names} of other partitions is missing", partition=partition)
+
+
+def check_openings(
+    cursor: duckdb.DuckDBPyConnection,
+    policies: Sequence[AppliedPolicy],
+    trusted: Mapping[int, int],
+    findings: Findings,
+) -> None:
+    """Count again what budgets began with, and compare: nothing else may open one.
+
+    What `tollbook recover` has entered again is what was lost, whatever was spent since. Errors: duckdb.Error.
+    """
+    rows = cursor.execute(_OPENED).fetchall()
+    for each in policies:
+        found = {row[2]: row for row in rows if (row[0], row[1]) == (each.partition, each.seq)}
+        if each.policy is None or each.is_recovered or each.seq <= trusted.get(each.partition, 0):
+            continue
+        if not found and not each.backfilled:
+            continue
+        at_ms = EntryId.parse(each.entry_id).ms
+        tally = OpeningTally(each.policy, each.definitions, each.backfilled, at_ms)
+        spent = cursor.execute(_SPENT, [each.partition, each.seq, tally.since_ms, list(EVENT_TYPES)]).fetchall()
+        tally.add(SpentRow(*row) for row in spent)
+        expected = {opening.budget: opening.spent_nanousd for opening in tally.openings()}
+        for budget in sorted(expected.keys() | found.keys()):
+            opened, given = found[budget][3] if budget in found else 0, expected.get(budget, 0)
+            if opened != given:  # audits G11
+                seq, entry_id = found[budget][4:] if budget in found else (each.seq, each.entry_id)
+                findings.add(
+                    "policy",
+                    f"{describe_budget(budget)}: begins with {opened} nano-dollars by policy {each.version}, "
+                    f"the events before give {given}",
+                    partition=each.partition,
+                    seq=seq,
+                    event_id=entry_id,
+                )
+    known = {(each.partition, each.seq) for each in policies}
+    for partition, policy_seq, budget, _, seq, entry_id in rows:
+        if (partition, policy_seq) not in known and seq > trusted.get(partition, 0):  # audits G11
+            problem = f"{describe_budget(budget)}: is opened by no policy"
+            findings.add("policy", problem, partition=partition, seq=seq, event_id=entry_id)
 
 
 def policy_caps(policies: Sequence[AppliedPolicy]) -> Iterator[tuple[int, int, int, str, int]]:

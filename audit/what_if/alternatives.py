@@ -3,12 +3,14 @@
 Invariant: what is not changed keeps the recorded amount, to the nano-dollar.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tollbook.inference.prices.model_price import TOKENS_PER_MTOK, ModelPrice, dated_prices
+from tollbook.inference.budgets import calendar_of
+from tollbook.inference.prices.model_price import TOKENS_PER_MTOK, ModelPrice
 from tollbook.schemas.money import MAX_NANOUSD
-from tollbook.schemas.policy import Policy, PriceRule, default_policy
+from tollbook.schemas.policy import Policy, default_policy
+from tollbook.schemas.routes import Route, Target
 from tollbook.schemas.usage import Usage
 
 PriceOf = Callable[[str, int], ModelPrice]
@@ -17,44 +19,57 @@ PriceOf = Callable[[str, int], ModelPrice]
 
 @dataclass(frozen=True, slots=True)
 class OtherRoute:
-    """Other models for a task type. None keeps the recorded model; `has_fallback` false drops the fallback."""
+    """Other models for a task type. None keeps the recorded ones; without a model in `fallbacks`, there is none.
+
+    `cheaper` is the model for calls whose first model does not fit; it counts only where the route `states_cheaper`,
+    else that of the policy then does.
+    """
 
     model: str | None = None
-    fallback: str | None = None
-    has_fallback: bool = True
+    fallbacks: tuple[str, ...] | None = None
+    cheaper: str | None = None
+    states_cheaper: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternatives:
-    """What is changed. Caps in nano-dollars; prices by model id in lower case; routes by task type."""
+    """What is changed. Caps in nano-dollars; prices by model id in lower case; routes by task type.
+
+    `policy` is another policy as a whole, whose further budgets count if it `changes_budgets`; `repriced` are the
+    models, in lower case, that have its prices, each at its moment.
+    """
 
     plan_caps_nanousd: Mapping[str, int] = field(default_factory=dict[str, int])
     user_caps_nanousd: Mapping[str, int] = field(default_factory=dict[str, int])
     prices: Mapping[str, ModelPrice] = field(default_factory=dict[str, ModelPrice])
     routes: Mapping[str, OtherRoute] = field(default_factory=dict[str, OtherRoute])
+    policy: Policy | None = None
+    changes_budgets: bool = False
+    repriced: frozenset[str] = frozenset()
 
     @classmethod
-    def of_policy(cls, other: Policy, in_force: Policy, at_ms: int) -> "Alternatives":
-        """Return what another policy changes of the one in force: caps of plans and users, prices, routes.
-
-        Prices are those of `at_ms`, milliseconds since the epoch. What both say alike keeps what was recorded.
-        """
+    def of_policy(cls, other: Policy, in_force: Policy) -> "Alternatives":
+        """Return what another policy changes of the one in force. What both say alike keeps what was recorded."""
         plans, users = other.plan_caps_nanousd, other.user_caps_nanousd
+        models = [*other.prices, *in_force.prices]
         return cls(
             plan_caps_nanousd={name: cap for name, cap in plans.items() if in_force.plan_caps_nanousd.get(name) != cap},
             user_caps_nanousd={name: cap for name, cap in users.items() if in_force.user_caps_nanousd.get(name) != cap},
-            prices={
-                model.lower(): _price_at(model, rules, at_ms)
-                for model, rules in other.prices.items()
-                if in_force.prices.get(model) != rules
-            },
             routes={
                 name: OtherRoute(
-                    route.model, route.fallbacks[0].model if route.fallback else None, bool(route.fallback)
+                    route.model,
+                    tuple(target.model for target in route.fallbacks),
+                    None if route.cheaper_target is None else route.cheaper_target.model,
+                    states_cheaper=True,
                 )
                 for name, route in other.tasks.items()
-                if name in in_force.tasks and in_force.tasks[name].targets[:2] != route.targets[:2]
+                if name in in_force.tasks and _targets(in_force.tasks[name]) != _targets(route)
             },
+            policy=other,
+            changes_budgets=(other.budgets, calendar_of(other)) != (in_force.budgets, calendar_of(in_force)),
+            repriced=frozenset(
+                model.lower() for model in models if in_force.prices.get(model) != other.prices.get(model)
+            ),
         )
 
     def with_changes(self, other: "Alternatives") -> "Alternatives":
@@ -64,22 +79,29 @@ class Alternatives:
             user_caps_nanousd={**self.user_caps_nanousd, **other.user_caps_nanousd},
             prices={**self.prices, **other.prices},
             routes={**self.routes, **other.routes},
+            policy=self.policy,
+            changes_budgets=self.changes_budgets,
+            repriced=self.repriced,
         )
+
+    @property
+    def has_cheaper(self) -> bool:
+        """Whether a changed route, or one of the other policy, has a cheaper model."""
+        others = () if self.policy is None else self.policy.tasks.values()
+        return any(route.cheaper for route in (*self.routes.values(), *others))
 
     @property
     def changes_prices(self) -> bool:
         """Whether an attempt could have another cost."""
-        return bool(self.prices or self.routes)
+        return bool(self.prices or self.routes or self.repriced)
 
     def __bool__(self) -> bool:
         """Whether anything is changed."""
-        return bool(self.plan_caps_nanousd or self.user_caps_nanousd or self.changes_prices)
+        return bool(self.plan_caps_nanousd or self.user_caps_nanousd or self.changes_prices or self.changes_budgets)
 
 
-def _price_at(model: str, rules: Sequence[PriceRule], at_ms: int) -> ModelPrice:
-    dated = dated_prices(model, rules)
-    begun = [each for each in dated if each.from_ms <= at_ms]
-    return (begun[-1] if begun else dated[0]).price
+def _targets(route: Route) -> tuple[Target | None, ...]:
+    return (route.cheaper_target, route.first, *route.fallbacks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,23 +135,38 @@ class Repricing:
 
     def __init__(self, alternatives: Alternatives, price_of: PriceOf) -> None:
         self._prices = alternatives.prices
+        self._repriced = alternatives.repriced
         self._routes = alternatives.routes
         self._price_of = price_of
 
-    def drops_fallback(self, task_type: str) -> bool:
-        """Whether calls of this type would have had no fallback."""
-        route = self._routes.get(task_type)
-        return route is not None and not route.has_fallback
+    def route(self, task_type: str) -> OtherRoute:
+        """Return the changed route of a task type; one that changes nothing where it is not changed."""
+        return self._routes.get(task_type, OtherRoute())
 
-    def price(self, model: str, at_ms: int, *, task_type: str = "", is_fallback: bool = False) -> ModelPrice | None:
-        """Return the changed price of an attempt at `model`, or None if it is not changed."""
-        route = self._routes.get(task_type)
-        other = None if route is None else route.fallback if is_fallback else route.model
-        asked = model if other is None else other
-        found = self._prices.get(asked.lower())
-        if found is not None:
+    def changes_route(self, task_type: str) -> bool:
+        """Whether the calls of this type would have had another route."""
+        return task_type in self._routes
+
+    def drops_fallback(self, task_type: str, place: int) -> bool:
+        """Whether calls of this type would have had no model at this place of their route, from 0."""
+        fallbacks = self.route(task_type).fallbacks
+        return fallbacks is not None and place > len(fallbacks)
+
+    def price(self, model: str, at_ms: int, *, task_type: str = "", place: int = 0) -> ModelPrice | None:
+        """Return the changed price of an attempt at `model`, or None if it is not changed.
+
+        `place` is that of the model among those that its call tried, from 0.
+        """
+        route = self.route(task_type)
+        other = dict(enumerate((route.model, *(route.fallbacks or ())))).get(place)
+        return self.price_instead(model, model if other is None else other, at_ms)
+
+    def price_instead(self, model: str, asked: str, at_ms: int) -> ModelPrice | None:
+        """Return the price of `asked` in the place of the recorded `model`; None if it is not changed."""
+        if (found := self._prices.get(asked.lower())) is not None:
             return found
-        return None if asked.lower() == model.lower() else self._price_of(asked, at_ms)
+        is_same = asked.lower() == model.lower() and asked.lower() not in self._repriced
+        return None if is_same else self._price_of(asked, at_ms)
 
 
 def charge_at(

@@ -20,7 +20,12 @@ def assumptions(alternatives: Alternatives, total: Totals) -> list[str]:
         )
     if alternatives.user_caps_nanousd:
         sentences.append("A user's new cap replaces the cap in force in every period; credits are added to it.")
-    if alternatives.prices:
+    if alternatives.policy is not None:
+        sentences.append(
+            "Calls of plans or task types that the file does not have are decided as recorded; the running system "
+            "would refuse them. Billing periods are as recorded; time zone and first days count for other budgets."
+        )
+    if alternatives.prices or alternatives.repriced:
         sentences.append(
             "Attempts are priced again by their recorded tokens, rounded up to the nano-dollar; cached tokens cost as "
             "much as other prompt tokens. Assumed charges become the new bound, and later corrections change in the "
@@ -34,9 +39,20 @@ def assumptions(alternatives: Alternatives, total: Totals) -> list[str]:
         )
     if alternatives.changes_prices:
         sentences.append("No fallback is needed that was not needed then.")
-    sentences.append(
-        "Budgets beside the user's billing period are as recorded, and the wait for other calls' holds is as set now."
-    )
+    if alternatives.has_cheaper:
+        sentences.append(
+            "A call whose first model does not fit begins with the cheaper one of its route, with the recorded tokens; "
+            "one that named a model of its own does not."
+        )
+    if alternatives.changes_budgets:
+        sentences.append(
+            "Budgets beside the user's billing period are the file's, as if they had been there from the ledger's "
+            "beginning, by the attributes that calls stated; those that the policy kept alike are as recorded. Credits "
+            "count where name and value of the budget are the same, and an expiry takes back what it took."
+        )
+    else:
+        sentences.append("Budgets beside the user's billing period are as recorded.")
+    sentences.append("The wait for other calls' holds is as set now.")
     if total.allowed:
         sentences.append(
             "The cost of a call that was refused is not known. It is estimated as the mean of the earlier calls of the "

@@ -1,11 +1,13 @@
 """Budgets, caps and holds of a what-if, each as recorded and as it would have been. Nano-dollars."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from tollbook.audit.what_if.alternatives import Alternatives, BoundTokens, RecordedCaps
 from tollbook.audit.what_if.totals import Account
+from tollbook.inference.prices.model_price import ModelPrice
 from tollbook.schemas.money import MAX_NANOUSD
 
 Verdict = Literal["fits", "wait", "denied"]
@@ -26,6 +28,14 @@ class Balance:
         return self.settled == self.recorded_settled and self.held == self.recorded_held
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A model that a call could begin with: its price if that is not the recorded one, and what it would hold."""
+
+    price: ModelPrice | None
+    amount: int
+
+
 @dataclass(slots=True)
 class Hold:
     """A hold, or a request for one. Amounts as recorded, and as they would be (`other_`)."""
@@ -44,6 +54,14 @@ class Hold:
     other_amount: int
     is_made: bool
     """Whether the call was made; it was refused otherwise."""
+    first_price: ModelPrice | None = None
+    """The price of its first model instead of the recorded one."""
+    choices: tuple[Choice, ...] = ()
+    """What would be tried in turn where its route has a cheaper model: the first model, then that one."""
+    is_moved: bool = False
+    """Whether it would have been held against other budgets, or others' caps, than it was."""
+    models: list[str] = field(default_factory=list[str])
+    """The models of its attempts as recorded, in their order."""
     charged: int = 0
     other_charged: int = 0
     booked: int = 0
@@ -63,6 +81,16 @@ class Hold:
     def names(self) -> list[str]:
         """Its budgets."""
         return [name for name, _ in self.budgets]
+
+    def place_of(self, model: str) -> int:
+        """Return the place of a model among those that the call tried, from 0."""
+        if model not in self.models:
+            self.models.append(model)
+        return self.models.index(model)
+
+    def take(self, choice: Choice) -> None:
+        """Begin with this choice instead of the recorded model."""
+        self.first_price, self.other_amount = choice.price, choice.amount
 
     def is_cut(self, attempt: int) -> bool:
         """Whether an attempt would not have been made."""
@@ -113,6 +141,8 @@ class Caps:
     settings: RecordedCaps
     further: dict[str, int] = field(default_factory=dict[str, int])
     """The last recorded caps of budgets other than the users' own."""
+    further_credits: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
+    """Their credit, by name in the policy and value."""
     _assigned: dict[str, tuple[str, int]] = field(default_factory=dict[str, tuple[str, int]])
     _credits: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
     _last: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
@@ -212,6 +242,6 @@ class Budgets:
 
     def are_as_recorded(self, hold: Hold) -> bool:
         """Whether the balances and caps on which the gate decided are as recorded."""
-        if self.caps.is_changed(hold.account, hold.budgets[0][1]):
+        if hold.is_moved or self.caps.is_changed(hold.account, hold.budgets[0][1]):
             return False
         return all(self[name].is_as_recorded for name, _ in hold.budgets)

@@ -35,7 +35,14 @@ class Decisions:
                 self._totals(hold).still_waiting += 1
 
     def ask(self, hold: Hold, *, recorded: Verdict, is_final: bool = False) -> None:
-        """Decide on a hold as the gate would, and carry it out; `recorded` is the gate's recorded decision."""
+        """Decide on a hold as the gate would, and carry it out; `recorded` is the gate's recorded decision.
+
+        Where something differs and the route has a cheaper model, the first of both that fits is taken.
+        """
+        is_as_recorded = hold.other_amount == hold.amount and self.budgets.are_as_recorded(hold)
+        if hold.choices and not is_as_recorded:
+            fitting = (each for each in hold.choices if self.budgets.weigh(hold, each.amount)[0] == "fits")
+            hold.take(next(fitting, hold.choices[0]))
         self._carry_out(hold, self._decide(hold, hold.other_amount, hold.amount, recorded=recorded, is_final=is_final))
 
     def _decide(

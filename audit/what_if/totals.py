@@ -95,6 +95,13 @@ class Outcome:
             found = self.accounts[account] = Totals()
         return found
 
+    def move(self, sums: Totals, before: Account, after: Account) -> None:
+        """Count sums of one account in another."""
+        self.of(after).add(sums)
+        totals = self.of(before)
+        for each in fields(sums):
+            setattr(totals, each.name, getattr(totals, each.name) - getattr(sums, each.name))
+
     def add_refusal(self, refusal: Refusal) -> None:
         """Count a call that would have been refused, and keep it if it is one of its account's first."""
         totals = self.of(refusal.account)

@@ -20,18 +20,21 @@ from tollbook.audit.what_if.alternatives import (
     Repricing,
     charge_at,
 )
-from tollbook.audit.what_if.budgets import Budgets, Caps, Hold
+from tollbook.audit.what_if.budgets import Budgets, Caps, Choice, Hold
 from tollbook.audit.what_if.decisions import Decisions
-from tollbook.audit.what_if.totals import Account, Outcome
+from tollbook.audit.what_if.totals import Account, Outcome, Totals
 from tollbook.inference.budgets import BudgetPolicy
+from tollbook.inference.errors import PriceUnknown
+from tollbook.inference.opening_balances import attributes_of
 from tollbook.inference.prices.model_price import ModelPrice
 from tollbook.ledger.projection.fold import LedgerGap
-from tollbook.schemas.identifiers import budget_name
+from tollbook.schemas.identifiers import budget_name, rule_name, split_budget_name
+from tollbook.schemas.money import MAX_NANOUSD
 from tollbook.schemas.policy import Policy, default_policy
 from tollbook.schemas.upcasters import UnreadableEvent
 
 NO_PLAN: Final = "-"
-"""Stands for the plan of users without a plan on the ledger."""
+"""Stands for the plan of spend that was recorded without one."""
 
 # Before a ledger had a policy, these two budgets could be set beside the users'. Only their names matter here.
 _EARLIER: Final = default_policy(
@@ -100,7 +103,7 @@ class WhatIf:
         walk = self._partitions.get(partition)
         if walk is None:
             caps = Caps(self._alternatives, self._recorded_caps)
-            walk = _Partition(caps, self._repricing, self._outcome, self._hold_wait_ms)
+            walk = _Partition(self._alternatives, caps, self._repricing, self._outcome, self._hold_wait_ms)
             self._partitions[partition] = walk
         if events.num_rows:
             first = cast("int", events["seq"][0].as_py())
@@ -126,17 +129,27 @@ class WhatIf:
 class _Partition:
     """One partition's budgets and calls."""
 
-    def __init__(self, caps: Caps, repricing: Repricing, outcome: Outcome, hold_wait_ms: int) -> None:
+    def __init__(
+        self, alternatives: Alternatives, caps: Caps, repricing: Repricing, outcome: Outcome, hold_wait_ms: int
+    ) -> None:
         self.seq = 0
         self._caps = caps
         self._budgets = Budgets(caps)
         self._decisions = Decisions(self._budgets, outcome, hold_wait_ms)
         self._repricing = repricing
         self._outcome = outcome
-        self._plans: dict[str, str] = {}
-        # The plan of each call's last hold: what is booked later counts there, whatever plan its user is on by then.
-        self._plans_of_calls: dict[str, str] = {}
+        # By call and period, the plan of its last hold: what is booked later counts there, whatever plan its user is on
+        # by then. So does what was booked before, of calls that are not over.
+        self._plans: dict[tuple[str, str], str] = {}
+        self._unfinished: dict[tuple[str, str], Totals] = {}
         self._policy = BudgetPolicy(_EARLIER)
+        self._has_changes = bool(alternatives)
+        self._changed_budgets = alternatives.policy if alternatives.changes_budgets else None
+        self._other: BudgetPolicy | None = None
+        """The further budgets that there would be, where others than the recorded ones."""
+        # With others: those of each hold and charge.
+        self._places: dict[tuple[str, int], tuple[str, ...]] = {}
+        self._set_other({})
         self.handlers = {
             "budget-reserved": self._reserved,
             "model-called": self._called,
@@ -149,6 +162,7 @@ class _Partition:
             "credit-revoked": self._credited,
             "credit-expired": self._credited,
             "policy-applied": self._policy_applied,
+            "budget-opened": self._opened,
         }
 
     def apply(self, event: _Event) -> None:
@@ -184,7 +198,8 @@ class _Partition:
         hold = self._decisions.open.get(event.key)
         if hold is None or hold.is_cut(event.attempt) or self._is_dropped(hold, event):
             return
-        hold.budgets = budgets  # The caps may have changed since the hold was made.
+        # The caps may have changed since the hold was made.
+        hold.budgets = budgets if self._other is None else (budgets[0], *hold.budgets[1:])
         price = self._price(hold, event.payload["bound"]["model"], event.ms)
         extension = event.amount
         if price is not None or hold.is_changed:
@@ -212,17 +227,30 @@ class _Partition:
 
     def _recorded(self, event: _Event) -> None:
         hold = self._decisions.open.get(event.key)
-        account = hold.account if hold else self._account_of(event)
+        account = self._account_of(event)
         self._outcome.of(account).spent_nanousd += event.amount
         if hold is None:
             if not self._is_refused(event):
                 self._charge(event, account)
+        else:
+            hold.booked, hold.is_ended, hold.account = event.amount, True, account
+            if event.payload.get("assumed_nanousd"):
+                self._decisions.settled[event.key] = hold
+            if not hold.is_waiting:
+                self._decisions.settle(hold)
+        self._note_unfinished(event, hold)
+
+    def _note_unfinished(self, event: _Event, hold: Hold | None) -> None:
+        """Keep what a call that is not over has cost so far: its next hold may be on another plan."""
+        key = (event.call_id, event.period)
+        if event.payload.get("is_final", True):
+            self._unfinished.pop(key, None)
             return
-        hold.booked, hold.is_ended = event.amount, True
-        if event.payload.get("assumed_nanousd"):
-            self._decisions.settled[event.key] = hold
-        if not hold.is_waiting:
-            self._decisions.settle(hold)
+        sums = self._unfinished.setdefault(key, Totals(calls=int(event.hold == 1)))
+        sums.spent_nanousd += event.amount
+        if hold is not None and not hold.is_waiting and not self._is_refused(event):
+            sums.other_spent_nanousd += hold.other_booked
+            sums.other_calls += event.hold == 1
 
     def _charge(self, event: _Event, account: Account) -> None:
         """Book spend without a hold; it is recorded even if it passes the cap."""
@@ -231,22 +259,30 @@ class _Partition:
         if price is not None:
             cost = self._recharge(account, price, payload, None, cost)
         self._outcome.of(account).other_spent_nanousd += cost
-        self._budgets.move(event.budgets, settled=cost)
+        names = event.budgets
+        if self._other is not None:
+            further = self._other.further_at(event.ms, attributes_of(event.user_id, payload))
+            names = [event.account_budget, *(budget.name for budget in further)]
+            self._places[event.key] = tuple(names)
+        self._budgets.move(names, settled=cost)
 
     def _adjusted(self, event: _Event) -> None:
         hold = self._decisions.open.get(event.key) or self._decisions.settled.get(event.key)
-        account = hold.account if hold else self._account_of(event)
+        account = self._account_of(event)
+        unfinished = self._unfinished.get((event.call_id, event.period), Totals())
         self._outcome.of(account).spent_nanousd += event.amount
+        unfinished.spent_nanousd += event.amount
         if self._is_refused(event):
             return
         difference = event.amount
         if hold is not None:
-            hold.booked += event.amount
+            hold.booked, hold.account = hold.booked + event.amount, account
             if hold.is_waiting:
                 return
             before, hold.other_booked = hold.other_booked, hold.other_cost()
             difference = hold.other_booked - before
-        self._decisions.book(account, event.budgets, difference)
+        unfinished.other_spent_nanousd += difference
+        self._decisions.book(account, [*self._places.get(event.key, event.budgets)], difference)
 
     def _denied(self, event: _Event) -> None:
         account, payload = self._account_of(event), event.payload
@@ -256,14 +292,7 @@ class _Partition:
         own, refusing, cap = event.account_budget, payload["budget"], payload["cap_nanousd"]
         own_cap = self._caps.without_credit(account, cap) if refusing == own else self._caps.recorded(account)
         # The event names no other budget; the call would have been held against those of the policy then.
-        attributes = {
-            **payload.get("tags", {}),
-            "user": event.user_id,
-            "plan": payload["plan"],
-            "task": payload["task_type"],
-            "model": payload["bound"]["model"],
-            **({"campaign": payload["campaign_id"]} if payload.get("campaign_id") else {}),
-        }
+        attributes = attributes_of(event.user_id, payload)
         further = [budget.name for budget in self._policy.further_at(event.ms, attributes)]
         caps = {name: self._caps.further[name] for name in further if name in self._caps.further}
         caps = {own: own_cap, **caps, refusing: own_cap if refusing == own else cap}
@@ -272,24 +301,63 @@ class _Partition:
 
     def _assigned(self, event: _Event) -> None:
         self._caps.assign(event.user_id, event.payload["plan"], event.payload["cap_nanousd"])
-        self._plans[event.user_id] = event.payload["plan"]
 
     def _cleared(self, event: _Event) -> None:
         self._caps.clear(event.user_id)
-        self._plans.pop(event.user_id, None)
 
     def _credited(self, event: _Event) -> None:
         budget = event.payload.get("budget")
         if budget is None:
             self._caps.grant(event.user_id, event.period, event.amount)
-        elif budget in self._caps.further:
+            return
+        name, value, _ = split_budget_name(budget)
+        self._caps.further_credits[rule_name(name), value] += event.amount
+        if budget in self._caps.further:
             self._caps.further[budget] += event.amount
 
     def _policy_applied(self, event: _Event) -> None:
         policy = Policy.model_validate(event.payload["content"])
-        self._policy = BudgetPolicy(policy, event.payload.get("definitions", {}))
+        definitions = event.payload.get("definitions", {})
+        self._policy = BudgetPolicy(policy, definitions)
+        self._set_other(definitions)
         users = {user: policy.user_cap_nanousd(user, policy.default_plan) for user in policy.users}
         self._caps.settings = RecordedCaps(plans=policy.plan_caps_nanousd, users=users)
+
+    def _set_other(self, definitions: Mapping[str, int]) -> None:
+        """Take over the names of budgets that the other policy keeps as the one in force here does."""
+        if self._changed_budgets is None:
+            return
+        known = {rule.name: (rule.by, rule.window) for rule in self._policy.policy.budgets}
+        kept = {
+            rule.name: definitions[rule.name]
+            for rule in self._changed_budgets.budgets
+            if rule.name in definitions and known.get(rule.name) == (rule.by, rule.window)
+        }
+        self._other = BudgetPolicy(self._changed_budgets, kept)
+
+    def _against(self, event: _Event, recorded: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+        """Return the budgets of a hold or refusal, with caps: the recorded ones, or those of the other policy."""
+        if self._other is None:
+            return recorded
+        caps, rules = dict(recorded), {rule.name: rule for rule in self._policy.policy.budgets}
+        others = {rule.name: rule for rule in self._other.policy.budgets}
+        against = [recorded[0]]
+        for budget in self._other.further_at(event.ms, attributes_of(event.user_id, event.payload)):
+            name, value, _ = split_budget_name(budget.name)
+            rule = rule_name(name)
+            if budget.name in caps and rules.get(rule) == others[rule]:
+                against.append((budget.name, caps[budget.name]))
+            else:
+                cap = budget.cap_nanousd + self._caps.further_credits[rule, value]
+                against.append((budget.name, min(cap, MAX_NANOUSD)))
+        return tuple(against)
+
+    def _opened(self, event: _Event) -> None:
+        for stamp in event.payload["budgets"]:
+            if self._other is None:  # Else it has been kept from the beginning on.
+                self._budgets.move([stamp["budget"]], settled=event.amount)
+            self._budgets.move_recorded([stamp["budget"]], settled=event.amount)
+            self._caps.further[stamp["budget"]] = stamp["cap_nanousd"]
 
     def _move_recorded(self, event: _Event) -> None:
         match event.type:
@@ -308,7 +376,10 @@ class _Partition:
     ) -> Hold:
         payload, bound = event.payload, event.payload["bound"]
         tokens = BoundTokens(bound["prompt_tokens"], bound["completion_tokens"])
-        price = self._repricing.price(bound["model"], event.ms, task_type=payload["task_type"])
+        price = self._first_price(event)
+        against = self._against(event, budgets)
+        if self._other is not None:
+            self._places[event.call_id, event.hold] = tuple(name for name, _ in against)
         return Hold(
             entry_id=event.id,
             ms=event.ms,
@@ -318,20 +389,65 @@ class _Partition:
             task_type=payload["task_type"],
             model=bound["model"],
             tokens=tokens,
-            budgets=budgets,
+            budgets=against,
             amount=event.amount,
             other_amount=event.amount if price is None else tokens.cost_at_most(price),
             is_made=is_made,
+            first_price=price,
+            choices=self._choices(event, tokens, price),
+            is_moved=dict(against) != dict(budgets),
+            models=[bound["model"]],
         )
 
+    def _first_price(self, event: _Event) -> ModelPrice | None:
+        """Return the changed price of the model that a hold or refusal is bounded by."""
+        payload, model = event.payload, event.payload["bound"]["model"]
+        route = self._repricing.route(payload["task_type"])
+        if not payload.get("downgraded_from"):
+            return self._repricing.price(model, event.ms, task_type=payload["task_type"])
+        return self._repricing.price_instead(model, route.cheaper or model, event.ms)
+
+    def _choices(self, event: _Event, tokens: BoundTokens, price: ModelPrice | None) -> tuple[Choice, ...]:
+        """Return what a call could begin with, if its route has a cheaper model, in the order of trial.
+
+        A task that names its own model has none; the ledger shows that by a model that its route did not have.
+        """
+        payload, recorded = event.payload, event.payload["bound"]["model"]
+        route = self._repricing.route(payload["task_type"])
+        in_force = self._policy.policy.tasks.get(payload["task_type"])
+        first_model = payload.get("downgraded_from") or recorded
+        if not self._has_changes or in_force is None or first_model.lower() != in_force.model.lower():
+            return ()
+        cheaper = route.cheaper
+        if not route.states_cheaper and in_force.cheaper_target is not None:
+            cheaper = in_force.cheaper_target.model
+        own = (Choice(price, event.amount if price is None else tokens.cost_at_most(price)),)
+        if payload.get("downgraded_from"):
+            first = self._choice(recorded, route.model or first_model, event, tokens)
+            return first if cheaper is None else first + own
+        return () if cheaper is None else own + self._choice(recorded, cheaper, event, tokens)
+
+    def _choice(self, recorded: str, asked: str, event: _Event, tokens: BoundTokens) -> tuple[Choice, ...]:
+        try:
+            price = self._repricing.price_instead(recorded, asked, event.ms)
+        except PriceUnknown:
+            return ()  # The gate would not have been asked for it.
+        return (Choice(price, event.amount if price is None else tokens.cost_at_most(price)),)
+
     def _account_of(self, event: _Event) -> Account:
-        """Return the account of an event: with the plan that it names, otherwise that of its call."""
-        plan = event.payload.get("assigned_plan") or event.payload.get("plan")
-        if plan is None:
-            plan = self._plans_of_calls.get(event.call_id) or self._plans.get(event.user_id, NO_PLAN)
-        else:
-            self._plans[event.user_id] = self._plans_of_calls[event.call_id] = sys.intern(plan)
-        return Account(event.user_id, event.period, plan)
+        """Return the account of an event: with the plan that it names, otherwise that of its call.
+
+        A call counts on the plan of its last hold, as in the reports; what it cost before moves there.
+        """
+        key = (event.call_id, event.period)
+        known, plan = self._plans.get(key), event.payload.get("assigned_plan") or event.payload.get("plan")
+        if plan is None or plan == known:
+            return Account(event.user_id, event.period, known or NO_PLAN)
+        self._plans[key] = sys.intern(plan)
+        account = Account(event.user_id, event.period, plan)
+        if known is not None and (spent := self._unfinished.get(key)) is not None:
+            self._outcome.move(spent, Account(event.user_id, event.period, known), account)
+        return account
 
     def _is_refused(self, event: _Event) -> bool:
         return self._decisions.is_refused(event.call_id, None if event.type == "budget-denied" else event.hold)
@@ -339,13 +455,16 @@ class _Partition:
     def _is_dropped(self, hold: Hold, event: _Event) -> bool:
         """Whether an attempt is a fallback that would not have been made; if so, the call ends before it."""
         model = event.payload["bound"]["model"] if event.type == "budget-reserved" else event.payload["model"]
-        is_dropped = model != hold.model and self._repricing.drops_fallback(hold.task_type)
+        is_dropped = self._repricing.drops_fallback(hold.task_type, hold.place_of(model))
         if is_dropped and hold.cut_from is None:
             self._decisions.cut(hold, event.attempt)
         return is_dropped
 
     def _price(self, hold: Hold, model: str, at_ms: int) -> ModelPrice | None:
-        return self._repricing.price(model, at_ms, task_type=hold.task_type, is_fallback=model != hold.model)
+        place = hold.place_of(model)
+        if place == 0:
+            return hold.first_price
+        return self._repricing.price(model, at_ms, task_type=hold.task_type, place=place)
 
     def _recharge(
         self, account: Account, price: ModelPrice, payload: Mapping[str, Any], tokens: BoundTokens | None, recorded: int

@@ -36,7 +36,7 @@ from tollbook.schemas.events import (
     PlanCleared,
     payload_json,
 )
-from tollbook.schemas.identifiers import budget_name, partition_of, split_budget_name, split_values
+from tollbook.schemas.identifiers import budget_name, partition_of, read_values, split_budget_name
 from tollbook.schemas.upcasters import payload_object
 
 _NO_HASH: Final = "-"
@@ -360,7 +360,8 @@ class Reentry:
         assert model.credit is not None
         # The budget is this partition's: of everybody, or of a user whom its value names.
         partition = self._gate.keys.partition
-        values = ["", *split_values(split_budget_name(model.budget)[1])]
+        value = split_budget_name(model.budget)[1]
+        values = ["", value, *(read_values(value, 1 + value.count(",")) if "," in value else ())]
         user_id = next(each for each in values if partition_of(each, self._partitions) == partition)
         unstamped = dict.fromkeys(("budget", "cap_nanousd", "settled_nanousd", "held_nanousd", "content_hash"))
         request = CreditRequest(

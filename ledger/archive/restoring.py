@@ -22,7 +22,7 @@ from tollbook.schemas.upcasters import payload_object
 
 # An atomic step appends fewer events than this.
 _LOOK_AHEAD: Final = 200
-_MOVES: Final = ("budget-reserved", "cost-recorded", "cost-adjusted")
+_MOVES: Final = ("budget-reserved", "cost-recorded", "cost-adjusted", "budget-opened")
 _OF_ATTEMPT: Final = ("model-called", "fallback-used")
 
 
@@ -102,7 +102,8 @@ class Restorer:
         kind, amount = row["type"], row["amount"]
         settled = amount if kind != "budget-reserved" else 0
         held = amount if kind == "budget-reserved" else -payload.get("hold_nanousd", 0)
-        stamps = [row["committed"], *(stamp["committed_nanousd"] for stamp in payload.get("budgets", ()))]
+        own = [row["committed"]] if row["user_id"] else []
+        stamps = [*own, *(stamp["committed_nanousd"] for stamp in payload.get("budgets", ()))]
         for name, stamp in zip(names, stamps, strict=bool(names)):
             balance = self._balances[name]
             was = (balance[0], balance[1])
@@ -126,8 +127,8 @@ def budgets_of(row: Row, payload: dict[str, Any]) -> list[str]:
     """Return the budgets that an event moves, the user's period first."""
     if row["type"] not in _MOVES:
         return []
-    own = budget_name("user", row["user_id"], row["period"])
-    return [own, *(cast("str", stamp["budget"]) for stamp in payload.get("budgets", ()))]
+    own = [budget_name("user", row["user_id"], row["period"])] if row["user_id"] else []
+    return [*own, *(cast("str", stamp["budget"]) for stamp in payload.get("budgets", ()))]
 
 
 def _check(reply: Any, keys: Keys, ledger_id: str) -> None:

@@ -22,7 +22,7 @@ from tollbook.ledger.errors import (
 )
 from tollbook.ledger.gate.call_record import CallRecord, parse_call_record
 from tollbook.ledger.gate.functions import function
-from tollbook.ledger.gate.policies import PolicyRequest, StoredPolicy, read_policies
+from tollbook.ledger.gate.policies import EventsNotCounted, Opened, PolicyRequest, StoredPolicy, read_policies
 from tollbook.ledger.gate.probe import check_writable
 from tollbook.ledger.gate.replies import FunctionsMissing, denied, refusal, reserve_reply, waiting
 from tollbook.ledger.gate.requests import (
@@ -354,18 +354,28 @@ class Gate:
     async def apply_policy(self, request: PolicyRequest) -> bool:
         """Put a policy in force in this partition; return whether that is new.
 
-        Errors: PolicyChanged where another one is in force than the request says; CallsStopped.
+        Errors: PolicyChanged where another one is in force than the request says; EventsNotCounted; CallsStopped.
         """
+        opened = request.opened or Opened()
         reply = await self._call(
             "apply_policy",
-            (self.keys.meta, self.keys.ledger),
-            (request.in_force, request.version, request.digest, request.payload),
+            (self.keys.meta, self.keys.ledger, *(self.keys.tail(each.budget) for each in opened.openings)),
+            (
+                request.in_force,
+                request.version,
+                request.digest,
+                request.payload,
+                "" if opened.seq is None else f"{opened.seq} {opened.until_ms}",
+                *(f"{each.spent_nanousd} {each.cap_nanousd} {each.budget}" for each in opened.openings),
+            ),
         )
         match reply[0]:
             case b"OK" | b"EXISTS":
                 return reply[0] == b"OK"
             case b"MOVED":
                 raise PolicyChanged(int(reply[1]))
+            case b"BEHIND":
+                raise EventsNotCounted(int(reply[1]))
             case _:
                 raise refusal(reply, "", 0)
 

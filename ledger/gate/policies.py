@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from tollbook.ledger.errors import LedgerRefused
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.pipeline import CommandPipeline
 
@@ -42,6 +43,36 @@ class PolicyRequest:
     version: int
     digest: str
     payload: str
+    opened: "Opened | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A budget that begins with what was spent before. Nano-dollars."""
+
+    budget: str
+    spent_nanousd: int
+    cap_nanousd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The budgets that a policy opens, counted up to event number `seq`; the first of their windows ends at `until_ms`.
+
+    Without `seq` they are opened as they are, whatever came since.
+    """
+
+    openings: tuple[Opening, ...] = ()
+    seq: int | None = None
+    until_ms: int = 0
+
+
+class EventsNotCounted(LedgerRefused):
+    """There are newer events than those that openings were counted from, or a window is over: count, and ask again."""
+
+    def __init__(self, seq: int) -> None:
+        super().__init__(f"events up to number {seq} are on the ledger and not counted yet, or a window is over")
+        self.seq = seq
 
 
 async def read_policies(pipeline: CommandPipeline, keys: Sequence[Keys]) -> tuple[StoredPolicy, ...]:

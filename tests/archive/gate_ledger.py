@@ -13,13 +13,14 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
+from tollbook.audit.opening_balances import spent_reader
+from tollbook.inference.policy_changes import apply_policy
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.sealing import Sealer, SealingSettings
 from tollbook.ledger.archive.segments import Archive
-from tollbook.ledger.errors import CreditTooLow, NoPlanAssigned
+from tollbook.ledger.errors import BudgetCreditTooLow, CreditTooLow, NoPlanAssigned
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import Gate, create_ledger
-from tollbook.ledger.gate.policies import PolicyRequest
 from tollbook.ledger.gate.requests import (
     EMPTY_BASELINE,
     AdjustRequest,
@@ -27,6 +28,7 @@ from tollbook.ledger.gate.requests import (
     AttemptEvent,
     BudgetCap,
     ChargeRequest,
+    CreditRequest,
     Position,
     RecordRequest,
     ReleaseRequest,
@@ -38,24 +40,25 @@ from tollbook.ledger.gate.requests import (
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.signature import Signature
 from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.events import (
     BoundPrice,
     BudgetReserved,
     CostAdjusted,
     CostRecorded,
+    CreditExpired,
     CreditGranted,
     CreditRevoked,
     FallbackUsed,
     ModelCalled,
     PlanAssigned,
     PlanCleared,
-    PolicyApplied,
     payload_json,
 )
-from tollbook.schemas.identifiers import EntryId, Window, budget_name, day_at, month_at, partition_of
-from tollbook.schemas.money import usd_from_nanousd
-from tollbook.schemas.policy import default_policy
+from tollbook.schemas.identifiers import EntryId, Window, budget_name, budget_value, day_at, month_at, partition_of
+from tollbook.schemas.money import MAX_NANOUSD, usd_from_nanousd
+from tollbook.schemas.policy import Policy, default_policy
 from tollbook.schemas.usage import Usage
 
 LEDGER = "ledger-of-the-gate"
@@ -64,15 +67,24 @@ BOUND = BoundPrice(
     model="m/large", prompt_tokens=9, completion_tokens=9, prompt_nanousd_per_mtok=1, completion_nanousd_per_mtok=1
 )
 NEVER = 10.0**9
-POLICY = default_policy(
-    {
-        "plans": {"growth": {"cap_usd": usd_from_nanousd(CAP)}},
-        "budgets": [
-            {"name": "day", "by": ["user"], "window": "day", "cap_usd": usd_from_nanousd(CAP - 1_000)},
-            {"name": "campaign", "by": ["campaign"], "window": "month", "cap_usd": usd_from_nanousd(CAP)},
-        ],
-    }
-)
+WALLET_CAP = CAP // 8
+CLIENTS = (None, None, "acme", "a%,:b")
+SIGNATURE = Signature("ops", "asked")
+
+
+def policy_of(*by: str) -> Policy:
+    """A policy with alerts, and a prepaid balance for each user and client that begins with what was spent before."""
+    budgets: list[dict[str, Any]] = [
+        {"name": "day", "by": ["user"], "window": "day", "cap_usd": usd_from_nanousd(CAP - 1_000), "alerts": [0.5, 1]},
+        {"name": "spring", "by": ["user", "campaign"], "window": "month", "cap_usd": usd_from_nanousd(CAP)},
+        {"name": "wallet", "by": by, "window": "total", "cap_usd": usd_from_nanousd(WALLET_CAP), "alerts": [0.8]},
+    ]
+    plans = {"growth": {"cap_usd": usd_from_nanousd(CAP), "alerts": [0.25]}}
+    return default_policy({"plans": plans, "budgets": budgets})
+
+
+# The second one keeps the balance by the same attributes in another order, and so defines it anew.
+POLICIES = (policy_of("user", "client"), policy_of("client", "user"))
 
 
 @dataclass
@@ -83,6 +95,7 @@ class Open:
     hold: int
     amount: int
     attempt: int
+    client: str | None = None
     spent: int = 0
 
 
@@ -113,6 +126,8 @@ class GateLedger:
         self._numbers = count(1)
         self._open: list[Open] = []
         self._settled: list[Settled] = []
+        self._version = 0
+        self._granted: dict[str, str] = {}
 
     async def begin(self) -> None:
         await load_library(self.redis)
@@ -131,7 +146,7 @@ class GateLedger:
         actions = (
             [self.reserve] * 6 + [self.record] * 4 + [self.settle] * 5 + [self.reserve_again, self.deny] * 2
             + [self.adjust, self.answer_late, self.release, self.charge]
-            + [self.assign, self.credit, self.revoke, self.clear]
+            + [self.assign, self.credit, self.revoke, self.clear, self.grant, self.take_back]
         )  # fmt: skip
         for number in range(steps):
             if number == steps // 2:
@@ -175,33 +190,36 @@ class GateLedger:
     def _gate(self, user: str) -> Gate:
         return self._gates[partition_of(user, len(self._gates))]
 
-    def _budgets(self, user: str) -> tuple[BudgetCap, ...]:
+    def _budgets(self, user: str, client: str | None) -> tuple[BudgetCap, ...]:
         names = [(budget_name("user", user, self._window.name), CAP)]
-        if user != "u0":
+        if user != "u0" or self._version:  # Before the first policy, one user has no budget for the day.
             names.append((budget_name("day", user, self._day), CAP - 1_000))
         if self._draw.random() < 0.3:
-            names.append((budget_name("campaign", f"{user}:spring", self._window.name), CAP))
+            name, value = ("spring", f"{user},{user}:spring") if self._version else ("campaign", f"{user}:spring")
+            names.append((budget_name(name, value, self._window.name), CAP))
+        if client and self._version:
+            names.append((self._wallet(user, client), WALLET_CAP))
         return tuple(BudgetCap(name, cap) for name, cap in names)
+
+    def _wallet(self, user: str, client: str) -> str:
+        values = {"user": user, "client": client}
+        name = "wallet" if self._version == 1 else f"wallet~{self._version}"
+        return budget_name(name, budget_value([values[each] for each in self._policy.budgets[-1].by]), "total")
+
+    @property
+    def _policy(self) -> Policy:
+        return POLICIES[(self._version - 1) % 2]
 
     async def apply_policy(self) -> None:
         """Put the next version in force, of the caps that calls are held by here, in every partition."""
-        versions = [(await gate.policy()).version for gate in self._gates]
-        version = max(versions) + 1
-        applied = PolicyApplied(
-            version=version, digest=POLICY.digest, content=POLICY.content(), author="ops", reason="asked"
-        )
-        payload = payload_json(applied)
-        for gate, before in zip(self._gates, versions, strict=True):
-            request = PolicyRequest(in_force=before, version=version, digest=POLICY.digest, payload=payload)
-            await gate.apply_policy(request)
-
-    async def _version(self, user: str) -> int:
-        return (await self._gate(user).policy()).version
+        self._version += 1
+        read = spent_reader(self.source)
+        await apply_policy(self._gates, self._policy, SIGNATURE, read_spent=read, backfills=True)
 
     async def reserve(self, *, amount: int | None = None, is_final: bool = False) -> None:
-        user = f"u{self._draw.randrange(4)}"
+        user, client = f"u{self._draw.randrange(4)}", self._draw.choice(CLIENTS)
         amount = amount or self._draw.randrange(10_000, 300_000)
-        await self._reserve(f"call-{next(self._numbers)}", user, self._budgets(user), amount, is_final=is_final)
+        await self._reserve(f"call-{next(self._numbers)}", user, client, amount, is_final=is_final)
 
     async def deny(self) -> None:
         """Ask for more than any cap leaves, or for what only open holds stand in the way of."""
@@ -215,28 +233,26 @@ class GateLedger:
         if closed:
             settled = self._draw.choice(closed)
             self._settled.remove(settled)
-            await self._reserve(settled.call.call_id, settled.call.user, settled.call.budgets, 50_000, is_final=True)
+            await self._reserve(settled.call.call_id, settled.call.user, settled.call.client, 50_000, is_final=True)
 
-    async def _reserve(
-        self, call_id: str, user: str, budgets: tuple[BudgetCap, ...], amount: int, *, is_final: bool
-    ) -> None:
-        version = await self._version(user)
-        day = BudgetCap(budget_name("day", user, self._day), CAP - 1_000)
-        if version and day not in budgets:  # Before the first policy, one user has no budget for the day.
-            budgets = (budgets[0], day, *budgets[1:])
+    async def _reserve(self, call_id: str, user: str, client: str | None, amount: int, *, is_final: bool) -> None:
+        budgets = self._budgets(user, client)
         request = ReserveRequest(
             call_id=call_id, user_id=user, window=self._window, content_hash="c" * 32, amount_nanousd=amount,
-            worker="host:1", lease_ms=600_000, payload=self._order(), budgets=budgets, is_final=is_final,
-            policy_version=version,
+            worker="host:1", lease_ms=600_000, payload=self._order(client), budgets=budgets, is_final=is_final,
+            policy_version=self._version,
         )  # fmt: skip
         reply = await self._gate(user).reserve(request, [EMPTY_BASELINE] * len(budgets))
         if isinstance(reply, Reserved):
-            self._open.append(Open(call_id, user, budgets, reply.hold, amount, reply.attempt))
+            self._open.append(Open(call_id, user, budgets, reply.hold, amount, reply.attempt, client))
 
-    def _order(self) -> str:
+    def _order(self, client: str | None) -> str:
         return payload_json(
-            BudgetReserved(task_type="generate_draft", stream="generation", plan="growth", worker="host:1", bound=BOUND)
-        )
+            BudgetReserved(
+                task_type="generate_draft", stream="generation", plan="growth", worker="host:1", bound=BOUND,
+                tags={"client": client} if client else None,
+            )
+        )  # fmt: skip
 
     async def record(self) -> None:
         if not self._open:
@@ -256,13 +272,24 @@ class GateLedger:
         )  # fmt: skip
         request = RecordRequest(
             call_id=call.call_id, user_id=call.user, hold=call.hold, attempts_begun=call.attempt + 1,
-            spent_nanousd=call.spent, assumed_nanousd=0, events=events, budgets=call.budgets,
-            extension_nanousd=extension, extension_payload=self._extension(),
-            policy_version=await self._version(call.user),
+            spent_nanousd=call.spent, assumed_nanousd=0, events=events, budgets=self._with_present_caps(call),
+            extension_nanousd=extension, extension_payload=self._extension(), policy_version=self._version,
         )  # fmt: skip
         reply = await self._gate(call.user).record(request, [EMPTY_BASELINE] * len(call.budgets))
         if isinstance(reply, int):
             call.amount, call.attempt = reply, call.attempt + 1
+
+    def _with_present_caps(self, call: Open) -> tuple[BudgetCap, ...]:
+        """A budget that was defined anew since, or is no more, limits nothing."""
+        gone = ["campaign:"] if self._version else []
+        if call.client and self._version:
+            present = self._wallet(call.user, call.client)
+            gone += [budget.name for budget in call.budgets if budget.name.startswith("wallet")]
+            gone = [name for name in gone if name != present]
+        return tuple(
+            BudgetCap(budget.name, MAX_NANOUSD) if budget.name.startswith(tuple(gone)) else budget
+            for budget in call.budgets
+        )
 
     def _extension(self) -> str:
         order = BudgetReserved(
@@ -324,9 +351,11 @@ class GateLedger:
         settled.cost = cost
 
     async def charge(self) -> None:
-        user = f"u{self._draw.randrange(4)}"
-        budgets = tuple(budget.name for budget in self._budgets(user))
-        payload = CostRecorded(basis="reported", outcome="recorded", model="m/other")
+        user, client = f"u{self._draw.randrange(4)}", self._draw.choice(CLIENTS)
+        budgets = tuple(budget.name for budget in self._budgets(user, client))
+        payload = CostRecorded(
+            basis="reported", outcome="recorded", model="m/other", tags={"client": client} if client else None
+        )
         request = ChargeRequest(
             call_id=f"charge-{next(self._numbers)}", user_id=user, period=self._window.name, content_hash="c" * 32,
             cost_nanousd=self._draw.randrange(9_000), assumed_nanousd=0, payload=payload_json(payload), budgets=budgets,
@@ -346,6 +375,42 @@ class GateLedger:
         payload = payload_json(CreditRevoked(author="ops", reason="too much"))
         with contextlib.suppress(CreditTooLow):
             await self._withdraw("credit-revoked", self._draw.randrange(1, CAP // 9), payload)
+
+    async def grant(self) -> None:
+        """Credit of a client's balance; some of it is due at once."""
+        number = next(self._numbers)
+        expires = self._draw.choice([0, 0, 1])
+        await self._credit("credit-granted", f"credit-{number}", self._draw.randrange(1, CAP // 4), expires)
+        if expires:
+            await self._credit("credit-expired", f"credit-{number}", 0, expires)
+
+    async def take_back(self) -> None:
+        credit = f"credit-{self._draw.randrange(1, next(self._numbers))}"
+        with contextlib.suppress(BudgetCreditTooLow):
+            await self._credit("credit-revoked", credit, self._draw.choice([0, 100]), 0)
+
+    async def _credit(self, kind: Any, credit: str, amount: int, expires: int) -> None:
+        if not self._version:
+            return
+        user = self._draw.choice(["u1", "u2"]) if kind == "credit-granted" else self._granted.get(credit)
+        if user is None:
+            return
+        self._granted[credit] = user
+        payload: dict[str, Any] = {"credit": credit, "expires_ms": expires or None}
+        signed: dict[str, Any] = payload | {"author": "shop", "reason": "payment"}
+        payloads = {
+            "credit-granted": lambda: CreditGranted(**signed),
+            "credit-revoked": lambda: CreditRevoked(**signed),
+            "credit-expired": lambda: CreditExpired(**payload),
+        }
+        await self._gate(user).change_credit(
+            CreditRequest(
+                command_id=f"{kind} {credit}", user_id=user, content_hash="c" * 32, type=kind, credit_id=credit,
+                amount_nanousd=amount, expires_ms=expires, payload=payload_json(payloads[kind]()),
+                budget=BudgetCap(self._wallet(user, "acme"), WALLET_CAP), policy_version=self._version,
+            ),
+            (EMPTY_BASELINE,),
+        )  # fmt: skip
 
     async def clear(self) -> None:
         with contextlib.suppress(NoPlanAssigned):

@@ -470,11 +470,11 @@ def prices_of(model: str, _: int) -> ModelPrice:
 @pytest.mark.parametrize(
     ("route", "wanted"),
     [
-        (OtherRoute(fallback="m/third"), 301 * 2_000 + 77 * 4_000),
+        (OtherRoute(fallbacks=("m/third",)), 301 * 2_000 + 77 * 4_000),
         (OtherRoute(model="m/third"), 20),
-        (OtherRoute(model=OTHER, fallback=MODEL), 301 * 1_000 + 77 * 1_000),
-        (OtherRoute(fallback=OTHER), 20),
-        (OtherRoute(has_fallback=False), 0),
+        (OtherRoute(model=OTHER, fallbacks=(MODEL,)), 301 * 1_000 + 77 * 1_000),
+        (OtherRoute(fallbacks=(OTHER,)), 20),
+        (OtherRoute(fallbacks=()), 0),
     ],
 )
 def test_another_route_prices_the_recorded_tokens(route: OtherRoute, wanted: int) -> None:
@@ -647,7 +647,7 @@ def test_changes_are_read_from_the_options() -> None:
         plan_caps_nanousd={"trial": 3 * USD},
         user_caps_nanousd={"u42": 8_500_000_000},
         prices={"anthropic/claude-3-haiku": price("anthropic/claude-3-haiku", "0.8", "4")},
-        routes={"score_post": OtherRoute("openai/gpt-4o-mini", None, has_fallback=False)},
+        routes={"score_post": OtherRoute("openai/gpt-4o-mini", ())},
     )
 
 
@@ -668,10 +668,10 @@ def test_another_policy_changes_what_it_says_differently() -> None:
             "tasks": {"score_post": {"model": MODEL, "max_tokens": 500}},
         }
     )
-    changed = Alternatives.of_policy(other, in_force, 0)
+    changed = Alternatives.of_policy(other, in_force)
     assert changed.plan_caps_nanousd == {"trial": 3 * USD, "pro": 99 * USD}
     assert changed.user_caps_nanousd == {"old": 8 * USD}
-    assert list(changed.prices) == ["m/b"]
-    assert changed.routes == {"score_post": OtherRoute(MODEL, None, has_fallback=False)}
-    assert not Alternatives.of_policy(in_force, in_force, 0)
+    assert changed.repriced == {"m/b"}
+    assert changed.routes == {"score_post": OtherRoute(MODEL, (), None, states_cheaper=True)}
+    assert not Alternatives.of_policy(in_force, in_force)
     assert changed.with_changes(cap(1)).plan_caps_nanousd == {"trial": 1, "pro": 99 * USD}

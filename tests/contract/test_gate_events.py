@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from tests.gate_bench import open_bench
 from tollbook.ledger.gate.gate import Gate
-from tollbook.ledger.gate.policies import PolicyRequest
+from tollbook.ledger.gate.policies import Opened, Opening, PolicyRequest
 from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AssignRequest,
@@ -90,6 +90,8 @@ FILES: Final = (
     "credit-expired",
     "budget-reserved.source",
     "model-called.source",
+    "policy-applied.backfill",
+    "budget-opened",
 )
 
 
@@ -230,6 +232,21 @@ async def _write_every_event(gate: Gate, first: ModelCalled = TIMEOUT) -> None:
             (NOTHING,),
         )  # fmt: skip
     await _write_price_sources(gate, order)
+    monthly = applied.model_copy(
+        update={
+            "version": 4,
+            "content": content | {"budgets": [team_week | {"window": "month"}]},
+            "definitions": {"team-week": 4},
+            "backfilled": ("team-week",),
+            "reason": "by month",
+        }
+    )
+    opening = Opening("team-week~4:red:2026-11", 10_000_000_000, 20_000_000_000)
+    await gate.apply_policy(
+        PolicyRequest(
+            in_force=3, version=4, digest=monthly.digest, payload=payload_json(monthly), opened=Opened((opening,))
+        )
+    )
 
 
 async def _write_price_sources(gate: Gate, order: dict[str, Any]) -> None:

@@ -351,6 +351,47 @@ async def test_the_demo_proves_its_books(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+async def test_the_demo_runs_the_product_of_a_policy_file(tmp_path: Path) -> None:
+    """Plans, task types, tags and prepaid credit are the file's; its model is served, and no receiver is told."""
+    (tmp_path / "tollbook.toml").write_text("[plans.trial]\ncap_usd = 3\n")  # Not the demo's.
+    (tmp_path / "shop.toml").write_text(
+        """default_plan = "pro"
+[plans.pro]
+cap_usd = 5
+[tasks.describe]
+model = "my/model"
+max_tokens = 200
+[streams.shop]
+[[budgets]]
+name = "client"
+by = ["client"]
+window = "total"
+cap_usd = 0
+alerts = [1]
+[prices."my/model"]
+prompt = 2
+completion = 4
+request = 0.0001
+[alerts]
+webhook_env = "ALERT_WEBHOOK"
+"""
+    )
+    arguments = ("demo", "--tasks", "150", "--policy", "shop.toml", "--keep", "--json")
+    finished = await run_cli(*arguments, cwd=tmp_path, env={"ALERT_WEBHOOK": "http://127.0.0.1:9"}, timeout_s=60)
+    assert finished.code == 0, finished.stderr
+    report = finished.json()
+    assert [check for check in report["proof"] if not check["is_true"]] == []
+    assert [row["plan"] for row in report["by_plan"]] == ["pro"]
+    assert [row["model"] for row in report["latencies"]] == ["my/model"]
+    assert report["statuses"]["done"] > 0
+    assert report["statuses"]["denied"] > 0, "some clients have no credit, or use theirs up"
+    assert "receiver" not in finished.stderr
+    kept = {"TOLLBOOK_DATA_DIR": "tollbook-demo", "TOLLBOOK_POLICY": "tollbook-demo/tollbook.toml"}
+    spent = (await run_cli("spend", "--budgets", "--json", cwd=tmp_path, env=kept)).json()
+    assert {row["value"] for row in spent} == {"client-1", "client-2"}, "the third has nothing"
+
+
+@pytest.mark.slow
 async def test_a_graceful_stop_finishes_and_settles_what_is_in_flight(server_url: str, tmp_path: Path) -> None:
     """SIGTERM: no hold, no pending task and no unanswered publisher is left behind (G2)."""
     tasks = [{"task": "score_post", "task_id": f"t{n}", "user_id": "u1", "prompt": "a post"} for n in range(8)]

@@ -1,6 +1,7 @@
 """`tollbook policy` and the starts of processes, from a file to the ledger and back."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
@@ -99,3 +100,56 @@ async def test_the_policy_goes_from_the_file_to_the_ledger_and_is_followed(
         await up.end()
     assert json.loads((tmp_path / "data" / "applied-policy.json").read_text())["version"] == 3
     assert command_environment({})
+
+
+async def test_a_budget_begins_with_what_was_spent_before_if_a_person_says_so(tmp_path: Path) -> None:
+    async def run(*arguments: str) -> Any:
+        done = await run_cli(*arguments, cwd=tmp_path, env={})
+        assert done.code == 0, done.stderr
+        return done
+
+    up = await starting("up", "--stand-in", until="Tollbook is up", cwd=tmp_path, env={})
+    try:
+        done = await run(
+            "publish", "generation", "generate_draft", "Write", "--user", "u1", "--tags", '{"team": "red"}', "--json",
+            "--wait", "50",
+        )  # fmt: skip
+        cost = done.json()["cost_usd"]
+        (tmp_path / "teams.toml").write_text(
+            '[[budgets]]\nname = "team-week"\nby = ["team"]\nwindow = "week"\ncap_usd = 20\n'
+        )
+        applied = await run("policy", "apply", "teams.toml", "--reason", "teams", "--backfill")
+        assert "budget team-week is new: it begins at what was spent in its window before" in applied.stdout
+
+        async def spent() -> Any:
+            rows = (await run("spend", "--budgets", "--json")).json()
+            return [row for row in rows if row["name"].startswith("team-week")]
+
+        (row,) = await wait_until(spent, what="the team's spend")
+        assert (row["value"], Decimal(row["spent_usd"]), float(row["cap_usd"])) == ("red", Decimal(cost), 20)
+        found = (await run("audit", "find", "--type", "budget-opened", "--json")).stdout
+        assert '"budget-opened"' in found
+        await run("verify")
+    finally:
+        await up.end()
+    await run("replay", "--compare")
+
+
+async def test_a_running_worker_reads_a_stream_that_a_later_policy_adds(tmp_path: Path) -> None:
+    """Stream and task type are new; neither the worker, a process of its own, nor anything else is started again."""
+    up = await starting("up", "--stand-in", "--workers", "1", until="Tollbook is up", cwd=tmp_path, env={})
+    try:
+        await wait_until(lambda: "worker.started" in up.stdout + up.stderr, what="the worker")
+        (tmp_path / "shop.toml").write_text(
+            '[streams.shop]\nconcurrency = 2\n[tasks.describe]\nmodel = "openai/gpt-4o-mini"\nmax_tokens = 50\n'
+        )
+        for arguments in (
+            ("policy", "apply", "shop.toml", "--reason", "a shop"),
+            ("publish", "shop", "describe", "A chair", "--user", "u1", "--wait", "30"),
+            ("publish", "generation", "describe", "A table", "--user", "u1", "--wait", "30"),
+        ):
+            done = await run_cli(*arguments, cwd=tmp_path, env={}, timeout_s=60)
+            assert done.code == 0, done.stderr
+        assert "worker.streams_added" in up.stdout + up.stderr
+    finally:
+        await up.end()

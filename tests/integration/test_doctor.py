@@ -332,7 +332,7 @@ async def test_tasks_that_a_publisher_dropped_unread_are_counted_once(
         await counter.look()
         return int(await redis_client.hget(dropped_tasks("tollbook"), stream) or 0)
 
-    counter = DroppedTasks(pipeline, "tollbook", [stream])
+    counter = DroppedTasks(pipeline, "tollbook", lambda: [stream])
     for _ in range(15):
         await redis_client.xadd(stream, {"a": "b"})
     await redis_client.xreadgroup("tollbook", "c", {stream: ">"}, count=4)
@@ -342,7 +342,7 @@ async def test_tasks_that_a_publisher_dropped_unread_are_counted_once(
         counted.append(await look(counter))
     assert counted == [0, 0, 3, 4], "what was read may be dropped"
     # Another process that begins to count, and a group that has read on, count nothing twice.
-    assert await look(DroppedTasks(pipeline, "tollbook", [stream])) == 4
+    assert await look(DroppedTasks(pipeline, "tollbook", lambda: [stream])) == 4
     await redis_client.xreadgroup("tollbook", "c", {stream: ">"}, count=2)
     assert await look(counter) == 4
     await pipeline.aclose()

@@ -14,6 +14,8 @@ from redis.asyncio import Redis
 
 from tests.calling import Calling, open_calling, period
 from tollbook.audit.verification.verification import Options, verify
+from tollbook.consumers.policy_following import PolicyFollowing
+from tollbook.consumers.service import build_worker
 from tollbook.inference.calls.holds import Hold
 from tollbook.inference.calls.reservations import WaitLimits
 from tollbook.inference.client import InferenceClient
@@ -41,6 +43,7 @@ from tollbook.ledger.projection.follower import PolicyForged
 from tollbook.ledger.projection.traces import ForgedEvent
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.signature import Signature
+from tollbook.ledger.stream_owners import STREAM_OWNERS, StreamTaken
 from tollbook.schemas.events import BudgetReserved, PolicyApplied
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.policy import Policy, default_policy
@@ -199,6 +202,30 @@ async def test_new_task_types_and_routes_need_no_restart(server_url: str, tmp_pa
         assert models[1:] == ["openai/gpt-4o-mini"] * 2
 
 
+async def test_a_worker_follows_streams_and_their_concurrency(server_url: str, tmp_path: Path) -> None:
+    async with open_calling(server_url, tmp_path) as calling:
+        runtime, pipeline = calling.runtime, calling.runtime.handle.pipeline
+        worker = build_worker(runtime, tuple(runtime.rules.streams), "w1")
+        told = build_worker(runtime, ("generation",), "w2")
+        following = PolicyFollowing(runtime, worker, takes_all=True)
+        await following.look()
+        assert not following.added.is_set()
+        streams = {"shop": {"concurrency": 3}, "generation": {"concurrency": 2}}
+        await put_in_force(calling, default_policy({"streams": streams}))
+        for each, takes_all in ((worker, True), (told, False)):
+            await PolicyFollowing(runtime, each, takes_all=takes_all).look()
+            assert (each.concurrency["generation"], each.concurrency["shop"]) == (2, 3)
+        assert ("shop" in worker.claims.streams, told.claims.streams) == (True, ("generation",))
+        assert await pipeline.execute("XLEN", "shop") == 0, "the stream has its group"
+
+        # A stream that another Tollbook serves is left to it; what this one serves, it serves on.
+        await pipeline.execute("HSET", STREAM_OWNERS, "sales", "other")
+        await put_in_force(calling, default_policy({"streams": streams | {"sales": {}}}))
+        with pytest.raises(StreamTaken):
+            await following.look()
+        assert "sales" not in worker.claims.streams
+
+
 async def test_a_task_type_that_is_gone_is_refused_with_the_policys_names(server_url: str, tmp_path: Path) -> None:
     async with open_calling(server_url, tmp_path) as calling:
         call = calling.call("one", task="score_post")
@@ -325,7 +352,55 @@ async def test_verify_names_a_hold_that_left_a_budget_out(server_url: str, tmp_p
                 changed[b"payload"] = json.dumps({**payload, "budgets": []}).encode()
             await redis.xadd(key.ledger, changed, id=entry_id)  # pyright: ignore[reportArgumentType]
         found = await findings(calling, tmp_path)
-        assert "cap: the hold is not against budget day of policy 1" in found
+        assert "cap: the hold is not against budget day of policy 1 under u1" in found
+
+
+# What people type, and what is left of it in keys and in JSON as Lua writes it.
+HOSTILE: Final = ("50%", "a,b", "x:y", "%2C", "%25,%", "a/b:c,d", "é%ü", "'; DROP--")
+
+
+async def test_values_that_look_like_keys_have_their_own_balance_cap_and_alert(server_url: str, tmp_path: Path) -> None:
+    team = {"name": "team", "by": ["team", "user"], "window": "week", "cap_usd": 1, "alerts": [0.4]}
+    # So little that two calls' cost reaches 0.4 of it, and that a third does not fit.
+    single = {f"{value.replace('%', '%25').replace(',', '%2C')},u1": "0.003" for value in HOSTILE}
+    client = {"name": "client", "by": ["team"], "window": "day", "cap_usd": 1, "caps": dict.fromkeys(HOSTILE, "0.5")}
+    async with open_calling(server_url, tmp_path) as calling:
+        route = {"model": "anthropic/claude-sonnet-4", "max_tokens": 100}
+        tasks = {"generate_draft": route}
+        await put_in_force(calling, default_policy({"budgets": [team | {"caps": single}, client], "tasks": tasks}))
+        calls = [f"t{number}" for number in range(len(HOSTILE))]
+        for call_id, value in zip(calls, HOSTILE, strict=True):
+            first = await run(calling, call_id, tags={"team": value})
+            assert first.status is TaskStatus.DONE, value
+            for again in ("more", "most"):
+                await run(calling, f"{call_id}-{again}", tags={"team": value})
+        stamps = [
+            {stamp.budget.split(":", 1)[0]: stamp.cap_nanousd for stamp in event.payload.budgets}
+            for event in await calling.events()
+            if isinstance(event.payload, BudgetReserved) and event.call_id in calls
+        ]
+        assert stamps == [{"team": 3_000_000, "client": 500_000_000}] * len(HOSTILE)
+        alerts = [event.payload for event in await calling.events() if event.type == "alert-raised"]
+        assert {getattr(alert, "cap_nanousd", 0) for alert in alerts} == {3_000_000}
+        raised = {getattr(alert, "budget", "").split(":", 1)[1].rsplit(":", 1)[0] for alert in alerts}
+        assert raised == set(single)
+        await calling.check_guarantees()
+        assert await findings(calling, tmp_path) == []
+
+
+async def test_verify_names_a_hold_under_another_value(server_url: str, tmp_path: Path) -> None:
+    team = {"name": "team", "by": ["team", "task"], "window": "week", "cap_usd": 1}
+    async with open_calling(server_url, tmp_path) as calling:
+        await put_in_force(calling, trial_at(4, budgets=[team]))
+        await run(calling, "one", tags={"team": "50%,red"})
+        redis, key = calling.runtime.handle.redis, calling.runtime.handle.keys[0]
+        entries = await calling.raw_events()
+        await redis.delete(key.ledger)
+        for entry_id, fields in entries:
+            changed = dict(fields) | {b"payload": fields[b"payload"].replace(b":50%25%2Cred,", b":blue,")}
+            await redis.xadd(key.ledger, changed, id=entry_id)  # pyright: ignore[reportArgumentType]
+        found = await findings(calling, tmp_path)
+        assert "cap: the hold is not against budget team of policy 1 under 50%25%2Cred,generate_draft" in found
 
 
 @pytest.mark.parametrize("field", ["policy_version", "policy_digest", "policy"])

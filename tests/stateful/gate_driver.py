@@ -26,6 +26,7 @@ from tollbook.ledger.errors import (
 )
 from tollbook.ledger.gate.functions import LIBRARY
 from tollbook.ledger.gate.gate import Gate, create_ledger
+from tollbook.ledger.gate.policies import EventsNotCounted
 from tollbook.ledger.gate.replies import BudgetsMismatch, Stale
 from tollbook.ledger.gate.requests import (
     Adjusted,
@@ -170,6 +171,8 @@ def _refusal(error: LedgerError) -> Answer:
             return ("CHANGED",)
         case CallUnknown():
             return ("UNKNOWN",)
+        case EventsNotCounted():
+            return ("BEHIND", error.seq)
         case PolicyChanged():
             return ("POLICY", error.version)
         case BudgetsMismatch():

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from tests.model import AlertRules, Answer, LedgerModel, ModelBaseline, ModelCall, ModelEvent
 from tests.stateful.gate_driver import GateDriver, event_of
-from tollbook.ledger.gate.policies import PolicyRequest
+from tollbook.ledger.gate.policies import Opened, Opening, PolicyRequest
 from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AssignRequest,
@@ -100,11 +100,12 @@ class StreamFold:
     def fold(self, event: dict[str, Any]) -> None:
         kind, amount, stamps = event["type"], event["amount"], event["stamps"]
         own = f"user:{event['user']}:{event['period']}"
-        settled = amount if kind in ("cost-recorded", "cost-adjusted") else 0
+        settled = amount if kind in ("cost-recorded", "cost-adjusted", "budget-opened") else 0
         held = amount if kind == "budget-reserved" else -stamps.get("hold_nanousd", 0)
         balances = dict(self.history[-1])
         if settled or held:
-            for name in (own, *(extra["budget"] for extra in stamps.get("budgets", ()))):
+            further = [extra["budget"] for extra in stamps.get("budgets", ())]
+            for name in further if kind == "budget-opened" else (own, *further):
                 before = balances.get(name, (0, 0))
                 balances[name] = (before[0] + settled, before[1] + held)
         self.history.append(balances)
@@ -157,21 +158,24 @@ class GateMachine(RuleBasedStateMachine):
         self.folded = StreamFold()
         self.call_ids: list[str] = []
         self.commands: list[dict[str, Any]] = []
+        self.opened = ""
+        """The budget that a policy opened last."""
         self.has_failed = False
 
     # -- reserve
 
     @rule(
         user=users, period=periods, kinds=kinds, amount=amounts, cap=caps, further_cap=caps, lags=lags, final=rarely,
-        trial=rarely, policy_lag=policy_lags,
+        trial=rarely, policy_lag=policy_lags, in_opened=rarely,
     )  # fmt: skip
     def reserve(
         self, user: str, period: str, kinds: Sequence[str], amount: int, cap: int, further_cap: int,
-        lags: tuple[int, int], final: bool, trial: bool, policy_lag: int,
+        lags: tuple[int, int], final: bool, trial: bool, policy_lag: int, in_opened: bool,
     ) -> None:  # fmt: skip
         call_id = f"call-{len(self.call_ids)}"
         self.call_ids.append(call_id)
-        budgets = ((f"user:{user}:{period}", cap), *_with_caps(_further(kinds, user, period), further_cap))
+        further = (*_further(kinds, user, period), *([self.opened] if in_opened and self.opened else []))
+        budgets = ((f"user:{user}:{period}", cap), *_with_caps(further, further_cap))
         self._reserve(
             call_id, user, period, budgets, amount, lags, is_final=final, is_trial=trial, policy_lag=policy_lag
         )
@@ -358,14 +362,22 @@ class GateMachine(RuleBasedStateMachine):
         )  # fmt: skip
         self._check("assign", self.driver.gate.assign(request), predicted)
 
-    @rule(step=st.sampled_from((1, 1, 1, 0, -1)), lag=policy_lags)
-    def apply_policy(self, step: int, lag: int) -> None:
-        """A new version, the one in force again, or an older one; by somebody who may not have heard of the last."""
+    @rule(step=st.sampled_from((1, 1, 1, 0, -1)), lag=policy_lags, spent=st.integers(0, 12), behind=policy_lags)
+    def apply_policy(self, step: int, lag: int, spent: int, behind: int) -> None:
+        """A new version, the one in force again, or an older one; by somebody who may not have heard of the last.
+
+        It may open a budget with what was spent before, counted up to the newest event or not.
+        """
         version, in_force = max(1, self.model.policy + step), max(0, self.model.policy - lag)
-        predicted = self.model.apply_policy(in_force=in_force, version=version)
+        openings = ((f"opened~{version}:all:2026-11", spent, 10),) if spent > 6 else ()
+        counted = max(0, self._head - behind) if openings else None
+        predicted = self.model.apply_policy(in_force=in_force, version=version, openings=openings, counted=counted)
         request = PolicyRequest(
-            in_force=in_force, version=version, digest=f"digest-{version}", payload=policy_payload(version)
-        )
+            in_force=in_force, version=version, digest=f"digest-{version}", payload=policy_payload(version),
+            opened=Opened(tuple(Opening(*opening) for opening in openings), counted, NEVER_DUE),
+        )  # fmt: skip
+        if openings and predicted == ("NEW", True):
+            self.opened = openings[0][0]
         self._check("apply_policy", self.driver.gate.apply_policy(request), predicted)
 
     @rule(
@@ -405,17 +417,15 @@ class GateMachine(RuleBasedStateMachine):
         self, user: str, period: str, cost: int, lags: tuple[int, int], expires: Sequence[int], expired: str
     ) -> None:
         """Spend that is taken from several credits, before one of them expires."""
-        granted = list(zip(CREDITS, expires, strict=False))
-        for credit, at in granted:
+        granted: dict[str, int] = dict(zip(CREDITS, expires, strict=False))
+        for credit, at in granted.items():
             self.change_credit(
                 kind="credit-granted", credit=credit, amount=10, expires=at, lags=lags, other_content=False,
                 early=False, policy_lag=0, part=False,
             )  # fmt: skip
-        self.charge(
-            pick=1, user=user, period=period, kinds=("total",), cost=cost, lags=lags, again=False, policy_lag=0
-        )
+        self.charge(pick=1, user=user, period=period, kinds=("total",), cost=cost, lags=lags, again=False, policy_lag=0)
         self.change_credit(
-            kind="credit-expired", credit=expired, amount=0, expires=dict(granted)[expired], lags=lags,
+            kind="credit-expired", credit=expired, amount=0, expires=granted[expired], lags=lags,
             other_content=False, early=False, policy_lag=0, part=False,
         )  # fmt: skip
 

@@ -27,6 +27,7 @@ SINCE: Final = {
     "credit-expired": 2,
     "alert-raised": 2,
     "policy-applied": 2,
+    "budget-opened": 2,
     "ledger-recovered": 2,
     "plan-cleared": 2,
     "credit-revoked": 2,

@@ -3,10 +3,12 @@
 import unicodedata
 from datetime import UTC, datetime
 
+import duckdb
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tollbook.ledger.packaged import packaged_text
 from tollbook.schemas.identifiers import (
     MAX_ID_CHARACTERS,
     ZERO_ENTRY,
@@ -20,6 +22,7 @@ from tollbook.schemas.identifiers import (
     month_at,
     normalise_id,
     partition_of,
+    read_values,
     split_budget_name,
     task_id_from_entry,
 )
@@ -164,6 +167,26 @@ def test_values_of_several_attributes_are_one_value() -> None:
 def test_other_values_are_another_value(one: list[str], other: list[str]) -> None:
     """G1: two balances that became one would refuse, one that became two would be spent twice."""
     assert (budget_value(one) == budget_value(other)) == (one == other)
+
+
+HOSTILE = st.text(alphabet="%,:2C5ab\u00e9", min_size=1, max_size=8)
+
+
+@given(st.lists(HOSTILE, max_size=3))
+def test_values_are_read_as_they_were_joined_and_sql_joins_them_alike(values: list[str]) -> None:
+    joined = budget_value(values)
+    assert read_values(joined, len(values)) == values
+    connection = duckdb.connect()
+    connection.execute(packaged_text("tollbook.ledger.projection.sql", "macros.sql"))
+    assert connection.execute("SELECT budget_value(?::VARCHAR[])", [values]).fetchone() == (joined,)
+
+
+def test_a_person_need_not_encode_a_percent_sign() -> None:
+    assert budget_value(read_values("50%,red", 2)) == "50%25,red"
+    assert read_values("50%,red", 1) == ["50%,red"]
+    for value, attributes in (("red", 2), ("a,b,c", 2), ("red", 0)):
+        with pytest.raises(ValueError, match="must"):
+            read_values(value, attributes)
 
 
 def test_a_budget_that_was_redefined_has_another_name() -> None:

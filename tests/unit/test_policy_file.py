@@ -160,6 +160,15 @@ def test_the_content_of_a_policy_is_read_as_the_same_policy() -> None:
             '[[budgets]]\nname = "x"\nwindow = "day"\ncap_usd = 1\n[budgets.caps]\nred = -1\n',
             "tollbook.toml:6: 'budgets[0].caps.red' must be dollars from 0 to 1000000, not -1",
         ),
+        (
+            '[[budgets]]\nname = "x"\nby = ["team", "user"]\nwindow = "day"\ncap_usd = 1\ncaps = { red = 1 }\n',
+            "tollbook.toml:6: 'budgets[0].caps' has 'red', which must have 2 values with commas between them",
+        ),
+        (
+            '[[budgets]]\nname = "x"\nby = ["a", "b"]\nwindow = "day"\ncap_usd = 1\n'
+            'caps = { "5%,c" = 1, "5%25,c" = 2 }\n',
+            "tollbook.toml:6: 'budgets[0].caps' has '5%25,c' twice, in two spellings",
+        ),
         ('[prices."m/n"]\nprompt = 1\n', "tollbook.toml:1: 'prices.m/n[0].completion' is missing"),
         ('prices."m/n" = []\n', "tollbook.toml:1: 'prices.m/n' must have one price or more"),
         (

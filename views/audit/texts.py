@@ -9,6 +9,7 @@ from tollbook.schemas.events import (
     AlertRaised,
     BoundPrice,
     BudgetDenied,
+    BudgetOpened,
     BudgetReserved,
     CostAdjusted,
     CostRecorded,
@@ -189,6 +190,11 @@ def event_text(event: Event) -> tuple[str, list[str]]:
             ]
         case PolicyApplied() as payload:
             return f"policy {payload.version} in force", [f"digest {payload.digest}", signature_text(payload)]
+        case BudgetOpened() as payload:
+            (stamp,) = payload.budgets
+            return f"opened by policy {payload.policy_version}: {describe_budget(stamp.budget)}", [
+                f"{exact_usd(event.amount)} was spent in it before"
+            ]
         case _:
             assert_never(event.payload)
 

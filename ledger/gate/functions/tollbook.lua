@@ -69,6 +69,7 @@ Codes:
   MOVED     the ledger ends elsewhere than the caller says: its newest sequence number; of apply_policy, another
             policy is in force than the caller says: its version
   ORPHAN    there is a stream without the ledger's identity
+  BEHIND    there are newer events than the caller has counted, or a window is over: the number of the newest
   CHANGED   the hold was corrected since the caller has read it: its cost and assumed part
   LESS      less credit is left than is to be taken back: what is left
   EARLY     by the Redis clock, the credit has not expired yet: now in ms
@@ -89,7 +90,7 @@ Every function whose first argument is the ledger's id, but create, may answer L
   restore   OK DIVERGED MOVED
   recovered OK MOVED
   balance   OK STALE AHEAD DIVERGED STOPPED POLICY
-  apply_policy OK EXISTS MOVED STOPPED
+  apply_policy OK EXISTS MOVED BEHIND STOPPED
   probe     OK
 What has been spent is booked all the same while calls are stopped: settle, adjust and charge never answer STOPPED.
 renew, dead_letter, trim_tasks, remove_consumer and permissions answer without a code.
@@ -1192,9 +1193,14 @@ local function withdraw(keys, args)
 end
 
 --[[ apply_policy: put a policy in force, from this step on. Versions only grow; a caller that has read another version
-than the one in force changes nothing.
-KEYS meta ledger   ARGS 1 ledger_id 2 version in force, as the caller has read it 3 version 4 digest 5 payload
-OK id | EXISTS newest (this version is in force) | MOVED version | STOPPED reason ]]
+than the one in force changes nothing. Budgets that the policy defines may begin with what was spent before: the caller
+has counted it up to the newest event.
+KEYS meta ledger, then the tail of each budget that is opened
+ARGS 1 ledger_id 2 version in force, as the caller has read it 3 version 4 digest 5 payload
+     6 "seq until": number of the newest event that the caller has counted, and when the first of the windows that it
+       counted in ends, in ms ('': neither matters)
+     7.. "spent cap name" of each budget that is opened
+OK id | EXISTS newest (this version is in force) | MOVED version | BEHIND seq | STOPPED reason ]]
 local function apply_policy(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
   if not meta then
@@ -1208,9 +1214,28 @@ local function apply_policy(keys, args)
   elseif meta.stopped then -- G8
     return { 'STOPPED', meta.stopped }
   end
+  local counted, til = string.match(args[6], '^(%d+) (%d+)$')
+  if counted and (int(counted) ~= meta.seq or now_ms() >= int(til)) then
+    return { 'BEHIND', text(meta.seq) }
+  end
+  local opened = {}
+  for i = 7, #args do
+    local spent, cap, name = string.match(args[i], '^(%d+) (%d+) (%l[%w_~-]*:.*)$')
+    if not spent or redis.call('EXISTS', keys[i - 4]) == 1 then
+      bug('not a budget to open: ' .. args[i])
+    end
+    opened[i - 6] = { tail = keys[i - 4], spent = amount_of(spent), cap = amount_of(cap), name = name }
+  end
   local id = append(meta, keys[2], 'policy-applied', '', '', '', '0', 0, '', args[5])
   redis.call('HSET', keys[1], 'policy_version', version, 'policy_digest', args[4], 'policy', args[5]) -- G11
   alert_rules[keys[1]] = nil
+  for _, budget in ipairs(opened) do
+    local spent = text(budget.spent)
+    local event = append(meta, keys[2], 'budget-opened', '', '', '', '0', budget.spent, '', '{"policy_version":' ..
+      version .. ',"budgets":[{"budget":' .. cjson.encode(budget.name) .. ',"cap_nanousd":' .. text(budget.cap) ..
+      ',"committed_nanousd":' .. spent .. '}]}')
+    push(budget.tail, event, budget.spent, 0, { s = 0, h = 0 })
+  end
   return { 'OK', id }
 end
 
@@ -1537,7 +1562,7 @@ APPLY['credit-expired'] = APPLY['plan-assigned']
 -- Put back what one event moved: money in the tails, the hold, the account, the record of the call.
 local function apply(meta, keys, event, ttl)
   local p, kind = event.p, event.type
-  local ds = (kind == 'cost-recorded' or kind == 'cost-adjusted') and event.amount or 0
+  local ds = (kind == 'cost-recorded' or kind == 'cost-adjusted' or kind == 'budget-opened') and event.amount or 0
   local dh = kind == 'budget-reserved' and event.amount or kind == 'cost-recorded' and -(p.hold_nanousd or 0) or 0
   for i, tail in ipairs(event.tails) do
     local newest = redis.call('LINDEX', tail, -1)

@@ -17,7 +17,7 @@ WITH moves AS (
         further.budget, partition,
         sum(amount_usd) FILTER (type <> 'budget-reserved'),
         sum(CASE type WHEN 'budget-reserved' THEN amount_usd WHEN 'cost-recorded' THEN -hold_usd END),
-        arg_max(coalesce(usd(further.cap_nanousd), 0), seq) FILTER (type = 'budget-reserved'),
+        arg_max(coalesce(usd(further.cap_nanousd), 0), seq) FILTER (type IN ('budget-reserved', 'budget-opened')),
         max(seq)
     FROM (
         SELECT
@@ -25,7 +25,7 @@ WITH moves AS (
             unnest(json_transform(payload, '{"budgets": [{"budget": "VARCHAR", "cap_nanousd": "BIGINT"}]}').budgets)
                 AS further
         FROM events
-        WHERE type IN ('budget-reserved', 'cost-recorded', 'cost-adjusted')
+        WHERE type IN ('budget-reserved', 'cost-recorded', 'cost-adjusted', 'budget-opened')
             AND (contains(payload, 'budgets') OR contains(payload, '\u'))
     )
     GROUP BY ALL

@@ -1,4 +1,5 @@
--- The gate's stamp and the sum made here must agree; and at every hold, the sum must be within the cap.
+-- The gate's stamp and the sum made here must agree; and at every hold of money, the sum must be within the cap (a call
+-- that costs nothing is held at a used-up cap too).
 INSERT INTO discrepancies
 SELECT $partition, d.seq, e.id, d.budget, d.kind, d.stamped, d.recomputed
 FROM (
@@ -8,6 +9,6 @@ FROM (
     UNION ALL
     SELECT seq, budget, 'cap', cap, recomputed
     FROM moves
-    WHERE recomputed > cap -- audits G1
+    WHERE recomputed > cap AND held > 0 -- audits G1
 ) AS d
 JOIN events AS e ON e.partition = $partition AND e.seq BETWEEN $first AND $last AND e.seq = d.seq;

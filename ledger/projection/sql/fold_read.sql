@@ -25,6 +25,8 @@ SELECT
         -- Read by themselves, since they are rare: a member that is read of every event costs time with every event.
         WHEN 'policy-applied' THEN author IS NOT NULL AND amount = 0 AND (payload->>'digest') IS NOT NULL
             AND TRY_CAST(payload->>'version' AS INTEGER) >= 1 AND json_type(payload, '$.content') = 'OBJECT'
+        WHEN 'budget-opened' THEN len(budgets) = 1 AND amount >= 0
+            AND TRY_CAST(payload->>'policy_version' AS INTEGER) >= 1
     END, false) AS is_readable
 FROM (
     SELECT

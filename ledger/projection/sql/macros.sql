@@ -15,5 +15,12 @@ CREATE OR REPLACE MACRO nanousd(dollars) AS trunc(dollars::DECIMAL(18, 9))::BIGI
 CREATE OR REPLACE MACRO balance_hash(budget, settled, held) AS
     hash(budget, settled::DECIMAL(18, 9), held::DECIMAL(18, 9));
 
+-- What a budget keeps a balance by: its attributes' values, as joined by budget_value() in schemas/identifiers.py.
+CREATE OR REPLACE MACRO budget_value(parts) AS CASE len(parts)
+    WHEN 0 THEN 'all'
+    WHEN 1 THEN parts[1]
+    ELSE array_to_string(list_transform(parts, lambda part: replace(replace(part, '%', '%25'), ',', '%2C')), ',')
+END;
+
 -- The name of a user's budget, as made by budget_name() in schemas/identifiers.py.
 CREATE OR REPLACE MACRO user_budget(user_id, period) AS 'user:' || user_id || ':' || period;

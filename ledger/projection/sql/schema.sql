@@ -109,7 +109,7 @@ SELECT
     min(seq) AS first_seq,
     max(seq) AS last_seq
 FROM events
-WHERE type NOT IN ('plan-assigned', 'plan-cleared', 'credit-granted', 'credit-revoked', 'credit-expired', 'alert-raised', 'segment-sealed', 'ledger-recovered', 'policy-applied')
+WHERE type NOT IN ('plan-assigned', 'plan-cleared', 'credit-granted', 'credit-revoked', 'credit-expired', 'alert-raised', 'segment-sealed', 'ledger-recovered', 'policy-applied', 'budget-opened')
 GROUP BY partition, call_id, user_id, period;
 
 -- The policies in force, one after the other; version 0, the default policy, is in force before the first. A view, since

@@ -1,0 +1,108 @@
+"""Opening balances: what was spent before, in the windows of budgets that a policy adds or defines anew.
+
+Invariant: an opening is what the budget would have settled, had it been kept since its window began. A cost counts
+where its hold was made: by the attributes of that hold, in the window of that moment. Holds that are open when the
+policy comes into force stand against the budgets of their own policy, and are not in it.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from tollbook.inference.budgets import BudgetPolicy
+from tollbook.ledger.gate.policies import Opening
+from tollbook.ledger.gate.requests import Position
+from tollbook.schemas.identifiers import definition_name, split_budget_name
+from tollbook.schemas.money import MAX_NANOUSD
+from tollbook.schemas.policy import Policy
+
+EVENT_TYPES: Final = ("budget-reserved", "cost-recorded", "cost-adjusted")
+"""The types of events that a tally counts; it passes over others."""
+
+
+class SpentRow(NamedTuple):
+    """The members of an event that a tally needs. Amounts are nano-dollars, `payload` is JSON."""
+
+    ms: int
+    type: str
+    user_id: str
+    call_id: str
+    amount: int
+    payload: str
+
+
+class OpeningTally:
+    """Adds up a partition's events, in order, for the budgets of a policy that is put in force now.
+
+    `names` are the budgets to open, as in the policy; `definitions` as in its event.
+    """
+
+    def __init__(self, policy: Policy, definitions: Mapping[str, int], names: Collection[str], now_ms: int) -> None:
+        self._budgets = BudgetPolicy(policy, definitions)
+        rules = [rule for rule in policy.budgets if rule.name in names]
+        windows = {rule.window: self._budgets.calendar.window_at(rule.window, now_ms) for rule in rules}
+        self._labels = {
+            definition_name(rule.name, definitions.get(rule.name, 1)): windows[rule.window].name for rule in rules
+        }
+        self.since_ms: Final = min((window.start_ms for window in windows.values()), default=now_ms)
+        """Earlier events are in none of the windows."""
+        self.until_ms: Final = min((window.end_ms for window in windows.values()), default=now_ms)
+        """When the first of the windows ends."""
+        self._places: dict[tuple[str, int], tuple[str, ...]] = {}
+        self._spent: Counter[str] = Counter()
+
+    def add(self, rows: Iterable[SpentRow]) -> None:
+        """Count the next events."""
+        for row in rows:
+            if row.type not in EVENT_TYPES or row.ms < self.since_ms:
+                continue
+            payload = json.loads(row.payload)
+            key = (row.call_id, payload.get("hold", 0))
+            if row.type == "budget-reserved":
+                if payload.get("kind", "hold") == "hold":
+                    self._place(key, row, payload)
+                continue
+            if row.type == "cost-recorded" and not key[1]:
+                self._place(key, row, payload)
+            for budget in self._places.get(key, ()):
+                self._spent[budget] += row.amount
+
+    def openings(self) -> tuple[Opening, ...]:
+        """Return what each budget begins with; those in which nothing was spent are left out."""
+        return tuple(
+            Opening(budget, min(spent, MAX_NANOUSD), self._budgets.find_cap(budget) or 0)
+            for budget, spent in sorted(self._spent.items())
+            if spent > 0
+        )
+
+    def _place(self, key: tuple[str, int], row: SpentRow, payload: Mapping[str, Any]) -> None:
+        attributes = attributes_of(row.user_id, payload)
+        places = tuple(
+            budget.name
+            for budget in self._budgets.further_at(row.ms, attributes)
+            if self._labels.get(split_budget_name(budget.name)[0]) == split_budget_name(budget.name)[2]
+        )
+        if places:
+            self._places[key] = places
+
+
+def attributes_of(user_id: str, payload: Mapping[str, Any]) -> dict[str, str]:
+    """Return by what a recorded hold, refusal or spend of an application can be held against budgets."""
+    bound: Mapping[str, Any] = payload.get("bound") or {}
+    known = {
+        "user": user_id,
+        "plan": payload.get("plan"),
+        "campaign": payload.get("campaign_id"),
+        "task": payload.get("task_type"),
+        "model": bound.get("model") or payload.get("model"),
+    }
+    tags: Mapping[str, str] = payload.get("tags") or {}
+    return {**tags, **{name: value for name, value in known.items() if value}}
+
+
+ReadSpent = Callable[[int, OpeningTally, Position | None], Awaitable[Position]]
+"""Feeds a tally with a partition's events after a position, at first None, and returns how far it has read.
+
+Errors: EventsMissing where some are neither in the archive nor on the stream; ArchiveDamaged; LedgerUnavailable.
+"""
