@@ -5,6 +5,7 @@ request; the gate refuses any other version than its own. So a process need not 
 it with its next reservation, and asks again.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -128,6 +129,7 @@ class CurrentPolicy:
         self._read = read
         self._in_force = tuple(in_force)
         self._price_provider = price_provider
+        self._changed = asyncio.Event()
 
     @classmethod
     async def of_ledger(
@@ -188,7 +190,13 @@ class CurrentPolicy:
         if self._in_force:
             _log.info("policy.changed", version=max(version for version, _ in after))
         self._in_force = tuple(found)
+        self._changed.set()
+        self._changed = asyncio.Event()
         return True
+
+    async def wait_for_change(self) -> None:
+        """Return when this process hears of another policy than it has now."""
+        await self._changed.wait()
 
     async def decide(self, user_id: str, step: Callable[[PolicyInForce], Awaitable[T]]) -> T:
         """Take a step by the policy in force of a user; again by another one where the gate has that.

@@ -1,4 +1,4 @@
-"""Asks the providers for their models and prices while a process makes calls: at its start, and again every hour."""
+"""Asks the providers for their models and prices at a process's start, every hour, and for each new policy."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,9 @@ async def learning_models(
                 await learn_all(policies, providers, settings, now_ms=now_ms)
             finally:
                 is_first_over.set()
-            await asyncio.sleep(_REFRESH_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REFRESH_S):
+                    await policies.wait_for_change()  # It may name another provider.
 
     learning = asyncio.create_task(learn())
     try:
