@@ -44,7 +44,7 @@ def read_reply(
     as in its headers. `now_s` is the time of day, for a Retry-After that is a date in a reply without a Date.
     `max_tokens` is the limit of the request, by which a reply is seen to be cut whose provider does not say so.
     """
-    document = read_document(body)
+    document, is_cut_off = read_document(body)
     report = _usage_of(document) if document else _NO_USAGE
     common: dict[str, Any] = {
         "http_status": status,
@@ -71,6 +71,19 @@ def read_reply(
     error = _error_in(document)
     if error is not None or answer.finish_reason == "error":
         return _failed(read_error(error), answer, report, common, is_insured)
+    if is_cut_off:
+        # Its usage so far, if it has one, is not all that was generated.
+        problem = "the event stream broke off in mid-answer"
+        return Attempt(
+            outcome="connection_error",
+            charge="unknown",
+            content=answer.content,
+            error=problem,
+            reason="connection_lost",
+            is_retryable=True,
+            may_fall_back=True,
+            **common,
+        )
     if answer.is_answer:
         return _answered(answer, report, common, model)
     return _unanswered(answer, report, common, model, max_tokens)

@@ -264,7 +264,7 @@ BROKEN = (
         "alerts of the policy before are raised",
         (
             ("kept.version == meta.policy and", ""),
-            ("  alert_rules[keys[1]] = nil\n  return { 'OK', id }", "  return { 'OK', id }"),
+            ("  alert_rules[keys[1]] = nil\n  for _, budget", "  for _, budget"),
         ),
         EVENTS,
     ),
@@ -272,6 +272,19 @@ BROKEN = (
         "a correction raises no alert",
         (("local due = difference > 0 and due_alerts", "local due = false and due_alerts"),),
         EVENTS,
+    ),
+    Broken(
+        "the id of an earlier request is kept for the one in flight (G3)",
+        (
+            ("mark(call, 'g' .. text(attempt) ..", "mark(call, 'g' .. text(call.begun) .."),
+            ("if attempt == call.begun then -- G3", "if true then"),
+        ),
+        MODEL,
+    ),
+    Broken(
+        "the id of a request outlives its hold",
+        (("  forget_id(call)\n  set_settled", "  set_settled"),),
+        MODEL,
     ),
     Broken(
         "the number of a hold starts anew",
