@@ -209,6 +209,7 @@ class CostRecorded(Payload):
     model: str | None = Field(default=None, description="Model that answered last.")
     usage: Usage | None = Field(default=None, description="Tokens of the last attempt.")
     generation_id: str | None = Field(default=None, description="The provider's id of the last generation.")
+    provider: ProviderName = None
     plan: str | None = Field(default=None, description="Plan of spend that an application recorded.")
     campaign_id: str | None = Field(default=None, description="Campaign of spend that an application recorded.")
     tags: dict[str, str] | None = Field(default=None, description="Tags of spend that an application recorded.")

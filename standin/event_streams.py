@@ -40,17 +40,17 @@ def as_events(body: bytes, cut: Cut = cut) -> list[bytes] | None:
     return [*(b"data: %s\n\n" % _dumped(event) for event in events), DONE]
 
 
-def _parts(choice: dict[str, Any], cut: Cut) -> list[dict[str, Any]]:
+def _parts(choice: Any, cut: Cut) -> list[dict[str, Any]]:
     """Return a choice as parts with deltas; why it ended stands in the last."""
     ending = {name: value for name, value in choice.items() if name not in ("message", "index")}
     message: dict[str, Any] = {**(choice.get("message") or {})}
     deltas: list[dict[str, Any]] = []
     for name in _TEXTS:
-        text: Any = message.get(name)
-        if isinstance(text, str):
+        if isinstance(text := message.get(name), str):
             deltas += [{name: part} for part in cut(text)]
             del message[name]
-    for index, call in enumerate(message.pop("tool_calls", None) or ()):
+    calls: Any = message.pop("tool_calls", None)
+    for index, call in enumerate(calls or ()):
         function = call.get("function") or {}
         pieces = cut(function["arguments"]) if isinstance(function.get("arguments"), str) else None
         first = call | {"index": index} | ({"function": function | {"arguments": ""}} if pieces else {})

@@ -7,6 +7,7 @@ the next.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import structlog
@@ -14,6 +15,7 @@ import structlog
 from tollbook.inference.attempts import Attempt, ChatRequest
 from tollbook.inference.calls.call import Call, failed_result, reply_result, with_larger_limit
 from tollbook.inference.calls.holds import Hold, charge_of, with_dearest_usage
+from tollbook.inference.calls.notes import Notes
 from tollbook.inference.calls.reservations import bound_attempt, can_attempt, reserved_payload
 from tollbook.inference.calls.retry import FallBack, GiveUp, Retry, RetryPolicy
 from tollbook.inference.calls.steps import (
@@ -85,6 +87,12 @@ class CallRunner:
         self._retry = retry
         self._now_ms = now_ms
         self._sleep = sleep
+        self._notes = Notes(ledger)
+
+    @property
+    def notes_lost(self) -> int:
+        """Ids of requests that could not be kept with their holds."""
+        return self._notes.lost
 
     async def run(self, call: Call, hold: Hold, *, give_up: str | None = None) -> InferenceResult:
         """Make a call and settle its hold; with `give_up` it ends with this problem, and no request.
@@ -154,21 +162,27 @@ class CallRunner:
             price_limit=hold.bound,
         )
         with self._observer.attempting(request.model, hold.attempts) as record_outcome:
-            attempt = await self._ask(call, request, provider)
+            attempt = await self._ask(call, hold, request)
             attempt = with_dearest_usage(attempt, hold.bound, prices, self._now_ms())
             charge = charge_of(attempt, hold.bound, prices, self._now_ms())
             record_outcome(attempt, charge)
         hold.finish_attempt(attempt, charge)
         return attempt
 
-    async def _ask(self, call: Call, request: ChatRequest, provider: str) -> Attempt:
+    async def _ask(self, call: Call, hold: Hold, request: ChatRequest) -> Attempt:
+        provider = hold.bound.provider
         try:
             client = self._providers.at(provider, self._policies.of(call.user_id).policy)
         except (ProviderNotConfigured, SettingsError) as exc:
             # The policy has changed since this process began: it cannot ask that provider, and others may.
             _log.error("provider.not_configured", provider=provider, problem=str(exc))
             return Attempt(outcome="not_sent", charge="none", error=str(exc), reason="bad_key", latency_ms=0)
-        return await client.complete(request)
+        return await client.complete(request, partial(self._note_id, hold))
+
+    def _note_id(self, hold: Hold, generation_id: str) -> None:
+        """Keep the provider's id of the request in flight: whoever settles its hold can ask what it cost (G3)."""
+        hold.generation_id = generation_id
+        self._notes.start(hold.note_request(generation_id))
 
     async def _after_failure(self, call: Call, hold: Hold, failed: Attempt) -> str | None:
         """Decide what follows and prepare it; return why nothing does, or None."""

@@ -29,9 +29,10 @@ def read_stream(text: str, parse: Parse) -> tuple[dict[str, Any] | None, bool]:
     for event in _events(text, parse):
         if event == _DONE:
             is_done = True
-        if not isinstance(event, dict):
+        table = as_table(event)
+        if not table:
             continue
-        is_empty, table = False, as_table(event)
+        is_empty = False
         document |= {name: value for name, value in table.items() if name != "choices" and value is not None}
         for choice in tables_of(table.get("choices")):
             index = choice.get("index")
@@ -79,7 +80,7 @@ def _add_choice(joined: dict[str, Any], choice: dict[str, Any]) -> None:
             elif name == "function_call":
                 _add_function(message.setdefault(name, {}), value)
             elif name in _JOINED or isinstance(value, list):
-                message[name] = _together(message.get(name), value)
+                message[name] = _together(message.get(name), cast("object", value))
             else:
                 message[name] = value
     text = choice.get("text")

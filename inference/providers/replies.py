@@ -94,6 +94,12 @@ def name_in(headers: Mapping[str, str], header: str) -> str | None:
     return _name(headers.get(header))
 
 
+def id_in(start: bytes) -> str | None:
+    """Return the id in what has come of an event stream; None where none has."""
+    document, _ = read_document(start) if start else (None, False)
+    return _name(document.get("id")) if document else None
+
+
 def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
     """Return the pause that the provider asks for, in seconds, at most a day; None where it asks for none."""
     value = headers.get("retry-after")
