@@ -51,7 +51,7 @@ def _parts(choice: Any, cut: Cut) -> list[dict[str, Any]]:
             del message[name]
     calls: Any = message.pop("tool_calls", None)
     for index, call in enumerate(calls or ()):
-        function = call.get("function") or {}
+        function: Any = call.get("function") or {}
         pieces = cut(function["arguments"]) if isinstance(function.get("arguments"), str) else None
         first = call | {"index": index} | ({"function": function | {"arguments": ""}} if pieces else {})
         deltas.append({"tool_calls": [first]})
