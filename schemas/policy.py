@@ -249,8 +249,8 @@ class ProviderRule(Rule):
     cost_by_id: bool | None = None
     """Whether it tells afterwards what a request has cost (`GET /generation?id=`). Absent: `openrouter` does."""
     stream: bool | None = None
-    """Whether replies are asked for as event streams, so that the id of a request is known long before its answer and an
-    abandoned request is cut off. Absent: where it tells costs by id."""
+    """Whether replies are asked for as event streams, so that a request's id is known long before its answer. Absent:
+    where it tells costs by id."""
     prices: dict[ModelId, Prices] = Field(default_factory=dict[str, tuple[PriceRule, ...]])
     """Prices of its models, before those in the policy's `prices`, which count for models of every provider."""
 

@@ -222,4 +222,4 @@ async def expire(calling: Calling) -> None:
     gate = runtime.ledger.gates[0]
     later_ms = await gate.now_ms() + 3_600_000
     assert await gate.overdue(later_ms) == ["t1"]
-    assert await sweeper._expire(gate, "t1", later_ms)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
+    assert await sweeper._expire(gate, "t1", later_ms)
