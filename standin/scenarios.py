@@ -125,9 +125,13 @@ _CALL: Final = {"id": "call_1", "type": "function", "function": {"name": "look_u
 _TEXT: Final = {"type": "text", "text": "ok"}
 
 
+def fee_of_own_key(charge_nanousd: int) -> int:
+    """Return a router's fee for the use of an own key: a twentieth of the whole."""
+    return charge_nanousd // 20
+
+
 def _fee(tokens: Tokens) -> int:
-    """A router's fee for the use of an own key: a twentieth of the whole."""
-    return tokens.charge_nanousd // 20
+    return fee_of_own_key(tokens.charge_nanousd)
 
 
 def _said(content: object, finish: str | None = "stop", **message: Any) -> Choice:

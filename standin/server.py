@@ -19,7 +19,7 @@ from tollbook.standin.event_streams import COMMENT, as_events
 from tollbook.standin.faults import FAULTS, FaultPlan, check_fault, http_fault
 from tollbook.standin.prices import PRICES, ListPrice, listing, usd_literal
 from tollbook.standin.replies import BadRequest, CompletionRequest, error, filler
-from tollbook.standin.scenarios import SCENARIOS
+from tollbook.standin.scenarios import SCENARIOS, fee_of_own_key
 
 _MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 _WITHOUT_HEADERS: Final = ("in_flight", "hang", "hang_charged", "reset_before_charge", "reset_after_charge",
@@ -231,10 +231,15 @@ class StandIn:
         entry = self.book.entries.get(request.query.get("id", ""))
         if entry is None:
             return web.Response(status=404, body=error(404, "Generation not found"), content_type="application/json")
+        total, own_key = entry.charged_nanousd, ""
+        if entry.fault == "own_key":
+            total = fee_of_own_key(entry.charged_nanousd)
+            upstream = usd_literal(entry.charged_nanousd - total)
+            own_key = f', "is_byok": true, "upstream_inference_cost": {upstream}'
         text = (
             f'{{"data": {{"id": "{entry.generation_id}", "model": "{entry.model}", '
-            f'"total_cost": {usd_literal(entry.charged_nanousd)}, "tokens_prompt": {entry.prompt_tokens}, '
-            f'"tokens_completion": {entry.completion_tokens}}}}}'
+            f'"total_cost": {usd_literal(total)}, "tokens_prompt": {entry.prompt_tokens}, '
+            f'"tokens_completion": {entry.completion_tokens}{own_key}}}}}'
         )
         return web.Response(text=text, content_type="application/json")
 

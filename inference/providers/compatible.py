@@ -16,7 +16,7 @@ from tollbook.inference.models import ModelFacts, facts_of
 from tollbook.inference.providers.adapter import Application, Question
 from tollbook.inference.providers.json_values import as_table, tables_of
 from tollbook.inference.providers.replies import id_in, name_in, read_reply
-from tollbook.inference.providers.usage_report import read_cost
+from tollbook.inference.providers.usage_report import read_generation_cost
 from tollbook.schemas.messages import Message
 from tollbook.schemas.policy import Dialect
 
@@ -95,7 +95,7 @@ class ChatCompletions:
 
     def read_cost(self, document: object) -> int | None:
         """Read what a generation cost in all."""
-        return read_cost(as_table(as_table(document).get("data")).get("total_cost"))
+        return read_generation_cost(as_table(as_table(document).get("data")))
 
     def read_models(self, document: object) -> dict[str, ModelFacts]:
         """Read the list of models, which says more or less of each."""

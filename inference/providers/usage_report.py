@@ -74,6 +74,20 @@ def read_cost(usd: object) -> int | None:
     raise MoneyError("the cost is not a number")
 
 
+def read_generation_cost(generation: Mapping[str, Any]) -> int | None:
+    """Return what a generation cost in all, as `/generation` tells it; None where it does not, or not all of it.
+
+    With an own provider key `total_cost` is OpenRouter's fee, and the provider bills `upstream_inference_cost`.
+    Errors: MoneyError where it is no amount of money.
+    """
+    cost = read_cost(generation.get("total_cost"))
+    upstream = read_cost(generation.get("upstream_inference_cost"))
+    is_byok = generation.get("is_byok")
+    if cost is None or (is_byok is True and upstream is None):
+        return None
+    return _with_own_key(cost, upstream, is_byok, None).nanousd
+
+
 def _cost(fields: Mapping[str, Any]) -> _Cost:
     try:
         cost = _total_cost(fields)

@@ -509,6 +509,37 @@ async def test_generation_without_a_cost_is_not_known_yet(body: object) -> None:
         assert await provider.generation("gen-1") is None
 
 
+@pytest.mark.parametrize(
+    ("generation", "nanousd"),
+    [
+        ({"total_cost": 2, "is_byok": False, "upstream_inference_cost": 2}, 2_000_000_000),
+        ({"total_cost": 2, "is_byok": False, "upstream_inference_cost": 3}, 2_000_000_000),
+        ({"total_cost": 2, "upstream_inference_cost": 1}, 2_000_000_000),
+        # With an own key the total is the fee; without a flag, what is above the total cannot be in it.
+        ({"total_cost": 1, "is_byok": True, "upstream_inference_cost": 20}, 21_000_000_000),
+        ({"total_cost": 0, "is_byok": True, "upstream_inference_cost": 20}, 20_000_000_000),
+        ({"total_cost": 1, "upstream_inference_cost": 20}, 21_000_000_000),
+        ({"total_cost": 1, "is_byok": True, "upstream_inference_cost": None}, None),
+        ({"total_cost": 1, "is_byok": True}, None),
+        ({"total_cost": None, "is_byok": True, "upstream_inference_cost": 20}, None),
+    ],
+)
+async def test_generation_under_an_own_key_costs_what_both_bill(
+    generation: dict[str, Any], nanousd: int | None
+) -> None:
+    async with client(transport=Transport(httpx.Response(200, json={"data": generation}))) as provider:
+        assert await provider.generation("gen-1") == nanousd
+
+
+@pytest.mark.parametrize("name", ["own_key", "routers_key"])
+async def test_generation_costs_what_the_reply_said(name: str) -> None:
+    async with standin(name) as (server, _), client(base_url=server.base_url, dialect="openrouter") as provider:
+        attempt = await provider.complete(request())
+        assert attempt.generation_id is not None
+        assert await provider.generation(attempt.generation_id) == attempt.reported_cost_nanousd
+        assert [attempt.reported_cost_nanousd] == list(server.book.totals().values())
+
+
 async def test_models_and_key() -> None:
     async with standin() as (server, provider):
         assert MODEL in await provider.models()
