@@ -113,6 +113,14 @@ class PriceCatalogue:
                 raise PriceUnknown.of_model(model, "its configured price is not in force yet") from None
             raise
 
+    def price_anywhere(self, model: str, at_ms: int) -> ModelPrice:
+        """Return the price of a model where nobody says whose: this provider's, else the first other's that has one.
+
+        Errors: PriceUnknown.
+        """
+        found = (prices for prices in self.by_provider.values() if prices.knows(model, at_ms))
+        return next(found, self).price(model, at_ms)
+
     def knows(self, model: str, at_ms: int) -> bool:
         """Whether a price of the model is known."""
         try:
