@@ -26,7 +26,7 @@ from tollbook.schemas.money import MAX_NANOUSD
 from tollbook.schemas.routes import Target, named_provider
 from tollbook.schemas.usage import Usage
 
-_DEAR_TIERS = frozenset({"priority", "fast"})
+_DEAR_TIERS = frozenset({"priority", "fast", "us"})
 # Which basis names the whole, when attempts were charged on different ones: the least certain.
 _LEAST_CERTAIN_FIRST: tuple[Basis, ...] = ("assumed", "priced", "reported", "released")
 

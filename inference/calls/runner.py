@@ -153,7 +153,7 @@ class CallRunner:
             user=self._provider_user(call.user_id),
             price_limit=hold.bound,
         )
-        with self._observer.attempting(request.model, hold.attempts) as record_outcome:
+        with self._observer.attempting(hold.bound.target, hold.attempts) as record_outcome:
             attempt = await self._ask(call, request, provider)
             attempt = with_dearest_usage(attempt, hold.bound, prices, self._now_ms())
             charge = charge_of(attempt, hold.bound, prices, self._now_ms())

@@ -21,7 +21,8 @@ from tollbook.schemas.results import ErrorCode
 
 _NAME: Final = re.compile(r"[\x21-\x7e]{1,200}")
 _MAX_RETRY_AFTER_S: Final = 86_400.0
-_SERVICE_TIERS: Final = frozenset({"flex", "priority", "batch", "fast"})
+# Anthropic charges more where a workspace is served in the US alone (November 2026).
+_SERVICE_TIERS: Final = frozenset({"flex", "priority", "batch", "fast", "us"})
 _NO_USAGE: Final = UsageReport()
 _NOT_COUNTED: Final = "the reported usage is zero and was ignored"
 
@@ -112,7 +113,7 @@ def _usage_of(document: dict[str, Any]) -> UsageReport:
 def _service_tier(document: dict[str, Any]) -> str:
     """Return how the request was processed, if that has prices of its own."""
     usage = as_table(document.get("usage"))
-    named = (document.get("service_tier"), usage.get("service_tier"), usage.get("speed"))
+    named = (document.get("service_tier"), usage.get("service_tier"), usage.get("speed"), usage.get("inference_geo"))
     words = (name.lower() for name in named if isinstance(name, str))
     return next((word for word in words if word in _SERVICE_TIERS), "")
 
