@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tollbook.ledger.gate.requests import BudgetCap, Reserved, ReserveRequest, SettleRequest
-from tollbook.schemas.events import ENVELOPE_FIELDS
+from tollbook.schemas.events import ENVELOPE_FIELDS, EVENT_VERSION
 from tollbook.schemas.identifiers import Window, budget_name, month_at
 
 CAP = 40_000_000_000
@@ -96,7 +96,7 @@ def typical_entries(calls: int, *, users: int, seed: int = 1) -> Iterator[list[A
             ("cost-recorded", cost, before + cost, recorded),
         ):
             seq += 1
-            values = (kind, 1, seq, user, window.name, f"call-{n}", 1, amount, committed, payload)
+            values = (kind, EVENT_VERSION, seq, user, window.name, f"call-{n}", 1, amount, committed, payload)
             fields = [str(part).encode() for pair in zip(ENVELOPE_FIELDS, values, strict=True) for part in pair]
             yield [f"{window.start_ms + seq // 100}-{seq % 100}".encode(), fields]
 
