@@ -15,6 +15,7 @@ from tollbook.schemas.identifiers import Window, budget_name, month_at
 
 CAP = 40_000_000_000
 HOLD = 31_000_000
+CONTENT_HASH = "9f86d081884c7d659a2feaa0c55ad015"
 MODEL = "anthropic/claude-sonnet-4"
 EVENTS_A_CALL = 3
 
@@ -29,6 +30,7 @@ CALLED = (
     '"http_status":200,"latency_ms":{latency},"usage":{{"prompt_tokens":78,"completion_tokens":{tokens}}},'
     '"generation_id":"gen-{n}","charge_nanousd":{cost},"charge_basis":"reported","finish_reason":"stop"}}'
 )
+HASH_STAMP = f'"content_hash":"{CONTENT_HASH}"'
 RECORDED = '{"basis":"reported","outcome":"done"}'
 RESULT = (
     '{{"task_id":"call-{n}","status":"done","content":"{content}","model_used":"anthropic/claude-sonnet-4",'
@@ -53,7 +55,7 @@ def reserve_request(call_id: str, user: str, window: Window, n: int) -> ReserveR
         call_id=call_id,
         user_id=user,
         window=window,
-        content_hash="9f86d081884c7d659a2feaa0c55ad015",
+        content_hash=CONTENT_HASH,
         amount_nanousd=HOLD,
         worker=f"host-4711-a1b2c3.{n}",
         lease_ms=600_000,
@@ -87,7 +89,9 @@ def typical_entries(calls: int, *, users: int, seed: int = 1) -> Iterator[list[A
         user, cost = user_of(draw.randrange(users)), draw.randrange(200_000, 2_000_000)
         before = settled.get(user, 0)
         settled[user] = before + cost
-        reserved = f'{{"hold":1,"cap_nanousd":{CAP},"deadline_ms":{window.end_ms},' + RESERVED.format(n=n)[1:]
+        reserved = (
+            f'{{"hold":1,"cap_nanousd":{CAP},"deadline_ms":{window.end_ms},{HASH_STAMP},' + RESERVED.format(n=n)[1:]
+        )
         called = CALLED.format(n=n, latency=draw.randrange(300, 9_000), tokens=draw.randrange(8, 200), cost=cost)
         recorded = f'{{"hold":1,"hold_nanousd":{HOLD},' + RECORDED[1:]
         for kind, amount, committed, payload in (

@@ -245,9 +245,8 @@ def test_an_older_version_is_upcast(store: Store, monkeypatch: pytest.MonkeyPatc
     old = EVENT_VERSION - 1
     monkeypatch.setitem(UPCASTERS, ("budget-reserved", old), lambda payload: {**payload, "plan": "growth"})
     call = settled(3, 5, 5, 10)
-    store.fold(
-        Batch(0, [reserved(1, 5, 5), *(spoil(entry, b"v", b"%d" % old) for entry in (reserved(2, 5, 10), call))])
-    )
+    entries = [reserved(1, 5, 5), *(spoil(raw, b"v", b"%d" % old) for raw in (reserved(2, 5, 10), call))]
+    store.fold(Batch(0, entries))
     rows = store.query("SELECT v, plan, payload::VARCHAR AS payload FROM events ORDER BY seq")
     assert [(row["v"], row["plan"]) for row in rows] == [(EVENT_VERSION, "trial"), (old, "growth"), (old, None)]
     assert rows[2]["payload"].encode() == call[1][-1]
