@@ -143,7 +143,7 @@ def _message_tokens_at_most(message: Message) -> int:
 
 def bound(
     messages: Sequence[Message],
-    max_tokens: int,
+    max_tokens: int | None,
     price: ModelPrice,
     *,
     parameters: Mapping[str, Any] | None = None,
@@ -160,6 +160,8 @@ def bound(
         raise PriceUnknown(f"max_tokens must be an integer from 1 to {MAX_COMPLETION_TOKENS}, got {max_tokens!r}")
     if not messages:
         raise PriceUnknown("a call needs at least one message")
+    if not price.has_completion:
+        raise PriceUnknown.of_model(price.model, "the price catalogue has none for its completions")
     parameters = parameters or {}
     prompt_tokens = prompt_tokens_at_most(messages, parameters, model=price.model)
     images = sum(len(message.image_parts) for message in messages)
@@ -188,7 +190,7 @@ def bound(
     tokens_nanousd = prompt_tokens * prompt_price + completion_tokens * completion_price
     amount = -(-tokens_nanousd // TOKENS_PER_MTOK) + price.request_nanousd
     if amount > MAX_NANOUSD:
-        raise PriceUnknown(f"a call of {price.model} could cost {amount} nano-dollars, more than 1,000,000 USD")
+        raise _too_dear(price.model, amount)
     return Bound(
         model=price.model,
         prompt_tokens=prompt_tokens,
@@ -203,6 +205,43 @@ def bound(
         is_context_length=is_context_length,
         source=price.source,
     )
+
+
+def bound_embeddings(inputs: Sequence[str], price: ModelPrice, *, facts: ModelFacts | None = None) -> Bound:
+    """Bound the cost of one attempt to make a vector of each input: all its tokens are of the prompt.
+
+    No input has more tokens than the model can read, where `facts` says how many that are.
+    Errors: PriceUnknown where there is no input, or the bound passes 1,000,000 USD.
+    """
+    if not inputs:
+        raise PriceUnknown("embeddings need at least one input")
+    counts = [TOKENS_PER_MESSAGE + text_tokens_at_most(text) for text in inputs]
+    prompt_tokens = TOKENS_PER_REQUEST + sum(counts)
+    context_length = facts.context_length if facts is not None else None
+    is_context_length = context_length is not None and context_length < max(counts)
+    if is_context_length:
+        assert context_length is not None
+        prompt_tokens = sum(min(count, context_length) for count in counts)
+    prompt_price, _ = price.max_prices(prompt_tokens)
+    amount = -(-prompt_tokens * prompt_price // TOKENS_PER_MTOK) + price.request_nanousd
+    if amount > MAX_NANOUSD:
+        raise _too_dear(price.model, amount)
+    return Bound(
+        model=price.model,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=0,
+        prompt_nanousd_per_mtok=prompt_price,
+        completion_nanousd_per_mtok=0,
+        request_nanousd=price.request_nanousd,
+        amount_nanousd=amount,
+        endpoint_nanousd_per_mtok=price.max_prompt_price(prompt_tokens),
+        is_context_length=is_context_length,
+        source=price.source,
+    )
+
+
+def _too_dear(model: str, amount: int) -> PriceUnknown:
+    return PriceUnknown(f"a call of {model} could cost {amount} nano-dollars, more than 1,000,000 USD")
 
 
 def _cache_percent(messages: Sequence[Message], parameters: Mapping[str, Any]) -> int:

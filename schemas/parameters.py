@@ -1,4 +1,4 @@
-"""Parameters of a chat completion that a task may set, each with its form; and those that it may not, with the reason.
+"""Parameters of completions and embeddings that a task may set, with their forms; and those that it may not, and why.
 
 All that pass leave the price of a token as it is, and are counted in the bound (`inference/bounds`). A parameter that
 would change the price, add charges of its own or return what a result has no place for is refused.
@@ -18,6 +18,7 @@ from tollbook.schemas.problems import shown
 MAX_SCHEMA_DEPTH: Final = 64
 MAX_TOOLS: Final = 512
 MAX_STOPS: Final = 64
+MAX_DIMENSIONS: Final = 8_192
 _MAX_SEED: Final = 2**63
 _FunctionName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$"), Expected("a name of 1 to 128 letters, digits and any of _ - . :")
@@ -85,7 +86,7 @@ Tool = Annotated[
 ]
 
 
-def _json_if_it_is(value: object) -> object:
+def json_if_it_is(value: object) -> object:
     """Read the JSON of a list or an object that a plain stream field holds; other text stays as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
@@ -99,7 +100,7 @@ def _choice_of(*words: str) -> Callable[[object], object]:
     """Return a validator that takes one of these words, or an object that names a tool."""
 
     def check(value: object) -> object:
-        value = _json_if_it_is(value)
+        value = json_if_it_is(value)
         if isinstance(value, dict) or (isinstance(value, str) and value in words):
             return cast("dict[str, Any] | str", value)
         raise ValueError(f"must be one of {', '.join(map(repr, words))}, or a JSON object that names what to call")
@@ -108,7 +109,7 @@ def _choice_of(*words: str) -> Callable[[object], object]:
 
 
 def _stops(value: object) -> object:
-    value = _json_if_it_is(value)
+    value = json_if_it_is(value)
     stops = (value,) if isinstance(value, str) else value
     if not isinstance(stops, list | tuple) or not all(
         isinstance(stop, str) and stop for stop in cast("list[object]", stops)
@@ -245,6 +246,10 @@ class Parameters(BaseModel):
     """Whether OpenAI keeps the completion."""
     transforms: tuple[Literal["middle-out"], ...] | None = None
     """OpenRouter: `["middle-out"]` shortens a prompt that is too long for the model."""
+    dimensions: Annotated[_Count, Field(ge=1, le=MAX_DIMENSIONS)] | None = None
+    """Embeddings: how many numbers a vector has, where the model can make shorter ones."""
+    encoding_format: Literal["float", "base64"] | None = None
+    """Embeddings: whether a vector is a list of numbers, or base64 text of 32-bit floats, which is shorter."""
 
     @model_validator(mode="before")
     @classmethod
@@ -273,6 +278,8 @@ class Parameters(BaseModel):
         return self.model_dump(mode="json", include=given, exclude_none=True) if given else {}
 
 
+EMBEDDINGS_PARAMETERS: Final = ("dimensions", "encoding_format")
+"""Parameters of embeddings, which have no others."""
 _LISTS: Final = frozenset({"stop", "tools", "functions", "transforms"})
 """Parameters of which an empty list counts as none."""
 JSON_PARAMETERS: Final = (

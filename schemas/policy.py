@@ -29,7 +29,7 @@ from tollbook.schemas.expectations import Expected
 from tollbook.schemas.identifiers import Identifier, is_hashed_id, normalise_id, split_values
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, nanousd_from_usd
 from tollbook.schemas.problems import did_you_mean, shown, unknown_name
-from tollbook.schemas.routes import Route
+from tollbook.schemas.routes import EMBEDDINGS, Route
 from tollbook.schemas.tasks import PING, RESERVED_STREAM_WORDS, InvalidTask, ModelId, Name, Task, may_be_prompt
 from tollbook.schemas.windows import WeekStart, WindowKind, find_zone
 
@@ -399,7 +399,7 @@ def check_task_type(task_type: str, policy: Policy) -> str:
 
 
 def _texts(task: Task) -> list[str]:
-    return [text for message in task.messages or () for text in message.texts]
+    return [*(task.input or ()), *(text for message in task.messages or () for text in message.texts)]
 
 
 def check_task(task: Task, policy: Policy) -> Task:
@@ -412,6 +412,12 @@ def check_task(task: Task, policy: Policy) -> Task:
         if value is not None and value not in known:
             found = "" if hides(value) else f", not {shown(value)}{did_you_mean(value, known)}"
             raise InvalidTask(f"'{field}' must be one of {', '.join(map(repr, known))}{found}")
+    if task.task != PING and (task.input is not None) != (policy.tasks[task.task].kind == EMBEDDINGS):
+        raise InvalidTask(
+            f"'input' is for embeddings, and {task.task} makes chat completions: give 'prompt' or 'messages'"
+            if task.input is not None
+            else f"{task.task} makes embeddings: give 'input' instead of 'prompt' or 'messages'"
+        )
     if task.reply_to in policy.streams:  # A reply there would be taken for a task.
         raise InvalidTask(f"'reply_to' {RESERVED_STREAM_WORDS} {task.reply_to!r} is")
     return task

@@ -6,7 +6,7 @@ Model ids of the defaults stand in one table, `MODELS`, under short names; route
 import json
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated, Any, Final, Self, cast
+from typing import Annotated, Any, Final, Literal, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -14,11 +14,13 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
+from tollbook.schemas.parameters import EMBEDDINGS_PARAMETERS
 from tollbook.schemas.problems import UTF8_WORDS, shown, unknown_name
 from tollbook.schemas.tasks import ModelId
 
@@ -35,6 +37,8 @@ PARAMETERS: Final = (
     "repetition_penalty", "logit_bias", "logprobs", "top_logprobs", "verbosity", "reasoning",
 )  # fmt: skip
 """Names of the parameters that a route may have beside its own fields."""
+EMBEDDINGS: Final = "embeddings"
+"""The kind of routes that make vectors of texts."""
 _MAX_PARAMS_BYTES: Final = 65_536
 
 
@@ -74,6 +78,10 @@ def _plain(value: object) -> object:
     return value
 
 
+def _kind(value: object) -> object:
+    return None if value == "chat" else value
+
+
 ResolvedModel = Annotated[ModelId, BeforeValidator(_resolved)]
 
 
@@ -82,9 +90,18 @@ class Route(BaseModel):
 
     Units: `max_tokens` completion tokens; `temperature` 0 to 2, or none, which is not sent. A reply that the limit cut
     off is asked for once more with `retry_max_tokens`, if that is set: the second try is held and paid for as well.
+    A route of kind `embeddings` has no limits and no cheaper model: it has models and `params`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "if": {"properties": {"kind": {"const": EMBEDDINGS}}, "required": ["kind"]},
+            "else": {"required": ["max_tokens"]},
+        },
+    )
 
     model: ResolvedModel
     """Model that is called first."""
@@ -105,8 +122,16 @@ class Route(BaseModel):
     """Model, or list of models, that are called in this order when the one before fails."""
     cheaper: ResolvedModel | None = None
     """Model that is called instead of the first where the first one's hold does not fit a budget."""
-    max_tokens: Annotated[int, BeforeValidator(_number), Field(ge=1, le=200_000)]
-    """Maximum completion tokens, reasoning included."""
+    kind: Annotated[
+        Literal["embeddings"] | None,
+        BeforeValidator(_kind),
+        WithJsonSchema({"type": "string", "enum": ["chat", "embeddings"]}, mode="validation"),
+    ] = None
+    """What is asked for: `embeddings`, which are vectors of a task's `input`; absent or `chat`: chat completions."""
+    max_tokens: Annotated[int | None, BeforeValidator(_number)] = Field(
+        default=None, ge=1, le=200_000, validate_default=True
+    )
+    """Maximum completion tokens, reasoning included; required, except for embeddings."""
     temperature: Annotated[float | None, BeforeValidator(_number)] = Field(
         default=None, ge=0, le=2, allow_inf_nan=False
     )
@@ -118,12 +143,27 @@ class Route(BaseModel):
     )
     """Further parameters of the request, such as `response_format`."""
 
+    @field_validator("max_tokens")
+    @classmethod
+    def _chat_has_a_limit(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is None and info.data.get("kind") is None:
+            raise ValueError("is missing")
+        return value
+
+    @field_validator("max_tokens", "temperature", "retry_max_tokens")
+    @classmethod
+    def _embeddings_have_none(cls, value: object, info: ValidationInfo) -> object:
+        if value is not None and info.data.get("kind") == EMBEDDINGS:
+            raise ValueError("is for chat completions, and not for embeddings")
+        return value
+
     @field_validator("params")
     @classmethod
-    def _params_are_known(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _params_are_known(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        known = EMBEDDINGS_PARAMETERS if info.data.get("kind") == EMBEDDINGS else PARAMETERS
         for name in value:
-            if name not in PARAMETERS:
-                raise ValueError(f"has an {unknown_name('parameter', name, PARAMETERS)}")
+            if name not in known:
+                raise ValueError(f"has an {unknown_name('parameter', name, known)}")
         try:
             size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
         except UnicodeEncodeError:
@@ -138,6 +178,8 @@ class Route(BaseModel):
     def _names_each_model_once(self) -> Self:
         if self.model in self.fallback:
             raise ValueError(f"the fallback is the model itself, {self.model}: name another model, or none")
+        if self.cheaper is not None and self.kind == EMBEDDINGS:
+            raise ValueError("'cheaper' is not for embeddings: vectors of two models cannot be compared")
         if self.cheaper == self.model:
             raise ValueError(f"the cheaper model is the model itself, {self.model}: name another, or none")
         for model in self.fallback:
@@ -147,7 +189,7 @@ class Route(BaseModel):
 
     @model_validator(mode="after")
     def _tries_again_with_a_larger_limit(self) -> Self:
-        if self.retry_max_tokens is not None and self.retry_max_tokens <= self.max_tokens:
+        if self.retry_max_tokens is not None and self.retry_max_tokens <= (self.max_tokens or 0):
             raise ValueError(
                 f"retry_max_tokens must be above max_tokens, which is {self.max_tokens}, got {self.retry_max_tokens}"
             )

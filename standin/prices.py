@@ -26,8 +26,16 @@ _LISTED: Final = {
     "google/gemini-2.5-flash": ("0.30", "2.50", "0.03", "0.383333333"),
     "openai/gpt-4o-mini": ("0.15", "0.60", "0.075", "0.15"),
 }
+# Dollars per million tokens of models that make embeddings.
+_LISTED_EMBEDDINGS: Final = {"openai/text-embedding-3-small": "0.02", "openai/text-embedding-3-large": "0.13"}
 PRICES: Final[dict[str, ListPrice]] = {
     model: ListPrice(*(int(Decimal(usd) * 1_000_000_000) for usd in prices)) for model, prices in _LISTED.items()
+}
+
+
+EMBEDDINGS_PRICES: Final[dict[str, ListPrice]] = {
+    model: ListPrice(nanousd, 0, nanousd, nanousd)
+    for model, nanousd in ((model, int(Decimal(usd) * 1_000_000_000)) for model, usd in _LISTED_EMBEDDINGS.items())
 }
 
 
@@ -35,7 +43,7 @@ def charge_nanousd(
     model: str, *, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0, written_tokens: int = 0
 ) -> int:
     """Return a request's cost by model, rounded up to the next nano-dollar. Errors: KeyError if it is not listed."""
-    price = PRICES[model]
+    price = PRICES.get(model) or EMBEDDINGS_PRICES[model]
     total = (
         (prompt_tokens - cached_tokens - written_tokens) * price.prompt
         + cached_tokens * price.cached

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import secrets
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
@@ -14,8 +15,17 @@ from aiohttp import web
 from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
 from tollbook.standin.book import Book, Entry
 from tollbook.standin.faults import FAULTS, FaultPlan, check_fault, http_fault
-from tollbook.standin.prices import PRICES, ListPrice, listing, usd_literal
-from tollbook.standin.replies import BadRequest, CompletionRequest, completion, error, filler, read_request
+from tollbook.standin.prices import EMBEDDINGS_PRICES, PRICES, ListPrice, listing, usd_literal
+from tollbook.standin.replies import (
+    BadRequest,
+    CompletionRequest,
+    EmbeddingsRequest,
+    completion,
+    error,
+    filler,
+    read_embeddings_request,
+    read_request,
+)
 from tollbook.standin.scenarios import SCENARIOS, Scenario
 
 _MAX_BODY_BYTES: Final = 32 * 1024 * 1024
@@ -68,7 +78,9 @@ class StandIn:
         """Listen. Errors: OSError if the port is taken."""
         app = web.Application(client_max_size=_MAX_BODY_BYTES)
         app.router.add_post("/api/v1/chat/completions", self._complete)
+        app.router.add_post("/api/v1/embeddings", self._embed)
         app.router.add_get("/api/v1/models", self._models)
+        app.router.add_get("/api/v1/embeddings/models", self._embeddings_models)
         app.router.add_get("/api/v1/generation", self._generation)
         app.router.add_get("/api/v1/key", self._key)
         app.router.add_get("/standin/book", self._show_book)
@@ -98,13 +110,21 @@ class StandIn:
         await self.stop()
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
+        return await self._serve(request, read_request)
+
+    async def _embed(self, request: web.Request) -> web.StreamResponse:
+        return await self._serve(request, read_embeddings_request)
+
+    async def _serve(self, request: web.Request, read: Callable[[Any], CompletionRequest]) -> web.StreamResponse:
         self.requests += 1
         generation_id = f"gen-standin-{self._run}-{next(self._ids)}"
         if not self._is_authorised(request):
             return _reply(401, error(401, "No auth credentials found"), generation_id)
         try:
-            asked = read_request(json.loads(await request.read()))
+            asked = read(json.loads(await request.read()))
             fault = check_fault(asked.fault) if asked.fault else self.faults.next()
+            if fault in SCENARIOS and SCENARIOS[fault].error is None and isinstance(asked, EmbeddingsRequest):
+                fault = None  # It is about the text of a completion.
         except BadRequest as exc:
             return _reply(exc.status, error(exc.status, str(exc)), generation_id)
         except (ValueError, RecursionError) as exc:
@@ -175,6 +195,19 @@ class StandIn:
             for model in PRICES.keys() | self.list_prices.keys()
         ]
         return web.json_response({"data": models})
+
+    async def _embeddings_models(self, _: web.Request) -> web.Response:
+        models = [
+            {
+                "id": model,
+                "description": "A stand-in, not OpenRouter",
+                "context_length": 8_192,
+                "architecture": {"input_modalities": ["text"], "output_modalities": ["embeddings"]},
+                "pricing": listing(price),
+            }
+            for model, price in EMBEDDINGS_PRICES.items()
+        ]
+        return web.json_response({"data": models if self.config.lists_prices else []})
 
     async def _generation(self, request: web.Request) -> web.Response:
         if not self._is_authorised(request):

@@ -7,6 +7,7 @@ from tollbook.audit.policies import PolicyVersion
 from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.policy_diff import policy_changes
 from tollbook.schemas.policy import BudgetRule, Policy
+from tollbook.schemas.routes import Route
 from tollbook.views.audit.texts import iso, moment
 from tollbook.views.tables import Printer, printable
 
@@ -72,7 +73,7 @@ def _print_tables(printer: Printer, policy: Policy) -> None:
         rows = [[rule.name, _by(rule), rule.window, _usd(rule.cap_usd), _more(rule)] for rule in policy.budgets]
         printer.table(("budget", "by", "window", "cap>", "also*"), rows, "Further budgets")
     rows = [
-        [name, printable(route.model), ", ".join(map(printable, route.fallback)) or "-", f"{route.max_tokens:,}"]
+        [name, printable(route.model), ", ".join(map(printable, route.fallback)) or "-", _limit(route)]
         for name, route in policy.tasks.items()
     ]
     printer.table(("task type", "model", "fallback*", "max tokens>"), rows, "Task types")
@@ -131,6 +132,10 @@ def _usd(usd: object) -> str:
 
 def _by(rule: BudgetRule) -> str:
     return " and ".join(rule.by) or "all together"
+
+
+def _limit(route: Route) -> str:
+    return "embeddings" if route.max_tokens is None else f"{route.max_tokens:,}"
 
 
 def _more(rule: BudgetRule) -> str:

@@ -58,6 +58,8 @@ class Call:
     metadata: dict[str, Any] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)  # G10
     """What the task itself sets for the completion, beside `max_tokens`."""
+    inputs: tuple[str, ...] = field(default=(), repr=False)  # G10
+    """The texts of which vectors are made; there are no messages then."""
 
     @property
     def attributes(self) -> dict[str, str]:
@@ -67,7 +69,6 @@ class Call:
             known["campaign"] = self.campaign_id
         return {**self.tags, **known} if self.tags else known
 
-    @classmethod
     @classmethod
     def of_task(
         cls, task: Task, *, call_id: str, run_id: RunId, policy: PolicyInForce, stream: str | None = None
@@ -90,7 +91,7 @@ class Call:
             user_id=task.user_id,
             plan=task.plan or rules.default_plan,
             task_type=task.task,
-            messages=task.chat(),
+            messages=() if task.input is not None else task.chat(),
             route=route.model_copy(
                 update={name: value for name, value in changes.items() if value is not None or name == "cheaper"}
             ),
@@ -102,6 +103,7 @@ class Call:
             stream=stream,
             metadata=task.metadata,
             parameters={**temperature, **task.parameters()},
+            inputs=task.input or (),
         )
 
     def parameters_for(self, model: str, models: ModelCatalogue) -> dict[str, Any]:
@@ -126,7 +128,7 @@ class Call:
 def with_larger_limit(call: Call, reply: Attempt) -> Call | None:
     """Return the call with the larger limit that its route has for a reply that was cut off, None where it has none."""
     larger = call.route.retry_max_tokens
-    if not reply.is_cut or larger is None or larger <= call.route.max_tokens:
+    if not reply.is_cut or larger is None or larger <= (call.route.max_tokens or 0):
         return None
     return replace(call, route=call.route.model_copy(update={"max_tokens": larger}))
 
@@ -210,6 +212,7 @@ def _said(attempt: Attempt) -> dict[str, Any]:
     """Return what an attempt contributes to a result."""
     return {
         "content": attempt.content,
+        "embeddings": list(attempt.embeddings) or None,
         "tool_calls": list(attempt.tool_calls) or None,
         "refusal": attempt.refusal,
         "reasoning": attempt.reasoning,

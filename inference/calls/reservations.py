@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import structlog
 
-from tollbook.inference.bounds import Bound, bound
+from tollbook.inference.bounds import Bound, bound, bound_embeddings
 from tollbook.inference.calls.call import Call, exhausted
 from tollbook.inference.calls.earlier_runs import EarlierRuns
 from tollbook.inference.calls.holds import Hold
@@ -304,12 +304,19 @@ def bound_attempt(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -
     unsupported = models.unsupported(model, call.parameters)
     if unsupported:
         raise ParameterUnsupported(model, unsupported)
-    inputs = models.of(model).input_modalities
+    facts = models.of(model)
+    if call.inputs:
+        if facts.makes_embeddings is False:
+            raise PriceUnknown.of_model(model, "it makes no embeddings")
+        return bound_embeddings(call.inputs, prices.price(model, now_ms), facts=facts)
+    if facts.makes_text is False:
+        raise PriceUnknown.of_model(model, "it makes no text")
+    inputs = facts.input_modalities
     if inputs is not None and "image" not in inputs and any(message.image_parts for message in call.messages):
         raise ParameterUnsupported(model, ["images"])
     parameters = call.parameters_for(model, models)
     price = prices.price(model, now_ms)
-    return bound(call.messages, call.route.max_tokens, price, parameters=parameters, facts=models.of(model))
+    return bound(call.messages, call.route.max_tokens, price, parameters=parameters, facts=facts)
 
 
 def can_attempt(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -> bool:

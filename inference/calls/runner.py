@@ -11,7 +11,7 @@ from typing import Final
 
 import structlog
 
-from tollbook.inference.attempts import Attempt, ChatRequest
+from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
 from tollbook.inference.calls.call import Call, failed_result, reply_result, with_larger_limit
 from tollbook.inference.calls.holds import Hold, charge_of, with_dearest_usage
 from tollbook.inference.calls.reservations import bound_attempt, can_attempt, reserved_payload
@@ -25,6 +25,7 @@ from tollbook.inference.calls.steps import (
 )
 from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.errors import PriceUnknown
+from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.ledger.errors import (
@@ -141,23 +142,34 @@ class CallRunner:
     async def _attempt(self, call: Call, hold: Hold) -> Attempt:
         hold.begin_attempt()
         prices, model = self._prices_of(call), hold.bound.model
-        models = prices.models
-        request = ChatRequest(
-            model=model,
-            messages=call.messages,
-            max_tokens=call.route.max_tokens,
-            parameters=call.parameters_for(model, models),
-            limit_name=models.limit_name(model),
-            user=self._provider_user(call.user_id),
-            price_limit=hold.bound,
-        )
-        with self._observer.attempting(request.model, hold.attempts) as record_outcome:
-            attempt = await self._provider.complete(request)
+        with self._observer.attempting(model, hold.attempts) as record_outcome:
+            attempt = await self._send(call, hold, model, prices.models)
             attempt = with_dearest_usage(attempt, hold.bound, prices, self._now_ms())
             charge = charge_of(attempt, hold.bound, prices, self._now_ms())
             record_outcome(attempt, charge)
         hold.finish_attempt(attempt, charge)
         return attempt
+
+    async def _send(self, call: Call, hold: Hold, model: str, models: ModelCatalogue) -> Attempt:
+        parameters, user = call.parameters_for(model, models), self._provider_user(call.user_id)
+        if call.inputs:
+            return await self._provider.embed(
+                EmbeddingsRequest(
+                    model=model, inputs=call.inputs, parameters=parameters, user=user, price_limit=hold.bound
+                )
+            )
+        assert call.route.max_tokens is not None, "a call without a limit has no bound, and so no hold"
+        return await self._provider.complete(
+            ChatRequest(
+                model=model,
+                messages=call.messages,
+                max_tokens=call.route.max_tokens,
+                parameters=parameters,
+                limit_name=models.limit_name(model),
+                user=user,
+                price_limit=hold.bound,
+            )
+        )
 
     async def _after_failure(self, call: Call, hold: Hold, failed: Attempt) -> str | None:
         """Decide what follows and prepare it; return why nothing does, or None."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
 from tollbook.inference.errors import PriceUnknown
-from tollbook.inference.models import ModelCatalogue
+from tollbook.inference.models import EMBEDDINGS, ModelCatalogue
 from tollbook.inference.prices.model_price import DatedPrice, ModelPrice, completed, dated_prices
 from tollbook.inference.prices.price_lists import PriceList, PriceLists
 from tollbook.schemas.policy import Policy
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Model names come from publishers, so the number of cached ones is limited.
 _MAX_CACHED_MODELS: Final = 10_000
-_TEXT: Final = frozenset({"text"})
+_PRICED_OUTPUTS: Final = frozenset({"text", EMBEDDINGS})
 POLICY: Final = "policy"
 """The source of prices that stand in the policy."""
 
@@ -97,7 +97,7 @@ class PriceCatalogue:
         return self.price(model, at_ms, service_tier=service_tier).cost(usage)
 
     def _refuse_other_outputs(self, model: str) -> None:
-        outputs = (self.models.of(model).output_modalities or _TEXT) - _TEXT
+        outputs = (self.models.of(model).output_modalities or _PRICED_OUTPUTS) - _PRICED_OUTPUTS
         if outputs:
             raise PriceUnknown.of_model(model, f"it puts out {', '.join(sorted(outputs))}; set it in TOLLBOOK_PRICES")
 

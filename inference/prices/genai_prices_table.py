@@ -155,7 +155,12 @@ def _highest_of(model: str, prices: list[ModelPrice]) -> ModelPrice:
                 cache_write_1h_nanousd_per_mtok=max(tier.cache_write_1h_nanousd_per_mtok for tier in choices),
             )
         )
-    return ModelPrice(model, tuple(tiers), request_nanousd=max(price.request_nanousd for price in prices))
+    return ModelPrice(
+        model,
+        tuple(tiers),
+        request_nanousd=max(price.request_nanousd for price in prices),
+        has_completion=all(price.has_completion for price in prices),
+    )
 
 
 def _model_price(model: str, listed: ListedPrice) -> ModelPrice:
@@ -165,8 +170,8 @@ def _model_price(model: str, listed: ListedPrice) -> ModelPrice:
         raise PriceUnknown.of_model(model, f"it is billed by {', '.join(unknown)} too")
     if not prices.keys() & {"input_mtok", "output_mtok"} and model.lower().endswith(":free"):
         return ModelPrice(model, (tier_from_usd(-1, Decimal(0), Decimal(0), None, None),))
-    if "input_mtok" not in prices or "output_mtok" not in prices:
-        raise PriceUnknown.of_model(model, "the price catalogue has no price for text in and text out")
+    if "input_mtok" not in prices:
+        raise PriceUnknown.of_model(model, "the price catalogue has no price for text")
     starts = {tier.start for value in prices.values() if isinstance(value, TieredPrices) for tier in value.tiers}
 
     def highest(start: int, *names: str) -> Decimal | None:
@@ -185,7 +190,12 @@ def _model_price(model: str, listed: ListedPrice) -> ModelPrice:
         for start in sorted({-1, *starts})
     )
     per_thousand_requests = highest(-1, "requests_kcount") or Decimal(0)
-    return ModelPrice(model, tiers, request_nanousd=nanousd_from_usd(per_thousand_requests / 1000))
+    return ModelPrice(
+        model,
+        tiers,
+        request_nanousd=nanousd_from_usd(per_thousand_requests / 1000),
+        has_completion="output_mtok" in prices,
+    )
 
 
 def _value_above(value: Decimal | TieredPrices, start: int) -> Decimal:

@@ -41,7 +41,8 @@ class PriceTier:
 class ModelPrice:
     """The price of one model. `tiers` ascend; the first, above -1 prompt tokens, is for any prompt.
 
-    `image_nanousd` is what an image of the prompt costs beside its tokens. `source` says where the price comes from, as
+    `image_nanousd` is what an image of the prompt costs beside its tokens. Without `has_completion`, it is the price of
+    a model that makes embeddings, and no completion has a price. `source` says where the price comes from, as
     the ledger has it: `policy`, `provider <when it was fetched>` or `catalogue <version>`.
     """
 
@@ -49,6 +50,7 @@ class ModelPrice:
     tiers: tuple[PriceTier, ...]
     request_nanousd: int = 0
     image_nanousd: int = 0
+    has_completion: bool = True
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:

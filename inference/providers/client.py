@@ -13,12 +13,12 @@ import httpx
 import structlog
 from pydantic import SecretStr
 
-from tollbook.inference.attempts import Attempt, ChatRequest
+from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
 from tollbook.inference.errors import ProviderRefused, ProviderUnavailable
 from tollbook.inference.models import ModelFacts, facts_of
 from tollbook.inference.providers.bodies import read_json
 from tollbook.inference.providers.replies import generation_id_of, read_reply
-from tollbook.inference.providers.request_bodies import completion_body
+from tollbook.inference.providers.request_bodies import completion_body, embeddings_body
 from tollbook.inference.providers.transport import Connection, Exchange
 from tollbook.inference.providers.usage_report import read_cost
 from tollbook.schemas.money import MoneyError, format_usd
@@ -67,6 +67,7 @@ class ProviderClient:
             transport=transport,
         )
         self._completions_url = self._connection.url("chat/completions")
+        self._embeddings_url = self._connection.url("embeddings")
         self._is_openrouter = is_openrouter
         self._is_openai = is_openai
         self._monotonic = monotonic
@@ -110,8 +111,16 @@ class ProviderClient:
             may then have been charged.
         """
         body = completion_body(request, is_openrouter=self._is_openrouter, is_openai=self._is_openai)
+        return await self._post(self._completions_url, body, request)
+
+    async def embed(self, request: EmbeddingsRequest) -> Attempt:
+        """Send one request for vectors and return how it ended. Errors: as `complete`."""
+        body = embeddings_body(request, is_openrouter=self._is_openrouter)
+        return await self._post(self._embeddings_url, body, request)
+
+    async def _post(self, url: httpx.URL, body: bytes, request: ChatRequest | EmbeddingsRequest) -> Attempt:
         started = self._monotonic()
-        exchange = await self._connection.exchange("POST", self._completions_url, body)
+        exchange = await self._connection.exchange("POST", url, body)
         attempt = self._attempt(exchange, request, round(1000 * (self._monotonic() - started)))
         if attempt.usage_doubt is not None:
             _log.warning("provider.usage_doubted", model=request.model, problem=attempt.usage_doubt)
@@ -140,8 +149,18 @@ class ProviderClient:
         data = await self._data("models")
         if not isinstance(data, list):
             raise ProviderUnavailable("the list of models cannot be read")
-        listed = [_table(model) for model in cast(list[Any], data)]
+        listed = [_table(model) for model in [*cast(list[Any], data), *await self._embeddings_models()]]
         return {model["id"]: facts_of(model) for model in listed if isinstance(model.get("id"), str)}
+
+    async def _embeddings_models(self) -> list[Any]:
+        """Return what OpenRouter lists apart: the models that make embeddings. Errors: ProviderUnavailable."""
+        if not self._is_openrouter:
+            return []
+        try:
+            data = await self._data("embeddings/models")
+        except ProviderRefused:
+            return []  # A stand-in for OpenRouter may have none.
+        return cast(list[Any], data) if isinstance(data, list) else []
 
     async def check_key(self) -> str:
         """Return one line about the key, or about the server if it is not OpenRouter.
@@ -159,7 +178,7 @@ class ProviderClient:
             "the key is valid" if remaining is None else f"the key is valid, {format_usd(remaining)} left of its limit"
         )
 
-    def _attempt(self, exchange: Exchange, request: ChatRequest, latency_ms: int) -> Attempt:
+    def _attempt(self, exchange: Exchange, request: ChatRequest | EmbeddingsRequest, latency_ms: int) -> Attempt:
         status, fault = exchange.status, exchange.fault
         # Of a reply that broke, an error status says more than how it broke.
         if status is not None and (fault is None or not 200 <= status < 300):
@@ -171,7 +190,8 @@ class ProviderClient:
                 is_openrouter=self._is_openrouter,
                 latency_ms=latency_ms,
                 now_s=self._now_s(),
-                max_tokens=request.max_tokens,
+                max_tokens=request.max_tokens if isinstance(request, ChatRequest) else None,
+                inputs=len(request.inputs) if isinstance(request, EmbeddingsRequest) else None,
             )
         assert fault is not None, "an exchange has a status or a fault"
         return Attempt(

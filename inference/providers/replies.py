@@ -14,6 +14,7 @@ from typing import Any, Final
 from tollbook.inference.attempts import Attempt, ChargeStatus
 from tollbook.inference.providers.answers import CONTENT_FILTER, LENGTH, Answer, read_answer
 from tollbook.inference.providers.bodies import read_document
+from tollbook.inference.providers.embeddings import read_embeddings
 from tollbook.inference.providers.json_values import as_table, first_table
 from tollbook.inference.providers.provider_errors import END_UNKNOWN, ProviderError, error_of, read_error
 from tollbook.inference.providers.usage_report import UsageReport, read_usage
@@ -36,8 +37,9 @@ def read_reply(
     latency_ms: int,
     now_s: float,
     max_tokens: int | None = None,
+    inputs: int | None = None,
 ) -> Attempt:
-    """Read a whole reply.
+    """Read a whole reply: a completion, or with `inputs` so many vectors.
 
     `now_s` is the time of day, for a Retry-After that is a date in a reply without a Date. `max_tokens` is the limit of
     the request, by which a reply is seen to be cut whose provider does not say so.
@@ -69,6 +71,8 @@ def read_reply(
     error = _error_in(document)
     if error is not None or answer.finish_reason == "error":
         return _failed(read_error(error), answer, report, common, is_openrouter)
+    if inputs is not None:
+        return read_embeddings(document, report, common, model=model, inputs=inputs)
     if answer.is_answer:
         return _answered(answer, report, common, model)
     return _unanswered(answer, report, common, model, max_tokens)

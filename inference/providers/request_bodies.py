@@ -3,7 +3,7 @@
 import json
 from typing import Any, Final, cast
 
-from tollbook.inference.attempts import ChatRequest
+from tollbook.inference.attempts import ChatRequest, EmbeddingsRequest
 from tollbook.inference.bounds import Bound
 from tollbook.schemas.messages import Message
 from tollbook.schemas.money import usd_from_nanousd
@@ -31,6 +31,21 @@ def completion_body(request: ChatRequest, *, is_openrouter: bool, is_openai: boo
         if request.price_limit is not None:
             preferences["max_price"] = _max_price(request.price_limit)
         body["provider"] = preferences
+    return json.dumps(body).encode()
+
+
+def embeddings_body(request: EmbeddingsRequest, *, is_openrouter: bool) -> bytes:
+    """Return the body that asks for embeddings; one text is sent as such, since not every server takes a list."""
+    inputs = list(request.inputs)
+    body: dict[str, Any] = {
+        "model": request.model,
+        "input": inputs[0] if len(inputs) == 1 else inputs,
+        **request.parameters,
+    }
+    if request.user is not None:
+        body["user"] = request.user
+    if is_openrouter and request.price_limit is not None:
+        body["provider"] = {"max_price": _max_price(request.price_limit)}  # G1
     return json.dumps(body).encode()
 
 
