@@ -68,6 +68,7 @@ class Attempt:
     latency_ms: int
     content: str | None = None
     embeddings: tuple[Any, ...] = ()
+    images: tuple[str, ...] = ()
     tool_calls: tuple[dict[str, Any], ...] = ()
     refusal: str | None = None
     reasoning: str | None = None

@@ -59,6 +59,9 @@ class RequestFields(TypedDict, total=False):
     prompt_cache_key: str | None
     prompt_cache_retention: str | None
     store: bool | None
+    modalities: Sequence[str] | None
+    image_config: Mapping[str, str | int] | None
+    web_search_options: Mapping[str, Any] | None
     transforms: Sequence[str] | None
     dimensions: int | None
     encoding_format: str | None

@@ -159,6 +159,13 @@ class ResponseFormat(Form):
         return self
 
 
+class WebSearchOptions(Form):
+    """How the web is searched: how much of it, and for whom."""
+
+    search_context_size: Literal["low", "medium", "high"] | None = None
+    user_location: dict[str, Any] | None = Field(default=None, repr=False)
+
+
 class Prediction(Form):
     """What much of the answer will be. Tokens of it that are not used are billed as completion tokens."""
 
@@ -244,6 +251,12 @@ class Parameters(BaseModel):
     """How long OpenAI keeps the prompt in its cache."""
     store: bool | None = None
     """Whether OpenAI keeps the completion."""
+    modalities: tuple[Literal["text", "image"], ...] | None = None
+    """What the answer is to have, as JSON: `["text", "image"]`. Images only where the policy has a price of them."""
+    image_config: Annotated[dict[str, str | int], Field(max_length=16)] | None = None
+    """OpenRouter: the form of images that are made, as JSON: `{"aspect_ratio": "16:9"}`."""
+    web_search_options: WebSearchOptions | None = Field(default=None, repr=False)
+    """Search the web, as JSON: `{"search_context_size": "low"}`. Only where the policy has a price of it."""
     transforms: tuple[Literal["middle-out"], ...] | None = None
     """OpenRouter: `["middle-out"]` shortens a prompt that is too long for the model."""
     dimensions: Annotated[_Count, Field(ge=1, le=MAX_DIMENSIONS)] | None = None
@@ -257,7 +270,11 @@ class Parameters(BaseModel):
         if not isinstance(value, Mapping):
             return value
         fields = cast("Mapping[str, object]", value)
-        return {name: each for name, each in fields.items() if each is not None and not (name in _LISTS and not each)}
+        return {
+            name: each
+            for name, each in fields.items()
+            if each is not None and not (name in _LISTS and (not each or (name == "modalities" and each == ["text"])))
+        }
 
     @model_validator(mode="after")
     def _can_be_written(self) -> Self:
@@ -278,17 +295,21 @@ class Parameters(BaseModel):
         return self.model_dump(mode="json", include=given, exclude_none=True) if given else {}
 
 
+IMAGE_PARAMETERS: Final = frozenset({"modalities", "image_config"})
+"""Parameters that have images made."""
+SEARCH: Final = "web_search_options"
+"""The parameter that has the web searched."""
 EMBEDDINGS_PARAMETERS: Final = ("dimensions", "encoding_format")
 """Parameters of embeddings, which have no others."""
-_LISTS: Final = frozenset({"stop", "tools", "functions", "transforms"})
+_LISTS: Final = frozenset({"stop", "tools", "functions", "transforms", "modalities"})
 """Parameters of which an empty list counts as none."""
 JSON_PARAMETERS: Final = (
     "logit_bias", "response_format", "tools", "functions", "reasoning", "prediction", "cache_control", "transforms",
+    "web_search_options", "modalities", "image_config",
 )  # fmt: skip
 """Parameters that are JSON text in a plain stream field."""
 
-_WEB_SEARCH: Final = "the provider bills each web search, and no price of it is configured"
-_OUTPUTS: Final = "only text comes back in a result, and images and audio have no bound"
+_WEB_SEARCH: Final = "`web_search_options` asks for web searches, where the policy has a price of them"
 _ROUTING: Final = "a task names one `model`, and its route the fallback: each is priced before it is called"
 REFUSED: Final[Mapping[str, str]] = {
     "n": "a result holds one answer: publish one task for each",
@@ -297,7 +318,6 @@ REFUSED: Final[Mapping[str, str]] = {
     "stream_options": "a result is delivered whole",
     "service_tier": "it changes the price of a token, and the bound rests on the standard price",
     "speed": "it changes the price of a token, and the bound rests on the standard price",
-    "web_search_options": _WEB_SEARCH,
     "web_search": _WEB_SEARCH,
     "search_parameters": _WEB_SEARCH,
     "enable_search": _WEB_SEARCH,
@@ -305,9 +325,7 @@ REFUSED: Final[Mapping[str, str]] = {
     "stop_server_tools_when": "tools that the provider runs have no bound",
     "max_tool_calls": "tools that the provider runs have no bound",
     "mcp_servers": "tools that the provider runs have no bound",
-    "modalities": _OUTPUTS,
-    "audio": _OUTPUTS,
-    "image_config": _OUTPUTS,
+    "audio": "a result has no place for sound, and its price is not known",
     "models": _ROUTING,
     "route": _ROUTING,
     "preset": _ROUTING,
@@ -327,7 +345,6 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "web_search": (False,),
     "enable_search": (False,),
     "plugins": ([],),
-    "modalities": (["text"], []),
     "extra_body": ({},),
     "extra_headers": ({},),
     "extra_query": ({},),

@@ -170,6 +170,16 @@ class PriceRule(Rule):
     """A million prompt tokens that the provider read from its cache; absent: as `prompt`."""
     cache_write: UsdPerMtok | None = None
     """A million prompt tokens that the provider wrote into its cache; absent: as `prompt`."""
+    image: UsdPerMtok | None = None
+    """A million prompt tokens of images, dollars; absent: as `prompt`."""
+    audio: UsdPerMtok | None = None
+    """A million prompt tokens of sound, dollars; absent: sound is refused."""
+    video: UsdPerMtok | None = None
+    """A million prompt tokens of videos, dollars; absent: videos are refused."""
+    image_output: UsdPerMtok | None = None
+    """A million completion tokens of images, dollars; absent: a model that puts out images is refused."""
+    web_search: UsdPerMtok | None = None
+    """One request with `web_search_options`, dollars beside its tokens; absent: searches are refused."""
     request: UsdPerMtok = Decimal(0)
     """One request, dollars."""
     starts: Annotated[Day | None, Field(alias="from")] = None
@@ -181,6 +191,26 @@ class PriceRule(Rule):
         if self.starts is None:
             return None
         return round(datetime.combine(date.fromisoformat(self.starts), time.min, UTC).timestamp()) * 1000
+
+
+TokenLimit = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, le=1_000_000)]
+
+
+class ModelRule(Rule):
+    """The most tokens that a model makes of one image, sound, file or video, where the provider publishes it."""
+
+    image_tokens: TokenLimit | None = None
+    """Most tokens of one image; absent: what is known of the model."""
+    audio_tokens: TokenLimit | None = None
+    """Most tokens of one sound; absent: by `audio_tokens_per_second`."""
+    audio_tokens_per_second: TokenLimit | None = None
+    """Most tokens of a second of sound, in the formats wav and mp3; absent: by `audio_tokens`."""
+    file_tokens: TokenLimit | None = None
+    """Most tokens of one file; absent: files are refused."""
+    video_tokens: TokenLimit | None = None
+    """Most tokens of one video; absent: videos are refused."""
+    web_search_tokens: TokenLimit | None = None
+    """Most tokens that a request's web searches add to its prompt; absent: all that the model can read."""
 
 
 def _each(value: object) -> object:
@@ -255,6 +285,8 @@ class Policy(Rule):
     """Budgets beside the user's billing period."""
     prices: dict[ModelId, Prices] = Field(default_factory=dict[str, tuple[PriceRule, ...]])
     """Prices by model id, before the catalogue's: one table, or several with their days."""
+    models: dict[ModelId, ModelRule] = Field(default_factory=dict[str, ModelRule])
+    """Models by id, with the most tokens of an image, a sound, a file or a video."""
     providers: dict[Name, ProviderRule] = Field(default_factory=dict[str, ProviderRule])
     """Providers by name, beside the default one."""
     alerts: AlertRule = AlertRule()
@@ -316,7 +348,8 @@ class Policy(Rule):
 
     def content(self) -> dict[str, Any]:
         """Return what stands on the ledger: everything but the alerts' receivers, dollars as strings."""
-        return self.model_dump(mode="json", by_alias=True, exclude={"alerts"}, exclude_none=True)
+        left_out = {"alerts"} if self.models else {"alerts", "models"}
+        return self.model_dump(mode="json", by_alias=True, exclude=left_out, exclude_none=True)
 
     @cached_property
     def digest(self) -> str:

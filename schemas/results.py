@@ -66,6 +66,8 @@ class InferenceResult(BaseModel):
     embeddings: list[list[float]] | list[str] | None = None
     """The vectors of a task for embeddings, one for each text of `input`, in its order: lists of numbers, or base64 of
     32-bit floats where `encoding_format` is `base64`."""
+    images: list[str] | None = None
+    """Images that the model made: `data:` URLs or addresses."""
     refusal: str | None = None
     """The model's own words where it declines to answer. The task is `done`."""
     reasoning: str | None = None

@@ -213,6 +213,7 @@ def _said(attempt: Attempt) -> dict[str, Any]:
     return {
         "content": attempt.content,
         "embeddings": list(attempt.embeddings) or None,
+        "images": list(attempt.images) or None,
         "tool_calls": list(attempt.tool_calls) or None,
         "refusal": attempt.refusal,
         "reasoning": attempt.reasoning,

@@ -21,6 +21,7 @@ from tollbook.inference.calls.retry import MODELS_OF_A_CALL
 from tollbook.inference.calls.steps import CallObserver, Unobserved, cleanup_shielded
 from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce
 from tollbook.inference.errors import ParameterUnsupported, PriceUnknown
+from tollbook.inference.media import WORDS, kind_of
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.ledger.errors import IdempotencyConflict, PolicyChanged
 from tollbook.ledger.gate.ledger import Ledger
@@ -312,11 +313,19 @@ def bound_attempt(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -
     if facts.makes_text is False:
         raise PriceUnknown.of_model(model, "it makes no text")
     inputs = facts.input_modalities
-    if inputs is not None and "image" not in inputs and any(message.image_parts for message in call.messages):
-        raise ParameterUnsupported(model, ["images"])
-    parameters = call.parameters_for(model, models)
+    if inputs is not None and not {"image", "audio", "file", "video"} <= inputs:
+        kinds = {kind_of(part) for message in call.messages for part in message.media_parts}
+        if kinds - inputs:
+            raise ParameterUnsupported(model, sorted(WORDS[kind] for kind in kinds - inputs))
     price = prices.price(model, now_ms)
-    return bound(call.messages, call.route.max_tokens, price, parameters=parameters, facts=facts)
+    return bound(
+        call.messages,
+        call.route.max_tokens,
+        price,
+        parameters=call.parameters_for(model, models),
+        facts=facts,
+        limits=prices.limits(model),
+    )
 
 
 def can_attempt(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -> bool:

@@ -15,7 +15,7 @@ from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.models import EMBEDDINGS, ModelCatalogue
 from tollbook.inference.prices.model_price import DatedPrice, ModelPrice, completed, dated_prices
 from tollbook.inference.prices.price_lists import PriceList, PriceLists
-from tollbook.schemas.policy import Policy
+from tollbook.schemas.policy import ModelRule, Policy
 from tollbook.schemas.usage import Usage
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Model names come from publishers, so the number of cached ones is limited.
 _MAX_CACHED_MODELS: Final = 10_000
 _PRICED_OUTPUTS: Final = frozenset({"text", EMBEDDINGS})
+_NO_LIMITS: Final = ModelRule()
 POLICY: Final = "policy"
 """The source of prices that stand in the policy."""
 
@@ -40,8 +41,13 @@ class PriceCatalogue:
         *,
         provider: str = "openrouter",
         models: ModelCatalogue | None = None,
+        limits: Mapping[str, ModelRule] | None = None,
     ) -> None:
-        """Without `models`, nothing is known that the provider says: neither of its models nor of their prices."""
+        """Without `models`, nothing is known that the provider says: neither of its models nor of their prices.
+
+        `limits` are what the policy says of models.
+        """
+        self._limits = {model.lower(): rule for model, rule in (limits or {}).items()}
         self.models = models or ModelCatalogue()
         self._overrides = {model.lower(): _in_order(prices) for model, prices in (overrides or {}).items()}
         self._provider = provider
@@ -52,7 +58,7 @@ class PriceCatalogue:
     def of_policy(cls, policy: Policy, *, provider: str, models: ModelCatalogue | None = None) -> Self:
         """Make the catalogue with the prices of a policy before all others. Without `models`, no list is known."""
         overrides = {model: dated_prices(model, rules) for model, rules in policy.prices.items()}
-        return cls(overrides, provider=provider, models=models)
+        return cls(overrides, provider=provider, models=models, limits=policy.models)
 
     @classmethod
     def from_settings(cls, settings: "Settings", policy: Policy) -> Self:
@@ -68,6 +74,7 @@ class PriceCatalogue:
         configured = self._overrides.get(model.lower(), ())
         own = _at(configured, at_ms)
         if own is not None:
+            self._refuse_other_outputs(model, own)
             return replace(own, model=model, source=POLICY)
         try:
             self._refuse_other_outputs(model)
@@ -76,6 +83,10 @@ class PriceCatalogue:
             if configured:
                 raise PriceUnknown.of_model(model, "its configured price is not in force yet") from None
             raise
+
+    def limits(self, model: str) -> ModelRule:
+        """Return what the policy says of a model's images, sounds, files and videos."""
+        return self._limits.get(model.lower(), _NO_LIMITS)
 
     def knows(self, model: str, at_ms: int) -> bool:
         """Whether a price of the model is known."""
@@ -96,10 +107,14 @@ class PriceCatalogue:
         """Return what this usage costs in nano-dollars, rounded up once. Errors: PriceUnknown."""
         return self.price(model, at_ms, service_tier=service_tier).cost(usage)
 
-    def _refuse_other_outputs(self, model: str) -> None:
+    def _refuse_other_outputs(self, model: str, own: ModelPrice | None = None) -> None:
         outputs = (self.models.of(model).output_modalities or _PRICED_OUTPUTS) - _PRICED_OUTPUTS
+        if own is not None and own.image_output is not None:
+            outputs -= {"image"}
         if outputs:
-            raise PriceUnknown.of_model(model, f"it puts out {', '.join(sorted(outputs))}; set it in TOLLBOOK_PRICES")
+            raise PriceUnknown.of_model(
+                model, f"it puts out {', '.join(sorted(outputs))}; set image_output in its price of the policy"
+            )
 
     def _listed(self, model: str, at_ms: int, service_tier: str) -> ModelPrice | None:
         """Return the price in the provider's list, completed by the catalogue's where that has one too."""

@@ -256,6 +256,7 @@ def _counted(report: UsageReport) -> UsageReport:
 def _said(answer: Answer) -> dict[str, Any]:
     return {
         "content": answer.content,
+        "images": answer.images,
         "tool_calls": answer.tool_calls,
         "refusal": answer.refusal,
         "reasoning": answer.reasoning,

@@ -216,6 +216,51 @@ async def test_a_prompt_is_bounded_by_what_the_model_can_read(
         assert bound_text(bound).startswith("300 prompt tokens (all that the model can read) x ")
 
 
+MEDIA: Final = [
+    {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "mp3"}},
+    {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,AAAA"}},
+    {"type": "video_url", "video_url": {"url": "https://x.test/a.mp4"}},
+    IMAGE,
+]
+MEDIA_POLICY: Final = """
+[models."google/gemini-2.5-flash"]
+image_tokens = 1_000
+audio_tokens_per_second = 32
+file_tokens = 2_000
+video_tokens = 3_000
+
+[prices."google/gemini-2.5-flash"]
+prompt = 0.3
+completion = 2.5
+audio = 1
+video = 0.3
+web_search = 0.035
+"""
+
+
+async def test_media_and_searches_are_sent_where_the_policy_bounds_them(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """G1 G8."""
+    policy = tmp_path / "tollbook.toml"
+    policy.write_text(MEDIA_POLICY)
+    task = {"messages": [{"role": "user", "content": MEDIA}], "model": "google/gemini-2.5-flash"}
+    async with recording(server_url, tmp_path / "data", policy_file=policy) as (running, standin):
+        result = await run(running, 1, task)
+        assert (result.status, result.error) == (TaskStatus.DONE, None)
+        assert standin.bodies[-1]["messages"] == task["messages"]
+        rows = await running.query("SELECT payload FROM events WHERE type = 'budget-reserved'")
+        bound = BudgetReserved.model_validate_json(rows[0]["payload"]).bound
+        surcharge = -(-32 * (1_000 - 300) // 300)  # A second of sound costs more than other tokens.
+        assert bound.prompt_tokens == 128 + 32 + 1_000 + 32 + 2_000 + 3_000 + surcharge
+        refused = await run(running, 2, {**task, "model": "anthropic/claude-sonnet-4"})
+        assert refused.error_code is ErrorCode.PRICE_UNKNOWN
+        assert "has no upper bound: the policy's [models] has no audio_tokens of it" in refused.error
+        searched = await run(running, 3, {"model": task["model"], "web_search_options": {}})
+        assert "a web search by google/gemini-2.5-flash has no upper bound" in searched.error
+        assert len(standin.bodies) == 1
+
+
 @pytest.mark.parametrize("form", ["hashed", "none", "plain"])
 async def test_the_provider_is_told_a_name_of_its_own_for_a_user(
     form: str, redis_client: Redis, server_url: str, tmp_path: Path
