@@ -118,6 +118,10 @@ class Call:
         route = self.route.model_copy(update={"model": self.route.cheaper, "cheaper": None})
         return replace(self, route=route, downgraded_from=self.route.model)
 
+    def of_fallback(self, model: str) -> "Call":
+        """Return this call of one of its route's fallbacks, which those after it follow."""
+        return replace(self, route=self.route.model_copy(update={"model": model, "fallback": self.route.after(model)}))
+
     def under(self, policy: PolicyInForce) -> "Call":
         """Return this call by another policy: route, bound and budgets follow from one (G11). Errors: InvalidTask."""
         if policy.version == self.policy_version:

@@ -175,7 +175,7 @@ class Reservations:
         if not await self._results.claim(call.call_id, call.user_id):  # G4
             raise IdempotencyConflict(call.call_id)
         try:
-            first = bound_attempt(call, call.route.model, policy.prices, self._now_ms())
+            call, first = bound_first(call, policy.prices, self._now_ms())
         except (PriceUnknown, ParameterUnsupported) as exc:  # G8
             if await self._policies.refresh():
                 raise PolicyChanged(self._policies.of(call.user_id).version) from exc  # G11
@@ -229,7 +229,7 @@ class Reservations:
             return None
         try:
             cheaper = bound_attempt(call, call.route.cheaper, policy.prices, self._now_ms())
-        except PriceUnknown:
+        except (PriceUnknown, ParameterUnsupported):
             return None
         return (call.downgraded(), cheaper) if cheaper.amount_nanousd < first.amount_nanousd else None
 
@@ -326,6 +326,20 @@ def bound_attempt(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -
         facts=facts,
         limits=prices.limits(model),
     )
+
+
+def bound_first(call: Call, prices: PriceCatalogue, now_ms: int) -> tuple[Call, Bound]:
+    """Bound the first attempt of a call: by its first model, else by the first fallback that takes what the task sets.
+
+    Returns the call of that model. Errors: PriceUnknown; ParameterUnsupported, for the first model, where none does.
+    """
+    try:
+        return call, bound_attempt(call, call.route.model, prices, now_ms)
+    except ParameterUnsupported:
+        for model in call.route.after(call.route.model):
+            if can_attempt(call, model, prices, now_ms):
+                return call.of_fallback(model), bound_attempt(call, model, prices, now_ms)
+        raise
 
 
 def can_attempt(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -> bool:

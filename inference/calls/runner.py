@@ -184,8 +184,8 @@ class CallRunner:
             next_model = fallback
         try:
             self._bound_next(call, hold, next_model)
-        except PriceUnknown as exc:
-            return _untried(failed, next_model, exc)  # The policy changed since the call began.
+        except (PriceUnknown, InvalidTask) as exc:
+            return _untried(failed, next_model, exc)  # The policy or the provider's list changed since the call began.
         with self._observer.preparing(
             "fallback" if isinstance(step, FallBack) else "retry",
             from_model=model,

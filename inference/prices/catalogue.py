@@ -97,11 +97,15 @@ class PriceCatalogue:
         return True
 
     def has_larger_context(self, model: str, than: str) -> bool:
-        """Whether a model's context is known to be larger than another one's."""
+        """Whether a model's context is known to be larger than another's: by the provider's list, else the table."""
+        larger, smaller = self._context_tokens(model), self._context_tokens(than)
+        return larger is not None and smaller is not None and larger > smaller
+
+    def _context_tokens(self, model: str) -> int | None:
         from tollbook.inference.prices.genai_prices_table import context_tokens
 
-        larger, smaller = (context_tokens(each, self._provider) for each in (model, than))
-        return larger is not None and smaller is not None and larger > smaller
+        listed = self.models.of(model).context_length
+        return context_tokens(model, self._provider) if listed is None else listed
 
     def cost(self, model: str, usage: Usage, at_ms: int, *, service_tier: str = "") -> int:
         """Return what this usage costs in nano-dollars, rounded up once. Errors: PriceUnknown."""

@@ -183,7 +183,13 @@ MODELS: Final = [
         "supported_parameters": ["max_tokens", "tools", "tool_choice", "stop"],
         "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
     },
-    {"id": "google/gemini-2.5-flash", "supported_parameters": ["max_tokens", "temperature", "seed", "tools"]},
+    {
+        "id": "google/gemini-2.5-flash",
+        "context_length": 10_000,
+        "supported_parameters": ["max_tokens", "temperature", "seed", "tools"],
+        "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
+    },
+    {"id": "openai/gpt-4o-mini", "supported_parameters": ["max_tokens", "logprobs"]},
 ]
 
 
@@ -191,9 +197,9 @@ async def test_what_a_model_does_not_support_is_told_before_money_is_held(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     async with recording(server_url, tmp_path / "data", models=MODELS) as (running, standin):
-        refused = await run(running, 1, {"seed": 7})
+        refused = await run(running, 1, {"logprobs": True})
         assert (refused.status, refused.error_code) == (TaskStatus.INVALID, ErrorCode.INVALID_TASK)
-        assert refused.error == "anthropic/claude-3-haiku does not support 'seed'"
+        assert refused.error == "anthropic/claude-3-haiku does not support 'logprobs'"
         pictured = await run(running, 2, {"messages": [{"role": "user", "content": [IMAGE]}]})
         assert pictured.error == "anthropic/claude-3-haiku does not support 'images'"
         assert standin.bodies == []
@@ -203,6 +209,22 @@ async def test_what_a_model_does_not_support_is_told_before_money_is_held(
         assert done.status is TaskStatus.DONE
         assert "temperature" not in standin.bodies[-1]
         assert standin.bodies[-1]["min_p"] == 0.1
+
+
+async def test_a_fallback_that_supports_what_the_task_sets_is_asked_first(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """G1: by its own price, and held against the budgets of that model."""
+    async with recording(server_url, tmp_path / "data", models=MODELS) as (running, standin):
+        done = await run(running, 1, {"seed": 7})
+        assert (done.status, done.model_used) == (TaskStatus.DONE, "google/gemini-2.5-flash")
+        assert [(body["model"], body["seed"]) for body in standin.bodies] == [("google/gemini-2.5-flash", 7)]
+        rows = await running.query("SELECT type, model FROM events WHERE call_id = '1' ORDER BY seq")
+        assert [row["type"] for row in rows] == ["budget-reserved", "model-called", "cost-recorded"]
+        assert {row["model"] for row in rows} == {"google/gemini-2.5-flash"}
+        # Its own fallbacks are those after it, and the first model is none of them.
+        failed = await run(running, 2, {"seed": 7, "prompt": "[[fault=http_404]]"})
+        assert (failed.status, len(standin.bodies)) == (TaskStatus.FAILED, 2)
 
 
 async def test_a_prompt_is_bounded_by_what_the_model_can_read(
