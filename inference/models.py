@@ -16,6 +16,7 @@ from tollbook.schemas.policy import Dialect, ProviderRule
 if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
 
+EMBEDDINGS: Final = "embeddings"
 LIMIT: Final = "max_tokens"
 COMPLETION_LIMIT: Final = "max_completion_tokens"
 # OpenAI's reasoning models refuse `max_tokens`, also behind servers of others (checked November 2026).
@@ -58,6 +59,16 @@ class ModelFacts:
     input_modalities: frozenset[str] | None = None
     output_modalities: frozenset[str] | None = None
     pricing: Pricing | None = None
+
+    @property
+    def makes_embeddings(self) -> bool | None:
+        """Whether it makes vectors; None where nothing is said."""
+        return None if self.output_modalities is None else EMBEDDINGS in self.output_modalities
+
+    @property
+    def makes_text(self) -> bool | None:
+        """Whether it makes text; None where nothing is said."""
+        return None if self.output_modalities is None else "text" in self.output_modalities
 
 
 _NOTHING_KNOWN: Final = ModelFacts()

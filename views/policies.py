@@ -7,7 +7,7 @@ from tollbook.audit.policies import PolicyVersion
 from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.policy_diff import policy_changes
 from tollbook.schemas.policy import BudgetRule, Policy, PriceRule
-from tollbook.schemas.routes import Target
+from tollbook.schemas.routes import Route, Target
 from tollbook.views.audit.texts import iso, moment
 from tollbook.views.tables import Printer, printable
 
@@ -77,7 +77,7 @@ def _print_tables(printer: Printer, policy: Policy) -> None:
             name,
             printable(str(route.first)),
             ", ".join(printable(str(target)) for target in route.fallbacks) or "-",
-            f"{route.max_tokens:,}",
+            _limit(route),
         ]
         for name, route in policy.tasks.items()
     ]
@@ -153,6 +153,10 @@ def _usd(usd: object) -> str:
 
 def _by(rule: BudgetRule) -> str:
     return " and ".join(rule.by) or "all together"
+
+
+def _limit(route: Route) -> str:
+    return "embeddings" if route.max_tokens is None else f"{route.max_tokens:,}"
 
 
 def _more(rule: BudgetRule) -> str:

@@ -89,7 +89,7 @@ def charge_of(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: in
         try:
             price = prices.price(bound.model, now_ms, service_tier=attempt.service_tier)
             tokens_nanousd = price.cost(attempt.usage)
-            fees_nanousd = attempt.fee_nanousd + bound.image_fee_nanousd
+            fees_nanousd = attempt.fee_nanousd + bound.fee_nanousd
             return Charge(min(tokens_nanousd + fees_nanousd, MAX_NANOUSD), "priced", price.source or None)
         except PriceUnknown:
             pass  # The catalogue lost the model since the hold was made; the bound still covers it.

@@ -14,6 +14,7 @@ from typing import Any, Final
 from tollbook.inference.attempts import Attempt, ChargeStatus
 from tollbook.inference.providers.answers import CONTENT_FILTER, LENGTH, Answer, read_answer
 from tollbook.inference.providers.bodies import read_document
+from tollbook.inference.providers.embeddings import read_embeddings
 from tollbook.inference.providers.json_values import as_table, first_table
 from tollbook.inference.providers.provider_errors import END_UNKNOWN, ProviderError, error_of, read_error
 from tollbook.inference.providers.usage_report import UsageReport, read_usage
@@ -38,8 +39,9 @@ def read_reply(
     now_s: float,
     request_id: str | None = None,
     max_tokens: int | None = None,
+    inputs: int | None = None,
 ) -> Attempt:
-    """Read a whole reply.
+    """Read a whole reply: a completion, or with `inputs` so many vectors.
 
     `is_insured`: the provider bills no reply that ends in an error. `request_id` is the provider's id of the request,
     as in its headers. `now_s` is the time of day, for a Retry-After that is a date in a reply without a Date.
@@ -72,6 +74,8 @@ def read_reply(
     error = _error_in(document)
     if error is not None or answer.finish_reason == "error":
         return _failed(read_error(error), answer, report, common, is_insured)
+    if inputs is not None:
+        return read_embeddings(document, report, common, model=model, inputs=inputs)
     if answer.is_answer:
         return _answered(answer, report, common, model)
     return _unanswered(answer, report, common, model, max_tokens)
@@ -253,6 +257,7 @@ def _counted(report: UsageReport) -> UsageReport:
 def _said(answer: Answer) -> dict[str, Any]:
     return {
         "content": answer.content,
+        "images": answer.images,
         "tool_calls": answer.tool_calls,
         "refusal": answer.refusal,
         "reasoning": answer.reasoning,
