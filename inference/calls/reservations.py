@@ -230,7 +230,7 @@ class Reservations:
             return None
         try:
             cheaper = bound_attempt(call, target, policy.prices, self._now_ms())
-        except PriceUnknown:
+        except (PriceUnknown, ParameterUnsupported):
             return None
         return (call.downgraded(), cheaper) if cheaper.amount_nanousd < first.amount_nanousd else None
 

@@ -188,7 +188,7 @@ class CallRunner:
             following = fallback
         try:
             self._bound_next(call, hold, following)
-        except PriceUnknown as exc:
+        except (PriceUnknown, InvalidTask) as exc:
             return _untried(failed, following, exc)  # The policy changed since the call began.
         with self._observer.preparing(
             "fallback" if isinstance(step, FallBack) else "retry",

@@ -52,6 +52,12 @@ model = "anthropic/claude-sonnet-4"
 fallback = [{{ provider = "claude", model = "claude-haiku-4-5" }}]
 max_tokens = 200
 
+[tasks.dear]
+provider = "openai"
+model = "gpt-5-mini"
+cheaper = {{ provider = "claude", model = "claude-haiku-4-5" }}
+max_tokens = 200
+
 [tasks.cheaper]
 provider = "claude"
 model = "claude-haiku-4-5"
@@ -227,6 +233,8 @@ async def test_what_one_provider_does_not_take_is_asked_of_the_other(providers: 
     assert refused.error_code is ErrorCode.INVALID_TASK
     assert "claude-haiku-4-5 does not support 'seed'" in (refused.error or "")
     assert await providers.calling.events("t2") == []
+    dear = await providers.run("dear", call_id="t3", seed=7)
+    assert dear.model_used == MINI, "a cheaper model that does not take the seed is none"
 
 
 async def test_a_model_that_a_task_names_is_one_of_the_routes_provider(providers: Providers) -> None:
