@@ -7,7 +7,7 @@ as zero.
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import duckdb
 import structlog
@@ -22,8 +22,10 @@ from tollbook.ledger.keys import GROUP, dead_letters
 from tollbook.ledger.projection.follower import Lag
 from tollbook.ledger.projection.totals import Totals
 from tollbook.ledger.server.connection import as_map
-from tollbook.observability.process_state import ProcessState
 from tollbook.observability.single_flight import SingleFlight
+
+if TYPE_CHECKING:
+    from tollbook.observability.process_state import ProcessState
 
 T = TypeVar("T")
 LIMIT_S: Final = 2.0
@@ -58,9 +60,12 @@ class Facts:
 
 
 class FactReader:
-    """Reads the facts of one process. Those of the whole ledger are read only by the process that folds it, but one."""
+    """Reads the facts of one process. Those of the whole ledger are read only by the process that folds it, but one.
 
-    def __init__(self, state: ProcessState) -> None:
+    A process has one reader (`ProcessState.facts`): its totals are added up once, for metrics and alerts.
+    """
+
+    def __init__(self, state: "ProcessState") -> None:
         self._state = state
         self._totals: Totals | None = None
         self._advancing = SingleFlight(self._advance, keep_s=0.0)

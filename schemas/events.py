@@ -209,7 +209,10 @@ class CostRecorded(Payload):
     model: str | None = Field(default=None, description="Model that answered last.")
     usage: Usage | None = Field(default=None, description="Tokens of the last attempt.")
     generation_id: str | None = Field(default=None, description="The provider's id of the last generation.")
-    plan: str | None = Field(default=None, description="Plan of spend that an application recorded.")
+    plan: str | None = Field(default=None, description="Plan that an application named for spend that it recorded.")
+    assigned_plan: str | None = Field(
+        default=None, description="Plan that the ledger has assigned to the user, where the application named one."
+    )
     campaign_id: str | None = Field(default=None, description="Campaign of spend that an application recorded.")
     tags: dict[str, str] | None = Field(default=None, description="Tags of spend that an application recorded.")
     content_hash: ContentHash = None

@@ -110,7 +110,7 @@ def fold_incoming(
         is_of_user=only_user_id is not None,
     )
     advance(cursor, partition, counted)
-    moved = cursor.execute("SELECT DISTINCT budget FROM moves WHERE is_move").fetchall()
+    moved = cursor.execute("SELECT budget FROM balances").fetchall()
     found = cursor.execute(
         "SELECT count(*) FROM discrepancies WHERE partition = ? AND seq > ?", [partition, before.seq]
     ).fetchone()
