@@ -531,9 +531,9 @@ def check_task(task: Task, policy: Policy) -> Task:
 
     Errors: InvalidTask, with the policy's names.
     """
-    hides = may_be_prompt({"prompt": task.prompt, "system": task.system, "messages": _texts(task)})
     for field, value, known in (("task", task.task, policy.task_types), ("plan", task.plan, tuple(policy.plans))):
         if value is not None and value not in known:
+            hides = may_be_prompt({"prompt": task.prompt, "system": task.system, "messages": _texts(task)})
             found = "" if hides(value) else f", not {shown(value)}{did_you_mean(value, known)}"
             raise InvalidTask(f"'{field}' must be one of {', '.join(map(repr, known))}{found}")
     if task.task != PING and (task.input is not None) != (policy.tasks[task.task].kind == EMBEDDINGS):

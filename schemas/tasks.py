@@ -324,9 +324,10 @@ def task_from_fields(fields: Mapping[str, Any], tag_names: Collection[str] = ())
         read = _parse_json(value, name=name) if name in _JSON_FIELDS and isinstance(value, str) else value
         if name == "input":
             read = _input_of(read)
-        if name != "metadata" and is_deeper(read, MAX_SCHEMA_DEPTH):
+        is_too_deep = is_deeper(read, MAX_SCHEMA_DEPTH)
+        if is_too_deep and name != "metadata":
             raise InvalidTask(f"'{name}' must not be nested deeper than {MAX_SCHEMA_DEPTH} levels")
-        values[name] = read if name in _NOT_MENDED or is_deeper(read, MAX_SCHEMA_DEPTH) else with_whole_text(read)
+        values[name] = read if is_too_deep or name in _NOT_MENDED else with_whole_text(read)
     for alias, name in (("task_type", "task"), ("max_completion_tokens", "max_tokens")):
         if alias in values:
             value = values.pop(alias)
