@@ -238,12 +238,8 @@ BROKEN = (
         "a credit is granted by another policy than the ledger's (G11)",
         (
             (
-                """  refusal = other_policy(meta)
-  if refusal then
-    return refusal
-  end
-  local kind, id, amount""",
-                "  local kind, id, amount",
+                "refusal = repeated(read_call(keys[4]), args[3], keys[2]) or other_policy(meta)",
+                "refusal = repeated(read_call(keys[4]), args[3], keys[2])",
             ),
         ),
         MODEL,
@@ -266,7 +262,7 @@ BROKEN = (
     ),
     Broken(
         "alerts of the policy before are raised",
-        (("kept.version == meta.policy and", ""), ("  alert_rules[keys[1]] = nil\n", "")),
+        (("kept.version == meta.policy and", ""), ("  alert_rules[keys[1]] = nil\n  for _, budget", "  for _, budget")),
         EVENTS,
     ),
     Broken(
