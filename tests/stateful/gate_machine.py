@@ -382,7 +382,7 @@ class GateMachine(RuleBasedStateMachine):
 
     @rule(
         kind=st.sampled_from(("credit-granted", "credit-granted", "credit-revoked", "credit-expired")),
-        credit=st.sampled_from(CREDITS), amount=st.integers(0, 20), expires=st.sampled_from((0, 0, 10, 20, 30)),
+        credit=st.sampled_from(CREDITS), amount=st.integers(0, 20), expires=st.sampled_from((0, 10, 20, 30)),
         lags=lags, other_content=rarely, early=rarely, policy_lag=policy_lags, part=st.booleans(),
     )  # fmt: skip
     def change_credit(
