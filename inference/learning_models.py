@@ -9,6 +9,7 @@ from typing import Final
 from tollbook.inference.errors import ProviderError
 from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.providers.client import ProviderClient
+from tollbook.inference.tokenizers import load_tokenizers
 from tollbook.ledger.logs import LazyLogger
 
 _REFRESH_S: Final = 3600.0
@@ -37,6 +38,8 @@ async def learning_models(
                 is_first_over.set()
             await asyncio.sleep(_REFRESH_S)
 
+    # Until they are there, bytes are the bound.
+    loading = asyncio.create_task(asyncio.to_thread(load_tokenizers)) if models.has_public_ids else None
     learning = asyncio.create_task(learn())
     try:
         with contextlib.suppress(TimeoutError):
@@ -45,7 +48,7 @@ async def learning_models(
         yield
     finally:
         learning.cancel()
-        await asyncio.wait({learning})
+        await asyncio.wait({learning, *([loading] if loading else [])})
 
 
 async def learn_models(models: ModelCatalogue, provider: ProviderClient, *, now_ms: Callable[[], int]) -> None:

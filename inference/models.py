@@ -7,10 +7,11 @@ for it where the provider would refuse it, and a bound is lowered to what the mo
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 from tollbook.inference.prices.listed_price import Pricing, read_pricing, relevant_pricing
 from tollbook.inference.prices.price_lists import PriceLists
+from tollbook.inference.tokenizers import Counter, counter_of
 
 EMBEDDINGS: Final = "embeddings"
 LIMIT: Final = "max_tokens"
@@ -72,9 +73,14 @@ class ModelCatalogue:
         models: Mapping[str, ModelFacts] | None = None,
         *,
         is_openai: bool = False,
+        ids_of: Literal["openai", "openrouter"] | None = None,
         price_lists: PriceLists | None = None,
     ) -> None:
-        """Without `price_lists`, no prices of the provider's are known."""
+        """Without `price_lists`, no prices of the provider's are known.
+
+        `ids_of`: whose model ids these are. None: a server's own, such as Azure's, where any model may have any id.
+        """
+        self._ids_of = ids_of
         self.price_lists = price_lists or PriceLists()
         self._is_openai = is_openai
         self._models: dict[str, ModelFacts] = {}
@@ -90,6 +96,16 @@ class ModelCatalogue:
     def of(self, model: str) -> ModelFacts:
         """Return what is known of a model."""
         return self._models.get(model, _NOTHING_KNOWN)
+
+    @property
+    def has_public_ids(self) -> bool:
+        """Whether a model's id says which model it is."""
+        return self._ids_of is not None
+
+    def counter(self, model: str) -> Counter | None:
+        """Return what counts a model's tokens as its provider does; None where nobody but the provider can."""
+        prefix = "openai/" if self._ids_of == "openrouter" else ""
+        return counter_of(model.removeprefix(prefix)) if self._ids_of and model.startswith(prefix) else None
 
     def unsupported(self, model: str, names: Iterable[str]) -> list[str]:
         """Return which of these parameters the model is known not to support.

@@ -128,7 +128,11 @@ async def open_ledger(
             id_ttl_s=settings.idempotency_ttl_s,
         )
         sign = await stack.enter_async_context(sign_of_life(pipeline, settings, name=process_name(), part=part))
-        models = ModelCatalogue(is_openai=settings.is_openai, price_lists=PriceLists.from_settings(settings))
+        models = ModelCatalogue(
+            is_openai=settings.is_openai,
+            ids_of=settings.model_ids_of if settings.tokenizers == "on" else None,
+            price_lists=PriceLists.from_settings(settings),
+        )
         policies = await CurrentPolicy.of_ledger(pipeline, keys, price_provider=settings.price_provider, models=models)
         user_key = await open_user_key(
             pipeline, keys[0], policies, data_dir=settings.data_dir, ledger_id=states[0].ledger_id

@@ -210,6 +210,12 @@ class Settings(BaseSettings):
     price_provider: ProviderId = _field(
         "TOLLBOOK_PRICE_PROVIDER", "openrouter", "provider whose prices are taken from the price catalogue"
     )
+    tokenizers: Literal["on", "off"] = _field(
+        "TOLLBOOK_TOKENIZERS",
+        "on",
+        "whether OpenAI's models are held by their true count of tokens, where tollbook[tokenizers] is installed; "
+        "off: by bytes",
+    )
     caps: Annotated[CapOverrides, NoDecode] = _field(
         "TOLLBOOK_CAPS", CapTable(), 'caps in dollars, JSON: {"users": {"u42": 100}, "plans": {"trial": 3}}'
     )
@@ -299,6 +305,13 @@ class Settings(BaseSettings):
         """Whether the provider is OpenAI's own API, or Azure's, which refuse what they do not know."""
         url = self.openrouter_base_url
         return not self.is_openrouter and (_is_at(url, "api.openai.com") or _is_at(url, "openai.azure.com"))
+
+    @property
+    def model_ids_of(self) -> Literal["openai", "openrouter"] | None:
+        """Whose model ids the provider has; None: its own, as Azure's deployments and other servers have."""
+        if self.is_openrouter:
+            return "openrouter"
+        return "openai" if _is_at(self.openrouter_base_url, "api.openai.com") else None
 
 
 def _is_at(url: str, domain: str) -> bool:

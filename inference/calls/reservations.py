@@ -309,7 +309,7 @@ def bound_attempt(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -
     if call.inputs:
         if facts.makes_embeddings is False:
             raise PriceUnknown.of_model(model, "it makes no embeddings")
-        return bound_embeddings(call.inputs, prices.price(model, now_ms), facts=facts)
+        return bound_embeddings(call.inputs, prices.price(model, now_ms), facts=facts, count=models.counter(model))
     if facts.makes_text is False:
         raise PriceUnknown.of_model(model, "it makes no text")
     inputs = facts.input_modalities
@@ -325,6 +325,7 @@ def bound_attempt(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -
         parameters=call.parameters_for(model, models),
         facts=facts,
         limits=prices.limits(model),
+        count=models.counter(model),
     )
 
 
