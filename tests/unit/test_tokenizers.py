@@ -118,7 +118,10 @@ def test_without_the_extra_the_bytes_are_the_bound(monkeypatch: pytest.MonkeyPat
 async def test_a_process_loads_them_unless_it_is_told_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
     for ids_of, is_loaded in ((None, False), ("openrouter", True)):
         monkeypatch.setattr(tokenizers, "_loaded", {})
-        provider: Any = ProviderClient(base_url="http://127.0.0.1:9/v1")
-        async with learning_models(ModelCatalogue(ids_of=ids_of), provider, now_ms=lambda: 0):  # pyright: ignore[reportArgumentType]
+        models: Any = ModelCatalogue(ids_of=ids_of)  # pyright: ignore[reportArgumentType]
+        async with (
+            ProviderClient(base_url="http://127.0.0.1:9/v1") as provider,
+            learning_models(models, provider, now_ms=lambda: 0),
+        ):
             pass
         assert (counter_of("gpt-4o") is not None) == is_loaded
