@@ -232,7 +232,7 @@ def no_completion(used: Used) -> dict[str, Any]:
 WRITES = {openai, openai_without_total, responses, xai, writes_beside, all_beside, anthropic, anthropic_with_total,
           anthropic_with_small_total, anthropic_in_openai_names, litellm, bedrock, vercel}  # fmt: skip
 NO_CACHE = {bare, ollama, gemini_compatible, total_alone, no_completion}
-DISAGREE = (anthropic_with_small_total, anthropic_in_openai_names, gemini_compatible, total_alone)
+DISAGREE = (anthropic_with_small_total, anthropic_in_openai_names, bedrock, gemini_compatible, total_alone)
 """Dialects whose reports cannot say what was used."""
 DIALECTS: list[Callable[[Used], dict[str, Any]]] = [
     openai, openai_without_total, responses, xai, writes_beside, all_beside, anthropic, anthropic_with_total,
