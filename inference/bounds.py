@@ -3,20 +3,22 @@
 Invariant (G1): the bound is at least the true cost for every tokenizer that makes at most as many tokens as the text,
 or its NFKC form, has bytes in UTF-8, plus the constants below. That is so for byte-level BPE, and for SentencePiece
 after normalisation (where one character can become eighteen). Tools, schemas and other JSON count with every way to
-write them; images, sounds, files and videos with the most tokens that the model makes of one (`media`).
+write them. Where the model's own tokenizer is known, a text counts with its true tokens (`tokenizers`). Images, sounds,
+files and videos count with the most tokens that the model makes of one (`media`).
 """
 
+import collections
 import json
 import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.media import NO_LIMITS, NO_MEDIA, bound_media
 from tollbook.inference.models import ModelFacts
 from tollbook.inference.prices.model_price import TOKENS_PER_MTOK, ModelPrice
+from tollbook.inference.tokenizers import Counter
 from tollbook.schemas.events import BoundPrice
 from tollbook.schemas.messages import Message
 from tollbook.schemas.money import MAX_NANOUSD
@@ -62,8 +64,8 @@ class Bound:
     """The most that one image can cost; 0 where there is none."""
     fee_nanousd: int = 0
     """What images, sounds, videos and searches cost beside prompt tokens; those include as many as cost that."""
-    is_context_length: bool = False
-    """Whether the prompt is bounded by what the model can read, and not by the length of its text."""
+    prompt_basis: Literal["text", "tokenizer", "context_length"] = "text"
+    """What bounds the prompt: bytes of its texts, tokens as its tokenizer counts them, or what the model can read."""
     source: str = ""
     """Where the price comes from, as in `ModelPrice`."""
     provider: str = DEFAULT_PROVIDER
@@ -83,14 +85,17 @@ class Bound:
             prompt_nanousd_per_mtok=self.prompt_nanousd_per_mtok,
             completion_nanousd_per_mtok=self.completion_nanousd_per_mtok,
             request_nanousd=self.request_nanousd,
-            prompt_basis="context_length" if self.is_context_length else "text",
+            prompt_basis=self.prompt_basis,
             source=self.source or None,
             provider=named_provider(self.provider),
         )
 
 
-def text_tokens_at_most(text: str) -> int:
-    """Return how many tokens a text can have at most."""
+def text_tokens_at_most(text: str, count: Counter | None = None) -> int:
+    """Return how many tokens a text can have at most: as `count` counts them, where that is certain."""
+    counted = None if count is None else count(text)
+    if counted is not None:
+        return counted
     if text.isascii():
         return len(text)
     if len(text) <= MAX_NORMALISED_CHARACTERS:
@@ -107,7 +112,7 @@ def _bytes_of_parts(text: str) -> int:
     """Sum the bytes of each character, decomposed: at least those of NFKC, since composing never adds a byte."""
     return sum(
         count * max(_bytes(character), _bytes(unicodedata.normalize("NFKD", character)))
-        for character, count in Counter(text).items()
+        for character, count in collections.Counter(text).items()
     )
 
 
@@ -117,9 +122,14 @@ def json_tokens_at_most(value: object) -> int:
     return max(text_tokens_at_most(written), len(json.dumps(value, indent=4)))
 
 
-def prompt_tokens_at_most(messages: Sequence[Message], parameters: Mapping[str, Any] | None = None) -> int:
-    """Return how many prompt tokens a conversation can have at most, without its images and other media."""
-    tokens = TOKENS_PER_REQUEST + sum(_message_tokens_at_most(message) for message in messages)
+def prompt_tokens_at_most(
+    messages: Sequence[Message], parameters: Mapping[str, Any] | None = None, *, count: Counter | None = None
+) -> int:
+    """Return how many prompt tokens a conversation can have at most, without its images and other media.
+
+    `count` counts tokens as the model does.
+    """
+    tokens = TOKENS_PER_REQUEST + sum(_message_tokens_at_most(message, count) for message in messages)
     told = {name: value for name, value in (parameters or {}).items() if _may_be_told(name, value)}
     if parameters and told:
         tokens += json_tokens_at_most(told)
@@ -134,8 +144,11 @@ def _may_be_told(name: str, value: object) -> bool:
     return not isinstance(value, bool | int | float) and name not in _NEVER_TOLD
 
 
-def _message_tokens_at_most(message: Message) -> int:
-    tokens = TOKENS_PER_MESSAGE + sum(text_tokens_at_most(text) for text in message.texts)
+def _message_tokens_at_most(message: Message, count: Counter | None) -> int:
+    texts = message.texts
+    # Texts that follow each other may be joined, and have more tokens together than each by itself.
+    count = count if len(texts) == 1 else None
+    tokens = TOKENS_PER_MESSAGE + sum(text_tokens_at_most(text, count) for text in texts)
     structures = message.structures
     if structures:
         tokens += json_tokens_at_most(structures)
@@ -155,12 +168,13 @@ def bound(
     parameters: Mapping[str, Any] | None = None,
     facts: ModelFacts | None = None,
     limits: ModelRule = NO_LIMITS,
+    count: Counter | None = None,
 ) -> Bound:
     """Bound the cost of one attempt: every token at the highest price that it can have.
 
     `facts` is what the provider says of the model: a prompt has no more tokens than the model can read.
     Units: `max_tokens` completion tokens, reasoning included, as it is sent to the provider.
-    `limits` is what the policy says of the model.
+    `limits` is what the policy says of the model; `count` counts tokens as the model does.
     Errors: PriceUnknown where there is no message, `max_tokens` limits nothing, a message has an image that the model
         makes an unknown number of tokens of, or the bound passes 1,000,000 USD.
     """
@@ -174,7 +188,7 @@ def bound(
     cache_percent = _cache_percent(messages, parameters)
     parts = [part for message in messages for part in message.media_parts]
     media = bound_media(parts, price, limits, cache_percent=cache_percent) if parts else NO_MEDIA
-    prompt_tokens = prompt_tokens_at_most(messages, parameters) + media.tokens
+    prompt_tokens = prompt_tokens_at_most(messages, parameters, count=count) + media.tokens
     context_length = facts.context_length if facts is not None else None
     is_searching = SEARCH in parameters
     if IMAGE_PARAMETERS & parameters.keys() and price.image_output is None:
@@ -222,7 +236,7 @@ def bound(
         image_nanousd=-(-media.image_tokens * prompt_price // TOKENS_PER_MTOK)
         + (price.image_nanousd if media.images else 0),
         fee_nanousd=fee,
-        is_context_length=is_context_length,
+        prompt_basis="context_length" if is_context_length else "text" if count is None else "tokenizer",
         source=price.source,
     )
 
@@ -238,7 +252,9 @@ def _search_tokens_at_most(model: str, limits: ModelRule, context_length: int | 
     return found
 
 
-def bound_embeddings(inputs: Sequence[str], price: ModelPrice, *, facts: ModelFacts | None = None) -> Bound:
+def bound_embeddings(
+    inputs: Sequence[str], price: ModelPrice, *, facts: ModelFacts | None = None, count: Counter | None = None
+) -> Bound:
     """Bound the cost of one attempt to make a vector of each input: all its tokens are of the prompt.
 
     No input has more tokens than the model can read, where `facts` says how many that are.
@@ -246,13 +262,13 @@ def bound_embeddings(inputs: Sequence[str], price: ModelPrice, *, facts: ModelFa
     """
     if not inputs:
         raise PriceUnknown("embeddings need at least one input")
-    counts = [TOKENS_PER_MESSAGE + text_tokens_at_most(text) for text in inputs]
+    counts = [TOKENS_PER_MESSAGE + text_tokens_at_most(text, count) for text in inputs]
     prompt_tokens = TOKENS_PER_REQUEST + sum(counts)
     context_length = facts.context_length if facts is not None else None
     is_context_length = context_length is not None and context_length < max(counts)
     if is_context_length:
         assert context_length is not None
-        prompt_tokens = sum(min(count, context_length) for count in counts)
+        prompt_tokens = sum(min(tokens, context_length) for tokens in counts)
     prompt_price, _ = price.max_prices(prompt_tokens)
     amount = -(-prompt_tokens * prompt_price // TOKENS_PER_MTOK) + price.request_nanousd
     if amount > MAX_NANOUSD:
@@ -266,7 +282,7 @@ def bound_embeddings(inputs: Sequence[str], price: ModelPrice, *, facts: ModelFa
         request_nanousd=price.request_nanousd,
         amount_nanousd=amount,
         endpoint_nanousd_per_mtok=price.max_prompt_price(prompt_tokens),
-        is_context_length=is_context_length,
+        prompt_basis="context_length" if is_context_length else "text" if count is None else "tokenizer",
         source=price.source,
     )
 

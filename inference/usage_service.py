@@ -40,11 +40,13 @@ class UsageService:
                 return await self.get_usage_for_user(user_id, plan)
             policy = policies.of(kept)
             route = policy.policy.tasks[action]
-            price = policy.prices.at(route.first.provider).price(route.model, now_ms())
+            prices = policy.prices.at(route.first.provider)
+            price, count = prices.price(route.model, now_ms()), prices.models.counter(route.model)
             if route.kind == EMBEDDINGS:
-                cost = bound_embeddings((prompt,), price).amount_nanousd
+                cost = bound_embeddings((prompt,), price, count=count).amount_nanousd
             else:
-                cost = bound((Message(role="user", content=prompt),), route.max_tokens, price).amount_nanousd
+                messages = (Message(role="user", content=prompt),)
+                cost = bound(messages, route.max_tokens, price, count=count).amount_nanousd
         if not cost:
             return await self.get_usage_for_user(user_id, plan)  # G9
         return await CostTracker().check_budget(user_id, plan, estimated_cost_usd=usd_from_nanousd(cost))

@@ -179,7 +179,7 @@ def _table(partition: int, entries: list[RawEntry], *, is_upcast: bool = True) -
 
 def _text(values: Sequence[bytes | None]) -> pa.StringArray:
     # Arrow checks that the bytes are UTF-8.
-    return pa.array(values, pa.string())  # pyright: ignore[reportUnknownMemberType]
+    return pa.array(values, pa.string())
 
 
 def _integers(values: Sequence[bytes | None]) -> pa.Int64Array:

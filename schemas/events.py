@@ -97,9 +97,10 @@ class BoundPrice(Payload):
         description="Highest price of completion tokens, nano-dollars per million."
     )
     request_nanousd: Count = Field(default=0, description="Price of the request itself, nano-dollars.")
-    prompt_basis: Literal["text", "context_length"] = Field(
+    prompt_basis: Literal["text", "tokenizer", "context_length"] = Field(
         default="text",
-        description="What bounds the prompt: the length of its `text`, or the model's `context_length` if less.",
+        description="What bounds the prompt: the bytes of its `text`, the count of the model's `tokenizer`, or the "
+        "model's `context_length` if that is less.",
     )
     source: PriceSource = None
     provider: ProviderName = None

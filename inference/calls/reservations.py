@@ -303,7 +303,11 @@ def bound_attempt(call: Call, target: Target, prices: PriceCatalogue, now_ms: in
 
     Errors: PriceUnknown; ParameterUnsupported where the provider says that the model does not take what the task sets.
     """
-    model, prices = target.model, prices.at(target.provider)
+    made = _bound_at(call, target.model, prices.at(target.provider), now_ms)
+    return made if target.provider == made.provider else replace(made, provider=target.provider)
+
+
+def _bound_at(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -> Bound:
     models = prices.models
     unsupported = models.unsupported(model, call.parameters)
     if unsupported:
@@ -312,7 +316,7 @@ def bound_attempt(call: Call, target: Target, prices: PriceCatalogue, now_ms: in
     if call.inputs:
         if facts.makes_embeddings is False:
             raise PriceUnknown.of_model(model, "it makes no embeddings")
-        return bound_embeddings(call.inputs, prices.price(model, now_ms), facts=facts)
+        return bound_embeddings(call.inputs, prices.price(model, now_ms), facts=facts, count=models.counter(model))
     if facts.makes_text is False:
         raise PriceUnknown.of_model(model, "it makes no text")
     inputs = facts.input_modalities
@@ -321,15 +325,15 @@ def bound_attempt(call: Call, target: Target, prices: PriceCatalogue, now_ms: in
         if kinds - inputs:
             raise ParameterUnsupported(model, sorted(WORDS[kind] for kind in kinds - inputs))
     price = prices.price(model, now_ms)
-    made = bound(
+    return bound(
         call.messages,
         call.route.max_tokens,
         price,
         parameters=call.parameters_for(model, models),
         facts=facts,
         limits=prices.limits(model),
+        count=models.counter(model),
     )
-    return made if target.provider == made.provider else replace(made, provider=target.provider)
 
 
 def bound_first(call: Call, prices: PriceCatalogue, now_ms: int) -> tuple[Call, Bound]:

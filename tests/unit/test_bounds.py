@@ -271,6 +271,6 @@ def test_what_is_to_be_cached_costs_more(mark: dict[str, str], percent: int) -> 
 def test_a_prompt_is_not_bounded_above_what_the_model_can_read() -> None:
     long = (user("x" * 5_000),)
     found = bound(long, 100, PRICE, facts=ModelFacts(context_length=1_000))
-    assert (found.prompt_tokens, found.is_context_length) == (1_000, True)
+    assert (found.prompt_tokens, found.prompt_basis) == (1_000, "context_length")
     for facts in (None, ModelFacts(), ModelFacts(context_length=100_000)):
         assert bound(long, 100, PRICE, facts=facts) == bound(long, 100, PRICE)

@@ -164,7 +164,7 @@ def test_web_searches_are_priced_by_the_request_where_the_policy_allows_it() -> 
     assert found.fee_nanousd == 10**7
     assert found.amount_nanousd >= told * 2_000 + 8_000 * 2_000 + 100 * 10_000 + 10**7 - 2_000 * 64
     readable = bound(message(), 100, priced, parameters=SEARCHING, facts=ModelFacts(context_length=5_000))
-    assert (readable.is_context_length, readable.prompt_tokens) == (True, 5_000 + 10**7 // 2_000)
+    assert (readable.prompt_basis == "context_length", readable.prompt_tokens) == (True, 5_000 + 10**7 // 2_000)
     with pytest.raises(PriceUnknown, match="no web_search_tokens"):
         bound(message(), 100, priced, parameters=SEARCHING)
     with pytest.raises(PriceUnknown, match="the policy has no price of web_search"):

@@ -38,6 +38,7 @@ SELECT
     CASE WHEN usage IS NOT NULL THEN coalesce(usage.prompt_tokens, 0) END AS prompt_tokens,
     CASE WHEN usage IS NOT NULL THEN coalesce(usage.completion_tokens, 0) END AS completion_tokens,
     CASE WHEN usage IS NOT NULL THEN coalesce(usage.cached_tokens, 0) END AS cached_tokens,
+    CASE WHEN usage IS NOT NULL THEN coalesce(usage.cache_write_tokens, 0) END AS cache_write_tokens,
     CASE WHEN usage IS NOT NULL THEN coalesce(usage.reasoning_tokens, 0) END AS reasoning_tokens,
     generation_id,
     finish_reason,
