@@ -18,7 +18,7 @@ from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.media import NO_LIMITS, NO_MEDIA, bound_media
 from tollbook.inference.models import ModelFacts
 from tollbook.inference.prices.model_price import TOKENS_PER_MTOK, ModelPrice
-from tollbook.inference.tokenizers import Counter
+from tollbook.inference.tokenizers import Counter, is_countable
 from tollbook.schemas.events import BoundPrice
 from tollbook.schemas.messages import Message
 from tollbook.schemas.money import MAX_NANOUSD
@@ -236,9 +236,17 @@ def bound(
         image_nanousd=-(-media.image_tokens * prompt_price // TOKENS_PER_MTOK)
         + (price.image_nanousd if media.images else 0),
         fee_nanousd=fee,
-        prompt_basis="context_length" if is_context_length else "text" if count is None else "tokenizer",
+        prompt_basis="context_length" if is_context_length else _basis(messages, count),
         source=price.source,
     )
+
+
+def _basis(messages: Sequence[Message], count: Counter | None) -> Literal["text", "tokenizer"]:
+    """Say whether any text was counted."""
+    if count is None:
+        return "text"
+    texts = (message.texts for message in messages)
+    return "tokenizer" if any(len(each) == 1 and is_countable(each[0]) for each in texts) else "text"
 
 
 def _search_tokens_at_most(model: str, limits: ModelRule, context_length: int | None) -> int:
@@ -263,6 +271,7 @@ def bound_embeddings(
     if not inputs:
         raise PriceUnknown("embeddings need at least one input")
     counts = [TOKENS_PER_MESSAGE + text_tokens_at_most(text, count) for text in inputs]
+    is_counted = count is not None and any(map(is_countable, inputs))
     prompt_tokens = TOKENS_PER_REQUEST + sum(counts)
     context_length = facts.context_length if facts is not None else None
     is_context_length = context_length is not None and context_length < max(counts)
@@ -282,7 +291,7 @@ def bound_embeddings(
         request_nanousd=price.request_nanousd,
         amount_nanousd=amount,
         endpoint_nanousd_per_mtok=price.max_prompt_price(prompt_tokens),
-        prompt_basis="context_length" if is_context_length else "text" if count is None else "tokenizer",
+        prompt_basis="context_length" if is_context_length else "tokenizer" if is_counted else "text",
         source=price.source,
     )
 

@@ -55,9 +55,14 @@ def load_tokenizers() -> None:
 
 def _certain(count: Callable[[str], int]) -> Counter:
     def count_certain(text: str) -> int | None:
-        return count(text) if text.isascii() or all(map(_has_one_class, set(text))) else None
+        return count(text) if is_countable(text) else None
 
     return count_certain
+
+
+def is_countable(text: str) -> bool:
+    """Whether every tokenizer splits a text in the same way, whatever its table of Unicode."""
+    return text.isascii() or all(map(_has_one_class, set(text)))
 
 
 @cache

@@ -145,6 +145,9 @@ class Tracing:
         with self._step(f"chat {target.model}", attributes, kind=SpanKind.CLIENT) as span:
 
             def record_outcome(attempt: Attempt, charge: Charge) -> None:
+                if attempt.embeddings:
+                    span.update_name(f"embeddings {model}")
+                    _set(span, {"gen_ai.operation.name": "embeddings"})
                 _set(
                     span,
                     {

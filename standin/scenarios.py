@@ -236,6 +236,10 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         group="outcome", meaning="`content` is a list with a part of type `refusal`.",
         choice=_said([{"type": "refusal", "refusal": "I cannot help with that."}]),
     ),
+    "image_made": Scenario(
+        group="outcome", meaning="`images` has an image that the model made, and there is no text.",
+        choice=_said("", images=[{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]),
+    ),
     "tool_calls": Scenario(
         group="outcome", meaning="Tool calls, `content` is null.", choice=_said(None, "tool_calls", tool_calls=[_CALL]),
     ),

@@ -105,7 +105,7 @@ async def test_scenario_comes_to_what_the_table_says(calling: Calling, name: str
         assert result.error
         assert all(event.reason for event in called)
     else:
-        assert result.content or result.tool_calls or result.refusal
+        assert result.content or result.images or result.tool_calls or result.refusal
         assert all(event.reason is None for event in called)
     if scenario.booked not in ("nothing", "assumed"):
         assert result.usage is not None

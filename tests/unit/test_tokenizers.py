@@ -94,6 +94,8 @@ def test_a_count_makes_the_bound_tighter_and_says_so() -> None:
     assert (plain.prompt_tokens, plain.prompt_basis) == (fixed + len(text), "text")
     assert (counted.prompt_tokens, counted.prompt_basis) == (fixed + 1_001, "tokenizer")
     assert bound_text(counted.as_price()).startswith(f"{fixed + 1_001:,} prompt tokens (counted by its tokenizer) x ")
+    unknown = [Message(role="user", content="\u1cfa")]
+    assert bound(unknown, 1, PRICE, count=counter_of("gpt-4o")) == bound(unknown, 1, PRICE)
     read = bound(messages, 1, PRICE, count=counter_of("gpt-4o"), facts=ModelFacts(context_length=500))
     assert (read.prompt_tokens, read.prompt_basis) == (500, "context_length")
 
