@@ -216,15 +216,26 @@ local function has_event(meta, ledger, id)
   return true
 end
 
--- The commands of one batch bear the same first argument; it is parsed once.
-local identity, ledger_id, seen, version
+-- The commands of one batch bear few different first arguments; each is parsed once.
+local identities, identities_kept = {}, 0
+
+local function identity_of(given)
+  local found = identities[given]
+  if not found then
+    if identities_kept == 16 then
+      identities, identities_kept = {}, 0
+    end
+    found = {}
+    found.ledger_id, found.seen, found.version = string.match(given, '^(%S+) ?(%S*) ?(%S*)$')
+    identities[given], identities_kept = found, identities_kept + 1
+  end
+  return found
+end
 
 local function read_meta(key, ledger, given)
   local m = redis.call('HMGET', key, 'ledger_id', 'trimmed_to', 'removed', 'removed_to', 'stopped', 'policy_version')
-  if given ~= identity then
-    identity, ledger_id, seen, version = given, string.match(given, '^(%S+) ?(%S*) ?(%S*)$')
-  end
-  if m[1] ~= ledger_id then -- G8
+  local who = identity_of(given)
+  if m[1] ~= who.ledger_id then -- G8
     return nil, { 'LEDGER', m[1] or '' }
   end
   if m[2] ~= watermark then
@@ -232,9 +243,9 @@ local function read_meta(key, ledger, given)
   end
   local seq = redis.call('XLEN', ledger) + int(m[3])
   local meta = { seq = seq, trim_ms = watermark_ms, trim_n = watermark_n, removed_to = m[4], stopped = m[5],
-    known = known_events(ledger, seq), policy = m[6] or '0', version = version, ledger_id = ledger_id, key = key }
-  if seen ~= '' and seen ~= '0-0' and not has_event(meta, ledger, seen) then -- G1 G4
-    return nil, { 'BACK', seen }
+    known = known_events(ledger, seq), policy = m[6] or '0', version = who.version, ledger_id = who.ledger_id, key = key }
+  if who.seen ~= '' and who.seen ~= '0-0' and not has_event(meta, ledger, who.seen) then -- G1 G4
+    return nil, { 'BACK', who.seen }
   end
   return meta
 end
