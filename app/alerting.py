@@ -117,5 +117,5 @@ class _Alerting:
 
     def _unpriced(self) -> list[str]:
         in_force = self._handle.policies.newest
-        in_force.models.price_lists.refresh()
+        in_force.prices.refresh()
         return unpriced_routes(in_force.policy.tasks, in_force.prices, now_ms())

@@ -32,12 +32,17 @@ def with_running_provider(settings: Settings) -> Settings:
 
     So `doctor` and `reconcile` ask the stand-in beside `tollbook up --stand-in`.
     """
-    if settings.has_provider:
+    if settings.has_provider or settings.stand_in_url is not None:
         return settings
     endpoint = read_endpoint(settings.data_dir)
     if endpoint is None or endpoint.provider_url in (None, _default_provider_url()):
         return settings
-    return settings.model_copy(update={"openrouter_base_url": endpoint.provider_url, "dialect": "openrouter"})
+    update = {
+        "openrouter_base_url": endpoint.provider_url,
+        "dialect": "openrouter",
+        "stand_in_url": endpoint.stand_in_url,
+    }
+    return settings.model_copy(update=update)
 
 
 def _default_provider_url() -> str:

@@ -20,8 +20,15 @@ from tollbook.app import server_findings as server
 from tollbook.app.connect import readable_redis, with_running_provider
 from tollbook.app.findings import Finding, Place
 from tollbook.inference.current_policy import CurrentPolicy
-from tollbook.inference.errors import PriceUnknown, ProviderRefused, ProviderUnavailable, SettingsError
+from tollbook.inference.errors import (
+    PriceUnknown,
+    ProviderNotConfigured,
+    ProviderRefused,
+    ProviderUnavailable,
+    SettingsError,
+)
 from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.provider_access import access_of
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.inference.stated_policy import policy_of
@@ -35,6 +42,7 @@ from tollbook.ledger.server.embedded import EmbeddedServerError
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.refusals import reason_of
 from tollbook.schemas.policy import Policy
+from tollbook.schemas.routes import DEFAULT_PROVIDER
 
 # The embedded server and the projector stop on a full disk; a person needs some time to make room.
 _DISK_FAILED_BYTES: Final = 256 << 20
@@ -50,7 +58,7 @@ async def examine(settings: Settings | None = None) -> list[Finding]:
         return [Finding("settings", "failed", problem, "correct the variable") for problem in exc.problems]
     findings = [Finding("settings", "ok", f"data in {settings.data_dir}")]
     known = _Known(settings, policy_of(settings))
-    for check in (_check_disk, _check_redis, _check_routes, _check_provider):
+    for check in (_check_disk, _check_redis, _check_routes, _check_providers):
         findings += [finding async for finding in check(known)]
     return findings
 
@@ -166,40 +174,36 @@ async def _check_routes(known: _Known) -> AsyncIterator[Finding]:
     for task_type, route in known.policy.tasks.items():
         name = f"price {task_type}"
         try:
-            priced = {model: f"{model} ({prices.price(model, now_ms()).source})" for model in route.models}
+            priced = {
+                target: f"{target} ({prices.at(target.provider).price(target.model, now_ms()).source})"
+                for target in route.targets
+            }
         except PriceUnknown as exc:
             yield Finding(name, "failed", str(exc), "set TOLLBOOK_PRICES or TOLLBOOK_ROUTES")
         else:
-            cheaper = f", or {priced[route.cheaper]} where that does not fit" if route.cheaper else ""
-            yield Finding(name, "ok", ", then ".join(priced[each] for each in (route.model, *route.fallback)) + cheaper)
+            cheaper = route.cheaper_target
+            otherwise = f", or {priced[cheaper]} where that does not fit" if cheaper is not None else ""
+            yield Finding(
+                name, "ok", ", then ".join(priced[each] for each in (route.first, *route.fallbacks)) + otherwise
+            )
 
 
-async def _check_provider(known: _Known) -> AsyncIterator[Finding]:
-    settings = with_running_provider(known.settings)
-    if not settings.has_provider and settings.redis_url is None and is_at_rest(settings.data_dir):
-        yield Finding("provider", "skipped", "none is configured here, and nothing runs that would call one")
-        return
-    if not settings.has_provider:
-        yield Finding(
-            "provider",
-            "failed",
-            "OPENROUTER_API_KEY is not set",
-            "set it, or try things out with `tollbook up --stand-in`",
-        )
-        return
-    async with ProviderClient.from_settings(settings) as provider:
-        try:
-            offered = set(await provider.models())
-            await provider.check_key()
-        except ProviderRefused as exc:
-            yield Finding("provider", "failed", str(exc), "check OPENROUTER_API_KEY")
-            return
-        except ProviderUnavailable as exc:
-            yield Finding("provider", "failed", str(exc), "check OPENROUTER_BASE_URL and the network")
-            return
-    yield Finding("provider", "ok", f"{settings.openrouter_base_url}, {len(offered)} models, the key is good")
-    for task_type, route in known.policy.tasks.items():
-        gone = [model for model in route.models if model not in offered]
+async def _check_providers(known: _Known) -> AsyncIterator[Finding]:
+    """Say of each provider whether it answers and takes the key, and which models of routes it no longer has."""
+    settings, policy = with_running_provider(known.settings), known.policy
+    names = dict.fromkeys((*policy.called_providers, *policy.providers))
+    offered: dict[str, set[str]] = {}
+    for name in names:
+        finding, models = await _check_provider(name, policy, settings)
+        if models is not None:
+            offered[name] = models
+        yield finding
+    for task_type, route in policy.tasks.items():
+        gone = [
+            str(target)
+            for target in route.targets
+            if target.provider in offered and target.model not in offered[target.provider]
+        ]
         if gone:
             yield Finding(
                 f"route {task_type}",
@@ -207,3 +211,32 @@ async def _check_provider(known: _Known) -> AsyncIterator[Finding]:
                 f"{', '.join(gone)} is no longer offered",
                 "choose another with TOLLBOOK_ROUTES",
             )
+
+
+async def _check_provider(name: str, policy: Policy, settings: Settings) -> tuple[Finding, set[str] | None]:
+    """Return what is found of one provider, and its models where it offers any."""
+    is_default = name == DEFAULT_PROVIDER
+    check = "provider" if is_default else f"provider {name}"
+    if is_default and not settings.has_provider:
+        if settings.redis_url is None and is_at_rest(settings.data_dir):
+            found = "none is configured here, and nothing runs that would call one"
+            return Finding(check, "skipped", found), None
+        advice = "set it, or try things out with `tollbook up --stand-in`"
+        return Finding(check, "failed", "OPENROUTER_API_KEY is not set", advice), None
+    try:
+        access = access_of(name, policy, settings)
+    except (ProviderNotConfigured, SettingsError) as exc:
+        # Workers may have it in their own environment.
+        state = "failed" if name in policy.called_providers else "warning"
+        return Finding(check, state, str(exc), "set it for the workers, and here to check it"), None
+    async with ProviderClient.from_access(access, settings) as provider:
+        try:
+            models = set(await provider.models())
+            await provider.check_key()
+        except ProviderRefused as exc:
+            return Finding(check, "failed", str(exc), f"check {access.key_env or 'whether it needs a key'}"), None
+        except ProviderUnavailable as exc:
+            what = "OPENROUTER_BASE_URL" if is_default else f"base_url of providers.{name} in the policy"
+            return Finding(check, "failed", str(exc), f"check {what} and the network"), None
+    key = "the key is good" if access.api_key is not None or is_default else "no key is sent"
+    return Finding(check, "ok", f"{access.base_url}, {len(models)} models, {key}"), models

@@ -23,6 +23,7 @@ from tollbook.consumers.service import build_worker, pause, serve_worker
 from tollbook.consumers.throttled_warning import ThrottledWarning
 from tollbook.inference.opening_balances import ReadSpent
 from tollbook.inference.policy_changes import start_policy
+from tollbook.inference.provider_access import check_providers
 from tollbook.inference.runtime import (
     InferenceRuntime,
     LedgerHandle,
@@ -177,7 +178,9 @@ async def run_up(
                 system = await stack.enter_async_context(open_system(settings, state=state))
         except StoppedWhileOpening:
             return
-        chosen_streams(streams, system.runtime.rules)  # Before anything is announced.
+        # Before anything is announced.
+        chosen_streams(streams, system.runtime.rules)
+        check_providers(system.runtime.rules, settings)
         announce(system.redis_url, f"{state.url}/metrics, {state.url}/health/ready" if state.url else "")
         await run_system(system, streams, stop)
 
@@ -185,8 +188,8 @@ async def run_up(
 async def run_system(system: System, streams: Sequence[str], stop: asyncio.Event) -> None:
     """Work until `stop`, or until the projection ends; calls in flight are finished first.
 
-    Without `streams`, on all of the policy's. Errors: SettingsError for a stream that the policy does not have; what
-    ended it.
+    Without `streams`, on all of the policy's. Errors: SettingsError for a stream that the policy does not have, and for
+    a provider whose key is not set; what ended it.
     """
     system.folding.add_done_callback(lambda _: stop.set())
     with _ends_with(system.handle, system.runtime.settings, stop):
@@ -214,6 +217,7 @@ async def _run_worker(
     runtime: InferenceRuntime, streams: Sequence[str], stop: asyncio.Event, *, redis_url: str, state: ProcessState
 ) -> None:
     chosen = chosen_streams(streams, runtime.rules)
+    check_providers(runtime.rules, runtime.settings)
     worker = build_worker(runtime, chosen, runtime.name, observer=state.tracing)
     await serve_worker(runtime, worker, stop, redis_url=redis_url, observer=state, takes_all=not streams)
 
@@ -302,6 +306,7 @@ async def run_processes(
             "REDIS_URL": redis_url,
             "OPENROUTER_BASE_URL": settings.openrouter_base_url,
             "TOLLBOOK_DIALECT": settings.dialect,
+            "TOLLBOOK_STAND_IN_URL": settings.stand_in_url or "",
         }
         children = [Child("projector", ("projector",), port_setting(ports[0]))]
         named = ("--streams", ",".join(streams)) if streams else ()
@@ -325,6 +330,8 @@ async def _settle_policy(settings: Settings, redis_url: str) -> None:
             await start_policy(
                 settings, build_gates(handle, settings), "tollbook up", read_spent=_spent_reader(settings, handle)
             )
+            await handle.policies.refresh()
+            check_providers(handle.policy, settings)
     except (LedgerUnavailable, LedgerReplaced):
         return
 
@@ -397,6 +404,7 @@ async def announced_endpoint(settings: Settings, redis_url: str) -> AsyncGenerat
         redis_url=redis_url,
         namespace=settings.namespace,
         provider_url=settings.openrouter_base_url,
+        stand_in_url=settings.stand_in_url,
         pid=os.getpid(),
         started_at=datetime.now(UTC),
     )

@@ -34,11 +34,10 @@ def reconcile(
     Example: tollbook reconcile --author ann --json
     """
     from tollbook.app.connect import with_running_provider
-    from tollbook.cli.serve import require_provider
     from tollbook.cli.unbooked import describe_unbooked
     from tollbook.inference.settings import load_settings
 
-    settings = require_provider(with_running_provider(load_settings()))
+    settings = with_running_provider(load_settings())
     outcome, assumed, unbooked = asyncio.run(_reconcile(settings, author))
     plain = plain_ids(settings, (row["user_id"] for row in (*assumed, *unbooked)))
     assumed, unbooked = ([row | {"user_id": plain(row["user_id"])} for row in rows] for rows in (assumed, unbooked))
@@ -56,9 +55,12 @@ async def _reconcile(
 ) -> "tuple[Reconciliation, list[dict[str, Any]], list[dict[str, Any]]]":
     from tollbook.app.connect import query_projection
     from tollbook.cli.unbooked import unbooked_charges
+    from tollbook.inference.cost_lookup import CostLookup
     from tollbook.inference.current_runtime import connect_runtime, using_runtime
-    from tollbook.inference.providers.client import ProviderClient
+    from tollbook.inference.provider_access import check_providers
+    from tollbook.inference.providers.clients import ProviderClients
     from tollbook.inference.reconcile import reconcile
+    from tollbook.schemas.routes import DEFAULT_PROVIDER
 
     async def query(sql: str) -> list[dict[str, Any]]:
         return await asyncio.to_thread(query_projection, settings, sql)
@@ -66,9 +68,11 @@ async def _reconcile(
     async with (
         connect_runtime(settings),
         using_runtime() as runtime,
-        ProviderClient.from_settings(settings) as provider,
+        ProviderClients.from_settings(settings) as providers,
     ):
-        outcome = await reconcile(query, runtime.ledger, provider, author=author)
+        if DEFAULT_PROVIDER in runtime.rules.called_providers:
+            check_providers(runtime.rules, settings, [DEFAULT_PROVIDER])
+        outcome = await reconcile(query, runtime.ledger, CostLookup(providers, runtime.rules), author=author)
         handle = runtime.handle
         unbooked = await unbooked_charges(handle.pipeline, handle.keys, handle.ledger_id, settings.data_dir)
     unknown = set(outcome.unknown)

@@ -77,7 +77,7 @@ def worker(
     from tollbook.inference.address import find_redis_url
 
     names = _streams(streams)
-    settings = require_provider(_settings() if concurrency is None else _settings(concurrency=concurrency))
+    settings = require_providers(_settings() if concurrency is None else _settings(concurrency=concurrency))
     redis_url = find_redis_url(settings)
     run_until_signal(
         lambda stop: run_remote_worker(settings, names, stop, redis_url=redis_url),
@@ -122,15 +122,25 @@ def _streams(names: str) -> list[str]:
     return chosen
 
 
-def require_provider(settings: "Settings") -> "Settings":
-    """Return the settings when a provider can be called; else say how to get one, and exit."""
-    if not settings.has_provider:
-        typer.echo(
-            "tollbook: no calls can be made: set OPENROUTER_API_KEY, or OPENROUTER_BASE_URL for another "
-            "OpenAI-compatible server.\n"
-            "tollbook: to try things out without a key, use the local stand-in: tollbook up --stand-in",
-            err=True,
-        )
+def require_providers(settings: "Settings") -> "Settings":
+    """Return the settings when the providers that routes name can be called; else say what is missing, and exit.
+
+    Where neither a file nor a setting states the policy and there may be a ledger, that has it: then it is checked when
+    the ledger is open.
+    """
+    from tollbook.inference.provider_access import NO_DEFAULT_PROVIDER, provider_problems
+    from tollbook.inference.stated_policy import policy_of, policy_sources
+
+    may_have_ledger = settings.redis_url is not None or settings.projection_path.exists()
+    if may_have_ledger and not policy_sources(settings):
+        return settings
+    problems = provider_problems(policy_of(settings), settings)
+    for problem in problems:
+        typer.echo(f"tollbook: {problem}", err=True)
+    if NO_DEFAULT_PROVIDER in problems:
+        hint = "to try things out without a key, use the local stand-in: tollbook up --stand-in"
+        typer.echo(f"tollbook: {hint}", err=True)
+    if problems:
         raise typer.Exit(1)
     return settings
 
@@ -139,13 +149,18 @@ def require_provider(settings: "Settings") -> "Settings":
 async def _provider(settings: "Settings", *, with_stand_in: bool) -> AsyncGenerator["Settings"]:
     """Yield settings whose provider can be called."""
     if not with_stand_in:
-        yield require_provider(settings)
+        yield require_providers(settings)
         return
     from tollbook.standin import StandIn, StandInConfig
 
     async with StandIn(StandInConfig(latency_ms=200, lists_prices=True)) as server:
         yield settings.model_copy(
-            update={"openrouter_base_url": server.base_url, "openrouter_api_key": None, "dialect": "openrouter"}
+            update={
+                "openrouter_base_url": server.base_url,
+                "openrouter_api_key": None,
+                "dialect": "openrouter",
+                "stand_in_url": server.root_url,
+            }
         )
 
 

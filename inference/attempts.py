@@ -39,6 +39,17 @@ class ChatRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingsRequest:
+    """Vectors to be asked for, one for each of `inputs`. `price_limit` is as in a ChatRequest."""
+
+    model: str
+    inputs: Sequence[str] = field(repr=False)  # G10
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    user: str | None = None
+    price_limit: Bound | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """How one HTTP request ended.
 
@@ -49,13 +60,16 @@ class Attempt:
     `usage` is how the reported tokens are usually read; where the report can mean something else too, that is in
     `other_readings`. `fee_nanousd` was charged beside what the tokens cost.
     `service_tier` is how the request was processed, if not as usual: `flex` or `priority`, for example.
-    `is_retryable`: the same model may answer after a pause. `may_fall_back`: another model might.
+    `is_retryable`: the same model may answer after a pause. `may_fall_back`: another model of the same provider might;
+    one of another provider might in any case.
     """
 
     outcome: Outcome
     charge: ChargeStatus
     latency_ms: int
     content: str | None = None
+    embeddings: tuple[Any, ...] = ()
+    images: tuple[str, ...] = ()
     tool_calls: tuple[dict[str, Any], ...] = ()
     refusal: str | None = None
     reasoning: str | None = None

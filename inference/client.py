@@ -17,9 +17,9 @@ from tollbook.inference.calls.call import Call, RunId
 from tollbook.inference.calls.reservations import WaitLimits
 from tollbook.inference.calls.runner import CallTakenOver
 from tollbook.inference.current_runtime import using_runtime
-from tollbook.inference.errors import SettingsError, error_of
+from tollbook.inference.errors import error_of
+from tollbook.inference.provider_access import check_providers
 from tollbook.inference.runtime import InferenceRuntime
-from tollbook.inference.settings import Settings
 from tollbook.inference.structured_output import M, ParsedResult, parse_output, with_response_format
 from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
 from tollbook.schemas.entries import RequestFields
@@ -122,8 +122,9 @@ class InferenceClient:
             return InferenceResult(
                 task_id=task.task_id or str(uuid.uuid4()), status=TaskStatus.DONE, content="pong", user_id=task.user_id
             )
-        _require_provider(runtime.settings)
         call = await self._call(task, runtime)
+        # Before money is held: a key that is missing here is for whoever runs this process.
+        check_providers(runtime.rules, runtime.settings, (target.provider for target in call.route.targets))
         clock = asyncio.get_running_loop().time
         until = clock() + runtime.settings.hold_wait_s
         while True:
@@ -150,16 +151,6 @@ class InferenceClient:
         run_id = runtime.unanswered.pop(call_id, None) or RunId(runtime.name, uuid.uuid4().hex[:12])
         return await runtime.policies.read_by(
             task.user_id, lambda policy: Call.of_task(task, call_id=call_id, run_id=run_id, policy=policy)
-        )
-
-
-def _require_provider(settings: Settings) -> None:
-    if not settings.has_provider:
-        raise SettingsError(
-            [
-                "OPENROUTER_API_KEY: not set; set it, or OPENROUTER_BASE_URL for another server "
-                "(`tollbook stand-in` starts one to try things out)"
-            ]
         )
 
 

@@ -5,6 +5,7 @@ request; the gate refuses any other version than its own. So a process need not 
 it with its next reservation, and asks again.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -59,7 +60,7 @@ class PolicyInForce:
 
         Errors: InvalidTask for a plan that this policy does not have.
         """
-        return self.policy.user_cap_nanousd(user_id, check_plan(plan, self.policy))
+        return self.budgets.cap_of(user_id, check_plan(plan, self.policy))
 
     @cached_property
     def budgets(self) -> BudgetPolicy:
@@ -72,7 +73,7 @@ class PolicyInForce:
         `attributes` as for `BudgetPolicy.budgets_at`. Errors: InvalidTask for a plan that this policy does not have;
             LedgerUnavailable for a plain user id where the ledger's are hashed.
         """
-        self.cap_nanousd(attributes["user"], attributes["plan"])
+        check_plan(attributes["plan"], self.policy)
         if self.policy.user_ids == "hashed" and not is_hashed_id(attributes["user"]):
             # The policy came into force after this id was read; a repeat hashes it.
             raise LedgerUnavailable("the ledger's first policy came into force at this moment: try again")  # G10
@@ -83,7 +84,7 @@ class PolicyInForce:
 
         A budget that this policy does not have, or defines anew, limits nothing any more. Errors: InvalidTask.
         """
-        self.cap_nanousd("", plan)
+        check_plan(plan, self.policy)
         return self.budgets.caps_of(keys, plan=plan)
 
 
@@ -128,6 +129,7 @@ class CurrentPolicy:
         self._read = read
         self._in_force = tuple(in_force)
         self._price_provider = price_provider
+        self._changed = asyncio.Event()
 
     @classmethod
     async def of_ledger(
@@ -188,7 +190,13 @@ class CurrentPolicy:
         if self._in_force:
             _log.info("policy.changed", version=max(version for version, _ in after))
         self._in_force = tuple(found)
+        self._changed.set()
+        self._changed = asyncio.Event()
         return True
+
+    async def wait_for_change(self) -> None:
+        """Return when this process hears of another policy than it has now."""
+        await self._changed.wait()
 
     async def decide(self, user_id: str, step: Callable[[PolicyInForce], Awaitable[T]]) -> T:
         """Take a step by the policy in force of a user; again by another one where the gate has that.

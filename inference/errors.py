@@ -136,6 +136,12 @@ class ProviderUnavailable(ProviderError):
     code = "PROVIDER_UNAVAILABLE"
 
 
+class ProviderNotConfigured(ProviderError):
+    """A provider cannot be called from this process: the policy does not have it, or its key is not set."""
+
+    code = "PROVIDER_NOT_CONFIGURED"
+
+
 class ProviderRefused(ProviderError):
     """The provider refused the key or the request."""
 

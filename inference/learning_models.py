@@ -1,15 +1,21 @@
-"""Asks the provider for its models and prices while a process makes calls: at its start, and again every hour."""
+"""Asks the providers for their models and prices at a process's start, every hour, and for each new policy."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from tollbook.inference.errors import ProviderError
+from tollbook.inference.current_policy import CurrentPolicy
+from tollbook.inference.errors import ProviderError, SettingsError
 from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.providers.client import ProviderClient
+from tollbook.inference.providers.clients import ProviderClients
 from tollbook.ledger.logs import LazyLogger
+from tollbook.schemas.routes import DEFAULT_PROVIDER
+
+if TYPE_CHECKING:
+    from tollbook.inference.settings import Settings
 
 _REFRESH_S: Final = 3600.0
 # How long a process waits for the first answer. Calls do not need it: what is not known is not checked.
@@ -19,23 +25,23 @@ _log = LazyLogger(__name__)
 
 @asynccontextmanager
 async def learning_models(
-    models: ModelCatalogue, provider: ProviderClient, *, now_ms: Callable[[], int], is_asked: bool = True
+    policies: CurrentPolicy, providers: ProviderClients, settings: "Settings", *, now_ms: Callable[[], int]
 ) -> AsyncGenerator[None]:
-    """Keep a catalogue up to date until the end; a provider that does not answer leaves it as it is."""
-    if not is_asked:
-        yield
-        return
+    """Keep the catalogues of the providers up to date until the end; one that does not answer leaves its own as it is.
+
+    Asked are those that routes name in the policy in force at the time.
+    """
     is_first_over = asyncio.Event()
 
     async def learn() -> None:
         while True:
             try:
-                await learn_models(models, provider, now_ms=now_ms)
-            except ProviderError as exc:
-                _log.debug("models.not_learnt", problem=str(exc))
+                await learn_all(policies, providers, settings, now_ms=now_ms)
             finally:
                 is_first_over.set()
-            await asyncio.sleep(_REFRESH_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REFRESH_S):
+                    await policies.wait_for_change()  # It may name another provider.
 
     learning = asyncio.create_task(learn())
     try:
@@ -46,6 +52,23 @@ async def learning_models(
     finally:
         learning.cancel()
         await asyncio.wait({learning})
+
+
+async def learn_all(
+    policies: CurrentPolicy, providers: ProviderClients, settings: "Settings", *, now_ms: Callable[[], int]
+) -> None:
+    """Ask every provider that routes name, all at a time. Errors: none of theirs; they are logged."""
+
+    async def learn(name: str) -> None:
+        in_force = policies.newest
+        try:
+            client = providers.at(name, in_force.policy)
+            await learn_models(in_force.prices.at(name).models, client, now_ms=now_ms)
+        except (ProviderError, SettingsError) as exc:
+            _log.debug("models.not_learnt", provider=name, problem=str(exc))
+
+    names = policies.newest.policy.called_providers
+    await asyncio.gather(*(learn(name) for name in names if name != DEFAULT_PROVIDER or settings.has_provider))
 
 
 async def learn_models(models: ModelCatalogue, provider: ProviderClient, *, now_ms: Callable[[], int]) -> None:

@@ -5,13 +5,18 @@ for it where the provider would refuse it, and a bound is lowered to what the mo
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from tollbook.inference.prices.listed_price import Pricing, read_pricing, relevant_pricing
-from tollbook.inference.prices.price_lists import PriceLists
+from tollbook.inference.prices.price_lists import FOLDER, PriceLists
+from tollbook.schemas.policy import Dialect, ProviderRule
 
+if TYPE_CHECKING:
+    from tollbook.inference.settings import Settings
+
+EMBEDDINGS: Final = "embeddings"
 LIMIT: Final = "max_tokens"
 COMPLETION_LIMIT: Final = "max_completion_tokens"
 # OpenAI's reasoning models refuse `max_tokens`, also behind servers of others (checked November 2026).
@@ -21,10 +26,16 @@ _REFUSES_SAMPLING: Final = re.compile(
     r"(^|/)(o[1-9](-|$)|gpt-[5-9](?!.*chat)|claude-([a-z]+-)?(4[.-][7-9](?!\d)|[5-9]([.-]|$)))"
 )
 _SAMPLING: Final = frozenset({"temperature", "top_p", "top_k"})
-# What OpenAI's own API does not know.
-_NOT_AT_OPENAI: Final = frozenset(
-    {"top_k", "min_p", "top_a", "repetition_penalty", "structured_outputs", "include_reasoning", "transforms"}
-)
+# What a dialect has no word for (checked November 2026).
+_REFUSED: Final[Mapping[Dialect, frozenset[str]]] = {
+    "openai": frozenset(
+        {"top_k", "min_p", "top_a", "repetition_penalty", "structured_outputs", "include_reasoning", "transforms"}
+    ),
+    "anthropic": frozenset(
+        {"frequency_penalty", "presence_penalty", "repetition_penalty", "min_p", "top_a", "seed", "logit_bias",
+         "logprobs", "top_logprobs", "verbosity", "prediction", "transforms"}
+    ),
+}  # fmt: skip
 # Names under which `/models` lists a parameter, where they differ. What stands here with nothing is listed nowhere.
 _LISTED_AS: Final[Mapping[str, str | None]] = {
     "reasoning_effort": "reasoning",
@@ -49,26 +60,55 @@ class ModelFacts:
     output_modalities: frozenset[str] | None = None
     pricing: Pricing | None = None
 
+    @property
+    def makes_embeddings(self) -> bool | None:
+        """Whether it makes vectors; None where nothing is said."""
+        return None if self.output_modalities is None else EMBEDDINGS in self.output_modalities
+
+    @property
+    def makes_text(self) -> bool | None:
+        """Whether it makes text; None where nothing is said."""
+        return None if self.output_modalities is None else "text" in self.output_modalities
+
 
 _NOTHING_KNOWN: Final = ModelFacts()
 
 
 class ModelCatalogue:
-    """The models of one provider. `is_openai`: it is OpenAI's own API, or Azure's."""
+    """The models of one provider, which is spoken to in a dialect."""
 
     def __init__(
         self,
         models: Mapping[str, ModelFacts] | None = None,
         *,
-        is_openai: bool = False,
+        dialect: Dialect = "compatible",
         price_lists: PriceLists | None = None,
+        lists_of: Callable[[ProviderRule], PriceLists] = lambda rule: PriceLists(),  # noqa: ARG005 - none are known.
     ) -> None:
-        """Without `price_lists`, no prices of the provider's are known."""
+        """Without `price_lists`, no prices of the provider's are known; `lists_of` returns those of another one."""
         self.price_lists = price_lists or PriceLists()
-        self._is_openai = is_openai
+        self._dialect: Dialect = dialect
+        self._lists_of = lists_of
+        self._others: dict[tuple[str, str, Dialect], ModelCatalogue] = {}
         self._models: dict[str, ModelFacts] = {}
         self._listed_names: frozenset[str] = frozenset()
         self.learn(models or {})
+
+    @classmethod
+    def from_settings(cls, settings: "Settings") -> Self:
+        """Make the catalogue of the provider that the settings describe, with the lists kept in the data directory."""
+        return cls(
+            dialect=settings.provider_dialect,
+            price_lists=PriceLists.from_settings(settings),
+            lists_of=lambda rule: PriceLists(settings.data_dir / FOLDER, settings.url_of(rule)),
+        )
+
+    def at(self, provider: str, rule: ProviderRule) -> "ModelCatalogue":
+        """Return the models of another provider; the same object for every policy that describes it alike."""
+        key = provider, rule.base_url, rule.dialect
+        if key not in self._others:
+            self._others[key] = ModelCatalogue(dialect=rule.dialect, price_lists=self._lists_of(rule))
+        return self._others[key]
 
     def learn(self, models: Mapping[str, ModelFacts]) -> None:
         """Take over what the provider says now; what it said before is forgotten."""
@@ -81,7 +121,7 @@ class ModelCatalogue:
         return self._models.get(model, _NOTHING_KNOWN)
 
     def unsupported(self, model: str, names: Iterable[str]) -> list[str]:
-        """Return which of these parameters the model is known not to support.
+        """Return which of these parameters, given by name or with their values, the model is known not to support.
 
         A parameter that the provider lists for no model at all is not judged.
         """
@@ -90,9 +130,22 @@ class ModelCatalogue:
         for name in names:
             listed = _LISTED_AS.get(name, name)
             is_missing = supported is not None and listed in self._listed_names and listed not in supported
-            if is_missing or (self._is_openai and name in _NOT_AT_OPENAI):
+            if is_missing or name in _REFUSED.get(self._dialect, ()) or self._refuses_value(name, names):
                 found.append(name)
         return found
+
+    def _refuses_value(self, name: str, given: Iterable[str]) -> bool:
+        """Whether Anthropic has the parameter, but not this value of it."""
+        if self._dialect != "anthropic" or not isinstance(given, Mapping):
+            return False
+        value = cast("Mapping[str, Any]", given)[name]
+        match name:
+            case "response_format":
+                return _table(value).get("type") == "json_object"
+            case "temperature":
+                return value > 1
+            case _:
+                return False
 
     def without_unsupported(self, model: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
         """Return a route's defaults without those that the model does not support, or would refuse."""
@@ -107,7 +160,7 @@ class ModelCatalogue:
         if supported is not None:
             is_only = COMPLETION_LIMIT in supported and LIMIT not in supported
             return COMPLETION_LIMIT if is_only else LIMIT
-        if self._is_openai or (not self._models and _WANTS_COMPLETION_LIMIT.search(model.lower())):
+        if self._dialect == "openai" or (not self._models and _WANTS_COMPLETION_LIMIT.search(model.lower())):
             return COMPLETION_LIMIT
         return LIMIT
 

@@ -17,7 +17,7 @@ from tollbook.inference.errors import SettingsError
 from tollbook.inference.opening_balances import OpeningTally, ReadSpent
 from tollbook.inference.policy_diff import policy_changes
 from tollbook.inference.prices.catalogue import PriceCatalogue
-from tollbook.inference.routing import policy_errors, policy_warnings
+from tollbook.inference.routing import policy_warnings
 from tollbook.inference.settings import Settings
 from tollbook.inference.stated_policy import policy_of, policy_path, policy_sources, with_shorthand
 from tollbook.ledger.errors import CallsStopped, LedgerError, LedgerRefused, LedgerUnavailable, PolicyChanged
@@ -69,7 +69,7 @@ class Applied:
 
 def problems_on(policy: Policy, partitions: int) -> list[str]:
     """Return why a policy cannot be in force on a ledger of so many partitions."""
-    errors = [*policy_errors(policy), *name_problems(policy)]
+    errors = list(name_problems(policy))
     if partitions == 1:
         return errors
     # One step touches one partition only, and the users of such a budget are spread over all of them.

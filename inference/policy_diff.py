@@ -15,6 +15,7 @@ _TABLES: Final = {
     "tasks": "task type",
     "streams": "stream",
     "prices": "price of",
+    "models": "limits of",
     "providers": "provider",
 }
 _FIELDS: Final = {
@@ -50,6 +51,8 @@ class Change:
         if len(rest) == 1:
             return f"{subject}: {_shown(table, self.before)} -> {_shown(table, self.after)}"
         field = "cap_usd" if rest[1:-1] == ["caps"] else rest[-1]
+        if rest[1:-1] == ["prices"]:
+            return f"{subject}: price of {rest[-1]} {_shown('prices', self.before)} -> {_shown('prices', self.after)}"
         names = " of ".join(_name(name) for name in reversed(rest[1:]))
         return f"{subject}: {names} {_shown(field, self.before)} -> {_shown(field, self.after)}"
 
@@ -92,6 +95,8 @@ def _shown(field: str, value: Any) -> str:
     match value:
         case None:
             return "none"
+        case {"provider": str(provider), "model": str(model), **others} if not others:
+            return f"{model} at {provider}"
         case Mapping():
             entries = cast("Mapping[str, Any]", value)
             shown = [

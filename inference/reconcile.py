@@ -1,6 +1,6 @@
-"""Reconciling: ask the provider for the actual cost of uncertain charges, and correct the ledger.
+"""Reconciling: ask the providers for the actual cost of uncertain charges, and correct the ledger.
 
-A charge is uncertain if it was assumed at its bound, or priced from usage. The provider can be asked if the attempt's
+A charge is uncertain if it was assumed at its bound, or priced from usage. Its provider can be asked if the attempt's
 generation id is known; all other uncertain charges stay as they are, and are listed. An assumption about an attempt
 that died with its worker stays booked (G3). Repeating changes nothing, since a correction names the whole cost.
 """
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import structlog
 
-from tollbook.inference.providers.client import ProviderClient
+from tollbook.inference.cost_lookup import CostLookup
 from tollbook.ledger.errors import CallUnknown, HoldChanged
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import AdjustRequest
@@ -44,7 +44,7 @@ WITH uncertain AS (
 ), reconciled AS (
     SELECT call_id, hold FROM moves WHERE seq > booked_seq AND reason = '{_WHOLLY}'
 )
-SELECT e.call_id, e.hold, e.user_id, e.attempt, e.basis, e.generation_id,
+SELECT e.call_id, e.hold, e.user_id, e.attempt, e.basis, e.generation_id, e.payload->>'provider' AS provider,
     -- What was given back by hand is not booked any more.
     CASE WHEN r.attempt IS NULL THEN e.charge_usd ELSE 0 END AS charge_usd,
     coalesce(c.corrected_usd, 0) AS corrected_usd, coalesce(c.corrected_assumed_usd, 0) AS corrected_assumed_usd,
@@ -99,10 +99,10 @@ class _ActualCost:
     is_complete: bool
 
 
-async def reconcile(query: Query, ledger: Ledger, provider: ProviderClient, *, author: str) -> Reconciliation:
-    """Correct every uncertain charge of which the provider knows the cost.
+async def reconcile(query: Query, ledger: Ledger, costs: CostLookup, *, author: str) -> Reconciliation:
+    """Correct every uncertain charge of which its provider knows the cost.
 
-    Errors: ProviderUnavailable; ProviderRefused; LedgerUnavailable. What was corrected before stays corrected.
+    Errors: ProviderUnavailable; ProviderRefused; SettingsError; LedgerUnavailable. What was corrected stays corrected.
     """
     holds: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in await query(_UNCERTAIN):
@@ -110,22 +110,23 @@ async def reconcile(query: Query, ledger: Ledger, provider: ProviderClient, *, a
     uncertain = {(row["call_id"], row["hold"]) for row in await query(_ASSUMED)}
     outcome = Reconciliation()
     for hold, attempts in holds.items():
-        actual = await _ask(attempts, provider, outcome)
+        actual = await _ask(attempts, costs, outcome)
         is_certain = actual.is_complete and not actual.assumed_nanousd
         if actual.is_known:
             is_certain = await _correct(attempts, actual, ledger, author, outcome) and is_certain
         (uncertain.discard if is_certain else uncertain.add)(hold)
+    costs.raise_failure()
     outcome.unknown = sorted({call_id for call_id, _ in uncertain})
     return outcome
 
 
-async def _ask(attempts: Sequence[dict[str, Any]], provider: ProviderClient, outcome: Reconciliation) -> _ActualCost:
+async def _ask(attempts: Sequence[dict[str, Any]], costs: CostLookup, outcome: Reconciliation) -> _ActualCost:
     found, missed, changes = 0, 0, list[_Change]()
     for attempt in attempts:
         if attempt["generation_id"] is None or attempt["basis"] not in ("assumed", "priced"):
             continue
         outcome.asked += 1
-        known = await provider.generation(attempt["generation_id"])
+        known = await costs.cost(attempt["provider"], attempt["generation_id"])
         if known is None:
             missed += 1
             continue

@@ -14,7 +14,7 @@ from tollbook.inference.errors import SettingsError
 from tollbook.inference.prices.model_price import ModelPrice
 from tollbook.schemas.policy import Policy, default_policy
 from tollbook.schemas.problems import problems_of, unknown_name
-from tollbook.schemas.routes import Route
+from tollbook.schemas.routes import Route, Target
 from tollbook.schemas.tasks import PING
 
 MODEL_ROUTING: Final[Mapping[str, Route]] = dict(default_policy().tasks)
@@ -37,6 +37,10 @@ class Prices(Protocol):
 
     def knows(self, model: str, at_ms: int) -> bool:
         """Whether a price of the model is known."""
+        ...
+
+    def at(self, provider: str) -> "Prices":
+        """Return the prices of a provider of the policy."""
         ...
 
 
@@ -70,21 +74,10 @@ def routing_with(
 def unpriced_routes(routing: Mapping[str, Route], prices: Prices, at_ms: int) -> list[str]:
     """Return one line for each model of a route without a known price; its calls would be refused (G8)."""
     return [
-        f"{task_type}: no price is known for its {role} {model}"
+        f"{task_type}: no price is known for its {role} {target}"
         for task_type, route in routing.items()
-        for role, model in roles_of(route)
-        if not prices.knows(model, at_ms)
-    ]
-
-
-def policy_errors(policy: Policy) -> list[str]:
-    """Return why a policy cannot be in force: what it states and nothing would follow.
-
-    What is wrong with its form is refused when it is read: a route whose fallback is its own model, for example.
-    """
-    return [
-        f"providers.{name}: no route can name a provider; OPENROUTER_BASE_URL sets the one that is called"
-        for name in policy.providers
+        for role, target in roles_of(route)
+        if not prices.at(target.provider).knows(target.model, at_ms)
     ]
 
 
@@ -92,20 +85,21 @@ def policy_warnings(policy: Policy, prices: Prices, at_ms: int) -> list[str]:
     """Return what a person should know of a policy before it is in force; `prices` are by that policy."""
     warnings = [f"{problem}: its calls would be refused" for problem in unpriced_routes(policy.tasks, prices, at_ms)]
     for task_type, route in policy.tasks.items():
-        if route.cheaper is not None and not _is_cheaper(route.cheaper, route.model, prices, at_ms):
-            warnings.append(f"{task_type}: its cheaper model {route.cheaper} is not cheaper than {route.model}")
+        cheaper = route.cheaper_target
+        if cheaper is not None and not _is_cheaper(cheaper, route.first, prices, at_ms):
+            warnings.append(f"{task_type}: its cheaper model {cheaper} is not cheaper than {route.first}")
     return warnings
 
 
-def _is_cheaper(model: str, than: str, prices: Prices, at_ms: int) -> bool:
+def _is_cheaper(target: Target, than: Target, prices: Prices, at_ms: int) -> bool:
     """Whether a model costs less for prompt or completion; true where a price is not known, which is told anyway."""
-    if not prices.knows(model, at_ms) or not prices.knows(than, at_ms):
+    if not all(prices.at(each.provider).knows(each.model, at_ms) for each in (target, than)):
         return True
-    one, other = prices.price(model, at_ms).max_prices(0), prices.price(than, at_ms).max_prices(0)
+    one, other = (prices.at(each.provider).price(each.model, at_ms).max_prices(0) for each in (target, than))
     return one[0] < other[0] or one[1] < other[1]
 
 
-def roles_of(route: Route) -> list[tuple[str, str]]:
+def roles_of(route: Route) -> list[tuple[str, Target]]:
     """Return each model of a route with what it is there for: model, fallback, cheaper model."""
-    roles = [("model", route.model), *(("fallback", model) for model in route.fallback)]
-    return [*roles, ("cheaper model", route.cheaper)] if route.cheaper is not None else roles
+    roles = [("model", route.first), *(("fallback", target) for target in route.fallbacks)]
+    return roles if route.cheaper_target is None else [*roles, ("cheaper model", route.cheaper_target)]

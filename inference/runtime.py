@@ -26,9 +26,8 @@ from tollbook.inference.learning_models import learning_models
 from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.policy_changes import check_stated_policy
 from tollbook.inference.prices.catalogue import PriceCatalogue
-from tollbook.inference.prices.price_lists import PriceLists
 from tollbook.inference.provider_users import provider_user_of
-from tollbook.inference.providers.client import ProviderClient
+from tollbook.inference.providers.clients import ProviderClients
 from tollbook.inference.settings import Settings
 from tollbook.inference.signs_of_life import SignOfLife, sign_of_life
 from tollbook.inference.stated_policy import concurrency_of
@@ -128,7 +127,7 @@ async def open_ledger(
             id_ttl_s=settings.idempotency_ttl_s,
         )
         sign = await stack.enter_async_context(sign_of_life(pipeline, settings, name=process_name(), part=part))
-        models = ModelCatalogue(is_openai=settings.is_openai, price_lists=PriceLists.from_settings(settings))
+        models = ModelCatalogue.from_settings(settings)
         policies = await CurrentPolicy.of_ledger(pipeline, keys, price_provider=settings.price_provider, models=models)
         user_key = await open_user_key(
             pipeline, keys[0], policies, data_dir=settings.data_dir, ledger_id=states[0].ledger_id
@@ -242,13 +241,12 @@ async def open_runtime(
         await policies.refresh()
         check_stated_policy(settings, policies.newest)
         calls = sum(concurrency_of(settings, policies.newest.policy).values())
-        provider = await stack.enter_async_context(ProviderClient.from_settings(settings, concurrent_calls=calls))
+        providers = await stack.enter_async_context(ProviderClients.from_settings(settings, concurrent_calls=calls))
         queue = BudgetWaitQueue(handle.redis, [key.waiters for key in handle.keys])
         queue.start()
         stack.push_async_callback(queue.aclose)
         retry = RetryPolicy.from_settings(settings)
-        learning = learning_models(policies.models, provider, now_ms=now_ms, is_asked=settings.has_provider)
-        await stack.enter_async_context(learning)
+        await stack.enter_async_context(learning_models(policies, providers, settings, now_ms=now_ms))
         reservations = Reservations(
             ledger=ledger,
             results=handle.results,
@@ -261,7 +259,7 @@ async def open_runtime(
         runner = CallRunner(
             ledger=ledger,
             results=handle.results,
-            provider=provider,
+            providers=providers,
             policies=policies,
             retry=retry,
             now_ms=now_ms,

@@ -44,7 +44,8 @@ def _base_url(value: str) -> str:
     return value.rstrip("/")
 
 
-def _api_key(value: SecretStr) -> SecretStr:
+def check_api_key(value: SecretStr) -> SecretStr:
+    """Return a key that can be sent. Errors: ValueError, which does not show it."""
     # The key becomes a header: a line break would be an injection, and other characters an error at every call.
     if not re.fullmatch(r"[\x21-\x7e]{1,1000}", value.get_secret_value()):
         raise ValueError("must be 1 to 1000 printable ASCII characters without spaces and line breaks")
@@ -89,7 +90,7 @@ def _webhook_secret(value: SecretStr) -> SecretStr:
 
 RedisUrl = Annotated[str, AfterValidator(check_address)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
-ApiKey = Annotated[SecretStr, AfterValidator(_api_key)]
+ApiKey = Annotated[SecretStr, AfterValidator(check_api_key)]
 WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 KeepSeconds = Annotated[float | None, BeforeValidator(_seconds_or_off)]
 MetricsPort = Annotated[int | Literal["off"] | None, BeforeValidator(_metrics_port)]

@@ -39,6 +39,7 @@ from tollbook.inference.setting_tables import (
 )
 from tollbook.inference.stated_policy import policy_of
 from tollbook.ledger.projection import PROJECTION_FILE
+from tollbook.schemas.policy import Dialect, ProviderRule
 from tollbook.schemas.problems import closest_name, problems_of, unknown_name
 
 _DAY_S: Final = 86_400
@@ -88,8 +89,16 @@ class Settings(BaseSettings):
         "https://openrouter.ai/api/v1",
         "address of OpenRouter or of another OpenAI-compatible server",
     )
-    dialect: Literal["auto", "openrouter", "openai"] = _field(
-        "TOLLBOOK_DIALECT", "auto", "openrouter: send OpenRouter's own request fields; auto: only to openrouter.ai"
+    dialect: Literal["auto", "openrouter", "openai", "anthropic"] = _field(
+        "TOLLBOOK_DIALECT",
+        "auto",
+        "how the provider at OPENROUTER_BASE_URL is spoken to: openrouter (with OpenRouter's own request fields), "
+        "openai (chat completions), anthropic (Messages); auto: by its address",
+    )
+    stand_in_url: BaseUrl | None = _field(
+        "TOLLBOOK_STAND_IN_URL",
+        None,
+        "address of a stand-in that is called in place of every provider in the policy; `up --stand-in` sets it",
     )
     app_title: AppTitle = _field("TOLLBOOK_APP_TITLE", "Tollbook", "name of the application in OpenRouter's rankings")
     app_url: AppUrl | None = _field("TOLLBOOK_APP_URL", None, "address of the application in OpenRouter's rankings")
@@ -287,18 +296,21 @@ class Settings(BaseSettings):
         default_url = type(self).model_fields["openrouter_base_url"].default
         return self.openrouter_api_key is not None or self.openrouter_base_url != default_url
 
-    @property
-    def is_openrouter(self) -> bool:
-        """Whether OpenRouter's own request fields are sent."""
-        if self.dialect != "auto":
-            return self.dialect == "openrouter"
-        return _is_at(self.openrouter_base_url, "openrouter.ai")
+    def url_of(self, rule: ProviderRule) -> str:
+        """Return the address at which a provider of the policy is called: its own, or the stand-in's."""
+        if self.stand_in_url is None:
+            return rule.base_url
+        return f"{self.stand_in_url.rstrip('/')}/{rule.dialect}/v1"
 
     @property
-    def is_openai(self) -> bool:
-        """Whether the provider is OpenAI's own API, or Azure's, which refuse what they do not know."""
+    def provider_dialect(self) -> Dialect:
+        """How the provider is spoken to. OpenAI's own API, and Azure's, refuse what other servers take."""
         url = self.openrouter_base_url
-        return not self.is_openrouter and (_is_at(url, "api.openai.com") or _is_at(url, "openai.azure.com"))
+        if self.dialect == "openrouter" or (self.dialect == "auto" and _is_at(url, "openrouter.ai")):
+            return "openrouter"
+        if self.dialect == "anthropic" or (self.dialect == "auto" and _is_at(url, "api.anthropic.com")):
+            return "anthropic"
+        return "openai" if _is_at(url, "api.openai.com") or _is_at(url, "openai.azure.com") else "compatible"
 
 
 def _is_at(url: str, domain: str) -> bool:

@@ -162,10 +162,11 @@ class Readiness:
         await opened.handle.policies.decide(user, weigh)
 
     async def _prices(self, opened: OpenLedger) -> list[Check]:
-        routes = opened.handle.policy.tasks
-        opened.prices.models.price_lists.refresh()
+        in_force = opened.handle.policies.newest
+        routes, prices = in_force.policy.tasks, in_force.prices
+        prices.refresh()
         # In a thread: the first look-up loads the catalogue, which takes half a second.
-        looking = asyncio.to_thread(unpriced_routes, routes, opened.prices, self._now_ms())
+        looking = asyncio.to_thread(unpriced_routes, routes, prices, self._now_ms())
         try:
             unknown = await asyncio.wait_for(looking, LIMIT_S)
         except TimeoutError:

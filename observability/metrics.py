@@ -78,7 +78,11 @@ class _Collected(Collector):
 
 def known_models(policy: Policy) -> frozenset[str]:
     """Return the model ids that get a label of their own: those of the routes and of the configured prices."""
-    return frozenset(model for route in policy.tasks.values() for model in route.models) | frozenset(policy.prices)
+    return (
+        frozenset(target.model for route in policy.tasks.values() for target in route.targets)
+        | frozenset(policy.prices)
+        | frozenset(model for rule in policy.providers.values() for model in rule.prices)
+    )
 
 
 def _add_facts(page: Page, facts: Facts) -> None:

@@ -57,6 +57,11 @@ class ProcessState:
     background: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, "asyncio.Task[None]"])
     waiting_for: str = "it is starting"
 
+    @property
+    def handle(self) -> LedgerHandle | None:
+        """The ledger that is open here."""
+        return None if self.open_ledger is None else self.open_ledger.handle
+
     @cached_property
     def facts(self) -> FactReader:
         """What metrics and alerts read of this process."""

@@ -15,7 +15,8 @@
     ├── ResultTimeout               RESULT_TIMEOUT         wait again: the task goes on
     ├── ProviderError               PROVIDER_ERROR         a question to the provider, not a completion, failed
     │   ├── ProviderUnavailable     PROVIDER_UNAVAILABLE   retry later: nothing was charged
-    │   └── ProviderRefused         PROVIDER_REFUSED       correct the key or the request
+    │   ├── ProviderRefused         PROVIDER_REFUSED       correct the key or the request
+    │   └── ProviderNotConfigured PROVIDER_NOT_CONFIGURED name a provider of the policy, and set its key
     └── LedgerError                 LEDGER_ERROR           see the message
         ├── IdempotencyConflict     IDEMPOTENCY_CONFLICT   use a new id; the first content stands
         ├── CallUnknown             CALL_UNKNOWN           correct the call id, or its record has expired

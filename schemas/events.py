@@ -70,6 +70,7 @@ PriceSource = Annotated[
         "`catalogue` and its version. Absent in events of earlier programs, and where nothing was priced."
     ),
 ]
+ProviderName = Annotated[str | None, Field(description="Provider by its name in the policy; absent: the default one.")]
 RecoveredId = Annotated[
     str | None, Field(description="Id of the lost event that this one enters again, by `tollbook recover`.")
 ]
@@ -101,6 +102,7 @@ class BoundPrice(Payload):
         description="What bounds the prompt: the length of its `text`, or the model's `context_length` if less.",
     )
     source: PriceSource = None
+    provider: ProviderName = None
 
 
 class BudgetReserved(Payload):
@@ -149,6 +151,7 @@ class ModelCalled(Payload):
     type: Literal["model-called"] = "model-called"
     hold: Count = Field(default=0, description="Number of the hold within its call.")
     model: str = Field(description="Model asked for.")
+    provider: ProviderName = None
     model_used: str | None = Field(default=None, description="Model that answered, as the provider says.")
     outcome: Outcome = Field(description="How the attempt ended.")
     http_status: int | None = Field(default=None, description="HTTP status, if there was a reply.")
@@ -177,6 +180,8 @@ class FallbackUsed(Payload):
     hold: Count = Field(default=0, description="Number of the hold within its call.")
     from_model: str = Field(description="Model whose attempt failed.")
     to_model: str = Field(description="Model that is tried next.")
+    from_provider: ProviderName = None
+    to_provider: ProviderName = None
     reason: FailureReason = Field(description="How the attempt failed.")
     http_status: int | None = Field(
         default=None, description="HTTP status of the failed attempt, if there was a reply."

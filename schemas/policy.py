@@ -30,7 +30,7 @@ from tollbook.schemas.expectations import Expected
 from tollbook.schemas.identifiers import Identifier, budget_value, is_hashed_id, normalise_id, read_values
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, nanousd_from_usd
 from tollbook.schemas.problems import did_you_mean, shown, unknown_name
-from tollbook.schemas.routes import Route
+from tollbook.schemas.routes import DEFAULT_PROVIDER, EMBEDDINGS, ModelAt, Route
 from tollbook.schemas.tasks import PING, RESERVED_STREAM_WORDS, InvalidTask, ModelId, Name, Task, may_be_prompt
 from tollbook.schemas.windows import WeekStart, WindowKind, find_zone
 
@@ -84,6 +84,9 @@ EnvName = Annotated[
     Expected("the name of an environment variable, such as OPENAI_API_KEY"),
 ]
 
+Dialect = Literal["openrouter", "openai", "anthropic", "compatible"]
+"""How a provider is spoken to: OpenRouter's or OpenAI's chat completions, Anthropic's Messages, or chat completions as
+most other servers speak them."""
 ATTRIBUTES: Final = ("user", "plan", "campaign", "task", "model")
 """What budgets may be kept by beside the tags of tasks."""
 OWN_BUDGET: Final = "user"
@@ -187,6 +190,16 @@ class PriceRule(Rule):
     """A million prompt tokens that the provider read from its cache; absent: as `prompt`."""
     cache_write: UsdPerMtok | None = None
     """A million prompt tokens that the provider wrote into its cache; absent: as `prompt`."""
+    image: UsdPerMtok | None = None
+    """A million prompt tokens of images, dollars; absent: as `prompt`."""
+    audio: UsdPerMtok | None = None
+    """A million prompt tokens of sound, dollars; absent: sound is refused."""
+    video: UsdPerMtok | None = None
+    """A million prompt tokens of videos, dollars; absent: videos are refused."""
+    image_output: UsdPerMtok | None = None
+    """A million completion tokens of images, dollars; absent: a model that puts out images is refused."""
+    web_search: UsdPerMtok | None = None
+    """One request with `web_search_options`, dollars beside its tokens; absent: searches are refused."""
     request: UsdPerMtok = Decimal(0)
     """One request, dollars."""
     starts: Annotated[Day | None, Field(alias="from")] = None
@@ -198,6 +211,26 @@ class PriceRule(Rule):
         if self.starts is None:
             return None
         return round(datetime.combine(date.fromisoformat(self.starts), time.min, UTC).timestamp()) * 1000
+
+
+TokenLimit = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, le=1_000_000)]
+
+
+class ModelRule(Rule):
+    """The most tokens that a model makes of one image, sound, file or video, where the provider publishes it."""
+
+    image_tokens: TokenLimit | None = None
+    """Most tokens of one image; absent: what is known of the model."""
+    audio_tokens: TokenLimit | None = None
+    """Most tokens of one sound; absent: by `audio_tokens_per_second`."""
+    audio_tokens_per_second: TokenLimit | None = None
+    """Most tokens of a second of sound, in the formats wav and mp3; absent: by `audio_tokens`."""
+    file_tokens: TokenLimit | None = None
+    """Most tokens of one file; absent: files are refused."""
+    video_tokens: TokenLimit | None = None
+    """Most tokens of one video; absent: videos are refused."""
+    web_search_tokens: TokenLimit | None = None
+    """Most tokens that a request's web searches add to its prompt; absent: all that the model can read."""
 
 
 def _each(value: object) -> object:
@@ -229,9 +262,48 @@ class ProviderRule(Rule):
     ]
     """Address of its API."""
     key_env: EnvName | None = Field(default=None, repr=False)
-    """Environment variable that holds the API key; a policy never holds a secret."""
-    dialect: Literal["openrouter", "openai", "anthropic"] = "openai"
-    """Whose request fields it takes."""
+    """Environment variable that holds the API key; a policy never holds a secret. Absent: it needs none."""
+    dialect: Dialect
+    """How it is spoken to: `openrouter`; `openai` (OpenAI's own API and Azure's); `anthropic` (Anthropic's Messages);
+    `compatible` (chat completions, as most other servers speak them)."""
+    prices_from: Literal["models", "catalogue", "policy"] | None = None
+    """Where its prices come from, after those that the policy states: `models` (its own list, completed by the
+    catalogue), `catalogue`, or `policy` (from nowhere else). Absent: `models` for `openrouter`, `catalogue` for
+    `openai` and `anthropic`, `policy` for `compatible`."""
+    catalogue: Annotated[
+        str | None,
+        Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$"),
+        Expected("the name of a provider in the price catalogue, such as 'groq'"),
+    ] = None
+    """Its name in the price catalogue (genai-prices); absent: the dialect's, which `compatible` has none of."""
+    cost_by_id: bool | None = None
+    """Whether it tells afterwards what a request has cost (`GET /generation?id=`). Absent: `openrouter` does."""
+    prices: dict[ModelId, Prices] = Field(default_factory=dict[str, tuple[PriceRule, ...]])
+    """Prices of its models, before those in the policy's `prices`, which count for models of every provider."""
+
+    @model_validator(mode="after")
+    def _prices_come_from_somewhere(self) -> Self:
+        if self.prices_from == "catalogue" and self.catalogue_name is None:
+            raise ValueError("takes prices_from = 'catalogue': 'catalogue' must name it there, such as 'groq'")
+        if self.cost_by_id and self.dialect in ("openai", "anthropic"):
+            raise ValueError(f"must not have cost_by_id = true: providers of dialect {self.dialect!r} do not tell")
+        return self
+
+    @property
+    def price_source(self) -> Literal["models", "catalogue", "policy"]:
+        """Where its prices come from."""
+        usual = "models" if self.dialect == "openrouter" else "policy" if self.catalogue_name is None else "catalogue"
+        return self.prices_from or usual
+
+    @property
+    def catalogue_name(self) -> str | None:
+        """Its name in the price catalogue; None: it has none there."""
+        return self.catalogue or (None if self.dialect == "compatible" else self.dialect)
+
+    @property
+    def can_be_asked_for_costs(self) -> bool:
+        """Whether a cost can be asked for by id."""
+        return self.dialect == "openrouter" if self.cost_by_id is None else self.cost_by_id
 
 
 class AlertRule(Rule):
@@ -272,8 +344,10 @@ class Policy(Rule):
     """Budgets beside the user's billing period."""
     prices: dict[ModelId, Prices] = Field(default_factory=dict[str, tuple[PriceRule, ...]])
     """Prices by model id, before the catalogue's: one table, or several with their days."""
+    models: dict[ModelId, ModelRule] = Field(default_factory=dict[str, ModelRule])
+    """Models by id, with the most tokens of an image, a sound, a file or a video."""
     providers: dict[Name, ProviderRule] = Field(default_factory=dict[str, ProviderRule])
-    """Providers by name, beside the default one."""
+    """Providers by name, beside the default one: routes name them."""
     alerts: AlertRule = AlertRule()
     """Where alerts are delivered."""
 
@@ -307,6 +381,24 @@ class Policy(Rule):
         return self
 
     @model_validator(mode="after")
+    def _providers_are_known(self) -> Self:
+        if DEFAULT_PROVIDER in self.providers:
+            raise ValueError(
+                f"'providers.{DEFAULT_PROVIDER}' is the provider that OPENROUTER_BASE_URL and OPENROUTER_API_KEY "
+                "describe: give this one another name"
+            )
+        known = (DEFAULT_PROVIDER, *self.providers)
+        for task_type, route in self.tasks.items():
+            for place, name in _providers_named_by(route):
+                if name not in known:
+                    raise ValueError(f"'tasks.{task_type}.{place}': {unknown_name('provider', name, known)}")
+            for target in route.targets if route.kind == EMBEDDINGS else ():
+                rule = self.providers.get(target.provider)
+                if rule is not None and rule.dialect == "anthropic":
+                    raise ValueError(f"'tasks.{task_type}': providers of dialect 'anthropic' make no embeddings")
+        return self
+
+    @model_validator(mode="after")
     def _users_are_hashed(self) -> Self:
         if self.user_ids == "plain":
             return self
@@ -333,7 +425,8 @@ class Policy(Rule):
 
     def content(self) -> dict[str, Any]:
         """Return what stands on the ledger: everything but the alerts' receivers, dollars as strings."""
-        return self.model_dump(mode="json", by_alias=True, exclude={"alerts"}, exclude_none=True)
+        left_out = {"alerts"} if self.models else {"alerts", "models"}
+        return self.model_dump(mode="json", by_alias=True, exclude=left_out, exclude_none=True)
 
     @cached_property
     def digest(self) -> str:
@@ -344,6 +437,12 @@ class Policy(Rule):
     def tag_names(self) -> frozenset[str]:
         """The attributes of budgets that are tags: a task may have them as fields of its own."""
         return frozenset(name for rule in self.budgets for name in rule.by if name not in ATTRIBUTES)
+
+    @property
+    def called_providers(self) -> tuple[str, ...]:
+        """Every provider that a route names, `default` where one names none."""
+        named = (target.provider for route in self.tasks.values() for target in route.targets)
+        return tuple(dict.fromkeys(named))
 
     @property
     def task_types(self) -> tuple[str, ...]:
@@ -368,6 +467,14 @@ class Policy(Rule):
         """Return the cap of a user's billing period: the user's own, else the plan's. Errors: KeyError."""
         own = self.users.get(user_id)
         return self.plan_cap_nanousd(plan) if own is None else nanousd_from_usd(own)
+
+
+def _providers_named_by(route: Route) -> list[tuple[str, str]]:
+    """Return each provider that a route names, with where."""
+    named = [("provider", route.provider)] if route.provider is not None else []
+    choices = [(f"fallback[{number}]", each) for number, each in enumerate(route.fallback)]
+    choices += [("cheaper", route.cheaper)] if route.cheaper is not None else []
+    return named + [(f"{place}.provider", each.provider) for place, each in choices if isinstance(each, ModelAt)]
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
@@ -416,7 +523,7 @@ def check_task_type(task_type: str, policy: Policy) -> str:
 
 
 def _texts(task: Task) -> list[str]:
-    return [text for message in task.messages or () for text in message.texts]
+    return [*(task.input or ()), *(text for message in task.messages or () for text in message.texts)]
 
 
 def check_task(task: Task, policy: Policy) -> Task:
@@ -424,11 +531,17 @@ def check_task(task: Task, policy: Policy) -> Task:
 
     Errors: InvalidTask, with the policy's names.
     """
-    hides = may_be_prompt({"prompt": task.prompt, "system": task.system, "messages": _texts(task)})
     for field, value, known in (("task", task.task, policy.task_types), ("plan", task.plan, tuple(policy.plans))):
         if value is not None and value not in known:
+            hides = may_be_prompt({"prompt": task.prompt, "system": task.system, "messages": _texts(task)})
             found = "" if hides(value) else f", not {shown(value)}{did_you_mean(value, known)}"
             raise InvalidTask(f"'{field}' must be one of {', '.join(map(repr, known))}{found}")
+    if task.task != PING and (task.input is not None) != (policy.tasks[task.task].kind == EMBEDDINGS):
+        raise InvalidTask(
+            f"'input' is for embeddings, and {task.task} makes chat completions: give 'prompt' or 'messages'"
+            if task.input is not None
+            else f"{task.task} makes embeddings: give 'input' instead of 'prompt' or 'messages'"
+        )
     if task.reply_to in policy.streams:  # A reply there would be taken for a task.
         raise InvalidTask(f"'reply_to' {RESERVED_STREAM_WORDS} {task.reply_to!r} is")
     return task

@@ -1,26 +1,32 @@
-"""Routes: the models of a task type, their limits and parameters.
+"""Routes: the models of a task type and the providers that have them, their limits and parameters.
 
-Model ids of the defaults stand in one table, `MODELS`, under short names; routes and tasks may use either.
+Model ids of the defaults stand in one table, `MODELS`, under short names; routes and tasks may use either. They are
+those of the default provider: where a route names another, a model id is what that provider calls it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Annotated, Any, Final, Self, cast
+from typing import Annotated, Any, Final, Literal, Self, cast
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
+    Tag,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
+from tollbook.schemas.parameters import EMBEDDINGS_PARAMETERS
 from tollbook.schemas.problems import UTF8_WORDS, shown, unknown_name
-from tollbook.schemas.tasks import ModelId
+from tollbook.schemas.tasks import ModelId, Name
 
 MODELS: Final[Mapping[str, str]] = {
     "claude-3-haiku": "anthropic/claude-3-haiku",
@@ -28,6 +34,8 @@ MODELS: Final[Mapping[str, str]] = {
     "gemini-flash": "google/gemini-2.5-flash",
     "gpt-4o-mini": "openai/gpt-4o-mini",
 }
+DEFAULT_PROVIDER: Final = "default"
+"""Name of the provider that OPENROUTER_BASE_URL and OPENROUTER_API_KEY describe."""
 MAX_FALLBACKS: Final = 20
 # What leaves the price of a token as it is, and the number of completions at one.
 PARAMETERS: Final = (
@@ -35,6 +43,8 @@ PARAMETERS: Final = (
     "repetition_penalty", "logit_bias", "logprobs", "top_logprobs", "verbosity", "reasoning",
 )  # fmt: skip
 """Names of the parameters that a route may have beside its own fields."""
+EMBEDDINGS: Final = "embeddings"
+"""The kind of routes that make vectors of texts."""
 _MAX_PARAMS_BYTES: Final = 65_536
 
 
@@ -43,17 +53,59 @@ def resolve_model(name: str) -> str:
     return MODELS.get(name, name)
 
 
-def _resolved(value: object) -> object:
-    return resolve_model(value) if isinstance(value, str) else value
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What an attempt asks: a model, and the name of the provider that has it."""
+
+    model: str
+    provider: str = DEFAULT_PROVIDER
+
+    def __str__(self) -> str:
+        """Name it for people; of the default provider, only the model."""
+        return self.model if self.provider == DEFAULT_PROVIDER else f"{self.model} at {self.provider}"
 
 
-def _resolved_each(value: object) -> object:
+def named_provider(provider: str) -> str | None:
+    """Return a provider's name as events have it: None for the default one."""
+    return None if provider == DEFAULT_PROVIDER else provider
+
+
+class ModelAt(BaseModel):
+    """A model at a provider, as a route writes it where that is another one than its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    provider: Name
+    """Name of the provider: one of `providers`, or `default`."""
+    model: ModelId
+    """Its model."""
+
+
+def _form(value: object) -> str:
+    return "table" if isinstance(value, Mapping | ModelAt) else "id"
+
+
+ModelChoice = Annotated[Annotated[ModelId, Tag("id")] | Annotated[ModelAt, Tag("table")], Discriminator(_form)]
+"""A model id, or a table that names the provider too."""
+
+
+def _each(value: object) -> object:
     """One model, a list of them, or null for none."""
     if value is None:
         return ()
     if isinstance(value, list | tuple):
-        return tuple([_resolved(each) for each in cast("list[object]", value)])
-    return (_resolved(value),) if isinstance(value, str) else value
+        return tuple(cast("list[object]", value))
+    return (cast("object", value),) if isinstance(value, str | Mapping | ModelAt) else value
+
+
+def _short_name(value: object, provider: object) -> object:
+    """Return a model of a route with its whole id, if it is one of the default provider's."""
+    if isinstance(value, ModelAt):
+        value = dict(value)
+    if isinstance(value, Mapping):
+        table = cast("Mapping[str, object]", value)
+        return {**table, "model": _short_name(table["model"], table.get("provider"))} if "model" in table else table
+    return resolve_model(value) if isinstance(value, str) and provider in (None, DEFAULT_PROVIDER) else value
 
 
 def _number(value: object) -> object:
@@ -74,7 +126,21 @@ def _plain(value: object) -> object:
     return value
 
 
-ResolvedModel = Annotated[ModelId, BeforeValidator(_resolved)]
+_CHOICE_SCHEMA: Final[dict[str, Any]] = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "properties": {"provider": {"type": "string"}, "model": {"type": "string"}},
+            "required": ["provider", "model"],
+            "additionalProperties": False,
+        },
+    ]
+}
+
+
+def _kind(value: object) -> object:
+    return None if value == "chat" else value
 
 
 class Route(BaseModel):
@@ -82,31 +148,51 @@ class Route(BaseModel):
 
     Units: `max_tokens` completion tokens; `temperature` 0 to 2, or none, which is not sent. A reply that the limit cut
     off is asked for once more with `retry_max_tokens`, if that is set: the second try is held and paid for as well.
+    A route of kind `embeddings` has no limits and no cheaper model: it has models and `params`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "if": {"properties": {"kind": {"const": EMBEDDINGS}}, "required": ["kind"]},
+            "else": {"required": ["max_tokens"]},
+        },
+    )
 
-    model: ResolvedModel
+    model: ModelId
     """Model that is called first."""
     fallback: Annotated[
-        tuple[ModelId, ...],
-        BeforeValidator(_resolved_each),
+        tuple[ModelChoice, ...],
+        BeforeValidator(_each),
         Field(max_length=MAX_FALLBACKS),
         WithJsonSchema(
             {
                 "anyOf": [
-                    {"type": "string"},
-                    {"type": "array", "items": {"type": "string"}, "maxItems": MAX_FALLBACKS, "uniqueItems": True},
+                    _CHOICE_SCHEMA,
+                    {"type": "array", "items": _CHOICE_SCHEMA, "maxItems": MAX_FALLBACKS, "uniqueItems": True},
                 ]
             },
             mode="validation",
         ),
     ] = ()
-    """Model, or list of models, that are called in this order when the one before fails."""
-    cheaper: ResolvedModel | None = None
+    """Model, or list of models, that are called in this order when the one before fails; of another provider:
+    `{ provider = "openai", model = "gpt-5-mini" }`."""
+    cheaper: Annotated[ModelChoice | None, WithJsonSchema(_CHOICE_SCHEMA, mode="validation")] = None
     """Model that is called instead of the first where the first one's hold does not fit a budget."""
-    max_tokens: Annotated[int, BeforeValidator(_number), Field(ge=1, le=200_000)]
-    """Maximum completion tokens, reasoning included."""
+    provider: Name | None = None
+    """Provider of the route's models, one of `providers`; absent: the default one."""
+    kind: Annotated[
+        Literal["embeddings"] | None,
+        BeforeValidator(_kind),
+        WithJsonSchema({"type": "string", "enum": ["chat", "embeddings"]}, mode="validation"),
+    ] = None
+    """What is asked for: `embeddings`, which are vectors of a task's `input`; absent or `chat`: chat completions."""
+    max_tokens: Annotated[int | None, BeforeValidator(_number)] = Field(
+        default=None, ge=1, le=200_000, validate_default=True
+    )
+    """Maximum completion tokens, reasoning included; required, except for embeddings."""
     temperature: Annotated[float | None, BeforeValidator(_number)] = Field(
         default=None, ge=0, le=2, allow_inf_nan=False
     )
@@ -118,12 +204,27 @@ class Route(BaseModel):
     )
     """Further parameters of the request, such as `response_format`."""
 
+    @field_validator("max_tokens")
+    @classmethod
+    def _chat_has_a_limit(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is None and info.data.get("kind") is None:
+            raise ValueError("is missing")
+        return value
+
+    @field_validator("max_tokens", "temperature", "retry_max_tokens")
+    @classmethod
+    def _embeddings_have_none(cls, value: object, info: ValidationInfo) -> object:
+        if value is not None and info.data.get("kind") == EMBEDDINGS:
+            raise ValueError("is for chat completions, and not for embeddings")
+        return value
+
     @field_validator("params")
     @classmethod
-    def _params_are_known(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _params_are_known(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        known = EMBEDDINGS_PARAMETERS if info.data.get("kind") == EMBEDDINGS else PARAMETERS
         for name in value:
-            if name not in PARAMETERS:
-                raise ValueError(f"has an {unknown_name('parameter', name, PARAMETERS)}")
+            if name not in known:
+                raise ValueError(f"has an {unknown_name('parameter', name, known)}")
         try:
             size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
         except UnicodeEncodeError:
@@ -134,35 +235,91 @@ class Route(BaseModel):
             raise ValueError(f"must have at most {_MAX_PARAMS_BYTES} bytes as JSON, not {size}")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short_names(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        fields = dict(cast("Mapping[str, object]", value))
+        provider = fields.get("provider")
+        for name in ("model", "cheaper"):
+            if name in fields:
+                fields[name] = _short_name(fields[name], provider)
+        fallback = _each(fields.get("fallback"))
+        if isinstance(fallback, tuple):
+            fields["fallback"] = tuple([_short_name(each, provider) for each in cast("tuple[object, ...]", fallback)])
+        return fields
+
     @model_validator(mode="after")
     def _names_each_model_once(self) -> Self:
-        if self.model in self.fallback:
-            raise ValueError(f"the fallback is the model itself, {self.model}: name another model, or none")
-        if self.cheaper == self.model:
-            raise ValueError(f"the cheaper model is the model itself, {self.model}: name another, or none")
-        for model in self.fallback:
-            if self.fallback.count(model) > 1:
-                raise ValueError(f"the fallback {model} is named twice")
+        fallbacks = self.fallbacks
+        if self.first in fallbacks:
+            raise ValueError(f"the fallback is the model itself, {self.first}: name another model, or none")
+        if self.cheaper is not None and self.kind == EMBEDDINGS:
+            raise ValueError("'cheaper' is not for embeddings: vectors of two models cannot be compared")
+        if self.cheaper_target == self.first:
+            raise ValueError(f"the cheaper model is the model itself, {self.first}: name another, or none")
+        for target in fallbacks:
+            if fallbacks.count(target) > 1:
+                raise ValueError(f"the fallback {target} is named twice")
         return self
 
     @model_validator(mode="after")
     def _tries_again_with_a_larger_limit(self) -> Self:
-        if self.retry_max_tokens is not None and self.retry_max_tokens <= self.max_tokens:
+        if self.retry_max_tokens is not None and self.retry_max_tokens <= (self.max_tokens or 0):
             raise ValueError(
                 f"retry_max_tokens must be above max_tokens, which is {self.max_tokens}, got {self.retry_max_tokens}"
             )
         return self
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """Every model of the route, each once: the first, the fallbacks in their order, the cheaper one."""
-        extra = () if self.cheaper is None else (self.cheaper,)
-        return tuple(dict.fromkeys((self.model, *self.fallback, *extra)))
+    def first(self) -> Target:
+        """What is asked first."""
+        return self._target(self.model)
 
-    def after(self, model: str) -> tuple[str, ...]:
+    @property
+    def fallbacks(self) -> tuple[Target, ...]:
+        """The fallbacks in their order."""
+        return tuple(map(self._target, self.fallback))
+
+    @property
+    def cheaper_target(self) -> Target | None:
+        """The cheaper model, where there is one."""
+        return None if self.cheaper is None else self._target(self.cheaper)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Everything that the route may ask, each once: the first, the fallbacks in their order, the cheaper one."""
+        cheaper = self.cheaper_target
+        return tuple(dict.fromkeys((self.first, *self.fallbacks, *(() if cheaper is None else (cheaper,)))))
+
+    def after(self, target: Target) -> tuple[Target, ...]:
         """Return the fallbacks that are left when this model has failed, in their order.
 
         A model that is none of the fallbacks comes before all of them.
         """
-        fallbacks = self.fallback
-        return fallbacks[fallbacks.index(model) + 1 :] if model in fallbacks else fallbacks
+        fallbacks = self.fallbacks
+        return fallbacks[fallbacks.index(target) + 1 :] if target in fallbacks else fallbacks
+
+    def downgraded(self) -> Self:
+        """Return this route with its cheaper model as the first; there must be one."""
+        assert self.cheaper_target is not None
+        return self._beginning_with(self.cheaper_target, self.fallbacks).model_copy(update={"cheaper": None})
+
+    def from_fallback(self, target: Target) -> Self:
+        """Return this route with one of its fallbacks as the first, and those after it."""
+        return self._beginning_with(target, self.after(target))
+
+    def _beginning_with(self, first: Target, fallbacks: Sequence[Target]) -> Self:
+        changes: dict[str, Any] = {"model": first.model, "fallback": tuple([each.model for each in fallbacks])}
+        if any(each.provider != self.first.provider for each in (first, *fallbacks)):
+            # A plain model id is one of the route's own provider, which may be another one now.
+            changes["provider"] = first.provider
+            changes["fallback"] = tuple([ModelAt(provider=each.provider, model=each.model) for each in fallbacks])
+        return self.model_copy(update=changes)
+
+    def _target(self, choice: str | ModelAt) -> Target:
+        """Return a choice with its provider: a plain model id is one of the route's own."""
+        if isinstance(choice, ModelAt):
+            return Target(choice.model, choice.provider)
+        return Target(choice, self.provider or DEFAULT_PROVIDER)

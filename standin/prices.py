@@ -1,7 +1,7 @@
-"""The stand-in's own price list: nano-dollars per million tokens, from OpenRouter's published prices (2025).
+"""The stand-in's own price lists: nano-dollars per million tokens, from published prices.
 
-It stands here and is not taken from Tollbook's price catalogue, so that the provider's book and the ledger are computed
-independently.
+OpenRouter's are those of 2025, OpenAI's and Anthropic's of 2026. They stand here and are not taken from Tollbook's
+price catalogue, so that the provider's book and the ledger are computed independently.
 """
 
 from collections.abc import Mapping
@@ -29,16 +29,43 @@ _LISTED: Final = {
     "google/gemini-2.5-flash": ("0.30", "2.50", "0.03", "0.383333333"),
     "openai/gpt-4o-mini": ("0.15", "0.60", "0.075", "0.15"),
 }
-PRICES: Final[dict[str, ListPrice]] = {
-    model: ListPrice(*(int(Decimal(usd) * 1_000_000_000) for usd in prices)) for model, prices in _LISTED.items()
+# Dollars per million tokens of models that make embeddings.
+_LISTED_EMBEDDINGS: Final = {"openai/text-embedding-3-small": "0.02", "openai/text-embedding-3-large": "0.13"}
+# What OpenAI, Anthropic and a server of one's own sell, under the names that their models have there.
+_AT_OPENAI: Final = {
+    "gpt-4o-mini": ("0.15", "0.60", "0.075", "0.15"),
+    "gpt-5-mini": ("0.25", "2", "0.025", "0.25"),
 }
+_AT_ANTHROPIC: Final = {
+    "claude-haiku-4-5": ("1", "5", "0.10", "1.25"),
+    "claude-opus-4-8": ("5", "25", "0.50", "6.25"),
+}
+_COMPATIBLE: Final = {"own/small": ("0.02", "0.04", "0.02", "0.02")}
+
+
+def _prices(listed: Mapping[str, tuple[str, str, str, str]]) -> dict[str, ListPrice]:
+    return {
+        model: ListPrice(*(int(Decimal(usd) * 1_000_000_000) for usd in prices)) for model, prices in listed.items()
+    }
+
+
+PRICES: Final = _prices(_LISTED)
+OPENAI_PRICES: Final = _prices(_AT_OPENAI)
+ANTHROPIC_PRICES: Final = _prices(_AT_ANTHROPIC)
+COMPATIBLE_PRICES: Final = _prices(_COMPATIBLE)
+EMBEDDINGS_PRICES: Final = _prices(
+    {model: (prompt, "0", prompt, prompt) for model, prompt in _LISTED_EMBEDDINGS.items()}
+)
+_LISTS: Final = (PRICES, EMBEDDINGS_PRICES, OPENAI_PRICES, ANTHROPIC_PRICES, COMPATIBLE_PRICES)
 
 
 def charge_nanousd(
     model: str, *, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0, written_tokens: int = 0
 ) -> int:
     """Return a request's cost by model, rounded up to the next nano-dollar. Errors: KeyError if it is not listed."""
-    price = PRICES[model]
+    price = next((prices[model] for prices in _LISTS if model in prices), None)
+    if price is None:
+        raise KeyError(model)
     total = (
         (prompt_tokens - cached_tokens - written_tokens) * price.prompt
         + cached_tokens * price.cached

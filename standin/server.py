@@ -1,9 +1,11 @@
-"""The stand-in's HTTP server: OpenRouter's endpoints, and `/standin/` to read its book and to make it fail."""
+"""The stand-in's HTTP server: the endpoints of `apis.py`, and `/standin/` to read its book and to make it fail."""
 
 import asyncio
 import json
 import secrets
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -12,10 +14,18 @@ from typing import Any, Final, Self
 from aiohttp import web
 
 from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
+from tollbook.standin.apis import APIS, Api
 from tollbook.standin.book import Book, Entry
 from tollbook.standin.faults import FAULTS, FaultPlan, check_fault, http_fault
-from tollbook.standin.prices import PRICES, ListPrice, listing, usd_literal
-from tollbook.standin.replies import BadRequest, CompletionRequest, completion, error, filler, read_request
+from tollbook.standin.prices import EMBEDDINGS_PRICES, PRICES, ListPrice, listing, usd_literal
+from tollbook.standin.replies import (
+    BadRequest,
+    CompletionRequest,
+    EmbeddingsRequest,
+    error,
+    filler,
+    read_embeddings_request,
+)
 from tollbook.standin.scenarios import SCENARIOS, Scenario
 
 _MAX_BODY_BYTES: Final = 32 * 1024 * 1024
@@ -38,7 +48,10 @@ class StandInConfig:
 
 
 class StandIn:
-    """The server on 127.0.0.1; use it with `async with`. `base_url` ends with /api/v1, as OpenRouter's does."""
+    """The server on 127.0.0.1; use it with `async with`. `base_url` ends with /api/v1, as OpenRouter's does.
+
+    Other dialects have other paths, such as `/anthropic/v1`.
+    """
 
     def __init__(self, config: StandInConfig | None = None) -> None:
         self.config = config or StandInConfig()
@@ -67,10 +80,14 @@ class StandIn:
     async def start(self) -> None:
         """Listen. Errors: OSError if the port is taken."""
         app = web.Application(client_max_size=_MAX_BODY_BYTES)
-        app.router.add_post("/api/v1/chat/completions", self._complete)
-        app.router.add_get("/api/v1/models", self._models)
-        app.router.add_get("/api/v1/generation", self._generation)
-        app.router.add_get("/api/v1/key", self._key)
+        for api in APIS:
+            app.router.add_post(f"{api.prefix}/{api.completion_path}", partial(self._complete, api=api))
+            app.router.add_get(f"{api.prefix}/models", partial(self._models, api=api))
+            if api.states_costs:
+                app.router.add_post(f"{api.prefix}/embeddings", partial(self._embed, api=api))
+                app.router.add_get(f"{api.prefix}/embeddings/models", self._embeddings_models)
+                app.router.add_get(f"{api.prefix}/generation", partial(self._generation, api=api))
+                app.router.add_get(f"{api.prefix}/key", partial(self._key, api=api))
         app.router.add_get("/standin/book", self._show_book)
         app.router.add_get("/standin/health", self._health)
         app.router.add_post("/standin/faults", self._set_faults)
@@ -97,25 +114,37 @@ class StandIn:
     ) -> None:
         await self.stop()
 
-    async def _complete(self, request: web.Request) -> web.StreamResponse:
+    async def _complete(self, request: web.Request, api: Api) -> web.StreamResponse:
+        return await self._serve(request, api, api.read_request)
+
+    async def _embed(self, request: web.Request, api: Api) -> web.StreamResponse:
+        return await self._serve(request, api, read_embeddings_request)
+
+    async def _serve(
+        self, request: web.Request, api: Api, read: Callable[[Any], CompletionRequest]
+    ) -> web.StreamResponse:
         self.requests += 1
         generation_id = f"gen-standin-{self._run}-{next(self._ids)}"
-        if not self._is_authorised(request):
-            return _reply(401, error(401, "No auth credentials found"), generation_id)
+        reply = partial(_reply, generation_id=generation_id, id_header=api.id_header)
+        if not self._is_authorised(request, api):
+            return reply(401, api.error(401, "No auth credentials found"))
         try:
-            asked = read_request(json.loads(await request.read()))
+            asked = read(json.loads(await request.read()))
             fault = check_fault(asked.fault) if asked.fault else self.faults.next()
+            if fault in SCENARIOS and SCENARIOS[fault].error is None and isinstance(asked, EmbeddingsRequest):
+                fault = None  # It is about the text of a completion.
         except BadRequest as exc:
-            return _reply(exc.status, error(exc.status, str(exc)), generation_id)
+            return reply(exc.status, api.error(exc.status, str(exc)))
         except (ValueError, RecursionError) as exc:
-            return _reply(400, error(400, str(exc)), generation_id)
-        return await self._answer(request, asked, generation_id, fault)
+            return reply(400, api.error(400, str(exc)))
+        return await self._answer(request, asked, generation_id, fault, api)
 
     async def _answer(
-        self, request: web.Request, asked: CompletionRequest, generation_id: str, fault: str | None
+        self, request: web.Request, asked: CompletionRequest, generation_id: str, fault: str | None, api: Api
     ) -> web.StreamResponse:
+        reply = partial(_reply, generation_id=generation_id, id_header=api.id_header)
         if fault in SCENARIOS:
-            return await self._play(SCENARIOS[fault], asked, generation_id, fault)
+            return await self._play(SCENARIOS[fault], asked, generation_id, fault, api)
         status = http_fault(fault) if fault else None
         # Charged before the wait: a client that disconnects meanwhile pays in full, as with OpenRouter.
         charged = 0 if status else self._charge(asked, generation_id, fault)
@@ -123,35 +152,37 @@ class StandIn:
         if delay_ms:
             await asyncio.sleep(delay_ms / 1000)
         if status is not None:
-            return _reply(status[0], error(status[0], "a fault of the stand-in"), generation_id, status[1])
+            return reply(status[0], api.error(status[0], "a fault of the stand-in"), retry_after_s=status[1])
         match fault:
             case "in_flight":
-                return _reply(402, error(402, "busy", {"error_type": "in_flight_budget_exhausted"}), generation_id, 1)
+                body = api.error(402, "busy", {"error_type": "in_flight_budget_exhausted"})
+                return reply(402, body, retry_after_s=1)
             case "hang" | "hang_charged":
                 await self._stopping.wait()
-                return _reply(503, error(503, "stopping"), generation_id)
+                return reply(503, api.error(503, "stopping"))
             case "reset_before_charge" | "reset_after_charge":
                 return _reset(request)
             case "reset_mid_body":
-                return await _reset_mid_body(request, generation_id)
+                return await _reset_mid_body(request, generation_id, api.id_header)
             case "broken_json":
-                return _reply(200, completion(asked, generation_id, charged, None)[:-20], generation_id)
+                return reply(200, api.completion(asked, generation_id, charged, None)[:-20])
             case "html_body":
-                return _reply(200, b"<html><body>Bad gateway</body></html>", generation_id)
+                return reply(200, b"<html><body>Bad gateway</body></html>")
             case "error_in_200":
-                return _reply(200, error(502, "provider failed"), generation_id)
+                return reply(200, api.error(502, "provider failed"))
             case _:
-                return _reply(200, completion(asked, generation_id, charged, fault), generation_id)
+                return reply(200, api.completion(asked, generation_id, charged, fault))
 
     async def _play(
-        self, scenario: Scenario, asked: CompletionRequest, generation_id: str, name: str
+        self, scenario: Scenario, asked: CompletionRequest, generation_id: str, name: str, api: Api
     ) -> web.StreamResponse:
         tokens = scenario.tokens(asked.model, asked.prompt_tokens, asked.completion_tokens)
         if scenario.is_charged:
             self._book(asked, generation_id, name, tokens.charge_nanousd)
         if self.config.latency_ms:
             await asyncio.sleep(self.config.latency_ms / 1000)
-        return _reply(scenario.status, scenario.body(tokens, generation_id, filler(asked)), generation_id)
+        body = api.scenario_body(scenario, tokens, generation_id, filler(asked))
+        return _reply(scenario.status, body, generation_id, id_header=api.id_header)
 
     def _charge(self, asked: CompletionRequest, generation_id: str, fault: str | None) -> int:
         if fault is not None and not FAULTS[fault]:
@@ -164,11 +195,15 @@ class StandIn:
         tokens = asked.prompt_tokens, asked.completion_tokens
         self.book.charge(Entry(generation_id, asked.user, asked.model, *tokens, charged_nanousd, fault))
 
-    def _is_authorised(self, request: web.Request) -> bool:
+    def _is_authorised(self, request: web.Request, api: Api) -> bool:
         key = self.config.api_key
-        return key is None or request.headers.get("Authorization") == f"Bearer {key}"
+        return key is None or api.has_key(request, key)
 
-    async def _models(self, _: web.Request) -> web.Response:
+    async def _models(self, request: web.Request, api: Api) -> web.Response:
+        if not api.states_costs and not self._is_authorised(request, api):
+            return _unauthorised(api)  # OpenRouter shows its models to everybody.
+        if not api.states_costs:
+            return web.json_response(api.models())
         models: list[dict[str, Any]] = [
             {"id": model, "description": "A stand-in, not OpenRouter"}
             | ({"pricing": listing(self.list_prices[model])} if model in self.list_prices else {})
@@ -176,9 +211,22 @@ class StandIn:
         ]
         return web.json_response({"data": models})
 
-    async def _generation(self, request: web.Request) -> web.Response:
-        if not self._is_authorised(request):
-            return _unauthorised()
+    async def _embeddings_models(self, _: web.Request) -> web.Response:
+        models = [
+            {
+                "id": model,
+                "description": "A stand-in, not OpenRouter",
+                "context_length": 8_192,
+                "architecture": {"input_modalities": ["text"], "output_modalities": ["embeddings"]},
+                "pricing": listing(price),
+            }
+            for model, price in EMBEDDINGS_PRICES.items()
+        ]
+        return web.json_response({"data": models if self.config.lists_prices else []})
+
+    async def _generation(self, request: web.Request, api: Api) -> web.Response:
+        if not self._is_authorised(request, api):
+            return _unauthorised(api)
         entry = self.book.entries.get(request.query.get("id", ""))
         if entry is None:
             return web.Response(status=404, body=error(404, "Generation not found"), content_type="application/json")
@@ -189,9 +237,9 @@ class StandIn:
         )
         return web.Response(text=text, content_type="application/json")
 
-    async def _key(self, request: web.Request) -> web.Response:
-        if not self._is_authorised(request):
-            return _unauthorised()
+    async def _key(self, request: web.Request, api: Api) -> web.Response:
+        if not self._is_authorised(request, api):
+            return _unauthorised(api)
         return web.json_response({"data": {"label": "stand-in", "usage": 0, "limit": None, "is_free_tier": False}})
 
     async def _show_book(self, _: web.Request) -> web.Response:
@@ -211,15 +259,17 @@ class StandIn:
         return web.json_response({"status": "ok"})
 
 
-def _reply(status: int, body: bytes, generation_id: str, retry_after_s: int | None = None) -> web.Response:
-    headers = {"X-Generation-Id": generation_id}
+def _reply(
+    status: int, body: bytes, generation_id: str, *, id_header: str, retry_after_s: int | None = None
+) -> web.Response:
+    headers = {id_header: generation_id}
     if retry_after_s is not None:
         headers["Retry-After"] = str(retry_after_s)
     return web.Response(status=status, body=body, content_type="application/json", headers=headers)
 
 
-def _unauthorised() -> web.Response:
-    return web.Response(status=401, body=error(401, "No auth credentials found"), content_type="application/json")
+def _unauthorised(api: Api) -> web.Response:
+    return web.Response(status=401, body=api.error(401, "No auth credentials found"), content_type="application/json")
 
 
 def _reset(request: web.Request) -> web.Response:
@@ -229,8 +279,8 @@ def _reset(request: web.Request) -> web.Response:
     return web.Response(status=500)
 
 
-async def _reset_mid_body(request: web.Request, generation_id: str) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"X-Generation-Id": generation_id, "Content-Length": "500"})
+async def _reset_mid_body(request: web.Request, generation_id: str, id_header: str) -> web.StreamResponse:
+    response = web.StreamResponse(headers={id_header: generation_id, "Content-Length": "500"})
     await response.prepare(request)
     await response.write(b'{"id": "')
     if request.transport is not None:

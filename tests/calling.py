@@ -22,6 +22,7 @@ from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner
 from tollbook.inference.policy_changes import start_policy
 from tollbook.inference.providers.client import ProviderClient
+from tollbook.inference.providers.clients import ProviderClients
 from tollbook.inference.runtime import InferenceRuntime, build_gates, now_ms, open_ledger, open_runtime
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.inference.stated_policy import policy_sources
@@ -115,7 +116,7 @@ class Calling:
         async with ProviderClient(
             api_key=runtime.settings.openrouter_api_key,
             base_url=base_url or runtime.settings.openrouter_base_url,
-            is_openrouter=False,
+            dialect="compatible",
             attempt_timeout_s=attempt_timeout_s,
             transport=transport,
         ) as provider:
@@ -133,7 +134,10 @@ class Calling:
             )
             yield (
                 SingleTry(
-                    reservations, CallRunner(provider=provider, retry=retry, sleep=sleep, provider_user=str, **shared)
+                    reservations,
+                    CallRunner(
+                        providers=ProviderClients(provider), retry=retry, sleep=sleep, provider_user=str, **shared
+                    ),
                 ),
                 pauses,
             )

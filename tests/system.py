@@ -35,6 +35,7 @@ from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.policy import default_policy
 from tollbook.schemas.results import InferenceResult
 from tollbook.standin import StandIn, StandInConfig
+from tollbook.standin.apis import Api
 from tollbook.standin.replies import CompletionRequest
 
 STREAMS: Final = tuple(default_policy().streams)
@@ -69,13 +70,13 @@ class GatedStandIn(StandIn):
             await self._change.wait_for(lambda: self.arrived[user] >= number)
 
     async def _answer(
-        self, request: web.Request, asked: CompletionRequest, generation_id: str, fault: str | None
+        self, request: web.Request, asked: CompletionRequest, generation_id: str, fault: str | None, api: Api
     ) -> web.StreamResponse:
         async with self._change:
             self.arrived[asked.user] += 1
             self._change.notify_all()
             await self._change.wait_for(lambda: self._shut_for is not None and asked.user not in self._shut_for)
-        return await super()._answer(request, asked, generation_id, fault)
+        return await super()._answer(request, asked, generation_id, fault, api)
 
 
 @dataclass

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         PlanLimitReached,
         PriceUnknown,
         ProviderError,
+        ProviderNotConfigured,
         ProviderRefused,
         ProviderUnavailable,
         ResultTimeout,
@@ -52,9 +53,8 @@ __all__ = [
     "CallUnknown", "ContentFiltered", "CostTracker", "ErrorCode", "IdempotencyConflict", "InferenceClient",
     "InferenceFailed", "InferenceResult", "InvalidTask", "LedgerError", "LedgerRefused", "LedgerUnavailable",
     "OutputInvalid", "OutputLimitReached", "ParameterUnsupported", "ParsedResult", "PlanLimitReached", "PriceUnknown",
-    "ProviderError", "ProviderRefused",
-    "ProviderUnavailable", "Publisher", "ResultTimeout", "SettingsError", "TaskStatus", "TaskUnconfirmed",
-    "UsageService", "UsageSummary", "connect_runtime",
+    "ProviderError", "ProviderNotConfigured", "ProviderRefused", "ProviderUnavailable", "Publisher", "ResultTimeout",
+    "SettingsError", "TaskStatus", "TaskUnconfirmed", "UsageService", "UsageSummary", "connect_runtime",
 ]  # fmt: skip
 
 _NAMES: Final = {
@@ -63,9 +63,9 @@ _NAMES: Final = {
     "tollbook.inference.current_runtime": ("connect_runtime",),
     "tollbook.inference.errors": (
         "AttemptsExhausted", "BudgetWaitTimeout", "ContentFiltered", "InferenceFailed", "OutputInvalid",
-        "OutputLimitReached", "ParameterUnsupported",
-        "PlanLimitReached", "PriceUnknown", "ProviderError", "ProviderRefused", "ProviderUnavailable",
-        "ResultTimeout", "SettingsError", "TaskUnconfirmed",
+        "OutputLimitReached", "ParameterUnsupported", "PlanLimitReached", "PriceUnknown", "ProviderError",
+        "ProviderNotConfigured", "ProviderRefused", "ProviderUnavailable", "ResultTimeout", "SettingsError",
+        "TaskUnconfirmed",
     ),
     "tollbook.inference.publisher": ("Publisher",),
     "tollbook.inference.routing": ("COST_CAPS", "MODEL_ROUTING"),

@@ -7,8 +7,8 @@ from typing import Any
 from tollbook.audit.policies import PolicyVersion
 from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.policy_diff import policy_changes
-from tollbook.schemas.policy import BudgetRule, Policy
-from tollbook.schemas.routes import Route
+from tollbook.schemas.policy import BudgetRule, Policy, PriceRule
+from tollbook.schemas.routes import Route, Target
 from tollbook.views.audit.texts import iso, moment
 from tollbook.views.tables import Printer, Row, printable
 
@@ -78,22 +78,38 @@ def _print_tables(printer: Printer, policy: Policy) -> None:
         rows = [[rule.name, _by(rule), rule.window, _usd(rule.cap_usd), _more(rule)] for rule in policy.budgets]
         printer.table(("budget", "by", "window", "cap>", "also*"), rows, "Further budgets")
     types = [
-        Row([name, printable(route.model), f"{route.max_tokens:,}"], _further_models(route))
+        Row([name, printable(str(route.first)), _limit(route)], _further_models(route))
         for name, route in policy.tasks.items()
     ]
     printer.table(("task type", "model", "max tokens>"), types, "Task types")
-    if policy.prices:
+    if _priced(policy):
         rows = [
             [printable(model), rule.starts or "always", _usd(rule.prompt), _usd(rule.completion)]
-            for model, rules in policy.prices.items()
+            for model, rules in _priced(policy)
             for rule in rules
         ]
         printer.table(("model", "from", "prompt>", "completion>"), rows, "Prices per million tokens")
+    if policy.providers:
+        rows = [
+            [name, rule.dialect, printable(rule.base_url), rule.key_env or "-", rule.price_source]
+            for name, rule in policy.providers.items()
+        ]
+        printer.table(("provider", "dialect", "address*", "key in", "prices from"), rows, "Further providers")
     printer.line()
     clock = f"in {policy.timezone}, weeks from {policy.week_starts_on}, months from day {policy.month_starts_on}"
     streams = [f"{name} ({rule.concurrency})" if rule.concurrency else name for name, rule in policy.streams.items()]
     calls = " (concurrent calls per worker)" if any(rule.concurrency for rule in policy.streams.values()) else ""
     printer.text(f"Streams{calls}: {', '.join(streams)}. Days, weeks and months are {clock}.")
+
+
+def _priced(policy: Policy) -> list[tuple[str, Sequence[PriceRule]]]:
+    """Return the prices of the policy by model: those for every provider, then each provider's own."""
+    own = [
+        (str(Target(model, name)), rules)
+        for name, rule in policy.providers.items()
+        for model, rules in rule.prices.items()
+    ]
+    return [*policy.prices.items(), *own]
 
 
 def print_changes(title: str, changes: Iterable[str]) -> None:
@@ -143,6 +159,10 @@ def _by(rule: BudgetRule) -> str:
     return " and ".join(rule.by) or "all together"
 
 
+def _limit(route: Route) -> str:
+    return "embeddings" if route.max_tokens is None else f"{route.max_tokens:,}"
+
+
 def _more(rule: BudgetRule) -> str:
     parts = [f"{printable(value)} {_usd(cap)}" for value, cap in rule.caps.items()]
     return ", ".join([*parts, *([_alerts(rule.alerts)] if rule.alerts else [])])
@@ -154,5 +174,6 @@ def _alerts(fractions: Sequence[Decimal]) -> str:
 
 def _further_models(route: Route) -> list[str]:
     """Return a line of fallbacks, and one of the cheaper model."""
-    lines = [f"fallback {', '.join(map(printable, route.fallback))}"] if route.fallback else []
-    return [*lines, f"cheaper {printable(route.cheaper)}"] if route.cheaper else lines
+    names = [printable(str(target)) for target in route.fallbacks]
+    lines = [f"fallback {', '.join(names)}"] if names else []
+    return [*lines, f"cheaper {printable(str(route.cheaper_target))}"] if route.cheaper_target else lines

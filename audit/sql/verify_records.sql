@@ -1,7 +1,21 @@
 -- Records of calls that the events do not give: each with what Redis holds and what the events give.
-WITH latest AS (
+WITH open AS (
+    SELECT DISTINCT call_id
+    FROM verify_calls
+    WHERE partition = $partition AND hold > 0 AND hold_type = 'budget-reserved'
+    GROUP BY call_id, life, hold
+    HAVING count(*) FILTER (type = 'cost-recorded') = 0
+),
+-- Only calls with a record, and those that must have one: most calls of a long ledger are neither.
+wanted AS (
+    SELECT call_id FROM gate_records
+    UNION
+    SELECT call_id FROM open
+),
+latest AS (
     SELECT *
     FROM verify_calls
+    SEMI JOIN wanted USING (call_id)
     WHERE partition = $partition
     QUALIFY life = max(life) OVER (PARTITION BY call_id)
 ),

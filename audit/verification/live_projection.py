@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tollbook.audit.verification.findings import MAX_SHOWN_PER_RULE, Findings
 from tollbook.ledger.projection.comparison import Tables
@@ -36,13 +37,15 @@ class LiveProjection:
 
     def positions(self) -> dict[int, int]:
         """Return how many events of each partition were folded at that moment."""
-        rows = self.moment.to_pylist()
-        return {row["partition"]: row["seq"] for row in rows if row["relation"] == "position"}
+        return {row["partition"]: row["seq"] for row in self._position()}
 
     def ledger_id(self) -> str:
         """Return the id of the ledger that it was folded from, by its own account."""
-        rows = self.moment.to_pylist()
-        return next((row["ledger_id"] for row in rows if row["relation"] == "position"), "")
+        return next((row["ledger_id"] for row in self._position()), "")
+
+    def _position(self) -> list[dict[str, Any]]:
+        # Filtered as columns: the moment has a row for each budget, too many to make each a dictionary.
+        return self.moment.filter(pc.field("relation") == "position").to_pylist()  # pyright: ignore[reportUnknownMemberType]
 
     def compare(self, folded: Store, findings: Findings) -> int:
         """Compare with a fold up to the same position; return how many rows were compared.

@@ -10,7 +10,7 @@ from tollbook.inference.budgets import calendar_of
 from tollbook.inference.prices.model_price import TOKENS_PER_MTOK, ModelPrice
 from tollbook.schemas.money import MAX_NANOUSD
 from tollbook.schemas.policy import Policy, default_policy
-from tollbook.schemas.routes import Route
+from tollbook.schemas.routes import Route, Target
 from tollbook.schemas.usage import Usage
 
 PriceOf = Callable[[str, int], ModelPrice]
@@ -56,9 +56,14 @@ class Alternatives:
             plan_caps_nanousd={name: cap for name, cap in plans.items() if in_force.plan_caps_nanousd.get(name) != cap},
             user_caps_nanousd={name: cap for name, cap in users.items() if in_force.user_caps_nanousd.get(name) != cap},
             routes={
-                name: OtherRoute(route.model, route.fallback, route.cheaper, states_cheaper=True)
+                name: OtherRoute(
+                    route.model,
+                    tuple(target.model for target in route.fallbacks),
+                    None if route.cheaper_target is None else route.cheaper_target.model,
+                    states_cheaper=True,
+                )
                 for name, route in other.tasks.items()
-                if name in in_force.tasks and _models(in_force.tasks[name]) != _models(route)
+                if name in in_force.tasks and _targets(in_force.tasks[name]) != _targets(route)
             },
             policy=other,
             changes_budgets=(other.budgets, calendar_of(other)) != (in_force.budgets, calendar_of(in_force)),
@@ -95,8 +100,8 @@ class Alternatives:
         return bool(self.plan_caps_nanousd or self.user_caps_nanousd or self.changes_prices or self.changes_budgets)
 
 
-def _models(route: Route) -> tuple[str | None, ...]:
-    return (route.cheaper, *route.models)
+def _targets(route: Route) -> tuple[Target | None, ...]:
+    return (route.cheaper_target, route.first, *route.fallbacks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

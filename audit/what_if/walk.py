@@ -418,7 +418,9 @@ class _Partition:
         first_model = payload.get("downgraded_from") or recorded
         if not self._has_changes or in_force is None or first_model.lower() != in_force.model.lower():
             return ()
-        cheaper = route.cheaper if route.states_cheaper else in_force.cheaper
+        cheaper = route.cheaper
+        if not route.states_cheaper and in_force.cheaper_target is not None:
+            cheaper = in_force.cheaper_target.model
         own = (Choice(price, event.amount if price is None else tokens.cost_at_most(price)),)
         if payload.get("downgraded_from"):
             first = self._choice(recorded, route.model or first_model, event, tokens)

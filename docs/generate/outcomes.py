@@ -98,5 +98,5 @@ def next_steps(ended: Attempt | Fault) -> str:
 
 
 def _read(status: int, body: bytes) -> Attempt:
-    options: dict[str, Any] = {"model": MODEL, "is_openrouter": False, "latency_ms": 0, "now_s": 0.0}
+    options: dict[str, Any] = {"model": MODEL, "is_insured": False, "latency_ms": 0, "now_s": 0.0}
     return read_reply(status, {}, body, **options)

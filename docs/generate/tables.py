@@ -102,7 +102,7 @@ def routes() -> str:
         (
             code(kind),
             code(route.model),
-            ", ".join(map(code, route.fallback)),
+            ", ".join(code(str(target)) for target in route.fallbacks),
             str(route.max_tokens),
             str(route.temperature),
         )

@@ -23,9 +23,10 @@ from tollbook.ledger.gate.requests import (
 )
 from tollbook.schemas.events import Basis, CostAdjusted, CostRecorded, FallbackUsed, ModelCalled, payload_json
 from tollbook.schemas.money import MAX_NANOUSD
+from tollbook.schemas.routes import Target, named_provider
 from tollbook.schemas.usage import Usage
 
-_DEAR_TIERS = frozenset({"priority", "fast"})
+_DEAR_TIERS = frozenset({"priority", "fast", "us"})
 # Which basis names the whole, when attempts were charged on different ones: the least certain.
 _LEAST_CERTAIN_FIRST: tuple[Basis, ...] = ("assumed", "priced", "reported", "released")
 
@@ -88,7 +89,7 @@ def charge_of(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: in
         try:
             price = prices.price(bound.model, now_ms, service_tier=attempt.service_tier)
             tokens_nanousd = price.cost(attempt.usage)
-            fees_nanousd = attempt.fee_nanousd + bound.image_fee_nanousd
+            fees_nanousd = attempt.fee_nanousd + bound.fee_nanousd
             return Charge(min(tokens_nanousd + fees_nanousd, MAX_NANOUSD), "priced", price.source or None)
         except PriceUnknown:
             pass  # The catalogue lost the model since the hold was made; the bound still covers it.
@@ -118,14 +119,14 @@ class Hold:
     assumed_nanousd: int = 0
     last: Attempt | None = None
     _bases: set[Basis] = field(default_factory=set[Basis])
-    _attempts_by_model: Counter[str] = field(default_factory=Counter[str])
+    _attempts_by_target: Counter[Target] = field(default_factory=Counter[Target])
     _pending_events: list[AttemptEvent] = field(default_factory=list[AttemptEvent])
     _is_attempting: bool = False
 
     def begin_attempt(self) -> None:
         """Count an attempt that starts now."""
         self.attempts += 1
-        self._attempts_by_model[self.bound.model] += 1
+        self._attempts_by_target[self.bound.target] += 1
         self._is_attempting = True
 
     def finish_attempt(self, attempt: Attempt, charge: Charge) -> None:
@@ -138,6 +139,7 @@ class Hold:
             ModelCalled(
                 hold=self.number,
                 model=self.bound.model,
+                provider=named_provider(self.bound.provider),
                 model_used=attempt.model_used,
                 outcome=attempt.outcome,
                 http_status=attempt.http_status,
@@ -167,6 +169,7 @@ class Hold:
             ModelCalled(
                 hold=self.number,
                 model=self.bound.model,
+                provider=named_provider(self.bound.provider),
                 outcome="abandoned",
                 error="cancelled",
                 latency_ms=0,
@@ -179,9 +182,9 @@ class Hold:
         """Note a change of model; it is recorded with the next step."""
         self._add_event("fallback-used", payload.model_copy(update={"hold": self.number}))
 
-    def attempts_of(self, model: str) -> int:
+    def attempts_of(self, target: Target) -> int:
         """How often a model was tried under this hold."""
-        return self._attempts_by_model[model]
+        return self._attempts_by_target[target]
 
     @property
     def shortage_nanousd(self) -> int:

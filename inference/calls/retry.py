@@ -82,14 +82,16 @@ class RetryPolicy:
         """
         return self.max_requests * attempt_timeout_s + self.max_pauses_s
 
-    def decide(self, attempt: Attempt, *, attempts_of_model: int, has_fallback: bool) -> Step:
+    def decide(
+        self, attempt: Attempt, *, attempts_of_model: int, has_fallback: bool, is_other_provider: bool = False
+    ) -> Step:
         """Decide what follows a failed attempt.
 
         `attempts_of_model` counts the attempts of this model so far, this one included; `has_fallback` says whether
-        another model is left to be asked.
+        another model is left to be asked, and `is_other_provider` whether that is another provider's.
         """
         assert not attempt.is_ok, "a completion needs no further attempt"
-        can_fall_back = has_fallback and attempt.may_fall_back
+        can_fall_back = has_fallback and (attempt.may_fall_back or is_other_provider)
         asked_s = attempt.retry_after_s or 0.0
         can_retry = attempt.is_retryable and attempts_of_model <= self.retries and asked_s <= self.retry_after_max_s
         if can_retry and not (can_fall_back and attempt.charge == "unknown"):

@@ -11,7 +11,7 @@ from typing import Final
 
 import structlog
 
-from tollbook.inference.attempts import Attempt, ChatRequest
+from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
 from tollbook.inference.calls.call import Call, failed_result, reply_result, with_larger_limit
 from tollbook.inference.calls.holds import Hold, charge_of, with_dearest_usage
 from tollbook.inference.calls.reservations import bound_attempt, can_attempt, reserved_payload
@@ -24,9 +24,10 @@ from tollbook.inference.calls.steps import (
     settle_observed,
 )
 from tollbook.inference.current_policy import CurrentPolicy
-from tollbook.inference.errors import PriceUnknown
+from tollbook.inference.errors import PriceUnknown, ProviderNotConfigured, SettingsError
+from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.prices.catalogue import PriceCatalogue
-from tollbook.inference.providers.client import ProviderClient
+from tollbook.inference.providers.clients import ProviderClients
 from tollbook.ledger.errors import (
     BaselineUnavailable,
     CallsStopped,
@@ -41,6 +42,7 @@ from tollbook.ledger.results import Results
 from tollbook.schemas.events import FallbackUsed
 from tollbook.schemas.money import format_usd
 from tollbook.schemas.results import ErrorCode, InferenceResult
+from tollbook.schemas.routes import Target, named_provider
 from tollbook.schemas.tasks import InvalidTask
 
 _CORRECTION_PATIENCE_S: Final = 300.0
@@ -67,7 +69,7 @@ class CallRunner:
         *,
         ledger: Ledger,
         results: Results,
-        provider: ProviderClient,
+        providers: ProviderClients,
         policies: CurrentPolicy,
         retry: RetryPolicy,
         now_ms: Callable[[], int],
@@ -79,7 +81,7 @@ class CallRunner:
         self._observer: CallObserver = observer or Unobserved()
         self._ledger = ledger
         self._results = results
-        self._provider = provider
+        self._providers = providers
         self._policies = policies
         self._retry = retry
         self._now_ms = now_ms
@@ -140,47 +142,70 @@ class CallRunner:
 
     async def _attempt(self, call: Call, hold: Hold) -> Attempt:
         hold.begin_attempt()
-        prices, model = self._prices_of(call), hold.bound.model
-        models = prices.models
-        request = ChatRequest(
-            model=model,
-            messages=call.messages,
-            max_tokens=call.route.max_tokens,
-            parameters=call.parameters_for(model, models),
-            limit_name=models.limit_name(model),
-            user=self._provider_user(call.user_id),
-            price_limit=hold.bound,
-        )
-        with self._observer.attempting(request.model, hold.attempts) as record_outcome:
-            attempt = await self._provider.complete(request)
+        prices = self._prices_of(call).at(hold.bound.provider)
+        with self._observer.attempting(hold.bound.target, hold.attempts) as record_outcome:
+            attempt = await self._send(call, hold, prices.models)
             attempt = with_dearest_usage(attempt, hold.bound, prices, self._now_ms())
             charge = charge_of(attempt, hold.bound, prices, self._now_ms())
             record_outcome(attempt, charge)
         hold.finish_attempt(attempt, charge)
         return attempt
 
+    async def _send(self, call: Call, hold: Hold, models: ModelCatalogue) -> Attempt:
+        model, provider = hold.bound.model, hold.bound.provider
+        try:
+            client = self._providers.at(provider, self._policies.of(call.user_id).policy)
+        except (ProviderNotConfigured, SettingsError) as exc:
+            # The policy has changed since this process began: it cannot ask that provider, and others may.
+            _log.error("provider.not_configured", provider=provider, problem=str(exc))
+            return Attempt(outcome="not_sent", charge="none", error=str(exc), reason="bad_key", latency_ms=0)
+        parameters, user = call.parameters_for(model, models), self._provider_user(call.user_id)
+        if call.inputs:
+            return await client.embed(
+                EmbeddingsRequest(
+                    model=model, inputs=call.inputs, parameters=parameters, user=user, price_limit=hold.bound
+                )
+            )
+        assert call.route.max_tokens is not None, "a call without a limit has no bound, and so no hold"
+        return await client.complete(
+            ChatRequest(
+                model=model,
+                messages=call.messages,
+                max_tokens=call.route.max_tokens,
+                parameters=parameters,
+                limit_name=models.limit_name(model),
+                user=user,
+                price_limit=hold.bound,
+            )
+        )
+
     async def _after_failure(self, call: Call, hold: Hold, failed: Attempt) -> str | None:
         """Decide what follows and prepare it; return why nothing does, or None."""
-        model = hold.bound.model
-        fallback = self._fallback_after(call, model, failed)
-        step = self._retry.decide(failed, attempts_of_model=hold.attempts_of(model), has_fallback=fallback is not None)
+        target = hold.bound.target
+        fallback = self._fallback_after(call, target, failed)
+        step = self._retry.decide(
+            failed,
+            attempts_of_model=hold.attempts_of(target),
+            has_fallback=fallback is not None,
+            is_other_provider=fallback is not None and fallback.provider != target.provider,
+        )
         if isinstance(step, GiveUp):
             return step.reason
-        next_model = model
+        following = target
         if isinstance(step, FallBack):
             assert fallback is not None, "the policy falls back only where there is a fallback"
-            next_model = fallback
+            following = fallback
         try:
-            self._bound_next(call, hold, next_model)
-        except PriceUnknown as exc:
-            return _untried(failed, next_model, exc)  # The policy changed since the call began.
+            self._bound_next(call, hold, following)
+        except (PriceUnknown, InvalidTask) as exc:
+            return _untried(failed, following, exc)  # The policy or the provider's list changed since the call began.
         with self._observer.preparing(
             "fallback" if isinstance(step, FallBack) else "retry",
-            from_model=model,
-            to_model=next_model,
+            from_model=target.model,
+            to_model=following.model,
             reason=failed.outcome,
         ) as record_outcome:
-            failure = await self._prepare_next(call, hold, step, failed, from_model=model)
+            failure = await self._prepare_next(call, hold, step, failed, tried=target)
             record_outcome(failure)
         if isinstance(step, Retry) and failure is None:
             await self._sleep(step.delay_s)
@@ -194,7 +219,7 @@ class CallRunner:
         model = hold.bound.model
         with self._observer.preparing("retry", from_model=model, to_model=model, reason="output_limit") as record:
             try:
-                hold.bound = bound_attempt(call, model, self._prices_of(call), self._now_ms())
+                hold.bound = bound_attempt(call, hold.bound.target, self._prices_of(call), self._now_ms())
                 reply = await self._record(call, hold)
             except (LedgerError, PriceUnknown, InvalidTask) as exc:
                 record(str(exc))
@@ -212,10 +237,10 @@ class CallRunner:
         return True
 
     async def _prepare_next(
-        self, call: Call, hold: Hold, step: Retry | FallBack, failed: Attempt, *, from_model: str
+        self, call: Call, hold: Hold, step: Retry | FallBack, failed: Attempt, *, tried: Target
     ) -> str | None:
         """Record the failed attempt and make the hold cover the next; return why it cannot, or None."""
-        model = hold.bound.model
+        target = hold.bound.target
         try:
             reply = await self._record(call, hold)
         except CallUnknown:
@@ -224,20 +249,33 @@ class CallRunner:
             raise CallTakenOver(call.call_id) from None  # G3
         except (BaselineUnavailable, CallsStopped, LedgerWentBack) as exc:
             # No more money can be held (G8); what was spent is settled all the same, or noted until it can be (G3).
-            return _untried(failed, model, exc)
+            return _untried(failed, target, exc)
         except (PriceUnknown, InvalidTask) as exc:
-            return _untried(failed, model, exc)  # The policy changed since the call began.
+            return _untried(failed, target, exc)  # The policy changed since the call began.
         hold.mark_recorded()
         if not isinstance(reply, Denied | Waiting):
             hold.amount_nanousd = reply
         if hold.shortage_nanousd:  # G1
             more = format_usd(hold.shortage_nanousd, places=6)
-            return f"{failed.error}; {model} is not tried: {more} more do not fit the cap"
+            return f"{failed.error}; {target} is not tried: {more} more do not fit the cap"
         if isinstance(step, FallBack):
             hold.note_fallback(
-                FallbackUsed(from_model=from_model, to_model=model, reason=step.reason, http_status=failed.http_status)
+                FallbackUsed(
+                    from_model=tried.model,
+                    to_model=target.model,
+                    from_provider=named_provider(tried.provider),
+                    to_provider=named_provider(target.provider),
+                    reason=step.reason,
+                    http_status=failed.http_status,
+                )
             )
-            _log.info("call.fell_back", call_id=call.call_id, to_model=model, reason=step.reason)
+            _log.info(
+                "call.fell_back",
+                call_id=call.call_id,
+                to_model=target.model,
+                to_provider=target.provider,
+                reason=step.reason,
+            )
         return None
 
     async def _record(self, call: Call, hold: Hold) -> int | Denied | Waiting:
@@ -254,10 +292,10 @@ class CallRunner:
                 policy = self._policies.of(call.user_id)
                 hold.budgets = policy.caps_of((budget.name for budget in hold.budgets), plan=call.plan)
                 hold.policy_version = policy.version
-                self._bound_next(call, hold, hold.bound.model)
+                self._bound_next(call, hold, hold.bound.target)
 
-    def _bound_next(self, call: Call, hold: Hold, model: str) -> None:
-        hold.bound = bound_attempt(call, model, self._policies.of(call.user_id).prices, self._now_ms())
+    def _bound_next(self, call: Call, hold: Hold, target: Target) -> None:
+        hold.bound = bound_attempt(call, target, self._policies.of(call.user_id).prices, self._now_ms())
 
     async def _settle(self, hold: Hold, result: InferenceResult, *, reason: str | None) -> InferenceResult:
         text = result.model_dump_json()
@@ -303,13 +341,18 @@ class CallRunner:
                 await self._sleep(_CORRECTION_PAUSE_S)
                 waited_s += _CORRECTION_PAUSE_S
 
-    def _fallback_after(self, call: Call, model: str, failed: Attempt) -> str | None:
-        """Return the next fallback that can be bounded and takes what the task sets, or None."""
+    def _fallback_after(self, call: Call, target: Target, failed: Attempt) -> Target | None:
+        """Return the next fallback that can be bounded, takes what the task sets, and may answer; None without one.
+
+        What no other model of the same provider would change (its address, its key, its account), another provider may.
+        """
         prices, now_ms = self._prices_of(call), self._now_ms()
         needs_context = failed.reason == "context_too_long"
-        for each in call.route.after(model):
-            if can_attempt(call, each, prices, now_ms) and (
-                not needs_context or prices.has_larger_context(each, model)
+        for each in call.route.after(target):
+            if (
+                (failed.may_fall_back or each.provider != target.provider)
+                and can_attempt(call, each, prices, now_ms)
+                and (not needs_context or prices.has_larger_context(each, target))
             ):
                 return each
         return None
@@ -318,5 +361,5 @@ class CallRunner:
         return self._policies.of(call.user_id).prices
 
 
-def _untried(failed: Attempt, model: str, reason: Exception) -> str:
-    return f"{failed.error}; {model} is not tried: {reason}"
+def _untried(failed: Attempt, target: Target, reason: Exception) -> str:
+    return f"{failed.error}; {target} is not tried: {reason}"

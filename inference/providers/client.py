@@ -7,23 +7,26 @@ what the provider or the network did: the Attempt says how the request ended.
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import httpx
 import structlog
 from pydantic import SecretStr
 
-from tollbook.inference.attempts import Attempt, ChatRequest
+from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
 from tollbook.inference.errors import ProviderRefused, ProviderUnavailable
-from tollbook.inference.models import ModelFacts, facts_of
+from tollbook.inference.models import ModelFacts
+from tollbook.inference.provider_access import access_of
+from tollbook.inference.providers.adapter import Application, Question
 from tollbook.inference.providers.bodies import read_json
-from tollbook.inference.providers.replies import generation_id_of, read_reply
-from tollbook.inference.providers.request_bodies import completion_body
+from tollbook.inference.providers.dialects import ADAPTERS
 from tollbook.inference.providers.transport import Connection, Exchange
-from tollbook.inference.providers.usage_report import read_cost
-from tollbook.schemas.money import MoneyError, format_usd
+from tollbook.schemas.money import MoneyError
+from tollbook.schemas.policy import Dialect, default_policy
+from tollbook.schemas.routes import DEFAULT_PROVIDER
 
 if TYPE_CHECKING:
+    from tollbook.inference.provider_access import ProviderAccess
     from tollbook.inference.settings import Settings
 
 __all__ = ["OPENROUTER_URL", "Attempt", "ChatRequest", "ProviderClient"]
@@ -34,7 +37,7 @@ _log = structlog.get_logger(__name__)
 
 
 class ProviderClient:
-    """Asks OpenRouter, or another OpenAI-compatible server, for completions.
+    """Asks one provider for completions, in its dialect.
 
     Clocks are parameters: `monotonic` measures latency, `now_s` is the time of day.
     """
@@ -44,8 +47,9 @@ class ProviderClient:
         *,
         api_key: SecretStr | None = None,
         base_url: str = OPENROUTER_URL,
-        is_openrouter: bool = True,
-        is_openai: bool = False,
+        dialect: Dialect = "openrouter",
+        name: str = DEFAULT_PROVIDER,
+        asks_for_costs: bool = True,
         attempt_timeout_s: float = 60.0,
         connect_timeout_s: float = 10.0,
         max_connections: int = 1024,
@@ -55,31 +59,40 @@ class ProviderClient:
         monotonic: Callable[[], float] = time.monotonic,
         now_s: Callable[[], float] = time.time,
     ) -> None:
-        """Prepare a client; it connects at its first request. Use it as an async context manager, or close it."""
+        """Prepare a client; it connects at its first request. Use it as an async context manager, or close it.
+
+        `name` is the provider's in the policy, for log lines. With `asks_for_costs` false, `generation` knows no cost.
+        """
+        self._name = name
+        self._adapter = ADAPTERS[dialect]
+        self._asks_for_costs = asks_for_costs
         self._connection = Connection(
             base_url=base_url,
-            api_key=api_key,
-            app_title=app_title,
-            app_url=app_url,
+            headers=self._adapter.headers(api_key, Application(app_title, app_url)),
             timeout_s=attempt_timeout_s,
             connect_timeout_s=connect_timeout_s,
             max_connections=max_connections,
             transport=transport,
         )
-        self._completions_url = self._connection.url("chat/completions")
-        self._is_openrouter = is_openrouter
-        self._is_openai = is_openai
+        self._completions_url = self._connection.url(self._adapter.completion_path)
         self._monotonic = monotonic
         self._now_s = now_s
 
     @classmethod
     def from_settings(cls, settings: "Settings", *, concurrent_calls: int = 0) -> Self:
-        """Make the client that the settings describe, for so many calls at a time."""
+        """Make the client of the default provider, for so many calls at a time."""
+        access = access_of(DEFAULT_PROVIDER, default_policy(), settings)
+        return cls.from_access(access, settings, concurrent_calls=concurrent_calls)
+
+    @classmethod
+    def from_access(cls, access: "ProviderAccess", settings: "Settings", *, concurrent_calls: int = 0) -> Self:
+        """Make the client of a provider, with the limits of the settings."""
         return cls(
-            api_key=settings.openrouter_api_key,
-            base_url=settings.openrouter_base_url,
-            is_openrouter=settings.is_openrouter,
-            is_openai=settings.is_openai,
+            api_key=access.api_key,
+            base_url=access.base_url,
+            dialect=access.dialect,
+            name=access.name,
+            asks_for_costs=access.asks_for_costs,
             attempt_timeout_s=settings.attempt_timeout_s,
             connect_timeout_s=settings.connect_timeout_s,
             # Callers limit their concurrency; a wait for a connection would look like a provider that is unreachable.
@@ -109,69 +122,84 @@ class ProviderClient:
         Errors: none of the network's or the provider's; asyncio.CancelledError passes through, and the request
             may then have been charged.
         """
-        body = completion_body(request, is_openrouter=self._is_openrouter, is_openai=self._is_openai)
+        return await self._post(self._completions_url, self._adapter.completion_body(request), request)
+
+    async def embed(self, request: EmbeddingsRequest) -> Attempt:
+        """Send one request for vectors and return how it ended. Errors: as `complete`."""
+        path = self._adapter.embeddings_path
+        assert path is not None, "a policy has no embeddings at a provider that makes none"
+        return await self._post(self._connection.url(path), self._adapter.embeddings_body(request), request)
+
+    async def _post(self, url: httpx.URL, body: bytes, request: ChatRequest | EmbeddingsRequest) -> Attempt:
         started = self._monotonic()
-        exchange = await self._connection.exchange("POST", self._completions_url, body)
+        exchange = await self._connection.exchange("POST", url, body)
         attempt = self._attempt(exchange, request, round(1000 * (self._monotonic() - started)))
         if attempt.usage_doubt is not None:
-            _log.warning("provider.usage_doubted", model=request.model, problem=attempt.usage_doubt)
+            _log.warning("provider.usage_doubted", asked=self._name, model=request.model, problem=attempt.usage_doubt)
         if attempt.reason is not None:
-            _log_failure(request.model, attempt)
+            _log_failure(self._name, request.model, attempt)
         return attempt
 
     async def generation(self, generation_id: str) -> int | None:
-        """Return what a generation cost in nano-dollars; None where OpenRouter does not know it (yet).
+        """Return what a generation cost in nano-dollars; None where the provider does not tell, or not yet.
 
         Errors: ProviderUnavailable; ProviderRefused.
         """
+        question = self._adapter.cost_question(generation_id) if self._asks_for_costs else None
+        if question is None:
+            return None
         try:
-            data = await self._data("generation", id=generation_id)
+            document = await self._ask(question)
         except ProviderRefused as exc:
             if exc.http_status == 404:
                 return None
             raise
         try:
-            return read_cost(_table(data).get("total_cost"))
+            return self._adapter.read_cost(document)
         except MoneyError as exc:
             raise ProviderUnavailable(f"the cost of generation {generation_id} is no amount of money") from exc
 
     async def models(self) -> dict[str, ModelFacts]:
         """Return the models that the provider offers, by id. Errors: ProviderUnavailable; ProviderRefused."""
-        data = await self._data("models")
-        if not isinstance(data, list):
-            raise ProviderUnavailable("the list of models cannot be read")
-        listed = [_table(model) for model in cast(list[Any], data)]
-        return {model["id"]: facts_of(model) for model in listed if isinstance(model.get("id"), str)}
+        questions = self._adapter.models_questions
+        found = self._listed(await self._ask(questions[0]))
+        for question in questions[1:]:
+            try:
+                found |= self._listed(await self._ask(question))
+            except ProviderRefused:
+                continue  # A server that speaks the dialect may lack the further lists.
+        return found
+
+    def _listed(self, document: object) -> dict[str, ModelFacts]:
+        try:
+            return self._adapter.read_models(document)
+        except ValueError as exc:
+            raise ProviderUnavailable(str(exc)) from exc
 
     async def check_key(self) -> str:
-        """Return one line about the key, or about the server if it is not OpenRouter.
+        """Return one line about the key, or about the server if it does not tell.
 
         Errors: ProviderUnavailable; ProviderRefused (the key is wrong).
         """
-        if not self._is_openrouter:
-            return f"{self._connection.base_url} answers and offers {len(await self.models())} models"
-        data = await self._data("key")
+        document = await self._ask(self._adapter.key_question)
         try:
-            remaining = read_cost(_table(data).get("limit_remaining"))
-        except MoneyError:
-            return "the key is valid, but its limit is used up"
-        return (
-            "the key is valid" if remaining is None else f"the key is valid, {format_usd(remaining)} left of its limit"
-        )
+            return self._adapter.read_key(document)
+        except ValueError as exc:
+            raise ProviderUnavailable(str(exc)) from exc
 
-    def _attempt(self, exchange: Exchange, request: ChatRequest, latency_ms: int) -> Attempt:
+    def _attempt(self, exchange: Exchange, request: ChatRequest | EmbeddingsRequest, latency_ms: int) -> Attempt:
         status, fault = exchange.status, exchange.fault
         # Of a reply that broke, an error status says more than how it broke.
         if status is not None and (fault is None or not 200 <= status < 300):
-            return read_reply(
+            return self._adapter.read_reply(
                 status,
                 exchange.headers,
                 exchange.body,
                 model=request.model,
-                is_openrouter=self._is_openrouter,
                 latency_ms=latency_ms,
                 now_s=self._now_s(),
-                max_tokens=request.max_tokens,
+                max_tokens=request.max_tokens if isinstance(request, ChatRequest) else None,
+                inputs=len(request.inputs) if isinstance(request, EmbeddingsRequest) else None,
             )
         assert fault is not None, "an exchange has a status or a fault"
         return Attempt(
@@ -181,16 +209,16 @@ class ProviderClient:
             reason=fault.reason,
             latency_ms=latency_ms,
             http_status=status,
-            generation_id=generation_id_of(exchange.headers),
+            generation_id=self._adapter.id_of(exchange.headers),
             is_retryable=fault.is_retryable,
             may_fall_back=fault.may_fall_back,
         )
 
-    async def _data(self, path: str, **parameters: str) -> Any:
-        """Return the `data` of a reply. Errors: ProviderUnavailable; ProviderRefused. Nothing is charged."""
-        url = self._connection.url(path, **parameters)
+    async def _ask(self, question: Question) -> Any:
+        """Return the answer to a question. Errors: ProviderUnavailable; ProviderRefused. Nothing is charged."""
+        url = self._connection.url(question.path, **question.parameters)
         exchange = await self._connection.exchange("GET", url)
-        where = f"{self._connection.base_url}/{path}"
+        where = f"{self._connection.base_url}/{question.path}"
         if exchange.status is None or exchange.fault is not None:
             raise ProviderUnavailable(f"{where}: {exchange.fault.error if exchange.fault else 'no reply'}")
         if exchange.status >= 500 or exchange.status in (408, 429):
@@ -198,17 +226,17 @@ class ProviderClient:
         if not 200 <= exchange.status < 300:
             raise ProviderRefused(f"{where}: HTTP {exchange.status}", http_status=exchange.status)
         try:
-            document = read_json(exchange.body)
+            return read_json(exchange.body)
         except ValueError as exc:
             raise ProviderUnavailable(f"{where}: the reply is not JSON") from exc
-        return _table(document).get("data")
 
 
-def _log_failure(model: str, attempt: Attempt) -> None:
+def _log_failure(asked: str, model: str, attempt: Attempt) -> None:
     """Say why a request has no answer, in words that hold nothing of the prompt (G10)."""
     details = attempt.error_details.model_dump(exclude_none=True) if attempt.error_details else {}
     _log.warning(
         "provider.request_failed",
+        asked=asked,
         model=model,
         reason=attempt.reason,
         outcome=attempt.outcome,
@@ -218,7 +246,3 @@ def _log_failure(model: str, attempt: Attempt) -> None:
         error=attempt.error,
         **{name if name == "provider" else f"provider_{name}": word for name, word in details.items()},
     )
-
-
-def _table(value: object) -> dict[str, Any]:
-    return cast(dict[str, Any], value) if isinstance(value, dict) else {}

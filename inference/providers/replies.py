@@ -14,6 +14,7 @@ from typing import Any, Final
 from tollbook.inference.attempts import Attempt, ChargeStatus
 from tollbook.inference.providers.answers import CONTENT_FILTER, LENGTH, Answer, read_answer
 from tollbook.inference.providers.bodies import read_document
+from tollbook.inference.providers.embeddings import read_embeddings
 from tollbook.inference.providers.json_values import as_table, first_table
 from tollbook.inference.providers.provider_errors import END_UNKNOWN, ProviderError, error_of, read_error
 from tollbook.inference.providers.usage_report import UsageReport, read_usage
@@ -21,7 +22,8 @@ from tollbook.schemas.results import ErrorCode
 
 _NAME: Final = re.compile(r"[\x21-\x7e]{1,200}")
 _MAX_RETRY_AFTER_S: Final = 86_400.0
-_SERVICE_TIERS: Final = frozenset({"flex", "priority", "batch", "fast"})
+# Anthropic charges more where a workspace is served in the US alone (November 2026).
+_SERVICE_TIERS: Final = frozenset({"flex", "priority", "batch", "fast", "us"})
 _NO_USAGE: Final = UsageReport()
 _NOT_COUNTED: Final = "the reported usage is zero and was ignored"
 
@@ -32,22 +34,25 @@ def read_reply(
     body: bytes,
     *,
     model: str,
-    is_openrouter: bool,
+    is_insured: bool,
     latency_ms: int,
     now_s: float,
+    request_id: str | None = None,
     max_tokens: int | None = None,
+    inputs: int | None = None,
 ) -> Attempt:
-    """Read a whole reply.
+    """Read a whole reply: a completion, or with `inputs` so many vectors.
 
-    `now_s` is the time of day, for a Retry-After that is a date in a reply without a Date. `max_tokens` is the limit of
-    the request, by which a reply is seen to be cut whose provider does not say so.
+    `is_insured`: the provider bills no reply that ends in an error. `request_id` is the provider's id of the request,
+    as in its headers. `now_s` is the time of day, for a Retry-After that is a date in a reply without a Date.
+    `max_tokens` is the limit of the request, by which a reply is seen to be cut whose provider does not say so.
     """
     document = read_document(body)
     report = _usage_of(document) if document else _NO_USAGE
     common: dict[str, Any] = {
         "http_status": status,
         "latency_ms": latency_ms,
-        "generation_id": generation_id_of(headers) or (document and _name(document.get("id"))) or None,
+        "generation_id": request_id or (document and _name(document.get("id"))) or None,
         "model_used": (document and (_name(document.get("model")) or _name(document.get("modelVersion")))) or None,
         "service_tier": _service_tier(document) if document else "",
     }
@@ -68,15 +73,17 @@ def read_reply(
     common["finish_reason"] = answer.finish_reason
     error = _error_in(document)
     if error is not None or answer.finish_reason == "error":
-        return _failed(read_error(error), answer, report, common, is_openrouter)
+        return _failed(read_error(error), answer, report, common, is_insured)
+    if inputs is not None:
+        return read_embeddings(document, report, common, model=model, inputs=inputs)
     if answer.is_answer:
         return _answered(answer, report, common, model)
     return _unanswered(answer, report, common, model, max_tokens)
 
 
-def generation_id_of(headers: Mapping[str, str]) -> str | None:
-    """Return OpenRouter's id of the request. It is a header, so it is known even if the body does not arrive."""
-    return _name(headers.get("x-generation-id"))
+def name_in(headers: Mapping[str, str], header: str) -> str | None:
+    """Return the value of a header if it is a single word, such as an id; None where there is none."""
+    return _name(headers.get(header))
 
 
 def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
@@ -110,7 +117,7 @@ def _usage_of(document: dict[str, Any]) -> UsageReport:
 def _service_tier(document: dict[str, Any]) -> str:
     """Return how the request was processed, if that has prices of its own."""
     usage = as_table(document.get("usage"))
-    named = (document.get("service_tier"), usage.get("service_tier"), usage.get("speed"))
+    named = (document.get("service_tier"), usage.get("service_tier"), usage.get("speed"), usage.get("inference_geo"))
     words = (name.lower() for name in named if isinstance(name, str))
     return next((word for word in words if word in _SERVICE_TIERS), "")
 
@@ -152,13 +159,11 @@ def _refused(
 
 
 def _failed(
-    error: ProviderError, answer: Answer, report: UsageReport, common: dict[str, Any], is_openrouter: bool
+    error: ProviderError, answer: Answer, report: UsageReport, common: dict[str, Any], is_insured: bool
 ) -> Attempt:
-    """Read an error in a 200. OpenRouter bills no reply that ends in an error ("zero completion insurance", 2026)."""
-    is_insured = is_openrouter or error.code is not None
-    charge: ChargeStatus = (
-        "known" if report.is_known else "none" if is_insured and error.code not in END_UNKNOWN else "unknown"
-    )
+    """Read an error in a 200. One with a code is billed by no provider that was seen to send one (November 2026)."""
+    is_free = (is_insured or error.code is not None) and error.code not in END_UNKNOWN
+    charge: ChargeStatus = "known" if report.is_known else "none" if is_free else "unknown"
     code = [str(error.code)] if error.code else []
     return Attempt(
         outcome="provider_error",
@@ -252,6 +257,7 @@ def _counted(report: UsageReport) -> UsageReport:
 def _said(answer: Answer) -> dict[str, Any]:
     return {
         "content": answer.content,
+        "images": answer.images,
         "tool_calls": answer.tool_calls,
         "refusal": answer.refusal,
         "reasoning": answer.reasoning,

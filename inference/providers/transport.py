@@ -13,7 +13,6 @@ from typing import Final
 
 import httpx
 from httpx_aiohttp import HttpxAiohttpClient
-from pydantic import SecretStr
 
 from tollbook.inference.providers.faults import REQUEST_ERRORS, Fault, fault_of
 
@@ -65,28 +64,24 @@ class Connection:
         self,
         *,
         base_url: str,
-        api_key: SecretStr | None,
-        app_title: str,
-        app_url: str | None,
+        headers: Mapping[str, str],
         timeout_s: float,
         connect_timeout_s: float,
         max_connections: int,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """Prepare connections. `timeout_s` limits a whole request, from the wait for a connection to the last byte."""
+        """Prepare connections; `headers` go with each request, the key among them.
+
+        `timeout_s` limits a whole request, from the wait for a connection to the last byte.
+        """
         self.base_url = base_url.rstrip("/")
-        headers = {
+        usual = {
             "Content-Type": "application/json",
             "Accept": "application/json",
             "Accept-Encoding": "gzip, deflate",
             "User-Agent": "tollbook",
-            "X-OpenRouter-Title": app_title,
         }
-        if app_url:
-            headers["HTTP-Referer"] = app_url
-        if api_key is not None:
-            headers["Authorization"] = f"Bearer {api_key.get_secret_value()}"
-        self._headers = httpx.Headers(headers)
+        self._headers = httpx.Headers({**usual, **headers})
         self._timeout_s = timeout_s
         # The wait for a connection ends well before the request's time does, so that a request which was never sent
         # is known not to be charged.

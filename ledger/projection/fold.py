@@ -117,7 +117,7 @@ def fold_incoming(
         only_user_id=only_user_id,
     )
     advance(cursor, partition, counted)
-    moved = cursor.execute("SELECT DISTINCT budget FROM moves WHERE is_move").fetchall()
+    moved = cursor.execute("SELECT budget FROM balances").fetchall()
     found = cursor.execute(
         "SELECT count(*) FROM discrepancies WHERE partition = ? AND seq > ?", [partition, before.seq]
     ).fetchone()

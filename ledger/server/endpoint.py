@@ -33,6 +33,7 @@ class Endpoint(BaseModel):
     redis_url: str = Field(repr=False)
     namespace: str
     provider_url: str | None = None
+    stand_in_url: str | None = None
     pid: int = Field(gt=0)
     started_at: AwareDatetime
 

@@ -19,6 +19,7 @@ import uvloop
 from aiohttp import web
 
 from tollbook.standin import FaultPlan, StandIn, StandInConfig
+from tollbook.standin.apis import Api
 from tollbook.standin.replies import CompletionRequest
 
 _MARK: Final = re.compile(rb"\[\[task=([A-Za-z0-9-]+)\]\]")
@@ -37,7 +38,7 @@ class LoggedStandIn(StandIn):
         self._log = log.open("a", encoding="utf-8")
 
     async def _answer(
-        self, request: web.Request, asked: CompletionRequest, generation_id: str, fault: str | None
+        self, request: web.Request, asked: CompletionRequest, generation_id: str, fault: str | None, api: Api
     ) -> web.StreamResponse:
         # The body was read before; aiohttp keeps it.
         found = _MARK.search(await request.read())
@@ -50,7 +51,7 @@ class LoggedStandIn(StandIn):
         }
         self._log.write(json.dumps(line) + "\n")
         self._log.flush()
-        return await super()._answer(request, asked, generation_id, fault)
+        return await super()._answer(request, asked, generation_id, fault, api)
 
 
 def main() -> None:

@@ -137,7 +137,7 @@ async def test_the_record_of_raised_alerts_is_bounded(redis_client: Redis) -> No
         keys = bench.gate.keys
         old = {f"day:u{number}:2020-01-{number % 28 + 1:02} 0.5": "1-0" for number in range(1_500)}
         new = {"client:acme:total 1": "1-0", "day:u1:2999-01-01 0.5": "1-0"}
-        await redis_client.hset(keys.alerts, mapping=old | new)
+        await redis_client.hset(keys.alerts, items=[text for pair in (old | new).items() for text in pair])
         tidying = AlertTidying([bench.gate], keep_s=86_400)
         assert [await tidying.tidy(), await tidying.tidy()] == [1_500, 0]
         assert set(await bench.gate.raised_alerts()) == set(new)

@@ -21,11 +21,13 @@ from tests.servers import wait_until
 from tollbook.inference.calls.call import Call
 from tollbook.inference.calls.earlier_runs import settle_dead_hold
 from tollbook.inference.calls.holds import Hold
+from tollbook.inference.models import ModelCatalogue, ModelFacts
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, price_from_usd
 from tollbook.schemas.events import BudgetReserved, CostRecorded, ModelCalled
 from tollbook.schemas.money import nanousd_from_usd
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
+from tollbook.schemas.routes import Target
 from tollbook.standin import SCENARIOS
 
 REPLIES: list[dict[str, Any]] = json.loads(
@@ -335,5 +337,10 @@ async def test_fee_of_an_own_key_is_booked_beside_the_priced_tokens(calling: Cal
 def test_configured_models_have_no_known_context() -> None:
     price = price_from_usd("own/a", prompt=Decimal(1), completion=Decimal(1))
     catalogue = PriceCatalogue({"own/a": [DatedPrice(FOREVER_MS, price)]})
-    assert not catalogue.has_larger_context("own/a", MINI)
-    assert catalogue.has_larger_context("google/gemini-2.5-flash", MINI)
+    assert not catalogue.has_larger_context(Target("own/a"), Target(MINI))
+    # What the provider lists counts before the table.
+    listed = ModelCatalogue({"own/a": ModelFacts(context_length=10**7), MINI: ModelFacts(context_length=2 * 10**7)})
+    assert not PriceCatalogue(models=listed).has_larger_context(Target("own/a"), Target(MINI))
+    assert PriceCatalogue(models=listed).has_larger_context(Target(MINI), Target("own/a"))
+    assert PriceCatalogue(models=listed).has_larger_context(Target("own/a"), Target("google/gemini-2.5-flash"))
+    assert catalogue.has_larger_context(Target("google/gemini-2.5-flash"), Target(MINI))

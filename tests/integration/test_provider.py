@@ -122,7 +122,11 @@ async def standin(*script: str | None, **config: Any) -> AsyncIterator[tuple[Sta
 
 
 def client(**changes: Any) -> ProviderClient:
-    values: dict[str, Any] = {"api_key": SecretStr(KEY), "is_openrouter": False, "attempt_timeout_s": ATTEMPT_TIMEOUT_S}
+    values: dict[str, Any] = {
+        "api_key": SecretStr(KEY),
+        "dialect": "compatible",
+        "attempt_timeout_s": ATTEMPT_TIMEOUT_S,
+    }
     return ProviderClient(**{**values, "base_url": "http://provider.test/v1", **changes})
 
 
@@ -425,15 +429,12 @@ async def test_refusal_and_what_is_known_of_its_charge(status: int, body: bytes,
 
 async def test_request_bears_what_the_provider_needs() -> None:
     transport = Transport(httpx.Response(200, json=document()))
-    async with client(transport=transport, app_title="My App", app_url="https://app.test/") as provider:
+    async with client(transport=transport) as provider:
         await provider.complete(request(parameters={"temperature": 0.7}))
     sent = transport.requests[0]
     assert (sent.method, str(sent.url)) == ("POST", "http://provider.test/v1/chat/completions")
-    assert {name: sent.headers[name] for name in ("authorization", "http-referer", "x-openrouter-title")} == {
-        "authorization": f"Bearer {KEY}",
-        "http-referer": "https://app.test/",
-        "x-openrouter-title": "My App",
-    }
+    assert sent.headers["authorization"] == f"Bearer {KEY}"
+    assert "x-openrouter-title" not in sent.headers
     assert sent.headers["content-type"] == "application/json"
     assert json.loads(sent.content) == {
         "model": MODEL,
@@ -442,6 +443,15 @@ async def test_request_bears_what_the_provider_needs() -> None:
         "temperature": 0.7,
         "user": "u1",
     }
+
+
+async def test_openrouter_is_told_of_the_application() -> None:
+    transport = Transport(httpx.Response(200, json=document()))
+    application = {"app_title": "My App", "app_url": "https://app.test/"}
+    async with client(transport=transport, dialect="openrouter", **application) as provider:
+        await provider.complete(request())
+    sent = transport.requests[0].headers
+    assert (sent["http-referer"], sent["x-openrouter-title"]) == ("https://app.test/", "My App")
 
 
 async def test_request_without_key_and_user_names_neither() -> None:
@@ -456,7 +466,7 @@ async def test_openrouter_is_told_to_obey_max_tokens_and_to_stay_below_the_bound
     # G1: the hold is an upper bound only as long as no dearer endpoint is chosen.
     limit = bound((Message(role="user", content=PROMPT),), 200, PriceCatalogue().price(MODEL, 1_795_000_000_000))
     transport = Transport(httpx.Response(200, json=document()))
-    async with client(transport=transport, is_openrouter=True) as provider:
+    async with client(transport=transport, dialect="openrouter") as provider:
         await provider.complete(request(price_limit=limit))
     assert json.loads(transport.requests[0].content)["provider"] == {
         "require_parameters": True,
@@ -503,9 +513,9 @@ async def test_models_and_key() -> None:
     async with standin() as (server, provider):
         assert MODEL in await provider.models()
         assert "4 models" in await provider.check_key()
-        async with client(base_url=server.base_url, is_openrouter=True) as openrouter:
+        async with client(base_url=server.base_url, dialect="openrouter") as openrouter:
             assert await openrouter.check_key() == "the key is valid"
-        async with client(base_url=server.base_url, is_openrouter=True, api_key=SecretStr("sk-wrong")) as wrong:
+        async with client(base_url=server.base_url, dialect="openrouter", api_key=SecretStr("sk-wrong")) as wrong:
             with pytest.raises(ProviderRefused) as refused:
                 await wrong.check_key()
             assert refused.value.http_status == 401

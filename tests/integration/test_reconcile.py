@@ -13,8 +13,10 @@ from tests.calling import COMPLETION_TOKENS, PROMPT_BOUND, PROMPT_TOKENS, Callin
 from tests.servers import wait_until
 from tollbook.inference.administration import Administration
 from tollbook.inference.calls.earlier_runs import settle_dead_hold
+from tollbook.inference.cost_lookup import CostLookup
 from tollbook.inference.errors import ProviderRefused
 from tollbook.inference.providers.client import ProviderClient
+from tollbook.inference.providers.clients import ProviderClients
 from tollbook.inference.reconcile import Reconciliation, reconcile
 from tollbook.ledger.gate.requests import OpenCall
 from tollbook.ledger.signature import Signature
@@ -36,8 +38,9 @@ async def calling(redis_client: Redis, server_url: str, tmp_path: Path) -> Async
 async def reconciled(calling: Calling, *, is_folded: bool = True) -> Reconciliation:
     if is_folded:
         await calling.folded()
-    async with ProviderClient.from_settings(calling.runtime.settings) as provider:
-        return await reconcile(calling.query, calling.runtime.ledger, provider, author="test")
+    async with ProviderClients.from_settings(calling.runtime.settings) as providers:
+        costs = CostLookup(providers, calling.runtime.rules)
+        return await reconcile(calling.query, calling.runtime.ledger, costs, author="test")
 
 
 async def run(calling: Calling, call_id: str, *faults: str | None) -> None:
@@ -190,8 +193,9 @@ async def test_late_answer_that_the_projection_has_not_heard_of_is_not_overwritt
             await asyncio.wait({running})
             return rows
 
-        async with ProviderClient.from_settings(calling.runtime.settings) as provider:
-            outcome = await reconcile(query, calling.runtime.ledger, provider, author="test")
+        async with ProviderClients.from_settings(calling.runtime.settings) as providers:
+            costs = CostLookup(providers, calling.runtime.rules)
+            outcome = await reconcile(query, calling.runtime.ledger, costs, author="test")
         assert (outcome.adjusted, outcome.unknown) == (0, ["t1"])
         await running
     assert await calling.spent() == BOUND + PRICE_OF_FALLBACK
@@ -254,9 +258,10 @@ async def test_open_call_is_left_to_another_time(calling: Calling) -> None:
 async def test_provider_that_refuses_the_key_is_an_error_and_nothing_is_changed(calling: Calling) -> None:
     await run(calling, "t1", "missing_usage")
     await calling.folded()
-    async with ProviderClient(base_url=calling.provider.base_url, is_openrouter=False) as stranger:
+    async with ProviderClient(base_url=calling.provider.base_url, dialect="compatible") as stranger:
+        costs = CostLookup(ProviderClients(stranger), calling.runtime.rules)
         with pytest.raises(ProviderRefused):
-            await reconcile(calling.query, calling.runtime.ledger, stranger, author="test")
+            await reconcile(calling.query, calling.runtime.ledger, costs, author="test")
     assert await calling.spent() == BOUND
 
 

@@ -14,7 +14,8 @@ from tollbook.audit.reader import AuditReader
 from tollbook.inference.administration import Administration
 from tollbook.inference.calls.earlier_runs import settle_dead_hold
 from tollbook.inference.calls.holds import Hold
-from tollbook.inference.providers.client import ProviderClient
+from tollbook.inference.cost_lookup import CostLookup
+from tollbook.inference.providers.clients import ProviderClients
 from tollbook.inference.reconcile import reconcile
 from tollbook.inference.releases import AssumedCharge
 from tollbook.ledger.archive.history import LedgerSource
@@ -178,7 +179,8 @@ async def test_what_the_provider_says_later_of_a_released_charge_counts(
     assert (await administration.release(found.charges, SIGNED)).released == 1
     assert await calling.spent() == PRICE_OF_FALLBACK
     await calling.folded()
-    async with ProviderClient.from_settings(calling.runtime.settings) as provider:
-        outcome = await reconcile(calling.query, calling.runtime.ledger, provider, author="test")
+    async with ProviderClients.from_settings(calling.runtime.settings) as providers:
+        costs = CostLookup(providers, calling.runtime.rules)
+        outcome = await reconcile(calling.query, calling.runtime.ledger, costs, author="test")
     assert outcome.adjusted == 1
     assert await calling.spent() == charged == PRICE + PRICE_OF_FALLBACK

@@ -112,7 +112,7 @@ def test_prices_are_the_published_ones_and_those_of_the_catalogue(
 
 
 def test_every_routed_model_has_a_price() -> None:
-    routed = {model for route in MODEL_ROUTING.values() for model in route.models}
+    routed = {target.model for route in MODEL_ROUTING.values() for target in route.targets}
     assert routed == {model for model, *_ in PUBLISHED} == set(PRICES)
 
 

@@ -34,6 +34,7 @@ from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner
 from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce
 from tollbook.inference.providers.client import ProviderClient
+from tollbook.inference.providers.clients import ProviderClients
 from tollbook.inference.user_ids import UserIds
 from tollbook.ledger.errors import BaselineUnavailable, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
@@ -621,7 +622,12 @@ class World:
             now_ms=now_ms,
         )
         runner = self.variant.runner(
-            ledger=ledger, results=results, provider=provider, policies=policies, retry=retry, now_ms=now_ms
+            ledger=ledger,
+            results=results,
+            providers=ProviderClients(provider),
+            policies=policies,
+            retry=retry,
+            now_ms=now_ms,
         )
         claims = Claims(
             pipeline,

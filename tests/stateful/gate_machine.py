@@ -409,6 +409,26 @@ class GateMachine(RuleBasedStateMachine):
         )  # fmt: skip
         self._check("change_credit", self.driver.gate.change_credit(request, typed), predicted)
 
+    @rule(
+        user=users, period=periods, cost=st.integers(BASE_CAP, BASE_CAP + 20), lags=lags,
+        expires=st.permutations((0, 10, 20)), expired=st.sampled_from(CREDITS[:3]),
+    )  # fmt: skip
+    def spend_from_credits(
+        self, user: str, period: str, cost: int, lags: tuple[int, int], expires: Sequence[int], expired: str
+    ) -> None:
+        """Spend that is taken from several credits, before one of them expires."""
+        granted: dict[str, int] = dict(zip(CREDITS, expires, strict=False))
+        for credit, at in granted.items():
+            self.change_credit(
+                kind="credit-granted", credit=credit, amount=10, expires=at, lags=lags, other_content=False,
+                early=False, policy_lag=0, part=False,
+            )  # fmt: skip
+        self.charge(pick=1, user=user, period=period, kinds=("total",), cost=cost, lags=lags, again=False, policy_lag=0)
+        self.change_credit(
+            kind="credit-expired", credit=expired, amount=0, expires=granted[expired], lags=lags,
+            other_content=False, early=False, policy_lag=0, part=False,
+        )  # fmt: skip
+
     # -- the projector, and questions
 
     @rule(

@@ -5,13 +5,16 @@ from decimal import Decimal
 from typing import Any, Final
 
 import pytest
+from pydantic import SecretStr
 
 from tollbook.inference.attempts import ChatRequest
 from tollbook.inference.bounds import bound
 from tollbook.inference.prices.model_price import price_from_usd
-from tollbook.inference.providers.request_bodies import completion_body
+from tollbook.inference.providers.adapter import Application
+from tollbook.inference.providers.dialects import ADAPTERS
 from tollbook.inference.settings import load_settings
 from tollbook.schemas.messages import Message
+from tollbook.schemas.policy import Dialect
 
 MARK: Final = {"type": "ephemeral"}
 ECHO: Final[dict[str, Any]] = {
@@ -33,14 +36,14 @@ PARAMETERS: Final[dict[str, Any]] = {
 }
 
 
-def body(*, is_openrouter: bool = False, is_openai: bool = False, **changes: Any) -> dict[str, Any]:
+def body(dialect: Dialect = "compatible", **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {"parameters": PARAMETERS, **changes}
     request = ChatRequest(model="m", messages=(Message.model_validate(ECHO),), max_tokens=7, **values)
-    return json.loads(completion_body(request, is_openrouter=is_openrouter, is_openai=is_openai))
+    return json.loads(ADAPTERS[dialect].completion_body(request))
 
 
 def test_openrouter_gets_back_what_it_gave() -> None:
-    sent = body(is_openrouter=True)
+    sent = body("openrouter")
     assert sent["messages"] == [ECHO]
     assert {name: sent[name] for name in PARAMETERS} == PARAMETERS
     assert sent["provider"] == {"require_parameters": True}
@@ -55,7 +58,7 @@ def test_another_server_gets_no_annotations() -> None:
 
 def test_openai_gets_its_own_form_alone() -> None:
     """It refuses what it does not know."""
-    sent = body(is_openai=True, limit_name="max_completion_tokens")
+    sent = body("openai", limit_name="max_completion_tokens")
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     assert sent == {
         "model": "m",
@@ -64,6 +67,7 @@ def test_openai_gets_its_own_form_alone() -> None:
         "reasoning_effort": "low",
         "tools": [{"type": "function", "function": {"name": "f"}}],
         "top_p": 0.5,
+        "service_tier": "default",
     }
 
 
@@ -77,7 +81,7 @@ def test_openrouter_uses_no_endpoint_that_asks_more_for_an_image_than_the_bound_
     message = Message.model_validate({"role": "user", "content": [part]})
     price = price_from_usd("openai/gpt-4o", prompt=Decimal("2.5"), completion=Decimal(10))
     request = ChatRequest(model="m", messages=(message,), max_tokens=7, price_limit=bound([message], 7, price))
-    sent = json.loads(completion_body(request, is_openrouter=True, is_openai=False))
+    sent = json.loads(ADAPTERS["openrouter"].completion_body(request))
     assert sent["provider"]["max_price"] == {
         "prompt": "2.500000000",
         "completion": "10.000000000",
@@ -95,12 +99,167 @@ def test_no_repr_of_a_request_shows_a_prompt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "is_openai"),
+    ("url", "dialect"),
     [
-        ("https://api.openai.com/v1", True), ("https://eu.api.openai.com/v1", True),
-        ("https://mine.openai.azure.com/openai/v1", True), ("https://openrouter.ai/api/v1", False),
-        ("https://api.openai.com.evil.test/v1", False), ("http://127.0.0.1:8000/v1", False),
+        ("https://api.openai.com/v1", "openai"), ("https://eu.api.openai.com/v1", "openai"),
+        ("https://mine.openai.azure.com/openai/v1", "openai"), ("https://openrouter.ai/api/v1", "openrouter"),
+        ("https://api.openai.com.evil.test/v1", "compatible"), ("http://127.0.0.1:8000/v1", "compatible"),
+        ("https://api.anthropic.com/v1", "anthropic"),
     ],
 )  # fmt: skip
-def test_openai_is_known_by_its_address(url: str, is_openai: bool) -> None:
-    assert load_settings(env_file=None, openrouter_base_url=url).is_openai is is_openai
+def test_a_dialect_is_known_by_the_address(url: str, dialect: str) -> None:
+    assert load_settings(env_file=None, openrouter_base_url=url).provider_dialect == dialect
+
+
+CLAUDE: Final = "claude-haiku-4-5"
+
+
+def claude(
+    *messages: dict[str, Any], model: str = CLAUDE, max_tokens: int = 4_000, **parameters: Any
+) -> dict[str, Any]:
+    """Return what Anthropic is sent, without what is the same for every request."""
+    said = tuple(Message.model_validate(each) for each in messages or ({"role": "user", "content": "Hello"},))
+    request = ChatRequest(model=model, messages=said, max_tokens=max_tokens, user="u1", parameters=parameters)
+    sent = json.loads(ADAPTERS["anthropic"].completion_body(request))
+    assert (sent.pop("model"), sent.pop("max_tokens")) == (model, max_tokens)
+    assert sent.pop("service_tier") == "standard_only", "other tiers have other prices (G1)"
+    assert sent.pop("metadata") == {"user_id": "u1"}
+    return sent
+
+
+def test_anthropic_gets_its_own_form() -> None:
+    sent = claude(
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": [{"type": "text", "text": "Look.", "cache_control": MARK},
+                                     {"type": "image_url", "image_url": {"url": "data:image/PNG;base64,aWk="}}]},
+        {"role": "developer", "content": "Be kind."},
+        {"role": "assistant", "content": "", "tool_calls": [
+            {"id": "a.b:1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}},
+            {"id": "c2", "type": "function", "function": {"name": "g", "arguments": "no JSON"}},
+        ]},
+        {"role": "tool", "tool_call_id": "a.b:1", "content": "one"},
+        {"role": "tool", "tool_call_id": "c2", "content": [{"type": "text", "text": "two"}]},
+        {"role": "user", "content": "And?", "cache_control": {"type": "ephemeral", "ttl": "1h"}},
+    )  # fmt: skip
+    assert sent == {
+        "system": [{"type": "text", "text": "Be short."}, {"type": "text", "text": "Be kind."}],
+        "messages": [
+            {"role": "user", "content": [
+                {"type": "text", "text": "Look.", "cache_control": MARK},
+                {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aWk="}},
+            ]},
+            {"role": "assistant", "content": [
+                {"type": "tool_use", "id": "a_b_1", "name": "f", "input": {"x": 1}},
+                {"type": "tool_use", "id": "c2", "name": "g", "input": {"input": "no JSON"}},
+            ]},
+            {"role": "user", "content": [
+                {"type": "tool_result", "tool_use_id": "a_b_1", "content": [{"type": "text", "text": "one"}]},
+                {"type": "tool_result", "tool_use_id": "c2", "content": [{"type": "text", "text": "two"}]},
+                {"type": "text", "text": "And?", "cache_control": {"type": "ephemeral", "ttl": "1h"}},
+            ]},
+        ],
+    }  # fmt: skip
+
+
+def test_anthropic_gets_back_what_its_model_thought_if_it_is_signed() -> None:
+    thought = {"type": "thinking", "thinking": "hm", "signature": "c2ln"}
+    details = [
+        {"type": "reasoning.text", "text": "hm", "signature": "c2ln", "format": "anthropic-claude-v1"},
+        {"type": "reasoning.encrypted", "data": "eA==", "format": "anthropic-claude-v1"},
+        {"type": "reasoning.text", "text": "unsigned", "format": "anthropic-claude-v1"},
+        {"type": "reasoning.encrypted", "data": "of another provider", "format": "openai-responses-v1"},
+    ]
+    asked = {"role": "user", "content": "Hello"}
+    in_details = claude(asked, {"role": "assistant", "content": "Yes.", "reasoning_details": details})
+    in_blocks = claude(asked, {"role": "assistant", "content": "Yes.", "thinking_blocks": [thought]})
+    said = {"type": "text", "text": "Yes."}
+    hidden = {"type": "redacted_thinking", "data": "eA=="}
+    assert in_details["messages"][1]["content"] == [thought, hidden, said]
+    assert in_blocks["messages"][1]["content"] == [thought, said]
+
+
+@pytest.mark.parametrize(
+    ("choice", "sent"),
+    [
+        ({"tool_choice": "auto"}, {"type": "auto"}),
+        ({"tool_choice": "none", "parallel_tool_calls": False}, {"type": "none"}),
+        ({"tool_choice": "required"}, {"type": "any"}),
+        ({"tool_choice": "any", "parallel_tool_calls": False}, {"type": "any", "disable_parallel_tool_use": True}),
+        ({"parallel_tool_calls": False}, {"type": "auto", "disable_parallel_tool_use": True}),
+        ({"parallel_tool_calls": True}, None),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, {"type": "tool", "name": "f"}),
+        ({"tool_choice": {"type": "custom", "custom": {"name": "f"}}}, {"type": "tool", "name": "f"}),
+        ({"tool_choice": {"type": "tool", "name": "f"}}, {"type": "tool", "name": "f"}),
+        ({"function_call": {"name": "f"}}, {"type": "tool", "name": "f"}),
+    ],
+)
+def test_which_tool_anthropic_is_to_call(choice: dict[str, Any], sent: dict[str, Any] | None) -> None:
+    tool = {"type": "function", "function": {"name": "f", "description": "d", "strict": True}, "cache_control": MARK}
+    body = claude(tools=[tool], **choice)
+    schema = {"type": "object", "properties": {}}
+    assert body["tools"] == [
+        {"name": "f", "description": "d", "strict": True, "input_schema": schema, "cache_control": MARK}
+    ]
+    assert body.get("tool_choice") == sent
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters", "thinking", "effort"),
+    [
+        (CLAUDE, {}, None, None),
+        (CLAUDE, {"reasoning": {"effort": "none"}}, {"type": "disabled"}, None),
+        (CLAUDE, {"reasoning": {"enabled": False}}, {"type": "disabled"}, None),
+        (CLAUDE, {"reasoning": {"exclude": True}}, None, None),
+        (CLAUDE, {"reasoning": {"enabled": True}}, {"type": "enabled", "budget_tokens": 2_000}, None),
+        (CLAUDE, {"reasoning_effort": "high"}, {"type": "enabled", "budget_tokens": 3_200}, None),
+        (CLAUDE, {"reasoning": {"effort": "minimal"}}, {"type": "enabled", "budget_tokens": 1_024}, None),
+        (CLAUDE, {"reasoning": {"max_tokens": 1_500}}, {"type": "enabled", "budget_tokens": 1_500}, None),
+        (CLAUDE, {"reasoning": {"max_tokens": 9_000}}, {"type": "enabled", "budget_tokens": 3_999}, None),
+        ("claude-3-7-sonnet-latest", {"reasoning_effort": "low"}, {"type": "enabled", "budget_tokens": 1_024}, None),
+        ("claude-opus-4-1-20250805", {"reasoning_effort": "low"}, {"type": "enabled", "budget_tokens": 1_024}, None),
+        ("claude-sonnet-4-20250514", {"reasoning_effort": "low"}, {"type": "enabled", "budget_tokens": 1_024}, None),
+        ("claude-opus-4-6", {"reasoning_effort": "low"}, {"type": "adaptive"}, "low"),
+        ("claude-opus-4-8-20260501", {"reasoning": {"effort": "minimal"}}, {"type": "adaptive"}, "low"),
+        ("claude-sonnet-5", {"reasoning": {"max_tokens": 1_500}}, {"type": "adaptive"}, None),
+        ("claude-haiku-5-5", {"reasoning_effort": "xhigh"}, {"type": "adaptive"}, "xhigh"),
+        ("claude-fable-5-2", {"reasoning_effort": "max"}, {"type": "adaptive"}, "max"),
+    ],
+)
+def test_how_much_anthropics_models_think(
+    model: str, parameters: dict[str, Any], thinking: dict[str, Any] | None, effort: str | None
+) -> None:
+    sent = claude(model=model, temperature=0.5, top_k=7, **parameters)
+    assert sent.get("thinking") == thinking
+    assert sent.get("output_config", {}).get("effort") == effort
+    # Neither is taken beside thinking.
+    is_thinking = thinking is not None and thinking["type"] != "disabled"
+    assert ("temperature" in sent, "top_k" in sent) == (not is_thinking, not is_thinking)
+
+
+def test_there_is_no_room_for_thought_within_a_small_limit() -> None:
+    assert "thinking" not in claude(max_tokens=1_024, reasoning={"effort": "high"})
+    assert claude(max_tokens=1_025, reasoning={"effort": "low"})["thinking"]["budget_tokens"] == 1_024
+
+
+def test_the_form_of_an_answer_of_anthropics() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    assert claude(response_format=wanted)["output_config"] == {"format": {"type": "json_schema", "schema": schema}}
+    assert "output_config" not in claude(response_format={"type": "text"})
+    assert claude(stop="END")["stop_sequences"] == ["END"]
+    assert claude(stop=["A", "B"], top_p=0.5, top_k=-1).keys() == {"messages", "stop_sequences", "top_p"}
+
+
+def test_a_key_goes_into_the_header_that_the_provider_reads() -> None:
+    key = SecretStr("sk-secret")
+    headers = {name: ADAPTERS[name].headers(key, Application("App", "https://app.test/")) for name in ADAPTERS}
+    bearer = {"Authorization": "Bearer sk-secret"}
+    assert headers == {
+        "openrouter": {**bearer, "X-OpenRouter-Title": "App", "HTTP-Referer": "https://app.test/"},
+        "openai": bearer,
+        "anthropic": {"x-api-key": "sk-secret", "anthropic-version": "2023-06-01"},
+        "compatible": bearer,
+    }
+    assert {
+        name: ADAPTERS[name].headers(None, Application()).get("Authorization") for name in ADAPTERS
+    } == dict.fromkeys(ADAPTERS)

@@ -95,7 +95,7 @@ def test_streams_task_types_plans_and_routes_are_named() -> None:
     for value in (*policy.streams, *policy.task_types, *policy.plans):
         assert f"`{value}`" in text, value
     for route in MODEL_ROUTING.values():
-        for fact in (route.model, *route.fallback, str(route.max_tokens)):
+        for fact in (*(target.model for target in route.targets), str(route.max_tokens)):
             assert fact in part(FIELDS, "routes")
 
 

@@ -7,6 +7,8 @@ import pytest
 from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.images import image_tokens_at_most
 from tollbook.inference.models import ModelCatalogue, ModelFacts, facts_of
+from tollbook.inference.providers.dialects import ADAPTERS
+from tollbook.schemas.policy import ProviderRule
 
 LISTED = ModelCatalogue(
     {
@@ -34,7 +36,7 @@ def test_a_parameter_is_judged_by_the_providers_list(model: str, names: list[str
 
 
 def test_openai_itself_does_not_know_what_others_added() -> None:
-    assert ModelCatalogue(is_openai=True).unsupported("gpt-4o", ["top_k", "seed", "min_p"]) == ["top_k", "min_p"]
+    assert ModelCatalogue(dialect="openai").unsupported("gpt-4o", ["top_k", "seed", "min_p"]) == ["top_k", "min_p"]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,7 @@ def test_openai_itself_does_not_know_what_others_added() -> None:
         (ModelCatalogue(), "o3-mini", "max_completion_tokens"),
         (ModelCatalogue(), "openai/gpt-4o-mini", "max_tokens"),
         (ModelCatalogue(), "llama-3.1-8b", "max_tokens"),
-        (ModelCatalogue(is_openai=True), "gpt-4o-mini", "max_completion_tokens"),
+        (ModelCatalogue(dialect="openai"), "gpt-4o-mini", "max_completion_tokens"),
     ],
 )
 def test_the_limit_has_the_name_that_the_model_takes(catalogue: ModelCatalogue, model: str, name: str) -> None:
@@ -126,3 +128,45 @@ def test_an_image_to_a_model_that_is_not_listed_has_no_bound(model: str) -> None
     """G8."""
     with pytest.raises(PriceUnknown, match="how many tokens an image can have is not known"):
         image_tokens_at_most(model)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "unsupported"),
+    [
+        ({"temperature": 1.0, "top_p": 0.5, "top_k": 5, "stop": "x", "tools": []}, []),
+        ({"temperature": 1.1, "seed": 7}, ["temperature", "seed"]),
+        ({"response_format": {"type": "json_object"}}, ["response_format"]),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}, []),
+        (
+            {"frequency_penalty": 1, "logprobs": True, "verbosity": "low"},
+            ["frequency_penalty", "logprobs", "verbosity"],
+        ),
+    ],
+)
+def test_what_anthropic_has_no_word_for(parameters: dict[str, Any], unsupported: list[str]) -> None:
+    models = ModelCatalogue(dialect="anthropic")
+    assert models.unsupported("claude-haiku-4-5", parameters) == unsupported
+    assert models.without_unsupported("claude-haiku-4-5", parameters) == {
+        name: value for name, value in parameters.items() if name not in unsupported
+    }
+    assert models.limit_name("claude-opus-5") == "max_tokens"
+
+
+def test_anthropics_list_says_how_much_a_model_reads() -> None:
+    listed = {"data": [{"id": "claude-a", "max_input_tokens": 200_000}, {"id": "claude-b"}, {"type": "model"}]}
+    found = ADAPTERS["anthropic"].read_models(listed)
+    assert {name: facts.context_length for name, facts in found.items()} == {"claude-a": 200_000, "claude-b": None}
+    for wrong in ({}, [], {"data": None}, {"data": {"id": "x"}}):
+        with pytest.raises(ValueError, match="cannot be read"):
+            ADAPTERS["anthropic"].read_models(wrong)
+
+
+def test_each_provider_has_a_catalogue_of_its_own() -> None:
+    models = ModelCatalogue()
+    one, same, other = (
+        ProviderRule.model_validate({"base_url": f"https://{name}.test/v1", "dialect": "openai", **prices})
+        for name, prices in (("one", {}), ("one", {"prices": {"m": {"prompt": 1, "completion": 2}}}), ("two", {}))
+    )
+    assert models.at("a", one) is models.at("a", same)
+    assert models.at("a", one) is not models.at("a", other)
+    assert models.at("a", one) is not models.at("b", one)

@@ -15,11 +15,12 @@ from jsonschema import Draft202012Validator
 from tollbook.inference.errors import SettingsError, UnknownStream
 from tollbook.inference.policy_file import policy_schema, policy_template, read_policy_file
 from tollbook.inference.prices.catalogue import PriceCatalogue
-from tollbook.inference.routing import policy_errors, policy_warnings
+from tollbook.inference.routing import policy_warnings
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.inference.stated_policy import chosen_streams, concurrency_of, policy_of, policy_sources
 from tollbook.schemas.money import NANOUSD_PER_USD
 from tollbook.schemas.policy import check_stream, check_task, default_policy
+from tollbook.schemas.routes import ModelAt, Target
 from tollbook.schemas.tasks import InvalidTask, Task
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
@@ -106,6 +107,10 @@ def test_the_content_of_a_policy_is_read_as_the_same_policy() -> None:
         assert again.digest == policy.digest
 
 
+PROVIDER = '[providers.x]\nbase_url = "https://x"\n'
+OPENAI = 'dialect = "openai"\n'
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -177,6 +182,55 @@ def test_the_content_of_a_policy_is_read_as_the_same_policy() -> None:
         ),
         ('[users]\n"e\u0301" = 1\n"\u00e9" = 2\n', "tollbook.toml:1: 'users' names user '\u00e9' twice"),
         ('[providers.x]\nbase_url = "ftp://x"\n', "tollbook.toml:2: 'providers.x.base_url' must be an address such as"),
+        (
+            PROVIDER + 'dialekt = "openai"\n',
+            "tollbook.toml:3: unknown field 'dialekt' in 'providers.x'; did you mean 'dialect'",
+        ),
+        (
+            PROVIDER + 'dialect = "opanai"\n',
+            "tollbook.toml:3: 'providers.x.dialect' must be one of 'openrouter', 'openai', 'ant",
+        ),
+        (PROVIDER, "tollbook.toml:1: 'providers.x.dialect' is missing"),
+        (
+            PROVIDER.replace("x]", "default]") + 'dialect = "openai"\n',
+            "tollbook.toml:1: 'providers.default' is the provider that OPENROUTER_BASE_URL and OPENROUTER_API_KEY desc",
+        ),
+        (
+            PROVIDER + 'dialect = "anthropic"\ncost_by_id = true\n',
+            "tollbook.toml:1: 'providers.x' must not have cost_by_id = true: providers of dialect 'anthropic' do not",
+        ),
+        (
+            PROVIDER + 'dialect = "compatible"\nprices_from = "catalogue"\n',
+            "tollbook.toml:1: 'providers.x' takes prices_from = 'catalogue': 'catalogue' must name it there",
+        ),
+        (
+            PROVIDER + 'dialect = "compatible"\nprices_from = "modles"\n',
+            "tollbook.toml:4: 'providers.x.prices_from' must be one of 'models', 'catalogue', 'policy', not 'modles'",
+        ),
+        (
+            PROVIDER + 'dialect = "compatible"\n[providers.x.prices."m"]\nprompt = 1\n',
+            "tollbook.toml:4: 'providers.x.prices.m[0].completion' is missing",
+        ),
+        (
+            '[tasks.a]\nmodel = "m"\nprovider = "opnai"\nmax_tokens = 3\n' + PROVIDER.replace("x]", "openai]") + OPENAI,
+            "tollbook.toml:3: 'tasks.a.provider': unknown provider 'opnai'; did you mean 'openai'?",
+        ),
+        (
+            '[tasks.a]\nmodel = "m"\nfallback = ["n", { provider = "y", model = "n" }]\nmax_tokens = 3\n',
+            "tollbook.toml:3: 'tasks.a.fallback[1].provider': unknown provider 'y'; known: default",
+        ),
+        (
+            '[tasks.a]\nmodel = "m"\ncheaper = { provider = "y", model = "n" }\nmax_tokens = 3\n',
+            "tollbook.toml:3: 'tasks.a.cheaper.provider': unknown provider 'y'",
+        ),
+        (
+            '[tasks.a]\nmodel = "m"\nfallback = { provider = "y", modl = "n" }\nmax_tokens = 3\n',
+            "unknown field 'modl' in 'tasks.a.fallback[0]'; did you mean 'model'?",
+        ),
+        (
+            '[tasks.a]\nmodel = "m"\nfallback = { provider = "default", model = "m" }\nmax_tokens = 3\n',
+            "tollbook.toml:1: 'tasks.a' the fallback is the model itself, m",
+        ),
         ('[alerts]\nwebhook_env = "a b"\n', "tollbook.toml:2: 'alerts.webhook_env' must be the name of an environment"),
     ],
 )
@@ -396,16 +450,16 @@ def test_what_would_be_refused_is_told_when_a_policy_is_applied(tmp_path: Path) 
     text = (
         '[tasks.a]\nmodel = "no/price"\nmax_tokens = 3\n'
         '[tasks.b]\nmodel = "openai/gpt-4o-mini"\ncheaper = "anthropic/claude-sonnet-4"\nmax_tokens = 3\n'
-        '[providers.x]\nbase_url = "https://x"\n'
+        '[providers.x]\nbase_url = "https://x"\ndialect = "compatible"\n'
+        '[tasks.c]\nprovider = "x"\nmodel = "own"\nmax_tokens = 3\n'
     )
     policy = policy_of(stated(tmp_path, text))
     prices = PriceCatalogue.of_policy(policy, provider="openrouter")
     assert policy_warnings(policy, prices, NOVEMBER_2026_MS) == [
         "a: no price is known for its model no/price: its calls would be refused",
+        "c: no price is known for its model own at x: its calls would be refused",
         "b: its cheaper model anthropic/claude-sonnet-4 is not cheaper than openai/gpt-4o-mini",
     ]
-    assert [error.split(":")[0] for error in policy_errors(policy)] == ["providers.x"]
-    assert policy_errors(default_policy()) == []
     assert policy_warnings(default_policy(), prices, NOVEMBER_2026_MS) == []
 
 
@@ -430,3 +484,33 @@ def test_any_text_is_a_policy_or_refused_in_lines(tmp_path_factory: pytest.TempP
         number = re.match(re.escape(str(path)) + r":(\d+): ", problem)
         assert number is not None, problem
         assert 1 <= int(number[1]) <= max(1, len(lines))
+
+
+def test_a_plain_model_id_is_one_of_the_routes_provider(tmp_path: Path) -> None:
+    text = f"""{PROVIDER}{OPENAI}
+[tasks.there]
+provider = "x"
+model = "gpt-4o-mini"
+fallback = ["own", {{ provider = "default", model = "gpt-4o-mini" }}]
+cheaper = "small"
+max_tokens = 3
+[tasks.here]
+model = "gpt-4o-mini"
+fallback = {{ provider = "x", model = "gpt-4o-mini" }}
+max_tokens = 3
+"""
+    policy = policy_of(stated(tmp_path, text))
+    there, here = policy.tasks["there"], policy.tasks["here"]
+    mini = Target("openai/gpt-4o-mini")  # A short name is one of the default provider's.
+    assert there.targets == (Target("gpt-4o-mini", "x"), Target("own", "x"), mini, Target("small", "x"))
+    assert here.targets == (mini, Target("gpt-4o-mini", "x"))
+    assert there.after(Target("own", "x")) == (mini,)
+    assert there.downgraded().targets == (Target("small", "x"), Target("own", "x"), mini)
+    assert policy.called_providers == ("default", "x")
+    with_other = there.model_copy(update={"cheaper": ModelAt(provider="default", model="cheap")}).downgraded()
+    assert with_other.targets == (Target("cheap"), Target("own", "x"), mini)
+
+
+def test_a_policy_without_providers_is_on_the_ledger_as_before() -> None:
+    """Its digest must not change with what later versions can say."""
+    assert "provider" not in str(default_policy().content()["tasks"])

@@ -21,7 +21,8 @@ EVERYTHING: Final[dict[str, Any]] = {
     "tasks": {
         "summarize": {
             "model": "openai/gpt-4o-mini",
-            "fallback": ["google/gemini-2.5-flash", "anthropic/claude-3-haiku"],
+            "fallback": ["google/gemini-2.5-flash", {"provider": "openai", "model": "gpt-5-mini"}],
+            "cheaper": {"provider": "openai", "model": "gpt-5-nano"},
             "max_tokens": 300,
             "temperature": 0.2,
         }
@@ -34,7 +35,16 @@ EVERYTHING: Final[dict[str, Any]] = {
     "prices": {
         "my/model": [{"prompt": "0.5", "completion": "1.5"}, {"prompt": 1, "completion": 2, "from": "2026-12-01"}]
     },
-    "providers": {"openai": {"base_url": "https://api.openai.com/v1", "key_env": "OPENAI_API_KEY"}},
+    "providers": {
+        "openai": {
+            "base_url": "https://api.openai.com/v1",
+            "key_env": "OPENAI_API_KEY",
+            "dialect": "openai",
+            "prices_from": "policy",
+            "cost_by_id": False,
+            "prices": {"gpt-5-mini": [{"prompt": "0.25", "completion": 2}]},
+        }
+    },
 }
 
 
@@ -71,6 +81,27 @@ def test_a_policy_written_as_a_file_is_the_same_policy(policy: Policy, tmp_path:
 )
 def test_what_a_policy_changes_is_told_in_words(changes: dict[str, Any], lines: list[str]) -> None:
     assert [each.text for each in policy_changes(default_policy(), default_policy(changes))] == lines
+
+
+def test_changes_about_providers_are_told_in_words() -> None:
+    before = default_policy(EVERYTHING)
+    openai = EVERYTHING["providers"]["openai"]
+    changed = {
+        **EVERYTHING,
+        "tasks": {"summarize": {"provider": "openai", "model": "gpt-5-mini", "max_tokens": 300, "temperature": 0.2}},
+        "providers": {
+            "openai": {**openai, "dialect": "compatible", "prices": {"gpt-5-mini": {"prompt": 1, "completion": 2}}}
+        },
+    }
+    assert [each.text for each in policy_changes(before, default_policy(changed))] == [
+        "task type summarize: model openai/gpt-4o-mini -> gpt-5-mini",
+        "task type summarize: fallback google/gemini-2.5-flash, gpt-5-mini at openai -> none",
+        "task type summarize: cheaper gpt-5-nano at openai -> none",
+        "task type summarize: provider none -> openai",
+        "provider openai: dialect openai -> compatible",
+        "provider openai: price of gpt-5-mini prompt $0.25, completion $2, request $0 -> prompt $1, completion $2, "
+        "request $0",
+    ]
 
 
 def test_a_changed_budget_is_told_by_what_changes() -> None:

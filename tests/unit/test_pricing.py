@@ -1,14 +1,18 @@
 """Prices: money as arithmetic from published prices, in dollars per million tokens."""
 
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tollbook.inference.errors import PriceUnknown
+from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelPrice, price_from_usd
+from tollbook.inference.prices.price_lists import PriceLists
+from tollbook.schemas.policy import default_policy
 from tollbook.schemas.usage import Usage
 
 AUGUST_2026_MS = 1_787_000_000_000
@@ -242,3 +246,58 @@ def test_cache_writes_cost_by_how_long_they_last() -> None:
     usage = Usage(prompt_tokens=100, cache_write_tokens=60, cache_write_1h_tokens=20)
     expected = 40 * SONNET_IN + 40 * SONNET_WRITE + 20 * 6_000
     assert own.cost("claude-sonnet-4-0", usage, NOVEMBER_2026_MS) == expected
+
+
+LIST: dict[str, dict[str, str]] = {"own/a": {"prompt": "0.000002", "completion": "0.000004"}}
+
+
+def at_provider(**rule: Any) -> PriceCatalogue:
+    """Return the prices of a provider of a policy, whose list has `own/a`; `[prices]` has `stated`."""
+    policy = default_policy(
+        {
+            "prices": {"stated": {"prompt": 7, "completion": 8}},
+            "providers": {"it": {"base_url": "https://it.test/v1", **rule}},
+        }
+    )
+    lists = PriceLists()
+    lists.add(LIST, 0)
+    models = ModelCatalogue(lists_of=lambda _: lists)
+    return PriceCatalogue.of_policy(policy, provider="openrouter", models=models).at("it")
+
+
+@pytest.mark.parametrize(
+    ("rule", "known"),
+    [
+        ({"dialect": "openrouter"}, ["own/a", "openai/gpt-4o-mini"]),
+        ({"dialect": "openrouter", "prices_from": "catalogue"}, ["openai/gpt-4o-mini"]),
+        ({"dialect": "openai"}, ["gpt-4o-mini"]),
+        ({"dialect": "openai", "prices_from": "policy"}, []),
+        ({"dialect": "anthropic"}, ["claude-haiku-4-5"]),
+        ({"dialect": "compatible"}, []),
+        ({"dialect": "compatible", "prices_from": "models"}, ["own/a"]),
+        ({"dialect": "compatible", "catalogue": "groq"}, ["llama-3.3-70b-versatile"]),
+        ({"dialect": "compatible", "catalogue": "groq", "prices_from": "models"}, ["own/a", "llama-3.3-70b-versatile"]),
+        ({"dialect": "openai", "prices": {"Mine": {"prompt": 1, "completion": 2}}}, ["mine", "gpt-4o-mini"]),
+    ],
+)
+def test_where_the_prices_of_a_provider_come_from(rule: dict[str, Any], known: list[str]) -> None:
+    prices = at_provider(**rule)
+    models = ("mine", "own/a", "openai/gpt-4o-mini", "gpt-4o-mini", "claude-haiku-4-5", "llama-3.3-70b-versatile")
+    assert [model for model in models if prices.knows(model, NOVEMBER_2026_MS)] == known
+    # What the policy states of a model counts at every provider.
+    assert prices.price("stated", NOVEMBER_2026_MS).max_prices(0) == (7 * 10**9, 8 * 10**9)
+
+
+def test_a_price_is_looked_for_at_every_provider() -> None:
+    own = {"base_url": "https://it.test", "dialect": "compatible", "prices": {"mine": {"prompt": 1, "completion": 2}}}
+    prices = PriceCatalogue.of_policy(default_policy({"providers": {"it": own}}), provider="openrouter")
+    assert prices.price_anywhere("mine", NOVEMBER_2026_MS).max_prices(0) == (10**9, 2 * 10**9)
+    assert prices.price_anywhere("openai/gpt-4o-mini", NOVEMBER_2026_MS).source.startswith("catalogue")
+    with pytest.raises(PriceUnknown):
+        prices.price_anywhere("nobody's", NOVEMBER_2026_MS)
+
+
+def test_a_provider_that_is_gone_has_no_price() -> None:
+    with pytest.raises(PriceUnknown, match="the policy does not state it"):
+        CATALOGUE.at("gone").price("openai/gpt-4o-mini", NOVEMBER_2026_MS)
+    assert CATALOGUE.at("default") is CATALOGUE

@@ -46,7 +46,7 @@ def test_defaults_are_the_documented_ones() -> None:
     assert settings.redis_url is None
     assert settings.data_dir == Path("data")
     assert settings.openrouter_base_url == "https://openrouter.ai/api/v1"
-    assert settings.is_openrouter
+    assert settings.provider_dialect == "openrouter"
     assert (settings.attempt_timeout_s, settings.claim_after_s, settings.hold_wait_s) == (60, 30, 600)
     assert (settings.namespace, settings.partitions, settings.retries) == ("tollbook", 1, 2)
     assert settings.result_ttl_s == 7 * 86_400
@@ -343,21 +343,23 @@ def test_concurrency_is_one_number_or_one_for_each_stream(
 
 
 @pytest.mark.parametrize(
-    ("base_url", "dialect", "is_openrouter"),
+    ("base_url", "dialect", "expected"),
     [
-        ("https://openrouter.ai/api/v1/", "auto", True),
-        ("https://eu.openrouter.ai/api/v1", "auto", True),
-        ("https://notopenrouter.ai/api/v1", "auto", False),
-        ("http://127.0.0.1:9000/v1", "auto", False),
-        ("http://127.0.0.1:9000/v1", "openrouter", True),
-        ("https://openrouter.ai/api/v1", "openai", False),
+        ("https://openrouter.ai/api/v1/", "auto", "openrouter"),
+        ("https://eu.openrouter.ai/api/v1", "auto", "openrouter"),
+        ("https://notopenrouter.ai/api/v1", "auto", "compatible"),
+        ("http://127.0.0.1:9000/v1", "auto", "compatible"),
+        ("http://127.0.0.1:9000/v1", "openrouter", "openrouter"),
+        ("http://127.0.0.1:9000/v1", "anthropic", "anthropic"),
+        ("https://openrouter.ai/api/v1", "openai", "compatible"),
+        ("https://api.openai.com/v1", "openai", "openai"),
     ],
 )
 def test_dialect_follows_the_address_unless_set(
-    base_url: str, dialect: str, is_openrouter: bool, monkeypatch: pytest.MonkeyPatch
+    base_url: str, dialect: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = load(monkeypatch, OPENROUTER_BASE_URL=base_url, TOLLBOOK_DIALECT=dialect)
-    assert settings.is_openrouter is is_openrouter
+    assert settings.provider_dialect == expected
     assert not settings.openrouter_base_url.endswith("/")
 
 

@@ -29,6 +29,7 @@ from tollbook.schemas.events import (
 from tollbook.schemas.failures import ErrorDetails
 from tollbook.schemas.identifiers import describe_budget
 from tollbook.schemas.money import format_usd
+from tollbook.schemas.routes import DEFAULT_PROVIDER, Target
 from tollbook.schemas.usage import Usage
 from tollbook.views.tables import printable, utc
 
@@ -103,6 +104,11 @@ def bound_text(bound: BoundPrice) -> str:
     return f"{' + '.join(parts)} = {exact_usd(bound_nanousd(bound))}{source}"
 
 
+def model_text(model: str, provider: str | None) -> str:
+    """Return a model, with its provider if that is not the default one."""
+    return printable(str(Target(model, provider or DEFAULT_PROVIDER)))
+
+
 def source_text(source: str) -> str:
     """Return where a price comes from, in words."""
     kind, _, detail = source.partition(" ")
@@ -143,8 +149,8 @@ def event_text(event: Event) -> tuple[str, list[str]]:
         case FallbackUsed() as payload:
             status = f", HTTP {payload.http_status}" if payload.http_status else ""
             reason = payload.reason.replace("_", " ")
-            return f"falls back to {printable(payload.to_model)}", [
-                f"from {printable(payload.from_model)}: {reason}{status}"
+            return f"falls back to {model_text(payload.to_model, payload.to_provider)}", [
+                f"from {model_text(payload.from_model, payload.from_provider)}: {reason}{status}"
             ]
         case CostRecorded() as payload:
             return _recorded(event, payload)
@@ -204,7 +210,7 @@ def _reserved(event: Event, payload: BudgetReserved) -> tuple[str, list[str]]:
     verb = "held" if payload.kind == "hold" else "held in addition"
     worker = printable(payload.worker)
     details = [
-        f"{printable(payload.bound.model)}: {bound_text(payload.bound)}",
+        f"{model_text(payload.bound.model, payload.bound.provider)}: {bound_text(payload.bound)}",
         f"{'claimed by' if payload.kind == 'hold' else 'by'} {worker}, {plan_text(payload)}, "
         f"cap {exact_usd(payload.cap_nanousd)}",
     ]
@@ -226,7 +232,7 @@ def plan_text(payload: BudgetReserved | BudgetDenied) -> str:
 
 def _model_called(event: Event, payload: ModelCalled) -> tuple[str, list[str]]:
     status = f" (HTTP {payload.http_status})" if payload.http_status and payload.outcome != "ok" else ""
-    details = [f"{printable(payload.model)}, {payload.latency_ms:,} ms"]
+    details = [f"{model_text(payload.model, payload.provider)}, {payload.latency_ms:,} ms"]
     if payload.model_used and payload.model_used != payload.model:
         details[0] += f", answered by {printable(payload.model_used)}"
     if payload.error:

@@ -1,0 +1,111 @@
+"""What Tollbook needs of a provider's API: one interface, which each dialect has a module for.
+
+An adapter is pure: it makes requests and reads replies, and sends nothing itself. The client beside it
+sends. All must pass `tests/contract/test_provider_adapters.py`; CONTRIBUTING.md says how to add one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pydantic import SecretStr
+
+from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
+from tollbook.inference.models import ModelFacts
+from tollbook.schemas.policy import Dialect
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A GET request that costs nothing: a path under the base URL, and its parameters."""
+
+    path: str
+    parameters: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """What a provider may be told of the application, for its rankings."""
+
+    title: str = "Tollbook"
+    url: str | None = None
+
+
+class Adapter(Protocol):
+    """How to speak to providers of one dialect."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """Its name in the policy."""
+        ...
+
+    @property
+    def completion_path(self) -> str:
+        """Where a completion is asked for, under the base URL."""
+        ...
+
+    def headers(self, api_key: SecretStr | None, application: Application) -> dict[str, str]:
+        """Return the headers of every request, the key among them."""
+        ...
+
+    def completion_body(self, request: ChatRequest) -> bytes:
+        """Return the body that asks for a completion. It must limit what is billed as the bound assumes (G1)."""
+        ...
+
+    @property
+    def embeddings_path(self) -> str | None:
+        """Where vectors are asked for, under the base URL; None where the dialect has no embeddings."""
+        ...
+
+    def embeddings_body(self, request: EmbeddingsRequest) -> bytes:
+        """Return the body that asks for vectors, where there is a path for them."""
+        ...
+
+    def read_reply(
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        model: str,
+        latency_ms: int,
+        now_s: float,
+        max_tokens: int | None = None,
+        inputs: int | None = None,
+    ) -> Attempt:
+        """Read a whole reply: the answer, or with `inputs` so many vectors; its usage and cost; or what went wrong.
+
+        `now_s` is the time of day. Whatever stands in the body, it returns an Attempt, whose `charge` says what is
+        known of the cost (G3).
+        """
+        ...
+
+    def id_of(self, headers: Mapping[str, str]) -> str | None:
+        """Return the provider's id of a request, which is known before the body; None where it sends none."""
+        ...
+
+    def cost_question(self, generation_id: str) -> Question | None:
+        """Return how to ask what a generation cost; None where the provider does not tell."""
+        ...
+
+    def read_cost(self, document: object) -> int | None:
+        """Read the answer to `cost_question`: nano-dollars, or None. Errors: MoneyError."""
+        ...
+
+    @property
+    def models_questions(self) -> tuple[Question, ...]:
+        """How to ask for the models; a server may lack all lists but the first."""
+        ...
+
+    def read_models(self, document: object) -> dict[str, ModelFacts]:
+        """Read the answer to each of `models_questions`: what is offered, by id. Errors: ValueError."""
+        ...
+
+    @property
+    def key_question(self) -> Question:
+        """How to find out whether the key is good; a wrong one is answered with a status that says so."""
+        ...
+
+    def read_key(self, document: object) -> str:
+        """Read the answer to `key_question`: a line about the key. Errors: ValueError."""
+        ...

@@ -1,0 +1,163 @@
+"""Anthropic's own API: Messages (version 2023-06-01, as of November 2026).
+
+Requests are made of chat completions; replies and usage are read like those of other servers, whose readers know
+Anthropic's words: `stop_reason`, `tool_use`, `thinking`, cache tokens beside the input.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import SecretStr
+
+from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
+from tollbook.inference.models import ModelFacts
+from tollbook.inference.providers.adapter import Application, Question
+from tollbook.inference.providers.anthropic_messages import messages_of, tool_choice_of, tools_of
+from tollbook.inference.providers.compatible import models_in
+from tollbook.inference.providers.json_values import as_table
+from tollbook.inference.providers.replies import name_in, read_reply
+from tollbook.schemas.policy import Dialect
+
+_VERSION: Final = "2023-06-01"
+# Models that choose by themselves how much they think, and refuse a budget for it: 4.6 and later.
+_ADAPTIVE: Final = re.compile(r"claude-(?!3|2|instant)[a-z]+-(4[.-][6-9]|[5-9]|[1-9]\d)(?!\d)|claude-(mythos|fable)")
+_MIN_THINKING_TOKENS: Final = 1_024
+# The share of `max_tokens` that older models may think, by effort, as OpenRouter divides them.
+_SHARES: Final = {"minimal": 0.1, "low": 0.2, "medium": 0.5, "high": 0.8, "xhigh": 0.95, "max": 0.95}
+_INPUTS: Final = frozenset({"text", "image", "file"})
+_AS_THEY_ARE: Final = ("temperature", "top_p", "top_k", "cache_control")
+_NOT_WITH_THINKING: Final = ("temperature", "top_p", "top_k")
+
+
+class Anthropic:
+    """The dialect `anthropic`."""
+
+    dialect: Dialect = "anthropic"
+    completion_path = "messages"
+    embeddings_path: str | None = None
+    models_questions: tuple[Question, ...] = (Question("models", {"limit": "1000"}),)
+    key_question = Question("models", {"limit": "1"})
+
+    def headers(self, api_key: SecretStr | None, application: Application) -> dict[str, str]:  # noqa: ARG002
+        """Return the headers of every request."""
+        key = {} if api_key is None else {"x-api-key": api_key.get_secret_value()}
+        return {"anthropic-version": _VERSION, **key}
+
+    def completion_body(self, request: ChatRequest) -> bytes:
+        """Return the body that asks for a message. `max_tokens` is required, and includes what the model thinks."""
+        system, messages = messages_of(request.messages)
+        parameters = request.parameters
+        body: dict[str, Any] = {
+            "model": request.model,
+            "max_tokens": request.max_tokens,  # G1
+            "service_tier": "standard_only",  # G1
+            "messages": messages,
+            **({"system": system} if system else {}),
+            **{name: parameters[name] for name in _AS_THEY_ARE if name in parameters},
+            **_stops(parameters),
+            **tools_of(parameters),
+            **tool_choice_of(parameters),
+        }
+        if body.get("top_k", 1) < 1:
+            del body["top_k"]  # All tokens, which is what its absence means.
+        if request.user is not None:
+            body["metadata"] = {"user_id": request.user}
+        thinking, effort = _thinking(request)
+        output = {**({"effort": effort} if effort else {}), **_format(parameters)}
+        if output:
+            body["output_config"] = output
+        if thinking:
+            body["thinking"] = thinking
+        if thinking and thinking["type"] != "disabled":
+            body = {name: value for name, value in body.items() if name not in _NOT_WITH_THINKING}
+        return json.dumps(body).encode()
+
+    def embeddings_body(self, request: EmbeddingsRequest) -> bytes:
+        """Never called: Anthropic makes no embeddings, and a policy that asks it for some is refused."""
+        raise NotImplementedError(f"embeddings of {request.model}")
+
+    def read_reply(
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        model: str,
+        latency_ms: int,
+        now_s: float,
+        max_tokens: int | None = None,
+        inputs: int | None = None,  # noqa: ARG002 - it makes no embeddings.
+    ) -> Attempt:
+        """Read a whole reply."""
+        return read_reply(
+            status,
+            headers,
+            body,
+            model=model,
+            is_insured=False,
+            request_id=self.id_of(headers),
+            latency_ms=latency_ms,
+            now_s=now_s,
+            max_tokens=max_tokens,
+        )
+
+    def id_of(self, headers: Mapping[str, str]) -> str | None:
+        """Return the id by which Anthropic finds a request again."""
+        return name_in(headers, "request-id")
+
+    def cost_question(self, generation_id: str) -> Question | None:  # noqa: ARG002
+        """Return None: Anthropic does not tell what a request cost."""
+        return None
+
+    def read_cost(self, document: object) -> int | None:  # noqa: ARG002
+        """Return None: nothing was asked."""
+        return None
+
+    def read_models(self, document: object) -> dict[str, ModelFacts]:
+        """Read the list of models, with how much each reads."""
+        return {
+            model["id"]: ModelFacts(context_length=_length(model), input_modalities=_INPUTS)
+            for model in models_in(document)
+        }
+
+    def read_key(self, document: object) -> str:
+        """Say that the key is good: without one, the list of models is refused."""
+        models_in(document)
+        return "the key is valid"
+
+
+def _length(model: Mapping[str, Any]) -> int | None:
+    length = model.get("max_input_tokens")
+    return length if type(length) is int and length > 0 else None
+
+
+def _stops(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    stop = parameters.get("stop")
+    if stop is None:
+        return {}
+    return {"stop_sequences": [stop] if isinstance(stop, str) else list(stop)}
+
+
+def _format(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the form of the answer: a JSON Schema, or nothing for text."""
+    schema = as_table(as_table(parameters.get("response_format")).get("json_schema")).get("schema")
+    return {} if schema is None else {"format": {"type": "json_schema", "schema": schema}}
+
+
+def _thinking(request: ChatRequest) -> tuple[dict[str, Any] | None, str | None]:
+    """Return how the model is told to think, and with how much effort; None where the task does not say."""
+    asked = as_table(request.parameters.get("reasoning"))
+    effort: str | None = asked.get("effort") or request.parameters.get("reasoning_effort")
+    budget: int | None = asked.get("max_tokens")
+    if effort == "none" or asked.get("enabled") is False or budget == 0:
+        return {"type": "disabled"}, None
+    if effort is None and budget is None and not asked.get("enabled"):
+        return None, None
+    if _ADAPTIVE.search(request.model.lower()):
+        return {"type": "adaptive"}, "low" if effort == "minimal" else effort
+    share = round(_SHARES[effort or "medium"] * request.max_tokens)
+    tokens = min(max(budget or share, _MIN_THINKING_TOKENS), request.max_tokens - 1)
+    # A smaller budget is refused: there is no room for thought within the limit.
+    return ({"type": "enabled", "budget_tokens": tokens} if tokens >= _MIN_THINKING_TOKENS else None), None

@@ -1,0 +1,141 @@
+"""OpenAI's chat completions as most servers speak it: vLLM, Ollama, Groq, Mistral and many others.
+
+It sends what all of them take, and takes what any of them was seen to send. OpenRouter's and OpenAI's own API are of
+the same form, with rules of their own: `openrouter.py`, `openai.py`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final, cast
+
+from pydantic import SecretStr
+
+from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
+from tollbook.inference.models import ModelFacts, facts_of
+from tollbook.inference.providers.adapter import Application, Question
+from tollbook.inference.providers.json_values import as_table, tables_of
+from tollbook.inference.providers.replies import name_in, read_reply
+from tollbook.inference.providers.usage_report import read_cost
+from tollbook.schemas.messages import Message
+from tollbook.schemas.policy import Dialect
+
+# OpenRouter's replies have them, and it takes them back; strict servers refuse a request with them.
+_FOR_OPENROUTER: Final = ("annotations", "images")
+_ID_HEADERS: Final = ("x-generation-id", "x-request-id")
+
+
+class ChatCompletions:
+    """The dialect `compatible`, and the base of those that differ from it in some points."""
+
+    dialect: Dialect = "compatible"
+    completion_path = "chat/completions"
+    embeddings_path: str | None = "embeddings"
+    models_questions: tuple[Question, ...] = (Question("models"),)
+    key_question = Question("models")
+    _id_headers: tuple[str, ...] = _ID_HEADERS
+    _is_insured = False
+    """Whether a reply that ends in an error is provably not billed."""
+
+    def headers(self, api_key: SecretStr | None, application: Application) -> dict[str, str]:  # noqa: ARG002
+        """Return the headers of every request; only OpenRouter is told of the application."""
+        return {} if api_key is None else {"Authorization": f"Bearer {api_key.get_secret_value()}"}
+
+    def completion_body(self, request: ChatRequest) -> bytes:
+        """Return the body that asks for a completion."""
+        body: dict[str, Any] = {
+            "model": request.model,
+            "messages": [self._message(each) for each in request.messages],
+            request.limit_name: request.max_tokens,
+            **self._parameters(request.parameters),
+            **self._preferences(request),
+        }
+        if request.user is not None:
+            body["user"] = request.user
+        return json.dumps(body).encode()
+
+    def embeddings_body(self, request: EmbeddingsRequest) -> bytes:
+        """Return the body that asks for vectors; one text is sent as such, since not every server takes a list."""
+        inputs = list(request.inputs)
+        body: dict[str, Any] = {
+            "model": request.model,
+            "input": inputs[0] if len(inputs) == 1 else inputs,
+            **request.parameters,
+            **self._embeddings_preferences(request),
+        }
+        if request.user is not None:
+            body["user"] = request.user
+        return json.dumps(body).encode()
+
+    def read_reply(
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        model: str,
+        latency_ms: int,
+        now_s: float,
+        max_tokens: int | None = None,
+        inputs: int | None = None,
+    ) -> Attempt:
+        """Read a whole reply."""
+        attempt = read_reply(
+            status,
+            headers,
+            body,
+            model=model,
+            is_insured=self._is_insured,
+            request_id=name_in(headers, self._id_headers[0]),
+            latency_ms=latency_ms,
+            now_s=now_s,
+            max_tokens=max_tokens,
+            inputs=inputs,
+        )
+        # The id in the body is the completion's, which some servers know again; an error has none.
+        return attempt if attempt.generation_id else replace(attempt, generation_id=self.id_of(headers))
+
+    def id_of(self, headers: Mapping[str, str]) -> str | None:
+        """Return the id of the request."""
+        return next((found for name in self._id_headers if (found := name_in(headers, name))), None)
+
+    def cost_question(self, generation_id: str) -> Question | None:
+        """Ask for a generation, as OpenRouter is asked: routers copy that, and other servers know no such address."""
+        return Question("generation", {"id": generation_id})
+
+    def read_cost(self, document: object) -> int | None:
+        """Read what a generation cost in all."""
+        return read_cost(as_table(as_table(document).get("data")).get("total_cost"))
+
+    def read_models(self, document: object) -> dict[str, ModelFacts]:
+        """Read the list of models, which says more or less of each."""
+        return {model["id"]: facts_of(model) for model in models_in(document)}
+
+    def read_key(self, document: object) -> str:
+        """Say how many models there are: a server that refuses a wrong key does so here."""
+        return f"it answers and offers {len(self.read_models(document))} models"
+
+    def _message(self, message: Message) -> dict[str, Any]:
+        return without(message.as_json(), _FOR_OPENROUTER)
+
+    def _parameters(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        return parameters
+
+    def _preferences(self, request: ChatRequest) -> Mapping[str, Any]:  # noqa: ARG002
+        return {}
+
+    def _embeddings_preferences(self, request: EmbeddingsRequest) -> Mapping[str, Any]:  # noqa: ARG002
+        return {}
+
+
+def without(fields: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Return fields but for some of them."""
+    return {name: value for name, value in fields.items() if name not in names}
+
+
+def models_in(document: object) -> list[dict[str, Any]]:
+    """Return the entries of a list of models that have an id. Errors: ValueError where there is no list."""
+    data: object = as_table(document).get("data")
+    if not isinstance(data, list):
+        raise ValueError("the list of models cannot be read")  # noqa: TRY004 - as the interface says.
+    return [model for model in tables_of(cast("object", data)) if isinstance(model.get("id"), str)]

@@ -1,0 +1,67 @@
+"""OpenRouter: chat completions with rules for its choice of endpoints, and for what a reply with an error costs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import SecretStr
+
+from tollbook.inference.attempts import ChatRequest, EmbeddingsRequest
+from tollbook.inference.bounds import Bound
+from tollbook.inference.providers.adapter import Application, Question
+from tollbook.inference.providers.compatible import ChatCompletions
+from tollbook.inference.providers.json_values import as_table
+from tollbook.inference.providers.usage_report import read_cost
+from tollbook.schemas.messages import Message
+from tollbook.schemas.money import MoneyError, format_usd, usd_from_nanousd
+from tollbook.schemas.policy import Dialect
+
+
+class OpenRouter(ChatCompletions):
+    """The dialect `openrouter`. It bills no reply that ends in an error ("zero completion insurance", 2026)."""
+
+    dialect: Dialect = "openrouter"
+    # Models that make embeddings are in a list of their own.
+    models_questions = (Question("models"), Question("embeddings/models"))
+    key_question = Question("key")
+    _is_insured = True
+
+    def headers(self, api_key: SecretStr | None, application: Application) -> dict[str, str]:
+        """Return the headers of every request, with the application's name and address for the rankings."""
+        address = {"HTTP-Referer": application.url} if application.url else {}
+        return {**super().headers(api_key, application), "X-OpenRouter-Title": application.title, **address}
+
+    def read_key(self, document: object) -> str:
+        """Say what is left of the key's limit."""
+        try:
+            remaining = read_cost(as_table(as_table(document).get("data")).get("limit_remaining"))
+        except MoneyError:
+            return "the key is valid, but its limit is used up"
+        left = "" if remaining is None else f", {format_usd(remaining)} left of its limit"
+        return f"the key is valid{left}"
+
+    def _message(self, message: Message) -> dict[str, Any]:
+        return message.as_json()
+
+    def _preferences(self, request: ChatRequest) -> Mapping[str, Any]:
+        # The cap relies on endpoints that obey max_tokens and cost no more than the bound assumes. Unless told
+        # not to, OpenRouter tries more expensive endpoints when a cheap one fails (November 2026).
+        preferences: dict[str, Any] = {"require_parameters": True}  # G1
+        if request.price_limit is not None:
+            preferences["max_price"] = _max_price(request.price_limit)
+        return {"provider": preferences}
+
+    def _embeddings_preferences(self, request: EmbeddingsRequest) -> Mapping[str, Any]:
+        if request.price_limit is None:
+            return {}
+        return {"provider": {"max_price": _max_price(request.price_limit)}}  # G1
+
+
+def _max_price(bound: Bound) -> dict[str, str]:
+    """Return dollars per million tokens, per request and per image, as strings, which are exact."""
+    limits = {
+        "prompt": bound.endpoint_nanousd_per_mtok,
+        "completion": bound.completion_nanousd_per_mtok,
+        "request": bound.request_nanousd,
+        **({"image": bound.image_nanousd} if bound.image_nanousd else {}),
+    }
+    return {name: f"{usd_from_nanousd(limit):f}" for name, limit in limits.items()}
