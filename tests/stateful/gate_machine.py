@@ -423,7 +423,9 @@ class GateMachine(RuleBasedStateMachine):
                 kind="credit-granted", credit=credit, amount=10, expires=at, lags=lags, other_content=False,
                 early=False, policy_lag=0, part=False,
             )  # fmt: skip
-        self.charge(pick=1, user=user, period=period, kinds=("total",), cost=cost, lags=lags, again=False, policy_lag=0)
+        self.charge(
+            pick=1, user=user, period=period, kinds=("total",), cost=cost, lags=lags, again=False, policy_lag=0, cap=0
+        )
         self.change_credit(
             kind="credit-expired", credit=expired, amount=0, expires=granted[expired], lags=lags,
             other_content=False, early=False, policy_lag=0, part=False,
