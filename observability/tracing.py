@@ -146,7 +146,7 @@ class Tracing:
 
             def record_outcome(attempt: Attempt, charge: Charge) -> None:
                 if attempt.embeddings:
-                    span.update_name(f"embeddings {model}")
+                    span.update_name(f"embeddings {target.model}")
                     _set(span, {"gen_ai.operation.name": "embeddings"})
                 _set(
                     span,
