@@ -130,7 +130,9 @@ async def serve_worker(
         await pause(stop, _RECONNECT_S)
         if stop.is_set():
             return
-    sweeper = Sweeper(runtime.ledger, runtime.ledger.gates, is_alive=claims.is_alive)
+    sweeper = Sweeper(
+        runtime.ledger, runtime.ledger.gates, is_alive=claims.is_alive, ask_cost=runtime.lost_requests.cost
+    )
     following = PolicyFollowing(runtime, worker, takes_all=takes_all)
     tasks = {
         "policy": asyncio.create_task(following.run()),

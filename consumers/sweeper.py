@@ -1,6 +1,7 @@
 """The sweeper: settles holds past their deadline, so that no dead call keeps money held (G2, G3).
 
-The whole hold is charged, marked `assumed`, where a request may have been sent. A late answer corrects it; the task
+Where a request may have been sent, its provider is asked what it cost, if its id is known; else the whole hold is
+charged, marked `assumed`. A late answer corrects it; the task
 itself, if it is still pending, is run again. Before that, what processes that have ended could not book is booked.
 """
 
@@ -13,6 +14,7 @@ from redis.exceptions import ResponseError
 
 from tollbook.consumers.unbooked import UnbookedBooker
 from tollbook.inference.calls.earlier_runs import settle_dead_hold
+from tollbook.inference.calls.lost_requests import AskCost, ask_nobody
 from tollbook.ledger.errors import BaselineUnavailable, CallUnknown, LedgerError, LedgerUnavailable, LedgerWentBack
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger
@@ -30,9 +32,15 @@ class Sweeper:
     """Settles the overdue holds of all partitions, every few seconds. Any number may run."""
 
     def __init__(
-        self, ledger: Ledger, gates: Sequence[Gate], *, is_alive: Callable[[str], Awaitable[bool]] = _nobody
+        self,
+        ledger: Ledger,
+        gates: Sequence[Gate],
+        *,
+        is_alive: Callable[[str], Awaitable[bool]] = _nobody,
+        ask_cost: AskCost = ask_nobody,
     ) -> None:
-        """`is_alive` says whether a process still works."""
+        """`is_alive` says whether a process still works; `ask_cost` what a request cost that nobody waits for."""
+        self._ask_cost = ask_cost
         self._ledger = ledger
         self._booker = UnbookedBooker(ledger, is_alive)
         self._gates = tuple(gates)
@@ -86,6 +94,7 @@ class Sweeper:
             found=record.hold,
             outcome="expired",
             reason="the hold's deadline has passed",
+            told_nanousd=await self._ask_cost(record.user_id, record.hold),
         )
         try:
             reply = await self._ledger.settle_now(request)  # G3

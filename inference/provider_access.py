@@ -19,13 +19,18 @@ NO_DEFAULT_PROVIDER = (
 
 @dataclass(frozen=True, slots=True)
 class ProviderAccess:
-    """How one provider is reached. `asks_for_costs`: whether it is asked afterwards what a request has cost."""
+    """How one provider is reached.
+
+    `asks_for_costs`: whether it is asked afterwards what a request has cost; `streams_replies`: whether replies are
+    asked for as event streams.
+    """
 
     name: str
     base_url: str
     dialect: Dialect
     api_key: SecretStr | None = field(default=None, repr=False)
     asks_for_costs: bool = True
+    streams_replies: bool = False
     key_env: str | None = None
 
 
@@ -37,7 +42,7 @@ def access_of(name: str, policy: Policy, settings: Settings) -> ProviderAccess:
     if name == DEFAULT_PROVIDER:
         return ProviderAccess(
             name, settings.openrouter_base_url, settings.provider_dialect, settings.openrouter_api_key,
-            key_env="OPENROUTER_API_KEY",
+            streams_replies=settings.streams_replies, key_env="OPENROUTER_API_KEY",
         )  # fmt: skip
     rule = policy.providers.get(name)
     if rule is None:
@@ -48,6 +53,7 @@ def access_of(name: str, policy: Policy, settings: Settings) -> ProviderAccess:
         rule.dialect,
         None if settings.stand_in_url else _key_of(name, rule),  # G10
         asks_for_costs=rule.can_be_asked_for_costs,
+        streams_replies=rule.streams_replies,
         key_env=rule.key_env,
     )
 

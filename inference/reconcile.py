@@ -1,8 +1,8 @@
 """Reconciling: ask the providers for the actual cost of uncertain charges, and correct the ledger.
 
 A charge is uncertain if it was assumed at its bound, or priced from usage. Its provider can be asked if the attempt's
-generation id is known; all other uncertain charges stay as they are, and are listed. An assumption about an attempt
-that died with its worker stays booked (G3). Repeating changes nothing, since a correction names the whole cost.
+generation id is known; of an attempt that died with its worker it is once the reply had begun. All other uncertain
+charges stay as they are (G3), and are listed. Repeating changes nothing, since a correction names the whole cost.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,9 +26,26 @@ _log = structlog.get_logger(__name__)
 # Every attempt of the settled holds that have an uncertain one and are not wholly reconciled, each beside what was
 # corrected of it since those who ran its hold booked it, and what the hold stands at now.
 _UNCERTAIN: Final = f"""
-WITH uncertain AS (
-    SELECT call_id, hold FROM events
-    WHERE type = 'model-called' AND basis IN ('assumed', 'priced') AND generation_id IS NOT NULL
+WITH called AS (
+    SELECT call_id, hold, user_id, attempt, basis, generation_id, payload->>'provider' AS provider, charge_usd
+    FROM events WHERE type = 'model-called'
+), died AS (
+    -- An attempt that died with its worker is on the settlement alone, unless its answer came late: what is assumed
+    -- there beside the attempts recorded before.
+    SELECT c.call_id, c.hold, c.user_id, c.attempt, 'assumed' AS basis, c.generation_id,
+        c.payload->>'provider' AS provider,
+        c.assumed_usd - coalesce((
+            SELECT sum(m.charge_usd) FROM called m
+            WHERE m.call_id = c.call_id AND m.hold = c.hold AND m.basis = 'assumed'
+        ), 0) AS charge_usd
+    FROM events c
+    ANTI JOIN called a ON a.call_id = c.call_id AND a.hold = c.hold AND a.attempt = c.attempt
+    WHERE c.type = 'cost-recorded' AND c.outcome IN ('expired', 'taken_over') AND c.generation_id IS NOT NULL
+        AND c.basis = 'assumed'
+), attempts AS (
+    FROM called UNION ALL FROM died WHERE charge_usd > 0
+), uncertain AS (
+    SELECT call_id, hold FROM attempts WHERE basis IN ('assumed', 'priced') AND generation_id IS NOT NULL
 ), moves AS (
     SELECT call_id, hold, attempt, seq, amount_usd, assumed_usd, reason,
         max(CASE WHEN type = 'cost-recorded' OR reason NOT IN ('{_WHOLLY}', '{_IN_PART}') THEN seq END)
@@ -44,18 +61,17 @@ WITH uncertain AS (
 ), reconciled AS (
     SELECT call_id, hold FROM moves WHERE seq > booked_seq AND reason = '{_WHOLLY}'
 )
-SELECT e.call_id, e.hold, e.user_id, e.attempt, e.basis, e.generation_id, e.payload->>'provider' AS provider,
+SELECT e.call_id, e.hold, e.user_id, e.attempt, e.basis, e.generation_id, e.provider,
     -- What was given back by hand is not booked any more.
     CASE WHEN r.attempt IS NULL THEN e.charge_usd ELSE 0 END AS charge_usd,
     coalesce(c.corrected_usd, 0) AS corrected_usd, coalesce(c.corrected_assumed_usd, 0) AS corrected_assumed_usd,
     n.cost_usd, n.cost_assumed_usd
-FROM events e
+FROM attempts e
 SEMI JOIN uncertain USING (call_id, hold)
 JOIN standing n USING (call_id, hold)
 ANTI JOIN reconciled USING (call_id, hold)
 LEFT JOIN corrected c ON c.call_id = e.call_id AND c.hold = e.hold AND c.attempt = e.attempt
 LEFT JOIN released r ON r.call_id = e.call_id AND r.hold = e.hold AND r.attempt = e.attempt
-WHERE e.type = 'model-called'
 ORDER BY e.call_id, e.hold, e.attempt
 """  # noqa: S608 - the text has no input.
 

@@ -17,6 +17,7 @@ from typing import Final
 from redis.asyncio import Redis
 
 from tollbook.inference.calls.call import RunId
+from tollbook.inference.calls.lost_requests import LostRequests
 from tollbook.inference.calls.reservations import Reservations
 from tollbook.inference.calls.retry import RetryPolicy
 from tollbook.inference.calls.runner import CallRunner
@@ -205,6 +206,7 @@ class InferenceRuntime:
     ledger: Ledger
     reservations: Reservations
     runner: CallRunner
+    lost_requests: LostRequests
     policies: CurrentPolicy
     user_ids: UserIds
     unanswered: dict[str, RunId] = field(default_factory=dict[str, RunId])
@@ -247,6 +249,7 @@ async def open_runtime(
         stack.push_async_callback(queue.aclose)
         retry = RetryPolicy.from_settings(settings)
         await stack.enter_async_context(learning_models(policies, providers, settings, now_ms=now_ms))
+        lost_requests = LostRequests(providers, policies)
         reservations = Reservations(
             ledger=ledger,
             results=handle.results,
@@ -255,6 +258,7 @@ async def open_runtime(
             max_call_s=retry.max_call_s(settings.attempt_timeout_s),
             now_ms=now_ms,
             observer=observer,
+            ask_cost=lost_requests.cost,
         )
         runner = CallRunner(
             ledger=ledger,
@@ -273,6 +277,7 @@ async def open_runtime(
             ledger=ledger,
             reservations=reservations,
             runner=runner,
+            lost_requests=lost_requests,
             policies=policies,
             user_ids=handle.user_ids,
         )

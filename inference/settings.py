@@ -107,6 +107,11 @@ class Settings(BaseSettings):
         "hashed",
         "what the provider is told of a user: hashed (a keyed hash of the id), none, or plain (the id itself)",
     )
+    stream_replies: bool = _field(
+        "TOLLBOOK_STREAM_REPLIES", True,
+        "whether the default provider's replies are streamed if it is an OpenRouter, so that little stays assumed of a "
+        "worker that dies",
+    )  # fmt: skip
     attempt_timeout_s: float = _seconds(
         "TOLLBOOK_ATTEMPT_TIMEOUT_S", 60.0, "maximum duration of one HTTP request", gt=0, le=3600
     )
@@ -307,6 +312,11 @@ class Settings(BaseSettings):
         if self.stand_in_url is None:
             return rule.base_url
         return f"{self.stand_in_url.rstrip('/')}/{rule.dialect}/v1"
+
+    @property
+    def streams_replies(self) -> bool:
+        """Whether the default provider is asked for event streams."""
+        return self.stream_replies and self.provider_dialect == "openrouter"
 
     @property
     def provider_dialect(self) -> Dialect:

@@ -210,6 +210,7 @@ class CostRecorded(Payload):
     model: str | None = Field(default=None, description="Model that answered last.")
     usage: Usage | None = Field(default=None, description="Tokens of the last attempt.")
     generation_id: str | None = Field(default=None, description="The provider's id of the last generation.")
+    provider: ProviderName = None
     plan: str | None = Field(default=None, description="Plan that an application named for spend that it recorded.")
     assigned_plan: str | None = Field(
         default=None, description="Plan that the ledger has assigned to the user, where the application named one."

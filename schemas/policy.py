@@ -278,6 +278,9 @@ class ProviderRule(Rule):
     """Its name in the price catalogue (genai-prices); absent: the dialect's, which `compatible` has none of."""
     cost_by_id: bool | None = None
     """Whether it tells afterwards what a request has cost (`GET /generation?id=`). Absent: `openrouter` does."""
+    stream: bool | None = None
+    """Whether replies are asked for as event streams, so that the id of a request is known long before its answer, and
+    an abandoned request is cut off. Absent: where it tells costs by id."""
     prices: dict[ModelId, Prices] = Field(default_factory=dict[str, tuple[PriceRule, ...]])
     """Prices of its models, before those in the policy's `prices`, which count for models of every provider."""
 
@@ -287,6 +290,8 @@ class ProviderRule(Rule):
             raise ValueError("takes prices_from = 'catalogue': 'catalogue' must name it there, such as 'groq'")
         if self.cost_by_id and self.dialect in ("openai", "anthropic"):
             raise ValueError(f"must not have cost_by_id = true: providers of dialect {self.dialect!r} do not tell")
+        if self.stream and self.dialect in ("openai", "anthropic"):
+            raise ValueError(f"must not have stream = true: providers of dialect {self.dialect!r} tell no cost by id")
         return self
 
     @property
@@ -304,6 +309,11 @@ class ProviderRule(Rule):
     def can_be_asked_for_costs(self) -> bool:
         """Whether a cost can be asked for by id."""
         return self.dialect == "openrouter" if self.cost_by_id is None else self.cost_by_id
+
+    @property
+    def streams_replies(self) -> bool:
+        """Whether replies are asked for as event streams."""
+        return self.can_be_asked_for_costs if self.stream is None else self.stream
 
 
 class AlertRule(Rule):

@@ -29,6 +29,9 @@ FAULTS: Final[dict[str, bool]] = {
     "reset_before_charge": False,  # The connection is reset before anything is answered.
     "reset_after_charge": True,
     "reset_mid_body": True,  # Status and headers arrive, X-Generation-Id among them, then the connection is reset.
+    "cut_off": True,  # The body ends after its first half, as if it were whole.
+    # Headers arrive, then nothing. When the client leaves, what was generated until then is charged: one token.
+    "stalled": False,
     "broken_json": True,
     "html_body": True,
     "error_in_200": False,  # Status 200 with `error` at the top.

@@ -37,6 +37,7 @@ class CompletionRequest:
     completion_tokens: int
     is_cut: bool
     fault: str | None
+    is_streamed: bool = False
 
     @property
     def price_nanousd(self) -> int:
@@ -73,6 +74,7 @@ def read_request(document: Any, models: Mapping[str, object] = PRICES) -> Comple
         completion_tokens=max(1, min(wanted, max_tokens)),
         is_cut=wanted > max_tokens,
         fault=fault[1] if fault else None,
+        is_streamed=body.get("stream") is True,
     )
 
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -16,6 +16,7 @@ from aiohttp import web
 from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
 from tollbook.standin.apis import APIS, Api
 from tollbook.standin.book import Book, Entry
+from tollbook.standin.event_streams import COMMENT, as_events
 from tollbook.standin.faults import FAULTS, FaultPlan, check_fault, http_fault
 from tollbook.standin.prices import EMBEDDINGS_PRICES, PRICES, ListPrice, listing, usd_literal
 from tollbook.standin.replies import (
@@ -26,9 +27,12 @@ from tollbook.standin.replies import (
     filler,
     read_embeddings_request,
 )
-from tollbook.standin.scenarios import SCENARIOS, Scenario
+from tollbook.standin.scenarios import SCENARIOS
 
 _MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+_WITHOUT_HEADERS: Final = ("in_flight", "hang", "hang_charged", "reset_before_charge", "reset_after_charge",
+                           "reset_mid_body")  # fmt: skip
+"""Faults that no stream begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,8 @@ class StandIn:
         self._runner: web.AppRunner | None = None
         self._port = 0
         self._stopping = asyncio.Event()
+        self.cut_off: set[str] = set()
+        """Ids of the requests whose clients left before the reply's end."""
 
     @property
     def root_url(self) -> str:
@@ -137,17 +143,23 @@ class StandIn:
             return reply(exc.status, api.error(exc.status, str(exc)))
         except (ValueError, RecursionError) as exc:
             return reply(400, api.error(400, str(exc)))
-        return await self._answer(request, asked, generation_id, fault, api)
+        try:
+            return await self._answer(request, asked, generation_id, fault, api)
+        except (asyncio.CancelledError, ConnectionResetError):
+            self.cut_off.add(generation_id)
+            raise
 
     async def _answer(
         self, request: web.Request, asked: CompletionRequest, generation_id: str, fault: str | None, api: Api
     ) -> web.StreamResponse:
+        if fault is not None and fault in SCENARIOS:
+            return await self._play(request, fault, asked, generation_id, api)
         reply = partial(_reply, generation_id=generation_id, id_header=api.id_header)
-        if fault in SCENARIOS:
-            return await self._play(SCENARIOS[fault], asked, generation_id, fault, api)
         status = http_fault(fault) if fault else None
         # Charged before the wait: a client that disconnects meanwhile pays in full, as with OpenRouter.
         charged = 0 if status else self._charge(asked, generation_id, fault)
+        is_streamed = asked.is_streamed and not status and fault not in _WITHOUT_HEADERS
+        stream = await _begin(request, generation_id, api) if is_streamed else None
         delay_ms = self.config.latency_ms + (self.config.slow_ms if fault == "slow" else 0)
         if delay_ms:
             await asyncio.sleep(delay_ms / 1000)
@@ -160,29 +172,51 @@ class StandIn:
             case "hang" | "hang_charged":
                 await self._stopping.wait()
                 return reply(503, api.error(503, "stopping"))
+            case "stalled":
+                return await self._stall(stream or await _begin(request, generation_id, api), asked, generation_id)
             case "reset_before_charge" | "reset_after_charge":
                 return _reset(request)
             case "reset_mid_body":
                 return await _reset_mid_body(request, generation_id, api.id_header)
             case "broken_json":
-                return reply(200, api.completion(asked, generation_id, charged, None)[:-20])
+                body = api.completion(asked, generation_id, charged, None)[:-20]
+            case "cut_off":
+                body = api.completion(asked, generation_id, charged, None)
+                events = as_events(body) if stream else None
+                body = b"".join(events[: len(events) // 2]) if events else body[: len(body) // 2]
             case "html_body":
-                return reply(200, b"<html><body>Bad gateway</body></html>")
+                body = b"<html><body>Bad gateway</body></html>"
             case "error_in_200":
-                return reply(200, api.error(502, "provider failed"))
+                body = api.error(502, "provider failed")
             case _:
-                return reply(200, api.completion(asked, generation_id, charged, fault))
+                body = api.completion(asked, generation_id, charged, fault)
+        return await _end(stream, body) if stream else reply(200, body)
 
     async def _play(
-        self, scenario: Scenario, asked: CompletionRequest, generation_id: str, name: str, api: Api
+        self, request: web.Request, name: str, asked: CompletionRequest, generation_id: str, api: Api
     ) -> web.StreamResponse:
+        scenario = SCENARIOS[name]
         tokens = scenario.tokens(asked.model, asked.prompt_tokens, asked.completion_tokens)
         if scenario.is_charged:
             self._book(asked, generation_id, name, tokens.charge_nanousd)
+        is_streamed = asked.is_streamed and scenario.status == 200
+        stream = await _begin(request, generation_id, api) if is_streamed else None
         if self.config.latency_ms:
             await asyncio.sleep(self.config.latency_ms / 1000)
         body = api.scenario_body(scenario, tokens, generation_id, filler(asked))
+        if stream:
+            return await _end(stream, body)
         return _reply(scenario.status, body, generation_id, id_header=api.id_header)
+
+    async def _stall(
+        self, stream: web.StreamResponse, asked: CompletionRequest, generation_id: str
+    ) -> web.StreamResponse:
+        """Send nothing more. Charge what was generated until the client left, or this server stops."""
+        try:
+            await self._stopping.wait()
+        finally:
+            self._book(asked, generation_id, "stalled", replace(asked, completion_tokens=1).price_nanousd)
+        return stream
 
     def _charge(self, asked: CompletionRequest, generation_id: str, fault: str | None) -> int:
         if fault is not None and not FAULTS[fault]:
@@ -277,6 +311,21 @@ def _reset(request: web.Request) -> web.Response:
     if request.transport is not None:
         request.transport.abort()
     return web.Response(status=500)
+
+
+async def _begin(request: web.Request, generation_id: str, api: Api) -> web.StreamResponse:
+    """Send the headers of an event stream, with the id, and a comment."""
+    stream = web.StreamResponse(headers={api.id_header: generation_id, "Content-Type": "text/event-stream"})
+    await stream.prepare(request)
+    await stream.write(COMMENT)
+    return stream
+
+
+async def _end(stream: web.StreamResponse, body: bytes) -> web.StreamResponse:
+    """Send a body as events, where it is a completion, and end the stream."""
+    await stream.write(b"".join(as_events(body) or [body]))
+    await stream.write_eof()
+    return stream
 
 
 async def _reset_mid_body(request: web.Request, generation_id: str, id_header: str) -> web.StreamResponse:

@@ -21,6 +21,7 @@ from tollbook.ledger.gate.requests import (
     Baseline,
     BudgetCap,
     ChargeRequest,
+    NoteRequest,
     Position,
     RecordRequest,
     ReleaseRequest,
@@ -139,6 +140,14 @@ class GateBench:
             extension_nanousd=extension,
         )  # fmt: skip
         return self.gate.record(request, baselines or _nothing(budgets))
+
+    def note(
+        self, call: str = "a", *, hold: int = 1, attempt: int = 1, provider: str = "default", generation: str = "gen-1"
+    ) -> Awaitable[Any]:
+        request = NoteRequest(
+            call_id=call, user_id="u", hold=hold, attempt=attempt, provider=provider, generation_id=generation
+        )
+        return self.gate.note(request)
 
     def settle(
         self,

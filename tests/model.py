@@ -99,6 +99,13 @@ class ModelCall:
     result: str = ""
     cap: int = 0
     plan: str = "-"
+    noted: tuple[int, str, str] | None = None
+    """An attempt, its provider, and the provider's id of it."""
+
+    @property
+    def generation(self) -> tuple[str, ...]:
+        """Provider and id of the attempt begun last, if they are noted."""
+        return self.noted[1:] if self.noted and self.noted[0] == self.begun else ()
 
 
 class LedgerModel:
@@ -151,7 +158,8 @@ class LedgerModel:
         if call is not None and call.content != content:
             return ("CONFLICT",)
         if call is not None and call.state == "open":
-            return ("OPEN", call.hold, call.amount, call.worker, *self._progress(call), call.budgets, call.period)
+            progress = (*self._progress(call), call.budgets, call.period, *call.generation)
+            return ("OPEN", call.hold, call.amount, call.worker, *progress)
         if call is not None and call.state != "closed":
             return ("FINISHED", call.state, call.result, call.denial)
         if policy != self.policy:
@@ -230,6 +238,15 @@ class LedgerModel:
         call.begun = begun
         return ("OK", call.amount)
 
+    def note(self, call_id: str, *, hold: int, attempt: int, provider: str, generation_id: str) -> Answer:
+        call = self.calls.get(call_id)
+        if refusal := self._no_open_hold(call, hold, call.budgets if call else ()):
+            return ("UNKNOWN",) if refusal[0] == "SETTLED" else refusal
+        assert call is not None
+        if attempt == call.begun:
+            call.noted = (attempt, provider, generation_id)
+        return ("OK",)
+
     def settle(
         self,
         call_id: str,
@@ -262,6 +279,7 @@ class LedgerModel:
         )
         self._raise_reached(budgets, call_id, call)
         call.state = "settled" if is_final else "closed"
+        call.noted = None
         call.settled[hold] = (cost, assumed)
         call.result = result or call.result
         return ("OK", committed)

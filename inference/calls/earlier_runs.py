@@ -10,6 +10,7 @@ from typing import Literal
 import structlog
 
 from tollbook.inference.calls.call import Call, denied_result, failed_result, finished_result
+from tollbook.inference.calls.lost_requests import AskCost, ask_nobody
 from tollbook.inference.calls.steps import CallObserver, settle_observed
 from tollbook.inference.errors import ParameterUnsupported, PriceUnknown
 from tollbook.ledger.errors import IdempotencyConflict
@@ -18,6 +19,7 @@ from tollbook.ledger.gate.requests import Denied, FinishedCall, OpenCall, Settle
 from tollbook.ledger.results import Results
 from tollbook.schemas.events import Basis, CostRecorded, payload_json
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
+from tollbook.schemas.routes import DEFAULT_PROVIDER, named_provider
 
 _log = structlog.get_logger(__name__)
 
@@ -29,16 +31,26 @@ def settle_dead_hold(
     found: OpenCall,
     outcome: Literal["expired", "taken_over"],
     reason: str,
+    told_nanousd: int | None = None,
     result: str = "",
 ) -> SettleRequest:
     """Settle the hold of a dead run: all of it where a request may be in flight, else what is known (G3).
 
-    With a `result` the call is over; without one it may be run again.
+    `told_nanousd` is what the provider says that request has cost. What it does not say yet, `reconcile` can ask for:
+    the request's id is in the event. With a `result` the call is over; without one it may be run again.
     """
-    cost = _cost_of(found)
-    assumed = found.assumed_nanousd + cost - found.spent_nanousd
+    cost = _cost_of(found, told_nanousd)
+    assumed = found.assumed_nanousd + (cost - found.spent_nanousd if told_nanousd is None else 0)
     basis: Basis = "assumed" if assumed else "reported" if cost else "released"
-    payload = CostRecorded(basis=basis, assumed_nanousd=assumed, outcome=outcome, reason=reason)
+    is_known = found.may_be_under_way and found.generation_id is not None
+    payload = CostRecorded(
+        basis=basis,
+        assumed_nanousd=assumed,
+        outcome=outcome,
+        reason=reason,
+        generation_id=found.generation_id if is_known else None,
+        provider=named_provider(found.provider or DEFAULT_PROVIDER) if is_known else None,
+    )
     return SettleRequest(
         call_id=call_id,
         user_id=user_id,
@@ -53,7 +65,9 @@ def settle_dead_hold(
     )
 
 
-def _cost_of(found: OpenCall) -> int:
+def _cost_of(found: OpenCall, told_nanousd: int | None) -> int:
+    if told_nanousd is not None:
+        return found.spent_nanousd + told_nanousd
     return found.amount_nanousd if found.may_be_under_way else found.spent_nanousd  # G3
 
 
@@ -63,7 +77,15 @@ class EarlierRuns:
     Errors of every method: LedgerUnavailable; LedgerRefused.
     """
 
-    def __init__(self, ledger: Ledger, results: Results, observer: CallObserver, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        results: Results,
+        observer: CallObserver,
+        now_ms: Callable[[], int],
+        ask_cost: AskCost = ask_nobody,
+    ) -> None:
+        self._ask_cost = ask_cost
         self._ledger = ledger
         self._results = results
         self._observer = observer
@@ -75,13 +97,16 @@ class EarlierRuns:
         Errors: CallUnknown.
         """
         code = ErrorCode.ATTEMPTS_EXHAUSTED
-        result = failed_result(call, code, give_up, self._now_ms(), cost_nanousd=_cost_of(found)) if give_up else None
+        told = await self._ask_cost(call.user_id, found)
+        cost = _cost_of(found, told)
+        result = failed_result(call, code, give_up, self._now_ms(), cost_nanousd=cost) if give_up else None
         request = settle_dead_hold(
             call_id=call.call_id,
             user_id=call.user_id,
             found=found,
             outcome="taken_over",
             reason=give_up or f"worker {found.worker} gave no sign of life",
+            told_nanousd=told,
             result=result.model_dump_json() if result else "",
         )
         if await settle_observed(self._ledger, self._observer, request):

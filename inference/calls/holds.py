@@ -18,6 +18,7 @@ from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AttemptEvent,
     BudgetCap,
+    NoteRequest,
     RecordRequest,
     SettleRequest,
 )
@@ -118,6 +119,8 @@ class Hold:
     spent_nanousd: int = 0
     assumed_nanousd: int = 0
     last: Attempt | None = None
+    generation_id: str | None = None
+    """The provider's id of the attempt in flight, once its reply has begun."""
     _bases: set[Basis] = field(default_factory=set[Basis])
     _attempts_by_target: Counter[Target] = field(default_factory=Counter[Target])
     _pending_events: list[AttemptEvent] = field(default_factory=list[AttemptEvent])
@@ -128,6 +131,7 @@ class Hold:
         self.attempts += 1
         self._attempts_by_target[self.bound.target] += 1
         self._is_attempting = True
+        self.generation_id = None
 
     def finish_attempt(self, attempt: Attempt, charge: Charge) -> None:
         """Charge the attempt in flight."""
@@ -173,6 +177,7 @@ class Hold:
                 outcome="abandoned",
                 error="cancelled",
                 latency_ms=0,
+                generation_id=self.generation_id,
                 charge_nanousd=charge.nanousd,
                 charge_basis=charge.basis,
             ),
@@ -218,6 +223,17 @@ class Hold:
     def mark_recorded(self) -> None:
         """Note that the pending events are on the ledger."""
         self._pending_events.clear()
+
+    def note_request(self, generation_id: str) -> NoteRequest:
+        """Keep the provider's id of the attempt in flight."""
+        return NoteRequest(
+            call_id=self.call_id,
+            user_id=self.user_id,
+            hold=self.number,
+            attempt=self.attempts,
+            provider=self.bound.provider,
+            generation_id=generation_id,
+        )
 
     def settle_request(
         self, *, outcome: Literal["done", "failed"], reason: str | None, result: str, is_final: bool

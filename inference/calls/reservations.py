@@ -17,6 +17,7 @@ from tollbook.inference.bounds import Bound, bound, bound_embeddings
 from tollbook.inference.calls.call import Call, exhausted
 from tollbook.inference.calls.earlier_runs import EarlierRuns
 from tollbook.inference.calls.holds import Hold
+from tollbook.inference.calls.lost_requests import AskCost, ask_nobody
 from tollbook.inference.calls.retry import MODELS_OF_A_CALL
 from tollbook.inference.calls.steps import CallObserver, Unobserved, cleanup_shielded
 from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce
@@ -94,6 +95,7 @@ class Reservations:
         max_call_s: float,
         now_ms: Callable[[], int],
         observer: CallObserver | None = None,
+        ask_cost: AskCost = ask_nobody,
     ) -> None:
         self._observer: CallObserver = observer or Unobserved()
         self._ledger = ledger
@@ -102,7 +104,7 @@ class Reservations:
         self._queue = queue
         self._max_call_s = max_call_s
         self._now_ms = now_ms
-        self._earlier_runs = EarlierRuns(ledger, results, self._observer, now_ms)
+        self._earlier_runs = EarlierRuns(ledger, results, self._observer, now_ms, ask_cost)
 
     @property
     def waiting(self) -> int:

@@ -7,6 +7,7 @@ the next.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import structlog
@@ -14,6 +15,7 @@ import structlog
 from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
 from tollbook.inference.calls.call import Call, failed_result, reply_result, with_larger_limit
 from tollbook.inference.calls.holds import Hold, charge_of, with_dearest_usage
+from tollbook.inference.calls.notes import Notes
 from tollbook.inference.calls.reservations import bound_attempt, can_attempt, reserved_payload
 from tollbook.inference.calls.retry import FallBack, GiveUp, Retry, RetryPolicy
 from tollbook.inference.calls.steps import (
@@ -86,6 +88,12 @@ class CallRunner:
         self._retry = retry
         self._now_ms = now_ms
         self._sleep = sleep
+        self._notes = Notes(ledger)
+
+    @property
+    def notes_lost(self) -> int:
+        """Ids of requests that could not be kept with their holds."""
+        return self._notes.lost
 
     async def run(self, call: Call, hold: Hold, *, give_up: str | None = None) -> InferenceResult:
         """Make a call and settle its hold; with `give_up` it ends with this problem, and no request.
@@ -176,8 +184,14 @@ class CallRunner:
                 limit_name=models.limit_name(model),
                 user=user,
                 price_limit=hold.bound,
-            )
+            ),
+            partial(self._note_id, hold),
         )
+
+    def _note_id(self, hold: Hold, generation_id: str) -> None:
+        """Keep the provider's id of the request in flight: whoever settles its hold can ask what it cost (G3)."""
+        hold.generation_id = generation_id
+        self._notes.start(hold.note_request(generation_id))
 
     async def _after_failure(self, call: Call, hold: Hold, failed: Attempt) -> str | None:
         """Decide what follows and prepare it; return why nothing does, or None."""

@@ -48,8 +48,11 @@ class Adapter(Protocol):
         """Return the headers of every request, the key among them."""
         ...
 
-    def completion_body(self, request: ChatRequest) -> bytes:
-        """Return the body that asks for a completion. It must limit what is billed as the bound assumes (G1)."""
+    def completion_body(self, request: ChatRequest, *, is_streamed: bool = False) -> bytes:
+        """Return the body that asks for a completion. It must limit what is billed as the bound assumes (G1).
+
+        `is_streamed`: the reply is asked for as an event stream with its usage, where `cost_question` has an answer.
+        """
         ...
 
     @property
@@ -82,6 +85,10 @@ class Adapter(Protocol):
 
     def id_of(self, headers: Mapping[str, str]) -> str | None:
         """Return the provider's id of a request, which is known before the body; None where it sends none."""
+        ...
+
+    def early_id(self, headers: Mapping[str, str], start: bytes) -> str | None:
+        """Return the id for `cost_question`, from the headers and the start of the body; None while it is not known."""
         ...
 
     def cost_question(self, generation_id: str) -> Question | None:

@@ -45,8 +45,11 @@ class Anthropic:
         key = {} if api_key is None else {"x-api-key": api_key.get_secret_value()}
         return {"anthropic-version": _VERSION, **key}
 
-    def completion_body(self, request: ChatRequest) -> bytes:
-        """Return the body that asks for a message. `max_tokens` is required, and includes what the model thinks."""
+    def completion_body(self, request: ChatRequest, *, is_streamed: bool = False) -> bytes:  # noqa: ARG002
+        """Return the body that asks for a message. `max_tokens` is required, and includes what the model thinks.
+
+        It is never streamed: Anthropic tells no cost by id.
+        """
         system, messages = messages_of(request.messages)
         parameters = request.parameters
         body: dict[str, Any] = {
@@ -106,6 +109,10 @@ class Anthropic:
     def id_of(self, headers: Mapping[str, str]) -> str | None:
         """Return the id by which Anthropic finds a request again."""
         return name_in(headers, "request-id")
+
+    def early_id(self, headers: Mapping[str, str], start: bytes) -> str | None:  # noqa: ARG002
+        """Return the id of the request."""
+        return self.id_of(headers)
 
     def cost_question(self, generation_id: str) -> Question | None:  # noqa: ARG002
         """Return None: Anthropic does not tell what a request cost."""

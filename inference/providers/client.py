@@ -5,7 +5,7 @@ what the provider or the network did: the Attempt says how the request ended.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -20,7 +20,7 @@ from tollbook.inference.provider_access import access_of
 from tollbook.inference.providers.adapter import Application, Question
 from tollbook.inference.providers.bodies import read_json
 from tollbook.inference.providers.dialects import ADAPTERS
-from tollbook.inference.providers.transport import Connection, Exchange
+from tollbook.inference.providers.transport import Connection, Exchange, WatchStart
 from tollbook.schemas.money import MoneyError
 from tollbook.schemas.policy import Dialect, default_policy
 from tollbook.schemas.routes import DEFAULT_PROVIDER
@@ -50,6 +50,7 @@ class ProviderClient:
         dialect: Dialect = "openrouter",
         name: str = DEFAULT_PROVIDER,
         asks_for_costs: bool = True,
+        streams_replies: bool = False,
         attempt_timeout_s: float = 60.0,
         connect_timeout_s: float = 10.0,
         max_connections: int = 1024,
@@ -62,10 +63,12 @@ class ProviderClient:
         """Prepare a client; it connects at its first request. Use it as an async context manager, or close it.
 
         `name` is the provider's in the policy, for log lines. With `asks_for_costs` false, `generation` knows no cost.
+        With `streams_replies`, replies are asked for as event streams.
         """
         self._name = name
         self._adapter = ADAPTERS[dialect]
         self._asks_for_costs = asks_for_costs
+        self._streams_replies = streams_replies
         self._connection = Connection(
             base_url=base_url,
             headers=self._adapter.headers(api_key, Application(app_title, app_url)),
@@ -93,6 +96,7 @@ class ProviderClient:
             dialect=access.dialect,
             name=access.name,
             asks_for_costs=access.asks_for_costs,
+            streams_replies=access.streams_replies,
             attempt_timeout_s=settings.attempt_timeout_s,
             connect_timeout_s=settings.connect_timeout_s,
             # Callers limit their concurrency; a wait for a connection would look like a provider that is unreachable.
@@ -116,13 +120,16 @@ class ProviderClient:
     def __repr__(self) -> str:
         return f"ProviderClient(base_url={self._connection.base_url!r})"
 
-    async def complete(self, request: ChatRequest) -> Attempt:
+    async def complete(self, request: ChatRequest, on_id: Callable[[str], None] | None = None) -> Attempt:
         """Send one completion request and return how it ended.
 
+        `on_id` is told once of the id by which `generation` can be asked, as soon as that is known.
         Errors: none of the network's or the provider's; asyncio.CancelledError passes through, and the request
             may then have been charged.
         """
-        return await self._post(self._completions_url, self._adapter.completion_body(request), request)
+        body = self._adapter.completion_body(request, is_streamed=self._streams_replies)
+        watch_start = self._watching(on_id) if on_id is not None and self._can_be_asked else None
+        return await self._post(self._completions_url, body, request, watch_start)
 
     async def embed(self, request: EmbeddingsRequest) -> Attempt:
         """Send one request for vectors and return how it ended. Errors: as `complete`."""
@@ -130,9 +137,15 @@ class ProviderClient:
         assert path is not None, "a policy has no embeddings at a provider that makes none"
         return await self._post(self._connection.url(path), self._adapter.embeddings_body(request), request)
 
-    async def _post(self, url: httpx.URL, body: bytes, request: ChatRequest | EmbeddingsRequest) -> Attempt:
+    async def _post(
+        self,
+        url: httpx.URL,
+        body: bytes,
+        request: ChatRequest | EmbeddingsRequest,
+        watch_start: WatchStart | None = None,
+    ) -> Attempt:
         started = self._monotonic()
-        exchange = await self._connection.exchange("POST", url, body)
+        exchange = await self._connection.exchange("POST", url, body, watch_start=watch_start)
         attempt = self._attempt(exchange, request, round(1000 * (self._monotonic() - started)))
         if attempt.usage_doubt is not None:
             _log.warning("provider.usage_doubted", asked=self._name, model=request.model, problem=attempt.usage_doubt)
@@ -158,6 +171,19 @@ class ProviderClient:
             return self._adapter.read_cost(document)
         except MoneyError as exc:
             raise ProviderUnavailable(f"the cost of generation {generation_id} is no amount of money") from exc
+
+    @property
+    def _can_be_asked(self) -> bool:
+        return self._asks_for_costs and self._adapter.cost_question("") is not None
+
+    def _watching(self, on_id: Callable[[str], None]) -> WatchStart:
+        def watch_start(headers: Mapping[str, str], start: bytes) -> bool:
+            found = self._adapter.early_id(headers, start)
+            if found is not None:
+                on_id(found)
+            return found is not None
+
+        return watch_start
 
     async def models(self) -> dict[str, ModelFacts]:
         """Return the models that the provider offers, by id. Errors: ProviderUnavailable; ProviderRefused."""

@@ -15,7 +15,7 @@ from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
 from tollbook.inference.models import ModelFacts, facts_of
 from tollbook.inference.providers.adapter import Application, Question
 from tollbook.inference.providers.json_values import as_table, tables_of
-from tollbook.inference.providers.replies import name_in, read_reply
+from tollbook.inference.providers.replies import id_in, name_in, read_reply
 from tollbook.inference.providers.usage_report import read_cost
 from tollbook.schemas.messages import Message
 from tollbook.schemas.policy import Dialect
@@ -41,14 +41,16 @@ class ChatCompletions:
         """Return the headers of every request; only OpenRouter is told of the application."""
         return {} if api_key is None else {"Authorization": f"Bearer {api_key.get_secret_value()}"}
 
-    def completion_body(self, request: ChatRequest) -> bytes:
+    def completion_body(self, request: ChatRequest, *, is_streamed: bool = False) -> bytes:
         """Return the body that asks for a completion."""
+        stream: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if is_streamed else {}
         body: dict[str, Any] = {
             "model": request.model,
             "messages": [self._message(each) for each in request.messages],
             request.limit_name: request.max_tokens,
             **self._parameters(request.parameters),
             **self._preferences(request),
+            **stream,
         }
         if request.user is not None:
             body["user"] = request.user
@@ -98,6 +100,10 @@ class ChatCompletions:
     def id_of(self, headers: Mapping[str, str]) -> str | None:
         """Return the id of the request."""
         return next((found for name in self._id_headers if (found := name_in(headers, name))), None)
+
+    def early_id(self, headers: Mapping[str, str], start: bytes) -> str | None:
+        """Return the id that the whole reply will have: of its own header, else of the first event."""
+        return name_in(headers, self._id_headers[0]) or id_in(start)
 
     def cost_question(self, generation_id: str) -> Question | None:
         """Ask for a generation, as OpenRouter is asked: routers copy that, and other servers know no such address."""

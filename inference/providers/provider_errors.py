@@ -176,7 +176,7 @@ def _sentence(error: object, table: dict[str, Any], metadata: dict[str, Any], bo
 
 def _inner_message(raw: str) -> str | None:
     """Return the message in the JSON text of an error behind a router."""
-    inner = read_document(raw.encode("utf-8", "replace"))
+    inner, _ = read_document(raw.encode("utf-8", "replace"))
     message = first_table(error_of(inner)).get("message") if inner else None
     return message if isinstance(message, str) else None
 

@@ -47,7 +47,7 @@ def read_reply(
     as in its headers. `now_s` is the time of day, for a Retry-After that is a date in a reply without a Date.
     `max_tokens` is the limit of the request, by which a reply is seen to be cut whose provider does not say so.
     """
-    document = read_document(body)
+    document, is_cut_off = read_document(body)
     report = _usage_of(document) if document else _NO_USAGE
     common: dict[str, Any] = {
         "http_status": status,
@@ -74,6 +74,19 @@ def read_reply(
     error = _error_in(document)
     if error is not None or answer.finish_reason == "error":
         return _failed(read_error(error), answer, report, common, is_insured)
+    if is_cut_off:
+        # Its usage so far, if it has one, is not all that was generated.
+        problem = "the event stream broke off in mid-answer"
+        return Attempt(
+            outcome="connection_error",
+            charge="unknown",
+            content=answer.content,
+            error=problem,
+            reason="connection_lost",
+            is_retryable=True,
+            may_fall_back=True,
+            **common,
+        )
     if inputs is not None:
         return read_embeddings(document, report, common, model=model, inputs=inputs)
     if answer.is_answer:
@@ -84,6 +97,12 @@ def read_reply(
 def name_in(headers: Mapping[str, str], header: str) -> str | None:
     """Return the value of a header if it is a single word, such as an id; None where there is none."""
     return _name(headers.get(header))
+
+
+def id_in(start: bytes) -> str | None:
+    """Return the id in what has come of an event stream; None where none has."""
+    document, _ = read_document(start) if start else (None, False)
+    return _name(document.get("id")) if document else None
 
 
 def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:

@@ -6,7 +6,7 @@ repr and no error (G10).
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -17,6 +17,12 @@ from httpx_aiohttp import HttpxAiohttpClient
 from tollbook.inference.providers.faults import REQUEST_ERRORS, Fault, fault_of
 
 MAX_BODY_BYTES: Final = 20 * 1024 * 1024
+
+_STREAM_FACTOR: Final = 5
+"""An event takes a few hundred bytes for each token."""
+_MAX_START_BYTES: Final = 16 * 1024
+WatchStart = Callable[[Mapping[str, str], bytes], bool]
+"""Takes the headers of a reply, and what has come of its body; returns whether that was enough."""
 
 # Shorter than the five seconds after which common servers (Node, uvicorn) close an idle connection: a request that is
 # sent while the connection closes is lost, and is charged as if it had been answered.
@@ -103,8 +109,10 @@ class Connection:
         """Close the pooled connections."""
         await self._client.aclose()
 
-    async def exchange(self, method: str, url: httpx.URL, content: bytes | None = None) -> Exchange:
-        """Send one request and read the reply.
+    async def exchange(
+        self, method: str, url: httpx.URL, content: bytes | None = None, *, watch_start: WatchStart | None = None
+    ) -> Exchange:
+        """Send one request and read the reply; whoever is cancelled meanwhile closes its connection.
 
         Errors: none of the network's, they are the reply's `fault`. asyncio.CancelledError passes through; the request
             may then have been sent.
@@ -116,7 +124,7 @@ class Connection:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._client.send(request, stream=True)
                 try:
-                    body = await _read(response)
+                    body = await _read(response, watch_start if response.is_success else None)
                 finally:
                     await response.aclose()
         except REQUEST_ERRORS as exc:
@@ -132,13 +140,19 @@ def _tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-async def _read(response: httpx.Response) -> bytes:
-    """Return the unpacked body. Errors: BodyTooLarge for more than MAX_BODY_BYTES."""
+async def _read(response: httpx.Response, watch_start: WatchStart | None) -> bytes:
+    """Return the unpacked body. Errors: BodyTooLarge above MAX_BODY_BYTES, of an event stream above five times that."""
     chunks: list[bytes] = []
     size = 0
+    is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
+    max_bytes = MAX_BODY_BYTES * (_STREAM_FACTOR if is_stream else 1)
+    if watch_start is not None and watch_start(response.headers, b""):
+        watch_start = None
     async for chunk in response.aiter_bytes():
         chunks.append(chunk)
         size += len(chunk)
-        if size > MAX_BODY_BYTES:
+        if size > max_bytes:
             raise BodyTooLarge("the reply is too large")
+        if watch_start is not None and (size > _MAX_START_BYTES or watch_start(response.headers, b"".join(chunks))):
+            watch_start = None
     return b"".join(chunks)

@@ -51,12 +51,26 @@ def parse_call_record(value: bytes) -> CallRecord:
     state, content_hash, hold, amount, worker, deadline, rest = head.split(" ", 6)
     user_id, period, *numbers = rest.rsplit(" ", 7)
     recorded, begun, spent, assumed = (int(number) for number in numbers[:4])  # Then a cap and a plan, for alerts.
+    noted = f"g{begun}="
+    generation = next((mark.removeprefix(noted) for mark in marks.split(" ") if mark.startswith(noted)), "")
+    provider, _, generation_id = generation.partition("=")
     return CallRecord(
         state=cast("CallState", state),
         content_hash=content_hash,
         user_id="" if period == _NOBODYS else user_id,
         hold=OpenCall(
-            int(hold), int(amount), worker, int(deadline), recorded, begun, spent, assumed, tuple(budgets), period
+            int(hold),
+            int(amount),
+            worker,
+            int(deadline),
+            recorded,
+            begun,
+            spent,
+            assumed,
+            tuple(budgets),
+            period,
+            provider or None,
+            generation_id or None,
         ),
         settled=dict(_settled_hold(part, tuple(budgets)) for part in settled.split(" ") if part),
         attempts=frozenset(mark for mark in marks.split(" ") if mark[:1] in ("m", "f")),

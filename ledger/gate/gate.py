@@ -39,6 +39,7 @@ from tollbook.ledger.gate.requests import (
     CreditChange,
     CreditRequest,
     Denied,
+    NoteRequest,
     Position,
     RecordRequest,
     Released,
@@ -69,6 +70,7 @@ _FUNCTIONS: Final = {
     for name in (
         "reserve",
         "record",
+        "note",
         "settle",
         "adjust",
         "release",
@@ -216,6 +218,16 @@ class Gate:
                 return waiting(reply)
             case _:
                 raise refusal(reply, request.call_id, request.hold)
+
+    async def note(self, request: NoteRequest) -> None:
+        """Keep the provider's id of the request in flight with the open hold. Errors: CallUnknown."""
+        reply = await self._call(
+            "note",
+            (self.keys.meta, self.keys.ledger, self.keys.call(request.call_id)),
+            (request.hold, request.attempt, request.provider, request.generation_id),
+        )
+        if reply[0] != b"OK":
+            raise refusal(reply, request.call_id, request.hold)
 
     async def settle(self, request: SettleRequest, baselines: Sequence[Baseline] = ()) -> Settled | AlreadySettled:
         """Replace a hold by its cost and store the result.

@@ -40,6 +40,7 @@ from tollbook.ledger.gate.requests import (
     CreditChange,
     CreditRequest,
     Denied,
+    NoteRequest,
     RecordRequest,
     Released,
     ReleaseRequest,
@@ -145,6 +146,10 @@ class Ledger:
             lambda gate, baselines: gate.record(request, baselines),
             self._patience.settle_s,
         )
+
+    async def note(self, request: NoteRequest) -> None:
+        """Keep the provider's id of a request with its open hold. Nothing is repeated. Errors: CallUnknown."""
+        await self.gate_of(request.user_id).note(request)
 
     async def settle(self, request: SettleRequest) -> Settled | AlreadySettled:
         """Replace a hold by its cost and store the result. Errors: CallUnknown.

@@ -74,9 +74,11 @@ def _existing_call(reply: list[bytes]) -> OpenCall | FinishedCall:
         hold, amount = int(reply[2]), int(reply[3])
         deadline, recorded, begun, spent, assumed = (int(number) for number in reply[5:10])
         budgets = tuple(reply[10].decode().split("\n"))
+        provider, _, generation_id = reply[12].decode().partition("=")
         return OpenCall(
-            hold, amount, reply[4].decode(), deadline, recorded, begun, spent, assumed, budgets, reply[11].decode()
-        )
+            hold, amount, reply[4].decode(), deadline, recorded, begun, spent, assumed, budgets, reply[11].decode(),
+            provider or None, generation_id or None,
+        )  # fmt: skip
     denial = None
     if reply[3]:
         fields = reply[3].rsplit(b" ", 5)  # A budget's name can have spaces.

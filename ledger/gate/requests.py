@@ -91,6 +91,18 @@ class RecordRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NoteRequest:
+    """Keep the provider's id of a request with the open hold that pays for it; `provider` by its name in the policy."""
+
+    call_id: str
+    user_id: str
+    hold: int
+    attempt: int
+    provider: str
+    generation_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SettleRequest:
     """Replace a hold by its cost; `assumed_nanousd` is the unconfirmed part of it.
 
@@ -292,6 +304,9 @@ class OpenCall:
     assumed_nanousd: int
     budgets: tuple[str, ...]
     period: str
+    provider: str | None = None
+    generation_id: str | None = None
+    """The provider's id of the attempt begun last, and the provider's name; None where its reply had not begun."""
 
     @property
     def may_be_under_way(self) -> bool:

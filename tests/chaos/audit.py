@@ -93,6 +93,24 @@ class HoldFacts:
     # As booked by those who ran it, before anybody was asked.
     booked_assumed: int = 0
     attempts: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    # The attempt that died with its worker, if its id was known: id, number, what is assumed of it.
+    died: tuple[str, int, int] | None = None
+    # Ids of which the provider has told the cost later.
+    told: set[str] = field(default_factory=set[str])
+
+    @property
+    def seen(self) -> set[str | None]:
+        """Ids of the requests whose cost the ledger knows."""
+        seen = {each.get("generation_id") for each in self.attempts if each["charge_basis"] != "assumed"}
+        return seen | self.told
+
+    @property
+    def learnable(self) -> list[tuple[str | None, int]]:
+        """What is assumed of attempts, with their ids."""
+        found = [(e.get("generation_id"), e["charge_nanousd"]) for e in self.attempts if e["charge_basis"] == "assumed"]
+        if self.died is not None and self.died[1] not in [each["attempt"] for each in self.attempts]:
+            found.append((self.died[0], self.died[2]))
+        return found
 
     @property
     def overage(self) -> int:
@@ -119,7 +137,7 @@ class Audit:
         for event in evidence.events:
             self._fold(event)
         task_of = {line["generation_id"]: line["task_id"] for line in evidence.requests}
-        answered = {attempt.get("generation_id") for hold in self.holds.values() for attempt in hold.attempts}
+        answered = {generation_id for hold in self.holds.values() for generation_id in hold.seen}
         self.booked: Counter[str] = Counter()
         self.booked_by_user: Counter[str] = Counter()
         self.unseen_overcharges = 0
@@ -138,6 +156,11 @@ class Audit:
         """What is booked and confirmed by nobody."""
         return sum(hold.assumed for hold in self.holds.values())
 
+    @property
+    def booked_above_nanousd(self) -> int:
+        """What is booked above the provider's book."""
+        return sum(hold.cost for hold in self.holds.values()) - sum(self.booked.values())
+
     def check(self) -> None:
         """Check what must hold in a system at rest. Errors: AssertionError."""
         self._check_holds()
@@ -150,11 +173,7 @@ class Audit:
         """Check what must hold once the provider was asked. Errors: AssertionError."""
         known = {entry["generation_id"] for entry in self.evidence.book}
         for hold in self.holds.values():
-            learnt = sum(
-                attempt["charge_nanousd"]
-                for attempt in hold.attempts
-                if attempt["charge_basis"] == "assumed" and attempt.get("generation_id") in known
-            )
+            learnt = sum(nanousd for generation_id, nanousd in hold.learnable if generation_id in known)
             if hold.assumed != hold.booked_assumed - learnt:
                 self._wrong(
                     hold.call_id,
@@ -187,6 +206,8 @@ class Audit:
             "unseen_overcharges": self.unseen_overcharges,
             "charged_nanousd": sum(self.booked.values()),
             "assumed_nanousd": self.assumed_nanousd,
+            "assumed_share": round(self.assumed_nanousd / (sum(self.booked.values()) or 1), 4),
+            "above_book_share": round(self.booked_above_nanousd / (sum(self.booked.values()) or 1), 4),
         }
 
     # --- The fold ---
@@ -249,6 +270,11 @@ class Audit:
             return
         hold.settled_ms, hold.outcome, hold.cost = event.at_ms, event.payload["outcome"], event.amount
         hold.assumed = hold.booked_assumed = event.payload.get("assumed_nanousd", 0)
+        if hold.outcome in ("expired", "taken_over") and (generation_id := event.payload.get("generation_id")):
+            rest = hold.assumed - sum(nanousd for _, nanousd in hold.learnable)
+            hold.died = generation_id, event.attempt, rest
+            if not rest:
+                hold.told.add(generation_id)
         if event.payload["hold_nanousd"] != hold.held:
             self._wrong(event.call_id, f"G2: {event.payload['hold_nanousd']} is freed of {hold.held}")
         if event.payload.get("overage_nanousd", 0) != hold.overage:
@@ -263,7 +289,9 @@ class Audit:
         overage = hold.overage
         hold.cost += event.amount
         hold.assumed += event.payload.get("assumed_nanousd", 0)
-        if event.payload["reason"] not in _RECONCILED:
+        if event.payload["reason"] in _RECONCILED:
+            hold.told.add(event.payload["generation_id"])
+        else:
             hold.booked_assumed = hold.assumed
         if not 0 <= hold.assumed <= hold.cost:
             self._wrong(event.call_id, f"G3: of {hold.cost}, {hold.assumed} are assumed")

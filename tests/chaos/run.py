@@ -359,6 +359,7 @@ async def _play(chaos: Chaos) -> dict[str, Any]:
         "blows": chaos.struck,
         "store_blows_s": chaos.took_s,
         "assumed_before_nanousd": before.assumed_nanousd,
+        "assumed_before_share": before.summary()["assumed_share"],
         "asked": reconciled["asked"],
         "chaos_s": round(healed - started, 1),
         "drain_s": round(drained - healed, 1),

@@ -17,6 +17,7 @@ DAY = ("day:u:2026-11-05", 10)
 COMMANDS: dict[str, dict[str, Any]] = {
     "reserve": {"call": "new", "amount": 2, "further": [DAY]},
     "record": {"call": "open", "extension": 1, "further": [DAY]},
+    "note": {"call": "open"},
     "settle": {"call": "open", "told": ("model-called",), "budgets": (OWN, DAY[0])},
     "adjust": {"call": "closed", "cost": 2, "told": ("model-called",), "result": "{}"},
     "release": {"call": "closed"},
@@ -53,6 +54,7 @@ INTEGERS: list[tuple[str, str, Place]] = [
     ("record", "attempts begun", 4),
     ("record", "number of events", 8),
     ("record", "attempt of an event", 10),
+    ("note", "attempt", 3),
     ("settle", "attempt", (3, 4)),
     ("settle", "number of events", (3, 8)),
     ("settle", "attempt of an event", 7),

@@ -40,6 +40,7 @@ ANSWERED = [
     ("in_flight", 402, False),
     ("slow", 200, True),
     ("broken_json", 200, False),
+    ("cut_off", 200, False),
     ("html_body", 200, False),
     ("error_in_200", 200, False),
     ("error_finish", 200, False),
@@ -49,12 +50,13 @@ ANSWERED = [
     ("zero_cost", 200, True),
     ("overcharge", 200, True),
 ]
-UNANSWERED = ["hang", "hang_charged", "reset_before_charge", "reset_after_charge", "reset_mid_body"]
+UNANSWERED = ["stalled", "hang", "hang_charged", "reset_before_charge", "reset_after_charge", "reset_mid_body"]
 CHARGED = {
     "slow": PRICE,
     "hang_charged": PRICE,
     "reset_after_charge": PRICE,
     "reset_mid_body": PRICE,
+    "cut_off": PRICE,
     "broken_json": PRICE,
     "html_body": PRICE,
     "error_finish": PRICE,
@@ -155,7 +157,7 @@ async def test_fault_that_answers(fault: str, status: int, is_completion: bool) 
         assert response.status_code == status
         assert response.headers["x-generation-id"]
         assert server.book.totals() == ({"u1": CHARGED[fault]} if fault in CHARGED else {})
-        assert (b'"content"' in response.content and fault != "broken_json") == is_completion
+        assert (b'"content"' in response.content and fault not in ("broken_json", "cut_off")) == is_completion
         if status != 200:
             assert response.json()["error"]["code"] == status
         # The fault was for one request only.

@@ -125,7 +125,9 @@ def answer_of(reply: Any) -> Answer:
             return ("WAIT", reply.budget, reply.settled_nanousd, reply.held_nanousd, reply.cap_nanousd)
         case OpenCall():
             progress = (reply.attempts_recorded, reply.attempts_begun, reply.spent_nanousd, reply.assumed_nanousd)
-            return ("OPEN", reply.hold, reply.amount_nanousd, reply.worker, *progress, reply.budgets, reply.period)
+            noted = (reply.provider, reply.generation_id) if reply.generation_id else ()
+            place = (reply.budgets, reply.period, *noted)
+            return ("OPEN", reply.hold, reply.amount_nanousd, reply.worker, *progress, *place)
         case FinishedCall():
             return ("FINISHED", reply.state, reply.result, _denied(reply.denial) if reply.denial else None)
         case Settled():
@@ -136,6 +138,8 @@ def answer_of(reply: Any) -> Answer:
             return ("OK", reply.difference_nanousd, reply.is_call_over)
         case CreditChange():
             return ("CREDIT", reply.is_new, reply.change_nanousd)
+        case None:
+            return ("OK",)
         case bool():
             return ("NEW", reply)
         case int():

@@ -26,6 +26,7 @@ from tollbook.ledger.gate.requests import (
     BudgetCap,
     ChargeRequest,
     CreditRequest,
+    NoteRequest,
     Position,
     RecordRequest,
     ReserveRequest,
@@ -246,6 +247,16 @@ class GateMachine(RuleBasedStateMachine):
             extension_payload=f'{{"asked_policy":{policy}}}',
         )  # fmt: skip
         self._check("record", self.driver.gate.record(request, typed), predicted)
+
+    @precondition(lambda self: self.call_ids)
+    @rule(pick=picks, earlier_attempt=rarely, earlier_hold=rarely, number=st.integers(1, 9))
+    def note(self, pick: int, earlier_attempt: bool, earlier_hold: bool, number: int) -> None:
+        """The reply to a request begins; the note of it may come late."""
+        call_id, call = self._pick_open(pick)
+        hold, attempt = max(1, call.hold - earlier_hold), max(1, call.begun - earlier_attempt)
+        noted = {"hold": hold, "attempt": attempt, "provider": "default", "generation_id": f"gen={number}"}
+        predicted = self.model.note(call_id, **noted)
+        self._check("note", self.driver.gate.note(NoteRequest(call_id=call_id, user_id=call.user, **noted)), predicted)
 
     @precondition(lambda self: self.call_ids)
     @rule(
@@ -495,6 +506,8 @@ class GateMachine(RuleBasedStateMachine):
             hold = found.hold
             assert (hold.attempts_recorded, hold.attempts_begun) == (call.recorded, call.begun)
             assert (hold.hold, hold.spent_nanousd, hold.assumed_nanousd) == (call.hold, call.spent, call.assumed)
+            noted = (hold.provider, hold.generation_id) if hold.generation_id else ()
+            assert noted == call.generation, f"{noted} is noted of {call_id}; the model predicts {call.generation}"
 
     def _check(self, name: str, call: Awaitable[Any], predicted: Answer) -> None:
         self.has_failed = True

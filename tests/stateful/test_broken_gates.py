@@ -271,6 +271,19 @@ BROKEN = (
         EVENTS,
     ),
     Broken(
+        "the id of an earlier request is kept for the one in flight (G3)",
+        (
+            ("mark(call, 'g' .. text(attempt) ..", "mark(call, 'g' .. text(call.begun) .."),
+            ("if attempt == call.begun then -- G3", "if true then"),
+        ),
+        MODEL,
+    ),
+    Broken(
+        "the id of a request outlives its hold",
+        (("  forget_id(call)\n  set_settled", "  set_settled"),),
+        MODEL,
+    ),
+    Broken(
         "the number of a hold starts anew",
         (("local hold, deadline = call.hold + 1,", "local hold, deadline = 1,"),),
         MODEL,

@@ -15,7 +15,8 @@ from tollbook.ledger.gate.functions import library_code
 ANSWERS = {
     "reserve OK", "reserve DENIED", "reserve WAIT", "reserve STALE", "reserve OPEN", "reserve FINISHED",
     "reserve CONFLICT", "record OK", "record DENIED", "record WAIT", "record STALE", "record UNKNOWN",
-    "record MISMATCH", "settle OK", "settle OK AGAIN", "settle SETTLED", "settle UNKNOWN", "settle MISMATCH",
+    "record MISMATCH", "note OK", "note UNKNOWN", "settle OK", "settle OK AGAIN", "settle SETTLED",
+    "settle UNKNOWN", "settle MISMATCH",
     "adjust OK", "adjust STALE", "adjust MISMATCH", "charge NEW", "charge STALE", "charge CONFLICT", "assign NEW",
     "assign CONFLICT", "change_credit CREDIT", "change_credit LESS", "change_credit EARLY", "change_credit CONFLICT",
     "change_credit STALE", "change_credit POLICY", "trim OK", "balance OK", "balance STALE", "balance DIVERGED",

@@ -429,8 +429,21 @@ def test_event_stream_that_ends_in_an_error_is_an_error() -> None:
     assert (attempt.outcome, attempt.charge, attempt.content) == ("provider_error", "none", "Hel")
 
 
-def test_event_stream_without_an_end_is_what_had_come() -> None:
-    attempt = read(event(choices=delta(content="Hel")))
+def test_event_stream_without_an_end_is_a_lost_connection() -> None:
+    """A socket that is closed in mid-answer looks like an end; the usage so far is not what is billed."""
+    attempt = read(event(choices=delta(content="Hel"), usage=USAGE))
+    assert (attempt.outcome, attempt.charge, attempt.content) == ("connection_error", "unknown", "Hel")
+    assert (attempt.is_retryable, attempt.generation_id) == (True, "gen-1")
+
+
+@pytest.mark.parametrize("end", [b"", b"data: [DONE]", b"data: [DONE]\n\n", b'data: {"choi', b": bye\n\n"])
+def test_event_stream_has_ended_where_a_choice_says_why(end: bytes) -> None:
+    attempt = read(event(choices=delta(content="Hel")) + event(choices=delta("length"), usage=USAGE) + end)
+    assert (attempt.outcome, attempt.charge, attempt.finish_reason) == ("ok", "known", "length")
+
+
+def test_event_stream_has_ended_where_it_says_so() -> None:
+    attempt = read(event(choices=delta(content="Hel")) + b"data: [DONE]\n\n")
     assert (attempt.outcome, attempt.charge, attempt.content) == ("ok", "unknown", "Hel")
 
 

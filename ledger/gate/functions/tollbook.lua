@@ -30,7 +30,8 @@ Keys, all with the hash tag of one partition:
                    2 settled holds, each "number=cost,assumed"; if they stood against other budgets
                      than the latest hold, followed by a tab, their period, and their budgets, with
                      tabs between, and the character 1 for a space
-                   3 marks of recorded attempt events (m1 f1 x2), so that a repeat adds none
+                   3 marks of recorded attempt events (m1 f1 x2), so that a repeat adds none; while a hold is open,
+                     "g1=provider=id" is the provider's id of attempt 1, once its reply has begun
                    4 the denial, "budget settled held cap amount reason"
                    5.. the budgets of the hold
   result    string the task's result as JSON
@@ -77,6 +78,7 @@ Codes:
 Every function whose first argument is the ledger's id, but create, may answer LEDGER and BACK. Beside these:
   reserve   OK EXISTS CONFLICT DENIED WAIT STALE AHEAD DIVERGED STOPPED POLICY WINDOW
   record    OK DENIED WAIT STALE AHEAD DIVERGED STOPPED POLICY SETTLED UNKNOWN MISMATCH
+  note      OK UNKNOWN
   settle    OK STALE AHEAD DIVERGED SETTLED UNKNOWN MISMATCH
   adjust    OK STALE AHEAD DIVERGED UNKNOWN MISMATCH CHANGED
   release   OK EXISTS STALE AHEAD DIVERGED UNKNOWN MISMATCH CHANGED
@@ -441,6 +443,13 @@ local function move_call(call, period, budgets)
   call.period, call.budgets = period, budgets
 end
 
+-- Forget the provider's id of a request: the next one has its own.
+local function forget_id(call)
+  if string.find(call.marks, ' g', 1, true) then
+    call.marks = string.gsub(call.marks, ' g%S+', '')
+  end
+end
+
 -- Set a mark; return whether it is new.
 local function mark(call, name)
   if string.find(call.marks, ' ' .. name .. ' ', 1, true) then -- G4
@@ -709,7 +718,7 @@ local function exists(call, result_key, ledger)
   if call.state == 'open' then
     return { 'EXISTS', 'open', text(call.hold), text(call.amount), call.worker, call.deadline,
       text(call.recorded), text(call.begun), text(call.spent), text(call.assumed), call.budgets, call.period,
-      newest(ledger) }
+      string.match(call.marks, ' g' .. text(call.begun) .. '=(%S+)') or '', newest(ledger) }
   end
   return { 'EXISTS', call.state, redis.call('GET', result_key) or '', call.denial, newest(ledger) }
 end
@@ -723,7 +732,7 @@ ARGS 1 ledger_id 2 call_id
      4 payload 5.. budgets with baselines, the user's period first
 OK id hold attempt committed cap deadline-ms plan ('': none assigned)
 | DENIED budget settled held cap reason (cap | wait_timeout) | WAIT budget settled held cap
-| EXISTS open hold amount worker deadline-ms recorded begun spent assumed budgets period newest
+| EXISTS open hold amount worker deadline-ms recorded begun spent assumed budgets period provider=id|'' newest
 | EXISTS settled|denied result denial newest | CONFLICT | STOPPED reason | POLICY version | WINDOW now-ms ]]
 local function reserve(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
@@ -894,6 +903,32 @@ local function record(keys, args)
   return { 'OK', id, text(call.amount) }
 end
 
+--[[ note: keep the provider's id of the request in flight with the open hold, so that whoever settles it instead of its
+worker can ask what it cost. Appends no event.
+KEYS meta ledger call
+ARGS 1 ledger_id 2 hold 3 attempt 4 provider 5 id
+OK (also where another attempt has begun, and nothing is noted) | UNKNOWN ]]
+local function note(keys, args)
+  local meta, refusal = read_meta(keys[1], keys[2], args[1])
+  if not meta then
+    return refusal
+  end
+  local attempt = int(args[3])
+  if not string.find(args[4], '^[%w_.-]+$') or not string.find(args[5], '^[!-~]+$') or #args[5] > 200 then
+    bug('not the id of a request: ' .. args[4] .. ' ' .. args[5])
+  end
+  local call = read_call(keys[3])
+  if not call or call.state ~= 'open' or text(call.hold) ~= args[2] then
+    return { 'UNKNOWN' }
+  end
+  if attempt == call.begun then -- G3
+    forget_id(call)
+    mark(call, 'g' .. text(attempt) .. '=' .. args[4] .. '=' .. args[5])
+    write_call(keys[3], call)
+  end
+  return { 'OK' }
+end
+
 --[[ settle: replace a hold by its cost, store the result, and free the rest of the hold.
 KEYS meta ledger holds waiters call result tail...
 ARGS 1 ledger_id 2 call_id
@@ -947,6 +982,7 @@ local function settle(keys, args)
   end
   append_alerts(meta, keys[2], due, args[2])
   call.state = final == '1' and 'settled' or 'closed'
+  forget_id(call)
   set_settled(call, hold, cost, assumed) -- G2
   write_call(call_key, call, call_ttl)
   if args[4] ~= '' then
@@ -1866,6 +1902,7 @@ end
 
 redis.register_function('tollbook_v2_reserve', reserve)
 redis.register_function('tollbook_v2_record', record)
+redis.register_function('tollbook_v2_note', note)
 redis.register_function('tollbook_v2_settle', settle)
 redis.register_function('tollbook_v2_adjust', adjust)
 redis.register_function('tollbook_v2_release', release)

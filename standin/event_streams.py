@@ -1,0 +1,73 @@
+"""Completions as event streams: the same reply in parts, its usage in the last one.
+
+What is no completion (an error, a page of a proxy) is no stream either.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final, cast
+
+COMMENT: Final = b": PROCESSING\n\n"
+DONE: Final = b"data: [DONE]\n\n"
+_PART_CHARACTERS: Final = 9
+_NUMBER: Final = re.compile(r'"<number ([^"<>]*)>"')
+_TEXTS: Final = ("content", "refusal", "reasoning", "reasoning_content")
+Cut = Callable[[str], Sequence[str]]
+"""Cuts a text into the parts of which the stream consists."""
+
+
+def cut(text: str) -> list[str]:
+    """Cut a text in two."""
+    return [text[:_PART_CHARACTERS], text[_PART_CHARACTERS:]] if len(text) > _PART_CHARACTERS else [text]
+
+
+def as_events(body: bytes, cut: Cut = cut) -> list[bytes] | None:
+    """Return the events of a completion, `[DONE]` the last; None where it is none."""
+    try:
+        found: Any = json.loads(body, parse_float=_Literal)
+    except ValueError:
+        return None
+    if not isinstance(found, dict) or "choices" not in found:
+        return None
+    document = cast("dict[str, Any]", found)
+    usage: Any = document.pop("usage", None)
+    events: list[Any] = [
+        document | {"choices": [part]} for choice in document.pop("choices") or () for part in _parts(choice, cut)
+    ]
+    if usage is not None:
+        events.append(document | {"choices": [], "usage": usage})
+    return [*(b"data: %s\n\n" % _dumped(event) for event in events), DONE]
+
+
+def _parts(choice: Any, cut: Cut) -> list[dict[str, Any]]:
+    """Return a choice as parts with deltas; why it ended stands in the last."""
+    ending = {name: value for name, value in choice.items() if name not in ("message", "index")}
+    message: dict[str, Any] = {**(choice.get("message") or {})}
+    deltas: list[dict[str, Any]] = []
+    for name in _TEXTS:
+        if isinstance(text := message.get(name), str):
+            deltas += [{name: part} for part in cut(text)]
+            del message[name]
+    calls: Any = message.pop("tool_calls", None)
+    for index, call in enumerate(calls or ()):
+        function: Any = call.get("function") or {}
+        pieces = cut(function["arguments"]) if isinstance(function.get("arguments"), str) else None
+        first = call | {"index": index} | ({"function": function | {"arguments": ""}} if pieces else {})
+        deltas.append({"tool_calls": [first]})
+        deltas += [{"tool_calls": [{"index": index, "function": {"arguments": piece}}]} for piece in pieces or ()]
+    start = [message] if message else []
+    parts = [{"index": choice.get("index", 0), "delta": delta, "finish_reason": None} for delta in [*start, *deltas]]
+    return [*parts, {"index": choice.get("index", 0), "delta": {}, **ending}]
+
+
+class _Literal:
+    """A number as it stands in the body: a float could not hold a cost exactly."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _dumped(event: dict[str, Any]) -> bytes:
+    text = json.dumps(event, default=lambda number: f"<number {number.text}>")
+    return _NUMBER.sub(r"\1", text).encode()
