@@ -220,7 +220,7 @@ async def test_a_reply_that_was_paid_for_is_the_outcome(provider: Provider, name
     async with opened(provider, name) as (server, client):
         attempt = await client.complete(request(provider))
     assert (attempt.outcome, attempt.is_retryable) == ("ok", False)
-    said = bool(attempt.content and attempt.content.strip()) or attempt.tool_calls or attempt.refusal
+    said = bool(attempt.content and attempt.content.strip()) or attempt.tool_calls or attempt.refusal or attempt.images
     assert bool(said) == (scenario.result == "done")
     assert (attempt.error_code or "done") == scenario.result
     assert cost_of(provider, attempt) == sum(server.book.totals().values())
