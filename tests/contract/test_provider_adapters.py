@@ -49,7 +49,13 @@ PROVIDERS: Final = (
     Provider("anthropic", "claude-haiku-4-5"),
     Provider("compatible", "own/small"),
 )
-OUTCOMES: Final = [name for name, each in SCENARIOS.items() if each.group == "outcome" and each.booked == "reported"]
+# Anthropic's form has no images in replies.
+MADE_IMAGE: Final = "image_made"
+OUTCOMES: Final = [
+    name
+    for name, each in SCENARIOS.items()
+    if each.group == "outcome" and each.booked == "reported" and name != MADE_IMAGE
+]
 # Status and name of a fault, and what follows: the reason, whether the same model is asked again, the pause.
 REFUSALS: Final = [
     ("http_400", "bad_request", False, None),
@@ -220,10 +226,19 @@ async def test_a_reply_that_was_paid_for_is_the_outcome(provider: Provider, name
     async with opened(provider, name) as (server, client):
         attempt = await client.complete(request(provider))
     assert (attempt.outcome, attempt.is_retryable) == ("ok", False)
-    said = bool(attempt.content and attempt.content.strip()) or attempt.tool_calls or attempt.refusal or attempt.images
+    said = bool(attempt.content and attempt.content.strip()) or attempt.tool_calls or attempt.refusal
     assert bool(said) == (scenario.result == "done")
     assert (attempt.error_code or "done") == scenario.result
     assert cost_of(provider, attempt) == sum(server.book.totals().values())
+
+
+@pytest.mark.parametrize("chat", [each for each in PROVIDERS if each.dialect != "anthropic"], ids=lambda it: it.dialect)
+async def test_images_that_were_made_and_paid_for_are_the_outcome(chat: Provider) -> None:
+    """G4."""
+    async with opened(chat, MADE_IMAGE) as (server, client):
+        attempt = await client.complete(request(chat))
+    assert (attempt.outcome, attempt.error_code, len(attempt.images)) == ("ok", None, 1)
+    assert cost_of(chat, attempt) == sum(server.book.totals().values())
 
 
 async def test_calls_of_tools_come_in_the_form_of_a_chat_completion(provider: Provider) -> None:
