@@ -103,6 +103,11 @@ class Worker:
         return len(self._tasks)
 
     @property
+    def request_ids_lost(self) -> int:
+        """Requests of this process whose ids could not be kept with their holds."""
+        return self._runner.notes_lost
+
+    @property
     def waiting(self) -> int:
         """Tasks of this process that wait for other calls' holds."""
         return self._reservations.waiting

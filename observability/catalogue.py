@@ -133,6 +133,13 @@ METRICS: Final = (
     Metric("worker", "tollbook_tasks_claimed_total", "counter", _NONE, "tasks taken over from silent workers"),
     Metric("worker", "tollbook_claims_lost_total", "counter", _NONE, "tasks that others took over from this one"),
     Metric(
+        "worker",
+        "tollbook_request_ids_lost_total",
+        "counter",
+        _NONE,
+        "requests whose provider's id could not be kept with the hold: if the worker dies, its hold is assumed",
+    ),
+    Metric(
         "process", "tollbook_redis_batches_total", "counter", _NONE, "round trips of the pipeline of commands to Redis"
     ),
     Metric("process", "tollbook_redis_commands_total", "counter", _NONE, "commands sent to Redis in these batches"),

@@ -184,6 +184,7 @@ def _add_process(page: Page, state: ProcessState) -> None:
     if state.workers:
         # The queues are the process's, not one worker's.
         page.add("tollbook_tasks_waiting", state.workers[0].waiting)
+        page.add("tollbook_request_ids_lost_total", state.workers[0].request_ids_lost)
 
 
 def _faststream(registry: CollectorRegistry | None) -> Iterator[Metric]:

@@ -105,6 +105,18 @@ class HoldFacts:
         return seen | self.told
 
     @property
+    def assumed_by_outcome(self) -> Counter[str]:
+        """What stays assumed, by how its attempt ended, and whether its id was known."""
+        found = Counter[str]()
+        for each in self.attempts:
+            if each["charge_basis"] == "assumed" and each.get("generation_id") not in self.told:
+                known = ", id known" if each.get("generation_id") else ""
+                found[f"{each['outcome']}{known}"] += each["charge_nanousd"]
+        if rest := self.assumed - found.total():
+            found[f"{self.outcome}{', id known' if self.died else ''}"] += rest
+        return found
+
+    @property
     def learnable(self) -> list[tuple[str | None, int]]:
         """What is assumed of attempts, with their ids."""
         found = [(e.get("generation_id"), e["charge_nanousd"]) for e in self.attempts if e["charge_basis"] == "assumed"]
@@ -206,6 +218,10 @@ class Audit:
             "unseen_overcharges": self.unseen_overcharges,
             "charged_nanousd": sum(self.booked.values()),
             "assumed_nanousd": self.assumed_nanousd,
+            "assumed_shares": {
+                name: round(nanousd / (sum(self.booked.values()) or 1), 4)
+                for name, nanousd in sum((hold.assumed_by_outcome for hold in self.holds.values()), Counter()).items()
+            },
             "assumed_share": round(self.assumed_nanousd / (sum(self.booked.values()) or 1), 4),
             "above_book_share": round(self.booked_above_nanousd / (sum(self.booked.values()) or 1), 4),
         }

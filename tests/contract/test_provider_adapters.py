@@ -204,6 +204,18 @@ async def test_an_answer_and_its_exact_cost(provider: Provider) -> None:
     assert {"u1": cost_of(provider, attempt)} == server.book.totals()
 
 
+@pytest.mark.parametrize("outcome", [None, *OUTCOMES])
+async def test_a_streamed_reply_is_the_plain_one(provider: Provider, outcome: str | None) -> None:
+    """Whether it is asked for as a stream, and whether the provider then sends one."""
+    attempts: list[dict[str, Any]] = []
+    for streams in (False, True):
+        async with opened(provider, outcome, streams_replies=streams) as (_, client):
+            attempt = await client.complete(request(provider))
+            facts = {name: getattr(attempt, name) for name in attempt.__slots__}
+            attempts.append({**facts, "generation_id": None, "latency_ms": 0})
+    assert attempts[0] == attempts[1]
+
+
 async def test_a_request_has_an_id_although_its_reply_breaks(provider: Provider) -> None:
     async with opened(provider, "reset_mid_body", None) as (server, client):
         broken, answered = [await client.complete(request(provider)) for _ in range(2)]

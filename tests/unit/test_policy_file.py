@@ -200,6 +200,10 @@ OPENAI = 'dialect = "openai"\n'
             "tollbook.toml:1: 'providers.x' must not have cost_by_id = true: providers of dialect 'anthropic' do not",
         ),
         (
+            PROVIDER + 'dialect = "openai"\nstream = true\n',
+            "tollbook.toml:1: 'providers.x' must not have stream = true: providers of dialect 'openai' tell no cost by",
+        ),
+        (
             PROVIDER + 'dialect = "compatible"\nprices_from = "catalogue"\n',
             "tollbook.toml:1: 'providers.x' takes prices_from = 'catalogue': 'catalogue' must name it there",
         ),

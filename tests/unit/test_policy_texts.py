@@ -42,6 +42,7 @@ EVERYTHING: Final[dict[str, Any]] = {
             "dialect": "openai",
             "prices_from": "policy",
             "cost_by_id": False,
+            "stream": False,
             "prices": {"gpt-5-mini": [{"prompt": "0.25", "completion": 2}]},
         }
     },
