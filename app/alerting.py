@@ -24,14 +24,13 @@ from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import BaselineUnavailable, LedgerError
 from tollbook.ledger.projection.store import Store
 from tollbook.observability.alert_watch import AlertWatch, Spend
-from tollbook.observability.facts import FactReader
 from tollbook.observability.process_state import ProcessState
 from tollbook.schemas.policy import AlertRule
 
 _RETRY_S: Final = 5.0
 _SPEND: Final = """
     SELECT coalesce(sum(spent_usd), 0) AS settled_usd, coalesce(sum(assumed_usd), 0) AS assumed_usd
-    FROM spend WHERE period = strftime(now() AT TIME ZONE 'UTC', '%Y-%m')
+    FROM spend WHERE period = ?
 """
 _log = structlog.get_logger(__name__)
 
@@ -96,7 +95,7 @@ class _Alerting:
             self._handle.redis,
             self._settings.namespace,
             rule,
-            FactReader(self._state),
+            self._state.facts,
             read_spend=self._spend,
             read_unpriced=self._unpriced,
             now_ms=now_ms,
@@ -110,7 +109,8 @@ class _Alerting:
 
     def _spend(self) -> Spend | None:
         try:
-            (row,) = self._store().query(_SPEND)
+            period = self._handle.policies.newest.budgets.calendar.month_at(now_ms()).name
+            (row,) = self._store().query(_SPEND, [period])
         except LedgerError:
             return None
         return Spend(row["settled_usd"], row["assumed_usd"])

@@ -25,8 +25,8 @@ _RECOVER: Final = (
 
 
 _FAILURES: Final = """
-SELECT reason, count(*) AS failures, string_agg(DISTINCT model, ', ' ORDER BY model) AS models
-FROM events
+SELECT reason, count(*) AS failures, string_agg(DISTINCT asked, ', ' ORDER BY asked) AS models
+FROM (SELECT *, model || coalesce(' at ' || (payload->>'provider'), '') AS asked FROM events)
 WHERE type = 'model-called' AND reason IS NOT NULL
     AND recorded_at > (SELECT max(recorded_at) FROM events) - INTERVAL 1 HOUR
 GROUP BY reason ORDER BY failures DESC, reason

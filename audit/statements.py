@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tollbook.audit.balances import Balance, Cap, account_of, move_of
+from tollbook.audit.balances import Balance, Cap, account_of, move_of, moves_of
 from tollbook.audit.reader import AuditReader, NotOnLedger, Selection
 from tollbook.schemas.events import Event
 
@@ -28,6 +28,21 @@ class Line:
         return stamped is None or stamped == self.settled_nanousd + self.held_nanousd  # audits G6
 
 
+@dataclass(slots=True)
+class FurtherBudget:
+    """A budget beside the billing period, as the user's events of the period left it. Nano-dollars.
+
+    `own_*` is the user's part in this period; `committed_nanousd` is what everybody had settled and held there after
+    the last of these events, and `cap_nanousd` its cap at the last hold (None: no hold has stated it).
+    """
+
+    budget: str
+    own_settled_nanousd: int = 0
+    own_held_nanousd: int = 0
+    committed_nanousd: int | None = None
+    cap_nanousd: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Statement:
     """A user's period. It begins with nothing spent, since a cap is for one period."""
@@ -37,6 +52,7 @@ class Statement:
     other_periods: tuple[str, ...]
     opening_cap_nanousd: int | None
     lines: tuple[Line, ...]
+    further: tuple[FurtherBudget, ...] = ()
 
     @property
     def settled_nanousd(self) -> int:
@@ -79,7 +95,24 @@ async def make_statement(reader: AuditReader, user_id: str, period: str | None =
             break
         cap.note(event)
     opening_cap = cap.nanousd
-    return Statement(user_id, period, others, opening_cap, tuple(_lines(events, cap, Balance())))
+    lines, further = tuple(_lines(events, cap, Balance())), _further(events, period)
+    return Statement(user_id, period, others, opening_cap, lines, further)
+
+
+def _further(events: list[Event], period: str) -> tuple[FurtherBudget, ...]:
+    found: dict[str, FurtherBudget] = {}
+    for event in events:
+        own = account_of(event)
+        for move in moves_of(event) if event.period == period else ():
+            if move.budget == own:
+                continue
+            budget = found.setdefault(move.budget, FurtherBudget(move.budget))
+            budget.own_settled_nanousd += move.settled_nanousd
+            budget.own_held_nanousd += move.held_nanousd
+            budget.committed_nanousd = move.stamped_nanousd
+            if move.cap_nanousd is not None:
+                budget.cap_nanousd = move.cap_nanousd
+    return tuple(budget for _, budget in sorted(found.items()))
 
 
 def _lines(events: list[Event], cap: Cap, balance: Balance) -> list[Line]:

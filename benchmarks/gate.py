@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from benchmarks.load import RECORDED, RESERVED, reserve_request, settle_request, user_of
+from benchmarks.load import HASH_STAMP, RECORDED, RESERVED, reserve_request, settle_request, user_of
 from benchmarks.load import now_ms as clock_ms
 from benchmarks.measure import Result, Sizes, Target, compare, in_turn
 from tollbook.ledger.gate.functions import load_library
@@ -27,7 +27,10 @@ from tollbook.schemas.identifiers import month_at
 TASKS = 50
 _USERS = 1_000
 # What the gate stamps in front of the two payloads.
-_STAMPS = ('"hold":1,"cap_nanousd":40000000000,"deadline_ms":1795000000000,', '"hold":1,"hold_nanousd":31000000,')
+_STAMPS = (
+    f'"hold":1,"cap_nanousd":40000000000,"deadline_ms":1795000000000,{HASH_STAMP},',
+    '"hold":1,"hold_nanousd":31000000,',
+)
 
 
 class _PlainClient:

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tollbook.ledger.gate.requests import BudgetCap, Reserved, ReserveRequest, SettleRequest
-from tollbook.schemas.events import ENVELOPE_FIELDS
+from tollbook.schemas.events import ENVELOPE_FIELDS, EVENT_VERSION
 from tollbook.schemas.identifiers import Window, budget_name, month_at
 
 CAP = 40_000_000_000
 HOLD = 31_000_000
+CONTENT_HASH = "9f86d081884c7d659a2feaa0c55ad015"
 MODEL = "anthropic/claude-sonnet-4"
 EVENTS_A_CALL = 3
 
@@ -29,6 +30,7 @@ CALLED = (
     '"http_status":200,"latency_ms":{latency},"usage":{{"prompt_tokens":78,"completion_tokens":{tokens}}},'
     '"generation_id":"gen-{n}","charge_nanousd":{cost},"charge_basis":"reported","finish_reason":"stop"}}'
 )
+HASH_STAMP = f'"content_hash":"{CONTENT_HASH}"'
 RECORDED = '{"basis":"reported","outcome":"done"}'
 RESULT = (
     '{{"task_id":"call-{n}","status":"done","content":"{content}","model_used":"anthropic/claude-sonnet-4",'
@@ -53,7 +55,7 @@ def reserve_request(call_id: str, user: str, window: Window, n: int) -> ReserveR
         call_id=call_id,
         user_id=user,
         window=window,
-        content_hash="9f86d081884c7d659a2feaa0c55ad015",
+        content_hash=CONTENT_HASH,
         amount_nanousd=HOLD,
         worker=f"host-4711-a1b2c3.{n}",
         lease_ms=600_000,
@@ -87,7 +89,9 @@ def typical_entries(calls: int, *, users: int, seed: int = 1) -> Iterator[list[A
         user, cost = user_of(draw.randrange(users)), draw.randrange(200_000, 2_000_000)
         before = settled.get(user, 0)
         settled[user] = before + cost
-        reserved = f'{{"hold":1,"cap_nanousd":{CAP},"deadline_ms":{window.end_ms},' + RESERVED.format(n=n)[1:]
+        reserved = (
+            f'{{"hold":1,"cap_nanousd":{CAP},"deadline_ms":{window.end_ms},{HASH_STAMP},' + RESERVED.format(n=n)[1:]
+        )
         called = CALLED.format(n=n, latency=draw.randrange(300, 9_000), tokens=draw.randrange(8, 200), cost=cost)
         recorded = f'{{"hold":1,"hold_nanousd":{HOLD},' + RECORDED[1:]
         for kind, amount, committed, payload in (
@@ -96,7 +100,7 @@ def typical_entries(calls: int, *, users: int, seed: int = 1) -> Iterator[list[A
             ("cost-recorded", cost, before + cost, recorded),
         ):
             seq += 1
-            values = (kind, 1, seq, user, window.name, f"call-{n}", 1, amount, committed, payload)
+            values = (kind, EVENT_VERSION, seq, user, window.name, f"call-{n}", 1, amount, committed, payload)
             fields = [str(part).encode() for pair in zip(ENVELOPE_FIELDS, values, strict=True) for part in pair]
             yield [f"{window.start_ms + seq // 100}-{seq % 100}".encode(), fields]
 

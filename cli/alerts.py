@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,16 +45,22 @@ def list_alerts(
                 [
                     row["raised_at"],
                     printable(describe_budget(row["budget"])),
-                    f"{100 * row['fraction']:.4g} %",
+                    f"{100 * float(row['fraction']):.4g} %",
                     dollars(row["settled_usd"], 4),
                     dollars(row["cap_usd"], None),
                 ],
-                [f"by call {printable(row['call_id'])}"],
+                [f"{_cause(row)} {printable(row['call_id'])}"],
             )
             for row in rows
         ]
         Printer().table(("at", "budget", "reached>", "spent>", "cap>"), cells, "Alerts")
     return 0
+
+
+def _cause(row: dict[str, Any]) -> str:
+    """Say whether spend has reached the fraction, or a call was refused before it had."""
+    is_reached = row["cap_usd"] and row["settled_usd"] >= row["cap_usd"] * row["fraction"]
+    return "by call" if is_reached else "it did not fit, and was refused: call"
 
 
 @app.command("test")

@@ -33,6 +33,7 @@ def stand_in(
         async with StandIn(config) as server:
             typer.echo(f"stand-in for OpenRouter (not OpenRouter) at {server.base_url}")
             typer.echo(f"use it with: OPENROUTER_BASE_URL={server.base_url} TOLLBOOK_DIALECT=openrouter tollbook up")
+            typer.echo(f"in place of every provider in a policy: TOLLBOOK_STAND_IN_URL={server.root_url}")
             await stop.wait()
 
     run_until_signal(run)

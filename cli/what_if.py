@@ -140,7 +140,7 @@ async def _walk(
         alternatives = alternatives_to(policy)
         walk = WhatIf(
             alternatives,
-            PriceCatalogue.from_settings(settings, alternatives.policy or policy).price,
+            PriceCatalogue.from_settings(settings, alternatives.policy or policy).price_anywhere,
             recorded_caps=RecordedCaps(plans=before.plan_caps_nanousd, users=before.user_caps_nanousd),
             hold_wait_ms=round(settings.hold_wait_s * 1000),
             kept_refusals=kept_refusals,

@@ -18,6 +18,7 @@ from typing import Final
 
 import structlog
 
+from tollbook.consumers.alert_tidying import AlertTidying
 from tollbook.consumers.call_stops import CallStops
 from tollbook.consumers.credit_expiry import CreditExpiry
 from tollbook.consumers.sealers import build_sealers
@@ -147,6 +148,7 @@ class ProjectionService:
             self._lease.keep(),
             self._calls.resume_forever(lambda: self.projector),
             self._expire_credits(),
+            self._tidy_alerts(),
             *(sealer.run() for sealer in build_sealers(self._settings, self._handle, lambda: self.store)),
         ]
         tasks = [asyncio.create_task(part) for part in parts]
@@ -163,6 +165,10 @@ class ProjectionService:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _tidy_alerts(self) -> None:
+        gates = build_gates(self._handle, self._settings)
+        await AlertTidying(gates, keep_s=self._settings.idempotency_ttl_s).run()
 
     async def _expire_credits(self) -> None:
         policies = await CurrentPolicy.of_ledger(self._handle.pipeline, self._handle.keys)

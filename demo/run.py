@@ -38,7 +38,7 @@ from tollbook.ledger.private_files import make_private_folder
 from tollbook.ledger.signature import Signature
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.money import usd_from_nanousd
-from tollbook.schemas.policy import AlertRule, default_policy
+from tollbook.schemas.policy import AlertRule, ProviderRule, default_policy
 
 _PAGE: Final = 200
 
@@ -68,8 +68,9 @@ class DemoOptions:
 
 async def run_demo(options: DemoOptions, progress: Progress) -> Report:
     """Run the demo and return its report. Errors: those of `open_system`; RuntimeError where the stand-in fails."""
-    await asyncio.to_thread(_write_policy, options)
+    make_private_folder(options.data_dir)
     async with stand_in_process(options) as base_url:
+        await asyncio.to_thread(_write_policy, options, f"{base_url}/api/v1")
         settings = load_settings(
             # The provider's book is by the name that it is told: so it can be held against the ledger's users.
             provider_user="plain",
@@ -128,15 +129,29 @@ async def _run(system: System, settings: Settings, options: DemoOptions, progres
     )
 
 
-def _write_policy(options: DemoOptions) -> None:
-    """Write the demo's policy, so that no other file counts. It has no receivers: nobody is told of made-up spend."""
+def _write_policy(options: DemoOptions, base_url: str) -> None:
+    """Write the demo's policy, so that no other file counts.
+
+    It has no receivers, since nobody is to be told of made-up spend, and the stand-in in the place of every provider.
+    """
     if options.policy is not None:
-        policy = options.policy.policy.model_copy(update={"alerts": AlertRule()})
+        providers = {name: _stand_in_for(rule, base_url) for name, rule in options.policy.policy.providers.items()}
+        policy = options.policy.policy.model_copy(update={"alerts": AlertRule(), "providers": providers})
     else:
         caps = plan_caps_nanousd(options.tasks)
         policy = default_policy({"plans": {plan: {"cap_usd": usd_from_nanousd(cap)} for plan, cap in caps.items()}})
-    make_private_folder(options.data_dir)
     (options.data_dir / POLICY_FILE).write_text(policy_toml(policy), encoding="utf-8")
+
+
+def _stand_in_for(rule: ProviderRule, base_url: str) -> ProviderRule:
+    source = rule.price_source
+    return ProviderRule(
+        base_url=base_url,
+        dialect="openrouter",
+        prices_from=None if source == "models" else source,
+        catalogue=rule.catalogue_name,
+        prices=rule.prices,
+    )
 
 
 async def _grant_credits(system: System, options: DemoOptions) -> None:
@@ -150,9 +165,11 @@ async def _grant_credits(system: System, options: DemoOptions) -> None:
 def stand_in_prices(file: PolicyFile) -> dict[str, dict[str, str]]:
     """Return the prices of a policy file as the stand-in takes them: those that count now."""
     now, found = now_ms(), dict[str, dict[str, str]]()
-    for model, rules in file.policy.prices.items():
+    tables = [provider.prices for provider in file.policy.providers.values()]
+    for model, rules in (each for table in (*tables, file.policy.prices) for each in table.items()):
         begun = [rule for rule in rules if (rule.starts_ms or 0) <= now] or list(rules[:1])
-        found[model] = begun[-1].model_dump(mode="json", exclude={"starts"}, exclude_none=True)
+        kinds = {"prompt", "completion", "cached", "cache_write", "request"}
+        found[model] = begun[-1].model_dump(mode="json", include=kinds, exclude_none=True)
     return found
 
 

@@ -39,6 +39,17 @@ class ChatRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingsRequest:
+    """Vectors to be asked for, one for each of `inputs`. `price_limit` is as in a ChatRequest."""
+
+    model: str
+    inputs: Sequence[str] = field(repr=False)  # G10
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    user: str | None = None
+    price_limit: Bound | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """How one HTTP request ended.
 
@@ -57,6 +68,8 @@ class Attempt:
     charge: ChargeStatus
     latency_ms: int
     content: str | None = None
+    embeddings: tuple[Any, ...] = ()
+    images: tuple[str, ...] = ()
     tool_calls: tuple[dict[str, Any], ...] = ()
     refusal: str | None = None
     reasoning: str | None = None

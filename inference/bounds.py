@@ -3,23 +3,27 @@
 Invariant (G1): the bound is at least the true cost for every tokenizer that makes at most as many tokens as the text,
 or its NFKC form, has bytes in UTF-8, plus the constants below. That is so for byte-level BPE, and for SentencePiece
 after normalisation (where one character can become eighteen). Tools, schemas and other JSON count with every way to
-write them; an image counts with the most tokens that the model makes of one. No audio, files or videos come here.
+write them. Where the model's own tokenizer is known, a text counts with its true tokens (`tokenizers`). Images, sounds,
+files and videos count with the most tokens that the model makes of one (`media`).
 """
 
+import collections
 import json
 import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tollbook.inference.errors import PriceUnknown
-from tollbook.inference.images import image_tokens_at_most
+from tollbook.inference.media import NO_LIMITS, NO_MEDIA, bound_media
 from tollbook.inference.models import ModelFacts
 from tollbook.inference.prices.model_price import TOKENS_PER_MTOK, ModelPrice
+from tollbook.inference.tokenizers import Counter, is_countable
 from tollbook.schemas.events import BoundPrice
 from tollbook.schemas.messages import Message
 from tollbook.schemas.money import MAX_NANOUSD
+from tollbook.schemas.parameters import IMAGE_PARAMETERS, SEARCH
+from tollbook.schemas.policy import ModelRule
 from tollbook.schemas.routes import DEFAULT_PROVIDER, Target, named_provider
 
 # Chat templates add a role and a few markers to a message: 3 to 5 tokens in OpenAI's and Anthropic's, up to 10 in
@@ -58,10 +62,10 @@ class Bound:
     """The listed price of a prompt token: no endpoint that asks more may be used. Tokens for the cache cost more."""
     image_nanousd: int = 0
     """The most that one image can cost; 0 where there is none."""
-    image_fee_nanousd: int = 0
-    """What all images cost beside their tokens; the prompt's tokens include as many as cost that."""
-    is_context_length: bool = False
-    """Whether the prompt is bounded by what the model can read, and not by the length of its text."""
+    fee_nanousd: int = 0
+    """What images, sounds, videos and searches cost beside prompt tokens; those include as many as cost that."""
+    prompt_basis: Literal["text", "tokenizer", "context_length"] = "text"
+    """What bounds the prompt: bytes of its texts, tokens as its tokenizer counts them, or what the model can read."""
     source: str = ""
     """Where the price comes from, as in `ModelPrice`."""
     provider: str = DEFAULT_PROVIDER
@@ -81,14 +85,17 @@ class Bound:
             prompt_nanousd_per_mtok=self.prompt_nanousd_per_mtok,
             completion_nanousd_per_mtok=self.completion_nanousd_per_mtok,
             request_nanousd=self.request_nanousd,
-            prompt_basis="context_length" if self.is_context_length else "text",
+            prompt_basis=self.prompt_basis,
             source=self.source or None,
             provider=named_provider(self.provider),
         )
 
 
-def text_tokens_at_most(text: str) -> int:
-    """Return how many tokens a text can have at most."""
+def text_tokens_at_most(text: str, count: Counter | None = None) -> int:
+    """Return how many tokens a text can have at most: as `count` counts them, where that is certain."""
+    counted = None if count is None else count(text)
+    if counted is not None:
+        return counted
     if text.isascii():
         return len(text)
     if len(text) <= MAX_NORMALISED_CHARACTERS:
@@ -105,7 +112,7 @@ def _bytes_of_parts(text: str) -> int:
     """Sum the bytes of each character, decomposed: at least those of NFKC, since composing never adds a byte."""
     return sum(
         count * max(_bytes(character), _bytes(unicodedata.normalize("NFKD", character)))
-        for character, count in Counter(text).items()
+        for character, count in collections.Counter(text).items()
     )
 
 
@@ -116,13 +123,13 @@ def json_tokens_at_most(value: object) -> int:
 
 
 def prompt_tokens_at_most(
-    messages: Sequence[Message], parameters: Mapping[str, Any] | None = None, *, model: str = ""
+    messages: Sequence[Message], parameters: Mapping[str, Any] | None = None, *, count: Counter | None = None
 ) -> int:
-    """Return how many prompt tokens a conversation can have at most. Errors: PriceUnknown for images."""
-    tokens = TOKENS_PER_REQUEST + sum(_message_tokens_at_most(message) for message in messages)
-    images = sum(len(message.image_parts) for message in messages)
-    if images:
-        tokens += images * image_tokens_at_most(model)
+    """Return how many prompt tokens a conversation can have at most, without its images and other media.
+
+    `count` counts tokens as the model does.
+    """
+    tokens = TOKENS_PER_REQUEST + sum(_message_tokens_at_most(message, count) for message in messages)
     told = {name: value for name, value in (parameters or {}).items() if _may_be_told(name, value)}
     if parameters and told:
         tokens += json_tokens_at_most(told)
@@ -137,8 +144,11 @@ def _may_be_told(name: str, value: object) -> bool:
     return not isinstance(value, bool | int | float) and name not in _NEVER_TOLD
 
 
-def _message_tokens_at_most(message: Message) -> int:
-    tokens = TOKENS_PER_MESSAGE + sum(text_tokens_at_most(text) for text in message.texts)
+def _message_tokens_at_most(message: Message, count: Counter | None) -> int:
+    texts = message.texts
+    # Texts that follow each other may be joined, and have more tokens together than each by itself.
+    count = count if len(texts) == 1 else None
+    tokens = TOKENS_PER_MESSAGE + sum(text_tokens_at_most(text, count) for text in texts)
     structures = message.structures
     if structures:
         tokens += json_tokens_at_most(structures)
@@ -152,16 +162,19 @@ def _message_tokens_at_most(message: Message) -> int:
 
 def bound(
     messages: Sequence[Message],
-    max_tokens: int,
+    max_tokens: int | None,
     price: ModelPrice,
     *,
     parameters: Mapping[str, Any] | None = None,
     facts: ModelFacts | None = None,
+    limits: ModelRule = NO_LIMITS,
+    count: Counter | None = None,
 ) -> Bound:
     """Bound the cost of one attempt: every token at the highest price that it can have.
 
     `facts` is what the provider says of the model: a prompt has no more tokens than the model can read.
     Units: `max_tokens` completion tokens, reasoning included, as it is sent to the provider.
+    `limits` is what the policy says of the model; `count` counts tokens as the model does.
     Errors: PriceUnknown where there is no message, `max_tokens` limits nothing, a message has an image that the model
         makes an unknown number of tokens of, or the bound passes 1,000,000 USD.
     """
@@ -169,11 +182,19 @@ def bound(
         raise PriceUnknown(f"max_tokens must be an integer from 1 to {MAX_COMPLETION_TOKENS}, got {max_tokens!r}")
     if not messages:
         raise PriceUnknown("a call needs at least one message")
+    if not price.has_completion:
+        raise PriceUnknown.of_model(price.model, "the price catalogue has none for its completions")
     parameters = parameters or {}
-    prompt_tokens = prompt_tokens_at_most(messages, parameters, model=price.model)
-    images = sum(len(message.image_parts) for message in messages)
-    image_tokens = image_tokens_at_most(price.model) if images else 0
+    cache_percent = _cache_percent(messages, parameters)
+    parts = [part for message in messages for part in message.media_parts]
+    media = bound_media(parts, price, limits, cache_percent=cache_percent) if parts else NO_MEDIA
+    prompt_tokens = prompt_tokens_at_most(messages, parameters, count=count) + media.tokens
     context_length = facts.context_length if facts is not None else None
+    is_searching = SEARCH in parameters
+    if IMAGE_PARAMETERS & parameters.keys() and price.image_output is None:
+        raise PriceUnknown.of_model(price.model, "the policy has no image_output price for the images it is to make")
+    if is_searching:
+        prompt_tokens += _search_tokens_at_most(price.model, limits, context_length)
     is_context_length = context_length is not None and context_length < prompt_tokens
     if is_context_length:
         assert context_length is not None
@@ -188,16 +209,21 @@ def bound(
         completion_tokens += thought
     prompt_price, completion_price = price.max_prices(prompt_tokens)
     endpoint_price = price.max_prompt_price(prompt_tokens)
-    prompt_price = max(prompt_price, -(-endpoint_price * _cache_percent(messages, parameters) // 100))
-    image_fee = images * price.image_nanousd
-    if image_fee and not prompt_price:
-        raise PriceUnknown.of_model(price.model, "it bills for images and not for tokens; set it in TOLLBOOK_PRICES")
+    prompt_price = max(prompt_price, -(-endpoint_price * cache_percent // 100))
+    fee = media.images * price.image_nanousd + -(-media.surcharge // TOKENS_PER_MTOK)
+    if is_searching:
+        if price.search_nanousd is None:
+            raise PriceUnknown.of_model(price.model, "the policy has no price of web_search for it")
+        fee += price.search_nanousd
+    if fee and not prompt_price:
+        what = "searches" if is_searching else "images" if media.images else "media"
+        raise PriceUnknown.of_model(price.model, f"it bills for {what} and not for tokens; set it in TOLLBOOK_PRICES")
     # As tokens, so that the ledger's tokens and prices make up the amount.
-    prompt_tokens += -(-image_fee * TOKENS_PER_MTOK // prompt_price) if image_fee else 0
+    prompt_tokens += -(-fee * TOKENS_PER_MTOK // prompt_price) if fee else 0
     tokens_nanousd = prompt_tokens * prompt_price + completion_tokens * completion_price
     amount = -(-tokens_nanousd // TOKENS_PER_MTOK) + price.request_nanousd
     if amount > MAX_NANOUSD:
-        raise PriceUnknown(f"a call of {price.model} could cost {amount} nano-dollars, more than 1,000,000 USD")
+        raise _too_dear(price.model, amount)
     return Bound(
         model=price.model,
         prompt_tokens=prompt_tokens,
@@ -207,11 +233,71 @@ def bound(
         request_nanousd=price.request_nanousd,
         amount_nanousd=amount,
         endpoint_nanousd_per_mtok=endpoint_price,
-        image_nanousd=-(-image_tokens * prompt_price // TOKENS_PER_MTOK) + (price.image_nanousd if images else 0),
-        image_fee_nanousd=image_fee,
-        is_context_length=is_context_length,
+        image_nanousd=-(-media.image_tokens * prompt_price // TOKENS_PER_MTOK)
+        + (price.image_nanousd if media.images else 0),
+        fee_nanousd=fee,
+        prompt_basis="context_length" if is_context_length else _basis(messages, count),
         source=price.source,
     )
+
+
+def _basis(messages: Sequence[Message], count: Counter | None) -> Literal["text", "tokenizer"]:
+    """Say whether any text was counted."""
+    if count is None:
+        return "text"
+    texts = (message.texts for message in messages)
+    return "tokenizer" if any(len(each) == 1 and is_countable(each[0]) for each in texts) else "text"
+
+
+def _search_tokens_at_most(model: str, limits: ModelRule, context_length: int | None) -> int:
+    """Return how many tokens the results of web searches add to a prompt at most. Errors: PriceUnknown."""
+    found = context_length if limits.web_search_tokens is None else limits.web_search_tokens
+    if found is None:
+        raise PriceUnknown(
+            f"a web search by {model} has no upper bound: the policy's [models] has no web_search_tokens of it",
+            {"model": model},
+        )
+    return found
+
+
+def bound_embeddings(
+    inputs: Sequence[str], price: ModelPrice, *, facts: ModelFacts | None = None, count: Counter | None = None
+) -> Bound:
+    """Bound the cost of one attempt to make a vector of each input: all its tokens are of the prompt.
+
+    No input has more tokens than the model can read, where `facts` says how many that are.
+    Errors: PriceUnknown where there is no input, or the bound passes 1,000,000 USD.
+    """
+    if not inputs:
+        raise PriceUnknown("embeddings need at least one input")
+    counts = [TOKENS_PER_MESSAGE + text_tokens_at_most(text, count) for text in inputs]
+    is_counted = count is not None and any(map(is_countable, inputs))
+    prompt_tokens = TOKENS_PER_REQUEST + sum(counts)
+    context_length = facts.context_length if facts is not None else None
+    is_context_length = context_length is not None and context_length < max(counts)
+    if is_context_length:
+        assert context_length is not None
+        prompt_tokens = sum(min(tokens, context_length) for tokens in counts)
+    prompt_price, _ = price.max_prices(prompt_tokens)
+    amount = -(-prompt_tokens * prompt_price // TOKENS_PER_MTOK) + price.request_nanousd
+    if amount > MAX_NANOUSD:
+        raise _too_dear(price.model, amount)
+    return Bound(
+        model=price.model,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=0,
+        prompt_nanousd_per_mtok=prompt_price,
+        completion_nanousd_per_mtok=0,
+        request_nanousd=price.request_nanousd,
+        amount_nanousd=amount,
+        endpoint_nanousd_per_mtok=price.max_prompt_price(prompt_tokens),
+        prompt_basis="context_length" if is_context_length else "tokenizer" if is_counted else "text",
+        source=price.source,
+    )
+
+
+def _too_dear(model: str, amount: int) -> PriceUnknown:
+    return PriceUnknown(f"a call of {model} could cost {amount} nano-dollars, more than 1,000,000 USD")
 
 
 def _cache_percent(messages: Sequence[Message], parameters: Mapping[str, Any]) -> int:

@@ -6,9 +6,14 @@ whatever the cap says.
 """
 
 import hashlib
+import json
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Final
+
+from pydantic import TypeAdapter, ValidationError
 
 from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.current_runtime import using_runtime
@@ -21,7 +26,10 @@ from tollbook.schemas.identifiers import check_id, usage_call_id
 from tollbook.schemas.money import MoneyError, nanousd_from_usd, usd_from_nanousd
 from tollbook.schemas.policy import check_plan
 from tollbook.schemas.results import UsdString
+from tollbook.schemas.tags import Tags
 from tollbook.schemas.tasks import InvalidTask
+
+_TAGS: Final = TypeAdapter(Tags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,26 +105,44 @@ class CostTracker:
         *,
         plan: str | None = None,
         model: str | None = None,
+        campaign_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
         reason: str = "recorded by the application",
         idempotency_key: str | None = None,
     ) -> bool:
         """Record spend that was not made through Tollbook; return False where this key is recorded already.
 
         Dollars come as Decimal, string or integer; a float is refused. Rounded up to the nano-dollar.
+        It counts against every budget whose attributes are given: user and plan, and `model`, `campaign_id` and `tags`.
         A key is no task id: a task of the same name is another call. On the ledger the call is `usage <key>`.
         Errors: IdempotencyConflict for the same key with other content; UsageKept where the ledger cannot take it now.
         """
         cost = _money(cost_usd)
         key = str(uuid.uuid4()) if idempotency_key is None else _id(idempotency_key, "idempotency_key")
         user_id = _id(user_id, "user_id")
+        campaign_id = None if campaign_id is None else _id(campaign_id, "campaign_id")
+        tags = _tags(tags)
         async with using_runtime(self._runtime) as runtime:
             user_id = await runtime.user_ids.keep(user_id)  # G10
             content = f"{user_id}\n{cost}\n{model}\n{reason}"
+            if campaign_id is not None or tags:
+                content += f"\n{campaign_id}\n{json.dumps(tags, sort_keys=True)}"
+            named = {"model": model, "campaign": campaign_id}
 
             async def charge(policy: PolicyInForce) -> bool:
                 chosen = _plan(plan, policy)
-                attributes = {"user": user_id, "plan": chosen} | ({"model": model} if model is not None else {})
+                known = {name: value for name, value in named.items() if value is not None}
+                attributes = {**tags, **known, "user": user_id, "plan": chosen}
                 window, budgets = policy.budgets_at(now_ms(), attributes)
+                payload = CostRecorded(
+                    basis="reported",
+                    outcome="recorded",
+                    reason=reason,
+                    model=model,
+                    plan=chosen,
+                    campaign_id=campaign_id,
+                    tags=tags or None,
+                )
                 return await runtime.ledger.charge(
                     ChargeRequest(
                         call_id=usage_call_id(key),
@@ -125,11 +151,10 @@ class CostTracker:
                         content_hash=hashlib.sha256(content.encode()).hexdigest()[:32],
                         cost_nanousd=cost,
                         assumed_nanousd=0,
-                        payload=payload_json(
-                            CostRecorded(basis="reported", outcome="recorded", reason=reason, model=model)
-                        ),
+                        payload=payload_json(payload),
                         budgets=tuple(budget.name for budget in budgets),
                         policy_version=policy.version,
+                        cap_nanousd=budgets[0].cap_nanousd,
                     )
                 )
 
@@ -181,6 +206,13 @@ def _money(usd: Decimal | str | int) -> int:
 
 def _plan(plan: str | None, policy: PolicyInForce) -> str:
     return policy.policy.default_plan if plan is None else check_plan(plan, policy.policy)
+
+
+def _tags(tags: Mapping[str, str] | None) -> dict[str, str]:
+    try:
+        return _TAGS.validate_python(tags or {})
+    except ValidationError as exc:
+        raise InvalidTask(f"'tags' {exc.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
 def _id(value: str, name: str) -> str:

@@ -60,7 +60,7 @@ class PolicyInForce:
 
         Errors: InvalidTask for a plan that this policy does not have.
         """
-        return self.policy.user_cap_nanousd(user_id, check_plan(plan, self.policy))
+        return self.budgets.cap_of(user_id, check_plan(plan, self.policy))
 
     @cached_property
     def budgets(self) -> BudgetPolicy:
@@ -73,7 +73,7 @@ class PolicyInForce:
         `attributes` as for `BudgetPolicy.budgets_at`. Errors: InvalidTask for a plan that this policy does not have;
             LedgerUnavailable for a plain user id where the ledger's are hashed.
         """
-        self.cap_nanousd(attributes["user"], attributes["plan"])
+        check_plan(attributes["plan"], self.policy)
         if self.policy.user_ids == "hashed" and not is_hashed_id(attributes["user"]):
             # The policy came into force after this id was read; a repeat hashes it.
             raise LedgerUnavailable("the ledger's first policy came into force at this moment: try again")  # G10
@@ -84,7 +84,7 @@ class PolicyInForce:
 
         A budget that this policy does not have, or defines anew, limits nothing any more. Errors: InvalidTask.
         """
-        self.cap_nanousd("", plan)
+        check_plan(plan, self.policy)
         return self.budgets.caps_of(keys, plan=plan)
 
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Final
 from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.errors import ProviderError, SettingsError
 from tollbook.inference.models import ModelCatalogue
+from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.providers.clients import ProviderClients
+from tollbook.inference.tokenizers import load_tokenizers
 from tollbook.ledger.logs import LazyLogger
 from tollbook.schemas.routes import DEFAULT_PROVIDER
 
@@ -39,6 +41,8 @@ async def learning_models(
                 await learn_all(policies, providers, settings, now_ms=now_ms)
             finally:
                 is_first_over.set()
+            if any(in_force.at(name).models.has_public_ids for in_force, name in _called(policies)):
+                await asyncio.to_thread(load_tokenizers)  # Until they are there, bytes are the bound.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_REFRESH_S):
                     await policies.wait_for_change()  # It may name another provider.
@@ -52,6 +56,11 @@ async def learning_models(
     finally:
         learning.cancel()
         await asyncio.wait({learning})
+
+
+def _called(policies: CurrentPolicy) -> list[tuple[PriceCatalogue, str]]:
+    in_force = policies.newest
+    return [(in_force.prices, name) for name in in_force.policy.called_providers]
 
 
 async def learn_all(

@@ -7,15 +7,19 @@ for it where the provider would refuse it, and a bound is lowered to what the mo
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 
 from tollbook.inference.prices.listed_price import Pricing, read_pricing, relevant_pricing
 from tollbook.inference.prices.price_lists import FOLDER, PriceLists
+from tollbook.inference.tokenizers import Counter, counter_of
 from tollbook.schemas.policy import Dialect, ProviderRule
 
 if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
 
+IdsOf = Literal["openai", "openrouter"]
+"""Whose ids a provider's models have."""
+EMBEDDINGS: Final = "embeddings"
 LIMIT: Final = "max_tokens"
 COMPLETION_LIMIT: Final = "max_completion_tokens"
 # OpenAI's reasoning models refuse `max_tokens`, also behind servers of others (checked November 2026).
@@ -59,6 +63,16 @@ class ModelFacts:
     output_modalities: frozenset[str] | None = None
     pricing: Pricing | None = None
 
+    @property
+    def makes_embeddings(self) -> bool | None:
+        """Whether it makes vectors; None where nothing is said."""
+        return None if self.output_modalities is None else EMBEDDINGS in self.output_modalities
+
+    @property
+    def makes_text(self) -> bool | None:
+        """Whether it makes text; None where nothing is said."""
+        return None if self.output_modalities is None else "text" in self.output_modalities
+
 
 _NOTHING_KNOWN: Final = ModelFacts()
 
@@ -71,10 +85,18 @@ class ModelCatalogue:
         models: Mapping[str, ModelFacts] | None = None,
         *,
         dialect: Dialect = "compatible",
+        ids_of: IdsOf | None = None,
         price_lists: PriceLists | None = None,
         lists_of: Callable[[ProviderRule], PriceLists] = lambda rule: PriceLists(),  # noqa: ARG005 - none are known.
+        ids_at: Callable[[ProviderRule], IdsOf | None] = lambda rule: None,  # noqa: ARG005
     ) -> None:
-        """Without `price_lists`, no prices of the provider's are known; `lists_of` returns those of another one."""
+        """Without `price_lists`, no prices of the provider's are known.
+
+        `ids_of`: whose model ids these are. None: a server's own, such as Azure's, where any model may have any id.
+        `lists_of` and `ids_at` return the same of another provider.
+        """
+        self._ids_of = ids_of
+        self._ids_at = ids_at
         self.price_lists = price_lists or PriceLists()
         self._dialect: Dialect = dialect
         self._lists_of = lists_of
@@ -89,14 +111,18 @@ class ModelCatalogue:
         return cls(
             dialect=settings.provider_dialect,
             price_lists=PriceLists.from_settings(settings),
+            ids_of=settings.model_ids_of(settings.provider_dialect, settings.openrouter_base_url),
             lists_of=lambda rule: PriceLists(settings.data_dir / FOLDER, settings.url_of(rule)),
+            ids_at=lambda rule: settings.model_ids_of(rule.dialect, rule.base_url),
         )
 
     def at(self, provider: str, rule: ProviderRule) -> "ModelCatalogue":
         """Return the models of another provider; the same object for every policy that describes it alike."""
         key = provider, rule.base_url, rule.dialect
         if key not in self._others:
-            self._others[key] = ModelCatalogue(dialect=rule.dialect, price_lists=self._lists_of(rule))
+            self._others[key] = ModelCatalogue(
+                dialect=rule.dialect, ids_of=self._ids_at(rule), price_lists=self._lists_of(rule)
+            )
         return self._others[key]
 
     def learn(self, models: Mapping[str, ModelFacts]) -> None:
@@ -108,6 +134,16 @@ class ModelCatalogue:
     def of(self, model: str) -> ModelFacts:
         """Return what is known of a model."""
         return self._models.get(model, _NOTHING_KNOWN)
+
+    @property
+    def has_public_ids(self) -> bool:
+        """Whether a model's id says which model it is."""
+        return self._ids_of is not None
+
+    def counter(self, model: str) -> Counter | None:
+        """Return what counts a model's tokens as its provider does; None where nobody but the provider can."""
+        prefix = "openai/" if self._ids_of == "openrouter" else ""
+        return counter_of(model.removeprefix(prefix)) if self._ids_of and model.startswith(prefix) else None
 
     def unsupported(self, model: str, names: Iterable[str]) -> list[str]:
         """Return which of these parameters, given by name or with their values, the model is known not to support.

@@ -15,6 +15,7 @@ _TABLES: Final = {
     "tasks": "task type",
     "streams": "stream",
     "prices": "price of",
+    "models": "limits of",
     "providers": "provider",
 }
 _FIELDS: Final = {

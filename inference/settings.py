@@ -224,6 +224,12 @@ class Settings(BaseSettings):
     price_provider: ProviderId = _field(
         "TOLLBOOK_PRICE_PROVIDER", "openrouter", "provider whose prices are taken from the price catalogue"
     )
+    tokenizers: Literal["on", "off"] = _field(
+        "TOLLBOOK_TOKENIZERS",
+        "on",
+        "whether OpenAI's models are held by their true count of tokens, where tollbook[tokenizers] is installed; "
+        "off: by bytes",
+    )
     caps: Annotated[CapOverrides, NoDecode] = _field(
         "TOLLBOOK_CAPS", CapTable(), 'caps in dollars, JSON: {"users": {"u42": 100}, "plans": {"trial": 3}}'
     )
@@ -321,6 +327,17 @@ class Settings(BaseSettings):
         if self.dialect == "anthropic" or (self.dialect == "auto" and _is_at(url, "api.anthropic.com")):
             return "anthropic"
         return "openai" if _is_at(url, "api.openai.com") or _is_at(url, "openai.azure.com") else "compatible"
+
+    def model_ids_of(self, dialect: Dialect, url: str) -> Literal["openai", "openrouter"] | None:
+        """Return whose model ids a provider has, by which tokens are counted; None where they are not.
+
+        Azure's deployments and other servers have ids of their own.
+        """
+        if self.tokenizers == "off":
+            return None
+        if dialect == "openrouter":
+            return "openrouter"
+        return "openai" if _is_at(url, "api.openai.com") else None
 
 
 def _is_at(url: str, domain: str) -> bool:

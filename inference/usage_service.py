@@ -3,7 +3,7 @@
 Usable as a FastAPI dependency: `usage: Annotated[UsageService, Depends(UsageService)]`.
 """
 
-from tollbook.inference.bounds import bound
+from tollbook.inference.bounds import bound, bound_embeddings
 from tollbook.inference.cost_tracker import CostTracker, UsageSummary
 from tollbook.inference.current_runtime import using_runtime
 from tollbook.inference.runtime import now_ms
@@ -11,6 +11,7 @@ from tollbook.schemas.messages import Message
 from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.policy import Policy
 from tollbook.schemas.problems import unknown_name
+from tollbook.schemas.routes import EMBEDDINGS
 from tollbook.schemas.tasks import PING, InvalidTask
 
 
@@ -39,8 +40,13 @@ class UsageService:
                 return await self.get_usage_for_user(user_id, plan)
             policy = policies.of(kept)
             route = policy.policy.tasks[action]
-            price = policy.prices.at(route.first.provider).price(route.model, now_ms())
-            cost = bound((Message(role="user", content=prompt),), route.max_tokens, price).amount_nanousd
+            prices = policy.prices.at(route.first.provider)
+            price, count = prices.price(route.model, now_ms()), prices.models.counter(route.model)
+            if route.kind == EMBEDDINGS:
+                cost = bound_embeddings((prompt,), price, count=count).amount_nanousd
+            else:
+                messages = (Message(role="user", content=prompt),)
+                cost = bound(messages, route.max_tokens, price, count=count).amount_nanousd
         if not cost:
             return await self.get_usage_for_user(user_id, plan)  # G9
         return await CostTracker().check_budget(user_id, plan, estimated_cost_usd=usd_from_nanousd(cost))

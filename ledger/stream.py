@@ -24,7 +24,7 @@ from tollbook.ledger.server.connection import time_ms
 from tollbook.schemas.events import ENVELOPE_FIELDS, EVENT_VERSION
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 from tollbook.schemas.money import MAX_NANOUSD
-from tollbook.schemas.upcasters import UnreadableEvent, event_from_entry, upcast
+from tollbook.schemas.upcasters import UnreadableEvent, event_from_entry, needs_upcast, upcast
 
 RawEntry = list[Any]  # [id, [name, value, name, value, ...]], all bytes
 
@@ -152,7 +152,7 @@ def _table(partition: int, entries: list[RawEntry], *, is_upcast: bool = True) -
         raise ValueError("the fields are not those of an event")
     kind, v, seq, user_id, period, call_id, attempt, amount, committed, payload = columns[1::2]
     if is_upcast and v.count(_CURRENT) != len(entries):
-        payload = [_upcast(*parts) for parts in zip(kind, v, payload, strict=True)]
+        payload = _upcast(kind, v, payload)
     entry_id = _text(ids)
     parts = pc.split_pattern(entry_id, "-")
     amounts = _integers(amount)
@@ -179,7 +179,7 @@ def _table(partition: int, entries: list[RawEntry], *, is_upcast: bool = True) -
 
 def _text(values: Sequence[bytes | None]) -> pa.StringArray:
     # Arrow checks that the bytes are UTF-8.
-    return pa.array(values, pa.string())  # pyright: ignore[reportUnknownMemberType]
+    return pa.array(values, pa.string())
 
 
 def _integers(values: Sequence[bytes | None]) -> pa.Int64Array:
@@ -190,11 +190,11 @@ def upcast_table(events: pa.Table) -> pa.Table:
     """Return archived events with their payloads upcast to the current version."""
     if set(events["v"].unique().to_pylist()) <= {EVENT_VERSION}:
         return events
-    parts = [cast("list[Any]", events[name].to_pylist()) for name in ("type", "v", "payload")]
-    payloads = [
-        _upcast(kind.encode(), str(v).encode(), payload.encode()) for kind, v, payload in zip(*parts, strict=True)
-    ]
-    return events.set_column(events.schema.get_field_index("payload"), "payload", _text(payloads))
+    kind, v, payload = (
+        [str(value).encode() for value in cast("list[Any]", events[name].to_pylist())]
+        for name in ("type", "v", "payload")
+    )
+    return events.set_column(events.schema.get_field_index("payload"), "payload", _text(_upcast(kind, v, payload)))
 
 
 def _check_bounds(amounts: pa.Int64Array) -> None:
@@ -203,11 +203,18 @@ def _check_bounds(amounts: pa.Int64Array) -> None:
         raise ValueError("an amount is out of bounds")
 
 
-def _upcast(event_type: bytes, version: bytes, payload: bytes) -> bytes:
-    if version == _CURRENT:
-        return payload
+def _upcast(kinds: Sequence[bytes], versions: Sequence[bytes], payloads: Sequence[bytes]) -> Sequence[bytes]:
+    """Upcast payloads where that changes them; the others are not parsed."""
+    old = {(kind, v) for kind, v in set(zip(kinds, versions, strict=True)) if needs_upcast(kind.decode(), int(v))}
+    if not old:
+        return payloads
+    rows = zip(kinds, versions, payloads, strict=True)
+    return [_upcast_payload(kind, v, payload) if (kind, v) in old else payload for kind, v, payload in rows]
+
+
+def _upcast_payload(kind: bytes, version: bytes, payload: bytes) -> bytes:
     written = json.loads(payload)
-    current = upcast(event_type.decode(), int(version), written)
+    current = upcast(kind.decode(), int(version), written)
     if current == written:
         return payload  # As it was written, byte for byte: a lost event can then be appended again from DuckDB.
     return json.dumps(current, separators=(",", ":"), ensure_ascii=False).encode()

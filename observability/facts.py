@@ -7,7 +7,7 @@ as zero.
 import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import duckdb
 import structlog
@@ -15,6 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from tollbook.consumers.alerts.queue import ReceiverState, receiver_states
 from tollbook.consumers.dead_letters import DeadLetters
+from tollbook.consumers.projection import ProjectionService
 from tollbook.inference.runtime import LedgerHandle
 from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.gate.stops import read_stop
@@ -22,7 +23,6 @@ from tollbook.ledger.keys import GROUP, dead_letters
 from tollbook.ledger.projection.follower import Lag
 from tollbook.ledger.projection.totals import Totals
 from tollbook.ledger.server.connection import as_map
-from tollbook.observability.process_state import ProcessState
 from tollbook.observability.single_flight import SingleFlight
 
 T = TypeVar("T")
@@ -57,10 +57,27 @@ class Facts:
     """How deliveries of alerts go."""
 
 
-class FactReader:
-    """Reads the facts of one process. Those of the whole ledger are read only by the process that folds it, but one."""
+class Process(Protocol):
+    """The process whose facts are read: what it has open now."""
 
-    def __init__(self, state: ProcessState) -> None:
+    @property
+    def handle(self) -> LedgerHandle | None:
+        """Its ledger."""
+        ...
+
+    @property
+    def projection(self) -> ProjectionService | None:
+        """The projection that it folds into, if it does."""
+        ...
+
+
+class FactReader:
+    """Reads the facts of one process. Those of the whole ledger are read only by the process that folds it, but one.
+
+    A process has one reader (`ProcessState.facts`): its totals are added up once, for metrics and alerts.
+    """
+
+    def __init__(self, state: Process) -> None:
         self._state = state
         self._totals: Totals | None = None
         self._advancing = SingleFlight(self._advance, keep_s=0.0)
@@ -68,10 +85,9 @@ class FactReader:
 
     async def read(self) -> Facts:
         """Read everything at once, within `LIMIT_S`."""
-        opened, projection = self._state.open_ledger, self._state.projection
-        if opened is None:
+        handle, projection = self._state.handle, self._state.projection
+        if handle is None:
             return Facts(None, None, None, None, None, None, None)
-        handle = opened.handle
         if projection is None:
             stopped = await _within("stop", _are_calls_stopped(handle))
             return Facts(None, None, None, None, None, None, stopped)
@@ -96,11 +112,11 @@ class FactReader:
         return await self._state.projection.projector.lag()
 
     async def _advance(self) -> tuple[int, Totals]:
-        projection, opened = self._state.projection, self._state.open_ledger
+        projection, handle = self._state.projection, self._state.handle
         assert projection is not None
-        assert opened is not None
+        assert handle is not None
         if self._totals is None:
-            self._totals = Totals(keys.partition for keys in opened.handle.keys)
+            self._totals = Totals(keys.partition for keys in handle.keys)
         totals, store = self._totals, projection.store
 
         def advance() -> int:

@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from tollbook.consumers.alerts.queue import ReceiverState
 from tollbook.ledger.projection.totals import LATENCY_BUCKETS_S, Sums, Totals
 from tollbook.observability.catalogue import BY_NAME
-from tollbook.observability.facts import FactReader, Facts
+from tollbook.observability.facts import Facts
 from tollbook.observability.health import Readiness
 from tollbook.observability.page import Page, plain
 from tollbook.observability.process_state import ProcessState
@@ -41,7 +41,7 @@ class MetricsPage:
     def __init__(self, state: ProcessState, readiness: Readiness) -> None:
         self._state = state
         self._readiness = readiness
-        self._facts = FactReader(state)
+        self._facts = state.facts
         self._known_models: frozenset[str] = frozenset()
         self._pages = SingleFlight(self._collect)
 

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from tollbook.consumers.projection import ProjectionService
@@ -17,6 +18,7 @@ from tollbook.inference.runtime import LedgerHandle
 from tollbook.inference.settings import Settings
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.observability.broker import broker_middlewares
+from tollbook.observability.facts import FactReader
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -54,6 +56,16 @@ class ProcessState:
     workers: list[Worker] = field(default_factory=list[Worker])
     background: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, "asyncio.Task[None]"])
     waiting_for: str = "it is starting"
+
+    @property
+    def handle(self) -> LedgerHandle | None:
+        """The ledger that is open here."""
+        return None if self.open_ledger is None else self.open_ledger.handle
+
+    @cached_property
+    def facts(self) -> FactReader:
+        """What metrics and alerts read of this process."""
+        return FactReader(self)
 
     @property
     def middlewares(self) -> Sequence[Any]:

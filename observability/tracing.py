@@ -35,6 +35,7 @@ from tollbook.ledger.gate.requests import (
     Waiting,
 )
 from tollbook.schemas.results import InferenceResult, TaskStatus
+from tollbook.schemas.routes import Target
 
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 _ids: ContextVar[tuple[int | None, int | None]] = ContextVar("span_ids", default=(None, None))
@@ -133,16 +134,20 @@ class Tracing:
             yield record_outcome
 
     @contextmanager
-    def attempting(self, model: str, number: int) -> Generator[RecordAttempt]:
+    def attempting(self, target: Target, number: int) -> Generator[RecordAttempt]:
         """One HTTP request."""
         attributes = {
             "gen_ai.operation.name": "chat",
-            "gen_ai.request.model": model,
+            "gen_ai.request.model": target.model,
+            "tollbook.provider": target.provider,
             "tollbook.attempt": number,
         }
-        with self._step(f"chat {model}", attributes, kind=SpanKind.CLIENT) as span:
+        with self._step(f"chat {target.model}", attributes, kind=SpanKind.CLIENT) as span:
 
             def record_outcome(attempt: Attempt, charge: Charge) -> None:
+                if attempt.embeddings:
+                    span.update_name(f"embeddings {target.model}")
+                    _set(span, {"gen_ai.operation.name": "embeddings"})
                 _set(
                     span,
                     {

@@ -26,6 +26,7 @@ class RequestFields(TypedDict, total=False):
     tags: Mapping[str, str | int | float] | None
     system: str | None
     messages: Sequence[BaseModel | Mapping[str, Any]] | str | None
+    input: Sequence[str] | str | None
     max_tokens: int | None
     max_completion_tokens: int | None
     temperature: float | None
@@ -58,7 +59,12 @@ class RequestFields(TypedDict, total=False):
     prompt_cache_key: str | None
     prompt_cache_retention: str | None
     store: bool | None
+    modalities: Sequence[str] | None
+    image_config: Mapping[str, str | int] | None
+    web_search_options: Mapping[str, Any] | None
     transforms: Sequence[str] | None
+    dimensions: int | None
+    encoding_format: str | None
 
 
 class TaskFields(RequestFields, total=False):
@@ -103,6 +109,8 @@ def _given(values: Mapping[str, object]) -> dict[str, object]:
 
 def _text(name: str, value: object) -> str:
     match value:
+        case str() if name == "input" and value.startswith("["):
+            return _json(name, [value])  # As it is, a worker would take it for a list.
         case str():
             return whole_text(value)
         case bool():

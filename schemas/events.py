@@ -97,9 +97,10 @@ class BoundPrice(Payload):
         description="Highest price of completion tokens, nano-dollars per million."
     )
     request_nanousd: Count = Field(default=0, description="Price of the request itself, nano-dollars.")
-    prompt_basis: Literal["text", "context_length"] = Field(
+    prompt_basis: Literal["text", "tokenizer", "context_length"] = Field(
         default="text",
-        description="What bounds the prompt: the length of its `text`, or the model's `context_length` if less.",
+        description="What bounds the prompt: the bytes of its `text`, the count of the model's `tokenizer`, or the "
+        "model's `context_length` if that is less.",
     )
     source: PriceSource = None
     provider: ProviderName = None
@@ -210,7 +211,10 @@ class CostRecorded(Payload):
     usage: Usage | None = Field(default=None, description="Tokens of the last attempt.")
     generation_id: str | None = Field(default=None, description="The provider's id of the last generation.")
     provider: ProviderName = None
-    plan: str | None = Field(default=None, description="Plan of spend that an application recorded.")
+    plan: str | None = Field(default=None, description="Plan that an application named for spend that it recorded.")
+    assigned_plan: str | None = Field(
+        default=None, description="Plan that the ledger has assigned to the user, where the application named one."
+    )
     campaign_id: str | None = Field(default=None, description="Campaign of spend that an application recorded.")
     tags: dict[str, str] | None = Field(default=None, description="Tags of spend that an application recorded.")
     content_hash: ContentHash = None

@@ -1,7 +1,7 @@
 """Chat messages: what OpenAI's SDKs and applications put into a conversation, and what they send back of a reply.
 
-Nulls count as absent, and what an SDK only adds for its user (`parsed`) is dropped. Audio, files and videos are
-refused: the cost of none of them has an upper bound. How many tokens a message can have is known in `inference/bounds`.
+Nulls count as absent, and what an SDK only adds for its user (`parsed`) is dropped. How many tokens a message can have
+is known in `inference/bounds`; which images, sounds, files and videos have a bound there, in `inference/media`.
 """
 
 import json
@@ -12,14 +12,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from tollbook.schemas.expectations import Expected
 
-MAX_IMAGE_URL_CHARACTERS: Final = 2_000_000
-_REFUSED_PARTS: Final[Mapping[str, str]] = {
-    "input_audio": "audio",
-    "audio": "audio",
-    "file": "a file",
-    "input_file": "a file",
-    "video_url": "a video",
-    "input_video": "a video",
+MAX_MEDIA_CHARACTERS: Final = 2_000_000
+"""Characters of the address or the data of one image, sound, file or video."""
+# Other APIs' names of parts, and what a chat completion calls them.
+_OTHER_NAMES: Final[Mapping[str, str]] = {
+    "audio": "input_audio",
+    "input_file": "file",
+    "input_video": "video_url",
+    "input_image": "image_url",
+    "image": "image_url",
+    "input_text": "text",
 }
 
 
@@ -61,9 +63,7 @@ class TextPart(Form):
 class ImageUrl(Form):
     """Where an image is: its address, or the image itself as a `data:` URL."""
 
-    url: str = Field(
-        repr=False, max_length=MAX_IMAGE_URL_CHARACTERS, pattern=r"^([Hh][Tt][Tt][Pp][Ss]?://|data:image/)"
-    )
+    url: str = Field(repr=False, max_length=MAX_MEDIA_CHARACTERS, pattern=r"^([Hh][Tt][Tt][Pp][Ss]?://|data:image/)")
     detail: Literal["auto", "low", "high", "original"] | None = None
 
 
@@ -76,6 +76,54 @@ class ImagePart(Form):
     index: int | None = None
 
 
+class InputAudio(Form):
+    """A sound as base64, and its format: `wav`, `mp3` and others."""
+
+    data: str = Field(repr=False, min_length=1, max_length=MAX_MEDIA_CHARACTERS)
+    format: str = Field(pattern=r"^[a-z0-9]{1,16}$")
+
+
+class AudioPart(Form):
+    """A sound of a message."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio = Field(repr=False)
+    cache_control: CacheControl | None = None
+
+
+class FileData(Form):
+    """A file: as a `data:` URL or an address, or the id of one that was uploaded to the provider."""
+
+    file_data: str | None = Field(default=None, repr=False, min_length=1, max_length=MAX_MEDIA_CHARACTERS)
+    file_id: str | None = Field(default=None, repr=False, min_length=1, max_length=200)
+    filename: str | None = Field(default=None, repr=False, max_length=1_000)
+
+
+class FilePart(Form):
+    """A file of a message."""
+
+    type: Literal["file"]
+    file: FileData = Field(repr=False)
+    cache_control: CacheControl | None = None
+
+
+class VideoUrl(Form):
+    """Where a video is: its address, or the video itself as a `data:` URL."""
+
+    url: str = Field(repr=False, max_length=MAX_MEDIA_CHARACTERS, pattern=r"^([Hh][Tt][Tt][Pp][Ss]?://|data:video/)")
+
+
+class VideoPart(Form):
+    """A video of a message."""
+
+    type: Literal["video_url"]
+    video_url: VideoUrl = Field(repr=False)
+    cache_control: CacheControl | None = None
+
+
+MediaPart = ImagePart | AudioPart | FilePart | VideoPart
+
+
 class RefusalPart(Form):
     """A model's refusal, in a message of its own."""
 
@@ -83,22 +131,22 @@ class RefusalPart(Form):
     refusal: str = Field(repr=False)
 
 
-def _bounded_part(value: object) -> object:
-    """Refuse what has no bound, and read an image's address that is given as plain text."""
+def _part_of_chat(value: object) -> object:
+    """Refuse parts of other APIs, and read an address that is given as plain text."""
     if not isinstance(value, Mapping):
         return value
     part = cast("Mapping[str, object]", value)
     kind = part.get("type")
-    if isinstance(kind, str) and kind in _REFUSED_PARTS:
-        raise ValueError(f"is {_REFUSED_PARTS[kind]}, whose cost has no upper bound: send text or images")
-    if kind == "image_url" and isinstance(part.get("image_url"), str):
-        return {**part, "image_url": {"url": part["image_url"]}}
+    if isinstance(kind, str) and kind in _OTHER_NAMES:
+        raise ValueError(f"has the type {kind!r} of another API: a chat completion has {_OTHER_NAMES[kind]!r}")
+    if kind in ("image_url", "video_url") and isinstance(part.get(str(kind)), str):
+        return {**part, str(kind): {"url": part[str(kind)]}}
     return part
 
 
 Part = Annotated[
-    Annotated[TextPart | ImagePart | RefusalPart, Field(discriminator="type")],
-    BeforeValidator(_bounded_part),
+    Annotated[TextPart | ImagePart | AudioPart | FilePart | VideoPart | RefusalPart, Field(discriminator="type")],
+    BeforeValidator(_part_of_chat),
     Expected("a part such as {'type': 'text', 'text': ...}"),
 ]
 
@@ -155,7 +203,7 @@ def _refuse(reason: str) -> Callable[[object], object]:
     return refuse
 
 
-_TEXTS_AND_IMAGES: Final = frozenset({"role", "content", "refusal", "reasoning", "reasoning_content", "images"})
+_TEXTS_AND_MEDIA: Final = frozenset({"role", "content", "refusal", "reasoning", "reasoning_content", "images"})
 
 
 class Message(Form):
@@ -207,35 +255,37 @@ class Message(Form):
         of_parts = [
             part if isinstance(part, str) else part.text if isinstance(part, TextPart) else part.refusal
             for part in parts
-            if not isinstance(part, ImagePart)
+            if not isinstance(part, MediaPart)
         ]
         further = (self.refusal, self.reasoning, self.reasoning_content)
         return (*of_parts, *(text for text in further if text is not None))
 
     @property
     def structures(self) -> dict[str, Any]:
-        """What the message holds beside texts and images, as JSON values: calls of tools, names, details."""
-        given = self.model_fields_set - _TEXTS_AND_IMAGES
+        """What the message holds beside texts and media, as JSON values: calls of tools, names, details."""
+        given = self.model_fields_set - _TEXTS_AND_MEDIA
         return self.model_dump(mode="json", exclude_none=True, include=given) if given else {}
 
     @property
     def text_bytes(self) -> int:
-        """Bytes of all that the message holds beside images, whose size says nothing of their cost."""
+        """Bytes of all that the message holds beside media, whose size says nothing of their cost."""
         structures = self.structures
         texts = (*self.texts, json.dumps(structures, ensure_ascii=False) if structures else "")
         return sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
 
     @property
-    def image_parts(self) -> tuple[ImagePart, ...]:
-        """The images of the content, and those that a model had made."""
+    def media_parts(self) -> tuple[MediaPart, ...]:
+        """The images, sounds, files and videos of the content, and the images that a model had made."""
+        if isinstance(self.content, str) and self.images is None:
+            return ()
         parts = (*(() if isinstance(self.content, str) else self.content or ()), *(self.images or ()))
-        return tuple(part for part in parts if isinstance(part, ImagePart))
+        return tuple(part for part in parts if isinstance(part, MediaPart))
 
     @property
     def cache_marks(self) -> tuple[CacheControl, ...]:
         """The marks of what the provider may cache."""
         parts = () if isinstance(self.content, str) else self.content or ()
-        marks = [part.cache_control for part in parts if isinstance(part, TextPart | ImagePart)]
+        marks = [part.cache_control for part in parts if isinstance(part, TextPart | MediaPart)]
         return tuple(mark for mark in (self.cache_control, *marks) if mark is not None)
 
     def as_json(self) -> dict[str, Any]:

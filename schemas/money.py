@@ -55,9 +55,8 @@ def usd_from_nanousd(nanousd: int) -> Decimal:
     """Convert nano-dollars to dollars, exactly, with nine decimal places. Errors: MoneyError for what is no integer."""
     if type(nanousd) is not int:
         raise MoneyError(f"nano-dollars must be a whole number, not {shown(nanousd)}")
-    with localcontext() as context:
-        context.prec = 100
-        return Decimal(nanousd).scaleb(-9)
+    # Of text, since that is exact in any context, and takes a third of the time.
+    return Decimal(f"{nanousd}E-9")
 
 
 def nanousd_from_decimal(usd: Decimal) -> int:

@@ -1,4 +1,4 @@
-"""Parameters of a chat completion that a task may set, each with its form; and those that it may not, with the reason.
+"""Parameters of completions and embeddings that a task may set, with their forms; and those that it may not, and why.
 
 All that pass leave the price of a token as it is, and are counted in the bound (`inference/bounds`). A parameter that
 would change the price, add charges of its own or return what a result has no place for is refused.
@@ -18,6 +18,7 @@ from tollbook.schemas.problems import shown
 MAX_SCHEMA_DEPTH: Final = 64
 MAX_TOOLS: Final = 512
 MAX_STOPS: Final = 64
+MAX_DIMENSIONS: Final = 8_192
 _MAX_SEED: Final = 2**63
 _FunctionName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$"), Expected("a name of 1 to 128 letters, digits and any of _ - . :")
@@ -85,7 +86,7 @@ Tool = Annotated[
 ]
 
 
-def _json_if_it_is(value: object) -> object:
+def json_if_it_is(value: object) -> object:
     """Read the JSON of a list or an object that a plain stream field holds; other text stays as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
@@ -99,7 +100,7 @@ def _choice_of(*words: str) -> Callable[[object], object]:
     """Return a validator that takes one of these words, or an object that names a tool."""
 
     def check(value: object) -> object:
-        value = _json_if_it_is(value)
+        value = json_if_it_is(value)
         if isinstance(value, dict) or (isinstance(value, str) and value in words):
             return cast("dict[str, Any] | str", value)
         raise ValueError(f"must be one of {', '.join(map(repr, words))}, or a JSON object that names what to call")
@@ -108,7 +109,7 @@ def _choice_of(*words: str) -> Callable[[object], object]:
 
 
 def _stops(value: object) -> object:
-    value = _json_if_it_is(value)
+    value = json_if_it_is(value)
     stops = (value,) if isinstance(value, str) else value
     if not isinstance(stops, list | tuple) or not all(
         isinstance(stop, str) and stop for stop in cast("list[object]", stops)
@@ -156,6 +157,13 @@ class ResponseFormat(Form):
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise ValueError("'json_schema' goes with the type 'json_schema', and is missing without it")
         return self
+
+
+class WebSearchOptions(Form):
+    """How the web is searched: how much of it, and for whom."""
+
+    search_context_size: Literal["low", "medium", "high"] | None = None
+    user_location: dict[str, Any] | None = Field(default=None, repr=False)
 
 
 class Prediction(Form):
@@ -243,8 +251,18 @@ class Parameters(BaseModel):
     """How long OpenAI keeps the prompt in its cache."""
     store: bool | None = None
     """Whether OpenAI keeps the completion."""
+    modalities: tuple[Literal["text", "image"], ...] | None = None
+    """What the answer is to have, as JSON: `["text", "image"]`. Images only where the policy has a price of them."""
+    image_config: Annotated[dict[str, str | int], Field(max_length=16)] | None = None
+    """OpenRouter: the form of images that are made, as JSON: `{"aspect_ratio": "16:9"}`."""
+    web_search_options: WebSearchOptions | None = Field(default=None, repr=False)
+    """Search the web, as JSON: `{"search_context_size": "low"}`. Only where the policy has a price of it."""
     transforms: tuple[Literal["middle-out"], ...] | None = None
     """OpenRouter: `["middle-out"]` shortens a prompt that is too long for the model."""
+    dimensions: Annotated[_Count, Field(ge=1, le=MAX_DIMENSIONS)] | None = None
+    """Embeddings: how many numbers a vector has, where the model can make shorter ones."""
+    encoding_format: Literal["float", "base64"] | None = None
+    """Embeddings: whether a vector is a list of numbers, or base64 text of 32-bit floats, which is shorter."""
 
     @model_validator(mode="before")
     @classmethod
@@ -252,7 +270,11 @@ class Parameters(BaseModel):
         if not isinstance(value, Mapping):
             return value
         fields = cast("Mapping[str, object]", value)
-        return {name: each for name, each in fields.items() if each is not None and not (name in _LISTS and not each)}
+        return {
+            name: each
+            for name, each in fields.items()
+            if each is not None and not (name in _LISTS and (not each or (name == "modalities" and each == ["text"])))
+        }
 
     @model_validator(mode="after")
     def _can_be_written(self) -> Self:
@@ -273,15 +295,21 @@ class Parameters(BaseModel):
         return self.model_dump(mode="json", include=given, exclude_none=True) if given else {}
 
 
-_LISTS: Final = frozenset({"stop", "tools", "functions", "transforms"})
+IMAGE_PARAMETERS: Final = frozenset({"modalities", "image_config"})
+"""Parameters that have images made."""
+SEARCH: Final = "web_search_options"
+"""The parameter that has the web searched."""
+EMBEDDINGS_PARAMETERS: Final = ("dimensions", "encoding_format")
+"""Parameters of embeddings, which have no others."""
+_LISTS: Final = frozenset({"stop", "tools", "functions", "transforms", "modalities"})
 """Parameters of which an empty list counts as none."""
 JSON_PARAMETERS: Final = (
     "logit_bias", "response_format", "tools", "functions", "reasoning", "prediction", "cache_control", "transforms",
+    "web_search_options", "modalities", "image_config",
 )  # fmt: skip
 """Parameters that are JSON text in a plain stream field."""
 
-_WEB_SEARCH: Final = "the provider bills each web search, and no price of it is configured"
-_OUTPUTS: Final = "only text comes back in a result, and images and audio have no bound"
+_WEB_SEARCH: Final = "`web_search_options` asks for web searches, where the policy has a price of them"
 _ROUTING: Final = "a task names one `model`, and its route the fallback: each is priced before it is called"
 REFUSED: Final[Mapping[str, str]] = {
     "n": "a result holds one answer: publish one task for each",
@@ -290,7 +318,6 @@ REFUSED: Final[Mapping[str, str]] = {
     "stream_options": "a result is delivered whole",
     "service_tier": "it changes the price of a token, and the bound rests on the standard price",
     "speed": "it changes the price of a token, and the bound rests on the standard price",
-    "web_search_options": _WEB_SEARCH,
     "web_search": _WEB_SEARCH,
     "search_parameters": _WEB_SEARCH,
     "enable_search": _WEB_SEARCH,
@@ -298,9 +325,7 @@ REFUSED: Final[Mapping[str, str]] = {
     "stop_server_tools_when": "tools that the provider runs have no bound",
     "max_tool_calls": "tools that the provider runs have no bound",
     "mcp_servers": "tools that the provider runs have no bound",
-    "modalities": _OUTPUTS,
-    "audio": _OUTPUTS,
-    "image_config": _OUTPUTS,
+    "audio": "a result has no place for sound, and its price is not known",
     "models": _ROUTING,
     "route": _ROUTING,
     "preset": _ROUTING,
@@ -320,7 +345,6 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "web_search": (False,),
     "enable_search": (False,),
     "plugins": ([],),
-    "modalities": (["text"], []),
     "extra_body": ({},),
     "extra_headers": ({},),
     "extra_query": ({},),

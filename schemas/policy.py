@@ -30,7 +30,7 @@ from tollbook.schemas.expectations import Expected
 from tollbook.schemas.identifiers import Identifier, budget_value, is_hashed_id, normalise_id, read_values
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, nanousd_from_usd
 from tollbook.schemas.problems import did_you_mean, shown, unknown_name
-from tollbook.schemas.routes import DEFAULT_PROVIDER, ModelAt, Route
+from tollbook.schemas.routes import DEFAULT_PROVIDER, EMBEDDINGS, ModelAt, Route
 from tollbook.schemas.tasks import PING, RESERVED_STREAM_WORDS, InvalidTask, ModelId, Name, Task, may_be_prompt
 from tollbook.schemas.windows import WeekStart, WindowKind, find_zone
 
@@ -190,6 +190,16 @@ class PriceRule(Rule):
     """A million prompt tokens that the provider read from its cache; absent: as `prompt`."""
     cache_write: UsdPerMtok | None = None
     """A million prompt tokens that the provider wrote into its cache; absent: as `prompt`."""
+    image: UsdPerMtok | None = None
+    """A million prompt tokens of images, dollars; absent: as `prompt`."""
+    audio: UsdPerMtok | None = None
+    """A million prompt tokens of sound, dollars; absent: sound is refused."""
+    video: UsdPerMtok | None = None
+    """A million prompt tokens of videos, dollars; absent: videos are refused."""
+    image_output: UsdPerMtok | None = None
+    """A million completion tokens of images, dollars; absent: a model that puts out images is refused."""
+    web_search: UsdPerMtok | None = None
+    """One request with `web_search_options`, dollars beside its tokens; absent: searches are refused."""
     request: UsdPerMtok = Decimal(0)
     """One request, dollars."""
     starts: Annotated[Day | None, Field(alias="from")] = None
@@ -201,6 +211,26 @@ class PriceRule(Rule):
         if self.starts is None:
             return None
         return round(datetime.combine(date.fromisoformat(self.starts), time.min, UTC).timestamp()) * 1000
+
+
+TokenLimit = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, le=1_000_000)]
+
+
+class ModelRule(Rule):
+    """The most tokens that a model makes of one image, sound, file or video, where the provider publishes it."""
+
+    image_tokens: TokenLimit | None = None
+    """Most tokens of one image; absent: what is known of the model."""
+    audio_tokens: TokenLimit | None = None
+    """Most tokens of one sound; absent: by `audio_tokens_per_second`."""
+    audio_tokens_per_second: TokenLimit | None = None
+    """Most tokens of a second of sound, in the formats wav and mp3; absent: by `audio_tokens`."""
+    file_tokens: TokenLimit | None = None
+    """Most tokens of one file; absent: files are refused."""
+    video_tokens: TokenLimit | None = None
+    """Most tokens of one video; absent: videos are refused."""
+    web_search_tokens: TokenLimit | None = None
+    """Most tokens that a request's web searches add to its prompt; absent: all that the model can read."""
 
 
 def _each(value: object) -> object:
@@ -249,8 +279,8 @@ class ProviderRule(Rule):
     cost_by_id: bool | None = None
     """Whether it tells afterwards what a request has cost (`GET /generation?id=`). Absent: `openrouter` does."""
     stream: bool | None = None
-    """Whether replies are asked for as event streams, so that a request's id is known long before its answer. Absent:
-    where it tells costs by id."""
+    """Whether replies are asked for as event streams, so that the id of a request is known long before its answer, and
+    an abandoned request is cut off. Absent: where it tells costs by id."""
     prices: dict[ModelId, Prices] = Field(default_factory=dict[str, tuple[PriceRule, ...]])
     """Prices of its models, before those in the policy's `prices`, which count for models of every provider."""
 
@@ -324,6 +354,8 @@ class Policy(Rule):
     """Budgets beside the user's billing period."""
     prices: dict[ModelId, Prices] = Field(default_factory=dict[str, tuple[PriceRule, ...]])
     """Prices by model id, before the catalogue's: one table, or several with their days."""
+    models: dict[ModelId, ModelRule] = Field(default_factory=dict[str, ModelRule])
+    """Models by id, with the most tokens of an image, a sound, a file or a video."""
     providers: dict[Name, ProviderRule] = Field(default_factory=dict[str, ProviderRule])
     """Providers by name, beside the default one: routes name them."""
     alerts: AlertRule = AlertRule()
@@ -370,6 +402,10 @@ class Policy(Rule):
             for place, name in _providers_named_by(route):
                 if name not in known:
                     raise ValueError(f"'tasks.{task_type}.{place}': {unknown_name('provider', name, known)}")
+            for target in route.targets if route.kind == EMBEDDINGS else ():
+                rule = self.providers.get(target.provider)
+                if rule is not None and rule.dialect == "anthropic":
+                    raise ValueError(f"'tasks.{task_type}': providers of dialect 'anthropic' make no embeddings")
         return self
 
     @model_validator(mode="after")
@@ -399,7 +435,8 @@ class Policy(Rule):
 
     def content(self) -> dict[str, Any]:
         """Return what stands on the ledger: everything but the alerts' receivers, dollars as strings."""
-        return self.model_dump(mode="json", by_alias=True, exclude={"alerts"}, exclude_none=True)
+        left_out = {"alerts"} if self.models else {"alerts", "models"}
+        return self.model_dump(mode="json", by_alias=True, exclude=left_out, exclude_none=True)
 
     @cached_property
     def digest(self) -> str:
@@ -496,7 +533,7 @@ def check_task_type(task_type: str, policy: Policy) -> str:
 
 
 def _texts(task: Task) -> list[str]:
-    return [text for message in task.messages or () for text in message.texts]
+    return [*(task.input or ()), *(text for message in task.messages or () for text in message.texts)]
 
 
 def check_task(task: Task, policy: Policy) -> Task:
@@ -504,11 +541,17 @@ def check_task(task: Task, policy: Policy) -> Task:
 
     Errors: InvalidTask, with the policy's names.
     """
-    hides = may_be_prompt({"prompt": task.prompt, "system": task.system, "messages": _texts(task)})
     for field, value, known in (("task", task.task, policy.task_types), ("plan", task.plan, tuple(policy.plans))):
         if value is not None and value not in known:
+            hides = may_be_prompt({"prompt": task.prompt, "system": task.system, "messages": _texts(task)})
             found = "" if hides(value) else f", not {shown(value)}{did_you_mean(value, known)}"
             raise InvalidTask(f"'{field}' must be one of {', '.join(map(repr, known))}{found}")
+    if task.task != PING and (task.input is not None) != (policy.tasks[task.task].kind == EMBEDDINGS):
+        raise InvalidTask(
+            f"'input' is for embeddings, and {task.task} makes chat completions: give 'prompt' or 'messages'"
+            if task.input is not None
+            else f"{task.task} makes embeddings: give 'input' instead of 'prompt' or 'messages'"
+        )
     if task.reply_to in policy.streams:  # A reply there would be taken for a task.
         raise InvalidTask(f"'reply_to' {RESERVED_STREAM_WORDS} {task.reply_to!r} is")
     return task

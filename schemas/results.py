@@ -63,6 +63,11 @@ class InferenceResult(BaseModel):
     """The model's answer, for a task that is `done`; also a part of one that was cut off."""
     tool_calls: list[dict[str, Any]] | None = None
     """The tools that the model calls, in OpenAI's form: `id`, `type`, `function` with `name` and `arguments` (text)."""
+    embeddings: list[list[float]] | list[str] | None = None
+    """The vectors of a task for embeddings, one for each text of `input`, in its order: lists of numbers, or base64 of
+    32-bit floats where `encoding_format` is `base64`."""
+    images: list[str] | None = None
+    """Images that the model made: `data:` URLs or addresses."""
     refusal: str | None = None
     """The model's own words where it declines to answer. The task is `done`."""
     reasoning: str | None = None

@@ -5,10 +5,10 @@ those of the default provider: where a route names another, a model id is what t
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Annotated, Any, Final, Self, cast
+from typing import Annotated, Any, Final, Literal, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -18,11 +18,13 @@ from pydantic import (
     Field,
     PlainSerializer,
     Tag,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
+from tollbook.schemas.parameters import EMBEDDINGS_PARAMETERS
 from tollbook.schemas.problems import UTF8_WORDS, shown, unknown_name
 from tollbook.schemas.tasks import ModelId, Name
 
@@ -41,6 +43,8 @@ PARAMETERS: Final = (
     "repetition_penalty", "logit_bias", "logprobs", "top_logprobs", "verbosity", "reasoning",
 )  # fmt: skip
 """Names of the parameters that a route may have beside its own fields."""
+EMBEDDINGS: Final = "embeddings"
+"""The kind of routes that make vectors of texts."""
 _MAX_PARAMS_BYTES: Final = 65_536
 
 
@@ -135,14 +139,27 @@ _CHOICE_SCHEMA: Final[dict[str, Any]] = {
 }
 
 
+def _kind(value: object) -> object:
+    return None if value == "chat" else value
+
+
 class Route(BaseModel):
     """Models, limits and parameters of one task type.
 
     Units: `max_tokens` completion tokens; `temperature` 0 to 2, or none, which is not sent. A reply that the limit cut
     off is asked for once more with `retry_max_tokens`, if that is set: the second try is held and paid for as well.
+    A route of kind `embeddings` has no limits and no cheaper model: it has models and `params`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "if": {"properties": {"kind": {"const": EMBEDDINGS}}, "required": ["kind"]},
+            "else": {"required": ["max_tokens"]},
+        },
+    )
 
     model: ModelId
     """Model that is called first."""
@@ -166,8 +183,16 @@ class Route(BaseModel):
     """Model that is called instead of the first where the first one's hold does not fit a budget."""
     provider: Name | None = None
     """Provider of the route's models, one of `providers`; absent: the default one."""
-    max_tokens: Annotated[int, BeforeValidator(_number), Field(ge=1, le=200_000)]
-    """Maximum completion tokens, reasoning included."""
+    kind: Annotated[
+        Literal["embeddings"] | None,
+        BeforeValidator(_kind),
+        WithJsonSchema({"type": "string", "enum": ["chat", "embeddings"]}, mode="validation"),
+    ] = None
+    """What is asked for: `embeddings`, which are vectors of a task's `input`; absent or `chat`: chat completions."""
+    max_tokens: Annotated[int | None, BeforeValidator(_number)] = Field(
+        default=None, ge=1, le=200_000, validate_default=True
+    )
+    """Maximum completion tokens, reasoning included; required, except for embeddings."""
     temperature: Annotated[float | None, BeforeValidator(_number)] = Field(
         default=None, ge=0, le=2, allow_inf_nan=False
     )
@@ -179,12 +204,27 @@ class Route(BaseModel):
     )
     """Further parameters of the request, such as `response_format`."""
 
+    @field_validator("max_tokens")
+    @classmethod
+    def _chat_has_a_limit(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is None and info.data.get("kind") is None:
+            raise ValueError("is missing")
+        return value
+
+    @field_validator("max_tokens", "temperature", "retry_max_tokens")
+    @classmethod
+    def _embeddings_have_none(cls, value: object, info: ValidationInfo) -> object:
+        if value is not None and info.data.get("kind") == EMBEDDINGS:
+            raise ValueError("is for chat completions, and not for embeddings")
+        return value
+
     @field_validator("params")
     @classmethod
-    def _params_are_known(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _params_are_known(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        known = EMBEDDINGS_PARAMETERS if info.data.get("kind") == EMBEDDINGS else PARAMETERS
         for name in value:
-            if name not in PARAMETERS:
-                raise ValueError(f"has an {unknown_name('parameter', name, PARAMETERS)}")
+            if name not in known:
+                raise ValueError(f"has an {unknown_name('parameter', name, known)}")
         try:
             size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
         except UnicodeEncodeError:
@@ -215,6 +255,8 @@ class Route(BaseModel):
         fallbacks = self.fallbacks
         if self.first in fallbacks:
             raise ValueError(f"the fallback is the model itself, {self.first}: name another model, or none")
+        if self.cheaper is not None and self.kind == EMBEDDINGS:
+            raise ValueError("'cheaper' is not for embeddings: vectors of two models cannot be compared")
         if self.cheaper_target == self.first:
             raise ValueError(f"the cheaper model is the model itself, {self.first}: name another, or none")
         for target in fallbacks:
@@ -224,7 +266,7 @@ class Route(BaseModel):
 
     @model_validator(mode="after")
     def _tries_again_with_a_larger_limit(self) -> Self:
-        if self.retry_max_tokens is not None and self.retry_max_tokens <= self.max_tokens:
+        if self.retry_max_tokens is not None and self.retry_max_tokens <= (self.max_tokens or 0):
             raise ValueError(
                 f"retry_max_tokens must be above max_tokens, which is {self.max_tokens}, got {self.retry_max_tokens}"
             )
@@ -262,12 +304,18 @@ class Route(BaseModel):
     def downgraded(self) -> Self:
         """Return this route with its cheaper model as the first; there must be one."""
         assert self.cheaper_target is not None
-        target = self.cheaper_target
-        changes: dict[str, Any] = {"model": target.model, "cheaper": None}
-        if target.provider != self.first.provider:
-            # A plain model id among the fallbacks is one of the route's own provider, which is another one now.
-            changes["provider"] = target.provider
-            changes["fallback"] = tuple([ModelAt(provider=each.provider, model=each.model) for each in self.fallbacks])
+        return self._beginning_with(self.cheaper_target, self.fallbacks).model_copy(update={"cheaper": None})
+
+    def from_fallback(self, target: Target) -> Self:
+        """Return this route with one of its fallbacks as the first, and those after it."""
+        return self._beginning_with(target, self.after(target))
+
+    def _beginning_with(self, first: Target, fallbacks: Sequence[Target]) -> Self:
+        changes: dict[str, Any] = {"model": first.model, "fallback": tuple([each.model for each in fallbacks])}
+        if any(each.provider != self.first.provider for each in (first, *fallbacks)):
+            # A plain model id is one of the route's own provider, which may be another one now.
+            changes["provider"] = first.provider
+            changes["fallback"] = tuple([ModelAt(provider=each.provider, model=each.model) for each in fallbacks])
         return self.model_copy(update=changes)
 
     def _target(self, choice: str | ModelAt) -> Target:

@@ -27,7 +27,15 @@ from tollbook.schemas.expectations import Expected
 from tollbook.schemas.identifiers import CampaignId, TaskId, UserId
 from tollbook.schemas.json_text import NotJson, RepeatedKey, is_deeper, json_children, parse_json, with_whole_text
 from tollbook.schemas.messages import Message
-from tollbook.schemas.parameters import JSON_PARAMETERS, MAX_SCHEMA_DEPTH, Parameters, number, without_refused
+from tollbook.schemas.parameters import (
+    EMBEDDINGS_PARAMETERS,
+    JSON_PARAMETERS,
+    MAX_SCHEMA_DEPTH,
+    Parameters,
+    json_if_it_is,
+    number,
+    without_refused,
+)
 from tollbook.schemas.problems import UTF8_WORDS, as_text, problems_of
 from tollbook.schemas.results import ErrorCode
 from tollbook.schemas.tags import Tags
@@ -37,6 +45,8 @@ PING: Final = "ping"
 MAX_ENTRY_BYTES: Final = 2_000_000
 MAX_TEXT_BYTES: Final = 1_000_000
 MAX_MESSAGES: Final = 1_000
+MAX_INPUTS: Final = 128
+"""Texts of a task for embeddings: their vectors fit into a result, at up to 8,192 numbers each."""
 MAX_METADATA_BYTES: Final = 16_384
 MAX_JSON_DEPTH: Final = 32
 # Stands for no plan in the hash, whatever the policy's default is: a hash must not change with a policy.
@@ -48,7 +58,9 @@ _JSON_FIELDS: Final = ("messages", "metadata", "tags", *JSON_PARAMETERS)
 # Where half of a surrogate pair is replaced, two different ids would become one.
 _NOT_MENDED: Final = frozenset({"task_id", "user_id", "campaign_id", "tags", "reply_to", "model"})
 # What these hold may be part of the prompt, wherever it stands by mistake (G10).
-_MAY_QUOTE: Final = ("prompt", "system", "messages", "tools", "functions", "response_format", "prediction", "stop")
+_MAY_QUOTE: Final = (
+    "prompt", "system", "messages", "input", "tools", "functions", "response_format", "prediction", "stop",
+)  # fmt: skip
 
 
 class InvalidTask(AppError, ValueError):
@@ -121,6 +133,16 @@ _AnyName = Annotated[
 ]
 
 
+def _inputs(value: object) -> object:
+    """Return one text as a list of it. Token ids are those of one tokenizer, and their number bounds no other's."""
+    if isinstance(value, str):
+        return (value,)
+    listed = cast("list[object]", value) if isinstance(value, list) else []
+    if any(type(each) is int or isinstance(each, list) for each in listed):
+        raise ValueError("must be text or a list of texts, not token ids: they have a meaning for one tokenizer only")
+    return cast("object", value)
+
+
 class PlainTask(BaseModel):
     """A task without further parameters: what to do, for whom, with which text and limits."""
 
@@ -139,11 +161,17 @@ class PlainTask(BaseModel):
     tags: Tags | None = None
     """Names and values for budgets and reports, as a JSON object of up to 16: `{"team": "red"}`."""
     prompt: str | None = Field(default=None, repr=False)  # G10
-    """The text for the model. Give exactly one of `prompt` and `messages`."""
+    """The text for the model. Give exactly one of `prompt`, `messages` and `input`."""
     system: str | None = Field(default=None, repr=False)
     """A system prompt, beside `prompt`."""
     messages: tuple[Message, ...] | None = Field(default=None, max_length=MAX_MESSAGES, repr=False)
     """Chat messages instead of a prompt, as JSON in OpenAI's form: `[{"role": "user", "content": "..."}]`."""
+    input: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...] | None,
+        BeforeValidator(_inputs),
+        Expected(f"a text or a list of 1 to {MAX_INPUTS} texts, none of them empty"),
+    ] = Field(default=None, min_length=1, max_length=MAX_INPUTS, repr=False)  # G10
+    """For task types of kind `embeddings`: a text, or a list of texts as JSON, of each of which a vector is made."""
     max_tokens: Annotated[int | None, BeforeValidator(number)] = Field(default=None, ge=1, le=200_000)
     """Maximum completion tokens, instead of the route's. The name `max_completion_tokens` is accepted too."""
     temperature: Annotated[float | None, BeforeValidator(number)] = Field(default=None, ge=0, le=2, allow_inf_nan=False)
@@ -183,11 +211,13 @@ class PlainTask(BaseModel):
     @model_validator(mode="after")
     def _has_one_input(self) -> Self:
         if self.task != PING:
-            if (self.prompt is None) == (self.messages is None):
-                raise ValueError(f"give {'one' if self.prompt is None else 'only one'} of 'prompt' and 'messages'")
+            given = [name for name in ("prompt", "messages", "input") if getattr(self, name) is not None]
+            if len(given) != 1:
+                number_of = "only one" if given else "one"
+                raise ValueError(f"give {number_of} of 'prompt' and 'messages' (or 'input', for embeddings)")
             if self.prompt == "" or self.messages == ():
                 raise ValueError(f"'{'messages' if self.prompt is None else 'prompt'}' must not be empty")
-            if self.messages is not None and self.system is not None:
+            if self.prompt is None and self.system is not None:
                 raise ValueError("'system' goes with 'prompt' only; put a system message into 'messages'")
             if "user_id" not in self.model_fields_set:
                 raise ValueError("'user_id' is missing")
@@ -195,7 +225,9 @@ class PlainTask(BaseModel):
 
     @property
     def text_bytes(self) -> int:
-        """Bytes of the prompt, or of all that the messages hold beside images."""
+        """Bytes of the prompt or the input, or of all that the messages hold beside images."""
+        if self.input is not None:
+            return sum(len(text.encode("utf-8", "surrogatepass")) for text in self.input)
         if self.messages is not None:
             return sum(message.text_bytes for message in self.messages)
         return sum(len((text or "").encode("utf-8", "surrogatepass")) for text in (self.system, self.prompt))
@@ -212,8 +244,24 @@ class Task(Parameters, PlainTask):
     """One unit of work.
 
     Units: `max_tokens` completion tokens; `temperature` 0 to 2.
-    Either `prompt` (with an optional `system`) or `messages`; `ping` needs neither.
+    One of `prompt` (with an optional `system`), `messages` and `input`; `ping` needs none.
     """
+
+    @model_validator(mode="after")
+    def _has_parameters_of_its_kind(self) -> Self:
+        wrong = (
+            _EMBEDDINGS_PARAMETERS & self.model_fields_set
+            if self.input is None
+            else self.model_fields_set & _CHAT_PARAMETERS
+        )
+        for name in sorted(wrong):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"'{name}' is for chat completions, and not for 'input'"
+                    if self.input is not None
+                    else f"'{name}' goes with 'input' only"
+                )
+        return self
 
     @model_validator(mode="after")
     def _is_not_too_large(self) -> Self:
@@ -236,6 +284,8 @@ class Task(Parameters, PlainTask):
         work["plan"] = self.plan or _PLAN_OF_HASH
         if self.messages is not None:
             work["messages"] = [message.model_dump(mode="json", exclude_none=True) for message in self.messages]
+        if self.input is not None:
+            work["input"] = self.input
         if self.tags:
             work["tags"] = self.tags
         work.update(self.parameters())
@@ -243,6 +293,8 @@ class Task(Parameters, PlainTask):
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+_EMBEDDINGS_PARAMETERS: Final = frozenset(EMBEDDINGS_PARAMETERS)
+_CHAT_PARAMETERS: Final = frozenset({*Parameters.model_fields, "max_tokens", "temperature"}) - _EMBEDDINGS_PARAMETERS
 # In the digest of every task, set or not: what each call's hash on older ledgers was made of.
 _HASHED_ALWAYS: Final = (
     "task", "user_id", "plan", "campaign_id", "prompt", "system", "messages", "max_tokens", "temperature", "model",
@@ -270,9 +322,12 @@ def task_from_fields(fields: Mapping[str, Any], tag_names: Collection[str] = ())
         raise InvalidTask(as_text(problems))
     for name, value in values.items():
         read = _parse_json(value, name=name) if name in _JSON_FIELDS and isinstance(value, str) else value
-        if name != "metadata" and is_deeper(read, MAX_SCHEMA_DEPTH):
+        if name == "input":
+            read = _input_of(read)
+        is_too_deep = is_deeper(read, MAX_SCHEMA_DEPTH)
+        if is_too_deep and name != "metadata":
             raise InvalidTask(f"'{name}' must not be nested deeper than {MAX_SCHEMA_DEPTH} levels")
-        values[name] = read if name in _NOT_MENDED or is_deeper(read, MAX_SCHEMA_DEPTH) else with_whole_text(read)
+        values[name] = read if is_too_deep or name in _NOT_MENDED else with_whole_text(read)
     for alias, name in (("task_type", "task"), ("max_completion_tokens", "max_tokens")):
         if alias in values:
             value = values.pop(alias)
@@ -320,6 +375,12 @@ def _without_words(item: object) -> object:
     if not isinstance(item, dict):
         return item
     return {name: value for name, value in cast("dict[str, object]", item).items() if name not in ("role", "type")}
+
+
+def _input_of(value: object) -> object:
+    """Return the list that JSON text holds; any other text is an input itself."""
+    read = json_if_it_is(value)
+    return cast("object", read) if isinstance(read, list) else value
 
 
 def _json_object(text: object, *, name: str) -> dict[str, Any]:

@@ -27,10 +27,17 @@ class UnreadableEvent(ValueError):
         self.entry_id = entry_id
 
 
-def upcast(event_type: str, version: int, payload: dict[str, Any]) -> dict[str, Any]:
-    """Lift a payload to the current version. Errors: ValueError for a version newer than this program."""
+def needs_upcast(event_type: str, version: int) -> bool:
+    """Whether upcasters change such a payload. Errors: ValueError for a version that this program does not know."""
     if not 1 <= version <= EVENT_VERSION:
         raise ValueError(f"its version is {version}, and this program knows 1 to {EVENT_VERSION}: install a newer one")
+    return any((event_type, step) in UPCASTERS for step in range(version, EVENT_VERSION))
+
+
+def upcast(event_type: str, version: int, payload: dict[str, Any]) -> dict[str, Any]:
+    """Lift a payload to the current version. Errors: ValueError for a version that this program does not know."""
+    if not needs_upcast(event_type, version):
+        return payload
     for step in range(version, EVENT_VERSION):
         upcaster = UPCASTERS.get((event_type, step))
         payload = upcaster(payload) if upcaster else payload

@@ -29,6 +29,8 @@ _LISTED: Final = {
     "google/gemini-2.5-flash": ("0.30", "2.50", "0.03", "0.383333333"),
     "openai/gpt-4o-mini": ("0.15", "0.60", "0.075", "0.15"),
 }
+# Dollars per million tokens of models that make embeddings.
+_LISTED_EMBEDDINGS: Final = {"openai/text-embedding-3-small": "0.02", "openai/text-embedding-3-large": "0.13"}
 # What OpenAI, Anthropic and a server of one's own sell, under the names that their models have there.
 _AT_OPENAI: Final = {
     "gpt-4o-mini": ("0.15", "0.60", "0.075", "0.15"),
@@ -51,7 +53,10 @@ PRICES: Final = _prices(_LISTED)
 OPENAI_PRICES: Final = _prices(_AT_OPENAI)
 ANTHROPIC_PRICES: Final = _prices(_AT_ANTHROPIC)
 COMPATIBLE_PRICES: Final = _prices(_COMPATIBLE)
-_LISTS: Final = (PRICES, OPENAI_PRICES, ANTHROPIC_PRICES, COMPATIBLE_PRICES)
+EMBEDDINGS_PRICES: Final = _prices(
+    {model: (prompt, "0", prompt, prompt) for model, prompt in _LISTED_EMBEDDINGS.items()}
+)
+_LISTS: Final = (PRICES, EMBEDDINGS_PRICES, OPENAI_PRICES, ANTHROPIC_PRICES, COMPATIBLE_PRICES)
 
 
 def charge_nanousd(

@@ -1,13 +1,16 @@
-"""Requests and replies in the shapes of OpenRouter's chat completions."""
+"""Requests and replies in the shapes of OpenRouter's chat completions and embeddings."""
 
+import base64
 import json
+import random
 import re
 import zlib
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from tollbook.standin.prices import PRICES, charge_nanousd, usd_literal
+from tollbook.standin.prices import EMBEDDINGS_PRICES, PRICES, charge_nanousd, usd_literal
 
 _COMPLETION_TOKENS: Final = re.compile(r"\[\[completion_tokens=(\d{1,6})\]\]")
 _FAULT: Final = re.compile(r"\[\[fault=([a-z0-9_:]{1,40})\]\]")
@@ -75,6 +78,46 @@ def read_request(document: Any, models: Mapping[str, object] = PRICES) -> Comple
     )
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingsRequest(CompletionRequest):
+    """A request for vectors: one for each of `inputs`, each of so many `dimensions`."""
+
+    inputs: tuple[str, ...] = ()
+    dimensions: int = 8
+    is_base64: bool = False
+
+
+def read_embeddings_request(document: Any) -> EmbeddingsRequest:
+    """Read a request for embeddings as OpenRouter would. Errors: BadRequest.
+
+    An input has a quarter of its bytes as tokens, rounded up.
+    """
+    if not isinstance(document, dict):
+        raise BadRequest(400, "the body is not a JSON object")
+    body = cast(Mapping[str, Any], document)
+    model, given = body.get("model"), body.get("input")
+    if model not in EMBEDDINGS_PRICES:
+        raise BadRequest(404, f"No endpoints found for {model}.")
+    inputs = cast("list[Any]", given if isinstance(given, list) else [given])
+    if not inputs or not all(isinstance(each, str) and each for each in inputs):
+        raise BadRequest(400, "input must be a text or a list of texts")
+    dimensions = body.get("dimensions", 8)
+    if type(dimensions) is not int or not 1 <= dimensions <= 8_192:
+        raise BadRequest(400, "dimensions must be a positive integer")
+    fault = _FAULT.search("\n".join(inputs))
+    return EmbeddingsRequest(
+        model=str(model),
+        user=str(body.get("user", "")),
+        prompt_tokens=sum(-(-len(each.encode()) // _BYTES_PER_TOKEN) for each in inputs),
+        completion_tokens=0,
+        is_cut=False,
+        fault=fault[1] if fault else None,
+        inputs=tuple(inputs),
+        dimensions=dimensions,
+        is_base64=body.get("encoding_format") == "base64",
+    )
+
+
 def _content(message: Any) -> str:
     fields = cast(dict[str, Any], message) if isinstance(message, dict) else {}
     content = fields.get("content")
@@ -102,6 +145,8 @@ def completion(asked: CompletionRequest, generation_id: str, charged_nanousd: in
         "finish_reason": "length" if asked.is_cut else "stop",
         "message": {"role": "assistant", "content": filler(asked)},
     }
+    if isinstance(asked, EmbeddingsRequest):
+        return _embeddings(asked, generation_id, charged_nanousd, fault)
     if fault == "error_finish":
         choice = {"index": 0, "finish_reason": "error", "error": {"code": 502, "message": "provider failed"}}
     document: dict[str, Any] = {
@@ -116,15 +161,36 @@ def completion(asked: CompletionRequest, generation_id: str, charged_nanousd: in
     if fault == "missing_usage":
         return head.encode()
     total = asked.prompt_tokens + asked.completion_tokens
-    # The JSON is written by hand from here, since a float could not hold the cost exactly.
-    cost = {"missing_cost": "", "null_cost": ', "cost": null'}.get(
-        fault or "", f', "cost": {usd_literal(charged_nanousd)}'
-    )
+    cost = _cost(charged_nanousd, fault)
     usage = (
         f'{{"prompt_tokens": {asked.prompt_tokens}, "completion_tokens": {asked.completion_tokens}, '
         f'"total_tokens": {total}, "prompt_tokens_details": {{"cached_tokens": 0}}, '
         f'"completion_tokens_details": {{"reasoning_tokens": 0}}{cost}}}'
     )
+    return f'{head[:-1]}, "usage": {usage}}}'.encode()
+
+
+def _cost(charged_nanousd: int, fault: str | None) -> str:
+    # Written by hand, since a float could not hold the cost exactly.
+    literals = {"missing_cost": "", "null_cost": ', "cost": null'}
+    return literals.get(fault or "", f', "cost": {usd_literal(charged_nanousd)}')
+
+
+def _embeddings(asked: EmbeddingsRequest, generation_id: str, charged_nanousd: int, fault: str | None) -> bytes:
+    """Return the body of a reply with vectors, which are drawn from each text's checksum and mean nothing."""
+    listed: list[dict[str, Any]] = []
+    for index, text in enumerate(asked.inputs):
+        draw = random.Random(zlib.crc32(text.encode()))  # noqa: S311 - repeatable, not secret.
+        numbers = array("f", [draw.uniform(-1, 1) for _ in range(asked.dimensions)])
+        vector = base64.b64encode(numbers.tobytes()).decode() if asked.is_base64 else [round(x, 6) for x in numbers]
+        listed.append({"object": "embedding", "index": index, "embedding": vector})
+    if fault == "error_finish":
+        return error(502, "provider failed")
+    head = json.dumps({"id": generation_id, "object": "list", "model": asked.model, "data": listed})
+    if fault == "missing_usage":
+        return head.encode()
+    tokens = asked.prompt_tokens
+    usage = f'{{"prompt_tokens": {tokens}, "total_tokens": {tokens}{_cost(charged_nanousd, fault)}}}'
     return f'{head[:-1]}, "usage": {usage}}}'.encode()
 
 

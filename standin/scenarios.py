@@ -240,6 +240,10 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         group="outcome", meaning="`content` is a list with a part of type `refusal`.",
         choice=_said([{"type": "refusal", "refusal": "I cannot help with that."}]),
     ),
+    "image_made": Scenario(
+        group="outcome", meaning="`images` has an image that the model made, and there is no text.",
+        choice=_said("", images=[{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]),
+    ),
     "tool_calls": Scenario(
         group="outcome", meaning="Tool calls, `content` is null.", choice=_said(None, "tool_calls", tool_calls=[_CALL]),
     ),
@@ -339,6 +343,43 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         usage=lambda tokens: _anthropic(
             tokens, cache_creation={"ephemeral_5m_input_tokens": tokens.written, "ephemeral_1h_input_tokens": 0}
         ),
+    ),
+    "bedrock_names": Scenario(
+        group="usage", meaning="Bedrock's names: `inputTokens`, with cache reads and writes beside them.",
+        booked="priced", kinds=("cached", "written"),
+        usage=lambda tokens: {
+            "inputTokens": tokens.fresh,
+            "outputTokens": tokens.completion,
+            "totalTokens": tokens.total,
+            "cacheReadInputTokens": tokens.cached,
+            "cacheWriteInputTokens": tokens.written,
+        },
+    ),
+    "gemini_snake_case": Scenario(
+        group="usage", meaning="Gemini's names in snake case: `prompt_token_count`.", booked="priced",
+        kinds=("cached", "reasoning"),
+        usage=lambda tokens: {
+            "prompt_token_count": tokens.prompt,
+            "candidates_token_count": tokens.text,
+            "thoughts_token_count": tokens.reasoning,
+            "cached_content_token_count": tokens.cached,
+            "total_token_count": tokens.total,
+        },
+    ),
+    "ollama_names": Scenario(
+        group="usage", meaning="Ollama's names: `prompt_eval_count`, `eval_count`.", booked="priced",
+        usage=lambda tokens: {"prompt_eval_count": tokens.prompt, "eval_count": tokens.completion},
+    ),
+    "responses_names": Scenario(
+        group="usage", meaning="OpenAI's responses: `input_tokens`, and details as parts.", booked="priced",
+        kinds=("cached", "reasoning"),
+        usage=lambda tokens: {
+            "input_tokens": tokens.prompt,
+            "output_tokens": tokens.completion,
+            "total_tokens": tokens.total,
+            "input_tokens_details": {"cached_tokens": tokens.cached},
+            "output_tokens_details": {"reasoning_tokens": tokens.reasoning},
+        },
     ),
     "both_names": Scenario(
         group="usage", meaning="LiteLLM: OpenAI's and Anthropic's names for the same tokens.", booked="priced",

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import secrets
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -17,8 +18,15 @@ from tollbook.standin.apis import APIS, Api
 from tollbook.standin.book import Book, Entry
 from tollbook.standin.event_streams import COMMENT, as_events
 from tollbook.standin.faults import FAULTS, FaultPlan, check_fault, http_fault
-from tollbook.standin.prices import PRICES, ListPrice, listing, usd_literal
-from tollbook.standin.replies import BadRequest, CompletionRequest, error, filler
+from tollbook.standin.prices import EMBEDDINGS_PRICES, PRICES, ListPrice, listing, usd_literal
+from tollbook.standin.replies import (
+    BadRequest,
+    CompletionRequest,
+    EmbeddingsRequest,
+    error,
+    filler,
+    read_embeddings_request,
+)
 from tollbook.standin.scenarios import SCENARIOS, fee_of_own_key
 
 _MAX_BODY_BYTES: Final = 32 * 1024 * 1024
@@ -82,6 +90,8 @@ class StandIn:
             app.router.add_post(f"{api.prefix}/{api.completion_path}", partial(self._complete, api=api))
             app.router.add_get(f"{api.prefix}/models", partial(self._models, api=api))
             if api.states_costs:
+                app.router.add_post(f"{api.prefix}/embeddings", partial(self._embed, api=api))
+                app.router.add_get(f"{api.prefix}/embeddings/models", self._embeddings_models)
                 app.router.add_get(f"{api.prefix}/generation", partial(self._generation, api=api))
                 app.router.add_get(f"{api.prefix}/key", partial(self._key, api=api))
         app.router.add_get("/standin/book", self._show_book)
@@ -111,14 +121,24 @@ class StandIn:
         await self.stop()
 
     async def _complete(self, request: web.Request, api: Api) -> web.StreamResponse:
+        return await self._serve(request, api, api.read_request)
+
+    async def _embed(self, request: web.Request, api: Api) -> web.StreamResponse:
+        return await self._serve(request, api, read_embeddings_request)
+
+    async def _serve(
+        self, request: web.Request, api: Api, read: Callable[[Any], CompletionRequest]
+    ) -> web.StreamResponse:
         self.requests += 1
         generation_id = f"gen-standin-{self._run}-{next(self._ids)}"
         reply = partial(_reply, generation_id=generation_id, id_header=api.id_header)
         if not self._is_authorised(request, api):
             return reply(401, api.error(401, "No auth credentials found"))
         try:
-            asked = api.read_request(json.loads(await request.read()))
+            asked = read(json.loads(await request.read()))
             fault = check_fault(asked.fault) if asked.fault else self.faults.next()
+            if fault in SCENARIOS and SCENARIOS[fault].error is None and isinstance(asked, EmbeddingsRequest):
+                fault = None  # It is about the text of a completion.
         except BadRequest as exc:
             return reply(exc.status, api.error(exc.status, str(exc)))
         except (ValueError, RecursionError) as exc:
@@ -224,6 +244,19 @@ class StandIn:
             for model in PRICES.keys() | self.list_prices.keys()
         ]
         return web.json_response({"data": models})
+
+    async def _embeddings_models(self, _: web.Request) -> web.Response:
+        models = [
+            {
+                "id": model,
+                "description": "A stand-in, not OpenRouter",
+                "context_length": 8_192,
+                "architecture": {"input_modalities": ["text"], "output_modalities": ["embeddings"]},
+                "pricing": listing(price),
+            }
+            for model, price in EMBEDDINGS_PRICES.items()
+        ]
+        return web.json_response({"data": models if self.config.lists_prices else []})
 
     async def _generation(self, request: web.Request, api: Api) -> web.Response:
         if not self._is_authorised(request, api):

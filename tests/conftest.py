@@ -35,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
     server_kinds()
     # The suite's servers spare the disk (tests/servers.py); tests of the refusal say so.
     os.environ.setdefault("TOLLBOOK_ALLOW_UNSYNCED", "1")
+    # They load in the background, and a hold must not depend on when: their own tests switch them on.
+    os.environ.setdefault("TOLLBOOK_TOKENIZERS", "off")
     allow_unsigned_extensions()
     # The stand-in's book is held against the ledger by user. Tests of what a provider is told say so.
     os.environ.setdefault("TOLLBOOK_PROVIDER_USER", "plain")

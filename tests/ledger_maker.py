@@ -167,7 +167,7 @@ class LedgerMaker:
                 "completion_tokens": self._random.randrange(1, 900),
             }
             if self._random.random() < 0.3:
-                usage |= {"cached_tokens": 7, "reasoning_tokens": 11}
+                usage |= {"cached_tokens": 7, "cache_write_tokens": 5, "reasoning_tokens": 11}
             payload |= {
                 "outcome": "ok",
                 "http_status": 200,

@@ -334,6 +334,7 @@ class LedgerModel:
         budgets: Sequence[str],
         baselines: Sequence[ModelBaseline],
         policy: int | None = None,
+        cap: int = 0,
     ) -> Answer:
         if call_id in self.calls:
             return ("NEW", False) if self.calls[call_id].content == content else ("CONFLICT",)
@@ -343,10 +344,13 @@ class LedgerModel:
             return refusal
         call = self.calls[call_id] = ModelCall(content, user, period, "-", state="settled", budgets=tuple(budgets))
         call.settled[0], call.places[0] = (cost, assumed), (period, tuple(budgets))
+        call.cap = self._caps(user, period, [(budgets[0], cap)])[0]
+        if self.rules_of(self.policy) != AlertRules() and (cap or user in self.plans):
+            call.plan = self.plans.get(user, "trial")
         self._move(budgets, cost, 0)
         stamps = self._stamp_budgets(budgets, None)
         self._append("cost-recorded", call, call_id, 0, cost, self.budget(budgets[0]).committed, stamps)
-        self._raise_reached(budgets, call_id, None)
+        self._raise_reached(budgets, call_id, call)
         return ("NEW", True)
 
     def assign(

@@ -53,8 +53,8 @@ __all__ = [
     "CallUnknown", "ContentFiltered", "CostTracker", "ErrorCode", "IdempotencyConflict", "InferenceClient",
     "InferenceFailed", "InferenceResult", "InvalidTask", "LedgerError", "LedgerRefused", "LedgerUnavailable",
     "OutputInvalid", "OutputLimitReached", "ParameterUnsupported", "ParsedResult", "PlanLimitReached", "PriceUnknown",
-    "ProviderError", "ProviderNotConfigured", "ProviderRefused", "ProviderUnavailable", "Publisher", "ResultTimeout", "SettingsError", "TaskStatus", "TaskUnconfirmed",
-    "UsageService", "UsageSummary", "connect_runtime",
+    "ProviderError", "ProviderNotConfigured", "ProviderRefused", "ProviderUnavailable", "Publisher", "ResultTimeout",
+    "SettingsError", "TaskStatus", "TaskUnconfirmed", "UsageService", "UsageSummary", "connect_runtime",
 ]  # fmt: skip
 
 _NAMES: Final = {
@@ -64,7 +64,8 @@ _NAMES: Final = {
     "tollbook.inference.errors": (
         "AttemptsExhausted", "BudgetWaitTimeout", "ContentFiltered", "InferenceFailed", "OutputInvalid",
         "OutputLimitReached", "ParameterUnsupported", "PlanLimitReached", "PriceUnknown", "ProviderError",
-        "ProviderNotConfigured", "ProviderRefused", "ProviderUnavailable", "ResultTimeout", "SettingsError", "TaskUnconfirmed",
+        "ProviderNotConfigured", "ProviderRefused", "ProviderUnavailable", "ResultTimeout", "SettingsError",
+        "TaskUnconfirmed",
     ),
     "tollbook.inference.publisher": ("Publisher",),
     "tollbook.inference.routing": ("COST_CAPS", "MODEL_ROUTING"),

@@ -1,15 +1,16 @@
 """Policies for people and for programs: what is in force, what changes, and what was in force before."""
 
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import Any
 
 from tollbook.audit.policies import PolicyVersion
 from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.policy_diff import policy_changes
 from tollbook.schemas.policy import BudgetRule, Policy, PriceRule
-from tollbook.schemas.routes import Target
+from tollbook.schemas.routes import Route, Target
 from tollbook.views.audit.texts import iso, moment
-from tollbook.views.tables import Printer, printable
+from tollbook.views.tables import Printer, Row, printable
 
 
 def policy_document(version: PolicyVersion | None, in_force: PolicyInForce) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def _applied(version: PolicyVersion) -> dict[str, Any]:
         "author": version.applied.author,
         "reason": version.applied.reason,
         "partitions": version.partitions,
+        "backfilled": list(version.applied.backfilled),
     }
 
 
@@ -50,6 +52,9 @@ def print_policy(version: PolicyVersion | None, in_force: PolicyInForce, *, is_n
             ("reason", printable(version.applied.reason)),
             ("digest", version.applied.digest),
         ]
+        if version.applied.backfilled:
+            names = ", ".join(version.applied.backfilled)
+            facts.append(("backfilled", f"{names}: with what was spent before in the window"))
         if len(version.partitions) < partitions:
             done = ", ".join(map(str, version.partitions))
             facts.append(("half applied", f"in partition {done} of {partitions}; the next apply completes it"))
@@ -59,9 +64,9 @@ def print_policy(version: PolicyVersion | None, in_force: PolicyInForce, *, is_n
 
 def _print_tables(printer: Printer, policy: Policy) -> None:
     printer.table(
-        ("plan", "cap per billing period>"),
+        ("plan", "cap per billing period>", "also*?"),
         [
-            [f"{name}{' (default)' * (name == policy.default_plan)}", _usd(rule.cap_usd)]
+            [f"{name}{' (default)' * (name == policy.default_plan)}", _usd(rule.cap_usd), _alerts(rule.alerts or ())]
             for name, rule in policy.plans.items()
         ],
         "Plans",
@@ -72,16 +77,11 @@ def _print_tables(printer: Printer, policy: Policy) -> None:
     if policy.budgets:
         rows = [[rule.name, _by(rule), rule.window, _usd(rule.cap_usd), _more(rule)] for rule in policy.budgets]
         printer.table(("budget", "by", "window", "cap>", "also*"), rows, "Further budgets")
-    rows = [
-        [
-            name,
-            printable(str(route.first)),
-            ", ".join(printable(str(target)) for target in route.fallbacks) or "-",
-            f"{route.max_tokens:,}",
-        ]
+    types = [
+        Row([name, printable(str(route.first)), _limit(route)], _further_models(route))
         for name, route in policy.tasks.items()
     ]
-    printer.table(("task type", "model", "fallback*", "max tokens>"), rows, "Task types")
+    printer.table(("task type", "model", "max tokens>"), types, "Task types")
     if _priced(policy):
         rows = [
             [printable(model), rule.starts or "always", _usd(rule.prompt), _usd(rule.completion)]
@@ -97,7 +97,9 @@ def _print_tables(printer: Printer, policy: Policy) -> None:
         printer.table(("provider", "dialect", "address*", "key in", "prices from"), rows, "Further providers")
     printer.line()
     clock = f"in {policy.timezone}, weeks from {policy.week_starts_on}, months from day {policy.month_starts_on}"
-    printer.text(f"Streams: {', '.join(policy.streams)}. Days, weeks and months are {clock}.")
+    streams = [f"{name} ({rule.concurrency})" if rule.concurrency else name for name, rule in policy.streams.items()]
+    calls = " (concurrent calls per worker)" if any(rule.concurrency for rule in policy.streams.values()) else ""
+    printer.text(f"Streams{calls}: {', '.join(streams)}. Days, weeks and months are {clock}.")
 
 
 def _priced(policy: Policy) -> list[tuple[str, Sequence[PriceRule]]]:
@@ -135,6 +137,8 @@ def print_history(versions: Sequence[PolicyVersion]) -> None:
             indent=0,
             hang=3,
         )
+        if applied.backfilled:
+            changes = [*changes, f"begin with what was spent before: budget {', '.join(applied.backfilled)}"]
         for change in changes or ["no change to the version before"]:
             printer.text(printable(change), indent=3, hang=2)
 
@@ -155,8 +159,21 @@ def _by(rule: BudgetRule) -> str:
     return " and ".join(rule.by) or "all together"
 
 
+def _limit(route: Route) -> str:
+    return "embeddings" if route.max_tokens is None else f"{route.max_tokens:,}"
+
+
 def _more(rule: BudgetRule) -> str:
     parts = [f"{printable(value)} {_usd(cap)}" for value, cap in rule.caps.items()]
-    if rule.alerts:
-        parts.append(f"alerts at {', '.join(f'{float(part):.0%}' for part in rule.alerts)}")
-    return ", ".join(parts)
+    return ", ".join([*parts, *([_alerts(rule.alerts)] if rule.alerts else [])])
+
+
+def _alerts(fractions: Sequence[Decimal]) -> str:
+    return f"alerts at {', '.join(f'{100 * float(part):.4g}%' for part in fractions)}" if fractions else ""
+
+
+def _further_models(route: Route) -> list[str]:
+    """Return a line of fallbacks, and one of the cheaper model."""
+    names = [printable(str(target)) for target in route.fallbacks]
+    lines = [f"fallback {', '.join(names)}"] if names else []
+    return [*lines, f"cheaper {printable(str(route.cheaper_target))}"] if route.cheaper_target else lines

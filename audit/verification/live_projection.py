@@ -45,7 +45,7 @@ class LiveProjection:
 
     def _position(self) -> list[dict[str, Any]]:
         # Filtered as columns: the moment has a row for each budget, too many to make each a dictionary.
-        return self.moment.filter(pc.field("relation") == "position").to_pylist()  # pyright: ignore[reportUnknownMemberType]
+        return self.moment.filter(pc.field("relation") == "position").to_pylist()
 
     def compare(self, folded: Store, findings: Findings) -> int:
         """Compare with a fold up to the same position; return how many rows were compared.

@@ -3,7 +3,7 @@
 WITH texts AS (
     SELECT
         *,
-        'user-' || user AS user_id,
+        if(step IN ('paid', 'alert'), '', 'user-' || user) AS user_id,
         CASE
             WHEN step NOT IN ('hold', 'hold2', 'extension', 'taken_over', 'done', 'over', 'failed', 'expired', 'charge',
                 'correction', 'late') OR coalesce(day_committed, campaign_committed) IS NULL THEN ''
@@ -33,14 +33,15 @@ SELECT
     CASE WHEN step IN ('hold', 'hold2', 'extension') THEN 'budget-reserved' WHEN step IN ('ok', 'bad') THEN 'model-called'
         WHEN step = 'fallback' THEN 'fallback-used' WHEN step IN ('correction', 'late') THEN 'cost-adjusted'
         WHEN step = 'denied' THEN 'budget-denied' WHEN step = 'plan' THEN 'plan-assigned'
-        WHEN step = 'credit' THEN 'credit-granted' ELSE 'cost-recorded' END AS type,
+        WHEN step IN ('credit', 'paid') THEN 'credit-granted' WHEN step = 'alert' THEN 'alert-raised' ELSE 'cost-recorded' END AS type,
     2::INTEGER AS v,
     user_id,
-    period,
-    'call-' || call AS call_id,
-    if(step IN ('plan', 'credit', 'charge'), 0, attempt)::INTEGER AS attempt,
+    if(user_id = '', '', period) AS period,
+    CASE step WHEN 'alert' THEN '' WHEN 'paid' THEN 'credit pay-' || call ELSE 'call-' || call END AS call_id,
+    if(step IN ('plan', 'credit', 'charge', 'paid', 'alert'), 0, attempt)::INTEGER AS attempt,
     if(cost <> 0, cost, asked)::BIGINT AS amount,
-    if(step IN ('plan', 'credit'), nullif(settled + held, 0), settled + held)::BIGINT AS committed,
+    CASE WHEN step IN ('plan', 'credit') THEN nullif(settled + held, 0) WHEN user_id = '' THEN NULL
+        ELSE settled + held END::BIGINT AS committed,
     '{' || CASE
         WHEN step IN ('hold', 'hold2') THEN '"hold":' || hold || ',"cap_nanousd":' || 400000000000 + credit || ',"deadline_ms":' || begun_ms + 600000
             || ',' || assigned || budgets || task
@@ -64,6 +65,11 @@ SELECT
             || '"author":"reconciler"' || if(step = 'late', ',"assumed_nanousd":-31000000}', '}')
         WHEN step = 'plan' THEN '"plan":"growth","cap_nanousd":400000000000,"author":"ops","reason":"asked"}'
         WHEN step = 'credit' THEN '"author":"ops","reason":"sorry"}'
+        WHEN step = 'paid' THEN '"budget":"prepaid:client-' || call % 100 || ':total","cap_nanousd":0,"settled_nanousd":0,"held_nanousd":0,'
+            || '"content_hash":"c","credit":"pay-' || call || '","author":"shop","reason":"payment"}'
+        WHEN step = 'alert' THEN '"kind":"budget","budget":"day:user-' || user || ':' || strftime(make_timestamp(begun_ms * 1000), '%Y-%m-%d')
+            || '","window":"' || strftime(make_timestamp(begun_ms * 1000), '%Y-%m-%d') || '","fraction":"0.5","cap_nanousd":400000000000,'
+            || '"settled_nanousd":200000000000,"cause":"call-' || call || '"}'
         WHEN step = 'charge' THEN budgets || '"basis":"priced","outcome":"recorded","model":"openai/gpt-4o-mini",'
             || '"usage":{"prompt_tokens":21,"completion_tokens":' || 8 + dice('completion', call) % 200 || '},"generation_id":"gen-' || call || '"}'
         WHEN step = 'over' THEN '"hold":' || hold || ',"hold_nanousd":' || freed || ',"overage_nanousd":' || cost - freed || ',' || budgets

@@ -8,7 +8,7 @@ CREATE OR REPLACE MACRO month_of(ms) AS strftime(make_timestamp(ms * 1000), '%Y-
 -- How a call goes, of a hundred: {steps that it takes}. `hold2` is the second hold of a call that was taken over.
 CREATE OR REPLACE TEMP TABLE lives AS
 SELECT unnest([
-    {'name': 'done', 'share': 58, 'steps': ['hold', 'ok', 'done']},
+    {'name': 'done', 'share': 56, 'steps': ['hold', 'ok', 'done']},
     {'name': 'beyond the hold', 'share': 2, 'steps': ['hold', 'ok', 'over']},
     {'name': 'fallback', 'share': 6, 'steps': ['hold', 'bad', 'fallback', 'ok', 'done']},
     {'name': 'fallback, extended', 'share': 3, 'steps': ['hold', 'bad', 'extension', 'fallback', 'ok', 'done']},
@@ -20,7 +20,9 @@ SELECT unnest([
     {'name': 'denied', 'share': 6, 'steps': ['denied']},
     {'name': 'charged', 'share': 4, 'steps': ['charge']},
     {'name': 'plan', 'share': 1, 'steps': ['plan']},
-    {'name': 'credit', 'share': 2, 'steps': ['credit']}
+    {'name': 'credit', 'share': 2, 'steps': ['credit']},
+    {'name': 'credit of a prepaid budget', 'share': 1, 'steps': ['paid']},
+    {'name': 'alert', 'share': 1, 'steps': ['alert']}
 ], recursive := true);
 
 CREATE OR REPLACE TEMP TABLE shares AS
@@ -48,7 +50,7 @@ SELECT
     -- What a step holds, or frees, and what it books.
     CASE step WHEN 'hold' THEN 31000000 WHEN 'hold2' THEN 29000000 WHEN 'extension' THEN 7000000
         WHEN 'denied' THEN 900000000000 + dice('amount', call)
-        WHEN 'credit' THEN 1000000000 + dice('amount', call) ELSE 0 END::BIGINT AS asked,
+        WHEN 'credit' THEN 1000000000 + dice('amount', call) WHEN 'paid' THEN 1000000000 ELSE 0 END::BIGINT AS asked,
     CASE
         WHEN step IN ('expired', 'taken_over') THEN 31000000
         WHEN step = 'over' THEN 31000000 + dice('cost', call)
@@ -80,7 +82,7 @@ lifelines AS (
     SELECT
         *,
         (count(*) FILTER (step IN ('taken_over', 'fallback')) OVER before + 1)::INTEGER AS attempt,
-        CASE WHEN step IN ('denied', 'charge', 'plan', 'credit') THEN 0
+        CASE WHEN step IN ('denied', 'charge', 'plan', 'credit', 'paid', 'alert') THEN 0
             ELSE count(*) FILTER (step IN ('hold', 'hold2')) OVER of_call END::INTEGER AS hold,
         CASE WHEN step IN ('taken_over', 'done', 'over', 'failed', 'expired')
             THEN sum(CASE WHEN step IN ('hold', 'extension', 'hold2') THEN asked WHEN step = 'taken_over' THEN -31000000

@@ -70,7 +70,7 @@ _TABLES: Final = (
 _VIEWS: Final = (
     "spend_by_user", "spend_by_plan", "spend_by_campaign", "spend_by_task_type", "spend_by_model", "spend_by_day",
     "spend_by_hour", "cap_use", "denials", "fallback_rates", "fallback_reasons", "latency_by_model", "token_prices",
-    "cost_certainty", "open_holds", "newest_event",
+    "cost_certainty", "open_holds", "newest_event", "policy_calendar",
 )  # fmt: skip
 # Stands in the projection beside the public tables.
 _INTERNAL: Final = {"counters", "checksums"}

@@ -13,7 +13,7 @@ from tollbook.schemas.messages import Message
 from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.policy import check_task
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
-from tollbook.schemas.routes import DEFAULT_PROVIDER, Route, resolve_model
+from tollbook.schemas.routes import DEFAULT_PROVIDER, Route, Target, resolve_model
 from tollbook.schemas.tasks import Task
 
 
@@ -58,6 +58,8 @@ class Call:
     metadata: dict[str, Any] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)  # G10
     """What the task itself sets for the completion, beside `max_tokens`."""
+    inputs: tuple[str, ...] = field(default=(), repr=False)  # G10
+    """The texts of which vectors are made; there are no messages then."""
 
     @property
     def attributes(self) -> dict[str, str]:
@@ -67,7 +69,6 @@ class Call:
             known["campaign"] = self.campaign_id
         return {**self.tags, **known} if self.tags else known
 
-    @classmethod
     @classmethod
     def of_task(
         cls, task: Task, *, call_id: str, run_id: RunId, policy: PolicyInForce, stream: str | None = None
@@ -90,7 +91,7 @@ class Call:
             user_id=task.user_id,
             plan=task.plan or rules.default_plan,
             task_type=task.task,
-            messages=task.chat(),
+            messages=() if task.input is not None else task.chat(),
             route=route.model_copy(
                 update={name: value for name, value in changes.items() if value is not None or name == "cheaper"}
             ),
@@ -102,6 +103,7 @@ class Call:
             stream=stream,
             metadata=task.metadata,
             parameters={**temperature, **task.parameters()},
+            inputs=task.input or (),
         )
 
     def parameters_for(self, model: str, models: ModelCatalogue) -> dict[str, Any]:
@@ -114,6 +116,10 @@ class Call:
     def downgraded(self) -> "Call":
         """Return this call of its route's cheaper model; there must be one."""
         return replace(self, route=self.route.downgraded(), downgraded_from=self.route.model)
+
+    def of_fallback(self, target: Target) -> "Call":
+        """Return this call of one of its route's fallbacks, which those after it follow."""
+        return replace(self, route=self.route.from_fallback(target))
 
     def under(self, policy: PolicyInForce) -> "Call":
         """Return this call by another policy: route, bound and budgets follow from one (G11). Errors: InvalidTask."""
@@ -130,7 +136,7 @@ def _model_of(name: str, route: Route) -> str:
 def with_larger_limit(call: Call, reply: Attempt) -> Call | None:
     """Return the call with the larger limit that its route has for a reply that was cut off, None where it has none."""
     larger = call.route.retry_max_tokens
-    if not reply.is_cut or larger is None or larger <= call.route.max_tokens:
+    if not reply.is_cut or larger is None or larger <= (call.route.max_tokens or 0):
         return None
     return replace(call, route=call.route.model_copy(update={"max_tokens": larger}))
 
@@ -214,6 +220,8 @@ def _said(attempt: Attempt) -> dict[str, Any]:
     """Return what an attempt contributes to a result."""
     return {
         "content": attempt.content,
+        "embeddings": list(attempt.embeddings) or None,
+        "images": list(attempt.images) or None,
         "tool_calls": list(attempt.tool_calls) or None,
         "refusal": attempt.refusal,
         "reasoning": attempt.reasoning,

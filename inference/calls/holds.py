@@ -27,7 +27,7 @@ from tollbook.schemas.money import MAX_NANOUSD
 from tollbook.schemas.routes import Target, named_provider
 from tollbook.schemas.usage import Usage
 
-_DEAR_TIERS = frozenset({"priority", "fast"})
+_DEAR_TIERS = frozenset({"priority", "fast", "us"})
 # Which basis names the whole, when attempts were charged on different ones: the least certain.
 _LEAST_CERTAIN_FIRST: tuple[Basis, ...] = ("assumed", "priced", "reported", "released")
 
@@ -90,7 +90,7 @@ def charge_of(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: in
         try:
             price = prices.price(bound.model, now_ms, service_tier=attempt.service_tier)
             tokens_nanousd = price.cost(attempt.usage)
-            fees_nanousd = attempt.fee_nanousd + bound.image_fee_nanousd
+            fees_nanousd = attempt.fee_nanousd + bound.fee_nanousd
             return Charge(min(tokens_nanousd + fees_nanousd, MAX_NANOUSD), "priced", price.source or None)
         except PriceUnknown:
             pass  # The catalogue lost the model since the hold was made; the bound still covers it.

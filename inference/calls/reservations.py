@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import structlog
 
-from tollbook.inference.bounds import Bound, bound
+from tollbook.inference.bounds import Bound, bound, bound_embeddings
 from tollbook.inference.calls.call import Call, exhausted
 from tollbook.inference.calls.earlier_runs import EarlierRuns
 from tollbook.inference.calls.holds import Hold
@@ -22,6 +22,7 @@ from tollbook.inference.calls.retry import MODELS_OF_A_CALL
 from tollbook.inference.calls.steps import CallObserver, Unobserved, cleanup_shielded
 from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce
 from tollbook.inference.errors import ParameterUnsupported, PriceUnknown
+from tollbook.inference.media import WORDS, kind_of
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.ledger.errors import IdempotencyConflict, PolicyChanged
 from tollbook.ledger.gate.ledger import Ledger
@@ -177,7 +178,7 @@ class Reservations:
         if not await self._results.claim(call.call_id, call.user_id):  # G4
             raise IdempotencyConflict(call.call_id)
         try:
-            first = bound_attempt(call, call.route.first, policy.prices, self._now_ms())
+            call, first = bound_first(call, policy.prices, self._now_ms())
         except (PriceUnknown, ParameterUnsupported) as exc:  # G8
             if await self._policies.refresh():
                 raise PolicyChanged(self._policies.of(call.user_id).version) from exc  # G11
@@ -232,7 +233,7 @@ class Reservations:
             return None
         try:
             cheaper = bound_attempt(call, target, policy.prices, self._now_ms())
-        except PriceUnknown:
+        except (PriceUnknown, ParameterUnsupported):
             return None
         return (call.downgraded(), cheaper) if cheaper.amount_nanousd < first.amount_nanousd else None
 
@@ -304,18 +305,52 @@ def bound_attempt(call: Call, target: Target, prices: PriceCatalogue, now_ms: in
 
     Errors: PriceUnknown; ParameterUnsupported where the provider says that the model does not take what the task sets.
     """
-    model, prices = target.model, prices.at(target.provider)
+    made = _bound_at(call, target.model, prices.at(target.provider), now_ms)
+    return made if target.provider == made.provider else replace(made, provider=target.provider)
+
+
+def _bound_at(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -> Bound:
     models = prices.models
     unsupported = models.unsupported(model, call.parameters)
     if unsupported:
         raise ParameterUnsupported(model, unsupported)
-    inputs = models.of(model).input_modalities
-    if inputs is not None and "image" not in inputs and any(message.image_parts for message in call.messages):
-        raise ParameterUnsupported(model, ["images"])
-    parameters = call.parameters_for(model, models)
+    facts = models.of(model)
+    if call.inputs:
+        if facts.makes_embeddings is False:
+            raise PriceUnknown.of_model(model, "it makes no embeddings")
+        return bound_embeddings(call.inputs, prices.price(model, now_ms), facts=facts, count=models.counter(model))
+    if facts.makes_text is False:
+        raise PriceUnknown.of_model(model, "it makes no text")
+    inputs = facts.input_modalities
+    if inputs is not None and not {"image", "audio", "file", "video"} <= inputs:
+        kinds = {kind_of(part) for message in call.messages for part in message.media_parts}
+        if kinds - inputs:
+            raise ParameterUnsupported(model, sorted(WORDS[kind] for kind in kinds - inputs))
     price = prices.price(model, now_ms)
-    made = bound(call.messages, call.route.max_tokens, price, parameters=parameters, facts=models.of(model))
-    return made if target.provider == made.provider else replace(made, provider=target.provider)
+    return bound(
+        call.messages,
+        call.route.max_tokens,
+        price,
+        parameters=call.parameters_for(model, models),
+        facts=facts,
+        limits=prices.limits(model),
+        count=models.counter(model),
+    )
+
+
+def bound_first(call: Call, prices: PriceCatalogue, now_ms: int) -> tuple[Call, Bound]:
+    """Bound the first attempt of a call: by its first model, else by the first fallback that takes what the task sets.
+
+    Returns the call of that model. Errors: PriceUnknown; ParameterUnsupported, for the first model, where none does.
+    """
+    first = call.route.first
+    try:
+        return call, bound_attempt(call, first, prices, now_ms)
+    except ParameterUnsupported:
+        for target in call.route.after(first):
+            if can_attempt(call, target, prices, now_ms):
+                return call.of_fallback(target), bound_attempt(call, target, prices, now_ms)
+        raise
 
 
 def can_attempt(call: Call, target: Target, prices: PriceCatalogue, now_ms: int) -> bool:

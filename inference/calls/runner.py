@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from tollbook.inference.attempts import Attempt, ChatRequest
+from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
 from tollbook.inference.calls.call import Call, failed_result, reply_result, with_larger_limit
 from tollbook.inference.calls.holds import Hold, charge_of, with_dearest_usage
 from tollbook.inference.calls.notes import Notes
@@ -27,6 +27,7 @@ from tollbook.inference.calls.steps import (
 )
 from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.errors import PriceUnknown, ProviderNotConfigured, SettingsError
+from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.providers.clients import ProviderClients
 from tollbook.ledger.errors import (
@@ -149,35 +150,43 @@ class CallRunner:
 
     async def _attempt(self, call: Call, hold: Hold) -> Attempt:
         hold.begin_attempt()
-        model, provider = hold.bound.model, hold.bound.provider
-        prices = self._prices_of(call).at(provider)
-        models = prices.models
-        request = ChatRequest(
-            model=model,
-            messages=call.messages,
-            max_tokens=call.route.max_tokens,
-            parameters=call.parameters_for(model, models),
-            limit_name=models.limit_name(model),
-            user=self._provider_user(call.user_id),
-            price_limit=hold.bound,
-        )
-        with self._observer.attempting(request.model, hold.attempts) as record_outcome:
-            attempt = await self._ask(call, hold, request)
+        prices = self._prices_of(call).at(hold.bound.provider)
+        with self._observer.attempting(hold.bound.target, hold.attempts) as record_outcome:
+            attempt = await self._send(call, hold, prices.models)
             attempt = with_dearest_usage(attempt, hold.bound, prices, self._now_ms())
             charge = charge_of(attempt, hold.bound, prices, self._now_ms())
             record_outcome(attempt, charge)
         hold.finish_attempt(attempt, charge)
         return attempt
 
-    async def _ask(self, call: Call, hold: Hold, request: ChatRequest) -> Attempt:
-        provider = hold.bound.provider
+    async def _send(self, call: Call, hold: Hold, models: ModelCatalogue) -> Attempt:
+        model, provider = hold.bound.model, hold.bound.provider
         try:
             client = self._providers.at(provider, self._policies.of(call.user_id).policy)
         except (ProviderNotConfigured, SettingsError) as exc:
             # The policy has changed since this process began: it cannot ask that provider, and others may.
             _log.error("provider.not_configured", provider=provider, problem=str(exc))
             return Attempt(outcome="not_sent", charge="none", error=str(exc), reason="bad_key", latency_ms=0)
-        return await client.complete(request, partial(self._note_id, hold))
+        parameters, user = call.parameters_for(model, models), self._provider_user(call.user_id)
+        if call.inputs:
+            return await client.embed(
+                EmbeddingsRequest(
+                    model=model, inputs=call.inputs, parameters=parameters, user=user, price_limit=hold.bound
+                )
+            )
+        assert call.route.max_tokens is not None, "a call without a limit has no bound, and so no hold"
+        return await client.complete(
+            ChatRequest(
+                model=model,
+                messages=call.messages,
+                max_tokens=call.route.max_tokens,
+                parameters=parameters,
+                limit_name=models.limit_name(model),
+                user=user,
+                price_limit=hold.bound,
+            ),
+            partial(self._note_id, hold),
+        )
 
     def _note_id(self, hold: Hold, generation_id: str) -> None:
         """Keep the provider's id of the request in flight: whoever settles its hold can ask what it cost (G3)."""
@@ -202,8 +211,8 @@ class CallRunner:
             following = fallback
         try:
             self._bound_next(call, hold, following)
-        except PriceUnknown as exc:
-            return _untried(failed, following, exc)  # The policy changed since the call began.
+        except (PriceUnknown, InvalidTask) as exc:
+            return _untried(failed, following, exc)  # The policy or the provider's list changed since the call began.
         with self._observer.preparing(
             "fallback" if isinstance(step, FallBack) else "retry",
             from_model=target.model,

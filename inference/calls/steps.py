@@ -18,6 +18,7 @@ from tollbook.inference.calls.holds import Charge, Hold
 from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import AlreadySettled, ReserveReply, Settled, SettleRequest
+from tollbook.schemas.routes import Target
 
 T = TypeVar("T")
 RecordAttempt = Callable[[Attempt, Charge], None]
@@ -32,7 +33,7 @@ class CallObserver(Protocol):
         """Money is being held for a call."""
         ...
 
-    def attempting(self, model: str, number: int) -> AbstractContextManager[RecordAttempt]:
+    def attempting(self, target: Target, number: int) -> AbstractContextManager[RecordAttempt]:
         """One HTTP request is in flight."""
         ...
 

@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 from tollbook.inference.errors import PriceUnknown
-from tollbook.inference.models import ModelCatalogue
+from tollbook.inference.models import EMBEDDINGS, ModelCatalogue
 from tollbook.inference.prices.model_price import DatedPrice, ModelPrice, completed, dated_prices
 from tollbook.inference.prices.price_lists import PriceList
-from tollbook.schemas.policy import Policy, PriceRule
+from tollbook.schemas.policy import ModelRule, Policy, PriceRule
 from tollbook.schemas.routes import DEFAULT_PROVIDER, Target
 from tollbook.schemas.usage import Usage
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 # Model names come from publishers, so the number of cached ones is limited.
 _MAX_CACHED_MODELS: Final = 10_000
-_TEXT: Final = frozenset({"text"})
+_PRICED_OUTPUTS: Final = frozenset({"text", EMBEDDINGS})
+_NO_LIMITS: Final = ModelRule()
 POLICY: Final = "policy"
 """The source of prices that stand in the policy."""
 
@@ -44,13 +45,16 @@ class PriceCatalogue:
         models: ModelCatalogue | None = None,
         source: Literal["models", "catalogue", "policy"] = "models",
         others: Mapping[str, "PriceCatalogue"] | None = None,
+        limits: Mapping[str, ModelRule] | None = None,
     ) -> None:
         """Without `models`, nothing is known that the provider says: neither of its models nor of their prices.
 
-        `source` says where prices come from that `overrides` lack, as in `ProviderRule`.
+        `source` says where prices come from that `overrides` lack, as in `ProviderRule`. `limits` are what the policy
+        says of models.
         """
         self._source = source
         self._others = dict(others or {})
+        self._limits = {model.lower(): rule for model, rule in (limits or {}).items()}
         self.models = models or ModelCatalogue()
         self._overrides = {model.lower(): _in_order(prices) for model, prices in (overrides or {}).items()}
         self._provider = provider
@@ -67,10 +71,11 @@ class PriceCatalogue:
                 provider=rule.catalogue_name,
                 models=models.at(name, rule),
                 source=rule.price_source,
+                limits=policy.models,
             )
             for name, rule in policy.providers.items()
         }
-        return cls(_dated(policy.prices), provider=provider, models=models, others=others)
+        return cls(_dated(policy.prices), provider=provider, models=models, others=others, limits=policy.models)
 
     @classmethod
     def from_settings(cls, settings: "Settings", policy: Policy) -> Self:
@@ -102,6 +107,7 @@ class PriceCatalogue:
         configured = self._overrides.get(model.lower(), ())
         own = _at(configured, at_ms)
         if own is not None:
+            self._refuse_other_outputs(model, own)
             return replace(own, model=model, source=POLICY)
         try:
             self._refuse_other_outputs(model)
@@ -112,6 +118,18 @@ class PriceCatalogue:
             if configured:
                 raise PriceUnknown.of_model(model, "its configured price is not in force yet") from None
             raise
+
+    def price_anywhere(self, model: str, at_ms: int) -> ModelPrice:
+        """Return the price of a model where nobody says whose: this provider's, else the first other's that has one.
+
+        Errors: PriceUnknown.
+        """
+        found = (prices for prices in self.by_provider.values() if prices.knows(model, at_ms))
+        return next(found, self).price(model, at_ms)
+
+    def limits(self, model: str) -> ModelRule:
+        """Return what the policy says of a model's images, sounds, files and videos."""
+        return self._limits.get(model.lower(), _NO_LIMITS)
 
     def knows(self, model: str, at_ms: int) -> bool:
         """Whether a price of the model is known."""
@@ -127,19 +145,26 @@ class PriceCatalogue:
         return larger is not None and smaller is not None and larger > smaller
 
     def context_tokens(self, model: str) -> int | None:
-        """Return how many tokens a model's context has; None where the price catalogue does not say."""
+        """Return how many tokens a model's context has: by the provider's list, else by the price catalogue."""
         from tollbook.inference.prices.genai_prices_table import context_tokens
 
-        return None if self._provider is None else context_tokens(model, self._provider)
+        listed = self.models.of(model).context_length
+        if listed is not None or self._provider is None:
+            return listed
+        return context_tokens(model, self._provider)
 
     def cost(self, model: str, usage: Usage, at_ms: int, *, service_tier: str = "") -> int:
         """Return what this usage costs in nano-dollars, rounded up once. Errors: PriceUnknown."""
         return self.price(model, at_ms, service_tier=service_tier).cost(usage)
 
-    def _refuse_other_outputs(self, model: str) -> None:
-        outputs = (self.models.of(model).output_modalities or _TEXT) - _TEXT
+    def _refuse_other_outputs(self, model: str, own: ModelPrice | None = None) -> None:
+        outputs = (self.models.of(model).output_modalities or _PRICED_OUTPUTS) - _PRICED_OUTPUTS
+        if own is not None and own.image_output is not None:
+            outputs -= {"image"}
         if outputs:
-            raise PriceUnknown.of_model(model, f"it puts out {', '.join(sorted(outputs))}; set it in TOLLBOOK_PRICES")
+            raise PriceUnknown.of_model(
+                model, f"it puts out {', '.join(sorted(outputs))}; set image_output in its price of the policy"
+            )
 
     def _listed(self, model: str, at_ms: int, service_tier: str) -> ModelPrice | None:
         """Return the price in the provider's list, completed by the catalogue's where that has one too."""

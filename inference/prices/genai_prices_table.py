@@ -46,6 +46,7 @@ _REFUSED_PARTS: Final = {
 _IRRELEVANT: Final = ("audio", "image", "video", "document", "searches")
 # The table's names for how a request is processed: OpenAI's and Google's tier, batches, Anthropic's fast mode.
 _TIER_NAMES: Final[tuple[str, ...]] = ("service_tier", "processing", "speed")
+_MEDIA: Final = ("image", "audio", "video")
 _RELEVANT: Final = {
     "input_mtok",
     "output_mtok",
@@ -157,7 +158,13 @@ def _highest_of(model: str, prices: list[ModelPrice]) -> ModelPrice:
                 cache_write_1h_nanousd_per_mtok=max(tier.cache_write_1h_nanousd_per_mtok for tier in choices),
             )
         )
-    return ModelPrice(model, tuple(tiers), request_nanousd=max(price.request_nanousd for price in prices))
+    return ModelPrice(
+        model,
+        tuple(tiers),
+        request_nanousd=max(price.request_nanousd for price in prices),
+        has_completion=all(price.has_completion for price in prices),
+        media=tuple((kind, max(price.media_price(kind) or 0 for price in prices)) for kind, _ in prices[0].media),
+    )
 
 
 def _model_price(model: str, listed: ListedPrice) -> ModelPrice:
@@ -167,8 +174,11 @@ def _model_price(model: str, listed: ListedPrice) -> ModelPrice:
         raise PriceUnknown.of_model(model, f"it is billed by {', '.join(unknown)} too")
     if not prices.keys() & {"input_mtok", "output_mtok"} and model.lower().endswith(":free"):
         return ModelPrice(model, (tier_from_usd(-1, Decimal(0), Decimal(0), None, None),))
-    if "input_mtok" not in prices or "output_mtok" not in prices:
-        raise PriceUnknown.of_model(model, "the price catalogue has no price for text in and text out")
+    outputs = [name for name in prices if name.startswith("output_") and any(part in name for part in _MEDIA)]
+    if outputs:
+        raise PriceUnknown.of_model(model, f"it is billed by {', '.join(outputs)} too")
+    if "input_mtok" not in prices:
+        raise PriceUnknown.of_model(model, "the price catalogue has no price for text")
     starts = {tier.start for value in prices.values() if isinstance(value, TieredPrices) for tier in value.tiers}
 
     def highest(start: int, *names: str) -> Decimal | None:
@@ -187,7 +197,15 @@ def _model_price(model: str, listed: ListedPrice) -> ModelPrice:
         for start in sorted({-1, *starts})
     )
     per_thousand_requests = highest(-1, "requests_kcount") or Decimal(0)
-    return ModelPrice(model, tiers, request_nanousd=nanousd_from_usd(per_thousand_requests / 1000))
+    return ModelPrice(
+        model,
+        tiers,
+        request_nanousd=nanousd_from_usd(per_thousand_requests / 1000),
+        has_completion="output_mtok" in prices,
+        media=tuple(
+            (kind, nanousd_from_usd(usd)) for kind in _MEDIA if (usd := highest(-1, f"input_{kind}_mtok")) is not None
+        ),
+    )
 
 
 def _value_above(value: Decimal | TieredPrices, start: int) -> Decimal:

@@ -25,9 +25,10 @@ _TOKEN_PRICES: Final = (
     "input_cache_write",
     "input_cache_write_1h",
     "image_token",
+    "audio",
 )
 _PRICES: Final = (*_TOKEN_PRICES, "request", "image")
-# What the calls of Tollbook do not use: sound, pictures and searches that nobody asked for.
+# What the calls of Tollbook do not use: pictures and sounds that a model makes, and searches that nobody asked for.
 _IRRELEVANT: Final = ("audio", "image", "video", "document", "search", "discount")
 # Conditions of an override. All but the first count as met, so that the highest price is taken.
 _MIN_PROMPT: Final = "min_prompt_tokens"
@@ -79,7 +80,14 @@ def _model_price(model: str, pricing: Pricing) -> ModelPrice:
     )
     everything = [base, *(prices for _, prices in overrides)]
     request, image = (_highest(everything, name) or Decimal(0) for name in ("request", "image"))
-    return ModelPrice(model, tiers, request_nanousd=nanousd_from_usd(request), image_nanousd=nanousd_from_usd(image))
+    audio = _highest(everything, "audio")
+    return ModelPrice(
+        model,
+        tiers,
+        request_nanousd=nanousd_from_usd(request),
+        image_nanousd=nanousd_from_usd(image),
+        media=() if audio is None else (("audio", nanousd_from_usd(audio)),),
+    )
 
 
 def _overrides(value: object) -> Iterable[tuple[int, dict[str, Decimal]]]:

@@ -41,20 +41,31 @@ class PriceTier:
 class ModelPrice:
     """The price of one model. `tiers` ascend; the first, above -1 prompt tokens, is for any prompt.
 
-    `image_nanousd` is what an image of the prompt costs beside its tokens. `source` says where the price comes from, as
-    the ledger has it: `policy`, `provider <when it was fetched>` or `catalogue <version>`.
+    `image_nanousd` is what an image of the prompt costs beside its tokens. Without `has_completion`, it is the price of
+    a model that makes embeddings, and no completion has a price. `media` are prices of prompt tokens by kind (image,
+    audio, video), `image_output` that of completion tokens, nano-dollars per million. `search_nanousd` is what a
+    request with web searches costs besides. None: it is not known. `source` says where the price comes from, as the
+    ledger has it: `policy`, `provider <when it was fetched>` or `catalogue <version>`.
     """
 
     model: str
     tiers: tuple[PriceTier, ...]
     request_nanousd: int = 0
     image_nanousd: int = 0
+    has_completion: bool = True
+    media: tuple[tuple[str, int], ...] = ()
+    image_output: int | None = None
+    search_nanousd: int | None = None
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         assert self.tiers, "a price has a base tier"
         assert self.tiers[0].above_prompt_tokens < 0, "the base tier applies to any prompt"
         assert all(low.above_prompt_tokens < high.above_prompt_tokens for low, high in pairwise(self.tiers))
+
+    def media_price(self, kind: str) -> int | None:
+        """Return what a million prompt tokens of a kind cost in nano-dollars; None where that is not known."""
+        return dict(self.media).get(kind)
 
     def tier_at(self, prompt_tokens: int) -> PriceTier:
         """Return the tier for a prompt of this many tokens."""
@@ -118,18 +129,25 @@ def price_from_usd(
 def dated_prices(model: str, rules: Iterable[PriceRule]) -> tuple[DatedPrice, ...]:
     """Return the prices of a policy as exact integers."""
     return tuple(
-        DatedPrice(
-            FOREVER_MS if rule.starts_ms is None else rule.starts_ms,
-            price_from_usd(
-                model,
-                prompt=rule.prompt,
-                completion=rule.completion,
-                cached=rule.cached,
-                cache_write=rule.cache_write,
-                request=rule.request,
-            ),
-        )
-        for rule in rules
+        DatedPrice(FOREVER_MS if rule.starts_ms is None else rule.starts_ms, _price_of(model, rule)) for rule in rules
+    )
+
+
+def _price_of(model: str, rule: PriceRule) -> ModelPrice:
+    price = price_from_usd(
+        model,
+        prompt=rule.prompt,
+        completion=max(rule.completion, rule.image_output or Decimal(0)),
+        cached=rule.cached,
+        cache_write=rule.cache_write,
+        request=rule.request,
+    )
+    media = {"image": rule.image, "audio": rule.audio, "video": rule.video}
+    return replace(
+        price,
+        media=tuple((kind, nanousd_from_usd(usd)) for kind, usd in media.items() if usd is not None),
+        image_output=None if rule.image_output is None else nanousd_from_usd(rule.image_output),
+        search_nanousd=None if rule.web_search is None else nanousd_from_usd(rule.web_search),
     )
 
 
@@ -142,11 +160,17 @@ def completed(listed: ModelPrice, catalogued: ModelPrice) -> ModelPrice:
     """
     if all(max(tier.max_prompt_nanousd_per_mtok, tier.completion_nanousd_per_mtok) == 0 for tier in listed.tiers):
         return listed
+    own, common = (each.tiers[0].prompt_nanousd_per_mtok for each in (listed, catalogued))
+    media = tuple(
+        (kind, _in_proportion(price, own, common))
+        for kind, price in catalogued.media
+        if listed.media_price(kind) is None
+    )
     tiers = [_with_write_prices(tier, catalogued.tier_at(tier.above_prompt_tokens + 1)) for tier in listed.tiers]
     if len(tiers) == 1:
         first, usual = tiers[0], catalogued.tiers[0]
         tiers += [_dearer(first, usual, tier) for tier in catalogued.tiers[1:]]
-    return replace(listed, tiers=tuple(tiers))
+    return replace(listed, tiers=tuple(tiers), media=(*listed.media, *media))
 
 
 def _with_write_prices(listed: PriceTier, catalogued: PriceTier) -> PriceTier:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pydantic import SecretStr
 
-from tollbook.inference.attempts import Attempt, ChatRequest
+from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
 from tollbook.inference.models import ModelFacts
 from tollbook.schemas.policy import Dialect
 
@@ -55,6 +55,15 @@ class Adapter(Protocol):
         """
         ...
 
+    @property
+    def embeddings_path(self) -> str | None:
+        """Where vectors are asked for, under the base URL; None where the dialect has no embeddings."""
+        ...
+
+    def embeddings_body(self, request: EmbeddingsRequest) -> bytes:
+        """Return the body that asks for vectors, where there is a path for them."""
+        ...
+
     def read_reply(
         self,
         status: int,
@@ -65,8 +74,9 @@ class Adapter(Protocol):
         latency_ms: int,
         now_s: float,
         max_tokens: int | None = None,
+        inputs: int | None = None,
     ) -> Attempt:
-        """Read a whole reply: the answer, its usage and cost, or what went wrong.
+        """Read a whole reply: the answer, or with `inputs` so many vectors; its usage and cost; or what went wrong.
 
         `now_s` is the time of day. Whatever stands in the body, it returns an Attempt, whose `charge` says what is
         known of the cost (G3).
@@ -90,12 +100,12 @@ class Adapter(Protocol):
         ...
 
     @property
-    def models_question(self) -> Question:
-        """How to ask for the models."""
+    def models_questions(self) -> tuple[Question, ...]:
+        """How to ask for the models; a server may lack all lists but the first."""
         ...
 
     def read_models(self, document: object) -> dict[str, ModelFacts]:
-        """Read the answer to `models_question`: what is offered, by id. Errors: ValueError."""
+        """Read the answer to each of `models_questions`: what is offered, by id. Errors: ValueError."""
         ...
 
     @property

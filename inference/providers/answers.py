@@ -35,6 +35,7 @@ class Answer:
 
     has_choice: bool = False
     content: str | None = None
+    images: tuple[str, ...] = ()
     tool_calls: tuple[dict[str, Any], ...] = ()
     refusal: str | None = None
     reasoning: str | None = None
@@ -42,13 +43,13 @@ class Answer:
 
     @property
     def is_answer(self) -> bool:
-        """Whether there is text, a tool call or a refusal. White space is no text."""
-        return bool((self.content and self.content.strip()) or self.tool_calls or self.refusal)
+        """Whether there is text, an image, a tool call or a refusal. White space is no text."""
+        return bool((self.content and self.content.strip()) or self.images or self.tool_calls or self.refusal)
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was generated, as far as the reply shows."""
-        return not (self.content or self.tool_calls or self.refusal or self.reasoning)
+        return not (self.content or self.images or self.tool_calls or self.refusal or self.reasoning)
 
 
 def read_answer(document: dict[str, Any]) -> Answer:
@@ -110,11 +111,18 @@ def _choice(value: object) -> Answer:
     return Answer(
         has_choice=True,
         content=storable("".join(parts.texts)) or None,
+        images=_images(table.get("images")),
         tool_calls=(*_tool_calls(table), *parts.tool_calls),
         refusal=storable("".join(parts.refusals)) or None,
         reasoning=storable("".join(parts.reasoning)) or None,
         finish_reason=finish,
     )
+
+
+def _images(value: object) -> tuple[str, ...]:
+    """Return the URLs of images in OpenRouter's form: `[{"image_url": {"url": "data:..."}}]`."""
+    urls = (as_table(each.get("image_url")).get("url") or each.get("image_url") for each in tables_of(value))
+    return tuple(storable(url) for url in urls if isinstance(url, str) and url)
 
 
 class _Parts:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
-from tollbook.inference.attempts import Attempt, ChatRequest
+from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
 from tollbook.inference.models import ModelFacts
 from tollbook.inference.providers.adapter import Application, Question
 from tollbook.inference.providers.anthropic_messages import messages_of, tool_choice_of, tools_of
@@ -26,6 +26,7 @@ _ADAPTIVE: Final = re.compile(r"claude-(?!3|2|instant)[a-z]+-(4[.-][6-9]|[5-9]|[
 _MIN_THINKING_TOKENS: Final = 1_024
 # The share of `max_tokens` that older models may think, by effort, as OpenRouter divides them.
 _SHARES: Final = {"minimal": 0.1, "low": 0.2, "medium": 0.5, "high": 0.8, "xhigh": 0.95, "max": 0.95}
+_INPUTS: Final = frozenset({"text", "image", "file"})
 _AS_THEY_ARE: Final = ("temperature", "top_p", "top_k", "cache_control")
 _NOT_WITH_THINKING: Final = ("temperature", "top_p", "top_k")
 
@@ -35,7 +36,8 @@ class Anthropic:
 
     dialect: Dialect = "anthropic"
     completion_path = "messages"
-    models_question = Question("models", {"limit": "1000"})
+    embeddings_path: str | None = None
+    models_questions: tuple[Question, ...] = (Question("models", {"limit": "1000"}),)
     key_question = Question("models", {"limit": "1"})
 
     def headers(self, api_key: SecretStr | None, application: Application) -> dict[str, str]:  # noqa: ARG002
@@ -75,6 +77,10 @@ class Anthropic:
             body = {name: value for name, value in body.items() if name not in _NOT_WITH_THINKING}
         return json.dumps(body).encode()
 
+    def embeddings_body(self, request: EmbeddingsRequest) -> bytes:
+        """Never called: Anthropic makes no embeddings, and a policy that asks it for some is refused."""
+        raise NotImplementedError(f"embeddings of {request.model}")
+
     def read_reply(
         self,
         status: int,
@@ -85,6 +91,7 @@ class Anthropic:
         latency_ms: int,
         now_s: float,
         max_tokens: int | None = None,
+        inputs: int | None = None,  # noqa: ARG002 - it makes no embeddings.
     ) -> Attempt:
         """Read a whole reply."""
         return read_reply(
@@ -117,7 +124,10 @@ class Anthropic:
 
     def read_models(self, document: object) -> dict[str, ModelFacts]:
         """Read the list of models, with how much each reads."""
-        return {model["id"]: ModelFacts(context_length=_length(model)) for model in models_in(document)}
+        return {
+            model["id"]: ModelFacts(context_length=_length(model), input_modalities=_INPUTS)
+            for model in models_in(document)
+        }
 
     def read_key(self, document: object) -> str:
         """Say that the key is good: without one, the list of models is refused."""

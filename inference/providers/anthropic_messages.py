@@ -9,7 +9,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
-from tollbook.schemas.messages import FunctionCall, ImagePart, Message, RefusalPart, TextPart, ToolCall
+from tollbook.schemas.messages import (
+    AudioPart,
+    FilePart,
+    FunctionCall,
+    ImagePart,
+    Message,
+    Part,
+    TextPart,
+    ToolCall,
+    VideoPart,
+)
 
 _NO_ID_CHARACTER: Final = re.compile(r"[^A-Za-z0-9_-]")
 _DATA_URL: Final = re.compile(r"data:([a-z]+/[a-z0-9.+-]+);base64,", re.IGNORECASE)
@@ -106,19 +116,34 @@ def _content(message: Message) -> list[Block]:
     return [block for block in blocks if block["type"] != "text" or block["text"].strip()]
 
 
-def _part(part: str | TextPart | ImagePart | RefusalPart) -> Block:
+def _part(part: str | Part) -> Block:
     if isinstance(part, ImagePart):
         return {"type": "image", "source": _source(part.image_url.url), **_mark(part)}
     if isinstance(part, TextPart):
         return {**_text(part.text), **_mark(part)}
+    if isinstance(part, FilePart):
+        return {"type": "document", "source": _document(part), **_title(part), **_mark(part)}
+    if isinstance(part, AudioPart | VideoPart):
+        # Anthropic takes neither, and refuses the request, which then costs nothing.
+        return part.model_dump(mode="json", exclude_none=True)
     return _text(part if isinstance(part, str) else part.refusal)
+
+
+def _document(part: FilePart) -> dict[str, str]:
+    if part.file.file_data is None:
+        return {"type": "file", "file_id": part.file.file_id or ""}
+    return _source(part.file.file_data)
+
+
+def _title(part: FilePart) -> dict[str, str]:
+    return {} if part.file.filename is None else {"title": part.file.filename}
 
 
 def _text(text: str) -> Block:
     return {"type": "text", "text": text}
 
 
-def _mark(part: TextPart | ImagePart) -> Block:
+def _mark(part: TextPart | ImagePart | FilePart) -> Block:
     mark = part.cache_control
     return {} if mark is None else {"cache_control": mark.model_dump(exclude_none=True)}
 

@@ -13,7 +13,7 @@ import httpx
 import structlog
 from pydantic import SecretStr
 
-from tollbook.inference.attempts import Attempt, ChatRequest
+from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
 from tollbook.inference.errors import ProviderRefused, ProviderUnavailable
 from tollbook.inference.models import ModelFacts
 from tollbook.inference.provider_access import access_of
@@ -129,8 +129,23 @@ class ProviderClient:
         """
         body = self._adapter.completion_body(request, is_streamed=self._streams_replies)
         watch_start = self._watching(on_id) if on_id is not None and self._can_be_asked else None
+        return await self._post(self._completions_url, body, request, watch_start)
+
+    async def embed(self, request: EmbeddingsRequest) -> Attempt:
+        """Send one request for vectors and return how it ended. Errors: as `complete`."""
+        path = self._adapter.embeddings_path
+        assert path is not None, "a policy has no embeddings at a provider that makes none"
+        return await self._post(self._connection.url(path), self._adapter.embeddings_body(request), request)
+
+    async def _post(
+        self,
+        url: httpx.URL,
+        body: bytes,
+        request: ChatRequest | EmbeddingsRequest,
+        watch_start: WatchStart | None = None,
+    ) -> Attempt:
         started = self._monotonic()
-        exchange = await self._connection.exchange("POST", self._completions_url, body, watch_start=watch_start)
+        exchange = await self._connection.exchange("POST", url, body, watch_start=watch_start)
         attempt = self._attempt(exchange, request, round(1000 * (self._monotonic() - started)))
         if attempt.usage_doubt is not None:
             _log.warning("provider.usage_doubted", asked=self._name, model=request.model, problem=attempt.usage_doubt)
@@ -172,7 +187,16 @@ class ProviderClient:
 
     async def models(self) -> dict[str, ModelFacts]:
         """Return the models that the provider offers, by id. Errors: ProviderUnavailable; ProviderRefused."""
-        document = await self._ask(self._adapter.models_question)
+        questions = self._adapter.models_questions
+        found = self._listed(await self._ask(questions[0]))
+        for question in questions[1:]:
+            try:
+                found |= self._listed(await self._ask(question))
+            except ProviderRefused:
+                continue  # A server that speaks the dialect may lack the further lists.
+        return found
+
+    def _listed(self, document: object) -> dict[str, ModelFacts]:
         try:
             return self._adapter.read_models(document)
         except ValueError as exc:
@@ -189,7 +213,7 @@ class ProviderClient:
         except ValueError as exc:
             raise ProviderUnavailable(str(exc)) from exc
 
-    def _attempt(self, exchange: Exchange, request: ChatRequest, latency_ms: int) -> Attempt:
+    def _attempt(self, exchange: Exchange, request: ChatRequest | EmbeddingsRequest, latency_ms: int) -> Attempt:
         status, fault = exchange.status, exchange.fault
         # Of a reply that broke, an error status says more than how it broke.
         if status is not None and (fault is None or not 200 <= status < 300):
@@ -200,7 +224,8 @@ class ProviderClient:
                 model=request.model,
                 latency_ms=latency_ms,
                 now_s=self._now_s(),
-                max_tokens=request.max_tokens,
+                max_tokens=request.max_tokens if isinstance(request, ChatRequest) else None,
+                inputs=len(request.inputs) if isinstance(request, EmbeddingsRequest) else None,
             )
         assert fault is not None, "an exchange has a status or a fault"
         return Attempt(

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 from pydantic import SecretStr
 
-from tollbook.inference.attempts import Attempt, ChatRequest
+from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
 from tollbook.inference.models import ModelFacts, facts_of
 from tollbook.inference.providers.adapter import Application, Question
 from tollbook.inference.providers.json_values import as_table, tables_of
@@ -30,7 +30,8 @@ class ChatCompletions:
 
     dialect: Dialect = "compatible"
     completion_path = "chat/completions"
-    models_question = Question("models")
+    embeddings_path: str | None = "embeddings"
+    models_questions: tuple[Question, ...] = (Question("models"),)
     key_question = Question("models")
     _id_headers: tuple[str, ...] = _ID_HEADERS
     _is_insured = False
@@ -55,6 +56,19 @@ class ChatCompletions:
             body["user"] = request.user
         return json.dumps(body).encode()
 
+    def embeddings_body(self, request: EmbeddingsRequest) -> bytes:
+        """Return the body that asks for vectors; one text is sent as such, since not every server takes a list."""
+        inputs = list(request.inputs)
+        body: dict[str, Any] = {
+            "model": request.model,
+            "input": inputs[0] if len(inputs) == 1 else inputs,
+            **request.parameters,
+            **self._embeddings_preferences(request),
+        }
+        if request.user is not None:
+            body["user"] = request.user
+        return json.dumps(body).encode()
+
     def read_reply(
         self,
         status: int,
@@ -65,6 +79,7 @@ class ChatCompletions:
         latency_ms: int,
         now_s: float,
         max_tokens: int | None = None,
+        inputs: int | None = None,
     ) -> Attempt:
         """Read a whole reply."""
         attempt = read_reply(
@@ -77,6 +92,7 @@ class ChatCompletions:
             latency_ms=latency_ms,
             now_s=now_s,
             max_tokens=max_tokens,
+            inputs=inputs,
         )
         # The id in the body is the completion's, which some servers know again; an error has none.
         return attempt if attempt.generation_id else replace(attempt, generation_id=self.id_of(headers))
@@ -112,6 +128,9 @@ class ChatCompletions:
         return parameters
 
     def _preferences(self, request: ChatRequest) -> Mapping[str, Any]:  # noqa: ARG002
+        return {}
+
+    def _embeddings_preferences(self, request: EmbeddingsRequest) -> Mapping[str, Any]:  # noqa: ARG002
         return {}
 
 

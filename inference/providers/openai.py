@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
+from tollbook.inference.attempts import ChatRequest
 from tollbook.inference.providers.adapter import Question
 from tollbook.inference.providers.compatible import ChatCompletions, without
 from tollbook.schemas.messages import Message
@@ -30,6 +31,10 @@ class OpenAI(ChatCompletions):
         if "tool_calls" in fields:
             fields["tool_calls"] = [without(call, ("extra_content",)) for call in fields["tool_calls"]]
         return fields
+
+    def _preferences(self, request: ChatRequest) -> Mapping[str, Any]:  # noqa: ARG002
+        # Unless told, OpenAI processes a request as the project is set up, and `priority` costs twice as much (2026).
+        return {"service_tier": "default"}  # G1
 
     def _parameters(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         """Say in OpenAI's way what OpenRouter's parameters say. Its cache needs no marks."""

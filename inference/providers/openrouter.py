@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from tollbook.inference.attempts import ChatRequest
+from tollbook.inference.attempts import ChatRequest, EmbeddingsRequest
 from tollbook.inference.bounds import Bound
 from tollbook.inference.providers.adapter import Application, Question
 from tollbook.inference.providers.compatible import ChatCompletions
@@ -20,6 +20,8 @@ class OpenRouter(ChatCompletions):
     """The dialect `openrouter`. It bills no reply that ends in an error ("zero completion insurance", 2026)."""
 
     dialect: Dialect = "openrouter"
+    # Models that make embeddings are in a list of their own.
+    models_questions = (Question("models"), Question("embeddings/models"))
     key_question = Question("key")
     _is_insured = True
 
@@ -47,6 +49,11 @@ class OpenRouter(ChatCompletions):
         if request.price_limit is not None:
             preferences["max_price"] = _max_price(request.price_limit)
         return {"provider": preferences}
+
+    def _embeddings_preferences(self, request: EmbeddingsRequest) -> Mapping[str, Any]:
+        if request.price_limit is None:
+            return {}
+        return {"provider": {"max_price": _max_price(request.price_limit)}}  # G1
 
 
 def _max_price(bound: Bound) -> dict[str, str]:

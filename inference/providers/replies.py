@@ -14,6 +14,7 @@ from typing import Any, Final
 from tollbook.inference.attempts import Attempt, ChargeStatus
 from tollbook.inference.providers.answers import CONTENT_FILTER, LENGTH, Answer, read_answer
 from tollbook.inference.providers.bodies import read_document
+from tollbook.inference.providers.embeddings import read_embeddings
 from tollbook.inference.providers.json_values import as_table, first_table
 from tollbook.inference.providers.provider_errors import END_UNKNOWN, ProviderError, error_of, read_error
 from tollbook.inference.providers.usage_report import UsageReport, read_usage
@@ -21,7 +22,8 @@ from tollbook.schemas.results import ErrorCode
 
 _NAME: Final = re.compile(r"[\x21-\x7e]{1,200}")
 _MAX_RETRY_AFTER_S: Final = 86_400.0
-_SERVICE_TIERS: Final = frozenset({"flex", "priority", "batch", "fast"})
+# Anthropic charges more where a workspace is served in the US alone (November 2026).
+_SERVICE_TIERS: Final = frozenset({"flex", "priority", "batch", "fast", "us"})
 _NO_USAGE: Final = UsageReport()
 _NOT_COUNTED: Final = "the reported usage is zero and was ignored"
 
@@ -37,8 +39,9 @@ def read_reply(
     now_s: float,
     request_id: str | None = None,
     max_tokens: int | None = None,
+    inputs: int | None = None,
 ) -> Attempt:
-    """Read a whole reply.
+    """Read a whole reply: a completion, or with `inputs` so many vectors.
 
     `is_insured`: the provider bills no reply that ends in an error. `request_id` is the provider's id of the request,
     as in its headers. `now_s` is the time of day, for a Retry-After that is a date in a reply without a Date.
@@ -84,6 +87,8 @@ def read_reply(
             may_fall_back=True,
             **common,
         )
+    if inputs is not None:
+        return read_embeddings(document, report, common, model=model, inputs=inputs)
     if answer.is_answer:
         return _answered(answer, report, common, model)
     return _unanswered(answer, report, common, model, max_tokens)
@@ -131,7 +136,7 @@ def _usage_of(document: dict[str, Any]) -> UsageReport:
 def _service_tier(document: dict[str, Any]) -> str:
     """Return how the request was processed, if that has prices of its own."""
     usage = as_table(document.get("usage"))
-    named = (document.get("service_tier"), usage.get("service_tier"), usage.get("speed"))
+    named = (document.get("service_tier"), usage.get("service_tier"), usage.get("speed"), usage.get("inference_geo"))
     words = (name.lower() for name in named if isinstance(name, str))
     return next((word for word in words if word in _SERVICE_TIERS), "")
 
@@ -271,6 +276,7 @@ def _counted(report: UsageReport) -> UsageReport:
 def _said(answer: Answer) -> dict[str, Any]:
     return {
         "content": answer.content,
+        "images": answer.images,
         "tool_calls": answer.tool_calls,
         "refusal": answer.refusal,
         "reasoning": answer.reasoning,

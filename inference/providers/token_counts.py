@@ -18,6 +18,7 @@ from tollbook.inference.providers.json_values import as_table
 from tollbook.schemas.usage import MAX_TOKEN_COUNT, Usage
 
 Path = tuple[str, ...]
+TOTAL_ALONE: Final = "only the total number of tokens is reported"
 
 _PROMPT: Final[tuple[Path, ...]] = (
     ("prompt_tokens",), ("input_tokens",), ("promptTokenCount",), ("prompt_token_count",), ("prompt_eval_count",),
@@ -109,7 +110,7 @@ def read_tokens(fields: Mapping[str, Any]) -> TokenReadings:
         prompts = [total - max(completions)] if total is not None else [0] if is_gemini else []
     elif not prompts and not completions and total is not None:
         readings = (Usage(completion_tokens=total), Usage(prompt_tokens=total))
-        return TokenReadings(readings, "only the total number of tokens is reported", has_zero=not total)
+        return TokenReadings(readings, TOTAL_ALONE, has_zero=not total)
     if not prompts or not completions or min(*prompts, *completions) < 0:
         return TokenReadings()
     return reader.read(prompts, completions)

@@ -19,9 +19,8 @@ from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.projection.fold import LedgerMismatch
 from tollbook.ledger.projection.snapshot import open_snapshot
 from tollbook.ledger.projection.store_errors import StoreFailed
-from tollbook.schemas.events import EVENT_VERSION
 from tollbook.schemas.identifiers import EntryId
-from tollbook.schemas.upcasters import UPCASTERS
+from tollbook.schemas.upcasters import needs_upcast
 
 _ROWS: Final = 20_000
 _COLUMNS: Final = (
@@ -130,7 +129,7 @@ class KnownEvents:
         for batch in self._query(_EVENTS, [partition, after_seq]).to_arrow_reader(_ROWS):
             rows: list[Row] = pa.Table.from_batches([batch]).to_pylist()
             for row in rows:
-                if any((row["type"], version) in UPCASTERS for version in range(row["v"], EVENT_VERSION)):
+                if needs_upcast(row["type"], row["v"]):
                     raise LedgerRefused(
                         f"event {row['id']} is of version {row['v']} and is not in the archive: DuckDB does not have "
                         "it as it was written"

@@ -4,7 +4,7 @@ Each new event bears the id of the lost one (`recovered_id`), so a second run en
 the budgets and periods that the lost events charged. Open holds and refusals are not entered: they are declared lost.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from tollbook.ledger.errors import BudgetCreditTooLow, CreditTooLow, Idempotency
 from tollbook.ledger.gate.call_record import CallRecord
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger
+from tollbook.ledger.gate.policies import Opened, Opening, PolicyRequest
 from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AlreadySettled,
@@ -28,12 +29,14 @@ from tollbook.ledger.gate.unbooked import UnbookedCharge
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.signature import Signature
 from tollbook.schemas.events import (
+    BudgetOpened,
     CostAdjusted,
     CostRecorded,
     CreditGranted,
     CreditRevoked,
     PlanAssigned,
     PlanCleared,
+    PolicyApplied,
     payload_json,
 )
 from tollbook.schemas.identifiers import budget_name, partition_of, read_values, split_budget_name
@@ -74,6 +77,9 @@ class LostSteps:
     corrections: list[Row] = field(default_factory=list[Row])
     """Of holds whose settlement is not lost."""
     commands: list[Row] = field(default_factory=list[Row])
+    policies: list[Row] = field(default_factory=list[Row])
+    openings: dict[int, list[Opening]] = field(default_factory=dict[int, list[Opening]])
+    """By version, the budgets that a policy opened."""
     reserved: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
     hashes: dict[str, str] = field(default_factory=dict[str, str])
 
@@ -107,6 +113,12 @@ class LostSteps:
                 )
             case "cost-adjusted":
                 self.corrections.append(row)
+            case "policy-applied":
+                self.policies.append(row)
+            case "budget-opened":
+                for stamp in BudgetOpened.model_validate(payload).budgets:
+                    opening = Opening(stamp.budget, row["amount"], stamp.cap_nanousd or 0)
+                    self.openings.setdefault(payload["policy_version"], []).append(opening)
             case kind if kind in _COMMANDS:
                 self.commands.append(row)
             case _:
@@ -146,6 +158,9 @@ class Reentry:
 
     async def enter(self, lost: LostSteps) -> None:
         """Enter what is not entered yet. Errors: LedgerUnavailable; LedgerRefused."""
+        for row in lost.policies:
+            if row["id"] not in self._done:
+                await self._apply_policy(row, lost.openings)
         for row in lost.commands:
             if row["id"] not in self._done:
                 await self._assign(row)
@@ -156,6 +171,23 @@ class Reentry:
         for row in lost.corrections:
             if row["id"] not in self._done:
                 await self._correct(row)
+
+    async def _apply_policy(self, row: Row, openings: Mapping[int, Sequence[Opening]]) -> None:
+        """Put a lost policy in force again, with what its budgets began with, unless it was replaced since."""
+        applied = PolicyApplied.model_validate(payload_object(row["payload"]))
+        in_force = (await self._gate.policy()).version
+        if applied.version <= in_force:
+            self.entered.left.append(row["id"])
+            return
+        request = PolicyRequest(
+            in_force=in_force,
+            version=applied.version,
+            digest=applied.digest,
+            payload=payload_json(applied.model_copy(update={"recovered_id": row["id"]})),
+            opened=Opened(tuple(openings.get(applied.version, ())), is_recovery=True),
+        )
+        await self._gate.apply_policy(request)
+        self._count(0)
 
     async def book(self, charge: UnbookedCharge) -> bool:
         """Book a charge that was noted beside the ledger; return False where it is left to the workers' sweeper.

@@ -215,7 +215,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _with_marks(events: pa.Table, heads: list[bytes]) -> pa.Table:
-    marks = pa.array([head[: chain.MARK_BYTES] for head in heads], pa.binary(chain.MARK_BYTES))  # pyright: ignore[reportUnknownMemberType]
+    marks = pa.array([head[: chain.MARK_BYTES] for head in heads], pa.binary(chain.MARK_BYTES))
     return events.append_column("head", marks)
 
 

@@ -79,6 +79,7 @@ _FUNCTIONS: Final = {
         "withdraw",
         "balance",
         "trim",
+        "forget_alerts",
         "apply_policy",
         "change_credit",
     )
@@ -345,7 +346,13 @@ class Gate:
         keys = self.keys
         reply = await self._call(
             "charge",
-            (keys.meta, keys.ledger, keys.call(request.call_id), *(keys.tail(name) for name in request.budgets)),
+            (
+                keys.meta,
+                keys.ledger,
+                keys.call(request.call_id),
+                keys.account(request.user_id),
+                *(keys.tail(name) for name in request.budgets),
+            ),
             (
                 request.call_id,
                 request.user_id,
@@ -355,13 +362,32 @@ class Gate:
                 request.assumed_nanousd,
                 self._idempotency_ttl_s,
                 request.payload,
-                *_pack_names(request.budgets, baselines),
+                *_pack(
+                    [
+                        BudgetCap(name, 0 if number else request.cap_nanousd)
+                        for number, name in enumerate(request.budgets)
+                    ],
+                    baselines,
+                ),
             ),
             policy_version=request.policy_version,
         )
         if reply[0] in (b"OK", b"EXISTS"):
             return reply[0] == b"OK"
         raise refusal(reply, request.call_id, 0)
+
+    async def raised_alerts(self) -> list[str]:
+        """Return which alerts are known to be raised, each as budget and fraction. Errors: LedgerUnavailable."""
+        found: list[bytes] | dict[bytes, bytes] = await self._pipeline.execute("HGETALL", self.keys.alerts)
+        return [field.decode() for field in (found if isinstance(found, dict) else found[0::2])]
+
+    async def forget_alerts(self, fields: Sequence[str]) -> int:
+        """Forget alerts that were raised, in windows that are over; return how many."""
+        keys = self.keys
+        reply = await self._call("forget_alerts", (keys.meta, keys.ledger, keys.alerts), fields)
+        if reply[0] == b"OK":
+            return int(reply[1])
+        raise refusal(reply, "", 0)
 
     async def apply_policy(self, request: PolicyRequest) -> bool:
         """Put a policy in force in this partition; return whether that is new.
@@ -377,7 +403,7 @@ class Gate:
                 request.version,
                 request.digest,
                 request.payload,
-                "" if opened.seq is None else f"{opened.seq} {opened.until_ms}",
+                opened.counted,
                 *(f"{each.spent_nanousd} {each.cap_nanousd} {each.budget}" for each in opened.openings),
             ),
         )

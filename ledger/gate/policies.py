@@ -59,12 +59,21 @@ class Opening:
 class Opened:
     """The budgets that a policy opens, counted up to event number `seq`; the first of their windows ends at `until_ms`.
 
-    Without `seq` they are opened as they are, whatever came since.
+    Without `seq` they are opened as they are, whatever came since. `is_recovery` enters a lost policy again, also while
+    calls are stopped.
     """
 
     openings: tuple[Opening, ...] = ()
     seq: int | None = None
     until_ms: int = 0
+    is_recovery: bool = False
+
+    @property
+    def counted(self) -> str:
+        """Say to the gate how far was counted."""
+        if self.is_recovery:
+            return "recovered"
+        return "" if self.seq is None else f"{self.seq} {self.until_ms}"
 
 
 class EventsNotCounted(LedgerRefused):

@@ -149,7 +149,8 @@ class AdjustRequest:
 class ChargeRequest:
     """Book spend that happened without a hold; it is recorded even if it passes the cap.
 
-    Its budgets are by the policy of `policy_version`; None: by whatever policy, they are what they are.
+    Its budgets are by the policy of `policy_version`; None: by whatever policy, they are what they are. `cap_nanousd`
+    is that of the user's period, for its alerts; 0 where it is not known.
     """
 
     call_id: str
@@ -161,6 +162,7 @@ class ChargeRequest:
     payload: str
     budgets: tuple[str, ...]
     policy_version: int | None = None
+    cap_nanousd: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

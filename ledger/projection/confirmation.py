@@ -43,9 +43,10 @@ class Confirmation:
             raise min(forged, key=lambda problem: problem.seq) if forged else problems[0]  # G8
         self._ask(lambda: self._traces.check_others(expected))
         self._ask(lambda: self._traces.check_policies(expected))
-        last_seq = folded.position.seq
-        first_seq = last_seq - folded.events + 1
-        check_stamps(cursor, partition=self._traces.partition, first_seq=first_seq, last_seq=last_seq, after=after)
+        if folded.discrepancies:
+            last_seq = folded.position.seq
+            first_seq = last_seq - folded.events + 1
+            check_stamps(cursor, partition=self._traces.partition, first_seq=first_seq, last_seq=last_seq, after=after)
 
     def end(self) -> None:
         """Let the fold's thread wait for nothing any more; called in the event loop."""

@@ -88,6 +88,13 @@ def counts_statement(*, counts: str = "counts", before: str = "counters") -> str
     return Template(statement("fold_counts")).safe_substitute(counts=counts, before=before)
 
 
+def moves_statement(*, only_own: bool) -> str:
+    """Return the statement that lists what moves; with `only_own`, of further budgets only those in `own_budgets`."""
+    # The fold of one user's events has all of a budget only if that is surely the user's own.
+    where = "WHERE further.budget IN (FROM own_budgets)" if only_own else ""
+    return Template(statement("fold_moves")).safe_substitute(only_own=where)
+
+
 def fold_incoming(
     cursor: duckdb.DuckDBPyConnection, *, partition: int, ledger_id: str, only_user_id: str | None = None
 ) -> Folded | None:
@@ -107,10 +114,10 @@ def fold_incoming(
         partition=partition,
         first_seq=counted.first_seq,
         last_seq=counted.last_seq,
-        is_of_user=only_user_id is not None,
+        only_user_id=only_user_id,
     )
     advance(cursor, partition, counted)
-    moved = cursor.execute("SELECT DISTINCT budget FROM moves WHERE is_move").fetchall()
+    moved = cursor.execute("SELECT budget FROM balances").fetchall()
     found = cursor.execute(
         "SELECT count(*) FROM discrepancies WHERE partition = ? AND seq > ?", [partition, before.seq]
     ).fetchone()
@@ -160,12 +167,25 @@ def append_incoming(cursor: duckdb.DuckDBPyConnection, *, only_user_id: str | No
 
 
 def add_up(
-    cursor: duckdb.DuckDBPyConnection, *, partition: int, first_seq: int, last_seq: int, is_of_user: bool = False
+    cursor: duckdb.DuckDBPyConnection,
+    *,
+    partition: int,
+    first_seq: int,
+    last_seq: int,
+    only_user_id: str | None = None,
 ) -> None:
     """Add events that were appended to budgets and counters, and note discrepancies. Errors: duckdb.Error."""
-    given = {"partition": partition, "first": first_seq, "last": last_seq, "of_user": is_of_user}
+    given = {"partition": partition, "first": first_seq, "last": last_seq}
+    if only_user_id is not None:
+        cursor.execute(statement("fold_own"), given | {"user": only_user_id})
     for step in _STEPS:
-        text = counts_statement() if step == "fold_counts" else statement(step)
+        match step:
+            case "fold_counts":
+                text = counts_statement()
+            case "fold_moves":
+                text = moves_statement(only_own=only_user_id is not None)
+            case _:
+                text = statement(step)
         cursor.execute(text, {name: value for name, value in given.items() if f"${name}" in text})
 
 

@@ -114,7 +114,11 @@ def read_expected(cursor: duckdb.DuckDBPyConnection, after: EntryId) -> Expected
     given = {"ms": after.ms, "n": after.seq}
     parts = [_Part(*row) for row in cursor.execute(statement("trace_moves"), given).fetchall()]
     others = [_Other(*row) for row in cursor.execute(statement("trace_others"), given).fetchall()]
-    policies = [_Policy(*row) for row in cursor.execute(statement("trace_policies")).fetchall()]
+    policies = list[_Policy]()
+    if any(other.type == "policy-applied" for other in others):
+        # Asked for only then, since it looks through all events.
+        policies = [_Policy(*row) for row in cursor.execute(statement("trace_policies")).fetchall()]
+        others = [other for other in others if other.type != "policy-applied"]
     return Expected(after, parts, others, policies)
 
 

@@ -126,7 +126,8 @@ class GateLedger:
         self._numbers = count(1)
         self._open: list[Open] = []
         self._settled: list[Settled] = []
-        self._version = 0
+        # By partition: one of them may have lost a policy.
+        self._versions = [0] * partitions
         self._granted: dict[str, str] = {}
 
     async def begin(self) -> None:
@@ -137,6 +138,7 @@ class GateLedger:
         # Nothing here waits for a month to end.
         self._window = Window(month_at(now_ms).name, 0, 2**52)
         self._day = day_at(now_ms).name
+        await self._read_versions()
 
     async def aclose(self) -> None:
         self.store.close()
@@ -190,31 +192,35 @@ class GateLedger:
     def _gate(self, user: str) -> Gate:
         return self._gates[partition_of(user, len(self._gates))]
 
+    async def _read_versions(self) -> None:
+        self._versions = [(await gate.policy()).version for gate in self._gates]
+
+    def _version(self, user: str) -> int:
+        return self._versions[partition_of(user, len(self._gates))]
+
     def _budgets(self, user: str, client: str | None) -> tuple[BudgetCap, ...]:
+        version = self._version(user)
         names = [(budget_name("user", user, self._window.name), CAP)]
-        if user != "u0" or self._version:  # Before the first policy, one user has no budget for the day.
+        if user != "u0" or version:  # Before the first policy, one user has no budget for the day.
             names.append((budget_name("day", user, self._day), CAP - 1_000))
         if self._draw.random() < 0.3:
-            name, value = ("spring", f"{user},{user}:spring") if self._version else ("campaign", f"{user}:spring")
+            name, value = ("spring", f"{user},{user}:spring") if version else ("campaign", f"{user}:spring")
             names.append((budget_name(name, value, self._window.name), CAP))
-        if client and self._version:
+        if client and version:
             names.append((self._wallet(user, client), WALLET_CAP))
         return tuple(BudgetCap(name, cap) for name, cap in names)
 
     def _wallet(self, user: str, client: str) -> str:
-        values = {"user": user, "client": client}
-        name = "wallet" if self._version == 1 else f"wallet~{self._version}"
-        return budget_name(name, budget_value([values[each] for each in self._policy.budgets[-1].by]), "total")
-
-    @property
-    def _policy(self) -> Policy:
-        return POLICIES[(self._version - 1) % 2]
+        values, version = {"user": user, "client": client}, self._version(user)
+        name = "wallet" if version == 1 else f"wallet~{version}"
+        by = POLICIES[(version - 1) % 2].budgets[-1].by
+        return budget_name(name, budget_value([values[each] for each in by]), "total")
 
     async def apply_policy(self) -> None:
         """Put the next version in force, of the caps that calls are held by here, in every partition."""
-        self._version += 1
-        read = spent_reader(self.source)
-        await apply_policy(self._gates, self._policy, SIGNATURE, read_spent=read, backfills=True)
+        read, policy = spent_reader(self.source), POLICIES[max(self._versions) % 2]
+        await apply_policy(self._gates, policy, SIGNATURE, read_spent=read, backfills=True)
+        await self._read_versions()
 
     async def reserve(self, *, amount: int | None = None, is_final: bool = False) -> None:
         user, client = f"u{self._draw.randrange(4)}", self._draw.choice(CLIENTS)
@@ -240,7 +246,7 @@ class GateLedger:
         request = ReserveRequest(
             call_id=call_id, user_id=user, window=self._window, content_hash="c" * 32, amount_nanousd=amount,
             worker="host:1", lease_ms=600_000, payload=self._order(client), budgets=budgets, is_final=is_final,
-            policy_version=self._version,
+            policy_version=self._version(user),
         )  # fmt: skip
         reply = await self._gate(user).reserve(request, [EMPTY_BASELINE] * len(budgets))
         if isinstance(reply, Reserved):
@@ -273,7 +279,8 @@ class GateLedger:
         request = RecordRequest(
             call_id=call.call_id, user_id=call.user, hold=call.hold, attempts_begun=call.attempt + 1,
             spent_nanousd=call.spent, assumed_nanousd=0, events=events, budgets=self._with_present_caps(call),
-            extension_nanousd=extension, extension_payload=self._extension(), policy_version=self._version,
+            extension_nanousd=extension, extension_payload=self._extension(),
+            policy_version=self._version(call.user),
         )  # fmt: skip
         reply = await self._gate(call.user).record(request, [EMPTY_BASELINE] * len(call.budgets))
         if isinstance(reply, int):
@@ -281,8 +288,9 @@ class GateLedger:
 
     def _with_present_caps(self, call: Open) -> tuple[BudgetCap, ...]:
         """A budget that was defined anew since, or is no more, limits nothing."""
-        gone = ["campaign:"] if self._version else []
-        if call.client and self._version:
+        version = self._version(call.user)
+        gone = ["campaign:"] if version else []
+        if call.client and version:
             present = self._wallet(call.user, call.client)
             gone += [budget.name for budget in call.budgets if budget.name.startswith("wallet")]
             gone = [name for name in gone if name != present]
@@ -390,10 +398,8 @@ class GateLedger:
             await self._credit("credit-revoked", credit, self._draw.choice([0, 100]), 0)
 
     async def _credit(self, kind: Any, credit: str, amount: int, expires: int) -> None:
-        if not self._version:
-            return
         user = self._draw.choice(["u1", "u2"]) if kind == "credit-granted" else self._granted.get(credit)
-        if user is None:
+        if user is None or not self._version(user):
             return
         self._granted[credit] = user
         payload: dict[str, Any] = {"credit": credit, "expires_ms": expires or None}
@@ -407,7 +413,8 @@ class GateLedger:
             CreditRequest(
                 command_id=f"{kind} {credit}", user_id=user, content_hash="c" * 32, type=kind, credit_id=credit,
                 amount_nanousd=amount, expires_ms=expires, payload=payload_json(payloads[kind]()),
-                budget=BudgetCap(self._wallet(user, "acme"), WALLET_CAP), policy_version=self._version,
+                budget=BudgetCap(self._wallet(user, "acme"), WALLET_CAP),
+                policy_version=self._version(user),
             ),
             (EMPTY_BASELINE,),
         )  # fmt: skip

@@ -20,7 +20,7 @@ from tollbook.ledger.projection.comparison import compare
 from tollbook.ledger.projection.fold import LedgerGap
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.stream import Batch
-from tollbook.schemas.upcasters import UnreadableEvent
+from tollbook.schemas.upcasters import UPCASTERS, UnreadableEvent
 
 LEDGER = "ledger-1"
 ENTRIES = LedgerMaker(5, users=9).run(600).entries
@@ -118,18 +118,17 @@ def sealed(directory: Path) -> tuple[Archive, LedgerSource]:
 
 async def test_segments_of_an_older_version_are_lifted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DuckDB reads what is current by itself; from the first older segment on, payloads go through the upcasters."""
-    monkeypatch.setattr(
-        "tollbook.ledger.stream.upcast", lambda _kind, _version, payload: {**payload, "worker": "lifted"}
-    )
     entries, older = list(ENTRIES), len(ENTRIES) * 5 // 8
     monkeypatch.setitem(globals(), "ENTRIES", entries)
-    entries[older] = [entries[older][0], [b"0" if at == 3 else part for at, part in enumerate(entries[older][1])]]
+    entries[older] = [entries[older][0], [b"1" if at == 3 else part for at, part in enumerate(entries[older][1])]]
+    kind = entries[older][1][1].decode()
+    monkeypatch.setitem(UPCASTERS, (kind, 1), lambda payload: {**payload, "worker": "lifted"})
     _, source = sealed(tmp_path)
     replayed = await replay(source, tmp_path / "r.duckdb")
     live = Store.open(tmp_path / "live.duckdb", LEDGER)
     live.fold(Batch(0, entries))
     assert compare(replayed, live) == []
-    assert replayed.query("SELECT seq, worker FROM events WHERE v = 0") == [{"seq": older + 1, "worker": "lifted"}]
+    assert replayed.query("SELECT seq, worker FROM events WHERE v = 1") == [{"seq": older + 1, "worker": "lifted"}]
     replayed.close()
     live.close()
 

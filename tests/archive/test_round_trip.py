@@ -121,7 +121,7 @@ async def assert_goes_round(trip: RoundTrip, directory: Path) -> None:
     assert compare(replayed, trip.live) == []
     outcomes = replayed.query("SELECT DISTINCT outcome FROM events WHERE type = 'cost-recorded'")
     assert {row["outcome"] for row in outcomes} == {"done", "failed", "expired", "taken_over", "recorded"}
-    assert len(replayed.query("SELECT DISTINCT type FROM events")) == 9
+    assert len(replayed.query("SELECT DISTINCT type FROM events")) == 10
     assert len(replayed.query("SELECT DISTINCT period FROM spend")) == 3
     assert replayed.query("FROM discrepancies") == []
     replayed.close()

@@ -49,7 +49,13 @@ PROVIDERS: Final = (
     Provider("anthropic", "claude-haiku-4-5"),
     Provider("compatible", "own/small"),
 )
-OUTCOMES: Final = [name for name, each in SCENARIOS.items() if each.group == "outcome" and each.booked == "reported"]
+# Anthropic's form has no images in replies.
+MADE_IMAGE: Final = "image_made"
+OUTCOMES: Final = [
+    name
+    for name, each in SCENARIOS.items()
+    if each.group == "outcome" and each.booked == "reported" and name != MADE_IMAGE
+]
 # Status and name of a fault, and what follows: the reason, whether the same model is asked again, the pause.
 REFUSALS: Final = [
     ("http_400", "bad_request", False, None),
@@ -235,6 +241,15 @@ async def test_a_reply_that_was_paid_for_is_the_outcome(provider: Provider, name
     said = bool(attempt.content and attempt.content.strip()) or attempt.tool_calls or attempt.refusal
     assert bool(said) == (scenario.result == "done")
     assert (attempt.error_code or "done") == scenario.result
+    assert cost_of(provider, attempt) == sum(server.book.totals().values())
+
+
+async def test_images_that_were_made_and_paid_for_are_the_outcome(provider: Provider) -> None:
+    """G4."""
+    async with opened(provider, MADE_IMAGE) as (server, client):
+        attempt = await client.complete(request(provider))
+    assert len(attempt.images) == (0 if provider.dialect == "anthropic" else 1)
+    assert (attempt.outcome, attempt.is_retryable) == ("ok", False)
     assert cost_of(provider, attempt) == sum(server.book.totals().values())
 
 

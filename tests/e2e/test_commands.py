@@ -352,15 +352,19 @@ async def test_the_demo_proves_its_books(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_the_demo_runs_the_product_of_a_policy_file(tmp_path: Path) -> None:
-    """Plans, task types, tags and prepaid credit are the file's; its model is served, and no receiver is told."""
+    """Plans, task types, tags and prepaid credit are the file's; its model is served, no provider or receiver asked."""
     (tmp_path / "tollbook.toml").write_text("[plans.trial]\ncap_usd = 3\n")  # Not the demo's.
     (tmp_path / "shop.toml").write_text(
         """default_plan = "pro"
 [plans.pro]
 cap_usd = 5
 [tasks.describe]
+provider = "elsewhere"
 model = "my/model"
 max_tokens = 200
+[providers.elsewhere]
+base_url = "http://127.0.0.1:9/v1"
+dialect = "openai"
 [streams.shop]
 [[budgets]]
 name = "client"

@@ -1,5 +1,6 @@
 """The Redis users of docs/operators/deploy.md may do what they need, and no more."""
 
+import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
@@ -7,13 +8,22 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 import pytest_asyncio
+import standardwebhooks
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
 from docs.generate.markdown import between
+from tests.integration.test_alert_deliveries import served
+from tests.servers import wait_until
 from tests.system import running_system
 from tollbook import Publisher
+from tollbook.consumers.alert_tidying import AlertTidying
+from tollbook.consumers.policy_following import PolicyFollowing
+from tollbook.inference.policy_changes import apply_policy
 from tollbook.inference.settings import Settings
+from tollbook.ledger.errors import PermissionsMissing
+from tollbook.ledger.signature import Signature
+from tollbook.schemas.policy import StreamRule
 from tollbook.schemas.results import TaskStatus
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "operators" / "deploy.md"
@@ -65,3 +75,38 @@ async def test_tollbook_and_a_publisher_work_as_their_own_users(urls: dict[str, 
             ):
                 with pytest.raises(NoPermissionError):
                     await redis.execute_command(*command)
+
+
+async def test_alerts_are_delivered_and_new_streams_are_read_as_far_as_the_documented_user_may(
+    urls: dict[str, str], server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue of alerts needs no more than the page lists; a stream that a policy adds must be among the keys."""
+    secret = "whsec_" + base64.b64encode(b"k" * 32).decode()
+    policy = tmp_path / "tollbook.toml"
+    policy.write_text('[plans.trial]\ncap_usd = 0.0001\nalerts = [1.0]\n[alerts]\nwebhook_env = "ALERT_WEBHOOK"\n')
+    async with served(lambda: 204) as (url, seen):
+        monkeypatch.setenv("ALERT_WEBHOOK", url)
+        given = {"policy_file": policy, "webhook_secret": secret}
+        async with running_system(tmp_path / "data", urls["tollbook"], **given) as running:
+            settings = Settings(redis_url=urls["publisher"], data_dir=tmp_path / "elsewhere")
+            async with Publisher(settings) as publisher:
+                result = await publisher.publish_and_wait(
+                    "generation", "generate_draft", "Write.", user_id="u1", task_id="t1", timeout_s=60
+                )
+            assert result.status is TaskStatus.DENIED
+            await wait_until(lambda: seen, what="the alert")
+            headers, body = seen[0]
+            told = standardwebhooks.Webhook(secret).verify(body, headers)
+            assert (told["kind"], told["budget"], told["value"]) == ("budget", "user", "u1")
+            assert await AlertTidying(running.system.runtime.ledger.gates, keep_s=0).tidy() == 0
+
+            runtime, worker = running.system.runtime, running.workers[0]
+            following = PolicyFollowing(runtime, worker, takes_all=True)
+            changed = runtime.rules.model_copy(update={"streams": {**runtime.rules.streams, "shop": StreamRule()}})
+            await apply_policy(runtime.ledger.gates, changed, Signature("ops", "a shop"))
+            with pytest.raises(PermissionsMissing, match="~shop"):
+                await following.look()
+            async with Redis.from_url(server_url) as admin:
+                await admin.execute_command("ACL", "SETUSER", "tollbook", "~shop")
+            await following.look()
+            assert "shop" in worker.claims.streams

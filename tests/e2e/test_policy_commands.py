@@ -1,14 +1,20 @@
 """`tollbook policy` and the starts of processes, from a file to the ledger and back."""
 
+import asyncio
 import json
+import signal
+import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
 from redis.asyncio import Redis
 
+from tests.proxy import FaultyProxy
 from tests.servers import wait_until
 from tests.system import GatedStandIn, StayingCommand, command_environment, run_cli
+from tollbook.ledger.server.connection import connect
+from tollbook.schemas.money import NANOUSD_PER_USD
 
 FILE: Final = "[plans.trial]\ncap_usd = 3\n"
 
@@ -127,6 +133,9 @@ async def test_a_budget_begins_with_what_was_spent_before_if_a_person_says_so(tm
 
         (row,) = await wait_until(spent, what="the team's spend")
         assert (row["value"], Decimal(row["spent_usd"]), float(row["cap_usd"])) == ("red", Decimal(cost), 20)
+        assert "team-week: with what was spent before in the window" in (await run("policy", "show")).stdout
+        assert (await run("policy", "history", "--json")).json()[-1]["backfilled"] == ["team-week"]
+        assert "begin with what was spent before: budget team-week" in (await run("policy", "history")).stdout
         found = (await run("audit", "find", "--type", "budget-opened", "--json")).stdout
         assert '"budget-opened"' in found
         await run("verify")
@@ -153,3 +162,115 @@ async def test_a_running_worker_reads_a_stream_that_a_later_policy_adds(tmp_path
         assert "worker.streams_added" in up.stdout + up.stderr
     finally:
         await up.end()
+
+
+BURST: Final = """
+import asyncio, sys
+from tollbook import AppError, InferenceClient, PlanLimitReached, connect_runtime
+
+async def burst():
+    async def call(number):
+        try:
+            result = await InferenceClient("score_post").call("a post", user_id="u1", task_id=f"{sys.argv[1]}-{number}")
+        except PlanLimitReached:
+            return "denied"
+        except AppError as exc:
+            return type(exc).__name__
+        return result.status.value
+
+    async with connect_runtime():
+        print(sorted(set(await asyncio.gather(*map(call, range(20))))))
+
+asyncio.run(burst())
+"""
+
+
+async def test_of_two_processes_with_different_policies_one_refuses(server_url: str, tmp_path: Path) -> None:
+    """Both make a burst of calls at once: one by the ledger's policy, the other by a larger cap of its own."""
+    async with connect(server_url) as redis:
+        await redis.flushall()
+    for name, cap in (("ours", "3"), ("theirs", "300")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tollbook.toml").write_text(FILE.replace("3", cap))
+    async with GatedStandIn() as provider:
+        variables = {"OPENROUTER_BASE_URL": provider.base_url, "TOLLBOOK_DIALECT": "openrouter"}
+        env = variables | {"REDIS_URL": server_url, "TOLLBOOK_DATA_DIR": str(tmp_path / "data")}
+        up = await starting("up", until="Tollbook is up", cwd=tmp_path / "ours", env=env)
+        try:
+            processes = [
+                await asyncio.create_subprocess_exec(
+                    sys.executable, "-c", BURST, name, cwd=tmp_path / name, env=command_environment(env),
+                    stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+                )
+                for name in ("ours", "theirs")
+            ]  # fmt: skip
+            (ours, _), (theirs, problem) = await asyncio.gather(*(process.communicate() for process in processes))
+            assert ours.decode().strip().endswith("\n['done']")
+            assert "PolicyDiffers" in theirs.decode() + problem.decode()
+            async with connect(server_url) as redis:
+                entries: Any = await redis.xrange("{tollbook:0}:ledger")
+            holds = [(fields[b"call_id"], json.loads(fields[b"payload"])["cap_nanousd"]) for _, fields in entries
+                     if fields[b"type"] == b"budget-reserved"]  # fmt: skip
+            assert {(call_id.split(b"-")[0], cap) for call_id, cap in holds} == {(b"ours", 3 * NANOUSD_PER_USD)}
+            assert (await run_cli("verify", cwd=tmp_path / "ours", env=env)).code == 0
+        finally:
+            await up.end()
+
+
+class SecondPartitionHeld(FaultyProxy):
+    """Keeps back the command that would put a policy in force in the second partition."""
+
+    def __init__(self, upstream: str) -> None:
+        super().__init__(upstream)
+        self.is_reached, self.is_over = asyncio.Event(), asyncio.Event()
+
+    async def _forward_commands(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(2**20):
+            if b"apply_policy" in chunk and b"{tollbook:1}:meta" in chunk:
+                self.is_reached.set()
+                await self.is_over.wait()
+                return
+            writer.write(chunk)
+
+
+async def test_an_apply_that_was_killed_between_two_partitions_is_completed_by_the_next(
+    server_url: str, tmp_path: Path
+) -> None:
+    async with connect(server_url) as redis:
+        await redis.flushall()
+    async with GatedStandIn() as provider:
+        variables = {"OPENROUTER_BASE_URL": provider.base_url, "TOLLBOOK_DIALECT": "openrouter"}
+        env = variables | {"REDIS_URL": server_url, "TOLLBOOK_PARTITIONS": "2"}
+        up = await starting("up", until="Tollbook is up", cwd=tmp_path, env=env)
+        for name, cap in (("second", "4"), ("third", "5")):
+            (tmp_path / f"{name}.toml").write_text(FILE.replace("3", cap))
+
+        async def policy(*arguments: str) -> Any:
+            done = await run_cli("policy", *arguments, cwd=tmp_path, env=env)
+            assert done.code == 0, done.stderr
+            return done
+
+        proxy = SecondPartitionHeld(server_url)
+        await proxy.start()
+        try:
+            apply = ("policy", "apply", "second.toml", "--reason", "second")
+            killed = await StayingCommand.start(*apply, cwd=tmp_path, env=env | {"REDIS_URL": proxy.url})
+            await asyncio.wait_for(proxy.is_reached.wait(), 60)
+            killed.process.kill()
+            assert await killed.wait() == -signal.SIGKILL
+        finally:
+            proxy.is_over.set()
+            await proxy.stop()
+        try:
+            shown = (await policy("show")).stdout
+            assert "half applied  in partition 0 of 2" in shown
+            assert (await run_cli("verify", cwd=tmp_path, env=env)).code == 0, "between the two, both versions count"
+            await policy("apply", "third.toml", "--reason", "third")
+            history = (await policy("history", "--json")).json()
+            assert [(each["version"], each["reason"], each["partitions"]) for each in history[1:]] == [
+                (2, "second", [0, 1]),
+                (3, "third", [0, 1]),
+            ]
+            assert (await run_cli("verify", cwd=tmp_path, env=env)).code == 0
+        finally:
+            await up.end()

@@ -1,16 +1,22 @@
 """Alerts about the system: raised when a condition begins, and again only after it has ended."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
+from tests.gate_bench import open_bench
+from tollbook.consumers.alert_tidying import AlertTidying, is_over
 from tollbook.consumers.alerts.queue import AlertQueue
+from tollbook.inference.settings import load_settings
 from tollbook.ledger.projection.follower import Lag
 from tollbook.observability.alert_watch import AlertWatch, Spend, conditions
 from tollbook.observability.facts import Facts
+from tollbook.observability.metrics import MetricsPage
+from tollbook.observability.process_state import ProcessState
 from tollbook.schemas.policy import AlertRule
 
 QUIET = Facts(
@@ -108,3 +114,37 @@ def test_what_could_not_be_read_is_no_alert_and_ends_none() -> None:
 def test_a_single_unlucky_call_is_no_share() -> None:
     found = conditions(QUIET, AlertRule(), spend=Spend(Decimal("0.02"), Decimal("0.02")), unpriced=[])
     assert all(each.text is None for each in found)
+
+
+@pytest.mark.parametrize(
+    ("budget", "is_told"),
+    [
+        ("day:u1:2026-08-30", True),
+        ("day:u1:2026-10-30", False),
+        ("team:a:b,c:2026-W34", True),
+        ("team:red:2026-W48", False),
+        ("user:u1:2026-08", True),
+        ("user:u1:2026-10", False),
+        ("client:acme:total", False),
+    ],
+)
+def test_only_alerts_of_windows_that_are_long_over_are_forgotten(budget: str, is_told: bool) -> None:
+    assert is_over(budget, datetime(2026, 11, 29, tzinfo=UTC)) is is_told
+
+
+async def test_the_record_of_raised_alerts_is_bounded(redis_client: Redis) -> None:
+    async with open_bench(redis_client) as bench:
+        keys = bench.gate.keys
+        old = {f"day:u{number}:2020-01-{number % 28 + 1:02} 0.5": "1-0" for number in range(1_500)}
+        new = {"client:acme:total 1": "1-0", "day:u1:2999-01-01 0.5": "1-0"}
+        await redis_client.hset(keys.alerts, items=[text for pair in (old | new).items() for text in pair])
+        tidying = AlertTidying([bench.gate], keep_s=86_400)
+        assert [await tidying.tidy(), await tidying.tidy()] == [1_500, 0]
+        assert set(await bench.gate.raised_alerts()) == set(new)
+
+
+def test_a_process_has_one_reader_for_metrics_and_alerts() -> None:
+    state = ProcessState("up", load_settings(env_file=None))
+    assert state.facts is state.facts
+    readiness: Any = None
+    assert MetricsPage(state, readiness)._facts is state.facts

@@ -21,8 +21,12 @@ from tollbook import (
     PlanLimitReached,
 )
 from tollbook.inference.cost_tracker import UsageSummary
-from tollbook.schemas.events import CostRecorded
-from tollbook.schemas.money import nanousd_from_usd, usd_from_nanousd
+from tollbook.inference.policy_changes import apply_policy
+from tollbook.inference.runtime import build_gates
+from tollbook.ledger.signature import Signature
+from tollbook.schemas.events import AlertRaised, CostRecorded
+from tollbook.schemas.money import NANOUSD_PER_USD, nanousd_from_usd, usd_from_nanousd
+from tollbook.schemas.policy import default_policy
 from tollbook.schemas.results import ErrorCode
 
 PRICE = PROMPT_TOKENS * 3_000 + COMPLETION_TOKENS * 15_000
@@ -245,3 +249,39 @@ async def test_ledger_that_cannot_be_asked_is_an_error_of_its_own(calling: Calli
     for awaitable in (tracker.get_usage_summary("u1"), tracker.check_budget("u1"), tracker.record_usage("u1", 1)):
         assert isinstance(error := await refusal(awaitable), LedgerRefused)
         assert error.code is ErrorCode.LEDGER_UNAVAILABLE
+
+
+async def test_recorded_spend_has_a_campaign_and_tags_and_raises_the_plans_alerts(
+    calling: Calling, tracker: CostTracker
+) -> None:
+    budgets = [{"name": "team", "by": ["team", "campaign"], "window": "month", "cap_usd": 20}]
+    policy = default_policy({"plans": {"trial": {"cap_usd": 5, "alerts": [0.5]}}, "budgets": budgets})
+    await apply_policy(build_gates(calling.runtime.handle, calling.runtime.settings), policy, Signature("ops", "test"))
+    given: dict[str, Any] = {"campaign_id": "spring", "tags": {"team": "a,b"}, "idempotency_key": "k"}
+    assert await tracker.record_usage("u1", "2", **given)
+    assert not await tracker.record_usage("u1", "2", **given)
+    changes: list[dict[str, Any]] = [{"campaign_id": "autumn"}, {"tags": {"team": "red"}}, {"tags": None}]
+    for changed in changes:
+        with pytest.raises(IdempotencyConflict):
+            await tracker.record_usage("u1", "2", **(given | changed))
+    (charge,) = [each.payload for each in await calling.events() if isinstance(each.payload, CostRecorded)]
+    assert (charge.plan, charge.campaign_id, charge.tags) == ("trial", "spring", {"team": "a,b"})
+    assert [stamp.budget for stamp in charge.budgets] == [f"team:a%2Cb,spring:{period()}"]
+    assert not await raised(calling)
+    # The plan's cap, and then the one that the ledger has assigned.
+    await tracker.record_usage("u1", "0.6")
+    assert await raised(calling) == [(f"user:u1:{period()}", "0.5", 5 * NANOUSD_PER_USD)]
+    await calling.set_cap(10 * NANOUSD_PER_USD, "u2")
+    await tracker.record_usage("u2", "3")
+    await tracker.record_usage("u2", "2")
+    assert (await raised(calling))[1:] == [(f"user:u2:{period()}", "0.5", 10 * NANOUSD_PER_USD)]
+    charged = (await calling.events())[-2].payload
+    assert isinstance(charged, CostRecorded)
+    assert charged.assigned_plan == "trial"
+    with pytest.raises(InvalidTask, match="'tags' must not have the name 'user'"):
+        await tracker.record_usage("u1", "1", tags={"user": "u2"})
+
+
+async def raised(calling: Calling) -> list[tuple[str, str, int]]:
+    alerts = [each.payload for each in await calling.events() if isinstance(each.payload, AlertRaised)]
+    return [(each.budget, each.fraction, each.cap_nanousd) for each in alerts]

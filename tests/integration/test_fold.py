@@ -21,7 +21,7 @@ from tollbook.ledger.stream import Batch
 from tollbook.schemas.events import EVENT_VERSION
 from tollbook.schemas.identifiers import budget_name
 from tollbook.schemas.money import MAX_NANOUSD, usd_from_nanousd
-from tollbook.schemas.upcasters import UnreadableEvent
+from tollbook.schemas.upcasters import UPCASTERS, UnreadableEvent
 
 Entries = list[list[Any]]
 
@@ -242,12 +242,14 @@ def test_an_unreadable_entry_stops_the_fold_and_is_named(
 
 
 def test_an_older_version_is_upcast(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tollbook.ledger.stream.upcast", lambda _kind, _version, payload: {**payload, "plan": "growth"})
-    store.fold(Batch(0, [reserved(1, 5, 5), spoil(reserved(2, 5, 10), b"v", b"0")]))
-    assert [(row["v"], row["plan"]) for row in store.query("SELECT v, plan FROM events ORDER BY seq")] == [
-        (EVENT_VERSION, "trial"),
-        (0, "growth"),
-    ]
+    old = EVENT_VERSION - 1
+    monkeypatch.setitem(UPCASTERS, ("budget-reserved", old), lambda payload: {**payload, "plan": "growth"})
+    call = settled(3, 5, 5, 10)
+    entries = [reserved(1, 5, 5), *(spoil(raw, b"v", b"%d" % old) for raw in (reserved(2, 5, 10), call))]
+    store.fold(Batch(0, entries))
+    rows = store.query("SELECT v, plan, payload::VARCHAR AS payload FROM events ORDER BY seq")
+    assert [(row["v"], row["plan"]) for row in rows] == [(EVENT_VERSION, "trial"), (old, "growth"), (old, None)]
+    assert rows[2]["payload"].encode() == call[1][-1]
 
 
 def undescribed(store: Store) -> list[str]:

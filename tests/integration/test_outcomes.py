@@ -21,6 +21,7 @@ from tests.servers import wait_until
 from tollbook.inference.calls.call import Call
 from tollbook.inference.calls.earlier_runs import settle_dead_hold
 from tollbook.inference.calls.holds import Hold
+from tollbook.inference.models import ModelCatalogue, ModelFacts
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, price_from_usd
 from tollbook.schemas.events import BudgetReserved, CostRecorded, ModelCalled
@@ -104,7 +105,7 @@ async def test_scenario_comes_to_what_the_table_says(calling: Calling, name: str
         assert result.error
         assert all(event.reason for event in called)
     else:
-        assert result.content or result.tool_calls or result.refusal
+        assert result.content or result.images or result.tool_calls or result.refusal
         assert all(event.reason is None for event in called)
     if scenario.booked not in ("nothing", "assumed"):
         assert result.usage is not None
@@ -337,4 +338,9 @@ def test_configured_models_have_no_known_context() -> None:
     price = price_from_usd("own/a", prompt=Decimal(1), completion=Decimal(1))
     catalogue = PriceCatalogue({"own/a": [DatedPrice(FOREVER_MS, price)]})
     assert not catalogue.has_larger_context(Target("own/a"), Target(MINI))
+    # What the provider lists counts before the table.
+    listed = ModelCatalogue({"own/a": ModelFacts(context_length=10**7), MINI: ModelFacts(context_length=2 * 10**7)})
+    assert not PriceCatalogue(models=listed).has_larger_context(Target("own/a"), Target(MINI))
+    assert PriceCatalogue(models=listed).has_larger_context(Target(MINI), Target("own/a"))
+    assert PriceCatalogue(models=listed).has_larger_context(Target("own/a"), Target("google/gemini-2.5-flash"))
     assert catalogue.has_larger_context(Target("google/gemini-2.5-flash"), Target(MINI))

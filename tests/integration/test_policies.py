@@ -21,7 +21,7 @@ from tollbook.inference.calls.reservations import WaitLimits
 from tollbook.inference.client import InferenceClient
 from tollbook.inference.cost_tracker import CostTracker
 from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce, policy_in_force
-from tollbook.inference.errors import PlanLimitReached
+from tollbook.inference.errors import BudgetWaitTimeout, PlanLimitReached
 from tollbook.inference.policy_changes import (
     PolicyDiffers,
     PolicyRefused,
@@ -281,7 +281,7 @@ async def test_two_processes_of_different_policies_never_hold_by_two_caps(server
                 client = InferenceClient("generate_draft", runtime)
                 try:
                     return await client.call(str(task.prompt), user_id="u1", task_id=f"t{number}")
-                except PlanLimitReached as exc:
+                except (PlanLimitReached, BudgetWaitTimeout) as exc:
                     return InferenceResult(task_id=f"t{number}", status=TaskStatus.DENIED, user_id="u1", error=str(exc))
 
             async def change() -> None:

@@ -592,7 +592,7 @@ async def test_secrets_are_in_no_repr_no_error_and_no_log_line(
         assert not [text for text in shown if secret in text]
 
 
-async def test_doubtful_cost_is_logged_with_its_model_only() -> None:
+async def test_doubtful_cost_is_logged_with_provider_and_model_only() -> None:
     usage = {"prompt_tokens": 1, "completion_tokens": 1, "cost": -1}
     with capture_logs() as lines:
         attempt = await complete(httpx.Response(200, json=document(usage=usage)))
@@ -601,6 +601,7 @@ async def test_doubtful_cost_is_logged_with_its_model_only() -> None:
         {
             "event": "provider.usage_doubted",
             "log_level": "warning",
+            "asked": "default",
             "model": MODEL,
             "problem": "the reported cost is no amount of money and was ignored",
         }

@@ -11,13 +11,17 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.calling import COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, SingleTry, open_calling
+from tests.servers import wait_until
 from tollbook.inference.cost_lookup import CostLookup
 from tollbook.inference.learning_models import learn_all
+from tollbook.inference.policy_changes import apply_policy
 from tollbook.inference.providers.clients import ProviderClients
 from tollbook.inference.reconcile import reconcile
-from tollbook.inference.runtime import now_ms
+from tollbook.inference.runtime import build_gates, now_ms
+from tollbook.ledger.signature import Signature
 from tollbook.schemas.events import BudgetReserved, FallbackUsed, ModelCalled
 from tollbook.schemas.money import nanousd_from_usd
+from tollbook.schemas.policy import Policy
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tollbook.standin import FaultPlan, StandIn, StandInConfig
 
@@ -46,6 +50,12 @@ max_tokens = 200
 [tasks.from_default]
 model = "anthropic/claude-sonnet-4"
 fallback = [{{ provider = "claude", model = "claude-haiku-4-5" }}]
+max_tokens = 200
+
+[tasks.dear]
+provider = "openai"
+model = "gpt-5-mini"
+cheaper = {{ provider = "claude", model = "claude-haiku-4-5" }}
 max_tokens = 200
 
 [tasks.cheaper]
@@ -143,7 +153,7 @@ async def test_a_route_names_its_provider_and_is_priced_there(providers: Provide
 @pytest.mark.parametrize(
     ("fault", "spent"),
     [
-        ("http_503", 0), ("http_401", 0), ("http_400", 0), ("http_402", 0), ("error_in_200", 0),
+        ("http_503", 0), ("http_429:600", 0), ("http_401", 0), ("http_400", 0), ("http_402", 0), ("error_in_200", 0),
         ("reset_after_charge", bound_of(MINI)), ("hang_charged", bound_of(MINI)), ("missing_usage", None),
     ],
 )  # fmt: skip
@@ -223,6 +233,8 @@ async def test_what_one_provider_does_not_take_is_asked_of_the_other(providers: 
     assert refused.error_code is ErrorCode.INVALID_TASK
     assert "claude-haiku-4-5 does not support 'seed'" in (refused.error or "")
     assert await providers.calling.events("t2") == []
+    dear = await providers.run("dear", call_id="t3", seed=7)
+    assert dear.model_used == MINI, "a cheaper model that does not take the seed is none"
 
 
 async def test_a_model_that_a_task_names_is_one_of_the_routes_provider(providers: Providers) -> None:
@@ -267,6 +279,25 @@ async def test_each_provider_is_asked_for_its_own_models(providers: Providers) -
         await providers.claude.stop()  # One that does not answer keeps no other from being asked.
         await learn_all(runtime.policies, clients, runtime.settings, now_ms=now_ms)
         assert set(await clients.at("openai", runtime.rules).models()) == {"gpt-4o-mini", "gpt-5-mini"}
+
+
+async def test_a_provider_of_a_new_policy_is_asked_for_its_prices_at_once(providers: Providers) -> None:
+    runtime = providers.calling.runtime
+    async with StandIn(StandInConfig(api_key=OPENAI_KEY, lists_prices=True)) as second:
+        rule = {"base_url": f"{second.root_url}/api/v1", "key_env": "TEST_OPENAI_KEY", "dialect": "openrouter"}
+        content = runtime.rules.content()
+        content["providers"]["second"] = rule
+        content["tasks"]["second"] = {"provider": "second", "model": ROUTED, "max_tokens": MAX_TOKENS}
+        gates = build_gates(runtime.handle, runtime.settings)
+        await apply_policy(gates, Policy.model_validate(content), Signature("ops", "a second router"))
+        assert await runtime.policies.refresh()
+        lists = runtime.prices.at("second").models.price_lists
+        await wait_until(lambda: lists.in_force(now_ms()) is not None, what="the second provider's prices")
+        result = await providers.run("second")
+        (attempt,) = await providers.attempts()
+        assert (attempt.provider, nanousd_from_usd(result.cost_usd)) == ("second", cost_of(ROUTED))
+        (hold,) = [e.payload for e in await providers.calling.events("t1") if isinstance(e.payload, BudgetReserved)]
+        assert (hold.bound.source or "").startswith("provider 20")
 
 
 async def test_reconcile_asks_the_provider_that_was_called(

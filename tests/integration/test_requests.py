@@ -184,7 +184,13 @@ MODELS: Final = [
         "supported_parameters": ["max_tokens", "tools", "tool_choice", "stop"],
         "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
     },
-    {"id": "google/gemini-2.5-flash", "supported_parameters": ["max_tokens", "temperature", "seed", "tools"]},
+    {
+        "id": "google/gemini-2.5-flash",
+        "context_length": 10_000,
+        "supported_parameters": ["max_tokens", "temperature", "seed", "tools"],
+        "architecture": {"input_modalities": ["text"], "output_modalities": ["text"]},
+    },
+    {"id": "openai/gpt-4o-mini", "supported_parameters": ["max_tokens", "logprobs"]},
 ]
 
 
@@ -192,9 +198,9 @@ async def test_what_a_model_does_not_support_is_told_before_money_is_held(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     async with recording(server_url, tmp_path / "data", models=MODELS) as (running, standin):
-        refused = await run(running, 1, {"seed": 7})
+        refused = await run(running, 1, {"logprobs": True})
         assert (refused.status, refused.error_code) == (TaskStatus.INVALID, ErrorCode.INVALID_TASK)
-        assert refused.error == "anthropic/claude-3-haiku does not support 'seed'"
+        assert refused.error == "anthropic/claude-3-haiku does not support 'logprobs'"
         pictured = await run(running, 2, {"messages": [{"role": "user", "content": [IMAGE]}]})
         assert pictured.error == "anthropic/claude-3-haiku does not support 'images'"
         assert standin.bodies == []
@@ -206,6 +212,22 @@ async def test_what_a_model_does_not_support_is_told_before_money_is_held(
         assert standin.bodies[-1]["min_p"] == 0.1
 
 
+async def test_a_fallback_that_supports_what_the_task_sets_is_asked_first(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """G1: by its own price, and held against the budgets of that model."""
+    async with recording(server_url, tmp_path / "data", models=MODELS) as (running, standin):
+        done = await run(running, 1, {"seed": 7})
+        assert (done.status, done.model_used) == (TaskStatus.DONE, "google/gemini-2.5-flash")
+        assert [(body["model"], body["seed"]) for body in standin.bodies] == [("google/gemini-2.5-flash", 7)]
+        rows = await running.query("SELECT type, model FROM events WHERE call_id = '1' ORDER BY seq")
+        assert [row["type"] for row in rows] == ["budget-reserved", "model-called", "cost-recorded"]
+        assert {row["model"] for row in rows} == {"google/gemini-2.5-flash"}
+        # Its own fallbacks are those after it, and the first model is none of them.
+        failed = await run(running, 2, {"seed": 7, "prompt": "[[fault=http_404]]"})
+        assert (failed.status, len(standin.bodies)) == (TaskStatus.FAILED, 2)
+
+
 async def test_a_prompt_is_bounded_by_what_the_model_can_read(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -215,6 +237,51 @@ async def test_a_prompt_is_bounded_by_what_the_model_can_read(
         bound = BudgetReserved.model_validate_json(rows[0]["payload"]).bound
         assert (bound.prompt_tokens, bound.prompt_basis) == (300, "context_length")
         assert bound_text(bound).startswith("300 prompt tokens (all that the model can read) x ")
+
+
+MEDIA: Final = [
+    {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "mp3"}},
+    {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,AAAA"}},
+    {"type": "video_url", "video_url": {"url": "https://x.test/a.mp4"}},
+    IMAGE,
+]
+MEDIA_POLICY: Final = """
+[models."google/gemini-2.5-flash"]
+image_tokens = 1_000
+audio_tokens_per_second = 32
+file_tokens = 2_000
+video_tokens = 3_000
+
+[prices."google/gemini-2.5-flash"]
+prompt = 0.3
+completion = 2.5
+audio = 1
+video = 0.3
+web_search = 0.035
+"""
+
+
+async def test_media_and_searches_are_sent_where_the_policy_bounds_them(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """G1 G8."""
+    policy = tmp_path / "tollbook.toml"
+    policy.write_text(MEDIA_POLICY)
+    task = {"messages": [{"role": "user", "content": MEDIA}], "model": "google/gemini-2.5-flash"}
+    async with recording(server_url, tmp_path / "data", policy_file=policy) as (running, standin):
+        result = await run(running, 1, task)
+        assert (result.status, result.error) == (TaskStatus.DONE, None)
+        assert standin.bodies[-1]["messages"] == task["messages"]
+        rows = await running.query("SELECT payload FROM events WHERE type = 'budget-reserved'")
+        bound = BudgetReserved.model_validate_json(rows[0]["payload"]).bound
+        surcharge = -(-32 * (1_000 - 300) // 300)  # A second of sound costs more than other tokens.
+        assert bound.prompt_tokens == 128 + 32 + 1_000 + 32 + 2_000 + 3_000 + surcharge
+        refused = await run(running, 2, {**task, "model": "anthropic/claude-sonnet-4"})
+        assert refused.error_code is ErrorCode.PRICE_UNKNOWN
+        assert "has no upper bound: the policy's [models] has no audio_tokens of it" in refused.error
+        searched = await run(running, 3, {"model": task["model"], "web_search_options": {}})
+        assert "a web search by google/gemini-2.5-flash has no upper bound" in searched.error
+        assert len(standin.bodies) == 1
 
 
 @pytest.mark.parametrize("form", ["hashed", "none", "plain"])

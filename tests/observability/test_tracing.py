@@ -68,6 +68,25 @@ def children_of(spans: Sequence[ReadableSpan], parent: ReadableSpan) -> list[Rea
     return sorted(found, key=lambda span: span.start_time or 0)
 
 
+async def test_a_request_for_embeddings_is_named_so(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    traced, publisher = Traced(), trace.get_tracer("publisher", tracer_provider=TracerProvider())
+    model, policy = "openai/text-embedding-3-small", tmp_path / "tollbook.toml"
+    policy.write_text(f'[tasks.embed]\nkind = "embeddings"\nmodel = "{model}"\n')
+    standin = GatedStandIn(StandInConfig(lists_prices=True))
+    async with running_system(
+        tmp_path / "data", server_url, provider=standin, tracing=traced.tracing, policy_file=policy
+    ) as running:
+        carrier: dict[str, str] = {}
+        with publisher.start_as_current_span("publish", kind=SpanKind.PRODUCER) as published:
+            inject(carrier)
+        task = {"task": "embed", "user_id": "u1", "task_id": "e1", "reply_to": REPLIES, "input": "text", **carrier}
+        await running.publish("generation", [task])
+        await running.answers(["e1"])
+        await settled(running)
+    [span] = [each for each in traced.of(published.get_span_context().trace_id) if each.kind is SpanKind.CLIENT]
+    assert (span.name, dict(span.attributes or {})["gen_ai.operation.name"]) == (f"embeddings {model}", "embeddings")
+
+
 async def settled(running: RunningSystem) -> None:
     async def is_acknowledged() -> bool:
         return await running.pending() == 0 and not running.workers[-1].in_flight

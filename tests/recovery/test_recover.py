@@ -4,6 +4,7 @@ The gate itself writes random ledgers. An older copy of every key is put in plac
 """
 
 import asyncio
+import json
 import random
 import shutil
 import socket
@@ -22,6 +23,7 @@ from tests.archive.gate_ledger import BOUND, CAP, LEDGER, GateLedger
 from tollbook.app.recovery import LeaseLost, Recovery, Report, open_recovery
 from tollbook.audit.verification.live_projection import LiveProjection
 from tollbook.audit.verification.verification import Options, verify
+from tollbook.inference.policy_changes import apply_policy
 from tollbook.inference.runtime import open_ledger
 from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.known_events import CopiesDiffer
@@ -54,6 +56,7 @@ from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.signature import Signature
 from tollbook.schemas.events import BudgetReserved, CostRecorded, LedgerRecovered, payload_json
 from tollbook.schemas.identifiers import EntryId, Window, partition_of
+from tollbook.schemas.policy import default_policy
 
 Backup = dict[bytes, tuple[bytes, int]]
 SIGNATURE = Signature("ops", "backup restored")
@@ -189,7 +192,7 @@ async def state_of(redis: Redis) -> dict[str, Any]:
             found[key] = await redis.get(raw), await redis.ttl(raw) > 0
         elif name == "holds":
             found[key] = await redis.zrange(raw, 0, -1, withscores=True)
-        elif name.startswith("account:"):
+        elif name.startswith("account:") or name in ("credits", "alerts"):
             found[key] = await redis.hgetall(raw)
         elif name == "ledger":
             found[key] = await redis.xrange(raw)
@@ -320,8 +323,13 @@ async def test_a_run_that_was_killed_at_any_write_is_finished_by_the_next(
 
 
 def spent(store: Store) -> dict[str, int]:
-    rows = store.query("SELECT budget, nanousd(settled_usd) AS settled FROM budgets WHERE settled_usd <> 0")
-    return {row["budget"]: row["settled"] for row in rows}
+    """What was booked in each budget; what it was opened with was booked elsewhere."""
+    rows = store.query(
+        "SELECT b.budget, nanousd(b.settled_usd) - coalesce(o.opened, 0) AS settled FROM budgets AS b LEFT JOIN ("
+        "SELECT payload->'budgets'->0->>'budget' AS budget, sum(nanousd(amount_usd))::BIGINT AS opened FROM events "
+        "WHERE type = 'budget-opened' GROUP BY ALL) AS o USING (budget)"
+    )
+    return {row["budget"]: row["settled"] for row in rows if row["settled"]}
 
 
 async def folded(restored: Restored, name: str) -> dict[str, int]:
@@ -398,6 +406,56 @@ async def test_charges_are_entered_again_once_wherever_a_run_was_killed(
         assert writes > 6
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+async def test_beside_newer_events_a_lost_policy_comes_into_force_again_unless_it_was_replaced(
+    redis_client: Redis, server_url: str, tmp_path: Path, is_replaced: bool
+) -> None:
+    """Lost: policy 2, and what its redefined budget began with."""
+    made = Ledger(redis_client, tmp_path, 1)
+    await made.begin()
+    await made.apply_policy()
+    await charge(made._gate("u1"), "early", 500, client="acme")
+    older = await take_backup(redis_client)
+    await made.apply_policy()
+    lost = json.loads((await made._gate("u1").policy()).payload)
+    await made.fold()
+    newer = await take_backup(redis_client)
+    made.store.close()
+    (tmp_path / "data").mkdir()
+    shutil.copy(tmp_path / "live.duckdb", tmp_path / "data" / "tollbook.duckdb")
+    settings = Settings(
+        redis_url=server_url, namespace="gate-ledger", data_dir=tmp_path / "data", archive_dir=tmp_path / "archive",
+        allow_unsynced=True,
+    )  # fmt: skip
+    await put_back(redis_client, older)
+    restored = Restored(made, settings, newer)
+    gate = restored.gate("u1")
+    try:
+        if is_replaced:
+            await apply_policy([gate], default_policy(), SIGNATURE)
+        await charge(gate, "newer", 40, client="acme")
+        (part,) = (await restored.recover()).partitions
+        stored = await gate.policy()
+        payload = json.loads(stored.payload)
+        assert stored.version == 2
+        assert (payload["content"] == lost["content"]) is not is_replaced
+        assert part.entered == (not is_replaced)
+        balances = await folded(restored, "after.duckdb")
+        assert balances["user:u1:2026-11"] == 540
+        entries: Any = await redis_client.xrange(made.keys[0].ledger)
+        opened = [json.loads(fields[b"payload"])["budgets"][0] for _, fields in entries
+                  if fields[b"type"] == b"budget-opened"]  # fmt: skip
+        if not is_replaced:
+            assert payload["recovered_id"]
+            assert {"budget": "wallet~2:acme,u1:total", "cap_nanousd": CAP // 8, "committed_nanousd": 500} in opened
+        head = await state_of(redis_client)
+        assert (await restored.recover()).is_whole
+        assert await state_of(redis_client) == head
+        await restored.check()
+    finally:
+        await made.pipeline.aclose()
+
+
 # --- What comes after: repeats, other content, what is noted
 
 
@@ -429,9 +487,10 @@ async def take_over(gate: Gate, call_id: str, cost: int = 1_000) -> None:
     )  # fmt: skip
 
 
-async def charge(gate: Gate, call_id: str, cost: int = 1) -> None:
+async def charge(gate: Gate, call_id: str, cost: int = 1, *, client: str | None = None) -> None:
     """Book spend that an application reports."""
-    payload = payload_json(CostRecorded(basis="reported", outcome="recorded", reason="an invoice"))
+    tags = {"client": client} if client else None
+    payload = payload_json(CostRecorded(basis="reported", outcome="recorded", reason="an invoice", tags=tags))
     await gate.charge(
         ChargeRequest(
             call_id=call_id, user_id="u1", period="2026-11", content_hash="c", cost_nanousd=cost, assumed_nanousd=0,

@@ -324,11 +324,11 @@ class GateMachine(RuleBasedStateMachine):
 
     @rule(
         pick=picks, user=users, period=periods, kinds=kinds, cost=st.integers(0, 6), lags=lags, again=rarely,
-        policy_lag=st.none() | policy_lags,
+        policy_lag=st.none() | policy_lags, cap=st.sampled_from((0, 10, 20)),
     )  # fmt: skip
     def charge(
         self, pick: int, user: str, period: str, kinds: Sequence[str], cost: int, lags: tuple[int, int], again: bool,
-        policy_lag: int | None,
+        policy_lag: int | None, cap: int,
     ) -> None:  # fmt: skip
         policy = None if policy_lag is None else max(0, self.model.policy - policy_lag)
         if again and self.call_ids:
@@ -341,11 +341,11 @@ class GateMachine(RuleBasedStateMachine):
         content = f"content-of-{call_id}" if pick else "other"
         predicted = self.model.charge(
             call_id, user=user, period=period, content=content, cost=cost, assumed=cost, budgets=names,
-            baselines=modelled, policy=policy,
+            baselines=modelled, policy=policy, cap=cap,
         )  # fmt: skip
         request = ChargeRequest(
             call_id=call_id, user_id=user, period=period, content_hash=content, cost_nanousd=cost,
-            assumed_nanousd=cost, payload='{"outcome":"recorded"}', budgets=names, policy_version=policy,
+            assumed_nanousd=cost, payload='{"plan":"trial"}', budgets=names, policy_version=policy, cap_nanousd=cap,
         )  # fmt: skip
         self._check("charge", self.driver.gate.charge(request, typed), predicted)
 
@@ -393,7 +393,7 @@ class GateMachine(RuleBasedStateMachine):
 
     @rule(
         kind=st.sampled_from(("credit-granted", "credit-granted", "credit-revoked", "credit-expired")),
-        credit=st.sampled_from(CREDITS), amount=st.integers(0, 20), expires=st.sampled_from((0, 0, 10, 20, 30)),
+        credit=st.sampled_from(CREDITS), amount=st.integers(0, 20), expires=st.sampled_from((0, 10, 20, 30)),
         lags=lags, other_content=rarely, early=rarely, policy_lag=policy_lags, part=st.booleans(),
     )  # fmt: skip
     def change_credit(
@@ -434,7 +434,9 @@ class GateMachine(RuleBasedStateMachine):
                 kind="credit-granted", credit=credit, amount=10, expires=at, lags=lags, other_content=False,
                 early=False, policy_lag=0, part=False,
             )  # fmt: skip
-        self.charge(pick=1, user=user, period=period, kinds=("total",), cost=cost, lags=lags, again=False, policy_lag=0)
+        self.charge(
+            pick=1, user=user, period=period, kinds=("total",), cost=cost, lags=lags, again=False, policy_lag=0, cap=0
+        )
         self.change_credit(
             kind="credit-expired", credit=expired, amount=0, expires=granted[expired], lags=lags,
             other_content=False, early=False, policy_lag=0, part=False,

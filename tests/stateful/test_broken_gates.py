@@ -238,8 +238,8 @@ BROKEN = (
         "a credit is granted by another policy than the ledger's (G11)",
         (
             (
-                "repeated(read_call(keys[4]), args[3], keys[2]) or other_policy(meta)",
-                "repeated(read_call(keys[4]), args[3], keys[2])",
+                "refusal = repeated(read_call(keys[4]), args[3], keys[2]) or other_policy(meta)",
+                "refusal = repeated(read_call(keys[4]), args[3], keys[2])",
             ),
         ),
         MODEL,
@@ -262,10 +262,7 @@ BROKEN = (
     ),
     Broken(
         "alerts of the policy before are raised",
-        (
-            ("kept.version == meta.policy and", ""),
-            ("  alert_rules[keys[1]] = nil\n  for _, budget", "  for _, budget"),
-        ),
+        (("kept.version == meta.policy and", ""), ("  alert_rules[keys[1]] = nil\n  for _, budget", "  for _, budget")),
         EVENTS,
     ),
     Broken(

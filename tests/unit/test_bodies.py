@@ -67,6 +67,7 @@ def test_openai_gets_its_own_form_alone() -> None:
         "reasoning_effort": "low",
         "tools": [{"type": "function", "function": {"name": "f"}}],
         "top_p": 0.5,
+        "service_tier": "default",
     }
 
 

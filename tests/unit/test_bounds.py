@@ -3,6 +3,7 @@
 import json
 import sys
 import unicodedata
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -168,8 +169,8 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
 HI = (user("hi"),)
 
 
-def prompt_tokens(*messages: Message, model: str = "m", **parameters: Any) -> int:
-    return prompt_tokens_at_most(messages, parameters, model=model)
+def prompt_tokens(*messages: Message, **parameters: Any) -> int:
+    return prompt_tokens_at_most(messages, parameters)
 
 
 def test_numbers_and_what_is_for_the_cache_add_no_tokens() -> None:
@@ -226,9 +227,10 @@ def test_an_image_counts_with_the_most_that_the_model_makes_of_one() -> None:
     part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{'A' * 100_000}"}}
     pictured = Message(role="user", content=[part, part])  # pyright: ignore[reportArgumentType]
     plain = Message(role="user", content="")
-    assert prompt_tokens(pictured, model="openai/gpt-4o") == prompt_tokens(plain) + 2 * (85 + 8 * 170)
+    price = replace(PRICE, model="openai/gpt-4o")
+    assert bound([pictured], 1, price).prompt_tokens == prompt_tokens(plain) + 2 * (85 + 8 * 170)
     with pytest.raises(PriceUnknown):
-        prompt_tokens(pictured, model="my/model")
+        bound([pictured], 1, replace(PRICE, model="my/model"))
 
 
 def test_a_prediction_counts_as_completion_too() -> None:
@@ -269,6 +271,6 @@ def test_what_is_to_be_cached_costs_more(mark: dict[str, str], percent: int) -> 
 def test_a_prompt_is_not_bounded_above_what_the_model_can_read() -> None:
     long = (user("x" * 5_000),)
     found = bound(long, 100, PRICE, facts=ModelFacts(context_length=1_000))
-    assert (found.prompt_tokens, found.is_context_length) == (1_000, True)
+    assert (found.prompt_tokens, found.prompt_basis) == (1_000, "context_length")
     for facts in (None, ModelFacts(), ModelFacts(context_length=100_000)):
         assert bound(long, 100, PRICE, facts=facts) == bound(long, 100, PRICE)

@@ -225,7 +225,7 @@ def test_a_price_per_image_is_part_of_the_bound() -> None:
     )
     assert dear.amount_nanousd == plain.amount_nanousd + 2 * 7_000_000
     assert dear.image_nanousd == plain.image_nanousd + 7_000_000
-    assert dear.image_fee_nanousd == 2 * 7_000_000
+    assert dear.fee_nanousd == 2 * 7_000_000
     stated = dear.as_price()
     assert dear.prompt_tokens * dear.prompt_nanousd_per_mtok + 10 * CHEAP_OUT * 10**6 == dear.amount_nanousd * 10**6
     assert stated.source == SOURCE

@@ -118,14 +118,18 @@ def test_tags_are_text() -> None:
         ([], "'messages[0]' has no content"),
         (5, "'messages[0].content' must be text or a list of parts"),
         (
-            [{"type": "input_audio", "input_audio": {"data": SECRET, "format": "wav"}}],
-            "'messages[0].content[0]' is audio, whose cost has no upper bound",
+            [{"type": "input_audio", "input_audio": {"format": "wav"}}],
+            "'messages[0].content[0].input_audio.data' is missing",
         ),
         (
-            [{"type": "file", "file": {"file_data": SECRET}}],
-            "'messages[0].content[0]' is a file, whose cost has no upper",
+            [{"type": "file", "file": {"file_date": SECRET}}],
+            "unknown field 'file_date' in 'messages[0].content[0].file'",
         ),
-        ([{"type": "video_url", "video_url": {"url": SECRET}}], "'messages[0].content[0]' is a video"),
+        ([{"type": "video_url", "video_url": {"url": SECRET}}], "'messages[0].content[0].video_url.url' must be text"),
+        (
+            [{"type": "input_file", "file_data": SECRET}],
+            "'messages[0].content[0]' has the type 'input_file' of another API: a chat completion has 'file'",
+        ),
         (
             [{"type": "tool_use", "text": SECRET}],
             "'messages[0].content[0]' has the unknown type 'tool_use'; known: 'text',",

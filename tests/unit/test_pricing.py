@@ -288,6 +288,15 @@ def test_where_the_prices_of_a_provider_come_from(rule: dict[str, Any], known: l
     assert prices.price("stated", NOVEMBER_2026_MS).max_prices(0) == (7 * 10**9, 8 * 10**9)
 
 
+def test_a_price_is_looked_for_at_every_provider() -> None:
+    own = {"base_url": "https://it.test", "dialect": "compatible", "prices": {"mine": {"prompt": 1, "completion": 2}}}
+    prices = PriceCatalogue.of_policy(default_policy({"providers": {"it": own}}), provider="openrouter")
+    assert prices.price_anywhere("mine", NOVEMBER_2026_MS).max_prices(0) == (10**9, 2 * 10**9)
+    assert prices.price_anywhere("openai/gpt-4o-mini", NOVEMBER_2026_MS).source.startswith("catalogue")
+    with pytest.raises(PriceUnknown):
+        prices.price_anywhere("nobody's", NOVEMBER_2026_MS)
+
+
 def test_a_provider_that_is_gone_has_no_price() -> None:
     with pytest.raises(PriceUnknown, match="the policy does not state it"):
         CATALOGUE.at("gone").price("openai/gpt-4o-mini", NOVEMBER_2026_MS)

@@ -647,3 +647,101 @@ def test_no_json_breaks_the_reader(body: Any, status: int) -> None:
 @given(st.binary(max_size=200))
 def test_no_bytes_break_the_reader(body: bytes) -> None:
     assert read(body).outcome in {"ok", "invalid_response", "provider_error"}
+
+
+def of_anthropic(document: Any, status: int = 200) -> Attempt:
+    raw = json.dumps(document).encode()
+    return ADAPTERS["anthropic"].read_reply(
+        status, {"request-id": "req_1"}, raw, model="claude-x", latency_ms=7, now_s=0.0, max_tokens=100
+    )
+
+
+def message(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": "msg_1", "type": "message", "role": "assistant", "model": "claude-x-1",
+        "content": [{"type": "text", "text": "Yes."}], "stop_reason": "end_turn", "stop_sequence": None,
+        "usage": {"input_tokens": 10, "output_tokens": 5},
+    } | changes  # fmt: skip
+
+
+def test_a_message_of_anthropics() -> None:
+    usage = {
+        "input_tokens": 10, "output_tokens": 50, "cache_read_input_tokens": 300, "cache_creation_input_tokens": 700,
+        "cache_creation": {"ephemeral_5m_input_tokens": 600, "ephemeral_1h_input_tokens": 100},
+        "service_tier": "standard",
+    }  # fmt: skip
+    content = [
+        {"type": "thinking", "thinking": "hm", "signature": "c2ln"},
+        {"type": "redacted_thinking", "data": "eA=="},
+        {"type": "text", "text": "I look"},
+        {"type": "text", "text": " it up."},
+        {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"x": 1}},
+    ]
+    reply = of_anthropic(message(content=content, stop_reason="tool_use", usage=usage))
+    assert (reply.outcome, reply.charge, reply.generation_id, reply.model_used) == (
+        "ok",
+        "known",
+        "req_1",
+        "claude-x-1",
+    )
+    assert (reply.content, reply.reasoning, reply.finish_reason) == ("I look it up.", "hm", "tool_calls")
+    (call,) = reply.tool_calls
+    assert call == {"id": "toolu_1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    assert reply.usage == Usage(
+        prompt_tokens=10 + 300 + 700, completion_tokens=50, cached_tokens=300, cache_write_tokens=700,
+        cache_write_1h_tokens=100,
+    )  # fmt: skip
+    assert (reply.usage_doubt, reply.other_readings, reply.service_tier) == (None, (), "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "finish_reason", "error_code"),
+    [
+        ({"stop_reason": "stop_sequence", "stop_sequence": "END"}, "stop", None),
+        ({"stop_reason": "max_tokens"}, "length", None),
+        ({"stop_reason": "max_tokens", "content": []}, "length", ErrorCode.OUTPUT_LIMIT_REACHED),
+        ({"stop_reason": "model_context_window_exceeded"}, "length", None),
+        ({"stop_reason": "refusal", "content": []}, "content_filter", ErrorCode.CONTENT_FILTERED),
+        ({"stop_reason": "end_turn", "content": []}, "stop", ErrorCode.INFERENCE_FAILED),
+        ({"stop_reason": "pause_turn"}, "pause_turn", None),
+    ],
+)
+def test_why_a_message_of_anthropics_ended(
+    changes: dict[str, Any], finish_reason: str, error_code: ErrorCode | None
+) -> None:
+    attempt = of_anthropic(message(**changes))
+    assert (attempt.outcome, attempt.finish_reason, attempt.error_code) == ("ok", finish_reason, error_code)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "text", "reason", "is_retryable", "charge"),
+    [
+        (400, "invalid_request_error", "max_tokens: must be at most 64000", "bad_request", False, "none"),
+        (400, "invalid_request_error", "Your credit balance is too low", "out_of_credit", False, "none"),
+        (400, "invalid_request_error", "prompt is too long: 9 tokens > 8 maximum", "context_too_long", False, "none"),
+        (400, "invalid_request_error", "top_k: Extra inputs are not permitted", "unsupported_parameter", False, "none"),
+        (401, "authentication_error", "invalid x-api-key", "bad_key", False, "none"),
+        (402, "billing_error", "Payment required", "out_of_credit", False, "none"),
+        (403, "permission_error", "not allowed", "forbidden", False, "none"),
+        (404, "not_found_error", "model: claude-x", "not_found", False, "none"),
+        (413, "request_too_large", "Request exceeds the maximum size", "context_too_long", False, "none"),
+        (429, "rate_limit_error", "This request would exceed your limit", "rate_limited", True, "none"),
+        (500, "api_error", "Internal server error", "provider_failed", True, "none"),
+        (504, "timeout_error", "Request timed out", "timed_out", True, "unknown"),
+        (529, "overloaded_error", "Overloaded", "overloaded", True, "none"),
+    ],
+)  # fmt: skip
+def test_an_error_of_anthropics(
+    status: int, kind: str, text: str, reason: str, is_retryable: bool, charge: str
+) -> None:
+    error = {"type": "error", "error": {"type": kind, "message": text}, "request_id": "req_1"}
+    attempt = of_anthropic(error, status)
+    assert (attempt.reason, attempt.is_retryable, attempt.charge) == (reason, is_retryable, charge)
+    assert attempt.error_details is not None
+    assert (attempt.error_details.type, attempt.provider_error, attempt.generation_id) == (kind, text, "req_1")
+
+
+def test_what_anthropic_charges_more_for_is_marked() -> None:
+    usage = {"input_tokens": 10, "output_tokens": 5, "inference_geo": "us"}
+    assert of_anthropic(message(usage=usage)).service_tier == "us"
+    assert of_anthropic(message(usage={**usage, "inference_geo": "global"})).service_tier == ""

@@ -179,6 +179,48 @@ def bare(used: Used) -> dict[str, Any]:
     return {"prompt_tokens": used.prompt, "completion_tokens": used.completion, "total_tokens": used.total}
 
 
+def gemini_in_snake_case(used: Used) -> dict[str, Any]:
+    return {
+        "prompt_token_count": used.prompt,
+        "candidates_token_count": used.text,
+        "thoughts_token_count": used.reasoning,
+        "cached_content_token_count": used.cached,
+        "total_token_count": used.total,
+    }
+
+
+def gemini_with_tools(used: Used) -> dict[str, Any]:
+    """Tokens of what its own tools have found stand beside the prompt."""
+    found = used.fresh // 2
+    return gemini(used) | {"promptTokenCount": used.prompt - found, "toolUsePromptTokenCount": found}
+
+
+def bedrock(used: Used) -> dict[str, Any]:
+    return {
+        "inputTokens": used.fresh,
+        "outputTokens": used.completion,
+        "totalTokens": used.total,
+        "cacheReadInputTokens": used.cached,
+        "cacheWriteInputTokens": used.written,
+    }
+
+
+def ollama(used: Used) -> dict[str, Any]:
+    return {"prompt_eval_count": used.prompt, "eval_count": used.completion}
+
+
+def vercel(used: Used) -> dict[str, Any]:
+    return {
+        "prompt_tokens": used.prompt,
+        "completion_tokens": used.completion,
+        "total_tokens": used.total,
+        "cache_write_input_tokens": used.written,
+        "cached_tokens": used.cached,
+        "reasoning_tokens": used.reasoning,
+        "cache_creation": lifetimes(used),
+    }
+
+
 def total_alone(used: Used) -> dict[str, Any]:
     return {"total_tokens": used.total}
 
@@ -188,14 +230,14 @@ def no_completion(used: Used) -> dict[str, Any]:
 
 
 WRITES = {openai, openai_without_total, responses, xai, writes_beside, all_beside, anthropic, anthropic_with_total,
-          anthropic_with_small_total, anthropic_in_openai_names, litellm}  # fmt: skip
-NO_CACHE = {bare, gemini_compatible, total_alone, no_completion}
-DISAGREE = (anthropic_with_small_total, anthropic_in_openai_names, gemini_compatible, total_alone)
+          anthropic_with_small_total, anthropic_in_openai_names, litellm, bedrock, vercel}  # fmt: skip
+NO_CACHE = {bare, ollama, gemini_compatible, total_alone, no_completion}
+DISAGREE = (anthropic_with_small_total, anthropic_in_openai_names, bedrock, gemini_compatible, total_alone)
 """Dialects whose reports cannot say what was used."""
 DIALECTS: list[Callable[[Used], dict[str, Any]]] = [
     openai, openai_without_total, responses, xai, writes_beside, all_beside, anthropic, anthropic_with_total,
-    anthropic_with_small_total, anthropic_in_openai_names, litellm, gemini, gemini_compatible, deepseek, mistral, bare,
-    total_alone, no_completion,
+    anthropic_with_small_total, anthropic_in_openai_names, litellm, gemini, gemini_in_snake_case, gemini_with_tools,
+    gemini_compatible, deepseek, mistral, bare, ollama, bedrock, vercel, total_alone, no_completion,
 ]  # fmt: skip
 
 counts = st.one_of(st.just(0), st.integers(1, 9), st.integers(1, 300_000))

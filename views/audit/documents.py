@@ -41,6 +41,16 @@ def statement_document(reader: AuditReader, statement: Statement, lines: Sequenc
             "held_usd": _usd(statement.held_nanousd),
             "cap_usd": _usd(statement.cap_nanousd),
         },
+        "further_budgets": [
+            {
+                "budget": each.budget,
+                "own_settled_usd": _usd(each.own_settled_nanousd),
+                "own_held_usd": _usd(each.own_held_nanousd),
+                "committed_usd": _usd(each.committed_nanousd),
+                "cap_usd": _usd(each.cap_nanousd),
+            }
+            for each in statement.further
+        ],
     }
 
 

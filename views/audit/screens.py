@@ -136,12 +136,34 @@ def print_statement(reader: AuditReader, statement: Statement, lines: Sequence[L
     rows.append(row("", "closing", "", statement))
     columns = ("time (UTC)", "movement*", "amount>", "settled>", "held>", "cap>")
     printer.table(columns, rows, f"Statement of {printable(statement.user_id)}, {statement.period}")
+    _print_further(printer, statement)
     printer.line()
     if left_out:
         printer.text(f"{left_out:,} earlier movements are left out; --last {left_out + len(lines)} shows all", "dim")
     if statement.other_periods:
         printer.text(f"other periods: {', '.join(statement.other_periods)}", "dim")
     _print_read(printer, reader)
+
+
+def _print_further(printer: Printer, statement: Statement) -> None:
+    """Print what the user has spent of other budgets in the period, beside what everybody has."""
+
+    def usd(nanousd: int | None) -> str:
+        return "-" if nanousd is None else format_usd(nanousd, places=None)
+
+    if statement.further:
+        rows = [
+            [
+                printable(describe_budget(each.budget)),
+                usd(each.own_settled_nanousd),
+                usd(each.own_held_nanousd),
+                usd(each.committed_nanousd),
+                usd(each.cap_nanousd),
+            ]
+            for each in statement.further
+        ]
+        columns = ("budget*", "own spend>", "own holds>", "of everybody>", "cap>")
+        printer.table(columns, rows, "Further budgets that these movements count in")
 
 
 def statement_problems(statement: Statement) -> list[str]:

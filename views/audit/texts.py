@@ -49,6 +49,11 @@ _BASES = {
     "assumed": "assumed, the cost is unknown",
     "released": "nothing was spent",
 }
+_PROMPT_BASES = {
+    "text": "",
+    "tokenizer": " (counted by its tokenizer)",
+    "context_length": " (all that the model can read)",
+}
 _ENDS = {
     "done": "settled",
     "failed": "failed and settled",
@@ -93,7 +98,7 @@ def iso(event: Event) -> str:
 
 def bound_text(bound: BoundPrice) -> str:
     """Return how a bound was calculated."""
-    basis = " (all that the model can read)" if bound.prompt_basis == "context_length" else ""
+    basis = _PROMPT_BASES[bound.prompt_basis]
     parts = [
         f"{bound.prompt_tokens:,} prompt tokens{basis} x {exact_usd(bound.prompt_nanousd_per_mtok)}/M",
         f"{bound.completion_tokens:,} completion tokens x {exact_usd(bound.completion_nanousd_per_mtok)}/M",

@@ -88,6 +88,7 @@ class Answers:
     spend_over_time: pa.Table
     cap_use: pa.Table
     cap_classes: pa.Table
+    budgets: pa.Table
     users: pa.Table
     campaigns: pa.Table
     models: pa.Table
@@ -132,6 +133,7 @@ def ask(connection: duckdb.DuckDBPyConnection, selection: Selection) -> Answers:
         spend_over_time=table("spend_over_time", step_s=step_s),
         cap_use=table("cap_use"),
         cap_classes=table("cap_classes"),
+        budgets=table("budgets"),
         users=table("users"),
         campaigns=table("campaigns"),
         models=table("models"),

@@ -39,6 +39,7 @@ def sheets(answers: Answers) -> list[Sheet]:
     return [
         Sheet("users", "Users", a.users, "There are no calls in this selection."),
         Sheet("cap_use", "Caps", a.cap_use, "No user in this selection has a cap yet."),
+        Sheet("budgets", "Further budgets", a.budgets, "No call in this selection was held against a further budget."),
         Sheet("spend_over_time", "Spend over time", a.spend_over_time, nothing),
         Sheet("campaigns", "Campaigns", a.campaigns, nothing),
         Sheet("models", "Models", a.models, "No model was called in this selection."),

@@ -87,6 +87,7 @@ Every function whose first argument is the ledger's id, but create, may answer L
   withdraw  OK EXISTS CONFLICT LESS NONE
   change_credit OK EXISTS CONFLICT LESS EARLY STALE AHEAD DIVERGED POLICY
   trim      OK
+  forget_alerts OK
   stop      OK FENCED
   create    OK ORPHAN
   restore   OK DIVERGED MOVED
@@ -217,15 +218,26 @@ local function has_event(meta, ledger, id)
   return true
 end
 
--- The commands of one batch bear the same first argument; it is parsed once.
-local identity, ledger_id, seen, version
+-- The commands of one batch bear few different first arguments; each is parsed once.
+local identities, identities_kept = {}, 0
+
+local function identity_of(given)
+  local found = identities[given]
+  if not found then
+    if identities_kept == 16 then
+      identities, identities_kept = {}, 0
+    end
+    found = {}
+    found.ledger_id, found.seen, found.version = string.match(given, '^(%S+) ?(%S*) ?(%S*)$')
+    identities[given], identities_kept = found, identities_kept + 1
+  end
+  return found
+end
 
 local function read_meta(key, ledger, given)
   local m = redis.call('HMGET', key, 'ledger_id', 'trimmed_to', 'removed', 'removed_to', 'stopped', 'policy_version')
-  if given ~= identity then
-    identity, ledger_id, seen, version = given, string.match(given, '^(%S+) ?(%S*) ?(%S*)$')
-  end
-  if m[1] ~= ledger_id then -- G8
+  local who = identity_of(given)
+  if m[1] ~= who.ledger_id then -- G8
     return nil, { 'LEDGER', m[1] or '' }
   end
   if m[2] ~= watermark then
@@ -233,9 +245,9 @@ local function read_meta(key, ledger, given)
   end
   local seq = redis.call('XLEN', ledger) + int(m[3])
   local meta = { seq = seq, trim_ms = watermark_ms, trim_n = watermark_n, removed_to = m[4], stopped = m[5],
-    known = known_events(ledger, seq), policy = m[6] or '0', version = version, ledger_id = ledger_id, key = key }
-  if seen ~= '' and seen ~= '0-0' and not has_event(meta, ledger, seen) then -- G1 G4
-    return nil, { 'BACK', seen }
+    known = known_events(ledger, seq), policy = m[6] or '0', version = who.version, ledger_id = who.ledger_id, key = key }
+  if who.seen ~= '' and who.seen ~= '0-0' and not has_event(meta, ledger, who.seen) then -- G1 G4
+    return nil, { 'BACK', who.seen }
   end
   return meta
 end
@@ -1104,9 +1116,9 @@ local function release(keys, args)
 end
 
 --[[ charge: book spend that happened outside a hold; it is recorded even if it passes the cap.
-KEYS meta ledger call tail...
+KEYS meta ledger call account tail...
 ARGS 1 ledger_id 2 call_id 3 user_id 4 period 5 content hash 6 cost 7 assumed part 8 call ttl s
-     9 payload 10.. budgets with baselines
+     9 payload 10.. budgets with baselines; only the first has its cap (0: the caller does not know it)
 OK id committed | EXISTS state | CONFLICT | POLICY version (if the caller names one: by it, the budgets were chosen) ]]
 local function charge(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
@@ -1123,15 +1135,23 @@ local function charge(keys, args)
   end
   local names, baselines = read_budgets(args, 10)
   local cost, assumed, ttl = amount_of(args[6]), amount_of(args[7]), seconds_of(args[8])
-  local tails, balances = tails_of(keys, 4), {}
+  local tails, balances = tails_of(keys, 5), {}
   for i, name in ipairs(names) do
     balances[i], refusal = balance(meta, tails[i], name, baselines[i])
     if not balances[i] then
       return refusal
     end
   end
-  local due = due_alerts(meta, names, balances, cost)
+  local cap, assigned = cap_in_force(keys[4], args[4], baselines[1].cap)
+  local plan = plan_for_alerts(meta, assigned, args[9])
+  if baselines[1].cap == 0 and assigned == '' then -- What the cap is, nobody says.
+    plan = '-'
+  end
+  local due = due_alerts(meta, names, balances, cost, cap, plan)
   local stamps, committed = {}, text(balances[1].s + balances[1].h + cost)
+  if string.find(args[9], '"plan":', 1, true) then
+    stamp_plan(stamps, assigned)
+  end
   stamp_hash(stamps, args[5])
   stamp_budgets(stamps, names, balances, nil, cost)
   local id = append(meta, keys[2], 'cost-recorded', args[3], args[4], args[2], '0', cost, committed,
@@ -1141,7 +1161,7 @@ local function charge(keys, args)
   end
   append_alerts(meta, keys[2], due, args[2])
   call = new_call(args[5], '-', args[3], args[4])
-  call.state, call.budgets = 'settled', table.concat(names, '\n')
+  call.state, call.budgets, call.cap, call.plan = 'settled', table.concat(names, '\n'), cap, plan
   set_settled(call, '0', cost, assumed)
   write_call(keys[3], call, ttl)
   return { 'OK', id, committed }
@@ -1234,7 +1254,7 @@ has counted it up to the newest event.
 KEYS meta ledger, then the tail of each budget that is opened
 ARGS 1 ledger_id 2 version in force, as the caller has read it 3 version 4 digest 5 payload
      6 "seq until": number of the newest event that the caller has counted, and when the first of the windows that it
-       counted in ends, in ms ('': neither matters)
+       counted in ends, in ms ('': neither matters; `recovered`: nor does it that calls are stopped)
      7.. "spent cap name" of each budget that is opened
 OK id | EXISTS newest (this version is in force) | MOVED version | BEHIND seq | STOPPED reason ]]
 local function apply_policy(keys, args)
@@ -1247,7 +1267,7 @@ local function apply_policy(keys, args)
     return { 'EXISTS', newest(keys[2]) }
   elseif meta.policy ~= args[2] or int(version) <= int(meta.policy) then
     return { 'MOVED', meta.policy }
-  elseif meta.stopped then -- G8
+  elseif meta.stopped and args[6] ~= 'recovered' then -- G8
     return { 'STOPPED', meta.stopped }
   end
   local counted, til = string.match(args[6], '^(%d+) (%d+)$')
@@ -1400,6 +1420,17 @@ local function change_credit(keys, args)
   write_lots(meta, name, state, change)
   write_command(keys[4], args[3], '-', '-', ttl)
   return { 'OK', event, text(change) }
+end
+
+--[[ forget_alerts: forget which alerts were raised in windows that are long over.
+KEYS meta ledger alerts   ARGS 1 ledger_id 2.. fields
+OK number ]]
+local function forget_alerts(keys, args)
+  local meta, refusal = read_meta(keys[1], keys[2], args[1])
+  if not meta then
+    return refusal
+  end
+  return { 'OK', text(redis.call('HDEL', keys[3], unpack(args, 2))) }
 end
 
 --[[ trim: move the watermark, then drop the folded entries of the named tails at or below it.
@@ -1880,6 +1911,7 @@ redis.register_function('tollbook_v2_assign', assign)
 redis.register_function('tollbook_v2_withdraw', withdraw)
 redis.register_function('tollbook_v2_apply_policy', apply_policy)
 redis.register_function('tollbook_v2_change_credit', change_credit)
+redis.register_function('tollbook_v2_forget_alerts', forget_alerts)
 redis.register_function('tollbook_v2_trim', trim)
 redis.register_function('tollbook_v2_stop', stop)
 redis.register_function('tollbook_v2_create', create)

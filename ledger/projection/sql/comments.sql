@@ -35,6 +35,7 @@ COMMENT ON COLUMN events.latency_ms IS 'Duration of the attempt in milliseconds.
 COMMENT ON COLUMN events.prompt_tokens IS 'Tokens of the prompt, cached ones included.';
 COMMENT ON COLUMN events.completion_tokens IS 'Tokens of the completion, reasoning included.';
 COMMENT ON COLUMN events.cached_tokens IS 'Tokens of the prompt that were read from a cache.';
+COMMENT ON COLUMN events.cache_write_tokens IS 'Tokens of the prompt that were written to a cache.';
 COMMENT ON COLUMN events.reasoning_tokens IS 'Tokens of the completion that were reasoning.';
 COMMENT ON COLUMN events.generation_id IS 'The provider''s id of the generation.';
 COMMENT ON COLUMN events.finish_reason IS 'Why the model stopped.';
@@ -137,6 +138,7 @@ COMMENT ON COLUMN calls.fallbacks IS 'Fallbacks to another model.';
 COMMENT ON COLUMN calls.prompt_tokens IS 'Tokens of all prompts.';
 COMMENT ON COLUMN calls.completion_tokens IS 'Tokens of all completions.';
 COMMENT ON COLUMN calls.cached_tokens IS 'Tokens read from a cache.';
+COMMENT ON COLUMN calls.cache_write_tokens IS 'Tokens written to a cache.';
 COMMENT ON COLUMN calls.reasoning_tokens IS 'Tokens of reasoning.';
 COMMENT ON COLUMN calls.latency_ms IS 'Duration of all attempts together, in milliseconds.';
 COMMENT ON COLUMN calls.worker IS 'Last worker.';
@@ -163,6 +165,7 @@ COMMENT ON COLUMN counters.overage_usd IS 'Part of the spend beyond the holds, i
 COMMENT ON COLUMN counters.prompt_tokens IS 'Tokens of all prompts.';
 COMMENT ON COLUMN counters.completion_tokens IS 'Tokens of all completions.';
 COMMENT ON COLUMN counters.cached_tokens IS 'Tokens read from a cache.';
+COMMENT ON COLUMN counters.cache_write_tokens IS 'Tokens written to a cache.';
 COMMENT ON COLUMN counters.reasoning_tokens IS 'Tokens of reasoning.';
 COMMENT ON COLUMN counters.first_at IS 'First event.';
 COMMENT ON COLUMN counters.last_at IS 'Last event.';
@@ -186,6 +189,7 @@ COMMENT ON COLUMN spend.overage_usd IS 'Part of the spend beyond the holds, in d
 COMMENT ON COLUMN spend.prompt_tokens IS 'Tokens of all prompts.';
 COMMENT ON COLUMN spend.completion_tokens IS 'Tokens of all completions.';
 COMMENT ON COLUMN spend.cached_tokens IS 'Tokens read from a cache.';
+COMMENT ON COLUMN spend.cache_write_tokens IS 'Tokens written to a cache.';
 COMMENT ON COLUMN spend.reasoning_tokens IS 'Tokens of reasoning.';
 COMMENT ON COLUMN spend.first_at IS 'First event.';
 COMMENT ON COLUMN spend.last_at IS 'Last event.';

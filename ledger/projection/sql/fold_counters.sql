@@ -14,6 +14,7 @@ UPDATE counters AS k SET
     prompt_tokens = k.prompt_tokens + c.prompt_tokens,
     completion_tokens = k.completion_tokens + c.completion_tokens,
     cached_tokens = k.cached_tokens + c.cached_tokens,
+    cache_write_tokens = k.cache_write_tokens + c.cache_write_tokens,
     reasoning_tokens = k.reasoning_tokens + c.reasoning_tokens,
     last_at = c.last_at,
     last_seq = c.last_seq

@@ -32,6 +32,7 @@ sums AS (
         coalesce(sum(prompt_tokens) FILTER (has_tokens), 0) AS prompt_tokens,
         coalesce(sum(completion_tokens) FILTER (has_tokens), 0) AS completion_tokens,
         coalesce(sum(cached_tokens) FILTER (has_tokens), 0) AS cached_tokens,
+        coalesce(sum(cache_write_tokens) FILTER (has_tokens), 0) AS cache_write_tokens,
         coalesce(sum(reasoning_tokens) FILTER (has_tokens), 0) AS reasoning_tokens,
         min(recorded_at) AS first_at,
         max(recorded_at) AS last_at,
@@ -51,7 +52,8 @@ SELECT
     s.cap_usd - CASE WHEN s.stamp_type = 'plan-assigned' THEN 0
         ELSE coalesce(c.before_usd, 0) + coalesce(k.credit_usd, 0) END AS base_cap_usd,
     s.credit_usd, s.calls, s.denied, s.fallbacks, s.attempts, s.adjusted_usd, s.assumed_usd, s.overage_usd,
-    s.prompt_tokens, s.completion_tokens, s.cached_tokens, s.reasoning_tokens, s.first_at, s.last_at, s.last_seq
+    s.prompt_tokens, s.completion_tokens, s.cached_tokens, s.cache_write_tokens, s.reasoning_tokens,
+    s.first_at, s.last_at, s.last_seq
 FROM sums AS s
 LEFT JOIN credits AS c ON c.user_id = s.user_id AND c.period = s.period
 LEFT JOIN ${before} AS k ON k.budget = user_budget(s.user_id, s.period);

@@ -38,6 +38,7 @@ SELECT
     CASE WHEN usage IS NOT NULL THEN coalesce(usage.prompt_tokens, 0) END AS prompt_tokens,
     CASE WHEN usage IS NOT NULL THEN coalesce(usage.completion_tokens, 0) END AS completion_tokens,
     CASE WHEN usage IS NOT NULL THEN coalesce(usage.cached_tokens, 0) END AS cached_tokens,
+    CASE WHEN usage IS NOT NULL THEN coalesce(usage.cache_write_tokens, 0) END AS cache_write_tokens,
     CASE WHEN usage IS NOT NULL THEN coalesce(usage.reasoning_tokens, 0) END AS reasoning_tokens,
     generation_id,
     finish_reason,
@@ -47,4 +48,6 @@ SELECT
     author,
     CASE WHEN is_readable THEN payload ELSE error('unreadable') END AS payload
 FROM batch
-WHERE $user_id IS NULL OR user_id = $user_id;
+WHERE $user_id IS NULL OR user_id = $user_id
+    -- Of one user too: which budgets are the user's own, and what those began with. Others' openings move nothing there.
+    OR type IN ('policy-applied', 'budget-opened');

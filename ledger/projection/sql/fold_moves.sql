@@ -18,8 +18,7 @@ WITH named AS (
         -- Most payloads name none. In JSON, any name may be written with escapes.
         WHERE partition = $partition AND seq BETWEEN $first AND $last AND (contains(payload, 'budgets') OR contains(payload, '\u'))
     )
-    -- The fold of one user's events has all of a budget only if that is surely the user's own.
-    WHERE NOT $of_user OR starts_with(further.budget, 'day:')
+    ${only_own}
 ),
 moved AS (
     SELECT

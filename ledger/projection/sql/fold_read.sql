@@ -51,6 +51,7 @@ FROM (
             "model_used": "VARCHAR", "outcome": "VARCHAR", "basis": "VARCHAR", "charge_basis": "VARCHAR",
             "reason": "VARCHAR", "http_status": "INTEGER", "error": "VARCHAR", "latency_ms": "BIGINT",
             "usage": {"prompt_tokens": "BIGINT", "completion_tokens": "BIGINT", "cached_tokens": "BIGINT",
+                "cache_write_tokens": "BIGINT",
                 "reasoning_tokens": "BIGINT"},
             "generation_id": "VARCHAR", "finish_reason": "VARCHAR", "charge_nanousd": "BIGINT",
             "assumed_nanousd": "BIGINT", "overage_nanousd": "BIGINT", "author": "VARCHAR", "segment": "VARCHAR"

@@ -40,6 +40,7 @@ CREATE TABLE events (
     prompt_tokens BIGINT,
     completion_tokens BIGINT,
     cached_tokens BIGINT,
+    cache_write_tokens BIGINT,
     reasoning_tokens BIGINT,
     generation_id VARCHAR,
     finish_reason VARCHAR,
@@ -99,6 +100,8 @@ SELECT
     coalesce(sum(completion_tokens) FILTER (type = 'model-called' OR outcome = 'recorded'), 0)::BIGINT
         AS completion_tokens,
     coalesce(sum(cached_tokens) FILTER (type = 'model-called' OR outcome = 'recorded'), 0)::BIGINT AS cached_tokens,
+    coalesce(sum(cache_write_tokens) FILTER (type = 'model-called' OR outcome = 'recorded'), 0)::BIGINT
+        AS cache_write_tokens,
     coalesce(sum(reasoning_tokens) FILTER (type = 'model-called' OR outcome = 'recorded'), 0)::BIGINT
         AS reasoning_tokens,
     coalesce(sum(latency_ms), 0)::BIGINT AS latency_ms,
@@ -219,6 +222,7 @@ CREATE TABLE counters (
     prompt_tokens BIGINT NOT NULL,
     completion_tokens BIGINT NOT NULL,
     cached_tokens BIGINT NOT NULL,
+    cache_write_tokens BIGINT NOT NULL,
     reasoning_tokens BIGINT NOT NULL,
     first_at TIMESTAMPTZ NOT NULL,
     last_at TIMESTAMPTZ NOT NULL,
@@ -244,6 +248,7 @@ SELECT
     c.prompt_tokens,
     c.completion_tokens,
     c.cached_tokens,
+    c.cache_write_tokens,
     c.reasoning_tokens,
     c.first_at,
     c.last_at,

@@ -1,5 +1,9 @@
--- Events after the watermark that the gate writes together with a record under their call or command id.
+-- Events after the watermark that the gate writes together with a record under their call or command id; and all
+-- policies.
 SELECT seq, id, ms, type, call_id
 FROM incoming
-WHERE type IN ('budget-denied', 'plan-assigned', 'plan-cleared', 'credit-granted', 'credit-revoked', 'credit-expired') AND (ms, n) > ($ms, $n)
+WHERE type = 'policy-applied' OR (
+    type IN ('budget-denied', 'plan-assigned', 'plan-cleared', 'credit-granted', 'credit-revoked', 'credit-expired')
+    AND (ms, n) > ($ms, $n)
+)
 ORDER BY seq;

@@ -44,8 +44,12 @@ COMMENT ON COLUMN spend_by_model.spent_usd IS 'Settled spend, corrections includ
 COMMENT ON COLUMN spend_by_model.prompt_tokens IS 'Tokens of all prompts.';
 COMMENT ON COLUMN spend_by_model.completion_tokens IS 'Tokens of all completions.';
 
+COMMENT ON VIEW policy_calendar IS 'One row: by which days and months the newest policy counts.';
+COMMENT ON COLUMN policy_calendar.timezone IS 'Its time zone; UTC before the first policy.';
+COMMENT ON COLUMN policy_calendar.month_starts_on IS 'First day of its billing periods.';
+
 COMMENT ON VIEW spend_by_day IS 'Spend per day in which it was settled or corrected.';
-COMMENT ON COLUMN spend_by_day.day IS 'Day in UTC.';
+COMMENT ON COLUMN spend_by_day.day IS 'Day in the time zone of the newest policy.';
 COMMENT ON COLUMN spend_by_day.calls IS 'Calls that were settled or corrected.';
 COMMENT ON COLUMN spend_by_day.users IS 'Their users.';
 COMMENT ON COLUMN spend_by_day.spent_usd IS 'Settled spend and corrections, in dollars.';
@@ -68,7 +72,7 @@ COMMENT ON COLUMN cap_use.reserved_usd IS 'Open holds, in dollars.';
 COMMENT ON COLUMN cap_use.left_usd IS 'Cap less settled spend, in dollars; below zero after an overage or a lower cap.';
 COMMENT ON COLUMN cap_use.used_percent IS 'Settled spend as a percentage of the cap.';
 COMMENT ON COLUMN cap_use.mean_day_usd IS 'Settled spend divided by the days from the user''s first event of the period to the newest event or the end of the period (at least one), in dollars.';
-COMMENT ON COLUMN cap_use.runs_out_on IS 'Day in UTC of the newest event plus left_usd / mean_day_usd days, that of the newest event where nothing is left; NULL where it is not before the end of the period, or the period is over.';
+COMMENT ON COLUMN cap_use.runs_out_on IS 'Day in the policy''s time zone of the newest event plus left_usd / mean_day_usd days, that of the newest event where nothing is left; NULL where it is not before the end of the period, or the period is over.';
 
 COMMENT ON VIEW denials IS 'One row per refused call, with the balance that refused it.';
 COMMENT ON COLUMN denials.recorded_at IS 'When it was refused.';

@@ -152,9 +152,16 @@ FROM (
 )
 GROUP BY period, model;
 
+-- The calendar of the newest policy: its time zone, and the first day of its billing periods.
+CREATE OR REPLACE VIEW policy_calendar AS
+SELECT
+    coalesce(arg_max(content->>'timezone', version), 'UTC') AS timezone,
+    coalesce(arg_max((content->>'month_starts_on')::INTEGER, version), 1) AS month_starts_on
+FROM policies;
+
 CREATE OR REPLACE VIEW spend_by_day AS
 SELECT
-    (recorded_at AT TIME ZONE 'UTC')::DATE AS day,
+    (recorded_at AT TIME ZONE (SELECT timezone FROM policy_calendar))::DATE AS day,
     count(DISTINCT (partition, call_id)) AS calls,
     count(DISTINCT user_id) AS users,
     sum(amount_usd)::DECIMAL(18, 9) AS spent_usd,
@@ -174,8 +181,8 @@ FROM events
 WHERE type IN ('cost-recorded', 'cost-adjusted')
 GROUP BY hour;
 
--- A period begins on the first of its month in UTC, and for each user with the first event in it: a user who came on the
--- 25th has spent for days, not for weeks. The first day counts as a whole one, so that the estimate does not rest on a
+-- A period begins on its first day in the policy's time zone, and for each user with the first event in it: a user who
+-- came on the 25th has spent for days, not for weeks. The first day counts as a whole one, so that the estimate does not rest on a
 -- few minutes. The mean and the day are estimates and may be rounded; no decision reads them.
 CREATE OR REPLACE VIEW cap_use AS
 SELECT
@@ -203,12 +210,13 @@ FROM (
     FROM (
         SELECT
             spend.*,
-            first_at AT TIME ZONE 'UTC' AS begun_at,
-            newest_event.recorded_at AT TIME ZONE 'UTC' AS now_at,
-            try_strptime(period, '%Y-%m') AS start_at,
-            try_strptime(period, '%Y-%m') + INTERVAL 1 MONTH AS end_at
+            first_at AT TIME ZONE timezone AS begun_at,
+            newest_event.recorded_at AT TIME ZONE timezone AS now_at,
+            try_strptime(period, '%Y-%m') + to_days(month_starts_on - 1) AS start_at,
+            try_strptime(period, '%Y-%m') + INTERVAL 1 MONTH + to_days(month_starts_on - 1) AS end_at
         FROM spend
         CROSS JOIN newest_event
+        CROSS JOIN policy_calendar
     )
 );
 

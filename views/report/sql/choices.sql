@@ -1,9 +1,8 @@
 -- What can be chosen. Asked of the projection itself, so that it can be known before anything is prepared.
 WITH orders AS (
-    SELECT DISTINCT plan, campaign_id FROM events WHERE type IN ('budget-reserved', 'budget-denied')
-    UNION
-    -- Money spent elsewhere names neither.
-    SELECT NULL, NULL FROM events WHERE type = 'cost-recorded' AND outcome = 'recorded'
+    -- Money spent elsewhere may name neither.
+    SELECT DISTINCT plan, campaign_id FROM events
+    WHERE type IN ('budget-reserved', 'budget-denied') OR (type = 'cost-recorded' AND outcome = 'recorded')
 )
 SELECT 'period' AS kind, period AS value FROM spend
 UNION

@@ -52,6 +52,16 @@ FROM events AS e
 JOIN report_calls AS c USING (partition, call_id, user_id, period)
 WHERE e.type IN ('budget-reserved', 'model-called', 'fallback-used', 'cost-recorded', 'cost-adjusted');
 
+-- The further budgets of each call. Most payloads name none; in JSON, any name may be written with escapes.
+CREATE TEMP TABLE report_budgets AS
+SELECT DISTINCT c.call_no, further.budget
+FROM (
+    SELECT partition, call_id, user_id, period, unnest(from_json(payload->'budgets', '[{"budget": "VARCHAR"}]')) AS further
+    FROM events
+    WHERE type IN ('budget-reserved', 'cost-recorded') AND (contains(payload, 'budgets') OR contains(payload, '\u'))
+) AS e
+JOIN report_calls AS c USING (partition, call_id, user_id, period);
+
 CREATE TEMP TABLE report_denials AS
 SELECT * REPLACE (make_timestamp(epoch_us(recorded_at)) AS recorded_at) FROM denials;
 

@@ -1,0 +1,134 @@
+"""The most tokens that images, sounds, files and videos of a prompt can have, and what these cost beside other tokens.
+
+Invariant (G1): a part counts with the most tokens that the policy, else a provider's publication (`images`), says of
+it. Where neither does, or its tokens may cost more than others and have no price, the call is refused (G8).
+"""
+
+import base64
+import binascii
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, assert_never
+
+from tollbook.inference.errors import PriceUnknown
+from tollbook.inference.images import image_tokens_at_most
+from tollbook.inference.prices.model_price import ModelPrice
+from tollbook.schemas.messages import AudioPart, FilePart, ImagePart, InputAudio, MediaPart, VideoPart
+from tollbook.schemas.policy import ModelRule
+
+# The lowest bit rate of MP3 is 8,000 bits a second (ISO/IEC 13818-3, layer III).
+_MP3_BYTES_PER_S: Final = 1_000
+_PCM: Final = (1, 3)
+_WAV_HEADER: Final = struct.Struct("<HHIIHH")
+WORDS: Final = {"image": "images", "audio": "sound", "file": "files", "video": "videos"}
+"""What each kind is called in messages."""
+NO_LIMITS: Final = ModelRule()
+
+
+@dataclass(frozen=True, slots=True)
+class MediaBound:
+    """The most tokens of all media of a prompt.
+
+    `image_tokens` are of the largest image. `surcharge` is what media cost above prompt tokens: for each token its
+    price per million less that of a prompt token.
+    """
+
+    tokens: int = 0
+    images: int = 0
+    image_tokens: int = 0
+    surcharge: int = 0
+
+
+NO_MEDIA: Final = MediaBound()
+
+
+def kind_of(part: MediaPart) -> str:
+    """Return the kind of a part, as providers call what a model takes: image, audio, file or video."""
+    match part:
+        case ImagePart():
+            return "image"
+        case AudioPart():
+            return "audio"
+        case FilePart():
+            return "file"
+        case VideoPart():
+            return "video"
+        case _:
+            assert_never(part)
+
+
+def bound_media(
+    parts: Iterable[MediaPart], price: ModelPrice, limits: ModelRule = NO_LIMITS, *, cache_percent: int = 100
+) -> MediaBound:
+    """Bound the tokens of media, and what they cost more than other prompt tokens.
+
+    `cache_percent` is what a token costs that the provider is asked to cache, in percent.
+    Errors: PriceUnknown where a part has no limit, or its tokens have no price.
+    """
+    tokens = images = image_tokens = surcharge = 0
+    prompt = min(tier.prompt_nanousd_per_mtok for tier in price.tiers)
+    for part in parts:
+        kind = kind_of(part)
+        count = _tokens_at_most(part, price.model, limits)
+        own = price.media_price(kind)
+        if own is None and kind in ("audio", "video"):
+            raise PriceUnknown.of_model(price.model, f"tokens of {WORDS[kind]} have a price that is not known")
+        own = prompt if own is None else -(-own * cache_percent // 100)
+        tokens += count
+        surcharge += count * max(0, own - prompt)
+        if kind == "image":
+            images, image_tokens = images + 1, max(image_tokens, count)
+    return MediaBound(tokens, images, image_tokens, surcharge)
+
+
+def _tokens_at_most(part: MediaPart, model: str, limits: ModelRule) -> int:
+    match part:
+        case ImagePart():
+            return image_tokens_at_most(model) if limits.image_tokens is None else limits.image_tokens
+        case AudioPart():
+            found = _audio_tokens_at_most(part.input_audio, limits)
+        case FilePart():
+            found = limits.file_tokens
+        case VideoPart():
+            found = limits.video_tokens
+        case _:
+            assert_never(part)
+    if found is None:
+        kind = kind_of(part)
+        raise PriceUnknown(
+            f"a call with {WORDS[kind]} to {model} has no upper bound: the policy's [models] has no "
+            f"{kind}_tokens of it",
+            {"model": model},
+        )
+    return found
+
+
+def _audio_tokens_at_most(audio: InputAudio, limits: ModelRule) -> int | None:
+    known = [] if limits.audio_tokens is None else [limits.audio_tokens]
+    seconds = None if limits.audio_tokens_per_second is None else _seconds_at_most(audio)
+    if seconds is not None:
+        known.append(seconds * (limits.audio_tokens_per_second or 0))
+    return min(known, default=None)
+
+
+def _seconds_at_most(audio: InputAudio) -> int | None:
+    """Return how many whole seconds a sound has at most; None in a format that does not say."""
+    try:
+        data = base64.b64decode(audio.data.rpartition(",")[2], validate=True)
+    except binascii.Error:
+        return None
+    if audio.format == "mp3":
+        return 1 + len(data) // _MP3_BYTES_PER_S
+    rate = _wav_bytes_per_s(data) if audio.format == "wav" else None
+    return None if rate is None else 1 + len(data) // rate
+
+
+def _wav_bytes_per_s(data: bytes) -> int | None:
+    """Return the lowest rate that a WAV file's format can mean; None where it has none, or is packed."""
+    start = data.find(b"fmt ")
+    if not data.startswith(b"RIFF") or start < 0 or len(data) < start + 8 + _WAV_HEADER.size:
+        return None
+    kind, channels, sample_rate, byte_rate, frame_bytes, bits = _WAV_HEADER.unpack_from(data, start + 8)
+    rate = min(byte_rate, sample_rate * frame_bytes, sample_rate * channels * (bits // 8))
+    return rate if kind in _PCM and rate > 0 else None
