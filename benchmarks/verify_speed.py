@@ -35,8 +35,14 @@ _ACCOUNTS: Final = """
     SELECT user_id, 'cap_nanousd', arg_max(nanousd(cap_usd), seq)::VARCHAR FROM events WHERE type = 'plan-assigned'
     GROUP BY ALL
     UNION ALL
-    SELECT user_id, 'credit:' || period, sum(nanousd(amount_usd))::VARCHAR FROM events WHERE type = 'credit-granted'
+    SELECT user_id, 'credit:' || period, sum(nanousd(amount_usd))::VARCHAR FROM events
+    WHERE type = 'credit-granted' AND budget IS NULL
     GROUP BY user_id, period
+"""
+_CREDITS: Final = """
+    SELECT budget, sum(nanousd(amount_usd))::VARCHAR AS value FROM events
+    WHERE type = 'credit-granted' AND budget IS NOT NULL
+    GROUP BY budget
 """
 # The newest entry of each budget with an open hold.
 _TAILS: Final = """
@@ -138,6 +144,8 @@ async def put_gate_state(redis: Redis, keys: Keys, store: Store) -> None:
     pipe.execute_command("HSET", keys.meta, "trimmed_to", str(store.position().entry))
     for row in await asyncio.to_thread(store.query, _ACCOUNTS):
         pipe.execute_command("HSET", keys.account(row["user_id"]), row["field"], row["value"])
+    for row in await asyncio.to_thread(store.query, _CREDITS):
+        pipe.execute_command("HSET", keys.credits, row["budget"], row["value"])
     for row in await asyncio.to_thread(store.query, _TAILS):
         pipe.execute_command("RPUSH", keys.tail(row["budget"]), row["entry"])
     for row in await asyncio.to_thread(store.query, _OPEN):

@@ -126,7 +126,8 @@ async def _empty(client: Redis) -> None:
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    """A command that a test runs in this process logs to the test's own standard error, which is closed with it."""
+    """A command that a test, or a fixture, runs in this process logs to standard error of then, which is closed."""
+    structlog.reset_defaults()
     yield
     structlog.reset_defaults()
     for handler in logging.getLogger().handlers[:]:

@@ -272,7 +272,7 @@ BROKEN = (
     ),
     BrokenVariant(
         "nobody looks whether the ledger went back",
-        _gate(("and not has_event(meta, ledger, seen) then", "and false then")),
+        _gate(("and not has_event(meta, ledger, who.seen) then", "and false then")),
         "G1: .* on a ledger that lacks",
         changes=LOSSES,
     ),
