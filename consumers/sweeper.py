@@ -21,6 +21,7 @@ from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import Settled
 
 _INTERVAL_S: Final = 5.0
+_PAGE: Final = 10
 _log = structlog.get_logger(__name__)
 
 
@@ -67,10 +68,19 @@ class Sweeper:
         return settled
 
     async def _sweep_partition(self, gate: Gate) -> int:
-        """Go page by page; a hold that cannot be settled now is left, and does not delay those after it."""
+        """Go page by page; a hold that cannot be settled now is left, and does not delay those after it.
+
+        Those of a page at the same time: each may have to wait for its provider.
+        """
         settled, left, now_ms = 0, 0, await gate.now_ms()
-        while page := await gate.overdue(now_ms, skip=left):
-            expired = sum([await self._try_expire(gate, call_id, now_ms) for call_id in page])
+        while page := await gate.overdue(now_ms, skip=left, count=_PAGE):
+            replies = await asyncio.gather(
+                *(self._try_expire(gate, call_id, now_ms) for call_id in page), return_exceptions=True
+            )
+            for failure in replies:
+                if isinstance(failure, BaseException):
+                    raise failure
+            expired = sum(reply is True for reply in replies)
             settled, left = settled + expired, left + len(page) - expired
         return settled
 

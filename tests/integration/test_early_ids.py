@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from redis.asyncio import Redis
@@ -20,6 +20,7 @@ from tollbook.inference.cost_lookup import CostLookup
 from tollbook.inference.providers.clients import ProviderClients
 from tollbook.inference.reconcile import Reconciliation, reconcile
 from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.requests import NoteRequest, OpenCall
 from tollbook.schemas.events import CostRecorded, ModelCalled
 from tollbook.standin.book import Entry
@@ -142,6 +143,39 @@ async def test_sweeper_asks_the_provider_before_it_assumes(calling: Calling) -> 
     assert await calling.spent() == PRICE
     assert await calling.assumed() == 0
     assert (await reconciled(calling)).asked == 0
+
+
+async def test_sweeper_does_not_wait_for_one_provider_after_another(calling: Calling) -> None:
+    call_ids = [f"t{number}" for number in range(5)]
+    for call_id in call_ids:
+        await open_hold(calling, call_id)
+    all_are_asked = asyncio.Barrier(len(call_ids))
+
+    async def ask(_user_id: str, _found: OpenCall) -> int:
+        async with asyncio.timeout(10):
+            await all_are_asked.wait()
+        return PRICE
+
+    gate, ledger = calling.runtime.ledger.gates[0], calling.runtime.ledger
+    for call_id in call_ids:
+        charge(calling, call_id)
+    later = Later(gate)
+    assert await Sweeper(ledger, [later], ask_cost=ask)._sweep_partition(later) == len(call_ids)  # pyright: ignore[reportArgumentType]
+    assert await calling.spent() == len(call_ids) * PRICE
+    assert await calling.assumed() == 0
+
+
+class Later:
+    """A gate at a time when every hold is overdue."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._gate, name)
+
+    async def now_ms(self) -> int:
+        return await self._gate.now_ms() + 3_600_000
 
 
 async def test_cost_that_is_told_later_is_reconciled_once(calling: Calling) -> None:

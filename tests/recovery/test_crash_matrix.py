@@ -5,6 +5,7 @@ each row expects is what the ledger, the stored result, the provider's book and 
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ FALLBACK_BOUND: Final = -(-(len(PROMPT) + 32 + 128) * 383_333_334 // 10**6) + 50
 RESERVE: Final = b"tollbook_v2_reserve"
 RECORD: Final = b"tollbook_v2_record"
 REQUEST: Final = b"POST /api/v1/chat/completions"
+NOTE: Final = b"tollbook_v2_note"
 SETTLE: Final = b"tollbook_v2_settle"
 ANSWER: Final = b"\r\n$4\r\nXADD\r\n$7\r\nreplies\r\n"
 ACK: Final = b"\r\n$4\r\nXACK\r\n"
@@ -226,6 +228,118 @@ async def test_a_slow_workers_call_ends_at_its_true_cost(running: RunningSystem,
     await check(running, row, tmp_path)
     if row.charged == 2 and row.first_reply != BROKEN:
         assert sum(event.amount for event in await events_of(running) if event.type != "budget-reserved") == 2 * COST
+
+
+# The reply has begun: its headers have the id under which the provider tells what the request cost.
+STALLED_COST: Final = (len(PROMPT) // 4 + 4) * 250 + 1 * 1_250
+NOTED: Final = Moment("after", NOTE)
+BOTH_PARTLY: Final = ("cost-recorded", "assumed", BOUND + FALLBACK_COST)
+# fmt: off
+IN_ANSWER: Final = (
+    #   the worker dies                     at            ledger                                     charged
+    ("headers received, id not kept",       before(NOTE), (*LOST, *WHOLE),                           2 * COST,
+     ("slow",)),
+    ("id kept, between headers and end",    NOTED,        (HELD, SPENT, *WHOLE),                     2 * COST,
+     ("slow",)),
+    ("id kept, the provider stops with it", NOTED,        (HELD, ("cost-recorded", "reported", STALLED_COST), *WHOLE),
+     STALLED_COST + COST, ("stalled",)),
+    ("id of the fallback kept",             Moment("after", NOTE, number=2),
+     (HELD, UNREAD, EXTENDED, BOTH_PARTLY, *WHOLE), 2 * COST + FALLBACK_COST, (BROKEN, "slow")),
+)
+# fmt: on
+
+
+@pytest.mark.parametrize(
+    ("moment", "ledger", "charged", "replies"), [row[1:] for row in IN_ANSWER], ids=[row[0] for row in IN_ANSWER]
+)
+async def test_a_worker_that_dies_in_an_answer_leaves_what_the_provider_tells(
+    running: RunningSystem,
+    tmp_path: Path,
+    moment: Moment,
+    ledger: Sequence[tuple[Any, ...]],
+    charged: int,
+    replies: Sequence[str],
+) -> None:
+    """G3: nothing is assumed where the id of the request was kept with its hold."""
+    running.provider.faults = FaultPlan(script=replies)
+    book = running.provider.book
+    async with Border(running.system.redis_url, running.provider.base_url, moment) as border:
+        await publish(running)
+        async with doomed_worker(running, border) as worker:
+            await border.is_reached()
+            await worker.kill()
+            await border.cut()
+            await wait_until(lambda: len(book.entries) == len(replies), what="the provider's charge")
+            await worker.fall_silent()
+        async with serving(running, 1):
+            await running.answers([TASK_ID])
+            await is_at_rest(running)
+    assert [summary(event) for event in await events_of(running)] == [APPLIED, *ledger]
+    assert book.totals()[USER] == charged
+    stored = await running.system.handle.results.get(TASK_ID)
+    assert stored is not None
+    assert (stored.status, stored.cost_usd * 10**9) == (TaskStatus.DONE, COST)
+    assert await answers(running) == [stored]
+    await check_books(running, tmp_path)
+
+
+TOOL: Final = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
+IMAGE: Final = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+TASKS: Final[dict[str, tuple[dict[str, str], str | None]]] = {
+    "tool calls": ({"task": "score_post", "prompt": PROMPT, "tools": json.dumps([TOOL])}, "tool_calls"),
+    "an image": (
+        {
+            "task": "generate_draft",
+            "messages": json.dumps([{"role": "user", "content": [{"type": "text", "text": PROMPT}, IMAGE]}]),
+        },
+        None,
+    ),
+}
+# Of two requests the first is assumed, or told by its id; one that was settled is not asked again.
+OTHER_MOMENTS: Final = (
+    #                        requests  how the dead run's hold is settled
+    (after(REQUEST),         2, "assumed"),
+    (NOTED,                  2, "reported"),
+    (before(SETTLE),         2, None),
+    (after(SETTLE),          1, None),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize(
+    ("moment", "requests", "basis"),
+    OTHER_MOMENTS,
+    ids=["request sent", "id kept", "before it settles", "settled, reply lost"],
+)
+async def test_other_kinds_of_tasks_end_well_though_their_worker_dies(
+    running: RunningSystem, tmp_path: Path, kind: str, moment: Moment, requests: int, basis: str | None
+) -> None:
+    """G2, G3, G4."""
+    fields, reply = TASKS[kind]
+    # Where the border closes at the note, the answer must not come in the same breath.
+    running.provider.faults = FaultPlan(script=[reply if moment != NOTED else "slow", reply])
+    async with Border(running.system.redis_url, running.provider.base_url, moment) as border:
+        await running.publish(STREAM, [{"task_id": TASK_ID, "user_id": USER, "reply_to": REPLIES, **fields}])
+        async with doomed_worker(running, border) as worker:
+            await border.is_reached()
+            await wait_until(lambda: len(running.provider.book.entries) == 1, what="the provider's charge")
+            await worker.kill()
+            await border.cut()
+            await worker.fall_silent()
+        async with serving(running, 1):
+            await running.answers([TASK_ID])
+            await is_at_rest(running)
+    assert running.provider.requests == requests
+    stored = await running.system.handle.results.get(TASK_ID)
+    assert stored is not None
+    assert (stored.status, bool(stored.tool_calls)) == (TaskStatus.DONE, kind == "tool calls")
+    assert await answers(running) == [stored]
+    recorded = [event.payload for event in await events_of(running) if isinstance(event.payload, CostRecorded)]
+    assert len(recorded) == requests
+    assert recorded[-1].basis == "reported"
+    if basis is not None:
+        assert recorded[0].basis == basis
+    await check_books(running, tmp_path)
 
 
 # What a worker does with a task that it cannot execute: four steps, none of which may be lost with it.
