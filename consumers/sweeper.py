@@ -1,8 +1,8 @@
 """The sweeper: settles holds past their deadline, so that no dead call keeps money held (G2, G3).
 
 Where a request may have been sent, its provider is asked what it cost, if its id is known; else the whole hold is
-charged, marked `assumed`. A late answer corrects it; the task
-itself, if it is still pending, is run again. Before that, what processes that have ended could not book is booked.
+charged, marked `assumed`. A late answer corrects it; the task itself, if it is still pending, is run again. What
+processes that have ended could not book is booked before that.
 """
 
 import asyncio

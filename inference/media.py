@@ -21,6 +21,7 @@ from tollbook.schemas.policy import ModelRule
 _MP3_BYTES_PER_S: Final = 1_000
 _PCM: Final = (1, 3)
 _WAV_HEADER: Final = struct.Struct("<HHIIHH")
+_FORMAT_AT: Final = 20
 WORDS: Final = {"image": "images", "audio": "sound", "file": "files", "video": "videos"}
 """What each kind is called in messages."""
 NO_LIMITS: Final = ModelRule()
@@ -119,16 +120,23 @@ def _seconds_at_most(audio: InputAudio) -> int | None:
     except binascii.Error:
         return None
     if audio.format == "mp3":
-        return 1 + len(data) // _MP3_BYTES_PER_S
+        return 1 + len(data) // _MP3_BYTES_PER_S if _is_mp3(data) else None
     rate = _wav_bytes_per_s(data) if audio.format == "wav" else None
     return None if rate is None else 1 + len(data) // rate
 
 
+def _is_mp3(data: bytes) -> bool:
+    """Whether a sound begins as MP3 does: other codecs pack more seconds into a byte."""
+    return data.startswith(b"ID3") or (len(data) > 1 and data[0] == 0xFF and data[1] & 0xE6 == 0xE2)
+
+
 def _wav_bytes_per_s(data: bytes) -> int | None:
-    """Return the lowest rate that a WAV file's format can mean; None where it has none, or is packed."""
-    start = data.find(b"fmt ")
-    if not data.startswith(b"RIFF") or start < 0 or len(data) < start + 8 + _WAV_HEADER.size:
+    """Return the lowest rate that a WAV file's format can mean; None where it has none, or is packed.
+
+    The format must come first, as recorders write it: other chunks may hold bytes that look like one.
+    """
+    if data[:4] != b"RIFF" or data[8:16] != b"WAVEfmt " or len(data) < _FORMAT_AT + _WAV_HEADER.size:
         return None
-    kind, channels, sample_rate, byte_rate, frame_bytes, bits = _WAV_HEADER.unpack_from(data, start + 8)
+    kind, channels, sample_rate, byte_rate, frame_bytes, bits = _WAV_HEADER.unpack_from(data, _FORMAT_AT)
     rate = min(byte_rate, sample_rate * frame_bytes, sample_rate * channels * (bits // 8))
     return rate if kind in _PCM and rate > 0 else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 from tollbook.inference.prices.listed_price import Pricing, read_pricing, relevant_pricing
 from tollbook.inference.prices.price_lists import FOLDER, PriceLists
 from tollbook.inference.tokenizers import Counter, counter_of
-from tollbook.schemas.policy import Dialect, ProviderRule
+from tollbook.schemas.policy import WITHOUT_EMBEDDINGS, Dialect, ProviderRule
 
 if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
@@ -134,6 +134,11 @@ class ModelCatalogue:
     def of(self, model: str) -> ModelFacts:
         """Return what is known of a model."""
         return self._models.get(model, _NOTHING_KNOWN)
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether the provider can make embeddings at all."""
+        return self._dialect not in WITHOUT_EMBEDDINGS
 
     @property
     def has_public_ids(self) -> bool:

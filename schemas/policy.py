@@ -87,6 +87,8 @@ EnvName = Annotated[
 Dialect = Literal["openrouter", "openai", "anthropic", "compatible"]
 """How a provider is spoken to: OpenRouter's or OpenAI's chat completions, Anthropic's Messages, or chat completions as
 most other servers speak them."""
+WITHOUT_EMBEDDINGS: Final = ("anthropic",)
+"""The dialects of providers that make no embeddings."""
 ATTRIBUTES: Final = ("user", "plan", "campaign", "task", "model")
 """What budgets may be kept by beside the tags of tasks."""
 OWN_BUDGET: Final = "user"
@@ -404,8 +406,8 @@ class Policy(Rule):
                     raise ValueError(f"'tasks.{task_type}.{place}': {unknown_name('provider', name, known)}")
             for target in route.targets if route.kind == EMBEDDINGS else ():
                 rule = self.providers.get(target.provider)
-                if rule is not None and rule.dialect == "anthropic":
-                    raise ValueError(f"'tasks.{task_type}': providers of dialect 'anthropic' make no embeddings")
+                if rule is not None and rule.dialect in WITHOUT_EMBEDDINGS:
+                    raise ValueError(f"'tasks.{task_type}': providers of dialect {rule.dialect!r} make no embeddings")
         return self
 
     @model_validator(mode="after")

@@ -143,6 +143,10 @@ def _kind(value: object) -> object:
     return None if value == "chat" else value
 
 
+def _model_at(target: Target) -> ModelAt:
+    return ModelAt(provider=target.provider, model=target.model)
+
+
 class Route(BaseModel):
     """Models, limits and parameters of one task type.
 
@@ -311,12 +315,16 @@ class Route(BaseModel):
         return self._beginning_with(target, self.after(target))
 
     def _beginning_with(self, first: Target, fallbacks: Sequence[Target]) -> Self:
-        changes: dict[str, Any] = {"model": first.model, "fallback": tuple([each.model for each in fallbacks])}
-        if any(each.provider != self.first.provider for each in (first, *fallbacks)):
-            # A plain model id is one of the route's own provider, which may be another one now.
-            changes["provider"] = first.provider
-            changes["fallback"] = tuple([ModelAt(provider=each.provider, model=each.model) for each in fallbacks])
-        return self.model_copy(update=changes)
+        # A plain model id is one of the route's own provider, which may be another one now: so each names its own.
+        cheaper = self.cheaper_target
+        return self.model_copy(
+            update={
+                "model": first.model,
+                "provider": first.provider,
+                "fallback": tuple(map(_model_at, fallbacks)),
+                "cheaper": None if cheaper is None else _model_at(cheaper),
+            }
+        )
 
     def _target(self, choice: str | ModelAt) -> Target:
         """Return a choice with its provider: a plain model id is one of the route's own."""

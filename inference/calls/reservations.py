@@ -316,7 +316,7 @@ def _bound_at(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -> Bo
         raise ParameterUnsupported(model, unsupported)
     facts = models.of(model)
     if call.inputs:
-        if facts.makes_embeddings is False:
+        if facts.makes_embeddings is False or not models.has_embeddings:  # G8
             raise PriceUnknown.of_model(model, "it makes no embeddings")
         return bound_embeddings(call.inputs, prices.price(model, now_ms), facts=facts, count=models.counter(model))
     if facts.makes_text is False:

@@ -55,13 +55,8 @@ class Adapter(Protocol):
         """
         ...
 
-    @property
-    def embeddings_path(self) -> str | None:
-        """Where vectors are asked for, under the base URL; None where the dialect has no embeddings."""
-        ...
-
-    def embeddings_body(self, request: EmbeddingsRequest) -> bytes:
-        """Return the body that asks for vectors, where there is a path for them."""
+    def embeddings_request(self, request: EmbeddingsRequest) -> tuple[str, bytes] | None:
+        """Return where vectors are asked for, under the base URL, and the body; None where the dialect has none."""
         ...
 
     def read_reply(

@@ -36,7 +36,6 @@ class Anthropic:
 
     dialect: Dialect = "anthropic"
     completion_path = "messages"
-    embeddings_path: str | None = None
     models_questions: tuple[Question, ...] = (Question("models", {"limit": "1000"}),)
     key_question = Question("models", {"limit": "1"})
 
@@ -77,9 +76,9 @@ class Anthropic:
             body = {name: value for name, value in body.items() if name not in _NOT_WITH_THINKING}
         return json.dumps(body).encode()
 
-    def embeddings_body(self, request: EmbeddingsRequest) -> bytes:
-        """Never called: Anthropic makes no embeddings, and a policy that asks it for some is refused."""
-        raise NotImplementedError(f"embeddings of {request.model}")
+    def embeddings_request(self, request: EmbeddingsRequest) -> tuple[str, bytes] | None:  # noqa: ARG002
+        """Return None: Anthropic makes no embeddings."""
+        return None
 
     def read_reply(
         self,

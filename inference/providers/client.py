@@ -133,9 +133,10 @@ class ProviderClient:
 
     async def embed(self, request: EmbeddingsRequest) -> Attempt:
         """Send one request for vectors and return how it ended. Errors: as `complete`."""
-        path = self._adapter.embeddings_path
-        assert path is not None, "a policy has no embeddings at a provider that makes none"
-        return await self._post(self._connection.url(path), self._adapter.embeddings_body(request), request)
+        asked = self._adapter.embeddings_request(request)
+        assert asked is not None, "no money is held for embeddings at a provider that makes none"
+        path, body = asked
+        return await self._post(self._connection.url(path), body, request)
 
     async def _post(
         self,

@@ -30,7 +30,6 @@ class ChatCompletions:
 
     dialect: Dialect = "compatible"
     completion_path = "chat/completions"
-    embeddings_path: str | None = "embeddings"
     models_questions: tuple[Question, ...] = (Question("models"),)
     key_question = Question("models")
     _id_headers: tuple[str, ...] = _ID_HEADERS
@@ -56,8 +55,8 @@ class ChatCompletions:
             body["user"] = request.user
         return json.dumps(body).encode()
 
-    def embeddings_body(self, request: EmbeddingsRequest) -> bytes:
-        """Return the body that asks for vectors; one text is sent as such, since not every server takes a list."""
+    def embeddings_request(self, request: EmbeddingsRequest) -> tuple[str, bytes] | None:
+        """Return how vectors are asked for; one text is sent as such, since not every server takes a list."""
         inputs = list(request.inputs)
         body: dict[str, Any] = {
             "model": request.model,
@@ -67,7 +66,7 @@ class ChatCompletions:
         }
         if request.user is not None:
             body["user"] = request.user
-        return json.dumps(body).encode()
+        return "embeddings", json.dumps(body).encode()
 
     def read_reply(
         self,

@@ -66,7 +66,7 @@ class ProjectorSettings:
     batch_events: int = 10_000
     max_batches: int = 13
     block_ms: int = 1_000
-    pause_ms: int = 250
+    pause_ms: int = 100
     tail_keep_ms: int = 10_000
     checkpoint_events: int = 500_000
     first_backoff_s: float = 0.05

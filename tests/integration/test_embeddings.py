@@ -130,6 +130,16 @@ async def test_a_model_is_asked_only_for_what_it_makes(redis_client: Redis, serv
         assert running.provider.requests == 0
 
 
+async def test_a_provider_that_makes_none_is_not_asked(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    """G8: before money is held."""
+    prices = f'\n[prices."{SMALL}"]\nprompt = 0.02\ncompletion = 0\n'
+    async with embedding(server_url, tmp_path, dialect="anthropic", policy=POLICY + prices) as running:
+        result = await run(running, input=TEXTS)
+        assert (result.status, result.error_code) == (TaskStatus.FAILED, ErrorCode.PRICE_UNKNOWN)
+        assert result.error.endswith("it makes no embeddings")
+        assert running.provider.requests == 0
+
+
 @pytest.mark.parametrize(
     ("task", "fields", "problem"),
     [

@@ -121,8 +121,17 @@ def test_a_wav_has_at_most_the_seconds_that_its_bytes_can_have(
 
 def test_a_sound_by_the_second_needs_a_format_that_tells() -> None:
     """G8."""
-    assert sound_tokens(base64.b64encode(b"\0" * 5_000).decode(), "mp3", audio_tokens_per_second=10) == 60
-    for data, kind in ((wav(1, kind=2), "wav"), ("AAAA", "wav"), ("AAAA", "flac"), ("not base64!", "mp3")):
+    frame = b"\xff\xfb"
+    for start in (frame, b"ID3"):
+        mp3 = base64.b64encode(start.ljust(5_000, b"\0")).decode()
+        assert sound_tokens(mp3, "mp3", audio_tokens_per_second=10) == 60
+    other_codecs = [base64.b64encode(start * 2_500).decode() for start in (b"\0\0", b"\xff\xf1", b"Og")]
+    hidden = base64.b64decode(wav(1))
+    hidden = base64.b64encode(hidden[:12] + b"JUNK" + struct.pack("<I", 24) + hidden[12:36] + hidden[12:]).decode()
+    for data, kind in (
+        (wav(1, kind=2), "wav"), ("AAAA", "wav"), ("AAAA", "flac"), ("not base64!", "mp3"), (hidden, "wav"),
+        *((data, "mp3") for data in other_codecs),
+    ):  # fmt: skip
         with pytest.raises(PriceUnknown, match="audio_tokens"):
             sound_tokens(data, kind, audio_tokens_per_second=10)
         assert sound_tokens(data, kind, audio_tokens_per_second=10, audio_tokens=7) == 7

@@ -511,6 +511,8 @@ max_tokens = 3
     assert there.after(Target("own", "x")) == (mini,)
     assert there.downgraded().targets == (Target("small", "x"), Target("own", "x"), mini)
     assert policy.called_providers == ("default", "x")
+    assert there.from_fallback(mini).targets == (mini, Target("small", "x"))
+    assert there.from_fallback(mini).cheaper_target == Target("small", "x")
     with_other = there.model_copy(update={"cheaper": ModelAt(provider="default", model="cheap")}).downgraded()
     assert with_other.targets == (Target("cheap"), Target("own", "x"), mini)
 

@@ -1271,7 +1271,7 @@ local function apply_policy(keys, args)
     return { 'STOPPED', meta.stopped }
   end
   local counted, til = string.match(args[6], '^(%d+) (%d+)$')
-  if counted and (int(counted) ~= meta.seq or now_ms() >= int(til)) then
+  if counted and (int(counted) ~= meta.seq or now_ms() >= int(til)) then -- G1
     return { 'BEHIND', text(meta.seq) }
   end
   local opened = {}
