@@ -6,8 +6,8 @@ from typing import Any
 _configure: Callable[[], None] | None = None
 
 
-def configure_when_used(configure: Callable[[], None]) -> None:
-    """Have logging set up by `configure` before the first line of a `LazyLogger`."""
+def configure_when_used(configure: Callable[[], None] | None) -> None:
+    """Have logging set up by `configure` before the first line of a `LazyLogger`; None: not at all."""
     global _configure
     _configure = configure
 

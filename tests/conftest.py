@@ -16,6 +16,7 @@ from tests.chromium import describe_chromium
 from tests.loop_clock import LoopClock
 from tests.servers import EMBEDDED, TestServers, describe_servers, server_kinds
 from tests.unsigned_extensions import allow_unsigned_extensions
+from tollbook.ledger.logs import configure_when_used
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 
@@ -126,9 +127,12 @@ async def _empty(client: Redis) -> None:
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    """A command that a test, or a fixture, runs in this process logs to standard error of then, which is closed."""
-    structlog.reset_defaults()
+    """A command that a test runs in this process logs to the test's own standard error, which is closed with it.
+
+    It may also have left logging to be set up with the first line of a later test.
+    """
     yield
+    configure_when_used(None)
     structlog.reset_defaults()
     for handler in logging.getLogger().handlers[:]:
         if isinstance(handler, logging.StreamHandler) and getattr(handler.stream, "closed", False):
