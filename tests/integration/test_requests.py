@@ -240,7 +240,7 @@ async def test_a_prompt_is_bounded_by_what_the_model_can_read(
 
 
 MEDIA: Final = [
-    {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "mp3"}},
+    {"type": "input_audio", "input_audio": {"data": "//uQ", "format": "mp3"}},
     {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,AAAA"}},
     {"type": "video_url", "video_url": {"url": "https://x.test/a.mp4"}},
     IMAGE,
