@@ -136,6 +136,11 @@ class ModelCatalogue:
         return self._models.get(model, _NOTHING_KNOWN)
 
     @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of all models that the provider lists, in their order."""
+        return tuple(self._models)
+
+    @property
     def has_embeddings(self) -> bool:
         """Whether the provider can make embeddings at all."""
         return self._dialect not in WITHOUT_EMBEDDINGS

@@ -149,3 +149,8 @@ def worker_key(namespace: str, consumer: str) -> str:
 def is_reserved_key(namespace: str, key: str) -> bool:
     """Whether a key is one of those that belong to a ledger beside its partitions."""
     return key.startswith(f"{namespace}:")
+
+
+def gateway_calls(namespace: str, digest: str) -> str:
+    """Hash: calls of the gateway whose answers have not been delivered yet, by call id; for a key and a body."""
+    return f"{namespace}:gateway:{digest}"

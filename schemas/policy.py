@@ -331,6 +331,13 @@ class AlertRule(Rule):
     """An alert is raised when a larger part of the month's spend is assumed."""
 
 
+class GatewayRule(Rule):
+    """Calls that name a model and no task type of the policy, as clients of the HTTP gateway make them."""
+
+    max_tokens: Annotated[int, BeforeValidator(_not_bool), Field(ge=1, le=200_000)] = 4_096
+    """Maximum completion tokens of such a call that says nothing of it."""
+
+
 class Policy(Rule):
     """Everything that decides about calls and money. Without a file, the defaults below."""
 
@@ -360,6 +367,8 @@ class Policy(Rule):
     """Models by id, with the most tokens of an image, a sound, a file or a video."""
     providers: dict[Name, ProviderRule] = Field(default_factory=dict[str, ProviderRule])
     """Providers by name, beside the default one: routes name them."""
+    gateway: GatewayRule = GatewayRule()
+    """Calls that name a model and no task type."""
     alerts: AlertRule = AlertRule()
     """Where alerts are delivered."""
 
@@ -437,7 +446,9 @@ class Policy(Rule):
 
     def content(self) -> dict[str, Any]:
         """Return what stands on the ledger: everything but the alerts' receivers, dollars as strings."""
-        left_out = {"alerts"} if self.models else {"alerts", "models"}
+        # What a policy without these had as its digest stays its digest.
+        unset = {name for name, is_set in (("models", self.models), ("gateway", self.gateway != GatewayRule())) if not is_set}
+        left_out = {"alerts", *unset}
         return self.model_dump(mode="json", by_alias=True, exclude=left_out, exclude_none=True)
 
     @cached_property
@@ -460,6 +471,20 @@ class Policy(Rule):
     def task_types(self) -> tuple[str, ...]:
         """Every task type, `ping` included."""
         return (*self.tasks, PING)
+
+    def route_of(self, task_type: str, model: str | None) -> Route | None:
+        """Return the route of a task: its task type's; for CHAT and EMBED one of the model that it names, else None.
+
+        `model@provider` is a model of one of the policy's providers.
+        """
+        if task_type in self.tasks:
+            return self.tasks[task_type]
+        if model is None or task_type not in _BY_MODEL:
+            return None
+        name, _, provider = model.rpartition("@")
+        target = {"model": name, "provider": provider} if provider in self.providers else {"model": model}
+        limit = {"max_tokens": self.gateway.max_tokens} if task_type == CHAT else {"kind": EMBEDDINGS}
+        return Route.model_validate({**target, **limit})
 
     @property
     def plan_caps_nanousd(self) -> dict[str, int]:
@@ -543,12 +568,14 @@ def check_task(task: Task, policy: Policy) -> Task:
 
     Errors: InvalidTask, with the policy's names.
     """
-    for field, value, known in (("task", task.task, policy.task_types), ("plan", task.plan, tuple(policy.plans))):
+    route = policy.route_of(task.task, task.model)
+    types = policy.task_types if route is None else (task.task,)
+    for field, value, known in (("task", task.task, types), ("plan", task.plan, tuple(policy.plans))):
         if value is not None and value not in known:
             hides = may_be_prompt({"prompt": task.prompt, "system": task.system, "messages": _texts(task)})
             found = "" if hides(value) else f", not {shown(value)}{did_you_mean(value, known)}"
             raise InvalidTask(f"'{field}' must be one of {', '.join(map(repr, known))}{found}")
-    if task.task != PING and (task.input is not None) != (policy.tasks[task.task].kind == EMBEDDINGS):
+    if route is not None and (task.input is not None) != (route.kind == EMBEDDINGS):
         raise InvalidTask(
             f"'input' is for embeddings, and {task.task} makes chat completions: give 'prompt' or 'messages'"
             if task.input is not None
@@ -559,6 +586,11 @@ def check_task(task: Task, policy: Policy) -> Task:
     return task
 
 
+CHAT: Final = "chat"
+"""Task type of calls that name a model and no task type of the policy; it needs no route."""
+EMBED: Final = "embed"
+"""The same for embeddings."""
+_BY_MODEL: Final = (CHAT, EMBED)
 _TASKS: Final[Mapping[str, Mapping[str, Any]]] = {
     "classify_archetype": {
         "model": "anthropic/claude-3-haiku",
