@@ -62,6 +62,11 @@ class Keys:
         return f"{self.prefix}users"
 
     @property
+    def api_keys(self) -> str:
+        """Hash, in partition 0 alone: the gateway's keys, by the SHA-256 of each; see `functions/tollbook.lua`."""
+        return f"{self.prefix}keys"
+
+    @property
     def probe(self) -> str:
         """Stream: written and taken back in one step, to see that the partition can be written."""
         return f"{self.prefix}probe"
