@@ -35,6 +35,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     "up": Entry("serve:up", "Run everything: server, workers and projector."),
     "worker": Entry("serve:worker", "Run a worker; any number may run on one ledger."),
     "projector": Entry("serve:projector", "Run the projector, which folds the ledger into DuckDB."),
+    "gateway": Entry("serve:gateway", "Run an HTTP gateway for clients of OpenAI and Anthropic."),
     "stand-in": Entry("stand_in:stand_in", "Run a local server that answers like OpenRouter, for free."),
     "url": Entry("url:url", "Print the address of Redis, with its password.", logs=False),
     "publish": Entry("publish:publish", "Put a task on a stream.", logs=False),

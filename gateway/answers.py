@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from tollbook.gateway.apis import Events
 from tollbook.gateway.chat import delta_of
-from tollbook.gateway.problems import Problem, problem_of_error, problem_of_result
+from tollbook.gateway.problems import problem_of_error, problem_of_result
 from tollbook.gateway.running import RunningCall
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -83,10 +83,11 @@ def build_app(
                 expose_headers=["x-tollbook-call-id", "x-tollbook-cost-usd", REQUEST_ID_HEADER],
             )
         )
+    handlers: dict[Any, Any] = {404: _not_found, 405: _not_found}
     return Starlette(
         routes=[*routes, *further],
         middleware=middleware,
-        exception_handlers={404: _not_found, 405: _not_found, Exception: _failed},
+        exception_handlers=handlers,
     )
 
 

@@ -7,7 +7,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from tollbook.gateway.problems import Problem, invalid
 from tollbook.inference.api_keys import ApiKey
@@ -92,7 +92,9 @@ def secret_in(headers: Mapping[str, str]) -> str:
     return secret if len(secret) <= _MAX_KEY and secret.isascii() else ""
 
 
-def attributes_of(key: ApiKey, headers: Mapping[str, str], body: Mapping[str, Any], tag_names: frozenset[str]) -> Attributes:
+def attributes_of(
+    key: ApiKey, headers: Mapping[str, str], body: Mapping[str, Any], tag_names: frozenset[str]
+) -> Attributes:
     """Return for whom a call is: what the key says, and what it lets the client say.
 
     A header says so on purpose, and is refused where it may not; `user` and `metadata` of the body have meanings of
@@ -122,7 +124,8 @@ def attributes_of(key: ApiKey, headers: Mapping[str, str], body: Mapping[str, An
         )
     tags = _tags_in(said.get("tags", ""))
     if "tags" in key.allows and isinstance(metadata := body.get("metadata"), dict):
-        tags = {name: str(value) for name, value in metadata.items() if name in tag_names} | tags
+        given = cast("dict[str, object]", metadata)
+        tags = {name: str(value) for name, value in given.items() if name in tag_names} | tags
     return Attributes(
         user_id=str(user),
         plan=said.get("plan") or key.plan,

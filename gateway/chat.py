@@ -61,7 +61,7 @@ class ChatEvents:
     def end(self, result: InferenceResult) -> bytes:
         """Return why it ended, if that was not said, and the usage."""
         last = b"" if self._has_finished else self._chunk([_choice({}, finish_reason_of(result))])
-        usage = {
+        usage: dict[str, Any] = {
             **_head(self._asked, "chat.completion.chunk", result.model_used),
             "choices": [],
             "usage": usage_document(result),

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -78,7 +78,9 @@ class Calls:
             body = await read_body(request)
             fields = api.chat_fields(body)
             name = await self._once.name(key, request.url.path, request.headers, body)
-            task, who = task_of(fields, call_id=name.call_id, key=key, headers=request.headers, policy=self._runtime.rules)
+            task, who = task_of(
+                fields, call_id=name.call_id, key=key, headers=request.headers, policy=self._runtime.rules
+            )
             request.scope["tollbook"] |= {"key_id": key.key_id, "call_id": name.call_id}
             call = self._begin(task, who, is_streamed=bool(fields.get("stream")))
             asked = Asked(name.call_id, int(time.time()), model_in(fields), body)
@@ -116,9 +118,7 @@ class Calls:
         call.task.add_done_callback(lambda _: self._under_way.discard(call))
         return call
 
-    async def _whole(
-        self, request: Request, call: RunningCall, api: Api, asked: Asked, name: CallName
-    ) -> Response:
+    async def _whole(self, request: Request, call: RunningCall, api: Api, asked: Asked, name: CallName) -> Response:
         """Wait for the answer. A client that leaves leaves the call running: it is billed in full, and may be joined."""
         if not await self._is_read(request, asyncio.ensure_future(call.result())):
             call.leave()

@@ -60,7 +60,7 @@ class Information:
 
     async def _list_models(self, key: ApiKey, runtime: InferenceRuntime) -> dict[str, Any]:
         policy = runtime.policies.newest.policy
-        owners = {name: "tollbook" for name in policy.tasks}
+        owners = dict.fromkeys(policy.tasks, "tollbook")
         owners |= {model: model.partition("/")[0] for model in runtime.prices.models.ids}
         for name, rule in policy.providers.items():
             owners |= {f"{model}@{name}": name for model in runtime.prices.models.at(name, rule).ids}

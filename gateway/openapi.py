@@ -158,9 +158,7 @@ def _get(name: str, summary: str, path: dict[str, Any] | None = None) -> dict[st
         {"name": each, "in": "path", "required": True, "schema": schema} for each, schema in (path or {}).items()
     ]
     errors = ["401", "503", *(["404"] if path else [])]
-    return {
-        "get": {"operationId": name, "summary": summary, "parameters": parameters, "responses": _responses(errors)}
-    }
+    return {"get": {"operationId": name, "summary": summary, "parameters": parameters, "responses": _responses(errors)}}
 
 
 def _responses(statuses: list[str]) -> dict[str, Any]:

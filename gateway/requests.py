@@ -23,9 +23,7 @@ _USUAL_TIERS: Final = ("auto", "default", "standard", "standard_only")
 
 async def read_body(request: Request) -> dict[str, Any]:
     """Return the JSON object of a request. Errors: Problem (400, 413)."""
-    too_large = Problem(
-        413, "request_too_large", f"a request has at most {MAX_BODY_BYTES:,} bytes", should_retry=False
-    )
+    too_large = Problem(413, "request_too_large", f"a request has at most {MAX_BODY_BYTES:,} bytes", should_retry=False)
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > MAX_BODY_BYTES:
         raise too_large

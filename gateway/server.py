@@ -1,6 +1,7 @@
 """Serves the gateway in the process's own event loop, over loopback or TLS."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import uvicorn
 from starlette.routing import BaseRoute
 
 from tollbook.gateway.app import build_app
-from tollbook.gateway.callers import Callers
+from tollbook.gateway.callers import Callers, Keys
 from tollbook.gateway.chat import ChatCompletions
 from tollbook.gateway.embeddings import Embeddings
 from tollbook.gateway.endpoints import Calls, Limits
@@ -47,9 +48,11 @@ def settings_of_calls(settings: Settings) -> Settings:
 
 @asynccontextmanager
 async def serve_gateway(
-    runtime: InferenceRuntime, *, port: int, pages: Sequence[BaseRoute] = ()
+    runtime: InferenceRuntime, *, port: int, pages: Sequence[BaseRoute] = (), keys: Keys | None = None
 ) -> AsyncGenerator[Gateway]:
     """Serve until closed; calls under way then have the grace to end. Port 0: a free one. `pages`: further routes.
+
+    `keys` finds the keys of clients; without it, those on the ledger count.
 
     `runtime` is of `settings_of_calls`. Errors: SettingsError where the address or the certificate cannot be used.
     """
@@ -57,7 +60,7 @@ async def serve_gateway(
     listening = listen(settings.gateway_host, port, setting="TOLLBOOK_GATEWAY")
 
     heartbeat = Heartbeat(runtime.handle.pipeline, settings.namespace, runtime.name)
-    callers = Callers(ApiKeys(runtime.handle.pipeline, runtime.handle.keys[0]))
+    callers = Callers(keys or ApiKeys(runtime.handle.pipeline, runtime.handle.keys[0], monotonic=time.monotonic))
     once = Once(
         runtime.handle.pipeline,
         namespace=settings.namespace,

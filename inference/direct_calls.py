@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
 from tollbook.inference.calls.call import Call, RunId
+from tollbook.inference.calls.deltas import OnDelta
 from tollbook.inference.calls.reservations import WaitLimits
 from tollbook.inference.calls.runner import CallTakenOver
 from tollbook.inference.provider_access import check_providers
@@ -30,13 +31,14 @@ async def make_call(
     hold_wait_s: float | None = None,
     stream: str | None = None,
     is_dead: Callable[[OpenCall], Awaitable[bool]] | None = None,
+    on_delta: OnDelta | None = None,
 ) -> InferenceResult:
     """Make the call of a task and return its result, whatever its status.
 
     Where only other calls' holds stand in the way it waits for them, up to `hold_wait_s` (TOLLBOOK_HOLD_WAIT_S).
     Repeating a call with the same `task_id` and content returns the stored result and costs nothing. `stream` is the
     task stream under which reports count the call. `is_dead` decides about another run of the call that holds money:
-    without it, that is waited for.
+    without it, that is waited for. `on_delta` takes the answer while it comes; a stored result has no deltas.
 
     Errors: InvalidTask; SettingsError without a provider's key; IdempotencyConflict; LedgerUnavailable; LedgerRefused.
     """
@@ -66,7 +68,7 @@ async def make_call(
             assert acquired.result is not None, "a program's calls may all wait"
             return acquired.result
         try:
-            return await runtime.runner.run(acquired.call, acquired.hold)
+            return await runtime.runner.run(acquired.call, acquired.hold, on_delta=on_delta)
         except CallTakenOver:
             await asyncio.sleep(_LOOK_AGAIN_S)
 

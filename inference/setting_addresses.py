@@ -67,9 +67,11 @@ _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?")
 
 
 def _origins(value: object) -> object:
-    names = tuple(name for each in value.split(",") if (name := each.strip())) if isinstance(value, str) else value
-    for name in names if isinstance(names, tuple) else ():
-        if name != "*" and not (isinstance(name, str) and _ORIGIN.fullmatch(name)):
+    if not isinstance(value, str):
+        return value
+    names = tuple(name for each in value.split(",") if (name := each.strip()))
+    for name in names:
+        if name != "*" and not _ORIGIN.fullmatch(name):
             raise ValueError(f"must be origins such as https://app.example.com, separated by commas, not {shown(name)}")
     return names
 

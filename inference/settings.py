@@ -277,7 +277,11 @@ class Settings(BaseSettings):
     )
     gateway_host: str = _field("TOLLBOOK_GATEWAY_HOST", "127.0.0.1", "address of the HTTP gateway", min_length=1)
     gateway_wait_s: float = _seconds(
-        "TOLLBOOK_GATEWAY_WAIT_S", 30.0, "maximum wait of a gateway's call for money that other calls hold", ge=0, le=600
+        "TOLLBOOK_GATEWAY_WAIT_S",
+        30.0,
+        "maximum wait of a gateway's call for money that other calls hold",
+        ge=0,
+        le=600,
     )
     gateway_timeout_s: float = _seconds(
         "TOLLBOOK_GATEWAY_TIMEOUT_S",

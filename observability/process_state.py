@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tollbook.observability.tracing import Tracing
 
-Part = Literal["up", "worker", "projector"]
+Part = Literal["up", "worker", "projector", "gateway"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -447,8 +447,8 @@ class Policy(Rule):
     def content(self) -> dict[str, Any]:
         """Return what stands on the ledger: everything but the alerts' receivers, dollars as strings."""
         # What a policy without these had as its digest stays its digest.
-        unset = {name for name, is_set in (("models", self.models), ("gateway", self.gateway != GatewayRule())) if not is_set}
-        left_out = {"alerts", *unset}
+        is_usual = {"models": not self.models, "gateway": self.gateway == GatewayRule()}
+        left_out = {"alerts", *(name for name, is_so in is_usual.items() if is_so)}
         return self.model_dump(mode="json", by_alias=True, exclude=left_out, exclude_none=True)
 
     @cached_property
