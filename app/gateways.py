@@ -21,9 +21,7 @@ Pages = Callable[[InferenceRuntime], Sequence[BaseRoute]]
 _log: Final = structlog.get_logger(__name__)
 
 
-async def run_gateway(
-    settings: Settings, stop: asyncio.Event, *, redis_url: str, pages: Pages | None = None
-) -> None:
+async def run_gateway(settings: Settings, stop: asyncio.Event, *, redis_url: str, pages: Pages | None = None) -> None:
     """Serve the gateway until `stop`, beside a projector. Errors: SettingsError; LedgerRefused."""
     port = DEFAULT_PORT if settings.gateway_port in (None, "off") else settings.gateway_port
 

@@ -327,7 +327,9 @@ class Settings(BaseSettings):
                 f"not {self.result_ttl_s}"
             )
         if (self.gateway_cert is None) != (self.gateway_key is None):
-            raise ValueError("TOLLBOOK_GATEWAY_CERT and TOLLBOOK_GATEWAY_KEY: set both, or neither")
+            names = ["TOLLBOOK_GATEWAY_CERT", "TOLLBOOK_GATEWAY_KEY"]
+            given, missing = names if self.gateway_key is None else names[::-1]
+            raise ValueError(f"{given}: needs {missing} beside it: TLS takes a certificate and its key")
         return self
 
     @property

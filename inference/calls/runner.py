@@ -95,7 +95,9 @@ class CallRunner:
         """Ids of requests that could not be kept with their holds."""
         return self._notes.lost
 
-    async def run(self, call: Call, hold: Hold, *, give_up: str | None = None, on_delta: object = None) -> InferenceResult:
+    async def run(
+        self, call: Call, hold: Hold, *, give_up: str | None = None, on_delta: object = None
+    ) -> InferenceResult:
         """Make a call and settle its hold; with `give_up` it ends with this problem, and no request.
 
         Errors: CallTakenOver; LedgerUnavailable; LedgerRefused.

@@ -98,7 +98,9 @@ async def test_bodies_that_are_no_object_are_refused(served: Served, body: bytes
     assert reply.json()["error"]["code"] == "invalid_task"
 
 
-@pytest.mark.parametrize("headers", [{"authorization": "Bearer tb-wrong"}, {"authorization": ""}, {"x-api-key": "t" * 300}])
+@pytest.mark.parametrize(
+    "headers", [{"authorization": "Bearer tb-wrong"}, {"authorization": ""}, {"x-api-key": "t" * 300}]
+)
 async def test_wrong_keys_are_refused_late_and_counted(served: Served, headers: dict[str, str]) -> None:
     reply = await served.chat(headers={"authorization": "", **headers})
 
