@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from tollbook.gateway.request_fields import Table, kind_of, list_at, refuse, table_at, text_at
+from tollbook.gateway.request_fields import Table, kind_of, list_at, refusal, table_at, text_at
 from tollbook.schemas.problems import shown
 
 NOTHING_KEPT: Final = "nothing is kept here between requests"
@@ -33,7 +33,7 @@ def answer_content(content: object, path: str) -> tuple[str, str]:
             case "refusal":
                 refusals.append(text_at(part.get("refusal"), f"{inner}.refusal"))
             case kind:
-                refuse(inner, f"has the type {shown(kind)}, which no answer has")
+                raise refusal(inner, f"has the type {shown(kind)}, which no answer has")
     return "".join(texts), "".join(refusals)
 
 
@@ -62,7 +62,7 @@ def _part(value: object, path: str) -> Table:
         case "input_audio":
             return {"type": "input_audio", "input_audio": table_at(part.get("input_audio"), f"{path}.input_audio")}
         case kind:
-            refuse(path, f"has the type {shown(kind)}, which a chat completion does not have")
+            raise refusal(path, f"has the type {shown(kind)}, which a chat completion does not have")
 
 
 def _image(part: Table, path: str) -> Table:
@@ -80,4 +80,4 @@ def _file(part: Table, path: str) -> Table:
 
 def _refuse_file_id(part: Table, path: str) -> None:
     if "file_id" in part:
-        refuse(f"{path}.file_id", f"cannot be set: {NOTHING_KEPT}, no files either; send the data or an address")
+        raise refusal(f"{path}.file_id", f"cannot be set: {NOTHING_KEPT}, no files either; send the data or an address")

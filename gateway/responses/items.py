@@ -7,7 +7,7 @@ wants the results of its calls right behind it. Images and files in results of t
 import json
 from typing import Final
 
-from tollbook.gateway.request_fields import Table, kind_of, list_at, refuse, table_at, text_at, word_at
+from tollbook.gateway.request_fields import Table, kind_of, list_at, refusal, table_at, text_at, word_at
 from tollbook.gateway.responses.content import NOTHING_KEPT, answer_content, message_content, tool_output
 from tollbook.gateway.responses.tools import INPUT, function_name
 from tollbook.schemas.problems import shown
@@ -47,11 +47,11 @@ class _Conversation:
             case "function_call_output" | "custom_tool_call_output":
                 self._add_output(item, path)
             case "item_reference":
-                refuse(path, f"refers to an earlier item: {NOTHING_KEPT}; send the item itself")
+                raise refusal(path, f"refers to an earlier item: {NOTHING_KEPT}; send the item itself")
             case "compaction":
-                refuse(path, "is a compaction, which only OpenAI can read: send the conversation")
+                raise refusal(path, "is a compaction, which only OpenAI can read: send the conversation")
             case kind if kind not in _PASSED_OVER:
-                refuse(path, f"has the type {shown(kind)}, which a chat completion does not have")
+                raise refusal(path, f"has the type {shown(kind)}, which a chat completion does not have")
             case _:
                 pass
 

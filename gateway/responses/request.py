@@ -8,7 +8,7 @@ as they are, and judged where a task is made of them.
 from collections.abc import Mapping
 from typing import Any, Final
 
-from tollbook.gateway.request_fields import Table, body_of, kind_of, list_at, refuse, refuse_set, table_at, text_at
+from tollbook.gateway.request_fields import Table, body_of, kind_of, list_at, refusal, refuse_set, table_at, text_at
 from tollbook.gateway.responses.content import NOTHING_KEPT
 from tollbook.gateway.responses.items import messages_of
 from tollbook.gateway.responses.tools import choice_of, functions_of
@@ -50,7 +50,7 @@ def chat_fields(body: Mapping[str, Any]) -> dict[str, Any]:
     given = body_of(body)
     refuse_set(given, _REFUSED, _NEUTRAL)
     if "message.output_text.logprobs" in list_at(given.get("include", []), "include"):
-        refuse("include", f"cannot ask for them: {_REFUSED['top_logprobs']}")
+        raise refusal("include", f"cannot ask for them: {_REFUSED['top_logprobs']}")
     fields = {name: each for name, each in given.items() if name not in _IGNORED | _TRANSLATED | _REFUSED.keys()}
     if not given.get("stream", True):
         del fields["stream"]
@@ -77,8 +77,8 @@ def _tools(given: Table) -> Table:
     if "parallel_tool_calls" in given:
         made["parallel_tool_calls"] = given["parallel_tool_calls"]
     if "tool_choice" in given:
-        made["tool_choice"] = choice_of(given["tool_choice"], given["tools"])
-    return made
+        made["tool_choice"], made["tools"] = choice_of(given["tool_choice"], tools)
+    return made if made["tools"] else {}
 
 
 def _text(given: Table) -> Table:
@@ -94,14 +94,16 @@ def _text(given: Table) -> Table:
             schema = {name: form[name] for name in ("name", "description", "schema", "strict") if name in form}
             return {**made, "response_format": {"type": "json_schema", "json_schema": schema}}
         case kind:
-            refuse("text.format", f"has the type {shown(kind)}, which a chat completion does not have")
+            raise refusal("text.format", f"has the type {shown(kind)}, which a chat completion does not have")
 
 
 def _reasoning(given: Table) -> Table:
     """Return the effort; how reasoning is summed up is the provider's to say: all that it returns is passed on."""
     reasoning = table_at(given.get("reasoning", {}), "reasoning")
     if reasoning.get("mode", "standard") != "standard":
-        refuse("reasoning.mode", "cannot be set: it changes what an answer costs, and the bound does not know how")
+        raise refusal(
+            "reasoning.mode", "cannot be set: it changes what an answer costs, and the bound does not know how"
+        )
     return {"reasoning_effort": reasoning["effort"]} if "effort" in reasoning else {}
 
 

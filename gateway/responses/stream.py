@@ -100,9 +100,7 @@ class Events:
                 case _:
                     assert_never(step)
 
-    def _of_item(
-        self, index: int, segment: Segment, events: Callable[[Segment], Iterable[_Event]]
-    ) -> Iterable[_Event]:
+    def _of_item(self, index: int, segment: Segment, events: Callable[[Segment], Iterable[_Event]]) -> Iterable[_Event]:
         item_id = item_id_of(segment, index, stem=self._stem, names=self._names)
         return [(name, {"item_id": item_id, "output_index": index, **data}) for name, data in events(segment)]
 
@@ -113,6 +111,15 @@ class Events:
                 # Out of a function's arguments, which can be read once they are complete.
                 yield "response.custom_tool_call_input.delta", {"delta": text}
             yield "response.custom_tool_call_input.done", {"input": text}
+            return
+        if segment.kind == "call":
+            yield (
+                "response.function_call_arguments.done",
+                {
+                    "name": self._names.of(segment.name).name,
+                    "arguments": segment.text,
+                },
+            )
             return
         yield from _done(segment)
 
@@ -158,6 +165,6 @@ def _done(segment: Segment) -> Iterable[_Event]:
             yield "response.refusal.done", {"content_index": 0, "refusal": text}
             yield "response.content_part.done", {"content_index": 0, "part": part_of(segment, text)}
         case "call":
-            yield "response.function_call_arguments.done", {"name": segment.name, "arguments": text}
+            return
         case _:
             assert_never(segment.kind)

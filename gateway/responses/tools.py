@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tollbook.gateway.request_fields import Table, kind_of, list_at, refuse, table_at, text_at
+from tollbook.gateway.request_fields import Table, kind_of, list_at, refusal, table_at, text_at
 from tollbook.schemas.problems import shown
 
 INPUT: Final = "input"
@@ -61,39 +61,40 @@ def functions_of(tools: object) -> list[Table]:
             case "namespace":
                 made += _functions_of_namespace(tool, path)
             case "web_search" if tool.get("external_web_access") is False:
-                # Codex offers a search of OpenAI's cached pages by default: the model does not see it, and does without.
+                # Codex offers a search of OpenAI's cached pages by default. The model is not told, and does without.
                 continue
             case "tool_search" if tool.get("execution", "server") == "server":
                 continue  # All tools that it would find are sent along.
             case "tool_search":
-                refuse(path, "is a search of tools that are not in the request: send all tools")
+                raise refusal(path, "is a search of tools that are not in the request: send all tools")
             case "local_shell" | "shell" | "apply_patch" | "computer" | "computer_use_preview" as kind:
-                refuse(path, f"is OpenAI's tool {kind!r}, which a chat completion does not have: send it as a function")
+                raise refusal(
+                    path, f"is OpenAI's tool {kind!r}, which a chat completion does not have: send it as a function"
+                )
             case kind:
-                refuse(path, f"is the server tool {shown(kind)}: {_SERVER_TOOL}")
+                raise refusal(path, f"is the server tool {shown(kind)}: {_SERVER_TOOL}")
     return made
 
 
-def choice_of(choice: object, tools: object) -> object:
-    """Return `tool_choice` as a chat completion has it. Errors: InvalidTask."""
+def choice_of(choice: object, functions: list[Table]) -> tuple[object, list[Table]]:
+    """Return `tool_choice` as a chat completion has it, and the functions that it leaves. Errors: InvalidTask."""
     if isinstance(choice, str):
-        return choice
+        return choice, functions
     table = table_at(choice, "tool_choice")
     kind = kind_of(table, "tool_choice")
     if kind == "allowed_tools":
-        return _allowed(table, tools)
+        names = {
+            _chosen(table_at(each, "tool_choice.tools")) for each in list_at(table.get("tools"), "tool_choice.tools")
+        }
+        mode = text_at(table.get("mode"), "tool_choice.mode")
+        return mode, [function for function in functions if function["function"]["name"] in names]
     if kind not in ("function", "custom"):
-        refuse("tool_choice", f"names the server tool {shown(kind)}: {_SERVER_TOOL}")
-    name = text_at(table.get("name"), "tool_choice.name")
-    return {"type": "function", "function": {"name": function_name(name, table.get("namespace"))}}
+        raise refusal("tool_choice", f"names the server tool {shown(kind)}: {_SERVER_TOOL}")
+    return {"type": "function", "function": {"name": _chosen(table)}}, functions
 
 
-def _allowed(choice: Table, tools: object) -> object:
-    """Return the mode of a choice among some of the tools; one of all of them is the same as that."""
-    allowed = {table_at(each, "tool_choice.tools").get("name") for each in list_at(choice.get("tools"), "tool_choice.tools")}
-    if not {tool["name"] for tool, _ in _flat(tools)} <= allowed:
-        refuse("tool_choice", "allows some of the tools: send only those")
-    return text_at(choice.get("mode"), "tool_choice.mode")
+def _chosen(choice: Table) -> str:
+    return function_name(text_at(choice.get("name"), "tool_choice.name"), choice.get("namespace"))
 
 
 def _function(tool: Table, path: str, namespace: str | None = None) -> Table:
@@ -124,7 +125,7 @@ def _functions_of_namespace(namespace: Table, path: str) -> list[Table]:
         inner = f"{path}.tools[{number}]"
         tool = table_at(value, inner)
         if kind_of(tool, inner) not in ("function", "custom"):
-            refuse(inner, "must be a function or a custom tool")
+            raise refusal(inner, "must be a function or a custom tool")
         made.append(_function(tool, inner, name))
     described = text_at(namespace.get("description", ""), f"{path}.description")
     if made and described:
