@@ -7,9 +7,10 @@ says more; so a stream has the same content however it was cut, and the same as 
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
+from tollbook.gateway.reasoning_details import Detail, add_details, is_wanted_back, texts_of
 from tollbook.schemas.results import InferenceResult
 
 Kind = Literal["reasoning", "content", "refusal", "call"]
@@ -35,6 +36,8 @@ class Segment:
     """Whether it is a custom tool's call: `text` is plain text then."""
     is_cut: bool = False
     """Whether the answer ended within it."""
+    details: list[Detail] = field(default_factory=list[Detail])
+    """Of reasoning: what the provider wants back with the next turn, as far as it streams that."""
 
     @property
     def may_end(self) -> bool:
@@ -127,18 +130,37 @@ class Segments:
     def _add_delta(self, delta: Mapping[str, Any]) -> Iterator[Step]:
         for kind, names in _TEXTS:
             text = next((delta[name] for name in names if isinstance(delta.get(name), str) and delta[name]), "")
-            yield from self._add_text(kind, text)
+            if kind == "reasoning":
+                details = _tables(delta.get("reasoning_details"))
+                yield from self._add_text(kind, text or texts_of(details))
+                yield from self._add_details(details)
+            else:
+                yield from self._add_text(kind, text)
         for piece in _tables(delta.get("tool_calls")):
             yield from self._add_call(piece)
 
     def _add_text(self, kind: Kind, text: str) -> Iterable[Step]:
         if not text:
             return ()
+        return self._grow(self._last(kind) or self._wait(Segment(kind)), text)
+
+    def _add_details(self, details: list[Mapping[str, Any]]) -> Iterable[Step]:
+        last = self._last("reasoning")
+        if last is None and not is_wanted_back(details):
+            return ()
+        last = last or self._wait(Segment("reasoning"))
+        add_details(last.details, details)
+        return self._advance()
+
+    def _last(self, kind: Kind) -> Segment | None:
+        """Return the last segment if it can grow by text of this kind."""
         last = self.all[-1] if self.all else None
-        if last is None or last.kind != kind or (last in self._begun and not self._is_open):
-            last = Segment(kind)
-            self._waiting.append(last)
-        return self._grow(last, text)
+        can_grow = last is not None and last.kind == kind and (last in self._waiting or self._is_open)
+        return last if can_grow else None
+
+    def _wait(self, segment: Segment) -> Segment:
+        self._waiting.append(segment)
+        return segment
 
     def _add_call(self, piece: Mapping[str, Any]) -> Iterable[Step]:
         function, is_custom = _called(piece)
@@ -148,7 +170,7 @@ class Segments:
             segment = Segment("call", call_id=given_id or self._id(len(self._calls)), is_custom=is_custom)
             call = _Call(segment, index, given_id)
             self._calls.append(call)
-            self._waiting.append(segment)
+            self._wait(segment)
         call.given_id = call.given_id or given_id
         if call.segment in self._waiting:
             call.segment.name = call.segment.name or _text(function.get("name"))

@@ -1,14 +1,15 @@
 """Anthropic's messages as chat messages.
 
 Results of tools become messages of their own, before what else the user says; images and files in them follow in the
-user's message, since a chat completion's message of a tool has text only. Thinking goes back with its signature, in
-the form in which OpenRouter gives and takes it.
+user's message, since a chat completion's message of a tool has text only. Signed thinking goes back in the form in
+which OpenRouter gives and takes it.
 """
 
 import json
 from typing import Any, Final
 
 from tollbook.gateway.messages.blocks import content_of, mark_of, part_of, parts_of, text_part
+from tollbook.gateway.reasoning_details import unpacked
 from tollbook.gateway.request_fields import Table, kind_of, list_at, refusal, table_at, text_at, word_at
 from tollbook.schemas.problems import shown
 
@@ -102,7 +103,10 @@ def _add_thinking(message: Table, block: Table, path: str) -> None:
         return
     text = text_at(block.get("thinking", ""), f"{path}.thinking")
     signature = text_at(block.get("signature", ""), f"{path}.signature")
-    if signature:
+    own = unpacked(signature)
+    if own:
+        message["reasoning_details"] = [*details, *own]
+    elif signature:
         detail = {"type": "reasoning.text", "text": text, "signature": signature, **described}
         message["reasoning_details"] = [*details, detail]
     elif text:

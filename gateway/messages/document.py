@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, assert_never, cast
 
+from tollbook.gateway.reasoning_details import packed
 from tollbook.gateway.request_fields import Table
 from tollbook.gateway.segments import Segment, segments_of
 from tollbook.schemas.results import InferenceResult
@@ -60,8 +61,7 @@ def block_of(segment: Segment) -> Table:
     """Return a segment as a block of content. A refusal is text, and the reason to stop tells it from other text."""
     match segment.kind:
         case "reasoning":
-            # Only Anthropic signs what a model thinks; the signature does not come with a chat completion's text.
-            return {"type": "thinking", "thinking": segment.text, "signature": ""}
+            return {"type": "thinking", "thinking": segment.text, "signature": packed(segment.details)}
         case "content" | "refusal":
             return {"type": "text", "text": segment.text, "citations": None}
         case "call":

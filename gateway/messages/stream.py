@@ -17,6 +17,7 @@ from tollbook.gateway.messages.document import (
     stop_fields,
     usage_of,
 )
+from tollbook.gateway.reasoning_details import packed
 from tollbook.gateway.request_fields import Table
 from tollbook.gateway.segments import Closed, Grown, Opened, Segment, Segments, Step
 from tollbook.gateway.sse import event_bytes
@@ -86,12 +87,20 @@ def _events_of(steps: Iterable[Step]) -> Iterable[bytes]:
                 if not segment.is_custom:
                     yield _event("content_block_delta", {"index": index, "delta": _delta(segment, text)})
             case Closed(segment, index):
-                if segment.is_custom:
-                    whole = json.dumps({"input": segment.text})
-                    yield _event("content_block_delta", {"index": index, "delta": _delta(segment, whole)})
+                last = _last_delta(segment)
+                if last:
+                    yield _event("content_block_delta", {"index": index, "delta": last})
                 yield _event("content_block_stop", {"index": index})
             case _:
                 assert_never(step)
+
+
+def _last_delta(segment: Segment) -> Table | None:
+    """Return what of a block is known once it is complete."""
+    if segment.is_custom:
+        return _delta(segment, json.dumps({"input": segment.text}))
+    signature = packed(segment.details)
+    return {"type": "signature_delta", "signature": signature} if signature else None
 
 
 def _delta(segment: Segment, text: str) -> Table:

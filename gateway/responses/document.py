@@ -1,7 +1,7 @@
 """Answers in the form of Responses, whole; and errors."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tollbook.gateway.request_fields import Table
 from tollbook.gateway.responses.output import ID_PREFIX, item_of
@@ -51,7 +51,7 @@ def items_of(segments: Sequence[Segment], stem: str, body: Mapping[str, Any]) ->
 
 def begun_document(*, response_id: str, created_s: int, body: Mapping[str, Any]) -> Table:
     """Return an answer that has just begun."""
-    repeated = {name: default if body.get(name) is None else body[name] for name, default in _REPEATED.items()}
+    repeated = {name: _repeated(body.get(name), default) for name, default in _REPEATED.items()}
     return {
         "id": response_id,
         "object": "response",
@@ -110,8 +110,17 @@ def _usage(usage: Usage) -> Table:
     }
 
 
+def _repeated(value: object, default: object) -> object:
+    """Return a value of the request, with what OpenAI adds to it."""
+    if not isinstance(value, dict):
+        return default if value is None else value
+    return {**cast("Table", default or {}), **cast("Table", value)}
+
+
 def _told(tool: object) -> object:
     """Return a tool as OpenAI repeats it: a function with all that one has."""
-    if not isinstance(tool, Mapping) or tool.get("type") != "function":  # pyright: ignore[reportUnknownMemberType]
-        return tool  # pyright: ignore[reportUnknownVariableType]
-    return {"description": None, "parameters": None, "strict": None, **tool}  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(tool, dict):
+        return tool
+    table = cast("Table", tool)
+    given = {"description": None, "parameters": None, "strict": None} if table.get("type") == "function" else {}
+    return {**given, **table}

@@ -7,6 +7,7 @@ wants the results of its calls right behind it. Images and files in results of t
 import json
 from typing import Final
 
+from tollbook.gateway.reasoning_details import unpacked
 from tollbook.gateway.request_fields import Table, kind_of, list_at, refusal, table_at, text_at, word_at
 from tollbook.gateway.responses.content import NOTHING_KEPT, answer_content, message_content, tool_output
 from tollbook.gateway.responses.tools import INPUT, function_name
@@ -76,6 +77,11 @@ class _Conversation:
             turn["refusal"] = refusal
 
     def _add_reasoning(self, item: Table, path: str) -> None:
+        details = unpacked(item.get("encrypted_content"))
+        if details:
+            turn = self._open_turn()
+            turn["reasoning_details"] = [*turn.get("reasoning_details", []), *details]
+            return
         listed = [
             table_at(each, f"{path}.{name}")
             for name in ("content", "summary")

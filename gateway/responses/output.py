@@ -3,6 +3,7 @@
 import json
 from typing import Any, Final, Literal, assert_never, cast
 
+from tollbook.gateway.reasoning_details import packed
 from tollbook.gateway.request_fields import Table
 from tollbook.gateway.responses.tools import INPUT, ToolNames
 from tollbook.gateway.segments import Segment
@@ -17,7 +18,14 @@ def item_of(segment: Segment, index: int, *, stem: str, names: ToolNames, status
     item_id = item_id_of(segment, index, stem=stem, names=names)
     match segment.kind:
         case "reasoning":
-            return {"id": item_id, "type": "reasoning", "summary": [summary_part(segment.text)]}
+            summary = [summary_part(segment.text)] if segment.text else []
+            kept = packed(segment.details)
+            return {
+                "id": item_id,
+                "type": "reasoning",
+                "summary": summary,
+                **({"encrypted_content": kept} if kept else {}),
+            }
         case "content" | "refusal":
             content = [part_of(segment, segment.text)]
             return {"id": item_id, "type": "message", "status": status, "role": "assistant", "content": content}

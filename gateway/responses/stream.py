@@ -126,11 +126,9 @@ class Events:
 
 def _opened(segment: Segment) -> Iterable[_Event]:
     match segment.kind:
-        case "reasoning":
-            yield "response.reasoning_summary_part.added", {"summary_index": 0, "part": summary_part("")}
         case "content" | "refusal":
             yield "response.content_part.added", {"content_index": 0, "part": part_of(segment, "")}
-        case "call":
+        case "reasoning" | "call":
             return
         case _:
             assert_never(segment.kind)
@@ -139,6 +137,8 @@ def _opened(segment: Segment) -> Iterable[_Event]:
 def _grown(segment: Segment, text: str) -> Iterable[_Event]:
     match segment.kind:
         case "reasoning":
+            if text == segment.text:  # The first of it: encrypted reasoning has none.
+                yield "response.reasoning_summary_part.added", {"summary_index": 0, "part": summary_part("")}
             yield "response.reasoning_summary_text.delta", {"summary_index": 0, "delta": text}
         case "content":
             yield "response.output_text.delta", {"content_index": 0, "delta": text, "logprobs": []}
@@ -155,6 +155,8 @@ def _grown(segment: Segment, text: str) -> Iterable[_Event]:
 def _done(segment: Segment) -> Iterable[_Event]:
     text = segment.text
     match segment.kind:
+        case "reasoning" if not text:
+            return
         case "reasoning":
             yield "response.reasoning_summary_text.done", {"summary_index": 0, "text": text}
             yield "response.reasoning_summary_part.done", {"summary_index": 0, "part": summary_part(text)}
