@@ -19,6 +19,7 @@ from tollbook.gateway.apis import Api
 from tollbook.gateway.chat import ChatCompletions
 from tollbook.gateway.endpoints import Calls
 from tollbook.gateway.problems import Problem
+from tollbook.gateway.translated import Messages
 
 REQUEST_ID_HEADER: Final = "x-request-id"
 _log = structlog.get_logger(__name__)
@@ -95,9 +96,11 @@ async def _answer(calls: Calls, api: Api, request: Request) -> Any:
     return await calls.answer(request, api)
 
 
-def refusal(request: Request, problem: Problem, api: Api | None = None) -> Response:
-    """Return a refusal in an API's form; by default OpenAI's."""
-    body = (api or ChatCompletions()).error_body(problem, request.scope["tollbook"]["request_id"])
+def refusal(request: Request, problem: Problem) -> Response:
+    """Return a refusal in the form of the API that a path or its headers belong to."""
+    is_anthropic = request.url.path.startswith("/v1/messages") or "anthropic-version" in request.headers
+    api = Messages() if is_anthropic else ChatCompletions()
+    body = api.error_body(problem, request.scope["tollbook"]["request_id"])
     return JSONResponse(body, status_code=problem.status, headers=problem.headers)
 
 

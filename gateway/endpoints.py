@@ -73,8 +73,7 @@ class Calls:
         name: CallName | None = None
         try:
             key = await self._callers.admit(request.headers, address_of(request))
-            if len(self._under_way) >= self._limits.max_calls:
-                raise _overloaded()
+            self._check_room()
             body = await read_body(request)
             fields = api.chat_fields(body)
             name = await self._once.name(key, request.url.path, request.headers, body)
@@ -99,6 +98,11 @@ class Calls:
             call.end()
         await asyncio.gather(*(call.task for call in tuple(self._under_way)), *self._background, return_exceptions=True)
 
+    def _check_room(self) -> None:
+        if len(self._under_way) >= self._limits.max_calls:
+            message = "this gateway has as many calls under way as it takes"
+            raise Problem(503, "overloaded", message, kind="server_error", retry_after_s=1)
+
     def _begin(self, task: Task, who: Attributes, *, is_streamed: bool) -> RunningCall:
         assert task.task_id is not None, "the gateway names its calls"
 
@@ -119,7 +123,7 @@ class Calls:
         return call
 
     async def _whole(self, request: Request, call: RunningCall, api: Api, asked: Asked, name: CallName) -> Response:
-        """Wait for the answer. A client that leaves leaves the call running: it is billed in full, and may be joined."""
+        """Wait for the answer. A client that leaves does not end the call: it is billed in full, and may be joined."""
         if not await self._is_read(request, asyncio.ensure_future(call.result())):
             call.leave()
             await self._once.left(name)
@@ -203,8 +207,3 @@ def _headers(result: InferenceResult) -> dict[str, str]:
 def address_of(request: Request) -> str:
     """Return the address that a request comes from."""
     return request.client.host if request.client else ""
-
-
-def _overloaded() -> Problem:
-    message = "this gateway has as many calls under way as it takes"
-    return Problem(503, "overloaded", message, kind="server_error", retry_after_s=1)

@@ -10,6 +10,7 @@ import structlog
 import uvicorn
 from starlette.routing import BaseRoute
 
+from tollbook.gateway.apis import Api
 from tollbook.gateway.app import build_app
 from tollbook.gateway.callers import Callers, Keys
 from tollbook.gateway.chat import ChatCompletions
@@ -19,6 +20,7 @@ from tollbook.gateway.heartbeat import SILENT_S, Heartbeat
 from tollbook.gateway.information import Information
 from tollbook.gateway.once import Once
 from tollbook.gateway.routes import information_routes
+from tollbook.gateway.translated import Messages, Responses
 from tollbook.inference.api_keys import ApiKeys
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.runtime import InferenceRuntime
@@ -74,7 +76,12 @@ async def serve_gateway(
         call_timeout_s=settings.gateway_timeout_s,
     )
     calls = Calls(runtime, callers, once, limits, heartbeat.is_dead)
-    apis = [("/v1/chat/completions", ChatCompletions()), ("/v1/embeddings", Embeddings())]
+    apis: list[tuple[str, Api]] = [
+        ("/v1/chat/completions", ChatCompletions()),
+        ("/v1/responses", Responses()),
+        ("/v1/embeddings", Embeddings()),
+        ("/v1/messages", Messages()),
+    ]
     routes = [*information_routes(Information(runtime, callers)), *pages]
     server = SignallessServer(_config(settings, build_app(calls, apis, routes, cors_origins=settings.gateway_cors)))
     scheme = "https" if settings.gateway_cert else "http"
