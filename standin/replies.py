@@ -29,7 +29,10 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A request that can be answered, and the tokens that it uses."""
+    """A request that can be answered, and the tokens that it uses.
+
+    `has_words`: its answer has a word for each token.
+    """
 
     model: str
     user: str
@@ -38,6 +41,7 @@ class CompletionRequest:
     is_cut: bool
     fault: str | None
     is_streamed: bool = False
+    has_words: bool = False
 
     @property
     def price_nanousd(self) -> int:
@@ -135,6 +139,8 @@ def _content(message: Any) -> str:
 
 def filler(asked: CompletionRequest) -> str:
     """Return the text of a completion, which says that it is none."""
+    if asked.has_words:
+        return " ".join(["[stand-in]", *["nothing"] * (asked.completion_tokens - 1)])
     return f"[stand-in] {asked.completion_tokens} tokens of nothing."
 
 
