@@ -1,5 +1,4 @@
-"""Verification of what Redis holds beside the stream: accounts, tails, holds, records, policy, keys (G1, G2, G6,
-G11).
+"""Verification of what Redis holds beside the stream: accounts, keys, tails, holds, records, policy (G1, G2, G6, G11).
 
 Everything is compared with what the events give, so that a value changed by hand is found, and named with both values.
 Users, calls and budgets of events appended meanwhile are left for the next verification.
