@@ -124,7 +124,7 @@ class ApiKeys:
 
         What was found is kept for two seconds at most; that a key ends is seen at once, by the clock of Redis.
         """
-        if not _SECRET.fullmatch(secret):
+        if not is_secret(secret):
             return None
         digest = hash_of(secret)
         kept = self._kept.get(digest)
@@ -158,6 +158,11 @@ class ApiKeys:
             del self._kept[next(iter(self._kept))]
         self._kept[digest] = kept
         return kept
+
+
+def is_secret(text: str) -> bool:
+    """Whether a text has the form of a key, so that nobody must see it."""
+    return _SECRET.fullmatch(text) is not None
 
 
 def hash_of(secret: str) -> str:

@@ -101,6 +101,15 @@ class KeyChanges:
                 return each
         raise KeyUnknown(key_id)
 
+    async def find_secret(self, secret: str) -> IssuedKey:
+        """Return a key by itself, as where one was found that must be revoked. Errors: KeyUnknown, which hides it."""
+        digest = hash_of(secret)
+        fields = await self._ledger.api_keys()
+        found = issued_keys({name: value for name, value in fields.items() if name.startswith(digest)})
+        if not found:
+            raise KeyUnknown("of this secret")
+        return found[0]
+
     async def create(self, bounds: KeyBounds, signature: Signature) -> CreatedKey:
         """Create a key, from now on in force.
 
@@ -206,13 +215,20 @@ def check_bounds(bounds: KeyBounds, policy: Policy, *, now_ms: int) -> KeyBounds
         check_plan(bounds.plan, policy)
     return replace(
         bounds,
-        name=bounds.name and check_id(bounds.name),
-        user_id=bounds.user_id and check_id(bounds.user_id),
-        campaign_id=bounds.campaign_id and check_id(bounds.campaign_id),
+        name=_checked_id("the name", bounds.name),
+        user_id=_checked_id("the user", bounds.user_id),
+        campaign_id=_checked_id("the campaign", bounds.campaign_id),
         tags=_checked_tags(bounds.tags),
         models=tuple(dict.fromkeys(_checked_model(each, policy) for each in bounds.models)),
         streams=tuple(dict.fromkeys(check_stream(each, policy) for each in bounds.streams)),
     )
+
+
+def _checked_id(what: str, value: str | None) -> str | None:
+    try:
+        return None if value is None else check_id(value)
+    except ValueError as exc:
+        raise ValueError(f"{what} {exc}") from None
 
 
 def _checked_tags(tags: dict[str, str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ its owner, and a revocation that is missing lets a lost key in again.
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 _REVOKED: Final = " revoked"
 
@@ -58,7 +58,7 @@ def _key_id(found: Mapping[str, str], field: str) -> str | None:
     if field.startswith("key-"):
         return field
     document = _decoded(found[field])
-    key_id = document.get("key_id") if isinstance(document, dict) else None
+    key_id = cast("dict[str, Any]", document).get("key_id") if isinstance(document, dict) else None
     return key_id if isinstance(key_id, str) else None
 
 
