@@ -192,7 +192,7 @@ async def state_of(redis: Redis) -> dict[str, Any]:
             found[key] = await redis.get(raw), await redis.ttl(raw) > 0
         elif name == "holds":
             found[key] = await redis.zrange(raw, 0, -1, withscores=True)
-        elif name.startswith("account:") or name in ("credits", "alerts"):
+        elif name.startswith("account:") or name in ("credits", "alerts", "keys"):
             found[key] = await redis.hgetall(raw)
         elif name == "ledger":
             found[key] = await redis.xrange(raw)
