@@ -153,7 +153,10 @@ class ApiKeys:
         if entry is None:
             return None
         ends = [each for each in (entry.created.expires_ms, entry.revoked and entry.revoked.at_ms) if each is not None]
-        kept = _Kept(_api_key(entry.created), min(ends, default=None), now_ms - begun_s * 1000, begun_s)
+        ends_ms = min(ends, default=None)
+        if ends_ms is not None and ends_ms <= now_ms:
+            return None
+        kept = _Kept(_api_key(entry.created), ends_ms, now_ms - begun_s * 1000, begun_s)
         if len(self._kept) >= _MAX_KEPT:
             del self._kept[next(iter(self._kept))]
         self._kept[digest] = kept
