@@ -72,7 +72,8 @@ def changes_of(calling: Calling) -> KeyChanges:
 
 async def created(changes: KeyChanges, **bounds: Any) -> tuple[str, str]:
     """Create a key; return it and its id."""
-    done = await changes.create(KeyBounds(**{"user_id": "u42"} | bounds), ME)
+    values: dict[str, Any] = {"user_id": "u42"} | bounds
+    done = await changes.create(KeyBounds(**values), ME)
     assert done.secret is not None
     return done.secret, done.key_id
 
