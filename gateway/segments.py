@@ -20,6 +20,12 @@ _TEXTS: Final[tuple[tuple[Kind, tuple[str, ...]], ...]] = (
     ("content", ("content",)),
     ("refusal", ("refusal",)),
 )
+_FAMILIES: Final[Mapping[Kind, str]] = {
+    "reasoning": "reasoning",
+    "content": "message",
+    "refusal": "message",
+    "call": "call",
+}
 CUT_OFF: Final = frozenset({"length", "content_filter"})
 """Why a model stopped, where the answer has no proper end."""
 
@@ -36,6 +42,8 @@ class Segment:
     """Whether it is a custom tool's call: `text` is plain text then."""
     is_cut: bool = False
     """Whether the answer ended within it."""
+    number: int = 0
+    """Which of its kind it is in the answer, from 0; a text and a refusal are of one kind."""
     details: list[Detail] = field(default_factory=list[Detail])
     """Of reasoning: what the provider wants back with the next turn, as far as it streams that."""
 
@@ -159,6 +167,7 @@ class Segments:
         return last if can_grow else None
 
     def _wait(self, segment: Segment) -> Segment:
+        segment.number = sum(_FAMILIES[each.kind] == _FAMILIES[segment.kind] for each in self.all)
         self._waiting.append(segment)
         return segment
 

@@ -63,7 +63,7 @@ def block_of(segment: Segment) -> Table:
         case "reasoning":
             return {"type": "thinking", "thinking": segment.text, "signature": packed(segment.details)}
         case "content" | "refusal":
-            return {"type": "text", "text": segment.text, "citations": None}
+            return {"type": "text", "text": segment.text}
         case "call":
             return {"type": "tool_use", "id": segment.call_id, "name": segment.name, "input": _input(segment)}
         case _:

@@ -1,6 +1,7 @@
 """Items of Responses' `output`: one for each segment of an answer."""
 
 import json
+from dataclasses import replace
 from typing import Any, Final, Literal, assert_never, cast
 
 from tollbook.gateway.reasoning_details import packed
@@ -12,10 +13,10 @@ Status = Literal["in_progress", "completed", "incomplete"]
 ID_PREFIX: Final = "resp_"
 
 
-def item_of(segment: Segment, index: int, *, stem: str, names: ToolNames, status: Status | None = None) -> Table:
-    """Return the item of the segment with that number. `stem` makes its id unique among all answers."""
+def item_of(segment: Segment, *, stem: str, names: ToolNames, status: Status | None = None) -> Table:
+    """Return the item of a segment. `stem` makes its id unique among all answers."""
     status = status or ("incomplete" if segment.is_cut else "completed")
-    item_id = item_id_of(segment, index, stem=stem, names=names)
+    item_id = item_id_of(segment, stem=stem, names=names)
     match segment.kind:
         case "reasoning":
             summary = [summary_part(segment.text)] if segment.text else []
@@ -35,15 +36,15 @@ def item_of(segment: Segment, index: int, *, stem: str, names: ToolNames, status
             assert_never(segment.kind)
 
 
-def opened_item(segment: Segment, index: int, *, stem: str, names: ToolNames) -> Table:
+def opened_item(segment: Segment, *, stem: str, names: ToolNames) -> Table:
     """Return the item as it is announced: without its text."""
-    begun = Segment(segment.kind, call_id=segment.call_id, name=segment.name, is_custom=segment.is_custom)
-    item = item_of(begun, index, stem=stem, names=names, status="in_progress")
+    begun = replace(segment, text="", is_cut=False, details=[])
+    item = item_of(begun, stem=stem, names=names, status="in_progress")
     return {**item, **{name: [] for name in ("content", "summary") if name in item}}
 
 
-def item_id_of(segment: Segment, index: int, *, stem: str, names: ToolNames) -> str:
-    """Return the id of an item, with the prefix that OpenAI's have."""
+def item_id_of(segment: Segment, *, stem: str, names: ToolNames) -> str:
+    """Return the id of an item, with the prefix that OpenAI's have. `response_id_of` knows the way back."""
     match segment.kind:
         case "reasoning":
             prefix = "rs"
@@ -53,7 +54,12 @@ def item_id_of(segment: Segment, index: int, *, stem: str, names: ToolNames) -> 
             prefix = "ctc" if is_custom(segment, names) else "fc"
         case _:
             assert_never(segment.kind)
-    return f"{prefix}_{stem}_{index}"
+    return f"{prefix}_{stem}_{segment.number}"
+
+
+def response_id_of(item_id: str) -> str:
+    """Return the id of the answer that an item is of."""
+    return ID_PREFIX + item_id.partition("_")[2].rpartition("_")[0]
 
 
 def part_of(segment: Segment, text: str) -> Table:

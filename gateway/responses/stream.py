@@ -87,7 +87,7 @@ class Events:
         for step in steps:
             match step:
                 case Opened(segment, index):
-                    item = opened_item(segment, index, stem=self._stem, names=self._names)
+                    item = opened_item(segment, stem=self._stem, names=self._names)
                     yield "response.output_item.added", {"output_index": index, "item": item}
                     yield from self._of_item(index, segment, _opened)
                 case Grown(segment, index, text):
@@ -95,13 +95,13 @@ class Events:
                         yield from self._of_item(index, segment, lambda each, text=text: _grown(each, text))
                 case Closed(segment, index):
                     yield from self._of_item(index, segment, self._closed)
-                    item = item_of(segment, index, stem=self._stem, names=self._names)
+                    item = item_of(segment, stem=self._stem, names=self._names)
                     yield "response.output_item.done", {"output_index": index, "item": item}
                 case _:
                     assert_never(step)
 
     def _of_item(self, index: int, segment: Segment, events: Callable[[Segment], Iterable[_Event]]) -> Iterable[_Event]:
-        item_id = item_id_of(segment, index, stem=self._stem, names=self._names)
+        item_id = item_id_of(segment, stem=self._stem, names=self._names)
         return [(name, {"item_id": item_id, "output_index": index, **data}) for name, data in events(segment)]
 
     def _closed(self, segment: Segment) -> Iterable[_Event]:

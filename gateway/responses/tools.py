@@ -19,6 +19,8 @@ _SERVER_TOOL: Final = (
     "the provider runs it as often as it likes, at a cost without an upper bound; send functions, and run them yourself"
 )
 
+_WITHOUT_SEARCH: Final = ' (Codex leaves this one out with `web_search = "disabled"`)'
+
 
 @dataclass(frozen=True, slots=True)
 class ToolName:
@@ -72,7 +74,8 @@ def functions_of(tools: object) -> list[Table]:
                     path, f"is OpenAI's tool {kind!r}, which a chat completion does not have: send it as a function"
                 )
             case kind:
-                raise refusal(path, f"is the server tool {shown(kind)}: {_SERVER_TOOL}")
+                hint = _WITHOUT_SEARCH if kind == "web_search" else ""
+                raise refusal(path, f"is the server tool {shown(kind)}: {_SERVER_TOOL}{hint}")
     return made
 
 
