@@ -45,7 +45,7 @@ def id_stem(response_id: str) -> str:
 
 def items_of(segments: Sequence[Segment], stem: str, body: Mapping[str, Any]) -> list[Table]:
     """Return the items of an answer."""
-    names = ToolNames(body.get("tools"))
+    names = ToolNames(body)
     return [item_of(segment, stem=stem, names=names) for segment in segments]
 
 

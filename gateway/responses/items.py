@@ -12,14 +12,15 @@ from tollbook.gateway.reasoning_details import unpacked
 from tollbook.gateway.request_fields import Table, kind_of, list_at, refusal, table_at, text_at, word_at
 from tollbook.gateway.responses.content import NOTHING_KEPT, answer_content, message_content, tool_output
 from tollbook.gateway.responses.output import response_id_of
-from tollbook.gateway.responses.tools import INPUT, function_name
+from tollbook.gateway.responses.tools import ADDITIONAL_TOOLS, INPUT, function_name
 from tollbook.schemas.problems import shown
 
 _HOW_TO_SEND: Final = "SDKs do so with `store: false`"
 REFERENCE: Final = "item_reference"
 _ROLES: Final = ("user", "assistant", "system", "developer")
-# Tells that a search was made, and not what was found; what the model made of it is in its text.
-_PASSED_OVER: Final = frozenset({"web_search_call"})
+# The first tells that a search was made, and not what was found; what the model made of it is in its text. The other
+# is read with the tools.
+_PASSED_OVER: Final = frozenset({"web_search_call", ADDITIONAL_TOOLS})
 
 
 def messages_of(items: object, known: Mapping[str, Mapping[str, Any]]) -> list[Table]:

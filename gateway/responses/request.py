@@ -73,7 +73,7 @@ def _messages(given: Table, known: Mapping[str, Mapping[str, Any]]) -> list[Tabl
 
 
 def _tools(given: Table) -> Table:
-    tools = functions_of(given.get("tools", []))
+    tools = functions_of(given)
     if not tools:
         return {}
     # Without tools, providers refuse what says how to use them.

@@ -37,7 +37,7 @@ class Events:
         self._body = body or {}
         self._stem = id_stem(response_id)
         self._begun = begun_document(response_id=response_id, created_s=created_s, body=self._body)
-        self._names = ToolNames(self._body.get("tools"))
+        self._names = ToolNames(self._body)
         self._segments = Segments(self._stem)
         self._sequence_number = 0
 
