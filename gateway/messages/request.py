@@ -61,6 +61,9 @@ def _fields(given: Table) -> Table:
     fields = {name: each for name, each in given.items() if name not in _IGNORED | _TRANSLATED | _REFUSED.keys()}
     if not given.get("stream", True):
         del fields["stream"]
+    if fields.get("temperature") == 1:
+        # Anthropic's default, which Claude Code sends; many models refuse any temperature.
+        del fields["temperature"]
     fields["messages"] = messages_of(given.get("system"), given["messages"])
     if given.get("stop_sequences"):
         fields["stop"] = list_at(given["stop_sequences"], "stop_sequences")
