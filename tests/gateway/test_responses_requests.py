@@ -364,7 +364,7 @@ def test_refusals_quote_no_prompt() -> None:
 
 
 def test_unknown_fields_are_judged_where_the_task_is_made() -> None:
-    with pytest.raises(InvalidTask, match="unknown field .modle."):
+    with pytest.raises(InvalidTask, match="unknown field 'modle'"):
         task_of(fields_of(modle="m"))
     with pytest.raises(InvalidTask, match="'n' cannot be set"):
         task_of(fields_of(n=2))
