@@ -12,7 +12,7 @@ from tollbook.gateway.messages.tools import tool_fields
 from tollbook.gateway.request_fields import Table, body_of, list_at, refusal, refuse_set, table_at, word_at
 from tollbook.schemas.tasks import InvalidTask
 
-DISPENSABLE: Final = frozenset({"reasoning", "reasoning_effort", "parallel_tool_calls", "top_k"})
+DISPENSABLE: Final = frozenset({"reasoning", "parallel_tool_calls"})
 """Chat fields that SDKs and agents send unasked: may be left out where the model does not support them."""
 _REFUSED: Final = {
     "service_tier": "it changes the price of a token, and the bound rests on the standard price",

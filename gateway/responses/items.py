@@ -53,6 +53,8 @@ class _Conversation:
                 self._add_call(item, path, is_custom=kind == "custom_tool_call")
             case "function_call_output" | "custom_tool_call_output":
                 self._add_output(item, path)
+            case "image_generation_call":
+                self._add_image(item, path)
             case kind if kind == REFERENCE:
                 self._add_known(text_at(item.get("id"), f"{path}.id"), path)
             case "compaction":
@@ -109,6 +111,13 @@ class _Conversation:
         turn = self._open_turn()
         if text:
             turn["reasoning"] = f"{turn['reasoning']}\n\n{text}" if "reasoning" in turn else text
+
+    def _add_image(self, item: Table, path: str) -> None:
+        data = text_at(item.get("result"), f"{path}.result")
+        url = f"data:image/{item.get('output_format', 'png')};base64,{data}"
+        turn = self._open_turn()
+        turn.setdefault("content", "")
+        turn.setdefault("images", []).append({"type": "image_url", "image_url": {"url": url}})
 
     def _add_call(self, item: Table, path: str, *, is_custom: bool) -> None:
         name = function_name(text_at(item.get("name"), f"{path}.name"), item.get("namespace"))

@@ -1,6 +1,7 @@
 """Items of Responses' `output`: one for each segment of an answer."""
 
 import json
+import re
 from dataclasses import replace
 from typing import Any, Final, Literal, assert_never, cast
 
@@ -11,6 +12,7 @@ from tollbook.gateway.segments import Segment
 
 Status = Literal["in_progress", "completed", "incomplete"]
 ID_PREFIX: Final = "resp_"
+_IMAGE_HEAD: Final = re.compile(r"data:image/(png|webp|jpeg|gif)\b")
 
 
 def item_of(segment: Segment, *, stem: str, names: ToolNames, status: Status | None = None) -> Table:
@@ -30,6 +32,8 @@ def item_of(segment: Segment, *, stem: str, names: ToolNames, status: Status | N
         case "content" | "refusal":
             content = [part_of(segment, segment.text)]
             return {"id": item_id, "type": "message", "status": status, "role": "assistant", "content": content}
+        case "image":
+            return {"id": item_id, "type": "image_generation_call", "status": status, **_image(segment.text)}
         case "call":
             return {"id": item_id, **_call(segment, names), "status": status}
         case _:
@@ -50,6 +54,8 @@ def item_id_of(segment: Segment, *, stem: str, names: ToolNames) -> str:
             prefix = "rs"
         case "content" | "refusal":
             prefix = "msg"
+        case "image":
+            prefix = "ig"
         case "call":
             prefix = "ctc" if is_custom(segment, names) else "fc"
         case _:
@@ -89,6 +95,13 @@ def custom_input(segment: Segment) -> str:
         return segment.text
     text = cast("dict[str, Any]", arguments).get(INPUT) if isinstance(arguments, dict) else None
     return text if isinstance(text, str) else segment.text
+
+
+def _image(address: str) -> Table:
+    """Return an image as OpenAI's have it: the data alone, without the head of a `data:` URL, and its format."""
+    head, _, data = address.rpartition(",")
+    found = _IMAGE_HEAD.match(head)
+    return {"result": data or None, **({"output_format": found[1]} if found else {})}
 
 
 def _call(segment: Segment, names: ToolNames) -> Table:

@@ -128,6 +128,8 @@ def _opened(segment: Segment) -> Iterable[_Event]:
     match segment.kind:
         case "content" | "refusal":
             yield "response.content_part.added", {"content_index": 0, "part": part_of(segment, "")}
+        case "image":
+            yield "response.image_generation_call.in_progress", {}
         case "reasoning" | "call":
             return
         case _:
@@ -144,6 +146,8 @@ def _grown(segment: Segment, text: str) -> Iterable[_Event]:
             yield "response.output_text.delta", {"content_index": 0, "delta": text, "logprobs": []}
         case "refusal":
             yield "response.refusal.delta", {"content_index": 0, "delta": text}
+        case "image":
+            return
         case "call" if segment.is_custom:
             yield "response.custom_tool_call_input.delta", {"delta": text}
         case "call":
@@ -166,6 +170,8 @@ def _done(segment: Segment) -> Iterable[_Event]:
         case "refusal":
             yield "response.refusal.done", {"content_index": 0, "refusal": text}
             yield "response.content_part.done", {"content_index": 0, "part": part_of(segment, text)}
+        case "image":
+            yield "response.image_generation_call.completed", {}
         case "call":
             return
         case _:

@@ -181,6 +181,16 @@ def test_custom_tools_of_namespaces_are_called_as_functions() -> None:
             [{"role": "user", "content": "hi"}],
         ),
         (
+            [{"type": "image_generation_call", "id": "ig", "status": "completed", "result": "AAAA"}],
+            [
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "images": [{"type": "image_url", "image_url": {"url": IMAGE}}],
+                }
+            ],
+        ),
+        (
             [{"role": "user", "content": "hi"}, {"type": "web_search_call", "id": "ws", "status": "completed"}],
             [{"role": "user", "content": "hi"}],
         ),

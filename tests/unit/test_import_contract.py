@@ -14,6 +14,7 @@ ROOMS = (
     "demo",
     "views",
     "app",
+    "gateway",
     "observability",
     "consumers",
     "audit",
