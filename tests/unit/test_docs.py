@@ -37,8 +37,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 DECISIONS = sorted((DOCS / "adr").glob("[0-9]*.md"))
 COMMANDS = commands()
 ROOMS = (
-    "schemas|ledger|inference|consumers|audit|standin|observability|gateway|app|views|demo|cli|tests|docs|benchmarks|"
-    "notebooks"
+    "schemas|ledger|inference|consumers|audit|standin|observability|gateway|app|views|demo|cli|"
+    "tests|docs|benchmarks|notebooks"
 )
 
 
