@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import structlog
 from redis.asyncio import Redis
 
 from tests.chromium import describe_chromium
+from tests.empty_projections import copy_empty_projections, made_anew, make_folder
 from tests.loop_clock import LoopClock
 from tests.servers import EMBEDDED, TestServers, describe_servers, server_kinds
 from tests.unsigned_extensions import allow_unsigned_extensions
@@ -39,6 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # They load in the background, and a hold must not depend on when: their own tests switch them on.
     os.environ.setdefault("TOLLBOOK_TOKENIZERS", "off")
     allow_unsigned_extensions()
+    if (folder := make_folder()) is not None:
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    copy_empty_projections()
     # The stand-in's book is held against the ledger by user. Tests of what a provider is told say so.
     os.environ.setdefault("TOLLBOOK_PROVIDER_USER", "plain")
 
@@ -112,6 +117,13 @@ async def private_server(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
     await server.start()
     yield server
     await server.stop()
+
+
+@pytest.fixture
+def projections_made_anew() -> Iterator[None]:
+    """New projections are made in this process as users make them, and not copied (tests/empty_projections.py)."""
+    with made_anew():
+        yield
 
 
 @pytest.fixture

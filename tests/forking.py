@@ -71,10 +71,12 @@ def run_command(
     has_session: bool = False,
 ) -> None:
     """Be `tollbook ...` to the end; `files` are standard input, output and errors."""
+    from tests.empty_projections import copy_empty_projections
     from tests.unsigned_extensions import allow_unsigned_extensions
     from tollbook.cli.app import run
 
     allow_unsigned_extensions()
+    copy_empty_projections()
     if has_session:
         os.setsid()
     os.chdir(cwd)
