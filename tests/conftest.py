@@ -23,8 +23,10 @@ from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 
 # How long an example takes says how busy the machine is, not whether the code is right.
-hypothesis.settings.register_profile("tollbook", deadline=None)
-hypothesis.settings.load_profile("tollbook")
+hypothesis.settings.register_profile("full", deadline=None)
+# While one works, a property is tried with few examples. `python3 dev.py test --slow` tries each again, with many.
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)
+hypothesis.settings.load_profile("quick")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

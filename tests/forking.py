@@ -16,7 +16,19 @@ from typing import Any
 
 _forking = multiprocessing.get_context("forkserver")
 _forking.set_forkserver_preload(
-    ["tollbook.app.processes", "tollbook.cli.app", "tollbook.app.connect", "tollbook.views.tables"]
+    [
+        "tollbook.app.processes",
+        "tollbook.cli.app",
+        "tollbook.cli.serve",
+        "tollbook.app.connect",
+        "tollbook.views.tables",
+        "tollbook.standin",
+        "tollbook.observability.server",
+        "anyio._backends._asyncio",
+        "httpcore",
+        "uvicorn.protocols.http.h11_impl",
+        "uvloop",
+    ]
 )
 
 
