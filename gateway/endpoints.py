@@ -22,6 +22,7 @@ from tollbook.inference.deltas import OnDelta
 from tollbook.inference.direct_calls import make_call
 from tollbook.inference.runtime import InferenceRuntime
 from tollbook.ledger.gate.requests import OpenCall
+from tollbook.observability.gateway_counts import GatewayCounts
 from tollbook.schemas.results import InferenceResult
 from tollbook.schemas.tasks import Task
 from tollbook.schemas.windows import end_of_window
@@ -52,6 +53,7 @@ class Calls:
         callers: Callers,
         once: Once,
         limits: Limits,
+        counts: GatewayCounts,
         is_dead: Callable[[OpenCall], Awaitable[bool]],
     ) -> None:
         """`is_dead` says whether the run that holds money for a call has ended with its gateway."""
@@ -60,6 +62,7 @@ class Calls:
         self._callers = callers
         self._once = once
         self._limits = limits
+        self._counts = counts
         self._under_way: set[RunningCall] = set()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -119,8 +122,13 @@ class Calls:
 
         call = RunningCall(task.task_id, make, is_streamed=is_streamed)
         self._under_way.add(call)
-        call.task.add_done_callback(lambda _: self._under_way.discard(call))
+        self._counts.calls_open += 1
+        call.task.add_done_callback(lambda _: self._end(call))
         return call
+
+    def _end(self, call: RunningCall) -> None:
+        self._under_way.discard(call)
+        self._counts.calls_open -= 1
 
     async def _whole(self, request: Request, call: RunningCall, api: Api, asked: Asked, name: CallName) -> Response:
         """Wait for the answer. A client that leaves does not end the call: it is billed in full, and may be joined."""
