@@ -130,6 +130,7 @@ def test_the_image_context_lets_in_what_the_build_needs_and_nothing_else() -> No
         "audit",
         "standin",
         "observability",
+        "gateway",
         "app",
         "views",
         "demo",
