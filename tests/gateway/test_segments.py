@@ -93,9 +93,10 @@ def test_one_segment_is_open_at_a_time_and_all_of_the_answer_is_told(
                 assert index == len(opened)
                 opened.append(index)
                 current, texts[index] = index, ""
-            case Grown(_, index, text):
+            case Grown(_, index, text, is_first):
                 assert current == index
                 assert text
+                assert is_first == (not texts[index])
                 texts[index] += text
             case Closed(segment, index):
                 assert current == index
@@ -197,6 +198,16 @@ def test_reasoning_under_two_names_is_told_once() -> None:
     segments = Segments("s")
     segments.add({"choices": [{"index": 0, "delta": {"reasoning": "why", "reasoning_content": "why"}}]})
     assert [segment.text for segment in segments.all] == ["why"]
+
+
+def test_reasoning_of_two_choices_in_a_chunk_is_one_part() -> None:
+    events = ResponseEvents(response_id="resp_s", created_s=0, body=BODY)
+    choices = [{"index": 0, "delta": {"reasoning": text}} for text in ("a", "b")]
+    told = [event["type"] for event in events_in(events.delta({"choices": choices}))]
+    assert told == [
+        "response.output_item.added", "response.reasoning_summary_part.added",
+        "response.reasoning_summary_text.delta", "response.reasoning_summary_text.delta",
+    ]  # fmt: skip
 
 
 def test_a_call_waits_for_its_name() -> None:
