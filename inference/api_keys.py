@@ -8,6 +8,7 @@ Keys are found before their user is known, so all of them are in partition 0. No
 and revoked by `Administration`.
 """
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -147,8 +148,10 @@ class ApiKeys:
 
     async def _read(self, digest: str) -> _Kept | None:
         begun_s = self._monotonic()
-        now_ms = await self.now_ms()
-        created, revoked = await self._pipeline.execute("HMGET", self._name, digest, f"{digest} revoked")
+        # In one batch. The time is that after `begun_s`, so that a key ends rather too early than too late.
+        now_ms, (created, revoked) = await asyncio.gather(
+            self.now_ms(), self._pipeline.execute("HMGET", self._name, digest, f"{digest} revoked")
+        )
         entry = _entry(digest, created, revoked)
         if entry is None:
             return None
