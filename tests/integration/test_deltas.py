@@ -305,3 +305,16 @@ async def test_answer_that_is_complete_is_one_although_its_connection_stays_open
         loop_clock.advance(2 if DONE in pieces else 101)
         attempt = await running
     assert (attempt.outcome, attempt.content, attempt.reported_cost_nanousd) == ("ok", "x", 500_000_000)
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+async def test_log_probabilities_are_in_the_result_that_asks_for_them(calling: Calling, is_streamed: bool) -> None:
+    reader = Reader()
+    call = calling.call(model="openai/gpt-4o-mini", logprobs=True)
+    hold = await calling.runtime.reservations.reserve(call)
+    assert isinstance(hold, Hold)
+    result = await calling.runtime.runner.run(call, hold, on_delta=reader.take if is_streamed else None)
+    assert result.content is not None
+    assert result.logprobs is not None
+    assert [each["token"] for each in result.logprobs["content"]] == result.content.split()
+    assert await calling.runtime.handle.results.get_of("t1", "u1") == result
