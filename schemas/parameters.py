@@ -216,7 +216,7 @@ class Parameters(BaseModel):
     logit_bias: Annotated[dict[str, int | float], AfterValidator(_logit_bias)] | None = None
     """A JSON object: by a token's number, what is added to its likelihood, -100 to 100."""
     logprobs: bool | None = None
-    """Have the provider compute log probabilities. The result does not have them."""
+    """Have the provider compute log probabilities, for the result's `logprobs`."""
     top_logprobs: Annotated[_Count, Field(ge=0, le=20)] | None = None
     """How many likely tokens `logprobs` are for, 0 to 20."""
     response_format: ResponseFormat | None = Field(default=None, repr=False)

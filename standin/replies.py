@@ -42,6 +42,7 @@ class CompletionRequest:
     fault: str | None
     is_streamed: bool = False
     has_words: bool = False
+    has_logprobs: bool = False
 
     @property
     def price_nanousd(self) -> int:
@@ -79,6 +80,7 @@ def read_request(document: Any, models: Mapping[str, object] = PRICES) -> Comple
         is_cut=wanted > max_tokens,
         fault=fault[1] if fault else None,
         is_streamed=body.get("stream") is True,
+        has_logprobs=body.get("logprobs") is True,
     )
 
 
@@ -153,6 +155,9 @@ def completion(asked: CompletionRequest, generation_id: str, charged_nanousd: in
     }
     if isinstance(asked, EmbeddingsRequest):
         return _embeddings(asked, generation_id, charged_nanousd, fault)
+    if asked.has_logprobs:
+        tokens = [{"token": word, "logprob": -0.5, "top_logprobs": []} for word in filler(asked).split()]
+        choice["logprobs"] = {"content": tokens, "refusal": None}
     if fault == "error_finish":
         choice = {"index": 0, "finish_reason": "error", "error": {"code": 502, "message": "provider failed"}}
     document: dict[str, Any] = {
