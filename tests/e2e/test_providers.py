@@ -13,7 +13,9 @@ from tests.system import StayingCommand, run_cli
 from tests.two_providers import TWO_PROVIDERS, addresses_of
 from tollbook.standin import StandIn, StandInConfig
 
-POLICY: Final = TWO_PROVIDERS + """
+POLICY: Final = (
+    TWO_PROVIDERS
+    + """
 [tasks.classify_archetype]
 provider = "openai"
 model = "gpt-5-mini"
@@ -32,6 +34,7 @@ provider = "openai"
 model = "gpt-4o-mini"
 max_tokens = 200
 """
+)
 REAL: Final = {"openai": "https://api.openai.com/v1", "claude": "https://api.anthropic.com/v1"}
 PUBLISH: Final = ("publish", "generation", "generate_draft", "Write", "--user", "u1", "--json", "--wait", "30")
 

@@ -32,7 +32,9 @@ MINI, HAIKU, ROUTED = "gpt-5-mini", "claude-haiku-4-5", "anthropic/claude-sonnet
 MAX_TOKENS: Final = 200
 # Nano-dollars a token, as the providers publish them (2026): prompt, completion.
 PRICES: Final = {MINI: (250, 2_000), HAIKU: (1_000, 5_000), ROUTED: (3_000, 15_000)}
-POLICY: Final = TWO_PROVIDERS + """
+POLICY: Final = (
+    TWO_PROVIDERS
+    + """
 [tasks.both]
 provider = "openai"
 model = "gpt-5-mini"
@@ -56,6 +58,7 @@ model = "claude-haiku-4-5"
 cheaper = {{ provider = "openai", model = "gpt-5-mini" }}
 max_tokens = 200
 """
+)
 
 
 def cost_of(model: str) -> int:
