@@ -52,6 +52,7 @@ async def up(*arguments: str, cwd: Path, env: dict[str, str]) -> AsyncGenerator[
         await command.end()
 
 
+@pytest.mark.slow
 async def test_no_key_of_the_default_provider_is_wanted_where_no_route_names_it(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
