@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from datetime import tzinfo
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Final, Literal, Self, cast
 
 from pydantic import Field, field_validator, model_validator
@@ -213,9 +213,12 @@ class Policy(Rule):
         if model is None or task_type not in _BY_MODEL:
             return None
         name, _, provider = model.rpartition("@")
-        target = {"model": name, "provider": provider} if provider in self.providers else {"model": model}
-        limit = {"max_tokens": self.gateway.max_tokens} if task_type == CHAT else {"kind": EMBEDDINGS}
-        return Route.model_validate({**target, **limit})
+        limit = self.gateway.max_tokens if task_type == CHAT else None
+        return (
+            _route_by_model(name, provider, limit)
+            if provider in self.providers
+            else _route_by_model(model, None, limit)
+        )
 
     @property
     def plan_caps_nanousd(self) -> dict[str, int]:
@@ -235,6 +238,13 @@ class Policy(Rule):
         """Return the cap of a user's billing period: the user's own, else the plan's. Errors: KeyError."""
         own = self.users.get(user_id)
         return self.plan_cap_nanousd(plan) if own is None else nanousd_from_usd(own)
+
+
+@lru_cache(maxsize=1024)
+def _route_by_model(model: str, provider: str | None, max_tokens: int | None) -> Route:
+    """Return the route of calls of one model; without a limit, for embeddings. Each call asks for it several times."""
+    kind = EMBEDDINGS if max_tokens is None else None
+    return Route(model=model, provider=provider, kind=kind, max_tokens=max_tokens)
 
 
 def _providers_named_by(route: Route) -> list[tuple[str, str]]:
