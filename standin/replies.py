@@ -156,7 +156,9 @@ def completion(asked: CompletionRequest, generation_id: str, charged_nanousd: in
     if isinstance(asked, EmbeddingsRequest):
         return _embeddings(asked, generation_id, charged_nanousd, fault)
     if asked.has_logprobs:
-        tokens = [{"token": word, "logprob": -0.5, "top_logprobs": []} for word in filler(asked).split()]
+        tokens: list[dict[str, Any]] = [
+            {"token": word, "logprob": -0.5, "top_logprobs": []} for word in filler(asked).split()
+        ]
         choice["logprobs"] = {"content": tokens, "refusal": None}
     if fault == "error_finish":
         choice = {"index": 0, "finish_reason": "error", "error": {"code": 502, "message": "provider failed"}}
