@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-import structlog
 from redis.exceptions import RedisError
 
 from tollbook.inference.deltas import Delta
 from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.results import InferenceResult
 
@@ -25,7 +25,7 @@ MAX_ENTRIES: Final = 20_000
 KEPT_S: Final = 3_600
 _PATIENCE_S: Final = 1.0
 """How long an entry may take; what has come meanwhile is lost with it then."""
-_log = structlog.get_logger(__name__)
+_log = LazyLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
