@@ -6,8 +6,8 @@ It says what is opened, in which order, and how it ends; the work itself is done
 import asyncio
 import math
 import os
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -60,7 +60,7 @@ _CLOSING_S: Final = 1.0
 # After its grace a process has ended, or ends itself; its parent gives it a little more.
 _KILLED_AFTER_S: Final = 5.0
 # A worker that gave up settling would forget an answer that is paid for. While Redis is away it has no other work.
-_PATIENCE: Final = Patience(settle_s=math.inf)
+PATIENCE: Final = Patience(settle_s=math.inf)
 _log = structlog.get_logger(__name__)
 
 
@@ -119,7 +119,7 @@ async def open_system(settings: Settings, *, state: ProcessState | None = None) 
         folding = asyncio.create_task(projection.run())
         try:
             async with open_runtime(
-                settings, handle, projection.read, patience=_PATIENCE, observer=state.tracing
+                settings, handle, projection.read, patience=PATIENCE, observer=state.tracing
             ) as runtime:
                 with state.open(handle, runtime.ledger, runtime.prices), state.folding(projection, folding):
                     async with open_alerts(settings, handle, state):
@@ -168,9 +168,16 @@ async def ending_at(stop: asyncio.Event) -> AsyncGenerator[None]:
 
 
 async def run_up(
-    settings: Settings, streams: Sequence[str], stop: asyncio.Event, announce: Callable[[str, str], None]
+    settings: Settings,
+    streams: Sequence[str],
+    stop: asyncio.Event,
+    announce: Callable[[str, str, str], None],
+    open_gateway: Callable[["System", asyncio.Event], AbstractAsyncContextManager[str]] | None = None,
 ) -> None:
-    """Run everything in this process until `stop`; `announce` as of `run_processes`. Errors: as `open_system`."""
+    """Run everything in this process until `stop`; `announce` as of `run_processes`. Errors: as `open_system`.
+
+    `open_gateway` serves the HTTP gateway for as long as it is open, and yields its address.
+    """
     async with AsyncExitStack() as stack:
         state = await stack.enter_async_context(observe_process(settings, "up"))
         try:
@@ -181,7 +188,8 @@ async def run_up(
         # Before anything is announced.
         chosen_streams(streams, system.runtime.rules)
         check_providers(system.runtime.rules, settings)
-        announce(system.redis_url, f"{state.url}/metrics, {state.url}/health/ready" if state.url else "")
+        gateway = await stack.enter_async_context(open_gateway(system, stop)) if open_gateway else ""
+        announce(system.redis_url, f"{state.url}/metrics, {state.url}/health/ready" if state.url else "", gateway)
         await run_system(system, streams, stop)
 
 
@@ -262,25 +270,52 @@ async def run_remote_worker(settings: Settings, streams: Sequence[str], stop: as
 
     `streams` and errors as of `run_system`.
     """
+
+    async def work(runtime: InferenceRuntime, state: ProcessState) -> None:
+        await _run_worker(runtime, streams, stop, redis_url=redis_url, state=state)
+
+    await run_beside_projector(settings, "worker", work, stop, redis_url=redis_url)
+
+
+async def run_beside_projector(
+    settings: Settings,
+    part: Part,
+    work: Callable[[InferenceRuntime, ProcessState], Awaitable[None]],
+    stop: asyncio.Event,
+    *,
+    redis_url: str,
+    max_call_s: float | None = None,
+) -> None:
+    """Open the ledger and a runtime of these settings, as soon as they can be, and work until `stop`.
+
+    `max_call_s` as of `open_runtime`. Errors: LedgerRefused; SettingsError; what `work` raises.
+    """
     try:
         # On a machine without a projector too: charges that the ledger cannot take are noted here.
         await asyncio.to_thread(make_private_folder, settings.data_dir)
     except OSError as exc:
-        _log.warning("worker.no_data_directory", problem=str(exc))
+        _log.warning(f"{part}.no_data_directory", problem=str(exc))
     read = remote_reader(settings.data_dir)
-    not_ready = ThrottledWarning("worker.not_ready", now_ms)
-    async with observe_process(settings, "worker") as state:
+    not_ready = ThrottledWarning(f"{part}.not_ready", now_ms)
+    async with observe_process(settings, part) as state:
         while not stop.is_set():
             try:
                 async with AsyncExitStack() as stack:
                     async with ending_at(stop):
-                        opening = open_ledger(settings, redis_url, may_create=False, part="worker")
+                        opening = open_ledger(settings, redis_url, may_create=False, part=part)
                         handle = await stack.enter_async_context(opening)
                         runtime = await stack.enter_async_context(
-                            open_runtime(settings, handle, read, patience=_PATIENCE, observer=state.tracing)
+                            open_runtime(
+                                settings,
+                                handle,
+                                read,
+                                patience=PATIENCE,
+                                observer=state.tracing,
+                                max_call_s=max_call_s,
+                            )
                         )
                     with state.open(handle, runtime.ledger, runtime.prices), _ends_with(handle, settings, stop):
-                        return await _run_worker(runtime, streams, stop, redis_url=redis_url, state=state)
+                        return await work(runtime, state)
             except StoppedWhileOpening:
                 return None
             except LedgerUnavailable as exc:
@@ -291,11 +326,16 @@ async def run_remote_worker(settings: Settings, streams: Sequence[str], stop: as
 
 
 async def run_processes(
-    settings: Settings, streams: Sequence[str], workers: int, stop: asyncio.Event, announce: Callable[[str, str], None]
+    settings: Settings,
+    streams: Sequence[str],
+    workers: int,
+    stop: asyncio.Event,
+    announce: Callable[[str, str, str], None],
+    gateway: tuple[Child, str] | None = None,
 ) -> None:
-    """Run server, projector and workers as processes of their own until `stop`.
+    """Run server, projector and workers as processes of their own until `stop`; `gateway` with its address too.
 
-    `announce` is called with the URL of Redis and the addresses of their metrics.
+    `announce` is called with the URL of Redis, the addresses of their metrics, and that of the gateway.
 
     Errors: SettingsError; EmbeddedServerError; PolicyDiffers.
     """
@@ -314,7 +354,9 @@ async def run_processes(
             Child(f"worker {number}", ("worker", *named), port_setting(ports[number]))
             for number in range(1, workers + 1)
         ]
-        announce(redis_url, describe_ports(settings, ports))
+        if gateway is not None:
+            children.append(gateway[0])
+        announce(redis_url, describe_ports(settings, ports), "" if gateway is None else gateway[1])
         await Supervisor(children, environment, stop_timeout_s=settings.stop_grace_s + _KILLED_AFTER_S).run(stop)
 
 

@@ -38,6 +38,7 @@ def up(
 
     Example: OPENROUTER_API_KEY=... tollbook up --workers 2
     """
+    from tollbook.app.gateways import gateway_child, open_gateway
     from tollbook.app.processes import run_processes, run_up
     from tollbook.inference.errors import UnknownStream
     from tollbook.inference.stated_policy import chosen_streams, policy_of, policy_sources
@@ -52,13 +53,13 @@ def up(
     async def run(stop: asyncio.Event) -> None:
         async with _provider(settings, with_stand_in=with_stand_in) as chosen:
 
-            def announce(redis_url: str, metrics: str) -> None:
-                _announce(chosen, redis_url, metrics, with_stand_in=with_stand_in)
+            def announce(redis_url: str, metrics: str, gateway: str) -> None:
+                _announce(chosen, redis_url, metrics, gateway, with_stand_in=with_stand_in)
 
             if workers:
-                await run_processes(chosen, names, workers, stop, announce)
+                await run_processes(chosen, names, workers, stop, announce, gateway_child(chosen))
                 return
-            await run_up(chosen, names, stop, announce)
+            await run_up(chosen, names, stop, announce, open_gateway)
 
     # Children have the grace for themselves, and are killed some seconds later.
     run_until_signal(run, grace_s=settings.stop_grace_s + (_CHILDREN_S if workers else 0))
@@ -81,6 +82,25 @@ def worker(
     redis_url = find_redis_url(settings)
     run_until_signal(
         lambda stop: run_remote_worker(settings, names, stop, redis_url=redis_url),
+        grace_s=settings.stop_grace_s,
+        supervised=supervised,
+    )
+
+
+def gateway(supervised: Supervised = False) -> None:
+    """Run one HTTP gateway beside a projector: OpenAI's and Anthropic's APIs, under the ledger's caps.
+
+    Any number may run on one ledger. Clients need a key: `tollbook keys create`.
+
+    Example: TOLLBOOK_GATEWAY_PORT=8788 tollbook gateway
+    """
+    from tollbook.app.gateways import run_gateway
+    from tollbook.inference.address import find_redis_url
+
+    settings = require_providers(_settings())
+    redis_url = find_redis_url(settings)
+    run_until_signal(
+        lambda stop: run_gateway(settings, stop, redis_url=redis_url),
         grace_s=settings.stop_grace_s,
         supervised=supervised,
     )
@@ -164,7 +184,7 @@ async def _provider(settings: "Settings", *, with_stand_in: bool) -> AsyncGenera
         )
 
 
-def _announce(settings: "Settings", redis_url: str, metrics: str, *, with_stand_in: bool) -> None:
+def _announce(settings: "Settings", redis_url: str, metrics: str, gateway: str, *, with_stand_in: bool) -> None:
     provider = "the local stand-in for OpenRouter (not OpenRouter)" if with_stand_in else settings.openrouter_base_url
     data_dir = Path(settings.data_dir).resolve()
     from tollbook.ledger.server.address import hide_password
@@ -180,12 +200,15 @@ def _announce(settings: "Settings", redis_url: str, metrics: str, *, with_stand_
             is_stand_in=with_stand_in,
             data_dir=str(data_dir),
             metrics=metrics,
+            gateway=gateway,
         )
         return
     typer.echo(f"Tollbook is up. Publish to {hide_password(redis_url)}, for example:")
     typer.echo("  tollbook publish generation generate_draft 'Write a haiku about ledgers.' --user u42 --wait 60")
     typer.echo(f"Provider: {provider}")
     typer.echo(f"Data:     {data_dir}")
+    if gateway:
+        typer.echo(f"Gateway:  {gateway}/v1 for clients of OpenAI and Anthropic; `tollbook keys create` makes a key")
     if metrics:
         typer.echo(f"Metrics:  {metrics}")
     typer.echo("Ctrl-C stops it, after the calls in flight are done.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 from tollbook.inference.prices.listed_price import Pricing, read_pricing, relevant_pricing
 from tollbook.inference.prices.price_lists import FOLDER, PriceLists
 from tollbook.inference.tokenizers import Counter, counter_of
-from tollbook.schemas.policy import WITHOUT_EMBEDDINGS, Dialect, ProviderRule
+from tollbook.schemas.policy_rules import WITHOUT_EMBEDDINGS, Dialect, ProviderRule
 
 if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
@@ -134,6 +134,11 @@ class ModelCatalogue:
     def of(self, model: str) -> ModelFacts:
         """Return what is known of a model."""
         return self._models.get(model, _NOTHING_KNOWN)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of all models that the provider lists, in their order."""
+        return tuple(self._models)
 
     @property
     def has_embeddings(self) -> bool:

@@ -231,8 +231,11 @@ async def open_runtime(
     *,
     patience: Patience | None = None,
     observer: CallObserver | None = None,
+    max_call_s: float | None = None,
 ) -> AsyncGenerator[InferenceRuntime]:
     """Put a runner together; it is closed at the end. `observer` follows its calls.
+
+    `max_call_s`: its calls take no longer, whatever requests and pauses may add up to.
 
     Errors: SettingsError; PolicyDiffers where the settings state another policy than the ledger's; PolicyUnreadable.
     """
@@ -255,7 +258,7 @@ async def open_runtime(
             results=handle.results,
             policies=policies,
             queue=queue,
-            max_call_s=retry.max_call_s(settings.attempt_timeout_s),
+            max_call_s=max_call_s or retry.max_call_s(settings.attempt_timeout_s),
             now_ms=now_ms,
             observer=observer,
             ask_cost=lost_requests.cost,

@@ -63,6 +63,19 @@ def _metrics_port(value: object) -> int | Literal["off"] | None:
     return port
 
 
+_ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?")
+
+
+def _origins(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    names = tuple(name for each in value.split(",") if (name := each.strip()))
+    for name in names:
+        if name != "*" and not _ORIGIN.fullmatch(name):
+            raise ValueError(f"must be origins such as https://app.example.com, separated by commas, not {shown(name)}")
+    return names
+
+
 def _seconds_or_off(given: object) -> float | None:
     if given is None or given == "off":
         return None
@@ -94,6 +107,7 @@ ApiKey = Annotated[SecretStr, AfterValidator(check_api_key)]
 WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 KeepSeconds = Annotated[float | None, BeforeValidator(_seconds_or_off)]
 MetricsPort = Annotated[int | Literal["off"] | None, BeforeValidator(_metrics_port)]
+Origins = Annotated[tuple[str, ...], BeforeValidator(_origins)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
 Namespace = Annotated[
     str,

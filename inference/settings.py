@@ -22,6 +22,7 @@ from tollbook.inference.setting_addresses import (
     KeepSeconds,
     MetricsPort,
     Namespace,
+    Origins,
     Port,
     ProviderId,
     RedisUrl,
@@ -271,6 +272,42 @@ class Settings(BaseSettings):
         "port of metrics and health; 0: a free one; off: none; unset: a free one for `tollbook up`, else none",
     )
     metrics_host: str = _field("TOLLBOOK_METRICS_HOST", "127.0.0.1", "address of metrics and health", min_length=1)
+    gateway_port: Annotated[MetricsPort, NoDecode] = _field(
+        "TOLLBOOK_GATEWAY_PORT",
+        None,
+        "port of the HTTP gateway; 0: a free one; off: none; unset: a free one for `tollbook up`, 8788 for "
+        "`tollbook gateway`",
+    )
+    gateway_host: str = _field("TOLLBOOK_GATEWAY_HOST", "127.0.0.1", "address of the HTTP gateway", min_length=1)
+    gateway_wait_s: float = _seconds(
+        "TOLLBOOK_GATEWAY_WAIT_S",
+        30.0,
+        "maximum wait of a gateway's call for money that other calls hold",
+        ge=0,
+        le=600,
+    )
+    gateway_timeout_s: float = _seconds(
+        "TOLLBOOK_GATEWAY_TIMEOUT_S",
+        600.0,
+        "maximum duration of one request of the gateway to a provider; TOLLBOOK_ATTEMPT_TIMEOUT_S limits its silence",
+        gt=0,
+        le=3600,
+    )
+    gateway_max_calls: int = _field(
+        "TOLLBOOK_GATEWAY_MAX_CALLS", 4096, "calls that a gateway has under way at a time", ge=1, le=1_000_000
+    )
+    gateway_cors: Annotated[Origins, NoDecode] = _field(
+        "TOLLBOOK_GATEWAY_CORS",
+        (),
+        "origins whose pages may call the gateway, separated by commas; unset: none",
+    )
+    gateway_cert: Path | None = _field("TOLLBOOK_GATEWAY_CERT", None, "file with the gateway's TLS certificate")
+    gateway_key: Path | None = _field("TOLLBOOK_GATEWAY_KEY", None, "file with the key of the gateway's certificate")
+    gateway_proxies: str = _field(
+        "TOLLBOOK_GATEWAY_PROXIES",
+        "",
+        "addresses of proxies before the gateway, whose X-Forwarded-For is believed, separated by commas; unset: none",
+    )
     traces: Literal["off", "otlp", "console"] = _field(
         "TOLLBOOK_TRACES", "off", "where traces are sent: off, otlp (a collector, set by OTEL_* variables) or console"
     )
@@ -292,6 +329,10 @@ class Settings(BaseSettings):
                 f"TOLLBOOK_RESULT_TTL_S: must be at most TOLLBOOK_IDEMPOTENCY_TTL_S ({self.idempotency_ttl_s}), "
                 f"not {self.result_ttl_s}"
             )
+        if (self.gateway_cert is None) != (self.gateway_key is None):
+            names = ["TOLLBOOK_GATEWAY_CERT", "TOLLBOOK_GATEWAY_KEY"]
+            given, missing = names if self.gateway_key is None else names[::-1]
+            raise ValueError(f"{given}: needs {missing} beside it: TLS takes a certificate and its key")
         return self
 
     @property

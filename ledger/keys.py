@@ -62,6 +62,11 @@ class Keys:
         return f"{self.prefix}users"
 
     @property
+    def api_keys(self) -> str:
+        """Hash, in partition 0 alone: the gateway's keys, by the SHA-256 of each; see `functions/tollbook.lua`."""
+        return f"{self.prefix}keys"
+
+    @property
     def probe(self) -> str:
         """Stream: written and taken back in one step, to see that the partition can be written."""
         return f"{self.prefix}probe"
@@ -153,3 +158,8 @@ def worker_key(namespace: str, consumer: str) -> str:
 def is_reserved_key(namespace: str, key: str) -> bool:
     """Whether a key is one of those that belong to a ledger beside its partitions."""
     return key.startswith(f"{namespace}:")
+
+
+def gateway_calls(namespace: str, digest: str) -> str:
+    """Hash: calls of the gateway whose answers have not been delivered yet, by call id; for a key and a body."""
+    return f"{namespace}:gateway:{digest}"

@@ -24,7 +24,9 @@ _LOOPBACK_OF: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - noth
 _log = structlog.get_logger(__name__)
 
 
-class _Server(uvicorn.Server):
+class SignallessServer(uvicorn.Server):
+    """A server inside a process that does other things too."""
+
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         """Leave signals to the process that this runs in."""
@@ -37,9 +39,9 @@ async def serve_metrics(state: ProcessState, *, host: str, port: int, data_dir: 
 
     Errors: SettingsError where the address cannot be listened on; AddressError.
     """
-    listening = _listen(host, port)
-    bound = _shown(_LOOPBACK_OF.get(host, host), listening.getsockname()[1])
-    server = _Server(
+    listening = listen(host, port, setting="TOLLBOOK_METRICS")
+    bound = shown_address(host, listening.getsockname()[1])
+    server = SignallessServer(
         uvicorn.Config(
             ObservabilityApp(state),
             log_config=None,
@@ -66,12 +68,13 @@ async def serve_metrics(state: ProcessState, *, host: str, port: int, data_dir: 
             await asyncio.gather(serving, return_exceptions=True)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, setting: str) -> socket.socket:
+    """Listen on an address; port 0: a free one. Errors: SettingsError, which names `setting`_HOST or _PORT."""
     problem: OSError | None = None
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as exc:
-        raise SettingsError([f"TOLLBOOK_METRICS_HOST: {host} is no address of this machine ({exc.strerror})"]) from exc
+        raise SettingsError([f"{setting}_HOST: {host} is no address of this machine ({exc.strerror})"]) from exc
     for family, kind, protocol, _, address in found:
         listening = socket.socket(family, kind, protocol)
         try:
@@ -86,9 +89,11 @@ def _listen(host: str, port: int) -> socket.socket:
             return listening
     assert problem is not None, "every name that is found has an address"
     raise SettingsError(
-        [f"TOLLBOOK_METRICS_PORT: {_shown(host, port)} cannot be listened on: {problem.strerror or problem}"]
+        [f"{setting}_PORT: {shown_address(host, port)} cannot be listened on: {problem.strerror or problem}"]
     ) from problem
 
 
-def _shown(host: str, port: int) -> str:
+def shown_address(host: str, port: int) -> str:
+    """Return an address at which this machine reaches a server that listens there."""
+    host = _LOOPBACK_OF.get(host, host)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

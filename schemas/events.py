@@ -5,7 +5,7 @@ clock), `seq`, `committed`, and in payloads the number of the hold, the cap in f
 is written here. Prompts, completions and keys have no field, on purpose (G10).
 """
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -48,6 +48,10 @@ Outcome = Literal[
 `not_sent`: there was no connection, so nothing was charged. `abandoned`: the worker stopped before the reply came."""
 
 FailureReason = Literal["http_error", "provider_error", "invalid_response", "timeout", "connection_error", "not_sent"]
+
+KeyAttribute = Literal["user", "campaign", "tags", "plan"]
+"""What a client may say of its own call, if its key allows it."""
+KEY_ATTRIBUTES: Final[tuple[KeyAttribute, ...]] = get_args(KeyAttribute)
 
 
 class Payload(BaseModel):
@@ -434,6 +438,57 @@ class BudgetOpened(Payload):
     budgets: tuple[BudgetStamp, ...] = Field(description="The budget, with its cap by the policy.")
 
 
+class KeyCreated(Payload):
+    """A key for the HTTP gateway exists from here on; it stands in partition 0, whoever its user is. `amount` is zero.
+
+    The key itself was told to the person who created it, and is nowhere else.
+    """
+
+    type: Literal["key-created"] = "key-created"
+    key_id: str = Field(description="Public name of the key: `key-` and 12 hexadecimal digits.")
+    hash: str = Field(description="SHA-256 of the key, in hexadecimal.")
+    name: str | None = Field(default=None, description="What people call it.")
+    user_id: str | None = Field(default=None, description="User whose budgets its calls count in.")
+    plan: str | None = Field(default=None, description="Plan that its calls name.")
+    campaign_id: str | None = Field(default=None, description="Campaign of its calls.")
+    tags: dict[str, str] | None = Field(default=None, description="Tags of its calls.")
+    models: tuple[str, ...] = Field(
+        default=(), description="Models and task types that it may call; absent: whatever the gateway offers."
+    )
+    streams: tuple[str, ...] = Field(
+        default=(), description="Task streams that its calls may be counted under; the first is used by default."
+    )
+    allows: tuple[KeyAttribute, ...] = Field(
+        default=(), description="Attributes of a call that the client may give in place of the key's."
+    )
+    is_admin: bool = Field(default=False, description="Whether it may look at everything, and create and revoke keys.")
+    expires_ms: Count | None = Field(
+        default=None, description="When it expires, milliseconds since the epoch; absent: never."
+    )
+    replaces: str | None = Field(default=None, description="Id of the key that it was created to replace.")
+    author: str = Field(description="Person or application that created it.")
+    reason: str = Field(description="Why.")
+    content_hash: ContentHash = None
+    recovered_id: RecoveredId = None
+
+
+class KeyRevoked(Payload):
+    """A key is not accepted any more, from `at_ms` on. `amount` is zero.
+
+    A later event of the same key can only set an earlier moment.
+    """
+
+    type: Literal["key-revoked"] = "key-revoked"
+    key_id: str = Field(description="Public name of the key.")
+    at_ms: Count = Field(
+        default=0, description="From when, milliseconds since the epoch, by the clock of Redis; the gate says it."
+    )
+    author: str = Field(description="Person or application that revoked it.")
+    reason: str = Field(description="Why.")
+    content_hash: ContentHash = None
+    recovered_id: RecoveredId = None
+
+
 WITHOUT_CALL: Final = frozenset(
     {
         "plan-assigned",
@@ -446,6 +501,8 @@ WITHOUT_CALL: Final = frozenset(
         "ledger-recovered",
         "policy-applied",
         "budget-opened",
+        "key-created",
+        "key-revoked",
     }
 )
 """Types of events that belong to no call."""
@@ -466,7 +523,9 @@ EventPayload = Annotated[
     | SegmentSealed
     | LedgerRecovered
     | PolicyApplied
-    | BudgetOpened,
+    | BudgetOpened
+    | KeyCreated
+    | KeyRevoked,
     Field(discriminator="type"),
 ]
 

@@ -47,6 +47,25 @@ class ErrorCode(StrEnum):
 UsdString = Annotated[Decimal, PlainSerializer("{:f}".format, return_type=str, when_used="json")]
 
 
+class Denial(BaseModel):
+    """The numbers by which a budget refused a call, in dollars as decimal strings."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    budget: str
+    """The budget, in words: whose it is, and of which window."""
+    window: str
+    """The window's name, such as `2026-11`, `2026-W48`, `2026-11-29` or `total`."""
+    limit_usd: UsdString
+    """Its cap."""
+    spent_usd: UsdString
+    """What was spent of it."""
+    held_usd: UsdString
+    """What calls that were open held of it."""
+    bound_usd: UsdString
+    """The most that the call could have cost."""
+
+
 class InferenceResult(BaseModel):
     """The result of one task; stored as JSON under the task's result key.
 
@@ -91,6 +110,10 @@ class InferenceResult(BaseModel):
     """Why there is no answer: one of the error codes."""
     error: str | None = None
     """The same in words, the provider's among them."""
+    denial: Denial | None = None
+    """Where a budget refused the call: the numbers that decided."""
+    provider_status: int | None = None
+    """HTTP status of the provider's last reply, where there is no answer."""
     provider_error: str | None = None
     """The provider's own words for what went wrong. They may quote the prompt, and stand nowhere else."""
     user_id: str | None = None

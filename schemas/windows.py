@@ -86,6 +86,16 @@ class Calendar:
         return round(datetime(day.year, day.month, day.day, tzinfo=self.zone).timestamp()) * 1000
 
 
+def end_of_window(label: str, calendar: Calendar, now_ms: int) -> int | None:
+    """Return when the window of a label ends, milliseconds since the epoch; None where it never does, or is over.
+
+    Of a kind of window, only the one that contains `now_ms` has an end that is known here.
+    """
+    kinds: tuple[WindowKind, ...] = ("day", "week", "month")
+    windows = (calendar.window_at(kind, now_ms) for kind in kinds)
+    return next((window.end_ms for window in windows if window.name == label), None)
+
+
 def intersection(name: str, windows: "list[Window]") -> Window:
     """Return the time that all windows share, under a name of its own. They must share some."""
     return Window(name, max(each.start_ms for each in windows), min(each.end_ms for each in windows))

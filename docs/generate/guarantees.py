@@ -11,7 +11,18 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PAGE: Final = ROOT / "docs" / "guarantees.md"
-ROOMS: Final = ("app", "audit", "cli", "consumers", "inference", "ledger", "observability", "schemas", "views")
+ROOMS: Final = (
+    "app",
+    "audit",
+    "cli",
+    "consumers",
+    "gateway",
+    "inference",
+    "ledger",
+    "observability",
+    "schemas",
+    "views",
+)
 MARK: Final = re.compile(r"(?:--|#) (audits )?((?:G\d+ )*G\d+)$")
 _ROW: Final = re.compile(r"^\| (G\d+) \|.*$", re.MULTILINE)
 _ENFORCED, _AUDITED = 3, 4

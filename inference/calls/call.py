@@ -10,10 +10,11 @@ from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.errors import describe_shortage
 from tollbook.inference.models import ModelCatalogue
 from tollbook.ledger.gate.requests import Denied, FinishedCall
+from tollbook.schemas.identifiers import describe_budget, split_budget_name
 from tollbook.schemas.messages import Message
 from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.policy import check_task
-from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
+from tollbook.schemas.results import Denial, ErrorCode, InferenceResult, TaskStatus
 from tollbook.schemas.routes import DEFAULT_PROVIDER, Route, Target, resolve_model
 from tollbook.schemas.tasks import Task
 
@@ -81,9 +82,11 @@ class Call:
         A task that names its model gets no cheaper one. Errors: InvalidTask for names that the policy does not have.
         """
         rules = policy.policy
-        route = rules.tasks[check_task(task, rules).task]
+        route = rules.route_of(check_task(task, rules).task, task.model)
+        assert route is not None, "only ping has no route, and it is no call"
+        has_own_route = task.task in rules.tasks
         changes = {
-            "model": task.model and _model_of(task.model, route),
+            "model": task.model and _model_of(task.model, route) if has_own_route else None,
             "cheaper": None if task.model else route.cheaper,
             "max_tokens": task.max_tokens,
         }
@@ -184,6 +187,7 @@ def failed_result(
         error_code=code,
         error=f"{problem}; the provider says: {words}" if words else problem,
         provider_error=words,
+        provider_status=last.http_status if last else None,
     )
 
 
@@ -198,7 +202,17 @@ def denied_result(call: Call, denial: Denied, now_ms: int) -> InferenceResult:
         held_nanousd=denial.held_nanousd,
         cap_nanousd=denial.cap_nanousd,
     )
-    return InferenceResult(**_description(call, now_ms), status=TaskStatus.DENIED, error_code=code, error=problem)
+    numbers = Denial(
+        budget=describe_budget(denial.budget),
+        window=split_budget_name(denial.budget)[2],
+        limit_usd=usd_from_nanousd(denial.cap_nanousd),
+        spent_usd=usd_from_nanousd(denial.settled_nanousd),
+        held_usd=usd_from_nanousd(denial.held_nanousd),
+        bound_usd=usd_from_nanousd(denial.amount_nanousd),
+    )
+    return InferenceResult(
+        **_description(call, now_ms), status=TaskStatus.DENIED, error_code=code, error=problem, denial=numbers
+    )
 
 
 def finished_result(call: Call, found: FinishedCall, now_ms: int) -> InferenceResult:

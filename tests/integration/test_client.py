@@ -36,8 +36,8 @@ from tollbook import (
 from tollbook.inference.calls.call import Call
 from tollbook.inference.calls.reservations import Acquired, WaitLimits
 from tollbook.inference.calls.runner import CallTakenOver
-from tollbook.inference.client import _LOOK_AGAIN_S
 from tollbook.inference.current_runtime import current_runtime
+from tollbook.inference.direct_calls import _LOOK_AGAIN_S
 from tollbook.inference.runtime import open_ledger, open_runtime
 from tollbook.inference.settings import Settings
 from tollbook.ledger.gate.ledger import Patience

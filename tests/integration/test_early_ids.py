@@ -88,6 +88,7 @@ async def test_a_streamed_answer_costs_and_says_what_a_plain_one_does(calling: C
     assert (await found(calling)).generation_id is None
 
 
+@pytest.mark.slow
 async def test_worker_that_is_killed_between_headers_and_end_leaves_an_exact_book(
     calling: Calling, tmp_path: Path
 ) -> None:

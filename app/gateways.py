@@ -1,0 +1,99 @@
+"""The HTTP gateway: as a process of its own, and as a part of `tollbook up`."""
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import structlog
+from starlette.routing import BaseRoute
+
+from tollbook.app.processes import PATIENCE, System, run_beside_projector
+from tollbook.app.supervisor import Child
+from tollbook.gateway.server import DEFAULT_PORT, serve_gateway, settings_of_calls
+from tollbook.inference.runtime import InferenceRuntime, open_runtime
+from tollbook.inference.settings import Settings
+from tollbook.observability.gateway_counts import GatewayCounts
+from tollbook.observability.process_state import ProcessState
+
+Pages = Callable[[InferenceRuntime], Sequence[BaseRoute]]
+"""Makes further routes of a gateway, such as the pages for operators."""
+_log: Final = structlog.get_logger(__name__)
+
+
+async def run_gateway(settings: Settings, stop: asyncio.Event, *, redis_url: str, pages: Pages | None = None) -> None:
+    """Serve the gateway until `stop`, beside a projector. Errors: SettingsError; LedgerRefused."""
+    port = DEFAULT_PORT if settings.gateway_port in (None, "off") else settings.gateway_port
+
+    async def serve(runtime: InferenceRuntime, state: ProcessState) -> None:
+        state.gateway = GatewayCounts()
+        routes = pages(runtime) if pages else ()
+        async with serve_gateway(runtime, port=int(port), pages=routes, counts=state.gateway):
+            await stop.wait()
+
+    await run_beside_projector(
+        settings_of_calls(settings),
+        "gateway",
+        serve,
+        stop,
+        redis_url=redis_url,
+        max_call_s=settings.gateway_timeout_s,
+    )
+
+
+@asynccontextmanager
+async def open_gateway(system: System, stop: asyncio.Event, *, pages: Pages | None = None) -> AsyncGenerator[str]:
+    """Serve the gateway of `tollbook up` until `stop`; yield its address, '' where there is to be none.
+
+    Errors: SettingsError where the address or the certificate cannot be used.
+    """
+    settings = system.runtime.settings
+    if settings.gateway_port == "off":
+        yield ""
+        return
+    port = settings.gateway_port or 0
+    address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    counts = system.state.gateway = GatewayCounts()
+
+    async def serve() -> None:
+        async with (
+            # A runtime of its own: its requests may take longer, and wait for other calls as long as a client does.
+            open_runtime(
+                settings_of_calls(settings),
+                system.handle,
+                system.projection.read,
+                patience=PATIENCE,
+                observer=system.state.tracing,
+                max_call_s=settings.gateway_timeout_s,
+            ) as runtime,
+            serve_gateway(runtime, port=port, pages=pages(runtime) if pages else (), counts=counts) as gateway,
+        ):
+            address.set_result(gateway.url)
+            await stop.wait()
+
+    serving = asyncio.create_task(serve())
+    await asyncio.wait({serving, address}, return_when=asyncio.FIRST_COMPLETED)
+    if serving.done():
+        await serving  # It could not be served: this raises why.
+    try:
+        yield address.result()
+    finally:
+        stop.set()
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+def gateway_child(settings: Settings) -> tuple[Child, str] | None:
+    """Return the gateway of `tollbook up --workers` as a process, and its address; None where there is to be none."""
+    if settings.gateway_port == "off":
+        return None
+    port = settings.gateway_port or _free_port(settings.gateway_host)
+    scheme = "https" if settings.gateway_cert else "http"
+    environment = {"TOLLBOOK_GATEWAY_PORT": str(port), "TOLLBOOK_METRICS_PORT": "off"}
+    return Child("gateway", ("gateway",), environment), f"{scheme}://{settings.gateway_host}:{port}"
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as listening:
+        return listening.getsockname()[1]

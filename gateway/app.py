@@ -1,0 +1,114 @@
+"""The gateway's ASGI application: its endpoints, and what every request passes."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final
+
+import structlog
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tollbook.gateway.apis import Api
+from tollbook.gateway.chat import ChatCompletions
+from tollbook.gateway.endpoints import Calls
+from tollbook.gateway.problems import Problem
+from tollbook.gateway.translated import Messages
+from tollbook.observability.gateway_counts import GatewayCounts
+
+REQUEST_ID_HEADER: Final = "x-request-id"
+_log = structlog.get_logger(__name__)
+
+
+class RequestLog:
+    """Names each request, and writes one line when it is over: never a prompt, an answer or a key (G10)."""
+
+    def __init__(self, app: ASGIApp, counts: GatewayCounts) -> None:
+        self._app = app
+        self._counts = counts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = f"req-{secrets.token_hex(12)}"
+        known: dict[str, Any] = {"request_id": request_id}
+        scope["tollbook"] = known
+        started, status, size = time.monotonic(), 0, 0
+
+        async def send_noted(message: Message) -> None:
+            nonlocal status, size
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (REQUEST_ID_HEADER.encode(), request_id.encode())]
+            else:
+                size += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noted)
+        finally:
+            self._counts.requests[status or 499] += 1
+            _log.info(
+                "gateway.answered",
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                bytes=size,
+                ms=round(1000 * (time.monotonic() - started)),
+                **known,
+            )
+
+
+def build_app(
+    calls: Calls,
+    counts: GatewayCounts,
+    apis: Sequence[tuple[str, Api]],
+    further: Sequence[BaseRoute],
+    *,
+    cors_origins: Sequence[str] = (),
+) -> ASGIApp:
+    """Return the application: `apis` are the paths that make calls, `further` are its other routes."""
+    routes = [Route(path, partial(_answer, calls, api), methods=["POST"]) for path, api in apis]
+    middleware = [Middleware(RequestLog, counts)]
+    if cors_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(cors_origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["x-tollbook-call-id", "x-tollbook-cost-usd", REQUEST_ID_HEADER],
+            )
+        )
+    handlers: dict[Any, Any] = {404: _not_found, 405: _not_found}
+    return Starlette(
+        routes=[*routes, *further],
+        middleware=middleware,
+        exception_handlers=handlers,
+    )
+
+
+async def _answer(calls: Calls, api: Api, request: Request) -> Any:
+    return await calls.answer(request, api)
+
+
+def refusal(request: Request, problem: Problem) -> Response:
+    """Return a refusal in the form of the API that a path or its headers belong to."""
+    is_anthropic = request.url.path.startswith("/v1/messages") or "anthropic-version" in request.headers
+    api = Messages() if is_anthropic else ChatCompletions()
+    body = api.error_body(problem, request.scope["tollbook"]["request_id"])
+    return JSONResponse(body, status_code=problem.status, headers=problem.headers)
+
+
+async def _not_found(request: Request, exc: Exception) -> Response:
+    status = getattr(exc, "status_code", 404)
+    message = f"{request.method} {request.url.path}: there is no such endpoint; /openapi.json lists them"
+    return refusal(request, Problem(status, "not_found", message, should_retry=False))

@@ -1,0 +1,172 @@
+"""Who calls: the key of a request, and what a client may say of itself.
+
+A wrong key is answered late, the later the more of them come from one address, so that nobody tries many.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, cast
+
+from tollbook.gateway.problems import Problem, invalid
+from tollbook.inference.api_keys import ApiKey
+from tollbook.observability.gateway_counts import GatewayCounts
+
+_MAX_KEY: Final = 200
+_FIRST_DELAY_S: Final = 0.1
+_MAX_DELAY_S: Final = 5.0
+_MAX_ADDRESSES: Final = 10_000
+_MAX_DELAYED: Final = 200
+"""Wrong keys that are made to wait at a time; more are answered at once, so that they take no memory."""
+USER_HEADER: Final = "x-tollbook-user"
+_ATTRIBUTE_HEADERS: Final = {
+    "user": USER_HEADER, "plan": "x-tollbook-plan", "campaign": "x-tollbook-campaign", "tags": "x-tollbook-tags",
+}  # fmt: skip
+STREAM_HEADER: Final = "x-tollbook-stream"
+
+
+class Keys(Protocol):
+    """Finds keys; `inference.api_keys.ApiKeys` is one."""
+
+    async def find(self, secret: str) -> ApiKey | None:
+        """Return the key that is in force now. Errors: LedgerUnavailable."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """For whom a call is, and under what it is counted."""
+
+    user_id: str
+    plan: str | None = None
+    campaign_id: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict[str, str])
+    stream: str | None = None
+
+
+class Callers:
+    """Admits requests by their keys, and counts those that it refuses."""
+
+    def __init__(self, keys: Keys, counts: GatewayCounts) -> None:
+        self._counts = counts
+        self._keys = keys
+        self._failures: OrderedDict[str, int] = OrderedDict()
+        self._delayed = 0
+
+    async def admit(self, headers: Mapping[str, str], address: str) -> ApiKey:
+        """Return the key of a request. Errors: Problem (401) without one that is in force; LedgerUnavailable."""
+        secret = secret_in(headers)
+        key = await self._keys.find(secret) if secret else None
+        if key is not None:
+            self._failures.pop(address, None)
+            return key
+        await self._delay(address)
+        what = "this key is not known here, has expired or was revoked" if secret else "a key is missing"
+        raise Problem(
+            401,
+            "invalid_api_key",
+            f"{what}: send one that `tollbook keys create` made, as `Authorization: Bearer tb-...` or `x-api-key`",
+            kind="authentication_error",
+            should_retry=False,
+        )
+
+    async def _delay(self, address: str) -> None:
+        self._counts.wrong_keys += 1
+        failures = self._failures.pop(address, 0)
+        self._failures[address] = failures + 1
+        if len(self._failures) > _MAX_ADDRESSES:
+            self._failures.popitem(last=False)
+        if self._delayed >= _MAX_DELAYED:
+            return
+        self._delayed += 1
+        try:
+            await asyncio.sleep(min(_FIRST_DELAY_S * 2 ** min(failures, 16), _MAX_DELAY_S))
+        finally:
+            self._delayed -= 1
+
+
+def secret_in(headers: Mapping[str, str]) -> str:
+    """Return the key that a request bears; '' without one."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    secret = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
+    return secret if len(secret) <= _MAX_KEY and secret.isascii() else ""
+
+
+def attributes_of(
+    key: ApiKey, headers: Mapping[str, str], body: Mapping[str, Any], tag_names: frozenset[str]
+) -> Attributes:
+    """Return for whom a call is: what the key says, and what it lets the client say.
+
+    A header says so on purpose, and is refused where it may not; `user` and `metadata` of the body have meanings of
+    their own in the APIs, so they count where they may and are passed over where they may not.
+    Errors: Problem (403).
+    """
+    said = {name: headers[header] for name, header in _ATTRIBUTE_HEADERS.items() if headers.get(header)}
+    for name in said:
+        if name not in key.allows:
+            raise Problem(
+                403,
+                "attribute_not_allowed",
+                f"this key does not let its client set {_ATTRIBUTE_HEADERS[name]!r}: "
+                f"`tollbook keys create --allow {name}` makes one that does",
+                kind="permission_error",
+                should_retry=False,
+            )
+    user = said.get("user") or (body.get("user") if "user" in key.allows else None) or key.user_id
+    if not user:
+        raise Problem(
+            403,
+            "no_user",
+            "this key is for no user, so that nobody can be charged"
+            + (f": name one in `user` or {USER_HEADER}" if "user" in key.allows else ""),
+            kind="permission_error",
+            should_retry=False,
+        )
+    tags = _tags_in(said.get("tags", ""))
+    if "tags" in key.allows and isinstance(metadata := body.get("metadata"), dict):
+        given = cast("dict[str, object]", metadata)
+        tags = {name: str(value) for name, value in given.items() if name in tag_names} | tags
+    return Attributes(
+        user_id=str(user),
+        plan=said.get("plan") or key.plan,
+        campaign_id=said.get("campaign") or key.campaign_id,
+        tags={**tags, **key.tags},
+        stream=_stream_of(key, headers.get(STREAM_HEADER)),
+    )
+
+
+def _tags_in(text: str) -> dict[str, str]:
+    """Read `team=red, tier=2`. Errors: Problem (400)."""
+    tags: dict[str, str] = {}
+    for part in filter(None, (each.strip() for each in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise invalid(f"{_ATTRIBUTE_HEADERS['tags']!r} must be names and values such as 'team=red, tier=2'")
+        tags[name.strip()] = value.strip()
+    return tags
+
+
+def _stream_of(key: ApiKey, said: str | None) -> str | None:
+    if said and said not in key.streams:
+        raise Problem(
+            403,
+            "stream_not_allowed",
+            f"this key's calls are not counted under the stream {said!r}",
+            kind="permission_error",
+            should_retry=False,
+        )
+    return said or (key.streams[0] if key.streams else None)
+
+
+def check_model(key: ApiKey, model: str) -> None:
+    """Refuse a model or task type that the key is not for. Errors: Problem (403)."""
+    if not key.may_call(model):
+        raise Problem(
+            403,
+            "model_not_allowed",
+            f"this key is not for {model!r}; it is for {', '.join(key.models)}",
+            kind="permission_error",
+            param="model",
+            should_retry=False,
+        )

@@ -1,0 +1,154 @@
+"""OpenAI's chat completions: the form in which Tollbook's own calls are made, so that little is translated."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from tollbook.gateway.apis import Asked
+from tollbook.gateway.problems import Problem
+from tollbook.schemas.results import InferenceResult
+from tollbook.schemas.usage import Usage
+
+DONE: Final = b"data: [DONE]\n\n"
+
+
+class ChatCompletions:
+    """The API of `/v1/chat/completions`."""
+
+    dispensable: frozenset[str] = frozenset()
+
+    def earlier_calls(self, body: Mapping[str, Any]) -> frozenset[str]:  # noqa: ARG002
+        """Return none: a request has its whole conversation."""
+        return frozenset()
+
+    def chat_fields(self, body: Mapping[str, Any], earlier: Sequence[InferenceResult]) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return the request as it is."""
+        return body
+
+    def document(self, result: InferenceResult, asked: Asked) -> dict[str, Any]:
+        """Return a completion."""
+        choice = {
+            "index": 0,
+            "message": message_of(result),
+            "finish_reason": finish_reason_of(result),
+            "logprobs": None,
+        }
+        return {
+            **_head(asked, "chat.completion", result.model_used),
+            "choices": [choice],
+            "usage": usage_document(result),
+        }
+
+    def events(self, asked: Asked) -> "ChatEvents":
+        """Return a writer of chunks."""
+        return ChatEvents(asked)
+
+    def error_body(self, problem: Problem, request_id: str) -> dict[str, Any]:  # noqa: ARG002 - OpenAI's has none.
+        """Return a refusal in OpenAI's form."""
+        return {"error": error_of(problem)}
+
+
+class ChatEvents:
+    """Writes the chunks of one completion. Usage always comes last, since a client that needs it may not ask."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self._has_finished = False
+
+    def begin(self) -> bytes:
+        """Return the first chunk, which names the role."""
+        return self._chunk([_choice({"role": "assistant", "content": ""})])
+
+    def delta(self, chunk: Mapping[str, Any]) -> bytes:
+        """Return one chunk."""
+        self._has_finished = self._has_finished or any(each.get("finish_reason") for each in chunk["choices"])
+        return self._chunk(chunk["choices"])
+
+    def end(self, result: InferenceResult) -> bytes:
+        """Return why it ended, if that was not said, and the usage."""
+        last = b"" if self._has_finished else self._chunk([_choice({}, finish_reason_of(result))])
+        usage: dict[str, Any] = {
+            **_head(self._asked, "chat.completion.chunk", result.model_used),
+            "choices": [],
+            "usage": usage_document(result),
+        }
+        return last + data_event(usage) + DONE
+
+    def broken(self, problem: Problem) -> bytes:
+        """Return an error that every client was seen to notice: a closed socket is taken for an end."""
+        chunk = {**_head(self._asked, "chat.completion.chunk"), "choices": [_choice({}, "error")]}
+        return data_event({**chunk, "error": error_of(problem)}) + DONE
+
+    def _chunk(self, choices: list[Any]) -> bytes:
+        return data_event({**_head(self._asked, "chat.completion.chunk"), "choices": choices})
+
+
+def data_event(document: Mapping[str, Any]) -> bytes:
+    """Return a server-sent event without a name."""
+    return b"data: " + json.dumps(document, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _head(asked: Asked, kind: str, model: str | None = None) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{asked.call_id}",
+        "object": kind,
+        "created": asked.created_s,
+        "model": model or asked.model,
+    }
+
+
+def _choice(delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+
+
+def message_of(result: InferenceResult) -> dict[str, Any]:
+    """Return what the model said as a message."""
+    message: dict[str, Any] = {"role": "assistant", "content": result.content, "refusal": result.refusal}
+    if result.tool_calls:
+        message["tool_calls"] = result.tool_calls
+    if result.reasoning:
+        # Both names are in use for it.
+        message |= {"reasoning": result.reasoning, "reasoning_content": result.reasoning}
+    if result.images:
+        message["images"] = [{"type": "image_url", "image_url": {"url": url}} for url in result.images]
+    return message
+
+
+def delta_of(result: InferenceResult) -> dict[str, Any]:
+    """Return a whole answer as one delta, for a stream of what is known already."""
+    message = {name: value for name, value in message_of(result).items() if value is not None}
+    if result.tool_calls:
+        message["tool_calls"] = [{"index": index, **call} for index, call in enumerate(result.tool_calls)]
+    return {"choices": [_choice(message, finish_reason_of(result))]}
+
+
+def finish_reason_of(result: InferenceResult) -> str:
+    """Return why the model stopped; clients stumble over none."""
+    return result.finish_reason or ("tool_calls" if result.tool_calls else "stop")
+
+
+def usage_document(result: InferenceResult) -> dict[str, Any]:
+    """Return tokens in OpenAI's form, and the cost in dollars as OpenRouter has it."""
+    usage = result.usage or Usage(prompt_tokens=0, completion_tokens=0)
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "cache_write_tokens": usage.cache_write_tokens,
+        },
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "cost": float(result.cost_usd),
+    }
+
+
+def error_of(problem: Problem) -> dict[str, Any]:
+    """Return a problem in OpenAI's form."""
+    error: dict[str, Any] = {
+        "message": problem.message,
+        "type": problem.kind,
+        "param": problem.param,
+        "code": problem.code,
+    }
+    return {**error, "metadata": dict(problem.metadata)} if problem.metadata else error

@@ -1,0 +1,58 @@
+"""Signs that a gateway works, renewed every second: whose has ended has no calls under way any more."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+from redis.exceptions import RedisError
+
+from tollbook.inference.calls.call import RunId
+from tollbook.ledger.errors import LedgerError
+from tollbook.ledger.gate.requests import OpenCall
+from tollbook.ledger.keys import worker_key
+from tollbook.ledger.server.pipeline import CommandPipeline
+
+_RENEWED_S: Final = 1.0
+SILENT_S: Final = 4.0
+"""A gateway that was silent for so long has ended."""
+
+
+class Heartbeat:
+    """The sign of one gateway, and a look at those of others."""
+
+    def __init__(self, pipeline: CommandPipeline, namespace: str, name: str) -> None:
+        self._pipeline = pipeline
+        self._namespace = namespace
+        self._name = name
+
+    @asynccontextmanager
+    async def shown(self) -> AsyncGenerator[None]:
+        """Show the sign for as long as this is open."""
+        await self._show()
+        showing = asyncio.create_task(self._keep_showing())
+        try:
+            yield
+        finally:
+            showing.cancel()
+            await asyncio.gather(showing, return_exceptions=True)
+            with suppress(LedgerError, RedisError):
+                await self._pipeline.execute("DEL", worker_key(self._namespace, self._name))
+
+    async def is_alive(self, name: str) -> bool:
+        """Whether a process, by its name, still works. Errors: LedgerUnavailable."""
+        return bool(await self._pipeline.execute("EXISTS", worker_key(self._namespace, name)))
+
+    async def is_dead(self, found: OpenCall) -> bool:
+        """Whether the run that holds money for a call has ended with its process."""
+        return not await self.is_alive(RunId.parse(found.worker).process)
+
+    async def _keep_showing(self) -> None:
+        while True:
+            await asyncio.sleep(_RENEWED_S)
+            with suppress(LedgerError, RedisError):
+                await self._show()
+
+    async def _show(self) -> None:
+        key = worker_key(self._namespace, self._name)
+        await self._pipeline.execute("SET", key, "1", "PX", round(1000 * SILENT_S))

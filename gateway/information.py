@@ -1,0 +1,140 @@
+"""What a key's owner can ask without a call: the models there are, and how much of its budgets is left."""
+
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from tollbook.gateway.app import refusal
+from tollbook.gateway.callers import Callers, check_model
+from tollbook.gateway.endpoints import address_of
+from tollbook.gateway.messages.token_count import count_tokens
+from tollbook.gateway.problems import Problem, problem_of_error
+from tollbook.gateway.requests import model_in, read_body
+from tollbook.inference.api_keys import ApiKey
+from tollbook.inference.current_policy import PolicyInForce
+from tollbook.inference.runtime import InferenceRuntime
+from tollbook.schemas.identifiers import describe_budget, split_budget_name
+from tollbook.schemas.money import usd_from_nanousd
+from tollbook.schemas.windows import end_of_window
+
+COUNT_HEADER: Final = "x-tollbook-token-count"
+
+
+class Information:
+    """Answers `GET /v1/models`, `/v1/models/{id}` and `/v1/key`."""
+
+    def __init__(self, runtime: InferenceRuntime, callers: Callers) -> None:
+        self._runtime = runtime
+        self._callers = callers
+
+    async def models(self, request: Request) -> Response:
+        """List task types of the policy and models of the providers, as far as the key is for them."""
+        return await self._answer(request, self._list_models)
+
+    async def model(self, request: Request) -> Response:
+        """Show one of them."""
+
+        async def find(key: ApiKey, runtime: InferenceRuntime) -> dict[str, Any]:
+            wanted = request.path_params["model"]
+            for listed in (await self._list_models(key, runtime))["data"]:
+                if listed["id"] == wanted:
+                    return listed
+            raise Problem(404, "model_not_found", f"no model or task type {wanted!r} is known", should_retry=False)
+
+        return await self._answer(request, find)
+
+    async def count_tokens(self, request: Request) -> Response:
+        """Count the tokens of a prompt in Anthropic's form, or estimate them; a header says which."""
+        try:
+            key = await self._callers.admit(request.headers, address_of(request))
+            request.scope["tollbook"]["key_id"] = key.key_id
+            body = await read_body(request)
+            model = model_in(body)
+            check_model(key, model)
+            route = self._runtime.rules.tasks.get(model)
+            counter = self._runtime.prices.models.counter(route.model if route else model)
+            tokens, is_estimate = count_tokens(body, counter)
+        except Exception as exc:  # noqa: BLE001 - the edge of the server.
+            return refusal(request, problem_of_error(exc))
+        counted = "estimate" if is_estimate else "exact"
+        return JSONResponse({"input_tokens": tokens}, headers={COUNT_HEADER: counted})
+
+    async def key(self, request: Request) -> Response:
+        """Show what the key is, and its budgets as the gate sees them now."""
+        return await self._answer(request, self._show_key)
+
+    async def _answer(
+        self, request: Request, work: Callable[[ApiKey, InferenceRuntime], Awaitable[dict[str, Any]]]
+    ) -> Response:
+        try:
+            key = await self._callers.admit(request.headers, address_of(request))
+            request.scope["tollbook"]["key_id"] = key.key_id
+            return JSONResponse(await work(key, self._runtime))
+        except Exception as exc:  # noqa: BLE001 - the edge of the server.
+            return refusal(request, problem_of_error(exc))
+
+    async def _list_models(self, key: ApiKey, runtime: InferenceRuntime) -> dict[str, Any]:
+        policy = runtime.policies.newest.policy
+        owners = dict.fromkeys(policy.tasks, "tollbook")
+        owners |= {model: model.partition("/")[0] for model in runtime.prices.models.ids}
+        for name, rule in policy.providers.items():
+            owners |= {f"{model}@{name}": name for model in runtime.prices.models.at(name, rule).ids}
+        data = [
+            {"id": model, "object": "model", "created": 0, "owned_by": owner}
+            for model, owner in owners.items()
+            if key.may_call(model)
+        ]
+        return {"object": "list", "data": data}
+
+    async def _show_key(self, key: ApiKey, runtime: InferenceRuntime) -> dict[str, Any]:
+        return {
+            "key_id": key.key_id,
+            "name": key.name,
+            "user_id": key.user_id,
+            "plan": key.plan,
+            "campaign_id": key.campaign_id,
+            "tags": dict(key.tags),
+            "models": list(key.models),
+            "streams": list(key.streams),
+            "allows": sorted(key.allows),
+            "is_admin": key.is_admin,
+            "expires_at": _moment(key.expires_ms),
+            "budgets": await self._budgets(key, runtime) if key.user_id else [],
+        }
+
+    async def _budgets(self, key: ApiKey, runtime: InferenceRuntime) -> list[dict[str, Any]]:
+        assert key.user_id is not None, "only a user has budgets"
+        user_id = runtime.user_ids.on_ledger(key.user_id)
+        now_ms = round(1000 * time.time())
+
+        async def look(policy: PolicyInForce) -> list[dict[str, Any]]:
+            attributes = {**key.tags, "user": user_id, "plan": key.plan or policy.policy.default_plan}
+            if key.campaign_id is not None:
+                attributes["campaign"] = key.campaign_id
+            window, caps = policy.budgets_at(now_ms, attributes)
+            balances = await runtime.ledger.balance(
+                user_id=user_id, period=window.name, budgets=caps, policy_version=policy.version
+            )
+            return [
+                {
+                    "budget": describe_budget(cap.name),
+                    "limit_usd": f"{usd_from_nanousd(balance.cap_nanousd):f}",
+                    "spent_usd": f"{usd_from_nanousd(balance.settled_nanousd):f}",
+                    "held_usd": f"{usd_from_nanousd(balance.held_nanousd):f}",
+                    "remaining_usd": f"{usd_from_nanousd(balance.remaining_nanousd):f}",
+                    "resets_at": _moment(
+                        end_of_window(split_budget_name(cap.name)[2], policy.budgets.calendar, now_ms)
+                    ),
+                }
+                for cap, balance in zip(caps, balances, strict=True)
+            ]
+
+        return await runtime.policies.decide(user_id, look)
+
+
+def _moment(at_ms: int | None) -> str | None:
+    return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).isoformat()

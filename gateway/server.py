@@ -1,0 +1,134 @@
+"""Serves the gateway in the process's own event loop, over loopback or TLS."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+import uvicorn
+from starlette.routing import BaseRoute
+
+from tollbook.gateway.apis import Api
+from tollbook.gateway.app import build_app
+from tollbook.gateway.callers import Callers, Keys
+from tollbook.gateway.chat import ChatCompletions
+from tollbook.gateway.embeddings import Embeddings
+from tollbook.gateway.endpoints import Calls, Limits
+from tollbook.gateway.heartbeat import SILENT_S, Heartbeat
+from tollbook.gateway.information import Information
+from tollbook.gateway.once import Once
+from tollbook.gateway.routes import information_routes
+from tollbook.gateway.translated import Messages, Responses
+from tollbook.inference.api_keys import ApiKeys
+from tollbook.inference.errors import SettingsError
+from tollbook.inference.runtime import InferenceRuntime
+from tollbook.inference.settings import Settings
+from tollbook.observability.gateway_counts import GatewayCounts
+from tollbook.observability.server import SignallessServer, listen, shown_address
+
+DEFAULT_PORT = 8788
+_CLOSING_S = 2.0
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A gateway that is being served. `url` is its address."""
+
+    url: str
+    calls: Calls
+    counts: GatewayCounts
+
+
+def settings_of_calls(settings: Settings) -> Settings:
+    """Return the settings by which the gateway's calls are made: a request may take long, while the answer comes."""
+    return settings.model_copy(
+        update={"attempt_timeout_s": settings.gateway_timeout_s, "idle_timeout_s": settings.attempt_timeout_s}
+    )
+
+
+@asynccontextmanager
+async def serve_gateway(
+    runtime: InferenceRuntime,
+    *,
+    port: int,
+    pages: Sequence[BaseRoute] = (),
+    keys: Keys | None = None,
+    counts: GatewayCounts | None = None,
+) -> AsyncGenerator[Gateway]:
+    """Serve until closed; calls under way then have the grace to end. Port 0: a free one. `pages`: further routes.
+
+    `keys` finds the keys of clients; without it, those on the ledger count. `counts` is what metrics look at.
+
+    `runtime` is of `settings_of_calls`. Errors: SettingsError where the address or the certificate cannot be used.
+    """
+    settings = runtime.settings
+    listening = listen(settings.gateway_host, port, setting="TOLLBOOK_GATEWAY")
+
+    counts = counts or GatewayCounts()
+    heartbeat = Heartbeat(runtime.handle.pipeline, settings.namespace, runtime.name)
+    callers = Callers(
+        keys or ApiKeys(runtime.handle.pipeline, runtime.handle.keys[0], monotonic=time.monotonic), counts
+    )
+    once = Once(
+        runtime.handle.pipeline,
+        namespace=settings.namespace,
+        gateway=runtime.name,
+        is_alive=heartbeat.is_alive,
+        patience_s=SILENT_S,
+        counts=counts,
+    )
+    limits = Limits(
+        max_calls=settings.gateway_max_calls,
+        hold_wait_s=settings.gateway_wait_s,
+        call_timeout_s=settings.gateway_timeout_s,
+    )
+    calls = Calls(runtime, callers, once, limits, counts, heartbeat.is_dead)
+    apis: list[tuple[str, Api]] = [
+        ("/v1/chat/completions", ChatCompletions()),
+        ("/v1/responses", Responses()),
+        ("/v1/embeddings", Embeddings()),
+        ("/v1/messages", Messages()),
+    ]
+    routes = [*information_routes(Information(runtime, callers)), *pages]
+    server = SignallessServer(
+        _config(settings, build_app(calls, counts, apis, routes, cors_origins=settings.gateway_cors))
+    )
+    scheme = "https" if settings.gateway_cert else "http"
+    url = f"{scheme}://{shown_address(settings.gateway_host, listening.getsockname()[1])}"
+    with listening:
+        async with heartbeat.shown():
+            serving = asyncio.create_task(server.serve(sockets=[listening]))
+            _log.info("gateway.served", url=url)
+            try:
+                yield Gateway(url, calls, counts)
+            finally:
+                server.should_exit = True  # No new connection; those that are open may end.
+                await calls.stop(max(0.0, settings.stop_grace_s - _CLOSING_S))
+                await asyncio.gather(serving, return_exceptions=True)
+
+
+def _config(settings: Settings, app: object) -> uvicorn.Config:
+    config = uvicorn.Config(
+        app,  # pyright: ignore[reportArgumentType] - any ASGI application.
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        http="httptools",
+        server_header=False,
+        proxy_headers=bool(settings.gateway_proxies),
+        forwarded_allow_ips=settings.gateway_proxies or None,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=round(max(1.0, settings.stop_grace_s)),
+        h11_max_incomplete_event_size=64 * 1024,
+        ssl_certfile=settings.gateway_cert,
+        ssl_keyfile=settings.gateway_key,
+    )
+    try:
+        config.load()
+    except (OSError, ValueError) as exc:  # The certificate or its key.
+        raise SettingsError([f"TOLLBOOK_GATEWAY_CERT and TOLLBOOK_GATEWAY_KEY cannot be used: {exc}"]) from exc
+    return config

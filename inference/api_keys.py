@@ -1,0 +1,242 @@
+"""Keys of the HTTP gateway: looked up by their hash, beside the ledger that has them.
+
+A key is `tb-` and 43 url-safe characters, of 32 random bytes. It is shown once and kept nowhere: events and Redis have
+its SHA-256 (G10). A slow hash would add nothing. It makes guessing at passwords dear, and 256 random bits cannot be
+guessed.
+
+Keys are found before their user is known, so all of them are in partition 0. Nothing is changed here: keys are created
+and revoked by `Administration`.
+"""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from tollbook.ledger.keys import Keys
+from tollbook.ledger.logs import LazyLogger
+from tollbook.ledger.server.connection import as_map, time_ms
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.schemas.events import KeyCreated, KeyRevoked
+from tollbook.schemas.routes import resolve_model
+
+SECRET_BYTES: Final = 32
+KEY_ID_BYTES: Final = 6
+# So soon does every process hear of a revocation.
+_KEPT_S: Final = 2.0
+_MAX_KEPT: Final = 1_000
+_SECRET: Final = re.compile(r"tb-[A-Za-z0-9_-]{43}")
+_HASH: Final = re.compile(r"[0-9a-f]{64}")
+_log = LazyLogger(__name__)
+
+KeyState = Literal["active", "expired", "revoked"]
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What a key is bound to; it has not the key itself. `user_id` is as on the ledger, hashed where ids are.
+
+    `models` are model ids and task types, and empty where any may be called; the first of `streams` is the default.
+    """
+
+    key_id: str
+    name: str | None
+    user_id: str | None
+    plan: str | None
+    campaign_id: str | None
+    tags: dict[str, str]
+    models: tuple[str, ...]
+    streams: tuple[str, ...]
+    allows: frozenset[str]
+    is_admin: bool
+    expires_ms: int | None
+
+    def may_call(self, model_or_task_type: str) -> bool:
+        """Whether the key may be used for a model or a task type, as the client names it."""
+        named = {model_or_task_type, resolve_model(model_or_task_type)}
+        return not self.models or not named.isdisjoint(self.models)
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedKey:
+    """A key with its history. Moments are milliseconds since the epoch, by the clock of Redis.
+
+    `revoked_ms` may be still to come, and is None for a key that nobody has revoked.
+    """
+
+    key: ApiKey
+    created_ms: int
+    created_by: str
+    reason: str
+    revoked_ms: int | None = None
+    revoked_by: str | None = None
+    replaces: str | None = None
+    replaced_by: str | None = None
+
+    def state(self, now_ms: int) -> KeyState:
+        """Return whether the key is accepted at a moment, and if not, why."""
+        if self.revoked_ms is not None and self.revoked_ms <= now_ms:
+            return "revoked"
+        return "expired" if self.key.expires_ms is not None and self.key.expires_ms <= now_ms else "active"
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A key that was found, when it ends by the clock of Redis, and how far that clock is ahead of this process's."""
+
+    key: ApiKey
+    ends_ms: int | None
+    ahead_ms: float
+    read_s: float
+
+
+class _Stamp(BaseModel):
+    """What the gate puts in front of a key's payload."""
+
+    created_ms: int
+
+
+class _Entry(NamedTuple):
+    """What Redis has of one key, under its hash."""
+
+    created_ms: int
+    created: KeyCreated
+    revoked: KeyRevoked | None
+
+
+class ApiKeys:
+    """The keys of one ledger. Errors of every method: LedgerUnavailable."""
+
+    def __init__(self, pipeline: CommandPipeline, keys: Keys, *, monotonic: Callable[[], float]) -> None:
+        """`keys` are those of partition 0; `monotonic` is a clock in seconds that never goes back."""
+        self._pipeline = pipeline
+        self._name = keys.api_keys
+        self._monotonic = monotonic
+        self._kept: dict[str, _Kept] = {}
+
+    async def find(self, secret: str) -> ApiKey | None:
+        """Return what a key is bound to; None for one that is unknown, revoked or expired.
+
+        What was found is kept for two seconds at most; that a key ends is seen at once, by the clock of Redis.
+        """
+        if not is_secret(secret):
+            return None
+        digest = hash_of(secret)
+        kept = self._kept.get(digest)
+        if kept is None or self._monotonic() - kept.read_s >= _KEPT_S:
+            self._kept.pop(digest, None)
+            kept = await self._read(digest)
+        if kept is None:
+            return None
+        now_ms = self._monotonic() * 1000 + kept.ahead_ms
+        return kept.key if kept.ends_ms is None or now_ms < kept.ends_ms else None
+
+    async def list(self) -> tuple[IssuedKey, ...]:
+        """Return every key that was ever created, the oldest first."""
+        found: Any = as_map(await self._pipeline.execute("HGETALL", self._name))
+        return issued_keys({field.decode(): value.decode(errors="replace") for field, value in found.items()})
+
+    async def now_ms(self) -> int:
+        """Return the time by the clock of Redis, in milliseconds since the epoch."""
+        return time_ms(await self._pipeline.execute("TIME"))
+
+    async def _read(self, digest: str) -> _Kept | None:
+        begun_s = self._monotonic()
+        # In one batch. The time is that after `begun_s`, so that a key ends rather too early than too late.
+        now_ms, (created, revoked) = await asyncio.gather(
+            self.now_ms(), self._pipeline.execute("HMGET", self._name, digest, f"{digest} revoked")
+        )
+        entry = _entry(digest, created, revoked)
+        if entry is None:
+            return None
+        ends = [each for each in (entry.created.expires_ms, entry.revoked and entry.revoked.at_ms) if each is not None]
+        ends_ms = min(ends, default=None)
+        if ends_ms is not None and ends_ms <= now_ms:
+            return None
+        kept = _Kept(_api_key(entry.created), ends_ms, now_ms - begun_s * 1000, begun_s)
+        if len(self._kept) >= _MAX_KEPT:
+            del self._kept[next(iter(self._kept))]
+        self._kept[digest] = kept
+        return kept
+
+
+def is_secret(text: str) -> bool:
+    """Whether a text has the form of a key, so that nobody must see it."""
+    return _SECRET.fullmatch(text) is not None
+
+
+def hash_of(secret: str) -> str:
+    """Return the hash by which a key is known to the ledger."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def secret_of(random: bytes) -> str:
+    """Return the key that is made of `SECRET_BYTES` random bytes."""
+    return "tb-" + base64.urlsafe_b64encode(random).rstrip(b"=").decode()
+
+
+def key_id_of(random: bytes) -> str:
+    """Return the public name of a key, of `KEY_ID_BYTES` random bytes that are not those of the key."""
+    return f"key-{random.hex()}"
+
+
+def issued_keys(fields: dict[str, str]) -> tuple[IssuedKey, ...]:
+    """Return the keys that the fields of the hash in Redis hold, the oldest first."""
+    entries = [
+        entry
+        for field, value in fields.items()
+        if (entry := _entry(field, value, fields.get(f"{field} revoked"))) is not None
+    ]
+    replaced_by = {entry.created.replaces: entry.created.key_id for entry in entries}
+    keys = [
+        IssuedKey(
+            _api_key(entry.created),
+            entry.created_ms,
+            entry.created.author,
+            entry.created.reason,
+            revoked_ms=entry.revoked.at_ms if entry.revoked else None,
+            revoked_by=entry.revoked.author if entry.revoked else None,
+            replaces=entry.created.replaces,
+            replaced_by=replaced_by.get(entry.created.key_id),
+        )
+        for entry in entries
+    ]
+    return tuple(sorted(keys, key=lambda each: (each.created_ms, each.key.key_id)))
+
+
+def _entry(digest: str, created: bytes | str | None, revoked: bytes | str | None) -> _Entry | None:
+    """Read what Redis has under a hash; None where that is no key's, or was changed by hand."""
+    if created is None or not _HASH.fullmatch(digest):
+        return None
+    try:
+        entry = _Entry(
+            _Stamp.model_validate_json(created).created_ms,
+            KeyCreated.model_validate_json(created),
+            None if revoked is None else KeyRevoked.model_validate_json(revoked),
+        )
+    except ValidationError:
+        _log.error("api_key.unreadable", key_hash=digest)  # It opens nothing, and `verify` names it.
+        return None
+    return entry if hmac.compare_digest(entry.created.hash, digest) else None
+
+
+def _api_key(created: KeyCreated) -> ApiKey:
+    return ApiKey(
+        key_id=created.key_id,
+        name=created.name,
+        user_id=created.user_id,
+        plan=created.plan,
+        campaign_id=created.campaign_id,
+        tags=dict(created.tags or {}),
+        models=created.models,
+        streams=created.streams,
+        allows=frozenset(created.allows),
+        is_admin=created.is_admin,
+        expires_ms=created.expires_ms,
+    )

@@ -1,0 +1,186 @@
+"""Chat completions over HTTP, whole: answers, refusals, keys, and what is left on the ledger."""
+
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from tests.gateway.serving import KEY, MODEL, Served, api_key, open_served
+from tollbook.schemas.events import BudgetReserved
+from tollbook.schemas.money import nanousd_from_usd
+
+
+@pytest.fixture
+async def served(redis_client: Redis, server_url: str, tmp_path: Path) -> AsyncIterator[Served]:
+    prices = {"openai/text-embedding-3-small": {"prompt": Decimal("0.02"), "completion": 0}}
+    async with open_served(server_url, tmp_path, hold_wait_s=5, gateway_wait_s=0.2, prices=prices) as served:
+        yield served
+        await served.calling.check_guarantees()
+
+
+async def hold_of(served: Served, reply: httpx.Response) -> BudgetReserved:
+    """Return what the ledger has of the hold of an answer's call."""
+    payload = (await served.calling.events(reply.headers["x-tollbook-call-id"]))[0].payload
+    assert isinstance(payload, BudgetReserved)
+    return payload
+
+
+async def test_an_answer_is_a_chat_completion_and_its_cost_is_on_the_ledger(served: Served) -> None:
+    reply = await served.chat("Hello [[completion_tokens=7]]")
+
+    assert reply.status_code == 200, reply.text
+    document = reply.json()
+    assert document["object"] == "chat.completion"
+    assert document["choices"][0]["message"]["role"] == "assistant"
+    assert document["choices"][0]["message"]["content"]
+    assert document["choices"][0]["finish_reason"] == "stop"
+    assert document["usage"]["completion_tokens"] == 7
+    cost = Decimal(reply.headers["x-tollbook-cost-usd"])
+    assert nanousd_from_usd(cost) == await served.calling.spent() == served.calling.booked()
+    assert document["usage"]["cost"] == float(cost)
+    events = await served.calling.events(reply.headers["x-tollbook-call-id"])
+    assert [event.type for event in events] == ["budget-reserved", "model-called", "cost-recorded"]
+
+
+async def test_a_task_type_is_called_by_its_route_with_fallback(served: Served) -> None:
+    served.calling.script("http_500", "http_500", None)
+
+    reply = await served.chat(model="generate_draft")
+
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["model"] == "openai/gpt-4o-mini"
+
+
+async def test_a_limit_that_is_absent_is_the_policys(served: Served) -> None:
+    reply = await served.chat()
+
+    assert (await hold_of(served, reply)).bound.completion_tokens == 4096
+
+
+async def test_a_cap_that_is_reached_is_refused_with_its_numbers_and_not_tried_again(served: Served) -> None:
+    await served.calling.set_cap(1_000)
+
+    reply = await served.chat()
+
+    assert reply.status_code == 402
+    assert reply.headers["x-should-retry"] == "false"
+    error = reply.json()["error"]
+    assert (error["code"], error["type"]) == ("plan_limit_reached", "insufficient_quota")
+    assert error["metadata"]["limit"] == "0.000001000"
+    assert error["metadata"]["spent"] == "0.000000000"
+    assert Decimal(error["metadata"]["bound"]) > Decimal("0.000001")
+    assert error["metadata"]["resets_at"].endswith("+00:00")
+    assert error["metadata"]["call_id"] == reply.headers["x-tollbook-call-id"]
+    assert served.calling.provider.requests == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"temperature": 7}, "invalid_task"),
+        ({"n": 2}, "invalid_task"),
+        ({"model": ""}, "invalid_task"),
+        ({"model": "nobody/knows-this"}, "price_unknown"),
+        ({"messages": []}, "invalid_task"),
+        ({"task_id": "mine"}, "invalid_task"),
+        ({"temperatur": 1}, "invalid_task"),
+    ],
+)
+async def test_bad_requests_are_told_so_and_hold_nothing(served: Served, body: dict[str, Any], code: str) -> None:
+    reply = await served.chat(**body)
+
+    assert reply.status_code == 400
+    assert reply.json()["error"]["code"] == code
+    assert reply.headers["x-should-retry"] == "false"
+    assert not [event for event in await served.calling.events() if event.type == "budget-reserved"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"model": "a", "model": "b"}', b"\xff\xfe", b"[" * 100_000])
+async def test_bodies_that_are_no_object_are_refused(served: Served, body: bytes) -> None:
+    reply = await served.client.post("/v1/chat/completions", content=body)
+
+    assert reply.status_code == 400
+    assert reply.json()["error"]["code"] == "invalid_task"
+
+
+@pytest.mark.parametrize(
+    "headers", [{"authorization": "Bearer tb-wrong"}, {"authorization": ""}, {"x-api-key": "t" * 300}]
+)
+async def test_wrong_keys_are_refused_late_and_counted(served: Served, headers: dict[str, str]) -> None:
+    reply = await served.chat(headers={"authorization": "", **headers})
+
+    assert reply.status_code == 401
+    assert reply.json()["error"]["code"] == "invalid_api_key"
+    assert served.gateway.counts.wrong_keys == 1
+
+
+async def test_a_key_in_the_other_header_is_one_too(served: Served) -> None:
+    assert (await served.chat(headers={"authorization": "", "x-api-key": KEY})).status_code == 200
+
+
+async def test_a_key_for_some_models_is_for_no_others(served: Served) -> None:
+    served.keys.by_secret[KEY] = api_key(models=("generate_draft",))
+
+    assert (await served.chat(model="generate_draft")).status_code == 200
+    reply = await served.chat(model=MODEL)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (403, "model_not_allowed")
+
+
+async def test_what_a_client_says_of_itself_counts_where_its_key_allows_it(served: Served) -> None:
+    headers = {"x-tollbook-user": "u7", "x-tollbook-tags": "team=red"}
+    refused = await served.chat(headers=headers)
+    ignored = await served.chat(user="u7")
+    served.keys.by_secret[KEY] = api_key(allows=frozenset({"user", "tags"}))
+    allowed = await served.chat(headers=headers)
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "attribute_not_allowed")
+    users = {event.call_id: event.user_id for event in await served.calling.events()}
+    assert users[ignored.headers["x-tollbook-call-id"]] == "u1"
+    assert users[allowed.headers["x-tollbook-call-id"]] == "u7"
+    assert (await hold_of(served, allowed)).tags == {"team": "red"}
+
+
+async def test_a_failed_provider_is_told_and_not_tried_again_where_it_was_paid(served: Served) -> None:
+    served.calling.script("http_500", "http_500")
+    free = await served.chat()
+    served.calling.script("reset_after_charge", "reset_after_charge")
+    paid = await served.chat()
+
+    assert free.status_code == paid.status_code == 502
+    assert "x-should-retry" not in free.headers
+    assert paid.headers["x-should-retry"] == "false"
+
+
+async def test_models_task_types_and_the_keys_budgets_can_be_asked_for(served: Served) -> None:
+    listed = (await served.client.get("/v1/models")).json()["data"]
+    await served.chat()
+    key = (await served.client.get("/v1/key")).json()
+
+    assert {"generate_draft", MODEL} <= {each["id"] for each in listed}
+    assert (await served.client.get(f"/v1/models/{MODEL}")).json()["id"] == MODEL
+    assert (await served.client.get("/v1/models/none")).status_code == 404
+    [own] = key["budgets"]
+    assert own["limit_usd"] == "5.000000000"
+    assert nanousd_from_usd(own["spent_usd"]) == await served.calling.spent()
+
+
+async def test_the_page_and_the_document_need_no_key(served: Served) -> None:
+    page = await served.client.get("/", headers={"authorization": ""})
+    document = await served.client.get("/openapi.json", headers={"authorization": ""})
+
+    assert "curl" in page.text
+    assert "/v1/chat/completions" in document.json()["paths"]
+    assert (await served.client.get("/nowhere")).json()["error"]["code"] == "not_found"
+
+
+async def test_embeddings_are_made_and_paid(served: Served) -> None:
+    body = {"model": "openai/text-embedding-3-small", "input": ["one", "two"]}
+    reply = await served.client.post("/v1/embeddings", json=body)
+
+    assert reply.status_code == 200, reply.text
+    assert [each["index"] for each in reply.json()["data"]] == [0, 1]
+    assert await served.calling.spent() == served.calling.booked() > 0

@@ -1,0 +1,98 @@
+"""Once: what is sent again is not paid again, whichever way a client sends it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from tests.gateway.serving import Served, open_served
+from tests.servers import wait_until
+
+RETRY = "x-stainless-retry-count"
+
+
+@pytest.fixture
+async def served(redis_client: Redis, server_url: str, tmp_path: Path) -> AsyncIterator[Served]:
+    async with open_served(server_url, tmp_path, hold_wait_s=5, attempt_timeout_s=5) as served:
+        yield served
+        await wait_until(lambda: served.gateway.calls.under_way == 0)
+        await served.calling.check_guarantees()
+
+
+async def leave(served: Served, content: str, headers: dict[str, str]) -> None:
+    """Send a request, and close the connection once the provider has it."""
+    before = served.calling.provider.requests
+    asking = asyncio.create_task(served.chat(content, headers=headers))
+    await wait_until(lambda: served.calling.provider.requests > before)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+
+
+def call_id(reply: httpx.Response) -> str:
+    return reply.headers["x-tollbook-call-id"]
+
+
+async def test_a_key_of_the_client_names_the_call(served: Served) -> None:
+    first = await served.chat("Hello", headers={"idempotency-key": "a"})
+    again = await served.chat("Hello", headers={"idempotency-key": "a"})
+    other = await served.chat("Hello", headers={"idempotency-key": "b"})
+    changed = await served.chat("Good bye", headers={"idempotency-key": "a"})
+
+    assert first.json()["choices"] == again.json()["choices"]
+    assert call_id(first) == call_id(again) != call_id(other)
+    assert served.calling.provider.requests == 2
+    assert (changed.status_code, changed.json()["error"]["code"]) == (409, "idempotency_conflict")
+    assert changed.headers["x-should-retry"] == "false"
+
+
+async def test_requests_at_a_time_with_one_key_are_one_call(served: Served) -> None:
+    replies = await asyncio.gather(*(served.chat("Hi", headers={"idempotency-key": "a"}) for _ in range(5)))
+
+    assert {reply.status_code for reply in replies} == {200}
+    assert len({call_id(reply) for reply in replies}) == 1
+    assert served.calling.provider.requests == 1
+
+
+async def test_a_retry_of_an_sdk_joins_the_call_whose_client_left(served: Served) -> None:
+    served.calling.script("slow")
+    await leave(served, "Hello", {RETRY: "0"})
+
+    retried = await served.chat("Hello", headers={RETRY: "1"})
+    later = await served.chat("Hello", headers={RETRY: "1"})
+
+    assert retried.status_code == later.status_code == 200
+    assert served.calling.provider.requests == 2  # The first was joined once; the third is a call of its own.
+    assert call_id(retried) != call_id(later)
+
+
+async def test_nothing_is_joined_that_was_delivered_or_is_of_another_body(served: Served) -> None:
+    delivered = await served.chat("Hello", headers={RETRY: "0"})
+    again = await served.chat("Hello", headers={RETRY: "1"})
+    served.calling.script("slow")
+    await leave(served, "Hello", {RETRY: "0"})
+    other = await served.chat("Good bye", headers={RETRY: "1"})
+
+    assert len({call_id(reply) for reply in (delivered, again, other)}) == 3
+
+
+async def test_two_clients_of_one_body_do_not_get_each_others_answer(served: Served) -> None:
+    served.calling.script("slow", "slow")
+    first = asyncio.create_task(served.chat("Hello", headers={RETRY: "0"}))
+    await wait_until(lambda: served.calling.provider.requests > 0)
+    second = await served.chat("Hello", headers={RETRY: "1"})
+
+    assert call_id(await first) != call_id(second)
+
+
+async def test_a_whole_answer_is_finished_without_its_client_and_kept(served: Served) -> None:
+    served.calling.script("slow")
+    await leave(served, "Hello", {"idempotency-key": "a"})
+
+    again = await served.chat("Hello", headers={"idempotency-key": "a"})
+
+    assert again.status_code == 200
+    assert served.calling.provider.requests == 1
+    assert await served.calling.assumed() == 0
