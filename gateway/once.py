@@ -145,7 +145,7 @@ class Once:
     async def _keep(self, name: CallName, *, gateway: str) -> None:
         assert name.shelf is not None, "only calls that a retry may join are kept"
         await self._pipeline.execute("HSET", name.shelf, name.call_id, f"{name.begun_ms} {gateway}")
-        await self._pipeline.execute("PEXPIRE", name.shelf, _JOINED_WITHIN_MS)
+        await self._pipeline.execute("EXPIRE", name.shelf, _JOINED_WITHIN_MS // 1000)
 
     async def _try(self, *command: str) -> None:
         try:
