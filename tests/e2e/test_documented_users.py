@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
+import httpx
 import pytest
 import pytest_asyncio
 import standardwebhooks
@@ -19,6 +20,8 @@ from tests.system import running_system
 from tollbook import Publisher
 from tollbook.consumers.alert_tidying import AlertTidying
 from tollbook.consumers.policy_following import PolicyFollowing
+from tollbook.gateway.server import serve_gateway
+from tollbook.inference.key_changes import KeyBounds, KeyChanges
 from tollbook.inference.policy_changes import apply_policy
 from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import PermissionsMissing
@@ -75,6 +78,25 @@ async def test_tollbook_and_a_publisher_work_as_their_own_users(urls: dict[str, 
             ):
                 with pytest.raises(NoPermissionError):
                     await redis.execute_command(*command)
+
+
+async def test_a_gateway_works_as_the_user_of_tollbook(urls: dict[str, str], tmp_path: Path) -> None:
+    """Keys, calls, and the retries of SDKs."""
+    async with running_system(tmp_path / "data", urls["tollbook"]) as running:
+        runtime = running.system.runtime
+        changes = KeyChanges(runtime.ledger, runtime.policies, runtime.user_ids)
+        made = await changes.create(KeyBounds(user_id="u1"), Signature("ops", "a client"))
+        async with (
+            serve_gateway(runtime, port=0) as gateway,
+            httpx.AsyncClient(headers={"authorization": f"Bearer {made.secret}"}, trust_env=False) as client,
+        ):
+            reply = await client.post(
+                f"{gateway.url}/v1/chat/completions",
+                json={"model": "openai/gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]},
+                headers={"x-stainless-retry-count": "1"},
+            )
+            assert reply.status_code == 200, reply.text
+            await changes.revoke(made.key_id, Signature("ops", "it leaked"))
 
 
 async def test_alerts_are_delivered_and_new_streams_are_read_as_far_as_the_documented_user_may(
