@@ -57,6 +57,7 @@ def _open(
     connection = database.connect(path, config={"storage_compatibility_version": database._STORAGE, **config})
     database._set_up(connection)
     connection.execute("UPDATE position SET ledger_id = ?", [ledger_id])
+    connection.execute("CHECKPOINT")  # The file alone, without its log, is then this ledger's.
     return connection
 
 
