@@ -2,6 +2,8 @@
 
 A misspelt name would silently leave a default in force, and defaults cost money, so an unknown `TOLLBOOK_*` variable
 is refused. No message shows a value that may be secret (G10).
+
+The file is long because it is one list: every setting stands here once, with its default, its limits and its meaning.
 """
 
 import os

@@ -3,6 +3,8 @@
 An event is one entry of a ledger stream. The gate, inside Redis, adds what only it knows: the entry's id (the ledger's
 clock), `seq`, `committed`, and in payloads the number of the hold, the cap in force and the further budgets. The rest
 is written here. Prompts, completions and keys have no field, on purpose (G10).
+
+The file is long because it is one list: whoever reads a ledger finds every type here, and their union at the end.
 """
 
 from typing import Annotated, Any, Final, Literal, get_args

@@ -34,7 +34,7 @@ def make_folder() -> Path | None:
 
 def copy_empty_projections() -> None:
     """Let this process copy each new projection that it opens."""
-    database._open_database = _open  # As in unsigned_extensions.py.
+    database._open_database = _open
 
 
 @contextmanager
@@ -57,6 +57,7 @@ def _open(
     connection = database.connect(path, config={"storage_compatibility_version": database._STORAGE, **config})
     database._set_up(connection)
     connection.execute("UPDATE position SET ledger_id = ?", [ledger_id])
+    connection.execute("CHECKPOINT")  # The file alone, without its log, is then this ledger's.
     return connection
 
 

@@ -29,7 +29,7 @@ from tollbook.observability.health import Readiness
 from tollbook.schemas.identifiers import budget_name
 from tollbook.schemas.results import TaskStatus
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("projections_made_anew")]
 
 STREAM: Final = "analysis"
 
