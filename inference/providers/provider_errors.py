@@ -90,7 +90,10 @@ def error_of(document: dict[str, Any] | None) -> object:
     if found := document.get("error") or document.get("errors") or document.get("detail"):
         return found
     is_error = document.get("object") == "error" or document.get("type") == "error"
-    return document if is_error or (isinstance(document.get("message"), str) and "choices" not in document) else None
+    message = document.get("message")
+    # A message that says nothing is no error: a reply that may have been charged must not count as free (G3).
+    tells = isinstance(message, str) and message.strip() != "" and "choices" not in document
+    return document if is_error or tells else None
 
 
 def read_error(error: object, status: int | None = None, body: bytes = b"") -> ProviderError:
