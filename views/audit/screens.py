@@ -34,13 +34,14 @@ def print_calls(reader: AuditReader, lives: Sequence[CallLife]) -> None:
     for life in lives:
         printer.line()
         printer.text(f"Call {printable(life.call_id)}", "bold")
-        printer.facts(_facts(life))
+        printer.facts(life_facts(life))
         _print_timeline(printer, life)
     printer.line()
     _print_read(printer, reader)
 
 
-def _facts(life: CallLife) -> list[tuple[str, str]]:
+def life_facts(life: CallLife) -> list[tuple[str, str]]:
+    """Return what there is to say of a call as a whole: names and values, the user first."""
     facts = [("user", life.user_id), ("period", ", ".join(life.periods))]
     if life.orders:
         order = life.orders[-1]
@@ -48,11 +49,12 @@ def _facts(life: CallLife) -> list[tuple[str, str]]:
         facts += [("task", task + (f", campaign {order.campaign_id}" if order.campaign_id else ""))]
         facts += [("plan", plan_text(order).removeprefix("plan ")), ("workers", ", ".join(life.workers))]
     if life.status:
-        facts.append(("status", _status_text(life)))
+        facts.append(("status", status_text(life)))
     return [(name, printable(value)) for name, value in facts]
 
 
-def _status_text(life: CallLife) -> str:
+def status_text(life: CallLife) -> str:
+    """Return how a call ended or stands, and what it came to."""
     parts = [life.status]
     if life.status != "denied" or life.cost_nanousd:
         parts.append(f"cost {format_usd(life.cost_nanousd, places=None)}")
@@ -184,7 +186,7 @@ def print_explanations(reader: AuditReader, found: Sequence[tuple[CallLife, Sequ
         if not decisions:
             printer.text("was not weighed: no money was held for it")
         elif not any(decision.is_refusal for decision in decisions):
-            printer.text(f"was not refused; {_status_text(life)}")
+            printer.text(f"was not refused; {status_text(life)}")
         for decision in decisions:
             _print_decision(printer, decision)
     printer.line()
