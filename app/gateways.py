@@ -21,9 +21,7 @@ Pages = Callable[[InferenceRuntime], AbstractAsyncContextManager[Sequence[BaseRo
 _log: Final = structlog.get_logger(__name__)
 
 
-async def run_gateway(
-    settings: Settings, stop: asyncio.Event, *, redis_url: str, pages: Pages | None = None
-) -> None:
+async def run_gateway(settings: Settings, stop: asyncio.Event, *, redis_url: str, pages: Pages | None = None) -> None:
     """Serve the gateway until `stop`, beside a projector. Errors: SettingsError; LedgerRefused."""
     port = DEFAULT_PORT if settings.gateway_port in (None, "off") else settings.gateway_port
 
@@ -82,9 +80,7 @@ async def open_gateway(system: System, stop: asyncio.Event, *, pages: Pages | No
         await asyncio.gather(serving, return_exceptions=True)
 
 
-def _opened(
-    pages: Pages | None, runtime: InferenceRuntime
-) -> AbstractAsyncContextManager[Sequence[BaseRoute]]:
+def _opened(pages: Pages | None, runtime: InferenceRuntime) -> AbstractAsyncContextManager[Sequence[BaseRoute]]:
     return nullcontext(()) if pages is None else pages(runtime)
 
 

@@ -221,7 +221,9 @@ def _announce(
         typer.echo(f"Gateway:  {gateway}/v1 for clients of OpenAI and Anthropic; `tollbook keys create` makes a key")
     if once:
         typer.echo(f"Web view: {gateway}/ui?once={once}")
-        typer.echo("          The link works once, within 15 minutes; `tollbook keys create --admin` makes a key for later.")
+        typer.echo(
+            "          The link works once, within 15 minutes; `tollbook keys create --admin` makes a key for later."
+        )
     if metrics:
         typer.echo(f"Metrics:  {metrics}")
     typer.echo("Ctrl-C stops it, after the calls in flight are done.")

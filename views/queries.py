@@ -1,4 +1,4 @@
-"""Queries on the projection that several views share: what `tollbook spend` and `alerts list` show, and the web view."""
+"""Queries on the projection that several views share: of `tollbook spend` and `alerts list`, and the web view."""
 
 from typing import Final
 

@@ -48,7 +48,9 @@ class Served:
     keys: KeysOfTests
     client: httpx.AsyncClient
 
-    async def chat(self, content: str = "Hello", *, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+    async def chat(
+        self, content: str = "Hello", *, headers: dict[str, str] | None = None, **fields: Any
+    ) -> httpx.Response:
         """Ask for a chat completion."""
         body = {"model": MODEL, "messages": [{"role": "user", "content": content}], **fields}
         return await self.client.post("/v1/chat/completions", json=body, headers=headers)

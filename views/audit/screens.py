@@ -49,12 +49,11 @@ def life_facts(life: CallLife) -> list[tuple[str, str]]:
         facts += [("task", task + (f", campaign {order.campaign_id}" if order.campaign_id else ""))]
         facts += [("plan", plan_text(order).removeprefix("plan ")), ("workers", ", ".join(life.workers))]
     if life.status:
-        facts.append(("status", status_text(life)))
+        facts.append(("status", _status_text(life)))
     return [(name, printable(value)) for name, value in facts]
 
 
-def status_text(life: CallLife) -> str:
-    """Return how a call ended or stands, and what it came to."""
+def _status_text(life: CallLife) -> str:
     parts = [life.status]
     if life.status != "denied" or life.cost_nanousd:
         parts.append(f"cost {format_usd(life.cost_nanousd, places=None)}")
@@ -186,7 +185,7 @@ def print_explanations(reader: AuditReader, found: Sequence[tuple[CallLife, Sequ
         if not decisions:
             printer.text("was not weighed: no money was held for it")
         elif not any(decision.is_refusal for decision in decisions):
-            printer.text(f"was not refused; {status_text(life)}")
+            printer.text(f"was not refused; {_status_text(life)}")
         for decision in decisions:
             _print_decision(printer, decision)
     printer.line()

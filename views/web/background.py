@@ -7,7 +7,7 @@ hold these up. Few run at a time, and who comes later waits.
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from tollbook.ledger.errors import LedgerUnavailable
 
@@ -38,7 +38,7 @@ class Background:
         """Take no more work; what runs is left to end by its limit."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _end(self, running: "asyncio.Future[object]") -> None:
+    def _end(self, running: "asyncio.Future[Any]") -> None:
         self._waiting -= 1
         if not running.cancelled():
             running.exception()  # Looked at, where nobody waits for it any more.

@@ -5,9 +5,7 @@ other calls are that held money of a shared budget.
 """
 
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from tollbook.audit.calls import CallLife, find_call
 from tollbook.audit.explanations import Decision, Weighing, explain
@@ -16,8 +14,9 @@ from tollbook.schemas.events import BudgetDenied, BudgetReserved
 from tollbook.schemas.identifiers import describe_budget
 from tollbook.schemas.money import exact_places
 from tollbook.views.audit.decision_texts import cap_text, hold_text, room_text, verdict_text, ways_out
-from tollbook.views.audit.screens import life_facts, status_text
-from tollbook.views.audit.texts import bound_text, event_text, iso, moment as moment_of
+from tollbook.views.audit.screens import life_facts
+from tollbook.views.audit.texts import bound_text, event_text, iso
+from tollbook.views.audit.texts import moment as moment_of
 from tollbook.views.web.parts import (
     Cell,
     Fact,
@@ -30,14 +29,13 @@ from tollbook.views.web.parts import (
     Table,
     Tone,
     call_cell,
-    count,
     exactly,
     link,
     moment,
     money,
     rows_of,
+    sentence,
 )
-from tollbook.views.web.projection import Query
 from tollbook.views.web.queries import CallFilter, calls_query, found_query, refusals_query
 from tollbook.views.web.visit import Visit
 from tollbook.views.web.visitors import Refused
@@ -65,14 +63,13 @@ async def calls_page(visit: Visit) -> Page:
             call_cell(row["call_id"]),
             *([_user_cell(named(row["user_id"]))] if sees_all else []),
             Cell(row["status"] or "-", "state", tone=_TONES.get(row["status"] or "", "")),
-            Cell(row["model_used"] or row["model"] or "-"),
-            Cell(row["task_type"] or "-"),
+            Cell(row["model_used"] or row["model"] or "-", details=[row["task_type"]] if row["task_type"] else []),
             money(row["cost_usd"], 6),
             Cell("-" if not row["latency_ms"] else f"{row['latency_ms']:,} ms", "number"),
         ]
         for row in rows
     )
-    columns = ("Last event", "Call", *(["User"] if sees_all else []), "Status", "Model", "Task", "Cost>", "Took>")
+    columns = ("Last event", "Call", *(["User"] if sees_all else []), "Status", "Model and task", "Cost>", "Took>")
     table = Table("Calls, the newest first", columns, cells, empty="No call matches.")
     parts: list[Part] = [_filter_form(visit, wanted), table]
     if len(found) > _PAGE:
@@ -139,7 +136,8 @@ def _filter_form(visit: Visit, wanted: CallFilter) -> Form:
         Field("since", "From day", asked["since"], kind="date"),
         Field("until", "To day", asked["until"], kind="date"),
     ]
-    return Form("Filter", link("/calls"), fields, "Filter", method="get")
+    reset = link("/calls") if any(asked.values()) else ""
+    return Form("Filter", link("/calls"), fields, "Filter", method="get", reset=reset)
 
 
 async def refusals_page(visit: Visit) -> Page:
@@ -170,7 +168,9 @@ async def refusals_page(visit: Visit) -> Page:
     note = f"The newest {_PAGE}." if len(rows) == _PAGE else ""
     lead = "A call is refused when what is spent, what is held and what it can cost pass a cap. Each one tells more."
     table = Table("Refusals, the newest first", (*columns, *amounts), cells, empty="No call was refused.", note=note)
-    filters = Form("Filter", link("/refusals"), [Field("user", "User", user or "")], "Filter", method="get")
+    fields = [Field("user", "User", user or "")]
+    reset = link("/refusals") if user else ""
+    filters = Form("Filter", link("/refusals"), fields, "Filter", method="get", reset=reset)
     parts: list[Part] = [filters, table] if sees_all else [table]
     return Page("Refusals", parts, here="/ui/refusals", lead=lead, freshness=freshness)
 
@@ -198,7 +198,9 @@ async def call_page(visit: Visit) -> Page:
 
 
 def _life(life: CallLife, name: str, visit: Visit) -> list[Part]:
-    facts = [Fact(text.capitalize(), Cell(value, "id" if text == "user" else "text")) for text, value in life_facts(life)]
+    facts = [
+        Fact(text.capitalize(), Cell(value, "id" if text == "user" else "text")) for text, value in life_facts(life)
+    ]
     user = Cell(name, "id", link("/user", id=name) if visit.visitor.is_admin else "")
     facts[0] = Fact("User", user)
     parts: list[Part] = [facts]
@@ -219,7 +221,7 @@ def _life(life: CallLife, name: str, visit: Visit) -> list[Part]:
         ]
         rows.append(Row(cells))
     columns = ("Time", "After>", "What happened", "Amount>", "Committed>")
-    parts.append(Table("Its life", columns, rows, note=f"In all: {status_text(life)}." if life.status else ""))
+    parts.append(Table("Its life", columns, rows))
     return parts
 
 
@@ -242,7 +244,9 @@ def _decision(decision: Decision, number: int, total: int, own: str | None) -> l
             parts.append(Notice("Any of these would have let it pass:", details=ways_out(weighing, decision)))
             parts.append(Notice(room_text(weighing, decision) if own is None else _own_room(weighing, own, decision)))
         if not weighing.is_agreed:
-            parts.append(Notice("The gate wrote another sum than the events before it add up to: `tollbook verify`.", "bad"))
+            parts.append(
+                Notice("The gate wrote another sum than the events before it add up to: `tollbook verify`.", "bad")
+            )
     return parts
 
 
@@ -272,5 +276,4 @@ def _weighing(weighing: Weighing, decision: Decision, own: str | None) -> Table:
     rows.append(Row([Cell("Together"), exactly(total, places), verdict], is_sum=True))
     cap, *credits_ = cap_text(weighing, decision).split("\n")
     rows.append(Row([Cell("Cap"), exactly(weighing.cap_nanousd, places), Cell(cap, details=credits_)]))
-    budget = describe_budget(weighing.budget)
-    return Table(budget[:1].upper() + budget[1:], ("Part", "Amount>", "Note"), rows)
+    return Table(sentence(describe_budget(weighing.budget)), ("Part", "Amount>", "Note"), rows)

@@ -4,12 +4,12 @@ What others wrote goes through `printable` first, as on a terminal: a mark that 
 control character, is shown and has no effect.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Final
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tollbook.ledger.packaged import packaged_text
 from tollbook.views.tables import printable
@@ -38,12 +38,24 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.tests["part"] = _is_a
+    environment.tests["part"] = _is_a  # pyright: ignore[reportUnknownMemberType] - Jinja names no type of it.
+    environment.filters["coded"] = _coded  # pyright: ignore[reportUnknownMemberType] - nor of it.
     return environment
 
 
 def _shown(value: Any) -> Any:
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _coded(text: str) -> Markup:
+    """Set apart what stands between backticks, such as a command; the commands' own sentences have it so."""
+    parts = [Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in _split(text)]
+    return Markup("").join(parts)
+
+
+def _split(text: str) -> Iterable[tuple[int, str]]:
+    parts = printable(text).split("`")
+    return enumerate(parts) if len(parts) % 2 else [(0, printable(text))]
 
 
 def _is_a(part: Part, kind: str) -> bool:

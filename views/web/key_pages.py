@@ -1,6 +1,5 @@
 """Keys of the gateway: the list, one key, and what admins change of them. A key itself is shown once, and not kept."""
 
-import re
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -12,7 +11,7 @@ from tollbook.ledger.errors import IdempotencyConflict, KeyAlreadyRevoked, KeyEx
 from tollbook.schemas.events import KEY_ATTRIBUTES
 from tollbook.schemas.tasks import InvalidTask
 from tollbook.views.api_keys import bounds_text, key_document, origin_text, state_text
-from tollbook.views.web.parts import Cell, Fact, Field, Form, Notice, Page, Part, Table, Tone, link, rows_of
+from tollbook.views.web.parts import Cell, Fact, Field, Form, Notice, Page, Table, Tone, link, rows_of
 from tollbook.views.web.spend_pages import reason_field
 from tollbook.views.web.visit import Visit
 from tollbook.views.web.visitors import Refused
@@ -27,7 +26,7 @@ async def keys_page(visit: Visit) -> Page:
     """Show every key that was ever created, those in force first."""
     documents = await _documents(visit)
     order = {"active": 0, "expired": 1, "revoked": 2}
-    shown = sorted(reversed(documents), key=lambda each: order[each["state"]])
+    shown = sorted(documents, key=lambda each: (order[each["state"]], -documents.index(each)))
     rows = rows_of(
         [
             Cell(each["key_id"], "id", link("/key", id=each["key_id"])),
@@ -112,7 +111,9 @@ async def revoke_key(visit: Visit) -> str:
 
 def _created_page(title: str, created: CreatedKey) -> Page:
     if created.secret is None:
-        text = "This form was sent before, and the key was shown then. It cannot be shown again: revoke it if it is lost."
+        text = (
+            "This form was sent before, and the key was shown then. It cannot be shown again: revoke it if it is lost."
+        )
         return Page(title, [_to_list()], here="/ui/keys", notices=[Notice(text, "warn")])
     notice = Notice("Copy the key now: it is shown this once, since only its hash is kept.", "good")
     facts = [Fact("Key", Cell(created.secret, "id")), Fact("Id", Cell(created.key_id, "id"))]
@@ -185,4 +186,6 @@ def _revoke_form(key_id: str) -> Form:
     fields = [Field("hours", "It ends", "0", kind="select", choices=_HOURS), reason_field()]
     hidden = {"command": secrets.token_hex(8)}
     text = "It is accepted no more. Calls that run are finished. This cannot be undone."
-    return Form("Revoke it", link("/key/revoke", id=key_id), fields, "Revoke the key", hidden=hidden, text=text, tone="bad")
+    return Form(
+        "Revoke it", link("/key/revoke", id=key_id), fields, "Revoke the key", hidden=hidden, text=text, tone="bad"
+    )

@@ -94,6 +94,8 @@ class Form:
     hidden: dict[str, str] = field(default_factory=dict[str, str])
     text: str = ""
     tone: Tone = ""
+    reset: str = ""
+    """Where a filter's empty form is, while it filters."""
 
 
 Part = Table | Form | Notice | Sequence[Fact] | str
@@ -118,6 +120,11 @@ def link(path: str, **values: str | None) -> str:
     """Return the path of a page of this view, with its query; values that are None or empty are left out."""
     query = urlencode({name: value for name, value in values.items() if value})
     return f"/ui{path}?{query}" if query else f"/ui{path}"
+
+
+def sentence(text: str) -> str:
+    """Return a text of a command with a large first letter."""
+    return text[:1].upper() + text[1:]
 
 
 def call_cell(call_id: str) -> Cell:

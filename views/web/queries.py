@@ -52,7 +52,9 @@ def found_query(wanted: CallFilter, limit: int) -> Query:
         having.append("max(recorded_at) < $until")
         values["until"] = wanted.until + timedelta(days=1)
     if wanted.before is not None:
-        having.append("(epoch_ms(max(recorded_at)), partition, max(seq)) < ($before_ms, $before_partition, $before_seq)")
+        having.append(
+            "(epoch_ms(max(recorded_at)), partition, max(seq)) < ($before_ms, $before_partition, $before_seq)"
+        )
         names = ("before_ms", "before_partition", "before_seq")
         values |= dict(zip(names, wanted.before, strict=True))
     sql = f"""
@@ -95,5 +97,5 @@ def refusals_query(user_id: str | None, limit: int) -> Query:
     """Return the newest refusals."""
     where = "" if user_id is None else "WHERE user_id = $user_id"
     values: dict[str, Any] = {"limit": limit} | ({} if user_id is None else {"user_id": user_id})
-    sql = f"FROM denials {where} ORDER BY recorded_at DESC, partition, seq DESC LIMIT $limit"  # noqa: S608 - a constant.
+    sql = f"FROM denials {where} ORDER BY recorded_at DESC, partition, seq DESC LIMIT $limit"
     return Query(sql, values)

@@ -16,11 +16,11 @@ from tollbook.gateway.problems import Problem
 from tollbook.inference.api_keys import ApiKeys
 from tollbook.inference.runtime import InferenceRuntime
 from tollbook.ledger.errors import LedgerError
-from tollbook.views.web.call_pages import calls_page, call_page, refusals_page
+from tollbook.views.web.call_pages import call_page, calls_page, refusals_page
 from tollbook.views.web.changes import grant_credit, set_plan
 from tollbook.views.web.drawing import draw, stylesheet
 from tollbook.views.web.key_pages import create_key, key_page, keys_page, revoke_key, rotate_key
-from tollbook.views.web.parts import Notice, Page
+from tollbook.views.web.parts import Notice, Page, sentence
 from tollbook.views.web.sessions import Sessions
 from tollbook.views.web.sources import Sources, open_sources
 from tollbook.views.web.spend_pages import alerts_page, own_page, spend_page, user_page
@@ -131,8 +131,7 @@ class _Site:
             visitor = await self._visitors.find(request)
             if visitor is None:
                 return self._ask_for_key(request)
-            if not (place.is_for_all or visitor.is_admin or place.path == PATH):
-                raise Refused(403, "this page is for admins: sign in with a key that `--admin` made")
+            _check_rights(place, visitor)
             return await self._show(request, place, visitor)
         except Exception as exc:  # noqa: BLE001 - the edge of the server.
             return self._problem(request, exc, visitor)
@@ -155,7 +154,9 @@ class _Site:
         """Begin the session of a link. A look by HEAD, such as a chat's preview, does not use it up."""
         session = await self._visitors.use_link(secret)
         if session is None:
-            text = "This link was used before, or is older than 15 minutes. Sign in with a key, or restart `tollbook up`."
+            text = (
+                "This link was used before, or is older than 15 minutes. Sign in with a key, or restart `tollbook up`."
+            )
             return self._ask_for_key(request, text, to=PATH)
         response = self._redirect(PATH)
         set_cookie(response, session, request)
@@ -234,6 +235,11 @@ class _Site:
         return RedirectResponse(to, status_code=303, headers=dict(_HEADERS))
 
 
+def _check_rights(place: _Place, visitor: Visitor) -> None:
+    if not (place.is_for_all or visitor.is_admin or place.path == PATH):
+        raise Refused(403, "this page is for admins: sign in with a key that `tollbook keys create --admin` made")
+
+
 def _methods(place: _Place) -> list[str]:
     return ["GET"] if place.change is None else ["GET", "POST"]
 
@@ -251,4 +257,4 @@ def _sign_in_page(problem: str) -> Page:
 
 def _problem_page(status: int, text: str) -> Page:
     titles = {403: "Not allowed", 404: "Not found", 503: "Not available now"}
-    return Page(titles.get(status, "This did not work"), (), notices=[Notice(text[:1].upper() + text[1:], "bad")], status=status)
+    return Page(titles.get(status, "This did not work"), (), notices=[Notice(sentence(text), "bad")], status=status)

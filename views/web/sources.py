@@ -1,4 +1,4 @@
-"""Where pages have their data: what the commands read, by the same queries, without holding up the calls beside them."""
+"""Where pages have their data: what the commands read, without holding up the calls beside them."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable

@@ -24,6 +24,7 @@ from tollbook.views.web.parts import (
     moment,
     money,
     rows_of,
+    sentence,
     used,
 )
 from tollbook.views.web.projection import Query
@@ -32,7 +33,11 @@ from tollbook.views.web.visitors import Refused
 
 _TOP = 100
 _ALERTS = 100
-_DONE = {"credit": "The credit was granted.", "plan": "The plan was set.", "repeated": "This was done before; nothing changed."}
+_DONE = {
+    "credit": "The credit was granted.",
+    "plan": "The plan was set.",
+    "repeated": "This was done before; nothing changed.",
+}
 _SPEND_COLUMNS = ("Plan", "Spent>", "Held>", "Cap>", "Used>", "Refused>", "Calls>", "Fallbacks>")
 
 
@@ -127,11 +132,15 @@ async def own_page(visit: Visit) -> Page:
     key = visit.visitor.key
     assert key is not None, "only a key is bound to a user"
     assert key.user_id is not None, "who has no user is not let in"
-    parts, freshness = await _usage(
-        visit, key.user_id, plan=key.plan, campaign_id=key.campaign_id, tags=dict(key.tags)
-    )
+    parts, freshness = await _usage(visit, key.user_id, plan=key.plan, campaign_id=key.campaign_id, tags=dict(key.tags))
     name = (await visit.sources.named([key.user_id]))(key.user_id)
-    return Page("Usage", [[Fact("User", Cell(name, "id"))], *parts], here="/ui", freshness=freshness)
+    facts = [
+        Fact("User", Cell(name, "id")),
+        Fact("Key", Cell(f"{key.name} ({key.key_id})" if key.name else key.key_id)),
+        Fact("It may call", Cell(", ".join(key.models) or "every model and task type")),
+        Fact("It expires", Cell("never") if key.expires_ms is None else moment(key.expires_ms)),
+    ]
+    return Page("Usage", [facts, *parts], here="/ui", freshness=freshness)
 
 
 async def _usage(
@@ -146,7 +155,7 @@ async def _usage(
     )
     now = rows_of(
         [
-            Cell(each.budget[:1].upper() + each.budget[1:]),
+            Cell(sentence(each.budget)),
             money(each.spent_usd),
             money(each.held_usd),
             money(each.limit_usd, None),
@@ -168,7 +177,9 @@ def _credit_form(user_id: str) -> Form:
         "Grant credit",
         link("/user/credit", id=user_id),
         [
-            Field("amount", "Dollars", hint="For this billing period, above the cap.", is_needed=True, inputmode="decimal"),
+            Field(
+                "amount", "Dollars", hint="For this billing period, above the cap.", is_needed=True, inputmode="decimal"
+            ),
             reason_field(),
             sure_field(),
         ],
@@ -183,7 +194,9 @@ def _plan_form(user_id: str, plans: list[str], current: str) -> Form:
         link("/user/plan", id=user_id),
         [
             Field("plan", "Plan", current, kind="select", choices=[(each, each) for each in plans]),
-            Field("cap", "Cap in dollars", hint="Of a billing period; the plan's where it is empty.", inputmode="decimal"),
+            Field(
+                "cap", "Cap in dollars", hint="Of a billing period; the plan's where it is empty.", inputmode="decimal"
+            ),
             reason_field(),
             sure_field(),
         ],

@@ -3,7 +3,21 @@
 from tollbook.app.findings import Finding
 from tollbook.views.top.figures import BudgetFigures, Figures, RedisFigures, SpendFigures, UserFigures
 from tollbook.views.top.formats import ago
-from tollbook.views.web.parts import Cell, Fact, Notice, Page, Row, Table, Tone, count, exactly, link, rows_of, used
+from tollbook.views.web.parts import (
+    Cell,
+    Fact,
+    Notice,
+    Page,
+    Row,
+    Table,
+    Tone,
+    count,
+    exactly,
+    link,
+    rows_of,
+    sentence,
+    used,
+)
 from tollbook.views.web.visit import Visit
 
 _USERS = 10
@@ -16,10 +30,15 @@ _STATES: dict[str, tuple[str, Tone]] = {
 async def now_page(visit: Visit) -> Page:
     """Show the running system."""
     figures = await visit.sources.figures()
-    notices = [Notice(each.text, "bad" if each.level == "person" else "warn") for each in figures.problems]
+    notices = [Notice(sentence(each.text), "bad" if each.level == "person" else "warn") for each in figures.problems]
     tables = [_users(figures.spend), _budgets(figures.spend), _streams(figures.redis)]
     return Page(
-        "Now", [_tiles(figures), *tables], here="/ui", notices=notices, freshness=_freshness(figures), template="now.html"
+        "Now",
+        [_tiles(figures), *tables],
+        here="/ui",
+        notices=notices,
+        freshness=_freshness(figures),
+        template="now.html",
     )
 
 
@@ -28,12 +47,15 @@ def _tiles(figures: Figures) -> list[Fact]:
     facts: list[Fact] = []
     if spend is not None:
         facts += [
-            Fact(f"Spent in {spend.period}", _amount(spend.spent_nanousd, f"{spend.users:,} users, {spend.calls:,} calls")),
+            Fact(
+                f"Spent in {spend.period}",
+                _amount(spend.spent_nanousd, f"{spend.users:,} users, {spend.calls:,} calls"),
+            ),
             Fact("Held now", _amount(spend.held_nanousd, "" if redis is None else f"by {redis.open_holds:,} calls")),
             Fact(f"Refused in {spend.period}", Cell(f"{spend.denied:,}", tone="warn" if spend.denied else "")),
         ]
     if rates is not None:
-        window = f"of the last {rates.window_s} s"
+        window = f"in the last {rates.window_s} s"
         facts += [
             Fact("Calls a second", Cell(f"{rates.calls_per_s:,.1f}", details=[f"{rates.finished:,} {window}"])),
             Fact("Spent a minute", _amount(rates.nanousd_per_min, f"{rates.failed:,} failed {window}")),
@@ -111,7 +133,9 @@ def _streams(redis: RedisFigures | None) -> Table:
     )
     note = ""
     if redis is not None:
-        note = f"{redis.dead_letters:,} tasks could not be executed. {redis.budgets_waited_for:,} budgets are waited for."
+        note = (
+            f"{redis.dead_letters:,} tasks could not be executed. {redis.budgets_waited_for:,} budgets are waited for."
+        )
     return Table("Task streams", ("Stream", "Waiting>", "Being worked on>", "Oldest>"), rows, note=note)
 
 

@@ -82,7 +82,7 @@ class Visitors:
         self._callers = Callers(keys)
 
     async def find(self, request: Request) -> Visitor | None:
-        """Return who sends a request; None without a session or key that is in force. Errors: Problem for a wrong key."""
+        """Return who sends a request; None without a session that counts. Errors: Problem for a wrong key."""
         if secret_in(request.headers):
             key = await self._callers.admit(request.headers, address_of(request))
             return _visitor(key, None)
