@@ -22,6 +22,8 @@ from tollbook.ledger.projection.snapshot import open_snapshot
 
 _FRESH_S: Final = 2.0
 _LIMIT_S: Final = 10.0
+# Of the limit, that a page waits for the pages before it too.
+_WAITS: Final = 2
 _MAX_WAITING: Final = 16
 _POSITIONS: Final = "SELECT ledger_id, seq FROM position"
 
@@ -48,7 +50,11 @@ class Answer:
 class Projection:
     """The projection at a path, whether a projector runs in this process, in another, or nowhere."""
 
-    def __init__(self, path: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, path: Path, *, limit_s: float = _LIMIT_S, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`limit_s` is for the queries of one page."""
+        self._limit_s = limit_s
         self._path = path
         self._monotonic = monotonic
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="web-view")
@@ -69,10 +75,10 @@ class Projection:
         running = asyncio.get_running_loop().run_in_executor(self._thread, self._read, queries)
         running.add_done_callback(self._end)
         try:
-            async with asyncio.timeout(2 * _LIMIT_S):
+            async with asyncio.timeout(_WAITS * self._limit_s):
                 return await asyncio.shield(running)
         except TimeoutError:
-            raise _too_long() from None
+            raise _too_long(self._limit_s) from None
 
     async def aclose(self) -> None:
         """Let go of the copy, after the query that runs."""
@@ -87,11 +93,11 @@ class Projection:
     def _read(self, queries: Sequence[Query]) -> Answer:
         try:
             connection = self._newest_copy()
-            with _time_limit(connection):
+            with _time_limit(connection, self._limit_s):
                 positions = _rows(connection, Query(_POSITIONS, {}))
                 rows = tuple(_rows(connection, query) for query in queries)
         except duckdb.InterruptException:
-            raise _too_long() from None
+            raise _too_long(self._limit_s) from None
         except (duckdb.Error, OSError) as exc:
             raise LedgerUnavailable(f"the projection cannot be read: {str(exc).partition(chr(10))[0]}") from exc
         return Answer(rows, positions[0]["ledger_id"] if positions else "", sum(row["seq"] for row in positions))
@@ -108,14 +114,14 @@ class Projection:
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, query: Query) -> list[Row]:
-    with connection.cursor() as cursor:
-        # Through Arrow, since DuckDB's own conversion of timestamps needs pytz.
-        return cursor.execute(query.sql, query.values).to_arrow_table().to_pylist()
+    # Not by a cursor, which an interrupt of the connection would not reach; and through Arrow, since DuckDB's own
+    # conversion of timestamps needs pytz.
+    return connection.execute(query.sql, query.values).to_arrow_table().to_pylist()
 
 
 @contextmanager
-def _time_limit(connection: duckdb.DuckDBPyConnection) -> Generator[None]:
-    timer = threading.Timer(_LIMIT_S, connection.interrupt)
+def _time_limit(connection: duckdb.DuckDBPyConnection, limit_s: float) -> Generator[None]:
+    timer = threading.Timer(limit_s, connection.interrupt)
     timer.daemon = True
     timer.start()
     try:
@@ -124,8 +130,8 @@ def _time_limit(connection: duckdb.DuckDBPyConnection) -> Generator[None]:
         timer.cancel()
 
 
-def _too_long() -> LedgerUnavailable:
-    return LedgerUnavailable(f"the query took longer than {_LIMIT_S:.0f} s: narrow it")
+def _too_long(limit_s: float) -> LedgerUnavailable:
+    return LedgerUnavailable(f"the query took longer than {limit_s:g} s: narrow it")
 
 
 def _signature(path: Path) -> tuple[str, ...]:

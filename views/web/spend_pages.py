@@ -66,14 +66,12 @@ async def spend_page(visit: Visit) -> Page:
         "Show",
         method="get",
     )
-    find = Form(
-        "Find a user", link("/user"), [Field("id", "User", hint="The whole id.", is_needed=True)], "Open", method="get"
-    )
+    find = Form("Find a user", link("/user"), [Field("id", "User id", is_needed=True)], "Open", method="get")
     parts: list[Part] = [
+        find,
         *([filters] if len(choices) > 1 else []),
         Table(f"Spend in {shown}" if shown else "Spend", ("User", *_SPEND_COLUMNS), rows, note=note),
         _budgets_table(budgets),
-        find,
     ]
     return Page("Spend", parts, here="/ui/spend", freshness=freshness)
 
