@@ -27,22 +27,20 @@ def sessions(served: Served) -> Sessions:
     return Sessions(served.runtime.handle.pipeline, served.runtime.settings.namespace)
 
 
-@pytest.mark.parametrize("path", [*ADMIN_PAGES, "/ui/call?id=x", "/ui/key?id=x", "/ui/none"])
-async def test_every_page_needs_a_key(served: Served, path: str) -> None:
+async def test_every_page_needs_a_key(served: Served) -> None:
     async with browser(served) as nobody:
-        reply = await nobody.get(path)
+        for path in (*ADMIN_PAGES, "/ui/call?id=x", "/ui/key?id=x", "/ui/none"):
+            reply = await nobody.get(path)
+            assert reply.status_code == 401, path
+            assert "Sign in" in reply.text
 
-    assert reply.status_code == 401
-    assert "Sign in" in reply.text
-    assert 'name="to"' in reply.text
 
-
-@pytest.mark.parametrize("path", ["/ui/keys", "/ui/key/revoke?id=x", "/ui/user/credit?id=u1", "/ui/user/plan?id=u1"])
-async def test_nobody_changes_anything_without_a_key(served: Served, path: str) -> None:
+async def test_nobody_changes_anything_without_a_key(served: Served) -> None:
     async with browser(served) as nobody:
-        reply = await nobody.client.post(path, data={"reason": "mine", "user": "u1", "amount": "1"})
+        for path in ("/ui/keys", "/ui/key/revoke?id=x", "/ui/user/credit?id=u1", "/ui/user/plan?id=u1"):
+            reply = await nobody.client.post(path, data={"reason": "mine", "user": "u1", "amount": "1"})
+            assert reply.status_code == 401, path
 
-    assert reply.status_code == 401
     assert await administration(served).keys.list() == ()
 
 
@@ -70,11 +68,11 @@ async def test_a_key_opens_a_session_that_no_script_and_no_other_site_can_use(
     assert 0 < await redis_client.ttl(name) <= SESSION_S
 
 
-@pytest.mark.parametrize("to", ["https://elsewhere.example/", "//elsewhere.example", "/ui\\..\\x", "/v1/key", "/ui\n"])
-async def test_after_signing_in_only_pages_of_the_view_are_opened(served: Served, to: str) -> None:
+async def test_after_signing_in_only_pages_of_the_view_are_opened(served: Served) -> None:
     key = await new_key(served)
     async with browser(served) as visitor:
-        assert (await visitor.sign_in(key, to=to)).headers["location"] == "/ui"
+        for to in ("https://elsewhere.example/", "//elsewhere.example", "/ui\\..\\x", "/v1/key", "/ui\n", ""):
+            assert (await visitor.sign_in(key, to=to)).headers["location"] == "/ui", to
 
 
 async def test_a_wrong_key_opens_nothing_and_is_not_repeated(served: Served) -> None:
@@ -163,75 +161,68 @@ async def test_a_link_works_once_and_opens_an_admins_session(served: Served, red
     assert once not in str(logs)
 
 
-@pytest.mark.parametrize("once", ["", "x", "x" * 5_000, "%00", "a b"])
-async def test_a_link_that_is_none_opens_nothing(served: Served, once: str) -> None:
+async def test_a_link_that_is_none_opens_nothing(served: Served) -> None:
     async with browser(served) as visitor:
-        assert (await visitor.get(f"/ui?once={once}")).status_code == 401
+        for once in ("", "x", "x" * 5_000, "%00", "a b"):
+            assert (await visitor.get(f"/ui?once={once}")).status_code == 401, once
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"sec-fetch-site": "cross-site"},
-        {"sec-fetch-site": "same-site"},
-        {"origin": "https://elsewhere.example"},
-        {"origin": "null"},
-    ],
-)
-async def test_forms_of_other_sites_change_nothing(served: Served, headers: dict[str, str]) -> None:
+async def test_forms_of_other_sites_change_nothing(served: Served) -> None:
     key = await new_key(served)
     async with browser(served, key) as visitor:
         page = (await visitor.get("/ui/keys")).text
         token = page.partition('name="form_token" value="')[2].partition('"')[0]
         assert len(token) == 64
         data = {"form_token": token, "user": "u1", "reason": "mine"}
-        refused = await visitor.client.post("/ui/keys", data=data, headers=headers)
-        signed_in = await visitor.client.post("/ui/session", data={"key": key}, headers=headers)
+        for headers in (
+            {"sec-fetch-site": "cross-site"},
+            {"sec-fetch-site": "same-site"},
+            {"origin": "https://elsewhere.example"},
+            {"origin": "null"},
+        ):
+            refused = await visitor.client.post("/ui/keys", data=data, headers=headers)
+            signed_in = await visitor.client.post("/ui/session", data={"key": key}, headers=headers)
+            assert (refused.status_code, signed_in.status_code) == (403, 403), headers
+            assert "another site" in refused.text
 
-    assert (refused.status_code, signed_in.status_code) == (403, 403)
-    assert "another site" in refused.text
     assert len(await administration(served).keys.list()) == 1
 
 
-@pytest.mark.parametrize("token", ["", "x", "0" * 64])
-async def test_a_form_without_the_sessions_token_changes_nothing(served: Served, token: str) -> None:
+async def test_a_form_without_the_sessions_token_changes_nothing(served: Served) -> None:
     async with browser(served, await new_key(served)) as visitor:
-        data = {"form_token": token, "user": "u1", "reason": "mine"}
-        reply = await visitor.client.post("/ui/keys", data=data)
-        out = await visitor.client.post("/ui/sign-out", data={"form_token": token})
+        for token in ("", "x", "0" * 64, "\u0663"):
+            data = {"form_token": token, "user": "u1", "reason": "mine"}
+            reply = await visitor.client.post("/ui/keys", data=data)
+            out = await visitor.client.post("/ui/sign-out", data={"form_token": token})
+            assert (reply.status_code, out.status_code) == (403, 403), token
 
-    assert (reply.status_code, out.status_code) == (403, 403)
     assert len(await administration(served).keys.list()) == 1
 
 
-@pytest.mark.parametrize(
-    ("content", "kind", "status"),
-    [
-        (b"{}", "application/json", 415),
-        (b"a=" + b"x" * 70_000, "application/x-www-form-urlencoded", 413),
-        (b"a=%ff", "application/x-www-form-urlencoded", 400),
-        (b"&".join(b"a=1" for _ in range(500)), "application/x-www-form-urlencoded", 400),
-    ],
-)
-async def test_bodies_that_are_no_form_are_refused(served: Served, content: bytes, kind: str, status: int) -> None:
+async def test_bodies_that_are_no_form_are_refused(served: Served) -> None:
+    form = "application/x-www-form-urlencoded"
     async with browser(served, await new_key(served)) as visitor:
-        reply = await visitor.client.post("/ui/keys", content=content, headers={"content-type": kind})
+        for content, kind, status in (
+            (b"{}", "application/json", 415),
+            (b"a=" + b"x" * 70_000, form, 413),
+            (b"a=%ff", form, 400),
+            (b"&".join(b"a=1" for _ in range(500)), form, 400),
+        ):
+            reply = await visitor.client.post("/ui/keys", content=content, headers={"content-type": kind})
+            assert reply.status_code == status, content[:20]
 
-    assert reply.status_code == status
 
-
-@pytest.mark.parametrize("path", ["/ui", "/ui/keys", "/ui/none", "/ui/call?id=none"])
-async def test_answers_are_not_kept_not_framed_and_run_no_script(served: Served, path: str) -> None:
+async def test_answers_are_not_kept_not_framed_and_run_no_script(served: Served) -> None:
     async with browser(served, await new_key(served)) as visitor:
-        headers = (await visitor.get(path)).headers
-
-    policy = headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    assert "script-src" not in policy
-    assert "frame-ancestors 'none'" in policy
-    assert headers["cache-control"] == "no-store"
-    assert headers["x-content-type-options"] == "nosniff"
-    assert "no-referrer" not in headers["referrer-policy"], "then browsers would not say whose form it is"
+        for path in ("/ui", "/ui/keys", "/ui/none", "/ui/call?id=none"):
+            headers = (await visitor.get(path)).headers
+            policy = headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "script-src" not in policy
+            assert "frame-ancestors 'none'" in policy
+            assert headers["cache-control"] == "no-store"
+            assert headers["x-content-type-options"] == "nosniff"
+            assert "no-referrer" not in headers["referrer-policy"], "then browsers would not say whose form it is"
 
 
 async def test_the_stylesheet_needs_no_key_and_no_other_host(served: Served) -> None:

@@ -69,7 +69,9 @@ async def create_key(visit: Visit) -> Page:
     days = visit.sent("days")
     if days not in (None, *(value for value, _ in _DAYS)):
         raise Refused(400, f"{days!r} is no choice of when a key expires")
-    expires = None if days is None else datetime.now(UTC) + timedelta(days=int(days))
+    # The end of a day, so that a form that is sent twice says the same.
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    expires = None if days is None else today + timedelta(days=int(days) + 1)
     bounds = KeyBounds(
         name=visit.sent("name"),
         user_id=visit.sent("user"),
@@ -168,7 +170,7 @@ def _create_form(visit: Visit) -> Form:
         Field("tags", "Tags", hint="Such as team=red tier=2."),
         Field("models", "Models and task types", hint="Separated by spaces; any where it is empty."),
         Field("streams", "Task streams", hint=f"Of {', '.join(policy.streams)}; the first is the default."),
-        Field("days", "Expires", kind="select", choices=_DAYS),
+        Field("days", "Expires", hint="At the end of that day.", kind="select", choices=_DAYS),
         reason_field(),
         Field("allows", "Clients may say by themselves", kind="checks", choices=[*_ALLOWED.items()]),
         Field("admin", "Admin", kind="check", hint="It may look at everything here, and change keys."),
