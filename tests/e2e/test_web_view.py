@@ -18,22 +18,22 @@ async def test_the_link_of_up_opens_the_web_view_once(tmp_path: Path, workers: s
     here.mkdir()
     command = await StayingCommand.start("up", "--stand-in", "--workers", workers, cwd=here, is_installed=True)
     try:
-        found = await wait_until(
-            lambda: re.search(r"^Web view: (http://\S+/ui\?once=\S+)$", command.stdout, re.MULTILINE), what="the link"
-        )
+        link = re.compile(r"^Web view: (http://\S+/ui\?once=\S+)$", re.MULTILINE)
+        [found] = await wait_until(lambda: link.findall(command.stdout), what="the link")
+        view = found.partition("?")[0]
         async with httpx.AsyncClient(follow_redirects=True, timeout=30, trust_env=False) as client:
 
             async def is_served() -> bool:
                 try:
-                    return (await client.get(found[1].partition("?")[0])).status_code == 401
+                    return (await client.get(view)).status_code == 401
                 except httpx.TransportError:
                     return False
 
             await wait_until(is_served, what="the gateway")
-            opened = await client.get(found[1])
-            health = await client.get(found[1].partition("?")[0] + "/health")
+            opened = await client.get(found)
+            health = await client.get(f"{view}/health")
         async with httpx.AsyncClient(timeout=30, trust_env=False) as other:
-            again = await other.get(found[1])
+            again = await other.get(found)
     finally:
         await command.end()
 

@@ -27,9 +27,8 @@ def administration(served: Served) -> Administration:
 
 async def new_key(served: Served, **bounds: Any) -> str:
     """Create a key on the ledger; for an admin unless `bounds` name a user."""
-    created = await administration(served).keys.create(
-        KeyBounds(**({"is_admin": True} | bounds if "user_id" not in bounds else bounds)), SIGNED
-    )
+    chosen: dict[str, Any] = {"is_admin": "user_id" not in bounds, **bounds}
+    created = await administration(served).keys.create(KeyBounds(**chosen), SIGNED)
     assert created.secret is not None
     return created.secret
 

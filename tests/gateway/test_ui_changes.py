@@ -1,4 +1,4 @@
-"""What admins change in the web view: keys, credit and plans, each once, with a reason, by the steps of the commands."""
+"""What admins change in the web view: keys, credit and plans, each once and with a reason."""
 
 import re
 from collections.abc import AsyncIterator
@@ -111,10 +111,14 @@ async def test_credit_is_granted_once_however_often_the_form_is_sent(served: Ser
     assert first.headers["location"] == "/ui/user?id=u1&done=credit"
     assert second.headers["location"] == "/ui/user?id=u1&done=repeated"
     assert other.status_code == 400
-    [event] = [event for event in await served.calling.events() if isinstance(event.payload, CreditGranted)]
-    assert event.amount == 2_500_000_000
-    assert event.payload.reason == "sorry"
-    assert event.payload.author.startswith("ops (key-")
+    [(amount, payload)] = [
+        (event.amount, event.payload)
+        for event in await served.calling.events()
+        if isinstance(event.payload, CreditGranted)
+    ]
+    assert amount == 2_500_000_000
+    assert payload.reason == "sorry"
+    assert payload.author.startswith("ops (key-")
     assert "The credit was granted." in told
     assert "$7.50" in told
 

@@ -1,8 +1,9 @@
-"""The web view's door: keys, links that work once, sessions, forms of other sites, and what an answer lets a browser do."""
+"""The web view's door: keys, links that work once, sessions, forms of other sites, and what a browser may do."""
 
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -61,7 +62,9 @@ async def test_a_key_opens_a_session_that_no_script_and_no_other_site_can_use(
     assert page.status_code == 200
     # What is kept in Redis opens nothing: neither the key nor the session's id is there.
     session_id = cookie.partition("=")[2].partition(";")[0]
-    kept = {name: await redis_client.get(name) async for name in redis_client.scan_iter("*web-session*")}
+    kept: dict[Any, Any] = {
+        name: await redis_client.get(name) async for name in redis_client.scan_iter("*web-session*")
+    }
     [(name, value)] = kept.items()
     assert json.loads(value) == {"key_hash": hash_of(key)}
     assert session_id.encode() not in name

@@ -10,7 +10,9 @@ from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.views.web.background import Background
 from tollbook.views.web.projection import Projection, Query
 
-ENDLESS = Query("SELECT count(*) FROM range(1000000000000) AS one, range(1000) AS two WHERE one.range % 7 = two.range", {})
+ENDLESS = Query(
+    "SELECT count(*) FROM range(1000000000000) AS one, range(1000) AS two WHERE one.range % 7 = two.range", {}
+)
 COUNT = Query("SELECT count(*) AS calls FROM calls", {})
 
 

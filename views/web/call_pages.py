@@ -5,7 +5,9 @@ other calls are that held money of a shared budget.
 """
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from tollbook.audit.calls import CallLife, find_call
 from tollbook.audit.explanations import Decision, Weighing, explain
@@ -45,7 +47,7 @@ _PAGE = 50
 _SHOWN_HOLDS = 10
 _STATUSES = ("done", "failed", "denied", "open", "expired", "closed")
 _TONES: dict[str, Tone] = {"done": "good", "failed": "bad", "denied": "warn", "expired": "bad"}
-_REASONS = {"cap": "the cap", "holds": "others' holds, for too long"}
+_REASONS = {"cap": "the cap", "wait_timeout": "others' holds, for longer than the wait"}
 
 
 async def calls_page(visit: Visit) -> Page:
@@ -152,18 +154,15 @@ async def refusals_page(visit: Visit) -> Page:
     cells = rows_of(
         [
             moment(row["recorded_at"]),
-            call_cell(row["call_id"]),
+            replace(call_cell(row["call_id"]), details=_stopped_by(row)),
             *([_user_cell(named(row["user_id"]))] if sees_all else []),
-            Cell(describe_budget(row["budget"]), details=[f"stopped by {_REASONS.get(row['reason'], row['reason'])}"]),
-            money(row["asked_usd"], 6),
-            money(row["settled_usd"], 6),
-            money(row["held_usd"], 6),
+            *(money(row[name], 6) for name in ("asked_usd", "settled_usd", "held_usd")),
             money(row["cap_usd"], None),
             money(row["short_usd"], 6),
         ]
         for row in rows
     )
-    columns = ("At", "Call", *(["User"] if sees_all else []), "Budget")
+    columns = ("At", "Call, and what stopped it", *(["User"] if sees_all else []))
     amounts = ("Asked for>", "Spent>", "Held>", "Cap>", "Over>")
     note = f"The newest {_PAGE}." if len(rows) == _PAGE else ""
     lead = "A call is refused when what is spent, what is held and what it can cost pass a cap. Each one tells more."
@@ -173,6 +172,10 @@ async def refusals_page(visit: Visit) -> Page:
     filters = Form("Filter", link("/refusals"), fields, "Filter", method="get", reset=reset)
     parts: list[Part] = [filters, table] if sees_all else [table]
     return Page("Refusals", parts, here="/ui/refusals", lead=lead, freshness=freshness)
+
+
+def _stopped_by(row: dict[str, Any]) -> list[str]:
+    return [describe_budget(row["budget"]), f"stopped by {_REASONS[row['reason']]}"]
 
 
 async def call_page(visit: Visit) -> Page:

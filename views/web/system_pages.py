@@ -52,7 +52,7 @@ def _tiles(figures: Figures) -> list[Fact]:
                 _amount(spend.spent_nanousd, f"{spend.users:,} users, {spend.calls:,} calls"),
             ),
             Fact("Held now", _amount(spend.held_nanousd, "" if redis is None else f"by {redis.open_holds:,} calls")),
-            Fact(f"Refused in {spend.period}", Cell(f"{spend.denied:,}", tone="warn" if spend.denied else "")),
+            Fact("Refused", Cell(f"{spend.denied:,}", details=[f"in {spend.period}"])),
         ]
     if rates is not None:
         window = f"in the last {rates.window_s} s"
