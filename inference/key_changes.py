@@ -196,10 +196,10 @@ class KeyChanges:
             payload=payload_json(payload),
         )
         try:
-            is_new = await self._ledger.create_key(request)
+            done = await self._ledger.create_key(request)
         except IdempotencyConflict as exc:
             raise IdempotencyConflict(signature.key or request.command_id, kind="key") from exc
-        return CreatedKey(key_id, secret if is_new else None)
+        return CreatedKey(key_id, None if done == "other" else secret)
 
 
 def check_bounds(bounds: KeyBounds, policy: Policy, *, now_ms: int) -> KeyBounds:

@@ -39,7 +39,7 @@ def changed_keys(found: Mapping[str, str], given: Iterable[KeyValue], *, without
         if key_id in without:
             continue
         if value is None:
-            problems[f"key {key_id or name!r}: {_what(name)} in Redis, and no event gives it"] = None
+            problems[f"key {key_id or repr(name)}: {_what(name)} in Redis, and no event gives it"] = None
         elif name not in found:
             problems[f"key {key_id}: {_what(name)} by the events, and is missing in Redis"] = None
         elif _decoded(found[name]) != value.value:

@@ -419,7 +419,7 @@ class Reentry:
                 key_hash=model.hash,
                 payload=payload_json(unstamped),
             )
-            return await self._gate.create_key(request)
+            return await self._gate.create_key(request) == "created"
         request = RevokeKeyRequest(
             command_id=row["call_id"],
             content_hash=content_hash,

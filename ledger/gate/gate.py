@@ -43,6 +43,7 @@ from tollbook.ledger.gate.requests import (
     CreditChange,
     CreditRequest,
     Denied,
+    KeyCreation,
     KeyRevocation,
     NoteRequest,
     Position,
@@ -495,17 +496,14 @@ class Gate:
             case _:
                 raise refusal(reply, request.command_id, 0)
 
-    async def create_key(self, request: CreateKeyRequest) -> bool:
-        """Make a key known; return whether it is this one that is, and not one that the same command made before.
-
-        Errors: IdempotencyConflict; KeyTaken.
-        """
+    async def create_key(self, request: CreateKeyRequest) -> KeyCreation:
+        """Make a key known. Errors: IdempotencyConflict; KeyTaken."""
         reply = await self._change_key("create_key", request, request.key_hash)
         match reply[0]:
             case b"OK":
-                return True
+                return "created"
             case b"EXISTS":
-                return reply[1] == b"1"
+                return "before" if reply[1] == b"1" else "other"
             case b"TAKEN":
                 raise KeyTaken(request.key_id)
             case _:

@@ -41,6 +41,7 @@ from tollbook.ledger.gate.requests import (
     CreditChange,
     CreditRequest,
     Denied,
+    KeyCreation,
     KeyRevocation,
     NoteRequest,
     RecordRequest,
@@ -254,11 +255,8 @@ class Ledger:
             self._patience.reserve_s,
         )
 
-    async def create_key(self, request: CreateKeyRequest) -> bool:
-        """Make a key of the gateway known; return whether it is, or another one of the same command.
-
-        Errors: IdempotencyConflict; KeyTaken.
-        """
+    async def create_key(self, request: CreateKeyRequest) -> KeyCreation:
+        """Make a key of the gateway known. Errors: IdempotencyConflict; KeyTaken."""
         return await self._repeat(lambda: self._gates[0].create_key(request), self._patience.reserve_s)
 
     async def revoke_key(self, request: RevokeKeyRequest) -> KeyRevocation:

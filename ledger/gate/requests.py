@@ -263,6 +263,10 @@ class RevokeKeyRequest:
     after_ms: int = 0
 
 
+KeyCreation = Literal["created", "before", "other"]
+"""What became of a key: created now; created before, by the same step; not created, the command made another one."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeyRevocation:
     """From when a key is not accepted any more, in ms by the clock of Redis; `is_new` is False where it was before."""
