@@ -25,7 +25,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def test_a_query_that_takes_too_long_is_cut_off_and_the_next_is_answered(path: Path) -> None:
     projection = Projection(path, limit_s=0.5)
-    with pytest.raises(LedgerUnavailable, match="longer than 0.5 s"):
+    with pytest.raises(LedgerUnavailable, match=r"longer than 0\.5 s"):
         await projection.read(ENDLESS)
     answer = await projection.read(COUNT)
     await projection.aclose()
