@@ -5,22 +5,25 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from tollbook.gateway.apis import Api
 from tollbook.gateway.app import refusal
-from tollbook.gateway.callers import Callers
+from tollbook.gateway.callers import Callers, check_model
 from tollbook.gateway.endpoints import address_of
+from tollbook.gateway.messages.token_count import count_tokens
 from tollbook.gateway.problems import Problem, problem_of_error
+from tollbook.gateway.requests import model_in, read_body
 from tollbook.inference.api_keys import ApiKey
 from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.runtime import InferenceRuntime
 from tollbook.schemas.identifiers import describe_budget, split_budget_name
 from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.windows import end_of_window
+
+COUNT_HEADER: Final = "x-tollbook-token-count"
 
 
 class Information:
@@ -46,6 +49,22 @@ class Information:
 
         return await self._answer(request, find)
 
+    async def count_tokens(self, request: Request) -> Response:
+        """Count the tokens of a prompt in Anthropic's form, or estimate them; a header says which."""
+        try:
+            key = await self._callers.admit(request.headers, address_of(request))
+            request.scope["tollbook"]["key_id"] = key.key_id
+            body = await read_body(request)
+            model = model_in(body)
+            check_model(key, model)
+            route = self._runtime.rules.tasks.get(model)
+            counter = self._runtime.prices.models.counter(route.model if route else model)
+            tokens, is_estimate = count_tokens(body, counter)
+        except Exception as exc:  # noqa: BLE001 - the edge of the server.
+            return refusal(request, problem_of_error(exc))
+        counted = "estimate" if is_estimate else "exact"
+        return JSONResponse({"input_tokens": tokens}, headers={COUNT_HEADER: counted})
+
     async def key(self, request: Request) -> Response:
         """Show what the key is, and its budgets as the gate sees them now."""
         return await self._answer(request, self._show_key)
@@ -58,7 +77,7 @@ class Information:
             request.scope["tollbook"]["key_id"] = key.key_id
             return JSONResponse(await work(key, self._runtime))
         except Exception as exc:  # noqa: BLE001 - the edge of the server.
-            return refusal(request, problem_of_error(exc), _form_of(request))
+            return refusal(request, problem_of_error(exc))
 
     async def _list_models(self, key: ApiKey, runtime: InferenceRuntime) -> dict[str, Any]:
         policy = runtime.policies.newest.policy
@@ -146,10 +165,6 @@ async def read_budgets(
         ]
 
     return await runtime.policies.decide(user_id, look)
-
-
-def _form_of(request: Request) -> Api | None:  # noqa: ARG001 - Anthropic's form comes with its endpoints.
-    return None
 
 
 def _moment(at_ms: int | None) -> str | None:

@@ -131,7 +131,7 @@ def _embeddings_request(parameters: dict[str, Any]) -> dict[str, Any]:
 
 def _post(name: str, summary: str, request: str) -> dict[str, Any]:
     headers = {
-        "idempotency-key": "Names the call: a repeat with the same content returns the first answer, and costs nothing.",
+        "idempotency-key": "Names the call: a repeat with the same content gets the first answer, and costs nothing.",
         "x-tollbook-user": "Who is charged, where the key allows it.",
         "x-tollbook-campaign": "The campaign, where the key allows it.",
         "x-tollbook-tags": "Tags such as `team=red, tier=2`, where the key allows them.",

@@ -14,6 +14,7 @@ def information_routes(information: Information) -> list[BaseRoute]:
     return [
         Route("/v1/models", information.models, methods=["GET"]),
         Route("/v1/models/{model:path}", information.model, methods=["GET"]),
+        Route("/v1/messages/count_tokens", information.count_tokens, methods=["POST"]),
         Route("/v1/key", information.key, methods=["GET"]),
         Route("/openapi.json", _openapi, methods=["GET"]),
         Route("/", _welcome, methods=["GET"]),

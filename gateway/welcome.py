@@ -29,8 +29,8 @@ def welcome_page(url: str) -> str:
 <body>
 <main>
 <h1>Tollbook gateway</h1>
-<p>It takes the requests of OpenAI's and Anthropic's clients. Each call is checked against its budgets first, and recorded on
-the ledger with what it cost. Change the base URL and the key of a client, and nothing else.</p>
+<p>It takes the requests of OpenAI's and Anthropic's clients. Each call is checked against its budgets first, and
+recorded on the ledger with what it cost. Change the base URL and the key of a client, and nothing else.</p>
 <p>Make a key:</p>
 <pre><code>tollbook keys create --user u42</code></pre>
 <p>Make a call:</p>

@@ -53,7 +53,7 @@ def _field(name: str, default: Any, description: str, **limits: Any) -> Any:
     return Field(default=default, validation_alias=name, description=description, **limits)
 
 
-def _seconds(name: str, default: float, description: str, **limits: float) -> Any:
+def _seconds(name: str, default: float | None, description: str, **limits: float) -> Any:
     return _field(name, default, f"{description}, seconds", allow_inf_nan=False, **limits)
 
 
@@ -115,6 +115,9 @@ class Settings(BaseSettings):
     )  # fmt: skip
     attempt_timeout_s: float = _seconds(
         "TOLLBOOK_ATTEMPT_TIMEOUT_S", 60.0, "maximum duration of one HTTP request", gt=0, le=3600
+    )
+    idle_timeout_s: float | None = _seconds(
+        "TOLLBOOK_IDLE_TIMEOUT_S", None, "maximum wait for the next byte of a reply that is streamed", gt=0, le=3600
     )
     connect_timeout_s: float = _seconds(
         "TOLLBOOK_CONNECT_TIMEOUT_S", 10.0, "maximum wait for a connection to the provider", gt=0, le=300
@@ -327,7 +330,9 @@ class Settings(BaseSettings):
                 f"not {self.result_ttl_s}"
             )
         if (self.gateway_cert is None) != (self.gateway_key is None):
-            raise ValueError("TOLLBOOK_GATEWAY_CERT and TOLLBOOK_GATEWAY_KEY: set both, or neither")
+            names = ["TOLLBOOK_GATEWAY_CERT", "TOLLBOOK_GATEWAY_KEY"]
+            given, missing = names if self.gateway_key is None else names[::-1]
+            raise ValueError(f"{given}: needs {missing} beside it: TLS takes a certificate and its key")
         return self
 
     @property

@@ -29,7 +29,10 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A request that can be answered, and the tokens that it uses."""
+    """A request that can be answered, and the tokens that it uses.
+
+    `has_words`: its answer has a word for each token.
+    """
 
     model: str
     user: str
@@ -38,6 +41,8 @@ class CompletionRequest:
     is_cut: bool
     fault: str | None
     is_streamed: bool = False
+    has_words: bool = False
+    has_logprobs: bool = False
 
     @property
     def price_nanousd(self) -> int:
@@ -75,6 +80,7 @@ def read_request(document: Any, models: Mapping[str, object] = PRICES) -> Comple
         is_cut=wanted > max_tokens,
         fault=fault[1] if fault else None,
         is_streamed=body.get("stream") is True,
+        has_logprobs=body.get("logprobs") is True,
     )
 
 
@@ -135,6 +141,8 @@ def _content(message: Any) -> str:
 
 def filler(asked: CompletionRequest) -> str:
     """Return the text of a completion, which says that it is none."""
+    if asked.has_words:
+        return " ".join(["[stand-in]", *["nothing"] * (asked.completion_tokens - 1)])
     return f"[stand-in] {asked.completion_tokens} tokens of nothing."
 
 
@@ -147,6 +155,11 @@ def completion(asked: CompletionRequest, generation_id: str, charged_nanousd: in
     }
     if isinstance(asked, EmbeddingsRequest):
         return _embeddings(asked, generation_id, charged_nanousd, fault)
+    if asked.has_logprobs:
+        tokens: list[dict[str, Any]] = [
+            {"token": word, "logprob": -0.5, "top_logprobs": []} for word in filler(asked).split()
+        ]
+        choice["logprobs"] = {"content": tokens, "refusal": None}
     if fault == "error_finish":
         choice = {"index": 0, "finish_reason": "error", "error": {"code": 502, "message": "provider failed"}}
     document: dict[str, Any] = {

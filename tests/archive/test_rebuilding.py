@@ -11,6 +11,7 @@ import pytest
 from pyarrow.parquet import write_table
 
 from tests.ledger_maker import LedgerMaker
+from tests.quick import first_quick
 from tollbook.ledger.archive import chain, history
 from tollbook.ledger.archive.history import LedgerSource, Regrouping
 from tollbook.ledger.archive.rebuilding import Rebuild
@@ -30,7 +31,7 @@ def cut(entries: Sequence[Any], size: int) -> list[Batch]:
     return [Batch(0, list(entries[start : start + size])) for start in range(0, len(entries), size)]
 
 
-@pytest.mark.parametrize("size", [1_000_000, pytest.param(250, marks=pytest.mark.slow), 60])
+@pytest.mark.parametrize("size", first_quick(1, [60, 250, 1_000_000]))
 def test_a_rebuild_equals_the_live_fold_wherever_batches_end(tmp_path: Path, size: int) -> None:
     live, rebuilt = (Store.open(tmp_path / name, LEDGER) for name in ("live.duckdb", "rebuilt.duckdb"))
     for batch in cut(ENTRIES, 100):
@@ -47,6 +48,7 @@ def test_a_rebuild_equals_the_live_fold_wherever_batches_end(tmp_path: Path, siz
     again.close()
 
 
+@pytest.mark.slow
 def test_a_rebuild_of_several_partitions_equals_the_live_fold(tmp_path: Path) -> None:
     live, rebuilt = (Store.open(tmp_path / name, LEDGER, 2) for name in ("live.duckdb", "rebuilt.duckdb"))
     ledgers = [LedgerMaker(seed, users=9).run(200).entries for seed in range(2)]
@@ -116,6 +118,7 @@ def sealed(directory: Path) -> tuple[Archive, LedgerSource]:
     return archive, LedgerSource.of_archive(archive)
 
 
+@pytest.mark.slow
 async def test_segments_of_an_older_version_are_lifted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DuckDB reads what is current by itself; from the first older segment on, payloads go through the upcasters."""
     entries, older = list(ENTRIES), len(ENTRIES) * 5 // 8

@@ -3,11 +3,14 @@
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from redis.asyncio import Redis
 
 from tests.gateway.serving import KEY, MODEL, Served, api_key, open_served
+from tollbook.schemas.events import BudgetReserved
 from tollbook.schemas.money import nanousd_from_usd
 
 
@@ -17,6 +20,13 @@ async def served(redis_client: Redis, server_url: str, tmp_path: Path) -> AsyncI
     async with open_served(server_url, tmp_path, hold_wait_s=5, gateway_wait_s=0.2, prices=prices) as served:
         yield served
         await served.calling.check_guarantees()
+
+
+async def hold_of(served: Served, reply: httpx.Response) -> BudgetReserved:
+    """Return what the ledger has of the hold of an answer's call."""
+    payload = (await served.calling.events(reply.headers["x-tollbook-call-id"]))[0].payload
+    assert isinstance(payload, BudgetReserved)
+    return payload
 
 
 async def test_an_answer_is_a_chat_completion_and_its_cost_is_on_the_ledger(served: Served) -> None:
@@ -48,8 +58,7 @@ async def test_a_task_type_is_called_by_its_route_with_fallback(served: Served) 
 async def test_a_limit_that_is_absent_is_the_policys(served: Served) -> None:
     reply = await served.chat()
 
-    bound = (await served.calling.events(reply.headers["x-tollbook-call-id"]))[0].payload.bound
-    assert bound.completion_tokens == 4096
+    assert (await hold_of(served, reply)).bound.completion_tokens == 4096
 
 
 async def test_a_cap_that_is_reached_is_refused_with_its_numbers_and_not_tried_again(served: Served) -> None:
@@ -81,7 +90,7 @@ async def test_a_cap_that_is_reached_is_refused_with_its_numbers_and_not_tried_a
         ({"temperatur": 1}, "invalid_task"),
     ],
 )
-async def test_bad_requests_are_told_so_and_hold_nothing(served: Served, body: dict[str, object], code: str) -> None:
+async def test_bad_requests_are_told_so_and_hold_nothing(served: Served, body: dict[str, Any], code: str) -> None:
     reply = await served.chat(**body)
 
     assert reply.status_code == 400
@@ -98,13 +107,15 @@ async def test_bodies_that_are_no_object_are_refused(served: Served, body: bytes
     assert reply.json()["error"]["code"] == "invalid_task"
 
 
-@pytest.mark.parametrize("headers", [{"authorization": "Bearer tb-wrong"}, {"authorization": ""}, {"x-api-key": "t" * 300}])
+@pytest.mark.parametrize(
+    "headers", [{"authorization": "Bearer tb-wrong"}, {"authorization": ""}, {"x-api-key": "t" * 300}]
+)
 async def test_wrong_keys_are_refused_late_and_counted(served: Served, headers: dict[str, str]) -> None:
     reply = await served.chat(headers={"authorization": "", **headers})
 
     assert reply.status_code == 401
     assert reply.json()["error"]["code"] == "invalid_api_key"
-    assert served.gateway.callers.wrong_keys == 1
+    assert served.gateway.counts.wrong_keys == 1
 
 
 async def test_a_key_in_the_other_header_is_one_too(served: Served) -> None:
@@ -130,8 +141,7 @@ async def test_what_a_client_says_of_itself_counts_where_its_key_allows_it(serve
     users = {event.call_id: event.user_id for event in await served.calling.events()}
     assert users[ignored.headers["x-tollbook-call-id"]] == "u1"
     assert users[allowed.headers["x-tollbook-call-id"]] == "u7"
-    first = (await served.calling.events(allowed.headers["x-tollbook-call-id"]))[0]
-    assert first.payload.tags == {"team": "red"}
+    assert (await hold_of(served, allowed)).tags == {"team": "red"}
 
 
 async def test_a_failed_provider_is_told_and_not_tried_again_where_it_was_paid(served: Served) -> None:

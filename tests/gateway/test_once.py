@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.gateway.serving import Served, open_served
-from tests.servers import PATIENCE_S
+from tests.servers import wait_until
 
 RETRY = "x-stainless-retry-count"
 
@@ -18,6 +18,7 @@ RETRY = "x-stainless-retry-count"
 async def served(redis_client: Redis, server_url: str, tmp_path: Path) -> AsyncIterator[Served]:
     async with open_served(server_url, tmp_path, hold_wait_s=5, attempt_timeout_s=5) as served:
         yield served
+        await wait_until(lambda: served.gateway.calls.under_way == 0)
         await served.calling.check_guarantees()
 
 
@@ -25,9 +26,7 @@ async def leave(served: Served, content: str, headers: dict[str, str]) -> None:
     """Send a request, and close the connection once the provider has it."""
     before = served.calling.provider.requests
     asking = asyncio.create_task(served.chat(content, headers=headers))
-    async with asyncio.timeout(PATIENCE_S):
-        while served.calling.provider.requests == before:
-            await asyncio.sleep(0.01)
+    await wait_until(lambda: served.calling.provider.requests > before)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
 
@@ -82,8 +81,7 @@ async def test_nothing_is_joined_that_was_delivered_or_is_of_another_body(served
 async def test_two_clients_of_one_body_do_not_get_each_others_answer(served: Served) -> None:
     served.calling.script("slow", "slow")
     first = asyncio.create_task(served.chat("Hello", headers={RETRY: "0"}))
-    while not served.calling.provider.requests:
-        await asyncio.sleep(0.01)
+    await wait_until(lambda: served.calling.provider.requests > 0)
     second = await served.chat("Hello", headers={RETRY: "1"})
 
     assert call_id(await first) != call_id(second)

@@ -8,6 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.ledger_maker import LedgerMaker
+from tests.quick import first_quick
 from tests.servers import wait_until
 from tests.system import REPLIES, STREAMS, running_system
 from tollbook.inference.runtime import now_ms
@@ -105,7 +106,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize(("change", "problem"), CHANGES.values(), ids=CHANGES.keys())
+@pytest.mark.parametrize(("change", "problem"), first_quick(6, CHANGES.values()), ids=CHANGES.keys())
 def test_a_change_by_hand_is_found(in_order: Path, tmp_path: Path, change: str, problem: str) -> None:
     path = tmp_path / "t.duckdb"
     shutil.copy(in_order, path)
@@ -162,6 +163,7 @@ def test_a_balance_dropped_or_added_while_the_file_is_open_decides_nothing(tmp_p
     store.close()
 
 
+@pytest.mark.slow
 async def test_a_changed_balance_is_rebuilt_before_it_decides(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

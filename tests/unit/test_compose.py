@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = {"demo", "up", "worker", "projector", "publish", "result", "spend", "ping", "doctor"}
-OURS = ("projector", "worker", "cli")
+COMMANDS = {"demo", "up", "worker", "projector", "gateway", "publish", "result", "spend", "ping", "doctor"}
+OURS = ("projector", "worker", "gateway", "cli")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def dockerfile() -> list[str]:
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
-def test_services_are_redis_projector_worker_and_cli(compose: dict[str, Any]) -> None:
+def test_services_are_redis_projector_worker_gateway_and_cli(compose: dict[str, Any]) -> None:
     assert set(compose["services"]) == {"redis", *OURS}
 
 
@@ -53,7 +53,11 @@ def test_redis_has_every_write_on_disk_and_evicts_nothing(compose: dict[str, Any
 def test_workers_start_after_a_healthy_redis_and_projector(compose: dict[str, Any]) -> None:
     services = compose["services"]
 
-    for name, needed in {"projector": {"redis"}, "worker": {"redis", "projector"}}.items():
+    for name, needed in {
+        "projector": {"redis"},
+        "worker": {"redis", "projector"},
+        "gateway": {"redis", "projector"},
+    }.items():
         dependencies = services[name]["depends_on"]
         assert set(dependencies) == needed
         assert all(dependency["condition"] == "service_healthy" for dependency in dependencies.values())
@@ -78,7 +82,8 @@ def test_our_services_run_known_commands_of_one_image(compose: dict[str, Any]) -
 
     assert services["projector"]["command"] == ["projector"]
     assert services["worker"]["command"] == ["worker"]
-    assert {"projector", "worker"} <= COMMANDS
+    assert services["gateway"]["command"] == ["gateway"]
+    assert {"projector", "worker", "gateway"} <= COMMANDS
     assert {services[name]["image"] for name in OURS} == {f"tollbook:{project()['version']}"}
 
 
@@ -86,11 +91,20 @@ def test_workers_can_read_what_the_projector_serves(compose: dict[str, Any]) -> 
     """The projector serves DuckDB on loopback, with its address and token in the data directory."""
     services = compose["services"]
 
-    assert {services[name]["network_mode"] for name in ("worker", "cli")} == {"service:projector"}
+    assert {services[name]["network_mode"] for name in ("worker", "gateway", "cli")} == {"service:projector"}
     for name in OURS:
         assert services[name]["volumes"] == ["data:/data"]
         assert services[name]["environment"]["TOLLBOOK_DATA_DIR"] == "/data"
         assert services[name]["environment"]["REDIS_URL"] == "redis://redis:6379/0"
+
+
+def test_the_gateway_is_published_where_its_network_is(compose: dict[str, Any]) -> None:
+    """It shares the projector's network, so the projector publishes its port."""
+    projector, gateway = compose["services"]["projector"], compose["services"]["gateway"]
+    port = gateway["environment"]["TOLLBOOK_GATEWAY_PORT"]
+
+    assert projector["ports"] == [f"127.0.0.1:${{TOLLBOOK_GATEWAY_PORT:-{port}}}:{port}"]
+    assert f"127.0.0.1:{port}/" in gateway["healthcheck"]["test"][-1]
 
 
 def test_the_provider_is_taken_from_the_environment(compose: dict[str, Any]) -> None:
@@ -130,6 +144,7 @@ def test_the_image_context_lets_in_what_the_build_needs_and_nothing_else() -> No
         "audit",
         "standin",
         "observability",
+        "gateway",
         "app",
         "views",
         "demo",

@@ -281,7 +281,8 @@ def test_two_spellings_of_one_task_are_one_task() -> None:
 def test_no_key_of_any_ledger_is_a_stream_for_replies(namespace: str) -> None:
     names = [
         *default_policy().streams, STREAM_OWNERS, keys.dead_letters(namespace), keys.projector_lease(namespace),
-        keys.worker_key(namespace, "w"), keys.task_partition(namespace, "t"), keys.tidying_lease(namespace),
+        keys.worker_key(namespace, "w"), keys.gateway_calls(namespace, "d"),
+        keys.task_partition(namespace, "t"), keys.tidying_lease(namespace),
         keys.dropped_dead_letters(namespace), keys.processes(namespace),
         keys.dropped_tasks(namespace), keys.alerts(namespace), keys.alert_receivers(namespace),
         keys.fed_alerts(namespace), keys.raised_alerts(namespace), Keys(namespace).ledger,
@@ -290,7 +291,8 @@ def test_no_key_of_any_ledger_is_a_stream_for_replies(namespace: str) -> None:
     made = {name for name, made in inspect.getmembers(keys, inspect.isfunction) if made.__module__ == keys.__name__}
     assert made - {"is_reserved_key", "dataclass", "field"} == {
         "dead_letters", "dropped_dead_letters", "projector_lease", "tidying_lease", "processes",
-        "dropped_tasks", "worker_key", "task_partition", "alerts", "alert_receivers", "fed_alerts", "raised_alerts",
+        "dropped_tasks", "worker_key", "gateway_calls", "task_partition", "alerts", "alert_receivers",
+        "fed_alerts", "raised_alerts",
     }  # fmt: skip
     for name in names:
         with pytest.raises(InvalidTask, match="'reply_to' must be"):

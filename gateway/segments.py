@@ -1,0 +1,279 @@
+"""An answer as the blocks that other APIs have: reasoning, text, images, a refusal, calls; each whole before the next.
+
+Chat completions stream one message, whose parts may come in any order and mixed. Here they become segments of which
+one is open at a time. Invariant: the texts of each kind, joined, are those of the chunks, or of the result where it
+says more; so a stream has the same content however it was cut, and the same as the whole answer.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, cast
+
+from tollbook.gateway.reasoning_details import Detail, add_details, is_wanted_back, texts_of
+from tollbook.schemas.results import InferenceResult
+
+Kind = Literal["reasoning", "content", "refusal", "image", "call"]
+_TEXTS: Final[tuple[tuple[Kind, tuple[str, ...]], ...]] = (
+    # Servers call it by one of two names; some send both, which say the same.
+    ("reasoning", ("reasoning", "reasoning_content")),
+    ("content", ("content",)),
+    ("refusal", ("refusal",)),
+)
+_FAMILIES: Final[Mapping[Kind, str]] = {
+    "reasoning": "reasoning",
+    "content": "message",
+    "refusal": "message",
+    "image": "image",
+    "call": "call",
+}
+CUT_OFF: Final = frozenset({"length", "content_filter"})
+"""Why a model stopped, where the answer has no proper end."""
+
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """One part of an answer. `text` is what it says so far: of a call the arguments, of an image the address."""
+
+    kind: Kind
+    text: str = ""
+    call_id: str = ""
+    name: str = ""
+    is_custom: bool = False
+    """Whether it is a custom tool's call: `text` is plain text then."""
+    is_cut: bool = False
+    """Whether the answer ended within it."""
+    number: int = 0
+    """Which of its kind it is in the answer, from 0; a text and a refusal are of one kind."""
+    details: list[Detail] = field(default_factory=list[Detail])
+    """Of reasoning: what the provider wants back with the next turn, as far as it streams that."""
+
+    @property
+    def may_end(self) -> bool:
+        """Whether another segment may follow: arguments that are not complete go on."""
+        if self.kind != "call" or self.is_custom:
+            return True
+        if not self.text.rstrip().endswith("}"):
+            return False
+        try:
+            json.loads(self.text)
+        except (ValueError, RecursionError):
+            return False
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A segment began, as number `index` of the answer."""
+
+    segment: Segment
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """The open segment got more text."""
+
+    segment: Segment
+    index: int
+    text: str
+    is_first: bool
+    """Whether it is the first that the segment says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The open segment is complete."""
+
+    segment: Segment
+    index: int
+
+
+Step = Opened | Grown | Closed
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call of a tool as the server streams it: whose number and id it has given so far."""
+
+    segment: Segment
+    index: object
+    given_id: str
+
+
+class Segments:
+    """The segments of one answer, fed by chunks of a chat completion's stream, and then by the result."""
+
+    def __init__(self, id_stem: str) -> None:
+        """Begin an answer. Calls without an id get one of `id_stem` and their number."""
+        self._id_stem = id_stem
+        self._begun: list[Segment] = []
+        self._is_open = False
+        self._waiting: list[Segment] = []
+        self._calls: list[_Call] = []
+
+    @property
+    def all(self) -> list[Segment]:
+        """All segments: closed ones, the open one, and those that wait for it to end."""
+        return [*self._begun, *self._waiting]
+
+    def add(self, chunk: Mapping[str, Any]) -> list[Step]:
+        """Take a chunk: what of it can be told now."""
+        steps: list[Step] = []
+        for choice in _tables(chunk.get("choices")):
+            if choice.get("index") in (0, None):
+                steps += self._add_delta(_table(choice.get("delta")))
+        return steps
+
+    def finish(self, result: InferenceResult) -> list[Step]:
+        """End the answer: what the result says beyond the chunks, and what had to wait."""
+        steps: list[Step] = []
+        for kind, whole in _texts_of(result):
+            told = "".join(segment.text for segment in self.all if segment.kind == kind)
+            if whole.startswith(told):
+                steps += self._add_text(kind, whole[len(told) :])
+        for image in result.images or ():
+            self._wait(Segment("image", image))
+        for number, call in enumerate(result.tool_calls or ()):
+            steps += self._finish_call(number, call)
+        if self.all and result.finish_reason in CUT_OFF:
+            self.all[-1].is_cut = True
+        return [*steps, *self._advance(is_end=True), *self._close()]
+
+    def _add_delta(self, delta: Mapping[str, Any]) -> Iterator[Step]:
+        for kind, names in _TEXTS:
+            text = next((delta[name] for name in names if isinstance(delta.get(name), str) and delta[name]), "")
+            if kind == "reasoning":
+                details = _tables(delta.get("reasoning_details"))
+                yield from self._add_text(kind, text or texts_of(details))
+                yield from self._add_details(details)
+            else:
+                yield from self._add_text(kind, text)
+        for piece in _tables(delta.get("tool_calls")):
+            yield from self._add_call(piece)
+
+    def _add_text(self, kind: Kind, text: str) -> Iterable[Step]:
+        if not text:
+            return ()
+        return self._grow(self._last(kind) or self._wait(Segment(kind)), text)
+
+    def _add_details(self, details: list[Mapping[str, Any]]) -> Iterable[Step]:
+        last = self._last("reasoning")
+        if last is None and not is_wanted_back(details):
+            return ()
+        last = last or self._wait(Segment("reasoning"))
+        add_details(last.details, details)
+        return self._advance()
+
+    def _last(self, kind: Kind) -> Segment | None:
+        """Return the last segment if it can grow by text of this kind."""
+        last = self.all[-1] if self.all else None
+        can_grow = last is not None and last.kind == kind and (last in self._waiting or self._is_open)
+        return last if can_grow else None
+
+    def _wait(self, segment: Segment) -> Segment:
+        segment.number = sum(_FAMILIES[each.kind] == _FAMILIES[segment.kind] for each in self.all)
+        self._waiting.append(segment)
+        return segment
+
+    def _add_call(self, piece: Mapping[str, Any]) -> Iterable[Step]:
+        function, is_custom = _called(piece)
+        index, given_id = piece.get("index"), _text(piece.get("id"))
+        call = self._call_that_goes_on(index, given_id)
+        if call is None:
+            segment = Segment("call", call_id=given_id or self._id(len(self._calls)), is_custom=is_custom)
+            call = _Call(segment, index, given_id)
+            self._calls.append(call)
+            self._wait(segment)
+        call.given_id = call.given_id or given_id
+        if call.segment in self._waiting:
+            call.segment.name = call.segment.name or _text(function.get("name"))
+            call.segment.call_id = call.given_id or call.segment.call_id
+        return self._grow(call.segment, _text(function.get("input" if is_custom else "arguments")))
+
+    def _call_that_goes_on(self, index: object, given_id: str) -> _Call | None:
+        """Return the call that a piece belongs to: of the same number, and of no other id. Some servers count none."""
+        of_index = [call for call in self._calls if index is None or call.index == index]
+        if given_id:
+            return next((call for call in of_index if call.given_id in (given_id, "")), None)
+        return of_index[-1] if of_index else None
+
+    def _finish_call(self, number: int, call: Mapping[str, Any]) -> Iterable[Step]:
+        """Add what the result says of a call beyond its pieces."""
+        function, is_custom = _called(call)
+        if number >= len(self._calls):
+            return self._add_call({**call, "index": number, "id": call.get("id") or self._id(number)})
+        segment = self._calls[number].segment
+        if segment in self._waiting:
+            segment.name = segment.name or _text(function.get("name"))
+        whole = _text(function.get("input" if is_custom else "arguments"))
+        return self._grow(segment, whole[len(segment.text) :]) if whole.startswith(segment.text) else ()
+
+    def _id(self, number: int) -> str:
+        return f"call_{self._id_stem}_{number}"
+
+    def _grow(self, segment: Segment, text: str) -> Iterator[Step]:
+        if self._is_open and segment is self._begun[-1]:
+            if text:
+                is_first = not segment.text
+                segment.text += text
+                yield Grown(segment, len(self._begun) - 1, text, is_first)
+        elif segment in self._waiting:
+            segment.text += text
+        # What comes for a closed call is more than complete arguments: nothing can be added to them.
+        yield from self._advance()
+
+    def _advance(self, *, is_end: bool = False) -> Iterator[Step]:
+        """Open what waits, once the segment before it is complete, or at the end of all."""
+        while self._waiting:
+            first = self._waiting[0]
+            is_blocked = self._is_open and not self._begun[-1].may_end
+            if not is_end and (is_blocked or (first.kind == "call" and not first.name)):
+                return
+            yield from self._close()
+            self._waiting.pop(0)
+            self._begun.append(first)
+            self._is_open = True
+            index = len(self._begun) - 1
+            yield Opened(first, index)
+            if first.text:
+                yield Grown(first, index, first.text, is_first=True)
+
+    def _close(self) -> Iterator[Step]:
+        if self._is_open:
+            self._is_open = False
+            yield Closed(self._begun[-1], len(self._begun) - 1)
+
+
+def segments_of(result: InferenceResult, id_stem: str) -> list[Segment]:
+    """Return the segments of a whole answer: reasoning, text, refusal, calls."""
+    segments = Segments(id_stem)
+    segments.finish(result)
+    return segments.all
+
+
+def _texts_of(result: InferenceResult) -> tuple[tuple[Kind, str], ...]:
+    return (
+        ("reasoning", result.reasoning or ""),
+        ("content", result.content or ""),
+        ("refusal", result.refusal or ""),
+    )
+
+
+def _called(call: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
+    """Return what is called, and whether it is a custom tool."""
+    custom = _table(call.get("custom"))
+    return (custom, True) if custom else (_table(call.get("function")), False)
+
+
+def _table(value: object) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
+
+
+def _tables(value: object) -> list[Mapping[str, Any]]:
+    listed = cast("list[object]", value) if isinstance(value, list | tuple) else []
+    return [cast("Mapping[str, Any]", each) for each in listed if isinstance(each, Mapping)]
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
