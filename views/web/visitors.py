@@ -16,6 +16,7 @@ from starlette.responses import Response
 from tollbook.gateway.callers import Callers, secret_in
 from tollbook.gateway.endpoints import address_of
 from tollbook.inference.api_keys import ApiKey, ApiKeys, hash_of
+from tollbook.observability.gateway_counts import GatewayCounts
 from tollbook.views.web.sessions import SESSION_S, Session, Sessions
 
 COOKIE: Final = "tollbook_session"
@@ -79,7 +80,7 @@ class Visitors:
     def __init__(self, sessions: Sessions, keys: ApiKeys) -> None:
         self._sessions = sessions
         self._keys = keys
-        self._callers = Callers(keys)
+        self._callers = Callers(keys, GatewayCounts())  # Of its own: what the API refuses is counted apart.
 
     async def find(self, request: Request) -> Visitor | None:
         """Return who sends a request; None without a session that counts. Errors: Problem for a wrong key."""
