@@ -132,7 +132,7 @@ async def test_a_key_is_made_with_the_keyboard_alone(served: Served, chromium: B
     await page.keyboard.type("by hand")
     await page.keyboard.press("Enter")
     await page.get_by_role("heading", name="Key created").wait_for()
-    secret = await page.locator("dd.id").first.inner_text()
+    secret = await page.locator(".secret").inner_text()
     assert secret.startswith("tb-")
     await page.get_by_role("button", name="Sign out").click()
     await page.get_by_label("Key").fill(secret)

@@ -99,6 +99,8 @@ async def test_a_projection_that_is_behind_says_so_and_one_that_is_missing_too(s
         path = served.runtime.settings.projection_path
         path.rename(path.with_suffix(".away"))
         missing = await visitor.get("/ui/spend")
+        of_gate = await visitor.get("/ui/user?id=u1")
+        spent = format_usd(await served.calling.spent(), places=4)
         path.with_suffix(".away").rename(path)
         served.calling.projector.pause()
         await call_as(served, "u1")
@@ -108,6 +110,8 @@ async def test_a_projection_that_is_behind_says_so_and_one_that_is_missing_too(s
     assert missing.status_code == 503
     assert "there is no projection" in text_of(missing.text).lower()
     assert "events behind the ledger" in behind.text
+    assert of_gate.status_code == 200, "what the gate says is shown without the projection"
+    assert f"{spent} $0.0000 $5.00" in text_of(of_gate.text)
 
 
 async def test_the_life_of_a_call_and_why_it_was_refused_are_told(served: Served) -> None:
@@ -251,3 +255,28 @@ async def test_whatever_names_hold_is_text(served: Served) -> None:
     assert f"<bdi>{RIGHT_TO_LEFT}</bdi>" in spend
     assert other in spend
     assert "<img" not in unknown
+
+
+async def test_users_whose_ids_are_hashed_are_named_to_admins_and_to_themselves(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "tollbook.toml").write_text('user_ids = "hashed"\n', encoding="utf-8")
+    async with open_served(server_url, tmp_path, policy_file=tmp_path / "tollbook.toml") as served:
+        admin, own = await new_key(served), await new_key(served, user_id="ann@example.com")
+        call = await call_as(served, "ann@example.com")
+        await served.calling.folded()
+        async with browser(served, admin) as visitor:
+            for path in ("/ui", "/ui/spend", "/ui/keys", "/ui/calls?user=ann%40example.com", f"/ui/call?id={call}"):
+                assert "ann@example.com" in (await visitor.get(path)).text, path
+            granted = await visitor.send(
+                "/ui/user?id=ann%40example.com", "/ui/user/credit?id=ann%40example.com", amount="1", reason="x"
+            )
+        async with browser(served, own) as visitor:
+            usage = await visitor.get("/ui")
+            life = await visitor.get(f"/ui/call?id={call}")
+
+        assert granted.status_code == 303
+        assert "ann@example.com" in usage.text
+        assert "$6.00" in usage.text
+        assert life.status_code == 200
+        assert "ann@example.com" not in str(await served.calling.raw_events())

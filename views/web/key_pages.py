@@ -118,7 +118,7 @@ def _created_page(title: str, created: CreatedKey) -> Page:
         )
         return Page(title, [_to_list()], here="/ui/keys", notices=[Notice(text, "warn")])
     notice = Notice("Copy the key now: it is shown this once, since only its hash is kept.", "good")
-    facts = [Fact("Key", Cell(created.secret, "id")), Fact("Id", Cell(created.key_id, "id"))]
+    facts = [Fact("Key", Cell(created.secret, "secret")), Fact("Id", Cell(created.key_id, "id"))]
     return Page(title, [facts, _to_list()], here="/ui/keys", notices=[notice])
 
 

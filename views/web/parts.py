@@ -24,7 +24,7 @@ class Cell:
     """
 
     text: str
-    kind: Literal["text", "number", "id", "time", "state"] = "text"
+    kind: Literal["text", "number", "id", "secret", "time", "state"] = "text"
     href: str = ""
     tone: Tone = ""
     percent: int | None = None

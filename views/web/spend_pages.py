@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from tollbook.gateway.information import read_budgets
+from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.schemas.identifiers import describe_budget
 from tollbook.views.queries import alerts_sql, budgets_sql, spend_sql
 from tollbook.views.web.parts import (
@@ -164,7 +165,10 @@ async def _usage(
         for each in budgets
     )
     table = Table("Budgets now", ("Budget", "Spent>", "Held>", "Cap>", "Left>", "Used>", "Begins anew"), now)
-    answer, freshness = await visit.sources.read(Query(spend_sql(user_id, None, _TOP), {}))
+    try:
+        answer, freshness = await visit.sources.read(Query(spend_sql(user_id, None, _TOP), {}))
+    except LedgerUnavailable as exc:  # The gate's answer stands all the same.
+        return [table, Notice(sentence(exc.message), "warn")], ""
     periods = sorted(answer.rows[0], key=lambda row: row["period"], reverse=True)
     rows = [Row([Cell(row["period"]), *_spend_cells(row)]) for row in periods]
     return [table, Table("Spend by billing period", ("Period", *_SPEND_COLUMNS), rows)], freshness
