@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Final
 
 import structlog
@@ -17,8 +17,8 @@ from tollbook.inference.settings import Settings
 from tollbook.observability.gateway_counts import GatewayCounts
 from tollbook.observability.process_state import ProcessState
 
-Pages = Callable[[InferenceRuntime], Sequence[BaseRoute]]
-"""Makes further routes of a gateway, such as the pages for operators."""
+Pages = Callable[[InferenceRuntime], AbstractAsyncContextManager[Sequence[BaseRoute]]]
+"""Opens further routes of a gateway, such as the pages for operators, for as long as it is served."""
 _log: Final = structlog.get_logger(__name__)
 
 
@@ -28,8 +28,10 @@ async def run_gateway(settings: Settings, stop: asyncio.Event, *, redis_url: str
 
     async def serve(runtime: InferenceRuntime, state: ProcessState) -> None:
         state.gateway = GatewayCounts()
-        routes = pages(runtime) if pages else ()
-        async with serve_gateway(runtime, port=int(port), pages=routes, counts=state.gateway):
+        async with (
+            _opened(pages, runtime) as routes,
+            serve_gateway(runtime, port=int(port), pages=routes, counts=state.gateway),
+        ):
             await stop.wait()
 
     await run_beside_projector(
@@ -68,7 +70,8 @@ async def open_gateway(system: System, stop: asyncio.Event, *, pages: Pages | No
                 observer=system.state.tracing,
                 max_call_s=settings.gateway_timeout_s,
             ) as runtime,
-            serve_gateway(runtime, port=port, pages=pages(runtime) if pages else (), counts=counts) as gateway,
+            _opened(pages, runtime) as routes,
+            serve_gateway(runtime, port=port, pages=routes, counts=counts) as gateway,
         ):
             address.set_result(gateway.url)
             await stop.wait()
@@ -82,6 +85,10 @@ async def open_gateway(system: System, stop: asyncio.Event, *, pages: Pages | No
     finally:
         stop.set()
         await asyncio.gather(serving, return_exceptions=True)
+
+
+def _opened(pages: Pages | None, runtime: InferenceRuntime) -> AbstractAsyncContextManager[Sequence[BaseRoute]]:
+    return nullcontext(()) if pages is None else pages(runtime)
 
 
 def gateway_child(settings: Settings) -> tuple[Child, str] | None:

@@ -171,7 +171,7 @@ async def run_up(
     settings: Settings,
     streams: Sequence[str],
     stop: asyncio.Event,
-    announce: Callable[[str, str, str], None],
+    announce: Callable[[str, str, str], Awaitable[None]],
     open_gateway: Callable[["System", asyncio.Event], AbstractAsyncContextManager[str]] | None = None,
 ) -> None:
     """Run everything in this process until `stop`; `announce` as of `run_processes`. Errors: as `open_system`.
@@ -189,7 +189,7 @@ async def run_up(
         chosen_streams(streams, system.runtime.rules)
         check_providers(system.runtime.rules, settings)
         gateway = await stack.enter_async_context(open_gateway(system, stop)) if open_gateway else ""
-        announce(system.redis_url, f"{state.url}/metrics, {state.url}/health/ready" if state.url else "", gateway)
+        await announce(system.redis_url, f"{state.url}/metrics, {state.url}/health/ready" if state.url else "", gateway)
         await run_system(system, streams, stop)
 
 
@@ -330,12 +330,12 @@ async def run_processes(
     streams: Sequence[str],
     workers: int,
     stop: asyncio.Event,
-    announce: Callable[[str, str, str], None],
+    announce: Callable[[str, str, str], Awaitable[None]],
     gateway: tuple[Child, str] | None = None,
 ) -> None:
     """Run server, projector and workers as processes of their own until `stop`; `gateway` with its address too.
 
-    `announce` is called with the URL of Redis, the addresses of their metrics, and that of the gateway.
+    `announce` is awaited with the URL of Redis, the addresses of their metrics, and that of the gateway.
 
     Errors: SettingsError; EmbeddedServerError; PolicyDiffers.
     """
@@ -356,7 +356,7 @@ async def run_processes(
         ]
         if gateway is not None:
             children.append(gateway[0])
-        announce(redis_url, describe_ports(settings, ports), "" if gateway is None else gateway[1])
+        await announce(redis_url, describe_ports(settings, ports), "" if gateway is None else gateway[1])
         await Supervisor(children, environment, stop_timeout_s=settings.stop_grace_s + _KILLED_AFTER_S).run(stop)
 
 

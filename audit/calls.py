@@ -90,13 +90,13 @@ class CallLife:
         )
 
 
-async def find_call(reader: AuditReader, call_id: str) -> list[CallLife]:
-    """Return a call's life; more than one if users of several partitions used the same id.
+async def find_call(reader: AuditReader, call_id: str, *, user_id: str | None = None) -> list[CallLife]:
+    """Return a call's life; more than one if users of several partitions used the same id, unless one is given.
 
     Errors: NotOnLedger; as `AuditReader.tables`.
     """
     by_user: dict[str, list[Event]] = {}
-    for event in await reader.events(Selection(call_ids=frozenset({call_id}))):
+    for event in await reader.events(Selection(user_id=user_id, call_ids=frozenset({call_id}))):
         by_user.setdefault(event.user_id, []).append(event)
     if not call_id or not by_user:
         raise NotOnLedger(f"call {call_id} is not on the ledger: nothing was held, refused or charged for it")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tollbook.cli.options import JsonOption, data_settings, quoted, utc_column
+from tollbook.cli.options import JsonOption, data_settings
 
 if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
@@ -26,15 +26,11 @@ def list_alerts(
     """
     from tollbook.app.connect import query_projection
     from tollbook.schemas.identifiers import describe_budget
+    from tollbook.views.queries import alerts_sql
     from tollbook.views.rows import plain_text
     from tollbook.views.tables import Printer, Row, dollars, printable
 
-    where = "" if budget is None else f"WHERE name = {quoted(budget)} OR starts_with(name, {quoted(budget + '~')})"
-    rows = query_projection(
-        data_settings(),
-        f'SELECT {utc_column("raised_at")}, budget, name, value, "window", fraction, cap_usd, settled_usd, call_id, id '  # noqa: S608 - quoted.
-        f"FROM alerts {where} ORDER BY alerts.raised_at DESC, id DESC LIMIT {last}",
-    )
+    rows = query_projection(data_settings(), alerts_sql(budget, last))
     if as_json:
         typer.echo(json.dumps(rows, default=plain_text))
     elif not rows:

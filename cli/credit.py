@@ -19,7 +19,7 @@ from tollbook.cli.money import (
     tell,
     usd,
 )
-from tollbook.cli.options import JsonOption, data_settings, quoted, read_id, read_period
+from tollbook.cli.options import JsonOption, data_settings, read_id, read_period
 from tollbook.cli.user_ids import on_ledger_or_none, plain_ids
 from tollbook.schemas.money import format_usd, usd_text
 
@@ -172,6 +172,8 @@ def list_credits(
     Example: tollbook credit list u42 --period 2026-11
     Example: tollbook credit list --budget prepaid
     """
+    from tollbook.views.queries import quoted
+
     if budget is not None:
         return prepaid.list_credits(quoted(budget), as_json=as_json)
     from tollbook.views.tables import Printer, Row, printable

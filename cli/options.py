@@ -41,16 +41,6 @@ def read_call(value: str | None) -> str | None:
     return None if value is None else normalise_id(value)
 
 
-def quoted(text: str) -> str:
-    """Return text as it stands in SQL."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def utc_column(name: str) -> str:
-    """Return SQL for a moment as text, in UTC."""
-    return f"strftime({name} AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%SZ') AS {name}"
-
-
 UserArgument = Annotated[str, typer.Argument(metavar="USER", help="User id.", callback=read_id)]
 
 

@@ -7,8 +7,9 @@ import typer
 
 from tollbook.cli.moments import parse_since
 from tollbook.cli.money import check_amount, confirm, run_signed, tell, usd
-from tollbook.cli.options import data_settings, utc_column
+from tollbook.cli.options import data_settings
 from tollbook.cli.user_ids import plain_ids
+from tollbook.views.queries import utc_column
 
 if TYPE_CHECKING:
     from tollbook.inference.administration import Administration

@@ -38,10 +38,14 @@ def up(
 
     Example: OPENROUTER_API_KEY=... tollbook up --workers 2
     """
+    from functools import partial
+
     from tollbook.app.gateways import gateway_child, open_gateway
     from tollbook.app.processes import run_processes, run_up
     from tollbook.inference.errors import UnknownStream
     from tollbook.inference.stated_policy import chosen_streams, policy_of, policy_sources
+    from tollbook.views.web.sessions import make_link_at
+    from tollbook.views.web.site import open_site
 
     settings, names = _settings(), _streams(streams)
     if policy_sources(settings) or not settings.projection_path.exists():  # Else the ledger has the policy.
@@ -53,13 +57,16 @@ def up(
     async def run(stop: asyncio.Event) -> None:
         async with _provider(settings, with_stand_in=with_stand_in) as chosen:
 
-            def announce(redis_url: str, metrics: str, gateway: str) -> None:
-                _announce(chosen, redis_url, metrics, gateway, with_stand_in=with_stand_in)
+            async def announce(redis_url: str, metrics: str, gateway: str) -> None:
+                # A log is no place for what opens the view (G10): there, a key does.
+                is_told = bool(gateway) and chosen.log_format != "json"
+                once = await make_link_at(redis_url, chosen.namespace) if is_told else ""
+                _announce(chosen, redis_url, metrics, gateway, once, with_stand_in=with_stand_in)
 
             if workers:
                 await run_processes(chosen, names, workers, stop, announce, gateway_child(chosen))
                 return
-            await run_up(chosen, names, stop, announce, open_gateway)
+            await run_up(chosen, names, stop, announce, partial(open_gateway, pages=open_site))
 
     # Children have the grace for themselves, and are killed some seconds later.
     run_until_signal(run, grace_s=settings.stop_grace_s + (_CHILDREN_S if workers else 0))
@@ -96,11 +103,12 @@ def gateway(supervised: Supervised = False) -> None:
     """
     from tollbook.app.gateways import run_gateway
     from tollbook.inference.address import find_redis_url
+    from tollbook.views.web.site import open_site
 
     settings = require_providers(_settings())
     redis_url = find_redis_url(settings)
     run_until_signal(
-        lambda stop: run_gateway(settings, stop, redis_url=redis_url),
+        lambda stop: run_gateway(settings, stop, redis_url=redis_url, pages=open_site),
         grace_s=settings.stop_grace_s,
         supervised=supervised,
     )
@@ -184,7 +192,9 @@ async def _provider(settings: "Settings", *, with_stand_in: bool) -> AsyncGenera
         )
 
 
-def _announce(settings: "Settings", redis_url: str, metrics: str, gateway: str, *, with_stand_in: bool) -> None:
+def _announce(
+    settings: "Settings", redis_url: str, metrics: str, gateway: str, once: str, *, with_stand_in: bool
+) -> None:
     provider = "the local stand-in for OpenRouter (not OpenRouter)" if with_stand_in else settings.openrouter_base_url
     data_dir = Path(settings.data_dir).resolve()
     from tollbook.ledger.server.address import hide_password
@@ -209,6 +219,11 @@ def _announce(settings: "Settings", redis_url: str, metrics: str, gateway: str, 
     typer.echo(f"Data:     {data_dir}")
     if gateway:
         typer.echo(f"Gateway:  {gateway}/v1 for clients of OpenAI and Anthropic; `tollbook keys create` makes a key")
+    if once:
+        typer.echo(f"Web view: {gateway}/ui?once={once}")
+        typer.echo(
+            "          The link works once, within 15 minutes; `tollbook keys create --admin` makes a key for later."
+        )
     if metrics:
         typer.echo(f"Metrics:  {metrics}")
     typer.echo("Ctrl-C stops it, after the calls in flight are done.")

@@ -12,7 +12,6 @@ from tollbook.cli.user_ids import on_ledger_or_none, plain_ids
 if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
 
-_COLUMNS = "user_id, period, plan, cap_usd, spent_usd, reserved_usd, calls, denied, fallbacks, assumed_usd, overage_usd"
 _POSITIONS = "SELECT ledger_id, seq FROM position"
 _ANSWER_S = 2.0
 
@@ -36,6 +35,7 @@ def spend(
     Example: tollbook spend --budgets
     """
     from tollbook.app.connect import query_projection_at_once
+    from tollbook.views.queries import budgets_sql, spend_sql
     from tollbook.views.rows import plain_text
 
     if budgets and (user is not None or period is not None):
@@ -44,7 +44,7 @@ def spend(
     kept = on_ledger_or_none(settings, user)
     # Before the copy is made: what is written meanwhile is no lag.
     written, problem = _written_events(settings)
-    asked = _budgets_sql(top) if budgets else _sql(kept, period, top)
+    asked = budgets_sql(top) if budgets else spend_sql(kept, period, top)
     rows, positions = query_projection_at_once(settings, asked, _POSITIONS)
     name = "value" if budgets else "user_id"
     plain = plain_ids(settings, (row[name] for row in rows))
@@ -102,18 +102,6 @@ def _describe_lag(written: tuple[str, int] | None, positions: list[dict[str, Any
     return f"the projection is {behind:,} event{'' if behind == 1 else 's'} behind the ledger"
 
 
-def _budgets_sql(top: int) -> str:
-    return f"""
-        SELECT name, value, "window", cap_usd, credit_usd, spent_usd, reserved_usd
-        FROM (SELECT *, split_part(name, '~', 1) AS rule FROM budget_use WHERE name <> 'user')
-        QUALIFY "window" = max("window") OVER (PARTITION BY name)
-            AND name = arg_max(name, coalesce(try_cast(split_part(name, '~', 2) AS INTEGER), 0))
-                OVER (PARTITION BY rule)
-        ORDER BY rule, spent_usd DESC, value
-        LIMIT {top}
-    """  # noqa: S608 - a number.
-
-
 def _print_budgets(rows: list[dict[str, Any]]) -> None:
     from tollbook.views.tables import Printer, dollars, percent_used, printable
 
@@ -132,18 +120,6 @@ def _print_budgets(rows: list[dict[str, Any]]) -> None:
 
     columns = ("budget", "value", "window", "spent>", "held>", "cap>", "used>", "credit>?")
     Printer().table(columns, [cells(row) for row in rows], "Budgets in their latest windows")
-
-
-def _sql(user: str | None, period: str | None, top: int) -> str:
-    conditions: list[str] = []
-    if user is not None:
-        conditions.append("user_id = '" + user.replace("'", "''") + "'")
-    if period is not None:
-        conditions.append(f"period = '{period}'")  # It has no quotes: `read_period` has checked it.
-    elif user is None:
-        conditions.append("period = (SELECT max(period) FROM spend)")
-    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-    return f"SELECT {_COLUMNS} FROM spend {where} ORDER BY spent_usd DESC, user_id, period LIMIT {top}"  # noqa: S608
 
 
 def _print(rows: list[dict[str, Any]], user: str | None) -> None:

@@ -1,8 +1,10 @@
 """What a key's owner can ask without a call: the models there are, and how much of its budgets is left."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -108,32 +110,61 @@ class Information:
 
     async def _budgets(self, key: ApiKey, runtime: InferenceRuntime) -> list[dict[str, Any]]:
         assert key.user_id is not None, "only a user has budgets"
-        user_id = runtime.user_ids.on_ledger(key.user_id)
-        now_ms = round(1000 * time.time())
+        attributes = {**key.tags, "plan": key.plan, "campaign": key.campaign_id}
+        budgets = await read_budgets(runtime, key.user_id, attributes, now_ms=round(1000 * time.time()))
+        return [
+            {
+                "budget": each.budget,
+                "limit_usd": f"{each.limit_usd:f}",
+                "spent_usd": f"{each.spent_usd:f}",
+                "held_usd": f"{each.held_usd:f}",
+                "remaining_usd": f"{each.remaining_usd:f}",
+                "resets_at": _moment(each.resets_ms),
+            }
+            for each in budgets
+        ]
 
-        async def look(policy: PolicyInForce) -> list[dict[str, Any]]:
-            attributes = {**key.tags, "user": user_id, "plan": key.plan or policy.policy.default_plan}
-            if key.campaign_id is not None:
-                attributes["campaign"] = key.campaign_id
-            window, caps = policy.budgets_at(now_ms, attributes)
-            balances = await runtime.ledger.balance(
-                user_id=user_id, period=window.name, budgets=caps, policy_version=policy.version
+
+@dataclass(frozen=True, slots=True)
+class BudgetNow:
+    """A budget as the gate sees it. `resets_ms`: milliseconds since the epoch; None for one that never begins anew."""
+
+    budget: str
+    limit_usd: Decimal
+    spent_usd: Decimal
+    held_usd: Decimal
+    remaining_usd: Decimal
+    resets_ms: int | None
+
+
+async def read_budgets(
+    runtime: InferenceRuntime, user_id: str, attributes: Mapping[str, str | None], *, now_ms: int
+) -> list[BudgetNow]:
+    """Return the budgets of a user's calls with such attributes, the user's period first, as the gate sees them.
+
+    A plan that is missing is the policy's default one. Errors: as of a call that asks for money.
+    """
+    user_id = runtime.user_ids.on_ledger(user_id)
+    known = {name: value for name, value in attributes.items() if value is not None}
+
+    async def look(policy: PolicyInForce) -> list[BudgetNow]:
+        window, caps = policy.budgets_at(now_ms, {"plan": policy.policy.default_plan, **known, "user": user_id})
+        balances = await runtime.ledger.balance(
+            user_id=user_id, period=window.name, budgets=caps, policy_version=policy.version
+        )
+        return [
+            BudgetNow(
+                describe_budget(cap.name),
+                usd_from_nanousd(balance.cap_nanousd),
+                usd_from_nanousd(balance.settled_nanousd),
+                usd_from_nanousd(balance.held_nanousd),
+                usd_from_nanousd(balance.remaining_nanousd),
+                end_of_window(split_budget_name(cap.name)[2], policy.budgets.calendar, now_ms),
             )
-            return [
-                {
-                    "budget": describe_budget(cap.name),
-                    "limit_usd": f"{usd_from_nanousd(balance.cap_nanousd):f}",
-                    "spent_usd": f"{usd_from_nanousd(balance.settled_nanousd):f}",
-                    "held_usd": f"{usd_from_nanousd(balance.held_nanousd):f}",
-                    "remaining_usd": f"{usd_from_nanousd(balance.remaining_nanousd):f}",
-                    "resets_at": _moment(
-                        end_of_window(split_budget_name(cap.name)[2], policy.budgets.calendar, now_ms)
-                    ),
-                }
-                for cap, balance in zip(caps, balances, strict=True)
-            ]
+            for cap, balance in zip(caps, balances, strict=True)
+        ]
 
-        return await runtime.policies.decide(user_id, look)
+    return await runtime.policies.decide(user_id, look)
 
 
 def _moment(at_ms: int | None) -> str | None:

@@ -129,9 +129,10 @@ class ApiKeys:
 
         What was found is kept for two seconds at most; that a key ends is seen at once, by the clock of Redis.
         """
-        if not is_secret(secret):
-            return None
-        digest = hash_of(secret)
+        return await self.find_by_hash(hash_of(secret)) if is_secret(secret) else None
+
+    async def find_by_hash(self, digest: str) -> ApiKey | None:
+        """Return the same by the key's hash, for who has shown the key before; as fresh as of `find`."""
         kept = self._kept.get(digest)
         if kept is None or self._monotonic() - kept.read_s >= _KEPT_S:
             self._kept.pop(digest, None)

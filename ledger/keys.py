@@ -163,3 +163,13 @@ def is_reserved_key(namespace: str, key: str) -> bool:
 def gateway_calls(namespace: str, digest: str) -> str:
     """Hash: calls of the gateway whose answers have not been delivered yet, by call id; for a key and a body."""
     return f"{namespace}:gateway:{digest}"
+
+
+def web_session(namespace: str, digest: str) -> str:
+    """String: a session of the web view, by the SHA-256 of its id; it ends with its time to live."""
+    return f"{namespace}:web-session:{digest}"
+
+
+def web_link(namespace: str, digest: str) -> str:
+    """String: a link into the web view that works once, by the SHA-256 of its secret; present until it was used."""
+    return f"{namespace}:web-link:{digest}"

@@ -42,16 +42,17 @@ def print_keys(documents: Sequence[dict[str, Any]], printer: Printer | None = No
                 each["key_id"],
                 printable(each["name"] or "-"),
                 printable(each["user_id"] or "-"),
-                _state(each),
+                state_text(each),
             ],
-            [text for text in (_bounds(each), _origin(each)) if text],
+            [text for text in (bounds_text(each), origin_text(each)) if text],
         )
         for each in documents
     ]
     (printer or Printer()).table(("id", "name", "user", "state"), rows, "Keys of the gateway")
 
 
-def _state(document: dict[str, Any]) -> str:
+def state_text(document: dict[str, Any]) -> str:
+    """Return whether a key is in force, and what ends it."""
     expires, revoked = document["expires_at"], document["revoked_at"]
     match document["state"]:
         case "revoked":
@@ -64,7 +65,8 @@ def _state(document: dict[str, Any]) -> str:
             return "active" + "".join(f", {verb} {at}" for at, verb in sorted(ends)[:1])
 
 
-def _bounds(document: dict[str, Any]) -> str:
+def bounds_text(document: dict[str, Any]) -> str:
+    """Return what a key is bound to, beside its user."""
     facts = {
         "plan": document["plan"],
         "campaign": document["campaign_id"],
@@ -77,7 +79,8 @@ def _bounds(document: dict[str, Any]) -> str:
     return printable("; ".join(texts))
 
 
-def _origin(document: dict[str, Any]) -> str:
+def origin_text(document: dict[str, Any]) -> str:
+    """Return who created and revoked a key, and why."""
     texts = [f"created {document['created_at']} by {document['created_by']}: {document['reason']}"]
     texts += [f"{verb} {document[name]}" for name, verb in _LINKS.items() if document[name]]
     texts += [f"revoked by {document['revoked_by']}"] * bool(document["revoked_by"])

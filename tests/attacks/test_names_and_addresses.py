@@ -3,11 +3,11 @@
 import duckdb
 import pytest
 
-from tollbook.cli.spend import _COLUMNS, _sql
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.settings import load_settings
 from tollbook.ledger.signature import Signature
 from tollbook.schemas.identifiers import check_id, check_task_id, usage_call_id
+from tollbook.views.queries import SPEND_COLUMNS, spend_sql
 
 
 @pytest.mark.parametrize(
@@ -66,10 +66,10 @@ def test_an_address_may_say_database_login_and_certificates(url: str, monkeypatc
 def test_an_id_with_an_apostrophe_stays_a_value_in_a_query() -> None:
     """`tollbook spend` asks the projector with a text: what looks like SQL in an id is a name, and no user's."""
     connection = duckdb.connect()
-    columns = _COLUMNS.split(", ")
+    columns = SPEND_COLUMNS.split(", ")
     connection.execute(
         f"CREATE TABLE spend ({', '.join(f'{name} VARCHAR' for name in {*columns, 'user_id', 'period'})})"
     )
     connection.execute("INSERT INTO spend (user_id, period) VALUES ('ann', '2026-11'), ('O''Brien', '2026-11')")
     for user, found in (("O'Brien", 1), ("x' OR '1'='1", 0), ("ann'; DROP TABLE spend; --", 0), ("ann", 1)):
-        assert len(connection.execute(_sql(check_id(user), None, 10)).fetchall()) == found
+        assert len(connection.execute(spend_sql(check_id(user), None, 10)).fetchall()) == found

@@ -13,6 +13,7 @@ from tests.calling import Calling, open_calling
 from tollbook.gateway.server import Gateway, serve_gateway, settings_of_calls
 from tollbook.inference.api_keys import ApiKey
 from tollbook.inference.runtime import InferenceRuntime, open_runtime
+from tollbook.views.web.site import open_site
 
 KEY = "tb-" + "k" * 43
 MODEL = "openai/gpt-4o-mini"
@@ -68,7 +69,8 @@ async def open_served(server_url: str, data_dir: Path, **settings: Any) -> Async
                 lambda names: asyncio.to_thread(calling.store.baselines, names),
                 max_call_s=chosen.gateway_timeout_s,
             ) as runtime,
-            serve_gateway(runtime, port=0, keys=keys) as gateway,
+            open_site(runtime) as pages,
+            serve_gateway(runtime, port=0, keys=keys, pages=pages) as gateway,
             httpx.AsyncClient(
                 base_url=gateway.url, headers={"authorization": f"Bearer {KEY}"}, timeout=30, trust_env=False
             ) as client,

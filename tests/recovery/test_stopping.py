@@ -106,6 +106,10 @@ async def publish_and_wait_for_request(provider: GatedStandIn, redis_url: str) -
     await wait_until(lambda: provider.arrived.total() > 0, what="a request")
 
 
+async def announce_nothing(*_: str) -> None:
+    pass
+
+
 @pytest.mark.parametrize("part", ["up", "projector"])
 async def test_what_waits_for_memory_at_its_start_ends_at_once(
     private_server: EmbeddedServer, tmp_path: Path, part: str
@@ -117,7 +121,7 @@ async def test_what_waits_for_memory_at_its_start_ends_at_once(
     stop = asyncio.Event()
     with capture_logs() as logs:
         main = (
-            run_projector(settings, stop) if part == "projector" else run_up(settings, STREAMS, stop, lambda *_: None)
+            run_projector(settings, stop) if part == "projector" else run_up(settings, STREAMS, stop, announce_nothing)
         )
         running_part = asyncio.create_task(main)
         await wait_until(

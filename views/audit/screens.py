@@ -35,13 +35,14 @@ def print_calls(reader: AuditReader, lives: Sequence[CallLife]) -> None:
     for life in lives:
         printer.line()
         printer.text(f"Call {printable(life.call_id)}", "bold")
-        printer.facts(_facts(life))
+        printer.facts(life_facts(life))
         _print_timeline(printer, life)
     printer.line()
     _print_read(printer, reader)
 
 
-def _facts(life: CallLife) -> list[tuple[str, str]]:
+def life_facts(life: CallLife) -> list[tuple[str, str]]:
+    """Return what there is to say of a call as a whole: names and values, the user first."""
     facts = [("user", life.user_id), ("period", ", ".join(life.periods))]
     if life.orders:
         order = life.orders[-1]

@@ -1,0 +1,52 @@
+"""Queries on the projection that several views share: of `tollbook spend` and `alerts list`, and the web view."""
+
+from typing import Final
+
+SPEND_COLUMNS: Final = (
+    "user_id, period, plan, cap_usd, spent_usd, reserved_usd, calls, denied, fallbacks, assumed_usd, overage_usd"
+)
+
+
+def quoted(text: str) -> str:
+    """Return text as it stands in SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def utc_column(name: str) -> str:
+    """Return SQL for a moment as text, in UTC."""
+    return f"strftime({name} AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%SZ') AS {name}"
+
+
+def spend_sql(user: str | None, period: str | None, top: int) -> str:
+    """Return the spend of users in a period, the latest by default; with a user, in all of them."""
+    conditions: list[str] = []
+    if user is not None:
+        conditions.append(f"user_id = {quoted(user)}")
+    if period is not None:
+        conditions.append(f"period = {quoted(period)}")
+    elif user is None:
+        conditions.append("period = (SELECT max(period) FROM spend)")
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    return f"SELECT {SPEND_COLUMNS} FROM spend {where} ORDER BY spent_usd DESC, user_id, period LIMIT {top}"  # noqa: S608 - quoted.
+
+
+def budgets_sql(top: int) -> str:
+    """Return the policy's further budgets, each in its latest window and by its latest definition."""
+    return f"""
+        SELECT name, value, "window", cap_usd, credit_usd, spent_usd, reserved_usd
+        FROM (SELECT *, split_part(name, '~', 1) AS rule FROM budget_use WHERE name <> 'user')
+        QUALIFY "window" = max("window") OVER (PARTITION BY name)
+            AND name = arg_max(name, coalesce(try_cast(split_part(name, '~', 2) AS INTEGER), 0))
+                OVER (PARTITION BY rule)
+        ORDER BY rule, spent_usd DESC, value
+        LIMIT {top}
+    """  # noqa: S608 - a number.
+
+
+def alerts_sql(budget: str | None, last: int) -> str:
+    """Return the alerts that were raised, the newest first; of one budget of the policy where it is named."""
+    where = "" if budget is None else f"WHERE name = {quoted(budget)} OR starts_with(name, {quoted(budget + '~')})"
+    return (
+        f'SELECT {utc_column("raised_at")}, budget, name, value, "window", fraction, cap_usd, settled_usd, call_id, id '  # noqa: S608 - quoted.
+        f"FROM alerts {where} ORDER BY alerts.raised_at DESC, id DESC LIMIT {last}"
+    )

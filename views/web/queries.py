@@ -1,0 +1,101 @@
+"""Queries of the web view alone: recent calls and refusals, each for one user where it is given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from tollbook.views.web.projection import Query, Row
+
+# What a call's status follows from.
+_TYPES = "('budget-reserved', 'budget-denied', 'cost-recorded')"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallFilter:
+    """Which calls are asked for; what is None does not restrict. `until` is a day, included.
+
+    `before` is where the page before ended: milliseconds since the epoch, partition and number of the last event.
+    """
+
+    user_id: str | None = None
+    status: str | None = None
+    model: str | None = None
+    campaign_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    before: tuple[int, int, int] | None = None
+
+
+def found_query(wanted: CallFilter, limit: int) -> Query:
+    """Return the newest calls that match, by their names alone: that reads few columns of all events."""
+    values: dict[str, Any] = {"limit": limit}
+    where = [f"type IN {_TYPES}"]
+    having: list[str] = []
+    if wanted.user_id is not None:
+        where.append("user_id = $user_id")
+        values["user_id"] = wanted.user_id
+    if wanted.campaign_id is not None:
+        having.append("arg_max(campaign_id, seq) = $campaign_id")
+        values["campaign_id"] = wanted.campaign_id
+    if wanted.model is not None:
+        having.append("$model IN (arg_max(model, seq), arg_max(model_used, seq))")
+        where[0] = f"type IN {_TYPES[:-1]}, 'model-called')"
+        values["model"] = wanted.model
+    if wanted.status is not None:
+        having.append(f"{_STATUS} = $status")
+        values["status"] = wanted.status
+    if wanted.since is not None:
+        having.append("max(recorded_at) >= $since")
+        values["since"] = wanted.since
+    if wanted.until is not None:
+        having.append("max(recorded_at) < $until")
+        values["until"] = wanted.until + timedelta(days=1)
+    if wanted.before is not None:
+        having.append(
+            "(epoch_ms(max(recorded_at)), partition, max(seq)) < ($before_ms, $before_partition, $before_seq)"
+        )
+        names = ("before_ms", "before_partition", "before_seq")
+        values |= dict(zip(names, wanted.before, strict=True))
+    sql = f"""
+        SELECT partition, call_id, user_id, period, epoch_ms(max(recorded_at)) AS last_ms, max(seq) AS last_seq
+        FROM events
+        WHERE {" AND ".join(where)}
+        GROUP BY partition, call_id, user_id, period
+        HAVING {" AND ".join(having) or "true"}
+        ORDER BY last_ms DESC, partition DESC, last_seq DESC
+        LIMIT $limit
+    """  # noqa: S608 - made of the constants above.
+    return Query(sql, values)
+
+
+_STATUS = """arg_max(CASE type
+    WHEN 'budget-reserved' THEN 'open'
+    WHEN 'budget-denied' THEN 'denied'
+    WHEN 'cost-recorded' THEN CASE outcome WHEN 'taken_over' THEN 'closed' WHEN 'recorded' THEN 'done' ELSE outcome END
+END, seq)"""
+
+
+def calls_query(found: Sequence[Row]) -> Query:
+    """Return these calls as the view `calls` has them, the newest first."""
+    sql = """
+        SELECT c.*, f.last_ms, make_timestamptz(f.last_ms * 1000) AS last_at
+        FROM calls AS c
+        JOIN (
+            SELECT unnest($partitions) AS partition, unnest($calls) AS call_id, unnest($users) AS user_id,
+                unnest($periods) AS period, unnest($moments) AS last_ms, unnest($seqs) AS found_seq
+        ) AS f USING (partition, call_id, user_id, period)
+        WHERE list_contains($calls, c.call_id)
+        ORDER BY f.last_ms DESC, f.partition DESC, f.found_seq DESC
+    """
+    columns = {"partitions": "partition", "calls": "call_id", "users": "user_id", "periods": "period"}
+    columns |= {"moments": "last_ms", "seqs": "last_seq"}
+    return Query(sql, {name: [row[column] for row in found] for name, column in columns.items()})
+
+
+def refusals_query(user_id: str | None, limit: int) -> Query:
+    """Return the newest refusals."""
+    where = "" if user_id is None else "WHERE user_id = $user_id"
+    values: dict[str, Any] = {"limit": limit} | ({} if user_id is None else {"user_id": user_id})
+    sql = f"FROM denials {where} ORDER BY recorded_at DESC, partition, seq DESC LIMIT $limit"
+    return Query(sql, values)
