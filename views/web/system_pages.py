@@ -42,6 +42,10 @@ async def now_page(visit: Visit) -> Page:
     )
 
 
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _tiles(figures: Figures) -> list[Fact]:
     spend, rates, redis = figures.spend, figures.rates, figures.redis
     facts: list[Fact] = []
@@ -49,9 +53,12 @@ def _tiles(figures: Figures) -> list[Fact]:
         facts += [
             Fact(
                 f"Spent in {spend.period}",
-                _amount(spend.spent_nanousd, f"{spend.users:,} users, {spend.calls:,} calls"),
+                _amount(spend.spent_nanousd, f"{_counted(spend.users, 'user')}, {_counted(spend.calls, 'call')}"),
             ),
-            Fact("Held now", _amount(spend.held_nanousd, "" if redis is None else f"by {redis.open_holds:,} calls")),
+            Fact(
+                "Held now",
+                _amount(spend.held_nanousd, "" if redis is None else f"by {_counted(redis.open_holds, 'call')}"),
+            ),
             Fact("Refused", Cell(f"{spend.denied:,}", details=[f"in {spend.period}"])),
         ]
     if rates is not None:
