@@ -109,6 +109,8 @@ def message_of(result: InferenceResult) -> dict[str, Any]:
     if result.reasoning:
         # Both names are in use for it.
         message |= {"reasoning": result.reasoning, "reasoning_content": result.reasoning}
+    if result.reasoning_details:
+        message["reasoning_details"] = result.reasoning_details
     if result.images:
         message["images"] = [{"type": "image_url", "image_url": {"url": url}} for url in result.images]
     return message

@@ -1,7 +1,7 @@
 """What a provider wants back of a model's reasoning: signatures and encrypted parts, packed into one opaque text.
 
-OpenRouter streams them as `reasoning_details`. Clients of other APIs keep a text that they do not read (`signature`,
-`encrypted_content`) and send it back with the next turn; there the details are unpacked as they came.
+Results and deltas have them as `reasoning_details`. Clients of other APIs keep a text that they do not read
+(`signature`, `encrypted_content`) and send it back with the next turn; there the details are unpacked as they came.
 """
 
 import base64
@@ -10,34 +10,44 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
+from tollbook.schemas.reasoning_details import TEXTS, WANTED_BACK, Detail, place_of
+
 _PREFIX: Final = "tollbook1."
-_JOINED: Final = ("text", "summary")
-_WANTED_BACK: Final = ("signature", "data")
-Detail = dict[str, Any]
 
 
 def texts_of(details: Iterable[Mapping[str, Any]]) -> str:
     """Return what details say in words."""
-    return "".join(each[name] for each in details for name in _JOINED if isinstance(each.get(name), str))
+    return "".join(each[name] for each in details for name in TEXTS if isinstance(each.get(name), str))
 
 
 def is_wanted_back(details: Iterable[Mapping[str, Any]]) -> bool:
     """Whether details hold more than words."""
-    return any(each.get(name) for each in details for name in _WANTED_BACK)
+    return any(each.get(name) for each in details for name in WANTED_BACK)
 
 
 def add_details(joined: list[Detail], pieces: Iterable[Mapping[str, Any]]) -> None:
-    """Add the pieces of a chunk: those of the same number and type go on, their texts are joined."""
+    """Add the pieces of a chunk: the texts of those that go on are joined."""
     for piece in pieces:
-        same = [each for each in joined if all(each.get(name) == piece.get(name) for name in ("index", "type"))]
-        if not same or piece.get("index") is None:
+        place = place_of(joined, piece)
+        if place is None:
             joined.append(dict(piece))
             continue
+        known = joined[place]
         for name, value in piece.items():
-            if name in _JOINED and isinstance(value, str):
-                same[0][name] = (same[0].get(name) or "") + value
+            if name in TEXTS and isinstance(value, str):
+                known[name] = (known.get(name) or "") + value
             elif value is not None:
-                same[0][name] = value
+                known[name] = value
+
+
+def continued(earlier: list[Detail], piece: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a piece with what came of its detail before: a signature is worth nothing without its text."""
+    place = place_of(earlier, piece)
+    if place is None or not is_wanted_back([piece]):
+        return piece
+    whole = [dict(earlier[place])]
+    add_details(whole, [piece])
+    return whole[0]
 
 
 def packed(details: list[Detail]) -> str:

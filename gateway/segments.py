@@ -6,11 +6,11 @@ says more; so a stream has the same content however it was cut, and the same as 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
-from tollbook.gateway.reasoning_details import Detail, add_details, is_wanted_back, texts_of
+from tollbook.gateway.reasoning_details import Detail, add_details, continued, is_wanted_back, texts_of
 from tollbook.schemas.results import InferenceResult
 
 Kind = Literal["reasoning", "content", "refusal", "image", "call"]
@@ -46,7 +46,7 @@ class Segment:
     number: int = 0
     """Which of its kind it is in the answer, from 0; a text and a refusal are of one kind."""
     details: list[Detail] = field(default_factory=list[Detail])
-    """Of reasoning: what the provider wants back with the next turn, as far as it streams that."""
+    """Of reasoning: what the provider wants back with the next turn."""
 
     @property
     def may_end(self) -> bool:
@@ -132,6 +132,8 @@ class Segments:
             told = "".join(segment.text for segment in self.all if segment.kind == kind)
             if whole.startswith(told):
                 steps += self._add_text(kind, whole[len(told) :])
+            if kind == "reasoning":
+                steps += self._finish_details(result)
         for image in result.images or ():
             self._wait(Segment("image", image))
         for number, call in enumerate(result.tool_calls or ()):
@@ -157,13 +159,19 @@ class Segments:
             return ()
         return self._grow(self._last(kind) or self._wait(Segment(kind)), text)
 
-    def _add_details(self, details: list[Mapping[str, Any]]) -> Iterable[Step]:
+    def _add_details(self, details: Sequence[Mapping[str, Any]]) -> Iterable[Step]:
         last = self._last("reasoning")
         if last is None and not is_wanted_back(details):
             return ()
         last = last or self._wait(Segment("reasoning"))
-        add_details(last.details, details)
+        earlier = [detail for segment in self.all for detail in segment.details if segment is not last]
+        add_details(last.details, [continued(earlier, detail) for detail in details])
         return self._advance()
+
+    def _finish_details(self, result: InferenceResult) -> Iterable[Step]:
+        """Add what the provider wants back, where no chunk had it."""
+        has_been_told = any(segment.details for segment in self.all)
+        return () if has_been_told else self._add_details(result.reasoning_details or [])
 
     def _last(self, kind: Kind) -> Segment | None:
         """Return the last segment if it can grow by text of this kind."""

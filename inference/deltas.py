@@ -1,8 +1,8 @@
 """Deltas: the parts of an answer, passed on to whoever reads along while a call runs.
 
 A delta is a chunk in OpenAI's form, without usage: `{"choices": [{"index": 0, "delta": {...}, "finish_reason": ...,
-"logprobs": ...}]}`. `delta` may have `content`, `reasoning`, `refusal`, `tool_calls` (each with its `index`) and
-`images`; `finish_reason` is in OpenAI's words. Joined, the deltas of a call are what its result says.
+"logprobs": ...}]}`. `delta` may have `content`, `reasoning`, `reasoning_details`, `refusal`, `tool_calls` (each with
+its `index`) and `images`; `finish_reason` is in OpenAI's words. Joined, the deltas of a call are what its result says.
 """
 
 from collections.abc import Awaitable, Callable
@@ -72,6 +72,7 @@ def whole_delta(attempt: Attempt) -> Delta:
     said: dict[str, Any] = {
         "content": attempt.content,
         "reasoning": attempt.reasoning,
+        "reasoning_details": list(attempt.reasoning_details),
         "refusal": attempt.refusal,
         "tool_calls": [{"index": index, **call} for index, call in enumerate(attempt.tool_calls)],
         "images": [{"type": "image_url", "image_url": {"url": url}} for url in attempt.images],

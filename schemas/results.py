@@ -4,7 +4,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from tollbook.schemas.money import usd_from_nanousd
 from tollbook.schemas.usage import Usage
@@ -91,6 +91,9 @@ class InferenceResult(BaseModel):
     """The model's own words where it declines to answer. The task is `done`."""
     reasoning: str | None = None
     """The model's reasoning, where the provider returns it."""
+    reasoning_details: list[dict[str, Any]] | None = Field(default=None, repr=False)  # G10
+    """What the provider wants back of the reasoning with the next turn, in OpenRouter's form: objects with a `type`,
+    and `text` with a `signature` or encrypted `data`. Send them back as they are; none above 4 MB as JSON."""
     logprobs: dict[str, Any] | None = None
     """Log probabilities, where the task sets `logprobs`, as the provider sent them; none above 4 MB as JSON."""
     finish_reason: str | None = None

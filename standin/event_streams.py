@@ -50,7 +50,15 @@ def _parts(choice: Any, cut: Cut) -> list[dict[str, Any]]:
     """Return a choice as parts with deltas; why it ended stands in the last."""
     ending = {name: value for name, value in choice.items() if name not in ("message", "index")}
     message: dict[str, Any] = {**(choice.get("message") or {})}
-    deltas: list[dict[str, Any]] = []
+    details: list[dict[str, Any]] = message.pop("reasoning_details", None) or []
+    is_along = message.get("reasoning") == "".join(detail.get("text") or "" for detail in details)
+    if is_along:
+        del message["reasoning"]
+    deltas = [
+        {"reasoning_details": [piece], **({"reasoning": piece["text"]} if is_along and "text" in piece else {})}
+        for detail in details
+        for piece in _pieces(detail, cut)
+    ]
     for name in _TEXTS:
         if isinstance(text := message.get(name), str):
             deltas += [{name: part} for part in cut(text)]
@@ -65,6 +73,16 @@ def _parts(choice: Any, cut: Cut) -> list[dict[str, Any]]:
     start = [message] if message else []
     parts = [{"index": choice.get("index", 0), "delta": delta, "finish_reason": None} for delta in [*start, *deltas]]
     return [*parts, {"index": choice.get("index", 0), "delta": {}, **ending}]
+
+
+def _pieces(detail: dict[str, Any], cut: Cut) -> list[dict[str, Any]]:
+    """Return a detail of reasoning in pieces, as OpenRouter streams it: its text, and then its signature."""
+    text = detail.get("text")
+    if not isinstance(text, str):
+        return [detail]
+    head = {name: value for name, value in detail.items() if name not in ("text", "signature")}
+    signed = [{**head, "signature": detail["signature"]}] if detail.get("signature") else []
+    return [*({**head, "text": part} for part in cut(text)), *signed]
 
 
 class _Literal:

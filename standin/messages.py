@@ -56,6 +56,8 @@ def _check_turns(turns: list[dict[str, Any]]) -> None:
         blocks = _blocks(turn["content"])
         if any(block.get("type") == "text" and not str(block.get("text", "")).strip() for block in blocks):
             raise BadRequest(400, f"messages.{number}: text content blocks must contain non-whitespace text")
+        if any(block.get("type") == "thinking" and not block.get("signature") for block in blocks):
+            raise BadRequest(400, f"messages.{number}: Invalid `signature` in `thinking` block")
         results = {str(block.get("tool_use_id")) for block in blocks if block.get("type") == "tool_result"}
         if results != called:
             raise BadRequest(400, f"messages.{number}: tool_use and tool_result blocks do not match")
@@ -118,11 +120,7 @@ def scenario_message(scenario: Scenario, tokens: Tokens, generation_id: str, tex
 
 
 def _content(said: Mapping[str, Any]) -> list[dict[str, Any]]:
-    blocks: list[dict[str, Any]] = [
-        {"type": "thinking", "thinking": said[name], "signature": "c2lnbmVk"}
-        for name in ("reasoning", "reasoning_content")
-        if said.get(name)
-    ]
+    blocks = _thoughts(said)
     content = said.get("content") or said.get("refusal")
     if isinstance(content, str):
         blocks.append({"type": "text", "text": content})
@@ -137,6 +135,18 @@ def _content(said: Mapping[str, Any]) -> list[dict[str, Any]]:
             arguments = {}
         blocks.append({"type": "tool_use", "id": "toolu_1", "name": call["function"]["name"], "input": arguments})
     return blocks
+
+
+def _thoughts(said: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if details := said.get("reasoning_details"):
+        return [
+            {"type": "thinking", "thinking": each["text"], "signature": each["signature"]}
+            if each["type"] == "reasoning.text"
+            else {"type": "redacted_thinking", "data": each["data"]}
+            for each in details
+        ]
+    names = [name for name in ("reasoning", "reasoning_content") if said.get(name)]
+    return [{"type": "thinking", "thinking": said[name], "signature": "c2lnbmVk"} for name in names]
 
 
 def _document(generation_id: str, tokens: Tokens, content: list[dict[str, Any]], stop_reason: str) -> dict[str, Any]:

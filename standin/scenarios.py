@@ -122,6 +122,12 @@ _COST: Final = {"cost": _COST_MARK}
 _CALL: Final = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": '{"id": 7}'}}
 
 
+_THOUGHT: Final = "Seven must be looked up first."
+_CLAUDE: Final = "anthropic-claude-v1"
+_DETAILS: Final = [
+    {"type": "reasoning.text", "text": _THOUGHT, "signature": "c2lnbmVkIHRob3VnaHQ=", "format": _CLAUDE, "index": 0},
+    {"type": "reasoning.encrypted", "data": "ZW5jcnlwdGVkIHRob3VnaHQ=", "format": _CLAUDE, "index": 1},
+]
 _TEXT: Final = {"type": "text", "text": "ok"}
 
 
@@ -246,6 +252,11 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     ),
     "tool_calls": Scenario(
         group="outcome", meaning="Tool calls, `content` is null.", choice=_said(None, "tool_calls", tool_calls=[_CALL]),
+    ),
+    "signed_thinking": Scenario(
+        group="outcome", meaning="A tool call, and reasoning that is to come back: signed, and encrypted.",
+        choice=_said(None, "tool_calls", reasoning=_THOUGHT, reasoning_details=_DETAILS, tool_calls=[_CALL]),
+        kinds=("reasoning",),
     ),
     "tool_calls_cut": Scenario(
         group="outcome", meaning="A tool call that the limit cut off.",

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from tollbook.inference.attempts import Attempt
 from tollbook.inference.current_policy import PolicyInForce
@@ -18,7 +18,9 @@ from tollbook.schemas.results import Denial, ErrorCode, InferenceResult, TaskSta
 from tollbook.schemas.routes import DEFAULT_PROVIDER, Route, Target, resolve_model
 from tollbook.schemas.tasks import Task
 
-_MAX_LOGPROBS_BYTES: Final = 4_000_000
+_MAX_BYTES: Final = 4_000_000
+"""Of log probabilities, and of details of reasoning: Redis keeps results in its memory."""
+_JsonT = TypeVar("_JsonT", dict[str, Any], list[dict[str, Any]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +244,7 @@ def _said(call: Call, attempt: Attempt) -> dict[str, Any]:
         "tool_calls": list(attempt.tool_calls) or None,
         "refusal": attempt.refusal,
         "reasoning": attempt.reasoning,
+        "reasoning_details": _within_limit(list(attempt.reasoning_details) or None),
         "logprobs": _logprobs(call, attempt),
         "finish_reason": attempt.finish_reason,
         "model_used": attempt.model_used,
@@ -253,9 +256,12 @@ def _said(call: Call, attempt: Attempt) -> dict[str, Any]:
 def _logprobs(call: Call, attempt: Attempt) -> dict[str, Any] | None:
     """Return log probabilities, where they were asked for and a result can hold them."""
     is_asked = call.parameters.get("logprobs", call.route.params.get("logprobs"))
-    if not is_asked or attempt.logprobs is None:
-        return None
-    return attempt.logprobs if len(json.dumps(attempt.logprobs)) <= _MAX_LOGPROBS_BYTES else None
+    return _within_limit(attempt.logprobs) if is_asked else None
+
+
+def _within_limit(value: _JsonT | None) -> _JsonT | None:
+    """Return a value that a result can hold; None for others, since a part of it would be of no use."""
+    return value if value is None or len(json.dumps(value)) <= _MAX_BYTES else None
 
 
 def _description(call: Call, now_ms: int) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 import json
 import re
-from dataclasses import dataclass
-from decimal import Decimal
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-from tollbook.inference.providers.json_values import as_list, as_table, storable, tables_of
+from tollbook.inference.providers.json_values import MAX_DEPTH, as_list, as_table, plain, storable, tables_of
+from tollbook.inference.providers.reasoning_details import details_in, redacted_detail, thinking_detail
+from tollbook.schemas.reasoning_details import Detail
 
 LENGTH: Final = "length"
 CONTENT_FILTER: Final = "content_filter"
@@ -26,7 +27,6 @@ _FINISH_WORDS: Final[dict[str, str]] = {
     **dict.fromkeys(("stop", "end_turn", "stop_sequence", "eos", "eos_token", "complete", "completed"), "stop"),
     **dict.fromkeys(("tool_calls", "tool_use", "tool_call"), "tool_calls"),
 }  # fmt: skip
-_MAX_DEPTH: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,7 @@ class Answer:
     tool_calls: tuple[dict[str, Any], ...] = ()
     refusal: str | None = None
     reasoning: str | None = None
+    reasoning_details: tuple[Detail, ...] = field(default=(), repr=False)  # G10
     finish_reason: str | None = None
     logprobs: dict[str, Any] | None = None
 
@@ -50,7 +51,8 @@ class Answer:
     @property
     def is_empty(self) -> bool:
         """Whether nothing was generated, as far as the reply shows."""
-        return not (self.content or self.images or self.tool_calls or self.refusal or self.reasoning)
+        said = self.content or self.images or self.tool_calls or self.refusal
+        return not (said or self.reasoning or self.reasoning_details)
 
 
 def read_answer(document: dict[str, Any]) -> Answer:
@@ -116,6 +118,7 @@ def _choice(value: object) -> Answer:
         tool_calls=(*_tool_calls(table), *parts.tool_calls),
         refusal=storable("".join(parts.refusals)) or None,
         reasoning=storable("".join(parts.reasoning)) or None,
+        reasoning_details=details_in(table.get("reasoning_details") or parts.details),
         finish_reason=finish,
         logprobs=cast("dict[str, Any]", plain(as_table(choice.get("logprobs")))) or None,
     )
@@ -128,13 +131,14 @@ def _images(value: object) -> tuple[str, ...]:
 
 
 class Parts:
-    """Gathers the parts of a message's content: texts, refusals, reasoning and tool calls."""
+    """Gathers the parts of a message's content: texts, refusals, reasoning with its details, and tool calls."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.refusals: list[str] = []
         self.reasoning: list[str] = []
         self.tool_calls: list[dict[str, Any]] = []
+        self.details: list[Detail] = []
 
     def add(self, content: object) -> None:
         """Take a content: a text, a part, or a list of them."""
@@ -167,6 +171,10 @@ class Parts:
             self.add_refusal(part.get("refusal"))
         elif isinstance(kind, str) and kind.startswith(("thinking", "reasoning")):
             self.add_reasoning([part.get(name) for name in ("thinking", "reasoning", "text", "summary")])
+            if "signature" in part:
+                self.details.append(thinking_detail(len(self.details), part))
+        elif kind == "redacted_thinking":
+            self.details.append(redacted_detail(len(self.details), part))
         elif kind == "tool_use":
             function = {"name": part.get("name"), "arguments": part.get("input")}
             self.tool_calls += _tool_calls({"tool_calls": [{"id": part.get("id"), "function": function}]})
@@ -178,7 +186,7 @@ def texts_in(value: object, depth: int = 0) -> list[str]:
     """Return the texts in a value: a string, an object with a text, or a list of them."""
     if isinstance(value, str):
         return [value]
-    if depth > _MAX_DEPTH:
+    if depth > MAX_DEPTH:
         return []
     if isinstance(value, list):
         return [text for each in cast(list[object], value) for text in texts_in(each, depth + 1)]
@@ -206,23 +214,6 @@ def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(arguments, str):
             function["arguments"] = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
     return cleaned
-
-
-def plain(value: object, depth: int = 0) -> Any:
-    """Return JSON values that can be stored: no Decimals, no half characters, nothing that is nested without end."""
-    if isinstance(value, str):
-        return storable(value)
-    if isinstance(value, Decimal):
-        if not value.is_finite():
-            return None
-        return int(value) if value == value.to_integral_value() and abs(value) < 10**18 else float(value)
-    if depth > _MAX_DEPTH:
-        return None
-    if isinstance(value, dict):
-        return {storable(name): plain(each, depth + 1) for name, each in cast(dict[str, Any], value).items()}
-    if isinstance(value, list):
-        return [plain(each, depth + 1) for each in cast(list[object], value)]
-    return value
 
 
 def finish_of(choice: dict[str, Any]) -> str | None:

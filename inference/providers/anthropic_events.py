@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from tollbook.inference.providers.event_streams import DONE
 from tollbook.inference.providers.json_values import as_table
+from tollbook.inference.providers.reasoning_details import redacted_detail, thinking_detail
 
 _KINDS: Final = ("message_", "content_block_")
 _NOT_KEPT: Final = ("type", "role", "content", "usage", "stop_reason", "stop_sequence")
@@ -20,6 +21,8 @@ class MessageEvents:
     def __init__(self) -> None:
         self._usage: dict[str, Any] = {}
         self._calls: dict[object, _Call] = {}
+        self._details: dict[object, int] = {}
+        """By the index of a block that is reasoning, its place among these."""
 
     def chunk(self, event: Any) -> Any:
         """Return an event as a chunk, or `[DONE]`; what is no event of Anthropic's is returned as it is."""
@@ -50,7 +53,11 @@ class MessageEvents:
             case "text":
                 return _said(content=block.get("text"))
             case "thinking":
-                return _said(reasoning=block.get("thinking"))
+                self._details[index] = len(self._details)
+                return self._thought(index, block)
+            case "redacted_thinking":
+                place = self._details[index] = len(self._details)
+                return _said(reasoning_details=[redacted_detail(place, block)])
             case "tool_use":
                 call = self._calls[index] = _Call(len(self._calls), block.get("input"))
                 function = {"name": block.get("name"), "arguments": ""}
@@ -62,12 +69,16 @@ class MessageEvents:
         match delta.get("type"):
             case "text_delta":
                 return _said(content=delta.get("text"))
-            case "thinking_delta":
-                return _said(reasoning=delta.get("thinking"))
+            case "thinking_delta" | "signature_delta":
+                return self._thought(index, delta)
             case "input_json_delta" if index in self._calls:
                 return self._calls[index].go_on(delta.get("partial_json"))
             case _:
                 return {}
+
+    def _thought(self, index: object, block: dict[str, Any]) -> dict[str, Any]:
+        detail = thinking_detail(self._details.setdefault(index, len(self._details)), block)
+        return _said(reasoning=block.get("thinking"), reasoning_details=[detail])
 
     def _end_block(self, index: object) -> dict[str, Any]:
         call = self._calls.get(index)

@@ -1,16 +1,17 @@
 """The chunks of a completion, joined as they come to the object that the plain reply would have been.
 
-Invariant: what is passed on of the chunks (`Delta`), joined, is what the object says: content, reasoning, refusal and
-tool calls. So each chunk is brought into one form first, whatever its server calls things. Beside these the last value
-of each name counts: a usage is in the last chunk.
+Invariant: what is passed on of the chunks (`Delta`), joined, is what the object says: content, reasoning with its
+details, refusal and tool calls. So each chunk is brought into one form first, whatever its server calls things. Beside
+these the last value of each name counts: a usage is in the last chunk.
 """
 
 from typing import Any, Final, cast
 
 from tollbook.inference.deltas import Delta
-from tollbook.inference.providers.answers import Parts, finish_of, plain, texts_in
+from tollbook.inference.providers.answers import Parts, finish_of, texts_in
 from tollbook.inference.providers.event_streams import DONE
-from tollbook.inference.providers.json_values import as_list, as_table, tables_of
+from tollbook.inference.providers.json_values import as_list, as_table, plain, tables_of
+from tollbook.inference.providers.reasoning_details import DetailParts
 from tollbook.inference.providers.tool_call_parts import TextParts, ToolCallParts
 
 _REASONING: Final = ("reasoning", "reasoning_content", "reasoning_details")
@@ -113,6 +114,7 @@ class _Choice:
         self._fields: dict[str, Any] = {}
         self._texts = {name: TextParts() for name in _TEXTS}
         self._calls = ToolCallParts()
+        self._details = DetailParts()
         self._images: list[object] = []
         self._logprobs: dict[str, Any] = {}
         self._reasoning_source: str | None = None
@@ -141,13 +143,15 @@ class _Choice:
     def end(self) -> dict[str, Any]:
         """Return what the end leaves to be said."""
         said: dict[str, Any] = {name: left for name, text in self._texts.items() if (left := text.end())}
-        calls = self._calls.end()
-        return {**said, "tool_calls": calls} if calls else said
+        further = {"tool_calls": self._calls.end(), "reasoning_details": self._details.end()}
+        return said | {name: parts for name, parts in further.items() if parts}
 
     def joined(self) -> dict[str, Any]:
         message: dict[str, Any] = {name: str(text) for name, text in self._texts.items() if text}
         if self._calls:
             message["tool_calls"] = self._calls.joined()
+        if details := self._details.joined():
+            message["reasoning_details"] = details
         if self._images:
             message["images"] = self._images
         return {
@@ -165,6 +169,7 @@ class _Choice:
         for name in _REASONING:
             if message.get(name):
                 self._add_reasoning(name, texts_in(message[name]), said)
+        self._add_details(tables_of(message.get("reasoning_details")), said)
         if refusal := message.get("refusal"):
             self._say(said, "refusal", *texts_in(refusal))
         if calls := message.get("tool_calls"):
@@ -182,14 +187,20 @@ class _Choice:
         self._say(said, "content", *parts.texts)
         self._say(said, "refusal", *parts.refusals)
         self._add_reasoning("content", parts.reasoning, said)
+        self._add_details(parts.details, said)
         for call in parts.tool_calls:
             _add_call(said, self._calls.add(call))
 
     def _add_reasoning(self, source: str, texts: list[str], said: dict[str, Any]) -> None:
         """Take reasoning of the first member that has some: others say the same again."""
-        if texts and self._reasoning_source in (None, source):
+        if any(texts) and self._reasoning_source in (None, source):
             self._reasoning_source = source
             self._say(said, "reasoning", *texts)
+
+    def _add_details(self, details: list[dict[str, Any]], said: dict[str, Any]) -> None:
+        passed = [part for detail in details if (part := self._details.add(detail)) is not None]
+        if passed:
+            said["reasoning_details"] = [*said.get("reasoning_details", ()), *passed]
 
     def _say(self, said: dict[str, Any], name: str, *texts: str) -> None:
         for text in texts:

@@ -1,6 +1,10 @@
 """JSON values of unknown servers: what is no object is an empty one, what is no list an empty one."""
 
-from typing import Any, cast
+from decimal import Decimal
+from typing import Any, Final, cast
+
+MAX_DEPTH: Final = 32
+"""What is nested deeper is left out."""
 
 
 def as_table(value: object) -> dict[str, Any]:
@@ -27,3 +31,20 @@ def first_table(value: object) -> dict[str, Any]:
 def storable(text: str) -> str:
     """Return text that UTF-8 can encode: JSON can escape half of a surrogate pair, which is replaced."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def plain(value: object, depth: int = 0) -> Any:
+    """Return JSON values that can be stored: no Decimals, no half characters, nothing that is nested without end."""
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, Decimal):
+        if not value.is_finite():
+            return None
+        return int(value) if value == value.to_integral_value() and abs(value) < 10**18 else float(value)
+    if depth > MAX_DEPTH:
+        return None
+    if isinstance(value, dict):
+        return {storable(name): plain(each, depth + 1) for name, each in cast(dict[str, Any], value).items()}
+    if isinstance(value, list):
+        return [plain(each, depth + 1) for each in cast(list[object], value)]
+    return value

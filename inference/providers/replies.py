@@ -235,7 +235,7 @@ def _unanswered(answer: Answer, report: UsageReport, common: dict[str, Any], req
     is_at_limit = usage is not None and usage.completion_tokens >= request.max_tokens
     is_limit = answer.finish_reason == LENGTH or (is_at_limit and answer.finish_reason != CONTENT_FILTER)
     is_filter = answer.finish_reason == CONTENT_FILTER
-    generated = is_limit or answer.reasoning or answer.content
+    generated = is_limit or not answer.is_empty
     report = _counted(report) if generated else report
     is_free = report.cost_nanousd == 0 and not report.fee_nanousd
     is_paid = (report.is_known or (answer.has_choice and answer.finish_reason is not None)) and not is_free
@@ -296,6 +296,7 @@ def said_of(answer: Answer) -> dict[str, Any]:
         "tool_calls": answer.tool_calls,
         "refusal": answer.refusal,
         "reasoning": answer.reasoning,
+        "reasoning_details": answer.reasoning_details,
         "logprobs": answer.logprobs,
     }
 

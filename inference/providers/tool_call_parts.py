@@ -3,8 +3,7 @@
 import json
 from typing import Any, Final
 
-from tollbook.inference.providers.answers import plain
-from tollbook.inference.providers.json_values import as_table, storable
+from tollbook.inference.providers.json_values import as_table, plain, storable
 
 _TEXT_OF_KIND: Final = {"function": "arguments", "custom": "input"}
 """By a call's kind, the member whose text goes on from part to part."""

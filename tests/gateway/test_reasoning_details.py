@@ -30,6 +30,20 @@ def test_encrypted_reasoning_goes_through_a_client_of_responses_and_back() -> No
     assert messages[0] == {"role": "assistant", "reasoning_details": [ENCRYPTED], "content": "Sunny."}
 
 
+def test_a_signature_that_comes_after_the_text_is_kept_with_what_it_signs() -> None:
+    events = Events(response_id="resp_1", created_s=0, body={"model": "m", "input": "hi"})
+    text = {"type": "reasoning.text", "text": "Hm.", "index": 0}
+    signature = {"type": "reasoning.text", "signature": "c2ln", "index": 0}
+    deltas: list[dict[str, Any]] = [
+        {"reasoning": "Hm.", "reasoning_details": [text]}, {"content": "Sunny."}, {"reasoning_details": [signature]},
+    ]  # fmt: skip
+    for delta in deltas:
+        events.delta({"choices": [{"index": 0, "delta": delta}]})
+    output = events_in(events.end(DONE))[-1]["response"]["output"]
+    assert [item["type"] for item in output] == ["reasoning", "message", "reasoning"]
+    assert unpacked(output[2]["encrypted_content"]) == [{**text, "signature": "c2ln"}]
+
+
 def test_words_alone_need_not_come_back() -> None:
     assert packed([{"type": "reasoning.text", "text": "Hm.", "index": 0}]) == ""
 

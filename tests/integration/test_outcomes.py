@@ -37,6 +37,7 @@ REPLIES: list[dict[str, Any]] = json.loads(
     parse_float=str,
 )
 OUTCOMES = {name: scenario for name, scenario in SCENARIOS.items() if scenario.group == "outcome"}
+THOUGHTS = ("Seven must", "c2lnbmVk", "ZW5jcnlwdGVk")
 SONNET, MINI = "anthropic/claude-sonnet-4", "openai/gpt-4o-mini"
 
 
@@ -56,7 +57,16 @@ async def calling(
             events = repr(await calling.raw_events())
     # G10
     shown = [events, repr(lines), caplog.text, *capfd.readouterr()]
-    for secret in (PROMPT, "Tell me", "tokens of nothing", "half a sen", "no credit left", "I cannot help", API_KEY):
+    for secret in (
+        PROMPT,
+        "Tell me",
+        "tokens of nothing",
+        "half a sen",
+        "no credit left",
+        "I cannot help",
+        *THOUGHTS,
+        API_KEY,
+    ):
         assert not [text for text in shown if secret in text]
 
 
@@ -130,7 +140,11 @@ async def test_outcome_that_is_paid_for_is_not_asked_of_the_fallback(calling: Ca
     assert calling.provider.requests == 1
 
 
-CAUSES = {
+CAUSES: dict[str, dict[str, Any]] = {
+    "signed_thinking": {
+        "reasoning": "Seven must be looked up first.",
+        "reasoning_details": (SCENARIOS["signed_thinking"].choice or {})["message"]["reasoning_details"],
+    },
     "text_cut": {"content": "half a sen", "finish_reason": "length"},
     "text_filtered": {"content": "half a sen", "finish_reason": "content_filter"},
     "refusal": {"refusal": "I cannot help with that.", "content": None},
@@ -152,6 +166,14 @@ async def test_result_says_what_happened(calling: Calling, name: str) -> None:
     calling.script(*[name] * 4)
     result = (await run(calling)).model_dump()
     assert {field: result[field] for field in CAUSES[name]} == CAUSES[name]
+
+
+async def test_details_of_reasoning_that_a_result_cannot_hold_are_left_out(calling: Calling) -> None:
+    details = [{"type": "reasoning.encrypted", "data": "x" * 4_000_000}]
+    message = {"content": "Yes.", "reasoning_details": details}
+    reply: dict[str, Any] = {"finish_reason": "stop", "message": message, "usage": {}}
+    result = await run(calling, transport=transport_of(reply, []))
+    assert (result.content, result.reasoning_details) == ("Yes.", None)
 
 
 @pytest.mark.parametrize("name", ["tool_calls", "function_call", "tool_use_part"])

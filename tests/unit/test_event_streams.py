@@ -29,15 +29,33 @@ CALLS = st.builds(
     st.dictionaries(TEXTS, TEXTS, max_size=2),
     st.integers(0, 99),
 )
+
+
+def reasoning_of(message: dict[str, Any]) -> dict[str, str]:
+    """Return the reasoning of a message, which its details say too where they have words."""
+    words = "".join(detail.get("text", "") for detail in message.get("reasoning_details", ()))
+    return {"reasoning": words} if words and "reasoning" in message else {}
+
+
+DETAILS = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.just("reasoning.text"), "text": TEXTS, "format": st.just("f")},
+        optional={"signature": TEXTS, "id": st.none() | st.just("rs_1")},
+    )
+    | st.fixed_dictionaries({"type": st.just("reasoning.encrypted"), "data": TEXTS}),
+    max_size=3,
+).map(lambda details: [{**detail, "index": index} for index, detail in enumerate(details)])
 MESSAGES = st.fixed_dictionaries(
     {"role": st.just("assistant")},
     optional={
         "content": st.none() | TEXTS,
         "reasoning": TEXTS,
+        "reasoning_details": DETAILS,
         "refusal": st.none() | TEXTS,
         "tool_calls": st.lists(CALLS, min_size=1, max_size=3, unique_by=lambda call: call["id"]),
     },
 )
+MESSAGES = MESSAGES.map(lambda message: {**message, **reasoning_of(message)})
 USAGES = st.none() | st.builds(
     lambda prompt, completion, cost: {
         "prompt_tokens": prompt,
@@ -82,6 +100,7 @@ def joined(deltas: Iterable[Delta]) -> dict[str, Any]:
     """Join deltas as the client libraries of OpenAI's API do: texts go on, tool calls by their index."""
     said: dict[str, Any] = {"content": "", "reasoning": "", "refusal": "", "finish_reason": None}
     calls: dict[int, dict[str, Any]] = {}
+    details: dict[int, dict[str, Any]] = {}
     for delta in deltas:
         (choice,) = delta["choices"]
         assert json.dumps(choice).encode()
@@ -93,11 +112,17 @@ def joined(deltas: Iterable[Delta]) -> dict[str, Any]:
                     function = {**part.get("function", {})}
                     call["function"]["arguments"] += function.pop("arguments", "")
                     call["function"] |= function
+            elif name == "reasoning_details":
+                for part in value:
+                    detail = details.setdefault(part["index"], {})
+                    text = {"text": detail.get("text", "") + part["text"]} if "text" in part else {}
+                    detail |= {**part, **text}
             else:
                 said[name] += value
         assert choice["finish_reason"] is None or said["finish_reason"] is None
         said["finish_reason"] = choice["finish_reason"] or said["finish_reason"]
-    return {**said, "tool_calls": [calls[index] for index in sorted(calls)]}
+    listed = {"tool_calls": calls, "reasoning_details": details}
+    return {**said, **{name: [found[index] for index in sorted(found)] for name, found in listed.items()}}
 
 
 def assert_joined_are(deltas: Iterable[Delta], attempt: Attempt) -> None:
@@ -105,6 +130,7 @@ def assert_joined_are(deltas: Iterable[Delta], attempt: Attempt) -> None:
     for name in ("content", "reasoning", "refusal"):
         assert found[name] == (getattr(attempt, name) or "")
     assert found["tool_calls"] == list(attempt.tool_calls)
+    assert found["reasoning_details"] == list(attempt.reasoning_details)
     assert found["finish_reason"] in (attempt.finish_reason, None)
 
 
@@ -146,15 +172,21 @@ def test_however_bytes_are_cut_they_read_the_same(stream: bytes, data: st.DataOb
         assert_joined_are(deltas, attempt)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["text", "thinking", "tool_use"]), TEXTS), max_size=4), st.data())
+@given(
+    st.lists(st.tuples(st.sampled_from(["text", "thinking", "redacted_thinking", "tool_use"]), TEXTS), max_size=4),
+    st.data(),
+)
 def test_events_of_anthropics_read_as_the_plain_message(blocks: list[tuple[str, str]], data: st.DataObject) -> None:
     content: list[dict[str, Any]] = []
     for number, (kind, text) in enumerate(blocks):
         if kind == "tool_use":
             given_input = {"text": text} if text else {}
             content.append({"type": kind, "id": f"toolu_{number}", "name": "f", "input": given_input})
+        elif kind == "redacted_thinking":
+            content.append({"type": kind, "data": text})
         else:
-            content.append({"type": kind, kind: text})
+            signature = {"signature": data.draw(TEXTS)} if kind == "thinking" else {}
+            content.append({"type": kind, kind: text, **signature})
     message = {
         "id": "msg_1", "type": "message", "role": "assistant", "model": "claude-x", "content": content,
         "stop_reason": data.draw(st.sampled_from(["end_turn", "max_tokens", "tool_use", "refusal"])),

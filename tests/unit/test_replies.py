@@ -686,6 +686,11 @@ def test_a_message_of_anthropics() -> None:
         "claude-x-1",
     )
     assert (reply.content, reply.reasoning, reply.finish_reason) == ("I look it up.", "hm", "tool_calls")
+    of_claude = {"format": "anthropic-claude-v1"}
+    assert reply.reasoning_details == (
+        {"type": "reasoning.text", "text": "hm", "signature": "c2ln", "index": 0, **of_claude},
+        {"type": "reasoning.encrypted", "data": "eA==", "index": 1, **of_claude},
+    )
     (call,) = reply.tool_calls
     assert call == {"id": "toolu_1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
     assert reply.usage == Usage(

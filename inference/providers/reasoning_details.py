@@ -1,0 +1,109 @@
+"""What a provider wants back of reasoning: read whole, or in pieces of which each is passed on.
+
+Invariant: the pieces that are passed on, joined, are the details of the result; a text and its signature are in one.
+Anthropic's own API has blocks instead, which become details as OpenRouter makes them.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from tollbook.inference.providers.json_values import plain, storable, tables_of
+from tollbook.inference.providers.tool_call_parts import TextParts
+from tollbook.schemas.reasoning_details import TEXTS, Detail, place_of
+
+_OF_ANTHROPIC: Final = "anthropic-claude-v1"
+_NAMES: Final = ("type", "index", "id")
+"""What tells details apart, and stands in each piece."""
+_SAY_NOTHING: Final = (*_NAMES, "format")
+
+
+def details_in(value: object) -> tuple[Detail, ...]:
+    """Return the details in a list, without members that are empty; what says nothing is left out."""
+    joined = (_joined(_cleaned(each), _texts(each)) for each in tables_of(value))
+    return tuple(detail for detail in joined if _says_something(detail))
+
+
+def thinking_detail(index: int, block: Mapping[str, Any]) -> Detail:
+    """Return one of Anthropic's thinking blocks, or a delta of it, as a detail or a piece of one."""
+    members = {"text": block.get("thinking"), "signature": block.get("signature")}
+    return {"type": "reasoning.text", "index": index, "format": _OF_ANTHROPIC, **members}
+
+
+def redacted_detail(index: int, block: Mapping[str, Any]) -> Detail:
+    """Return one of Anthropic's blocks of encrypted thinking as a detail."""
+    return {"type": "reasoning.encrypted", "index": index, "format": _OF_ANTHROPIC, "data": block.get("data")}
+
+
+class DetailParts:
+    """The details of one answer, which come in pieces."""
+
+    def __init__(self) -> None:
+        self._parts: list[_Parts] = []
+
+    def add(self, piece: Mapping[str, Any]) -> Detail | None:
+        """Take a piece, and return what is to be passed on; None for nothing."""
+        fields, texts = _cleaned(piece), _texts(piece)
+        place = place_of([parts.fields for parts in self._parts], {**fields, **texts})
+        if place is None:
+            place = len(self._parts)
+            self._parts.append(_Parts())
+        return self._parts[place].add(fields, texts)
+
+    def end(self) -> list[Detail]:
+        """Return what is left to be passed on: halves of characters."""
+        return [part for parts in self._parts if (part := parts.end()) is not None]
+
+    def joined(self) -> list[Detail]:
+        """Return the details."""
+        return [detail for parts in self._parts if _says_something(detail := parts.joined())]
+
+
+class _Parts:
+    """The pieces of one detail."""
+
+    def __init__(self) -> None:
+        self.fields: Detail = {}
+        self._texts: dict[str, TextParts] = {}
+        self._passed: Detail = {}
+
+    def add(self, fields: Detail, texts: Mapping[str, str]) -> Detail | None:
+        self.fields |= fields
+        return self._pass({name: self._texts.setdefault(name, TextParts()).add(text) for name, text in texts.items()})
+
+    def end(self) -> Detail | None:
+        return self._pass({name: text.end() for name, text in self._texts.items()})
+
+    def joined(self) -> Detail:
+        return _joined(self.fields, {name: str(text) for name, text in self._texts.items()})
+
+    def _pass(self, texts: Mapping[str, str]) -> Detail | None:
+        """Return what is new, if it says anything. A text that goes on after its signature is passed with it."""
+        repeated = (*_NAMES, "signature") if any(texts.values()) else _NAMES
+        news = {
+            name: value
+            for name, value in self.fields.items()
+            if name in repeated or name not in self._passed or self._passed[name] != value
+        }
+        said = {name: text for name in self._texts if (text := texts.get(name, "")) or name not in self._passed}
+        if not _says_something({**news, **said}):
+            return None
+        self._passed |= {**news, **said}
+        return {**news, **said}
+
+
+def _cleaned(detail: Mapping[str, Any]) -> Detail:
+    """Return the members that do not go on from piece to piece, if they are not empty."""
+    members = {storable(name): plain(value) for name, value in detail.items() if name not in TEXTS}
+    return {name: value for name, value in members.items() if value is not None and value != ""}
+
+
+def _texts(detail: Mapping[str, Any]) -> dict[str, str]:
+    return {name: text for name in TEXTS if isinstance(text := detail.get(name), str)}
+
+
+def _joined(fields: Detail, texts: Mapping[str, str]) -> Detail:
+    return {**fields, **{name: storable(text) for name, text in texts.items()}}
+
+
+def _says_something(detail: Mapping[str, Any]) -> bool:
+    return any(value not in ("", None) for name, value in detail.items() if name not in _SAY_NOTHING)
