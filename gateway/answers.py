@@ -35,24 +35,24 @@ class EventStream:
         self._events = events
         self._headers = {"content-type": "text/event-stream", "cache-control": "no-cache", **headers}
         self._on_end = on_end
+        self._has_all = False
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Write until the end, or until the client leaves: then the call is cut off."""
-        writing = asyncio.create_task(self._write(send))
         leaving = asyncio.create_task(client_left(receive))
+        writing = asyncio.create_task(self._write(send, leaving))
         try:
             await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            has_all = writing.done() and not leaving.done() and writing.exception() is None
         finally:
             for task in (writing, leaving):
                 task.cancel()
             await asyncio.gather(writing, leaving, return_exceptions=True)
-        if not has_all:
+        if not self._has_all:
             self._call.leave()
             self._call.end()
-        await self._on_end(has_all)
+        await self._on_end(self._has_all)
 
-    async def _write(self, send: Send) -> None:
+    async def _write(self, send: Send, leaving: asyncio.Task[None]) -> None:
         headers = [(name.encode(), value.encode()) for name, value in self._headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await _send(send, self._events.begin())
@@ -70,6 +70,8 @@ class EventStream:
             await _send(send, self._events.delta(delta))
         await _send(send, await self._ending(has_delta=has_delta))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+        # Looked at here: once its answer is complete, every client is said to have left.
+        self._has_all = not leaving.done()
 
     async def _ending(self, *, has_delta: bool) -> bytes:
         try:

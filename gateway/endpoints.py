@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
-from starlette.requests import Request
+from starlette.background import BackgroundTask
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from tollbook.gateway.answers import EventStream, client_left, is_answer
@@ -17,7 +18,7 @@ from tollbook.gateway.callers import Attributes, Callers, attributes_of
 from tollbook.gateway.once import CallName, Once
 from tollbook.gateway.problems import Problem, problem_of_error, problem_of_result
 from tollbook.gateway.requests import model_in, read_body, task_of
-from tollbook.gateway.running import RETRY_GRACE_S, RunningCall
+from tollbook.gateway.running import RETRY_GRACE_S, RunningCall, WhileWaiting
 from tollbook.inference.api_keys import ApiKey
 from tollbook.inference.deltas import OnDelta
 from tollbook.inference.direct_calls import make_call
@@ -73,6 +74,11 @@ class Calls:
         """Calls that are under way."""
         return len(self._under_way)
 
+    @property
+    def running(self) -> tuple[RunningCall, ...]:
+        """These calls."""
+        return tuple(self._under_way)
+
     async def answer(self, request: Request, api: Api) -> Response | EventStream:
         """Answer a request that makes a call."""
         name: CallName | None = None
@@ -91,6 +97,8 @@ class Calls:
             if fields.get("stream"):
                 return await self._stream(request, call, api, asked, name)
             return await self._whole(request, call, api, asked, name)
+        except ClientDisconnect:
+            return Response(status_code=499)
         except Exception as exc:  # noqa: BLE001 - the edge of the server.
             return self._refusal(request, api, problem_of_error(exc), name)
 
@@ -132,7 +140,7 @@ class Calls:
     def _begin(self, task: Task, who: Attributes, *, is_streamed: bool) -> RunningCall:
         assert task.task_id is not None, "the gateway names its calls"
 
-        async def make(on_delta: OnDelta | None) -> InferenceResult:
+        async def make(on_delta: OnDelta | None, while_waiting: WhileWaiting) -> InferenceResult:
             async with asyncio.timeout(self._limits.call_timeout_s):
                 return await make_call(
                     task,
@@ -141,6 +149,7 @@ class Calls:
                     stream=who.stream,
                     on_delta=on_delta,
                     is_dead=self._is_dead,
+                    while_waiting=while_waiting,
                 )
 
         call = RunningCall(task.task_id, make, is_streamed=is_streamed)
@@ -152,6 +161,10 @@ class Calls:
     def _end(self, call: RunningCall) -> None:
         self._under_way.discard(call)
         self._counts.calls_open -= 1
+        problem = None if call.task.cancelled() else call.task.exception()
+        if problem is not None and call.has_left:
+            # Nobody else asks for it.
+            _log.warning("gateway.call_failed", call_id=call.call_id, problem=type(problem).__name__)
 
     async def _whole(self, request: Request, call: RunningCall, api: Api, asked: Asked, name: CallName) -> Response:
         """Wait for the answer. A client that leaves does not end the call: it is billed in full, and may be joined."""
@@ -163,8 +176,9 @@ class Calls:
         headers = _headers(result)
         if not is_answer(result):
             raise problem_of_result(result, resets_at=self._resets_at(result))
-        self._later(self._once.delivered(name))
-        return JSONResponse(api.document(result, asked), headers=headers)
+        # Not before it is sent: where this process is killed between, a retry must find the call.
+        sent = BackgroundTask(self._once.delivered, name)
+        return JSONResponse(api.document(result, asked), headers=headers, background=sent)
 
     async def _stream(
         self, request: Request, call: RunningCall, api: Api, asked: Asked, name: CallName
@@ -192,7 +206,7 @@ class Calls:
         leaving = asyncio.create_task(client_left(request.receive))
         try:
             await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            return waiting.done()
+            return waiting.done() and not leaving.done()
         finally:
             leaving.cancel()
             if not waiting.done():
@@ -202,7 +216,8 @@ class Calls:
     async def _end_unless_joined(self, call: RunningCall, name: CallName) -> None:
         """Give a retry time to come for a stream whose client left before it began."""
         done, _ = await asyncio.wait({call.task}, timeout=RETRY_GRACE_S)
-        if not done and not await self._once.is_joined(name):
+        is_waited_for = any(other.call_id == call.call_id and other is not call for other in self._under_way)
+        if not done and not is_waited_for and not await self._once.is_joined(name):
             call.end()
 
     def _resets_at(self, result: InferenceResult) -> str | None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import uvicorn
@@ -14,6 +15,7 @@ from tollbook.gateway.apis import Api
 from tollbook.gateway.app import build_app
 from tollbook.gateway.callers import Callers, Keys
 from tollbook.gateway.chat import ChatCompletions
+from tollbook.gateway.connections import BoundedConnection
 from tollbook.gateway.embeddings import Embeddings
 from tollbook.gateway.endpoints import Calls, Limits
 from tollbook.gateway.heartbeat import SILENT_S, Heartbeat
@@ -117,13 +119,13 @@ def _config(settings: Settings, app: object) -> uvicorn.Config:
         access_log=False,
         lifespan="off",
         ws="none",
-        http="httptools",
+        # A client that reads nothing until its call would have ended reads nothing more.
+        http=partial(BoundedConnection, unread_s=settings.gateway_timeout_s),  # pyright: ignore[reportArgumentType]
         server_header=False,
         proxy_headers=bool(settings.gateway_proxies),
         forwarded_allow_ips=settings.gateway_proxies or None,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=round(max(1.0, settings.stop_grace_s)),
-        h11_max_incomplete_event_size=64 * 1024,
         ssl_certfile=settings.gateway_cert,
         ssl_keyfile=settings.gateway_key,
     )

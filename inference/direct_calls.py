@@ -4,8 +4,10 @@ The ledger decides and records as it does for a worker.
 """
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from tollbook.inference.calls.call import Call, RunId
 from tollbook.inference.calls.reservations import WaitLimits
@@ -32,6 +34,7 @@ async def make_call(
     stream: str | None = None,
     is_dead: Callable[[OpenCall], Awaitable[bool]] | None = None,
     on_delta: OnDelta | None = None,
+    while_waiting: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext,
 ) -> InferenceResult:
     """Make the call of a task and return its result, whatever its status.
 
@@ -39,6 +42,7 @@ async def make_call(
     Repeating a call with the same `task_id` and content returns the stored result and costs nothing. `stream` is the
     task stream under which reports count the call. `is_dead` decides about another run of the call that holds money:
     without it, that is waited for. `on_delta` takes the answer while it comes; a stored result has no deltas.
+    `while_waiting` is open during each wait for money or for another run.
 
     Errors: InvalidTask; SettingsError without a provider's key; IdempotencyConflict; LedgerUnavailable; LedgerRefused;
         CallTakenOver where another run goes on with a call whose answer was passed on in part.
@@ -68,7 +72,9 @@ async def make_call(
             hold_wait_s=max(0.0, until - clock()), first_pause_s=_LOOK_AGAIN_S, max_pause_s=_LOOK_AGAIN_S
         )
         try:
-            acquired = await runtime.reservations.acquire(call, limits, is_dead=is_dead or _is_never_dead)
+            acquired = await runtime.reservations.acquire(
+                call, limits, is_dead=is_dead or _is_never_dead, while_waiting=while_waiting
+            )
         except (LedgerUnavailable, LedgerRefused):
             # The reply to a hold may have been lost before the refusal: a repeat goes on with that hold.
             _remember(runtime.unanswered, call)
