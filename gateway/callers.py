@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, cast
 from tollbook.gateway.problems import Problem, invalid
 from tollbook.inference.api_keys import ApiKey
 from tollbook.observability.gateway_counts import GatewayCounts
+from tollbook.schemas.problems import shown
 
 _MAX_KEY: Final = 200
 _FIRST_DELAY_S: Final = 0.1
@@ -24,6 +25,10 @@ _ATTRIBUTE_HEADERS: Final = {
     "user": USER_HEADER, "plan": "x-tollbook-plan", "campaign": "x-tollbook-campaign", "tags": "x-tollbook-tags",
 }  # fmt: skip
 STREAM_HEADER: Final = "x-tollbook-stream"
+
+
+SAYING_WHO: Final = (*_ATTRIBUTE_HEADERS.values(), STREAM_HEADER)
+"""Headers by which a client says for whom a call is, and under what it is counted."""
 
 
 class Keys(Protocol):
@@ -102,7 +107,7 @@ def attributes_of(
     their own in the APIs, so they count where they may and are passed over where they may not.
     Errors: Problem (403).
     """
-    said = {name: headers[header] for name, header in _ATTRIBUTE_HEADERS.items() if headers.get(header)}
+    said = {name: _text_in(headers, header) for name, header in _ATTRIBUTE_HEADERS.items() if headers.get(header)}
     for name in said:
         if name not in key.allows:
             raise Problem(
@@ -113,7 +118,7 @@ def attributes_of(
                 kind="permission_error",
                 should_retry=False,
             )
-    user = said.get("user") or (body.get("user") if "user" in key.allows else None) or key.user_id
+    user = said.get("user") or (_user_in(body) if "user" in key.allows else None) or key.user_id
     if not user:
         raise Problem(
             403,
@@ -128,12 +133,32 @@ def attributes_of(
         given = cast("dict[str, object]", metadata)
         tags = {name: str(value) for name, value in given.items() if name in tag_names} | tags
     return Attributes(
-        user_id=str(user),
+        user_id=user,
         plan=said.get("plan") or key.plan,
         campaign_id=said.get("campaign") or key.campaign_id,
         tags={**tags, **key.tags},
         stream=_stream_of(key, headers.get(STREAM_HEADER)),
     )
+
+
+def _text_in(headers: Mapping[str, str], header: str) -> str:
+    """Return a header's text, which is UTF-8: as Latin-1 it would name another user than a body does.
+
+    Errors: Problem (400).
+    """
+    try:
+        # The server has read it as Latin-1, as HTTP says.
+        return headers[header].encode("latin-1").decode()
+    except UnicodeDecodeError:
+        raise invalid(f"{header!r} must be in UTF-8") from None
+
+
+def _user_in(body: Mapping[str, Any]) -> str | None:
+    """Return the user whom a body names. Errors: Problem (400)."""
+    user = body.get("user")
+    if user is not None and (isinstance(user, bool) or not isinstance(user, str | int)):
+        raise invalid(f"'user' must be text, not {shown(user)}", param="user")
+    return None if user is None else str(user)
 
 
 def _tags_in(text: str) -> dict[str, str]:

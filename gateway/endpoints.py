@@ -16,7 +16,7 @@ from tollbook.gateway.answers import EventStream, client_left, is_answer
 from tollbook.gateway.apis import Api, Asked
 from tollbook.gateway.callers import Attributes, Callers, attributes_of
 from tollbook.gateway.once import CallName, Once
-from tollbook.gateway.problems import Problem, problem_of_error, problem_of_result
+from tollbook.gateway.problems import Problem, after_payment, invalid, problem_of_error, problem_of_result
 from tollbook.gateway.requests import model_in, read_body, task_of
 from tollbook.gateway.running import RETRY_GRACE_S, RunningCall, WhileWaiting
 from tollbook.inference.api_keys import ApiKey
@@ -25,6 +25,7 @@ from tollbook.inference.direct_calls import make_call
 from tollbook.inference.runtime import InferenceRuntime
 from tollbook.ledger.gate.requests import OpenCall
 from tollbook.observability.gateway_counts import GatewayCounts
+from tollbook.schemas.json_text import with_whole_text
 from tollbook.schemas.policy import CHAT
 from tollbook.schemas.results import InferenceResult
 from tollbook.schemas.tasks import Task
@@ -32,6 +33,7 @@ from tollbook.schemas.windows import end_of_window
 
 CALL_ID_HEADER: Final = "x-tollbook-call-id"
 COST_HEADER: Final = "x-tollbook-cost-usd"
+_MAX_EARLIER: Final = 100
 _log = structlog.get_logger(__name__)
 
 
@@ -89,11 +91,12 @@ class Calls:
             fields = self._supported(api, api.chat_fields(body, await self._earlier(api, key, request, body)))
             name = await self._once.name(key, request.url.path, request.headers, body)
             task, who = task_of(
-                fields, call_id=name.call_id, key=key, headers=request.headers, policy=self._runtime.rules
+                fields, body, call_id=name.call_id, key=key, headers=request.headers, policy=self._runtime.rules
             )
             request.scope["tollbook"] |= {"key_id": key.key_id, "call_id": name.call_id}
             call = self._begin(task, who, is_streamed=bool(fields.get("stream")))
-            asked = Asked(name.call_id, int(time.time()), model_in(fields), body)
+            # Answers repeat parts of the request, and have to be written as UTF-8.
+            asked = Asked(name.call_id, int(time.time()), model_in(fields), with_whole_text(body))
             if fields.get("stream"):
                 return await self._stream(request, call, api, asked, name)
             return await self._whole(request, call, api, asked, name)
@@ -116,6 +119,8 @@ class Calls:
         calls = api.earlier_calls(body)
         if not calls:
             return []
+        if len(calls) > _MAX_EARLIER:
+            raise invalid(f"'input' refers to {len(calls):,} earlier answers; at most {_MAX_EARLIER} are looked up")
         user = attributes_of(key, request.headers, body, frozenset()).user_id
         kept = self._runtime.user_ids.on_ledger(user)
         found = [await self._runtime.handle.results.get_of(call_id, kept) for call_id in sorted(calls)]
@@ -178,7 +183,10 @@ class Calls:
             raise problem_of_result(result, resets_at=self._resets_at(result))
         # Not before it is sent: where this process is killed between, a retry must find the call.
         sent = BackgroundTask(self._once.delivered, name)
-        return JSONResponse(api.document(result, asked), headers=headers, background=sent)
+        try:
+            return JSONResponse(api.document(result, asked), headers=headers, background=sent)
+        except Exception as exc:
+            raise after_payment(result) from exc  # G4
 
     async def _stream(
         self, request: Request, call: RunningCall, api: Api, asked: Asked, name: CallName

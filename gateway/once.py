@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import structlog
 
+from tollbook.gateway.callers import SAYING_WHO
 from tollbook.gateway.problems import invalid
 from tollbook.inference.api_keys import ApiKey
 from tollbook.ledger.errors import LedgerUnavailable
@@ -78,12 +79,13 @@ class Once:
             return CallName(f"gw-{_digest(key.key_id, named)}")
         call_id = f"gw-{uuid.uuid4().hex}"
         retries = headers.get(RETRY_HEADER, "")
-        if not retries.isdecimal():
+        if not (retries.isascii() and retries.isdecimal()):
             return CallName(call_id)
         name = CallName(call_id, self._now_ms())
         content = json.dumps(body, sort_keys=True, separators=(",", ":"))
-        name.shelf = gateway_calls(self._namespace, _digest(key.key_id, path, content))
-        if int(retries):
+        said = (headers.get(header, "") for header in SAYING_WHO)
+        name.shelf = gateway_calls(self._namespace, _digest(key.key_id, path, content, *said))
+        if retries.strip("0"):
             name.call_id = await self._join(name.shelf) or call_id
             self._counts.joined += name.call_id != call_id
         await self._keep(name, gateway=self._gateway)

@@ -53,6 +53,19 @@ def invalid(message: str, *, param: str | None = None) -> Problem:
     return Problem(400, "invalid_task", message, param=param, should_retry=False)
 
 
+def after_payment(result: InferenceResult) -> Problem:
+    """Return that an answer could not be written: another request would be paid for once more."""
+    message = "the answer could not be written; the gateway's log says why"
+    return Problem(
+        500,
+        "internal_error",
+        message,
+        kind="server_error",
+        should_retry=False,
+        metadata={"call_id": result.task_id},
+    )
+
+
 def problem_of_error(error: Exception) -> Problem:
     """Return what an error of a call is to its client. What is no AppError is a fault of ours, and says no more."""
     match error:

@@ -1,6 +1,8 @@
 """Requests: a body becomes a task, for whom its key says."""
 
+import re
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any, Final, cast
 
 from starlette.requests import Request
@@ -8,13 +10,16 @@ from starlette.requests import Request
 from tollbook.gateway.callers import Attributes, attributes_of, check_model
 from tollbook.gateway.problems import Problem, invalid
 from tollbook.inference.api_keys import ApiKey
-from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
+from tollbook.schemas.json_text import NotJson, RepeatedKey, json_children, parse_json
 from tollbook.schemas.policy import CHAT, EMBED, Policy
+from tollbook.schemas.problems import shown
 from tollbook.schemas.routes import EMBEDDINGS
-from tollbook.schemas.tasks import Task, task_from_fields
+from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS, Task, task_from_fields
 
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 """Images and files come inside bodies."""
+_MAX_VALUES: Final = 50_000
+"""Each is looked at in the process's one loop: millions of small ones would hold up everybody for minutes."""
 # What says who asks, or what the gateway sees to itself.
 _NOT_PARAMETERS: Final = ("model", "stream", "stream_options", "user", "metadata", "safety_identifier")
 # An SDK's or a person's way of asking for what is so anyway: see schemas.parameters.
@@ -33,14 +38,35 @@ async def read_body(request: Request) -> dict[str, Any]:
         if len(body) > MAX_BODY_BYTES:
             raise too_large
     try:
-        document = parse_json(bytes(body))
+        document = parse_json(bytes(body), parse_float=_finite)
     except (NotJson, RepeatedKey) as exc:
         raise invalid(f"the body {exc}") from None
     except (ValueError, RecursionError):
         raise invalid("the body is not JSON") from None
     if not isinstance(document, dict):
         raise invalid("the body must be a JSON object")
+    if _has_more_values(document, _MAX_VALUES):
+        raise invalid(f"the body must have at most {_MAX_VALUES:,} values and lists")
     return cast("dict[str, Any]", document)
+
+
+def _has_more_values(document: object, limit: int) -> bool:
+    """Whether a JSON value has more than `limit` values within it; counting stops just past it."""
+    found, left = 0, [document]
+    while left and found <= limit:
+        children = json_children(left.pop())
+        found += len(children)
+        if found <= limit:
+            left.extend(children)
+    return found > limit
+
+
+def _finite(text: str) -> float:
+    """Return a number that JSON can write again. Errors: NotJson."""
+    number = float(text)
+    if not isfinite(number):
+        raise NotJson("has a number that is too large")
+    return number
 
 
 def model_in(body: Mapping[str, Any]) -> str:
@@ -48,19 +74,27 @@ def model_in(body: Mapping[str, Any]) -> str:
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise invalid("'model' is missing: name a model, or a task type of the policy", param="model")
+    if not re.fullmatch(MODEL_ID_PATTERN, model):
+        raise invalid(f"'model' must be a task type or {MODEL_ID_WORDS}, not {shown(model)}", param="model")
     return model
 
 
 def task_of(
-    fields: Mapping[str, Any], *, call_id: str, key: ApiKey, headers: Mapping[str, str], policy: Policy
+    fields: Mapping[str, Any],
+    body: Mapping[str, Any],
+    *,
+    call_id: str,
+    key: ApiKey,
+    headers: Mapping[str, str],
+    policy: Policy,
 ) -> tuple[Task, Attributes]:
     """Return the task of a request, and for whom it is.
 
-    `fields` are those of a chat completion or of embeddings. Errors: InvalidTask; Problem (400, 403).
+    `fields` are those of a chat completion or of embeddings, into which `body` was translated: that says who asks. Errors: InvalidTask; Problem (400, 403).
     """
     model = model_in(fields)
     check_model(key, model)
-    attributes = attributes_of(key, headers, fields, policy.tag_names)
+    attributes = attributes_of(key, headers, body, policy.tag_names)
     is_embedding = "input" in fields
     given = {
         name: value

@@ -5,7 +5,7 @@ NaN and infinities are no JSON, unless the caller reads them.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any, Final, cast
 
 _MAX_SHOWN_CHARACTERS: Final = 100
@@ -51,7 +51,7 @@ def parse_json(
         raise NotJson("is not JSON (no UTF-8)") from None
 
 
-def json_children(value: object) -> Iterable[object]:
+def json_children(value: object) -> Collection[object]:
     """Return what stands in a list or an object."""
     if isinstance(value, dict):
         return cast("dict[str, object]", value).values()

@@ -38,6 +38,7 @@ class _Conversation:
 
     def __init__(self, known: Mapping[str, Mapping[str, Any]]) -> None:
         self._known = known
+        self._known_answers = frozenset(map(response_id_of, known))
         self._messages: list[Table] = []
         self._turn: Table | None = None
         self._media: list[Table] = []
@@ -74,7 +75,7 @@ class _Conversation:
         if item is not None:
             self.add(item, path)
         # A stream can have cut a text in two, which is one in the kept answer.
-        elif response_id_of(item_id) not in set(map(response_id_of, self._known)):
+        elif response_id_of(item_id) not in self._known_answers:
             raise refusal(
                 path,
                 f"refers to an earlier item: {NOTHING_KEPT}; send the item itself (SDKs do so with `store: false`)",
