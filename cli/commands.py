@@ -57,6 +57,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     "policy": Entry("policy:app", "Show, compare and change the policy: caps, plans, routes, budgets."),
     "plan": Entry("plan:app", "Set, show, list and clear users' plans.", logs=False),
     "credit": Entry("credit:app", "Give users or budgets credit, take it back, list it.", logs=False),
+    "keys": Entry("keys:app", "Create, list, revoke and replace keys of the HTTP gateway.", logs=False),
     "users": Entry("users:app", "Show and forget whose hashes are on the ledger.", logs=False),
     "alerts": Entry("alerts:app", "List the alerts of budgets, and try who receives them."),
     "cost": Entry("cost:app", "Correct what calls cost, or give back what is only assumed.", logs=False),

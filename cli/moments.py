@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from tollbook.schemas.identifiers import EntryId
 
 _LAST_IN_A_MILLISECOND: Final = 2**63 - 1
+_UNITS_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_MAX_SPAN_MS: Final = 3_653 * _UNITS_MS["d"]
 
 UntilOption = Annotated[
     str | None, typer.Option(help="Up to a moment (2026-11-24T12:00:00Z) or entry id (1764000000000-0), included.")
@@ -41,3 +43,14 @@ def _moment_ms(text: str, problem: str, hint: str) -> int:
         raise typer.BadParameter(f"{text!r:.80} is {problem}", param_hint=hint) from None
     moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
     return round(moment.timestamp() * 1000)
+
+
+def parse_span(text: str, hint: str) -> int:
+    """Return a span of time, such as 30m, 24h or 90d, in milliseconds. Errors: typer.BadParameter."""
+    found = re.fullmatch(r"(\d{1,9})([smhd])", text)
+    if not found:
+        raise typer.BadParameter(f"{text!r:.80} is no time, such as 30m, 24h or 90d", param_hint=hint)
+    span_ms = int(found[1]) * _UNITS_MS[found[2]]
+    if span_ms > _MAX_SPAN_MS:
+        raise typer.BadParameter(f"{text} is longer than ten years", param_hint=hint)
+    return span_ms

@@ -173,7 +173,7 @@ def _print(verdict: "Verdict", unbooked: list[dict[str, Any]]) -> None:
         typer.echo(f"  stream      {compared:,} archived events compared with their copy on the stream")
         typer.echo(f"              {unsealed:,} not sealed yet: checked for order and meaning")
         typer.echo(
-            f"  gate        {verdict.gate_balances:,} balances compared, and plans, caps, credits, holds and records"
+            f"  gate        {verdict.gate_balances:,} balances compared, and plans, caps, credits, keys, holds, records"
         )
     budgets = f"{len(verdict.highest):,} budget{'s' * (len(verdict.highest) != 1)}"
     typer.echo(f"  caps        {budgets} checked at every hold; {len(verdict.open_holds):,} holds open")

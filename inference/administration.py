@@ -1,11 +1,10 @@
-"""Money movements by people: plans, credits, corrections and releases, each an event with author and reason.
+"""Changes by people: plans, credits, corrections, releases and keys, each an event with author and reason.
 
 Every command is idempotent by its key (a correction by the cost that it states), bounded as
 all amounts are, in force in the gate from the step that appends it, and visible in statements.
 """
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -15,6 +14,7 @@ from redis.exceptions import RedisError
 
 from tollbook.inference.address import find_redis_url
 from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce, policy_in_force
+from tollbook.inference.key_changes import KeyChanges
 from tollbook.inference.opening_balances import ReadSpent
 from tollbook.inference.policy_changes import Applied, apply_policy, read_stored, warn_of_difference
 from tollbook.inference.prepaid import Prepaid
@@ -46,7 +46,7 @@ from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.policy import check_policy
 from tollbook.ledger.server.refusals import reason_of
-from tollbook.ledger.signature import Signature
+from tollbook.ledger.signature import Signature, content_digest
 from tollbook.schemas.events import (
     CostAdjusted,
     CreditGranted,
@@ -110,6 +110,7 @@ class Administration:
         self._policies = policies
         self._now_ms = now_ms
         self.prepaid = Prepaid(ledger, policies, user_ids)
+        self.keys = KeyChanges(ledger, policies, user_ids)
 
     @property
     def partitions(self) -> int:
@@ -180,7 +181,7 @@ class Administration:
         user_id = self.user_ids.on_ledger(check_id(user_id))  # G10
         payload = payload_json(PlanCleared(author=signature.author, reason=signature.reason))
         period = self.period
-        content = _digest("plan-cleared", user_id, signature.author, signature.reason)
+        content = content_digest("plan-cleared", user_id, signature.author, signature.reason)
         request = WithdrawRequest(
             command_id=signature.command_id("plan-cleared"),
             user_id=user_id,
@@ -221,7 +222,7 @@ class Administration:
             command_id=f"credit-revoked grant:{grant}" if grant else signature.command_id("credit-revoked"),
             user_id=user_id,
             period=period,
-            content_hash=_digest("credit-revoked", user_id, period, *words),
+            content_hash=content_digest("credit-revoked", user_id, period, *words),
             type="credit-revoked",
             amount_nanousd=amount_nanousd,
             payload=payload_json(payload),
@@ -269,7 +270,7 @@ class Administration:
             command_id=signature.command_id(kind),
             user_id=user_id,
             period=period,
-            content_hash=_digest(kind, user_id, plan, str(amount), period, signature.author, signature.reason),
+            content_hash=content_digest(kind, user_id, plan, str(amount), period, signature.author, signature.reason),
             type="plan-assigned" if kind == "plan-assigned" else "credit-granted",
             plan=plan,
             amount_nanousd=amount,
@@ -319,10 +320,6 @@ class Administration:
             seen=(record.settled[number].cost_nanousd, record.settled[number].assumed_nanousd),
         )
         await self._ledger.adjust(request)
-
-
-def _digest(*words: str) -> str:
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
 
 
 @asynccontextmanager

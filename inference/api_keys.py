@@ -23,6 +23,7 @@ from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.server.connection import as_map, time_ms
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.events import KeyCreated, KeyRevoked
+from tollbook.schemas.routes import resolve_model
 
 SECRET_BYTES: Final = 32
 KEY_ID_BYTES: Final = 6
@@ -57,7 +58,8 @@ class ApiKey:
 
     def may_call(self, model_or_task_type: str) -> bool:
         """Whether the key may be used for a model or a task type, as the client names it."""
-        return not self.models or model_or_task_type in self.models
+        named = {model_or_task_type, resolve_model(model_or_task_type)}
+        return not self.models or not named.isdisjoint(self.models)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ class ApiKeys:
 
         What was found is kept for two seconds at most; that a key ends is seen at once, by the clock of Redis.
         """
-        if not _SECRET.fullmatch(secret):
+        if not is_secret(secret):
             return None
         digest = hash_of(secret)
         kept = self._kept.get(digest)
@@ -151,11 +153,19 @@ class ApiKeys:
         if entry is None:
             return None
         ends = [each for each in (entry.created.expires_ms, entry.revoked and entry.revoked.at_ms) if each is not None]
-        kept = _Kept(_api_key(entry.created), min(ends, default=None), now_ms - begun_s * 1000, begun_s)
+        ends_ms = min(ends, default=None)
+        if ends_ms is not None and ends_ms <= now_ms:
+            return None
+        kept = _Kept(_api_key(entry.created), ends_ms, now_ms - begun_s * 1000, begun_s)
         if len(self._kept) >= _MAX_KEPT:
             del self._kept[next(iter(self._kept))]
         self._kept[digest] = kept
         return kept
+
+
+def is_secret(text: str) -> bool:
+    """Whether a text has the form of a key, so that nobody must see it."""
+    return _SECRET.fullmatch(text) is not None
 
 
 def hash_of(secret: str) -> str:

@@ -8,6 +8,10 @@ LedgerError, in the public tree that `schemas.errors` draws
 ├── BudgetCreditTooLow        final: less is left of a budget's credit than is to be taken back
 ├── CreditNotDue              later: the credit has not expired yet
 ├── NoPlanAssigned            final: there is no plan that could be cleared
+├── KeyUnknown                final: there is no such key of the gateway
+├── KeyTaken                  final: there is another key of this id; create one with another id
+├── KeyAlreadyRevoked         final: the key ends no later than was asked for
+├── KeyExpired                final: the key has expired, and is not replaced
 ├── LedgerUnavailable         retry with the same call id: the outcome is unknown, a repeat changes nothing
 │   ├── RedisCannotServe      retry later: Redis answered that it does nothing now, so nothing was done
 │   └── BaselineUnavailable   retry later: DuckDB is down or behind the watermark (being rebuilt)
@@ -25,6 +29,7 @@ LedgerError, in the public tree that `schemas.errors` draws
 """
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from tollbook.schemas.errors import AppError
 from tollbook.schemas.identifiers import EntryId, describe_budget
@@ -153,6 +158,40 @@ class NoPlanAssigned(LedgerError):
 
     def __init__(self, user_id: str) -> None:
         super().__init__(f"no plan is set for {user_id}: the plan that each task names is in force already")
+
+
+class KeyUnknown(LedgerError):
+    """No key of the gateway has this id."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"there is no key {key_id}: `tollbook keys list` shows them")
+        self.key_id = key_id
+
+
+class KeyTaken(LedgerError):
+    """There is a key with this id, or the very key itself: nothing was created. Create another one."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"{key_id} or its key is on the ledger already: create another key")
+        self.key_id = key_id
+
+
+class KeyAlreadyRevoked(LedgerError):
+    """The key is revoked, from no later than was asked for. `at_ms`: from when, milliseconds since the epoch."""
+
+    def __init__(self, key_id: str, at_ms: int) -> None:
+        moment = datetime.fromtimestamp(at_ms / 1000, UTC)
+        super().__init__(f"{key_id} is revoked already, from {moment:%Y-%m-%d %H:%M} UTC on")
+        self.key_id = key_id
+        self.at_ms = at_ms
+
+
+class KeyExpired(LedgerError):
+    """The key has expired, so that there is nothing to replace: create another one."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"{key_id} has expired: create another key")
+        self.key_id = key_id
 
 
 class LedgerWentBack(LedgerRefused):

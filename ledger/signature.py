@@ -1,5 +1,6 @@
 """Who changes the ledger, and why: what every change that a person makes bears."""
 
+import hashlib
 import uuid
 from dataclasses import dataclass
 
@@ -22,3 +23,8 @@ class Signature:
     def command_id(self, kind: str) -> str:
         """Return the idempotency key of a command: with a space, which no task id has, so that no task can take it."""
         return f"{kind} {self.key or uuid.uuid4()}"
+
+
+def content_digest(*words: str) -> str:
+    """Return what the id of a command is bound to: a digest of its content."""
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]

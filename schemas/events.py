@@ -5,7 +5,7 @@ clock), `seq`, `committed`, and in payloads the number of the hold, the cap in f
 is written here. Prompts, completions and keys have no field, on purpose (G10).
 """
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -51,6 +51,7 @@ FailureReason = Literal["http_error", "provider_error", "invalid_response", "tim
 
 KeyAttribute = Literal["user", "campaign", "tags", "plan"]
 """What a client may say of its own call, if its key allows it."""
+KEY_ATTRIBUTES: Final[tuple[KeyAttribute, ...]] = get_args(KeyAttribute)
 
 
 class Payload(BaseModel):
@@ -479,7 +480,9 @@ class KeyRevoked(Payload):
 
     type: Literal["key-revoked"] = "key-revoked"
     key_id: str = Field(description="Public name of the key.")
-    at_ms: Count = Field(description="From when, milliseconds since the epoch, by the clock of Redis.")
+    at_ms: Count = Field(
+        default=0, description="From when, milliseconds since the epoch, by the clock of Redis; the gate says it."
+    )
     author: str = Field(description="Person or application that revoked it.")
     reason: str = Field(description="Why.")
     content_hash: ContentHash = None

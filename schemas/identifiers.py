@@ -62,7 +62,8 @@ def id_text(value: object) -> object:
 
 # The first word of ids of what is no task: commands of people, and spend that an application recorded.
 _COMMAND_WORDS: Final = (
-    "plan-assigned", "plan-cleared", "credit-granted", "credit-revoked", "usage", "unbooked",
+    "plan-assigned", "plan-cleared", "credit-granted", "credit-revoked", "key-created", "key-revoked",
+    "usage", "unbooked",
 )  # fmt: skip
 
 

@@ -20,6 +20,8 @@ NOT_OF_A_CALL = (
     "credit-expired",
     "alert-raised",
     "budget-opened",
+    "key-created",
+    "key-revoked",
 )
 
 

@@ -21,11 +21,13 @@ from tollbook.ledger.gate.requests import (
     Baseline,
     BudgetCap,
     ChargeRequest,
+    CreateKeyRequest,
     NoteRequest,
     Position,
     RecordRequest,
     ReleaseRequest,
     ReserveRequest,
+    RevokeKeyRequest,
     SettleRequest,
     WithdrawRequest,
 )
@@ -253,6 +255,24 @@ class GateBench:
             amount_nanousd=amount, payload='{"author":"ops"}', budget=f"user:{user}:{period}",
         )  # fmt: skip
         return self.gate.assign(request)
+
+    def create_key(
+        self, key_id: str = "key-1", *, digest: str = "a" * 64, command: str = "k", content: str = "content"
+    ) -> Awaitable[Any]:
+        request = CreateKeyRequest(
+            command_id=command, content_hash=content, key_id=key_id, key_hash=digest,
+            payload=f'{{"key_id":"{key_id}","hash":"{digest}","author":"ops","reason":"shop"}}',
+        )  # fmt: skip
+        return self.gate.create_key(request)
+
+    def revoke_key(
+        self, key_id: str = "key-1", *, after_ms: int = 0, command: str = "r", content: str = "content"
+    ) -> Awaitable[Any]:
+        request = RevokeKeyRequest(
+            command_id=command, content_hash=content, key_id=key_id, after_ms=after_ms,
+            payload=f'{{"key_id":"{key_id}","author":"ops","reason":"lost"}}',
+        )  # fmt: skip
+        return self.gate.revoke_key(request)
 
     def balance(
         self,

@@ -6,7 +6,8 @@ WITH calls_events AS (
         partition, seq, id, epoch_ms(recorded_at) AS ms, type, user_id, period, call_id, attempt,
         nanousd(amount_usd) AS amount, kind, coalesce(hold, 0) AS hold, nanousd(hold_usd) AS freed,
         nanousd(overage_usd) AS overage, coalesce(nanousd(assumed_usd), 0) AS assumed, basis, outcome,
-        type IN ('budget-denied', 'plan-assigned', 'plan-cleared', 'credit-granted', 'credit-revoked', 'credit-expired')
+        type IN ('budget-denied', 'plan-assigned', 'plan-cleared', 'credit-granted', 'credit-revoked', 'credit-expired',
+            'key-created', 'key-revoked')
             OR coalesce(outcome = 'recorded', false)
             AND type = 'cost-recorded' AS is_single
     FROM events

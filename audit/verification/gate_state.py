@@ -1,4 +1,4 @@
-"""Verification of what Redis holds beside the stream: accounts, tails, holds, call records, policy (G1, G2, G6, G11).
+"""Verification of what Redis holds beside the stream: accounts, keys, tails, holds, records, policy (G1, G2, G6, G11).
 
 Everything is compared with what the events give, so that a value changed by hand is found, and named with both values.
 Users, calls and budgets of events appended meanwhile are left for the next verification.
@@ -14,6 +14,7 @@ import pyarrow as pa
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from tollbook.audit.verification.api_keys import KeyValue, changed_keys
 from tollbook.audit.verification.findings import MAX_SHOWN_PER_RULE, Findings, Kind
 from tollbook.audit.verification.refold import Refold
 from tollbook.audit.verification.stream import StreamEnd
@@ -27,6 +28,8 @@ from tollbook.schemas.money import format_usd
 _PAGE: Final = 1_000
 _STATES: Final = {"closed": "over", "settled": "over"}
 _FIELDS: Final = {"plan": "the plan", "cap_nanousd": "the cap"}
+
+_KEY_EVENTS: Final = ("key-created", "key-revoked")
 
 Accounts = dict[tuple[str, str], str]
 """By user and field: what is assigned to the user."""
@@ -47,6 +50,8 @@ class GateState:
     watermark: EntryId
     """Entries up to here may be gone from the tails."""
     policy: StoredPolicy
+    keys: dict[str, str]
+    """What there is of the gateway's keys, by field."""
 
     @classmethod
     async def read(cls, redis: Redis, keys: Keys, end: StreamEnd) -> "GateState":
@@ -69,6 +74,11 @@ class GateState:
                 unreadable.append((keys.call(call_id), str(exc)))
         holds: Any = await cast("Any", redis).zrange(keys.holds, 0, -1, withscores=True)
         policy: Any = await cast("Any", redis).hmget(keys.meta, *POLICY_FIELDS)
+        try:
+            api_keys = dict(_pairs(await cast("Any", redis).hgetall(keys.api_keys)))
+        except ResponseError as exc:
+            api_keys = {}
+            unreadable.append((keys.api_keys, str(exc)))
         # Read last: what it has passed by now may have been dropped from the tails meanwhile.
         trimmed_to = _text(await cast("Any", redis).hget(keys.meta, "trimmed_to") or "0-0")
         return cls(
@@ -88,6 +98,7 @@ class GateState:
             _table(await read_later(redis, keys, last), "kind", "name"),
             EntryId.parse(trimmed_to),
             StoredPolicy.of_fields(policy),
+            api_keys,
         )
 
     @property
@@ -110,6 +121,7 @@ class GateState:
                 for partition, user_id, field, value in refold.rows("account_values", {})
                 if partition == self.partition
             }
+            keys = [KeyValue(*row) for row in refold.rows("key_values", given)]
             marks = given | {"ms": self.watermark.ms, "n": self.watermark.seq}
             tails = [
                 f"{describe_budget(budget)}: the gate has {_balance(found)}, the events give {_balance(value)} "
@@ -125,12 +137,12 @@ class GateState:
                 f"the hold of call {call_id} of user {user_id} ends at {found} ms in Redis, at {value} ms by its event"
                 for call_id, user_id, found, value in refold.rows("verify_deadlines", given)
             ]
-        later = {row["name"] for row in self.later.to_pylist() if row["kind"] == "user"}
-        accounts = changed_accounts(self.accounts, values, without=later)
+        accounts = changed_accounts(self.accounts, values, without=self._later("user"))
+        api_keys = changed_keys(self.keys, keys, without=self._later("key"))
         records += [f"{key} in Redis is not as the gate writes it ({why})" for key, why in self.unreadable]
         policies = self._policy_problems(refold.newest_policy(self.partition))
         for kind, problems in (
-            ("account", accounts), ("policy", policies), ("hold", tails), ("record", records),
+            ("account", accounts), ("key", api_keys), ("policy", policies), ("hold", tails), ("record", records),
         ):  # fmt: skip
             self._add(findings, cast("Kind", kind), problems)
 
@@ -138,13 +150,17 @@ class GateState:
         """Compare the policy in `meta` with that of the last event, unless a newer one was applied meanwhile."""
         version, digest, payload = given or (0, "", "")
         found = self.policy
-        if any(name["kind"] == "policy" for name in self.later.to_pylist()):
+        if self._later("policy"):
             return []
         if (found.version, found.digest) != (version, digest):  # audits G11
             return [f"policy {found.version} ({found.digest or 'none'}) is in force in Redis, {version} by the events"]
         if not is_same_payload(found.payload, payload):  # audits G11
             return [f"the content of policy {version} in Redis is not that of its event"]
         return []
+
+    def _later(self, kind: str) -> set[str]:
+        """Return the names of a kind that later events are about."""
+        return {row["name"] for row in self.later.to_pylist() if row["kind"] == kind}
 
     def _add(self, findings: Findings, kind: Kind, problems: Sequence[str]) -> None:
         for problem in problems[:MAX_SHOWN_PER_RULE]:
@@ -222,6 +238,7 @@ async def read_later(redis: Redis, keys: Keys, after: EntryId) -> list[tuple[str
                 found |= {("user", row["user_id"]), ("call", row["call_id"])}
                 found |= {("budget", name) for name in _budgets(row)}
                 found |= {("policy", "")} if row["type"] == "policy-applied" else set()
+                found |= {("key", json.loads(row["payload"])["key_id"])} if row["type"] in _KEY_EVENTS else set()
             after = batch.last_id
     finally:
         await reader.aclose()

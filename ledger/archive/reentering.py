@@ -10,7 +10,15 @@ from typing import Any, Final
 
 from tollbook.ledger.archive.known_events import Row
 from tollbook.ledger.archive.restoring import budgets_of, claim_calls
-from tollbook.ledger.errors import BudgetCreditTooLow, CreditTooLow, IdempotencyConflict, NoPlanAssigned
+from tollbook.ledger.errors import (
+    BudgetCreditTooLow,
+    CreditTooLow,
+    IdempotencyConflict,
+    KeyAlreadyRevoked,
+    KeyTaken,
+    KeyUnknown,
+    NoPlanAssigned,
+)
 from tollbook.ledger.gate.call_record import CallRecord
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger
@@ -21,7 +29,9 @@ from tollbook.ledger.gate.requests import (
     AssignRequest,
     BudgetCap,
     ChargeRequest,
+    CreateKeyRequest,
     CreditRequest,
+    RevokeKeyRequest,
     SettleRequest,
     WithdrawRequest,
 )
@@ -34,6 +44,8 @@ from tollbook.schemas.events import (
     CostRecorded,
     CreditGranted,
     CreditRevoked,
+    KeyCreated,
+    KeyRevoked,
     PlanAssigned,
     PlanCleared,
     PolicyApplied,
@@ -44,11 +56,18 @@ from tollbook.schemas.upcasters import payload_object
 
 _NO_HASH: Final = "-"
 _PLAN_EVENTS: Final = ("plan-assigned", "plan-cleared")
-_COMMANDS: Final[dict[str, type[PlanAssigned | PlanCleared | CreditGranted | CreditRevoked]]] = {
+# Those that are refused for good where somebody has decided anew since, or what they were about is lost.
+_REFUSALS: Final = (
+    IdempotencyConflict, CreditTooLow, BudgetCreditTooLow, NoPlanAssigned, KeyTaken, KeyUnknown, KeyAlreadyRevoked,
+)  # fmt: skip
+_Command = PlanAssigned | PlanCleared | CreditGranted | CreditRevoked | KeyCreated | KeyRevoked
+_COMMANDS: Final[dict[str, type[_Command]]] = {
     "plan-assigned": PlanAssigned,
     "plan-cleared": PlanCleared,
     "credit-granted": CreditGranted,
     "credit-revoked": CreditRevoked,
+    "key-created": KeyCreated,
+    "key-revoked": KeyRevoked,
 }
 # What the gate adds by itself.
 _UNSTAMPED: Final[dict[str, Any]] = {
@@ -354,7 +373,7 @@ class Reentry:
             return
         try:
             is_new = await self._repeat_command(row)
-        except (IdempotencyConflict, CreditTooLow, BudgetCreditTooLow, NoPlanAssigned):
+        except _REFUSALS:
             is_new = False
         if is_new:
             self._count(0)
@@ -367,6 +386,8 @@ class Reentry:
         model = _COMMANDS[row["type"]].model_validate(payload)
         if isinstance(model, CreditGranted | CreditRevoked) and model.budget is not None:
             return await self._repeat_credit(row, model)
+        if isinstance(model, KeyCreated | KeyRevoked):
+            return await self._repeat_key(row, model)
         command: dict[str, Any] = {
             "command_id": row["call_id"],
             "user_id": row["user_id"],
@@ -385,6 +406,28 @@ class Reentry:
                 return await self._ledger.assign(AssignRequest(**command, plan="", amount_nanousd=row["amount"]))
             case PlanCleared() | CreditRevoked():
                 return await self._ledger.withdraw(WithdrawRequest(**command, amount_nanousd=-row["amount"]))
+
+    async def _repeat_key(self, row: Row, model: KeyCreated | KeyRevoked) -> bool:
+        """Create or revoke a key again; it ends when it was to end."""
+        unstamped = model.model_copy(update={"content_hash": None, "recovered_id": row["id"]})
+        content_hash = model.content_hash or _NO_HASH
+        if isinstance(model, KeyCreated):
+            request = CreateKeyRequest(
+                command_id=row["call_id"],
+                content_hash=content_hash,
+                key_id=model.key_id,
+                key_hash=model.hash,
+                payload=payload_json(unstamped),
+            )
+            return await self._gate.create_key(request) == "created"
+        request = RevokeKeyRequest(
+            command_id=row["call_id"],
+            content_hash=content_hash,
+            key_id=model.key_id,
+            payload=payload_json(unstamped.model_copy(update={"at_ms": 0})),  # The gate says when.
+            after_ms=max(0, model.at_ms - await self._gate.now_ms()),
+        )
+        return (await self._gate.revoke_key(request)).is_new
 
     async def _repeat_credit(self, row: Row, model: CreditGranted | CreditRevoked) -> bool:
         """Grant or take back a budget's credit again. What has expired since, the projector takes back again."""

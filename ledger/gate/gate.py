@@ -16,6 +16,9 @@ from tollbook.ledger.errors import (
     CreditNotDue,
     CreditTooLow,
     HoldChanged,
+    KeyAlreadyRevoked,
+    KeyTaken,
+    KeyUnknown,
     LedgerReplaced,
     NoPlanAssigned,
     PolicyChanged,
@@ -36,9 +39,12 @@ from tollbook.ledger.gate.requests import (
     Baseline,
     BudgetCap,
     ChargeRequest,
+    CreateKeyRequest,
     CreditChange,
     CreditRequest,
     Denied,
+    KeyCreation,
+    KeyRevocation,
     NoteRequest,
     Position,
     RecordRequest,
@@ -46,6 +52,7 @@ from tollbook.ledger.gate.requests import (
     ReleaseRequest,
     ReserveReply,
     ReserveRequest,
+    RevokeKeyRequest,
     Settled,
     SettleRequest,
     Waiting,
@@ -60,7 +67,7 @@ from tollbook.ledger.gate.unbooked import (
     unbooked_charge,
 )
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.server.connection import time_ms
+from tollbook.ledger.server.connection import as_map, time_ms
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 
@@ -82,6 +89,8 @@ _FUNCTIONS: Final = {
         "forget_alerts",
         "apply_policy",
         "change_credit",
+        "create_key",
+        "revoke_key",
     )
 }
 # After OK, they answer the id of the event that they appended, or nothing if there was none to append.
@@ -97,6 +106,8 @@ _APPENDING_FUNCTIONS: Final = frozenset(
         "withdraw",
         "apply_policy",
         "change_credit",
+        "create_key",
+        "revoke_key",
     }
 )
 
@@ -484,6 +495,56 @@ class Gate:
                 raise CreditNotDue(request.credit_id)
             case _:
                 raise refusal(reply, request.command_id, 0)
+
+    async def create_key(self, request: CreateKeyRequest) -> KeyCreation:
+        """Make a key known. Errors: IdempotencyConflict; KeyTaken."""
+        reply = await self._change_key("create_key", request, request.key_hash)
+        match reply[0]:
+            case b"OK":
+                return "created"
+            case b"EXISTS":
+                return "before" if reply[1] == b"1" else "other"
+            case b"TAKEN":
+                raise KeyTaken(request.key_id)
+            case _:
+                raise refusal(reply, request.command_id, 0)
+
+    async def revoke_key(self, request: RevokeKeyRequest) -> KeyRevocation:
+        """Let a key end. Errors: IdempotencyConflict; KeyUnknown; KeyAlreadyRevoked."""
+        reply = await self._change_key("revoke_key", request, request.after_ms)
+        match reply[0]:
+            case b"OK":
+                return KeyRevocation(int(reply[2]), is_new=True)
+            case b"EXISTS":
+                return KeyRevocation(int(reply[1] or 0), is_new=False)
+            case b"UNKNOWN":
+                raise KeyUnknown(request.key_id)
+            case b"REVOKED":
+                raise KeyAlreadyRevoked(request.key_id, int(reply[1]))
+            case _:
+                raise refusal(reply, request.command_id, 0)
+
+    async def api_keys(self) -> dict[str, str]:
+        """Return what this partition has of the gateway's keys, by the fields of their hash in Redis."""
+        found: Any = as_map(await self._pipeline.execute("HGETALL", self.keys.api_keys))
+        return {field.decode(): value.decode(errors="replace") for field, value in found.items()}
+
+    async def _change_key(
+        self, name: str, request: CreateKeyRequest | RevokeKeyRequest, argument: str | int
+    ) -> list[bytes]:
+        keys = self.keys
+        return await self._call(
+            name,
+            (keys.meta, keys.ledger, keys.call(request.command_id), keys.api_keys),
+            (
+                request.command_id,
+                request.content_hash,
+                request.key_id,
+                argument,
+                self._idempotency_ttl_s,
+                request.payload,
+            ),
+        )
 
     async def _change(self, name: str, request: AssignRequest | WithdrawRequest, *change: str | int) -> list[bytes]:
         keys = self.keys

@@ -37,15 +37,19 @@ from tollbook.ledger.gate.requests import (
     Baseline,
     BudgetCap,
     ChargeRequest,
+    CreateKeyRequest,
     CreditChange,
     CreditRequest,
     Denied,
+    KeyCreation,
+    KeyRevocation,
     NoteRequest,
     RecordRequest,
     Released,
     ReleaseRequest,
     ReserveReply,
     ReserveRequest,
+    RevokeKeyRequest,
     Settled,
     SettleRequest,
     Waiting,
@@ -250,6 +254,18 @@ class Ledger:
             lambda gate, baselines: gate.change_credit(request, baselines),
             self._patience.reserve_s,
         )
+
+    async def create_key(self, request: CreateKeyRequest) -> KeyCreation:
+        """Make a key of the gateway known. Errors: IdempotencyConflict; KeyTaken."""
+        return await self._repeat(lambda: self._gates[0].create_key(request), self._patience.reserve_s)
+
+    async def revoke_key(self, request: RevokeKeyRequest) -> KeyRevocation:
+        """Let a key of the gateway end. Errors: IdempotencyConflict; KeyUnknown; KeyAlreadyRevoked."""
+        return await self._repeat(lambda: self._gates[0].revoke_key(request), self._patience.reserve_s)
+
+    async def api_keys(self) -> dict[str, str]:
+        """Return what Redis has of the gateway's keys, by the fields of their hash."""
+        return await self._repeat(self._gates[0].api_keys, self._patience.reserve_s)
 
     async def account(self, user_id: str, period: str) -> Account:
         """Return what the ledger has assigned to a user."""

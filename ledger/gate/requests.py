@@ -241,6 +241,40 @@ class CreditChange:
     change_nanousd: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateKeyRequest:
+    """Make a key of the gateway known by `key_hash`, its SHA-256; `command_id` is the idempotency key."""
+
+    command_id: str
+    content_hash: str
+    key_id: str
+    key_hash: str
+    payload: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevokeKeyRequest:
+    """Let a key of the gateway be accepted no more after so many milliseconds; `command_id` is the idempotency key."""
+
+    command_id: str
+    content_hash: str
+    key_id: str
+    payload: str
+    after_ms: int = 0
+
+
+KeyCreation = Literal["created", "before", "other"]
+"""What became of a key: created now; created before, by the same step; not created, the command made another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRevocation:
+    """From when a key is not accepted any more, in ms by the clock of Redis; `is_new` is False where it was before."""
+
+    at_ms: int
+    is_new: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """What the ledger has assigned to a user: plan and cap, if any, and the credit of one period, in nano-dollars."""

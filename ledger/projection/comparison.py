@@ -34,6 +34,7 @@ _SHAPES: Final[Mapping[str, _Shape]] = {
     "counters": _Shape("budget", has_partition=False),
     "calls": _Shape("partition, call_id, user_id, period"),
     "spend": _Shape("user_id, period", has_partition=False),
+    "api_keys": _Shape("key_id"),
     "discrepancies": _Shape("partition, seq, budget", "seq"),
     "position": _Shape("partition", None),
 }

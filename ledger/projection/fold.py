@@ -17,7 +17,7 @@ from tollbook.ledger.packaged import packaged_text
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.upcasters import UnreadableEvent
 
-LAYOUT_VERSION: Final = 5
+LAYOUT_VERSION: Final = 6
 _STEPS: Final = (
     "fold_blocks",
     "fold_checksums",

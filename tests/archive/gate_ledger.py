@@ -18,7 +18,7 @@ from tollbook.inference.policy_changes import apply_policy
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.sealing import Sealer, SealingSettings
 from tollbook.ledger.archive.segments import Archive
-from tollbook.ledger.errors import BudgetCreditTooLow, CreditTooLow, NoPlanAssigned
+from tollbook.ledger.errors import BudgetCreditTooLow, CreditTooLow, KeyAlreadyRevoked, NoPlanAssigned
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import Gate, create_ledger
 from tollbook.ledger.gate.requests import (
@@ -28,12 +28,14 @@ from tollbook.ledger.gate.requests import (
     AttemptEvent,
     BudgetCap,
     ChargeRequest,
+    CreateKeyRequest,
     CreditRequest,
     Position,
     RecordRequest,
     ReleaseRequest,
     Reserved,
     ReserveRequest,
+    RevokeKeyRequest,
     SettleRequest,
     WithdrawRequest,
 )
@@ -51,6 +53,8 @@ from tollbook.schemas.events import (
     CreditGranted,
     CreditRevoked,
     FallbackUsed,
+    KeyCreated,
+    KeyRevoked,
     ModelCalled,
     PlanAssigned,
     PlanCleared,
@@ -129,6 +133,7 @@ class GateLedger:
         # By partition: one of them may have lost a policy.
         self._versions = [0] * partitions
         self._granted: dict[str, str] = {}
+        self._created: list[str] = []
 
     async def begin(self) -> None:
         await load_library(self.redis)
@@ -149,6 +154,7 @@ class GateLedger:
             [self.reserve] * 6 + [self.record] * 4 + [self.settle] * 5 + [self.reserve_again, self.deny] * 2
             + [self.adjust, self.answer_late, self.release, self.charge]
             + [self.assign, self.credit, self.revoke, self.clear, self.grant, self.take_back]
+            + [self.create_key, self.revoke_key]
         )  # fmt: skip
         for number in range(steps):
             if number == steps // 2:
@@ -422,6 +428,34 @@ class GateLedger:
     async def clear(self) -> None:
         with contextlib.suppress(NoPlanAssigned):
             await self._withdraw("plan-cleared", 0, payload_json(PlanCleared(author="ops", reason="asked")))
+
+    async def create_key(self) -> None:
+        number = next(self._numbers)
+        key_id, replaces = f"key-{number:012x}", self._draw.choice([None, *self._created[-1:]])
+        payload = KeyCreated(
+            key_id=key_id, hash=f"{number:064x}", user_id="u1", tags={"team": "a\u00e9\""}, models=("m/large",),
+            allows=("tags",), expires_ms=self._draw.choice([None, 2**45]), replaces=replaces, author="ops",
+            reason="new",
+        )  # fmt: skip
+        await self._gates[0].create_key(
+            CreateKeyRequest(
+                command_id=f"key-created {number}", content_hash="c" * 32, key_id=key_id, key_hash=payload.hash,
+                payload=payload_json(payload),
+            )
+        )  # fmt: skip
+        self._created.append(key_id)
+
+    async def revoke_key(self) -> None:
+        if self._created:
+            key_id = self._draw.choice(self._created)
+            payload = payload_json(KeyRevoked(key_id=key_id, author="ops", reason="lost"))
+            with contextlib.suppress(KeyAlreadyRevoked):
+                await self._gates[0].revoke_key(
+                    RevokeKeyRequest(
+                        command_id=f"key-revoked {next(self._numbers)}", content_hash="c" * 32, key_id=key_id,
+                        payload=payload, after_ms=self._draw.choice([0, 86_400_000]),
+                    )
+                )  # fmt: skip
 
     async def _withdraw(self, kind: Any, amount: int, payload: str) -> None:
         user = self._draw.choice(["u1", "u2"])

@@ -126,6 +126,50 @@ async def add_nonsense(books: GateLedger, command: Any) -> None:
     await command("RPUSH", await newest_tail(books), "nonsense")
 
 
+async def newest_key(books: GateLedger) -> tuple[str, str, str]:
+    """Return id, hash and value of a key that is not revoked."""
+    found: Any = await books.redis.hgetall(books.keys[0].api_keys)
+    fields = {name.decode(): value.decode() for name, value in found.items()}
+    for name, value in reversed(fields.items()):
+        if name.startswith("key-") and f"{value} revoked" not in fields:
+            return name, value, fields[value]
+    raise AssertionError("there is no key")
+
+
+async def add_key(books: GateLedger, command: Any) -> None:
+    value = json.dumps({"key_id": "key-ffffffffffff", "hash": "f" * 64, "is_admin": True, "created_ms": 1})
+    await command("HSET", books.keys[0].api_keys, "f" * 64, value)
+
+
+async def widen_key(books: GateLedger, command: Any) -> None:
+    _, digest, value = await newest_key(books)
+    await command("HSET", books.keys[0].api_keys, digest, json.dumps(json.loads(value) | {"user_id": "u2"}))
+
+
+async def remove_key(books: GateLedger, command: Any) -> None:
+    await command("HDEL", books.keys[0].api_keys, (await newest_key(books))[1])
+
+
+async def turn_key_around(books: GateLedger, command: Any) -> None:
+    await command("HSET", books.keys[0].api_keys, (await newest_key(books))[0], "f" * 64)
+
+
+async def revoke_by_hand(books: GateLedger, command: Any) -> None:
+    key_id, digest, _ = await newest_key(books)
+    value = json.dumps({"key_id": key_id, "at_ms": 1, "author": "x", "reason": "x"})
+    await command("HSET", books.keys[0].api_keys, f"{digest} revoked", value)
+
+
+async def forget_revocations(books: GateLedger, command: Any) -> None:
+    for field in await command("HKEYS", books.keys[0].api_keys):
+        if field.endswith(b" revoked"):
+            await command("HDEL", books.keys[0].api_keys, field)
+
+
+async def replace_keys(books: GateLedger, command: Any) -> None:
+    await command("SET", books.keys[0].api_keys, "none")
+
+
 CHANGES: Final[dict[Callable[[GateLedger, Any], Awaitable[None]], str]] = {
     raise_cap: r"account: user u1: the cap is \$900\.00 in Redis, (\$0\.\d+|none) by the events",
     name_plan: r"account: user u2: the plan is enterprise in Redis, \w+ by the events",
@@ -143,6 +187,13 @@ CHANGES: Final[dict[Callable[[GateLedger, Any], Awaitable[None]], str]] = {
     forget_costs: r'record: call charge-\d+ of user u\d: Redis holds .*"0=999,0", the events give .*"0=\d+,0"',
     spoil_record: r"record: \S+:call:call-\d+ in Redis is not as the gate writes it",
     replace_tail: r"record: \S+:tail:user:u\d:\S+ in Redis is not as the gate writes it \(WRONGTYPE",
+    add_key: "key: key key-ffffffffffff: stands in Redis, and no event gives it",
+    widen_key: "key: key key-[0-9a-f]{12}: stands otherwise in Redis than by the events",
+    remove_key: "key: key key-[0-9a-f]{12}: stands by the events, and is missing in Redis",
+    turn_key_around: "key: key key-[0-9a-f]{12}: has its hash otherwise in Redis than by the events",
+    revoke_by_hand: "key: key key-[0-9a-f]{12}: is revoked in Redis, and no event gives it",
+    forget_revocations: "key: key key-[0-9a-f]{12}: is revoked by the events, and is missing in Redis",
+    replace_keys: r"record: \S+:keys in Redis is not as the gate writes it \(WRONGTYPE",
     add_nonsense: r"record: \S+:tail:user:u\d:\S+ in Redis is not .* an entry 'nonsense'",
 }  # fmt: skip
 

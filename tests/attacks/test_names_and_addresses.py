@@ -10,7 +10,9 @@ from tollbook.ledger.signature import Signature
 from tollbook.schemas.identifiers import check_id, check_task_id, usage_call_id
 
 
-@pytest.mark.parametrize("kind", ["plan-assigned", "plan-cleared", "credit-granted", "credit-revoked"])
+@pytest.mark.parametrize(
+    "kind", ["plan-assigned", "plan-cleared", "credit-granted", "credit-revoked", "key-created", "key-revoked"]
+)
 def test_no_task_can_take_the_id_of_a_command(kind: str) -> None:
     """G4: a publisher who guesses the key of a grant must not be able to refuse it as a conflict."""
     with pytest.raises(ValueError, match="as commands' ids do"):

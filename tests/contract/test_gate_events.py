@@ -21,10 +21,12 @@ from tollbook.ledger.gate.requests import (
     Baseline,
     BudgetCap,
     ChargeRequest,
+    CreateKeyRequest,
     CreditRequest,
     Position,
     RecordRequest,
     ReserveRequest,
+    RevokeKeyRequest,
     SettleRequest,
     WithdrawRequest,
 )
@@ -39,6 +41,8 @@ from tollbook.schemas.events import (
     CreditRevoked,
     EventPayload,
     FallbackUsed,
+    KeyCreated,
+    KeyRevoked,
     ModelCalled,
     PlanAssigned,
     PlanCleared,
@@ -92,6 +96,8 @@ FILES: Final = (
     "model-called.source",
     "policy-applied.backfill",
     "budget-opened",
+    "key-created",
+    "key-revoked",
 )
 
 
@@ -247,6 +253,28 @@ async def _write_every_event(gate: Gate, first: ModelCalled = TIMEOUT) -> None:
             in_force=3, version=4, digest=monthly.digest, payload=payload_json(monthly), opened=Opened((opening,))
         )
     )
+    await _write_keys(gate)
+
+
+async def _write_keys(gate: Gate) -> None:
+    signed: dict[str, Any] = {"key_id": "key-0123456789ab", "author": "ops@example.com"}
+    created = KeyCreated(
+        hash="5e" * 32, name="web shop", user_id="u42", plan="growth", campaign_id="spring:sale", tags={"team": "red"},
+        models=("generate_draft", SMALL), streams=("generation",), allows=("campaign", "tags"), is_admin=True,
+        expires_ms=1_798_761_600_000, replaces="key-ba9876543210", reason="the shop's gateway", **signed,
+    )  # fmt: skip
+    await gate.create_key(
+        CreateKeyRequest(
+            command_id="key-created 1", content_hash="c0ffee", key_id=created.key_id, key_hash=created.hash,
+            payload=payload_json(created),
+        )
+    )  # fmt: skip
+    revoked = KeyRevoked(reason="seen in a log", **signed)
+    await gate.revoke_key(
+        RevokeKeyRequest(
+            command_id="key-revoked 1", content_hash="c0ffee", key_id=created.key_id, payload=payload_json(revoked)
+        )
+    )
 
 
 async def _write_price_sources(gate: Gate, order: dict[str, Any]) -> None:
@@ -275,7 +303,7 @@ async def _write_price_sources(gate: Gate, order: dict[str, Any]) -> None:
 
 
 def _without_clock(fields: dict[str, str]) -> dict[str, str]:
-    return fields | {"payload": re.sub(r'"deadline_ms":\d+', '"deadline_ms":0', fields["payload"])}
+    return fields | {"payload": re.sub(r'"(deadline_ms|at_ms)":\d+', r'"\1":0', fields["payload"])}
 
 
 async def test_the_gate_writes_what_the_golden_files_show(every_redis_client: Redis) -> None:

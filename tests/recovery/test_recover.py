@@ -39,10 +39,12 @@ from tollbook.ledger.gate.requests import (
     AdjustRequest,
     BudgetCap,
     ChargeRequest,
+    CreateKeyRequest,
     FinishedCall,
     OpenCall,
     Reserved,
     ReserveRequest,
+    RevokeKeyRequest,
     SettleRequest,
 )
 from tollbook.ledger.gate.unbooked import FOLDER, note_unbooked, unbooked_charge
@@ -54,7 +56,14 @@ from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.signature import Signature
-from tollbook.schemas.events import BudgetReserved, CostRecorded, LedgerRecovered, payload_json
+from tollbook.schemas.events import (
+    BudgetReserved,
+    CostRecorded,
+    KeyCreated,
+    KeyRevoked,
+    LedgerRecovered,
+    payload_json,
+)
 from tollbook.schemas.identifiers import EntryId, Window, partition_of
 from tollbook.schemas.policy import default_policy
 
@@ -192,7 +201,7 @@ async def state_of(redis: Redis) -> dict[str, Any]:
             found[key] = await redis.get(raw), await redis.ttl(raw) > 0
         elif name == "holds":
             found[key] = await redis.zrange(raw, 0, -1, withscores=True)
-        elif name.startswith("account:") or name in ("credits", "alerts"):
+        elif name.startswith("account:") or name in ("credits", "alerts", "keys"):
             found[key] = await redis.hgetall(raw)
         elif name == "ledger":
             found[key] = await redis.xrange(raw)
@@ -454,6 +463,75 @@ async def test_beside_newer_events_a_lost_policy_comes_into_force_again_unless_i
         await restored.check()
     finally:
         await made.pipeline.aclose()
+
+
+@pytest.mark.parametrize("is_beside_newer", [False, True])
+async def test_lost_keys_are_in_force_again_and_end_when_they_were_to_end(
+    redis_client: Redis, server_url: str, tmp_path: Path, is_beside_newer: bool
+) -> None:
+    """Lost: a key, its revocation for tomorrow, the revocation of an older key, and that of one revoked again since."""
+    made = Ledger(redis_client, tmp_path, 1)
+    await made.begin()
+    gate = made._gates[0]
+    for number in (1, 2):
+        await create_key(gate, number)
+    older = await take_backup(redis_client)
+    await create_key(gate, 3)
+    tomorrow = await revoke_key(gate, 3, after_ms=86_400_000)
+    for number in (1, 2):
+        await revoke_key(gate, number)
+    was = await gate.api_keys()
+    await made.fold()
+    newer = await take_backup(redis_client)
+    made.store.close()
+    (tmp_path / "data").mkdir()
+    shutil.copy(tmp_path / "live.duckdb", tmp_path / "data" / "tollbook.duckdb")
+    settings = Settings(
+        redis_url=server_url, namespace="gate-ledger", data_dir=tmp_path / "data", archive_dir=tmp_path / "archive",
+        allow_unsynced=True,
+    )  # fmt: skip
+    await put_back(redis_client, older)
+    restored = Restored(made, settings, newer)
+    gate = restored.gate("u1")
+    try:
+        if is_beside_newer:
+            await revoke_key(gate, 2, command="since")
+        (part,) = (await restored.recover()).partitions
+        now = await gate.api_keys()
+        if is_beside_newer:
+            assert (part.entered, len(part.left)) == (3, 1)
+        else:
+            assert now == was
+        assert now.keys() == was.keys()
+        ends = [json.loads(now[f"{number:064x} revoked"])["at_ms"] for number in (1, 2, 3)]
+        assert ends[2] == pytest.approx(tomorrow, abs=5)
+        assert max(ends[:2]) <= await gate.now_ms()
+        head = await state_of(redis_client)
+        assert (await restored.recover()).is_whole
+        assert await state_of(redis_client) == head
+        await restored.check()
+    finally:
+        await made.pipeline.aclose()
+
+
+async def create_key(gate: Gate, number: int) -> None:
+    payload = KeyCreated(key_id=f"key-{number:012x}", hash=f"{number:064x}", user_id="u1", author="ops", reason="new")
+    await gate.create_key(
+        CreateKeyRequest(
+            command_id=f"key-created {number}", content_hash="c" * 32, key_id=payload.key_id, key_hash=payload.hash,
+            payload=payload_json(payload),
+        )
+    )  # fmt: skip
+
+
+async def revoke_key(gate: Gate, number: int, *, after_ms: int = 0, command: str = "") -> int:
+    """Revoke a key; return when it ends."""
+    key_id = f"key-{number:012x}"
+    request = RevokeKeyRequest(
+        command_id=f"key-revoked {command or number}", content_hash="c" * 32, key_id=key_id, after_ms=after_ms,
+        payload=payload_json(KeyRevoked(key_id=key_id, author="ops", reason="lost")),
+    )  # fmt: skip
+    return (await gate.revoke_key(request)).at_ms
 
 
 # --- What comes after: repeats, other content, what is noted

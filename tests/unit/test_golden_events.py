@@ -31,6 +31,8 @@ SINCE: Final = {
     "ledger-recovered": 2,
     "plan-cleared": 2,
     "credit-revoked": 2,
+    "key-created": 2,
+    "key-revoked": 2,
 }
 # What the gate puts in front of a payload; the rest of it is written by Python.
 STAMPS: Final[dict[str, tuple[str, ...]]] = {
@@ -60,6 +62,8 @@ STAMPS: Final[dict[str, tuple[str, ...]]] = {
     "credit-revoked": ("budget", "cap_nanousd", "settled_nanousd", "held_nanousd", "content_hash"),
     "credit-expired": ("budget", "cap_nanousd", "settled_nanousd", "held_nanousd", "content_hash"),
     "alert-raised": ("kind", "budget", "window", "fraction", "cap_nanousd", "settled_nanousd", "cause"),
+    "key-created": ("content_hash",),
+    "key-revoked": ("at_ms", "content_hash"),
 }
 
 

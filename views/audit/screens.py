@@ -1,5 +1,6 @@
 """Audits for people: lives of calls, statements, explanations and searches as tables and sentences."""
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -260,6 +261,8 @@ def print_found(rows: Sequence[dict[str, Any]], *, has_partitions: bool) -> None
 
 def _what(row: dict[str, Any]) -> str:
     whose = " ".join(printable(row[name]) for name in ("user_id", "call_id") if row[name])
+    if row["type"] in ("key-created", "key-revoked"):
+        whose = f"{printable(str(json.loads(row['payload']).get('key_id')))} {whose}"
     names = ("model", "outcome", "basis", "plan", "author", "reason", "error")
     parts = dict.fromkeys(printable(str(row[name])) for name in names if row[name])
     return f"{whose}: {', '.join(parts)}" if parts else whose

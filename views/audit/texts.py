@@ -19,6 +19,8 @@ from tollbook.schemas.events import (
     CreditRevoked,
     Event,
     FallbackUsed,
+    KeyCreated,
+    KeyRevoked,
     LedgerRecovered,
     ModelCalled,
     PlanAssigned,
@@ -80,7 +82,9 @@ def signature_text(
     | CreditGranted
     | CreditRevoked
     | LedgerRecovered
-    | PolicyApplied,
+    | PolicyApplied
+    | KeyCreated
+    | KeyRevoked,
 ) -> str:
     """Return who changed something, and why."""
     return f"by {printable(payload.author)}: {printable(payload.reason)}"
@@ -200,8 +204,31 @@ def event_text(event: Event) -> tuple[str, list[str]]:
             return f"opened by policy {payload.policy_version}: {describe_budget(stamp.budget)}", [
                 f"{exact_usd(event.amount)} was spent in it before"
             ]
+        case KeyCreated() as payload:
+            return f"key {printable(payload.key_id)} created", [*_bounds_of_key(payload), signature_text(payload)]
+        case KeyRevoked() as payload:
+            when = "" if payload.at_ms <= event.at_ms else f" from {utc(payload.at_ms):%Y-%m-%d %H:%M:%S} on"
+            return f"key {printable(payload.key_id)} revoked{when}", [signature_text(payload)]
         case _:
             assert_never(event.payload)
+
+
+def _bounds_of_key(payload: KeyCreated) -> list[str]:
+    """Return what a key is bound to. Its hash says nothing to people."""
+    facts = {
+        "called": payload.name,
+        "for user": payload.user_id,
+        "plan": payload.plan,
+        "campaign": payload.campaign_id,
+        "tags": ", ".join(f"{name}={value}" for name, value in (payload.tags or {}).items()),
+        "for": ", ".join(payload.models),
+        "on": ", ".join(payload.streams),
+        "clients may give": ", ".join(payload.allows),
+        "expires": payload.expires_ms and f"{utc(payload.expires_ms):%Y-%m-%d %H:%M:%S}",
+        "replaces": payload.replaces,
+    }
+    texts = [f"{name} {printable(str(value))}" for name, value in facts.items() if value]
+    return [*(["an admin's key"] * payload.is_admin), *([", ".join(texts)] * bool(texts))]
 
 
 def _of_budget(payload: CreditPayload) -> str:

@@ -37,8 +37,12 @@ Keys, all with the hash tag of one partition:
   result    string the task's result as JSON
   credits   hash   budget -> its credit; "budget lots" -> what its credits have left, see `read_lots`
   alerts    hash   "budget fraction" -> id of the event that raised this alert
+  keys      hash   of the gateway, in partition 0: hash of a key -> when it was created in ms, as `created_ms`, and what
+                   it is bound to: the payload of its event; "hash revoked" -> the payload of the event that revoked it;
+                   key id -> hash
   tail      list   of one budget: "id dS dH S H": deltas of settled and held, and both after it
 credits and alerts are not among the KEYS: few calls need them, and every key has its price. They stand beside meta.
+keys is, but for restore.
 
 The first argument is "ledger_id seen version": the id of the newest event that the caller was ever told of, or 0-0, and
 the version of the policy by which it decides. Where that event is neither on the stream nor archived, the ledger went
@@ -75,6 +79,8 @@ Codes:
   LESS      less credit is left than is to be taken back: what is left
   EARLY     by the Redis clock, the credit has not expired yet: now in ms
   NONE      the user has no assigned plan
+  TAKEN     another key has this key id or this hash
+  REVOKED   the key is revoked from no later than that: from when in ms
 Every function whose first argument is the ledger's id, but create, may answer LEDGER and BACK. Beside these:
   reserve   OK EXISTS CONFLICT DENIED WAIT STALE AHEAD DIVERGED STOPPED POLICY WINDOW
   record    OK DENIED WAIT STALE AHEAD DIVERGED STOPPED POLICY SETTLED UNKNOWN MISMATCH
@@ -86,6 +92,8 @@ Every function whose first argument is the ledger's id, but create, may answer L
   assign    OK EXISTS CONFLICT
   withdraw  OK EXISTS CONFLICT LESS NONE
   change_credit OK EXISTS CONFLICT LESS EARLY STALE AHEAD DIVERGED POLICY
+  create_key OK EXISTS CONFLICT TAKEN
+  revoke_key OK EXISTS CONFLICT UNKNOWN REVOKED
   trim      OK
   forget_alerts OK
   stop      OK FENCED
@@ -1422,6 +1430,82 @@ local function change_credit(keys, args)
   return { 'OK', event, text(change) }
 end
 
+-- What the keys' hash has of a key that an event creates, under its hash and its id; and of one that is revoked.
+local function write_key(key, event_id, hash, key_id, payload)
+  local ms = parse_id(event_id)
+  redis.call('HSET', key, hash, splice({ '"created_ms":' .. text(ms) }, payload), key_id, hash)
+end
+
+local function write_revocation(key, hash, payload)
+  redis.call('HSET', key, hash .. ' revoked', payload)
+end
+
+--[[ create_key: make a key of the gateway known by its hash, from this step on.
+KEYS meta ledger call keys
+ARGS 1 ledger_id 2 command id 3 content hash 4 key id 5 hash of the key 6 command ttl s 7 payload
+OK id | EXISTS own (1: it is this key that was created) newest | CONFLICT | TAKEN ]]
+local function create_key(keys, args)
+  local meta, refusal = read_meta(keys[1], keys[2], args[1])
+  if not meta then
+    return refusal
+  end
+  local key_id, hash, ttl = args[4], args[5], seconds_of(args[6])
+  if not string.find(key_id, '^key%-%x+$') or #hash ~= 64 or string.find(hash, '[^%da-f]') then
+    bug('not a key: ' .. key_id)
+  end
+  local known = redis.call('HMGET', keys[4], key_id, hash)
+  refusal = repeated(read_call(keys[3]), args[3], keys[2])
+  if refusal and refusal[1] == 'EXISTS' then
+    return { 'EXISTS', known[1] == hash and '1' or '0', refusal[2] } -- G4
+  elseif refusal then
+    return refusal
+  elseif known[1] or known[2] then
+    return { 'TAKEN' }
+  end
+  local stamps = {}
+  stamp_hash(stamps, args[3])
+  local payload = splice(stamps, args[7])
+  local id = append(meta, keys[2], 'key-created', '', '', args[2], '0', 0, '', payload)
+  write_key(keys[4], id, hash, key_id, payload)
+  write_command(keys[3], args[3], '-', '-', ttl)
+  return { 'OK', id }
+end
+
+--[[ revoke_key: let a key of the gateway be accepted no more, now or after a time. A key that is to end later can still
+be revoked at once, not the other way round.
+KEYS meta ledger call keys
+ARGS 1 ledger_id 2 command id 3 content hash 4 key id 5 after so many ms 6 command ttl s 7 payload
+OK id from-ms | EXISTS from-ms|'' newest | CONFLICT | UNKNOWN | REVOKED from-ms ]]
+local function revoke_key(keys, args)
+  local meta, refusal = read_meta(keys[1], keys[2], args[1])
+  if not meta then
+    return refusal
+  end
+  local after_ms, ttl, key = int(args[5]), seconds_of(args[6]), keys[4]
+  local hash = redis.call('HGET', key, args[4])
+  local before = hash and redis.call('HGET', key, hash .. ' revoked')
+  local before_ms = before and int(cjson.decode(before).at_ms)
+  refusal = repeated(read_call(keys[3]), args[3], keys[2])
+  if refusal and refusal[1] == 'EXISTS' then
+    return { 'EXISTS', before_ms and text(before_ms) or '', refusal[2] } -- G4
+  elseif refusal then
+    return refusal
+  elseif not hash then
+    return { 'UNKNOWN' }
+  end
+  local at_ms = now_ms() + math.max(0, after_ms)
+  if before_ms and before_ms <= at_ms then
+    return { 'REVOKED', text(before_ms) }
+  end
+  local stamps = { '"at_ms":' .. text(at_ms) }
+  stamp_hash(stamps, args[3])
+  local payload = splice(stamps, args[7])
+  local id = append(meta, keys[2], 'key-revoked', '', '', args[2], '0', 0, '', payload)
+  write_revocation(key, hash, payload)
+  write_command(keys[3], args[3], '-', '-', ttl)
+  return { 'OK', id, text(at_ms) }
+end
+
 --[[ forget_alerts: forget which alerts were raised in windows that are long over.
 KEYS meta ledger alerts   ARGS 1 ledger_id 2.. fields
 OK number ]]
@@ -1625,6 +1709,8 @@ APPLY['plan-cleared'] = APPLY['plan-assigned']
 APPLY['credit-granted'] = APPLY['plan-assigned']
 APPLY['credit-revoked'] = APPLY['plan-assigned']
 APPLY['credit-expired'] = APPLY['plan-assigned']
+APPLY['key-created'] = APPLY['plan-assigned']
+APPLY['key-revoked'] = APPLY['plan-assigned']
 
 -- Put back what one event moved: money in the tails, the hold, the account, the record of the call.
 local function apply(meta, keys, event, ttl)
@@ -1656,6 +1742,14 @@ local function apply(meta, keys, event, ttl)
   elseif kind == 'policy-applied' then
     redis.call('HSET', keys[1], 'policy_version', text(p.version), 'policy_digest', p.digest, 'policy', event.values[10]) -- G11
     alert_rules[keys[1]] = nil
+  elseif kind == 'key-created' then
+    write_key(beside(meta, 'keys'), event.id, p.hash, p.key_id, event.values[10])
+  elseif kind == 'key-revoked' then
+    local key = beside(meta, 'keys')
+    local hash = redis.call('HGET', key, p.key_id)
+    if hash then
+      write_revocation(key, hash, event.values[10])
+    end
   elseif kind == 'segment-sealed' then
     local last = string.match(p.segment, '%-0*(%d+)$')
     redis.call('HSET', keys[1], 'sealed_seq', last, 'sealed_chain', p.chain_after)
@@ -1911,6 +2005,8 @@ redis.register_function('tollbook_v2_assign', assign)
 redis.register_function('tollbook_v2_withdraw', withdraw)
 redis.register_function('tollbook_v2_apply_policy', apply_policy)
 redis.register_function('tollbook_v2_change_credit', change_credit)
+redis.register_function('tollbook_v2_create_key', create_key)
+redis.register_function('tollbook_v2_revoke_key', revoke_key)
 redis.register_function('tollbook_v2_forget_alerts', forget_alerts)
 redis.register_function('tollbook_v2_trim', trim)
 redis.register_function('tollbook_v2_stop', stop)

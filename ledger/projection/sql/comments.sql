@@ -113,6 +113,26 @@ COMMENT ON COLUMN policies."at" IS 'When it came into force, by the Redis clock.
 COMMENT ON COLUMN policies.id IS 'Id of its event.';
 COMMENT ON COLUMN policies.seq IS 'Number of its event in the partition.';
 
+COMMENT ON VIEW api_keys IS 'One row per key of the HTTP gateway. The keys themselves are nowhere.';
+COMMENT ON COLUMN api_keys.key_id IS 'Public name of the key.';
+COMMENT ON COLUMN api_keys.name IS 'What people call it.';
+COMMENT ON COLUMN api_keys.user_id IS 'User whose budgets its calls count in.';
+COMMENT ON COLUMN api_keys.plan IS 'Plan that its calls name.';
+COMMENT ON COLUMN api_keys.campaign_id IS 'Campaign of its calls.';
+COMMENT ON COLUMN api_keys.tags IS 'JSON: tags of its calls.';
+COMMENT ON COLUMN api_keys.models IS 'Models and task types that it may call; empty: any.';
+COMMENT ON COLUMN api_keys.streams IS 'Task streams that its calls may be counted under; the first is the default.';
+COMMENT ON COLUMN api_keys.allows IS 'Attributes that the client may give its calls: user, campaign, tags, plan.';
+COMMENT ON COLUMN api_keys.is_admin IS 'Whether it may look at everything, and create and revoke keys.';
+COMMENT ON COLUMN api_keys.created_at IS 'When it was created.';
+COMMENT ON COLUMN api_keys.created_by IS 'Person or application that created it.';
+COMMENT ON COLUMN api_keys.expires_at IS 'When it expires; empty: never.';
+COMMENT ON COLUMN api_keys.revoked_at IS 'From when it is not accepted any more; may be still to come. Empty: it was not revoked.';
+COMMENT ON COLUMN api_keys.revoked_by IS 'Person or application that revoked it.';
+COMMENT ON COLUMN api_keys.replaced_by IS 'The key that was created to replace it.';
+COMMENT ON COLUMN api_keys.partition IS 'Partition of the ledger: 0, whoever the user is.';
+COMMENT ON COLUMN api_keys.last_seq IS 'Number of the last event about it in the partition.';
+
 COMMENT ON VIEW calls IS 'One row per call.';
 COMMENT ON COLUMN calls.call_id IS 'Call; the id of its task.';
 COMMENT ON COLUMN calls.user_id IS 'User who pays.';

@@ -16,7 +16,7 @@ SELECT
     usd(committed) AS committed_usd,
     CASE WHEN type = 'budget-reserved' THEN coalesce(kind, 'hold') END AS kind,
     CASE WHEN type IN ('plan-assigned', 'plan-cleared', 'credit-granted', 'credit-revoked', 'budget-denied', 'segment-sealed',
-            'ledger-recovered', 'policy-applied', 'credit-expired', 'alert-raised', 'budget-opened') THEN hold
+            'ledger-recovered', 'policy-applied', 'credit-expired', 'alert-raised', 'budget-opened', 'key-created', 'key-revoked') THEN hold
         ELSE coalesce(hold, 0) END AS hold,
     CASE WHEN type = 'cost-recorded' THEN usd(coalesce(hold_nanousd, 0)) END AS hold_usd,
     usd(cap_nanousd) AS cap_usd,

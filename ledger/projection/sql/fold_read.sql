@@ -27,6 +27,10 @@ SELECT
             AND TRY_CAST(payload->>'version' AS INTEGER) >= 1 AND json_type(payload, '$.content') = 'OBJECT'
         WHEN 'budget-opened' THEN len(budgets) = 1 AND amount >= 0
             AND TRY_CAST(payload->>'policy_version' AS INTEGER) >= 1
+        WHEN 'key-created' THEN author IS NOT NULL AND amount = 0 AND (payload->>'key_id') IS NOT NULL
+            AND length(payload->>'hash') = 64
+        WHEN 'key-revoked' THEN author IS NOT NULL AND amount = 0 AND (payload->>'key_id') IS NOT NULL
+            AND TRY_CAST(payload->>'at_ms' AS BIGINT) >= 0
     END, false) AS is_readable
 FROM (
     SELECT

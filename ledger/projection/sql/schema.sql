@@ -112,7 +112,7 @@ SELECT
     min(seq) AS first_seq,
     max(seq) AS last_seq
 FROM events
-WHERE type NOT IN ('plan-assigned', 'plan-cleared', 'credit-granted', 'credit-revoked', 'credit-expired', 'alert-raised', 'segment-sealed', 'ledger-recovered', 'policy-applied', 'budget-opened')
+WHERE type NOT IN ('plan-assigned', 'plan-cleared', 'credit-granted', 'credit-revoked', 'credit-expired', 'alert-raised', 'segment-sealed', 'ledger-recovered', 'policy-applied', 'budget-opened', 'key-created', 'key-revoked')
 GROUP BY partition, call_id, user_id, period;
 
 -- The policies in force, one after the other; version 0, the default policy, is in force before the first. A view, since
@@ -172,6 +172,53 @@ SELECT
 FROM events
 WHERE type IN ('credit-granted', 'credit-revoked', 'credit-expired') AND budget IS NOT NULL
 GROUP BY partition, budget, credit;
+
+-- Keys of the HTTP gateway: what each is bound to, and its end. Of several revocations the earliest moment counts. A
+-- view, since there are few.
+CREATE VIEW api_keys AS
+WITH created AS (
+    SELECT payload->>'key_id' AS key_id, payload->>'replaces' AS replaces, payload, author, recorded_at, partition, seq
+    FROM events
+    WHERE type = 'key-created'
+),
+revoked AS (
+    SELECT
+        payload->>'key_id' AS key_id,
+        make_timestamptz(1000 * min((payload->>'at_ms')::BIGINT)) AS revoked_at,
+        arg_min(author, (payload->>'at_ms')::BIGINT) AS revoked_by,
+        max(seq) AS last_seq
+    FROM events
+    WHERE type = 'key-revoked'
+    GROUP BY ALL
+),
+replaced AS (
+    SELECT replaces AS key_id, arg_max(key_id, seq) AS replaced_by, max(seq) AS last_seq
+    FROM created
+    WHERE replaces IS NOT NULL
+    GROUP BY ALL
+)
+SELECT
+    c.key_id,
+    payload->>'name' AS name,
+    payload->>'user_id' AS user_id,
+    payload->>'plan' AS plan,
+    payload->>'campaign_id' AS campaign_id,
+    coalesce(payload->'tags', '{}'::JSON) AS tags,
+    coalesce(from_json(payload->'models', '["VARCHAR"]'), []) AS models,
+    coalesce(from_json(payload->'streams', '["VARCHAR"]'), []) AS streams,
+    coalesce(from_json(payload->'allows', '["VARCHAR"]'), []) AS allows,
+    coalesce((payload->'is_admin')::BOOLEAN, false) AS is_admin,
+    recorded_at AS created_at,
+    author AS created_by,
+    make_timestamptz(1000 * (payload->>'expires_ms')::BIGINT) AS expires_at,
+    r.revoked_at,
+    r.revoked_by,
+    n.replaced_by,
+    c.partition,
+    greatest(c.seq, r.last_seq, n.last_seq) AS last_seq
+FROM created AS c
+LEFT JOIN revoked AS r ON r.key_id = c.key_id
+LEFT JOIN replaced AS n ON n.key_id = c.key_id;
 
 -- Every budget with what it may spend and what it has left: the further ones too, and prepaid ones that nobody has used
 -- yet. `cap_usd` is the cap at the last hold; of a budget with credit, that without its credit then, and its credit now.

@@ -3,7 +3,8 @@
 SELECT seq, id, ms, type, call_id
 FROM incoming
 WHERE type = 'policy-applied' OR (
-    type IN ('budget-denied', 'plan-assigned', 'plan-cleared', 'credit-granted', 'credit-revoked', 'credit-expired')
+    type IN ('budget-denied', 'plan-assigned', 'plan-cleared', 'credit-granted', 'credit-revoked', 'credit-expired',
+        'key-created', 'key-revoked')
     AND (ms, n) > ($ms, $n)
 )
 ORDER BY seq;
