@@ -83,7 +83,7 @@ async def _play(
         paid = sum(each.user == client.name and each.completion_tokens == RETRIED_TOKENS for each in entries)
         played[name] = Played(line, running.front.seen[client.name, name], paid)
         if options.verbose:
-            sys.stdout.write(f"{client.name} {name}: {line} {played[name].statuses}\n")
+            sys.stdout.write(f"{client.name} {name}: {str(line)[:200]} {played[name].statuses}\n")
     return played
 
 

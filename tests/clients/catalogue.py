@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-Environment = Literal["sdks", "frameworks", "node"]
+Environment = Literal["newest", "older", "node"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,11 @@ _RESPONSES: Final = "`/v1/responses`"
 _MESSAGES: Final = "`/v1/messages`"
 
 CLIENTS: Final = (
-    Client("openai-python", "OpenAI, Python", _CHAT, "sdks", "openai_sdk.py", ("openai",)),
-    Client("openai-python-responses", "OpenAI, Python", _RESPONSES, "sdks", "openai_responses.py", ("openai",)),
-    Client("anthropic-python", "Anthropic, Python", _MESSAGES, "sdks", "anthropic_sdk.py", ("anthropic",)),
+    Client("openai-python", "OpenAI, Python", _CHAT, "newest", "openai_sdk.py", ("openai",)),
+    Client("openai-python-responses", "OpenAI, Python", _RESPONSES, "newest", "openai_responses.py", ("openai",)),
+    Client("anthropic-python", "Anthropic, Python", _MESSAGES, "newest", "anthropic_sdk.py", ("anthropic",)),
     *(
-        Client(f"langchain-{mode}", title, api, "frameworks", "langchain_chat.py", (package,), mode)
+        Client(f"langchain-{mode}", title, api, "newest", "langchain_chat.py", (package,), mode)
         for mode, title, api, package in (
             ("chat", "LangChain, `ChatOpenAI`", _CHAT, "langchain-openai"),
             ("responses", "LangChain, `ChatOpenAI`", _RESPONSES, "langchain-openai"),
@@ -38,21 +38,32 @@ CLIENTS: Final = (
         )
     ),
     Client(
-        "llama-index", "LlamaIndex, `OpenAILike`", _CHAT, "frameworks", "llama_index_chat.py",
+        "llama-index", "LlamaIndex, `OpenAILike`", _CHAT, "older", "llama_index_chat.py",
         ("llama-index-llms-openai-like",),
     ),
     *(
-        Client(f"pydantic-ai-{mode}", title, api, "frameworks", "pydantic_ai_agent.py", ("pydantic-ai-slim",), mode)
+        Client(f"pydantic-ai-{mode}", title, api, "newest", "pydantic_ai_agent.py", ("pydantic-ai-slim",), mode)
         for mode, title, api in (
             ("chat", "pydantic-ai, `OpenAIChatModel`", _CHAT),
             ("responses", "pydantic-ai, `OpenAIResponsesModel`", _RESPONSES),
             ("anthropic", "pydantic-ai, `AnthropicModel`", _MESSAGES),
         )
     ),
-    Client("instructor", "instructor", _CHAT, "frameworks", "instructor_client.py", ("instructor",)),
-    Client("litellm-openai", "LiteLLM, `openai/`", _CHAT, "frameworks", "litellm_sdk.py", ("litellm",), "openai"),
+    Client("instructor", "instructor", _CHAT, "older", "instructor_client.py", ("instructor",)),
+    Client("litellm-openai", "LiteLLM, `openai/`", _CHAT, "newest", "litellm_sdk.py", ("litellm",), "openai"),
     Client(
-        "litellm-anthropic", "LiteLLM, `anthropic/`", _MESSAGES, "frameworks", "litellm_sdk.py", ("litellm",),
+        "litellm-anthropic", "LiteLLM, `anthropic/`", _MESSAGES, "newest", "litellm_sdk.py", ("litellm",),
         "anthropic",
+    ),
+    Client("openai-node", "OpenAI, Node", _CHAT, "node", "openai_node.mjs", ("openai",), "chat"),
+    Client("openai-node-responses", "OpenAI, Node", _RESPONSES, "node", "openai_node.mjs", ("openai",), "responses"),
+    Client("anthropic-node", "Anthropic, Node", _MESSAGES, "node", "anthropic_node.mjs", ("@anthropic-ai/sdk",)),
+    *(
+        Client(f"ai-sdk-{mode}", title, api, "node", "ai_sdk.mjs", ("ai", package), mode)
+        for mode, title, api, package in (
+            ("responses", "Vercel's AI SDK", _RESPONSES, "@ai-sdk/openai"),
+            ("chat", "Vercel's AI SDK, `.chat`", _CHAT, "@ai-sdk/openai"),
+            ("anthropic", "Vercel's AI SDK", _MESSAGES, "@ai-sdk/anthropic"),
+        )
     ),
 )  # fmt: skip

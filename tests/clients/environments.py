@@ -16,7 +16,7 @@ from tests.clients.catalogue import Client, Environment
 HERE: Final = Path(__file__).parent
 PROGRAMS: Final = HERE / "programs"
 _PINS: Final[dict[Environment, str]] = {
-    "sdks": "requirements-sdks.txt", "frameworks": "requirements-frameworks.txt", "node": "package.json",
+    "newest": "requirements-newest.txt", "older": "requirements-older.txt", "node": "package.json",
 }  # fmt: skip
 
 

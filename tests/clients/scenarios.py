@@ -88,7 +88,7 @@ def _tools_streamed(played: Played) -> str:
 
 
 def _structured(played: Played) -> str:
-    return _answered(played, played.printed.get("parsed") == CITY)
+    return _answered(played, played.printed.get("parsed") == CITY, [200] * len(played.requests))
 
 
 def _refused(played: Played) -> str:
@@ -105,7 +105,8 @@ def _cut_off(played: Played) -> str:
 
 
 def _retried(played: Played) -> str:
-    wrong = _answered(played, FILLER in str(played.printed.get("text")), (0, 200))
+    is_answer = FILLER in str(played.printed.get("text")) or played.printed.get("parsed") == CITY
+    wrong = _answered(played, is_answer, (0, 200))
     return wrong or ("" if played.paid == 1 else f"it was paid {played.paid} times")
 
 
