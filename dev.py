@@ -194,9 +194,9 @@ def demo(arguments: Sequence[str]) -> int:
 def test(arguments: Sequence[str]) -> int:
     """Run the tests that take under three minutes: pytest [...]. The long ones: test --slow."""
     if "--slow" in arguments:
-        # Some long tests are for the soak alone.
+        # Some long tests are for the soak alone. Properties are tried again, with many more examples.
         rest = [argument for argument in arguments if argument != "--slow"]
-        arguments = ["-m", "slow and not soak", *rest]
+        arguments = ["-m", "(slow or hypothesis) and not soak", "--hypothesis-profile=full", *rest]
     return become("pytest", *in_parallel(arguments), *arguments)
 
 

@@ -18,7 +18,7 @@ from tollbook.gateway.once import CallName, Once
 from tollbook.gateway.problems import Problem, problem_of_error, problem_of_result
 from tollbook.gateway.requests import model_in, read_body, task_of
 from tollbook.gateway.running import RETRY_GRACE_S, RunningCall
-from tollbook.inference.calls.deltas import OnDelta
+from tollbook.inference.deltas import OnDelta
 from tollbook.inference.direct_calls import make_call
 from tollbook.inference.runtime import InferenceRuntime
 from tollbook.ledger.gate.requests import OpenCall

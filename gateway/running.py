@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from tollbook.gateway.problems import Problem
-from tollbook.inference.calls.deltas import OnDelta
+from tollbook.inference.deltas import OnDelta
 from tollbook.schemas.results import InferenceResult
 
 _MAX_UNREAD: Final = 16

@@ -1,4 +1,4 @@
-"""An answer as the blocks that other APIs have: reasoning, text, a refusal, calls of tools; each whole before the next.
+"""An answer as the blocks that other APIs have: reasoning, text, images, a refusal, calls; each whole before the next.
 
 Chat completions stream one message, whose parts may come in any order and mixed. Here they become segments of which
 one is open at a time. Invariant: the texts of each kind, joined, are those of the chunks, or of the result where it
@@ -13,20 +13,27 @@ from typing import Any, Final, Literal, cast
 from tollbook.gateway.reasoning_details import Detail, add_details, is_wanted_back, texts_of
 from tollbook.schemas.results import InferenceResult
 
-Kind = Literal["reasoning", "content", "refusal", "call"]
+Kind = Literal["reasoning", "content", "refusal", "image", "call"]
 _TEXTS: Final[tuple[tuple[Kind, tuple[str, ...]], ...]] = (
     # Servers call it by one of two names; some send both, which say the same.
     ("reasoning", ("reasoning", "reasoning_content")),
     ("content", ("content",)),
     ("refusal", ("refusal",)),
 )
+_FAMILIES: Final[Mapping[Kind, str]] = {
+    "reasoning": "reasoning",
+    "content": "message",
+    "refusal": "message",
+    "image": "image",
+    "call": "call",
+}
 CUT_OFF: Final = frozenset({"length", "content_filter"})
 """Why a model stopped, where the answer has no proper end."""
 
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """One part of an answer. `text` is what it says so far: of a call the arguments, as JSON text."""
+    """One part of an answer. `text` is what it says so far: of a call the arguments, of an image the address."""
 
     kind: Kind
     text: str = ""
@@ -36,6 +43,8 @@ class Segment:
     """Whether it is a custom tool's call: `text` is plain text then."""
     is_cut: bool = False
     """Whether the answer ended within it."""
+    number: int = 0
+    """Which of its kind it is in the answer, from 0; a text and a refusal are of one kind."""
     details: list[Detail] = field(default_factory=list[Detail])
     """Of reasoning: what the provider wants back with the next turn, as far as it streams that."""
 
@@ -121,6 +130,8 @@ class Segments:
             told = "".join(segment.text for segment in self.all if segment.kind == kind)
             if whole.startswith(told):
                 steps += self._add_text(kind, whole[len(told) :])
+        for image in result.images or ():
+            self._wait(Segment("image", image))
         for number, call in enumerate(result.tool_calls or ()):
             steps += self._finish_call(number, call)
         if self.all and result.finish_reason in CUT_OFF:
@@ -159,6 +170,7 @@ class Segments:
         return last if can_grow else None
 
     def _wait(self, segment: Segment) -> Segment:
+        segment.number = sum(_FAMILIES[each.kind] == _FAMILIES[segment.kind] for each in self.all)
         self._waiting.append(segment)
         return segment
 

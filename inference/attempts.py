@@ -73,6 +73,7 @@ class Attempt:
     tool_calls: tuple[dict[str, Any], ...] = ()
     refusal: str | None = None
     reasoning: str | None = None
+    logprobs: dict[str, Any] | None = None
     model_used: str | None = None
     finish_reason: str | None = None
     http_status: int | None = None

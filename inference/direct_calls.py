@@ -8,9 +8,9 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
 from tollbook.inference.calls.call import Call, RunId
-from tollbook.inference.calls.deltas import OnDelta
 from tollbook.inference.calls.reservations import WaitLimits
 from tollbook.inference.calls.runner import CallTakenOver
+from tollbook.inference.deltas import OnDelta
 from tollbook.inference.provider_access import check_providers
 from tollbook.inference.runtime import InferenceRuntime
 from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable

@@ -53,7 +53,7 @@ def _field(name: str, default: Any, description: str, **limits: Any) -> Any:
     return Field(default=default, validation_alias=name, description=description, **limits)
 
 
-def _seconds(name: str, default: float, description: str, **limits: float) -> Any:
+def _seconds(name: str, default: float | None, description: str, **limits: float) -> Any:
     return _field(name, default, f"{description}, seconds", allow_inf_nan=False, **limits)
 
 
@@ -115,6 +115,9 @@ class Settings(BaseSettings):
     )  # fmt: skip
     attempt_timeout_s: float = _seconds(
         "TOLLBOOK_ATTEMPT_TIMEOUT_S", 60.0, "maximum duration of one HTTP request", gt=0, le=3600
+    )
+    idle_timeout_s: float | None = _seconds(
+        "TOLLBOOK_IDLE_TIMEOUT_S", None, "maximum wait for the next byte of a reply that is streamed", gt=0, le=3600
     )
     connect_timeout_s: float = _seconds(
         "TOLLBOOK_CONNECT_TIMEOUT_S", 10.0, "maximum wait for a connection to the provider", gt=0, le=300

@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--faults", type=Path, help='JSON file: {"rates": {"http_503": 0.01}, "script": [...]}')
     parser.add_argument("--book", type=Path, help="file that keeps the billing book, as JSON lines")
     parser.add_argument("--latency-ms", type=int, default=0, help="time until a reply is sent, milliseconds")
+    parser.add_argument("--chunk-ms", type=int, help="stream answers token by token, with this pause after each")
     parser.add_argument(
         "--prices", type=Path, help='JSON file with further models: {"my/model": {"prompt": "0.5", "completion": "1"}}'
     )
@@ -33,6 +34,7 @@ def main() -> None:
     config = StandInConfig(
         port=options.port,
         latency_ms=options.latency_ms,
+        chunk_ms=options.chunk_ms,
         faults=_fault_plan(parser, options.faults, options.seed),
         book_path=options.book,
     )

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from tollbook.standin.event_streams import Cut, as_events
+from tollbook.standin.message_events import as_message_events
 from tollbook.standin.messages import message, message_error, read_message_request, scenario_message
 from tollbook.standin.prices import ANTHROPIC_PRICES, COMPATIBLE_PRICES, OPENAI_PRICES, PRICES, ListPrice
 from tollbook.standin.replies import BadRequest, CompletionRequest, completion, error, read_request
@@ -31,6 +33,8 @@ class Api:
     completion: Callable[[CompletionRequest, str, int, str | None], bytes]
     scenario_body: Callable[[Scenario, Tokens, str, str], bytes]
     error: Callable[..., bytes]
+    events: Callable[[bytes, Cut], list[bytes] | None] = as_events
+    error_event: Callable[[bytes], bytes] = b"data: %s\n\n".__mod__
     states_costs: bool = False
     completion_path: str = "chat/completions"
     key_header: str = "Authorization"
@@ -82,6 +86,8 @@ APIS: Final = (
         completion=message,
         scenario_body=scenario_message,
         error=message_error,
+        events=as_message_events,
+        error_event=b"event: error\ndata: %s\n\n".__mod__,
         completion_path="messages",
         key_header="x-api-key",
         key_scheme="",

@@ -12,6 +12,7 @@ COMMENT: Final = b": PROCESSING\n\n"
 DONE: Final = b"data: [DONE]\n\n"
 _PART_CHARACTERS: Final = 9
 _NUMBER: Final = re.compile(r'"<number ([^"<>]*)>"')
+_WORD: Final = re.compile(r"\s*\S+\s*|\s+")
 _TEXTS: Final = ("content", "refusal", "reasoning", "reasoning_content")
 Cut = Callable[[str], Sequence[str]]
 """Cuts a text into the parts of which the stream consists."""
@@ -20,6 +21,11 @@ Cut = Callable[[str], Sequence[str]]
 def cut(text: str) -> list[str]:
     """Cut a text in two."""
     return [text[:_PART_CHARACTERS], text[_PART_CHARACTERS:]] if len(text) > _PART_CHARACTERS else [text]
+
+
+def cut_into_tokens(text: str) -> list[str]:
+    """Cut a text into its words, each a token of a completion."""
+    return _WORD.findall(text)
 
 
 def as_events(body: bytes, cut: Cut = cut) -> list[bytes] | None:

@@ -43,12 +43,16 @@ FAULTS: Final[dict[str, bool]] = {
     "overcharge": True,  # Charged ten times the list price.
 }
 
+STREAM_FAULTS: Final = ("stream_cut", "stream_half_event", "stream_hang", "stream_error", "stream_reset")
+"""Faults in the middle of an event stream: it ends there, or in an event, or sends nothing more, or an event with an
+error, or its connection is reset. What was sent is charged, but for an error. A plain reply has no such fault."""
+
 
 def check_fault(name: str) -> str:
     """Return `name` if it is a fault or a scenario. Errors: ValueError."""
     match = _HTTP.fullmatch(name)
-    if name not in FAULTS and name not in SCENARIOS and not (match and int(match[1]) in STATUS_CODES):
-        raise ValueError(unknown_name("fault", name, (*FAULTS, *SCENARIOS)))
+    if name not in (*FAULTS, *STREAM_FAULTS, *SCENARIOS) and not (match and int(match[1]) in STATUS_CODES):
+        raise ValueError(unknown_name("fault", name, (*FAULTS, *STREAM_FAULTS, *SCENARIOS)))
     return name
 
 

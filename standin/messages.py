@@ -14,7 +14,7 @@ from tollbook.standin.scenarios import Scenario, Tokens
 
 _FIELDS: Final = frozenset(
     {"model", "messages", "max_tokens", "system", "metadata", "stop_sequences", "temperature", "top_k", "top_p",
-     "tools", "tool_choice", "thinking", "output_config", "service_tier", "cache_control"}
+     "tools", "tool_choice", "thinking", "output_config", "service_tier", "cache_control", "stream"}
 )  # fmt: skip
 _ERROR_TYPES: Final = {
     400: "invalid_request_error", 401: "authentication_error", 402: "billing_error", 403: "permission_error",
@@ -45,7 +45,7 @@ def read_message_request(document: Any, models: Mapping[str, object]) -> Complet
     texts = [*([{"role": "system", "content": _text(system)}] if system else []), *map(_turn, turns)]
     user = body.get("metadata", {}).get("user_id", "")
     asked = {"model": body.get("model"), "messages": texts, "max_tokens": body["max_tokens"], "user": user}
-    return read_request(asked, models)
+    return read_request({**asked, "stream": body.get("stream", False)}, models)
 
 
 def _check_turns(turns: list[dict[str, Any]]) -> None:

@@ -33,6 +33,7 @@ class CompletionRequest:
     """A request that can be answered, and the tokens that it uses.
 
     `json_text`: an answer in the form that was asked for; `call`: name and arguments of a tool to call.
+    `has_words`: its answer has a word for each token.
     """
 
     model: str
@@ -44,6 +45,7 @@ class CompletionRequest:
     is_streamed: bool = False
     json_text: str | None = None
     call: tuple[str, str] | None = None
+    has_words: bool = False
 
     @property
     def price_nanousd(self) -> int:
@@ -149,6 +151,8 @@ def filler(asked: CompletionRequest) -> str:
     """Return the text of a completion: JSON where that was asked for, else one which says that it is none."""
     if asked.json_text is not None:
         return asked.json_text
+    if asked.has_words:
+        return " ".join(["[stand-in]", *["nothing"] * (asked.completion_tokens - 1)])
     return f"[stand-in] {asked.completion_tokens} tokens of nothing."
 
 

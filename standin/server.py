@@ -16,8 +16,8 @@ from aiohttp import web
 from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
 from tollbook.standin.apis import APIS, Api
 from tollbook.standin.book import Book, Entry
-from tollbook.standin.event_streams import COMMENT, as_events
-from tollbook.standin.faults import FAULTS, FaultPlan, check_fault, http_fault
+from tollbook.standin.event_streams import COMMENT, cut, cut_into_tokens
+from tollbook.standin.faults import FAULTS, STREAM_FAULTS, FaultPlan, check_fault, http_fault
 from tollbook.standin.prices import EMBEDDINGS_PRICES, PRICES, ListPrice, listing, usd_literal
 from tollbook.standin.replies import (
     BadRequest,
@@ -28,6 +28,7 @@ from tollbook.standin.replies import (
     read_embeddings_request,
 )
 from tollbook.standin.scenarios import SCENARIOS, fee_of_own_key
+from tollbook.standin.streams import PacedStream
 
 _MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 _WITHOUT_HEADERS: Final = ("in_flight", "hang", "hang_charged", "reset_before_charge", "reset_after_charge",
@@ -39,12 +40,15 @@ _WITHOUT_HEADERS: Final = ("in_flight", "hang", "hang_charged", "reset_before_ch
 class StandInConfig:
     """How the stand-in behaves. Port 0 takes a free one. With an `api_key`, requests without it are refused.
 
+    With `chunk_ms`, a streamed answer has a word for each token, sent as a part of its own with this pause after it,
+    and whoever leaves pays for what was sent. Without, it comes in two parts at once.
     With `lists_prices`, `/models` states prices, as OpenRouter's does; many servers' does not.
     """
 
     port: int = 0
     latency_ms: int = 0
     slow_ms: int = 500
+    chunk_ms: int | None = None
     faults: FaultPlan = field(default_factory=FaultPlan)
     book_path: Path | None = None
     api_key: str | None = None
@@ -154,6 +158,10 @@ class StandIn:
     ) -> web.StreamResponse:
         if fault is not None and fault in SCENARIOS:
             return await self._play(request, fault, asked, generation_id, api)
+        if asked.is_streamed and (fault in STREAM_FAULTS or (fault is None and self.config.chunk_ms is not None)):
+            return await self._stream(request, asked, generation_id, fault, api)
+        if fault in STREAM_FAULTS:
+            fault = None
         reply = partial(_reply, generation_id=generation_id, id_header=api.id_header)
         status = http_fault(fault) if fault else None
         # Charged before the wait: a client that disconnects meanwhile pays in full, as with OpenRouter.
@@ -182,7 +190,7 @@ class StandIn:
                 body = api.completion(asked, generation_id, charged, None)[:-20]
             case "cut_off":
                 body = api.completion(asked, generation_id, charged, None)
-                events = as_events(body) if stream else None
+                events = api.events(body, cut) if stream else None
                 body = b"".join(events[: len(events) // 2]) if events else body[: len(body) // 2]
             case "html_body":
                 body = b"<html><body>Bad gateway</body></html>"
@@ -190,7 +198,7 @@ class StandIn:
                 body = api.error(502, "provider failed")
             case _:
                 body = api.completion(asked, generation_id, charged, fault)
-        return await _end(stream, body) if stream else reply(200, body)
+        return await _end(stream, body, api) if stream else reply(200, body)
 
     async def _play(
         self, request: web.Request, name: str, asked: CompletionRequest, generation_id: str, api: Api
@@ -205,8 +213,35 @@ class StandIn:
             await asyncio.sleep(self.config.latency_ms / 1000)
         body = api.scenario_body(scenario, tokens, generation_id, filler(asked))
         if stream:
-            return await _end(stream, body)
+            return await _end(stream, body, api)
         return _reply(scenario.status, body, generation_id, id_header=api.id_header)
+
+    async def _stream(
+        self, request: web.Request, asked: CompletionRequest, generation_id: str, fault: str | None, api: Api
+    ) -> web.StreamResponse:
+        """Stream an answer at its pace. What was sent until the end, or until the client left, is charged."""
+        asked = replace(asked, has_words=self.config.chunk_ms is not None)
+        response = await _begin(request, generation_id, api)
+        if self.config.latency_ms:
+            await asyncio.sleep(self.config.latency_ms / 1000)
+        body = api.completion(asked, generation_id, asked.price_nanousd, None)
+        events = api.events(body, cut_into_tokens if asked.has_words else cut)
+        assert events is not None, "a completion has events"
+
+        def charge(share: float) -> None:
+            generated = replace(asked, completion_tokens=max(1, round(asked.completion_tokens * share)))
+            self._book(generated, generation_id, fault, generated.price_nanousd)
+
+        stream = PacedStream(
+            request=request,
+            response=response,
+            events=events,
+            error=api.error_event(api.error(502, "provider failed")),
+            charge=charge,
+            stopping=self._stopping,
+            pause_s=(self.config.chunk_ms or 0) / 1000,
+        )
+        return await stream.send(fault)
 
     async def _stall(
         self, stream: web.StreamResponse, asked: CompletionRequest, generation_id: str
@@ -326,9 +361,9 @@ async def _begin(request: web.Request, generation_id: str, api: Api) -> web.Stre
     return stream
 
 
-async def _end(stream: web.StreamResponse, body: bytes) -> web.StreamResponse:
+async def _end(stream: web.StreamResponse, body: bytes, api: Api) -> web.StreamResponse:
     """Send a body as events, where it is a completion, and end the stream."""
-    await stream.write(b"".join(as_events(body) or [body]))
+    await stream.write(b"".join(api.events(body, cut) or [body]))
     await stream.write_eof()
     return stream
 

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import structlog
 from redis.asyncio import Redis
 
 from tests.chromium import describe_chromium
+from tests.empty_projections import copy_empty_projections, made_anew, make_folder
 from tests.loop_clock import LoopClock
 from tests.servers import EMBEDDED, TestServers, describe_servers, server_kinds
 from tests.unsigned_extensions import allow_unsigned_extensions
@@ -21,8 +23,10 @@ from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 
 # How long an example takes says how busy the machine is, not whether the code is right.
-hypothesis.settings.register_profile("tollbook", deadline=None)
-hypothesis.settings.load_profile("tollbook")
+hypothesis.settings.register_profile("full", deadline=None)
+# While one works, a property is tried with few examples. `python3 dev.py test --slow` tries each again, with many.
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)
+hypothesis.settings.load_profile("quick")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,6 +43,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # They load in the background, and a hold must not depend on when: their own tests switch them on.
     os.environ.setdefault("TOLLBOOK_TOKENIZERS", "off")
     allow_unsigned_extensions()
+    if (folder := make_folder()) is not None:
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    copy_empty_projections()
     # The stand-in's book is held against the ledger by user. Tests of what a provider is told say so.
     os.environ.setdefault("TOLLBOOK_PROVIDER_USER", "plain")
 
@@ -112,6 +119,13 @@ async def private_server(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
     await server.start()
     yield server
     await server.stop()
+
+
+@pytest.fixture
+def projections_made_anew() -> Iterator[None]:
+    """New projections are made in this process as users make them, and not copied (tests/empty_projections.py)."""
+    with made_anew():
+        yield
 
 
 @pytest.fixture

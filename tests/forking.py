@@ -16,7 +16,19 @@ from typing import Any
 
 _forking = multiprocessing.get_context("forkserver")
 _forking.set_forkserver_preload(
-    ["tollbook.app.processes", "tollbook.cli.app", "tollbook.app.connect", "tollbook.views.tables"]
+    [
+        "tollbook.app.processes",
+        "tollbook.cli.app",
+        "tollbook.cli.serve",
+        "tollbook.app.connect",
+        "tollbook.views.tables",
+        "tollbook.standin",
+        "tollbook.observability.server",
+        "anyio._backends._asyncio",
+        "httpcore",
+        "uvicorn.protocols.http.h11_impl",
+        "uvloop",
+    ]
 )
 
 
@@ -71,10 +83,12 @@ def run_command(
     has_session: bool = False,
 ) -> None:
     """Be `tollbook ...` to the end; `files` are standard input, output and errors."""
+    from tests.empty_projections import copy_empty_projections
     from tests.unsigned_extensions import allow_unsigned_extensions
     from tollbook.cli.app import run
 
     allow_unsigned_extensions()
+    copy_empty_projections()
     if has_session:
         os.setsid()
     os.chdir(cwd)

@@ -34,7 +34,7 @@ def key_document(issued: IssuedKey, now_ms: int) -> dict[str, Any]:
     }
 
 
-def print_keys(documents: Sequence[dict[str, Any]]) -> None:
+def print_keys(documents: Sequence[dict[str, Any]], printer: Printer | None = None) -> None:
     """Print keys as a table, of documents by `key_document`."""
     rows = [
         Row(
@@ -48,7 +48,7 @@ def print_keys(documents: Sequence[dict[str, Any]]) -> None:
         )
         for each in documents
     ]
-    Printer().table(("id", "name", "user", "state"), rows, "Keys of the gateway")
+    (printer or Printer()).table(("id", "name", "user", "state"), rows, "Keys of the gateway")
 
 
 def _state(document: dict[str, Any]) -> str:

@@ -6,17 +6,19 @@ against the whole system, and compare with the same rows.
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from docs.generate.markdown import code, table, with_part
-from tollbook.inference.attempts import Attempt
+from tollbook.inference.attempts import Attempt, ChatRequest
+from tollbook.inference.providers.bodies import read_body
 from tollbook.inference.providers.faults import Fault
-from tollbook.inference.providers.replies import read_reply
+from tollbook.inference.providers.replies import Reply, read_reply
 from tollbook.schemas.failures import FAILURES
 from tollbook.standin.scenarios import SCENARIOS
 
 PAGE: Final = Path(__file__).resolve().parents[1] / "reference" / "outcomes.md"
 MODEL: Final = "anthropic/claude-sonnet-4"
+MAX_TOKENS: Final = 1_000
 
 _STATUSES: Final = (400, 401, 402, 403, 404, 408, 409, 413, 422, 429, 500, 502, 503, 504, 524, 529)
 _BOOKED: Final = {
@@ -98,5 +100,5 @@ def next_steps(ended: Attempt | Fault) -> str:
 
 
 def _read(status: int, body: bytes) -> Attempt:
-    options: dict[str, Any] = {"model": MODEL, "is_insured": False, "latency_ms": 0, "now_s": 0.0}
-    return read_reply(status, {}, body, **options)
+    reply = Reply.of_body(status, {}, read_body(body), latency_ms=0, now_s=0.0)
+    return read_reply(reply, ChatRequest(model=MODEL, messages=(), max_tokens=MAX_TOKENS), is_insured=False)

@@ -64,6 +64,7 @@ _TABLES: Final = (
     "credits",
     "alerts",
     "policies",
+    "api_keys",
     "position",
     "discrepancies",
 )

@@ -63,11 +63,18 @@ def block_of(segment: Segment) -> Table:
         case "reasoning":
             return {"type": "thinking", "thinking": segment.text, "signature": packed(segment.details)}
         case "content" | "refusal":
-            return {"type": "text", "text": segment.text, "citations": None}
+            return {"type": "text", "text": segment.text}
+        case "image":
+            return {"type": "text", "text": image_text(segment.text)}
         case "call":
             return {"type": "tool_use", "id": segment.call_id, "name": segment.name, "input": _input(segment)}
         case _:
             assert_never(segment.kind)
+
+
+def image_text(address: str) -> str:
+    """Return an image as text: Anthropic's answers have no images. Without an address there is none yet."""
+    return f"![image]({address})" if address else ""
 
 
 def stop_fields(result: InferenceResult) -> Table:

@@ -12,7 +12,7 @@ from tollbook.gateway.messages.tools import tool_fields
 from tollbook.gateway.request_fields import Table, body_of, list_at, refusal, refuse_set, table_at, word_at
 from tollbook.schemas.tasks import InvalidTask
 
-DISPENSABLE: Final = frozenset({"reasoning", "reasoning_effort", "parallel_tool_calls", "top_k"})
+DISPENSABLE: Final = frozenset({"reasoning", "parallel_tool_calls"})
 """Chat fields that SDKs and agents send unasked: may be left out where the model does not support them."""
 _REFUSED: Final = {
     "service_tier": "it changes the price of a token, and the bound rests on the standard price",
@@ -61,6 +61,9 @@ def _fields(given: Table) -> Table:
     fields = {name: each for name, each in given.items() if name not in _IGNORED | _TRANSLATED | _REFUSED.keys()}
     if not given.get("stream", True):
         del fields["stream"]
+    if fields.get("temperature") == 1:
+        # Anthropic's default, which Claude Code sends; many models refuse any temperature.
+        del fields["temperature"]
     fields["messages"] = messages_of(given.get("system"), given["messages"])
     if given.get("stop_sequences"):
         fields["stop"] = list_at(given["stop_sequences"], "stop_sequences")

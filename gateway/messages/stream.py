@@ -13,6 +13,7 @@ from tollbook.gateway.messages.document import (
     block_of,
     error_body,
     id_stem,
+    image_text,
     model_of,
     stop_fields,
     usage_of,
@@ -109,6 +110,8 @@ def _delta(segment: Segment, text: str) -> Table:
             return {"type": "thinking_delta", "thinking": text}
         case "content" | "refusal":
             return {"type": "text_delta", "text": text}
+        case "image":
+            return {"type": "text_delta", "text": image_text(text)}
         case "call":
             return {"type": "input_json_delta", "partial_json": text}
         case _:

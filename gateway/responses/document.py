@@ -45,8 +45,8 @@ def id_stem(response_id: str) -> str:
 
 def items_of(segments: Sequence[Segment], stem: str, body: Mapping[str, Any]) -> list[Table]:
     """Return the items of an answer."""
-    names = ToolNames(body.get("tools"))
-    return [item_of(segment, index, stem=stem, names=names) for index, segment in enumerate(segments)]
+    names = ToolNames(body)
+    return [item_of(segment, stem=stem, names=names) for segment in segments]
 
 
 def begun_document(*, response_id: str, created_s: int, body: Mapping[str, Any]) -> Table:

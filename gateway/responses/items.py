@@ -5,24 +5,29 @@ wants the results of its calls right behind it. Images and files in results of t
 """
 
 import json
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from tollbook.gateway.reasoning_details import unpacked
 from tollbook.gateway.request_fields import Table, kind_of, list_at, refusal, table_at, text_at, word_at
 from tollbook.gateway.responses.content import NOTHING_KEPT, answer_content, message_content, tool_output
-from tollbook.gateway.responses.tools import INPUT, function_name
+from tollbook.gateway.responses.output import response_id_of
+from tollbook.gateway.responses.tools import ADDITIONAL_TOOLS, INPUT, function_name
 from tollbook.schemas.problems import shown
 
+_HOW_TO_SEND: Final = "SDKs do so with `store: false`"
+REFERENCE: Final = "item_reference"
 _ROLES: Final = ("user", "assistant", "system", "developer")
-# Tells that a search was made, and not what was found; what the model made of it is in its text.
-_PASSED_OVER: Final = frozenset({"web_search_call"})
+# The first tells that a search was made, and not what was found; what the model made of it is in its text. The other
+# is read with the tools.
+_PASSED_OVER: Final = frozenset({"web_search_call", ADDITIONAL_TOOLS})
 
 
-def messages_of(items: object) -> list[Table]:
-    """Return the conversation. Errors: InvalidTask."""
+def messages_of(items: object, known: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """Return the conversation; `known` are the items that it may refer to, by id. Errors: InvalidTask."""
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
-    conversation = _Conversation()
+    conversation = _Conversation(known)
     for number, item in enumerate(list_at(items, "input")):
         conversation.add(item, f"input[{number}]")
     return conversation.end()
@@ -31,14 +36,15 @@ def messages_of(items: object) -> list[Table]:
 class _Conversation:
     """Gathers messages: the turn of the model that is under way, and media of tools that wait for its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Mapping[str, Mapping[str, Any]]) -> None:
+        self._known = known
         self._messages: list[Table] = []
         self._turn: Table | None = None
         self._media: list[Table] = []
 
     def add(self, value: object, path: str) -> None:
         item = table_at(value, path)
-        match kind_of(item, path, "message" if "role" in item else None):
+        match kind_of(item, path, "message" if "role" in item else REFERENCE):
             case "message":
                 self._add_message(item, path)
             case "reasoning":
@@ -47,8 +53,10 @@ class _Conversation:
                 self._add_call(item, path, is_custom=kind == "custom_tool_call")
             case "function_call_output" | "custom_tool_call_output":
                 self._add_output(item, path)
-            case "item_reference":
-                raise refusal(path, f"refers to an earlier item: {NOTHING_KEPT}; send the item itself")
+            case "image_generation_call":
+                self._add_image(item, path)
+            case kind if kind == REFERENCE:
+                self._add_known(text_at(item.get("id"), f"{path}.id"), path)
             case "compaction":
                 raise refusal(path, "is a compaction, which only OpenAI can read: send the conversation")
             case kind if kind not in _PASSED_OVER:
@@ -60,6 +68,17 @@ class _Conversation:
         self._end_turn()
         self._end_results()
         return self._messages
+
+    def _add_known(self, item_id: str, path: str) -> None:
+        item = self._known.get(item_id)
+        if item is not None:
+            self.add(item, path)
+        # A stream can have cut a text in two, which is one in the kept answer.
+        elif response_id_of(item_id) not in set(map(response_id_of, self._known)):
+            raise refusal(
+                path,
+                f"refers to an earlier item: {NOTHING_KEPT}; send the item itself (SDKs do so with `store: false`)",
+            )
 
     def _add_message(self, item: Table, path: str) -> None:
         role = word_at(item.get("role"), f"{path}.role", _ROLES)
@@ -92,6 +111,13 @@ class _Conversation:
         turn = self._open_turn()
         if text:
             turn["reasoning"] = f"{turn['reasoning']}\n\n{text}" if "reasoning" in turn else text
+
+    def _add_image(self, item: Table, path: str) -> None:
+        data = text_at(item.get("result"), f"{path}.result")
+        url = f"data:image/{item.get('output_format', 'png')};base64,{data}"
+        turn = self._open_turn()
+        turn.setdefault("content", "")
+        turn.setdefault("images", []).append({"type": "image_url", "image_url": {"url": url}})
 
     def _add_call(self, item: Table, path: str, *, is_custom: bool) -> None:
         name = function_name(text_at(item.get("name"), f"{path}.name"), item.get("namespace"))

@@ -1,6 +1,8 @@
 """Items of Responses' `output`: one for each segment of an answer."""
 
 import json
+import re
+from dataclasses import replace
 from typing import Any, Final, Literal, assert_never, cast
 
 from tollbook.gateway.reasoning_details import packed
@@ -10,12 +12,13 @@ from tollbook.gateway.segments import Segment
 
 Status = Literal["in_progress", "completed", "incomplete"]
 ID_PREFIX: Final = "resp_"
+_IMAGE_HEAD: Final = re.compile(r"data:image/(png|webp|jpeg|gif)\b")
 
 
-def item_of(segment: Segment, index: int, *, stem: str, names: ToolNames, status: Status | None = None) -> Table:
-    """Return the item of the segment with that number. `stem` makes its id unique among all answers."""
+def item_of(segment: Segment, *, stem: str, names: ToolNames, status: Status | None = None) -> Table:
+    """Return the item of a segment. `stem` makes its id unique among all answers."""
     status = status or ("incomplete" if segment.is_cut else "completed")
-    item_id = item_id_of(segment, index, stem=stem, names=names)
+    item_id = item_id_of(segment, stem=stem, names=names)
     match segment.kind:
         case "reasoning":
             summary = [summary_part(segment.text)] if segment.text else []
@@ -29,31 +32,40 @@ def item_of(segment: Segment, index: int, *, stem: str, names: ToolNames, status
         case "content" | "refusal":
             content = [part_of(segment, segment.text)]
             return {"id": item_id, "type": "message", "status": status, "role": "assistant", "content": content}
+        case "image":
+            return {"id": item_id, "type": "image_generation_call", "status": status, **_image(segment.text)}
         case "call":
             return {"id": item_id, **_call(segment, names), "status": status}
         case _:
             assert_never(segment.kind)
 
 
-def opened_item(segment: Segment, index: int, *, stem: str, names: ToolNames) -> Table:
+def opened_item(segment: Segment, *, stem: str, names: ToolNames) -> Table:
     """Return the item as it is announced: without its text."""
-    begun = Segment(segment.kind, call_id=segment.call_id, name=segment.name, is_custom=segment.is_custom)
-    item = item_of(begun, index, stem=stem, names=names, status="in_progress")
+    begun = replace(segment, text="", is_cut=False, details=[])
+    item = item_of(begun, stem=stem, names=names, status="in_progress")
     return {**item, **{name: [] for name in ("content", "summary") if name in item}}
 
 
-def item_id_of(segment: Segment, index: int, *, stem: str, names: ToolNames) -> str:
-    """Return the id of an item, with the prefix that OpenAI's have."""
+def item_id_of(segment: Segment, *, stem: str, names: ToolNames) -> str:
+    """Return the id of an item, with the prefix that OpenAI's have. `response_id_of` knows the way back."""
     match segment.kind:
         case "reasoning":
             prefix = "rs"
         case "content" | "refusal":
             prefix = "msg"
+        case "image":
+            prefix = "ig"
         case "call":
             prefix = "ctc" if is_custom(segment, names) else "fc"
         case _:
             assert_never(segment.kind)
-    return f"{prefix}_{stem}_{index}"
+    return f"{prefix}_{stem}_{segment.number}"
+
+
+def response_id_of(item_id: str) -> str:
+    """Return the id of the answer that an item is of."""
+    return ID_PREFIX + item_id.partition("_")[2].rpartition("_")[0]
 
 
 def part_of(segment: Segment, text: str) -> Table:
@@ -83,6 +95,13 @@ def custom_input(segment: Segment) -> str:
         return segment.text
     text = cast("dict[str, Any]", arguments).get(INPUT) if isinstance(arguments, dict) else None
     return text if isinstance(text, str) else segment.text
+
+
+def _image(address: str) -> Table:
+    """Return an image as OpenAI's have it: the data alone, without the head of a `data:` URL, and its format."""
+    head, _, data = address.rpartition(",")
+    found = _IMAGE_HEAD.match(head)
+    return {"result": data or None, **({"output_format": found[1]} if found else {})}
 
 
 def _call(segment: Segment, names: ToolNames) -> Table:

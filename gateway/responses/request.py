@@ -45,8 +45,12 @@ _TRANSLATED: Final = frozenset(
 _MAX_CACHE_KEY_CHARACTERS: Final = 64
 
 
-def chat_fields(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body of a request as fields of a chat completion. Errors: InvalidTask, which names the field."""
+def chat_fields(body: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """Return the body of a request as fields of a chat completion.
+
+    `known` are items of earlier answers by id, to which the input may refer (`references.py`).
+    Errors: InvalidTask, which names the field.
+    """
     given = body_of(body)
     refuse_set(given, _REFUSED, _NEUTRAL)
     if "message.output_text.logprobs" in list_at(given.get("include", []), "include"):
@@ -54,22 +58,22 @@ def chat_fields(body: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: each for name, each in given.items() if name not in _IGNORED | _TRANSLATED | _REFUSED.keys()}
     if not given.get("stream", True):
         del fields["stream"]
-    fields["messages"] = _messages(given)
+    fields["messages"] = _messages(given, known or {})
     if "max_output_tokens" in given:
         fields["max_tokens"] = given["max_output_tokens"]
     return {**fields, **_tools(given), **_text(given), **_reasoning(given), **_cache_key(given)}
 
 
-def _messages(given: Table) -> list[Table]:
+def _messages(given: Table, known: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     if "input" not in given:
         raise InvalidTask("'input' is missing")
     instructions = text_at(given.get("instructions", ""), "instructions")
     system = [{"role": "system", "content": instructions}] if instructions else []
-    return [*system, *messages_of(given["input"])]
+    return [*system, *messages_of(given["input"], known)]
 
 
 def _tools(given: Table) -> Table:
-    tools = functions_of(given.get("tools", []))
+    tools = functions_of(given)
     if not tools:
         return {}
     # Without tools, providers refuse what says how to use them.

@@ -37,7 +37,7 @@ class Events:
         self._body = body or {}
         self._stem = id_stem(response_id)
         self._begun = begun_document(response_id=response_id, created_s=created_s, body=self._body)
-        self._names = ToolNames(self._body.get("tools"))
+        self._names = ToolNames(self._body)
         self._segments = Segments(self._stem)
         self._sequence_number = 0
 
@@ -87,7 +87,7 @@ class Events:
         for step in steps:
             match step:
                 case Opened(segment, index):
-                    item = opened_item(segment, index, stem=self._stem, names=self._names)
+                    item = opened_item(segment, stem=self._stem, names=self._names)
                     yield "response.output_item.added", {"output_index": index, "item": item}
                     yield from self._of_item(index, segment, _opened)
                 case Grown(segment, index, text):
@@ -95,13 +95,13 @@ class Events:
                         yield from self._of_item(index, segment, lambda each, text=text: _grown(each, text))
                 case Closed(segment, index):
                     yield from self._of_item(index, segment, self._closed)
-                    item = item_of(segment, index, stem=self._stem, names=self._names)
+                    item = item_of(segment, stem=self._stem, names=self._names)
                     yield "response.output_item.done", {"output_index": index, "item": item}
                 case _:
                     assert_never(step)
 
     def _of_item(self, index: int, segment: Segment, events: Callable[[Segment], Iterable[_Event]]) -> Iterable[_Event]:
-        item_id = item_id_of(segment, index, stem=self._stem, names=self._names)
+        item_id = item_id_of(segment, stem=self._stem, names=self._names)
         return [(name, {"item_id": item_id, "output_index": index, **data}) for name, data in events(segment)]
 
     def _closed(self, segment: Segment) -> Iterable[_Event]:
@@ -128,6 +128,8 @@ def _opened(segment: Segment) -> Iterable[_Event]:
     match segment.kind:
         case "content" | "refusal":
             yield "response.content_part.added", {"content_index": 0, "part": part_of(segment, "")}
+        case "image":
+            yield "response.image_generation_call.in_progress", {}
         case "reasoning" | "call":
             return
         case _:
@@ -144,6 +146,8 @@ def _grown(segment: Segment, text: str) -> Iterable[_Event]:
             yield "response.output_text.delta", {"content_index": 0, "delta": text, "logprobs": []}
         case "refusal":
             yield "response.refusal.delta", {"content_index": 0, "delta": text}
+        case "image":
+            return
         case "call" if segment.is_custom:
             yield "response.custom_tool_call_input.delta", {"delta": text}
         case "call":
@@ -166,6 +170,8 @@ def _done(segment: Segment) -> Iterable[_Event]:
         case "refusal":
             yield "response.refusal.done", {"content_index": 0, "refusal": text}
             yield "response.content_part.done", {"content_index": 0, "part": part_of(segment, text)}
+        case "image":
+            yield "response.image_generation_call.completed", {}
         case "call":
             return
         case _:

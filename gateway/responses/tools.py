@@ -4,13 +4,15 @@ Custom tools become functions with one text, since most providers behind a chat 
 grammar is told in the description. Tools of a namespace are named with it. `ToolNames` knows the way back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tollbook.gateway.request_fields import Table, kind_of, list_at, refusal, table_at, text_at
 from tollbook.schemas.problems import shown
 
+ADDITIONAL_TOOLS: Final = "additional_tools"
+"""The type of an item that brings tools."""
 INPUT: Final = "input"
 """The one argument of a custom tool."""
 _INPUT_SCHEMA: Final[Table] = {"type": "object", "properties": {INPUT: {"type": "string"}}, "required": [INPUT]}
@@ -18,6 +20,8 @@ _SEPARATOR: Final = "__"
 _SERVER_TOOL: Final = (
     "the provider runs it as often as it likes, at a cost without an upper bound; send functions, and run them yourself"
 )
+
+_WITHOUT_SEARCH: Final = ' (Codex leaves this one out with `web_search = "disabled"`)'
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +36,10 @@ class ToolName:
 class ToolNames:
     """The tools of a request by the names of their functions."""
 
-    def __init__(self, tools: object = None) -> None:
-        """Read the names from `tools` of a body that was translated."""
+    def __init__(self, body: Mapping[str, Any]) -> None:
+        """Read the names from the body of a request that was translated."""
         self._by_function: dict[str, ToolName] = {}
-        for tool, namespace in _flat(tools):
+        for tool, namespace in _flat(body):
             name = ToolName(str(tool["name"]), namespace, tool.get("type") == "custom")
             self._by_function[function_name(name.name, namespace)] = name
 
@@ -49,11 +53,13 @@ def function_name(name: str, namespace: str | None) -> str:
     return f"{namespace}{_SEPARATOR}{name}" if namespace else name
 
 
-def functions_of(tools: object) -> list[Table]:
-    """Return `tools` as those of a chat completion. Errors: InvalidTask."""
+def functions_of(body: Mapping[str, Any]) -> list[Table]:
+    """Return the tools of a request as those of a chat completion. Errors: InvalidTask.
+
+    They stand in `tools`, or in items of the input, where Codex has them for OpenAI's newest models.
+    """
     made: list[Table] = []
-    for number, value in enumerate(list_at(tools, "tools")):
-        path = f"tools[{number}]"
+    for path, value in _listed(body):
         tool = table_at(value, path)
         match kind_of(tool, path):
             case "function" | "custom":
@@ -72,8 +78,9 @@ def functions_of(tools: object) -> list[Table]:
                     path, f"is OpenAI's tool {kind!r}, which a chat completion does not have: send it as a function"
                 )
             case kind:
-                raise refusal(path, f"is the server tool {shown(kind)}: {_SERVER_TOOL}")
-    return made
+                hint = _WITHOUT_SEARCH if kind == "web_search" else ""
+                raise refusal(path, f"is the server tool {shown(kind)}: {_SERVER_TOOL}{hint}")
+    return list({function["function"]["name"]: function for function in made}.values())
 
 
 def choice_of(choice: object, functions: list[Table]) -> tuple[object, list[Table]]:
@@ -135,13 +142,25 @@ def _functions_of_namespace(namespace: Table, path: str) -> list[Table]:
     return made
 
 
-def _flat(tools: object) -> list[tuple[Mapping[str, Any], str | None]]:
-    """Return functions and custom tools, each with its namespace."""
-    found: list[tuple[Mapping[str, Any], str | None]] = []
-    for value in list_at(tools or [], "tools"):
-        tool = table_at(value, "tools")
+def _listed(body: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """Yield the tools of a request, each with its place."""
+    items = body.get("input")
+    lists: list[tuple[str, object]] = [("tools", body.get("tools"))]
+    for number, item in enumerate(cast("list[object]", items) if isinstance(items, list) else []):
+        table = cast("Table", item) if isinstance(item, dict) else {}
+        if table.get("type") == ADDITIONAL_TOOLS:
+            lists.append((f"input[{number}].tools", table.get("tools")))
+    for path, tools in lists:
+        for number, tool in enumerate(list_at(tools or [], path)):
+            yield f"{path}[{number}]", tool
+
+
+def _flat(body: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str | None]]:
+    """Yield functions and custom tools, each with its namespace."""
+    for path, value in _listed(body):
+        tool = table_at(value, path)
         if tool.get("type") == "namespace":
-            found += [(table_at(each, "tools"), tool.get("name")) for each in list_at(tool.get("tools"), "tools")]
+            for each in list_at(tool.get("tools"), f"{path}.tools"):
+                yield table_at(each, path), tool.get("name")
         elif tool.get("type") in ("function", "custom"):
-            found.append((tool, None))
-    return found
+            yield tool, None

@@ -161,12 +161,17 @@ class Hold:
             ),
         )
 
-    def abandon_attempt(self) -> None:
-        """Charge an attempt whose reply nobody will read, if one is in flight, at its full bound (G3)."""
+    def abandon_attempt(self, told_nanousd: int | None = None) -> None:
+        """Charge an attempt whose reply nobody will read, if one is in flight.
+
+        It is charged at what the provider says that it cost, else at its full bound (G3).
+        """
         if not self._is_attempting:
             return
         self._is_attempting = False
         charge = Charge(self.bound.amount_nanousd, "assumed")  # G3
+        if told_nanousd is not None:
+            charge = Charge(told_nanousd, "reported")
         self._charge(charge)
         self._add_event(
             "model-called",
@@ -190,6 +195,11 @@ class Hold:
     def attempts_of(self, target: Target) -> int:
         """How often a model was tried under this hold."""
         return self._attempts_by_target[target]
+
+    @property
+    def id_in_flight(self) -> str | None:
+        """The provider's id of the attempt in flight; None without one, or while it is not known."""
+        return self.generation_id if self._is_attempting else None
 
     @property
     def shortage_nanousd(self) -> int:

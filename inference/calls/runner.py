@@ -7,12 +7,14 @@ the next.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 import structlog
 
 from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
+from tollbook.inference.calls.abandoned_requests import told_cost
 from tollbook.inference.calls.call import Call, failed_result, reply_result, with_larger_limit
 from tollbook.inference.calls.holds import Hold, charge_of, with_dearest_usage
 from tollbook.inference.calls.notes import Notes
@@ -26,6 +28,7 @@ from tollbook.inference.calls.steps import (
     settle_observed,
 )
 from tollbook.inference.current_policy import CurrentPolicy
+from tollbook.inference.deltas import DeltaRelay, OnDelta, ReaderFailed
 from tollbook.inference.errors import PriceUnknown, ProviderNotConfigured, SettingsError
 from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.prices.catalogue import PriceCatalogue
@@ -58,6 +61,22 @@ class CallTakenOver(LedgerError):
     def __init__(self, call_id: str) -> None:
         super().__init__(f"call {call_id} was taken over by another worker")
         self.call_id = call_id
+
+
+@dataclass(slots=True)
+class _Run:
+    """How far a run has come: the call, by the limit of its last attempt; its hold; a reply, or why there is none."""
+
+    call: Call
+    hold: Hold
+    relay: DeltaRelay | None
+    reply: Attempt | None = None
+    failure: str | None = None
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether somebody has read a part of the answer."""
+        return self.relay is not None and self.relay.has_passed
 
 
 class CallRunner:
@@ -96,46 +115,57 @@ class CallRunner:
         return self._notes.lost
 
     async def run(
-        self, call: Call, hold: Hold, *, give_up: str | None = None, on_delta: object = None
+        self, call: Call, hold: Hold, *, give_up: str | None = None, on_delta: OnDelta | None = None
     ) -> InferenceResult:
         """Make a call and settle its hold; with `give_up` it ends with this problem, and no request.
 
-        Errors: CallTakenOver; LedgerUnavailable; LedgerRefused.
+        With `on_delta` the answer is passed on while it comes. From the first delta on, no other attempt is made: a
+        failure is the call's end then. Whoever leaves cancels: the request is cut off, and the hold settled.
+        Errors: CallTakenOver; LedgerUnavailable; LedgerRefused; whatever `on_delta` raises.
         """
-        failure = give_up
-        if failure is None and hold.shortage_nanousd:  # G1
-            failure = f"the price of {hold.bound.model} rose after the money was held; send the task again"
-        reply: Attempt | None = None
+        run = _Run(call, hold, DeltaRelay(on_delta) if on_delta is not None else None, failure=give_up)
         try:
-            while failure is None:
-                attempt = await self._attempt(call, hold)
-                if not attempt.is_ok:
-                    if reply is not None:
-                        break  # The first reply stands where the second try fails.
-                    failure = await self._after_failure(call, hold, attempt)
-                    continue
-                reply = attempt  # G4
-                larger = with_larger_limit(call, attempt)
-                if larger is None or not await self._prepare_larger(larger, hold):
-                    break
-                call = larger
-            result = self._result(call, hold, reply, failure, is_given_up=give_up is not None)
+            await self._ask(run)
+            result = self._result(run, is_given_up=give_up is not None)
+            if run.reply is not None and run.relay is not None:
+                await run.relay.finish(run.reply)
         except LedgerError:
             raise
-        except (asyncio.CancelledError, Exception):  # G2 G3
+        except (asyncio.CancelledError, Exception) as exc:  # G2 G3
             # A request may be in flight. Neither who cancels nor a fault of ours may leave a phantom hold behind.
-            await cleanup_shielded(
-                call.call_id, self._abandon(hold) if reply is None else self._keep(call, hold, reply)
-            )
+            await cleanup_shielded(call.call_id, self._leave(run))
+            if isinstance(exc, ReaderFailed):
+                raise exc.reason from None
             raise
         # Who cancels waits: an answer that is paid for and not stored would be paid for again.
-        reason = reply.error if reply is not None else failure
+        reason = run.reply.error if run.reply is not None else run.failure
         return await complete_shielded(self._settle(hold, result, reason=reason))  # G3 G4
 
-    def _result(
-        self, call: Call, hold: Hold, reply: Attempt | None, failure: str | None, *, is_given_up: bool
-    ) -> InferenceResult:
+    async def _ask(self, run: "_Run") -> None:
+        """Ask until there is a reply, or nothing more to be tried."""
+        hold = run.hold
+        if run.failure is None and hold.shortage_nanousd:  # G1
+            run.failure = f"the price of {hold.bound.model} rose after the money was held; send the task again"
+        while run.failure is None:
+            attempt = await self._attempt(run)
+            if not attempt.is_ok:
+                if run.has_passed:
+                    # Of this attempt: whoever reads along has a part of its answer.
+                    run.reply, run.failure = None, attempt.error or attempt.outcome
+                    break
+                if run.reply is not None:
+                    break  # The first reply stands where the second try fails.
+                run.failure = await self._after_failure(run.call, hold, attempt)
+                continue
+            run.reply = attempt  # G4
+            larger = None if run.has_passed else with_larger_limit(run.call, attempt)
+            if larger is None or not await self._prepare_larger(larger, hold):
+                break
+            run.call = larger
+
+    def _result(self, run: "_Run", *, is_given_up: bool) -> InferenceResult:
         """Make the result: of the reply that was paid for, where there is one, else of the attempt that failed last."""
+        call, hold, reply = run.call, run.hold, run.reply
         if reply is not None:
             return reply_result(
                 call,
@@ -148,20 +178,23 @@ class CallRunner:
         code = (last and last.error_code) or ErrorCode.INFERENCE_FAILED
         if is_given_up:
             last, code = None, ErrorCode.ATTEMPTS_EXHAUSTED
-        return failed_result(call, code, failure, self._now_ms(), cost_nanousd=hold.spent_nanousd, last=last)
+        return failed_result(call, code, run.failure, self._now_ms(), cost_nanousd=hold.spent_nanousd, last=last)
 
-    async def _attempt(self, call: Call, hold: Hold) -> Attempt:
+    async def _attempt(self, run: "_Run") -> Attempt:
+        call, hold = run.call, run.hold
         hold.begin_attempt()
+        if run.relay is not None:
+            run.relay.begin_attempt()
         prices = self._prices_of(call).at(hold.bound.provider)
         with self._observer.attempting(hold.bound.target, hold.attempts) as record_outcome:
-            attempt = await self._send(call, hold, prices.models)
+            attempt = await self._send(call, hold, prices.models, run.relay.take if run.relay is not None else None)
             attempt = with_dearest_usage(attempt, hold.bound, prices, self._now_ms())
             charge = charge_of(attempt, hold.bound, prices, self._now_ms())
             record_outcome(attempt, charge)
         hold.finish_attempt(attempt, charge)
         return attempt
 
-    async def _send(self, call: Call, hold: Hold, models: ModelCatalogue) -> Attempt:
+    async def _send(self, call: Call, hold: Hold, models: ModelCatalogue, on_delta: OnDelta | None) -> Attempt:
         model, provider = hold.bound.model, hold.bound.provider
         try:
             client = self._providers.at(provider, self._policies.of(call.user_id).policy)
@@ -188,6 +221,7 @@ class CallRunner:
                 price_limit=hold.bound,
             ),
             partial(self._note_id, hold),
+            on_delta,
         )
 
     def _note_id(self, hold: Hold, generation_id: str) -> None:
@@ -324,19 +358,32 @@ class CallRunner:
         # Where another run has ended the call meanwhile, its result is the task's, and not this one.
         return await self._results.get_of(hold.call_id, hold.user_id) or result  # G4
 
-    async def _abandon(self, hold: Hold) -> None:
-        """Settle a hold whose run ends here, without a result: the call may be run again."""
-        hold.abandon_attempt()
+    async def _leave(self, run: "_Run") -> None:
+        """Settle a hold whose run ends here; a request in flight is charged at what its provider says, else in full.
+
+        A reply that was paid for is the outcome (G4); without one there is no result, and the call may be run again.
+        """
+        hold = run.hold
+        hold.abandon_attempt(await self._told_cost(run))
+        if run.reply is not None:
+            result = self._result(run, is_given_up=False)
+            await self._settle(hold, result, reason=run.reply.error)
+            return
         request = hold.settle_request(outcome="failed", reason="cancelled", result="", is_final=False)
         if not await settle_observed(self._ledger, self._observer, request, hold):
             await self._correct(hold, result="")
         _log.warning("call.abandoned", call_id=hold.call_id, cost_nanousd=request.cost_nanousd)
 
-    async def _keep(self, call: Call, hold: Hold, reply: Attempt) -> None:
-        """Settle a hold whose second try ends here: the reply that was paid for is the outcome (G4)."""
-        hold.abandon_attempt()
-        result = reply_result(call, reply, self._now_ms(), cost_nanousd=hold.spent_nanousd)
-        await self._settle(hold, result, reason=reply.error)
+    async def _told_cost(self, run: "_Run") -> int | None:
+        """Return what the request in flight cost, as its provider says; None where none is, or nobody says."""
+        generation_id = run.hold.id_in_flight
+        if generation_id is None:
+            return None
+        try:
+            client = self._providers.at(run.hold.bound.provider, self._policies.of(run.call.user_id).policy)
+        except (ProviderNotConfigured, SettingsError):
+            return None
+        return await told_cost(client, generation_id, sleep=self._sleep)
 
     async def _correct(self, hold: Hold, *, result: str) -> bool:
         """Book what a hold that somebody else has settled really cost; return whether the call is over."""

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
 from tollbook.inference.models import ModelFacts
+from tollbook.inference.providers.replies import Reply
 from tollbook.schemas.policy import Dialect
 
 
@@ -51,7 +52,7 @@ class Adapter(Protocol):
     def completion_body(self, request: ChatRequest, *, is_streamed: bool = False) -> bytes:
         """Return the body that asks for a completion. It must limit what is billed as the bound assumes (G1).
 
-        `is_streamed`: the reply is asked for as an event stream with its usage, where `cost_question` has an answer.
+        `is_streamed`: the reply is asked for as an event stream, with its usage.
         """
         ...
 
@@ -59,22 +60,10 @@ class Adapter(Protocol):
         """Return where vectors are asked for, under the base URL, and the body; None where the dialect has none."""
         ...
 
-    def read_reply(
-        self,
-        status: int,
-        headers: Mapping[str, str],
-        body: bytes,
-        *,
-        model: str,
-        latency_ms: int,
-        now_s: float,
-        max_tokens: int | None = None,
-        inputs: int | None = None,
-    ) -> Attempt:
-        """Read a whole reply: the answer, or with `inputs` so many vectors; its usage and cost; or what went wrong.
+    def read_reply(self, reply: Reply, request: ChatRequest | EmbeddingsRequest) -> Attempt:
+        """Read a reply: the answer or the vectors that were asked for, usage and cost; or what went wrong.
 
-        `now_s` is the time of day. Whatever stands in the body, it returns an Attempt, whose `charge` says what is
-        known of the cost (G3).
+        Whatever stands in it, it returns an Attempt, whose `charge` says what is known of the cost (G3).
         """
         ...
 
@@ -82,8 +71,11 @@ class Adapter(Protocol):
         """Return the provider's id of a request, which is known before the body; None where it sends none."""
         ...
 
-    def early_id(self, headers: Mapping[str, str], start: bytes) -> str | None:
-        """Return the id for `cost_question`, from the headers and the start of the body; None while it is not known."""
+    def early_id(self, headers: Mapping[str, str], stream_id: object) -> str | None:
+        """Return the id for `cost_question`, from the headers, or from what an event stream calls its completion.
+
+        None while neither has come.
+        """
         ...
 
     def cost_question(self, generation_id: str) -> Question | None:

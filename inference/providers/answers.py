@@ -40,6 +40,7 @@ class Answer:
     refusal: str | None = None
     reasoning: str | None = None
     finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
 
     @property
     def is_answer(self) -> bool:
@@ -96,10 +97,10 @@ def _choice(value: object) -> Answer:
     if not isinstance(message, dict):
         text = choice.get("text")
         message = {"content": text} if isinstance(text, str) else None
-    finish = _finish(choice)
+    finish = finish_of(choice)
     if message is None:
         return Answer(has_choice=finish is not None, finish_reason=finish)
-    parts = _Parts()
+    parts = Parts()
     table = cast(dict[str, Any], message)
     parts.add(table.get("content"))
     for name in ("reasoning", "reasoning_content"):
@@ -116,6 +117,7 @@ def _choice(value: object) -> Answer:
         refusal=storable("".join(parts.refusals)) or None,
         reasoning=storable("".join(parts.reasoning)) or None,
         finish_reason=finish,
+        logprobs=cast("dict[str, Any]", plain(as_table(choice.get("logprobs")))) or None,
     )
 
 
@@ -125,8 +127,8 @@ def _images(value: object) -> tuple[str, ...]:
     return tuple(storable(url) for url in urls if isinstance(url, str) and url)
 
 
-class _Parts:
-    """Gathers the parts of a message's content."""
+class Parts:
+    """Gathers the parts of a message's content: texts, refusals, reasoning and tool calls."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -135,6 +137,7 @@ class _Parts:
         self.tool_calls: list[dict[str, Any]] = []
 
     def add(self, content: object) -> None:
+        """Take a content: a text, a part, or a list of them."""
         if isinstance(content, str):
             self.texts.append(content)
         elif isinstance(content, list):
@@ -144,12 +147,14 @@ class _Parts:
             self._add_part(cast(dict[str, Any], content))
 
     def add_reasoning(self, value: object) -> None:
+        """Take reasoning, in whatever form."""
         if value:
-            self.reasoning += _strings(value)
+            self.reasoning += texts_in(value)
 
     def add_refusal(self, value: object) -> None:
+        """Take a refusal, in whatever form."""
         if value:
-            self.refusals += _strings(value)
+            self.refusals += texts_in(value)
 
     def _add_part(self, part: dict[str, Any]) -> None:
         kind = part.get("type")
@@ -166,20 +171,20 @@ class _Parts:
             function = {"name": part.get("name"), "arguments": part.get("input")}
             self.tool_calls += _tool_calls({"tool_calls": [{"id": part.get("id"), "function": function}]})
         else:
-            self.texts += _strings(part.get("text"))
+            self.texts += texts_in(part.get("text"))
 
 
-def _strings(value: object, depth: int = 0) -> list[str]:
+def texts_in(value: object, depth: int = 0) -> list[str]:
     """Return the texts in a value: a string, an object with a text, or a list of them."""
     if isinstance(value, str):
         return [value]
     if depth > _MAX_DEPTH:
         return []
     if isinstance(value, list):
-        return [text for each in cast(list[object], value) for text in _strings(each, depth + 1)]
+        return [text for each in cast(list[object], value) for text in texts_in(each, depth + 1)]
     table = as_table(value)
     inner = next((table[name] for name in ("text", "value", "summary", "thinking") if table.get(name)), None)
-    return _strings(inner, depth + 1) if inner is not None else []
+    return texts_in(inner, depth + 1) if inner is not None else []
 
 
 def _tool_calls(message: dict[str, Any]) -> tuple[dict[str, Any], ...]:
@@ -193,7 +198,7 @@ def _tool_calls(message: dict[str, Any]) -> tuple[dict[str, Any], ...]:
 
 
 def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
-    cleaned = {storable(name): _plain(value) for name, value in call.items() if name != "index"}
+    cleaned = {storable(name): plain(value) for name, value in call.items() if name != "index"}
     cleaned.setdefault("type", "function")
     function = cleaned.get("function")
     if isinstance(function, dict):
@@ -203,7 +208,7 @@ def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
     return cleaned
 
 
-def _plain(value: object, depth: int = 0) -> Any:
+def plain(value: object, depth: int = 0) -> Any:
     """Return JSON values that can be stored: no Decimals, no half characters, nothing that is nested without end."""
     if isinstance(value, str):
         return storable(value)
@@ -214,13 +219,14 @@ def _plain(value: object, depth: int = 0) -> Any:
     if depth > _MAX_DEPTH:
         return None
     if isinstance(value, dict):
-        return {storable(name): _plain(each, depth + 1) for name, each in cast(dict[str, Any], value).items()}
+        return {storable(name): plain(each, depth + 1) for name, each in cast(dict[str, Any], value).items()}
     if isinstance(value, list):
-        return [_plain(each, depth + 1) for each in cast(list[object], value)]
+        return [plain(each, depth + 1) for each in cast(list[object], value)]
     return value
 
 
-def _finish(choice: dict[str, Any]) -> str | None:
+def finish_of(choice: dict[str, Any]) -> str | None:
+    """Return why a choice ended, in OpenAI's words where there is one; None where it does not say."""
     word = finish_word(choice.get("finish_reason"))
     native = finish_word(choice.get("native_finish_reason"))
     # A router may call everything `stop`, while the provider's own word says that the reply was cut.

@@ -17,7 +17,7 @@ from tollbook.inference.providers.adapter import Application, Question
 from tollbook.inference.providers.anthropic_messages import messages_of, tool_choice_of, tools_of
 from tollbook.inference.providers.compatible import models_in
 from tollbook.inference.providers.json_values import as_table
-from tollbook.inference.providers.replies import name_in, read_reply
+from tollbook.inference.providers.replies import Reply, name_in, read_reply
 from tollbook.schemas.policy import Dialect
 
 _VERSION: Final = "2023-06-01"
@@ -44,11 +44,8 @@ class Anthropic:
         key = {} if api_key is None else {"x-api-key": api_key.get_secret_value()}
         return {"anthropic-version": _VERSION, **key}
 
-    def completion_body(self, request: ChatRequest, *, is_streamed: bool = False) -> bytes:  # noqa: ARG002
-        """Return the body that asks for a message. `max_tokens` is required, and includes what the model thinks.
-
-        It is never streamed: Anthropic tells no cost by id.
-        """
+    def completion_body(self, request: ChatRequest, *, is_streamed: bool = False) -> bytes:
+        """Return the body that asks for a message. `max_tokens` is required, and includes what the model thinks."""
         system, messages = messages_of(request.messages)
         parameters = request.parameters
         body: dict[str, Any] = {
@@ -61,6 +58,7 @@ class Anthropic:
             **_stops(parameters),
             **tools_of(parameters),
             **tool_choice_of(parameters),
+            **({"stream": True} if is_streamed else {}),
         }
         if body.get("top_k", 1) < 1:
             del body["top_k"]  # All tokens, which is what its absence means.
@@ -80,36 +78,15 @@ class Anthropic:
         """Return None: Anthropic makes no embeddings."""
         return None
 
-    def read_reply(
-        self,
-        status: int,
-        headers: Mapping[str, str],
-        body: bytes,
-        *,
-        model: str,
-        latency_ms: int,
-        now_s: float,
-        max_tokens: int | None = None,
-        inputs: int | None = None,  # noqa: ARG002 - it makes no embeddings.
-    ) -> Attempt:
-        """Read a whole reply."""
-        return read_reply(
-            status,
-            headers,
-            body,
-            model=model,
-            is_insured=False,
-            request_id=self.id_of(headers),
-            latency_ms=latency_ms,
-            now_s=now_s,
-            max_tokens=max_tokens,
-        )
+    def read_reply(self, reply: Reply, request: ChatRequest | EmbeddingsRequest) -> Attempt:
+        """Read a reply."""
+        return read_reply(reply, request, is_insured=False, request_id=self.id_of(reply.headers))
 
     def id_of(self, headers: Mapping[str, str]) -> str | None:
         """Return the id by which Anthropic finds a request again."""
         return name_in(headers, "request-id")
 
-    def early_id(self, headers: Mapping[str, str], start: bytes) -> str | None:  # noqa: ARG002
+    def early_id(self, headers: Mapping[str, str], stream_id: object) -> str | None:  # noqa: ARG002
         """Return the id of the request."""
         return self.id_of(headers)
 

@@ -1,19 +1,119 @@
 """The body of a reply: bytes become a JSON object, whatever a server, a router or a proxy has put around it.
 
 Read are: JSON with a byte-order mark, after white space or comments that kept the connection alive, or as the only
-member of a list (Gemini's errors); and an event stream, asked for or not (`event_streams.py`).
+member of a list (Gemini's errors); and an event stream, asked for or not, which is joined as it comes.
 """
 
 import json
+import re
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Final, cast
 
-from tollbook.inference.providers.event_streams import read_stream
+from tollbook.inference.deltas import Delta
+from tollbook.inference.providers.anthropic_events import MessageEvents
+from tollbook.inference.providers.chunks import JoinedChunks
+from tollbook.inference.providers.event_streams import EventStream
 from tollbook.inference.providers.json_values import as_list
 
 # Floats become Decimals, so that a cost is exact. NaN and infinities do too: they are then refused as a cost, and the
 # rest of the reply is still read.
 _DECODER: Final = json.JSONDecoder(parse_float=Decimal, parse_constant=Decimal)
+_MARK: Final = b"\xef\xbb\xbf"
+_BEFORE: Final = re.compile(rb"(?:\xef\xbb\xbf)*(?:\s|:[^\r\n]*[\r\n])*")
+"""What may stand before the JSON, and before the first event."""
+_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:")
+
+
+class Body:
+    """What has come of a reply's body. An event stream is joined event by event, and its bytes are not kept."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._stream: EventStream | None = None
+        self._is_json = False
+        self._events = MessageEvents()
+        self._chunks = JoinedChunks()
+        self._document: dict[str, Any] | None = None
+
+    def feed(self, piece: bytes) -> Sequence[Delta]:
+        """Take some bytes; return what is to be passed on of the answer."""
+        if self._stream is not None:
+            return self._take(self._stream.feed(piece))
+        self._pieces.append(piece)
+        if self._is_json:
+            return ()
+        begun = b"".join(self._pieces)
+        start = begun[_end_of(_BEFORE.match(begun)) :]
+        if start.startswith(_FIELDS):
+            self._pieces.clear()
+            self._stream = EventStream(_parse)
+            return self._take(self._stream.feed(begun.removeprefix(_MARK)))
+        self._is_json = not start.startswith(b":") and not any(name.startswith(start) for name in (*_FIELDS, _MARK))
+        return ()
+
+    def end(self, *, is_broken: bool = False) -> Sequence[Delta]:
+        """Read what the end completes; return what is left to be passed on.
+
+        `is_broken`: it is not the reply's own end, and JSON of which the rest will not come is dropped.
+        """
+        if self._stream is None:
+            if is_broken:
+                self._pieces.clear()
+                return ()
+            try:
+                self._document = _document_of(self.raw)
+            except ValueError:
+                stream = EventStream(_parse)
+                found = [*self._take(stream.feed(_utf8(self.raw))), *self._end_stream(stream)]
+                self._stream = stream if self._chunks.document() is not None else None
+                return found
+            return ()
+        return self._end_stream(self._stream)
+
+    @property
+    def raw(self) -> bytes:
+        """The bytes, where they are no event stream."""
+        return b"".join(self._pieces)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is an event stream."""
+        return self._stream is not None
+
+    @property
+    def document(self) -> dict[str, Any] | None:
+        """The object that the reply consists of, as far as it has come; None where it has none."""
+        return self._document if self._document is not None else self._chunks.document()
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the stream ended in mid-answer."""
+        return self._chunks.is_cut_off
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the stream says that nothing more will come."""
+        return self._chunks.is_done
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the stream has ended with an answer, or with an error: what comes later changes nothing."""
+        return self._chunks.is_ended or self._chunks.has_error
+
+    @property
+    def id(self) -> object:
+        """What a stream calls its completion, once it has."""
+        return self._chunks.id
+
+    def _end_stream(self, stream: EventStream) -> list[Delta]:
+        last = self._take(stream.end())
+        left = self._chunks.end()
+        return last if left is None else [*last, left]
+
+    def _take(self, events: list[Any]) -> list[Delta]:
+        found = (self._chunks.add(self._events.chunk(event)) for event in events)
+        return [delta for delta in found if delta is not None]
 
 
 def read_json(body: bytes) -> Any:
@@ -21,24 +121,32 @@ def read_json(body: bytes) -> Any:
     return _parse(_text_of(body))
 
 
-def read_document(body: bytes) -> tuple[dict[str, Any] | None, bool]:
-    """Return the object that a reply consists of, None where it has none; and whether its stream was cut off."""
-    try:
-        text = _text_of(body)
-    except ValueError:
-        return None, False
-    try:
-        parsed = _parse(_without_comments(text))
-    except ValueError:
-        return read_stream(text, _parse)
+def read_body(body: bytes) -> Body:
+    """Read a whole body."""
+    read = Body()
+    read.feed(body)
+    read.end()
+    return read
+
+
+def _document_of(raw: bytes) -> dict[str, Any] | None:
+    """Return the object in JSON, None where it is something else. Errors: ValueError where it is no JSON."""
+    parsed = _parse(_without_comments(_text_of(raw)))
     listed = as_list(parsed)
     parsed = listed[0] if len(listed) == 1 else parsed
-    return cast(dict[str, Any], parsed) if isinstance(parsed, dict) else None, False
+    return cast(dict[str, Any], parsed) if isinstance(parsed, dict) else None
 
 
 def _text_of(body: bytes) -> str:
     # A byte that is no text must not lose the rest of a reply that was paid for.
     return body.decode(json.detect_encoding(body), "replace").lstrip("\ufeff")
+
+
+def _utf8(body: bytes) -> bytes:
+    try:
+        return _text_of(body).encode("utf-8", "replace")
+    except ValueError:
+        return b""
 
 
 def _parse(text: str) -> Any:
@@ -55,3 +163,7 @@ def _without_comments(text: str) -> str:
         _, _, text = text.partition("\n")
         text = text.lstrip()
     return text
+
+
+def _end_of(match: re.Match[bytes] | None) -> int:
+    return match.end() if match else 0

@@ -5,7 +5,7 @@ what the provider or the network did: the Attempt says how the request ended.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -14,13 +14,17 @@ import structlog
 from pydantic import SecretStr
 
 from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
+from tollbook.inference.deltas import OnDelta
 from tollbook.inference.errors import ProviderRefused, ProviderUnavailable
 from tollbook.inference.models import ModelFacts
 from tollbook.inference.provider_access import access_of
 from tollbook.inference.providers.adapter import Application, Question
+from tollbook.inference.providers.answers import read_answer
 from tollbook.inference.providers.bodies import read_json
 from tollbook.inference.providers.dialects import ADAPTERS
-from tollbook.inference.providers.transport import Connection, Exchange, WatchStart
+from tollbook.inference.providers.receiver import Receiver
+from tollbook.inference.providers.replies import Reply, said_of
+from tollbook.inference.providers.transport import Connection, Exchange
 from tollbook.schemas.money import MoneyError
 from tollbook.schemas.policy import Dialect, default_policy
 from tollbook.schemas.routes import DEFAULT_PROVIDER
@@ -52,6 +56,7 @@ class ProviderClient:
         asks_for_costs: bool = True,
         streams_replies: bool = False,
         attempt_timeout_s: float = 60.0,
+        idle_timeout_s: float | None = None,
         connect_timeout_s: float = 10.0,
         max_connections: int = 1024,
         app_title: str = "Tollbook",
@@ -63,7 +68,7 @@ class ProviderClient:
         """Prepare a client; it connects at its first request. Use it as an async context manager, or close it.
 
         `name` is the provider's in the policy, for log lines. With `asks_for_costs` false, `generation` knows no cost.
-        With `streams_replies`, replies are asked for as event streams.
+        With `streams_replies`, replies are asked for as event streams; the next byte of one may take `idle_timeout_s`.
         """
         self._name = name
         self._adapter = ADAPTERS[dialect]
@@ -73,6 +78,7 @@ class ProviderClient:
             base_url=base_url,
             headers=self._adapter.headers(api_key, Application(app_title, app_url)),
             timeout_s=attempt_timeout_s,
+            idle_timeout_s=idle_timeout_s,
             connect_timeout_s=connect_timeout_s,
             max_connections=max_connections,
             transport=transport,
@@ -98,6 +104,7 @@ class ProviderClient:
             asks_for_costs=access.asks_for_costs,
             streams_replies=access.streams_replies,
             attempt_timeout_s=settings.attempt_timeout_s,
+            idle_timeout_s=settings.idle_timeout_s,
             connect_timeout_s=settings.connect_timeout_s,
             # Callers limit their concurrency; a wait for a connection would look like a provider that is unreachable.
             max_connections=max(2 * concurrent_calls, 1024),
@@ -120,16 +127,25 @@ class ProviderClient:
     def __repr__(self) -> str:
         return f"ProviderClient(base_url={self._connection.base_url!r})"
 
-    async def complete(self, request: ChatRequest, on_id: Callable[[str], None] | None = None) -> Attempt:
+    async def complete(
+        self,
+        request: ChatRequest,
+        on_id: Callable[[str], None] | None = None,
+        on_delta: OnDelta | None = None,
+    ) -> Attempt:
         """Send one completion request and return how it ended.
 
-        `on_id` is told once of the id by which `generation` can be asked, as soon as that is known.
-        Errors: none of the network's or the provider's; asyncio.CancelledError passes through, and the request
-            may then have been charged.
+        `on_id` is told once of the id by which `generation` can be asked, as soon as that is known. With `on_delta` the
+        reply is asked for as an event stream, and its deltas are passed on as they come. An error is none; of a reply
+        that comes whole all the same there are none, and the Attempt has the answer.
+        Errors: none of the network's or the provider's; ReaderFailed where `on_delta` fails; asyncio.CancelledError
+            passes through. After both the request may have been charged.
         """
-        body = self._adapter.completion_body(request, is_streamed=self._streams_replies)
-        watch_start = self._watching(on_id) if on_id is not None and self._can_be_asked else None
-        return await self._post(self._completions_url, body, request, watch_start)
+        is_streamed = self._streams_replies or on_delta is not None
+        body = self._adapter.completion_body(request, is_streamed=is_streamed)
+        find_id = self._adapter.early_id if on_id is not None and self.can_be_asked else None
+        receiver = Receiver(find_id=find_id, on_id=on_id, on_delta=on_delta)
+        return await self._post(self._completions_url, body, request, receiver, is_streamed=is_streamed)
 
     async def embed(self, request: EmbeddingsRequest) -> Attempt:
         """Send one request for vectors and return how it ended. Errors: as `complete`."""
@@ -143,10 +159,12 @@ class ProviderClient:
         url: httpx.URL,
         body: bytes,
         request: ChatRequest | EmbeddingsRequest,
-        watch_start: WatchStart | None = None,
+        receiver: Receiver | None = None,
+        *,
+        is_streamed: bool = False,
     ) -> Attempt:
         started = self._monotonic()
-        exchange = await self._connection.exchange("POST", url, body, watch_start=watch_start)
+        exchange = await self._connection.exchange("POST", url, body, receiver=receiver, is_streamed=is_streamed)
         attempt = self._attempt(exchange, request, round(1000 * (self._monotonic() - started)))
         if attempt.usage_doubt is not None:
             _log.warning("provider.usage_doubted", asked=self._name, model=request.model, problem=attempt.usage_doubt)
@@ -174,17 +192,9 @@ class ProviderClient:
             raise ProviderUnavailable(f"the cost of generation {generation_id} is no amount of money") from exc
 
     @property
-    def _can_be_asked(self) -> bool:
+    def can_be_asked(self) -> bool:
+        """Whether the provider tells afterwards what a request has cost."""
         return self._asks_for_costs and self._adapter.cost_question("") is not None
-
-    def _watching(self, on_id: Callable[[str], None]) -> WatchStart:
-        def watch_start(headers: Mapping[str, str], start: bytes) -> bool:
-            found = self._adapter.early_id(headers, start)
-            if found is not None:
-                on_id(found)
-            return found is not None
-
-        return watch_start
 
     async def models(self) -> dict[str, ModelFacts]:
         """Return the models that the provider offers, by id. Errors: ProviderUnavailable; ProviderRefused."""
@@ -215,19 +225,11 @@ class ProviderClient:
             raise ProviderUnavailable(str(exc)) from exc
 
     def _attempt(self, exchange: Exchange, request: ChatRequest | EmbeddingsRequest, latency_ms: int) -> Attempt:
-        status, fault = exchange.status, exchange.fault
-        # Of a reply that broke, an error status says more than how it broke.
-        if status is not None and (fault is None or not 200 <= status < 300):
-            return self._adapter.read_reply(
-                status,
-                exchange.headers,
-                exchange.body,
-                model=request.model,
-                latency_ms=latency_ms,
-                now_s=self._now_s(),
-                max_tokens=request.max_tokens if isinstance(request, ChatRequest) else None,
-                inputs=len(request.inputs) if isinstance(request, EmbeddingsRequest) else None,
-            )
+        status, fault, body = exchange.status, exchange.fault, exchange.body
+        # Of a reply that broke, an error status says more than how it broke; so does a stream that had its end before.
+        if status is not None and (fault is None or not 200 <= status < 300 or body.is_decided):
+            reply = Reply.of_body(status, exchange.headers, body, latency_ms=latency_ms, now_s=self._now_s())
+            return self._adapter.read_reply(reply, request)
         assert fault is not None, "an exchange has a status or a fault"
         return Attempt(
             outcome=fault.outcome,
@@ -236,10 +238,14 @@ class ProviderClient:
             reason=fault.reason,
             latency_ms=latency_ms,
             http_status=status,
-            generation_id=self._adapter.id_of(exchange.headers),
+            generation_id=self._id_of(exchange),
             is_retryable=fault.is_retryable,
             may_fall_back=fault.may_fall_back,
+            **said_of(read_answer(body.document or {})),
         )
+
+    def _id_of(self, exchange: Exchange) -> str | None:
+        return self._adapter.early_id(exchange.headers, exchange.body.id) or self._adapter.id_of(exchange.headers)
 
     async def _ask(self, question: Question) -> Any:
         """Return the answer to a question. Errors: ProviderUnavailable; ProviderRefused. Nothing is charged."""
@@ -253,7 +259,7 @@ class ProviderClient:
         if not 200 <= exchange.status < 300:
             raise ProviderRefused(f"{where}: HTTP {exchange.status}", http_status=exchange.status)
         try:
-            return read_json(exchange.body)
+            return read_json(exchange.body.raw)
         except ValueError as exc:
             raise ProviderUnavailable(f"{where}: the reply is not JSON") from exc
 

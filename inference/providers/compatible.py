@@ -15,7 +15,7 @@ from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
 from tollbook.inference.models import ModelFacts, facts_of
 from tollbook.inference.providers.adapter import Application, Question
 from tollbook.inference.providers.json_values import as_table, tables_of
-from tollbook.inference.providers.replies import id_in, name_in, read_reply
+from tollbook.inference.providers.replies import Reply, name_in, name_of, read_reply
 from tollbook.inference.providers.usage_report import read_generation_cost
 from tollbook.schemas.messages import Message
 from tollbook.schemas.policy import Dialect
@@ -68,41 +68,20 @@ class ChatCompletions:
             body["user"] = request.user
         return "embeddings", json.dumps(body).encode()
 
-    def read_reply(
-        self,
-        status: int,
-        headers: Mapping[str, str],
-        body: bytes,
-        *,
-        model: str,
-        latency_ms: int,
-        now_s: float,
-        max_tokens: int | None = None,
-        inputs: int | None = None,
-    ) -> Attempt:
-        """Read a whole reply."""
-        attempt = read_reply(
-            status,
-            headers,
-            body,
-            model=model,
-            is_insured=self._is_insured,
-            request_id=name_in(headers, self._id_headers[0]),
-            latency_ms=latency_ms,
-            now_s=now_s,
-            max_tokens=max_tokens,
-            inputs=inputs,
-        )
+    def read_reply(self, reply: Reply, request: ChatRequest | EmbeddingsRequest) -> Attempt:
+        """Read a reply."""
+        request_id = name_in(reply.headers, self._id_headers[0])
+        attempt = read_reply(reply, request, is_insured=self._is_insured, request_id=request_id)
         # The id in the body is the completion's, which some servers know again; an error has none.
-        return attempt if attempt.generation_id else replace(attempt, generation_id=self.id_of(headers))
+        return attempt if attempt.generation_id else replace(attempt, generation_id=self.id_of(reply.headers))
 
     def id_of(self, headers: Mapping[str, str]) -> str | None:
         """Return the id of the request."""
         return next((found for name in self._id_headers if (found := name_in(headers, name))), None)
 
-    def early_id(self, headers: Mapping[str, str], start: bytes) -> str | None:
+    def early_id(self, headers: Mapping[str, str], stream_id: object) -> str | None:
         """Return the id that the whole reply will have: of its own header, else of the first event."""
-        return name_in(headers, self._id_headers[0]) or id_in(start)
+        return name_in(headers, self._id_headers[0]) or name_of(stream_id)
 
     def cost_question(self, generation_id: str) -> Question | None:
         """Ask for a generation, as OpenRouter is asked: routers copy that, and other servers know no such address."""

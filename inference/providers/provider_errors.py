@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from tollbook.inference.providers.bodies import read_document
+from tollbook.inference.providers.bodies import read_body
 from tollbook.inference.providers.json_values import as_list, as_table, first_table
 from tollbook.schemas.failures import ErrorDetails
 
@@ -176,7 +176,7 @@ def _sentence(error: object, table: dict[str, Any], metadata: dict[str, Any], bo
 
 def _inner_message(raw: str) -> str | None:
     """Return the message in the JSON text of an error behind a router."""
-    inner, _ = read_document(raw.encode("utf-8", "replace"))
+    inner = read_body(raw.encode("utf-8", "replace")).document
     message = first_table(error_of(inner)).get("message") if inner else None
     return message if isinstance(message, str) else None
 

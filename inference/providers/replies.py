@@ -8,12 +8,13 @@ the prompt, as OpenRouter's moderation errors do (G10).
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from tollbook.inference.attempts import Attempt, ChargeStatus
+from tollbook.inference.attempts import Attempt, ChargeStatus, ChatRequest, EmbeddingsRequest
 from tollbook.inference.providers.answers import CONTENT_FILTER, LENGTH, Answer, read_answer
-from tollbook.inference.providers.bodies import read_document
+from tollbook.inference.providers.bodies import Body
 from tollbook.inference.providers.embeddings import read_embeddings
 from tollbook.inference.providers.json_values import as_table, first_table
 from tollbook.inference.providers.provider_errors import END_UNKNOWN, ProviderError, error_of, read_error
@@ -28,36 +29,56 @@ _NO_USAGE: Final = UsageReport()
 _NOT_COUNTED: Final = "the reported usage is zero and was ignored"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A reply as far as it has come.
+
+    `document` is the object in its body; `body` is the text where there is none. `is_cut_off`: its event stream ended
+    in mid-answer. `latency_ms` is the time that it took; `now_s` is the time of day, for a Retry-After that is a date
+    in a reply without a Date.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    document: dict[str, Any] | None
+    body: bytes = field(default=b"", repr=False)
+    is_cut_off: bool = False
+    latency_ms: int
+    now_s: float
+
+    @classmethod
+    def of_body(cls, status: int, headers: Mapping[str, str], body: Body, *, latency_ms: int, now_s: float) -> Self:
+        """Make a reply of a body that was received."""
+        return cls(
+            status=status,
+            headers=headers,
+            document=body.document,
+            body=body.raw,
+            is_cut_off=body.is_cut_off,
+            latency_ms=latency_ms,
+            now_s=now_s,
+        )
+
+
 def read_reply(
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    model: str,
-    is_insured: bool,
-    latency_ms: int,
-    now_s: float,
-    request_id: str | None = None,
-    max_tokens: int | None = None,
-    inputs: int | None = None,
+    reply: Reply, request: ChatRequest | EmbeddingsRequest, *, is_insured: bool, request_id: str | None = None
 ) -> Attempt:
-    """Read a whole reply: a completion, or with `inputs` so many vectors.
+    """Read a reply to a request: a completion, or vectors.
 
     `is_insured`: the provider bills no reply that ends in an error. `request_id` is the provider's id of the request,
-    as in its headers. `now_s` is the time of day, for a Retry-After that is a date in a reply without a Date.
-    `max_tokens` is the limit of the request, by which a reply is seen to be cut whose provider does not say so.
+    as in its headers.
     """
-    document, is_cut_off = read_document(body)
+    status, document = reply.status, reply.document
     report = _usage_of(document) if document else _NO_USAGE
     common: dict[str, Any] = {
         "http_status": status,
-        "latency_ms": latency_ms,
-        "generation_id": request_id or (document and _name(document.get("id"))) or None,
-        "model_used": (document and (_name(document.get("model")) or _name(document.get("modelVersion")))) or None,
+        "latency_ms": reply.latency_ms,
+        "generation_id": request_id or (document and name_of(document.get("id"))) or None,
+        "model_used": (document and (name_of(document.get("model")) or name_of(document.get("modelVersion")))) or None,
         "service_tier": _service_tier(document) if document else "",
     }
     if not 200 <= status < 300:
-        return _refused(status, headers, document, body, report, common, now_s)
+        return _refused(reply, report, common)
     if document is None:
         problem = "the reply is not a JSON object"
         return Attempt(
@@ -74,35 +95,34 @@ def read_reply(
     error = _error_in(document)
     if error is not None or answer.finish_reason == "error":
         return _failed(read_error(error), answer, report, common, is_insured)
-    if is_cut_off:
+    if reply.is_cut_off:
         # Its usage so far, if it has one, is not all that was generated.
         problem = "the event stream broke off in mid-answer"
         return Attempt(
             outcome="connection_error",
             charge="unknown",
-            content=answer.content,
             error=problem,
             reason="connection_lost",
             is_retryable=True,
             may_fall_back=True,
+            **said_of(answer),
             **common,
         )
-    if inputs is not None:
-        return read_embeddings(document, report, common, model=model, inputs=inputs)
+    if isinstance(request, EmbeddingsRequest):
+        return read_embeddings(document, report, common, model=request.model, inputs=len(request.inputs))
     if answer.is_answer:
-        return _answered(answer, report, common, model)
-    return _unanswered(answer, report, common, model, max_tokens)
+        return _answered(answer, report, common, request.model)
+    return _unanswered(answer, report, common, request)
 
 
 def name_in(headers: Mapping[str, str], header: str) -> str | None:
     """Return the value of a header if it is a single word, such as an id; None where there is none."""
-    return _name(headers.get(header))
+    return name_of(headers.get(header))
 
 
-def id_in(start: bytes) -> str | None:
-    """Return the id in what has come of an event stream; None where none has."""
-    document, _ = read_document(start) if start else (None, False)
-    return _name(document.get("id")) if document else None
+def name_of(value: object) -> str | None:
+    """Return a single word, such as an id or a model; None for anything else."""
+    return value if isinstance(value, str) and _NAME.fullmatch(value) else None
 
 
 def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
@@ -152,16 +172,9 @@ def _charged(report: UsageReport) -> dict[str, Any]:
     }
 
 
-def _refused(
-    status: int,
-    headers: Mapping[str, str],
-    document: dict[str, Any] | None,
-    body: bytes,
-    report: UsageReport,
-    common: dict[str, Any],
-    now_s: float,
-) -> Attempt:
-    error = read_error(error_of(document), status, b"" if document else body)
+def _refused(reply: Reply, report: UsageReport, common: dict[str, Any]) -> Attempt:
+    status, document = reply.status, reply.document
+    error = read_error(error_of(document), status, b"" if document else reply.body)
     # A 5xx without an error object comes from a proxy, which cannot know how the request ended.
     has_error = document is not None and bool(first_table(document.get("error")))
     is_end_unknown = status in END_UNKNOWN or (status >= 500 and not has_error)
@@ -169,7 +182,7 @@ def _refused(
     return Attempt(
         outcome="http_error",
         charge=charge,
-        retry_after_s=retry_after_s(headers, now_s),
+        retry_after_s=retry_after_s(reply.headers, reply.now_s),
         error=" ".join([f"HTTP {status}", *error.words]),
         **_of_error(error),
         **_charged(report),
@@ -180,16 +193,20 @@ def _refused(
 def _failed(
     error: ProviderError, answer: Answer, report: UsageReport, common: dict[str, Any], is_insured: bool
 ) -> Attempt:
-    """Read an error in a 200. One with a code is billed by no provider that was seen to send one (November 2026)."""
-    is_free = (is_insured or error.code is not None) and error.code not in END_UNKNOWN
+    """Read an error in a 200.
+
+    One with a code is billed by no provider that was seen to send one (November 2026); but of an answer that had begun,
+    only an insured provider is known to bill nothing.
+    """
+    is_free = (is_insured or (error.code is not None and answer.is_empty)) and error.code not in END_UNKNOWN
     charge: ChargeStatus = "known" if report.is_known else "none" if is_free else "unknown"
     code = [str(error.code)] if error.code else []
     return Attempt(
         outcome="provider_error",
         charge=charge,
-        content=answer.content,
         error=" ".join(["the provider reported an error", *code, *error.words]),
         **_of_error(error),
+        **said_of(answer),
         **_charged(report),
         **common,
     )
@@ -209,15 +226,13 @@ def _of_error(error: ProviderError) -> dict[str, Any]:
 def _answered(answer: Answer, report: UsageReport, common: dict[str, Any], model: str) -> Attempt:
     report = _counted(report)
     common["model_used"] = common["model_used"] or model
-    return Attempt(outcome="ok", charge=_charge(report), **_said(answer), **_charged(report), **common)
+    return Attempt(outcome="ok", charge=_charge(report), **said_of(answer), **_charged(report), **common)
 
 
-def _unanswered(
-    answer: Answer, report: UsageReport, common: dict[str, Any], model: str, max_tokens: int | None
-) -> Attempt:
+def _unanswered(answer: Answer, report: UsageReport, common: dict[str, Any], request: ChatRequest) -> Attempt:
     """Read a reply without text, tool call or refusal: the outcome if it was paid for, or would be the same again."""
     usage = report.usage
-    is_at_limit = usage is not None and max_tokens is not None and usage.completion_tokens >= max_tokens
+    is_at_limit = usage is not None and usage.completion_tokens >= request.max_tokens
     is_limit = answer.finish_reason == LENGTH or (is_at_limit and answer.finish_reason != CONTENT_FILTER)
     is_filter = answer.finish_reason == CONTENT_FILTER
     generated = is_limit or answer.reasoning or answer.content
@@ -236,7 +251,7 @@ def _unanswered(
             **_charged(report),
             **common,
         )
-    common["model_used"] = common["model_used"] or model
+    common["model_used"] = common["model_used"] or request.model
     code, reason, error = _why_no_answer(answer, report, is_limit=is_limit, is_filter=is_filter)
     return Attempt(
         outcome="ok",
@@ -244,7 +259,7 @@ def _unanswered(
         error=error,
         error_code=code,
         reason=reason,
-        **_said(answer),
+        **said_of(answer),
         **_charged(report),
         **common,
     )
@@ -273,13 +288,15 @@ def _counted(report: UsageReport) -> UsageReport:
     return UsageReport(fee_nanousd=report.fee_nanousd, doubt=_NOT_COUNTED) if is_wrong else report
 
 
-def _said(answer: Answer) -> dict[str, Any]:
+def said_of(answer: Answer) -> dict[str, Any]:
+    """Return the fields of an attempt that an answer has."""
     return {
         "content": answer.content,
         "images": answer.images,
         "tool_calls": answer.tool_calls,
         "refusal": answer.refusal,
         "reasoning": answer.reasoning,
+        "logprobs": answer.logprobs,
     }
 
 
@@ -294,7 +311,3 @@ def _error_in(document: dict[str, Any]) -> object:
     if document.get("choices"):
         return document.get("error") or None
     return error_of(document)
-
-
-def _name(value: object) -> str | None:
-    return value if isinstance(value, str) and _NAME.fullmatch(value) else None

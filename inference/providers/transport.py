@@ -6,7 +6,7 @@ repr and no error (G10).
 
 import asyncio
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -14,15 +14,16 @@ from typing import Final
 import httpx
 from httpx_aiohttp import HttpxAiohttpClient
 
+from tollbook.inference.providers.bodies import Body
 from tollbook.inference.providers.faults import REQUEST_ERRORS, Fault, fault_of
+from tollbook.inference.providers.receiver import Receiver
 
 MAX_BODY_BYTES: Final = 20 * 1024 * 1024
 
 _STREAM_FACTOR: Final = 5
 """An event takes a few hundred bytes for each token."""
-_MAX_START_BYTES: Final = 16 * 1024
-WatchStart = Callable[[Mapping[str, str], bytes], bool]
-"""Takes the headers of a reply, and what has come of its body; returns whether that was enough."""
+_AFTER_THE_END_S: Final = 1.0
+"""How long the end of a stream is waited for that says it is over, so that its connection can be used again."""
 
 # Shorter than the five seconds after which common servers (Node, uvicorn) close an idle connection: a request that is
 # sent while the connection closes is lost, and is charged as if it had been answered.
@@ -31,11 +32,11 @@ _KEEP_ALIVE_S: Final = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """The reply to one request. With a `fault`, status and headers are there if they came; the body is empty."""
+    """The reply to one request. With a `fault`, status, headers and body are there as far as they came."""
 
     status: int | None
     headers: Mapping[str, str]
-    body: bytes
+    body: Body
     fault: Fault | None = None
 
 
@@ -74,11 +75,13 @@ class Connection:
         timeout_s: float,
         connect_timeout_s: float,
         max_connections: int,
+        idle_timeout_s: float | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """Prepare connections; `headers` go with each request, the key among them.
 
-        `timeout_s` limits a whole request, from the wait for a connection to the last byte.
+        `timeout_s` limits a whole request, from the wait for a connection to the last byte; `idle_timeout_s` limits
+        the wait for the next byte of an event stream. Whoever reads along does not use it up.
         """
         self.base_url = base_url.rstrip("/")
         usual = {
@@ -89,6 +92,7 @@ class Connection:
         }
         self._headers = httpx.Headers({**usual, **headers})
         self._timeout_s = timeout_s
+        self._idle_timeout_s = idle_timeout_s
         # The wait for a connection ends well before the request's time does, so that a request which was never sent
         # is known not to be charged.
         connect_s = min(connect_timeout_s, timeout_s / 2)
@@ -110,28 +114,64 @@ class Connection:
         await self._client.aclose()
 
     async def exchange(
-        self, method: str, url: httpx.URL, content: bytes | None = None, *, watch_start: WatchStart | None = None
+        self,
+        method: str,
+        url: httpx.URL,
+        content: bytes | None = None,
+        *,
+        receiver: Receiver | None = None,
+        is_streamed: bool = False,
     ) -> Exchange:
-        """Send one request and read the reply; whoever is cancelled meanwhile closes its connection.
+        """Send one request and receive the reply; whoever is cancelled meanwhile closes its connection.
 
-        Errors: none of the network's, they are the reply's `fault`. asyncio.CancelledError passes through; the request
-            may then have been sent.
+        `is_streamed`: the reply was asked for as an event stream.
+        Errors: none of the network's, they are the reply's `fault`; ReaderFailed. asyncio.CancelledError passes
+            through; the request may then have been sent.
         """
         request = httpx.Request(method, url, headers=self._headers, content=content, extensions=self._extensions)
+        receiver = receiver or Receiver()
         response: httpx.Response | None = None
         try:
             # httpx limits only the wait for each chunk, which a slow server could repeat for ever.
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s) as timeout:
+                limits = _Limits(timeout, self._idle_timeout_s if is_streamed else None)
+                limits.begin_wait()
                 response = await self._client.send(request, stream=True)
                 try:
-                    body = await _read(response, watch_start if response.is_success else None)
+                    await _receive(response, receiver, limits)
                 finally:
                     await response.aclose()
         except REQUEST_ERRORS as exc:
+            await receiver.end(is_broken=True)
             if response is None:
-                return Exchange(None, {}, b"", fault_of(exc))
-            return Exchange(response.status_code, response.headers, b"", fault_of(exc))
-        return Exchange(response.status_code, response.headers, body)
+                return Exchange(None, {}, receiver.body, fault_of(exc))
+            return Exchange(response.status_code, response.headers, receiver.body, fault_of(exc))
+        return Exchange(response.status_code, response.headers, receiver.body)
+
+
+class _Limits:
+    """The limits of one request: until when it must be complete, and how long the next byte may take."""
+
+    def __init__(self, timeout: asyncio.Timeout, idle_s: float | None) -> None:
+        self._timeout = timeout
+        self._idle_s = idle_s
+        self._clock = asyncio.get_running_loop().time
+        self._until_s = timeout.when() or 0.0
+
+    def begin_wait(self) -> None:
+        """Wait for the next byte."""
+        if self._idle_s is not None:
+            self._timeout.reschedule(min(self._until_s, self._clock() + self._idle_s))
+
+    def end_wait(self) -> None:
+        """Go on without the idle limit: a byte has come."""
+        if self._idle_s is not None:
+            self._timeout.reschedule(self._until_s)
+
+    def shorten(self, seconds: float) -> None:
+        """Wait for so long at most."""
+        self._until_s = min(self._until_s, self._clock() + seconds)
+        self._timeout.reschedule(self._until_s)
 
 
 @cache
@@ -140,19 +180,23 @@ def _tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-async def _read(response: httpx.Response, watch_start: WatchStart | None) -> bytes:
-    """Return the unpacked body. Errors: BodyTooLarge above MAX_BODY_BYTES, of an event stream above five times that."""
-    chunks: list[bytes] = []
+async def _receive(response: httpx.Response, receiver: Receiver, limits: _Limits) -> None:
+    """Receive the unpacked body. Errors: BodyTooLarge above MAX_BODY_BYTES; an event stream may be larger."""
     size = 0
     is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
     max_bytes = MAX_BODY_BYTES * (_STREAM_FACTOR if is_stream else 1)
-    if watch_start is not None and watch_start(response.headers, b""):
-        watch_start = None
-    async for chunk in response.aiter_bytes():
-        chunks.append(chunk)
-        size += len(chunk)
+    is_over = False
+    if response.is_success:
+        receiver.begin(response.headers)
+    async for piece in response.aiter_bytes():
+        size += len(piece)
         if size > max_bytes:
             raise BodyTooLarge("the reply is too large")
-        if watch_start is not None and (size > _MAX_START_BYTES or watch_start(response.headers, b"".join(chunks))):
-            watch_start = None
-    return b"".join(chunks)
+        limits.end_wait()
+        await receiver.take(piece)
+        if receiver.body.is_over and not is_over:
+            is_over = True
+            limits.shorten(_AFTER_THE_END_S)
+        limits.begin_wait()
+    limits.end_wait()
+    await receiver.end()

@@ -151,8 +151,7 @@ def _open_usable(path: Path, config: dict[str, Any]) -> duckdb.DuckDBPyConnectio
             raise  # The file may be in order: it is not set aside.
         return None
     try:
-        connection.execute("SET GLOBAL TimeZone = 'UTC'")
-        connection.execute(f"SET wal_autocheckpoint = '{_WAL_LIMIT}'")
+        _set_up(connection)
         tables = {
             row[0]
             for row in connection.execute(
@@ -174,6 +173,11 @@ def _open_usable(path: Path, config: dict[str, Any]) -> duckdb.DuckDBPyConnectio
             raise
     connection.close()
     return None
+
+
+def _set_up(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("SET GLOBAL TimeZone = 'UTC'")
+    connection.execute(f"SET wal_autocheckpoint = '{_WAL_LIMIT}'")
 
 
 def _prepare(connection: duckdb.DuckDBPyConnection, ledger_id: str, partitions: int) -> None:

@@ -71,6 +71,7 @@ async def test_a_statement_closes_as_spend_says_for_every_user(archiving: Archiv
     await check_statements(reader_of(archiving), archiving.store)
 
 
+@pytest.mark.slow
 async def test_an_archive_alone_closes_as_the_ledger_stood_when_it_was_sealed(
     archiving: Archiving, tmp_path: Path
 ) -> None:
@@ -186,6 +187,7 @@ async def test_an_event_cut_out_of_the_stream_is_told(archiving: Archiving) -> N
         await reader_of(archiving).events(Selection(user_id="user:1"))
 
 
+@pytest.mark.slow
 async def test_what_is_sealed_and_trimmed_during_the_reading_is_read_once(redis_client: Redis, tmp_path: Path) -> None:
     archiving = Archiving(redis_client, tmp_path)
     await archiving.fill(200)
@@ -219,6 +221,7 @@ class LateSource(LedgerSource):
             yield events
 
 
+@pytest.mark.slow
 async def test_a_stream_trimmed_after_the_look_at_the_archive_is_looked_for_again(archiving: Archiving) -> None:
     looks: list[int] = []
     reader = AuditReader(LateSource(LEDGER, (KEYS,), archiving.archive, archiving.redis, (looks,)))
@@ -248,6 +251,7 @@ def test_a_filter_that_means_nothing_is_refused(filters: dict[str, Any], option:
     assert refused.value.param_hint == option
 
 
+@pytest.mark.slow
 async def test_what_is_found_has_the_columns_and_values_of_the_projection(archiving: Archiving) -> None:
     rows: list[dict[str, Any]] = []
     async for table in search(reader_of(archiving), Search()):

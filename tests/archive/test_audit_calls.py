@@ -153,6 +153,7 @@ async def scene(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> As
         yield scene
 
 
+@pytest.mark.slow
 async def test_statements_of_the_real_gate_close_as_spend_says(scene: Scene) -> None:
     await check_statements(scene.reader, scene.calling.store)
 
@@ -294,6 +295,7 @@ def usd(nanousd: int) -> str:
     return f"{Decimal(nanousd).scaleb(-9):.9f}"
 
 
+@pytest.mark.slow
 async def test_the_command_explains_in_words_and_in_json(auditor: Auditor) -> None:
     told = await auditor.run("explain", "too-long")
     assert (told.code, told.stderr) == (0, "")

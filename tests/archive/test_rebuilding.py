@@ -47,6 +47,7 @@ def test_a_rebuild_equals_the_live_fold_wherever_batches_end(tmp_path: Path, siz
     again.close()
 
 
+@pytest.mark.slow
 def test_a_rebuild_of_several_partitions_equals_the_live_fold(tmp_path: Path) -> None:
     live, rebuilt = (Store.open(tmp_path / name, LEDGER, 2) for name in ("live.duckdb", "rebuilt.duckdb"))
     ledgers = [LedgerMaker(seed, users=9).run(200).entries for seed in range(2)]
@@ -116,6 +117,7 @@ def sealed(directory: Path) -> tuple[Archive, LedgerSource]:
     return archive, LedgerSource.of_archive(archive)
 
 
+@pytest.mark.slow
 async def test_segments_of_an_older_version_are_lifted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DuckDB reads what is current by itself; from the first older segment on, payloads go through the upcasters."""
     entries, older = list(ENTRIES), len(ENTRIES) * 5 // 8

@@ -71,6 +71,7 @@ async def test_replay_of_one_user_has_that_users_rows_and_no_others(archiving: A
     one.close()
 
 
+@pytest.mark.slow
 async def test_an_archive_alone_replays_what_was_sealed(archiving: Archiving, tmp_path: Path) -> None:
     alone = await replay(LedgerSource.of_archive(archiving.archive), tmp_path / "alone.duckdb")
     sealed = archiving.archive.segments(0)[-1].manifest.last_seq
@@ -81,6 +82,7 @@ async def test_an_archive_alone_replays_what_was_sealed(archiving: Archiving, tm
     reference.close()
 
 
+@pytest.mark.slow
 async def test_progress_counts_every_event(archiving: Archiving, tmp_path: Path) -> None:
     told: list[int] = []
     source = source_of(archiving)

@@ -73,6 +73,7 @@ async def test_the_certificate_says_how_high_each_budget_was_committed(books: Ga
     assert open_calls
 
 
+@pytest.mark.slow
 async def test_the_same_ledger_gives_the_same_certificate(books: GateLedger, tmp_path: Path) -> None:
     first, second = [json.dumps((await verdict_of(books, tmp_path)).certificate()) for _ in range(2)]
     assert first == second
@@ -165,6 +166,7 @@ async def test_a_projection_that_differs_is_found(
         assert findings[0].seq in (row, reserved)
 
 
+@pytest.mark.slow
 async def test_a_projection_that_was_opened_again_is_not_taken_for_another(books: GateLedger, tmp_path: Path) -> None:
     path = books.store.path
     books.store.close()

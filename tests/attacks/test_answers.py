@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from tests.quick import first_quick
 from tests.servers import wait_until
 from tests.system import REPLIES, running_system
 from tollbook import CostTracker, Publisher
@@ -48,7 +49,10 @@ async def test_nobody_is_handed_the_answer_to_another_users_task(
         assert "secret" not in text
 
 
-@pytest.mark.parametrize("other", [{}, {"task": "ping"}, {"plan": "gold"}, {"model": "no/price"}], ids=str)
+OTHERS = [{}, {"task": "ping"}, {"plan": "gold"}, {"model": "no/price"}]
+
+
+@pytest.mark.parametrize("other", first_quick(1, OTHERS), ids=str)
 async def test_a_task_id_is_one_tasks_also_where_its_users_are_in_two_partitions(
     redis_client: Redis, server_url: str, tmp_path: Path, other: dict[str, str]
 ) -> None:
@@ -88,7 +92,7 @@ async def test_a_denial_is_told_also_where_something_else_was_answered_under_the
 
 @pytest.mark.parametrize(
     "reply_to",
-    [
+    first_quick(2, [
         projector_lease("tollbook"),
         "tollbook:worker:w9",
         "tollbook:dead-letters",
@@ -97,8 +101,8 @@ async def test_a_denial_is_told_also_where_something_else_was_answered_under_the
         # Of another Tollbook in the same database.
         "acme:dead-letters",
         "acme:what-may-come",
-    ],
-)
+    ]),
+)  # fmt: skip
 async def test_a_reply_is_never_written_into_a_key_of_tollbooks_own(
     redis_client: Redis, server_url: str, tmp_path: Path, reply_to: str
 ) -> None:

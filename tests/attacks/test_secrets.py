@@ -58,6 +58,7 @@ def test_a_redis_url_is_shown_without_its_password(url: str, shown: str) -> None
     assert hide_password(url) == shown
 
 
+@pytest.mark.slow
 async def test_no_command_tells_the_password_of_redis_when_it_is_refused(
     private_server: EmbeddedServer, tmp_path: Path
 ) -> None:

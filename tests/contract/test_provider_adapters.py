@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from tests.replies import chat_request, reply_of
 from tollbook.inference.attempts import Attempt, ChatRequest
 from tollbook.inference.bounds import bound
 from tollbook.inference.calls.holds import charge_of, with_dearest_usage
@@ -374,7 +375,7 @@ def test_whatever_comes_back_is_read_and_never_called_free_without_reason(
     provider: Provider, status: int, body: bytes
 ) -> None:
     """G3."""
-    attempt = ADAPTERS[provider.dialect].read_reply(status, {}, body, model="m", latency_ms=1, now_s=0.0)
+    attempt = ADAPTERS[provider.dialect].read_reply(reply_of(body, status), chat_request())
     assert attempt.http_status == status
     if attempt.charge == "none":
         assert not 200 <= status < 300 or b"error" in body

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 import standardwebhooks
 
 from tests.e2e.test_policy_commands import starting
@@ -17,6 +18,7 @@ ROOT: Final = Path(__file__).parents[2]
 SECRET: Final = "whsec_" + base64.b64encode(b"k" * 32).decode()
 
 
+@pytest.mark.slow
 async def test_the_agency_runs_by_its_file_alone(tmp_path: Path) -> None:
     shutil.copy(ROOT / "docs" / "examples" / "agency" / "tollbook.toml", tmp_path)
 

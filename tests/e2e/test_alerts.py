@@ -39,6 +39,7 @@ def task(number: int) -> dict[str, str]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 async def test_a_task_that_passes_a_fraction_of_a_cap_is_told_to_a_webhook(
     redis_client: Redis, server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ def contents(data_dir: Path) -> dict[str, str]:
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
 
 
+@pytest.mark.slow
 async def test_commands_read_data_at_rest_and_change_nothing(here: Path) -> None:
     before = contents(here / "data")
     async with GatedStandIn() as provider:
@@ -110,6 +111,7 @@ async def test_two_commands_at_once_both_answer(here: Path) -> None:
     assert {each.stderr for each in finished} <= {"", "tollbook: waiting for another command that reads this data\n"}
 
 
+@pytest.mark.slow
 async def test_a_running_system_is_used_instead(here: Path) -> None:
     async with GatedStandIn() as provider:
         environment = {"OPENROUTER_BASE_URL": provider.base_url, "TOLLBOOK_DIALECT": "openrouter"}

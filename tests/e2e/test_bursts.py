@@ -112,6 +112,7 @@ async def test_a_burst_with_budget_for_fifty_makes_exactly_fifty_calls(
         assert await wait_until(lambda: _is_zero(running), what="every task acknowledged")
 
 
+@pytest.mark.slow
 async def test_a_burst_whose_costs_fit_is_served_in_full_and_holds_up_nobody(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

@@ -169,6 +169,7 @@ async def test_a_heavy_query_is_cut_off(here: Path, query: str, limits: tuple[st
     assert not [path for path in (here / "data").iterdir() if "heavy" in path.name or path.name.startswith(".")]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the scheduler's idle class and /proc are Linux's")
 async def test_a_heavy_query_gives_way_and_offers_its_processor(here: Path) -> None:
     query = "SELECT count(*) FROM range(1000000) AS a, range(1000000) AS b"
@@ -462,6 +463,7 @@ async def test_ctrl_c_reaches_the_whole_process_group_and_harms_nothing(tmp_path
         assert command.stdout.count(IS_UP) == 1
 
 
+@pytest.mark.slow
 async def test_logs_are_json_on_standard_error_and_hold_no_secret(tmp_path: Path) -> None:
     """G10: neither prompts nor completions nor the key are in logs, in the projection or in what commands say."""
     key, secret = "sk-zzkeyzz", "zzpromptzz"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from tests.quick import first_quick
 from tests.servers import wait_until
 from tests.system import REPLIES, Finished, RunningSystem, command_environment, run_cli, running_system, tollbook
 from tollbook.schemas.results import TaskStatus
@@ -45,13 +46,13 @@ async def appended(running: RunningSystem) -> int:
 
 @pytest.mark.parametrize(
     ("line", "shown"),
-    [
+    first_quick(1, [
         ("credit grant u1 100.01", "credit of u1 in 2"),
         ("credit revoke u1 150", "$200.00 -> $50.00"),
         ("plan set u1 growth --cap 500", "plan starter with a cap of $300.00 -> plan growth with a cap of $500.00"),
         ("plan clear u1", "u1: plan starter with a cap of $300.00 -> the plan that tasks name"),
-    ],
-)
+    ]),
+)  # fmt: skip
 async def test_much_money_without_a_terminal_wants_yes(running: RunningSystem, cli: Cli, line: str, shown: str) -> None:
     for prepare in ("credit grant u1 200", "plan set u1 starter --cap 300"):
         assert (await cli(*prepare.split(), *REASON, "--yes")).code == 0
@@ -151,6 +152,7 @@ async def test_a_large_correction_wants_yes(running: RunningSystem, cli: Cli) ->
     assert (await cli("cost", "adjust", "t1", "200", *REASON)).code == 0
 
 
+@pytest.mark.slow
 async def test_assumed_charges_are_shown_first_and_given_back_with_yes(running: RunningSystem, cli: Cli) -> None:
     tasks = [
         {

@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 from redis.asyncio import Redis
 
 from tests.proxy import FaultyProxy
@@ -28,6 +29,7 @@ async def starting(*arguments: str, until: str, cwd: Path, env: dict[str, str]) 
     return command
 
 
+@pytest.mark.slow
 async def test_the_policy_goes_from_the_file_to_the_ledger_and_is_followed(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -108,6 +110,7 @@ async def test_the_policy_goes_from_the_file_to_the_ledger_and_is_followed(
     assert command_environment({})
 
 
+@pytest.mark.slow
 async def test_a_budget_begins_with_what_was_spent_before_if_a_person_says_so(tmp_path: Path) -> None:
     async def run(*arguments: str) -> Any:
         done = await run_cli(*arguments, cwd=tmp_path, env={})
@@ -144,6 +147,7 @@ async def test_a_budget_begins_with_what_was_spent_before_if_a_person_says_so(tm
     await run("replay", "--compare")
 
 
+@pytest.mark.slow
 async def test_a_running_worker_reads_a_stream_that_a_later_policy_adds(tmp_path: Path) -> None:
     """Stream and task type are new; neither the worker, a process of its own, nor anything else is started again."""
     up = await starting("up", "--stand-in", "--workers", "1", until="Tollbook is up", cwd=tmp_path, env={})
@@ -185,6 +189,7 @@ asyncio.run(burst())
 """
 
 
+@pytest.mark.slow
 async def test_of_two_processes_with_different_policies_one_refuses(server_url: str, tmp_path: Path) -> None:
     """Both make a burst of calls at once: one by the ledger's policy, the other by a larger cap of its own."""
     async with connect(server_url) as redis:

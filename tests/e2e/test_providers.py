@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 from redis.asyncio import Redis
 
 from tests.servers import wait_until
@@ -105,6 +106,7 @@ async def test_no_key_of_the_default_provider_is_wanted_where_no_route_names_it(
             assert "sk-one" not in wrong.stdout + gone.stdout + shown.stdout
 
 
+@pytest.mark.slow
 async def test_the_stand_in_stands_in_for_every_provider(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     """Who tries things out is not to pay a provider that the policy names, whose key may be set."""
     assert await redis_client.ping()

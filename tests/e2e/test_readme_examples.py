@@ -132,6 +132,7 @@ def first_python(page: Path) -> str:
     return found[1]
 
 
+@pytest.mark.slow
 async def test_node_publishes_and_waits(
     running: RunningSystem, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import marimo
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
@@ -115,6 +114,9 @@ def test_the_app_shows_what_sql_says_and_a_filter_changes_it(browser: Browser, a
     page = new_page(browser, foreign, viewport={"width": 1280, "height": 900})
     with_token = page.request.get(app.partition("?")[0], max_redirects=0)
     assert with_token.status != 200  # Without the token there is nothing to see.
+    # Not at the top: its import takes half a second, and every process of the suite imports every file.
+    import marimo
+
     # But for marimo's own files, which browsers keep.
     assets = Path(marimo.__file__).parent / "_static" / "assets"
     asset = next(path for path in sorted(assets.iterdir()) if path.suffix == ".js")

@@ -268,6 +268,7 @@ async def test_one_note_that_cannot_be_booked_does_not_delay_the_next(running: R
     assert [note.call_id for note in await notes(running)] == ["0 is before a"]
 
 
+@pytest.mark.slow
 async def test_verify_and_reconcile_name_what_is_not_booked(running: RunningSystem, tmp_path: Path) -> None:
     """It is no fault of the ledger, and somebody must look at it."""
     ended = ended_process(running)

@@ -173,6 +173,7 @@ async def test_what_is_left_of_a_credit_expires(redis_client: Redis, server_url:
         assert left["usd"] == dollars(8 * BOUND)
 
 
+@pytest.mark.slow
 async def test_commands_know_budgets_credits_and_alerts(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     policy = PREPAID.replace("alerts = [0.5]", "alerts = [0.0001]")
     acme = {"tags": {"customer": "acme"}}

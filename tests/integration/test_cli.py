@@ -15,6 +15,7 @@ import duckdb
 import pytest
 from redis.asyncio import Redis
 
+from tests.quick import first_quick
 from tests.report_data import load, make_data_dir
 from tests.servers import wait_until
 from tests.system import GatedStandIn, StayingCommand, command_environment, run_cli, tollbook
@@ -264,25 +265,27 @@ HEAVY: Final = frozenset(
 SETTINGS: Final = {"asyncio", "pydantic", "pydantic_settings"}
 LOADED: Final[dict[tuple[str, ...], set[str]]] = {
     ("--version",): set(),
-    ("--help",): set(),
     ("spend", "--help"): {"pydantic"},  # Typer reads options with it.
+    ("publish", "analysis", "score_post", "a post", "--user", "u1"): SETTINGS | {"redis"},
+    ("sql", "SELECT 1"): SETTINGS | {"duckdb"},
+    ("--help",): set(),
     ("dead-letters", "list", "--help"): {"asyncio", "pydantic"},
     ("what-if", "--help"): {"asyncio", "pydantic"},
     ("url",): SETTINGS,
     ("ping", "--wait", "0.01"): SETTINGS | {"redis"},
     ("result", "t1"): SETTINGS | {"redis"},
-    ("publish", "analysis", "score_post", "a post", "--user", "u1"): SETTINGS | {"redis"},
     ("plan", "set", "u1", "growth", "--reason", "r"): SETTINGS | {"redis"},
     ("credit", "grant", "u1", "1", "--reason", "r"): SETTINGS | {"redis"},
     ("dead-letters", "list"): SETTINGS | {"redis"},
     ("spend", "u1"): SETTINGS | {"duckdb", "redis"},  # It asks how far the projection is behind.
-    ("sql", "SELECT 1"): SETTINGS | {"duckdb"},
 }
+LINES: Final = {" ".join(arguments): arguments for arguments in LOADED}
 
 
-@pytest.mark.parametrize("arguments", LOADED, ids=" ".join)
-def test_a_command_loads_only_what_it_needs(arguments: tuple[str, ...], server_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", first_quick(4, LINES))
+def test_a_command_loads_only_what_it_needs(line: str, server_url: str, tmp_path: Path) -> None:
     """Not by the clock: what a command loads is nearly all of the time that it takes to answer."""
+    arguments = LINES[line]
     script = (
         "import sys\n"
         "from tollbook.cli.app import run\n"
@@ -420,6 +423,7 @@ async def test_a_wrong_command_line_is_refused_in_one_line_that_helps(line: str,
     assert ("--help" in finished.stderr) == ("--help" in REFUSED[line])
 
 
+@pytest.mark.slow
 async def test_replay_compares_again_and_again_and_leaves_no_file(tmp_path: Path) -> None:
     env = {"TOLLBOOK_CLAIM_AFTER_S": "5"}
     directory = tmp_path / "here"

@@ -74,6 +74,7 @@ async def test_a_system_in_order_is_found_in_order(place: Place) -> None:
     assert found["ledger"] == "it still has the last event that was folded"
 
 
+@pytest.mark.slow
 async def test_requests_without_an_answer_are_summed_up_by_reason(place: Place) -> None:
     prompts = ["out_of_credit", "out_of_credit", "reasoning_used_up_limit"]
     tasks = [
@@ -119,6 +120,7 @@ async def test_a_full_server_is_not_taken_for_one_without_processes(
         assert "none is alive" not in failed[check]
 
 
+@pytest.mark.slow
 async def test_a_worker_that_holds_tasks_back_is_named(place: Place, tmp_path: Path) -> None:
     """As one on a machine without the projector's files, while everything else is in order."""
     settings = place.running.system.runtime.settings.model_copy(update={"data_dir": tmp_path / "elsewhere"})
@@ -181,6 +183,7 @@ async def test_caps_and_credits_changed_in_redis(place: Place) -> None:
     assert await place.failed() == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [40, 80, None])
 async def test_nothing_is_cut_in_a_narrow_terminal(
     place: Place, width: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -203,6 +206,7 @@ async def test_nothing_is_cut_in_a_narrow_terminal(
         assert finding.advice.replace(" ", "") in words.replace(" ", ""), finding
 
 
+@pytest.mark.slow
 async def test_a_server_that_does_not_sync_every_write(place: Place) -> None:
     for setting, value, words in (
         ("no-appendfsync-on-rewrite", "yes", "no-appendfsync-on-rewrite is yes"),
@@ -257,6 +261,7 @@ async def test_a_ledger_that_lacks_what_was_folded(place: Place) -> None:
     await place.redis.execute_command("XADD", keys.ledger, "MAXLEN", 0, "*", "a", "b")
 
 
+@pytest.mark.slow
 async def test_an_archive_that_lacks_a_segment(place: Place) -> None:
     assert "events up to 3 were trimmed" in (await with_removed(place, "3"))["archive"]
 
@@ -279,6 +284,7 @@ async def test_no_projector(place: Place) -> None:
     await wait_until(is_told, what="the missing projector")
 
 
+@pytest.mark.slow
 async def test_a_process_that_decides_by_other_settings_is_named(place: Place) -> None:
     settings = place.running.system.runtime.settings
     others = settings.model_copy(update={"hold_wait_s": 5.0})
@@ -294,6 +300,7 @@ async def test_a_process_that_decides_by_other_settings_is_named(place: Place) -
     assert [sign.part for sign in await read_signs(place.running.system.handle.pipeline, "tollbook")] == ["up"]
 
 
+@pytest.mark.slow
 async def test_a_process_of_another_version_is_told(place: Place) -> None:
     signs: Any = await place.redis.hgetall("tollbook:processes")
     (document,) = (json.loads(each) for each in signs.values())
@@ -314,6 +321,7 @@ async def test_holds_that_nobody_settles_and_dead_letters(place: Place) -> None:
     )
 
 
+@pytest.mark.slow
 async def test_a_little_room_on_the_disk(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 

@@ -13,6 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.calling import Calling, open_calling, period
+from tests.quick import first_quick
 from tollbook.audit.verification.verification import Options, verify
 from tollbook.consumers.policy_following import PolicyFollowing
 from tollbook.consumers.service import build_worker
@@ -143,7 +144,7 @@ def test_a_budget_that_is_new_or_defined_anew_begins_at_zero() -> None:
     assert next_definitions(two, default_policy({"budgets": [DAY]}), 3) == {}
 
 
-@pytest.mark.parametrize("field", ["policy_version", "policy_digest", "policy"])
+@pytest.mark.parametrize("field", first_quick(1, ["policy_version", "policy_digest", "policy"]))
 async def test_a_policy_that_was_changed_by_hand_is_not_used(redis_client: Redis, field: str) -> None:
     async with open_gates(redis_client, 1) as gates:
         await apply_policy(gates, default_policy(), ME)
@@ -309,6 +310,7 @@ async def findings(calling: Calling, directory: Path) -> list[str]:
     return [f"{each.kind}: {each.problem}" for each in verdict.findings]
 
 
+@pytest.mark.slow
 async def test_verify_recomputes_caps_from_policies(server_url: str, tmp_path: Path) -> None:
     async with open_calling(server_url, tmp_path) as calling:
         await put_in_force(calling, trial_at(4, users={"vip": 100}, budgets=[DAY]))
@@ -403,7 +405,7 @@ async def test_verify_names_a_hold_under_another_value(server_url: str, tmp_path
         assert "cap: the hold is not against budget team of policy 1 under 50%25%2Cred,generate_draft" in found
 
 
-@pytest.mark.parametrize("field", ["policy_version", "policy_digest", "policy"])
+@pytest.mark.parametrize("field", first_quick(1, ["policy_version", "policy_digest", "policy"]))
 async def test_verify_names_a_policy_that_no_event_gives(server_url: str, tmp_path: Path, field: str) -> None:
     async with open_calling(server_url, tmp_path) as calling:
         await put_in_force(calling, trial_at(4))

@@ -154,6 +154,7 @@ async def test_projector_folds_what_the_gate_appends(gate: DirectGate, store: St
         assert store.query("SELECT * FROM discrepancies") == []
 
 
+@pytest.mark.slow
 async def test_a_live_projection_equals_a_rebuilt_one(gate: DirectGate, store: Store, tmp_path: Path) -> None:
     last = ZERO_ENTRY
     async with projecting(store, gate) as (projector, _):

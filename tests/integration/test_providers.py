@@ -11,6 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.calling import COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, SingleTry, open_calling
+from tests.quick import first_quick
 from tests.servers import wait_until
 from tollbook.inference.cost_lookup import CostLookup
 from tollbook.inference.learning_models import learn_all
@@ -152,10 +153,11 @@ async def test_a_route_names_its_provider_and_is_priced_there(providers: Provide
 
 @pytest.mark.parametrize(
     ("fault", "spent"),
-    [
-        ("http_503", 0), ("http_429:600", 0), ("http_401", 0), ("http_400", 0), ("http_402", 0), ("error_in_200", 0),
-        ("reset_after_charge", bound_of(MINI)), ("hang_charged", bound_of(MINI)), ("missing_usage", None),
-    ],
+    first_quick(3, [
+        ("http_503", 0), ("reset_after_charge", bound_of(MINI)), ("missing_usage", None),
+        ("http_429:600", 0), ("http_401", 0), ("http_400", 0), ("http_402", 0), ("error_in_200", 0),
+        ("hang_charged", bound_of(MINI)),
+    ]),
 )  # fmt: skip
 async def test_a_fallback_crosses_to_another_provider(providers: Providers, fault: str, spent: int | None) -> None:
     providers.openai.faults = FaultPlan(script=[fault])

@@ -162,6 +162,7 @@ def test_a_balance_dropped_or_added_while_the_file_is_open_decides_nothing(tmp_p
     store.close()
 
 
+@pytest.mark.slow
 async def test_a_changed_balance_is_rebuilt_before_it_decides(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.calling import COMPLETION_TOKENS, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
+from tests.quick import first_quick
 from tests.servers import wait_until
 from tollbook.inference.administration import Administration
 from tollbook.inference.calls.earlier_runs import settle_dead_hold
@@ -52,7 +53,7 @@ async def run(calling: Calling, call_id: str, *faults: str | None) -> None:
 # Faults -> what the ledger books at first, what the provider took, how many charges are asked about, what stays open.
 @pytest.mark.parametrize(
     ("faults", "booked", "true", "asked", "open_calls"),
-    [
+    first_quick(4, [
         (["missing_usage"], BOUND, PRICE, 1, []),
         (["missing_cost"], PRICE, PRICE, 1, []),
         (["broken_json", None], BOUND + PRICE_OF_FALLBACK, PRICE + PRICE_OF_FALLBACK, 1, []),
@@ -66,7 +67,7 @@ async def run(calling: Calling, call_id: str, *faults: str | None) -> None:
         (["http_524", None], BOUND + PRICE_OF_FALLBACK, BOUND + PRICE_OF_FALLBACK, 1, ["t1"]),
         ([None], PRICE, PRICE, 0, []),
         (["zero_cost"], 0, 0, 0, []),
-    ],
+    ]),
 )  # fmt: skip
 async def test_uncertain_charges_become_what_the_provider_took(
     calling: Calling, faults: list[str | None], booked: int, true: int, asked: int, open_calls: list[str]

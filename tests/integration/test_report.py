@@ -255,6 +255,7 @@ def entries() -> list[list[Any]]:
     return load(1_000)
 
 
+@pytest.mark.slow
 async def test_a_data_directory_at_rest_and_its_archive_alone_tell_the_same(tmp_path: Path, entries: list[Any]) -> None:
     make_data_dir(tmp_path / "data", entries)
     make_archive(tmp_path / "elsewhere", entries)
@@ -285,6 +286,7 @@ async def test_a_data_directory_at_rest_and_its_archive_alone_tell_the_same(tmp_
     assert not folder.exists()
 
 
+@pytest.mark.slow
 async def test_beside_a_ledger_that_answers_it_says_how_far_behind_it_is(
     tmp_path: Path, redis_client: Redis, server_url: str, entries: list[Any]
 ) -> None:

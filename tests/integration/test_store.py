@@ -21,6 +21,8 @@ from tollbook.ledger.projection.store import Store
 from tollbook.ledger.projection.store_errors import StoreClosed, StoreFailed, StoreLocked, StoreOutOfMemory
 from tollbook.ledger.stream import Batch
 
+pytestmark = pytest.mark.usefixtures("projections_made_anew")
+
 HELD_BY_ANOTHER = """
 import sys, duckdb
 connection = duckdb.connect(sys.argv[1])

@@ -50,6 +50,7 @@ def user(figures: Figures, name: str) -> UserFigures:
     return found
 
 
+@pytest.mark.slow
 async def test_the_figures_are_those_of_the_system(private_server: EmbeddedServer, tmp_path: Path) -> None:
     caps = CapTable(users={POOR: 1})
     async with running_system(tmp_path / "data", private_server.url, caps=caps, retries=0) as running:

@@ -202,6 +202,7 @@ async def test_caps_hold_per_person_whoever_spells_the_id(
         assert (hash_of(ANN, key), key != running.system.handle.user_key) == (kept, True)
 
 
+@pytest.mark.slow
 async def test_commands_take_and_print_plain_ids_until_a_user_is_forgotten(
     server_url: str, redis_client: Redis, tmp_path: Path
 ) -> None:
@@ -265,6 +266,7 @@ async def test_commands_take_and_print_plain_ids_until_a_user_is_forgotten(
         assert [row["user_id"] for row in done.json()] == [kept], done.stderr
 
 
+@pytest.mark.slow
 async def test_user_ids_are_fixed_when_a_ledger_is_created(
     server_url: str, redis_client: Redis, tmp_path: Path
 ) -> None:

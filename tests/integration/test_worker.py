@@ -249,6 +249,7 @@ async def test_a_task_that_kills_its_workers_is_dead_lettered_and_can_be_retried
             await assert_nothing_is_left(running)
 
 
+@pytest.mark.slow
 async def test_a_worker_that_slept_through_its_claims_corrects_its_books_and_changes_no_result(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

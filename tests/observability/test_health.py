@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import pytest
 from redis.asyncio import Redis
 
 from tests.observability.pages import health, problems, scrape, wait_for_problems, wait_until_ready
@@ -95,6 +96,7 @@ async def test_a_background_task_that_has_ended_is_death(redis_client: Redis, se
         assert (status, list(problems(document))) == (503, ["sweeper of worker-9"])
 
 
+@pytest.mark.slow
 async def test_a_worker_is_ready_once_there_is_a_projection_and_as_long_as_a_kept_baseline_serves(
     private_server: EmbeddedServer, tmp_path: Path
 ) -> None:
@@ -138,6 +140,7 @@ async def address(data_dir: Path, part: str) -> str:
     return f"http://{found[0]}"
 
 
+@pytest.mark.slow
 async def test_a_server_that_takes_no_write_is_not_ready(private_server: EmbeddedServer, tmp_path: Path) -> None:
     """It answers, and every read is right; no hold could be written."""
     async with running_system(tmp_path / "data", private_server.url, metrics_port=0, workers=0) as running:

@@ -159,6 +159,7 @@ def assert_is_private_and_bounded(page: Samples) -> None:
             assert {label for label, _ in labels} - {"le"} == known[base], name
 
 
+@pytest.mark.slow
 async def test_a_hold_is_open_while_its_call_runs_and_a_takeover_is_counted(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

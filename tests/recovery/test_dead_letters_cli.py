@@ -142,6 +142,7 @@ async def test_how_many_letters_were_dropped_is_said_beside_the_list(idle: Runni
     assert "TOLLBOOK_DEAD_LETTERS_MAX" in (await cli("dead-letters", "list")).stderr
 
 
+@pytest.mark.slow
 async def test_dead_letters_are_chosen_by_filters_and_changed_only_when_that_is_confirmed(
     idle: RunningSystem, cli: Cli
 ) -> None:
@@ -189,6 +190,7 @@ async def test_dead_letters_are_chosen_by_filters_and_changed_only_when_that_is_
     assert await letters.count() == 0
 
 
+@pytest.mark.slow
 async def test_a_task_whose_workers_died_is_retried_under_a_new_id_and_runs_once(
     idle: RunningSystem, cli: Cli, tmp_path: Path
 ) -> None:

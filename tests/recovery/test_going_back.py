@@ -60,6 +60,7 @@ async def refusal_of_a_call(apart: Apart) -> str:
     return str(refused.value)
 
 
+@pytest.mark.slow
 async def test_a_restored_backup_stops_workers_and_projector_until_the_newer_data_is_back(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

@@ -81,6 +81,7 @@ async def test_a_projector_that_stops_leaves_its_place_to_the_next_at_once(proje
     await projectors.start(place="elsewhere")
 
 
+@pytest.mark.slow
 async def test_a_killed_projector_is_started_again_at_its_place_without_waiting(projectors: Projectors) -> None:
     first = await projectors.start()
     await kill(first)
@@ -89,6 +90,7 @@ async def test_a_killed_projector_is_started_again_at_its_place_without_waiting(
     await projectors.start()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["data", "elsewhere"])
 async def test_a_standby_takes_over_from_a_killed_projector(projectors: Projectors, place: str) -> None:
     first = await projectors.start()

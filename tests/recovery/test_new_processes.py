@@ -58,6 +58,7 @@ async def ledger_of(redis: Redis) -> Backup:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["up", pytest.param("projector", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "left",

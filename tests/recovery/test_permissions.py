@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.observability.pages import wait_for_problems, wait_until_ready
+from tests.quick import first_quick
 from tests.recovery.books import check_books
 from tests.servers import CONTAINER, binary_of, server_kinds, wait_until
 from tests.system import STREAMS, RunningSystem, running_system
@@ -52,7 +53,7 @@ def test_the_documents_have_the_line() -> None:
     assert acl_line() in re.sub(r"\s*\\\n\s*", " ", DEPLOY.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in server_kinds() if kind != CONTAINER])
+@pytest.mark.parametrize("kind", first_quick(1, [kind for kind in server_kinds() if kind != CONTAINER]))
 async def test_the_user_of_the_documents_can_do_everything(kind: str, tmp_path: Path) -> None:
     async with EmbeddedServer(tmp_path / "server", binary=binary_of(kind)) as server:
         url = await make_user(server, RULES)
@@ -86,6 +87,7 @@ async def test_the_user_of_the_documents_can_do_everything(kind: str, tmp_path: 
                 assert refused <= {"client|setinfo", "client"}, "nothing that Tollbook does is refused"
 
 
+@pytest.mark.slow
 async def test_an_announcement_that_is_refused_undoes_no_booking(
     private_server: EmbeddedServer, tmp_path: Path
 ) -> None:

@@ -362,6 +362,7 @@ async def go_on(restored: Restored, steps: int) -> None:
     await other.aclose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partitions", PARTITIONS)
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_lost_charges_are_entered_again_beside_newer_calls(
@@ -415,6 +416,7 @@ async def test_charges_are_entered_again_once_wherever_a_run_was_killed(
         assert writes > 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_replaced", [False, True])
 async def test_beside_newer_events_a_lost_policy_comes_into_force_again_unless_it_was_replaced(
     redis_client: Redis, server_url: str, tmp_path: Path, is_replaced: bool
@@ -646,6 +648,7 @@ async def test_a_repeat_of_a_restored_call_is_the_same_call_and_other_content_is
         await restored.check()
 
 
+@pytest.mark.slow
 async def test_beside_newer_calls_a_lost_call_is_not_paid_again_and_what_is_lost_is_declared(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -777,6 +780,7 @@ async def test_nothing_is_lost_where_the_copies_know_less(redis_client: Redis, s
         assert await state_of(redis_client) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_declared", [False, True])
 async def test_what_a_projector_elsewhere_knew_is_lost_until_it_is_declared(
     redis_client: Redis, server_url: str, tmp_path: Path, is_declared: bool
@@ -844,6 +848,7 @@ class LosingPipeline(CommandPipeline):
         return await super().execute(*command)
 
 
+@pytest.mark.slow
 async def test_it_stops_once_another_has_taken_the_lease(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with lost_calls(redis_client, server_url, tmp_path) as restored:
         before = await redis_client.xlen(Keys("gate-ledger").ledger)

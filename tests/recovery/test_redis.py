@@ -104,6 +104,7 @@ async def test_replies_are_lost_under_load(redis_client: Redis, server_url: str,
         await check_once(running, tmp_path, len(task_ids))
 
 
+@pytest.mark.slow
 async def test_functions_that_were_flushed_are_loaded_again(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

@@ -107,6 +107,7 @@ async def test_a_process_that_has_seen_nothing_makes_no_call_on_a_ledger_that_we
             assert await call(runtime) is TaskStatus.DONE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
@@ -194,6 +195,7 @@ async def start_until_end(apart: Apart) -> StayingCommand:
     return projector
 
 
+@pytest.mark.slow
 async def test_a_standby_elsewhere_that_has_seen_less_does_not_let_calls_begin(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -225,6 +227,7 @@ async def test_a_standby_elsewhere_that_has_seen_less_does_not_let_calls_begin(
             assert await call(runtime) is TaskStatus.DONE
 
 
+@pytest.mark.slow
 async def test_a_person_who_sets_the_file_aside_lets_calls_begin_on_the_older_ledger(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -239,6 +242,7 @@ async def test_a_person_who_sets_the_file_aside_lets_calls_begin_on_the_older_le
             assert await call(runtime) is TaskStatus.DONE
 
 
+@pytest.mark.slow
 async def test_a_projector_that_slept_through_its_lease_says_nothing_of_calls(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -260,6 +264,7 @@ async def test_a_projector_that_slept_through_its_lease_says_nothing_of_calls(
         assert other.process.returncode is None
 
 
+@pytest.mark.slow
 async def test_a_projector_is_listened_to_although_the_clock_of_redis_was_put_back(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -277,6 +282,7 @@ async def test_a_projector_is_listened_to_although_the_clock_of_redis_was_put_ba
         await finish(apart, "after")
 
 
+@pytest.mark.slow
 async def test_a_mark_is_kept_until_what_was_there_at_the_check_is_folded(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

@@ -52,6 +52,7 @@ async def has_begun(command: StayingCommand, event: str) -> None:
     await wait_until(lambda: event in command.stderr or event in command.stdout, what=f"{event}: {command.stderr}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_busy", BUSY)
 async def test_worker_and_projector(
     is_busy: bool, provider: GatedStandIn, private_server: EmbeddedServer, tmp_path: Path

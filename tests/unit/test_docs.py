@@ -36,7 +36,10 @@ SYSTEMD = DOCS / "operators" / "systemd"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 DECISIONS = sorted((DOCS / "adr").glob("[0-9]*.md"))
 COMMANDS = commands()
-ROOMS = "schemas|ledger|inference|consumers|audit|standin|observability|gateway|app|views|demo|cli|tests|docs|benchmarks|notebooks"
+ROOMS = (
+    "schemas|ledger|inference|consumers|audit|standin|observability|gateway|app|views|demo|cli|"
+    "tests|docs|benchmarks|notebooks"
+)
 
 
 def text_of(page: Path) -> str:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollbook.inference.attempts import Attempt
+from tests.replies import reply_of
+from tollbook.inference.attempts import Attempt, EmbeddingsRequest
 from tollbook.inference.providers import embeddings
 from tollbook.inference.providers.replies import read_reply
 from tollbook.schemas.results import ErrorCode
@@ -20,7 +21,8 @@ def vector(index: Any = 0, value: Any = (0.5, -1)) -> dict[str, Any]:
 
 def read(data: Any, usage: Any = None, *, inputs: int = 1, status: int = 200, **more: Any) -> Attempt:
     body = json.dumps({"data": data, "usage": usage, **more}).encode()
-    return read_reply(status, {}, body, model="m", is_insured=False, latency_ms=1, now_s=0.0, inputs=inputs)
+    request = EmbeddingsRequest(model="m", inputs=["text"] * inputs)
+    return read_reply(reply_of(body, status), request, is_insured=False)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import unicodedata
 from datetime import UTC, datetime
+from functools import cache
 
 import duckdb
 import pytest
@@ -169,6 +170,13 @@ def test_other_values_are_another_value(one: list[str], other: list[str]) -> Non
     assert (budget_value(one) == budget_value(other)) == (one == other)
 
 
+@cache
+def with_macros() -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect()
+    connection.execute(packaged_text("tollbook.ledger.projection.sql", "macros.sql"))
+    return connection
+
+
 HOSTILE = st.text(alphabet="%,:2C5ab\u00e9", min_size=1, max_size=8)
 
 
@@ -176,9 +184,7 @@ HOSTILE = st.text(alphabet="%,:2C5ab\u00e9", min_size=1, max_size=8)
 def test_values_are_read_as_they_were_joined_and_sql_joins_them_alike(values: list[str]) -> None:
     joined = budget_value(values)
     assert read_values(joined, len(values)) == values
-    connection = duckdb.connect()
-    connection.execute(packaged_text("tollbook.ledger.projection.sql", "macros.sql"))
-    assert connection.execute("SELECT budget_value(?::VARCHAR[])", [values]).fetchone() == (joined,)
+    assert with_macros().execute("SELECT budget_value(?::VARCHAR[])", [values]).fetchone() == (joined,)
 
 
 def test_a_person_need_not_encode_a_percent_sign() -> None:

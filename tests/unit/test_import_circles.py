@@ -73,6 +73,7 @@ def circle_in(root: Path) -> list[str]:
     return []
 
 
+@pytest.mark.slow
 def test_no_file_imports_itself_through_others() -> None:
     files = project_files(ROOT)
     assert {PACKAGE, "tollbook.schemas.tasks", "tollbook.cli.app", "tests.system"} <= files.keys()

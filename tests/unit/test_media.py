@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.replies import chat_request, reply_of
 from tollbook.inference.attempts import Attempt
 from tollbook.inference.bounds import bound
 from tollbook.inference.calls.holds import charge_of
@@ -208,5 +209,5 @@ def test_images_that_a_model_made_come_back() -> None:
     url = "data:image/png;base64,AAAA"
     said = {"role": "assistant", "content": "", "images": [{"type": "image_url", "image_url": {"url": url}}]}
     body = f'{{"choices": [{{"message": {str(said).replace(chr(39), chr(34))}, "finish_reason": "stop"}}]}}'
-    found = read_reply(200, {}, body.encode(), model="m", is_insured=True, latency_ms=1, now_s=0.0)
+    found = read_reply(reply_of(body.encode()), chat_request(), is_insured=True)
     assert (found.outcome, found.images, found.content, found.error_code) == ("ok", (url,), None, None)

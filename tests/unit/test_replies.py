@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.replies import NO_LIMIT, chat_request, reply_of
 from tollbook.inference.attempts import Attempt
 from tollbook.inference.providers.bodies import read_json
 from tollbook.inference.providers.dialects import ADAPTERS
@@ -30,10 +31,13 @@ def document(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def read(body: Any, status: int = 200, headers: dict[str, str] | None = None, **options: Any) -> Attempt:
+def read(
+    body: Any, status: int = 200, headers: dict[str, str] | None = None, max_tokens: int = NO_LIMIT, **options: Any
+) -> Attempt:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     options = {"is_insured": False, "request_id": name_in(headers or {}, "x-generation-id"), **options}
-    return read_reply(status, headers or {}, raw, model="asked/model", latency_ms=7, now_s=1_000_000.0, **options)
+    reply = reply_of(raw, status, headers, latency_ms=7, now_s=1_000_000.0)
+    return read_reply(reply, chat_request("asked/model", max_tokens), **options)
 
 
 def test_completion_with_its_cost() -> None:
@@ -526,10 +530,8 @@ def test_machine_words_of_an_error_have_fields_of_their_own() -> None:
 
 
 def test_generation_id_of_the_headers_outlives_the_body() -> None:
-    reply = ADAPTERS["openrouter"].read_reply(
-        200, {"x-generation-id": "gen-9"}, b"{", model="m", latency_ms=1, now_s=0.0
-    )
-    assert reply.generation_id == "gen-9"
+    reply = reply_of(b"{", headers={"x-generation-id": "gen-9"})
+    assert ADAPTERS["openrouter"].read_reply(reply, chat_request()).generation_id == "gen-9"
 
 
 def test_model_that_the_reply_does_not_name_is_the_one_asked_for() -> None:
@@ -651,9 +653,8 @@ def test_no_bytes_break_the_reader(body: bytes) -> None:
 
 def of_anthropic(document: Any, status: int = 200) -> Attempt:
     raw = json.dumps(document).encode()
-    return ADAPTERS["anthropic"].read_reply(
-        status, {"request-id": "req_1"}, raw, model="claude-x", latency_ms=7, now_s=0.0, max_tokens=100
-    )
+    reply = reply_of(raw, status, {"request-id": "req_1"}, latency_ms=7)
+    return ADAPTERS["anthropic"].read_reply(reply, chat_request("claude-x", 100))
 
 
 def message(**changes: Any) -> dict[str, Any]:

@@ -281,7 +281,8 @@ def test_two_spellings_of_one_task_are_one_task() -> None:
 def test_no_key_of_any_ledger_is_a_stream_for_replies(namespace: str) -> None:
     names = [
         *default_policy().streams, STREAM_OWNERS, keys.dead_letters(namespace), keys.projector_lease(namespace),
-        keys.worker_key(namespace, "w"), keys.gateway_calls(namespace, "d"), keys.task_partition(namespace, "t"), keys.tidying_lease(namespace),
+        keys.worker_key(namespace, "w"), keys.gateway_calls(namespace, "d"),
+        keys.task_partition(namespace, "t"), keys.tidying_lease(namespace),
         keys.dropped_dead_letters(namespace), keys.processes(namespace),
         keys.dropped_tasks(namespace), keys.alerts(namespace), keys.alert_receivers(namespace),
         keys.fed_alerts(namespace), keys.raised_alerts(namespace), Keys(namespace).ledger,

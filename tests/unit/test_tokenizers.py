@@ -7,7 +7,6 @@ from decimal import Decimal
 from functools import cache
 from typing import Any
 
-import bpe_openai
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -45,6 +44,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @cache
 def reference(encoding: str) -> Any:
+    # Not at the top: it reads all its tables when it is imported, and every process of the suite imports every file.
+    import bpe_openai
+
     return bpe_openai.get_encoding(encoding)
 
 

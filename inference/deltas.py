@@ -1,0 +1,81 @@
+"""Deltas: the parts of an answer, passed on to whoever reads along while a call runs.
+
+A delta is a chunk in OpenAI's form, without usage: `{"choices": [{"index": 0, "delta": {...}, "finish_reason": ...,
+"logprobs": ...}]}`. `delta` may have `content`, `reasoning`, `refusal`, `tool_calls` (each with its `index`) and
+`images`; `finish_reason` is in OpenAI's words. Joined, the deltas of a call are what its result says.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from tollbook.inference.attempts import Attempt
+
+Delta = dict[str, Any]
+OnDelta = Callable[[Delta], Awaitable[None]]
+"""Takes the next delta. It is waited for, so that a slow reader slows the provider down."""
+
+
+class ReaderFailed(Exception):
+    """Whoever reads along cannot take a delta; `reason` is why. The request is abandoned, as by who leaves."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(f"a delta could not be passed on: {type(reason).__name__}")
+        self.reason = reason
+
+
+async def pass_on(delta: Delta, on_delta: OnDelta) -> None:
+    """Pass a delta on. Errors: ReaderFailed."""
+    try:
+        await on_delta(delta)
+    except ReaderFailed:
+        raise
+    except Exception as exc:
+        # It is not what the network or the provider did, nor the ledger, whatever its type says.
+        raise ReaderFailed(exc) from exc
+
+
+class DeltaRelay:
+    """Passes on the deltas of a call, over all its attempts. Errors of every method: ReaderFailed.
+
+    Invariant: once something of an answer was passed on (`has_passed`), no other attempt may follow. What says nothing
+    (why an answer ended) waits until something does, or until it is known that no other attempt follows.
+    """
+
+    def __init__(self, on_delta: OnDelta) -> None:
+        self._on_delta = on_delta
+        self._waiting: list[Delta] = []
+        self.has_passed = False
+
+    async def take(self, delta: Delta) -> None:
+        """Take the next delta of an attempt."""
+        if not self.has_passed and not delta["choices"][0]["delta"]:
+            self._waiting.append(delta)
+            return
+        self.has_passed = True
+        waiting, self._waiting = self._waiting, []
+        for each in (*waiting, delta):
+            await pass_on(each, self._on_delta)
+
+    async def finish(self, reply: Attempt) -> None:
+        """Pass on the reply that is the outcome, where it was not passed on in parts."""
+        if not self.has_passed:
+            self.has_passed = True
+            await pass_on(whole_delta(reply), self._on_delta)
+
+    def begin_attempt(self) -> None:
+        """Forget what waits: another attempt begins."""
+        self._waiting.clear()
+
+
+def whole_delta(attempt: Attempt) -> Delta:
+    """Return a whole answer as one delta."""
+    said: dict[str, Any] = {
+        "content": attempt.content,
+        "reasoning": attempt.reasoning,
+        "refusal": attempt.refusal,
+        "tool_calls": [{"index": index, **call} for index, call in enumerate(attempt.tool_calls)],
+        "images": [{"type": "image_url", "image_url": {"url": url}} for url in attempt.images],
+    }
+    delta = {name: value for name, value in said.items() if value}
+    choice = {"index": 0, "delta": delta, "finish_reason": attempt.finish_reason, "logprobs": attempt.logprobs}
+    return {"choices": [choice]}

@@ -1,0 +1,219 @@
+"""The chunks of a completion, joined as they come to the object that the plain reply would have been.
+
+Invariant: what is passed on of the chunks (`Delta`), joined, is what the object says: content, reasoning, refusal and
+tool calls. So each chunk is brought into one form first, whatever its server calls things. Beside these the last value
+of each name counts: a usage is in the last chunk.
+"""
+
+from typing import Any, Final, cast
+
+from tollbook.inference.deltas import Delta
+from tollbook.inference.providers.answers import Parts, finish_of, plain, texts_in
+from tollbook.inference.providers.event_streams import DONE
+from tollbook.inference.providers.json_values import as_list, as_table, tables_of
+from tollbook.inference.providers.tool_call_parts import TextParts, ToolCallParts
+
+_REASONING: Final = ("reasoning", "reasoning_content", "reasoning_details")
+_OF_MESSAGE: Final = ("delta", "message", "text", "logprobs")
+_TEXTS: Final = ("content", "reasoning", "refusal")
+
+
+class JoinedChunks:
+    """Joins the chunks of one reply."""
+
+    def __init__(self) -> None:
+        self.has_error = False
+        self.is_done = False
+        self._fields: dict[str, Any] = {}
+        self._choices: dict[int, _Choice] = {}
+        self._answering: int | None = None
+        self._is_finish_passed = False
+
+    def add(self, event: object) -> Delta | None:
+        """Take an event's data; return what is to be passed on. Nothing is, from the first error on."""
+        if event == DONE:
+            self.is_done = True
+            return None
+        chunk = as_table(event)
+        for name, value in chunk.items():
+            if name != "choices" and value is not None:
+                self._fields[name] = value
+        choices = tables_of(chunk.get("choices"))
+        if chunk.get("error") or (not choices and "error" in (chunk.get("object"), chunk.get("type"))):
+            self._fail(chunk.get("error") or chunk)
+        delta: Delta | None = None
+        for choice in choices:
+            delta = self._add_choice(choice) or delta
+        return None if self.has_error else delta
+
+    def end(self) -> Delta | None:
+        """Return what the end of the stream leaves to be passed on."""
+        choice = self._choices.get(self._answering) if self._answering is not None else None
+        left = choice.end() if choice is not None else {}
+        return _delta(left) if left and not self.has_error else None
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the stream, or each of its choices, says that it is over."""
+        return self.is_done or (bool(self._choices) and all(each.is_ended for each in self._choices.values()))
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether it ended in mid-answer. A socket that is closed looks like an end."""
+        return bool(self._choices) and not self.is_ended and not self.has_error
+
+    @property
+    def id(self) -> object:
+        """The id of the completion, as soon as a chunk has named it."""
+        return self._fields.get("id")
+
+    def document(self) -> dict[str, Any] | None:
+        """Return the object that the chunks make up; None where there are none.
+
+        Of several choices it has the one that was passed on.
+        """
+        if not self._fields and not self._choices:
+            return None
+        indexes = sorted(self._choices) if self._answering is None else [self._answering]
+        choices = {"choices": [self._choices[index].joined() for index in indexes]} if indexes else {}
+        return {**self._fields, **choices}
+
+    def _fail(self, error: object) -> None:
+        self.has_error = True
+        self._fields.setdefault("error", error)
+
+    def _add_choice(self, choice: dict[str, Any]) -> Delta | None:
+        given = choice.get("index")
+        index = given if type(given) is int else 0
+        joined = self._choices.get(index)
+        if joined is None:
+            joined = self._choices[index] = _Choice()
+        said, finish, logprobs = joined.add(choice)
+        if choice.get("error") or finish == "error":
+            self.has_error = True
+        if said and self._answering is None:
+            self._answering = index
+        if self._answering not in (None, index) or self.has_error:
+            return None
+        if finish is not None and not self._is_finish_passed:
+            self._is_finish_passed = True
+        else:
+            finish = None
+        return _delta(said, finish, logprobs) if said or finish or logprobs else None
+
+
+def _delta(said: dict[str, Any], finish: str | None = None, logprobs: object = None) -> Delta:
+    return {"choices": [{"index": 0, "delta": said, "finish_reason": finish, "logprobs": logprobs}]}
+
+
+class _Choice:
+    """One choice, joined."""
+
+    def __init__(self) -> None:
+        self._fields: dict[str, Any] = {}
+        self._texts = {name: TextParts() for name in _TEXTS}
+        self._calls = ToolCallParts()
+        self._images: list[object] = []
+        self._logprobs: dict[str, Any] = {}
+        self._reasoning_source: str | None = None
+
+    @property
+    def is_ended(self) -> bool:
+        return bool(self._fields.get("finish_reason") or self._fields.get("error"))
+
+    def add(self, choice: dict[str, Any]) -> tuple[dict[str, Any], str | None, object]:
+        """Take a part; return what it says, why the choice ended if it did, and log probabilities."""
+        for name, value in choice.items():
+            if name not in _OF_MESSAGE and value is not None:
+                self._fields[name] = value
+        said: dict[str, Any] = {}
+        for part in (choice.get("delta"), choice.get("message")):
+            if part:
+                self._add_message(as_table(part), said)
+        text = choice.get("text")
+        if isinstance(text, str) and "content" not in said:  # As completions without messages have it.
+            self._say(said, "content", text)
+        finish = finish_of(choice)
+        if finish is not None:
+            said = _with(said, self.end())
+        return said, finish, self._add_logprobs(choice.get("logprobs"))
+
+    def end(self) -> dict[str, Any]:
+        """Return what the end leaves to be said."""
+        said: dict[str, Any] = {name: left for name, text in self._texts.items() if (left := text.end())}
+        calls = self._calls.end()
+        return {**said, "tool_calls": calls} if calls else said
+
+    def joined(self) -> dict[str, Any]:
+        message: dict[str, Any] = {name: str(text) for name, text in self._texts.items() if text}
+        if self._calls:
+            message["tool_calls"] = self._calls.joined()
+        if self._images:
+            message["images"] = self._images
+        return {
+            **self._fields,
+            **({"logprobs": self._logprobs} if self._logprobs else {}),
+            **({"message": message} if message else {}),
+        }
+
+    def _add_message(self, message: dict[str, Any], said: dict[str, Any]) -> None:
+        content = message.get("content")
+        if isinstance(content, str):
+            self._say(said, "content", content)
+        elif content is not None:
+            self._add_parts(content, said)
+        for name in _REASONING:
+            if message.get(name):
+                self._add_reasoning(name, texts_in(message[name]), said)
+        if refusal := message.get("refusal"):
+            self._say(said, "refusal", *texts_in(refusal))
+        if calls := message.get("tool_calls"):
+            for call in tables_of(calls):
+                _add_call(said, self._calls.add(call))
+        if function := as_table(message.get("function_call")):
+            _add_call(said, self._calls.add_old_form(function))
+        if images := as_list(message.get("images")):
+            self._images += images
+            said["images"] = [*said.get("images", ()), *cast("list[object]", plain(images))]
+
+    def _add_parts(self, content: object, said: dict[str, Any]) -> None:
+        parts = Parts()
+        parts.add(content)
+        self._say(said, "content", *parts.texts)
+        self._say(said, "refusal", *parts.refusals)
+        self._add_reasoning("content", parts.reasoning, said)
+        for call in parts.tool_calls:
+            _add_call(said, self._calls.add(call))
+
+    def _add_reasoning(self, source: str, texts: list[str], said: dict[str, Any]) -> None:
+        """Take reasoning of the first member that has some: others say the same again."""
+        if texts and self._reasoning_source in (None, source):
+            self._reasoning_source = source
+            self._say(said, "reasoning", *texts)
+
+    def _say(self, said: dict[str, Any], name: str, *texts: str) -> None:
+        for text in texts:
+            if passed := self._texts[name].add(text):
+                said[name] = said.get(name, "") + passed
+
+    def _add_logprobs(self, value: object) -> object:
+        logprobs = as_table(value)
+        if not logprobs:
+            return None
+        clean = cast("dict[str, Any]", plain(logprobs))
+        for name, each in clean.items():
+            old = self._logprobs.get(name)
+            self._logprobs[name] = [*old, *each] if isinstance(old, list) and isinstance(each, list) else each or old
+        return clean
+
+
+def _add_call(said: dict[str, Any], part: dict[str, Any] | None) -> None:
+    if part is not None:
+        said.setdefault("tool_calls", []).append(part)
+
+
+def _with(said: dict[str, Any], left: dict[str, Any]) -> dict[str, Any]:
+    """Return what a part says together with what its end leaves to be said."""
+    for name, value in left.items():
+        said[name] = said[name] + value if name in said else value
+    return said

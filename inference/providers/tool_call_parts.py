@@ -1,0 +1,141 @@
+"""Texts and tool calls that come in parts: each part is what is passed on, and all of them together are the result."""
+
+import json
+from typing import Any, Final
+
+from tollbook.inference.providers.answers import plain
+from tollbook.inference.providers.json_values import as_table, storable
+
+_TEXT_OF_KIND: Final = {"function": "arguments", "custom": "input"}
+"""By a call's kind, the member whose text goes on from part to part."""
+
+
+class TextParts:
+    """A text that comes in parts. A character that JSON has cut in two is kept until its second half comes."""
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self._half = ""
+
+    def add(self, text: str) -> str:
+        """Take a part, and return what is to be passed on."""
+        if not text.isascii() or self._half:
+            text = self._half + text
+            self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+            text = storable(text[: len(text) - len(self._half)])
+        if text:
+            self._parts.append(text)
+        return text
+
+    def end(self) -> str:
+        """Return what is left to be passed on: half a character is none."""
+        half, self._half = storable(self._half), ""
+        if half:
+            self._parts.append(half)
+        return half
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def __str__(self) -> str:
+        return "".join(self._parts)
+
+
+class ToolCallParts:
+    """The tool calls of one answer. Each is passed on with its place in the list as `index`."""
+
+    def __init__(self) -> None:
+        self._calls: list[_Call] = []
+        self._is_old_form = False
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    def add(self, call: dict[str, Any]) -> dict[str, Any] | None:
+        """Take a part of a call, and return what is to be passed on; None for nothing."""
+        found = self._call_that_goes_on(call)
+        if found is None:
+            found = _Call(len(self._calls), call.get("index"))
+            self._calls.append(found)
+        return found.add(call)
+
+    def add_old_form(self, function: dict[str, Any]) -> dict[str, Any] | None:
+        """Take a part of OpenAI's older `function_call`, which counts only where there are no tool calls."""
+        if self._calls and not self._is_old_form:
+            return None
+        if not self._calls and not function.get("name"):
+            return None
+        self._is_old_form = True
+        return self.add({"function": function})
+
+    def end(self) -> list[dict[str, Any]]:
+        """Return what is left to be passed on: arguments of calls that have none."""
+        return [part for call in self._calls if (part := call.end()) is not None]
+
+    def joined(self) -> list[dict[str, Any]]:
+        """Return the calls in OpenAI's form."""
+        return [call.joined() for call in self._calls]
+
+    def _call_that_goes_on(self, call: dict[str, Any]) -> "_Call | None":
+        """Return the call that a part belongs to: of the same index, and of no other id. Some servers count none."""
+        index, call_id = call.get("index"), call.get("id")
+        of_index = [each for each in self._calls if index is None or each.given_index == index]
+        if call_id:
+            return next((each for each in of_index if each.fields.get("id") in (call_id, None)), None)
+        return of_index[-1] if of_index else None
+
+
+class _Call:
+    def __init__(self, index: int, given_index: object) -> None:
+        self.given_index = given_index
+        self.fields: dict[str, Any] = {}
+        self._index = index
+        self._kind = "function"
+        self._named: dict[str, Any] = {}
+        self._text = TextParts()
+        self._has_text = False
+
+    def add(self, call: dict[str, Any]) -> dict[str, Any] | None:
+        if not self.fields:
+            self._kind = "custom" if isinstance(call.get("custom"), dict) else "function"
+            call = {"type": self._kind, **call}
+        part: dict[str, Any] = {"index": self._index}
+        part |= self._news(self.fields, call, ("index", self._kind))
+        text_name = _TEXT_OF_KIND[self._kind]
+        table = as_table(call.get(self._kind))
+        named = self._news(self._named, table, (text_name,))
+        text = table.get(text_name)
+        if text is not None:
+            whole = text if isinstance(text, str) else json.dumps(plain(text), ensure_ascii=False)
+            passed = self._text.add(whole)
+            if passed or not self._has_text:
+                named[text_name] = passed
+            self._has_text = True
+        if named:
+            part[self._kind] = named
+        return part if len(part) > 1 else None
+
+    def end(self) -> dict[str, Any] | None:
+        left = self._text.end()
+        if not self._has_text and self._kind == "function":
+            self._has_text = True
+            left = self._text.add("{}")
+        return {"index": self._index, self._kind: {_TEXT_OF_KIND[self._kind]: left}} if left else None
+
+    def joined(self) -> dict[str, Any]:
+        text = {_TEXT_OF_KIND[self._kind]: str(self._text)} if self._has_text else {}
+        return {**self.fields, self._kind: {**self._named, **text}}
+
+    @staticmethod
+    def _news(known: dict[str, Any], given: dict[str, Any], but: tuple[str, ...]) -> dict[str, Any]:
+        """Note what a part says that is not known yet, and return it. A name, once passed on, stands."""
+        news: dict[str, Any] = {}
+        for name, value in given.items():
+            if name in but or value is None or value == "":
+                continue
+            clean = plain(value)
+            if known.get(name) == clean or (name in ("id", "type", "name") and name in known):
+                continue
+            news[storable(name)] = clean
+        known |= news
+        return news

@@ -1,0 +1,54 @@
+"""What a provider wants back of reasoning goes through a client as one opaque text."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from tests.gateway.golden import events_in
+from tollbook.gateway.reasoning_details import packed, unpacked
+from tollbook.gateway.responses.request import chat_fields
+from tollbook.gateway.responses.stream import Events
+from tollbook.schemas.results import InferenceResult
+
+ENCRYPTED = {"type": "reasoning.encrypted", "data": "ZW5j", "id": "rs_1", "format": "openai-responses-v1", "index": 0}
+DONE = InferenceResult.model_validate({"task_id": "t", "status": "done", "content": "Sunny.", "finish_reason": "stop"})
+
+
+def test_encrypted_reasoning_goes_through_a_client_of_responses_and_back() -> None:
+    """Codex keeps no other reasoning: `include` asks for it, and it comes back with the next turn."""
+    events = Events(response_id="resp_1", created_s=0, body={"model": "m", "input": "hi"})
+    deltas: list[dict[str, Any]] = [{"reasoning_details": [ENCRYPTED]}, {"content": "Sunny."}]
+    parts = [part for delta in deltas for part in events.delta({"choices": [{"index": 0, "delta": delta}]})]
+    told = events_in([*events.begin(), *parts, *events.end(DONE)])
+    output = told[-1]["response"]["output"]
+    assert [item["type"] for item in output] == ["reasoning", "message"]
+    assert output[0]["summary"] == []
+    assert not [event for event in told if event["type"].startswith("response.reasoning_summary")]
+    messages = chat_fields({"model": "m", "input": [*output, {"role": "user", "content": "and Rome?"}]})["messages"]
+    assert messages[0] == {"role": "assistant", "reasoning_details": [ENCRYPTED], "content": "Sunny."}
+
+
+def test_words_alone_need_not_come_back() -> None:
+    assert packed([{"type": "reasoning.text", "text": "Hm.", "index": 0}]) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "c2ln",
+        "tollbook1.%%%",
+        "tollbook1.AAAA",
+        "tollbook1." + base64.urlsafe_b64encode(b'{"a": 1}').decode(),
+        "tollbook1." + base64.urlsafe_b64encode(json.dumps(["a"]).encode()).decode(),
+    ],
+)
+def test_texts_of_others_are_left_alone(text: object) -> None:
+    assert unpacked(text) is None
+
+
+def test_what_was_packed_is_unpacked() -> None:
+    assert unpacked(packed([ENCRYPTED])) == [ENCRYPTED]
