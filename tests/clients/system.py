@@ -42,7 +42,11 @@ class RunningGateway:
         return finished["key"]
 
     async def ledger_differences(self) -> list[str]:
-        """Compare the ledger with the stand-in's book, user by user; return what differs."""
+        """Compare the ledger with the stand-in's book, user by user; return what differs.
+
+        What is assumed of streams that broke off is corrected before.
+        """
+        await self.run("reconcile", "--json")
         rows = await self.run("spend", "--json")
         ledger = {row["user_id"]: nanousd_from_usd(row["spent_usd"]) for row in rows}
         held = [row["user_id"] for row in rows if nanousd_from_usd(row["reserved_usd"])]
@@ -52,7 +56,12 @@ class RunningGateway:
             *(f"{user}: {ledger.get(user, 0)} nano-dollars on the ledger, {book.get(user, 0)} in the provider's book"
               for user in differing),
             *(f"{user}: a hold is left" for user in held),
+            *await self._unsound(),
         ]  # fmt: skip
+
+    async def _unsound(self) -> list[str]:
+        finished = await run_installed("verify", cwd=self.directory, env=self.environment)
+        return [f"tollbook verify: {finished.stdout[-1000:]} {finished.stderr[-1000:]}"] if finished.code else []
 
     async def run(self, *arguments: str) -> Any:
         """Run a command; return the JSON that it prints."""
