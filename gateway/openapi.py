@@ -32,8 +32,6 @@ _MODEL: Final = {
 _LIMIT: Final = {"type": "integer", "minimum": 1, "maximum": 200_000}
 
 
-
-
 @cache
 def document() -> dict[str, Any]:
     """Return the document."""
@@ -66,7 +64,9 @@ def document() -> dict[str, Any]:
             "/v1/messages/count_tokens": _post(
                 "countTokens", "Count a prompt's tokens", "CountRequest", error="MessagesError", is_streamed=False
             ),
-            "/v1/embeddings": _post("createEmbeddings", "Make vectors of texts", "EmbeddingsRequest", is_streamed=False),
+            "/v1/embeddings": _post(
+                "createEmbeddings", "Make vectors of texts", "EmbeddingsRequest", is_streamed=False
+            ),
             "/v1/models": _get("listModels", "List task types and models"),
             "/v1/models/{model}": _get("showModel", "Show a model", {"model": {"type": "string"}}),
             "/v1/key": _get("showKey", "Show this key and its budgets"),

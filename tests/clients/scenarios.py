@@ -94,7 +94,9 @@ def _structured(played: Played) -> str:
 def _refused(played: Played) -> str:
     if played.failure is None:
         return f"it did not fail: {dict(played.printed)}"
-    return "" if played.statuses == [402] else f"a refusal must cost one request; the gateway answered {played.statuses}"
+    return (
+        "" if played.statuses == [402] else f"a refusal must cost one request; the gateway answered {played.statuses}"
+    )
 
 
 def _cut_off(played: Played) -> str:

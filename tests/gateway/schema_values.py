@@ -9,7 +9,7 @@ from typing import Any, Final
 from hypothesis import strategies as st
 
 ANYTHING: Final = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
     max_leaves=10,
 )
@@ -48,7 +48,9 @@ def _objects(words: dict[str, Any], schemas: Mapping[str, Schema], depth: int) -
     if properties is None:
         inner = values(further, schemas, depth + 1) if isinstance(further, Mapping) else ANYTHING
         return st.dictionaries(st.text(max_size=10), inner, max_size=_MAX_ITEMS)
-    drawn = {name: values(each, schemas, depth + 1) for name, each in properties.items() if depth < _DEEP or name in required}
+    drawn = {
+        name: values(each, schemas, depth + 1) for name, each in properties.items() if depth < _DEEP or name in required
+    }
     optional = {name: each for name, each in drawn.items() if name not in required}
     return st.fixed_dictionaries({name: drawn[name] for name in required}, optional=optional)
 

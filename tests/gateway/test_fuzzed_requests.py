@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
@@ -25,8 +25,9 @@ PATHS = [path for path, methods in DOCUMENT["paths"].items() if "post" in method
 # One of chat completions, one of embeddings.
 MODELS = [MODEL, "openai/text-embedding-3-small"]
 QUICK = settings(
-    max_examples=40,
+    max_examples=60,
     deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # To shrink by HTTP takes minutes.
     suppress_health_check=[
         HealthCheck.function_scoped_fixture,  # All examples are sent to one gateway.
         HealthCheck.too_slow,
@@ -35,6 +36,7 @@ QUICK = settings(
         HealthCheck.large_base_example,
     ],
 )
+
 
 @pytest.fixture
 async def served(redis_client: Redis, server_url: str, tmp_path: Path) -> AsyncIterator[Served]:
