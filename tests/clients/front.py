@@ -69,7 +69,7 @@ class Front:
             return answer
 
     async def _break(self, request: web.Request, path: str) -> web.StreamResponse:
-        """Leave the gateway once it has asked the provider, as a connection does that breaks; then break the client's."""
+        """Leave the gateway once it has asked the provider, and break the client's connection."""
         asked = asyncio.create_task(self._provider_asked())
         asking = asyncio.create_task(self._ask(request, path))
         await asyncio.wait({asked, asking}, return_when=asyncio.FIRST_COMPLETED)

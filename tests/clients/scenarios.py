@@ -94,9 +94,9 @@ def _structured(played: Played) -> str:
 def _refused(played: Played) -> str:
     if played.failure is None:
         return f"it did not fail: {dict(played.printed)}"
-    return (
-        "" if played.statuses == [402] else f"a refusal must cost one request; the gateway answered {played.statuses}"
-    )
+    if played.statuses != [402]:
+        return f"a refusal must cost one request; the gateway answered {played.statuses}"
+    return ""
 
 
 def _cut_off(played: Played) -> str:

@@ -48,9 +48,8 @@ def _objects(words: dict[str, Any], schemas: Mapping[str, Schema], depth: int) -
     if properties is None:
         inner = values(further, schemas, depth + 1) if isinstance(further, Mapping) else ANYTHING
         return st.dictionaries(st.text(max_size=10), inner, max_size=_MAX_ITEMS)
-    drawn = {
-        name: values(each, schemas, depth + 1) for name, each in properties.items() if depth < _DEEP or name in required
-    }
+    wanted = properties if depth < _DEEP else required & properties.keys()
+    drawn = {name: values(properties[name], schemas, depth + 1) for name in wanted}
     optional = {name: each for name, each in drawn.items() if name not in required}
     return st.fixed_dictionaries({name: drawn[name] for name in required}, optional=optional)
 
