@@ -14,6 +14,7 @@ from tollbook.app.supervisor import Child
 from tollbook.gateway.server import DEFAULT_PORT, serve_gateway, settings_of_calls
 from tollbook.inference.runtime import InferenceRuntime, open_runtime
 from tollbook.inference.settings import Settings
+from tollbook.observability.gateway_counts import GatewayCounts
 from tollbook.observability.process_state import ProcessState
 
 Pages = Callable[[InferenceRuntime], Sequence[BaseRoute]]
@@ -25,8 +26,10 @@ async def run_gateway(settings: Settings, stop: asyncio.Event, *, redis_url: str
     """Serve the gateway until `stop`, beside a projector. Errors: SettingsError; LedgerRefused."""
     port = DEFAULT_PORT if settings.gateway_port in (None, "off") else settings.gateway_port
 
-    async def serve(runtime: InferenceRuntime, _state: ProcessState) -> None:
-        async with serve_gateway(runtime, port=int(port), pages=pages(runtime) if pages else ()):
+    async def serve(runtime: InferenceRuntime, state: ProcessState) -> None:
+        state.gateway = GatewayCounts()
+        routes = pages(runtime) if pages else ()
+        async with serve_gateway(runtime, port=int(port), pages=routes, counts=state.gateway):
             await stop.wait()
 
     await run_beside_projector(
@@ -52,6 +55,8 @@ async def open_gateway(system: System, stop: asyncio.Event, *, pages: Pages | No
     port = settings.gateway_port or 0
     address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
+    counts = system.state.gateway = GatewayCounts()
+
     async def serve() -> None:
         async with (
             # A runtime of its own: its requests may take longer, and wait for other calls as long as a client does.
@@ -63,7 +68,7 @@ async def open_gateway(system: System, stop: asyncio.Event, *, pages: Pages | No
                 observer=system.state.tracing,
                 max_call_s=settings.gateway_timeout_s,
             ) as runtime,
-            serve_gateway(runtime, port=port, pages=pages(runtime) if pages else ()) as gateway,
+            serve_gateway(runtime, port=port, pages=pages(runtime) if pages else (), counts=counts) as gateway,
         ):
             address.set_result(gateway.url)
             await stop.wait()

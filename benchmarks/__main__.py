@@ -11,7 +11,17 @@ from typing import Any
 import structlog
 import uvloop
 
-from benchmarks import budget_check, calls, gate, heavy_query, projection, replay_speed, spend_report, verify_speed
+from benchmarks import (
+    budget_check,
+    calls,
+    gate,
+    gateway,
+    heavy_query,
+    projection,
+    replay_speed,
+    spend_report,
+    verify_speed,
+)
 from benchmarks.machine import describe_machine, server_version
 from benchmarks.measure import Result, Sizes
 from benchmarks.report import print_report, write_json
@@ -19,6 +29,7 @@ from benchmarks.report import print_report, write_json
 BENCHMARKS: dict[str, Callable[[Path, Sizes], Coroutine[Any, Any, list[Result]]]] = {
     "gate": gate.run,
     "calls": calls.run,
+    "gateway": gateway.run,
     "projection": projection.run,
     "budget_check": budget_check.run,
     "heavy_query": heavy_query.run,

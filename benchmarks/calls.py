@@ -8,11 +8,8 @@ once. A task counts as done once it is acknowledged. The log is written to a fil
 
 import asyncio
 import json
-import os
-import sys
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from redis.asyncio import Redis
 
 from benchmarks.load import MODEL, user_of
 from benchmarks.measure import Result, Sizes, Target, compare, in_turn
+from benchmarks.processes import command, stand_in
 from tollbook.ledger.keys import GROUP
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
@@ -30,7 +28,6 @@ CONCURRENCY = 64
 _STREAM = "generation"
 _USERS = 500
 _PROMPT = "Write a short post about the accounting of cloud costs in the style of a weekly column. " * 3
-_START_TIMEOUT_S = 60.0
 _ROUND_TIMEOUT_S = 120.0
 
 
@@ -38,7 +35,7 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
     calls, rounds = sizes.of(4_000, 200), sizes.of(5, 2)
     await asyncio.to_thread(directory.mkdir, parents=True)
     async with AsyncExitStack() as stack:
-        base_url = await stack.enter_async_context(_provider(directory))
+        base_url = await stack.enter_async_context(stand_in(directory))
         server = await stack.enter_async_context(EmbeddedServer(directory / "redis", fsync="always"))
         redis = await stack.enter_async_context(connect(server.url))
         environment = {
@@ -49,8 +46,8 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
             "TOLLBOOK_CONCURRENCY": str(CONCURRENCY),
             "TOLLBOOK_LOG_FORMAT": "json",
         }
-        await stack.enter_async_context(_tollbook("projector", environment=environment, directory=directory))
-        worker = _tollbook("worker", "--streams", _STREAM, environment=environment, directory=directory)
+        await stack.enter_async_context(command("projector", environment=environment, directory=directory))
+        worker = command("worker", "--streams", _STREAM, environment=environment, directory=directory)
         await stack.enter_async_context(worker)
         client = await stack.enter_async_context(HttpxAiohttpClient(timeout=60))
         numbers = count()
@@ -135,43 +132,3 @@ async def _bare(client: HttpxAiohttpClient, base_url: str, calls: int) -> float:
     started = time.perf_counter()
     await asyncio.gather(*(work() for _ in range(CONCURRENCY)))
     return calls / (time.perf_counter() - started)
-
-
-@asynccontextmanager
-async def _provider(directory: Path) -> AsyncIterator[str]:
-    """Run the stand-in in a process of its own and yield its base URL."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tollbook.standin", cwd=directory, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
-        ready = await asyncio.wait_for(process.stdout.readline(), _START_TIMEOUT_S)
-        yield json.loads(ready)["base_url"]
-    finally:
-        await _end(process)
-
-
-@asynccontextmanager
-async def _tollbook(*arguments: str, environment: Mapping[str, str], directory: Path) -> AsyncIterator[None]:
-    """Run a command of Tollbook until the end, in a directory without a `.env`."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TOLLBOOK_", "OPENROUTER_"))}
-    with (directory / f"{arguments[0]}.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            Path(sys.executable).with_name("tollbook"),
-            *arguments,
-            cwd=directory,
-            env={**clean, **environment},
-            stderr=log,
-        )
-    try:
-        yield
-        if process.returncode is not None:
-            raise RuntimeError(f"tollbook {arguments[0]} ended with {process.returncode}")
-    finally:
-        await _end(process)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.terminate()
-        await process.wait()

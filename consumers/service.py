@@ -26,6 +26,7 @@ from tollbook.consumers.worker import Worker, WorkerLimits
 from tollbook.inference.calls.reservations import WaitLimits
 from tollbook.inference.runtime import InferenceRuntime, now_ms
 from tollbook.inference.stated_policy import concurrency_of
+from tollbook.inference.task_deltas import DeltaStream
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.probe import check_permissions
 from tollbook.ledger.stream_owners import own_streams
@@ -95,6 +96,7 @@ def build_worker(
             task_streams=lambda: runtime.rules.streams,
             max_length=settings.reply_stream_max,
         ),
+        open_deltas=lambda task_id, user_id: DeltaStream(handle.pipeline, handle.results.deltas_key(task_id, user_id)),
         results=handle.results,
         claims=claims,
         dead_letters=DeadLetters(

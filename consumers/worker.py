@@ -24,9 +24,11 @@ from tollbook.consumers.reply_streams import ReplyStreams
 from tollbook.consumers.slots import Slot
 from tollbook.consumers.throttled_warning import ThrottledWarning
 from tollbook.inference.calls.call import Call, RunId, exhausted
+from tollbook.inference.calls.holds import Hold
 from tollbook.inference.calls.reservations import Reservations, WaitLimits
 from tollbook.inference.calls.runner import CallRunner, CallTakenOver
 from tollbook.inference.current_policy import CurrentPolicy
+from tollbook.inference.task_deltas import DeltaStream
 from tollbook.inference.user_ids import UserIds
 from tollbook.ledger.errors import CallUnknown, IdempotencyConflict, LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.requests import OpenCall
@@ -37,6 +39,8 @@ from tollbook.schemas.tasks import PING, RESERVED_STREAM_WORDS, InvalidTask, Tas
 
 # For the settlement of calls that are cut off; the ledger itself would be asked for minutes.
 _SETTLING_S: Final = 10.0
+OpenDeltas = Callable[[str, str], DeltaStream]
+"""Returns the stream for the deltas of a task, by its id and its user's."""
 RecordResult = Callable[[InferenceResult], None]
 _log = structlog.get_logger(__name__)
 
@@ -61,6 +65,7 @@ class Worker:
         runner: CallRunner,
         policies: CurrentPolicy,
         replies: ReplyStreams,
+        open_deltas: OpenDeltas,
         results: Results,
         claims: Claims,
         dead_letters: DeadLetters,
@@ -80,6 +85,7 @@ class Worker:
         self._runner = runner
         self._policies = policies
         self.dead_letters = dead_letters
+        self._open_deltas = open_deltas
         self._user_ids = user_ids
         self._answers = Answers(results, dead_letters, user_ids, now_ms)
         self._limits = limits
@@ -217,6 +223,8 @@ class Worker:
             reply_to = task.reply_to
             try:
                 result = await self._result_of(delivery, task_id, task, slot, run)
+                if task.stream and result is not None:
+                    await self._open_deltas(task_id, task.user_id).end(result.status.value)
             except IdempotencyConflict as exc:
                 result = await self._answers.conflict(delivery, task_id, task, str(exc))
             except InvalidTask as exc:  # The policy has its task type or plan no more.
@@ -276,7 +284,7 @@ class Worker:
         )
         if acquired.hold is not None:
             run.has_money = True
-            result = await self._runner.run(acquired.call, acquired.hold, give_up=acquired.give_up)
+            result = await self._run(acquired.call, acquired.hold, acquired.give_up)
         elif acquired.result is not None:
             result = acquired.result
         else:
@@ -292,6 +300,16 @@ class Worker:
             await self.dead_letters.put(
                 delivery, reason="attempts_exhausted", error=problem, task_id=task_id, user_id=task.user_id
             )
+        return result
+
+    async def _run(self, call: Call, hold: Hold, give_up: str | None) -> InferenceResult:
+        """Make a call; where its task wants to be read along with, append its deltas."""
+        if not call.task.stream:
+            return await self._runner.run(call, hold, give_up=give_up)
+        deltas = self._open_deltas(call.call_id, call.user_id)
+        await deltas.begin(is_restart=hold.number > 1)
+        result = await self._runner.run(call, hold, give_up=give_up, on_delta=deltas.take)
+        await deltas.flush()
         return result
 
     async def _is_dead(self, delivery: Delivery, found: OpenCall) -> bool:

@@ -1,6 +1,6 @@
 """What the endpoints need of an API's form: requests become those of chat completions, results its documents."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -41,8 +41,20 @@ class Events(Protocol):
 class Api(Protocol):
     """One API's form of requests, answers and refusals."""
 
-    def chat_fields(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return a request as one for a chat completion. Errors: InvalidTask; Problem."""
+    @property
+    def dispensable(self) -> frozenset[str]:
+        """Fields that its clients send unasked: they are left out where the model does not support them."""
+        ...
+
+    def earlier_calls(self, body: Mapping[str, Any]) -> frozenset[str]:
+        """Return the ids of the calls to whose answers a request refers."""
+        ...
+
+    def chat_fields(self, body: Mapping[str, Any], earlier: Sequence[InferenceResult]) -> Mapping[str, Any]:
+        """Return a request as one for a chat completion; `earlier` are the answers to which it refers.
+
+        Errors: InvalidTask; Problem.
+        """
         ...
 
     def document(self, result: InferenceResult, asked: Asked) -> dict[str, Any]:

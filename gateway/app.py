@@ -20,6 +20,7 @@ from tollbook.gateway.chat import ChatCompletions
 from tollbook.gateway.endpoints import Calls
 from tollbook.gateway.problems import Problem
 from tollbook.gateway.translated import Messages
+from tollbook.observability.gateway_counts import GatewayCounts
 
 REQUEST_ID_HEADER: Final = "x-request-id"
 _log = structlog.get_logger(__name__)
@@ -28,8 +29,9 @@ _log = structlog.get_logger(__name__)
 class RequestLog:
     """Names each request, and writes one line when it is over: never a prompt, an answer or a key (G10)."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, counts: GatewayCounts) -> None:
         self._app = app
+        self._counts = counts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -53,6 +55,7 @@ class RequestLog:
         try:
             await self._app(scope, receive, send_noted)
         finally:
+            self._counts.requests[status or 499] += 1
             _log.info(
                 "gateway.answered",
                 method=scope["method"],
@@ -66,6 +69,7 @@ class RequestLog:
 
 def build_app(
     calls: Calls,
+    counts: GatewayCounts,
     apis: Sequence[tuple[str, Api]],
     further: Sequence[BaseRoute],
     *,
@@ -73,7 +77,7 @@ def build_app(
 ) -> ASGIApp:
     """Return the application: `apis` are the paths that make calls, `further` are its other routes."""
     routes = [Route(path, partial(_answer, calls, api), methods=["POST"]) for path, api in apis]
-    middleware = [Middleware(RequestLog)]
+    middleware = [Middleware(RequestLog, counts)]
     if cors_origins:
         middleware.append(
             Middleware(

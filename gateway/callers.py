@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol, cast
 
 from tollbook.gateway.problems import Problem, invalid
 from tollbook.inference.api_keys import ApiKey
+from tollbook.observability.gateway_counts import GatewayCounts
 
 _MAX_KEY: Final = 200
 _FIRST_DELAY_S: Final = 0.1
@@ -45,13 +46,13 @@ class Attributes:
 
 
 class Callers:
-    """Admits requests by their keys. `wrong_keys` counts those that were refused."""
+    """Admits requests by their keys, and counts those that it refuses."""
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: Keys, counts: GatewayCounts) -> None:
+        self._counts = counts
         self._keys = keys
         self._failures: OrderedDict[str, int] = OrderedDict()
         self._delayed = 0
-        self.wrong_keys = 0
 
     async def admit(self, headers: Mapping[str, str], address: str) -> ApiKey:
         """Return the key of a request. Errors: Problem (401) without one that is in force; LedgerUnavailable."""
@@ -71,7 +72,7 @@ class Callers:
         )
 
     async def _delay(self, address: str) -> None:
-        self.wrong_keys += 1
+        self._counts.wrong_keys += 1
         failures = self._failures.pop(address, 0)
         self._failures[address] = failures + 1
         if len(self._failures) > _MAX_ADDRESSES:

@@ -1,7 +1,7 @@
 """OpenAI's chat completions: the form in which Tollbook's own calls are made, so that little is translated."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from tollbook.gateway.apis import Asked
@@ -15,7 +15,13 @@ DONE: Final = b"data: [DONE]\n\n"
 class ChatCompletions:
     """The API of `/v1/chat/completions`."""
 
-    def chat_fields(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    dispensable: frozenset[str] = frozenset()
+
+    def earlier_calls(self, body: Mapping[str, Any]) -> frozenset[str]:  # noqa: ARG002
+        """Return none: a request has its whole conversation."""
+        return frozenset()
+
+    def chat_fields(self, body: Mapping[str, Any], earlier: Sequence[InferenceResult]) -> Mapping[str, Any]:  # noqa: ARG002
         """Return the request as it is."""
         return body
 

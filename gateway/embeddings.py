@@ -1,6 +1,6 @@
 """OpenAI's embeddings: vectors of texts, whole and never streamed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tollbook.gateway.apis import Asked
@@ -12,7 +12,7 @@ from tollbook.schemas.results import InferenceResult
 class Embeddings(ChatCompletions):
     """The API of `/v1/embeddings`. Its refusals have the form of chat completions."""
 
-    def chat_fields(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    def chat_fields(self, body: Mapping[str, Any], earlier: Sequence[InferenceResult]) -> Mapping[str, Any]:  # noqa: ARG002
         """Return the request, which must have texts. Errors: Problem (400)."""
         if "input" not in body:
             raise invalid("'input' is missing: a text, or a list of texts", param="input")

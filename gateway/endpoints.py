@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -13,15 +13,18 @@ from starlette.responses import JSONResponse, Response
 
 from tollbook.gateway.answers import EventStream, client_left, is_answer
 from tollbook.gateway.apis import Api, Asked
-from tollbook.gateway.callers import Attributes, Callers
+from tollbook.gateway.callers import Attributes, Callers, attributes_of
 from tollbook.gateway.once import CallName, Once
 from tollbook.gateway.problems import Problem, problem_of_error, problem_of_result
 from tollbook.gateway.requests import model_in, read_body, task_of
 from tollbook.gateway.running import RETRY_GRACE_S, RunningCall
+from tollbook.inference.api_keys import ApiKey
 from tollbook.inference.deltas import OnDelta
 from tollbook.inference.direct_calls import make_call
 from tollbook.inference.runtime import InferenceRuntime
 from tollbook.ledger.gate.requests import OpenCall
+from tollbook.observability.gateway_counts import GatewayCounts
+from tollbook.schemas.policy import CHAT
 from tollbook.schemas.results import InferenceResult
 from tollbook.schemas.tasks import Task
 from tollbook.schemas.windows import end_of_window
@@ -52,6 +55,7 @@ class Calls:
         callers: Callers,
         once: Once,
         limits: Limits,
+        counts: GatewayCounts,
         is_dead: Callable[[OpenCall], Awaitable[bool]],
     ) -> None:
         """`is_dead` says whether the run that holds money for a call has ended with its gateway."""
@@ -60,6 +64,7 @@ class Calls:
         self._callers = callers
         self._once = once
         self._limits = limits
+        self._counts = counts
         self._under_way: set[RunningCall] = set()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -75,7 +80,7 @@ class Calls:
             key = await self._callers.admit(request.headers, address_of(request))
             self._check_room()
             body = await read_body(request)
-            fields = api.chat_fields(body)
+            fields = self._supported(api, api.chat_fields(body, await self._earlier(api, key, request, body)))
             name = await self._once.name(key, request.url.path, request.headers, body)
             task, who = task_of(
                 fields, call_id=name.call_id, key=key, headers=request.headers, policy=self._runtime.rules
@@ -98,6 +103,27 @@ class Calls:
             call.end()
         await asyncio.gather(*(call.task for call in tuple(self._under_way)), *self._background, return_exceptions=True)
 
+    async def _earlier(self, api: Api, key: ApiKey, request: Request, body: Mapping[str, Any]) -> list[InferenceResult]:
+        """Return the user's earlier answers to which a request refers."""
+        calls = api.earlier_calls(body)
+        if not calls:
+            return []
+        user = attributes_of(key, request.headers, body, frozenset()).user_id
+        kept = self._runtime.user_ids.on_ledger(user)
+        found = [await self._runtime.handle.results.get_of(call_id, kept) for call_id in sorted(calls)]
+        return [result for result in found if result is not None and result.user_id == kept]
+
+    def _supported(self, api: Api, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Leave out what clients send unasked, where the first model is known not to support it."""
+        given = {name: value for name, value in fields.items() if name in api.dispensable}
+        policy, model = self._runtime.policies.newest, model_in(fields)
+        route = policy.policy.route_of(model if model in policy.policy.tasks else CHAT, model)
+        if not given or route is None:
+            return fields
+        models = policy.prices.at(route.first.provider).models
+        left_out = models.unsupported(route.first.model, given)
+        return {name: value for name, value in fields.items() if name not in left_out}
+
     def _check_room(self) -> None:
         if len(self._under_way) >= self._limits.max_calls:
             message = "this gateway has as many calls under way as it takes"
@@ -119,8 +145,13 @@ class Calls:
 
         call = RunningCall(task.task_id, make, is_streamed=is_streamed)
         self._under_way.add(call)
-        call.task.add_done_callback(lambda _: self._under_way.discard(call))
+        self._counts.calls_open += 1
+        call.task.add_done_callback(lambda _: self._end(call))
         return call
+
+    def _end(self, call: RunningCall) -> None:
+        self._under_way.discard(call)
+        self._counts.calls_open -= 1
 
     async def _whole(self, request: Request, call: RunningCall, api: Api, asked: Asked, name: CallName) -> Response:
         """Wait for the answer. A client that leaves does not end the call: it is billed in full, and may be joined."""

@@ -22,6 +22,7 @@ from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.keys import gateway_calls
 from tollbook.ledger.server.connection import as_map
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.observability.gateway_counts import GatewayCounts
 
 KEY_HEADER: Final = "idempotency-key"
 RETRY_HEADER: Final = "x-stainless-retry-count"
@@ -51,11 +52,13 @@ class Once:
         gateway: str,
         is_alive: Callable[[str], Awaitable[bool]],
         patience_s: float,
+        counts: GatewayCounts,
         now_ms: Callable[[], int] = lambda: round(1000 * time.time()),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """`patience_s`: how long a retry waits to learn whether another gateway, which has its call, has ended."""
         self._patience_s = patience_s
+        self._counts = counts
         self._sleep = sleep
         self._pipeline = pipeline
         self._namespace = namespace
@@ -82,6 +85,7 @@ class Once:
         name.shelf = gateway_calls(self._namespace, _digest(key.key_id, path, content))
         if int(retries):
             name.call_id = await self._join(name.shelf) or call_id
+            self._counts.joined += name.call_id != call_id
         await self._keep(name, gateway=self._gateway)
         return name
 

@@ -77,6 +77,8 @@ class Grown:
     segment: Segment
     index: int
     text: str
+    is_first: bool
+    """Whether it is the first that the segment says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +215,9 @@ class Segments:
     def _grow(self, segment: Segment, text: str) -> Iterator[Step]:
         if self._is_open and segment is self._begun[-1]:
             if text:
+                is_first = not segment.text
                 segment.text += text
-                yield Grown(segment, len(self._begun) - 1, text)
+                yield Grown(segment, len(self._begun) - 1, text, is_first)
         elif segment in self._waiting:
             segment.text += text
         # What comes for a closed call is more than complete arguments: nothing can be added to them.
@@ -234,7 +237,7 @@ class Segments:
             index = len(self._begun) - 1
             yield Opened(first, index)
             if first.text:
-                yield Grown(first, index, first.text)
+                yield Grown(first, index, first.text, is_first=True)
 
     def _close(self) -> Iterator[Step]:
         if self._is_open:

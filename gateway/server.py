@@ -25,6 +25,7 @@ from tollbook.inference.api_keys import ApiKeys
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.runtime import InferenceRuntime
 from tollbook.inference.settings import Settings
+from tollbook.observability.gateway_counts import GatewayCounts
 from tollbook.observability.server import SignallessServer, listen, shown_address
 
 DEFAULT_PORT = 8788
@@ -38,7 +39,7 @@ class Gateway:
 
     url: str
     calls: Calls
-    callers: Callers
+    counts: GatewayCounts
 
 
 def settings_of_calls(settings: Settings) -> Settings:
@@ -50,32 +51,41 @@ def settings_of_calls(settings: Settings) -> Settings:
 
 @asynccontextmanager
 async def serve_gateway(
-    runtime: InferenceRuntime, *, port: int, pages: Sequence[BaseRoute] = (), keys: Keys | None = None
+    runtime: InferenceRuntime,
+    *,
+    port: int,
+    pages: Sequence[BaseRoute] = (),
+    keys: Keys | None = None,
+    counts: GatewayCounts | None = None,
 ) -> AsyncGenerator[Gateway]:
     """Serve until closed; calls under way then have the grace to end. Port 0: a free one. `pages`: further routes.
 
-    `keys` finds the keys of clients; without it, those on the ledger count.
+    `keys` finds the keys of clients; without it, those on the ledger count. `counts` is what metrics look at.
 
     `runtime` is of `settings_of_calls`. Errors: SettingsError where the address or the certificate cannot be used.
     """
     settings = runtime.settings
     listening = listen(settings.gateway_host, port, setting="TOLLBOOK_GATEWAY")
 
+    counts = counts or GatewayCounts()
     heartbeat = Heartbeat(runtime.handle.pipeline, settings.namespace, runtime.name)
-    callers = Callers(keys or ApiKeys(runtime.handle.pipeline, runtime.handle.keys[0], monotonic=time.monotonic))
+    callers = Callers(
+        keys or ApiKeys(runtime.handle.pipeline, runtime.handle.keys[0], monotonic=time.monotonic), counts
+    )
     once = Once(
         runtime.handle.pipeline,
         namespace=settings.namespace,
         gateway=runtime.name,
         is_alive=heartbeat.is_alive,
         patience_s=SILENT_S,
+        counts=counts,
     )
     limits = Limits(
         max_calls=settings.gateway_max_calls,
         hold_wait_s=settings.gateway_wait_s,
         call_timeout_s=settings.gateway_timeout_s,
     )
-    calls = Calls(runtime, callers, once, limits, heartbeat.is_dead)
+    calls = Calls(runtime, callers, once, limits, counts, heartbeat.is_dead)
     apis: list[tuple[str, Api]] = [
         ("/v1/chat/completions", ChatCompletions()),
         ("/v1/responses", Responses()),
@@ -83,7 +93,9 @@ async def serve_gateway(
         ("/v1/messages", Messages()),
     ]
     routes = [*information_routes(Information(runtime, callers)), *pages]
-    server = SignallessServer(_config(settings, build_app(calls, apis, routes, cors_origins=settings.gateway_cors)))
+    server = SignallessServer(
+        _config(settings, build_app(calls, counts, apis, routes, cors_origins=settings.gateway_cors))
+    )
     scheme = "https" if settings.gateway_cert else "http"
     url = f"{scheme}://{shown_address(settings.gateway_host, listening.getsockname()[1])}"
     with listening:
@@ -91,7 +103,7 @@ async def serve_gateway(
             serving = asyncio.create_task(server.serve(sockets=[listening]))
             _log.info("gateway.served", url=url)
             try:
-                yield Gateway(url, calls, callers)
+                yield Gateway(url, calls, counts)
             finally:
                 server.should_exit = True  # No new connection; those that are open may end.
                 await calls.stop(max(0.0, settings.stop_grace_s - _CLOSING_S))

@@ -1,7 +1,7 @@
 """The APIs that are translated onto chat completions: OpenAI's Responses, and Anthropic's Messages."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from tollbook.gateway.apis import Asked, Events
 from tollbook.gateway.messages import document as messages_document
@@ -11,7 +11,10 @@ from tollbook.gateway.problems import Problem
 from tollbook.gateway.responses import document as responses_document
 from tollbook.gateway.responses import request as responses_request
 from tollbook.gateway.responses import stream as responses_stream
+from tollbook.gateway.responses.references import items_by_id, referenced_responses
 from tollbook.schemas.results import InferenceResult
+
+_RESPONSE: Final = "resp_"
 
 
 class _Translated(Protocol):
@@ -43,22 +46,33 @@ class _Events:
 
 
 class Responses:
-    """The API of `/v1/responses`."""
+    """The API of `/v1/responses`. The id of an answer is that of its call, by which it can be found again."""
 
-    def chat_fields(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    dispensable = responses_request.DISPENSABLE
+
+    def earlier_calls(self, body: Mapping[str, Any]) -> frozenset[str]:
+        """Return the calls whose answers' items the input refers to, as Vercel's SDK does."""
+        return frozenset(each.removeprefix(_RESPONSE) for each in referenced_responses(body))
+
+    def chat_fields(self, body: Mapping[str, Any], earlier: Sequence[InferenceResult]) -> Mapping[str, Any]:
         """Return the request as one for a chat completion. Errors: InvalidTask."""
-        return responses_request.chat_fields(body)
+        known: dict[str, Mapping[str, Any]] = {}
+        for result in earlier:
+            known |= items_by_id(result, response_id=f"{_RESPONSE}{result.task_id}", body=body)
+        return responses_request.chat_fields(body, known)
 
     def document(self, result: InferenceResult, asked: Asked) -> dict[str, Any]:
         """Return a whole answer."""
         return responses_document.document(
-            result, response_id=f"resp_{asked.call_id}", created_s=asked.created_s, body=asked.body
+            result, response_id=f"{_RESPONSE}{asked.call_id}", created_s=asked.created_s, body=asked.body
         )
 
     def events(self, asked: Asked) -> Events:
         """Return a writer of its events."""
         return _Events(
-            responses_stream.Events(response_id=f"resp_{asked.call_id}", created_s=asked.created_s, body=asked.body)
+            responses_stream.Events(
+                response_id=f"{_RESPONSE}{asked.call_id}", created_s=asked.created_s, body=asked.body
+            )
         )
 
     def error_body(self, problem: Problem, request_id: str) -> dict[str, Any]:  # noqa: ARG002 - OpenAI's has none.
@@ -71,7 +85,13 @@ class Responses:
 class Messages:
     """The API of `/v1/messages`."""
 
-    def chat_fields(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    dispensable = messages_request.DISPENSABLE
+
+    def earlier_calls(self, body: Mapping[str, Any]) -> frozenset[str]:  # noqa: ARG002
+        """Return none: a request has its whole conversation."""
+        return frozenset()
+
+    def chat_fields(self, body: Mapping[str, Any], earlier: Sequence[InferenceResult]) -> Mapping[str, Any]:  # noqa: ARG002
         """Return the request as one for a chat completion. Errors: InvalidTask."""
         return messages_request.chat_fields(body)
 

@@ -8,6 +8,7 @@ Keys are found before their user is known, so all of them are in partition 0. No
 and revoked by `Administration`.
 """
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -22,6 +23,7 @@ from tollbook.ledger.keys import Keys
 from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.server.connection import as_map, time_ms
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.server.refusals import translating_redis_errors
 from tollbook.schemas.events import KeyCreated, KeyRevoked
 from tollbook.schemas.routes import resolve_model
 
@@ -110,7 +112,10 @@ class _Entry(NamedTuple):
 
 
 class ApiKeys:
-    """The keys of one ledger. Errors of every method: LedgerUnavailable."""
+    """The keys of one ledger.
+
+    Errors of every method: LedgerUnavailable, also where Redis refuses to tell (G8).
+    """
 
     def __init__(self, pipeline: CommandPipeline, keys: Keys, *, monotonic: Callable[[], float]) -> None:
         """`keys` are those of partition 0; `monotonic` is a clock in seconds that never goes back."""
@@ -138,7 +143,8 @@ class ApiKeys:
 
     async def list(self) -> tuple[IssuedKey, ...]:
         """Return every key that was ever created, the oldest first."""
-        found: Any = as_map(await self._pipeline.execute("HGETALL", self._name))
+        with translating_redis_errors():
+            found: Any = as_map(await self._pipeline.execute("HGETALL", self._name))
         return issued_keys({field.decode(): value.decode(errors="replace") for field, value in found.items()})
 
     async def now_ms(self) -> int:
@@ -147,8 +153,11 @@ class ApiKeys:
 
     async def _read(self, digest: str) -> _Kept | None:
         begun_s = self._monotonic()
-        now_ms = await self.now_ms()
-        created, revoked = await self._pipeline.execute("HMGET", self._name, digest, f"{digest} revoked")
+        # In one batch. The time is that after `begun_s`, so that a key ends rather too early than too late.
+        with translating_redis_errors():
+            now_ms, (created, revoked) = await asyncio.gather(
+                self.now_ms(), self._pipeline.execute("HMGET", self._name, digest, f"{digest} revoked")
+            )
         entry = _entry(digest, created, revoked)
         if entry is None:
             return None

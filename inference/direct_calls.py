@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from tollbook.inference.calls.call import Call, RunId
 from tollbook.inference.calls.reservations import WaitLimits
 from tollbook.inference.calls.runner import CallTakenOver
-from tollbook.inference.deltas import OnDelta
+from tollbook.inference.deltas import Delta, OnDelta
 from tollbook.inference.provider_access import check_providers
 from tollbook.inference.runtime import InferenceRuntime
 from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
@@ -40,7 +40,8 @@ async def make_call(
     task stream under which reports count the call. `is_dead` decides about another run of the call that holds money:
     without it, that is waited for. `on_delta` takes the answer while it comes; a stored result has no deltas.
 
-    Errors: InvalidTask; SettingsError without a provider's key; IdempotencyConflict; LedgerUnavailable; LedgerRefused.
+    Errors: InvalidTask; SettingsError without a provider's key; IdempotencyConflict; LedgerUnavailable; LedgerRefused;
+        CallTakenOver where another run goes on with a call whose answer was passed on in part.
     """
     task = await runtime.user_ids.task(task)  # G10
     await runtime.policies.read_by(task.user_id, lambda policy: check_task(task, policy.policy))
@@ -52,6 +53,14 @@ async def make_call(
     # Before money is held: a key that is missing here is for whoever runs this process.
     check_providers(runtime.rules, runtime.settings, _providers_of(call))
     clock = asyncio.get_running_loop().time
+    has_passed = False
+
+    async def pass_on(delta: Delta) -> None:
+        nonlocal has_passed
+        has_passed = True
+        assert on_delta is not None, "deltas are asked for where somebody takes them"
+        await on_delta(delta)
+
     until = clock() + (runtime.settings.hold_wait_s if hold_wait_s is None else hold_wait_s)
     while True:
         # From the first try on: one that was taken over does not begin the wait anew.
@@ -68,8 +77,12 @@ async def make_call(
             assert acquired.result is not None, "a program's calls may all wait"
             return acquired.result
         try:
-            return await runtime.runner.run(acquired.call, acquired.hold, on_delta=on_delta)
+            return await runtime.runner.run(
+                acquired.call, acquired.hold, on_delta=pass_on if on_delta is not None else None
+            )
         except CallTakenOver:
+            if has_passed:
+                raise  # Another run's answer would not go on where this one's ended.
             await asyncio.sleep(_LOOK_AGAIN_S)
 
 

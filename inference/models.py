@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 from tollbook.inference.prices.listed_price import Pricing, read_pricing, relevant_pricing
 from tollbook.inference.prices.price_lists import FOLDER, PriceLists
 from tollbook.inference.tokenizers import Counter, counter_of
-from tollbook.schemas.policy import WITHOUT_EMBEDDINGS, Dialect, ProviderRule
+from tollbook.schemas.policy_rules import WITHOUT_EMBEDDINGS, Dialect, ProviderRule
 
 if TYPE_CHECKING:
     from tollbook.inference.settings import Settings

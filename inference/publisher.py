@@ -18,11 +18,13 @@ from typing import Final, Self, Unpack, overload
 from pydantic import BaseModel
 
 from tollbook.inference.address import find_redis_url
+from tollbook.inference.delta_reader import read_along
 from tollbook.inference.errors import ResultTimeout, TaskUnconfirmed, error_of
 from tollbook.inference.on_demand import OnDemand
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.inference.stated_policy import policy_of
 from tollbook.inference.structured_output import M, parse_output, with_response_format
+from tollbook.inference.task_deltas import TaskUpdate
 from tollbook.ledger.errors import LedgerUnavailable, RedisCannotServe
 from tollbook.ledger.keys import Keys, is_reserved_key
 from tollbook.ledger.results import Results
@@ -206,6 +208,18 @@ class Publisher:
             raise error_of(found)
         return parse_output(found, response_model)
 
+    async def stream(self, task_id: str, *, timeout_s: float | None = None) -> AsyncGenerator[TaskUpdate, None]:
+        """Read a task's answer while it comes: yield its deltas, and at last its result.
+
+        The task has to be published with `streamed=True`; of any other the result is all that comes. Who begins late
+        gets what came before. `restarted`: forget what came before, another worker begins anew; `gap`: parts were lost,
+        the result has them.
+        Errors: ResultTimeout where the result is not there after `timeout_s`; the task goes on.
+        """
+        async with self._connected() as connection:
+            async for update in connection.read_along(await connection.results(), normalise_id(task_id), timeout_s):
+                yield update
+
     @asynccontextmanager
     async def _connected(self) -> "AsyncGenerator[_Connection]":
         if self._connection is None:
@@ -234,6 +248,7 @@ def new_entry(
     Without a `policy`, those of the defaults. Errors: InvalidTask.
     """
     values = with_response_format({"task": task, "prompt": prompt, **fields})
+    values["stream"] = values.pop("streamed", None)
     return task_entry(stream, values, new_id=str(uuid.uuid4()), policy=policy or default_policy())
 
 
@@ -285,6 +300,10 @@ class _Connection:
                     self._results = self._results_in(partitions)
             assert self._results is not None
             return self._results
+
+    def read_along(self, results: Results, task_id: str, timeout_s: float | None) -> AsyncGenerator[TaskUpdate, None]:
+        """Yield what comes of a task's answer, then its result."""
+        return read_along(self._redis, results, results.deltas_keys(task_id), task_id, timeout_s=timeout_s)
 
     async def policy(self) -> Policy | None:
         """Return the ledger's policy; None where there is no ledger, or it has none."""

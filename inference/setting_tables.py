@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, ValidationError
 from tollbook.schemas.identifiers import check_id
 from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, MoneyError, check_nanousd, nanousd_from_usd
-from tollbook.schemas.policy import MAX_USD_PER_MTOK, PriceRule
+from tollbook.schemas.policy_rules import MAX_USD_PER_MTOK, PriceRule
 from tollbook.schemas.problems import shown, unknown_name
 from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS
 

@@ -87,6 +87,10 @@ class Keys:
         """String: the task's result as JSON; also the channel on which its arrival is announced."""
         return f"{self.prefix}result:{task_id}"
 
+    def deltas(self, task_id: str) -> str:
+        """Stream: a task's answer while it comes, for an hour."""
+        return f"{self.prefix}deltas:{task_id}"
+
 
 def dead_letters(namespace: str) -> str:
     """Stream: tasks that cannot be executed, with the reason."""

@@ -96,6 +96,14 @@ class Results:
                 if (result := await self.get(task_id)) is not None:
                     return result
 
+    def deltas_key(self, task_id: str, user_id: str | None) -> str:
+        """Return the key of the stream of a task's answer, beside its result."""
+        return self._partitions[self._partition(user_id)].deltas(task_id)
+
+    def deltas_keys(self, task_id: str) -> list[str]:
+        """Return the keys where that stream can be, whoever's task it is."""
+        return [keys.deltas(task_id) for keys in self._partitions]
+
     def _key(self, task_id: str, user_id: str | None) -> str:
         return self._partitions[self._partition(user_id)].result(task_id)
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
-Source = Literal["ledger", "streams", "alerts", "worker", "process", "faststream"]
-"""Who exposes it: what folds the ledger (`ledger`, `streams`), workers (`worker`, `faststream`), or each process."""
+Source = Literal["ledger", "streams", "alerts", "worker", "gateway", "process", "faststream"]
+"""Who exposes it: what folds the ledger (`ledger`, `streams`), workers (`worker`, `faststream`), gateways, or each
+process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +141,28 @@ METRICS: Final = (
         "requests whose provider's id could not be kept with the hold: if the worker dies, its hold is assumed",
     ),
     Metric(
+        "gateway",
+        "tollbook_gateway_requests_total",
+        "counter",
+        ("status",),
+        "requests answered, by HTTP status; 499: the client left first",
+    ),
+    Metric("gateway", "tollbook_gateway_calls_open", "gauge", _NONE, "calls of clients that are under way"),
+    Metric("gateway", "tollbook_gateway_wrong_keys_total", "counter", _NONE, "requests without a key that is in force"),
+    Metric("gateway", "tollbook_gateway_joined_total", "counter", _NONE, "retries that joined the call they repeat"),
+    Metric(
         "process", "tollbook_redis_batches_total", "counter", _NONE, "round trips of the pipeline of commands to Redis"
     ),
     Metric("process", "tollbook_redis_commands_total", "counter", _NONE, "commands sent to Redis in these batches"),
     Metric("process", "tollbook_ready", "gauge", _NONE, "1 where `/health/ready` says yes, else 0"),
     Metric("process", "tollbook_calls_stopped", "gauge", _NONE, "1 while the projector has stopped calls, else 0"),
-    Metric("process", "tollbook_info", "gauge", ("version", "part"), "1; `part` is `up`, `projector` or `worker`"),
+    Metric(
+        "process",
+        "tollbook_info",
+        "gauge",
+        ("version", "part"),
+        "1; `part` is `up`, `projector`, `worker` or `gateway`",
+    ),
     Metric(
         "faststream",
         "faststream_received_messages_total",

@@ -19,6 +19,7 @@ from tollbook.consumers.alerts.queue import ReceiverState
 from tollbook.ledger.projection.totals import LATENCY_BUCKETS_S, Sums, Totals
 from tollbook.observability.catalogue import BY_NAME
 from tollbook.observability.facts import Facts
+from tollbook.observability.gateway_counts import GatewayCounts
 from tollbook.observability.health import Readiness
 from tollbook.observability.page import Page, plain
 from tollbook.observability.process_state import ProcessState
@@ -65,6 +66,8 @@ class MetricsPage:
             self._known_models |= frozenset() if opened is None else known_models(opened.handle.policy)
             _add_totals(page, facts.totals, self._known_models)
         _add_process(page, self._state)
+        if self._state.gateway is not None:
+            _add_gateway(page, self._state.gateway)
         return [*page.families(), *_faststream(self._state.faststream)]
 
 
@@ -185,6 +188,14 @@ def _add_process(page: Page, state: ProcessState) -> None:
         # The queues are the process's, not one worker's.
         page.add("tollbook_tasks_waiting", state.workers[0].waiting)
         page.add("tollbook_request_ids_lost_total", state.workers[0].request_ids_lost)
+
+
+def _add_gateway(page: Page, gateway: GatewayCounts) -> None:
+    for status, number in gateway.requests.items():
+        page.add("tollbook_gateway_requests_total", number, status=str(status))
+    page.add("tollbook_gateway_calls_open", gateway.calls_open)
+    page.add("tollbook_gateway_wrong_keys_total", gateway.wrong_keys)
+    page.add("tollbook_gateway_joined_total", gateway.joined)
 
 
 def _faststream(registry: CollectorRegistry | None) -> Iterator[Metric]:

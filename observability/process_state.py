@@ -19,6 +19,7 @@ from tollbook.inference.settings import Settings
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.observability.broker import broker_middlewares
 from tollbook.observability.facts import FactReader
+from tollbook.observability.gateway_counts import GatewayCounts
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -53,6 +54,7 @@ class ProcessState:
     url: str | None = None
     open_ledger: OpenLedger | None = None
     projection: ProjectionService | None = None
+    gateway: GatewayCounts | None = None
     workers: list[Worker] = field(default_factory=list[Worker])
     background: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, "asyncio.Task[None]"])
     waiting_for: str = "it is starting"

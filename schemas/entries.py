@@ -68,13 +68,17 @@ class RequestFields(TypedDict, total=False):
 
 
 class TaskFields(RequestFields, total=False):
-    """The fields of a task beside its type and prompt, as a program gives them. None counts as absent."""
+    """The fields of a task beside its type and prompt, as a program gives them. None counts as absent.
+
+    `streamed` is the field `stream`: in a program that names the task stream.
+    """
 
     user_id: str | int | None
     plan: str | None
     task_id: str | int | None
     campaign_id: str | int | None
     reply_to: str | None
+    streamed: bool | None
     metadata: Mapping[str, Any] | str | None
     traceparent: str | None
     tracestate: str | None

@@ -215,7 +215,7 @@ class Parameters(BaseModel):
     logit_bias: Annotated[dict[str, int | float], AfterValidator(_logit_bias)] | None = None
     """A JSON object: by a token's number, what is added to its likelihood, -100 to 100."""
     logprobs: bool | None = None
-    """Have the provider compute log probabilities. The result does not have them."""
+    """Have the provider compute log probabilities, for the result's `logprobs`."""
     top_logprobs: Annotated[int, Field(ge=0, le=20), _IsNumber] | None = None
     """How many likely tokens `logprobs` are for, 0 to 20."""
     response_format: ResponseFormat | None = Field(default=None, repr=False)
@@ -313,8 +313,7 @@ _ROUTING: Final = "a task names one `model`, and its route the fallback: each is
 REFUSED: Final[Mapping[str, str]] = {
     "n": "a result holds one answer: publish one task for each",
     "best_of": "a result holds one answer: publish one task for each",
-    "stream": "a result is delivered whole",
-    "stream_options": "a result is delivered whole",
+    "stream_options": "the usage is in the result",
     "service_tier": "it changes the price of a token, and the bound rests on the standard price",
     "speed": "it changes the price of a token, and the bound rests on the standard price",
     "web_search": _WEB_SEARCH,
@@ -339,7 +338,7 @@ REFUSED: Final[Mapping[str, str]] = {
 _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "n": (1,),
     "best_of": (1,),
-    "stream": (False,),
+    "stream_options": ({}, {"include_usage": True}, {"include_usage": False}),
     "service_tier": ("default", "standard"),
     "web_search": (False,),
     "enable_search": (False,),

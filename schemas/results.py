@@ -91,6 +91,8 @@ class InferenceResult(BaseModel):
     """The model's own words where it declines to answer. The task is `done`."""
     reasoning: str | None = None
     """The model's reasoning, where the provider returns it."""
+    logprobs: dict[str, Any] | None = None
+    """Log probabilities, where the task sets `logprobs`, as the provider sent them; none above 4 MB as JSON."""
     finish_reason: str | None = None
     """Why the model stopped: `stop`, `length` (at the limit), `content_filter`, `tool_calls`, or a word of its own."""
     model_used: str | None = None

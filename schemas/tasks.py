@@ -180,6 +180,8 @@ class PlainTask(BaseModel):
     """Model id, instead of the route's."""
     reply_to: ReplyStream | None = None
     """A stream to which the result is appended: none of Tollbook's own."""
+    stream: bool = False
+    """Whether the answer can be read while it comes: `Publisher.stream`, or the Redis stream of its deltas."""
     metadata: dict[str, Any] | None = Field(default=None, repr=False)
     """A JSON object of up to 16 KiB, returned with the result."""
     traceparent: Annotated[str | None, BeforeValidator(traceparent_or_none)] = None
@@ -276,9 +278,9 @@ class Task(Parameters, PlainTask):
         """Return a digest of what the task asks for and of who pays.
 
         Stored with the call, so that the same task id with other content is seen (G4).
-        `task_id`, `reply_to`, `metadata` and the trace are left out: they change neither the work nor its price, so a
-        repeat with another trace is the same task. So is one that names the plan of those that name none. Parameters
-        and tags that are not set are left out too: a task has the hash that it had before there were any.
+        `task_id`, `reply_to`, `stream`, `metadata` and the trace are left out: they change neither the work nor its
+        price, so a repeat with another trace is the same task. So is one that names the plan of those that name none.
+        Parameters and tags that are not set are left out too: a task has the hash that it had before there were any.
         """
         work: dict[str, Any] = self.model_dump(mode="json", include=set(_HASHED_ALWAYS))
         work["plan"] = self.plan or _PLAN_OF_HASH

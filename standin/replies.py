@@ -46,6 +46,7 @@ class CompletionRequest:
     json_text: str | None = None
     call: tuple[str, str] | None = None
     has_words: bool = False
+    has_logprobs: bool = False
 
     @property
     def price_nanousd(self) -> int:
@@ -89,6 +90,7 @@ def read_request(document: Any, models: Mapping[str, object] = PRICES) -> Comple
         is_streamed=body.get("stream") is True,
         json_text=json_text,
         call=call,
+        has_logprobs=body.get("logprobs") is True,
     )
 
 
@@ -165,6 +167,11 @@ def completion(asked: CompletionRequest, generation_id: str, charged_nanousd: in
     }
     if isinstance(asked, EmbeddingsRequest):
         return _embeddings(asked, generation_id, charged_nanousd, fault)
+    if asked.has_logprobs:
+        tokens: list[dict[str, Any]] = [
+            {"token": word, "logprob": -0.5, "top_logprobs": []} for word in filler(asked).split()
+        ]
+        choice["logprobs"] = {"content": tokens, "refusal": None}
     if asked.call is not None and not asked.is_cut:
         choice |= {"finish_reason": "tool_calls", "message": _calling(asked.call, generation_id)}
     if fault == "error_finish":

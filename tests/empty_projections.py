@@ -34,7 +34,7 @@ def make_folder() -> Path | None:
 
 def copy_empty_projections() -> None:
     """Let this process copy each new projection that it opens."""
-    database._open_database = _open  # pyright: ignore[reportAttributeAccessIssue] - as in unsigned_extensions.py
+    database._open_database = _open  # As in unsigned_extensions.py.
 
 
 @contextmanager

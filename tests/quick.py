@@ -15,7 +15,7 @@ def first_quick(number: int, cases: Iterable[Any]) -> list[Any]:
 
 def one_of_each(kind: Callable[[_T], Hashable], cases: Mapping[str, _T]) -> list[Any]:
     """Return the names of the cases for `parametrize`, all but the first of each kind marked slow."""
-    first = {kind(case): name for name, case in reversed(cases.items())}
+    first = {kind(case): name for name, case in reversed(list(cases.items()))}
     return [name if first[kind(case)] == name else _slow(name) for name, case in cases.items()]
 
 

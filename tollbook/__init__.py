@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tollbook.inference.publisher import Publisher
     from tollbook.inference.routing import COST_CAPS, MODEL_ROUTING
     from tollbook.inference.structured_output import ParsedResult
+    from tollbook.inference.task_deltas import TaskUpdate
     from tollbook.inference.usage_service import UsageService
     from tollbook.ledger.errors import (
         BaselineUnavailable,
@@ -54,7 +55,7 @@ __all__ = [
     "InferenceFailed", "InferenceResult", "InvalidTask", "LedgerError", "LedgerRefused", "LedgerUnavailable",
     "OutputInvalid", "OutputLimitReached", "ParameterUnsupported", "ParsedResult", "PlanLimitReached", "PriceUnknown",
     "ProviderError", "ProviderNotConfigured", "ProviderRefused", "ProviderUnavailable", "Publisher", "ResultTimeout",
-    "SettingsError", "TaskStatus", "TaskUnconfirmed", "UsageService", "UsageSummary", "connect_runtime",
+    "SettingsError", "TaskStatus", "TaskUnconfirmed", "TaskUpdate", "UsageService", "UsageSummary", "connect_runtime",
 ]  # fmt: skip
 
 _NAMES: Final = {
@@ -70,6 +71,7 @@ _NAMES: Final = {
     "tollbook.inference.publisher": ("Publisher",),
     "tollbook.inference.routing": ("COST_CAPS", "MODEL_ROUTING"),
     "tollbook.inference.structured_output": ("ParsedResult",),
+    "tollbook.inference.task_deltas": ("TaskUpdate",),
     "tollbook.inference.usage_service": ("UsageService",),
     "tollbook.ledger.errors": (
         "BaselineUnavailable", "CallUnknown", "IdempotencyConflict", "LedgerError", "LedgerRefused",

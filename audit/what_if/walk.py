@@ -47,7 +47,9 @@ _EARLIER: Final = default_policy(
 )
 _COLUMNS: Final = ("id", "ms", "type", "user_id", "period", "call_id", "attempt", "amount", "payload")
 # They add nothing about money to the other events.
-_SKIPPED: Final = ("fallback-used", "segment-sealed", "ledger-recovered", "alert-raised")
+_SKIPPED: Final = (
+    "fallback-used", "segment-sealed", "ledger-recovered", "alert-raised", "key-created", "key-revoked",
+)  # fmt: skip
 
 
 @dataclass(slots=True)

@@ -7,12 +7,14 @@ start before Redis or the projector does: until they answer, it answers 503.
 Who the user is comes from your own log-in; here it is part of the path, so that the example stays short.
 """
 
+import json
+import uuid
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
 from tollbook import (
@@ -52,6 +54,8 @@ class Draft(BaseModel):
     prompt: str = Field(min_length=1, max_length=20_000)
     request_id: str | None = None
     """The client's own id of this request: sent again, it is the same draft and is paid once."""
+    streamed: bool = False
+    """Whether it is to be read while it is written."""
 
 
 @app.get("/users/{user_id}/usage")
@@ -65,10 +69,11 @@ async def order_draft(user_id: str, draft: Draft, usage: Usage, tasks: Tasks) ->
     """Publish a draft where the user's plan allows it; answer at once, with the id under which its result will be."""
     await usage.check_action_limit(user_id, "generate_draft", prompt=draft.prompt)
     # Request ids are unique for one user, task ids for all.
-    task_id = f"{user_id}-{draft.request_id}" if draft.request_id else None
-    return {
-        "task_id": await tasks.publish("generation", "generate_draft", draft.prompt, user_id=user_id, task_id=task_id)
-    }
+    task_id = f"{user_id}-{draft.request_id or uuid.uuid4()}"
+    await tasks.publish(
+        "generation", "generate_draft", draft.prompt, user_id=user_id, task_id=task_id, streamed=draft.streamed
+    )
+    return {"task_id": task_id}
 
 
 @app.get("/users/{user_id}/drafts/{task_id}")
@@ -80,6 +85,36 @@ async def show_draft(
     if result.user_id != user_id:
         raise ResultTimeout(task_id, wait_s)
     return result
+
+
+@app.get("/users/{user_id}/drafts/{task_id}/stream")
+async def stream_draft(user_id: str, task_id: str, tasks: Tasks) -> StreamingResponse:
+    """Send a draft to a browser while it is written, as server-sent events: `EventSource` in JavaScript reads them.
+
+    `delta` has the next part of the text, `restarted` says to forget what came before, `result` is the end.
+    """
+
+    async def events() -> AsyncGenerator[str]:
+        async for update in tasks.stream(task_id, timeout_s=600):
+            match update.kind:
+                case "delta" if update.text:
+                    yield event("delta", {"text": update.text})
+                case "restarted":
+                    yield event("restarted", {})
+                case "result" if update.result is not None:
+                    yield event("result", update.result.model_dump(mode="json"))
+                case _:
+                    pass  # Reasoning, or a gap: the result has the whole text.
+
+    # Task ids begin with the user's id, so that nobody reads along with another's draft: here no user's has a hyphen.
+    if "-" in user_id or not task_id.startswith(f"{user_id}-"):
+        raise ResultTimeout(task_id, 0)
+    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+
+def event(name: str, data: object) -> str:
+    """Return a server-sent event."""
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
 STATUS = {

@@ -90,9 +90,9 @@ class Events:
                     item = opened_item(segment, stem=self._stem, names=self._names)
                     yield "response.output_item.added", {"output_index": index, "item": item}
                     yield from self._of_item(index, segment, _opened)
-                case Grown(segment, index, text):
+                case Grown(segment, index):
                     if segment.kind != "call" or segment.is_custom or not is_custom(segment, self._names):
-                        yield from self._of_item(index, segment, lambda each, text=text: _grown(each, text))
+                        yield from self._of_item(index, segment, lambda _segment, step=step: _grown(step))
                 case Closed(segment, index):
                     yield from self._of_item(index, segment, self._closed)
                     item = item_of(segment, stem=self._stem, names=self._names)
@@ -113,13 +113,8 @@ class Events:
             yield "response.custom_tool_call_input.done", {"input": text}
             return
         if segment.kind == "call":
-            yield (
-                "response.function_call_arguments.done",
-                {
-                    "name": self._names.of(segment.name).name,
-                    "arguments": segment.text,
-                },
-            )
+            name = self._names.of(segment.name).name
+            yield "response.function_call_arguments.done", {"name": name, "arguments": segment.text}
             return
         yield from _done(segment)
 
@@ -136,10 +131,11 @@ def _opened(segment: Segment) -> Iterable[_Event]:
             assert_never(segment.kind)
 
 
-def _grown(segment: Segment, text: str) -> Iterable[_Event]:
+def _grown(step: Grown) -> Iterable[_Event]:
+    segment, text = step.segment, step.text
     match segment.kind:
         case "reasoning":
-            if text == segment.text:  # The first of it: encrypted reasoning has none.
+            if step.is_first:  # Encrypted reasoning has no part at all.
                 yield "response.reasoning_summary_part.added", {"summary_index": 0, "part": summary_part("")}
             yield "response.reasoning_summary_text.delta", {"summary_index": 0, "delta": text}
         case "content":

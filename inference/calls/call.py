@@ -1,8 +1,9 @@
 """One call: what is asked of which model and for whom, which run of it this is, and the results it can have."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from tollbook.inference.attempts import Attempt
 from tollbook.inference.current_policy import PolicyInForce
@@ -16,6 +17,8 @@ from tollbook.schemas.policy import check_task
 from tollbook.schemas.results import Denial, ErrorCode, InferenceResult, TaskStatus
 from tollbook.schemas.routes import DEFAULT_PROVIDER, Route, Target, resolve_model
 from tollbook.schemas.tasks import Task
+
+_MAX_LOGPROBS_BYTES: Final = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,7 @@ def reply_result(
     """
     return InferenceResult(
         **_description(call, now_ms),
-        **_said(reply),
+        **_said(call, reply),
         downgraded_from=downgraded_from,
         status=TaskStatus.FAILED if reply.error_code else TaskStatus.DONE,
         cost_usd=usd_from_nanousd(cost_nanousd),
@@ -178,7 +181,7 @@ def failed_result(
     words = last.provider_error if last else None
     return InferenceResult(
         **_description(call, now_ms),
-        **(_said(last) if last else {}),
+        **(_said(call, last) if last else {}),
         status=TaskStatus.FAILED,
         cost_usd=usd_from_nanousd(cost_nanousd),
         error_code=code,
@@ -230,7 +233,7 @@ def exhausted(times: int) -> str:
     return f"workers died over this task, or were stopped, {times} times; it is in the dead-letter stream"
 
 
-def _said(attempt: Attempt) -> dict[str, Any]:
+def _said(call: Call, attempt: Attempt) -> dict[str, Any]:
     """Return what an attempt contributes to a result."""
     return {
         "content": attempt.content,
@@ -239,11 +242,20 @@ def _said(attempt: Attempt) -> dict[str, Any]:
         "tool_calls": list(attempt.tool_calls) or None,
         "refusal": attempt.refusal,
         "reasoning": attempt.reasoning,
+        "logprobs": _logprobs(call, attempt),
         "finish_reason": attempt.finish_reason,
         "model_used": attempt.model_used,
         "token_count": attempt.usage.total_tokens if attempt.usage else 0,
         "usage": attempt.usage,
     }
+
+
+def _logprobs(call: Call, attempt: Attempt) -> dict[str, Any] | None:
+    """Return log probabilities, where they were asked for and a result can hold them."""
+    is_asked = call.parameters.get("logprobs", call.route.params.get("logprobs"))
+    if not is_asked or attempt.logprobs is None:
+        return None
+    return attempt.logprobs if len(json.dumps(attempt.logprobs)) <= _MAX_LOGPROBS_BYTES else None
 
 
 def _description(call: Call, now_ms: int) -> dict[str, Any]:

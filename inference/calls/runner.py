@@ -187,7 +187,10 @@ class CallRunner:
             run.relay.begin_attempt()
         prices = self._prices_of(call).at(hold.bound.provider)
         with self._observer.attempting(hold.bound.target, hold.attempts) as record_outcome:
-            attempt = await self._send(call, hold, prices.models, run.relay.take if run.relay is not None else None)
+            try:
+                attempt = await self._send(call, hold, prices.models, run.relay.take if run.relay is not None else None)
+            finally:
+                self._notes.drop(hold.call_id)
             attempt = with_dearest_usage(attempt, hold.bound, prices, self._now_ms())
             charge = charge_of(attempt, hold.bound, prices, self._now_ms())
             record_outcome(attempt, charge)

@@ -52,9 +52,9 @@ PROJECTOR_COMMANDS: Final = (
 WORKER_COMMANDS: Final = (
     "XREADGROUP GROUP g c STREAMS S >", "XACK S g 0-1", "XCLAIM S g c 0 0-1", "XPENDING S g", "XGROUP CREATE S g 0",
     "XGROUP DELCONSUMER S g c", "XINFO GROUPS S", "XINFO CONSUMERS S g", "XINFO STREAM S", "XTRIM S MAXLEN 1",
-    "INCRBY K 1",
+    "INCRBY K 1", "EXPIRE K 1",
 )  # fmt: skip
-"""What a worker does beside that, on its task streams and when it drops old tasks and dead letters."""
+"""What a worker does beside that, on its task streams, when it drops old tasks and dead letters, and with deltas."""
 # By INFO and CONFIG GET a server shows how it keeps its data; without them Tollbook needs TOLLBOOK_ALLOW_UNSYNCED=1.
 # SELECT is for another database than 0. `tollbook verify` and `tollbook recover` look at one moment: MULTI, EXEC.
 _FURTHER_COMMANDS: Final = ("INFO", "CONFIG GET p", "SELECT 1", "MULTI", "EXEC", "ZRANGE K 0 1")

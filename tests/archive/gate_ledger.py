@@ -133,6 +133,8 @@ class GateLedger:
         # By partition: one of them may have lost a policy.
         self._versions = [0] * partitions
         self._granted: dict[str, str] = {}
+        # Keys move no money: they come between the other steps, and leave those as they are.
+        self._key_draw, self._key_numbers = random.Random(seed), count(1_000 * (seed + 1))
         self._created: list[str] = []
 
     async def begin(self) -> None:
@@ -154,12 +156,13 @@ class GateLedger:
             [self.reserve] * 6 + [self.record] * 4 + [self.settle] * 5 + [self.reserve_again, self.deny] * 2
             + [self.adjust, self.answer_late, self.release, self.charge]
             + [self.assign, self.credit, self.revoke, self.clear, self.grant, self.take_back]
-            + [self.create_key, self.revoke_key]
         )  # fmt: skip
         for number in range(steps):
             if number == steps // 2:
                 await self.apply_policy()
             await self._draw.choice(actions)()
+            if self._key_draw.random() < 0.06:
+                await self._key_draw.choice([self.create_key, self.revoke_key])()
 
     async def fold(self) -> None:
         for keys in self.keys:
@@ -430,11 +433,11 @@ class GateLedger:
             await self._withdraw("plan-cleared", 0, payload_json(PlanCleared(author="ops", reason="asked")))
 
     async def create_key(self) -> None:
-        number = next(self._numbers)
-        key_id, replaces = f"key-{number:012x}", self._draw.choice([None, *self._created[-1:]])
+        number = next(self._key_numbers)
+        key_id, replaces = f"key-{number:012x}", self._key_draw.choice([None, *self._created[-1:]])
         payload = KeyCreated(
             key_id=key_id, hash=f"{number:064x}", user_id="u1", tags={"team": "a\u00e9\""}, models=("m/large",),
-            allows=("tags",), expires_ms=self._draw.choice([None, 2**45]), replaces=replaces, author="ops",
+            allows=("tags",), expires_ms=self._key_draw.choice([None, 2**45]), replaces=replaces, author="ops",
             reason="new",
         )  # fmt: skip
         await self._gates[0].create_key(
@@ -447,13 +450,13 @@ class GateLedger:
 
     async def revoke_key(self) -> None:
         if self._created:
-            key_id = self._draw.choice(self._created)
+            key_id = self._key_draw.choice(self._created)
             payload = payload_json(KeyRevoked(key_id=key_id, author="ops", reason="lost"))
             with contextlib.suppress(KeyAlreadyRevoked):
                 await self._gates[0].revoke_key(
                     RevokeKeyRequest(
-                        command_id=f"key-revoked {next(self._numbers)}", content_hash="c" * 32, key_id=key_id,
-                        payload=payload, after_ms=self._draw.choice([0, 86_400_000]),
+                        command_id=f"key-revoked {next(self._key_numbers)}", content_hash="c" * 32, key_id=key_id,
+                        payload=payload, after_ms=self._key_draw.choice([0, 86_400_000]),
                     )
                 )  # fmt: skip
 

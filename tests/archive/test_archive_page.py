@@ -19,6 +19,7 @@ from jsonschema import Draft202012Validator
 
 from docs.generate.event_docs import PAYLOADS
 from tests.archive.gate_ledger import GateLedger
+from tests.quick import first_quick
 from tests.system import Finished
 from tollbook.audit.verification.certificates import Verdict
 from tollbook.audit.verification.verification import Options, verify
@@ -100,7 +101,7 @@ def swapped(rows: list[dict[str, Any]]) -> None:
         rows[7][name], rows[8][name] = rows[8][name], rows[7][name]
 
 
-@pytest.mark.parametrize("change", [cheaper, swapped])
+@pytest.mark.parametrize("change", first_quick(1, [cheaper, swapped]))
 async def test_the_verifier_of_the_page_names_the_first_event_that_is_not_what_was_sealed(
     books: GateLedger, tmp_path: Path, change: Any
 ) -> None:

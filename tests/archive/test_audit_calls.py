@@ -323,6 +323,7 @@ async def test_the_command_explains_in_words_and_in_json(auditor: Auditor) -> No
     assert budget["other_holds"][0]["call_id"] == "dies"
 
 
+@pytest.mark.slow
 async def test_the_command_says_that_a_call_was_not_refused(auditor: Auditor) -> None:
     told = await auditor.run("explain", "plain")
     assert (told.code, "was not refused" in told.stdout) == (0, True)

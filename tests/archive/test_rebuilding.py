@@ -11,6 +11,7 @@ import pytest
 from pyarrow.parquet import write_table
 
 from tests.ledger_maker import LedgerMaker
+from tests.quick import first_quick
 from tollbook.ledger.archive import chain, history
 from tollbook.ledger.archive.history import LedgerSource, Regrouping
 from tollbook.ledger.archive.rebuilding import Rebuild
@@ -30,7 +31,7 @@ def cut(entries: Sequence[Any], size: int) -> list[Batch]:
     return [Batch(0, list(entries[start : start + size])) for start in range(0, len(entries), size)]
 
 
-@pytest.mark.parametrize("size", [1_000_000, pytest.param(250, marks=pytest.mark.slow), 60])
+@pytest.mark.parametrize("size", first_quick(1, [60, 250, 1_000_000]))
 def test_a_rebuild_equals_the_live_fold_wherever_batches_end(tmp_path: Path, size: int) -> None:
     live, rebuilt = (Store.open(tmp_path / name, LEDGER) for name in ("live.duckdb", "rebuilt.duckdb"))
     for batch in cut(ENTRIES, 100):

@@ -52,6 +52,7 @@ async def test_nothing_is_found_on_what_the_gate_wrote(
     await made.aclose()
 
 
+@pytest.mark.slow
 async def test_the_certificate_says_how_high_each_budget_was_committed(books: GateLedger, tmp_path: Path) -> None:
     """G1: at every hold, recomputed from the events in plain Python."""
     certificate = (await verdict_of(books, tmp_path)).certificate()

@@ -19,6 +19,7 @@ from tests.replies import chat_request, reply_of
 from tollbook.inference.attempts import Attempt, ChatRequest
 from tollbook.inference.bounds import bound
 from tollbook.inference.calls.holds import charge_of, with_dearest_usage
+from tollbook.inference.deltas import Delta
 from tollbook.inference.errors import ProviderRefused, ProviderUnavailable
 from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.prices.catalogue import PriceCatalogue
@@ -28,6 +29,7 @@ from tollbook.schemas.messages import Message
 from tollbook.schemas.policy import Dialect, default_policy
 from tollbook.schemas.tasks import Task
 from tollbook.standin import SCENARIOS, FaultPlan, StandIn, StandInConfig
+from tollbook.standin.faults import STREAM_FAULTS
 
 KEY: Final = "sk-a-very-secret-key"
 NOW_MS: Final = 1_795_000_000_000
@@ -215,6 +217,49 @@ async def test_a_streamed_reply_is_the_plain_one(provider: Provider, outcome: st
             facts = {name: getattr(attempt, name) for name in attempt.__slots__}
             attempts.append({**facts, "generation_id": None, "latency_ms": 0})
     assert attempts[0] == attempts[1]
+
+
+@pytest.mark.parametrize("outcome", [None, *OUTCOMES])
+@pytest.mark.parametrize("streams", [False, True])
+async def test_who_reads_along_reads_the_answer(provider: Provider, outcome: str | None, streams: bool) -> None:
+    """Whether the provider is asked for streams in any case, or only for the reader's sake."""
+    deltas: list[dict[str, Any]] = []
+
+    async def take(delta: Delta) -> None:
+        deltas.append(delta["choices"][0])
+
+    async with opened(provider, outcome, streams_replies=streams) as (_, client):
+        attempt = await client.complete(request(provider), on_delta=take)
+    assert attempt.is_ok
+    for name in ("content", "reasoning", "refusal"):
+        assert "".join(each["delta"].get(name, "") for each in deltas) == (getattr(attempt, name) or "")
+    arguments: list[tuple[int, str]] = [
+        (part["index"], part["function"]["arguments"])
+        for each in deltas
+        for part in each["delta"].get("tool_calls", ())
+    ]
+    for index, call in enumerate(attempt.tool_calls):
+        assert "".join(text for place, text in arguments if place == index) == call["function"]["arguments"]
+    assert {index for index, _ in arguments} == set(range(len(attempt.tool_calls)))
+    finishes = [each["finish_reason"] for each in deltas if each["finish_reason"]]
+    assert finishes == ([attempt.finish_reason] if deltas else [])
+
+
+@pytest.mark.parametrize("fault", STREAM_FAULTS)
+async def test_a_stream_that_breaks_off_keeps_what_had_come(provider: Provider, fault: str) -> None:
+    """G3: it is never called free where what was sent is charged."""
+    said: list[str] = []
+
+    async def take(delta: Delta) -> None:
+        said.append(delta["choices"][0]["delta"].get("content", ""))
+
+    async with opened(provider, fault, attempt_timeout_s=0.5) as (server, client):
+        attempt = await client.complete(request(provider), on_delta=take)
+    assert (attempt.is_ok, attempt.content) == (False, "".join(said))
+    outcomes = {"stream_hang": "timeout", "stream_error": "provider_error"}
+    assert attempt.outcome == outcomes.get(fault, "connection_error")
+    assert attempt.charge == "unknown" or not server.book.totals()
+    assert (attempt.charge == "none") == (fault == "stream_error" and provider.dialect == "openrouter")
 
 
 async def test_a_request_has_an_id_although_its_reply_breaks(provider: Provider) -> None:

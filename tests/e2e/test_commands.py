@@ -15,6 +15,7 @@ import duckdb
 import pytest
 import pytest_asyncio
 
+from tests.quick import first_quick
 from tests.servers import wait_until
 from tests.system import STREAMS, Finished, GatedStandIn, StayingCommand, run_cli, run_installed
 from tollbook.cli.commands import COMMANDS, load_command
@@ -117,6 +118,7 @@ async def test_spend_shows_what_was_spent_to_the_nano_dollar(here: Path) -> None
     assert assert_only_data(await run_cli("spend", "nobody", "--json", cwd=here)) == []
 
 
+@pytest.mark.slow
 async def test_sql_answers_in_every_form_what_is_committed_while_the_system_runs(here: Path) -> None:
     publish = ("publish", "analysis", "score_post", "a post", "--user", "asker", "--wait", "50", "--json")
     cost = Decimal(assert_only_data(await run_cli(*publish, cwd=here))["cost_usd"])
@@ -277,7 +279,7 @@ BAD_COMMANDS: Final[dict[str, tuple[tuple[str, ...], dict[str, str], int, str]]]
 }
 
 
-@pytest.mark.parametrize("case", BAD_COMMANDS)
+@pytest.mark.parametrize("case", first_quick(10, BAD_COMMANDS))
 async def test_a_bad_command_is_refused_with_a_clear_message(tmp_path: Path, case: str) -> None:
     arguments, variables, code, words = BAD_COMMANDS[case]
     finished = await run_cli(*arguments, cwd=tmp_path, env=variables)
@@ -323,6 +325,7 @@ async def test_a_second_up_on_the_same_directory_is_refused(here: Path) -> None:
     assert assert_only_data(await run_cli("ping", "--json", cwd=here))["content"] == "pong", "the first is unharmed"
 
 
+@pytest.mark.slow
 async def test_every_command_has_help_with_an_example(tmp_path: Path) -> None:
     shown = await run_installed("--help", cwd=tmp_path)
     assert shown.code == 0

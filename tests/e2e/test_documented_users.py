@@ -23,7 +23,7 @@ from tollbook.inference.policy_changes import apply_policy
 from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import PermissionsMissing
 from tollbook.ledger.signature import Signature
-from tollbook.schemas.policy import StreamRule
+from tollbook.schemas.policy_rules import StreamRule
 from tollbook.schemas.results import TaskStatus
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "operators" / "deploy.md"

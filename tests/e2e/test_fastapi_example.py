@@ -1,6 +1,7 @@
 """The example application of the documents, against a running system."""
 
 import importlib.util
+import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -95,6 +96,17 @@ async def test_a_request_that_is_sent_again_is_the_same_draft(
     await client.get("/users/u3/drafts/u3-r1", params={"wait_s": 50})
     assert await wait_until(lambda: is_idle(running), what="both entries acknowledged")
     assert sum(entry.user == "u3" for entry in running.provider.book.entries.values()) == 1
+
+
+async def test_a_draft_is_read_while_it_is_written(client: httpx.AsyncClient) -> None:
+    task_id = (await order(client, "u9", streamed=True)).json()["task_id"]
+    streamed = await client.get(f"/users/u9/drafts/{task_id}/stream")
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    events = [dict(line.split(": ", 1) for line in part.split("\n")) for part in streamed.text.strip().split("\n\n")]
+    *deltas, end = [(event["event"], json.loads(event["data"])) for event in events]
+    assert (end[0], end[1]["status"]) == ("result", "done")
+    assert "".join(data["text"] for name, data in deltas if name == "delta") == end[1]["content"]
+    assert (await client.get(f"/users/u1/drafts/{task_id}/stream")).status_code == 404
 
 
 async def is_idle(running: RunningSystem) -> bool:

@@ -238,6 +238,7 @@ class SecondPartitionHeld(FaultyProxy):
             writer.write(chunk)
 
 
+@pytest.mark.slow
 async def test_an_apply_that_was_killed_between_two_partitions_is_completed_by_the_next(
     server_url: str, tmp_path: Path
 ) -> None:

@@ -10,19 +10,12 @@ from redis.asyncio import Redis
 
 from tests.servers import wait_until
 from tests.system import StayingCommand, run_cli
+from tests.two_providers import TWO_PROVIDERS, addresses_of
 from tollbook.standin import StandIn, StandInConfig
 
-POLICY: Final = """
-[providers.openai]
-base_url = "{openai}"
-key_env = "TEST_OPENAI_KEY"
-dialect = "openai"
-
-[providers.claude]
-base_url = "{claude}"
-key_env = "TEST_CLAUDE_KEY"
-dialect = "anthropic"
-
+POLICY: Final = (
+    TWO_PROVIDERS
+    + """
 [tasks.classify_archetype]
 provider = "openai"
 model = "gpt-5-mini"
@@ -41,6 +34,7 @@ provider = "openai"
 model = "gpt-4o-mini"
 max_tokens = 200
 """
+)
 REAL: Final = {"openai": "https://api.openai.com/v1", "claude": "https://api.anthropic.com/v1"}
 PUBLISH: Final = ("publish", "generation", "generate_draft", "Write", "--user", "u1", "--json", "--wait", "30")
 
@@ -58,13 +52,13 @@ async def up(*arguments: str, cwd: Path, env: dict[str, str]) -> AsyncGenerator[
         await command.end()
 
 
+@pytest.mark.slow
 async def test_no_key_of_the_default_provider_is_wanted_where_no_route_names_it(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     assert await redis_client.ping()
     async with StandIn(StandInConfig(api_key="sk-one")) as server:
-        addresses = {"openai": f"{server.root_url}/openai/v1", "claude": f"{server.root_url}/anthropic/v1"}
-        (tmp_path / "tollbook.toml").write_text(POLICY.format(**addresses))
+        (tmp_path / "tollbook.toml").write_text(POLICY.format(**addresses_of(openai=server, claude=server)))
         env = {"REDIS_URL": server_url, "TEST_OPENAI_KEY": "sk-one"}
 
         refused = await run_cli("up", cwd=tmp_path, env=env)

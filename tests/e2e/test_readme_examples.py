@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 
 from docs.generate.markdown import between
+from tests.quick import first_quick
 from tests.servers import PATIENCE_S
 from tests.system import RunningSystem, command_environment, running_system
 from tollbook.ledger.server.connection import connect
@@ -107,7 +108,7 @@ async def test_redis_cli_publishes_parameters(running: RunningSystem, tmp_path: 
     assert (await result_of(running, "post-21")).status is TaskStatus.DONE
 
 
-@pytest.mark.parametrize("page", [PUBLISH, README], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", first_quick(1, [README, PUBLISH]), ids=lambda page: page.name)
 async def test_the_publisher_publishes_and_waits(running: RunningSystem, tmp_path: Path, page: Path) -> None:
     code = example("publisher") if page == PUBLISH else first_python(page)
     printed = await run(running, sys.executable, "-c", code, cwd=tmp_path)

@@ -116,6 +116,7 @@ async def ended(terminal: Terminal, process: asyncio.subprocess.Process) -> int:
     return code
 
 
+@pytest.mark.slow
 async def test_q_ends_it_and_gives_the_terminal_back(running: RunningSystem, here: Path) -> None:
     async with top_on_a_terminal("--interval", "0.2", cwd=here) as (terminal, process):
         await terminal.shows(" u42 ")

@@ -115,7 +115,7 @@ async def test_wrong_keys_are_refused_late_and_counted(served: Served, headers: 
 
     assert reply.status_code == 401
     assert reply.json()["error"]["code"] == "invalid_api_key"
-    assert served.gateway.callers.wrong_keys == 1
+    assert served.gateway.counts.wrong_keys == 1
 
 
 async def test_a_key_in_the_other_header_is_one_too(served: Served) -> None:

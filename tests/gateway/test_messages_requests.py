@@ -136,7 +136,7 @@ def test_claude_code_keeps_its_marks_tools_and_effort() -> None:
         ),
         (
             "assistant",
-            [{"type": "text", "text": "Let me."}, USE, {**USE, "id": "c2"}],
+            [{"type": "text", "text": "Let me."}, {"type": "text", "text": "\n"}, USE, {**USE, "id": "c2"}],
             [{"role": "assistant", "content": "Let me.", "tool_calls": [CHAT_CALL, {**CHAT_CALL, "id": "c2"}]}],
         ),
         (

@@ -18,6 +18,7 @@ RETRY = "x-stainless-retry-count"
 async def served(redis_client: Redis, server_url: str, tmp_path: Path) -> AsyncIterator[Served]:
     async with open_served(server_url, tmp_path, hold_wait_s=5, attempt_timeout_s=5) as served:
         yield served
+        await wait_until(lambda: served.gateway.calls.under_way == 0)
         await served.calling.check_guarantees()
 
 

@@ -388,6 +388,19 @@ def test_a_body_that_is_nested_without_end_is_refused() -> None:
         fields_of(metadata=value)
 
 
+def test_images_of_results_come_before_the_next_turn() -> None:
+    output = {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_image", "image_url": IMAGE}]}
+    following = {**CALL, "call_id": "c2"}
+    messages = messages_of(CALL, output, following, {**output, "call_id": "c2", "output": "1"})
+    assert [message["role"] for message in messages] == ["assistant", "tool", "user", "assistant", "tool"]
+
+
+def test_a_tool_that_stands_in_two_places_is_sent_once() -> None:
+    item = {"type": "additional_tools", "role": "developer", "tools": [{**FUNCTION, "description": "Newer."}]}
+    fields = fields_of(tools=[FUNCTION], input=[item, {"role": "user", "content": "hi"}])
+    assert [tool["function"]["description"] for tool in fields["tools"]] == ["Newer."]
+
+
 def test_items_of_a_result_stand_in_for_references() -> None:
     """Vercel's SDK sends no item again that may be stored."""
     body = {"model": "m", "input": "hi", "tools": [FUNCTION]}

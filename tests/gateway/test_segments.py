@@ -93,9 +93,10 @@ def test_one_segment_is_open_at_a_time_and_all_of_the_answer_is_told(
                 assert index == len(opened)
                 opened.append(index)
                 current, texts[index] = index, ""
-            case Grown(_, index, text):
+            case Grown(_, index, text, is_first):
                 assert current == index
                 assert text
+                assert is_first == (not texts[index])
                 texts[index] += text
             case Closed(segment, index):
                 assert current == index
@@ -197,3 +198,46 @@ def test_reasoning_under_two_names_is_told_once() -> None:
     segments = Segments("s")
     segments.add({"choices": [{"index": 0, "delta": {"reasoning": "why", "reasoning_content": "why"}}]})
     assert [segment.text for segment in segments.all] == ["why"]
+
+
+def test_reasoning_of_two_choices_in_a_chunk_is_one_part() -> None:
+    events = ResponseEvents(response_id="resp_s", created_s=0, body=BODY)
+    choices = [{"index": 0, "delta": {"reasoning": text}} for text in ("a", "b")]
+    told = [event["type"] for event in events_in(events.delta({"choices": choices}))]
+    assert told == [
+        "response.output_item.added", "response.reasoning_summary_part.added",
+        "response.reasoning_summary_text.delta", "response.reasoning_summary_text.delta",
+    ]  # fmt: skip
+
+
+def test_a_call_waits_for_its_name() -> None:
+    """Some servers send the id in a piece of its own."""
+    segments = Segments("s")
+    assert segments.add({"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "id": "c"}]}}]}) == []
+    piece = {"index": 0, "function": {"name": "f", "arguments": "{}"}}
+    opened, _ = segments.add({"choices": [{"index": 0, "delta": {"tool_calls": [piece]}}]})
+    assert (opened.segment.call_id, opened.segment.name) == ("c", "f")
+
+
+CUSTOM_CALL = {"index": 0, "id": "c", "type": "custom", "custom": {"name": "write", "input": "plain text"}}
+CUSTOM_RESULT = InferenceResult.model_validate({"task_id": "t", "status": "done", "tool_calls": [CUSTOM_CALL]})
+
+
+def test_a_custom_tool_of_a_chat_completion_is_one_of_responses() -> None:
+    events = ResponseEvents(response_id="resp_s", created_s=0, body=BODY)
+    parts = events.delta({"choices": [{"index": 0, "delta": {"tool_calls": [CUSTOM_CALL]}}]})
+    told = events_in([*events.begin(), *parts, *events.end(CUSTOM_RESULT)])
+    deltas = [event["delta"] for event in told if event["type"] == "response.custom_tool_call_input.delta"]
+    assert deltas == ["plain text"]
+    (item,) = told[-1]["response"]["output"]
+    assert (item["type"], item["name"], item["input"]) == ("custom_tool_call", "write", "plain text")
+
+
+def test_a_custom_tool_of_a_chat_completion_is_used_with_one_text_in_messages() -> None:
+    events = MessageEvents(message_id="msg_s", body=BODY)
+    parts = events.delta({"choices": [{"index": 0, "delta": {"tool_calls": [CUSTOM_CALL]}}]})
+    told = events_in([*parts, *events.end(CUSTOM_RESULT)])
+    deltas = [event["delta"]["partial_json"] for event in told if event["type"] == "content_block_delta"]
+    assert deltas == ['{"input": "plain text"}']
+    (block,) = message_document(CUSTOM_RESULT, message_id="msg_s")["content"]
+    assert block["input"] == {"input": "plain text"}

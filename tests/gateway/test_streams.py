@@ -24,6 +24,7 @@ async def served(redis_client: Redis, server_url: str, tmp_path: Path) -> AsyncI
         # Token by token.
         served.calling.provider.config = replace(served.calling.provider.config, chunk_ms=0)
         yield served
+        await wait_until(lambda: served.gateway.calls.under_way == 0)
         await served.calling.check_guarantees()
 
 

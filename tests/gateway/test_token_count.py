@@ -94,6 +94,13 @@ def test_all_else_is_an_estimate_that_counts_it(more: dict[str, Any]) -> None:
     assert tokens > plain
 
 
+def test_tools_have_the_instructions_before_them() -> None:
+    tools = [{"name": "f", "input_schema": {"type": "object"}}]
+    plain, _ = count_tokens({"model": "m", "messages": [HELLO]})
+    tokens, _ = count_tokens({"model": "m", "messages": [HELLO], "tools": tools})
+    assert tokens > plain + 313  # The fewest that Anthropic publishes.
+
+
 def test_texts_whose_count_is_not_certain_are_estimated() -> None:
     tokens, is_estimate = count_tokens({"model": "m", "messages": [HELLO]}, lambda _text: None)
     assert is_estimate

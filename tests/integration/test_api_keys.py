@@ -233,6 +233,19 @@ async def test_while_redis_is_away_a_key_is_neither_found_nor_unknown(
         await proxy.stop()
 
 
+async def test_where_redis_refuses_to_tell_a_key_is_not_unknown(
+    changes: KeyChanges, keys: ApiKeys, calling: Calling, redis_client: Redis
+) -> None:
+    secret, _ = await created(changes)
+    name = calling.runtime.handle.keys[0].api_keys
+    await redis_client.delete(name)
+    assert await keys.find(secret) is None
+    await redis_client.set(name, "no hash")
+    for ask in (lambda: keys.find(secret), keys.list):
+        with pytest.raises(LedgerUnavailable, match="Redis refused a command"):
+            await ask()
+
+
 async def test_a_key_is_nowhere_but_with_who_created_it(
     calling: Calling, changes: KeyChanges, keys: ApiKeys, redis_client: Redis, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -121,6 +121,7 @@ async def test_everything_goes_on_after_up_was_killed_in_the_middle_of_its_calls
         assert provider.arrived["u1"] == 1 + 2 * len(tasks)
 
 
+@pytest.mark.slow
 async def test_ping_without_a_worker_gives_up_and_says_what_to_look_at(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

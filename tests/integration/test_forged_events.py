@@ -33,12 +33,13 @@ async def no_trim(*_: Any) -> None:
     """Leave the tails alone: this ledger's calls come with an old baseline."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "batch", "max_batches"),
     [
-        pytest.param(1, 1, 1, marks=pytest.mark.slow),
-        pytest.param(2, 3, 2, marks=pytest.mark.slow),
-        pytest.param(3, 10_000, 13, marks=pytest.mark.slow),
+        (1, 1, 1),
+        (2, 3, 2),
+        (3, 10_000, 13),
         (4, 50, 13),
     ],
 )

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from tests.calling import COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, SingleTry, open_calling
 from tests.quick import first_quick
 from tests.servers import wait_until
+from tests.two_providers import TWO_PROVIDERS, addresses_of
 from tollbook.inference.cost_lookup import CostLookup
 from tollbook.inference.learning_models import learn_all
 from tollbook.inference.policy_changes import apply_policy
@@ -31,17 +32,9 @@ MINI, HAIKU, ROUTED = "gpt-5-mini", "claude-haiku-4-5", "anthropic/claude-sonnet
 MAX_TOKENS: Final = 200
 # Nano-dollars a token, as the providers publish them (2026): prompt, completion.
 PRICES: Final = {MINI: (250, 2_000), HAIKU: (1_000, 5_000), ROUTED: (3_000, 15_000)}
-POLICY: Final = """
-[providers.openai]
-base_url = "{openai}/openai/v1"
-key_env = "TEST_OPENAI_KEY"
-dialect = "openai"
-
-[providers.claude]
-base_url = "{claude}/anthropic/v1"
-key_env = "TEST_CLAUDE_KEY"
-dialect = "anthropic"
-
+POLICY: Final = (
+    TWO_PROVIDERS
+    + """
 [tasks.both]
 provider = "openai"
 model = "gpt-5-mini"
@@ -65,6 +58,7 @@ model = "claude-haiku-4-5"
 cheaper = {{ provider = "openai", model = "gpt-5-mini" }}
 max_tokens = 200
 """
+)
 
 
 def cost_of(model: str) -> int:
@@ -109,7 +103,7 @@ class Providers:
 
 def policy_file(tmp_path: Path, openai: StandIn, claude: StandIn, more: str = "") -> Path:
     file = tmp_path / "providers.toml"
-    file.write_text(POLICY.format(openai=openai.root_url, claude=claude.root_url) + more)
+    file.write_text(POLICY.format(**addresses_of(openai=openai, claude=claude)) + more)
     return file
 
 

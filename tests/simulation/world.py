@@ -35,6 +35,7 @@ from tollbook.inference.calls.runner import CallRunner
 from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.providers.clients import ProviderClients
+from tollbook.inference.task_deltas import DeltaStream
 from tollbook.inference.user_ids import UserIds
 from tollbook.ledger.errors import BaselineUnavailable, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
@@ -644,6 +645,7 @@ class World:
             policies=policies,
             user_ids=UserIds(policies, pipeline, Keys("tollbook", 0), b"key of the ledger"),
             replies=ReplyStreams(pipeline, namespace="tollbook", task_streams=lambda: [STREAM]),
+            open_deltas=lambda task_id, _: DeltaStream(pipeline, self.keys.deltas(task_id)),
             results=results,
             claims=claims,
             dead_letters=DeadLetters(pipeline, "tollbook", now_ms=now_ms),

@@ -119,10 +119,11 @@ def test_an_entry_of_the_largest_size_is_made_and_read() -> None:
 
 
 def test_every_field_of_a_task_is_an_argument() -> None:
-    aliases = {"max_completion_tokens"}
+    aliases = {"max_completion_tokens", "streamed"}
     assert TaskFields.__annotations__.keys() - aliases == Task.model_fields.keys() - {
         "task",
         "prompt",
+        "stream",  # The task stream, in a program: it is `streamed` there.
     }
 
 

@@ -30,6 +30,11 @@ def test_an_event_has_a_call_or_is_left_out_of_the_calls(kind: str) -> None:
     assert (f"'{kind}'" in left_out) == (kind in WITHOUT_CALL), "name it in WITHOUT_CALL too, if it has no call"
 
 
+@pytest.mark.parametrize("kind", TYPES)
+def test_what_if_decides_by_an_event_or_passes_it_over(kind: str) -> None:
+    assert f'"{kind}"' in packaged_text("tollbook.audit.what_if", "walk.py")
+
+
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_a_command_is_known_to_all_who_look_for_its_record(kind: str) -> None:
     assert f"'{kind}'" in packaged_text("tollbook.ledger.projection.sql", "trace_others.sql"), "the projector's check"

@@ -291,7 +291,8 @@ def test_no_key_of_any_ledger_is_a_stream_for_replies(namespace: str) -> None:
     made = {name for name, made in inspect.getmembers(keys, inspect.isfunction) if made.__module__ == keys.__name__}
     assert made - {"is_reserved_key", "dataclass", "field"} == {
         "dead_letters", "dropped_dead_letters", "projector_lease", "tidying_lease", "processes",
-        "dropped_tasks", "worker_key", "gateway_calls", "task_partition", "alerts", "alert_receivers", "fed_alerts", "raised_alerts",
+        "dropped_tasks", "worker_key", "gateway_calls", "task_partition", "alerts", "alert_receivers",
+        "fed_alerts", "raised_alerts",
     }  # fmt: skip
     for name in names:
         with pytest.raises(InvalidTask, match="'reply_to' must be"):
