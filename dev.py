@@ -206,7 +206,9 @@ def soak(arguments: Sequence[str]) -> int:
 
 
 def clients(arguments: Sequence[str]) -> int:
-    """Run SDKs and frameworks, installed for it, against a gateway: python -m tests.clients [--only NAME]."""
+    """Run SDKs and frameworks against a gateway: clients [--only NAME]; bad requests: clients --fuzz [--examples N]."""
+    if "--fuzz" in arguments:
+        return become("python", "-m", "tests.clients.fuzz", *(each for each in arguments if each != "--fuzz"))
     return become("python", "-m", "tests.clients", *arguments)
 
 

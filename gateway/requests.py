@@ -1,5 +1,6 @@
 """Requests: a body becomes a task, for whom its key says."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
@@ -10,8 +11,9 @@ from tollbook.gateway.problems import Problem, invalid
 from tollbook.inference.api_keys import ApiKey
 from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
 from tollbook.schemas.policy import CHAT, EMBED, Policy
+from tollbook.schemas.problems import shown
 from tollbook.schemas.routes import EMBEDDINGS
-from tollbook.schemas.tasks import Task, task_from_fields
+from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS, Task, task_from_fields
 
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 """Images and files come inside bodies."""
@@ -48,6 +50,8 @@ def model_in(body: Mapping[str, Any]) -> str:
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise invalid("'model' is missing: name a model, or a task type of the policy", param="model")
+    if not re.fullmatch(MODEL_ID_PATTERN, model):
+        raise invalid(f"'model' is {shown(model)}: it must be {MODEL_ID_WORDS}", param="model")
     return model
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-Environment = Literal["newest", "older", "node"]
+Environment = Literal["newest", "older", "node", "fuzz"]
 
 
 @dataclass(frozen=True, slots=True)

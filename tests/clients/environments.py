@@ -17,6 +17,7 @@ HERE: Final = Path(__file__).parent
 PROGRAMS: Final = HERE / "programs"
 _PINS: Final[dict[Environment, str]] = {
     "newest": "requirements-newest.txt", "older": "requirements-older.txt", "node": "package.json",
+    "fuzz": "requirements-fuzz.txt",
 }  # fmt: skip
 
 

@@ -29,9 +29,10 @@ completion = 0
 
 @dataclass(frozen=True, slots=True)
 class RunningGateway:
-    """What runs. `directory` is where commands are to be run."""
+    """What runs. `url` is the gateway's own address; `directory` is where commands are to be run."""
 
     standin: StandIn
+    url: str
     front: Front
     directory: Path
     environment: dict[str, str]
@@ -93,7 +94,7 @@ async def running_gateway(directory: Path) -> AsyncGenerator[RunningGateway]:
         try:
             url = await _address(up)
             async with Front(url, provider_asked) as front:
-                yield RunningGateway(standin, front, place, environment)
+                yield RunningGateway(standin, url, front, place, environment)
         finally:
             await up.end()
 
