@@ -193,5 +193,5 @@ def _responses(statuses: list[str], form: str = "Error", *, is_streamed: bool = 
     refused = {
         status: {"description": _ERRORS.get(status, "there is no such thing"), "content": error} for status in statuses
     }
-    answer = {"application/json": {}, **({"text/event-stream": {}} if is_streamed else {})}
+    answer: dict[str, Any] = {"application/json": {}, **({"text/event-stream": {}} if is_streamed else {})}
     return {"200": {"description": "the answer", "content": answer}, **refused}

@@ -53,7 +53,7 @@ def _chosen(body: Table, tools: Mapping[str, Table]) -> str | None:
     named = _table(_table(choice).get("function")).get("name")
     if named in tools:
         return str(named)
-    last = messages[-1] if messages else {}
+    last: Table = messages[-1] if messages else {}
     mark = _CALL.search(json.dumps(last.get("content"))) if last.get("role") == "user" else None
     if mark and mark[1] in tools and choice != "none":
         return mark[1]

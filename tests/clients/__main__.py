@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tests.clients.catalogue import CLIENTS, Client
+from tests.clients.catalogue import CLIENTS, Client, Environment
 from tests.clients.environments import InstallFailed, command, install
 from tests.clients.scenarios import EMBEDDINGS_MODEL, MODEL, PROMPTS, RETRIED_TOKENS, SCENARIOS, Played
 from tests.clients.system import POOR, RunningGateway, running_gateway
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str]) -> int:
 async def _run(options: argparse.Namespace, temporary: Path) -> int:
     chosen = [client for client in CLIENTS if not options.only or client.name in options.only]
     place: Path = (options.keep or temporary / "installed").resolve()
-    for environment in dict.fromkeys(client.environment for client in chosen):
+    environments: set[Environment] = {client.environment for client in chosen}
+    for environment in environments:
         await asyncio.to_thread(install, environment, place)
     results: Results = {}
     async with running_gateway(temporary) as running:
@@ -94,7 +95,7 @@ async def _lines(
     process = await asyncio.create_subprocess_exec(
         *command(client, place),
         cwd=place / client.environment,
-        env=_environment(variables | ({"VERBOSE": "1"} if is_verbose else {})),
+        env=_environment({**variables, **({"VERBOSE": "1"} if is_verbose else {})}),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

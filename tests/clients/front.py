@@ -5,10 +5,10 @@ The first two parts of a path name client and scenario; the rest is the gateway'
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import aiohttp
 from aiohttp import web
@@ -29,7 +29,7 @@ class Seen:
 class Front:
     """A reverse proxy on the loopback interface; use it with `async with`."""
 
-    def __init__(self, gateway_url: str, provider_asked: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, gateway_url: str, provider_asked: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """`provider_asked` waits until the provider has a request that it did not have when it was called."""
         self._gateway_url = gateway_url
         self._provider_asked = provider_asked
