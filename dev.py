@@ -205,6 +205,13 @@ def soak(arguments: Sequence[str]) -> int:
     return become("pytest", "-m", "soak", "--timeout=0", *arguments)
 
 
+def clients(arguments: Sequence[str]) -> int:
+    """Run SDKs and frameworks against a gateway: clients [--only NAME]; bad requests: clients --fuzz [--examples N]."""
+    if "--fuzz" in arguments:
+        return become("python", "-m", "tests.clients.fuzz", *(each for each in arguments if each != "--fuzz"))
+    return become("python", "-m", "tests.clients", *arguments)
+
+
 def bench(arguments: Sequence[str]) -> int:
     """Measure: python -m benchmarks [...]."""
     return become("python", "-m", "benchmarks", *arguments)
@@ -269,7 +276,7 @@ def setup(arguments: Sequence[str]) -> int:
 
 COMMANDS = {
     command.__name__: command
-    for command in (demo, run, test, soak, bench, docs, lint, types, imports, check, lock, setup)
+    for command in (demo, run, test, soak, clients, bench, docs, lint, types, imports, check, lock, setup)
 }
 
 

@@ -75,9 +75,14 @@ class ChatEvents:
         return last + data_event(usage) + DONE
 
     def broken(self, problem: Problem) -> bytes:
-        """Return an error that every client was seen to notice: a closed socket is taken for an end."""
+        """Return an error that every client was seen to notice: a closed socket is taken for an end.
+
+        It comes twice: Vercel's AI SDK (November 2026) takes a chunk with choices for a part of the answer, whatever
+        else is in it.
+        """
+        error = {"error": error_of(problem)}
         chunk = {**_head(self._asked, "chat.completion.chunk"), "choices": [_choice({}, "error")]}
-        return data_event({**chunk, "error": error_of(problem)}) + DONE
+        return data_event({**chunk, **error}) + data_event(error) + DONE
 
     def _chunk(self, choices: list[Any]) -> bytes:
         return data_event({**_head(self._asked, "chat.completion.chunk"), "choices": choices})

@@ -6,6 +6,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
+from tollbook.gateway.openapi_requests import count_request, messages_request, responses_request
 from tollbook.schemas.messages import Message
 from tollbook.schemas.parameters import EMBEDDINGS_PARAMETERS, Parameters
 from tollbook.schemas.tasks import MAX_INPUTS, MAX_MESSAGES, MODEL_ID_PATTERN
@@ -41,7 +42,11 @@ def document() -> dict[str, Any]:
     schemas |= {
         "ChatCompletionRequest": _chat_request(parameters),
         "EmbeddingsRequest": _embeddings_request(of_embeddings),
+        "ResponsesRequest": responses_request(_MODEL, MAX_MESSAGES),
+        "MessagesRequest": messages_request(_MODEL, MAX_MESSAGES),
+        "CountRequest": count_request(_MODEL, MAX_MESSAGES),
         "Error": _ERROR,
+        "MessagesError": _MESSAGES_ERROR,
     }
     return {
         "openapi": "3.1.0",
@@ -54,7 +59,14 @@ def document() -> dict[str, Any]:
         "security": [{"bearer": []}, {"header": []}],
         "paths": {
             "/v1/chat/completions": _post("createChatCompletion", "Make a chat completion", "ChatCompletionRequest"),
-            "/v1/embeddings": _post("createEmbeddings", "Make vectors of texts", "EmbeddingsRequest"),
+            "/v1/responses": _post("createResponse", "Make a response", "ResponsesRequest"),
+            "/v1/messages": _post("createMessage", "Make a message", "MessagesRequest", error="MessagesError"),
+            "/v1/messages/count_tokens": _post(
+                "countTokens", "Count a prompt's tokens", "CountRequest", error="MessagesError", is_streamed=False
+            ),
+            "/v1/embeddings": _post(
+                "createEmbeddings", "Make vectors of texts", "EmbeddingsRequest", is_streamed=False
+            ),
             "/v1/models": _get("listModels", "List task types and models"),
             "/v1/models/{model}": _get("showModel", "Show a model", {"model": {"type": "string"}}),
             "/v1/key": _get("showKey", "Show this key and its budgets"),
@@ -84,6 +96,21 @@ _ERROR: Final = {
                 "metadata": {"type": "object"},
             },
         }
+    },
+}
+
+
+_MESSAGES_ERROR: Final = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}, "code": {"type": "string"}},
+        },
+        "request_id": {"type": "string"},
     },
 }
 
@@ -129,7 +156,7 @@ def _embeddings_request(parameters: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _post(name: str, summary: str, request: str) -> dict[str, Any]:
+def _post(name: str, summary: str, request: str, *, error: str = "Error", is_streamed: bool = True) -> dict[str, Any]:
     headers = {
         "idempotency-key": "Names the call: a repeat with the same content gets the first answer, and costs nothing.",
         "x-tollbook-user": "Who is charged, where the key allows it.",
@@ -148,7 +175,7 @@ def _post(name: str, summary: str, request: str) -> dict[str, Any]:
                 "required": True,
                 "content": {"application/json": {"schema": {"$ref": _REFS.format(model=request)}}},
             },
-            "responses": _responses(list(_ERRORS)),
+            "responses": _responses(list(_ERRORS), error, is_streamed=is_streamed),
         }
     }
 
@@ -161,9 +188,10 @@ def _get(name: str, summary: str, path: dict[str, Any] | None = None) -> dict[st
     return {"get": {"operationId": name, "summary": summary, "parameters": parameters, "responses": _responses(errors)}}
 
 
-def _responses(statuses: list[str]) -> dict[str, Any]:
-    error = {"application/json": {"schema": {"$ref": _REFS.format(model="Error")}}}
+def _responses(statuses: list[str], form: str = "Error", *, is_streamed: bool = False) -> dict[str, Any]:
+    error = {"application/json": {"schema": {"$ref": _REFS.format(model=form)}}}
     refused = {
         status: {"description": _ERRORS.get(status, "there is no such thing"), "content": error} for status in statuses
     }
-    return {"200": {"description": "the answer", "content": {"application/json": {}}}, **refused}
+    answer: dict[str, Any] = {"application/json": {}, **({"text/event-stream": {}} if is_streamed else {})}
+    return {"200": {"description": "the answer", "content": answer}, **refused}

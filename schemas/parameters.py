@@ -129,7 +129,7 @@ class Reasoning(Form):
     """How much a model may reason before it answers. Reasoning is part of `max_tokens`."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    max_tokens: Annotated[int, _IsNumber, Field(ge=0, le=1_000_000)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=1_000_000), _IsNumber] | None = None
     exclude: bool | None = None
     enabled: bool | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
@@ -178,9 +178,8 @@ _ToolChoice = Annotated[
     str | dict[str, Any], BeforeValidator(_choice_of("none", "auto", "required", "any")), Expected(_CHOICE_WORDS)
 ]
 _FunctionChoice = Annotated[str | dict[str, Any], BeforeValidator(_choice_of("none", "auto")), Expected(_CHOICE_WORDS)]
-_Penalty = Annotated[float, _IsNumber, Field(ge=-2, le=2, allow_inf_nan=False)]
-_Share = Annotated[float, _IsNumber, Field(ge=0, le=1, allow_inf_nan=False)]
-_Count = Annotated[int, _IsNumber]
+_Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False), _IsNumber]
+_Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _IsNumber]
 
 
 class Parameters(BaseModel):
@@ -190,7 +189,7 @@ class Parameters(BaseModel):
 
     top_p: _Share | None = None
     """Nucleus sampling: the share of probability to draw from, 0 to 1."""
-    top_k: Annotated[_Count, Field(ge=-1, le=1_000_000)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=1_000_000), _IsNumber] | None = None
     """Draw from this many most likely tokens; 0 or -1: from all."""
     min_p: _Share | None = None
     """Leave out tokens below this share of the likeliest one's probability, 0 to 1."""
@@ -200,9 +199,9 @@ class Parameters(BaseModel):
     """Penalty for tokens by how often they stand in the text already, -2 to 2."""
     presence_penalty: _Penalty | None = None
     """Penalty for tokens that stand in the text already, -2 to 2."""
-    repetition_penalty: Annotated[float, _IsNumber, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False), _IsNumber] | None = None
     """Factor against repetition, above 0 up to 2; 1: none."""
-    seed: Annotated[_Count, Field(ge=-_MAX_SEED, lt=_MAX_SEED)] | None = None
+    seed: Annotated[int, Field(ge=-_MAX_SEED, lt=_MAX_SEED), _IsNumber] | None = None
     """Seed for sampling, so that a repeat is likely to give the same answer."""
     stop: (
         Annotated[
@@ -217,7 +216,7 @@ class Parameters(BaseModel):
     """A JSON object: by a token's number, what is added to its likelihood, -100 to 100."""
     logprobs: bool | None = None
     """Have the provider compute log probabilities, for the result's `logprobs`."""
-    top_logprobs: Annotated[_Count, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), _IsNumber] | None = None
     """How many likely tokens `logprobs` are for, 0 to 20."""
     response_format: ResponseFormat | None = Field(default=None, repr=False)
     """The form of the answer, as JSON: `{"type": "json_object"}`, or `json_schema` with a schema."""
@@ -259,7 +258,7 @@ class Parameters(BaseModel):
     """Search the web, as JSON: `{"search_context_size": "low"}`. Only where the policy has a price of it."""
     transforms: tuple[Literal["middle-out"], ...] | None = None
     """OpenRouter: `["middle-out"]` shortens a prompt that is too long for the model."""
-    dimensions: Annotated[_Count, Field(ge=1, le=MAX_DIMENSIONS)] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=MAX_DIMENSIONS), _IsNumber] | None = None
     """Embeddings: how many numbers a vector has, where the model can make shorter ones."""
     encoding_format: Literal["float", "base64"] | None = None
     """Embeddings: whether a vector is a list of numbers, or base64 text of 32-bit floats, which is shorter."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from tollbook.standin.prices import EMBEDDINGS_PRICES, PRICES, charge_nanousd, usd_literal
+from tollbook.standin.structured import json_answer, tool_call
 
 _COMPLETION_TOKENS: Final = re.compile(r"\[\[completion_tokens=(\d{1,6})\]\]")
 _FAULT: Final = re.compile(r"\[\[fault=([a-z0-9_:]{1,40})\]\]")
@@ -31,6 +32,7 @@ class BadRequest(Exception):
 class CompletionRequest:
     """A request that can be answered, and the tokens that it uses.
 
+    `json_text`: an answer in the form that was asked for; `call`: name and arguments of a tool to call.
     `has_words`: its answer has a word for each token.
     """
 
@@ -41,6 +43,8 @@ class CompletionRequest:
     is_cut: bool
     fault: str | None
     is_streamed: bool = False
+    json_text: str | None = None
+    call: tuple[str, str] | None = None
     has_words: bool = False
     has_logprobs: bool = False
 
@@ -72,6 +76,10 @@ def read_request(document: Any, models: Mapping[str, object] = PRICES) -> Comple
     mark = _COMPLETION_TOKENS.search(text)
     wanted = int(mark[1]) if mark else 8 + zlib.crc32(text.encode()) % 192
     fault = _FAULT.search(text)
+    try:
+        json_text, call = json_answer(body), tool_call(body)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as exc:
+        raise BadRequest(400, f"a schema is none: {type(exc).__name__}") from None
     return CompletionRequest(
         model=model,
         user=str(body.get("user", "")),
@@ -80,6 +88,8 @@ def read_request(document: Any, models: Mapping[str, object] = PRICES) -> Comple
         is_cut=wanted > max_tokens,
         fault=fault[1] if fault else None,
         is_streamed=body.get("stream") is True,
+        json_text=json_text,
+        call=call,
         has_logprobs=body.get("logprobs") is True,
     )
 
@@ -140,7 +150,9 @@ def _content(message: Any) -> str:
 
 
 def filler(asked: CompletionRequest) -> str:
-    """Return the text of a completion, which says that it is none."""
+    """Return the text of a completion: JSON where that was asked for, else one which says that it is none."""
+    if asked.json_text is not None:
+        return asked.json_text
     if asked.has_words:
         return " ".join(["[stand-in]", *["nothing"] * (asked.completion_tokens - 1)])
     return f"[stand-in] {asked.completion_tokens} tokens of nothing."
@@ -160,6 +172,8 @@ def completion(asked: CompletionRequest, generation_id: str, charged_nanousd: in
             {"token": word, "logprob": -0.5, "top_logprobs": []} for word in filler(asked).split()
         ]
         choice["logprobs"] = {"content": tokens, "refusal": None}
+    if asked.call is not None and not asked.is_cut:
+        choice |= {"finish_reason": "tool_calls", "message": _calling(asked.call, generation_id)}
     if fault == "error_finish":
         choice = {"index": 0, "finish_reason": "error", "error": {"code": 502, "message": "provider failed"}}
     document: dict[str, Any] = {
@@ -181,6 +195,12 @@ def completion(asked: CompletionRequest, generation_id: str, charged_nanousd: in
         f'"completion_tokens_details": {{"reasoning_tokens": 0}}{cost}}}'
     )
     return f'{head[:-1]}, "usage": {usage}}}'.encode()
+
+
+def _calling(call: tuple[str, str], generation_id: str) -> dict[str, Any]:
+    function = {"name": call[0], "arguments": call[1]}
+    called = {"id": f"call_{generation_id}", "type": "function", "function": function}
+    return {"role": "assistant", "content": None, "tool_calls": [called]}
 
 
 def _cost(charged_nanousd: int, fault: str | None) -> str:

@@ -114,7 +114,8 @@ def _repeated(value: object, default: object) -> object:
     """Return a value of the request, with what OpenAI adds to it."""
     if not isinstance(value, dict):
         return default if value is None else value
-    return {**cast("Table", default or {}), **cast("Table", value)}
+    added = cast("Table", default) if isinstance(default, dict) else {}
+    return {**added, **cast("Table", value)}
 
 
 def _told(tool: object) -> object:

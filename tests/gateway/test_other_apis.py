@@ -37,6 +37,19 @@ async def test_responses_are_answered_in_their_form(served: Served) -> None:
     assert await served.calling.spent() == served.calling.booked() > 0
 
 
+async def test_a_response_may_have_to_call_a_tool_by_name(served: Served) -> None:
+    tool = {"type": "function", "name": "look_up", "parameters": {"type": "object", "properties": {}}}
+    choice = {"type": "function", "name": "look_up"}
+
+    reply = await served.client.post(
+        "/v1/responses", json={"model": MODEL, "input": "Hello", "tools": [tool], "tool_choice": choice}
+    )
+
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["tool_choice"] == choice
+    assert reply.json()["output"][0]["name"] == "look_up"
+
+
 async def test_messages_are_answered_in_their_form(served: Served) -> None:
     reply = await served.client.post("/v1/messages", json=MESSAGES, headers={"x-api-key": KEY})
 
