@@ -33,6 +33,10 @@ _RENEWALS_PER_TIDYING: Final = 5
 _log = structlog.get_logger(__name__)
 
 
+def _ignore(_: Delivery) -> None:
+    pass
+
+
 class Claims:
     """The claims of one worker on the entries it works on. `taken` and `lost` count those that changed hands.
 
@@ -133,8 +137,8 @@ class Claims:
                 await self._remove(stream, self._consumer)
         await self._pipeline.execute("DEL", worker_key(self._namespace, self._consumer))
 
-    async def run(self, accept: Callable[[Delivery], None]) -> None:
-        """Renew claims and take over abandoned entries until cancelled."""
+    async def run(self, accept: Callable[[Delivery], None], on_lost: Callable[[Delivery], None] = _ignore) -> None:
+        """Renew claims and take over abandoned entries until cancelled; `on_lost` is told of those that others took."""
         clock = self._monotonic or asyncio.get_running_loop().time
         renewed_at, scans_to_skip, scans_to_renewal = clock(), 0, 0
         renewals_to_tidying = _RENEWALS_PER_TIDYING
@@ -143,7 +147,7 @@ class Claims:
                 is_late = clock() - renewed_at > self._claim_after_s / 2
                 if is_late or scans_to_renewal == 0:
                     await self.heartbeat()
-                    await self.renew()
+                    await self.renew(on_lost)
                     renewed_at, scans_to_renewal = clock(), _SCANS_PER_RENEWAL
                     renewals_to_tidying -= 1
                     if renewals_to_tidying <= 0 and not is_late:
@@ -186,8 +190,8 @@ class Claims:
         # All streams at once, which is one round trip where there is nothing to take.
         await asyncio.gather(*map(scan, self.streams))
 
-    async def renew(self) -> None:
-        """Renew the claim on everything in hand; entries that others own by now are dropped."""
+    async def renew(self, on_lost: Callable[[Delivery], None] = _ignore) -> None:
+        """Renew the claim on everything in hand; entries that others own by now are dropped, and `on_lost` is told."""
         for stream in self.streams:
             mine = [entry_id for (name, entry_id) in self._held if name == stream]
             for start in range(0, len(mine), _PAGE):
@@ -203,9 +207,11 @@ class Claims:
                 )
                 for entry_id in lost:
                     # One that was acknowledged while this was on its way is not in hand any more: nothing was lost.
-                    if self._held.pop((stream, entry_id.decode()), None) is not None:
+                    delivery = self._held.pop((stream, entry_id.decode()), None)
+                    if delivery is not None:
                         self.lost += 1
                         _log.warning("claim.lost", stream=stream, entry_id=entry_id.decode())
+                        on_lost(delivery)
 
     async def abandoned(self, stream: str) -> AsyncIterator[Delivery]:
         """Claim entries whose worker is silent, page by page, and yield them with the number of their deliveries."""

@@ -138,7 +138,7 @@ async def serve_worker(
     following = PolicyFollowing(runtime, worker, takes_all=takes_all)
     tasks = {
         "policy": asyncio.create_task(following.run()),
-        "claims": asyncio.create_task(claims.run(worker.take_claimed)),
+        "claims": asyncio.create_task(claims.run(worker.take_claimed, worker.overtaken_calls.watch)),
         "sweeper": asyncio.create_task(sweeper.run()),
         "tidying": asyncio.create_task(_tidying(runtime, worker).run()),
     }
@@ -157,6 +157,7 @@ async def serve_worker(
             grace_s = min(runtime.settings.stop_grace_s, runtime.handle.pipeline.remaining_s)
             await worker.drain(max(0.0, grace_s - _settling_s(grace_s)), settling_s=_settling_s(grace_s))
     finally:
+        worker.overtaken_calls.close()
         for task in tasks.values():
             task.cancel()
         ends = await asyncio.gather(*tasks.values(), return_exceptions=True)

@@ -20,6 +20,7 @@ from tollbook.consumers.claims import Claims
 from tollbook.consumers.dead_letters import DeadLetters
 from tollbook.consumers.messages import Delivery, read_task
 from tollbook.consumers.observer import TaskObserver, UnobservedTasks
+from tollbook.consumers.overtaken_calls import OvertakenCalls
 from tollbook.consumers.reply_streams import ReplyStreams
 from tollbook.consumers.slots import Slot
 from tollbook.consumers.throttled_warning import ThrottledWarning
@@ -84,6 +85,7 @@ class Worker:
         self._reservations = reservations
         self._runner = runner
         self._policies = policies
+        self.overtaken_calls = OvertakenCalls(reservations.record_of)
         self.dead_letters = dead_letters
         self._open_deltas = open_deltas
         self._user_ids = user_ids
@@ -284,7 +286,11 @@ class Worker:
         )
         if acquired.hold is not None:
             run.has_money = True
-            result = await self._run(acquired.call, acquired.hold, acquired.give_up)
+            can_be_cut_off = partial(self._runner.can_be_cut_off, acquired.call, acquired.hold)
+            with self.overtaken_calls.running(
+                delivery, task_id, user_id=call.user_id, hold=acquired.hold.number, can_be_cut_off=can_be_cut_off
+            ):
+                result = await self._run(acquired.call, acquired.hold, acquired.give_up)
         elif acquired.result is not None:
             result = acquired.result
         else:

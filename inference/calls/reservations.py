@@ -25,6 +25,7 @@ from tollbook.inference.errors import ParameterUnsupported, PriceUnknown
 from tollbook.inference.media import WORDS, kind_of
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.ledger.errors import IdempotencyConflict, PolicyChanged
+from tollbook.ledger.gate.call_record import CallRecord
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import (
     Denied,
@@ -240,6 +241,10 @@ class Reservations:
     async def take_over(self, call: Call, found: OpenCall, *, give_up: str | None = None) -> None:
         """Settle the hold of a run that has died; `give_up` ends the call. Errors: CallUnknown."""
         await self._earlier_runs.take_over(call, found, give_up=give_up)
+
+    async def record_of(self, user_id: str, call_id: str) -> CallRecord | None:
+        """Return what the gate keeps of a user's call. Errors: LedgerUnavailable."""
+        return await self._ledger.gate_of(user_id).call_record(call_id)
 
     async def _wait_for_turn(self, budget: str, *, is_first: bool, until_ms: int) -> None:
         try:

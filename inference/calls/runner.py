@@ -32,6 +32,7 @@ from tollbook.inference.deltas import DeltaRelay, OnDelta, ReaderFailed
 from tollbook.inference.errors import PriceUnknown, ProviderNotConfigured, SettingsError
 from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.providers.clients import ProviderClients
 from tollbook.ledger.errors import (
     BaselineUnavailable,
@@ -113,6 +114,11 @@ class CallRunner:
     def notes_lost(self) -> int:
         """Ids of requests that could not be kept with their holds."""
         return self._notes.lost
+
+    def can_be_cut_off(self, call: Call, hold: Hold) -> bool:
+        """Whether the request in flight can be cut off, and its provider be asked all the same what it cost (G3)."""
+        client = self._client_of(call, hold) if hold.id_in_flight is not None else None
+        return client is not None and client.can_be_asked
 
     async def run(
         self, call: Call, hold: Hold, *, give_up: str | None = None, on_delta: OnDelta | None = None
@@ -380,13 +386,17 @@ class CallRunner:
     async def _told_cost(self, run: "_Run") -> int | None:
         """Return what the request in flight cost, as its provider says; None where none is, or nobody says."""
         generation_id = run.hold.id_in_flight
-        if generation_id is None:
-            return None
-        try:
-            client = self._providers.at(run.hold.bound.provider, self._policies.of(run.call.user_id).policy)
-        except (ProviderNotConfigured, SettingsError):
+        client = self._client_of(run.call, run.hold)
+        if generation_id is None or client is None:
             return None
         return await told_cost(client, generation_id, sleep=self._sleep)
+
+    def _client_of(self, call: Call, hold: Hold) -> ProviderClient | None:
+        """Return the client that an attempt is made with; None where the policy has changed since."""
+        try:
+            return self._providers.at(hold.bound.provider, self._policies.of(call.user_id).policy)
+        except (ProviderNotConfigured, SettingsError):
+            return None
 
     async def _correct(self, hold: Hold, *, result: str) -> bool:
         """Book what a hold that somebody else has settled really cost; return whether the call is over."""

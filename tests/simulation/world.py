@@ -559,7 +559,7 @@ class World:
             await _persist(claims.heartbeat)
             await _persist(claims.ensure_groups)
             background = [
-                asyncio.create_task(claims.run(worker.take_claimed)),
+                asyncio.create_task(claims.run(worker.take_claimed, worker.overtaken_calls.watch)),
                 asyncio.create_task(sweeper.run()),
                 asyncio.create_task(self._read(process, worker)),
             ]
@@ -568,6 +568,7 @@ class World:
             await stop.wait()
             background[-1].cancel()
             await worker.drain(self.random.choice((0.0, 1.0, 10.0)))
+            worker.overtaken_calls.close()
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
