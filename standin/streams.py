@@ -29,11 +29,12 @@ class PacedStream:
 
     async def send(self, fault: str | None = None) -> web.StreamResponse:
         """Send the events, or half of them and what the fault says."""
-        last = len(self.events) - 1
+        # Before the very last event there is one that says what all of it cost: from there on it is charged so.
+        last, total = len(self.events) - 1, len(self.events) - 2
         is_charged = False
         try:
             for event in self.events[: last // 2 + 1] if fault else self.events:
-                if self._sent == last:
+                if self._sent >= total and not fault and not is_charged:
                     is_charged = True
                     self.charge(1.0)
                 await self.response.write(event)

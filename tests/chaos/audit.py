@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
-from tests.chaos.plot import CAMPAIGN_CAP_NANOUSD, Plot, Publication
+from tests.chaos.plot import CAMPAIGN_CAP_NANOUSD, VISITOR, Plot, Publication
 from tests.chaos.processes import Standstill
+from tests.chaos.visitors import Answer
 from tollbook.schemas.identifiers import task_id_from_entry
 
 # A worker that was not stopped asks the provider within this time after the gate let it, whatever else runs here.
@@ -73,6 +74,7 @@ class Evidence:
     requests: Sequence[dict[str, Any]]
     book: Sequence[dict[str, Any]]
     standstills: Sequence[Standstill]
+    answers: Sequence[Answer] = ()
 
 
 @dataclass
@@ -129,6 +131,11 @@ class HoldFacts:
         return max(0, self.cost - self.held)
 
     @property
+    def asked_for(self) -> str:
+        """What stands in the prompt of its requests: the task, or the visitor whose call it is."""
+        return self.user_id if self.user_id.startswith(VISITOR) else self.call_id
+
+    @property
     def pid(self) -> int:
         """The process that made it: its name is host, pid and a random part."""
         return int(self.run.rpartition(".")[0].rsplit("-", 2)[1])
@@ -148,6 +155,10 @@ class Audit:
         self._problems: list[tuple[str, str]] = []
         for event in evidence.events:
             self._fold(event)
+        # A visitor's retry may have become a call of its own; who was asked for which is told by the prompt alone.
+        self.by_prompt: dict[str, list[HoldFacts]] = defaultdict(list)
+        for hold in self.holds.values():
+            self.by_prompt[hold.asked_for].append(hold)
         task_of = {line["generation_id"]: line["task_id"] for line in evidence.requests}
         answered = {generation_id for hold in self.holds.values() for generation_id in hold.seen}
         self.booked: Counter[str] = Counter()
@@ -179,6 +190,7 @@ class Audit:
         self._check_money()
         self._check_requests()
         self._check_results()
+        self._check_answers()
         self._raise()
 
     def check_reconciled(self) -> None:
@@ -192,7 +204,7 @@ class Audit:
                     f"G3: hold {hold.number} has {hold.assumed} assumed after the provider was asked, "
                     f"{hold.booked_assumed} before, of which it knows {learnt}",
                 )
-        for call_id, holds in self.by_call.items():
+        for call_id, holds in self.by_prompt.items():
             cost = sum(hold.cost for hold in holds)
             if not any(hold.assumed for hold in holds) and cost != self.booked[call_id]:
                 self._wrong(call_id, f"G3: nothing is assumed, {cost} is booked, and {self.booked[call_id]} charged")
@@ -214,6 +226,7 @@ class Audit:
                 event.type == "cost-adjusted" and event.payload["reason"] == "late_answer"
                 for event in self.evidence.events
             ),
+            "answers": dict(Counter(answer.status for answer in self.evidence.answers)),
             "overages": sum(hold.overage > 0 for hold in self.holds.values()),
             "unseen_overcharges": self.unseen_overcharges,
             "charged_nanousd": sum(self.booked.values()),
@@ -349,8 +362,8 @@ class Audit:
 
     def _check_money(self) -> None:
         """G3: what was charged is booked; what is booked beyond it is assumed."""
-        for call_id in self.by_call.keys() | self.booked.keys():
-            holds = self.by_call.get(call_id, [])
+        for call_id in self.by_prompt.keys() | self.booked.keys():
+            holds = self.by_prompt.get(call_id, [])
             self._compare(
                 call_id,
                 call_id,
@@ -373,7 +386,7 @@ class Audit:
         """G4: whoever asks the provider has a hold that is open, or stood still since it was."""
         for request in self.evidence.requests:
             at_ms, task_id = request["at_ms"], request["task_id"]
-            if not any(self._may_ask(hold, at_ms) for hold in self.by_call.get(task_id, ())):
+            if not any(self._may_ask(hold, at_ms) for hold in self.by_prompt.get(task_id, ())):
                 self._wrong(task_id, f"G4: {request['generation_id']} was asked for at {at_ms}, and no hold allows it")
         over_ms = {task_id: json.loads(text)["finished_at_ms"] for task_id, text in self.evidence.results.items()}
         for hold in self.holds.values():
@@ -424,7 +437,23 @@ class Audit:
             if "reply_to" in publication.fields and replies[task_id] != {text}:
                 self._wrong(task_id, f"G4: {task_id} was answered {replies[task_id]}, its result is {text}")
         for task_id in self.evidence.results.keys() - expected:
-            self._wrong(task_id, f"{task_id} has a result, and was never published")
+            if not task_id.startswith("gw-"):
+                self._wrong(task_id, f"{task_id} has a result, and was never published")
+
+    def _check_answers(self) -> None:
+        """G4: a request that names its call is one call; what its client was told is what the call came to."""
+        calls: dict[str, set[str]] = defaultdict(set)
+        for hold in self.holds.values():
+            calls[hold.user_id].add(hold.call_id)
+        for visit in self.evidence.plot.visits:
+            if visit.has_key and len(calls[visit.user]) > 1:
+                self._wrong("", f"G4: one Idempotency-Key of {visit.user} made the calls {calls[visit.user]}")
+        for answer in self.evidence.answers:
+            if answer.status != 200 or "inference_failed" in answer.text or '"error"' in answer.text:
+                continue
+            result = json.loads(self.evidence.results.get(answer.call_id, "{}"))
+            if answer.call_id not in calls[answer.visit.user] or result.get("user_id") != answer.visit.user:
+                self._wrong(answer.call_id, f"G4: {answer.visit.user} was answered by {answer.call_id}: {result}")
 
     # --- The report ---
 

@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from tests.chaos.provider import mark
 from tollbook.standin import FAULTS
+from tollbook.standin.faults import STREAM_FAULTS
 
 REPLIES: Final = "replies"
 CLAIM_AFTER_S: Final = 2.0
@@ -15,6 +16,8 @@ CLAIM_AFTER_S: Final = 2.0
 ATTEMPT_TIMEOUTS_S: Final = (2.0, 8.0)
 _LONG_S: Final = 30.0
 WORKERS: Final = tuple(f"worker {number}" for number in range(1, 5))
+GATEWAYS: Final = ("gateway 1", "gateway 2")
+VISITOR: Final = "visitor-"
 STREAMS: Final = ("scraping", "analysis", "generation", "monitoring")
 TRIM_AFTER_S: Final = 5
 CAMPAIGN_CAP_NANOUSD: Final = 40_000_000
@@ -48,6 +51,29 @@ class Publication:
 
 
 @dataclass(frozen=True, slots=True)
+class Visit:
+    """One request of a client of a gateway, with its retries. `length` is the prompt's, in words.
+
+    `leaves_after_s`: when the client closes its first connection, in the middle of whatever is under way; whether it
+    `comes_back` as SDKs do. `has_key`: it names its call by an Idempotency-Key; else it counts its retries.
+    """
+
+    at_s: float
+    number: int
+    model: str
+    length: int
+    is_streamed: bool
+    has_key: bool
+    leaves_after_s: float | None
+    comes_back: bool
+    campaign: str | None
+
+    @property
+    def user(self) -> str:
+        return f"{VISITOR}{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
 class Plot:
     """A whole run. Units: nano-dollars, seconds."""
 
@@ -61,6 +87,8 @@ class Plot:
     attempt_timeout_s: float
     is_trimmed: bool
     max_task_attempts: int
+    visits: tuple[Visit, ...] = ()
+    chunk_ms: int | None = None
 
     @property
     def drain_s(self) -> float:
@@ -83,6 +111,9 @@ class Plot:
             "TOLLBOOK_HOLD_WAIT_S": "6",
             "TOLLBOOK_TAIL_KEEP_S": "1",
             "TOLLBOOK_STOP_GRACE_S": "1",
+            "TOLLBOOK_GATEWAY_WAIT_S": "3",
+            # Nearly the lease of their holds, which are swept when a gateway was killed.
+            "TOLLBOOK_GATEWAY_TIMEOUT_S": "6",
             "TOLLBOOK_CONCURRENCY": "8",
             "TOLLBOOK_MAX_TASK_ATTEMPTS": str(self.max_task_attempts),
             "TOLLBOOK_SEGMENT_EVENTS": "500",
@@ -104,6 +135,9 @@ def draw(seed: int, *, chaos_s: float, tasks: int) -> Plot:
         for number in range(tasks)
         for publication in _publications(dice, seed, number, users, at_s=dice.uniform(0, publish_s))
     ]
+    # Of dice of their own, so that a seed publishes what it always did.
+    visits = _visits(Random(seed + 1), number=tasks // 8, until_s=publish_s)
+    caps |= {visit.user: 60_000_000 for visit in visits}
     return Plot(
         seed=seed,
         chaos_s=chaos_s,
@@ -115,6 +149,25 @@ def draw(seed: int, *, chaos_s: float, tasks: int) -> Plot:
         attempt_timeout_s=dice.choice(ATTEMPT_TIMEOUTS_S) if chaos_s > _LONG_S else ATTEMPT_TIMEOUTS_S[0],
         is_trimmed=dice.random() < 0.5,
         max_task_attempts=dice.choice((1, 2, 3)),
+        visits=visits,
+        chunk_ms=dice.choice((None, 0, 2)),
+    )
+
+
+def _visits(dice: Random, *, number: int, until_s: float) -> tuple[Visit, ...]:
+    return tuple(
+        Visit(
+            at_s=dice.uniform(0, until_s),
+            number=each,
+            model=dice.choice(("score_post", "generate_draft", "openai/gpt-4o-mini")),
+            length=dice.randrange(1, 60),
+            is_streamed=dice.random() < 0.6,
+            has_key=dice.random() < 0.5,
+            leaves_after_s=dice.uniform(0.01, 0.6) if dice.random() < 0.3 else None,
+            comes_back=dice.random() < 0.8,
+            campaign=f"campaign-{dice.randrange(3)}" if dice.random() < 0.2 else None,
+        )
+        for each in range(number)
     )
 
 
@@ -175,11 +228,14 @@ def _blows(dice: Random, chaos_s: float) -> list[Blow]:
 
 
 def _blow(dice: Random, at_s: float) -> Blow:
-    worker = dice.choice(WORKERS)
+    worker, gateway = dice.choice(WORKERS), dice.choice(GATEWAYS)
     choices: dict[tuple[str, Deed], int] = {
         (worker, "kill"): 6,
         (worker, "stop"): 6,
         (worker, "end"): 1,
+        (gateway, "kill"): 5,
+        (gateway, "stop"): 1,
+        (gateway, "end"): 1,
         ("projector", "kill"): 3,
         ("projector", "stop"): 1,
         ("projector", "lose"): 1,
@@ -196,8 +252,9 @@ def _blow(dice: Random, at_s: float) -> Blow:
 
 def _fault_rates(dice: Random) -> dict[str, float]:
     """About one request in seven fails somehow; each kind of fault is there."""
-    weights = {name: dice.uniform(0.2, 1.0) * (0.3 if name.startswith("http_4") else 1.0) for name in FAULTS}
-    weights |= {name: weights[name] * 0.4 for name in ("hang", "hang_charged")}
+    names = (*FAULTS, *STREAM_FAULTS)
+    weights = {name: dice.uniform(0.2, 1.0) * (0.3 if name.startswith("http_4") else 1.0) for name in names}
+    weights |= {name: weights[name] * 0.4 for name in ("hang", "hang_charged", "stream_hang")}
     share = 0.15 / sum(weights.values())
     return {name: weight * share for name, weight in weights.items()}
 

@@ -60,10 +60,12 @@ def main() -> None:
     parser.add_argument("--faults", type=Path, required=True)
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--latency-ms", type=int, default=0)
+    parser.add_argument("--chunk-ms", type=int, default=None)
     options = parser.parse_args()
     config = StandInConfig(
         port=options.port,
         latency_ms=options.latency_ms,
+        chunk_ms=options.chunk_ms,
         faults=FaultPlan.from_json(json.loads(options.faults.read_text(encoding="utf-8"))),
         book_path=options.directory / "book.jsonl",
     )

@@ -19,9 +19,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from tests.chaos.audit import Audit, Evidence, RawEvent
-from tests.chaos.plot import REPLIES, STREAMS, WORKERS, Blow, Plot
+from tests.chaos.plot import GATEWAYS, REPLIES, STREAMS, WORKERS, Blow, Plot
 from tests.chaos.processes import Program, Server, tollbook
 from tests.chaos.stores import BATCH, BATCHES, STORE_BLOWS, read_lines
+from tests.chaos.visitors import Visitors
 from tests.servers import PATIENCE_S
 from tests.system import command_environment
 from tollbook.ledger.archive.replay import rebuild
@@ -54,6 +55,7 @@ class Chaos:
     provider_url: str
     health_url: str
     programs: dict[str, Program]
+    visitors: Visitors
     store_blows: Sequence[str] = ()
     published: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
     struck: int = 0
@@ -66,11 +68,15 @@ class Chaos:
         return self.directory / "data"
 
     async def unleash(self) -> None:
-        """Publish and strike as the plot has it, until both are done and everything runs again."""
+        """Publish, visit and strike as the plot has it, until all are done and everything runs again."""
+        self.visitors.key = await self._make_key()
+        await _until(self.visitors.are_served, PATIENCE_S, "the gateways did not start")
         started = time.monotonic()
         struck = asyncio.create_task(self._strike_all(started))
+        visiting = asyncio.create_task(self._visit_all(started))
         await self._publish_all(started)
         await struck
+        await visiting
         # The client's own idle connections are from before the server's latest death, and it repeats nothing.
         await self.redis.connection_pool.disconnect(inuse_connections=False)
         async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
@@ -94,6 +100,26 @@ class Chaos:
             self.struck += 1
 
         await asyncio.gather(*(strike(blow) for blow in self.plot.blows))
+
+    async def _make_key(self) -> str:
+        """Make a key for the visitors, as soon as there is a ledger."""
+        made: list[str] = []
+
+        async def is_made() -> bool:
+            code, output = await self.tollbook("keys", "create", "--allow", "user", "--allow", "campaign", "--json")
+            made.append(json.loads(output)["key"] if code == 0 else "")
+            return code == 0
+
+        await _until(is_made, PATIENCE_S, "no key could be made")
+        return made[-1]
+
+    async def _visit_all(self, started: float) -> None:
+        async def visit(number: int) -> None:
+            each = self.plot.visits[number]
+            await asyncio.sleep(max(0, started + each.at_s - time.monotonic()))
+            await self.visitors.make(each)
+
+        await asyncio.gather(*(visit(number) for number in range(len(self.plot.visits))))
 
     async def _publish_all(self, started: float) -> None:
         """Publish each in its time, but for those that are kept for the blows against stores."""
@@ -142,8 +168,8 @@ class Chaos:
 
     async def _problems(self) -> str:
         living = [name async for name in self.redis.scan_iter(worker_key(KEYS.namespace, "*"))]
-        if len(living) != len(WORKERS):
-            return f"workers that live: {living}"
+        if len(living) != len(WORKERS) + len(GATEWAYS):
+            return f"workers and gateways that live: {living}"
         code, findings = await self.tollbook("doctor", "--json")
         if code != 0:
             return f"doctor: {findings}"
@@ -254,6 +280,7 @@ class Chaos:
             requests=_lines(self.directory / "requests.jsonl"),
             book=_lines(self.directory / "book.jsonl"),
             standstills=[standstill for program in self.programs.values() for standstill in program.standstills],
+            answers=self.visitors.answers,
         )
 
     async def _results(self) -> dict[str, str]:
@@ -334,7 +361,7 @@ async def _play(chaos: Chaos) -> dict[str, Any]:
         drained = time.monotonic()
         before = Audit(await chaos.evidence())
         before.check()
-        for name in WORKERS:
+        for name in (*WORKERS, *GATEWAYS):
             await chaos.programs[name].end()
         reconciled = await chaos.reconcile()
         after = Audit(await chaos.evidence())
@@ -356,6 +383,7 @@ async def _play(chaos: Chaos) -> dict[str, Any]:
     assert not surprises, f"processes ended unasked: {surprises}"
     return {
         **after.summary(),
+        "visits_left": chaos.visitors.left,
         "blows": chaos.struck,
         "store_blows_s": chaos.took_s,
         "assumed_before_nanousd": before.assumed_nanousd,
@@ -374,19 +402,27 @@ async def _opened(plot: Plot, directory: Path) -> AsyncIterator[Chaos]:
     faults.write_text(json.dumps({"seed": plot.seed, "rates": plot.fault_rates}), encoding="utf-8")
     port = _free_port()
     health_port = _free_port(port + 1)
+    first_port = _free_port(health_port + 1)
+    ports = dict(zip(GATEWAYS, (first_port, _free_port(first_port + 1)), strict=True))
     provider_url = f"http://127.0.0.1:{port}/api/v1"
     async with EmbeddedServer(data_dir, fsync="always") as embedded, connect(embedded.url) as redis:
         env = _environment(plot, embedded.url, provider_url, data_dir)
         worker = tollbook("worker", "--streams", ",".join(STREAMS), "--supervised")
         stand_in = (sys.executable, "-m", "tests.chaos.provider", "--port", str(port), "--faults", str(faults))
         stand_in += ("--directory", str(directory), "--latency-ms", str(plot.latency_ms))
+        stand_in += () if plot.chunk_ms is None else ("--chunk-ms", str(plot.chunk_ms))
         commands = {
             "provider": stand_in,
             "projector": tollbook("projector", "--supervised"),
             **dict.fromkeys(WORKERS, worker),
+            **dict.fromkeys(GATEWAYS, tollbook("gateway", "--supervised")),
         }
         files = {"projector": data_dir / "tollbook.duckdb"}
         own = {WORKERS[0]: {"TOLLBOOK_METRICS_PORT": str(health_port)}}
+        own |= {
+            name: {"TOLLBOOK_GATEWAY_PORT": str(number), "TOLLBOOK_METRICS_PORT": "off"}
+            for name, number in ports.items()
+        }
         programs = {
             name: Program(name, command, env | own.get(name, {}), directory, files.get(name))
             for name, command in commands.items()
@@ -395,7 +431,8 @@ async def _opened(plot: Plot, directory: Path) -> AsyncIterator[Chaos]:
             for program in programs.values():
                 await program.start()
             health_url = f"http://127.0.0.1:{health_port}"
-            yield Chaos(plot, directory, Server(embedded), redis, provider_url, health_url, programs)
+            visitors = Visitors([f"http://127.0.0.1:{number}" for number in ports.values()], key="")
+            yield Chaos(plot, directory, Server(embedded), redis, provider_url, health_url, programs, visitors)
         finally:
             # The workers first, while there is somebody to answer them.
             for program in reversed(programs.values()):

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tests.chaos.audit import Audit, Evidence, RawEvent
-from tests.chaos.plot import Plot, Publication
+from tests.chaos.plot import Plot, Publication, Visit
 from tests.chaos.processes import Standstill
+from tests.chaos.visitors import Answer
 
 PERIOD = "2026-11"
 HELD, COST = 100, 40
@@ -223,3 +224,51 @@ def test_an_assumption_that_the_provider_could_have_settled_is_found() -> None:
     audit.check()
     with pytest.raises(AssertionError, match="assumed after the provider was asked"):
         audit.check_reconciled()
+
+
+VISIT = Visit(
+    at_s=0.0, number=1, model="m", length=1, is_streamed=False, has_key=True, leaves_after_s=None, comes_back=True,
+    campaign=None,
+)  # fmt: skip
+
+
+def visited(call_id: str = "gw-1", *, answered_by: str = "gw-1", text: str = "an answer") -> Evidence:
+    """Two calls of the visitor, `gw-1` and the named one; the client has its answer of a third."""
+    events: list[RawEvent] = []
+    for each in dict.fromkeys(("gw-1", call_id)):
+        start = COST * (len(events) // 3)
+        stamped = (replace(event, committed=str(int(event.committed) + start)) for event in GOOD)
+        events += [replace(event, user_id=VISIT.user, call_id=each) for event in stamped]
+    good = make_evidence(*GOOD)
+    return replace(
+        good,
+        plot=replace(good.plot, caps_nanousd={VISIT.user: CAP}, publications=(), visits=(VISIT,)),
+        published=[],
+        events=[replace(event, seq=number) for number, event in enumerate(events, 1)],
+        results={"gw-1": json.dumps(RESULT | {"user_id": VISIT.user}), "gw-3": json.dumps(RESULT | {"user_id": "u2"})},
+        replies=[],
+        requests=[{"task_id": VISIT.user, "generation_id": f"g{n}", "at_ms": 1_010} for n in range(len(events) // 3)],
+        book=[
+            {"generation_id": f"g{n}", "user": VISIT.user, "charged_nanousd": COST, "fault": None}
+            for n in range(len(events) // 3)
+        ],
+        answers=[Answer(VISIT, answered_by, 200, text)],
+    )
+
+
+def test_a_visit_is_one_call_and_its_answer() -> None:
+    Audit(visited()).check()
+
+
+@pytest.mark.parametrize(
+    ("evidence", "says"),
+    [
+        (visited("gw-2"), "one Idempotency-Key of visitor-1 made the calls"),
+        (visited(answered_by="gw-3"), "visitor-1 was answered by gw-3"),
+        (replace(visited(), book=[]), "the provider charged visitor-1 0, the ledger has 40"),
+    ],
+    ids=["two calls of one key", "an answer of somebody else's call", "money that was not charged"],
+)
+def test_a_visit_that_went_wrong_is_found(evidence: Evidence, says: str) -> None:
+    with pytest.raises(AssertionError, match=says):
+        Audit(evidence).check()

@@ -65,4 +65,5 @@ async def play(seed: int, *, chaos_s: float, store_blows: Sequence[str] = ()) ->
     # A run in which nothing got through, or nothing went wrong, would prove nothing.
     assert summary["statuses"]["done"] > summary["entries"] / 10
     assert summary["blows"] > chaos_s / 4
+    assert summary["answers"][200] > summary["entries"] / 40
     shutil.rmtree(directory)

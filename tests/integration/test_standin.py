@@ -228,6 +228,18 @@ async def test_fault_that_never_answers(fault: str) -> None:
         assert server.book.totals() == ({"u1": PRICE} if fault in CHARGED else {})
 
 
+async def test_a_stream_is_charged_as_its_usage_says_once_that_was_sent() -> None:
+    """Also where the client leaves between the usage and the end: it has been told what it pays."""
+    async with standin(chunk_ms=50) as (server, client):
+        document = body(prompt="Tell me [[completion_tokens=40]]") | {"stream": True}
+        async with client.stream("POST", "/api/v1/chat/completions", json=document) as response:
+            async for line in response.aiter_lines():
+                if '"usage"' in line:
+                    break
+        await wait_until(lambda: server.cut_off, what="that the client left")
+        assert [entry.completion_tokens for entry in server.book.entries.values()] == [40]
+
+
 async def test_slow_answer_is_charged_though_nobody_waits_for_it() -> None:
     async with standin(faults=FaultPlan(script=["slow"]), slow_ms=60_000) as (server, client):
         with pytest.raises(httpx.ReadTimeout):
