@@ -14,6 +14,7 @@ from tollbook.gateway.apis import Api
 from tollbook.gateway.app import build_app
 from tollbook.gateway.callers import Callers, Keys
 from tollbook.gateway.chat import ChatCompletions
+from tollbook.gateway.connections import connections_at_most, limited_http
 from tollbook.gateway.embeddings import Embeddings
 from tollbook.gateway.endpoints import Calls, Limits
 from tollbook.gateway.heartbeat import SILENT_S, Heartbeat
@@ -117,13 +118,12 @@ def _config(settings: Settings, app: object) -> uvicorn.Config:
         access_log=False,
         lifespan="off",
         ws="none",
-        http="httptools",
+        http=limited_http(max_connections=connections_at_most()),
         server_header=False,
         proxy_headers=bool(settings.gateway_proxies),
         forwarded_allow_ips=settings.gateway_proxies or None,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=round(max(1.0, settings.stop_grace_s)),
-        h11_max_incomplete_event_size=64 * 1024,
         ssl_certfile=settings.gateway_cert,
         ssl_keyfile=settings.gateway_key,
     )
