@@ -167,7 +167,7 @@ class Calls:
         result = await call.result()
         headers = _headers(result)
         if not is_answer(result):
-            raise problem_of_result(result, resets_at=self._resets_at(result))
+            raise await self._no_answer(result, name)
         self._later(self._once.delivered(name))
         try:
             return JSONResponse(api.document(result, asked), headers=headers)
@@ -188,7 +188,7 @@ class Calls:
             result = await call.result()
             headers = _headers(result)
             if not is_answer(result):
-                raise problem_of_result(result, resets_at=self._resets_at(result))
+                raise await self._no_answer(result, name)
 
         async def on_end(has_all: bool) -> None:
             await (self._once.delivered(name) if has_all else self._once.left(name))
@@ -212,6 +212,13 @@ class Calls:
         done, _ = await asyncio.wait({call.task}, timeout=RETRY_GRACE_S)
         if not done and not await self._once.is_joined(name):
             call.end()
+
+    async def _no_answer(self, result: InferenceResult, name: CallName) -> Problem:
+        """Return why a call has no answer. Where a retry may help, it must not find this result again."""
+        problem = problem_of_result(result, resets_at=self._resets_at(result))
+        if problem.should_retry is None and not result.cost_usd:  # G4
+            await self._once.came_to_nothing(name)
+        return problem
 
     def _resets_at(self, result: InferenceResult) -> str | None:
         if result.denial is None:

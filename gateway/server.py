@@ -79,6 +79,7 @@ async def serve_gateway(
         gateway=runtime.name,
         is_alive=heartbeat.is_alive,
         patience_s=SILENT_S,
+        remembered_s=settings.idempotency_ttl_s,
         counts=counts,
     )
     limits = Limits(
