@@ -180,7 +180,7 @@ class Calls:
         result = await call.result()
         headers = _headers(result)
         if not is_answer(result):
-            raise problem_of_result(result, resets_at=self._resets_at(result))
+            raise await self._no_answer(result, name)
         # Not before it is sent: where this process is killed between, a retry must find the call.
         sent = BackgroundTask(self._once.delivered, name)
         try:
@@ -202,7 +202,7 @@ class Calls:
             result = await call.result()
             headers = _headers(result)
             if not is_answer(result):
-                raise problem_of_result(result, resets_at=self._resets_at(result))
+                raise await self._no_answer(result, name)
 
         async def on_end(has_all: bool) -> None:
             await (self._once.delivered(name) if has_all else self._once.left(name))
@@ -227,6 +227,13 @@ class Calls:
         is_waited_for = any(other.call_id == call.call_id and other is not call for other in self._under_way)
         if not done and not is_waited_for and not await self._once.is_joined(name):
             call.end()
+
+    async def _no_answer(self, result: InferenceResult, name: CallName) -> Problem:
+        """Return why a call has no answer. Where a retry may help, it must not find this result again."""
+        problem = problem_of_result(result, resets_at=self._resets_at(result))
+        if problem.should_retry is None and not result.cost_usd:  # G4
+            await self._once.came_to_nothing(name)
+        return problem
 
     def _resets_at(self, result: InferenceResult) -> str | None:
         if result.denial is None:

@@ -1,8 +1,8 @@
 """Once: which call a request belongs to, so that what is sent again is not paid again (G4).
 
-`Idempotency-Key` names the call. SDKs that send none count their own retries in `x-stainless-retry-count`: such a retry
-joins the call of the same key and body whose client went before its answer was delivered. Each call is joined once, and
-within ten minutes.
+`Idempotency-Key` names the call, until its outcome is one that cost nothing and that a retry may change. SDKs that send
+none count their own retries in `x-stainless-retry-count`: such a retry joins the call of the same key and body whose
+client went before its answer was delivered. Each call is joined once, and within ten minutes.
 """
 
 import asyncio
@@ -40,6 +40,10 @@ class CallName:
     call_id: str
     begun_ms: int = 0
     shelf: str | None = field(default=None, repr=False)
+    tries: str | None = field(default=None, repr=False)
+    """Of a call that its client has named: where its tries that came to nothing are counted."""
+    number: int = 0
+    """How many such tries there were before."""
 
 
 class Once:
@@ -53,12 +57,17 @@ class Once:
         gateway: str,
         is_alive: Callable[[str], Awaitable[bool]],
         patience_s: float,
+        remembered_s: int,
         counts: GatewayCounts,
         now_ms: Callable[[], int] = lambda: round(1000 * time.time()),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`patience_s`: how long a retry waits to learn whether another gateway, which has its call, has ended."""
+        """`patience_s`: how long a retry waits to learn whether another gateway, which has its call, has ended.
+
+        `remembered_s`: how long an Idempotency-Key names the same call.
+        """
         self._patience_s = patience_s
+        self._remembered_s = remembered_s
         self._counts = counts
         self._sleep = sleep
         self._pipeline = pipeline
@@ -76,7 +85,7 @@ class Once:
         if named is not None:
             if not named or len(named) > _MAX_KEY:
                 raise invalid(f"'Idempotency-Key' must have 1 to {_MAX_KEY} characters")
-            return CallName(f"gw-{_digest(key.key_id, named)}")
+            return await self._named(key, named)
         call_id = f"gw-{uuid.uuid4().hex}"
         retries = headers.get(RETRY_HEADER, "")
         if not (retries.isascii() and retries.isdecimal()):
@@ -90,6 +99,22 @@ class Once:
             self._counts.joined += name.call_id != call_id
         await self._keep(name, gateway=self._gateway)
         return name
+
+    async def _named(self, key: ApiKey, named: str) -> CallName:
+        """Return the call that a client names. A try that came to nothing is another call than the next."""
+        tries = gateway_calls(self._namespace, _digest("tries", key.key_id, named))
+        number = int(await self._pipeline.execute("HLEN", tries))
+        parts = (key.key_id, named, str(number)) if number else (key.key_id, named)
+        return CallName(f"gw-{_digest(*parts)}", tries=tries, number=number)
+
+    async def came_to_nothing(self, name: CallName) -> None:
+        """Note that a call has cost nothing and may be tried again: its stored refusal answers no retry then.
+
+        Of requests at a time that had the same refusal, one is counted.
+        """
+        if name.tries is not None:
+            await self._try("HSETNX", name.tries, str(name.number), "1")
+            await self._try("EXPIRE", name.tries, str(self._remembered_s))
 
     async def delivered(self, name: CallName) -> None:
         """Note that the answer has reached its client."""

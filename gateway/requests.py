@@ -45,9 +45,10 @@ async def read_body(request: Request) -> dict[str, Any]:
         raise invalid("the body is not JSON") from None
     if not isinstance(document, dict):
         raise invalid("the body must be a JSON object")
-    if _has_more_values(document, _MAX_VALUES):
+    table = cast("dict[str, Any]", document)
+    if _has_more_values(table, _MAX_VALUES):
         raise invalid(f"the body must have at most {_MAX_VALUES:,} values and lists")
-    return cast("dict[str, Any]", document)
+    return table
 
 
 def _has_more_values(document: object, limit: int) -> bool:
@@ -90,7 +91,8 @@ def task_of(
 ) -> tuple[Task, Attributes]:
     """Return the task of a request, and for whom it is.
 
-    `fields` are those of a chat completion or of embeddings, into which `body` was translated: that says who asks. Errors: InvalidTask; Problem (400, 403).
+    `fields` are those of a chat completion or of embeddings, into which `body` was translated: that says who asks.
+    Errors: InvalidTask; Problem (400, 403).
     """
     model = model_in(fields)
     check_model(key, model)

@@ -15,7 +15,7 @@ from tollbook.gateway.apis import Api
 from tollbook.gateway.app import build_app
 from tollbook.gateway.callers import Callers, Keys
 from tollbook.gateway.chat import ChatCompletions
-from tollbook.gateway.connections import BoundedConnection
+from tollbook.gateway.connections import BoundedConnection, connections_at_most
 from tollbook.gateway.embeddings import Embeddings
 from tollbook.gateway.endpoints import Calls, Limits
 from tollbook.gateway.heartbeat import SILENT_S, Heartbeat
@@ -80,6 +80,7 @@ async def serve_gateway(
         gateway=runtime.name,
         is_alive=heartbeat.is_alive,
         patience_s=SILENT_S,
+        remembered_s=settings.idempotency_ttl_s,
         counts=counts,
     )
     limits = Limits(
@@ -119,8 +120,12 @@ def _config(settings: Settings, app: object) -> uvicorn.Config:
         access_log=False,
         lifespan="off",
         ws="none",
-        # A client that reads nothing until its call would have ended reads nothing more.
-        http=partial(BoundedConnection, unread_s=settings.gateway_timeout_s),  # pyright: ignore[reportArgumentType]
+        http=partial(  # pyright: ignore[reportArgumentType] - any protocol of uvicorn's.
+            BoundedConnection,
+            max_connections=connections_at_most(),
+            # A client that reads nothing until its call would have ended reads nothing more.
+            unread_s=settings.gateway_timeout_s,
+        ),
         server_header=False,
         proxy_headers=bool(settings.gateway_proxies),
         forwarded_allow_ips=settings.gateway_proxies or None,

@@ -161,7 +161,10 @@ def is_reserved_key(namespace: str, key: str) -> bool:
 
 
 def gateway_calls(namespace: str, digest: str) -> str:
-    """Hash: calls of the gateway whose answers have not been delivered yet, by call id; for a key and a body."""
+    """Hash: calls of the gateway whose answers have not been delivered yet, by call id; for a key and a body.
+
+    Of a call that its client has named: its tries that came to nothing, by number.
+    """
     return f"{namespace}:gateway:{digest}"
 
 

@@ -1,4 +1,4 @@
-"""What clients send to the gateway: nothing is paid and then lost, charged to somebody else, or allowed to hold it up."""
+"""What clients send to the gateway: nothing is paid and then lost, charged to others, or allowed to hold it up."""
 
 import asyncio
 import json

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tests.packaging.conftest import ROOT
 
-# Found by their files; what uvicorn loads by name; a kernel that Jupyter starts; a part of the namespace that the exporter stands for here.
+# Found by their files; what uvicorn loads by name; a kernel that Jupyter starts; a part of the namespace that the
+# exporter stands for here.
 NOT_IMPORTED = {
     "duckdb-extension-httpfs",
     "duckdb-extension-quack",
