@@ -18,6 +18,7 @@ from tollbook.audit.verification.chain import Events
 from tollbook.audit.verification.findings import MAX_SHOWN_PER_RULE, Findings, Kind
 from tollbook.audit.verification.policies import check_openings, check_policies, policy_caps, read_policies
 from tollbook.audit.verification.recoveries import check_recoveries
+from tollbook.audit.verification.windows import fill_windows
 from tollbook.ledger.archive.segments import Manifest
 from tollbook.ledger.gate.call_record import RECORD_KEPT_MS
 from tollbook.ledger.packaged import packaged_text
@@ -31,6 +32,7 @@ _RULES: Final[tuple[tuple[Kind, str], ...]] = (
     ("balance", "verify_stamps"),
     ("cap", "verify_cap"),
     ("cap", "verify_held_against"),
+    ("policy", "verify_windows"),
     ("call", "verify_lives"),
     ("call", "verify_budgets"),
     ("call", "verify_denied"),
@@ -114,6 +116,7 @@ class Refold:
         check_recoveries(self._cursor, trusted, self.findings)
         if caps := list(policy_caps(policies)):
             self._cursor.executemany("INSERT INTO verify_policy_caps VALUES (?, ?, ?, ?, ?)", caps)
+        fill_windows(self._cursor, policies)
         self._cursor.execute(_sql("verify_caps"))
         self._cursor.execute(_sql("verify_calls"), {"forgotten_ms": RECORD_KEPT_MS})
         for kind, rule in _RULES:
