@@ -124,7 +124,7 @@ class PriceCatalogue:
 
         So too for a provider that the policy has no more. Errors: PriceUnknown.
         """
-        if provider in self.by_provider:
+        if provider is not None and provider in self.by_provider:
             return self.at(provider).price(model, at_ms)
         found = (prices for prices in self.by_provider.values() if prices.knows(model, at_ms))
         return next(found, self).price(model, at_ms)

@@ -215,7 +215,7 @@ ANSWER: Final = '{"answer":"paid for"}'
 
 
 async def answer_of(running: RunningSystem) -> str | None:
-    stored: bytes | None = await running.redis.get(running.keys.result("a"))
+    stored: Any = await running.redis.get(running.keys.result("a"))
     return stored.decode() if stored is not None else None
 
 
