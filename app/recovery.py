@@ -48,6 +48,7 @@ from tollbook.schemas.upcasters import payload_object
 
 _STOPPED: Final = "`tollbook recover` works on the ledger"
 _PAGE: Final = 10_000
+_COSTS: Final = ("cost-recorded", "cost-adjusted")
 # Attempts to append the event that ends a recovery, while others write to the ledger.
 _TRIES: Final = 100
 
@@ -182,6 +183,7 @@ class Recovery:
             LedgerRecovered(
                 first_id=await asyncio.to_thread(_first_id, loss, known),
                 last_id=str(loss.known.entry),
+                after_id=str(loss.common.entry),
                 events=loss.events,
                 restored=loss.events,
                 author=signature.author,
@@ -240,13 +242,16 @@ class Recovery:
         partition.left = reentry.entered.left
         declared = {payload_object(row["payload"]).get("last_id") for row in since if row["type"] == "ledger-recovered"}
         if loss.newer and str(loss.known.entry) not in declared:
-            summary = partition.summary
+            summary, first_id = partition.summary, await asyncio.to_thread(_first_id, loss, known)
+            # What an interrupted run had entered is on the ledger too.
+            again = [row async for row in self._since(loss) if _enters(row, EntryId.parse(first_id), loss.known.entry)]
             payload = LedgerRecovered(
-                first_id=await asyncio.to_thread(_first_id, loss, known),
+                first_id=first_id,
                 last_id=str(loss.known.entry),
+                after_id=str(loss.common.entry),
                 events=loss.events,
-                entered=partition.entered,
-                entered_nanousd=partition.entered_nanousd,
+                entered=len(again),
+                entered_nanousd=sum(row["amount"] for row in again if row["type"] in _COSTS),
                 lost_holds=len(summary.holds),
                 lost_held_nanousd=summary.held_nanousd,
                 author=signature.author,
@@ -409,6 +414,12 @@ async def open_recovery(settings: Settings, projection: Path | None = None) -> A
 
 def _first_id(loss: Loss, known: KnownEvents) -> str:
     return next(iter(lost_rows(loss, known)))["id"]
+
+
+def _enters(row: Row, first: EntryId, last: EntryId) -> bool:
+    """Whether an event enters one again of those that were lost."""
+    lost_id = payload_object(row["payload"]).get("recovered_id")
+    return bool(lost_id) and first <= EntryId.parse(lost_id) <= last
 
 
 def _is_common(segment: Segment, loss: Loss) -> bool:

@@ -215,7 +215,7 @@ async def _looked_at(
     backfills: bool,
 ) -> dict[str, Any]:
     """Return what would change, and what is wrong with it."""
-    from tollbook.inference.policy_changes import problems_on, remarks_on, user_id_problems
+    from tollbook.inference.policy_changes import backfill_problems, problems_on, remarks_on, user_id_problems
     from tollbook.inference.prices.catalogue import PriceCatalogue
     from tollbook.ledger.clock import now_ms
 
@@ -232,7 +232,8 @@ async def _looked_at(
             backfills=backfills,
         ),
         "problems": problems_on(stated, administration.partitions)
-        + user_id_problems(before.policy, stated, is_used=bool(before.version)),
+        + user_id_problems(before.policy, stated, is_used=bool(before.version))
+        + (backfill_problems(before, stated) if backfills else []),
     }
 
 

@@ -49,6 +49,8 @@ class PolicyInForce:
     """Digest of the content as it stands on the ledger: an older program may have written it without later fields."""
     models: ModelCatalogue = field(default_factory=ModelCatalogue, compare=False)
     """What the provider says of its models; the same object for every version."""
+    backfilled: tuple[str, ...] = ()
+    """The budgets that began with what was spent before, when this version came into force."""
 
     @cached_property
     def prices(self) -> PriceCatalogue:
@@ -110,7 +112,9 @@ def policy_in_force(
     digest = digest_of(applied.content)
     if (applied.version, applied.digest, digest) != (stored.version, stored.digest, stored.digest):  # G11
         raise PolicyUnreadable(partition, f"its content is not that of version {stored.version}, by its digest")
-    return PolicyInForce(applied.version, policy, applied.definitions, price_provider, digest, models)
+    return PolicyInForce(
+        applied.version, policy, applied.definitions, price_provider, digest, models, applied.backfilled
+    )
 
 
 class CurrentPolicy:

@@ -93,6 +93,21 @@ def user_id_problems(before: Policy, policy: Policy, *, is_used: bool) -> list[s
     ]
 
 
+def backfill_problems(before: PolicyInForce, policy: Policy) -> list[str]:
+    """Return why nothing can be counted for the budgets of a policy that is in force already; [] where it was.
+
+    A balance is on the ledger: where a budget began without what was spent before, calls were decided by that.
+    """
+    is_unchanged = before.version and policy.content() == before.policy.content()
+    if not is_unchanged or not policy.budgets or before.backfilled:
+        return []
+    return [
+        f"policy {before.version} is in force already with these budgets, and --backfill counts what was spent only "
+        "for budgets that are new or defined anew: what one began with does not change. Apply it under another name, "
+        "and take the present one out"
+    ]
+
+
 async def _has_events(gates: Sequence[Gate]) -> bool:
     return any(await asyncio.gather(*(gate.has_events() for gate in gates)))
 
@@ -106,13 +121,17 @@ def remarks_on(
     """
     begin = "what was spent in its window before" if backfills else "zero"
     known = {rule.name for rule in before.policy.budgets}
-    return policy_warnings(policy, prices, at_ms) + [
+    added = new_budgets(before, policy)
+    remarks = policy_warnings(policy, prices, at_ms) + [
         f"budget {name} is kept by other attributes or another window: it begins at {begin}"
         if name in known
         else f"budget {name} is new: it begins at {begin}"
-        for name in new_budgets(before, policy)
+        for name in added
         if name in known or (backfills and before.version)
     ]
+    if backfills and not added and policy.content() != before.policy.content():
+        remarks.append("no budget is new or defined anew, so --backfill counts nothing")
+    return remarks
 
 
 async def apply_policy(
@@ -129,14 +148,17 @@ async def apply_policy(
     With `based_on`, only where that version is in force, so that nobody undoes what they have not seen. If it
     `backfills`, budgets that it adds or defines anew begin with what was spent before in their window; `read_spent`
     reads that, also to complete a change that did so.
-    Errors: PolicyRefused; PolicyChanged where another one was applied meanwhile; PolicyUnreadable; CallsStopped;
-        LedgerUnavailable: a repeat completes what was begun; those of `read_spent`.
+    Errors: PolicyRefused, also where it should backfill budgets that are in force without it; PolicyChanged where
+        another one was applied meanwhile; PolicyUnreadable; CallsStopped; LedgerUnavailable: a repeat completes what
+        was begun; those of `read_spent`.
     """
     stored = await read_stored(gates)
     newest, completed = await _complete(gates, stored, read_spent)
     in_force = policy_in_force(newest)
     if based_on is not None and in_force.version != based_on:
         raise PolicyChanged(in_force.version)
+    if backfills and (problems := backfill_problems(in_force, policy)):
+        raise PolicyRefused(problems)
     if newest.version and policy.content() == in_force.policy.content():
         return Applied(in_force, is_new=False, completed=completed)
     is_used = bool(in_force.version) or await _has_events(gates)

@@ -392,9 +392,13 @@ class LedgerRecovered(Payload):
     type: Literal["ledger-recovered"] = "ledger-recovered"
     first_id: str = Field(description="Id of the first event that was lost.")
     last_id: str = Field(description="Id of the last known event that was lost.")
+    after_id: str | None = Field(
+        default=None,
+        description="Id of the event before them, the last one that was not lost; `0-0` where none was left.",
+    )
     events: Count = Field(description="Number of known events that were lost.")
     restored: Count = Field(default=0, description="How many of them stand on the ledger again as they were.")
-    entered: Count = Field(default=0, description="How many new events enter again what was lost.")
+    entered: Count = Field(default=0, description="How many new events enter them again, by their `recovered_id`.")
     entered_nanousd: Balance = Field(default=0, description="Cost that these events enter again, nano-dollars.")
     lost_holds: Count = Field(default=0, description="Number of open holds that are lost for good.")
     lost_held_nanousd: Balance = Field(default=0, description="What they held, nano-dollars.")

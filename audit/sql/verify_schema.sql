@@ -30,6 +30,23 @@ CREATE TABLE verify_policy_caps (
     cap BIGINT NOT NULL
 );
 
+-- The kind of window of each budget by each policy, by its name in keys; and the windows in which something was held.
+CREATE TABLE verify_kinds (
+    partition INTEGER NOT NULL,
+    policy_seq BIGINT NOT NULL,
+    name VARCHAR NOT NULL,
+    kind VARCHAR NOT NULL
+);
+
+CREATE TABLE verify_windows (
+    partition INTEGER NOT NULL,
+    policy_seq BIGINT NOT NULL,
+    kind VARCHAR NOT NULL,
+    label VARCHAR NOT NULL,
+    start_ms BIGINT NOT NULL,
+    end_ms BIGINT NOT NULL
+);
+
 -- Caps by the settings: of "user:<id>", "plan:<name>", "day" or "campaign".
 CREATE TABLE verify_known_caps (
     subject VARCHAR NOT NULL,

@@ -22,13 +22,15 @@ Kind = Literal[
     "account",
     "key",
     "policy",
+    "recovery",
     "record",
     "projection",
 ]
 """What was being checked: that segments follow each other; a manifest; a segment's file; the hash chain; a trusted
 head; the stream (its order, its copy of archived events); an event by itself; stamped and recomputed balances;
 caps (G1); the life of a call (G2); `segment-sealed` events; the gate's own open holds and balances; its plans, caps and
-credits; the keys of the HTTP gateway; the policies (G11); its records of calls; the projection."""
+credits; the keys of the HTTP gateway; the policies (G11); what `tollbook recover` declared; its
+records of calls; the projection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,8 @@ import pyarrow as pa
 from tollbook.audit.verification.chain import Events
 from tollbook.audit.verification.findings import MAX_SHOWN_PER_RULE, Findings, Kind
 from tollbook.audit.verification.policies import check_openings, check_policies, policy_caps, read_policies
+from tollbook.audit.verification.recoveries import check_recoveries
+from tollbook.audit.verification.windows import fill_windows
 from tollbook.ledger.archive.segments import Manifest
 from tollbook.ledger.gate.call_record import RECORD_KEPT_MS
 from tollbook.ledger.packaged import packaged_text
@@ -30,6 +32,7 @@ _RULES: Final[tuple[tuple[Kind, str], ...]] = (
     ("balance", "verify_stamps"),
     ("cap", "verify_cap"),
     ("cap", "verify_held_against"),
+    ("policy", "verify_windows"),
     ("call", "verify_lives"),
     ("call", "verify_budgets"),
     ("call", "verify_denied"),
@@ -110,8 +113,10 @@ class Refold:
         policies = read_policies(self._cursor)
         check_policies(policies, self.store.partitions, self.findings)
         check_openings(self._cursor, policies, trusted, self.findings)
+        check_recoveries(self._cursor, trusted, self.findings)
         if caps := list(policy_caps(policies)):
             self._cursor.executemany("INSERT INTO verify_policy_caps VALUES (?, ?, ?, ?, ?)", caps)
+        fill_windows(self._cursor, policies)
         self._cursor.execute(_sql("verify_caps"))
         self._cursor.execute(_sql("verify_calls"), {"forgotten_ms": RECORD_KEPT_MS})
         for kind, rule in _RULES:

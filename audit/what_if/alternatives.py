@@ -3,18 +3,22 @@
 Invariant: what is not changed keeps the recorded amount, to the nano-dollar.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from tollbook.inference.budgets import calendar_of
 from tollbook.inference.prices.model_price import TOKENS_PER_MTOK, ModelPrice
 from tollbook.schemas.money import MAX_NANOUSD
 from tollbook.schemas.policy import Policy, default_policy
-from tollbook.schemas.routes import Route, Target
+from tollbook.schemas.routes import DEFAULT_PROVIDER, Route, Target
 from tollbook.schemas.usage import Usage
 
-PriceOf = Callable[[str, int], ModelPrice]
-"""Returns the price of a model at a moment (milliseconds since the epoch). Errors: PriceUnknown."""
+PriceOf = Callable[[str, int, str | None], ModelPrice]
+"""Returns the price of a model at a moment (milliseconds since the epoch) at a provider; None: at whichever has it.
+
+Errors: PriceUnknown.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +26,20 @@ class OtherRoute:
     """Other models for a task type. None keeps the recorded ones; without a model in `fallbacks`, there is none.
 
     `cheaper` is the model for calls whose first model does not fit; it counts only where the route `states_cheaper`,
-    else that of the policy then does.
+    else that of the policy then does. `providers` are those of the model and the fallbacks, in order, where the route
+    says so.
     """
 
     model: str | None = None
     fallbacks: tuple[str, ...] | None = None
     cheaper: str | None = None
     states_cheaper: bool = False
+    providers: tuple[str, ...] = ()
+    cheaper_provider: str | None = None
+
+    def provider_at(self, place: int) -> str | None:
+        """Return the provider of the model at a place, from 0; None where it is not said."""
+        return self.providers[place] if place < len(self.providers) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +47,7 @@ class Alternatives:
     """What is changed. Caps in nano-dollars; prices by model id in lower case; routes by task type.
 
     `policy` is another policy as a whole, whose further budgets count if it `changes_budgets`; `repriced` are the
-    models, in lower case, that have its prices, each at its moment.
+    models that have its prices, each at its moment: by provider, in lower case.
     """
 
     plan_caps_nanousd: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -45,13 +56,12 @@ class Alternatives:
     routes: Mapping[str, OtherRoute] = field(default_factory=dict[str, OtherRoute])
     policy: Policy | None = None
     changes_budgets: bool = False
-    repriced: frozenset[str] = frozenset()
+    repriced: frozenset[tuple[str, str]] = frozenset()
 
     @classmethod
     def of_policy(cls, other: Policy, in_force: Policy) -> "Alternatives":
         """Return what another policy changes of the one in force. What both say alike keeps what was recorded."""
         plans, users = other.plan_caps_nanousd, other.user_caps_nanousd
-        models = [*other.prices, *in_force.prices]
         return cls(
             plan_caps_nanousd={name: cap for name, cap in plans.items() if in_force.plan_caps_nanousd.get(name) != cap},
             user_caps_nanousd={name: cap for name, cap in users.items() if in_force.user_caps_nanousd.get(name) != cap},
@@ -61,15 +71,15 @@ class Alternatives:
                     tuple(target.model for target in route.fallbacks),
                     None if route.cheaper_target is None else route.cheaper_target.model,
                     states_cheaper=True,
+                    providers=tuple(target.provider for target in (route.first, *route.fallbacks)),
+                    cheaper_provider=None if route.cheaper_target is None else route.cheaper_target.provider,
                 )
                 for name, route in other.tasks.items()
                 if name in in_force.tasks and _targets(in_force.tasks[name]) != _targets(route)
             },
             policy=other,
             changes_budgets=(other.budgets, calendar_of(other)) != (in_force.budgets, calendar_of(in_force)),
-            repriced=frozenset(
-                model.lower() for model in models if in_force.prices.get(model) != other.prices.get(model)
-            ),
+            repriced=frozenset(_repriced(other, in_force)),
         )
 
     def with_changes(self, other: "Alternatives") -> "Alternatives":
@@ -98,6 +108,17 @@ class Alternatives:
     def __bool__(self) -> bool:
         """Whether anything is changed."""
         return bool(self.plan_caps_nanousd or self.user_caps_nanousd or self.changes_prices or self.changes_budgets)
+
+
+def _repriced(other: Policy, in_force: Policy) -> Iterator[tuple[str, str]]:
+    """Yield provider and model where two policies state another price."""
+    for provider in sorted({DEFAULT_PROVIDER, *other.providers, *in_force.providers}):
+        stated, before = ({**policy.prices, **_own_prices(policy, provider)} for policy in (other, in_force))
+        yield from ((provider, model.lower()) for model in {*stated, *before} if stated.get(model) != before.get(model))
+
+
+def _own_prices(policy: Policy, provider: str) -> Mapping[str, Any]:
+    return policy.providers[provider].prices if provider in policy.providers else {}
 
 
 def _targets(route: Route) -> tuple[Target | None, ...]:
@@ -152,21 +173,30 @@ class Repricing:
         fallbacks = self.route(task_type).fallbacks
         return fallbacks is not None and place > len(fallbacks)
 
-    def price(self, model: str, at_ms: int, *, task_type: str = "", place: int = 0) -> ModelPrice | None:
+    def price(self, model: Target, at_ms: int, *, task_type: str = "", place: int = 0) -> ModelPrice | None:
         """Return the changed price of an attempt at `model`, or None if it is not changed.
 
         `place` is that of the model among those that its call tried, from 0.
         """
         route = self.route(task_type)
         other = dict(enumerate((route.model, *(route.fallbacks or ())))).get(place)
-        return self.price_instead(model, model if other is None else other, at_ms)
+        if other is None:
+            return self.price_instead(model, model.model, at_ms)
+        return self.price_instead(model, other, at_ms, provider=route.provider_at(place))
 
-    def price_instead(self, model: str, asked: str, at_ms: int) -> ModelPrice | None:
-        """Return the price of `asked` in the place of the recorded `model`; None if it is not changed."""
+    def price_instead(self, model: Target, asked: str, at_ms: int, *, provider: str | None = None) -> ModelPrice | None:
+        """Return the price of `asked` in the place of the recorded `model`; None if it is not changed.
+
+        Without a `provider`, the recorded model is asked for where it was, another one at whichever provider has it.
+        """
         if (found := self._prices.get(asked.lower())) is not None:
             return found
-        is_same = asked.lower() == model.lower() and asked.lower() not in self._repriced
-        return None if is_same else self._price_of(asked, at_ms)
+        is_same = asked.lower() == model.model.lower()
+        if provider is None and is_same:
+            provider = model.provider
+        if is_same and provider == model.provider and (provider, asked.lower()) not in self._repriced:
+            return None
+        return self._price_of(asked, at_ms, provider)
 
 
 def charge_at(

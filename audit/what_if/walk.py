@@ -31,6 +31,7 @@ from tollbook.ledger.projection.fold import LedgerGap
 from tollbook.schemas.identifiers import budget_name, rule_name, split_budget_name
 from tollbook.schemas.money import MAX_NANOUSD
 from tollbook.schemas.policy import Policy, default_policy
+from tollbook.schemas.routes import DEFAULT_PROVIDER, Target
 from tollbook.schemas.upcasters import UnreadableEvent
 
 NO_PLAN: Final = "-"
@@ -202,7 +203,7 @@ class _Partition:
             return
         # The caps may have changed since the hold was made.
         hold.budgets = budgets if self._other is None else (budgets[0], *hold.budgets[1:])
-        price = self._price(hold, event.payload["bound"]["model"], event.ms)
+        price = self._price(hold, _asked(event.payload["bound"]), event.ms)
         extension = event.amount
         if price is not None or hold.is_changed:
             bound = hold.next_bound(event.amount) if price is None else hold.tokens.cost_at_most(price)
@@ -215,7 +216,7 @@ class _Partition:
         if hold is None:
             return
         payload, charge = event.payload, event.payload.get("charge_nanousd", 0)
-        price = self._price(hold, payload["model"], event.ms)
+        price = self._price(hold, _asked(payload), event.ms)
         is_left_out = hold.is_cut(event.attempt) or self._is_dropped(hold, event)
         if price is not None and not is_left_out and not hold.is_ended:
             missing = hold.other_charged + hold.tokens.cost_at_most(price) - hold.other_amount
@@ -257,7 +258,7 @@ class _Partition:
     def _charge(self, event: _Event, account: Account) -> None:
         """Book spend without a hold; it is recorded even if it passes the cap."""
         cost, payload = event.amount, event.payload
-        price = self._repricing.price(payload["model"], event.ms) if payload.get("model") else None
+        price = self._repricing.price(_asked(payload), event.ms) if payload.get("model") else None
         if price is not None:
             cost = self._recharge(account, price, payload, None, cost)
         self._outcome.of(account).other_spent_nanousd += cost
@@ -403,35 +404,39 @@ class _Partition:
 
     def _first_price(self, event: _Event) -> ModelPrice | None:
         """Return the changed price of the model that a hold or refusal is bounded by."""
-        payload, model = event.payload, event.payload["bound"]["model"]
+        payload, model = event.payload, _asked(event.payload["bound"])
         route = self._repricing.route(payload["task_type"])
         if not payload.get("downgraded_from"):
             return self._repricing.price(model, event.ms, task_type=payload["task_type"])
-        return self._repricing.price_instead(model, route.cheaper or model, event.ms)
+        provider = route.cheaper_provider if route.cheaper else None
+        return self._repricing.price_instead(model, route.cheaper or model.model, event.ms, provider=provider)
 
     def _choices(self, event: _Event, tokens: BoundTokens, price: ModelPrice | None) -> tuple[Choice, ...]:
         """Return what a call could begin with, if its route has a cheaper model, in the order of trial.
 
         A task that names its own model has none; the ledger shows that by a model that its route did not have.
         """
-        payload, recorded = event.payload, event.payload["bound"]["model"]
+        payload, recorded = event.payload, _asked(event.payload["bound"])
         route = self._repricing.route(payload["task_type"])
         in_force = self._policy.policy.tasks.get(payload["task_type"])
-        first_model = payload.get("downgraded_from") or recorded
+        first_model = payload.get("downgraded_from") or recorded.model
         if not self._has_changes or in_force is None or first_model.lower() != in_force.model.lower():
             return ()
-        cheaper = route.cheaper
+        cheaper, cheaper_at = route.cheaper, route.cheaper_provider
         if not route.states_cheaper and in_force.cheaper_target is not None:
-            cheaper = in_force.cheaper_target.model
+            cheaper, cheaper_at = in_force.cheaper_target.model, in_force.cheaper_target.provider
         own = (Choice(price, event.amount if price is None else tokens.cost_at_most(price)),)
         if payload.get("downgraded_from"):
-            first = self._choice(recorded, route.model or first_model, event, tokens)
+            first_at = route.provider_at(0) if route.model else in_force.first.provider
+            first = self._choice(recorded, route.model or first_model, first_at, event, tokens)
             return first if cheaper is None else first + own
-        return () if cheaper is None else own + self._choice(recorded, cheaper, event, tokens)
+        return () if cheaper is None else own + self._choice(recorded, cheaper, cheaper_at, event, tokens)
 
-    def _choice(self, recorded: str, asked: str, event: _Event, tokens: BoundTokens) -> tuple[Choice, ...]:
+    def _choice(
+        self, recorded: Target, asked: str, provider: str | None, event: _Event, tokens: BoundTokens
+    ) -> tuple[Choice, ...]:
         try:
-            price = self._repricing.price_instead(recorded, asked, event.ms)
+            price = self._repricing.price_instead(recorded, asked, event.ms, provider=provider)
         except PriceUnknown:
             return ()  # The gate would not have been asked for it.
         return (Choice(price, event.amount if price is None else tokens.cost_at_most(price)),)
@@ -462,8 +467,8 @@ class _Partition:
             self._decisions.cut(hold, event.attempt)
         return is_dropped
 
-    def _price(self, hold: Hold, model: str, at_ms: int) -> ModelPrice | None:
-        place = hold.place_of(model)
+    def _price(self, hold: Hold, model: Target, at_ms: int) -> ModelPrice | None:
+        place = hold.place_of(model.model)
         if place == 0:
             return hold.first_price
         return self._repricing.price(model, at_ms, task_type=hold.task_type, place=place)
@@ -477,3 +482,8 @@ class _Partition:
             self._outcome.of(account).not_repriced += 1
             return recorded
         return charge
+
+
+def _asked(payload: Mapping[str, Any]) -> Target:
+    """Return the model that a payload or a bound names, and its provider."""
+    return Target(payload["model"], payload.get("provider") or DEFAULT_PROVIDER)

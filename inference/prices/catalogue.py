@@ -119,11 +119,13 @@ class PriceCatalogue:
                 raise PriceUnknown.of_model(model, "its configured price is not in force yet") from None
             raise
 
-    def price_anywhere(self, model: str, at_ms: int) -> ModelPrice:
-        """Return the price of a model where nobody says whose: this provider's, else the first other's that has one.
+    def price_anywhere(self, model: str, at_ms: int, provider: str | None = None) -> ModelPrice:
+        """Return the price of a model at a provider; without one, this provider's, else the first other's that has one.
 
-        Errors: PriceUnknown.
+        So too for a provider that the policy has no more. Errors: PriceUnknown.
         """
+        if provider is not None and provider in self.by_provider:
+            return self.at(provider).price(model, at_ms)
         found = (prices for prices in self.by_provider.values() if prices.knows(model, at_ms))
         return next(found, self).price(model, at_ms)
 

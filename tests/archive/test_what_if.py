@@ -463,7 +463,7 @@ def fell_back() -> Script:
     return script.called("c0", 20, attempt=2, model=OTHER, usage=USAGE).settle("c0", 20)
 
 
-def prices_of(model: str, _: int) -> ModelPrice:
+def prices_of(model: str, _: int, __: str | None) -> ModelPrice:
     return {"m/third": price("m/third", "2", "4"), MODEL: price(MODEL, "1", "1")}[model]
 
 
@@ -671,7 +671,7 @@ def test_another_policy_changes_what_it_says_differently() -> None:
     changed = Alternatives.of_policy(other, in_force)
     assert changed.plan_caps_nanousd == {"trial": 3 * USD, "pro": 99 * USD}
     assert changed.user_caps_nanousd == {"old": 8 * USD}
-    assert changed.repriced == {"m/b"}
-    assert changed.routes == {"score_post": OtherRoute(MODEL, (), None, states_cheaper=True)}
+    assert changed.repriced == {("default", "m/b")}
+    assert changed.routes == {"score_post": OtherRoute(MODEL, (), None, states_cheaper=True, providers=("default",))}
     assert not Alternatives.of_policy(in_force, in_force)
     assert changed.with_changes(cap(1)).plan_caps_nanousd == {"trial": 1, "pro": 99 * USD}

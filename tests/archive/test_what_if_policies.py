@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.archive.gate_ledger import GateLedger, gate_ledger
-from tests.archive.what_if_ledgers import decide, table_of
+from tests.archive.what_if_ledgers import MODEL, Script, decide, table_of
 from tests.calling import COMPLETION_TOKENS, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
 from tests.integration.test_policies import put_in_force, run
 from tests.quick import first_quick
@@ -50,7 +50,7 @@ async def what_if(calling: Calling, other: Policy | None) -> Outcome:
     changed = Alternatives() if other is None else Alternatives.of_policy(other, in_force)
     if other is None:
         return decide(entries)
-    walk = WhatIf(changed, PriceCatalogue.of_policy(other, provider="openrouter").price)
+    walk = WhatIf(changed, PriceCatalogue.of_policy(other, provider="openrouter").price_anywhere)
     walk.fold(table_of(entries))
     return walk.finish()
 
@@ -175,7 +175,7 @@ async def test_without_changes_it_equals_the_reports(redis_client: Redis, tmp_pa
     made: GateLedger = await gate_ledger(redis_client, tmp_path, seed, 400)
     try:
         for changed in (Alternatives(), Alternatives(plan_caps_nanousd={"nobody's": 1})):
-            walk = WhatIf(changed, PriceCatalogue().price)
+            walk = WhatIf(changed, PriceCatalogue().price_anywhere)
             async for events in made.source.events(0):
                 walk.fold(events)
             outcome = walk.finish()
@@ -197,3 +197,44 @@ async def test_without_changes_it_equals_the_reports(redis_client: Redis, tmp_pa
             } == {row["plan"]: int(row["spent_usd"] * NANOUSD_PER_USD) for row in plans}
     finally:
         await made.aclose()
+
+
+PROMPT, COMPLETION = 300, 70
+
+
+def at_providers() -> Script:
+    """One call of the same model at the default provider, and one at `own`."""
+    usage = {"prompt_tokens": PROMPT, "completion_tokens": COMPLETION}
+    script = Script().hold("c0", 50_000).called("c0", 20, usage=usage).settle("c0", 20)
+    script.hold("c1", 50_000, provider="own").called("c1", 30, usage=usage, provider="own")
+    return script.settle("c1", 30)
+
+
+def priced(own: tuple[int, int], default: tuple[int, int] = (1, 1), **route: Any) -> Policy:
+    """A policy in which the model costs so much at each of two providers, in dollars per million tokens."""
+    prices = [{"prompt": prompt, "completion": completion} for prompt, completion in (default, own)]
+    provider = {"base_url": "https://own.example/v1", "dialect": "compatible", "prices": {MODEL: prices[1]}}
+    return default_policy(
+        {
+            "prices": {MODEL: prices[0]},
+            "providers": {"own": provider},
+            "tasks": {"score_post": {"model": MODEL, "max_tokens": 100, "fallback": [], **route}},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "costs"),
+    [
+        (priced(own=(3, 4)), 20 + PROMPT * 3_000 + COMPLETION * 4_000),
+        (priced(own=(2, 2), default=(5, 6)), PROMPT * 5_000 + COMPLETION * 6_000 + 30),
+        (priced(own=(2, 2), provider="own"), PROMPT * 2_000 + COMPLETION * 2_000 + 30),
+    ],
+    ids=["the provider's own price", "the price at the default one", "another provider of the route"],
+)
+def test_an_attempt_is_priced_at_its_provider(other: Policy, costs: int) -> None:
+    in_force = priced(own=(2, 2))
+    catalogue = PriceCatalogue.of_policy(other, provider="openrouter")
+    walk = WhatIf(Alternatives.of_policy(other, in_force), catalogue.price_anywhere)
+    walk.fold(table_of(at_providers().entries))
+    assert walk.finish().total().other_spent_nanousd == costs

@@ -35,7 +35,7 @@ ANY_TIME: Final = Window(PERIOD, 0, 2**50)
 
 def decide(entries: Sequence[Any], changed: Alternatives | None = None, *, batch: int = 0, **options: Any) -> Outcome:
     """Decide raw entries again, in tables of so many events where that is given."""
-    walk = WhatIf(changed or Alternatives(), PriceCatalogue().price, **options)
+    walk = WhatIf(changed or Alternatives(), PriceCatalogue().price_anywhere, **options)
     size = batch or len(entries) or 1
     for start in range(0, len(entries), size):
         walk.fold(table_of(entries[start : start + size]))
@@ -177,12 +177,18 @@ def run_work(driver: GateDriver, work: Work, cap: int) -> Done:
 
 
 def called(
-    *, model: str = MODEL, charge: int, basis: str = "reported", usage: Mapping[str, int] | None = None, hold: int = 1
+    *,
+    model: str = MODEL,
+    charge: int,
+    basis: str = "reported",
+    usage: Mapping[str, int] | None = None,
+    hold: int = 1,
+    provider: str | None = None,
 ) -> dict[str, Any]:
     tokens = {} if usage is None else {"usage": dict(usage)}
     return {
         "hold": hold, "model": model, "outcome": "ok", "latency_ms": 1, "charge_nanousd": charge,
-        "charge_basis": basis, **tokens,
+        "charge_basis": basis, **tokens, **({} if provider is None else {"provider": provider}),
     }  # fmt: skip
 
 

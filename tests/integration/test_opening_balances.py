@@ -11,14 +11,15 @@ from redis.asyncio import Redis
 from tests.calling import Calling, open_calling, period
 from tests.integration.test_policies import ME, findings, open_gates, run, versions
 from tollbook.audit.opening_balances import spent_reader
+from tollbook.inference.current_policy import policy_in_force
 from tollbook.inference.opening_balances import OpeningTally, ReadSpent, SpentRow
-from tollbook.inference.policy_changes import PolicyRefused, apply_policy, start_policy
+from tollbook.inference.policy_changes import PolicyRefused, apply_policy, remarks_on, start_policy
 from tollbook.inference.runtime import build_gates
 from tollbook.inference.settings import load_settings
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.gate.policies import EventsNotCounted, Opened, PolicyRequest
 from tollbook.ledger.gate.requests import Baseline, ChargeRequest, Position
-from tollbook.schemas.events import BudgetOpened, CostRecorded, payload_json
+from tollbook.schemas.events import BudgetOpened, CostRecorded, PolicyApplied, payload_json
 from tollbook.schemas.identifiers import budget_name, partition_of
 from tollbook.schemas.policy import default_policy
 from tollbook.schemas.results import TaskStatus
@@ -138,6 +139,33 @@ async def test_a_budget_that_only_gets_another_cap_keeps_its_balance(server_url:
             budget_name("team~3", "red,trial", period()): (await costs(calling))["one"],
         }
         assert await findings(calling, tmp_path) == []
+
+
+async def test_budgets_that_are_in_force_without_what_was_spent_are_not_silently_left_so(
+    server_url: str, tmp_path: Path
+) -> None:
+    async with open_calling(server_url, tmp_path) as calling:
+        gates = build_gates(calling.runtime.handle, calling.runtime.settings)
+        await apply_policy(gates, default_policy({"budgets": [TEAM]}), ME)
+        await run(calling, "one", tags={"team": "red"})
+        with pytest.raises(PolicyRefused, match=r"in force already .* Apply it under another name"):
+            await backfill(calling, TEAM)
+        assert await opened(calling) == {}
+        renamed = TEAM | {"name": "squad"}
+        for _ in range(2):  # A repeat finds it done.
+            await backfill(calling, renamed)
+        assert sum((await opened(calling)).values()) == (await costs(calling))["one"]
+        applied = [each.payload for each in await calling.events() if isinstance(each.payload, PolicyApplied)]
+        assert applied[-1].version == len(applied)
+        before, more = (
+            policy_in_force(await gates[0].policy()),
+            default_policy({"budgets": [renamed | {"cap_usd": 30}]}),
+        )
+        prices = calling.runtime.policies.newest.prices
+        (remark,) = [
+            each for each in remarks_on(before, more, 0, prices=prices, backfills=True) if "--backfill" in each
+        ]
+        assert remark == "no budget is new or defined anew, so --backfill counts nothing"
 
 
 @pytest.mark.slow
