@@ -25,6 +25,7 @@ async def answer(_scope: Any, _receive: Any, send: Any) -> None:
 async def serving(**limits: Any) -> AsyncGenerator[int]:
     limits = {"max_connections": 8, "head_timeout_s": 30.0, **limits}
     listening = listen("127.0.0.1", 0, setting="TEST")
+    protocol: Any = partial(BoundedConnection, **limits)
     config = uvicorn.Config(answer, log_config=None, lifespan="off", ws="none", http=protocol)
     server = SignallessServer(config)
     with listening:
