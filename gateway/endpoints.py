@@ -14,10 +14,11 @@ from starlette.responses import JSONResponse, Response
 
 from tollbook.gateway.answers import EventStream, client_left, is_answer
 from tollbook.gateway.apis import Api, Asked
+from tollbook.gateway.bodies import Bodies
 from tollbook.gateway.callers import Attributes, Callers, attributes_of
 from tollbook.gateway.once import CallName, Once
 from tollbook.gateway.problems import Problem, after_payment, invalid, problem_of_error, problem_of_result
-from tollbook.gateway.requests import model_in, read_body, task_of
+from tollbook.gateway.requests import is_streamed, model_in, task_of
 from tollbook.gateway.running import RETRY_GRACE_S, RunningCall, WhileWaiting
 from tollbook.inference.api_keys import ApiKey
 from tollbook.inference.deltas import OnDelta
@@ -59,6 +60,7 @@ class Calls:
         once: Once,
         limits: Limits,
         counts: GatewayCounts,
+        bodies: Bodies,
         is_dead: Callable[[OpenCall], Awaitable[bool]],
     ) -> None:
         """`is_dead` says whether the run that holds money for a call has ended with its gateway."""
@@ -68,6 +70,7 @@ class Calls:
         self._once = once
         self._limits = limits
         self._counts = counts
+        self._bodies = bodies
         self._under_way: set[RunningCall] = set()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -87,17 +90,18 @@ class Calls:
         try:
             key = await self._callers.admit(request.headers, address_of(request))
             self._check_room()
-            body = await read_body(request)
+            body = await self._bodies.read(request)
             fields = self._supported(api, api.chat_fields(body, await self._earlier(api, key, request, body)))
+            is_stream = is_streamed(fields)
             name = await self._once.name(key, request.url.path, request.headers, body)
             task, who = task_of(
                 fields, body, call_id=name.call_id, key=key, headers=request.headers, policy=self._runtime.rules
             )
             request.scope["tollbook"] |= {"key_id": key.key_id, "call_id": name.call_id}
-            call = self._begin(task, who, is_streamed=bool(fields.get("stream")))
+            call = self._begin(task, who, is_streamed=is_stream)
             # Answers repeat parts of the request, and have to be written as UTF-8.
             asked = Asked(name.call_id, int(time.time()), model_in(fields), with_whole_text(body))
-            if fields.get("stream"):
+            if is_stream:
                 return await self._stream(request, call, api, asked, name)
             return await self._whole(request, call, api, asked, name)
         except ClientDisconnect:
@@ -247,8 +251,10 @@ class Calls:
         if problem.status == 500:
             _log.exception("gateway.failed", path=request.url.path, request_id=scope["request_id"])
         if name is not None:
-            self._later(self._once.delivered(name))
-        call_id = {CALL_ID_HEADER: name.call_id} if name is not None and problem.metadata else {}
+            # Where the ledger did not answer it may hold money: a retry goes on with that hold.
+            may_hold = problem.code == "ledger_unavailable"
+            self._later(self._once.left(name) if may_hold else self._once.delivered(name))
+        call_id = {CALL_ID_HEADER: name.call_id} if name is not None else {}
         return JSONResponse(
             api.error_body(problem, scope["request_id"]),
             status_code=problem.status,

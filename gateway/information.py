@@ -11,11 +11,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tollbook.gateway.app import refusal
+from tollbook.gateway.bodies import Bodies
 from tollbook.gateway.callers import Callers, check_model
 from tollbook.gateway.endpoints import address_of
 from tollbook.gateway.messages.token_count import count_tokens
 from tollbook.gateway.problems import Problem, problem_of_error
-from tollbook.gateway.requests import model_in, read_body
+from tollbook.gateway.requests import model_in
 from tollbook.inference.api_keys import ApiKey
 from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.runtime import InferenceRuntime
@@ -29,7 +30,8 @@ COUNT_HEADER: Final = "x-tollbook-token-count"
 class Information:
     """Answers `GET /v1/models`, `/v1/models/{id}` and `/v1/key`."""
 
-    def __init__(self, runtime: InferenceRuntime, callers: Callers) -> None:
+    def __init__(self, runtime: InferenceRuntime, callers: Callers, bodies: Bodies) -> None:
+        self._bodies = bodies
         self._runtime = runtime
         self._callers = callers
 
@@ -54,7 +56,7 @@ class Information:
         try:
             key = await self._callers.admit(request.headers, address_of(request))
             request.scope["tollbook"]["key_id"] = key.key_id
-            body = await read_body(request)
+            body = await self._bodies.read(request)
             model = model_in(body)
             check_model(key, model)
             route = self._runtime.rules.tasks.get(model)

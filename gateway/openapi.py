@@ -17,6 +17,7 @@ _ERRORS: Final = {
     "401": "the key is missing, unknown, expired or revoked: `invalid_api_key`",
     "402": "the call does not fit a budget: `plan_limit_reached`",
     "403": "the key is not for this: `model_not_allowed`, `attribute_not_allowed`",
+    "408": "nothing of the body came for half a minute: `request_timeout`",
     "409": "the same `Idempotency-Key` came with other content: `idempotency_conflict`",
     "413": "the body is too large: `request_too_large`",
     "429": "other calls hold the money that is left: `budget_wait_timeout`; or the provider's own limit",

@@ -2,72 +2,28 @@
 
 import re
 from collections.abc import Mapping
-from math import isfinite
-from typing import Any, Final, cast
-
-from starlette.requests import Request
+from typing import Any, Final
 
 from tollbook.gateway.callers import Attributes, attributes_of, check_model
-from tollbook.gateway.problems import Problem, invalid
+from tollbook.gateway.problems import invalid
 from tollbook.inference.api_keys import ApiKey
-from tollbook.schemas.json_text import NotJson, RepeatedKey, json_children, parse_json
 from tollbook.schemas.policy import CHAT, EMBED, Policy
 from tollbook.schemas.problems import shown
 from tollbook.schemas.routes import EMBEDDINGS
 from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS, Task, task_from_fields
 
-MAX_BODY_BYTES: Final = 32 * 1024 * 1024
-"""Images and files come inside bodies."""
-_MAX_VALUES: Final = 50_000
-"""Each is looked at in the process's one loop: millions of small ones would hold up everybody for minutes."""
 # What says who asks, or what the gateway sees to itself.
 _NOT_PARAMETERS: Final = ("model", "stream", "stream_options", "user", "metadata", "safety_identifier")
 # An SDK's or a person's way of asking for what is so anyway: see schemas.parameters.
 _USUAL_TIERS: Final = ("auto", "default", "standard", "standard_only")
 
 
-async def read_body(request: Request) -> dict[str, Any]:
-    """Return the JSON object of a request. Errors: Problem (400, 413)."""
-    too_large = Problem(413, "request_too_large", f"a request has at most {MAX_BODY_BYTES:,} bytes", should_retry=False)
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > MAX_BODY_BYTES:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise too_large
-    try:
-        document = parse_json(bytes(body), parse_float=_finite)
-    except (NotJson, RepeatedKey) as exc:
-        raise invalid(f"the body {exc}") from None
-    except (ValueError, RecursionError):
-        raise invalid("the body is not JSON") from None
-    if not isinstance(document, dict):
-        raise invalid("the body must be a JSON object")
-    table = cast("dict[str, Any]", document)
-    if _has_more_values(table, _MAX_VALUES):
-        raise invalid(f"the body must have at most {_MAX_VALUES:,} values and lists")
-    return table
-
-
-def _has_more_values(document: object, limit: int) -> bool:
-    """Whether a JSON value has more than `limit` values within it; counting stops just past it."""
-    found, left = 0, [document]
-    while left and found <= limit:
-        children = json_children(left.pop())
-        found += len(children)
-        if found <= limit:
-            left.extend(children)
-    return found > limit
-
-
-def _finite(text: str) -> float:
-    """Return a number that JSON can write again. Errors: NotJson."""
-    number = float(text)
-    if not isfinite(number):
-        raise NotJson("has a number that is too large")
-    return number
+def is_streamed(fields: Mapping[str, Any]) -> bool:
+    """Whether a request asks for a stream. Errors: Problem (400)."""
+    value = fields.get("stream")
+    if value is not None and not isinstance(value, bool):
+        raise invalid(f"'stream' must be true or false, not {shown(value)}", param="stream")
+    return bool(value)
 
 
 def model_in(body: Mapping[str, Any]) -> str:

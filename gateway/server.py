@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute
 
 from tollbook.gateway.apis import Api
 from tollbook.gateway.app import build_app
+from tollbook.gateway.bodies import Bodies
 from tollbook.gateway.callers import Callers, Keys
 from tollbook.gateway.chat import ChatCompletions
 from tollbook.gateway.connections import BoundedConnection, connections_at_most
@@ -88,14 +89,15 @@ async def serve_gateway(
         hold_wait_s=settings.gateway_wait_s,
         call_timeout_s=settings.gateway_timeout_s,
     )
-    calls = Calls(runtime, callers, once, limits, counts, heartbeat.is_dead)
+    bodies = Bodies()
+    calls = Calls(runtime, callers, once, limits, counts, bodies, heartbeat.is_dead)
     apis: list[tuple[str, Api]] = [
         ("/v1/chat/completions", ChatCompletions()),
         ("/v1/responses", Responses()),
         ("/v1/embeddings", Embeddings()),
         ("/v1/messages", Messages()),
     ]
-    routes = [*information_routes(Information(runtime, callers)), *pages]
+    routes = [*information_routes(Information(runtime, callers, bodies)), *pages]
     server = SignallessServer(
         _config(settings, build_app(calls, counts, apis, routes, cors_origins=settings.gateway_cors))
     )

@@ -83,6 +83,8 @@ async def test_a_cap_that_is_reached_is_refused_with_its_numbers_and_not_tried_a
     [
         ({"temperature": 7}, "invalid_task"),
         ({"n": 2}, "invalid_task"),
+        ({"stream": "false"}, "invalid_task"),
+        ({"stream": {}}, "invalid_task"),
         ({"model": ""}, "invalid_task"),
         ({"model": "no model"}, "invalid_task"),
         ({"model": "mod\u00e8le"}, "invalid_task"),
