@@ -24,6 +24,8 @@ class FaultyProxy:
         self.sent: list[bytes] = []
         self.received = asyncio.Event()
         self.loses_replies = False
+        self.holds_replies_to: bytes | None = None
+        """From the command with this text on, replies are held."""
 
     @property
     def url(self) -> str:
@@ -80,6 +82,9 @@ class FaultyProxy:
 
     async def _forward_commands(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(2**20):
+            if self.holds_replies_to is not None and self.holds_replies_to in chunk:
+                self.holds_replies_to = None
+                self.hold_replies()
             writer.write(chunk)
             self.sent.append(chunk)
             self.received.set()

@@ -121,8 +121,7 @@ async def test_a_hold_whose_reply_was_lost_is_resumed_by_the_retry(
     ):
         assert (await served.client.post(PATH, json=asked())).status_code == 200
         held = served.runtime.handle.keys[0].holds
-        proxy.hold_replies()
-        # Its key is known for two seconds.
+        proxy.holds_replies_to = b"_reserve"
         asking = asyncio.create_task(served.client.post(PATH, json=asked(), headers={"idempotency-key": "a"}))
         await wait_until(lambda: redis_client.zcard(held), what="the hold")
         proxy.loses_replies = True
