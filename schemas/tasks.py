@@ -82,7 +82,7 @@ ModelId = Annotated[str, StringConstraints(pattern=MODEL_ID_PATTERN), Expected(M
 _STREAM_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$"
 # The keys of a Tollbook of any namespace beside its ledger: see `ledger/keys.py`.
 _TOLLBOOK_KEY: Final = re.compile(
-    r"[a-z0-9][a-z0-9._-]{0,63}:(dead-letters|projector|tidying|processes|dropped-tasks|worker|task|gateway)(:|$)"
+    r"[a-z0-9][a-z0-9._-]{0,63}:(dead-letters|projector|tidying|processes|dropped-tasks|worker|task|gateway|web-session|web-link)(:|$)"
 )
 RESERVED_STREAM_WORDS: Final = "must be no stream and no key of a Tollbook, as"
 

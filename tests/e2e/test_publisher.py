@@ -24,6 +24,7 @@ from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.endpoint import Endpoint, write_endpoint
 from tollbook.schemas.identifiers import check_id
 from tollbook.schemas.results import ErrorCode, TaskStatus
+from tollbook.standin import FaultPlan
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -279,6 +280,7 @@ class Score(BaseModel):
 async def test_an_answer_that_has_not_the_form_of_the_model_is_an_error_with_its_result(
     running: RunningSystem, publisher: Publisher
 ) -> None:
+    running.provider.faults = FaultPlan(script=("text_parts",))
     with pytest.raises(OutputInvalid) as refused:
         await publisher.publish_and_wait(
             "generation", "score_post", "x", user_id=42, timeout_s=PATIENCE_S, response_model=Score

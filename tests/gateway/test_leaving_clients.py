@@ -18,6 +18,8 @@ from redis.asyncio import Redis
 from tests.gateway.serving import KEY, MODEL, Served, open_served
 from tests.servers import PATIENCE_S, wait_until
 
+pytestmark = pytest.mark.slow
+
 PATH: Final = "/v1/chat/completions"
 RETRY: Final = "x-stainless-retry-count"
 

@@ -25,6 +25,8 @@ from tollbook.ledger.signature import Signature
 from tollbook.schemas.events import BudgetReserved
 from tollbook.schemas.policy import default_policy
 
+pytestmark = pytest.mark.slow
+
 PATH: Final = "/v1/chat/completions"
 ME: Final = Signature("ops", "test")
 # gpt-4o-mini at $0.15 and $0.60 a million. The bound counts every byte, 32 for the message and 128 for the request.

@@ -17,6 +17,8 @@ from tests.gateway.serving import Served, open_served
 from tollbook.standin import SCENARIOS, FaultPlan, StandIn
 from tollbook.standin.apis import Api
 
+pytestmark = pytest.mark.slow
+
 POLICY: Final = """
 [providers.router]
 base_url = "{url}/openrouter/v1"

@@ -9,6 +9,8 @@ from redis.asyncio import Redis
 from tests.gateway.golden import load, names
 from tests.gateway.serving import KEY, MODEL, Served, open_served
 
+pytestmark = pytest.mark.slow
+
 # As Claude Code sends them beside the body (November 2026).
 CLAUDE_CODE = {
     "authorization": "",

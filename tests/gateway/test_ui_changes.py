@@ -13,6 +13,8 @@ from tollbook.inference.api_keys import ApiKeys
 from tollbook.schemas.events import CreditGranted, KeyCreated, PlanAssigned
 from tollbook.schemas.money import NANOUSD_PER_USD
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def served(redis_client: Redis, server_url: str, tmp_path: Path) -> AsyncIterator[Served]:

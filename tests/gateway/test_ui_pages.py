@@ -13,6 +13,8 @@ from tests.gateway.serving import Served, open_served
 from tollbook.inference.key_changes import KeyBounds
 from tollbook.schemas.money import format_usd
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "</td><script>alert(1)</script><img/src=x/onerror=alert(2)>"
 RIGHT_TO_LEFT = "\u05d0\u05d1\u05d2"
 POLICY = """

@@ -10,6 +10,8 @@ from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.views.web.background import Background
 from tollbook.views.web.projection import Projection, Query
 
+pytestmark = pytest.mark.slow
+
 ENDLESS = Query(
     "SELECT count(*) FROM range(1000000000000) AS one, range(1000) AS two WHERE one.range % 7 = two.range", {}
 )

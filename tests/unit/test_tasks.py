@@ -282,6 +282,7 @@ def test_no_key_of_any_ledger_is_a_stream_for_replies(namespace: str) -> None:
     names = [
         *default_policy().streams, STREAM_OWNERS, keys.dead_letters(namespace), keys.projector_lease(namespace),
         keys.worker_key(namespace, "w"), keys.gateway_calls(namespace, "d"),
+        keys.web_session(namespace, "d"), keys.web_link(namespace, "d"),
         keys.task_partition(namespace, "t"), keys.tidying_lease(namespace),
         keys.dropped_dead_letters(namespace), keys.processes(namespace),
         keys.dropped_tasks(namespace), keys.alerts(namespace), keys.alert_receivers(namespace),
@@ -292,7 +293,7 @@ def test_no_key_of_any_ledger_is_a_stream_for_replies(namespace: str) -> None:
     assert made - {"is_reserved_key", "dataclass", "field"} == {
         "dead_letters", "dropped_dead_letters", "projector_lease", "tidying_lease", "processes",
         "dropped_tasks", "worker_key", "gateway_calls", "task_partition", "alerts", "alert_receivers",
-        "fed_alerts", "raised_alerts",
+        "fed_alerts", "raised_alerts", "web_session", "web_link",
     }  # fmt: skip
     for name in names:
         with pytest.raises(InvalidTask, match="'reply_to' must be"):
