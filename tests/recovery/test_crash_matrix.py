@@ -243,7 +243,7 @@ IN_ANSWER: Final = (
      ("slow",)),
     ("id kept, the provider stops with it", NOTED,        (HELD, ("cost-recorded", "reported", STALLED_COST), *WHOLE),
      STALLED_COST + COST, ("stalled",)),
-    ("id of the fallback kept",             Moment("after", NOTE, number=2),
+    ("id of the fallback kept",             Moment("after", NOTE),
      (HELD, UNREAD, EXTENDED, BOTH_PARTLY, *WHOLE), 2 * COST + FALLBACK_COST, (BROKEN, "slow")),
 )
 # fmt: on
