@@ -1,8 +1,7 @@
 """Booking what processes that have ended could not book, once the ledger is in order again (G3).
 
-A note is booked where the newest event that its process was told of is on the stream again. The answer that it holds is
-the call's outcome, unless another stands (G4). Booking twice changes nothing. What the ledger lacks for good is for a
-person: `tollbook recover`.
+A note is booked where the newest event that its process was told of is on the stream again. Booking twice changes
+nothing. What the ledger lacks for good is for a person: `tollbook recover`.
 """
 
 import json
@@ -63,24 +62,13 @@ class UnbookedBooker:
             reply = await self._ledger.settle_now(charge.settle_request)  # G3
         except CallUnknown:
             return "its hold is not on the ledger: `tollbook recover`"
-        if isinstance(reply, AlreadySettled):
+        if isinstance(reply, AlreadySettled) and reply.assumed_nanousd:
             # The sweeper or another run was first, and could not know the cost. What is confirmed stays.
-            is_confirmed = not reply.assumed_nanousd
-            cost, assumed = charge.cost_nanousd, charge.assumed_nanousd
-            if is_confirmed:
-                cost, assumed = reply.cost_nanousd, 0
-            await self._ledger.adjust(_correction(charge, cost, assumed, (reply.cost_nanousd, reply.assumed_nanousd)))
-        elif not reply.entry_id:
-            # It was settled at this very cost, perhaps by one that had no answer.
-            at = (charge.cost_nanousd, charge.assumed_nanousd)
-            await self._ledger.adjust(_correction(charge, *at, at))  # G4
+            await self._ledger.adjust(_correction(charge))
         return None
 
 
-def _correction(
-    charge: UnbookedCharge, cost_nanousd: int, assumed_nanousd: int, seen: tuple[int, int]
-) -> AdjustRequest:
-    """Return the correction of a hold that was settled otherwise; it brings the answer, if the call has none."""
+def _correction(charge: UnbookedCharge) -> AdjustRequest:
     payload = CostAdjusted(
         basis=json.loads(charge.payload)["basis"], reason="booked late", author=charge.process or "tollbook"
     )
@@ -88,13 +76,10 @@ def _correction(
         call_id=charge.call_id,
         user_id=charge.user_id,
         hold=charge.hold,
-        cost_nanousd=cost_nanousd,
-        assumed_nanousd=assumed_nanousd,
+        cost_nanousd=charge.cost_nanousd,
+        assumed_nanousd=charge.assumed_nanousd,
         attempt=charge.attempt,
         payload=payload_json(payload),
         budgets=charge.budgets,
-        result=charge.result,
         events=charge.events,
-        ends_call=charge.is_final,
-        seen=seen,
     )

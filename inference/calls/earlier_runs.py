@@ -94,11 +94,8 @@ class EarlierRuns:
     async def take_over(self, call: Call, found: OpenCall, *, give_up: str | None = None) -> None:
         """Settle the hold of a run that has died, unless somebody else has; `give_up` ends the call with this problem.
 
-        A run that had its answer, and could not book it, has left it in a note: that is the call's outcome.
         Errors: CallUnknown.
         """
-        if await self._book_noted(call, found):
-            return
         code = ErrorCode.ATTEMPTS_EXHAUSTED
         told = await self._ask_cost(call.user_id, found)
         cost = _cost_of(found, told)
@@ -115,22 +112,6 @@ class EarlierRuns:
         if await settle_observed(self._ledger, self._observer, request):
             cost_nanousd = request.cost_nanousd
             _log.warning("call.taken_over", call_id=call.call_id, worker=found.worker, cost_nanousd=cost_nanousd)
-
-    async def _book_noted(self, call: Call, found: OpenCall) -> bool:
-        """Settle by the note that the dead run left, if it did and the ledger is in order; return whether it is."""
-        gate = self._ledger.gate_of(call.user_id)
-        try:
-            notes = await gate.unbooked()
-        except OSError as exc:
-            _log.warning("unbooked.unreadable", call_id=call.call_id, problem=str(exc))
-            return False
-        note = next((each for each in notes if (each.call_id, each.hold) == (call.call_id, found.hold)), None)
-        if note is None or not note.is_final or not await gate.is_on_stream(note.seen):
-            return False
-        # The note stays, for the sweeper of the machine that has its file: to book it again changes nothing.
-        if await settle_observed(self._ledger, self._observer, note.settle_request):  # G4
-            _log.warning("call.answer_found", call_id=call.call_id, cost_nanousd=note.cost_nanousd)
-        return True
 
     async def release_unsent(self, call: Call) -> None:
         """Settle at zero what a reservation of this run may have held whose reply nobody waited for."""

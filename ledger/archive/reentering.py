@@ -254,8 +254,6 @@ class Reentry:
                 CostAdjusted(basis=payload.basis, reason=self._signature.reason, author=self._signature.author)
             ),
             budgets=record.settled[charge.hold].budgets,
-            result=charge.result,
-            ends_call=charge.is_final,
         )
         self._count_difference((await self._ledger.adjust(request)).difference_nanousd)
 

@@ -1,16 +1,16 @@
 """Charges that the ledger could not take, since it went back in time: noted beside it until they are booked.
 
 A note stands in Redis (`{tollbook:P}:unbooked`) and, where the process has a data directory, in a file of its own
-there: a restored Redis replaces the hash, the file survives. It holds the answer that was paid for, as the result's key
-does (G4); like results, it is in no event, log line or metric (G10). Whoever books a charge forgets its note. What
-another machine notes of it is forgotten there: booking twice changes nothing.
+there: a restored Redis replaces the hash, the file survives. It holds numbers and ids, and no completion (G10).
+Whoever books a charge forgets its note. What another machine notes of it is forgotten there: booking twice changes
+nothing.
 """
 
 import asyncio
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,8 +33,7 @@ class UnbookedCharge:
     `hold` is the number of the call's hold that it settles; 0 for spend that was recorded without a hold.
     `seen` is the newest event that the process had been told of: where it is missing, the ledger is not in order.
     `process` is the process that noted it; a worker's is the consumer of its sign of life.
-    `payload` is the JSON object of the `cost-recorded` event, `events` those of its attempts. `is_final` ends the call,
-    `result` is its result as JSON: '' where there is none, and in notes of earlier programs.
+    `payload` is the JSON object of the `cost-recorded` event, `events` those of its attempts.
     """
 
     ledger_id: str
@@ -52,12 +51,10 @@ class UnbookedCharge:
     content_hash: str = ""
     seen: EntryId
     process: str = ""
-    is_final: bool = False
-    result: str = field(default="", repr=False)
 
     @property
     def settle_request(self) -> SettleRequest:
-        """The settlement of its hold, with the answer that was paid for."""
+        """The settlement of its hold. The answer is not kept, so the call may be run again."""
         return SettleRequest(
             call_id=self.call_id,
             user_id=self.user_id,
@@ -65,10 +62,9 @@ class UnbookedCharge:
             cost_nanousd=self.cost_nanousd,
             assumed_nanousd=self.assumed_nanousd,
             attempt=self.attempt,
-            is_final=self.is_final,
+            is_final=False,
             payload=self.payload,
             budgets=self.budgets,
-            result=self.result,
             events=self.events,
         )
 
@@ -146,11 +142,9 @@ def unbooked_charge(
     """Return the note of a settlement, or of spend without a hold."""
     if isinstance(request, SettleRequest):
         hold, attempt, events, content_hash = request.hold, request.attempt, request.events, ""
-        is_final, result = request.is_final, request.result
         period = request.budgets[0].rsplit(":", 1)[1]
     else:
         hold, attempt, events, content_hash = 0, 0, (), request.content_hash
-        is_final, result = False, ""
         period = request.period
     return UnbookedCharge(
         ledger_id=ledger_id,
@@ -168,8 +162,6 @@ def unbooked_charge(
         content_hash=content_hash,
         seen=seen,
         process=process,
-        is_final=is_final,
-        result=result,
     )
 
 
