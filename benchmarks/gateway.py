@@ -23,15 +23,14 @@ import httpx
 from httpx_aiohttp import HttpxAiohttpClient
 
 from benchmarks.measure import Result, Sizes, Target, compare, in_turn
-from benchmarks.processes import clean_environment, command, end, output_of, stand_in
+from benchmarks.processes import clean_environment, command, end, free_port, output_of, stand_in
 from tollbook.ledger.server.embedded import EmbeddedServer
 
 IN_FLIGHT = 64
 _MODEL = "openai/gpt-4o-mini"
 _PROMPT = "Write a short post about the accounting of cloud costs. [[completion_tokens=60]]"
 _ANSWER_S = 0.5
-_PORT = 18_788
-_LITELLM_PORT = 18_789
+_LITELLM_KEY = "sk-none"
 _READY_TIMEOUT_S = 90.0
 
 
@@ -113,7 +112,7 @@ async def _rates(directory: Path, sizes: Sizes) -> list[Result]:
 
         def side(endpoint: Endpoint) -> Callable[[], Awaitable[float]]:
             # LiteLLM makes a tenth of the calls, so it gets a tenth.
-            number = calls // 10 if endpoint.url.endswith(str(_LITELLM_PORT)) else calls
+            number = calls // 10 if endpoint.key == _LITELLM_KEY else calls
 
             async def measure() -> float:
                 started = time.perf_counter()
@@ -182,13 +181,14 @@ async def _system(directory: Path, *options: str) -> AsyncIterator[System]:
     async with AsyncExitStack() as stack:
         base_url = await stack.enter_async_context(stand_in(directory, *options))
         server = await stack.enter_async_context(EmbeddedServer(directory / "redis", fsync="always"))
+        port = free_port()
         environment = {
             "REDIS_URL": server.url,
             "OPENROUTER_BASE_URL": base_url,
             "TOLLBOOK_DIALECT": "openrouter",
             "TOLLBOOK_DATA_DIR": str(directory / "data"),
             "TOLLBOOK_LOG_FORMAT": "json",
-            "TOLLBOOK_GATEWAY_PORT": str(_PORT),
+            "TOLLBOOK_GATEWAY_PORT": str(port),
             "TOLLBOOK_CAPS": '{"plans": {"growth": 100000}}',
         }
         await stack.enter_async_context(command("projector", environment=environment, directory=directory))
@@ -196,7 +196,7 @@ async def _system(directory: Path, *options: str) -> AsyncIterator[System]:
         client = await stack.enter_async_context(
             HttpxAiohttpClient(timeout=120, limits=httpx.Limits(max_connections=None))
         )
-        url = f"http://127.0.0.1:{_PORT}"
+        url = f"http://127.0.0.1:{port}"
         await _until_ready(client, url)
         made = await output_of(
             "keys", "create", "--user", "bench", "--plan", "growth", "--reason", "benchmark", "--json",
@@ -209,17 +209,17 @@ async def _system(directory: Path, *options: str) -> AsyncIterator[System]:
 async def _litellm(program: str, directory: Path, provider: Endpoint) -> AsyncIterator[Endpoint]:
     """Run LiteLLM's proxy over the same provider, without budgets and database."""
     entry = {"model": "openai/gpt-4o-mini", "api_base": provider.url, "api_key": "none"}
-    config = directory / "litellm.json"  # JSON is YAML.
+    config, port = directory / "litellm.json", free_port()  # JSON is YAML.
     config.write_text(json.dumps({"model_list": [{"model_name": "bench", "litellm_params": entry}]}), encoding="utf-8")
     with (directory / "litellm.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            program, "--config", str(config), "--port", str(_LITELLM_PORT), "--host", "127.0.0.1",
+            program, "--config", str(config), "--port", str(port), "--host", "127.0.0.1",
             env=clean_environment(), stdout=log, stderr=log,
         )  # fmt: skip
     try:
         async with HttpxAiohttpClient(timeout=10) as client:
-            await _until_ready(client, f"http://127.0.0.1:{_LITELLM_PORT}/health/liveliness")
-        yield Endpoint(f"http://127.0.0.1:{_LITELLM_PORT}/v1", "sk-none", "bench")
+            await _until_ready(client, f"http://127.0.0.1:{port}/health/liveliness")
+        yield Endpoint(f"http://127.0.0.1:{port}/v1", _LITELLM_KEY, "bench")
     finally:
         await end(process)
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -64,6 +65,12 @@ async def output_of(*arguments: str, environment: Mapping[str, str], directory: 
 def clean_environment() -> dict[str, str]:
     """Return the environment without what would configure Tollbook."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("TOLLBOOK_", "OPENROUTER_"))}
+
+
+def free_port() -> int:
+    """Return a port on which nothing listens now."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return listening.getsockname()[1]
 
 
 async def end(process: asyncio.subprocess.Process) -> None:

@@ -34,6 +34,7 @@ async def running(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> 
         await client.function_flush()
         await client.xadd("scraping", EARLY)  # pyright: ignore[reportArgumentType]
     async with running_system(tmp_path_factory.mktemp("publishing") / "data", server_url) as system:
+        await result_of(system, "early")
         yield system
 
 
