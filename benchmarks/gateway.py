@@ -42,6 +42,10 @@ class Endpoint:
     model: str = _MODEL
 
 
+Ask = Callable[[httpx.AsyncClient, Endpoint], Awaitable[float]]
+"""Makes one request; returns the moment that counts."""
+
+
 @dataclass(frozen=True, slots=True)
 class System:
     """What is measured: the bare provider and the gateway, a client for both, and the gateway's process."""
@@ -67,7 +71,7 @@ async def _added(
     directory: Path,
     sizes: Sizes,
     what: str,
-    ask: Callable[[httpx.AsyncClient, Endpoint], Awaitable[float]],
+    ask: Ask,
     *options: str,
 ) -> list[Result]:
     """Measure what the gateway adds to the wait for `what`."""
@@ -243,7 +247,7 @@ async def _waits(
     client: httpx.AsyncClient,
     endpoint: Endpoint,
     calls: int,
-    ask: Callable[[httpx.AsyncClient, Endpoint], Awaitable[float]],
+    ask: Ask,
     *,
     spread_s: float = 0.0,
 ) -> list[float]:

@@ -169,8 +169,6 @@ async def test_a_killed_worker_is_replaced_and_its_tasks_are_taken_over_in_time(
         await running.provider.open()
         await running.become_done(task_ids)
         await wait_until(lambda: len(running.pids()) == 5, what="the new worker, beside projector and gateway")
-            lambda: len(running.pids()) == 5, what="the new worker beside projector, gateway and the other"
-        )
         await wait_until(lambda: running.command.stderr.count("worker.started") == 3, what="its start")
         await running.check_books()
 
