@@ -84,7 +84,7 @@ async def open_gateway(system: System, stop: asyncio.Event, *, pages: Pages | No
         yield address.result()
     finally:
         stop.set()
-        await asyncio.gather(serving, return_exceptions=True)
+        await serving
 
 
 def _opened(pages: Pages | None, runtime: InferenceRuntime) -> AbstractAsyncContextManager[Sequence[BaseRoute]]:

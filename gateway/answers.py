@@ -5,6 +5,7 @@ Each write waits until the client has read, so that a slow reader slows the prov
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -43,6 +44,8 @@ class EventStream:
         writing = asyncio.create_task(self._write(send, leaving))
         try:
             await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if writing.done() and (fault := writing.exception()) is not None:
+                await self._end_broken(send, fault)
         finally:
             for task in (writing, leaving):
                 task.cancel()
@@ -72,6 +75,13 @@ class EventStream:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
         # Looked at here: once its answer is complete, every client is said to have left.
         self._has_all = not leaving.done()
+
+    async def _end_broken(self, send: Send, fault: BaseException) -> None:
+        """End a stream that cannot be written on: never in silence, since a closed socket looks like an end."""
+        _log.error("gateway.stream_failed", call_id=self._call.call_id, exc_info=fault)
+        with suppress(OSError):  # The client may be gone.
+            await _send(send, self._events.broken(problem_of_error(RuntimeError())))
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _ending(self, *, has_delta: bool) -> bytes:
         try:

@@ -133,10 +133,11 @@ class Calls:
     def _supported(self, api: Api, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         """Leave out what clients send unasked, where the first model is known not to support it."""
         given = {name: value for name, value in fields.items() if name in api.dispensable}
+        if not given:
+            return fields
         policy, model = self._runtime.policies.newest, model_in(fields)
         route = policy.policy.route_of(model if model in policy.policy.tasks else CHAT, model)
-        if not given or route is None:
-            return fields
+        assert route is not None, "every model has a route"
         models = policy.prices.at(route.first.provider).models
         left_out = models.unsupported(route.first.model, given)
         return {name: value for name, value in fields.items() if name not in left_out}

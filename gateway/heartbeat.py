@@ -1,7 +1,9 @@
 """Signs that a gateway works, renewed every second: whose has ended has no calls under way any more."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+import math
+import time
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -16,15 +18,21 @@ from tollbook.ledger.server.pipeline import CommandPipeline
 _RENEWED_S: Final = 1.0
 SILENT_S: Final = 4.0
 """A gateway that was silent for so long has ended."""
+PATIENCE_S: Final = SILENT_S + 2 * _RENEWED_S
+"""How long a retry waits to learn whether another gateway has ended."""
 
 
 class Heartbeat:
-    """The sign of one gateway, and a look at those of others."""
+    """The sign of one gateway, and a look at those of others. `monotonic` is a clock in seconds."""
 
-    def __init__(self, pipeline: CommandPipeline, namespace: str, name: str) -> None:
+    def __init__(
+        self, pipeline: CommandPipeline, namespace: str, name: str, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._pipeline = pipeline
         self._namespace = namespace
         self._name = name
+        self._monotonic = monotonic
+        self._shown_s = self._unbroken_since_s = -math.inf
 
     @asynccontextmanager
     async def shown(self) -> AsyncGenerator[None]:
@@ -40,8 +48,14 @@ class Heartbeat:
                 await self._pipeline.execute("DEL", worker_key(self._namespace, self._name))
 
     async def is_alive(self, name: str) -> bool:
-        """Whether a process, by its name, still works. Errors: LedgerUnavailable."""
-        return bool(await self._pipeline.execute("EXISTS", worker_key(self._namespace, name)))
+        """Whether a process, by its name, may still work. Errors: LedgerUnavailable.
+
+        While Redis was away nobody could show a sign. So the silence of others counts only once this gateway's own sign
+        has stood for as long: else a call that runs would be taken over, and paid twice (G4).
+        """
+        if name == self._name or await self._pipeline.execute("EXISTS", worker_key(self._namespace, name)):
+            return True
+        return self._monotonic() - self._unbroken_since_s < SILENT_S
 
     async def is_dead(self, found: OpenCall) -> bool:
         """Whether the run that holds money for a call has ended with its process."""
@@ -56,3 +70,7 @@ class Heartbeat:
     async def _show(self) -> None:
         key = worker_key(self._namespace, self._name)
         await self._pipeline.execute("SET", key, "1", "PX", round(1000 * SILENT_S))
+        now_s = self._monotonic()
+        if now_s - self._shown_s > SILENT_S:
+            self._unbroken_since_s = now_s
+        self._shown_s = now_s

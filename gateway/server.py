@@ -19,7 +19,7 @@ from tollbook.gateway.chat import ChatCompletions
 from tollbook.gateway.connections import BoundedConnection, connections_at_most
 from tollbook.gateway.embeddings import Embeddings
 from tollbook.gateway.endpoints import Calls, Limits
-from tollbook.gateway.heartbeat import SILENT_S, Heartbeat
+from tollbook.gateway.heartbeat import PATIENCE_S, Heartbeat
 from tollbook.gateway.information import Information
 from tollbook.gateway.once import Once
 from tollbook.gateway.routes import information_routes
@@ -80,7 +80,7 @@ async def serve_gateway(
         namespace=settings.namespace,
         gateway=runtime.name,
         is_alive=heartbeat.is_alive,
-        patience_s=SILENT_S,
+        patience_s=PATIENCE_S,
         remembered_s=settings.idempotency_ttl_s,
         counts=counts,
     )

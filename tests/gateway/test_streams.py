@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from tests.gateway.serving import KEY, MODEL, Served, open_served
 from tests.servers import wait_until
+from tollbook.gateway.chat import ChatEvents
 from tollbook.schemas.money import nanousd_from_usd
 
 MODEL_BODY: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "stream": True}
@@ -157,6 +158,22 @@ async def test_a_gateway_that_stops_ends_its_streams_with_an_error(
         reply = await asking
 
     assert events_in(reply.text)[-1]["error"]["code"] == "gateway_stopping"
+
+
+async def test_a_stream_that_cannot_be_written_on_ends_with_an_error(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of ours must not look like the end of an answer either."""
+
+    def fail(_self: object, _chunk: object) -> bytes:
+        raise TypeError("a delta of another form")
+
+    monkeypatch.setattr(ChatEvents, "delta", fail)
+    reply = await served.chat(stream=True)
+
+    assert reply.status_code == 200
+    assert events_in(reply.text)[-1]["error"]["code"] == "internal_error"
+    await wait_until(lambda: served.gateway.calls.under_way == 0)
 
 
 async def test_slow_readers_slow_the_provider_down(served: Served) -> None:

@@ -1,0 +1,59 @@
+"""Which gateways have ended: those that are silent, while this one's own sign shows that it could have been seen."""
+
+from typing import Any, cast
+
+import pytest
+
+from tollbook.gateway.heartbeat import SILENT_S, Heartbeat
+from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.keys import worker_key
+
+
+class Signs:
+    """Redis, as far as signs go: it can be away."""
+
+    def __init__(self) -> None:
+        self.shown: set[str] = set()
+        self.is_away = False
+
+    async def execute(self, command: str, key: str, *_: object) -> int:
+        if self.is_away:
+            raise LedgerUnavailable("away")
+        if command == "SET":
+            self.shown.add(key)
+        return int(key in self.shown)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+async def test_silence_counts_only_while_ones_own_sign_stands() -> None:
+    """G4: after an outage every sign has run out, those of gateways that work too; no call of theirs is taken over."""
+    redis, clock = Signs(), Clock()
+    heartbeat = Heartbeat(cast("Any", redis), "tollbook", "here", monotonic=clock)
+    await heartbeat._show()
+    redis.shown.add(worker_key("tollbook", "works"))
+
+    assert await heartbeat.is_alive("here")
+    assert await heartbeat.is_alive("works")
+    assert await heartbeat.is_alive("gone"), "this gateway has just begun: the other may not have had the time"
+    for _ in range(round(SILENT_S)):
+        clock.now_s += 1
+        await heartbeat._show()
+    assert not await heartbeat.is_alive("gone")
+
+    redis.is_away = True
+    clock.now_s += 3 * SILENT_S
+    redis.shown.clear()
+    with pytest.raises(LedgerUnavailable):
+        await heartbeat.is_alive("works")
+    redis.is_away = False
+    await heartbeat._show()
+    assert await heartbeat.is_alive("works"), "its sign ran out with the outage"
+    clock.now_s += SILENT_S
+    assert not await heartbeat.is_alive("works")
