@@ -11,11 +11,13 @@ from starlette.routing import BaseRoute
 
 from tollbook.app.processes import PATIENCE, System, run_beside_projector
 from tollbook.app.supervisor import Child
-from tollbook.gateway.server import DEFAULT_PORT, serve_gateway, settings_of_calls
+from tollbook.gateway.server import DEFAULT_PORT, Gateway, serve_gateway, settings_of_calls
+from tollbook.inference.errors import SettingsError
 from tollbook.inference.runtime import InferenceRuntime, open_runtime
 from tollbook.inference.settings import Settings
 from tollbook.observability.gateway_counts import GatewayCounts
 from tollbook.observability.process_state import ProcessState
+from tollbook.observability.server import shown_address
 
 Pages = Callable[[InferenceRuntime], AbstractAsyncContextManager[Sequence[BaseRoute]]]
 """Opens further routes of a gateway, such as the pages for operators, for as long as it is served."""
@@ -24,15 +26,17 @@ _log: Final = structlog.get_logger(__name__)
 
 async def run_gateway(settings: Settings, stop: asyncio.Event, *, redis_url: str, pages: Pages | None = None) -> None:
     """Serve the gateway until `stop`, beside a projector. Errors: SettingsError; LedgerRefused."""
-    port = DEFAULT_PORT if settings.gateway_port in (None, "off") else settings.gateway_port
+    if settings.gateway_port == "off":
+        raise SettingsError(["TOLLBOOK_GATEWAY_PORT: is off, so there is nothing to serve; unset it, or give a port"])
+    port = DEFAULT_PORT if settings.gateway_port is None else settings.gateway_port
 
     async def serve(runtime: InferenceRuntime, state: ProcessState) -> None:
         state.gateway = GatewayCounts()
         async with (
             _opened(pages, runtime) as routes,
-            serve_gateway(runtime, port=int(port), pages=routes, counts=state.gateway),
+            serve_gateway(runtime, port=port, pages=routes, counts=state.gateway) as gateway,
         ):
-            await stop.wait()
+            await _until(stop, gateway)
 
     await run_beside_projector(
         settings_of_calls(settings),
@@ -74,7 +78,7 @@ async def open_gateway(system: System, stop: asyncio.Event, *, pages: Pages | No
             serve_gateway(runtime, port=port, pages=routes, counts=counts) as gateway,
         ):
             address.set_result(gateway.url)
-            await stop.wait()
+            await _until(stop, gateway)
 
     serving = asyncio.create_task(serve())
     await asyncio.wait({serving, address}, return_when=asyncio.FIRST_COMPLETED)
@@ -87,6 +91,12 @@ async def open_gateway(system: System, stop: asyncio.Event, *, pages: Pages | No
         await serving
 
 
+async def _until(stop: asyncio.Event, gateway: Gateway) -> None:
+    """Wait for `stop`; a server that ends before it sets that too: nothing goes on in silence without its gateway."""
+    gateway.serving.add_done_callback(lambda _: stop.set())
+    await stop.wait()
+
+
 def _opened(pages: Pages | None, runtime: InferenceRuntime) -> AbstractAsyncContextManager[Sequence[BaseRoute]]:
     return nullcontext(()) if pages is None else pages(runtime)
 
@@ -97,8 +107,8 @@ def gateway_child(settings: Settings) -> tuple[Child, str] | None:
         return None
     port = settings.gateway_port or _free_port(settings.gateway_host)
     scheme = "https" if settings.gateway_cert else "http"
-    environment = {"TOLLBOOK_GATEWAY_PORT": str(port), "TOLLBOOK_METRICS_PORT": "off"}
-    return Child("gateway", ("gateway",), environment), f"{scheme}://{settings.gateway_host}:{port}"
+    child = Child("gateway", ("gateway",), {"TOLLBOOK_GATEWAY_PORT": str(port)})
+    return child, f"{scheme}://{shown_address(settings.gateway_host, port)}"
 
 
 def _free_port(host: str) -> int:

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -339,7 +339,7 @@ async def run_processes(
 
     Errors: SettingsError; EmbeddedServerError; PolicyDiffers.
     """
-    ports = ports_of_processes(settings, workers + 1)
+    ports = ports_of_processes(settings, workers + (1 if gateway is None else 2))
     async with open_redis_url(settings) as redis_url, announced_endpoint(settings, redis_url):
         await _settle_policy(settings, redis_url)
         environment = dict(os.environ) | {
@@ -355,8 +355,10 @@ async def run_processes(
             for number in range(1, workers + 1)
         ]
         if gateway is not None:
-            children.append(gateway[0])
-        await announce(redis_url, describe_ports(settings, ports), "" if gateway is None else gateway[1])
+            child = gateway[0]
+            children.append(replace(child, environment={**child.environment, **port_setting(ports[-1])}))
+        described = describe_ports(settings, ports, has_gateway=gateway is not None)
+        await announce(redis_url, described, "" if gateway is None else gateway[1])
         await Supervisor(children, environment, stop_timeout_s=settings.stop_grace_s + _KILLED_AFTER_S).run(stop)
 
 

@@ -77,7 +77,9 @@ def create_key(
         typer.Option(help="What the client may say of its calls by itself; repeatable; nothing by default."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="What people call it.", callback=read_id)] = None,
-    admin: Annotated[bool, typer.Option("--admin", help="It may look at everything, and change keys.")] = False,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="It may see everything, and change keys, credit and plans.")
+    ] = False,
     expires: Annotated[
         str | None, typer.Option(help="When it expires (UTC): 2027-01-31, 2027-01-31T12:00:00Z, or after 90d.")
     ] = None,
@@ -217,14 +219,12 @@ def _tell_key(done: dict[str, Any], *, as_json: bool) -> int:
 
 
 def _tags(given: Sequence[str]) -> dict[str, str]:
-    tags: dict[str, str] = {}
-    for each in given:
-        name, equals, value = each.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{each!r:.80} is not written NAME=VALUE", param_hint="--tag")
-        if tags.setdefault(name, value) != value:
-            raise typer.BadParameter(f"{name} is given twice", param_hint="--tag")
-    return tags
+    from tollbook.schemas.tags import read_tags
+
+    try:
+        return read_tags(given)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="--tag") from None
 
 
 def _expiry_ms(text: str) -> int:

@@ -313,7 +313,7 @@ class Worker:
         if not call.task.stream:
             return await self._runner.run(call, hold, give_up=give_up)
         deltas = self._open_deltas(call.call_id, call.user_id)
-        await deltas.begin(is_restart=hold.number > 1)
+        deltas.begin(is_restart=hold.number > 1)
         result = await self._runner.run(call, hold, give_up=give_up, on_delta=deltas.take)
         await deltas.flush()
         return result

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tollbook.gateway.apis import Api
 from tollbook.gateway.chat import ChatCompletions
-from tollbook.gateway.endpoints import Calls
+from tollbook.gateway.endpoints import CALL_ID_HEADER, COST_HEADER, Calls
 from tollbook.gateway.problems import Problem
 from tollbook.gateway.translated import Messages
 from tollbook.observability.gateway_counts import GatewayCounts
@@ -55,7 +55,8 @@ class RequestLog:
         try:
             await self._app(scope, receive, send_noted)
         finally:
-            self._counts.requests[status or 499] += 1
+            status = status or 499  # The client left first.
+            self._counts.requests[status] += 1
             _log.info(
                 "gateway.answered",
                 method=scope["method"],
@@ -85,7 +86,7 @@ def build_app(
                 allow_origins=list(cors_origins),
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
-                expose_headers=["x-tollbook-call-id", "x-tollbook-cost-usd", REQUEST_ID_HEADER],
+                expose_headers=[CALL_ID_HEADER, COST_HEADER, REQUEST_ID_HEADER, "retry-after", "x-should-retry"],
             )
         )
     handlers: dict[Any, Any] = {404: _not_found, 405: _not_found}

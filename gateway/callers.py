@@ -13,6 +13,7 @@ from tollbook.gateway.problems import Problem, invalid
 from tollbook.inference.api_keys import ApiKey
 from tollbook.observability.gateway_counts import GatewayCounts
 from tollbook.schemas.problems import shown
+from tollbook.schemas.tags import read_tags
 
 _MAX_KEY: Final = 200
 _FIRST_DELAY_S: Final = 0.1
@@ -163,13 +164,10 @@ def _user_in(body: Mapping[str, Any]) -> str | None:
 
 def _tags_in(text: str) -> dict[str, str]:
     """Read `team=red, tier=2`. Errors: Problem (400)."""
-    tags: dict[str, str] = {}
-    for part in filter(None, (each.strip() for each in text.split(","))):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise invalid(f"{_ATTRIBUTE_HEADERS['tags']!r} must be names and values such as 'team=red, tier=2'")
-        tags[name.strip()] = value.strip()
-    return tags
+    try:
+        return read_tags(filter(None, (each.strip() for each in text.split(","))))
+    except ValueError as exc:
+        raise invalid(f"{_ATTRIBUTE_HEADERS['tags']!r} must be such as 'team=red, tier=2': {exc}") from None
 
 
 def _stream_of(key: ApiKey, said: str | None) -> str | None:

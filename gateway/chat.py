@@ -1,15 +1,13 @@
 """OpenAI's chat completions: the form in which Tollbook's own calls are made, so that little is translated."""
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from tollbook.gateway.apis import Asked
 from tollbook.gateway.problems import Problem
+from tollbook.gateway.sse import DONE, data_event
 from tollbook.schemas.results import InferenceResult
 from tollbook.schemas.usage import Usage
-
-DONE: Final = b"data: [DONE]\n\n"
 
 
 class ChatCompletions:
@@ -86,11 +84,6 @@ class ChatEvents:
 
     def _chunk(self, choices: list[Any]) -> bytes:
         return data_event({**_head(self._asked, "chat.completion.chunk"), "choices": choices})
-
-
-def data_event(document: Mapping[str, Any]) -> bytes:
-    """Return a server-sent event without a name."""
-    return b"data: " + json.dumps(document, separators=(",", ":")).encode() + b"\n\n"
 
 
 def _head(asked: Asked, kind: str, model: str | None = None) -> dict[str, Any]:

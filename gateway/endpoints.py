@@ -19,8 +19,9 @@ from tollbook.gateway.callers import Attributes, Callers, attributes_of
 from tollbook.gateway.once import CallName, Once
 from tollbook.gateway.problems import Problem, after_payment, invalid, problem_of_error, problem_of_result
 from tollbook.gateway.requests import is_streamed, model_in, task_of
-from tollbook.gateway.running import RETRY_GRACE_S, RunningCall, WhileWaiting
+from tollbook.gateway.running import RETRY_GRACE_S, RunningCall, WhileWaiting, stopping
 from tollbook.inference.api_keys import ApiKey
+from tollbook.inference.calls.call import RunId
 from tollbook.inference.deltas import OnDelta
 from tollbook.inference.direct_calls import make_call
 from tollbook.inference.runtime import InferenceRuntime
@@ -35,6 +36,8 @@ from tollbook.schemas.windows import end_of_window
 CALL_ID_HEADER: Final = "x-tollbook-call-id"
 COST_HEADER: Final = "x-tollbook-cost-usd"
 _MAX_EARLIER: Final = 100
+_MAY_BE_PAID: Final = ("ledger_unavailable", "gateway_stopping", "internal_error")
+"""Refusals after which money may be held for a call, or spent."""
 _log = structlog.get_logger(__name__)
 
 
@@ -71,6 +74,7 @@ class Calls:
         self._limits = limits
         self._counts = counts
         self._bodies = bodies
+        self._is_stopping = False
         self._under_way: set[RunningCall] = set()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -110,7 +114,8 @@ class Calls:
             return self._refusal(request, api, problem_of_error(exc), name)
 
     async def stop(self, grace_s: float) -> None:
-        """Let calls under way end within the grace; then end them: their clients are told so."""
+        """Take no further call; let those under way end within the grace, then end them: their clients are told so."""
+        self._is_stopping = True
         tasks = {call.task for call in self._under_way}
         if tasks:
             await asyncio.wait(tasks, timeout=grace_s)
@@ -143,12 +148,21 @@ class Calls:
         return {name: value for name, value in fields.items() if name not in left_out}
 
     def _check_room(self) -> None:
+        if self._is_stopping:
+            raise stopping()
         if len(self._under_way) >= self._limits.max_calls:
             message = "this gateway has as many calls under way as it takes"
             raise Problem(503, "overloaded", message, kind="server_error", retry_after_s=1)
 
     def _begin(self, task: Task, who: Attributes, *, is_streamed: bool) -> RunningCall:
         assert task.task_id is not None, "the gateway names its calls"
+        self._check_room()  # Once more: the body took its time.
+
+        async def is_dead(found: OpenCall) -> bool:
+            # What this gateway left behind itself is dead, unless another of its requests still makes the call (G4).
+            if RunId.parse(found.worker).process == self._runtime.name:
+                return not any(other.call_id == call.call_id and other is not call for other in self._under_way)
+            return await self._is_dead(found)
 
         async def make(on_delta: OnDelta | None, while_waiting: WhileWaiting) -> InferenceResult:
             async with asyncio.timeout(self._limits.call_timeout_s):
@@ -158,7 +172,7 @@ class Calls:
                     hold_wait_s=self._limits.hold_wait_s,
                     stream=who.stream,
                     on_delta=on_delta,
-                    is_dead=self._is_dead,
+                    is_dead=is_dead,
                     while_waiting=while_waiting,
                 )
 
@@ -252,9 +266,8 @@ class Calls:
         if problem.status == 500:
             _log.exception("gateway.failed", path=request.url.path, request_id=scope["request_id"])
         if name is not None:
-            # Where the ledger did not answer it may hold money: a retry goes on with that hold.
-            may_hold = problem.code == "ledger_unavailable"
-            self._later(self._once.left(name) if may_hold else self._once.delivered(name))
+            # G4: such a call may hold money, or have been paid and settled: its retry must find it.
+            self._later(self._once.left(name) if problem.code in _MAY_BE_PAID else self._once.delivered(name))
         call_id = {CALL_ID_HEADER: name.call_id} if name is not None else {}
         return JSONResponse(
             api.error_body(problem, scope["request_id"]),

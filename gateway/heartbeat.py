@@ -18,6 +18,8 @@ from tollbook.ledger.server.pipeline import CommandPipeline
 _RENEWED_S: Final = 1.0
 SILENT_S: Final = 4.0
 """A gateway that was silent for so long has ended."""
+_GAP_S: Final = SILENT_S - 2 * _RENEWED_S
+"""From such a gap between its own signs on, another gateway's may have run out meanwhile."""
 PATIENCE_S: Final = SILENT_S + 2 * _RENEWED_S
 """How long a retry waits to learn whether another gateway has ended."""
 
@@ -55,7 +57,8 @@ class Heartbeat:
         """
         if name == self._name or await self._pipeline.execute("EXISTS", worker_key(self._namespace, name)):
             return True
-        return self._monotonic() - self._unbroken_since_s < SILENT_S
+        now_s = self._monotonic()
+        return now_s - self._shown_s > _GAP_S or now_s - self._unbroken_since_s < SILENT_S
 
     async def is_dead(self, found: OpenCall) -> bool:
         """Whether the run that holds money for a call has ended with its process."""
@@ -71,6 +74,6 @@ class Heartbeat:
         key = worker_key(self._namespace, self._name)
         await self._pipeline.execute("SET", key, "1", "PX", round(1000 * SILENT_S))
         now_s = self._monotonic()
-        if now_s - self._shown_s > SILENT_S:
+        if now_s - self._shown_s > _GAP_S:
             self._unbroken_since_s = now_s
         self._shown_s = now_s

@@ -130,9 +130,9 @@ class Once:
                 _log.warning("gateway.call_not_kept", call_id=name.call_id, problem=str(exc))
 
     async def is_joined(self, name: CallName) -> bool:
-        """Whether a retry has joined a call whose client left. Where that cannot be known, it may have."""
+        """Whether a retry has joined a call whose client left. Where that cannot be known, it may have (G4)."""
         if name.shelf is None:
-            return False
+            return name.tries is not None  # A call that its client has named may be waited for at any gateway.
         try:
             found: bytes | None = await self._pipeline.execute("HGET", name.shelf, name.call_id)
         except LedgerUnavailable:
@@ -152,7 +152,7 @@ class Once:
                     continue
                 if gateway and await self._is_alive(gateway):
                     elsewhere = True
-                # Whoever removes the entry has it: two retries at a time join two calls.
+                # G4: whoever removes the entry has it: two retries at a time join two calls.
                 elif await self._pipeline.execute("HDEL", shelf, call_id):
                     return call_id
             if not elsewhere or waited_s >= self._patience_s:

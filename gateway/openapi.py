@@ -1,6 +1,8 @@
 """The OpenAPI document of the gateway. Forms that tasks share are those of `schemas/`, so that they cannot differ."""
 
+from collections.abc import Iterable
 from functools import cache
+from importlib.metadata import version
 from typing import Any, Final
 
 from pydantic import TypeAdapter
@@ -16,7 +18,7 @@ _ERRORS: Final = {
     "400": "the request is wrong, or its cost has no bound: `invalid_task`, `price_unknown`",
     "401": "the key is missing, unknown, expired or revoked: `invalid_api_key`",
     "402": "the call does not fit a budget: `plan_limit_reached`",
-    "403": "the key is not for this: `model_not_allowed`, `attribute_not_allowed`",
+    "403": "the key is not for this: `model_not_allowed`, `attribute_not_allowed`, `stream_not_allowed`, `no_user`",
     "408": "nothing of the body came for half a minute: `request_timeout`",
     "409": "the same `Idempotency-Key` came with other content: `idempotency_conflict`",
     "413": "the body is too large: `request_too_large`",
@@ -25,6 +27,8 @@ _ERRORS: Final = {
     "503": "no call can be made now: `ledger_unavailable`, `overloaded`, `gateway_stopping`",
     "504": "the provider, or the call, took too long",
 }
+_FREE_ERRORS: Final = ("400", "401", "403", "408", "413", "503")
+"""Of a request that makes no call."""
 _MODEL: Final = {
     "type": "string",
     "pattern": MODEL_ID_PATTERN,
@@ -53,7 +57,7 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "Tollbook gateway",
-            "version": "0.1.0",
+            "version": version("tollbook"),
             "description": "OpenAI's and Anthropic's APIs under the caps of a Tollbook ledger.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
@@ -63,7 +67,7 @@ def document() -> dict[str, Any]:
             "/v1/responses": _post("createResponse", "Make a response", "ResponsesRequest"),
             "/v1/messages": _post("createMessage", "Make a message", "MessagesRequest", error="MessagesError"),
             "/v1/messages/count_tokens": _post(
-                "countTokens", "Count a prompt's tokens", "CountRequest", error="MessagesError", is_streamed=False
+                "countTokens", "Count a prompt's tokens", "CountRequest", error="MessagesError", makes_call=False
             ),
             "/v1/embeddings": _post(
                 "createEmbeddings", "Make vectors of texts", "EmbeddingsRequest", is_streamed=False
@@ -157,12 +161,22 @@ def _embeddings_request(parameters: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _post(name: str, summary: str, request: str, *, error: str = "Error", is_streamed: bool = True) -> dict[str, Any]:
+def _post(
+    name: str,
+    summary: str,
+    request: str,
+    *,
+    error: str = "Error",
+    is_streamed: bool = True,
+    makes_call: bool = True,
+) -> dict[str, Any]:
     headers = {
         "idempotency-key": "Names the call: a repeat with the same content gets the first answer, and costs nothing.",
         "x-tollbook-user": "Who is charged, where the key allows it.",
+        "x-tollbook-plan": "The user's plan, where the key allows it.",
         "x-tollbook-campaign": "The campaign, where the key allows it.",
         "x-tollbook-tags": "Tags such as `team=red, tier=2`, where the key allows them.",
+        "x-tollbook-stream": "The task stream under which the call is counted: one that the key was made for.",
     }
     return {
         "post": {
@@ -170,13 +184,15 @@ def _post(name: str, summary: str, request: str, *, error: str = "Error", is_str
             "summary": summary,
             "parameters": [
                 {"name": header, "in": "header", "description": text, "schema": {"type": "string"}}
-                for header, text in headers.items()
+                for header, text in (headers if makes_call else {}).items()
             ],
             "requestBody": {
                 "required": True,
                 "content": {"application/json": {"schema": {"$ref": _REFS.format(model=request)}}},
             },
-            "responses": _responses(list(_ERRORS), error, is_streamed=is_streamed),
+            "responses": _responses(
+                _ERRORS if makes_call else _FREE_ERRORS, error, is_streamed=is_streamed and makes_call
+            ),
         }
     }
 
@@ -189,7 +205,7 @@ def _get(name: str, summary: str, path: dict[str, Any] | None = None) -> dict[st
     return {"get": {"operationId": name, "summary": summary, "parameters": parameters, "responses": _responses(errors)}}
 
 
-def _responses(statuses: list[str], form: str = "Error", *, is_streamed: bool = False) -> dict[str, Any]:
+def _responses(statuses: Iterable[str], form: str = "Error", *, is_streamed: bool = False) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": _REFS.format(model=form)}}}
     refused = {
         status: {"description": _ERRORS.get(status, "there is no such thing"), "content": error} for status in statuses

@@ -23,7 +23,7 @@ Make = Callable[[OnDelta | None, WhileWaiting], Awaitable[InferenceResult]]
 
 
 class RunningCall:
-    """One call, begun at once. With `is_streamed`, its deltas are to be read by `deltas`."""
+    """One call, begun at once. With `is_streamed`, its deltas are to be read by `next_delta`."""
 
     def __init__(self, call_id: str, make: Make, *, is_streamed: bool) -> None:
         self.call_id = call_id
@@ -55,7 +55,7 @@ class RunningCall:
             return await asyncio.shield(self.task)
         except asyncio.CancelledError:
             if self.task.cancelled():
-                raise _stopping() from None
+                raise stopping() from None
             raise
 
     async def begun(self) -> bool:
@@ -120,6 +120,7 @@ class RunningCall:
             self._begun.set_result(has_delta)
 
 
-def _stopping() -> Problem:
+def stopping() -> Problem:
+    """Return that the gateway stops."""
     message = "the gateway stops; send the request again"
     return Problem(503, "gateway_stopping", message, kind="server_error", retry_after_s=1)

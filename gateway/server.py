@@ -38,11 +38,12 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """A gateway that is being served. `url` is its address."""
+    """A gateway that is being served. `url` is its address; `serving` ends early only by a fault of the server."""
 
     url: str
     calls: Calls
     counts: GatewayCounts
+    serving: asyncio.Task[None]
 
 
 def settings_of_calls(settings: Settings) -> Settings:
@@ -108,11 +109,12 @@ async def serve_gateway(
             serving = asyncio.create_task(server.serve(sockets=[listening]))
             _log.info("gateway.served", url=url)
             try:
-                yield Gateway(url, calls, counts)
+                yield Gateway(url, calls, counts, serving)
             finally:
                 server.should_exit = True  # No new connection; those that are open may end.
                 await calls.stop(max(0.0, settings.stop_grace_s - _CLOSING_S))
-                await asyncio.gather(serving, return_exceptions=True)
+                await serving
+                await calls.stop(0.0)  # What came while the first was waited for.
 
 
 def _config(settings: Settings, app: object) -> uvicorn.Config:

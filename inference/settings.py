@@ -291,7 +291,8 @@ class Settings(BaseSettings):
     gateway_timeout_s: float = _seconds(
         "TOLLBOOK_GATEWAY_TIMEOUT_S",
         600.0,
-        "maximum duration of one request of the gateway to a provider; TOLLBOOK_ATTEMPT_TIMEOUT_S limits its silence",
+        "maximum duration of a gateway's call, with its wait for money and its fallbacks; TOLLBOOK_ATTEMPT_TIMEOUT_S "
+        "limits how long a provider may be silent",
         gt=0,
         le=3600,
     )

@@ -57,15 +57,20 @@ class DeltaStream:
         self._writing: asyncio.Task[None] | None = None
         self._has_gap = False
         self._is_new = True
+        self._is_restart = False
 
-    async def begin(self, *, is_restart: bool) -> None:
-        """Say that a run begins, where it is not the first."""
-        if is_restart and not await self._append("restarted", "1"):
-            self._has_gap = True
+    def begin(self, *, is_restart: bool) -> None:
+        """Have it said that a run begins, where it is not the first."""
+        if is_restart:
+            self._is_restart = True
+            self._start_writing()
 
     async def take(self, delta: Delta) -> None:
         """Take a delta; it is appended soon, with others where there are many."""
         self._waiting.append(delta)
+        self._start_writing()
+
+    def _start_writing(self) -> None:
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
 
@@ -80,13 +85,23 @@ class DeltaStream:
         await self._append("end", status)
 
     async def _write(self) -> None:
+        if self._is_restart:
+            self._is_restart = False
+            self._has_gap = not await self._append("restarted", "1")
         while self._waiting:
             batch, self._waiting = self._waiting, []
             if self._has_gap and not await self._append("gap", "1"):
                 self._waiting.clear()
                 return
             self._has_gap = False
-            if not await self._append("delta", json.dumps(merged(batch), separators=(",", ":"))):
+            try:
+                text = json.dumps(merged(batch), separators=(",", ":"))
+            except (TypeError, ValueError) as exc:
+                # Of another form than is known: the result has the answer, and must not be lost for it (G4).
+                _log.warning("deltas.not_merged", key=self._key, problem=type(exc).__name__)
+                self._has_gap = True
+                continue
+            if not await self._append("delta", text):
                 self._has_gap = True
                 self._waiting.clear()
 

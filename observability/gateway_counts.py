@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class GatewayCounts:
-    """`requests` by HTTP status, 0 for those whose client left first; `calls_open` are under way now."""
+    """`requests` by HTTP status, 499 for those whose client left first; `calls_open` are under way now."""
 
     requests: Counter[int] = field(default_factory=Counter[int])
     wrong_keys: int = 0

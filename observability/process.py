@@ -68,8 +68,13 @@ def port_setting(port: int | None) -> dict[str, str]:
     return {"TOLLBOOK_METRICS_PORT": "off" if port is None else str(port)}
 
 
-def describe_ports(settings: Settings, ports: Sequence[int | None]) -> str:
-    """Say where the metrics of these processes, the projector's first, are served; '' where they are not."""
+def describe_ports(settings: Settings, ports: Sequence[int | None], *, has_gateway: bool = False) -> str:
+    """Say where the metrics of these processes are served; '' where they are not.
+
+    The projector's is the first; with `has_gateway`, the gateway's is the last.
+    """
+    gateway = f", {ports[-1]} (gateway)" if has_gateway else ""
+    ports = ports[:-1] if has_gateway else ports
     first, last = ports[0], ports[-1]
     if first is None or last is None:
         return ""
@@ -77,4 +82,4 @@ def describe_ports(settings: Settings, ports: Sequence[int | None]) -> str:
         return f"one address for each process in {settings.data_dir.resolve() / 'metrics'}"
     host = settings.metrics_host
     workers = f"{last}" if len(ports) == 2 else f"{first + 1} to {last}"
-    return f"http://{host}:{first} (projector), the same on port {workers} (workers)"
+    return f"http://{host}:{first} (projector), the same on port {workers} (workers){gateway}"

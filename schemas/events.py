@@ -467,7 +467,9 @@ class KeyCreated(Payload):
     allows: tuple[KeyAttribute, ...] = Field(
         default=(), description="Attributes of a call that the client may give in place of the key's."
     )
-    is_admin: bool = Field(default=False, description="Whether it may look at everything, and create and revoke keys.")
+    is_admin: bool = Field(
+        default=False, description="Whether it may see everything, and change keys, credit and plans."
+    )
     expires_ms: Count | None = Field(
         default=None, description="When it expires, milliseconds since the epoch; absent: never."
     )

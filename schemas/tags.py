@@ -1,7 +1,7 @@
 """Tags of a task: names and values of its publisher's own, by which budgets and reports group calls."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Final, cast
 
 from pydantic import BeforeValidator
@@ -13,6 +13,18 @@ MAX_TAGS: Final = 16
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 # A budget may be grouped by these too.
 _TAKEN: Final = frozenset({"user", "plan", "campaign", "task", "model"})
+
+
+def read_tags(words: Iterable[str]) -> dict[str, str]:
+    """Read tags that are written `NAME=VALUE`, for people to correct. Errors: ValueError."""
+    tags: dict[str, str] = {}
+    for word in words:
+        name, equals, value = (each.strip() for each in word.partition("="))
+        if not equals:
+            raise ValueError(f"{word!r:.80} is not written NAME=VALUE")
+        if tags.setdefault(name, value) != value:
+            raise ValueError(f"{name!r:.80} is given twice")
+    return tags
 
 
 def _tags(value: object) -> object:

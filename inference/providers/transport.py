@@ -95,7 +95,7 @@ class Connection:
         self._idle_timeout_s = idle_timeout_s
         # The wait for a connection ends well before the request's time does, so that a request which was never sent
         # is known not to be charged.
-        connect_s = min(connect_timeout_s, timeout_s / 2)
+        connect_s = min(connect_timeout_s, timeout_s / 2, (idle_timeout_s or timeout_s) / 2)
         self._extensions = {"timeout": {"connect": connect_s, "pool": connect_s, "read": timeout_s, "write": timeout_s}}
         limits = httpx.Limits(
             max_connections=max_connections, max_keepalive_connections=max_connections, keepalive_expiry=_KEEP_ALIVE_S

@@ -32,6 +32,12 @@ class Clock:
         return self.now_s
 
 
+async def keep_showing(heartbeat: Heartbeat, clock: Clock) -> None:
+    for _ in range(round(SILENT_S) + 1):
+        clock.now_s += 1
+        await heartbeat._show()
+
+
 async def test_silence_counts_only_while_ones_own_sign_stands() -> None:
     """G4: after an outage every sign has run out, those of gateways that work too; no call of theirs is taken over."""
     redis, clock = Signs(), Clock()
@@ -42,9 +48,7 @@ async def test_silence_counts_only_while_ones_own_sign_stands() -> None:
     assert await heartbeat.is_alive("here")
     assert await heartbeat.is_alive("works")
     assert await heartbeat.is_alive("gone"), "this gateway has just begun: the other may not have had the time"
-    for _ in range(round(SILENT_S)):
-        clock.now_s += 1
-        await heartbeat._show()
+    await keep_showing(heartbeat, clock)
     assert not await heartbeat.is_alive("gone")
 
     redis.is_away = True
@@ -53,7 +57,18 @@ async def test_silence_counts_only_while_ones_own_sign_stands() -> None:
     with pytest.raises(LedgerUnavailable):
         await heartbeat.is_alive("works")
     redis.is_away = False
+    assert await heartbeat.is_alive("works"), "asked before this one could show its own sign again"
     await heartbeat._show()
     assert await heartbeat.is_alive("works"), "its sign ran out with the outage"
-    clock.now_s += SILENT_S
+    await keep_showing(heartbeat, clock)
     assert not await heartbeat.is_alive("works")
+
+
+async def test_an_outage_that_just_outlasts_another_sign_is_seen_too() -> None:
+    """Signs of two gateways are not renewed at the same moment: the other's may run out first."""
+    redis, clock = Signs(), Clock()
+    heartbeat = Heartbeat(cast("Any", redis), "tollbook", "here", monotonic=clock)
+    await keep_showing(heartbeat, clock)
+    clock.now_s += SILENT_S - 0.4
+    await heartbeat._show()
+    assert await heartbeat.is_alive("works")

@@ -3,13 +3,20 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from redis.asyncio import Redis
 
-from tests.gateway.serving import Served, open_served
+from tests.gateway.serving import MODEL, Served, api_key, open_served
 from tests.servers import wait_until
+from tollbook.gateway import endpoints
+from tollbook.gateway.once import _digest
+from tollbook.gateway.requests import task_of
+from tollbook.inference.calls.call import Call, RunId
+from tollbook.inference.calls.reservations import WaitLimits
+from tollbook.schemas.events import CostRecorded
 
 RETRY = "x-stainless-retry-count"
 
@@ -96,3 +103,60 @@ async def test_a_whole_answer_is_finished_without_its_client_and_kept(served: Se
     assert again.status_code == 200
     assert served.calling.provider.requests == 1
     assert await served.calling.assumed() == 0
+
+
+async def test_a_named_stream_is_finished_although_its_client_left(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G4: its retry may wait for it at another gateway, which nobody here can see."""
+    monkeypatch.setattr(endpoints, "RETRY_GRACE_S", 0.0)
+    served.calling.script("slow")
+    headers = {"idempotency-key": "a"}
+    asking = asyncio.create_task(served.chat("Hello", stream=True, headers=headers))
+    await wait_until(lambda: served.calling.provider.requests == 1)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await wait_until(lambda: served.gateway.calls.under_way == 0)
+
+    again = await served.chat("Hello", stream=True, headers=headers)
+
+    assert again.status_code == 200
+    assert served.calling.provider.requests == 1
+    assert await served.calling.assumed() == 0
+
+
+async def test_a_hold_that_this_gateway_left_behind_keeps_nobody_waiting(served: Served) -> None:
+    """G2: no request of it makes that call any more, and it is no other gateway's."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+    call_id = f"gw-{_digest('key-1', 'a')}"
+    task, _ = task_of(body, body, call_id=call_id, key=api_key(), headers={}, policy=served.runtime.rules)
+    policy = served.runtime.policies.of("u1")
+    call = Call.of_task(task, call_id=call_id, run_id=RunId(served.runtime.name, "gone"), policy=policy)
+    assert (await served.runtime.reservations.acquire(call, WaitLimits(hold_wait_s=0))).hold is not None
+
+    reply = await served.chat("Hello", headers={"idempotency-key": "a"})
+
+    assert reply.status_code == 200, reply.text
+    outcomes = [event.payload for event in await served.calling.events(call_id) if event.type == "cost-recorded"]
+    assert [each.outcome for each in outcomes if isinstance(each, CostRecorded)] == ["taken_over", "done"]
+
+
+async def test_a_gateway_that_stops_keeps_its_calls_for_retries_and_takes_no_more(
+    served: Served, redis_client: Redis
+) -> None:
+    """G4: such a call may be paid and settled; its retry finds it at another gateway."""
+    served.calling.script("hang")
+    asking = asyncio.create_task(served.chat("Hello", headers={RETRY: "0"}))
+    await wait_until(lambda: served.calling.provider.requests == 1)
+    await served.gateway.calls.stop(0)
+
+    replies = [await asking, await served.chat("Good bye")]
+
+    assert [(each.status_code, each.json()["error"]["code"]) for each in replies] == [(503, "gateway_stopping")] * 2
+    [shelf] = [key async for key in redis_client.scan_iter("tollbook:gateway:*")]
+    await wait_until(lambda: is_left(redis_client, shelf), what="the call kept for a retry")
+
+
+async def is_left(redis: Redis, shelf: bytes) -> bool:
+    kept: Any = await redis.hgetall(shelf)
+    return [value.endswith(b" ") for value in kept.values()] == [True]

@@ -9,6 +9,7 @@ from tollbook.inference.api_keys import IssuedKey
 from tollbook.inference.key_changes import CreatedKey, KeyBounds
 from tollbook.ledger.errors import IdempotencyConflict, KeyAlreadyRevoked, KeyExpired, KeyUnknown
 from tollbook.schemas.events import KEY_ATTRIBUTES
+from tollbook.schemas.tags import read_tags
 from tollbook.schemas.tasks import InvalidTask
 from tollbook.views.api_keys import bounds_text, key_document, origin_text, state_text
 from tollbook.views.web.parts import Cell, Fact, Field, Form, Notice, Page, Table, Tone, link, rows_of
@@ -150,13 +151,10 @@ def _after_ms(visit: Visit) -> int:
 
 
 def _tags(words: Sequence[str]) -> dict[str, str]:
-    tags: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise Refused(400, f"{word!r:.80} is no tag, such as team=red")
-        tags[name] = value
-    return tags
+    try:
+        return read_tags(words)
+    except ValueError as exc:
+        raise Refused(400, str(exc)) from None
 
 
 def _create_form(visit: Visit) -> Form:
@@ -173,7 +171,12 @@ def _create_form(visit: Visit) -> Form:
         Field("days", "Expires", hint="At the end of that day.", kind="select", choices=_DAYS),
         reason_field(),
         Field("allows", "Clients may say by themselves", kind="checks", choices=[*_ALLOWED.items()]),
-        Field("admin", "Admin", kind="check", hint="It may look at everything here, and change keys."),
+        Field(
+            "admin",
+            "Admin",
+            kind="check",
+            hint="It may see everything, and change keys, credit and plans.",
+        ),
     ]
     return Form("Create a key", link("/keys"), fields, "Create the key", hidden={"command": secrets.token_hex(8)})
 

@@ -5,7 +5,7 @@ import time
 from decimal import Decimal
 from typing import Any
 
-from tollbook.gateway.information import read_budgets
+from tollbook.inference.budgets_now import read_budgets
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.schemas.identifiers import describe_budget
 from tollbook.views.queries import alerts_sql, budgets_sql, spend_sql

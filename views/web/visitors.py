@@ -46,7 +46,7 @@ class Visitor:
 
     @property
     def is_admin(self) -> bool:
-        """Whether this visitor sees everything and changes keys."""
+        """Whether this visitor sees everything, and may change keys, credit, plans and caps."""
         return self.key is None or self.key.is_admin
 
     @property
