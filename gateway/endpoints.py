@@ -159,8 +159,8 @@ class Calls:
         self._check_room()  # Once more: the body took its time.
 
         async def is_dead(found: OpenCall) -> bool:
-            # What this gateway left behind itself is dead, unless another of its requests still makes the call (G4).
-            if RunId.parse(found.worker).process == self._runtime.name:
+            # What this gateway left behind itself is dead, unless another of its requests still makes the call.
+            if RunId.parse(found.worker).process == self._runtime.name:  # G4
                 return not any(other.call_id == call.call_id and other is not call for other in self._under_way)
             return await self._is_dead(found)
 
@@ -266,8 +266,9 @@ class Calls:
         if problem.status == 500:
             _log.exception("gateway.failed", path=request.url.path, request_id=scope["request_id"])
         if name is not None:
-            # G4: such a call may hold money, or have been paid and settled: its retry must find it.
-            self._later(self._once.left(name) if problem.code in _MAY_BE_PAID else self._once.delivered(name))
+            # Such a call may hold money, or have been paid and settled: its retry must find it.
+            may_be_paid = problem.code in _MAY_BE_PAID  # G4
+            self._later(self._once.left(name) if may_be_paid else self._once.delivered(name))
         call_id = {CALL_ID_HEADER: name.call_id} if name is not None else {}
         return JSONResponse(
             api.error_body(problem, scope["request_id"]),

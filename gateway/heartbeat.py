@@ -53,12 +53,13 @@ class Heartbeat:
         """Whether a process, by its name, may still work. Errors: LedgerUnavailable.
 
         While Redis was away nobody could show a sign. So the silence of others counts only once this gateway's own sign
-        has stood for as long: else a call that runs would be taken over, and paid twice (G4).
+        has stood for as long: else a call that runs would be taken over, and paid twice.
         """
         if name == self._name or await self._pipeline.execute("EXISTS", worker_key(self._namespace, name)):
             return True
         now_s = self._monotonic()
-        return now_s - self._shown_s > _GAP_S or now_s - self._unbroken_since_s < SILENT_S
+        is_unsure = now_s - self._shown_s > _GAP_S or now_s - self._unbroken_since_s < SILENT_S
+        return is_unsure  # G4
 
     async def is_dead(self, found: OpenCall) -> bool:
         """Whether the run that holds money for a call has ended with its process."""

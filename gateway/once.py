@@ -130,9 +130,10 @@ class Once:
                 _log.warning("gateway.call_not_kept", call_id=name.call_id, problem=str(exc))
 
     async def is_joined(self, name: CallName) -> bool:
-        """Whether a retry has joined a call whose client left. Where that cannot be known, it may have (G4)."""
+        """Whether a retry has joined a call whose client left. Where that cannot be known, it may have."""
         if name.shelf is None:
-            return name.tries is not None  # A call that its client has named may be waited for at any gateway.
+            # One that its client has named may be waited for at any gateway.
+            return name.tries is not None  # G4
         try:
             found: bytes | None = await self._pipeline.execute("HGET", name.shelf, name.call_id)
         except LedgerUnavailable:
@@ -152,8 +153,8 @@ class Once:
                     continue
                 if gateway and await self._is_alive(gateway):
                     elsewhere = True
-                # G4: whoever removes the entry has it: two retries at a time join two calls.
-                elif await self._pipeline.execute("HDEL", shelf, call_id):
+                # Whoever removes the entry has it: two retries at a time join two calls.
+                elif await self._pipeline.execute("HDEL", shelf, call_id):  # G4
                     return call_id
             if not elsewhere or waited_s >= self._patience_s:
                 return None

@@ -23,7 +23,7 @@ def read_tags(words: Iterable[str]) -> dict[str, str]:
         if not equals:
             raise ValueError(f"{word!r:.80} is not written NAME=VALUE")
         if tags.setdefault(name, value) != value:
-            raise ValueError(f"{name!r:.80} is given twice")
+            raise ValueError(f"{name:.80} is given twice")
     return tags
 
 
