@@ -58,8 +58,7 @@ class Heartbeat:
         if name == self._name or await self._pipeline.execute("EXISTS", worker_key(self._namespace, name)):
             return True
         now_s = self._monotonic()
-        is_unsure = now_s - self._shown_s > _GAP_S or now_s - self._unbroken_since_s < SILENT_S
-        return is_unsure  # G4
+        return now_s - self._shown_s > _GAP_S or now_s - self._unbroken_since_s < SILENT_S  # G4
 
     async def is_dead(self, found: OpenCall) -> bool:
         """Whether the run that holds money for a call has ended with its process."""

@@ -230,7 +230,7 @@ def _entry(digest: str, created: bytes | str | None, revoked: bytes | str | None
     except ValidationError:
         _log.error("api_key.unreadable", key_hash=digest)  # It opens nothing, and `verify` names it.
         return None
-    return entry if hmac.compare_digest(entry.created.hash, digest) else None
+    return entry if hmac.compare_digest(entry.created.hash, digest) else None  # G8
 
 
 def _api_key(created: KeyCreated) -> ApiKey:
