@@ -441,13 +441,17 @@ class Audit:
                 self._wrong(task_id, f"{task_id} has a result, and was never published")
 
     def _check_answers(self) -> None:
-        """G4: a request that names its call is one call; what its client was told is what the call came to."""
+        """G4: what a client names is paid as one call; what it was told is what the call came to."""
         calls: dict[str, set[str]] = defaultdict(set)
+        paid: dict[str, set[str]] = defaultdict(set)
         for hold in self.holds.values():
             calls[hold.user_id].add(hold.call_id)
+            # One that came to nothing is another call than the next try.
+            if hold.cost:
+                paid[hold.user_id].add(hold.call_id)
         for visit in self.evidence.plot.visits:
-            if visit.has_key and len(calls[visit.user]) > 1:
-                self._wrong("", f"G4: one Idempotency-Key of {visit.user} made the calls {calls[visit.user]}")
+            if visit.has_key and len(paid[visit.user]) > 1:
+                self._wrong("", f"G4: one Idempotency-Key of {visit.user} paid for {sorted(paid[visit.user])}")
         for answer in self.evidence.answers:
             if answer.status != 200 or "inference_failed" in answer.text or '"error"' in answer.text:
                 continue

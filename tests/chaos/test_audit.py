@@ -260,10 +260,20 @@ def test_a_visit_is_one_call_and_its_answer() -> None:
     Audit(visited()).check()
 
 
+def test_a_visit_may_be_another_call_where_the_first_came_to_nothing() -> None:
+    first = (
+        replace(reserved(), user_id=VISIT.user, call_id="gw-2"),
+        replace(settled(0, outcome="failed"), user_id=VISIT.user, call_id="gw-2"),
+    )
+    good = visited()
+    events = [replace(event, seq=number) for number, event in enumerate((*first, *good.events), 1)]
+    Audit(replace(good, events=events)).check()
+
+
 @pytest.mark.parametrize(
     ("evidence", "says"),
     [
-        (visited("gw-2"), "one Idempotency-Key of visitor-1 made the calls"),
+        (visited("gw-2"), "one Idempotency-Key of visitor-1 paid for"),
         (visited(answered_by="gw-3"), "visitor-1 was answered by gw-3"),
         (replace(visited(), book=[]), "the provider charged visitor-1 0, the ledger has 40"),
     ],
