@@ -200,6 +200,7 @@ class Follower:
         """Read from the projection how far it is, and which policy is the last one there."""
         self._position = await asyncio.to_thread(self._store.position, self._keys.partition)
         self._policy = await asyncio.to_thread(self._store.newest_policy, self._keys.partition)
+        self._wake()
 
     async def _check_identity(self) -> None:
         """Refuse a ledger other than the one folded so far, or one that has lost or replaced events."""

@@ -117,6 +117,23 @@ async def projecting(
         await asyncio.wait([task])
 
 
+async def test_a_start_on_what_is_folded_already_wakes_those_who_wait(store: Store, gate: DirectGate) -> None:
+    """Whoever asked before the position was read from DuckDB must not wait for an event that may never come."""
+    last = await gate.reserve("c1", 5)
+    async with projecting(store, gate) as (projector, _):
+        await projector.wait_for(0, last)
+    projector = Projector(store, gate.redis, [KEYS], trim=gate.trim, settings=QUICK)
+    waiting = asyncio.create_task(projector.wait_for(0, last))
+    await asyncio.sleep(0)
+    folding = asyncio.create_task(projector.run())
+    try:
+        async with asyncio.timeout(10):
+            await waiting
+    finally:
+        folding.cancel()
+        await asyncio.wait([folding])
+
+
 async def append_raw(redis: Redis, seq: int, **changes: str) -> EntryId:
     payload = {"task_type": "score_post", "plan": "trial", "cap_nanousd": CAP, "hold": 1}
     values = ("budget-reserved", "1", str(seq), "u9", PERIOD, f"c{seq}", "1", "1", str(seq), json.dumps(payload))
