@@ -4,7 +4,7 @@ It writes nothing to Redis: it trims and seals nothing, answers nobody and marks
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -19,7 +19,6 @@ from tollbook.ledger.errors import LedgerError, LedgerRefused
 from tollbook.ledger.projection.file_checks import open_checked
 from tollbook.ledger.projection.lease import Lease, ProjectorRunning
 from tollbook.ledger.projection.projector import Projector
-from tollbook.ledger.projection.store import Store
 
 _FIRST_PAUSE_S: Final = 0.5
 _MAX_PAUSE_S: Final = 30.0
@@ -53,7 +52,7 @@ class Standby:
             await asyncio.gather(*following, return_exceptions=True)
 
     async def _follow_forever(self) -> None:
-        """Follow until cancelled, or until it is seen that the file is not of the ledger as it is: the lease decides."""
+        """Follow until cancelled, or until the file is seen not to be of the ledger as it is."""
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
@@ -68,24 +67,38 @@ class Standby:
 
     async def _follow(self) -> None:
         settings, handle = self.settings, self.handle
-        opening = asyncio.to_thread(
-            open_checked,
-            settings.projection_path,
-            handle.ledger_id,
-            len(handle.keys),
-            memory_limit=settings.duckdb_memory,
-            now=self.now,
+        opening = asyncio.ensure_future(
+            asyncio.to_thread(
+                open_checked,
+                settings.projection_path,
+                handle.ledger_id,
+                len(handle.keys),
+                memory_limit=settings.duckdb_memory,
+                now=self.now,
+            )
         )
-        store: Store = await opening
         try:
+            store = await asyncio.shield(opening)
             for keys in handle.keys:
-                await asyncio.to_thread(fold_archive, store, self.archive, keys.partition)
+                await _to_its_end(asyncio.to_thread(fold_archive, store, self.archive, keys.partition))
             projector = Projector(store, handle.redis, handle.keys, trim=_leave_alone)
             await projector.check()
             _log.info("standby.following", path=str(settings.projection_path))
             await projector.run()
         finally:
-            await asyncio.shield(asyncio.to_thread(store.close))
+            # Whoever has the lease opens the file next.
+            await asyncio.wait([opening])
+            if opening.exception() is None:
+                await asyncio.to_thread(opening.result().close)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, Any]) -> None:
+    """Wait for a thread that works on the file also where this task is cancelled."""
+    working = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(working)
+    finally:
+        await asyncio.wait([working])
 
 
 async def _leave_alone(*_: Any) -> None:
