@@ -4,12 +4,9 @@ Clocks, ids and randomness are made here and nowhere below.
 """
 
 import asyncio
-import os
-import secrets
-import socket
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -27,6 +24,7 @@ from tollbook.inference.learning_models import learning_models
 from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.policy_changes import check_stated_policy
 from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.process_name import process_name
 from tollbook.inference.provider_users import provider_user_of
 from tollbook.inference.providers.clients import ProviderClients
 from tollbook.inference.settings import Settings
@@ -35,6 +33,7 @@ from tollbook.inference.stated_policy import concurrency_of
 from tollbook.inference.user_ids import UserIds, open_user_key
 from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
+from tollbook.ledger.gate.asking import AskedBaselines
 from tollbook.ledger.gate.baselines import BaselineReader, Baselines
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import Gate, LedgerState, create_ledger
@@ -51,12 +50,6 @@ from tollbook.schemas.policy import Policy
 
 # A server that syncs a large batch to a slow disk is not silent.
 _MIN_ANSWER_TIMEOUT_S: Final = 0.5
-
-
-def process_name() -> str:
-    """Return a name no other process has: host, process id, and a random part for containers that share both."""
-    host = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname())[:40]
-    return f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,15 +175,15 @@ def build_gates(handle: LedgerHandle, settings: Settings, *, process: str = "") 
 def build_ledger(
     handle: LedgerHandle,
     settings: Settings,
-    read: BaselineReader,
+    reader: Callable[[int], BaselineReader],
     *,
     patience: Patience | None = None,
     process: str = "",
 ) -> Ledger:
-    """Return the ledger with baselines read by `read`; `process` as in `build_gates`."""
+    """Return the ledger with baselines read by the `reader` of each partition; `process` as in `build_gates`."""
     gates = build_gates(handle, settings, process=process)
     baselines = [
-        Baselines(read, number, monotonic=time.monotonic, max_age_s=settings.tail_keep_s / 3)
+        Baselines(reader(number), number, monotonic=time.monotonic, max_age_s=settings.tail_keep_s / 3)
         for number in range(len(gates))
     ]
     return Ledger(handle.redis, gates, baselines, patience=patience, check_server=handle.server.check)
@@ -223,11 +216,22 @@ class InferenceRuntime:
         return self.policies.newest.prices
 
 
+def _reader(
+    stack: AsyncExitStack, handle: LedgerHandle, read: BaselineReader | None, name: str
+) -> Callable[[int], BaselineReader]:
+    """Return the reader of each partition: `read`, or one that asks the projector, wherever it runs."""
+    if read is not None:
+        return lambda _: read
+    asked = AskedBaselines(handle.redis, handle.pipeline, handle.keys, ledger_id=handle.ledger_id, process=name)
+    stack.push_async_callback(asked.aclose)
+    return asked.reader
+
+
 @asynccontextmanager
 async def open_runtime(
     settings: Settings,
     handle: LedgerHandle,
-    read: BaselineReader,
+    read: BaselineReader | None = None,
     *,
     patience: Patience | None = None,
     observer: CallObserver | None = None,
@@ -235,13 +239,15 @@ async def open_runtime(
 ) -> AsyncGenerator[InferenceRuntime]:
     """Put a runner together; it is closed at the end. `observer` follows its calls.
 
+    `read` reads baselines in this process, where the projection is; without it, the projector is asked over Redis.
     `max_call_s`: its calls take no longer, whatever requests and pauses may add up to.
 
     Errors: SettingsError; PolicyDiffers where the settings state another policy than the ledger's; PolicyUnreadable.
     """
     async with AsyncExitStack() as stack:
         name = process_name()
-        ledger = build_ledger(handle, settings, read, patience=patience, process=name)
+        reader = _reader(stack, handle, read, name)
+        ledger = build_ledger(handle, settings, reader, patience=patience, process=name)
         policies = handle.policies
         await policies.refresh()
         check_stated_policy(settings, policies.newest)

@@ -16,7 +16,6 @@ from tollbook.inference.runtime import open_ledger, open_runtime
 from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.projection.comparison import compare
-from tollbook.ledger.projection.remote import remote_reader
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.server.connection import connect
 from tollbook.observability.process_state import ProcessState
@@ -93,7 +92,7 @@ async def running_apart(data_dir: Path, redis_url: str, *, workers: int = 1, **v
         projector = await start_projector(settings, redis_url)
         async with (
             open_ledger(settings, redis_url, may_create=False) as handle,
-            open_runtime(settings, handle, remote_reader(data_dir)) as runtime,
+            open_runtime(settings, handle) as runtime,
         ):
             nothing = asyncio.create_task(asyncio.Event().wait())
             system = System(

@@ -8,7 +8,7 @@ SELECT DISTINCT function_name AS name
 FROM duckdb_functions()
 WHERE function_type IN ('scalar', 'aggregate', 'macro')
     AND NOT coalesce(has_side_effects, false)
-    AND NOT regexp_matches(function_name, '^(quack|getenv|current_setting|nextval|currval|pg_|write_|__)')
+    AND NOT regexp_matches(function_name, '^(getenv|current_setting|nextval|currval|pg_|write_|__)')
     AND function_name NOT IN (
         SELECT function_name FROM duckdb_functions() WHERE function_type NOT IN ('scalar', 'aggregate', 'macro')
     )
