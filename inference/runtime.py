@@ -100,8 +100,10 @@ async def open_ledger(
         server = await stack.enter_async_context(watched_server(redis, allow_unsynced=settings.allow_unsynced))
         pipeline = CommandPipeline(redis, timeout_s=answer_timeout_s(settings))
         stack.push_async_callback(pipeline.aclose)
-        keys = tuple(Keys(settings.namespace, number) for number in range(settings.partitions))
-        await check_permissions(pipeline, keys)  # First, so that what is missing has a name.
+        first = Keys(settings.namespace)
+        await check_permissions(pipeline, [first])  # First, so that what is missing has a name.
+        keys = await _keys_of(pipeline, settings, takes_stored=not may_create)
+        await check_permissions(pipeline, keys)
         if expected_id is not None:
             await _check_ledger_id(pipeline, keys, expected_id)
         elif not may_create:
@@ -136,6 +138,15 @@ def answer_timeout_s(settings: Settings) -> float:
     It leaves time to renew them over another connection, within 0.8 of TOLLBOOK_CLAIM_AFTER_S.
     """
     return min(ANSWER_TIMEOUT_S, max(_MIN_ANSWER_TIMEOUT_S, settings.claim_after_s / 3))
+
+
+async def _keys_of(pipeline: CommandPipeline, settings: Settings, *, takes_stored: bool) -> tuple[Keys, ...]:
+    """Return the keys of each partition: as many as the settings say, else as the ledger that is there has."""
+    count = settings.partitions
+    if takes_stored and "partitions" not in settings.model_fields_set:
+        stored: bytes | None = await pipeline.execute("HGET", Keys(settings.namespace).meta, "partitions")
+        count = int(stored) if stored else count
+    return tuple(Keys(settings.namespace, number) for number in range(count))
 
 
 async def _stored_ledger_id(pipeline: CommandPipeline, key: Keys) -> str:

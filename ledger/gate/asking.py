@@ -31,9 +31,7 @@ from tollbook.ledger.server.refusals import reason_of, unavailable
 _ANSWER_S: Final = 5.0
 # A request or its answer is lost while a connection is made again, and where the projector ends before it answers.
 _ASK_AGAIN_S: Final = 1.0
-NO_PROJECTOR: Final = (
-    "no projector runs: start `tollbook projector` (or `tollbook up`) on this ledger, or wait until it answers"
-)
+NO_PROJECTOR: Final = "no projector runs on this ledger: start `tollbook projector`, or wait until it answers"
 _log = LazyLogger(__name__)
 
 

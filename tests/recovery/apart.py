@@ -59,14 +59,15 @@ async def start_projector(
     *options: str,
     data_dir: Path | None = None,
     waits_for: str = "projector.started",
+    **environment: str,
 ) -> StayingCommand:
-    """Run `tollbook projector`; return once it says so in its log."""
+    """Run `tollbook projector`; return once it says so in its log. `environment` are further variables."""
     directory = settings.data_dir.parent
     command = await StayingCommand.start(
         "projector",
         *options,
         cwd=directory,
-        env={"REDIS_URL": redis_url, "TOLLBOOK_DATA_DIR": str(data_dir or settings.data_dir)},
+        env={"REDIS_URL": redis_url, "TOLLBOOK_DATA_DIR": str(data_dir or settings.data_dir), **environment},
     )
     try:
         await wait_until(lambda: waits_for in command.stderr or command.process.returncode is not None, what=waits_for)
