@@ -67,6 +67,11 @@ class BaselineAnswers:
         self._bad_request = ThrottledWarning("baselines.request_ignored", now_ms)
         self._lost_answer = ThrottledWarning("baselines.answer_lost", now_ms)
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for the next read."""
+        return len(self._waiting)
+
     async def start(self) -> None:
         """Begin to answer; return once requests are heard, or Redis has not confirmed it for a while."""
         self._tasks = {asyncio.create_task(self._subscription.run()), asyncio.create_task(self._answer_forever())}
