@@ -32,6 +32,15 @@ UV = BIN / "uv"
 STAMP = VENV / "tollbook-setup"
 # The lock must serve everybody: never a mirror that a machine's settings name.
 PUBLIC_INDEX = "https://pypi.org/simple"
+# What stands on DuckDB's own behaviour: its files, its SQL, its parser, its hashes.
+DUCKDB_TESTS = (
+    *(
+        f"tests/integration/test_{name}.py"
+        for name in ("store", "fold", "snapshot", "recomputation", "projector", "views", "forged_events", "report")
+    ),
+    "tests/archive",
+    "tests/recovery/test_projection.py",
+)
 # What uv installs for each kind of environment. "runtime" keeps what else is there, so that `demo` does not remove
 # what `test` has installed; "dev" removes what is not in the lock.
 KINDS = {
@@ -113,13 +122,14 @@ def locked(name: str) -> tuple[str, list[str]]:
     return package["version"], [wheel["hash"] for wheel in package["wheels"]]
 
 
-def sync(*options: str) -> None:
+def sync(*options: str, place: Path | None = None) -> None:
     # On a terminal uv shows how far it is; elsewhere only what went wrong.
     quietness = [] if sys.stderr.isatty() else ["--quiet"]
     # Compiled here on all processors, what is installed is not compiled by each process that imports it first.
     command = [str(UV), "sync", "--frozen", "--no-python-downloads", "--compile-bytecode", *quietness, *options]
     # stdout belongs to the command that comes after.
-    if subprocess.run(command, cwd=ROOT, env=environment(), stdout=sys.stderr, check=False).returncode != 0:
+    chosen = {} if place is None else {"UV_PROJECT_ENVIRONMENT": str(place)}
+    if subprocess.run(command, cwd=ROOT, env=environment() | chosen, stdout=sys.stderr, check=False).returncode != 0:
         raise SetupError("uv could not install the packages of uv.lock; its message is above")
 
 
@@ -155,14 +165,14 @@ def become(program: str, *arguments: str, cwd: Path | None = ROOT) -> int:
     os.execve(found, [program, *arguments], environment())
 
 
-def call(program: str, *arguments: str) -> int:
+def call(program: str, *arguments: str, bin_folder: Path = BIN) -> int:
     """Run a program of `.venv` in the project's folder and return its exit code.
 
     Ctrl-C reaches it as well as us, so we only wait for it to end; a SIGTERM is handed on.
     Errors: KeyboardInterrupt after the program has ended.
     """
     sys.stdout.flush()
-    with subprocess.Popen([str(BIN / program), *arguments], cwd=ROOT, env=environment()) as process:
+    with subprocess.Popen([str(bin_folder / program), *arguments], cwd=ROOT, env=environment()) as process:
         try:
             code = process.wait()
         except KeyboardInterrupt:
@@ -210,6 +220,42 @@ def clients(arguments: Sequence[str]) -> int:
     if "--fuzz" in arguments:
         return become("python", "-m", "tests.clients.fuzz", *(each for each in arguments if each != "--fuzz"))
     return become("python", "-m", "tests.clients", *arguments)
+
+
+def duckdb(arguments: Sequence[str]) -> int:
+    """Test with the oldest and with the newest DuckDB that pyproject.toml allows: pytest [...]."""
+    return max(duckdb_end(end, arguments) for end in ("lowest", "highest"))
+
+
+def duckdb_end(end: str, arguments: Sequence[str]) -> int:
+    """Make an environment as the lock says but for DuckDB, and run in it what stands on DuckDB.
+
+    Errors: SetupError.
+    """
+    place = VENV / f"duckdb-{end}"
+    sync("--quiet", *KINDS["dev"], place=place)
+    wanted = next(each for each in dependencies() if each.startswith("duckdb"))
+    chosen = (
+        "--resolution",
+        end,
+        "--upgrade",
+        "--no-deps",
+        "--quiet",
+        "--python",
+        str(place / "bin" / "python"),
+        wanted,
+    )
+    if call("uv", "pip", "install", *chosen) != 0:
+        raise SetupError(f"uv could not install {wanted}, {end}; its message is above")
+    print(f"== DuckDB, {end} of {wanted}", flush=True)
+    return call("pytest", *in_parallel(arguments), *arguments, *DUCKDB_TESTS, bin_folder=place / "bin")
+
+
+def dependencies() -> list[str]:
+    """Return what pyproject.toml wants."""
+    import tomllib
+
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
 
 
 def bench(arguments: Sequence[str]) -> int:
@@ -276,7 +322,7 @@ def setup(arguments: Sequence[str]) -> int:
 
 COMMANDS = {
     command.__name__: command
-    for command in (demo, run, test, soak, clients, bench, docs, lint, types, imports, check, lock, setup)
+    for command in (demo, run, test, soak, clients, duckdb, bench, docs, lint, types, imports, check, lock, setup)
 }
 
 

@@ -43,7 +43,6 @@ from tollbook.ledger.gate.ledger import Patience
 from tollbook.ledger.gate.probe import check_permissions
 from tollbook.ledger.private_files import make_private_folder
 from tollbook.ledger.projection.database import stored_ledger_id
-from tollbook.ledger.projection.remote import remote_reader
 from tollbook.ledger.projection.store_errors import StoreLocked
 from tollbook.ledger.server.address import hide_password
 from tollbook.ledger.server.embedded import EmbeddedServer, EmbeddedServerError
@@ -243,11 +242,11 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
                 handle, projection = await stack.enter_async_context(opening)
         except StoppedWhileOpening:
             return
-        _log.info("projector.started", redis_url=hide_password(redis_url), quack_url=projection.quack_url)
+        _log.info("projector.started", redis_url=hide_password(redis_url))
         folding = asyncio.create_task(projection.run())
         folding.add_done_callback(lambda _: stop.set())
         try:
-            ledger = build_ledger(handle, settings, projection.read)
+            ledger = build_ledger(handle, settings, lambda _: projection.read)
             prices = handle.policies.newest.prices
             with (
                 state.open(handle, ledger, prices),
@@ -295,7 +294,6 @@ async def run_beside_projector(
         await asyncio.to_thread(make_private_folder, settings.data_dir)
     except OSError as exc:
         _log.warning(f"{part}.no_data_directory", problem=str(exc))
-    read = remote_reader(settings.data_dir)
     not_ready = ThrottledWarning(f"{part}.not_ready", now_ms)
     async with observe_process(settings, part) as state:
         while not stop.is_set():
@@ -308,7 +306,6 @@ async def run_beside_projector(
                             open_runtime(
                                 settings,
                                 handle,
-                                read,
                                 patience=PATIENCE,
                                 observer=state.tracing,
                                 max_call_s=max_call_s,

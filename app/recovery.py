@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from tollbook.app.processes import open_redis_url
-from tollbook.inference.runtime import LedgerHandle, build_gates, open_ledger, process_name
+from tollbook.inference.process_name import process_name
+from tollbook.inference.runtime import LedgerHandle, build_gates, open_ledger
 from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.known_events import KnownEvents, Row

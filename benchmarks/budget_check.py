@@ -1,8 +1,8 @@
 """Budget check: does a reserve that has to read DuckDB take longer the more events are in the projection?
 
-Every reserve is of a user whose baseline is not kept, so it reads DuckDB first: in the projector's own
-process (`tollbook up`), and from another process over Quack (`tollbook worker`). One at a time, by turns on
-the small and the large projection.
+Every reserve is of a user whose baseline is not kept, so it reads DuckDB first: directly, as `tollbook up` does, and by
+asking over Redis, as workers do. One at a time, by turns on the small and the large projection. Then the baseline alone
+is read, by one reader and by many at once.
 """
 
 import asyncio
@@ -21,33 +21,36 @@ from redis.asyncio import Redis
 
 from benchmarks.load import EVENTS_A_CALL, now_ms, reserve_request, typical_entries, user_of
 from benchmarks.measure import Result, Sizes, Target
+from tollbook.consumers.baseline_answers import BaselineAnswers
+from tollbook.ledger.gate.asking import AskedBaselines
 from tollbook.ledger.gate.baselines import BaselinePage, BaselineReader, Baselines
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import Gate, create_ledger
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import Reserved, ReserveRequest
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.projection.quack import QuackServer
-from tollbook.ledger.projection.remote import remote_reader
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.stream import Batch
-from tollbook.schemas.identifiers import month_at
+from tollbook.schemas.identifiers import budget_name, month_at
 
 _BATCH = 50_000
 _EVENTS_A_USER = 15
+_READERS = 16
+_MAX_P99_MS = 15
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """A projection of so many events, and the ledgers that read it: here, and over Quack."""
+    """A projection of so many events, and the ledgers that read it: directly, and over Redis, as `ask` does."""
 
     events: int
     users: int
     local: Ledger
     remote: Ledger
+    ask: BaselineReader
 
 
 async def run(directory: Path, sizes: Sizes) -> list[Result]:
@@ -61,22 +64,56 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
         small = await open_projection(stack, redis, pipeline, directory / "small", small_events)
         large = await open_projection(stack, redis, pipeline, directory / "large", large_events)
         results: list[Result] = []
-        for where, times in (("in the projector's process", sizes.of(3_000, 50)), ("over Quack", sizes.of(1_000, 20))):
+        for where, times in (("in the projector's process", sizes.of(3_000, 50)), ("over Redis", sizes.of(3_000, 50))):
             is_local = where.startswith("in")
             sides = [(projection, projection.local if is_local else projection.remote) for projection in (large, small)]
             seconds = await latencies(sides, times)
             results += _lines(where, large_events, small_events, *seconds)
-    return results
+        return results + await _fresh_baselines(large, sizes.of(3_000, 60))
+
+
+async def _fresh_baselines(projection: Projection, times: int) -> list[Result]:
+    """Measure what a process without the file waits for one baseline, alone and beside others that ask too."""
+    alone = await _reading_s(projection, times, at_once=1)
+    together = await _reading_s(projection, times, at_once=_READERS)
+    what = f"fresh baseline over Redis, {projection.events:,} events, one reader against {_READERS} at once"
+    return [
+        Result(
+            benchmark="budget_check",
+            what=f"{what}, {name}",
+            subject=1000 * of(alone),
+            reference=1000 * of(together),
+            unit="ms",
+            floor=Target("<=", _MAX_P99_MS) if name == "p99" else None,
+        )
+        for name, of in (("median", median), ("p99", _p99))
+    ]
+
+
+async def _reading_s(projection: Projection, times: int, *, at_once: int) -> list[float]:
+    draw = random.Random(2)
+    seconds: list[float] = []
+
+    async def read() -> None:
+        name = budget_name("user", user_of(draw.randrange(projection.users)), "2026-11")
+        started = time.perf_counter()
+        await projection.ask([name])
+        seconds.append(time.perf_counter() - started)
+
+    for _ in range(times // at_once):
+        await asyncio.gather(*(read() for _ in range(at_once)))
+    return seconds
+
+
+def _p99(seconds: Sequence[float]) -> float:
+    return quantiles(seconds, n=100)[98]
 
 
 def _lines(
     where: str, large_events: int, small_events: int, large: Sequence[float], small: Sequence[float]
 ) -> list[Result]:
     what = f"reserve with a fresh baseline, {where}, {large_events:,} against {small_events:,} events"
-    kinds: tuple[tuple[str, Callable[[Sequence[float]], float]], ...] = (
-        ("median", median),
-        ("p99", lambda seconds: quantiles(seconds, n=100)[98]),
-    )
+    kinds: tuple[tuple[str, Callable[[Sequence[float]], float]], ...] = (("median", median), ("p99", _p99))
     return [
         Result(
             benchmark="budget_check",
@@ -123,8 +160,6 @@ async def open_projection(
     while page := list(islice(entries, _BATCH)):
         await asyncio.to_thread(store.fold, Batch(0, page))
     await asyncio.to_thread(store.checkpoint)
-    quack = await asyncio.to_thread(QuackServer.start, store, directory)
-    stack.callback(quack.stop)
     keys = Keys(f"bench-{events}")
     await create_ledger(pipeline, keys, ledger_id=ledger_id, partitions=1)
     await cast("Awaitable[int]", redis.hset(keys.meta, "removed", str(events)))
@@ -133,8 +168,14 @@ async def open_projection(
     async def read(names: Sequence[str], /) -> BaselinePage:
         return await asyncio.to_thread(store.baselines, names)
 
+    answers = BaselineAnswers(redis, [keys], read, ledger_id=ledger_id)
+    stack.push_async_callback(answers.stop)
+    await answers.start()
+    asked = AskedBaselines(redis, pipeline, [keys], ledger_id=ledger_id, process="benchmark")
+    stack.push_async_callback(asked.aclose)
+
     def ledger_with(reader: BaselineReader) -> Ledger:
         # No baseline is young enough to be used again.
         return Ledger(redis, [gate], [Baselines(reader, 0, monotonic=time.monotonic, max_age_s=-1.0)])
 
-    return Projection(events, users, ledger_with(read), ledger_with(remote_reader(directory)))
+    return Projection(events, users, ledger_with(read), ledger_with(asked.reader(0)), asked.reader(0))

@@ -1,6 +1,6 @@
 """Heavy query: does a budget check take longer while somebody asks the projection heavy questions?
 
-One side reserves with a baseline read from DuckDB each time, over Quack, as workers do, while `tollbook sql`
+One side reserves with a baseline read from DuckDB each time, over Redis, as workers do, while `tollbook sql`
 runs one query after the other in a process of its own, each on a copy of its own; on the other side that
 process is stopped. By turns, on a projection of a million events.
 """
@@ -59,7 +59,7 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
     return [
         compare(
             "heavy_query",
-            f"reserve with a fresh baseline over Quack, {events:,} events, beside heavy queries against alone, p99",
+            f"reserve with a fresh baseline over Redis, {events:,} events, beside heavy queries against alone, p99",
             beside,
             without,
             unit="ms",

@@ -23,7 +23,6 @@ from tollbook.ledger.keys import Keys
 from tollbook.ledger.private_files import read_private, write_private
 from tollbook.ledger.projection.lease import Lease, ProjectorRunning
 from tollbook.ledger.projection.projector import Projector
-from tollbook.ledger.projection.quack import QuackUnavailable
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.projection.store_errors import StoreFailed
 
@@ -37,7 +36,6 @@ _OPERATIONAL: Final = (
     ProjectorFenced,
     LedgerUnavailable,
     StoreFailed,
-    QuackUnavailable,
     OSError,
     MemoryError,
     duckdb.Error,

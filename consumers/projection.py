@@ -1,4 +1,4 @@
-"""The projector's service: lease, DuckDB file, server and fold; reopened when the file is lost.
+"""The projector's service: lease, DuckDB file, answers and fold; reopened when the file is lost.
 
 DuckDB is derived data. A file that is deleted, truncated, damaged or changed by hand is set aside and rebuilt from
 the ledger; until it has caught up, calls whose baseline it does not have yet fail closed (G8). With a full disk it
@@ -19,12 +19,14 @@ from typing import Final
 import structlog
 
 from tollbook.consumers.alert_tidying import AlertTidying
+from tollbook.consumers.baseline_answers import BaselineAnswers
 from tollbook.consumers.call_stops import CallStops
 from tollbook.consumers.credit_expiry import CreditExpiry
 from tollbook.consumers.sealers import build_sealers
 from tollbook.consumers.standby import Standby
 from tollbook.inference.current_policy import CurrentPolicy
-from tollbook.inference.runtime import LedgerHandle, build_gates, process_name
+from tollbook.inference.process_name import process_name
+from tollbook.inference.runtime import LedgerHandle, build_gates
 from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.replay import fold_archive
 from tollbook.ledger.archive.segments import Archive
@@ -34,7 +36,6 @@ from tollbook.ledger.projection.database import set_aside
 from tollbook.ledger.projection.file_checks import CHECK_EVERY_S, check_forever, open_checked, watch_file
 from tollbook.ledger.projection.lease import Lease
 from tollbook.ledger.projection.projector import Projector, ProjectorSettings
-from tollbook.ledger.projection.quack import QuackServer
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.projection.store_errors import StoreChanged, StoreFailed, StoreOutOfMemory
 from tollbook.schemas.identifiers import EntryId
@@ -49,11 +50,10 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """An opened projection: the file, its fold, and where other processes read it."""
+    """An opened projection: the file and its fold."""
 
     store: Store
     projector: Projector
-    quack_url: str
 
     async def read(self, names: Sequence[str], /) -> BaselinePage:
         """Read baselines in this process, off the event loop."""
@@ -85,6 +85,7 @@ class ProjectionService:
         place = f"{socket.gethostname()}:{self._path.resolve()}"
         self._lease = Lease(handle.pipeline, namespace=settings.namespace, owner=process_name(), place=place)
         self._calls = CallStops(handle, self._lease, self._path.parent)
+        self._answers = BaselineAnswers(handle.redis, handle.keys, self.read, ledger_id=handle.ledger_id)
 
     @property
     def store(self) -> Store:
@@ -100,11 +101,6 @@ class ProjectionService:
     def projector(self) -> Projector:
         """The fold that runs now. Errors: BaselineUnavailable."""
         return self._current().projector
-
-    @property
-    def quack_url(self) -> str:
-        """Where other processes read it now. Errors: BaselineUnavailable."""
-        return self._current().quack_url
 
     async def read(self, names: Sequence[str], /) -> BaselinePage:
         """Read baselines.
@@ -127,6 +123,8 @@ class ProjectionService:
             await Standby(self._settings, self._handle, self._lease, self._archive, self._now).wait()
         try:
             await self._open_with_memory(on_waiting)
+            # Until it stops, also while the file is being reopened: whoever asks is then told why there is no answer.
+            await self._answers.start()
         except BaseException:
             await self.stop()
             raise
@@ -185,6 +183,7 @@ class ProjectionService:
 
     async def stop(self) -> None:
         """Close the file and release the lease."""
+        await self._answers.stop()
         await self._close()
         await self._lease.release()
 
@@ -229,7 +228,7 @@ class ProjectionService:
         raise AssertionError("neither the fold nor the watch ends by itself")
 
     async def _open(self) -> None:
-        """Errors: StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed; QuackUnavailable; as `Projector.check`."""
+        """Errors: StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed; as `Projector.check`."""
         settings, handle = self._settings, self._handle
         async with AsyncExitStack() as parts:
             store = await asyncio.to_thread(
@@ -260,10 +259,8 @@ class ProjectionService:
             except Exception as exc:
                 await self._calls.stop(exc, store, is_alone=True)
                 raise
-            server = await asyncio.to_thread(QuackServer.start, store, settings.data_dir, port=settings.quack_port or 0)
-            parts.push_async_callback(asyncio.to_thread, server.stop)
             self._parts = parts.pop_all()
-        self._opened, self._problem = Projection(store, projector, server.uri), None
+        self._opened, self._problem = Projection(store, projector), None
 
     async def _check(self, store: Store, projector: Projector) -> None:
         """See that file, archive and ledger agree, before anything is served or written, and take the lease.
@@ -304,7 +301,7 @@ async def open_projection(
     is_standby: bool = False,
     on_waiting: Callable[[str], None] = lambda _: None,
 ) -> AsyncGenerator[ProjectionService]:
-    """Open DuckDB, serve it to other processes; `run` folds. Errors: as `ProjectionService.start`."""
+    """Open DuckDB and answer requests for baselines; `run` folds. Errors: as `ProjectionService.start`."""
     service = ProjectionService(settings, handle)
     await service.start(is_standby=is_standby, on_waiting=on_waiting)
     try:

@@ -6,7 +6,7 @@ all amounts are, in force in the gate from the step that appends it, and visible
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from tollbook.inference.key_changes import KeyChanges
 from tollbook.inference.opening_balances import ReadSpent
 from tollbook.inference.policy_changes import Applied, apply_policy, read_stored, warn_of_difference
 from tollbook.inference.prepaid import Prepaid
+from tollbook.inference.process_name import process_name
 from tollbook.inference.releases import AssumedCharge, Releases, release_charges
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.inference.user_ids import UserIds, open_user_key
@@ -31,7 +32,8 @@ from tollbook.ledger.errors import (
     NoPlanAssigned,
     PermissionsMissing,
 )
-from tollbook.ledger.gate.baselines import BaselinePage, Baselines
+from tollbook.ledger.gate.asking import AskedBaselines
+from tollbook.ledger.gate.baselines import Baselines
 from tollbook.ledger.gate.call_record import CallRecord
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger
@@ -374,13 +376,15 @@ async def connect_administration(
         if reason is not None:
             raise CallsStopped(reason)  # Nothing may be appended to a ledger that went back in time.
 
-        async def read(names: Sequence[str], /) -> BaselinePage:
-            # DuckDB is loaded here: the gate asks for a baseline only where its tail does not reach back.
-            from tollbook.ledger.projection.remote import remote_reader
-
-            return await remote_reader(settings.data_dir)(names)
-
-        baselines = [Baselines(read, number, monotonic=time.monotonic, max_age_s=0.0) for number in range(len(gates))]
+        # The projector is asked only where the gate's tail does not reach back.
+        asked = AskedBaselines(
+            redis, pipeline, [gate.keys for gate in gates], ledger_id=gates[0].ledger_id, process=process_name()
+        )
+        stack.push_async_callback(asked.aclose)
+        baselines = [
+            Baselines(asked.reader(number), number, monotonic=time.monotonic, max_age_s=0.0)
+            for number in range(len(gates))
+        ]
         policies = await CurrentPolicy.of_ledger(pipeline, [gate.keys for gate in gates])
         key = await open_user_key(
             pipeline, gates[0].keys, policies, data_dir=settings.data_dir, ledger_id=gates[0].ledger_id

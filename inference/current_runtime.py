@@ -17,7 +17,6 @@ from tollbook.inference.on_demand import OnDemand
 from tollbook.inference.runtime import InferenceRuntime, open_ledger, open_runtime
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.errors import LedgerUnavailable
-from tollbook.ledger.projection.remote import remote_reader
 from tollbook.ledger.server.refusals import translating_redis_errors
 
 _current: ContextVar[OnDemand[InferenceRuntime] | None] = ContextVar("inference_runtime", default=None)
@@ -30,8 +29,8 @@ _opened: Final[dict[asyncio.AbstractEventLoop, list[OnDemand[InferenceRuntime]]]
 async def connect_runtime(settings: Settings | None = None) -> AsyncGenerator[OnDemand[InferenceRuntime]]:
     """Let the clients and services inside use the running system.
 
-    Redis and the projector's DuckDB are found by the settings (environment or `.env`), or by what `tollbook up` left
-    in the data directory: when a call first needs them, and again by each call until they answer.
+    Redis is found by the settings (environment or `.env`), or by what `tollbook up` left in the data directory: when a
+    call first needs it, and again by each call until it answers. The projector is asked over Redis, wherever it runs.
     So an application starts without them, and its calls raise LedgerUnavailable meanwhile.
 
     Errors: SettingsError.
@@ -42,7 +41,7 @@ async def connect_runtime(settings: Settings | None = None) -> AsyncGenerator[On
         redis_url = find_redis_url(settings)
         with translating_redis_errors():
             handle = await stack.enter_async_context(open_ledger(settings, redis_url, may_create=False))
-            return await stack.enter_async_context(open_runtime(settings, handle, remote_reader(settings.data_dir)))
+            return await stack.enter_async_context(open_runtime(settings, handle))
 
     runtime = OnDemand(open_connected)
     try:

@@ -4,12 +4,9 @@ Clocks, ids and randomness are made here and nowhere below.
 """
 
 import asyncio
-import os
-import secrets
-import socket
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -27,6 +24,7 @@ from tollbook.inference.learning_models import learning_models
 from tollbook.inference.models import ModelCatalogue
 from tollbook.inference.policy_changes import check_stated_policy
 from tollbook.inference.prices.catalogue import PriceCatalogue
+from tollbook.inference.process_name import process_name
 from tollbook.inference.provider_users import provider_user_of
 from tollbook.inference.providers.clients import ProviderClients
 from tollbook.inference.settings import Settings
@@ -35,6 +33,7 @@ from tollbook.inference.stated_policy import concurrency_of
 from tollbook.inference.user_ids import UserIds, open_user_key
 from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
+from tollbook.ledger.gate.asking import AskedBaselines
 from tollbook.ledger.gate.baselines import BaselineReader, Baselines
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import Gate, LedgerState, create_ledger
@@ -51,12 +50,6 @@ from tollbook.schemas.policy import Policy
 
 # A server that syncs a large batch to a slow disk is not silent.
 _MIN_ANSWER_TIMEOUT_S: Final = 0.5
-
-
-def process_name() -> str:
-    """Return a name no other process has: host, process id, and a random part for containers that share both."""
-    host = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname())[:40]
-    return f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +100,10 @@ async def open_ledger(
         server = await stack.enter_async_context(watched_server(redis, allow_unsynced=settings.allow_unsynced))
         pipeline = CommandPipeline(redis, timeout_s=answer_timeout_s(settings))
         stack.push_async_callback(pipeline.aclose)
-        keys = tuple(Keys(settings.namespace, number) for number in range(settings.partitions))
-        await check_permissions(pipeline, keys)  # First, so that what is missing has a name.
+        first = Keys(settings.namespace)
+        await check_permissions(pipeline, [first])  # First, so that what is missing has a name.
+        keys = await _keys_of(pipeline, settings, takes_stored=not may_create)
+        await check_permissions(pipeline, keys)
         if expected_id is not None:
             await _check_ledger_id(pipeline, keys, expected_id)
         elif not may_create:
@@ -143,6 +138,15 @@ def answer_timeout_s(settings: Settings) -> float:
     It leaves time to renew them over another connection, within 0.8 of TOLLBOOK_CLAIM_AFTER_S.
     """
     return min(ANSWER_TIMEOUT_S, max(_MIN_ANSWER_TIMEOUT_S, settings.claim_after_s / 3))
+
+
+async def _keys_of(pipeline: CommandPipeline, settings: Settings, *, takes_stored: bool) -> tuple[Keys, ...]:
+    """Return the keys of each partition: as many as the settings say, else as the ledger that is there has."""
+    count = settings.partitions
+    if takes_stored and "partitions" not in settings.model_fields_set:
+        stored: bytes | None = await pipeline.execute("HGET", Keys(settings.namespace).meta, "partitions")
+        count = int(stored) if stored else count
+    return tuple(Keys(settings.namespace, number) for number in range(count))
 
 
 async def _stored_ledger_id(pipeline: CommandPipeline, key: Keys) -> str:
@@ -182,15 +186,15 @@ def build_gates(handle: LedgerHandle, settings: Settings, *, process: str = "") 
 def build_ledger(
     handle: LedgerHandle,
     settings: Settings,
-    read: BaselineReader,
+    reader: Callable[[int], BaselineReader],
     *,
     patience: Patience | None = None,
     process: str = "",
 ) -> Ledger:
-    """Return the ledger with baselines read by `read`; `process` as in `build_gates`."""
+    """Return the ledger with baselines read by the `reader` of each partition; `process` as in `build_gates`."""
     gates = build_gates(handle, settings, process=process)
     baselines = [
-        Baselines(read, number, monotonic=time.monotonic, max_age_s=settings.tail_keep_s / 3)
+        Baselines(reader(number), number, monotonic=time.monotonic, max_age_s=settings.tail_keep_s / 3)
         for number in range(len(gates))
     ]
     return Ledger(handle.redis, gates, baselines, patience=patience, check_server=handle.server.check)
@@ -223,11 +227,22 @@ class InferenceRuntime:
         return self.policies.newest.prices
 
 
+def _reader(
+    stack: AsyncExitStack, handle: LedgerHandle, read: BaselineReader | None, name: str
+) -> Callable[[int], BaselineReader]:
+    """Return the reader of each partition: `read`, or one that asks the projector, wherever it runs."""
+    if read is not None:
+        return lambda _: read
+    asked = AskedBaselines(handle.redis, handle.pipeline, handle.keys, ledger_id=handle.ledger_id, process=name)
+    stack.push_async_callback(asked.aclose)
+    return asked.reader
+
+
 @asynccontextmanager
 async def open_runtime(
     settings: Settings,
     handle: LedgerHandle,
-    read: BaselineReader,
+    read: BaselineReader | None = None,
     *,
     patience: Patience | None = None,
     observer: CallObserver | None = None,
@@ -235,13 +250,15 @@ async def open_runtime(
 ) -> AsyncGenerator[InferenceRuntime]:
     """Put a runner together; it is closed at the end. `observer` follows its calls.
 
+    `read` reads baselines in this process, where the projection is; without it, the projector is asked over Redis.
     `max_call_s`: its calls take no longer, whatever requests and pauses may add up to.
 
     Errors: SettingsError; PolicyDiffers where the settings state another policy than the ledger's; PolicyUnreadable.
     """
     async with AsyncExitStack() as stack:
         name = process_name()
-        ledger = build_ledger(handle, settings, read, patience=patience, process=name)
+        reader = _reader(stack, handle, read, name)
+        ledger = build_ledger(handle, settings, reader, patience=patience, process=name)
         policies = handle.policies
         await policies.refresh()
         check_stated_policy(settings, policies.newest)

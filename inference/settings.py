@@ -84,7 +84,6 @@ class Settings(BaseSettings):
         "can lose holds and charges, without the file the whole ledger",
     )
     port: Port | None = _field("TOLLBOOK_PORT", None, "port of the embedded server; unset: a free one")
-    quack_port: Port | None = _field("TOLLBOOK_QUACK_PORT", None, "port of the DuckDB server; unset: a free one")
 
     openrouter_api_key: ApiKey | None = _field("OPENROUTER_API_KEY", None, "API key of the provider")
     openrouter_base_url: BaseUrl = _field(

@@ -71,6 +71,15 @@ class Keys:
         """Stream: written and taken back in one step, to see that the partition can be written."""
         return f"{self.prefix}probe"
 
+    @property
+    def baseline_requests(self) -> str:
+        """Channel: requests of other processes for baselines, which the projector answers."""
+        return f"{self.prefix}baseline-requests"
+
+    def baseline_answers(self, asker: str) -> str:
+        """Channel: the projector's answers to one process."""
+        return f"{self.prefix}baseline-answers:{asker}"
+
     def tail(self, budget: str) -> str:
         """List: deltas of one budget that the projector may not have folded yet."""
         return f"{self.prefix}tail:{budget}"

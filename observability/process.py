@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from tollbook.inference.errors import SettingsError
-from tollbook.inference.runtime import process_name
+from tollbook.inference.process_name import process_name
 from tollbook.inference.settings import Settings
 from tollbook.observability.exporting import open_tracing
 from tollbook.observability.process_state import Part, ProcessState

@@ -17,7 +17,6 @@ from tests.chromium import describe_chromium
 from tests.empty_projections import copy_empty_projections, made_anew, make_folder
 from tests.loop_clock import LoopClock
 from tests.servers import EMBEDDED, TestServers, describe_servers, server_kinds
-from tests.unsigned_extensions import allow_unsigned_extensions
 from tollbook.ledger.logs import configure_when_used
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
@@ -42,7 +41,6 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("TOLLBOOK_ALLOW_UNSYNCED", "1")
     # They load in the background, and a hold must not depend on when: their own tests switch them on.
     os.environ.setdefault("TOLLBOOK_TOKENIZERS", "off")
-    allow_unsigned_extensions()
     if (folder := make_folder()) is not None:
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     copy_empty_projections()

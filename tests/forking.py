@@ -84,10 +84,8 @@ def run_command(
 ) -> None:
     """Be `tollbook ...` to the end; `files` are standard input, output and errors."""
     from tests.empty_projections import copy_empty_projections
-    from tests.unsigned_extensions import allow_unsigned_extensions
     from tollbook.cli.app import run
 
-    allow_unsigned_extensions()
     copy_empty_projections()
     if has_session:
         os.setsid()

@@ -24,6 +24,8 @@ class FaultyProxy:
         self.sent: list[bytes] = []
         self.received = asyncio.Event()
         self.loses_replies = False
+        self.delay_s = 0.0
+        """So much later everything arrives, in both directions, as over a long line."""
         self.holds_replies_to: bytes | None = None
         """From the command with this text on, replies are held."""
 
@@ -85,7 +87,7 @@ class FaultyProxy:
             if self.holds_replies_to is not None and self.holds_replies_to in chunk:
                 self.holds_replies_to = None
                 self.hold_replies()
-            writer.write(chunk)
+            self._pass_on(writer, chunk)
             self.sent.append(chunk)
             self.received.set()
 
@@ -94,6 +96,12 @@ class FaultyProxy:
             await self._replies_may_pass.wait()
             if self.loses_replies:
                 break
+            self._pass_on(writer, chunk)
+
+    def _pass_on(self, writer: asyncio.StreamWriter, chunk: bytes) -> None:
+        if self.delay_s:
+            asyncio.get_running_loop().call_later(self.delay_s, writer.write, chunk)
+        else:
             writer.write(chunk)
 
 

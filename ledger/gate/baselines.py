@@ -9,13 +9,17 @@ then fails closed (G8).
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import islice
+from typing import Final, Protocol
 
 from tollbook.ledger.errors import BaselineUnavailable, LedgerError
 from tollbook.ledger.gate.requests import Baseline, Position
 from tollbook.schemas.identifiers import describe_budget
 
-_PURGE_AT = 50_000
+_PURGE_AT: Final = 50_000
+MAX_PAGE_NAMES: Final = 500
+"""So many budgets are read at once; further ones after them."""
+_MAX_PAGE_CHARACTERS: Final = 250_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ class Baselines:
 
     async def _read_wanted(self) -> None:
         while self._wanted:
-            wanted, self._wanted = self._wanted, {}
+            wanted = self._next_page()
             try:
                 page = await self._read(tuple(wanted))
                 position = page.positions.get(self._partition, Position())
@@ -107,6 +111,17 @@ class Baselines:
                 self._kept[name] = (now, baseline)
                 if not future.done():
                     future.set_result(baseline)
+
+    def _next_page(self) -> dict[str, asyncio.Future[Baseline]]:
+        """Take what is read next off the wanted budgets: what is asked of another process has a bounded size."""
+        page: list[str] = []
+        characters = 0
+        for name in islice(self._wanted, MAX_PAGE_NAMES):
+            characters += len(name)
+            if page and characters > _MAX_PAGE_CHARACTERS:
+                break
+            page.append(name)
+        return {name: self._wanted.pop(name) for name in page}
 
     def _purge(self, now: float) -> None:
         if len(self._kept) > _PURGE_AT:

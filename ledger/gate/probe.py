@@ -129,7 +129,11 @@ async def missing_permissions(
         f"~{STREAM_OWNERS}": [STREAM_OWNERS],
         **{f"~{stream}": [stream] for stream in streams},
     }  # fmt: skip
-    channels = [name for key in keys for name in (key.waiters, key.result(_NOBODY))]
+    channels = [
+        name
+        for key in keys
+        for name in (key.waiters, key.result(_NOBODY), key.baseline_requests, key.baseline_answers("nobody"))
+    ]
     places = {"K": keys[0].meta, "S": next(iter(streams), ""), "C": keys[0].waiters}
     commands = {
         " ".join(places.get(word, word) for word in command.split()): command

@@ -9,21 +9,16 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
-import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
-from tollbook.ledger.server.refusals import reason_of
-
-_log = structlog.get_logger(__name__)
+from tollbook.ledger.server.channels import Subscription
 
 
 class BudgetWaitQueue:
     """The calls of one process that wait for money, in one queue for each budget."""
 
     def __init__(self, redis: Redis, channels: Sequence[str], *, retry_every_s: float = 1.0) -> None:
-        self._redis = redis
-        self._channels = tuple(channels)
+        self._freed = Subscription(redis, channels, lambda _, budget: self.next(budget.decode(errors="replace")))
         self._retry_every_s = retry_every_s
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -35,7 +30,7 @@ class BudgetWaitQueue:
 
     def start(self) -> None:
         """Begin to listen. Call `aclose` to end."""
-        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._retry())]
+        self._tasks = [asyncio.create_task(self._freed.run()), asyncio.create_task(self._retry())]
 
     async def aclose(self) -> None:
         """Stop listening; those who wait stay waiting until they are cancelled."""
@@ -76,23 +71,3 @@ class BudgetWaitQueue:
             await asyncio.sleep(self._retry_every_s)
             for budget in list(self._queues):
                 self.next(budget)
-
-    async def _listen(self) -> None:
-        told = ""
-        while True:
-            pubsub = self._redis.pubsub()  # pyright: ignore[reportUnknownMemberType]
-            try:
-                await pubsub.subscribe(*self._channels)
-                told = ""
-                async for message in pubsub.listen():  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-                    if message["type"] == "message":
-                        data = message["data"]  # pyright: ignore[reportUnknownVariableType]
-                        self.next(data.decode() if isinstance(data, bytes) else str(data))  # pyright: ignore[reportUnknownArgumentType]
-            except (RedisError, OSError) as exc:
-                # Once, not at each try: a user without channels never hears anything.
-                if (problem := reason_of(exc)) != told:
-                    _log.warning("budget_wait_queue.connection_lost", problem=problem)
-                told = problem
-                await asyncio.sleep(self._retry_every_s)
-            finally:
-                await pubsub.aclose()

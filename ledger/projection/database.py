@@ -8,6 +8,7 @@ All functions block.
 
 import contextlib
 import hashlib
+import warnings
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -33,6 +34,8 @@ def connect(
     path: Path | None = None, *, read_only: bool = False, config: dict[str, Any] | None = None
 ) -> duckdb.DuckDBPyConnection:
     """Open a DuckDB file, or a database in memory where `path` is None. Errors: duckdb.Error."""
+    # DuckDB 2 advises another call for results as Arrow tables, which the range's older versions lack.
+    warnings.filterwarnings("ignore", message="Arrow output on a DB-API result", category=UserWarning)
     connection = duckdb.connect(":memory:" if path is None else str(path), read_only=read_only, config=config or {})
     # In a process without a main script, DuckDB (1.5, November 2026) draws a progress bar on stdout after two seconds.
     # The option belongs to one connection; cursors made from it have it off.

@@ -1,9 +1,9 @@
 """Queries that people write, run on a copy of the projection in their own process.
 
-A heavy query must not delay a budget check or the fold, and Quack 1.5 can neither interrupt a query nor
-limit its memory (duckdb/duckdb-quack#258, November 2026). So such a query never runs in the projector: the file is
-copied, which takes 0.2 s for two million events, and the copy is opened read-only, with limits, and without access to
-files and network. The projector is not involved, and nothing here can change the projection.
+A heavy query must not delay a budget check or the fold, and within one process DuckDB shares processors and memory
+among all queries. So such a query never runs in the projector: the file is copied, which takes 0.2 s for two million
+events, and the copy is opened read-only, with limits, and without access to files and network. The projector is not
+involved, and nothing here can change the projection.
 
 All functions block.
 """

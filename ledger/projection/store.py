@@ -154,8 +154,7 @@ class Store:
             try:
                 self._writer.execute("CHECKPOINT")
             except duckdb.TransactionException as exc:
-                # A client of the Quack server has a transaction open. Nothing is lost: the log stays for the next
-                # checkpoint.
+                # A reader has a transaction open. Nothing is lost: the log stays for the next checkpoint.
                 _log.debug("store.checkpoint_postponed", problem=str(exc))
             except duckdb.Error as exc:
                 raise self._failed(exc, f"DuckDB cannot write {self.path}: {exc}") from exc
@@ -234,7 +233,7 @@ class Store:
 
     @property
     def connection(self) -> duckdb.DuckDBPyConnection:
-        """The database itself, for the Quack server."""
+        """The database itself."""
         return self._connection
 
     def _failed(self, exc: BaseException, text: str) -> StoreFailed:

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import duckdb
 import httpx
 import pytest
 from redis.asyncio import Redis
@@ -17,9 +16,7 @@ from redis.exceptions import AuthenticationError
 
 from tests.servers import wait_until
 from tests.system import StayingCommand, run_cli
-from tollbook.ledger.errors import BaselineUnavailable
 from tollbook.ledger.private_files import make_private_folder, read_private, write_private
-from tollbook.ledger.projection.quack import QuackServer, RemoteStore, load_extensions
 from tollbook.ledger.projection.snapshot import take_snapshot
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.projection.store_errors import StoreFailed
@@ -146,27 +143,19 @@ async def test_another_user_gets_nothing_of_a_running_system(public: Path) -> No
             done = await run_cli("result", "t1", "--wait", "50", cwd=public, env=env)
             assert "done" in done.stdout
             files = [path for path in data.rglob("*") if path.is_file()]
-            assert {"tollbook.duckdb", "endpoint.json", "quack.token", "quack.address", "password"} <= {
-                path.name for path in files
-            }
+            assert {"tollbook.duckdb", "endpoint.json", "password"} <= {path.name for path in files}
             for path in (*files, *(Path(f"/proc/{pid}/{name}") for pid in pids for name in PRIVATE)):
                 tried = await asyncio.to_thread(as_nobody, "/bin/cat", str(path))
                 assert tried.returncode != 0, path
             shown = [(await asyncio.to_thread(as_nobody, "/bin/cat", f"/proc/{pid}/cmdline")).stdout for pid in pids]
             password = url.partition("@")[0].rpartition(":")[2]
-            token = (data / "quack.token").read_text("ascii")
             metrics = re.search(r"http://\S+/metrics", command.stdout)
             assert metrics is not None
             async with httpx.AsyncClient() as client:
                 base = metrics[0].removesuffix("/metrics")
                 shown += [(await client.get(base + path)).text for path in ("/metrics", "/health/ready", "/")]
             for text in shown:
-                assert not [each for each in (secret, key, password, token) if each in text]
-            with duckdb.connect() as stranger:
-                load_extensions(stranger)
-                uri = (data / "quack.address").read_text("ascii")
-                with pytest.raises(duckdb.Error):
-                    stranger.execute(f"ATTACH '{uri}' AS ledger (TYPE quack, TOKEN 'guessed')")
+                assert not [each for each in (secret, key, password) if each in text]
         finally:
             await command.end()
 
@@ -205,23 +194,11 @@ def test_nothing_is_written_through_a_link_that_is_planted_for_the_projector(tmp
         with pytest.raises(StoreFailed, match="is a symbolic link"):
             Store.open(data / "tollbook.duckdb", "ledger-1")
         (data / name).unlink()
-    (data / "quack.address").symlink_to(target)
-    store = Store.open(data / "tollbook.duckdb", "ledger-1")
-    QuackServer.start(store, data).stop()
-    store.close()
     (data / "metrics").mkdir()
     (data / "metrics" / f".w.{os.getpid()}").symlink_to(target)
     with pytest.raises(AddressError), announced_address(data, "w", "127.0.0.1:1", part="worker"):
         pass
     assert target.read_text() == "precious"
-
-
-@pytest.mark.parametrize("planted", ["quack:127.0.0.1:1' (TYPE quack); COPY (SELECT 1) TO 'x", "http://elsewhere"])
-def test_a_planted_address_of_the_projector_is_no_statement(tmp_path: Path, planted: str) -> None:
-    (tmp_path / "quack.address").write_text(planted)
-    (tmp_path / "quack.token").write_text("token")
-    with pytest.raises(BaselineUnavailable, match="has no address and token of a projector"):
-        RemoteStore.open(tmp_path).baselines(())
 
 
 def test_a_copy_of_the_projection_is_private(tmp_path: Path) -> None:

@@ -108,6 +108,10 @@ LACKING = {
         "the keys ~{tollbook:*",
     ),
     "channels": ([rule for rule in NEEDED if not rule.startswith("&")], "the channels &{tollbook:*"),
+    "the channels of baselines": (
+        [*(rule for rule in NEEDED if not rule.startswith("&")), "&{tollbook:*}:waiters", "&{tollbook:*}:result:*"],
+        "the channels &{tollbook:*",
+    ),
     "to ask": ([*NEEDED, "-fcall"], "the command FCALL"),
     "a task stream": ([rule for rule in NEEDED if rule != "~generation"], "the keys ~generation"),
     "to read a task stream": ([*NEEDED, "-xreadgroup"], "the command XREADGROUP"),

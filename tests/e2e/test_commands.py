@@ -202,12 +202,11 @@ def shown_by_processes() -> dict[Path, bytes]:
     return shown
 
 
-async def test_the_token_stands_in_its_file_alone(here: Path) -> None:
-    token = (here / "data" / "quack.token").read_text()
-    assert stat.S_IMODE((here / "data" / "quack.token").stat().st_mode) == 0o600
-    assert [process for process, text in shown_by_processes().items() if token.encode() in text] == []
+async def test_the_password_stands_in_its_files_alone(here: Path) -> None:
+    password = (here / "data" / "valkey" / "password").read_text().strip()
+    assert [process for process, text in shown_by_processes().items() if password.encode() in text] == []
     rows = (await run_cli("sql", "SELECT * FROM events", "--format", "csv", cwd=here)).stdout
-    assert token not in rows
+    assert password not in rows
 
 
 async def test_doctor_finds_the_running_system_well(here: Path) -> None:
@@ -495,11 +494,10 @@ async def test_logs_are_json_on_standard_error_and_hold_no_secret(tmp_path: Path
                 outputs += [finished.stdout, finished.stderr]
         finally:
             await command.end()
-    token = (directory / "data" / "quack.token").read_text()
     password = (directory / "data" / "valkey" / "password").read_text()
     data = [directory / "data", *(directory / "data").rglob("*")]
     assert [path for path in data if stat.S_IMODE(path.stat().st_mode) & 0o077] == [], "closed to other users"
-    assert not [text for text in (command.stdout, command.stderr, *outputs) if token in text or password in text]
+    assert not [text for text in (command.stdout, command.stderr, *outputs) if password in text]
     assert any(entry.fault is None for entry in provider.book.entries.values()), "the key was taken"
     lines = [json.loads(line) for line in command.stderr.splitlines()]
     events = {line["event"] for line in lines}

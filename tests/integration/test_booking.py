@@ -80,7 +80,7 @@ def ended_process(running: RunningSystem) -> Ledger:
     return build_ledger(
         system.handle,
         system.runtime.settings,
-        system.projection.read,
+        lambda _: system.projection.read,
         patience=Patience(reserve_s=0.0, settle_s=0.0),
         process="ended",
     )

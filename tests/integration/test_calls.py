@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -742,7 +743,7 @@ async def test_answer_is_stored_though_its_call_is_cancelled_while_redis_is_away
         faulty_proxy(server_url) as proxy,
         open_ledger(settings, proxy.url, may_create=False) as handle,
     ):
-        ledger = build_ledger(handle, settings, lambda names: asyncio.to_thread(calling.store.baselines, names))
+        ledger = build_ledger(handle, settings, lambda _: partial(asyncio.to_thread, calling.store.baselines))
         async with calling.runner(transport=Held(gate), ledger=ledger) as (runner, _):
             running = asyncio.create_task(runner.run(calling.call()))
             await wait_until(lambda: calling.provider.requests == 1)

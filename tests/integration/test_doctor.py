@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from tollbook.inference.administration import Administration
 from tollbook.inference.runtime import now_ms, open_ledger, open_runtime
 from tollbook.inference.settings import load_settings
 from tollbook.inference.signs_of_life import read_signs, sign_of_life
-from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.errors import BaselineUnavailable, LedgerUnavailable
+from tollbook.ledger.gate.asking import NO_PROJECTOR
+from tollbook.ledger.gate.baselines import BaselinePage
 from tollbook.ledger.gate.ledger import Patience
 from tollbook.ledger.keys import GROUP, dropped_tasks, worker_key
-from tollbook.ledger.projection.remote import remote_reader
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.signature import Signature
@@ -122,9 +123,12 @@ async def test_a_full_server_is_not_taken_for_one_without_processes(
 
 @pytest.mark.slow
 async def test_a_worker_that_holds_tasks_back_is_named(place: Place, tmp_path: Path) -> None:
-    """As one on a machine without the projector's files, while everything else is in order."""
+    """As one whose requests the projector does not hear, while everything else is in order."""
     settings = place.running.system.runtime.settings.model_copy(update={"data_dir": tmp_path / "elsewhere"})
-    read = remote_reader(settings.data_dir)
+
+    async def read(names: Sequence[str], /) -> BaselinePage:
+        raise BaselineUnavailable(NO_PROJECTOR)
+
     async with (
         open_ledger(settings, place.server.url, part="worker") as handle,
         open_runtime(settings, handle, read, patience=Patience()) as runtime,
@@ -143,7 +147,7 @@ async def test_a_worker_that_holds_tasks_back_is_named(place: Place, tmp_path: P
         await serving
     assert set(failed) == {"tasks"}
     assert failed["tasks"].startswith("worker ")
-    assert f"holds tasks back: no projector runs in {tmp_path / 'elsewhere'}" in failed["tasks"]
+    assert "holds tasks back: no projector runs" in failed["tasks"]
 
 
 async def test_what_is_no_longer_held_back_is_no_longer_shown(

@@ -217,7 +217,7 @@ async def test_no_ledger_is_opened_on_a_server_that_may_lose_it(private_server: 
 async def test_no_call_begins_once_the_server_may_evict(private_server: EmbeddedServer, redis: Redis) -> None:
     settings = Settings.model_validate({"redis_url": private_server.url, "allow_unsynced": False})
     async with open_ledger(settings, private_server.url) as handle:
-        ledger = build_ledger(handle, settings, no_baselines)
+        ledger = build_ledger(handle, settings, lambda _: no_baselines)
         await redis.config_set("maxmemory-policy", "allkeys-lru")
         await handle.server.look()
 

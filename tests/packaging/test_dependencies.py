@@ -14,8 +14,6 @@ from tests.packaging.conftest import ROOT
 # Found by their files; what uvicorn loads by name; a kernel that Jupyter starts; a part of the namespace that the
 # exporter stands for here.
 NOT_IMPORTED = {
-    "duckdb-extension-httpfs",
-    "duckdb-extension-quack",
     "httptools",
     "ipykernel",
     "opentelemetry-sdk",

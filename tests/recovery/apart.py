@@ -16,7 +16,6 @@ from tollbook.inference.runtime import open_ledger, open_runtime
 from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.projection.comparison import compare
-from tollbook.ledger.projection.remote import remote_reader
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.server.connection import connect
 from tollbook.observability.process_state import ProcessState
@@ -60,14 +59,15 @@ async def start_projector(
     *options: str,
     data_dir: Path | None = None,
     waits_for: str = "projector.started",
+    **environment: str,
 ) -> StayingCommand:
-    """Run `tollbook projector`; return once it says so in its log."""
+    """Run `tollbook projector`; return once it says so in its log. `environment` are further variables."""
     directory = settings.data_dir.parent
     command = await StayingCommand.start(
         "projector",
         *options,
         cwd=directory,
-        env={"REDIS_URL": redis_url, "TOLLBOOK_DATA_DIR": str(data_dir or settings.data_dir)},
+        env={"REDIS_URL": redis_url, "TOLLBOOK_DATA_DIR": str(data_dir or settings.data_dir), **environment},
     )
     try:
         await wait_until(lambda: waits_for in command.stderr or command.process.returncode is not None, what=waits_for)
@@ -93,7 +93,7 @@ async def running_apart(data_dir: Path, redis_url: str, *, workers: int = 1, **v
         projector = await start_projector(settings, redis_url)
         async with (
             open_ledger(settings, redis_url, may_create=False) as handle,
-            open_runtime(settings, handle, remote_reader(data_dir)) as runtime,
+            open_runtime(settings, handle) as runtime,
         ):
             nothing = asyncio.create_task(asyncio.Event().wait())
             system = System(

@@ -12,7 +12,7 @@ from tests.servers import wait_until
 from tests.system import REPLIES, StayingCommand
 from tollbook.inference.client import InferenceClient
 from tollbook.inference.errors import AppError
-from tollbook.ledger.projection.remote import remote_reader
+from tollbook.ledger.gate.asking import AskedBaselines
 from tollbook.schemas.results import ErrorCode
 
 STREAM: Final = "analysis"
@@ -43,13 +43,15 @@ async def finish(apart: Apart, name: str, number: int = 3) -> None:
     ]
     await apart.running.publish(STREAM, tasks)
     await apart.running.answers([task["task_id"] for task in tasks])
-    events = await apart.running.redis.xlen(apart.running.system.handle.keys[0].ledger)
-    read = remote_reader(apart.settings.data_dir)
+    handle = apart.running.system.handle
+    events = await apart.running.redis.xlen(handle.keys[0].ledger)
+    asked = AskedBaselines(handle.redis, handle.pipeline, handle.keys, ledger_id=handle.ledger_id, process="test")
 
     async def is_folded() -> bool:
-        return (await read(["user:u1:none"])).positions[0].seq >= events
+        return (await asked.reader(0)(["user:u1:none"])).positions[0].seq >= events
 
     await wait_until(is_folded, what="the fold of what the tasks wrote")
+    await asked.aclose()
 
 
 async def refusal_of_a_call(apart: Apart) -> str:

@@ -41,8 +41,17 @@ class Projectors:
         """Let the lease end now, as it does ten seconds after its owner's last sign of life."""
         await self.redis.pexpire(LEASE, 1)
 
+    async def answering(self) -> int:
+        """Return how many of them hear requests for baselines."""
+        ((_, listeners),) = await self.redis.pubsub_numsub(Keys().baseline_requests)
+        return listeners
+
     async def aclose(self) -> None:
         await self._ends.aclose()
+
+
+async def _is_none(projectors: Projectors) -> bool:
+    return await projectors.answering() == 0
 
 
 @pytest.fixture
@@ -97,9 +106,12 @@ async def test_a_standby_takes_over_from_a_killed_projector(projectors: Projecto
     first = await projectors.start()
     standby = await projectors.start("--standby", place=place, waits_for="projector.standing_by")
     assert "projector.started" not in standby.stderr
+    assert await projectors.answering() == 1, "who stands by answers no requests for baselines"
     await kill(first)
+    await wait_until(lambda: _is_none(projectors), what="the end of its answers")
     await projectors.lapse()
     await wait_until(lambda: "projector.started" in standby.stderr, what="the standby's start")
+    assert await projectors.answering() == 1
 
 
 @pytest.mark.slow

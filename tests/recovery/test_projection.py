@@ -22,7 +22,7 @@ from tollbook.consumers.projection import ProjectionService
 from tollbook.inference.runtime import open_ledger
 from tollbook.inference.setting_tables import CapTable
 from tollbook.ledger.errors import BaselineUnavailable
-from tollbook.ledger.projection.quack import RemoteStore
+from tollbook.ledger.gate.asking import AskedBaselines
 from tollbook.ledger.projection.snapshot import take_snapshot
 from tollbook.ledger.projection.store import Store
 from tollbook.observability.health import Readiness
@@ -219,11 +219,11 @@ async def test_a_row_changed_while_it_runs_is_found_and_the_file_rebuilt(
 
         await wait_until(is_rebuilt, what="the file being rebuilt")
         assert budgets(service.store) == true
-        remote = RemoteStore.open(data_dir)
+        asked = AskedBaselines(handle.redis, handle.pipeline, handle.keys, ledger_id=handle.ledger_id, process="test")
         name = true[0]["budget"]
-        page = await asyncio.to_thread(remote.baselines, [name])
+        page = await asked.reader(0)([name])
         assert page.balances[name] == (true[0]["settled"], 0)
-        await asyncio.to_thread(remote.close)
+        await asked.aclose()
         folding.cancel()
         await asyncio.gather(folding, return_exceptions=True)
         await service.stop()

@@ -22,7 +22,6 @@ from tollbook.inference.runtime import InferenceRuntime, now_ms, open_ledger, op
 from tollbook.ledger.errors import CallsStopped
 from tollbook.ledger.gate.stops import read_stop
 from tollbook.ledger.keys import projector_lease
-from tollbook.ledger.projection.remote import remote_reader
 from tollbook.observability.health import Readiness
 from tollbook.observability.metrics import MetricsPage
 from tollbook.observability.process_state import ProcessState
@@ -61,7 +60,7 @@ async def new_process(apart: Apart, data_dir: Path) -> AsyncIterator[InferenceRu
     url = apart.running.system.redis_url
     async with (
         open_ledger(apart.settings, url, may_create=False) as handle,
-        open_runtime(apart.settings, handle, remote_reader(data_dir)) as runtime,
+        open_runtime(apart.settings, handle) as runtime,
     ):
         yield runtime
 

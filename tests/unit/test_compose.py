@@ -64,16 +64,13 @@ def test_workers_start_after_a_healthy_redis_and_projector(compose: dict[str, An
         assert all(services[dependency]["healthcheck"]["test"][0] == "CMD" for dependency in needed)
 
 
-def test_the_projector_is_healthy_when_it_is_ready_and_workers_do_not_contend_for_a_port(
-    compose: dict[str, Any],
-) -> None:
+def test_the_projector_is_healthy_when_it_is_ready(compose: dict[str, Any]) -> None:
     projector, worker = compose["services"]["projector"], compose["services"]["worker"]
     program, option, code = projector["healthcheck"]["test"][1:]
     port = projector["environment"]["TOLLBOOK_METRICS_PORT"]
 
     assert (program, option) == ("python", "-c")
     assert f"http://127.0.0.1:{port}/health/ready" in code
-    assert worker["environment"]["TOLLBOOK_METRICS_PORT"] == "0"
     assert "TOLLBOOK_METRICS_HOST" not in projector["environment"] | worker["environment"]
 
 
@@ -87,23 +84,21 @@ def test_our_services_run_known_commands_of_one_image(compose: dict[str, Any]) -
     assert {services[name]["image"] for name in OURS} == {f"tollbook:{project()['version']}"}
 
 
-def test_workers_can_read_what_the_projector_serves(compose: dict[str, Any]) -> None:
-    """The projector serves DuckDB on loopback, with its address and token in the data directory."""
+def test_parts_meet_in_redis_alone(compose: dict[str, Any]) -> None:
     services = compose["services"]
 
-    assert {services[name]["network_mode"] for name in ("worker", "gateway", "cli")} == {"service:projector"}
     for name in OURS:
+        assert "network_mode" not in services[name]
         assert services[name]["volumes"] == ["data:/data"]
         assert services[name]["environment"]["TOLLBOOK_DATA_DIR"] == "/data"
         assert services[name]["environment"]["REDIS_URL"] == "redis://redis:6379/0"
 
 
-def test_the_gateway_is_published_where_its_network_is(compose: dict[str, Any]) -> None:
-    """It shares the projector's network, so the projector publishes its port."""
-    projector, gateway = compose["services"]["projector"], compose["services"]["gateway"]
+def test_the_gateway_is_published(compose: dict[str, Any]) -> None:
+    gateway = compose["services"]["gateway"]
     port = gateway["environment"]["TOLLBOOK_GATEWAY_PORT"]
 
-    assert projector["ports"] == [f"127.0.0.1:${{TOLLBOOK_GATEWAY_PORT:-{port}}}:{port}"]
+    assert gateway["ports"] == [f"127.0.0.1:${{TOLLBOOK_GATEWAY_PORT:-{port}}}:{port}"]
     assert f"127.0.0.1:{port}/" in gateway["healthcheck"]["test"][-1]
 
 

@@ -8,7 +8,7 @@ SELECT DISTINCT function_name AS name
 FROM duckdb_functions()
 WHERE function_type IN ('scalar', 'aggregate', 'macro')
     AND NOT coalesce(has_side_effects, false)
-    AND NOT regexp_matches(function_name, '^(quack|getenv|current_setting|nextval|currval|pg_|write_|__)')
+    AND NOT regexp_matches(function_name, '^(getenv|current_setting|nextval|currval|pg_|write_|__)')
     AND function_name NOT IN (
         SELECT function_name FROM duckdb_functions() WHERE function_type NOT IN ('scalar', 'aggregate', 'macro')
     )
@@ -26,6 +26,12 @@ CREATE MACRO refusal(query) AS (
             THEN CASE WHEN tree->>'$.error_type' = 'parser' THEN tree->>'$.error_message' ELSE 'it is no SELECT' END
         WHEN json_array_length(tree, '$.statements') = 0 THEN 'it is empty'
         WHEN json_array_length(tree, '$.statements') IS DISTINCT FROM 1 THEN 'it is more than one statement'
+        -- DuckDB 2 has WITH ... AS (DELETE ...), and serializes it as part of a SELECT.
+        WHEN len(list_filter(
+            tree->>'$..type',
+            lambda t: ends_with(t, '_NODE')
+                AND t NOT IN ('SELECT_NODE', 'SET_OPERATION_NODE', 'RECURSIVE_CTE_NODE', 'CTE_NODE')
+        )) IS DISTINCT FROM 0 THEN 'it is no SELECT'
         WHEN len(list_filter(tree->>'$..catalog_name', lambda c: c NOT IN ('', 'main'))) IS DISTINCT FROM 0
             THEN 'it names another database'
         WHEN len(list_filter(tree->>'$..schema_name', lambda s: s NOT IN ('', 'main', 'information_schema')))
