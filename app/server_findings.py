@@ -44,6 +44,8 @@ async def keeping_findings(redis: "Redis", settings: Settings) -> AsyncIterator[
     """Say whether the server may lose what it was told, or has no room left."""
     policy = await read_policy(redis)
     yield _persistence(policy, allow_unsynced=settings.allow_unsynced)
+    if (finding := _replicas(policy, settings.min_replicas)) is not None:
+        yield finding
     yield await _memory(redis, policy)
 
 
@@ -77,6 +79,30 @@ def _persistence(policy: ServerPolicy, *, allow_unsynced: bool) -> Finding:
     if allow_unsynced:  # As the processes, which then make calls and warn.
         return Finding("persistence", "warning", f"{found}; accepted by TOLLBOOK_ALLOW_UNSYNCED", advice)
     return Finding("persistence", "failed", found, advice)
+
+
+def _replicas(policy: ServerPolicy, min_replicas: int) -> Finding | None:
+    """Say whether a failover could lose what somebody goes by; nothing where there are no replicas, and none wanted."""
+    linked = policy.replicas
+    if linked is None:
+        found = "it cannot be checked how many there are: this user may not ask"
+        return Finding("replicas", "warning", found, "allow INFO to this user") if min_replicas else None
+    if linked < min_replicas:
+        return Finding(
+            "replicas",
+            "failed",
+            f"{linked} of the {min_replicas} that TOLLBOOK_MIN_REPLICAS asks for are linked: no call is made",
+            "start them, or mend their link to the primary",
+        )
+    if linked > min_replicas:
+        wanted = f"TOLLBOOK_MIN_REPLICAS is {min_replicas}"
+        return Finding(
+            "replicas",
+            "warning",
+            f"{linked} are linked, {wanted}: if one is promoted that lacks the last writes, they are lost",
+            f"set it to {linked} in every process, unless such a loss is bearable",
+        )
+    return Finding("replicas", "ok", f"{linked} linked, all of which must have a write") if linked else None
 
 
 async def _memory(redis: "Redis", policy: ServerPolicy) -> Finding:

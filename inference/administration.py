@@ -338,7 +338,7 @@ async def connect_administration(
         redis_url = find_redis_url(settings)
         redis = connect(redis_url)
         stack.push_async_callback(redis.aclose)
-        pipeline = CommandPipeline(redis)
+        pipeline = CommandPipeline(redis, replication=settings.replication)
         stack.push_async_callback(pipeline.aclose)
         try:
             found: list[bytes | None] = await pipeline.execute(
@@ -352,7 +352,7 @@ async def connect_administration(
                 f"there is no ledger {settings.namespace!r} in this Redis yet: `tollbook up` or `tollbook projector` "
                 "makes it"
             )
-        await check_policy(redis, allow_unsynced=settings.allow_unsynced)
+        await check_policy(redis, allow_unsynced=settings.allow_unsynced, min_replicas=settings.min_replicas)
         # A person is told at once that the server takes no write, where a worker would try again for a while. Functions
         # that are missing are loaded by the command, and a permission that it lacks is named by it.
         with suppress(FunctionsMissing, PermissionsMissing):

@@ -71,6 +71,11 @@ class Keys:
         """Stream: written and taken back in one step, to see that the partition can be written."""
         return f"{self.prefix}probe"
 
+    @property
+    def mark(self) -> str:
+        """String: written before replicas are waited for, so that the wait covers whatever was written before."""
+        return f"{self.prefix}mark"
+
     def tail(self, budget: str) -> str:
         """List: deltas of one budget that the projector may not have folded yet."""
         return f"{self.prefix}tail:{budget}"

@@ -27,6 +27,8 @@ _MEANINGS: Final[tuple[tuple[str, str], ...]] = (
         r"noauth|authentication required|authenticated before",
         "it wants a password: set REDIS_URL to redis://:PASSWORD@HOST:PORT",
     ),
+    (r"it knows no such service", "the Sentinels know no such service: correct REDIS_URL"),
+    (r"no sentinel leads", "no Sentinel leads to a primary: start the Sentinels, or correct REDIS_URL"),
     (r"connection refused|connect call failed", "nothing listens there: start Redis, or correct REDIS_URL"),
     (
         r"name or service not known|nodename nor servname|name resolution|no address associated",
