@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import ResponseError
 
-from tollbook.app.findings import Finding, first_line
+from tollbook.app.findings import Finding, count_of, first_line
 from tollbook.inference.settings import Settings
-from tollbook.ledger.errors import LedgerError, PermissionsMissing
+from tollbook.ledger.errors import LedgerError, LedgerUnavailable, PermissionsMissing
 from tollbook.ledger.gate.probe import check_permissions, check_writable
 from tollbook.ledger.gate.replies import FunctionsMissing
 from tollbook.ledger.keys import Keys
@@ -44,7 +44,7 @@ async def keeping_findings(redis: "Redis", settings: Settings) -> AsyncIterator[
     """Say whether the server may lose what it was told, or has no room left."""
     policy = await read_policy(redis)
     yield _persistence(policy, allow_unsynced=settings.allow_unsynced)
-    if (finding := _replicas(policy, settings.min_replicas)) is not None:
+    if (finding := await _replicas(redis, policy, settings)) is not None:
         yield finding
     yield await _memory(redis, policy)
 
@@ -81,28 +81,25 @@ def _persistence(policy: ServerPolicy, *, allow_unsynced: bool) -> Finding:
     return Finding("persistence", "failed", found, advice)
 
 
-def _replicas(policy: ServerPolicy, min_replicas: int) -> Finding | None:
+async def _replicas(redis: "Redis", policy: ServerPolicy, settings: Settings) -> Finding | None:
     """Say whether a failover could lose what somebody goes by; nothing where there are no replicas, and none wanted."""
-    linked = policy.replicas
-    if linked is None:
-        found = "it cannot be checked how many there are: this user may not ask"
-        return Finding("replicas", "warning", found, "allow INFO to this user") if min_replicas else None
-    if linked < min_replicas:
-        return Finding(
-            "replicas",
-            "failed",
-            f"{linked} of the {min_replicas} that TOLLBOOK_MIN_REPLICAS asks for are linked: no call is made",
-            "start them, or mend their link to the primary",
-        )
-    if linked > min_replicas:
-        wanted = f"TOLLBOOK_MIN_REPLICAS is {min_replicas}"
+    pipeline = CommandPipeline(redis, replication=settings.replication)
+    try:
+        await pipeline.replicate()
+    except LedgerUnavailable as exc:
+        return Finding("replicas", "failed", str(exc), "no call is made until then")
+    finally:
+        await pipeline.aclose()
+    wanted, linked = settings.min_replicas, policy.replicas
+    if linked is not None and linked > wanted:
         return Finding(
             "replicas",
             "warning",
-            f"{linked} are linked, {wanted}: if one is promoted that lacks the last writes, they are lost",
+            f"{linked} are linked, TOLLBOOK_MIN_REPLICAS is {wanted}: a failover to one that lacks the last writes loses "
+            "calls that were answered",
             f"set it to {linked} in every process, unless such a loss is bearable",
         )
-    return Finding("replicas", "ok", f"{linked} linked, all of which must have a write") if linked else None
+    return Finding("replicas", "ok", f"{count_of(wanted, 'replica')} had a write when asked") if wanted else None
 
 
 async def _memory(redis: "Redis", policy: ServerPolicy) -> Finding:

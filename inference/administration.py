@@ -352,7 +352,7 @@ async def connect_administration(
                 f"there is no ledger {settings.namespace!r} in this Redis yet: `tollbook up` or `tollbook projector` "
                 "makes it"
             )
-        await check_policy(redis, allow_unsynced=settings.allow_unsynced, min_replicas=settings.min_replicas)
+        await check_policy(redis, allow_unsynced=settings.allow_unsynced)
         # A person is told at once that the server takes no write, where a worker would try again for a while. Functions
         # that are missing are loaded by the command, and a permission that it lacks is named by it.
         with suppress(FunctionsMissing, PermissionsMissing):

@@ -104,9 +104,11 @@ async def open_ledger(
     async with AsyncExitStack() as stack:
         stack.push_async_callback(redis.aclose)
         await load_library(redis)
-        server = await stack.enter_async_context(watched_server(redis, allow_unsynced=settings.allow_unsynced, min_replicas=settings.min_replicas))
         pipeline = CommandPipeline(redis, timeout_s=answer_timeout_s(settings), replication=settings.replication)
         stack.push_async_callback(pipeline.aclose)
+        server = await stack.enter_async_context(
+            watched_server(redis, allow_unsynced=settings.allow_unsynced, pipeline=pipeline)
+        )
         keys = tuple(Keys(settings.namespace, number) for number in range(settings.partitions))
         await check_permissions(pipeline, keys)  # First, so that what is missing has a name.
         if expected_id is not None:

@@ -144,10 +144,10 @@ class Readiness:
         )
 
     async def _ping(self, opened: OpenLedger) -> None:
+        opened.handle.server.check()  # First, since a server that waits for replicas is slow to answer.
         await opened.handle.pipeline.execute("PING")
 
     async def _write(self, opened: OpenLedger, partition: int) -> None:
-        opened.handle.server.check()
         await opened.ledger.probe(partition)
 
     async def _decide(self, opened: OpenLedger, partition: int) -> None:

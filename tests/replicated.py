@@ -79,6 +79,11 @@ async def is_linked(replica: Redis) -> bool:
     return info["role"] == "slave" and info.get("master_link_status") == "up"
 
 
+async def is_primary(server: Redis) -> bool:
+    info: dict[str, Any] = await server.info("replication")
+    return info["role"] == "master"
+
+
 @asynccontextmanager
 async def replicated(
     directory: Path, *, kind: str, replicas: int = 1, has_sentinel: bool = False

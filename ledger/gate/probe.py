@@ -138,7 +138,6 @@ async def missing_permissions(
             *LEDGER_COMMANDS,
             *(PROJECTOR_COMMANDS if is_projector else ()),
             *(WORKER_COMMANDS if streams else ()),
-            *(("WAIT 0 1",) if pipeline.replication is not None else ()),
         )
     }
     wanted = [

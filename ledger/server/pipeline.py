@@ -36,7 +36,8 @@ pack_command: Final = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pa
 class CommandPipeline:
     """One connection's batches. `batches` and `commands` count what was sent.
 
-    `replication`: what is waited for after a batch that may have written; None for nothing.
+    `replication`: what is waited for after a batch that may have written; None for nothing. `unconfirmed`: why the last
+    one of those is not confirmed, or None.
 
     Errors of `execute`: LedgerUnavailable (outcome unknown); RedisCannotServe, which is one (nothing was done);
     TooFewReplicas, which is one; redis.exceptions.ResponseError for what the server refuses; DataError for what cannot
@@ -47,6 +48,7 @@ class CommandPipeline:
         self.batches = 0
         self.commands = 0
         self.replication = replication
+        self.unconfirmed: LedgerUnavailable | None = None
         self._redis = redis
         self._timeout_s = timeout_s
         self._limit: asyncio.Timeout | None = None
@@ -145,7 +147,8 @@ class CommandPipeline:
         await connection.send_packed_command(packed, check_health=False)
         replies = [refused.get(index) or await self._read(connection) for index in range(len(commands))]
         if self.replication is not None and confirmation:
-            problem = self.replication.problem_of([await self._read(connection) for _ in confirmation])
+            replied = [await self._read(connection) for _ in confirmation]
+            self.unconfirmed = problem = self.replication.problem_of(replied)
             if problem is not None:  # G1 G3
                 replies = [reply if isinstance(reply, BaseException) else problem for reply in replies]
         return replies

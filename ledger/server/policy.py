@@ -6,7 +6,7 @@ one that is full or a replica refuses writes. Each of these stops new calls befo
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from redis.exceptions import RedisError, ResponseError
 from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable, TooFewReplicas
 from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, leave_server
+from tollbook.ledger.server.pipeline import CommandPipeline
 
 WATCH_INTERVAL_S: Final = 10.0
 _MEMORY_LIMIT: Final = 0.9
@@ -125,11 +126,8 @@ def missing_replicas(policy: ServerPolicy, min_replicas: int) -> TooFewReplicas 
     return TooFewReplicas(found=policy.replicas, needed=min_replicas)
 
 
-async def check_policy(redis: Redis, *, allow_unsynced: bool, min_replicas: int) -> None:
-    """Look at a server once.
-
-    Errors: ServerUnsafe; TooFewReplicas; LedgerUnavailable where it does not answer.
-    """
+async def check_policy(redis: Redis, *, allow_unsynced: bool) -> None:
+    """Look at a server once. Errors: ServerUnsafe; LedgerUnavailable where it does not answer."""
     try:
         policy = await read_policy(redis)
     except (RedisError, OSError, TimeoutError) as exc:
@@ -137,24 +135,28 @@ async def check_policy(redis: Redis, *, allow_unsynced: bool, min_replicas: int)
     refusal = policy.refusal(allow_unsynced=allow_unsynced)
     if refusal is not None:
         raise ServerUnsafe(refusal)  # G8
-    missing = missing_replicas(policy, min_replicas)
-    if missing is not None:
-        raise missing  # G8
 
 
 class ServerWatch:
     """Looks at a server again and again; `check` refuses while what was seen last is unsafe."""
 
     def __init__(
-        self, redis: Redis, *, allow_unsynced: bool, min_replicas: int = 0, interval_s: float = WATCH_INTERVAL_S
+        self,
+        redis: Redis,
+        *,
+        allow_unsynced: bool,
+        pipeline: CommandPipeline | None = None,
+        interval_s: float = WATCH_INTERVAL_S,
     ) -> None:
+        """`pipeline`: that of the calls, which may wait for replicas."""
         self._redis = redis
+        self._pipeline = pipeline
         self._allow_unsynced = allow_unsynced
-        self._min_replicas = min_replicas
         self._interval_s = interval_s
         self._refusal: str | None = None
         self._is_risky = False
         self._unknown = "the Redis server did not answer when asked whether it keeps its data"
+        self._was_unconfirmed = False
         self.policy = ServerPolicy()
 
     def check(self) -> None:
@@ -163,13 +165,13 @@ class ServerWatch:
             raise LedgerUnavailable(self._unknown)
         if self._refusal is not None:  # G8
             raise ServerUnsafe(self._refusal)
-        missing = missing_replicas(self.policy, self._min_replicas)
-        if missing is not None:  # G8
-            raise missing
+        if (unconfirmed := self._unconfirmed()) is not None:  # G8
+            # Else holds would be written that nobody goes by, and nobody settles before they are overdue.
+            raise unconfirmed
 
     async def look(self) -> None:
         """Look now. What cannot be asked keeps its last verdict: a server that does not answer takes no call either."""
-        had_replicas = missing_replicas(self.policy, self._min_replicas) is None
+        await self._look_for_replicas()
         try:
             self.policy = await read_policy(self._redis)
         except (RedisError, OSError, TimeoutError) as exc:
@@ -190,17 +192,26 @@ class ServerWatch:
             _log.error("server.refused", problem=self._refusal)
         elif self._refusal is None and before is not None:
             _log.info("server.accepted")
-        missing = missing_replicas(self.policy, self._min_replicas)
-        if missing is not None and had_replicas:
-            _log.error("server.replicas_missing", problem=str(missing))
-        elif missing is None and not had_replicas:
-            _log.info("server.replicas_linked", replicas=self.policy.replicas)
+
+    async def _look_for_replicas(self) -> None:
+        if self._pipeline is None:
+            return
+        with suppress(LedgerUnavailable):
+            await self._pipeline.replicate()
+        before, self._was_unconfirmed = self._was_unconfirmed, self._unconfirmed() is not None
+        if self._was_unconfirmed and not before:
+            _log.error("server.replicas_missing", problem=str(self._unconfirmed()))
+        elif before and not self._was_unconfirmed:
+            _log.info("server.replicas_back")
+
+    def _unconfirmed(self) -> LedgerUnavailable | None:
+        return None if self._pipeline is None else self._pipeline.unconfirmed
 
     async def run(self) -> None:
         """Look until cancelled, whatever goes wrong; a look that fails in a way nobody foresaw stops calls."""
         while True:
             # What stops calls is looked at more often, so that they soon go on.
-            is_refused = self._refusal is not None or missing_replicas(self.policy, self._min_replicas) is not None
+            is_refused = self._refusal is not None or self._unconfirmed() is not None
             await asyncio.sleep(min(_REFUSED_INTERVAL_S, self._interval_s) if is_refused else self._interval_s)
             try:
                 await self.look()
@@ -211,10 +222,10 @@ class ServerWatch:
 
 @asynccontextmanager
 async def watched_server(
-    redis: Redis, *, allow_unsynced: bool, min_replicas: int = 0
+    redis: Redis, *, allow_unsynced: bool, pipeline: CommandPipeline | None = None
 ) -> AsyncGenerator[ServerWatch]:
     """Look at a server, and go on looking while this is open. Errors: as `ServerWatch.check`, at the start."""
-    watch = ServerWatch(redis, allow_unsynced=allow_unsynced, min_replicas=min_replicas)
+    watch = ServerWatch(redis, allow_unsynced=allow_unsynced, pipeline=pipeline)
     await watch.look()
     watch.check()
     looking = asyncio.create_task(watch.run())

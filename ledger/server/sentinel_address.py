@@ -21,7 +21,7 @@ _OWN_PARAMETERS: Final = ("sentinel_username", "sentinel_password")
 
 @dataclass(frozen=True, slots=True)
 class SentinelAddress:
-    """Who is asked for the primary of `service`; `server_url` has how to speak to it, and the host of a Sentinel."""
+    """Who is asked for the primary of `service`; `server_url` has how to speak to it, and the service for its host."""
 
     sentinels: tuple[tuple[str, int], ...]
     service: str
@@ -41,6 +41,7 @@ def read_sentinel_address(url: str) -> SentinelAddress:
     Errors: ValueError, whose text follows the name of the setting.
     """
     scheme, _, rest = url.partition("://")
+    scheme = scheme.lower()
     if scheme not in _SCHEMES or not rest:
         raise ValueError(f"is no address of Sentinels: write {_FORM}")
     if "#" in rest:

@@ -140,10 +140,12 @@ async def test_calls_stop_while_a_replica_is_away_and_go_on_when_it_is_back(kind
 
         stop_answering(group.replicas[0])
         await running.publish(STREAMS[0], tasks("away", 5))
+        await wait_until(lambda: held_back(running), what="the reason in the sign of life")
+        # Nothing is written for a call that begins now.
+        events = await running.redis.xlen(running.keys.ledger)
         with pytest.raises(AppError, match=WORDS):
             await InferenceClient("score_post", running.system.runtime).call("a post", user_id="u1")
-        # Those of the tasks come to the same.
-        await wait_until(lambda: held_back(running), what="the reason in the sign of life")
+        assert await running.redis.xlen(running.keys.ledger) == events
         # A hold may be on the ledger by now. Nobody has gone by it.
         assert running.provider.arrived.total() == called
         environment = {"REDIS_URL": group.primary.url, "TOLLBOOK_MIN_REPLICAS": "1"}
@@ -155,7 +157,7 @@ async def test_calls_stop_while_a_replica_is_away_and_go_on_when_it_is_back(kind
             ready = await client.get(f"{running.system.state.url}/health/ready")
         assert ready.status_code == 503
         assert WORDS in ready.text
-        refused = await run_cli("plan", "set", "u1", "growth", cwd=tmp_path, env=environment)
+        refused = await run_cli("plan", "set", "u1", "growth", "--reason", "more", cwd=tmp_path, env=environment)
         assert refused.code == 1
         assert WORDS in refused.stderr
 
