@@ -95,8 +95,8 @@ async def _replicas(redis: "Redis", policy: ServerPolicy, settings: Settings) ->
         return Finding(
             "replicas",
             "warning",
-            f"{linked} are linked, TOLLBOOK_MIN_REPLICAS is {wanted}: a failover to one that lacks the last writes loses "
-            "calls that were answered",
+            f"{linked} are linked, TOLLBOOK_MIN_REPLICAS is {wanted}: a failover to one that lacks the last writes "
+            "loses calls that were answered",
             f"set it to {linked} in every process, unless such a loss is bearable",
         )
     return Finding("replicas", "ok", f"{count_of(wanted, 'replica')} had a write when asked") if wanted else None

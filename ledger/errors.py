@@ -89,8 +89,8 @@ class TooFewReplicas(LedgerUnavailable):
 
     def __init__(self, *, found: int, needed: int) -> None:
         super().__init__(
-            f"{found} of the {needed} replicas that TOLLBOOK_MIN_REPLICAS asks for have the last writes: no call is made "
-            "until they have. Start the replicas, or mend their link to the primary; `tollbook doctor` shows them"
+            f"{found} of the {needed} replicas that TOLLBOOK_MIN_REPLICAS asks for have the last writes, and no call "
+            "is made until they all have: start the replicas, or mend their link to the primary"
         )
         self.found = found
         self.needed = needed

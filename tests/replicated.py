@@ -21,8 +21,8 @@ from tollbook.ledger.server.embedded import EmbeddedServer, bundled_binary
 from tollbook.ledger.server.process import HOST
 
 SERVICE: Final = "books"
-PASSWORD: Final = "of-all-servers"  # noqa: S105 - of servers that live as long as a test.
-SENTINEL_PASSWORD: Final = "of-the-sentinel"  # noqa: S105
+PASSWORD: Final = "of-all-servers"
+SENTINEL_PASSWORD: Final = "of-the-sentinel"
 # Below the range of ports for outgoing connections, and above that of embedded servers.
 _FIRST_PORT: Final = 30_000
 _PORTS: Final = 2_500
@@ -45,7 +45,7 @@ class Replicated:
         )
 
     async def come_back(self, server: EmbeddedServer, promoted: EmbeddedServer) -> None:
-        """Start a server that was killed as a replica of the promoted one, without waiting for the Sentinel to do so."""
+        """Start a server that was killed as a replica of the promoted one, as the Sentinel would do a while later."""
         await server.start()
         await follow(server, port_of(promoted))
 
@@ -130,7 +130,9 @@ async def _sentinel(directory: Path, primary: EmbeddedServer, kind: str) -> Asyn
     binary = binary_of(kind) or bundled_binary()
     command = [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), str(binary), str(config), "--sentinel"]
     with (directory / "sentinel.log").open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(  # noqa: ASYNC220 - it takes no time to begin.
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         async with connect(f"redis://:{SENTINEL_PASSWORD}@{HOST}:{port}") as sentinel:
 

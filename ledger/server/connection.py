@@ -117,7 +117,8 @@ def connection_class(redis_url: str) -> type[AbstractConnection]:
         address = read_sentinel_address(redis_url)
         options = {name: value for name, value in parse_url(address.server_url).items() if name.startswith("ssl_")}
         kind = _TlsByName if address.server_url.startswith("rediss:") else _TcpByName
-        return type(kind.__name__, (kind,), {"sentinels": Sentinels(address, options=options)})
+        made = type(kind.__name__, (kind,), {"sentinels": Sentinels(address, options=options)})
+        return cast("type[AbstractConnection]", made)
     scheme = redis_url.partition(":")[0]
     return {"unix": _SocketConnection, "rediss": _TlsConnection}.get(scheme, _TcpConnection)
 

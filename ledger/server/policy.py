@@ -160,7 +160,7 @@ class ServerWatch:
         self.policy = ServerPolicy()
 
     def check(self) -> None:
-        """Errors: ServerUnsafe and TooFewReplicas, which say what to do; LedgerUnavailable while it is not looked at."""
+        """Errors: ServerUnsafe; TooFewReplicas; LedgerUnavailable while the server cannot be looked at."""
         if self._unknown:  # G8
             raise LedgerUnavailable(self._unknown)
         if self._refusal is not None:  # G8

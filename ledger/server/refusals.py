@@ -17,7 +17,7 @@ _MEANINGS: Final[tuple[tuple[str, str], ...]] = (
     # Of Sentinels first, since what each of them said follows, in the words of a server.
     (r"no sentinel leads.*no such service", "the Sentinels know no such service: correct REDIS_URL"),
     (
-        r"no sentinel leads.*(?:wrongpass|invalid username-password|noauth|authentication required|password)",
+        r"no sentinel leads.*(?:wrongpass|password|noauth|authenticat)",
         "the Sentinels want another user or password: correct sentinel_username and sentinel_password in REDIS_URL",
     ),
     (r"no sentinel leads", "no Sentinel leads to a primary: start the Sentinels, or correct REDIS_URL"),

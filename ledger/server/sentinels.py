@@ -1,8 +1,8 @@
 """Connections to the primary that Sentinels name, whichever server that is when they are made.
 
-Each connection asks anew, so that after a failover whoever connects again is at the promoted server. redis-py's own pool
-for Sentinels (8.1, read in November 2026) is not used: it cannot be given to FastStream, and believes what a Sentinel
-says without a look at the server.
+Each connection asks anew, so that after a failover whoever connects again is at the promoted server. redis-py's own
+pool for Sentinels (8.1, read in November 2026) is not used: it cannot be given to FastStream, and believes what a
+Sentinel says without a look at the server.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class Sentinels:
             async with asyncio.timeout(_ANSWER_S):
                 await asking.connect()
                 await asking.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service)
-                found: list[bytes] | None = await asking.read_response()
+                found: Any = await asking.read_response()
         finally:
             await asking.disconnect(nowait=True)
         if found is None:
@@ -93,9 +93,9 @@ class FollowsSentinels:
         this: AbstractConnection = self  # pyright: ignore[reportAssignmentType]
         await this.send_command("ROLE", check_health=False)
         try:
-            role: Any = (await this.read_response())[0]
+            role: Any = await this.read_response()
         except ResponseError:
             return  # This user may not ask. A replica takes no write, and is left then.
-        if role not in (b"master", "master"):
+        if role[0] not in (b"master", "master"):
             self.sentinels.distrust()
             raise RedisConnectionError("the server that the Sentinels name is a replica")

@@ -166,7 +166,7 @@ REFUSED = {
     "redis+sentinel://127.0.0.1:{port}/books/1?db=2": "names the database twice",
     "redis+sentinel://127.0.0.1:{port}/books#x": "has a #",
     "redis+sentinel://127.0.0.1:{port}/books?sentinel_password=": "gives 'sentinel_password' no value",
-    "redis+sentinel://127.0.0.1:{port}/books?sentinel_username=a&sentinel_username=b": "gives 'sentinel_username' twice",
+    "redis+sentinel://127.0.0.1:{port}/books?sentinel_username=a&sentinel_username=b": "'sentinel_username' twice",
     "redis+sentinel://127.0.0.1:{port}/books?sentinel_pasword=x": "unknown parameter 'sentinel_pasword'",
     "redis+sentinel://127.0.0.1:{port}/books?ssl_cert_reqs=none": "unknown parameter 'ssl_cert_reqs'",
 }

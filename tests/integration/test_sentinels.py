@@ -27,7 +27,7 @@ async def group(tmp_path: Path) -> AsyncIterator[Replicated]:
 async def port_seen_by(url: str) -> int:
     """Return the port of the server to which an address leads."""
     async with connect(url) as redis:
-        found: dict[str, Any] = await redis.config_get("port")
+        found: Any = await redis.config_get("port")
         return int(found["port"])
 
 
@@ -94,5 +94,7 @@ async def test_what_is_wrong_has_a_line(group: Replicated, given: str, instead: 
 
 async def test_sentinels_that_are_all_down_are_named() -> None:
     async with connect("redis+sentinel://127.0.0.1:1,127.0.0.1:2/books") as redis:
-        with pytest.raises(RedisError, match=r"no Sentinel leads to the primary of 'books' \(127.0.0.1:1: .*127.0.0.1:2: "):
+        with pytest.raises(
+            RedisError, match=r"no Sentinel leads to the primary of 'books' \(127.0.0.1:1: .*127.0.0.1:2: "
+        ):
             await redis.ping()

@@ -168,7 +168,7 @@ async def test_calls_stop_while_a_replica_is_away_and_go_on_when_it_is_back(kind
 
 
 async def held_back(running: RunningSystem) -> bool:
-    signs: dict[bytes, bytes] = await running.redis.hgetall(processes("tollbook"))
+    signs: Any = await running.redis.hgetall(processes("tollbook"))
     return any(WORDS in json.loads(sign).get("holds_back", "") for sign in signs.values())
 
 
@@ -233,7 +233,10 @@ async def answers(redis: Redis) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_what_was_written_behind_a_cut_link_was_never_acknowledged(kind: str, tmp_path: Path) -> None:
     """The link of the replica is cut, then the primary dies: the promoted replica lacks what nobody went by."""
-    async with replicated(tmp_path, kind=kind, replicas=0) as group, replicated(tmp_path / "2", kind=kind, replicas=0) as other:
+    async with (
+        replicated(tmp_path, kind=kind, replicas=0) as group,
+        replicated(tmp_path / "2", kind=kind, replicas=0) as other,
+    ):
         first, second = group.primary, other.primary
         async with (
             faulty_proxy(first.url) as link,
