@@ -167,6 +167,25 @@ async def test_calls_stop_while_a_replica_is_away_and_go_on_when_it_is_back(kind
         await check_books(running, tmp_path / "books")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("min_replicas", "state", "says"),
+    [
+        ("0", "warning", "1 are linked, TOLLBOOK_MIN_REPLICAS is 0"),
+        ("1", "ok", "1 replica had a write when asked"),
+        ("2", "failed", "1 of the 2 replicas that TOLLBOOK_MIN_REPLICAS asks for"),
+    ],
+)
+async def test_doctor_compares_the_setting_with_the_replicas(
+    tmp_path: Path, min_replicas: str, state: str, says: str
+) -> None:
+    async with replicated(tmp_path, kind=EMBEDDED) as group:
+        environment = {"REDIS_URL": group.primary.url, "TOLLBOOK_MIN_REPLICAS": min_replicas}
+        doctor = await run_cli("doctor", "--json", cwd=tmp_path, env=environment)
+        (found,) = [each for each in doctor.json() if each["check"] == "replicas"]
+        assert (found["state"], says in found["found"]) == (state, True), found
+
+
 async def held_back(running: RunningSystem) -> bool:
     signs: Any = await running.redis.hgetall(processes("tollbook"))
     return any(WORDS in json.loads(sign).get("holds_back", "") for sign in signs.values())
