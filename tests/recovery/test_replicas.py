@@ -14,12 +14,13 @@ from redis.exceptions import RedisError
 from tests.gate_bench import GateBench, open_bench
 from tests.proxy import faulty_proxy
 from tests.recovery.books import check_books, is_at_rest
-from tests.replicated import answer_again, follow, port_of, replicated, stop_answering
+from tests.replicated import PASSWORD, answer_again, follow, port_of, replicated, stop_answering
 from tests.servers import CONTAINER, EMBEDDED, LOCAL, PATIENCE_S, server_kinds, wait_until
 from tests.system import REPLIES, STREAMS, RunningSystem, run_cli, running_system
 from tollbook.inference.client import InferenceClient
 from tollbook.inference.errors import AppError, TaskUnconfirmed
 from tollbook.inference.publisher import Publisher
+from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import LedgerUnavailable, TooFewReplicas
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.requests import OpenCall
@@ -165,6 +166,36 @@ async def test_calls_stop_while_a_replica_is_away_and_go_on_when_it_is_back(kind
         answers = await running.answers(ids(tasks("away", 5)))
         assert {answer.status for answer in answers} == {TaskStatus.DONE}
         await check_books(running, tmp_path / "books")
+
+
+@pytest.mark.slow
+async def test_a_task_is_published_once_a_replica_has_it(tmp_path: Path) -> None:
+    """By a Redis user who may write task streams, and nothing else."""
+    async with replicated(tmp_path, kind=EMBEDDED) as group, connect(group.primary.url) as redis:
+        await redis.execute_command(
+            *[
+                "ACL",
+                "SETUSER",
+                "publisher",
+                "on",
+                ">pw",
+                "~analysis",
+                "%R~{tollbook-streams}",
+                "%R~{tollbook:*}:meta",
+                "+xadd",
+                "+wait",
+            ],
+            *["+hgetall", "+hget", "+ping", "+hello", "+auth", "+client"],
+        )
+        url = group.primary.url.replace(f"default:{PASSWORD}", "publisher:pw")
+        settings = Settings(_env_file=None, redis_url=url, min_replicas=1)  # pyright: ignore[reportCallIssue]
+        async with Publisher(settings) as publisher:
+            await publisher.publish("analysis", "score_post", "a post", user_id="u1")
+            stop_answering(group.replicas[0])
+            with pytest.raises(TaskUnconfirmed, match=WORDS):
+                await publisher.publish("analysis", "score_post", "a post", user_id="u1", task_id="again")
+            answer_again(group.replicas[0])
+            await publisher.publish("analysis", "score_post", "a post", user_id="u1", task_id="again")
 
 
 @pytest.mark.slow
