@@ -112,7 +112,7 @@ async def connected(settings: Settings) -> AsyncGenerator[Connection]:
 
     redis_url = find_redis_url(settings)
     redis = connect(redis_url)
-    pipeline = CommandPipeline(redis)
+    pipeline = CommandPipeline(redis, replication=settings.replication)
     try:
         await pipeline.execute("PING")
         yield Connection(redis_url, pipeline)

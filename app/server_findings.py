@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import ResponseError
 
-from tollbook.app.findings import Finding, first_line
+from tollbook.app.findings import Finding, count_of, first_line
 from tollbook.inference.settings import Settings
-from tollbook.ledger.errors import LedgerError, PermissionsMissing
+from tollbook.ledger.errors import LedgerError, LedgerUnavailable, PermissionsMissing
 from tollbook.ledger.gate.probe import check_permissions, check_writable
 from tollbook.ledger.gate.replies import FunctionsMissing
 from tollbook.ledger.keys import Keys
@@ -44,6 +44,8 @@ async def keeping_findings(redis: "Redis", settings: Settings) -> AsyncIterator[
     """Say whether the server may lose what it was told, or has no room left."""
     policy = await read_policy(redis)
     yield _persistence(policy, allow_unsynced=settings.allow_unsynced)
+    if (finding := await _replicas(redis, policy, settings)) is not None:
+        yield finding
     yield await _memory(redis, policy)
 
 
@@ -77,6 +79,27 @@ def _persistence(policy: ServerPolicy, *, allow_unsynced: bool) -> Finding:
     if allow_unsynced:  # As the processes, which then make calls and warn.
         return Finding("persistence", "warning", f"{found}; accepted by TOLLBOOK_ALLOW_UNSYNCED", advice)
     return Finding("persistence", "failed", found, advice)
+
+
+async def _replicas(redis: "Redis", policy: ServerPolicy, settings: Settings) -> Finding | None:
+    """Say whether a failover could lose what somebody goes by; nothing where there are no replicas, and none wanted."""
+    pipeline = CommandPipeline(redis, replication=settings.replication)
+    try:
+        await pipeline.replicate()
+    except LedgerUnavailable as exc:
+        return Finding("replicas", "failed", str(exc), "no call is made until then")
+    finally:
+        await pipeline.aclose()
+    wanted, linked = settings.min_replicas, policy.replicas
+    if linked is not None and linked > wanted:
+        return Finding(
+            "replicas",
+            "warning",
+            f"{linked} are linked, TOLLBOOK_MIN_REPLICAS is {wanted}: a failover to one that lacks the last writes "
+            "loses calls that were answered",
+            f"set it to {linked} in every process, unless such a loss is bearable",
+        )
+    return Finding("replicas", "ok", f"{count_of(wanted, 'replica')} had a write when asked") if wanted else None
 
 
 async def _memory(redis: "Redis", policy: ServerPolicy) -> Finding:

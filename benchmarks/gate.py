@@ -9,7 +9,8 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 
@@ -22,12 +23,14 @@ from tollbook.ledger.gate.requests import EMPTY_BASELINE, Reserved, Settled
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.server.replication import Replication
 from tollbook.schemas.identifiers import month_at
 
 TASKS = 50
 _USERS = 1_000
 # Budgets of a call, where it has more than its user's.
 _FURTHER = (2, 4)
+_POLL_S: Final = 0.1
 # What the gate stamps in front of the two payloads.
 _STAMPS = (
     f'"hold":1,"cap_nanousd":40000000000,"deadline_ms":1795000000000,{HASH_STAMP},',
@@ -157,7 +160,54 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
             compare("gate", f"with {n} budgets a call against one, over the pipeline", figures, of_one, unit="pairs/s")
             for n, figures in zip(_FURTHER, of_several, strict=True)
         ),
+        *await _with_a_replica(directory, sizes),
     ]
+
+
+async def _with_a_replica(directory: Path, sizes: Sizes) -> list[Result]:
+    """What waiting for a replica costs, beside the same pipeline that does not wait, with the replica linked."""
+    pairs, rounds = sizes.of(8_000, 300), sizes.of(5, 2)
+    async with (
+        EmbeddedServer(directory / "primary", fsync="always") as primary,
+        EmbeddedServer(directory / "replica", fsync="always") as replica,
+        Redis.from_url(primary.url) as redis,
+        Redis.from_url(replica.url) as follower,
+    ):
+        await load_library(redis)
+        await _follow(follower, primary.url)
+        keys = Keys("bench")
+        without = CommandPipeline(redis)
+        await create_ledger(without, keys, ledger_id=(ledger_id := str(uuid.uuid4())), partitions=1)
+
+        def pairs_over(name: str, pipeline: CommandPipeline) -> _Pairs:
+            gate = Gate(pipeline, keys, ledger_id, idempotency_ttl_s=3_000_000, result_ttl_s=600_000)
+            return _Pairs(name, gate, redis.xadd, pairs)
+
+        unconfirmed = pairs_over("without", without)
+        kinds = {"the replica": Replication(1, mark=keys.mark)}
+        kinds["the replica's disk"] = Replication(1, is_on_disk=True, mark=keys.mark)
+        results = list[Result]()
+        for waited_for, replication in kinds.items():
+            waiting = CommandPipeline(redis, replication=replication)
+            confirmed = pairs_over(waited_for, waiting)
+            await in_turn(1, confirmed.gate, unconfirmed.gate)
+            a, b = await in_turn(rounds, confirmed.gate, unconfirmed.gate)
+            await waiting.aclose()
+            what = f"reserve+settle that wait for {waited_for} against those that do not, {TASKS} tasks"
+            results.append(compare("gate", what, a, b, unit="pairs/s"))
+        await without.aclose()
+        return results
+
+
+async def _follow(replica: Redis, primary_url: str) -> None:
+    """Make a server the primary's replica; return once it has everything."""
+    primary = urlsplit(primary_url)
+    await replica.config_set("masterauth", primary.password or "")
+    await replica.execute_command("REPLICAOF", primary.hostname, primary.port)
+    info: dict[str, Any] = {}
+    while info.get("master_link_status") != "up":
+        await asyncio.sleep(_POLL_S)
+        info = await replica.info("replication")  # pyright: ignore[reportUnknownMemberType]
 
 
 async def _usec_per_call(redis: Redis) -> dict[str, float]:

@@ -16,7 +16,7 @@ from faststream.redis.message import FAKE_CONSUMER, RedisBatchStreamMessage
 from tollbook.consumers.messages import Delivery, trace_of
 from tollbook.consumers.worker import Worker
 from tollbook.ledger.keys import GROUP
-from tollbook.ledger.server.connection import connection_class
+from tollbook.ledger.server.connection import connection_class, server_url
 
 # Entries are read only as fast as slots get free. In a batch, FastStream's own work is done once for all of them.
 _BATCH: Final = 16
@@ -62,7 +62,7 @@ def build_app(
     # Without a socket time-out, for the reason that ledger/server/connection.py gives. Its connections leave a server
     # that was demoted: reading from a group writes, and FastStream would try the same one again for ever.
     broker = RedisBroker(
-        redis_url,
+        server_url(redis_url),
         apply_types=False,
         logger=_log,
         log_level=logging.DEBUG,

@@ -252,6 +252,7 @@ class ProjectionService:
                 handle.redis,
                 handle.keys,
                 trim=trim,
+                pipeline=handle.pipeline,
                 settings=ProjectorSettings(tail_keep_ms=round(1000 * settings.tail_keep_s)),
             )
             try:

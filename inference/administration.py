@@ -340,7 +340,7 @@ async def connect_administration(
         redis_url = find_redis_url(settings)
         redis = connect(redis_url)
         stack.push_async_callback(redis.aclose)
-        pipeline = CommandPipeline(redis)
+        pipeline = CommandPipeline(redis, replication=settings.replication)
         stack.push_async_callback(pipeline.aclose)
         try:
             found: list[bytes | None] = await pipeline.execute(

@@ -12,6 +12,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self, Unpack, overload
 
@@ -260,7 +261,9 @@ class _Connection:
         self.where = hide_password(redis_url)
         self._redis = connect(redis_url)
         stack.push_async_callback(self._redis.aclose)
-        self.pipeline = CommandPipeline(self._redis)
+        # A publisher adds tasks, and each try does: no mark, which its Redis user may not write, is needed.
+        replication = settings.replication and replace(settings.replication, mark=None)
+        self.pipeline = CommandPipeline(self._redis, replication=replication)
         stack.push_async_callback(self.pipeline.aclose)
         self._results: Results | None = None
         self._is_certain = False

@@ -97,9 +97,11 @@ async def open_ledger(
     async with AsyncExitStack() as stack:
         stack.push_async_callback(redis.aclose)
         await load_library(redis)
-        server = await stack.enter_async_context(watched_server(redis, allow_unsynced=settings.allow_unsynced))
-        pipeline = CommandPipeline(redis, timeout_s=answer_timeout_s(settings))
+        pipeline = CommandPipeline(redis, timeout_s=answer_timeout_s(settings), replication=settings.replication)
         stack.push_async_callback(pipeline.aclose)
+        server = await stack.enter_async_context(
+            watched_server(redis, allow_unsynced=settings.allow_unsynced, pipeline=pipeline)
+        )
         first = Keys(settings.namespace)
         await check_permissions(pipeline, [first])  # First, so that what is missing has a name.
         keys = await _keys_of(pipeline, settings, takes_stored=not may_create)

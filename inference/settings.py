@@ -41,7 +41,9 @@ from tollbook.inference.setting_tables import (
     UsdCap,
 )
 from tollbook.inference.stated_policy import policy_of
+from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection import PROJECTION_FILE
+from tollbook.ledger.server.replication import Replication
 from tollbook.schemas.policy import Dialect, ProviderRule
 from tollbook.schemas.problems import closest_name, problems_of, unknown_name
 
@@ -68,7 +70,10 @@ class Settings(BaseSettings):
     )  # fmt: skip
 
     redis_url: RedisUrl | None = _field(
-        "REDIS_URL", None, "address of Redis 7.0 or later, or Valkey; unset: an embedded Valkey is started", repr=False
+        "REDIS_URL",
+        None,
+        "address of Redis 7.0 or later, or Valkey, or of Sentinels; unset: an embedded Valkey is started",
+        repr=False,
     )
     data_dir: Path = _field("TOLLBOOK_DATA_DIR", Path("data"), "directory of the DuckDB file and the embedded server")
     namespace: Namespace = _field(
@@ -82,6 +87,20 @@ class Settings(BaseSettings):
         False,
         "1: use a server that does not sync every write, keeps no append-only file, or does not say so; a crash of it "
         "can lose holds and charges, without the file the whole ledger",
+    )
+    min_replicas: int = _field(
+        "TOLLBOOK_MIN_REPLICAS",
+        0,
+        "replicas that must have a write before anybody goes by it; the same in every process. With fewer, no call is "
+        "made. 0: none, and a failover can lose the last writes",
+        ge=0,
+        le=100,
+    )
+    replica_durability: Literal["memory", "disk"] = _field(
+        "TOLLBOOK_REPLICA_DURABILITY",
+        "memory",
+        "whether those replicas must only have a write (memory), or have synced it to disk as well (disk, which needs "
+        "Redis 7.2 or Valkey)",
     )
     port: Port | None = _field("TOLLBOOK_PORT", None, "port of the embedded server; unset: a free one")
 
@@ -336,6 +355,15 @@ class Settings(BaseSettings):
             given, missing = names if self.gateway_key is None else names[::-1]
             raise ValueError(f"{given}: needs {missing} beside it: TLS takes a certificate and its key")
         return self
+
+    @property
+    def replication(self) -> Replication | None:
+        """What is waited for after writes to the ledger; None for nothing."""
+        if not self.min_replicas:
+            return None
+        return Replication(
+            self.min_replicas, is_on_disk=self.replica_durability == "disk", mark=Keys(self.namespace).mark
+        )
 
     @property
     def projection_path(self) -> Path:

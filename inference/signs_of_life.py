@@ -34,10 +34,12 @@ _GOODBYE_S: Final = 1.0
 _HELD_BACK_S: Final = 30.0
 _MAX_REASON: Final = 300
 _FORGOTTEN_MS: Final = 24 * 3600 * 1000
-# Settings by which a process decides what a call may cost, how long it is waited for, and when it is given up.
+# Settings by which a process decides what a call may cost, how long it is waited for, when it is given up, and when it
+# goes by what it has written.
 DECIDING: Final = (
     "partitions", "caps", "day_cap_nanousd", "campaign_cap_nanousd", "routes", "prices", "price_provider",
     "hold_wait_s", "claim_after_s", "max_task_attempts", "result_ttl_s", "idempotency_ttl_s", "tail_keep_s",
+    "min_replicas", "replica_durability",
 )  # fmt: skip
 _log = structlog.get_logger(__name__)
 

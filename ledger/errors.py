@@ -14,6 +14,7 @@ LedgerError, in the public tree that `schemas.errors` draws
 ├── KeyExpired                final: the key has expired, and is not replaced
 ├── LedgerUnavailable         retry with the same call id: the outcome is unknown, a repeat changes nothing
 │   ├── RedisCannotServe      retry later: Redis answered that it does nothing now, so nothing was done
+│   ├── TooFewReplicas        retry later: fewer replicas have a write than TOLLBOOK_MIN_REPLICAS asks for
 │   └── BaselineUnavailable   retry later: DuckDB is down or behind the watermark (being rebuilt)
 ├── PolicyChanged             decide again by the policy in force: the gate has another one than the caller
 └── LedgerRefused             needs a person: no call is made until the stores agree again (G8)
@@ -81,6 +82,18 @@ class LedgerUnavailable(LedgerError):
 
 class RedisCannotServe(LedgerUnavailable):
     """Redis answered that it takes no write now (a replica, full memory, a disk that fails): nothing was done."""
+
+
+class TooFewReplicas(LedgerUnavailable):
+    """Fewer replicas have what was written than must have it: it may be lost in a failover, so nobody goes by it."""
+
+    def __init__(self, *, found: int, needed: int) -> None:
+        super().__init__(
+            f"{found} of the {needed} replicas that TOLLBOOK_MIN_REPLICAS asks for have the last writes, and no call "
+            "is made until they all have: start the replicas, or mend their link to the primary"
+        )
+        self.found = found
+        self.needed = needed
 
 
 class BaselineUnavailable(LedgerUnavailable):

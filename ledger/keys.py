@@ -80,6 +80,11 @@ class Keys:
         """Channel: the projector's answers to one process."""
         return f"{self.prefix}baseline-answers:{asker}"
 
+    @property
+    def mark(self) -> str:
+        """String: written before replicas are waited for, so that the wait covers whatever was written before."""
+        return f"{self.prefix}mark"
+
     def tail(self, budget: str) -> str:
         """List: deltas of one budget that the projector may not have folded yet."""
         return f"{self.prefix}tail:{budget}"

@@ -26,6 +26,7 @@ from tollbook.ledger.errors import (
     LedgerUnavailable,
     PermissionsMissing,
     RedisCannotServe,
+    TooFewReplicas,
 )
 from tollbook.ledger.gate.requests import BudgetCap
 from tollbook.ledger.server.policy import ServerUnsafe
@@ -143,10 +144,10 @@ class Readiness:
         )
 
     async def _ping(self, opened: OpenLedger) -> None:
+        opened.handle.server.check()  # First, since a server that waits for replicas is slow to answer.
         await opened.handle.pipeline.execute("PING")
 
     async def _write(self, opened: OpenLedger, partition: int) -> None:
-        opened.handle.server.check()
         await opened.ledger.probe(partition)
 
     async def _decide(self, opened: OpenLedger, partition: int) -> None:
@@ -193,7 +194,7 @@ async def _problem_of(looking: Awaitable[Any], name: str, advice: str, *, within
         return Check("ledger", ok=False, found=str(exc), advice="`tollbook doctor` and `tollbook verify` say more")
     except BaselineUnavailable as exc:
         return Check("baseline", ok=False, found=str(exc), advice=advice)
-    except RedisCannotServe as exc:
+    except (RedisCannotServe, TooFewReplicas) as exc:
         return Check("redis", ok=False, found=str(exc))  # It says what to do.
     except (LedgerUnavailable, OSError) as exc:
         return Check("redis", ok=False, found=str(exc), advice=_START)

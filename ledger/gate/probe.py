@@ -56,8 +56,9 @@ WORKER_COMMANDS: Final = (
 )  # fmt: skip
 """What a worker does beside that, on its task streams, when it drops old tasks and dead letters, and with deltas."""
 # By INFO and CONFIG GET a server shows how it keeps its data; without them Tollbook needs TOLLBOOK_ALLOW_UNSYNCED=1.
-# SELECT is for another database than 0. `tollbook verify` and `tollbook recover` look at one moment: MULTI, EXEC.
-_FURTHER_COMMANDS: Final = ("INFO", "CONFIG GET p", "SELECT 1", "MULTI", "EXEC", "ZRANGE K 0 1")
+# SELECT is for another database than 0. `tollbook verify` and `tollbook recover` look at one moment: MULTI, EXEC. WAIT
+# is for TOLLBOOK_MIN_REPLICAS, ROLE for Sentinels.
+_FURTHER_COMMANDS: Final = ("INFO", "CONFIG GET p", "SELECT 1", "MULTI", "EXEC", "ZRANGE K 0 1", "WAIT 0 1", "ROLE")
 _TWO_WORDS: Final = ("FUNCTION", "XGROUP", "XINFO", "CONFIG")
 
 

@@ -23,6 +23,7 @@ from tollbook.ledger.projection.store import Store
 from tollbook.ledger.projection.traces import Doubted, ForgedEvent, Traces
 from tollbook.ledger.projection.watermark import Trim, Watermark
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, time_ms
+from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 from tollbook.schemas.upcasters import UnreadableEvent
@@ -100,6 +101,7 @@ class Follower:
         keys: Keys,
         *,
         trim: Trim,
+        pipeline: CommandPipeline | None,
         settings: ProjectorSettings,
         sleep: Callable[[float], Awaitable[None]],
         running: asyncio.Event,
@@ -108,6 +110,7 @@ class Follower:
         self._store = store
         self._redis = redis
         self._keys = keys
+        self._pipeline = pipeline
         self._settings = settings
         self._sleep = sleep
         self._running = running
@@ -246,6 +249,7 @@ class Follower:
 
     async def _fold_confirmed(self, table: pa.Table) -> None:
         """Fold a table once it agrees with what the gate left beside its events. Errors: ForgedEvent; TailChanged."""
+        await self._check_replicated(EntryId.parse(table["id"][-1].as_py()))
         confirmation = Confirmation(self._traces, max(self._position.entry, self._trimmed_to))
         folding = asyncio.create_task(
             asyncio.to_thread(self._store.fold_table, table, partition=self._keys.partition, confirm=confirmation)
@@ -272,6 +276,15 @@ class Follower:
         self._report(folded)
         if self._since_checkpoint >= self._settings.checkpoint_events:
             await self._checkpoint()
+
+    async def _check_replicated(self, entry: EntryId) -> None:
+        """See that replicas have an event: what is folded must not be lost in a failover. Errors: LedgerUnavailable."""
+        if self._pipeline is None or self._pipeline.replication is None:
+            return
+        await self._pipeline.replicate()
+        # Between the reading and this, the primary may have been replaced by a replica that did not have it.
+        if not await self._pipeline.execute("XRANGE", self._keys.ledger, str(entry), str(entry), "COUNT", 1):  # G5 G8
+            raise LedgerUnavailable(f"event {entry} was read, and is no longer on the ledger: it is read again")
 
     def _report(self, folded: Folded) -> None:
         partition, seq = self._keys.partition, folded.position.seq

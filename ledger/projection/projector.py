@@ -15,6 +15,7 @@ from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.follower import Follower, Lag, ProjectorSettings
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.projection.watermark import Trim
+from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.identifiers import EntryId
 
 __all__ = ["Lag", "Projector", "ProjectorSettings", "Trim"]
@@ -35,9 +36,11 @@ class Projector:
         keys: Sequence[Keys],
         *,
         trim: Trim,
+        pipeline: CommandPipeline | None = None,
         settings: ProjectorSettings | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        """`pipeline` is asked whether replicas have what is folded, where it waits for replicas."""
         self.failure: Exception | None = None
         self._running = asyncio.Event()
         self._running.set()
@@ -47,6 +50,7 @@ class Projector:
                 redis,
                 key,
                 trim=trim,
+                pipeline=pipeline,
                 settings=settings or ProjectorSettings(),
                 sleep=sleep,
                 running=self._running,

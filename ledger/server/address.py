@@ -9,6 +9,7 @@ import re
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from tollbook.ledger.server.sentinel_address import QUOTING, names_sentinels, read_sentinel_address
 from tollbook.schemas.problems import unknown_name
 
 _SCHEMES: Final = ("redis", "rediss", "unix")
@@ -20,21 +21,23 @@ TLS_PARAMETERS: Final = (
     "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_certfile", "ssl_keyfile", "ssl_password", "ssl_cert_reqs",
     "ssl_check_hostname", "ssl_ciphers",
 )  # fmt: skip
-_QUOTING: Final = "write /, ?, # and @ in a password as %2F, %3F, %23 and %40"
 _PASSWORD: Final = re.compile(r"(://[^:@/]*:).*@")
 _PASSWORD_PARAMETER: Final = re.compile(r"(\w*password=)[^&]*", re.IGNORECASE)
 
 
 def check_address(url: str) -> str:
     """Return an address that is understood whole. Errors: ValueError, whose text follows the name of the setting."""
+    if names_sentinels(url):
+        check_address(read_sentinel_address(url).server_url)
+        return url
     scheme = url.partition(":")[0].lower()
     if any(word in scheme for word in _ASKING_FOR_MORE):
         raise ValueError(
-            "Sentinels and clusters are not supported: give the address of one primary, redis://HOST:PORT/0"
+            "must begin with redis:// for one primary, or with redis+sentinel://; clusters are not supported"
         )
     parts = _split(url)
     if parts.scheme not in _SCHEMES or not url[len(parts.scheme) :].startswith("://"):
-        raise ValueError("must begin with redis://, rediss:// or unix://")
+        raise ValueError("must begin with redis://, rediss://, unix:// or redis+sentinel://")
     _check_server(parts)
     _check_parameters(parts)
     return url
@@ -42,6 +45,8 @@ def check_address(url: str) -> str:
 
 def database_of(url: str) -> int:
     """Return the number of the database that an address names, 0 where it names none."""
+    if names_sentinels(url):
+        return database_of(read_sentinel_address(url).server_url)
     parts = urlsplit(url)
     named = dict(parse_qsl(parts.query)).get("db")
     if named is None and parts.scheme != "unix":
@@ -65,12 +70,13 @@ def _split(url: str) -> SplitResult:
     hosts = parts.netloc.rpartition("@")[2]
     if "," in hosts:
         raise ValueError(
-            "names several servers: Sentinels and clusters are not supported, give the address of one primary"
+            "names several servers: for Sentinels write redis+sentinel://HOST:PORT,HOST:PORT/SERVICE; clusters are not "
+            "supported"
         )
     try:
         port = parts.port
     except ValueError:
-        raise ValueError(f"has no valid port; {_QUOTING}") from None
+        raise ValueError(f"has no valid port; {QUOTING}") from None
     if port == 0 or hosts.endswith(":"):
         raise ValueError("has no valid port: leave it out for 6379, or write redis://HOST:PORT/0")
     return parts
@@ -78,21 +84,21 @@ def _split(url: str) -> SplitResult:
 
 def _check_server(parts: SplitResult) -> None:
     if parts.fragment or "#" in parts.netloc:
-        raise ValueError(f"has a #, after which nothing may stand; {_QUOTING}")
+        raise ValueError(f"has a #, after which nothing may stand; {QUOTING}")
     if parts.scheme == "unix":
         if parts.hostname or parts.path in ("", "/"):
             raise ValueError("must name the socket with its whole path: unix:///PATH/TO/SOCKET?db=0")
         return
     if "@" in parts.query and "@" not in parts.netloc:
         # The password holds a ?, so what follows it is not shown.
-        raise ValueError(f"has an @ after a ?; {_QUOTING}")
+        raise ValueError(f"has an @ after a ?; {QUOTING}")
     if not parts.hostname:
         raise ValueError("names no host: write redis://HOST:PORT/0")
     database = unquote(parts.path).removeprefix("/")
     if database and not _is_number(database):
         # With an @ in it, it is a part of a password that holds a /, so it is not shown.
         shown = "what follows the host" if "@" in parts.path + parts.query else f"/{database}"
-        raise ValueError(f"{shown} is no database: write its number, redis://HOST:PORT/0; {_QUOTING}")
+        raise ValueError(f"{shown} is no database: write its number, redis://HOST:PORT/0; {QUOTING}")
 
 
 def _check_parameters(parts: SplitResult) -> None:
@@ -101,7 +107,7 @@ def _check_parameters(parts: SplitResult) -> None:
     for name, value in pairs:
         if name not in known and "@" in parts.query:
             # The "parameter" is a part of a password that holds a ?, so it is not shown.
-            raise ValueError(f"has an @ after a ?; {_QUOTING}")
+            raise ValueError(f"has an @ after a ?; {QUOTING}")
         if name not in known:
             raise ValueError(f"{unknown_name('parameter', name, known)}; ssl_... with rediss://")
         if name == "db" and not _is_number(value):

@@ -11,7 +11,14 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import (
+    AbstractConnection,
+    Connection,
+    ConnectionPool,
+    SSLConnection,
+    UnixDomainSocketConnection,
+    parse_url,
+)
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -19,6 +26,8 @@ from redis.exceptions import ReadOnlyError, RedisError
 
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.server.address import check_address, hide_password
+from tollbook.ledger.server.sentinel_address import names_sentinels, read_sentinel_address
+from tollbook.ledger.server.sentinels import FollowsSentinels, Sentinels
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 30.0
@@ -29,18 +38,21 @@ def connect(redis_url: str) -> Redis:
 
     Errors: LedgerUnavailable for an address that cannot be used. Nothing is sent yet.
     """
-    # A Unix socket has no keep-alive, and redis-py refuses to be told of one.
-    network = {} if redis_url.startswith("unix:") else {"socket_keepalive": True}
+    options: dict[str, Any] = {
+        "retry": Retry(NoBackoff(), 0),
+        "socket_timeout": None,
+        "socket_connect_timeout": CONNECT_TIMEOUT_S,
+        "health_check_interval": 0,
+        # A Unix socket has no keep-alive, and redis-py refuses to be told of one.
+        **({} if redis_url.startswith("unix:") else {"socket_keepalive": True}),
+    }
     try:
         check_address(redis_url)
-        redis = Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-            redis_url,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=None,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            health_check_interval=0,
-            **network,
-        )
+        if names_sentinels(redis_url):
+            options |= {**parse_url(server_url(redis_url)), "connection_class": connection_class(redis_url)}
+            redis = Redis.from_pool(ConnectionPool(**options))
+        else:
+            redis = Redis.from_url(redis_url, **options)  # pyright: ignore[reportUnknownMemberType]
         # What is wrong with the address is otherwise found by the first command, as a TypeError.
         redis.connection_pool.make_connection()
     except (TypeError, ValueError, RedisError) as exc:
@@ -86,8 +98,27 @@ class _SocketConnection(_LeavesDemotedServer, UnixDomainSocketConnection):
         super().__init__(path=path, **options)  # pyright: ignore[reportUnknownMemberType]
 
 
+class _TcpByName(FollowsSentinels, _TcpConnection):
+    pass
+
+
+class _TlsByName(FollowsSentinels, _TlsConnection):
+    pass
+
+
+def server_url(redis_url: str) -> str:
+    """Return an address that redis-py reads; where Sentinels are named, with the class of `connection_class` alone."""
+    return read_sentinel_address(redis_url).server_url if names_sentinels(redis_url) else redis_url
+
+
 def connection_class(redis_url: str) -> type[AbstractConnection]:
     """Return the class for a client that is not made by `connect`, such as FastStream's."""
+    if names_sentinels(redis_url):
+        address = read_sentinel_address(redis_url)
+        options = {name: value for name, value in parse_url(address.server_url).items() if name.startswith("ssl_")}
+        kind = _TlsByName if address.server_url.startswith("rediss:") else _TcpByName
+        made = type(kind.__name__, (kind,), {"sentinels": Sentinels(address, options=options)})
+        return cast("type[AbstractConnection]", made)
     scheme = redis_url.partition(":")[0]
     return {"unix": _SocketConnection, "rediss": _TlsConnection}.get(scheme, _TcpConnection)
 

@@ -3,7 +3,8 @@
 While one batch is on its way, new commands gather for the next: a worker with a hundred
 concurrent calls makes few round trips, and a server that syncs its log on every write
 syncs once per batch. Nothing is sent twice: a lost connection fails the whole batch with
-LedgerUnavailable, and the caller, who knows what is idempotent, decides.
+LedgerUnavailable, and the caller, who knows what is idempotent, decides. So does one that
+too few replicas have, where replicas are waited for.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.server.connection import leave_server
 from tollbook.ledger.server.refusals import cannot_serve, unavailable
+from tollbook.ledger.server.replication import Replication
 
 Argument = str | bytes | int
 
@@ -34,13 +36,19 @@ pack_command: Final = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pa
 class CommandPipeline:
     """One connection's batches. `batches` and `commands` count what was sent.
 
+    `replication`: what is waited for after a batch that may have written; None for nothing. `unconfirmed`: why the last
+    one of those is not confirmed, or None.
+
     Errors of `execute`: LedgerUnavailable (outcome unknown); RedisCannotServe, which is one (nothing was done);
-    redis.exceptions.ResponseError for what the server refuses; DataError for what cannot be sent.
+    TooFewReplicas, which is one; redis.exceptions.ResponseError for what the server refuses; DataError for what cannot
+    be sent.
     """
 
-    def __init__(self, redis: Redis, *, timeout_s: float = 30.0) -> None:
+    def __init__(self, redis: Redis, *, timeout_s: float = 30.0, replication: Replication | None = None) -> None:
         self.batches = 0
         self.commands = 0
+        self.replication = replication
+        self.unconfirmed: LedgerUnavailable | None = None
         self._redis = redis
         self._timeout_s = timeout_s
         self._limit: asyncio.Timeout | None = None
@@ -60,6 +68,11 @@ class CommandPipeline:
         if self._flusher is None or self._flusher.done():
             self._flusher = asyncio.create_task(self._flush())
         return await future
+
+    async def replicate(self) -> None:
+        """Wait until replicas have all that the server has by now, whoever wrote it, where any are waited for."""
+        if self.replication is not None and self.replication.mark is not None:
+            await self.execute("SET", self.replication.mark, "")
 
     def end_within(self, seconds: float) -> None:
         """From so many seconds on, wait for no answer any more: what stops must end whatever Redis does."""
@@ -123,13 +136,22 @@ class CommandPipeline:
             connection = self._connection = await self._redis.connection_pool.get_connection()
         packed: list[bytes] = []
         refused: dict[int, DataError] = {}
-        for index, command in enumerate(commands):
+        confirmation: list[Sequence[Argument]] = []
+        if self.replication is not None and self.replication.needed_after(commands):
+            confirmation = self.replication.confirmation(within_s=self._answer_timeout_s() / 2)
+        for index, command in enumerate([*commands, *confirmation]):
             try:
                 packed.append(pack_command(tuple(command)))
             except TypeError as exc:  # A bug of ours; it must not look like a lost connection, nor fail the others.
                 refused[index] = DataError(str(exc))
         await connection.send_packed_command(packed, check_health=False)
-        return [refused.get(index) or await self._read(connection) for index in range(len(commands))]
+        replies = [refused.get(index) or await self._read(connection) for index in range(len(commands))]
+        if self.replication is not None and confirmation:
+            replied = [await self._read(connection) for _ in confirmation]
+            self.unconfirmed = problem = self.replication.problem_of(replied)
+            if problem is not None:  # G1 G3
+                replies = [reply if isinstance(reply, BaseException) else problem for reply in replies]
+        return replies
 
     async def _read(self, connection: AbstractConnection) -> Any:
         try:

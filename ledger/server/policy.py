@@ -6,19 +6,23 @@ one that is full or a replica refuses writes. Each of these stops new calls befo
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
+from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable, TooFewReplicas
 from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, leave_server
+from tollbook.ledger.server.pipeline import CommandPipeline
 
 WATCH_INTERVAL_S: Final = 10.0
 _MEMORY_LIMIT: Final = 0.9
+# Replicas answer every second; servers have the same limit for min-replicas-to-write.
+_MAX_LAG_S: Final = 10
+_REFUSED_INTERVAL_S: Final = 1.0
 _log = LazyLogger(__name__)
 
 
@@ -37,6 +41,8 @@ class ServerPolicy:
     fsync: str | None = None
     is_synced_in_rewrite: bool = True
     role: str | None = None
+    replicas: int | None = None
+    """Those that are linked and have answered lately."""
 
     @property
     def is_synced(self) -> bool:
@@ -102,7 +108,22 @@ async def read_policy(redis: Redis) -> ServerPolicy:
         fsync=config.get("appendfsync"),
         is_synced_in_rewrite=config.get("no-appendfsync-on-rewrite", "no") != "yes",
         role=info.get("role"),
+        replicas=_replicas(info),
     )
+
+
+def _replicas(info: dict[str, Any]) -> int | None:
+    if "connected_slaves" not in info:
+        return None
+    found = (info.get(f"slave{number}", {}) for number in range(int(info["connected_slaves"])))
+    return sum(each.get("state") == "online" and int(each.get("lag", 0)) <= _MAX_LAG_S for each in found)
+
+
+def missing_replicas(policy: ServerPolicy, min_replicas: int) -> TooFewReplicas | None:
+    """Return why no call may be made where fewer replicas are linked, as far as the server says so."""
+    if policy.replicas is None or policy.replicas >= min_replicas:
+        return None
+    return TooFewReplicas(found=policy.replicas, needed=min_replicas)
 
 
 async def check_policy(redis: Redis, *, allow_unsynced: bool) -> None:
@@ -119,24 +140,38 @@ async def check_policy(redis: Redis, *, allow_unsynced: bool) -> None:
 class ServerWatch:
     """Looks at a server again and again; `check` refuses while what was seen last is unsafe."""
 
-    def __init__(self, redis: Redis, *, allow_unsynced: bool, interval_s: float = WATCH_INTERVAL_S) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        allow_unsynced: bool,
+        pipeline: CommandPipeline | None = None,
+        interval_s: float = WATCH_INTERVAL_S,
+    ) -> None:
+        """`pipeline`: that of the calls, which may wait for replicas."""
         self._redis = redis
+        self._pipeline = pipeline
         self._allow_unsynced = allow_unsynced
         self._interval_s = interval_s
         self._refusal: str | None = None
         self._is_risky = False
         self._unknown = "the Redis server did not answer when asked whether it keeps its data"
+        self._was_unconfirmed = False
         self.policy = ServerPolicy()
 
     def check(self) -> None:
-        """Errors: ServerUnsafe, with the reason and what to do; LedgerUnavailable while it cannot be looked at."""
+        """Errors: ServerUnsafe; TooFewReplicas; LedgerUnavailable while the server cannot be looked at."""
         if self._unknown:  # G8
             raise LedgerUnavailable(self._unknown)
         if self._refusal is not None:  # G8
             raise ServerUnsafe(self._refusal)
+        if (unconfirmed := self._unconfirmed()) is not None:  # G8
+            # Else holds would be written that nobody goes by, and nobody settles before they are overdue.
+            raise unconfirmed
 
     async def look(self) -> None:
         """Look now. What cannot be asked keeps its last verdict: a server that does not answer takes no call either."""
+        await self._look_for_replicas()
         try:
             self.policy = await read_policy(self._redis)
         except (RedisError, OSError, TimeoutError) as exc:
@@ -158,10 +193,26 @@ class ServerWatch:
         elif self._refusal is None and before is not None:
             _log.info("server.accepted")
 
+    async def _look_for_replicas(self) -> None:
+        if self._pipeline is None:
+            return
+        with suppress(LedgerUnavailable):
+            await self._pipeline.replicate()
+        before, self._was_unconfirmed = self._was_unconfirmed, self._unconfirmed() is not None
+        if self._was_unconfirmed and not before:
+            _log.error("server.replicas_missing", problem=str(self._unconfirmed()))
+        elif before and not self._was_unconfirmed:
+            _log.info("server.replicas_back")
+
+    def _unconfirmed(self) -> LedgerUnavailable | None:
+        return None if self._pipeline is None else self._pipeline.unconfirmed
+
     async def run(self) -> None:
         """Look until cancelled, whatever goes wrong; a look that fails in a way nobody foresaw stops calls."""
         while True:
-            await asyncio.sleep(self._interval_s)
+            # What stops calls is looked at more often, so that they soon go on.
+            is_refused = self._refusal is not None or self._unconfirmed() is not None
+            await asyncio.sleep(min(_REFUSED_INTERVAL_S, self._interval_s) if is_refused else self._interval_s)
             try:
                 await self.look()
             except Exception as exc:  # noqa: BLE001 - whatever it is, calls stop, and the next look may succeed.
@@ -170,9 +221,11 @@ class ServerWatch:
 
 
 @asynccontextmanager
-async def watched_server(redis: Redis, *, allow_unsynced: bool) -> AsyncGenerator[ServerWatch]:
-    """Look at a server, and go on looking while this is open. Errors: ServerUnsafe where it is unsafe at the start."""
-    watch = ServerWatch(redis, allow_unsynced=allow_unsynced)
+async def watched_server(
+    redis: Redis, *, allow_unsynced: bool, pipeline: CommandPipeline | None = None
+) -> AsyncGenerator[ServerWatch]:
+    """Look at a server, and go on looking while this is open. Errors: as `ServerWatch.check`, at the start."""
+    watch = ServerWatch(redis, allow_unsynced=allow_unsynced, pipeline=pipeline)
     await watch.look()
     watch.check()
     looking = asyncio.create_task(watch.run())

@@ -14,6 +14,13 @@ from tollbook.ledger.errors import LedgerUnavailable, RedisCannotServe
 
 # Words of Redis, of redis-py or of the operating system -> what they mean here. The first that is found counts.
 _MEANINGS: Final[tuple[tuple[str, str], ...]] = (
+    # Of Sentinels first, since what each of them said follows, in the words of a server.
+    (r"no sentinel leads.*no such service", "the Sentinels know no such service: correct REDIS_URL"),
+    (
+        r"no sentinel leads.*(?:wrongpass|password|noauth|authenticat)",
+        "the Sentinels want another user or password: correct sentinel_username and sentinel_password in REDIS_URL",
+    ),
+    (r"no sentinel leads", "no Sentinel leads to a primary: start the Sentinels, or correct REDIS_URL"),
     (r"protected mode", "it is in protected mode: give it a password (requirepass), or connect from its own machine"),
     (
         r"without any password configured|no password is set",

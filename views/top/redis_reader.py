@@ -25,7 +25,7 @@ from tollbook.ledger.keys import GROUP, Keys, dead_letters, projector_lease, wor
 from tollbook.ledger.server.address import hide_password
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.pipeline import CommandPipeline
-from tollbook.ledger.server.policy import WATCH_INTERVAL_S, ServerPolicy, read_policy
+from tollbook.ledger.server.policy import WATCH_INTERVAL_S, ServerPolicy, missing_replicas, read_policy
 from tollbook.ledger.stream import RawEntry
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.windows import Calendar
@@ -129,6 +129,7 @@ class RedisReader:
         )
         workers = await _workers(pipeline, namespace, names, sum(consumers for _, consumers in streams))
         policy = await self._read_policy()
+        missing = missing_replicas(policy, self._settings.min_replicas)
         seqs = {key.partition: seq for key, (seq, _, _) in zip(keys, parts, strict=True)}
         for key in keys:
             await self._read_tail(pipeline, key, now_ms=now_ms, seq=seqs[key.partition])
@@ -145,7 +146,7 @@ class RedisReader:
             projector=None if lease is None else " at ".join(lease.decode().split("\n")[:2]),
             stopped=stopped,
             # Whether an unsynced server is accepted, the processes decide; those that do not accept it say so.
-            refusal=policy.refusal(allow_unsynced=True),
+            refusal=policy.refusal(allow_unsynced=True) or (None if missing is None else str(missing)),
             unsynced=None if policy.is_synced else policy.unsynced_reason(),
             failing_receivers=tuple(f"{each.name}, {each.problem}" for each in receivers if each.problem),
         )

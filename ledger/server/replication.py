@@ -1,0 +1,67 @@
+"""What a process waits for before it believes a write: that so many replicas have it (G1, G3).
+
+A primary answers before its replicas have a write. Should it die in that moment, a promoted replica lacks holds whose
+requests went out, and charges that were told to callers. So a batch that may have written ends with WAIT, which counts
+the replicas that have all writes of this connection up to then. The mark before it is such a write: a repeat that only
+finds its call writes nothing, and without the mark WAIT would not cover what the first try wrote over another
+connection. A replica has writes in their order, so one that has the mark has whatever was there before it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tollbook.ledger.errors import LedgerUnavailable, TooFewReplicas
+from tollbook.ledger.server.refusals import unavailable
+
+WAIT_S: Final = 1.0
+"""How long replicas are waited for. One that needs longer is as good as none: callers repeat by call id."""
+# What changes nothing, and whose answer is told to nobody outside. GET is not among them: it reads results, and records
+# of calls.
+_READS: Final = frozenset(
+    {
+        "PING", "TIME", "INFO", "CONFIG", "EXISTS", "TYPE", "PTTL", "SCAN", "HGET", "HMGET", "HGETALL", "HLEN",
+        "HEXISTS", "ZCARD", "ZRANGE", "ZRANGEBYSCORE", "LINDEX", "LLEN", "LRANGE", "XLEN", "XRANGE", "XREVRANGE",
+        "XINFO", "XPENDING",
+    }
+)  # fmt: skip
+
+Command = Sequence[str | bytes | int]
+
+
+@dataclass(frozen=True, slots=True)
+class Replication:
+    """How many replicas must have a write, at least one; `is_on_disk`: synced to their disks, too.
+
+    `mark` is the key that is written before each wait; None for a process whose every command writes by itself.
+    """
+
+    min_replicas: int
+    is_on_disk: bool = False
+    mark: str | None = None
+
+    def needed_after(self, commands: Iterable[Command]) -> bool:
+        """Whether a batch may have written, or tells what another may have."""
+        reads = _READS if self.mark is not None else _READS | {"GET"}  # Alone, WAIT says nothing of others' writes.
+        return any(command[0] not in reads for command in commands)
+
+    def confirmation(self, *, within_s: float) -> list[Command]:
+        """Return the commands that end a batch."""
+        timeout_ms = max(1, round(1000 * min(WAIT_S, within_s)))  # 0 would be for ever.
+        mark: list[Command] = [] if self.mark is None else [("SET", self.mark, "")]
+        wait: list[Command] = [("WAIT", self.min_replicas, timeout_ms)]
+        # After WAIT: alone, it takes the second until replicas report what they have synced.
+        synced: list[Command] = [("WAITAOF", 0, self.min_replicas, timeout_ms)] if self.is_on_disk else []
+        return mark + wait + synced
+
+    def problem_of(self, replies: Sequence[object]) -> LedgerUnavailable | None:
+        """Return why a batch is not confirmed, from the replies to `confirmation`; None where it is."""
+        for reply in replies:
+            if isinstance(reply, LedgerUnavailable):
+                # It says that nothing was done, which is so for the mark alone.
+                return LedgerUnavailable(str(reply))
+            if isinstance(reply, BaseException):
+                return unavailable(reply)
+        confirmed: Any = replies[-1]
+        number: int = confirmed[-1] if self.is_on_disk else confirmed
+        return TooFewReplicas(found=number, needed=self.min_replicas) if number < self.min_replicas else None

@@ -1,0 +1,101 @@
+"""Connections to the primary that Sentinels name, whichever server that is when they are made.
+
+Each connection asks anew, so that after a failover whoever connects again is at the promoted server. redis-py's own
+pool for Sentinels (8.1, read in November 2026) is not used: it cannot be given to FastStream, and believes what a
+Sentinel says without a look at the server.
+"""
+
+import asyncio
+from collections import deque
+from typing import Any, Final
+
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+
+from tollbook.ledger.server.sentinel_address import SentinelAddress
+
+_ANSWER_S: Final = 1.0
+
+
+class Sentinels:
+    """The Sentinels of one address. One that is down, or has not heard of a failover, is asked last."""
+
+    def __init__(self, address: SentinelAddress, *, options: dict[str, Any]) -> None:
+        """`options`: of TLS."""
+        self._address = address
+        self._order = deque(address.sentinels)
+        self._options = options
+
+    async def primary(self) -> tuple[str, int]:
+        """Return host and port. Errors: redis.exceptions.ConnectionError where none of them says."""
+        problems = list[str]()
+        for _ in self._address.sentinels:
+            host, port = self._order[0]
+            try:
+                return await self._ask(host, port)
+            except (RedisError, OSError, TimeoutError) as exc:
+                problems.append(f"{host}:{port}: {exc or type(exc).__name__}")
+                self.distrust()
+        raise RedisConnectionError(
+            f"no Sentinel leads to the primary of {self._address.service!r} ({'; '.join(problems)})"
+        )
+
+    def distrust(self) -> None:
+        """Ask another one first: where this one led, there is no primary."""
+        self._order.rotate(-1)
+
+    async def _ask(self, host: str, port: int) -> tuple[str, int]:
+        address = self._address
+        kind = SSLConnection if address.server_url.startswith("rediss:") else Connection
+        asking = kind(
+            host=host,
+            port=port,
+            username=address.username,
+            password=address.password,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=None,
+            **self._options,
+        )
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                await asking.connect()
+                await asking.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service)
+                found: Any = await asking.read_response()
+        finally:
+            await asking.disconnect(nowait=True)
+        if found is None:
+            raise RedisConnectionError("it knows no such service")
+        return found[0].decode(), int(found[1])
+
+
+class FollowsSentinels:
+    """A connection whose host and port are what the Sentinels say; a subclass has them as `sentinels`."""
+
+    sentinels: Sentinels
+
+    async def _connect(self) -> None:
+        connection: Any = super()
+        this: Any = self
+        this.host, this.port = await self.sentinels.primary()
+        try:
+            await connection._connect()
+        except (OSError, TimeoutError):
+            self.sentinels.distrust()
+            raise
+
+    async def on_connect_check_health(self, check_health: bool = True) -> None:
+        """Log in, then see that the server is a primary: a Sentinel may not have heard of the failover yet."""
+        connection: Any = super()
+        await connection.on_connect_check_health(check_health=check_health)
+        this: AbstractConnection = self  # pyright: ignore[reportAssignmentType]
+        await this.send_command("ROLE", check_health=False)
+        try:
+            role: Any = await this.read_response()
+        except ResponseError:
+            return  # This user may not ask. A replica takes no write, and is left then.
+        if role[0] not in (b"master", "master"):
+            self.sentinels.distrust()
+            raise RedisConnectionError("the server that the Sentinels name is a replica")
