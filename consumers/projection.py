@@ -22,11 +22,11 @@ from tollbook.consumers.alert_tidying import AlertTidying
 from tollbook.consumers.call_stops import CallStops
 from tollbook.consumers.credit_expiry import CreditExpiry
 from tollbook.consumers.sealers import build_sealers
+from tollbook.inference.archive_place import archive_of
 from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.runtime import LedgerHandle, build_gates, process_name
 from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.replay import fold_archive
-from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import BaselineUnavailable, LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage
 from tollbook.ledger.projection.database import set_aside
@@ -75,7 +75,7 @@ class ProjectionService:
         self._handle = handle
         self._now = now or (lambda: datetime.now(UTC))
         self._path = settings.projection_path
-        self._archive = Archive(settings.archive_path)
+        self._archive = archive_of(settings)
         self._opened: Projection | None = None
         self._refusal: LedgerRefused | None = None
         # Why it is not open now; readiness shows it.
