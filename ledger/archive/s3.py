@@ -42,7 +42,7 @@ def open_s3(url: str) -> "S3Storage":
     try:
         bucket, prefix = split_s3_url(url)
     except ValueError as exc:
-        raise ArchiveRefused(f"the archive's address {exc}") from None
+        raise ArchiveRefused(f"the address of the object store {exc}") from None
     # At DEBUG they log whole requests, with a session's token (G10).
     for name in ("botocore", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -186,7 +186,7 @@ class S3Storage:
         return f"s3://{self._bucket}/{target}"
 
     def replace(self, name: str, file: Path) -> None:
-        """Store a file under a name, in place of what stands there. It is no part of an archive."""
+        """As `ObjectStore.replace`."""
         with self._translated(self.located(name)), file.open("rb") as content:
             digest = hashlib.file_digest(content, "md5").digest()
             content.seek(0)

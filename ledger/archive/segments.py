@@ -91,7 +91,7 @@ class Segment:
 
     def batches(self, rows: int, *, after_seq: int = 0) -> Generator[pa.Table]:
         """Yield the segment's events after `after_seq` in tables of at most `rows`. Errors: ArchiveDamaged."""
-        with self.file() as path:
+        with self.checked_file() as path:
             yield from read_batches(path, self.place, rows, after_seq=after_seq)
 
     @contextmanager
@@ -143,6 +143,12 @@ class Archive:
         """Return the names of all manifests, or of a partition's, in order."""
         folder = None if partition is None else _folder(partition)
         return [name for name in self.storage.names(folder) if name.endswith(".json")]
+
+    def check_access(self) -> None:
+        """Check that the archive can be read and written. Errors: OSError; ArchiveUnavailable; ArchiveRefused."""
+        names = self.manifests()
+        if names:
+            self.storage.check_writing(names[-1])
 
     def ledger_id(self) -> str | None:
         """Return the ledger that the first segment is of; None where there is none. Errors: ArchiveDamaged."""

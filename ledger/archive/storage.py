@@ -86,20 +86,31 @@ class Storage(Protocol):
         ...
 
 
+class ObjectStore(Storage, Protocol):
+    """A storage whose objects others can read by an address, and in which what is no archive can be replaced."""
+
+    def replace(self, name: str, file: Path) -> None:
+        """Store a local file under a name, in one step, in place of what stands there."""
+        ...
+
+
 def open_storage(place: str | Path) -> Storage:
     """Return the storage at a directory, or at an address `s3://bucket/prefix`; nothing is read or made yet.
 
     Errors: ArchiveRefused where the extra for object stores is missing, or the address is none.
     """
-    if not str(place).startswith(_S3):
-        return Directory(Path(place))
+    return open_object_store(str(place)) if str(place).startswith(_S3) else Directory(Path(place))
+
+
+def open_object_store(url: str) -> ObjectStore:
+    """Return the object store at `s3://bucket/prefix`; nothing is sent yet. Errors: as `open_storage`."""
     try:
         from tollbook.ledger.archive.s3 import open_s3
     except ModuleNotFoundError as exc:
         if exc.name is None or not exc.name.startswith("botocore"):
             raise
-        raise ArchiveRefused("an archive in an object store needs the extra: pip install 'tollbook[s3]'") from None
-    return open_s3(str(place))
+        raise ArchiveRefused("object stores need an extra: pip install 'tollbook[s3]'") from None
+    return open_s3(url)
 
 
 class Directory:
