@@ -55,7 +55,8 @@ def data_settings(settings: Settings) -> Settings:
     A demo (`tollbook demo --keep`) in the current directory serves where nobody set a data directory or a Redis, and
     the default data directory holds nothing.
     """
-    is_set = {"data_dir", "archive_dir", "redis_url"} & settings.model_fields_set
+    # An object store is not asked for each command.
+    is_set = {"data_dir", "archive_dir", "archive_url", "redis_url"} & settings.model_fields_set
     if (
         is_set
         or _holds_data(settings.data_dir, settings.archive_path)

@@ -92,7 +92,8 @@ async def _check_disk(known: _Known) -> AsyncIterator[Finding]:
 
 def _folders(settings: Settings) -> list[Path]:
     """Return the folders that are written to, one for each disk."""
-    folders = {_existing(folder).stat().st_dev: folder for folder in (settings.archive_path, settings.data_dir)}
+    written = [settings.data_dir] if settings.archive_url else [settings.archive_path, settings.data_dir]
+    folders = {_existing(folder).stat().st_dev: folder for folder in written}
     return list(reversed(folders.values()))
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from tollbook.app.connect import query_projection
 from tollbook.app.findings import Finding, Place, count_of, first_line
@@ -15,6 +15,9 @@ from tollbook.ledger.server.address import hide_password
 from tollbook.ledger.server.connection import time_ms
 from tollbook.schemas.failures import FAILURES
 from tollbook.schemas.identifiers import EntryId
+
+if TYPE_CHECKING:
+    from tollbook.ledger.archive.segments import Archive, Segment
 
 _MAX_SHOWN: Final = 5
 # A projector that is further behind than this is stuck, or too slow for what is written.
@@ -144,14 +147,18 @@ async def _compare(place: Place, positions: dict[int, Folded]) -> tuple[list[str
 
 async def archive_findings(place: Place) -> AsyncIterator[Finding]:
     """Say whether everything that was trimmed off the stream stands in the archive."""
-    from tollbook.ledger.archive.segments import Archive, ArchiveDamaged
+    from tollbook.inference.archive_place import archive_of
+    from tollbook.ledger.archive.segments import ArchiveDamaged
+    from tollbook.ledger.archive.storage import ArchiveRefused, ArchiveUnavailable
 
-    archive, events = Archive(place.settings.archive_path), 0
+    events = 0
     for keys in place.keys:
         try:
-            segments = await asyncio.to_thread(archive.segments, keys.partition)
-            for segment in segments:
-                _check_presence(segment.path, segment.manifest.file_bytes)
+            archive = archive_of(place.settings)
+            segments = await asyncio.to_thread(_present_segments, archive, keys.partition)
+        except (ArchiveRefused, ArchiveUnavailable) as exc:
+            yield Finding("archive", "failed", str(exc), "correct TOLLBOOK_ARCHIVE_URL or the access to it")
+            return
         except (ArchiveDamaged, OSError) as exc:
             yield Finding("archive", "failed", str(exc), "put the file back from a backup; `tollbook verify` says more")
             return
@@ -162,23 +169,32 @@ async def archive_findings(place: Place) -> AsyncIterator[Finding]:
                 "archive",
                 "failed",
                 f"partition {keys.partition}: events up to {removed:,} were trimmed off the stream, and not all of "
-                f"them are in {place.settings.archive_path}",
-                "correct TOLLBOOK_ARCHIVE_DIR, or put the files back from a backup",
+                f"them are in {archive.place}",
+                "correct TOLLBOOK_ARCHIVE_DIR or TOLLBOOK_ARCHIVE_URL, or put the files back from a backup",
             )
             return
         events += archived
     yield Finding("archive", "ok", f"complete: {count_of(events, 'event')}; `tollbook verify` proves their content")
 
 
-def _check_presence(path: Any, size: int) -> None:
-    from tollbook.ledger.archive.segments import ArchiveDamaged
+def _present_segments(archive: "Archive", partition: int) -> "list[Segment]":
+    """Return a partition's segments, whose files are there and have the size that was sealed.
 
-    try:
-        found = path.stat().st_size
-    except OSError as exc:
-        raise ArchiveDamaged(path, f"cannot be read ({exc.strerror})") from exc
-    if found != size:
-        raise ArchiveDamaged(path, "is not the file that was sealed")
+    Errors: ArchiveDamaged; OSError where nothing can be written beside them; ArchiveRefused; ArchiveUnavailable.
+    """
+    from tollbook.ledger.archive.segments import ArchiveDamaged, manifest_name, parquet_name
+
+    segments = archive.segments(partition)
+    for segment in segments:
+        try:
+            size = archive.storage.size(parquet_name(segment.stem))
+        except OSError as exc:
+            raise ArchiveDamaged(segment.place, f"cannot be read ({exc.strerror})") from exc
+        if size != segment.manifest.file_bytes:
+            raise ArchiveDamaged(segment.place, "is not the file that was sealed")
+    if segments:
+        archive.storage.check_writing(manifest_name(segments[-1].stem))
+    return segments
 
 
 async def account_findings(place: Place) -> AsyncIterator[Finding]:

@@ -21,6 +21,7 @@ from tollbook.consumers.backlog import DroppedTasks
 from tollbook.consumers.projection import ProjectionService, open_projection
 from tollbook.consumers.service import build_worker, pause, serve_worker
 from tollbook.consumers.throttled_warning import ThrottledWarning
+from tollbook.inference.archive_place import archive_of
 from tollbook.inference.opening_balances import ReadSpent
 from tollbook.inference.policy_changes import start_policy
 from tollbook.inference.provider_access import check_providers
@@ -37,7 +38,6 @@ from tollbook.inference.settings import Settings
 from tollbook.inference.stated_policy import chosen_streams
 from tollbook.inference.user_keys import keep_key_copy
 from tollbook.ledger.archive.history import LedgerSource
-from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerError, LedgerReplaced, LedgerUnavailable
 from tollbook.ledger.gate.ledger import Patience
 from tollbook.ledger.gate.probe import check_permissions
@@ -378,12 +378,12 @@ async def _settle_policy(settings: Settings, redis_url: str) -> None:
 
 
 def _spent_reader(settings: Settings, handle: LedgerHandle) -> ReadSpent:
-    archive = Archive(settings.archive_path)
+    archive = archive_of(settings)
     return spent_reader(LedgerSource(handle.ledger_id, tuple(handle.keys), archive, handle.redis))
 
 
 def _ledger_id_on_disk(settings: Settings) -> str | None:
-    return stored_ledger_id(settings.projection_path) or Archive(settings.archive_path).ledger_id()
+    return stored_ledger_id(settings.projection_path) or archive_of(settings).ledger_id()
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tollbook.app.processes import open_redis_url
+from tollbook.inference.archive_place import archive_of
 from tollbook.inference.process_name import process_name
 from tollbook.inference.runtime import LedgerHandle, build_gates, open_ledger
 from tollbook.inference.settings import Settings
@@ -28,7 +29,8 @@ from tollbook.ledger.archive.losses import Loss, LossSummary, find_loss, lost_ro
 from tollbook.ledger.archive.reentering import LostSteps, Reentry
 from tollbook.ledger.archive.replay import ReplayLimits, replay
 from tollbook.ledger.archive.restoring import LedgerMoved, Restorer
-from tollbook.ledger.archive.segments import Archive, Segment
+from tollbook.ledger.archive.segments import Archive, Segment, manifest_name, parquet_name
+from tollbook.ledger.archive.storage import Storage
 from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
 from tollbook.ledger.gate.functions import function
@@ -96,7 +98,7 @@ class Report:
     has_copies: bool
     """Whether there is a DuckDB file or a segment of the archive to compare with."""
     is_applied: bool = False
-    moved_aside: list[Path] = field(default_factory=list[Path])
+    moved_aside: list[str] = field(default_factory=list[str])
 
     @property
     def is_whole(self) -> bool:
@@ -119,7 +121,7 @@ class Recovery:
         self._settings = settings
         self._handle = handle
         self._projection = projection or settings.projection_path
-        self._archive = Archive(settings.archive_path)
+        self._archive = archive_of(settings)
         self._batch_events = batch_events
         # Without a newest event that it was told of: whatever the ledger lacks, it is worked on.
         self._gates = build_gates(handle, settings)
@@ -278,11 +280,10 @@ class Recovery:
         for loss in losses:
             disputed = [each for each in known.segments(loss.keys.partition) if not _is_common(each, loss)]
             if disputed:
-                folder = self._archive.directory.with_name(f"{self._archive.directory.name}.{now:%Y%m%dT%H%M%SZ}.lost")
-                await asyncio.to_thread(_move, disputed, folder)
-                report.moved_aside.append(folder / disputed[0].path.parent.name)
+                place = await asyncio.to_thread(_move, disputed, self._archive.storage, f".{now:%Y%m%dT%H%M%SZ}.lost")
+                report.moved_aside.append(f"{place}/partition-{loss.keys.partition}")
         if self._projection == self._settings.projection_path and self._projection.exists():
-            report.moved_aside.append(await asyncio.to_thread(set_aside, self._projection, now))
+            report.moved_aside.append(str(await asyncio.to_thread(set_aside, self._projection, now)))
             source = LedgerSource(known.ledger_id, self._handle.keys, self._archive, self._handle.redis)
             await asyncio.to_thread((await replay(source, self._projection)).close)
 
@@ -304,7 +305,7 @@ class Recovery:
     @asynccontextmanager
     async def _folded(self, limits: ReplayLimits, known: KnownEvents, losses: Sequence[Loss]) -> AsyncGenerator[Store]:
         """Fold the ledger as it is, without what only the copies hold, into a file that is removed again."""
-        archive = _CommonArchive(self._archive.directory, losses)
+        archive = _CommonArchive(self._archive.storage, losses)
         source = LedgerSource(known.ledger_id, self._handle.keys, archive, self._handle.redis)
         make_private_folder(self._settings.data_dir)
         with tempfile.TemporaryDirectory(prefix=".recover-", dir=self._settings.data_dir) as folder:
@@ -383,8 +384,8 @@ async def _while_kept(keeping: "asyncio.Task[None]") -> AsyncGenerator[None]:
 class _CommonArchive(Archive):
     """The segments that hold nothing but what the ledger has as well."""
 
-    def __init__(self, directory: Path, losses: Sequence[Loss]) -> None:
-        super().__init__(directory)
+    def __init__(self, storage: Storage, losses: Sequence[Loss]) -> None:
+        super().__init__(storage)
         self._losses = {loss.keys.partition: loss for loss in losses}
 
     def segments(self, partition: int) -> list[Segment]:
@@ -427,10 +428,8 @@ def _is_common(segment: Segment, loss: Loss) -> bool:
     return not loss.events or segment.manifest.last_seq <= loss.common.seq
 
 
-def _move(segments: Sequence[Segment], folder: Path) -> None:
-    """Move segments into another folder; the newest first, so that no gap is left at any moment."""
-    for segment in reversed(segments):
-        target = folder / segment.path.parent.name
-        make_private_folder(target)
-        for path in (segment.path.with_suffix(".json"), segment.path):
-            path.rename(target / path.name)
+def _move(segments: Sequence[Segment], storage: Storage, suffix: str) -> str:
+    """Move segments into another place; the newest first, so that no gap is left at any moment."""
+    stems = [segment.stem for segment in reversed(segments)]
+    names = [name for stem in stems for name in (manifest_name(stem), parquet_name(stem))]
+    return storage.set_aside(names, suffix=suffix)

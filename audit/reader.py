@@ -14,7 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from tollbook.ledger.archive.history import LedgerSource
-from tollbook.ledger.archive.segments import ArchiveDamaged, Segment
+from tollbook.ledger.archive.segments import ArchiveDamaged, Segment, parquet_name
 from tollbook.ledger.errors import LedgerError, LedgerRefused
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.projection.database import connect
@@ -41,7 +41,7 @@ class EventsMissing(LedgerRefused):
         span = f"event {first_seq} is" if first_seq == last_seq else f"events {first_seq} to {last_seq} are"
         super().__init__(
             f"partition {partition}: {span} neither in the archive nor on the stream; copy the missing segments "
-            "into the archive, or set TOLLBOOK_ARCHIVE_DIR to where they are"
+            "into the archive, or set TOLLBOOK_ARCHIVE_DIR or TOLLBOOK_ARCHIVE_URL to where they are"
         )
         self.partition = partition
         self.first_seq = first_seq
@@ -146,30 +146,35 @@ class AuditReader:
         segments = self.source.archive.segments(partition) if self.source.archive else []
         for segment in segments:
             if segment.manifest.ledger_id != self.source.ledger_id:
-                raise ArchiveDamaged(segment.path, f"belongs to ledger {segment.manifest.ledger_id}")
+                raise ArchiveDamaged(segment.place, f"belongs to ledger {segment.manifest.ledger_id}")
         if segments and segments[0].manifest.first_seq != 1:
             raise EventsMissing(partition=partition, first_seq=1, last_seq=segments[0].manifest.first_seq - 1)
         return segments
 
     async def _archived(self, segments: list[Segment], selection: Selection) -> AsyncGenerator[pa.Table]:
         wanted = [
-            segment.path
+            parquet_name(segment.stem)
             for segment in segments
             if selection.may_hold(EntryId.parse(segment.manifest.first_id), EntryId.parse(segment.manifest.last_id))
         ]
         if not wanted:
             return
+        archive = self.source.archive
+        assert archive is not None
         condition, parameters = selection.condition()
         # The order of files and rows is the ledger's, and DuckDB keeps it by default.
         sql = f"SELECT * FROM read_parquet(?, hive_partitioning = false) WHERE {condition}"  # noqa: S608 - built above.
+        files = archive.storage.files(wanted)
         try:
-            found = await asyncio.to_thread(self._open, sql, [[str(path) for path in wanted], *parameters])
-            while (batch := await asyncio.to_thread(_next_batch, found)) is not None:
-                if batch.num_rows:
-                    yield pa.Table.from_batches([batch])
+            while (paths := await asyncio.to_thread(next, files, None)) is not None:
+                found = await asyncio.to_thread(self._open, sql, [[str(path) for path in paths], *parameters])
+                while (batch := await asyncio.to_thread(_next_batch, found)) is not None:
+                    if batch.num_rows:
+                        yield pa.Table.from_batches([batch])
         except (duckdb.Error, pa.ArrowException, OSError) as exc:
-            assert self.source.archive is not None
-            raise ArchiveDamaged(self.source.archive.directory, f"cannot be read ({exc})") from exc
+            raise ArchiveDamaged(archive.place, f"cannot be read ({exc})") from exc
+        finally:
+            await asyncio.to_thread(files.close)
 
     def _open(self, sql: str, parameters: list[Any]) -> pa.RecordBatchReader:
         return self._duckdb.cursor().execute(sql, parameters).to_arrow_reader(_ROWS)

@@ -32,7 +32,7 @@ _LIMIT: Final = Target("<=", 3.0)
 async def run(directory: Path, sizes: Sizes) -> list[Result]:
     path = directory / "tollbook.duckdb"
     events = await asyncio.to_thread(_fill, path, sizes.of(670_500, 2_000))
-    source, rounds = Source(directory, path), sizes.of(5, 1)
+    source, rounds = Source(str(directory), path), sizes.of(5, 1)
     opened: list[Reading] = []
     processor: list[float] = []
 

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from benchmarks.ledger import MadeLedger, as_entries
 from benchmarks.measure import Result, Sizes, Target, Work, in_process, median_of, peak_memory
+from tests.archive_files import directory_of
 from tollbook.audit.verification.live_projection import LiveProjection
 from tollbook.audit.verification.verification import Options, verify
 from tollbook.ledger.archive.history import LedgerSource
@@ -99,7 +100,7 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
         store = await replay(LedgerSource(made.ledger_id, (_KEYS,), archive, redis), live)
         await put_gate_state(redis, _KEYS, store)
         await asyncio.to_thread(store.close)
-        given = (archive.directory, server.url, live)
+        given = (directory_of(archive), server.url, live)
         figures = [await in_process("benchmarks.verify_speed", *given, "whole") for _ in range(rounds)]
         head = archive.segments(0)[-2].manifest.chain_after
         since = await in_process("benchmarks.verify_speed", *given, head)

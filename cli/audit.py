@@ -198,7 +198,7 @@ def _tell(problems: list[str]) -> None:
 
 
 def _answer(
-    archive: Path | None,
+    archive: str | None,
     read: "Callable[[AuditReader], Awaitable[_Answer]]",
     show: "Callable[[AuditReader, _Answer], int]",
 ) -> int:
@@ -216,7 +216,7 @@ def _answer(
 
 
 @asynccontextmanager
-async def open_reader(archive: Path | None = None) -> "AsyncGenerator[AuditReader]":
+async def open_reader(archive: str | None = None) -> "AsyncGenerator[AuditReader]":
     """Open the ledger for reading: this system's, or an archive alone. Errors: as `open_source`."""
     from tollbook.audit.reader import AuditReader
     from tollbook.cli.open_history import open_source

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -10,6 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from tollbook.app.connect import readable_redis
+from tollbook.inference.archive_place import archive_at, archive_of
 from tollbook.inference.policy_changes import warn_of_difference
 from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.history import LedgerSource, NoLedger
@@ -23,7 +23,7 @@ from tollbook.ledger.server.refusals import reason_of
 
 
 @asynccontextmanager
-async def open_source(settings: Settings, archive: Path | None = None) -> AsyncGenerator[LedgerSource]:
+async def open_source(settings: Settings, archive: str | None = None) -> AsyncGenerator[LedgerSource]:
     """Open the ledger: `archive` alone, or the settings' archive and stream.
 
     Data at rest is read with a server of the command's own. Where no Redis answers, the archive alone is read, and a
@@ -31,9 +31,9 @@ async def open_source(settings: Settings, archive: Path | None = None) -> AsyncG
     Errors: NoLedger; ArchiveDamaged; LedgerUnavailable where there is no archive either.
     """
     if archive is not None:
-        yield LedgerSource.of_archive(Archive(archive), namespace=settings.namespace)
+        yield LedgerSource.of_archive(archive_at(archive), namespace=settings.namespace)
         return
-    own = Archive(settings.archive_path)
+    own = archive_of(settings)
     async with AsyncExitStack() as stack:
         try:
             url, _ = await stack.enter_async_context(readable_redis(settings, on_waiting=_tell_of_waiting))

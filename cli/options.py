@@ -6,7 +6,6 @@ Nothing heavy is imported here: every command waits for it.
 import re
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,9 +17,11 @@ if TYPE_CHECKING:
     from tollbook.schemas.policy import Policy
 
 ArchiveOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--archive", help="An archive alone, copied from anywhere; by default this system's archive and stream."
+        "--archive",
+        metavar="PLACE",
+        help="An archive alone: a directory, or s3://bucket/prefix; by default this system's archive and stream.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -62,7 +62,7 @@ def _document(report: "Report") -> dict[str, Any]:
         "is_applied": report.is_applied,
         "has_copies": report.has_copies,
         "partitions": [_partition_document(partition) for partition in report.partitions],
-        "moved_aside": [str(path) for path in report.moved_aside],
+        "moved_aside": report.moved_aside,
     }
 
 

@@ -68,7 +68,7 @@ async def _replay(
     into: Path,
     until: "EntryId | None",
     user: str | None,
-    archive: Path | None,
+    archive: str | None,
     *,
     is_compared: bool,
     is_quiet: bool,

@@ -37,7 +37,11 @@ def report(
     user: Annotated[str | None, typer.Option(help="Only this user.", callback=read_id)] = None,
     campaign: Annotated[str | None, typer.Option(help="Only this campaign.", callback=read_id)] = None,
     archive: Annotated[
-        Path | None, typer.Option(help="Read an archive only, for example a copy, without Redis and DuckDB.")
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            help="Read an archive only, a directory or s3://bucket/prefix, without Redis and DuckDB.",
+        ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; only this machine by default.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 0,
@@ -73,7 +77,7 @@ def report(
     return 0
 
 
-async def _find(archive: Path | None) -> "Source":
+async def _find(archive: str | None) -> "Source":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from tollbook.views.report.reading import find_source

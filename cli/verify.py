@@ -80,7 +80,7 @@ def _cap(text: str) -> tuple[str, int]:
 
 
 async def _verify(
-    archive: Path | None, since: str | None, against: str | None, earlier: "list[tuple[str, int]]"
+    archive: str | None, since: str | None, against: str | None, earlier: "list[tuple[str, int]]"
 ) -> "tuple[Verdict, list[dict[str, Any]]]":
     from tollbook.audit.verification.verification import Options, verify
     from tollbook.cli.progress import progress
@@ -126,23 +126,23 @@ def _known_caps(earlier: "list[tuple[str, int]]") -> dict[str, set[int]]:
 
 
 @asynccontextmanager
-async def _opened(archive: Path | None) -> "AsyncGenerator[tuple[LedgerSource, LiveProjection | None]]":
+async def _opened(archive: str | None) -> "AsyncGenerator[tuple[LedgerSource, LiveProjection | None]]":
     from tollbook.app.connect import open_tables
     from tollbook.audit.verification.live_projection import LiveProjection
     from tollbook.cli.open_history import open_source
+    from tollbook.inference.archive_place import archive_at
     from tollbook.ledger.archive.history import LedgerSource
-    from tollbook.ledger.archive.segments import Archive
     from tollbook.ledger.errors import LedgerUnavailable
 
     if archive is not None:
-        yield LedgerSource.of_damaged_archive(Archive(archive)), None
+        yield LedgerSource.of_damaged_archive(archive_at(archive)), None
         return
     settings = data_settings()
     async with open_source(settings) as source:
         if source.redis is None:
             # The archive is only a part of the ledger; it is proven alone only where that was asked for.
             raise LedgerUnavailable(
-                f"without Redis only the archive can be verified: tollbook verify --archive {settings.archive_path}"
+                f"without Redis only the archive can be verified: tollbook verify --archive {settings.archive_place}"
             )
         has_projection = settings.projection_path.exists()
         yield source, await asyncio.to_thread(LiveProjection.look, open_tables(settings)) if has_projection else None

@@ -115,7 +115,7 @@ def read_alternatives(
 async def _walk(
     settings: "Settings",
     alternatives_to: "Callable[[Policy], Alternatives]",
-    archive: "Path | None",
+    archive: str | None,
     end: EntryId | None,
     *,
     kept_refusals: int,

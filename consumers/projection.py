@@ -22,16 +22,20 @@ from tollbook.consumers.alert_tidying import AlertTidying
 from tollbook.consumers.baseline_answers import BaselineAnswers
 from tollbook.consumers.call_stops import CallStops
 from tollbook.consumers.credit_expiry import CreditExpiry
+from tollbook.consumers.published_copy import published_copy
 from tollbook.consumers.sealers import build_sealers
 from tollbook.consumers.standby import Standby
+from tollbook.inference.archive_place import archive_of
 from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.process_name import process_name
 from tollbook.inference.runtime import LedgerHandle, build_gates
 from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.replay import fold_archive
-from tollbook.ledger.archive.segments import Archive
+from tollbook.ledger.archive.storage import ArchiveUnavailable
 from tollbook.ledger.errors import BaselineUnavailable, LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage
+from tollbook.ledger.gate.requests import Position
+from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.database import set_aside
 from tollbook.ledger.projection.file_checks import CHECK_EVERY_S, check_forever, open_checked, watch_file
 from tollbook.ledger.projection.lease import Lease
@@ -76,7 +80,8 @@ class ProjectionService:
         self._handle = handle
         self._now = now or (lambda: datetime.now(UTC))
         self._path = settings.projection_path
-        self._archive = Archive(settings.archive_path)
+        self._archive = archive_of(settings)
+        self._copy = published_copy(settings, self._positions)
         self._opened: Projection | None = None
         self._refusal: LedgerRefused | None = None
         # Why it is not open now; readiness shows it.
@@ -117,8 +122,10 @@ class ProjectionService:
         Without memory for DuckDB it waits: a process that ends would only be started again. `on_waiting` is told why.
 
         Errors: ProjectorRunning; StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed; LedgerUnavailable;
-            LedgerReplaced, LedgerAhead or LedgerRewritten where the file is not of the ledger as it is now.
+            LedgerReplaced, LedgerAhead or LedgerRewritten where the file is not of the ledger as it is now;
+            ArchiveRefused.
         """
+        await self._look_at_archive()
         if is_standby:
             await Standby(self._settings, self._handle, self._lease, self._archive, self._now).wait()
         try:
@@ -128,6 +135,13 @@ class ProjectionService:
         except BaseException:
             await self.stop()
             raise
+
+    async def _look_at_archive(self) -> None:
+        """Find out before anything else what a person must correct. Errors: ArchiveRefused."""
+        try:
+            await asyncio.to_thread(self._archive.check_access)
+        except (ArchiveUnavailable, OSError) as exc:
+            _log.warning("archive.not_reached", problem=str(exc))
 
     async def _open_with_memory(self, on_waiting: Callable[[str], None]) -> None:
         pause_s = _FIRST_PAUSE_S
@@ -148,6 +162,7 @@ class ProjectionService:
             self._calls.resume_forever(lambda: self.projector),
             self._expire_credits(),
             self._tidy_alerts(),
+            *([self._copy.run()] if self._copy else ()),
             *(sealer.run() for sealer in build_sealers(self._settings, self._handle, lambda: self.store)),
         ]
         tasks = [asyncio.create_task(part) for part in parts]
@@ -186,6 +201,10 @@ class ProjectionService:
         await self._answers.stop()
         await self._close()
         await self._lease.release()
+
+    def _positions(self) -> dict[int, Position]:
+        """Return up to where each partition is folded. Errors: BaselineUnavailable. Blocks."""
+        return {keys.partition: self.store.position(keys.partition) for keys in self._handle.keys}
 
     def _current(self) -> Projection:
         if self._opened is None:
@@ -269,12 +288,20 @@ class ProjectionService:
         Errors: ProjectorRunning; ArchiveDamaged; LedgerGap; as `Projector.check`.
         """
         for keys in self._handle.keys:
-            # What was trimmed off the stream is folded from the archive first.
-            await asyncio.to_thread(fold_archive, store, self._archive, keys.partition)
+            await self._fold_archive(store, keys)
         # Only one process can open the file, so the lease of a projector that died here need not be waited for.
         await self._lease.take(is_alone=True)
         await projector.check()
         await self._calls.claim()
+
+    async def _fold_archive(self, store: Store, keys: Keys) -> None:
+        """Fold what was trimmed off the stream. While everything is on the stream, an archive that is down can wait."""
+        try:
+            await asyncio.to_thread(fold_archive, store, self._archive, keys.partition)
+        except ArchiveUnavailable:
+            removed: bytes | None = await self._handle.pipeline.execute("HGET", keys.meta, "removed")
+            if store.position(keys.partition).seq < int(removed or 0):
+                raise
 
     async def _reopen(self, pause_s: float) -> None:
         while True:

@@ -7,10 +7,10 @@ see `ledger/archive/sealing.py`.
 import asyncio
 from collections.abc import Callable
 
+from tollbook.inference.archive_place import archive_of
 from tollbook.inference.runtime import LedgerHandle
 from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.sealing import Sealer, SealingSettings
-from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.store import Store
@@ -18,7 +18,7 @@ from tollbook.ledger.projection.store import Store
 
 def build_sealers(settings: Settings, handle: LedgerHandle, store: Callable[[], Store]) -> list[Sealer]:
     """Return one sealer a partition. `store` returns the file that is open now, or raises BaselineUnavailable."""
-    archive = Archive(settings.archive_path)
+    archive = archive_of(settings)
     limits = SealingSettings(
         segment_events=settings.segment_events,
         segment_age_s=settings.segment_age_s,

@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints
 
+from tollbook.ledger.archive.s3_address import split_s3_url
 from tollbook.ledger.server.address import check_address
 from tollbook.schemas.expectations import Expected
 from tollbook.schemas.problems import shown
@@ -76,6 +77,11 @@ def _origins(value: object) -> object:
     return names
 
 
+def _s3_url(value: str) -> str:
+    split_s3_url(value)
+    return value.rstrip("/")
+
+
 def _seconds_or_off(given: object) -> float | None:
     if given is None or given == "off":
         return None
@@ -109,6 +115,7 @@ KeepSeconds = Annotated[float | None, BeforeValidator(_seconds_or_off)]
 MetricsPort = Annotated[int | Literal["off"] | None, BeforeValidator(_metrics_port)]
 Origins = Annotated[tuple[str, ...], BeforeValidator(_origins)]
 Port = Annotated[int, Field(ge=1, le=65_535)]
+S3Url = Annotated[str, AfterValidator(_s3_url)]
 Namespace = Annotated[
     str,
     StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"),

@@ -28,6 +28,7 @@ from tollbook.inference.setting_addresses import (
     Port,
     ProviderId,
     RedisUrl,
+    S3Url,
     WebhookSecret,
 )
 from tollbook.inference.setting_tables import (
@@ -218,6 +219,21 @@ class Settings(BaseSettings):
     archive_dir: Path | None = _field(
         "TOLLBOOK_ARCHIVE_DIR", None, "directory of sealed segments; unset: `archive` in the data directory"
     )
+    archive_url: S3Url | None = _field(
+        "TOLLBOOK_ARCHIVE_URL",
+        None,
+        "place of sealed segments in an object store, in place of a directory: s3://bucket/prefix. It needs "
+        "tollbook[s3]; credentials, AWS_REGION and AWS_ENDPOINT_URL are found as by other AWS programs",
+    )
+    publish_url: S3Url | None = _field(
+        "TOLLBOOK_PUBLISH_URL",
+        None,
+        "object in an object store to which the projector publishes a read-only copy of tollbook.duckdb, such as "
+        "s3://bucket/tollbook.duckdb; unset: none",
+    )
+    publish_every_s: float = _seconds(
+        "TOLLBOOK_PUBLISH_EVERY_S", 300.0, "time between published copies", ge=10, le=31 * _DAY_S
+    )
     segment_events: int = _field("TOLLBOOK_SEGMENT_EVENTS", 100_000, "events in a full segment", ge=1, le=1_000_000)
     segment_age_s: float = _seconds(
         "TOLLBOOK_SEGMENT_AGE_S", 3600.0, "a segment that is not full is sealed when its first event is this old", gt=0
@@ -350,6 +366,10 @@ class Settings(BaseSettings):
                 f"TOLLBOOK_RESULT_TTL_S: must be at most TOLLBOOK_IDEMPOTENCY_TTL_S ({self.idempotency_ttl_s}), "
                 f"not {self.result_ttl_s}"
             )
+        if self.archive_url is not None and self.archive_dir is not None:
+            raise ValueError("TOLLBOOK_ARCHIVE_URL: cannot be set together with TOLLBOOK_ARCHIVE_DIR")
+        if self.publish_url is not None and not self.publish_url.endswith(".duckdb"):
+            raise ValueError("TOLLBOOK_PUBLISH_URL: must end with .duckdb, as in s3://bucket/tollbook.duckdb")
         if (self.gateway_cert is None) != (self.gateway_key is None):
             names = ["TOLLBOOK_GATEWAY_CERT", "TOLLBOOK_GATEWAY_KEY"]
             given, missing = names if self.gateway_key is None else names[::-1]
@@ -371,8 +391,13 @@ class Settings(BaseSettings):
         return self.data_dir / PROJECTION_FILE
 
     @property
+    def archive_place(self) -> str:
+        """Where the sealed segments are: a directory, or an address in an object store."""
+        return self.archive_url or str(self.archive_path)
+
+    @property
     def archive_path(self) -> Path:
-        """Directory of the sealed segments."""
+        """Directory of the sealed segments, unless they are in an object store."""
         return self.archive_dir or self.data_dir / "archive"
 
     @property

@@ -15,6 +15,7 @@ LedgerError, in the public tree that `schemas.errors` draws
 ├── LedgerUnavailable         retry with the same call id: the outcome is unknown, a repeat changes nothing
 │   ├── RedisCannotServe      retry later: Redis answered that it does nothing now, so nothing was done
 │   ├── TooFewReplicas        retry later: fewer replicas have a write than TOLLBOOK_MIN_REPLICAS asks for
+│   ├── ArchiveUnavailable    retry later: the archive's object store does not answer
 │   └── BaselineUnavailable   retry later: DuckDB is down or behind the watermark (being rebuilt)
 ├── PolicyChanged             decide again by the policy in force: the gate has another one than the caller
 └── LedgerRefused             needs a person: no call is made until the stores agree again (G8)
@@ -25,6 +26,7 @@ LedgerError, in the public tree that `schemas.errors` draws
     ├── LedgerDiverged        DuckDB and the ledger's own balance differ
     ├── PermissionsMissing    the Redis user may not do what Tollbook needs
     ├── ServerTooOld          the server has no functions
+    ├── ArchiveRefused        the archive's object store gives no access, or lacks what Tollbook needs
     ├── WrongPartitions       the ledger was made with another number of partitions
     └── PolicyUnreadable      the policy in Redis is not the one that its event says
 """

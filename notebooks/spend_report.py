@@ -18,7 +18,6 @@ app = marimo.App(width="full", app_title="Tollbook spend report")
 @app.cell
 def _():
     from html import escape
-    from pathlib import Path
 
     import marimo as mo
 
@@ -36,7 +35,6 @@ def _():
     opened = []
     return (
         Format,
-        Path,
         Selection,
         cell,
         chosen,
@@ -57,10 +55,10 @@ def _():
 
 
 @app.cell
-async def _(Path, find_source, mo, opened_source):
+async def _(find_source, mo, opened_source):
     # The command has opened a source already; a notebook on its own finds one.
     _archive = mo.cli_args().get("archive")
-    source = opened_source() or await find_source(Path(_archive) if _archive else None)
+    source = opened_source() or await find_source(_archive or None)
     return (source,)
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -20,6 +21,9 @@ from tests.servers import EMBEDDED, TestServers, describe_servers, server_kinds
 from tollbook.ledger.logs import configure_when_used
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
+
+if TYPE_CHECKING:
+    from tests.object_store import ObjectStore, ObjectStoreServer
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("full", deadline=None)
@@ -108,6 +112,25 @@ async def every_redis_client(every_server_url: str) -> AsyncIterator[Redis]:
     async with connect(every_server_url) as client:
         await _empty(client)
         yield client
+
+
+@pytest.fixture(scope="session")
+def object_store_server() -> "Iterator[ObjectStoreServer]":
+    """An S3 of this process."""
+    from tests.object_store import ObjectStoreServer  # It takes a second to load, and few tests need it.
+
+    server = ObjectStoreServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def bucket(object_store_server: "ObjectStoreServer") -> "Iterator[ObjectStore]":
+    """A bucket of the test's own, which programs of this process find in their environment."""
+    from tests.object_store import object_store
+
+    with object_store(object_store_server) as store:
+        yield store
 
 
 @pytest.fixture

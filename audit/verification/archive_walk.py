@@ -7,6 +7,7 @@ yields the events of one segment after the other, for the checks of what they me
 
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, cast
 
@@ -20,8 +21,10 @@ from tollbook.ledger.archive.segments import (
     Archive,
     ArchiveDamaged,
     Manifest,
-    Segment,
     file_sha256,
+    manifest_name,
+    parquet_name,
+    read_batches,
     read_manifest,
     versions_of,
 )
@@ -50,25 +53,22 @@ class ArchiveWalk:
 
     def events(self) -> Iterator[Events]:
         """Yield the events of segments that were not read yet. May be called again for newer segments."""
-        folder = self._archive.directory / f"partition-{self._partition}"
-        stems = sorted(
-            {path.stem for path in folder.glob("*") if path.suffix in (".json", ".parquet") and path.name[0] != "."}
-        )
-        for stem in stems:
-            named = _NAME.fullmatch(stem)
-            name = f"{folder.name}/{stem}"
+        folder = f"partition-{self._partition}"
+        files = self._archive.storage.names(folder)
+        self._archive.storage.expect([file for file in files if file.endswith(".json")])
+        for name in sorted({file.rpartition(".")[0] for file in files if file.endswith((".json", ".parquet"))}):
+            named = _NAME.fullmatch(name.removeprefix(f"{folder}/"))
             if named is None:
                 if not self.segments:
                     self._note("archive", "is not the name of a segment", name)
                 continue
             if int(named[2]) > self._chain.seq:
-                yield from self._segment(folder / stem, name, int(named[1]), int(named[2]))
+                yield from self._segment(name, int(named[1]), int(named[2]))
             elif name not in self.manifests:
                 self._note("archive", "holds events that an earlier segment holds", name)
 
-    def _segment(self, stem: Path, name: str, first_seq: int, last_seq: int) -> Iterator[Events]:
-        path = stem.with_name(f"{stem.name}.parquet")
-        manifest = self._manifest(stem.with_name(f"{stem.name}.json"), name)
+    def _segment(self, name: str, first_seq: int, last_seq: int) -> Iterator[Events]:
+        manifest = self._manifest(name)
         self.segments += 1
         if first_seq != self._chain.seq + 1:
             missing = f"events {self._chain.seq + 1} to {first_seq - 1} are missing before it"
@@ -83,10 +83,8 @@ class ArchiveWalk:
         if manifest is not None:
             self._join(manifest, name)
         is_skipped = last_seq <= self._chain.skip_until and manifest is not None
-        if not is_skipped:
-            self._check_file(path, manifest, name)
         seen: list[pa.Table] = []
-        for table in self._tables(path, name, is_skipped=is_skipped):
+        for table in self._tables(name, None if is_skipped else manifest, is_skipped=is_skipped):
             # Kept without the long columns, for the comparison with the manifest at the end.
             seen.append(select_columns(table, "seq", "id", "type", "v"))
             yield Events(table.drop_columns(["head"]), name)
@@ -104,13 +102,14 @@ class ArchiveWalk:
             self.manifests[name] = manifest
         self._previous = manifest
 
-    def _manifest(self, path: Path, name: str) -> Manifest | None:
+    def _manifest(self, name: str) -> Manifest | None:
+        storage, file = self._archive.storage, manifest_name(name)
         try:
-            manifest = read_manifest(path)
+            manifest = read_manifest(storage, file)
         except ArchiveDamaged as exc:
             self._note("manifest", exc.problem, name)
             return None
-        if path.read_text(encoding="utf-8") != manifest.text():
+        if storage.read(file) != manifest.text().encode():
             self._note("manifest", "is not written as it was sealed", name)
         expected = {"ledger_id": self._ledger_id, "partition": self._partition}
         for member, value in expected.items():
@@ -153,10 +152,25 @@ class ArchiveWalk:
         except OSError as exc:
             self._note("file", f"cannot be read ({exc.strerror})", name)
 
-    def _tables(self, path: Path, name: str, *, is_skipped: bool) -> Iterator[pa.Table]:
-        """Yield the segment's events up to the first that is malformed or out of order."""
+    def _tables(self, name: str, manifest: Manifest | None, *, is_skipped: bool) -> Iterator[pa.Table]:
+        """Yield the segment's events up to the first that is malformed or out of order.
+
+        The file is compared with the manifest first, where one is given.
+        """
+        storage, file = self._archive.storage, parquet_name(name)
+        with ExitStack() as stack:
+            try:
+                path = stack.enter_context(storage.file(file))
+            except OSError as exc:
+                self._note("file", f"cannot be read ({exc.strerror})", name)
+                self.is_broken = True
+                return
+            self._check_file(path, manifest, name)
+            yield from self._tables_of(path, storage.located(file), name, is_skipped=is_skipped)
+
+    def _tables_of(self, path: Path, place: str, name: str, *, is_skipped: bool) -> Iterator[pa.Table]:
         try:
-            for table in Segment(cast("Manifest", None), path).batches(ROWS):
+            for table in read_batches(path, place, ROWS):
                 if not self._is_in_order(table, name):
                     self.is_broken = True
                     return

@@ -146,9 +146,11 @@ def _ends_with(source: LedgerSource, head: str) -> dict[int, int]:
     if archive is None:
         return {}
     for keys in source.keys:
-        for path in archive.directory.glob(f"partition-{keys.partition}/*.json"):
+        names = archive.manifests(keys.partition)
+        archive.storage.expect(names)
+        for name in names:
             try:
-                document = parse_json(path.read_bytes())
+                document = parse_json(archive.storage.read(name))
                 if document["chain_after"] == head:
                     return {keys.partition: int(document["last_seq"])}
             except (OSError, ValueError, KeyError, TypeError):

@@ -71,22 +71,24 @@ class LedgerSource:
         partitions = archive.partitions()
         segments = [segment for number in partitions for segment in archive.segments(number)]
         if not segments:
-            raise NoLedger(f"there are no segments in {archive.directory}")
+            raise NoLedger(f"there are no segments in {archive.place}")
         found = {segment.manifest.ledger_id for segment in segments}
         if len(found) > 1:
-            raise ArchiveDamaged(archive.directory, f"holds segments of several ledgers ({', '.join(sorted(found))})")
+            raise ArchiveDamaged(archive.place, f"holds segments of several ledgers ({', '.join(sorted(found))})")
         return cls(found.pop(), tuple(Keys(namespace, number) for number in range(max(partitions) + 1)), archive)
 
     @classmethod
     def of_damaged_archive(cls, archive: Archive, *, namespace: str = "tollbook") -> "LedgerSource":
         """As `of_archive`, if parts may be damaged: the ledger that most manifests name. Errors: NoLedger."""
         found, partitions = Counter[str](), set[int]()
-        for path in archive.directory.glob("partition-*/*.json"):
+        names = archive.manifests()
+        archive.storage.expect(names)
+        for name in names:
             with contextlib.suppress(ArchiveDamaged, ValueError):  # Reported by whoever reads the segments.
-                partitions.add(int(path.parent.name.removeprefix("partition-")))
-                found[read_manifest(path).ledger_id] += 1
+                partitions.add(int(name.split("/")[0].removeprefix("partition-")))
+                found[read_manifest(archive.storage, name).ledger_id] += 1
         if not found:
-            raise NoLedger(f"there are no segments in {archive.directory}")
+            raise NoLedger(f"there are no segments in {archive.place}")
         keys = tuple(Keys(namespace, number) for number in range(max(partitions) + 1))
         return cls(found.most_common(1)[0][0], keys, archive)
 
@@ -95,7 +97,7 @@ class LedgerSource:
         segments = self.archive.segments(partition) if self.archive else []
         for segment in segments:
             if segment.manifest.ledger_id != self.ledger_id:
-                raise ArchiveDamaged(segment.path, f"belongs to ledger {segment.manifest.ledger_id}")
+                raise ArchiveDamaged(segment.place, f"belongs to ledger {segment.manifest.ledger_id}")
         return segments
 
     async def events(

@@ -141,7 +141,7 @@ class KnownEvents:
         segments = self.archive.segments(partition)
         for segment in segments:
             if segment.manifest.ledger_id != self.ledger_id:
-                raise ArchiveDamaged(segment.path, f"belongs to ledger {segment.manifest.ledger_id}")
+                raise ArchiveDamaged(segment.place, f"belongs to ledger {segment.manifest.ledger_id}")
         return segments
 
     def _folded(self, partition: int) -> Position:

@@ -8,7 +8,7 @@ end: until then the file is marked as unfinished, and `Store.open` sets an unfin
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, Self
@@ -17,7 +17,7 @@ import duckdb
 import pyarrow as pa
 
 from tollbook.ledger.archive.history import ROW_GROUP
-from tollbook.ledger.archive.segments import ArchiveDamaged, Segment, check_file, check_segment
+from tollbook.ledger.archive.segments import ArchiveDamaged, Segment, check_segment
 from tollbook.ledger.projection.fold import (
     LAYOUT_VERSION,
     Counted,
@@ -41,8 +41,8 @@ _LANES: Final = 2
 # reaches past the end is read twice, so larger transactions read less.
 _ROWS: Final = 3 * ROW_GROUP
 
-_Prepare = Callable[[duckdb.DuckDBPyConnection], object]
-"""Makes the relation `incoming`."""
+_Prepare = Callable[[duckdb.DuckDBPyConnection], AbstractContextManager[object]]
+"""Makes the relation `incoming`, for the time of the block."""
 
 
 class Rebuild:
@@ -74,7 +74,7 @@ class Rebuild:
     def fold(self, table: pa.Table, *, partition: int) -> None:
         """Append a table of envelope columns, while the one before is added up. Errors: as `Store.fold_table`."""
         appending = self._lanes.submit(
-            self._append, lambda cursor: cursor.register("incoming", table), partition, self._end_of(partition), None
+            self._append, partial(_registered, table), partition, self._end_of(partition), None
         )
         self.finish()
         counted = appending.result()
@@ -102,7 +102,7 @@ class Rebuild:
         appending = deque[Future[Counted | None]]()
         try:
             for first_seq in range(self._end_of(partition) + 1, segments[-1].manifest.last_seq + 1, _ROWS):
-                prepare = partial(_read, _holding(segments, first_seq), first_seq, until)
+                prepare = partial(_readable, _holding(segments, first_seq), first_seq, until)
                 before = appending[-1] if appending else None
                 appending.append(self._lanes.submit(self._append, prepare, partition, first_seq - 1, before))
                 if len(appending) > _LANES and not self._finish(appending.popleft(), partition, progress):
@@ -123,8 +123,7 @@ class Rebuild:
         """Append the relation that `prepare` makes, after what `before` appends."""
         cursor = self._cursors.popleft()
         try:
-            prepare(cursor)
-            with self._store.folding(cursor):
+            with prepare(cursor), self._store.folding(cursor):
                 counted = count_incoming(cursor)
                 if counted is None:
                     return None
@@ -178,25 +177,39 @@ def _holding(segments: Sequence[Segment], first_seq: int) -> list[Segment]:
     return [each for each in segments if each.manifest.first_seq <= last_seq and each.manifest.last_seq >= first_seq]
 
 
-def _read(
+@contextmanager
+def _registered(table: pa.Table, cursor: duckdb.DuckDBPyConnection) -> Generator[None]:
+    cursor.register("incoming", table)
+    yield
+
+
+@contextmanager
+def _readable(
     segments: Sequence[Segment], first_seq: int, until: EntryId | None, cursor: duckdb.DuckDBPyConnection
-) -> None:
+) -> Generator[None]:
     """Make `incoming` of the events of segments. Errors: ArchiveDamaged; duckdb.Error."""
-    for segment in segments:
+    with ExitStack() as files:
         # Parquet has no checksum of its own: one changed bit may change an amount.
-        check_file(segment)
+        paths = [files.enter_context(segment.checked_file()) for segment in segments]
+        _make_incoming(paths, segments[0], first_seq, until, cursor)
+        yield
+
+
+def _make_incoming(
+    paths: Sequence[Path], first: Segment, first_seq: int, until: EntryId | None, cursor: duckdb.DuckDBPyConnection
+) -> None:
     end = "true" if until is None else f"(ms < {until.ms} OR (ms = {until.ms} AND n <= {until.seq}))"
     # Several files in one read_parquet are not always read in their order (DuckDB 1.5, November 2026); parts of a UNION
     # ALL are. To sort them would take longer. Columns are not read from the paths.
     files = " UNION ALL ".join(
-        f"(SELECT * EXCLUDE (head) FROM read_parquet({_quoted(segment.path)}, hive_partitioning = false) "  # noqa: S608
+        f"(SELECT * EXCLUDE (head) FROM read_parquet({_quoted(path)}, hive_partitioning = false) "  # noqa: S608
         f"WHERE seq BETWEEN {first_seq} AND {first_seq + _ROWS - 1} AND {end})"
-        for segment in segments
+        for path in paths
     )
     cursor.execute(f"CREATE OR REPLACE TEMP VIEW incoming AS {files}")
     row = cursor.execute(f"SELECT count(*) FROM incoming WHERE v <> {EVENT_VERSION}").fetchone()  # noqa: S608
     if row != (0,):
-        raise ArchiveDamaged(segments[0].path, "has events of other versions than its manifest says")
+        raise ArchiveDamaged(first.place, "has events of other versions than its manifest says")
 
 
 def _quoted(path: Path) -> str:

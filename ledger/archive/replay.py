@@ -146,7 +146,7 @@ def _archived(store: Store, archive: Archive, partition: int) -> Generator[pa.Ta
     regrouping, after_seq = Regrouping(), store.position(partition).seq
     for segment in archive.segments(partition):
         if segment.manifest.ledger_id != store.ledger_id:
-            raise ArchiveDamaged(segment.path, f"belongs to ledger {segment.manifest.ledger_id}")
+            raise ArchiveDamaged(segment.place, f"belongs to ledger {segment.manifest.ledger_id}")
         if segment.manifest.last_seq <= after_seq:
             continue
         for events in segment.batches(ROWS, after_seq=after_seq):

@@ -17,7 +17,8 @@ import structlog
 from redis.asyncio import Redis
 
 from tollbook.ledger.archive import chain
-from tollbook.ledger.archive.segments import Archive, Segment, check_segment
+from tollbook.ledger.archive.segments import Archive, Manifest, Segment, check_segment
+from tollbook.ledger.archive.storage import ArchiveRefused
 from tollbook.ledger.errors import LedgerRefused, LedgerReplaced, LedgerUnavailable
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.keys import Keys
@@ -33,12 +34,13 @@ _log = structlog.get_logger(__name__)
 
 
 class ArchiveBehind(LedgerRefused):
-    """More is sealed by the ledger than this archive holds: the ledger's archive is another directory."""
+    """More is sealed by the ledger than this archive holds: the ledger's archive is in another place."""
 
     def __init__(self, *, partition: int, sealed_seq: int, archived_seq: int) -> None:
         super().__init__(
             f"partition {partition}: the ledger was sealed up to event {sealed_seq}, the archive here holds events up "
-            f"to {archived_seq}. Copy the missing segments here, or set TOLLBOOK_ARCHIVE_DIR to where they are"
+            f"to {archived_seq}. Copy the missing segments here, or set TOLLBOOK_ARCHIVE_DIR or TOLLBOOK_ARCHIVE_URL "
+            "to where they are"
         )
 
 
@@ -78,7 +80,10 @@ class Sealer:
         self._settings = settings
         self._folded = folded
         self._newest: Segment | None = None
-        self._checked: set[str] = set()
+        self._oldest: Manifest | None = None
+        """The oldest segment that stays on the stream, as far as is known."""
+        self._begun_seq: int | None = None
+        """The last event of a segment that was begun and not finished: it is finished as it was begun."""
 
     async def run(self) -> None:
         """Seal and trim until cancelled. Errors: ArchiveBehind; ArchiveDamaged; LedgerReplaced; UnreadableEvent."""
@@ -87,8 +92,9 @@ class Sealer:
                 while await self.seal():
                     pass
                 await self.trim()
-            except (LedgerUnavailable, OSError) as exc:
-                # Redis is down, or the disk is full: nothing is lost, the stream keeps what is not sealed.
+            except (LedgerUnavailable, ArchiveRefused, OSError) as exc:
+                # Redis or the object store is down, or the disk is full: nothing is lost, the stream keeps what is not
+                # sealed.
                 _log.warning("sealing.postponed", partition=self._keys.partition, problem=str(exc))
             await asyncio.sleep(self._settings.every_s)
 
@@ -100,11 +106,13 @@ class Sealer:
         if events is None:
             return False
         head = bytes.fromhex(newest.manifest.chain_after) if newest else self._genesis()
+        # Should this fail halfway, the next pass must not seal the same events under another name.
+        self._begun_seq = events["seq"][-1].as_py()
         segment = await asyncio.to_thread(
             self._archive.write, events, ledger_id=self._ledger_id, partition=self._keys.partition, head=head
         )
-        self._newest = segment
         await self._announce(segment)
+        self._newest, self._begun_seq = segment, None
         return True
 
     async def trim(self) -> int:
@@ -112,12 +120,19 @@ class Sealer:
         folded, (removed, length), now_ms = await self._folded(), await self._extent(), await self._now_ms()
         oldest_ms = now_ms - round(1000 * self._settings.keep_s)
         surplus_seq = removed + length - self._settings.keep_events
-        for segment in await asyncio.to_thread(self._archive.segments, self._keys.partition):
-            manifest = segment.manifest
-            if manifest.last_seq <= removed:
-                continue
+
+        def may_go(manifest: Manifest) -> bool:
             is_over = EntryId.parse(manifest.last_id).ms < oldest_ms or manifest.last_seq <= surplus_seq
-            if not is_over or manifest.last_seq > folded.seq:  # G7
+            return is_over and manifest.last_seq <= folded.seq  # G7
+
+        # While the oldest one stays, the archive, which may be far away, is not asked.
+        if self._oldest is not None and self._oldest.last_seq > removed and not may_go(self._oldest):
+            return removed
+        for segment in await asyncio.to_thread(self._archive.segments, self._keys.partition):
+            self._oldest = segment.manifest
+            if self._oldest.last_seq <= removed:
+                continue
+            if not may_go(self._oldest):
                 break
             await asyncio.to_thread(check_segment, segment)  # G7
             removed = await self._discard(segment)
@@ -127,9 +142,9 @@ class Sealer:
         """Return the archive's last segment; segments that a crash has left unrecorded are recorded on the ledger."""
         if self._newest is None:
             segments = await asyncio.to_thread(self._archive.segments, self._keys.partition)
-            self._newest = segments[-1] if segments else None
+            newest = segments[-1] if segments else None
             sealed_seq = await self._sealed_seq()
-            archived_seq = self._newest.manifest.last_seq if self._newest else 0
+            archived_seq = newest.manifest.last_seq if newest else 0
             if sealed_seq > archived_seq:  # G8
                 raise ArchiveBehind(partition=self._keys.partition, sealed_seq=sealed_seq, archived_seq=archived_seq)
             # Several, where lost events were restored from the archive alone.
@@ -137,6 +152,9 @@ class Sealer:
                 if segment.manifest.last_seq > sealed_seq:
                     await asyncio.to_thread(check_segment, segment)
                     await self._announce(segment)
+            if self._begun_seq is None:
+                self._begun_seq = await asyncio.to_thread(self._archive.begun, self._keys.partition, archived_seq)
+            self._newest = newest
         return self._newest
 
     async def _due(self, newest: Segment | None, after_seq: int, *, is_forced: bool) -> pa.Table | None:
@@ -147,6 +165,8 @@ class Sealer:
             return None
         settings = self._settings
         after = EntryId.parse(newest.manifest.last_id) if newest else ZERO_ENTRY
+        if self._begun_seq is not None:
+            return await self._read(after, self._begun_seq - after_seq) if self._begun_seq <= folded.seq else None
         events = await self._read(after, min(waiting, settings.segment_events))
         if waiting >= settings.segment_events or is_forced:
             return events

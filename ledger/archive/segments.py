@@ -5,15 +5,14 @@
 
 A segment holds whole events as they were written (payloads not upcast), sorted by id, with
 the columns of `Batch.to_table`, and `head`, the first bytes of the chain's head after each event.
-Its manifest binds it into the hash chain. Both are written under a temporary name, synced and
-renamed, the manifest last: a segment exists if its manifest does. Nothing here is changed
-afterwards.
+Its manifest binds it into the hash chain. Each file appears whole, the manifest last: a segment
+exists if its manifest does. Nothing here is changed afterwards. Where the files are is known to
+`storage.py` alone.
 """
 
-import contextlib
 import hashlib
-import os
 from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tollbook.ledger.archive import chain
+from tollbook.ledger.archive.storage import Directory, Storage
 from tollbook.ledger.errors import LedgerError
 from tollbook.schemas.problems import as_text, problems_of
 
@@ -33,11 +33,11 @@ _READ: Final = 1 << 20
 
 
 class ArchiveDamaged(LedgerError):
-    """A part of the archive is not what was sealed; the message names the file and the problem."""
+    """A part of the archive is not what was sealed; the message names the file or object and the problem."""
 
-    def __init__(self, path: Path, problem: str) -> None:
-        super().__init__(f"{path}: {problem}")
-        self.path = path
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(f"{place}: {problem}")
+        self.place = place
         self.problem = problem
 
 
@@ -68,48 +68,92 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A sealed segment on disk."""
+    """A sealed segment. `stem` is its name, with the folder of its partition and without ending."""
 
     manifest: Manifest
-    path: Path
+    storage: Storage
+    stem: str
+
+    @property
+    def place(self) -> str:
+        """What people call the segment's file."""
+        return self.storage.located(parquet_name(self.stem))
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """Return the segment's events. Errors: ArchiveDamaged."""
-        try:
-            return pq.read_table(  # pyright: ignore[reportUnknownMemberType]
-                self.path, columns=columns, partitioning=None
-            )
-        except (OSError, pa.ArrowException) as exc:
-            raise ArchiveDamaged(self.path, f"cannot be read ({exc})") from exc
+        with self.file() as path:
+            return self._read(path, columns)
+
+    def read_checked(self) -> pa.Table:
+        """Return the events of a file that is the one that was sealed. Errors: ArchiveDamaged."""
+        with self.checked_file() as path:
+            return self._read(path)
 
     def batches(self, rows: int, *, after_seq: int = 0) -> Generator[pa.Table]:
         """Yield the segment's events after `after_seq` in tables of at most `rows`. Errors: ArchiveDamaged."""
+        with self.checked_file() as path:
+            yield from read_batches(path, self.place, rows, after_seq=after_seq)
+
+    @contextmanager
+    def file(self) -> Generator[Path]:
+        """Yield a local file with the segment, for the time of the block alone. Errors: ArchiveDamaged."""
+        with ExitStack() as stack:
+            try:
+                path = stack.enter_context(self.storage.file(parquet_name(self.stem)))
+            except OSError as exc:
+                raise ArchiveDamaged(self.place, f"cannot be read ({exc.strerror})") from exc
+            yield path
+
+    @contextmanager
+    def checked_file(self) -> Generator[Path]:
+        """As `file`, of a file that is the one that was sealed. Errors: ArchiveDamaged."""
+        with self.file() as path:
+            try:
+                is_same = path.stat().st_size == self.manifest.file_bytes
+                is_same = is_same and file_sha256(path) == self.manifest.file_sha256
+            except OSError as exc:
+                raise ArchiveDamaged(self.place, f"cannot be read ({exc.strerror})") from exc
+            if not is_same:  # G7
+                raise ArchiveDamaged(self.place, "is not the file that was sealed")
+            yield path
+
+    def _read(self, path: Path, columns: list[str] | None = None) -> pa.Table:
         try:
-            with pq.ParquetFile(self.path) as file:
-                for batch in file.iter_batches(batch_size=rows):  # pyright: ignore[reportUnknownMemberType]
-                    events = pa.Table.from_batches([batch])
-                    past = max(0, after_seq + 1 - events["seq"][0].as_py())
-                    if past < events.num_rows:
-                        yield events.slice(past)
+            return pq.read_table(path, columns=columns, partitioning=None)  # pyright: ignore[reportUnknownMemberType]
         except (OSError, pa.ArrowException) as exc:
-            raise ArchiveDamaged(self.path, f"cannot be read ({exc})") from exc
+            raise ArchiveDamaged(self.place, f"cannot be read ({exc})") from exc
 
 
 class Archive:
-    """The segments of one ledger under one directory."""
+    """The segments of one ledger in one storage, by default a directory."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, storage: Storage | Path) -> None:
+        self.storage: Storage = Directory(storage) if isinstance(storage, Path) else storage
+
+    @property
+    def place(self) -> str:
+        """What people call the archive."""
+        return self.storage.place
 
     def partitions(self) -> list[int]:
         """Return the partitions that have segments."""
-        found = self.directory.glob("partition-*/*.json")
-        return sorted({int(path.parent.name.removeprefix("partition-")) for path in found})
+        return sorted({int(name.split("/")[0].removeprefix("partition-")) for name in self.manifests()})
+
+    def manifests(self, partition: int | None = None) -> list[str]:
+        """Return the names of all manifests, or of a partition's, in order."""
+        folder = None if partition is None else _folder(partition)
+        return [name for name in self.storage.names(folder) if name.endswith(".json")]
+
+    def check_access(self) -> None:
+        """Check that the archive can be read and written. Errors: OSError; ArchiveUnavailable; ArchiveRefused."""
+        names = self.manifests()
+        if names:
+            self.storage.check_writing(names[-1])
 
     def ledger_id(self) -> str | None:
         """Return the ledger that the first segment is of; None where there is none. Errors: ArchiveDamaged."""
-        for path in sorted(self.directory.glob("partition-*/*.json")):
-            return read_manifest(path).ledger_id
+        for name in self.manifests():
+            return read_manifest(self.storage, name).ledger_id
         return None
 
     def segments(self, partition: int) -> list[Segment]:
@@ -117,40 +161,49 @@ class Archive:
 
         Errors: ArchiveDamaged for a manifest that cannot be read, or a gap between segments.
         """
-        folder = self._folder(partition)
+        names = self.manifests(partition)
+        self.storage.expect(names)
         found: list[Segment] = []
-        for path in sorted(folder.glob("*.json")):
-            manifest = read_manifest(path)
+        for name in names:
+            manifest = read_manifest(self.storage, name)
             if found and manifest.first_seq != found[-1].manifest.last_seq + 1:
                 missing = f"{found[-1].manifest.last_seq + 1} to {manifest.first_seq - 1}"
-                raise ArchiveDamaged(path, f"does not continue the segment before it: events {missing} are missing")
-            found.append(Segment(manifest, path.with_suffix(".parquet")))
+                raise ArchiveDamaged(
+                    self.storage.located(name), f"does not continue the segment before it: events {missing} are missing"
+                )
+            found.append(Segment(manifest, self.storage, name.removesuffix(".json")))
         return found
+
+    def begun(self, partition: int, after_seq: int) -> int | None:
+        """Return where a segment ends that a crash has left without its manifest, next after an event; None if none."""
+        first = f"{_folder(partition)}/{after_seq + 1:0{_DIGITS}}-"
+        for name in self.storage.names(_folder(partition)):
+            if name.startswith(first) and name.endswith(".parquet"):
+                return int(name.removesuffix(".parquet").rpartition("-")[2])
+        return None
 
     def write(self, events: pa.Table, *, ledger_id: str, partition: int, head: bytes) -> Segment:
         """Seal a table of events as the next segment; `head` is the chain's head before it.
 
-        What a crash has left half written is written again. Errors: OSError (disk full, no permission).
+        What a crash has left half written is completed, and what is written already stays, where it has the same
+        events. Errors: ArchiveDamaged where it has others, and nothing is written; OSError (disk full, no permission);
+        ArchiveUnavailable; ArchiveRefused.
         """
-        folder = self._folder(partition)
-        folder.mkdir(parents=True, exist_ok=True)
         seqs, ids = events["seq"], events["id"]
         first_seq, last_seq = seqs[0].as_py(), seqs[-1].as_py()
-        name = f"{first_seq:0{_DIGITS}}-{last_seq:0{_DIGITS}}"
-        path = folder / f"{name}.parquet"
+        stem = f"{_folder(partition)}/{first_seq:0{_DIGITS}}-{last_seq:0{_DIGITS}}"
         heads = chain.heads(head, chain.digests(events))
-        with _replacing(path) as draft:
-            pq.write_table(  # pyright: ignore[reportUnknownMemberType]
-                _with_marks(events, heads[1:]),
-                draft,
-                compression="zstd",
-                row_group_size=_ROW_GROUP,
-                sorting_columns=[pq.SortingColumn(events.schema.get_field_index("seq"))],
-            )
+        written = self._written(stem)
+        if written is not None:
+            ends = (written.manifest.ledger_id, written.manifest.chain_before, written.manifest.chain_after)
+            if ends != (ledger_id, head.hex(), heads[-1].hex()):  # G7
+                raise self._differs(manifest_name(stem))
+            return written
+        sha256, size = self._write_events(stem, _with_marks(events, heads[1:]))
         manifest = Manifest(
             ledger_id=ledger_id,
             partition=partition,
-            segment=f"partition-{partition}/{name}",
+            segment=stem,
             first_id=ids[0].as_py(),
             last_id=ids[-1].as_py(),
             first_seq=first_seq,
@@ -158,36 +211,96 @@ class Archive:
             events=events.num_rows,
             chain_before=head.hex(),
             chain_after=heads[-1].hex(),
-            file_sha256=file_sha256(path),
-            file_bytes=path.stat().st_size,
+            file_sha256=sha256,
+            file_bytes=size,
             schema_versions=versions_of(events),
         )
-        with _replacing(path.with_suffix(".json")) as draft:
-            draft.write_text(manifest.text(), encoding="utf-8")
-        return Segment(manifest, path)
+        try:
+            with self.storage.creating(manifest_name(stem)) as draft:
+                draft.write_text(manifest.text(), encoding="utf-8")
+        except FileExistsError:
+            raise self._differs(manifest_name(stem)) from None  # G7
+        return Segment(manifest, self.storage, stem)
 
-    def _folder(self, partition: int) -> Path:
-        return self.directory / f"partition-{partition}"
+    def _written(self, stem: str) -> Segment | None:
+        try:
+            self.storage.read(manifest_name(stem))
+        except FileNotFoundError:
+            return None
+        return Segment(read_manifest(self.storage, manifest_name(stem)), self.storage, stem)
+
+    def _write_events(self, stem: str, events: pa.Table) -> tuple[str, int]:
+        """Write a segment's file, and return the hash and the size of the file that stands there."""
+        try:
+            with self.storage.creating(parquet_name(stem)) as draft:
+                pq.write_table(  # pyright: ignore[reportUnknownMemberType]
+                    events,
+                    draft,
+                    compression="zstd",
+                    row_group_size=_ROW_GROUP,
+                    sorting_columns=[pq.SortingColumn(events.schema.get_field_index("seq"))],
+                )
+                return file_sha256(draft), draft.stat().st_size
+        except FileExistsError:
+            return self._adopt(stem, events)
+
+    def _adopt(self, stem: str, events: pa.Table) -> tuple[str, int]:
+        """Return hash and size of a file that another process has written, if it holds the very same events.
+
+        Another release of Arrow writes the same events in other bytes. Replacing the file could part it from the
+        manifest that its writer is about to write.
+        """
+        name = parquet_name(stem)
+        with self.storage.file(name) as path:
+            found = pa.concat_tables(read_batches(path, self.storage.located(name), _ROW_GROUP))
+            if not found.equals(events):  # G7
+                raise self._differs(name)
+            return file_sha256(path), path.stat().st_size
+
+    def _differs(self, name: str) -> ArchiveDamaged:
+        return ArchiveDamaged(
+            self.storage.located(name),
+            "was written before and is not what the ledger has now, so it is not replaced, and nothing is trimmed: see "
+            "which other ledger or projector writes there",
+        )
+
+
+def parquet_name(stem: str) -> str:
+    """Return the name of the file with a segment's events."""
+    return f"{stem}.parquet"
+
+
+def manifest_name(stem: str) -> str:
+    """Return the name of a segment's manifest."""
+    return f"{stem}.json"
+
+
+def _folder(partition: int) -> str:
+    return f"partition-{partition}"
+
+
+def read_batches(path: Path, place: str, rows: int, *, after_seq: int = 0) -> Generator[pa.Table]:
+    """Yield the events of a segment's local file after `after_seq` in tables of at most `rows`.
+
+    Errors: ArchiveDamaged, which names the place.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=rows):  # pyright: ignore[reportUnknownMemberType]
+                events = pa.Table.from_batches([batch])
+                past = max(0, after_seq + 1 - events["seq"][0].as_py())
+                if past < events.num_rows:
+                    yield events.slice(past)
+    except (OSError, pa.ArrowException) as exc:
+        raise ArchiveDamaged(place, f"cannot be read ({exc})") from exc
 
 
 def check_segment(segment: Segment) -> None:
     """Read a segment back and check that it is what its manifest says. Errors: ArchiveDamaged."""
-    check_file(segment)
-    manifest, events = segment.manifest, segment.read()
+    manifest, events = segment.manifest, segment.read_checked()
     head = chain.extend(bytes.fromhex(manifest.chain_before), chain.digests(events))
     if head.hex() != manifest.chain_after or events.num_rows != manifest.events:  # G7
-        raise ArchiveDamaged(segment.path, "does not give the chain head that its manifest says")
-
-
-def check_file(segment: Segment) -> None:
-    """Check that a segment's file is the one that its manifest describes. Errors: ArchiveDamaged."""
-    manifest, path = segment.manifest, segment.path
-    try:
-        is_same = path.stat().st_size == manifest.file_bytes and file_sha256(path) == manifest.file_sha256
-    except OSError as exc:
-        raise ArchiveDamaged(path, f"cannot be read ({exc.strerror})") from exc
-    if not is_same:  # G7
-        raise ArchiveDamaged(path, "is not the file that was sealed")
+        raise ArchiveDamaged(segment.place, "does not give the chain head that its manifest says")
 
 
 def file_sha256(path: Path) -> str:
@@ -199,18 +312,19 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(storage: Storage, name: str) -> Manifest:
     """Read a manifest and check that it belongs where it is. Errors: ArchiveDamaged."""
+    place = storage.located(name)
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(storage.read(name))
     except OSError as exc:
-        raise ArchiveDamaged(path, f"cannot be read ({exc.strerror})") from exc
+        raise ArchiveDamaged(place, f"cannot be read ({exc.strerror})") from exc
     except ValidationError as exc:
-        raise ArchiveDamaged(path, f"is no manifest ({as_text(problems_of(exc, Manifest))})") from exc
+        raise ArchiveDamaged(place, f"is no manifest ({as_text(problems_of(exc, Manifest))})") from exc
     if manifest.format != FORMAT:
-        raise ArchiveDamaged(path, f"is of format {manifest.format}; this program reads format {FORMAT}")
-    if manifest.segment != f"{path.parent.name}/{path.stem}":
-        raise ArchiveDamaged(path, f"belongs to segment {manifest.segment}")
+        raise ArchiveDamaged(place, f"is of format {manifest.format}; this program reads format {FORMAT}")
+    if manifest.segment != name.removesuffix(".json"):
+        raise ArchiveDamaged(place, f"belongs to segment {manifest.segment}")
     return manifest
 
 
@@ -226,24 +340,3 @@ def versions_of(events: pa.Table) -> dict[str, list[int]]:
     for kind, version in sorted(cast("set[tuple[str, int]]", pairs)):
         versions.setdefault(kind, []).append(version)
     return versions
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Generator[Path]:
-    """Yield a temporary path; what is written there is synced, and renamed to `path` in one step."""
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        yield draft
-        _sync(draft)
-        draft.replace(path)
-        _sync(path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -108,6 +108,20 @@ def take_snapshot(path: Path, copy: Path) -> None:
     copy.chmod(0o600)  # As the projection itself; whoever shares it changes that.
 
 
+@contextmanager
+def snapshot_file(path: Path) -> Generator[Path]:
+    """Yield a copy as `take_snapshot` makes it, beside the projection; it is removed after the block.
+
+    Errors: LedgerUnavailable.
+    """
+    _check_exists(path)
+    _remove_left_behind(path.parent)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=path.parent) as folder:
+        copy = Path(folder) / path.name
+        take_snapshot(path, copy)
+        yield copy
+
+
 def _check_exists(path: Path) -> None:
     if not path.exists():
         raise LedgerUnavailable(f"there is no projection at {path}; start `tollbook up`, or set TOLLBOOK_DATA_DIR")

@@ -19,6 +19,7 @@ from jsonschema import Draft202012Validator
 
 from docs.generate.event_docs import PAYLOADS
 from tests.archive.gate_ledger import GateLedger
+from tests.archive_files import directory_of, file_of
 from tests.quick import first_quick
 from tests.system import Finished
 from tollbook.audit.verification.certificates import Verdict
@@ -73,7 +74,7 @@ async def run_verifier(archive: Path, tmp_path: Path) -> Finished:
 
 @pytest.mark.slow
 async def test_the_verifier_of_the_page_recomputes_the_chain_of_an_archive(books: GateLedger, tmp_path: Path) -> None:
-    finished = await run_verifier(books.archive.directory, tmp_path)
+    finished = await run_verifier(directory_of(books.archive), tmp_path)
     assert (finished.code, finished.stderr) == (0, "")
     last = books.archive.segments(0)[-1].manifest
     assert finished.stdout == f"partition-0 {last.last_seq} {last.chain_after}\n"
@@ -106,8 +107,8 @@ async def test_the_verifier_of_the_page_names_the_first_event_that_is_not_what_w
     books: GateLedger, tmp_path: Path, change: Any
 ) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(books.archive.directory, copy)
-    name = books.archive.segments(0)[1].path.name
+    shutil.copytree(directory_of(books.archive), copy)
+    name = file_of(books.archive.segments(0)[1]).name
     rewrite(copy / "partition-0" / name, change)
     finished = await run_verifier(copy, tmp_path)
     assert finished.code == 1
@@ -121,8 +122,8 @@ async def test_the_verifier_of_the_page_misses_a_segment(
     books: GateLedger, tmp_path: Path, lost: int, told: str
 ) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(books.archive.directory, copy)
-    path = books.archive.segments(0)[lost].path
+    shutil.copytree(directory_of(books.archive), copy)
+    path = file_of(books.archive.segments(0)[lost])
     (copy / "partition-0" / path.name).with_suffix(".json").unlink()
     assert re.search(told, (await run_verifier(copy, tmp_path)).stderr)
 
@@ -142,7 +143,7 @@ async def test_the_worked_example_is_right() -> None:
 
 
 async def test_the_columns_and_the_manifest_s_fields_are_the_documented_ones(books: GateLedger) -> None:
-    schema = pq.read_schema(books.archive.segments(0)[0].path)
+    schema = pq.read_schema(file_of(books.archive.segments(0)[0]))
     documented = re.findall(r"^\| `(\w+)` \| ([\w\[\]]+) \|", between("columns"), re.MULTILINE)
     assert documented == [(name, str(kind)) for name, kind in zip(schema.names, schema.types, strict=True)]
     rows = re.findall(r"^\| (`.*?) \|", between("manifest"), re.MULTILINE)
@@ -151,7 +152,7 @@ async def test_the_columns_and_the_manifest_s_fields_are_the_documented_ones(boo
 
 async def test_what_was_sealed_is_told_by_a_later_event_as_in_the_manifest(books: GateLedger) -> None:
     manifests = {each.manifest.segment: each.manifest for each in books.archive.segments(0)}
-    files = str(books.archive.directory / "*" / "*.parquet")
+    files = str(directory_of(books.archive) / "*" / "*.parquet")
     told = duckdb.execute(
         "SELECT seq, payload FROM read_parquet(?) WHERE type = 'segment-sealed' ORDER BY seq", [files]
     ).fetchall()
@@ -166,7 +167,7 @@ async def test_what_was_sealed_is_told_by_a_later_event_as_in_the_manifest(books
 
 async def test_every_event_in_the_archive_is_as_its_json_schema_says(books: GateLedger) -> None:
     rows = duckdb.execute(
-        "SELECT type, v, payload FROM read_parquet(?)", [str(books.archive.directory / "*" / "*.parquet")]
+        "SELECT type, v, payload FROM read_parquet(?)", [str(directory_of(books.archive) / "*" / "*.parquet")]
     ).fetchall()
     schemas: dict[tuple[str, int], Draft202012Validator] = {}
     for kind, v, payload in rows:
@@ -185,13 +186,13 @@ async def test_a_copy_is_audited_alone(
 ) -> None:
     """What is left of a system: the archive, and a certificate that was kept elsewhere."""
     copy, certificate = tmp_path / "archive", tmp_path / "books.json"
-    shutil.copytree(books.archive.directory, copy)
+    shutil.copytree(directory_of(books.archive), copy)
     newest = books.archive.segments(0)[-1]
     told = await verified(copy, tmp_path_factory.mktemp("first"))
     assert told.is_sound
     assert [part.head for part in told.partitions] == [newest.manifest.chain_after]
     certificate.write_text(json.dumps(told.certificate()), "utf-8")
-    for path in (copy / "partition-0").glob(f"{newest.path.stem}.*"):
+    for path in (copy / "partition-0").glob(f"{file_of(newest).stem}.*"):
         path.unlink()
     shorter = await verified(copy, tmp_path_factory.mktemp("second"), against=str(certificate))
     assert ["before the trusted head" in finding.problem for finding in shorter.findings] == [True]

@@ -11,6 +11,7 @@ import typer
 from redis.asyncio import Redis
 
 from tests.archive.test_sealing import KEYS, LEDGER, Archiving, seal_all
+from tests.archive_files import file_of
 from tests.ledger_maker import LedgerMaker
 from tollbook.audit.calls import find_call
 from tollbook.audit.explanations import explain
@@ -166,7 +167,7 @@ async def test_of_several_partitions_the_user_s_is_read(archiving: Archiving) ->
 
 async def test_a_missing_first_segment_is_told(archiving: Archiving) -> None:
     first, second, *_ = archiving.archive.segments(0)
-    first.path.with_suffix(".json").unlink()
+    file_of(first).with_suffix(".json").unlink()
     for reader in (reader_of(archiving), AuditReader(LedgerSource.of_archive(archiving.archive))):
         with pytest.raises(EventsMissing, match=f"events 1 to {second.manifest.first_seq - 1} are neither"):
             await reader.events(Selection())
@@ -174,7 +175,7 @@ async def test_a_missing_first_segment_is_told(archiving: Archiving) -> None:
 
 async def test_events_between_archive_and_stream_that_are_gone_are_told(archiving: Archiving) -> None:
     last = archiving.archive.segments(0)[-1]
-    last.path.with_suffix(".json").unlink()
+    file_of(last).with_suffix(".json").unlink()
     first, last_seq = last.manifest.first_seq, last.manifest.last_seq
     with pytest.raises(EventsMissing, match=f"events {first} to {last_seq} are neither"):
         await reader_of(archiving).events(Selection())

@@ -16,6 +16,7 @@ import pytest_asyncio
 
 from tests.archive.test_audit import check_statements
 from tests.archive.test_sealing import NEVER
+from tests.archive_files import directory_of
 from tests.calling import COMPLETION_TOKENS, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling, period
 from tests.system import run_cli
 from tollbook.audit.calls import CallLife, find_call
@@ -360,11 +361,11 @@ async def test_the_statement_of_the_command_closes_as_spend_says(auditor: Audito
 
 async def test_an_archive_copied_elsewhere_answers_without_a_server(auditor: Auditor, scene: Scene) -> None:
     copied = auditor.directory / "copied"
-    scene.archive.directory.rename(copied)
+    directory_of(scene.archive).rename(copied)
     told = await auditor.run("call", "fallback", "--archive", str(copied), env={"REDIS_URL": "redis://127.0.0.1:1/0"})
     assert (told.code, told.stderr) == (0, "")
     assert "archive up to event 15, no stream" in told.stdout
-    copied.rename(scene.archive.directory)
+    copied.rename(directory_of(scene.archive))
 
 
 async def test_where_no_redis_answers_the_archive_alone_does_and_that_is_said(auditor: Auditor) -> None:

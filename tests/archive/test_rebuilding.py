@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow.parquet import write_table
 
+from tests.archive_files import file_of
 from tests.ledger_maker import LedgerMaker
 from tests.quick import first_quick
 from tollbook.ledger.archive import chain, history
@@ -137,22 +138,22 @@ async def test_segments_of_an_older_version_are_lifted(tmp_path: Path, monkeypat
 
 
 def damage(segment: Segment) -> None:
-    content = bytearray(segment.path.read_bytes())
+    content = bytearray(file_of(segment).read_bytes())
     content[len(content) // 3] ^= 255
-    segment.path.write_bytes(content)
+    file_of(segment).write_bytes(content)
 
 
 def cut_off(segment: Segment) -> None:
-    segment.path.write_bytes(segment.path.read_bytes()[:-40])
+    file_of(segment).write_bytes(file_of(segment).read_bytes()[:-40])
 
 
 def lose(segment: Segment) -> None:
-    segment.path.unlink()
+    file_of(segment).unlink()
 
 
 def put_another(segment: Segment) -> None:
     events = segment.read()
-    write_table(events.slice(0, events.num_rows - 3), segment.path)
+    write_table(events.slice(0, events.num_rows - 3), file_of(segment))
 
 
 @pytest.mark.parametrize("harm", [damage, cut_off, lose, put_another])
@@ -162,7 +163,7 @@ async def test_a_replay_names_the_segment_that_is_damaged(tmp_path: Path, harm: 
     harm(segment)
     with pytest.raises(ArchiveDamaged) as told:
         await replay(source, tmp_path / "r.duckdb")
-    assert told.value.path == segment.path
+    assert told.value.place == segment.place
 
 
 async def test_events_of_a_version_that_the_manifest_does_not_tell_of_are_refused(tmp_path: Path) -> None:
@@ -170,9 +171,9 @@ async def test_events_of_a_version_that_the_manifest_does_not_tell_of_are_refuse
     segment = archive.segments(0)[1]
     events = segment.read()
     versions = pa.array([0] * events.num_rows, pa.int32())
-    write_table(events.set_column(events.schema.get_field_index("v"), "v", versions), segment.path)
-    path = segment.path.with_suffix(".json")
-    told = {"file_sha256": file_sha256(segment.path), "file_bytes": segment.path.stat().st_size}
+    write_table(events.set_column(events.schema.get_field_index("v"), "v", versions), file_of(segment))
+    path = file_of(segment).with_suffix(".json")
+    told = {"file_sha256": file_sha256(file_of(segment)), "file_bytes": file_of(segment).stat().st_size}
     path.write_text(json.dumps(json.loads(path.read_text()) | told))
     with pytest.raises(ArchiveDamaged, match="other versions than its manifest says"):
         await replay(source, tmp_path / "r.duckdb")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from tests.archive_files import directory_of, file_of
 from tests.ledger_maker import LedgerMaker
 from tollbook.ledger.archive import chain
 from tollbook.ledger.archive.replay import fold_archive, rebuild
@@ -170,7 +171,7 @@ class Dying:
         for name, step in (
             ("pathlib.Path.write_text", "write the manifest"),
             ("pyarrow.parquet.write_table", "write the segment"),
-            ("tollbook.ledger.archive.segments._sync", "sync"),
+            ("tollbook.ledger.archive.storage._sync", "sync"),
             ("pathlib.Path.replace", "rename"),
         ):
             owner, _, attribute = name.rpartition(".")
@@ -239,7 +240,7 @@ async def test_a_crash_at_any_step_loses_nothing_and_the_next_start_goes_on(
         sealer = start(archive)
         await seal_all(sealer)
         assert await sealer.trim() == 100, dead.steps
-        assert not list(archive.directory.rglob(".*")), dead.steps
+        assert not list(directory_of(archive).rglob(".*")), dead.steps
         segments = archive.segments(0)
         assert [segment.manifest.first_seq for segment in segments] == [1, 51], dead.steps
         head = chain.genesis(LEDGER, 0)
@@ -267,7 +268,7 @@ async def test_a_damaged_segment_is_never_trimmed(archiving: Archiving) -> None:
     await archiving.fill(120)
     sealer = archiving.sealer()
     await seal_all(sealer)
-    path = archiving.archive.segments(0)[0].path
+    path = file_of(archiving.archive.segments(0)[0])
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

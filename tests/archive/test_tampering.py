@@ -15,6 +15,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.archive.gate_ledger import GateLedger, gate_ledger
+from tests.archive_files import directory_of, file_of
 from tollbook.audit.verification.certificates import Verdict
 from tollbook.audit.verification.findings import Finding
 from tollbook.audit.verification.live_projection import LiveProjection
@@ -128,8 +129,8 @@ TAMPERINGS = (change, change, change, drop, drop_and_renumber, add, swap, swap_p
 
 
 def write(segment: Segment, rows: list[Row]) -> None:
-    schema = pq.read_schema(segment.path)
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), segment.path, compression="zstd")
+    schema = pq.read_schema(file_of(segment))
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), file_of(segment), compression="zstd")
 
 
 def mend_nothing(segment: Segment) -> None:
@@ -138,7 +139,7 @@ def mend_nothing(segment: Segment) -> None:
 
 def mend_file(segment: Segment) -> None:
     """The file's hash and size in the manifest."""
-    _mend(segment, file_sha256=file_sha256(segment.path), file_bytes=segment.path.stat().st_size)
+    _mend(segment, file_sha256=file_sha256(file_of(segment)), file_bytes=file_of(segment).stat().st_size)
 
 
 def mend_counts(segment: Segment) -> None:
@@ -159,13 +160,13 @@ def mend_chain(segment: Segment) -> None:
 
 
 def _mend(forged: Segment, /, **values: Any) -> None:
-    path = forged.path.with_suffix(".json")
+    path = file_of(forged).with_suffix(".json")
     path.write_text(json.dumps(json.loads(path.read_text()) | values, indent=2) + "\n")
 
 
 def copy_of(archive: Archive, directory: Path) -> Archive:
     shutil.rmtree(directory, ignore_errors=True)
-    shutil.copytree(archive.directory, directory)
+    shutil.copytree(directory_of(archive), directory)
     return Archive(directory)
 
 
@@ -230,7 +231,7 @@ async def test_a_rewritten_archive_is_found_by_a_head_that_was_kept(sealed: Arch
     row["payload"] = row["payload"].replace('"latency_ms":', '"latency_ms":1')
     write(first, rows)
     mend_chain(first)
-    before = json.loads(first.path.with_suffix(".json").read_text())["chain_after"]
+    before = json.loads(file_of(first).with_suffix(".json").read_text())["chain_after"]
     for segment in later:
         _mend(segment, chain_before=before)
         forged = next(each for each in archive.segments(0) if each.manifest.segment == segment.manifest.segment)
@@ -243,7 +244,7 @@ async def test_a_rewritten_archive_is_found_by_a_head_that_was_kept(sealed: Arch
                 row["payload"] = json.dumps(told | heads, separators=(",", ":"))
         write(forged, rows)
         mend_chain(forged)
-        before = json.loads(forged.path.with_suffix(".json").read_text())["chain_after"]
+        before = json.loads(file_of(forged).with_suffix(".json").read_text())["chain_after"]
     assert (await verdict_on(archive, tmp_path / "v")).findings == [], "without a trusted head, everything fits"
     for given in (head, str(certificate)):
         for option in ("against", "since"):
@@ -278,7 +279,7 @@ async def test_a_manifest_written_otherwise_is_found(sealed: Archive, tmp_path: 
     ):
         archive = copy_of(sealed, tmp_path / "copy")
         segment = archive.segments(0)[2]
-        path = segment.path.with_suffix(".json")
+        path = file_of(segment).with_suffix(".json")
         path.write_text(rewrite(path.read_text()))
         verdict = await verdict_on(archive, tmp_path / "v")
         assert segment.manifest.segment in {finding.segment for finding in verdict.findings}
@@ -318,7 +319,7 @@ async def test_a_segment_of_another_ledger_is_found(sealed: Archive, tmp_path: P
     head = chain.genesis("another", 0)
     given = other.write(segment.read().drop_columns(["head"]), ledger_id="another", partition=0, head=head)
     for suffix in (".parquet", ".json"):
-        shutil.copy(given.path.with_suffix(suffix), segment.path.with_suffix(suffix))
+        shutil.copy(file_of(given).with_suffix(suffix), file_of(segment).with_suffix(suffix))
     findings = (await verdict_on(archive, tmp_path / "v")).findings
     name = segment.manifest.segment
     assert ("manifest", name) in {(finding.kind, finding.segment) for finding in findings}
@@ -328,11 +329,11 @@ async def test_a_segment_of_another_ledger_is_found(sealed: Archive, tmp_path: P
 
 
 def lose_manifest(segments: list[Segment], at: int) -> None:
-    segments[at].path.with_suffix(".json").unlink()
+    file_of(segments[at]).with_suffix(".json").unlink()
 
 
 def lose_file(segments: list[Segment], at: int) -> None:
-    segments[at].path.unlink()
+    file_of(segments[at]).unlink()
 
 
 def lose_both(segments: list[Segment], at: int) -> None:
@@ -341,19 +342,19 @@ def lose_both(segments: list[Segment], at: int) -> None:
 
 
 def cut_file(segments: list[Segment], at: int) -> None:
-    path = segments[at].path
+    path = file_of(segments[at])
     path.write_bytes(path.read_bytes()[:-40])
 
 
 def swap_files(segments: list[Segment], at: int) -> None:
-    first, second = segments[at].path, segments[at + 1].path
+    first, second = file_of(segments[at]), file_of(segments[at + 1])
     first.rename(first.with_name("x"))
     second.rename(first)
     first.with_name("x").rename(second)
 
 
 def copy_segment(segments: list[Segment], at: int) -> None:
-    path = segments[at].path
+    path = file_of(segments[at])
     for suffix in (".parquet", ".json"):
         shutil.copy(path.with_suffix(suffix), path.with_name(f"000000099951-000000100000{suffix}"))
 

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from docs.generate.event_docs import PAYLOADS
 from tests.archive.gate_ledger import LEDGER, GateLedger, gate_ledger
+from tests.archive_files import directory_of
 from tollbook.audit.verification.certificates import NotTrusted, Verdict
 from tollbook.audit.verification.live_projection import LiveProjection
 from tollbook.audit.verification.verification import Options, verify
@@ -126,7 +127,7 @@ async def test_what_is_no_certificate_is_refused(books: GateLedger, tmp_path: Pa
 
 @pytest.mark.slow
 async def test_an_archive_alone_verifies_elsewhere(books: GateLedger, tmp_path: Path) -> None:
-    shutil.copytree(books.archive.directory, tmp_path / "elsewhere")
+    shutil.copytree(directory_of(books.archive), tmp_path / "elsewhere")
     source = LedgerSource.of_archive(Archive(tmp_path / "elsewhere"))
     verdict = await verify(source, Options(tmp_path / "v"))
     assert verdict.findings == []

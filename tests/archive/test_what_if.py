@@ -29,6 +29,7 @@ from tests.archive.what_if_ledgers import (
     run_work,
     table_of,
 )
+from tests.archive_files import directory_of
 from tests.calling import open_calling
 from tests.ledger_maker import LedgerMaker
 from tests.stateful.gate_driver import GateDriver
@@ -594,7 +595,7 @@ async def test_the_command_reads_an_archive_and_prints_tables_or_json(redis_clie
     last = archiving.archive.segments(0)[-1].manifest.last_seq - 7
     options = (
         "--archive",
-        str(archiving.archive.directory),
+        str(directory_of(archiving.archive)),
         "--until",
         entries[last - 1][0].decode(),
         "--cap",

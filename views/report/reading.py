@@ -20,10 +20,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from tollbook.app.connect import data_settings
+from tollbook.inference.archive_place import archive_at
 from tollbook.inference.settings import Settings, load_settings
 from tollbook.ledger.archive.history import LedgerSource, NoLedger
 from tollbook.ledger.archive.replay import replay
-from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection import PROJECTION_FILE
@@ -55,7 +55,7 @@ class Freshness:
     """How new the numbers are. Times are UTC; `behind_events` is known beside a ledger that answers only."""
 
     kind: Kind
-    place: Path
+    place: str
     events: int
     partitions: int
     newest_at: datetime | None
@@ -120,7 +120,7 @@ class Reading:
 class Source:
     """Something to read again and again: a file with a projection, and the ledger beside it while one answers."""
 
-    place: Path
+    place: str
     projection: Path
     namespace: str = "tollbook"
     redis_url: str | None = field(default=None, repr=False)
@@ -172,7 +172,7 @@ class Source:
         url = self.redis_url
         if url is None:
             # Read each time: the system may have started or ended since.
-            endpoint = read_endpoint(self.place)
+            endpoint = read_endpoint(Path(self.place))
             url = None if endpoint is None else endpoint.redis_url
         if url is None:
             return None
@@ -189,7 +189,7 @@ class Source:
 
 
 async def find_source(
-    archive: Path | None = None,
+    archive: str | Path | None = None,
     *,
     settings: Settings | None = None,
     progress: Callable[[int, int], None] = lambda _, __: None,
@@ -207,10 +207,10 @@ async def find_source(
     data_dir = settings.data_dir
     if _is_projection(data_dir):
         return Source(
-            data_dir, data_dir / PROJECTION_FILE, settings.namespace, settings.redis_url, settings.report_memory
+            str(data_dir), data_dir / PROJECTION_FILE, settings.namespace, settings.redis_url, settings.report_memory
         )
     try:
-        return await _folded(settings.archive_path, settings.namespace, progress)
+        return await _folded(settings.archive_place, settings.namespace, progress)
     except NothingToReport:
         raise NothingToReport(
             f"there are no data in {data_dir}{os.sep} to report on: start `tollbook up`, try `tollbook demo --keep`, "
@@ -222,10 +222,10 @@ def _is_projection(data_dir: Path) -> bool:
     return (data_dir / PROJECTION_FILE).exists()
 
 
-async def _folded(archive: Path, namespace: str, progress: Callable[[int, int], None]) -> Source:
+async def _folded(archive: str | Path, namespace: str, progress: Callable[[int, int], None]) -> Source:
     """Fold an archive into a temporary file."""
     try:
-        ledger = LedgerSource.of_archive(Archive(archive), namespace=namespace)
+        ledger = LedgerSource.of_archive(archive_at(archive), namespace=namespace)
     except NoLedger as exc:
         raise NothingToReport(str(exc)) from None
     total, done = await ledger.count(), 0
@@ -239,7 +239,7 @@ async def _folded(archive: Path, namespace: str, progress: Callable[[int, int], 
     path = Path(folder.name) / PROJECTION_FILE
     store = await replay(ledger, path, progress=advance)
     await asyncio.to_thread(store.close)
-    return Source(archive, path, namespace, folder=folder)
+    return Source(str(archive), path, namespace, folder=folder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from tollbook.audit.reader import AuditReader
 from tollbook.inference.address import find_redis_url
 from tollbook.inference.administration import Administration
 from tollbook.inference.api_keys import ApiKeys
+from tollbook.inference.archive_place import archive_of
 from tollbook.inference.runtime import InferenceRuntime
 from tollbook.ledger.archive.history import LedgerSource
-from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.server.connection import connect
 from tollbook.views.top.figures import Figures
@@ -61,7 +61,7 @@ class Sources:
 
         async def read() -> _T:
             redis = connect(find_redis_url(settings))
-            reader = AuditReader(LedgerSource(handle.ledger_id, handle.keys, Archive(settings.archive_path), redis))
+            reader = AuditReader(LedgerSource(handle.ledger_id, handle.keys, archive_of(settings), redis))
             try:
                 return await work(reader)
             finally:

@@ -1,0 +1,15 @@
+"""Addresses in an object store, as settings and commands name them."""
+
+import re
+from typing import Final
+
+# A bucket as AWS names it, and names of folders that need no escape anywhere.
+_ADDRESS: Final = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9!_.*'()=+-]+)*)/?")
+
+
+def split_s3_url(url: str) -> tuple[str, str]:
+    """Return bucket and prefix of `s3://bucket/prefix`. Errors: ValueError, which does not show the address."""
+    found = _ADDRESS.fullmatch(url)
+    if found is None:
+        raise ValueError("must be an address such as s3://bucket/prefix, without key, query or port")
+    return found[1], found[2].lstrip("/")

@@ -1,0 +1,68 @@
+"""What an object store answers, in the words of a storage.
+
+No message shows what the store or the library says in its own words, since that may hold an address with a password or
+a part of a key (G10): only a plain error code, the status, and the name of the library's error.
+"""
+
+import errno
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+from tollbook.ledger.archive.storage import ArchiveRefused, ArchiveUnavailable
+
+_MISSING: Final = frozenset({"NoSuchKey", "NotFound", "404"})
+_DENIED: Final = frozenset({401, 403})
+_ELSEWHERE: Final = frozenset({"AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
+_WAIT: Final = frozenset({408, 409, 429})
+_NOT_IMPLEMENTED: Final = 501
+
+
+@contextmanager
+def translated(subject: str, *, bucket: str, host: str) -> Generator[None]:
+    """Translate the errors of the block. Errors: FileNotFoundError; ArchiveRefused; ArchiveUnavailable."""
+    try:
+        yield
+    except ClientError as exc:
+        raise _answered(subject, bucket, host, exc) from None
+    except (NoCredentialsError, PartialCredentialsError):
+        raise ArchiveRefused(
+            f"{subject}: no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "AWS_PROFILE, or give this machine a role"
+        ) from None
+    except BotoCoreError as exc:
+        raise ArchiveUnavailable(f"{subject}: {host} gave no answer ({type(exc).__name__})") from None
+
+
+def status_of(exc: ClientError) -> int:
+    """Return the HTTP status of an answer."""
+    metadata: Any = exc.response.get("ResponseMetadata", {})
+    return int(metadata.get("HTTPStatusCode", 0))
+
+
+def _answered(subject: str, bucket: str, host: str, exc: ClientError) -> Exception:
+    status, code = status_of(exc), _code_of(exc)
+    if code == "NoSuchBucket":
+        return ArchiveRefused(f"there is no bucket {bucket} at {host}: correct the address, or create the bucket")
+    if code in _MISSING or status == 404:
+        return FileNotFoundError(errno.ENOENT, "there is no such object", subject)
+    if status in _DENIED:
+        return ArchiveRefused(
+            f"{subject}: access is denied ({code}): check the credentials, and that they may list, get and put there"
+        )
+    if code in _ELSEWHERE or status in (301, 307):
+        return ArchiveRefused(f"the bucket {bucket} is in another region: set AWS_REGION to its region")
+    if status == _NOT_IMPLEMENTED:
+        return ArchiveRefused(f"{subject}: {host} does not know what was asked of it ({code})")
+    if status >= 500 or status in _WAIT or code == "RequestTimeout":
+        return ArchiveUnavailable(f"{subject}: {host} cannot serve now ({code}, status {status})")
+    return ArchiveRefused(f"{subject}: {host} refuses it ({code}, status {status})")
+
+
+def _code_of(exc: ClientError) -> str:
+    error: Any = exc.response.get("Error", {})
+    code = str(error.get("Code", ""))
+    return code if re.fullmatch(r"[A-Za-z0-9]{1,60}", code) else "no code"

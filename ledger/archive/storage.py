@@ -1,0 +1,195 @@
+"""Where an archive's files are: a directory, or a bucket of an object store. Nobody above knows which.
+
+A file has a name with one folder in it, `partition-0/000000000001-000000100000.json`. It appears whole or not at all,
+and is never changed. What is missing is a FileNotFoundError in every storage.
+"""
+
+import contextlib
+import os
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final, Protocol
+
+from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
+from tollbook.ledger.private_files import make_private_folder
+
+_S3: Final = "s3://"
+
+
+class ArchiveUnavailable(LedgerUnavailable):
+    """The object store did not answer, or cannot serve now. What was to be written may be there: a repeat is safe."""
+
+
+class ArchiveRefused(LedgerRefused):
+    """The object store lets nobody in with these credentials, has no such bucket, or lacks what Tollbook needs."""
+
+
+class Storage(Protocol):
+    """The contract of a storage. All methods block.
+
+    Errors of each: OSError; ArchiveUnavailable and ArchiveRefused of an object store.
+    """
+
+    @property
+    def place(self) -> str:
+        """What people call the place: a path, or an address without any secret."""
+        ...
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory that is written to, where the files are on a disk of this machine."""
+        ...
+
+    def located(self, name: str) -> str:
+        """Return what people call a file."""
+        ...
+
+    def names(self, folder: str | None = None) -> list[str]:
+        """Return the names of all files, or those of one folder, in order."""
+        ...
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Say which small files are read next: a storage that is far away fetches them at once."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a small file."""
+        ...
+
+    def size(self, name: str) -> int:
+        """Return a file's size in bytes."""
+        ...
+
+    def file(self, name: str) -> AbstractContextManager[Path]:
+        """Yield a local file with the content; it may be there for the time of the block alone."""
+        ...
+
+    def files(self, names: Sequence[str]) -> Generator[list[Path]]:
+        """Yield local files with the content, in order, as many at a time as are at hand; each until the next."""
+        ...
+
+    def creating(self, name: str) -> AbstractContextManager[Path]:
+        """Yield a path to write to; after the block, what was written stands under the name, whole.
+
+        A directory replaces what stands there. An object store never does: equal content is taken as written, other
+        content is a FileExistsError.
+        """
+        ...
+
+    def check_writing(self, name: str) -> None:
+        """Check, by a file that is there, that others can be created beside it; changes nothing."""
+        ...
+
+    def set_aside(self, names: Sequence[str], *, suffix: str) -> str:
+        """Move files into a place beside this one, in the order of their names here; return what it is called."""
+        ...
+
+
+class ObjectStore(Storage, Protocol):
+    """A storage whose objects others can read by an address, and in which what is no archive can be replaced."""
+
+    def replace(self, name: str, file: Path) -> None:
+        """Store a local file under a name, in one step, in place of what stands there."""
+        ...
+
+
+def open_storage(place: str | Path) -> Storage:
+    """Return the storage at a directory, or at an address `s3://bucket/prefix`; nothing is read or made yet.
+
+    Errors: ArchiveRefused where the extra for object stores is missing, or the address is none.
+    """
+    return open_object_store(str(place)) if str(place).startswith(_S3) else Directory(Path(place))
+
+
+def open_object_store(url: str) -> ObjectStore:
+    """Return the object store at `s3://bucket/prefix`; nothing is sent yet. Errors: as `open_storage`."""
+    try:
+        from tollbook.ledger.archive.s3 import open_s3
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not exc.name.startswith("botocore"):
+            raise
+        raise ArchiveRefused("object stores need an extra: pip install 'tollbook[s3]'") from None
+    return open_s3(url)
+
+
+class Directory:
+    """Files below a directory. They are written under a temporary name, synced and renamed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @property
+    def place(self) -> str:
+        """As `Storage.place`."""
+        return str(self._path)
+
+    @property
+    def directory(self) -> Path | None:
+        """As `Storage.directory`."""
+        return self._path
+
+    def located(self, name: str) -> str:
+        """As `Storage.located`."""
+        return str(self._path / name)
+
+    def names(self, folder: str | None = None) -> list[str]:
+        """As `Storage.names`."""
+        found = self._path.glob(f"{folder or 'partition-*'}/*")
+        # What begins with a dot is a draft.
+        return sorted(f"{path.parent.name}/{path.name}" for path in found if path.name[0] != ".")
+
+    def expect(self, names: Sequence[str]) -> None:
+        """As `Storage.expect`: a disk needs no notice."""
+
+    def read(self, name: str) -> bytes:
+        """As `Storage.read`."""
+        return (self._path / name).read_bytes()
+
+    def size(self, name: str) -> int:
+        """As `Storage.size`."""
+        return (self._path / name).stat().st_size
+
+    @contextlib.contextmanager
+    def file(self, name: str) -> Generator[Path]:
+        """As `Storage.file`."""
+        yield self._path / name
+
+    def files(self, names: Sequence[str]) -> Generator[list[Path]]:
+        """As `Storage.files`: all are at hand."""
+        yield [self._path / name for name in names]
+
+    @contextlib.contextmanager
+    def creating(self, name: str) -> Generator[Path]:
+        """As `Storage.creating`."""
+        path = self._path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.draft")
+        try:
+            yield draft
+            _sync(draft)
+            draft.replace(path)
+            _sync(path.parent)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def check_writing(self, name: str) -> None:
+        """As `Storage.check_writing`."""
+        if not os.access((self._path / name).parent, os.W_OK):
+            raise PermissionError(13, "no permission to write", str((self._path / name).parent))
+
+    def set_aside(self, names: Sequence[str], *, suffix: str) -> str:
+        """As `Storage.set_aside`."""
+        target = self._path.with_name(self._path.name + suffix)
+        for name in names:
+            make_private_folder((target / name).parent)
+            (self._path / name).rename(target / name)
+        return str(target)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
