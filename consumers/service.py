@@ -30,6 +30,7 @@ from tollbook.inference.task_deltas import DeltaStream
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.probe import check_permissions
 from tollbook.ledger.stream_owners import own_streams
+from tollbook.ledger.server.connection import cluster_of
 
 _RECONNECT_S: Final = 0.5
 # Of TOLLBOOK_STOP_GRACE_S, for what comes after the tasks in flight.
@@ -232,6 +233,7 @@ async def _feed(
                 streams,
                 middlewares=observer.middlewares,
                 reads_traces=observer.reads_traces,
+                is_cluster=await cluster_of(runtime.handle.redis) is not None,
             )
             await app.start()
             apps.append(app)

@@ -21,6 +21,7 @@ from tollbook.audit.verification.stream import StreamEnd
 from tollbook.ledger.gate.call_record import CallRecord, parse_call_record
 from tollbook.ledger.gate.policies import POLICY_FIELDS, StoredPolicy, is_same_payload
 from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.connection import read_together
 from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.identifiers import EntryId, budget_name, describe_budget
 from tollbook.schemas.money import format_usd
@@ -217,10 +218,9 @@ async def _page(
     name: str,
     arguments: Sequence[Any],
 ) -> AsyncGenerator[tuple[str, Any]]:
-    pipe = redis.pipeline(transaction=False)
-    for key in keys:
-        pipe.execute_command(name, key, *arguments)  # pyright: ignore[reportUnknownMemberType]
-    for key, value in zip(keys, await pipe.execute(raise_on_error=False) if keys else [], strict=True):
+    commands = [(name, key, *arguments) for key in keys]
+    values = await read_together(redis, keys[0], commands, is_one_moment=False) if keys else []
+    for key, value in zip(keys, values, strict=True):
         if isinstance(value, ResponseError):
             unreadable.append((key, str(value)))
         elif isinstance(value, Exception):

@@ -145,10 +145,11 @@ async def missing_permissions(
         *(f"channel {name}" for name in channels),
     ]
     try:
-        reply: list[bytes] = await pipeline.execute("FCALL", function("permissions"), 0, *wanted)
+        # Each server of a cluster has users of its own.
+        replies: list[list[bytes]] = await pipeline.execute_on_primaries("FCALL", function("permissions"), 0, *wanted)
     except ResponseError as exc:
         raise _meaning(exc, namespace) from exc
-    refused = {each.decode() for each in reply}
+    refused = {each.decode() for reply in replies for each in reply}
     # Of a command on a key that is refused anyway, nothing is known.
     unknown = {letter for letter, name in places.items() if not refused.isdisjoint((f"key {name}", f"channel {name}"))}
     return [

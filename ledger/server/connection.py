@@ -1,30 +1,143 @@
-"""The one way in which Tollbook makes a Redis client.
+"""The one way in which Tollbook makes a Redis client, for one server or for a cluster.
 
 Two features of redis-py (8.1, read in November 2026) are switched off, since each breaks a
 guarantee: it sends a command again after a lost connection, and under Python 3.11 its
 socket timeout (`asyncio.wait_for`) loses a cancellation that arrives while the command is
 sent, so that a loop which was told to stop goes on. Callers set timeouts of their own.
+
+On a cluster a command goes to the node that has its key (see cluster.py). Whatever sends commands in another way asks
+here first: `server_of`, `primaries`, `read_together`.
 """
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final, cast
+from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ReadOnlyError, RedisError
+from redis.exceptions import AskError, ReadOnlyError, RedisError, ResponseError
 
 from tollbook.ledger.errors import LedgerUnavailable
-from tollbook.ledger.server.address import check_address, hide_password
+from tollbook.ledger.server.address import check_address, database_of, each_server, hide_password
+from tollbook.ledger.server.cluster import Address, Cluster, ask_on
+from tollbook.ledger.server.slots import Command, slot_of
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 30.0
 
 
-def connect(redis_url: str) -> Redis:
+class ServerClient(Redis):
+    """A client of one server, or of a cluster: which of them it is, is asked with the first command.
+
+    `urls` are the addresses to begin with: several for a cluster. Errors of every command: those of redis-py;
+    LedgerUnavailable for a cluster that cannot be used.
+    """
+
+    urls: tuple[str, ...] = ()
+    _cluster: Cluster | None = None
+    _is_known = False
+    _recognising: asyncio.Lock | None = None
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send a command, on a cluster to the node that has its key."""
+        cluster = self._cluster if self._is_known else await self.cluster()
+        if cluster is None:
+            return await self._execute_here(*args, **options)
+
+        async def send(address: Address, is_asking: bool) -> Any:
+            return await ask_on(cluster.client(address), args, options, is_asking=is_asking)
+
+        return await cluster.follow(args, send)
+
+    async def _execute_here(self, *args: Any, **options: Any) -> Any:
+        return await super().execute_command(*args, **options)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+    async def cluster(self) -> Cluster | None:
+        """Return the cluster behind the address; None for one server. Errors: RedisError; LedgerUnavailable."""
+        if self._is_known:
+            return self._cluster
+        if self._recognising is None:
+            self._recognising = asyncio.Lock()
+        async with self._recognising:
+            if not self._is_known:
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    self._cluster = await self._recognise()
+                self._is_known = True
+        return self._cluster
+
+    async def _recognise(self) -> Cluster | None:
+        if len(self.urls) > 1 or self.urls[0].startswith(("redis:", "rediss:")):
+            cluster = Cluster(self._open_node, [_address_of(url) for url in self.urls])
+        else:
+            cluster = None
+        try:
+            if len(self.urls) > 1 and cluster is not None:
+                await cluster.refresh()
+                reply = [True]
+            else:
+                reply = cast("list[Any]", await self._execute_here("CLUSTER", "SLOTS"))
+                if cluster is not None and reply:
+                    cluster.use(reply, _address_of(self.urls[0]))
+        except ResponseError:
+            # One server says that it is none of a cluster. Of a user who may not ask, too, one server is expected.
+            return None
+        except LedgerUnavailable as exc:
+            if isinstance(exc.__cause__, ResponseError):
+                raise LedgerUnavailable(
+                    f"{self._shown} names several servers that are no cluster: give the address of one primary"
+                ) from exc
+            raise
+        if not reply:
+            raise LedgerUnavailable(f"the cluster at {self._shown} has no slots: assign them (redis-cli --cluster fix)")
+        if cluster is None:
+            raise LedgerUnavailable(
+                f"{self._shown} is a node of a cluster, whose other nodes are not reached by a socket: write "
+                "redis://HOST:PORT/0"
+            )
+        if database_of(self.urls[0]):
+            raise LedgerUnavailable(f"{self._shown} is a cluster, which has database 0 alone: write redis://HOST:PORT/0")
+        return cluster
+
+    def _open_node(self, address: Address) -> Redis:
+        options = self.connection_pool.connection_kwargs | {"host": address.host, "port": address.port, "db": 0}
+        return Redis.from_pool(type(self.connection_pool)(self.connection_pool.connection_class, **options))
+
+    def note_problem(self, problem: Exception) -> None:
+        """Go by what a node has answered, or look where the slots are now."""
+        if self._cluster is not None:
+            self._cluster.note_problem(problem)
+
+    def pubsub(self, **options: Any) -> PubSub:
+        """Return a subscription; on a cluster over any node, since each passes on what is published at another."""
+        if self._cluster is not None:
+            return self._cluster.next_client().pubsub(**options)  # pyright: ignore[reportUnknownMemberType]
+        return super().pubsub(**options)  # pyright: ignore[reportUnknownMemberType]
+
+    @property
+    def _shown(self) -> str:
+        return ", ".join(map(hide_password, self.urls))
+
+    async def leave(self) -> None:
+        """Close every connection."""
+        if self._cluster is not None:
+            await self._cluster.leave()
+            self._cluster.refresh_soon()
+        await self.connection_pool.disconnect(inuse_connections=True)
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Close every client of a node, too."""
+        if self._cluster is not None:
+            await self._cluster.aclose()
+        await super().aclose(close_connection_pool)
+
+
+def connect(redis_url: str) -> ServerClient:
     """Return a client that never repeats a command by itself and can be cancelled at any moment.
 
     Errors: LedgerUnavailable for an address that cannot be used. Nothing is sent yet.
@@ -33,8 +146,9 @@ def connect(redis_url: str) -> Redis:
     network = {} if redis_url.startswith("unix:") else {"socket_keepalive": True}
     try:
         check_address(redis_url)
-        redis = Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-            redis_url,
+        urls = each_server(redis_url)
+        redis = ServerClient.from_url(  # pyright: ignore[reportUnknownMemberType]
+            urls[0],
             retry=Retry(NoBackoff(), 0),
             socket_timeout=None,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
@@ -45,7 +159,60 @@ def connect(redis_url: str) -> Redis:
         redis.connection_pool.make_connection()
     except (TypeError, ValueError, RedisError) as exc:
         raise LedgerUnavailable(f"{hide_password(redis_url)} cannot be used as REDIS_URL: {exc}") from exc
+    redis.urls = urls
     return redis
+
+
+async def cluster_of(redis: Redis) -> Cluster | None:
+    """Return the cluster that a client speaks to; None for one server. Errors: RedisError; LedgerUnavailable."""
+    return await redis.cluster() if isinstance(redis, ServerClient) else None
+
+
+async def server_of(redis: Redis, key: str) -> Redis:
+    """Return a client of the server that has a key. Errors: RedisError; LedgerUnavailable."""
+    cluster = await cluster_of(redis)
+    return redis if cluster is None else cluster.client(await cluster.place_of(slot_of(key)))
+
+
+def note_problem(redis: Redis, problem: Exception) -> None:
+    """Take note of what a server of `server_of` has answered, or that it did not, so that the next one is right."""
+    if isinstance(redis, ServerClient):
+        redis.note_problem(problem)
+
+
+async def primaries(redis: Redis) -> list[Redis]:
+    """Return a client of each server that takes writes. Errors: RedisError; LedgerUnavailable."""
+    cluster = await cluster_of(redis)
+    return [redis] if cluster is None else [cluster.client(address) for address in await cluster.primaries()]
+
+
+def place_of(server: Redis) -> str:
+    """Return where a server is reached, without password."""
+    options = server.connection_pool.connection_kwargs
+    return str(options["path"]) if "path" in options else str(Address(options["host"], options["port"]))
+
+
+async def read_together(redis: Redis, key: str, commands: Sequence[Command], *, is_one_moment: bool) -> list[Any]:
+    """Send commands that only read, all at the server that has `key`, and return each reply or error.
+
+    With `is_one_moment`, nothing is written between them. Errors: RedisError; OSError; LedgerUnavailable.
+    """
+
+    async def read(client: Redis) -> list[Any]:
+        pipe = client.pipeline(transaction=is_one_moment)
+        for command in commands:
+            pipe.execute_command(*command)  # pyright: ignore[reportUnknownMemberType]
+        return await pipe.execute(raise_on_error=False)
+
+    async def send(address: Address, _: bool) -> list[Any]:
+        replies = await read(cast("Cluster", cluster).client(address))
+        # Where a key has moved, all are read again.
+        if (moved := next((each for each in replies if isinstance(each, AskError)), None)) is not None:
+            raise moved
+        return replies
+
+    cluster = await cluster_of(redis)
+    return await read(redis) if cluster is None else await cluster.follow(("GET", key), send)
 
 
 async def leave_server(redis: Redis) -> None:
@@ -55,7 +222,10 @@ async def leave_server(redis: Redis) -> None:
     server. Who waits for a reply or an announcement gets a connection error.
     """
     with suppress(RedisError, OSError):
-        await redis.connection_pool.disconnect(inuse_connections=True)
+        if isinstance(redis, ServerClient):
+            await redis.leave()
+        else:
+            await redis.connection_pool.disconnect(inuse_connections=True)
 
 
 class _LeavesDemotedServer:
@@ -92,6 +262,20 @@ def connection_class(redis_url: str) -> type[AbstractConnection]:
     return {"unix": _SocketConnection, "rediss": _TlsConnection}.get(scheme, _TcpConnection)
 
 
+def all_good(replies: list[Any]) -> list[Any]:
+    """Return replies that hold no error. Errors: the first one among them."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
+async def clock_ms(redis: Redis, key: str) -> int:
+    """Return the time in milliseconds, by the clock of the server that has a key. Errors: RedisError; OSError."""
+    server: Any = await server_of(redis, key)
+    return time_ms(await server.time())
+
+
 def as_map(reply: Any) -> dict[bytes, Any]:
     """Return a reply of names and values as a dictionary: Redis sends a map, or by its older protocol a flat list."""
     if isinstance(reply, list):
@@ -104,3 +288,8 @@ def time_ms(reply: Sequence[bytes | int]) -> int:
     """Return the reply of TIME in milliseconds since the epoch."""
     seconds, microseconds = reply
     return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def _address_of(url: str) -> Address:
+    parts = urlsplit(url)
+    return Address(parts.hostname or "localhost", parts.port or 6379)
