@@ -28,7 +28,7 @@ from tollbook.consumers.service import build_worker, serve_worker
 from tollbook.consumers.worker import Worker
 from tollbook.inference.settings import Settings
 from tollbook.ledger.keys import Keys, dead_letters
-from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.connection import connect, server_of
 from tollbook.observability.process import observe_process
 from tollbook.observability.tracing import Tracing
 from tollbook.schemas.identifiers import EntryId
@@ -97,7 +97,7 @@ class RunningSystem:
 
     async def publish(self, stream: str, tasks: Iterable[Fields]) -> list[str]:
         """Append tasks in one round trip; return the entries' ids."""
-        pipe = self.redis.pipeline(transaction=False)
+        pipe = (await server_of(self.redis, stream)).pipeline(transaction=False)
         for task in tasks:
             pipe.xadd(stream, dict(task))  # pyright: ignore[reportArgumentType]
         return [entry_id.decode() for entry_id in await pipe.execute()]

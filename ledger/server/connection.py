@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
+from redis.asyncio.client import Pipeline, PubSub
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -112,6 +112,11 @@ class ServerClient(Redis):
         """Go by what a node has answered, or look where the slots are now."""
         if self._cluster is not None:
             self._cluster.note_problem(problem)
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        """Return a pipeline of redis-py's own, for one server; `read_together` and CommandPipeline are for both."""
+        assert self._cluster is None, "commands of several slots cannot go over one connection"
+        return super().pipeline(transaction, shard_hint)
 
     def pubsub(self, **options: Any) -> PubSub:
         """Return a subscription; on a cluster over any node, since each passes on what is published at another."""

@@ -1,0 +1,94 @@
+"""The whole system on a Valkey Cluster: bursts, a killed primary, partitions that move while calls run."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.cluster_servers import ClusterServers, cluster_servers
+from tests.servers import wait_until
+from tests.system import REPLIES, Finished, GatedStandIn, RunningSystem, run_cli, running_system
+from tollbook.inference.setting_tables import CapTable, ConcurrencyTable
+from tollbook.schemas.results import InferenceResult, TaskStatus
+from tollbook.standin import StandInConfig
+
+PARTITIONS: Final = 6
+STREAMS: Final = ("analysis", "emails", "scoring", "tasks")
+CONCURRENCY: Final = ConcurrencyTable(default=50)
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[ClusterServers]:
+    async with cluster_servers(tmp_path / "cluster") as servers:
+        yield servers
+
+
+def make_tasks(number: int, *, users: int = 20, first: int = 0) -> list[dict[str, str]]:
+    return [
+        {
+            "task": "score_post",
+            "task_id": f"task-{n:04}",
+            "user_id": f"user-{n % users}",
+            "prompt": f"post {n:04} [[completion_tokens=100]]",
+            "max_tokens": "100",
+            "reply_to": REPLIES,
+        }
+        for n in range(first, first + number)
+    ]
+
+
+async def publish_and_wait(running: RunningSystem, tasks: Sequence[dict[str, str]]) -> list[InferenceResult]:
+    await publish(running, tasks)
+    return await running.answers((task["task_id"] for task in tasks), timeout_s=180)
+
+
+async def publish(running: RunningSystem, tasks: Sequence[dict[str, str]]) -> None:
+    streams = tuple(running.system.runtime.rules.streams)
+    for number, stream in enumerate(streams):
+        await running.publish(stream, tasks[number :: len(streams)])
+
+
+async def assert_sound(running: RunningSystem, tasks: Sequence[dict[str, str]], results: Sequence[Any]) -> None:
+    """Every task has one result, every hold one settlement, no cap was passed (G1, G2, G4)."""
+    assert {result.status for result in results} == {TaskStatus.DONE}
+    calls = Counter(row["call_id"] for row in await running.query("SELECT call_id FROM events WHERE kind = 'hold'"))
+    assert calls == Counter(task["task_id"] for task in tasks)
+    assert await running.query("FROM discrepancies") == []
+    assert (
+        await running.query("SELECT id FROM events WHERE type = 'budget-reserved' AND committed_usd > cap_usd") == []
+    )
+
+
+async def verify(running: RunningSystem, cwd: Path) -> Finished:
+    return await cli(running, cwd, "verify")
+
+
+async def cli(running: RunningSystem, cwd: Path, *arguments: str) -> Finished:
+    settings = running.system.runtime.settings
+    env = {
+        "REDIS_URL": running.system.redis_url,
+        "TOLLBOOK_DATA_DIR": str(settings.data_dir),
+        "TOLLBOOK_PARTITIONS": str(PARTITIONS),
+        "TOLLBOOK_ALLOW_UNSYNCED": "1",
+    }
+    return await run_cli(*arguments, cwd=cwd, env=env)
+
+
+@pytest.mark.slow
+async def test_a_burst_on_three_nodes_gives_each_task_one_result(cluster: ClusterServers, tmp_path: Path) -> None:
+    tasks = make_tasks(300)
+    async with running_system(
+        tmp_path / "data", cluster.url, workers=2, partitions=PARTITIONS, concurrency=CONCURRENCY, allow_unsynced=True,
+        provider=GatedStandIn(StandInConfig(latency_ms=5)),
+    ) as running:  # fmt: skip
+        results = await publish_and_wait(running, tasks)
+        await assert_sound(running, tasks, results)
+        assert running.provider.requests == len(tasks)
+        nodes = {(await cluster.owner(keys.meta)).port for keys in running.system.handle.keys}
+        assert len(nodes) > 1, "the partitions are spread over nodes"
+        verified = await verify(running, tmp_path)
+        assert verified.code == 0, verified.stdout + verified.stderr
