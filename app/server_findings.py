@@ -55,7 +55,10 @@ def _cluster(cluster: Cluster) -> Finding:
     covered = sum(each.last + 1 - each.first for each in cluster.ranges)
     if covered < SLOTS:
         return Finding(
-            "cluster", "failed", f"{SLOTS - covered:,} of {SLOTS:,} slots have no node", "assign them, or start the node"
+            "cluster",
+            "failed",
+            f"{SLOTS - covered:,} of {SLOTS:,} slots have no node",
+            "assign them, or start the node",
         )
     alone = sorted({str(each.primary) for each in cluster.ranges if not each.replicas})
     if alone:

@@ -29,8 +29,8 @@ from tollbook.inference.stated_policy import concurrency_of
 from tollbook.inference.task_deltas import DeltaStream
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.probe import check_permissions
-from tollbook.ledger.stream_owners import own_streams
 from tollbook.ledger.server.connection import cluster_of
+from tollbook.ledger.stream_owners import own_streams
 
 _RECONNECT_S: Final = 0.5
 # Of TOLLBOOK_STOP_GRACE_S, for what comes after the tasks in flight.

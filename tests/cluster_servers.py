@@ -85,7 +85,10 @@ class ClusterServers:
             "appendfsync": self.fsync, "cluster-enabled": "yes", "cluster-node-timeout": _NODE_TIMEOUT_MS,
             "logfile": directory / "log", "cluster-replica-validity-factor": 0, "repl-diskless-sync-delay": 0,
         }  # fmt: skip
-        command = [str(bundled_binary()), *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
+        command = [
+            str(bundled_binary()),
+            *(str(part) for name, value in options.items() for part in (f"--{name}", value)),
+        ]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)  # noqa: ASYNC220
         node = Node(port, process, Redis(host="127.0.0.1", port=port))
         self.nodes.append(node)
@@ -122,6 +125,32 @@ class ClusterServers:
             return await self.owner(key) is target
 
         await wait_until(is_there, what="the slot at its new node")
+
+    async def replica_of(self, primary: Node) -> Node:
+        """Return the replica of a primary."""
+        for _, _, first, *replicas in await primary.ask("CLUSTER", "SLOTS"):
+            if first[1] == primary.port and replicas:
+                return next(node for node in self.nodes if node.port == replicas[0][1])
+        raise AssertionError("it has no replica")
+
+    async def fail_over(self, primary: Node) -> Node:
+        """Kill a primary whose replica has all that it acknowledged; return the replica, promoted."""
+        replica = await self.replica_of(primary)
+        # From here on nothing is acknowledged that the replica may lack.
+        await primary.ask("CLIENT", "PAUSE", 60_000, "WRITE")
+        offset = (await primary.info("replication"))["master_repl_offset"]
+
+        async def is_in_step() -> bool:
+            return (await replica.info("replication"))["slave_repl_offset"] >= offset
+
+        async def is_promoted() -> bool:
+            return (await replica.info("replication"))["role"] == "master"
+
+        await wait_until(is_in_step, what="a replica in step")
+        primary.kill()
+        await wait_until(is_promoted, what="a promoted replica")
+        await self.settled()
+        return replica
 
     async def stop(self) -> None:
         for node in self.nodes:

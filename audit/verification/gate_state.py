@@ -18,10 +18,11 @@ from tollbook.audit.verification.api_keys import KeyValue, changed_keys
 from tollbook.audit.verification.findings import MAX_SHOWN_PER_RULE, Findings, Kind
 from tollbook.audit.verification.refold import Refold
 from tollbook.audit.verification.stream import StreamEnd
+from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.call_record import CallRecord, parse_call_record
 from tollbook.ledger.gate.policies import POLICY_FIELDS, StoredPolicy, is_same_payload
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.server.connection import read_together
+from tollbook.ledger.server.connection import primaries, read_together, server_of
 from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.identifiers import EntryId, budget_name, describe_budget
 from tollbook.schemas.money import format_usd
@@ -197,7 +198,8 @@ async def _values(
     pattern = _escaped(prefix) + "*"
     name, *arguments = command
     page, seen = list[str](), set[str]()
-    async for key in cast("Any", redis).scan_iter(match=pattern, count=_PAGE):
+    server: Any = await server_of(redis, prefix)
+    async for key in server.scan_iter(match=pattern, count=_PAGE):
         text = _text(key)
         if text not in seen:
             seen.add(text)
@@ -208,6 +210,9 @@ async def _values(
             page = []
     async for pair in _page(redis, page, len(prefix), unreadable, str(name), arguments):
         yield pair
+    await primaries(redis)  # It is asked anew where they are.
+    if await server_of(redis, prefix) is not server:
+        raise LedgerUnavailable("a partition moved to another node while it was read: run this again")
 
 
 async def _page(

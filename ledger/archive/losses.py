@@ -6,7 +6,7 @@ Only reads. Events are compared by id and sequence number; the last event that b
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from redis.asyncio import Redis
 

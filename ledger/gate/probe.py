@@ -57,8 +57,11 @@ WORKER_COMMANDS: Final = (
 """What a worker does beside that, on its task streams, when it drops old tasks and dead letters, and with deltas."""
 # By INFO and CONFIG GET a server shows how it keeps its data; without them Tollbook needs TOLLBOOK_ALLOW_UNSYNCED=1.
 # SELECT is for another database than 0. `tollbook verify` and `tollbook recover` look at one moment: MULTI, EXEC.
-_FURTHER_COMMANDS: Final = ("INFO", "CONFIG GET p", "SELECT 1", "MULTI", "EXEC", "ZRANGE K 0 1")
-_TWO_WORDS: Final = ("FUNCTION", "XGROUP", "XINFO", "CONFIG")
+# CLUSTER SLOTS and ASKING are for a cluster, MEMORY USAGE is for `tollbook partitions`.
+_FURTHER_COMMANDS: Final = (
+    "INFO", "CONFIG GET p", "SELECT 1", "MULTI", "EXEC", "ZRANGE K 0 1", "CLUSTER SLOTS", "ASKING", "MEMORY USAGE K",
+)  # fmt: skip
+_TWO_WORDS: Final = ("FUNCTION", "XGROUP", "XINFO", "CONFIG", "CLUSTER", "MEMORY")
 
 
 async def check_takes_writes(pipeline: CommandPipeline, keys: Keys) -> None:

@@ -101,19 +101,19 @@ class Cluster:
 
     async def refresh(self) -> None:
         """Ask where the slots are. Errors: LedgerUnavailable where no node answers."""
-        if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.create_task(self._refresh())
-        await asyncio.shield(self._refreshing)
+        await asyncio.shield(self.refresh_soon())
 
-    def refresh_soon(self) -> None:
-        """Ask where the slots are, while others go on."""
+    def refresh_soon(self) -> "asyncio.Task[None]":
+        """Ask where the slots are, while others go on: once for all who want to know."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh())
             # Whoever needs a place that is not known asks again, and gets the error.
             self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._refreshing
 
     async def _refresh(self) -> None:
-        known = dict.fromkeys((*self._primaries(), *self._seeds, *self._replicas()))
+        replicas = (replica for each in self._ranges for replica in each.replicas)
+        known = dict.fromkeys((*self._primaries(), *self._seeds, *replicas))
         # Each time another one first: one that was cut off from the others knows only what was.
         self._turn += 1
         start = self._turn % len(known)
@@ -130,9 +130,6 @@ class Cluster:
                 self.use(reply, address)
                 return
         raise LedgerUnavailable(f"no node of the cluster says where its slots are ({problem})") from problem
-
-    def _replicas(self) -> list[Address]:
-        return [replica for each in self._ranges for replica in each.replicas]
 
     async def place_of(self, slot: int | None) -> Address:
         """Return the node that has a slot; for None, any primary. Errors: RedisCannotServe; LedgerUnavailable."""

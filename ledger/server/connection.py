@@ -20,8 +20,8 @@ from redis.asyncio.client import Pipeline, PubSub
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import AskError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.server.address import check_address, database_of, each_server, hide_password
@@ -101,7 +101,9 @@ class ServerClient(Redis):
                 "redis://HOST:PORT/0"
             )
         if database_of(self.urls[0]):
-            raise LedgerUnavailable(f"{self._shown} is a cluster, which has database 0 alone: write redis://HOST:PORT/0")
+            raise LedgerUnavailable(
+                f"{self._shown} is a cluster, which has database 0 alone: write redis://HOST:PORT/0"
+            )
         return cluster
 
     def _open_node(self, address: Address) -> Redis:

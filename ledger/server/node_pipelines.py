@@ -12,15 +12,29 @@ from tollbook.ledger.server.slots import Argument, Command
 
 
 class NodePipeline(Protocol):
-    """The pipeline of one node."""
+    """The pipeline of one node: what of CommandPipeline is used here, which is made of these itself."""
 
     @property
-    def batches(self) -> int: ...
+    def batches(self) -> int:
+        """How many batches were sent."""
+        ...
+
     @property
-    def commands(self) -> int: ...
-    def enqueue(self, *command: Argument) -> asyncio.Future[Any]: ...
-    def end_within(self, seconds: float) -> None: ...
-    async def aclose(self) -> None: ...
+    def commands(self) -> int:
+        """How many commands were sent."""
+        ...
+
+    def enqueue(self, *command: Argument) -> asyncio.Future[Any]:
+        """Put one command into the next batch."""
+        ...
+
+    def end_within(self, seconds: float) -> None:
+        """Wait for no answer after so many seconds."""
+        ...
+
+    async def aclose(self) -> None:
+        """Send what is queued, then close."""
+        ...
 
 
 class NodePipelines:

@@ -192,7 +192,7 @@ class CommandPipeline:
 
     def _open_node(self, client: Redis) -> "CommandPipeline":
         node = CommandPipeline(client, timeout_s=self._timeout_s)
-        node._ends_at = self._ends_at  # noqa: SLF001 - its own kind.
+        node._ends_at = self._ends_at
         return node
 
     async def _read(self, connection: AbstractConnection) -> Any:

@@ -14,7 +14,7 @@ _WITHOUT_KEY: Final = frozenset(
 # Their keys are counted: FCALL name 2 key key.
 _COUNTED: Final = frozenset({"EVAL", "FCALL", "FCALL_RO"})
 # The key stands behind a second word, unless redis-py has joined the two: `XGROUP CREATE`.
-_TWO_WORDS: Final = frozenset({"XGROUP", "XINFO"})
+_TWO_WORDS: Final = frozenset({"MEMORY", "XGROUP", "XINFO"})
 # The key stands behind a word.
 _BEHIND: Final = {"XREAD": "STREAMS", "XREADGROUP": "STREAMS", "SCAN": "MATCH"}
 

@@ -1,18 +1,18 @@
 """The whole system on a Valkey Cluster: bursts, a killed primary, partitions that move while calls run."""
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.cluster_servers import ClusterServers, cluster_servers
 from tests.servers import wait_until
 from tests.system import REPLIES, Finished, GatedStandIn, RunningSystem, run_cli, running_system
-from tollbook.inference.setting_tables import CapTable, ConcurrencyTable
+from tollbook.inference.setting_tables import ConcurrencyTable
 from tollbook.schemas.results import InferenceResult, TaskStatus
 from tollbook.standin import StandInConfig
 
@@ -58,9 +58,16 @@ async def assert_sound(running: RunningSystem, tasks: Sequence[dict[str, str]], 
     calls = Counter(row["call_id"] for row in await running.query("SELECT call_id FROM events WHERE kind = 'hold'"))
     assert calls == Counter(task["task_id"] for task in tasks)
     assert await running.query("FROM discrepancies") == []
-    assert (
-        await running.query("SELECT id FROM events WHERE type = 'budget-reserved' AND committed_usd > cap_usd") == []
-    )
+    assert await running.query("SELECT id FROM events WHERE type = 'budget-reserved' AND committed_usd > cap_usd") == []
+
+
+async def can_read(running: RunningSystem) -> bool:
+    """Whether every partition is reached: of a lost node, the first command hears that it is lost."""
+    try:
+        await asyncio.gather(*(running.redis.xlen(keys.ledger) for keys in running.system.handle.keys))
+    except RedisConnectionError:
+        return False
+    return True
 
 
 async def verify(running: RunningSystem, cwd: Path) -> Finished:
@@ -90,5 +97,58 @@ async def test_a_burst_on_three_nodes_gives_each_task_one_result(cluster: Cluste
         assert running.provider.requests == len(tasks)
         nodes = {(await cluster.owner(keys.meta)).port for keys in running.system.handle.keys}
         assert len(nodes) > 1, "the partitions are spread over nodes"
+        verified = await verify(running, tmp_path)
+        assert verified.code == 0, verified.stdout + verified.stderr
+
+
+@pytest.mark.slow
+async def test_a_killed_primary_costs_no_task_and_no_money(tmp_path: Path) -> None:
+    tasks = make_tasks(300)
+    async with (
+        cluster_servers(tmp_path / "cluster", replicas=3) as cluster,
+        running_system(
+            tmp_path / "data", cluster.url, partitions=PARTITIONS, concurrency=CONCURRENCY, allow_unsynced=True,
+            claim_after_s=10.0, provider=GatedStandIn(StandInConfig(latency_ms=100)),
+        ) as running,
+    ):  # fmt: skip
+        await publish(running, tasks)
+        await wait_until(lambda: running.provider.requests > 50, what="calls on their way")
+        await cluster.fail_over(await cluster.owner(running.keys.meta))
+        results = await running.answers((task["task_id"] for task in tasks), timeout_s=180)
+        await wait_until(lambda: can_read(running), what="a test's client that knows the new node")
+        await assert_sound(running, tasks, results)
+        assert running.provider.requests == len(tasks), "nothing was bought twice"
+        verified = await verify(running, tmp_path)
+        assert verified.code == 0, verified.stdout + verified.stderr
+
+
+@pytest.mark.slow
+async def test_partitions_move_to_a_new_node_while_calls_run(cluster: ClusterServers, tmp_path: Path) -> None:
+    async with running_system(
+        tmp_path / "data", cluster.url, partitions=PARTITIONS, concurrency=CONCURRENCY, allow_unsynced=True,
+        provider=GatedStandIn(StandInConfig(latency_ms=20)),
+    ) as running:  # fmt: skip
+        # It has no slot yet, and not the gate's functions.
+        node = await cluster.add_node()
+        tasks, results, has_moved = list[dict[str, str]](), list[InferenceResult](), asyncio.Event()
+
+        async def work() -> None:
+            while not has_moved.is_set():
+                some = make_tasks(40, first=len(tasks))
+                tasks.extend(some)
+                results.extend(await publish_and_wait(running, some))
+
+        working = asyncio.create_task(work())
+        await wait_until(lambda: running.provider.requests > 50, what="calls on their way")
+        for keys in running.system.handle.keys[:3]:
+            await cluster.move(keys.meta, node)
+        for key in ("analysis", REPLIES, "tollbook:dead-letters", "tollbook:projector"):
+            await cluster.move(key, node)
+        before = running.provider.requests
+        await wait_until(lambda: running.provider.requests > before + 50 or working.done(), what="calls afterwards")
+        has_moved.set()
+        await working
+        await assert_sound(running, tasks, results)
+        assert running.provider.requests == len(tasks), "nothing was bought twice"
         verified = await verify(running, tmp_path)
         assert verified.code == 0, verified.stdout + verified.stderr

@@ -145,11 +145,13 @@ REFUSED = {
     "unix:///": "must name the socket with its whole path",
     "unix://r.sock": "must name the socket with its whole path",
     "unix://run/r.sock": "must name the socket with its whole path",
-    "redis+sentinel://127.0.0.1:{port}/mymaster": "Sentinels and clusters are not supported",
-    "redis-sentinel://127.0.0.1:{port}/mymaster": "Sentinels and clusters are not supported",
-    "sentinel://127.0.0.1:{port}": "Sentinels and clusters are not supported",
-    "redis://127.0.0.1:{port},127.0.0.1:{port}/0": "Sentinels and clusters are not supported",
-    "redis+cluster://127.0.0.1:{port}": "Sentinels and clusters are not supported",
+    "redis+sentinel://127.0.0.1:{port}/mymaster": "Sentinels are not supported",
+    "redis-sentinel://127.0.0.1:{port}/mymaster": "Sentinels are not supported",
+    "sentinel://127.0.0.1:{port}": "Sentinels are not supported",
+    "redis+cluster://127.0.0.1:{port}": "a cluster is recognised by itself",
+    "redis://127.0.0.1:{port},/0": "names no host",
+    "redis://127.0.0.1:{port},127.0.0.1:0/0": "has no valid port",
+    "redis://127.0.0.1:{port},127.0.0.1:{port}/x": "/x is no database",
 }
 
 
