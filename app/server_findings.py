@@ -1,6 +1,7 @@
 """What `tollbook doctor` finds out about the Redis server: which it is, how it keeps data, whether it takes writes."""
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import ResponseError
@@ -72,10 +73,12 @@ def _cluster(cluster: Cluster) -> Finding:
 
 
 async def keeping_findings(redis: "Redis", settings: Settings) -> AsyncIterator[Finding]:
-    """Say whether the server may lose what it was told, or has no room left."""
-    policy = await read_policy(redis)
-    yield _persistence(policy, allow_unsynced=settings.allow_unsynced)
-    yield await _memory(redis, policy)
+    """Say whether the server, or each primary of a cluster, may lose what it was told, or has no room left."""
+    servers = await primaries(redis)
+    for server in servers:
+        policy = await read_policy(server)
+        for finding in (_persistence(policy, allow_unsynced=settings.allow_unsynced), await _memory(server, policy)):
+            yield finding if len(servers) == 1 else replace(finding, found=f"{place_of(server)}: {finding.found}")
 
 
 def _persistence(policy: ServerPolicy, *, allow_unsynced: bool) -> Finding:

@@ -55,6 +55,7 @@ class ClusterServers:
 
     directory: Path
     fsync: str = "everysec"
+    further: dict[str, str] = field(default_factory=dict[str, str])
     nodes: list[Node] = field(default_factory=list[Node])
 
     @property
@@ -84,11 +85,10 @@ class ClusterServers:
             "port": port, "bind": "127.0.0.1", "dir": directory, "save": "", "appendonly": "yes",
             "appendfsync": self.fsync, "cluster-enabled": "yes", "cluster-node-timeout": _NODE_TIMEOUT_MS,
             "logfile": directory / "log", "cluster-replica-validity-factor": 0, "repl-diskless-sync-delay": 0,
+            **self.further,
         }  # fmt: skip
-        command = [
-            str(bundled_binary()),
-            *(str(part) for name, value in options.items() for part in (f"--{name}", value)),
-        ]
+        given = (str(part) for name, value in options.items() for part in (f"--{name}", value))
+        command = [str(bundled_binary()), *given]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)  # noqa: ASYNC220
         node = Node(port, process, Redis(host="127.0.0.1", port=port))
         self.nodes.append(node)
@@ -174,10 +174,10 @@ class ClusterServers:
 
 @asynccontextmanager
 async def cluster_servers(
-    directory: Path, *, primaries: int = 3, replicas: int = 0, fsync: str = "everysec"
+    directory: Path, *, primaries: int = 3, replicas: int = 0, fsync: str = "everysec", **further: str
 ) -> AsyncIterator[ClusterServers]:
-    """Run a cluster for as long as this is open."""
-    cluster = ClusterServers(directory, fsync)
+    """Run a cluster for as long as this is open; `further` are options of its servers."""
+    cluster = ClusterServers(directory, fsync, further)
     try:
         await cluster.start(primaries, replicas)
         yield cluster

@@ -1,4 +1,4 @@
-"""A server that answers by a script, over a real socket: what a real one answers only for moments can be shown at will."""
+"""A server that answers by a script, over a real socket: it shows at will what a real one answers for moments only."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

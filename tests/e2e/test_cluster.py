@@ -1,6 +1,7 @@
 """The whole system on a Valkey Cluster: bursts, a killed primary, partitions that move while calls run."""
 
 import asyncio
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -13,11 +14,14 @@ from tests.cluster_servers import ClusterServers, cluster_servers
 from tests.servers import wait_until
 from tests.system import REPLIES, Finished, GatedStandIn, RunningSystem, run_cli, running_system
 from tollbook.inference.setting_tables import ConcurrencyTable
+from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.server.refusals import explain
 from tollbook.schemas.results import InferenceResult, TaskStatus
 from tollbook.standin import StandInConfig
 
 PARTITIONS: Final = 6
-STREAMS: Final = ("analysis", "emails", "scoring", "tasks")
 CONCURRENCY: Final = ConcurrencyTable(default=50)
 
 
@@ -152,3 +156,81 @@ async def test_partitions_move_to_a_new_node_while_calls_run(cluster: ClusterSer
         assert running.provider.requests == len(tasks), "nothing was bought twice"
         verified = await verify(running, tmp_path)
         assert verified.code == 0, verified.stdout + verified.stderr
+
+
+REASON: Final = ("--reason", "a test")
+COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
+    ("url",),
+    ("spend",),
+    ("doctor",),
+    ("verify",),
+    ("replay", "--into", "replayed.duckdb"),
+    ("audit", "user", "user-1"),
+    ("audit", "call", "task-0001"),
+    ("keys", "create", "--user", "user-1"),
+    ("keys", "list"),
+    ("credit", "grant", "user-1", "2", *REASON),
+    ("credit", "list"),
+    ("plan", "set", "user-2", "growth", *REASON, "--yes"),
+    ("plan", "show", "user-2"),
+    ("policy", "apply", "new.toml", *REASON),
+    ("policy", "history"),
+    ("top", "--once"),
+    ("recover",),
+    ("dead-letters", "list"),
+    ("dead-letters", "drop", "--all", "--yes"),
+    ("publish", "score_post", "hello", "--user", "user-3", "--wait"),
+    ("result", "task-0001"),
+    ("ping",),
+    ("sql", "SELECT count(*) FROM events"),
+    ("alerts", "list"),
+    ("what-if", "--cap", "starter=1"),
+    ("reconcile",),
+    ("report", "--html", "report.html"),
+    ("verify",),
+    ("doctor",),
+)
+
+
+@pytest.mark.slow
+async def test_every_command_works_on_a_cluster(cluster: ClusterServers, tmp_path: Path) -> None:
+    (tmp_path / "new.toml").write_text("[plans.growth]\ncap_usd = 20\n")
+    (tmp_path / "crossing.toml").write_text(
+        '[[budgets]]\nname = "teams"\nby = ["team"]\nwindow = "week"\ncap_usd = 20\n'
+    )
+    async with running_system(
+        tmp_path / "data", cluster.url, partitions=PARTITIONS, concurrency=CONCURRENCY, allow_unsynced=True
+    ) as running:
+        await publish_and_wait(running, make_tasks(40))
+        await running.publish("analysis", [{"task": "nonsense", "prompt": "a task that no worker can read"}])
+        await wait_until(running.dead_letters, what="a dead letter")
+        for command in COMMANDS:
+            finished = await cli(running, tmp_path, *command)
+            assert finished.code == 0, (command, finished.stdout, finished.stderr)
+
+        shown = (await cli(running, tmp_path, "partitions", "--json")).json()
+        owners = [await cluster.owner(keys.meta) for keys in running.system.handle.keys]
+        assert [row["node"] for row in shown] == [f"127.0.0.1:{owner.port}" for owner in owners]
+        assert sum(row["events"] for row in shown) == len(await running.query("FROM events"))
+        assert {row["lag_events"] for row in shown} == {0}
+
+        # Its users would lie in several partitions, and no step can compare it with its cap.
+        refused = await cli(running, tmp_path, "policy", "apply", "crossing.toml", *REASON)
+        assert refused.code != 0
+        assert f"{PARTITIONS} partitions" in refused.stderr + refused.stdout
+
+
+async def test_a_node_is_recognised_and_its_socket_and_other_databases_are_refused(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as short:  # A socket's path may have 107 bytes.
+        socket = Path(short) / "s"
+        async with cluster_servers(tmp_path, primaries=1, unixsocket=str(socket)) as servers:
+            for url, problem in (
+                (f"unix://{socket}?db=0", "by a socket"),
+                (servers.nodes[0].url.removesuffix("0") + "3", "a cluster has 0 alone"),
+            ):
+                async with connect(url) as redis:
+                    pipeline = CommandPipeline(redis)
+                    with pytest.raises(LedgerUnavailable) as refused:
+                        await pipeline.execute("PING")
+                    assert problem in explain(refused.value)
+                    await pipeline.aclose()
