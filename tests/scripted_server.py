@@ -19,6 +19,7 @@ class ScriptedServer:
     answer: Answer = lambda _: OK
     slots: Answer = lambda _: b"-ERR This instance has cluster support disabled\r\n"
     received: list[list[bytes]] = field(default_factory=list[list[bytes]])
+    greetings: list[list[bytes]] = field(default_factory=list[list[bytes]])
 
     @property
     def address(self) -> str:
@@ -40,6 +41,7 @@ class ScriptedServer:
     def _reply(self, command: list[bytes]) -> Reply:
         match command:
             case [b"HELLO", *_]:
+                self.greetings.append(command)
                 return b"%1\r\n+proto\r\n:3\r\n"
             case [b"CLIENT" | b"SELECT", *_]:
                 return OK

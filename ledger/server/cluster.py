@@ -6,7 +6,6 @@ goes wrong is for the caller, who knows what is idempotent. See docs/adr/0021-on
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
@@ -193,12 +192,6 @@ class Cluster:
             self._places[slot] = target
             _log.debug("cluster.slot_moved", slot=slot, node=str(target))
             self.refresh_soon()
-
-    async def leave(self) -> None:
-        """Close every connection; each is made again when it is needed."""
-        for client in list(self._clients.values()):
-            with suppress(RedisError, OSError):
-                await client.connection_pool.disconnect(inuse_connections=True)
 
     async def aclose(self) -> None:
         """Close all clients."""

@@ -12,8 +12,8 @@ here first: `server_of`, `primaries`, `read_together`.
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final, cast
-from urllib.parse import urlsplit
+from typing import Any, Final, TypeVar, cast
+from urllib.parse import urlsplit, urlunsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline, PubSub
@@ -30,6 +30,7 @@ from tollbook.ledger.server.slots import Command, slot_of
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 30.0
+_Client = TypeVar("_Client", bound=Redis)
 
 
 class ServerClient(Redis):
@@ -107,8 +108,9 @@ class ServerClient(Redis):
         return cluster
 
     def _open_node(self, address: Address) -> Redis:
-        options = self.connection_pool.connection_kwargs | {"host": address.host, "port": address.port, "db": 0}
-        return Redis.from_pool(type(self.connection_pool)(self.connection_pool.connection_class, **options))
+        parts = urlsplit(self.urls[0])
+        login, at, _ = parts.netloc.rpartition("@")
+        return _open(Redis, urlunsplit(parts._replace(netloc=f"{login}{at}{address}")))
 
     def note_problem(self, problem: Exception) -> None:
         """Go by what a node has answered, or look where the slots are now."""
@@ -131,11 +133,11 @@ class ServerClient(Redis):
         return ", ".join(map(hide_password, self.urls))
 
     async def leave(self) -> None:
-        """Close every connection."""
+        """Close every connection. On a cluster, whose other nodes are right, only ask where the slots are now."""
         if self._cluster is not None:
-            await self._cluster.leave()
             self._cluster.refresh_soon()
-        await self.connection_pool.disconnect(inuse_connections=True)
+        else:
+            await self.connection_pool.disconnect(inuse_connections=True)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Close every client of a node, too."""
@@ -149,25 +151,29 @@ def connect(redis_url: str) -> ServerClient:
 
     Errors: LedgerUnavailable for an address that cannot be used. Nothing is sent yet.
     """
-    # A Unix socket has no keep-alive, and redis-py refuses to be told of one.
-    network = {} if redis_url.startswith("unix:") else {"socket_keepalive": True}
     try:
         check_address(redis_url)
         urls = each_server(redis_url)
-        redis = ServerClient.from_url(  # pyright: ignore[reportUnknownMemberType]
-            urls[0],
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=None,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            health_check_interval=0,
-            **network,
-        )
+        redis = _open(ServerClient, urls[0])
         # What is wrong with the address is otherwise found by the first command, as a TypeError.
         redis.connection_pool.make_connection()
     except (TypeError, ValueError, RedisError) as exc:
         raise LedgerUnavailable(f"{hide_password(redis_url)} cannot be used as REDIS_URL: {exc}") from exc
     redis.urls = urls
     return redis
+
+
+def _open(kind: type[_Client], url: str) -> _Client:
+    # A Unix socket has no keep-alive, and redis-py refuses to be told of one.
+    network = {} if url.startswith("unix:") else {"socket_keepalive": True}
+    return kind.from_url(  # pyright: ignore[reportUnknownMemberType]
+        url,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=None,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        health_check_interval=0,
+        **network,
+    )
 
 
 async def cluster_of(redis: Redis) -> Cluster | None:

@@ -5,12 +5,14 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from tests.scripted_server import OK, Answer, Reply, ScriptedServer, scripted_servers, slots_of
 from tollbook.ledger.errors import LedgerUnavailable, RedisCannotServe
 from tollbook.ledger.server import cluster as cluster_module
 from tollbook.ledger.server.connection import ServerClient, connect
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.server.refusals import explain
 from tollbook.ledger.server.slots import SLOTS, key_of, slot_of
 
 KEY = "{tollbook:0}:ledger"
@@ -185,6 +187,27 @@ async def test_several_servers_that_are_no_cluster_are_refused() -> None:
             await pipeline.execute(*ADD)
         await pipeline.aclose()
         assert alone[0].received == alone[1].received == []
+
+
+async def test_a_user_who_may_not_ask_where_keys_are_is_told_so(servers: Servers, pipeline: CommandPipeline) -> None:
+    first, second = servers
+    first.slots = replies(b"-NOPERM User tollbook has no permissions to run the 'cluster|slots' command\r\n")
+    first.answer = replies(moved(second))
+    with pytest.raises(ResponseError) as refused:
+        await pipeline.execute(*ADD)
+    assert "CLUSTER SLOTS" in explain(refused.value)
+    assert second.received == []
+
+
+async def test_a_password_counts_for_every_node(servers: Servers) -> None:
+    low, high = servers
+    low.slots = high.slots = slots_of((0, 8191, low.port), (8192, SLOTS - 1, high.port))
+    async with connect(f"redis://user:p%2Cw%40@{low.address},{high.address}/0") as redis:
+        for key in ("key-1", "key-2", "key-3", "key-4"):
+            assert await redis.get(key) == b"OK"
+    for server in servers:
+        assert server.greetings, "it was connected to"
+        assert all(greeting[2:5] == [b"AUTH", b"user", b"p,w@"] for greeting in server.greetings)
 
 
 async def test_one_server_is_asked_once_whether_it_is_a_cluster() -> None:
