@@ -14,9 +14,9 @@ from tollbook.ledger.gate.replies import FunctionsMissing
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.address import database_of, hide_password
 from tollbook.ledger.server.cluster import Cluster
-from tollbook.ledger.server.connection import cluster_of, place_of, primaries
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.policy import ServerPolicy, read_policy
+from tollbook.ledger.server.servers import cluster_of, place_of, primaries
 from tollbook.ledger.server.slots import SLOTS
 from tollbook.schemas.policy import Policy
 

@@ -29,7 +29,7 @@ from tollbook.inference.stated_policy import concurrency_of
 from tollbook.inference.task_deltas import DeltaStream
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.probe import check_permissions
-from tollbook.ledger.server.connection import cluster_of
+from tollbook.ledger.server.servers import cluster_of
 from tollbook.ledger.stream_owners import own_streams
 
 _RECONNECT_S: Final = 0.5

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from tollbook.inference.errors import ResultTimeout
 from tollbook.inference.task_deltas import TaskUpdate, read_entry
 from tollbook.ledger.results import Results
-from tollbook.ledger.server.connection import cluster_of
+from tollbook.ledger.server.servers import cluster_of
 
 _LOOK_AGAIN_MS: Final = 1_000
 """A task may have no stream, or end without saying so in it: the result is looked for this often."""

@@ -20,7 +20,8 @@ from redis.exceptions import MovedError, RedisError
 
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.server.connection import note_problem, server_of, time_ms
+from tollbook.ledger.server.connection import time_ms
+from tollbook.ledger.server.servers import note_problem, server_of
 from tollbook.schemas.events import ENVELOPE_FIELDS, EVENT_VERSION
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 from tollbook.schemas.money import MAX_NANOUSD

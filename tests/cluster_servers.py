@@ -32,10 +32,10 @@ class Node:
 
     async def ask(self, *command: str | int) -> Any:
         """Return the node's own answer; it follows nothing."""
-        return await self.client.execute_command(*command)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        return await self.client.execute_command(*command)
 
     async def info(self, section: str) -> dict[str, Any]:
-        return await self.client.info(section)  # pyright: ignore[reportUnknownMemberType]
+        return await self.client.info(section)
 
     async def node_id(self) -> str:
         return (await self.ask("CLUSTER", "MYID")).decode()

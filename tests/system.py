@@ -28,7 +28,8 @@ from tollbook.consumers.service import build_worker, serve_worker
 from tollbook.consumers.worker import Worker
 from tollbook.inference.settings import Settings
 from tollbook.ledger.keys import Keys, dead_letters
-from tollbook.ledger.server.connection import connect, server_of
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.servers import server_of
 from tollbook.observability.process import observe_process
 from tollbook.observability.tracing import Tracing
 from tollbook.schemas.identifiers import EntryId

@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.server.connection import place_of, server_of
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.server.servers import place_of, server_of
 from tollbook.ledger.server.slots import slot_of
 from tollbook.schemas.identifiers import EntryId
 

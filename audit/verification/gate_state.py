@@ -22,7 +22,7 @@ from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.call_record import CallRecord, parse_call_record
 from tollbook.ledger.gate.policies import POLICY_FIELDS, StoredPolicy, is_same_payload
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.server.connection import primaries, read_together, server_of
+from tollbook.ledger.server.servers import primaries, read_together, server_of
 from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.identifiers import EntryId, budget_name, describe_budget
 from tollbook.schemas.money import format_usd

@@ -15,7 +15,7 @@ from tollbook.audit.verification.chain import Chain, Events, check_order
 from tollbook.audit.verification.findings import Findings
 from tollbook.ledger.errors import LedgerReplaced
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.server.connection import read_together
+from tollbook.ledger.server.servers import read_together
 from tollbook.ledger.stream import Batch, StreamReader
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.upcasters import UnreadableEvent

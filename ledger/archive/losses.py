@@ -14,7 +14,7 @@ from tollbook.ledger.archive.known_events import KnownEvents, Row
 from tollbook.ledger.errors import LedgerRefused, LedgerReplaced
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.server.connection import all_good, read_together
+from tollbook.ledger.server.servers import all_good, read_together
 from tollbook.schemas.events import WITHOUT_CALL
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.upcasters import payload_object

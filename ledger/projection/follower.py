@@ -22,7 +22,8 @@ from tollbook.ledger.projection.fold import Folded
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.projection.traces import Doubted, ForgedEvent, Traces
 from tollbook.ledger.projection.watermark import Trim, Watermark
-from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, all_good, clock_ms, read_together
+from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S
+from tollbook.ledger.server.servers import all_good, clock_ms, read_together
 from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 from tollbook.schemas.upcasters import UnreadableEvent

@@ -23,7 +23,7 @@ from tollbook.ledger.gate.policies import POLICY_FIELDS, StoredPolicy
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.projection.fold import statement
-from tollbook.ledger.server.connection import clock_ms
+from tollbook.ledger.server.servers import clock_ms
 from tollbook.schemas.identifiers import EntryId, describe_budget
 from tollbook.schemas.money import format_usd
 

@@ -174,7 +174,8 @@ class Cluster:
         """Return where a refusal leads, and whether only for this once."""
         if isinstance(problem, TryAgainError):
             return place, False
-        target = Address(problem.host or place.host, problem.port)
+        host, port = cast("tuple[str, int]", problem.node_addr)
+        target = Address(host or place.host, port)
         if isinstance(problem, MovedError):
             self._move(problem.slot_id, target)
             return target, False
@@ -182,8 +183,8 @@ class Cluster:
 
     def note_problem(self, problem: Exception) -> None:
         """Go by what a node has answered elsewhere, or ask where the slots are."""
-        if isinstance(problem, MovedError) and problem.host:
-            self._move(problem.slot_id, Address(problem.host, problem.port))
+        if isinstance(problem, MovedError) and (address := cast("tuple[str, int]", problem.node_addr))[0]:
+            self._move(problem.slot_id, Address(*address))
         else:
             self.refresh_soon()
 
@@ -209,7 +210,7 @@ async def ask_on(client: Redis, command: Command, options: dict[str, Any], *, is
     async with client.pipeline(transaction=False) as pipeline:
         pipeline.execute_command("ASKING")  # pyright: ignore[reportUnknownMemberType]
         pipeline.execute_command(*command, **options)  # pyright: ignore[reportUnknownMemberType]
-        _, reply = cast("list[Any]", await pipeline.execute(raise_on_error=False))
+        _, reply = await pipeline.execute(raise_on_error=False)
     if isinstance(reply, Exception):
         raise reply
     return reply

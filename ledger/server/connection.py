@@ -6,7 +6,7 @@ socket timeout (`asyncio.wait_for`) loses a cancellation that arrives while the 
 sent, so that a loop which was told to stop goes on. Callers set timeouts of their own.
 
 On a cluster a command goes to the node that has its key (see cluster.py). Whatever sends commands in another way asks
-here first: `server_of`, `primaries`, `read_together`.
+first in servers.py where to.
 """
 
 import asyncio
@@ -20,13 +20,12 @@ from redis.asyncio.client import Pipeline, PubSub
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AskError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.server.address import check_address, database_of, each_server, hide_password
 from tollbook.ledger.server.cluster import Address, Cluster, ask_on
-from tollbook.ledger.server.slots import Command, slot_of
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 30.0
@@ -40,7 +39,7 @@ class ServerClient(Redis):
     LedgerUnavailable for a cluster that cannot be used.
     """
 
-    urls: tuple[str, ...] = ()
+    urls: tuple[str, ...]
     _cluster: Cluster | None = None
     _is_known = False
     _recognising: asyncio.Lock | None = None
@@ -166,7 +165,7 @@ def connect(redis_url: str) -> ServerClient:
 def _open(kind: type[_Client], url: str) -> _Client:
     # A Unix socket has no keep-alive, and redis-py refuses to be told of one.
     network = {} if url.startswith("unix:") else {"socket_keepalive": True}
-    return kind.from_url(  # pyright: ignore[reportUnknownMemberType]
+    client = kind.from_url(  # pyright: ignore[reportUnknownMemberType]
         url,
         retry=Retry(NoBackoff(), 0),
         socket_timeout=None,
@@ -174,58 +173,7 @@ def _open(kind: type[_Client], url: str) -> _Client:
         health_check_interval=0,
         **network,
     )
-
-
-async def cluster_of(redis: Redis) -> Cluster | None:
-    """Return the cluster that a client speaks to; None for one server. Errors: RedisError; LedgerUnavailable."""
-    return await redis.cluster() if isinstance(redis, ServerClient) else None
-
-
-async def server_of(redis: Redis, key: str) -> Redis:
-    """Return a client of the server that has a key. Errors: RedisError; LedgerUnavailable."""
-    cluster = await cluster_of(redis)
-    return redis if cluster is None else cluster.client(await cluster.place_of(slot_of(key)))
-
-
-def note_problem(redis: Redis, problem: Exception) -> None:
-    """Take note of what a server of `server_of` has answered, or that it did not, so that the next one is right."""
-    if isinstance(redis, ServerClient):
-        redis.note_problem(problem)
-
-
-async def primaries(redis: Redis) -> list[Redis]:
-    """Return a client of each server that takes writes. Errors: RedisError; LedgerUnavailable."""
-    cluster = await cluster_of(redis)
-    return [redis] if cluster is None else [cluster.client(address) for address in await cluster.primaries()]
-
-
-def place_of(server: Redis) -> str:
-    """Return where a server is reached, without password."""
-    options = server.connection_pool.connection_kwargs
-    return str(options["path"]) if "path" in options else str(Address(options["host"], options["port"]))
-
-
-async def read_together(redis: Redis, key: str, commands: Sequence[Command], *, is_one_moment: bool) -> list[Any]:
-    """Send commands that only read, all at the server that has `key`, and return each reply or error.
-
-    With `is_one_moment`, nothing is written between them. Errors: RedisError; OSError; LedgerUnavailable.
-    """
-
-    async def read(client: Redis) -> list[Any]:
-        pipe = client.pipeline(transaction=is_one_moment)
-        for command in commands:
-            pipe.execute_command(*command)  # pyright: ignore[reportUnknownMemberType]
-        return await pipe.execute(raise_on_error=False)
-
-    async def send(address: Address, _: bool) -> list[Any]:
-        replies = await read(cast("Cluster", cluster).client(address))
-        # Where a key has moved, all are read again.
-        if (moved := next((each for each in replies if isinstance(each, AskError)), None)) is not None:
-            raise moved
-        return replies
-
-    cluster = await cluster_of(redis)
-    return await read(redis) if cluster is None else await cluster.follow(("GET", key), send)
+    return cast("_Client", client)
 
 
 async def leave_server(redis: Redis) -> None:
@@ -273,20 +221,6 @@ def connection_class(redis_url: str) -> type[AbstractConnection]:
     """Return the class for a client that is not made by `connect`, such as FastStream's."""
     scheme = redis_url.partition(":")[0]
     return {"unix": _SocketConnection, "rediss": _TlsConnection}.get(scheme, _TcpConnection)
-
-
-def all_good(replies: list[Any]) -> list[Any]:
-    """Return replies that hold no error. Errors: the first one among them."""
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-    return replies
-
-
-async def clock_ms(redis: Redis, key: str) -> int:
-    """Return the time in milliseconds, by the clock of the server that has a key. Errors: RedisError; OSError."""
-    server: Any = await server_of(redis, key)
-    return time_ms(await server.time())
 
 
 def as_map(reply: Any) -> dict[bytes, Any]:

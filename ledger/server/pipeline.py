@@ -26,9 +26,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tollbook.ledger.errors import LedgerUnavailable
-from tollbook.ledger.server.connection import cluster_of, leave_server, time_ms
+from tollbook.ledger.server.connection import leave_server, time_ms
 from tollbook.ledger.server.node_pipelines import NodePipelines
 from tollbook.ledger.server.refusals import cannot_serve, unavailable
+from tollbook.ledger.server.servers import cluster_of
 from tollbook.ledger.server.slots import Argument
 
 # Redis answers these while it starts or cannot write: nothing was done, and a retry may succeed.

@@ -15,7 +15,8 @@ from redis.exceptions import RedisError, ResponseError
 
 from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
 from tollbook.ledger.logs import LazyLogger
-from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, leave_server, place_of, primaries
+from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, leave_server
+from tollbook.ledger.server.servers import place_of, primaries
 
 WATCH_INTERVAL_S: Final = 10.0
 _MEMORY_LIMIT: Final = 0.9

@@ -13,8 +13,9 @@ from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from tollbook.ledger.errors import ServerTooOld
 from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.packaged import packaged_text
-from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, leave_server, primaries
+from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, leave_server
 from tollbook.ledger.server.refusals import cannot_serve, unavailable
+from tollbook.ledger.server.servers import primaries
 
 LIBRARY: Final = "tollbook_v2"
 _log = LazyLogger(__name__)
