@@ -118,6 +118,7 @@ class ClusterServers:
 
     async def move(self, key: str, target: Node) -> None:
         """Move the slot of a key to another node, atomically; return once it is there."""
+        await self.settled()  # A node that has just been added refuses all until it has heard of the others' slots.
         source, slot = await self.owner(key), slot_of(key)
         await source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", await target.node_id())
 
