@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from redis.asyncio import Redis
 
     from tollbook.ledger.projection.comparison import Tables
     from tollbook.ledger.server.pipeline import CommandPipeline
@@ -99,6 +100,7 @@ class Connection:
     """A command's connection to Redis."""
 
     redis_url: str
+    redis: "Redis"
     pipeline: "CommandPipeline"
 
 
@@ -116,7 +118,7 @@ async def connected(settings: Settings) -> AsyncGenerator[Connection]:
     pipeline = CommandPipeline(redis, replication=settings.replication)
     try:
         await pipeline.execute("PING")
-        yield Connection(redis_url, pipeline)
+        yield Connection(redis_url, redis, pipeline)
     except (RedisError, LedgerUnavailable) as exc:
         raise LedgerUnavailable(f"Redis at {hide_password(redis_url)}: {reason_of(exc)}") from None
     finally:

@@ -12,7 +12,6 @@ from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.gate.stops import is_recovering, read_stop
 from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.server.address import hide_password
-from tollbook.ledger.server.connection import time_ms
 from tollbook.schemas.failures import FAILURES
 from tollbook.schemas.identifiers import EntryId
 
@@ -124,8 +123,8 @@ async def _other_ledger(place: Place, folded_id: str | None) -> Finding | None:
 async def _compare(place: Place, positions: dict[int, Folded]) -> tuple[list[str], int, float]:
     """Return what the ledger lacks of the folded events, how many events are not folded, and since when, in seconds."""
     lost, behind, late_s = list[str](), 0, 0.0
-    now_ms = time_ms(await place.ask("TIME"))
     for keys in place.keys:
+        now_ms = await place.pipeline.now_ms(keys.meta)
         at = positions.get(keys.partition, Folded("", "0-0", 0))
         removed, length, same, newer = await asyncio.gather(
             place.ask("HGET", keys.meta, "removed"),

@@ -15,7 +15,7 @@ from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.gate.probe import check_writable
 from tollbook.ledger.gate.replies import FunctionsMissing
 from tollbook.ledger.keys import GROUP, dead_letters, dropped_tasks, projector_lease, worker_key
-from tollbook.ledger.server.connection import as_map, time_ms
+from tollbook.ledger.server.connection import as_map
 
 # Workers settle an overdue hold within a minute.
 _OVERDUE_MS: Final = 120_000
@@ -100,9 +100,9 @@ async def task_findings(place: Place) -> AsyncIterator[Finding]:
             f"{count_of(letters, 'task')} could not be executed",
             "`tollbook dead-letters list`",
         )
-    now_ms = time_ms(await place.ask("TIME"))
     overdue = 0
     for keys in place.keys:
+        now_ms = await place.pipeline.now_ms(keys.meta)
         overdue += len(
             await place.ask("ZRANGEBYSCORE", keys.holds, "-inf", f"({now_ms - _OVERDUE_MS}", "LIMIT", 0, 1000)
         )

@@ -1,6 +1,7 @@
 """What `tollbook doctor` finds out about the Redis server: which it is, how it keeps data, whether it takes writes."""
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import ResponseError
@@ -12,8 +13,11 @@ from tollbook.ledger.gate.probe import check_permissions, check_writable
 from tollbook.ledger.gate.replies import FunctionsMissing
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.address import database_of, hide_password
+from tollbook.ledger.server.cluster import Cluster
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.policy import ServerPolicy, read_policy
+from tollbook.ledger.server.servers import cluster_of, place_of, primaries
+from tollbook.ledger.server.slots import SLOTS
 from tollbook.schemas.policy import Policy
 
 if TYPE_CHECKING:
@@ -25,28 +29,62 @@ _MEMORY_PART: Final = 0.8
 
 async def server_findings(redis: "Redis", url: str) -> AsyncIterator[Finding]:
     """Say which server it is, at which address and database."""
-    place = f"at {hide_password(url)}, database {database_of(url)}"
+    if (cluster := await cluster_of(redis)) is None:
+        yield await _server(redis, f"at {hide_password(url)}, database {database_of(url)}")
+        return
+    servers = await primaries(redis)
+    for server in servers:
+        yield await _server(server, f"at {place_of(server)}, one of {count_of(len(servers), 'primary node')}")
+    yield _cluster(cluster)
+
+
+async def _server(redis: "Redis", place: str) -> Finding:
     try:
         info: dict[str, Any] = await redis.info("server")  # pyright: ignore[reportUnknownMemberType]
     except ResponseError as exc:
-        yield Finding(
+        return Finding(
             "redis",
             "warning",
             f"the server {place} answers, but does not say which version it is ({first_line(exc)})",
             "allow INFO to this user",
         )
-        return
     name = "Valkey" if "valkey_version" in info else "Redis"
-    yield Finding("redis", "ok", f"{name} {info.get('valkey_version', info['redis_version'])} {place}")
+    return Finding("redis", "ok", f"{name} {info.get('valkey_version', info['redis_version'])} {place}")
+
+
+def _cluster(cluster: Cluster) -> Finding:
+    covered = sum(each.last + 1 - each.first for each in cluster.ranges)
+    if covered < SLOTS:
+        return Finding(
+            "cluster",
+            "failed",
+            f"{SLOTS - covered:,} of {SLOTS:,} slots have no node",
+            "assign them, or start the node",
+        )
+    alone = sorted({str(each.primary) for each in cluster.ranges if not each.replicas})
+    if alone:
+        return Finding(
+            "cluster",
+            "warning",
+            f"no replica can take over from {', '.join(alone)}",
+            "add replicas (redis-cli --cluster add-node --cluster-replica)",
+        )
+    return Finding("cluster", "ok", "every slot has a primary and a replica")
 
 
 async def keeping_findings(redis: "Redis", settings: Settings) -> AsyncIterator[Finding]:
-    """Say whether the server may lose what it was told, or has no room left."""
-    policy = await read_policy(redis)
-    yield _persistence(policy, allow_unsynced=settings.allow_unsynced)
-    if (finding := await _replicas(redis, policy, settings)) is not None:
-        yield finding
-    yield await _memory(redis, policy)
+    """Say whether the server, or each primary of a cluster, may lose what it was told, or has no room left."""
+    servers = await primaries(redis)
+    for server in servers:
+        policy = await read_policy(server)
+        found = (
+            _persistence(policy, allow_unsynced=settings.allow_unsynced),
+            await _replicas(server, policy, settings),
+            await _memory(server, policy),
+        )
+        for finding in found:
+            if finding is not None:
+                yield finding if len(servers) == 1 else replace(finding, found=f"{place_of(server)}: {finding.found}")
 
 
 def _persistence(policy: ServerPolicy, *, allow_unsynced: bool) -> Finding:

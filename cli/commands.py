@@ -46,6 +46,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     "sql": Entry("sql:sql", "Ask the projection a question in SQL.", logs=False),
     "report": Entry("report:report", "Show the spend report in the browser, or write it to one file."),
     "doctor": Entry("doctor:doctor", "Check settings, Redis, DuckDB, prices and provider."),
+    "partitions": Entry("partitions:partitions", "Show where each partition is, its rate, lag and size.", logs=False),
     "reconcile": Entry("reconcile:reconcile", "Ask the provider what uncertain charges really were."),
     "verify": Entry("verify:verify", "Prove that the ledger is whole and that no cap was passed."),
     "recover": Entry("recover:recover", "Put a ledger in order that went back in time."),

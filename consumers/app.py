@@ -11,12 +11,14 @@ from typing import Any, Final, cast
 
 from faststream import AckPolicy, FastStream
 from faststream.redis import RedisBroker, StreamSub
+from faststream.redis.configs.state import RedisConnectionState
 from faststream.redis.message import FAKE_CONSUMER, RedisBatchStreamMessage
 
 from tollbook.consumers.messages import Delivery, trace_of
 from tollbook.consumers.worker import Worker
 from tollbook.ledger.keys import GROUP
-from tollbook.ledger.server.connection import connection_class, server_url
+from tollbook.ledger.server.address import each_server
+from tollbook.ledger.server.connection import connect, connection_class, server_url
 
 # Entries are read only as fast as slots get free. In a batch, FastStream's own work is done once for all of them.
 _BATCH: Final = 16
@@ -32,6 +34,34 @@ def _says_what_is_true(record: logging.LogRecord) -> bool:
         record.msg, record.args, record.exc_info = "a consumer group is gone, and is made anew", (), None
         record.levelno, record.levelname = logging.WARNING, "WARNING"
     return True
+
+
+class _OwnConnection(RedisConnectionState):
+    """A connection to a cluster over Tollbook's own client.
+
+    FastStream's `RedisClusterBroker` (0.7.8, read in November 2026) brings redis-py's client of clusters, with a socket
+    time-out and commands that are sent again.
+    """
+
+    __slots__ = ("_redis_url",)
+
+    def __init__(self, redis_url: str) -> None:
+        super().__init__()
+        self._redis_url = redis_url
+
+    async def connect(self) -> Any:
+        self._client = connect(self._redis_url)
+        self._connected = True
+        return self._client
+
+
+class _ClusterBroker(RedisBroker):
+    def __init__(self, url: str, **options: Any) -> None:
+        self._redis_url = url
+        super().__init__(each_server(url)[0], **options)
+
+    def _make_connection_state(self, *_: Any, **__: Any) -> _OwnConnection:
+        return _OwnConnection(self._redis_url)
 
 
 class TaskApp(FastStream):
@@ -53,6 +83,7 @@ def build_app(
     *,
     middlewares: Sequence[Any] = (),
     reads_traces: bool = False,
+    is_cluster: bool = False,
 ) -> TaskApp:
     """Return the app that feeds `worker`; its consumer groups must exist already, made at 0.
 
@@ -61,7 +92,7 @@ def build_app(
     _log.addFilter(_says_what_is_true)  # Once, however often it is added.
     # Without a socket time-out, for the reason that ledger/server/connection.py gives. Its connections leave a server
     # that was demoted: reading from a group writes, and FastStream would try the same one again for ever.
-    broker = RedisBroker(
+    broker = (_ClusterBroker if is_cluster else RedisBroker)(
         server_url(redis_url),
         apply_types=False,
         logger=_log,

@@ -144,7 +144,7 @@ class DeadLetters:
             if "Function not found" not in str(exc):
                 raise
             # The server was emptied or replaced. Where all tasks are malformed, no call would load the library.
-            await self._pipeline.execute("FUNCTION", "LOAD", "REPLACE", library_code())
+            await self._pipeline.execute_on_primaries("FUNCTION", "LOAD", "REPLACE", library_code())
             letter_id, dropped = await self._pipeline.execute(*command)
         self._dropped += dropped
         self.flush()

@@ -6,7 +6,7 @@ its background tasks ends, which is a fault, the worker stops.
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
@@ -29,6 +29,7 @@ from tollbook.inference.stated_policy import concurrency_of
 from tollbook.inference.task_deltas import DeltaStream
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.probe import check_permissions
+from tollbook.ledger.server.servers import cluster_of
 from tollbook.ledger.stream_owners import own_streams
 
 _RECONNECT_S: Final = 0.5
@@ -132,6 +133,7 @@ async def serve_worker(
         await pause(stop, _RECONNECT_S)
         if stop.is_set():
             return
+    is_cluster = await cluster_of(runtime.handle.redis) is not None
     sweeper = Sweeper(
         runtime.ledger, runtime.ledger.gates, is_alive=claims.is_alive, ask_cost=runtime.lost_requests.cost
     )
@@ -145,12 +147,23 @@ async def serve_worker(
     for task in tasks.values():
         # They end only by a fault: a worker that renews no claims must not go on.
         task.add_done_callback(lambda _: stop.set())
+
+    def build(streams: Sequence[str]) -> TaskApp:
+        return build_app(
+            redis_url,
+            worker,
+            streams,
+            middlewares=observer.middlewares,
+            reads_traces=observer.reads_traces,
+            is_cluster=is_cluster,
+        )
+
     _log.info("worker.started", worker=worker.name, streams=claims.streams)
     try:
         with observer.working(worker, tasks):
             while not stop.is_set():
                 if not await _prepare_streams(runtime, worker, warning) or not await _feed(
-                    worker, stop, redis_url, observer, following.added, warning
+                    worker, stop, build, following.added, warning
                 ):
                     await pause(stop, _RECONNECT_S)
             _log.info("worker.stopping", worker=worker.name, in_flight=worker.in_flight)
@@ -212,8 +225,7 @@ async def _prepare_streams(
 async def _feed(
     worker: Worker,
     stop: asyncio.Event,
-    redis_url: str,
-    observer: ServiceObserver,
+    build: Callable[[Sequence[str]], TaskApp],
     added: asyncio.Event,
     warning: ThrottledWarning,
 ) -> bool:
@@ -226,13 +238,7 @@ async def _feed(
         while not (stop.is_set() or any(app.ended.is_set() for app in apps)):
             added.clear()
             streams = [stream for stream in worker.claims.streams if stream not in read]
-            app = build_app(
-                redis_url,
-                worker,
-                streams,
-                middlewares=observer.middlewares,
-                reads_traces=observer.reads_traces,
-            )
+            app = build(streams)
             await app.start()
             apps.append(app)
             read.update(streams)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.logs import LazyLogger
-from tollbook.ledger.server.connection import as_map, time_ms
+from tollbook.ledger.server.connection import as_map
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.refusals import translating_redis_errors
 from tollbook.schemas.events import KeyCreated, KeyRevoked
@@ -150,7 +150,7 @@ class ApiKeys:
 
     async def now_ms(self) -> int:
         """Return the time by the clock of Redis, in milliseconds since the epoch."""
-        return time_ms(await self._pipeline.execute("TIME"))
+        return await self._pipeline.now_ms(self._name)
 
     async def _read(self, digest: str) -> _Kept | None:
         begun_s = self._monotonic()

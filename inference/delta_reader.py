@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from tollbook.inference.errors import ResultTimeout
 from tollbook.inference.task_deltas import TaskUpdate, read_entry
 from tollbook.ledger.results import Results
+from tollbook.ledger.server.servers import cluster_of
 
 _LOOK_AGAIN_MS: Final = 1_000
 """A task may have no stream, or end without saying so in it: the result is looked for this often."""
@@ -47,10 +48,28 @@ async def read_along(
 async def _next_entries(redis: Redis, places: dict[str, bytes], *, waits: bool) -> list[dict[bytes, bytes]]:
     """Return the entries that follow, and go on behind them; where there are none, wait a little."""
     block = {"block": _LOOK_AGAIN_MS} if waits else {}
-    found: Any = await redis.xread(cast("Any", places), count=_MAX_ENTRIES, **block)
     entries: list[dict[bytes, bytes]] = []
-    for key, listed in found or ():
+    for key, listed in await _read(redis, places, block):
         for entry_id, fields in listed:
             places[key.decode()] = entry_id
             entries.append(fields)
     return entries
+
+
+async def _read(redis: Redis, places: dict[str, bytes], block: dict[str, int]) -> list[Any]:
+    async def read(some: dict[str, bytes]) -> list[Any]:
+        return list(await redis.xread(cast("Any", some), count=_MAX_ENTRIES, **block) or ())
+
+    if len(places) == 1 or await cluster_of(redis) is None:
+        return await read(places)
+    # The streams are at several nodes, and the task is in one of them: the first that has entries is the one.
+    reads = [asyncio.create_task(read({key: after})) for key, after in places.items()]
+    try:
+        for each in asyncio.as_completed(reads):
+            if found := await each:
+                return found
+        return []
+    finally:
+        for each in reads:
+            each.cancel()
+        await asyncio.gather(*reads, return_exceptions=True)

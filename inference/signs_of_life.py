@@ -24,7 +24,7 @@ from tollbook.inference.settings import Settings
 from tollbook.inference.stated_policy import policy_path
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.keys import processes
-from tollbook.ledger.server.connection import as_map, time_ms
+from tollbook.ledger.server.connection import as_map
 from tollbook.ledger.server.pipeline import CommandPipeline
 
 RENEWED_S: Final = 10.0
@@ -145,8 +145,8 @@ async def read_signs(pipeline: CommandPipeline, namespace: str) -> list[Sign]:
 
 
 async def _all(pipeline: CommandPipeline, key: str) -> tuple[dict[str, dict[str, Any]], int]:
-    found, time = await asyncio.gather(pipeline.execute("HGETALL", key), pipeline.execute("TIME"))
-    return {name.decode(): json.loads(value) for name, value in as_map(found).items()}, time_ms(time)
+    found, now_ms = await asyncio.gather(pipeline.execute("HGETALL", key), pipeline.now_ms(key))
+    return {name.decode(): json.loads(value) for name, value in as_map(found).items()}, now_ms
 
 
 def _digest(value: object) -> str:

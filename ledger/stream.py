@@ -15,12 +15,13 @@ from typing import Any, Final, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.exceptions import MovedError, RedisError
 
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.connection import time_ms
+from tollbook.ledger.server.servers import note_problem, server_of
 from tollbook.schemas.events import ENVELOPE_FIELDS, EVENT_VERSION
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 from tollbook.schemas.money import MAX_NANOUSD
@@ -82,6 +83,7 @@ class StreamReader:
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
+        self._pool: ConnectionPool = redis.connection_pool
         self._connection: AbstractConnection | None = None
 
     @property
@@ -116,20 +118,33 @@ class StreamReader:
         if connection is not None:
             # Disconnected, since a reply may still be on its way.
             await connection.disconnect(nowait=True)
-            await self._redis.connection_pool.release(connection)
+            await self._pool.release(connection)
 
     async def _ask(self, block_ms: int, *command: str | int) -> Any:
         try:
+            return await self._ask_once(block_ms, *command)
+        except MovedError:
+            # The partition is at another node now, of which the client has taken note.
+            return await self._ask_once(block_ms, *command)
+
+    async def _ask_once(self, block_ms: int, *command: str | int) -> Any:
+        try:
             if self._connection is None:
-                self._connection = await self._redis.connection_pool.get_connection()
+                self._pool = (await server_of(self._redis, self._keys.ledger)).connection_pool
+                self._connection = await self._pool.get_connection()
             await self._connection.send_command(*command)
             # A time-out around the reading: with one of redis-py's own (8.1) it returns None and keeps the connection,
             # whose next command then gets the late reply of this one.
             async with asyncio.timeout(_TIMEOUT_S + block_ms / 1000):
                 # Not through Redis.execute_command, which would build a dict for every entry.
                 return cast("Any", await self._connection.read_response(disable_decoding=True, timeout=math.inf))
+        except MovedError as exc:
+            await self.aclose()
+            note_problem(self._redis, exc)
+            raise
         except (RedisError, OSError) as exc:
             await self.aclose()
+            note_problem(self._redis, exc)
             raise LedgerUnavailable(f"the ledger cannot be read ({type(exc).__name__}: {exc})") from exc
         except BaseException:
             await self.aclose()

@@ -29,6 +29,7 @@ from tollbook.consumers.worker import Worker
 from tollbook.inference.settings import Settings
 from tollbook.ledger.keys import Keys, dead_letters
 from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.servers import server_of
 from tollbook.observability.process import observe_process
 from tollbook.observability.tracing import Tracing
 from tollbook.schemas.identifiers import EntryId
@@ -97,7 +98,7 @@ class RunningSystem:
 
     async def publish(self, stream: str, tasks: Iterable[Fields]) -> list[str]:
         """Append tasks in one round trip; return the entries' ids."""
-        pipe = self.redis.pipeline(transaction=False)
+        pipe = (await server_of(self.redis, stream)).pipeline(transaction=False)
         for task in tasks:
             pipe.xadd(stream, dict(task))  # pyright: ignore[reportArgumentType]
         return [entry_id.decode() for entry_id in await pipe.execute()]

@@ -18,9 +18,11 @@ from tollbook.audit.verification.api_keys import KeyValue, changed_keys
 from tollbook.audit.verification.findings import MAX_SHOWN_PER_RULE, Findings, Kind
 from tollbook.audit.verification.refold import Refold
 from tollbook.audit.verification.stream import StreamEnd
+from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.call_record import CallRecord, parse_call_record
 from tollbook.ledger.gate.policies import POLICY_FIELDS, StoredPolicy, is_same_payload
 from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.servers import primaries, read_together, server_of
 from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.identifiers import EntryId, budget_name, describe_budget
 from tollbook.schemas.money import format_usd
@@ -196,7 +198,8 @@ async def _values(
     pattern = _escaped(prefix) + "*"
     name, *arguments = command
     page, seen = list[str](), set[str]()
-    async for key in cast("Any", redis).scan_iter(match=pattern, count=_PAGE):
+    server: Any = await server_of(redis, prefix)
+    async for key in server.scan_iter(match=pattern, count=_PAGE):
         text = _text(key)
         if text not in seen:
             seen.add(text)
@@ -207,6 +210,9 @@ async def _values(
             page = []
     async for pair in _page(redis, page, len(prefix), unreadable, str(name), arguments):
         yield pair
+    await primaries(redis)  # It is asked anew where they are.
+    if await server_of(redis, prefix) is not server:
+        raise LedgerUnavailable("a partition moved to another node while it was read: run this again")
 
 
 async def _page(
@@ -217,10 +223,9 @@ async def _page(
     name: str,
     arguments: Sequence[Any],
 ) -> AsyncGenerator[tuple[str, Any]]:
-    pipe = redis.pipeline(transaction=False)
-    for key in keys:
-        pipe.execute_command(name, key, *arguments)  # pyright: ignore[reportUnknownMemberType]
-    for key, value in zip(keys, await pipe.execute(raise_on_error=False) if keys else [], strict=True):
+    commands = [(name, key, *arguments) for key in keys]
+    values = await read_together(redis, keys[0], commands, is_one_moment=False) if keys else []
+    for key, value in zip(keys, values, strict=True):
         if isinstance(value, ResponseError):
             unreadable.append((key, str(value)))
         elif isinstance(value, Exception):

@@ -15,6 +15,7 @@ from tollbook.audit.verification.chain import Chain, Events, check_order
 from tollbook.audit.verification.findings import Findings
 from tollbook.ledger.errors import LedgerReplaced
 from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.servers import read_together
 from tollbook.ledger.stream import Batch, StreamReader
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.upcasters import UnreadableEvent
@@ -45,7 +46,7 @@ async def stream_end(redis: Redis, keys: Keys, ledger_id: str) -> StreamEnd:
         ("XINFO", "STREAM", ledger),
         ("ZRANGE", keys.holds, 0, -1),
     ]
-    meta, length, newest, about, holds = await _ask(redis, commands, is_one_moment=True)
+    meta, length, newest, about, holds = await read_together(redis, ledger, commands, is_one_moment=True)
     found, removed, sealed_seq, sealed_chain = (_decoded(value) for value in meta)
     if found != ledger_id:
         raise LedgerReplaced(expected=ledger_id, found=found)
@@ -181,13 +182,6 @@ def check_open(open_holds: list[dict[str, Any]], end: StreamEnd, partition: int,
             findings.add("hold", problem, partition=partition, seq=hold["seq"], event_id=hold["id"])
     for call_id in sorted(end.open_calls - set(recorded)):  # audits G2
         findings.add("hold", f"the gate has an open hold of call {call_id}, the events have none", partition=partition)
-
-
-async def _ask(redis: Redis, commands: list[tuple[str | int, ...]], *, is_one_moment: bool) -> list[Any]:
-    pipe = redis.pipeline(transaction=is_one_moment)
-    for command in commands:
-        pipe.execute_command(*command)  # pyright: ignore[reportUnknownMemberType]
-    return await pipe.execute(raise_on_error=False)
 
 
 def _member(about: Any, name: str) -> Any:

@@ -6,7 +6,7 @@ Only reads. Events are compared by id and sequence number; the last event that b
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -14,6 +14,7 @@ from tollbook.ledger.archive.known_events import KnownEvents, Row
 from tollbook.ledger.errors import LedgerRefused, LedgerReplaced
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.servers import all_good, read_together
 from tollbook.schemas.events import WITHOUT_CALL
 from tollbook.schemas.identifiers import EntryId
 from tollbook.schemas.upcasters import payload_object
@@ -99,11 +100,13 @@ class LossSummary:
 
 async def find_loss(redis: Redis, keys: Keys, known: KnownEvents) -> Loss:
     """Compare one partition. Errors: LedgerReplaced; HistoryTrimmed; CopiesDiffer; ArchiveDamaged; RedisError."""
-    async with redis.pipeline(transaction=True) as pipeline:
-        pipeline.hmget(keys.meta, ["ledger_id", "removed", "removed_to", "recovering"])
-        pipeline.xlen(keys.ledger)
-        pipeline.xrevrange(keys.ledger, count=1)
-        (stored, removed, removed_to, unfinished), length, last = cast("Any", await pipeline.execute())
+    commands = (
+        ("HMGET", keys.meta, "ledger_id", "removed", "removed_to", "recovering"),
+        ("XLEN", keys.ledger),
+        ("XREVRANGE", keys.ledger, "+", "-", "COUNT", 1),
+    )
+    replies = await read_together(redis, keys.meta, commands, is_one_moment=True)
+    (stored, removed, removed_to, unfinished), length, last = all_good(replies)
     if _text(stored) != known.ledger_id:
         raise LedgerReplaced(expected=known.ledger_id, found=_text(stored))
     first, trimmed_to = int(removed or 0), EntryId.parse(_text(removed_to) or "0-0")

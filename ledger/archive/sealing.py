@@ -23,7 +23,6 @@ from tollbook.ledger.errors import LedgerRefused, LedgerReplaced, LedgerUnavaila
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.packaged import packaged_text
-from tollbook.ledger.server.connection import time_ms
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.events import SegmentSealed, payload_json
@@ -236,7 +235,7 @@ class Sealer:
         return int(removed or 0), int(await self._pipeline.execute("XLEN", self._keys.ledger))
 
     async def _now_ms(self) -> int:
-        return time_ms(await self._pipeline.execute("TIME"))
+        return await self._pipeline.now_ms(self._keys.meta)
 
     def _genesis(self) -> bytes:
         return chain.genesis(self._ledger_id, self._keys.partition)

@@ -36,7 +36,6 @@ from tollbook.ledger.gate.unbooked import (
     unbooked_charge,
 )
 from tollbook.ledger.keys import Keys
-from tollbook.ledger.server.connection import time_ms
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 
@@ -165,7 +164,7 @@ class Gate(CallSteps, PeopleCommands):
 
     async def now_ms(self) -> int:
         """Return the time by the Redis clock, in milliseconds since the epoch."""
-        return time_ms(await self._pipeline.execute("TIME"))
+        return await self._pipeline.now_ms(self.keys.meta)
 
     async def overdue(self, now_ms: int, *, skip: int = 0, count: int = 100) -> list[str]:
         """Return the call ids of open holds past their deadline, oldest first; `skip` of them, then up to `count`."""

@@ -57,9 +57,13 @@ WORKER_COMMANDS: Final = (
 """What a worker does beside that, on its task streams, when it drops old tasks and dead letters, and with deltas."""
 # By INFO and CONFIG GET a server shows how it keeps its data; without them Tollbook needs TOLLBOOK_ALLOW_UNSYNCED=1.
 # SELECT is for another database than 0. `tollbook verify` and `tollbook recover` look at one moment: MULTI, EXEC. WAIT
-# is for TOLLBOOK_MIN_REPLICAS, ROLE for Sentinels.
-_FURTHER_COMMANDS: Final = ("INFO", "CONFIG GET p", "SELECT 1", "MULTI", "EXEC", "ZRANGE K 0 1", "WAIT 0 1", "ROLE")
-_TWO_WORDS: Final = ("FUNCTION", "XGROUP", "XINFO", "CONFIG")
+# is for TOLLBOOK_MIN_REPLICAS, ROLE for Sentinels. CLUSTER SLOTS and ASKING are for a cluster, MEMORY USAGE is for
+# `tollbook partitions`.
+_FURTHER_COMMANDS: Final = (
+    "INFO", "CONFIG GET p", "SELECT 1", "MULTI", "EXEC", "ZRANGE K 0 1", "WAIT 0 1", "ROLE",
+    "CLUSTER SLOTS", "ASKING", "MEMORY USAGE K",
+)  # fmt: skip
+_TWO_WORDS: Final = ("FUNCTION", "XGROUP", "XINFO", "CONFIG", "CLUSTER", "MEMORY")
 
 
 async def check_takes_writes(pipeline: CommandPipeline, keys: Keys) -> None:
@@ -150,10 +154,11 @@ async def missing_permissions(
         *(f"channel {name}" for name in channels),
     ]
     try:
-        reply: list[bytes] = await pipeline.execute("FCALL", function("permissions"), 0, *wanted)
+        # Each server of a cluster has users of its own.
+        replies: list[list[bytes]] = await pipeline.execute_on_primaries("FCALL", function("permissions"), 0, *wanted)
     except ResponseError as exc:
         raise _meaning(exc, namespace) from exc
-    refused = {each.decode() for each in reply}
+    refused = {each.decode() for reply in replies for each in reply}
     # Of a command on a key that is refused anyway, nothing is known.
     unknown = {letter for letter, name in places.items() if not refused.isdisjoint((f"key {name}", f"channel {name}"))}
     return [

@@ -22,8 +22,9 @@ from tollbook.ledger.projection.fold import Folded
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.projection.traces import Doubted, ForgedEvent, Traces
 from tollbook.ledger.projection.watermark import Trim, Watermark
-from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, time_ms
+from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.server.servers import all_good, clock_ms, read_together
 from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 from tollbook.schemas.upcasters import UnreadableEvent
@@ -208,11 +209,15 @@ class Follower:
     async def _check_identity(self) -> None:
         """Refuse a ledger other than the one folded so far, or one that has lost or replaced events."""
         partition, position = self._keys.partition, self._position
-        async with asyncio.timeout(ANSWER_TIMEOUT_S), self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.hmget(self._keys.meta, ["ledger_id", "removed", "trimmed_to", *POLICY_FIELDS])
-            pipeline.xlen(self._keys.ledger)
-            pipeline.xrange(self._keys.ledger, min=str(position.entry), max=str(position.entry), count=1)
-            (stored_id, removed, trimmed_to, *policy), length, last_folded = cast("Any", await pipeline.execute())
+        entry, meta, ledger = str(position.entry), self._keys.meta, self._keys.ledger
+        commands = (
+            ("HMGET", meta, "ledger_id", "removed", "trimmed_to", *POLICY_FIELDS),
+            ("XLEN", ledger),
+            ("XRANGE", ledger, entry, entry, "COUNT", 1),
+        )
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            replies = await read_together(self._redis, meta, commands, is_one_moment=False)
+        (stored_id, removed, trimmed_to, *policy), length, last_folded = all_good(replies)
         if _text(stored_id or "") != self._store.ledger_id:  # G8
             raise LedgerReplaced(expected=self._store.ledger_id, found=_text(stored_id or ""))
         seq = length + int(removed or 0)
@@ -281,7 +286,7 @@ class Follower:
         """See that replicas have an event: what is folded must not be lost in a failover. Errors: LedgerUnavailable."""
         if self._pipeline is None or self._pipeline.replication is None:
             return
-        await self._pipeline.replicate()
+        await self._pipeline.replicate(self._keys.mark)
         # Between the reading and this, the primary may have been replaced by a replica that did not have it.
         if not await self._pipeline.execute("XRANGE", self._keys.ledger, str(entry), str(entry), "COUNT", 1):  # G5 G8
             raise LedgerUnavailable(f"event {entry} was read, and is no longer on the ledger: it is read again")
@@ -335,7 +340,7 @@ class Follower:
                 removed = await cast("Awaitable[Any]", redis.hget(keys.meta, "removed"))
                 behind = max(0, int(removed or 0) + await redis.xlen(keys.ledger) - self._position.seq)
                 oldest: Any = await redis.xrange(keys.ledger, min=f"({self._position.entry}", count=1)
-                now_ms = time_ms(await redis.time())  # pyright: ignore[reportUnknownMemberType]
+                now_ms = await clock_ms(redis, keys.meta)
         except (RedisError, OSError) as exc:
             raise LedgerUnavailable(f"the ledger cannot be read ({exc})") from exc
         if not oldest:

@@ -23,7 +23,7 @@ from tollbook.ledger.gate.policies import POLICY_FIELDS, StoredPolicy
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.projection.fold import statement
-from tollbook.ledger.server.connection import time_ms
+from tollbook.ledger.server.servers import clock_ms
 from tollbook.schemas.identifiers import EntryId, describe_budget
 from tollbook.schemas.money import format_usd
 
@@ -197,7 +197,7 @@ class Traces:
         """Check that refusals, plans and credits have their records. Errors: ForgedEvent."""
         if not expected.others:
             return
-        oldest_ms = time_ms(await self._redis.time()) - RECORD_KEPT_MS  # pyright: ignore[reportUnknownMemberType]
+        oldest_ms = await clock_ms(self._redis, self._keys.meta) - RECORD_KEPT_MS
         others = [other for other in expected.others if other.ms > oldest_ms]
         for start in range(0, len(others), _MAX_KEYS):
             page = others[start : start + _MAX_KEYS]

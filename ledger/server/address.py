@@ -13,7 +13,6 @@ from tollbook.ledger.server.sentinel_address import QUOTING, names_sentinels, re
 from tollbook.schemas.problems import unknown_name
 
 _SCHEMES: Final = ("redis", "rediss", "unix")
-_ASKING_FOR_MORE: Final = ("sentinel", "cluster")
 # redis-py takes any option of its own as a parameter. Some change how replies are read, or send a command again: they
 # would stop the workers or book a task twice. Only options of the connection are safe.
 PARAMETERS: Final = ("db", "username", "password", "client_name")
@@ -31,16 +30,35 @@ def check_address(url: str) -> str:
         check_address(read_sentinel_address(url).server_url)
         return url
     scheme = url.partition(":")[0].lower()
-    if any(word in scheme for word in _ASKING_FOR_MORE):
-        raise ValueError(
-            "must begin with redis:// for one primary, or with redis+sentinel://; clusters are not supported"
-        )
+    if "cluster" in scheme:
+        raise ValueError("a cluster is recognised by itself: write redis://HOST:PORT,HOST:PORT/0")
+    if "sentinel" in scheme:
+        raise ValueError("must name Sentinels as redis+sentinel://HOST:PORT,HOST:PORT/SERVICE")
+    for each in each_server(url):
+        _check_one(each)
+    return url
+
+
+def each_server(url: str) -> tuple[str, ...]:
+    """Return the address of each server that a URL names: several for a cluster, separated by commas."""
+    scheme, separator, rest = url.partition("://")
+    # Commas behind the host, and in a password before it, separate nothing.
+    network, slash, path = rest.partition("/")
+    if "?" in network:
+        network, mark, path = network.partition("?")
+        slash = mark
+    login, at, hosts = network.rpartition("@")
+    if scheme == "unix" or "," not in hosts:
+        return (url,)
+    return tuple(f"{scheme}{separator}{login}{at}{host}{slash}{path}" for host in hosts.split(","))
+
+
+def _check_one(url: str) -> None:
     parts = _split(url)
     if parts.scheme not in _SCHEMES or not url[len(parts.scheme) :].startswith("://"):
         raise ValueError("must begin with redis://, rediss://, unix:// or redis+sentinel://")
     _check_server(parts)
     _check_parameters(parts)
-    return url
 
 
 def database_of(url: str) -> int:
@@ -68,11 +86,6 @@ def _split(url: str) -> SplitResult:
         # Python's own message would quote the host, and a part of a password with it.
         raise ValueError("is not a URL; write an IPv6 address in brackets, redis://[::1]:6379/0") from None
     hosts = parts.netloc.rpartition("@")[2]
-    if "," in hosts:
-        raise ValueError(
-            "names several servers: for Sentinels write redis+sentinel://HOST:PORT,HOST:PORT/SERVICE; clusters are not "
-            "supported"
-        )
     try:
         port = parts.port
     except ValueError:

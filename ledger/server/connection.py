@@ -1,16 +1,22 @@
-"""The one way in which Tollbook makes a Redis client.
+"""The one way in which Tollbook makes a Redis client, for one server or for a cluster.
 
 Two features of redis-py (8.1, read in November 2026) are switched off, since each breaks a
 guarantee: it sends a command again after a lost connection, and under Python 3.11 its
 socket timeout (`asyncio.wait_for`) loses a cancellation that arrives while the command is
 sent, so that a loop which was told to stop goes on. Callers set timeouts of their own.
+
+On a cluster a command goes to the node that has its key (see cluster.py). Whatever sends commands in another way asks
+first in servers.py where to.
 """
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
+from urllib.parse import urlsplit, urlunsplit
 
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline, PubSub
 from redis.asyncio.connection import (
     AbstractConnection,
     Connection,
@@ -22,42 +28,162 @@ from redis.asyncio.connection import (
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ReadOnlyError, RedisError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from tollbook.ledger.errors import LedgerUnavailable
-from tollbook.ledger.server.address import check_address, hide_password
+from tollbook.ledger.server.address import check_address, database_of, each_server, hide_password
+from tollbook.ledger.server.cluster import Address, Cluster, ask_on
 from tollbook.ledger.server.sentinel_address import names_sentinels, read_sentinel_address
 from tollbook.ledger.server.sentinels import FollowsSentinels, Sentinels
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 30.0
+_Client = TypeVar("_Client", bound=Redis)
 
 
-def connect(redis_url: str) -> Redis:
+class ServerClient(Redis):
+    """A client of one server, or of a cluster: which of them it is, is asked with the first command.
+
+    `urls` are the addresses to begin with: several for a cluster. Errors of every command: those of redis-py;
+    LedgerUnavailable for a cluster that cannot be used.
+    """
+
+    urls: tuple[str, ...]
+    _cluster: Cluster | None = None
+    _is_known = False
+    _recognising: asyncio.Lock | None = None
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send a command, on a cluster to the node that has its key."""
+        cluster = self._cluster if self._is_known else await self.cluster()
+        if cluster is None:
+            return await self._execute_here(*args, **options)
+
+        async def send(address: Address, is_asking: bool) -> Any:
+            return await ask_on(cluster.client(address), args, options, is_asking=is_asking)
+
+        return await cluster.follow(args, send)
+
+    async def _execute_here(self, *args: Any, **options: Any) -> Any:
+        return await super().execute_command(*args, **options)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+    async def cluster(self) -> Cluster | None:
+        """Return the cluster behind the address; None for one server. Errors: RedisError; LedgerUnavailable."""
+        if self._is_known:
+            return self._cluster
+        if self._recognising is None:
+            self._recognising = asyncio.Lock()
+        async with self._recognising:
+            if not self._is_known:
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    self._cluster = await self._recognise()
+                self._is_known = True
+        return self._cluster
+
+    async def _recognise(self) -> Cluster | None:
+        if len(self.urls) > 1 or self.urls[0].startswith(("redis:", "rediss:")):
+            cluster = Cluster(self._open_node, [_address_of(url) for url in self.urls])
+        else:
+            cluster = None
+        try:
+            if len(self.urls) > 1 and cluster is not None:
+                await cluster.refresh()
+                reply = [True]
+            else:
+                reply = cast("list[Any]", await self._execute_here("CLUSTER", "SLOTS"))
+                if cluster is not None and reply:
+                    cluster.use(reply, _address_of(self.urls[0]))
+        except ResponseError:
+            # One server says that it is none of a cluster. Of a user who may not ask, too, one server is expected.
+            return None
+        except LedgerUnavailable as exc:
+            if isinstance(exc.__cause__, ResponseError):
+                raise LedgerUnavailable(
+                    f"{self._shown} names several servers that are no cluster: give the address of one primary"
+                ) from exc
+            raise
+        if not reply:
+            raise LedgerUnavailable(f"the cluster at {self._shown} has no slots: assign them (redis-cli --cluster fix)")
+        if cluster is None:
+            raise LedgerUnavailable(
+                f"{self._shown} is a node of a cluster, whose other nodes are not reached in this way: write "
+                "redis://HOST:PORT/0"
+            )
+        if database_of(self.urls[0]):
+            raise LedgerUnavailable(
+                f"{self._shown} is a cluster, which has database 0 alone: write redis://HOST:PORT/0"
+            )
+        return cluster
+
+    def _open_node(self, address: Address) -> Redis:
+        parts = urlsplit(self.urls[0])
+        login, at, _ = parts.netloc.rpartition("@")
+        return _open(Redis, urlunsplit(parts._replace(netloc=f"{login}{at}{address}")))
+
+    def note_problem(self, problem: Exception) -> None:
+        """Go by what a node has answered, or look where the slots are now."""
+        if self._cluster is not None:
+            self._cluster.note_problem(problem)
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        """Return a pipeline of redis-py's own, for one server; `read_together` and CommandPipeline are for both."""
+        assert self._cluster is None, "commands of several slots cannot go over one connection"
+        return super().pipeline(transaction, shard_hint)
+
+    def pubsub(self, **options: Any) -> PubSub:
+        """Return a subscription; on a cluster over any node, since each passes on what is published at another."""
+        if self._cluster is not None:
+            return self._cluster.next_client().pubsub(**options)  # pyright: ignore[reportUnknownMemberType]
+        return super().pubsub(**options)  # pyright: ignore[reportUnknownMemberType]
+
+    @property
+    def _shown(self) -> str:
+        return ", ".join(map(hide_password, self.urls))
+
+    async def leave(self) -> None:
+        """Close every connection. On a cluster, whose other nodes are right, only ask where the slots are now."""
+        if self._cluster is not None:
+            self._cluster.refresh_soon()
+        else:
+            await self.connection_pool.disconnect(inuse_connections=True)
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Close every client of a node, too."""
+        if self._cluster is not None:
+            await self._cluster.aclose()
+        await super().aclose(close_connection_pool)
+
+
+def connect(redis_url: str) -> ServerClient:
     """Return a client that never repeats a command by itself and can be cancelled at any moment.
 
     Errors: LedgerUnavailable for an address that cannot be used. Nothing is sent yet.
     """
+    try:
+        check_address(redis_url)
+        urls = (redis_url,) if names_sentinels(redis_url) else each_server(redis_url)
+        redis = _open(ServerClient, urls[0])
+        # What is wrong with the address is otherwise found by the first command, as a TypeError.
+        redis.connection_pool.make_connection()
+    except (TypeError, ValueError, RedisError) as exc:
+        raise LedgerUnavailable(f"{hide_password(redis_url)} cannot be used as REDIS_URL: {exc}") from exc
+    redis.urls = urls
+    return redis
+
+
+def _open(kind: type[_Client], url: str) -> _Client:
     options: dict[str, Any] = {
         "retry": Retry(NoBackoff(), 0),
         "socket_timeout": None,
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "health_check_interval": 0,
         # A Unix socket has no keep-alive, and redis-py refuses to be told of one.
-        **({} if redis_url.startswith("unix:") else {"socket_keepalive": True}),
+        **({} if url.startswith("unix:") else {"socket_keepalive": True}),
     }
-    try:
-        check_address(redis_url)
-        if names_sentinels(redis_url):
-            options |= {**parse_url(server_url(redis_url)), "connection_class": connection_class(redis_url)}
-            redis = Redis.from_pool(ConnectionPool(**options))
-        else:
-            redis = Redis.from_url(redis_url, **options)  # pyright: ignore[reportUnknownMemberType]
-        # What is wrong with the address is otherwise found by the first command, as a TypeError.
-        redis.connection_pool.make_connection()
-    except (TypeError, ValueError, RedisError) as exc:
-        raise LedgerUnavailable(f"{hide_password(redis_url)} cannot be used as REDIS_URL: {exc}") from exc
-    return redis
+    if names_sentinels(url):
+        options |= {**parse_url(server_url(url)), "connection_class": connection_class(url)}
+        return kind.from_pool(ConnectionPool(**options))
+    return cast("_Client", kind.from_url(url, **options))  # pyright: ignore[reportUnknownMemberType]
 
 
 async def leave_server(redis: Redis) -> None:
@@ -67,7 +193,10 @@ async def leave_server(redis: Redis) -> None:
     server. Who waits for a reply or an announcement gets a connection error.
     """
     with suppress(RedisError, OSError):
-        await redis.connection_pool.disconnect(inuse_connections=True)
+        if isinstance(redis, ServerClient):
+            await redis.leave()
+        else:
+            await redis.connection_pool.disconnect(inuse_connections=True)
 
 
 class _LeavesDemotedServer:
@@ -135,3 +264,8 @@ def time_ms(reply: Sequence[bytes | int]) -> int:
     """Return the reply of TIME in milliseconds since the epoch."""
     seconds, microseconds = reply
     return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def _address_of(url: str) -> Address:
+    parts = urlsplit(url)
+    return Address(parts.hostname or "localhost", parts.port or 6379)

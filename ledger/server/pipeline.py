@@ -1,4 +1,4 @@
-"""Commands of many tasks over one connection, sent in batches.
+"""Commands of many tasks over one connection, or one a node of a cluster, sent in batches.
 
 While one batch is on its way, new commands gather for the next: a worker with a hundred
 concurrent calls makes few round trips, and a server that syncs its log on every write
@@ -14,19 +14,28 @@ from typing import Any, Final, cast
 import hiredis
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import BusyLoadingError, DataError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    DataError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tollbook.ledger.errors import LedgerUnavailable
-from tollbook.ledger.server.connection import leave_server
+from tollbook.ledger.server.connection import leave_server, time_ms
+from tollbook.ledger.server.node_pipelines import NodePipelines
 from tollbook.ledger.server.refusals import cannot_serve, unavailable
 from tollbook.ledger.server.replication import Replication
-
-Argument = str | bytes | int
+from tollbook.ledger.server.servers import cluster_of
+from tollbook.ledger.server.slots import Argument
 
 # Redis answers these while it starts or cannot write: nothing was done, and a retry may succeed.
-_TEMPORARY: Final = ("LOADING", "BUSY ", "MISCONF", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS")
+_TEMPORARY: Final = ("LOADING", "BUSY ", "MISCONF", "NOREPLICAS")
 _MAX_BATCH: Final = 512
 # Takes a tenth of the time of redis-py's own packing. The stub of hiredis 3.5 asks for a tuple of one element.
 pack_command: Final = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)
@@ -34,10 +43,11 @@ pack_command: Final = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pa
 
 
 class CommandPipeline:
-    """One connection's batches. `batches` and `commands` count what was sent.
+    """One connection's batches; on a cluster those of one connection a node, which is found out when it is first used.
 
-    `replication`: what is waited for after a batch that may have written; None for nothing. `unconfirmed`: why the last
-    one of those is not confirmed, or None.
+    `batches` and `commands` count what was sent.
+
+    `replication`: what is waited for after a batch that may have written; None for nothing.
 
     Errors of `execute`: LedgerUnavailable (outcome unknown); RedisCannotServe, which is one (nothing was done);
     TooFewReplicas, which is one; redis.exceptions.ResponseError for what the server refuses; DataError for what cannot
@@ -45,11 +55,12 @@ class CommandPipeline:
     """
 
     def __init__(self, redis: Redis, *, timeout_s: float = 30.0, replication: Replication | None = None) -> None:
-        self.batches = 0
-        self.commands = 0
         self.replication = replication
-        self.unconfirmed: LedgerUnavailable | None = None
+        self._unconfirmed: LedgerUnavailable | None = None
+        self._batches = 0
+        self._commands = 0
         self._redis = redis
+        self._nodes: NodePipelines | None = None
         self._timeout_s = timeout_s
         self._limit: asyncio.Timeout | None = None
         self._ends_at: float | None = None
@@ -61,18 +72,61 @@ class CommandPipeline:
 
     async def execute(self, *command: Argument) -> Any:
         """Send one command and return the reply: bytes, int, list or None."""
+        if self._nodes is not None:
+            return await self._nodes.execute(command)
+        return await self.enqueue(*command)
+
+    def enqueue(self, *command: Argument) -> asyncio.Future[Any]:
+        """Put one command into the next batch; commands stay in their order. Errors: LedgerUnavailable once closed."""
         if self._is_closed:
             raise LedgerUnavailable("the connection to Redis is closed")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._queue.append((command, future))
         if self._flusher is None or self._flusher.done():
             self._flusher = asyncio.create_task(self._flush())
-        return await future
+        return future
 
-    async def replicate(self) -> None:
-        """Wait until replicas have all that the server has by now, whoever wrote it, where any are waited for."""
-        if self.replication is not None and self.replication.mark is not None:
-            await self.execute("SET", self.replication.mark, "")
+    async def execute_on_primaries(self, *command: Argument) -> list[Any]:
+        """Send a command without key to every server that takes writes, and return their replies."""
+        if (nodes := await self._find_nodes()) is not None:
+            return await nodes.execute_on_primaries(command)
+        return [await self.execute(*command)]
+
+    async def now_ms(self, key: str) -> int:
+        """Return the time in milliseconds since the epoch, by the clock of the server that has a key."""
+        if (nodes := await self._find_nodes()) is not None:
+            return time_ms(await nodes.execute(("TIME",), at=key))
+        return time_ms(await self.execute("TIME"))
+
+    @property
+    def batches(self) -> int:
+        """How many batches were sent."""
+        return self._batches + (0 if self._nodes is None else self._nodes.batches)
+
+    @property
+    def commands(self) -> int:
+        """How many commands were sent."""
+        return self._commands + (0 if self._nodes is None else self._nodes.commands)
+
+    @property
+    def unconfirmed(self) -> LedgerUnavailable | None:
+        """Why the last batch that may have written is not confirmed by replicas; None where it is, or none are asked.
+
+        On a cluster, that of any primary.
+        """
+        return self._unconfirmed if self._nodes is None else self._nodes.unconfirmed
+
+    async def replicate(self, mark: str | None = None) -> None:
+        """Wait until replicas have all that the server has by now, whoever wrote it, where any are waited for.
+
+        On a cluster, all that the server has that has the key `mark`; without it, what this process has written.
+        """
+        if self.replication is None or self.replication.mark is None:
+            return
+        if mark is None and (nodes := await self._find_nodes()) is not None:
+            await nodes.execute_on_primaries(self.replication.wait())
+        else:
+            await self.execute("SET", mark or self.replication.mark, "")
 
     def end_within(self, seconds: float) -> None:
         """From so many seconds on, wait for no answer any more: what stops must end whatever Redis does."""
@@ -80,6 +134,8 @@ class CommandPipeline:
         if self._limit is not None:
             before = self._limit.when()
             self._limit.reschedule(self._ends_at if before is None else min(before, self._ends_at))
+        if self._nodes is not None:
+            self._nodes.end_within(seconds)
 
     @property
     def remaining_s(self) -> float:
@@ -91,21 +147,25 @@ class CommandPipeline:
         self._is_closed = True
         if self._flusher is not None:
             await asyncio.gather(self._flusher, return_exceptions=True)
+        if self._nodes is not None:
+            await self._nodes.aclose()
         await self._drop_connection()
 
     async def _flush(self) -> None:
         while self._queue:
             batch, self._queue = self._queue[:_MAX_BATCH], self._queue[_MAX_BATCH:]
-            self.batches += 1
-            self.commands += len(batch)
+            self._batches += 1
+            self._commands += len(batch)
             try:
                 async with asyncio.timeout(self._answer_timeout_s()) as self._limit:
                     replies = await self._exchange([command for command, _ in batch])
             except Exception as exc:  # noqa: BLE001 - a fault of the client, too, must reach those who wait for replies.
                 self._limit = None
                 await self._drop_connection()
-                problem = unavailable(exc if str(exc) else TimeoutError(f"not within {self._timeout_s:g} s"))
-                problem.__cause__ = exc
+                problem = exc
+                if not isinstance(exc, LedgerUnavailable):
+                    problem = unavailable(exc if str(exc) else TimeoutError(f"not within {self._timeout_s:g} s"))
+                    problem.__cause__ = exc
                 replies = cast("list[Any]", [problem] * len(batch))
             except BaseException:
                 self._limit = None
@@ -133,12 +193,16 @@ class CommandPipeline:
     async def _exchange(self, commands: list[Sequence[Argument]]) -> list[Any]:
         connection = self._connection
         if connection is None:
+            if (nodes := await self._find_nodes()) is not None:
+                # What gathered until it was known to be a cluster.
+                self._batches, self._commands = self._batches - 1, self._commands - len(commands)
+                return await asyncio.gather(*map(nodes.execute, commands), return_exceptions=True)
             connection = self._connection = await self._redis.connection_pool.get_connection()
         packed: list[bytes] = []
         refused: dict[int, DataError] = {}
         confirmation: list[Sequence[Argument]] = []
         if self.replication is not None and self.replication.needed_after(commands):
-            confirmation = self.replication.confirmation(within_s=self._answer_timeout_s() / 2)
+            confirmation = self.replication.confirmation(commands, within_s=self._answer_timeout_s() / 2)
         for index, command in enumerate([*commands, *confirmation]):
             try:
                 packed.append(pack_command(tuple(command)))
@@ -148,10 +212,26 @@ class CommandPipeline:
         replies = [refused.get(index) or await self._read(connection) for index in range(len(commands))]
         if self.replication is not None and confirmation:
             replied = [await self._read(connection) for _ in confirmation]
-            self.unconfirmed = problem = self.replication.problem_of(replied)
+            self._unconfirmed = problem = self.replication.problem_of(replied)
             if problem is not None:  # G1 G3
                 replies = [reply if isinstance(reply, BaseException) else problem for reply in replies]
         return replies
+
+    async def _find_nodes(self) -> NodePipelines | None:
+        if self._nodes is None:
+            try:
+                cluster = await cluster_of(self._redis)
+            except (RedisError, OSError) as exc:
+                raise unavailable(exc) from exc
+            if cluster is not None and self._nodes is None:
+                self._nodes = NodePipelines(cluster, self._open_node)
+        return self._nodes
+
+    def _open_node(self, client: Redis) -> "CommandPipeline":
+        replication = None if self.replication is None else self.replication.of_node()
+        node = CommandPipeline(client, timeout_s=self._timeout_s, replication=replication)
+        node._ends_at = self._ends_at
+        return node
 
     async def _read(self, connection: AbstractConnection) -> Any:
         try:
@@ -180,4 +260,4 @@ def _refused(exc: RedisError) -> LedgerUnavailable:
 
 def _is_temporary(exc: ResponseError) -> bool:
     # redis-py removes the code from the text of errors that it has a class for.
-    return isinstance(exc, ReadOnlyError | OutOfMemoryError) or str(exc).startswith(_TEMPORARY)
+    return isinstance(exc, ReadOnlyError | OutOfMemoryError | ClusterDownError) or str(exc).startswith(_TEMPORARY)

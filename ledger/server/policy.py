@@ -7,7 +7,7 @@ one that is full or a replica refuses writes. Each of these stops new calls befo
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -17,6 +17,7 @@ from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable, TooFewRepli
 from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, leave_server
 from tollbook.ledger.server.pipeline import CommandPipeline
+from tollbook.ledger.server.servers import place_of, primaries
 
 WATCH_INTERVAL_S: Final = 10.0
 _MEMORY_LIMIT: Final = 0.9
@@ -43,6 +44,8 @@ class ServerPolicy:
     role: str | None = None
     replicas: int | None = None
     """Those that are linked and have answered lately."""
+    server: str = "the Redis server"
+    """How it is called; on a cluster with its address."""
 
     @property
     def is_synced(self) -> bool:
@@ -54,15 +57,22 @@ class ServerPolicy:
         """Whether calls stop, so that what is open can still be settled."""
         return bool(self.memory_limit_bytes) and self.used_memory_bytes >= _MEMORY_LIMIT * self.memory_limit_bytes
 
+    @property
+    def danger(self) -> tuple[bool, bool, float]:
+        """How far it is from being trusted, to be compared."""
+        limit = self.memory_limit_bytes
+        is_refused = self.refusal(allow_unsynced=True) is not None
+        return is_refused, not self.is_synced, self.used_memory_bytes / limit if limit else 0.0
+
     def refusal(self, *, allow_unsynced: bool) -> str | None:
         """Return why no call may be made on this server and what to do, or None where calls may be made."""
         if self.role == "slave":
-            return "the Redis server is a replica and takes no writes: connect to its primary"
+            return f"{self.server} is a replica and takes no writes: connect to its primary"
         if self.eviction is not None and self.eviction != "noeviction":
-            return f"the Redis server may evict keys: set its maxmemory-policy, now {self.eviction}, to noeviction"
+            return f"{self.server} may evict keys: set its maxmemory-policy, now {self.eviction}, to noeviction"
         if self.is_nearly_full:
             return (
-                f"the Redis server is nearly full ({self.used_memory_bytes:,} of {self.memory_limit_bytes:,} bytes): "
+                f"{self.server} is nearly full ({self.used_memory_bytes:,} of {self.memory_limit_bytes:,} bytes): "
                 "raise maxmemory, or lower TOLLBOOK_STREAM_KEEP_EVENTS"
             )
         if not self.is_synced and not allow_unsynced:
@@ -73,33 +83,43 @@ class ServerPolicy:
         """Return why a crash of the server can lose holds and charges, and what to set."""
         if self.has_append_only_file is None or (self.has_append_only_file and self.fsync is None):
             return (
-                "the Redis server does not say whether it syncs its writes: allow this user INFO and CONFIG GET, "
+                f"{self.server} does not say whether it syncs its writes: allow this user INFO and CONFIG GET, "
                 "see that appendonly is yes and appendfsync always"
             )
         if not self.has_append_only_file:
             return (
-                "the Redis server keeps no append-only file, so a crash loses the ledger: "
+                f"{self.server} keeps no append-only file, so a crash loses the ledger: "
                 "set appendonly yes and appendfsync always"
             )
         if self.fsync == "always":
             return (
-                "the Redis server does not sync its writes while it rewrites its append-only file, so a crash then "
+                f"{self.server} does not sync its writes while it rewrites its append-only file, so a crash then "
                 "loses them: set no-appendfsync-on-rewrite, now yes, to no"
             )
-        return f"a crash of the Redis server loses its last writes: set appendfsync, now {self.fsync}, to always"
+        return f"a crash of {self.server} loses its last writes: set appendfsync, now {self.fsync}, to always"
 
 
 async def read_policy(redis: Redis) -> ServerPolicy:
-    """Ask a server what it is. Errors: RedisError or OSError where it does not answer."""
+    """Ask a server what it is; of a cluster, return the primary that is trusted least.
+
+    Errors: RedisError, OSError or LedgerUnavailable where one does not answer.
+    """
     async with asyncio.timeout(ANSWER_TIMEOUT_S):
-        try:
-            info: dict[str, Any] = await redis.info()  # pyright: ignore[reportUnknownMemberType]
-        except ResponseError:
-            info = {}
-        try:
-            config: Any = await redis.config_get("*appendfsync*")  # pyright: ignore[reportUnknownMemberType]
-        except ResponseError:
-            config = dict[str, str]()
+        servers = await primaries(redis)
+        found = [await _read_one(server) for server in servers]
+    policy, server = max(zip(found, servers, strict=True), key=lambda each: each[0].danger)
+    return policy if server is redis else replace(policy, server=f"the Redis server at {place_of(server)}")
+
+
+async def _read_one(redis: Redis) -> ServerPolicy:
+    try:
+        info: dict[str, Any] = await redis.info()  # pyright: ignore[reportUnknownMemberType]
+    except ResponseError:
+        info = {}
+    try:
+        config: Any = await redis.config_get("*appendfsync*")  # pyright: ignore[reportUnknownMemberType]
+    except ResponseError:
+        config = dict[str, str]()
     return ServerPolicy(
         eviction=info.get("maxmemory_policy"),
         used_memory_bytes=int(info.get("used_memory", 0)),
@@ -130,7 +150,7 @@ async def check_policy(redis: Redis, *, allow_unsynced: bool) -> None:
     """Look at a server once. Errors: ServerUnsafe; LedgerUnavailable where it does not answer."""
     try:
         policy = await read_policy(redis)
-    except (RedisError, OSError, TimeoutError) as exc:
+    except (LedgerUnavailable, RedisError, OSError, TimeoutError) as exc:
         raise LedgerUnavailable("the Redis server did not answer when asked whether it keeps its data") from exc
     refusal = policy.refusal(allow_unsynced=allow_unsynced)
     if refusal is not None:
@@ -174,7 +194,7 @@ class ServerWatch:
         await self._look_for_replicas()
         try:
             self.policy = await read_policy(self._redis)
-        except (RedisError, OSError, TimeoutError) as exc:
+        except (LedgerUnavailable, RedisError, OSError, TimeoutError) as exc:
             _log.debug("server.not_asked", problem=str(exc))
             return
         if self.policy.role == "slave":

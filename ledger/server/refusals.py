@@ -44,8 +44,16 @@ _MEANINGS: Final[tuple[tuple[str, str], ...]] = (
     (r"timeout connecting|timed out|not within", "no answer in time: check the address, the network and the server"),
     (r"wrong_version_number|record layer failure", "it does not speak TLS: use redis:// instead of rediss://"),
     (r"certificate", "its TLS certificate is not trusted: name the authority with ?ssl_ca_certs=FILE in REDIS_URL"),
-    (r"db index is out of range|invalid db index|select is not allowed", "it has no such database: correct REDIS_URL"),
+    (
+        r"db index is out of range|invalid db index|select is not allowed",
+        "it has no such database (a cluster has 0 alone): correct REDIS_URL",
+    ),
     (r"protocol error|invalidresponse", "what answers there is not Redis: correct REDIS_URL"),
+    (
+        r"^movederror",
+        "it is a node of a cluster, and this user may not ask where keys are: allow CLUSTER SLOTS with ACL SETUSER",
+    ),
+    (r"the cluster is down|hash slot not served", "its cluster is down: start the nodes that are missing"),
     (r"loading the dataset", "it is loading its data: try again in a moment"),
     (r"maxmemory|oom command", "its memory is used up: raise maxmemory"),
     (r"read only replica|readonly", "it is a read-only replica: set REDIS_URL to the primary"),

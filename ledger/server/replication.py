@@ -7,12 +7,14 @@ finds its call writes nothing, and without the mark WAIT would not cover what th
 connection. A replica has writes in their order, so one that has the mark has whatever was there before it.
 """
 
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
 
 from tollbook.ledger.errors import LedgerUnavailable, TooFewReplicas
 from tollbook.ledger.server.refusals import unavailable
+from tollbook.ledger.server.slots import Command, key_of
 
 WAIT_S: Final = 1.0
 """How long replicas are waited for. One that needs longer is as good as none: callers repeat by call id."""
@@ -25,8 +27,8 @@ _READS: Final = frozenset(
         "XINFO", "XPENDING",
     }
 )  # fmt: skip
-
-Command = Sequence[str | bytes | int]
+# How the keys of a partition begin; see ledger/keys.py.
+_PARTITION: Final = re.compile(r"\{[^{}]+:\d+\}:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +36,41 @@ class Replication:
     """How many replicas must have a write, at least one; `is_on_disk`: synced to their disks, too.
 
     `mark` is the key that is written before each wait; None for a process whose every command writes by itself.
+    `is_of_node`: on a cluster, where a mark has to be on the node that is waited for.
     """
 
     min_replicas: int
     is_on_disk: bool = False
     mark: str | None = None
+    is_of_node: bool = False
 
     def needed_after(self, commands: Iterable[Command]) -> bool:
         """Whether a batch may have written, or tells what another may have."""
         reads = _READS if self.mark is not None else _READS | {"GET"}  # Alone, WAIT says nothing of others' writes.
         return any(command[0] not in reads for command in commands)
 
-    def confirmation(self, *, within_s: float) -> list[Command]:
+    def of_node(self) -> Self:
+        """Return the same for one node of a cluster, which has the marks of its own partitions alone."""
+        return replace(self, is_of_node=True)
+
+    def wait(self, within_s: float = WAIT_S) -> Command:
+        """Return the command that waits for replicas."""
+        return "WAIT", self.min_replicas, max(1, round(1000 * min(WAIT_S, within_s)))  # 0 would be for ever.
+
+    def _mark_beside(self, commands: Iterable[Command]) -> str | None:
+        """Return the mark of a partition that a batch is about; None where it is about none."""
+        if not self.is_of_node or self.mark is None:
+            return self.mark
+        keys = (str(key_of(command)) for command in commands)
+        found = next((match for key in keys if (match := _PARTITION.match(key))), None)
+        return None if found is None else f"{found[0]}mark"
+
+    def confirmation(self, commands: Iterable[Command], *, within_s: float) -> list[Command]:
         """Return the commands that end a batch."""
-        timeout_ms = max(1, round(1000 * min(WAIT_S, within_s)))  # 0 would be for ever.
-        mark: list[Command] = [] if self.mark is None else [("SET", self.mark, "")]
-        wait: list[Command] = [("WAIT", self.min_replicas, timeout_ms)]
+        beside = self._mark_beside(commands)
+        mark: list[Command] = [] if beside is None else [("SET", beside, "")]
+        waiting = self.wait(within_s)
+        wait, timeout_ms = [waiting], waiting[2]
         # After WAIT: alone, it takes the second until replicas report what they have synced.
         synced: list[Command] = [("WAITAOF", 0, self.min_replicas, timeout_ms)] if self.is_on_disk else []
         return mark + wait + synced

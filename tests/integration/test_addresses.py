@@ -145,10 +145,8 @@ REFUSED = {
     "unix:///": "must name the socket with its whole path",
     "unix://r.sock": "must name the socket with its whole path",
     "unix://run/r.sock": "must name the socket with its whole path",
-    "redis-sentinel://127.0.0.1:{port}/mymaster": "with redis+sentinel://",
-    "sentinel://127.0.0.1:{port}": "with redis+sentinel://",
-    "redis://127.0.0.1:{port},127.0.0.1:{port}/0": "names several servers: for Sentinels write redis+sentinel://",
-    "redis+cluster://127.0.0.1:{port}": "clusters are not supported",
+    "redis-sentinel://127.0.0.1:{port}/mymaster": "must name Sentinels as redis+sentinel://",
+    "sentinel://127.0.0.1:{port}": "must name Sentinels as redis+sentinel://",
     "redis+sentinel:127.0.0.1:{port}/books": "is no address of Sentinels",
     "redis+sentinel://": "is no address of Sentinels",
     "redis+sentinel:///books": "names no Sentinel in ''",
@@ -169,6 +167,10 @@ REFUSED = {
     "redis+sentinel://127.0.0.1:{port}/books?sentinel_username=a&sentinel_username=b": "'sentinel_username' twice",
     "redis+sentinel://127.0.0.1:{port}/books?sentinel_pasword=x": "unknown parameter 'sentinel_pasword'",
     "redis+sentinel://127.0.0.1:{port}/books?ssl_cert_reqs=none": "unknown parameter 'ssl_cert_reqs'",
+    "redis+cluster://127.0.0.1:{port}": "a cluster is recognised by itself",
+    "redis://127.0.0.1:{port},/0": "names no host",
+    "redis://127.0.0.1:{port},127.0.0.1:0/0": "has no valid port",
+    "redis://127.0.0.1:{port},127.0.0.1:{port}/x": "/x is no database",
 }
 
 

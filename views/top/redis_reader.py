@@ -165,8 +165,9 @@ class RedisReader:
     async def _find_ledger(self, pipeline: CommandPipeline) -> tuple[int, list[Keys]]:
         """Return the server's clock and the keys of the ledger's partitions."""
         namespace = self._settings.namespace
-        (seconds, micros), (ledger_id, partitions) = await asyncio.gather(
-            pipeline.execute("TIME"), pipeline.execute("HMGET", Keys(namespace).meta, "ledger_id", "partitions")
+        meta = Keys(namespace).meta
+        now_ms, (ledger_id, partitions) = await asyncio.gather(
+            pipeline.now_ms(meta), pipeline.execute("HMGET", meta, "ledger_id", "partitions")
         )
         if ledger_id is None:
             raise LedgerUnavailable(
@@ -175,7 +176,7 @@ class RedisReader:
             )
         if ledger_id.decode() != self._ledger_id:
             self._ledger_id, self._tails, self._policies = ledger_id.decode(), {}, None
-        return int(seconds) * 1000 + int(micros) // 1000, [Keys(namespace, n) for n in range(int(partitions))]
+        return now_ms, [Keys(namespace, n) for n in range(int(partitions))]
 
     @property
     def calendar(self) -> Calendar:
@@ -246,7 +247,8 @@ async def _workers(pipeline: CommandPipeline, namespace: str, streams: Sequence[
         return None
     found = await asyncio.gather(*(_if_there(pipeline.execute("XINFO", "CONSUMERS", name, GROUP)) for name in streams))
     names = {_pairs(consumer)[b"name"].decode() for consumers in found for consumer in consumers or ()}
-    return int(await pipeline.execute("EXISTS", *(worker_key(namespace, name) for name in names))) if names else 0
+    # One by one, since each has a hash slot of its own.
+    return sum(await asyncio.gather(*(pipeline.execute("EXISTS", worker_key(namespace, name)) for name in names)))
 
 
 async def _if_there(reply: Awaitable[Any]) -> Any:

@@ -15,6 +15,7 @@ from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S, leave_server
 from tollbook.ledger.server.refusals import cannot_serve, unavailable
+from tollbook.ledger.server.servers import primaries
 
 LIBRARY: Final = "tollbook_v2"
 _log = LazyLogger(__name__)
@@ -31,30 +32,39 @@ def function(name: str) -> str:
 
 
 async def load_library(redis: Redis) -> None:
-    """Load the library into the server unless the same code is there.
+    """Load the library into the server, or every primary of a cluster, unless the same code is there.
 
     Errors: ServerTooOld if the server has no functions; LedgerUnavailable.
     """
-    code = library_code()
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            await check_server(redis)
-            loaded = await redis.function_list(LIBRARY, withcode=True)
-            if _code_of(loaded) == code:
-                return
-            await redis.function_load(code, replace=True)
+            for server in await primaries(redis):
+                await _load_into(server)
     except ReadOnlyError as exc:
         await leave_server(redis)
         raise cannot_serve(exc) from exc
     except (RedisError, OSError) as exc:
         raise unavailable(exc) from exc
-    _log.info("functions.loaded", library=LIBRARY, replaced=bool(loaded))
+
+
+async def _load_into(server: Redis) -> None:
+    code = library_code()
+    await _check_version(server)
+    loaded = await server.function_list(LIBRARY, withcode=True)
+    if _code_of(loaded) != code:
+        await server.function_load(code, replace=True)
+        _log.info("functions.loaded", library=LIBRARY, replaced=bool(loaded))
 
 
 async def check_server(redis: Redis) -> None:
     """Errors: ServerTooOld for a server before Redis 7.0; Valkey has functions in every version."""
+    for server in await primaries(redis):
+        await _check_version(server)
+
+
+async def _check_version(server: Redis) -> None:
     try:
-        info = await redis.info("server")  # pyright: ignore[reportUnknownMemberType]
+        info = await server.info("server")  # pyright: ignore[reportUnknownMemberType]
     except ResponseError:
         return  # INFO may be forbidden to this user; FUNCTION fails if it is missing.
     version = str(info.get("redis_version", "0"))

@@ -1,0 +1,215 @@
+"""A Valkey Cluster on loopback: primaries, replicas where wanted, made by hand from the embedded server's program."""
+
+import asyncio
+import random
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from tests.servers import wait_until
+from tollbook.ledger.server.embedded import bundled_binary
+from tollbook.ledger.server.slots import SLOTS, slot_of
+
+_NODE_TIMEOUT_MS = 2_000
+# The bus of a node listens at its port and this.
+_BUS = 10_000
+
+
+@dataclass(slots=True)
+class Node:
+    """One server of a cluster."""
+
+    port: int
+    process: "subprocess.Popen[bytes]"
+    client: Redis
+
+    async def ask(self, *command: str | int) -> Any:
+        """Return the node's own answer; it follows nothing."""
+        return await self.client.execute_command(*command)
+
+    async def info(self, section: str) -> dict[str, Any]:
+        return await self.client.info(section)
+
+    async def node_id(self) -> str:
+        return (await self.ask("CLUSTER", "MYID")).decode()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@dataclass(slots=True)
+class ClusterServers:
+    """The nodes; the first ones are primaries with slots."""
+
+    directory: Path
+    fsync: str = "everysec"
+    further: dict[str, str] = field(default_factory=dict[str, str])
+    nodes: list[Node] = field(default_factory=list[Node])
+
+    @property
+    def url(self) -> str:
+        """The address of the cluster: of two nodes, of which one may be dead."""
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:2])
+        return f"redis://{hosts}/0"
+
+    async def start(self, primaries: int, replicas: int) -> None:
+        for _ in range(primaries + replicas):
+            await self.add_node()
+        step = SLOTS // primaries
+        for number in range(primaries):
+            last = SLOTS - 1 if number == primaries - 1 else (number + 1) * step - 1
+            await self.nodes[number].ask("CLUSTER", "ADDSLOTSRANGE", number * step, last)
+        for number in range(primaries, primaries + replicas):
+            primary = await self.nodes[number - primaries].node_id()
+            await wait_until(lambda at=number, of=primary: self._replicates(self.nodes[at], of), what="a replica")
+        await self.settled()
+
+    async def add_node(self) -> Node:
+        """Start a node without slots, and let the others know it."""
+        port = _free_port()
+        directory = self.directory / str(port)
+        directory.mkdir(parents=True)
+        options = {
+            "port": port, "bind": "127.0.0.1", "dir": directory, "save": "", "appendonly": "yes",
+            "appendfsync": self.fsync, "cluster-enabled": "yes", "cluster-node-timeout": _NODE_TIMEOUT_MS,
+            "logfile": directory / "log", "cluster-replica-validity-factor": 0, "repl-diskless-sync-delay": 0,
+            **self.further,
+        }  # fmt: skip
+        given = (str(part) for name, value in options.items() for part in (f"--{name}", value))
+        command = [str(bundled_binary()), *given]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)  # noqa: ASYNC220
+        node = Node(port, process, Redis(host="127.0.0.1", port=port))
+        self.nodes.append(node)
+        await wait_until(lambda: _answers(node), what="an answer of the node")
+        await node.ask("CLUSTER", "SET-CONFIG-EPOCH", len(self.nodes))
+        first = self.nodes[0]
+        if node is not first:
+            await node.ask("CLUSTER", "MEET", "127.0.0.1", first.port)
+            await wait_until(lambda: self._know_all(), what="nodes that know each other")
+        return node
+
+    async def settled(self) -> None:
+        """Return once every living node sees all slots served."""
+        for node in self.alive:
+            await wait_until(lambda node=node: _is_ok(node), what="a cluster that is up")
+
+    @property
+    def alive(self) -> list[Node]:
+        return [node for node in self.nodes if node.process.poll() is None]
+
+    async def owner(self, key: str) -> Node:
+        """Return the primary that has a key."""
+        for first, last, primary, *_ in await self.alive[0].ask("CLUSTER", "SLOTS"):
+            if first <= slot_of(key) <= last:
+                return next(node for node in self.nodes if node.port == primary[1])
+        raise AssertionError(f"nobody has the slot of {key}")
+
+    async def move(self, key: str, target: Node) -> None:
+        """Move the slot of a key to another node, atomically; return once it is there."""
+        await self.settled()  # A node that has just been added refuses all until it has heard of the others' slots.
+        source, slot = await self.owner(key), slot_of(key)
+        await source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", await target.node_id())
+
+        async def is_there() -> bool:
+            return await self.owner(key) is target
+
+        await wait_until(is_there, what="the slot at its new node")
+
+    async def replica_of(self, primary: Node) -> Node:
+        """Return the replica of a primary."""
+        for _, _, first, *replicas in await primary.ask("CLUSTER", "SLOTS"):
+            if first[1] == primary.port and replicas:
+                return next(node for node in self.nodes if node.port == replicas[0][1])
+        raise AssertionError("it has no replica")
+
+    async def fail_over(self, primary: Node) -> Node:
+        """Kill a primary whose replica has all that it acknowledged; return the replica, promoted."""
+        replica = await self.replica_of(primary)
+        # From here on nothing is acknowledged that the replica may lack.
+        await primary.ask("CLIENT", "PAUSE", 60_000, "WRITE")
+        offset = (await primary.info("replication"))["master_repl_offset"]
+
+        async def is_in_step() -> bool:
+            return (await replica.info("replication"))["slave_repl_offset"] >= offset
+
+        async def is_promoted() -> bool:
+            return (await replica.info("replication"))["role"] == "master"
+
+        await wait_until(is_in_step, what="a replica in step")
+        primary.kill()
+        await wait_until(is_promoted, what="a promoted replica")
+        await self.settled()
+        return replica
+
+    async def stop(self) -> None:
+        for node in self.nodes:
+            await node.client.aclose()
+            node.process.kill()
+        for node in self.nodes:
+            await asyncio.to_thread(node.process.wait)
+
+    async def _replicates(self, node: Node, primary: str) -> bool:
+        try:
+            await node.ask("CLUSTER", "REPLICATE", primary)
+        except RedisError:  # It does not know the primary yet.
+            return False
+        return await wait_until(lambda: _is_in_step(node), what="a replica in step")
+
+    async def _know_all(self) -> bool:
+        counts = [len((await node.ask("CLUSTER", "NODES")).splitlines()) for node in self.alive]
+        states = [await node.ask("CLUSTER", "NODES") for node in self.alive]
+        return min(counts) == len(self.alive) and not any(b"handshake" in state for state in states)
+
+
+@asynccontextmanager
+async def cluster_servers(
+    directory: Path, *, primaries: int = 3, replicas: int = 0, fsync: str = "everysec", **further: str
+) -> AsyncIterator[ClusterServers]:
+    """Run a cluster for as long as this is open; `further` are options of its servers."""
+    cluster = ClusterServers(directory, fsync, further)
+    try:
+        await cluster.start(primaries, replicas)
+        yield cluster
+    finally:
+        await cluster.stop()
+
+
+async def _answers(node: Node) -> bool:
+    assert node.process.poll() is None, "the server ended"
+    try:
+        return bool(await node.ask("PING"))
+    except (RedisError, OSError):
+        return False
+
+
+async def _is_ok(node: Node) -> bool:
+    return b"cluster_state:ok" in await node.ask("CLUSTER", "INFO")
+
+
+async def _is_in_step(node: Node) -> bool:
+    return (await node.info("replication")).get("master_link_status") == "up"
+
+
+def _free_port() -> int:
+    # Below the range from which kernels take ports for outgoing connections; the bus too.
+    for port in random.sample(range(11_000, 20_000), 200):
+        with socket.socket() as probe, socket.socket() as bus:
+            try:
+                probe.bind(("127.0.0.1", port))
+                bus.bind(("127.0.0.1", port + _BUS))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no two ports are free")
