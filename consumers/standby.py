@@ -81,7 +81,7 @@ class Standby:
             store = await asyncio.shield(opening)
             for keys in handle.keys:
                 await _to_its_end(asyncio.to_thread(fold_archive, store, self.archive, keys.partition))
-            projector = Projector(store, handle.redis, handle.keys, trim=_leave_alone)
+            projector = Projector(store, handle.redis, handle.keys, trim=_leave_alone, pipeline=handle.pipeline)
             await projector.check()
             _log.info("standby.following", path=str(settings.projection_path))
             await projector.run()

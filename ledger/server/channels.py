@@ -1,7 +1,7 @@
 """Channels: messages between processes over Redis, which keeps none of them.
 
-The one place that publishes to other processes of Tollbook and listens to them. Every channel's name has the hash tag
-of its partition, so that on a cluster the same names can be used with SPUBLISH and SSUBSCRIBE.
+The one place that publishes to other processes of Tollbook and listens to them. On a cluster it listens at any node,
+since each passes on what is published at another.
 
 A message can be lost: while the connection is made again, or when nobody listens. Whoever needs it asks again.
 """
@@ -25,8 +25,14 @@ _log = LazyLogger(__name__)
 
 
 async def publish(pipeline: CommandPipeline, channel: str, message: str) -> int:
-    """Send a message; return how many processes heard it. Errors: as `CommandPipeline.execute`."""
-    return await pipeline.execute("PUBLISH", channel, message)
+    """Send a message; return how many processes heard it, as far as can be known.
+
+    On a cluster at least 1: a node passes messages on to the others, and counts its own listeners alone.
+
+    Errors: as `CommandPipeline.execute`.
+    """
+    heard = int(await pipeline.execute("PUBLISH", channel, message))
+    return heard or int(pipeline.is_on_cluster)
 
 
 class Subscription:

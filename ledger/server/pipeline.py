@@ -109,6 +109,11 @@ class CommandPipeline:
         return self._commands + (0 if self._nodes is None else self._nodes.commands)
 
     @property
+    def is_on_cluster(self) -> bool:
+        """Whether there are several servers, as far as anything was sent."""
+        return self._nodes is not None
+
+    @property
     def unconfirmed(self) -> LedgerUnavailable | None:
         """Why the last batch that may have written is not confirmed by replicas; None where it is, or none are asked.
 
