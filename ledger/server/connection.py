@@ -106,7 +106,7 @@ class ServerClient(Redis):
             raise LedgerUnavailable(f"the cluster at {self._shown} has no slots: assign them (redis-cli --cluster fix)")
         if cluster is None:
             raise LedgerUnavailable(
-                f"{self._shown} is a node of a cluster, whose other nodes are not reached in this way: write "
+                f"{self._shown} is a node of a cluster, whose other nodes are not reached by a socket or Sentinels: write "
                 "redis://HOST:PORT/0"
             )
         if database_of(self.urls[0]):
