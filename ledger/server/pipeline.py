@@ -137,7 +137,7 @@ class CommandPipeline:
         packed: list[bytes] = []
         refused: dict[int, DataError] = {}
         confirmation: list[Sequence[Argument]] = []
-        if self.replication is not None and self.replication.needed_after(commands):
+        if self.replication is not None and any(map(self.replication.is_needed_after, commands)):
             confirmation = self.replication.confirmation(within_s=self._answer_timeout_s() / 2)
         for index, command in enumerate([*commands, *confirmation]):
             try:
@@ -149,8 +149,10 @@ class CommandPipeline:
         if self.replication is not None and confirmation:
             replied = [await self._read(connection) for _ in confirmation]
             self.unconfirmed = problem = self.replication.problem_of(replied)
-            if problem is not None:  # G1 G3
-                replies = [reply if isinstance(reply, BaseException) else problem for reply in replies]
+            if problem is not None:
+                for index, command in enumerate(commands):
+                    if self.replication.is_needed_after(command) and not isinstance(replies[index], BaseException):
+                        replies[index] = problem  # G1 G3
         return replies
 
     async def _read(self, connection: AbstractConnection) -> Any:

@@ -7,7 +7,7 @@ finds its call writes nothing, and without the mark WAIT would not cover what th
 connection. A replica has writes in their order, so one that has the mark has whatever was there before it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -40,10 +40,10 @@ class Replication:
     is_on_disk: bool = False
     mark: str | None = None
 
-    def needed_after(self, commands: Iterable[Command]) -> bool:
-        """Whether a batch may have written, or tells what another may have."""
-        reads = _READS if self.mark is not None else _READS | {"GET"}  # Alone, WAIT says nothing of others' writes.
-        return any(command[0] not in reads for command in commands)
+    def is_needed_after(self, command: Command) -> bool:
+        """Whether a command may have written, or tells what another may have."""
+        # Without a mark, WAIT says nothing of others' writes.
+        return command[0] not in _READS and (command[0] != "GET" or self.mark is not None)
 
     def confirmation(self, *, within_s: float) -> list[Command]:
         """Return the commands that end a batch."""

@@ -56,9 +56,13 @@ async def test_a_write_is_believed_once_a_replica_has_it(kind: str, tmp_path: Pa
             await careful.execute("SET", "a", "2")
         # What changes nothing is answered, and what the server refused was refused.
         assert await careful.execute("HGETALL", "b") in ({}, [])
-        refused, written = await asyncio.gather(
-            careful.execute("HGET", "a", "f"), careful.execute("SET", "a", "3"), return_exceptions=True
+        refused, written, read = await asyncio.gather(
+            careful.execute("HGET", "a", "f"),
+            careful.execute("SET", "a", "3"),
+            careful.execute("EXISTS", "a"),
+            return_exceptions=True,
         )
+        assert read == 1
         assert "WRONGTYPE" in str(refused) or "wrong kind" in str(refused)
         assert isinstance(written, TooFewReplicas)
         answer_again(group.replicas[0])
