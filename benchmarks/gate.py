@@ -181,7 +181,7 @@ async def _with_a_replica(directory: Path, sizes: Sizes) -> list[Result]:
 
         def pairs_over(name: str, pipeline: CommandPipeline) -> _Pairs:
             gate = Gate(pipeline, keys, ledger_id, idempotency_ttl_s=3_000_000, result_ttl_s=600_000)
-            return _Pairs(name, gate, redis.xadd, pairs)
+            return _Pairs(name, gate, cast("Any", redis.xadd), pairs)
 
         unconfirmed = pairs_over("without", without)
         kinds = {"the replica": Replication(1, mark=keys.mark)}
@@ -207,7 +207,7 @@ async def _follow(replica: Redis, primary_url: str) -> None:
     info: dict[str, Any] = {}
     while info.get("master_link_status") != "up":
         await asyncio.sleep(_POLL_S)
-        info = await replica.info("replication")  # pyright: ignore[reportUnknownMemberType]
+        info = await replica.info("replication")
 
 
 async def _usec_per_call(redis: Redis) -> dict[str, float]:

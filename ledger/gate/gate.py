@@ -84,6 +84,11 @@ class Gate(CallSteps, PeopleCommands):
         self._process = process
         self._unbooked_folder = unbooked_folder
 
+    def check_confirmed(self) -> None:
+        """See that replicas had what was written last. Errors: TooFewReplicas, or what else kept them from saying so."""
+        if (problem := self._pipeline.unconfirmed_at(self.keys.ledger)) is not None:
+            raise problem
+
     async def raised_alerts(self) -> list[str]:
         """Return which alerts are known to be raised, each as budget and fraction. Errors: LedgerUnavailable."""
         found: list[bytes] | dict[bytes, bytes] = await self._pipeline.execute("HGETALL", self.keys.alerts)

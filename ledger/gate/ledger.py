@@ -116,11 +116,12 @@ class Ledger:
     async def reserve(self, make_request: Callable[[int], ReserveRequest], now_ms: int) -> ReserveReply:
         """Hold money for a call; `make_request` is called again if the Redis clock is in another period.
 
-        Errors: IdempotencyConflict; CallsStopped; PolicyChanged; ServerUnsafe, and what else `check_server` refuses
-            calls for.
+        Errors: IdempotencyConflict; CallsStopped; PolicyChanged; TooFewReplicas; ServerUnsafe, and what else
+            `check_server` refuses calls for.
         """
         self._check_server()  # G8
         request = make_request(now_ms)
+        self.gate_of(request.user_id).check_confirmed()  # G8
 
         async def attempt(gate: Gate, baselines: Sequence[Baseline]) -> ReserveReply:
             nonlocal request

@@ -142,6 +142,10 @@ class Cluster:
             raise RedisCannotServe(f"Redis cannot serve now: no node of the cluster has slot {slot}")
         return place
 
+    def known_place_of(self, slot: int) -> Address | None:
+        """Return the node that had a slot when it was last heard of."""
+        return self._places[slot]
+
     def _any_place(self) -> Address | None:
         return self._ranges[0].primary if self._ranges else None
 

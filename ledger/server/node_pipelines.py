@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.server.cluster import Address, Cluster
-from tollbook.ledger.server.slots import Argument, Command
+from tollbook.ledger.server.slots import Argument, Command, slot_of
 
 
 class NodePipeline(Protocol):
@@ -70,6 +70,12 @@ class NodePipelines:
         present = self._cluster.known_primaries
         found = (each.unconfirmed for address, each in self._pipelines.items() if address in present)
         return next((problem for problem in found if problem is not None), None)
+
+    def unconfirmed_at(self, key: str) -> LedgerUnavailable | None:
+        """The same of the primary that has a key, as far as is known which that is."""
+        address = self._cluster.known_place_of(slot_of(key))
+        pipeline = None if address is None else self._pipelines.get(address)
+        return None if pipeline is None else pipeline.unconfirmed
 
     async def execute(self, command: Command, *, at: str | None = None) -> Any:
         """Send a command to the node that has its key, or the key `at`."""

@@ -121,6 +121,10 @@ class CommandPipeline:
         """
         return self._unconfirmed if self._nodes is None else self._nodes.unconfirmed
 
+    def unconfirmed_at(self, key: str) -> LedgerUnavailable | None:
+        """The same of the server that has a key."""
+        return self._unconfirmed if self._nodes is None else self._nodes.unconfirmed_at(key)
+
     async def replicate(self, mark: str | None = None) -> None:
         """Wait until replicas have all that the server has by now, whoever wrote it, where any are waited for.
 
@@ -206,7 +210,7 @@ class CommandPipeline:
         packed: list[bytes] = []
         refused: dict[int, DataError] = {}
         confirmation: list[Sequence[Argument]] = []
-        if self.replication is not None and self.replication.needed_after(commands):
+        if self.replication is not None and any(map(self.replication.is_needed_after, commands)):
             confirmation = self.replication.confirmation(commands, within_s=self._answer_timeout_s() / 2)
         for index, command in enumerate([*commands, *confirmation]):
             try:
@@ -218,8 +222,10 @@ class CommandPipeline:
         if self.replication is not None and confirmation:
             replied = [await self._read(connection) for _ in confirmation]
             self._unconfirmed = problem = self.replication.problem_of(replied)
-            if problem is not None:  # G1 G3
-                replies = [reply if isinstance(reply, BaseException) else problem for reply in replies]
+            if problem is not None:
+                for index, command in enumerate(commands):
+                    if self.replication.is_needed_after(command) and not isinstance(replies[index], BaseException):
+                        replies[index] = problem  # G1 G3
         return replies
 
     async def _find_nodes(self) -> NodePipelines | None:

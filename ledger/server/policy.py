@@ -185,8 +185,9 @@ class ServerWatch:
             raise LedgerUnavailable(self._unknown)
         if self._refusal is not None:  # G8
             raise ServerUnsafe(self._refusal)
-        if (unconfirmed := self._unconfirmed()) is not None:  # G8
-            # Else holds would be written that nobody goes by, and nobody settles before they are overdue.
+        # Else holds would be written that nobody goes by, and nobody settles before they are overdue. Of a cluster, only
+        # the partitions of that node wait: see `Gate.check_confirmed`.
+        if (unconfirmed := self._unconfirmed()) is not None and not self._is_on_cluster:  # G8
             raise unconfirmed
 
     async def look(self) -> None:
@@ -223,6 +224,10 @@ class ServerWatch:
             _log.error("server.replicas_missing", problem=str(self._unconfirmed()))
         elif before and not self._was_unconfirmed:
             _log.info("server.replicas_back")
+
+    @property
+    def _is_on_cluster(self) -> bool:
+        return self._pipeline is not None and self._pipeline.is_on_cluster
 
     def _unconfirmed(self) -> LedgerUnavailable | None:
         return None if self._pipeline is None else self._pipeline.unconfirmed

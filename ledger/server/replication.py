@@ -44,10 +44,10 @@ class Replication:
     mark: str | None = None
     is_of_node: bool = False
 
-    def needed_after(self, commands: Iterable[Command]) -> bool:
-        """Whether a batch may have written, or tells what another may have."""
-        reads = _READS if self.mark is not None else _READS | {"GET"}  # Alone, WAIT says nothing of others' writes.
-        return any(command[0] not in reads for command in commands)
+    def is_needed_after(self, command: Command) -> bool:
+        """Whether a command may have written, or tells what another may have."""
+        # Without a mark, WAIT says nothing of others' writes.
+        return command[0] not in _READS and (command[0] != "GET" or self.mark is not None)
 
     def of_node(self) -> Self:
         """Return the same for one node of a cluster, which has the marks of its own partitions alone."""

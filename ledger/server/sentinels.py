@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from typing import Any, Final
 
-from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection
+from redis.asyncio.connection import Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -50,7 +50,7 @@ class Sentinels:
     async def _ask(self, host: str, port: int) -> tuple[str, int]:
         address = self._address
         kind = SSLConnection if address.server_url.startswith("rediss:") else Connection
-        asking = kind(
+        asking: Any = kind(
             host=host,
             port=port,
             username=address.username,
@@ -63,7 +63,7 @@ class Sentinels:
             async with asyncio.timeout(_ANSWER_S):
                 await asking.connect()
                 await asking.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service)
-                found: Any = await asking.read_response()
+                found: list[bytes] | None = await asking.read_response()
         finally:
             await asking.disconnect(nowait=True)
         if found is None:
@@ -90,10 +90,10 @@ class FollowsSentinels:
         """Log in, then see that the server is a primary: a Sentinel may not have heard of the failover yet."""
         connection: Any = super()
         await connection.on_connect_check_health(check_health=check_health)
-        this: AbstractConnection = self  # pyright: ignore[reportAssignmentType]
+        this: Any = self
         await this.send_command("ROLE", check_health=False)
         try:
-            role: Any = await this.read_response()
+            role: list[bytes | str] = await this.read_response()
         except ResponseError:
             return  # This user may not ask. A replica takes no write, and is left then.
         if role[0] not in (b"master", "master"):

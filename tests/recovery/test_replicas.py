@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from structlog.testing import capture_logs
 
 from tests.gate_bench import GateBench, open_bench
 from tests.proxy import faulty_proxy
@@ -55,9 +56,13 @@ async def test_a_write_is_believed_once_a_replica_has_it(kind: str, tmp_path: Pa
             await careful.execute("SET", "a", "2")
         # What changes nothing is answered, and what the server refused was refused.
         assert await careful.execute("HGETALL", "b") in ({}, [])
-        refused, written = await asyncio.gather(
-            careful.execute("HGET", "a", "f"), careful.execute("SET", "a", "3"), return_exceptions=True
+        refused, written, read = await asyncio.gather(
+            careful.execute("HGET", "a", "f"),
+            careful.execute("SET", "a", "3"),
+            careful.execute("EXISTS", "a"),
+            return_exceptions=True,
         )
+        assert read == 1
         assert "WRONGTYPE" in str(refused) or "wrong kind" in str(refused)
         assert isinstance(written, TooFewReplicas)
         answer_again(group.replicas[0])
@@ -306,8 +311,10 @@ async def test_what_was_written_behind_a_cut_link_was_never_acknowledged(kind: s
 
                 await link.stop()
                 held = await dying.zcard(Keys().holds)
-                await running.publish(STREAMS[0], tasks("cut", 20))
-                await wait_until(lambda: more_holds(dying, held), what="a hold behind the cut link")
+                with capture_logs() as logs:
+                    await running.publish(STREAMS[0], tasks("cut", 20))
+                    await wait_until(lambda: more_holds(dying, held), what="a hold behind the cut link")
+                    await wait_until(lambda: has_not_folded(logs), what="the projector's refusal to fold it")
                 with pytest.raises(AppError, match=WORDS):
                     await InferenceClient("score_post", running.system.runtime).call("a post", user_id="u1")
                 assert running.provider.arrived.total() == called
@@ -324,6 +331,10 @@ async def test_what_was_written_behind_a_cut_link_was_never_acknowledged(kind: s
                 results = await running.answers(ids(tasks("cut", 20)))
                 assert {result.status for result in results} == {TaskStatus.DONE}
                 await check_books(running, tmp_path / "books")
+
+
+def has_not_folded(logs: Iterable[Mapping[str, Any]]) -> bool:
+    return any(line["event"] == "projection.redis_unavailable" and WORDS in line["problem"] for line in logs)
 
 
 async def more_holds(redis: Redis, before: int) -> bool:
