@@ -298,4 +298,4 @@ async def test_many_budgets_are_asked_for_in_requests_of_bounded_size(
     async with answering(redis_client, projection), asking(redis_client) as asked:
         kept = Baselines(asked.reader(0), 0, monotonic=lambda: 0.0)
         assert await kept.get(names) == (Baseline(SETTLED, HELD, HERE),) * len(names)
-    assert [len(each) for each in projection.asked] == [MAX_PAGE_NAMES, 11, 1]
+    assert [len(each) for each in projection.asked] == [MAX_PAGE_NAMES, 10, 1, 1]
