@@ -26,6 +26,8 @@ from tollbook.schemas.identifiers import month_at
 
 TASKS = 50
 _USERS = 1_000
+# Budgets of a call, where it has more than its user's.
+_FURTHER = (2, 4)
 # What the gate stamps in front of the two payloads.
 _STAMPS = (
     f'"hold":1,"cap_nanousd":40000000000,"deadline_ms":1795000000000,{HASH_STAMP},',
@@ -47,8 +49,15 @@ class _Pairs:
     """Both sides over one client. `name` keeps its calls apart from those of another."""
 
     def __init__(
-        self, name: str, gate: Gate, xadd: Callable[[str, dict[str, str]], Awaitable[Any]], pairs: int
+        self,
+        name: str,
+        gate: Gate,
+        xadd: Callable[[str, dict[str, str]], Awaitable[Any]],
+        pairs: int,
+        *,
+        budgets: int = 1,
     ) -> None:
+        self._budgets = budgets
         self._name = name
         self._gate = gate
         self._xadd = xadd
@@ -75,8 +84,9 @@ class _Pairs:
         return self._pairs / (time.perf_counter() - started)
 
     async def _reserve_and_settle(self, n: int) -> None:
-        request = reserve_request(f"{self._name}-{self._run}-{n}", user_of(n % _USERS), self._window, n)
-        reserved = await self._gate.reserve(request, (EMPTY_BASELINE,))
+        call = f"{self._name}-{self._run}-{n}"
+        request = reserve_request(call, user_of(n % _USERS), self._window, n, budgets=self._budgets)
+        reserved = await self._gate.reserve(request, (EMPTY_BASELINE,) * self._budgets)
         if not isinstance(reserved, Reserved):
             raise TypeError(f"not reserved: {reserved}")
         settled = await self._gate.settle(settle_request(request, reserved, n))
@@ -124,11 +134,13 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
 
         plain = _Pairs("plain", gate_over(_PlainClient(redis)), xadd_plain, pairs)
         piped = _Pairs("piped", gate_over(pipeline), xadd_piped, pairs)
-        await in_turn(1, plain.gate, plain.plain, piped.gate, piped.plain)
+        several = [_Pairs(f"of-{n}", gate_over(pipeline), xadd_piped, pairs, budgets=n) for n in _FURTHER]
+        await in_turn(1, plain.gate, plain.plain, piped.gate, piped.plain, *(each.gate for each in several))
         await redis.config_resetstat()
         a, b = await in_turn(rounds, plain.gate, plain.plain)
         usec = await _usec_per_call(redis)
         c, d = await in_turn(rounds, piped.gate, piped.plain)
+        of_one, *of_several = await in_turn(rounds, piped.gate, *(each.gate for each in several))
         await pipeline.aclose()
     return [
         compare(
@@ -141,6 +153,10 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
             server_usec_per_call=usec,
         ),
         compare("gate", f"the same over Tollbook's pipeline, {TASKS} tasks", c, d, unit="pairs/s"),
+        *(
+            compare("gate", f"with {n} budgets a call against one, over the pipeline", figures, of_one, unit="pairs/s")
+            for n, figures in zip(_FURTHER, of_several, strict=True)
+        ),
     ]
 
 

@@ -50,7 +50,9 @@ def budget_of(user: str, window: Window) -> str:
     return budget_name("user", user, window.name)
 
 
-def reserve_request(call_id: str, user: str, window: Window, n: int) -> ReserveRequest:
+def reserve_request(call_id: str, user: str, window: Window, n: int, *, budgets: int = 1) -> ReserveRequest:
+    """A reserve of a draft, against the user's budget, and those of `budgets` - 1 teams."""
+    teams = (budget_name("team", f"team-{each}-{n % 1_000}", window.name) for each in range(1, budgets))
     return ReserveRequest(
         call_id=call_id,
         user_id=user,
@@ -60,7 +62,7 @@ def reserve_request(call_id: str, user: str, window: Window, n: int) -> ReserveR
         worker=f"host-4711-a1b2c3.{n}",
         lease_ms=600_000,
         payload=RESERVED.format(n=n),
-        budgets=(BudgetCap(budget_of(user, window), CAP),),
+        budgets=tuple(BudgetCap(name, CAP) for name in (budget_of(user, window), *teams)),
     )
 
 

@@ -116,7 +116,7 @@ def gateway(supervised: Supervised = False) -> None:
 
 def projector(
     standby: Annotated[
-        bool, typer.Option("--standby", help="Wait while another projector works on the ledger, then take over.")
+        bool, typer.Option("--standby", help="Follow while another projector works on the ledger, then take over.")
     ] = False,
     supervised: Supervised = False,
 ) -> None:

@@ -23,6 +23,7 @@ from tollbook.consumers.baseline_answers import BaselineAnswers
 from tollbook.consumers.call_stops import CallStops
 from tollbook.consumers.credit_expiry import CreditExpiry
 from tollbook.consumers.sealers import build_sealers
+from tollbook.consumers.standby import Standby
 from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.process_name import process_name
 from tollbook.inference.runtime import LedgerHandle, build_gates
@@ -111,7 +112,7 @@ class ProjectionService:
         return await self._current().read(names)
 
     async def start(self, *, is_standby: bool = False, on_waiting: Callable[[str], None] = lambda _: None) -> None:
-        """Take the lease and open the projection; `is_standby` waits for the lease.
+        """Take the lease and open the projection; `is_standby` waits for the lease, and follows with a file of its own.
 
         Without memory for DuckDB it waits: a process that ends would only be started again. `on_waiting` is told why.
 
@@ -119,7 +120,7 @@ class ProjectionService:
             LedgerReplaced, LedgerAhead or LedgerRewritten where the file is not of the ledger as it is now.
         """
         if is_standby:
-            await self._lease.wait()
+            await Standby(self._settings, self._handle, self._lease, self._archive, self._now).wait()
         try:
             await self._open_with_memory(on_waiting)
             # Until it stops, also while the file is being reopened: whoever asks is then told why there is no answer.

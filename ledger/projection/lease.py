@@ -7,6 +7,7 @@ is taken over at once: whoever has that file open is its only user.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -62,13 +63,14 @@ class Lease:
             raise ProjectorRunning(owner=reply[1].decode(), place=reply[2].decode(), remaining_ms=int(reply[3]))
         self.epoch = int(reply[1])
 
-    async def wait(self) -> None:
-        """Take the lease as soon as the projector that has it releases it or dies."""
+    async def wait(self, on_held: Callable[[ProjectorRunning], None] = lambda _: None) -> None:
+        """Take the lease as soon as the projector that has it releases it or dies; `on_held` is told who has it."""
         is_logged = False
         while True:
             try:
                 return await self.take()
             except ProjectorRunning as exc:
+                on_held(exc)
                 if not is_logged:
                     _log.info("projector.standing_by", owner=exc.owner, place=exc.place)
                     is_logged = True

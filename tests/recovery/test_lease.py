@@ -1,5 +1,6 @@
 """One projector a ledger: others are refused or wait, and whoever was replaced stops by itself."""
 
+import json
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -111,6 +112,37 @@ async def test_a_standby_takes_over_from_a_killed_projector(projectors: Projecto
     await projectors.lapse()
     await wait_until(lambda: "projector.started" in standby.stderr, what="the standby's start")
     assert await projectors.answering() == 1
+
+
+@pytest.mark.slow
+async def test_a_standby_elsewhere_follows_with_a_file_of_its_own(projectors: Projectors) -> None:
+    """So it takes over with everything folded; until then it writes nothing."""
+    first = await projectors.start()
+    standby = await projectors.start("--standby", place="elsewhere", waits_for="standby.following")
+    elsewhere = {"REDIS_URL": projectors.redis_url, "TOLLBOOK_DATA_DIR": str(projectors.directory / "elsewhere")}
+
+    async def folded() -> int:
+        told = await run_cli(
+            "sql", "SELECT count(*) AS n FROM events", "--json", cwd=projectors.directory, env=elsewhere
+        )
+        return json.loads(told.stdout)[0]["n"] if told.code == 0 else 0
+
+    for user in ("u1", "u2", "u3"):
+        granted = await run_cli(
+            "credit", "grant", user, "5", "--reason", "a test", cwd=projectors.directory, env=elsewhere
+        )
+        assert granted.code == 0, granted.stderr
+    written = await projectors.redis.xlen(Keys().ledger)
+
+    async def is_in_step() -> bool:
+        return await folded() == written
+
+    await wait_until(is_in_step, what="the standby's fold")
+    assert await projectors.redis.xlen(Keys().ledger) == written
+    await kill(first)
+    await projectors.lapse()
+    await wait_until(lambda: "projector.started" in standby.stderr, what="the standby's start")
+    assert await folded() == written
 
 
 @pytest.mark.slow

@@ -207,7 +207,10 @@ async def test_a_standby_elsewhere_that_has_seen_less_does_not_let_calls_begin(
             waits_for="projector.standing_by",
         )
         ends.push_async_callback(kill, standby)
+        # It slept while those calls were made that the ledger has lost since.
+        standby.process.send_signal(signal.SIGSTOP)
         newer = await go_back(apart, redis_client)
+        standby.process.send_signal(signal.SIGCONT)
         await wait_for_end(apart.projector)
         await wait_until(lambda: "calls.not_resumed" in standby.stderr, what="the standby's refusal")
 
@@ -224,6 +227,23 @@ async def test_a_standby_elsewhere_that_has_seen_less_does_not_let_calls_begin(
         await wait_for_resume(apart)
         async with new_process(apart, tmp_path / "standby") as runtime:
             assert await call(runtime) is TaskStatus.DONE
+
+
+@pytest.mark.slow
+async def test_a_standby_elsewhere_that_has_seen_as_much_refuses_the_older_ledger(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    async with running_apart(tmp_path / "data", server_url) as apart, AsyncExitStack() as ends:
+        standby = await start_projector(
+            apart.settings, server_url, "--standby", data_dir=tmp_path / "standby", waits_for="standby.following"
+        )
+        ends.push_async_callback(kill, standby)
+        await go_back(apart, redis_client)
+        await wait_for_end(apart.projector)
+        await wait_for_end(standby)
+
+        assert "the ledger has only" in standby.stderr
+        assert WENT_BACK in (await stop_of(apart) or "")
 
 
 @pytest.mark.slow

@@ -1,0 +1,75 @@
+"""deploy/ keeps the promises that can be read off it without a container engine."""
+
+import configparser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+NODES = tuple(f"node{number}" for number in range(1, 7))
+OURS = ("projector", "standby", "worker", "gateway1", "gateway2", "cli")
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))["services"]
+
+
+def test_services_are_a_cluster_a_store_and_every_kind_of_process(services: dict[str, Any]) -> None:
+    assert set(services) == {*NODES, "form", "store", "bucket", *OURS}
+    assert services["standby"]["command"] == ["projector", "--standby"]
+
+
+def test_every_node_has_its_writes_on_disk_evicts_nothing_and_has_a_volume_of_its_own(services: dict[str, Any]) -> None:
+    for name in NODES:
+        program, *arguments = services[name]["command"]
+        options = dict(zip(arguments[::2], arguments[1::2], strict=True))
+        assert program == "valkey-server"
+        assert options["--appendonly"] == "yes"
+        assert options["--appendfsync"] == "always"
+        assert options["--maxmemory-policy"] == "noeviction"
+        assert services[name]["volumes"] == [f"{name}:/data"]
+
+
+def test_the_cluster_is_formed_of_all_nodes_with_a_replica_for_each_primary(services: dict[str, Any]) -> None:
+    command = services["form"]["command"][-1]
+    addresses = [services[name]["networks"]["inside"]["ipv4_address"] for name in NODES]
+    assert all(f"{address}:6379" in command for address in addresses)
+    assert "--cluster-replicas 1" in command
+    assert set(services["form"]["depends_on"]) == set(NODES)
+    first = services["worker"]["environment"]["REDIS_URL"]
+    assert all(f"{address}:6379" in first for address in addresses[:3])
+
+
+def test_published_ports_are_on_the_loopback_interface_and_of_gateways_alone(services: dict[str, Any]) -> None:
+    ports = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert set(ports) == {"gateway1", "gateway2"}
+    assert all(port.startswith("127.0.0.1:") for each in ports.values() for port in each)
+
+
+def test_no_two_services_share_a_volume_or_a_network_namespace(services: dict[str, Any]) -> None:
+    volumes = [volume for service in services.values() for volume in service.get("volumes", [])]
+    assert len(volumes) == len(set(volumes))
+    assert not any("network_mode" in service for service in services.values())
+
+
+def test_those_who_write_or_read_the_archive_find_the_store_and_nobody_else_has_its_secret(
+    services: dict[str, Any],
+) -> None:
+    names = {name for name in OURS if "AWS_SECRET_ACCESS_KEY" in services[name]["environment"]}
+    assert names == {"projector", "standby", "cli"}
+    assert all(services[name]["environment"]["TOLLBOOK_ARCHIVE_URL"].startswith("s3://tollbook/") for name in names)
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_a_unit_runs_as_a_user_of_its_own_with_time_to_stop(unit: Path) -> None:
+    parsed = configparser.RawConfigParser(strict=False)
+    parsed.read(unit)
+    service = parsed["Service"]
+    assert service["User"] == "tollbook"
+    assert service["ExecStart"].startswith("/opt/tollbook/bin/tollbook ")
+    assert int(service["TimeoutStopSec"]) >= 60
+    assert service["ProtectSystem"] == "strict"
