@@ -120,7 +120,7 @@ def projector(
     ] = False,
     supervised: Supervised = False,
 ) -> None:
-    """Run the projector alone: it folds the ledger into DuckDB and serves that to workers and commands.
+    """Run the projector alone: it folds the ledger into DuckDB, and tells workers the balances in it.
 
     Example: REDIS_URL=redis://localhost:6379 tollbook projector
     """

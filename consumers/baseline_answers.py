@@ -25,7 +25,7 @@ from tollbook.ledger.server.channels import Subscription, publish
 from tollbook.ledger.server.pipeline import CommandPipeline
 
 _SUBSCRIBED_S: Final = 5.0
-_MAX_WAITING: Final = 2_000
+_MAX_WAITING: Final = 1_000
 _MAX_READ_NAMES: Final = 2_000
 _log = structlog.get_logger(__name__)
 

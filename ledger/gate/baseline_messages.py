@@ -22,7 +22,7 @@ from tollbook.ledger.gate.requests import Position
 from tollbook.schemas.identifiers import EntryId
 
 VERSION: Final = 1
-MAX_REQUEST_BYTES: Final = 2_000_000
+MAX_REQUEST_BYTES: Final = 400_000
 MAX_ANSWER_BYTES: Final = 100_000
 _MAX_MESSAGE_CHARACTERS: Final = 1_000
 _ASKER: Final = re.compile(r"[A-Za-z0-9-]{1,100}")

@@ -19,7 +19,7 @@ from tollbook.schemas.identifiers import describe_budget
 _PURGE_AT: Final = 50_000
 MAX_PAGE_NAMES: Final = 500
 """So many budgets are read at once; further ones after them."""
-_MAX_PAGE_CHARACTERS: Final = 250_000
+_MAX_PAGE_CHARACTERS: Final = 50_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ class Elsewhere:
         wanted = {f"{name}-{number}" for number in range(users)}
         for task_id in wanted:
             task = {"task": "score_post", "task_id": task_id, "user_id": task_id, "prompt": "a post"}
-            await self.redis.xadd(STREAMS[1], {**task, "reply_to": REPLIES})  # pyright: ignore[reportArgumentType]
+            await self.redis.xadd(STREAMS[1], {**task, "reply_to": REPLIES})
         return await self.results(wanted)
 
     async def results(self, wanted: set[str]) -> list[InferenceResult]:

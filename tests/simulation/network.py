@@ -205,6 +205,9 @@ class FakeRedis:
         return FakePubSub(self._network)
 
 
+_PONG = object()
+
+
 class FakePubSub:
     """A subscription. Messages are lost while there is no connection."""
 
@@ -222,20 +225,23 @@ class FakePubSub:
         self.channels = tuple(channel.encode() for channel in channels)
         self._network.subscribe(self)
 
-    def listen(self) -> "FakePubSub":
-        return self
-
-    def __aiter__(self) -> "FakePubSub":
-        return self
-
-    async def __anext__(self) -> dict[str, Any]:
-        while not self._messages:
+    async def get_message(self, *, timeout: float) -> dict[str, Any] | None:  # noqa: ASYNC109 - as redis-py has it.
+        if not self._messages:
             self._waiting = self._network.loop.create_future()
-            await self._waiting
+            await asyncio.wait((self._waiting,), timeout=timeout)
+        if not self._messages:
+            return None
         message = self._messages.popleft()
         if isinstance(message, Exception):
             raise message
-        return {"type": "message", "data": message}
+        if message is _PONG:
+            return {"type": "pong"}
+        return {"type": "message", "channel": self.channels[0], "data": message}
+
+    async def ping(self) -> None:
+        if self._network.is_down(self.process):
+            raise RedisConnectionError("no connection")
+        self._network.loop.world_later(self._network.delay_s(self.process), self.deliver, _PONG)
 
     def deliver(self, message: Any) -> None:
         self._messages.append(message)
