@@ -1,9 +1,10 @@
-"""A system whose archive is in an object store: sealed, trimmed, proved, read by every command, and taken over elsewhere."""
+"""A system whose archive is in an object store: sealed, trimmed, proved, read by commands, and taken over elsewhere."""
 
 import importlib.resources
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -33,7 +34,7 @@ async def seal(running: RunningSystem) -> int:
     return await sealer.trim()
 
 
-def settings_of(bucket: ObjectStore) -> dict[str, object]:
+def settings_of(bucket: ObjectStore) -> dict[str, Any]:
     return {
         "archive_url": bucket.url,
         "segment_events": 40,
@@ -99,9 +100,9 @@ async def test_a_system_lives_with_its_archive_in_an_object_store(
     # Analysts read what was published, and the segments, with DuckDB alone.
     with analyst(bucket) as connection:
         connection.execute(f"ATTACH 's3://{bucket.bucket}/books/tollbook.duckdb' AS books (READ_ONLY)")
-        assert connection.execute("SELECT count(DISTINCT call_id) FROM books.calls").fetchone() >= (30,)
-        segments = f"read_parquet('{bucket.url}/partition-*/*.parquet')"
-        assert connection.execute(f"SELECT min(seq), count(*) >= 40 FROM {segments}").fetchone() == (1, True)
+        assert connection.execute("SELECT count(DISTINCT call_id) >= 30 FROM books.calls").fetchone() == (True,)
+        segments = connection.read_parquet(f"{bucket.url}/partition-*/*.parquet")
+        assert segments.aggregate("min(seq), count(*) >= 40").fetchone() == (1, True)
 
     content = bytearray(bucket.get(f"{FIRST}.parquet"))
     content[len(content) // 2] ^= 1
@@ -134,7 +135,7 @@ async def test_an_outage_of_the_store_stops_no_call(
     redis_client: Redis, server_url: str, tmp_path: Path, bucket: ObjectStore
 ) -> None:
     """G8 is about stores that decide: the archive does not, while everything is on the stream."""
-    settings = settings_of(bucket) | {"publish_url": None}
+    settings: dict[str, Any] = {**settings_of(bucket), "publish_url": None}
     async with running_system(tmp_path / "data", server_url, **settings) as running:
         bucket.server.fault = lambda *_: "503 SlowDown"
         await make_calls(running, "a", 8)
