@@ -210,6 +210,16 @@ async def test_a_password_counts_for_every_node(servers: Servers) -> None:
         assert all(greeting[2:5] == [b"AUTH", b"user", b"p,w@"] for greeting in server.greetings)
 
 
+async def test_a_user_who_may_not_ask_several_nodes_is_told_so(servers: Servers) -> None:
+    for server in servers:
+        server.slots = replies(b"-NOPERM User tollbook has no permissions to run the 'cluster|slots' command\r\n")
+    async with connect(f"redis://{servers[0].address},{servers[1].address}/0") as redis:
+        pipeline = CommandPipeline(redis)
+        with pytest.raises(LedgerUnavailable, match="allow CLUSTER SLOTS"):
+            await pipeline.execute("PING")
+        await pipeline.aclose()
+
+
 async def test_one_server_is_asked_once_whether_it_is_a_cluster() -> None:
     async with scripted_servers(1) as (server,), connect(f"redis://{server.address}/0") as redis:
         asked: list[list[bytes]] = []
