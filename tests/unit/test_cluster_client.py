@@ -140,6 +140,16 @@ async def test_another_node_tells_of_the_slots_where_one_is_gone(servers: Server
     assert left.received == [[b"GET", KEY.encode()]]
 
 
+async def test_a_node_that_does_not_answer_holds_nobody_up(servers: Servers) -> None:
+    silent, left = servers
+    left.slots = slots_of((0, SLOTS - 1, left.port))
+    silent.slots = replies(b"")  # Nothing comes, and the connection stays.
+    async with connect(f"redis://{silent.address},{left.address}/0") as redis:
+        for _ in range(2):  # Whichever of them is asked first.
+            assert await redis.get(KEY) == b"OK"
+            await (await redis.cluster()).refresh()  # pyright: ignore[reportOptionalMemberAccess]
+
+
 async def test_commands_of_one_moment_go_in_one_batch_a_node(servers: Servers, pipeline: CommandPipeline) -> None:
     low, high = servers
     low.slots = high.slots = slots_of((0, 8191, low.port), (8192, SLOTS - 1, high.port))
