@@ -84,7 +84,8 @@ class ClusterServers:
         options = {
             "port": port, "bind": "127.0.0.1", "dir": directory, "save": "", "appendonly": "yes",
             "appendfsync": self.fsync, "cluster-enabled": "yes", "cluster-node-timeout": _NODE_TIMEOUT_MS,
-            "logfile": directory / "log", "cluster-replica-validity-factor": 0, "repl-diskless-sync-delay": 0,
+            "logfile": directory / "log", "cluster-replica-validity-factor": 0, "cluster-require-full-coverage": "no",
+            "repl-diskless-sync-delay": 0,
             **self.further,
         }  # fmt: skip
         given = (str(part) for name, value in options.items() for part in (f"--{name}", value))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, TryAgainError
+from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tollbook.ledger.errors import LedgerUnavailable, RedisCannotServe
@@ -19,8 +19,10 @@ from tollbook.ledger.server.slots import SLOTS, Command, key_of, slot_of
 
 T = TypeVar("T")
 _log = LazyLogger(__name__)
-# A node that is asked where keys are answers from memory; one that does not is passed over.
-_ASK_S: Final = 1.0
+# A node that is asked where keys are answers from memory. After so long another one is asked too.
+_NEXT_S: Final = 0.5
+_ASK_S: Final = 10.0
+_FIRST: Final = asyncio.FIRST_COMPLETED
 # How long a command is sent after a key that moves. Nothing was done so far, so its caller may go on longer.
 _FOLLOW_S: Final = 10.0
 # Two nodes can each name the other, for as long as one has not heard of a failover.
@@ -114,23 +116,36 @@ class Cluster:
 
     async def _refresh(self) -> None:
         replicas = (replica for each in self._ranges for replica in each.replicas)
-        known = dict.fromkeys((*self.known_primaries, *self._seeds, *replicas))
+        known = [*dict.fromkeys((*self.known_primaries, *self._seeds, *replicas))]
         # Each time another one first: one that was cut off from the others knows only what was.
         self._turn += 1
         start = self._turn % len(known)
-        candidates = [*known][start:] + [*known][:start]
+        left = [*known[start:], *known[:start]]
+        asked: dict[asyncio.Task[list[Any]], Address] = {}
         problem: BaseException = LedgerUnavailable("no node of the cluster has a slot")
-        for address in candidates:
-            try:
-                async with asyncio.timeout(_ASK_S):
-                    reply = cast("list[Any]", await _ask(self.client(address), "CLUSTER", "SLOTS"))
-            except (RedisError, OSError, TimeoutError) as exc:
-                problem = exc
-                continue
-            if reply:
-                self.use(reply, address)
-                return
+        try:
+            while left or asked:
+                if left:
+                    address = left.pop(0)
+                    asked[asyncio.create_task(self._slots_by(address))] = address
+                # The next one is asked at once where one fails, and soon where one does not answer.
+                done, _ = await asyncio.wait(asked, timeout=_NEXT_S if left else None, return_when=_FIRST)
+                for each in done:
+                    answering = asked.pop(each)
+                    if (failure := each.exception()) is not None:
+                        problem = failure
+                    elif reply := each.result():
+                        self.use(reply, answering)
+                        return
+        finally:
+            for each in asked:
+                each.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
         raise LedgerUnavailable(f"no node of the cluster says where its slots are ({problem})") from problem
+
+    async def _slots_by(self, address: Address) -> list[Any]:
+        async with asyncio.timeout(_ASK_S):
+            return await _ask(self.client(address), "CLUSTER", "SLOTS")
 
     async def place_of(self, slot: int | None) -> Address:
         """Return the node that has a slot; for None, any primary. Errors: RedisCannotServe; LedgerUnavailable."""

@@ -28,7 +28,7 @@ from redis.asyncio.connection import (
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import NoPermissionError, ReadOnlyError, RedisError, ResponseError
 
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.server.address import check_address, database_of, each_server, hide_password
@@ -81,39 +81,48 @@ class ServerClient(Redis):
         return self._cluster
 
     async def _recognise(self) -> Cluster | None:
-        if len(self.urls) > 1 or self.urls[0].startswith(("redis:", "rediss:")):
-            cluster = Cluster(self._open_node, [_address_of(url) for url in self.urls])
+        """Ask whether this is a cluster. Errors: RedisError; LedgerUnavailable for one that cannot be used."""
+        first, *others = self.urls
+        is_direct = not first.startswith("unix:") and not names_sentinels(first)
+        cluster = Cluster(self._open_node, [_address_of(url) for url in self.urls] if is_direct else ())
+        if others:
+            await self._find_slots(cluster)
         else:
-            cluster = None
+            try:
+                reply: list[Any] = await self._execute_here("CLUSTER", "SLOTS")
+            except ResponseError:
+                # It says that it is none of a cluster. Of a user who may not ask, too, one server is expected.
+                return None
+            if not reply:
+                raise LedgerUnavailable(
+                    f"the cluster at {self._shown} has no slots: assign them (redis-cli --cluster fix)"
+                )
+            if not is_direct:
+                raise LedgerUnavailable(
+                    f"{self._shown} is a node of a cluster, whose other nodes are not reached by a socket or by "
+                    "Sentinels: write redis://HOST:PORT/0"
+                )
+            cluster.use(reply, _address_of(first))
+        if database_of(first):
+            raise LedgerUnavailable(
+                f"{self._shown} is a cluster, which has database 0 alone: write redis://HOST:PORT/0"
+            )
+        return cluster
+
+    async def _find_slots(self, cluster: Cluster) -> None:
         try:
-            if len(self.urls) > 1 and cluster is not None:
-                await cluster.refresh()
-                reply = [True]
-            else:
-                reply = cast("list[Any]", await self._execute_here("CLUSTER", "SLOTS"))
-                if cluster is not None and reply:
-                    cluster.use(reply, _address_of(self.urls[0]))
-        except ResponseError:
-            # One server says that it is none of a cluster. Of a user who may not ask, too, one server is expected.
-            return None
+            await cluster.refresh()
         except LedgerUnavailable as exc:
+            await cluster.aclose()
+            if isinstance(exc.__cause__, NoPermissionError):
+                raise LedgerUnavailable(
+                    f"the Redis user may not ask where keys are at {self._shown}: allow CLUSTER SLOTS with ACL SETUSER"
+                ) from exc
             if isinstance(exc.__cause__, ResponseError):
                 raise LedgerUnavailable(
                     f"{self._shown} names several servers that are no cluster: give the address of one primary"
                 ) from exc
             raise
-        if not reply:
-            raise LedgerUnavailable(f"the cluster at {self._shown} has no slots: assign them (redis-cli --cluster fix)")
-        if cluster is None:
-            raise LedgerUnavailable(
-                f"{self._shown} is a node of a cluster, whose other nodes are not reached by a socket or Sentinels: write "
-                "redis://HOST:PORT/0"
-            )
-        if database_of(self.urls[0]):
-            raise LedgerUnavailable(
-                f"{self._shown} is a cluster, which has database 0 alone: write redis://HOST:PORT/0"
-            )
-        return cluster
 
     def _open_node(self, address: Address) -> Redis:
         parts = urlsplit(self.urls[0])

@@ -135,6 +135,6 @@ async def test_answers_are_read_along_wherever_their_partition_is(
         first = asyncio.ensure_future(anext(reading))
         await stream.take({"choices": [{"index": 0, "delta": {"content": "hello"}, "finish_reason": None}]})
         assert (await first).text == "hello"
-        await results.put(InferenceResult(task_id=task, status=TaskStatus.FAILED, user_id=user, model="m"))
+        await results.put(InferenceResult(task_id=task, status=TaskStatus.FAILED, user_id=user))
         await stream.end("failed")
         assert [update.kind async for update in reading] == ["result"]

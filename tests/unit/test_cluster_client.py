@@ -140,6 +140,16 @@ async def test_another_node_tells_of_the_slots_where_one_is_gone(servers: Server
     assert left.received == [[b"GET", KEY.encode()]]
 
 
+async def test_a_node_that_does_not_answer_holds_nobody_up(servers: Servers) -> None:
+    silent, left = servers
+    left.slots = slots_of((0, SLOTS - 1, left.port))
+    silent.slots = replies(b"")  # Nothing comes, and the connection stays.
+    async with connect(f"redis://{silent.address},{left.address}/0") as redis:
+        for _ in range(2):  # Whichever of them is asked first.
+            assert await redis.get(KEY) == b"OK"
+            await (await redis.cluster()).refresh()  # pyright: ignore[reportOptionalMemberAccess]
+
+
 async def test_commands_of_one_moment_go_in_one_batch_a_node(servers: Servers, pipeline: CommandPipeline) -> None:
     low, high = servers
     low.slots = high.slots = slots_of((0, 8191, low.port), (8192, SLOTS - 1, high.port))
@@ -208,6 +218,16 @@ async def test_a_password_counts_for_every_node(servers: Servers) -> None:
     for server in servers:
         assert server.greetings, "it was connected to"
         assert all(greeting[2:5] == [b"AUTH", b"user", b"p,w@"] for greeting in server.greetings)
+
+
+async def test_a_user_who_may_not_ask_several_nodes_is_told_so(servers: Servers) -> None:
+    for server in servers:
+        server.slots = replies(b"-NOPERM User tollbook has no permissions to run the 'cluster|slots' command\r\n")
+    async with connect(f"redis://{servers[0].address},{servers[1].address}/0") as redis:
+        pipeline = CommandPipeline(redis)
+        with pytest.raises(LedgerUnavailable, match="allow CLUSTER SLOTS"):
+            await pipeline.execute("PING")
+        await pipeline.aclose()
 
 
 async def test_one_server_is_asked_once_whether_it_is_a_cluster() -> None:
