@@ -85,7 +85,7 @@ class Gate(CallSteps, PeopleCommands):
         self._unbooked_folder = unbooked_folder
 
     def check_confirmed(self) -> None:
-        """See that replicas had what was written last. Errors: TooFewReplicas, or what else kept them from saying so."""
+        """See that replicas had what was written last. Errors: TooFewReplicas; LedgerUnavailable where none said so."""
         if (problem := self._pipeline.unconfirmed_at(self.keys.ledger)) is not None:
             raise problem
 

@@ -191,7 +191,7 @@ def _open(kind: type[_Client], url: str) -> _Client:
     }
     if names_sentinels(url):
         options |= {**parse_url(server_url(url)), "connection_class": connection_class(url)}
-        return kind.from_pool(ConnectionPool(**options))
+        return cast("_Client", kind.from_pool(ConnectionPool(**options)))
     return cast("_Client", kind.from_url(url, **options))  # pyright: ignore[reportUnknownMemberType]
 
 

@@ -185,8 +185,8 @@ class ServerWatch:
             raise LedgerUnavailable(self._unknown)
         if self._refusal is not None:  # G8
             raise ServerUnsafe(self._refusal)
-        # Else holds would be written that nobody goes by, and nobody settles before they are overdue. Of a cluster, only
-        # the partitions of that node wait: see `Gate.check_confirmed`.
+        # Else holds would be written that nobody goes by, and nobody settles before they are overdue. On a cluster, the
+        # partitions of that node alone wait: see `Gate.check_confirmed`.
         if (unconfirmed := self._unconfirmed()) is not None and not self._is_on_cluster:  # G8
             raise unconfirmed
 
