@@ -25,7 +25,7 @@ from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 
 CONCURRENCY = 64
-_STREAM = "generation"
+STREAM = "generation"
 _USERS = 500
 _PROMPT = "Write a short post about the accounting of cloud costs in the style of a weekly column. " * 3
 _ROUND_TIMEOUT_S = 120.0
@@ -47,13 +47,13 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
             "TOLLBOOK_LOG_FORMAT": "json",
         }
         await stack.enter_async_context(command("projector", environment=environment, directory=directory))
-        worker = command("worker", "--streams", _STREAM, environment=environment, directory=directory)
+        worker = command("worker", "--streams", STREAM, environment=environment, directory=directory)
         await stack.enter_async_context(worker)
         client = await stack.enter_async_context(HttpxAiohttpClient(timeout=60))
         numbers = count()
 
         async def work() -> float:
-            return await _work(redis, calls, next(numbers))
+            return await publish_and_wait(redis, calls, next(numbers))
 
         async def bare() -> float:
             return await _bare(client, base_url, calls)
@@ -74,13 +74,13 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
     ]
 
 
-async def _work(redis: Redis, calls: int, number: int) -> float:
+async def publish_and_wait(redis: Redis, calls: int, number: int) -> float:
     """Publish tasks and wait until all are acknowledged; return calls a second, from the first XADD on."""
     started = time.perf_counter()
     pipe = redis.pipeline(transaction=False)
     for n in range(calls):
         pipe.xadd(
-            _STREAM,
+            STREAM,
             {
                 "task": "generate_draft",
                 "task_id": f"bench-{number}-{n}",
@@ -104,7 +104,7 @@ def _result_key(number: int, n: int) -> str:
 
 
 async def _is_all_done(redis: Redis) -> bool:
-    groups: list[dict[str, Any]] = await redis.xinfo_groups(_STREAM)
+    groups: list[dict[str, Any]] = await redis.xinfo_groups(STREAM)
     return any(group["name"] == GROUP.encode() and not group["pending"] and group["lag"] == 0 for group in groups)
 
 

@@ -73,8 +73,8 @@ class Settings(BaseSettings):
     redis_url: RedisUrl | None = _field(
         "REDIS_URL",
         None,
-        "address of Redis 7.0 or later, or Valkey, of Sentinels, or of any nodes of a cluster; unset: an embedded Valkey "
-        "is started",
+        "address of Redis 7.0 or later, or Valkey, of Sentinels, or of any nodes of a cluster; unset: an embedded "
+        "Valkey is started",
         repr=False,
     )
     data_dir: Path = _field("TOLLBOOK_DATA_DIR", Path("data"), "directory of the DuckDB file and the embedded server")
