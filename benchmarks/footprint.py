@@ -33,7 +33,7 @@ _SYNCS: Final = 300
 class Footprint:
     """Of one call, on average: processor time in microseconds, sizes in bytes.
 
-    `sync_us` is one sync of the server's log, which many calls share; `projector_us` falls where more is folded at once.
+    `sync_us` is one sync of the server's log, which many calls share. Folding much at once takes less.
     """
 
     worker_us: float

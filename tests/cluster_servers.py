@@ -27,6 +27,7 @@ class Node:
     """One server of a cluster."""
 
     port: int
+    command: list[str]
     process: "subprocess.Popen[bytes]"
     client: Redis
 
@@ -47,6 +48,9 @@ class Node:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+    def start_again(self) -> None:
+        self.process = _start(self.command)
 
 
 @dataclass(slots=True)
@@ -90,8 +94,7 @@ class ClusterServers:
         }  # fmt: skip
         given = (str(part) for name, value in options.items() for part in (f"--{name}", value))
         command = [str(bundled_binary()), *given]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)  # noqa: ASYNC220
-        node = Node(port, process, Redis(host="127.0.0.1", port=port))
+        node = Node(port, command, _start(command), Redis(host="127.0.0.1", port=port))
         self.nodes.append(node)
         await wait_until(lambda: _answers(node), what="an answer of the node")
         await node.ask("CLUSTER", "SET-CONFIG-EPOCH", len(self.nodes))
@@ -201,6 +204,10 @@ async def _is_ok(node: Node) -> bool:
 
 async def _is_in_step(node: Node) -> bool:
     return (await node.info("replication")).get("master_link_status") == "up"
+
+
+def _start(command: list[str]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
 
 
 def _free_port() -> int:

@@ -142,6 +142,42 @@ async def test_a_killed_primary_costs_no_task_and_no_money(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+async def test_a_primary_that_dies_loses_nothing_that_its_replica_was_waited_for(tmp_path: Path) -> None:
+    """Without a pause before its death. Its partitions wait until it is back as a replica; the others go on."""
+    tasks = make_tasks(300)
+    async with (
+        cluster_servers(tmp_path / "cluster", replicas=3) as cluster,
+        running_system(
+            tmp_path / "data", cluster.url, partitions=PARTITIONS, concurrency=CONCURRENCY, allow_unsynced=True,
+            claim_after_s=10.0, min_replicas=1, provider=GatedStandIn(StandInConfig(latency_ms=100)),
+        ) as running,
+    ):  # fmt: skip
+        await publish(running, tasks)
+        await wait_until(lambda: running.provider.requests > 50, what="calls on their way")
+        primary = await cluster.owner(running.keys.meta)
+        replica = await cluster.replica_of(primary)
+        primary.kill()
+
+        async def is_promoted() -> bool:
+            return (await replica.info("replication"))["role"] == "master"
+
+        await wait_until(is_promoted, what="a promoted replica")
+        lonely = [keys for keys in running.system.handle.keys if await cluster.owner(keys.meta) is replica]
+        pipeline = running.system.handle.pipeline
+        await wait_until(lambda: pipeline.unconfirmed_at(lonely[0].meta) is not None, what="writes without a replica")
+        others = [keys for keys in running.system.handle.keys if keys not in lonely]
+        assert all(pipeline.unconfirmed_at(keys.meta) is None for keys in others)
+        primary.start_again()
+
+        results = await answers_in_the_end(running, tasks)
+        await wait_until(lambda: can_read(running), what="a test's client that knows the new node")
+        await assert_sound(running, tasks, results)
+        assert running.provider.requests == len(tasks), "nothing was bought twice"
+        verified = await verify(running, tmp_path)
+        assert verified.code == 0, verified.stdout + verified.stderr
+
+
+@pytest.mark.slow
 async def test_partitions_move_to_a_new_node_while_calls_run(cluster: ClusterServers, tmp_path: Path) -> None:
     async with running_system(
         tmp_path / "data", cluster.url, partitions=PARTITIONS, concurrency=CONCURRENCY, allow_unsynced=True,
