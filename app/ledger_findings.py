@@ -148,7 +148,7 @@ async def archive_findings(place: Place) -> AsyncIterator[Finding]:
     """Say whether everything that was trimmed off the stream stands in the archive."""
     from tollbook.inference.archive_place import archive_of
     from tollbook.ledger.archive.segments import ArchiveDamaged
-    from tollbook.ledger.archive.storage import ArchiveRefused, ArchiveUnavailable
+    from tollbook.ledger.archive.storage_errors import ArchiveRefused, ArchiveUnavailable
 
     events = 0
     for keys in place.keys:

@@ -31,7 +31,7 @@ from tollbook.inference.process_name import process_name
 from tollbook.inference.runtime import LedgerHandle, build_gates
 from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.replay import fold_archive
-from tollbook.ledger.archive.storage import ArchiveUnavailable
+from tollbook.ledger.archive.storage_errors import ArchiveUnavailable
 from tollbook.ledger.errors import BaselineUnavailable, LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage
 from tollbook.ledger.gate.requests import Position

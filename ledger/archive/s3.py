@@ -26,7 +26,7 @@ from botocore.loaders import create_loader
 
 from tollbook.ledger.archive.s3_address import split_s3_url
 from tollbook.ledger.archive.s3_errors import status_of, translated
-from tollbook.ledger.archive.storage import ArchiveRefused
+from tollbook.ledger.archive.storage_errors import ArchiveRefused
 
 _T = TypeVar("_T")
 _CONNECT_S: Final = 5

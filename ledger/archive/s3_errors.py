@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
-from tollbook.ledger.archive.storage import ArchiveRefused, ArchiveUnavailable
+from tollbook.ledger.archive.storage_errors import ArchiveRefused, ArchiveUnavailable
 
 _MISSING: Final = frozenset({"NoSuchKey", "NotFound", "404"})
 _DENIED: Final = frozenset({401, 403})

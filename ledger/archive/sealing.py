@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 from tollbook.ledger.archive import chain
 from tollbook.ledger.archive.segments import Archive, Manifest, Segment, check_segment
-from tollbook.ledger.archive.storage import ArchiveRefused
+from tollbook.ledger.archive.storage_errors import ArchiveRefused
 from tollbook.ledger.errors import LedgerRefused, LedgerReplaced, LedgerUnavailable
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.keys import Keys

@@ -11,18 +11,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, Protocol
 
-from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
+from tollbook.ledger.archive.storage_errors import ArchiveRefused
 from tollbook.ledger.private_files import make_private_folder
 
 _S3: Final = "s3://"
-
-
-class ArchiveUnavailable(LedgerUnavailable):
-    """The object store did not answer, or cannot serve now. What was to be written may be there: a repeat is safe."""
-
-
-class ArchiveRefused(LedgerRefused):
-    """The object store lets nobody in with these credentials, has no such bucket, or lacks what Tollbook needs."""
 
 
 class Storage(Protocol):

@@ -16,7 +16,8 @@ from tollbook.ledger.archive import chain
 from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.archive.sealing import SealingSettings
 from tollbook.ledger.archive.segments import Archive, ArchiveDamaged, check_segment
-from tollbook.ledger.archive.storage import ArchiveRefused, ArchiveUnavailable, open_storage
+from tollbook.ledger.archive.storage import open_storage
+from tollbook.ledger.archive.storage_errors import ArchiveRefused, ArchiveUnavailable
 from tollbook.ledger.projection.comparison import compare
 from tollbook.schemas.identifiers import ZERO_ENTRY
 

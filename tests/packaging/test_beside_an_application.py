@@ -90,7 +90,7 @@ def check(found: dict[str, object], owner_of_inference: str) -> None:
     assert isinstance(found["modules"], int)
     assert found["modules"] > 100
     # Of the extras; Starlette is there, with FastAPI.
-    assert found["missing"] == ["altair", "marimo", "opentelemetry"]
+    assert found["missing"] == ["altair", "botocore", "marimo", "opentelemetry"]
 
 
 @pytest.mark.parametrize("path", ["", "."])
