@@ -1,6 +1,7 @@
 """A projector on standby: a file of its own follows the ledger, so that it takes over within seconds.
 
-It writes nothing to Redis: it trims and seals nothing, answers nobody and marks nothing, until it has the lease.
+It trims and seals nothing, answers nobody and appends no event, until it has the lease. All that it writes to Redis is
+the mark by which replicas are waited for, where they are (ledger/server/replication.py).
 """
 
 import asyncio
@@ -20,8 +21,7 @@ from tollbook.ledger.projection.file_checks import open_checked
 from tollbook.ledger.projection.lease import Lease, ProjectorRunning
 from tollbook.ledger.projection.projector import Projector
 
-_FIRST_PAUSE_S: Final = 0.5
-_MAX_PAUSE_S: Final = 30.0
+_PAUSE_S: Final = 5.0
 _log = structlog.get_logger(__name__)
 
 
@@ -53,7 +53,6 @@ class Standby:
 
     async def _follow_forever(self) -> None:
         """Follow until cancelled, or until the file is seen not to be of the ledger as it is."""
-        pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 await self._follow()
@@ -62,8 +61,7 @@ class Standby:
                 return
             except (LedgerError, OSError) as exc:
                 _log.warning("standby.interrupted", problem=str(exc))
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+            await asyncio.sleep(_PAUSE_S)
 
     async def _follow(self) -> None:
         settings, handle = self.settings, self.handle
