@@ -19,6 +19,7 @@ from typing import Final
 import structlog
 
 from tollbook.consumers.alert_tidying import AlertTidying
+from tollbook.consumers.archived_events import fold_archived
 from tollbook.consumers.baseline_answers import BaselineAnswers
 from tollbook.consumers.call_stops import CallStops
 from tollbook.consumers.credit_expiry import CreditExpiry
@@ -30,12 +31,10 @@ from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.process_name import process_name
 from tollbook.inference.runtime import LedgerHandle, build_gates
 from tollbook.inference.settings import Settings
-from tollbook.ledger.archive.replay import fold_archive
 from tollbook.ledger.archive.storage_errors import ArchiveUnavailable
 from tollbook.ledger.errors import BaselineUnavailable, LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage
 from tollbook.ledger.gate.requests import Position
-from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.database import set_aside
 from tollbook.ledger.projection.file_checks import CHECK_EVERY_S, check_forever, open_checked, watch_file
 from tollbook.ledger.projection.lease import Lease
@@ -287,21 +286,11 @@ class ProjectionService:
 
         Errors: ProjectorRunning; ArchiveDamaged; LedgerGap; as `Projector.check`.
         """
-        for keys in self._handle.keys:
-            await self._fold_archive(store, keys)
+        await fold_archived(store, self._archive, self._handle)
         # Only one process can open the file, so the lease of a projector that died here need not be waited for.
         await self._lease.take(is_alone=True)
         await projector.check()
         await self._calls.claim()
-
-    async def _fold_archive(self, store: Store, keys: Keys) -> None:
-        """Fold what was trimmed off the stream. While everything is on the stream, an archive that is down can wait."""
-        try:
-            await asyncio.to_thread(fold_archive, store, self._archive, keys.partition)
-        except ArchiveUnavailable:
-            removed: bytes | None = await self._handle.pipeline.execute("HGET", keys.meta, "removed")
-            if store.position(keys.partition).seq < int(removed or 0):
-                raise
 
     async def _reopen(self, pause_s: float) -> None:
         while True:

@@ -45,6 +45,8 @@ class PublishedCopy:
                 await self.publish()
             except (LedgerError, OSError) as exc:
                 _log.warning("copy.postponed", problem=str(exc))
+            except Exception:  # noqa: BLE001 - whatever it is, the projector goes on: else calls would stop.
+                _log.exception("copy.failed")
             await asyncio.sleep(self._every_s)
 
     async def publish(self) -> bool:

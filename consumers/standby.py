@@ -5,16 +5,16 @@ the mark by which replicas are waited for, where they are (ledger/server/replica
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
 import structlog
 
+from tollbook.consumers.archived_events import fold_archived
 from tollbook.inference.runtime import LedgerHandle
 from tollbook.inference.settings import Settings
-from tollbook.ledger.archive.replay import fold_archive
 from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.errors import LedgerError, LedgerRefused
 from tollbook.ledger.projection.file_checks import open_checked
@@ -77,8 +77,7 @@ class Standby:
         )
         try:
             store = await asyncio.shield(opening)
-            for keys in handle.keys:
-                await _to_its_end(asyncio.to_thread(fold_archive, store, self.archive, keys.partition))
+            await fold_archived(store, self.archive, handle)
             projector = Projector(store, handle.redis, handle.keys, trim=_leave_alone, pipeline=handle.pipeline)
             await projector.check()
             _log.info("standby.following", path=str(settings.projection_path))
@@ -88,15 +87,6 @@ class Standby:
             await asyncio.wait([opening])
             if opening.exception() is None:
                 await asyncio.to_thread(opening.result().close)
-
-
-async def _to_its_end(work: Coroutine[Any, Any, Any]) -> None:
-    """Wait for a thread that works on the file also where this task is cancelled."""
-    working = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(working)
-    finally:
-        await asyncio.wait([working])
 
 
 async def _leave_alone(*_: Any) -> None:

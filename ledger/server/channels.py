@@ -1,7 +1,7 @@
 """Channels: messages between processes over Redis, which keeps none of them.
 
-The one place that publishes to other processes of Tollbook and listens to them. On a cluster it listens at any node,
-since each passes on what is published at another.
+For baselines and for calls that wait for money; `arrivals.py` listens to results, whose channels come and go. On a
+cluster a subscription is at any node, since each passes on what is published at another.
 
 A message can be lost: while the connection is made again, or when nobody listens. Whoever needs it asks again.
 """

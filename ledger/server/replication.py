@@ -67,13 +67,11 @@ class Replication:
 
     def confirmation(self, commands: Iterable[Command], *, within_s: float) -> list[Command]:
         """Return the commands that end a batch."""
-        beside = self._mark_beside(commands)
+        beside, wait = self._mark_beside(commands), self.wait(within_s)
         mark: list[Command] = [] if beside is None else [("SET", beside, "")]
-        waiting = self.wait(within_s)
-        wait, timeout_ms = [waiting], waiting[2]
         # After WAIT: alone, it takes the second until replicas report what they have synced.
-        synced: list[Command] = [("WAITAOF", 0, self.min_replicas, timeout_ms)] if self.is_on_disk else []
-        return mark + wait + synced
+        synced: list[Command] = [("WAITAOF", 0, *wait[1:])] if self.is_on_disk else []
+        return [*mark, wait, *synced]
 
     def problem_of(self, replies: Sequence[object]) -> LedgerUnavailable | None:
         """Return why a batch is not confirmed, from the replies to `confirmation`; None where it is."""
