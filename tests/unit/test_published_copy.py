@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from tests.servers import wait_until
 from tollbook.consumers import published_copy
 from tollbook.consumers.published_copy import PublishedCopy
 from tollbook.ledger.archive.storage import ObjectStore
@@ -52,9 +53,7 @@ async def test_after_a_fault_the_next_interval_publishes(path: Path, fault: Exce
     store = Store(fault)
     running = asyncio.create_task(copy_to(store, path, {0: Position(EntryId(1, 0), 1)}).run())
     try:
-        async with asyncio.timeout(10):
-            while not store.stored and not running.done():
-                await asyncio.sleep(0)
+        await wait_until(lambda: store.stored or running.done(), what="a copy, or an end")
     finally:
         running.cancel()
         ended: list[Any] = await asyncio.gather(running, return_exceptions=True)
