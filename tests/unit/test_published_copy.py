@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -56,8 +56,8 @@ async def test_after_a_fault_the_next_interval_publishes(path: Path, fault: Exce
         await wait_until(lambda: store.stored or running.done(), what="a copy, or an end")
     finally:
         running.cancel()
-        ended: list[Any] = await asyncio.gather(running, return_exceptions=True)
-    assert isinstance(ended[0], asyncio.CancelledError)
+        (ended,) = await asyncio.gather(running, return_exceptions=True)
+    assert isinstance(ended, asyncio.CancelledError)
     assert store.stored == [b"books"]
 
 
