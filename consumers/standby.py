@@ -81,12 +81,23 @@ class Standby:
             projector = Projector(store, handle.redis, handle.keys, trim=_leave_alone, pipeline=handle.pipeline)
             await projector.check()
             _log.info("standby.following", path=str(settings.projection_path))
-            await projector.run()
+            in_step = asyncio.create_task(_say_in_step(projector))
+            try:
+                await projector.run()
+            finally:
+                in_step.cancel()
+                await asyncio.gather(in_step, return_exceptions=True)
         finally:
             # Whoever has the lease opens the file next.
             await asyncio.wait([opening])
             if opening.exception() is None:
                 await asyncio.to_thread(opening.result().close)
+
+
+async def _say_in_step(projector: Projector) -> None:
+    """Log once that all which stood on the ledger is folded: from here on a takeover takes seconds."""
+    await projector.catch_up()
+    _log.info("standby.in_step")
 
 
 async def _leave_alone(*_: Any) -> None:

@@ -234,11 +234,15 @@ async def test_a_standby_elsewhere_that_has_seen_as_much_refuses_the_older_ledge
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     async with running_apart(tmp_path / "data", server_url) as apart, AsyncExitStack() as ends:
+        await finish(apart, "before")
+        older = await take_backup(redis_client)
+        await finish(apart, "lost")
+        # It has folded what is lost next: one that had not would rightly follow the older ledger.
         standby = await start_projector(
-            apart.settings, server_url, "--standby", data_dir=tmp_path / "standby", waits_for="standby.following"
+            apart.settings, server_url, "--standby", data_dir=tmp_path / "standby", waits_for="standby.in_step"
         )
         ends.push_async_callback(kill, standby)
-        await go_back(apart, redis_client)
+        await put_back(redis_client, older)
         await wait_for_end(apart.projector)
         await wait_for_end(standby)
 
