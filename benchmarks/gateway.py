@@ -150,26 +150,38 @@ async def _rates(directory: Path, sizes: Sizes) -> list[Result]:
 
 async def _open_streams(directory: Path, sizes: Sizes) -> list[Result]:
     number = sizes.of(2_000, 50)
-    async with _system(directory, "--chunk-ms", "500") as system:
+    # A part every ten seconds: no stream ends before the last one has begun.
+    async with _system(directory, "--chunk-ms", "10000") as system:
         gateway, client, process = system.gateway, system.client, system.pid
-        await _waits(client, gateway, 64, _whole)
         before_mb = _resident_mb(process)
-        has_begun, end_all = asyncio.Semaphore(0), asyncio.Event()
+        # So many begin at once: as many connections as are wanted would not fit into the queue of the listening socket.
+        beginning, has_begun = asyncio.Semaphore(IN_FLIGHT), asyncio.Semaphore(0)
 
         async def hold_open() -> None:
             url, content, headers = _parts(gateway, is_streamed=True)
-            async with client.stream("POST", url, content=content, headers=headers) as reply:
-                reply.raise_for_status()
-                await anext(reply.aiter_bytes())
+            async with AsyncExitStack() as stack:
+                async with beginning:
+                    reply = await stack.enter_async_context(
+                        client.stream("POST", url, content=content, headers=headers)
+                    )
+                    reply.raise_for_status()
+                    parts = reply.aiter_bytes()
+                    await anext(parts)
                 has_begun.release()
-                await end_all.wait()
+                async for _ in parts:
+                    pass
 
-        streams = [asyncio.create_task(hold_open()) for _ in range(number)]
-        for _ in range(number):
-            await asyncio.wait_for(has_begun.acquire(), _READY_TIMEOUT_S)
-        used_mb = _resident_mb(process) - before_mb
-        end_all.set()
-        await asyncio.gather(*streams)
+        started = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            streams = [group.create_task(hold_open()) for _ in range(number)]
+            for _ in range(number):
+                await has_begun.acquire()
+            took_s = time.perf_counter() - started
+            if any(stream.done() for stream in streams):
+                raise ValueError("some streams ended before all were open")
+            used_mb = _resident_mb(process) - before_mb
+            for stream in streams:
+                stream.cancel()
     return [
         Result(
             benchmark="gateway",
@@ -177,7 +189,7 @@ async def _open_streams(directory: Path, sizes: Sizes) -> list[Result]:
             subject=1000 * used_mb / number,
             reference=None,
             unit="kB",
-            details={"resident_mb_before": before_mb, "streams": number},
+            details={"resident_mb_before": before_mb, "streams": number, "opening_s": took_s},
         )
     ]
 
@@ -202,7 +214,7 @@ async def _system(directory: Path, *options: str) -> AsyncIterator[System]:
         await stack.enter_async_context(command("projector", environment=environment, directory=directory))
         process = await stack.enter_async_context(command("gateway", environment=environment, directory=directory))
         client = await stack.enter_async_context(
-            HttpxAiohttpClient(timeout=120, limits=httpx.Limits(max_connections=None))
+            HttpxAiohttpClient(timeout=120, limits=httpx.Limits(max_connections=4_000))
         )
         url = f"http://127.0.0.1:{port}"
         await _until_ready(client, url)

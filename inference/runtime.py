@@ -29,7 +29,6 @@ from tollbook.inference.provider_users import provider_user_of
 from tollbook.inference.providers.clients import ProviderClients
 from tollbook.inference.settings import Settings
 from tollbook.inference.signs_of_life import SignOfLife, sign_of_life
-from tollbook.inference.stated_policy import concurrency_of
 from tollbook.inference.user_ids import UserIds, open_user_key
 from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import LedgerReplaced, LedgerUnavailable, WrongPartitions
@@ -264,8 +263,7 @@ async def open_runtime(
         policies = handle.policies
         await policies.refresh()
         check_stated_policy(settings, policies.newest)
-        calls = sum(concurrency_of(settings, policies.newest.policy).values())
-        providers = await stack.enter_async_context(ProviderClients.from_settings(settings, concurrent_calls=calls))
+        providers = await stack.enter_async_context(ProviderClients.from_settings(settings))
         queue = BudgetWaitQueue(handle.redis, [key.waiters for key in handle.keys])
         queue.start()
         stack.push_async_callback(queue.aclose)

@@ -20,8 +20,10 @@ from tollbook.inference.providers.json_values import as_list
 # rest of the reply is still read.
 _DECODER: Final = json.JSONDecoder(parse_float=Decimal, parse_constant=Decimal)
 _MARK: Final = b"\xef\xbb\xbf"
-_BEFORE: Final = re.compile(rb"(?:\xef\xbb\xbf)*(?:\s|:[^\r\n]*[\r\n])*")
+# Possessive: however much white space comes, it is looked at once.
+_BEFORE: Final = re.compile(rb"(?:\xef\xbb\xbf|\s++|:[^\r\n]*+[\r\n])*+")
 """What may stand before the JSON, and before the first event."""
+_BEFORE_TEXT: Final = re.compile(r"(?:\s++|:[^\r\n]*+[\r\n])*+")
 _FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:")
 
 
@@ -30,6 +32,7 @@ class Body:
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
+        self._start = b""
         self._stream: EventStream | None = None
         self._is_json = False
         self._events = MessageEvents()
@@ -43,13 +46,17 @@ class Body:
         self._pieces.append(piece)
         if self._is_json:
             return ()
-        begun = b"".join(self._pieces)
-        start = begun[_end_of(_BEFORE.match(begun)) :]
+        start = self._start + piece
+        start = start[_end_of(_BEFORE.match(start)) :]
         if start.startswith(_FIELDS):
+            begun = self.raw
             self._pieces.clear()
             self._stream = EventStream(_parse)
             return self._take(self._stream.feed(begun.removeprefix(_MARK)))
-        self._is_json = not start.startswith(b":") and not any(name.startswith(start) for name in (*_FIELDS, _MARK))
+        is_comment = start.startswith(b":")
+        self._is_json = not is_comment and not any(name.startswith(start) for name in (*_FIELDS, _MARK))
+        # Of a comment that has not ended, its colon is enough to know it by.
+        self._start = start[:1] if is_comment else start
         return ()
 
     def end(self, *, is_broken: bool = False) -> Sequence[Delta]:
@@ -158,12 +165,9 @@ def _parse(text: str) -> Any:
 
 def _without_comments(text: str) -> str:
     """Leave out the comments of an event stream before the JSON: `: OPENROUTER PROCESSING`."""
-    text = text.lstrip()
-    while text.startswith(":"):
-        _, _, text = text.partition("\n")
-        text = text.lstrip()
-    return text
+    start = text[_end_of(_BEFORE_TEXT.match(text)) :]
+    return "" if start.startswith(":") else start
 
 
-def _end_of(match: re.Match[bytes] | None) -> int:
+def _end_of(match: re.Match[bytes] | re.Match[str] | None) -> int:
     return match.end() if match else 0

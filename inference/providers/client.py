@@ -58,7 +58,6 @@ class ProviderClient:
         attempt_timeout_s: float = 60.0,
         idle_timeout_s: float | None = None,
         connect_timeout_s: float = 10.0,
-        max_connections: int = 1024,
         app_title: str = "Tollbook",
         app_url: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
@@ -80,7 +79,6 @@ class ProviderClient:
             timeout_s=attempt_timeout_s,
             idle_timeout_s=idle_timeout_s,
             connect_timeout_s=connect_timeout_s,
-            max_connections=max_connections,
             transport=transport,
         )
         self._completions_url = self._connection.url(self._adapter.completion_path)
@@ -88,13 +86,13 @@ class ProviderClient:
         self._now_s = now_s
 
     @classmethod
-    def from_settings(cls, settings: "Settings", *, concurrent_calls: int = 0) -> Self:
+    def from_settings(cls, settings: "Settings") -> Self:
         """Make the client of the default provider, for so many calls at a time."""
         access = access_of(DEFAULT_PROVIDER, default_policy(), settings)
-        return cls.from_access(access, settings, concurrent_calls=concurrent_calls)
+        return cls.from_access(access, settings)
 
     @classmethod
-    def from_access(cls, access: "ProviderAccess", settings: "Settings", *, concurrent_calls: int = 0) -> Self:
+    def from_access(cls, access: "ProviderAccess", settings: "Settings") -> Self:
         """Make the client of a provider, with the limits of the settings."""
         return cls(
             api_key=access.api_key,
@@ -106,8 +104,6 @@ class ProviderClient:
             attempt_timeout_s=settings.attempt_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
             connect_timeout_s=settings.connect_timeout_s,
-            # Callers limit their concurrency; a wait for a connection would look like a provider that is unreachable.
-            max_connections=max(2 * concurrent_calls, 1024),
             app_title=settings.app_title,
             app_url=settings.app_url,
         )

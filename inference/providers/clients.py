@@ -34,14 +34,14 @@ class ProviderClients:
         self._replaced: list[ProviderClient] = []
 
     @classmethod
-    def from_settings(cls, settings: "Settings", *, concurrent_calls: int = 0) -> Self:
-        """Make the clients that settings and policies describe, each for so many calls at a time."""
+    def from_settings(cls, settings: "Settings") -> Self:
+        """Make the clients that settings and policies describe."""
 
         def make(name: str, policy: Policy) -> ProviderClient:
             access = access_of(name, policy, settings)
-            return ProviderClient.from_access(access, settings, concurrent_calls=concurrent_calls)
+            return ProviderClient.from_access(access, settings)
 
-        return cls(ProviderClient.from_settings(settings, concurrent_calls=concurrent_calls), make)
+        return cls(ProviderClient.from_settings(settings), make)
 
     def at(self, name: str, policy: Policy) -> ProviderClient:
         """Return the client of a provider as a policy describes it.

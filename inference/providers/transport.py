@@ -28,6 +28,8 @@ _AFTER_THE_END_S: Final = 1.0
 # Shorter than the five seconds after which common servers (Node, uvicorn) close an idle connection: a request that is
 # sent while the connection closes is lost, and is charged as if it had been answered.
 _KEEP_ALIVE_S: Final = 4.0
+# aiohttp's word for it; None is taken for its default of 100.
+_UNLIMITED: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,6 @@ class Connection:
         headers: Mapping[str, str],
         timeout_s: float,
         connect_timeout_s: float,
-        max_connections: int,
         idle_timeout_s: float | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
@@ -97,9 +98,8 @@ class Connection:
         # is known not to be charged.
         connect_s = min(connect_timeout_s, timeout_s / 2, (idle_timeout_s or timeout_s) / 2)
         self._extensions = {"timeout": {"connect": connect_s, "pool": connect_s, "read": timeout_s, "write": timeout_s}}
-        limits = httpx.Limits(
-            max_connections=max_connections, max_keepalive_connections=max_connections, keepalive_expiry=_KEEP_ALIVE_S
-        )
+        # Callers limit their concurrency; a wait for a connection would look like a provider that is unreachable.
+        limits = httpx.Limits(max_connections=_UNLIMITED, keepalive_expiry=_KEEP_ALIVE_S)
         self._client = _Client(verify=_tls_context(), limits=limits, follow_redirects=False, transport=transport)
 
     def __repr__(self) -> str:  # G10

@@ -38,6 +38,8 @@ _PORTS: Final = 10_000
 _PORTS_TRIED: Final = 50
 _ORPHAN_TIMEOUT_S: Final = 60.0
 _STOP_TIMEOUT_S: Final = 60.0
+# A replica that writes its first append-only file forgets the signal ("Writing initial AOF, can't exit").
+_STOP_SIGNALS: Final = 60
 _log = LazyLogger(__name__)
 
 
@@ -142,10 +144,13 @@ class EmbeddedServer:
 
     async def _end(self, signal_number: signal.Signals) -> None:
         if self._process is not None:
-            self._process.send(signal_number)
-            # One that was stopped (SIGSTOP) must go on to see it.
-            self._process.send(signal.SIGCONT)
-            if not await self._process.has_ended(_STOP_TIMEOUT_S):
+            for _ in range(_STOP_SIGNALS):
+                self._process.send(signal_number)
+                # One that was stopped (SIGSTOP) must go on to see it.
+                self._process.send(signal.SIGCONT)
+                if await self._process.has_ended(_STOP_TIMEOUT_S / _STOP_SIGNALS):
+                    break
+            else:
                 self._process.send(signal.SIGKILL)
                 await self._process.has_ended(_STOP_TIMEOUT_S)
             log = _log.debug if self._is_read_only else _log.info

@@ -246,20 +246,6 @@ async def test_server_that_closes_before_it_answers() -> None:
     assert (attempt.outcome, attempt.charge) == ("connection_error", "unknown")
 
 
-async def test_pool_without_a_free_connection_has_sent_nothing(loop_clock: LoopClock) -> None:
-    async with (
-        standin("hang") as (server, _),
-        client(base_url=server.base_url, max_connections=1, connect_timeout_s=PATIENCE_S) as provider,
-    ):
-        first, second = (asyncio.create_task(provider.complete(request())) for _ in range(2))
-        await wait_until(lambda: server.requests == 1)
-        loop_clock.advance(PATIENCE_S + 1)
-        assert (await second).outcome == "not_sent"
-        loop_clock.advance(ATTEMPT_TIMEOUT_S + 1)
-        assert (await first).outcome == "timeout"
-        assert server.requests == 1
-
-
 def _caused_by(error: Exception, cause: Exception) -> Exception:
     error.__cause__ = cause
     return error

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.replies import NO_LIMIT, chat_request, reply_of
 from tollbook.inference.attempts import Attempt
-from tollbook.inference.providers.bodies import read_json
+from tollbook.inference.providers.bodies import Body, read_json
 from tollbook.inference.providers.dialects import ADAPTERS
 from tollbook.inference.providers.replies import name_in, read_reply, retry_after_s
 from tollbook.inference.providers.usage_report import read_usage
@@ -392,6 +392,19 @@ WHOLE = json.dumps(document()).encode()
 def test_body_is_read_whatever_stands_around_it(body: bytes) -> None:
     attempt = read(body)
     assert (attempt.content, attempt.reported_cost_nanousd) == (COMPLETION, 4_500)
+
+
+@pytest.mark.parametrize("sign", [b" ", b":\n", b": alive\n\n", b":"], ids=["space", "empty", "comment", "no end"])
+@pytest.mark.parametrize("pieces", [1, 200_000])
+def test_much_that_keeps_a_connection_alive_is_looked_at_once(sign: bytes, pieces: int) -> None:
+    """It would take minutes, were all of it looked at again with each piece."""
+    body, size = Body(), 200_000 // pieces
+    for _ in range(pieces):
+        body.feed(sign * size)
+    body.feed(b"\n" + WHOLE)
+    body.end()
+    assert body.document is not None
+    assert body.document["id"] == document()["id"]
 
 
 @pytest.mark.parametrize(
