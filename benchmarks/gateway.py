@@ -154,19 +154,14 @@ async def _open_streams(directory: Path, sizes: Sizes) -> list[Result]:
     async with _system(directory, "--chunk-ms", "10000") as system:
         gateway, client, process = system.gateway, system.client, system.pid
         before_mb = _resident_mb(process)
-        # So many begin at once: as many connections as are wanted would not fit into the queue of the listening socket.
-        beginning, has_begun = asyncio.Semaphore(IN_FLIGHT), asyncio.Semaphore(0)
+        has_begun = asyncio.Semaphore(0)
 
         async def hold_open() -> None:
             url, content, headers = _parts(gateway, is_streamed=True)
-            async with AsyncExitStack() as stack:
-                async with beginning:
-                    reply = await stack.enter_async_context(
-                        client.stream("POST", url, content=content, headers=headers)
-                    )
-                    reply.raise_for_status()
-                    parts = reply.aiter_bytes()
-                    await anext(parts)
+            async with client.stream("POST", url, content=content, headers=headers) as reply:
+                reply.raise_for_status()
+                parts = reply.aiter_bytes()
+                await anext(parts)
                 has_begun.release()
                 async for _ in parts:
                     pass

@@ -117,6 +117,7 @@ async def test_the_stand_in_stands_in_for_every_provider(redis_client: Redis, se
             assert "http://127.0.0.1" in findings["provider claude"]["found"]
 
 
+@pytest.mark.slow
 async def test_mistakes_about_providers_are_one_line_each(tmp_path: Path) -> None:
     (tmp_path / "tollbook.toml").write_text(POLICY.format(**REAL).replace('provider = "openai"', 'provider = "opnai"'))
     refused = await run_cli("up", cwd=tmp_path)

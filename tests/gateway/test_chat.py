@@ -10,6 +10,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.gateway.serving import KEY, MODEL, Served, api_key, open_served
+from tests.quick import first_quick
 from tollbook.schemas.events import BudgetReserved
 from tollbook.schemas.money import nanousd_from_usd
 
@@ -104,7 +105,9 @@ async def test_bad_requests_are_told_so_and_hold_nothing(served: Served, body: d
     assert not [event for event in await served.calling.events() if event.type == "budget-reserved"]
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"model": "a", "model": "b"}', b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body", first_quick(3, [b"{", b"\xff\xfe", b"[" * 100_000, b"", b"[]", b'{"model": "a", "model": "b"}'])
+)
 async def test_bodies_that_are_no_object_are_refused(served: Served, body: bytes) -> None:
     reply = await served.client.post("/v1/chat/completions", content=body)
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 from redis.asyncio import Redis
 
+from tests.quick import first_quick
 from tests.system import Finished, RunningSystem, run_cli, running_system
 from tollbook.inference.api_keys import ApiKeys, hash_of, secret_of
 
@@ -113,23 +114,29 @@ async def test_a_command_with_a_key_is_done_once_and_says_that_the_key_was_shown
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
-    [
-        (("create",), "a key needs a user"),
-        (("create", "--user", "u1", "--plan", "growht"), "unknown plan 'growht'; did you mean 'growth'"),
-        (("create", "--user", "u1", "--stream", "generaton"), "unknown stream 'generaton'; did you mean 'generation'"),
-        (("create", "--user", "u1", "--model", "score_pots"), "'score_pots'; did you mean 'score_post'"),
-        (("create", "--user", "u1", "--tag", "red"), "--tag: 'red' is not written NAME=VALUE"),
-        (("create", "--user", "u1", "--tag", "a=1", "--tag", "a=2"), "--tag: a is given twice"),
-        (("create", "--user", "u1", "--tag", "user=x"), "tags must not have the name 'user'"),
-        (("create", "--user", "u1", "--expires", "2020-01-01"), "must expire in the future"),
-        (("create", "--user", "u1", "--expires", "soon"), "--expires: 'soon' is no moment"),
-        (("create", "--user", "u1", "--expires", "9999999d"), "--expires: 9999999d is longer than ten years"),
-        (("create", "--user", "u1", "--reason", " "), "--reason: say why"),
-        (("revoke", "key-1"), "this is no id of a key; ids look like key-0123456789ab"),
-        (("revoke", "key-000000000000"), "there is no key key-000000000000"),
-        (("revoke", "key-000000000000", "--after", "1 week"), "--after: '1 week' is no time"),
-        (("rotate", "key-000000000000"), "there is no key key-000000000000"),
-    ],
+    first_quick(
+        5,
+        [
+            (("create",), "a key needs a user"),
+            (("create", "--user", "u1", "--plan", "growht"), "unknown plan 'growht'; did you mean 'growth'"),
+            (
+                ("create", "--user", "u1", "--stream", "generaton"),
+                "unknown stream 'generaton'; did you mean 'generation'",
+            ),
+            (("create", "--user", "u1", "--model", "score_pots"), "'score_pots'; did you mean 'score_post'"),
+            (("create", "--user", "u1", "--tag", "red"), "--tag: 'red' is not written NAME=VALUE"),
+            (("create", "--user", "u1", "--tag", "a=1", "--tag", "a=2"), "--tag: a is given twice"),
+            (("create", "--user", "u1", "--tag", "user=x"), "tags must not have the name 'user'"),
+            (("create", "--user", "u1", "--expires", "2020-01-01"), "must expire in the future"),
+            (("create", "--user", "u1", "--expires", "soon"), "--expires: 'soon' is no moment"),
+            (("create", "--user", "u1", "--expires", "9999999d"), "--expires: 9999999d is longer than ten years"),
+            (("create", "--user", "u1", "--reason", " "), "--reason: say why"),
+            (("revoke", "key-1"), "this is no id of a key; ids look like key-0123456789ab"),
+            (("revoke", "key-000000000000"), "there is no key key-000000000000"),
+            (("revoke", "key-000000000000", "--after", "1 week"), "--after: '1 week' is no time"),
+            (("rotate", "key-000000000000"), "there is no key key-000000000000"),
+        ],
+    ),
 )
 async def test_what_cannot_be_done_is_said(keys: Keys, arguments: tuple[str, ...], problem: str) -> None:
     refused = await keys.run(*arguments)

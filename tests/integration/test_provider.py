@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from tests.loop_clock import LoopClock
-from tests.servers import PATIENCE_S, wait_until
+from tests.servers import wait_until
 from tollbook.inference.attempts import Attempt, ChatRequest
 from tollbook.inference.bounds import bound
 from tollbook.inference.errors import ProviderRefused, ProviderUnavailable

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.quick import first_quick
 from tests.report_data import load, make_data_dir, renamed
 from tests.system import run_cli
 from tollbook.cli import app as cli
@@ -31,7 +32,7 @@ def rows(home: Path, sql: str) -> list[Any]:
         return connection.execute(sql).fetchall()
 
 
-@pytest.mark.parametrize("width", [40, 80, 140, None])
+@pytest.mark.parametrize("width", first_quick(2, [80, 140, 40, None]))
 def test_spend_shows_whole_ids_and_amounts_at_every_width(
     home: Path, width: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -73,16 +74,19 @@ async def test_sql_writes_the_format_that_the_file_s_ending_names(home: Path, tm
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
-    [
-        (("SELECT usr_id FROM spend",), 1, 'not found in FROM clause! Candidate bindings: "user_id"'),
-        (("FROM spent",), 1, 'Did you mean "spend"?'),
-        ((" ; ",), 2, "the query is empty"),
-        (("/* nothing */",), 1, "it is empty"),
-        (("SELECT 1; SELECT 2",), 1, "it is more than one statement"),
-        (("FROM spend", "--output", "a.xlsx"), 2, "the ending .xlsx names no format"),
-        (("FROM spend", "--output", "nowhere/a.csv"), 2, "there is no directory nowhere"),
-        (("FROM spend", "--memory", "much"), 2, "--memory"),
-    ],
+    first_quick(
+        3,
+        [
+            (("SELECT usr_id FROM spend",), 1, 'not found in FROM clause! Candidate bindings: "user_id"'),
+            (("FROM spent",), 1, 'Did you mean "spend"?'),
+            ((" ; ",), 2, "the query is empty"),
+            (("/* nothing */",), 1, "it is empty"),
+            (("SELECT 1; SELECT 2",), 1, "it is more than one statement"),
+            (("FROM spend", "--output", "a.xlsx"), 2, "the ending .xlsx names no format"),
+            (("FROM spend", "--output", "nowhere/a.csv"), 2, "there is no directory nowhere"),
+            (("FROM spend", "--memory", "much"), 2, "--memory"),
+        ],
+    ),
 )
 async def test_what_is_wrong_with_a_query_is_one_clear_line(
     home: Path, arguments: tuple[str, ...], code: int, words: str

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
+
 from tests.packaging.conftest import ROOT
 
 # Found by their files; what uvicorn loads by name; a kernel that Jupyter starts; a part of the namespace that the
@@ -65,10 +67,12 @@ def imported_distributions() -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_what_is_imported_is_declared() -> None:
     assert {name: paths for name, paths in imported_distributions().items() if name not in DECLARED} == {}
 
 
+@pytest.mark.slow
 def test_what_is_declared_is_used() -> None:
     assert DECLARED - imported_distributions().keys() == NOT_IMPORTED
 

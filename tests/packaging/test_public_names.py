@@ -61,6 +61,7 @@ def test_a_publisher_loads_what_it_needs_and_no_more() -> None:
     assert loaded & heavy == set()
 
 
+@pytest.mark.slow
 def test_a_client_loads_no_notebook_and_no_server() -> None:
     loaded = {name.partition(".")[0] for name in loaded_by("from tollbook import InferenceClient, connect_runtime")}
     assert loaded & {"IPython", "altair", "faststream", "genai_prices", "marimo", "typer", "uvicorn"} == set()

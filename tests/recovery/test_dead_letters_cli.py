@@ -72,6 +72,7 @@ async def result_of(running: RunningSystem, task_id: str) -> InferenceResult:
     return result
 
 
+@pytest.mark.slow
 async def test_malformed_tasks_are_listed_shown_retried_and_dropped(running: RunningSystem, cli: Cli) -> None:
     for fields in (NOT_UTF8, NO_USER):
         await running.redis.xadd(STREAM, fields)  # pyright: ignore[reportArgumentType]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 from redis.asyncio import Redis
 
 from tests.recovery.test_recover import Restored, charge, die_at, lost_calls, request
@@ -106,6 +107,7 @@ def with_only(payload: Payload) -> Change:
     return lambda _, __: payload
 
 
+@pytest.mark.slow
 async def test_a_forged_declaration_beside_newer_events_is_found(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.capacity import SPREAD, Plant, Simulation, growth, plan
 from benchmarks.footprint import Footprint
+from tests.quick import first_quick
 
 MEASURED = Footprint(**json.loads((Path(__file__).parents[2] / "benchmarks" / "footprint.json").read_text()))
 ROUND = replace(MEASURED, worker_us=1_000.0, server_us=300.0, sync_us=0.0)
@@ -38,12 +39,13 @@ def test_a_sync_is_shared_by_what_has_come_meanwhile() -> None:
     assert told.calls_s > 0.9 * 1e6 / 300
 
 
+@pytest.mark.slow
 def test_three_partitions_do_nearly_three_times_as_much_with_the_costs_that_were_measured() -> None:
     of_one, of_three = (Simulation(plant, MEASURED).run(60_000).calls_s for plant in SPREAD)
     assert of_three / of_one >= 2.7
 
 
-@pytest.mark.parametrize("calls_s", [1_000, 10_000])
+@pytest.mark.parametrize("calls_s", first_quick(1, [1_000, 10_000]))
 def test_a_planned_system_does_what_it_is_planned_for_and_has_room(calls_s: int) -> None:
     plant = plan(MEASURED, calls_s)
     told = Simulation(plant, MEASURED).run(10 * plant.workers * plant.in_flight)

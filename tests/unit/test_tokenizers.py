@@ -78,6 +78,7 @@ def test_bound_is_never_below_the_true_count(texts: list[str]) -> None:
     assert vectors.prompt_tokens >= sum(len(reference("cl100k_base").encode_ordinary(text)) for text in texts)
 
 
+@pytest.mark.slow
 def test_characters_whose_class_depends_on_the_table_are_not_counted() -> None:
     count = counter_of("gpt-4o")
     assert count is not None
