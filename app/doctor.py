@@ -128,6 +128,7 @@ async def _check_redis(known: _Known) -> AsyncIterator[Finding]:
                 keys = ()  # What this user may not do is named with what it may not write.
             if keys:
                 known.policy = (await CurrentPolicy.of_ledger(pipeline, keys)).newest.policy
+            written = keys or (Keys(settings.namespace),)
             if rests:
                 yield Finding(
                     "running system",
@@ -137,13 +138,11 @@ async def _check_redis(known: _Known) -> AsyncIterator[Finding]:
                     "`tollbook up` starts it",
                 )
             else:
-                async for finding in server.keeping_findings(redis, settings):
+                async for finding in server.keeping_findings(redis, settings, written):
                     yield finding
-                async for finding in server.writing_findings(
-                    pipeline, keys or (Keys(settings.namespace),), known.policy
-                ):
+                async for finding in server.writing_findings(pipeline, written, known.policy):
                     yield finding
-            place = Place(settings, redis, pipeline, url, keys or (Keys(settings.namespace),), rests, known.policy)
+            place = Place(settings, redis, pipeline, url, written, rests, known.policy)
             async for finding in _check_ledger(place, has_ledger=bool(keys)):
                 yield finding
     except ServerTooOld as exc:

@@ -16,7 +16,7 @@ from tollbook.ledger.server.address import database_of, hide_password
 from tollbook.ledger.server.cluster import Cluster
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.policy import ServerPolicy, read_policy
-from tollbook.ledger.server.servers import cluster_of, place_of, primaries
+from tollbook.ledger.server.servers import cluster_of, place_of, primaries, server_of
 from tollbook.ledger.server.slots import SLOTS
 from tollbook.schemas.policy import Policy
 
@@ -72,14 +72,18 @@ def _cluster(cluster: Cluster) -> Finding:
     return Finding("cluster", "ok", "every slot has a primary and a replica")
 
 
-async def keeping_findings(redis: "Redis", settings: Settings) -> AsyncIterator[Finding]:
-    """Say whether the server, or each primary of a cluster, may lose what it was told, or has no room left."""
+async def keeping_findings(redis: "Redis", settings: Settings, keys: Sequence[Keys]) -> AsyncIterator[Finding]:
+    """Say whether the server, or each primary of a cluster, may lose what it was told, or has no room left.
+
+    `keys` are those of the partitions: replicas are asked for what was written to a key that the server has.
+    """
     servers = await primaries(redis)
+    marks = {await server_of(redis, each.mark): each.mark for each in keys}
     for server in servers:
         policy = await read_policy(server)
         found = (
             _persistence(policy, allow_unsynced=settings.allow_unsynced),
-            await _replicas(server, policy, settings),
+            await _replicas(server, policy, settings, mark=marks.get(server)),
             await _memory(server, policy),
         )
         for finding in found:
@@ -119,15 +123,19 @@ def _persistence(policy: ServerPolicy, *, allow_unsynced: bool) -> Finding:
     return Finding("persistence", "failed", found, advice)
 
 
-async def _replicas(redis: "Redis", policy: ServerPolicy, settings: Settings) -> Finding | None:
-    """Say whether a failover could lose what somebody goes by; nothing where there are no replicas, and none wanted."""
-    pipeline = CommandPipeline(redis, replication=settings.replication)
-    try:
-        await pipeline.replicate()
-    except LedgerUnavailable as exc:
-        return Finding("replicas", "failed", str(exc), "no call is made until then")
-    finally:
-        await pipeline.aclose()
+async def _replicas(redis: "Redis", policy: ServerPolicy, settings: Settings, *, mark: str | None) -> Finding | None:
+    """Say whether a failover could lose what somebody goes by; nothing where there are no replicas, and none wanted.
+
+    Without `mark`, a node of a cluster has no partition: nothing that is waited for is written there.
+    """
+    if mark is not None and settings.replication is not None:
+        pipeline = CommandPipeline(redis, replication=settings.replication.of_node())
+        try:
+            await pipeline.replicate(mark)
+        except LedgerUnavailable as exc:
+            return Finding("replicas", "failed", str(exc), "no call is made until then")
+        finally:
+            await pipeline.aclose()
     wanted, linked = settings.min_replicas, policy.replicas
     if linked is not None and linked > wanted:
         return Finding(
@@ -137,7 +145,9 @@ async def _replicas(redis: "Redis", policy: ServerPolicy, settings: Settings) ->
             "loses calls that were answered",
             f"set it to {linked} in every process, unless such a loss is bearable",
         )
-    return Finding("replicas", "ok", f"{count_of(wanted, 'replica')} had a write when asked") if wanted else None
+    if not wanted or mark is None:
+        return None
+    return Finding("replicas", "ok", f"{count_of(wanted, 'replica')} had a write when asked")
 
 
 async def _memory(redis: "Redis", policy: ServerPolicy) -> Finding:

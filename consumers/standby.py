@@ -36,7 +36,7 @@ class Standby:
     now: Callable[[], datetime]
 
     async def wait(self) -> None:
-        """Return with the lease, and the file closed. Errors: LedgerUnavailable."""
+        """Return with the lease, and the file closed."""
         following: list[asyncio.Task[None]] = []
 
         def on_held(holder: ProjectorRunning) -> None:

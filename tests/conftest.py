@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from tests.chromium import describe_chromium
 from tests.empty_projections import copy_empty_projections, made_anew, make_folder
 from tests.loop_clock import LoopClock
-from tests.servers import EMBEDDED, TestServers, describe_servers, server_kinds
+from tests.servers import EMBEDDED, TestServers, describe_servers, drop_functions, server_kinds
 from tollbook.ledger.logs import configure_when_used
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
@@ -157,7 +157,7 @@ async def loop_clock() -> LoopClock:
 
 async def _empty(client: Redis) -> None:
     await client.flushall()
-    await client.function_flush()
+    await drop_functions(client)
 
 
 @pytest.fixture(autouse=True)

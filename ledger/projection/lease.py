@@ -36,7 +36,7 @@ class ProjectorRunning(LedgerRefused):
 
 
 class Lease:
-    """One projector's lease of a ledger. Errors of every method: LedgerUnavailable.
+    """One projector's lease of a ledger. Errors of every method but `wait`: LedgerUnavailable.
 
     `epoch` tells this owner's turn from earlier and later ones; 0 before the lease was ever taken.
     """
@@ -64,11 +64,17 @@ class Lease:
         self.epoch = int(reply[1])
 
     async def wait(self, on_held: Callable[[ProjectorRunning], None] = lambda _: None) -> None:
-        """Take the lease as soon as the projector that has it releases it or dies; `on_held` is told who has it."""
+        """Take the lease as soon as the projector that has it releases it or dies; `on_held` is told who has it.
+
+        An outage of Redis is waited out: who stands by for the day when something fails must not end with it.
+        """
         is_logged = False
         while True:
             try:
                 return await self.take()
+            except LedgerUnavailable as exc:
+                _log.warning("lease.not_reached", problem=str(exc))
+                await asyncio.sleep(1.0)
             except ProjectorRunning as exc:
                 on_held(exc)
                 if not is_logged:

@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 
 from tests.gate_bench import CAP, PERIOD, GateBench, open_bench
 from tests.model import Answer
-from tests.servers import PATIENCE_S
+from tests.servers import PATIENCE_S, drop_functions
 from tollbook.ledger.errors import LedgerAhead, LedgerDiverged, LedgerReplaced, ServerTooOld
 from tollbook.ledger.gate.functions import LIBRARY, library_code, load_library
 from tollbook.ledger.gate.gate import Gate, create_ledger
@@ -637,7 +637,7 @@ async def test_nothing_is_done_on_another_ledger(bench: GateBench, name: str, fo
 
 
 async def test_a_server_that_lost_the_library_is_told_apart(bench: GateBench) -> None:
-    await bench.redis.function_flush()
+    await drop_functions(bench.redis)
     with pytest.raises(FunctionsMissing):
         await bench.reserve()
     await load_library(bench.redis)

@@ -101,6 +101,7 @@ async def cli(running: RunningSystem, cwd: Path, *arguments: str) -> Finished:
         "TOLLBOOK_DATA_DIR": str(settings.data_dir),
         "TOLLBOOK_PARTITIONS": str(PARTITIONS),
         "TOLLBOOK_ALLOW_UNSYNCED": "1",
+        "TOLLBOOK_MIN_REPLICAS": str(settings.min_replicas),
     }
     return await run_cli(*arguments, cwd=cwd, env=env)
 
@@ -176,6 +177,24 @@ async def test_a_primary_that_dies_loses_nothing_that_its_replica_was_waited_for
         assert all(pipeline.unconfirmed_at(keys.meta) is None for keys in others)
         primary.start_again()
         await assert_nothing_lost(running, tasks, tmp_path)
+
+
+@pytest.mark.slow
+async def test_doctor_asks_the_replicas_of_each_primary(tmp_path: Path) -> None:
+    async with running_with_replicas(tmp_path, min_replicas=1) as (cluster, running):
+
+        async def found() -> dict[str, str]:
+            doctor = await cli(running, tmp_path, "doctor", "--json")
+            assert [each for each in doctor.json() if each["check"] == "redis" and each["state"] != "ok"] == []
+            return {each["found"]: each["state"] for each in doctor.json() if each["check"] == "replicas"}
+
+        nodes = {f"127.0.0.1:{(await cluster.owner(keys.meta)).port}" for keys in running.system.handle.keys}
+        assert await found() == {f"{node}: 1 replica had a write when asked": "ok" for node in nodes}
+        lonely = await cluster.owner(running.keys.meta)
+        (await cluster.replica_of(lonely)).kill()
+        failed = [text for text, state in (await found()).items() if state == "failed"]
+        assert len(failed) == 1
+        assert failed[0].startswith(f"127.0.0.1:{lonely.port}: 0 of the 1 replicas")
 
 
 @pytest.mark.slow

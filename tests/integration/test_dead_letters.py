@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
-from tests.servers import wait_until
+from tests.servers import drop_functions, wait_until
 from tests.system import REPLIES, running_system
 from tollbook.consumers.dead_letters import DeadLetterLimits, DeadLetters, Reason
 from tollbook.consumers.messages import Delivery, read_task
@@ -185,7 +185,7 @@ async def test_the_newest_letters_are_kept_and_the_others_counted(few: DeadLette
 async def test_a_server_that_has_lost_its_functions_gets_them_again(
     few: DeadLetters, every_redis_client: Redis
 ) -> None:
-    await every_redis_client.function_flush()
+    await drop_functions(every_redis_client)
     await put(few, TASK)
     assert await few.count() == 1
 

@@ -9,6 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.proxy import FaultyProxy, faulty_proxy
+from tests.servers import drop_functions
 from tollbook.ledger.errors import BaselineUnavailable, LedgerReplaced, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
 from tollbook.ledger.gate.functions import LIBRARY, load_library
@@ -305,7 +306,7 @@ async def test_patience_with_a_settlement_is_longer(bench: Bench) -> None:
 
 
 async def test_a_lost_library_is_put_back(bench: Bench) -> None:
-    await bench.redis.function_flush()
+    await drop_functions(bench.redis)
     assert isinstance(await bench.ledger.reserve(lambda _: _reserve(), 0), Reserved)
     assert await bench.redis.function_list(LIBRARY)
 
@@ -313,7 +314,7 @@ async def test_a_lost_library_is_put_back(bench: Bench) -> None:
 async def test_an_emptied_redis_is_refused_and_gets_no_new_ledger(bench: Bench) -> None:
     """G8: neither the library nor the identity is taken for granted."""
     await bench.redis.flushall()
-    await bench.redis.function_flush()
+    await drop_functions(bench.redis)
     with pytest.raises(LedgerReplaced, match="no ledger"):
         await bench.ledger.reserve(lambda _: _reserve(), 0)
     assert await bench.redis.keys() == []

@@ -15,6 +15,8 @@ from tests.servers import wait_until
 from tests.system import StayingCommand, make_settings, run_cli
 from tollbook.inference.settings import Settings
 from tollbook.ledger.keys import Keys, projector_lease
+from tollbook.ledger.server.connection import connect
+from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.standin import StandIn
 
 LEASE: Final = projector_lease("tollbook")
@@ -143,6 +145,26 @@ async def test_a_standby_elsewhere_follows_with_a_file_of_its_own(projectors: Pr
     await projectors.lapse()
     await wait_until(lambda: "projector.started" in standby.stderr, what="the standby's start")
     assert await folded() == written
+
+
+@pytest.mark.slow
+async def test_a_standby_waits_out_an_outage_of_redis_and_takes_over_afterwards(
+    private_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    async with StandIn() as provider, connect(private_server.url) as redis:
+        settings = make_settings(tmp_path / "processes" / "data", provider, redis_url=private_server.url)
+        settings.data_dir.parent.mkdir()
+        projectors = Projectors(settings, private_server.url, redis)
+        try:
+            first = await projectors.start()
+            standby = await projectors.start("--standby", place="elsewhere", waits_for="standby.in_step")
+            await private_server.kill()
+            await wait_until(lambda: "lease.not_reached" in standby.stderr, what="the standby's first try in vain")
+            await private_server.start()
+            await kill(first)
+            await wait_until(lambda: "projector.started" in standby.stderr, what="the standby's start")
+        finally:
+            await projectors.aclose()
 
 
 @pytest.mark.slow

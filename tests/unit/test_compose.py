@@ -98,7 +98,7 @@ def test_the_gateway_is_published(compose: dict[str, Any]) -> None:
     gateway = compose["services"]["gateway"]
     port = gateway["environment"]["TOLLBOOK_GATEWAY_PORT"]
 
-    assert gateway["ports"] == [f"127.0.0.1:${{TOLLBOOK_GATEWAY_PORT:-{port}}}:{port}"]
+    assert gateway["ports"] == [f"127.0.0.1:${{GATEWAY_PORT:-{port}}}:{port}"]
     assert f"127.0.0.1:{port}/" in gateway["healthcheck"]["test"][-1]
 
 

@@ -1,6 +1,7 @@
 """deploy/ keeps the promises that can be read off it without a container engine."""
 
 import configparser
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ def services() -> dict[str, Any]:
 
 def test_services_are_a_cluster_a_store_and_every_kind_of_process(services: dict[str, Any]) -> None:
     assert set(services) == {*NODES, "form", "store", "bucket", *OURS}
-    assert services["standby"]["command"] == ["projector", "--standby"]
+    # Each follows while the other works: one that does not stand by would be refused after the other has taken over.
+    for name in ("projector", "standby"):
+        assert services[name]["command"] == ["projector", "--standby"]
+        assert "/health/live" in services[name]["healthcheck"]["test"][-1]
 
 
 def test_every_node_has_its_writes_on_disk_evicts_nothing_and_has_a_volume_of_its_own(services: dict[str, Any]) -> None:
@@ -54,6 +58,14 @@ def test_no_two_services_share_a_volume_or_a_network_namespace(services: dict[st
     volumes = [volume for service in services.values() for volume in service.get("volumes", [])]
     assert len(volumes) == len(set(volumes))
     assert not any("network_mode" in service for service in services.values())
+
+
+@pytest.mark.parametrize("path", [DEPLOY / "compose.yaml", DEPLOY.parent / "compose.yaml"], ids=["deploy", "small"])
+def test_what_a_shell_exports_for_compose_is_refused_by_no_command(path: Path) -> None:
+    """Commands refuse unknown names that begin with TOLLBOOK_."""
+    names = re.findall(r"\$\{(\w+)", path.read_text(encoding="utf-8"))
+    assert names
+    assert [name for name in names if name.startswith("TOLLBOOK_")] == []
 
 
 def test_those_who_write_or_read_the_archive_find_the_store_and_nobody_else_has_its_secret(
