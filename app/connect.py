@@ -105,8 +105,11 @@ class Connection:
 
 
 @asynccontextmanager
-async def connected(settings: Settings) -> AsyncGenerator[Connection]:
-    """Connect to the running system's Redis. Errors: LedgerUnavailable, which says what to do."""
+async def connected(settings: Settings, *, only_reads: bool = False) -> AsyncGenerator[Connection]:
+    """Connect to the running system's Redis. Errors: LedgerUnavailable, which says what to do.
+
+    `only_reads`: no replica is waited for (TOLLBOOK_MIN_REPLICAS), so that it answers while one is missing.
+    """
     from redis.exceptions import RedisError
 
     from tollbook.ledger.server.address import hide_password
@@ -115,7 +118,7 @@ async def connected(settings: Settings) -> AsyncGenerator[Connection]:
 
     redis_url = find_redis_url(settings)
     redis = connect(redis_url)
-    pipeline = CommandPipeline(redis, replication=settings.replication)
+    pipeline = CommandPipeline(redis, replication=None if only_reads else settings.replication)
     try:
         await pipeline.execute("PING")
         yield Connection(redis_url, redis, pipeline)
@@ -133,7 +136,7 @@ async def written_events(settings: Settings) -> tuple[str, int]:
     """
     from tollbook.ledger.keys import Keys
 
-    async with connected(settings) as connection:
+    async with connected(settings, only_reads=True) as connection:
         ask = connection.pipeline.execute
         ledger_id, partitions = await ask("HMGET", Keys(settings.namespace).meta, "ledger_id", "partitions")
         if ledger_id is None:

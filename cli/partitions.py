@@ -65,7 +65,7 @@ async def _read(
     from tollbook.views.partitions import read_partitions
 
     namespace = settings.namespace
-    async with connected(settings) as connection:
+    async with connected(settings, only_reads=True) as connection:
         ledger_id, number = await connection.pipeline.execute("HMGET", Keys(namespace).meta, "ledger_id", "partitions")
         if ledger_id is None:
             raise LedgerUnavailable(f"there is no ledger {namespace!r}: `tollbook up` or `tollbook projector` makes it")

@@ -159,6 +159,9 @@ async def test_calls_stop_while_a_replica_is_away_and_go_on_when_it_is_back(kind
         assert doctor.code == 1
         failed = [found["found"] for found in doctor.json() if found["state"] == "failed"]
         assert any(WORDS in found for found in failed), failed
+        for looking in ("partitions", "top"):
+            looked = await run_cli(looking, "--json", cwd=tmp_path, env={**environment, "TOLLBOOK_DATA_DIR": "data"})
+            assert (looked.code, looked.stdout[:1] in "[{") == (0, True), looked.stderr
         async with httpx.AsyncClient() as client:
             ready = await client.get(f"{running.system.state.url}/health/ready")
         assert ready.status_code == 503
