@@ -542,7 +542,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _free_port(first: int | None = None) -> int:
     """Return a port below the range of outgoing connections, so that nobody gets it while its program is down."""
-    for port in range(first or 18_000 + os.getpid() % 1000, 20_000):
+    # Runs that start at once have neighbouring process ids, and none of them listens yet.
+    for port in range(first or 18_000 + 8 * (os.getpid() % 240), 20_000):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
