@@ -211,7 +211,7 @@ def test(arguments: Sequence[str]) -> int:
 
 
 def soak(arguments: Sequence[str]) -> int:
-    """Run the tests that load the machine for minutes: soak [--minutes 5] [--seed N] for chaos; else as pytest."""
+    """Run the tests that load the machine for minutes: soak [--minutes 5] [--seed N] [--store KIND] for chaos."""
     return become("pytest", "-m", "soak", "--timeout=0", *arguments)
 
 

@@ -15,6 +15,7 @@ import structlog
 from redis.asyncio import Redis
 
 from tests.chromium import describe_chromium
+from tests.deployments import CLUSTER, ONE, SENTINEL
 from tests.empty_projections import copy_empty_projections, made_anew, make_folder
 from tests.loop_clock import LoopClock
 from tests.servers import EMBEDDED, TestServers, describe_servers, drop_functions, server_kinds
@@ -35,6 +36,8 @@ hypothesis.settings.load_profile("quick")
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("tollbook")
     group.addoption("--seed", type=int, default=0, help="seed of the chaos run (default: a new one, which is told)")
+    kinds = (ONE, CLUSTER, SENTINEL)
+    group.addoption("--store", choices=kinds, default=ONE, help="servers of the soaking chaos run (default: one)")
     group.addoption("--minutes", type=float, default=5, help="how long the chaos run soaks (default: 5)")
 
 

@@ -86,9 +86,9 @@ async def is_primary(server: Redis) -> bool:
 
 @asynccontextmanager
 async def replicated(
-    directory: Path, *, kind: str, replicas: int = 1, has_sentinel: bool = False
+    directory: Path, *, kind: str, replicas: int = 1, has_sentinel: bool = False, down_after_ms: int = 500
 ) -> AsyncIterator[Replicated]:
-    """Start the servers, linked."""
+    """Start the servers, linked. The Sentinel promotes a replica once its primary is silent for `down_after_ms`."""
     async with AsyncExitStack() as stack:
         servers = [_server(directory / f"server-{number}", kind) for number in range(replicas + 1)]
         for server in servers:
@@ -100,7 +100,8 @@ async def replicated(
         for server in group.replicas:
             await follow(server, port_of(group.primary))
         if has_sentinel:
-            group.sentinel_port = await stack.enter_async_context(_sentinel(directory, group.primary, kind))
+            sentinel = _sentinel(directory, group.primary, kind, down_after_ms)
+            group.sentinel_port = await stack.enter_async_context(sentinel)
         yield group
 
 
@@ -116,14 +117,14 @@ def _server(directory: Path, kind: str) -> EmbeddedServer:
 
 
 @asynccontextmanager
-async def _sentinel(directory: Path, primary: EmbeddedServer, kind: str) -> AsyncIterator[int]:
+async def _sentinel(directory: Path, primary: EmbeddedServer, kind: str, down_after_ms: int) -> AsyncIterator[int]:
     port = _FIRST_PORT + port_of(primary) % _PORTS
     config = directory / "sentinel.conf"
     config.write_text(
         f"port {port}\nbind {HOST}\ndir {directory}\nrequirepass {SENTINEL_PASSWORD}\n"
         f"sentinel monitor {SERVICE} {HOST} {port_of(primary)} 1\n"
         f"sentinel auth-pass {SERVICE} {PASSWORD}\n"
-        f"sentinel down-after-milliseconds {SERVICE} 500\n"
+        f"sentinel down-after-milliseconds {SERVICE} {down_after_ms}\n"
         f"sentinel failover-timeout {SERVICE} 3000\n",
         encoding="utf-8",
     )

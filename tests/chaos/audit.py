@@ -36,9 +36,10 @@ class RawEvent:
     amount: int
     committed: str
     payload: dict[str, Any]
+    partition: int = 0
 
     @classmethod
-    def read(cls, entry_id: bytes, fields: dict[bytes, bytes]) -> Self:
+    def read(cls, entry_id: bytes, fields: dict[bytes, bytes], partition: int) -> Self:
         text = {name.decode(): value.decode() for name, value in fields.items()}
         return cls(
             id=entry_id.decode(),
@@ -51,6 +52,7 @@ class RawEvent:
             amount=int(text["amount"]),
             committed=text["committed"],
             payload=json.loads(text["payload"]),
+            partition=partition,
         )
 
     @property
@@ -63,7 +65,10 @@ class RawEvent:
 
 @dataclass
 class Evidence:
-    """What a run left behind. `published` are stream, entry id and the number in the plot."""
+    """What a run left behind. `published` are stream, entry id and the number in the plot.
+
+    `unsure` are stream and entry id of what was published again, since no replica had it in time.
+    """
 
     plot: Plot
     published: Sequence[tuple[str, str, int]]
@@ -75,6 +80,7 @@ class Evidence:
     book: Sequence[dict[str, Any]]
     standstills: Sequence[Standstill]
     answers: Sequence[Answer] = ()
+    unsure: Sequence[tuple[str, str]] = ()
 
 
 @dataclass
@@ -149,6 +155,7 @@ class Audit:
         self.holds: dict[tuple[str, int], HoldFacts] = {}
         self.by_call: dict[str, list[HoldFacts]] = defaultdict(list)
         self.types: Counter[str] = Counter()
+        self._numbers: Counter[int] = Counter()
         self._settled: Counter[str] = Counter()
         self._held: Counter[str] = Counter()
         self._overage: Counter[str] = Counter()
@@ -243,8 +250,9 @@ class Audit:
 
     def _fold(self, event: RawEvent) -> None:
         self.types[event.type] += 1
-        if event.seq != self.types.total():
-            self._wrong(event.call_id, f"G7: event {self.types.total()} has the number {event.seq}")
+        self._numbers[event.partition] += 1
+        if event.seq != (number := self._numbers[event.partition]):
+            self._wrong(event.call_id, f"G7: event {number} of partition {event.partition} has the number {event.seq}")
         payload = event.payload
         key = event.call_id, payload.get("hold", 0)
         match event.type:
@@ -416,7 +424,7 @@ class Audit:
         buried: dict[str, set[str]] = defaultdict(set)
         for letter in self.evidence.dead_letters:
             buried[letter["task_id"]].add(letter["reason"])
-        expected: set[str] = set()
+        expected = {task_id_from_entry(*entry) for entry in self.evidence.unsure}
         for stream, entry_id, number in self.evidence.published:
             publication = self.evidence.plot.publications[number]
             task_id = _task_id(publication, stream, entry_id)

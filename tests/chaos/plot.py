@@ -1,12 +1,13 @@
 """What is drawn from the seed before anything runs: caps, tasks, faults, and what is done to whom and when."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Final, Literal
 
 from tests.chaos.provider import mark
+from tests.deployments import CLUSTER, ONE, SENTINEL
 from tollbook.standin import FAULTS
 from tollbook.standin.faults import STREAM_FAULTS
 
@@ -22,14 +23,21 @@ STREAMS: Final = ("scraping", "analysis", "generation", "monitoring")
 TRIM_AFTER_S: Final = 5
 CAMPAIGN_CAP_NANOUSD: Final = 40_000_000
 
-Deed = Literal["kill", "stop", "end", "lose"]
+Deed = Literal["kill", "stop", "end", "lose", "move"]
+# What is done to the servers of a kind, and how often. A killed primary's replica is promoted, a replica is stopped, a
+# partition is moved; one server is itself killed or stopped.
+SERVER_DEEDS: Final[dict[str, dict[Deed, int]]] = {
+    ONE: {"kill": 2, "stop": 1},
+    CLUSTER: {"kill": 3, "stop": 2, "move": 3},
+    SENTINEL: {"kill": 3, "stop": 2},
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Blow:
     """Something that is done to a process: killed (SIGKILL), stopped and continued, ended (SIGTERM).
 
-    Or it is killed and loses its file, which for the projector is DuckDB.
+    Or it is killed and loses its file, which for the projector is DuckDB. Of the servers, see SERVER_DEEDS.
 
     Units: seconds. After `for_s` it is started again, or goes on.
     """
@@ -95,13 +103,15 @@ class Plot:
         """How long the system may take to come to rest: for the longest lease of a hold, and to work off the rest."""
         return 82.0 + 4 * self.attempt_timeout_s
 
-    def settings(self) -> dict[str, str]:
+    def settings(self, partitions: int = 1) -> dict[str, str]:
         """Return the variables that every process gets."""
         caps = {user: _usd(cap) for user, cap in self.caps_nanousd.items()}
+        # A campaign's users lie in several partitions, where there are any.
+        campaigns = {"TOLLBOOK_CAMPAIGN_CAP_USD": _usd(CAMPAIGN_CAP_NANOUSD)} if partitions == 1 else {}
         return {
             "TOLLBOOK_DIALECT": "openrouter",
             "TOLLBOOK_CAPS": json.dumps({"users": caps}),
-            "TOLLBOOK_CAMPAIGN_CAP_USD": _usd(CAMPAIGN_CAP_NANOUSD),
+            **campaigns,
             "TOLLBOOK_CLAIM_AFTER_S": str(CLAIM_AFTER_S),
             "TOLLBOOK_ATTEMPT_TIMEOUT_S": str(self.attempt_timeout_s),
             "TOLLBOOK_RETRIES": "1",
@@ -123,8 +133,8 @@ class Plot:
         }
 
 
-def draw(seed: int, *, chaos_s: float, tasks: int) -> Plot:
-    """Draw a run from its seed."""
+def draw(seed: int, *, chaos_s: float, tasks: int, store: str = ONE) -> Plot:
+    """Draw a run from its seed. `store`: the kind of servers, which says what can be done to them."""
     dice = Random(seed)
     users = [f"user-{number}" for number in range(max(4, tasks // 50))]
     caps = {user: dice.randrange(1_000_000, 60_000_000) for user in users}
@@ -143,7 +153,7 @@ def draw(seed: int, *, chaos_s: float, tasks: int) -> Plot:
         chaos_s=chaos_s,
         caps_nanousd=caps,
         publications=tuple(sorted(publications, key=lambda publication: publication.at_s)),
-        blows=tuple(_blows(dice, chaos_s)),
+        blows=tuple(_blows(dice, chaos_s, SERVER_DEEDS[store])),
         fault_rates=_fault_rates(dice),
         latency_ms=dice.choice((5, 60, 250)),
         attempt_timeout_s=dice.choice(ATTEMPT_TIMEOUTS_S) if chaos_s > _LONG_S else ATTEMPT_TIMEOUTS_S[0],
@@ -214,7 +224,7 @@ def _malformed(dice: Random, task_id: str) -> dict[str, str]:
     )
 
 
-def _blows(dice: Random, chaos_s: float) -> list[Blow]:
+def _blows(dice: Random, chaos_s: float, server_deeds: Mapping[Deed, int]) -> list[Blow]:
     blows: list[Blow] = []
     at_s = 1.0
     while at_s < chaos_s:
@@ -222,12 +232,12 @@ def _blows(dice: Random, chaos_s: float) -> list[Blow]:
             # Nobody is left to take over but those who come back.
             blows += [Blow(at_s, worker, "kill", dice.uniform(0.0, 1.0)) for worker in WORKERS]
         else:
-            blows.append(_blow(dice, at_s))
+            blows.append(_blow(dice, at_s, server_deeds))
         at_s += dice.uniform(0.3, 1.7)
     return blows
 
 
-def _blow(dice: Random, at_s: float) -> Blow:
+def _blow(dice: Random, at_s: float, server_deeds: Mapping[Deed, int]) -> Blow:
     worker, gateway = dice.choice(WORKERS), dice.choice(GATEWAYS)
     choices: dict[tuple[str, Deed], int] = {
         (worker, "kill"): 6,
@@ -239,8 +249,7 @@ def _blow(dice: Random, at_s: float) -> Blow:
         ("projector", "kill"): 3,
         ("projector", "stop"): 1,
         ("projector", "lose"): 1,
-        ("server", "kill"): 2,
-        ("server", "stop"): 1,
+        **{("server", deed): weight for deed, weight in server_deeds.items()},
         ("provider", "kill"): 1,
     }
     target, deed = dice.choices(list(choices), list(choices.values()))[0]

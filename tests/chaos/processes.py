@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
 import time
@@ -10,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-from tollbook.ledger.server.embedded import EmbeddedServer
 
 _END_S: Final = 30.0
 _RESTART_S: Final = 0.5
@@ -158,38 +155,6 @@ class Program:
                     text = f"{self.name} (pid {self._process.pid}) ended by itself with code {code}"
                     self.surprises.append(Surprise(text, from_ms, _now_ms(), code))
                     await asyncio.sleep(_RESTART_S)
-
-
-class Server:
-    """The embedded Valkey, with the same handles as a Program."""
-
-    def __init__(self, server: EmbeddedServer) -> None:
-        self.name = "server"
-        self.embedded = server
-        self.outages: list[Standstill] = []
-
-    async def strike(self, deed: str, for_s: float) -> None:
-        """Do it harm, and let it go on after so many seconds."""
-        pid = self.embedded.pid
-        assert pid is not None, f"the server has died: {self.embedded.problem}"
-        outage = Standstill(pid, _now_ms())
-        self.outages.append(outage)
-        await self._strike(deed, for_s, pid)
-        outage.to_ms = _now_ms()
-
-    async def _strike(self, deed: str, for_s: float, pid: int) -> None:
-        if deed == "stop":
-            os.kill(pid, signal.SIGSTOP)
-            try:
-                await asyncio.sleep(for_s)
-            finally:
-                os.kill(pid, signal.SIGCONT)
-            return
-        url = self.embedded.url
-        await self.embedded.kill()
-        await asyncio.sleep(for_s)
-        await self.embedded.start()
-        assert self.embedded.url == url, "the server has come back elsewhere"
 
 
 def tollbook(*arguments: str) -> tuple[str, ...]:

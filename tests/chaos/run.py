@@ -7,38 +7,47 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httpx
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from tests.chaos.audit import Audit, Evidence, RawEvent
 from tests.chaos.plot import GATEWAYS, REPLIES, STREAMS, WORKERS, Blow, Plot
-from tests.chaos.processes import Program, Server, tollbook
+from tests.chaos.processes import Program, tollbook
+from tests.chaos.servers import Servers, open_servers
 from tests.chaos.stores import BATCH, BATCHES, STORE_BLOWS, read_lines
 from tests.chaos.visitors import Visitors
+from tests.deployments import ONE
 from tests.servers import PATIENCE_S
 from tests.system import command_environment
 from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.archive.segments import Archive
+from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.keys import GROUP, Keys, dead_letters, worker_key
 from tollbook.ledger.projection.comparison import compare
 from tollbook.ledger.projection.projector import Projector
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.server.connection import connect
-from tollbook.ledger.server.embedded import EmbeddedServer
+from tollbook.ledger.server.servers import note_problem, primaries, server_of
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-KEYS: Final = Keys()
+NAMESPACE: Final = Keys().namespace
 _PAGE: Final = 2_000
 _WATCH_S: Final = 0.25
 _ANSWER_S: Final = 10.0
+_NO_ANSWER: Final = (RedisError, OSError, TimeoutError, LedgerUnavailable)
+
+
+class TooFewReplicas(RedisError):
+    """What was read or written is not on a replica, and may be lost."""
 
 
 class NotDrained(AssertionError):
@@ -51,7 +60,7 @@ class Chaos:
 
     plot: Plot
     directory: Path
-    server: Server
+    server: Servers
     redis: Redis
     provider_url: str
     health_url: str
@@ -59,9 +68,10 @@ class Chaos:
     visitors: Visitors
     store_blows: Sequence[str] = ()
     published: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
+    unsure: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     struck: int = 0
     took_s: dict[str, float] = field(default_factory=dict[str, float])
-    _events: list[RawEvent] = field(default_factory=list[RawEvent])
+    _events: dict[Keys, list[RawEvent]] = field(default_factory=dict[Keys, list[RawEvent]])
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -73,15 +83,18 @@ class Chaos:
         self.visitors.key = await self._make_key()
         await _until(self.visitors.are_served, PATIENCE_S, "the gateways did not start")
         started = time.monotonic()
-        struck = asyncio.create_task(self._strike_all(started))
-        visiting = asyncio.create_task(self._visit_all(started))
-        await self._publish_all(started)
-        await struck
-        await visiting
-        # The client's own idle connections are from before the server's latest death, and it repeats nothing.
-        await self.redis.connection_pool.disconnect(inuse_connections=False)
+        # Where one of them fails, the others end: publishers would wait for ever for a server that did not come back.
+        async with asyncio.TaskGroup() as group:
+            for deeds in (self._strike_all, self._visit_all, self._publish_all):
+                group.create_task(deeds(started))
+        await self.reconnect()
         async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
             await _until(lambda: self._heal_provider(client), 20, "the provider did not come back")
+
+    async def reconnect(self) -> None:
+        """Give up the client's own idle connections: they are from before a server's death, and it repeats nothing."""
+        for server in await primaries(self.redis):
+            await server.connection_pool.disconnect(inuse_connections=False)
 
     async def _heal_provider(self, client: httpx.AsyncClient) -> bool:
         try:
@@ -139,16 +152,35 @@ class Chaos:
     async def _publish(self, number: int) -> None:
         """Publish one; where the server does not answer, again, as publishers do."""
         publication = self.plot.publications[number]
+        stream, fields = publication.stream, cast("Any", publication.fields)
         while True:
             try:
-                fields: Any = publication.fields
                 async with asyncio.timeout(_ANSWER_S):
-                    entry_id: Any = await self.redis.xadd(publication.stream, fields)
-            except (RedisError, OSError, TimeoutError):
+                    entry_id, is_kept = await self._ask(stream, lambda pipe: pipe.xadd(stream, fields))
+            except _NO_ANSWER:
                 await asyncio.sleep(0.1)
-            else:
-                self.published.append((publication.stream, entry_id.decode(), number))
+                continue
+            if is_kept:
+                self.published.append((stream, entry_id.decode(), number))
                 return
+            self.unsure.append((stream, entry_id.decode()))
+
+    async def _ask(self, key: str, command: Callable[[Pipeline], Any]) -> tuple[Any, bool]:
+        """Return a reply, and whether replicas have everything that was there then. Errors: _NO_ANSWER."""
+        server = await server_of(self.redis, key)
+        pipe = server.pipeline(transaction=False)
+        command(pipe)
+        if self.server.replicas:
+            # WAIT answers for what its connection has written alone.
+            tag = key.partition("}")[0] + "}" if key.startswith("{") else f"{{{key}}}"
+            pipe.set(f"{tag}:chaos", "")
+            pipe.execute_command("WAIT", self.server.replicas, 1000)
+        try:
+            reply, *others = await pipe.execute()
+        except _NO_ANSWER as exc:
+            note_problem(self.redis, exc)
+            raise
+        return reply, not others or others[-1] >= self.server.replicas
 
     async def strike_stores(self) -> None:
         """Strike at the stores, one blow after another, each on a system at rest."""
@@ -168,7 +200,7 @@ class Chaos:
                 raise NotDrained(f"a system at rest is not in order; seed {self.plot.seed}\n{problems}")
 
     async def _problems(self) -> str:
-        living = [name async for name in self.redis.scan_iter(worker_key(KEYS.namespace, "*"))]
+        living = [name async for name in self.redis.scan_iter(worker_key(NAMESPACE, "*"))]
         if len(living) != len(WORKERS) + len(GATEWAYS):
             return f"workers and gateways that live: {living}"
         code, findings = await self.tollbook("doctor", "--json")
@@ -209,7 +241,8 @@ class Chaos:
             raise NotDrained(f"{exc}; seed {self.plot.seed}\n{await self._what_is_left()}") from None
 
     async def _what_is_left(self) -> str:
-        lines = [f"holds: {await self.redis.zrange(KEYS.holds, 0, 9, withscores=True)}"]
+        keys = self.server.keys
+        lines = [f"holds: {await self.redis.zrange(each.holds, 0, 9, withscores=True)}" for each in keys]
         for stream in STREAMS:
             lines.append(f"{stream}: {await self.redis.xpending(stream, GROUP)}")
         for name in self.programs:
@@ -218,12 +251,12 @@ class Chaos:
         return "\n".join(lines)
 
     async def _is_at_rest(self) -> bool:
-        with contextlib.suppress(RedisConnectionError):
+        with contextlib.suppress(RedisConnectionError, LedgerUnavailable):
             return await self._has_nothing_left()
         return False
 
     async def _has_nothing_left(self) -> bool:
-        if await self.redis.zcard(KEYS.holds):
+        if any([await self.redis.zcard(keys.holds) for keys in self.server.keys]):
             return False
         for stream in STREAMS:
             last: Any = await self.redis.xrevrange(stream, count=1)
@@ -237,7 +270,7 @@ class Chaos:
     async def watch_ledger(self, stop: asyncio.Event) -> None:
         """Read what is appended, before it can be archived and trimmed, until `stop`."""
         while not stop.is_set():
-            with contextlib.suppress(RedisError, OSError, TimeoutError):
+            with contextlib.suppress(*_NO_ANSWER):
                 async with asyncio.timeout(_ANSWER_S):
                     await self.read_ledger()
             await asyncio.sleep(_WATCH_S)
@@ -245,32 +278,42 @@ class Chaos:
     @property
     def read_so_far(self) -> list[RawEvent]:
         """What `read_ledger` has read until now."""
-        return list(self._events)
+        return [event for events in self._events.values() for event in events]
 
     async def read_ledger(self) -> list[RawEvent]:
-        """Return every event ever appended, oldest first."""
+        """Return every event ever appended, oldest first in each partition. Errors: _NO_ANSWER."""
         async with self._reading:
-            while True:
-                after = f"({self._events[-1].id}" if self._events else "-"
-                page: Any = await self.redis.xrange(KEYS.ledger, after, "+", count=_PAGE)
-                self._events += [RawEvent.read(entry_id, fields) for entry_id, fields in page]
-                if len(page) < _PAGE:
-                    return list(self._events)
+            for keys in self.server.keys:
+                await self._read_partition(keys, self._events.setdefault(keys, []))
+        return self.read_so_far
+
+    async def _read_partition(self, keys: Keys, events: list[RawEvent]) -> None:
+        while True:
+            after = f"({events[-1].id}" if events else "-"
+            page, is_kept = await self._ask(
+                keys.ledger, lambda pipe, after=after: pipe.xrange(keys.ledger, after, "+", count=_PAGE)
+            )
+            if not is_kept:
+                raise TooFewReplicas("a failover could lose what was read")
+            events += [RawEvent.read(entry_id, fields, keys.partition) for entry_id, fields in page]
+            if len(page) < _PAGE:
+                return
 
     async def check_ledger(self) -> None:
         """What was read while the run went on must stand on the ledger as it was, up to what was trimmed (G7)."""
         await self.read_ledger()  # The projector may have sealed another segment.
-        left: Any = await self.redis.xrange(KEYS.ledger)
-        events = [RawEvent.read(entry_id, fields) for entry_id, fields in left]
-        removed: Any = await self.redis.hget(KEYS.meta, "removed")
-        assert events == self._events[int(removed) :], "G7: events that stood on the ledger are gone or changed"
+        for keys, events in self._events.items():
+            left: Any = await self.redis.xrange(keys.ledger)
+            found = [RawEvent.read(entry_id, fields, keys.partition) for entry_id, fields in left]
+            removed: Any = await self.redis.hget(keys.meta, "removed")
+            assert found == events[int(removed) :], "G7: events that stood on the ledger are gone or changed"
 
     async def evidence(self) -> Evidence:
         """Gather what the checks need."""
         events = await self.read_ledger()
         results = await self._results()
         replies: Any = await self.redis.xrange(REPLIES)
-        letters: Any = await self.redis.xrange(dead_letters(KEYS.namespace))
+        letters: Any = await self.redis.xrange(dead_letters(NAMESPACE))
         return Evidence(
             plot=self.plot,
             published=self.published,
@@ -282,19 +325,29 @@ class Chaos:
             book=_lines(self.directory / "book.jsonl"),
             standstills=[standstill for program in self.programs.values() for standstill in program.standstills],
             answers=self.visitors.answers,
+            unsure=self.unsure,
         )
 
     async def _results(self) -> dict[str, str]:
-        names: list[bytes] = [name async for name in self.redis.scan_iter(KEYS.result("*"), count=1000)]
-        values: Any = await self.redis.mget(names) if names else []
-        start = len(KEYS.result(""))
-        return {name.decode()[start:]: value.decode() for name, value in zip(names, values, strict=True)}
+        found: dict[str, str] = {}
+        for keys in self.server.keys:
+            start = len(keys.result(""))
+            server = await server_of(self.redis, keys.meta)
+            names: list[bytes] = [name async for name in server.scan_iter(keys.result("*"), count=1000)]
+            values: Any = await server.mget(names) if names else []
+            found |= {name.decode()[start:]: value.decode() for name, value in zip(names, values, strict=True)}
+        return found
 
     async def reconcile(self) -> dict[str, Any]:
         """Run `tollbook reconcile`."""
         code, output = await self.tollbook("reconcile", "--json")
         assert code == 0, f"tollbook reconcile failed: {output}"
         return json.loads(output)
+
+    async def verify(self) -> None:
+        """Run `tollbook verify`."""
+        code, output = await self.tollbook("verify")
+        assert code == 0, f"tollbook verify is not content: {output}"
 
     async def tollbook(self, *arguments: str) -> tuple[int | None, str]:
         """Run a command; return its exit code and what it said, errors where there was no output."""
@@ -309,16 +362,17 @@ class Chaos:
         return process.returncode, (output or errors).decode()
 
     def environment(self) -> dict[str, str]:
-        return _environment(self.plot, self.server.embedded.url, self.provider_url, self.data_dir)
+        return _environment(self.plot, self.server, self.provider_url, self.data_dir)
 
     async def check_projection(self) -> None:
         """What the projector leaves must be what a fold from nothing makes (G5), without a discrepancy."""
-        ledger_id: Any = await self.redis.hget(KEYS.meta, "ledger_id")
-        live = await asyncio.to_thread(Store.open, self.data_dir / "tollbook.duckdb", ledger_id.decode(), 1)
+        keys = self.server.keys
+        ledger_id: Any = await self.redis.hget(keys[0].meta, "ledger_id")
+        live = await asyncio.to_thread(Store.open, self.data_dir / "tollbook.duckdb", ledger_id.decode(), len(keys))
         try:
             rebuilt = await rebuild(
                 self.redis,
-                [KEYS],
+                keys,
                 ledger_id.decode(),
                 self.directory / "rebuilt.duckdb",
                 archive=Archive(self.data_dir / "archive"),
@@ -334,11 +388,13 @@ class Chaos:
             live.close()
         assert not differences, f"G5: the live projection is not what a rebuild gives: {differences}"
         assert not discrepancies, f"the fold disagrees with the gate: {discrepancies}"
-        assert folded == len(self._events), f"G5: {folded} events are folded, the ledger has {len(self._events)}"
+        assert folded == len(self.read_so_far), (
+            f"G5: {folded} events are folded, the ledger has {len(self.read_so_far)}"
+        )
 
     async def _fold_the_end(self, live: Store) -> None:
         """Fold what the projector wrote while it ended: that it has sealed the last events."""
-        projector = Projector(live, self.redis, [KEYS], trim=_no_trim)
+        projector = Projector(live, self.redis, self.server.keys, trim=_no_trim)
         folding = asyncio.create_task(projector.run())
         await asyncio.wait({folding, asyncio.create_task(projector.catch_up())}, return_when=asyncio.FIRST_COMPLETED)
         folding.cancel()
@@ -350,12 +406,14 @@ async def _no_trim(*_: Any) -> None:
     """Leave the tails alone: nothing is read by a gate any more."""
 
 
-async def run(plot: Plot, directory: Path, *, store_blows: Sequence[str] = ()) -> dict[str, Any]:
-    """Play a plot, then strike at the stores, and check everything; return counts for the report.
+async def run(plot: Plot, directory: Path, *, store: str = ONE, store_blows: Sequence[str] = ()) -> dict[str, Any]:
+    """Play a plot on servers of a kind, then strike at the stores, and check everything; return counts for the report.
+
+    Only what one server holds is struck at.
 
     Errors: AssertionError.
     """
-    async with _opened(plot, directory) as chaos:
+    async with _opened(plot, directory, store) as chaos:
         chaos.store_blows = store_blows
         try:
             return await _play(chaos)
@@ -382,6 +440,7 @@ async def _play(chaos: Chaos) -> dict[str, Any]:
         after = Audit(await chaos.evidence())
         after.check()
         after.check_reconciled()
+        await chaos.verify()
         await chaos.programs["projector"].end()
     finally:
         # Not before the projector has ended, which archives and trims until then.
@@ -411,7 +470,7 @@ async def _play(chaos: Chaos) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _opened(plot: Plot, directory: Path) -> AsyncIterator[Chaos]:
+async def _opened(plot: Plot, directory: Path, store: str) -> AsyncIterator[Chaos]:
     data_dir = directory / "data"
     faults = directory / "faults.json"
     faults.write_text(json.dumps({"seed": plot.seed, "rates": plot.fault_rates}), encoding="utf-8")
@@ -420,8 +479,8 @@ async def _opened(plot: Plot, directory: Path) -> AsyncIterator[Chaos]:
     first_port = _free_port(health_port + 1)
     ports = dict(zip(GATEWAYS, (first_port, _free_port(first_port + 1)), strict=True))
     provider_url = f"http://127.0.0.1:{port}/api/v1"
-    async with EmbeddedServer(data_dir, fsync="always") as embedded, connect(embedded.url) as redis:
-        env = _environment(plot, embedded.url, provider_url, data_dir)
+    async with open_servers(store, directory) as servers, connect(servers.url) as redis:
+        env = _environment(plot, servers, provider_url, data_dir)
         worker = tollbook("worker", "--streams", ",".join(STREAMS), "--supervised")
         stand_in = (sys.executable, "-m", "tests.chaos.provider", "--port", str(port), "--faults", str(faults))
         stand_in += ("--directory", str(directory), "--latency-ms", str(plot.latency_ms))
@@ -447,28 +506,28 @@ async def _opened(plot: Plot, directory: Path) -> AsyncIterator[Chaos]:
                 await program.start()
             health_url = f"http://127.0.0.1:{health_port}"
             visitors = Visitors([f"http://127.0.0.1:{number}" for number in ports.values()], key="")
-            yield Chaos(plot, directory, Server(embedded), redis, provider_url, health_url, programs, visitors)
+            yield Chaos(plot, directory, servers, redis, provider_url, health_url, programs, visitors)
         finally:
             # The workers first, while there is somebody to answer them.
             for program in reversed(programs.values()):
                 await program.end()
 
 
-def _environment(plot: Plot, redis_url: str, provider_url: str, data_dir: Path) -> dict[str, str]:
+def _environment(plot: Plot, servers: Servers, provider_url: str, data_dir: Path) -> dict[str, str]:
     own = {
-        "REDIS_URL": redis_url,
+        "REDIS_URL": servers.url,
         "OPENROUTER_BASE_URL": provider_url,
         "TOLLBOOK_DATA_DIR": str(data_dir),
         "PYTHONPATH": str(ROOT),
     }
-    return command_environment({**plot.settings(), **own})
+    return command_environment({**plot.settings(servers.partitions), **servers.settings, **own})
 
 
 async def _keep_evidence(chaos: Chaos) -> None:
     """Write the ledger as it stands beside book and logs."""
     try:
         events = await chaos.read_ledger()
-    except (RedisError, OSError):
+    except _NO_ANSWER:
         events = chaos.read_so_far  # The failure may have left no server.
     with (chaos.directory / "ledger.jsonl").open("w", encoding="utf-8") as file:
         for event in events:
@@ -483,7 +542,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _free_port(first: int | None = None) -> int:
     """Return a port below the range of outgoing connections, so that nobody gets it while its program is down."""
-    for port in range(first or 18_000 + os.getpid() % 1000, 20_000):
+    # Runs that start at once have neighbouring process ids, and none of them listens yet.
+    for port in range(first or 18_000 + 8 * (os.getpid() % 240), 20_000):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -20,6 +20,7 @@ import httpx
 
 from tests.chaos.plot import WORKERS
 from tests.chaos.processes import Standstill
+from tests.chaos.servers import OneServer
 from tests.servers import wait_until
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.connection import connect
@@ -92,8 +93,8 @@ async def fail_over_to_a_cut_off_replica(chaos: "Chaos") -> None:
         await chaos.drain()
         await _end_projector(chaos)
         async with chaos.unread(), _outage(chaos):
-            await chaos.server.embedded.kill()
-            await _take_address(replica, chaos.server.embedded.url)
+            await _server(chaos).kill()
+            await _take_address(replica, _server(chaos).url)
             await chaos.redis.connection_pool.disconnect(inuse_connections=False)
             await chaos.programs["projector"].start()
             await chaos.forget_lost()
@@ -102,7 +103,7 @@ async def fail_over_to_a_cut_off_replica(chaos: "Chaos") -> None:
             # Its process was this test's all along, which from here on has one server again.
             await server.stop()
             await asyncio.to_thread(_replace, chaos.data_dir, _files(promoted), chaos.directory / "cut-off")
-            await chaos.server.embedded.start()
+            await _server(chaos).start()
         await chaos.redis.connection_pool.disconnect(inuse_connections=False)
     await _go_on(chaos)
 
@@ -254,7 +255,7 @@ def _forgive(chaos: "Chaos") -> None:
 
 async def _replicate(replica: "Redis", chaos: "Chaos") -> None:
     """Let a server have what the chaos run's own has. Its password is the same, so it can take its place."""
-    url = chaos.server.embedded.url
+    url = _server(chaos).url
     for name, value in (("masterauth", _password(url)), ("repl-diskless-sync-delay", 0)):
         await replica.config_set(name, value)
     await chaos.redis.config_set("repl-diskless-sync-delay", 0)
@@ -299,6 +300,11 @@ def _folded(path: Path) -> int:
     return row[0] if row is not None else 0
 
 
+def _server(chaos: "Chaos") -> EmbeddedServer:
+    assert isinstance(chaos.server, OneServer), "these blows are struck at one server alone"
+    return chaos.server.embedded
+
+
 def _duckdb(chaos: "Chaos") -> Path:
     return chaos.data_dir / "tollbook.duckdb"
 
@@ -313,9 +319,9 @@ def _put(source: Path, target: Path) -> None:
 @asynccontextmanager
 async def _server_down(chaos: "Chaos") -> AsyncIterator[None]:
     async with _outage(chaos):
-        await chaos.server.embedded.kill()
+        await _server(chaos).kill()
         yield
-        await chaos.server.embedded.start()
+        await _server(chaos).start()
     await chaos.redis.connection_pool.disconnect(inuse_connections=False)
 
 

@@ -194,7 +194,7 @@ BROKEN: dict[str, tuple[Callable[[], Evidence], str]] = {
     ),
     "an event that is missing": (
         lambda: replace(make_evidence(*GOOD), events=[replace(event, seq=2) for event in GOOD]),
-        "G7: event 1 has the number 2",
+        "G7: event 1 of partition 0 has the number 2",
     ),
     "a refusal of what fits": (
         lambda: make_evidence(*GOOD, denied(CAP - COST)),

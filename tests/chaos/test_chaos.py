@@ -1,4 +1,4 @@
-"""The chaos run in the suite, and for as long as asked: `python3 dev.py soak --minutes 60 --seed 7`.
+"""The chaos run in the suite, and for as long as asked: `python3 dev.py soak --minutes 60 --seed 7 --store cluster`.
 
 A seed repeats what is published, done and gone wrong, and when; what meets what is up to the machine.
 """
@@ -15,8 +15,11 @@ import pytest
 from tests.chaos.plot import draw
 from tests.chaos.run import run
 from tests.chaos.stores import BATCH, BATCHES, IN_SUITE, STORE_BLOWS
+from tests.deployments import ONE
 
 _TASKS_PER_S = 100
+# Where each is confirmed by a replica, so that what is published meets the blows.
+_CONFIRMED_TASKS_PER_S = 30
 
 
 @pytest.mark.slow
@@ -39,10 +42,11 @@ async def test_no_guarantee_breaks_in_a_long_run(
 ) -> None:
     """The same, again and again with new seeds, until the time is over."""
     seed, until = seed_of(request), time.monotonic() + 60 * minutes_of(request)
+    store = str(request.config.getoption("--store"))
     while time.monotonic() < until:
         # Whoever waits for an hour wants to see that it goes on.
         with capsys.disabled():
-            await play(seed, chaos_s=60, store_blows=tuple(STORE_BLOWS))
+            await play(seed, chaos_s=60, store=store, store_blows=tuple(STORE_BLOWS) if store == ONE else ())
         seed += 1
 
 
@@ -54,13 +58,15 @@ def minutes_of(request: pytest.FixtureRequest) -> float:
     return float(request.config.getoption("--minutes"))  # pyright: ignore[reportArgumentType]
 
 
-async def play(seed: int, *, chaos_s: float, store_blows: Sequence[str] = ()) -> None:
+async def play(seed: int, *, chaos_s: float, store: str = ONE, store_blows: Sequence[str] = ()) -> None:
     # Not one of pytest's, which clears away those of earlier runs: what a failure leaves behind may be all there is.
     directory = Path(tempfile.mkdtemp(prefix=f"tollbook-chaos-{seed}-"))
     # Told before anything can go wrong; pytest shows it where the test fails.
     print(f"\nchaos: seed {seed}, evidence in {directory}", flush=True)  # noqa: T201 - for the report of a failure.
-    tasks = round(chaos_s * _TASKS_PER_S) + BATCHES * BATCH * len(store_blows)
-    summary = await run(draw(seed, chaos_s=chaos_s, tasks=tasks), directory, store_blows=store_blows)
+    rate = _TASKS_PER_S if store == ONE else _CONFIRMED_TASKS_PER_S
+    tasks = round(chaos_s * rate) + BATCHES * BATCH * len(store_blows)
+    plot = draw(seed, chaos_s=chaos_s, tasks=tasks, store=store)
+    summary = await run(plot, directory, store=store, store_blows=store_blows)
     print(f"chaos: seed {seed}: {json.dumps(summary)}", flush=True)  # noqa: T201 - as above.
     # A run in which nothing got through, or nothing went wrong, would prove nothing.
     assert summary["statuses"]["done"] > summary["entries"] / 10

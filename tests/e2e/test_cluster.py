@@ -12,11 +12,13 @@ import pytest
 from redis.exceptions import ClusterDownError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from tests.cluster_servers import ClusterServers, cluster_servers
+from tests.cluster_servers import ClusterServers, Node, cluster_servers
+from tests.proxy import faulty_proxy
 from tests.servers import wait_until
 from tests.system import REPLIES, Finished, GatedStandIn, RunningSystem, run_cli, running_system
 from tollbook.inference.setting_tables import ConcurrencyTable
 from tollbook.ledger.errors import LedgerUnavailable
+from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.refusals import explain
@@ -164,11 +166,7 @@ async def test_a_primary_that_dies_loses_nothing_that_its_replica_was_waited_for
         primary = await cluster.owner(running.keys.meta)
         replica = await cluster.replica_of(primary)
         primary.kill()
-
-        async def is_promoted() -> bool:
-            return (await replica.info("replication"))["role"] == "master"
-
-        await wait_until(is_promoted, what="a promoted replica")
+        await cluster.promoted(replica)
         lonely = [keys for keys in running.system.handle.keys if await cluster.owner(keys.meta) is replica]
         pipeline = running.system.handle.pipeline
         await wait_until(lambda: pipeline.unconfirmed_at(lonely[0].meta) is not None, what="writes without a replica")
@@ -195,6 +193,47 @@ async def test_doctor_asks_the_replicas_of_each_primary(tmp_path: Path) -> None:
         failed = [text for text, state in (await found()).items() if state == "failed"]
         assert len(failed) == 1
         assert failed[0].startswith(f"127.0.0.1:{lonely.port}: 0 of the 1 replicas")
+
+
+@pytest.mark.slow
+async def test_a_burst_outlives_a_cut_link_a_dead_primary_and_a_move_at_once(tmp_path: Path) -> None:
+    """The promoted replica lacks what was written behind its cut link, and nobody went by that (G1, G3, G4)."""
+    tasks = make_tasks(300)
+    async with running_with_replicas(tmp_path, min_replicas=1) as (cluster, running):
+        primary = await cluster.owner(running.keys.meta)
+        owners = {keys: await cluster.owner(keys.meta) for keys in running.system.handle.keys}
+        lonely = [keys for keys, owner in owners.items() if owner is primary]
+        moving, source = next((keys, owner) for keys, owner in owners.items() if owner is not primary)
+        target = next(node for node in cluster.nodes[:3] if node not in (primary, source))
+        async with faulty_proxy(primary.url) as link:
+            replica = await cluster.replicate_over(link.url, primary)
+            await running.provider.shut()
+            await publish(running, tasks)
+            await wait_until(lambda: running.provider.arrived.total() > 50, what="calls on their way")
+            await cluster.move(moving.meta, target)
+            await link.stop()
+            before = await event_ids(primary, lonely)
+            await running.provider.open()
+
+            async def has_more() -> bool:
+                return len(await event_ids(primary, lonely)) > len(before)
+
+            await wait_until(has_more, what="events behind the cut link")
+            written = await event_ids(primary, lonely)
+            primary.kill()
+        await cluster.promoted(replica)
+        assert written - await event_ids(replica, lonely), "nothing was lost with the primary, so nothing is shown"
+        primary.start_again()
+        await assert_nothing_lost(running, tasks, tmp_path)
+
+
+async def event_ids(node: Node, partitions: Sequence[Keys]) -> set[tuple[int, bytes]]:
+    """Return what a node has on these partitions' ledgers."""
+    found = set[tuple[int, bytes]]()
+    for keys in partitions:
+        entries: Any = await node.client.xrange(keys.ledger)
+        found |= {(keys.partition, entry_id) for entry_id, _ in entries}
+    return found
 
 
 @pytest.mark.slow

@@ -1,17 +1,26 @@
 """A border around one worker process: everything that it says to Redis and to the provider passes here.
 
+Where Redis is several servers, they tell the worker of each other. So their replies are changed on the way: for each
+server's port, they have that of its proxy.
+
 At a moment that a test names by the bytes that pass, the border closes: nothing passes in either
 direction, on any connection. A worker that is killed then is dead at exactly that moment, as far as
 anybody else can see; one behind a border that is opened again was only slow.
 """
 
 import asyncio
+import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, Self
-from urllib.parse import urlsplit
+from functools import partial
+from typing import Final, Literal, Self
 
+from tests.deployments import ports_in
 from tests.servers import PATIENCE_S
+
+# A port in CLUSTER SLOTS and in MOVED or ASK; in what a Sentinel answers.
+_PORT: Final = re.compile(rb"(?<=:)\d{5}(?=\r\n)|(?<=\r\n\$5\r\n)\d{5}(?=\r\n)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +36,18 @@ class Moment:
 
 
 class Border:
-    """Two proxies, before Redis and before the provider, that open and close together."""
+    """Proxies, before the servers of Redis and before the provider, that open and close together."""
 
-    def __init__(self, redis_url: str, provider_url: str, moment: Moment) -> None:
+    def __init__(self, redis_url: str, provider_url: str, moment: Moment, ports: Sequence[int] = ()) -> None:
+        """`ports`: of further servers, of which those of `redis_url` tell."""
         self.reached = asyncio.Event()
+        self._redis_url = redis_url
+        self._provider_url = provider_url
         self._moment = moment
         self._seen = 0
-        self._upstreams = {"redis": urlsplit(redis_url), "provider": urlsplit(provider_url)}
-        self._servers: dict[str, asyncio.Server] = {}
+        self._upstreams = {*ports_in(redis_url), *ports_in(provider_url), *ports}
+        self._servers: dict[int, asyncio.Server] = {}
+        self._proxies: dict[bytes, bytes] = {}
         self._may_pass = asyncio.Event()
         self._may_pass.set()
         self._links: set[asyncio.Task[None]] = set()
@@ -42,25 +55,18 @@ class Border:
     @property
     def redis_url(self) -> str:
         """Where the worker finds Redis."""
-        return self._url("redis")
+        return self._by_proxies(self._redis_url)
 
     @property
     def provider_url(self) -> str:
         """Where the worker finds the provider."""
-        return self._url("provider")
+        return self._by_proxies(self._provider_url)
 
     async def __aenter__(self) -> Self:
-        for name, upstream in self._upstreams.items():
-
-            async def serve(
-                reader: asyncio.StreamReader,
-                writer: asyncio.StreamWriter,
-                host: str = upstream.hostname or "",
-                port: int = upstream.port or 0,
-            ) -> None:
-                await self._link(reader, writer, host, port)
-
-            self._servers[name] = await asyncio.start_server(serve, "127.0.0.1")
+        for port in self._upstreams:
+            server = await asyncio.start_server(partial(self._link, port=port), "127.0.0.1")
+            self._servers[port] = server
+            self._proxies[b"%d" % port] = b"%d" % server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -84,18 +90,18 @@ class Border:
             link.cancel()
         await asyncio.gather(*links, return_exceptions=True)
 
-    def _url(self, name: str) -> str:
-        port = self._servers[name].sockets[0].getsockname()[1]
-        user, at, _ = self._upstreams[name].netloc.rpartition("@")
-        return self._upstreams[name]._replace(netloc=f"{user}{at}127.0.0.1:{port}").geturl()
+    def _by_proxies(self, url: str) -> str:
+        for port, proxy in self._proxies.items():
+            url = url.replace(f":{port.decode()}", f":{proxy.decode()}")
+        return url
 
-    async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str, port: int) -> None:
+    async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._links.add(task)
         # A link that is cut or broken has nobody to tell.
         with suppress(OSError, asyncio.CancelledError):
-            upstream_reader, upstream_writer = await asyncio.open_connection(host, port)
+            upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", port)
             try:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._pass(reader, upstream_writer, is_request=True))
@@ -112,10 +118,13 @@ class Border:
                 if is_the_moment and self._moment.side == "before":
                     self._close()
                 await self._may_pass.wait()
-                writer.write(chunk)
+                writer.write(chunk if is_request else _PORT.sub(self._proxy_of, chunk))
                 if is_the_moment and self._moment.side == "after":
                     self._close()
             writer.close()
+
+    def _proxy_of(self, found: re.Match[bytes]) -> bytes:
+        return self._proxies.get(found[0], found[0])
 
     def _is_the_moment(self, chunk: bytes) -> bool:
         if self.reached.is_set() or self._moment.said not in chunk:

@@ -2,18 +2,22 @@
 
 The worker is a process of its own that is killed when a command or request of its gets to a border. What
 each row expects is what the ledger, the stored result, the provider's book and the publisher see in the end.
+All of it is tried on one server; each border also on a cluster with replicas and on two servers with a Sentinel, where
+the worker goes by nothing that a replica lacks.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import pytest_asyncio
 from redis.asyncio import Redis
 
+from tests.deployments import CLUSTER, ONE, REPLICATED, SENTINEL, Deployment, deployed, one_server
 from tests.recovery.books import check_books, events_of, is_at_rest
 from tests.recovery.border import Border, Moment
 from tests.recovery.doomed import doomed_worker
@@ -47,10 +51,9 @@ ANSWER: Final = b"\r\n$4\r\nXADD\r\n$7\r\nreplies\r\n"
 ACK: Final = b"\r\n$4\r\nXACK\r\n"
 # Its first field: tidying calls the same function without a letter.
 BURY: Final = b"\r\n$6\r\nstream\r\n"
-PUT: Final = b"\r\n$3\r\nSET\r\n$22\r\n{tollbook:0}:result:t1\r\n"
+# {tollbook:P}:result:t1, in whichever partition; no other key that is set is as long.
+PUT: Final = b"\r\n$3\r\nSET\r\n$22\r\n{tollbook:"
 
-# Every ledger begins with the policy that `up` put in force.
-APPLIED: Final = ("policy-applied", 0)
 HELD: Final = ("budget-reserved", BOUND)
 CALLED: Final = ("model-called", "ok", COST)
 FAILED: Final = ("model-called", "http_error", 0)
@@ -156,10 +159,69 @@ def summary(event: Event) -> tuple[Any, ...]:
             return (event.type, event.amount)
 
 
+async def told(running: RunningSystem) -> list[tuple[Any, ...]]:
+    """Return what the ledger says behind the policy, with which each partition begins."""
+    events = await events_of(running)
+    applied = [event for event in events if event.type == "policy-applied"]
+    assert len(applied) == len(running.system.handle.keys)
+    return [summary(event) for event in events if event not in applied]
+
+
 @pytest.fixture
-async def running(redis_client: Redis, server_url: str, tmp_path: Path) -> AsyncIterator[RunningSystem]:
-    async with running_system(tmp_path / "data", server_url, workers=0, claim_after_s=2.0) as running:
+def one(server_url: str) -> Deployment:
+    return one_server(server_url)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Deployment]:
+    async with deployed(CLUSTER, tmp_path_factory.mktemp(CLUSTER)) as deployment:
+        yield deployment
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def sentinel(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Deployment]:
+    async with deployed(SENTINEL, tmp_path_factory.mktemp(SENTINEL)) as deployment:
+        yield deployment
+
+
+@pytest.fixture
+def deployment(request: pytest.FixtureRequest) -> Deployment:
+    """The suite's one server, unless a test names another kind; each is started once."""
+    return request.getfixturevalue(getattr(request, "param", ONE))
+
+
+@pytest.fixture
+async def running(deployment: Deployment, tmp_path: Path) -> AsyncIterator[RunningSystem]:
+    await deployment.empty()
+    async with running_system(
+        tmp_path / "data", deployment.url, workers=0, claim_after_s=2.0, **deployment.settings
+    ) as running:
         yield running
+
+
+@pytest.fixture
+def border_at(running: RunningSystem, deployment: Deployment) -> Callable[[Moment], Border]:
+    """Make a border around a worker of the system."""
+
+    def make(moment: Moment) -> Border:
+        return Border(running.system.redis_url, running.provider.base_url, moment, deployment.ports)
+
+    return make
+
+
+def everywhere(names: str, rows: Sequence[tuple[str, Moment, tuple[Any, ...]]]) -> pytest.MarkDecorator:
+    """Try rows (name, moment, arguments) on one server, and of each moment the first also on the other deployments."""
+    first: dict[Moment, str] = {}
+    for name, moment, _ in rows:
+        first.setdefault(moment, name)
+    cases = [pytest.param(ONE, *arguments, id=name) for name, _, arguments in rows]
+    cases += [
+        pytest.param(kind, *arguments, id=f"{name} ({kind})")
+        for kind in REPLICATED
+        for name, moment, arguments in rows
+        if first[moment] == name
+    ]
+    return pytest.mark.parametrize(f"deployment, {names}", cases, indirect=["deployment"])
 
 
 async def answers(running: RunningSystem) -> list[InferenceResult]:
@@ -174,7 +236,7 @@ async def publish(running: RunningSystem) -> None:
 
 async def check(running: RunningSystem, row: Row, directory: Path) -> None:
     """See that the row came true, and that the books agree."""
-    assert [summary(event) for event in await events_of(running)] == [APPLIED, *row.ledger]
+    assert await told(running) == list(row.ledger)
     assert running.provider.book.totals()[USER] == row.charged * COST + row.fallbacks * FALLBACK_COST
     stored = await running.system.handle.results.get(TASK_ID)
     assert stored is not None
@@ -185,11 +247,13 @@ async def check(running: RunningSystem, row: Row, directory: Path) -> None:
     await check_books(running, directory)
 
 
-@pytest.mark.parametrize("row", DEAD, ids=lambda row: row.name)
-async def test_a_dead_workers_task_ends_well(running: RunningSystem, tmp_path: Path, row: Row) -> None:
+@everywhere("row", [(row.name, row.moment, (row,)) for row in DEAD])
+async def test_a_dead_workers_task_ends_well(
+    running: RunningSystem, border_at: Callable[[Moment], Border], tmp_path: Path, row: Row
+) -> None:
     if row.first_reply:
         running.provider.faults = FaultPlan(script=[row.first_reply])
-    async with Border(running.system.redis_url, running.provider.base_url, row.moment) as border:
+    async with border_at(row.moment) as border:
         await publish(running)
         async with doomed_worker(running, border) as worker:
             await border.is_reached()
@@ -205,11 +269,13 @@ async def test_a_dead_workers_task_ends_well(running: RunningSystem, tmp_path: P
 
 
 @pytest.mark.parametrize("row", SLOW, ids=lambda row: row.name)
-async def test_a_slow_workers_call_ends_at_its_true_cost(running: RunningSystem, tmp_path: Path, row: Row) -> None:
+async def test_a_slow_workers_call_ends_at_its_true_cost(
+    running: RunningSystem, border_at: Callable[[Moment], Border], tmp_path: Path, row: Row
+) -> None:
     """What it does after the take-over corrects the books and changes no result."""
     if row.first_reply:
         running.provider.faults = FaultPlan(script=[row.first_reply])
-    async with Border(running.system.redis_url, running.provider.base_url, row.moment) as border:
+    async with border_at(row.moment) as border:
         await publish(running)
         async with doomed_worker(running, border) as worker:
             await border.is_reached()
@@ -220,7 +286,7 @@ async def test_a_slow_workers_call_ends_at_its_true_cost(running: RunningSystem,
                 border.open()
 
                 async def has_gone_on() -> bool:
-                    is_booked = len(await events_of(running)) >= len([APPLIED, *row.ledger])
+                    is_booked = len(await told(running)) >= len(row.ledger)
                     return is_booked and len(await answers(running)) >= row.answers
 
                 await wait_until(has_gone_on, what="what the slow worker does")
@@ -249,11 +315,10 @@ IN_ANSWER: Final = (
 # fmt: on
 
 
-@pytest.mark.parametrize(
-    ("moment", "ledger", "charged", "replies"), [row[1:] for row in IN_ANSWER], ids=[row[0] for row in IN_ANSWER]
-)
+@everywhere("moment, ledger, charged, replies", [(row[0], row[1], row[1:]) for row in IN_ANSWER])
 async def test_a_worker_that_dies_in_an_answer_leaves_what_the_provider_tells(
     running: RunningSystem,
+    border_at: Callable[[Moment], Border],
     tmp_path: Path,
     moment: Moment,
     ledger: Sequence[tuple[Any, ...]],
@@ -263,7 +328,7 @@ async def test_a_worker_that_dies_in_an_answer_leaves_what_the_provider_tells(
     """G3: nothing is assumed where the id of the request was kept with its hold."""
     running.provider.faults = FaultPlan(script=replies)
     book = running.provider.book
-    async with Border(running.system.redis_url, running.provider.base_url, moment) as border:
+    async with border_at(moment) as border:
         await publish(running)
         async with doomed_worker(running, border) as worker:
             await border.is_reached()
@@ -274,7 +339,7 @@ async def test_a_worker_that_dies_in_an_answer_leaves_what_the_provider_tells(
         async with serving(running, 1):
             await running.answers([TASK_ID])
             await is_at_rest(running)
-    assert [summary(event) for event in await events_of(running)] == [APPLIED, *ledger]
+    assert await told(running) == list(ledger)
     assert book.totals()[USER] == charged
     stored = await running.system.handle.results.get(TASK_ID)
     assert stored is not None
@@ -312,13 +377,19 @@ OTHER_MOMENTS: Final = (
     ids=["request sent", "id kept", "before it settles", "settled, reply lost"],
 )
 async def test_other_kinds_of_tasks_end_well_though_their_worker_dies(
-    running: RunningSystem, tmp_path: Path, kind: str, moment: Moment, requests: int, basis: str | None
+    running: RunningSystem,
+    border_at: Callable[[Moment], Border],
+    tmp_path: Path,
+    kind: str,
+    moment: Moment,
+    requests: int,
+    basis: str | None,
 ) -> None:
     """G2, G3, G4."""
     fields, reply = TASKS[kind]
     # Where the border closes at the note, the answer must not come in the same breath.
     running.provider.faults = FaultPlan(script=[reply if moment != NOTED else "slow", reply])
-    async with Border(running.system.redis_url, running.provider.base_url, moment) as border:
+    async with border_at(moment) as border:
         await running.publish(STREAM, [{"task_id": TASK_ID, "user_id": USER, "reply_to": REPLIES, **fields}])
         async with doomed_worker(running, border) as worker:
             await border.is_reached()
@@ -352,14 +423,17 @@ BURYING: Final = (
 )
 
 
-@pytest.mark.parametrize(
-    ("moment", "letters", "replies"), [row[1:] for row in BURYING], ids=[row[0] for row in BURYING]
-)
+@everywhere("moment, letters, replies", [(row[0], row[1], row[1:]) for row in BURYING])
 async def test_a_malformed_task_is_buried_and_answered_though_its_worker_dies(
-    running: RunningSystem, tmp_path: Path, moment: Moment, letters: int, replies: int
+    running: RunningSystem,
+    border_at: Callable[[Moment], Border],
+    tmp_path: Path,
+    moment: Moment,
+    letters: int,
+    replies: int,
 ) -> None:
     """It has one result, and at least one dead letter; nothing is held or asked for."""
-    async with Border(running.system.redis_url, running.provider.base_url, moment) as border:
+    async with border_at(moment) as border:
         task = {"task": "do_magic", "task_id": TASK_ID, "user_id": USER, "reply_to": REPLIES}
         await running.publish(STREAM, [task])
         async with doomed_worker(running, border) as worker:
@@ -374,7 +448,7 @@ async def test_a_malformed_task_is_buried_and_answered_though_its_worker_dies(
     assert stored.status is TaskStatus.INVALID
     assert await answers(running) == [stored] * replies
     assert [letter["reason"] for letter in await running.dead_letters()] == ["invalid_task"] * letters
-    assert [summary(event) for event in await events_of(running)] == [APPLIED]
+    assert await told(running) == []
     assert running.provider.requests == 0
 
 
@@ -402,7 +476,7 @@ async def test_a_task_that_is_given_up_gets_its_letter_though_that_worker_dies_t
         assert stored.error_code is ErrorCode.ATTEMPTS_EXHAUSTED
         letters = await running.dead_letters()
         assert {(letter["reason"], letter["task_id"]) for letter in letters} == {("attempts_exhausted", TASK_ID)}
-        assert [summary(event) for event in await events_of(running)] == [APPLIED, *LOST]
+        assert await told(running) == list(LOST)
         assert running.provider.requests <= 1
 
 
