@@ -6,6 +6,9 @@ SPEND_COLUMNS: Final = (
     "user_id, period, plan, cap_usd, spent_usd, reserved_usd, calls, denied, fallbacks, assumed_usd, overage_usd"
 )
 
+Place = tuple[int, int, int]
+"""Where a page of events ended: milliseconds since the epoch, partition and number of its last event."""
+
 
 def quoted(text: str) -> str:
     """Return text as it stands in SQL."""
@@ -43,10 +46,18 @@ def budgets_sql(top: int) -> str:
     """  # noqa: S608 - a number.
 
 
-def alerts_sql(budget: str | None, last: int) -> str:
+def alerts_sql(budget: str | None, last: int, before: Place | None = None) -> str:
     """Return the alerts that were raised, the newest first; of one budget of the policy where it is named."""
-    where = "" if budget is None else f"WHERE name = {quoted(budget)} OR starts_with(name, {quoted(budget + '~')})"
-    return (
-        f'SELECT {utc_column("raised_at")}, budget, name, value, "window", fraction, cap_usd, settled_usd, call_id, id '  # noqa: S608 - quoted.
-        f"FROM alerts {where} ORDER BY alerts.raised_at DESC, id DESC LIMIT {last}"
-    )
+    where = ["true"]
+    if budget is not None:
+        where.append(f"(name = {quoted(budget)} OR starts_with(name, {quoted(budget + '~')}))")
+    if before is not None:
+        where.append(f"(epoch_ms(alerts.raised_at), partition, seq) < {before}")
+    return f"""
+        SELECT {utc_column("raised_at")}, budget, name, value, "window", fraction, cap_usd, settled_usd, call_id, id,
+            partition, seq
+        FROM alerts
+        WHERE {" AND ".join(where)}
+        ORDER BY alerts.raised_at DESC, partition DESC, seq DESC
+        LIMIT {last}
+    """  # noqa: S608 - quoted, and numbers.

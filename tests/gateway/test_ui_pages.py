@@ -8,10 +8,21 @@ from urllib.parse import quote
 import pytest
 from redis.asyncio import Redis
 
-from tests.gateway.looking import ADMIN_PAGES, SIGNED, Outline, administration, browser, call_as, new_key, text_of
+from tests.gateway.looking import (
+    ADMIN_PAGES,
+    SIGNED,
+    Browser,
+    Outline,
+    administration,
+    browser,
+    call_as,
+    new_key,
+    text_of,
+)
 from tests.gateway.serving import Served, open_served
 from tollbook.inference.key_changes import KeyBounds
 from tollbook.schemas.money import format_usd
+from tollbook.views.web import call_pages, spend_pages
 
 pytestmark = pytest.mark.slow
 
@@ -173,6 +184,39 @@ async def test_a_page_has_fifty_calls_and_leads_to_the_older_ones(served: Served
     shown = [re.findall(r'href="/ui/call\?id=([^"]*)"', each) for each in (page, rest)]
     assert [len(each) for each in shown] == [50, 3]
     assert [*shown[0], *shown[1]] == calls[::-1]
+
+
+async def test_refusals_are_paged(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_pages, "_PAGE", 2)
+    refused = [await refuse(served, "u2"), *[await call_as(served, "u2") for _ in range(2)]]
+    await served.calling.folded()
+    async with browser(served, await new_key(served)) as visitor:
+        assert await pages_of(visitor, "/ui/refusals?user=u2") == [[refused[2], refused[1]], [refused[0]]]
+        assert (await visitor.get("/ui/refusals?before=1")).status_code == 400
+
+
+async def test_alerts_are_paged(
+    redis_client: Redis, server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spend_pages, "_ALERTS", 1)
+    policy = POLICY.replace("alerts = [0.001]", "alerts = [0.0005, 0.001]")
+    (tmp_path / "tollbook.toml").write_text(policy, encoding="utf-8")
+    async with open_served(server_url, tmp_path, policy_file=tmp_path / "tollbook.toml") as served:
+        booked = await call_as(served, "u1")
+        await served.calling.folded()
+        async with browser(served, await new_key(served)) as visitor:
+            assert await pages_of(visitor, "/ui/alerts") == [[booked], [booked]]
+
+
+async def pages_of(visitor: Browser, path: str) -> list[list[str]]:
+    """Return the calls on each page, from the newest to the last."""
+    found: list[list[str]] = []
+    while path:
+        page = (await visitor.get(path)).text
+        found.append(re.findall(r'href="/ui/call\?id=([^"]*)"', page))
+        [path] = re.findall(r'href="([^"]*)"[^>]*><bdi>Older', page) or [""]
+        path = path.replace("&amp;", "&")
+    return found
 
 
 async def test_who_has_a_users_key_sees_that_user_alone(served: Served) -> None:

@@ -4,7 +4,6 @@ Who sees one user only asks for that user's events; there is nothing that is rea
 other calls are that held money of a shared budget.
 """
 
-import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +18,7 @@ from tollbook.views.audit.decision_texts import cap_text, hold_text, room_text, 
 from tollbook.views.audit.screens import life_facts
 from tollbook.views.audit.texts import bound_text, event_text, iso
 from tollbook.views.audit.texts import moment as moment_of
+from tollbook.views.web.paging import asked_place, older
 from tollbook.views.web.parts import (
     Cell,
     Fact,
@@ -76,9 +76,8 @@ async def calls_page(visit: Visit) -> Page:
     parts: list[Part] = [_filter_form(visit, wanted), table]
     if len(found) > _PAGE:
         last = found[_PAGE - 1]
-        before = f"{last['last_ms']}.{last['partition']}.{last['last_seq']}"
-        older = link("/calls", **{**_asked(visit), "before": before})
-        parts.append([Fact("More", Cell("Older calls", href=older))])
+        ended = last["last_ms"], last["partition"], last["last_seq"]
+        parts.append(older("/calls", "calls", ended, _asked(visit)))
     return Page("Calls", parts, here="/ui/calls", freshness=freshness)
 
 
@@ -105,7 +104,7 @@ def _filter(visit: Visit) -> CallFilter:
         campaign_id=visit.asked("campaign"),
         since=_day(visit.asked("since")),
         until=_day(visit.asked("until")),
-        before=_before(visit.asked("before")),
+        before=asked_place(visit),
     )
 
 
@@ -116,15 +115,6 @@ def _day(text: str | None) -> datetime | None:
         return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
     except ValueError:
         raise Refused(400, f"{text!r} is no day, such as 2026-11-24") from None
-
-
-def _before(text: str | None) -> tuple[int, int, int] | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d{1,15})\.(\d{1,9})\.(\d{1,18})", text)
-    if found is None:
-        raise Refused(400, "this address is not whole: begin with the newest calls")
-    return int(found[1]), int(found[2]), int(found[3])
 
 
 def _filter_form(visit: Visit, wanted: CallFilter) -> Form:
@@ -147,8 +137,8 @@ async def refusals_page(visit: Visit) -> Page:
     own, user = visit.visitor.user_id, visit.asked("user")
     if own is None and user is not None:
         own = visit.sources.runtime.user_ids.on_ledger(user)
-    answer, freshness = await visit.sources.read(refusals_query(own, _PAGE))
-    rows = answer.rows[0]
+    answer, freshness = await visit.sources.read(refusals_query(own, _PAGE + 1, asked_place(visit)))
+    rows = answer.rows[0][:_PAGE]
     named = await visit.sources.named(row["user_id"] for row in rows)
     sees_all = visit.visitor.is_admin
     cells = rows_of(
@@ -164,13 +154,15 @@ async def refusals_page(visit: Visit) -> Page:
     )
     columns = ("At", "Call, and what stopped it", *(["User"] if sees_all else []))
     amounts = ("Asked for>", "Spent>", "Held>", "Cap>", "Over>")
-    note = f"The newest {_PAGE}." if len(rows) == _PAGE else ""
     lead = "A call is refused when what is spent, what is held and what it can cost pass a cap. Each one tells more."
-    table = Table("Refusals, the newest first", (*columns, *amounts), cells, empty="No call was refused.", note=note)
+    table = Table("Refusals, the newest first", (*columns, *amounts), cells, empty="No call was refused.")
     fields = [Field("user", "User", user or "")]
     reset = link("/refusals") if user else ""
     filters = Form("Filter", link("/refusals"), fields, "Filter", method="get", reset=reset)
     parts: list[Part] = [filters, table] if sees_all else [table]
+    if len(answer.rows[0]) > _PAGE:
+        last = rows[-1]
+        parts.append(older("/refusals", "refusals", (last["at_ms"], last["partition"], last["seq"]), {"user": user}))
     return Page("Refusals", parts, here="/ui/refusals", lead=lead, freshness=freshness)
 
 

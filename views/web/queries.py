@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from tollbook.views.queries import Place
 from tollbook.views.web.projection import Query, Row
 
 # What a call's status follows from.
@@ -15,7 +16,7 @@ _TYPES = "('budget-reserved', 'budget-denied', 'cost-recorded')"
 class CallFilter:
     """Which calls are asked for; what is None does not restrict. `until` is a day, included.
 
-    `before` is where the page before ended: milliseconds since the epoch, partition and number of the last event.
+    `before` is where the page before ended: at the last event of its last call.
     """
 
     user_id: str | None = None
@@ -24,7 +25,7 @@ class CallFilter:
     campaign_id: str | None = None
     since: datetime | None = None
     until: datetime | None = None
-    before: tuple[int, int, int] | None = None
+    before: Place | None = None
 
 
 def found_query(wanted: CallFilter, limit: int) -> Query:
@@ -93,9 +94,20 @@ def calls_query(found: Sequence[Row]) -> Query:
     return Query(sql, {name: [row[column] for row in found] for name, column in columns.items()})
 
 
-def refusals_query(user_id: str | None, limit: int) -> Query:
-    """Return the newest refusals."""
-    where = "" if user_id is None else "WHERE user_id = $user_id"
-    values: dict[str, Any] = {"limit": limit} | ({} if user_id is None else {"user_id": user_id})
-    sql = f"FROM denials {where} ORDER BY recorded_at DESC, partition, seq DESC LIMIT $limit"
+def refusals_query(user_id: str | None, limit: int, before: Place | None) -> Query:
+    """Return the newest refusals, or those before a place; `at_ms` is when each was."""
+    where = ["true"]
+    values: dict[str, Any] = {"limit": limit}
+    if user_id is not None:
+        where.append("user_id = $user_id")
+        values["user_id"] = user_id
+    if before is not None:
+        where.append(f"(epoch_ms(recorded_at), partition, seq) < {before}")
+    sql = f"""
+        SELECT *, epoch_ms(recorded_at) AS at_ms
+        FROM denials
+        WHERE {" AND ".join(where)}
+        ORDER BY recorded_at DESC, partition DESC, seq DESC
+        LIMIT $limit
+    """  # noqa: S608 - made of the constants above, and numbers.
     return Query(sql, values)

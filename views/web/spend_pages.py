@@ -7,8 +7,9 @@ from typing import Any
 
 from tollbook.inference.budgets_now import read_budgets
 from tollbook.ledger.errors import LedgerUnavailable
-from tollbook.schemas.identifiers import describe_budget
+from tollbook.schemas.identifiers import EntryId, describe_budget
 from tollbook.views.queries import alerts_sql, budgets_sql, spend_sql
+from tollbook.views.web.paging import asked_place, older
 from tollbook.views.web.parts import (
     Cell,
     Fact,
@@ -220,7 +221,8 @@ def sure_field() -> Field:
 
 async def alerts_page(visit: Visit) -> Page:
     """Show the alerts that were raised, the newest first."""
-    answer, freshness = await visit.sources.read(Query(alerts_sql(None, _ALERTS), {}))
+    answer, freshness = await visit.sources.read(Query(alerts_sql(None, _ALERTS + 1, asked_place(visit)), {}))
+    shown = answer.rows[0][:_ALERTS]
     rows = rows_of(
         [
             Cell(row["raised_at"].replace("T", " ").removesuffix("Z"), "time"),
@@ -230,12 +232,15 @@ async def alerts_page(visit: Visit) -> Page:
             money(row["cap_usd"], None),
             call_cell(row["call_id"]),
         ]
-        for row in answer.rows[0]
+        for row in shown
     )
     columns = ("At", "Budget", "Reached>", "Spent>", "Cap>", "By call")
-    note = f"The newest {_ALERTS}." if len(rows) == _ALERTS else ""
-    table = Table("Alerts that were raised", columns, rows, empty="No alert was raised.", note=note)
-    return Page("Alerts", [table], here="/ui/alerts", freshness=freshness)
+    parts: list[Part] = [Table("Alerts that were raised", columns, rows, empty="No alert was raised.")]
+    if len(answer.rows[0]) > _ALERTS:
+        last = shown[-1]
+        ended = EntryId.parse(last["id"]).ms, last["partition"], last["seq"]
+        parts.append(older("/alerts", "alerts", ended, {}))
+    return Page("Alerts", parts, here="/ui/alerts", freshness=freshness)
 
 
 def _period(text: str | None) -> str | None:
