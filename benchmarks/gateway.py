@@ -150,8 +150,8 @@ async def _rates(directory: Path, sizes: Sizes) -> list[Result]:
 
 async def _open_streams(directory: Path, sizes: Sizes) -> list[Result]:
     number = sizes.of(2_000, 50)
-    # A part every ten seconds: no stream ends before the last one has begun.
-    async with _system(directory, "--chunk-ms", "10000") as system:
+    # A part every three seconds: no stream ends before the last one has begun.
+    async with _system(directory, "--chunk-ms", "3000") as system:
         gateway, client, process = system.gateway, system.client, system.pid
         before_mb = _resident_mb(process)
         has_begun = asyncio.Semaphore(0)

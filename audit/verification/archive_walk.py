@@ -46,13 +46,19 @@ class ArchiveWalk:
         self._findings = chain_.findings
         self._partition = chain_.partition
         self._previous: Manifest | None = None
+        self._known: set[str] = set()
+        self._last_seq: int | None = None
         self.manifests: dict[str, Manifest] = {}
         self.segments = 0
         self.is_broken = False
         """Whether events are missing or cannot be read, so that later ones cannot be added up."""
 
     def events(self) -> Iterator[Events]:
-        """Yield the events of segments that were not read yet. May be called again for newer segments."""
+        """Yield the events of segments that were not read yet. May be called again for newer segments.
+
+        Of a segment that was sealed while the stream was read, the events have come from there, or will.
+        """
+        last_seq = self._last_seq
         folder = f"partition-{self._partition}"
         files = self._archive.storage.names(folder)
         self._archive.storage.expect([file for file in files if file.endswith(".json")])
@@ -62,10 +68,25 @@ class ArchiveWalk:
                 if not self.segments:
                     self._note("archive", "is not the name of a segment", name)
                 continue
-            if int(named[2]) > self._chain.seq:
-                yield from self._segment(name, int(named[1]), int(named[2]))
-            elif name not in self.manifests:
-                self._note("archive", "holds events that an earlier segment holds", name)
+            first, last = int(named[1]), int(named[2])
+            is_late = last_seq is not None and first > last_seq
+            if last > self._chain.seq:
+                if is_late and first <= self._chain.seq:
+                    break
+                yield from self._segment(name, first, last)
+                last_seq = last
+            elif name not in self._known:
+                if is_late:
+                    self._take_late(name)
+                else:
+                    self._note("archive", "holds events that an earlier segment holds", name)
+            self._known.add(name)
+        self._last_seq = last_seq or 0
+
+    def _take_late(self, name: str) -> None:
+        manifest = self._manifest(name)
+        if manifest is not None:
+            self.manifests[name] = manifest
 
     def _segment(self, name: str, first_seq: int, last_seq: int) -> Iterator[Events]:
         manifest = self._manifest(name)

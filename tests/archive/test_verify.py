@@ -13,7 +13,9 @@ from docs.generate.event_docs import PAYLOADS
 from tests.archive.gate_ledger import LEDGER, GateLedger, gate_ledger
 from tests.archive_files import directory_of
 from tollbook.audit.verification.certificates import NotTrusted, Verdict
+from tollbook.audit.verification.chain import Events
 from tollbook.audit.verification.live_projection import LiveProjection
+from tollbook.audit.verification.stream import StreamWalk
 from tollbook.audit.verification.verification import Options, verify
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.segments import Archive
@@ -115,6 +117,27 @@ async def test_a_certificate_binds_what_was_not_sealed_then(books: GateLedger, t
         await books.redis.xadd(books.keys[0].ledger, fields, id=entry_id)
     options = Options(tmp_path / "v", against=str(kept))
     assert {finding.kind for finding in (await verify(books.source, options)).findings} == {"trust"}
+
+
+@pytest.mark.parametrize("segment_events", [7, 40])
+async def test_what_is_sealed_meanwhile_is_no_finding(
+    redis_client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segment_events: int
+) -> None:
+    """A projector that works beside the command: segments within what is read of the stream, and across its end."""
+    made = await gate_ledger(redis_client, tmp_path / "ledger", 1, 60)
+    await made.run(60)
+    read = StreamWalk.next_events
+
+    async def read_and_seal(walk: StreamWalk) -> Events | None:
+        events = await read(walk)
+        await made.seal(segment_events=segment_events)
+        return events
+
+    monkeypatch.setattr("tollbook.audit.verification.stream._PAGE", 3)
+    monkeypatch.setattr(StreamWalk, "next_events", read_and_seal)
+    verdict = await verify(made.source, Options(tmp_path / "verify"))
+    assert verdict.findings == []
+    await made.aclose()
 
 
 async def test_what_is_no_certificate_is_refused(books: GateLedger, tmp_path: Path) -> None:
