@@ -11,6 +11,7 @@ own).
 import asyncio
 import json
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -29,7 +30,7 @@ IN_FLIGHT = 64
 _MODEL = "openai/gpt-4o-mini"
 _PROMPT = "Write a short post about the accounting of cloud costs. [[completion_tokens=60]]"
 _ANSWER_S = 0.5
-_LITELLM_KEY = "sk-none"
+_LITELLM_MODEL = "bench"
 _READY_TIMEOUT_S = 90.0
 
 
@@ -120,7 +121,7 @@ async def _rates(directory: Path, sizes: Sizes) -> list[Result]:
 
         def side(endpoint: Endpoint) -> Callable[[], Awaitable[float]]:
             # LiteLLM makes a tenth of the calls, so it gets a tenth.
-            number = calls // 10 if endpoint.key == _LITELLM_KEY else calls
+            number = calls // 10 if endpoint.model == _LITELLM_MODEL else calls
 
             async def measure() -> float:
                 started = time.perf_counter()
@@ -223,18 +224,20 @@ async def _system(directory: Path, *options: str) -> AsyncIterator[System]:
 @asynccontextmanager
 async def _litellm(program: str, directory: Path, provider: Endpoint) -> AsyncIterator[Endpoint]:
     """Run LiteLLM's proxy over the same provider, without budgets and database."""
-    entry = {"model": "openai/gpt-4o-mini", "api_base": provider.url, "api_key": "none"}
+    entry = {"model": f"openai/{_MODEL}", "api_base": provider.url, "api_key": "none"}
     config, port = directory / "litellm.json", free_port()  # JSON is YAML.
-    config.write_text(json.dumps({"model_list": [{"model_name": "bench", "litellm_params": entry}]}), encoding="utf-8")
+    key = f"sk-{secrets.token_hex(32)}"  # It does not start without one.
+    models = [{"model_name": _LITELLM_MODEL, "litellm_params": entry}]
+    config.write_text(json.dumps({"model_list": models, "general_settings": {"master_key": key}}), encoding="utf-8")
     with (directory / "litellm.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             program, "--config", str(config), "--port", str(port), "--host", "127.0.0.1",
-            env=clean_environment(), stdout=log, stderr=log,
+            env={**clean_environment(), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}, stdout=log, stderr=log,
         )  # fmt: skip
     try:
         async with HttpxAiohttpClient(timeout=10) as client:
             await _until_ready(client, f"http://127.0.0.1:{port}/health/liveliness")
-        yield Endpoint(f"http://127.0.0.1:{port}/v1", _LITELLM_KEY, "bench")
+        yield Endpoint(f"http://127.0.0.1:{port}/v1", key, _LITELLM_MODEL)
     finally:
         await end(process)
 
