@@ -311,8 +311,6 @@ class LedgerModel:
         if ends:
             call.state, call.result = "settled", result or call.result
         was_cost, was_assumed = call.settled[hold]
-        if assumed > was_assumed:
-            cost, assumed = was_cost, was_assumed
         difference, less_assumed = cost - was_cost, assumed - was_assumed
         if difference or less_assumed or (ends and ends_call):
             self._move(budgets, difference, 0)

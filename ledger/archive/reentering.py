@@ -364,7 +364,6 @@ class Reentry:
             payload=payload_json(adjusted),
             budgets=record.settled[hold].budgets,
             ends_call=ends_call,
-            seen=(record.settled[hold].cost_nanousd, record.settled[hold].assumed_nanousd),
         )
         self._count_difference((await self._ledger.adjust(request)).difference_nanousd)
 

@@ -128,8 +128,7 @@ class AdjustRequest:
 
     `result` is stored if the call was closed without one: the answer came after the hold had expired. `ends_call` ends
     such a call without one. `seen` is the cost and the assumed part that the caller has read, if it has: a correction
-    that is repeated late does not undo a newer one. Without it, a cost of which more is assumed than of what stands
-    changes no money: what a settlement freed, others may have spent.
+    that is repeated late does not undo a newer one.
     """
 
     call_id: str

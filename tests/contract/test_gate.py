@@ -22,7 +22,6 @@ from tollbook.ledger.gate.functions import LIBRARY, library_code, load_library
 from tollbook.ledger.gate.gate import Gate, create_ledger
 from tollbook.ledger.gate.replies import FunctionsMissing, WindowClosed
 from tollbook.ledger.gate.requests import (
-    Adjusted,
     AssignRequest,
     Baseline,
     BudgetCap,
@@ -484,21 +483,6 @@ async def test_an_open_hold_is_overdue_after_its_lease_until_it_is_settled(bench
     assert await bench.gate.overdue(reserved.deadline_ms + 1) == ["a"]
     await bench.settle()
     assert await bench.gate.overdue(reserved.deadline_ms + 1) == []
-
-
-async def test_an_assumption_leaves_what_was_told_as_it_is(bench: GateBench) -> None:
-    """G1: what the settlement freed may be spent. The answer is the task's all the same."""
-    await bench.reserve(amount=CAP)
-    await bench.settle(cost=3, final=False)
-    await bench.reserve("b", CAP - 3)
-    late = await bench.adjust(cost=CAP, assumed=CAP, told=("model-called",), result="{}")
-    assert late == Adjusted(0, is_call_over=True)
-    assert [event["type"] for event in await bench.events()][-1] == "model-called"
-    assert isinstance(await bench.reserve("c", 1), Waiting)
-    # What is known replaces it, and so does what a person or a command decides who has read it.
-    assert (await bench.adjust(cost=5, told=())).difference_nanousd == 2
-    assert (await bench.adjust(cost=9, assumed=4, seen=(5, 0))).difference_nanousd == 4
-    assert (await bench.adjust(cost=8, assumed=4)).difference_nanousd == -1
 
 
 async def test_what_is_over_expires_and_what_is_open_does_not(bench: GateBench) -> None:

@@ -167,15 +167,13 @@ async def test_attempt_that_died_with_its_worker_stays_booked_when_another_is_co
         assert await calling.assumed() == BOUND_OF_FALLBACK
         assert (outcome.adjusted, outcome.unknown) == (1, ["t1"])
         assert (await reconciled(calling)).adjusted == 0
-        # The worker was not dead, only slow: its answer comes, and it knows nothing of the correction. What that has
-        # freed may be spent, so what the worker assumed does not replace it (G1).
+        # The worker was not dead, only slow: its answer comes, and it knows nothing of the correction.
         gate.set()
         await running
-    assert await calling.spent() == PRICE + BOUND_OF_FALLBACK
-    # What the second attempt took stays assumed, too high and named, until a person corrects it.
+    assert await calling.spent() == BOUND + PRICE_OF_FALLBACK
     outcome = await reconciled(calling)
-    assert (outcome.adjusted, outcome.unknown) == (0, ["t1"])
-    assert await calling.spent() > calling.booked() == PRICE + PRICE_OF_FALLBACK
+    assert (outcome.adjusted, outcome.unknown) == (1, [])
+    assert await calling.spent() == calling.booked() == PRICE + PRICE_OF_FALLBACK
 
 
 async def test_late_answer_that_the_projection_has_not_heard_of_is_not_overwritten(calling: Calling) -> None:

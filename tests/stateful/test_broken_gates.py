@@ -180,7 +180,7 @@ BROKEN = (
     Broken(
         "a repeated adjustment is booked again",
         (("    set_settled(call, args[3], cost, assumed)\n  end", "  end"),),
-        f"{MODEL}|the events differ from the model's",
+        MODEL,
     ),
     Broken(
         "credit of one period counts in all",

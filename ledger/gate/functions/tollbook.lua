@@ -1003,7 +1003,7 @@ end
 --[[ adjust: correct a settled hold to its true cost. A repeat with the same cost changes nothing.
 A late answer may bring the task's result; it is stored if the call was closed without one. A call that is known to be
 over ends without one. Where the caller says what it has seen, a correction that is repeated late does not undo a newer
-one. Where it does not, an assumption leaves what has been told as it is: what that freed, others may have spent.
+one.
 KEYS meta ledger waiters call result tail...
 ARGS 1 ledger_id 2 call_id 3 hold 4 true cost 5 assumed part of it 6 attempt 7 result ('': none) 8 result ttl s
      9 payload 10 number of events 11 call ttl s 12 1: the call is over, or 0; then " cost assumed" as the caller has
@@ -1030,9 +1030,6 @@ local function adjust(keys, args)
   local stands = was_cost .. ' ' .. was_assumed
   if was_seen ~= '' and was_seen ~= stands and stands ~= text(cost) .. ' ' .. text(assumed) then -- G3
     return { 'CHANGED', stands }
-  end
-  if was_seen == '' and assumed > int(was_assumed) then -- G1
-    cost, assumed = int(was_cost), int(was_assumed)
   end
   local tails, balances = tails_of(keys, 6), {}
   for i, name in ipairs(names) do
