@@ -72,7 +72,7 @@ class ArchiveWalk:
             is_late = last_seq is not None and first > last_seq
             if last > self._chain.seq:
                 if is_late and first <= self._chain.seq:
-                    break
+                    break  # Its first events have come from the stream: so does the rest.
                 yield from self._segment(name, first, last)
                 last_seq = last
             elif name not in self._known:

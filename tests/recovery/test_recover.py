@@ -105,7 +105,7 @@ class Ledger(GateLedger):
 
 
 # One ledger while one works, more of them in CI.
-SEEDS: Final = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 3))]
+SEEDS: Final = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))]
 PARTITIONS: Final = [pytest.param(1, marks=pytest.mark.slow), 2]
 
 
