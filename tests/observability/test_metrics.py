@@ -7,6 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.observability.pages import Samples, scrape_until
+from tests.recovery.books import is_at_rest
 from tests.servers import wait_until
 from tests.system import REPLIES, RunningSystem, running_system
 from tollbook.inference.setting_tables import CapTable
@@ -179,8 +180,11 @@ async def test_a_hold_is_open_while_its_call_runs_and_a_takeover_is_counted(
         await running.answers(["let-lie"])
         [entry_id] = await running.publish("monitoring", [task("taken-over")])
         await running.answers(["taken-over"])
-        await running.redis.xgroup_setid("monitoring", GROUP, "0")
-        await running.redis.xreadgroup(GROUP, "a-dead-worker", {"monitoring": ">"}, count=1)
+        await is_at_rest(running)  # It is acknowledged after its answer.
+        async with running.redis.pipeline(transaction=True) as step:  # The worker must not read it in between.
+            step.xgroup_setid("monitoring", GROUP, "0")
+            step.xreadgroup(GROUP, "a-dead-worker", {"monitoring": ">"}, count=1)
+            await step.execute()
         await running.redis.xclaim("monitoring", GROUP, "a-dead-worker", 0, [entry_id], idle=60_000, justid=True)
         await scrape_until(url, "tollbook_tasks_claimed_total", 1)
         page = await scrape_until(url, "tollbook_holds_open", 0)
