@@ -134,11 +134,20 @@ class ClusterServers:
         await wait_until(is_there, what="the slot at its new node")
 
     async def replica_of(self, primary: Node) -> Node:
-        """Return the replica of a primary."""
-        for _, _, first, *replicas in await primary.ask("CLUSTER", "SLOTS"):
-            if first[1] == primary.port and replicas:
-                return next(node for node in self.nodes if node.port == replicas[0][1])
-        raise AssertionError("it has no replica")
+        """Return the replica of a primary, once that tells of it.
+
+        A replica is left out until it has said how far it is.
+        """
+
+        async def found() -> Node | None:
+            for _, _, first, *replicas in await primary.ask("CLUSTER", "SLOTS"):
+                if first[1] == primary.port and replicas:
+                    return next(node for node in self.nodes if node.port == replicas[0][1])
+            return None
+
+        replica = await wait_until(found, what="a replica of the primary")
+        assert replica is not None
+        return replica
 
     async def replicate_over(self, link: str, primary: Node) -> Node:
         """Let a primary's replica have its writes over another address, which can be cut; return the replica.
