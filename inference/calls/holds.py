@@ -125,6 +125,7 @@ class Hold:
     _attempts_by_target: Counter[Target] = field(default_factory=Counter[Target])
     _pending_events: list[AttemptEvent] = field(default_factory=list[AttemptEvent])
     _is_attempting: bool = False
+    _last_basis: Basis | None = None
 
     def begin_attempt(self) -> None:
         """Count an attempt that starts now."""
@@ -205,6 +206,11 @@ class Hold:
     def shortage_nanousd(self) -> int:
         """What is missing for the next attempt."""
         return max(0, self.spent_nanousd + self.bound.amount_nanousd - self.amount_nanousd)
+
+    @property
+    def is_last_assumed(self) -> bool:
+        """Whether nobody has told this run what its last attempt cost."""
+        return self._last_basis == "assumed"
 
     @property
     def basis(self) -> Basis:
@@ -298,6 +304,7 @@ class Hold:
         self.spent_nanousd += charge.nanousd
         self.assumed_nanousd += charge.assumed_nanousd
         self._bases.add(charge.basis)
+        self._last_basis = charge.basis
 
     def _add_event(self, kind: Literal["model-called", "fallback-used"], payload: ModelCalled | FallbackUsed) -> None:
         self._pending_events.append(AttemptEvent(kind, self.attempts, payload_json(payload)))

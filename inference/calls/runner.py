@@ -7,7 +7,7 @@ the next.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -38,6 +38,7 @@ from tollbook.ledger.errors import (
     BaselineUnavailable,
     CallsStopped,
     CallUnknown,
+    HoldChanged,
     LedgerError,
     LedgerWentBack,
     PolicyChanged,
@@ -400,9 +401,28 @@ class CallRunner:
 
     async def _correct(self, hold: Hold, *, result: str) -> bool:
         """Book what a hold that somebody else has settled really cost; return whether the call is over."""
-        adjusted = await self._adjust(hold.adjust_request(reason="late_answer", result=result))
-        _log.warning("call.answered_late", call_id=hold.call_id, difference_nanousd=adjusted.difference_nanousd)
-        return adjusted.is_call_over
+        request = hold.adjust_request(reason="late_answer", result=result)
+        while True:
+            try:
+                adjusted = await self._adjust(await self._unless_told(request) if hold.is_last_assumed else request)
+            except HoldChanged:
+                continue
+            _log.warning("call.answered_late", call_id=hold.call_id, difference_nanousd=adjusted.difference_nanousd)
+            return adjusted.is_call_over
+
+    async def _unless_told(self, request: AdjustRequest) -> AdjustRequest:
+        """Leave a hold's cost as it is where its provider has told somebody else more than this run knows.
+
+        What that freed, others may have spent. Nothing is recorded of the attempt then, as of one that died with its
+        worker: `reconcile` takes what attempts are recorded to have cost for booked.
+        """
+        standing = await self._ledger.settled_hold(request.user_id, request.call_id, request.hold)
+        if standing is None:
+            return request
+        seen = standing.cost_nanousd, standing.assumed_nanousd
+        if request.assumed_nanousd <= standing.assumed_nanousd:
+            return replace(request, seen=seen)
+        return replace(request, cost_nanousd=seen[0], assumed_nanousd=seen[1], events=(), seen=seen)  # G1
 
     async def _adjust(self, request: AdjustRequest) -> Adjusted:
         """Book a correction; it waits for the projection, since nobody else knows what the provider has charged."""

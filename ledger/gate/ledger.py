@@ -22,6 +22,7 @@ from tollbook.ledger.errors import (
     LedgerWentBack,
 )
 from tollbook.ledger.gate.baselines import Baselines
+from tollbook.ledger.gate.call_record import SettledHold
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.policies import PolicyRequest
@@ -193,6 +194,12 @@ class Ledger:
         Errors: CallUnknown; HoldChanged where it is not as `request.seen` says, and not corrected to this already.
         """
         return await self._where_it_stood(request, lambda gate, corrected, baselines: gate.adjust(corrected, baselines))
+
+    async def settled_hold(self, user_id: str, call_id: str, hold: int) -> SettledHold | None:
+        """Return what a settled hold stands at; None where the gate does not have it, or has it open."""
+        gate = self.gate_of(user_id)
+        record = await self._repeat(lambda: gate.call_record(call_id), self._patience.settle_s)
+        return record.settled.get(hold) if record else None
 
     async def release(self, request: ReleaseRequest) -> Released:
         """Give back what an attempt was assumed to cost, in the budgets that its hold stood against, once.

@@ -14,11 +14,13 @@ from tests.quick import first_quick
 from tests.servers import wait_until
 from tollbook.inference.administration import Administration
 from tollbook.inference.calls.earlier_runs import settle_dead_hold
+from tollbook.inference.calls.holds import Hold
 from tollbook.inference.cost_lookup import CostLookup
 from tollbook.inference.errors import ProviderRefused
 from tollbook.inference.providers.client import ProviderClient
 from tollbook.inference.providers.clients import ProviderClients
 from tollbook.inference.reconcile import Reconciliation, reconcile
+from tollbook.ledger.gate.call_record import SettledHold
 from tollbook.ledger.gate.requests import OpenCall
 from tollbook.ledger.signature import Signature
 from tollbook.schemas.events import CostAdjusted
@@ -211,17 +213,36 @@ async def test_answer_that_came_late_and_told_no_cost_is_asked_about(calling: Ca
     async with calling.runner(transport=HeldBack(gate, free=0)) as (runner, _):
         running = asyncio.create_task(runner.run(calling.call("t1")))
         await wait_until(lambda: calling.provider.requests == 1)
-        record = await calling.runtime.ledger.gates[0].call_record("t1")
-        assert record is not None
-        await calling.runtime.ledger.settle(
-            settle_dead_hold(call_id="t1", user_id="u1", found=record.hold, outcome="expired", reason="late")
-        )
+        await expire(calling, "t1")
         gate.set()
         # It comes to what was assumed already, and is told all the same: generation, result.
         result = await running
     assert await calling.runtime.handle.results.get("t1") == result
     outcome = await reconciled(calling)
     assert (outcome.asked, outcome.adjusted, outcome.unknown) == (1, 1, [])
+    assert await calling.spent() == calling.booked() == PRICE
+
+
+@pytest.mark.parametrize("is_told", ["before", "meanwhile"])
+async def test_an_assumption_that_comes_late_leaves_what_the_provider_has_told(calling: Calling, is_told: str) -> None:
+    """G1: what that has freed is spent by others. The answer is the task's all the same."""
+    await calling.set_cap(BOUND + PRICE)
+    calling.script("missing_usage")
+    gate = asyncio.Event()
+    ledger = ToldMeanwhile(calling) if is_told == "meanwhile" else calling.runtime.ledger
+    async with calling.runner(transport=HeldBack(gate, free=0), ledger=ledger) as (runner, _):  # pyright: ignore[reportArgumentType]
+        running = asyncio.create_task(runner.run(calling.call("t1")))
+        await wait_until(lambda: calling.provider.requests == 1)
+        await expire(calling, "t1", told_nanousd=PRICE if is_told == "before" else None)
+        if is_told == "before":
+            assert isinstance(await calling.runtime.reservations.reserve(calling.call("t2")), Hold)
+        gate.set()
+        result = await running
+    assert await calling.runtime.handle.results.get("t1") == result
+    assert (await calling.spent(), await calling.assumed()) == (PRICE, 0)
+    if is_told == "before":
+        await expire(calling, "t2", told_nanousd=0)
+    assert (await reconciled(calling)).asked == 0
     assert await calling.spent() == calling.booked() == PRICE
 
 
@@ -264,6 +285,33 @@ async def test_provider_that_refuses_the_key_is_an_error_and_nothing_is_changed(
         with pytest.raises(ProviderRefused):
             await reconcile(calling.query, calling.runtime.ledger, costs, author="test")
     assert await calling.spent() == BOUND
+
+
+async def expire(calling: Calling, call_id: str, *, told_nanousd: int | None = None) -> None:
+    """Settle an open hold as the sweeper does, at what its provider has told, else in full."""
+    record = await calling.runtime.ledger.gates[0].call_record(call_id)
+    assert record is not None
+    request = settle_dead_hold(
+        call_id=call_id, user_id="u1", found=record.hold, outcome="expired", reason="late", told_nanousd=told_nanousd
+    )
+    await calling.runtime.ledger.settle(request)
+
+
+class ToldMeanwhile:
+    """A ledger of which a hold is corrected to what its provider has told, right after it was looked at."""
+
+    def __init__(self, calling: Calling) -> None:
+        self._calling = calling
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._calling.runtime.ledger, name)
+
+    async def settled_hold(self, user_id: str, call_id: str, hold: int) -> SettledHold | None:
+        runtime = self._calling.runtime
+        found = await runtime.ledger.settled_hold(user_id, call_id, hold)
+        administration = Administration(runtime.ledger, runtime.policies, runtime.user_ids)
+        await administration.adjust_cost("t1", PRICE, Signature("ann", "as the provider says"))
+        return found
 
 
 class HeldBack(httpx.AsyncHTTPTransport):
