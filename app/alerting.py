@@ -16,6 +16,7 @@ from tollbook.consumers.alerts.deliveries import Deliveries
 from tollbook.consumers.alerts.feeding import AlertFeed
 from tollbook.consumers.alerts.queue import AlertQueue
 from tollbook.consumers.alerts.receivers import receivers_of
+from tollbook.inference.providers.transport import tls_context
 from tollbook.inference.routing import unpriced_routes
 from tollbook.inference.runtime import LedgerHandle
 from tollbook.inference.settings import Settings, read_variable
@@ -64,7 +65,7 @@ class _Alerting:
 
     async def _run(self) -> None:
         rule = policy_of(self._settings).alerts
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(verify=tls_context()) as http:
             receivers, unusable = receivers_of(rule, self._settings.webhook_secret, read_variable, http)
             for name, problem in unusable.items():
                 _log.error("alerts.receiver_unusable", receiver=name, problem=problem)

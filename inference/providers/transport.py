@@ -100,7 +100,7 @@ class Connection:
         self._extensions = {"timeout": {"connect": connect_s, "pool": connect_s, "read": timeout_s, "write": timeout_s}}
         # Callers limit their concurrency; a wait for a connection would look like a provider that is unreachable.
         limits = httpx.Limits(max_connections=_UNLIMITED, keepalive_expiry=_KEEP_ALIVE_S)
-        self._client = _Client(verify=_tls_context(), limits=limits, follow_redirects=False, transport=transport)
+        self._client = _Client(verify=tls_context(), limits=limits, follow_redirects=False, transport=transport)
 
     def __repr__(self) -> str:  # G10
         return f"Connection(base_url={self.base_url!r})"
@@ -175,7 +175,7 @@ class _Limits:
 
 
 @cache
-def _tls_context() -> ssl.SSLContext:
+def tls_context() -> ssl.SSLContext:
     """Read the trusted authorities once for all connections of the process: it takes 50 ms."""
     return httpx.create_ssl_context()
 

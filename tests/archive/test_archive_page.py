@@ -102,6 +102,7 @@ def swapped(rows: list[dict[str, Any]]) -> None:
         rows[7][name], rows[8][name] = rows[8][name], rows[7][name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", first_quick(1, [cheaper, swapped]))
 async def test_the_verifier_of_the_page_names_the_first_event_that_is_not_what_was_sealed(
     books: GateLedger, tmp_path: Path, change: Any

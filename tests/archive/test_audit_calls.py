@@ -332,6 +332,7 @@ async def test_the_command_says_that_a_call_was_not_refused(auditor: Auditor) ->
     assert "was not weighed" in (await auditor.run("explain", "usage own")).stdout
 
 
+@pytest.mark.slow
 async def test_the_statement_of_the_command_closes_as_spend_says(auditor: Auditor, scene: Scene) -> None:
     document = (await auditor.run("user", "u1", "--json")).json()
     (row,) = await scene.calling.query("SELECT spent_usd, reserved_usd, cap_usd FROM spend WHERE user_id = 'u1'")

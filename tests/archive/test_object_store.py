@@ -75,7 +75,7 @@ async def test_a_fault_that_passes_is_not_noticed(
         check_segment(segment)
 
 
-@pytest.mark.parametrize("ending", ["parquet", "json"])
+@pytest.mark.parametrize("ending", first_quick(1, ["parquet", "json"]))
 async def test_a_store_that_is_down_postpones_and_the_next_pass_goes_on_where_it_stopped(
     archiving: Archiving, bucket: ObjectStore, ending: str
 ) -> None:
@@ -92,7 +92,7 @@ async def test_a_store_that_is_down_postpones_and_the_next_pass_goes_on_where_it
     assert {name.rpartition(".")[0] for name in bucket.names()} == {FIRST, SECOND}
 
 
-@pytest.mark.parametrize("is_restarted", [False, True])
+@pytest.mark.parametrize("is_restarted", first_quick(1, [False, True]))
 async def test_a_segment_that_was_begun_is_finished_as_it_was_begun(
     archiving: Archiving, bucket: ObjectStore, is_restarted: bool
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.gateway.serving import Served, open_served
+from tests.quick import first_quick
 from tests.servers import wait_until
 
 NAMED = {"idempotency-key": "order-7"}
@@ -23,7 +24,7 @@ async def served(redis_client: Redis, server_url: str, tmp_path: Path) -> AsyncI
         await served.calling.check_guarantees()
 
 
-@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("is_streamed", first_quick(1, [True, False]))
 async def test_a_call_that_only_holds_were_in_the_way_of_is_made_by_its_retry(
     served: Served, is_streamed: bool
 ) -> None:

@@ -34,6 +34,7 @@ def as_nobody(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, user=NOBODY, capture_output=True, text=True, errors="replace", check=False)
 
 
+@pytest.mark.slow
 async def test_the_embedded_server_asks_for_a_password(private_server: EmbeddedServer) -> None:
     host, _, port = private_server.url.rpartition("@")[2].removesuffix("/0").partition(":")
     async with Redis(host=host, port=int(port)) as stranger:

@@ -11,6 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.object_store import KEY, SECRET, ObjectStore
+from tests.quick import first_quick
 from tests.system import REPLIES, STREAMS, Finished, RunningSystem, StayingCommand, run_cli, running_system
 from tollbook.consumers.sealers import build_sealers
 
@@ -150,7 +151,9 @@ async def test_an_outage_of_the_store_stops_no_call(
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [("403 AccessDenied", "access is denied (AccessDenied)"), ("404 NoSuchBucket", "there is no bucket")],
+    first_quick(
+        1, [("403 AccessDenied", "access is denied (AccessDenied)"), ("404 NoSuchBucket", "there is no bucket")]
+    ),
 )
 async def test_a_projector_without_access_says_so_and_ends(
     redis_client: Redis, server_url: str, tmp_path: Path, bucket: ObjectStore, fault: str, said: str

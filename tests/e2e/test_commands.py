@@ -68,6 +68,7 @@ def assert_only_data(finished: Finished) -> Any:
     return finished.json()
 
 
+@pytest.mark.slow
 async def test_publish_waits_for_the_result(here: Path) -> None:
     command = ("publish", "generation", "generate_draft", "Write a haiku.", "--user", "u42", "--wait", "50")
     result = assert_only_data(await run_cli(*command, "--json", cwd=here))

@@ -12,6 +12,7 @@ import httpx
 from tests.calling import Calling, open_calling
 from tollbook.gateway.server import Gateway, serve_gateway, settings_of_calls
 from tollbook.inference.api_keys import ApiKey
+from tollbook.inference.providers.transport import tls_context
 from tollbook.inference.runtime import InferenceRuntime, open_runtime
 from tollbook.views.web.site import open_site
 
@@ -72,7 +73,11 @@ async def open_served(server_url: str, data_dir: Path, **settings: Any) -> Async
             open_site(runtime) as pages,
             serve_gateway(runtime, port=0, keys=keys, pages=pages) as gateway,
             httpx.AsyncClient(
-                base_url=gateway.url, headers={"authorization": f"Bearer {KEY}"}, timeout=30, trust_env=False
+                base_url=gateway.url,
+                headers={"authorization": f"Bearer {KEY}"},
+                timeout=30,
+                trust_env=False,
+                verify=tls_context(),
             ) as client,
         ):
             yield Served(calling, runtime, gateway, keys, client)

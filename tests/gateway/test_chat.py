@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -79,29 +79,30 @@ async def test_a_cap_that_is_reached_is_refused_with_its_numbers_and_not_tried_a
     assert served.calling.provider.requests == 0
 
 
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [
-        ({"temperature": 7}, "invalid_task"),
-        ({"n": 2}, "invalid_task"),
-        ({"stream": "false"}, "invalid_task"),
-        ({"stream": {}}, "invalid_task"),
-        ({"model": ""}, "invalid_task"),
-        ({"model": "no model"}, "invalid_task"),
-        ({"model": "mod\u00e8le"}, "invalid_task"),
-        ({"model": f"{MODEL}@nobody"}, "price_unknown"),
-        ({"model": "nobody/knows-this"}, "price_unknown"),
-        ({"messages": []}, "invalid_task"),
-        ({"task_id": "mine"}, "invalid_task"),
-        ({"temperatur": 1}, "invalid_task"),
-    ],
+BAD_REQUESTS: Final[tuple[tuple[dict[str, Any], str], ...]] = (
+    ({"temperature": 7}, "invalid_task"),
+    ({"n": 2}, "invalid_task"),
+    ({"stream": "false"}, "invalid_task"),
+    ({"stream": {}}, "invalid_task"),
+    ({"model": ""}, "invalid_task"),
+    ({"model": "no model"}, "invalid_task"),
+    ({"model": "mod\u00e8le"}, "invalid_task"),
+    ({"model": f"{MODEL}@nobody"}, "price_unknown"),
+    ({"model": "nobody/knows-this"}, "price_unknown"),
+    ({"messages": []}, "invalid_task"),
+    ({"task_id": "mine"}, "invalid_task"),
+    ({"temperatur": 1}, "invalid_task"),
 )
-async def test_bad_requests_are_told_so_and_hold_nothing(served: Served, body: dict[str, Any], code: str) -> None:
-    reply = await served.chat(**body)
 
-    assert reply.status_code == 400
-    assert reply.json()["error"]["code"] == code
-    assert reply.headers["x-should-retry"] == "false"
+
+async def test_bad_requests_are_told_so_and_hold_nothing(served: Served, subtests: pytest.Subtests) -> None:
+    for body, code in BAD_REQUESTS:
+        with subtests.test(body=body):
+            reply = await served.chat(**body)
+
+            assert reply.status_code == 400
+            assert reply.json()["error"]["code"] == code
+            assert reply.headers["x-should-retry"] == "false"
     assert not [event for event in await served.calling.events() if event.type == "budget-reserved"]
 
 

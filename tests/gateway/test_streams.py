@@ -85,7 +85,7 @@ async def test_a_fallback_comes_before_the_first_part(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", first_quick(3, ["stream_cut", "stream_half_event", "stream_hang", "stream_reset", "stream_error"])
+    "fault", first_quick(2, ["stream_cut", "stream_half_event", "stream_hang", "stream_reset", "stream_error"])
 )
 async def test_a_provider_that_breaks_off_ends_the_stream_with_an_error(served: Served, fault: str) -> None:
     served.calling.script(fault)

@@ -4,7 +4,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import bpe_openai
 import pytest
 
 from tests.gateway.golden import load
@@ -35,6 +34,8 @@ OTHER_SCRIPTS = {
 
 @cache
 def encoding(name: str) -> Any:
+    import bpe_openai  # It takes a second to load, in every process that collects.
+
     return bpe_openai.get_encoding(name)
 
 

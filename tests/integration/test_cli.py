@@ -283,7 +283,7 @@ LOADED: Final[dict[tuple[str, ...], set[str]]] = {
 LINES: Final = {" ".join(arguments): arguments for arguments in LOADED}
 
 
-@pytest.mark.parametrize("line", first_quick(4, LINES))
+@pytest.mark.parametrize("line", first_quick(2, LINES))
 def test_a_command_loads_only_what_it_needs(line: str, server_url: str, tmp_path: Path) -> None:
     """Not by the clock: what a command loads is nearly all of the time that it takes to answer."""
     arguments = LINES[line]

@@ -222,6 +222,7 @@ async def test_a_settlement_that_comes_after_the_sweep_is_told_so_and_adds_nothi
     assert await settlements(running) == [("late", AMOUNT, AMOUNT, "assumed", "expired")]
 
 
+@pytest.mark.slow
 async def test_money_that_a_dead_call_held_serves_others_within_the_sweepers_interval(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ async def events(running: RunningSystem) -> list[dict[str, str]]:
     return [{name.decode(): value.decode() for name, value in fields.items()} for _, fields in found]
 
 
+@pytest.mark.slow
 async def test_no_plain_id_is_on_the_ledger_or_in_what_is_made_of_it(
     redis_client: Redis, server_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.servers import PATIENCE_S, wait_until
+from tollbook.inference.providers.transport import tls_context
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Samples:
 
 
 async def scrape(url: str) -> Samples:
-    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_S, verify=tls_context()) as client:
         response = await client.get(f"{url}/metrics")
     assert response.status_code == 200, response.text
     return Samples.parse(response.text)
@@ -60,7 +61,7 @@ async def scrape_until(url: str, name: str, value: float, **labels: str) -> Samp
 
 
 async def health(url: str, what: str) -> tuple[int, dict[str, Any]]:
-    async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
+    async with httpx.AsyncClient(timeout=PATIENCE_S, verify=tls_context()) as client:
         response = await client.get(f"{url}/health/{what}")
     return response.status_code, response.json()
 

@@ -42,6 +42,7 @@ async def test_a_loss_that_was_accepted_is_warned_of(redis_client: Redis, server
         )
 
 
+@pytest.mark.slow
 async def test_a_redis_that_hangs_is_told_in_time(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with (
         faulty_proxy(server_url) as proxy,

@@ -117,6 +117,7 @@ async def test_a_forged_declaration_beside_newer_events_is_found(
         await check_forged(restored, tmp_path, FORGED_BESIDE_NEWER)
 
 
+@pytest.mark.slow
 async def test_a_forged_declaration_of_restored_events_is_found(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from tests.gate_bench import GateBench, open_bench
 from tests.proxy import faulty_proxy
+from tests.quick import first_quick
 from tests.recovery.books import check_books, is_at_rest
 from tests.replicated import PASSWORD, answer_again, follow, port_of, replicated, stop_answering
 from tests.servers import CONTAINER, EMBEDDED, LOCAL, PATIENCE_S, server_kinds, wait_until
@@ -46,7 +47,7 @@ def ids(published: Iterable[dict[str, str]]) -> list[str]:
     return [task["task_id"] for task in published]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", first_quick(1, KINDS))
 async def test_a_write_is_believed_once_a_replica_has_it(kind: str, tmp_path: Path) -> None:
     async with replicated(tmp_path, kind=kind) as group, connect(group.primary.url) as redis:
         careful = CommandPipeline(redis, replication=Replication(1, mark=MARK))
@@ -70,7 +71,7 @@ async def test_a_write_is_believed_once_a_replica_has_it(kind: str, tmp_path: Pa
         await careful.aclose()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", first_quick(1, KINDS))
 async def test_a_repeat_that_finds_its_call_waits_for_the_replicas(kind: str, tmp_path: Path) -> None:
     """It writes nothing, and WAIT covers the writes of its own connection alone: so a mark is written before."""
     async with (

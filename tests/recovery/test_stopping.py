@@ -78,6 +78,7 @@ async def test_worker_and_projector(
             await command.end()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_busy", BUSY)
 async def test_up_with_its_own_server(is_busy: bool, provider: GatedStandIn, tmp_path: Path) -> None:
     here = tmp_path / "here"
