@@ -15,6 +15,7 @@ from benchmarks import (
     budget_check,
     calls,
     gate,
+    gate_checks,
     gateway,
     heavy_query,
     projection,
@@ -28,6 +29,7 @@ from benchmarks.report import print_report, write_json
 
 BENCHMARKS: dict[str, Callable[[Path, Sizes], Coroutine[Any, Any, list[Result]]]] = {
     "gate": gate.run,
+    "gate_checks": gate_checks.run,
     "calls": calls.run,
     "gateway": gateway.run,
     "projection": projection.run,

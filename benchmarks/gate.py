@@ -48,7 +48,7 @@ class _PlainClient:
         return await self._redis.execute_command(*command)
 
 
-class _Pairs:
+class Pairs:
     """Both sides over one client. `name` keeps its calls apart from those of another."""
 
     def __init__(
@@ -135,9 +135,9 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
         async def xadd_plain(stream: str, fields: dict[str, str]) -> Any:
             return await redis.xadd(stream, cast("Any", fields))
 
-        plain = _Pairs("plain", gate_over(_PlainClient(redis)), xadd_plain, pairs)
-        piped = _Pairs("piped", gate_over(pipeline), xadd_piped, pairs)
-        several = [_Pairs(f"of-{n}", gate_over(pipeline), xadd_piped, pairs, budgets=n) for n in _FURTHER]
+        plain = Pairs("plain", gate_over(_PlainClient(redis)), xadd_plain, pairs)
+        piped = Pairs("piped", gate_over(pipeline), xadd_piped, pairs)
+        several = [Pairs(f"of-{n}", gate_over(pipeline), xadd_piped, pairs, budgets=n) for n in _FURTHER]
         await in_turn(1, plain.gate, plain.plain, piped.gate, piped.plain, *(each.gate for each in several))
         await redis.config_resetstat()
         a, b = await in_turn(rounds, plain.gate, plain.plain)
@@ -179,9 +179,9 @@ async def _with_a_replica(directory: Path, sizes: Sizes) -> list[Result]:
         without = CommandPipeline(redis)
         await create_ledger(without, keys, ledger_id=(ledger_id := str(uuid.uuid4())), partitions=1)
 
-        def pairs_over(name: str, pipeline: CommandPipeline) -> _Pairs:
+        def pairs_over(name: str, pipeline: CommandPipeline) -> Pairs:
             gate = Gate(pipeline, keys, ledger_id, idempotency_ttl_s=3_000_000, result_ttl_s=600_000)
-            return _Pairs(name, gate, cast("Any", redis.xadd), pairs)
+            return Pairs(name, gate, cast("Any", redis.xadd), pairs)
 
         unconfirmed = pairs_over("without", without)
         kinds = {"the replica": Replication(1, mark=keys.mark)}

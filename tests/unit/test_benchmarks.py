@@ -22,7 +22,18 @@ class Measured:
     results: list[dict[str, Any]]
 
 
-NAMES = ("gate", "calls", "gateway", "projection", "budget_check", "heavy_query", "spend_report", "replay", "verify")
+NAMES = (
+    "gate",
+    "gate_checks",
+    "calls",
+    "gateway",
+    "projection",
+    "budget_check",
+    "heavy_query",
+    "spend_report",
+    "replay",
+    "verify",
+)
 
 
 @pytest.fixture(scope="module")
