@@ -71,15 +71,15 @@ async def test_commands_read_data_at_rest_and_change_nothing(here: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command",),
     first_quick(
         1,
         [
-            ("credit", "list"),
-            ("plan", "list"),
-            ("dead-letters", "list"),
-            ("audit", "find", "--type", "cost-recorded"),
-            ("audit", "find", "--user", "u1"),
+            (("credit", "list"),),
+            (("plan", "list"),),
+            (("dead-letters", "list"),),
+            (("audit", "find", "--type", "cost-recorded"),),
+            (("audit", "find", "--user", "u1"),),
         ],
     ),
 )
