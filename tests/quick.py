@@ -10,7 +10,7 @@ _T = TypeVar("_T")
 
 def first_quick(number: int, cases: Iterable[Any]) -> list[Any]:
     """Return the cases for `parametrize`, all but the first `number` marked slow. A tuple is a case's arguments."""
-    return [case if place < number else _slow(case) for place, case in enumerate(cases)]
+    return [_case(case) if place < number else _case(case, pytest.mark.slow) for place, case in enumerate(cases)]
 
 
 def one_of_each(kind: Callable[[_T], Hashable], cases: Mapping[str, _T]) -> list[Any]:
@@ -18,8 +18,8 @@ def one_of_each(kind: Callable[[_T], Hashable], cases: Mapping[str, _T]) -> list
     first: dict[Hashable, str] = {}
     for name, case in cases.items():
         first.setdefault(kind(case), name)
-    return [name if first[kind(case)] == name else _slow(name) for name, case in cases.items()]
+    return [name if first[kind(case)] == name else _case(name, pytest.mark.slow) for name, case in cases.items()]
 
 
-def _slow(case: Any) -> Any:
-    return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
+def _case(case: Any, *marks: pytest.MarkDecorator) -> Any:
+    return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=marks)

@@ -135,6 +135,7 @@ async def test_a_sum_that_the_gate_did_not_write_is_a_disagreement(redis_client:
     await archiving.pipeline.aclose()
 
 
+@pytest.mark.slow
 async def test_a_refusal_that_tells_of_other_sums_is_a_disagreement(archiving: Archiving) -> None:
     """The made ledger's refusals all tell of one nano-dollar settled and nothing held."""
     reader = reader_of(archiving)
@@ -150,6 +151,7 @@ async def test_a_refusal_that_tells_of_other_sums_is_a_disagreement(archiving: A
     assert found[False] > 0
 
 
+@pytest.mark.slow
 async def test_of_several_partitions_the_user_s_is_read(archiving: Archiving) -> None:
     keys = (KEYS, Keys("test", 1))
     both = AuditReader(LedgerSource(LEDGER, keys, archiving.archive, archiving.redis))
@@ -165,6 +167,7 @@ async def test_of_several_partitions_the_user_s_is_read(archiving: Archiving) ->
 # --- Missing events are not passed over
 
 
+@pytest.mark.slow
 async def test_a_missing_first_segment_is_told(archiving: Archiving) -> None:
     first, second, *_ = archiving.archive.segments(0)
     file_of(first).with_suffix(".json").unlink()
@@ -173,6 +176,7 @@ async def test_a_missing_first_segment_is_told(archiving: Archiving) -> None:
             await reader.events(Selection())
 
 
+@pytest.mark.slow
 async def test_events_between_archive_and_stream_that_are_gone_are_told(archiving: Archiving) -> None:
     last = archiving.archive.segments(0)[-1]
     file_of(last).with_suffix(".json").unlink()

@@ -110,6 +110,7 @@ async def test_a_segment_that_was_begun_is_finished_as_it_was_begun(
     assert bucket.names() == [f"{FIRST}.json", f"{FIRST}.parquet"]
 
 
+@pytest.mark.slow
 async def test_a_file_of_the_same_events_in_other_bytes_is_taken_as_it_is(
     archiving: Archiving, bucket: ObjectStore, tmp_path: Path
 ) -> None:
@@ -158,6 +159,7 @@ async def test_a_changed_or_missing_object_is_named_and_nothing_is_trimmed(
         await sealer.trim()
 
 
+@pytest.mark.slow
 async def test_while_the_oldest_segment_stays_the_store_is_not_asked(archiving: Archiving, bucket: ObjectStore) -> None:
     sealer = archiving.sealer(SealingSettings(segment_events=50, segment_age_s=NEVER, keep_s=10**9, keep_events=10**9))
     await seal_all(sealer)
@@ -167,6 +169,7 @@ async def test_while_the_oldest_segment_stays_the_store_is_not_asked(archiving: 
     assert bucket.server.requests == []
 
 
+@pytest.mark.slow
 async def test_a_body_that_breaks_off_is_read_again(archiving: Archiving, bucket: ObjectStore) -> None:
     await seal_all(archiving.sealer())
     bucket.server.fault = for_first(1, "broken", method="GET", ending="parquet")
@@ -189,6 +192,7 @@ async def test_a_store_without_conditional_writes_is_refused_before_anything_is_
     assert await sealer.trim() == 0
 
 
+@pytest.mark.slow
 async def test_the_sealer_waits_for_a_store_and_goes_on(archiving: Archiving, bucket: ObjectStore) -> None:
     settings = SealingSettings(segment_events=50, segment_age_s=NEVER, keep_s=0, keep_events=0, every_s=0.01)
     sealer = archiving.sealer(settings)

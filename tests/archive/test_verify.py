@@ -120,6 +120,7 @@ async def test_a_certificate_binds_what_was_not_sealed_then(books: GateLedger, t
     assert {finding.kind for finding in (await verify(books.source, options)).findings} == {"trust"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("segment_events", first_quick(1, [7, 40]))
 async def test_what_is_sealed_meanwhile_is_no_finding(
     redis_client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segment_events: int

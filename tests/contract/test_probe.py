@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from tests.quick import first_quick
 from tests.servers import CONTAINER, binary_of, server_kinds, wait_until
 from tollbook.ledger.errors import PermissionsMissing, RedisCannotServe
 from tollbook.ledger.gate.functions import load_library
@@ -121,7 +122,7 @@ LACKING = {
 }
 
 
-@pytest.mark.parametrize("case", LACKING)
+@pytest.mark.parametrize("case", first_quick(4, LACKING))
 async def test_what_a_user_may_not_do_is_named(server: EmbeddedServer, case: str) -> None:
     rules, words = LACKING[case]
     async with await as_user(server, *rules) as redis:
@@ -134,7 +135,7 @@ async def test_what_a_user_may_not_do_is_named(server: EmbeddedServer, case: str
 
 
 @pytest.mark.parametrize(
-    "case", ["a command of the gate", "the ledger's keys", "channels", "keys only to be read", "to ask"]
+    "case", first_quick(2, ["a command of the gate", "the ledger's keys", "channels", "keys only to be read", "to ask"])
 )
 async def test_the_probe_names_it_too(server: EmbeddedServer, case: str) -> None:
     rules, words = LACKING[case]

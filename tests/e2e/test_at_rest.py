@@ -71,7 +71,7 @@ async def test_commands_read_data_at_rest_and_change_nothing(here: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("command",),
+    "command",
     first_quick(
         1,
         [

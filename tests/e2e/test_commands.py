@@ -140,6 +140,7 @@ async def test_sql_answers_in_every_form_what_is_committed_while_the_system_runs
     assert parquet.fetchall() == [("asker", cost, 1)]
 
 
+@pytest.mark.slow
 async def test_a_client_of_ones_own_opens_a_copy_in_two_lines(here: Path) -> None:
     file = here / "data" / "ledger.duckdb"
     assert (await run_cli("sql", "--snapshot", str(file), cwd=here)).code == 0
@@ -203,6 +204,7 @@ def shown_by_processes() -> dict[Path, bytes]:
     return shown
 
 
+@pytest.mark.slow
 async def test_the_password_stands_in_its_files_alone(here: Path) -> None:
     password = (here / "data" / "valkey" / "password").read_text().strip()
     assert [process for process, text in shown_by_processes().items() if password.encode() in text] == []

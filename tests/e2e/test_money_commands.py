@@ -44,6 +44,7 @@ async def appended(running: RunningSystem) -> int:
     return sum(fields[b"type"] != b"policy-applied" for _, fields in entries)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "shown"),
     first_quick(1, [

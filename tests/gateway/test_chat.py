@@ -107,7 +107,7 @@ async def test_bad_requests_are_told_so_and_hold_nothing(served: Served, subtest
 
 
 @pytest.mark.parametrize(
-    "body", first_quick(3, [b"{", b"\xff\xfe", b"[" * 100_000, b"", b"[]", b'{"model": "a", "model": "b"}'])
+    "body", first_quick(1, [b"{", b"\xff\xfe", b"[" * 100_000, b"", b"[]", b'{"model": "a", "model": "b"}'])
 )
 async def test_bodies_that_are_no_object_are_refused(served: Served, body: bytes) -> None:
     reply = await served.client.post("/v1/chat/completions", content=body)

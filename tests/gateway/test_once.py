@@ -125,6 +125,7 @@ async def test_a_named_stream_is_finished_although_its_client_left(
     assert await served.calling.assumed() == 0
 
 
+@pytest.mark.slow
 async def test_a_hold_that_this_gateway_left_behind_keeps_nobody_waiting(served: Served) -> None:
     """G2: no request of it makes that call any more, and it is no other gateway's."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}

@@ -287,6 +287,7 @@ async def test_provider_that_cannot_be_reached_costs_nothing_and_has_no_fallback
     assert await story(calling) == [HELD, free("not_sent"), free("not_sent"), settled(0, "released", "failed")]
 
 
+@pytest.mark.slow
 async def test_call_whose_model_has_no_fallback_is_tried_again_at_its_own_risk(calling: Calling) -> None:
     call = calling.call()
     route = call.route.model_copy(update={"fallback": ()})
@@ -318,6 +319,7 @@ async def test_model_without_a_price_is_not_called(calling: Calling) -> None:
     assert (calling.provider.requests, await calling.events()) == (0, [])
 
 
+@pytest.mark.slow
 async def test_fallback_without_a_price_is_not_called(calling: Calling) -> None:
     call = calling.call()
     route = call.route.model_copy(update={"fallback": "no/such-model"})
@@ -347,6 +349,7 @@ async def test_fallback_goes_only_as_far_as_the_hold_can_be_extended(
         assert calling.provider.requests == 1
 
 
+@pytest.mark.slow
 async def test_while_calls_are_stopped_no_hold_is_extended_and_what_was_spent_is_settled(calling: Calling) -> None:
     # G3 G8
     calling.script("hang_charged", None)
@@ -365,6 +368,7 @@ async def test_while_calls_are_stopped_no_hold_is_extended_and_what_was_spent_is
     assert calling.provider.requests == 1
 
 
+@pytest.mark.slow
 async def test_what_failed_attempts_cost_is_noted_where_the_ledger_went_back_before_the_next(calling: Calling) -> None:
     # G3
     calling.script("hang_charged", None)
@@ -472,6 +476,7 @@ async def test_cheaper_model_is_called_where_the_first_ones_hold_does_not_fit(
         await calling.check_guarantees()
 
 
+@pytest.mark.slow
 async def test_cheaper_model_is_called_rather_than_waiting_for_other_holds(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -501,6 +506,7 @@ async def test_first_model_is_called_where_it_fits_and_a_task_with_its_own_model
         assert (result.status, result.downgraded_from) == (TaskStatus.DONE, None)
 
 
+@pytest.mark.slow
 async def test_call_that_fits_with_neither_model_is_refused_once_with_the_cheaper_ones_numbers(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -514,6 +520,7 @@ async def test_call_that_fits_with_neither_model_is_refused_once_with_the_cheape
         assert [json.loads(row["payload"])["bound"]["model"] for row in denied] == ["openai/gpt-4o-mini"]
 
 
+@pytest.mark.slow
 async def test_run_finds_the_hold_of_the_cheaper_model_that_its_own_lost_request_has_opened(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

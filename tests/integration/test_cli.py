@@ -163,7 +163,7 @@ PERSISTENCE: Final[dict[str, tuple[dict[str, str], str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("case", PERSISTENCE)
+@pytest.mark.parametrize("case", first_quick(2, PERSISTENCE))
 async def test_doctor_judges_how_the_server_keeps_its_data(
     redis_client: Redis, server_url: str, tmp_path: Path, case: str
 ) -> None:
@@ -181,6 +181,7 @@ async def test_doctor_judges_how_the_server_keeps_its_data(
     assert words in finding["found"] + finding["advice"]
 
 
+@pytest.mark.slow
 async def test_doctor_says_where_redis_and_the_data_directory_do_not_belong_together(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -196,6 +197,7 @@ async def test_doctor_says_where_redis_and_the_data_directory_do_not_belong_toge
         assert "TOLLBOOK_NAMESPACE" in finding["advice"]
 
 
+@pytest.mark.slow
 async def test_spend_says_how_far_the_projection_is_behind(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -225,6 +227,7 @@ async def test_spend_says_how_far_the_projection_is_behind(
     assert (await run_cli("spend", cwd=tmp_path)).stderr == "", "nothing runs, and none is named"
 
 
+@pytest.mark.slow
 async def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     """`tollbook --help | true`: no traceback, whoever closes the pipe first."""
     process = await asyncio.create_subprocess_exec(
@@ -454,7 +457,7 @@ ADDRESSES: Final[dict[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("url", ADDRESSES)
+@pytest.mark.parametrize("url", first_quick(2, ADDRESSES))
 async def test_an_address_that_does_not_work_is_told_in_one_line(url: str, tmp_path: Path) -> None:
     for arguments in (("result", "t1"), ("dead-letters", "list"), ("plan", "set", "u1", "growth", "--reason", "r")):
         finished = await run_cli(*arguments, cwd=tmp_path, env={"REDIS_URL": url})

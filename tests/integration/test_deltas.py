@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from tests.calling import COMPLETION_TOKENS, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
 from tests.loop_clock import LoopClock
+from tests.quick import first_quick
 from tests.replies import chat_request
 from tests.servers import wait_until
 from tollbook.inference.attempts import ChatRequest
@@ -154,7 +155,7 @@ async def test_failure_after_the_first_delta_is_the_end(calling: Calling, fault:
     assert calling.provider.requests == 1
 
 
-@pytest.mark.parametrize("fault", ["http_503", "http_529", "error_in_200", "html_body"])
+@pytest.mark.parametrize("fault", first_quick(1, ["http_503", "http_529", "error_in_200", "html_body"]))
 async def test_before_the_first_delta_the_call_is_tried_again_as_ever(calling: Calling, fault: str) -> None:
     calling.provider.config = replace(calling.provider.config, chunk_ms=None)
     calling.script(fault, None)
@@ -179,7 +180,7 @@ def with_larger_limit(calling: Calling) -> Call:
 
 
 @pytest.mark.parametrize(
-    ("scenario", "tries"), [("limit_before_text", 2), ("text_cut", 1), ("reasoning_used_up_limit", 1)]
+    ("scenario", "tries"), first_quick(2, [("limit_before_text", 2), ("text_cut", 1), ("reasoning_used_up_limit", 1)])
 )
 async def test_larger_limit_is_tried_only_where_nothing_was_passed_on(
     calling: Calling, scenario: str, tries: int
@@ -202,7 +203,9 @@ async def test_second_try_that_fails_after_its_first_delta_is_the_end(calling: C
     assert reader.finishes() == []
 
 
-@pytest.mark.parametrize("scenario", ["text_cut", "tool_calls", "refusal", "text_parts", "nothing_said"])
+@pytest.mark.parametrize(
+    "scenario", first_quick(2, ["text_cut", "tool_calls", "refusal", "text_parts", "nothing_said"])
+)
 async def test_answer_that_comes_whole_is_one_delta(calling: Calling, scenario: str) -> None:
     calling.script(scenario)
 

@@ -94,6 +94,7 @@ async def test_requests_without_an_answer_are_summed_up_by_reason(place: Place) 
     assert "no credit left" in found.advice
 
 
+@pytest.mark.slow
 async def test_a_server_that_takes_no_writes(place: Place) -> None:
     await place.redis.config_set("maxmemory", 1)
     failed = await place.failed()
@@ -102,6 +103,7 @@ async def test_a_server_that_takes_no_writes(place: Place) -> None:
     assert "1 MiB" in failed["memory"] or "0 MiB that it may" in failed["memory"]
 
 
+@pytest.mark.slow
 async def test_a_full_server_is_not_taken_for_one_without_processes(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +168,7 @@ async def test_what_is_no_longer_held_back_is_no_longer_shown(
     await pipeline.aclose()
 
 
+@pytest.mark.slow
 async def test_caps_and_credits_changed_in_redis(place: Place) -> None:
     keys, runtime = place.running.keys, place.running.system.runtime
     administration = Administration(runtime.ledger, runtime.policies, runtime.user_ids)
@@ -247,6 +250,7 @@ async def test_calls_that_were_stopped_and_charges_that_are_not_booked(place: Pl
     assert failed["unbooked"] == "1 charge of partition 0 could not be booked"
 
 
+@pytest.mark.slow
 async def test_a_recovery_that_was_interrupted(place: Place) -> None:
     keys = place.running.keys
     await place.redis.hset(keys.meta, "recovering", "{}")

@@ -160,7 +160,7 @@ def test_a_hold_beyond_the_cap_is_a_discrepancy(store: Store, cap: int, kinds: l
     assert [row["kind"] for row in store.query("SELECT kind FROM discrepancies")] == kinds
 
 
-@pytest.mark.parametrize("amount", [1, 999_999_999, 1_000_000_001, MAX_NANOUSD - 1, MAX_NANOUSD])
+@pytest.mark.parametrize("amount", first_quick(1, [MAX_NANOUSD, 1, 999_999_999, 1_000_000_001, MAX_NANOUSD - 1]))
 def test_money_is_exact_at_its_bounds(store: Store, amount: int) -> None:
     store.fold(Batch(0, [reserved(1, amount, amount, cap=MAX_NANOUSD)]))
     name = "user:u1:2026-11"
@@ -171,6 +171,7 @@ def test_money_is_exact_at_its_bounds(store: Store, amount: int) -> None:
     assert set(row.values()) == {Decimal(amount) / 1_000_000_000}
 
 
+@pytest.mark.slow
 def test_sums_beyond_the_bound_of_an_amount_stay_exact(store: Store) -> None:
     for n in range(8):
         store.fold(

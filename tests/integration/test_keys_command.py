@@ -103,6 +103,7 @@ async def test_a_key_is_rotated_and_the_old_one_is_accepted_for_a_time(keys: Key
     assert [row["state"] for row in await keys.list()] == ["revoked", "revoked", "active"]
 
 
+@pytest.mark.slow
 async def test_a_command_with_a_key_is_done_once_and_says_that_the_key_was_shown(keys: Keys) -> None:
     arguments = ("--user", "u42", "--key", "shop-1", "--reason", "the shop")
     await keys.create(*arguments)
@@ -145,6 +146,7 @@ async def test_what_cannot_be_done_is_said(keys: Keys, arguments: tuple[str, ...
     assert problem in refused.stderr
 
 
+@pytest.mark.slow
 async def test_a_key_that_nobody_has_is_not_repeated(keys: Keys) -> None:
     """G10."""
     secret = secret_of(b"x" * 32)

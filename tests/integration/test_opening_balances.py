@@ -87,6 +87,7 @@ async def test_a_new_budget_begins_with_what_was_spent_in_its_window(server_url:
         assert await findings(calling, tmp_path) == []
 
 
+@pytest.mark.slow
 async def test_a_cap_that_is_used_up_by_what_was_spent_before_refuses(server_url: str, tmp_path: Path) -> None:
     async with open_calling(server_url, tmp_path) as calling:
         await apply_policy(build_gates(calling.runtime.handle, calling.runtime.settings), default_policy(), ME)
@@ -128,6 +129,7 @@ async def test_what_is_booked_while_it_is_counted_is_counted_too(server_url: str
         assert await findings(calling, tmp_path) == []
 
 
+@pytest.mark.slow
 async def test_a_budget_that_only_gets_another_cap_keeps_its_balance(server_url: str, tmp_path: Path) -> None:
     async with open_calling(server_url, tmp_path) as calling:
         await backfill(calling, TEAM)

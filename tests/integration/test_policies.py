@@ -390,6 +390,7 @@ async def test_values_that_look_like_keys_have_their_own_balance_cap_and_alert(s
         assert await findings(calling, tmp_path) == []
 
 
+@pytest.mark.slow
 async def test_verify_names_a_hold_under_another_value(server_url: str, tmp_path: Path) -> None:
     team = {"name": "team", "by": ["team", "task"], "window": "week", "cap_usd": 1}
     async with open_calling(server_url, tmp_path) as calling:
@@ -405,6 +406,7 @@ async def test_verify_names_a_hold_under_another_value(server_url: str, tmp_path
         assert "cap: the hold is not against budget team of policy 1 under 50%25%2Cred,generate_draft" in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", first_quick(1, ["policy_version", "policy_digest", "policy"]))
 async def test_verify_names_a_policy_that_no_event_gives(server_url: str, tmp_path: Path, field: str) -> None:
     async with open_calling(server_url, tmp_path) as calling:

@@ -147,7 +147,7 @@ async def test_a_route_names_its_provider_and_is_priced_there(providers: Provide
 
 @pytest.mark.parametrize(
     ("fault", "spent"),
-    first_quick(3, [
+    first_quick(1, [
         ("http_503", 0), ("reset_after_charge", bound_of(MINI)), ("missing_usage", None),
         ("http_429:600", 0), ("http_401", 0), ("http_400", 0), ("http_402", 0), ("error_in_200", 0),
         ("hang_charged", bound_of(MINI)),

@@ -92,6 +92,7 @@ async def spend_by_model(calling: Calling) -> dict[str, int]:
     return {row["model"]: int(row["spent_usd"].scaleb(9)) for row in rows}
 
 
+@pytest.mark.slow
 async def test_each_model_has_what_its_attempts_cost(calling: Calling) -> None:
     """A correction is booked on the model whose attempt it is about, not on the one that answered."""
     await run(calling, "t1", "broken_json", None)
@@ -107,6 +108,7 @@ async def test_each_model_has_what_its_attempts_cost(calling: Calling) -> None:
     }
 
 
+@pytest.mark.slow
 async def test_a_correction_of_a_whole_call_leaves_no_model_below_zero(calling: Calling) -> None:
     await run(calling, "t1", "broken_json", None)
     administration = Administration(calling.runtime.ledger, calling.runtime.policies, calling.runtime.user_ids)
@@ -256,6 +258,7 @@ async def test_correction_says_who_made_it_and_why(calling: Calling) -> None:
     assert payload.generation_id in calling.provider.book.entries
 
 
+@pytest.mark.slow
 async def test_corrections_of_many_users_add_up(calling: Calling) -> None:
     faults = ["missing_usage", "broken_json", "reset_mid_body", None]
     async with calling.runner() as (runner, _):
@@ -268,6 +271,7 @@ async def test_corrections_of_many_users_add_up(calling: Calling) -> None:
         assert await calling.spent(user) == calling.booked(user)
 
 
+@pytest.mark.slow
 async def test_open_call_is_left_to_another_time(calling: Calling) -> None:
     calling.script("reset_mid_body", "hang")
     async with calling.runner() as (runner, _):

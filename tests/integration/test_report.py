@@ -177,6 +177,7 @@ def test_bars_stand_on_one_another_and_corrections_hang_down(reading: Reading) -
             assert [low for low, _ in edges] == pytest.approx([0, *(high for _, high in edges[:-1])][: len(edges)])
 
 
+@pytest.mark.slow
 def test_many_users_are_cut_to_the_fullest_and_the_rest_can_be_searched(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

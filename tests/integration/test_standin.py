@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.quick import first_quick
 from tests.servers import PATIENCE_S, wait_until
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.routing import MODEL_ROUTING
@@ -150,7 +151,7 @@ async def test_completion_is_cut_at_max_tokens() -> None:
         assert server.book.totals() == {"u1": PROMPT_TOKENS * 250 + 7 * 1_250}
 
 
-@pytest.mark.parametrize(("fault", "status", "is_completion"), ANSWERED)
+@pytest.mark.parametrize(("fault", "status", "is_completion"), first_quick(12, ANSWERED))
 async def test_fault_that_answers(fault: str, status: int, is_completion: bool) -> None:
     async with standin(faults=FaultPlan(script=[fault]), slow_ms=20) as (server, client):
         response = await ask(client)

@@ -14,6 +14,7 @@ import duckdb
 import pytest
 
 from tests.ledger_maker import LedgerMaker
+from tests.quick import first_quick
 from tollbook.ledger.errors import BaselineUnavailable, WrongPartitions
 from tollbook.ledger.projection.comparison import compare
 from tollbook.ledger.projection.fold import LedgerMismatch
@@ -79,6 +80,7 @@ def test_what_was_folded_survives_a_crash_before_the_checkpoint(tmp_path: Path) 
     whole.close()
 
 
+@pytest.mark.slow
 def test_a_file_of_another_ledger_is_refused_and_left_alone(tmp_path: Path) -> None:
     filled(tmp_path / "t.duckdb").close()
     with pytest.raises(LedgerMismatch, match=r"ledger-1.*ledger-2"):
@@ -132,7 +134,7 @@ def something_else(path: Path) -> None:
         connection.execute("CREATE TABLE notes (text VARCHAR)")
 
 
-@pytest.mark.parametrize("spoil", [garbage, truncated, damaged_block, older_layout, something_else])
+@pytest.mark.parametrize("spoil", first_quick(2, [garbage, truncated, damaged_block, older_layout, something_else]))
 def test_an_unusable_file_is_set_aside_and_begun_anew(tmp_path: Path, spoil: "object") -> None:
     path = tmp_path / "t.duckdb"
     assert callable(spoil)
@@ -224,8 +226,10 @@ def test_a_read_during_which_the_store_is_closed_says_so(tmp_path: Path, read: s
 
 @pytest.mark.parametrize(
     "problem",
-    [duckdb.ConnectionException, duckdb.FatalException, duckdb.InternalException, duckdb.InterruptException,
-     duckdb.InvalidInputException, duckdb.IOException, duckdb.TransactionException],
+    first_quick(2, [
+        duckdb.InvalidInputException, duckdb.ConnectionException, duckdb.FatalException, duckdb.InternalException,
+        duckdb.InterruptException, duckdb.IOException, duckdb.TransactionException,
+    ]),
 )  # fmt: skip
 def test_whatever_duckdb_raises_once_the_store_is_closed_is_one_error(
     tmp_path: Path, problem: type[duckdb.Error]
@@ -276,6 +280,7 @@ def test_a_wrong_query_does_not_spoil_the_next(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_a_reopened_store_can_be_checkpointed(tmp_path: Path) -> None:
     path = tmp_path / "t.duckdb"
     entries = LedgerMaker(3).run(80).entries

@@ -77,6 +77,7 @@ async def test_answer_is_read_while_it_comes_and_ends_with_its_result(
     assert (text_of(again), again[-1]) == (text_of(updates), end), "who comes late reads the same"
 
 
+@pytest.mark.slow
 async def test_first_delta_is_read_before_the_answer_has_ended(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -112,6 +113,7 @@ async def test_refusal_and_ping_end_the_stream(redis_client: Redis, server_url: 
     assert [update.result and update.result.status for update in (*refused, *ping)] == ["denied", "done"]
 
 
+@pytest.mark.slow
 async def test_nobody_waits_for_ever(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with opened(server_url, tmp_path / "data") as (_, publisher):
         with pytest.raises(ResultTimeout):

@@ -58,6 +58,7 @@ async def assert_nothing_is_left(running: RunningSystem) -> None:
     assert await running.query("FROM discrepancies") == []
 
 
+@pytest.mark.slow
 async def test_a_worker_has_as_many_calls_of_a_stream_in_flight_as_it_may(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -115,6 +116,7 @@ async def test_a_claim_is_renewed_while_its_call_runs(redis_client: Redis, serve
         await assert_nothing_is_left(running)
 
 
+@pytest.mark.slow
 async def test_a_worker_that_may_wait_no_longer_books_its_calls_and_leaves_their_tasks(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

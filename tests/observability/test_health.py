@@ -84,6 +84,7 @@ async def test_a_route_without_a_price_is_not_ready(redis_client: Redis, server_
         await wait_for_problems(url_of(running.system.state), prices="nobody/knows-this")
 
 
+@pytest.mark.slow
 async def test_a_background_task_that_has_ended_is_death(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with running_system(tmp_path / "data", server_url, metrics_port=0, workers=0) as running:
         url, state = url_of(running.system.state), running.system.state

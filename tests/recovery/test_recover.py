@@ -467,6 +467,7 @@ async def test_beside_newer_events_a_lost_policy_comes_into_force_again_unless_i
         await made.pipeline.aclose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_beside_newer", [False, True])
 async def test_lost_keys_are_in_force_again_and_end_when_they_were_to_end(
     redis_client: Redis, server_url: str, tmp_path: Path, is_beside_newer: bool
@@ -726,6 +727,7 @@ async def test_a_lost_call_that_was_paid_again_is_charged_twice_since_it_was_pai
         await restored.check()
 
 
+@pytest.mark.slow
 async def test_what_was_reported_again_since_is_not_entered_again_and_is_named(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -938,6 +940,7 @@ async def test_copies_of_two_histories_are_refused(redis_client: Redis, server_u
         assert await state_of(redis_client) == before
 
 
+@pytest.mark.slow
 async def test_an_event_that_was_changed_in_the_projection_is_not_restored(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

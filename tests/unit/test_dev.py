@@ -101,6 +101,7 @@ def test_setup_installs_what_is_locked_and_a_second_one_does_nothing(checkout: C
     assert "--all-groups --all-extras" in call
 
 
+@pytest.mark.slow
 def test_the_demo_takes_the_environment_of_the_tests_and_the_tests_extend_the_demo_s(checkout: Checkout) -> None:
     for arguments in (["setup", "runtime"], ["setup"], ["setup", "runtime"]):
         assert checkout.run(*arguments).returncode == 0
@@ -110,6 +111,7 @@ def test_the_demo_takes_the_environment_of_the_tests_and_the_tests_extend_the_de
     assert "--no-dev" not in dev
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["uv.lock", "pyproject.toml"])
 def test_another_lock_or_project_is_installed(checkout: Checkout, name: str) -> None:
     checkout.run("setup")
@@ -121,6 +123,7 @@ def test_another_lock_or_project_is_installed(checkout: Checkout, name: str) -> 
     assert len(checkout.uv_calls()) == 2
 
 
+@pytest.mark.slow
 def test_a_failed_setup_is_told_and_done_again_from_nothing(checkout: Checkout) -> None:
     checkout.let_uv_exit_with(2)
 
@@ -133,6 +136,7 @@ def test_a_failed_setup_is_told_and_done_again_from_nothing(checkout: Checkout) 
     assert "asked for a new environment" in again.stderr
 
 
+@pytest.mark.slow
 def test_an_environment_copied_from_another_folder_is_made_anew(checkout: Checkout) -> None:
     checkout.run("setup")
     checkout.root = checkout.root.rename(checkout.root.with_name("moved"))
@@ -150,6 +154,7 @@ def test_setup_refuses_a_kind_that_it_does_not_know(checkout: Checkout) -> None:
     assert "there is no environment of kind 'everything'; there are: uv, runtime, dev" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("demo", "--", "--tasks", "5"), ("run", "--", "tollbook", "demo", "--tasks", "5")])
 def test_two_dashes_before_the_arguments_of_a_command_are_not_handed_on(
     checkout: Checkout, command: tuple[str, ...]
@@ -160,6 +165,7 @@ def test_two_dashes_before_the_arguments_of_a_command_are_not_handed_on(
     assert checkout.run(*command).stdout == "demo --tasks 5\n"
 
 
+@pytest.mark.slow
 def test_what_it_runs_keeps_its_bytecode(checkout: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images set PYTHONDONTWRITEBYTECODE; in the hundreds of processes of a suite, the compiler then takes the time."""
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
