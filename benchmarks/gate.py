@@ -38,7 +38,7 @@ _STAMPS = (
 )
 
 
-class _PlainClient:
+class PlainClient:
     """redis-py's own client in the pipeline's place."""
 
     def __init__(self, redis: Redis) -> None:
@@ -135,7 +135,7 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
         async def xadd_plain(stream: str, fields: dict[str, str]) -> Any:
             return await redis.xadd(stream, cast("Any", fields))
 
-        plain = Pairs("plain", gate_over(_PlainClient(redis)), xadd_plain, pairs)
+        plain = Pairs("plain", gate_over(PlainClient(redis)), xadd_plain, pairs)
         piped = Pairs("piped", gate_over(pipeline), xadd_piped, pairs)
         several = [Pairs(f"of-{n}", gate_over(pipeline), xadd_piped, pairs, budgets=n) for n in _FURTHER]
         await in_turn(1, plain.gate, plain.plain, piped.gate, piped.plain, *(each.gate for each in several))
