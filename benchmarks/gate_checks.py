@@ -2,8 +2,8 @@
 
 The other gate is the same source with those pieces replaced: whether the events that a caller was told of are still
 on the ledger, whether calls are stopped, whether what the projection says agrees with the tails, and the content's hash
-in each event, from which lost calls are entered again. The client is the same on both sides. The target is that of the checks
-in the gate's own benchmark, over redis-py's client.
+in each event, from which lost calls are entered again. The client is the same on both sides. The target is for the
+client of the gate's own benchmark, redis-py's.
 """
 
 import uuid

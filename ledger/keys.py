@@ -63,7 +63,7 @@ class Keys:
 
     @property
     def api_keys(self) -> str:
-        """Hash, in partition 0 alone: the gateway's keys, by the SHA-256 of each; see `functions/tollbook.lua`."""
+        """Hash, in partition 0 alone: the gateway's keys, by the SHA-256 of each; see `functions/header.lua`."""
         return f"{self.prefix}keys"
 
     @property

@@ -1,4 +1,4 @@
-"""The record of a call, as the gate writes it. Its layout is described in functions/tollbook.lua."""
+"""The record of a call, as the gate writes it. Its layout is described in functions/header.lua."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The gate's replies as values and errors. The codes are listed in functions/tollbook.lua."""
+"""The gate's replies as values and errors. The codes are listed in functions/header.lua."""
 
 from collections.abc import Sequence
 from typing import Literal, cast

@@ -16,7 +16,7 @@ HELLO = {"role": "user", "content": "hello there"}
 TEXTS = {
     "prose": "docs/guarantees.md",
     "python": "inference/bounds.py",
-    "lua": "ledger/gate/functions/tollbook.lua",
+    "lua": "ledger/gate/functions/ledger.lua",
     "json": "tests/golden/gateway/transcripts/responses-mixed-calls.json",
     "license": "LICENSE",
     "lock": "uv.lock",

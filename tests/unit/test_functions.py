@@ -16,8 +16,7 @@ def test_the_gate_is_the_one_that_was_tested_and_reviewed() -> None:
     assert digest == DIGEST.read_text(encoding="utf-8").split()[0], (
         "the gate's source has changed. Workers that already run keep the library on the server in step with their own "
         "source, so a change must be safe for both, or the library needs a new name. Where it is safe: run "
-        "tests/contract and tests/stateful, then "
-        "`sha256sum ledger/gate/functions/tollbook.lua > tests/golden/tollbook_v2.sha256`"
+        f"tests/contract and tests/stateful, then write {digest} into tests/golden/{LIBRARY}.sha256"
     )
 
 

@@ -1,10 +1,14 @@
 """The gate's server-side code, and loading it into Redis.
 
+The source is one library in several files, joined in the order of `_PARTS`: each knows what stands before it.
+`header.lua` says what the functions, their keys and their answers are.
+
 The library's name has its version, so that workers of two versions can run side by side
 on one ledger. Within a version, code on the server that differs is replaced.
 """
 
 import asyncio
+from functools import cache
 from typing import Final, cast
 
 from redis.asyncio import Redis
@@ -18,12 +22,32 @@ from tollbook.ledger.server.refusals import cannot_serve, unavailable
 from tollbook.ledger.server.servers import primaries
 
 LIBRARY: Final = "tollbook_v2"
+_PARTS: Final = (
+    "header",
+    "values",
+    "ledger",
+    "calls",
+    "weighing",
+    "alerts",
+    "holds",
+    "corrections",
+    "plans",
+    "policies",
+    "credits",
+    "keys",
+    "upkeep",
+    "restoring",
+    "streams",
+    "questions",
+    "registration",
+)
 _log = LazyLogger(__name__)
 
 
+@cache
 def library_code() -> str:
     """Return the Lua source of the function library."""
-    return packaged_text("tollbook.ledger.gate.functions", "tollbook.lua")
+    return "\n".join(packaged_text("tollbook.ledger.gate.functions", f"{part}.lua") for part in _PARTS)
 
 
 def function(name: str) -> str:
