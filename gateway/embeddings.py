@@ -14,11 +14,15 @@ class Embeddings(ChatCompletions):
 
     def chat_fields(self, body: Mapping[str, Any], earlier: Sequence[InferenceResult]) -> Mapping[str, Any]:  # noqa: ARG002
         """Return the request, which must have texts. Errors: Problem (400)."""
-        if "input" not in body:
-            raise invalid("'input' is missing: a text, or a list of texts", param="input")
+        given = body.get("input")
+        if given in (None, ""):
+            raise invalid(
+                f"'input' is {'missing' if given is None else 'empty'}: give a text, or a list of texts", param="input"
+            )
         if body.get("stream"):
             raise invalid("embeddings are not streamed", param="stream")
-        return body
+        # In a list, a text that is JSON is a text all the same: in a task's plain field it would be a list of texts.
+        return {**body, "input": [given]} if isinstance(given, str) else body
 
     def document(self, result: InferenceResult, asked: Asked) -> dict[str, Any]:
         """Return the vectors in the order of the texts."""

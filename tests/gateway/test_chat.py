@@ -1,5 +1,6 @@
 """Chat completions over HTTP, whole: answers, refusals, keys, and what is left on the ledger."""
 
+import base64
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
@@ -11,6 +12,7 @@ from redis.asyncio import Redis
 
 from tests.gateway.serving import KEY, MODEL, Served, api_key, open_served
 from tests.quick import first_quick
+from tollbook.gateway.chat import ChatCompletions
 from tollbook.schemas.events import BudgetReserved
 from tollbook.schemas.money import nanousd_from_usd
 
@@ -177,6 +179,34 @@ async def test_models_task_types_and_the_keys_budgets_can_be_asked_for(served: S
     assert nanousd_from_usd(own["spent_usd"]) == await served.calling.spent()
 
 
+async def test_models_have_the_form_of_both_apis(served: Served) -> None:
+    listed = (await served.client.get("/v1/models")).json()
+    shown = (await served.client.get(f"/v1/models/{MODEL}")).json()
+
+    assert shown in listed["data"]
+    assert (shown["object"], shown["owned_by"], shown["created"]) == ("model", "openai", 0)
+    assert (shown["type"], shown["display_name"]) == ("model", MODEL)
+    assert (listed["object"], listed["has_more"]) == ("list", False)
+    assert (listed["first_id"], listed["last_id"]) == (listed["data"][0]["id"], listed["data"][-1]["id"])
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/chat/completions", "it is /v1/chat/completions: correct the base URL"),
+        ("/v1/v1/messages", "it is /v1/messages: correct the base URL"),
+        ("/v1/completions", "/openapi.json lists them"),
+        ("/v1/messages/batches", "/openapi.json lists them"),
+    ],
+)
+async def test_an_endpoint_that_is_not_there_is_told_once(served: Served, path: str, hint: str) -> None:
+    reply = await served.client.post(path, json={})
+
+    assert reply.status_code == 404
+    assert reply.json()["error"]["message"] == f"POST {path}: there is no such endpoint; {hint}"
+    assert reply.headers["x-should-retry"] == "false"
+
+
 async def test_the_page_and_the_document_need_no_key(served: Served) -> None:
     page = await served.client.get("/", headers={"authorization": ""})
     document = await served.client.get("/openapi.json", headers={"authorization": ""})
@@ -192,4 +222,32 @@ async def test_embeddings_are_made_and_paid(served: Served) -> None:
 
     assert reply.status_code == 200, reply.text
     assert [each["index"] for each in reply.json()["data"]] == [0, 1]
+    assert [type(each["embedding"]) for each in reply.json()["data"]] == [list, list]
     assert await served.calling.spent() == served.calling.booked() > 0
+
+
+@pytest.mark.parametrize("text", ['["one", "two"]', "[1, 2]", '{"a": 1}'])
+async def test_a_text_that_is_json_is_a_text_all_the_same(served: Served, text: str) -> None:
+    # OpenAI's SDK for Python asks for base64 where its caller says nothing.
+    body = {"model": "openai/text-embedding-3-small", "input": text, "encoding_format": "base64"}
+    embedded = await served.client.post("/v1/embeddings", json=body)
+    stopped = await served.chat(stop=text)
+
+    assert embedded.status_code == 200, embedded.text
+    [vector] = embedded.json()["data"]
+    assert len(base64.b64decode(vector["embedding"])) == 8 * 4
+    assert stopped.status_code == 200, stopped.text
+    assert ChatCompletions().chat_fields({"stop": text}, ())["stop"] == [text]
+
+
+@pytest.mark.parametrize(("given", "problem"), [({}, "'input' is missing"), ({"input": ""}, "'input' is empty")])
+async def test_embeddings_of_nothing_are_refused(served: Served, given: dict[str, Any], problem: str) -> None:
+    reply = await served.client.post("/v1/embeddings", json={"model": "openai/text-embedding-3-small", **given})
+
+    assert reply.status_code == 400
+    assert reply.json()["error"] == {
+        "message": f"{problem}: give a text, or a list of texts",
+        "type": "invalid_request_error",
+        "param": "input",
+        "code": "invalid_task",
+    }
