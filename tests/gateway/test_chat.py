@@ -109,6 +109,29 @@ async def test_bad_requests_are_told_so_and_hold_nothing(served: Served, subtest
 
 
 @pytest.mark.parametrize(
+    ("field", "problem"),
+    [
+        ("temperatur", "unknown field 'temperatur'; did you mean 'temperature'?"),
+        ("frobnicate", "unknown field 'frobnicate'; /openapi.json lists those of each endpoint"),
+        ("x" * 200, "unknown field of 200 characters; /openapi.json lists those of each endpoint"),
+        ("prompt", "'prompt' is no parameter of a completion"),
+        ("provider", "'provider' cannot be set: Tollbook sets it, so that no endpoint costs more than the bound"),
+    ],
+)
+async def test_a_field_that_is_not_known_is_told_without_those_of_tasks(
+    served: Served, field: str, problem: str
+) -> None:
+    unknown: dict[str, Any] = {field: {"a": 1}}
+    reply = await served.chat(**unknown)
+
+    assert (reply.status_code, reply.json()["error"]["message"]) == (400, problem)
+
+
+async def test_a_field_that_is_null_counts_as_absent_although_it_is_not_known(served: Served) -> None:
+    assert (await served.chat(frobnicate=None, cache=None)).status_code == 200
+
+
+@pytest.mark.parametrize(
     "body", first_quick(3, [b"{", b"\xff\xfe", b"[" * 100_000, b"", b"[]", b'{"model": "a", "model": "b"}'])
 )
 async def test_bodies_that_are_no_object_are_refused(served: Served, body: bytes) -> None:
