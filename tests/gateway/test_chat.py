@@ -263,13 +263,23 @@ async def test_a_text_that_is_json_is_a_text_all_the_same(served: Served, text: 
     assert ChatCompletions().chat_fields({"stop": text}, ())["stop"] == [text]
 
 
-@pytest.mark.parametrize(("given", "problem"), [({}, "'input' is missing"), ({"input": ""}, "'input' is empty")])
-async def test_embeddings_of_nothing_are_refused(served: Served, given: dict[str, Any], problem: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({}, "'input' is missing: give a text, or a list of texts"),
+        ({"input": ""}, "'input' is empty: give a text, or a list of texts"),
+        ({"input": []}, "'input' is empty: give a text, or a list of texts"),
+        ({"input": ["x"] * 129}, "'input' has 129 texts; a request takes at most 128: send several"),
+    ],
+)
+async def test_embeddings_of_nothing_or_of_too_many_texts_are_refused(
+    served: Served, given: dict[str, Any], problem: str
+) -> None:
     reply = await served.client.post("/v1/embeddings", json={"model": "openai/text-embedding-3-small", **given})
 
     assert reply.status_code == 400
     assert reply.json()["error"] == {
-        "message": f"{problem}: give a text, or a list of texts",
+        "message": problem,
         "type": "invalid_request_error",
         "param": "input",
         "code": "invalid_task",
