@@ -35,6 +35,7 @@ class ChatCompletions:
         return {
             **_head(asked, "chat.completion", result.model_used),
             "choices": [choice],
+            "system_fingerprint": None,  # OpenRouter's SDK takes no answer without it (1.3.19, November 2026).
             "usage": usage_document(result),
         }
 

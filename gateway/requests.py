@@ -13,8 +13,8 @@ from tollbook.schemas.problems import did_you_mean, shown, shown_name
 from tollbook.schemas.routes import EMBEDDINGS
 from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS, Task, task_from_fields
 
-# What says who asks, or what the gateway sees to itself.
-_NOT_PARAMETERS: Final = ("model", "stream", "stream_options", "user", "metadata", "safety_identifier")
+# What says who asks, or what the gateway sees to itself. `usage` asks for it in OpenRouter's way: it always comes.
+_NOT_PARAMETERS: Final = ("model", "stream", "stream_options", "usage", "user", "metadata", "safety_identifier")
 # Fields of tasks that no request has: the endpoints say themselves what they are.
 _OF_TASKS: Final = frozenset({"task", "prompt", "system", "reply_to", "task_type", "traceparent", "tracestate", "data"})
 _KNOWN: Final = frozenset({*Task.model_fields, *REFUSED, "max_completion_tokens"})

@@ -37,7 +37,7 @@ async def test_an_answer_is_a_chat_completion_and_its_cost_is_on_the_ledger(serv
 
     assert reply.status_code == 200, reply.text
     document = reply.json()
-    assert document["object"] == "chat.completion"
+    assert (document["object"], document["system_fingerprint"]) == ("chat.completion", None)
     assert document["choices"][0]["message"]["role"] == "assistant"
     assert document["choices"][0]["message"]["content"]
     assert document["choices"][0]["finish_reason"] == "stop"
@@ -125,6 +125,13 @@ async def test_a_field_that_is_not_known_is_told_without_those_of_tasks(
     reply = await served.chat(**unknown)
 
     assert (reply.status_code, reply.json()["error"]["message"]) == (400, problem)
+
+
+async def test_usage_may_be_asked_for_in_the_way_of_openrouter(served: Served) -> None:
+    reply = await served.chat(usage={"include": True})
+
+    assert reply.status_code == 200, reply.text
+    assert round(reply.json()["usage"]["cost"] * 1e9) == served.calling.booked() > 0
 
 
 async def test_a_field_that_is_null_counts_as_absent_although_it_is_not_known(served: Served) -> None:
