@@ -22,7 +22,8 @@ from tollbook.gateway.problems import Problem
 from tollbook.gateway.translated import Messages
 from tollbook.observability.gateway_counts import GatewayCounts
 
-REQUEST_ID_HEADER: Final = "x-request-id"
+REQUEST_ID_HEADERS: Final = ("x-request-id", "request-id")
+"""Where OpenAI's SDKs look for a request's id, and where Anthropic's do."""
 _log = structlog.get_logger(__name__)
 
 
@@ -47,7 +48,8 @@ class RequestLog:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), (REQUEST_ID_HEADER.encode(), request_id.encode())]
+                named = [(header.encode(), request_id.encode()) for header in REQUEST_ID_HEADERS]
+                message["headers"] = [*message.get("headers", []), *named]
             else:
                 size += len(message.get("body", b""))
             await send(message)
@@ -86,7 +88,7 @@ def build_app(
                 allow_origins=list(cors_origins),
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
-                expose_headers=[CALL_ID_HEADER, COST_HEADER, REQUEST_ID_HEADER, "retry-after", "x-should-retry"],
+                expose_headers=[CALL_ID_HEADER, COST_HEADER, *REQUEST_ID_HEADERS, "retry-after", "x-should-retry"],
             )
         )
     handlers: dict[Any, Any] = {404: _not_found, 405: _not_found}
@@ -111,5 +113,9 @@ def refusal(request: Request, problem: Problem) -> Response:
 
 async def _not_found(request: Request, exc: Exception) -> Response:
     status = getattr(exc, "status_code", 404)
-    message = f"{request.method} {request.url.path}: there is no such endpoint; /openapi.json lists them"
+    path = request.url.path
+    meant = f"/v1{path.replace('/v1', '')}"
+    is_there = any(route.path == meant for route in request.app.routes if isinstance(route, Route))
+    hint = f"it is {meant}: correct the base URL" if meant != path and is_there else "/openapi.json lists them"
+    message = f"{request.method} {path}: there is no such endpoint; {hint}"
     return refusal(request, Problem(status, "not_found", message, should_retry=False))

@@ -1,7 +1,7 @@
 """OpenAI's chat completions: the form in which Tollbook's own calls are made, so that little is translated."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from tollbook.gateway.apis import Asked
 from tollbook.gateway.problems import Problem
@@ -20,8 +20,9 @@ class ChatCompletions:
         return frozenset()
 
     def chat_fields(self, body: Mapping[str, Any], earlier: Sequence[InferenceResult]) -> Mapping[str, Any]:  # noqa: ARG002
-        """Return the request as it is."""
-        return body
+        """Return the request; a text to stop at in a list, since in a task's plain field it may be JSON of one."""
+        stop = body.get("stop")
+        return {**body, "stop": [stop]} if isinstance(stop, str) and stop else body
 
     def document(self, result: InferenceResult, asked: Asked) -> dict[str, Any]:
         """Return a completion."""
@@ -29,11 +30,12 @@ class ChatCompletions:
             "index": 0,
             "message": message_of(result),
             "finish_reason": finish_reason_of(result),
-            "logprobs": None,
+            "logprobs": result.logprobs,
         }
         return {
             **_head(asked, "chat.completion", result.model_used),
             "choices": [choice],
+            "system_fingerprint": None,  # OpenRouter's SDK takes no answer without it (1.3.19, November 2026).
             "usage": usage_document(result),
         }
 
@@ -47,30 +49,39 @@ class ChatCompletions:
 
 
 class ChatEvents:
-    """Writes the chunks of one completion. Usage always comes last, since a client that needs it may not ask."""
+    """Writes the chunks of one completion. Usage always comes last, since a client that needs it may not ask.
+
+    Why the answer ended is said once its cost is booked: many clients leave at that. Who asks for usage has it in a
+    chunk of its own, without choices; others may read `choices[0]` of every chunk, as OpenAI lets them.
+    """
 
     def __init__(self, asked: Asked) -> None:
+        options = asked.body.get("stream_options")
         self._asked = asked
-        self._has_finished = False
+        self._wants_usage = isinstance(options, dict) and cast("dict[str, Any]", options).get("include_usage") is True
+        self._finish_reason: str | None = None
 
     def begin(self) -> bytes:
         """Return the first chunk, which names the role."""
         return self._chunk([_choice({"role": "assistant", "content": ""})])
 
     def delta(self, chunk: Mapping[str, Any]) -> bytes:
-        """Return one chunk."""
-        self._has_finished = self._has_finished or any(each.get("finish_reason") for each in chunk["choices"])
-        return self._chunk(chunk["choices"])
+        """Return one chunk, without why it ended; none where it says nothing else."""
+        choices = [{**each, "finish_reason": None} for each in chunk["choices"]]
+        self._finish_reason = next(
+            (reason for each in chunk["choices"] if (reason := each.get("finish_reason"))), self._finish_reason
+        )
+        says_nothing = not any(each["delta"] or each.get("logprobs") for each in choices)
+        return b"" if says_nothing else self._chunk(choices)
 
     def end(self, result: InferenceResult) -> bytes:
-        """Return why it ended, if that was not said, and the usage."""
-        last = b"" if self._has_finished else self._chunk([_choice({}, finish_reason_of(result))])
-        usage: dict[str, Any] = {
-            **_head(self._asked, "chat.completion.chunk", result.model_used),
-            "choices": [],
-            "usage": usage_document(result),
-        }
-        return last + data_event(usage) + DONE
+        """Return why it ended, and the usage."""
+        ended = [_choice({}, self._finish_reason or finish_reason_of(result))]
+        head = _head(self._asked, "chat.completion.chunk", result.model_used)
+        usage = {"usage": usage_document(result)}
+        if not self._wants_usage:
+            return data_event({**head, "choices": ended, **usage}) + DONE
+        return self._chunk(ended) + data_event({**head, "choices": [], **usage}) + DONE
 
     def broken(self, problem: Problem) -> bytes:
         """Return an error that every client was seen to notice: a closed socket is taken for an end.
@@ -95,8 +106,10 @@ def _head(asked: Asked, kind: str, model: str | None = None) -> dict[str, Any]:
     }
 
 
-def _choice(delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+def _choice(
+    delta: Mapping[str, Any], finish_reason: str | None = None, logprobs: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
 
 
 def message_of(result: InferenceResult) -> dict[str, Any]:
@@ -119,7 +132,7 @@ def delta_of(result: InferenceResult) -> dict[str, Any]:
     message = {name: value for name, value in message_of(result).items() if value is not None}
     if result.tool_calls:
         message["tool_calls"] = [{"index": index, **call} for index, call in enumerate(result.tool_calls)]
-    return {"choices": [_choice(message, finish_reason_of(result))]}
+    return {"choices": [_choice(message, finish_reason_of(result), result.logprobs)]}
 
 
 def finish_reason_of(result: InferenceResult) -> str:

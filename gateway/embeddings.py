@@ -1,12 +1,13 @@
 """OpenAI's embeddings: vectors of texts, whole and never streamed."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from tollbook.gateway.apis import Asked
 from tollbook.gateway.chat import ChatCompletions, ChatEvents, usage_document
 from tollbook.gateway.problems import invalid
 from tollbook.schemas.results import InferenceResult
+from tollbook.schemas.tasks import MAX_INPUTS
 
 
 class Embeddings(ChatCompletions):
@@ -14,11 +15,19 @@ class Embeddings(ChatCompletions):
 
     def chat_fields(self, body: Mapping[str, Any], earlier: Sequence[InferenceResult]) -> Mapping[str, Any]:  # noqa: ARG002
         """Return the request, which must have texts. Errors: Problem (400)."""
-        if "input" not in body:
-            raise invalid("'input' is missing: a text, or a list of texts", param="input")
+        given = body.get("input")
+        if given in (None, "", []):
+            raise invalid(
+                f"'input' is {'missing' if given is None else 'empty'}: give a text, or a list of texts", param="input"
+            )
+        if isinstance(given, list) and (texts := len(cast("list[object]", given))) > MAX_INPUTS:
+            raise invalid(
+                f"'input' has {texts:,} texts; a request takes at most {MAX_INPUTS}: send several", param="input"
+            )
         if body.get("stream"):
             raise invalid("embeddings are not streamed", param="stream")
-        return body
+        # In a list, a text that is JSON is a text all the same: in a task's plain field it would be a list of texts.
+        return {**body, "input": [given]} if isinstance(given, str) else body
 
     def document(self, result: InferenceResult, asked: Asked) -> dict[str, Any]:
         """Return the vectors in the order of the texts."""

@@ -82,12 +82,9 @@ class Information:
         owners |= {model: model.partition("/")[0] for model in runtime.prices.models.ids}
         for name, rule in policy.providers.items():
             owners |= {f"{model}@{name}": name for model in runtime.prices.models.at(name, rule).ids}
-        data = [
-            {"id": model, "object": "model", "created": 0, "owned_by": owner}
-            for model, owner in owners.items()
-            if key.may_call(model)
-        ]
-        return {"object": "list", "data": data}
+        data = [_model(model, owner) for model, owner in owners.items() if key.may_call(model)]
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+        return {"object": "list", "data": data, "has_more": False, **ends}
 
     async def _show_key(self, key: ApiKey, runtime: InferenceRuntime) -> dict[str, Any]:
         return {
@@ -120,6 +117,13 @@ class Information:
             }
             for each in budgets
         ]
+
+
+def _model(model: str, owner: str) -> dict[str, Any]:
+    """Return a model in OpenAI's form, and in Anthropic's: their fields do not clash. When it was made is not known."""
+    openai = {"object": "model", "created": 0, "owned_by": owner}
+    anthropic = {"type": "model", "display_name": model, "created_at": "1970-01-01T00:00:00Z"}
+    return {"id": model, **openai, **anthropic}
 
 
 def _moment(at_ms: int | None) -> str | None:

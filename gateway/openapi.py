@@ -139,6 +139,7 @@ def _chat_request(parameters: dict[str, Any]) -> dict[str, Any]:
             "temperature": {"type": "number", "minimum": 0, "maximum": 2},
             "stream": {"type": "boolean"},
             "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
+            "usage": {"type": "object", "properties": {"include": {"type": "boolean"}}},
             "user": {"type": "string"},
             "metadata": {"type": "object"},
             **parameters,

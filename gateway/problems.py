@@ -16,6 +16,7 @@ from tollbook.schemas.tasks import InvalidTask
 _RETRY_AFTER_LEDGER_S: Final = 2
 _RETRY_AFTER_HOLDS_S: Final = 5
 _RETRY_AFTER_PROVIDER_S: Final = 5
+_OTHER_CONTENT: Final = "this `Idempotency-Key` was used before with other content; use a new one"
 # The provider's words for a request that no other try would change.
 _BAD_REQUEST: Final = frozenset({400, 404, 413, 415, 422})
 _TIMED_OUT: Final = frozenset({408, 504, 524})
@@ -72,9 +73,9 @@ def problem_of_error(error: Exception) -> Problem:
         case Problem():
             return error
         case InvalidTask():
-            return invalid(error.message)
+            return Problem(400, error.code.lower(), error.message, should_retry=False)
         case IdempotencyConflict():
-            return Problem(409, "idempotency_conflict", error.message, should_retry=False)
+            return Problem(409, "idempotency_conflict", _OTHER_CONTENT, should_retry=False)
         case LedgerError():
             return Problem(
                 503,
@@ -128,7 +129,7 @@ def problem_of_result(result: InferenceResult, *, resets_at: str | None = None) 
         case ErrorCode.PRICE_UNKNOWN | ErrorCode.INVALID_TASK:
             return Problem(400, str(result.error_code).lower(), message, should_retry=False, metadata=metadata)
         case ErrorCode.IDEMPOTENCY_CONFLICT:
-            return Problem(409, "idempotency_conflict", message, should_retry=False, metadata=metadata)
+            return Problem(409, "idempotency_conflict", _OTHER_CONTENT, should_retry=False, metadata=metadata)
         case ErrorCode.LEDGER_UNAVAILABLE:
             return Problem(
                 503,

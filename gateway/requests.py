@@ -7,13 +7,17 @@ from typing import Any, Final
 from tollbook.gateway.callers import Attributes, attributes_of, check_model
 from tollbook.gateway.problems import invalid
 from tollbook.inference.api_keys import ApiKey
+from tollbook.schemas.parameters import REFUSED
 from tollbook.schemas.policy import CHAT, EMBED, Policy
-from tollbook.schemas.problems import shown
+from tollbook.schemas.problems import did_you_mean, shown, shown_name
 from tollbook.schemas.routes import EMBEDDINGS
 from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS, Task, task_from_fields
 
-# What says who asks, or what the gateway sees to itself.
-_NOT_PARAMETERS: Final = ("model", "stream", "stream_options", "user", "metadata", "safety_identifier")
+# What says who asks, or what the gateway sees to itself. `usage` asks for it in OpenRouter's way: it always comes.
+_NOT_PARAMETERS: Final = ("model", "stream", "stream_options", "usage", "user", "metadata", "safety_identifier")
+# Fields of tasks that no request has: the endpoints say themselves what they are.
+_OF_TASKS: Final = frozenset({"task", "prompt", "system", "reply_to", "task_type", "traceparent", "tracestate", "data"})
+_KNOWN: Final = frozenset({*Task.model_fields, *REFUSED, "max_completion_tokens"})
 # An SDK's or a person's way of asking for what is so anyway: see schemas.parameters.
 _USUAL_TIERS: Final = ("auto", "default", "standard", "standard_only")
 
@@ -71,9 +75,12 @@ def task_of(
         "tags": dict(attributes.tags) or None,
         "task_id": call_id,
     }
-    for name in (*chosen, *who, "prompt", "system", "reply_to", "task_type", "traceparent", "tracestate", "data"):
-        if name in given:
+    for name, value in given.items():
+        if name in who or name in _OF_TASKS:
             raise invalid(f"{name!r} is no parameter of a completion", param=name)
+        if name not in _KNOWN and value not in (None, ""):  # Which count as absent.
+            hint = did_you_mean(name, _KNOWN - _OF_TASKS - who.keys()) or "; /openapi.json lists those of each endpoint"
+            raise invalid(f"unknown field {shown_name(name)}{hint}")
     return task_from_fields({**given, **chosen, **who, **_trace(headers)}), attributes
 
 

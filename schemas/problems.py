@@ -57,7 +57,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def unknown_name(kind: str, name: str, known: Collection[str]) -> str:
     """Return the sentence for a name that is not known, for example of a plan: the closest one, and all known ones."""
     suggestion = did_you_mean(name, known)
-    return f"unknown {kind} {_shown_name(name)}{suggestion}{' Known:' if suggestion else '; known:'} {', '.join(known)}"
+    return f"unknown {kind} {shown_name(name)}{suggestion}{' Known:' if suggestion else '; known:'} {', '.join(known)}"
 
 
 def problems_of(
@@ -134,7 +134,8 @@ def shown(value: object) -> str:
             return _kind(value)
 
 
-def _shown_name(name: str) -> str:
+def shown_name(name: str) -> str:
+    """Return a name for a message; of a long one, its length."""
     return repr(name) if len(name) <= _MAX_SHOWN_CHARACTERS else f"of {len(name)} characters"
 
 
@@ -165,7 +166,7 @@ def _sentence(
         case "extra_forbidden":
             name = str(error["loc"][-1])
             where = f" in '{parent.path}'" if parent.path else ""
-            which = f"of {len(name)} characters" if hides(name) else _shown_name(name)
+            which = f"of {len(name)} characters" if hides(name) else shown_name(name)
             return f"unknown field {which}{where}{did_you_mean(name, _fields(parent))}"
         case "value_error" if type(cause) is ValueError:
             # A validator of the whole model says itself what is wrong with which field.
@@ -215,7 +216,7 @@ def _step(place: _Place, part: str | int) -> _Place:
     else:
         # In a table, the user chose the name.
         is_plain = part.isprintable() and len(part) <= _MAX_SHOWN_CHARACTERS
-        path = f"{place.path}.{part if is_plain else _shown_name(part)}".removeprefix(".")
+        path = f"{place.path}.{part if is_plain else shown_name(part)}".removeprefix(".")
     models = [kind for kind in kinds if is_model(kind)]
     if len(models) > 1:
         # pydantic's name for one of several models, which is no part of what the user wrote.

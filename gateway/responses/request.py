@@ -69,7 +69,10 @@ def _messages(given: Table, known: Mapping[str, Mapping[str, Any]]) -> list[Tabl
         raise InvalidTask("'input' is missing")
     instructions = text_at(given.get("instructions", ""), "instructions")
     system = [{"role": "system", "content": instructions}] if instructions else []
-    return [*system, *messages_of(given["input"], known)]
+    messages = [*system, *messages_of(given["input"], known)]
+    if not messages:
+        raise InvalidTask("'input' must not be empty")
+    return messages
 
 
 def _tools(given: Table) -> Table:

@@ -1,5 +1,6 @@
 """Chat completions over HTTP, whole: answers, refusals, keys, and what is left on the ledger."""
 
+import base64
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
@@ -11,6 +12,7 @@ from redis.asyncio import Redis
 
 from tests.gateway.serving import KEY, MODEL, Served, api_key, open_served
 from tests.quick import first_quick
+from tollbook.gateway.chat import ChatCompletions
 from tollbook.schemas.events import BudgetReserved
 from tollbook.schemas.money import nanousd_from_usd
 
@@ -35,7 +37,7 @@ async def test_an_answer_is_a_chat_completion_and_its_cost_is_on_the_ledger(serv
 
     assert reply.status_code == 200, reply.text
     document = reply.json()
-    assert document["object"] == "chat.completion"
+    assert (document["object"], document["system_fingerprint"]) == ("chat.completion", None)
     assert document["choices"][0]["message"]["role"] == "assistant"
     assert document["choices"][0]["message"]["content"]
     assert document["choices"][0]["finish_reason"] == "stop"
@@ -104,6 +106,36 @@ async def test_bad_requests_are_told_so_and_hold_nothing(served: Served, subtest
             assert reply.json()["error"]["code"] == code
             assert reply.headers["x-should-retry"] == "false"
     assert not [event for event in await served.calling.events() if event.type == "budget-reserved"]
+
+
+@pytest.mark.parametrize(
+    ("field", "problem"),
+    [
+        ("temperatur", "unknown field 'temperatur'; did you mean 'temperature'?"),
+        ("frobnicate", "unknown field 'frobnicate'; /openapi.json lists those of each endpoint"),
+        ("x" * 200, "unknown field of 200 characters; /openapi.json lists those of each endpoint"),
+        ("prompt", "'prompt' is no parameter of a completion"),
+        ("provider", "'provider' cannot be set: Tollbook sets it, so that no endpoint costs more than the bound"),
+    ],
+)
+async def test_a_field_that_is_not_known_is_told_without_those_of_tasks(
+    served: Served, field: str, problem: str
+) -> None:
+    unknown: dict[str, Any] = {field: {"a": 1}}
+    reply = await served.chat(**unknown)
+
+    assert (reply.status_code, reply.json()["error"]["message"]) == (400, problem)
+
+
+async def test_usage_may_be_asked_for_in_the_way_of_openrouter(served: Served) -> None:
+    reply = await served.chat(usage={"include": True})
+
+    assert reply.status_code == 200, reply.text
+    assert round(reply.json()["usage"]["cost"] * 1e9) == served.calling.booked() > 0
+
+
+async def test_a_field_that_is_null_counts_as_absent_although_it_is_not_known(served: Served) -> None:
+    assert (await served.chat(frobnicate=None, cache=None)).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -177,6 +209,34 @@ async def test_models_task_types_and_the_keys_budgets_can_be_asked_for(served: S
     assert nanousd_from_usd(own["spent_usd"]) == await served.calling.spent()
 
 
+async def test_models_have_the_form_of_both_apis(served: Served) -> None:
+    listed = (await served.client.get("/v1/models")).json()
+    shown = (await served.client.get(f"/v1/models/{MODEL}")).json()
+
+    assert shown in listed["data"]
+    assert (shown["object"], shown["owned_by"], shown["created"]) == ("model", "openai", 0)
+    assert (shown["type"], shown["display_name"]) == ("model", MODEL)
+    assert (listed["object"], listed["has_more"]) == ("list", False)
+    assert (listed["first_id"], listed["last_id"]) == (listed["data"][0]["id"], listed["data"][-1]["id"])
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/chat/completions", "it is /v1/chat/completions: correct the base URL"),
+        ("/v1/v1/messages", "it is /v1/messages: correct the base URL"),
+        ("/v1/completions", "/openapi.json lists them"),
+        ("/v1/messages/batches", "/openapi.json lists them"),
+    ],
+)
+async def test_an_endpoint_that_is_not_there_is_told_once(served: Served, path: str, hint: str) -> None:
+    reply = await served.client.post(path, json={})
+
+    assert reply.status_code == 404
+    assert reply.json()["error"]["message"] == f"POST {path}: there is no such endpoint; {hint}"
+    assert reply.headers["x-should-retry"] == "false"
+
+
 async def test_the_page_and_the_document_need_no_key(served: Served) -> None:
     page = await served.client.get("/", headers={"authorization": ""})
     document = await served.client.get("/openapi.json", headers={"authorization": ""})
@@ -192,4 +252,42 @@ async def test_embeddings_are_made_and_paid(served: Served) -> None:
 
     assert reply.status_code == 200, reply.text
     assert [each["index"] for each in reply.json()["data"]] == [0, 1]
+    assert [type(each["embedding"]) for each in reply.json()["data"]] == [list, list]
     assert await served.calling.spent() == served.calling.booked() > 0
+
+
+@pytest.mark.parametrize("text", ['["one", "two"]', "[1, 2]", '{"a": 1}'])
+async def test_a_text_that_is_json_is_a_text_all_the_same(served: Served, text: str) -> None:
+    # OpenAI's SDK for Python asks for base64 where its caller says nothing.
+    body = {"model": "openai/text-embedding-3-small", "input": text, "encoding_format": "base64"}
+    embedded = await served.client.post("/v1/embeddings", json=body)
+    stopped = await served.chat(stop=text)
+
+    assert embedded.status_code == 200, embedded.text
+    [vector] = embedded.json()["data"]
+    assert len(base64.b64decode(vector["embedding"])) == 8 * 4
+    assert stopped.status_code == 200, stopped.text
+    assert ChatCompletions().chat_fields({"stop": text}, ())["stop"] == [text]
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({}, "'input' is missing: give a text, or a list of texts"),
+        ({"input": ""}, "'input' is empty: give a text, or a list of texts"),
+        ({"input": []}, "'input' is empty: give a text, or a list of texts"),
+        ({"input": ["x"] * 129}, "'input' has 129 texts; a request takes at most 128: send several"),
+    ],
+)
+async def test_embeddings_of_nothing_or_of_too_many_texts_are_refused(
+    served: Served, given: dict[str, Any], problem: str
+) -> None:
+    reply = await served.client.post("/v1/embeddings", json={"model": "openai/text-embedding-3-small", **given})
+
+    assert reply.status_code == 400
+    assert reply.json()["error"] == {
+        "message": problem,
+        "type": "invalid_request_error",
+        "param": "input",
+        "code": "invalid_task",
+    }

@@ -53,6 +53,7 @@ async def test_a_key_of_the_client_names_the_call(served: Served) -> None:
     assert served.calling.provider.requests == 2
     assert (changed.status_code, changed.json()["error"]["code"]) == (409, "idempotency_conflict")
     assert changed.headers["x-should-retry"] == "false"
+    assert "`Idempotency-Key` was used before with other content" in changed.json()["error"]["message"]
 
 
 async def test_requests_at_a_time_with_one_key_are_one_call(served: Served) -> None:

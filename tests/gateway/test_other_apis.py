@@ -78,6 +78,33 @@ async def test_refusals_have_the_form_of_their_api(served: Served) -> None:
     assert (keyless.status_code, keyless.json()["error"]["type"]) == (401, "authentication_error")
 
 
+@pytest.mark.parametrize("thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}])
+async def test_a_thread_is_refused_with_the_code_at_which_sdks_send_the_conversation(
+    served: Served, thread: dict[str, str]
+) -> None:
+    reply = await served.client.post("/v1/messages", json={**MESSAGES, "thread": thread})
+
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert (error["type"], error["details"]) == (
+        "invalid_request_error", {"error_code": "thread_unsupported_request"},
+    )  # fmt: skip
+    assert reply.headers["x-should-retry"] == "false"
+    assert await served.calling.events() == []
+
+
+async def test_every_answer_has_its_request_id_where_both_sdks_look(served: Served) -> None:
+    for reply in (await served.client.post("/v1/messages", json=MESSAGES), await served.client.get("/v1/none")):
+        assert reply.headers["request-id"] == reply.headers["x-request-id"]
+        assert reply.headers["request-id"].startswith("req-")
+
+
+async def test_a_response_to_nothing_is_refused_by_the_name_of_its_field(served: Served) -> None:
+    reply = await served.client.post("/v1/responses", json={"model": MODEL, "input": []})
+
+    assert (reply.status_code, reply.json()["error"]["message"]) == (400, "'input' must not be empty")
+
+
 async def test_tokens_are_counted_without_a_call(served: Served) -> None:
     body = {name: value for name, value in MESSAGES.items() if name != "max_tokens"}
 

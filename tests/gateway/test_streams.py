@@ -42,7 +42,8 @@ def text_of(events: list[dict[str, Any]]) -> str:
 
 
 async def test_a_stream_has_the_answer_in_parts_and_usage_in_the_end(served: Served) -> None:
-    reply = await served.chat("Hello [[completion_tokens=30]]", stream=True)
+    asked = {"stream": True, "stream_options": {"include_usage": True}}
+    reply = await served.chat("Hello [[completion_tokens=30]]", **asked)
 
     assert reply.status_code == 200
     assert reply.headers["content-type"].startswith("text/event-stream")
@@ -55,6 +56,38 @@ async def test_a_stream_has_the_answer_in_parts_and_usage_in_the_end(served: Ser
     assert events[-1]["choices"] == []
     assert events[-1]["usage"]["completion_tokens"] == 30
     assert round(events[-1]["usage"]["cost"] * 1e9) == await served.calling.spent() == served.calling.booked()
+
+
+@pytest.mark.parametrize("options", [{}, {"stream_options": None}, {"stream_options": {"include_usage": False}}])
+async def test_who_asks_for_no_usage_may_read_a_choice_in_every_chunk(served: Served, options: dict[str, Any]) -> None:
+    events = events_in((await served.chat("Hello [[completion_tokens=30]]", stream=True, **options)).text)
+
+    choices = [event["choices"][0] for event in events]
+    assert [choice["finish_reason"] for choice in choices[-2:]] == [None, "stop"]
+    assert choices[-1]["delta"] == {}
+    assert ["usage" in event for event in events].count(True) == 1
+    assert round(events[-1]["usage"]["cost"] * 1e9) == served.calling.booked() > 0
+
+
+async def test_why_a_stream_ended_is_said_once_its_cost_is_booked(served: Served) -> None:
+    async with served.client.stream("POST", "/v1/chat/completions", json=MODEL_BODY) as reply:
+        async for line in reply.aiter_lines():
+            if '"finish_reason":"stop"' in line:
+                break
+        is_booked = served.gateway.calls.under_way == 0
+
+    assert is_booked
+    assert await served.calling.spent() == served.calling.booked() > 0
+    assert served.calling.provider.cut_off == set()
+
+
+async def test_log_probabilities_are_told_whole_and_streamed(served: Served) -> None:
+    whole = (await served.chat(logprobs=True)).json()["choices"][0]
+    events = events_in((await served.chat(logprobs=True, stream=True)).text)
+
+    streamed = [choice["logprobs"] for event in events for choice in event["choices"] if choice["logprobs"]]
+    assert [each["token"] for each in whole["logprobs"]["content"]] == whole["message"]["content"].split()
+    assert [each["token"] for part in streamed for each in part["content"]] == text_of(events).split()
 
 
 async def test_the_first_part_comes_before_the_provider_has_ended(served: Served) -> None:
