@@ -51,6 +51,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     "verify": Entry("verify:verify", "Prove that the ledger is whole and that no cap was passed."),
     "recover": Entry("recover:recover", "Put a ledger in order that went back in time."),
     "replay": Entry("replay:replay", "Fold the ledger into a new DuckDB file."),
+    "lake": Entry("lake:lake", "Copy sealed events into a DuckLake for analysts."),
     "what-if": Entry("what_if:what_if", "Show what other caps, prices or models would have changed."),
     "audit": Entry("audit:app", "Answer questions from the ledger: calls, users, refusals."),
     "dead-letters": Entry("dead_letters:app", "List, retry or drop tasks that could not be executed.", logs=False),

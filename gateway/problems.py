@@ -73,7 +73,7 @@ def problem_of_error(error: Exception) -> Problem:
         case Problem():
             return error
         case InvalidTask():
-            return Problem(400, error.code.lower(), error.message, should_retry=False)
+            return invalid(error.message)
         case IdempotencyConflict():
             return Problem(409, "idempotency_conflict", _OTHER_CONTENT, should_retry=False)
         case LedgerError():

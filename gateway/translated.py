@@ -7,6 +7,7 @@ from tollbook.gateway.apis import Asked, Events
 from tollbook.gateway.messages import document as messages_document
 from tollbook.gateway.messages import request as messages_request
 from tollbook.gateway.messages import stream as messages_stream
+from tollbook.gateway.messages.blocks import NOTHING_KEPT
 from tollbook.gateway.problems import Problem
 from tollbook.gateway.responses import document as responses_document
 from tollbook.gateway.responses import request as responses_request
@@ -92,7 +93,10 @@ class Messages:
         return frozenset()
 
     def chat_fields(self, body: Mapping[str, Any], earlier: Sequence[InferenceResult]) -> Mapping[str, Any]:  # noqa: ARG002
-        """Return the request as one for a chat completion. Errors: InvalidTask."""
+        """Return the request as one for a chat completion. Errors: InvalidTask; Problem for one that wants a thread."""
+        if "thread" in body:
+            message = f"'thread' cannot be set: {NOTHING_KEPT}; send the whole conversation in `messages`"
+            raise Problem(400, messages_document.THREAD_REFUSED, message, should_retry=False)
         return messages_request.chat_fields(body)
 
     def document(self, result: InferenceResult, asked: Asked) -> dict[str, Any]:

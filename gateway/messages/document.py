@@ -19,8 +19,11 @@ _ERROR_TYPES: Final = {
     504: "timeout_error", 529: "overloaded_error",
 }  # fmt: skip
 _FIRST_SERVER_ERROR: Final = 500
-# Codes of Anthropic's own, which its SDKs look for in `details`.
-_DETAILED: Final = frozenset({"thread_unsupported_request"})
+THREAD_REFUSED: Final = "thread_unsupported_request"
+"""The code of Anthropic's own at which tool runners of its SDKs send the whole conversation.
+
+anthropic 2.14 and @anthropic-ai/sdk 1.14, November 2026: they ask for a thread first, and read `error.details`.
+"""
 
 
 def document(result: InferenceResult, *, message_id: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -111,7 +114,7 @@ def error_body(status: int, code: str, message: str, metadata: Mapping[str, Any]
     """Return an error in Anthropic's form, for a reply with this status; our own code and metadata stand beside."""
     default = "api_error" if status >= _FIRST_SERVER_ERROR else "invalid_request_error"
     error: Table = {"type": _ERROR_TYPES.get(status, default), "message": message, "code": code}
-    if code in _DETAILED:
+    if code == THREAD_REFUSED:
         error["details"] = {"error_code": code}
     return {"type": "error", "error": {**error, "metadata": dict(metadata)} if metadata else error}
 

@@ -15,16 +15,6 @@ from tollbook.schemas.tasks import InvalidTask
 DISPENSABLE: Final = frozenset({"reasoning", "parallel_tool_calls"})
 """Chat fields that SDKs and agents send unasked: may be left out where the model does not support them."""
 
-
-class ThreadRefused(InvalidTask):
-    """The request wants its conversation kept. At this code, tool runners of Anthropic's SDKs send all of it instead.
-
-    anthropic 2.14 and @anthropic-ai/sdk 1.14, November 2026: they ask for a thread first, and read `error.details`.
-    """
-
-    code = "thread_unsupported_request"
-
-
 _REFUSED: Final = {
     "service_tier": "it changes the price of a token, and the bound rests on the standard price",
     "speed": "it changes the price of a token, and the bound rests on the standard price",
@@ -55,8 +45,6 @@ _THINKING: Final = ("enabled", "adaptive", "between_tools", "disabled")
 def chat_fields(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the body of a request as fields of a chat completion. Errors: InvalidTask, which names the field."""
     given = body_of(body)
-    if "thread" in given:
-        raise ThreadRefused(f"'thread' cannot be set: {NOTHING_KEPT}; send the whole conversation in `messages`")
     if "max_tokens" not in given:
         raise InvalidTask("'max_tokens' is missing")
     return _fields(given)

@@ -140,7 +140,11 @@ def test_the_commands_run_from_the_applications_folder(
 
 @pytest.mark.parametrize(
     ("extra", "arguments", "variables"),
-    [("report", ["report"], {}), ("tracing", ["up", "--stand-in"], {"TOLLBOOK_TRACES": "console"})],
+    [
+        ("report", ["report"], {}),
+        ("tracing", ["up", "--stand-in"], {"TOLLBOOK_TRACES": "console"}),
+        ("lake", ["lake", "books.ducklake"], {}),
+    ],
 )
 def test_what_needs_an_extra_names_it(
     installed: Path, tmp_path: Path, extra: str, arguments: list[str], variables: dict[str, str]

@@ -13,9 +13,11 @@ import pytest
 
 from tests.packaging.conftest import ROOT
 
-# Found by their files; what uvicorn loads by name; a kernel that Jupyter starts; a part of the namespace that the
-# exporter stands for here.
+# Found by their files; DuckDB's extensions, by names that are put together; what uvicorn loads by name; a kernel that
+# Jupyter starts; a part of the namespace that the exporter stands for here.
 NOT_IMPORTED = {
+    "duckdb-extension-ducklake",
+    "duckdb-extension-httpfs",
     "httptools",
     "ipykernel",
     "opentelemetry-sdk",

@@ -72,7 +72,7 @@ def test_metadata_names_version_script_and_extras(built: Distributions) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = {line.partition(": ")[2] for line in metadata.splitlines() if line.startswith("Provides-Extra: ")}
     assert f"\nVersion: {tollbook.__version__}\n" in metadata
-    named = {"alerts", "report", "notebook", "s3", "tokenizers", "tracing"}
+    named = {"alerts", "lake", "report", "notebook", "s3", "tokenizers", "tracing"}
     assert extras == project["optional-dependencies"].keys() == named
     scripts = files[f"tollbook-{tollbook.__version__}.dist-info/entry_points.txt"].decode()
     assert scripts.split() == ["[console_scripts]", "tollbook", "=", "tollbook.cli:main"]
