@@ -28,6 +28,12 @@ def first_table(value: object) -> dict[str, Any]:
     return as_table(listed[0] if listed else value)
 
 
+def single(value: object) -> dict[str, Any]:
+    """Return an object, or the only one of a list; an empty one for anything else."""
+    listed = as_list(value)
+    return as_table(listed[0] if len(listed) == 1 else value)
+
+
 def storable(text: str) -> str:
     """Return text that UTF-8 can encode: JSON can escape half of a surrogate pair, which is replaced."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

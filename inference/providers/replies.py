@@ -16,9 +16,9 @@ from tollbook.inference.attempts import Attempt, ChargeStatus, ChatRequest, Embe
 from tollbook.inference.providers.answers import CONTENT_FILTER, LENGTH, Answer, read_answer
 from tollbook.inference.providers.bodies import Body
 from tollbook.inference.providers.embeddings import read_embeddings
-from tollbook.inference.providers.json_values import as_table, first_table
+from tollbook.inference.providers.json_values import as_table, first_table, tables_of
 from tollbook.inference.providers.provider_errors import END_UNKNOWN, ProviderError, error_of, read_error
-from tollbook.inference.providers.usage_report import UsageReport, read_usage
+from tollbook.inference.providers.usage_report import UsageReport, joined_reports, read_usage
 from tollbook.schemas.results import ErrorCode
 
 _NAME: Final = re.compile(r"[\x21-\x7e]{1,200}")
@@ -144,13 +144,23 @@ def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
 
 
 def _usage_of(document: dict[str, Any]) -> UsageReport:
-    """Read the usage, which Gemini's servers report under a name of their own."""
-    report = read_usage(document.get("usage"))
-    if report.is_known:
-        return report
-    # Ollama's own form counts beside the message.
-    others = map(read_usage, (document.get("usageMetadata"), document.get("usage_metadata"), document))
-    return next((other for other in others if other.is_known), report)
+    """Read what is reported in all the places that servers have for it.
+
+    They are `usage`, Gemini's own name, Groq's and Moonshot's in event streams, and members of an error. Ollama's own
+    form counts beside the message; routers state a cost there.
+    """
+    error = first_table(document.get("error"))
+    places = (
+        document.get("usage"),
+        document.get("usageMetadata"),
+        document.get("usage_metadata"),
+        as_table(document.get("x_groq")).get("usage"),
+        document.get("amazon-bedrock-invocationMetrics"),
+        *(choice.get("usage") for choice in tables_of(document.get("choices"))),
+        *(place for table in (error, as_table(error.get("metadata"))) for place in (table.get("usage"), table)),
+        document,
+    )
+    return joined_reports(map(read_usage, places))
 
 
 def _service_tier(document: dict[str, Any]) -> str:

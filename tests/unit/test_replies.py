@@ -114,6 +114,48 @@ def test_what_a_reply_tells_of_its_cost(
     assert (attempt.usage is not None, attempt.usage_doubt is not None) == (has_usage, is_doubted)
 
 
+COUNTED = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+MORE = {"promptTokenCount": 10, "candidatesTokenCount": 5, "thoughtsTokenCount": 90, "totalTokenCount": 105}
+NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+ANSWERED = {"message": {"content": "a"}, "finish_reason": "stop"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens", "cost", "is_doubted"),
+    [
+        ({"usage": [COUNTED]}, {15}, None, False),
+        ({"usage": None, "x_groq": {"id": "r", "usage": COUNTED}}, {15}, None, False),
+        ({"usage": None, "choices": [{**ANSWERED, "usage": COUNTED}]}, {15}, None, False),
+        ({"usage": COUNTED, "cost": 0.5}, {15}, 500_000_000, False),
+        ({"usage": {**COUNTED, "cost": 0.2}, "cost": "0.5"}, {15}, 500_000_000, True),
+        ({"usage": {**COUNTED, "cost": 0.5}, "cost": 0.2}, {15}, 500_000_000, True),
+        # A zero elsewhere is no price.
+        ({"usage": COUNTED, "cost": 0}, {15}, None, False),
+        ({"usage": COUNTED, "usageMetadata": MORE}, {15, 105}, None, True),
+        ({"usage": COUNTED, "usage_metadata": {"prompt_token_count": 10, "candidates_token_count": 5}}, {15}, None,
+         False),
+        ({"usage": NO_TOKENS, "x_groq": {"usage": COUNTED}}, {15}, None, False),
+        ({"usage": COUNTED, "x_groq": {"usage": NO_TOKENS}}, {15}, None, False),
+        ({"usage": {"cost": "?"}, "x_groq": {"usage": COUNTED}}, {15}, None, True),
+    ],
+)  # fmt: skip
+def test_usage_is_read_wherever_it_stands(
+    changes: dict[str, Any], tokens: set[int], cost: int | None, is_doubted: bool
+) -> None:
+    attempt = read(document(**changes))
+    assert attempt.usage is not None
+    assert {usage.total_tokens for usage in (attempt.usage, *attempt.other_readings)} == tokens
+    assert (attempt.charge, attempt.reported_cost_nanousd) == ("known", cost)
+    assert (attempt.usage_doubt is not None) == is_doubted
+
+
+@pytest.mark.parametrize("status", [200, 502])
+@pytest.mark.parametrize("told", [{"usage": {"cost": 0.5}}, {"metadata": {"usage": {"cost": 0.5}}}, {"cost": 0.5}])
+def test_error_that_says_what_it_cost_was_charged(status: int, told: dict[str, Any]) -> None:
+    attempt = read({"error": {"code": 502, "message": "x", **told}}, status, is_insured=True)
+    assert (attempt.charge, attempt.reported_cost_nanousd) == ("known", 500_000_000)
+
+
 @pytest.mark.parametrize(
     ("usage", "cost", "is_doubted"),
     [
