@@ -2,7 +2,7 @@
 
 Invariant: what is passed on of the chunks (`Delta`), joined, is what the object says: content, reasoning with its
 details, refusal and tool calls. So each chunk is brought into one form first, whatever its server calls things. Beside
-these the last value of each name counts: a usage is in the last chunk.
+these the last value of each name counts, but for the usage.
 """
 
 from typing import Any, Final, cast
@@ -13,6 +13,7 @@ from tollbook.inference.providers.event_streams import DONE
 from tollbook.inference.providers.json_values import as_list, as_table, plain, tables_of
 from tollbook.inference.providers.reasoning_details import DetailParts
 from tollbook.inference.providers.tool_call_parts import TextParts, ToolCallParts
+from tollbook.inference.providers.usage_parts import USAGE_NAMES, UsageParts
 
 _REASONING: Final = ("reasoning", "reasoning_content", "reasoning_details")
 _OF_MESSAGE: Final = ("delta", "message", "text", "logprobs")
@@ -29,6 +30,9 @@ class JoinedChunks:
         self._choices: dict[int, _Choice] = {}
         self._answering: int | None = None
         self._is_finish_passed = False
+        self._usages = {name: UsageParts() for name in USAGE_NAMES}
+        self._has_usage = False
+        self._is_usage_last = False
 
     def add(self, event: object) -> Delta | None:
         """Take an event's data; return what is to be passed on. Nothing is, from the first error on."""
@@ -37,9 +41,15 @@ class JoinedChunks:
             return None
         chunk = as_table(event)
         for name, value in chunk.items():
-            if name != "choices" and value is not None:
+            if name in USAGE_NAMES and isinstance(value, dict):
+                self._fields[name] = self._usages[name].add(cast("dict[str, Any]", value))
+            elif name != "choices" and value is not None:
                 self._fields[name] = value
         choices = tables_of(chunk.get("choices"))
+        # OpenAI's last chunk before the end: the first usage, and no choice.
+        is_first_usage = bool(chunk.get("usage")) and not self._has_usage
+        self._is_usage_last = bool(self._choices) and not choices and (is_first_usage or self._is_usage_last)
+        self._has_usage = self._has_usage or is_first_usage
         if chunk.get("error") or (not choices and "error" in (chunk.get("object"), chunk.get("type"))):
             self._fail(chunk.get("error") or chunk)
         delta: Delta | None = None
@@ -55,8 +65,9 @@ class JoinedChunks:
 
     @property
     def is_ended(self) -> bool:
-        """Whether the stream, or each of its choices, says that it is over."""
-        return self.is_done or (bool(self._choices) and all(each.is_ended for each in self._choices.values()))
+        """Whether the stream, or each of its choices, says that it is over, or a usage alone stands at its end."""
+        has_ended = bool(self._choices) and all(each.is_ended for each in self._choices.values())
+        return self.is_done or has_ended or self._is_usage_last
 
     @property
     def is_cut_off(self) -> bool:
@@ -118,6 +129,7 @@ class _Choice:
         self._images: list[object] = []
         self._logprobs: dict[str, Any] = {}
         self._reasoning_source: str | None = None
+        self._has_deltas = False
 
     @property
     def is_ended(self) -> bool:
@@ -129,9 +141,11 @@ class _Choice:
             if name not in _OF_MESSAGE and value is not None:
                 self._fields[name] = value
         said: dict[str, Any] = {}
-        for part in (choice.get("delta"), choice.get("message")):
-            if part:
-                self._add_message(as_table(part), said)
+        if delta := as_table(choice.get("delta")):
+            self._add_message(delta, said)
+            self._has_deltas = self._has_deltas or bool(said)
+        if message := as_table(choice.get("message")):
+            self._add_message(self._news_of(message) if self._has_deltas else message, said)
         text = choice.get("text")
         if isinstance(text, str) and "content" not in said:  # As completions without messages have it.
             self._say(said, "content", text)
@@ -180,6 +194,22 @@ class _Choice:
         if images := as_list(message.get("images")):
             self._images += images
             said["images"] = [*said.get("images", ()), *cast("list[object]", plain(images))]
+
+    def _news_of(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Return what a message says beside the deltas: Perplexity sends all that they have said in each chunk."""
+        parts = Parts()
+        parts.add(message.get("content"))
+        text, known = "".join(parts.texts), str(self._texts["content"])
+        news: dict[str, Any] = {"content": text.removeprefix(known)} if text.startswith(known) else {}
+        for name in ("refusal", *_REASONING):
+            if not self._texts["refusal" if name == "refusal" else "reasoning"]:
+                news[name] = message.get(name)
+        if not self._calls:
+            news["tool_calls"] = [*as_list(message.get("tool_calls")), *parts.tool_calls]
+            news["function_call"] = message.get("function_call")
+        if not self._images:
+            news["images"] = message.get("images")
+        return news
 
     def _add_parts(self, content: object, said: dict[str, Any]) -> None:
         parts = Parts()

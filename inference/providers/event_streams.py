@@ -56,6 +56,8 @@ class EventStream:
         if line.startswith(b"data:"):
             # A byte that is no text must not lose the rest of a reply that was paid for.
             data = line[5:].strip().decode("utf-8", "replace")
+            while data.startswith("data:"):  # Some proxies say it again.
+                data = data[5:].lstrip()
             # What is whole by itself is an event: some servers leave out the empty line between two.
             event = None if self._event else self._parsed(data)
             if event is None:

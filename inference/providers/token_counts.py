@@ -30,6 +30,9 @@ _COMPLETION: Final[tuple[Path, ...]] = (
     ("billed_units", "output_tokens"),
 )  # fmt: skip
 _TOTAL: Final[tuple[Path, ...]] = (("total_tokens",), ("totalTokenCount",), ("total_token_count",), ("totalTokens",))
+PROMPT_NAMES: Final = tuple(path[0] for path in _PROMPT if len(path) == 1)
+COMPLETION_NAMES: Final = tuple(path[0] for path in _COMPLETION if len(path) == 1)
+TOTAL_NAMES: Final = tuple(path[0] for path in _TOTAL)
 _DETAILS: Final = ("prompt_tokens_details", "input_tokens_details", "prompt_token_details")
 _ANTHROPIC_CACHED: Final = "cache_read_input_tokens"
 _ANTHROPIC_WRITTEN: Final = "cache_creation_input_tokens"
@@ -85,7 +88,7 @@ class TokenReadings:
 
 
 def count_of(value: object) -> int | None:
-    """Return a count of tokens: a whole number, also as `3.0` or digits in a string (`1,500`); None for anything else."""
+    """Return a count of tokens: a whole number, also `3.0`, or digits in a string (`1,500`); None for anything else."""
     if isinstance(value, str) and _DIGITS.fullmatch(value):
         value = Decimal(value.replace(",", ""))
     if isinstance(value, Decimal) and value.is_finite() and abs(value) <= MAX_TOKEN_COUNT and value == int(value):

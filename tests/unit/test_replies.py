@@ -429,6 +429,7 @@ WHOLE = json.dumps(document()).encode()
         b"[" + WHOLE + b"]",
         b"data: " + WHOLE + b"\n\ndata: [DONE]\n\n",
         b"event: message\ndata: " + WHOLE + b"\n",
+        b"data: data: " + WHOLE + b"\n\ndata: data: [DONE]\n\n",
         WHOLE.replace(b'"object"', b'"object\xff"'),
     ],
 )
@@ -505,6 +506,111 @@ def test_event_stream_has_ended_where_a_choice_says_why(end: bytes) -> None:
 def test_event_stream_has_ended_where_it_says_so() -> None:
     attempt = read(event(choices=delta(content="Hel")) + b"data: [DONE]\n\n")
     assert (attempt.outcome, attempt.charge, attempt.content) == ("ok", "unknown", "Hel")
+
+
+def counted(prompt: int, completion: int, **further: Any) -> dict[str, Any]:
+    total = prompt + completion
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total, **further}
+
+
+@pytest.mark.parametrize(
+    ("usages", "expected", "cost", "is_doubted"),
+    [
+        # All that was used so far in each chunk, as vLLM has it.
+        ([counted(10, 1), counted(10, 2), counted(10, 5)], (10, 5), None, False),
+        ([counted(10, 5), counted(10, 5), None], (10, 5), None, False),
+        # Nothing, after the true usage or before it.
+        ([counted(10, 5, cost=0.5), {}], (10, 5), 500_000_000, False),
+        ([counted(10, 5, cost=0.5), counted(0, 0, cost=0)], (10, 5), 500_000_000, False),
+        ([counted(0, 0), counted(10, 5)], (10, 5), None, False),
+        ([counted(0, 0, cost=0), counted(10, 5, cost=0)], (10, 5), 0, False),
+        ([counted(10, 5, cost=0.5), counted(10, 5)], (10, 5), 500_000_000, False),
+        ([counted(10, 5, cost=0.5), counted(10, 5, cost=None)], (10, 5), 500_000_000, False),
+        # What is new in each chunk.
+        ([counted(10, 30), counted(10, 20), counted(10, 25)], (10, 75), None, True),
+        ([counted(10, 0), counted(0, 20)], (10, 20), None, True),
+        ([counted(10, 3, cost=0.25), counted(10, 3, cost=0.125)], (10, 3), 375_000_000, False),
+        ([{"input_tokens": 10, "output_tokens": "4"}, {"input_tokens": 10, "output_tokens": 3.0}], (10, 7), None,
+         False),
+        # What is cached is what the last one says.
+        ([counted(10, 5, prompt_tokens_details={"cached_tokens": 9}),
+          counted(10, 5, prompt_tokens_details={"cached_tokens": 0})], (10, 5), None, False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["usage", "usageMetadata"])
+def test_usages_of_an_event_stream_are_joined(
+    usages: list[Any], expected: tuple[int, int], cost: int | None, is_doubted: bool, name: str
+) -> None:
+    chunks = [event(choices=delta(content="a"), **{name: usage}) for usage in usages]
+    attempt = read(b"".join(chunks) + event(choices=delta("stop")) + b"data: [DONE]\n\n")
+    assert attempt.usage is not None
+    assert (attempt.usage.prompt_tokens, attempt.usage.completion_tokens, attempt.usage.cached_tokens) == (*expected, 0)
+    assert (attempt.reported_cost_nanousd, attempt.usage_doubt is not None) == (cost, is_doubted)
+
+
+def test_event_stream_has_ended_where_its_usage_stands_alone() -> None:
+    """As the last chunk before `[DONE]`, also where the server gives no reason and does not say that it is over."""
+    begun = event(choices=delta(content="Hel"))
+    attempt = read(begun + event(choices=[], usage=USAGE))
+    assert (attempt.outcome, attempt.charge, attempt.content) == ("ok", "known", "Hel")
+    for body in (
+        event(choices=[], usage=USAGE) + begun,  # Anthropic's first event has the usage of the prompt.
+        begun + event(choices=[], usage=USAGE) + begun,
+        event(choices=delta(content="Hel"), usage=USAGE) + event(choices=[], usage=USAGE),  # One in each chunk.
+    ):
+        assert read(body).outcome == "connection_error"
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [{"delta": {"content": "Hel"}, "message": {"content": "Hel"}},
+         {"delta": {"content": "lo"}, "message": {"content": "Hello"}, "finish_reason": "stop"}],
+        [{"delta": {"content": "Hel"}}, {"delta": {"content": "lo"}},
+         {"delta": {}, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}],
+        [{"delta": {"content": "Hel"}},
+         {"message": {"content": [{"type": "text", "text": "Hello"}]}, "finish_reason": "stop"}],
+        [{"delta": {"content": "Hello"}}, {"message": {"content": "Another form"}, "finish_reason": "stop"}],
+        [{"delta": {"role": "assistant"}, "message": {"content": "Hel"}},
+         {"message": {"content": "lo"}, "finish_reason": "stop"}],
+    ],
+)  # fmt: skip
+def test_what_chunks_say_twice_is_said_once(chunks: list[dict[str, Any]]) -> None:
+    body = b"".join(event(choices=[{"index": 0, **each}], usage=USAGE) for each in chunks)
+    assert read(body).content == "Hello"
+
+
+def test_calls_in_the_message_of_the_last_chunk_are_not_lost() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    end = [{"index": 0, "message": {"content": "Hel", "tool_calls": [call], "reasoning": "r"}, "finish_reason": "stop"}]
+    attempt = read(event(choices=delta(content="Hel")) + event(choices=end))
+    assert (attempt.content, attempt.tool_calls, attempt.reasoning) == ("Hel", (call,), "r")
+
+
+def called(name: str | None = None, arguments: object = None, **further: Any) -> dict[str, Any]:
+    return {**further, "function": {"name": name, "arguments": arguments}}
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        # Without index and id: the next begins where the arguments are whole.
+        ([[called("f", "{}"), called("g", "{}")]], [("f", "{}"), ("g", "{}")]),
+        ([[called("f", '{"a":')], [called("f", " 1}")], [called("f", "{}")]], [("f", '{"a": 1}'), ("f", "{}")]),
+        # Another id for each part, as vLLM had it: a part without a name begins no call.
+        ([[called("f", '{"a":', index=0, id="c1")], [called(None, " 1}", index=0, id="c2")]], [("f", '{"a": 1}')]),
+        ([[called("f", "{}", index=0, id="c1")], [called("g", "{}", index=0, id="c2")]], [("f", "{}"), ("g", "{}")]),
+        # No arguments: a text that is no JSON.
+        ([[called("f", "", index=0, id="c1")]], [("f", "{}")]),
+        # Name and arguments beside the id.
+        ([[{"index": 0, "id": "c1", "name": "f", "arguments": '{"a":'}], [{"index": 0, "arguments": " 1}"}]],
+         [("f", '{"a": 1}')]),
+    ],
+)  # fmt: skip
+def test_parts_of_tool_calls_are_put_together(parts: list[Any], expected: list[tuple[str, str]]) -> None:
+    body = b"".join(event(choices=delta(tool_calls=each)) for each in parts) + event(choices=delta("tool_calls"))
+    functions = [call["function"] for call in read(body).tool_calls]
+    assert [(function["name"], function["arguments"]) for function in functions] == expected
 
 
 @pytest.mark.parametrize(
