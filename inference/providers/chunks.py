@@ -5,17 +5,19 @@ details, refusal and tool calls. So each chunk is brought into one form first, w
 these the last value of each name counts, but for the usage.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 from tollbook.inference.deltas import Delta
 from tollbook.inference.providers.answers import Parts, finish_of, texts_in
 from tollbook.inference.providers.event_streams import DONE
-from tollbook.inference.providers.json_values import as_list, as_table, plain, tables_of
+from tollbook.inference.providers.json_values import as_list, as_table, one_or_more, plain, says_error, tables_of
+from tollbook.inference.providers.other_forms import choices_of
 from tollbook.inference.providers.reasoning_details import DetailParts
 from tollbook.inference.providers.tool_call_parts import TextParts, ToolCallParts
 from tollbook.inference.providers.usage_parts import USAGE_NAMES, UsageParts
 
-_REASONING: Final = ("reasoning", "reasoning_content", "reasoning_details")
+_REASONING: Final = ("reasoning", "reasoning_content", "reasoning_details", "thinking")
 _OF_MESSAGE: Final = ("delta", "message", "text", "logprobs")
 _TEXTS: Final = ("content", "reasoning", "refusal")
 
@@ -43,14 +45,14 @@ class JoinedChunks:
         for name, value in chunk.items():
             if name in USAGE_NAMES and isinstance(value, dict):
                 self._fields[name] = self._usages[name].add(cast("dict[str, Any]", value))
-            elif name != "choices" and value is not None:
+            elif name != "choices" and value is not None and (name != "error" or says_error(value)):
                 self._fields[name] = value
-        choices = tables_of(chunk.get("choices"))
+        choices = tables_of(choices_of(chunk))
         # OpenAI's last chunk before the end: the first usage, and no choice.
         is_first_usage = bool(chunk.get("usage")) and not self._has_usage
         self._is_usage_last = bool(self._choices) and not choices and (is_first_usage or self._is_usage_last)
         self._has_usage = self._has_usage or is_first_usage
-        if chunk.get("error") or (not choices and "error" in (chunk.get("object"), chunk.get("type"))):
+        if says_error(chunk.get("error")) or (not choices and "error" in (chunk.get("object"), chunk.get("type"))):
             self._fail(chunk.get("error") or chunk)
         delta: Delta | None = None
         for choice in choices:
@@ -101,7 +103,7 @@ class JoinedChunks:
         if joined is None:
             joined = self._choices[index] = _Choice()
         said, finish, logprobs = joined.add(choice)
-        if choice.get("error") or finish == "error":
+        if says_error(choice.get("error")) or finish == "error":
             self.has_error = True
         if said and self._answering is None:
             self._answering = index
@@ -138,7 +140,7 @@ class _Choice:
     def add(self, choice: dict[str, Any]) -> tuple[dict[str, Any], str | None, object]:
         """Take a part; return what it says, why the choice ended if it did, and log probabilities."""
         for name, value in choice.items():
-            if name not in _OF_MESSAGE and value is not None:
+            if name not in _OF_MESSAGE and value is not None and (name != "error" or says_error(value)):
                 self._fields[name] = value
         said: dict[str, Any] = {}
         if delta := as_table(choice.get("delta")):
@@ -186,14 +188,11 @@ class _Choice:
         self._add_details(tables_of(message.get("reasoning_details")), said)
         if refusal := message.get("refusal"):
             self._say(said, "refusal", *texts_in(refusal))
-        if calls := message.get("tool_calls"):
-            for call in tables_of(calls):
-                _add_call(said, self._calls.add(call))
+        for call in one_or_more(message.get("tool_calls")):
+            _add_call(said, self._calls.add(call))
         if function := as_table(message.get("function_call")):
             _add_call(said, self._calls.add_old_form(function))
-        if images := as_list(message.get("images")):
-            self._images += images
-            said["images"] = [*said.get("images", ()), *cast("list[object]", plain(images))]
+        self._add_images(as_list(message.get("images")), said)
 
     def _news_of(self, message: dict[str, Any]) -> dict[str, Any]:
         """Return what a message says beside the deltas: Perplexity sends all that they have said in each chunk."""
@@ -201,14 +200,16 @@ class _Choice:
         parts.add(message.get("content"))
         text, known = "".join(parts.texts), str(self._texts["content"])
         news: dict[str, Any] = {"content": text.removeprefix(known)} if text.startswith(known) else {}
-        for name in ("refusal", *_REASONING):
-            if not self._texts["refusal" if name == "refusal" else "reasoning"]:
-                news[name] = message.get(name)
+        if not self._texts["refusal"]:
+            news["refusal"] = message.get("refusal") or parts.refusals
+        if not self._texts["reasoning"]:
+            news |= {name: message.get(name) for name in _REASONING}
+            news["reasoning"] = message.get("reasoning") or parts.reasoning
         if not self._calls:
             news["tool_calls"] = [*as_list(message.get("tool_calls")), *parts.tool_calls]
             news["function_call"] = message.get("function_call")
         if not self._images:
-            news["images"] = message.get("images")
+            news["images"] = [*as_list(message.get("images")), *parts.images]
         return news
 
     def _add_parts(self, content: object, said: dict[str, Any]) -> None:
@@ -220,6 +221,12 @@ class _Choice:
         self._add_details(parts.details, said)
         for call in parts.tool_calls:
             _add_call(said, self._calls.add(call))
+        self._add_images(parts.images, said)
+
+    def _add_images(self, images: Sequence[object], said: dict[str, Any]) -> None:
+        if images:
+            self._images += images
+            said["images"] = [*said.get("images", ()), *cast("list[object]", plain(list(images)))]
 
     def _add_reasoning(self, source: str, texts: list[str], said: dict[str, Any]) -> None:
         """Take reasoning of the first member that has some: others say the same again."""

@@ -16,7 +16,7 @@ from tollbook.inference.attempts import Attempt, ChargeStatus, ChatRequest, Embe
 from tollbook.inference.providers.answers import CONTENT_FILTER, LENGTH, Answer, read_answer
 from tollbook.inference.providers.bodies import Body
 from tollbook.inference.providers.embeddings import read_embeddings
-from tollbook.inference.providers.json_values import as_table, first_table, tables_of
+from tollbook.inference.providers.json_values import as_table, first_table, says_error, tables_of
 from tollbook.inference.providers.provider_errors import END_UNKNOWN, ProviderError, error_of, read_error
 from tollbook.inference.providers.usage_report import UsageReport, joined_reports, read_usage
 from tollbook.schemas.results import ErrorCode
@@ -92,7 +92,7 @@ def read_reply(
         )
     answer = read_answer(document)
     common["finish_reason"] = answer.finish_reason
-    error = _error_in(document)
+    error = _error_in(document, answer)
     if error is not None or answer.finish_reason == "error":
         return _failed(read_error(error), answer, report, common, is_insured)
     if reply.is_cut_off:
@@ -315,10 +315,9 @@ def _charge(report: UsageReport) -> ChargeStatus:
     return "known" if report.is_known else "unknown"
 
 
-def _error_in(document: dict[str, Any]) -> object:
-    """Return the error of a reply with status 200, or None."""
-    if error := first_table(document.get("choices")).get("error"):
-        return error
-    if document.get("choices"):
-        return document.get("error") or None
-    return error_of(document)
+def _error_in(document: dict[str, Any], answer: Answer) -> object:
+    """Return the error of a reply with status 200, or None. A message beside an answer is none: it says `success`."""
+    for error in (first_table(document.get("choices")).get("error"), document.get("error")):
+        if says_error(error):
+            return error
+    return None if document.get("choices") or answer.is_answer else error_of(document)
