@@ -12,7 +12,6 @@ from tollbook.inference.providers.json_values import (
     one_or_more,
     plain,
     storable,
-    tables_of,
 )
 from tollbook.inference.providers.other_forms import choices_of
 from tollbook.inference.providers.reasoning_details import details_in, redacted_detail, thinking_detail
@@ -129,8 +128,15 @@ def _choice(value: object) -> Answer:
 
 def _images(value: object) -> tuple[str, ...]:
     """Return the URLs of images in OpenRouter's form: `[{"image_url": {"url": "data:..."}}]`."""
-    urls = (as_table(each.get("image_url")).get("url") or each.get("image_url") for each in tables_of(value))
+    urls = (_image_url(each) for each in as_list(value))
     return tuple(storable(url) for url in urls if isinstance(url, str) and url)
+
+
+def _image_url(value: object) -> object:
+    image = as_table(value)
+    if data := image.get("b64_json"):
+        return f"data:image/png;base64,{data}"
+    return as_table(image.get("image_url")).get("url") or image.get("image_url") or image.get("url") or value
 
 
 class Parts:

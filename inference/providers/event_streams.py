@@ -9,6 +9,8 @@ from typing import Any, Final
 
 DONE: Final = "[DONE]"
 """The event that ends a stream of chat completions."""
+_DONE_TOO: Final = (DONE, "DONE")
+"""What some servers write instead."""
 _LINE_ENDS: Final = (b"\n", b"\r")
 Parse = Callable[[str], Any]
 """Parses JSON. Errors: ValueError."""
@@ -82,4 +84,4 @@ class EventStream:
         try:
             return self._parse(data)
         except ValueError:
-            return None
+            return DONE if data.upper() in _DONE_TOO else None

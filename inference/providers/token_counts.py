@@ -22,11 +22,11 @@ TOTAL_ALONE: Final = "only the total number of tokens is reported"
 
 _PROMPT: Final[tuple[Path, ...]] = (
     ("prompt_tokens",), ("input_tokens",), ("promptTokenCount",), ("prompt_token_count",), ("prompt_eval_count",),
-    ("inputTokens",), ("inputTokenCount",), ("tokens", "input_tokens"), ("billed_units", "input_tokens"),
+    ("inputTokens",), ("inputTokenCount",), ("promptTokens",), ("tokens", "input_tokens"), ("billed_units", "input_tokens"),
 )  # fmt: skip
 _COMPLETION: Final[tuple[Path, ...]] = (
     ("completion_tokens",), ("output_tokens",), ("candidatesTokenCount",), ("candidates_token_count",),
-    ("eval_count",), ("outputTokens",), ("outputTokenCount",), ("tokens", "output_tokens"),
+    ("eval_count",), ("outputTokens",), ("outputTokenCount",), ("completionTokens",), ("tokens", "output_tokens"),
     ("billed_units", "output_tokens"),
 )  # fmt: skip
 _TOTAL: Final[tuple[Path, ...]] = (("total_tokens",), ("totalTokenCount",), ("total_token_count",), ("totalTokens",))

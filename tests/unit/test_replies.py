@@ -369,6 +369,15 @@ def test_reply_without_an_answer_is_the_outcome(body: Any, code: ErrorCode) -> N
         (said(" Stop ", content="a"), {"finish_reason": "stop"}),
         (said(content=[{"text": "a"}, {"type": "text", "content": "b"}]), {"content": "ab"}),
         (said(content=[{"type": "mcp_tool_result", "content": "x"}, "b"]), {"content": "b"}),
+        *(
+            (said(content=None, images=[image]), {"images": ("data:image/png;base64,AA",)})
+            for image in (
+                "data:image/png;base64,AA",
+                {"type": "image_url", "image_url": "data:image/png;base64,AA"},
+                {"url": "data:image/png;base64,AA"},
+                {"b64_json": "AA"},
+            )
+        ),
         (said(content={"answer": [4, 2.5, "\u00e9"]}), {"content": '{"answer": [4, 2.5, "\u00e9"]}'}),
         (said(content="a", thinking="r"), {"content": "a", "reasoning": "r"}),
         (
@@ -724,8 +733,9 @@ def test_event_stream_has_ended_where_a_choice_says_why(end: bytes) -> None:
     assert (attempt.outcome, attempt.charge, attempt.finish_reason) == ("ok", "known", "length")
 
 
-def test_event_stream_has_ended_where_it_says_so() -> None:
-    attempt = read(event(choices=delta(content="Hel")) + b"data: [DONE]\n\n")
+@pytest.mark.parametrize("end", [b"[DONE]", b"[done]", b"DONE", b'"[DONE]"'])
+def test_event_stream_has_ended_where_it_says_so(end: bytes) -> None:
+    attempt = read(event(choices=delta(content="Hel")) + b"data: " + end + b"\n\n")
     assert (attempt.outcome, attempt.charge, attempt.content) == ("ok", "unknown", "Hel")
 
 

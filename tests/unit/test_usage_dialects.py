@@ -222,6 +222,10 @@ def anthropic_with_empty_details(used: Used) -> dict[str, Any]:
     return anthropic(used) | {"input_tokens_details": None, "prompt_tokens_details": {}}
 
 
+def camel_case(used: Used) -> dict[str, Any]:
+    return {"promptTokens": used.prompt, "completionTokens": used.completion, "totalTokens": used.total}
+
+
 def cohere(used: Used) -> dict[str, Any]:
     counts = {"input_tokens": used.prompt, "output_tokens": used.completion}
     return {"billed_units": counts, "tokens": counts}
@@ -254,7 +258,7 @@ def no_completion(used: Used) -> dict[str, Any]:
 WRITES = {openai, openai_without_total, responses, xai, writes_beside, all_beside, anthropic, anthropic_with_total,
           anthropic_with_small_total, anthropic_in_openai_names, litellm, bedrock, vercel,
           bedrock_without_total, bedrock_metrics, anthropic_with_empty_details}  # fmt: skip
-NO_CACHE = {bare, ollama, cohere, gemini_compatible, total_alone, no_completion}
+NO_CACHE = {bare, ollama, cohere, camel_case, gemini_compatible, total_alone, no_completion}
 DISAGREE = (anthropic_with_small_total, anthropic_in_openai_names, bedrock, bedrock_without_total, bedrock_metrics,
             gemini_compatible, total_alone)  # fmt: skip
 """Dialects whose reports cannot say what was used."""
@@ -262,7 +266,7 @@ DIALECTS: list[Callable[[Used], dict[str, Any]]] = [
     openai, openai_without_total, responses, xai, writes_beside, all_beside, anthropic, anthropic_with_total,
     anthropic_with_small_total, anthropic_in_openai_names, litellm, gemini, gemini_in_snake_case, gemini_with_tools,
     gemini_compatible, deepseek, mistral, bare, ollama, bedrock, vercel, total_alone, no_completion,
-    bedrock_without_total, bedrock_metrics, anthropic_with_empty_details, cohere,
+    bedrock_without_total, bedrock_metrics, anthropic_with_empty_details, cohere, camel_case,
 ]  # fmt: skip
 
 counts = st.one_of(st.just(0), st.integers(1, 9), st.integers(1, 300_000))
