@@ -157,10 +157,15 @@ def _usage_of(document: dict[str, Any]) -> UsageReport:
         as_table(document.get("x_groq")).get("usage"),
         document.get("amazon-bedrock-invocationMetrics"),
         *(choice.get("usage") for choice in tables_of(document.get("choices"))),
-        *(place for table in (error, as_table(error.get("metadata"))) for place in (table.get("usage"), table)),
+        *(place for table in (error, as_table(error.get("metadata"))) for place in (table.get("usage"), _costs(table))),
         document,
     )
     return joined_reports(map(read_usage, places))
+
+
+def _costs(table: dict[str, Any]) -> dict[str, Any]:
+    """Return what an error says of a cost; tokens that it names may be those that were too many."""
+    return {name: table[name] for name in ("cost", "total_cost", "is_byok", "cost_details") if name in table}
 
 
 def _service_tier(document: dict[str, Any]) -> str:

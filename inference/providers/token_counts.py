@@ -22,7 +22,8 @@ TOTAL_ALONE: Final = "only the total number of tokens is reported"
 
 _PROMPT: Final[tuple[Path, ...]] = (
     ("prompt_tokens",), ("input_tokens",), ("promptTokenCount",), ("prompt_token_count",), ("prompt_eval_count",),
-    ("inputTokens",), ("inputTokenCount",), ("promptTokens",), ("tokens", "input_tokens"), ("billed_units", "input_tokens"),
+    ("inputTokens",), ("inputTokenCount",), ("promptTokens",), ("tokens", "input_tokens"),
+    ("billed_units", "input_tokens"),
 )  # fmt: skip
 _COMPLETION: Final[tuple[Path, ...]] = (
     ("completion_tokens",), ("output_tokens",), ("candidatesTokenCount",), ("candidates_token_count",),

@@ -158,6 +158,11 @@ def test_error_that_says_what_it_cost_was_charged(status: int, told: dict[str, A
     assert (attempt.charge, attempt.reported_cost_nanousd) == ("known", 500_000_000)
 
 
+def test_tokens_that_an_error_names_were_not_charged() -> None:
+    named = {"message": "too long", "code": 400, "prompt_tokens": 9_000, "completion_tokens": 1, "total_tokens": 9_001}
+    assert read({"error": named}, 400).charge == "none"
+
+
 @pytest.mark.parametrize(
     ("usage", "cost", "is_doubted"),
     [
