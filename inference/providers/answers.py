@@ -184,7 +184,7 @@ class Parts:
             self._add_call(part.get("call_id"), part.get("name"), part.get("arguments"))
         elif kind == "custom_tool_call":
             custom = {"name": part.get("name"), "input": part.get("input")}
-            self.tool_calls.append({"id": part.get("call_id"), "type": "custom", "custom": plain(custom)})
+            self.tool_calls.append(plain({"id": part.get("call_id"), "type": "custom", "custom": custom}))
         elif kind == "refusal":
             self.add_refusal(part.get("refusal"))
         elif isinstance(kind, str) and kind.startswith(("thinking", "reasoning")):

@@ -99,10 +99,7 @@ class Body:
     @property
     def document(self) -> dict[str, Any] | None:
         """The object that the reply consists of, as far as it has come; None where it has none."""
-        if self._document is not None:
-            return self._document
-        joined = self._chunks.document()
-        return None if joined is None else opened(joined)
+        return self._document if self._document is not None else self._chunks.document()
 
     @property
     def is_cut_off(self) -> bool:

@@ -12,13 +12,13 @@ from tollbook.inference.deltas import Delta
 from tollbook.inference.providers.answers import Parts, finish_of, texts_in
 from tollbook.inference.providers.event_streams import DONE
 from tollbook.inference.providers.json_values import as_list, as_table, one_or_more, plain, says_error, tables_of
-from tollbook.inference.providers.other_forms import choices_of
+from tollbook.inference.providers.other_forms import OF_ANSWERS, choices_of, opened
 from tollbook.inference.providers.reasoning_details import DetailParts
 from tollbook.inference.providers.tool_call_parts import TextParts, ToolCallParts
 from tollbook.inference.providers.usage_parts import USAGE_NAMES, UsageParts
 
 _REASONING: Final = ("reasoning", "reasoning_content", "reasoning_details", "thinking")
-_OF_MESSAGE: Final = ("delta", "message", "text", "logprobs")
+_OF_MESSAGE: Final = ("delta", "message", "text", "content", "logprobs")
 _TEXTS: Final = ("content", "reasoning", "refusal")
 
 
@@ -41,11 +41,11 @@ class JoinedChunks:
         if event == DONE:
             self.is_done = True
             return None
-        chunk = as_table(event)
+        chunk = opened(as_table(event))
         for name, value in chunk.items():
             if name in USAGE_NAMES and isinstance(value, dict):
                 self._fields[name] = self._usages[name].add(cast("dict[str, Any]", value))
-            elif name != "choices" and value is not None and (name != "error" or says_error(value)):
+            elif name not in OF_ANSWERS and value is not None and (name != "error" or says_error(value)):
                 self._fields[name] = value
         choices = tables_of(choices_of(chunk))
         # OpenAI's last chunk before the end: the first usage, and no choice.
@@ -55,8 +55,8 @@ class JoinedChunks:
         if says_error(chunk.get("error")) or (not choices and "error" in (chunk.get("object"), chunk.get("type"))):
             self._fail(chunk.get("error") or chunk)
         delta: Delta | None = None
-        for choice in choices:
-            delta = self._add_choice(choice) or delta
+        for place, choice in enumerate(choices):
+            delta = self._add_choice(place, choice) or delta
         return None if self.has_error else delta
 
     def end(self) -> Delta | None:
@@ -96,9 +96,9 @@ class JoinedChunks:
         self.has_error = True
         self._fields.setdefault("error", error)
 
-    def _add_choice(self, choice: dict[str, Any]) -> Delta | None:
+    def _add_choice(self, place: int, choice: dict[str, Any]) -> Delta | None:
         given = choice.get("index")
-        index = given if type(given) is int else 0
+        index = given if type(given) is int else place
         joined = self._choices.get(index)
         if joined is None:
             joined = self._choices[index] = _Choice()
@@ -148,9 +148,11 @@ class _Choice:
             self._has_deltas = self._has_deltas or bool(said)
         if message := as_table(choice.get("message")):
             self._add_message(self._news_of(message) if self._has_deltas else message, said)
-        text = choice.get("text")
-        if isinstance(text, str) and "content" not in said:  # As completions without messages have it.
-            self._say(said, "content", text)
+        # As completions without messages have it.
+        given = (choice.get("message"), choice.get("text"), choice.get("content"))
+        found = next((each for each in given if isinstance(each, str) or as_list(each)), None)
+        if found is not None and not (delta or message):
+            self._add_parts(found, said)
         finish = finish_of(choice)
         if finish is not None:
             said = _with(said, self.end())

@@ -11,6 +11,8 @@ from tollbook.inference.providers.json_values import as_list, as_table, tables_o
 _ENVELOPES: Final = ("data", "result", "response", "body")
 _TEXTS: Final = ("response", "generated_text", "output_text", "completion", "text")
 """The answer as one text: Ollama's and Hugging Face's generate, Anthropic's and Cohere's older forms."""
+OF_ANSWERS: Final = frozenset({"choices", "candidates", "output", *_TEXTS})
+"""Members of a reply that are an answer, or a part of one, and say nothing else."""
 _REASONS: Final = ("finish_reason", "finishReason", "stop_reason", "stopReason", "done_reason")
 _SIGNS: Final = (*_REASONS, "done", "usage", "details")
 """What stands beside such a text: without it, the text may be anything."""

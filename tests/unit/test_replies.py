@@ -809,11 +809,32 @@ def test_event_stream_has_ended_where_its_usage_stands_alone() -> None:
         [{"delta": {"content": "Hello"}}, {"message": {"content": "Another form"}, "finish_reason": "stop"}],
         [{"delta": {"role": "assistant"}, "message": {"content": "Hel"}},
          {"message": {"content": "lo"}, "finish_reason": "stop"}],
+        [{"message": "Hel"}, {"content": "lo", "finish_reason": "stop"}],
     ],
 )  # fmt: skip
 def test_what_chunks_say_twice_is_said_once(chunks: list[dict[str, Any]]) -> None:
     body = b"".join(event(choices=[{"index": 0, **each}], usage=USAGE) for each in chunks)
     assert read(body).content == "Hello"
+
+
+def test_choices_without_an_index_are_told_apart_by_their_place() -> None:
+    choices = [{"delta": {"content": "Hel"}}, {"delta": {"content": "other"}}]
+    ends = [{"delta": {"content": "lo"}, "finish_reason": "stop"}, {"delta": {}, "finish_reason": "stop"}]
+    assert read(event(choices=choices) + event(choices=ends)).content == "Hello"
+
+
+@pytest.mark.parametrize("form", ["data", "result", "response"])
+def test_chunks_in_an_envelope_are_put_together(form: str) -> None:
+    body = b"".join(
+        event(code=0, message="success", **{form: {"choices": choices, "usage": USAGE}})
+        for choices in (delta(content="Hel"), delta("stop", content="lo"))
+    )
+    assert read(body).content == "Hello"
+
+
+def test_text_beside_the_chunks_is_no_answer() -> None:
+    assert read(event(text="not this") + event(choices=delta("stop", content="a"), usage=USAGE)).content == "a"
+    assert read(event(text="not this") + event(choices=[], usage=USAGE)).content is None
 
 
 def test_calls_in_the_message_of_the_last_chunk_are_not_lost() -> None:
